@@ -1,0 +1,64 @@
+"""What the options before the command say, resolved only when a command needs it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from appliance.core.appliance import Appliance
+    from appliance.core.config import Config
+
+
+@dataclass(frozen=True)
+class Options:
+    """`--state` and `--config` as given."""
+
+    state: str | None
+    config: str | None
+
+    def load_config(self) -> Config:
+        """Reads the configuration. Raises UsageError."""
+        from appliance.core.config import find_config, load_config
+
+        return load_config(find_config(self.config, os.environ))
+
+    def appliance(self) -> Appliance:
+        """The state directory and configuration; as root this process becomes the directory's owner first."""
+        from appliance.core.appliance import Appliance
+        from appliance.core.config import find_state
+        from appliance.core.layout import Layout
+        from appliance.core.owner import become_owner_of
+
+        state = find_state(self.state, os.environ)
+        become_owner_of(state)
+        return Appliance(Layout(state), self.load_config())
+
+
+pass_options = click.make_pass_decorator(Options)
+
+
+class Duration(click.ParamType[float]):
+    """`30s`, `5m`, `2h`, `7d`, at least one second."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds."""
+        from appliance.core.units import parse_duration
+
+        if isinstance(value, float):
+            return value
+        try:
+            seconds = parse_duration(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not {error}", param, ctx)
+        if seconds < 1:
+            self.fail(f"{value!r} is less than 1s", param, ctx)
+        return seconds
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")

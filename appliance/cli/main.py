@@ -1,0 +1,70 @@
+"""The command group: options that stand before the command, and the list of commands."""
+
+from __future__ import annotations
+
+import click
+
+from appliance import version_text
+from appliance.cli.audit import audit
+from appliance.cli.context import Options
+from appliance.cli.install import install
+from appliance.cli.output import ReportingGroup
+from appliance.cli.repos import add_repo, disable, enable, refresh, refreshes, remove_repo, repos
+from appliance.cli.serve import serve
+from appliance.cli.status import doctor, egress, status
+
+
+def _print_licenses(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from appliance.core.licenses import licenses, render_licenses
+
+        click.echo(render_licenses(licenses()))
+        ctx.exit()
+
+
+@click.group(cls=ReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--state", metavar="DIR", help="State directory. Default: $GITMIRROR_STATE, or /var/lib/gitmirror.")
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="Configuration. Default: $GITMIRROR_CONFIG, or /etc/gitmirror/gitmirror.toml.",
+)
+@click.version_option(version_text(), message="%(version)s")
+@click.option(
+    "--licenses",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_licenses,
+    help="What is packed, and its licences.",
+)
+@click.pass_context
+def cli(ctx: click.Context, state: str | None, config: str | None) -> None:
+    """A hot git mirror on the node: keeps bare mirrors fresh, serves them to guests, records what agents push.
+
+    \b
+    Examples:
+      gitmirror.pyz serve
+      gitmirror.pyz add-repo https://github.com/jomcgi/homelab
+      git clone git://127.0.0.1:9418/jomcgi/homelab
+      gitmirror.pyz status
+    """
+    ctx.obj = Options(state, config)
+
+
+for command in (
+    serve,
+    add_repo,
+    remove_repo,
+    enable,
+    disable,
+    repos,
+    status,
+    refresh,
+    refreshes,
+    audit,
+    egress,
+    doctor,
+    install,
+):
+    cli.add_command(command)

@@ -1,0 +1,39 @@
+"""The progress bar of a first clone, from git's own progress lines."""
+
+from __future__ import annotations
+
+import re
+import sys
+from types import TracebackType
+
+_PERCENT = re.compile(r"^(?:remote: )?([A-Z][a-z]+ (?:objects|deltas|files)): +(\d+)%")
+WIDTH = 30
+
+
+class CloneProgress:
+    """Draws on a terminal only: one line on stderr, redrawn in place and wiped at the end."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._drawn = False
+
+    def take(self, line: str) -> None:
+        """One line of git's progress, such as `Receiving objects:  42% (420/1000), 1.2 MiB | 3 MiB/s`."""
+        match = _PERCENT.match(line)
+        if match is None or not self._terminal:
+            return
+        filled = WIDTH * int(match[2]) // 100
+        bar = "#" * filled + "-" * (WIDTH - filled)
+        sys.stderr.write(f"\r\x1b[K{match[1]:<20} [{bar}] {match[2]:>3}%")
+        sys.stderr.flush()
+        self._drawn = True
+
+    def __enter__(self) -> CloneProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._drawn:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

@@ -1,0 +1,203 @@
+"""The registry: `add-repo`, `remove-repo`, `enable`, `disable`, `repos`, `refresh`, `refreshes`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from appliance.cli.context import Duration, Options, json_option, pass_options
+from appliance.cli.output import print_json, print_table, say
+from appliance.cli.progress import CloneProgress
+from appliance.core.units import format_duration
+
+
+@click.command("add-repo")
+@click.argument("url")
+@click.option(
+    "--name", metavar="OWNER/REPO", help="What guests call it. Default: the last two parts of the URL's path."
+)
+@click.option("--branch", metavar="B", help="What snapshots and warming follow. Default: the upstream's HEAD.")
+@click.option("--interval", type=Duration(), metavar="D", help="Its own refresh interval, such as 30s.")
+@click.option("--allow-local", is_flag=True, help="Allow a file:// or path upstream.")
+@click.option("--no-wait", is_flag=True, help="Only register; the first clone comes behind.")
+@json_option
+@pass_options
+def add_repo(
+    options: Options,
+    url: str,
+    name: str | None,
+    branch: str | None,
+    interval: float | None,
+    allow_local: bool,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
+    """Register an upstream and wait for its first clone.
+
+    Adding the same URL again changes nothing but the options given. If the first clone fails the exit code is 1,
+    the repository stays registered, and it is tried again.
+
+    \b
+    Example:
+      gitmirror.pyz add-repo https://github.com/jomcgi/homelab --interval 30s
+    """
+    if not url.startswith("-") and "://" not in url and (allow_local or url.startswith((".", "/"))):
+        # serve has another working directory; and only a local path may be relative.
+        url = os.path.abspath(url) if os.path.exists(url) else url
+    arguments = {
+        "url": url,
+        "name": name,
+        "branch": branch,
+        "interval": interval,
+        "allow_local": allow_local,
+        "wait": not no_wait,
+    }
+    with CloneProgress() as progress:
+        added = options.appliance().add(arguments, progress.take)
+    if as_json:
+        print_json(added)
+    if added["error"]:
+        say(f"{added['name']} is registered, but its first clone failed: {added['error']}")
+        say("It is tried again while serve runs; see `status`.")
+        sys.exit(1)
+    if not as_json:
+        say(f"{added['name']} is registered ({added['state']})")
+
+
+@click.command("remove-repo")
+@click.argument("name")
+@click.option("--purge", is_flag=True, help="Delete the mirror too, with every recorded session in it.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_options
+def remove_repo(options: Options, name: str, purge: bool, yes: bool) -> None:
+    """Stop following and serving a repository.
+
+    The mirror stays on disk unless --purge is given. One that the config lists is taken out there.
+
+    \b
+    Example:
+      gitmirror.pyz remove-repo jomcgi/homelab --purge --yes
+    """
+    if purge and not yes:
+        question = f"Delete the mirror of {name} and every session recorded in it?"
+        if not click.confirm(question, default=False, err=True):
+            say("Nothing was changed.")
+            sys.exit(1)
+    options.appliance().remove(name, purge=purge)
+    say(f"{name} is removed{' and its mirror deleted' if purge else '; its mirror stays on disk'}")
+
+
+@click.command()
+@click.argument("name")
+@pass_options
+def enable(options: Options, name: str) -> None:
+    """Refresh and serve a disabled repository again.
+
+    \b
+    Example:
+      gitmirror.pyz enable jomcgi/homelab
+    """
+    options.appliance().set_enabled(name, True)
+    say(f"{name} is enabled")
+
+
+@click.command()
+@click.argument("name")
+@pass_options
+def disable(options: Options, name: str) -> None:
+    """Neither refresh nor serve a repository, and keep everything.
+
+    \b
+    Example:
+      gitmirror.pyz disable jomcgi/homelab
+    """
+    options.appliance().set_enabled(name, False)
+    say(f"{name} is disabled; nothing of it was deleted")
+
+
+@click.command()
+@json_option
+@pass_options
+def repos(options: Options, as_json: bool) -> None:
+    """List the registered repositories.
+
+    \b
+    Example:
+      gitmirror.pyz repos --json | jq -r '.[].name'
+    """
+    found = options.appliance().repos()
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        say("No repository is registered: gitmirror.pyz add-repo URL")
+        return
+    headers = ("NAME", "STATE", "BRANCH", "INTERVAL", "SOURCE", "URL")
+    print_table(
+        headers,
+        [(r["name"], r["state"], r["branch"], format_duration(r["interval"]), r["source"], r["url"]) for r in found],
+        right=("INTERVAL",),
+    )
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@json_option
+@pass_options
+def refresh(options: Options, names: tuple[str, ...], as_json: bool) -> None:
+    """Refresh now and wait; without a NAME, all that are enabled.
+
+    \b
+    Example:
+      gitmirror.pyz refresh jomcgi/homelab
+    """
+    outcomes = options.appliance().refresh(list(names))
+    if as_json:
+        print_json(outcomes)
+    for outcome in [] if as_json else outcomes:
+        said = outcome["error"] or _moves(outcome["moved"])
+        click.echo(f"{outcome['repo']}: {outcome['result']} in {format_duration(outcome['duration'])}: {said}")
+        for change in outcome["moved"][:20]:
+            click.echo(f"  {_short(change['old'])} -> {_short(change['new'])}  {change['ref']}")
+    if any(outcome["error"] for outcome in outcomes):
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="Most rows.")
+@json_option
+@pass_options
+def refreshes(options: Options, name: str | None, limit: int, as_json: bool) -> None:
+    """History of refreshes, newest first.
+
+    \b
+    Example:
+      gitmirror.pyz refreshes jomcgi/homelab --limit 10
+    """
+    found = options.appliance().refreshes(name, limit)
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            r["started_at"],
+            r["repo"],
+            r["result"],
+            format_duration(r["duration"]),
+            r["error"] or _moves(r["moved"]),
+        )
+        for r in found
+    ]
+    print_table(("STARTED", "REPOSITORY", "RESULT", "TOOK", "WHAT"), rows, right=("TOOK",))
+
+
+def _moves(moved: list[dict[str, Any]]) -> str:
+    return f"{len(moved)} ref{'' if len(moved) == 1 else 's'} moved" if moved else "nothing moved"
+
+
+def _short(oid: str | None) -> str:
+    return oid[:12] if oid else "(none)".ljust(12)

@@ -1,0 +1,113 @@
+"""How it is: `status`, `egress`, `doctor`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from appliance.cli.context import Options, json_option, pass_options
+from appliance.cli.output import print_json, print_table, say
+from appliance.core.units import format_duration, format_size
+
+NOT_SERVING = 4
+UNHEALTHY = 3
+
+
+@click.command()
+@json_option
+@pass_options
+def status(options: Options, as_json: bool) -> None:
+    """Health at a glance. Exit code 3: something is stale or failing; 4: serve is not running.
+
+    \b
+    Example:
+      gitmirror.pyz status
+    """
+    found = options.appliance().status()
+    if as_json:
+        print_json(found)
+    else:
+        _print_status(found)
+    if not found["serving"]:
+        sys.exit(NOT_SERVING)
+    if any(repo["state"] in ("stale", "failing") for repo in found["repos"]):
+        sys.exit(UNHEALTHY)
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    if found["serving"]:
+        listeners = [
+            found[name] if name != "admin" else f"admin {found[name]}"
+            for name in ("git", "http", "admin")
+            if found[name]
+        ]
+        click.echo(f"gitmirror {found['version']} serving (process {found['pid']}, {found['clients']} guests)")
+        click.echo("  " + "  ".join(listeners))
+    else:
+        click.echo(f"gitmirror {found['version']}: serve is not running; this is what the database knows")
+    for warning in found["warnings"]:
+        click.echo(f"warning: {warning}")
+    rows = []
+    for repo in found["repos"]:
+        lag = "never" if repo["lag"] is None else format_duration(repo["lag"])
+        tip = repo["tip"][:12] if repo["tip"] else ""
+        size = format_size(repo["size"])
+        rows.append((repo["name"], repo["state"], lag, repo["branch"], tip, repo["refs"], repo["sessions"], size))
+    headers = ("REPOSITORY", "STATE", "LAG", "BRANCH", "TIP", "REFS", "SESSIONS", "SIZE")
+    if rows:
+        click.echo()
+        print_table(headers, rows, right=("LAG", "REFS", "SESSIONS", "SIZE"))
+    else:
+        say("No repository is registered: gitmirror.pyz add-repo URL")
+    for repo in found["repos"]:
+        if repo["last_error"]:
+            times = f" ({repo['failures']} times in a row)" if repo["failures"] > 1 else ""
+            click.echo(f"{repo['name']}: {repo['last_error']}{times}")
+
+
+@click.command()
+@json_option
+@pass_options
+def egress(options: Options, as_json: bool) -> None:
+    """Print the host:port entries that a guest's egress allowlist needs, and nothing else.
+
+    \b
+    Example:
+      gitmirror.pyz egress >> allowlist.txt
+    """
+    from appliance.core.egress import egress_entries
+
+    entries = egress_entries(options.appliance())
+    if as_json:
+        print_json(entries)
+    else:
+        for entry in entries:
+            click.echo(entry)
+
+
+@click.command()
+@json_option
+@pass_options
+def doctor(options: Options, as_json: bool) -> None:
+    """Check git, git daemon, disk, permissions, ports, config and hooks, and say how to mend each.
+
+    Exit code 3 when a check fails.
+
+    \b
+    Example:
+      gitmirror.pyz doctor
+    """
+    from appliance.core.doctor import examine
+
+    checks = examine(options.appliance())
+    if as_json:
+        print_json([{"name": c.name, "ok": c.ok, "found": c.found, "mend": c.mend} for c in checks])
+    else:
+        for check in checks:
+            click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.found}")
+            if not check.ok:
+                click.echo(f"      mend: {check.mend}")
+    if not all(check.ok for check in checks):
+        sys.exit(UNHEALTHY)

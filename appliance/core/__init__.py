@@ -1,0 +1,1 @@
+"""What gitmirror does, with no command line, no terminal and no printing."""

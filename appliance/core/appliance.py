@@ -1,0 +1,104 @@
+"""The one face that the command line and the TUI share: it asks `serve` when there is one, else the database."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.core.config import Config
+from appliance.core.control import Tell, call, is_serving
+from appliance.core.errors import NotServing
+from appliance.core.layout import Layout
+from appliance.core.owner import claim
+from appliance.core.registration import WAIT_FOR_OWNER, added_document, clone_alone, register, unregister
+from appliance.core.rooms import Stores, open_stores, wanted_of_config
+from appliance.core.status import repo_documents, status_document
+
+
+@dataclass(frozen=True)
+class Appliance:
+    """One state directory and the configuration that goes with it. Every method raises GitmirrorError."""
+
+    layout: Layout
+    config: Config
+
+    def stores(self) -> Stores:
+        """The database, made when it is missing: the first command may come before the first `serve`."""
+        return open_stores(self.layout)
+
+    def status(self) -> dict[str, Any]:
+        """What the contract calls `status`; without `serve` what the database knows, with `serving` false."""
+        if is_serving(self.layout):
+            try:
+                return dict(call(self.layout, "status"))
+            except NotServing:
+                if is_serving(self.layout):
+                    raise
+        stores = self.stores()
+        return status_document(
+            stores.registry.all(),
+            stores.health.all(),
+            self.config,
+            time.time(),
+            audit_head=stores.audit.head(),
+        )
+
+    def repos(self) -> list[dict[str, Any]]:
+        """The registry. Without `serve` the config's list is reconciled into it first."""
+        if is_serving(self.layout):
+            return list(call(self.layout, "repos"))
+        stores = self._reconciled()
+        return repo_documents(stores.registry.all(), stores.health.all(), self.config, time.time())
+
+    def add(self, arguments: Mapping[str, Any], on_progress: Tell | None = None) -> dict[str, Any]:
+        """Registers and, unless `wait` is false, waits for the first clone; `error` says why it failed, or is null."""
+        if is_serving(self.layout):
+            return dict(call(self.layout, "add", on_progress=on_progress, **arguments))
+        stores = self._reconciled()
+        repo = register(stores, self.layout, self.config, arguments)
+        outcome = None
+        if arguments.get("wait", True) and not stores.health.get(repo.id).cloned:
+            outcome = clone_alone(stores, self.layout, self.config, repo, on_progress)
+        return added_document(repo, stores.health.get(repo.id), self.config, outcome)
+
+    def remove(self, name: str, *, purge: bool) -> dict[str, Any]:
+        """Unregisters; with `purge` the mirror is deleted too."""
+        if is_serving(self.layout):
+            return dict(call(self.layout, "remove", name=name, purge=purge))
+        unregister(self._reconciled(), self.layout, self.config, name, purge=purge)
+        if purge:
+            owned = claim(self.layout, "remove-repo", wait=WAIT_FOR_OWNER)
+            try:
+                shutil.rmtree(self.layout.mirror(name), ignore_errors=False) if self.layout.mirror(
+                    name
+                ).exists() else None
+            finally:
+                owned.release()
+        return {"name": name, "purged": purge}
+
+    def set_enabled(self, name: str, enabled: bool) -> dict[str, Any]:
+        """Enables or disables; returns the repository as `repos` has it."""
+        if is_serving(self.layout):
+            return dict(call(self.layout, "set-enabled", name=name, enabled=enabled))
+        stores = self._reconciled()
+        repo = stores.registry.set_enabled(name, enabled)
+        return repo_documents([repo], stores.health.all(), self.config, time.time())[0]
+
+    def refresh(self, names: list[str]) -> list[dict[str, Any]]:
+        """Refreshes now, through `serve`; raises NotServing without it."""
+        return list(call(self.layout, "refresh", names=names))
+
+    def refreshes(self, name: str | None, limit: int) -> list[dict[str, Any]]:
+        """The history of refreshes, newest first."""
+        stores = self.stores()
+        if name is not None:
+            stores.registry.get(name)
+        return stores.health.refreshes(name, limit)
+
+    def _reconciled(self) -> Stores:
+        stores = self.stores()
+        stores.registry.reconcile(wanted_of_config(self.config))
+        return stores

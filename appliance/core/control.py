@@ -1,0 +1,165 @@
+"""The unix socket between `serve` and the other commands: one JSON document a line.
+
+A request is `{"command": NAME, "arguments": {...}}`. The answer is any number of `{"progress": TEXT}` and then
+one `{"result": ...}` or `{"error": {"message", "hint", "exit_code"}}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from appliance.core.errors import GitmirrorError, NotServing
+from appliance.core.layout import Layout
+from appliance.core.owner import SERVE, find_owner
+
+log = logging.getLogger(__name__)
+
+LONGEST_LINE = 64 * 2**20
+
+Tell = Callable[[str], None]
+Handler = Callable[[Mapping[str, Any], Tell], Awaitable[Any]]
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """A name for `path` of a few bytes: a unix socket's is limited to 107, and a state directory's may be longer."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+class ControlServer:
+    """Answers commands on the socket at `path`, mode 0660."""
+
+    def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
+        self._path = path
+        self._handlers = dict(handlers)
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Binds the socket, in place of one that a killed serve left. Raises GitmirrorError."""
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            self._path.unlink(missing_ok=True)
+            with _short(self._path) as name:
+                previous = os.umask(0o117)
+                try:
+                    listening.bind(name)
+                finally:
+                    os.umask(previous)
+            self._server = await asyncio.start_unix_server(self._client, sock=listening, limit=LONGEST_LINE)
+        except OSError as error:
+            listening.close()
+            raise GitmirrorError(f"the control socket {self._path} cannot be made: {error}") from error
+
+    async def stop(self) -> None:
+        """Closes the socket and ends the commands under way."""
+        if self._server is not None:
+            self._server.close()
+        for client in list(self._clients):
+            client.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+        self._path.unlink(missing_ok=True)
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.add(task)
+        try:
+            request = json.loads(await reader.readline() or b"{}")
+            work = asyncio.create_task(self._answer(request, writer))
+            gone = asyncio.create_task(reader.read(1))
+            # A command that was interrupted is not gone on with: nobody waits for it any more.
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            for each in (work, gone):
+                each.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+            await writer.drain()
+        except (OSError, ValueError) as error:
+            log.debug("a control connection ended: %s", error)
+        finally:
+            self._clients.discard(task)
+            writer.close()
+
+    async def _answer(self, request: Any, writer: asyncio.StreamWriter) -> None:
+        def send(document: Mapping[str, Any]) -> None:
+            writer.write(json.dumps(document).encode() + b"\n")
+
+        try:
+            handler = self._handlers.get(request.get("command", ""))
+            if handler is None:
+                raise GitmirrorError(
+                    f"serve does not know the command {request.get('command')!r}",
+                    hint="serve and this file are of different versions: restart serve",
+                )
+            result = await handler(request.get("arguments", {}), lambda text: send({"progress": text}))
+            send({"result": result})
+        except GitmirrorError as error:
+            send({"error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}})
+        except asyncio.CancelledError:
+            send(
+                {
+                    "error": {
+                        "message": "serve is stopping",
+                        "hint": "try again when it is back",
+                        "exit_code": 4,
+                    }
+                }
+            )
+            raise
+        except Exception as error:
+            log.exception("the command %r failed", request)
+            send(
+                {
+                    "error": {
+                        "message": f"serve failed at this: {error!r}",
+                        "hint": "see its log",
+                        "exit_code": 1,
+                    }
+                }
+            )
+
+
+def is_serving(layout: Layout) -> bool:
+    """Whether a `serve` owns the state directory."""
+    owner = find_owner(layout)
+    return owner is not None and owner.role == SERVE
+
+
+def call(layout: Layout, command: str, *, on_progress: Tell | None = None, **arguments: Any) -> Any:
+    """Asks `serve` and waits for its answer. Raises NotServing, or the error that serve answered."""
+    owner = find_owner(layout)
+    if owner is None or owner.role != SERVE:
+        raise NotServing(f"serve is not running on {layout.state}", hint="start it, or name its directory with --state")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            with _short(Path(owner.control)) as name:
+                connection.connect(name)
+            connection.sendall(json.dumps({"command": command, "arguments": arguments}).encode() + b"\n")
+            with connection.makefile("rb") as answers:
+                for line in answers:
+                    answer = json.loads(line)
+                    if "progress" in answer:
+                        if on_progress is not None:
+                            on_progress(answer["progress"])
+                    elif "error" in answer:
+                        raise GitmirrorError(**answer["error"])
+                    else:
+                        return answer["result"]
+        except OSError as error:
+            raise NotServing(
+                f"serve (process {owner.pid}) does not answer on {owner.control}: {error.strerror}",
+                hint="it may be starting or stopping; its control socket is for its user and group only",
+            ) from None
+    raise NotServing(f"serve (process {owner.pid}) ended before it answered", hint="see its log")

@@ -1,0 +1,1 @@
+"""The only room that runs git or knows a repository's insides."""

@@ -1,0 +1,307 @@
+"""The one runner of git: argument lists, a scrubbed environment, its own process group, a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.layout import Layout
+from appliance.core.processes import Child, Children
+
+log = logging.getLogger(__name__)
+
+OLDEST_GIT = (2, 39)
+"""`fetch --atomic` covers prune from 2.36 and `repack --cruft` is there from 2.37; tried with 2.39."""
+
+MOST_OUTPUT = 256 * 2**20
+"""Most bytes of stdout, past which the command is killed; ls-remote of a large forge repository is some tens of MiB."""
+
+_PASSED_ON = ("PATH", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "GIT_EXEC_PATH")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+class GitError(GitmirrorError):
+    """A git command failed. `stderr` is what it said, without progress; `timed_out` tells a deadline apart."""
+
+    def __init__(self, message: str, *, stderr: str = "", timed_out: bool = False) -> None:
+        super().__init__(message)
+        self.stderr = stderr
+        self.timed_out = timed_out
+
+
+@dataclass(frozen=True)
+class GitOutput:
+    """What a git command printed."""
+
+    stdout: bytes
+    stderr: str
+
+
+def git_environment(layout: Layout, config: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of a git child: no user or system config, no ambient credential, no prompt."""
+    passed = {key: environ[key] for key in _PASSED_ON if key in environ}
+    for key in _PROXIES:
+        passed |= {name: environ[name] for name in (key, key.upper()) if name in environ}
+    return passed | {
+        "HOME": str(layout.home),
+        "XDG_CONFIG_HOME": str(layout.home),
+        "LC_ALL": "C",
+        "GIT_CONFIG_GLOBAL": str(config),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ALLOW_PROTOCOL": "https:http:git:file",
+        "GIT_ATTR_NOSYSTEM": "1",
+    }
+
+
+_COMMON_CONFIG = """\
+[safe]
+\tdirectory = *
+\tbareRepository = all
+[gc]
+\tauto = 0
+[maintenance]
+\tauto = false
+[core]
+\tfsync = committed
+\tfsyncMethod = batch
+\tlogAllRefUpdates = false
+[protocol]
+\tversion = 2
+[advice]
+\tdetachedHead = false
+[init]
+\tdefaultBranch = main
+[credential]
+\thelper =
+[http]
+\tfollowRedirects = initial
+\tlowSpeedLimit = 1
+\tlowSpeedTime = 60
+"""
+
+
+def write_git_configs(layout: Layout, *, max_push: int) -> None:
+    """Writes git's global configs for refresh and for serving, and the empty HOME.
+
+    They are two files because settings meant for serving must not reach repack and fetch. `safe.directory` and
+    its like are ignored in a repository's own config, so they are here.
+    """
+    layout.home.mkdir(parents=True, exist_ok=True)
+    write_atomically(layout.git_config, _COMMON_CONFIG)
+    serving = (
+        _COMMON_CONFIG
+        + f"""\
+[core]
+\thooksPath = {_quoted(layout.hooks)}
+[receive]
+\tfsckObjects = true
+\tmaxInputSize = {max_push}
+\tshallowUpdate = false
+\tautogc = false
+\tadvertisePushOptions = false
+\tkeepAlive = 5
+[uploadpack]
+\tallowFilter = true
+\tallowAnySHA1InWant = true
+\tkeepAlive = 5
+"""
+    )
+    write_atomically(layout.serving_config, serving)
+
+
+def _quoted(path: Path) -> str:
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
+    """Writes beside, syncs and renames, so that a kill leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)
+        file.write(text.encode())
+        file.flush()
+        os.fsync(descriptor)
+    beside.rename(path)
+
+
+class Git:
+    """Runs git with one environment. `nice` is added to the priority of what it starts."""
+
+    def __init__(self, children: Children, environment: Mapping[str, str], *, nice: int = 0) -> None:
+        self.children = children
+        self.environment = dict(environment)
+        self._prefix = ["nice", "-n", str(nice)] if nice else []
+
+    def gently(self) -> Git:
+        """The same at low priority, for work that nobody waits for."""
+        return Git(self.children, self.environment, nice=10)
+
+    async def run(
+        self,
+        *arguments: str,
+        cwd: Path,
+        deadline: float,
+        stdin: bytes = b"",
+        on_progress: Callable[[str], None] | None = None,
+    ) -> GitOutput:
+        """Runs `git *arguments` in `cwd` for at most `deadline` seconds. Raises GitError.
+
+        `on_progress` gets each line of stderr as it comes, also those that git overwrites with CR.
+        Cancelling ends the whole process group.
+        """
+        argv = [*self._prefix, "git", *arguments]
+        try:
+            child = self.children.start(
+                argv,
+                env=self.environment,
+                cwd=cwd,
+                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        except OSError as error:
+            raise GitError(f"git cannot be started: {error}") from error
+        stdout, errors = bytearray(), _ErrorLines(on_progress)
+        timed_out = False
+
+        def keep(data: bytes) -> None:
+            stdout.extend(data)
+            if len(stdout) > MOST_OUTPUT:
+                child.signal(signal.SIGKILL)
+                stdout.clear()
+
+        try:
+            async with asyncio.timeout(deadline):
+                await asyncio.gather(
+                    _feed(child, stdin),
+                    _drain(child.process.stdout, keep),
+                    _drain(child.process.stderr, errors.feed),
+                )
+                code = await child.wait()
+        except TimeoutError:
+            timed_out, code = True, await child.end()
+        except BaseException:
+            await asyncio.shield(child.end())
+            raise
+        finally:
+            for stream in (child.process.stdin, child.process.stdout, child.process.stderr):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+        said = errors.text()
+        if timed_out:
+            raise GitError(
+                f"git {arguments[0]} took longer than {deadline:g}s and was ended",
+                stderr=said,
+                timed_out=True,
+            )
+        if code != 0:
+            raise GitError(f"git {arguments[0]} failed: {_last_words(said) or f'exit code {code}'}", stderr=said)
+        return GitOutput(bytes(stdout), said)
+
+
+class _ErrorLines:
+    """Collects stderr: the end of it, without progress lines; hands every line on."""
+
+    _PROGRESS = re.compile(r"^(remote: )?[A-Z][a-z]+ (objects|deltas|files).*\d+%|^remote: (Enumerating|Total) ")
+
+    def __init__(self, on_line: Callable[[str], None] | None) -> None:
+        self._on_line = on_line
+        self._rest = b""
+        self._kept: list[str] = []
+
+    def feed(self, data: bytes) -> None:
+        *lines, self._rest = re.split(rb"[\r\n]+", (self._rest + data)[-65536:])
+        for line in lines:
+            self._take(line)
+
+    def _take(self, raw: bytes) -> None:
+        line = raw.decode(errors="replace").rstrip()
+        if not line:
+            return
+        if self._on_line is not None:
+            self._on_line(line)
+        if not self._PROGRESS.match(line):
+            self._kept = [*self._kept[-49:], line]
+
+    def text(self) -> str:
+        self._take(self._rest)
+        self._rest = b""
+        return "\n".join(self._kept)
+
+
+def _last_words(stderr: str) -> str:
+    """The lines that say why: what git marked as fatal or error, else the last line."""
+    lines = stderr.splitlines()
+    telling = [line for line in lines if line.startswith(("fatal: ", "error: ", "remote: "))]
+    return "; ".join((telling or lines)[-3:])
+
+
+async def _feed(child: Child, data: bytes) -> None:
+    if child.process.stdin is None:
+        return
+    descriptor = child.process.stdin.fileno()
+    os.set_blocking(descriptor, False)
+    view = memoryview(data)
+    loop = asyncio.get_running_loop()
+    while view:
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:
+            await _ready(loop.add_writer, loop.remove_writer, descriptor)
+        except BrokenPipeError:
+            break
+    child.process.stdin.close()
+
+
+async def _drain(stream: IO[bytes] | None, take: Callable[[bytes], None]) -> None:
+    assert stream is not None
+    descriptor = stream.fileno()
+    os.set_blocking(descriptor, False)
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            data = os.read(descriptor, 65536)
+        except BlockingIOError:
+            await _ready(loop.add_reader, loop.remove_reader, descriptor)
+            continue
+        if not data:
+            return
+        take(data)
+
+
+async def _ready(add: Callable[..., None], remove: Callable[[int], bool], descriptor: int) -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def ready() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    add(descriptor, ready)
+    try:
+        await future
+    finally:
+        remove(descriptor)
+
+
+async def git_version(git: Git) -> tuple[int, ...]:
+    """The version as numbers. Raises GitError when git is missing."""
+    output = await git.run("version", cwd=Path("/"), deadline=10)
+    match = re.search(rb"(\d+)\.(\d+)(?:\.(\d+))?", output.stdout)
+    if match is None:
+        raise GitError(f"git version answered {output.stdout!r}")
+    return tuple(int(part) for part in match.groups() if part is not None)

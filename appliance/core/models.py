@@ -1,0 +1,153 @@
+"""Frozen data that the rooms hand to each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+ZERO_OID = "0" * 40
+
+_NAME_PART = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def is_repo_name(name: str) -> bool:
+    """Whether `name` is OWNER/REPO: each part of `[A-Za-z0-9._-]`, neither `.` nor `..`.
+
+    A REPO that ends in `.git` is none: `/o/x.git` on the wire is the repository `o/x`.
+    """
+    parts = name.split("/")
+    return (
+        len(parts) == 2
+        and all(_NAME_PART.fullmatch(part) and part not in (".", "..") and len(part) <= 128 for part in parts)
+        and not parts[1].endswith(".git")
+    )
+
+
+class State(StrEnum):
+    """What an operator is told about a repository. NEW and CLONING are healthy: nothing was promised yet."""
+
+    NEW = "new"
+    CLONING = "cloning"
+    FRESH = "fresh"
+    STALE = "stale"
+    FAILING = "failing"
+    DISABLED = "disabled"
+
+
+UNHEALTHY = frozenset({State.STALE, State.FAILING})
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A registered repository. `id` is new at each registration, so it tells a re-added one apart."""
+
+    id: int
+    name: str
+    url: str
+    branch: str | None
+    source: str
+    interval: float | None
+    enabled: bool
+    created_at: float
+
+
+@dataclass(frozen=True)
+class Health:
+    """What is known of one mirror. Times are Unix seconds, `verified_at` the start of the last good refresh."""
+
+    tip: str | None = None
+    head: str | None = None
+    verified_at: float | None = None
+    last_error: str | None = None
+    failures: int = 0
+    cloned: bool = False
+    cloning: bool = False
+    refs: int = 0
+    size: int = 0
+    sessions: int = 0
+    checked_at: float | None = None
+    next_due: float = 0.0
+    maintained_at: float | None = None
+
+
+@dataclass(frozen=True)
+class RefChange:
+    """One ref that moved: `old` is None for a new one, `new` None for a deleted one."""
+
+    ref: str
+    old: str | None
+    new: str | None
+
+
+@dataclass(frozen=True)
+class RemoteRefs:
+    """An upstream's refs as ls-remote tells: `head` is the branch that HEAD points at, or None."""
+
+    refs: Mapping[str, str] = field(default_factory=dict)
+    head: str | None = None
+
+
+@dataclass(frozen=True)
+class RefreshOutcome:
+    """One refresh: `started_at` in Unix seconds, `duration` in seconds, `error` in words or None."""
+
+    repo: str
+    started_at: float
+    duration: float
+    moved: tuple[RefChange, ...] = ()
+    error: str | None = None
+
+    @property
+    def result(self) -> str:
+        """`failed`, `moved` or `unchanged`."""
+        return "failed" if self.error else "moved" if self.moved else "unchanged"
+
+
+@dataclass(frozen=True)
+class RefsMoved:
+    """Event: refs of a mirror moved by a refresh."""
+
+    repo: Repo
+    changes: tuple[RefChange, ...]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Event: a push changed refs of a mirror."""
+
+    repo: Repo
+    changes: tuple[RefChange, ...]
+
+
+@dataclass(frozen=True)
+class RefCommand:
+    """One line of a push: `ref` from `old` to `new`, object ids; zeros mean that there is none."""
+
+    old: str
+    new: str
+    ref: str
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What the guard says of a push before any of it is let through.
+
+    `refusals` is the reason for each refused ref, empty when the push may go on; `advice` are lines for the guest's
+    terminal. `attempts` are the audit ids of the refs, in the order of `commands`; `journal` is where the
+    reference-transaction hook writes what it saw committed.
+    """
+
+    push: str
+    repo: Repo
+    commands: tuple[RefCommand, ...]
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    advice: tuple[str, ...] = ()
+    attempts: tuple[int, ...] = ()
+    journal: str = ""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the push may go on."""
+        return not self.refusals

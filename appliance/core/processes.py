@@ -1,0 +1,230 @@
+"""Child processes: own process group, recorded, holding an inherited lock, ended by group.
+
+Children outlive a killed `serve`: an orphaned receive-pack still moved a ref three seconds later. So each child
+inherits the owner's lock, and leaves an empty file that names its process group and its start time; the next
+`serve` ends what is left and touches lock files of git only once that lock is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from appliance.core.errors import GitmirrorError
+
+log = logging.getLogger(__name__)
+
+TERM_GRACE = 3.0
+"""Seconds between SIGTERM and SIGKILL to a group."""
+
+
+class LockHeld(GitmirrorError):
+    """Another process holds a lock that is needed."""
+
+
+def take_lock(path: Path, *, inheritable: bool = False) -> int:
+    """Opens and locks `path` exclusively, without waiting; returns the descriptor. Raises LockHeld.
+
+    The lock belongs to the open file, so a child that inherits the descriptor keeps it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise LockHeld(f"{path} is locked by another process") from None
+    os.set_inheritable(descriptor, inheritable)
+    return descriptor
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None when there is no such process, or only its zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The command name stands in parentheses and may itself contain any byte.
+    fields = stat.rpartition(b")")[2].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+class Children:
+    """The children of this process: starts them, records them in `directory`, ends them by group.
+
+    `lock` is an inheritable descriptor that every child keeps open.
+    """
+
+    def __init__(self, directory: Path, lock: int) -> None:
+        self._directory = directory
+        self._lock = lock
+        self._running: dict[int, Child] = {}
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path | str = "/",
+        stdin: int | IO[Any] = subprocess.DEVNULL,
+        stdout: int | IO[Any] = subprocess.DEVNULL,
+        stderr: int | IO[Any] = subprocess.DEVNULL,
+    ) -> Child:
+        """Starts `argv` in a session of its own. Raises OSError."""
+        process = subprocess.Popen(
+            argv,
+            env=dict(env),
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            pass_fds=(self._lock,),
+        )
+        child = Child(process, self)
+        self._running[process.pid] = child
+        child.record = self._directory / f"{process.pid}.{start_time(process.pid) or 0}"
+        with contextlib.suppress(OSError):
+            # A record that cannot be written (disk full) is made up for by looking for who holds the lock.
+            child.record.touch()
+        return child
+
+    def forget(self, child: Child) -> None:
+        """Called when a child's group is gone."""
+        self._running.pop(child.pid, None)
+        if child.record is not None:
+            with contextlib.suppress(OSError):
+                child.record.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    async def end_all(self) -> None:
+        """Ends every child's group: TERM, a moment, KILL."""
+        await asyncio.gather(*(child.end() for child in list(self._running.values())))
+
+
+class Child:
+    """One running child and its process group."""
+
+    def __init__(self, process: subprocess.Popen[bytes], children: Children) -> None:
+        self.process = process
+        self.pid = process.pid
+        self.record: Path | None = None
+        self._children = children
+        loop = asyncio.get_running_loop()
+        self._exited = loop.create_future()
+        # A pidfd needs no thread and no SIGCHLD handler, whatever the Python version's child watcher is.
+        self._pidfd = os.pidfd_open(process.pid)
+        loop.add_reader(self._pidfd, self._on_exit)
+
+    def _on_exit(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        # What the leader left behind in its group (a fetch's index-pack, for one) ends with it. Before the leader
+        # is reaped: until then its number cannot be given to another group.
+        self.signal(signal.SIGKILL)
+        code = self.process.wait()
+        self._children.forget(self)
+        if not self._exited.done():
+            self._exited.set_result(code)
+
+    async def wait(self) -> int:
+        """The exit code (negative: the signal)."""
+        return int(await asyncio.shield(self._exited))
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the whole group; nothing happens when it is gone."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    async def end(self) -> int:
+        """Ends the group: TERM, up to TERM_GRACE seconds, KILL. Returns the exit code."""
+        if not self._exited.done():
+            self.signal(signal.SIGTERM)
+            try:
+                return await asyncio.wait_for(self.wait(), TERM_GRACE)
+            except TimeoutError:
+                self.signal(signal.SIGKILL)
+        return await self.wait()
+
+
+def end_survivors(directory: Path, lock: Path, *, deadline: float = 10.0) -> int:
+    """Ends the process groups that a dead owner left running; returns how many.
+
+    Looks at the records first, then at every process that still has `lock` open (a child killed before it was
+    recorded, or one that left its group). Raises LockHeld when somebody keeps the lock all the same.
+    """
+    ended = 0
+    for record in sorted(directory.glob("*.*")):
+        pid, started = (int(part) for part in record.name.split("."))
+        if started and start_time(pid) == started:
+            ended += _end_group(pid)
+        else:
+            ended += _end_members(pid, lock)
+        record.unlink(missing_ok=True)
+    until = time.monotonic() + deadline
+    while True:
+        try:
+            os.close(take_lock(lock))
+        except LockHeld:
+            holders = [pid for pid in _processes() if pid != os.getpid() and _has_open(pid, lock)]
+            if time.monotonic() > until:
+                raise LockHeld(
+                    f"processes of an earlier serve cannot be ended: {holders}",
+                    hint="they hold " + str(lock) + "; end them by hand, then start again",
+                ) from None
+            for pid in holders:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+                    ended += 1
+            time.sleep(0.02)
+        else:
+            return ended
+
+
+def _end_group(pid: int) -> int:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+        return 1
+    return 0
+
+
+def _end_members(group: int, lock: Path) -> int:
+    """Ends members of a group whose leader is gone; only those that hold the lock, since pids are used again."""
+    ended = 0
+    for pid in _processes():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(pid) == group and _has_open(pid, lock):
+                os.kill(pid, signal.SIGKILL)
+                ended += 1
+    return ended
+
+
+def _processes() -> Iterator[int]:
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            yield int(entry.name)
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    try:
+        wanted = path.stat()
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                status = os.stat(entry.path)
+                if (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    return True
+    except OSError:
+        return False
+    return False

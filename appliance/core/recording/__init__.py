@@ -1,0 +1,1 @@
+"""What guests may write, and the proof of what they wrote."""

@@ -1,0 +1,145 @@
+"""Does one refresh: asks the upstream, fetches when something moved, follows its default branch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.command import Git, GitError
+from appliance.core.git.mirror import Mirror, changes_between
+from appliance.core.git.upstream import parse_upstream
+from appliance.core.layout import Layout
+from appliance.core.locks import MirrorLocks
+from appliance.core.models import RefChange, RemoteRefs, Repo
+
+ASKING_DEADLINE = 60.0
+"""Seconds for ls-remote at most: an upstream that says nothing for so long is hung."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class RefreshRun:
+    """One refresh under way, for whoever watches: `fetching` is false while the upstream is only being asked."""
+
+    repo: Repo
+    on_progress: Progress | None = None
+    fetching: bool = False
+
+
+@dataclass(frozen=True)
+class MirrorFacts:
+    """What a mirror is after a refresh. `size` is None when nothing moved and it was not measured."""
+
+    tip: str | None
+    head: str | None
+    refs: int
+    sessions: int
+    size: int | None
+    moved: tuple[RefChange, ...] = field(default=())
+
+    def columns(self, started_at: float) -> dict[str, Any]:
+        """The columns of Health after a refresh that succeeded and began at `started_at`."""
+        columns: dict[str, Any] = {
+            "checked_at": started_at,
+            "verified_at": started_at,
+            "last_error": None,
+            "failures": 0,
+            "cloned": True,
+            "tip": self.tip,
+            "head": self.head,
+            "refs": self.refs,
+            "sessions": self.sessions,
+        }
+        return columns if self.size is None else columns | {"size": self.size}
+
+
+class Refresher:
+    """Refreshes mirrors below `layout`. `timeout` is what one refresh may take, in seconds."""
+
+    def __init__(self, layout: Layout, git: Git, locks: MirrorLocks, *, timeout: float) -> None:
+        self._layout = layout
+        self._git = git
+        self._locks = locks
+        self.timeout = timeout
+
+    def mirror(self, repo: Repo) -> Mirror:
+        """The mirror of a repository, whether or not it is there yet."""
+        return Mirror(self._layout.mirror(repo.name), self._git)
+
+    async def refresh(self, run: RefreshRun) -> MirrorFacts:
+        """Brings one mirror up to date, cloning it first if need be. Raises GitmirrorError; refs then are as before."""
+        # Checked again here: the registry outlives a change of what is allowed.
+        parse_upstream(run.repo.url, allow_local=True)
+        try:
+            async with asyncio.timeout(self.timeout):
+                mirror = self.mirror(run.repo)
+                return await (self._update(mirror, run) if mirror.exists() else self._clone(run))
+        except TimeoutError:
+            raise GitError(f"the refresh took longer than {self.timeout:g}s and was ended", timed_out=True) from None
+        except OSError as error:
+            raise GitmirrorError(f"the mirror of {run.repo.name} cannot be written: {error}") from error
+
+    async def _clone(self, run: RefreshRun) -> MirrorFacts:
+        """A first clone grows beside and is renamed when whole: what has the name is never half a mirror."""
+        growing = Mirror(self._layout.incoming(run.repo.name), self._git)
+        with contextlib.suppress(FileNotFoundError):
+            await asyncio.to_thread(shutil.rmtree, growing.path)
+        await growing.initialise(run.repo.url)
+        remote = await growing.remote_refs(self._asking_deadline())
+        run.fetching = True
+        await growing.fetch(self.timeout, run.on_progress)
+        await self._follow_head(growing, remote)
+        async with self._locks.shared(run.repo.name):
+            mirror = growing.rename_to(self._layout.mirror(run.repo.name))
+        return await self._facts(mirror, run.repo, before={}, measure=True)
+
+    async def _update(self, mirror: Mirror, run: RefreshRun) -> MirrorFacts:
+        mirror.configure(run.repo.url)
+        remote = await mirror.remote_refs(self._asking_deadline())
+        before = await mirror.local_refs()
+        changes = changes_between(before, remote.refs)
+        if changes:
+            run.fetching = True
+            async with self._locks.shared(run.repo.name):
+                await mirror.anchor(changes, followed_ref(run.repo, mirror.head()))
+                await mirror.make_way(remote.refs, before)
+                await mirror.fetch(self.timeout, run.on_progress)
+        await self._follow_head(mirror, remote)
+        return await self._facts(mirror, run.repo, before=before, measure=bool(changes))
+
+    def _asking_deadline(self) -> float:
+        return min(ASKING_DEADLINE, self.timeout)
+
+    async def _follow_head(self, mirror: Mirror, remote: RemoteRefs) -> None:
+        """A detached or unborn HEAD upstream leaves ours, unless ours points nowhere and there is a branch to take."""
+        head = remote.head
+        if head is None and mirror.head() not in remote.refs:
+            branches = sorted(name for name in remote.refs if name.startswith("refs/heads/"))
+            usual = [name for name in ("refs/heads/main", "refs/heads/master") if name in remote.refs]
+            head = next(iter([*usual, *branches]), None)
+        if head is not None and head != mirror.head():
+            await mirror.set_head(head)
+
+    async def _facts(self, mirror: Mirror, repo: Repo, *, before: dict[str, str], measure: bool) -> MirrorFacts:
+        refs = await mirror.local_refs()
+        sessions = await mirror.local_refs("refs/agents/")
+        head = mirror.head()
+        return MirrorFacts(
+            tip=refs.get(followed_ref(repo, head) or ""),
+            head=head,
+            refs=len(refs),
+            sessions=len(sessions),
+            size=await asyncio.to_thread(mirror.disk_size) if measure else None,
+            moved=changes_between(before, refs),
+        )
+
+
+def followed_ref(repo: Repo, head: str | None) -> str | None:
+    """The branch that snapshots, warming and visible anchors follow: the registered one, else the upstream's HEAD."""
+    return f"refs/heads/{repo.branch}" if repo.branch else head

@@ -1,0 +1,73 @@
+"""What is due when, and in which lane it runs. Pure: times come in as arguments, in seconds."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from appliance.core.models import UNHEALTHY, Health, Repo, State
+
+BACKOFF_START = 5.0
+BACKOFF_CAP = 300.0
+FAILING_AFTER = 3
+"""Failures in a row after which a mirror that serves is called failing; one that never was cloned fails at once."""
+
+ASKING_HOLDS = 5.0
+FETCHING_HOLDS = 30.0
+"""How long a refresh holds its place among `concurrency`. One that hangs gives the place back and hangs on its own."""
+
+
+class Lane(StrEnum):
+    """Refreshes of one lane wait for each other only: a clone or an upstream in trouble never delays the healthy."""
+
+    CLONE = "clone"
+    HEALTHY = "healthy"
+    TROUBLED = "troubled"
+
+
+def lane_of(health: Health) -> Lane:
+    """The lane that a mirror's next refresh runs in."""
+    if health.failures:
+        return Lane.TROUBLED
+    return Lane.HEALTHY if health.cloned else Lane.CLONE
+
+
+def delay_after(interval: float, failures: int, jitter: float) -> float:
+    """Seconds until the next refresh. `jitter` is in 0..1 and only shortens, so that the interval is kept.
+
+    After failures: the interval or BACKOFF_START, whichever is less, doubled with each; at most BACKOFF_CAP or the
+    interval, whichever is more.
+    """
+    if failures == 0:
+        delay = interval
+    else:
+        delay = min(min(interval, BACKOFF_START) * 2 ** min(failures - 1, 30), max(interval, BACKOFF_CAP))
+    return delay * (1 - 0.1 * jitter)
+
+
+def holds_place(running_for: float, fetching: bool) -> bool:
+    """Whether a refresh that has run for so many seconds still counts against `concurrency`."""
+    return running_for < (FETCHING_HOLDS if fetching else ASKING_HOLDS)
+
+
+def lag_of(health: Health, now: float) -> float | None:
+    """Seconds since the mirror was last verified equal to its upstream; None when it never was."""
+    return None if health.verified_at is None else max(0.0, now - health.verified_at)
+
+
+def state_of(repo: Repo, health: Health, now: float, stale_after: float) -> State:
+    """What an operator is told. The first line that holds decides."""
+    lag = lag_of(health, now)
+    if not repo.enabled:
+        return State.DISABLED
+    if not health.cloned:
+        return State.FAILING if health.failures else State.CLONING if health.cloning else State.NEW
+    if health.failures >= FAILING_AFTER:
+        return State.FAILING
+    if lag is None or lag > stale_after:
+        return State.STALE
+    return State.FRESH
+
+
+def is_unhealthy(state: State) -> bool:
+    """Whether `status` and `doctor` exit 3 for it."""
+    return state in UNHEALTHY

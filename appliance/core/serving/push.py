@@ -1,0 +1,205 @@
+"""Carries one push: reads its ref commands, has them ruled on, and only then lets anything through.
+
+receive-pack always has a live peer here that reads to the end: a guest that dies otherwise makes it stop between
+"ref moved" and "told so". So the guest's side may end at any byte; the child's side is read until it closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Protocol
+
+from appliance.core.models import RefCommand, Repo, Ruling
+from appliance.core.processes import Child
+from appliance.core.serving.pktline import PacketError
+from appliance.core.serving.protocol import PushRequest, ReportReader, refusal_report
+from appliance.core.serving.relay import CHUNK, Activity, IdleTimeout, end_tasks, pump
+
+log = logging.getLogger(__name__)
+
+DRAIN_BYTES = 256 * 2**20
+"""Bytes of a refused push that are read and thrown away, so that the guest's git gets to read why."""
+DRAIN_SECONDS = 60.0
+
+
+class Desk(Protocol):
+    """Who rules on pushes; the recording room, wired in by the service."""
+
+    def open(self) -> str:
+        """A new push's id."""
+        ...
+
+    def journal(self, push: str) -> Path:
+        """Where that push's reference-transaction hook writes."""
+        ...
+
+    async def rule(
+        self,
+        push: str,
+        repo: Repo,
+        client: str,
+        commands: Sequence[RefCommand],
+        total: int,
+        fault: str | None = None,
+    ) -> Ruling:
+        """Decides and logs the attempt."""
+        ...
+
+    async def conclude(self, ruling: Ruling, report: Mapping[str, str | None]) -> None:
+        """Logs what became of it."""
+        ...
+
+
+class PushRelay:
+    """One push of `client` to `repo`, between the guest's socket and the child's. `writing` guards the mirror."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        writing: Callable[[str], AbstractAsyncContextManager[None]],
+        push: str,
+        repo: Repo,
+        client: str,
+        guest: socket.socket,
+        child: Child,
+        ours: socket.socket,
+    ) -> None:
+        self._desk = desk
+        self._writing = writing
+        self._push = push
+        self._repo = repo
+        self._client = client
+        self._guest = guest
+        self._child = child
+        self._ours = ours
+        self._activity = Activity()
+        self._guest_gone = False
+
+    async def run(self, idle: float) -> None:
+        """Carries the push to its end. Raises IdleTimeout, OSError (the guest is gone), PacketError."""
+        watch = asyncio.create_task(self._activity.expire(idle))
+        work = asyncio.create_task(self._carry())
+        try:
+            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                # Ending the child ends the push; what became of it is then concluded as ever.
+                self._guest_gone = True
+                await self._child.end()
+                await work
+                raise IdleTimeout
+            await work
+        except asyncio.CancelledError:
+            self._guest_gone = True
+            await asyncio.shield(self._child.end())
+            with contextlib.suppress(TimeoutError, OSError, PacketError):
+                await asyncio.wait_for(work, 10)
+            raise
+        finally:
+            await end_tasks(work, watch)
+
+    async def _carry(self) -> None:
+        # The advertisement goes out while the guest's commands come in; the child says no more before it has them.
+        advertisement = asyncio.create_task(pump(self._ours, self._guest, self._activity, end=False))
+        try:
+            request = await self._read_commands()
+        except BaseException:
+            await end_tasks(advertisement)
+            raise
+        if request is None or not request.total:
+            # Nothing to push, or a guest that only looked: let the child say the rest and go.
+            with contextlib.suppress(OSError):
+                if request is not None:
+                    await asyncio.get_running_loop().sock_sendall(self._ours, bytes(request.raw))
+                self._ours.shutdown(socket.SHUT_WR)
+            await _quiet(advertisement)
+            return
+        ruling = await self._desk.rule(
+            self._push, self._repo, self._client, request.commands, request.total, request.fault
+        )
+        if ruling.accepted:
+            await end_tasks(advertisement)
+            async with self._writing(self._repo.name):
+                await self._let_through(request, ruling)
+        else:
+            self._ours.shutdown(socket.SHUT_WR)
+            await _quiet(advertisement)
+            await self._refuse(request, ruling)
+
+    async def _read_commands(self) -> PushRequest | None:
+        request = PushRequest()
+        loop = asyncio.get_running_loop()
+        while not request.done:
+            data = await loop.sock_recv(self._guest, CHUNK)
+            self._activity.touch()
+            if not data:
+                return None
+            request.feed(data)
+        return request
+
+    async def _let_through(self, request: PushRequest, ruling: Ruling) -> None:
+        reader = ReportReader(request.capabilities)
+        upwards = asyncio.create_task(self._send_up(bytes(request.raw) + request.rest))
+        try:
+            await self._read_answer(reader)
+        except PacketError:
+            await self._child.end()
+            raise
+        finally:
+            await end_tasks(upwards)
+            await self._child.wait()
+            await self._desk.conclude(ruling, reader.outcome(ruling.commands))
+        await self._tell_guest(bytes(reader.held))
+        if self._guest_gone:
+            raise ConnectionAbortedError("the guest left before it was told the outcome")
+        with contextlib.suppress(OSError):
+            self._guest.shutdown(socket.SHUT_WR)
+
+    async def _send_up(self, first: bytes) -> None:
+        """The pack, until the guest ends or breaks; either is the end of what the child gets."""
+        with contextlib.suppress(OSError):
+            await asyncio.get_running_loop().sock_sendall(self._ours, first)
+            await pump(self._guest, self._ours, self._activity)
+        with contextlib.suppress(OSError):
+            self._ours.shutdown(socket.SHUT_WR)
+
+    async def _read_answer(self, reader: ReportReader) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                data = await loop.sock_recv(self._ours, CHUNK)
+            except ConnectionError:
+                return
+            if not data:
+                return
+            self._activity.touch()
+            await self._tell_guest(reader.feed(data))
+
+    async def _tell_guest(self, data: bytes) -> None:
+        if data and not self._guest_gone:
+            try:
+                await asyncio.get_running_loop().sock_sendall(self._guest, data)
+            except OSError:
+                self._guest_gone = True
+
+    async def _refuse(self, request: PushRequest, ruling: Ruling) -> None:
+        """Says why, and reads on: git looks at the answer only once it has sent its whole pack."""
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self._guest, refusal_report(request, ruling))
+        self._guest.shutdown(socket.SHUT_WR)
+        drained = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while drained < DRAIN_BYTES and (data := await loop.sock_recv(self._guest, CHUNK)):
+                    self._activity.touch()
+                    drained += len(data)
+
+
+async def _quiet(task: asyncio.Task[int]) -> None:
+    with contextlib.suppress(OSError):
+        await task

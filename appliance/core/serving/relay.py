@@ -1,0 +1,129 @@
+"""Carries one guest's connection to a `git daemon --inetd` child and back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.core.processes import Child, Children
+from appliance.core.serving.protocol import DaemonRequest
+
+CHUNK = 65536
+
+
+class IdleTimeout(Exception):
+    """Nothing went either way for too long."""
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """How `git daemon` is started: its path, and the environment of receive-pack and upload-pack."""
+
+    program: str
+    environment: Mapping[str, str]
+    idle_timeout: float
+
+    def command(self) -> list[str]:
+        """The command line for one connection on standard input; the one directory it may serve is to follow."""
+        return [
+            self.program,
+            "--inetd",
+            "--export-all",
+            "--strict-paths",
+            "--enable=receive-pack",
+            f"--timeout={max(1, round(self.idle_timeout))}",
+            "--log-destination=none",
+        ]
+
+
+class Activity:
+    """When something last went over a connection, in either direction."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def touch(self) -> None:
+        """Something did just now."""
+        self.last = time.monotonic()
+
+    async def expire(self, idle: float) -> None:
+        """Returns after `idle` seconds without a touch."""
+        while (wait := self.last + idle - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
+
+
+@contextlib.asynccontextmanager
+async def daemon_child(
+    children: Children, daemon: Daemon, mirror: Path, request: DaemonRequest, extra: Mapping[str, str]
+) -> AsyncIterator[tuple[Child, socket.socket]]:
+    """A child with the first packet already in its hands, and our end of its socket pair. Ended on the way out."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            ours.setblocking(False)
+            child = children.start(
+                [*daemon.command(), str(mirror)],
+                env=dict(daemon.environment) | dict(extra),
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.DEVNULL,
+            )
+        try:
+            await asyncio.get_running_loop().sock_sendall(ours, request.replay(str(mirror)))
+            yield child, ours
+        finally:
+            ours.close()
+            await asyncio.shield(child.end())
+
+
+async def pump(source: socket.socket, sink: socket.socket, activity: Activity, *, end: bool = True) -> int:
+    """Copies until `source` ends; returns the bytes copied. `end`: then end `sink` for writing too. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    total = 0
+    while data := await loop.sock_recv(source, CHUNK):
+        activity.touch()
+        await loop.sock_sendall(sink, data)
+        activity.touch()
+        total += len(data)
+    if end:
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+    return total
+
+
+async def relay_fetch(guest: socket.socket, child: socket.socket, idle: float) -> int:
+    """Carries a fetch until the child has said everything; returns the bytes sent to the guest.
+
+    A guest that half-closes still gets the whole answer, and one that never does is not waited for.
+    Raises IdleTimeout, and OSError when the guest is gone.
+    """
+    activity = Activity()
+    upwards = asyncio.create_task(_quietly(pump(guest, child, activity)))
+    downwards = asyncio.create_task(pump(child, guest, activity))
+    watch = asyncio.create_task(activity.expire(idle))
+    try:
+        done, _ = await asyncio.wait({downwards, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if downwards not in done:
+            raise IdleTimeout
+        return downwards.result()
+    finally:
+        await end_tasks(upwards, downwards, watch)
+
+
+async def _quietly(work: Awaitable[int]) -> None:
+    """The guest's side of a fetch may end in any way; only what the child says counts."""
+    with contextlib.suppress(OSError):
+        await work
+
+
+async def end_tasks(*tasks: asyncio.Task[object] | asyncio.Task[int] | asyncio.Task[None]) -> None:
+    """Cancels tasks and waits until they are gone, so that none touches a socket that is closed next."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,34 @@
+"""Listening sockets."""
+
+from __future__ import annotations
+
+import socket
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.units import Address
+
+BACKLOG = 4096
+"""A thousand guests may start in the same second; the kernel caps it at net.core.somaxconn."""
+
+
+def listen(address: Address, setting: str) -> socket.socket:
+    """Binds and listens, non-blocking. Raises GitmirrorError that names the `setting` to change."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((address.host, address.port))
+        listening.listen(BACKLOG)
+    except (OSError, UnicodeError) as error:
+        listening.close()
+        raise GitmirrorError(
+            f"cannot listen on {address}: {error.strerror if isinstance(error, OSError) else error}",
+            hint=f"choose another address with --{setting} or [serve] {setting}, or end what uses it",
+        ) from None
+    return listening
+
+
+def url_of(listening: socket.socket, scheme: str) -> str:
+    """`scheme://HOST:PORT` of a listening socket."""
+    host, port = listening.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

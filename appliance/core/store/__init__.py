@@ -1,0 +1,1 @@
+"""What is kept in SQLite: the registry, the mirrors' health, refreshes and the audit log."""

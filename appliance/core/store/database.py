@@ -1,0 +1,156 @@
+"""The SQLite file: opening it, its migrations, its transactions, and its errors in words.
+
+One connection, used by one thread at a time. Every write is a `BEGIN IMMEDIATE`: the default deferred
+BEGIN of a read-then-write fails at once under load ("database is locked") without waiting for its turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sqlite_utils
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.store.migrations import MIGRATIONS
+
+BUSY_SECONDS = 30.0
+
+
+class StoreError(GitmirrorError):
+    """The database cannot be read or written. Nothing was changed."""
+
+
+class Database:
+    """The open database at `path`, migrated to this version.
+
+    `create` makes the file when it is missing; without it a missing file is a StoreError, since an
+    empty registry in place of a lost one would stop serving everything without a word.
+    """
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        self._identity: tuple[int, int] | None = None
+        self._connection: sqlite_utils.Database | None = None
+        with self._lock, self._in_words():
+            self._open(create)
+
+    def close(self) -> None:
+        """Closes the connection; the object is not used after."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.conn.close()
+                self._connection = None
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite_utils.Database]:
+        """The connection, for reads of one moment each. Raises StoreError."""
+        with self._lock, self._in_words():
+            yield self._checked()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite_utils.Database]:
+        """The connection inside one IMMEDIATE transaction: all of it or, on any error, nothing. Raises StoreError."""
+        with self._lock, self._in_words():
+            connection = self._checked()
+            connection.conn.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.commit()
+
+    def _checked(self) -> sqlite_utils.Database:
+        """The connection, if the file it has open is still the file at `path`.
+
+        SQLite goes on writing to a file that was moved away or replaced, and what it writes is lost.
+        """
+        if self._connection is None or self._identity != _identity(self.path):
+            if self._connection is not None:
+                self._connection.conn.close()
+                self._connection = None
+            self._open(create=False)
+        assert self._connection is not None
+        return self._connection
+
+    def _open(self, create: bool) -> None:
+        if not create and not self.path.is_file():
+            what = "is not a file" if self.path.exists() else "is missing"
+            raise StoreError(
+                f"the database {self.path} {what}",
+                hint="put it back (from a backup), then restart; until then nothing can be recorded",
+            )
+        if self.path.exists() and not self.path.is_file():
+            raise StoreError(f"the database {self.path} is not a file", hint="move away what is in its place")
+        conn = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            connection = sqlite_utils.Database(conn, execute_plugins=False)
+            # FULL: an audit event that was answered for survives a power cut, not only a kill.
+            conn.execute("PRAGMA synchronous = FULL")
+            conn.execute("PRAGMA foreign_keys = ON")
+            self._migrate(connection)
+        except BaseException:
+            conn.close()
+            raise
+        self._connection = connection
+        self._identity = _identity(self.path)
+
+    def _migrate(self, connection: sqlite_utils.Database) -> None:
+        if not MIGRATIONS.pending(connection) and not self._from_the_future(connection):
+            return
+        # sqlite-utils applies migrations with no lock, and switching to WAL ignores the busy timeout:
+        # of three processes on a fresh file two failed. One at a time, by a lock on the directory.
+        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            if self._from_the_future(connection):
+                raise StoreError(
+                    f"the database {self.path} was written by a newer gitmirror",
+                    hint="install that version again; this one would misread it",
+                )
+            connection.conn.execute("PRAGMA journal_mode = WAL")
+            connection.conn.execute("BEGIN IMMEDIATE")
+            try:
+                MIGRATIONS.apply(connection)
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.commit()
+        finally:
+            os.close(directory)
+
+    @staticmethod
+    def _from_the_future(connection: sqlite_utils.Database) -> bool:
+        applied = {migration.name for migration in MIGRATIONS.applied(connection)}
+        return bool(applied - MIGRATIONS.names)
+
+    @contextlib.contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"the database {self.path} failed: {error}",
+                hint="check that the disk is not full and that the file is readable and writable by the service's user",
+            ) from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def rows(connection: sqlite_utils.Database, sql: str, *parameters: Any) -> list[dict[str, Any]]:
+    """All rows of a query, as dictionaries."""
+    return list(connection.query(sql, parameters))

@@ -1,0 +1,98 @@
+"""What is known of each mirror, and the history of its refreshes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from appliance.core.models import Health, RefreshOutcome
+from appliance.core.store.database import Database, rows
+from appliance.core.units import rfc3339
+
+REFRESHES_KEPT = 500
+"""Rows of history for each repository: over eight hours at a refresh a minute."""
+
+_COLUMNS = frozenset(
+    {
+        "tip", "head", "verified_at", "checked_at", "last_error", "failures", "cloned",
+        "refs", "size", "sessions", "next_due", "maintained_at",
+    }
+)  # fmt: skip
+
+
+class HealthStore:
+    """The health rows and refresh history in `database`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def all(self) -> dict[int, Health]:
+        """Health by repository id."""
+        with self._database.reading() as connection:
+            return {row["repo_id"]: _health(row) for row in rows(connection, "SELECT * FROM health")}
+
+    def get(self, repo_id: int) -> Health:
+        """One repository's health; the empty one for an id that is gone."""
+        with self._database.reading() as connection:
+            found = rows(connection, "SELECT * FROM health WHERE repo_id = ?", repo_id)
+        return _health(found[0]) if found else Health()
+
+    def update(self, repo_id: int, **columns: Any) -> None:
+        """Sets columns (names of Health); a repository that was removed meanwhile is passed over."""
+        unknown = columns.keys() - _COLUMNS
+        if unknown:
+            raise ValueError(f"no columns of health: {sorted(unknown)}")
+        assignments = ", ".join(f"{name} = ?" for name in columns)
+        with self._database.writing() as connection:
+            connection.execute(f"UPDATE health SET {assignments} WHERE repo_id = ?", [*columns.values(), repo_id])
+
+    def record_refresh(self, repo_id: int, outcome: RefreshOutcome, **columns: Any) -> None:
+        """Adds a row of history and sets health columns, in one transaction; old rows go."""
+        with self._database.writing() as connection:
+            connection.table("refreshes").insert(
+                {
+                    "repo": outcome.repo,
+                    "started_at": outcome.started_at,
+                    "duration": outcome.duration,
+                    "result": outcome.result,
+                    "moved": json.dumps([asdict(change) for change in outcome.moved]),
+                    "error": outcome.error,
+                }
+            )
+            connection.execute(
+                """DELETE FROM refreshes WHERE repo = ?1 AND id <=
+                   (SELECT id FROM refreshes WHERE repo = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)""",
+                [outcome.repo, REFRESHES_KEPT],
+            )
+            assignments = ", ".join(f"{name} = ?" for name in columns)
+            connection.execute(f"UPDATE health SET {assignments} WHERE repo_id = ?", [*columns.values(), repo_id])
+
+    def refreshes(self, repo: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        """History, newest first: `{id, repo, started_at, duration, result, moved, error}`."""
+        with self._database.reading() as connection:
+            found = rows(
+                connection,
+                "SELECT * FROM refreshes WHERE (?1 IS NULL OR repo = ?1) ORDER BY id DESC LIMIT ?2",
+                repo,
+                limit,
+            )
+        return [row | {"started_at": rfc3339(row["started_at"]), "moved": json.loads(row["moved"])} for row in found]
+
+    def anchor_times(self, repo_id: int) -> dict[str, float]:
+        """When each anchor ref of a mirror was first seen, Unix seconds."""
+        with self._database.reading() as connection:
+            found = rows(connection, "SELECT ref, at FROM anchors WHERE repo_id = ?", repo_id)
+        return {row["ref"]: row["at"] for row in found}
+
+    def set_anchor_times(self, repo_id: int, times: dict[str, float]) -> None:
+        """Replaces what `anchor_times` tells."""
+        with self._database.writing() as connection:
+            connection.execute("DELETE FROM anchors WHERE repo_id = ?", [repo_id])
+            connection.table("anchors").insert_all(
+                {"repo_id": repo_id, "ref": ref, "at": at} for ref, at in times.items()
+            )
+
+
+def _health(row: dict[str, Any]) -> Health:
+    return Health(**{name: row[name] for name in _COLUMNS} | {"cloned": bool(row["cloned"])})

@@ -1,0 +1,105 @@
+"""The schema, as numbered steps. Append only: a step that was released never changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import sqlite_utils
+from sqlite_utils.migrations import Migrations
+
+
+class NumberedMigrations(Migrations):
+    """The steps of one database; `names` tells a file of a newer version apart."""
+
+    @property
+    def names(self) -> set[str]:
+        """Every step this version knows."""
+        return {migration.name for migration in self._migrations}
+
+
+MIGRATIONS = NumberedMigrations("gitmirror")
+
+
+def _step(name: str, *statements: str) -> Callable[[sqlite_utils.Database], None]:
+    def apply(db: sqlite_utils.Database) -> None:
+        for statement in statements:
+            db.execute(statement)
+
+    return MIGRATIONS(name=name)(apply)
+
+
+_step(
+    "0001_registry",
+    # AUTOINCREMENT: an id is never given twice, so a repository added again is another one to every cache.
+    """CREATE TABLE repos (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL UNIQUE,
+        url TEXT NOT NULL,
+        branch TEXT,
+        source TEXT NOT NULL CHECK (source IN ('config', 'cli')),
+        interval REAL,
+        enabled INTEGER NOT NULL DEFAULT 1,
+        listed INTEGER NOT NULL DEFAULT 1,
+        created_at REAL NOT NULL
+    )""",
+    """CREATE TABLE health (
+        repo_id INTEGER PRIMARY KEY REFERENCES repos(id) ON DELETE CASCADE,
+        tip TEXT,
+        head TEXT,
+        verified_at REAL,
+        checked_at REAL,
+        last_error TEXT,
+        failures INTEGER NOT NULL DEFAULT 0,
+        cloned INTEGER NOT NULL DEFAULT 0,
+        refs INTEGER NOT NULL DEFAULT 0,
+        size INTEGER NOT NULL DEFAULT 0,
+        sessions INTEGER NOT NULL DEFAULT 0,
+        next_due REAL NOT NULL DEFAULT 0,
+        maintained_at REAL
+    )""",
+    """CREATE TABLE refreshes (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        repo TEXT NOT NULL,
+        started_at REAL NOT NULL,
+        duration REAL NOT NULL,
+        result TEXT NOT NULL,
+        moved TEXT NOT NULL,
+        error TEXT
+    )""",
+    "CREATE INDEX refreshes_by_repo ON refreshes (repo, id)",
+    """CREATE TABLE anchors (
+        repo_id INTEGER NOT NULL REFERENCES repos(id) ON DELETE CASCADE,
+        ref TEXT NOT NULL,
+        at REAL NOT NULL,
+        PRIMARY KEY (repo_id, ref)
+    )""",
+)
+
+_step(
+    "0002_audit",
+    """CREATE TABLE audit_events (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind TEXT NOT NULL CHECK (kind IN ('attempt', 'outcome')),
+        at TEXT NOT NULL,
+        attempt INTEGER REFERENCES audit_events(id),
+        push TEXT NOT NULL,
+        repo TEXT NOT NULL,
+        session TEXT,
+        ref TEXT NOT NULL,
+        old TEXT,
+        new TEXT,
+        verdict TEXT CHECK (verdict IN ('accepted', 'rejected')),
+        outcome TEXT CHECK (outcome IN ('applied', 'failed')),
+        reason TEXT,
+        client TEXT NOT NULL,
+        prev TEXT NOT NULL,
+        hash TEXT NOT NULL UNIQUE
+    )""",
+    "CREATE UNIQUE INDEX audit_outcomes ON audit_events (attempt) WHERE attempt IS NOT NULL",
+    "CREATE INDEX audit_by_ref ON audit_events (repo, ref, id)",
+    # The hash chain shows tampering; these stop mistakes.
+    """CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit_events
+        BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END""",
+    """CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit_events
+        BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END""",
+)

@@ -1,0 +1,175 @@
+"""The registry: one table for the static list of the config and for what `add-repo` registers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlite_utils
+
+from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.models import Repo
+from appliance.core.store.database import Database, rows
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A repository to register: the name and URL are valid, `identity` is equal for URLs that mean the same."""
+
+    name: str
+    url: str
+    branch: str | None = None
+    interval: float | None = None
+
+
+class UnknownRepo(GitmirrorError):
+    """No repository of that name is registered."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is not registered", hint="`repos` lists what is, `add-repo URL` registers")
+
+
+class Registry:
+    """The registered repositories in `database`. `same_url` tells whether two URLs name one upstream."""
+
+    def __init__(self, database: Database, clock: Callable[[], float], same_url: Callable[[str, str], bool]) -> None:
+        self._database = database
+        self._clock = clock
+        self._same_url = same_url
+
+    def all(self) -> list[Repo]:
+        """Every registered repository, by name."""
+        with self._database.reading() as connection:
+            return [_repo(row) for row in rows(connection, "SELECT * FROM repos ORDER BY name")]
+
+    def get(self, name: str) -> Repo:
+        """The repository of that name. Raises UnknownRepo."""
+        with self._database.reading() as connection:
+            return _repo(_row(connection, name))
+
+    def add(self, wanted: Wanted) -> Repo:
+        """Registers, or finds the same URL registered; options that are given replace the stored ones.
+
+        Raises UsageError when the name belongs to another URL, or options of a config repository would change.
+        """
+        with self._database.writing() as connection:
+            found = rows(connection, "SELECT * FROM repos WHERE name = ?", wanted.name)
+            if not found:
+                return self._insert(connection, wanted, "cli")
+            [row] = found
+            if not self._same_url(row["url"], wanted.url):
+                raise UsageError(
+                    f"the name {wanted.name} is taken by {row['url']}",
+                    hint="give this one a name of its own: --name OWNER/REPO",
+                )
+            changes = {
+                key: value
+                for key, value in (("branch", wanted.branch), ("interval", wanted.interval))
+                if value is not None and value != row[key]
+            }
+            if row["source"] == "config" and row["listed"]:
+                if changes:
+                    raise UsageError(
+                        f"{wanted.name} comes from the config file",
+                        hint="change its branch or interval there",
+                    )
+            else:
+                changes |= {"source": "cli", "listed": 1}
+            _update(connection, row["id"], **changes, enabled=1)
+            return _repo(_row(connection, wanted.name))
+
+    def remove(self, name: str, config_file: str) -> Repo:
+        """Unregisters. Raises UnknownRepo, or UsageError for a repository that the config lists."""
+        with self._database.writing() as connection:
+            row = _row(connection, name)
+            if row["source"] == "config" and row["listed"]:
+                raise UsageError(
+                    f"{name} is listed in the config",
+                    hint=f"take its [[repos]] out of {config_file} and reload",
+                )
+            connection.execute("DELETE FROM repos WHERE id = ?", [row["id"]])
+            return _repo(row)
+
+    def set_enabled(self, name: str, enabled: bool) -> Repo:
+        """Enables or disables. A repository that the config no longer lists becomes one of the command line."""
+        with self._database.writing() as connection:
+            row = _row(connection, name)
+            changes: dict[str, Any] = {"enabled": int(enabled)}
+            if enabled and not row["listed"]:
+                changes |= {"listed": 1, "source": "cli"}
+            _update(connection, row["id"], **changes)
+            return _repo(_row(connection, name))
+
+    def reconcile(self, listed: Sequence[Wanted]) -> list[str]:
+        """Makes the table follow the config's list; returns what could not be followed, in words.
+
+        A repository that the list dropped is disabled, not deleted. One that `add-repo` registered under the
+        same name for another URL stays as it is: taking its mirror over would serve other commits under its name.
+        """
+        problems = []
+        with self._database.writing() as connection:
+            for wanted in listed:
+                found = rows(connection, "SELECT * FROM repos WHERE name = ?", wanted.name)
+                if not found:
+                    self._insert(connection, wanted, "config")
+                    continue
+                [row] = found
+                if row["source"] == "cli" and not self._same_url(row["url"], wanted.url):
+                    problems.append(
+                        f"the config lists {wanted.name} for {wanted.url}, but add-repo registered it for "
+                        f"{row['url']}: remove-repo it first"
+                    )
+                    continue
+                _update(
+                    connection,
+                    row["id"],
+                    source="config",
+                    listed=1,
+                    url=wanted.url,
+                    branch=wanted.branch,
+                    interval=wanted.interval,
+                )
+            names = {wanted.name for wanted in listed}
+            for row in rows(connection, "SELECT * FROM repos WHERE source = 'config' AND listed = 1"):
+                if row["name"] not in names:
+                    _update(connection, row["id"], listed=0)
+        return problems
+
+    def _insert(self, connection: sqlite_utils.Database, wanted: Wanted, source: str) -> Repo:
+        columns = {
+            "name": wanted.name,
+            "url": wanted.url,
+            "branch": wanted.branch,
+            "interval": wanted.interval,
+            "source": source,
+            "created_at": self._clock(),
+        }
+        connection.table("repos").insert(columns)
+        row = _row(connection, wanted.name)
+        connection.table("health").insert({"repo_id": row["id"]})
+        return _repo(row)
+
+
+def _row(connection: sqlite_utils.Database, name: str) -> dict[str, Any]:
+    found = rows(connection, "SELECT * FROM repos WHERE name = ?", name)
+    if not found:
+        raise UnknownRepo(name)
+    return found[0]
+
+
+def _update(connection: sqlite_utils.Database, repo_id: int, **changes: Any) -> None:
+    connection.table("repos").update(repo_id, changes)
+
+
+def _repo(row: dict[str, Any]) -> Repo:
+    return Repo(
+        id=row["id"],
+        name=row["name"],
+        url=row["url"],
+        branch=row["branch"],
+        source=row["source"],
+        interval=row["interval"],
+        enabled=bool(row["enabled"] and row["listed"]),
+        created_at=row["created_at"],
+    )

@@ -1,0 +1,207 @@
+"""What systemd and a service say to each other: sockets handed over, readiness, the watchdog.
+
+Both protocols are a few environment variables and datagrams (sd_listen_fds(3), sd_notify(3)), so they are
+spoken here directly and no library is needed. Without systemd everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping, MutableMapping
+
+from appliance.core.errors import GitmirrorError
+
+logger = logging.getLogger(__name__)
+
+LISTENERS = ("git", "http", "admin")
+"""The `FileDescriptorName` each socket unit may carry."""
+
+FIRST_DESCRIPTOR = 3
+"""SD_LISTEN_FDS_START: where inherited descriptors begin."""
+
+VARIABLES = (
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+)
+"""What systemd says to this process alone. A child that inherits it could speak for the service."""
+
+
+class InheritedSocketError(GitmirrorError):
+    """The descriptors that systemd handed over are not what the units of gitmirror hand over."""
+
+
+def take_environment(environ: MutableMapping[str, str]) -> dict[str, str]:
+    """Removes systemd's variables from `environ` and returns them, so that no child inherits them."""
+    return {name: environ.pop(name) for name in VARIABLES if name in environ}
+
+
+class Notifier:
+    """Tells the service manager how `serve` is. Every call returns at once and none raises.
+
+    A message that finds systemd's queue full is not lost: what it said goes out with the next one.
+    """
+
+    def __init__(self, address: str | None, watchdog_interval: float | None = None) -> None:
+        """`address` is a socket path, `@name` of an abstract socket, or None: then every call does nothing.
+
+        `watchdog_interval` is how often `watchdog` should be called, in seconds; None: nobody watches.
+        """
+        self._address = address
+        self._interval = watchdog_interval if address else None
+        self._socket: socket.socket | None = None
+        self._unsent: dict[str, str] = {}
+        self._complained = False
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Notifier:
+        """A notifier for what `environ` says, mostly nothing. Unusable values are logged and ignored."""
+        address = environ.get("NOTIFY_SOCKET") or None
+        if address is not None and not address.startswith(("/", "@")):
+            logger.warning("NOTIFY_SOCKET is %r: no path or abstract socket, systemd hears nothing", address)
+            address = None
+        return cls(address, _watchdog_interval(environ))
+
+    @property
+    def watchdog_interval(self) -> float | None:
+        """Seconds between two calls of `watchdog`: half of what systemd allows. None: it does not watch."""
+        return self._interval
+
+    def ready(self, status: str) -> None:
+        """Guests are accepted (also: a reload is done). `status` is what `systemctl status` shows."""
+        self._send({"READY": "1", "STATUS": status})
+
+    def status(self, text: str) -> None:
+        """Changes the one line that `systemctl status` shows."""
+        self._send({"STATUS": text})
+
+    def reloading(self) -> None:
+        """A reload of the configuration has begun; `ready` ends it."""
+        # The time is what Type=notify-reload (systemd 253) asks for; older ones ignore it.
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send({"RELOADING": "1", "MONOTONIC_USEC": str(now)})
+
+    def stopping(self, seconds: float = 0) -> None:
+        """The drain has begun and may take `seconds`: systemd waits that long, also past TimeoutStopSec=."""
+        said = {"STOPPING": "1"}
+        if seconds > 0:
+            said["EXTEND_TIMEOUT_USEC"] = str(round(seconds * 1_000_000))
+        self._send(said)
+
+    def watchdog(self) -> None:
+        """This process still makes progress."""
+        self._send({"WATCHDOG": "1"})
+
+    def close(self) -> None:
+        """Closes the socket; a later call opens it again."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, said: dict[str, str]) -> None:
+        if self._address is None:
+            return
+        if "READY" in said:
+            # systemd ignores READY beside RELOADING: a reload that is over need not be announced any more.
+            self._unsent.pop("RELOADING", None)
+            self._unsent.pop("MONOTONIC_USEC", None)
+        self._unsent.update(said)
+        # A line break inside a value would begin another assignment.
+        lines = (f"{name}={' '.join(value.split())}" for name, value in self._unsent.items())
+        # A leading NUL is how the kernel spells the @ of an abstract socket.
+        target = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        try:
+            if self._socket is None:
+                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+                self._socket.setblocking(False)
+            self._socket.sendto("\n".join(lines).encode(errors="replace"), target)
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                logger.warning("cannot tell systemd at %s: %s; tried again each time", self._address, error)
+        else:
+            self._unsent.clear()
+            self._complained = False
+
+
+def _watchdog_interval(environ: Mapping[str, str]) -> float | None:
+    """Half of WATCHDOG_USEC in seconds, as sd_watchdog_enabled(3) advises; None when it is not for us."""
+    allowed = environ.get("WATCHDOG_USEC")
+    if not allowed or environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    if not allowed.isascii() or not allowed.isdigit() or int(allowed) == 0:
+        logger.warning("WATCHDOG_USEC is %r: no number of microseconds, the watchdog is not pinged", allowed)
+        return None
+    return int(allowed) / 2_000_000
+
+
+def inherited_sockets(environ: Mapping[str, str], pid: int) -> dict[str, list[socket.socket]]:
+    """The listening sockets that systemd handed to process `pid`, by name; empty when there are none.
+
+    Each is non-blocking and closed in children. A name holds for all addresses of its socket unit, hence the
+    lists. Raises InheritedSocketError for what no unit of gitmirror hands over: serving on a socket whose
+    purpose is unknown could put the admin port before guests.
+    """
+    if environ.get("LISTEN_PID") != str(pid) or "LISTEN_FDS" not in environ:
+        return {}
+    count = _descriptor_count(environ["LISTEN_FDS"])
+    if count == 0:
+        return {}
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    if len(names) != count:
+        raise InheritedSocketError(
+            f"systemd handed over {count} sockets, but LISTEN_FDNAMES is {':'.join(names)!r}",
+            hint=f"each socket unit needs a FileDescriptorName= of {', '.join(LISTENERS)}",
+        )
+    unknown = sorted(set(names) - set(LISTENERS))
+    if unknown:
+        raise InheritedSocketError(
+            f"systemd handed over sockets with unknown names: {', '.join(repr(name) for name in unknown)}",
+            hint=f"FileDescriptorName= of a socket unit must be one of {', '.join(LISTENERS)}",
+        )
+    found: dict[str, list[socket.socket]] = {}
+    try:
+        for descriptor, name in enumerate(names, FIRST_DESCRIPTOR):
+            found.setdefault(name, []).append(_adopt(descriptor, name))
+    except InheritedSocketError:
+        for listener in (listener for listeners in found.values() for listener in listeners):
+            listener.close()
+        raise
+    return found
+
+
+def _descriptor_count(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise InheritedSocketError(f"LISTEN_FDS is {text!r}, not a number", hint="start serve by its units")
+    return int(text)
+
+
+def _adopt(descriptor: int, name: str) -> socket.socket:
+    """The socket object of an inherited descriptor, checked to be a listening stream."""
+    try:
+        listener = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise InheritedSocketError(
+            f"the socket for {name} (descriptor {descriptor}) cannot be used: {error.strerror}",
+            hint="start serve through its units, or unset LISTEN_FDS",
+        ) from None
+    listening = 0
+    with contextlib.suppress(OSError):
+        listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if listener.type != socket.SOCK_STREAM or not listening:
+        listener.close()
+        raise InheritedSocketError(
+            f"the socket for {name} (descriptor {descriptor}) is not a listening stream socket",
+            hint="the socket unit needs ListenStream= and Accept=no",
+        )
+    listener.set_inheritable(False)
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,85 @@
+"""Durations, sizes, addresses and times as people write them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"(\d+)(B|KiB|MiB|GiB|TiB)")
+_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `30s`, `5m`, `2h`, `7d`, `250ms`. ValueError says what is allowed."""
+    match = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError('a duration such as "30s", "5m", "2h" or "7d"')
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest form that reads well: `850ms`, `12s`, `3m 20s`, `5h 2m`, `3d 4h`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    whole = round(seconds)
+    for name, size, smaller, smaller_size in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "m", 60),
+        ("m", 60, "s", 1),
+    ):
+        if whole >= size:
+            rest = whole % size // smaller_size
+            return f"{whole // size}{name} {rest}{smaller}" if rest else f"{whole // size}{name}"
+    return f"{whole}s"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `512B`, `256KiB`, `256MiB`, `10GiB`. ValueError says what is allowed."""
+    match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError('a size such as "256KiB", "256MiB" or "10GiB"')
+    return int(match[1]) * _BYTES[match[2]]
+
+
+def format_size(size: int) -> str:
+    """`512 B`, `1.4 MiB`: binary units, one decimal below 100."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{size} B" if unit == "B" else f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
+
+
+@dataclass(frozen=True)
+class Address:
+    """A TCP address to listen on. Port 0 picks a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address | None:
+    """`HOST:PORT` or `[V6]:PORT`; the empty string is None, a listener that is off."""
+    if text == "":
+        return None
+    host, colon, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError('an address such as "127.0.0.1:9418" or "[::1]:9418", or "" for off')
+    return Address(host, int(port))
+
+
+def rfc3339(timestamp: float) -> str:
+    """Unix seconds as RFC 3339 in UTC with milliseconds: `2026-01-31T12:00:00.123Z`."""
+    moment = datetime.fromtimestamp(timestamp, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
