@@ -155,10 +155,11 @@ def inherited_sockets(environ: Mapping[str, str], pid: int) -> dict[str, list[so
     count = _descriptor_count(environ["LISTEN_FDS"])
     if count == 0:
         return {}
-    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    named = environ.get("LISTEN_FDNAMES", "")
+    names = named.split(":") if named else []
     if len(names) != count:
         raise InheritedSocketError(
-            f"systemd handed over {count} sockets, but LISTEN_FDNAMES is {':'.join(names)!r}",
+            f"systemd handed over sockets, {count} of them, but LISTEN_FDNAMES is {named!r}",
             hint=f"each socket unit needs a FileDescriptorName= of {', '.join(LISTENERS)}",
         )
     unknown = sorted(set(names) - set(LISTENERS))

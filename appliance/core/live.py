@@ -1,0 +1,112 @@
+"""A running `serve` as its commands, its status and its HTTP routes see it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance.core.config import Config
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.command import Git
+from appliance.core.git.mirror import Mirror
+from appliance.core.layout import Layout
+from appliance.core.locks import MirrorLocks
+from appliance.core.models import Health, Repo
+from appliance.core.recording.guard import Guard
+from appliance.core.recording.pushes import PushDesk
+from appliance.core.refresh.scheduler import Scheduler, Settings
+from appliance.core.rooms import Stores
+from appliance.core.serving.catalog import Catalog
+from appliance.core.serving.http import Answer
+from appliance.core.serving.listener import GitListener
+from appliance.core.status import repo_documents, status_document
+from appliance.core.store.database import StoreError
+
+
+@dataclass
+class Live:
+    """The rooms of one `serve`, and what it knows in memory; `problems` are warnings about the config's list."""
+
+    layout: Layout
+    config: Config
+    stores: Stores
+    git: Git
+    locks: MirrorLocks
+    scheduler: Scheduler
+    guard: Guard
+    desk: PushDesk
+    listener: GitListener
+    repos: list[Repo] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    urls: dict[str, str | None] = field(default_factory=lambda: {"git": None, "http": None, "admin": None})
+
+    def mirror(self, name: str) -> Mirror:
+        """The mirror of a repository, whether or not it is there."""
+        return Mirror(self.layout.mirror(name), self.git)
+
+    def follow_registry(self) -> None:
+        """Tells everyone who follows the registry what is in it now. Raises StoreError, then nothing changed."""
+        repos, healths = self.stores.registry.all(), self.stores.health.all()
+        self.repos = repos
+        self.scheduler.follow(repos, healths, Settings(self.config.refresh.interval, self.config.refresh.concurrency))
+        self.listener.catalog = Catalog(repos)
+
+    def healths(self) -> dict[int, Health]:
+        """Health by repository id, as of now."""
+        return {repo.id: self.scheduler.health(repo.id) for repo in self.repos}
+
+    def repo_documents(self, repos: list[Repo] | None = None) -> list[dict[str, Any]]:
+        """The registry, or some of it, as `repos --json` has it."""
+        return repo_documents(self.repos if repos is None else repos, self.healths(), self.config, time.time())
+
+    def ready_line(self) -> str:
+        """What `serve` prints when it accepts guests: the real addresses, a listener that is off left out."""
+        labelled = [("", self.urls["git"]), ("", self.urls["http"]), ("admin ", self.urls["admin"])]
+        return " ".join(["ready", *(f"{label}{url}" for label, url in labelled if url)])
+
+    def summary(self) -> str:
+        """The line that `systemctl status` shows."""
+        counts: dict[str, int] = {}
+        for document in self.repo_documents():
+            counts[document["state"]] = counts.get(document["state"], 0) + 1
+        states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "none registered"
+        off = f"; pushes are off: {self.guard.broken}" if self.guard.broken else ""
+        return f"{self.listener.clients} guests; repositories: {states}{off}"
+
+    def readiness(self) -> Answer:
+        """`/readyz`: every enabled repository was tried once."""
+        untried = [repo.name for repo in self.repos if repo.enabled and self._untried(repo)]
+        return Answer(503, f"not tried yet: {', '.join(untried)}\n") if untried else Answer(200, "ready\n")
+
+    def _untried(self, repo: Repo) -> bool:
+        return self.scheduler.health(repo.id).checked_at is None
+
+    def status(self) -> dict[str, Any]:
+        """The contract's `status`."""
+        warnings = list(self.problems)
+        audit_head = None
+        try:
+            audit_head = self.stores.audit.head()
+        except StoreError as error:
+            warnings.append(f"pushes are off: {error.message}")
+        try:
+            self.guard.check()
+        except GitmirrorError as error:
+            warnings.append(error.message)
+        live: Mapping[str, Any] = {
+            "serving": True,
+            "pid": os.getpid(),
+            **{name: self._public_url(name) for name in ("git", "http", "admin")},
+            "clients": self.listener.clients,
+            "pushes": {"accepted": self.desk.accepted, "rejected": self.desk.rejected},
+            "warnings": warnings,
+        }
+        return status_document(self.repos, self.healths(), self.config, time.time(), audit_head=audit_head, live=live)
+
+    def _public_url(self, listener: str) -> str | None:
+        """What guests call a listener: the configured public address, else where it listens."""
+        configured = {"git": self.config.serve.public_git, "http": self.config.serve.public_http}.get(listener)
+        return (configured or self.urls[listener]) if self.urls[listener] else None

@@ -1,0 +1,72 @@
+# shellcheck shell=bash
+# What the scripts share. Sourced, from the top of the checkout.
+
+fail() {
+    echo "${0##*/}: $*" >&2
+    exit 1
+}
+
+# Prints the path of a CPython 3.11 or newer that can make virtual environments: $PYTHON when it is set, else
+# the first that serves of python3, python3.14 ... python3.11, python.
+find_python() {
+    local candidate path without_venv=""
+    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python}; do
+        # Asked to run, not looked up: a name on PATH may be a shim of a version that is not installed.
+        path=$("$candidate" -c '
+import sys
+if sys.version_info < (3, 11) or sys.implementation.name != "cpython":
+    raise SystemExit("too old, or not CPython")
+print(sys.executable)' 2>/dev/null) || continue
+        if "$path" -c 'import ensurepip, venv' 2>/dev/null; then
+            echo "$path"
+            return
+        fi
+        without_venv=${without_venv:-$path}
+    done
+    if [ -n "$without_venv" ]; then
+        fail "$without_venv has no venv module (on Debian and Ubuntu: apt install python3-venv)"
+    fi
+    if [ -n "${PYTHON:-}" ]; then
+        fail "PYTHON=$PYTHON is not a CPython 3.11 or newer that runs"
+    fi
+    fail "no CPython 3.11 or newer found; install one, or name it: PYTHON=/path/to/python3 $0"
+}
+
+# Usage: make_venv DIR LOCK_FILE [LABEL]
+# A virtual environment in DIR with exactly what LOCK_FILE lists. Made anew when the lock file, the interpreter
+# or LABEL is another than last time, or when the last attempt was cut short; else this returns at once.
+make_venv() {
+    local folder=$1 lock_file=$2 label=${3:-} python stamp
+    python=$(find_python)
+    stamp=$("$python" - "$lock_file" "$label" <<'EOF'
+import hashlib, sys
+print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest(), sys.version.split()[0], sys.executable, sys.argv[2])
+EOF
+    )
+    if [ "$(cat "$folder/stamp" 2>/dev/null)" = "$stamp" ] && [ -x "$folder/bin/python" ]; then
+        return
+    fi
+    echo "making $folder from $lock_file ($python)" >&2
+    rm -rf "$folder"
+    mkdir -p "$(dirname "$folder")"
+    "$python" -m venv "$folder"
+    # --no-deps: the lock file is complete, but for pip, which some package names and every venv has.
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps \
+        --only-binary :all: --require-hashes --requirement "$lock_file"
+    echo "$stamp" >"$folder/stamp"
+}
+
+# Usage: hold_lock LOCK_FILE
+# From here on, one script at a time: waits for another that holds LOCK_FILE. Without flock(1) nobody waits.
+hold_lock() {
+    mkdir -p "$(dirname "$1")"
+    exec 9>"$1"
+    if command -v flock >/dev/null; then
+        flock 9
+    fi
+}
+
+# Lets the next one go on, before the script itself ends.
+release_lock() {
+    exec 9>&-
+}

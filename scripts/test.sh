@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Everything that must hold: ruff, mypy --strict, shellcheck and pytest. Arguments go to pytest,
+# which runs at the top of the checkout:
+#
+#     scripts/test.sh
+#     scripts/test.sh tests/unit -k config
+#
+# Needs a CPython 3.11 or newer (PYTHON names one), git and, the first time, a package index: it makes .venv from
+# requirements/dev.txt, and again when that or pyproject.toml changes.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+
+command -v git >/dev/null || fail "git is not there; the tests run real git"
+
+hold_lock build/venv.lock
+# The checkout is installed as a link to itself, so the environment is good for this place only.
+make_venv .venv requirements/dev.txt "$PWD"
+if ! [ .venv/installed -nt pyproject.toml ]; then
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+        --no-deps --no-index --no-build-isolation --editable .
+    touch .venv/installed
+fi
+release_lock
+
+step() {
+    echo "== $1" >&2
+    shift
+    "$@"
+}
+python=$PWD/.venv/bin/python
+
+step "ruff check" .venv/bin/ruff check .
+step "ruff format" .venv/bin/ruff format --check .
+step "mypy" "$python" -m mypy --strict
+
+shell_scripts=(.ci/run)
+while IFS= read -r file; do
+    shell_scripts+=("$file")
+done < <(find scripts appliance systemd -name '*.sh' | sort)
+shellcheck=.venv/bin/shellcheck
+if ! [ -x $shellcheck ]; then
+    # No wheel for this platform.
+    shellcheck=$(command -v shellcheck) || shellcheck=""
+fi
+if [ -n "$shellcheck" ]; then
+    step "shellcheck" "$shellcheck" --external-sources "${shell_scripts[@]}"
+else
+    echo "== shellcheck: skipped, there is no packed one for this platform and none on PATH" >&2
+fi
+
+step "pytest" "$python" -m pytest -n auto "$@"

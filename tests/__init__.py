@@ -1,0 +1,1 @@
+"""Tests of gitmirror: real git, real sockets, real processes."""

@@ -1,0 +1,164 @@
+"""Fixtures of all tests: isolated git, real repositories, the upstream and the appliance as processes.
+
+What is costly to make is made once in a session, also with several workers, and copied for each test.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.support.generate import copy_repository, generate_repository
+from tests.support.gitutil import clean_env, git
+from tests.support.serve import ROOT, Serve, Value
+from tests.support.upstream import HttpUpstream
+
+WIDGETS = "acme/widgets"
+"""The repository that the `upstream` fixture serves."""
+
+_AMBIENT = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+class ServeFactory(Protocol):
+    """Makes a `Serve` with its state below the test's directory; it is closed after the test."""
+
+    def __call__(
+        self,
+        name: str = "state",
+        *,
+        repos: Sequence[str | Mapping[str, Value]] = (),
+        pyz: Path | None = None,
+        python: str | Path = sys.executable,
+        env: Mapping[str, str] | None = None,
+        options: Sequence[str] | None = None,
+        **sections: Mapping[str, Value],
+    ) -> Serve:
+        """Arguments as those of `Serve`; `name` is the state directory's."""
+
+
+@pytest.fixture(autouse=True)
+def git_env(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Cut the test's own process off from HOME, git config and proxies; return the environment set."""
+    env = clean_env(tmp_path_factory.mktemp("home"))
+    for name in list(os.environ):
+        if name.startswith(("GIT_", "GITMIRROR_", "SSH_")) or name in _AMBIENT:
+            monkeypatch.delenv(name)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    return env
+
+
+@pytest.fixture(scope="session")
+def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that all workers of this session have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def make_once(shared_directory: Path) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Return `make(name, build)`: the path that `build(path)` filled once in this session."""
+
+    def make(name: str, build: Callable[[Path], object]) -> Path:
+        path, lock = shared_directory / name, shared_directory / f"{name}.lock"
+        with lock.open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if not path.exists():
+                growing = shared_directory / f"{name}.new"
+                build(growing)
+                growing.rename(path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundles() -> dict[str, Path]:
+    """The bundles of real repositories beside the checkout, by name. Skips when there are none."""
+    found = {path.stem: path for path in sorted((ROOT.parent / "shared" / "data").glob("*.bundle"))}
+    if not found:
+        pytest.skip("no bundles of real repositories beside the checkout (../shared/data)")
+    return found
+
+
+@pytest.fixture(scope="session")
+def homelab_bare(bundles: dict[str, Path], make_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A bare clone of the homelab bundle: 800 commits, 2,310 files. Not to be written to: copy it."""
+    return _bare_clone(bundles, "homelab", make_once)
+
+
+@pytest.fixture(scope="session")
+def sqlite_utils_bare(bundles: dict[str, Path], make_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A bare clone of the sqlite-utils bundle: 214 refs. Not to be written to: copy it."""
+    return _bare_clone(bundles, "sqlite-utils", make_once)
+
+
+@pytest.fixture(scope="session")
+def generated_bare(make_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The generated repository with its defaults. Not to be written to: copy it."""
+    return make_once("generated.git", lambda path: generate_repository(path))
+
+
+@pytest.fixture
+def widgets_bare(generated_bare: Path, tmp_path: Path) -> Path:
+    """A copy of the generated repository for this test alone."""
+    return copy_repository(generated_bare, tmp_path / "widgets.git")
+
+
+@pytest.fixture
+def upstream(generated_bare: Path, tmp_path: Path) -> Iterator[HttpUpstream]:
+    """An upstream over HTTP that serves the generated repository as `acme/widgets`."""
+    with HttpUpstream(tmp_path / "upstream") as server:
+        server.add(WIDGETS, generated_bare)
+        yield server
+
+
+@pytest.fixture
+def serve_factory(tmp_path: Path, shared_directory: Path) -> Iterator[ServeFactory]:
+    """Makes appliances (not started) that are closed after the test."""
+    made: list[Serve] = []
+
+    def make(
+        name: str = "state",
+        *,
+        repos: Sequence[str | Mapping[str, Value]] = (),
+        pyz: Path | None = None,
+        python: str | Path = sys.executable,
+        env: Mapping[str, str] | None = None,
+        options: Sequence[str] | None = None,
+        **sections: Mapping[str, Value],
+    ) -> Serve:
+        # One extraction of the built file serves all tests of the session.
+        env = {"SHIV_ROOT": str(shared_directory / "shiv"), **(env or {})} if pyz else env
+        serve = Serve(tmp_path / name, repos=repos, pyz=pyz, python=python, env=env, options=options, **sections)
+        made.append(serve)
+        return serve
+
+    yield make
+    for serve in made:
+        serve.close()
+
+
+@pytest.fixture
+def serve(serve_factory: ServeFactory, upstream: HttpUpstream) -> Serve:
+    """A running appliance that follows `acme/widgets` of `upstream` every second and has mirrored it."""
+    running = serve_factory(repos=[upstream.url(WIDGETS)], refresh={"interval": "1s"}).start()
+    running.wait_for_repo(WIDGETS)
+    return running
+
+
+def _bare_clone(
+    bundles: dict[str, Path], name: str, make_once: Callable[[str, Callable[[Path], object]], Path]
+) -> Path:
+    bundle = bundles.get(name)
+    if bundle is None:
+        pytest.skip(f"no {name}.bundle beside the checkout (../shared/data)")
+    return make_once(
+        f"{name}.git", lambda path: git("clone", "--quiet", "--mirror", str(bundle), str(path), timeout=300)
+    )

@@ -1,0 +1,1 @@
+"""Tests of the git room: one mirror worked on directly."""

@@ -1,0 +1,1 @@
+"""What the tests stand on: isolated git, generated repositories, upstreams and the appliance as a process."""

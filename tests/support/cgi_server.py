@@ -1,0 +1,230 @@
+"""A small HTTP server in front of `git http-backend` that misbehaves on demand.
+
+`git http-backend` speaks the protocol; what is here only carries bytes to and from it.
+`tests.support.upstream` holds what tests use.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import IO, Any, cast
+from urllib.parse import unquote, urlsplit
+
+from tests.support.gitutil import clean_env
+from tests.support.traffic import Gone, Request, Traffic
+
+_BLOCK = 64 * 1024
+_INNER = ("/info/refs", "/git-upload-pack", "/git-receive-pack", "/HEAD", "/objects/")
+
+
+class CgiServer(ThreadingHTTPServer):
+    """One listening period of an upstream, on a socket that listens already."""
+
+    def __init__(self, listening: socket.socket, traffic: Traffic) -> None:
+        super().__init__(listening.getsockname(), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
+        self.traffic = traffic
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve one connection in a thread, known before it starts: who stops accepting then knows them all."""
+        thread = threading.Thread(target=self._serve_one, args=(request, client_address), daemon=True)
+        self.traffic.connect(request, thread)
+        thread.start()
+
+    def _serve_one(self, request: Any, client_address: Any) -> None:
+        self.process_request_thread(request, client_address)
+        self.traffic.disconnect(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that went away; print the traceback of everything else."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = _BLOCK
+    disable_nagle_algorithm = True
+    server: CgiServer
+
+    def do_GET(self) -> None:
+        """Answer a GET: `info/refs`, or a file for a dumb client."""
+        self._answer()
+
+    def do_POST(self) -> None:
+        """Answer a POST: `git-upload-pack` or `git-receive-pack`."""
+        self._answer()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: the request log is `Traffic.requests`."""
+
+    def _answer(self) -> None:
+        try:
+            with tempfile.TemporaryFile() as body:
+                self._dispatch(body)
+            self.wfile.flush()
+        except (Gone, OSError):
+            self.close_connection = True
+
+    def _dispatch(self, body: IO[bytes]) -> None:
+        traffic = self.server.traffic
+        split = urlsplit(self.path)
+        name, inner = _locate(unquote(split.path))
+        service = inner[1:] if inner.startswith("/git-") else ""
+        if inner == "/info/refs":
+            service = split.query.partition("service=")[2].partition("&")[0]
+        user, password = self._credentials()
+        protocol = self.headers.get("Git-Protocol", "")
+        traffic.note(Request(self.command, self.path, name, service, protocol, user))
+        self._read_body(body)
+        if traffic.faults(name).hang:
+            traffic.hang(self.connection, lambda: traffic.faults(name).hang)
+        faults = traffic.faults(name)
+        if faults.fail:
+            self._say(500)
+        elif faults.status:
+            self._say(faults.status, "Retry-After", str(faults.retry_after or ""))
+        elif faults.require_password and (user, password) != (faults.user, faults.password):
+            self._say(401, "WWW-Authenticate", 'Basic realm="upstream"')
+        elif faults.not_found or not name or not (traffic.root / f"{name}.git" / "HEAD").exists():
+            self._say(404)
+        else:
+            self._run_backend(name, inner, split.query, user, body)
+
+    def _say(self, status: int, header: str = "", value: str = "") -> None:
+        text = f"the upstream answers {status}\n".encode()
+        self.send_response(status)
+        if value:
+            self.send_header(header, value)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def _credentials(self) -> tuple[str, str]:
+        kind, _, encoded = self.headers.get("Authorization", "").partition(" ")
+        if kind.lower() != "basic":
+            return "", ""
+        user, _, password = base64.b64decode(encoded).decode().partition(":")
+        return user, password
+
+    def _read_body(self, body: IO[bytes]) -> None:
+        """Put the request body, freed of transfer and content encoding, into `body`, ready to be read."""
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                self._copy(size, body)
+                self.rfile.readline()
+            while self.rfile.readline().strip():
+                pass
+        else:
+            self._copy(int(self.headers.get("Content-Length", "0")), body)
+        body.seek(0)
+        if self.headers.get("Content-Encoding", "") in ("gzip", "x-gzip"):
+            plain = gzip.decompress(body.read())
+            body.seek(0)
+            body.truncate()
+            body.write(plain)
+            body.seek(0)
+
+    def _copy(self, size: int, body: IO[bytes]) -> None:
+        while size:
+            block = self.rfile.read(min(size, _BLOCK))
+            if not block:
+                raise Gone
+            body.write(block)
+            size -= len(block)
+
+    def _run_backend(self, name: str, inner: str, query: str, user: str, body: IO[bytes]) -> None:
+        traffic = self.server.traffic
+        body.flush()
+        env = clean_env(
+            traffic.root,
+            GIT_PROJECT_ROOT=str(traffic.root),
+            GIT_HTTP_EXPORT_ALL="1",
+            REQUEST_METHOD=self.command,
+            PATH_INFO=f"/{name}.git{inner}",
+            QUERY_STRING=query,
+            CONTENT_TYPE=self.headers.get("Content-Type", ""),
+            CONTENT_LENGTH=str(os.fstat(body.fileno()).st_size) if self.command == "POST" else None,
+            REMOTE_ADDR=self.client_address[0],
+            REMOTE_USER=user or None,
+            GIT_PROTOCOL=self.headers.get("Git-Protocol"),
+            GIT_CONFIG_COUNT="1",
+            GIT_CONFIG_KEY_0="http.receivepack",
+            GIT_CONFIG_VALUE_0="true" if traffic.push else "false",
+        )
+        child = subprocess.Popen(
+            ["git", "http-backend"],
+            env=env,
+            stdin=body,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        with traffic.running(child):
+            self._relay(name, cast(io.BufferedReader, child.stdout))
+            child.wait()
+
+    def _relay(self, name: str, output: io.BufferedReader) -> None:
+        """Send a CGI answer on: its head as HTTP, its body in chunks."""
+        status, headers = 200, list[tuple[str, str]]()
+        while line := output.readline().strip():
+            key, _, value = line.decode("latin-1").partition(":")
+            if key.lower() == "status":
+                status = int(value.split()[0])
+            elif key.lower() != "content-length":
+                headers.append((key, value.strip()))
+        chunked = self.request_version != "HTTP/1.0"
+        headers.append(("Transfer-Encoding", "chunked") if chunked else ("Connection", "close"))
+        self.send_response(status)
+        for key, value in headers:
+            self.send_header(key, value)
+        self.end_headers()
+        for block in self._misbehave(name, output):
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block) if chunked else block)
+            self.wfile.flush()
+        if chunked:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _misbehave(self, name: str, output: io.BufferedReader) -> Iterator[bytes]:
+        """Yield the body in blocks as the faults want it: cut, stalled, slowed."""
+        traffic = self.server.traffic
+        sent = 0
+        while True:
+            faults = traffic.faults(name)
+            if faults.hang_after is not None and sent >= faults.hang_after:
+                traffic.hang(self.connection, lambda: traffic.faults(name).hang_after is not None)
+                continue
+            if faults.cut_after is not None and sent >= faults.cut_after:
+                raise Gone
+            limits = [_BLOCK]
+            limits += [max(1, faults.slow // 20)] if faults.slow is not None else []
+            limits += [limit - sent for limit in (faults.hang_after, faults.cut_after) if limit is not None]
+            block = output.read1(min(limits))
+            if not block:
+                return
+            yield block
+            sent += len(block)
+            if faults.slow is not None and traffic.closing.wait(len(block) / faults.slow):
+                raise Gone
+
+
+def _locate(path: str) -> tuple[str, str]:
+    """Split `/acme/widgets.git/info/refs` into `acme/widgets` and `/info/refs`; else ("", path)."""
+    for inner in _INNER:
+        name, found, rest = path.partition(inner)
+        if found:
+            name = name.strip("/").removesuffix(".git")
+            return (name, found + rest) if ".." not in path.split("/") else ("", path)
+    return "", path

@@ -1,0 +1,36 @@
+"""Which processes work on a directory: to end them, and to prove that none is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+
+def processes_of(path: Path) -> list[int]:
+    """Return the pids of all whose arguments, environment, directory or open files are at or below `path`.
+
+    A child of the appliance has a session of its own and may be orphaned: neither group nor parent finds it.
+    """
+    here = re.compile(re.escape(os.fsencode(path)) + rb"(?![\w.-])")
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and _mentions(entry, here):
+            found.append(int(entry.name))
+    return found
+
+
+def _mentions(process: Path, pattern: re.Pattern[bytes]) -> bool:
+    for name in ("cmdline", "environ"):
+        with contextlib.suppress(OSError):
+            if pattern.search((process / name).read_bytes()):
+                return True
+    links = [process / "cwd"]
+    with contextlib.suppress(OSError):
+        links += (process / "fd").iterdir()
+    for link in links:
+        with contextlib.suppress(OSError):
+            if pattern.search(os.fsencode(link.readlink())):
+                return True
+    return False

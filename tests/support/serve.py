@@ -1,0 +1,313 @@
+"""The appliance as a user runs it: a real process, a config file, a state directory, real ports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.support.gitutil import clean_env, git, git_result, kill_group, run_process, wait_until
+from tests.support.processes import processes_of
+
+__all__ = ["ROOT", "CommandFailed", "Ready", "Serve", "Value", "processes_of", "wait_until", "write_config"]
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout that is tested."""
+
+Value = str | int | float | bool | Sequence[str]
+"""What a setting may be in the config file."""
+
+_ANY_PORTS = ["--git", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
+_READY = re.compile(r"^ready(?: (git://\S+))?(?: (http://\S+))?(?: admin (http://\S+))?\n", re.MULTILINE)
+
+
+class CommandFailed(AssertionError):
+    """A command of the appliance ended with an unexpected code. The text holds its output."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        argv = " ".join(map(str, done.args))
+        super().__init__(f"{argv} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+        self.done = done
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the `ready` line says; None for a listener that is off."""
+
+    git: str | None
+    http: str | None
+    admin: str | None
+
+
+def write_config(path: Path, repos: Sequence[str | Mapping[str, Value]] = (), **sections: Mapping[str, Value]) -> None:
+    """Write a config file: `refresh={"interval": "1s"}` is a section, `repos` are URLs or settings."""
+    lines: list[str] = []
+    for name, settings in sections.items():
+        lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in settings.items())]
+    for repo in repos:
+        settings = {"url": repo} if isinstance(repo, str) else repo
+        lines += ["[[repos]]", *(f"{key} = {_toml(value)}" for key, value in settings.items())]
+    path.write_text("\n".join(lines) + "\n")
+
+
+class Serve:
+    """One state directory with its config, and the `serve` that runs on it. A context manager.
+
+    It is made without a process: `start` runs one. Config, output and HOME are beside `state` (`state.toml`,
+    `state.out`, `state.err`, `state.home`). Ports are free ones, new at each start unless `keep_ports` says
+    otherwise.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        *,
+        repos: Sequence[str | Mapping[str, Value]] = (),
+        pyz: Path | None = None,
+        python: str | Path = sys.executable,
+        env: Mapping[str, str] | None = None,
+        options: Sequence[str] | None = None,
+        **sections: Mapping[str, Value],
+    ) -> None:
+        """Prepare `python -m appliance` of this checkout, or the built file `pyz`.
+
+        `repos` and `sections` are the config (see `write_config`), `env` is laid over a clean environment,
+        `options` of `serve` replace the default: three listeners on free ports.
+        """
+        self.state = state
+        self.config = state.with_name(f"{state.name}.toml")
+        self.home = state.with_name(f"{state.name}.home")
+        self.command = [str(python), str(pyz)] if pyz else [str(python), "-m", "appliance"]
+        self.cwd = state.parent if pyz else ROOT
+        defaults = {"SHIV_ROOT": str(state.with_name(f"{state.name}.shiv"))} if pyz else {"PYTHONPATH": str(ROOT)}
+        self.env = {**clean_env(self.home), **defaults, **(env or {})}
+        self.options = _ANY_PORTS if options is None else list(options)
+        self.ready: Ready | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stdout = state.with_name(f"{state.name}.out")
+        self._stderr = state.with_name(f"{state.name}.err")
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.configure(repos, **sections)
+
+    def __enter__(self) -> Serve:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Running
+
+    def configure(self, repos: Sequence[str | Mapping[str, Value]] = (), **sections: Mapping[str, Value]) -> None:
+        """Write the whole config file anew. A running `serve` reads it at `reload`."""
+        write_config(self.config, repos, **sections)
+
+    def start(self, *, timeout: float = 30.0) -> Serve:
+        """Run `serve` and wait for its `ready` line. Raises AssertionError, with stderr, when none comes."""
+        assert not self.running, "serve runs already"
+        before = self._stdout.stat().st_size if self._stdout.exists() else 0
+        with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr:
+            process = subprocess.Popen(
+                self._argv("serve", *self.options),
+                cwd=self.cwd,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        self._process = process
+
+        def look() -> bool:
+            line = _READY.search(self._stdout.read_bytes()[before:].decode())
+            self.ready = Ready(*line.groups()) if line else None
+            return line is not None or process.poll() is not None
+
+        try:
+            wait_until(look, timeout=timeout, message="serve prints its ready line")
+        except AssertionError as error:
+            self.close()
+            raise AssertionError(f"{error}\n{self.log()}") from None
+        if self.ready is None:
+            raise AssertionError(f"serve ended with {process.returncode} before it was ready\n{self.log()}")
+        return self
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Of the running `serve`."""
+        assert self._process is not None, "serve was not started"
+        return self._process.pid
+
+    def kill(self) -> None:
+        """Kill the main process alone, as the OOM killer does; its children live on."""
+        self.signal(signal.SIGKILL)
+        self.wait(10)
+
+    def terminate(self, *, timeout: float = 40.0) -> int:
+        """Send SIGTERM, wait, and return the exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait(timeout)
+
+    def reload(self) -> None:
+        """Send SIGHUP: read the config again."""
+        self.signal(signal.SIGHUP)
+
+    def restart(self) -> Serve:
+        """End `serve` in an orderly way when it runs, and start it again."""
+        if self.running:
+            self.terminate()
+        return self.start()
+
+    def keep_ports(self) -> None:
+        """Make the next start listen on the ports of this one, so that guests find it again."""
+        assert self.ready is not None, "serve was not ready yet"
+        self.options = []
+        for listener in ("git", "http", "admin"):
+            url = getattr(self.ready, listener)
+            self.options += [f"--{listener}", urlsplit(url).netloc if url else ""]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the main process alone."""
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 40.0) -> int:
+        """Wait for the end of the main process and return its exit code."""
+        assert self._process is not None, "serve was not started"
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"serve does not end within {timeout} s\n{self.log()}") from None
+
+    def close(self) -> None:
+        """Kill `serve`, its process group, and every process that works on the state directory."""
+        if self._process is not None:
+            kill_group(self._process)
+
+        def killed() -> bool:
+            left = self.processes()
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return not left
+
+        wait_until(killed, message=f"all processes on {self.state} end")
+
+    def processes(self) -> list[int]:
+        """Return the pids of all that work on the state directory: `serve`, its children, orphans of both."""
+        return processes_of(self.state)
+
+    def log(self) -> str:
+        """Return all that `serve` wrote to stderr since the first start."""
+        return self._stderr.read_text(errors="replace") if self._stderr.exists() else ""
+
+    # Its addresses
+
+    @property
+    def git_url(self) -> str:
+        """`git://127.0.0.1:PORT`."""
+        return self._url("git")
+
+    @property
+    def http_url(self) -> str:
+        """`http://127.0.0.1:PORT`, for guests."""
+        return self._url("http")
+
+    @property
+    def admin_url(self) -> str:
+        """`http://127.0.0.1:PORT`, for operators."""
+        return self._url("admin")
+
+    @property
+    def git_address(self) -> tuple[str, int]:
+        """Host and port of the git:// listener, for a raw socket."""
+        split = urlsplit(self.git_url)
+        assert split.hostname and split.port
+        return split.hostname, split.port
+
+    def mirror(self, name: str) -> Path:
+        """Return the bare mirror of `OWNER/REPO`."""
+        return self.state / "mirrors" / f"{name}.git"
+
+    # What users do with it
+
+    def cli(
+        self, *args: str, check: bool = True, timeout: float = 60.0, input: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run another command on the same state and config.
+
+        Raises CommandFailed for a code other than 0 unless `check` is False.
+        """
+        data = None if input is None else input.encode()
+        raw = run_process(self._argv(*args), cwd=self.cwd, env=self.env, input=data, timeout=timeout)
+        done = subprocess.CompletedProcess(raw.args, raw.returncode, raw.stdout.decode(), raw.stderr.decode())
+        if check and done.returncode:
+            raise CommandFailed(done)
+        return done
+
+    def cli_json(self, *args: str, codes: Sequence[int] = (0, 3), timeout: float = 60.0) -> Any:
+        """Run a command with `--json` and return the document. Code 3 (something is stale) is no failure."""
+        done = self.cli(*args, "--json", check=False, timeout=timeout)
+        if done.returncode not in codes:
+            raise CommandFailed(done)
+        return json.loads(done.stdout)
+
+    def clone(self, dest: Path, repo: str, *git_args: str, http: bool = False) -> Path:
+        """Clone `OWNER/REPO` from the appliance to `dest` as a guest does, and return `dest`."""
+        url = f"{self.http_url if http else self.git_url}/{repo}"
+        git("clone", "--quiet", *git_args, url, str(dest), timeout=120)
+        return dest
+
+    def wait_for_repo(self, name: str, state: str = "fresh", *, timeout: float = 20.0) -> dict[str, Any]:
+        """Wait until `status` shows the repository in `state`, and return its entry."""
+
+        def look() -> dict[str, Any] | None:
+            for entry in self.cli_json("status", codes=(0, 3, 4))["repos"]:
+                if entry["name"] == name and entry["state"] == state:
+                    return dict(entry)
+            return None
+
+        return wait_until(look, timeout=timeout, message=f"{name} is {state}")
+
+    def wait_for_ref(self, name: str, ref: str, oid: str | None, *, timeout: float = 20.0) -> None:
+        """Wait until a ref of the mirror is at `oid` (None: is gone). Reads the mirror itself."""
+
+        def look() -> bool:
+            if not self.mirror(name).exists():
+                return oid is None
+            code, found, _ = git_result("rev-parse", "--quiet", "--verify", ref, cwd=self.mirror(name))
+            return found == oid if code == 0 else oid is None
+
+        wait_until(look, timeout=timeout, message=f"{ref} of {name} is at {oid}")
+
+    def _argv(self, *args: str) -> list[str]:
+        return [*self.command, "--state", str(self.state), "--config", str(self.config), *args]
+
+    def _url(self, listener: str) -> str:
+        url = getattr(self.ready, listener, None)
+        assert isinstance(url, str), f"serve has no {listener} listener"
+        return url
+
+
+def _toml(value: Value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int | float):
+        # A JSON string is a TOML basic string.
+        return json.dumps(value)
+    return "[" + ", ".join(_toml(each) for each in value) + "]"

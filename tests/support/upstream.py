@@ -1,0 +1,236 @@
+"""The tests' "GitHub": real bare repositories over HTTP and git:// that hang, fail and die on demand."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from tests.support.cgi_server import CgiServer
+from tests.support.generate import copy_repository, create_repository
+from tests.support.gitutil import clean_env, kill_group, wait_until
+from tests.support.traffic import Request, Switches, Traffic
+
+__all__ = ["GitDaemonUpstream", "HttpUpstream", "Request", "Switches"]
+
+
+class _Upstream:
+    """Bare repositories below a directory: `acme/widgets` is `root/acme/widgets.git`. A context manager."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, source: Path | None = None) -> Path:
+        """Serve a copy of the bare repository `source` (None: an empty one) as `name`; return its path."""
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return create_repository(path) if source is None else copy_repository(source, path)
+
+    def path(self, name: str) -> Path:
+        """Return the bare repository behind `name`, there or not."""
+        return self.root / f"{name}.git"
+
+    def close(self) -> None:
+        """Stop, and leave no process and no thread."""
+        raise NotImplementedError
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class HttpUpstream(_Upstream):
+    """Repositories served by `git http-backend` on a free port of 127.0.0.1 from the moment it is made.
+
+    They answer with and without `.git`, as on GitHub, in protocol v0 to v2. `everywhere` holds the faults
+    of all repositories, `on(name)` those of one; a fault that either has counts.
+    """
+
+    def __init__(self, root: Path, *, push: bool = True) -> None:
+        super().__init__(root)
+        self._traffic = Traffic(root, push)
+        self._socket = _bind(0)
+        self.port: int = self._socket.getsockname()[1]
+        self._server: CgiServer | None = None
+        self._acceptor = threading.Thread()
+        self.restore()
+
+    def __enter__(self) -> HttpUpstream:
+        return self
+
+    def url(self, name: str) -> str:
+        """Return the URL of `name`, as GitHub shows it: without `.git`."""
+        return f"http://127.0.0.1:{self.port}/{name}"
+
+    @property
+    def everywhere(self) -> Switches:
+        """The faults of every repository."""
+        return self._traffic.everywhere
+
+    def on(self, name: str) -> Switches:
+        """Return the faults of one repository."""
+        return self._traffic.switches(name)
+
+    def reset(self) -> None:
+        """Turn every fault off, let hung requests go on, and listen again if `refuse` was called."""
+        self._traffic.reset()
+        self.restore()
+
+    def refuse(self) -> None:
+        """Be gone as a killed server is: cut open connections, refuse new ones. The port stays ours."""
+        if self._server is None:
+            return
+        self._server.shutdown()
+        self._acceptor.join()
+        self._server.server_close()
+        self._server = None
+        # Bound and not listening: connects are refused, and no other test gets the port.
+        self._socket = _bind(self.port)
+        self._traffic.drop()
+
+    def restore(self) -> None:
+        """Listen again, on the same port."""
+        if self._server is not None:
+            return
+        self._socket.listen(256)
+        self._server = CgiServer(self._socket, self._traffic)
+        self._acceptor = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._acceptor.start()
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests so far, oldest first."""
+        return self._traffic.requests()
+
+    def count(self, name: str | None = None, service: str | None = None) -> int:
+        """Return how many requests there were, of one repository and one service when these are given."""
+        return sum(
+            (name is None or each.repo == name) and (service is None or each.service == service)
+            for each in self.requests
+        )
+
+    def forget(self) -> None:
+        """Empty the request log."""
+        self._traffic.forget()
+
+    @property
+    def hanging(self) -> int:
+        """How many requests hang right now."""
+        return self._traffic.hanging()
+
+    def close(self) -> None:
+        """Stop: hung requests are dropped, children killed, threads joined."""
+        self.refuse()
+        self._socket.close()
+        self._traffic.end()
+
+
+class GitDaemonUpstream(_Upstream):
+    """Repositories served by a real `git daemon` on a free port of 127.0.0.1 from the moment it is made."""
+
+    def __init__(self, root: Path, *, push: bool = False) -> None:
+        super().__init__(root)
+        self.port = 0
+        self._push = push
+        self._log = root / "daemon.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def __enter__(self) -> GitDaemonUpstream:
+        return self
+
+    def url(self, name: str) -> str:
+        """Return the git:// URL of `name`."""
+        return f"git://127.0.0.1:{self.port}/{name}"
+
+    def start(self) -> None:
+        """Listen: on the port it had, or the first time on a free one."""
+        if self._process is not None:
+            return
+        # git daemon takes 0 for "the default port"; a free one may be taken before the daemon is up.
+        for _ in range(20):
+            port = self.port or _free_port()
+            if self._try_port(port):
+                self.port = port
+                return
+        raise AssertionError(f"git daemon does not start: {self._log.read_text()}")
+
+    def stop(self) -> None:
+        """Kill the daemon and its children, also while it hangs."""
+        if self._process is not None:
+            kill_group(self._process)
+            self._process = None
+
+    def hang(self) -> None:
+        """Stop the daemon and its children where they are: the kernel still accepts, nobody answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let what hangs go on."""
+        self._signal(signal.SIGCONT)
+
+    def count(self, name: str | None = None) -> int:
+        """Return how many requests the daemon has begun to answer, for one repository when it is given."""
+        end = "" if name is None else f"'/{name}"
+        lines = self._log.read_text(errors="replace").splitlines()
+        return sum("] Request " in line and end in line for line in lines)
+
+    def close(self) -> None:
+        """Stop the daemon."""
+        self.stop()
+
+    def _try_port(self, port: int) -> bool:
+        argv = [
+            "git",
+            "daemon",
+            "--verbose",
+            "--log-destination=stderr",
+            "--informative-errors",
+            "--reuseaddr",
+        ]
+        argv += ["--listen=127.0.0.1", f"--port={port}", f"--base-path={self.root}", "--export-all"]
+        argv += ["--enable=receive-pack"] if self._push else []
+        before = self._log.stat().st_size if self._log.exists() else 0
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [*argv, str(self.root)],
+                env=clean_env(self.root),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        # A port that answers proves nothing, it may be another's; the daemon says so when it listens.
+        wait_until(
+            lambda: process.poll() is not None or b"Ready to rumble" in self._log.read_bytes()[before:],
+            message="git daemon starts",
+        )
+        if process.poll() is None:
+            self._process = process
+            return True
+        kill_group(process)
+        return False
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None, "the daemon is stopped"
+        os.killpg(self._process.pid, number)
+
+
+def _bind(port: int) -> socket.socket:
+    """Return a socket that holds `port` of 127.0.0.1 (0: a free one) and does not listen yet."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", port))
+    return bound
+
+
+def _free_port() -> int:
+    with _bind(0) as probe:
+        port: int = probe.getsockname()[1]
+    return port
