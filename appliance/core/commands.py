@@ -31,7 +31,7 @@ class Commands:
         }
 
     async def _status(self, arguments: Arguments, tell: Tell) -> Any:
-        return self._live.status()
+        return await self._live.status()
 
     async def _repos(self, arguments: Arguments, tell: Tell) -> Any:
         return self._live.repo_documents()

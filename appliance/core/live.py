@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Mapping
@@ -84,12 +85,13 @@ class Live:
     def _untried(self, repo: Repo) -> bool:
         return self.scheduler.health(repo.id).checked_at is None
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         """The contract's `status`."""
         warnings = list(self.problems)
         audit_head = None
         try:
-            audit_head = self.stores.audit.head()
+            # A push may be waiting for the database just now; the loop must not wait with it.
+            audit_head = await asyncio.to_thread(self.stores.audit.head)
         except StoreError as error:
             warnings.append(f"pushes are off: {error.message}")
         try:

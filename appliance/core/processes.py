@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -25,6 +26,18 @@ log = logging.getLogger(__name__)
 
 TERM_GRACE = 3.0
 """Seconds between SIGTERM and SIGKILL to a group."""
+
+
+MOST_OPEN_FILES = 65536
+"""Three descriptors for each guest that is served and one for each that waits: more than the usual limit of 1024."""
+
+
+def raise_open_files_limit() -> None:
+    """Lets this process open as many files as it may, MOST_OPEN_FILES at most."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class LockHeld(GitmirrorError):

@@ -25,7 +25,7 @@ from appliance.core.locks import MirrorLocks
 from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.models import Recorded, RefreshOutcome, RefsMoved, Repo
 from appliance.core.owner import SERVE, claim
-from appliance.core.processes import Children
+from appliance.core.processes import Children, raise_open_files_limit
 from appliance.core.recording.guard import Guard
 from appliance.core.recording.pushes import PushDesk
 from appliance.core.refresh.refresher import Refresher
@@ -83,6 +83,7 @@ class Service:
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, reload.set)
         config = self._start.load()
+        raise_open_files_limit()
         make_state(self._layout)
         control_path = _control_path(self._layout)
         owned = await asyncio.to_thread(claim, self._layout, SERVE, control=control_path, wait=WAIT_FOR_OWNER)

@@ -110,7 +110,7 @@ class Mirror:
 
     def head(self) -> str | None:
         """The ref that HEAD points at."""
-        text = (self.path / "HEAD").read_text().strip()
+        text = os.fsdecode((self.path / "HEAD").read_bytes()).strip()
         return text.removeprefix("ref: ") if text.startswith("ref: ") else None
 
     async def set_head(self, ref: str) -> None:

@@ -16,7 +16,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import ZERO_OID, Recorded, RefChange, RefCommand, Repo, Ruling
 from appliance.core.recording.guard import Guard
-from appliance.core.recording.policy import ALLOWED, review, session_of
+from appliance.core.recording.policy import ALLOWED, MOST_REFS, review, session_of
 from appliance.core.store.audit import Attempt, AuditLog, OpenAttempt
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,8 @@ class PushDesk:
         """
         refused = review([(command.old, command.new, command.ref) for command in commands])
         if total > len(commands):
-            refused = {command.ref: f"{total} refs in one push" for command in commands}
+            reason = f"{total} refs in one push, at most {MOST_REFS} are allowed"
+            refused = {command.ref: reason for command in commands}
         if fault:
             refused = {command.ref: fault for command in commands}
         off: GitmirrorError | None = None
@@ -105,7 +106,8 @@ class PushDesk:
             refused, ids = {command.ref: off.message for command in commands}, []
         if refused:
             self.rejected += 1
-            log.info("push to %s by %s refused: %s", repo.name, client, next(iter(refused.items()), total))
+            ref, reason = next(iter(refused.items()))
+            log.info("push to %s by %s refused: %s: %s", repo.name, client, printable(ref), reason)
         else:
             self.accepted += 1
         advice = (off.message, off.hint) if off else _advice(repo, refused)

@@ -118,14 +118,14 @@ class GitListener:
                     guest.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 async with asyncio.timeout(self._limits.total_timeout):
                     await self._answer(guest, client, address[1])
-            except RequestError as error:
+            except (RequestError, PacketError) as error:
                 self.refused += 1
                 log.info("%s refused: %s", client, error)
                 with contextlib.suppress(OSError, TimeoutError):
                     await _say_error(guest, str(error))
             except (IdleTimeout, TimeoutError):
                 log.info("%s was too slow and is cut off", client)
-            except (OSError, PacketError) as error:
+            except OSError as error:
                 log.info("%s: connection ended early: %s", client, error)
             except Exception:
                 log.exception("serving %s failed", client)

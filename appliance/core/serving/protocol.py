@@ -55,7 +55,9 @@ def parse_daemon_request(payload: bytes) -> DaemonRequest:
 
 
 MOST_COMMAND_BYTES = 8 * 2**20
-"""A push of 50,000 refs is 5 MB of commands; past this the guest is cut off."""
+"""A push of 50,000 refs is 5 MB of commands; more is not read."""
+LONGEST_COMMAND = 4096
+"""Bytes of one ref command. No file system takes a ref that long."""
 KEPT_COMMANDS = 1024
 """Ref commands that are kept; the rest is counted only."""
 MOST_SHALLOW = 100_000
@@ -84,16 +86,25 @@ class PushRequest:
         return self._splitter.rest
 
     def feed(self, data: bytes) -> None:
-        """Takes bytes. Raises PacketError when what comes is no push at all, or far too much."""
+        """Takes bytes. Raises PacketError when what comes is no push at all; a push that breaks off has a `fault`."""
         self._received += len(data)
-        for payload in self._splitter.feed(data):
-            if payload is None:
-                self.raw += FLUSH
-                self.done = True
-                return
-            self._take(payload)
-        if self._received > MOST_COMMAND_BYTES:
-            raise PacketError(f"more than {MOST_COMMAND_BYTES} bytes of ref commands")
+        try:
+            for payload in self._splitter.feed(data):
+                if payload is None:
+                    self.raw += FLUSH
+                    self.done = True
+                    return
+                self._take(payload)
+            if self._received > MOST_COMMAND_BYTES:
+                raise PacketError(f"more than {MOST_COMMAND_BYTES} bytes of ref commands")
+        except PacketError as error:
+            self.break_off(str(error))
+
+    def break_off(self, reason: str) -> None:
+        """No more comes that could be read. Raises PacketError when there was no ref command yet to be refused."""
+        if not self.total:
+            raise PacketError(reason)
+        self.fault, self.done = reason, True
 
     def _take(self, payload: bytes) -> None:
         if len(self.commands) < KEPT_COMMANDS:
@@ -111,7 +122,7 @@ class PushRequest:
         if len(self.commands) >= KEPT_COMMANDS:
             return
         parts = text.decode("utf-8", "surrogateescape").split(" ", 2)
-        if len(parts) != 3 or not parts[2] or "\0" in parts[2]:
+        if len(parts) != 3 or not parts[2] or "\0" in parts[2] or len(payload) > LONGEST_COMMAND:
             # push-cert lines land here too: certificates are not advertised, so nobody may send one.
             self.fault = "malformed ref command"
             parts = ["0" * 40, "0" * 40, text.decode("utf-8", "replace")[:200]]

@@ -135,11 +135,17 @@ class PushRelay:
         request = PushRequest()
         loop = asyncio.get_running_loop()
         while not request.done:
-            data = await loop.sock_recv(self._guest, CHUNK)
+            try:
+                data = await loop.sock_recv(self._guest, CHUNK)
+            except ConnectionError:
+                data = b""
             self._activity.touch()
-            if not data:
+            if data:
+                request.feed(data)
+            elif request.total:
+                request.break_off("the push ended before its list of refs was whole")
+            else:
                 return None
-            request.feed(data)
         return request
 
     async def _let_through(self, request: PushRequest, ruling: Ruling) -> None:
@@ -188,10 +194,17 @@ class PushRelay:
                 self._guest_gone = True
 
     async def _refuse(self, request: PushRequest, ruling: Ruling) -> None:
-        """Says why, and reads on: git looks at the answer only once it has sent its whole pack."""
+        """Says why while it reads on: git looks at the answer only once it has sent its whole pack."""
+        drain = asyncio.create_task(self._drain())
+        try:
+            await asyncio.get_running_loop().sock_sendall(self._guest, refusal_report(request, ruling))
+            self._guest.shutdown(socket.SHUT_WR)
+            await drain
+        finally:
+            await end_tasks(drain)
+
+    async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
-        await loop.sock_sendall(self._guest, refusal_report(request, ruling))
-        self._guest.shutdown(socket.SHUT_WR)
         drained = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
