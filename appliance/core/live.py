@@ -23,6 +23,9 @@ from appliance.core.rooms import Stores
 from appliance.core.serving.catalog import Catalog
 from appliance.core.serving.http import Answer
 from appliance.core.serving.listener import GitListener
+from appliance.core.serving.refs import RefSnapshots
+from appliance.core.serving.responses import ResponseCache, Way
+from appliance.core.serving.warming import Warmer
 from appliance.core.status import repo_documents, status_document
 from appliance.core.store.database import StoreError
 
@@ -40,6 +43,9 @@ class Live:
     guard: Guard
     desk: PushDesk
     listener: GitListener
+    cache: ResponseCache
+    snapshots: RefSnapshots
+    warmer: Warmer
     repos: list[Repo] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     urls: dict[str, str | None] = field(default_factory=lambda: {"git": None, "http": None, "admin": None})
@@ -51,6 +57,9 @@ class Live:
     def follow_registry(self) -> None:
         """Tells everyone who follows the registry what is in it now. Raises StoreError, then nothing changed."""
         repos, healths = self.stores.registry.all(), self.stores.health.all()
+        for gone in {repo.id for repo in self.repos} - {repo.id for repo in repos if repo.enabled}:
+            self.warmer.forget(gone)
+            self.cache.evict(gone)
         self.repos = repos
         self.scheduler.follow(repos, healths, Settings(self.config.refresh.interval, self.config.refresh.concurrency))
         self.listener.catalog = Catalog(repos)
@@ -105,6 +114,15 @@ class Live:
             "clients": self.listener.clients,
             "pushes": {"accepted": self.desk.accepted, "rejected": self.desk.rejected},
             "warnings": warnings,
+            "cache": {
+                "hits": self.cache.counts[Way.HIT],
+                "misses": self.cache.counts[Way.MISS],
+                "joined": self.cache.counts[Way.JOINED],
+                "direct": self.cache.counts[Way.DIRECT],
+                "bytes": self.cache.bytes,
+                "budget": self.cache.budget,
+            },
+            "warmed": {repo.name: self.warmer.state(repo.id) for repo in self.repos},
         }
         return status_document(self.repos, self.healths(), self.config, time.time(), audit_head=audit_head, live=live)
 

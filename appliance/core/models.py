@@ -122,6 +122,25 @@ class Recorded:
 
 
 @dataclass(frozen=True)
+class Hydration:
+    """Event: a guest got its objects. `way` is how (hit, joined, miss, direct), times are seconds.
+
+    `want` is the first of `wants` object ids, `shape` the request in a few words, `first_byte` the time until it came.
+    """
+
+    repo: str
+    want: str
+    wants: int
+    shape: str
+    way: str
+    bytes: int
+    first_byte: float
+    seconds: float
+    client: str
+    protocol: str
+
+
+@dataclass(frozen=True)
 class RefCommand:
     """One line of a push: `ref` from `old` to `new`, object ids; zeros mean that there is none."""
 

@@ -23,7 +23,7 @@ from appliance.core.layout import Layout
 from appliance.core.live import Live
 from appliance.core.locks import MirrorLocks
 from appliance.core.maintenance.maintainer import Maintainer
-from appliance.core.models import Recorded, RefreshOutcome, RefsMoved, Repo
+from appliance.core.models import Hydration, Recorded, RefreshOutcome, RefsMoved, Repo
 from appliance.core.owner import SERVE, claim
 from appliance.core.processes import Children, raise_open_files_limit
 from appliance.core.recording.guard import Guard
@@ -38,10 +38,15 @@ from appliance.core.rooms import (
     refuse_foreign_leftover,
     wanted_of_config,
 )
+from appliance.core.serving.engine import Engine
 from appliance.core.serving.http import Answer, HttpListener
 from appliance.core.serving.listener import GitListener, Limits, Serving
+from appliance.core.serving.refs import RefSnapshots
 from appliance.core.serving.relay import Daemon
+from appliance.core.serving.responses import ResponseCache
 from appliance.core.serving.sockets import listen, url_of
+from appliance.core.serving.uploadpack import UploadPack
+from appliance.core.serving.warming import Warmer
 from appliance.core.store.database import StoreError
 from appliance.core.systemd import Notifier
 from appliance.core.units import Address
@@ -102,6 +107,9 @@ class Service:
             ]
             for part in parts:
                 part.add_done_callback(lambda _: stop.set())
+            for repo in self._live.repos:
+                if repo.enabled:
+                    self._live.warmer.warm(repo)
             self._start.announce(self._live.ready_line())
             self._start.notifier.ready(self._live.summary())
             while not stop.is_set():
@@ -135,9 +143,24 @@ class Service:
         desk = PushDesk(layout, guard, stores.audit, self._mirror, self._on_recorded)
         exec_path = (await git.run("--exec-path", cwd=Path("/"), deadline=10)).stdout.decode().strip()
         self._daemon = Daemon(f"{exec_path}/git-daemon", environment, config.serve.idle_timeout)
-        serving = Serving(layout, children, self._daemon, desk, lambda name: locks.shared(name, preempt=True))
+        cache = ResponseCache(layout.cache / "responses", config.cache.budget)
+        cache.start()
+        snapshots = RefSnapshots(self._mirror)
+        upload_pack = UploadPack(children, environment, config.serve.idle_timeout)
+        engine = Engine(
+            cache,
+            snapshots,
+            upload_pack,
+            self._mirror,
+            on_hydrated=self._on_hydrated,
+            on_shape=lambda repo, shape: self._live.warmer.saw(repo, shape),
+        )
+        warmer = Warmer(engine, cache, snapshots, self._mirror, lambda repo: scheduler.health(repo.id).tip)
+        serving = Serving(layout, children, self._daemon, desk, engine, lambda name: locks.shared(name, preempt=True))
         listener = GitListener(serving, _limits(config))
-        self._live = Live(layout, config, stores, git, locks, scheduler, guard, desk, listener)
+        self._live = Live(
+            layout, config, stores, git, locks, scheduler, guard, desk, listener, cache, snapshots, warmer
+        )
         self._maintainer = Maintainer(
             self._mirror,
             locks,
@@ -229,6 +252,8 @@ class Service:
             await server.stop()
         await self._live.listener.stop(drain)
         await control.stop()
+        await self._live.warmer.stop()
+        await self._live.cache.stop()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -261,9 +286,23 @@ class Service:
             log.error("the health of repository %d cannot be recorded: %s", repo_id, error.message)
 
     async def _on_moved(self, event: RefsMoved) -> None:
+        self._live.snapshots.invalidate(event.repo.id)
         self._maintainer.mark(event.repo.name)
+        self._live.warmer.warm(event.repo)
+
+    def _on_hydrated(self, event: Hydration) -> None:
+        log.info(
+            "%s: %s (%s) to %s by %s in %.3fs",
+            event.repo,
+            event.shape,
+            event.way,
+            event.client,
+            event.protocol,
+            event.seconds,
+        )
 
     async def _on_recorded(self, event: Recorded) -> None:
+        self._live.snapshots.invalidate(event.repo.id)
         self._maintainer.mark(event.repo.name)
         if event.repo.id in self._recounts:
             self._recounts[event.repo.id] = True

@@ -52,8 +52,8 @@ def status_document(
         "pushes": None,
         "warnings": [],
     }
-    document |= live or {}
     document["cache"] = {"hits": 0, "misses": 0, "joined": 0, "bytes": 0, "budget": config.cache.budget}
+    document |= live or {}
     document["repos"] = [
         _repo_status(repo, healths.get(repo.id, Health()), now, config.refresh.stale_after) for repo in repos
     ]

@@ -115,6 +115,9 @@ def write_git_configs(layout: Layout, *, max_push: int) -> None:
 \tallowFilter = true
 \tallowAnySHA1InWant = true
 \tkeepAlive = 5
+[pack]
+\twindow = 0
+\tcompression = 1
 """
     )
     write_atomically(layout.serving_config, serving)

@@ -108,6 +108,20 @@ class Mirror:
         lines = output.stdout.decode("utf-8", "surrogateescape").splitlines()
         return {name: oid for oid, _, name in (line.partition(" ") for line in lines)}
 
+    async def listed_refs(self) -> list[tuple[bytes, bytes, bytes]]:
+        """Every ref in git's order: name, object id, and what an annotated tag points at (else empty)."""
+        output = await self.git.run(
+            "for-each-ref", "--format=%(objectname) %(refname) %(*objectname)", cwd=self.path, deadline=QUICK
+        )
+        parts = (line.split(b" ") for line in output.stdout.splitlines())
+        return [(name, oid, peeled) for oid, name, peeled in parts]
+
+    async def blobs(self, commit: str) -> list[bytes]:
+        """Object ids of all blobs of a commit's tree, as a checkout needs them. Raises GitError."""
+        output = await self.git.run("ls-tree", "-r", "-z", "--full-tree", commit, cwd=self.path, deadline=QUICK)
+        words = (entry.partition(b"\t")[0].split(b" ") for entry in output.stdout.split(b"\0") if entry)
+        return [oid for _, kind, oid in words if kind == b"blob"]
+
     def head(self) -> str | None:
         """The ref that HEAD points at."""
         text = os.fsdecode((self.path / "HEAD").read_bytes()).strip()

@@ -17,12 +17,15 @@ class Catalog:
 
     def __init__(self, repos: Iterable[Repo] = ()) -> None:
         self._by_path: dict[str, Repo] = {}
+        self._hosts: dict[str, str] = {}
         named: dict[str, Repo] = {}
         for repo in repos:
             if not repo.enabled:
                 continue
             self._by_path[repo.name] = repo
             upstream = parse_upstream(repo.url, allow_local=True)
+            if upstream.scheme in ("http", "https"):
+                self._hosts[upstream.host.lower()] = f"{upstream.scheme}://{upstream.host}"
             if upstream.host:
                 for host in {upstream.host.lower(), upstream.host.lower().partition(":")[0]}:
                     named[f"{host}/{repo.name}"] = repo
@@ -38,3 +41,7 @@ class Catalog:
             host, _, rest = wanted.partition("/")
             found = self._by_path.get(f"{host.lower()}/{rest}")
         return found
+
+    def upstream_host(self, host: str) -> str | None:
+        """`SCHEME://HOST` of an upstream host that some repository here has and that speaks HTTP, or None."""
+        return self._hosts.get(host.lower())

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
+from appliance.core.errors import GitmirrorError
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.processes import Children
 from appliance.core.serving.catalog import Catalog
+from appliance.core.serving.engine import Caller, Engine
 from appliance.core.serving.pktline import PacketError, packet, packet_length
 from appliance.core.serving.protocol import (
     LARGEST_REQUEST,
@@ -24,7 +26,11 @@ from appliance.core.serving.protocol import (
     parse_daemon_request,
 )
 from appliance.core.serving.push import Desk, PushRelay
-from appliance.core.serving.relay import Daemon, IdleTimeout, daemon_child, relay_fetch
+from appliance.core.serving.relay import Daemon, daemon_child, relay_fetch
+from appliance.core.serving.responses import AnswerFailed
+from appliance.core.serving.streams import IdleTimeout, SocketStream
+from appliance.core.serving.uploadpack import UploadPackError
+from appliance.core.serving.v2 import V2Reader
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +62,7 @@ class Serving:
     children: Children
     daemon: Daemon
     desk: Desk
+    engine: Engine
     writing: Callable[[str], AbstractAsyncContextManager[None]]
 
 
@@ -125,6 +132,9 @@ class GitListener:
                     await _say_error(guest, str(error))
             except (IdleTimeout, TimeoutError):
                 log.info("%s was too slow and is cut off", client)
+            except (AnswerFailed, UploadPackError, GitmirrorError) as error:
+                # What came of the answer ends with git's own words; cutting it off there is the error that git sees.
+                log.info("%s: the fetch failed: %s", client, error or "its answer could not be made")
             except OSError as error:
                 log.info("%s: connection ended early: %s", client, error)
             except Exception:
@@ -168,6 +178,9 @@ class GitListener:
         serving = self._serving
         mirror = serving.layout.mirror(repo.name)
         extra = {"REMOTE_ADDR": client, "REMOTE_PORT": str(port)}
+        if request.service != RECEIVE_PACK and request.version == 2:
+            await self._serve_v2(guest, client, repo)
+            return
         if request.service != RECEIVE_PACK:
             async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (_, ours):
                 await relay_fetch(guest, ours, self._limits.idle_timeout)
@@ -177,6 +190,17 @@ class GitListener:
         async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (child, ours):
             relay = PushRelay(serving.desk, serving.writing, push, repo, client, guest, child, ours)
             await relay.run(self._limits.idle_timeout)
+
+    async def _serve_v2(self, guest: socket.socket, client: str, repo: Repo) -> None:
+        """Command by command: v2 keeps no state between them, over git:// either."""
+        stream, reader, engine = SocketStream(guest, self._limits.idle_timeout), V2Reader(), self._serving.engine
+        await stream.send(await engine.advertise(repo))
+        while True:
+            async with asyncio.timeout(self._limits.idle_timeout):
+                request = await reader.read(stream.receive)
+            if request is None:
+                return
+            await engine.answer(repo, request, stream, Caller(client, "git"))
 
 
 def _client_name(address: tuple[str, int]) -> str:

@@ -19,7 +19,8 @@ from appliance.core.models import RefCommand, Repo, Ruling
 from appliance.core.processes import Child
 from appliance.core.serving.pktline import PacketError
 from appliance.core.serving.protocol import PushRequest, ReportReader, refusal_report
-from appliance.core.serving.relay import CHUNK, Activity, IdleTimeout, end_tasks, pump
+from appliance.core.serving.relay import Activity, end_tasks, pump
+from appliance.core.serving.streams import CHUNK, IdleTimeout
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,7 @@ from pathlib import Path
 
 from appliance.core.processes import Child, Children
 from appliance.core.serving.protocol import DaemonRequest
-
-CHUNK = 65536
-
-
-class IdleTimeout(Exception):
-    """Nothing went either way for too long."""
+from appliance.core.serving.streams import CHUNK, IdleTimeout
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,126 @@
+"""Accepting connections, how many at once, and how they end when serve stops: the same for every port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What guests may take, in seconds and connections."""
+
+    max_clients: int
+    queue_timeout: float
+    request_timeout: float
+    idle_timeout: float
+    total_timeout: float
+
+    @property
+    def max_connections(self) -> int:
+        """Connections at once, those that wait their turn included."""
+        return self.max_clients * 4 + 64
+
+
+class Busy(Exception):
+    """There is no place for this guest; the text is for it."""
+
+
+class Admission:
+    """Places for `max_clients` guests on all ports together. A guest takes one once it has asked for something."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._places = asyncio.Semaphore(limits.max_clients)
+        self.waiting = 0
+        self.served = 0
+        self.refused = 0
+
+    @contextlib.asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Waits its turn. Raises Busy."""
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(self.limits.queue_timeout):
+                await self._places.acquire()
+        except TimeoutError:
+            self.refused += 1
+            raise Busy(
+                f"{self.limits.max_clients} guests are being served and no place came free "
+                f"in {self.limits.queue_timeout:g}s; try again"
+            ) from None
+        finally:
+            self.waiting -= 1
+        try:
+            yield
+            self.served += 1
+        finally:
+            self._places.release()
+
+
+Handle = Callable[[socket.socket, str, int], Awaitable[None]]
+"""Serves one connection: the socket, the guest's address, its port."""
+
+
+class Acceptor:
+    """Accepts on the listening sockets of one port and runs `handle` for each connection."""
+
+    def __init__(self, name: str, handle: Handle) -> None:
+        self._name = name
+        self._handle = handle
+        self._connections: set[asyncio.Task[None]] = set()
+        self._accepting: list[asyncio.Task[None]] = []
+
+    def __len__(self) -> int:
+        """Connections at this moment, waiting ones included."""
+        return len(self._connections)
+
+    def start(self, sockets: list[socket.socket]) -> None:
+        """Accepts on listening, non-blocking sockets."""
+        self._accepting = [asyncio.create_task(self._accept(each), name=f"accept {self._name}") for each in sockets]
+
+    async def stop(self, drain: float) -> None:
+        """Stops accepting, lets what runs finish for `drain` seconds, then ends it."""
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        if self._connections and drain:
+            log.info("draining %d %s connections for up to %gs", len(self._connections), self._name, drain)
+            await asyncio.wait(self._connections, timeout=drain)
+        for connection in list(self._connections):
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with listening:
+            while True:
+                try:
+                    connection, address = await loop.sock_accept(listening)
+                except OSError as error:
+                    # Out of descriptors or memory: guests wait in the backlog until some are given back.
+                    if error.errno not in (errno.ECONNABORTED, errno.EPROTO):
+                        log.error("cannot accept a guest: %s", error)
+                        await asyncio.sleep(0.1)
+                    continue
+                task = asyncio.create_task(self._serve(connection, address))
+                self._connections.add(task)
+                task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, connection: socket.socket, address: tuple[str, int]) -> None:
+        with connection:
+            with contextlib.suppress(OSError):
+                # Without it a tiny exchange costs 40 to 100 ms (Nagle against delayed ACK).
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                # IPv4 also when it came over a dual-stack socket.
+                await self._handle(connection, str(address[0]).removeprefix("::ffff:"), address[1])
+            except Exception:
+                log.exception("serving %s failed", address[0])

@@ -1,0 +1,178 @@
+"""Answers protocol v2 for git:// and HTTP alike: each command by itself, fetches from the cache where they can be."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from appliance.core.git.mirror import Mirror
+from appliance.core.models import Hydration, Repo
+from appliance.core.serving.refs import RefSnapshots
+from appliance.core.serving.responses import Answer, ResponseCache, Way
+from appliance.core.serving.streams import Sink
+from appliance.core.serving.uploadpack import UploadPack
+from appliance.core.serving.v2 import FetchShape, V2Request, shape_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, for the record: the guest's address and `git` or `http`."""
+
+    client: str
+    protocol: str
+
+
+class Engine:
+    """Fetches from the mirrors of `mirror_of`. `on_hydrated` hears of each fetch, `on_shape` of what may be warmed."""
+
+    def __init__(
+        self,
+        cache: ResponseCache,
+        snapshots: RefSnapshots,
+        upload_pack: UploadPack,
+        mirror_of: Callable[[str], Mirror],
+        *,
+        on_hydrated: Callable[[Hydration], None],
+        on_shape: Callable[[Repo, FetchShape], None],
+    ) -> None:
+        self._cache = cache
+        self._snapshots = snapshots
+        self._upload_pack = upload_pack
+        self._mirror_of = mirror_of
+        self._on_hydrated = on_hydrated
+        self._on_shape = on_shape
+        self._advertisements: dict[int, bytes] = {}
+
+    async def advertise(self, repo: Repo) -> bytes:
+        """The capabilities of protocol v2, in git's own words. Raises UploadPackError."""
+        known = self._advertisements.get(repo.id)
+        if known is None:
+            known = await self._upload_pack.collect(self._mirror_of(repo.name).path, "--advertise-refs", version=2)
+            self._advertisements[repo.id] = known
+        return known
+
+    async def advertise_v0(self, repo: Repo, version: int) -> bytes:
+        """Refs and capabilities of protocol v0 or v1, for smart HTTP. Raises UploadPackError."""
+        return await self._upload_pack.collect(self._mirror_of(repo.name).path, "--advertise-refs", version=version)
+
+    async def answer_v0(self, repo: Repo, body: bytes, version: int, sink: Sink, caller: Caller) -> None:
+        """One stateless request of protocol v0 or v1 over HTTP. Raises UploadPackError, IdleTimeout, OSError."""
+        start = time.monotonic()
+        meter = _Meter(sink, start)
+        try:
+            await self._upload_pack.stream(self._mirror_of(repo.name).path, body, meter, version=version)
+        finally:
+            self._tell(repo, V2Request("fetch", (), ()), Way.DIRECT, meter, start, caller, shape="v0")
+
+    async def answer(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
+        """One command. Raises AnswerFailed, UploadPackError, GitError, IdleTimeout, OSError."""
+        if request.command == "ls-refs":
+            snapshot = await self._snapshots.get(repo)
+            await sink.send(snapshot.ls_refs(request.arguments))
+        elif request.command == "fetch":
+            await self._fetch(repo, request, sink, caller)
+        else:
+            await self._upload_pack.stream(self._mirror_of(repo.name).path, request.encode(), sink)
+
+    async def open_answer(self, repo: Repo, shape: FetchShape, *, warming: bool = False) -> Answer:
+        """The answer to a fetch that may be kept: from the cache, or begun. Raises GitError, OSError."""
+        tags = (await self._snapshots.get(repo)).tags if shape.include_tag else ""
+        mirror = self._mirror_of(repo.name).path
+        request = shape.request().encode()
+
+        async def produce(output: int) -> None:
+            await self._upload_pack.write(mirror, request, output, slowly=warming)
+
+        return self._cache.get(shape.key(repo.id, tags), repo.id, produce, pinned=warming)
+
+    async def _fetch(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
+        start = time.monotonic()
+        meter = _Meter(sink, start)
+        shape = shape_of(request)
+        way = Way.DIRECT
+        try:
+            if shape is None or self._cache.disk_is_low():
+                self._cache.counts[Way.DIRECT] += 1
+                await self._upload_pack.stream(self._mirror_of(repo.name).path, request.encode(), meter)
+            else:
+                self._on_shape(repo, shape)
+                answer = await self.open_answer(repo, shape)
+                way = answer.way
+                try:
+                    await send_answer(answer, meter)
+                finally:
+                    answer.close()
+        finally:
+            self._tell(repo, request, way, meter, start, caller)
+
+    def _tell(
+        self,
+        repo: Repo,
+        request: V2Request,
+        way: Way,
+        meter: _Meter,
+        start: float,
+        caller: Caller,
+        shape: str | None = None,
+    ) -> None:
+        wants = [line[5:].decode("ascii", "replace") for line in request.arguments if line.startswith(b"want ")]
+        now = time.monotonic()
+        self._on_hydrated(
+            Hydration(
+                repo=repo.name,
+                want=wants[0] if wants else "",
+                wants=len(set(wants)),
+                shape=shape or shape_text(request),
+                way=way,
+                bytes=meter.sent,
+                first_byte=(meter.first or now) - start,
+                seconds=now - start,
+                client=caller.client,
+                protocol=caller.protocol,
+            )
+        )
+
+
+class _Meter:
+    """Counts what passes, and when the first of it did."""
+
+    def __init__(self, sink: Sink, start: float) -> None:
+        self._sink = sink
+        self.sent = 0
+        self.first: float | None = None
+
+    async def send(self, data: bytes) -> None:
+        self.first = self.first or time.monotonic()
+        await self._sink.send(data)
+        self.sent += len(data)
+
+    async def send_file(self, file: int, offset: int, count: int) -> None:
+        self.first = self.first or time.monotonic()
+        await self._sink.send_file(file, offset, count)
+        self.sent += count
+
+
+async def send_answer(answer: Answer, sink: Sink) -> None:
+    """Sends an answer as far as it grows, to its end. Raises AnswerFailed, after what there is of a bad one."""
+    offset = 0
+    while (size := await answer.ready_beyond(offset)) > offset:
+        await sink.send_file(answer.file(), offset, size - offset)
+        offset = size
+
+
+def shape_text(request: V2Request) -> str:
+    """The shape of a fetch in a few words: `depth 1, blob:none`."""
+    words = []
+    for line in request.arguments:
+        word, _, value = line.partition(b" ")
+        if word in (b"deepen", b"deepen-since", b"deepen-not"):
+            words.append(f"{'depth' if word == b'deepen' else word.decode()} {value.decode('ascii', 'replace')[:40]}")
+        elif word == b"filter":
+            words.append(value.decode("ascii", "replace")[:40])
+        elif word == b"have" and "incremental" not in words:
+            words.append("incremental")
+    return ", ".join(words) or "full"

@@ -1,0 +1,244 @@
+"""The response cache: answers to fetches, each a file, written once and sent to many.
+
+An answer is written by `git upload-pack` straight into its file; guests are sent the file as far as it has grown, so
+one miss serves everybody who asks for the same meanwhile. Only whole answers are kept. Empty at start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+POLL = 0.003
+"""Seconds between two looks at how far a growing answer is: git writes it by itself and tells nobody."""
+
+LOW_DISK = 2**30
+"""Free bytes below which nothing new is kept and old answers go."""
+
+ENDING = b"0000"
+
+Produce = Callable[[int], Awaitable[None]]
+"""Writes an answer to a descriptor; raises when it could not be made whole."""
+
+
+class Way(StrEnum):
+    """How a guest got its answer."""
+
+    HIT = "hit"
+    JOINED = "joined"
+    MISS = "miss"
+    DIRECT = "direct"
+
+
+class AnswerFailed(Exception):
+    """The answer could not be made whole; what came so far ends with git's own words, if any."""
+
+
+@dataclass
+class _Growing:
+    """An answer being written. `size` is how far it is; `done` that it ended, `failed` how it ended badly."""
+
+    descriptor: int
+    size: int = 0
+    done: bool = False
+    failed: bool = False
+    readers: int = 0
+    grown: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
+@dataclass
+class _Kept:
+    path: Path
+    size: int
+    repo: int
+    pinned: bool
+
+
+@dataclass
+class Answer:
+    """One guest's view of an answer: an open file, of which `parts` tells what may be sent."""
+
+    way: Way
+    _descriptor: int
+    _size: int | None
+    _growing: _Growing | None
+
+    @property
+    def size(self) -> int | None:
+        """Bytes in all, or None while it is being written."""
+        return self._size
+
+    async def ready_beyond(self, offset: int) -> int:
+        """How many bytes there are, once that is more than `offset` or all. Raises AnswerFailed where a bad one ends."""
+        if self._growing is None:
+            assert self._size is not None
+            return self._size
+        while self._growing.size <= offset and not self._growing.done:
+            await self._growing.grown.wait()
+        if self._growing.size <= offset and self._growing.failed:
+            raise AnswerFailed
+        return self._growing.size
+
+    def file(self) -> int:
+        """The descriptor to send from."""
+        return self._descriptor
+
+    def close(self) -> None:
+        """Done with it."""
+        os.close(self._descriptor)
+
+
+class ResponseCache:
+    """Answers below `directory`, at most `budget` bytes of whole ones. One event loop's; not for threads."""
+
+    def __init__(self, directory: Path, budget: int) -> None:
+        self._directory = directory
+        self.budget = budget
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._growing: dict[str, _Growing] = {}
+        self._number = 0
+        self.bytes = 0
+        self.counts = dict.fromkeys(Way, 0)
+
+    def start(self) -> None:
+        """Empties the directory: what an earlier serve kept is not known to be whole. Raises OSError."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory.mkdir(parents=True, exist_ok=True)
+
+    async def stop(self) -> None:
+        """Ends the answers being written."""
+        tasks = [growing.task for growing in self._growing.values() if growing.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def has(self, key: str) -> bool:
+        """Whether the answer is there, whole, or is being written."""
+        return key in self._kept or key in self._growing
+
+    def get(self, key: str, repo: int, produce: Produce, *, pinned: bool = False) -> Answer:
+        """The answer of that key: kept, joined while it is written, or made by `produce`, for repository id `repo`.
+
+        `pinned` answers are not pushed out by guests' traffic until `unpin`. Raises OSError when no file can be made.
+        """
+        if (answer := self._hit(key)) is not None:
+            return answer
+        growing = self._growing.get(key)
+        way = Way.JOINED
+        if growing is None:
+            way = Way.MISS
+            growing = self._begin(key, repo, produce, pinned)
+        self.counts[way] += 1
+        return Answer(way, os.dup(growing.descriptor), None, growing)
+
+    def pin(self, key: str) -> None:
+        """Keeps an answer that is there from being pushed out."""
+        if kept := self._kept.get(key):
+            kept.pinned = True
+
+    def unpin(self, repo: int) -> None:
+        """The tip of that repository moved: what was warmed for it is now as any other answer."""
+        for kept in self._kept.values():
+            if kept.repo == repo:
+                kept.pinned = False
+
+    def evict(self, repo: int) -> None:
+        """Forgets all answers of a repository id; who is being sent one gets it to its end."""
+        for key in [key for key, kept in self._kept.items() if kept.repo == repo]:
+            self._drop(key)
+
+    def _hit(self, key: str) -> Answer | None:
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        try:
+            descriptor = os.open(kept.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._drop(key)
+            return None
+        if os.fstat(descriptor).st_size != kept.size:
+            # Truncated behind our back: a miss, not a broken guest.
+            os.close(descriptor)
+            self._drop(key)
+            return None
+        self._kept.move_to_end(key)
+        self.counts[Way.HIT] += 1
+        return Answer(Way.HIT, descriptor, kept.size, None)
+
+    def _begin(self, key: str, repo: int, produce: Produce, pinned: bool) -> _Growing:
+        self._number += 1
+        path = self._directory / f"{self._number:x}-{key[:32]}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        growing = _Growing(descriptor)
+        self._growing[key] = growing
+        growing.task = asyncio.create_task(self._grow(key, repo, path, growing, produce, pinned), name="answer")
+        return growing
+
+    async def _grow(self, key: str, repo: int, path: Path, growing: _Growing, produce: Produce, pinned: bool) -> None:
+        watch = asyncio.create_task(self._watch(growing))
+        whole = False
+        try:
+            await produce(growing.descriptor)
+            size = os.fstat(growing.descriptor).st_size
+            whole = size > 4 and os.pread(growing.descriptor, 4, size - 4) == ENDING
+        except (Exception, asyncio.CancelledError) as error:
+            log.info("an answer could not be made: %s", error or type(error).__name__)
+        finally:
+            watch.cancel()
+            growing.size = os.fstat(growing.descriptor).st_size
+            growing.done, growing.failed = True, not whole
+            growing.grown.set()
+            del self._growing[key]
+            os.close(growing.descriptor)
+            if whole and self._make_room(growing.size):
+                self._kept[key] = _Kept(path, growing.size, repo, pinned)
+                self.bytes += growing.size
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    @staticmethod
+    async def _watch(growing: _Growing) -> None:
+        while True:
+            await asyncio.sleep(POLL)
+            size = os.fstat(growing.descriptor).st_size
+            if size > growing.size:
+                growing.size = size
+                growing.grown.set()
+                growing.grown = asyncio.Event()
+
+    def _make_room(self, size: int) -> bool:
+        """Evicts the least recently used until `size` fits the budget and the disk is not low; False: keep it not."""
+        if size > self.budget // 2:
+            return False
+        candidates = [key for key, kept in self._kept.items() if not kept.pinned]
+        while self.bytes + size > self.budget or self.disk_is_low():
+            if not candidates:
+                return self.bytes + size <= self.budget and not self.disk_is_low()
+            self._drop(candidates.pop(0))
+        return True
+
+    def disk_is_low(self) -> bool:
+        """Whether there is too little room to write answers at all."""
+        try:
+            status = os.statvfs(self._directory)
+        except OSError:
+            return True
+        return status.f_bavail * status.f_frsize < LOW_DISK
+
+    def _drop(self, key: str) -> None:
+        kept = self._kept.pop(key)
+        self.bytes -= kept.size
+        with contextlib.suppress(OSError):
+            kept.path.unlink()

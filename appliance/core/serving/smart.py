@@ -1,0 +1,185 @@
+"""git's smart HTTP (gitprotocol-http) on the same engine, cache and push relay as git://."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Protocol
+from urllib.parse import quote
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.models import Repo
+from appliance.core.serving.acceptor import Admission, Busy
+from appliance.core.serving.catalog import Catalog
+from appliance.core.serving.engine import Caller, Engine
+from appliance.core.serving.http import Answer, Exchange, HttpError, require_read
+from appliance.core.serving.pktline import FLUSH, PacketError, packet
+from appliance.core.serving.protocol import RECEIVE_PACK, UPLOAD_PACK
+from appliance.core.serving.responses import AnswerFailed
+from appliance.core.serving.uploadpack import UploadPackError
+from appliance.core.serving.v2 import MOST_REQUEST_BYTES, V2Reader
+
+log = logging.getLogger(__name__)
+
+_ROUTE = re.compile(r"(/.+)/(info/refs|git-upload-pack|git-receive-pack)")
+_VERSION = re.compile(r"version=([012])")
+_NO_CACHE = {"cache-control": "no-cache, max-age=0, must-revalidate"}
+
+
+class Pushes(Protocol):
+    """Takes pushes over HTTP."""
+
+    async def advertise(self, repo: Repo, exchange: Exchange) -> bytes:
+        """What `receive-pack` says first."""
+        ...
+
+    async def receive(self, repo: Repo, exchange: Exchange) -> None:
+        """The push itself, answered."""
+        ...
+
+
+class SmartHttp:
+    """The guests' HTTP port. `plain` are further exact paths, `mirrored` whether a repository's mirror is there."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        admission: Admission,
+        pushes: Pushes,
+        mirrored: Callable[[Repo], bool],
+        plain: dict[str, Callable[[], Answer]],
+    ) -> None:
+        self._engine = engine
+        self._admission = admission
+        self._pushes = pushes
+        self._mirrored = mirrored
+        self._plain = plain
+        self.catalog = Catalog()
+
+    async def handle(self, exchange: Exchange) -> None:
+        """One request. Raises HttpError, IdleTimeout, OSError."""
+        if (route := self._plain.get(exchange.path)) is not None:
+            require_read(exchange)
+            answer = route()
+            await exchange.answer(answer.status, answer.text, {"content-type": answer.content_type})
+            return
+        match = _ROUTE.fullmatch(exchange.path)
+        if match is None:
+            raise HttpError(HTTPStatus.NOT_FOUND, "there is nothing here\n")
+        path, action = match.groups()
+        service = exchange.query.get("service", "") if action == "info/refs" else action
+        repo = self.catalog.find(path)
+        if repo is None or not self._mirrored(repo):
+            self._redirect(exchange, path, action, service)
+            raise HttpError(HTTPStatus.NOT_FOUND, f"{path} is not mirrored here\n")
+        try:
+            async with self._admission.place():
+                if action == "info/refs":
+                    await self._info_refs(exchange, repo, service)
+                else:
+                    await self._command(exchange, repo, action)
+        except Busy as error:
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n", {"retry-after": "1"}) from None
+        except PacketError as error:
+            raise HttpError(HTTPStatus.BAD_REQUEST, f"{error}\n") from None
+        except (AnswerFailed, UploadPackError, GitmirrorError) as error:
+            log.info("%s: %s failed: %s", exchange.client, action, error or "its answer could not be made")
+            raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, "git failed at this; try again\n") from None
+
+    def _redirect(self, exchange: Exchange, path: str, action: str, service: str) -> None:
+        """A host-first path of an upstream host that is known goes on to that upstream, if it is a fetch."""
+        host, _, rest = path.removeprefix("/").partition("/")
+        base = self.catalog.upstream_host(host)
+        if base is None or service != UPLOAD_PACK or rest.count("/") < 1 or ".." in rest:
+            return
+        query = f"?service={service}" if action == "info/refs" else ""
+        location = f"{base}/{_quoted(rest)}/{action}{query}"
+        raise HttpError(
+            HTTPStatus.TEMPORARY_REDIRECT, f"not mirrored here, but at {location}\n", {"location": location}
+        )
+
+    async def _info_refs(self, exchange: Exchange, repo: Repo, service: str) -> None:
+        require_read(exchange)
+        if service == RECEIVE_PACK:
+            body = _announced(service) + await self._pushes.advertise(repo, exchange)
+        elif service != UPLOAD_PACK:
+            raise HttpError(HTTPStatus.FORBIDDEN, "only git's smart protocol is served: fetch and push\n")
+        elif _version(exchange) == 2:
+            body = await self._engine.advertise(repo)
+        else:
+            body = _announced(service) + await self._engine.advertise_v0(repo, _version(exchange))
+        headers = {"content-type": f"application/x-{service}-advertisement", "content-length": str(len(body))}
+        await exchange.start(HTTPStatus.OK, headers | _NO_CACHE)
+        if exchange.method != "HEAD":
+            await exchange.send(body)
+        await exchange.finish()
+
+    async def _command(self, exchange: Exchange, repo: Repo, service: str) -> None:
+        if exchange.method != "POST":
+            raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "git posts here\n", {"allow": "POST"})
+        if exchange.headers.get("content-type") != f"application/x-{service}-request":
+            raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"application/x-{service}-request is taken here\n")
+        if service == RECEIVE_PACK:
+            await self._pushes.receive(repo, exchange)
+            return
+        sink = Starting(exchange, service)
+        caller = Caller(exchange.client, "http")
+        if _version(exchange) == 2:
+            request = await V2Reader().read(exchange.receive)
+            if request is not None:
+                await self._engine.answer(repo, request, sink, caller)
+        else:
+            await self._engine.answer_v0(repo, await _whole_body(exchange), _version(exchange), sink, caller)
+        await sink.finish()
+
+
+class Starting:
+    """A sink that sends the head of the answer with its first byte: until then it can still become an error."""
+
+    def __init__(self, exchange: Exchange, service: str) -> None:
+        self._exchange = exchange
+        self._headers = {"content-type": f"application/x-{service}-result", **_NO_CACHE}
+
+    async def _start(self) -> None:
+        if not self._exchange.started:
+            await self._exchange.start(HTTPStatus.OK, self._headers)
+
+    async def send(self, data: bytes) -> None:
+        """A piece of the body."""
+        await self._start()
+        await self._exchange.send(data)
+
+    async def send_file(self, file: int, offset: int, count: int) -> None:
+        """A piece of the body, out of an open file."""
+        await self._start()
+        await self._exchange.send_file(file, offset, count)
+
+    async def finish(self) -> None:
+        """The end, also of an answer of no bytes."""
+        await self._start()
+        await self._exchange.finish()
+
+
+def _announced(service: str) -> bytes:
+    return packet(f"# service={service}\n".encode()) + FLUSH
+
+
+def _version(exchange: Exchange) -> int:
+    """The protocol that the `Git-Protocol` header asks for, the highest of those it lists."""
+    found = [_VERSION.fullmatch(word) for word in exchange.headers.get("git-protocol", "").split(":")]
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+async def _whole_body(exchange: Exchange) -> bytes:
+    body = bytearray()
+    while data := await exchange.receive():
+        body += data
+        if len(body) > MOST_REQUEST_BYTES:
+            raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the request is too large\n")
+    return bytes(body)
+
+
+def _quoted(path: str) -> str:
+    return quote(path, safe="/")

@@ -1,0 +1,109 @@
+"""Runs `git upload-pack` for one request of protocol v2, or for one of v0 over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from appliance.core.processes import Child, Children
+from appliance.core.serving.streams import CHUNK, Sink, SocketStream
+
+ENOUGH_CHILDREN = 32
+"""upload-packs at once; more only slow each other down, so the others wait."""
+
+
+class UploadPackError(Exception):
+    """upload-pack ended badly; what it wrote is not a whole answer."""
+
+
+class UploadPack:
+    """Starts upload-packs with one environment. `slowly` runs them for nobody in particular."""
+
+    def __init__(self, children: Children, environment: Mapping[str, str], idle: float) -> None:
+        self._children = children
+        self._environment = dict(environment)
+        self._idle = idle
+        self._places = asyncio.Semaphore(ENOUGH_CHILDREN)
+
+    async def write(self, mirror: Path, request: bytes, output: int, *, slowly: bool = False) -> None:
+        """One v2 request, answered into an open file. Raises UploadPackError; the group is gone when it returns."""
+        async with self._places:
+            child = self._start(["--stateless-rpc", str(mirror)], request, output, version=2, slowly=slowly)
+            await _succeed(child)
+
+    async def stream(
+        self, mirror: Path, request: bytes, sink: Sink, *, version: int = 2, arguments: Sequence[str] = ()
+    ) -> int:
+        """One request, answered straight to a guest as fast as that takes it; returns the bytes sent.
+
+        Raises UploadPackError, IdleTimeout, OSError.
+        """
+        sent = 0
+        async with self._places:
+            ours, theirs = socket.socketpair()
+            with ours:
+                ours.setblocking(False)
+                with theirs:
+                    words = ["--stateless-rpc", *arguments, str(mirror)]
+                    child = self._start(words, request, theirs.fileno(), version=version)
+                try:
+                    source = SocketStream(ours, self._idle)
+                    while data := await source.receive(CHUNK):
+                        await sink.send(data)
+                        sent += len(data)
+                except BaseException:
+                    await asyncio.shield(child.end())
+                    raise
+                await _succeed(child)
+        return sent
+
+    async def collect(self, mirror: Path, *arguments: str, version: int) -> bytes:
+        """The output of an upload-pack that needs no request, such as its advertisement. Raises UploadPackError."""
+        sink = _Collected()
+        await self.stream(mirror, b"", sink, version=version, arguments=arguments)
+        return bytes(sink.data)
+
+    def _start(self, words: Sequence[str], request: bytes, output: int, *, version: int, slowly: bool = False) -> Child:
+        # A file in memory needs nobody to feed it, however large the request is.
+        stdin = os.memfd_create("request", os.MFD_CLOEXEC)
+        try:
+            os.write(stdin, request) if request else None
+            os.lseek(stdin, 0, os.SEEK_SET)
+            environment = self._environment | ({"GIT_PROTOCOL": f"version={version}"} if version else {})
+            prefix = ["nice", "-n", "10"] if slowly else []
+            return self._children.start(
+                [*prefix, "git", "upload-pack", "--strict", f"--timeout={max(1, round(self._idle))}", *words],
+                env=environment,
+                stdin=stdin,
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+            )
+        finally:
+            os.close(stdin)
+
+
+class _Collected:
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    async def send(self, data: bytes) -> None:
+        self.data += data
+
+    async def send_file(self, file: int, offset: int, count: int) -> None:
+        self.data += os.pread(file, count, offset)
+
+
+async def _succeed(child: Child) -> None:
+    try:
+        code = await child.wait()
+    except asyncio.CancelledError:
+        with suppress(ProcessLookupError):
+            await asyncio.shield(child.end())
+        raise
+    if code != 0:
+        raise UploadPackError(f"git upload-pack ended with {code}")
