@@ -16,9 +16,9 @@ from appliance.cli.status import doctor, egress, status
 
 def _print_licenses(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from appliance.core.licenses import licenses, render
+        from appliance.core.licenses import licenses, render_licenses
 
-        click.echo(render(licenses()))
+        click.echo(render_licenses(licenses()))
         ctx.exit()
 
 

@@ -81,7 +81,7 @@ class Mirror:
         config = self.path / "config"
         wanted = mirror_config(url)
         with contextlib.suppress(OSError):
-            if config.read_text() == wanted:
+            if config.read_bytes() == wanted.encode():
                 return
         write_atomically(config, wanted)
 

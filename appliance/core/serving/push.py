@@ -141,6 +141,8 @@ class PushRelay:
             except ConnectionError:
                 data = b""
             self._activity.touch()
+            # A socket that always has more never gives the others their turn.
+            await asyncio.sleep(0)
             if data:
                 request.feed(data)
             elif request.total:
@@ -212,6 +214,7 @@ class PushRelay:
                 while drained < DRAIN_BYTES and (data := await loop.sock_recv(self._guest, CHUNK)):
                     self._activity.touch()
                     drained += len(data)
+                    await asyncio.sleep(0)
 
 
 async def _quiet(task: asyncio.Task[int]) -> None:
