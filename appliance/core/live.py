@@ -20,11 +20,13 @@ from appliance.core.recording.guard import Guard
 from appliance.core.recording.pushes import PushDesk
 from appliance.core.refresh.scheduler import Scheduler, Settings
 from appliance.core.rooms import Stores
+from appliance.core.serving.acceptor import Acceptor, Admission
 from appliance.core.serving.catalog import Catalog
 from appliance.core.serving.http import Answer
-from appliance.core.serving.listener import GitListener
+from appliance.core.serving.listener import GitPort
 from appliance.core.serving.refs import RefSnapshots
 from appliance.core.serving.responses import ResponseCache, Way
+from appliance.core.serving.smart import SmartHttp
 from appliance.core.serving.warming import Warmer
 from appliance.core.status import repo_documents, status_document
 from appliance.core.store.database import StoreError
@@ -42,7 +44,10 @@ class Live:
     scheduler: Scheduler
     guard: Guard
     desk: PushDesk
-    listener: GitListener
+    admission: Admission
+    git_port: GitPort
+    smart: SmartHttp
+    acceptors: dict[str, Acceptor]
     cache: ResponseCache
     snapshots: RefSnapshots
     warmer: Warmer
@@ -62,7 +67,12 @@ class Live:
             self.cache.evict(gone)
         self.repos = repos
         self.scheduler.follow(repos, healths, Settings(self.config.refresh.interval, self.config.refresh.concurrency))
-        self.listener.catalog = Catalog(repos)
+        self.git_port.catalog = self.smart.catalog = Catalog(repos)
+
+    @property
+    def clients(self) -> int:
+        """Guests' connections at this moment, waiting ones included."""
+        return len(self.acceptors["git"]) + len(self.acceptors["http"])
 
     def healths(self) -> dict[int, Health]:
         """Health by repository id, as of now."""
@@ -84,7 +94,7 @@ class Live:
             counts[document["state"]] = counts.get(document["state"], 0) + 1
         states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "none registered"
         off = f"; pushes are off: {self.guard.broken}" if self.guard.broken else ""
-        return f"{self.listener.clients} guests; repositories: {states}{off}"
+        return f"{self.clients} guests; repositories: {states}{off}"
 
     def readiness(self) -> Answer:
         """`/readyz`: every enabled repository was tried once."""
@@ -111,7 +121,7 @@ class Live:
             "serving": True,
             "pid": os.getpid(),
             **{name: self._public_url(name) for name in ("git", "http", "admin")},
-            "clients": self.listener.clients,
+            "clients": self.clients,
             "pushes": {"accepted": self.desk.accepted, "rejected": self.desk.rejected},
             "warnings": warnings,
             "cache": {

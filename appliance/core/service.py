@@ -38,12 +38,15 @@ from appliance.core.rooms import (
     refuse_foreign_leftover,
     wanted_of_config,
 )
+from appliance.core.serving.acceptor import Acceptor, Admission, Limits
 from appliance.core.serving.engine import Engine
-from appliance.core.serving.http import Answer, HttpListener
-from appliance.core.serving.listener import GitListener, Limits, Serving
+from appliance.core.serving.http import Answer, HttpPort, plain_routes
+from appliance.core.serving.httppush import HttpPushes
+from appliance.core.serving.listener import GitPort, Serving
 from appliance.core.serving.refs import RefSnapshots
 from appliance.core.serving.relay import Daemon
 from appliance.core.serving.responses import ResponseCache
+from appliance.core.serving.smart import SmartHttp
 from appliance.core.serving.sockets import listen, url_of
 from appliance.core.serving.uploadpack import UploadPack
 from appliance.core.serving.warming import Warmer
@@ -72,12 +75,13 @@ class Start:
 class Service:
     """One `serve`, from start to stop."""
 
+    _live: Live
+
     def __init__(self, start: Start) -> None:
         self._start = start
         self._layout = start.layout
         self._recounts: dict[int, bool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._http: list[HttpListener] = []
         self._watched_at = 0.0
 
     async def run(self) -> None:
@@ -97,7 +101,7 @@ class Service:
                 log.warning("ended %d processes that an earlier serve left", owned.survivors)
             await self._build(config, owned.children)
             await self._prepare()
-            await self._open_listeners()
+            self._open_listeners()
             control = ControlServer(control_path, Commands(self._live).handlers())
             await control.start()
             parts = [
@@ -157,9 +161,33 @@ class Service:
         )
         warmer = Warmer(engine, cache, snapshots, self._mirror, lambda repo: scheduler.health(repo.id).tip)
         serving = Serving(layout, children, self._daemon, desk, engine, lambda name: locks.shared(name, preempt=True))
-        listener = GitListener(serving, _limits(config))
+        admission = Admission(_limits(config))
+        git_port = GitPort(serving, admission, lambda: self._live.clients)
+        alive = {"/healthz": lambda: Answer(200, "ok\n")}
+        pushes = HttpPushes(serving, config.serve.idle_timeout)
+        smart = SmartHttp(engine, admission, pushes, serving.is_mirrored, alive)
+        admin = plain_routes(alive | {"/readyz": lambda: self._live.readiness()})
+        acceptors = {
+            "git": Acceptor("git", git_port.serve),
+            "http": Acceptor("http", HttpPort(smart.handle, admission.limits).serve),
+            "admin": Acceptor("admin", HttpPort(admin, admission.limits).serve),
+        }
         self._live = Live(
-            layout, config, stores, git, locks, scheduler, guard, desk, listener, cache, snapshots, warmer
+            layout=layout,
+            config=config,
+            stores=stores,
+            git=git,
+            locks=locks,
+            scheduler=scheduler,
+            guard=guard,
+            desk=desk,
+            admission=admission,
+            git_port=git_port,
+            smart=smart,
+            acceptors=acceptors,
+            cache=cache,
+            snapshots=snapshots,
+            warmer=warmer,
         )
         self._maintainer = Maintainer(
             self._mirror,
@@ -205,19 +233,12 @@ class Service:
         for problem in live.problems:
             log.warning("%s", problem)
 
-    async def _open_listeners(self) -> None:
+    def _open_listeners(self) -> None:
         live, config = self._live, self._live.config.serve
-        if sockets := self._sockets("git", config.git):
-            live.listener.start(sockets)
-            live.urls["git"] = url_of(sockets[0], "git")
-        alive = {"/healthz": lambda: Answer(200, "ok\n")}
-        ports = (("http", alive, config.http), ("admin", alive | {"/readyz": live.readiness}, config.admin))
-        for name, routes, address in ports:
+        for name, address in (("git", config.git), ("http", config.http), ("admin", config.admin)):
             if sockets := self._sockets(name, address):
-                server = HttpListener(routes, request_timeout=config.request_timeout)
-                await server.start(sockets)
-                self._http.append(server)
-                live.urls[name] = url_of(sockets[0], "http")
+                live.acceptors[name].start(sockets)
+                live.urls[name] = url_of(sockets[0], "git" if name == "git" else "http")
 
     def _sockets(self, name: str, address: Address | None) -> list[socket.socket]:
         if inherited := self._start.sockets.get(name):
@@ -248,9 +269,8 @@ class Service:
         drain = self._live.config.serve.drain_timeout
         log.info("stopping")
         self._start.notifier.stopping(drain + 10)
-        for server in self._http:
-            await server.stop()
-        await self._live.listener.stop(drain)
+        acceptors = self._live.acceptors
+        await asyncio.gather(*(acceptors[name].stop(drain) for name in ("git", "http")), acceptors["admin"].stop(0))
         await control.stop()
         await self._live.warmer.stop()
         await self._live.cache.stop()

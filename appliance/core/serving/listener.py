@@ -1,10 +1,9 @@
-"""The git:// port: reads the first packet of each guest, finds the mirror, and relays."""
+"""The git:// port: reads the first packet of each guest, finds the mirror, and serves it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import socket
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.processes import Children
+from appliance.core.serving.acceptor import Admission, Busy
 from appliance.core.serving.catalog import Catalog
 from appliance.core.serving.engine import Caller, Engine
 from appliance.core.serving.pktline import PacketError, packet, packet_length
@@ -39,22 +39,6 @@ LINGER_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What guests may take, in seconds and connections."""
-
-    max_clients: int
-    queue_timeout: float
-    request_timeout: float
-    idle_timeout: float
-    total_timeout: float
-
-    @property
-    def max_connections(self) -> int:
-        """Connections at once, those that wait their turn included."""
-        return self.max_clients * 4 + 64
-
-
-@dataclass(frozen=True)
 class Serving:
     """What a connection needs of the rest of the appliance."""
 
@@ -65,131 +49,66 @@ class Serving:
     engine: Engine
     writing: Callable[[str], AbstractAsyncContextManager[None]]
 
+    def is_mirrored(self, repo: Repo) -> bool:
+        """Whether the mirror is there: a first clone may still be under way."""
+        return (self.layout.mirror(repo.name) / "HEAD").exists()
 
-class GitListener:
-    """Serves git:// on listening sockets. `catalog` is replaced when the registry changes."""
 
-    def __init__(self, serving: Serving, limits: Limits) -> None:
+class GitPort:
+    """Serves connections of git://. `catalog` is replaced when the registry changes, `connections` counts them."""
+
+    def __init__(self, serving: Serving, admission: Admission, connections: Callable[[], int]) -> None:
         self._serving = serving
-        self._limits = limits
-        self._places = asyncio.Semaphore(limits.max_clients)
-        self._guests: set[asyncio.Task[None]] = set()
-        self._accepting: list[asyncio.Task[None]] = []
+        self._admission = admission
+        self._limits = admission.limits
+        self._connections = connections
         self.catalog = Catalog()
-        self.served = 0
-        self.refused = 0
 
-    @property
-    def clients(self) -> int:
-        """Connections at this moment, waiting ones included."""
-        return len(self._guests)
-
-    def start(self, sockets: list[socket.socket]) -> None:
-        """Accepts on listening, non-blocking sockets."""
-        self._accepting = [asyncio.create_task(self._accept(each), name="accept git") for each in sockets]
-
-    async def stop(self, drain: float) -> None:
-        """Stops accepting, lets what runs finish for `drain` seconds, then ends it."""
-        for task in self._accepting:
-            task.cancel()
-        await asyncio.gather(*self._accepting, return_exceptions=True)
-        if self._guests:
-            log.info("draining %d connections for up to %gs", len(self._guests), drain)
-            await asyncio.wait(self._guests, timeout=drain)
-        for guest in list(self._guests):
-            guest.cancel()
-        await asyncio.gather(*self._guests, return_exceptions=True)
-
-    async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        with listening:
-            while True:
-                try:
-                    guest, address = await loop.sock_accept(listening)
-                except OSError as error:
-                    # Out of descriptors or memory: guests wait in the backlog until some are given back.
-                    if error.errno not in (errno.ECONNABORTED, errno.EPROTO):
-                        log.error("cannot accept a guest: %s", error)
-                        await asyncio.sleep(0.1)
-                    continue
-                task = asyncio.create_task(self._guest(guest, address))
-                self._guests.add(task)
-                task.add_done_callback(self._guests.discard)
-
-    async def _guest(self, guest: socket.socket, address: tuple[str, int]) -> None:
-        client = _client_name(address)
-        with guest:
-            try:
-                with contextlib.suppress(OSError):
-                    # Without it a tiny exchange costs 40 to 100 ms (Nagle against delayed ACK).
-                    guest.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                async with asyncio.timeout(self._limits.total_timeout):
-                    await self._answer(guest, client, address[1])
-            except (RequestError, PacketError) as error:
-                self.refused += 1
-                log.info("%s refused: %s", client, error)
-                with contextlib.suppress(OSError, TimeoutError):
-                    await _say_error(guest, str(error))
-            except (IdleTimeout, TimeoutError):
-                log.info("%s was too slow and is cut off", client)
-            except (AnswerFailed, UploadPackError, GitmirrorError) as error:
-                # What came of the answer ends with git's own words; cutting it off there is the error that git sees.
-                log.info("%s: the fetch failed: %s", client, error or "its answer could not be made")
-            except OSError as error:
-                log.info("%s: connection ended early: %s", client, error)
-            except Exception:
-                log.exception("serving %s failed", client)
+    async def serve(self, guest: socket.socket, client: str, port: int) -> None:
+        """One connection, to its end. What the guest does wrong, it is told; nothing is raised for it."""
+        try:
+            async with asyncio.timeout(self._limits.total_timeout):
+                await self._answer(guest, client, port)
+        except (RequestError, PacketError, Busy) as error:
+            log.info("%s refused: %s", client, error)
+            with contextlib.suppress(OSError, TimeoutError, IdleTimeout):
+                await _say_error(guest, str(error))
+        except (IdleTimeout, TimeoutError):
+            log.info("%s was too slow and is cut off", client)
+        except (AnswerFailed, UploadPackError, GitmirrorError) as error:
+            # What came of the answer ends with git's own words; cutting it off there is the error that git sees.
+            log.info("%s: the fetch failed: %s", client, error or "its answer could not be made")
+        except OSError as error:
+            log.info("%s: connection ended early: %s", client, error)
 
     async def _answer(self, guest: socket.socket, client: str, port: int) -> None:
-        if len(self._guests) > self._limits.max_connections:
-            raise RequestError("too many connections; try again later")
+        if self._connections() > self._limits.max_connections:
+            raise Busy("too many connections; try again later")
         request, repo = await self._read_request(guest)
-        try:
-            async with asyncio.timeout(self._limits.queue_timeout):
-                await self._places.acquire()
-        except TimeoutError:
-            raise RequestError(
-                f"{self._limits.max_clients} guests are being served and no place came free "
-                f"in {self._limits.queue_timeout:g}s; try again"
-            ) from None
-        try:
-            await self._relay(guest, client, port, request, repo)
-            self.served += 1
-        finally:
-            self._places.release()
+        async with self._admission.place():
+            if request.service == RECEIVE_PACK:
+                await self._push(guest, client, port, request, repo)
+            elif request.version == 2:
+                await self._serve_v2(guest, client, repo)
+            else:
+                await self._relay(guest, client, port, request, repo)
 
     async def _read_request(self, guest: socket.socket) -> tuple[DaemonRequest, Repo]:
+        stream = SocketStream(guest, None)
         try:
             async with asyncio.timeout(self._limits.request_timeout):
-                size = packet_length(await _read_exactly(guest, 4))
+                size = packet_length(await _read_exactly(stream, 4))
                 if not 4 < size <= LARGEST_REQUEST:
                     raise RequestError("malformed request")
-                request = parse_daemon_request(await _read_exactly(guest, size - 4))
+                request = parse_daemon_request(await _read_exactly(stream, size - 4))
         except PacketError:
             raise RequestError("malformed request") from None
         except TimeoutError:
             raise RequestError(f"no request came in {self._limits.request_timeout:g}s") from None
         repo = self.catalog.find(request.path)
-        if repo is None or not (self._serving.layout.mirror(repo.name) / "HEAD").exists():
+        if repo is None or not self._serving.is_mirrored(repo):
             raise RequestError(f"{request.path} is not mirrored here")
         return request, repo
-
-    async def _relay(self, guest: socket.socket, client: str, port: int, request: DaemonRequest, repo: Repo) -> None:
-        serving = self._serving
-        mirror = serving.layout.mirror(repo.name)
-        extra = {"REMOTE_ADDR": client, "REMOTE_PORT": str(port)}
-        if request.service != RECEIVE_PACK and request.version == 2:
-            await self._serve_v2(guest, client, repo)
-            return
-        if request.service != RECEIVE_PACK:
-            async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (_, ours):
-                await relay_fetch(guest, ours, self._limits.idle_timeout)
-            return
-        push = serving.desk.open()
-        extra |= {"GITMIRROR_PUSH": push, "GITMIRROR_JOURNAL": str(serving.desk.journal(push))}
-        async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (child, ours):
-            relay = PushRelay(serving.desk, serving.writing, push, repo, client, guest, child, ours)
-            await relay.run(self._limits.idle_timeout)
 
     async def _serve_v2(self, guest: socket.socket, client: str, repo: Repo) -> None:
         """Command by command: v2 keeps no state between them, over git:// either."""
@@ -202,17 +121,42 @@ class GitListener:
                 return
             await engine.answer(repo, request, stream, Caller(client, "git"))
 
+    async def _relay(self, guest: socket.socket, client: str, port: int, request: DaemonRequest, repo: Repo) -> None:
+        """Protocol v0 and v1, which git daemon speaks."""
+        serving = self._serving
+        mirror = serving.layout.mirror(repo.name)
+        extra = {"REMOTE_ADDR": client, "REMOTE_PORT": str(port)}
+        async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (_, ours):
+            await relay_fetch(guest, ours, self._limits.idle_timeout)
 
-def _client_name(address: tuple[str, int]) -> str:
-    """The guest's address without its port, IPv4 also when it came over a dual-stack socket."""
-    return str(address[0]).removeprefix("::ffff:")
+    async def _push(self, guest: socket.socket, client: str, port: int, request: DaemonRequest, repo: Repo) -> None:
+        serving = self._serving
+        push = serving.desk.open()
+        extra = {
+            "REMOTE_ADDR": client,
+            "REMOTE_PORT": str(port),
+            "GITMIRROR_PUSH": push,
+            "GITMIRROR_JOURNAL": str(serving.desk.journal(push)),
+        }
+        mirror = serving.layout.mirror(repo.name)
+        async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (child, ours):
+            relay = PushRelay(
+                serving.desk,
+                serving.writing,
+                push,
+                repo,
+                client,
+                SocketStream(guest, None),
+                child,
+                SocketStream(ours, None),
+            )
+            await relay.run(self._limits.idle_timeout)
 
 
-async def _read_exactly(guest: socket.socket, size: int) -> bytes:
-    loop = asyncio.get_running_loop()
+async def _read_exactly(stream: SocketStream, size: int) -> bytes:
     data = b""
     while len(data) < size:
-        more = await loop.sock_recv(guest, size - len(data))
+        more = await stream.receive(size - len(data))
         if not more:
             raise ConnectionResetError("the guest left before its request was whole")
         data += more
@@ -221,10 +165,10 @@ async def _read_exactly(guest: socket.socket, size: int) -> bytes:
 
 async def _say_error(guest: socket.socket, text: str) -> None:
     """An ERR packet, then a lingering close: unread bytes would make the kernel reset it off the guest's hands."""
-    loop = asyncio.get_running_loop()
-    await loop.sock_sendall(guest, packet(f"ERR gitmirror: {text}".encode("utf-8", "replace")[:1000]))
-    guest.shutdown(socket.SHUT_WR)
+    stream = SocketStream(guest, LINGER_SECONDS)
+    await stream.send(packet(f"ERR gitmirror: {text}".encode("utf-8", "replace")[:1000]))
+    await stream.end()
     drained = 0
     async with asyncio.timeout(LINGER_SECONDS):
-        while drained < LINGER_BYTES and (data := await loop.sock_recv(guest, 65536)):
+        while drained < LINGER_BYTES and (data := await stream.receive()):
             drained += len(data)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -19,14 +18,30 @@ from appliance.core.models import RefCommand, Repo, Ruling
 from appliance.core.processes import Child
 from appliance.core.serving.pktline import PacketError
 from appliance.core.serving.protocol import PushRequest, ReportReader, refusal_report
-from appliance.core.serving.relay import Activity, end_tasks, pump
-from appliance.core.serving.streams import CHUNK, IdleTimeout
+from appliance.core.serving.relay import Activity, end_tasks
+from appliance.core.serving.streams import IdleTimeout, SocketStream
 
 log = logging.getLogger(__name__)
 
 DRAIN_BYTES = 256 * 2**20
 """Bytes of a refused push that are read and thrown away, so that the guest's git gets to read why."""
 DRAIN_SECONDS = 60.0
+
+
+class Guest(Protocol):
+    """The guest's side of a push: a socket, or the body of a request and its answer."""
+
+    async def receive(self) -> bytes:
+        """What has come; empty at the end. Raises OSError."""
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Sends all of it. Raises OSError."""
+        ...
+
+    async def end(self) -> None:
+        """The answer is whole."""
+        ...
 
 
 class Desk(Protocol):
@@ -58,7 +73,7 @@ class Desk(Protocol):
 
 
 class PushRelay:
-    """One push of `client` to `repo`, between the guest's socket and the child's. `writing` guards the mirror."""
+    """One push of `client` to `repo`, between the guest and the child's socket. `writing` guards the mirror."""
 
     def __init__(
         self,
@@ -67,9 +82,9 @@ class PushRelay:
         push: str,
         repo: Repo,
         client: str,
-        guest: socket.socket,
+        guest: Guest,
         child: Child,
-        ours: socket.socket,
+        ours: SocketStream,
     ) -> None:
         self._desk = desk
         self._writing = writing
@@ -106,7 +121,7 @@ class PushRelay:
 
     async def _carry(self) -> None:
         # The advertisement goes out while the guest's commands come in; the child says no more before it has them.
-        advertisement = asyncio.create_task(pump(self._ours, self._guest, self._activity, end=False))
+        advertisement = asyncio.create_task(self._advertise())
         try:
             request = await self._read_commands()
         except BaseException:
@@ -115,10 +130,10 @@ class PushRelay:
         if request is None or not request.total:
             # Nothing to push, or a guest that only looked: let the child say the rest and go.
             with contextlib.suppress(OSError):
-                if request is not None:
-                    await asyncio.get_running_loop().sock_sendall(self._ours, bytes(request.raw))
-                self._ours.shutdown(socket.SHUT_WR)
-            await _quiet(advertisement)
+                await self._ours.send(bytes(request.raw) if request else b"")
+            await self._ours.end()
+            await advertisement
+            await self._guest.end()
             return
         ruling = await self._desk.rule(
             self._push, self._repo, self._client, request.commands, request.total, request.fault
@@ -128,16 +143,22 @@ class PushRelay:
             async with self._writing(self._repo.name):
                 await self._let_through(request, ruling)
         else:
-            self._ours.shutdown(socket.SHUT_WR)
-            await _quiet(advertisement)
+            await self._ours.end()
+            await advertisement
             await self._refuse(request, ruling)
+
+    async def _advertise(self) -> None:
+        """What the child says before it has any command; it ends when the child is told that none comes."""
+        with contextlib.suppress(OSError):
+            while data := await self._ours.receive():
+                self._activity.touch()
+                await self._guest.send(data)
 
     async def _read_commands(self) -> PushRequest | None:
         request = PushRequest()
-        loop = asyncio.get_running_loop()
         while not request.done:
             try:
-                data = await loop.sock_recv(self._guest, CHUNK)
+                data = await self._guest.receive()
             except ConnectionError:
                 data = b""
             self._activity.touch()
@@ -166,22 +187,21 @@ class PushRelay:
         await self._tell_guest(bytes(reader.held))
         if self._guest_gone:
             raise ConnectionAbortedError("the guest left before it was told the outcome")
-        with contextlib.suppress(OSError):
-            self._guest.shutdown(socket.SHUT_WR)
+        await self._guest.end()
 
     async def _send_up(self, first: bytes) -> None:
         """The pack, until the guest ends or breaks; either is the end of what the child gets."""
         with contextlib.suppress(OSError):
-            await asyncio.get_running_loop().sock_sendall(self._ours, first)
-            await pump(self._guest, self._ours, self._activity)
-        with contextlib.suppress(OSError):
-            self._ours.shutdown(socket.SHUT_WR)
+            await self._ours.send(first)
+            while data := await self._guest.receive():
+                self._activity.touch()
+                await self._ours.send(data)
+        await self._ours.end()
 
     async def _read_answer(self, reader: ReportReader) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                data = await loop.sock_recv(self._ours, CHUNK)
+                data = await self._ours.receive()
             except ConnectionError:
                 return
             if not data:
@@ -192,7 +212,7 @@ class PushRelay:
     async def _tell_guest(self, data: bytes) -> None:
         if data and not self._guest_gone:
             try:
-                await asyncio.get_running_loop().sock_sendall(self._guest, data)
+                await self._guest.send(data)
             except OSError:
                 self._guest_gone = True
 
@@ -200,23 +220,17 @@ class PushRelay:
         """Says why while it reads on: git looks at the answer only once it has sent its whole pack."""
         drain = asyncio.create_task(self._drain())
         try:
-            await asyncio.get_running_loop().sock_sendall(self._guest, refusal_report(request, ruling))
-            self._guest.shutdown(socket.SHUT_WR)
+            await self._guest.send(refusal_report(request, ruling))
+            await self._guest.end()
             await drain
         finally:
             await end_tasks(drain)
 
     async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
         drained = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
-                while drained < DRAIN_BYTES and (data := await loop.sock_recv(self._guest, CHUNK)):
+                while drained < DRAIN_BYTES and (data := await self._guest.receive()):
                     self._activity.touch()
                     drained += len(data)
                     await asyncio.sleep(0)
-
-
-async def _quiet(task: asyncio.Task[int]) -> None:
-    with contextlib.suppress(OSError):
-        await task

@@ -77,8 +77,8 @@ async def daemon_child(
             await asyncio.shield(child.end())
 
 
-async def pump(source: socket.socket, sink: socket.socket, activity: Activity, *, end: bool = True) -> int:
-    """Copies until `source` ends; returns the bytes copied. `end`: then end `sink` for writing too. Raises OSError."""
+async def pump(source: socket.socket, sink: socket.socket, activity: Activity) -> int:
+    """Copies until `source` ends, then ends `sink` for writing too; returns the bytes copied. Raises OSError."""
     loop = asyncio.get_running_loop()
     total = 0
     while data := await loop.sock_recv(source, CHUNK):
@@ -86,9 +86,8 @@ async def pump(source: socket.socket, sink: socket.socket, activity: Activity, *
         await loop.sock_sendall(sink, data)
         activity.touch()
         total += len(data)
-    if end:
-        with contextlib.suppress(OSError):
-            sink.shutdown(socket.SHUT_WR)
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)
     return total
 
 

@@ -80,7 +80,7 @@ class Answer:
         return self._size
 
     async def ready_beyond(self, offset: int) -> int:
-        """How many bytes there are, once that is more than `offset` or all. Raises AnswerFailed where a bad one ends."""
+        """How many bytes there are, once that is more than `offset` or all. AnswerFailed where a bad one ends."""
         if self._growing is None:
             assert self._size is not None
             return self._size

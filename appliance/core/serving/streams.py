@@ -31,9 +31,9 @@ class Sink(Protocol):
 
 
 class SocketStream:
-    """A non-blocking TCP socket. `idle` bounds, in seconds, each wait in which not one byte moves."""
+    """A non-blocking stream socket. `idle` bounds, in seconds, each wait in which not one byte moves; None does not."""
 
-    def __init__(self, connection: socket.socket, idle: float) -> None:
+    def __init__(self, connection: socket.socket, idle: float | None) -> None:
         self._socket = connection
         self._idle = idle
         self._loop = asyncio.get_running_loop()
@@ -69,6 +69,11 @@ class SocketStream:
             offset += sent
             # A guest on a fast link never makes us wait, and others want their turn.
             await asyncio.sleep(0)
+
+    async def end(self) -> None:
+        """No more is sent; what comes can still be read."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
 
     async def _ready(self, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
         future: asyncio.Future[None] = self._loop.create_future()

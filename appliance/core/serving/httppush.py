@@ -1,0 +1,92 @@
+"""Pushes over HTTP: `git receive-pack --stateless-rpc` behind the same relay, guard, limits and log as git://."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+
+from appliance.core.models import Repo
+from appliance.core.processes import Child
+from appliance.core.serving.http import Exchange, HttpError
+from appliance.core.serving.listener import Serving
+from appliance.core.serving.protocol import RECEIVE_PACK
+from appliance.core.serving.push import PushRelay
+from appliance.core.serving.smart import Starting
+from appliance.core.serving.streams import SocketStream
+
+
+class HttpPushes:
+    """Takes pushes over HTTP for the repositories of `serving`. `idle` as on git://, in seconds."""
+
+    def __init__(self, serving: Serving, idle: float) -> None:
+        self._serving = serving
+        self._idle = idle
+
+    async def advertise(self, repo: Repo, exchange: Exchange) -> bytes:
+        """What `receive-pack` says first. Raises IdleTimeout, OSError."""
+        said = bytearray()
+        async with self._child(repo, exchange, "", "--advertise-refs") as (child, ours):
+            while data := await ours.receive():
+                said += data
+            await child.wait()
+        return bytes(said)
+
+    async def receive(self, repo: Repo, exchange: Exchange) -> None:
+        """One push, answered. Raises PacketError, IdleTimeout, OSError."""
+        desk = self._serving.desk
+        push = desk.open()
+        async with self._child(repo, exchange, push) as (child, ours):
+            guest = _Posted(exchange)
+            relay = PushRelay(desk, self._serving.writing, push, repo, exchange.client, guest, child, ours)
+            await relay.run(self._idle)
+
+    @contextlib.asynccontextmanager
+    async def _child(
+        self, repo: Repo, exchange: Exchange, push: str, *arguments: str
+    ) -> AsyncIterator[tuple[Child, SocketStream]]:
+        serving = self._serving
+        environment = {**serving.daemon.environment, "REMOTE_ADDR": exchange.client}
+        if push:
+            environment |= {"GITMIRROR_PUSH": push, "GITMIRROR_JOURNAL": str(serving.desk.journal(push))}
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                ours.setblocking(False)
+                child = serving.children.start(
+                    ["git", "receive-pack", "--stateless-rpc", *arguments, str(serving.layout.mirror(repo.name))],
+                    env=environment,
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=subprocess.DEVNULL,
+                )
+            try:
+                yield child, SocketStream(ours, None)
+            finally:
+                ours.close()
+                await child.end()
+
+
+class _Posted:
+    """The guest of a push over HTTP: the request's body comes in, the answer goes out."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._answer = Starting(exchange, RECEIVE_PACK)
+
+    async def receive(self) -> bytes:
+        """The next bytes of the body; a body that is no gzip ends like a guest that left."""
+        try:
+            return await self._exchange.receive()
+        except HttpError as error:
+            raise ConnectionAbortedError(str(error)) from None
+
+    async def send(self, data: bytes) -> None:
+        """A piece of the answer."""
+        if data:
+            await self._answer.send(data)
+
+    async def end(self) -> None:
+        """The answer is whole."""
+        await self._answer.finish()
