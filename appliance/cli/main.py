@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from appliance import version_text
+from appliance.cli.activity import activity
 from appliance.cli.audit import audit
 from appliance.cli.context import Options
 from appliance.cli.install import install
@@ -62,6 +63,7 @@ for command in (
     status,
     refresh,
     refreshes,
+    activity,
     audit,
     egress,
     doctor,

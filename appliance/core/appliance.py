@@ -98,6 +98,10 @@ class Appliance:
             stores.registry.get(name)
         return stores.health.refreshes(name, limit)
 
+    def activity(self, limit: int, repo: str | None = None) -> list[dict[str, Any]]:
+        """Hydrations, newest first."""
+        return self.stores().activity.newest(limit, repo=repo)
+
     def _reconciled(self) -> Stores:
         stores = self.stores()
         stores.registry.reconcile(wanted_of_config(self.config))

@@ -16,6 +16,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.git.upstream import choose_name, parse_upstream, same_upstream
 from appliance.core.layout import Layout
 from appliance.core.processes import Children
+from appliance.core.store.activity import ActivityStore
 from appliance.core.store.audit import AuditLog
 from appliance.core.store.database import Database
 from appliance.core.store.health import HealthStore
@@ -30,6 +31,7 @@ class Stores:
     registry: Registry
     health: HealthStore
     audit: AuditLog
+    activity: ActivityStore
 
 
 def open_stores(layout: Layout, *, create: bool = True) -> Stores:
@@ -42,6 +44,7 @@ def open_stores(layout: Layout, *, create: bool = True) -> Stores:
         Registry(database, time.time, same_upstream),
         HealthStore(database),
         AuditLog(database, time.time),
+        ActivityStore(database, time.time),
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from appliance.core.activity import ActivityLog
 from appliance.core.commands import Commands
 from appliance.core.config import Config
 from appliance.core.control import ControlServer
@@ -23,6 +24,7 @@ from appliance.core.layout import Layout
 from appliance.core.live import Live
 from appliance.core.locks import MirrorLocks
 from appliance.core.maintenance.maintainer import Maintainer
+from appliance.core.metrics import Metrics
 from appliance.core.models import Hydration, Recorded, RefreshOutcome, RefsMoved, Repo
 from appliance.core.owner import SERVE, claim
 from appliance.core.processes import Children, raise_open_files_limit
@@ -56,6 +58,7 @@ from appliance.core.units import Address
 
 log = logging.getLogger(__name__)
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 WAIT_FOR_OWNER = 60.0
 """Seconds that a starting serve waits for an `add-repo` that is cloning by itself."""
 TIDY_EVERY = 10.0
@@ -108,6 +111,7 @@ class Service:
                 self._begin(self._live.scheduler.run(), "scheduler"),
                 self._begin(self._maintainer.run(), "maintainer"),
                 self._begin(self._tidy(), "tidy"),
+                self._begin(self._activity.run(), "activity"),
             ]
             for part in parts:
                 part.add_done_callback(lambda _: stop.set())
@@ -144,7 +148,7 @@ class Service:
         )
         environment = git_environment(layout, layout.serving_config, os.environ)
         guard = Guard(layout, git, environment)
-        desk = PushDesk(layout, guard, stores.audit, self._mirror, self._on_recorded)
+        desk = PushDesk(layout, guard, stores.audit, self._mirror, self._on_recorded, self._on_ruled)
         exec_path = (await git.run("--exec-path", cwd=Path("/"), deadline=10)).stdout.decode().strip()
         self._daemon = Daemon(f"{exec_path}/git-daemon", environment, config.serve.idle_timeout)
         cache = ResponseCache(layout.cache / "responses", config.cache.budget)
@@ -166,7 +170,25 @@ class Service:
         alive = {"/healthz": lambda: Answer(200, "ok\n")}
         pushes = HttpPushes(serving, config.serve.idle_timeout)
         smart = SmartHttp(engine, admission, pushes, serving.is_mirrored, alive)
-        admin = plain_routes(alive | {"/readyz": lambda: self._live.readiness()})
+        self._activity = ActivityLog(stores.activity)
+        self._metrics = Metrics(
+            lambda: [(repo, scheduler.health(repo.id)) for repo in self._live.repos],
+            lambda: self._live.config.refresh.stale_after,
+        )
+        self._metrics.gauge("clients", "Guests' connections, waiting ones included.", lambda: self._live.clients)
+        self._metrics.gauge("queue", "Guests that wait for a place.", lambda: admission.waiting)
+        self._metrics.gauge("cache_bytes", "Bytes of whole answers kept.", lambda: cache.bytes)
+        self._metrics.gauge("cache_budget_bytes", "Most bytes of answers kept.", lambda: cache.budget)
+        self._metrics.gauge(
+            "refused", "Guests that found no place in time, since the start.", lambda: admission.refused
+        )
+        admin = plain_routes(
+            alive
+            | {
+                "/readyz": lambda: self._live.readiness(),
+                "/metrics": lambda: Answer(200, self._metrics.render(), METRICS_TYPE),
+            }
+        )
         acceptors = {
             "git": Acceptor("git", git_port.serve),
             "http": Acceptor("http", HttpPort(smart.handle, admission.limits).serve),
@@ -279,6 +301,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._live.desk.close()
+        await self._activity.write()
         self._live.stores.database.close()
 
     # -- events --------------------------------------------------------------------------------------------
@@ -294,6 +317,7 @@ class Service:
 
     async def _record(self, repo_id: int, outcome: RefreshOutcome, /, **columns: Any) -> None:
         try:
+            self._metrics.refreshed(outcome)
             await asyncio.to_thread(self._live.stores.health.record_refresh, repo_id, outcome, **columns)
         except StoreError as error:
             log.error("the refresh of %s cannot be recorded: %s", outcome.repo, error.message)
@@ -310,16 +334,13 @@ class Service:
         self._maintainer.mark(event.repo.name)
         self._live.warmer.warm(event.repo)
 
+    def _on_ruled(self, accepted: bool) -> None:
+        self._metrics.ruled(accepted)
+
     def _on_hydrated(self, event: Hydration) -> None:
-        log.info(
-            "%s: %s (%s) to %s by %s in %.3fs",
-            event.repo,
-            event.shape,
-            event.way,
-            event.client,
-            event.protocol,
-            event.seconds,
-        )
+        self._metrics.hydrated(event)
+        self._activity.add(event)
+        log.debug("%s: %s (%s) to %s in %.3fs", event.repo, event.shape, event.way, event.client, event.seconds)
 
     async def _on_recorded(self, event: Recorded) -> None:
         self._live.snapshots.invalidate(event.repo.id)

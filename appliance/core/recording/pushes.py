@@ -48,12 +48,14 @@ class PushDesk:
         audit: AuditLog,
         mirror_of: Callable[[str], Mirror],
         on_recorded: Callable[[Recorded], Awaitable[None]],
+        on_ruled: Callable[[bool], None],
     ) -> None:
         self._layout = layout
         self._guard = guard
         self._audit = audit
         self._mirror_of = mirror_of
         self._on_recorded = on_recorded
+        self._on_ruled = on_ruled
         self._refusals: dict[str, _Refusals] = {}
         self._unsettled: list[Ruling] = []
         self.accepted = 0
@@ -104,6 +106,7 @@ class PushDesk:
                 hint="the operator has to mend it (see `doctor`)",
             )
             refused, ids = {command.ref: off.message for command in commands}, []
+        self._on_ruled(not refused)
         if refused:
             self.rejected += 1
             ref, reason = next(iter(refused.items()))

@@ -103,3 +103,22 @@ _step(
     """CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit_events
         BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END""",
 )
+
+_step(
+    "0003_activity",
+    """CREATE TABLE hydrations (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        at REAL NOT NULL,
+        repo TEXT NOT NULL,
+        want TEXT NOT NULL,
+        wants INTEGER NOT NULL,
+        shape TEXT NOT NULL,
+        way TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        first_byte REAL NOT NULL,
+        seconds REAL NOT NULL,
+        client TEXT NOT NULL,
+        protocol TEXT NOT NULL
+    )""",
+    "CREATE INDEX hydrations_by_repo ON hydrations (repo, id)",
+)

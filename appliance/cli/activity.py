@@ -1,0 +1,68 @@
+"""`activity`: the record of hydrations."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+from appliance.cli.context import Options, json_option, pass_options
+from appliance.cli.output import print_json, print_table
+from appliance.core.units import format_duration, format_size
+
+POLL = 0.5
+HEADERS = ("AT", "REPOSITORY", "SHAPE", "WAY", "PROTOCOL", "BYTES", "FIRST BYTE", "TOOK", "CLIENT")
+RIGHT = ("BYTES", "FIRST BYTE", "TOOK")
+
+
+@click.command()
+@click.option("--repo", metavar="R", help="Only this repository.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Most rows.")
+@click.option(
+    "--follow", is_flag=True, help="Go on with what comes, a line each, until Ctrl-C; with --json, JSON lines."
+)
+@json_option
+@pass_options
+def activity(options: Options, repo: str | None, limit: int, follow: bool, as_json: bool) -> None:
+    """Hydrations: who fetched what, in which way, how fast. Newest first; with --follow oldest first.
+
+    \b
+    Example:
+      gitmirror.pyz activity --follow
+    """
+    store = options.appliance().stores().activity
+    found = store.newest(limit, repo=repo)
+    if not follow:
+        if as_json:
+            print_json(found)
+        else:
+            print_table(HEADERS, [_row(row) for row in found], right=RIGHT)
+        return
+    last = 0
+    batch = list(reversed(found))
+    try:
+        while True:
+            for row in batch:
+                last = max(last, row["id"])
+                if repo is None or row["repo"] == repo:
+                    click.echo(json.dumps(row) if as_json else "  ".join(str(cell) for cell in _row(row)))
+            time.sleep(POLL)
+            batch = store.after(last)
+    except KeyboardInterrupt:
+        return
+
+
+def _row(row: dict[str, Any]) -> tuple[Any, ...]:
+    return (
+        row["at"],
+        row["repo"],
+        row["shape"],
+        row["way"],
+        row["protocol"],
+        format_size(row["bytes"]),
+        format_duration(row["first_byte"]),
+        format_duration(row["seconds"]),
+        row["client"],
+    )

@@ -1,0 +1,90 @@
+"""What `/metrics` tells, in Prometheus' text form."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from appliance.core.models import Health, Hydration, RefreshOutcome, Repo
+from appliance.core.refresh.schedule import lag_of, state_of
+
+_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """Counts events. `lag` and states are computed when they are asked for, by `repos`."""
+
+    def __init__(self, repos: Callable[[], Iterable[tuple[Repo, Health]]], stale_after: Callable[[], float]) -> None:
+        self._registry = CollectorRegistry()
+        registry = self._registry
+        by = ("repo", "way", "protocol")
+        self._hydrations = Counter("gitmirror_hydrations", "Fetches answered.", by, registry=registry)
+        self._bytes = Counter("gitmirror_hydration_bytes", "Bytes of fetches sent to guests.", by, registry=registry)
+        self._first = Histogram(
+            "gitmirror_hydration_first_byte_seconds",
+            "Time until the first byte of a fetch was sent.",
+            ("way", "protocol"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._full = Histogram(
+            "gitmirror_hydration_seconds",
+            "Time until a fetch was sent in full.",
+            ("way", "protocol"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._refreshes = Counter(
+            "gitmirror_refreshes", "Refreshes by their result.", ("repo", "result"), registry=registry
+        )
+        self._pushes = Counter("gitmirror_pushes", "Pushes by the guard's verdict.", ("verdict",), registry=registry)
+        registry.register(_Repositories(repos, stale_after))
+
+    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A number that is read when it is asked for."""
+        Gauge(f"gitmirror_{name}", text, registry=self._registry).set_function(read)
+
+    def hydrated(self, event: Hydration) -> None:
+        """A fetch was answered, or given up."""
+        self._hydrations.labels(event.repo, event.way, event.protocol).inc()
+        self._bytes.labels(event.repo, event.way, event.protocol).inc(event.bytes)
+        self._first.labels(event.way, event.protocol).observe(event.first_byte)
+        self._full.labels(event.way, event.protocol).observe(event.seconds)
+
+    def refreshed(self, outcome: RefreshOutcome) -> None:
+        """A refresh ended."""
+        self._refreshes.labels(outcome.repo, outcome.result).inc()
+
+    def ruled(self, accepted: bool) -> None:
+        """A push was ruled on."""
+        self._pushes.labels("accepted" if accepted else "rejected").inc()
+
+    def render(self) -> str:
+        """The whole page."""
+        return generate_latest(self._registry).decode()
+
+
+class _Repositories(Collector):
+    """Lag, state and size of each repository as of now."""
+
+    def __init__(self, repos: Callable[[], Iterable[tuple[Repo, Health]]], stale_after: Callable[[], float]) -> None:
+        self._repos = repos
+        self._stale_after = stale_after
+
+    def collect(self) -> Iterator[Metric]:
+        """One sample a repository; lag is left out while there is none."""
+        now = time.time()
+        lag = GaugeMetricFamily("gitmirror_lag_seconds", "Since last verified equal to the upstream.", labels=["repo"])
+        state = GaugeMetricFamily("gitmirror_repo_state", "1 for the state it is in.", labels=["repo", "state"])
+        size = GaugeMetricFamily("gitmirror_mirror_bytes", "Bytes of the mirror on disk.", labels=["repo"])
+        for repo, health in self._repos():
+            seconds = lag_of(health, now)
+            if seconds is not None and repo.enabled:
+                lag.add_metric([repo.name], seconds)
+            state.add_metric([repo.name, state_of(repo, health, now, self._stale_after())], 1)
+            size.add_metric([repo.name], health.size)
+        yield from (lag, state, size)
