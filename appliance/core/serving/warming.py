@@ -12,7 +12,6 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Repo
 from appliance.core.serving.engine import Engine
-from appliance.core.serving.refs import RefSnapshots
 from appliance.core.serving.responses import AnswerFailed, ResponseCache
 from appliance.core.serving.v2 import FetchShape
 
@@ -51,13 +50,11 @@ class Warmer:
         self,
         engine: Engine,
         cache: ResponseCache,
-        snapshots: RefSnapshots,
         mirror_of: Callable[[str], Mirror],
         tip_of: Callable[[Repo], str | None],
     ) -> None:
         self._engine = engine
         self._cache = cache
-        self._snapshots = snapshots
         self._mirror_of = mirror_of
         self._tip_of = tip_of
         self._known: dict[int, _Known] = {}

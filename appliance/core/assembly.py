@@ -1,0 +1,141 @@
+"""Builds the rooms of one `serve`, each given what it needs and nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.core.activity import ActivityLog
+from appliance.core.config import Config
+from appliance.core.events import Events
+from appliance.core.git.command import git_environment
+from appliance.core.git.mirror import Mirror
+from appliance.core.layout import Layout
+from appliance.core.live import Live
+from appliance.core.locks import MirrorLocks
+from appliance.core.maintenance.maintainer import Maintainer
+from appliance.core.metrics import Metrics
+from appliance.core.processes import Children
+from appliance.core.recording.guard import Guard
+from appliance.core.recording.pushes import PushDesk
+from appliance.core.refresh.refresher import Refresher
+from appliance.core.refresh.scheduler import Scheduler, Settings
+from appliance.core.rooms import make_git, open_stores
+from appliance.core.serving.acceptor import Acceptor, Admission, Limits
+from appliance.core.serving.engine import Engine
+from appliance.core.serving.http import Answer, HttpPort, plain_routes
+from appliance.core.serving.httppush import HttpPushes
+from appliance.core.serving.listener import GitPort, Serving
+from appliance.core.serving.refs import RefSnapshots
+from appliance.core.serving.relay import Daemon
+from appliance.core.serving.responses import ResponseCache
+from appliance.core.serving.smart import SmartHttp
+from appliance.core.serving.uploadpack import UploadPack
+from appliance.core.serving.warming import Warmer
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What the service starts and stops."""
+
+    live: Live
+    refresher: Refresher
+    maintainer: Maintainer
+    activity: ActivityLog
+    daemon: Daemon
+
+
+async def assemble(
+    layout: Layout, config: Config, children: Children, events: Events, on_pass: Callable[[], None]
+) -> Assembly:
+    """Builds every room and wires `events`. Nothing runs yet. Raises GitmirrorError."""
+    live: Live
+    stores, locks = open_stores(layout), MirrorLocks()
+    git = make_git(layout, config, children)
+
+    def mirror_of(name: str) -> Mirror:
+        return Mirror(layout.mirror(name), git)
+
+    refresher = Refresher(layout, git, locks, timeout=config.refresh.timeout)
+    settings = Settings(config.refresh.interval, config.refresh.concurrency)
+    scheduler = Scheduler(refresher, settings, events.refreshed, on_moved=events.moved, on_pass=on_pass)
+    environment = git_environment(layout, layout.serving_config, os.environ)
+    guard = Guard(layout, git, environment)
+    desk = PushDesk(layout, guard, stores.audit, mirror_of, events.recorded, events.ruled)
+    exec_path = (await git.run("--exec-path", cwd=Path("/"), deadline=10)).stdout.decode().strip()
+    idle = config.serve.idle_timeout
+    daemon = Daemon(f"{exec_path}/git-daemon", environment, idle)
+
+    cache = ResponseCache(layout.cache / "responses", config.cache.budget)
+    cache.start()
+    snapshots = RefSnapshots(mirror_of)
+    upload_pack = UploadPack(children, environment, idle)
+    engine = Engine(cache, snapshots, upload_pack, mirror_of, on_hydrated=events.hydrated, on_shape=events.saw_shape)
+    warmer = Warmer(engine, cache, mirror_of, lambda repo: scheduler.health(repo.id).tip)
+
+    admission = Admission(_limits(config))
+    serving = Serving(layout, children, daemon, desk, engine, lambda name: locks.shared(name, preempt=True))
+    git_port = GitPort(serving, admission, lambda: live.clients)
+    alive = {"/healthz": lambda: Answer(200, "ok\n")}
+    smart = SmartHttp(engine, admission, HttpPushes(serving, idle), serving.is_mirrored, alive)
+    metrics = Metrics(
+        lambda: [(repo, scheduler.health(repo.id)) for repo in live.repos],
+        lambda: live.config.refresh.stale_after,
+    )
+    admin = plain_routes(
+        alive
+        | {
+            "/readyz": lambda: live.readiness(),
+            "/metrics": lambda: Answer(200, metrics.render(), METRICS_TYPE),
+        }
+    )
+    live = Live(
+        layout=layout,
+        config=config,
+        stores=stores,
+        git=git,
+        locks=locks,
+        scheduler=scheduler,
+        guard=guard,
+        desk=desk,
+        admission=admission,
+        git_port=git_port,
+        smart=smart,
+        acceptors={
+            "git": Acceptor("git", git_port.serve),
+            "http": Acceptor("http", HttpPort(smart.handle, admission.limits).serve),
+            "admin": Acceptor("admin", HttpPort(admin, admission.limits).serve),
+        },
+        cache=cache,
+        snapshots=snapshots,
+        warmer=warmer,
+    )
+    metrics.gauge("clients", "Guests' connections, waiting ones included.", lambda: live.clients)
+    metrics.gauge("queue", "Guests that wait for a place.", lambda: admission.waiting)
+    metrics.gauge("refused", "Guests that found no place in time, since the start.", lambda: admission.refused)
+    metrics.gauge("cache_bytes", "Bytes of whole answers kept.", lambda: cache.bytes)
+    metrics.gauge("cache_budget_bytes", "Most bytes of answers kept.", lambda: cache.budget)
+    maintainer = Maintainer(
+        mirror_of,
+        locks,
+        repos=lambda: live.repos,
+        health=scheduler.health,
+        update=events.update_health,
+        anchor_times=lambda repo_id: asyncio.to_thread(stores.health.anchor_times, repo_id),
+        set_anchor_times=lambda repo_id, times: asyncio.to_thread(stores.health.set_anchor_times, repo_id, times),
+    )
+    activity = ActivityLog(stores.activity)
+    events.attach(live, maintainer, metrics, activity)
+    return Assembly(live, refresher, maintainer, activity, daemon)
+
+
+def _limits(config: Config) -> Limits:
+    serve = config.serve
+    return Limits(
+        serve.max_clients, serve.queue_timeout, serve.request_timeout, serve.idle_timeout, serve.total_timeout
+    )

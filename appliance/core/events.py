@@ -1,0 +1,101 @@
+"""What one room's news means to the others: the wiring between rooms that do not know each other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from appliance.core.activity import ActivityLog
+from appliance.core.errors import GitmirrorError
+from appliance.core.live import Live
+from appliance.core.maintenance.maintainer import Maintainer
+from appliance.core.metrics import Metrics
+from appliance.core.models import Hydration, Recorded, RefreshOutcome, RefsMoved, Repo
+from appliance.core.serving.v2 import FetchShape
+from appliance.core.store.database import StoreError
+
+log = logging.getLogger(__name__)
+
+Begin = Callable[[Coroutine[Any, Any, None], str], object]
+
+
+class Events:
+    """Handlers of every event. The rooms get them before they exist themselves; `attach` closes the circle."""
+
+    live: Live
+    maintainer: Maintainer
+    metrics: Metrics
+    activity: ActivityLog
+
+    def __init__(self, begin: Begin) -> None:
+        self._begin = begin
+        self._recounts: dict[int, bool] = {}
+
+    def attach(self, live: Live, maintainer: Maintainer, metrics: Metrics, activity: ActivityLog) -> None:
+        """Names the rooms; before it no event may happen."""
+        self.live = live
+        self.maintainer = maintainer
+        self.metrics = metrics
+        self.activity = activity
+
+    async def refreshed(self, repo_id: int, outcome: RefreshOutcome, /, **columns: Any) -> None:
+        """A refresh ended: counted, and written behind."""
+        self.metrics.refreshed(outcome)
+        try:
+            await asyncio.to_thread(self.live.stores.health.record_refresh, repo_id, outcome, **columns)
+        except StoreError as error:
+            log.error("the refresh of %s cannot be recorded: %s", outcome.repo, error.message)
+
+    async def moved(self, event: RefsMoved) -> None:
+        """A refresh moved refs: no guest sees the old ones from here on, and the new tip is warmed."""
+        self.live.snapshots.invalidate(event.repo.id)
+        self.maintainer.mark(event.repo.name)
+        self.live.warmer.warm(event.repo)
+
+    def ruled(self, accepted: bool) -> None:
+        """A push was ruled on."""
+        self.metrics.ruled(accepted)
+
+    async def recorded(self, event: Recorded) -> None:
+        """A push moved refs; its guest is told so after this."""
+        self.live.snapshots.invalidate(event.repo.id)
+        self.maintainer.mark(event.repo.name)
+        if event.repo.id in self._recounts:
+            self._recounts[event.repo.id] = True
+        else:
+            self._recounts[event.repo.id] = False
+            self._begin(self._count_sessions(event.repo), f"count {event.repo.name}")
+
+    def hydrated(self, event: Hydration) -> None:
+        """A guest got its objects, or gave up."""
+        self.metrics.hydrated(event)
+        self.activity.add(event)
+        log.debug("%s: %s (%s) to %s in %.3fs", event.repo, event.shape, event.way, event.client, event.seconds)
+
+    def saw_shape(self, repo: Repo, shape: FetchShape) -> None:
+        """A guest asked for a shape that may be kept."""
+        self.live.warmer.saw(repo, shape)
+
+    async def update_health(self, repo_id: int, **columns: Any) -> None:
+        """Something was learnt of a mirror: known at once, written behind."""
+        self.live.scheduler.note(repo_id, **columns)
+        try:
+            await asyncio.to_thread(self.live.stores.health.update, repo_id, **columns)
+        except StoreError as error:
+            log.error("the health of repository %d cannot be recorded: %s", repo_id, error.message)
+
+    async def _count_sessions(self, repo: Repo) -> None:
+        """Counts again as long as pushes come, one count at a time: fifty at once need not be counted fifty times."""
+        try:
+            again = True
+            while again:
+                self._recounts[repo.id] = False
+                sessions = await self.live.mirror(repo.name).local_refs("refs/agents/")
+                await self.update_health(repo.id, sessions=len(sessions))
+                again = self._recounts[repo.id]
+        except GitmirrorError as error:
+            log.warning("%s: sessions cannot be counted: %s", repo.name, error.message)
+        finally:
+            del self._recounts[repo.id]
