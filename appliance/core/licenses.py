@@ -41,7 +41,7 @@ def licenses(folder: Path | None = None) -> list[PackedLicense]:
     return sorted(packed, key=lambda one: one.name.lower())
 
 
-def render(packed: Iterable[PackedLicense]) -> str:
+def render_licenses(packed: Iterable[PackedLicense]) -> str:
     """A table for people: name, version, licence; one line each, no header, no newline at the end."""
     rows = list(packed)
     name_width = max((len(row.name) for row in rows), default=0)

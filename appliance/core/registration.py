@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from appliance.core.config import Config
@@ -64,7 +63,7 @@ def outcome_document(outcome: RefreshOutcome) -> dict[str, Any]:
         "repo": outcome.repo,
         "result": outcome.result,
         "duration": round(outcome.duration, 3),
-        "moved": [asdict(change) for change in outcome.moved],
+        "moved": [change.document() for change in outcome.moved],
         "error": outcome.error,
     }
 

@@ -15,7 +15,7 @@ from appliance.core.git.mirror import Mirror, changes_between
 from appliance.core.git.upstream import parse_upstream
 from appliance.core.layout import Layout
 from appliance.core.locks import MirrorLocks
-from appliance.core.models import RefChange, RemoteRefs, Repo
+from appliance.core.models import RefChange, RemoteRefs, Repo, shown
 
 ASKING_DEADLINE = 60.0
 """Seconds for ls-remote at most: an upstream that says nothing for so long is hung."""
@@ -52,7 +52,7 @@ class MirrorFacts:
             "failures": 0,
             "cloned": True,
             "tip": self.tip,
-            "head": self.head,
+            "head": shown(self.head) if self.head else None,
             "refs": self.refs,
             "sessions": self.sessions,
         }

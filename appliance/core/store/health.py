@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 from appliance.core.models import Health, RefreshOutcome
@@ -56,7 +55,7 @@ class HealthStore:
                     "started_at": outcome.started_at,
                     "duration": outcome.duration,
                     "result": outcome.result,
-                    "moved": json.dumps([asdict(change) for change in outcome.moved]),
+                    "moved": json.dumps([change.document() for change in outcome.moved]),
                     "error": outcome.error,
                 }
             )
