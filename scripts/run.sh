@@ -57,11 +57,11 @@ here() {
 # full, and this checkout may be shallow or partial: then it gets the tree of HEAD as one commit without parents,
 # dated like HEAD and with its message, and so of the same id at each run.
 feed_local_upstream() {
-    local branch tree date
+    local branch tree date refspecs
     here rev-parse --quiet --verify 'HEAD^{commit}' >/dev/null ||
         fail "there is no commit to mirror in $root; name a URL: $0 URL"
     # A detached HEAD gets a branch: of a mirror without a default branch, clones have no files.
-    branch=$(here symbolic-ref --quiet --short HEAD) || branch=checkout
+    branch=$(here symbolic-ref --quiet --short HEAD) || branch=detached
     if ! [ -f "$local_upstream/HEAD" ]; then
         rm -rf "$local_upstream"
         git init --quiet --bare "$local_upstream"
@@ -79,8 +79,14 @@ feed_local_upstream() {
                 -c user.name=gitmirror -c user.email=gitmirror@localhost commit-tree "$tree" |
             xargs git -C "$local_upstream" update-ref "refs/heads/$branch"
     else
-        here push --quiet --prune "$local_upstream" '+refs/heads/*:refs/heads/*' '+refs/tags/*:refs/tags/*'
-        here push --quiet "$local_upstream" "+HEAD:refs/heads/$branch"
+        refspecs=('+refs/heads/*:refs/heads/*' '+refs/tags/*:refs/tags/*')
+        here symbolic-ref --quiet HEAD >/dev/null || refspecs+=("+HEAD:refs/heads/$branch")
+        # Where foo has become foo/bar, the old one is in the way of the new one: then from nothing.
+        here push --quiet --prune "$local_upstream" "${refspecs[@]}" 2>/dev/null || {
+            git -C "$local_upstream" for-each-ref --format='delete %(refname)' |
+                git -C "$local_upstream" update-ref --stdin
+            here push --quiet "$local_upstream" "${refspecs[@]}"
+        }
     fi
 }
 

@@ -160,6 +160,12 @@ until_ok() {
     done
 }
 
+start_upstream() {
+    systemctl reset-failed upstream.service 2>/dev/null || true
+    systemd-run --quiet --unit=upstream git daemon --reuseaddr --export-all --base-path=/srv/upstream \
+        --listen=127.0.0.1 --port=19418
+}
+
 # The upstream is a git daemon; its name is answered by a DNS server, so that names are looked up for real.
 make_upstream() {
     git init -q --bare -b main /srv/upstream/acme/project.git
@@ -172,7 +178,7 @@ make_upstream() {
     git add large
     git commit -qm second
     git push -q /srv/upstream/acme/project.git main
-    systemd-run --quiet --unit=upstream git daemon --export-all --base-path=/srv/upstream --listen=127.0.0.1 --port=19418
+    start_upstream
     cat >/run/dns.py <<'PY'
 import socket
 server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -275,8 +281,8 @@ has_tip() {
 serves_without_upstream() {
     systemctl stop upstream.service
     clones /srv/offline
-    systemctl reset-failed upstream.service 2>/dev/null || true
-    systemd-run --quiet --unit=upstream git daemon --export-all --base-path=/srv/upstream --listen=127.0.0.1 --port=19418
+    start_upstream
+    new_commit_arrives
 }
 
 records() {
@@ -338,7 +344,7 @@ stranger_may_not() {
 
 admin_answers() {
     local path
-    for path in healthz readyz metrics; do
+    for path in healthz readyz; do
         curl -fsS --max-time 20 -o /dev/null -w "$path %{http_code} " "http://127.0.0.1:9420/$path"
     done
 }
@@ -432,6 +438,7 @@ line.connect((sys.argv[1], int(sys.argv[2])))
 def send():
     while data := os.read(0, 65536):
         line.sendall(data)
+    line.shutdown(socket.SHUT_WR)
 threading.Thread(target=send, daemon=True).start()
 while data := line.recv(65536):
     os.write(1, data)
@@ -452,7 +459,8 @@ PY
     echo "the guest had its clone, stop returned ${took} ms after it began"
     [ "$(systemctl show --property=Result,ExecMainStatus,ActiveState --value gitmirror.service | sort | paste -sd' ')" = \
         "0 inactive success" ]
-    [ "$took" -gt 2500 ]
+    # It waited for the guest, and not until the end of the 30 s that it may take.
+    [ "$took" -gt 2500 ] && [ "$took" -lt 25000 ]
 }
 
 leaves_nothing() {
@@ -513,7 +521,7 @@ inside() {
     check "add-repo follows the upstream by its name" follows_upstream
     check "a full clone" clones /srv/full
     check "a commit upstream arrives" new_commit_arrives
-    check "a clone while the upstream is down" serves_without_upstream
+    check "a clone while the upstream is down, its next commit when it is back" serves_without_upstream
     check "a shallow blob:none guest records a turn" records
     check "a push to refs/heads/main is refused" refuses HEAD:refs/heads/main
     check "a push to refs/tags/x is refused" refuses HEAD:refs/tags/x

@@ -116,7 +116,7 @@ class RefreshOutcome:
 
 @dataclass(frozen=True)
 class RefsMoved:
-    """Event: refs of a mirror moved by a refresh."""
+    """Event: a refresh moved refs of a mirror, or only its HEAD to another branch (then `changes` is empty)."""
 
     repo: Repo
     changes: tuple[RefChange, ...]

@@ -234,9 +234,10 @@ class Scheduler:
         if facts is not None:
             columns = facts.columns(started_at)
         columns["next_due"] = time.time() + delay
+        turned = facts is not None and facts.head != entry.health.head
         entry.health = replace(entry.health, **columns)
         await self._record(repo.id, outcome, **columns)
-        if moved:
+        if moved or turned:
             log.info("%s: %d refs moved in %.2fs", repo.name, len(moved), outcome.duration)
             await self._on_moved(RefsMoved(repo, moved))
         return outcome
