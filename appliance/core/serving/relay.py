@@ -7,7 +7,7 @@ import contextlib
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +98,7 @@ async def relay_fetch(guest: socket.socket, child: socket.socket, idle: float) -
     Raises IdleTimeout, and OSError when the guest is gone.
     """
     activity = Activity()
-    upwards = asyncio.create_task(_quietly(pump(guest, child, activity)))
+    upwards = asyncio.create_task(_send_up(guest, child, activity))
     downwards = asyncio.create_task(pump(child, guest, activity))
     watch = asyncio.create_task(activity.expire(idle))
     try:
@@ -110,10 +110,13 @@ async def relay_fetch(guest: socket.socket, child: socket.socket, idle: float) -
         await end_tasks(upwards, downwards, watch)
 
 
-async def _quietly(work: Awaitable[int]) -> None:
-    """The guest's side of a fetch may end in any way; only what the child says counts."""
-    with contextlib.suppress(OSError):
-        await work
+async def _send_up(guest: socket.socket, child: socket.socket, activity: Activity) -> None:
+    """The guest's side of a fetch may end in any way, by a reset too: for the child that is the end of its requests."""
+    try:
+        await pump(guest, child, activity)
+    except OSError:
+        with contextlib.suppress(OSError):
+            child.shutdown(socket.SHUT_WR)
 
 
 async def end_tasks(*tasks: asyncio.Task[object] | asyncio.Task[int] | asyncio.Task[None]) -> None:

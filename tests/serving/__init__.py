@@ -1,0 +1,1 @@
+"""Tests of the guests' port: what is served, what is refused, what is logged."""
