@@ -41,6 +41,7 @@ def examine(appliance: Appliance) -> list[Check]:
         _guarded("config", lambda: _config(appliance), "mend the file; the message says what"),
         _state(appliance),
         _disk(appliance),
+        _hooks(appliance),
         _guarded("database", lambda: _database(appliance), "see the message; a backup is the file gitmirror.db"),
     ]
     checks += _ports(appliance) if not serving else []
@@ -102,11 +103,23 @@ def _state(appliance: Appliance) -> Check:
 
 
 def _disk(appliance: Appliance) -> Check:
+    free = shutil.disk_usage(_existing(appliance)).free
+    return Check("disk", free > LOW_DISK, f"{format_size(free)} free", "make room, or move the state directory")
+
+
+def _hooks(appliance: Appliance) -> Check:
+    """git skips a hook that it cannot execute; serve proves at start that it does not, this finds the usual reason."""
+    place = _existing(appliance)
+    noexec = bool(os.statvfs(place).f_flag & os.ST_NOEXEC)
+    found = f"{place} is on a noexec mount" if noexec else f"can be executed below {place}"
+    return Check("hooks", not noexec, found, "mount it without noexec: git runs the hooks that guard pushes there")
+
+
+def _existing(appliance: Appliance) -> Path:
     place = appliance.layout.state
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    return Check("disk", free > LOW_DISK, f"{format_size(free)} free", "make room, or move the state directory")
+    return place
 
 
 def _database(appliance: Appliance) -> Check:

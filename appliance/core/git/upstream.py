@@ -11,7 +11,8 @@ from appliance.core.errors import UsageError
 from appliance.core.models import is_repo_name
 
 _SCP = re.compile(r"^(?:[^/@:]+@)?[^/:]+:(?!//)")
-_CONTROL = re.compile(r"[\x00-\x20\x7f\\]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SPACE = re.compile(r"[ \\]")
 _NAMED = ("https", "http", "git")
 
 
@@ -45,11 +46,13 @@ def parse_upstream(url: str, *, allow_local: bool) -> Upstream:
     if url.startswith("-"):
         raise UsageError(f"the URL {url!r} starts with a dash", hint="an upstream looks like https://HOST/OWNER/REPO")
     if not url or _CONTROL.search(url):
-        raise UsageError(f"the URL {url!r} is empty or has spaces, backslashes or control characters in it")
+        raise UsageError(f"the URL {url!r} is empty or has control characters in it")
     if "::" in url.split("/", 1)[0]:
         raise UsageError(f"remote helpers such as {url.split('::')[0]}:: are not allowed", hint="use an https:// URL")
     if url.startswith(("/", "./", "../", "file://")) or url in (".", ".."):
         return _local(url, allow_local)
+    if _SPACE.search(url):
+        raise UsageError(f"the URL {url!r} has spaces or backslashes in it", hint="write a space as %20")
     scheme, separator, _ = url.partition("://")
     if not separator and _SCP.match(url):
         raise UsageError(

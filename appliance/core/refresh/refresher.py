@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +94,7 @@ class Refresher:
         remote = await growing.remote_refs(self._asking_deadline())
         run.fetching = True
         await growing.fetch(self.timeout, run.on_progress)
+        await self._require_brought(growing, remote, before={})
         await self._follow_head(growing, remote)
         async with self._locks.shared(run.repo.name):
             mirror = growing.rename_to(self._layout.mirror(run.repo.name))
@@ -110,11 +111,28 @@ class Refresher:
                 await mirror.anchor(changes, followed_ref(run.repo, mirror.head()))
                 await mirror.make_way(remote.refs, before)
                 await mirror.fetch(self.timeout, run.on_progress)
+            await self._require_brought(mirror, remote, before)
         await self._follow_head(mirror, remote)
         return await self._facts(mirror, run.repo, before=before, measure=bool(changes))
 
     def _asking_deadline(self) -> float:
         return min(ASKING_DEADLINE, self.timeout)
+
+    async def _require_brought(self, mirror: Mirror, remote: RemoteRefs, before: Mapping[str, str]) -> None:
+        """A fetch that exits 0 may still have left refs out: from a shallow upstream, with a warning. Raises GitError.
+
+        A ref that moved on or went between the two questions is none of them, so the upstream is asked once more.
+        """
+        left = _not_brought(remote.refs, before, await mirror.local_refs())
+        if not left:
+            return
+        again = await mirror.remote_refs(self._asking_deadline())
+        left = [ref for ref in _not_brought(again.refs, before, await mirror.local_refs()) if ref in left]
+        if left:
+            raise GitError(
+                f"the upstream did not hand over {len(left)} refs, {left[0]} among them: is it a shallow clone? "
+                "A mirror needs the whole history"
+            )
 
     async def _follow_head(self, mirror: Mirror, remote: RemoteRefs) -> None:
         """A detached or unborn HEAD upstream leaves ours, unless ours points nowhere and there is a branch to take."""
@@ -138,6 +156,10 @@ class Refresher:
             size=await asyncio.to_thread(mirror.disk_size) if measure else None,
             moved=changes_between(before, refs),
         )
+
+
+def _not_brought(remote: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    return [ref for ref, oid in remote.items() if after.get(ref) == before.get(ref) != oid]
 
 
 def followed_ref(repo: Repo, head: str | None) -> str | None:
