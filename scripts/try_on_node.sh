@@ -2,7 +2,7 @@
 # Tries gitmirror.pyz on a real node: a fresh system with systemd, python3 and git, booted in a container, in which
 # the file installs itself and is then used, killed, stopped, upgraded and broken. One line for each check.
 #
-#     scripts/try_on_node.sh [--base DIR] [PYZ]        # default: dist/gitmirror.pyz, built when it is missing
+#     scripts/try_on_node.sh [--base DIR] [PYZ]        # default: dist/gitmirror.pyz, built first
 #
 # Needs root, debootstrap and systemd-nspawn (on Debian: apt-get install debootstrap systemd-container), and the
 # package mirror that apt on this machine uses. --base keeps the fresh system in DIR for the next time; without it
@@ -36,7 +36,7 @@ outside() {
     done
     if [ -z "$pyz" ]; then
         pyz=$here/dist/gitmirror.pyz
-        [ -e "$pyz" ] || "$here/scripts/build_pyz.sh"
+        "$here/scripts/build_pyz.sh" # Does nothing when the file is what the checkout says.
     fi
 
     # Not local: the trap needs it after this function.
@@ -146,8 +146,9 @@ appliance() {
     gitmirror.pyz "$@"
 }
 
+# Fails when there is none: 0 would mean this very script to kill.
 main_pid() {
-    systemctl show --property=MainPID --value gitmirror.service
+    systemctl show --property=MainPID --value gitmirror.service | grep -vx 0
 }
 
 # Usage: until_ok SECONDS COMMAND...
@@ -338,8 +339,13 @@ print("serving", status["version"], status["git"])'
 }
 
 stranger_may_not() {
+    local connect='import socket; socket.socket(socket.AF_UNIX).connect("/run/gitmirror/control.sock")'
     useradd --create-home stranger
-    ! runuser -u stranger -- curl -sS --unix-socket /run/gitmirror/control.sock http://localhost/ 2>&1
+    python3 -c "$connect"
+    if runuser -u stranger -- python3 -c "$connect" 2>/run/stranger; then
+        return 1
+    fi
+    grep PermissionError /run/stranger
 }
 
 admin_answers() {
@@ -360,7 +366,7 @@ reloads() {
 backlog_fits() {
     # Send-Q of a listening socket is its backlog; the container's kernel caps it.
     ss -Hltn 'sport = :9418 or sport = :9419' | awk -v cap="$(cat /proc/sys/net/core/somaxconn)" '
-        { print $4, "backlog", $3; if ($3 < cap && $3 < 4096) bad = 1 } END { exit bad }'
+        { print $4, "backlog", $3; if ($3 < cap && $3 < 4096) bad = 1 } END { exit bad || NR < 2 }'
 }
 
 survives_kill() {
@@ -395,7 +401,7 @@ watchdog_bites() {
     until_ok 20 sh -c "journalctl -q -u gitmirror.service | grep -q 'Watchdog timeout'"
     clones /srv/watchdog
     [ "$(main_pid)" != "$before" ]
-    rm /run/systemd/system/gitmirror.service.d/trial.conf
+    rm -r /run/systemd/system/gitmirror.service.d
     systemctl daemon-reload
 }
 
@@ -411,6 +417,34 @@ upgrades() {
     is_up >/dev/null
 }
 
+goes_back() {
+    guests 6 0 &
+    sleep 1
+    /trial/gitmirror.pyz install --now >/run/rollback
+    wait $!
+    grep '^replace /usr/local/bin' /run/rollback
+    cmp /trial/gitmirror.pyz /usr/local/bin/gitmirror.pyz
+    is_up >/dev/null
+}
+
+turns_off() {
+    systemctl stop gitmirror-{git,http,admin}.socket gitmirror.service
+    mkdir -p /etc/systemd/system/gitmirror-http.socket.d
+    printf '[Unit]\nConditionPathExists=!/\n' >/etc/systemd/system/gitmirror-http.socket.d/off.conf
+    cp /etc/gitmirror/gitmirror.toml /run/saved.toml
+    sed -i 's/^# http = .*/http = ""/' /etc/gitmirror/gitmirror.toml
+    systemctl daemon-reload
+    systemctl start gitmirror-{git,http,admin}.socket gitmirror.service
+    if ss -Hltn 'sport = :9419' | grep .; then
+        return 1
+    fi
+    clones /srv/without_http
+    systemctl stop gitmirror-{git,http,admin}.socket gitmirror.service
+    rm -r /etc/systemd/system/gitmirror-http.socket.d
+    cp /run/saved.toml /etc/gitmirror/gitmirror.toml
+    systemctl daemon-reload
+}
+
 mends_itself() {
     cp /etc/gitmirror/gitmirror.toml /run/saved.toml
     echo "nonsense = true" >>/etc/gitmirror/gitmirror.toml
@@ -424,7 +458,7 @@ mends_itself() {
     cp /run/saved.toml /etc/gitmirror/gitmirror.toml
     wait $!
     grep -q refs/heads/main /run/waited
-    journalctl -q -o cat -u gitmirror.service | grep -m1 "nonsense"
+    journalctl -q -o cat -u gitmirror.service | grep nonsense | tail -n 1
     is_up >/dev/null
 }
 
@@ -464,6 +498,7 @@ PY
 }
 
 leaves_nothing() {
+    id -u gitmirror >/dev/null
     if pgrep -u gitmirror -a; then
         return 1
     fi
@@ -494,12 +529,16 @@ moves_to_a_bridge() {
 
 removes() {
     systemctl disable --now gitmirror-{git,http,admin}.socket gitmirror.service
-    rm -rf /etc/systemd/system/gitmirror*.socket /etc/systemd/system/gitmirror.service /etc/systemd/system/gitmirror-git.socket.d
+    rm -rf /etc/systemd/system/gitmirror.service /etc/systemd/system/gitmirror-{git,http,admin}.socket{,.d}
     rm -rf /etc/sysusers.d/gitmirror.conf /etc/gitmirror /usr/local/bin/gitmirror.pyz
     systemctl daemon-reload
-    rm -rf /var/lib/gitmirror /var/cache/gitmirror
+    rm -rf /var/lib/gitmirror /var/cache/gitmirror /var/cache/gitmirror-root
+    userdel oper
     userdel gitmirror
-    ! systemctl list-unit-files --no-legend 'gitmirror*' | grep .
+    if systemctl list-unit-files --no-legend 'gitmirror*' | grep . ||
+        find /etc /usr /var /run /tmp -name '*gitmirror*' -not -path '/var/log/*' | grep .; then
+        return 1
+    fi
 }
 
 inside() {
@@ -538,10 +577,12 @@ inside() {
     check "after it: clone, audit, fsck" keeps_serving_after
     check "a serve that hangs is replaced by the watchdog" watchdog_bites
     check "upgrade: no guest refused or cut off" upgrades
+    check "back to the file before: no guest refused or cut off" goes_back
     check "a broken config, mended: no manual step" mends_itself
     check "stop drains" drains
     check "stop leaves no process" leaves_nothing
     check "the sockets alone start it for a guest" starts_by_a_guest
+    check "a listener turned off" turns_off
     check "another address, of a bridge made later" moves_to_a_bridge
     check "uninstall leaves nothing" removes
     if [ "$failures" = 0 ]; then

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from appliance.core.errors import UsageError
-from appliance.core.units import Address, parse_address, parse_duration, parse_size
+from appliance.core.units import Address, format_duration, parse_address, parse_duration, parse_size
 
 SYSTEM_STATE = Path("/var/lib/gitmirror")
 SYSTEM_CONFIG = Path("/etc/gitmirror/gitmirror.toml")
@@ -139,8 +139,8 @@ class Config:
         slowest = max([self.refresh.interval, *(repo.interval or 0 for repo in self.repos)])
         if self.refresh.stale_after <= slowest:
             found.append(
-                f"refresh.stale_after ({self.refresh.stale_after:g}s) is not above the longest interval "
-                f"({slowest:g}s): a healthy repository will be reported stale"
+                f"refresh.stale_after ({format_duration(self.refresh.stale_after)}) is not above the longest interval "
+                f"({format_duration(slowest)}): a healthy repository will be reported stale"
             )
         return found
 

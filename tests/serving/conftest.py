@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import random
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -68,15 +69,19 @@ class Turn:
 def make_turn(mirror: Path, text: str, *, size: int = 0) -> Turn:
     """Make a commit on top of `main` beside the mirror, with `size` bytes that do not compress."""
     base = git("rev-parse", "refs/heads/main", cwd=mirror)
-    beside = mirror.parent / f".{hashlib.sha1(text.encode()).hexdigest()}.test"
-    env = clean_env(beside, GIT_OBJECT_DIRECTORY=str(beside), GIT_ALTERNATE_OBJECT_DIRECTORIES=str(mirror / "objects"))
     noise = random.Random(text).randbytes(size)
-    blob = git("hash-object", "-w", "--stdin", cwd=mirror, env=env, input=text.encode() + noise)
-    tree = git("mktree", cwd=mirror, env=env, input=f"100644 blob {blob}\tturn.txt\n")
-    commit = git("commit-tree", "-p", base, "-m", text, tree, cwd=mirror, env=env)
-    listing = "\n".join((commit, tree, blob))
-    argv = ["git", "pack-objects", "--stdout", "--quiet"]
-    packed = run_process(argv, cwd=mirror, env=env, input=f"{listing}\n".encode())
+    with tempfile.TemporaryDirectory() as beside:
+        env = clean_env(
+            Path(beside),
+            GIT_DIR=str(mirror),
+            GIT_OBJECT_DIRECTORY=beside,
+            GIT_ALTERNATE_OBJECT_DIRECTORIES=str(mirror / "objects"),
+        )
+        blob = git("hash-object", "-w", "--stdin", env=env, input=text.encode() + noise)
+        tree = git("mktree", env=env, input=f"100644 blob {blob}\tturn.txt\n")
+        commit = git("commit-tree", "-p", base, "-m", text, tree, env=env)
+        argv = ["git", "pack-objects", "--stdout", "--quiet"]
+        packed = run_process(argv, env=env, input=f"{commit}\n{tree}\n{blob}\n".encode())
     assert packed.returncode == 0, packed.stderr
     return Turn(base, commit, packed.stdout)
 
@@ -221,12 +226,15 @@ def read_pack_v2(sock: socket.socket) -> bytes:
     return bytes(pack)
 
 
-def start_fetch(serve: Serve, repo: str, *, timeout: float = 30.0) -> socket.socket:
-    """Ask for everything of `main` in v0 and read nothing of the answer yet."""
+def start_fetch(serve: Serve, repo: str, *, version: int = 0, timeout: float = 30.0) -> socket.socket:
+    """Ask for everything of `main` and read nothing of the answer yet, but NAK in v0."""
     tip = git("rev-parse", "refs/heads/main", cwd=serve.mirror(repo))
-    sock = daemon_request(*serve.git_address, "git-upload-pack", f"/{repo}", timeout=timeout)
+    extra = [f"version={version}"] if version else []
+    sock = daemon_request(*serve.git_address, "git-upload-pack", f"/{repo}", extra, timeout=timeout)
     read_pkts(sock)
-    sock.sendall(want_v0(tip))
+    sock.sendall(want_v2(tip) if version == 2 else want_v0(tip))
+    if version == 0:
+        assert read_pkt(sock) == b"NAK\n"
     return sock
 
 

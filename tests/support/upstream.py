@@ -88,6 +88,8 @@ class HttpUpstream(_Upstream):
             return
         self._server.shutdown()
         self._acceptor.join()
+        # A child that is just being started holds a copy until it execs, and the port could not be bound again.
+        self._server.socket.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
         self._server = None
         # Bound and not listening: connects are refused, and no other test gets the port.

@@ -11,9 +11,12 @@ BACKOFF_CAP = 300.0
 FAILING_AFTER = 3
 """Failures in a row after which a mirror that serves is called failing; one that never was cloned fails at once."""
 
-ASKING_HOLDS = 5.0
-FETCHING_HOLDS = 30.0
-"""How long a refresh holds its place among `concurrency`. One that hangs gives the place back and hangs on its own."""
+ASKING_HOLDS = 1.0
+FETCHING_HOLDS = 5.0
+CLONING_HOLDS = 30.0
+"""How long a refresh holds its place among `concurrency`, from its start. One that hangs gives the place back and hangs
+on its own: with four places and eight upstreams that go quiet at once, a healthy ninth waits for two seconds.
+"""
 
 
 class Lane(StrEnum):
@@ -44,9 +47,10 @@ def delay_after(interval: float, failures: int, jitter: float) -> float:
     return delay * (1 - 0.1 * jitter)
 
 
-def holds_place(running_for: float, fetching: bool) -> bool:
+def holds_place(running_for: float, fetching: bool, lane: Lane) -> bool:
     """Whether a refresh that has run for so many seconds still counts against `concurrency`."""
-    return running_for < (FETCHING_HOLDS if fetching else ASKING_HOLDS)
+    fetching_holds = CLONING_HOLDS if lane is Lane.CLONE else FETCHING_HOLDS
+    return running_for < (fetching_holds if fetching else ASKING_HOLDS)
 
 
 def lag_of(health: Health, now: float) -> float | None:

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 TICK = 1.0
 """Seconds between two passes at most; the watchdog is told of each."""
 
+PLACE_TICK = 0.2
+"""Seconds between two passes at most while something that is due has no place."""
+
 MOST_RUNNING = 64
 """Past so many refreshes at once, hung ones keep their places: processes are bounded too."""
 
@@ -171,7 +174,7 @@ class Scheduler:
         running = [entry.running for entry in self._entries.values() if entry.running]
         held = dict.fromkeys(Lane, 0)
         for refresh in running:
-            if len(running) >= MOST_RUNNING or holds_place(now - refresh.since, refresh.run.fetching):
+            if len(running) >= MOST_RUNNING or holds_place(now - refresh.since, refresh.run.fetching, refresh.lane):
                 held[refresh.lane] += 1
         sleep = TICK
         for entry in sorted(self._entries.values(), key=lambda entry: entry.due):
@@ -184,6 +187,9 @@ class Scheduler:
             if held[lane] < self._settings.concurrency:
                 held[lane] += 1
                 self._start(entry, lane, now)
+            else:
+                # A place comes free by time alone too.
+                sleep = min(sleep, PLACE_TICK)
         return max(sleep, 0.005)
 
     def _start(self, entry: _Entry, lane: Lane, now: float) -> None:
@@ -234,7 +240,7 @@ class Scheduler:
         if facts is not None:
             columns = facts.columns(started_at)
         columns["next_due"] = time.time() + delay
-        turned = facts is not None and facts.head != entry.health.head
+        turned = facts is not None and columns["head"] != entry.health.head
         entry.health = replace(entry.health, **columns)
         await self._record(repo.id, outcome, **columns)
         if moved or turned:

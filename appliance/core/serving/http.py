@@ -131,6 +131,10 @@ class Exchange:
         """Ends the answer."""
         await self._stream.send(self._connection.send(h11.EndOfMessage()) or b"")
 
+    def abort(self) -> None:
+        """Cuts the connection."""
+        self._stream.abort()
+
     async def answer(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
         """A whole answer in one."""
         body = text.encode("utf-8", "replace")

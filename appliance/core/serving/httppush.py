@@ -90,3 +90,7 @@ class _Posted:
     async def end(self) -> None:
         """The answer is whole."""
         await self._answer.finish()
+
+    def abort(self) -> None:
+        """Cuts the connection."""
+        self._exchange.abort()

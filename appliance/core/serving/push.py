@@ -43,6 +43,10 @@ class Guest(Protocol):
         """The answer is whole."""
         ...
 
+    def abort(self) -> None:
+        """Cuts the connection: whoever waits for the guest waits no more."""
+        ...
+
 
 class Desk(Protocol):
     """Who rules on pushes; the recording room, wired in by the service."""
@@ -104,14 +108,16 @@ class PushRelay:
         try:
             await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                # Ending the child ends the push; what became of it is then concluded as ever.
+                # The guest's end and the child's end the push; what became of it is then concluded as ever.
                 self._guest_gone = True
+                self._guest.abort()
                 await self._child.end()
                 await work
                 raise IdleTimeout
             await work
         except asyncio.CancelledError:
             self._guest_gone = True
+            self._guest.abort()
             await asyncio.shield(self._child.end())
             with contextlib.suppress(TimeoutError, OSError, PacketError):
                 await asyncio.wait_for(work, 10)

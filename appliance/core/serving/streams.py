@@ -75,6 +75,11 @@ class SocketStream:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
+    def abort(self) -> None:
+        """Cuts the connection: a wait for it ends at once."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     async def _ready(self, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
         future: asyncio.Future[None] = self._loop.create_future()
 

@@ -1,0 +1,281 @@
+"""Limits: places, turns, deadlines, and the end of `serve` while guests are served."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import WIDGETS, ServeFactory
+from tests.serving.conftest import (
+    BIG,
+    SETTLED,
+    assert_log_is_true,
+    clients,
+    connect,
+    entry_of,
+    is_whole_pack,
+    make_turn,
+    read_all,
+    start_fetch,
+)
+from tests.serving.conftest import Node as AnyNode
+from tests.support.gitutil import git, git_result, refs, remote_refs, wait_until
+from tests.support.pkt import ZERO, PushConnection, daemon_request, push_bytes, read_pkt, read_pkts
+from tests.support.serve import Serve, Value
+from tests.support.upstream import HttpUpstream
+
+
+@pytest.fixture(scope="module")
+def bare_upstream(tmp_path_factory: pytest.TempPathFactory, big_bare: Path) -> Iterator[HttpUpstream]:
+    """An upstream with a large repository."""
+    with HttpUpstream(tmp_path_factory.mktemp("limits")) as upstream:
+        upstream.add(BIG, big_bare)
+        yield upstream
+
+
+def limited(serve_factory: ServeFactory, upstream: HttpUpstream, repo: str = WIDGETS, **limits: Value) -> Serve:
+    """A running node with `limits` in its `[serve]`."""
+    serve = serve_factory(repos=[upstream.url(repo)], refresh=SETTLED, serve=limits).start()
+    serve.wait_for_repo(repo)
+    return serve
+
+
+def take_place(serve: Serve) -> PushConnection:
+    """A guest that has a place and keeps it: it has asked to push and says no more."""
+    return PushConnection(*serve.git_address, f"/{WIDGETS}")
+
+
+def start_clone(serve: Serve, path: Path) -> subprocess.Popen[bytes]:
+    """A clone that runs beside the test."""
+    argv = ["git", "clone", "--quiet", f"{serve.git_url}/{WIDGETS}", str(path)]
+    return subprocess.Popen(argv, stderr=subprocess.PIPE)
+
+
+# Places
+
+
+def test_a_guest_past_max_clients_is_served_when_a_place_comes_free(
+    serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
+) -> None:
+    """A guest that finds no place waits its turn, and notices nothing but the wait."""
+    serve = limited(serve_factory, upstream, max_clients=2, queue_timeout="60s")
+    first, second = take_place(serve), take_place(serve)
+    waiting = [start_clone(serve, tmp_path / f"clone{number}") for number in range(3)]
+    wait_until(lambda: clients(serve) == 5, message="all five are connected")
+    assert [each.poll() for each in waiting] == [None] * 3
+    assert not list(tmp_path.glob("clone*/.git/objects/pack/*.pack"))
+    first.sock.close()
+    for each in waiting:
+        assert (each.communicate(timeout=30)[1], each.returncode) == (b"", 0)
+    second.sock.close()
+
+
+def test_a_guest_whose_turn_does_not_come_gets_a_clear_error(
+    serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
+) -> None:
+    """After queue_timeout: words that git shows, for fetch and push, and never a reset."""
+    serve = limited(serve_factory, upstream, max_clients=1, queue_timeout="300ms")
+    expected = "gitmirror: 1 guests are being served and no place came free in 0.3s; try again"
+    with take_place(serve) as holder:
+        for version in (0, 1, 2):
+            code, _, said = git_result(
+                "-c", f"protocol.version={version}", "clone", f"{serve.git_url}/{WIDGETS}", str(tmp_path / "clone")
+            )
+            assert code == 128
+            assert f"fatal: remote error: {expected}" in said
+        code, _, said = git_result("push", f"{serve.git_url}/{WIDGETS}", "main:refs/agents/s1", cwd=serve.mirror(WIDGETS))
+        assert code == 128
+        assert expected in said
+        with daemon_request(*serve.git_address, "git-upload-pack", f"/{WIDGETS}") as sock:
+            assert read_pkts(sock) == [f"ERR {expected}".encode()]
+            assert read_all(sock) == b""
+        holder.sock.close()
+    wait_until(lambda: clients(serve) == 0, message="the place is free")
+    assert remote_refs(f"{serve.git_url}/{WIDGETS}")
+
+
+def test_connections_that_say_nothing_take_no_place(
+    serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
+) -> None:
+    """Slow and silent connections wait outside: guests that ask are served beside forty of them."""
+    serve = limited(serve_factory, upstream, max_clients=2, queue_timeout="5s", request_timeout="60s")
+    with contextlib.ExitStack() as stack:
+        for number in range(40):
+            stack.enter_context(connect(serve, b"003agit-upload-pack /acme/wid"[: number % 30]))
+        wait_until(lambda: clients(serve) == 40, message="all are connected")
+        serve.clone(tmp_path / "clone", WIDGETS)
+
+
+def test_connections_past_all_bounds_are_told(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
+    """Connections are bounded too, four times the places and 64 more; past that there is an error, not a hang."""
+    serve = limited(serve_factory, upstream, max_clients=1, request_timeout="60s")
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(connect(serve)) for _ in range(68)]
+        wait_until(lambda: clients(serve) == 68, message="all are connected")
+        with connect(serve) as sock:
+            assert read_pkt(sock) == b"ERR gitmirror: too many connections; try again later"
+        held[0].close()
+        held[1].close()
+        wait_until(lambda: clients(serve) <= 66, message="two have gone")
+        assert remote_refs(f"{serve.git_url}/{WIDGETS}")
+
+
+# Deadlines
+
+
+def test_a_request_that_does_not_come_is_not_waited_for(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
+    """request_timeout holds for the whole first packet: a byte now and then does not put it off."""
+    serve = limited(serve_factory, upstream, request_timeout="500ms")
+    expected = b"ERR gitmirror: no request came in 0.5s"
+    with connect(serve) as silent, connect(serve, b"003agit-up") as half, connect(serve) as dribbling:
+        start = time.monotonic()
+        dribbling.settimeout(0.1)
+        answer: bytes | None = None
+        for byte in b"003agit-upload-pack /acme/widgets":
+            with contextlib.suppress(OSError):
+                dribbling.sendall(bytes([byte]))
+            with contextlib.suppress(TimeoutError):
+                answer = read_pkt(dribbling)
+                break
+        assert answer == expected
+        assert 0.4 < time.monotonic() - start < 2.5
+        assert [read_pkt(silent), read_pkt(half)] == [expected, expected]
+        assert [read_all(silent), read_all(half)] == [b"", b""]
+
+
+@pytest.mark.parametrize("guest", ["v0 fetch", "v2 fetch", "push"])
+def test_an_idle_guest_is_cut_off(serve_factory: ServeFactory, upstream: HttpUpstream, guest: str) -> None:
+    """idle_timeout ends a connection on which nothing moves, and its child, and gives its place back."""
+    serve = limited(serve_factory, upstream, idle_timeout="1s", max_clients=1)
+    service = "git-receive-pack" if guest == "push" else "git-upload-pack"
+    extra = ["version=2"] if guest == "v2 fetch" else []
+    with daemon_request(*serve.git_address, service, f"/{WIDGETS}", extra, timeout=15) as sock:
+        read_pkts(sock)
+        start = time.monotonic()
+        with contextlib.suppress(ConnectionResetError):
+            read_all(sock)
+        assert 0.5 < time.monotonic() - start < 8
+    wait_until(lambda: clients(serve) == 0, message="its place is free")
+    wait_until(lambda: serve.processes() == [serve.pid], message="its child is gone")
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_a_guest_that_does_not_read_is_cut_off(
+    serve_factory: ServeFactory, bare_upstream: HttpUpstream, version: int
+) -> None:
+    """A guest that asks for 24 MB and takes none of it does not keep its place past idle_timeout."""
+    serve = limited(serve_factory, bare_upstream, BIG, idle_timeout="1s", max_clients=1)
+    with start_fetch(serve, BIG, version=version):
+        wait_until(lambda: clients(serve) == 1, message="it is connected")
+        wait_until(lambda: clients(serve) == 0, timeout=15, message="it is cut off")
+    wait_until(lambda: serve.processes() == [serve.pid], message="its child is gone")
+
+
+def test_no_connection_outlives_total_timeout(serve_factory: ServeFactory, bare_upstream: HttpUpstream) -> None:
+    """A guest that reads a little again and again is never idle, and ends all the same."""
+    serve = limited(serve_factory, bare_upstream, BIG, total_timeout="1s", idle_timeout="30s")
+    start = time.monotonic()
+    with start_fetch(serve, BIG) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        wait_until(lambda: clients(serve) == 0 or not sock.recv(1024), timeout=15, message="it is cut off")
+    assert 0.8 < time.monotonic() - start < 10
+    wait_until(lambda: serve.processes() == [serve.pid], message="its child is gone")
+
+
+def test_an_idle_push_is_ended_and_logged(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
+    """A guest that stops in the middle of its pack is ended; the log says that the ref did not move."""
+    serve = limited(serve_factory, upstream, idle_timeout="1s")
+    turn = make_turn(serve.mirror(WIDGETS), "half of it", size=100_000)
+    data = push_bytes([(ZERO, turn.commit, "refs/agents/half")], turn.pack)
+    with take_place(serve) as guest:
+        guest.send(data[:50_000])
+        entries = assert_log_is_true(AnyNode(serve, upstream))
+    assert [(each["verdict"], each["outcome"]) for each in entries] == [("accepted", "failed")]
+    assert "refs/agents/half" not in refs(serve.mirror(WIDGETS))
+
+
+# The end
+
+
+def refuses(serve: Serve) -> bool:
+    """Whether nobody listens any more."""
+    try:
+        socket.create_connection(serve.git_address, timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_sigterm_lets_a_running_clone_finish(
+    serve_factory: ServeFactory, bare_upstream: HttpUpstream, version: int
+) -> None:
+    """At SIGTERM nobody new is accepted; who is being served gets everything; then `serve` exits 0."""
+    serve = limited(serve_factory, bare_upstream, BIG)
+    with start_fetch(serve, BIG, version=version) as sock:
+        head = sock.recv(16)
+        serve.signal(signal.SIGTERM)
+        wait_until(lambda: refuses(serve), message="nobody new is accepted")
+        assert serve.running
+        answer = head + read_answer(sock, version)
+    assert is_whole_pack(answer) if version == 0 else answer.endswith(b"0000")
+    assert serve.wait() == 0
+    assert serve.processes() == []
+
+
+def test_sigterm_lets_a_running_push_finish(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
+    """A push under way at SIGTERM is taken, told so, and logged."""
+    serve = limited(serve_factory, upstream)
+    turn = make_turn(serve.mirror(WIDGETS), "before the end", size=300_000)
+    data = push_bytes([(ZERO, turn.commit, "refs/agents/late")], turn.pack)
+    with take_place(serve) as guest:
+        guest.send(data[:100_000])
+        wait_until(lambda: entry_of(serve, "refs/agents/late"), message="the attempt is logged")
+        serve.signal(signal.SIGTERM)
+        wait_until(lambda: refuses(serve), message="nobody new is accepted")
+        guest.send(data[100_000:])
+        assert guest.read_report().accepted
+    assert serve.wait() == 0
+    assert entry_of(serve, "refs/agents/late")["outcome"] == "applied"
+    assert git("rev-parse", "refs/agents/late", cwd=serve.mirror(WIDGETS)) == turn.commit
+
+
+def test_sigterm_ends_what_does_not_finish_in_time(serve_factory: ServeFactory, bare_upstream: HttpUpstream) -> None:
+    """drain_timeout ends a clone that nobody reads, and `serve` still exits 0 with no process left."""
+    serve = limited(serve_factory, bare_upstream, BIG, drain_timeout="500ms")
+    with start_fetch(serve, BIG):
+        wait_until(lambda: clients(serve) == 1, message="it is connected")
+        start = time.monotonic()
+        assert serve.terminate(timeout=15) == 0
+    assert 0.4 < time.monotonic() - start < 8
+    assert serve.processes() == []
+
+
+def test_a_push_that_is_ended_at_the_end_has_an_outcome(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
+    """A push that drain_timeout cuts is in the log with its outcome before `serve` is gone."""
+    serve = limited(serve_factory, upstream, drain_timeout="300ms")
+    turn = make_turn(serve.mirror(WIDGETS), "cut at the end", size=300_000)
+    data = push_bytes([(ZERO, turn.commit, "refs/agents/cut")], turn.pack)
+    with take_place(serve) as guest:
+        guest.send(data[:100_000])
+        wait_until(lambda: entry_of(serve, "refs/agents/cut"), message="the attempt is logged")
+        assert serve.terminate(timeout=15) == 0
+    assert entry_of(serve, "refs/agents/cut")["outcome"] == "failed"
+    assert "refs/agents/cut" not in refs(serve.mirror(WIDGETS))
+
+
+def read_answer(sock: socket.socket, version: int) -> bytes:
+    """The rest of an answer: up to the end of the stream, or in v2 up to the last flush."""
+    data = bytearray()
+    while part := sock.recv(65536):
+        data += part
+        if version == 2 and data.endswith(b"0000"):
+            break
+    return bytes(data)
