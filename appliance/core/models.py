@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 ZERO_OID = "0" * 40
 
@@ -147,6 +148,15 @@ class Hydration:
     seconds: float
     client: str
     protocol: str
+
+
+@dataclass(frozen=True)
+class Tar:
+    """A snapshot as it is sent: the file at `path`, its strong `etag` (without quotes), the `commit` it holds."""
+
+    path: Path
+    etag: str
+    commit: str
 
 
 @dataclass(frozen=True)
