@@ -152,11 +152,15 @@ class Hydration:
 
 @dataclass(frozen=True)
 class Tar:
-    """A snapshot as it is sent: the file at `path`, its strong `etag` (without quotes), the `commit` it holds."""
+    """A snapshot as it is sent: the file at `path`, its strong `etag` (without quotes), the `commit` it holds.
+
+    `tip` is where the mirror has the branch now, when that is known.
+    """
 
     path: Path
     etag: str
     commit: str
+    tip: str | None
 
 
 @dataclass(frozen=True)

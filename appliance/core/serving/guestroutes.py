@@ -45,7 +45,7 @@ class GuestRoutes:
             tar = await self._tar(repo, exchange.query.get("ref"))
         except GitmirrorError as error:
             raise HttpError(HTTPStatus.NOT_FOUND, f"{error.message}\n") from None
-        headers = {"x-gitmirror-commit": tar.commit}
+        headers = {"x-gitmirror-commit": tar.commit, "x-gitmirror-tip": tar.tip or tar.commit}
         if (lag := self._lag(repo)) is not None:
             headers["x-gitmirror-lag"] = f"{lag:.3f}"
         await send_file(exchange, tar.path, tar.etag, "application/x-tar", headers)

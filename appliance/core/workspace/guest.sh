@@ -8,6 +8,7 @@
 #
 # POSIX sh and git are needed; curl or wget, tar and timeout are used when there are any. Each function runs in a
 # subshell: no option, variable or directory of the caller is touched. Messages go to stderr.
+# shellcheck disable=SC2030,SC2031
 
 # Rendered by the mirror; the environment wins: GITMIRROR_GIT, GITMIRROR_HTTP, GITMIRROR_UPSTREAM,
 # GITMIRROR_MAX_LAG (seconds), GITMIRROR_DEADLINE (seconds in all, 120), GITMIRROR_TOKEN.
@@ -25,7 +26,7 @@ gitmirror_hydrate() (
     if [ $# -lt 2 ] || [ $# -gt 3 ]; then
         gitmirror__usage 'gitmirror_hydrate OWNER/REPO DIR [BRANCH | TAG | COMMIT | session:SESSION]'
     fi
-    repo=$1 dir=$2 want=${3-} via='' commit='' got=''
+    repo=$1 dir=$2 want=${3-} via='' commit=''
     gitmirror__check_repo "$repo"
     upstream=${GITMIRROR_UPSTREAM:-$(gitmirror__upstream_of "$repo")}
     case $want in
@@ -40,14 +41,14 @@ gitmirror_hydrate() (
     trap 'exit 1' HUP INT TERM
 
     usable=yes
-    if [ -n "${GITMIRROR_MAX_LAG-}" ] || [ $kind = commit ]; then
+    if [ -n "${GITMIRROR_MAX_LAG-}" ] || [ "$kind" = commit ]; then
         gitmirror__ask_freshness
     fi
-    if [ $usable = yes ] && gitmirror__from_snapshot; then
+    if [ "$usable" = yes ] && gitmirror__from_snapshot; then
         via=snapshot
-    elif [ $usable = yes ] && gitmirror__from_git "$(gitmirror__mirror_url "$repo")" mirror; then
+    elif [ "$usable" = yes ] && gitmirror__from_git "$(gitmirror__mirror_url "$repo")" mirror; then
         via=mirror
-    elif [ $kind != session ] && gitmirror__from_git "$upstream/" upstream; then
+    elif [ "$kind" != session ] && gitmirror__from_git "$upstream/" upstream; then
         via=upstream
     else
         gitmirror__die "no workspace of $repo${want:+ at $want} could be had, not from the mirror and not from $upstream"
@@ -108,7 +109,7 @@ gitmirror_redirect() (
     rules=$place/gitmirror.redirect
     mkdir -p "$place" || gitmirror__die "$place cannot be made"
     if gitmirror__answers; then
-        gitmirror__rules >"$rules.$$" && mv -f "$rules.$$" "$rules" || gitmirror__die "$rules cannot be written"
+        { gitmirror__rules >"$rules.$$" && mv -f "$rules.$$" "$rules"; } || gitmirror__die "$rules cannot be written"
         git config --global --fixed-value --get-all include.path "$rules" >/dev/null ||
             git config --global --add include.path "$rules" || gitmirror__die 'the global git config cannot be written'
     else
@@ -156,7 +157,7 @@ gitmirror__elapsed() { gitmirror__now; elapsed=$(((now - began) * 10)); }
 gitmirror__share() {
     gitmirror__now
     left=$(((deadline - (now - began) / 100) / $1))
-    [ $left -ge 1 ] || left=1
+    [ "$left" -ge 1 ] || left=1
 }
 
 gitmirror__check_repo() {
@@ -215,7 +216,7 @@ gitmirror__bounded() {
     wait "$child"
     code=$?
     kill "$watch" 2>/dev/null
-    return $code
+    return "$code"
 }
 
 # Gets a URL of the mirror to stdout. A transfer that stalls for ten seconds is given up.
@@ -246,7 +247,7 @@ END
 gitmirror__ask_freshness() {
     gitmirror__share 4
     query=''
-    [ $kind != commit ] || query="?want=$want"
+    [ "$kind" != commit ] || query="?want=$want"
     answer=$(gitmirror__get "$mirror_http/$repo/freshness$query" 2>/dev/null) || return 0
     if [ -n "${GITMIRROR_MAX_LAG-}" ]; then
         lag=${answer#*'"lag": '} lag=${lag%%[.,\}]*}
@@ -254,7 +255,7 @@ gitmirror__ask_freshness() {
         '' | *[!0-9]*) usable=no ;;
         *) [ "$lag" -le "$GITMIRROR_MAX_LAG" ] || usable=no ;;
         esac
-        [ $usable = yes ] || gitmirror__say "the mirror of $repo is ${lag}s behind: going to the upstream"
+        [ "$usable" = yes ] || gitmirror__say "the mirror of $repo is ${lag}s behind: going to the upstream"
     fi
     case $answer in *'"has": false'*) usable=no ;; esac
 }
@@ -286,7 +287,7 @@ gitmirror__fresh_tmp() {
 gitmirror__from_snapshot() {
     [ -n "$mirror_http" ] && gitmirror__has tar && { gitmirror__has curl || gitmirror__has wget; } || return 1
     query=''
-    [ $kind != name ] || query="?ref=$(gitmirror__encoded "$want")"
+    [ "$kind" != name ] || query="?ref=$(gitmirror__encoded "$want")"
     gitmirror__share 2
     gitmirror__fresh_tmp
     set -- "$mirror_http/$repo/workspace.tar$query"
@@ -356,7 +357,7 @@ gitmirror__from_git() {
     name) gitmirror__git clone --quiet --depth 1 --no-tags --branch "$want" "$address" "$tmp" || return 1 ;;
     *)
         ref=$want
-        [ $kind = commit ] || ref=refs/agents/${want#session:}
+        [ "$kind" = commit ] || ref=refs/agents/${want#session:}
         git init --quiet "$tmp" >&2 || return 1
         gitmirror__git -C "$tmp" fetch --quiet --depth 20 --no-tags --no-write-fetch-head \
             "$address" "+$ref:refs/gitmirror/wanted" || return 1
@@ -403,7 +404,7 @@ gitmirror__note() {
 
 # From `tmp` to its place: one rename, or all entries moved up with `.git` last, so that half a workspace is never one.
 gitmirror__settle() {
-    if [ $inside = no ]; then
+    if [ "$inside" = no ]; then
         mv "$tmp" "$target"
         return
     fi
@@ -448,8 +449,8 @@ gitmirror__push() {
             gitmirror__say "$said"
             return 1
         fi
-        sleep $pause
-        [ $pause -ge 8 ] || pause=$((pause * 2))
+        sleep "$pause"
+        [ "$pause" -ge 8 ] || pause=$((pause * 2))
     done
 }
 
@@ -458,6 +459,7 @@ gitmirror__push() {
 gitmirror__rules() {
     while read -r name url; do
         [ -n "$name" ] || continue
+        url=${url%.git}
         for suffix in '' .git; do
             printf '[url "%s/%s%s"]\n\tinsteadOf = %s%s\n' "${mirror_git:-$mirror_http}" "$name" "$suffix" "$url" "$suffix"
             for char in A B C D E F G H I J K L M N O P Q R S T U V W X Y Z a b c d e f g h i j k l m n o p q r s t u v w x y z \

@@ -1,7 +1,7 @@
 """git's index file, rewritten so that it holds on another machine (gitformat-index).
 
-With `core.checkStat=minimal` and `core.trustctime=false` git compares mtime and size alone. Every file of a snapshot has
-one mtime long past and the index one a second later: any edit then has another mtime and is seen, also one of the
+With `core.checkStat=minimal` and `core.trustctime=false` git compares mtime and size alone. Every file of a snapshot
+has one mtime long past and the index one a second later: any edit then has another mtime and is seen, also one of the
 same size in the second of extraction, and nothing needs hashing again.
 """
 

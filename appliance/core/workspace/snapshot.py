@@ -37,7 +37,7 @@ class Snapshot:
 
 
 class SnapshotPlace:
-    """Where the snapshot of one branch lives, below `directory`: the tar, its description, and the tree it is made of."""
+    """Where the snapshot of one branch lives, below `directory`: the tar, its description, the tree it is made of."""
 
     def __init__(self, directory: Path, branch: str) -> None:
         # Branch names have slashes, and dots: escaped to one component that is none of ours.
@@ -143,7 +143,7 @@ _HARMLESS = (
     "-c", "core.logAllRefUpdates=false",
     "-c", "pack.writeReverseIndex=false",
 )  # fmt: skip
-"""A tree may be hostile: no hook, no fsmonitor, no submodule. Filters run only when a config names them, and none does."""
+"""A tree may be hostile: no hook, fsmonitor or submodule. Filters run only when a config names them, and none does."""
 
 
 def workspace_config(url: str, branch: str) -> str:

@@ -72,14 +72,16 @@ class Snapshots:
         for name in {branch, *known.branches}:
             self._build(repo, self._branch(known, name))
 
-    def forget(self, repo: Repo, *, delete: bool = False) -> None:
-        """The repository is no longer served; `delete`: its snapshots go from the disk too."""
+    def forget(self, repo: Repo) -> None:
+        """The repository is no longer served; its snapshots stay on disk."""
         known = self._known.pop(repo.id, None)
         for branch in known.branches.values() if known else ():
             if branch.building is not None:
                 branch.building.cancel()
-        if delete:
-            shutil.rmtree(self._directory(repo.name), ignore_errors=True)
+
+    def delete(self, name: str) -> None:
+        """Removes the snapshots of a repository that was forgotten from the disk."""
+        shutil.rmtree(self._directory(name), ignore_errors=True)
 
     async def stop(self) -> None:
         """Ends the builds under way."""
