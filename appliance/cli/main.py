@@ -8,6 +8,7 @@ from appliance import version_text
 from appliance.cli.activity import activity
 from appliance.cli.audit import audit
 from appliance.cli.context import Options
+from appliance.cli.guest import guest_kit
 from appliance.cli.install import install
 from appliance.cli.output import ReportingGroup
 from appliance.cli.repos import add_repo, disable, enable, refresh, refreshes, remove_repo, repos
@@ -66,6 +67,7 @@ for command in (
     activity,
     audit,
     egress,
+    guest_kit,
     doctor,
     install,
 ):

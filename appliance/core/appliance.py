@@ -16,6 +16,7 @@ from appliance.core.owner import claim
 from appliance.core.registration import WAIT_FOR_OWNER, added_document, clone_alone, register, unregister
 from appliance.core.rooms import Stores, open_stores, wanted_of_config
 from appliance.core.status import repo_documents, status_document
+from appliance.core.workspace.kit import render_kit
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,15 @@ class Appliance:
     def refresh(self, names: list[str]) -> list[dict[str, Any]]:
         """Refreshes now, through `serve`; raises NotServing without it."""
         return list(call(self.layout, "refresh", names=names))
+
+    def guest_kit(self) -> str:
+        """The guest kit for this mirror; without `serve` with the addresses of the config."""
+        if is_serving(self.layout):
+            return str(call(self.layout, "guest-kit"))
+        serve, repos = self.config.serve, self._reconciled().registry.all()
+        git = serve.public_git or (f"git://{serve.git}" if serve.git else None)
+        http = serve.public_http or (f"http://{serve.http}" if serve.http else None)
+        return render_kit(git, http, repos)
 
     def refreshes(self, name: str | None, limit: int) -> list[dict[str, Any]]:
         """The history of refreshes, newest first."""

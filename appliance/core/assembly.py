@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from appliance.core.activity import ActivityLog
 from appliance.core.config import Config
 from appliance.core.events import Events
+from appliance.core.freshness import Freshness
 from appliance.core.git.command import git_environment
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
@@ -22,10 +24,12 @@ from appliance.core.processes import Children
 from appliance.core.recording.guard import Guard
 from appliance.core.recording.pushes import PushDesk
 from appliance.core.refresh.refresher import Refresher
+from appliance.core.refresh.schedule import lag_of
 from appliance.core.refresh.scheduler import Scheduler, Settings
 from appliance.core.rooms import make_git, open_stores
 from appliance.core.serving.acceptor import Acceptor, Admission, Limits
 from appliance.core.serving.engine import Engine
+from appliance.core.serving.guestroutes import GuestRoutes
 from appliance.core.serving.http import Answer, HttpPort, plain_routes
 from appliance.core.serving.httppush import HttpPushes
 from appliance.core.serving.listener import GitPort, Serving
@@ -35,6 +39,7 @@ from appliance.core.serving.responses import ResponseCache
 from appliance.core.serving.smart import SmartHttp
 from appliance.core.serving.uploadpack import UploadPack
 from appliance.core.serving.warming import Warmer
+from appliance.core.workspace.snapshots import Snapshots
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -82,7 +87,16 @@ async def assemble(
     serving = Serving(layout, children, daemon, desk, engine, lambda name: locks.shared(name, preempt=True))
     git_port = GitPort(serving, admission, lambda: live.clients)
     alive = {"/healthz": lambda: Answer(200, "ok\n")}
-    smart = SmartHttp(engine, admission, HttpPushes(serving, idle), serving.is_mirrored, alive)
+    workspaces = Snapshots(
+        layout, mirror_of, lambda repo: live.followed_branch(repo), enabled=lambda: live.config.workspace.enabled
+    )
+    routes = GuestRoutes(
+        tar=lambda repo, branch: live.tar(repo, branch),
+        freshness=lambda repo, want: freshness.document(repo, want),
+        lag=lambda repo: lag_of(scheduler.health(repo.id), time.time()),
+        kit=lambda: live.guest_kit(),
+    )
+    smart = SmartHttp(engine, admission, HttpPushes(serving, idle), serving.is_mirrored, routes, alive)
     metrics = Metrics(
         lambda: [(repo, scheduler.health(repo.id)) for repo in live.repos],
         lambda: live.config.refresh.stale_after,
@@ -114,7 +128,9 @@ async def assemble(
         cache=cache,
         snapshots=snapshots,
         warmer=warmer,
+        workspaces=workspaces,
     )
+    freshness = Freshness(live)
     metrics.gauge("clients", "Guests' connections, waiting ones included.", lambda: live.clients)
     metrics.gauge("queue", "Guests that wait for a place.", lambda: admission.waiting)
     metrics.gauge("refused", "Guests that found no place in time, since the start.", lambda: admission.refused)

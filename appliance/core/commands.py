@@ -28,6 +28,7 @@ class Commands:
             "remove": self._remove,
             "set-enabled": self._set_enabled,
             "refresh": self._refresh,
+            "guest-kit": self._guest_kit,
         }
 
     async def _status(self, arguments: Arguments, tell: Tell) -> Any:
@@ -52,6 +53,7 @@ class Commands:
         if purge:
             async with live.locks.exclusive(name):
                 await asyncio.to_thread(live.mirror(name).discard)
+            await asyncio.to_thread(live.workspaces.delete, name)
         return {"name": name, "purged": purge}
 
     async def _set_enabled(self, arguments: Arguments, tell: Tell) -> Any:
@@ -59,6 +61,9 @@ class Commands:
         repo = live.stores.registry.set_enabled(arguments["name"], bool(arguments["enabled"]))
         live.follow_registry()
         return live.repo_documents([repo])[0]
+
+    async def _guest_kit(self, arguments: Arguments, tell: Tell) -> Any:
+        return self._live.guest_kit()
 
     async def _refresh(self, arguments: Arguments, tell: Tell) -> Any:
         live = self._live

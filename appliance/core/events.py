@@ -53,6 +53,7 @@ class Events:
         self.live.snapshots.invalidate(event.repo.id)
         self.maintainer.mark(event.repo.name)
         self.live.warmer.warm(event.repo)
+        self.live.workspaces.refresh(event.repo)
 
     def ruled(self, accepted: bool) -> None:
         """A push was ruled on."""

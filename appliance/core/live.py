@@ -15,7 +15,7 @@ from appliance.core.git.command import Git
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.locks import MirrorLocks
-from appliance.core.models import Health, Repo
+from appliance.core.models import Health, Repo, Tar
 from appliance.core.recording.guard import Guard
 from appliance.core.recording.pushes import PushDesk
 from appliance.core.refresh.scheduler import Scheduler, Settings
@@ -30,6 +30,8 @@ from appliance.core.serving.smart import SmartHttp
 from appliance.core.serving.warming import Warmer
 from appliance.core.status import repo_documents, status_document
 from appliance.core.store.database import StoreError
+from appliance.core.workspace.kit import render_kit
+from appliance.core.workspace.snapshots import Snapshots
 
 
 @dataclass
@@ -51,6 +53,7 @@ class Live:
     cache: ResponseCache
     snapshots: RefSnapshots
     warmer: Warmer
+    workspaces: Snapshots
     repos: list[Repo] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     urls: dict[str, str | None] = field(default_factory=lambda: {"git": None, "http": None, "admin": None})
@@ -59,12 +62,29 @@ class Live:
         """The mirror of a repository, whether or not it is there."""
         return Mirror(self.layout.mirror(name), self.git)
 
+    def followed_branch(self, repo: Repo) -> str | None:
+        """The branch that snapshots and warming follow: the registered one, else the upstream's HEAD."""
+        head = self.scheduler.health(repo.id).head
+        return repo.branch or (head.removeprefix("refs/heads/") if head else None)
+
+    async def tar(self, repo: Repo, branch: str | None) -> Tar:
+        """The snapshot of a branch as it is sent. Raises NoSnapshot, GitError."""
+        snapshot, path = await self.workspaces.get(repo, branch)
+        tip = (await self.snapshots.get(repo)).tip(f"refs/heads/{snapshot.branch}")
+        return Tar(path, snapshot.etag, snapshot.commit, tip)
+
+    def guest_kit(self) -> str:
+        """The guest kit with this mirror's addresses and repositories."""
+        return render_kit(self.public_url("git"), self.public_url("http"), self.repos)
+
     def follow_registry(self) -> None:
         """Tells everyone who follows the registry what is in it now. Raises StoreError, then nothing changed."""
         repos, healths = self.stores.registry.all(), self.stores.health.all()
-        for gone in {repo.id for repo in self.repos} - {repo.id for repo in repos if repo.enabled}:
-            self.warmer.forget(gone)
-            self.cache.evict(gone)
+        kept = {repo.id for repo in repos if repo.enabled}
+        for gone in [repo for repo in self.repos if repo.id not in kept]:
+            self.warmer.forget(gone.id)
+            self.cache.evict(gone.id)
+            self.workspaces.forget(gone)
         self.repos = repos
         self.scheduler.follow(repos, healths, Settings(self.config.refresh.interval, self.config.refresh.concurrency))
         self.git_port.catalog = self.smart.catalog = Catalog(repos)
@@ -120,7 +140,7 @@ class Live:
         live: Mapping[str, Any] = {
             "serving": True,
             "pid": os.getpid(),
-            **{name: self._public_url(name) for name in ("git", "http", "admin")},
+            **{name: self.public_url(name) for name in ("git", "http", "admin")},
             "clients": self.clients,
             "pushes": {"accepted": self.desk.accepted, "rejected": self.desk.rejected},
             "warnings": warnings,
@@ -136,7 +156,7 @@ class Live:
         }
         return status_document(self.repos, self.healths(), self.config, time.time(), audit_head=audit_head, live=live)
 
-    def _public_url(self, listener: str) -> str | None:
+    def public_url(self, listener: str) -> str | None:
         """What guests call a listener: the configured public address, else where it listens."""
         configured = {"git": self.config.serve.public_git, "http": self.config.serve.public_http}.get(listener)
         return (configured or self.urls[listener]) if self.urls[listener] else None

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 ZERO_OID = "0" * 40
 
@@ -147,6 +148,19 @@ class Hydration:
     seconds: float
     client: str
     protocol: str
+
+
+@dataclass(frozen=True)
+class Tar:
+    """A snapshot as it is sent: the file at `path`, its strong `etag` (without quotes), the `commit` it holds.
+
+    `tip` is where the mirror has the branch now, when that is known.
+    """
+
+    path: Path
+    etag: str
+    commit: str
+    tip: str | None
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ class Service:
             for repo in self._live.repos:
                 if repo.enabled:
                     self._live.warmer.warm(repo)
+                    self._live.workspaces.refresh(repo)
             self._start.announce(self._live.ready_line())
             self._start.notifier.ready(self._live.summary())
             while not stop.is_set():
@@ -182,6 +183,7 @@ class Service:
         await asyncio.gather(*(acceptors[name].stop(drain) for name in ("git", "http")), acceptors["admin"].stop(0))
         await control.stop()
         await self._live.warmer.stop()
+        await self._live.workspaces.stop()
         await self._live.cache.stop()
         tasks = list(self._tasks)
         for task in tasks:

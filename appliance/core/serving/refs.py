@@ -39,9 +39,10 @@ class RefSnapshot:
     tags: str
     _rendered: dict[tuple[bytes, ...], bytes] = field(default_factory=dict)
 
-    def tips(self) -> dict[str, str]:
-        """Object ids by ref name, HEAD included when it points somewhere."""
-        return {ref.name.decode("utf-8", "surrogateescape"): ref.oid.decode() for ref in self.refs if ref.oid}
+    def tip(self, ref: str) -> str | None:
+        """The object id of one ref, or None."""
+        wanted = ref.encode("utf-8", "surrogateescape")
+        return next((shown.oid.decode() for shown in self.refs if shown.name == wanted and shown.oid), None)
 
     def ls_refs(self, arguments: Sequence[bytes]) -> bytes:
         """The answer to `ls-refs` with these arguments (gitprotocol-v2)."""

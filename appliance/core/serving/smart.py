@@ -14,6 +14,7 @@ from appliance.core.models import Repo
 from appliance.core.serving.acceptor import Admission, Busy
 from appliance.core.serving.catalog import Catalog
 from appliance.core.serving.engine import Caller, Engine
+from appliance.core.serving.guestroutes import GuestRoutes
 from appliance.core.serving.http import Answer, Exchange, HttpError, require_read
 from appliance.core.serving.pktline import FLUSH, PacketError, packet
 from appliance.core.serving.protocol import RECEIVE_PACK, UPLOAD_PACK
@@ -23,7 +24,7 @@ from appliance.core.serving.v2 import MOST_REQUEST_BYTES, V2Reader
 
 log = logging.getLogger(__name__)
 
-_ROUTE = re.compile(r"(/.+)/(info/refs|git-upload-pack|git-receive-pack)")
+_ROUTE = re.compile(r"(/.+)/(info/refs|git-upload-pack|git-receive-pack|workspace\.tar|freshness)")
 _VERSION = re.compile(r"version=([012])")
 _NO_CACHE = {"cache-control": "no-cache, max-age=0, must-revalidate"}
 
@@ -49,12 +50,14 @@ class SmartHttp:
         admission: Admission,
         pushes: Pushes,
         mirrored: Callable[[Repo], bool],
+        routes: GuestRoutes,
         plain: dict[str, Callable[[], Answer]],
     ) -> None:
         self._engine = engine
         self._admission = admission
         self._pushes = pushes
         self._mirrored = mirrored
+        self._routes = routes
         self._plain = plain
         self.catalog = Catalog()
 
@@ -64,6 +67,9 @@ class SmartHttp:
             require_read(exchange)
             answer = route()
             await exchange.answer(answer.status, answer.text, {"content-type": answer.content_type})
+            return
+        if exchange.path == "/guest.sh":
+            await self._routes.guest_kit(exchange)
             return
         match = _ROUTE.fullmatch(exchange.path)
         if match is None:
@@ -76,7 +82,11 @@ class SmartHttp:
             raise HttpError(HTTPStatus.NOT_FOUND, f"{path} is not mirrored here\n")
         try:
             async with self._admission.place():
-                if action == "info/refs":
+                if action == "workspace.tar":
+                    await self._routes.workspace_tar(exchange, repo)
+                elif action == "freshness":
+                    await self._routes.freshness(exchange, repo)
+                elif action == "info/refs":
                     await self._info_refs(exchange, repo, service)
                 else:
                     await self._command(exchange, repo, action)

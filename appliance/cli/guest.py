@@ -1,0 +1,20 @@
+"""`guest-kit`."""
+
+from __future__ import annotations
+
+import click
+
+from appliance.cli.context import Options, pass_options
+
+
+@click.command("guest-kit")
+@pass_options
+def guest_kit(options: Options) -> None:
+    """Print the guest kit for this mirror: a POSIX sh file that guests source, or run.
+
+    \b
+    Example:
+      gitmirror.pyz guest-kit > guest.sh
+      . ./guest.sh && gitmirror_hydrate jomcgi/homelab /workspace
+    """
+    click.echo(options.appliance().guest_kit(), nl=False)

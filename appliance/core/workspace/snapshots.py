@@ -1,0 +1,178 @@
+"""Keeps the snapshots of all repositories: rebuilt when a branch moves, others on first demand, bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.mirror import Mirror
+from appliance.core.layout import Layout
+from appliance.core.models import Repo
+from appliance.core.workspace.snapshot import Snapshot, SnapshotPlace, build_snapshot
+
+log = logging.getLogger(__name__)
+
+MOST_BRANCHES = 8
+"""Branches of one repository besides the followed one that are kept ready; the least recently asked for goes."""
+BUILDS_AT_ONCE = 2
+DEMAND_WAIT = 60.0
+"""Seconds that a guest waits for a branch that was never asked for."""
+
+
+class NoSnapshot(GitmirrorError):
+    """There is no snapshot to give, with the reason."""
+
+
+@dataclass
+class _Branch:
+    place: SnapshotPlace
+    current: Snapshot | None = None
+    asked_at: float = 0.0
+    error: str | None = None
+    building: asyncio.Task[None] | None = None
+    again: bool = False
+
+
+@dataclass
+class _Repository:
+    repo: Repo
+    branches: dict[str, _Branch] = field(default_factory=dict)
+
+
+class Snapshots:
+    """`tip_of(repo, branch)` is the mirror's tip of a branch, `followed(repo)` its registered or default branch."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        mirror_of: Callable[[str], Mirror],
+        followed: Callable[[Repo], str | None],
+        *,
+        enabled: Callable[[], bool],
+    ) -> None:
+        self._layout = layout
+        self._mirror_of = mirror_of
+        self._followed = followed
+        self._enabled = enabled
+        self._known: dict[int, _Repository] = {}
+        self._places = asyncio.Semaphore(BUILDS_AT_ONCE)
+
+    def refresh(self, repo: Repo) -> None:
+        """The repository's refs moved, or serve has just started: rebuilds what is behind."""
+        branch = self._followed(repo)
+        if not self._enabled() or branch is None:
+            return
+        known = self._repository(repo)
+        for name in {branch, *known.branches}:
+            self._build(repo, self._branch(known, name))
+
+    def forget(self, repo: Repo) -> None:
+        """The repository is no longer served; its snapshots stay on disk."""
+        known = self._known.pop(repo.id, None)
+        for branch in known.branches.values() if known else ():
+            if branch.building is not None:
+                branch.building.cancel()
+
+    def delete(self, name: str) -> None:
+        """Removes the snapshots of a repository that was forgotten from the disk."""
+        shutil.rmtree(self._directory(name), ignore_errors=True)
+
+    async def stop(self) -> None:
+        """Ends the builds under way."""
+        tasks = [b.building for known in self._known.values() for b in known.branches.values() if b.building]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def current(self, repo: Repo, branch: str | None = None) -> Snapshot | None:
+        """The snapshot of a branch (default: the followed one) that is there now, if any."""
+        known, name = self._known.get(repo.id), branch or self._followed(repo)
+        found = known.branches.get(name) if known and name else None
+        return found.current if found else None
+
+    async def get(self, repo: Repo, branch: str | None) -> tuple[Snapshot, Path]:
+        """The snapshot of a branch and its tar; one never asked for is built first. Raises NoSnapshot."""
+        if not self._enabled():
+            raise NoSnapshot("snapshots are off here ([workspace] enabled)")
+        name = branch or self._followed(repo)
+        if name is None:
+            raise NoSnapshot("the repository has no branch yet")
+        known = self._repository(repo)
+        if name not in known.branches and name != self._followed(repo):
+            if await self._tip(repo, name) is None:
+                raise NoSnapshot(f"there is no branch {name}")
+            self._evict(known)
+        found = self._branch(known, name)
+        found.asked_at = time.monotonic()
+        if found.current is None:
+            self._build(repo, found)
+            assert found.building is not None
+            await asyncio.wait([found.building], timeout=DEMAND_WAIT)
+        if found.current is None:
+            raise NoSnapshot(found.error or f"the snapshot of {name} is being built; try again")
+        return found.current, found.place.path(found.current)
+
+    def _repository(self, repo: Repo) -> _Repository:
+        return self._known.setdefault(repo.id, _Repository(repo))
+
+    def _branch(self, known: _Repository, name: str) -> _Branch:
+        if name not in known.branches:
+            place = SnapshotPlace(self._directory(known.repo.name), name)
+            known.branches[name] = _Branch(place, current=place.load())
+        return known.branches[name]
+
+    def _directory(self, name: str) -> Path:
+        return self._layout.workspaces / name
+
+    def _evict(self, known: _Repository) -> None:
+        extra = [b for name, b in known.branches.items() if name != self._followed(known.repo)]
+        if len(extra) >= MOST_BRANCHES:
+            oldest = min(extra, key=lambda branch: branch.asked_at)
+            if oldest.building is not None:
+                oldest.building.cancel()
+            del known.branches[oldest.place.branch]
+            shutil.rmtree(oldest.place.directory, ignore_errors=True)
+
+    def _build(self, repo: Repo, branch: _Branch) -> None:
+        if branch.building is not None and not branch.building.done():
+            branch.again = True
+            return
+        branch.building = asyncio.create_task(self._run(repo, branch), name=f"snapshot {repo.name}")
+
+    async def _run(self, repo: Repo, branch: _Branch) -> None:
+        again = True
+        while again:
+            branch.again = False
+            try:
+                async with self._places:
+                    await self._build_once(repo, branch)
+                branch.error = None
+            except GitmirrorError as error:
+                branch.error = error.message
+                log.warning("%s: the snapshot of %s failed: %s", repo.name, branch.place.branch, error.message)
+            again = branch.again
+
+    async def _build_once(self, repo: Repo, branch: _Branch) -> None:
+        tip = await self._tip(repo, branch.place.branch)
+        if tip is None:
+            # Deleted upstream: what is there stays for nobody.
+            branch.current = None
+            raise NoSnapshot(f"there is no branch {branch.place.branch}")
+        if branch.current is not None and branch.current.commit == tip:
+            return
+        mirror = self._mirror_of(repo.name)
+        start = time.monotonic()
+        branch.current = await build_snapshot(branch.place, mirror, mirror.git.gently(), repo.url, tip)
+        log.info(
+            "%s: snapshot of %s at %s in %.2fs", repo.name, branch.place.branch, tip[:12], time.monotonic() - start
+        )
+
+    async def _tip(self, repo: Repo, branch: str) -> str | None:
+        ref = f"refs/heads/{branch}"
+        return (await self._mirror_of(repo.name).local_refs(ref)).get(ref)
