@@ -78,8 +78,8 @@ async def assemble(
 
     cache = ResponseCache(layout.cache / "responses", config.cache.budget)
     cache.start()
-    snapshots = RefSnapshots(mirror_of)
     upload_pack = UploadPack(children, environment, idle)
+    snapshots = RefSnapshots(upload_pack, mirror_of)
     engine = Engine(cache, snapshots, upload_pack, mirror_of, on_hydrated=events.hydrated, on_shape=events.saw_shape)
     warmer = Warmer(engine, cache, mirror_of, lambda repo: scheduler.health(repo.id).tip)
 

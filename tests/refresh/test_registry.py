@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -136,77 +135,40 @@ def test_a_url_of_one_part_needs_a_name(either: Serve, upstream: HttpUpstream) -
     assert names_of(either) == []
 
 
-BAD = [
-    ("-oProxyCommand=id", "dash"),
-    ("--upload-pack=id", "dash"),
-    ("ext::sh -c id", "remote helpers"),
-    ("fd::17", "remote helpers"),
-    ("https://bob:s3cret@example.com/o/r", "credential"),
-    ("https://s3cret@example.com/o/r", "credential"),
-    ("ssh://git@example.com/o/r", "ssh"),
-    ("git+ssh://example.com/o/r", "ssh"),
-    ("git@example.com:o/r.git", "ssh"),
-    ("ftp://example.com/o/r", "scheme"),
-    ("file:///srv/git/o/r", "--allow-local"),
-    ("/srv/git/o/r", "--allow-local"),
-    ("../o/r", "--allow-local"),
-    ("o/r", "no URL"),
-    ("", "empty"),
-    ("https://example.com/o/r\n--upload-pack=id", "control"),
-    ("https://example.com/o/r?token=s3cret", "query"),
-    ("https://-example.com/o/r", "host"),
-    ("https:///o/r", "host"),
-    ("https://example.com", "no repository"),
-    ("https://example.com:99999/o/r", "URL is wrong"),
-    ("https://bob:s3cret/o/r", "URL is wrong"),
-    ("https://bob:s3cret@exa mple.com/o/r", "spaces"),
-    ("file://bob:s3cret@example.com/o/r", "local"),
-    ("bob:s3cret@example.com/o/r", "ssh"),
-]
+def test_a_bad_url_is_refused_and_nothing_is_registered(either: Serve) -> None:
+    """Exit code 2 with the reason and the way to do it right; no secret of it is repeated anywhere."""
+    bad = {
+        "-oProxyCommand=id": "dash",
+        "ext::sh -c id": "remote helpers",
+        "https://bob:s3cret@example.com/o/r": "without user and password",
+        "ssh://git@example.com/o/r": "https",
+        "git@example.com:o/r.git": "https",
+        "/srv/git/o/r": "--allow-local",
+    }
+    for url, reason in bad.items():
+        done = either.cli("add-repo", "--json", "--", url, check=False)
+        assert done.returncode == 2 and reason in done.stderr, done.stderr
+        assert done.stdout == "" and "s3cret" not in done.stderr and "Traceback" not in done.stderr
+    assert either.cli("add-repo", "--upload-pack=id", check=False).returncode == 2
+    assert names_of(either) == []
+    assert "s3cret" not in either.log()
 
 
-@pytest.mark.parametrize(("url", "reason"), BAD, ids=[repr(url) for url, _ in BAD])
-def test_a_bad_url_is_refused_with_the_reason(
-    shared_alone: Serve, shared_serving: Serve, url: str, reason: str
-) -> None:
-    """Exit code 2, the reason, nothing registered, and no secret repeated; also when it is listed in the config."""
-    for serve in (shared_alone, shared_serving):
-        done = serve.cli("add-repo", "--", url, check=False)
-        assert done.returncode == 2 and reason.lower() in done.stderr.lower(), done.stderr
-        assert "s3cret" not in done.stdout + done.stderr and "Traceback" not in done.stderr
-    assert names_of(shared_alone) == names_of(shared_serving) == []
-
-
-@pytest.fixture(scope="module")
-def shared_alone(tmp_path_factory: pytest.TempPathFactory) -> Serve:
-    """A state directory without serve that nothing is ever registered in."""
-    return Serve(tmp_path_factory.mktemp("alone") / "state")
-
-
-@pytest.fixture(scope="module")
-def shared_serving(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A running serve that nothing is ever registered in."""
-    with Serve(tmp_path_factory.mktemp("serving") / "state") as serve:
-        yield serve.start()
-
-
-def test_a_url_that_looks_like_an_option_is_a_usage_error(shared_alone: Serve) -> None:
-    """Without `--` before it, too."""
-    assert shared_alone.cli("add-repo", "--upload-pack=id", check=False).returncode == 2
-
-
-@pytest.mark.parametrize("name", ["one", "a/b/c", "../x", "a/..", ".", "a/b.git", "a b/c", "-", "é/x", "/x", "x/"])
-def test_a_bad_name_is_refused(shared_alone: Serve, name: str) -> None:
-    """OWNER/REPO of letters, digits, dots, underscores and dashes."""
-    done = shared_alone.cli("add-repo", "https://example.com/o/r", "--name", name, check=False)
-    assert done.returncode == 2 and "OWNER/REPO" in done.stderr
-
-
-@pytest.mark.parametrize("option", [("--interval", "0s"), ("--interval", "soon"), ("--branch", "-x"), ("--branch", "a..b")])
-def test_a_bad_option_is_refused(shared_alone: Serve, option: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--name", "one"),
+        ("--name", "../x"),
+        ("--interval", "0s"),
+        ("--interval", "soon"),
+        ("--branch", "-x"),
+        ("--branch", "a..b"),
+    ],
+)
+def test_a_bad_option_is_refused(alone: Serve, options: tuple[str, str]) -> None:
     """Exit code 2, before anything is registered."""
-    assert shared_alone.cli("add-repo", "https://example.com/o/r", *option, check=False).returncode == 2
-    assert names_of(shared_alone) == []
+    assert alone.cli("add-repo", "https://example.com/o/r", *options, check=False).returncode == 2
+    assert names_of(alone) == []
 
 
 def test_local_upstreams_are_allowed_on_demand(either: Serve, widgets_bare: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -141,14 +141,6 @@ def test_the_replayed_packet_asks_for_the_mirrors_own_path(version: int) -> None
 
 
 # The head of a push.
-
-
-@pytest.fixture
-def hub(tmp_path: Path, generated_bare: Path) -> Iterator[GitDaemonUpstream]:
-    """A real git daemon that takes pushes."""
-    with GitDaemonUpstream(tmp_path / "hub", push=True) as upstream:
-        upstream.add("acme/widgets", generated_bare)
-        yield upstream
 
 
 @pytest.mark.parametrize("depth", [(), ("--depth=1",)], ids=["full", "shallow"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,6 @@ from tests.unit.wire import at, fed, listening, read_first_packet, recorded_push
 
 REPO = Repo(1, "acme/widgets", "https://github.com/acme/widgets", None, "cli", None, True, 0)
 OID = "1" * 40
-
-
-@pytest.fixture
-def hub(tmp_path: Path, generated_bare: Path) -> Iterator[GitDaemonUpstream]:
-    """A real git daemon that takes pushes."""
-    with GitDaemonUpstream(tmp_path / "hub", push=True) as upstream:
-        upstream.add("acme/widgets", generated_bare)
-        yield upstream
 
 
 # What a refused guest gets.

@@ -108,14 +108,6 @@ class Mirror:
         lines = output.stdout.decode("utf-8", "surrogateescape").splitlines()
         return {name: oid for oid, _, name in (line.partition(" ") for line in lines)}
 
-    async def listed_refs(self) -> list[tuple[bytes, bytes, bytes]]:
-        """Every ref in git's order: name, object id, and what an annotated tag points at (else empty)."""
-        output = await self.git.run(
-            "for-each-ref", "--format=%(objectname) %(refname) %(*objectname)", cwd=self.path, deadline=QUICK
-        )
-        parts = (line.split(b" ") for line in output.stdout.splitlines())
-        return [(name, oid, peeled) for oid, name, peeled in parts]
-
     async def blobs(self, commit: str) -> list[bytes]:
         """Object ids of all blobs of a commit's tree, as a checkout needs them. Raises GitError."""
         output = await self.git.run("ls-tree", "-r", "-z", "--full-tree", commit, cwd=self.path, deadline=QUICK)

@@ -13,12 +13,12 @@ from appliance.core.models import is_repo_name
 _SCP = re.compile(r"^(?:[^/@:]+@)?[^/:]+:(?!//)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SPACE = re.compile(r"[ \\]")
-_NAMED = ("https", "http", "git")
+_DEFAULT_PORTS = {"https": 443, "http": 80, "git": 9418}
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """A URL that git may be given. `host` is empty for a local one; `path` is the part after the host."""
+    """A URL that git may be given. `host` has its port unless that is the scheme's, and is empty for a local one."""
 
     url: str
     scheme: str
@@ -65,7 +65,7 @@ def parse_upstream(url: str, *, allow_local: bool) -> Upstream:
             f"{told} is no URL",
             hint="an upstream looks like https://HOST/OWNER/REPO; a path starts with / or ./",
         )
-    if scheme not in _NAMED:
+    if scheme not in _DEFAULT_PORTS:
         reason = (
             "ssh needs a credential that gitmirror does not have" if "ssh" in scheme else "the scheme is not allowed"
         )
@@ -76,7 +76,9 @@ def parse_upstream(url: str, *, allow_local: bool) -> Upstream:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise UsageError("the URL is wrong: its host or port is none", hint="an upstream looks like https://HOST/OWNER/REPO") from None
+        raise UsageError(
+            "the URL is wrong: its host or port is none", hint="an upstream looks like https://HOST/OWNER/REPO"
+        ) from None
     if "@" in parts.netloc:
         raise UsageError(
             f"the URL of {parts.hostname} carries a credential: it would be stored and shown in process lists",
@@ -91,7 +93,9 @@ def parse_upstream(url: str, *, allow_local: bool) -> Upstream:
         )
     if not parts.path.strip("/"):
         raise UsageError(f"the URL {told} names no repository", hint="an upstream looks like https://HOST/OWNER/REPO")
-    host = f"{parts.hostname}:{port}" if port else parts.hostname
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    if port and port != _DEFAULT_PORTS[scheme]:
+        host = f"{host}:{port}"
     return Upstream(url.rstrip("/"), scheme, host, parts.path)
 
 
@@ -103,7 +107,10 @@ def _local(url: str, allow_local: bool) -> Upstream:
         )
     path = url.removeprefix("file://")
     if url.startswith("file://") and not path.startswith("/"):
-        raise UsageError(f"{_without_secrets(url)} names a host", hint="a local URL has three slashes: file:///srv/git/OWNER/REPO.git")
+        raise UsageError(
+            f"{_without_secrets(url)} names a host",
+            hint="a local URL has three slashes: file:///srv/git/OWNER/REPO.git",
+        )
     # Kept as a path would be kept: made absolute here, since serve has another working directory.
     absolute = str(Path(path).absolute())
     return Upstream(f"file://{absolute}" if url.startswith("file://") else absolute, "file", "", absolute)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Hydration, Repo
-from appliance.core.serving.refs import RefSnapshots
+from appliance.core.serving.refs import RefSnapshots, is_understood
 from appliance.core.serving.responses import Answer, ResponseCache, Way
 from appliance.core.serving.streams import Sink
 from appliance.core.serving.uploadpack import UploadPack
@@ -51,13 +51,14 @@ class Engine:
         """The capabilities of protocol v2, in git's own words. Raises UploadPackError."""
         known = self._advertisements.get(repo.id)
         if known is None:
-            known = await self._upload_pack.collect(self._mirror_of(repo.name).path, "--advertise-refs", version=2)
+            known = await self._upload_pack.collect(self._mirror_of(repo.name).path, b"", "--advertise-refs", version=2)
             self._advertisements[repo.id] = known
         return known
 
     async def advertise_v0(self, repo: Repo, version: int) -> bytes:
         """Refs and capabilities of protocol v0 or v1, for smart HTTP. Raises UploadPackError."""
-        return await self._upload_pack.collect(self._mirror_of(repo.name).path, "--advertise-refs", version=version)
+        mirror = self._mirror_of(repo.name).path
+        return await self._upload_pack.collect(mirror, b"", "--advertise-refs", version=version)
 
     async def answer_v0(self, repo: Repo, body: bytes, version: int, sink: Sink, caller: Caller) -> None:
         """One stateless request of protocol v0 or v1 over HTTP. Raises UploadPackError, IdleTimeout, OSError."""
@@ -69,8 +70,8 @@ class Engine:
             self._tell(repo, V2Request("fetch", (), ()), Way.DIRECT, meter, start, caller, shape="v0")
 
     async def answer(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
-        """One command. Raises AnswerFailed, UploadPackError, GitError, IdleTimeout, OSError."""
-        if request.command == "ls-refs":
+        """One command. Raises AnswerFailed, UploadPackError, IdleTimeout, OSError."""
+        if request.command == "ls-refs" and is_understood(request):
             snapshot = await self._snapshots.get(repo)
             await sink.send(snapshot.ls_refs(request.arguments))
         elif request.command == "fetch":
@@ -78,8 +79,11 @@ class Engine:
         else:
             await self._upload_pack.stream(self._mirror_of(repo.name).path, request.encode(), sink)
 
-    async def open_answer(self, repo: Repo, shape: FetchShape, *, warming: bool = False) -> Answer:
-        """The answer to a fetch that may be kept: from the cache, or begun. Raises GitError, OSError."""
+    async def open_answer(self, repo: Repo, shape: FetchShape, *, warming: bool = False) -> Answer | None:
+        """The answer to a fetch that may be kept: from the cache, or begun; None when the disk has no room for it.
+
+        Raises UploadPackError, OSError.
+        """
         tags = (await self._snapshots.get(repo)).tags if shape.include_tag else ""
         mirror = self._mirror_of(repo.name).path
         request = shape.request().encode()
@@ -95,12 +99,13 @@ class Engine:
         shape = shape_of(request)
         way = Way.DIRECT
         try:
-            if shape is None or self._cache.disk_is_low():
+            if shape is not None:
+                self._on_shape(repo, shape)
+            answer = await self.open_answer(repo, shape) if shape is not None else None
+            if answer is None:
                 self._cache.counts[Way.DIRECT] += 1
                 await self._upload_pack.stream(self._mirror_of(repo.name).path, request.encode(), meter)
             else:
-                self._on_shape(repo, shape)
-                answer = await self.open_answer(repo, shape)
                 way = answer.way
                 try:
                     await send_answer(answer, meter)

@@ -10,14 +10,19 @@ from dataclasses import dataclass, field
 
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Repo
-from appliance.core.serving.pktline import FLUSH, packet
+from appliance.core.serving.pktline import FLUSH, PacketSplitter, packet
+from appliance.core.serving.uploadpack import UploadPack
+from appliance.core.serving.v2 import V2Request
 
 FRESH_FOR = 1.0
 """Seconds that a snapshot is believed when nothing of ours moved a ref."""
 
 MOST_RENDERED = 64
-MOST_PREFIXES = 65536
-"""More ref-prefix lines than so are as good as none (git's own rule, ls-refs.c)."""
+TOO_MANY_PREFIXES = 65536
+"""So many ref-prefix lines are as good as none (git's own rule, ls-refs.c)."""
+
+_OPTIONS = (b"peel", b"symrefs", b"unborn")
+_ALL = V2Request("ls-refs", (), _OPTIONS).encode()
 
 
 @dataclass(frozen=True)
@@ -57,16 +62,16 @@ class RefSnapshot:
     def _render(self, arguments: tuple[bytes, ...]) -> bytes:
         symrefs, peel, unborn = b"symrefs" in arguments, b"peel" in arguments, b"unborn" in arguments
         prefixes = tuple(line[11:] for line in arguments if line.startswith(b"ref-prefix "))
-        if len(prefixes) > MOST_PREFIXES:
+        if len(prefixes) >= TOO_MANY_PREFIXES:
             prefixes = ()
         lines = []
         for ref in self.refs:
             if prefixes and not ref.name.startswith(prefixes):
                 continue
-            if ref.oid is None and not unborn:
+            if ref.oid is None and not (unborn and symrefs):
                 continue
             line = (ref.oid or b"unborn") + b" " + ref.name
-            if ref.target and (symrefs or ref.oid is None):
+            if ref.target and symrefs:
                 line += b" symref-target:" + ref.target
             if peel and ref.peeled:
                 line += b" peeled:" + ref.peeled
@@ -77,7 +82,8 @@ class RefSnapshot:
 class RefSnapshots:
     """Snapshots by repository id. `invalidate` is called before whoever moved a ref is told that it is done."""
 
-    def __init__(self, mirror_of: Callable[[str], Mirror]) -> None:
+    def __init__(self, upload_pack: UploadPack, mirror_of: Callable[[str], Mirror]) -> None:
+        self._upload_pack = upload_pack
         self._mirror_of = mirror_of
         self._taken: dict[int, RefSnapshot] = {}
         self._generation: dict[int, int] = {}
@@ -89,7 +95,7 @@ class RefSnapshots:
         self._taken.pop(repo_id, None)
 
     async def get(self, repo: Repo) -> RefSnapshot:
-        """A snapshot that is current. Raises GitError."""
+        """A snapshot that is current. Raises UploadPackError."""
         taken = self._taken.get(repo.id)
         if taken is not None and time.monotonic() - taken.taken_at < FRESH_FOR:
             return taken
@@ -105,7 +111,10 @@ class RefSnapshots:
     async def _load(self, repo: Repo, generation: int) -> RefSnapshot:
         try:
             taken_at = time.monotonic()
-            snapshot = await take_snapshot(self._mirror_of(repo.name), taken_at)
+            # git's own answer: what it hides, skips as broken or peels through is so for us too. It is also ten times
+            # faster than for-each-ref, which opens every object (20,000 refs: 7 ms against 73).
+            answer = await self._upload_pack.collect(self._mirror_of(repo.name).path, _ALL, version=2)
+            snapshot = read_snapshot(answer, taken_at)
             if self._generation.get(repo.id, 0) == generation:
                 self._taken[repo.id] = snapshot
             return snapshot
@@ -114,16 +123,23 @@ class RefSnapshots:
                 del self._loading[repo.id]
 
 
-async def take_snapshot(mirror: Mirror, taken_at: float) -> RefSnapshot:
-    """Reads the refs of a mirror; private ones are left out. Raises GitError."""
-    listed = await mirror.listed_refs()
-    refs = [ShownRef(name, oid, peeled) for name, oid, peeled in listed if not name.startswith(b"refs/gitmirror/")]
-    target = (mirror.head() or "").encode("utf-8", "surrogateescape")
-    if target:
-        at = next((ref.oid for ref in refs if ref.name == target), None)
-        refs.insert(0, ShownRef(b"HEAD", at, target=target))
+def read_snapshot(answer: bytes, taken_at: float) -> RefSnapshot:
+    """The snapshot that an answer to `ls-refs` with all its options shows. Raises PacketError."""
+    refs = []
     digest = hashlib.sha256()
-    for ref in refs:
-        if ref.name.startswith(b"refs/tags/"):
-            digest.update(b"%s %s\n" % (ref.name, ref.oid or b""))
+    for payload in PacketSplitter().feed(answer):
+        if payload is None:
+            break
+        oid, name, *rest = payload.removesuffix(b"\n").split(b" ")
+        more = dict(each.split(b":", 1) for each in rest)
+        refs.append(
+            ShownRef(name, None if oid == b"unborn" else oid, more.get(b"peeled", b""), more.get(b"symref-target", b""))
+        )
+        if name.startswith(b"refs/tags/"):
+            digest.update(b"%s %s\n" % (name, oid))
     return RefSnapshot(tuple(refs), taken_at, digest.hexdigest())
+
+
+def is_understood(request: V2Request) -> bool:
+    """Whether an `ls-refs` asks for nothing but what is answered here; git is to judge the rest."""
+    return request.is_plain and all(line in _OPTIONS or line.startswith(b"ref-prefix ") for line in request.arguments)

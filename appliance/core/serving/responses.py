@@ -46,9 +46,16 @@ class AnswerFailed(Exception):
 
 @dataclass
 class _Growing:
-    """An answer being written. `size` is how far it is; `done` that it ended, `failed` how it ended badly."""
+    """An answer being written. `size` is how far it is; `done` that it ended, `failed` how it ended badly.
 
+    `wanted` is false once nobody will ask for it again: then it is for its `readers` only.
+    """
+
+    key: str
+    repo: int
+    pinned: bool
     descriptor: int
+    wanted: bool = True
     size: int = 0
     done: bool = False
     failed: bool = False
@@ -95,8 +102,10 @@ class Answer:
         return self._descriptor
 
     def close(self) -> None:
-        """Done with it."""
+        """Done with it. Who leaves early does not stop an answer that is being written."""
         os.close(self._descriptor)
+        if self._growing is not None:
+            self._growing.readers -= 1
 
 
 class ResponseCache:
@@ -123,40 +132,52 @@ class ResponseCache:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def has(self, key: str) -> bool:
-        """Whether the answer is there, whole, or is being written."""
-        return key in self._kept or key in self._growing
-
-    def get(self, key: str, repo: int, produce: Produce, *, pinned: bool = False) -> Answer:
+    def get(self, key: str, repo: int, produce: Produce, *, pinned: bool = False) -> Answer | None:
         """The answer of that key: kept, joined while it is written, or made by `produce`, for repository id `repo`.
 
-        `pinned` answers are not pushed out by guests' traffic until `unpin`. Raises OSError when no file can be made.
+        None when it would have to be made and the disk has no room. `pinned` is for warming: such answers are not
+        pushed out by guests' traffic until `unpin`, and are not counted. Raises OSError when no file can be made.
         """
-        if (answer := self._hit(key)) is not None:
-            return answer
-        growing = self._growing.get(key)
-        way = Way.JOINED
-        if growing is None:
-            way = Way.MISS
-            growing = self._begin(key, repo, produce, pinned)
-        self.counts[way] += 1
-        return Answer(way, os.dup(growing.descriptor), None, growing)
+        answer = self._hit(key)
+        if answer is not None:
+            self._kept[key].pinned |= pinned
+        else:
+            growing, way = self._growing.get(key), Way.JOINED
+            if growing is None:
+                if not self._has_room():
+                    return None
+                growing, way = self._begin(key, repo, produce), Way.MISS
+            growing.pinned |= pinned
+            growing.readers += 1
+            answer = Answer(way, os.dup(growing.descriptor), None, growing)
+        if not pinned:
+            self.counts[answer.way] += 1
+        return answer
 
-    def pin(self, key: str) -> None:
-        """Keeps an answer that is there from being pushed out."""
-        if kept := self._kept.get(key):
-            kept.pinned = True
+    def give_up(self, answer: Answer) -> None:
+        """Closes an answer that nobody will ask for any more; ends its making unless somebody else reads it."""
+        answer.close()
+        growing = answer._growing
+        if growing is None or growing.done or growing.readers:
+            return
+        # Who asks all the same from here on gets one of its own.
+        self._growing.pop(growing.key, None)
+        if growing.task is not None:
+            growing.task.cancel()
 
     def unpin(self, repo: int) -> None:
         """The tip of that repository moved: what was warmed for it is now as any other answer."""
         for kept in self._kept.values():
-            if kept.repo == repo:
-                kept.pinned = False
+            kept.pinned = kept.pinned and kept.repo != repo
+        for growing in self._growing.values():
+            growing.pinned = growing.pinned and growing.repo != repo
 
     def evict(self, repo: int) -> None:
         """Forgets all answers of a repository id; who is being sent one gets it to its end."""
         for key in [key for key, kept in self._kept.items() if kept.repo == repo]:
             self._drop(key)
+        for growing in self._growing.values():
+            growing.wanted = growing.wanted and growing.repo != repo
 
     def _hit(self, key: str) -> Answer | None:
         kept = self._kept.get(key)
@@ -173,19 +194,18 @@ class ResponseCache:
             self._drop(key)
             return None
         self._kept.move_to_end(key)
-        self.counts[Way.HIT] += 1
         return Answer(Way.HIT, descriptor, kept.size, None)
 
-    def _begin(self, key: str, repo: int, produce: Produce, pinned: bool) -> _Growing:
+    def _begin(self, key: str, repo: int, produce: Produce) -> _Growing:
         self._number += 1
         path = self._directory / f"{self._number:x}-{key[:32]}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-        growing = _Growing(descriptor)
+        growing = _Growing(key, repo, False, descriptor)
         self._growing[key] = growing
-        growing.task = asyncio.create_task(self._grow(key, repo, path, growing, produce, pinned), name="answer")
+        growing.task = asyncio.create_task(self._grow(growing, path, produce), name="answer")
         return growing
 
-    async def _grow(self, key: str, repo: int, path: Path, growing: _Growing, produce: Produce, pinned: bool) -> None:
+    async def _grow(self, growing: _Growing, path: Path, produce: Produce) -> None:
         watch = asyncio.create_task(self._watch(growing))
         whole = False
         try:
@@ -199,10 +219,12 @@ class ResponseCache:
             growing.size = os.fstat(growing.descriptor).st_size
             growing.done, growing.failed = True, not whole
             growing.grown.set()
-            del self._growing[key]
             os.close(growing.descriptor)
-            if whole and self._make_room(growing.size):
-                self._kept[key] = _Kept(path, growing.size, repo, pinned)
+            current = self._growing.get(growing.key) is growing
+            if current:
+                del self._growing[growing.key]
+            if whole and current and growing.wanted and self._make_room(growing.size):
+                self._kept[growing.key] = _Kept(path, growing.size, growing.repo, growing.pinned)
                 self.bytes += growing.size
             else:
                 with contextlib.suppress(OSError):
@@ -222,15 +244,26 @@ class ResponseCache:
         """Evicts the least recently used until `size` fits the budget and the disk is not low; False: keep it not."""
         if size > self.budget // 2:
             return False
-        candidates = [key for key, kept in self._kept.items() if not kept.pinned]
-        while self.bytes + size > self.budget or self.disk_is_low():
-            if not candidates:
-                return self.bytes + size <= self.budget and not self.disk_is_low()
-            self._drop(candidates.pop(0))
+        while self.bytes + size > self.budget:
+            if not self._drop_oldest():
+                return False
+        return self._has_room()
+
+    def _has_room(self) -> bool:
+        """Evicts the least recently used while the disk is low; whether answers can be written then."""
+        while self.disk_is_low():
+            if not self._drop_oldest():
+                return False
         return True
 
+    def _drop_oldest(self) -> bool:
+        oldest = next((key for key, kept in self._kept.items() if not kept.pinned), None)
+        if oldest is not None:
+            self._drop(oldest)
+        return oldest is not None
+
     def disk_is_low(self) -> bool:
-        """Whether there is too little room to write answers at all."""
+        """Whether there is too little room on the disk to write answers at all."""
         try:
             status = os.statvfs(self._directory)
         except OSError:

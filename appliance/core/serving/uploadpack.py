@@ -6,15 +6,17 @@ import asyncio
 import os
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from appliance.core.processes import Child, Children
 from appliance.core.serving.streams import CHUNK, Sink, SocketStream
 
 ENOUGH_CHILDREN = 32
-"""upload-packs at once; more only slow each other down, so the others wait."""
+"""upload-packs at work at once; more only slow each other down, so the others wait."""
+FLOWING = 8192
+"""Bytes of an answer after which its pack flows: from then on the guest sets the pace, and that takes no place."""
 
 
 class UploadPackError(Exception):
@@ -32,41 +34,68 @@ class UploadPack:
 
     async def write(self, mirror: Path, request: bytes, output: int, *, slowly: bool = False) -> None:
         """One v2 request, answered into an open file. Raises UploadPackError; the group is gone when it returns."""
-        async with self._places:
+        async with self._place():
             child = self._start(["--stateless-rpc", str(mirror)], request, output, version=2, slowly=slowly)
             await _succeed(child)
 
-    async def stream(
-        self, mirror: Path, request: bytes, sink: Sink, *, version: int = 2, arguments: Sequence[str] = ()
-    ) -> int:
-        """One request, answered straight to a guest as fast as that takes it; returns the bytes sent.
+    async def stream(self, mirror: Path, request: bytes, sink: Sink, *, version: int = 2) -> None:
+        """One request, answered straight to a guest as fast as that takes it.
 
         Raises UploadPackError, IdleTimeout, OSError.
         """
-        sent = 0
-        async with self._places:
-            ours, theirs = socket.socketpair()
-            with ours:
-                ours.setblocking(False)
-                with theirs:
-                    words = ["--stateless-rpc", *arguments, str(mirror)]
-                    child = self._start(words, request, theirs.fileno(), version=version)
-                try:
-                    source = SocketStream(ours, self._idle)
-                    while data := await source.receive(CHUNK):
-                        await sink.send(data)
-                        sent += len(data)
-                except BaseException:
-                    await asyncio.shield(child.end())
-                    raise
-                await _succeed(child)
-        return sent
+        async with self._place() as give_back:
+            await self._run(mirror, request, sink, [], version, give_back)
 
-    async def collect(self, mirror: Path, *arguments: str, version: int) -> bytes:
-        """The output of an upload-pack that needs no request, such as its advertisement. Raises UploadPackError."""
+    async def collect(self, mirror: Path, request: bytes, *arguments: str, version: int) -> bytes:
+        """The whole answer to a request that is light work: it waits for no place. Raises UploadPackError."""
         sink = _Collected()
-        await self.stream(mirror, b"", sink, version=version, arguments=arguments)
+        await self._run(mirror, request, sink, arguments, version, lambda: None)
         return bytes(sink.data)
+
+    async def _run(
+        self,
+        mirror: Path,
+        request: bytes,
+        sink: Sink,
+        arguments: Sequence[str],
+        version: int,
+        flowing: Callable[[], None],
+    ) -> None:
+        received = 0
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            with theirs:
+                words = ["--stateless-rpc", *arguments, str(mirror)]
+                child = self._start(words, request, theirs.fileno(), version=version)
+            try:
+                source = SocketStream(ours, self._idle)
+                while data := await source.receive(CHUNK):
+                    received += len(data)
+                    if received > FLOWING:
+                        flowing()
+                    await sink.send(data)
+            except BaseException:
+                await asyncio.shield(child.end())
+                raise
+            await _succeed(child)
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[Callable[[], None]]:
+        """One of ENOUGH_CHILDREN places; what it yields gives it back early."""
+        await self._places.acquire()
+        held = True
+
+        def give_back() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._places.release()
+
+        try:
+            yield give_back
+        finally:
+            give_back()
 
     def _start(self, words: Sequence[str], request: bytes, output: int, *, version: int, slowly: bool = False) -> Child:
         # A file in memory needs nobody to feed it, however large the request is.

@@ -30,6 +30,11 @@ class V2Request:
     capabilities: tuple[bytes, ...]
     arguments: tuple[bytes, ...]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether every capability says who asks or of which hash function, and none changes what is asked."""
+        return all(map(_INERT.fullmatch, self.capabilities))
+
     def encode(self) -> bytes:
         """The request as it goes to `git upload-pack --stateless-rpc`."""
         head = b"".join(packet(line + b"\n") for line in (b"command=" + self.command.encode(), *self.capabilities))
@@ -180,7 +185,7 @@ def shape_of(request: V2Request) -> FetchShape | None:
         else:
             return None
     formats = [line.partition(b"=")[2] for line in request.capabilities if line.startswith(b"object-format=")]
-    if not done or not wants or len(formats) > 1 or not all(map(_INERT.fullmatch, request.capabilities)):
+    if not done or not wants or len(formats) > 1 or not request.is_plain:
         return None
     return FetchShape(tuple(sorted(wants)), tuple(sorted(shallow)), tuple(sorted(rest)), (formats or [b"sha1"])[0])
 

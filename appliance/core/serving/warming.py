@@ -13,6 +13,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.models import Repo
 from appliance.core.serving.engine import Engine
 from appliance.core.serving.responses import AnswerFailed, ResponseCache
+from appliance.core.serving.uploadpack import UploadPackError
 from appliance.core.serving.v2 import FetchShape
 
 log = logging.getLogger(__name__)
@@ -66,8 +67,10 @@ class Warmer:
         known = self._known.setdefault(repo.id, _Known())
         now = time.monotonic()
         if shape.wants == (tip,) and not shape.shallow:
-            if len(known.shapes) < MOST_SHAPES or shape.rest in known.shapes:
-                known.shapes[shape.rest] = now
+            known.shapes.pop(shape.rest, None)
+            known.shapes[shape.rest] = now
+            if len(known.shapes) > MOST_SHAPES:
+                del known.shapes[next(iter(known.shapes))]
         elif shape.rest == CHECKOUT and not shape.shallow and len(shape.wants) > 1:
             known.deep_checkout = now
 
@@ -107,9 +110,8 @@ class Warmer:
                 shapes = await self._shapes(repo, known, tip)
                 known.wanted = len(shapes)
                 for shape in shapes:
-                    await self._warm_one(repo, shape)
-                    known.done += 1
-            except (GitmirrorError, AnswerFailed, OSError) as error:
+                    known.done += await self._warm_one(repo, shape)
+            except (GitmirrorError, AnswerFailed, UploadPackError, OSError) as error:
                 log.info("%s: warming stopped: %s", repo.name, error or type(error).__name__)
 
     async def _shapes(self, repo: Repo, known: _Known, tip: str) -> list[FetchShape]:
@@ -125,11 +127,20 @@ class Warmer:
                 shapes.append(FetchShape(blobs, (), CHECKOUT, object_format))
         return shapes
 
-    async def _warm_one(self, repo: Repo, shape: FetchShape) -> None:
+    async def _warm_one(self, repo: Repo, shape: FetchShape) -> bool:
+        """Whether the answer is there now; it is not when the disk has no room. Raises as `open_answer`."""
         answer = await self._engine.open_answer(repo, shape, warming=True)
+        if answer is None:
+            return False
         try:
             size = 0
             while (grown := await answer.ready_beyond(size)) > size:
                 size = grown
-        finally:
+        except asyncio.CancelledError:
+            self._cache.give_up(answer)
+            raise
+        except AnswerFailed:
             answer.close()
+            raise
+        answer.close()
+        return True

@@ -177,22 +177,21 @@ class AuditLog:
 
     def verify(self, expected_head: str | None = None) -> Verification:
         """Walks the whole chain. With `expected_head`, that hash must be in it: a cut-off end is then seen too."""
+        with self._database.reading() as connection:
+            # Before the walk: what is appended meanwhile is no gap.
+            written = _written(connection)
         prev, count, seen_head, last_id = GENESIS, 0, expected_head in (None, GENESIS), 0
         for event in self.events():
+            if event["id"] != last_id + 1:
+                return Verification(count, prev, last_id + 1, f"it is gone, and with it all up to {event['id'] - 1}")
             if event["prev"] != prev:
-                return Verification(
-                    count, prev, event["id"], f"an event between {last_id} and it is missing or changed"
-                )
+                return Verification(count, prev, event["id"], "it does not follow on the event before, or that changed")
             if hashlib.sha256(canonical_form(event)).hexdigest() != event["hash"]:
                 return Verification(count, prev, event["id"], "its content does not match its hash")
             prev, last_id, count = event["hash"], event["id"], count + 1
             seen_head = seen_head or prev == expected_head
-        with self._database.reading() as connection:
-            given = rows(connection, "SELECT seq FROM sqlite_sequence WHERE name = 'audit_events'")
-        if given and given[0]["seq"] > last_id:
-            return Verification(
-                count, prev, last_id + 1, f"events up to {given[0]['seq']} were written, this one is gone"
-            )
+        if written > last_id:
+            return Verification(count, prev, last_id + 1, f"events up to {written} were written, this one is gone")
         if not seen_head:
             return Verification(count, prev, last_id + 1, f"the log no longer contains {expected_head}")
         return Verification(count, prev)
@@ -203,11 +202,16 @@ def _head(connection: sqlite_utils.Database) -> str:
     return str(newest[0]["hash"]) if newest else GENESIS
 
 
+def _written(connection: sqlite_utils.Database) -> int:
+    """The id of the newest event ever written; SQLite remembers it when the event is gone. Ids have no gaps."""
+    counted = rows(connection, "SELECT seq FROM sqlite_sequence WHERE name = 'audit_events'")
+    return int(counted[0]["seq"]) if counted else 0
+
+
 def _append(connection: sqlite_utils.Database, **columns: Any) -> int:
     """Adds one event inside the caller's transaction, so that nobody comes between reading the head and this."""
-    newest = rows(connection, "SELECT seq FROM sqlite_sequence WHERE name = 'audit_events'")
     event: dict[str, Any] = dict.fromkeys(HASHED)
-    event |= columns | {"id": (newest[0]["seq"] if newest else 0) + 1, "prev": _head(connection)}
+    event |= columns | {"id": _written(connection) + 1, "prev": _head(connection)}
     event["hash"] = hashlib.sha256(canonical_form(event)).hexdigest()
     connection.table("audit_events").insert(event)
     return int(event["id"])

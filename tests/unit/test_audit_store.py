@@ -1,0 +1,411 @@
+"""The audit log: one chain, whatever writes it at once, and any tampering is found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.core.store.audit import GENESIS, HASHED, Attempt, AuditLog, canonical_form
+from appliance.core.store.database import Database, StoreError
+from tests.support.serve import ROOT
+
+ZERO, ONE, TWO = "0" * 40, "1" * 40, "2" * 40
+NOW = 1_700_000_000.25
+
+
+def attempt(ref: str = "refs/agents/s1", verdict: str = "accepted", **changes: Any) -> Attempt:
+    """One attempted ref, as the desk logs it."""
+    columns: dict[str, Any] = {
+        "push": "p1", "repo": "acme/widgets", "ref": ref, "session": ref.rpartition("/")[2], "old": None, "new": ONE,
+        "verdict": verdict, "reason": None, "client": "10.0.0.7",
+    }  # fmt: skip
+    return Attempt(**columns | changes)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the database is."""
+    return tmp_path / "gitmirror.db"
+
+
+@pytest.fixture
+def log(path: Path) -> Iterator[AuditLog]:
+    """An empty log with a clock that stands still."""
+    database = Database(path)
+    yield AuditLog(database, lambda: NOW)
+    database.close()
+
+
+def fill(log: AuditLog, pushes: int = 5) -> list[int]:
+    """Some attempts, each other one with an outcome; returns the attempts' ids."""
+    ids = []
+    for number in range(pushes):
+        ids += log.record_attempts([attempt(f"refs/agents/s{number}")])
+        if number % 2 == 0:
+            log.record_outcomes([(ids[-1], "applied", None)])
+    return ids
+
+
+def tamper(path: Path, *statements: str) -> None:
+    """What somebody with the file in hands can do: the triggers are in his way for one more statement only."""
+    with sqlite3.connect(path, isolation_level=None) as connection:
+        connection.execute("DROP TRIGGER audit_no_update")
+        connection.execute("DROP TRIGGER audit_no_delete")
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+# What is written
+
+
+def test_an_attempt_and_its_outcome_are_two_events_and_one_entry(log: AuditLog) -> None:
+    """The contract's keys and words, newest first."""
+    [first] = log.record_attempts([attempt()])
+    log.record_outcomes([(first, "applied", None)])
+    [second] = log.record_attempts([attempt("refs/heads/main", "rejected", session=None, reason="branches ...")])
+    found = log.entries()
+    assert [list(entry) for entry in found] == 2 * [
+        ["id", "at", "repo", "session", "ref", "old", "new", "verdict", "outcome", "reason", "client", "hash"]
+    ]
+    assert [(e["id"], e["verdict"], e["outcome"], e["reason"]) for e in found] == [
+        (second, "rejected", None, "branches ..."),
+        (first, "accepted", "applied", None),
+    ]
+    assert found[0]["at"] == "2023-11-14T22:13:20.250Z"
+    assert [event["kind"] for event in log.events()] == ["attempt", "outcome", "attempt"]
+
+
+def test_an_accepted_attempt_is_pending_until_its_outcome_is_known(log: AuditLog) -> None:
+    """And is among the open ones so long, with what settling it needs."""
+    ids = log.record_attempts([attempt("refs/agents/a"), attempt("refs/agents/b"), attempt("refs/x", "rejected")])
+    assert [entry["outcome"] for entry in log.entries()] == [None, "pending", "pending"]
+    assert [(o.id, o.ref, o.new, o.push, o.repo) for o in log.open_attempts()] == [
+        (ids[0], "refs/agents/a", ONE, "p1", "acme/widgets"),
+        (ids[1], "refs/agents/b", ONE, "p1", "acme/widgets"),
+    ]
+    log.record_outcomes([(ids[0], "failed", "no space left")])
+    assert [o.id for o in log.open_attempts()] == [ids[1]]
+    assert (log.entries()[2]["outcome"], log.entries()[2]["reason"]) == ("failed", "no space left")
+
+
+def test_the_first_outcome_stays(log: AuditLog) -> None:
+    """Concluding twice (after a restart, for one) adds nothing."""
+    [first] = log.record_attempts([attempt()])
+    log.record_outcomes([(first, "applied", None)])
+    log.record_outcomes([(first, "failed", "too late")])
+    assert [event["outcome"] for event in log.events()] == [None, "applied"]
+
+
+def test_attempts_of_one_push_are_logged_together_or_not_at_all(log: AuditLog) -> None:
+    """A push whose third ref cannot be logged has no row, and its guest is told so."""
+    with pytest.raises(StoreError):
+        log.record_attempts([attempt("refs/agents/a"), attempt("refs/agents/b", verdict="perhaps")])
+    assert log.entries() == []
+    assert log.verify().broken is None
+
+
+def test_entries_can_be_narrowed_and_limited(log: AuditLog) -> None:
+    """By repository, by session, by number."""
+    log.record_attempts(
+        [attempt("refs/agents/a"), attempt("refs/agents/b", repo="o/r"), attempt("refs/agents/a", repo="o/r")]
+    )
+    assert [e["id"] for e in log.entries(repo="o/r")] == [3, 2]
+    assert [e["id"] for e in log.entries(session="a")] == [3, 1]
+    assert [e["id"] for e in log.entries(repo="o/r", session="a")] == [3]
+    assert [e["id"] for e in log.entries(limit=2)] == [3, 2]
+    assert log.entries(repo="none/such") == []
+
+
+def test_a_later_push_that_started_from_a_commit_proves_that_one(log: AuditLog) -> None:
+    """Only an applied one, of the same ref and repository, and a later one."""
+
+    def led_on(*later: Attempt, outcome: str = "applied") -> bool:
+        [first] = log.record_attempts([attempt(new=TWO)])
+        [opened] = [each for each in log.open_attempts() if each.id == first]
+        for each in log.record_attempts(later):
+            log.record_outcomes([(each, outcome, None)])
+        return log.led_on(opened)
+
+    assert led_on(attempt(old=TWO))
+    log.record_outcomes([(each.id, "failed", None) for each in log.open_attempts()])
+    assert not led_on(), "an earlier one proves nothing of a later"
+    assert not led_on(attempt(old=TWO), outcome="failed")
+    assert not led_on(attempt("refs/agents/other", old=TWO))
+    assert not led_on(attempt(old=TWO, repo="o/r"))
+    assert not led_on(attempt(old=ONE))
+
+
+# The chain
+
+
+def test_the_canonical_form_is_what_the_documents_say(log: AuditLog) -> None:
+    """Anybody can check an export with nothing but this sentence."""
+    fill(log)
+    text = (ROOT / "docs" / "operations.md").read_text()
+    assert ", ".join(HASHED) in " ".join(text.split())
+    prev = "0" * 64
+    for event in log.events():
+        hashed = {key: value for key, value in event.items() if key != "hash"}
+        assert set(hashed) == set(HASHED)
+        canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+        assert canonical == canonical_form(event)
+        assert event["prev"] == prev
+        prev = hashlib.sha256(canonical).hexdigest()
+        assert event["hash"] == prev
+    assert log.head() == prev
+
+
+def test_an_untouched_log_holds(log: AuditLog) -> None:
+    """Empty, and with events; `head` is the newest event's hash."""
+    assert log.verify() == log.verify(GENESIS)
+    assert (log.verify().events, log.head()) == (0, GENESIS)
+    fill(log)
+    verdict = log.verify()
+    assert (verdict.broken, verdict.events, verdict.head) == (None, 8, log.head())
+
+
+@pytest.mark.parametrize("column", [name for name in HASHED if name not in ("id", "prev")])
+def test_a_changed_column_is_found(log: AuditLog, path: Path, column: str) -> None:
+    """Whichever it is, at the event that was changed."""
+    fill(log)
+    value = "2" if column == "attempt" else "'applied'" if column == "outcome" else "'changed'"
+    if column in ("kind", "verdict"):
+        value = {"kind": "'outcome'", "verdict": "'rejected'"}[column]
+    tamper(path, f"UPDATE audit_events SET {column} = {value} WHERE id = 4")
+    assert log.verify().broken == 4
+
+
+def test_a_changed_event_with_its_hash_made_anew_is_found_at_the_next(log: AuditLog, path: Path) -> None:
+    """The next one names the hash that was there."""
+    fill(log)
+    events = list(log.events())
+    forged = events[3] | {"client": "10.9.9.9"}
+    digest = hashlib.sha256(canonical_form(forged)).hexdigest()
+    tamper(path, f"UPDATE audit_events SET client = '10.9.9.9', hash = '{digest}' WHERE id = 4")
+    verdict = log.verify()
+    assert verdict.broken == 5
+    assert "does not follow on the event before" in (verdict.reason or "")
+
+
+def test_a_deleted_event_is_found(log: AuditLog, path: Path) -> None:
+    """In the middle, and the first."""
+    fill(log)
+    tamper(path, "DELETE FROM audit_events WHERE id = 5")
+    assert log.verify().broken == 5
+
+
+def test_a_deleted_beginning_is_found(log: AuditLog, path: Path) -> None:
+    """The first event must follow on nothing."""
+    fill(log)
+    tamper(path, "DELETE FROM audit_events WHERE id <= 2")
+    assert log.verify().broken == 1
+
+
+def test_an_inserted_event_is_found(log: AuditLog, path: Path) -> None:
+    """However well it is made: whatever follows names another one."""
+    fill(log)
+    events = list(log.events())
+    tamper(path, "DELETE FROM audit_events WHERE id = 5")
+    forged = dict(events[4]) | {"client": "10.9.9.9", "prev": events[3]["hash"]}
+    forged["hash"] = hashlib.sha256(canonical_form(forged)).hexdigest()
+    columns = ", ".join(forged)
+    marks = ", ".join("?" for _ in forged)
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"INSERT INTO audit_events ({columns}) VALUES ({marks})", list(forged.values()))
+    connection.close()
+    assert log.verify().broken == 6
+
+
+def test_two_swapped_events_are_found(log: AuditLog, path: Path) -> None:
+    """Order is part of what is hashed."""
+    fill(log)
+    tamper(path, *(f"UPDATE audit_events SET id = {new} WHERE id = {old}" for old, new in ((3, 99), (4, 3), (99, 4))))
+    assert log.verify().broken == 3
+
+
+def test_a_cut_off_end_is_found(log: AuditLog, path: Path) -> None:
+    """The file remembers how many were written, as long as nobody changes that too."""
+    fill(log)
+    tamper(path, "DELETE FROM audit_events WHERE id > 6")
+    verdict = log.verify()
+    assert verdict.broken == 7
+    assert "up to 8 were written" in (verdict.reason or "")
+
+
+def test_a_cut_off_end_that_was_covered_up_is_found_by_a_kept_head(log: AuditLog, path: Path) -> None:
+    """What an operator wrote down elsewhere: it must still be in the chain, at its end or not."""
+    fill(log, 3)
+    middle = log.head()
+    fill(log, 2)
+    end = log.head()
+    assert log.verify(middle).broken is None
+    assert log.verify(end).broken is None
+    tamper(
+        path, "DELETE FROM audit_events WHERE id > 6", "UPDATE sqlite_sequence SET seq = 6 WHERE name = 'audit_events'"
+    )
+    assert log.verify().broken is None
+    assert log.verify(middle).broken is None
+    assert "no longer contains" in (log.verify(end).reason or "")
+
+
+def test_a_head_of_another_log_is_not_in_this_one(log: AuditLog) -> None:
+    """As after the whole file was replaced."""
+    fill(log)
+    assert log.verify("f" * 64).broken is not None
+
+
+def test_a_log_emptied_whole_is_found(log: AuditLog, path: Path) -> None:
+    """Nothing left is no empty log."""
+    fill(log)
+    tamper(path, "DELETE FROM audit_events")
+    assert log.verify().broken == 1
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE audit_events SET client = 'x' WHERE id = 1",
+        "DELETE FROM audit_events WHERE id = 1",
+        "DELETE FROM audit_events",
+        "INSERT OR REPLACE INTO audit_events (id, kind, at, push, repo, ref, client, prev, hash) "
+        "VALUES (1, 'attempt', '', '', '', '', '', '', 'x')",
+    ],
+    ids=["update", "delete", "delete all", "replace"],
+)
+def test_the_log_is_append_only(log: AuditLog, path: Path, statement: str) -> None:
+    """The chain shows tampering; these triggers stop mistakes, also by another program."""
+    fill(log)
+    before = list(log.events())
+    connection = sqlite3.connect(path)
+    with pytest.raises(sqlite3.DatabaseError, match="append-only"), connection:
+        connection.execute(statement)
+    connection.close()
+    assert list(log.events()) == before
+
+
+def test_a_cut_off_end_stays_found_when_the_log_goes_on(log: AuditLog, path: Path) -> None:
+    """An id is never given twice: new events do not close the gap."""
+    fill(log)
+    tamper(path, "DELETE FROM audit_events WHERE id > 6")
+    log.record_attempts([attempt()])
+    assert log.verify().broken == 7
+
+
+def test_what_is_written_during_a_verification_is_no_break(log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`audit verify` runs beside a serve that goes on logging."""
+    fill(log)
+    walk = log.events
+
+    def walk_then_log() -> Iterator[dict[str, Any]]:
+        yield from walk()
+        log.record_attempts([attempt()])
+
+    monkeypatch.setattr(log, "events", walk_then_log)
+    assert log.verify().broken is None
+
+
+def test_a_write_that_failed_leaves_no_gap(log: AuditLog) -> None:
+    """Its id is given to the next: a gap always means that something was taken out."""
+    fill(log)
+    with pytest.raises(StoreError):
+        log.record_attempts([attempt(), attempt(verdict="perhaps")])
+    fill(log)
+    assert (log.verify().broken, log.verify().events) == (None, 16)
+
+
+def test_a_large_log_is_read_in_pages_and_in_order(log: AuditLog) -> None:
+    """More events than one page holds, none twice, none left out."""
+    for start in range(0, 2500, 500):
+        log.record_attempts([attempt(f"refs/agents/s{start + number}") for number in range(500)])
+    assert [event["id"] for event in log.events()] == list(range(1, 2501))
+    assert log.verify().events == 2500
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from appliance.core.store.audit import Attempt, AuditLog
+from appliance.core.store.database import Database
+log = AuditLog(Database(Path(sys.argv[1])), time.time)
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(int(sys.argv[3])):
+    attempt = Attempt(sys.argv[2], "o/r", f"refs/agents/{number}", "s", None, None, "accepted", None, "c")
+    [made] = log.record_attempts([attempt])
+    log.record_outcomes([(made, "applied", None)])
+"""
+
+
+def test_writers_in_several_processes_keep_one_chain(path: Path) -> None:
+    """All at once on a fresh file: nothing is lost, nobody is told that the database is locked."""
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path), f"w{number}", "25"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        )
+        for number in range(4)
+    ]  # fmt: skip
+    for writer in writers:
+        assert writer.stdout and writer.stdin
+        assert writer.stdout.readline() == "ready\n", writer.communicate()[1]
+    for writer in writers:
+        assert writer.stdin
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        _, errors = writer.communicate(timeout=60)
+        assert writer.returncode == 0, errors
+    log = AuditLog(Database(path), lambda: NOW)
+    verdict = log.verify()
+    assert (verdict.events, verdict.broken) == (200, None)
+    by_writer: dict[str, list[str]] = {}
+    for entry in reversed(log.entries()):
+        assert entry["outcome"] == "applied"
+    for event in log.events():
+        if event["kind"] == "attempt":
+            by_writer.setdefault(event["push"], []).append(event["ref"])
+    assert by_writer == {f"w{n}": [f"refs/agents/{m}" for m in range(25)] for n in range(4)}
+
+
+def test_threads_of_one_process_keep_one_chain_too(log: AuditLog) -> None:
+    """serve writes from many threads through one connection."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def push(number: int) -> None:
+        [made] = log.record_attempts([attempt(f"refs/agents/s{number}")])
+        log.record_outcomes([(made, "applied", None)])
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(push, range(100)))
+    assert (log.verify().events, log.verify().broken) == (200, None)
+    assert log.open_attempts() == []
+
+
+Write = Callable[[AuditLog], object]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda log: log.record_attempts([attempt()]), lambda log: log.record_outcomes([(1, "applied", None)])],
+    ids=["attempt", "outcome"],
+)
+def test_what_cannot_be_written_is_an_error_in_words(log: AuditLog, path: Path, write: Write) -> None:
+    """Whoever pushes is refused by it: it must come out as an error, and leave nothing half done."""
+    fill(log, 1)
+    path.rename(path.with_suffix(".away"))
+    path.mkdir()
+    with pytest.raises(StoreError, match="is not a file") as caught:
+        write(log)
+    assert caught.value.hint
+    path.rmdir()
+    path.with_suffix(".away").rename(path)
+    assert log.verify().events == 2
