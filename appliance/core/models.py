@@ -164,6 +164,28 @@ class Tar:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One recording of a session. `id` is its audit id, `at` RFC 3339, `base` None for unrelated history.
+
+    The numbers are those of the diff of base and commit; `bytes` is the size of the pack that brought it.
+    """
+
+    id: int
+    repo: str
+    session: str
+    commit: str
+    base: str | None
+    at: str
+    subject: str
+    commits: int
+    files_changed: int
+    insertions: int
+    deletions: int
+    client: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class RefCommand:
     """One line of a push: `ref` from `old` to `new`, object ids; zeros mean that there is none."""
 

@@ -1,7 +1,7 @@
 """The audit log: append-only events, each chained by its hash to the one before.
 
 An *attempt* is one ref of one push with the verdict of the guard; an *outcome* says what really became of an
-accepted attempt. The canonical form that is hashed is the JSON object of all columns but `hash`, keys sorted,
+accepted attempt, a *note* that a session was ended and why. The canonical form that is hashed is the JSON object of all columns but `hash`, keys sorted,
 no spaces, ASCII only; `hash` is its SHA-256 in hex and `prev` the hash of the event before (64 zeros for the first).
 """
 
@@ -196,6 +196,15 @@ class AuditLog:
         if not seen_head:
             return Verification(count, prev, last_id + 1, f"the log no longer contains {expected_head}")
         return Verification(count, prev)
+
+
+def append_note(
+    connection: sqlite_utils.Database, at: str, repo: str, session: str, ref: str, tip: str, reason: str
+) -> None:
+    """Adds a note, such as that a session was ended, inside the caller's transaction."""
+    _append(
+        connection, kind="note", at=at, push="", repo=repo, session=session, ref=ref, old=tip, reason=reason, client=""
+    )
 
 
 def _head(connection: sqlite_utils.Database) -> str:
