@@ -217,12 +217,11 @@ def test_a_stopped_git_daemon(impatient: Serve, generated_bare: Path, tmp_path: 
 @pytest.fixture
 def crowd(serve_factory: ServeFactory, upstream: HttpUpstream) -> Iterator[Callable[[list[str]], Followed]]:
     """Serve `acme/widgets`, healthy, every second beside repositories that are not; two places for all."""
-    serve = serve_factory(refresh={"interval": "1s", "timeout": "60s", "concurrency": 2}).start()
 
     def make(others: list[str]) -> Followed:
-        for name in others:
-            serve.cli("add-repo", upstream.url(name), "--no-wait")
-        serve.cli("add-repo", upstream.url(WIDGETS))
+        repos = [upstream.url(name) for name in [*others, WIDGETS]]
+        serve = serve_factory(repos=repos, refresh={"interval": "1s", "timeout": "60s", "concurrency": 2}).start()
+        serve.wait_for_repo(WIDGETS)
         return Followed(Node(upstream, serve), WIDGETS, upstream.path(WIDGETS))
 
     yield make
@@ -238,7 +237,7 @@ def test_first_clones_that_hang_delay_nobody(
         upstream.add(name, generated_bare)
         upstream.on(name).hang = True
     healthy = crowd(others)
-    _hold_lag_small(healthy, seconds=3, most=3.0)
+    _hold_lag_small(healthy, seconds=2, most=3.0)
     assert {repo_status(healthy.node.serve, name)["state"] for name in others} <= {"new", "cloning"}
     assert upstream.hanging >= 2
 
@@ -256,9 +255,9 @@ def test_mirrors_whose_upstream_goes_quiet_delay_the_healthy_little(
     for name in others:
         upstream.on(name).hang = True
     wait_until(lambda: upstream.hanging >= 2, message="two hang")
-    _hold_lag_small(healthy, seconds=4, most=5.0)
+    _hold_lag_small(healthy, seconds=3, most=5.0)
     wait_until(lambda: upstream.hanging >= 6, message="all six hang at once", timeout=15)
-    _hold_lag_small(healthy, seconds=2, most=2.5)
+    _hold_lag_small(healthy, seconds=1, most=2.5)
 
 
 def _hold_lag_small(repo: Followed, *, seconds: float, most: float) -> None:

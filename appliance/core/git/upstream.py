@@ -43,25 +43,26 @@ class Upstream:
 
 def parse_upstream(url: str, *, allow_local: bool) -> Upstream:
     """Checks a URL. Raises UsageError with the reason and the way to do it right; a secret in it is not repeated."""
+    told = _without_secrets(url)
     if url.startswith("-"):
-        raise UsageError(f"the URL {url!r} starts with a dash", hint="an upstream looks like https://HOST/OWNER/REPO")
+        raise UsageError(f"the URL {told!r} starts with a dash", hint="an upstream looks like https://HOST/OWNER/REPO")
     if not url or _CONTROL.search(url):
-        raise UsageError(f"the URL {url!r} is empty or has control characters in it")
+        raise UsageError(f"the URL {told!r} is empty or has control characters in it")
     if "::" in url.split("/", 1)[0]:
         raise UsageError(f"remote helpers such as {url.split('::')[0]}:: are not allowed", hint="use an https:// URL")
     if url.startswith(("/", "./", "../", "file://")) or url in (".", ".."):
         return _local(url, allow_local)
     if _SPACE.search(url):
-        raise UsageError(f"the URL {url!r} has spaces or backslashes in it", hint="write a space as %20")
+        raise UsageError(f"the URL {told!r} has spaces or backslashes in it", hint="write a space as %20")
     scheme, separator, _ = url.partition("://")
     if not separator and _SCP.match(url):
         raise UsageError(
-            f"{_without_user(url)} is an ssh upstream, and ssh needs a credential that gitmirror does not have",
+            f"{told} is an ssh upstream, and ssh needs a credential that gitmirror does not have",
             hint="use the https:// URL of the repository",
         )
     if not separator:
         raise UsageError(
-            f"{url} is no URL",
+            f"{told} is no URL",
             hint="an upstream looks like https://HOST/OWNER/REPO; a path starts with / or ./",
         )
     if scheme not in _NAMED:
@@ -74,22 +75,22 @@ def parse_upstream(url: str, *, allow_local: bool) -> Upstream:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise UsageError(f"the URL is wrong: {error}", hint="an upstream looks like https://HOST/OWNER/REPO") from None
+    except ValueError:
+        raise UsageError("the URL is wrong: its host or port is none", hint="an upstream looks like https://HOST/OWNER/REPO") from None
     if "@" in parts.netloc:
         raise UsageError(
             f"the URL of {parts.hostname} carries a credential: it would be stored and shown in process lists",
             hint="give the URL without user and password",
         )
     if not parts.hostname or parts.hostname.startswith("-"):
-        raise UsageError(f"the URL {url} names no host", hint="an upstream looks like https://HOST/OWNER/REPO")
+        raise UsageError(f"the URL {told} names no host", hint="an upstream looks like https://HOST/OWNER/REPO")
     if parts.query or parts.fragment:
         raise UsageError(
-            f"the URL {url} has a query or fragment, which git does not use",
+            f"the URL {told} has a query or fragment, which git does not use",
             hint="leave out what follows ? or #",
         )
     if not parts.path.strip("/"):
-        raise UsageError(f"the URL {url} names no repository", hint="an upstream looks like https://HOST/OWNER/REPO")
+        raise UsageError(f"the URL {told} names no repository", hint="an upstream looks like https://HOST/OWNER/REPO")
     host = f"{parts.hostname}:{port}" if port else parts.hostname
     return Upstream(url.rstrip("/"), scheme, host, parts.path)
 
@@ -97,12 +98,12 @@ def parse_upstream(url: str, *, allow_local: bool) -> Upstream:
 def _local(url: str, allow_local: bool) -> Upstream:
     if not allow_local:
         raise UsageError(
-            f"{url} is a local upstream, which is not allowed here",
+            f"{_without_secrets(url)} is a local upstream, which is not allowed here",
             hint="pass --allow-local, or set allow_local = true under [refresh]",
         )
     path = url.removeprefix("file://")
     if url.startswith("file://") and not path.startswith("/"):
-        raise UsageError(f"{url} names a host", hint="a local URL has three slashes: file:///srv/git/OWNER/REPO.git")
+        raise UsageError(f"{_without_secrets(url)} names a host", hint="a local URL has three slashes: file:///srv/git/OWNER/REPO.git")
     # Kept as a path would be kept: made absolute here, since serve has another working directory.
     absolute = str(Path(path).absolute())
     return Upstream(f"file://{absolute}" if url.startswith("file://") else absolute, "file", "", absolute)
@@ -126,5 +127,6 @@ def choose_name(upstream: Upstream, name: str | None) -> str:
     return chosen
 
 
-def _without_user(url: str) -> str:
-    return url.rpartition("@")[2]
+def _without_secrets(url: str) -> str:
+    """The URL as an error may repeat it: without what stands before an @, or after a ? or #."""
+    return re.sub(r"^([A-Za-z+]*://)?.*@", r"\1", re.sub(r"[?#].*", "", url, flags=re.DOTALL), flags=re.DOTALL)

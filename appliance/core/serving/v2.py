@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from appliance.core.serving.pktline import FLUSH, PacketError, packet, packet_length
+from appliance.core.serving.pktline import FLUSH, LARGEST, PacketError, packet, packet_length
 
 DELIMITER = b"0001"
 
@@ -17,6 +18,7 @@ MOST_LINES = 600_000
 
 _OID = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _NUMBER = re.compile(rb"[0-9]{1,10}")
+_INERT = re.compile(rb"(?:agent|session-id|server-option|object-format)=.*")
 _PURE_FILTER = re.compile(rb"blob:none|blob:limit=[0-9]+[kmg]?|tree:[0-9]+|object:type=(?:blob|tree|commit|tag)")
 
 
@@ -71,6 +73,8 @@ class V2Reader:
                 else:
                     capabilities.append(payload)
             data = await receive()
+            # A guest that always has more never gives the others their turn.
+            await asyncio.sleep(0)
             if not data:
                 if lines or self._buffer:
                     raise PacketError("the guest left in the middle of a request")
@@ -93,6 +97,8 @@ class V2Reader:
                 if kind == "flush":
                     break
                 continue
+            if size > LARGEST:
+                raise PacketError(f"a packet of {size} bytes, at most {LARGEST} are taken")
             if len(self._buffer) - at < size:
                 break
             found.append(("line", bytes(self._buffer[at + 4 : at + size]).removesuffix(b"\n")))
@@ -144,11 +150,13 @@ class FetchShape:
 def shape_of(request: V2Request) -> FetchShape | None:
     """What decides the answer, or None when that is not only the request: haves, deepen-not, want-ref, sparse filters.
 
-    Any argument that is not known to be pure makes it None.
+    Any argument or capability that is not known to be pure makes it None, and so do two depths or two filters: for git
+    the last one counts, or the request is none.
     """
     wants: set[bytes] = set()
     shallow: set[bytes] = set()
     rest: set[bytes] = set()
+    once: set[bytes] = set()
     done = False
     for line in request.arguments:
         word, _, value = line.partition(b" ")
@@ -161,6 +169,9 @@ def shape_of(request: V2Request) -> FetchShape | None:
             or (word in (b"deepen", b"deepen-since") and _NUMBER.fullmatch(value))
             or (word == b"filter" and is_pure_filter(value))
         ):
+            if value and word in once:
+                return None
+            once.add(word)
             rest.add(line)
         elif word == b"want" and _OID.fullmatch(value):
             wants.add(value)
@@ -169,7 +180,7 @@ def shape_of(request: V2Request) -> FetchShape | None:
         else:
             return None
     formats = [line.partition(b"=")[2] for line in request.capabilities if line.startswith(b"object-format=")]
-    if not done or not wants or len(formats) > 1:
+    if not done or not wants or len(formats) > 1 or not all(map(_INERT.fullmatch, request.capabilities)):
         return None
     return FetchShape(tuple(sorted(wants)), tuple(sorted(shallow)), tuple(sorted(rest)), (formats or [b"sha1"])[0])
 
