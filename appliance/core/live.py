@@ -18,6 +18,7 @@ from appliance.core.locks import MirrorLocks
 from appliance.core.models import Health, Repo, Tar
 from appliance.core.recording.guard import Guard
 from appliance.core.recording.pushes import PushDesk
+from appliance.core.recording.retention import Retention
 from appliance.core.refresh.scheduler import Scheduler, Settings
 from appliance.core.rooms import Stores
 from appliance.core.serving.acceptor import Acceptor, Admission
@@ -54,6 +55,7 @@ class Live:
     snapshots: RefSnapshots
     warmer: Warmer
     workspaces: Snapshots
+    retention: Retention
     repos: list[Repo] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     urls: dict[str, str | None] = field(default_factory=lambda: {"git": None, "http": None, "admin": None})

@@ -199,17 +199,16 @@ class Ruling:
     """What the guard says of a push before any of it is let through.
 
     `refusals` is the reason for each refused ref, empty when the push may go on; `advice` are lines for the guest's
-    terminal. `attempts` are the audit ids of the refs, in the order of `commands`; `journal` is where the
-    reference-transaction hook writes what it saw committed.
+    terminal. `attempts` are the audit ids of the refs, in the order of `commands`.
     """
 
     push: str
     repo: Repo
+    client: str
     commands: tuple[RefCommand, ...]
     refusals: Mapping[str, str] = field(default_factory=dict)
     advice: tuple[str, ...] = ()
     attempts: tuple[int, ...] = ()
-    journal: str = ""
 
     @property
     def accepted(self) -> bool:

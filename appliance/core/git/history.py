@@ -26,7 +26,7 @@ class Changed:
 class TurnFacts:
     """One recorded commit. `base` is the upstream's commit it started from, None for unrelated history.
 
-    `commits` counts what is on top of it, `changed` is the diff of base and commit (of nothing and commit without base).
+    `commits` counts what is on top of it, `changed` is the diff of base and commit (without base: of nothing and it).
     """
 
     commit: str
@@ -61,11 +61,9 @@ async def turn_facts(mirror: Mirror, commit: str) -> TurnFacts:
     if subject is None:
         told = await mirror.git.run("log", "-1", "--format=%s", commit, "--", cwd=mirror.path, deadline=DEADLINE)
         subject = told.stdout.decode("utf-8", "replace").strip()
-    if own:
-        base = max(boundary)[1] if boundary else None
-    else:
-        # Nothing on top: the commit is the upstream's own.
-        base = commit
+    newest = max(boundary)[1] if boundary else None
+    # With nothing on top the commit is the upstream's own.
+    base = newest if own else commit
     return TurnFacts(commit, base, subject[:500], len(own), await changed_between(mirror, base, commit))
 
 
@@ -78,7 +76,12 @@ async def changed_between(mirror: Mirror, old: str | None, new: str) -> Changed:
     output = await mirror.git.run(
         "diff", "--shortstat", "--no-ext-diff", "--no-textconv", old, new, "--", cwd=mirror.path, deadline=DEADLINE
     )
-    match = _CHANGED.search(output.stdout.decode())
+    return parse_shortstat(output.stdout.decode())
+
+
+def parse_shortstat(text: str) -> Changed:
+    """The numbers of `git diff --shortstat`, which prints nothing for an empty diff."""
+    match = _CHANGED.search(text)
     return Changed(*(int(number or 0) for number in match.groups())) if match else Changed()
 
 

@@ -76,7 +76,9 @@ def parse_upstream(url: str, *, allow_local: bool) -> Upstream:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise UsageError("the URL is wrong: its host or port is none", hint="an upstream looks like https://HOST/OWNER/REPO") from None
+        raise UsageError(
+            "the URL is wrong: its host or port is none", hint="an upstream looks like https://HOST/OWNER/REPO"
+        ) from None
     if "@" in parts.netloc:
         raise UsageError(
             f"the URL of {parts.hostname} carries a credential: it would be stored and shown in process lists",
@@ -103,7 +105,10 @@ def _local(url: str, allow_local: bool) -> Upstream:
         )
     path = url.removeprefix("file://")
     if url.startswith("file://") and not path.startswith("/"):
-        raise UsageError(f"{_without_secrets(url)} names a host", hint="a local URL has three slashes: file:///srv/git/OWNER/REPO.git")
+        raise UsageError(
+            f"{_without_secrets(url)} names a host",
+            hint="a local URL has three slashes: file:///srv/git/OWNER/REPO.git",
+        )
     # Kept as a path would be kept: made absolute here, since serve has another working directory.
     absolute = str(Path(path).absolute())
     return Upstream(f"file://{absolute}" if url.startswith("file://") else absolute, "file", "", absolute)

@@ -25,7 +25,7 @@ IDLE = 86400.0
 
 
 class Retention:
-    """Looks after the sessions of `repos()`. `keep_for` is the retention in seconds; `on_moved` hears of a repository."""
+    """Looks after the sessions of `repos()`. `keep_for` is the retention, in seconds; `on_moved` hears of what went."""
 
     def __init__(
         self,
@@ -74,9 +74,9 @@ class Retention:
         name, mirror = session["session"], self._mirror_of(repo.name)
         turns = await asyncio.to_thread(self._store.turns, repo.name, name)
         refs = {f"{TURNS}{turn.id}" for turn in turns} | {f"{AGENTS}{name}", f"{ARCHIVE}{name}"}
-        async with self._locks.shared(repo.name):
+        # No push of this mirror runs meanwhile, so none adds a turn between the refs and the rows.
+        async with self._locks.exclusive(repo.name):
             present = await mirror.local_refs(TURNS, AGENTS, ARCHIVE)
-            # With its value: a turn that is pushed just now wins, and the session lives on.
             await mirror.update_refs(f"delete {ref} {present[ref]}\n" for ref in sorted(refs) if ref in present)
             await asyncio.to_thread(self._store.end, repo.name, name, reason, self._clock())
         await self._on_moved(repo)

@@ -15,6 +15,10 @@ from appliance.core.serving.pktline import FLUSH, packet
 FRESH_FOR = 1.0
 """Seconds that a snapshot is believed when nothing of ours moved a ref."""
 
+AGENTS = b"refs/agents/"
+ARCHIVE = b"refs/gitmirror/archive/"
+"""Where idle sessions are kept, out of the way of pushes."""
+
 MOST_RENDERED = 64
 MOST_PREFIXES = 65536
 """More ref-prefix lines than so are as good as none (git's own rule, ls-refs.c)."""
@@ -28,6 +32,7 @@ class ShownRef:
     oid: bytes | None
     peeled: bytes = b""
     target: bytes = b""
+    archived: bool = False
 
 
 @dataclass
@@ -59,9 +64,13 @@ class RefSnapshot:
         prefixes = tuple(line[11:] for line in arguments if line.startswith(b"ref-prefix "))
         if len(prefixes) > MOST_PREFIXES:
             prefixes = ()
+        # Archived sessions are there for whoever names one, and no weight to all others.
+        resumed = any(prefix.startswith(AGENTS) for prefix in prefixes)
         lines = []
         for ref in self.refs:
             if prefixes and not ref.name.startswith(prefixes):
+                continue
+            if ref.archived and not resumed:
                 continue
             if ref.oid is None and not unborn:
                 continue
@@ -118,6 +127,10 @@ async def take_snapshot(mirror: Mirror, taken_at: float) -> RefSnapshot:
     """Reads the refs of a mirror; private ones are left out. Raises GitError."""
     listed = await mirror.listed_refs()
     refs = [ShownRef(name, oid, peeled) for name, oid, peeled in listed if not name.startswith(b"refs/gitmirror/")]
+    named = {ref.name for ref in refs}
+    archived = [(AGENTS + name.removeprefix(ARCHIVE), oid) for name, oid, _ in listed if name.startswith(ARCHIVE)]
+    refs += [ShownRef(name, oid, archived=True) for name, oid in archived if name not in named]
+    refs.sort(key=lambda ref: ref.name)
     target = (mirror.head() or "").encode("utf-8", "surrogateescape")
     if target:
         at = next((ref.oid for ref in refs if ref.name == target), None)

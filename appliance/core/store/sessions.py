@@ -159,9 +159,7 @@ class SessionStore:
             )[0]
             for order in ("ASC", "DESC")
         ]
-        [total] = rows(
-            connection, "SELECT sum(bytes) AS n FROM turns WHERE repo = ? AND session = ?", repo, session
-        )
+        [total] = rows(connection, "SELECT sum(bytes) AS n FROM turns WHERE repo = ? AND session = ?", repo, session)
         connection.execute(
             """INSERT INTO sessions (repo, session, ref, tip, base, turns, commits, files_changed, insertions,
                    deletions, first_at, last_at, client, bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
