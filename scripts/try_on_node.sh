@@ -427,6 +427,15 @@ goes_back() {
     is_up >/dev/null
 }
 
+restarts() {
+    guests 14 0 &
+    for _ in 1 2 3 4 5 6 7 8; do
+        sleep 1
+        systemctl restart gitmirror.service
+    done
+    wait $!
+}
+
 turns_off() {
     systemctl stop gitmirror-{git,http,admin}.socket gitmirror.service
     mkdir -p /etc/systemd/system/gitmirror-http.socket.d
@@ -578,6 +587,7 @@ inside() {
     check "a serve that hangs is replaced by the watchdog" watchdog_bites
     check "upgrade: no guest refused or cut off" upgrades
     check "back to the file before: no guest refused or cut off" goes_back
+    check "eight restarts: no guest refused or cut off" restarts
     check "a broken config, mended: no manual step" mends_itself
     check "stop drains" drains
     check "stop leaves no process" leaves_nothing

@@ -4,55 +4,85 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.context import Options, json_option, pass_options
+from appliance.cli.context import Moment, Options, json_option, pass_options
 from appliance.cli.output import print_json, print_table, say
 
+if TYPE_CHECKING:
+    from appliance.core.store.audit import AuditLog
+
 BROKEN = 3
+POLL = 0.5
+HEADERS = ("ID", "AT", "REPOSITORY", "REF", "COMMIT", "VERDICT", "OUTCOME", "CLIENT", "REASON")
 
 
 @click.group(invoke_without_command=True)
 @click.option("--repo", metavar="R", help="Only this repository.")
 @click.option("--session", metavar="S", help="Only this session.")
+@click.option("--verdict", type=click.Choice(["accepted", "rejected"]), help="Only these.")
+@click.option("--since", type=Moment(), help="Only from then on: 2h, or a time.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Most rows.")
+@click.option("--follow", is_flag=True, help="Go on with what comes until Ctrl-C; with --json as JSON lines.")
 @json_option
 @pass_options
 @click.pass_context
 def audit(
-    ctx: click.Context, options: Options, repo: str | None, session: str | None, limit: int, as_json: bool
+    ctx: click.Context,
+    options: Options,
+    repo: str | None,
+    session: str | None,
+    verdict: str | None,
+    since: str | None,
+    limit: int,
+    follow: bool,
+    as_json: bool,
 ) -> None:
     """The log of every push attempt, newest first: one row for each ref that a guest tried to write.
 
     \b
     Examples:
-      gitmirror.pyz audit --repo jomcgi/homelab --limit 20
+      gitmirror.pyz audit --repo jomcgi/homelab --verdict rejected --since 2h
+      gitmirror.pyz audit --follow
       gitmirror.pyz audit verify
       gitmirror.pyz audit export > audit.jsonl
     """
     if ctx.invoked_subcommand is not None:
         return
-    found = options.appliance().stores().audit.entries(repo=repo, session=session, limit=limit)
-    if as_json:
+    log = options.appliance().stores().audit
+    wanted: dict[str, Any] = {"repo": repo, "session": session, "verdict": verdict, "since": since}
+    found = log.entries(**wanted, limit=limit)
+    if follow:
+        _follow(log, wanted, found, as_json)
+    elif as_json:
         print_json(found)
+    else:
+        print_table(HEADERS, [_row(entry) for entry in found], right=("ID",))
+
+
+def _follow(log: AuditLog, wanted: dict[str, Any], found: list[dict[str, Any]], as_json: bool) -> None:
+    """Each row once its outcome is known, so that no line has to be taken back."""
+    last = 0
+    try:
+        while True:
+            for entry in reversed(found):
+                if entry["outcome"] == "pending":
+                    break
+                last = entry["id"]
+                click.echo(json.dumps(entry) if as_json else "  ".join(str(cell or "") for cell in _row(entry)))
+            time.sleep(POLL)
+            found = log.entries(**wanted, above=last)
+    except KeyboardInterrupt:
         return
-    rows = [
-        (
-            e["id"],
-            e["at"],
-            e["repo"],
-            e["ref"],
-            (e["new"] or "")[:12],
-            e["verdict"],
-            e["outcome"],
-            e["client"],
-            e["reason"],
-        )
-        for e in found
-    ]
-    headers = ("ID", "AT", "REPOSITORY", "REF", "COMMIT", "VERDICT", "OUTCOME", "CLIENT", "REASON")
-    print_table(headers, rows, right=("ID",))
+
+
+def _row(entry: dict[str, Any]) -> tuple[Any, ...]:
+    commit = (entry["new"] or "")[:12]
+    who = (entry["client"], entry["reason"])
+    return (entry["id"], entry["at"], entry["repo"], entry["ref"], commit, entry["verdict"], entry["outcome"], *who)
 
 
 @audit.command()
@@ -73,13 +103,14 @@ def verify(options: Options, head: str | None) -> None:
 
 
 @audit.command()
+@click.option("--since", type=Moment(), help="Only from then on: 2h, or a time.")
 @pass_options
-def export(options: Options) -> None:
+def export(options: Options, since: str | None) -> None:
     """Print every event of the log as JSON lines, oldest first, as it is hashed.
 
     \b
     Example:
-      gitmirror.pyz audit export | gzip > audit.jsonl.gz
+      gitmirror.pyz audit export --since 7d | gzip > audit.jsonl.gz
     """
-    for event in options.appliance().stores().audit.events():
+    for event in options.appliance().stores().audit.events(since):
         click.echo(json.dumps(event, ensure_ascii=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,28 @@ class Duration(click.ParamType[float]):
         if seconds < 1:
             self.fail(f"{value!r} is less than 1s", param, ctx)
         return seconds
+
+
+class Moment(click.ParamType[str]):
+    """`2h` (so long ago) or a time, `2026-01-31` or `2026-01-31T12:00:00Z`; UTC when it does not say."""
+
+    name = "when"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """RFC 3339 in UTC, as the database has it."""
+        from datetime import UTC, datetime
+
+        from appliance.core.units import parse_duration, rfc3339
+
+        try:
+            return rfc3339(time.time() - parse_duration(value))
+        except ValueError:
+            pass
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a duration such as 2h nor a time such as 2026-01-31T12:00:00Z", param, ctx)
+        return rfc3339((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")

@@ -13,6 +13,7 @@ from appliance.cli.install import install
 from appliance.cli.output import ReportingGroup
 from appliance.cli.repos import add_repo, disable, enable, refresh, refreshes, remove_repo, repos
 from appliance.cli.serve import serve
+from appliance.cli.sessions import session, sessions
 from appliance.cli.status import doctor, egress, status
 
 
@@ -65,6 +66,8 @@ for command in (
     refresh,
     refreshes,
     activity,
+    sessions,
+    session,
     audit,
     egress,
     guest_kit,

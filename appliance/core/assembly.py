@@ -22,7 +22,10 @@ from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.metrics import Metrics
 from appliance.core.processes import Children
 from appliance.core.recording.guard import Guard
+from appliance.core.recording.limits import Quota, RecordingLimits
 from appliance.core.recording.pushes import PushDesk
+from appliance.core.recording.retention import Retention
+from appliance.core.recording.sessions import SessionBook
 from appliance.core.refresh.refresher import Refresher
 from appliance.core.refresh.schedule import lag_of
 from appliance.core.refresh.scheduler import Scheduler, Settings
@@ -52,6 +55,7 @@ class Assembly:
     refresher: Refresher
     maintainer: Maintainer
     activity: ActivityLog
+    retention: Retention
     daemon: Daemon
 
 
@@ -71,7 +75,18 @@ async def assemble(
     scheduler = Scheduler(refresher, settings, events.refreshed, on_moved=events.moved, on_pass=on_pass)
     environment = git_environment(layout, layout.serving_config, os.environ)
     guard = Guard(layout, git, environment)
-    desk = PushDesk(layout, guard, stores.audit, mirror_of, events.recorded, events.ruled)
+    book = SessionBook(stores.sessions, mirror_of)
+    quota = Quota(lambda: _recording_limits(live.config), time.monotonic)
+    desk = PushDesk(layout, guard, stores.audit, book, quota, mirror_of, events.recorded, events.ruled)
+    retention = Retention(
+        stores.sessions,
+        mirror_of,
+        locks,
+        repos=lambda: live.repos,
+        keep_for=lambda: live.config.recording.retention,
+        on_moved=events.sessions_ended,
+        clock=time.time,
+    )
     exec_path = (await git.run("--exec-path", cwd=Path("/"), deadline=10)).stdout.decode().strip()
     idle = config.serve.idle_timeout
     daemon = Daemon(f"{exec_path}/git-daemon", environment, idle)
@@ -128,6 +143,7 @@ async def assemble(
         cache=cache,
         snapshots=snapshots,
         warmer=warmer,
+        retention=retention,
         workspaces=workspaces,
     )
     freshness = Freshness(live)
@@ -147,7 +163,12 @@ async def assemble(
     )
     activity = ActivityLog(stores.activity)
     events.attach(live, maintainer, metrics, activity)
-    return Assembly(live, refresher, maintainer, activity, daemon)
+    return Assembly(live, refresher, maintainer, activity, retention, daemon)
+
+
+def _recording_limits(config: Config) -> RecordingLimits:
+    recording = config.recording
+    return RecordingLimits(recording.max_new_sessions, recording.max_turns, recording.max_bytes, recording.max_objects)
 
 
 def _limits(config: Config) -> Limits:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from appliance.core.control import Handler, Tell
+from appliance.core.errors import GitmirrorError
 from appliance.core.live import Live
 from appliance.core.registration import added_document, outcome_document, register, unregister
 
@@ -29,6 +30,7 @@ class Commands:
             "set-enabled": self._set_enabled,
             "refresh": self._refresh,
             "guest-kit": self._guest_kit,
+            "session-drop": self._session_drop,
         }
 
     async def _status(self, arguments: Arguments, tell: Tell) -> Any:
@@ -53,7 +55,7 @@ class Commands:
         if purge:
             async with live.locks.exclusive(name):
                 await asyncio.to_thread(live.mirror(name).discard)
-            await asyncio.to_thread(live.workspaces.delete, name)
+            await live.workspaces.delete(name)
         return {"name": name, "purged": purge}
 
     async def _set_enabled(self, arguments: Arguments, tell: Tell) -> Any:
@@ -61,6 +63,15 @@ class Commands:
         repo = live.stores.registry.set_enabled(arguments["name"], bool(arguments["enabled"]))
         live.follow_registry()
         return live.repo_documents([repo])[0]
+
+    async def _session_drop(self, arguments: Arguments, tell: Tell) -> Any:
+        live = self._live
+        repo = live.stores.registry.get(arguments["repo"])
+        for session in live.stores.sessions.matching(repo.name, arguments["session"]):
+            if session["session"] == arguments["session"]:
+                await live.retention.end(repo, session, "ended by an operator")
+                return {"repo": repo.name, "session": session["session"]}
+        raise GitmirrorError(f"{repo.name} has no session {arguments['session']}")
 
     async def _guest_kit(self, arguments: Arguments, tell: Tell) -> Any:
         return self._live.guest_kit()

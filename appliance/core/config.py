@@ -106,6 +106,10 @@ class RecordingConfig:
     """`[recording]`: what agents push."""
 
     max_push: int = setting("256MiB", parse_size, "Largest pack of one push.")
+    max_objects: int = setting(50_000, _count, "Most objects in the pack of one push.")
+    max_new_sessions: int = setting(600, _count, "New sessions a minute for one mirror.")
+    max_turns: int = setting(1000, _count, "Turns of one session.")
+    max_bytes: int = setting("50GiB", parse_size, "Bytes of all recorded packs together.")
     retention: float = setting("30d", _positive, "How long a session is kept after its last turn.")
 
 

@@ -63,11 +63,15 @@ class Events:
         """A push moved refs; its guest is told so after this."""
         self.live.snapshots.invalidate(event.repo.id)
         self.maintainer.mark(event.repo.name)
-        if event.repo.id in self._recounts:
-            self._recounts[event.repo.id] = True
-        else:
-            self._recounts[event.repo.id] = False
-            self._begin(self._count_sessions(event.repo), f"count {event.repo.name}")
+        self._recount(event.repo)
+
+    async def sessions_ended(self, repo: Repo) -> None:
+        """Sessions were ended or archived: their refs are shown no more, and no answer holds them."""
+        self.live.snapshots.invalidate(repo.id)
+        self.live.cache.evict(repo.id)
+        self.live.warmer.warm(repo)
+        self.maintainer.mark(repo.name)
+        self._recount(repo)
 
     def hydrated(self, event: Hydration) -> None:
         """A guest got its objects, or gave up."""
@@ -87,13 +91,20 @@ class Events:
         except StoreError as error:
             log.error("the health of repository %d cannot be recorded: %s", repo_id, error.message)
 
+    def _recount(self, repo: Repo) -> None:
+        if repo.id in self._recounts:
+            self._recounts[repo.id] = True
+        else:
+            self._recounts[repo.id] = False
+            self._begin(self._count_sessions(repo), f"count {repo.name}")
+
     async def _count_sessions(self, repo: Repo) -> None:
         """Counts again as long as pushes come, one count at a time: fifty at once need not be counted fifty times."""
         try:
             again = True
             while again:
                 self._recounts[repo.id] = False
-                sessions = await self.live.mirror(repo.name).local_refs("refs/agents/")
+                sessions = await asyncio.to_thread(self.live.stores.sessions.all, repo.name)
                 await self.update_health(repo.id, sessions=len(sessions))
                 again = self._recounts[repo.id]
         except GitmirrorError as error:

@@ -25,6 +25,7 @@ class Freshness:
     def __init__(self, live: Live) -> None:
         self._live = live
         self._looked: dict[int, float] = {}
+        self._looking: dict[int, asyncio.Task[bool]] = {}
 
     async def document(self, repo: Repo, want: str | None) -> dict[str, Any]:
         """`{name, branch, tip, snapshot, lag, verified_at, state}`, and `has` when a commit is wanted."""
@@ -49,11 +50,18 @@ class Freshness:
         return await has_object(self._live.mirror(repo.name), oid)
 
     async def _look(self, repo: Repo) -> bool:
-        """Refreshes, unless that was just done; returns whether it did."""
-        now = time.monotonic()
-        if now - self._looked.get(repo.id, -LOOK_AGAIN) < LOOK_AGAIN:
-            return False
-        self._looked[repo.id] = now
+        """Refreshes, unless that was just done; who comes meanwhile waits along. Returns whether it was done."""
+        looking, now = self._looking.get(repo.id), time.monotonic()
+        if looking is None:
+            if now - self._looked.get(repo.id, -LOOK_AGAIN) < LOOK_AGAIN:
+                return False
+            self._looked[repo.id] = now
+            looking = asyncio.create_task(self._refresh(repo), name=f"look for {repo.name}")
+            self._looking[repo.id] = looking
+            looking.add_done_callback(lambda _: self._looking.pop(repo.id, None))
+        return await asyncio.shield(looking)
+
+    async def _refresh(self, repo: Repo) -> bool:
         try:
             async with asyncio.timeout(LOOK_FOR):
                 await self._live.scheduler.refresh_now(repo)

@@ -18,6 +18,7 @@ from appliance.core.locks import MirrorLocks
 from appliance.core.models import Health, Repo, Tar
 from appliance.core.recording.guard import Guard
 from appliance.core.recording.pushes import PushDesk
+from appliance.core.recording.retention import Retention
 from appliance.core.refresh.scheduler import Scheduler, Settings
 from appliance.core.rooms import Stores
 from appliance.core.serving.acceptor import Acceptor, Admission
@@ -54,6 +55,7 @@ class Live:
     snapshots: RefSnapshots
     warmer: Warmer
     workspaces: Snapshots
+    retention: Retention
     repos: list[Repo] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     urls: dict[str, str | None] = field(default_factory=lambda: {"git": None, "http": None, "admin": None})
@@ -69,8 +71,11 @@ class Live:
 
     async def tar(self, repo: Repo, branch: str | None) -> Tar:
         """The snapshot of a branch as it is sent. Raises NoSnapshot, GitError."""
+        await self.workspaces.get(repo, branch)
+        refs = await self.snapshots.get(repo)
+        # Again, and nothing waited for until it is opened: it may have been replaced meanwhile.
         snapshot, path = await self.workspaces.get(repo, branch)
-        tip = (await self.snapshots.get(repo)).tip(f"refs/heads/{snapshot.branch}")
+        tip = refs.tip(f"refs/heads/{snapshot.branch}")
         return Tar(path, snapshot.etag, snapshot.commit, tip)
 
     def guest_kit(self) -> str:

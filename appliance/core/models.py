@@ -164,6 +164,28 @@ class Tar:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One recording of a session. `id` is its audit id, `at` RFC 3339, `base` None for unrelated history.
+
+    The numbers are those of the diff of base and commit; `bytes` is the size of the pack that brought it.
+    """
+
+    id: int
+    repo: str
+    session: str
+    commit: str
+    base: str | None
+    at: str
+    subject: str
+    commits: int
+    files_changed: int
+    insertions: int
+    deletions: int
+    client: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class RefCommand:
     """One line of a push: `ref` from `old` to `new`, object ids; zeros mean that there is none."""
 
@@ -177,17 +199,16 @@ class Ruling:
     """What the guard says of a push before any of it is let through.
 
     `refusals` is the reason for each refused ref, empty when the push may go on; `advice` are lines for the guest's
-    terminal. `attempts` are the audit ids of the refs, in the order of `commands`; `journal` is where the
-    reference-transaction hook writes what it saw committed.
+    terminal. `attempts` are the audit ids of the refs, in the order of `commands`.
     """
 
     push: str
     repo: Repo
+    client: str
     commands: tuple[RefCommand, ...]
     refusals: Mapping[str, str] = field(default_factory=dict)
     advice: tuple[str, ...] = ()
     attempts: tuple[int, ...] = ()
-    journal: str = ""
 
     @property
     def accepted(self) -> bool:

@@ -21,6 +21,7 @@ from appliance.core.store.audit import AuditLog
 from appliance.core.store.database import Database
 from appliance.core.store.health import HealthStore
 from appliance.core.store.registry import Registry, Wanted
+from appliance.core.store.sessions import SessionStore
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Stores:
     health: HealthStore
     audit: AuditLog
     activity: ActivityStore
+    sessions: SessionStore
 
 
 def open_stores(layout: Layout, *, create: bool = True) -> Stores:
@@ -45,6 +47,7 @@ def open_stores(layout: Layout, *, create: bool = True) -> Stores:
         HealthStore(database),
         AuditLog(database, time.time),
         ActivityStore(database, time.time),
+        SessionStore(database),
     )
 
 

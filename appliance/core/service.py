@@ -85,6 +85,7 @@ class Service:
                 self._begin(self._rooms.maintainer.run(), "maintainer"),
                 self._begin(self._tidy(), "tidy"),
                 self._begin(self._rooms.activity.run(), "activity"),
+                self._begin(self._rooms.retention.run(), "retention"),
             ]
             for part in parts:
                 part.add_done_callback(lambda _: stop.set())

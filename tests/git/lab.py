@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from appliance.core.config import Config
+from appliance.core.git.command import Git
 from appliance.core.git.mirror import ANCHORS, TIPS, Mirror
 from appliance.core.layout import Layout
 from appliance.core.locks import MirrorLocks
@@ -31,6 +33,11 @@ class Lab:
         make_state(self.layout)
         self._claim = claim(self.layout, "tests")
         self.git = make_git(self.layout, Config(), self._claim.children)
+
+    def put_before_git(self, directory: Path) -> None:
+        """Look for git in `directory` first: a program there can take its time and then run the real one."""
+        path = f"{directory}{os.pathsep}{self.git.environment['PATH']}"
+        self.git = Git(self._claim.children, {**self.git.environment, "PATH": path})
 
     def close(self) -> None:
         """Give the state directory up."""
@@ -80,7 +87,7 @@ class Keeper:
             lab.mirror,
             locks,
             repos=lambda: [repo],
-            health=lambda _: Health(cloned=True),
+            health=lambda _: Health(cloned=True, maintained_at=self.columns.get("maintained_at")),
             update=self._update,
             anchor_times=self._anchor_times,
             set_anchor_times=self._set_anchor_times,

@@ -206,7 +206,7 @@ def test_history_is_bounded(database: Database, registry: Registry) -> None:
     """Each repository keeps its newest rows; health goes with its repository, history stays to be read."""
     store = HealthStore(database)
     repo, other = registry.add(Wanted(WIDGETS, URL)), registry.add(Wanted("acme/other", f"{URL}2"))
-    store.record_refresh(other.id, RefreshOutcome("acme/other", 1.0, 0.1))
+    store.record_refresh(other.id, RefreshOutcome("acme/other", 1.0, 0.1), failures=0)
     for number in range(REFRESHES_KEPT + 5):
         moved = (RefChange("refs/heads/main", None, "a" * 40),)
         store.record_refresh(repo.id, RefreshOutcome(WIDGETS, float(number), 0.1, moved), failures=0, tip="a" * 40)

@@ -72,8 +72,9 @@ class Guard:
             # By way of sh, since a shebang takes no interpreter with a space in its path, or a very long one.
             command = f"exec {shlex.quote(sys.executable)} -IS {shlex.quote(str(hooks / 'hook.py'))}\n"
             write_atomically(hooks / "pre-receive", f"#!/bin/sh\n{command}", mode=0o755)
+            write_atomically(hooks / "update", _TURN_HOOK, mode=0o755)
             write_atomically(hooks / "reference-transaction", _JOURNAL_HOOK, mode=0o755)
-            names = ("policy.py", "hook.py", "pre-receive", "reference-transaction")
+            names = ("policy.py", "hook.py", "pre-receive", "update", "reference-transaction")
             self._installed = tuple(_Installed(hooks / name, _identity(hooks / name)) for name in names)
         except OSError as error:
             raise GuardBroken(f"the hooks cannot be written: {error}", hint=f"mend {hooks}, then restart") from error
@@ -123,6 +124,8 @@ class Guard:
                 self.broken = (
                     f"git does not run the hook {self._layout.hooks / 'pre-receive'} (is it on a noexec mount?)"
                 )
+            elif "refs/agents/x" in refs and "refs/gitmirror/turns/proof" not in refs:
+                self.broken = "git does not run the hook update, which keeps every turn"
             elif "refs/agents/x" not in refs:
                 self.broken = f"the hook refuses what it must allow: {agent or branch}"
             else:
@@ -153,7 +156,13 @@ class Guard:
     async def _push(self, daemon: list[str], scratch: Path, tip: str, ref: str) -> str:
         """Speaks receive-pack by hand; returns everything that came back, for the error message."""
         ours, theirs = socket.socketpair()
-        environment = self._environment | {"GITMIRROR_PUSH": "proof", "GITMIRROR_JOURNAL": os.devnull}
+        turns = scratch / "gitmirror-turns"
+        turns.write_text("refs/agents/x proof\n")
+        environment = self._environment | {
+            "GITMIRROR_PUSH": "proof",
+            "GITMIRROR_JOURNAL": os.devnull,
+            "GITMIRROR_TURNS": str(turns),
+        }
         with ours:
             with theirs:
                 child = self._git.children.start(
@@ -179,6 +188,19 @@ class Guard:
 def _packet(payload: bytes) -> bytes:
     return b"%04x%s" % (len(payload) + 4, payload)
 
+
+_TURN_HOOK = """\
+#!/bin/sh
+# Called for each ref once its objects are in place and before it moves: the turn's own ref is there first, so whoever
+# is killed when, no recorded commit is lost. A ref that no turn was opened for does not move.
+while read -r ref turn; do
+    if [ "$ref" = "$1" ]; then
+        exec git -c core.hooksPath=/dev/null update-ref "refs/gitmirror/turns/$turn" "$3"
+    fi
+done <"$GITMIRROR_TURNS"
+echo "gitmirror: refused: no turn was opened for $1" >&2
+exit 1
+"""
 
 _JOURNAL_HOOK = """\
 #!/bin/sh

@@ -9,6 +9,12 @@ from __future__ import annotations
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_LISTED = "%(objectname) %(objecttype) %(objectsize)"
+
 
 def main() -> int:
     """Returns the exit code; says on stderr, which the guest sees, what was refused and what is allowed."""
@@ -25,11 +31,67 @@ def main() -> int:
         old, new, ref = line.decode("utf-8", "surrogateescape").rstrip("\n").split(" ", 2)
         commands.append((old, new, ref))
     refused = policy.review(commands)
+    quarantine = os.environ.get("GIT_QUARANTINE_PATH")
+    if not refused and quarantine and (reason := too_much(quarantine, policy)):
+        refused = {ref: reason for _, _, ref in commands}
     for ref, reason in list(refused.items())[: policy.MOST_REFS]:
         print(f"gitmirror: refused {ref!a}: {reason}", file=sys.stderr)
     if refused:
         print(f"gitmirror: allowed is {policy.ALLOWED}", file=sys.stderr)
     return 1 if refused or not commands else 0
+
+
+def too_much(quarantine: str, policy: Any) -> str | None:
+    """Why the new objects are refused: small packs can hold huge objects, and few trees can name millions of files."""
+    listed = run_git(quarantine, b"", "--batch-all-objects", "--unordered", f"--batch-check={_LISTED}")
+    objects = [line.split() for line in listed.splitlines()]
+    size = sum(int(words[2]) for words in objects)
+    if size > policy.MOST_UNPACKED:
+        return f"its objects are {size} bytes unpacked, at most {policy.MOST_UNPACKED} are taken"
+    trees = [words[0] for words in objects if words[1] == b"tree"]
+    if not trees:
+        return None
+    files = policy.count_files(parse_trees(run_git(quarantine, b"\n".join(trees) + b"\n", "--batch")))
+    if files > policy.MOST_FILES:
+        return f"its new directories name more than {policy.MOST_FILES} files"
+    return None
+
+
+def run_git(quarantine: str, stdin: bytes, *arguments: str) -> bytes:
+    """`git cat-file` on the quarantine alone. `subprocess` would cost more to import than this takes."""
+    environment = {key: value for key, value in os.environ.items() if key != "GIT_ALTERNATE_OBJECT_DIRECTORIES"}
+    environment["GIT_OBJECT_DIRECTORY"] = quarantine
+    request = os.memfd_create("request")
+    os.write(request, stdin)
+    os.lseek(request, 0, os.SEEK_SET)
+    out, into = os.pipe()
+    actions = [(os.POSIX_SPAWN_DUP2, request, 0), (os.POSIX_SPAWN_DUP2, into, 1)]
+    pid = os.posix_spawnp("git", ["git", "cat-file", *arguments], environment, file_actions=actions)
+    os.close(into)
+    os.close(request)
+    with os.fdopen(out, "rb") as answer:
+        data = answer.read()
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
+        raise OSError("git cat-file failed")
+    return data
+
+
+def parse_trees(data: bytes) -> dict[bytes, list[tuple[bool, bytes]]]:
+    """`cat-file --batch` output of trees: the entries of each by object id, whether a directory, and its object id."""
+    trees: dict[bytes, list[tuple[bool, bytes]]] = {}
+    at = 0
+    while at < len(data):
+        end = data.index(b"\n", at)
+        oid, _, size = data[at:end].split()
+        at, stop = end + 1, end + 1 + int(size)
+        width = len(oid) // 2
+        entries = trees[oid] = []
+        while at < stop:
+            name_end = data.index(b"\0", at)
+            entries.append((data[at : at + 2] == b"40", data[name_end + 1 : name_end + 1 + width].hex().encode()))
+            at = name_end + 1 + width
+        at = stop + 1
+    return trees
 
 
 if __name__ == "__main__":

@@ -10,6 +10,11 @@ import re
 MOST_REFS = 16
 """Refs that one push may carry."""
 
+MOST_UNPACKED = 4 * 2**30
+"""Bytes of all new objects of a push, unpacked: a pack of kilobytes can hold gigabytes."""
+MOST_FILES = 99_999
+"""Files that the new directories of a push may name, each as often as a checkout would write it."""
+
 AGENTS = "refs/agents/"
 ALLOWED = (
     "refs/agents/SESSION, where SESSION is 1 to 128 of A-Z a-z 0-9 . _ -, "
@@ -60,3 +65,28 @@ def review(commands: list[tuple[str, str, str]]) -> dict[str, str]:
         for _, _, ref in commands:
             refused.setdefault(ref, "another ref of this push was refused")
     return refused
+
+
+def count_files(trees: dict[bytes, list[tuple[bool, bytes]]]) -> int:
+    """Files below the largest of new trees, those in old subtrees left out; stops counting past MOST_FILES.
+
+    `trees` has the entries of each new tree: whether a directory, and its object id. Ten trees that name the one below
+    ten times each are ten thousand million files; each tree is looked at once.
+    """
+    counted: dict[bytes, int] = {}
+    for top in trees:
+        pending = [top]
+        while pending:
+            tree = pending[-1]
+            if tree in counted:
+                pending.pop()
+                continue
+            below = [oid for is_tree, oid in trees[tree] if is_tree and oid in trees]
+            missing = [oid for oid in below if oid not in counted]
+            if missing:
+                pending += missing
+                continue
+            files = sum(1 for is_tree, _ in trees[tree] if not is_tree)
+            counted[tree] = min(files + sum(counted[oid] for oid in below), MOST_FILES + 1)
+            pending.pop()
+    return max(counted.values(), default=0)

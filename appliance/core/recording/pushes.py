@@ -16,8 +16,12 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import ZERO_OID, Recorded, RefChange, RefCommand, Repo, Ruling
 from appliance.core.recording.guard import Guard
+from appliance.core.recording.limits import Quota
 from appliance.core.recording.policy import ALLOWED, MOST_REFS, review, session_of
+from appliance.core.recording.sessions import SessionBook, write_turn_file
 from appliance.core.store.audit import Attempt, AuditLog, OpenAttempt
+from appliance.core.store.sessions import Unbooked
+from appliance.core.units import rfc3339
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +50,8 @@ class PushDesk:
         layout: Layout,
         guard: Guard,
         audit: AuditLog,
+        book: SessionBook,
+        quota: Quota,
         mirror_of: Callable[[str], Mirror],
         on_recorded: Callable[[Recorded], Awaitable[None]],
         on_ruled: Callable[[bool], None],
@@ -53,6 +59,8 @@ class PushDesk:
         self._layout = layout
         self._guard = guard
         self._audit = audit
+        self._book = book
+        self._quota = quota
         self._mirror_of = mirror_of
         self._on_recorded = on_recorded
         self._on_ruled = on_ruled
@@ -65,9 +73,19 @@ class PushDesk:
         """A new push's id; its journal is named after it."""
         return f"{time.time_ns():x}-{secrets.token_hex(4)}"
 
-    def journal(self, push: str) -> Path:
-        """Where the reference-transaction hook of that push writes."""
+    def environment(self, push: str) -> dict[str, str]:
+        """What the hooks of that push are told: its id, where to note what is committed, which turns it makes."""
+        return {
+            "GITMIRROR_PUSH": push,
+            "GITMIRROR_JOURNAL": str(self._journal(push)),
+            "GITMIRROR_TURNS": str(self._turns(push)),
+        }
+
+    def _journal(self, push: str) -> Path:
         return self._layout.pushes / push
+
+    def _turns(self, push: str) -> Path:
+        return self._layout.pushes / f"{push}.turns"
 
     async def rule(
         self,
@@ -76,12 +94,13 @@ class PushDesk:
         client: str,
         commands: Sequence[RefCommand],
         total: int,
+        objects: int,
         fault: str | None = None,
     ) -> Ruling:
         """Decides, and logs the attempt before anything of the push is let through.
 
-        `total` is how many refs the guest sent, of which `commands` may be only the first; `fault` says why the
-        request is malformed. Never raises: what cannot be logged is refused.
+        `total` is how many refs the guest sent, of which `commands` may be only the first; `objects` is what its pack
+        says it holds; `fault` says why the request is malformed. Never raises: what cannot be logged is refused.
         """
         refused = review([(command.old, command.new, command.ref) for command in commands])
         if total > len(commands):
@@ -93,6 +112,8 @@ class PushDesk:
         if not refused:
             try:
                 self._guard.check()
+                if limit := await self._over_limit(repo, commands, objects):
+                    refused = {command.ref: limit for command in commands}
             except GitmirrorError as error:
                 off = error
                 refused = {command.ref: error.message for command in commands}
@@ -113,14 +134,27 @@ class PushDesk:
             log.info("push to %s by %s refused: %s: %s", repo.name, client, printable(ref), reason)
         else:
             self.accepted += 1
+            self._open_turns(push, commands, ids)
         advice = (off.message, off.hint) if off else _advice(repo, refused)
-        return Ruling(push, repo, tuple(commands), refused, advice, tuple(ids), str(self.journal(push)))
+        return Ruling(push, repo, client, tuple(commands), refused, advice, tuple(ids))
 
-    async def conclude(self, ruling: Ruling, report: Mapping[str, str | None]) -> None:
+    async def _over_limit(self, repo: Repo, commands: Sequence[RefCommand], objects: int) -> str | None:
+        sessions = [session for command in commands if (session := session_of(command.ref))]
+        counts = {s: await asyncio.to_thread(self._book.store.turn_count, repo.name, s) for s in sessions}
+        return self._quota.refuse(repo.name, counts, objects)
+
+    def _open_turns(self, push: str, commands: Sequence[RefCommand], ids: Sequence[int]) -> None:
+        """Without this file the update hook moves no ref: a disk that is full refuses the push, in git's words."""
+        try:
+            write_turn_file(self._turns(push), dict(zip((command.ref for command in commands), ids, strict=True)))
+        except OSError as error:
+            log.error("the turns of push %s cannot be opened: %s", push, error)
+
+    async def conclude(self, ruling: Ruling, report: Mapping[str, str | None], size: int) -> None:
         """Logs what really became of an accepted push, once receive-pack has ended.
 
-        `report` is receive-pack's word on each ref, as far as it came: None for done, else the reason.
-        Never raises: what cannot be logged now is tried again.
+        `report` is receive-pack's word on each ref, as far as it came: None for done, else the reason; `size` is the
+        bytes that the guest sent. Never raises: what cannot be logged now is tried again.
         """
         try:
             outcomes = await self._outcomes(ruling, report)
@@ -129,15 +163,38 @@ class PushDesk:
             log.error("the outcome of push %s cannot be logged yet: %s", ruling.push, error)
             self._unsettled.append(ruling)
             return
-        self.journal(ruling.push).unlink(missing_ok=True)
+        self._journal(ruling.push).unlink(missing_ok=True)
+        self._turns(ruling.push).unlink(missing_ok=True)
         done = {attempt for attempt, outcome, _ in outcomes if outcome == "applied"}
         changes = tuple(
             RefChange(command.ref, None if command.old == ZERO_OID else command.old, command.new)
             for attempt, command in zip(ruling.attempts, ruling.commands, strict=True)
             if attempt in done
         )
+        try:
+            await self._book_turns(ruling, done, size)
+        except GitmirrorError as error:
+            log.error("the turns of push %s are booked at the next start: %s", ruling.push, error.message)
         if changes:
             await self._on_recorded(Recorded(ruling.repo, changes))
+
+    async def _book_turns(self, ruling: Ruling, done: set[int], size: int) -> None:
+        """What was applied becomes a turn, what was not leaves none; an archived session is back. Raises GitError."""
+        pairs = list(zip(ruling.attempts, ruling.commands, strict=True))
+        failed = {attempt: command.ref for attempt, command in pairs if attempt not in done}
+        if failed:
+            await self._book.drop_turn_refs(ruling.repo.name, failed)
+        applied = [(attempt, command) for attempt, command in pairs if attempt in done]
+        share = size // max(1, len(applied))
+        self._quota.used_bytes += share * len(applied)
+        for attempt, command in applied:
+            session = session_of(command.ref) or ""
+            at = rfc3339(time.time())
+            push = Unbooked(attempt, ruling.repo.name, session, command.ref, command.new, at, ruling.client)
+            await self._book.book(push, share)
+        created = [session_of(command.ref) or "" for _, command in applied if command.old == ZERO_OID]
+        if created:
+            await self._book.back_from_archive(ruling.repo.name, created)
 
     async def settle(self) -> int:
         """Settles what an earlier serve left open, by the journals and the refs; returns how many. Raises StoreError.
@@ -147,10 +204,14 @@ class PushDesk:
         attempts = await asyncio.to_thread(self._audit.open_attempts)
         for attempt in reversed(attempts):
             applied, how = await self._was_applied(attempt)
+            if not applied and self._mirror_of(attempt.repo).exists():
+                await self._book.drop_turn_refs(attempt.repo, {attempt.id: attempt.ref})
             outcome = (attempt.id, "applied" if applied else "failed", how)
             await asyncio.to_thread(self._audit.record_outcomes, [outcome])
         for journal in self._layout.pushes.glob("*"):
             journal.unlink(missing_ok=True)
+        await self._book.catch_up()
+        self._quota.used_bytes = await asyncio.to_thread(self._book.store.recorded_bytes)
         return len(attempts)
 
     async def tidy(self) -> None:
@@ -161,7 +222,7 @@ class PushDesk:
                 await self._close_roll_up(client)
         waiting, self._unsettled = self._unsettled, []
         for ruling in waiting:
-            await self.conclude(ruling, {})
+            await self.conclude(ruling, {}, 0)
 
     async def close(self) -> None:
         """Writes what roll-ups still hold."""
@@ -208,7 +269,7 @@ class PushDesk:
             log.error("%s, and the audit log cannot be written: %s", summary, error)
 
     async def _outcomes(self, ruling: Ruling, report: Mapping[str, str | None]) -> list[tuple[int, str, str | None]]:
-        committed = _committed(self.journal(ruling.push))
+        committed = _committed(self._journal(ruling.push))
         unknown = [c for c in ruling.commands if (c.new, c.ref) not in committed and c.ref not in report]
         # The hook's word, then receive-pack's. Where it was killed before it said either, the refs are asked.
         refs = await self._mirror_of(ruling.repo.name).local_refs("refs/agents/") if unknown else {}
@@ -221,7 +282,7 @@ class PushDesk:
         return outcomes
 
     async def _was_applied(self, attempt: OpenAttempt) -> tuple[bool, str]:
-        if (attempt.new, attempt.ref) in _committed(self.journal(attempt.push)):
+        if (attempt.new, attempt.ref) in _committed(self._journal(attempt.push)):
             return True, "settled at start: the ref transaction was committed"
         mirror = self._mirror_of(attempt.repo)
         try:

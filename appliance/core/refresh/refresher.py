@@ -39,7 +39,6 @@ class MirrorFacts:
     tip: str | None
     head: str | None
     refs: int
-    sessions: int
     size: int | None
     moved: tuple[RefChange, ...] = field(default=())
 
@@ -54,7 +53,6 @@ class MirrorFacts:
             "tip": self.tip,
             "head": shown(self.head) if self.head else None,
             "refs": self.refs,
-            "sessions": self.sessions,
         }
         return columns if self.size is None else columns | {"size": self.size}
 
@@ -146,13 +144,11 @@ class Refresher:
 
     async def _facts(self, mirror: Mirror, repo: Repo, *, before: dict[str, str], measure: bool) -> MirrorFacts:
         refs = await mirror.local_refs()
-        sessions = await mirror.local_refs("refs/agents/")
         head = mirror.head()
         return MirrorFacts(
             tip=refs.get(followed_ref(repo, head) or ""),
             head=head,
             refs=len(refs),
-            sessions=len(sessions),
             size=await asyncio.to_thread(mirror.disk_size) if measure else None,
             moved=changes_between(before, refs),
         )

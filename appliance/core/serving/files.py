@@ -10,7 +10,7 @@ from pathlib import Path
 
 from appliance.core.serving.http import Exchange, HttpError
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 
 
 async def send_file(exchange: Exchange, path: Path, etag: str, content_type: str, headers: Mapping[str, str]) -> None:
@@ -30,9 +30,9 @@ async def send_file(exchange: Exchange, path: Path, etag: str, content_type: str
         raise HttpError(HTTPStatus.NOT_FOUND, "it was just replaced; ask again\n") from None
     try:
         size = os.fstat(file).st_size
-        wanted = exchange.headers.get("range", "")
-        if exchange.headers.get("if-range", quoted) != quoted:
-            wanted = ""
+        # A range of HEAD means nothing; one of another tar than this must not be mixed with it.
+        same = exchange.method == "GET" and exchange.headers.get("if-range", quoted) == quoted
+        wanted = exchange.headers.get("range", "") if same else ""
         first, last, status = 0, size - 1, HTTPStatus.OK
         if wanted and (span := _span(wanted, size)) is not None:
             first, last = span

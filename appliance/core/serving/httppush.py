@@ -49,7 +49,7 @@ class HttpPushes:
         serving = self._serving
         environment = {**serving.daemon.environment, "REMOTE_ADDR": exchange.client}
         if push:
-            environment |= {"GITMIRROR_PUSH": push, "GITMIRROR_JOURNAL": str(serving.desk.journal(push))}
+            environment |= serving.desk.environment(push)
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:

@@ -135,8 +135,7 @@ class GitPort:
         extra = {
             "REMOTE_ADDR": client,
             "REMOTE_PORT": str(port),
-            "GITMIRROR_PUSH": push,
-            "GITMIRROR_JOURNAL": str(serving.desk.journal(push)),
+            **serving.desk.environment(push),
         }
         mirror = serving.layout.mirror(repo.name)
         async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (child, ours):

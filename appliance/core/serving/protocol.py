@@ -100,6 +100,15 @@ class PushRequest:
         except PacketError as error:
             self.break_off(str(error))
 
+    @property
+    def only_deletes(self) -> bool:
+        """Whether no pack follows: git sends none when it only deletes."""
+        return all(not command.new.strip("0") for command in self.commands)
+
+    def more(self, data: bytes) -> None:
+        """Takes bytes behind the flush."""
+        self._splitter.append(data)
+
     def break_off(self, reason: str) -> None:
         """No more comes that could be read. Raises PacketError when there was no ref command yet to be refused."""
         if not self.total:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Protocol
 
 from appliance.core.models import RefCommand, Repo, Ruling
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 DRAIN_BYTES = 256 * 2**20
 """Bytes of a refused push that are read and thrown away, so that the guest's git gets to read why."""
 DRAIN_SECONDS = 60.0
+PACK_HEAD = 12
+"""Bytes of a pack's head: `PACK`, its version, the number of objects (gitformat-pack)."""
 
 
 class Guest(Protocol):
@@ -55,8 +57,8 @@ class Desk(Protocol):
         """A new push's id."""
         ...
 
-    def journal(self, push: str) -> Path:
-        """Where that push's reference-transaction hook writes."""
+    def environment(self, push: str) -> dict[str, str]:
+        """What its hooks are told."""
         ...
 
     async def rule(
@@ -66,12 +68,13 @@ class Desk(Protocol):
         client: str,
         commands: Sequence[RefCommand],
         total: int,
+        objects: int,
         fault: str | None = None,
     ) -> Ruling:
         """Decides and logs the attempt."""
         ...
 
-    async def conclude(self, ruling: Ruling, report: Mapping[str, str | None]) -> None:
+    async def conclude(self, ruling: Ruling, report: Mapping[str, str | None], size: int) -> None:
         """Logs what became of it."""
         ...
 
@@ -100,6 +103,7 @@ class PushRelay:
         self._ours = ours
         self._activity = Activity()
         self._guest_gone = False
+        self._sent = 0
 
     async def run(self, idle: float) -> None:
         """Carries the push to its end. Raises IdleTimeout, OSError (the guest is gone), PacketError."""
@@ -141,8 +145,9 @@ class PushRelay:
             await advertisement
             await self._guest.end()
             return
+        objects = 0 if request.fault or request.only_deletes else await self._read_pack_head(request)
         ruling = await self._desk.rule(
-            self._push, self._repo, self._client, request.commands, request.total, request.fault
+            self._push, self._repo, self._client, request.commands, request.total, objects, request.fault
         )
         if ruling.accepted:
             await end_tasks(advertisement)
@@ -178,6 +183,24 @@ class PushRelay:
                 return None
         return request
 
+    async def _read_pack_head(self, request: PushRequest) -> int:
+        """How many objects the pack says it holds. A push that ends before it says so has a fault."""
+        while len(request.rest) < PACK_HEAD:
+            try:
+                data = await self._guest.receive()
+            except ConnectionError:
+                data = b""
+            self._activity.touch()
+            if not data:
+                request.fault = "the push ended before its pack began"
+                return 0
+            request.more(data)
+        magic, version, objects = struct.unpack(">4sLL", request.rest[:PACK_HEAD])
+        if magic != b"PACK" or version not in (2, 3):
+            request.fault = "what follows the refs is no pack"
+            return 0
+        return int(objects)
+
     async def _let_through(self, request: PushRequest, ruling: Ruling) -> None:
         reader = ReportReader(request.capabilities)
         upwards = asyncio.create_task(self._send_up(bytes(request.raw) + request.rest))
@@ -189,7 +212,7 @@ class PushRelay:
         finally:
             await end_tasks(upwards)
             await self._child.wait()
-            await self._desk.conclude(ruling, reader.outcome(ruling.commands))
+            await self._desk.conclude(ruling, reader.outcome(ruling.commands), self._sent)
         await self._tell_guest(bytes(reader.held))
         if self._guest_gone:
             raise ConnectionAbortedError("the guest left before it was told the outcome")
@@ -199,7 +222,9 @@ class PushRelay:
         """The pack, until the guest ends or breaks; either is the end of what the child gets."""
         with contextlib.suppress(OSError):
             await self._ours.send(first)
+            self._sent += len(first)
             while data := await self._guest.receive():
+                self._sent += len(data)
                 self._activity.touch()
                 await self._ours.send(data)
         await self._ours.end()

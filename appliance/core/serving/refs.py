@@ -17,6 +17,10 @@ from appliance.core.serving.v2 import V2Request
 FRESH_FOR = 1.0
 """Seconds that a snapshot is believed when nothing of ours moved a ref."""
 
+AGENTS = b"refs/agents/"
+ARCHIVE = b"refs/gitmirror/archive/"
+"""Where idle sessions are kept, out of the way of pushes."""
+
 MOST_RENDERED = 64
 TOO_MANY_PREFIXES = 65536
 """So many ref-prefix lines are as good as none (git's own rule, ls-refs.c)."""
@@ -33,6 +37,7 @@ class ShownRef:
     oid: bytes | None
     peeled: bytes = b""
     target: bytes = b""
+    archived: bool = False
 
 
 @dataclass
@@ -64,9 +69,13 @@ class RefSnapshot:
         prefixes = tuple(line[11:] for line in arguments if line.startswith(b"ref-prefix "))
         if len(prefixes) >= TOO_MANY_PREFIXES:
             prefixes = ()
+        # Archived sessions are there for whoever names one, and no weight to all others.
+        resumed = any(prefix.startswith(AGENTS) for prefix in prefixes)
         lines = []
         for ref in self.refs:
             if prefixes and not ref.name.startswith(prefixes):
+                continue
+            if ref.archived and not resumed:
                 continue
             if ref.oid is None and not (unborn and symrefs):
                 continue
@@ -113,7 +122,12 @@ class RefSnapshots:
             taken_at = time.monotonic()
             # git's own answer: what it hides, skips as broken or peels through is so for us too. It is also ten times
             # faster than for-each-ref, which opens every object (20,000 refs: 7 ms against 73).
-            answer = await self._upload_pack.collect(self._mirror_of(repo.name).path, _ALL, version=2)
+            answer = await self._upload_pack.collect(
+                self._mirror_of(repo.name).path,
+                _ALL,
+                version=2,
+                setting=f"uploadpack.hideRefs=!{ARCHIVE.decode()[:-1]}",
+            )
             snapshot = read_snapshot(answer, taken_at)
             if self._generation.get(repo.id, 0) == generation:
                 self._taken[repo.id] = snapshot
@@ -124,19 +138,28 @@ class RefSnapshots:
 
 
 def read_snapshot(answer: bytes, taken_at: float) -> RefSnapshot:
-    """The snapshot that an answer to `ls-refs` with all its options shows. Raises PacketError."""
+    """The snapshot that an answer to `ls-refs` with all its options and the archive shows. Raises PacketError."""
     refs = []
+    archived = []
     digest = hashlib.sha256()
     for payload in PacketSplitter().feed(answer):
         if payload is None:
             break
         oid, name, *rest = payload.removesuffix(b"\n").split(b" ")
+        if name.startswith(ARCHIVE):
+            archived.append(ShownRef(AGENTS + name.removeprefix(ARCHIVE), oid, archived=True))
+            continue
         more = dict(each.split(b":", 1) for each in rest)
         refs.append(
             ShownRef(name, None if oid == b"unborn" else oid, more.get(b"peeled", b""), more.get(b"symref-target", b""))
         )
         if name.startswith(b"refs/tags/"):
             digest.update(b"%s %s\n" % (name, oid))
+    if archived:
+        named = {ref.name for ref in refs}
+        refs += [ref for ref in archived if ref.name not in named]
+        # HEAD stays first, as git has it.
+        refs.sort(key=lambda ref: (ref.name != b"HEAD", ref.name))
     return RefSnapshot(tuple(refs), taken_at, digest.hexdigest())
 
 

@@ -46,10 +46,15 @@ class UploadPack:
         async with self._place() as give_back:
             await self._run(mirror, request, sink, [], version, give_back)
 
-    async def collect(self, mirror: Path, request: bytes, *arguments: str, version: int) -> bytes:
-        """The whole answer to a request that is light work: it waits for no place. Raises UploadPackError."""
+    async def collect(
+        self, mirror: Path, request: bytes, *arguments: str, version: int, setting: str | None = None
+    ) -> bytes:
+        """The whole answer to a request that is light work: it waits for no place. Raises UploadPackError.
+
+        `setting`, as `name=value`, is put on top of git's configuration.
+        """
         sink = _Collected()
-        await self._run(mirror, request, sink, arguments, version, lambda: None)
+        await self._run(mirror, request, sink, arguments, version, lambda: None, setting)
         return bytes(sink.data)
 
     async def _run(
@@ -60,6 +65,7 @@ class UploadPack:
         arguments: Sequence[str],
         version: int,
         flowing: Callable[[], None],
+        setting: str | None = None,
     ) -> None:
         received = 0
         ours, theirs = socket.socketpair()
@@ -67,7 +73,7 @@ class UploadPack:
             ours.setblocking(False)
             with theirs:
                 words = ["--stateless-rpc", *arguments, str(mirror)]
-                child = self._start(words, request, theirs.fileno(), version=version)
+                child = self._start(words, request, theirs.fileno(), version=version, setting=setting)
             try:
                 source = SocketStream(ours, self._idle)
                 while data := await source.receive(CHUNK):
@@ -97,7 +103,16 @@ class UploadPack:
         finally:
             give_back()
 
-    def _start(self, words: Sequence[str], request: bytes, output: int, *, version: int, slowly: bool = False) -> Child:
+    def _start(
+        self,
+        words: Sequence[str],
+        request: bytes,
+        output: int,
+        *,
+        version: int,
+        slowly: bool = False,
+        setting: str | None = None,
+    ) -> Child:
         # A file in memory needs nobody to feed it, however large the request is.
         stdin = os.memfd_create("request", os.MFD_CLOEXEC)
         try:
@@ -105,8 +120,9 @@ class UploadPack:
             os.lseek(stdin, 0, os.SEEK_SET)
             environment = self._environment | ({"GIT_PROTOCOL": f"version={version}"} if version else {})
             prefix = ["nice", "-n", "10"] if slowly else []
+            git = ["git", "-c", setting] if setting else ["git"]
             return self._children.start(
-                [*prefix, "git", "upload-pack", "--strict", f"--timeout={max(1, round(self._idle))}", *words],
+                [*prefix, *git, "upload-pack", "--strict", f"--timeout={max(1, round(self._idle))}", *words],
                 env=environment,
                 stdin=stdin,
                 stdout=output,

@@ -1,8 +1,9 @@
 """The audit log: append-only events, each chained by its hash to the one before.
 
 An *attempt* is one ref of one push with the verdict of the guard; an *outcome* says what really became of an
-accepted attempt. The canonical form that is hashed is the JSON object of all columns but `hash`, keys sorted,
-no spaces, ASCII only; `hash` is its SHA-256 in hex and `prev` the hash of the event before (64 zeros for the first).
+accepted attempt; a *note* says that a session was ended, and why. The canonical form that is hashed is the JSON object
+of all columns but `hash`, keys sorted, no spaces, ASCII only; `hash` is its SHA-256 in hex and `prev` the hash of the
+event before (64 zeros for the first).
 """
 
 from __future__ import annotations
@@ -142,8 +143,20 @@ class AuditLog:
                 )
             )
 
-    def entries(self, *, repo: str | None = None, session: str | None = None, limit: int = -1) -> list[dict[str, Any]]:
-        """One dictionary for each attempted ref, newest first, with the keys that the contract names."""
+    def entries(
+        self,
+        *,
+        repo: str | None = None,
+        session: str | None = None,
+        verdict: str | None = None,
+        since: str | None = None,
+        above: int = 0,
+        limit: int = -1,
+    ) -> list[dict[str, Any]]:
+        """One dictionary for each attempted ref, newest first, with the keys that the contract names.
+
+        `since` is a time as the log has it, RFC 3339 in UTC; `above` leaves out ids up to it.
+        """
         with self._database.reading() as connection:
             found = rows(
                 connection,
@@ -152,19 +165,28 @@ class AuditLog:
                           coalesce(o.reason, a.reason) AS reason, a.client, a.hash
                    FROM audit_events a LEFT JOIN audit_events o ON o.attempt = a.id
                    WHERE a.kind = 'attempt' AND (?1 IS NULL OR a.repo = ?1) AND (?2 IS NULL OR a.session = ?2)
-                   ORDER BY a.id DESC LIMIT ?3""",
+                   AND (?3 IS NULL OR a.verdict = ?3) AND (?4 IS NULL OR a.at >= ?4) AND a.id > ?5
+                   ORDER BY a.id DESC LIMIT ?6""",
                 repo,
                 session,
+                verdict,
+                since,
+                above,
                 limit,
             )
         return found
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        """Every event in order, as it is hashed, with its hash. Read in pages: the log may be large."""
+    def events(self, since: str | None = None) -> Iterator[dict[str, Any]]:
+        """Every event in order (from `since` on), as it is hashed, with its hash. In pages: the log may be large."""
         last = 0
         while True:
             with self._database.reading() as connection:
-                page = rows(connection, "SELECT * FROM audit_events WHERE id > ? ORDER BY id LIMIT 1000", last)
+                page = rows(
+                    connection,
+                    "SELECT * FROM audit_events WHERE id > ?1 AND (?2 IS NULL OR at >= ?2) ORDER BY id LIMIT 1000",
+                    last,
+                    since,
+                )
             if not page:
                 return
             yield from page
@@ -195,6 +217,15 @@ class AuditLog:
         if not seen_head:
             return Verification(count, prev, last_id + 1, f"the log no longer contains {expected_head}")
         return Verification(count, prev)
+
+
+def append_note(
+    connection: sqlite_utils.Database, at: str, repo: str, session: str, ref: str, tip: str, reason: str
+) -> None:
+    """Adds a note, such as that a session was ended, inside the caller's transaction."""
+    _append(
+        connection, kind="note", at=at, push="", repo=repo, session=session, ref=ref, old=tip, reason=reason, client=""
+    )
 
 
 def _head(connection: sqlite_utils.Database) -> str:

@@ -79,7 +79,7 @@ _step(
     "0002_audit",
     """CREATE TABLE audit_events (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
-        kind TEXT NOT NULL CHECK (kind IN ('attempt', 'outcome')),
+        kind TEXT NOT NULL CHECK (kind IN ('attempt', 'outcome', 'note')),
         at TEXT NOT NULL,
         attempt INTEGER REFERENCES audit_events(id),
         push TEXT NOT NULL,
@@ -125,4 +125,52 @@ _step(
         protocol TEXT NOT NULL
     )""",
     "CREATE INDEX hydrations_by_repo ON hydrations (repo, id)",
+)
+
+_step(
+    "0004_sessions",
+    """CREATE TABLE turns (
+        id INTEGER PRIMARY KEY REFERENCES audit_events(id),
+        repo TEXT NOT NULL,
+        session TEXT NOT NULL,
+        turn INTEGER NOT NULL,
+        commit_id TEXT NOT NULL,
+        base TEXT,
+        at TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        commits INTEGER NOT NULL,
+        files_changed INTEGER NOT NULL,
+        insertions INTEGER NOT NULL,
+        deletions INTEGER NOT NULL,
+        client TEXT NOT NULL,
+        bytes INTEGER NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX turns_by_session ON turns (repo, session, turn)",
+    """CREATE TABLE sessions (
+        repo TEXT NOT NULL,
+        session TEXT NOT NULL,
+        ref TEXT NOT NULL,
+        tip TEXT NOT NULL,
+        base TEXT,
+        turns INTEGER NOT NULL,
+        commits INTEGER NOT NULL,
+        files_changed INTEGER NOT NULL,
+        insertions INTEGER NOT NULL,
+        deletions INTEGER NOT NULL,
+        first_at TEXT NOT NULL,
+        last_at TEXT NOT NULL,
+        client TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        kept INTEGER NOT NULL DEFAULT 0,
+        archived INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (repo, session)
+    )""",
+    "CREATE INDEX sessions_by_time ON sessions (last_at)",
+    """CREATE TABLE session_ends (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        repo TEXT NOT NULL,
+        session TEXT NOT NULL,
+        last_attempt INTEGER NOT NULL
+    )""",
+    "CREATE INDEX session_ends_by_name ON session_ends (repo, session)",
 )

@@ -7,27 +7,35 @@ tip before is kept and brought forward: after a small commit git touches only wh
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import logging
 import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.git.command import Git, write_atomically
+from appliance.core.git.command import Git, GitError, write_atomically
 from appliance.core.git.mirror import Mirror
 from appliance.core.workspace.archive import write_tar
 from appliance.core.workspace.index import UnknownIndex, normalise_index
 
+log = logging.getLogger(__name__)
+
 BUILD_DEADLINE = 1800.0
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Raised when what is in a tar changes for the same commit: tars of an older version are built again."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A tar that is there: `commit` and `branch` of the checkout, `etag` of this very file, its `size` in bytes."""
+    """A tar that is there: `commit` and `branch` of the checkout, `etag` of this very file, its `size` in bytes.
 
+    `url` is the upstream that its `origin` is.
+    """
+
+    url: str
     branch: str
     commit: str
     etag: str
@@ -40,9 +48,10 @@ class SnapshotPlace:
     """Where the snapshot of one branch lives, below `directory`: the tar, its description, the tree it is made of."""
 
     def __init__(self, directory: Path, branch: str) -> None:
-        # Branch names have slashes, and dots: escaped to one component that is none of ours.
-        escaped = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else f"%{ord(c):02x}" for c in branch)
-        self.directory = directory / f"b-{escaped}"
+        # A branch name has slashes, any bytes, and more of them than a file name may: a digest tells two apart.
+        name = branch.encode("utf-8", "surrogateescape")
+        readable = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in branch[:60])
+        self.directory = directory / f"b-{readable}-{hashlib.sha256(name).hexdigest()[:16]}"
         self.branch = branch
 
     @property
@@ -55,14 +64,28 @@ class SnapshotPlace:
         """The tree and repository that the tar is made of."""
         return self.directory / "work"
 
-    def load(self) -> Snapshot | None:
-        """The snapshot that is there and whole, or None."""
+    @property
+    def unfinished(self) -> Path:
+        """There while the tree is being brought forward: one that a kill left so is not built upon."""
+        return self.work / "unfinished"
+
+    def load(self, url: str) -> Snapshot | None:
+        """The snapshot that is there, of this upstream and whole: every byte is read. None when there is none."""
         try:
             snapshot = Snapshot(**json.loads(self.description.read_text(encoding="utf-8")))
-            whole = self.path(snapshot).stat().st_size == snapshot.size
+            if (snapshot.version, snapshot.url, snapshot.branch) != (LAYOUT_VERSION, url, self.branch):
+                return None
+            with self.path(snapshot).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         except (OSError, ValueError, TypeError):
             return None
-        return snapshot if whole and snapshot.version == LAYOUT_VERSION else None
+        return snapshot if snapshot.etag == _etag(snapshot.commit, digest) else None
+
+    def remove_others(self, snapshot: Snapshot) -> None:
+        """Unlinks every tar but that of `snapshot`: whoever is being sent one keeps it to its end. Raises OSError."""
+        for old in self.directory.glob("*.tar"):
+            if old.name != snapshot.file:
+                old.unlink()
 
     def path(self, snapshot: Snapshot) -> Path:
         """The tar of a snapshot."""
@@ -72,18 +95,28 @@ class SnapshotPlace:
 async def build_snapshot(place: SnapshotPlace, mirror: Mirror, git: Git, url: str, commit: str) -> Snapshot:
     """Builds the tar of `commit` on the place's branch and makes it current. Raises GitmirrorError.
 
-    Whoever is sent the one before keeps it to its end: its file is unlinked, not written over.
+    The tar before stays beside it until `remove_others`: it may just be about to be opened.
     """
     try:
-        repository = await _bring_forward(place, mirror, git, commit)
-        return await asyncio.to_thread(_pack, place, repository, url, commit)
+        kept = place.work.exists()
+        try:
+            repository = await _bring_forward(place, mirror, git, commit)
+        except (GitError, OSError) as error:
+            if not kept:
+                raise
+            # Whatever broke it, a tree made anew does not depend on it.
+            log.warning("the tree of %s at %s is made anew: %s", place.branch, place.directory.name, error)
+            await asyncio.to_thread(shutil.rmtree, place.work)
+            repository = await _bring_forward(place, mirror, git, commit)
+        packing = asyncio.ensure_future(asyncio.to_thread(_pack, place, repository, url, commit))
+        try:
+            return await asyncio.shield(packing)
+        except asyncio.CancelledError:
+            # A thread cannot be stopped, and what comes next may remove the directory it writes to.
+            await asyncio.wait([packing])
+            raise
     except (OSError, UnknownIndex) as error:
-        # What is half brought forward is not built upon.
-        await asyncio.to_thread(shutil.rmtree, place.work, ignore_errors=True)
         raise GitmirrorError(f"the snapshot of {place.branch} cannot be written: {error}") from error
-    except BaseException:
-        shutil.rmtree(place.work, ignore_errors=True)
-        raise
 
 
 async def _bring_forward(place: SnapshotPlace, mirror: Mirror, git: Git, commit: str) -> Path:
@@ -105,9 +138,13 @@ async def _bring_forward(place: SnapshotPlace, mirror: Mirror, git: Git, commit:
         output = await git.run(f"--git-dir={repository}", *words, cwd=tree, deadline=BUILD_DEADLINE)
         return bool(output.stdout)
 
-    if not (repository / "HEAD").exists():
-        shutil.rmtree(place.work, ignore_errors=True)
-        tree.mkdir(parents=True)
+    if place.unfinished.exists() or not (repository / "HEAD").exists():
+        if place.work.exists():
+            await asyncio.to_thread(shutil.rmtree, place.work)
+        place.work.mkdir(parents=True)
+    place.unfinished.touch()
+    tree.mkdir(exist_ok=True)
+    if not repository.exists():
         await git.run("init", "--quiet", "--bare", "--template=", str(repository), cwd=place.work, deadline=60)
     # By id, not by name: the branch may move meanwhile.
     before = await resolve("refs/heads/snapshot")
@@ -117,7 +154,7 @@ async def _bring_forward(place: SnapshotPlace, mirror: Mirror, git: Git, commit:
     )  # fmt: skip
     if before and await changed(before, ":(glob)**/.gitattributes"):
         # git applies new attributes to the files it writes, and leaves the others as the old ones had them.
-        shutil.rmtree(tree)
+        await asyncio.to_thread(shutil.rmtree, tree)
         tree.mkdir()
         (repository / "index").unlink(missing_ok=True)
     await run("read-tree", "--reset", "-u", commit)
@@ -125,6 +162,7 @@ async def _bring_forward(place: SnapshotPlace, mirror: Mirror, git: Git, commit:
     (repository / "shallow").write_text(f"{commit}\n")
     await run("repack", "-a", "-d", "--quiet", "--no-write-bitmap-index")
     await run("prune", "--expire=now")
+    place.unfinished.unlink()
     return repository
 
 
@@ -190,14 +228,16 @@ def _pack(place: SnapshotPlace, repository: Path, url: str, commit: str) -> Snap
     growing = place.directory / "growing.tar"
     digest = write_tar(place.work / "tree", guest, growing)
     size = growing.stat().st_size
-    snapshot = Snapshot(branch, commit, f"{commit}-{digest[:16]}", size, f"{commit[:16]}-{digest[:16]}.tar")
+    etag = _etag(commit, digest)
+    snapshot = Snapshot(url, branch, commit, etag, size, f"{etag}.tar")
     growing.rename(place.path(snapshot))
     write_atomically(place.description, json.dumps(asdict(snapshot)))
-    for old in place.directory.glob("*.tar"):
-        if old.name != snapshot.file:
-            old.unlink()
     shutil.rmtree(guest, ignore_errors=True)
     return snapshot
+
+
+def _etag(commit: str, digest: str) -> str:
+    return f"{commit}-{digest[:16]}"
 
 
 def _write(path: Path, text: str) -> None:

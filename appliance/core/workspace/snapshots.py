@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import time
@@ -32,6 +33,8 @@ class NoSnapshot(GitmirrorError):
 @dataclass
 class _Branch:
     place: SnapshotPlace
+    looked: bool = False
+    """Whether what an earlier serve left on disk was looked at."""
     current: Snapshot | None = None
     asked_at: float = 0.0
     error: str | None = None
@@ -42,6 +45,7 @@ class _Branch:
 @dataclass
 class _Repository:
     repo: Repo
+    swept: bool = False
     branches: dict[str, _Branch] = field(default_factory=dict)
 
 
@@ -62,6 +66,7 @@ class Snapshots:
         self._enabled = enabled
         self._known: dict[int, _Repository] = {}
         self._places = asyncio.Semaphore(BUILDS_AT_ONCE)
+        self._ending: set[asyncio.Task[None]] = set()
 
     def refresh(self, repo: Repo) -> None:
         """The repository's refs moved, or serve has just started: rebuilds what is behind."""
@@ -69,26 +74,37 @@ class Snapshots:
         if not self._enabled() or branch is None:
             return
         known = self._repository(repo)
-        for name in {branch, *known.branches}:
-            self._build(repo, self._branch(known, name))
+        self._branch(known, branch)
+        if not known.swept:
+            known.swept = True
+            self._sweep(known)
+        for each in list(known.branches.values()):
+            self._build(repo, each)
 
     def forget(self, repo: Repo) -> None:
         """The repository is no longer served; its snapshots stay on disk."""
         known = self._known.pop(repo.id, None)
         for branch in known.branches.values() if known else ():
-            if branch.building is not None:
+            if branch.building is not None and not branch.building.done():
                 branch.building.cancel()
+                self._ending.add(branch.building)
+                branch.building.add_done_callback(self._ending.discard)
 
-    def delete(self, name: str) -> None:
+    async def delete(self, name: str) -> None:
         """Removes the snapshots of a repository that was forgotten from the disk."""
-        shutil.rmtree(self._directory(name), ignore_errors=True)
+        await self._ended()
+        await asyncio.to_thread(shutil.rmtree, self._directory(name), ignore_errors=True)
 
     async def stop(self) -> None:
         """Ends the builds under way."""
-        tasks = [b.building for known in self._known.values() for b in known.branches.values() if b.building]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for known in list(self._known.values()):
+            self.forget(known.repo)
+        await self._ended()
+
+    async def _ended(self) -> None:
+        """Waits for cancelled builds: their threads still write."""
+        if self._ending:
+            await asyncio.wait(self._ending)
 
     def current(self, repo: Repo, branch: str | None = None) -> Snapshot | None:
         """The snapshot of a branch (default: the followed one) that is there now, if any."""
@@ -110,6 +126,9 @@ class Snapshots:
             self._evict(known)
         found = self._branch(known, name)
         found.asked_at = time.monotonic()
+        if found.current is not None and not found.place.path(found.current).exists():
+            log.warning("%s: %s is gone and is made anew", repo.name, found.current.file)
+            found.current = None
         if found.current is None:
             self._build(repo, found)
             assert found.building is not None
@@ -123,21 +142,34 @@ class Snapshots:
 
     def _branch(self, known: _Repository, name: str) -> _Branch:
         if name not in known.branches:
-            place = SnapshotPlace(self._directory(known.repo.name), name)
-            known.branches[name] = _Branch(place, current=place.load())
+            known.branches[name] = _Branch(SnapshotPlace(self._directory(known.repo.name), name))
         return known.branches[name]
 
     def _directory(self, name: str) -> Path:
         return self._layout.workspaces / name
 
+    def _sweep(self, known: _Repository) -> None:
+        """Removes what an earlier serve kept for branches that nobody has asked for since this one started."""
+        kept = {branch.place.directory.name for branch in known.branches.values()}
+        directory = self._directory(known.repo.name)
+        for left in directory.iterdir() if directory.is_dir() else ():
+            if left.name not in kept:
+                _remove(left)
+
     def _evict(self, known: _Repository) -> None:
+        """Makes room for one more branch. Raises NoSnapshot when all of them are being built."""
         extra = [b for name, b in known.branches.items() if name != self._followed(known.repo)]
         if len(extra) >= MOST_BRANCHES:
-            oldest = min(extra, key=lambda branch: branch.asked_at)
-            if oldest.building is not None:
-                oldest.building.cancel()
-            del known.branches[oldest.place.branch]
-            shutil.rmtree(oldest.place.directory, ignore_errors=True)
+            idle = [branch for branch in extra if branch.building is None or branch.building.done()]
+            if not idle:
+                raise NoSnapshot(f"{len(extra)} other branches are just being built; try again")
+            oldest = min(idle, key=lambda branch: branch.asked_at)
+            self._drop(known, oldest)
+
+    def _drop(self, known: _Repository, branch: _Branch) -> None:
+        if known.branches.get(branch.place.branch) is branch:
+            del known.branches[branch.place.branch]
+        _remove(branch.place.directory)
 
     def _build(self, repo: Repo, branch: _Branch) -> None:
         if branch.building is not None and not branch.building.done():
@@ -151,6 +183,7 @@ class Snapshots:
             branch.again = False
             try:
                 async with self._places:
+                    await self._ended()
                     await self._build_once(repo, branch)
                 branch.error = None
             except GitmirrorError as error:
@@ -163,12 +196,18 @@ class Snapshots:
         if tip is None:
             # Deleted upstream: what is there stays for nobody.
             branch.current = None
+            self._drop(self._repository(repo), branch)
             raise NoSnapshot(f"there is no branch {branch.place.branch}")
+        if not branch.looked:
+            branch.current = await asyncio.to_thread(branch.place.load, repo.url)
+            branch.looked = True
         if branch.current is not None and branch.current.commit == tip:
             return
         mirror = self._mirror_of(repo.name)
         start = time.monotonic()
         branch.current = await build_snapshot(branch.place, mirror, mirror.git.gently(), repo.url, tip)
+        # Only now: whoever was told of the one before has opened it.
+        await asyncio.to_thread(branch.place.remove_others, branch.current)
         log.info(
             "%s: snapshot of %s at %s in %.2fs", repo.name, branch.place.branch, tip[:12], time.monotonic() - start
         )
@@ -176,3 +215,11 @@ class Snapshots:
     async def _tip(self, repo: Repo, branch: str) -> str | None:
         ref = f"refs/heads/{branch}"
         return (await self._mirror_of(repo.name).local_refs(ref)).get(ref)
+
+
+def _remove(directory: Path) -> None:
+    """Out of the way at once, off the disk when a thread gets to it: a tree may have many files."""
+    gone = directory.with_name(f".gone-{directory.name}-{time.monotonic_ns()}")
+    with contextlib.suppress(FileNotFoundError):
+        directory.rename(gone)
+        asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(gone, ignore_errors=True))

@@ -1,0 +1,191 @@
+"""What agents did: `sessions`, and `session show`, `diff`, `log`, `checkout`, `keep`, `drop`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.cli.context import Options, json_option, pass_options
+from appliance.cli.output import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from appliance.core.sessions import Sessions
+
+turn_option = click.option("--turn", type=click.IntRange(1), metavar="N", help="One turn; they count from 1.")
+
+
+def _sessions(options: Options) -> Sessions:
+    from appliance.core.sessions import Sessions
+
+    return Sessions(options.appliance())
+
+
+@click.command()
+@click.option("--repo", metavar="NAME", help="Only this repository.")
+@json_option
+@pass_options
+def sessions(options: Options, repo: str | None, as_json: bool) -> None:
+    """Agent sessions, newest first.
+
+    \b
+    Example:
+      gitmirror.pyz sessions --repo jomcgi/homelab
+    """
+    found = _sessions(options).listed(repo)
+    if as_json:
+        print_json(found)
+        return
+    headers = ("SESSION", "REPOSITORY", "TURNS", "COMMITS", "FILES", "+", "-", "BASE", "LAST", "CLIENT", "")
+    rows = [
+        (
+            s["session"], s["repo"], s["turns"], s["commits"], s["files_changed"], s["insertions"], s["deletions"],
+            (s["base"] or "unrelated")[:12], s["last_at"], s["client"], "kept" if s["kept"] else "",
+        )
+        for s in found
+    ]  # fmt: skip
+    print_table(headers, rows, right=("TURNS", "COMMITS", "FILES", "+", "-"))
+
+
+@click.group()
+def session() -> None:
+    """One agent session: SESSION is its name, or a beginning of it that no other has.
+
+    \b
+    Examples:
+      gitmirror.pyz session show jomcgi/homelab my-session
+      gitmirror.pyz session diff jomcgi/homelab my-session --turn 2
+      gitmirror.pyz session checkout jomcgi/homelab my-session ./replay
+    """
+
+
+@session.command()
+@click.argument("repo")
+@click.argument("name", metavar="SESSION")
+@json_option
+@pass_options
+def show(options: Options, repo: str, name: str, as_json: bool) -> None:
+    """Its turns: when, which commit, what changed, and how each differs from the one before.
+
+    \b
+    Example:
+      gitmirror.pyz session show jomcgi/homelab my-session
+    """
+    found = _sessions(options).show(repo, name)
+    if as_json:
+        print_json(found)
+        return
+    base = found["base"] or "none: its history is unrelated to the upstream's"
+    click.echo(f"{found['session']} in {found['repo']}, from {base}")
+    rows = [
+        (
+            t["turn"], t["at"], t["commit"][:12], t["files_changed"], t["insertions"], t["deletions"],
+            _since(t["since_last"]), t["client"], t["subject"],
+        )
+        for t in found["turns"]
+    ]  # fmt: skip
+    headers = ("TURN", "AT", "COMMIT", "FILES", "+", "-", "SINCE LAST", "CLIENT", "SUBJECT")
+    print_table(headers, rows, right=("TURN", "FILES", "+", "-"))
+
+
+@session.command()
+@click.argument("repo")
+@click.argument("name", metavar="SESSION")
+@turn_option
+@click.option("--stat", is_flag=True, help="Files and how much changed in each.")
+@click.option("--name-only", is_flag=True, help="Only the names of the files.")
+@pass_options
+def diff(options: Options, repo: str, name: str, turn: int | None, stat: bool, name_only: bool) -> None:
+    """The diff against the commit it started from, or of one turn against the turn before.
+
+    \b
+    Example:
+      gitmirror.pyz session diff jomcgi/homelab my-session --stat
+    """
+    words = [word for word, wanted in (("--stat", stat), ("--name-only", name_only)) if wanted]
+    sys.exit(_sessions(options).diff(repo, name, turn, words))
+
+
+@session.command()
+@click.argument("repo")
+@click.argument("name", metavar="SESSION")
+@pass_options
+def log(options: Options, repo: str, name: str) -> None:
+    """The commits it made, newest first.
+
+    \b
+    Example:
+      gitmirror.pyz session log jomcgi/homelab my-session
+    """
+    from appliance.core.units import rfc3339
+
+    for commit in _sessions(options).log(repo, name):
+        click.echo(f"{commit.oid[:12]}  {rfc3339(commit.at)}  {commit.author}  {_plain(commit.subject)}")
+
+
+@session.command()
+@click.argument("repo")
+@click.argument("name", metavar="SESSION")
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@turn_option
+@pass_options
+def checkout(options: Options, repo: str, name: str, directory: Path, turn: int | None) -> None:
+    """Its files in DIR, to run or to push as a real branch; `origin` is the upstream.
+
+    \b
+    Example:
+      gitmirror.pyz session checkout jomcgi/homelab my-session ./replay --turn 2
+    """
+    chosen = _sessions(options).checkout(repo, name, Path(os.path.abspath(directory)), turn)
+    say(f"{directory} is at {chosen.commit}: {_plain(chosen.subject)}")
+
+
+@session.command()
+@click.argument("repo")
+@click.argument("name", metavar="SESSION")
+@click.option("--off", is_flag=True, help="Retention holds for it again.")
+@pass_options
+def keep(options: Options, repo: str, name: str, off: bool) -> None:
+    """Exempt a session from retention.
+
+    \b
+    Example:
+      gitmirror.pyz session keep jomcgi/homelab my-session
+    """
+    whole = _sessions(options).keep(repo, name, not off)
+    say(f"{whole} is {'under retention again' if off else 'kept'}")
+
+
+@session.command()
+@click.argument("repo")
+@click.argument("name", metavar="SESSION")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_options
+def drop(options: Options, repo: str, name: str, yes: bool) -> None:
+    """End a session at once: its ref and its turns go, the audit log keeps its rows.
+
+    \b
+    Example:
+      gitmirror.pyz session drop jomcgi/homelab my-session --yes
+    """
+    found = _sessions(options)
+    whole = found.find(repo, name)["session"]
+    if not yes and not click.confirm(f"End the session {whole} of {repo} and delete its turns?", err=True):
+        say("Nothing was changed.")
+        sys.exit(1)
+    found.drop(repo, whole)
+    say(f"{whole} is ended")
+
+
+def _since(changed: dict[str, Any] | None) -> str:
+    if changed is None:
+        return ""
+    return f"{changed['files_changed']} files, +{changed['insertions']} -{changed['deletions']}"
+
+
+def _plain(text: str) -> str:
+    """A guest's words, without what a terminal would take for a command."""
+    return "".join(char if char.isprintable() else "?" for char in text)

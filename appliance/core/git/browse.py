@@ -1,0 +1,115 @@
+"""Reading recorded commits with GitPython, and laying one out as a workspace, for commands and the TUI."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import git as gitpython
+
+from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.git.history import Changed, parse_shortstat
+
+_EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+
+
+@dataclass(frozen=True)
+class CommitText:
+    """One commit for a log: `at` in Unix seconds."""
+
+    oid: str
+    subject: str
+    author: str
+    at: int
+
+
+class Browser:
+    """Reads the mirror at `path`. `environment` is the whole environment of the git processes that GitPython starts."""
+
+    def __init__(self, path: Path, environment: Mapping[str, str]) -> None:
+        self._path = path
+        self._environment = dict(environment)
+        try:
+            self._repo = gitpython.Repo(path)
+        except (gitpython.InvalidGitRepositoryError, gitpython.NoSuchPathError) as error:
+            raise GitmirrorError(f"there is no mirror at {path}", hint="its repository may have been purged") from error
+        self._repo.git.update_environment(**self._environment)
+
+    def close(self) -> None:
+        """Ends the processes that GitPython keeps."""
+        self._repo.close()
+
+    def changed(self, old: str | None, new: str) -> Changed:
+        """The diff of two commits in numbers. Raises GitmirrorError."""
+        if old == new:
+            return Changed()
+        with _in_words():
+            return parse_shortstat(self._repo.git.diff(old or _EMPTY_TREE, new, "--", shortstat=True))
+
+    def log(self, base: str | None, tip: str) -> Iterator[CommitText]:
+        """Commits of `tip` that are not of `base`, newest first. Raises GitmirrorError."""
+        with _in_words():
+            for commit in self._repo.iter_commits(f"{base}..{tip}" if base else tip):
+                yield CommitText(commit.hexsha, str(commit.summary), str(commit.author), int(commit.committed_date))
+
+    def show_diff(self, old: str | None, new: str, options: Sequence[str]) -> int:
+        """Prints the diff the way git does, on a terminal coloured and in git's pager; returns git's exit code."""
+        argv = ["git", "--git-dir", str(self._path), "diff", "--no-ext-diff", "--no-textconv", *options]
+        sys.stdout.flush()
+        terminal = {key: os.environ[key] for key in _TERMINAL if key in os.environ}
+        return subprocess.run(
+            [*argv, old or _EMPTY_TREE, new, "--"], env=self._environment | terminal, check=False
+        ).returncode
+
+    def checkout(self, commit: str, directory: Path, *, branch: str, origin: str) -> None:
+        """A worktree of its own at `commit` on a new branch, with `origin` at the upstream.
+
+        Raises UsageError when `directory` is there and not empty, GitmirrorError; then it is as it was.
+        """
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise UsageError(f"{directory} is not empty", hint="name a directory that is not there yet")
+        existed = directory.exists()
+        try:
+            with _in_words():
+                repo = gitpython.Repo.init(directory)
+                repo.git.update_environment(**self._environment)
+                repo.git.fetch(f"file://{self._path}", f"{commit}:refs/heads/{branch}", quiet=True, no_tags=True)
+                repo.create_remote("origin", origin)
+                repo.git.checkout(branch, quiet=True)
+                repo.close()
+        except BaseException:
+            _remove(directory, keep_top=existed)
+            raise
+
+
+_TERMINAL = ("TERM", "COLORTERM", "LESS", "PAGER", "GIT_PAGER", "LINES", "COLUMNS", "NO_COLOR", "LANG", "LC_CTYPE")
+
+
+class _in_words:
+    """Turns GitPython's errors into ours."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, gitpython.GitCommandError):
+            said = (error.stderr or "").strip().removeprefix("stderr:").strip(" '")
+            raise GitmirrorError(f"git failed: {said or error.status}") from error
+        if isinstance(error, (gitpython.BadName, ValueError, OSError)):
+            raise GitmirrorError(f"the repository cannot be read: {error}") from error
+
+
+def _remove(directory: Path, *, keep_top: bool) -> None:
+    import shutil
+
+    for entry in list(directory.iterdir()) if directory.is_dir() else []:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    if not keep_top and directory.is_dir():
+        directory.rmdir()

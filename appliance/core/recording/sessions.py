@@ -1,0 +1,78 @@
+"""The book of sessions: every applied recording becomes a turn, whose commit a ref of its own keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.history import turn_facts
+from appliance.core.git.mirror import Mirror
+from appliance.core.models import Turn
+from appliance.core.store.sessions import SessionStore, Unbooked
+
+log = logging.getLogger(__name__)
+
+TURNS = "refs/gitmirror/turns/"
+ARCHIVE = "refs/gitmirror/archive/"
+
+
+class SessionBook:
+    """Books turns in `store`, with what `mirror_of` finds in the repositories."""
+
+    def __init__(self, store: SessionStore, mirror_of: Callable[[str], Mirror]) -> None:
+        self.store = store
+        self._mirror_of = mirror_of
+
+    async def book(self, push: Unbooked, size: int) -> None:
+        """One applied push as a turn. Raises GitmirrorError; it is then booked at the next start."""
+        mirror = self._mirror_of(push.repo)
+        facts = await turn_facts(mirror, push.commit)
+        turn = Turn(
+            id=push.id,
+            repo=push.repo,
+            session=push.session,
+            commit=push.commit,
+            base=facts.base,
+            at=push.at,
+            subject=facts.subject,
+            commits=facts.commits,
+            files_changed=facts.changed.files_changed,
+            insertions=facts.changed.insertions,
+            deletions=facts.changed.deletions,
+            client=push.client,
+            bytes=size,
+        )
+        await asyncio.to_thread(self.store.record, turn)
+
+    async def catch_up(self) -> int:
+        """Books what was applied and not booked, oldest first; returns how many. Raises StoreError."""
+        booked = 0
+        for push in await asyncio.to_thread(self.store.unbooked):
+            if not self._mirror_of(push.repo).exists():
+                continue
+            try:
+                await self.book(push, 0)
+                booked += 1
+            except GitmirrorError as error:
+                log.error("turn %d of %s cannot be booked: %s", push.id, push.session, error.message)
+        return booked
+
+    async def drop_turn_refs(self, repo: str, attempts: Mapping[int, str]) -> None:
+        """Removes the turn refs of attempts that were not applied. Raises GitError."""
+        mirror = self._mirror_of(repo)
+        present = await mirror.local_refs(*(f"{TURNS}{attempt}" for attempt in attempts))
+        await mirror.update_refs(f"delete {ref} {oid}\n" for ref, oid in present.items())
+
+    async def back_from_archive(self, repo: str, sessions: list[str]) -> None:
+        """A session that was written is under `refs/agents` again: its place in the archive goes. Raises GitError."""
+        mirror = self._mirror_of(repo)
+        present = await mirror.local_refs(*(f"{ARCHIVE}{session}" for session in sessions))
+        await mirror.update_refs(f"delete {ref} {oid}\n" for ref, oid in present.items())
+
+
+def write_turn_file(path: Path, refs: Mapping[str, int]) -> None:
+    """Tells the update hook which turn each ref of a push is. Raises OSError."""
+    path.write_text("".join(f"{ref} {attempt}\n" for ref, attempt in refs.items()), encoding="ascii")

@@ -1,0 +1,193 @@
+"""Sessions and their turns: what a listing needs, computed once when a turn is recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlite_utils
+
+from appliance.core.models import Turn
+from appliance.core.store.audit import append_note
+from appliance.core.store.database import Database, rows
+from appliance.core.units import rfc3339
+
+_LISTED = (
+    "repo, session, ref, tip, base, turns, commits, files_changed, insertions, deletions, first_at, last_at, client, "
+    "kept, archived, bytes"
+)
+
+
+@dataclass(frozen=True)
+class Unbooked:
+    """An applied push that has no turn yet: serve was killed before it could be looked at."""
+
+    id: int
+    repo: str
+    session: str
+    ref: str
+    commit: str
+    at: str
+    client: str
+
+
+class SessionStore:
+    """The rows in `database`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def record(self, turn: Turn) -> int:
+        """Adds a turn and brings its session up to date; returns its number. A turn that is there stays."""
+        with self._database.writing() as connection:
+            found = rows(connection, "SELECT turn FROM turns WHERE id = ?", turn.id)
+            if found:
+                return int(found[0]["turn"])
+            [count] = rows(
+                connection, "SELECT count(*) AS n FROM turns WHERE repo = ? AND session = ?", turn.repo, turn.session
+            )
+            number = int(count["n"]) + 1
+            connection.table("turns").insert(
+                {
+                    "id": turn.id,
+                    "repo": turn.repo,
+                    "session": turn.session,
+                    "turn": number,
+                    "commit_id": turn.commit,
+                    "base": turn.base,
+                    "at": turn.at,
+                    "subject": turn.subject,
+                    "commits": turn.commits,
+                    "files_changed": turn.files_changed,
+                    "insertions": turn.insertions,
+                    "deletions": turn.deletions,
+                    "client": turn.client,
+                    "bytes": turn.bytes,
+                }
+            )
+            self._summarise(connection, turn.repo, turn.session)
+            return number
+
+    def all(self, repo: str | None = None) -> list[dict[str, Any]]:
+        """Sessions, newest first, with the keys that the contract names and `kept`, `archived`, `bytes`."""
+        with self._database.reading() as connection:
+            found = rows(
+                connection,
+                f"SELECT {_LISTED} FROM sessions WHERE (?1 IS NULL OR repo = ?1) ORDER BY last_at DESC, session",
+                repo,
+            )
+        return [row | {"kept": bool(row["kept"]), "archived": bool(row["archived"])} for row in found]
+
+    def matching(self, repo: str, prefix: str) -> list[dict[str, Any]]:
+        """The session of that very name, else all that begin with it."""
+        found = [row for row in self.all(repo) if row["session"].startswith(prefix)]
+        return [row for row in found if row["session"] == prefix] or found
+
+    def turns(self, repo: str, session: str) -> list[Turn]:
+        """A session's turns, oldest first."""
+        with self._database.reading() as connection:
+            found = rows(connection, "SELECT * FROM turns WHERE repo = ? AND session = ? ORDER BY turn", repo, session)
+        return [_turn(row) for row in found]
+
+    def unbooked(self) -> list[Unbooked]:
+        """Applied pushes without a turn, oldest first; those of sessions that were ended since do not count."""
+        with self._database.reading() as connection:
+            found = rows(
+                connection,
+                """SELECT a.id, a.repo, a.session, a.ref, a.new AS "commit", a.at, a.client FROM audit_events a
+                   JOIN audit_events o ON o.attempt = a.id AND o.outcome = 'applied'
+                   WHERE a.session IS NOT NULL AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.id = a.id)
+                   AND a.id > coalesce((SELECT max(e.last_attempt) FROM session_ends e
+                                        WHERE e.repo = a.repo AND e.session = a.session), 0)
+                   ORDER BY a.id""",
+            )
+        return [Unbooked(**row) for row in found]
+
+    def keep(self, repo: str, session: str, kept: bool) -> None:
+        """Exempts a session from retention, or not any more."""
+        with self._database.writing() as connection:
+            connection.execute(
+                "UPDATE sessions SET kept = ? WHERE repo = ? AND session = ?", [int(kept), repo, session]
+            )
+
+    def set_archived(self, repo: str, sessions: list[str], archived: bool) -> None:
+        """Notes that their refs moved to the archive, or back."""
+        with self._database.writing() as connection:
+            for session in sessions:
+                connection.execute(
+                    "UPDATE sessions SET archived = ? WHERE repo = ? AND session = ?", [int(archived), repo, session]
+                )
+
+    def end(self, repo: str, session: str, reason: str, at: float) -> None:
+        """Forgets a session; the audit log gets a note that says why. Its refs must be gone already."""
+        with self._database.writing() as connection:
+            found = rows(connection, "SELECT * FROM sessions WHERE repo = ? AND session = ?", repo, session)
+            if not found:
+                return
+            [newest] = rows(
+                connection,
+                "SELECT max(id) AS id FROM audit_events WHERE repo = ? AND session = ? AND kind = 'attempt'",
+                repo,
+                session,
+            )
+            append_note(connection, rfc3339(at), repo, session, found[0]["ref"], found[0]["tip"], reason)
+            ended = {"repo": repo, "session": session, "last_attempt": newest["id"] or 0}
+            connection.table("session_ends").insert(ended)
+            for table in ("turns", "sessions"):
+                connection.execute(f"DELETE FROM {table} WHERE repo = ? AND session = ?", [repo, session])
+
+    def recorded_bytes(self) -> int:
+        """Bytes of all recorded packs that are kept."""
+        with self._database.reading() as connection:
+            [total] = rows(connection, "SELECT coalesce(sum(bytes), 0) AS n FROM sessions")
+        return int(total["n"])
+
+    def turn_count(self, repo: str, session: str) -> int:
+        """How many turns a session has; 0 when there is none of that name."""
+        with self._database.reading() as connection:
+            found = rows(connection, "SELECT turns FROM sessions WHERE repo = ? AND session = ?", repo, session)
+        return int(found[0]["turns"]) if found else 0
+
+    @staticmethod
+    def _summarise(connection: sqlite_utils.Database, repo: str, session: str) -> None:
+        [first, last] = [
+            rows(
+                connection,
+                f"SELECT * FROM turns WHERE repo = ? AND session = ? ORDER BY turn {order} LIMIT 1",
+                repo,
+                session,
+            )[0]
+            for order in ("ASC", "DESC")
+        ]
+        [total] = rows(connection, "SELECT sum(bytes) AS n FROM turns WHERE repo = ? AND session = ?", repo, session)
+        connection.execute(
+            """INSERT INTO sessions (repo, session, ref, tip, base, turns, commits, files_changed, insertions,
+                   deletions, first_at, last_at, client, bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+               ON CONFLICT (repo, session) DO UPDATE SET tip = excluded.tip, base = excluded.base,
+                   turns = excluded.turns, commits = excluded.commits, files_changed = excluded.files_changed,
+                   insertions = excluded.insertions, deletions = excluded.deletions, last_at = excluded.last_at,
+                   client = excluded.client, bytes = excluded.bytes, archived = 0""",
+            [
+                repo, session, f"refs/agents/{session}", last["commit_id"], last["base"], last["turn"],
+                last["commits"], last["files_changed"], last["insertions"], last["deletions"],
+                first["at"], last["at"], last["client"], total["n"],
+            ],
+        )  # fmt: skip
+
+
+def _turn(row: dict[str, Any]) -> Turn:
+    return Turn(
+        id=row["id"],
+        repo=row["repo"],
+        session=row["session"],
+        commit=row["commit_id"],
+        base=row["base"],
+        at=row["at"],
+        subject=row["subject"],
+        commits=row["commits"],
+        files_changed=row["files_changed"],
+        insertions=row["insertions"],
+        deletions=row["deletions"],
+        client=row["client"],
+        bytes=row["bytes"],
+    )

@@ -1,0 +1,444 @@
+"""The response cache by itself: whole answers only, one making for all, a budget, and files that others touched."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.core.serving import responses
+from appliance.core.serving.responses import Answer, AnswerFailed, Produce, ResponseCache, Way
+
+REPO, OTHER = 1, 2
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """Where the cache is."""
+    yield tmp_path / "responses"
+
+
+def in_loop(test: Callable[[], Awaitable[None]]) -> None:
+    """Run a test's coroutine with a deadline."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    asyncio.run(bounded())
+
+
+def started(directory: Path, budget: int = 10_000) -> ResponseCache:
+    """An empty cache."""
+    cache = ResponseCache(directory, budget)
+    cache.start()
+    return cache
+
+
+def body(size: int, mark: bytes = b"x") -> bytes:
+    """An answer of `size` bytes that ends as whole ones do."""
+    return mark * (size - 4) + b"0000"
+
+
+def producing(data: bytes) -> Produce:
+    """Writes `data` in one go."""
+
+    async def produce(output: int) -> None:
+        os.write(output, data)
+
+    return produce
+
+
+async def never(output: int) -> None:
+    """Must not be called."""
+    raise AssertionError("the answer is there already")
+
+
+async def read(answer: Answer | None) -> bytes:
+    """All of an answer, which is closed. Raises AnswerFailed."""
+    assert answer is not None
+    data = b""
+    try:
+        while (size := await answer.ready_beyond(len(data))) > len(data):
+            data += os.pread(answer.file(), size - len(data), len(data))
+    finally:
+        answer.close()
+    return data
+
+
+async def fill(cache: ResponseCache, *keys: str, size: int = 1000, repo: int = REPO, pinned: bool = False) -> None:
+    """Have answers made that differ by their key."""
+    for key in keys:
+        await read(cache.get(key, repo, producing(body(size, key[:1].encode())), pinned=pinned))
+
+
+async def kept(cache: ResponseCache, *keys: str) -> list[str]:
+    """Which of the keys are there."""
+    found = []
+    for key in keys:
+        answer = cache.get(key, REPO, producing(b"0000"))
+        assert answer is not None
+        if answer.way == Way.HIT:
+            found.append(key)
+        answer.close()
+    return found
+
+
+class Slow:
+    """A making that goes on as the test says."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.cancelled = False
+        self._more: asyncio.Queue[bytes | BaseException] = asyncio.Queue()
+
+    async def __call__(self, output: int) -> None:
+        self.calls += 1
+        try:
+            while part := await self._more.get():
+                if isinstance(part, BaseException):
+                    raise part
+                os.write(output, part)
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+
+    def write(self, data: bytes) -> None:
+        """Some bytes more; none is the end."""
+        self._more.put_nowait(data)
+
+    def fail(self) -> None:
+        """It ends badly."""
+        self._more.put_nowait(OSError("killed"))
+
+
+def test_the_first_makes_it_and_the_next_have_it(directory: Path) -> None:
+    """A miss, then hits of the same bytes."""
+
+    async def test() -> None:
+        cache = started(directory)
+        made = body(3000)
+        assert await read(cache.get("a", REPO, producing(made))) == made
+        for _ in range(2):
+            answer = cache.get("a", REPO, never)
+            assert answer is not None and (answer.way, answer.size) == (Way.HIT, 3000)
+            assert await read(answer) == made
+        assert cache.counts == {Way.MISS: 1, Way.HIT: 2, Way.JOINED: 0, Way.DIRECT: 0}
+        assert cache.bytes == 3000 == sum(each.stat().st_size for each in directory.iterdir())
+
+    in_loop(test)
+
+
+def test_guests_join_an_answer_that_is_being_written(directory: Path) -> None:
+    """One making; each reads from the beginning, as far as it has come, to the end."""
+
+    async def test() -> None:
+        cache, slow = started(directory), Slow()
+        first = cache.get("a", REPO, slow)
+        slow.write(b"a" * 500)
+        assert first is not None and await first.ready_beyond(0) == 500
+        second = cache.get("a", REPO, never)
+        assert second is not None and second.way == Way.JOINED and second.size is None
+        assert await second.ready_beyond(0) == 500
+        readers = [asyncio.create_task(read(each)) for each in (first, second)]
+        slow.write(b"b" * 500)
+        slow.write(b"0000")
+        slow.write(b"")
+        expected = b"a" * 500 + b"b" * 500 + b"0000"
+        assert await asyncio.gather(*readers) == [expected, expected]
+        assert slow.calls == 1
+        assert await kept(cache, "a") == ["a"]
+
+    in_loop(test)
+
+
+def test_a_guest_that_leaves_does_not_stop_it(directory: Path) -> None:
+    """Also when it is the first one, and the only one."""
+
+    async def test() -> None:
+        cache, slow = started(directory), Slow()
+        first = cache.get("a", REPO, slow)
+        slow.write(b"a" * 500)
+        assert first is not None and await first.ready_beyond(0) == 500
+        first.close()
+        slow.write(b"0000")
+        slow.write(b"")
+        assert await read(cache.get("a", REPO, never)) == b"a" * 500 + b"0000"
+
+    in_loop(test)
+
+
+@pytest.mark.parametrize("ending", ["it fails", "it stops short", "it says nothing"])
+def test_a_bad_answer_is_an_error_for_all_and_is_not_kept(directory: Path, ending: str) -> None:
+    """Whoever joined gets what there was and then an error, never an end; the next one starts anew."""
+
+    async def test() -> None:
+        cache, slow = started(directory), Slow()
+        answers = [cache.get("a", REPO, slow) for _ in range(3)]
+        if ending != "it says nothing":
+            slow.write(b"a" * 700)
+        slow.fail() if ending == "it fails" else slow.write(b"")
+        for answer in answers:
+            with pytest.raises(AnswerFailed):
+                await read(answer)
+        assert not list(directory.iterdir())
+        assert cache.bytes == 0
+        assert await read(cache.get("a", REPO, producing(body(100)))) == body(100)
+
+    in_loop(test)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "grown", "removed", "all removed"])
+def test_a_file_that_somebody_touched_is_a_miss(directory: Path, harm: str) -> None:
+    """Not a broken guest: the answer is made again, and nothing is counted twice."""
+
+    async def test() -> None:
+        cache = started(directory)
+        await fill(cache, "a", "b")
+        [path] = [each for each in directory.iterdir() if each.read_bytes().startswith(b"a")]
+        if harm == "truncated":
+            os.truncate(path, 999)
+        elif harm == "grown":
+            path.write_bytes(path.read_bytes() + b"x")
+        else:
+            for each in directory.iterdir() if harm == "all removed" else [path]:
+                each.unlink()
+        answer = cache.get("a", REPO, producing(body(1000, b"A")))
+        assert answer is not None and answer.way == Way.MISS
+        assert await read(answer) == body(1000, b"A")
+        assert await read(cache.get("a", REPO, never)) == body(1000, b"A")
+        assert cache.bytes == 2000
+
+    in_loop(test)
+
+
+def test_the_budget_pushes_out_what_was_not_used_for_longest(directory: Path) -> None:
+    """Least recently used first, as many as it takes, and never more than the budget."""
+
+    async def test() -> None:
+        cache = started(directory, budget=4000)
+        await fill(cache, "a", "b", "c", "d")
+        assert await kept(cache, "a") == ["a"]
+        await fill(cache, "e", size=1500)
+        assert cache.bytes <= 4000
+        assert [each.name.partition("-")[2] for each in sorted(directory.iterdir())] == ["a", "d", "e"]
+        await fill(cache, "f", size=1800)
+        assert await kept(cache, "e", "f") == ["e", "f"]
+        assert cache.bytes == 3300 == sum(each.stat().st_size for each in directory.iterdir())
+
+    in_loop(test)
+
+
+def test_an_answer_larger_than_half_the_budget_is_sent_and_not_kept(directory: Path) -> None:
+    """One clone does not cost all the others their answers."""
+
+    async def test() -> None:
+        cache = started(directory, budget=4000)
+        await fill(cache, "a")
+        assert await read(cache.get("b", REPO, producing(body(2001)))) == body(2001)
+        assert cache.bytes == 1000
+        assert await kept(cache, "a") == ["a"]
+        assert len(list(directory.iterdir())) == 1
+
+    in_loop(test)
+
+
+def test_what_is_pushed_out_is_still_sent_to_its_end(directory: Path) -> None:
+    """An open answer outlives its file."""
+
+    async def test() -> None:
+        cache = started(directory, budget=4000)
+        await fill(cache, "a")
+        answer = cache.get("a", REPO, never)
+        cache.evict(REPO)
+        assert not list(directory.iterdir())
+        assert await read(answer) == body(1000, b"a")
+
+    in_loop(test)
+
+
+def test_warmed_answers_are_not_pushed_out_by_guests(directory: Path) -> None:
+    """Whether they were made for warming, were there already, or were being made; until the tip moves on."""
+
+    async def test() -> None:
+        cache, slow = started(directory, budget=4000), Slow()
+        await fill(cache, "warm", pinned=True)
+        await fill(cache, "guest's")
+        cache.get("guest's", REPO, never, pinned=True).close()  # type: ignore[union-attr]
+        first = cache.get("joined", REPO, slow)
+        cache.get("joined", REPO, never, pinned=True).close()  # type: ignore[union-attr]
+        slow.write(body(1000, b"j"))
+        slow.write(b"")
+        await read(first)
+        await fill(cache, *"0123456789")
+        assert await kept(cache, "warm", "guest's", "joined") == ["warm", "guest's", "joined"]
+        assert cache.bytes <= 4000
+        cache.unpin(OTHER)
+        await fill(cache, *"0123456789")
+        assert await kept(cache, "warm", "guest's", "joined") == ["warm", "guest's", "joined"]
+        cache.unpin(REPO)
+        await fill(cache, *"0123456789")
+        assert await kept(cache, "warm", "guest's", "joined") == []
+
+    in_loop(test)
+
+
+def test_an_answer_that_outlasts_its_tip_is_not_pinned(directory: Path) -> None:
+    """The tip moved while it was being made: it is as any other then."""
+
+    async def test() -> None:
+        cache, slow = started(directory, budget=4000), Slow()
+        answer = cache.get("late", REPO, slow, pinned=True)
+        cache.unpin(REPO)
+        slow.write(body(1000, b"l"))
+        slow.write(b"")
+        await read(answer)
+        await fill(cache, *"0123456789")
+        assert await kept(cache, "late") == []
+
+    in_loop(test)
+
+
+def test_warming_is_not_counted(directory: Path) -> None:
+    """Hits and misses are what guests had."""
+
+    async def test() -> None:
+        cache = started(directory)
+        await fill(cache, "a", pinned=True)
+        await fill(cache, "a", pinned=True)
+        assert set(cache.counts.values()) == {0}
+
+    in_loop(test)
+
+
+def test_warming_that_is_given_up_ends_unless_somebody_reads(directory: Path) -> None:
+    """With nobody else, the making is ended and leaves nothing; with a guest it goes on."""
+
+    async def test() -> None:
+        cache, alone, shared = started(directory), Slow(), Slow()
+        warming = cache.get("alone", REPO, alone, pinned=True)
+        alone.write(b"a" * 10)
+        assert warming is not None and await warming.ready_beyond(0) == 10
+        cache.give_up(warming)
+        again = cache.get("alone", REPO, producing(body(100)))
+        assert again is not None and again.way == Way.MISS, "nobody joins what is being ended"
+        assert await read(again) == body(100)
+        assert alone.cancelled
+        warming = cache.get("shared", REPO, shared, pinned=True)
+        guest = cache.get("shared", REPO, never)
+        assert warming is not None
+        cache.give_up(warming)
+        shared.write(body(50))
+        shared.write(b"")
+        assert await read(guest) == body(50)
+        assert not shared.cancelled
+        assert len(list(directory.iterdir())) == 2
+
+    in_loop(test)
+
+
+def test_evicting_a_repository_leaves_the_others(directory: Path) -> None:
+    """What is kept goes at once; what is being made goes to who waits for it, and is not kept."""
+
+    async def test() -> None:
+        cache, slow = started(directory), Slow()
+        await fill(cache, "a", pinned=True)
+        await fill(cache, "b", repo=OTHER)
+        growing = cache.get("c", REPO, slow)
+        cache.evict(REPO)
+        slow.write(body(100))
+        slow.write(b"")
+        assert await read(growing) == body(100)
+        assert cache.bytes == 1000
+        assert len(list(directory.iterdir())) == 1
+        assert await kept(cache, "a", "c", "b") == ["b"]
+
+    in_loop(test)
+
+
+def test_a_low_disk_frees_what_it_can_and_then_makes_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Least recently used first; with nothing left to free, answers go straight to the guest. Hits stay hits."""
+
+    async def test() -> None:
+        cache = started(directory)
+        await fill(cache, "a", "b", "c")
+        await fill(cache, "warm", pinned=True)
+
+        def is_low() -> bool:
+            return len(list(directory.iterdir())) > 2
+
+        monkeypatch.setattr(cache, "disk_is_low", is_low)
+        await fill(cache, "d")
+        assert await kept(cache, "warm", "d") == ["warm", "d"]
+        assert cache.bytes == 2000
+        monkeypatch.setattr(cache, "disk_is_low", lambda: True)
+        assert cache.get("e", REPO, never) is None
+        assert cache.bytes == 1000
+        assert await read(cache.get("warm", REPO, never)) == body(1000, b"w")
+
+    in_loop(test)
+
+
+def test_the_disk_is_low_below_a_bound_or_when_it_is_gone(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the free bytes of the cache's own file system."""
+    cache = started(directory)
+    monkeypatch.setattr(responses, "LOW_DISK", 0)
+    assert not cache.disk_is_low()
+    monkeypatch.setattr(responses, "LOW_DISK", 2**62)
+    assert cache.disk_is_low()
+    monkeypatch.setattr(responses, "LOW_DISK", 0)
+    directory.rmdir()
+    assert cache.disk_is_low()
+
+
+def test_it_starts_empty(directory: Path) -> None:
+    """What an earlier serve left is not known to be whole."""
+
+    async def test() -> None:
+        directory.mkdir()
+        (directory / "1-a").write_bytes(b"half")
+        (directory / "old").mkdir()
+        cache = started(directory)
+        assert not list(directory.iterdir())
+        assert await kept(cache, "a") == []
+
+    in_loop(test)
+
+
+def test_stopping_ends_what_is_being_made(directory: Path) -> None:
+    """And tells who waits."""
+
+    async def test() -> None:
+        cache, slow = started(directory), Slow()
+        answer = cache.get("a", REPO, slow)
+        slow.write(b"some")
+        assert answer is not None and await answer.ready_beyond(0) == 4
+        await cache.stop()
+        assert slow.cancelled
+        with pytest.raises(AnswerFailed):
+            await read(answer)
+        assert not list(directory.iterdir())
+
+    in_loop(test)
+
+
+def test_no_descriptor_is_left_open(directory: Path) -> None:
+    """Hits, joins, misses, failures and evictions give all of them back."""
+
+    async def test() -> None:
+        cache, slow = started(directory), Slow()
+        await fill(cache, "warm up")
+        before = len(os.listdir("/proc/self/fd"))
+        await fill(cache, "a", "a", "b")
+        answers = [cache.get("c", REPO, slow) for _ in range(5)]
+        slow.fail()
+        for answer in answers:
+            with pytest.raises(AnswerFailed):
+                await read(answer)
+        cache.evict(REPO)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    in_loop(test)

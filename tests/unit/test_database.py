@@ -1,0 +1,235 @@
+"""The SQLite file: migrated by whoever comes first, written whole or not at all, and never another than it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from appliance.core.store import database as database_module
+from appliance.core.store.database import Database, StoreError, rows
+from appliance.core.store.migrations import MIGRATIONS
+from tests.support.serve import ROOT
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the database is."""
+    return tmp_path / "gitmirror.db"
+
+
+def add_row(database: Database, name: str) -> None:
+    with database.writing() as connection:
+        connection.execute(
+            "INSERT INTO refreshes (repo, started_at, duration, result, moved) VALUES (?, 0, 0, '', '')", [name]
+        )
+
+
+def names(database: Database) -> list[str]:
+    with database.reading() as connection:
+        return [row["repo"] for row in rows(connection, "SELECT repo FROM refreshes ORDER BY id")]
+
+
+def test_a_fresh_file_has_every_migration_and_writes_ahead(path: Path) -> None:
+    """Readers never wait for a writer, and what was committed survives a power cut."""
+    database = Database(path)
+    with database.reading() as connection:
+        applied = {row["name"] for row in rows(connection, "SELECT name FROM _sqlite_migrations")}
+        [mode] = rows(connection, "PRAGMA journal_mode")
+        [synchronous] = rows(connection, "PRAGMA synchronous")
+        [keys] = rows(connection, "PRAGMA foreign_keys")
+    assert applied == MIGRATIONS.names
+    assert (mode["journal_mode"], synchronous["synchronous"], keys["foreign_keys"]) == ("wal", 2, 1)
+
+
+def test_migrations_are_numbered_in_order() -> None:
+    """The order in which they are written is the order in which they are applied."""
+    found = sorted(MIGRATIONS.names)
+    assert [name[:4] for name in found] == [f"{number:04d}" for number in range(1, len(found) + 1)]
+
+
+def test_opening_again_changes_nothing(path: Path) -> None:
+    """And keeps what is there."""
+    first = Database(path)
+    add_row(first, "o/r")
+    first.close()
+    assert names(Database(path)) == ["o/r"]
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from appliance.core.store.database import Database
+print("ready", flush=True)
+sys.stdin.readline()
+Database(Path(sys.argv[1])).close()
+"""
+
+
+def test_several_processes_may_open_a_fresh_file_at_once(path: Path) -> None:
+    """sqlite-utils applies migrations without a lock: of three processes two failed."""
+    openers = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN, str(path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        )
+        for _ in range(4)
+    ]  # fmt: skip
+    for opener in openers:
+        assert opener.stdout
+        assert opener.stdout.readline() == "ready\n"
+    for opener in openers:
+        assert opener.stdin
+        opener.stdin.write("go\n")
+        opener.stdin.flush()
+    assert [opener.communicate(timeout=60)[1] for opener in openers] == 4 * [""]
+    assert [opener.returncode for opener in openers] == 4 * [0]
+
+
+def test_a_file_of_a_newer_version_is_not_opened(path: Path) -> None:
+    """This version would misread it; the hint says what to do."""
+    database = Database(path)
+    with database.writing() as connection:
+        connection.execute(
+            "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES ('gitmirror', '9999_future', '')"
+        )
+    database.close()
+    with pytest.raises(StoreError, match="written by a newer gitmirror") as caught:
+        Database(path)
+    assert caught.value.hint
+
+
+def test_a_failed_write_leaves_nothing(path: Path) -> None:
+    """Whatever was raised, and the connection goes on working."""
+    database = Database(path)
+    with pytest.raises(ZeroDivisionError), database.writing() as connection:
+        connection.execute(
+            "INSERT INTO refreshes (repo, started_at, duration, result, moved) VALUES ('x', 0, 0, '', '')"
+        )
+        raise ZeroDivisionError
+    with pytest.raises(StoreError, match="no such table"), database.writing() as connection:
+        connection.execute(
+            "INSERT INTO refreshes (repo, started_at, duration, result, moved) VALUES ('x', 0, 0, '', '')"
+        )
+        connection.execute("INSERT INTO nonsense VALUES (1)")
+    add_row(database, "o/r")
+    assert names(database) == ["o/r"]
+
+
+def test_a_missing_file_is_made_only_when_that_was_asked_for(path: Path) -> None:
+    """An empty registry in place of a lost one would stop serving everything without a word."""
+    with pytest.raises(StoreError, match="is missing") as caught:
+        Database(path, create=False)
+    assert "backup" in caught.value.hint
+    assert not path.exists()
+
+
+def test_a_directory_in_its_place_is_an_error(path: Path) -> None:
+    """When opening and later."""
+    path.mkdir()
+    for create in (True, False):
+        with pytest.raises(StoreError, match="is not a file"):
+            Database(path, create=create)
+
+
+def test_a_file_that_is_no_database_is_an_error_in_words(path: Path) -> None:
+    """With a hint; sqlite3's own exception never comes out."""
+    path.write_bytes(b"nonsense" * 1000)
+    with pytest.raises(StoreError, match="file is not a database") as caught:
+        Database(path)
+    assert caught.value.hint
+
+
+def test_a_file_removed_while_open_is_noticed(path: Path) -> None:
+    """SQLite goes on writing to it, and what it writes is lost."""
+    database = Database(path)
+    path.unlink()
+    for _ in range(2):
+        with pytest.raises(StoreError, match="is missing"):
+            add_row(database, "lost")
+    with pytest.raises(StoreError, match="is missing"), database.reading():
+        pass
+    assert not path.exists()
+
+
+def test_a_file_replaced_while_open_is_the_one_that_is_used_from_then_on(path: Path, tmp_path: Path) -> None:
+    """A backup that was put back, or a directory and then the file again: no restart is needed."""
+    database = Database(path)
+    add_row(database, "first")
+    with database.writing() as connection:
+        connection.execute("SELECT 1")
+    other = tmp_path / "other.db"
+    with sqlite3.connect(path) as source, sqlite3.connect(other) as target:
+        source.backup(target)
+    source.close()
+    target.close()
+    add_row(database, "not in the backup")
+    for left in (path, *path.parent.glob("gitmirror.db-*")):
+        left.unlink(missing_ok=True)
+    path.mkdir()
+    with pytest.raises(StoreError, match="is not a file"):
+        names(database)
+    path.rmdir()
+    shutil.copy(other, path)
+    assert names(database) == ["first"]
+    add_row(database, "second")
+    assert names(Database(path)) == ["first", "second"]
+
+
+def test_a_reader_does_not_wait_for_a_writer_of_another_process(path: Path) -> None:
+    """Status and lists work while a push holds the log."""
+    database, other = Database(path), sqlite3.connect(path, isolation_level=None)
+    add_row(database, "o/r")
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("DELETE FROM refreshes")
+    assert names(database) == ["o/r"]
+    other.execute("ROLLBACK")
+    other.close()
+
+
+def test_a_writer_waits_for_its_turn(path: Path) -> None:
+    """Another process that holds the file for a moment is no error."""
+    database, other = Database(path), sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    waiting = threading.Event()
+
+    def release() -> None:
+        waiting.wait(10)
+        other.execute("COMMIT")
+
+    thread = threading.Thread(target=release)
+    thread.start()
+    threading.Timer(0.1, waiting.set).start()
+    add_row(database, "o/r")
+    assert waiting.is_set()
+    thread.join()
+    other.close()
+    assert names(database) == ["o/r"]
+
+
+def test_a_writer_that_waited_long_enough_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In words, with a hint."""
+    monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
+    database, other = Database(path), sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="database is locked"):
+        add_row(database, "o/r")
+    other.close()
+    add_row(database, "o/r")
+    assert names(database) == ["o/r"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes every file")
+def test_a_file_that_may_not_be_written_is_an_error_in_words(path: Path) -> None:
+    """With what to check."""
+    Database(path).close()
+    path.chmod(0o400)
+    with pytest.raises(StoreError) as caught:
+        add_row(Database(path), "x")
+    assert "writable" in caught.value.hint
