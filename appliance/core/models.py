@@ -185,6 +185,10 @@ class Turn:
     bytes: int
 
 
+class PushFault(Exception):
+    """A push is not what a push must be; the text says how, for the guest and the log."""
+
+
 @dataclass(frozen=True)
 class RefCommand:
     """One line of a push: `ref` from `old` to `new`, object ids; zeros mean that there is none."""

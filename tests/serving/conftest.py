@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from appliance.core.control import call
+from appliance.core.layout import Layout
+from appliance.core.rooms import open_stores
 from tests.conftest import WIDGETS, ServeFactory
 from tests.support.generate import add_commit, copy_repository
 from tests.support.gitutil import clean_env, commit_files, fsck, git, refs, run_process, wait_until
@@ -124,8 +127,12 @@ def own_node(serve_factory: ServeFactory, upstream: HttpUpstream) -> Node:
 
 
 def audit(serve: Serve) -> list[dict[str, Any]]:
-    """Every attempted ref, newest first."""
-    return list(serve.cli_json("audit", "--limit", "100000"))
+    """Every attempted ref, newest first, as `audit --json` tells it; without its process, since this is polled."""
+    stores = open_stores(Layout(serve.state), create=False)
+    try:
+        return stores.audit.entries()
+    finally:
+        stores.database.close()
 
 
 def entry_of(serve: Serve, ref: str) -> dict[str, Any]:
@@ -139,7 +146,7 @@ def wait_settled(serve: Serve, *, timeout: float = 20.0) -> list[dict[str, Any]]
     """Wait until no guest is connected and no attempt is open; return the whole log."""
 
     def look() -> list[dict[str, Any]] | None:
-        if serve.cli_json("status")["clients"]:
+        if serve.running and clients(serve):
             return None
         entries = audit(serve)
         return None if any(entry["outcome"] == "pending" for entry in entries) else entries or [{}]
@@ -253,8 +260,8 @@ def close_all(socks: Sequence[socket.socket]) -> None:
 
 
 def clients(serve: Serve) -> int:
-    """Connections that `status` counts."""
-    return int(serve.cli_json("status")["clients"])
+    """Connections that `status` counts. Asks the control socket itself: this is polled."""
+    return int(call(Layout(serve.state), "status")["clients"])
 
 
 def seconds_of(work: Callable[[], object]) -> float:

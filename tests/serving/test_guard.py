@@ -254,8 +254,8 @@ def test_one_ref_twice_in_a_push_is_refused(node: Node) -> None:
 def test_a_delete_by_hand_is_refused(node: Node) -> None:
     """The raw form: a new id of zeros and no pack, alone and beside a good ref."""
     push(node.serve, (ZERO, node.tip, "refs/agents/kept-forever"))
-    for beside in ([], [(ZERO, node.tip, "refs/agents/beside")]):
-        answer = push(node.serve, (node.tip, ZERO, "refs/agents/kept-forever"), *beside, pack=b"")
+    for beside, pack in (([], b""), ([(ZERO, node.tip, "refs/agents/beside")], EMPTY_PACK)):
+        answer = push(node.serve, (node.tip, ZERO, "refs/agents/kept-forever"), *beside, pack=pack)
         assert answer.report["refs/agents/kept-forever"] == "recorded sessions cannot be deleted"
     assert git("rev-parse", "refs/agents/kept-forever", cwd=node.mirror) == node.tip
     assert "refs/agents/beside" not in refs(node.mirror)

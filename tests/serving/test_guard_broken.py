@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +13,8 @@ import pytest
 
 from tests.conftest import WIDGETS
 from tests.serving.conftest import Node, assert_log_is_true, audit, entry_of, make_turn
-from tests.support.gitutil import clean_env, git, git_result, refs, remote_refs, run_process, wait_until
-from tests.support.pkt import EMPTY_PACK, ZERO, PushConnection, pkt, push_bytes, raw_push
+from tests.support.gitutil import git, git_result, refs, wait_until
+from tests.support.pkt import ZERO, PushConnection, push_bytes
 from tests.support.serve import Serve
 
 # The database
@@ -84,9 +86,6 @@ def test_a_database_that_is_busy_for_a_moment_stops_nobody(own_node: Node, tmp_p
         "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN IMMEDIATE');"
         "print('held', flush=True); sys.stdin.read()"
     )
-    import subprocess
-    import sys
-
     argv = [sys.executable, "-c", script, str(node.serve.state / "gitmirror.db")]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdin is not None
@@ -162,7 +161,12 @@ def journal_gone(hooks: Path) -> None:
     (hooks / "reference-transaction").unlink()
 
 
-TAMPERINGS = (not_executable, removed, emptied, replaced, rewritten, all_gone, program_gone, journal_gone)
+def turns_gone(hooks: Path) -> None:
+    """The hook that keeps every turn is missing."""
+    (hooks / "update").unlink()
+
+
+TAMPERINGS = (not_executable, removed, emptied, replaced, rewritten, all_gone, program_gone, journal_gone, turns_gone)
 
 
 @pytest.mark.parametrize("tamper", TAMPERINGS, ids=lambda tamper: tamper.__name__)
@@ -194,82 +198,3 @@ def test_a_hook_that_is_not_what_was_installed_turns_pushes_off(
     node.serve.restart()
     git("push", "--quiet", node.url, "HEAD:refs/agents/s1", cwd=guest)
     assert_log_is_true(node)
-
-
-# The hook by itself
-
-
-def push_past_the_relay(node: Node, ref: str, **environment: str | None) -> str:
-    """Push with git daemon itself, configured as `serve` does it; return all that it says."""
-    env = clean_env(
-        node.serve.home,
-        GIT_CONFIG_GLOBAL=str(node.serve.state / "run" / "serving.config"),
-        **{"GITMIRROR_PUSH": "test", "GITMIRROR_JOURNAL": os.devnull, **environment},
-    )
-    daemon = f"{git('--exec-path')}/git-daemon"
-    argv = [daemon, "--inetd", "--export-all", "--strict-paths", "--enable=receive-pack", str(node.mirror)]
-    data = pkt(f"git-receive-pack {node.mirror}\0") + push_bytes([(ZERO, node.tip, ref)], EMPTY_PACK)
-    return run_process(argv, cwd=Path("/"), env=env, input=data).stdout.decode(errors="replace")
-
-
-def test_the_hook_alone_allows_what_is_allowed(own_node: Node) -> None:
-    """What follows proves something only when a push past the relay does work."""
-    assert "ok refs/agents/alone" in push_past_the_relay(own_node, "refs/agents/alone")
-    assert git("rev-parse", "refs/agents/alone", cwd=own_node.mirror) == own_node.tip
-
-
-@pytest.mark.parametrize(
-    "ref", ["refs/heads/x", "refs/tags/x", "refs/agents/a/b", "refs/agentsx/y", "refs/gitmirror/anchors/x"]
-)
-def test_the_hook_alone_refuses_every_other_ref(own_node: Node, ref: str) -> None:
-    """The second guard does not trust the first."""
-    before = refs(own_node.mirror)
-    said = push_past_the_relay(own_node, ref)
-    assert f"ng {ref} " in said
-    assert refs(own_node.mirror) == before
-
-
-def test_the_hook_alone_refuses_a_push_that_is_in_no_log(own_node: Node) -> None:
-    """A receive-pack that `serve` did not start writes nothing."""
-    before = refs(own_node.mirror)
-    for missing in (None, ""):
-        said = push_past_the_relay(own_node, "refs/agents/s1", GITMIRROR_PUSH=missing)
-        assert "gitmirror: refused: this push did not come through gitmirror and is in no log" in said
-        assert "ng refs/agents/s1 pre-receive hook declined" in said
-    assert refs(own_node.mirror) == before
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "def review(", "raise SystemExit(0)", "def review(commands): return {}", "import os; os._exit(3)", None],
-    ids=["empty", "no syntax", "exits", "says yes without its constants", "leaves", "missing"],
-)
-def test_the_hook_alone_fails_closed(own_node: Node, text: str | None) -> None:
-    """A policy that is broken in whatever way refuses everything, also what is allowed."""
-    policy = own_node.serve.state / "run" / "hooks" / "policy.py"
-    policy.unlink()
-    if text is not None:
-        policy.write_text(text)
-    before = refs(own_node.mirror)
-    for ref in ("refs/heads/x", "refs/agents/s1"):
-        assert f"ng {ref} pre-receive hook declined" in push_past_the_relay(own_node, ref)
-    assert refs(own_node.mirror) == before
-
-
-def test_a_python_of_the_guests_making_is_not_run(own_node: Node, tmp_path: Path) -> None:
-    """Modules and start-up files of the environment do not reach the hook: it runs isolated."""
-    (tmp_path / "policy.py").write_text("def review(commands): return {}\nMOST_REFS = 16\nALLOWED = ''\n")
-    (tmp_path / "re.py").write_text("raise SystemExit(0)\n")
-    (tmp_path / "sitecustomize.py").write_text("import os; os._exit(0)\n")
-    said = push_past_the_relay(
-        own_node, "refs/heads/x", PYTHONPATH=str(tmp_path), PYTHONSTARTUP=str(tmp_path / "re.py"), PYTHONHOME=None
-    )
-    assert "ng refs/heads/x pre-receive hook declined" in said
-
-
-def test_raw_pushes_go_on_when_one_fails(own_node: Node) -> None:
-    """A guard that was asked and said no is still proved: the next push is taken."""
-    node = own_node
-    assert not raw_push(*node.serve.git_address, f"/{WIDGETS}", [(ZERO, node.tip, "refs/heads/x")]).accepted
-    assert raw_push(*node.serve.git_address, f"/{WIDGETS}", [(ZERO, node.tip, "refs/agents/s1")]).accepted
-    assert remote_refs(node.url)["refs/agents/s1"] == node.tip

@@ -14,7 +14,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
-from appliance.core.models import ZERO_OID, Recorded, RefChange, RefCommand, Repo, Ruling
+from appliance.core.models import ZERO_OID, PushFault, Recorded, RefChange, RefCommand, Repo, Ruling
 from appliance.core.recording.guard import Guard
 from appliance.core.recording.limits import Quota
 from appliance.core.recording.policy import ALLOWED, MOST_REFS, review, session_of
@@ -94,13 +94,14 @@ class PushDesk:
         client: str,
         commands: Sequence[RefCommand],
         total: int,
-        objects: int,
+        count_objects: Callable[[], Awaitable[int]],
         fault: str | None = None,
     ) -> Ruling:
         """Decides, and logs the attempt before anything of the push is let through.
 
-        `total` is how many refs the guest sent, of which `commands` may be only the first; `objects` is what its pack
-        says it holds; `fault` says why the request is malformed. Never raises: what cannot be logged is refused.
+        `total` is how many refs the guest sent, of which `commands` may be only the first; `fault` says why the
+        request is malformed. `count_objects` reads how many objects its pack says it holds, or raises PushFault; it is
+        called only when nothing else speaks against the push. Never raises else: what cannot be logged is refused.
         """
         refused = review([(command.old, command.new, command.ref) for command in commands])
         if total > len(commands):
@@ -112,8 +113,10 @@ class PushDesk:
         if not refused:
             try:
                 self._guard.check()
-                if limit := await self._over_limit(repo, commands, objects):
+                if limit := await self._over_limit(repo, commands, await count_objects()):
                     refused = {command.ref: limit for command in commands}
+            except PushFault as fault_of_pack:
+                refused = {command.ref: str(fault_of_pack) for command in commands}
             except GitmirrorError as error:
                 off = error
                 refused = {command.ref: error.message for command in commands}

@@ -100,11 +100,6 @@ class PushRequest:
         except PacketError as error:
             self.break_off(str(error))
 
-    @property
-    def only_deletes(self) -> bool:
-        """Whether no pack follows: git sends none when it only deletes."""
-        return all(not command.new.strip("0") for command in self.commands)
-
     def more(self, data: bytes) -> None:
         """Takes bytes behind the flush."""
         self._splitter.append(data)

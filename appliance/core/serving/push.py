@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import logging
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from appliance.core.models import RefCommand, Repo, Ruling
+from appliance.core.models import PushFault, RefCommand, Repo, Ruling
 from appliance.core.processes import Child
 from appliance.core.serving.pktline import PacketError
 from appliance.core.serving.protocol import PushRequest, ReportReader, refusal_report
@@ -68,7 +68,7 @@ class Desk(Protocol):
         client: str,
         commands: Sequence[RefCommand],
         total: int,
-        objects: int,
+        count_objects: Callable[[], Awaitable[int]],
         fault: str | None = None,
     ) -> Ruling:
         """Decides and logs the attempt."""
@@ -145,9 +145,12 @@ class PushRelay:
             await advertisement
             await self._guest.end()
             return
-        objects = 0 if request.fault or request.only_deletes else await self._read_pack_head(request)
+
+        async def count_objects() -> int:
+            return await self._read_pack_head(request)
+
         ruling = await self._desk.rule(
-            self._push, self._repo, self._client, request.commands, request.total, objects, request.fault
+            self._push, self._repo, self._client, request.commands, request.total, count_objects, request.fault
         )
         if ruling.accepted:
             await end_tasks(advertisement)
@@ -184,7 +187,7 @@ class PushRelay:
         return request
 
     async def _read_pack_head(self, request: PushRequest) -> int:
-        """How many objects the pack says it holds. A push that ends before it says so has a fault."""
+        """How many objects the pack says it holds. Raises PushFault when it does not come so far."""
         while len(request.rest) < PACK_HEAD:
             try:
                 data = await self._guest.receive()
@@ -192,13 +195,11 @@ class PushRelay:
                 data = b""
             self._activity.touch()
             if not data:
-                request.fault = "the push ended before its pack began"
-                return 0
+                raise PushFault("the push ended before its pack began")
             request.more(data)
         magic, version, objects = struct.unpack(">4sLL", request.rest[:PACK_HEAD])
         if magic != b"PACK" or version not in (2, 3):
-            request.fault = "what follows the refs is no pack"
-            return 0
+            raise PushFault("what follows the refs is no pack")
         return int(objects)
 
     async def _let_through(self, request: PushRequest, ruling: Ruling) -> None:
