@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from typing import IO, Any
 from appliance.core.errors import GitmirrorError
 
 log = logging.getLogger(__name__)
+
+_RECORD = re.compile(r"[0-9]+\.[0-9]+")
 
 TERM_GRACE = 3.0
 """Seconds between SIGTERM and SIGKILL to a group."""
@@ -179,9 +182,10 @@ def end_survivors(directory: Path, lock: Path, *, deadline: float = 10.0) -> int
     recorded, or one that left its group). Raises LockHeld when somebody keeps the lock all the same.
     """
     ended = 0
-    for record in sorted(directory.glob("*.*")):
+    for record in sorted(path for path in directory.glob("*") if _RECORD.fullmatch(path.name)):
         pid, started = (int(part) for part in record.name.split("."))
-        if started and start_time(pid) == started:
+        # The lock too: start times count from the boot, so after another boot both numbers may be a stranger's.
+        if started and start_time(pid) == started and _has_open(pid, lock):
             ended += _end_group(pid)
         else:
             ended += _end_members(pid, lock)

@@ -121,8 +121,7 @@ def test_prune_leaves_what_is_ours(lab: Lab, widgets_bare: Path) -> None:
     for name in ours:
         git("update-ref", name, tip, cwd=mirror)
     add_commit(widgets_bare, "main", {"x": "1\n"})
-    facts = lab.refresh(repo)
-    assert facts.sessions == 1
+    lab.refresh(repo)
     assert ours.items() <= refs(mirror).items()
     for name in followed(widgets_bare):
         git("update-ref", "-d", name, cwd=widgets_bare)

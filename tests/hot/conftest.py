@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -211,6 +212,33 @@ def gated(serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path) -
     yield make
     for gate in gates:
         gate.open()
+
+
+@pytest.fixture(scope="session")
+def _shared_gate(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iterator[GatedNode]:
+    base = tmp_path_factory.mktemp("gated")
+    gate = Gate(base / "gate")
+    with HttpUpstream(base / "upstream") as upstream:
+        upstream.add(WIDGETS, generated_bare)
+        with Serve(base / "state", repos=[upstream.url(WIDGETS)], refresh=SETTLED, env=gate.env).start() as serve:
+            serve.wait_for_repo(WIDGETS)
+            wait_warm(serve)
+            yield GatedNode(serve, upstream, gate)
+
+
+@pytest.fixture
+def gated_node(_shared_gate: GatedNode) -> Iterator[GatedNode]:
+    """A node behind a gate that tests share; each is left with an open gate. For cold answers see `a_cold_shape`."""
+    yield _shared_gate
+    _shared_gate.gate.open()
+
+
+_depths = itertools.count(1001)
+
+
+def a_cold_shape() -> str:
+    """An option of clone that nobody used before: the depth is part of the key, and reaches past every commit."""
+    return f"--depth={next(_depths)}"
 
 
 def guest_env(home: Path) -> dict[str, str]:

@@ -46,7 +46,7 @@ class Refreshes:
                 await asyncio.sleep(0.005)
             if name in self.broken:
                 raise self.broken[name]
-            return MirrorFacts("a" * 40, self.head, 1, 0, 100, self.moved)
+            return MirrorFacts("a" * 40, self.head, refs=1, size=100, moved=self.moved)
         finally:
             self.running.discard(name)
 
