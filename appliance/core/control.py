@@ -80,11 +80,13 @@ class ControlServer:
             request = json.loads(await reader.readline() or b"{}")
             work = asyncio.create_task(self._answer(request, writer))
             gone = asyncio.create_task(reader.read(1))
-            # A command that was interrupted is not gone on with: nobody waits for it any more.
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            for each in (work, gone):
-                each.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            try:
+                # A command that was interrupted is not gone on with: nobody waits for it any more.
+                await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for each in (work, gone):
+                    each.cancel()
+                await asyncio.gather(work, gone, return_exceptions=True)
             await writer.drain()
         except (OSError, ValueError) as error:
             log.debug("a control connection ended: %s", error)
@@ -162,4 +164,7 @@ def call(layout: Layout, command: str, *, on_progress: Tell | None = None, **arg
                 f"serve (process {owner.pid}) does not answer on {owner.control}: {error.strerror}",
                 hint="it may be starting or stopping; its control socket is for its user and group only",
             ) from None
+        except ValueError:
+            # Half a line: serve was killed while it wrote.
+            pass
     raise NotServing(f"serve (process {owner.pid}) ended before it answered", hint="see its log")

@@ -138,7 +138,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory, node: Node) -> Iterator[GitD
 
 
 class Gate:
-    """A `git` in front of the real one. It notes each upload-pack, and stops packs midway while it is closed."""
+    """A `git` in front of the real one. It notes who answers a fetch, and stops packs midway while it is closed."""
 
     def __init__(self, directory: Path) -> None:
         self.bin = directory / "bin"
@@ -146,10 +146,16 @@ class Gate:
         self._closed, self._log = directory / "closed", directory / "log"
         self._log.touch()
         real = shutil.which("git")
+        self._packing = directory / "packing"
+        self._packing.mkdir()
         hook = directory / "pack-objects"
-        # A pack stops after its first 20,000 bytes, with a living upload-pack that has already sent them on.
+        # A pack stops after its first 20,000 bytes, with a living upload-pack that has already sent them on. It waits
+        # for the very file that it found, so that another one can hold up those that come later.
         hook.write_text(
-            f'#!/bin/sh\n"$@" | {{ head -c 20000; while [ -e {self._closed} ]; do sleep 0.02; done; cat; }}\n'
+            "#!/bin/sh\n"
+            f"gate=$(cat {self._closed} 2>/dev/null)\n"
+            f"touch {self._packing}/$PPID\n"
+            '"$@" | { head -c 20000; while [ -n "$gate" ] && [ -e "$gate" ]; do sleep 0.02; done; cat; }\n'
         )
         (self.bin / "git").write_text(
             "#!/bin/sh\n"
@@ -170,14 +176,25 @@ class Gate:
 
     def close(self) -> None:
         """From now on packs stop midway."""
-        self._closed.touch()
+        holding = self.bin.parent / "holding"
+        holding.touch()
+        self._closed.write_text(str(holding))
+
+    def open_for_others(self) -> None:
+        """Who comes from now on is not stopped; who stands stays where it is."""
+        self._closed.unlink()
 
     def open(self) -> None:
         """All go on."""
         self._closed.unlink(missing_ok=True)
+        (self.bin.parent / "holding").unlink(missing_ok=True)
+
+    def packing(self) -> set[int]:
+        """The pids of all upload-packs so far that had a pack made."""
+        return {int(each.name) for each in self._packing.iterdir()}
 
     def started(self) -> list[int]:
-        """The pids of all upload-packs so far that answered a request, oldest first."""
+        """The pids of all upload-packs so far that answered a fetch, oldest first."""
         return [int(line.split()[0]) for line in self._log.read_text().splitlines()]
 
     def priorities(self) -> list[int]:

@@ -18,7 +18,6 @@ from tests.hot.conftest import (
     GatedNode,
     a_cold_shape,
     cache_of,
-    clients_of,
     guest_env,
     wait_warm,
 )
@@ -38,9 +37,12 @@ def start_guest(node: Node, path: Path, *options: str, http: bool = False) -> Gu
     return subprocess.Popen(argv, env=guest_env(path.parent), stderr=subprocess.PIPE, start_new_session=True)
 
 
-def start_guests(node: GatedNode, directory: Path, count: int) -> tuple[list[Guest], str]:
-    """So many guests, on both ports by turns, that wait for one answer which has stopped midway; and its shape."""
-    counting, shape, before = Counting(node.serve), a_cold_shape(), set(answers(node))
+def start_guests(node: GatedNode, directory: Path, count: int) -> tuple[list[Guest], str, int]:
+    """So many guests, on both ports by turns, that wait for one answer which has stopped midway.
+
+    Returns them, the shape they asked for, and the pid of the upload-pack.
+    """
+    counting, shape, before, packing = Counting(node.serve), a_cold_shape(), set(answers(node)), node.gate.packing()
     node.gate.close()
     guests = []
     for number in range(count):
@@ -50,7 +52,8 @@ def start_guests(node: GatedNode, directory: Path, count: int) -> tuple[list[Gue
     [growing] = set(answers(node)) - before
     wait_until(lambda: growing.stat().st_size >= 20_000, message="it has begun")
     assert [each.poll() for each in guests] == [None] * count
-    return guests, shape
+    [pid] = node.gate.packing() - packing
+    return guests, shape, pid
 
 
 def answers(node: Node) -> list[Path]:
@@ -73,24 +76,25 @@ def test_status_counts_every_way(gated_node: GatedNode, tmp_path: Path) -> None:
     node.serve.clone(tmp_path / "two", WIDGETS, shape, http=True)
     git("update-ref", "refs/remotes/origin/main", "HEAD~1", cwd=clone)
     git("fetch", "--quiet", "origin", "develop", cwd=clone)
-    guests, _ = start_guests(node, tmp_path, 2)
+    guests, _, _ = start_guests(node, tmp_path, 2)
     node.gate.open()
     assert [ends(each)[0] for each in guests] == [0, 0]
     after = node.serve.cli_json("status")["cache"]
     found = {way: after[way] - before[way] for way in ("hits", "misses", "joined", "direct")}
-    assert found == {"hits": 1, "misses": 2, "joined": 1, "direct": 1}
+    assert found.pop("direct") >= 1, "a negotiation may take more than one round"
+    assert found == {"hits": 1, "misses": 2, "joined": 1}
     assert after["bytes"] == sum(each.stat().st_size for each in answers(node))
 
 
 def test_many_guests_at_once_cost_one_upload_pack(gated_node: GatedNode, tmp_path: Path) -> None:
     """A burst on a cold shape, on both ports: git runs once, all are served."""
     node, shape = gated_node, a_cold_shape()
-    before, counting = len(node.gate.started()), Counting(node.serve)
+    before, counting = node.gate.packing(), Counting(node.serve)
     guests = [
         start_guest(node, tmp_path / f"clone{number}", "--bare", shape, http=number % 2 == 1) for number in range(16)
     ]
     assert [ends(each) for each in guests] == [(0, "")] * 16
-    assert len(node.gate.started()) == before + 1
+    assert len(node.gate.packing() - before) == 1
     assert counting.since()["misses"] == 1
     assert sum(counting.since().values()) == 16
 
@@ -101,11 +105,10 @@ def test_a_guest_that_is_killed_midway_does_not_hurt_the_others(
 ) -> None:
     """The first or another, by SIGKILL: the answer goes on, the others are whole, and it is kept."""
     node = gated_node
-    guests, shape = start_guests(node, tmp_path, 4)
+    guests, shape, _ = start_guests(node, tmp_path, 4)
     for number in victims:
         os.killpg(guests[number].pid, signal.SIGKILL)
         guests[number].communicate()
-    wait_until(lambda: clients_of(node.serve) <= 4 - len(victims), message="they are gone")
     node.gate.open()
     for number in {0, 1, 2, 3} - set(victims):
         assert ends(guests[number]) == (0, "")
@@ -138,8 +141,8 @@ def test_an_upload_pack_that_dies_midway_is_an_error_for_all(
     """Every guest that waits for it gets an error of git's, none a short clone; nothing is kept; the next is served."""
     node = gated_node
     kept = len(answers(node))
-    guests, shape = start_guests(node, tmp_path, 4)
-    how(node.gate.started()[-1])
+    guests, shape, pid = start_guests(node, tmp_path, 4)
+    how(pid)
     for number, guest in enumerate(guests):
         code, said = ends(guest)
         assert code == 128 and "fatal: " in said, said
@@ -275,8 +278,8 @@ def test_a_restart_begins_empty_and_is_warm_at_once(gated: GatedFactory, tmp_pat
 def test_packs_for_guests_are_made_for_speed_and_the_mirrors_are_not(gated_node: GatedNode, tmp_path: Path) -> None:
     """`pack.window=0` and light compression are what upload-pack sees, and neither refresh, repack nor the mirror."""
     node = gated_node
-    [guest, _], _ = start_guests(node, tmp_path, 2)
-    environment = Path(f"/proc/{node.gate.started()[-1]}/environ").read_bytes().split(b"\0")
+    [guest, _], _, pid = start_guests(node, tmp_path, 2)
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     node.gate.open()
     assert ends(guest)[0] == 0
     assert b"GIT_CONFIG_NOSYSTEM=1" in environment

@@ -17,6 +17,7 @@ from tests.serving.conftest import (
     BIG,
     SETTLED,
     assert_log_is_true,
+    audit,
     clients,
     connect,
     entry_of,
@@ -236,7 +237,7 @@ def test_sigterm_lets_a_running_push_finish(serve_factory: ServeFactory, upstrea
     data = push_bytes([(ZERO, turn.commit, "refs/agents/late")], turn.pack)
     with take_place(serve) as guest:
         guest.send(data[:100_000])
-        wait_until(lambda: entry_of(serve, "refs/agents/late"), message="the attempt is logged")
+        wait_until(lambda: audit(serve), message="the attempt is logged")
         serve.signal(signal.SIGTERM)
         wait_until(lambda: refuses(serve), message="nobody new is accepted")
         guest.send(data[100_000:])
@@ -263,7 +264,7 @@ def test_a_push_that_is_ended_at_the_end_has_an_outcome(serve_factory: ServeFact
     data = push_bytes([(ZERO, turn.commit, "refs/agents/cut")], turn.pack)
     with take_place(serve) as guest:
         guest.send(data[:100_000])
-        wait_until(lambda: entry_of(serve, "refs/agents/cut"), message="the attempt is logged")
+        wait_until(lambda: audit(serve), message="the attempt is logged")
         assert serve.terminate(timeout=15) == 0
     assert entry_of(serve, "refs/agents/cut")["outcome"] == "failed"
     assert "refs/agents/cut" not in refs(serve.mirror(WIDGETS))

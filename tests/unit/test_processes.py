@@ -111,7 +111,7 @@ def test_the_exit_code_is_told_to_all_who_wait(room: Path) -> None:
         impatient = asyncio.create_task(child.wait())
         await asyncio.sleep(0)
         impatient.cancel()
-        assert [await child.wait(), await child.wait(), await child.end()] == [7, 7, 7]
+        assert list(await asyncio.gather(child.wait(), child.wait())) == [7, 7]
         assert await child.wait() == await child.end() == 7
         assert records(room) == []
 
@@ -213,7 +213,9 @@ def test_a_lock_is_held_once_and_free_when_its_holder_closes_it(tmp_path: Path) 
 def test_only_an_inheritable_lock_outlives_its_taker_in_a_child(tmp_path: Path, inheritable: bool) -> None:
     """That is what tells the next owner that a child is left."""
     lock = take_lock(tmp_path / "a.lock", inheritable=inheritable)
-    child = subprocess.Popen(SLEEP, close_fds=False)
+    child = subprocess.Popen([*SLEEP[:2], f"print(1, flush=True); {SLEEP[2]}"], close_fds=False, stdout=subprocess.PIPE)
+    assert child.stdout and child.stdout.read(2) == b"1\n"
+    child.stdout.close()
     os.close(lock)
     try:
         if inheritable:

@@ -13,7 +13,7 @@ from appliance.core.serving.refs import RefSnapshots, is_understood
 from appliance.core.serving.responses import Answer, ResponseCache, Way
 from appliance.core.serving.streams import Sink
 from appliance.core.serving.uploadpack import UploadPack
-from appliance.core.serving.v2 import FetchShape, V2Request, shape_of
+from appliance.core.serving.v2 import FetchShape, RequestMemo, V2Request
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class Engine:
         self._on_hydrated = on_hydrated
         self._on_shape = on_shape
         self._advertisements: dict[int, bytes] = {}
+        self.memo = RequestMemo()
 
     async def advertise(self, repo: Repo) -> bytes:
         """The capabilities of protocol v2, in git's own words. Raises UploadPackError."""
@@ -86,17 +87,16 @@ class Engine:
         """
         tags = (await self._snapshots.get(repo)).tags if shape.include_tag else ""
         mirror = self._mirror_of(repo.name).path
-        request = shape.request().encode()
 
         async def produce(output: int) -> None:
-            await self._upload_pack.write(mirror, request, output, slowly=warming)
+            await self._upload_pack.write(mirror, shape.request().encode(), output, slowly=warming)
 
         return self._cache.get(shape.key(repo.id, tags), repo.id, produce, pinned=warming)
 
     async def _fetch(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
         start = time.monotonic()
         meter = _Meter(sink, start)
-        shape = shape_of(request)
+        shape = request.shape
         way = Way.DIRECT
         try:
             if shape is not None:
@@ -124,14 +124,13 @@ class Engine:
         caller: Caller,
         shape: str | None = None,
     ) -> None:
-        wants = [line[5:].decode("ascii", "replace") for line in request.arguments if line.startswith(b"want ")]
-        now = time.monotonic()
+        (want, wants), now = request.wants, time.monotonic()
         self._on_hydrated(
             Hydration(
                 repo=repo.name,
-                want=wants[0] if wants else "",
-                wants=len(set(wants)),
-                shape=shape or shape_text(request),
+                want=want,
+                wants=wants,
+                shape=shape or request.text,
                 way=way,
                 bytes=meter.sent,
                 first_byte=(meter.first or now) - start,
@@ -167,17 +166,3 @@ async def send_answer(answer: Answer, sink: Sink) -> None:
     while (size := await answer.ready_beyond(offset)) > offset:
         await sink.send_file(answer.file(), offset, size - offset)
         offset = size
-
-
-def shape_text(request: V2Request) -> str:
-    """The shape of a fetch in a few words: `depth 1, blob:none`."""
-    words = []
-    for line in request.arguments:
-        word, _, value = line.partition(b" ")
-        if word in (b"deepen", b"deepen-since", b"deepen-not"):
-            words.append(f"{'depth' if word == b'deepen' else word.decode()} {value.decode('ascii', 'replace')[:40]}")
-        elif word == b"filter":
-            words.append(value.decode("ascii", "replace")[:40])
-        elif word == b"have" and "incremental" not in words:
-            words.append("incremental")
-    return ", ".join(words) or "full"

@@ -112,7 +112,11 @@ class GitPort:
 
     async def _serve_v2(self, guest: socket.socket, client: str, repo: Repo) -> None:
         """Command by command: v2 keeps no state between them, over git:// either."""
-        stream, reader, engine = SocketStream(guest, self._limits.idle_timeout), V2Reader(), self._serving.engine
+        stream, reader, engine = (
+            SocketStream(guest, self._limits.idle_timeout),
+            V2Reader(self._serving.engine.memo),
+            self._serving.engine,
+        )
         await stream.send(await engine.advertise(repo))
         while True:
             async with asyncio.timeout(self._limits.idle_timeout):

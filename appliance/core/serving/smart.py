@@ -137,7 +137,7 @@ class SmartHttp:
         sink = Starting(exchange, service)
         caller = Caller(exchange.client, "http")
         if _version(exchange) == 2:
-            request = await V2Reader().read(exchange.receive)
+            request = await V2Reader(self._engine.memo).read(exchange.receive)
             if request is not None:
                 await self._engine.answer(repo, request, sink, caller)
         else:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from appliance.core.serving.pktline import FLUSH, LARGEST, PacketError, packet, packet_length
 
@@ -16,6 +18,7 @@ MOST_REQUEST_BYTES = 32 * 2**20
 MOST_LINES = 600_000
 """A checkout of linux asks for 78,635 blobs in one request; each is a line of 50 bytes."""
 
+_LEFT = "the guest left in the middle of a request"
 _OID = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _NUMBER = re.compile(rb"[0-9]{1,10}")
 _INERT = re.compile(rb"(?:agent|session-id|server-option|object-format)=.*")
@@ -30,6 +33,32 @@ class V2Request:
     capabilities: tuple[bytes, ...]
     arguments: tuple[bytes, ...]
 
+    @cached_property
+    def shape(self) -> FetchShape | None:
+        """What decides the answer of this fetch, or None when it may not be kept."""
+        return shape_of(self)
+
+    @cached_property
+    def wants(self) -> tuple[str, int]:
+        """The first object id that is wanted ("" for none), and how many different ones are."""
+        found = [line[5:] for line in self.arguments if line.startswith(b"want ")]
+        return (found[0].decode("ascii", "replace") if found else "", len(set(found)))
+
+    @cached_property
+    def text(self) -> str:
+        """The shape of a fetch in a few words: `depth 1, blob:none`."""
+        words = []
+        for line in self.arguments:
+            word, _, value = line.partition(b" ")
+            if word in (b"deepen", b"deepen-since", b"deepen-not"):
+                kind = "depth" if word == b"deepen" else word.decode()
+                words.append(f"{kind} {value.decode('ascii', 'replace')[:40]}")
+            elif word == b"filter":
+                words.append(value.decode("ascii", "replace")[:40])
+            elif word == b"have" and "incremental" not in words:
+                words.append("incremental")
+        return ", ".join(words) or "full"
+
     @property
     def is_plain(self) -> bool:
         """Whether every capability says who asks or of which hash function, and none changes what is asked."""
@@ -42,11 +71,49 @@ class V2Request:
         return head + (DELIMITER + body if body else b"") + FLUSH
 
 
-class V2Reader:
-    """Reads requests from a stream, one after the other."""
+class RequestMemo:
+    """Large requests that were read before, by their bytes.
+
+    Every guest that checks a tip out asks for the same thousands of blobs, and reading that costs more than sending
+    the answer (2,000 wants: 8 ms). What is remembered is bounded by MOST_REMEMBERED bytes of requests.
+    """
+
+    MOST_REMEMBERED = 8 * 2**20
 
     def __init__(self) -> None:
+        self._known: OrderedDict[bytes, tuple[V2Request, int]] = OrderedDict()
+        self._bytes = 0
+
+    def find(self, raw: bytes | bytearray) -> V2Request | None:
+        """The request of exactly these bytes, if it was read before."""
+        key = hashlib.sha256(raw).digest()
+        found = self._known.get(key)
+        if found is None:
+            return None
+        self._known.move_to_end(key)
+        return found[0]
+
+    def remember(self, raw: bytes | bytearray, request: V2Request) -> None:
+        """Keeps a request for the next guest that sends the same."""
+        key = hashlib.sha256(raw).digest()
+        if len(raw) > self.MOST_REMEMBERED // 2 or key in self._known:
+            return
+        self._known[key] = (request, len(raw))
+        self._bytes += len(raw)
+        while self._bytes > self.MOST_REMEMBERED:
+            self._bytes -= self._known.popitem(last=False)[1][1]
+
+
+LARGE = 8192
+"""Bytes past which a request is first looked up whole."""
+
+
+class V2Reader:
+    """Reads requests from a stream, one after the other; large ones by way of `memo`."""
+
+    def __init__(self, memo: RequestMemo | None = None) -> None:
         self._buffer = bytearray()
+        self._memo = memo
 
     async def read(self, receive: Callable[[], Awaitable[bytes]]) -> V2Request | None:
         """The next request; None when the guest is done. Raises PacketError when it is none, or too large."""
@@ -54,7 +121,18 @@ class V2Reader:
         capabilities: list[bytes] = []
         arguments: list[bytes] = []
         section, lines, received = 0, 0, 0
+        raw = bytearray()
         while True:
+            if self._memo is not None and not lines and self._is_large():
+                if not self._buffer.endswith(FLUSH):
+                    # The rest is on its way: a guest sends a whole request and then waits for its answer.
+                    packet_length(bytes(self._buffer[:4]))
+                    received += await self._more(receive, received)
+                    continue
+                if (known := self._memo.find(self._buffer)) is not None:
+                    self._buffer.clear()
+                    return known
+                raw += self._buffer
             for kind, payload in self._packets():
                 lines += 1
                 if lines > MOST_LINES:
@@ -62,7 +140,10 @@ class V2Reader:
                 if kind == "flush":
                     if not command and not capabilities:
                         return None
-                    return V2Request(_command(command), tuple(capabilities), tuple(arguments))
+                    request = V2Request(_command(command), tuple(capabilities), tuple(arguments))
+                    if raw and self._memo is not None and not self._buffer:
+                        self._memo.remember(raw, request)
+                    return request
                 if kind == "delimiter":
                     if section:
                         raise PacketError("a second delimiter in one request")
@@ -77,17 +158,29 @@ class V2Reader:
                     command = payload[8:].decode("ascii", "replace")
                 else:
                     capabilities.append(payload)
-            data = await receive()
-            # A guest that always has more never gives the others their turn.
-            await asyncio.sleep(0)
-            if not data:
-                if lines or self._buffer:
-                    raise PacketError("the guest left in the middle of a request")
+            more = await self._more(receive, received)
+            if not more:
+                if lines:
+                    raise PacketError(_LEFT)
                 return None
-            received += len(data)
-            if received > MOST_REQUEST_BYTES:
-                raise PacketError("a request that is too large")
-            self._buffer += data
+            received += more
+            # What comes now belongs to the request too, so what was seen before is not all of it.
+            raw.clear()
+
+    def _is_large(self) -> bool:
+        return len(self._buffer) > LARGE
+
+    async def _more(self, receive: Callable[[], Awaitable[bytes]], received: int) -> int:
+        """Waits for more; returns how much came, 0 at an end between requests. Raises PacketError at any other."""
+        data = await receive()
+        # A guest that always has more never gives the others their turn.
+        await asyncio.sleep(0)
+        if not data and self._buffer:
+            raise PacketError(_LEFT)
+        if received + len(data) > MOST_REQUEST_BYTES:
+            raise PacketError("a request that is too large")
+        self._buffer += data
+        return len(data)
 
     def _packets(self) -> list[tuple[str, bytes]]:
         """What is whole in the buffer up to the first flush, which ends a request."""
@@ -147,9 +240,12 @@ class FetchShape:
 
     def key(self, repo_id: int, tags: str) -> str:
         """The name of the answer. `tags` stands for the state of all tags, and only counts with `include_tag`."""
-        digest = hashlib.sha256(f"{repo_id}\n{tags if self.include_tag else ''}\n".encode())
-        digest.update(self.request().encode())
-        return digest.hexdigest()
+        whose = f"{repo_id}\n{tags if self.include_tag else ''}\n".encode()
+        return hashlib.sha256(whose + self._digest).hexdigest()
+
+    @cached_property
+    def _digest(self) -> bytes:
+        return hashlib.sha256(self.request().encode()).digest()
 
 
 def shape_of(request: V2Request) -> FetchShape | None:

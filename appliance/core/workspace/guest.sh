@@ -11,7 +11,7 @@
 # shellcheck disable=SC2030,SC2031
 
 # Rendered by the mirror; the environment wins: GITMIRROR_GIT, GITMIRROR_HTTP, GITMIRROR_UPSTREAM,
-# GITMIRROR_MAX_LAG (seconds), GITMIRROR_DEADLINE (seconds in all, 120), GITMIRROR_TOKEN.
+# GITMIRROR_MAX_LAG and GITMIRROR_DEADLINE (seconds, or 30s, 5m; the deadline is of the whole, 120).
 gitmirror__git='@GIT@'
 gitmirror__http='@HTTP@'
 # One line for each mirrored repository: OWNER/REPO and the URL of its upstream.
@@ -21,81 +21,73 @@ gitmirror__repositories='@REPOSITORIES@'
 # A workspace in DIR, which may exist when it is empty: from the snapshot, else by git from the mirror, else from the
 # upstream itself. The last line on stdout is `hydrated via=snapshot|mirror|upstream commit=OID ms=N`.
 gitmirror_hydrate() (
-    set +eu
     gitmirror__begin
-    if [ $# -lt 2 ] || [ $# -gt 3 ]; then
+    if [ $# -lt 2 ] || [ $# -gt 3 ] || [ -z "$2" ]; then
         gitmirror__usage 'gitmirror_hydrate OWNER/REPO DIR [BRANCH | TAG | COMMIT | session:SESSION]'
     fi
-    repo=$1 dir=$2 want=${3-} via='' commit=''
-    gitmirror__check_repo "$repo"
-    upstream=${GITMIRROR_UPSTREAM:-$(gitmirror__upstream_of "$repo")}
+    repo=${1%.git} want=${3-} commit=''
+    gitmirror__is_repo "$repo" || gitmirror__usage "$1 is not OWNER/REPO"
     case $want in
-    session:*) gitmirror__check_session "${want#session:}" ;;
-    -* | *' '* | *'..'*) gitmirror__usage "$want is no branch, tag, commit or session" ;;
+    '') kind=default ;;
+    session:*) kind=session && gitmirror__check_session "${want#session:}" ;;
+    -* | *..* | *[[:cntrl:]\ ~^:?*[\\]*) gitmirror__usage "'$want' is no branch, tag, commit or session" ;;
+    *) if gitmirror__is_oid "$want"; then kind=commit; else kind=name; fi ;;
     esac
-    if gitmirror__is_oid "$want"; then kind=commit; else kind=name; fi
-    case $want in session:*) kind=session ;; '') kind=default ;; esac
-
-    gitmirror__choose_place "$dir"
+    gitmirror__set_upstream
+    gitmirror__choose_place "$2"
+    # LFS pointers stay pointers, as in the snapshot: their contents are not the mirror's to give.
+    GIT_LFS_SKIP_SMUDGE=1
+    export GIT_LFS_SKIP_SMUDGE
     trap 'rm -rf "$tmp"' EXIT
     trap 'exit 1' HUP INT TERM
 
     usable=yes
-    if [ -n "${GITMIRROR_MAX_LAG-}" ] || [ "$kind" = commit ]; then
-        gitmirror__ask_freshness
-    fi
+    if [ -n "$max_lag" ] || [ "$kind" = commit ]; then gitmirror__ask_freshness; fi
     if [ "$usable" = yes ] && gitmirror__from_snapshot; then
         via=snapshot
-    elif [ "$usable" = yes ] && gitmirror__from_git "$(gitmirror__mirror_url "$repo")" mirror; then
+    elif [ "$usable" = yes ] && gitmirror__from_mirror; then
         via=mirror
-    elif [ "$kind" != session ] && gitmirror__from_git "$upstream/" upstream; then
+    elif [ "$kind" != session ] && gitmirror__from_upstream; then
         via=upstream
     else
         gitmirror__die "no workspace of $repo${want:+ at $want} could be had, not from the mirror and not from $upstream"
     fi
-    gitmirror__settle || gitmirror__die "the workspace cannot be moved to $dir"
+    gitmirror__settle || gitmirror__die "the workspace cannot be moved to $2"
     trap - EXIT
-    gitmirror__elapsed
-    echo "hydrated via=$via commit=$commit ms=$elapsed"
+    gitmirror__now
+    echo "hydrated via=$via commit=$commit ms=$(((now - began) * 10))"
 )
 
 # gitmirror_record SESSION [DIR]
 # Commits what changed in DIR (default: here) and pushes HEAD to refs/agents/SESSION on the mirror, forced: the mirror
 # keeps every turn. The last line on stdout is `recorded ref=REF commit=OID` or `recorded nothing`.
 gitmirror_record() (
-    set +eu
     gitmirror__begin
-    if [ $# -lt 1 ] || [ $# -gt 2 ]; then gitmirror__usage 'gitmirror_record SESSION [DIR]'; fi
-    session=$1
+    if [ $# -lt 1 ] || [ $# -gt 2 ] || [ "${2-.}" = '' ]; then gitmirror__usage 'gitmirror_record SESSION [DIR]'; fi
+    session=$1 dir=${2-.}
     gitmirror__check_session "$session"
-    cd "${2:-.}" || gitmirror__die "there is no directory ${2:-.}"
-    git_dir=$(git rev-parse --absolute-git-dir 2>/dev/null) || gitmirror__die "${2:-.} is no git workspace"
-    cd "$(git rev-parse --show-toplevel)" || exit 1
-    repo=$(git config gitmirror.repository) || repo=$(gitmirror__repo_of_origin) ||
+    case $dir in -*) dir=./$dir ;; esac
+    cd "$dir" || gitmirror__die "there is no directory $dir"
+    places=$(git rev-parse --absolute-git-dir --show-toplevel) || gitmirror__die "$dir is no git workspace"
+    git_dir=${places%%"$newline"*}
+    cd "${places#*"$newline"}" || gitmirror__die "there is no directory ${places#*"$newline"}"
+    gitmirror__read_notes
+    gitmirror__is_repo "$repo" ||
         gitmirror__die 'this workspace names no repository: hydrate it, or git config gitmirror.repository OWNER/REPO'
-    base=$(git config gitmirror.base)
-
-    # An agent that was killed leaves its lock; its turn is over.
-    rm -f "$git_dir/index.lock" "$git_dir/HEAD.lock"
-    if [ -z "${GIT_COMMITTER_EMAIL-}${EMAIL-}$(git config user.email)" ]; then
-        GIT_AUTHOR_NAME=agent GIT_AUTHOR_EMAIL=agent@gitmirror.invalid
-        GIT_COMMITTER_NAME=agent GIT_COMMITTER_EMAIL=agent@gitmirror.invalid
-        export GIT_AUTHOR_NAME GIT_AUTHOR_EMAIL GIT_COMMITTER_NAME GIT_COMMITTER_EMAIL
-    fi
-    git -c core.hooksPath=/dev/null add -A --ignore-errors >&2 ||
-        gitmirror__say 'some files could not be added; the others are recorded'
-    if ! git diff --cached --quiet 2>/dev/null || [ -e "$git_dir/MERGE_HEAD" ]; then
-        git -c core.hooksPath=/dev/null -c commit.gpgSign=false -c gc.auto=0 -c core.editor=true \
-            commit --quiet --no-verify -m "Turn of $session" >&2 || gitmirror__die 'the commit failed; nothing was recorded'
-    fi
-    commit=$(git rev-parse --verify --quiet HEAD) || { echo 'recorded nothing'; exit 0; }
-    if [ "$commit" = "$base" ]; then
+    gitmirror__drop_locks
+    gitmirror__commit
+    commit=$(git rev-parse --verify --quiet HEAD) || commit=''
+    case $recorded in
+    "$session "*) known=${recorded#* } ;;
+    *) known=$base ;;
+    esac
+    if [ "$commit" = "$known" ]; then
         echo 'recorded nothing'
         exit 0
     fi
-    gitmirror__push "$(gitmirror__mirror_url "$repo")" "refs/agents/$session" ||
+    gitmirror__push "refs/agents/$session" ||
         gitmirror__die "$commit could not be pushed to the mirror; it stays as HEAD of this workspace"
-    git config gitmirror.base "$commit"
+    git config gitmirror.recorded "$session $commit"
     echo "recorded ref=refs/agents/$session commit=$commit"
 )
 
@@ -103,55 +95,75 @@ gitmirror_record() (
 # Sends the URLs of mirrored repositories to the mirror when it answers, each exactly, and `git push` still to the upstream.
 # When the mirror is gone the redirect is taken out again.
 gitmirror_redirect() (
-    set +eu
     gitmirror__begin
-    place=${XDG_CONFIG_HOME:-$HOME/.config}/git
+    [ $# -eq 0 ] || gitmirror__usage 'gitmirror_redirect'
+    [ -n "${XDG_CONFIG_HOME-}${HOME-}" ] || gitmirror__die 'HOME is not set: there is no git config to write to'
+    place=${XDG_CONFIG_HOME:-${HOME-}/.config}/git
     rules=$place/gitmirror.redirect
-    mkdir -p "$place" || gitmirror__die "$place cannot be made"
     if gitmirror__answers; then
+        [ -d "$place" ] || mkdir -p "$place" || gitmirror__die "$place cannot be made"
         { gitmirror__rules >"$rules.$$" && mv -f "$rules.$$" "$rules"; } || gitmirror__die "$rules cannot be written"
         git config --global --fixed-value --get-all include.path "$rules" >/dev/null ||
             git config --global --add include.path "$rules" || gitmirror__die 'the global git config cannot be written'
     else
         gitmirror__say 'the mirror does not answer: upstreams are used directly'
-        [ ! -e "$rules" ] || : >"$rules"
+        [ -e "$rules" ] || exit 0
+        git config --global --fixed-value --unset-all include.path "$rules"
+        rm -f "$rules" || gitmirror__die "$rules cannot be removed"
     fi
 )
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-gitmirror__say() { echo "gitmirror: $*" >&2; }
-gitmirror__die() { gitmirror__say "$@"; exit 1; }
-gitmirror__usage() { gitmirror__say "usage: $*"; exit 2; }
+gitmirror__say() { echo "gitmirror: $1" >&2; }
+gitmirror__die() { gitmirror__say "$1"; exit 1; }
+gitmirror__usage() { gitmirror__say "usage: $1"; exit 2; }
 gitmirror__has() { command -v "$1" >/dev/null 2>&1; }
 
-# Sets `git` and `http`, and starts the clock: hundredths of a second since boot, read without a process.
+# Sets what every function needs, whatever the caller has set, and starts the clock.
 gitmirror__begin() {
-    IFS=' 	
+    # No pattern is expanded but where it is said so: lists are split at newlines.
+    set +euC -f
+    newline='
 '
+    IFS=$newline
+    # Messages of git are read, and bytes are counted. No prompt, whatever is asked: nobody is there to answer.
+    LC_ALL=C GIT_TERMINAL_PROMPT=0
+    export LC_ALL GIT_TERMINAL_PROMPT
+    unset CDPATH TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES \
+        GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS
     gitmirror__has git || gitmirror__die 'git is not installed'
     mirror_git=${GITMIRROR_GIT-$gitmirror__git} mirror_http=${GITMIRROR_HTTP-$gitmirror__http}
     mirror_git=${mirror_git%/} mirror_http=${mirror_http%/}
-    case ${GITMIRROR_DEADLINE:-120} in *[!0-9]*) gitmirror__usage 'GITMIRROR_DEADLINE takes whole seconds' ;; esac
-    case ${GITMIRROR_MAX_LAG-} in *[!0-9]*) gitmirror__usage 'GITMIRROR_MAX_LAG takes whole seconds' ;; esac
-    deadline=${GITMIRROR_DEADLINE:-120}
+    gitmirror__set_seconds GITMIRROR_DEADLINE "${GITMIRROR_DEADLINE:-120}"
+    deadline=$seconds max_lag=''
+    if [ -n "${GITMIRROR_MAX_LAG-}" ]; then
+        gitmirror__set_seconds GITMIRROR_MAX_LAG "$GITMIRROR_MAX_LAG"
+        max_lag=$seconds
+    fi
     gitmirror__now
     began=$now
-    # No prompt, whatever is asked: nobody is there to answer.
-    GIT_TERMINAL_PROMPT=0
-    export GIT_TERMINAL_PROMPT
-    unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES
 }
 
+# Sets `seconds` from a duration.
+gitmirror__set_seconds() {
+    seconds=${2%[smhd]}
+    case $seconds in '' | *[!0-9]* | ?????????*) gitmirror__usage "$1 takes seconds, or 30s, 5m, 2h, 7d, not '$2'" ;; esac
+    # A leading zero would make it octal.
+    while :; do case $seconds in 0?*) seconds=${seconds#0} ;; *) break ;; esac; done
+    case $2 in *m) seconds=$((seconds * 60)) ;; *h) seconds=$((seconds * 3600)) ;; *d) seconds=$((seconds * 86400)) ;; esac
+}
+
+# Sets `now` to hundredths of a second since boot, read without a process.
 gitmirror__now() {
-    if read -r now _ 2>/dev/null </proc/uptime; then
-        now=${now%.*}${now#*.}
+    if read -r now 2>/dev/null </proc/uptime; then
+        now=${now%% *}
+        # 1 in front of the fraction: 08 would be octal.
+        now=$((${now%.*} * 100 + 1${now#*.} - 100))
     else
         now=$(date +%s)00
     fi
 }
-
-gitmirror__elapsed() { gitmirror__now; elapsed=$(((now - began) * 10)); }
 
 # Sets `left` to the whole seconds that a step may take: at most `1/$1` of what is left, at least one.
 gitmirror__share() {
@@ -160,11 +172,11 @@ gitmirror__share() {
     [ "$left" -ge 1 ] || left=1
 }
 
-gitmirror__check_repo() {
+gitmirror__is_repo() {
     case $1 in
-    */*/* | /* | */ | *[!A-Za-z0-9._/-]* | ./* | ../* | */. | */..) gitmirror__usage "$1 is not OWNER/REPO" ;;
+    */*/* | /* | */ | *[!A-Za-z0-9._/-]* | ./* | ../* | */. | */..) return 1 ;;
     */*) ;;
-    *) gitmirror__usage "$1 is not OWNER/REPO" ;;
+    *) return 1 ;;
     esac
 }
 
@@ -180,25 +192,23 @@ gitmirror__is_oid() {
     [ ${#1} -eq 40 ] || [ ${#1} -eq 64 ]
 }
 
-gitmirror__upstream_of() {
-    while read -r name url; do
-        if [ "$name" = "$1" ]; then
-            echo "$url"
-            return
-        fi
-    done <<END
-$gitmirror__repositories
-END
-    echo "https://github.com/$1"
+# Sets `upstream` for `repo`.
+gitmirror__set_upstream() {
+    upstream=${GITMIRROR_UPSTREAM-}
+    if [ -z "$upstream" ]; then
+        upstream=https://github.com/$repo
+        for line in $gitmirror__repositories; do
+            case $line in "$repo "*) upstream=${line#* } ;; esac
+        done
+    fi
+    upstream=${upstream%/}
 }
 
-gitmirror__mirror_url() { echo "${mirror_git:-$mirror_http}/$1"; }
-
-gitmirror__repo_of_origin() {
-    url=$(git config remote.origin.url) || return 1
-    url=${url%/} url=${url%.git}
-    name=${url##*/} rest=${url%/*}
-    echo "${rest##*[/:]}/$name"
+# Sets `address`: where git finds `repo` on the mirror, "" when no mirror is named.
+gitmirror__set_address() {
+    address=${mirror_git:-$mirror_http}
+    [ -z "$address" ] || address=$address/$repo
+    exact=$address
 }
 
 # Runs a command for at most so many seconds, with `timeout` or without.
@@ -211,7 +221,12 @@ gitmirror__bounded() {
     fi
     "$@" &
     child=$!
-    (sleep "$seconds" && kill "$child" 2>/dev/null) >/dev/null 2>&1 &
+    (
+        sleep "$seconds" &
+        nap=$!
+        trap 'kill "$nap"' TERM
+        wait "$nap" && kill "$child"
+    ) >/dev/null 2>&1 3>&- &
     watch=$!
     wait "$child"
     code=$?
@@ -219,28 +234,49 @@ gitmirror__bounded() {
     return "$code"
 }
 
-# Gets a URL of the mirror to stdout. A transfer that stalls for ten seconds is given up.
+# git with no hook, no setting of this guest that changes what is done, and no redirect of `exact`: the longest match wins,
+# and nothing matches longer than all of it.
+gitmirror__git() {
+    gitmirror__bounded "$left" git -c "url.$exact.insteadOf=$exact" -c "url.$exact.pushInsteadOf=$exact" \
+        -c core.hooksPath=/dev/null -c core.fsmonitor=false -c gc.auto=0 -c maintenance.auto=false \
+        -c submodule.recurse=false -c protocol.version=2 -c advice.detachedHead=false "$@"
+}
+
+gitmirror__can_get() { [ -n "$mirror_http" ] && { gitmirror__has curl || gitmirror__has wget; }; }
+
+# Gets a URL of the mirror to stdout, its headers to descriptor 3. A transfer that stalls for ten seconds is given up.
 gitmirror__get() {
-    [ -n "$mirror_http" ] || return 1
     if gitmirror__has curl; then
-        curl --fail --silent --show-error --connect-timeout 3 --speed-limit 100 --speed-time 10 --max-time "$left" "$@"
-    elif gitmirror__has wget; then
-        gitmirror__bounded "$left" wget -q -T 10 -O - "$1"
+        # By name, since curl writes headers to files only: without /proc they are not had.
+        headers=/dev/null
+        [ ! -e /proc/self/fd/3 ] || headers=/proc/self/fd/3
+        curl --fail --silent --show-error --connect-timeout 3 --speed-limit 100 --speed-time 10 --max-time "$left" \
+            --dump-header "$headers" "$1"
     else
-        return 1
+        # Not every busybox takes -T, and one that does not may crash of it. No second try: it would go on where the first
+        # one ended, perhaps in another tar.
+        if [ -z "${stall-}" ]; then
+            stall=none
+            case $(wget --help 2>&1) in *-T\ SEC* | *-T,*) stall=-T10 ;; esac
+        fi
+        set -- -q -S -t 1 -O - "$1"
+        [ "$stall" = none ] || set -- "$stall" "$@"
+        # busybox's timeout leaves a watcher for a second, which must not hold on to the descriptor.
+        gitmirror__bounded "$left" wget "$@" 2>&3 3>&-
     fi
 }
 
+# Whether the mirror answers, within five seconds.
 gitmirror__answers() {
-    left=5
-    if [ -n "$mirror_http" ] && { gitmirror__has curl || gitmirror__has wget; }; then
-        gitmirror__get "$mirror_http/healthz" >/dev/null 2>&1
-    else
-        read -r name _ <<END
-$gitmirror__repositories
-END
-        gitmirror__bounded 5 git ls-remote "$(gitmirror__mirror_url "$name")" HEAD >/dev/null 2>&1
+    gitmirror__share 4
+    [ "$left" -le 5 ] || left=5
+    if gitmirror__can_get; then
+        gitmirror__get "$mirror_http/healthz" >/dev/null 2>&1 3>&1
+        return
     fi
+    repo=${gitmirror__repositories%%"$newline"*} repo=${repo%% *}
+    gitmirror__set_address
+    [ -n "$address" ] && gitmirror__git ls-remote "$address" HEAD >/dev/null 2>&1
 }
 
 # How far behind the mirror is, and whether it has the commit that is wanted: it looks upstream when it has not.
@@ -248,34 +284,47 @@ gitmirror__ask_freshness() {
     gitmirror__share 4
     query=''
     [ "$kind" != commit ] || query="?want=$want"
-    answer=$(gitmirror__get "$mirror_http/$repo/freshness$query" 2>/dev/null) || return 0
-    if [ -n "${GITMIRROR_MAX_LAG-}" ]; then
-        lag=${answer#*'"lag": '} lag=${lag%%[.,\}]*}
-        case $lag in
-        '' | *[!0-9]*) usable=no ;;
-        *) [ "$lag" -le "$GITMIRROR_MAX_LAG" ] || usable=no ;;
-        esac
-        [ "$usable" = yes ] || gitmirror__say "the mirror of $repo is ${lag}s behind: going to the upstream"
-    fi
-    case $answer in *'"has": false'*) usable=no ;; esac
+    answer=''
+    ! gitmirror__can_get || answer=$(gitmirror__get "$mirror_http/$repo/freshness$query" 2>/dev/null 3>/dev/null) || answer=''
+    case $answer in
+    *'"has": false'*)
+        usable=no
+        gitmirror__say "the mirror of $repo has no $want: going to the upstream"
+        ;;
+    esac
+    [ -n "$max_lag" ] || return 0
+    lag=${answer#*'"lag": '} lag=${lag%%[.,\}]*}
+    case $lag in
+    '' | *[!0-9]*) lag='an unknown number of' ;;
+    *) [ "$lag" -ge "$max_lag" ] || return 0 ;;
+    esac
+    usable=no
+    gitmirror__say "the mirror of $repo is $lag seconds behind, which is over $max_lag: going to the upstream"
 }
 
 # Sets `tmp`: beside DIR, so that one rename ends it; inside DIR where it exists (a mount point, a read-only parent).
 gitmirror__choose_place() {
-    inside=no
-    target=${1%/}
-    if [ -e "$1" ] || [ -L "$1" ]; then
-        [ -d "$1" ] || gitmirror__die "$1 is there and is no directory"
-        for entry in "$1"/* "$1"/.[!.]* "$1"/..?*; do
-            if [ -e "$entry" ] || [ -L "$entry" ]; then gitmirror__die "$1 is not empty; nothing was touched"; fi
-        done
-        inside=yes
-        tmp=$target/.gitmirror.$$
-    else
-        case $target in */*) parent=${target%/*} ;; *) parent=. ;; esac
-        [ -d "${parent:-/}" ] || gitmirror__die "there is no directory ${parent:-/} to put $1 into"
-        tmp=${parent:-}/.gitmirror.${target##*/}.$$
+    target=$1 inside=no
+    case $target in -*) target=./$target ;; esac
+    while :; do case $target in ?*/) target=${target%/} ;; *) break ;; esac; done
+    if [ ! -e "$target" ] && [ ! -L "$target" ]; then
+        case $target in */*) parent=${target%/*}/ ;; *) parent=./ ;; esac
+        [ -d "$parent" ] || mkdir -p "$parent" || gitmirror__die "$parent cannot be made, so neither can $1"
+        tmp=$parent.gitmirror.${target##*/}.$$
+        return
     fi
+    [ -d "$target" ] || gitmirror__die "$1 is there and is no directory"
+    set +f
+    for entry in "$target"/* "$target"/.[!.]* "$target"/..?*; do
+        case $entry in
+        # A new file system has the one; a hydrate that was killed here has left the other.
+        */lost+found) ;;
+        */.gitmirror.*[0-9]) rm -rf "$entry" ;;
+        *) if [ -e "$entry" ] || [ -L "$entry" ]; then gitmirror__die "$1 is not empty; nothing was touched"; fi ;;
+        esac
+    done
+    set -f
+    inside=yes tmp=$target/.gitmirror.$$
 }
 
 gitmirror__fresh_tmp() {
@@ -285,119 +334,186 @@ gitmirror__fresh_tmp() {
 
 # The snapshot as one tar, straight into `tmp`; then what is missing to the commit that is wanted.
 gitmirror__from_snapshot() {
-    [ -n "$mirror_http" ] && gitmirror__has tar && { gitmirror__has curl || gitmirror__has wget; } || return 1
+    gitmirror__can_get && gitmirror__has tar || return 1
     query=''
-    [ "$kind" != name ] || query="?ref=$(gitmirror__encoded "$want")"
+    if [ "$kind" = name ]; then
+        gitmirror__encode "$want"
+        query="?ref=$encoded"
+    fi
     gitmirror__share 2
     gitmirror__fresh_tmp
-    set -- "$mirror_http/$repo/workspace.tar$query"
-    # The headers come back beside the two exit codes: no file, no further process.
-    if gitmirror__has curl && [ -e /proc/self/fd ]; then set -- --dump-header /proc/self/fd/3 "$@"; fi
-    # Both ends of the pipe must have ended well: a tar that is cut off between two files looks whole to some.
-    ends=$({ { gitmirror__get "$@" 2>/dev/null; echo "get: $?" >&3; } |
-        { tar -xf - -C "$tmp" 2>/dev/null; echo "tar: $?" >&3; }; } 3>&1)
-    tip=unknown
-    while read -r key value; do
-        case $key in
-        get: | tar:) [ "$value" -eq 0 ] || return 1 ;;
-        [Xx]-[Gg]itmirror-[Tt]ip:) tip=${value%%[!0-9a-f]*} ;;
+    # Both ends of the pipe must have ended well: a tar that is cut off between two files looks whole to some. Their exit
+    # codes come back with the headers: no file, no further process.
+    ends=$({
+        { gitmirror__get "$mirror_http/$repo/workspace.tar$query" 2>/dev/null; echo "get: $?" >&3; } |
+            { tar -xf - -C "$tmp" 2>/dev/null 3>&-; echo "tar: $?" >&3; }
+    } 3>&1)
+    got='' unpacked='' tip=''
+    for line in $ends; do
+        # wget puts spaces in front of a header.
+        line=${line#"${line%%[! ]*}"}
+        case $line in
+        'get: '*) got=${line#* } ;;
+        'tar: '*) unpacked=${line#* } ;;
+        [Xx]-[Gg]itmirror-[Tt]ip:*) tip=${line#*: } tip=${tip%%[!0-9a-f]*} ;;
         esac
-    done <<END
-$ends
-END
+    done
+    if [ "$got" != 0 ] || [ "$unpacked" != 0 ]; then
+        gitmirror__say "no snapshot: its transfer ended with code ${got:-?}, tar with ${unpacked:-?}"
+        return 1
+    fi
     read -r commit 2>/dev/null <"$tmp/.git/shallow" || return 1
-    read -r _ branch <"$tmp/.git/HEAD"
-    branch=${branch#refs/heads/}
+    read -r branch <"$tmp/.git/HEAD"
+    branch=${branch#ref: refs/heads/}
+    [ -z "${GITMIRROR_UPSTREAM-}" ] || gitmirror__write_config || return 1
     case $kind in
-    commit) [ "$commit" = "$want" ] || gitmirror__advance "$want" detached 1 || return 1 ;;
-    session) gitmirror__advance "refs/agents/${want#session:}" branch 20 || return 1 ;;
+    commit) [ "$commit" = "$want" ] || gitmirror__advance || return 1 ;;
+    session) gitmirror__advance || return 1 ;;
     *)
-        [ "$tip" != unknown ] || gitmirror__ask_tip
-        [ "$tip" = "$commit" ] || gitmirror__advance "refs/heads/$branch" tip 1 || return 1
+        [ -n "$tip" ] || gitmirror__ask_tip
+        [ "$tip" = "$commit" ] || gitmirror__advance || return 1
         ;;
     esac
     gitmirror__note
 }
 
-# wget does not give the headers: the mirror is asked for the tip of the branch. When it does not say, the snapshot's is it.
+# Without the headers the mirror is asked where the branch is. When it does not say, the snapshot's commit is it.
 gitmirror__ask_tip() {
     gitmirror__share 4
-    answer=$(gitmirror__get "$mirror_http/$repo/freshness" 2>/dev/null)
+    answer=$(gitmirror__get "$mirror_http/$repo/freshness" 2>/dev/null 3>/dev/null)
     tip=${answer#*'"tip": "'} tip=${tip%%'"'*}
     if [ -n "$query" ] || ! gitmirror__is_oid "$tip"; then tip=$commit; fi
 }
 
-# Fetches a little more from the mirror into `tmp` and checks it out.
+# Fetches from the mirror what `tmp` still lacks and puts it there: HEAD detached at a commit, or the branch moved.
 gitmirror__advance() {
-    gitmirror__share 2
-    gitmirror__bounded "$left" git -C "$tmp" -c gc.auto=0 fetch --quiet --depth "$3" --no-tags --no-write-fetch-head \
-        "$(gitmirror__mirror_url "$repo")" "+$1:refs/gitmirror/wanted" >&2 || return 1
-    new=$(git -C "$tmp" rev-parse 'refs/gitmirror/wanted^{commit}') || return 1
-    gitmirror__switch "$new" "$2" && git -C "$tmp" update-ref -d refs/gitmirror/wanted && commit=$new
-}
-
-# Puts the workspace at a commit: HEAD detached, the branch moved, or the branch and what `origin` had moved.
-gitmirror__switch() {
-    case $2 in
-    detached) git -C "$tmp" -c core.hooksPath=/dev/null checkout --quiet --detach "$1" >&2 ;;
-    branch) git -C "$tmp" -c core.hooksPath=/dev/null reset --quiet --hard "$1" >&2 ;;
-    tip) git -C "$tmp" -c core.hooksPath=/dev/null reset --quiet --hard "$1" >&2 &&
-        git -C "$tmp" update-ref "refs/remotes/origin/$branch" "$1" ;;
+    gitmirror__set_address
+    [ -n "$address" ] || return 1
+    gitmirror__share 4
+    case $kind in
+    commit) gitmirror__fetch 1 "$want" && gitmirror__work checkout --quiet --detach FETCH_HEAD && commit=$want ;;
+    session)
+        gitmirror__fetch 20 "refs/agents/${want#session:}" && gitmirror__work reset --quiet --hard FETCH_HEAD &&
+            read -r commit <"$tmp/.git/refs/heads/$branch"
+        ;;
+    *)
+        gitmirror__fetch 1 "+refs/heads/$branch:refs/remotes/origin/$branch" &&
+            gitmirror__work reset --quiet --hard "refs/remotes/origin/$branch" &&
+            read -r commit <"$tmp/.git/refs/heads/$branch"
+        ;;
     esac
 }
 
-# A shallow clone by git, from the mirror or from the upstream, in as few processes as can be.
-gitmirror__from_git() {
-    address=$1
-    case $address in /*) [ "$2" = upstream ] || return 1 ;; esac
-    if [ "$2" = upstream ]; then gitmirror__share 1; else gitmirror__share 2; fi
-    gitmirror__fresh_tmp
-    case $kind in
-    default) gitmirror__git clone --quiet --depth 1 --no-tags "$address" "$tmp" || return 1 ;;
-    name) gitmirror__git clone --quiet --depth 1 --no-tags --branch "$want" "$address" "$tmp" || return 1 ;;
+gitmirror__fetch() { gitmirror__work fetch --quiet --depth "$1" --no-tags "$address" "$2"; }
+gitmirror__work() { gitmirror__git -C "$tmp" "$@" >&2; }
+
+# By git from the mirror: over git://, else over HTTP. Each is asked first, for a clone that hangs is waited for longer.
+gitmirror__from_mirror() {
+    for address in ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}; do
+        exact=$address
+        gitmirror__share 4
+        [ "$left" -le 5 ] || left=5
+        gitmirror__git ls-remote --quiet "$address" HEAD >/dev/null || continue
+        gitmirror__share 2
+        ! gitmirror__from_git || return 0
+    done
+    return 1
+}
+
+# By git from the upstream itself: as this guest reaches it, but past a redirect that leads to the mirror.
+gitmirror__from_upstream() {
+    gitmirror__say "going to $upstream"
+    rewritten=$(git ls-remote --get-url "$upstream")
+    case $rewritten in
+    "${mirror_git:-none:}"/* | "${mirror_http:-none:}"/*) ;;
+    "$upstream")
+        address=$upstream exact=gitmirror:none
+        gitmirror__share 1
+        gitmirror__from_git
+        return
+        ;;
     *)
-        ref=$want
-        [ "$kind" = commit ] || ref=refs/agents/${want#session:}
-        git init --quiet "$tmp" >&2 || return 1
-        gitmirror__git -C "$tmp" fetch --quiet --depth 20 --no-tags --no-write-fetch-head \
-            "$address" "+$ref:refs/gitmirror/wanted" || return 1
-        gitmirror__git -C "$tmp" checkout --quiet --detach refs/gitmirror/wanted || return 1
-        gitmirror__git -C "$tmp" update-ref -d refs/gitmirror/wanted
+        # It may add what lets this guest in, or be the mirror by another name.
+        address=$upstream exact=gitmirror:none
+        gitmirror__share 2
+        ! gitmirror__from_git || return 0
+        ;;
+    esac
+    address=$upstream/ exact=$upstream/
+    gitmirror__share 1
+    gitmirror__from_git
+}
+
+# A shallow clone of `address`, in as few processes as can be.
+gitmirror__from_git() {
+    gitmirror__fresh_tmp
+    set -- clone --quiet --template= --origin origin --depth 1 --no-tags
+    case $kind in
+    default) gitmirror__git "$@" "$address" "$tmp" >&2 || return 1 ;;
+    name) gitmirror__git "$@" --branch "$want" "$address" "$tmp" >&2 || return 1 ;;
+    session) gitmirror__git "$@" --no-checkout "$address" "$tmp" >&2 || return 1 ;;
+    commit) git init --quiet --template= "$tmp" >&2 || return 1 ;;
+    esac
+    read -r branch <"$tmp/.git/HEAD"
+    case $branch in 'ref: refs/heads/'*) branch=${branch#ref: refs/heads/} ;; *) branch='' ;; esac
+    case $kind in
+    session)
+        gitmirror__fetch 20 "refs/agents/${want#session:}" && gitmirror__work reset --quiet --hard FETCH_HEAD || return 1
+        ;;
+    commit)
+        gitmirror__fetch 1 "$want" && gitmirror__work checkout --quiet --detach FETCH_HEAD || return 1
+        branch=''
         ;;
     esac
     commit=$(git -C "$tmp" rev-parse --verify --quiet HEAD) || return 1
-    read -r _ branch <"$tmp/.git/HEAD"
-    case $branch in refs/heads/*) branch=${branch#refs/heads/} ;; *) branch='' ;; esac
-    gitmirror__write_config
-    gitmirror__note
+    gitmirror__write_config && gitmirror__note
 }
 
-# git with nothing of a hostile repository run, and no redirect of this guest on `address`: the longest match wins.
-gitmirror__git() {
-    gitmirror__bounded "$left" git -c "url.$address.insteadOf=$address" -c gc.auto=0 -c core.hooksPath=/dev/null \
-        -c advice.detachedHead=false "$@" >&2
-}
-
-# The whole config of a workspace that git made, written rather than edited: each edit is a process.
+# The config of a workspace, written rather than edited, since each edit is a process: what git found out about this file
+# system and repository is kept, `origin` is the upstream.
 gitmirror__write_config() {
+    kept='' section=''
+    while IFS= read -r line; do
+        case $line in '['*) section=$line ;; esac
+        case $section in '[core]'* | '[extensions]'*) kept=$kept$line$newline ;; esac
+    done <"$tmp/.git/config"
+    gitmirror__quote "$upstream"
+    url=$quoted
+    gitmirror__quote "${branch:-*}"
     {
-        echo '[core]'
-        echo '	repositoryformatversion = 0'
-        echo '	filemode = true'
-        echo '	bare = false'
-        echo '	logallrefupdates = true'
-        echo '[remote "origin"]'
-        echo "	url = \"$upstream\""
-        echo "	fetch = \"+refs/heads/${branch:-*}:refs/remotes/origin/${branch:-*}\""
-        [ -z "$branch" ] || printf '[branch "%s"]\n\tremote = origin\n\tmerge = refs/heads/%s\n' "$branch" "$branch"
+        printf '%s[remote "origin"]\n\turl = "%s"\n' "$kept" "$url"
+        printf '\tfetch = "+refs/heads/%s:refs/remotes/origin/%s"\n' "$quoted" "$quoted"
+        [ -z "$branch" ] || printf '[branch "%s"]\n\tremote = origin\n\tmerge = "refs/heads/%s"\n' "$quoted" "$quoted"
     } >"$tmp/.git/config"
+}
+
+# Sets `quoted` for use between double quotes in a git config; a branch name may have such a quote.
+gitmirror__quote() {
+    quoted='' rest=$1
+    while :; do
+        case $rest in
+        *[\"\\]*)
+            head=${rest%%[\"\\]*}
+            rest=${rest#"$head"}
+            quoted=$quoted$head\\${rest%"${rest#?}"}
+            rest=${rest#?}
+            ;;
+        *)
+            quoted=$quoted$rest
+            return
+            ;;
+        esac
+    done
 }
 
 # What `record` needs to know, and where objects that are still missing come from first.
 gitmirror__note() {
+    gitmirror__set_address
     {
-        printf '[remote "gitmirror"]\n\turl = "%s"\n' "$(gitmirror__mirror_url "$repo")"
-        printf '\tpromisor = true\n\tpartialclonefilter = blob:none\n\ttagOpt = --no-tags\n'
+        [ -z "$address" ] || printf '[remote "gitmirror"]\n\turl = "%s"\n\tpromisor = true\n\tpartialclonefilter = blob:none\n' \
+            "$address"
+        [ -z "$address" ] || printf '\ttagOpt = --no-tags\n\tskipFetchAll = true\n[url "%s"]\n\tinsteadOf = "%s"\n' \
+            "$address" "$address"
         printf '[gitmirror]\n\trepository = %s\n\tbase = %s\n' "$repo" "$commit"
     } >>"$tmp/.git/config"
 }
@@ -405,79 +521,153 @@ gitmirror__note() {
 # From `tmp` to its place: one rename, or all entries moved up with `.git` last, so that half a workspace is never one.
 gitmirror__settle() {
     if [ "$inside" = no ]; then
-        mv "$tmp" "$target"
+        [ ! -e "$target" ] && mv "$tmp" "$target"
         return
     fi
-    set --
+    set +f --
     for entry in "$tmp"/* "$tmp"/.[!.]* "$tmp"/..?*; do
         [ "$entry" = "$tmp/.git" ] || { [ ! -e "$entry" ] && [ ! -L "$entry" ]; } || set -- "$@" "$entry"
     done
-    { [ $# -eq 0 ] || mv "$@" "$target/"; } && mv "$tmp/.git" "$target/.git"
+    if { [ $# -eq 0 ] || mv "$@" "$target/"; } && mv "$tmp/.git" "$target/.git"; then
+        rmdir "$tmp"
+        return
+    fi
+    # It was empty before.
+    for entry; do rm -rf "${target:?}/${entry##*/}"; done
+    return 1
 }
 
-gitmirror__encoded() {
-    # A ref name has no character that a query cannot hold but these.
-    rest=$1 out=''
+# Sets `encoded` to a ref name as it is in a query.
+gitmirror__encode() {
+    encoded=''
+    case $1 in
+    *[!A-Za-z0-9._/-]*) rest=$1 ;;
+    *) encoded=$1 rest='' ;;
+    esac
     while [ -n "$rest" ]; do
         char=${rest%"${rest#?}"} rest=${rest#?}
         case $char in
-        '%') out=$out%25 ;; '&') out=$out%26 ;; '#') out=$out%23 ;; '+') out=$out%2B ;;
-        *) out=$out$char ;;
+        [A-Za-z0-9._/-]) encoded=$encoded$char ;;
+        *) encoded=$encoded$(printf '%%%02X' "'$char") ;;
         esac
     done
-    echo "$out"
 }
 
-# Pushes HEAD, three times and more while the mirror has to catch up with the commit that this workspace began at.
-gitmirror__push() {
-    pause=1
-    while :; do
-        gitmirror__share 1
-        said=$(gitmirror__bounded "$left" git -c core.hooksPath=/dev/null -c push.gpgSign=false -c protocol.version=2 \
-            push --porcelain --no-verify --force "$1" "HEAD:$2" 2>&1) && return 0
-        gitmirror__elapsed
-        case $said in
-        *'remote rejected'*'shallow update'* | *'missing necessary objects'*)
-            [ -z "$base" ] || gitmirror__get "$mirror_http/$repo/freshness?want=$base" >/dev/null 2>&1
-            ;;
-        *'remote rejected'*)
-            gitmirror__say "$said"
-            return 1
-            ;;
+# Sets `repo`, `base` and `recorded` from the workspace's config, and an identity where the guest has none: all of it in
+# one process.
+gitmirror__read_notes() {
+    repo='' base='' recorded='' origin='' name='' email=''
+    author_name='' author_email='' committer_name='' committer_email=''
+    for line in $(git config --get-regexp '^(gitmirror\.|user\.|author\.|committer\.|remote\.origin\.url$)'); do
+        value=${line#* }
+        case $line in
+        'gitmirror.repository '*) repo=$value ;;
+        'gitmirror.base '*) base=$value ;;
+        'gitmirror.recorded '*) recorded=$value ;;
+        'remote.origin.url '*) origin=$value ;;
+        'user.name '*) name=$value ;;
+        'user.email '*) email=$value ;;
+        'author.name '*) author_name=$value ;;
+        'author.email '*) author_email=$value ;;
+        'committer.name '*) committer_name=$value ;;
+        'committer.email '*) committer_email=$value ;;
         esac
-        if [ $((elapsed / 1000 + pause)) -ge "$deadline" ]; then
-            gitmirror__say "$said"
-            return 1
-        fi
+    done
+    if [ -z "$repo" ]; then
+        origin=${origin%/} origin=${origin%.git}
+        repo=${origin%/*}
+        repo=${repo##*[/:]}/${origin##*/}
+    fi
+    email=$email${EMAIL-}
+    [ -n "${GIT_AUTHOR_NAME-}$author_name$name" ] || export GIT_AUTHOR_NAME=agent
+    [ -n "${GIT_AUTHOR_EMAIL-}$author_email$email" ] || export GIT_AUTHOR_EMAIL=agent@gitmirror.invalid
+    [ -n "${GIT_COMMITTER_NAME-}$committer_name$name" ] || export GIT_COMMITTER_NAME=agent
+    [ -n "${GIT_COMMITTER_EMAIL-}$committer_email$email" ] || export GIT_COMMITTER_EMAIL=agent@gitmirror.invalid
+}
+
+# An agent that was killed leaves its locks; its turn is over.
+gitmirror__drop_locks() {
+    read -r head <"$git_dir/HEAD"
+    set +f
+    for lock in "$git_dir"/*.lock "$git_dir/${head#ref: }.lock"; do
+        [ ! -e "$lock" ] || rm -f "$lock"
+    done
+    set -f
+}
+
+# Commits all that changed. A merge, rebase or cherry-pick in progress is committed as it stands, conflicts and all.
+gitmirror__commit() {
+    set -- -c core.hooksPath=/dev/null -c core.fsmonitor=false -c gc.auto=0 -c maintenance.auto=false \
+        -c advice.addEmbeddedRepo=false
+    git "$@" add -A --ignore-errors >&2
+    case $? in
+    0) ;;
+    1) gitmirror__say 'some files could not be added; the others are recorded' ;;
+    *) gitmirror__die 'the files cannot be added; nothing was recorded' ;;
+    esac
+    if ! git "$@" diff --cached --quiet 2>/dev/null || [ -e "$git_dir/MERGE_HEAD" ]; then
+        git "$@" -c commit.gpgSign=false -c core.editor=true \
+            commit --quiet --no-verify -m "Turn of $session" >&2 || gitmirror__die 'the commit failed; nothing was recorded'
+    fi
+}
+
+# Pushes HEAD to a ref of the mirror: five tries, over git:// and HTTP by turns, and more while the mirror has to catch up
+# with the commit that this workspace began at.
+gitmirror__push() {
+    pause=1 try=0 said='no mirror is named: set GITMIRROR_GIT or GITMIRROR_HTTP'
+    set -- "$1" ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}
+    while [ $# -gt 1 ]; do
+        address=$2 exact=$2
+        [ $# -eq 2 ] || set -- "$1" "$3" "$2"
+        gitmirror__share $(($# - 1))
+        said=$(gitmirror__git -c push.gpgSign=false -c push.pushOption= -c push.negotiate=false \
+            push --porcelain --no-verify --no-follow-tags --no-recurse-submodules --force "$address" "HEAD:$1" 2>&1) &&
+            return 0
+        try=$((try + 1))
+        case $said in
+        *'shallow update not allowed'* | *'missing necessary objects'*)
+            # Asked for, it looks upstream.
+            gitmirror__share 2
+            [ -z "$base" ] || ! gitmirror__can_get ||
+                gitmirror__get "$mirror_http/$repo/freshness?want=$base" >/dev/null 2>&1 3>&1
+            ;;
+        *'remote rejected'*) break ;;
+        *) [ "$try" -lt 5 ] || break ;;
+        esac
+        gitmirror__now
+        [ $(((now - began) / 100 + pause)) -lt "$deadline" ] || break
         sleep "$pause"
         [ "$pause" -ge 8 ] || pause=$((pause * 2))
     done
+    gitmirror__say "$said"
+    return 1
 }
 
 # The redirect of each mirrored repository. git takes the longest prefix that matches, so a rule for U would catch U2 and
 # U-infra too: identity rules for U and every character that can follow keep those where they are.
 gitmirror__rules() {
-    while read -r name url; do
-        [ -n "$name" ] || continue
-        url=${url%.git}
+    for line in $gitmirror__repositories; do
+        repo=${line%% *} url=${line#* }
+        url=${url%/} url=${url%.git}
+        gitmirror__set_address
         for suffix in '' .git; do
-            printf '[url "%s/%s%s"]\n\tinsteadOf = %s%s\n' "${mirror_git:-$mirror_http}" "$name" "$suffix" "$url" "$suffix"
-            for char in A B C D E F G H I J K L M N O P Q R S T U V W X Y Z a b c d e f g h i j k l m n o p q r s t u v w x y z \
-                0 1 2 3 4 5 6 7 8 9 . _ -; do
-                printf '[url "%s%s%s"]\n\tinsteadOf = %s%s%s\n' "$url" "$suffix" "$char" "$url" "$suffix" "$char"
+            printf '[url "%s%s"]\n\tinsteadOf = "%s%s"\n' "$address" "$suffix" "$url" "$suffix"
+            rest=ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-
+            while [ -n "$rest" ]; do
+                char=${rest%"${rest#?}"} rest=${rest#?}
+                printf '[url "%s%s%s"]\n\tinsteadOf = "%s%s%s"\n' "$url" "$suffix" "$char" "$url" "$suffix" "$char"
             done
         done
-        printf '[url "%s"]\n\tpushInsteadOf = %s\n' "$url" "$url"
-    done <<END
-$gitmirror__repositories
-END
+        printf '[url "%s"]\n\tpushInsteadOf = "%s"\n' "$url" "$url"
+    done
 }
 
-# Sourced or run? The file that `$0` names is this one only when it was run.
+# Sourced or run? The file that `$0` names is this one only when it was run. A shell itself is not looked into.
 gitmirror__line=''
-if [ -f "$0" ]; then
-    { read -r _ && read -r gitmirror__line; } <"$0" || :
-fi
+case ${0##*/} in
+sh | ash | dash | bash | busybox | ksh | mksh | zsh | -*) ;;
+*) [ ! -f "$0" ] || [ ! -r "$0" ] || { read -r _ && read -r gitmirror__line; } <"$0" || : ;;
+esac
 case $gitmirror__line in
 '# The gitmirror guest kit.'*)
     case ${1-} in

@@ -1,0 +1,1 @@
+"""Snapshots, the HTTP routes that hand them out, and the guest kit."""
