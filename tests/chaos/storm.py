@@ -119,9 +119,9 @@ class Pusher:
 
 @dataclass
 class Cloner:
-    """Guests that come and go."""
+    """Guests that come and go. `url` is the mirror's."""
 
-    serve: Serve
+    url: str
     repos: list[str]
     place: Path
     rng: random.Random
@@ -132,7 +132,7 @@ class Cloner:
         guest = self.place / "guest"
         how = self.rng.choice([(), ("--depth=1",), ("--depth=1", "--filter=blob:none"), ("--bare",)])
         try:
-            self.serve.clone(guest, self.rng.choice(self.repos), *how)
+            git("clone", "--quiet", *how, f"{self.url}/{self.rng.choice(self.repos)}", str(guest), timeout=60)
         except GitFailed:
             pass
         else:

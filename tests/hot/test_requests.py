@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.core.serving.pktline import LARGEST, PacketError
-from appliance.core.serving.v2 import MOST_LINES, FetchShape, V2Reader, V2Request, shape_of
+from appliance.core.serving.v2 import LARGE, MOST_LINES, FetchShape, RequestMemo, V2Reader, V2Request, shape_of
 from tests.conftest import WIDGETS
 from tests.hot.conftest import contents_of
 from tests.hot.wire import Recorder, ask_git, pack_of, posted_bodies, v2_request
@@ -21,7 +21,7 @@ from tests.support.gitutil import commit_files, git, git_bytes
 from tests.support.pkt import DELIM, FLUSH, RESPONSE_END, pkt
 
 
-def parse(data: bytes, cuts: Iterable[int] = ()) -> list[V2Request]:
+def parse(data: bytes, cuts: Iterable[int] = (), memo: RequestMemo | None = None) -> list[V2Request]:
     """All requests of a stream that comes cut at these places."""
     places = sorted({0, len(data), *(each for each in cuts if each < len(data))})
     pieces = [data[start:end] for start, end in zip(places, places[1:], strict=False)]
@@ -31,7 +31,7 @@ def parse(data: bytes, cuts: Iterable[int] = ()) -> list[V2Request]:
         return next(coming, b"")
 
     async def read_all() -> list[V2Request]:
-        reader, found = V2Reader(), []
+        reader, found = V2Reader(memo), []
         while (request := await reader.read(receive)) is not None:
             found.append(request)
         return found
@@ -89,7 +89,11 @@ def test_what_git_sends_is_read_the_same_in_any_chunking(recorded: dict[str, byt
     stream = recorded[data.draw(st.sampled_from(sorted(recorded)))]
     whole = parse(stream)
     assert whole and {request.command for request in whole} <= {"ls-refs", "fetch"}
-    assert parse(stream, data.draw(st.sets(st.integers(1, len(stream)), max_size=40))) == whole
+    memo = RequestMemo()
+    for _ in range(3):
+        cuts = data.draw(st.sets(st.integers(1, len(stream)), max_size=40))
+        assert parse(stream, cuts) == whole
+        assert parse(stream, cuts, memo) == whole, "also when it was read before"
     assert parse(b"".join(request.encode() for request in whole)) == whole
 
 
@@ -142,8 +146,9 @@ def test_garbage_is_refused_in_words(recorded: dict[str, bytes], data: st.DataOb
             at = data.draw(st.integers(0, len(stream) - 1))
             drop = data.draw(st.integers(0, 8))
             stream = stream[:at] + data.draw(st.binary(max_size=8)) + stream[at + drop :]
+    memo = RequestMemo() if data.draw(st.booleans()) else None
     try:
-        requests = parse(stream, data.draw(st.sets(st.integers(0, 300), max_size=5)))
+        requests = parse(stream, data.draw(st.sets(st.integers(0, 300), max_size=5)), memo)
     except PacketError as error:
         assert str(error)
     else:
@@ -174,8 +179,9 @@ BROKEN = {
 @pytest.mark.parametrize("stream", BROKEN.values(), ids=BROKEN.keys())
 def test_what_is_no_request_is_refused(stream: bytes) -> None:
     """Each rule of the framing, broken."""
-    with pytest.raises(PacketError):
-        parse(stream, range(0, len(stream), 65536))
+    for memo in (None, RequestMemo()):
+        with pytest.raises(PacketError):
+            parse(stream, range(0, len(stream), 65536), memo)
 
 
 def test_the_largest_line_that_git_takes_is_taken_and_stays_one() -> None:
@@ -185,6 +191,28 @@ def test_the_largest_line_that_git_takes_is_taken_and_stays_one() -> None:
         [request] = parse(pkt("command=ls-refs") + DELIM + pkt(line) + FLUSH)
         assert request.arguments == (payload,)
         assert parse(request.encode()) == [request]
+
+
+def test_large_requests_are_remembered_by_all_their_bytes_and_within_bounds() -> None:
+    """The same bytes are the same request; one byte more, another. Old ones are forgotten."""
+
+    def request(first: int) -> bytes:
+        return v2_request("fetch", [f"want {first + number:040x}" for number in range(40_000)] + ["done"])
+
+    memo = RequestMemo()
+    one = request(0)
+    assert len(one) > LARGE
+    [read] = parse(one, memo=memo)
+    assert parse(one, (10_000, 20_000), memo=memo)[0] is read
+    assert parse(one + one, memo=memo) == [read, read]
+    [other] = parse(request(1), memo=memo)
+    assert other != read and other.wants == (f"{1:040x}", 40_000)
+    for number in range(2, 6):
+        parse(request(number), memo=memo)
+    assert memo.find(one) is None, "8 MiB of requests are remembered"
+    assert memo.find(request(5)) is not None
+    [again] = parse(one[:-4] + pkt("x") + FLUSH, memo=memo)
+    assert again.arguments == (*read.arguments, b"x")
 
 
 def test_an_end_between_requests_is_the_end() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +14,12 @@ from tests.serving.conftest import (
     SETTLED,
     Node,
     assert_mirror_is_clean,
-    commit_turn,
     entry_of,
     make_turn,
     wait_settled,
 )
-from tests.support.gitutil import clean_env, git, git_result, refs, run_process
-from tests.support.pkt import EMPTY_PACK, ZERO, PushAnswer, raw_push
+from tests.support.gitutil import clean_env, commit_files, git, git_result, refs, run_process
+from tests.support.pkt import EMPTY_PACK, ZERO, PushAnswer, PushConnection, push_bytes, raw_push
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 
@@ -59,7 +59,7 @@ def push(node: Node, commit: str, ref: str, pack: bytes) -> PushAnswer:
 def test_a_pack_over_max_push_is_refused(node: Node, tmp_path: Path) -> None:
     """The guest reads that its pack is too large; the log has the attempt and why it failed."""
     guest = node.guest(tmp_path / "guest")
-    commit_turn(guest, "".join(hashlib.sha256(str(number).encode()).hexdigest() for number in range(20_000)))
+    commit_files(guest, {"noise": random.Random(1).randbytes(300_000)}, "noise")
     code, _, said = git_result("push", "origin", "HEAD:refs/agents/large", cwd=guest)
     assert code == 1
     assert "remote: fatal: pack exceeds maximum allowed size" in said
@@ -93,9 +93,6 @@ def test_a_corrupt_pack_is_refused(node: Node, damage: str, size: int) -> None:
     else:
         pack[:4] = b"KCAP"
     ref = f"refs/agents/corrupt-{damage.replace(' ', '-')}-{size}"
-    # Nothing after a pack that ends early: the guest has to say so.
-    from tests.support.pkt import PushConnection, push_bytes
-
     with PushConnection(*node.serve.git_address, f"/{WIDGETS}") as guest:
         guest.send(push_bytes([(ZERO, turn.commit, ref)], bytes(pack)))
         guest.half_close()

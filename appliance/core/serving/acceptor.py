@@ -76,7 +76,7 @@ class Acceptor:
         self._name = name
         self._handle = handle
         self._connections: set[asyncio.Task[None]] = set()
-        self._accepting: list[asyncio.Task[None]] = []
+        self._listening: list[socket.socket] = []
 
     def __len__(self) -> int:
         """Connections at this moment, waiting ones included."""
@@ -84,13 +84,17 @@ class Acceptor:
 
     def start(self, sockets: list[socket.socket]) -> None:
         """Accepts on listening, non-blocking sockets."""
-        self._accepting = [asyncio.create_task(self._accept(each), name=f"accept {self._name}") for each in sockets]
+        self._listening = list(sockets)
+        for each in sockets:
+            self._listen(each)
 
     async def stop(self, drain: float) -> None:
         """Stops accepting, lets what runs finish for `drain` seconds, then ends it."""
-        for task in self._accepting:
-            task.cancel()
-        await asyncio.gather(*self._accepting, return_exceptions=True)
+        loop = asyncio.get_running_loop()
+        for each in self._listening:
+            loop.remove_reader(each)
+            each.close()
+        self._listening = []
         if self._connections and drain:
             log.info("draining %d %s connections for up to %gs", len(self._connections), self._name, drain)
             await asyncio.wait(self._connections, timeout=drain)
@@ -98,21 +102,33 @@ class Acceptor:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
-    async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        with listening:
-            while True:
-                try:
-                    connection, address = await loop.sock_accept(listening)
-                except OSError as error:
-                    # Out of descriptors or memory: guests wait in the backlog until some are given back.
-                    if error.errno not in (errno.ECONNABORTED, errno.EPROTO):
-                        log.error("cannot accept a guest: %s", error)
-                        await asyncio.sleep(0.1)
-                    continue
-                task = asyncio.create_task(self._serve(connection, address))
-                self._connections.add(task)
-                task.add_done_callback(self._connections.discard)
+    def _listen(self, listening: socket.socket) -> None:
+        # Not sock_accept: cancelled in the moment a guest came, it takes the guest from the backlog and drops it
+        # (InvalidStateError in its callback), and whoever comes while systemd restarts us is reset.
+        asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        """Takes one guest from the backlog; the loop calls it again as long as there are more."""
+        try:
+            connection, address = listening.accept()
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            if error.errno not in (errno.ECONNABORTED, errno.EPROTO):
+                # Out of descriptors or memory: guests wait in the backlog until some are given back.
+                log.error("cannot accept a guest: %s", error)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listening)
+                loop.call_later(0.1, self._resume, listening)
+            return
+        connection.setblocking(False)
+        task = asyncio.create_task(self._serve(connection, address))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    def _resume(self, listening: socket.socket) -> None:
+        if listening in self._listening:
+            self._listen(listening)
 
     async def _serve(self, connection: socket.socket, address: tuple[str, int]) -> None:
         with connection:

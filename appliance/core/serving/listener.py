@@ -77,7 +77,7 @@ class GitPort:
             log.info("%s was too slow and is cut off", client)
         except (AnswerFailed, UploadPackError, GitmirrorError) as error:
             # What came of the answer ends with git's own words; cutting it off there is the error that git sees.
-            log.info("%s: the fetch failed: %s", client, error or "its answer could not be made")
+            log.info("%s: the fetch failed: %s", client, str(error) or "its answer could not be made")
         except OSError as error:
             log.info("%s: connection ended early: %s", client, error)
 

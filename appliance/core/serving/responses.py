@@ -213,7 +213,7 @@ class ResponseCache:
             size = os.fstat(growing.descriptor).st_size
             whole = size > 4 and os.pread(growing.descriptor, 4, size - 4) == ENDING
         except (Exception, asyncio.CancelledError) as error:
-            log.info("an answer could not be made: %s", error or type(error).__name__)
+            log.info("an answer could not be made: %s", str(error) or type(error).__name__)
         finally:
             watch.cancel()
             growing.size = os.fstat(growing.descriptor).st_size

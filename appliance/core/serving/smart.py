@@ -95,7 +95,7 @@ class SmartHttp:
         except PacketError as error:
             raise HttpError(HTTPStatus.BAD_REQUEST, f"{error}\n") from None
         except (AnswerFailed, UploadPackError, GitmirrorError) as error:
-            log.info("%s: %s failed: %s", exchange.client, action, error or "its answer could not be made")
+            log.info("%s: %s failed: %s", exchange.client, action, str(error) or "its answer could not be made")
             raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, "git failed at this; try again\n") from None
 
     def _redirect(self, exchange: Exchange, path: str, action: str, service: str) -> None:

@@ -112,7 +112,7 @@ class Warmer:
                 for shape in shapes:
                     known.done += await self._warm_one(repo, shape)
             except (GitmirrorError, AnswerFailed, UploadPackError, OSError) as error:
-                log.info("%s: warming stopped: %s", repo.name, error or type(error).__name__)
+                log.info("%s: warming stopped: %s", repo.name, str(error) or type(error).__name__)
 
     async def _shapes(self, repo: Repo, known: _Known, tip: str) -> list[FetchShape]:
         now = time.monotonic()
