@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from appliance import version_text
@@ -14,7 +15,11 @@ def main() -> None:
     hundred milliseconds that this answer does not need.
     """
     if sys.argv[1:] == ["--version"]:
-        print(version_text())
+        try:
+            print(version_text(), flush=True)
+        except BrokenPipeError:
+            # The reader has gone, as click takes it too; an orderly exit would complain of the unwritten line.
+            os._exit(1)
         return
     from appliance.cli.main import cli
 

@@ -65,7 +65,7 @@ def audit(
 
 def _follow(log: AuditLog, wanted: dict[str, Any], found: list[dict[str, Any]], as_json: bool) -> None:
     """Each row once its outcome is known, so that no line has to be taken back."""
-    last = 0
+    last = found[-1]["id"] - 1 if found else 0
     try:
         while True:
             for entry in reversed(found):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,10 +35,11 @@ def say(text: str) -> None:
 
 
 def say_error(error: GitmirrorError) -> None:
-    """What happened, and what to do about it."""
-    click.echo(f"{click.style('error:', fg='red')} {error.message}", err=True)
+    """What happened, and what to do about it; in colour on a terminal, unless NO_COLOR is set (no-color.org)."""
+    color = False if os.environ.get("NO_COLOR") else None
+    click.echo(f"{click.style('error:', fg='red')} {error.message}", err=True, color=color)
     if error.hint:
-        click.echo(f"{click.style('hint:', fg='cyan')} {error.hint}", err=True)
+        click.echo(f"{click.style('hint:', fg='cyan')} {error.hint}", err=True, color=color)
 
 
 class ReportingGroup(click.Group):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
@@ -39,6 +38,8 @@ def serve(
     Example:
       gitmirror.pyz --state ./state serve --git 0.0.0.0:9418 --http "" --admin 127.0.0.1:9420
     """
+    import asyncio
+
     from appliance.core.service import Service, Start
     from appliance.core.systemd import Notifier, inherited_sockets, take_environment
 

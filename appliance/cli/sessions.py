@@ -15,6 +15,8 @@ from appliance.cli.output import print_json, print_table, say
 if TYPE_CHECKING:
     from appliance.core.sessions import Sessions
 
+UNRELATED = "its history is unrelated to the upstream's"
+
 turn_option = click.option("--turn", type=click.IntRange(1), metavar="N", help="One turn; they count from 1.")
 
 
@@ -78,12 +80,12 @@ def show(options: Options, repo: str, name: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    base = found["base"] or "none: its history is unrelated to the upstream's"
-    click.echo(f"{found['session']} in {found['repo']}, from {base}")
+    start = f"from {found['base']}" if found["base"] else UNRELATED
+    click.echo(f"{found['session']} in {found['repo']}, {start}")
     rows = [
         (
             t["turn"], t["at"], t["commit"][:12], t["files_changed"], t["insertions"], t["deletions"],
-            _since(t["since_last"]), t["client"], t["subject"],
+            _since(t["since_last"]), t["client"], _plain(t["subject"]),
         )
         for t in found["turns"]
     ]  # fmt: skip
@@ -106,7 +108,11 @@ def diff(options: Options, repo: str, name: str, turn: int | None, stat: bool, n
       gitmirror.pyz session diff jomcgi/homelab my-session --stat
     """
     words = [word for word, wanted in (("--stat", stat), ("--name-only", name_only)) if wanted]
-    sys.exit(_sessions(options).diff(repo, name, turn, words))
+    sessions = _sessions(options)
+    found = sessions.find(repo, name)
+    if found["base"] is None and turn in (None, 1):
+        say(f"{UNRELATED}: all of it is shown")
+    sys.exit(sessions.diff(found, turn, words))
 
 
 @session.command()
@@ -122,8 +128,12 @@ def log(options: Options, repo: str, name: str) -> None:
     """
     from appliance.core.units import rfc3339
 
-    for commit in _sessions(options).log(repo, name):
-        click.echo(f"{commit.oid[:12]}  {rfc3339(commit.at)}  {commit.author}  {_plain(commit.subject)}")
+    sessions = _sessions(options)
+    found = sessions.find(repo, name)
+    if found["base"] is None:
+        say(f"{UNRELATED}: all of it is shown")
+    for commit in sessions.log(found):
+        click.echo(f"{commit.oid[:12]}  {rfc3339(commit.at)}  {_plain(commit.author)}  {_plain(commit.subject)}")
 
 
 @session.command()

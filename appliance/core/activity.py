@@ -44,4 +44,5 @@ class ActivityLog:
             await asyncio.to_thread(self._store.record, batch)
         except StoreError as error:
             log.warning("%d hydrations cannot be recorded yet: %s", len(batch), error.message)
-            self._waiting.extendleft(reversed(batch[-(MOST_WAITING - len(self._waiting)) :]))
+            room = MOST_WAITING - len(self._waiting)
+            self._waiting.extendleft(batch[: -room - 1 : -1])

@@ -79,7 +79,8 @@ async def assemble(
     quota = Quota(lambda: _recording_limits(live.config), time.monotonic)
     desk = PushDesk(layout, guard, stores.audit, book, quota, mirror_of, events.recorded, events.ruled)
     retention = Retention(
-        stores.sessions,
+        book,
+        quota,
         mirror_of,
         locks,
         repos=lambda: live.repos,
@@ -168,7 +169,13 @@ async def assemble(
 
 def _recording_limits(config: Config) -> RecordingLimits:
     recording = config.recording
-    return RecordingLimits(recording.max_new_sessions, recording.max_turns, recording.max_bytes, recording.max_objects)
+    return RecordingLimits(
+        max_new_sessions=recording.max_new_sessions,
+        max_turns=recording.max_turns,
+        max_bytes=recording.max_bytes,
+        max_objects=recording.max_objects,
+        max_push=recording.max_push,
+    )
 
 
 def _limits(config: Config) -> Limits:

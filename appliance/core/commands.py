@@ -69,7 +69,7 @@ class Commands:
         repo = live.stores.registry.get(arguments["repo"])
         for session in live.stores.sessions.matching(repo.name, arguments["session"]):
             if session["session"] == arguments["session"]:
-                await live.retention.end(repo, session, "ended by an operator")
+                await live.retention.end(repo, [session], "ended by an operator")
                 return {"repo": repo.name, "session": session["session"]}
         raise GitmirrorError(f"{repo.name} has no session {arguments['session']}")
 

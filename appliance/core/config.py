@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from appliance.core.errors import UsageError
 from appliance.core.units import Address, format_duration, parse_address, parse_duration, parse_size
@@ -53,6 +54,23 @@ def _positive(value: Any) -> float:
     return seconds
 
 
+def _public(*schemes: str) -> Callable[[Any], str]:
+    """Reads a URL of one of these schemes, or the empty string."""
+
+    def parse(value: Any) -> str:
+        text = _text(value)
+        try:
+            parts = urlsplit(text)
+            usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if text and not usable:
+            raise ValueError(f'a URL such as "{schemes[0]}://mirror:9418", or "" for where it listens')
+        return text
+
+    return parse
+
+
 def setting(default: Any, parse: Callable[[Any], Any], text: str) -> Any:
     """A field of a section. `default` is written as in the file, `text` is its line of help."""
     return field(default=parse(default), metadata={"parse": parse, "default": default, "help": text})
@@ -65,8 +83,12 @@ class ServeConfig:
     git: Address | None = setting("127.0.0.1:9418", parse_address, 'Guests, git://. "" turns it off, port 0 picks one.')
     http: Address | None = setting("127.0.0.1:9419", parse_address, "Guests, HTTP.")
     admin: Address | None = setting("127.0.0.1:9420", parse_address, "Metrics, readiness, webhook. Never for guests.")
-    public_git: str = setting("", _text, 'What guests call the git listener, when that differs: "git://mirror:9418".')
-    public_http: str = setting("", _text, 'What guests call the HTTP listener: "http://mirror:9419".')
+    public_git: str = setting(
+        "", _public("git"), 'What guests call the git listener, when that differs: "git://mirror:9418".'
+    )
+    public_http: str = setting(
+        "", _public("http", "https"), 'What guests call the HTTP listener: "http://mirror:9419".'
+    )
     max_clients: int = setting(512, _count, "Guests served at once; past it a guest waits its turn.")
     queue_timeout: float = setting("30s", _positive, "How long a guest waits for its turn before a clear error.")
     request_timeout: float = setting("10s", _positive, "How long a guest may take to send its first packet.")

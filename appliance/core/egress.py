@@ -8,7 +8,7 @@ from appliance.core.appliance import Appliance
 from appliance.core.errors import UsageError
 from appliance.core.units import Address
 
-_EVERYWHERE = ("0.0.0.0", "::", "*")
+_EVERYWHERE = ("0.0.0.0", "::")
 _DEFAULT_PORTS = {"git": 9418, "http": 80, "https": 443}
 
 
@@ -23,12 +23,14 @@ def egress_entries(appliance: Appliance) -> list[str]:
         if not url:
             continue
         parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
-        if host in _EVERYWHERE or not host:
+        host, port = parts.hostname or "", _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
+        if host in _EVERYWHERE:
             raise UsageError(
                 f"{url} listens everywhere, which is not an address that a guest can be allowed",
                 hint=f'say what guests call this node: [serve] {setting} = "{parts.scheme}://mirror:{port}"',
             )
+        if port == 0:
+            raise UsageError(f"{url} picks its port when serve starts", hint="start serve, or give it a port")
         entries.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     return list(dict.fromkeys(entries))
 

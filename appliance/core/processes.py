@@ -43,6 +43,18 @@ def raise_open_files_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+MOST_DATA = 2 * 2**30
+"""Bytes of memory that each process of a push may have: a delta of 20 bytes can ask for a buffer of terabytes."""
+MOST_CPU = 600
+"""Seconds of processor time that each process of a push may take: it tells its guest that it lives all the while."""
+
+
+def limit_push(pid: int) -> None:
+    """Bounds what a push may cost: the child `pid` and all it starts from here on. Raises OSError."""
+    resource.prlimit(pid, resource.RLIMIT_DATA, (MOST_DATA, MOST_DATA))
+    resource.prlimit(pid, resource.RLIMIT_CPU, (MOST_CPU, MOST_CPU))
+
+
 class LockHeld(GitmirrorError):
     """Another process holds a lock that is needed."""
 

@@ -44,6 +44,8 @@ def unregister(stores: Stores, layout: Layout, config: Config, name: str, *, pur
     """
     try:
         stores.registry.remove(name, str(config.path or "the config"))
+        if purge:
+            stores.sessions.end_all(name, "its repository was purged", time.time())
     except UnknownRepo:
         if not (purge and layout.mirror(name).exists()):
             raise

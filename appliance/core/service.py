@@ -118,8 +118,12 @@ class Service:
         for left in await asyncio.to_thread(clean_up, self._layout, [live.mirror(repo.name) for repo in repos]):
             log.info("removed %s, left by a killed git", left)
         for repo in repos:
-            if live.mirror(repo.name).exists():
-                live.mirror(repo.name).configure(repo.url)
+            try:
+                if live.mirror(repo.name).exists():
+                    live.mirror(repo.name).configure(repo.url)
+            except OSError as error:
+                # One mirror that is damaged is its own trouble: its refreshes will tell.
+                log.error("the mirror of %s cannot be configured: %s", repo.name, error)
         try:
             live.guard.install()
             await live.guard.prove(self._rooms.daemon.command())

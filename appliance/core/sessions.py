@@ -59,9 +59,9 @@ class Sessions:
             browser.close()
         return session | {"turns": documents}
 
-    def diff(self, repo: str, name: str, turn: int | None, options: Sequence[str]) -> int:
-        """Prints the diff of the whole session or of one turn; returns git's exit code."""
-        session = self.find(repo, name)
+    def diff(self, session: dict[str, Any], turn: int | None, options: Sequence[str]) -> int:
+        """Prints the diff of a whole session that was found, or of one turn of it; returns git's exit code."""
+        repo = session["repo"]
         turns = self.appliance.stores().sessions.turns(repo, session["session"])
         chosen = self._turn(session, turns, turn)
         old = chosen.base if turn is None else turns[turn - 2].commit if turn > 1 else chosen.base
@@ -71,10 +71,9 @@ class Sessions:
         finally:
             browser.close()
 
-    def log(self, repo: str, name: str) -> list[CommitText]:
-        """The commits of a session on top of its base, newest first."""
-        session = self.find(repo, name)
-        browser = self._browser(repo)
+    def log(self, session: dict[str, Any]) -> list[CommitText]:
+        """The commits of a session that was found, on top of its base, newest first."""
+        browser = self._browser(session["repo"])
         try:
             return list(browser.log(session["base"], session["tip"]))
         finally:

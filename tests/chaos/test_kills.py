@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
@@ -51,18 +53,19 @@ def test_thirty_kills_in_the_middle_of_everything(
     cloner = Cloner(serve.git_url, [WIDGETS, OTHER], tmp_path, random.Random(SEED + 2))
     for pusher in pushers:
         pusher.prepare()
-    steps = [(mover.step, 0.05), *((pusher.step, 0.0) for pusher in pushers), (cloner.step, 0.0)]
+    steps = [(mover.step, 0.05), *((pusher.step, 0.02) for pusher in pushers), (cloner.step, 0.02)]
     workers = [Worker(step, pause) for step, pause in steps]
     for worker in workers:
         worker.start()
-    registered = [WIDGETS, OTHER]
+    registered, heads = [WIDGETS, OTHER], list[str]()
     try:
         for kill in range(KILLS):
             if kill % 3 == 0:
                 registered.append(f"new/repo-{kill}")
                 upstream.add(registered[-1], generated_bare)
                 serve.cli("add-repo", upstream.url(registered[-1]), "--no-wait")
-            left = _kill_and_list(serve, after=rng.uniform(0, 0.4))
+            left = _kill_and_list(serve, after=rng.uniform(0.05, 0.7))
+            heads.append(_audit_head(serve))
             if rng.random() < 0.25:
                 _start_and_kill(serve, after=rng.uniform(0.05, 0.4))
             serve.start()
@@ -78,6 +81,8 @@ def test_thirty_kills_in_the_middle_of_everything(
     for name in registered:
         fsck(serve.mirror(name))
     _hold_log_true(serve, pushes)
+    logged = {json.loads(line)["hash"] for line in serve.cli("audit", "export").stdout.splitlines()}
+    assert {head for head in heads if head} <= logged, "rows of the log are lost"
     wait_until(lambda: serve.processes() == [serve.pid], message="serve is alone")
     assert serve.terminate() == 0
 
@@ -87,6 +92,13 @@ def _kill_and_list(serve: Serve, *, after: float) -> list[tuple[int, int | None]
     time.sleep(after)
     serve.kill()
     return [(pid, start_time(pid)) for pid in serve.processes() if start_time(pid) is not None]
+
+
+def _audit_head(serve: Serve) -> str:
+    """Return the newest hash of the log, as a dead serve left it; "" when there is none."""
+    with contextlib.closing(sqlite3.connect(serve.state / "gitmirror.db")) as database:
+        found = database.execute("SELECT hash FROM audit_events ORDER BY id DESC LIMIT 1").fetchone()
+    return str(found[0]) if found else ""
 
 
 def _start_and_kill(serve: Serve, *, after: float) -> None:
@@ -101,14 +113,16 @@ def _start_and_kill(serve: Serve, *, after: float) -> None:
 
 def _settle(serve: Serve, upstream: HttpUpstream, names: list[str]) -> None:
     """Wait until every mirror is what its upstream is, by itself."""
+
+    def differing() -> list[str]:
+        return [
+            name
+            for name in names
+            if not serve.mirror(name).exists() or followed(serve.mirror(name)) != followed(upstream.path(name))
+        ]
+
+    wait_until(lambda: not differing(), timeout=40, interval=0.1, message="every mirror equals its upstream")
     for name in names:
-        wait_until(
-            lambda name=name: serve.mirror(name).exists()  # type: ignore[misc]
-            and followed(serve.mirror(name)) == followed(upstream.path(name)),
-            timeout=40,
-            interval=0.1,
-            message=f"{name} equals its upstream",
-        )
         serve.wait_for_repo(name)
 
 
@@ -221,10 +235,8 @@ def test_a_kill_between_the_steps_of_an_update(
     wait_until(
         lambda: followed(serve.mirror(WIDGETS)) == followed(upstream.path(WIDGETS)), message="the mirror caught up"
     )
-    wait_until(
-        lambda: remote_refs(f"{serve.git_url}/{WIDGETS}")["HEAD"] == refs(upstream.path(WIDGETS))["refs/heads/develop/next"],
-        message="HEAD follows",
-    )
+    head = refs(upstream.path(WIDGETS))["refs/heads/develop/next"]
+    wait_until(lambda: remote_refs(f"{serve.git_url}/{WIDGETS}")["HEAD"] == head, message="HEAD follows")
     assert {old["refs/heads/main"], old["refs/heads/develop"]} <= anchored(serve.mirror(WIDGETS))
     fsck(serve.mirror(WIDGETS))
 

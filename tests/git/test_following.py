@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,25 @@ def test_old_values_become_anchors(lab: Lab, widgets_bare: Path) -> None:
     names = ("refs/heads/main", "refs/heads/develop", "refs/heads/feature/search", "refs/tags/v0.0")
     assert anchored(mirror) == {old[name] for name in names}
     assert shown_tips(mirror) == {old["refs/heads/main"]}
+
+
+def test_what_moves_between_asking_and_fetching_is_anchored_too(lab: Lab, widgets_bare: Path, tmp_path: Path) -> None:
+    """A force-push in the instant after the upstream was asked: the old tip is kept all the same."""
+    repo = lab.repo(widgets_bare)
+    lab.refresh(repo)
+    old = refs(widgets_bare)["refs/heads/main"]
+    force_push(widgets_bare, "develop")
+    real = shutil.which("git")
+    wrapper = tmp_path / "bin" / "git"
+    wrapper.parent.mkdir()
+    move = f"{real} --git-dir={widgets_bare} update-ref refs/heads/main {old}~2"
+    wrapper.write_text(f'#!/bin/sh\ncase "$1" in fetch) {move};; esac\nexec {real} "$@"\n')
+    wrapper.chmod(0o755)
+    lab.put_before_git(wrapper.parent)
+    facts = lab.refresh(repo)
+    mirror = lab.mirror().path
+    assert followed(mirror) == followed(widgets_bare) and "refs/heads/main" in moves(facts.moved)
+    assert old in anchored(mirror) and shown_tips(mirror) == {old}
 
 
 def test_the_registered_branch_decides_which_tips_are_shown(lab: Lab, widgets_bare: Path) -> None:
@@ -252,7 +272,7 @@ ODD_BRANCHES = [
     "naïve/résumé-☃",
     "日本語",
     "emoji/🚀",
-    "it's-\"quoted\"",
+    'it\'s-"quoted"',
     "$(id)",
     "`id`;&|",
     "100%s{}",

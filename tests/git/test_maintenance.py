@@ -209,9 +209,7 @@ def slow_repack(lab: Lab, tmp_path: Path) -> Path:
     return began
 
 
-def test_a_push_takes_the_mirror_from_maintenance(
-    lab: Lab, repo: Repo, slow_repack: Path, tmp_path: Path
-) -> None:
+def test_a_push_takes_the_mirror_from_maintenance(lab: Lab, repo: Repo, slow_repack: Path, tmp_path: Path) -> None:
     """The repack is ended at once, the push goes through, and the repack is tried again later."""
     mirror = lab.mirror().path
     guest = tmp_path / "guest"

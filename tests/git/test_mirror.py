@@ -49,7 +49,9 @@ def test_only_what_differs_is_a_change() -> None:
 
 
 _NAMES = st.lists(
-    st.lists(st.sampled_from(["a", "b", "ab"]), min_size=1, max_size=3).map(lambda parts: "refs/heads/" + "/".join(parts)),
+    st.lists(st.sampled_from(["a", "b", "ab"]), min_size=1, max_size=3).map(
+        lambda parts: "refs/heads/" + "/".join(parts)
+    ),
     unique=True,
     max_size=8,
 )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPResponse
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
+from typing import Any
 from urllib.parse import urlsplit
 
 import h11
@@ -106,6 +108,13 @@ class Reply:
     complete: bool = True
 
 
+class _KeptReader(io.BufferedReader):
+    """Stays open when an answer is done."""
+
+    def close(self) -> None:
+        """It ends with its socket."""
+
+
 class HttpGuest:
     """One kept-alive connection to an HTTP port, spoken by hand. A context manager."""
 
@@ -114,6 +123,7 @@ class HttpGuest:
         assert split.hostname and split.port
         self.host = split.netloc
         self.sock = socket.create_connection((split.hostname, split.port), timeout=timeout)
+        self._reader = _KeptReader(socket.SocketIO(self.sock, "r"))
 
     def __enter__(self) -> HttpGuest:
         return self
@@ -143,13 +153,19 @@ class HttpGuest:
 
     def read(self, method: str = "GET") -> Reply:
         """Read one answer to its end."""
-        with HTTPResponse(self.sock, method=method) as response:
+        # It only asks its socket for a reader; this one goes on with the next answer.
+        stand_in: Any = SimpleNamespace(makefile=lambda mode: self._reader)
+        with HTTPResponse(stand_in, method=method) as response:
             response.begin()
             headers = {name.lower(): value for name, value in response.getheaders()}
             try:
                 return Reply(response.status, headers, response.read())
             except Exception as error:
                 return Reply(response.status, headers, getattr(error, "partial", b""), complete=False)
+
+    def rest(self) -> bytes:
+        """What comes up to the end of the connection."""
+        return self._reader.read()
 
     def ask(
         self,

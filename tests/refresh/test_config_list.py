@@ -82,9 +82,7 @@ def test_a_listed_repository_is_changed_in_its_file(configured: Serve, two: Http
     assert configured.cli_json("repos")[0]["interval"] == 3600
 
 
-def test_dropped_from_the_config_is_disabled_and_kept_and_back_is_enabled(
-    configured: Serve, two: HttpUpstream
-) -> None:
+def test_dropped_from_the_config_is_disabled_and_kept_and_back_is_enabled(configured: Serve, two: HttpUpstream) -> None:
     """Nothing is deleted by an edit; what comes back goes on where it was."""
     configured.cli("add-repo", two.url(WIDGETS))
     mirror = followed(configured.mirror(WIDGETS))

@@ -126,7 +126,7 @@ def test_an_emptied_upstream_is_followed_too(repo: Followed, tmp_path: Path) -> 
 def test_odd_names_reach_guests_and_history(repo: Followed) -> None:
     """Unicode, quotes and bytes that are no text: followed, shown by ls-remote, told by every command."""
     tip = refs(repo.path)["refs/heads/main"]
-    odd = [b"na\xc3\xafve/\xe2\x98\x83", b"it's-\"x\";$(id)", b"caf\xe9"]
+    odd = [b"na\xc3\xafve/\xe2\x98\x83", b'it\'s-"x";$(id)', b"caf\xe9"]
     lines = b"".join(b"create refs/heads/%s %s\n" % (name, tip.encode()) for name in odd)
     git("update-ref", "--stdin", cwd=repo.path, input=lines)
     git("symbolic-ref", "HEAD", b"refs/heads/caf\xe9".decode("utf-8", "surrogateescape"), cwd=repo.path)

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -172,11 +173,12 @@ def test_a_repository_added_again_is_another_one(registry: Registry) -> None:
 
 def test_what_is_unknown_is_an_error(registry: Registry) -> None:
     """By name, whatever is asked."""
-    for ask in (
+    asks: list[Callable[[], object]] = [
         lambda: registry.get("no/such"),
         lambda: registry.set_enabled("no/such", True),
         lambda: registry.remove("no/such", "the config"),
-    ):
+    ]
+    for ask in asks:
         with pytest.raises(UnknownRepo, match="no/such is not registered"):
             ask()
 

@@ -69,10 +69,12 @@ class Turn:
     pack: bytes
 
 
-def make_turn(mirror: Path, text: str, *, size: int = 0) -> Turn:
-    """Make a commit on top of `main` beside the mirror, with `size` bytes that do not compress."""
-    base = git("rev-parse", "refs/heads/main", cwd=mirror)
-    noise = random.Random(text).randbytes(size)
+def make_turn(mirror: Path, text: str, *, size: int = 0, files: int = 1) -> Turn:
+    """Make a commit on top of `main` beside the mirror, of so many files with `size` incompressible bytes in each.
+
+    receive-pack unpacks a pack of fewer than 100 objects and indexes a larger one.
+    """
+    base, dice = git("rev-parse", "refs/heads/main", cwd=mirror), random.Random(text)
     with tempfile.TemporaryDirectory() as beside:
         env = clean_env(
             Path(beside),
@@ -80,11 +82,15 @@ def make_turn(mirror: Path, text: str, *, size: int = 0) -> Turn:
             GIT_OBJECT_DIRECTORY=beside,
             GIT_ALTERNATE_OBJECT_DIRECTORIES=str(mirror / "objects"),
         )
-        blob = git("hash-object", "-w", "--stdin", env=env, input=text.encode() + noise)
-        tree = git("mktree", env=env, input=f"100644 blob {blob}\tturn.txt\n")
+        for number in range(files):
+            Path(beside, f"{number}.txt").write_bytes(f"{text} {number}\n".encode() + dice.randbytes(size))
+        paths = "".join(f"{beside}/{number}.txt\n" for number in range(files))
+        blobs = git("hash-object", "-w", "--stdin-paths", env=env, input=paths).split()
+        entries = "".join(f"100644 blob {blob}\t{number}.txt\n" for number, blob in enumerate(blobs))
+        tree = git("mktree", env=env, input=entries)
         commit = git("commit-tree", "-p", base, "-m", text, tree, env=env)
         argv = ["git", "pack-objects", "--stdout", "--quiet"]
-        packed = run_process(argv, env=env, input=f"{commit}\n{tree}\n{blob}\n".encode())
+        packed = run_process(argv, env=env, input="\n".join((commit, tree, *blobs, "")).encode())
     assert packed.returncode == 0, packed.stderr
     return Turn(base, commit, packed.stdout)
 

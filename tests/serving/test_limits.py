@@ -17,6 +17,7 @@ from tests.serving.conftest import (
     BIG,
     SETTLED,
     assert_log_is_true,
+    assert_mirror_is_clean,
     audit,
     clients,
     connect,
@@ -198,6 +199,7 @@ def test_an_idle_push_is_ended_and_logged(serve_factory: ServeFactory, upstream:
         guest.send(data[:50_000])
         entries = assert_log_is_true(AnyNode(serve, upstream))
     assert [(each["verdict"], each["outcome"]) for each in entries] == [("accepted", "failed")]
+    assert_mirror_is_clean(serve.mirror(WIDGETS))
     assert "refs/agents/half" not in refs(serve.mirror(WIDGETS))
 
 
@@ -268,6 +270,7 @@ def test_a_push_that_is_ended_at_the_end_has_an_outcome(serve_factory: ServeFact
         assert serve.terminate(timeout=15) == 0
     assert entry_of(serve, "refs/agents/cut")["outcome"] == "failed"
     assert "refs/agents/cut" not in refs(serve.mirror(WIDGETS))
+    assert_mirror_is_clean(serve.mirror(WIDGETS))
 
 
 def read_answer(sock: socket.socket, version: int) -> bytes:

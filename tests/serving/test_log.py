@@ -176,13 +176,10 @@ def test_a_changed_event_with_a_hash_to_match_breaks_the_next(log_copy: Serve) -
 @pytest.mark.parametrize("number", [1, 4])
 def test_a_deleted_event_is_named(log_copy: Serve, number: int) -> None:
     """The event behind the gap is where the chain breaks."""
-    tamper(log_copy, f"UPDATE audit_events SET attempt = NULL WHERE attempt = {number}")
-    tamper_again = sqlite3.connect(log_copy.state / "gitmirror.db", isolation_level=None)
-    with closing(tamper_again):
-        tamper_again.execute(f"DELETE FROM audit_events WHERE id = {number}")
+    tamper(log_copy, f"DELETE FROM audit_events WHERE id = {number}")
     code, said = verify(log_copy)
     assert code == 3
-    assert re.search(rf"broken at event [{number}{number + 1}{number + 2}]", said), said
+    assert f"broken at event {number + 1}: an event between {number - 1} and it is missing" in said
 
 
 def test_two_events_that_change_places_are_found(log_copy: Serve) -> None:

@@ -75,11 +75,11 @@ def test_an_endless_pack_is_cut_off(node: Node) -> None:
     assert_failed(node, "refs/agents/endless", "unpacker error")
 
 
-@pytest.mark.parametrize("size", [50, 150_000])
+@pytest.mark.parametrize("files", [1, 150])
 @pytest.mark.parametrize("damage", ["a byte", "its end", "its checksum", "its count", "its head"])
-def test_a_corrupt_pack_is_refused(node: Node, damage: str, size: int) -> None:
+def test_a_corrupt_pack_is_refused(node: Node, damage: str, files: int) -> None:
     """Small packs (unpacked) and large ones (indexed), damaged in every part."""
-    turn = make_turn(node.mirror, f"corrupt {damage} {size}", size=size)
+    turn = make_turn(node.mirror, f"corrupt {damage} {files}", size=1000, files=files)
     pack = bytearray(turn.pack)
     middle = len(pack) // 2
     if damage == "a byte":
@@ -92,7 +92,7 @@ def test_a_corrupt_pack_is_refused(node: Node, damage: str, size: int) -> None:
         pack[11] += 1
     else:
         pack[:4] = b"KCAP"
-    ref = f"refs/agents/corrupt-{damage.replace(' ', '-')}-{size}"
+    ref = f"refs/agents/corrupt-{damage.replace(' ', '-')}-{files}"
     with PushConnection(*node.serve.git_address, f"/{WIDGETS}") as guest:
         guest.send(push_bytes([(ZERO, turn.commit, ref)], bytes(pack)))
         guest.half_close()

@@ -63,6 +63,10 @@ GIVEN: dict[tuple[str, str], tuple[str, Any]] = {
     ("workspace", "enabled"): ("false", False),
     ("recording", "max_push"): ('"1KiB"', 1024),
     ("recording", "retention"): ('"1d"', 86400),
+    ("recording", "max_objects"): ("11", 11),
+    ("recording", "max_new_sessions"): ("12", 12),
+    ("recording", "max_turns"): ("13", 13),
+    ("recording", "max_bytes"): ('"3GiB"', 3 * 2**30),
 }
 """Another value for every key that there is: as written, and as read."""
 
@@ -117,6 +121,12 @@ def test_a_value_of_the_wrong_type_names_file_key_and_what_is_allowed(section: s
         ("[refresh]\ninterval = 60", "a duration"),
         ("[refresh]\nallow_local = 1", "true or false"),
         ("[serve]\npublic_git = 1", "a text in quotes"),
+        ('[serve]\npublic_git = "mirror:9418"', '"git://mirror:9418"'),
+        ('[serve]\npublic_git = "http://mirror:9418"', '"git://mirror:9418"'),
+        ('[serve]\npublic_git = "git://mirror:x"', '"git://mirror:9418"'),
+        ('[serve]\npublic_git = "git://:9418"', '"git://mirror:9418"'),
+        ('[serve]\npublic_http = "git://mirror"', '"http://mirror:9418"'),
+        ('[serve]\npublic_http = "http://mirror:0"', '"http://mirror:9418"'),
         ('[cache]\nbudget = "10GB"', "a size"),
     ],
 )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -15,7 +13,6 @@ import pytest
 from appliance.core.store import database as database_module
 from appliance.core.store.database import Database, StoreError, rows
 from appliance.core.store.migrations import MIGRATIONS
-from tests.support.serve import ROOT
 
 
 @pytest.fixture
@@ -48,61 +45,12 @@ def test_a_fresh_file_has_every_migration_and_writes_ahead(path: Path) -> None:
     assert (mode["journal_mode"], synchronous["synchronous"], keys["foreign_keys"]) == ("wal", 2, 1)
 
 
-def test_migrations_are_numbered_in_order() -> None:
-    """The order in which they are written is the order in which they are applied."""
-    found = sorted(MIGRATIONS.names)
-    assert [name[:4] for name in found] == [f"{number:04d}" for number in range(1, len(found) + 1)]
-
-
 def test_opening_again_changes_nothing(path: Path) -> None:
     """And keeps what is there."""
     first = Database(path)
     add_row(first, "o/r")
     first.close()
     assert names(Database(path)) == ["o/r"]
-
-
-OPEN = """
-import sys
-from pathlib import Path
-from appliance.core.store.database import Database
-print("ready", flush=True)
-sys.stdin.readline()
-Database(Path(sys.argv[1])).close()
-"""
-
-
-def test_several_processes_may_open_a_fresh_file_at_once(path: Path) -> None:
-    """sqlite-utils applies migrations without a lock: of three processes two failed."""
-    openers = [
-        subprocess.Popen(
-            [sys.executable, "-c", OPEN, str(path)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        )
-        for _ in range(4)
-    ]  # fmt: skip
-    for opener in openers:
-        assert opener.stdout
-        assert opener.stdout.readline() == "ready\n"
-    for opener in openers:
-        assert opener.stdin
-        opener.stdin.write("go\n")
-        opener.stdin.flush()
-    assert [opener.communicate(timeout=60)[1] for opener in openers] == 4 * [""]
-    assert [opener.returncode for opener in openers] == 4 * [0]
-
-
-def test_a_file_of_a_newer_version_is_not_opened(path: Path) -> None:
-    """This version would misread it; the hint says what to do."""
-    database = Database(path)
-    with database.writing() as connection:
-        connection.execute(
-            "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES ('gitmirror', '9999_future', '')"
-        )
-    database.close()
-    with pytest.raises(StoreError, match="written by a newer gitmirror") as caught:
-        Database(path)
-    assert caught.value.hint
 
 
 def test_a_failed_write_leaves_nothing(path: Path) -> None:
@@ -120,30 +68,6 @@ def test_a_failed_write_leaves_nothing(path: Path) -> None:
         connection.execute("INSERT INTO nonsense VALUES (1)")
     add_row(database, "o/r")
     assert names(database) == ["o/r"]
-
-
-def test_a_missing_file_is_made_only_when_that_was_asked_for(path: Path) -> None:
-    """An empty registry in place of a lost one would stop serving everything without a word."""
-    with pytest.raises(StoreError, match="is missing") as caught:
-        Database(path, create=False)
-    assert "backup" in caught.value.hint
-    assert not path.exists()
-
-
-def test_a_directory_in_its_place_is_an_error(path: Path) -> None:
-    """When opening and later."""
-    path.mkdir()
-    for create in (True, False):
-        with pytest.raises(StoreError, match="is not a file"):
-            Database(path, create=create)
-
-
-def test_a_file_that_is_no_database_is_an_error_in_words(path: Path) -> None:
-    """With a hint; sqlite3's own exception never comes out."""
-    path.write_bytes(b"nonsense" * 1000)
-    with pytest.raises(StoreError, match="file is not a database") as caught:
-        Database(path)
-    assert caught.value.hint
 
 
 def test_a_file_removed_while_open_is_noticed(path: Path) -> None:

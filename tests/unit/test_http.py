@@ -240,12 +240,7 @@ def test_a_body_comes_whole_however_it_is_sent(pieces: int, coding: str) -> None
     async def script(client: Client) -> None:
         for at in range(0, len(data), pieces):
             await client.send(data[at : at + pieces])
-        assert await client.answer() == (200, *(await_free(300)))
-
-    def await_free(size: int) -> tuple[dict[str, str], bytes]:
-        text = f"{size} 01234567890123456789".encode()
-        head = {"server": "gitmirror", "content-type": "text/plain; charset=utf-8", "content-length": str(len(text))}
-        return head, text
+        assert (await client.answer())[2] == b"300 01234567890123456789"
 
     play(script)
 
@@ -313,13 +308,18 @@ def test_a_body_that_cannot_be_read_is_refused(headers: list[str], body: bytes, 
     assert asked(get("/echo", *headers, method="POST") + body)[0] == status
 
 
-@pytest.mark.parametrize(
-    "garbage",
-    [b"\r\n\r\n\r\n", b"hello\r\n\r\n", b"GET /healthz\r\n\r\n", b"GET /healthz HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01",
-     b"GET /healthz HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"0032git-upload-pack /a/b\0host=h\0\r\n\r\n",
-     b"GET /\x00 HTTP/1.1\r\nHost: h\r\n\r\n", b"GET / HTTP/1.1\r\nHost: h\r\nbad header\r\n\r\n",
-     b"G" * (LARGEST_HEAD + 100), get("/healthz", "x: " + "y" * LARGEST_HEAD)],
-)  # fmt: skip
+# fmt: off
+GARBAGE = [
+    b"\r\n\r\n\r\n", b"hello\r\n\r\n", b"GET /healthz\r\n\r\n", b"\x16\x03\x01\x02\x00\x01",
+    b"GET /healthz HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    b"0032git-upload-pack /a/b\0host=h\0\r\n\r\n", b"GET /\x00 HTTP/1.1\r\nHost: h\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: h\r\nbad header\r\n\r\n", b"G" * (LARGEST_HEAD + 100),
+    get("/healthz", "x: " + "y" * 4 * LARGEST_HEAD),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda garbage: repr(garbage[:24]))
 def test_what_is_no_request_is_told_so_and_cut_off(garbage: bytes) -> None:
     """400 or 431 in plain text; the answer is not lost to a reset; the next client is served."""
 
@@ -327,8 +327,8 @@ def test_what_is_no_request_is_told_so_and_cut_off(garbage: bytes) -> None:
         await client.send(garbage)
         client.writer.write_eof()
         status, headers, _ = await client.answer()
-        assert status in (400, 431, 505, 0), status
-        assert status == 0 or headers["connection"] == "close"
+        assert status in (400, 431)
+        assert headers["connection"] == "close"
         assert await client.rest() == b""
 
     play(script)
@@ -439,11 +439,11 @@ def test_a_bug_in_a_handler_ends_that_connection_only() -> None:
 
     async def bounded() -> None:
         async with asyncio.timeout(10), port() as number:
-            for path, expected in (("/bug", 0), ("/healthz", 200)):
+            for path, answered in (("/bug", (0, 500)), ("/healthz", (200,))):
                 reader, writer = await asyncio.open_connection("127.0.0.1", number)
                 client = Client(reader, writer)
                 await client.send(get(path))
-                assert (await client.answer())[0] in (expected, expected or 500)
+                assert (await client.answer())[0] in answered
                 writer.close()
 
     asyncio.run(bounded())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,11 +12,10 @@ from appliance.core.errors import UsageError
 from appliance.core.git.upstream import same_upstream
 from appliance.core.models import Health, Hydration, RefChange, RefreshOutcome
 from appliance.core.store import activity as activity_module
-from appliance.core.store import health as health_module
 from appliance.core.store.activity import ActivityStore
-from appliance.core.store.database import Database, StoreError
+from appliance.core.store.database import Database
 from appliance.core.store.health import HealthStore
-from appliance.core.store.registry import Registry, UnknownRepo, Wanted
+from appliance.core.store.registry import Registry, Wanted
 
 A, B = Wanted("o/a", "https://h/o/a"), Wanted("o/b", "https://h/o/b")
 
@@ -93,31 +92,6 @@ def test_adding_enables_what_was_disabled(stores: Stores) -> None:
     stores.registry.add(A)
     assert not stores.registry.set_enabled("o/a", False).enabled
     assert stores.registry.add(A).enabled
-
-
-def test_a_removed_repository_added_again_is_another_one(stores: Stores) -> None:
-    """Its id is new, so no cache takes it for the old; nothing is known of it."""
-    first = stores.registry.add(A)
-    stores.health.update(first.id, tip="1" * 40, cloned=True)
-    stores.registry.remove("o/a", "the config")
-    second = stores.registry.add(A)
-    assert second.id > first.id
-    assert stores.health.get(second.id) == Health()
-    assert stores.health.get(first.id) == Health()
-
-
-def test_what_is_not_registered_is_named(stores: Stores) -> None:
-    """With the commands that help."""
-    registry = stores.registry
-    acts: list[Callable[[], object]] = [
-        lambda: registry.get("no/such"),
-        lambda: registry.remove("no/such", ""),
-        lambda: registry.set_enabled("no/such", True),
-    ]
-    for act in acts:
-        with pytest.raises(UnknownRepo, match="no/such is not registered") as caught:
-            act()
-        assert "add-repo" in caught.value.hint
 
 
 # reconcile
@@ -271,32 +245,6 @@ def test_history_is_told_newest_first_and_by_repository(stores: Stores) -> None:
     assert found[0]["moved"] == [{"ref": "refs/heads/caf\\xe9", "old": None, "new": "1" * 40}]
     assert list(found[0]) == ["id", "repo", "started_at", "duration", "result", "moved", "error"]
     assert [row["result"] for row in stores.health.refreshes()] == ["failed", "moved", "moved", "moved"]
-
-
-def test_history_is_bounded_for_each_repository(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy one does not push out another's."""
-    monkeypatch.setattr(health_module, "REFRESHES_KEPT", 5)
-    number = stores.registry.add(A).id
-    stores.health.record_refresh(number, outcome(0, "o/b"), failures=0)
-    for each in range(12):
-        stores.health.record_refresh(number, outcome(each), failures=0)
-        assert len(stores.health.refreshes("o/a")) == min(each + 1, 5)
-    assert [row["started_at"][17:19] for row in stores.health.refreshes("o/a")] == ["11", "10", "09", "08", "07"]
-    assert len(stores.health.refreshes("o/b")) == 1
-
-
-def test_anchor_times_are_replaced_as_a_whole(stores: Stores) -> None:
-    """By mirror; with the repository they go."""
-    a, b = stores.registry.add(A).id, stores.registry.add(B).id
-    stores.health.set_anchor_times(a, {"x": 1.0, "y": 2.0})
-    stores.health.set_anchor_times(b, {"x": 3.0})
-    stores.health.set_anchor_times(a, {"y": 2.0, "z": 4.0})
-    assert stores.health.anchor_times(a) == {"y": 2.0, "z": 4.0}
-    assert stores.health.anchor_times(b) == {"x": 3.0}
-    stores.registry.remove("o/a", "")
-    assert stores.health.anchor_times(a) == {}
-    with pytest.raises(StoreError, match="FOREIGN KEY"):
-        stores.health.set_anchor_times(a, {"x": 1.0})
 
 
 # hydrations

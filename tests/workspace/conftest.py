@@ -79,7 +79,9 @@ class Guest:
         found = shutil.which(argv[0])
         if found is None:
             pytest.skip(f"there is no {argv[0]}")
-        done = run_process([found, *argv[1:], "-c", whole], cwd=cwd or self.home, env=self.environment(), timeout=timeout)
+        done = run_process(
+            [found, *argv[1:], "-c", whole], cwd=cwd or self.home, env=self.environment(), timeout=timeout
+        )
         return Result(done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace"))
 
     def hydrate(self, dest: Path | str, want: str = "", *, repo: str = WIDGETS, timeout: float = 60) -> Result:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +15,6 @@ import git as gitpython
 
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.history import Changed, parse_shortstat
-
-_EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,11 @@ class Browser:
         if old == new:
             return Changed()
         with _in_words():
-            return parse_shortstat(self._repo.git.diff(old or _EMPTY_TREE, new, "--", shortstat=True))
+            return parse_shortstat(
+                self._repo.git.diff(
+                    "--shortstat", "--no-ext-diff", "--no-textconv", old or self._empty_tree(), new, "--"
+                )
+            )
 
     def log(self, base: str | None, tip: str) -> Iterator[CommitText]:
         """Commits of `tip` that are not of `base`, newest first. Raises GitmirrorError."""
@@ -57,13 +61,21 @@ class Browser:
                 yield CommitText(commit.hexsha, str(commit.summary), str(commit.author), int(commit.committed_date))
 
     def show_diff(self, old: str | None, new: str, options: Sequence[str]) -> int:
-        """Prints the diff the way git does, on a terminal coloured and in git's pager; returns git's exit code."""
+        """Prints the diff the way git does, on a terminal coloured and in git's pager.
+
+        Returns git's exit code, 0 when the reader had enough. Raises GitmirrorError.
+        """
         argv = ["git", "--git-dir", str(self._path), "diff", "--no-ext-diff", "--no-textconv", *options]
         sys.stdout.flush()
         terminal = {key: os.environ[key] for key in _TERMINAL if key in os.environ}
-        return subprocess.run(
-            [*argv, old or _EMPTY_TREE, new, "--"], env=self._environment | terminal, check=False
-        ).returncode
+        with _in_words():
+            argv += [old or self._empty_tree(), new, "--"]
+        code = subprocess.run(argv, env=self._environment | terminal, check=False).returncode
+        return 0 if code == -signal.SIGPIPE else code
+
+    def _empty_tree(self) -> str:
+        """git knows it without having it; which it is depends on the repository's hash."""
+        return str(self._repo.git.hash_object("-t", "tree", os.devnull))
 
     def checkout(self, commit: str, directory: Path, *, branch: str, origin: str) -> None:
         """A worktree of its own at `commit` on a new branch, with `origin` at the upstream.
@@ -75,7 +87,9 @@ class Browser:
         existed = directory.exists()
         try:
             with _in_words():
-                repo = gitpython.Repo.init(directory)
+                directory.mkdir(parents=True, exist_ok=True)
+                # No template: hooks of the machine's have no business in what an agent wrote.
+                repo = gitpython.Repo.init(directory, template="")
                 repo.git.update_environment(**self._environment)
                 repo.git.fetch(f"file://{self._path}", f"{commit}:refs/heads/{branch}", quiet=True, no_tags=True)
                 repo.create_remote("origin", origin)
@@ -99,13 +113,16 @@ class _in_words:
         if isinstance(error, gitpython.GitCommandError):
             said = (error.stderr or "").strip().removeprefix("stderr:").strip(" '")
             raise GitmirrorError(f"git failed: {said or error.status}") from error
+        if isinstance(error, PermissionError):
+            raise GitmirrorError(
+                f"{error.filename} cannot be written: {error.strerror}",
+                hint="choose a place that the owner of the state directory may write: as root, this acts as that user",
+            ) from error
         if isinstance(error, (gitpython.BadName, ValueError, OSError)):
             raise GitmirrorError(f"the repository cannot be read: {error}") from error
 
 
 def _remove(directory: Path, *, keep_top: bool) -> None:
-    import shutil
-
     for entry in list(directory.iterdir()) if directory.is_dir() else []:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)

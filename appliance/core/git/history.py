@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from appliance.core.git.mirror import ANCHORS, Mirror
+from appliance.core.git.mirror import ANCHORS, QUICK, Mirror
 
 DEADLINE = 30.0
+LONGEST_SUBJECT = 500
+"""Characters of a subject that are kept. A guest may write hundreds of megabytes into one line."""
+MOST_MEETINGS = 256
+"""Places where a recorded history touches the upstream's that are compared; an agent merges a handful of times."""
+
 _CHANGED = re.compile(r"(\d+) files? changed(?:, (\d+) insertions?\(\+\))?(?:, (\d+) deletions?\(-\))?")
-_EMPTY_TREE = {40: "4b825dc642cb6eb9a060e54bf8d69288fbee4904"}
-"""git knows the empty tree without having it (SHA-1; with SHA-256 it is asked for)."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +42,43 @@ class TurnFacts:
 async def turn_facts(mirror: Mirror, commit: str) -> TurnFacts:
     """Looks at a recorded commit. Raises GitError.
 
-    The base is the newest commit at which the recorded history touches that of the upstream, branches, tags and the
-    anchors of what they were: right for agents that commit or merge by themselves and after a force-push.
+    The base is the newest commit at which the recorded history touches that of the upstream: branches, tags and the
+    anchors of what they were. So it is right for agents that commit or merge by themselves and after a force-push.
     """
+    # Nothing of a commit but its id is printed: whatever else is in it, the guest wrote.
     output = await mirror.git.run(
-        "log", "--boundary", "--date-order", "--format=%m %H %ct %s", commit,
-        "--not", "--branches", "--tags", f"--glob={ANCHORS}*", "--",
+        "rev-list", "--boundary", commit, "--not", "--branches", "--tags", f"--glob={ANCHORS}*", "--",
         cwd=mirror.path, deadline=DEADLINE,
     )  # fmt: skip
-    own: list[str] = []
-    boundary: list[tuple[int, str]] = []
-    subject = None
-    for line in output.stdout.decode("utf-8", "replace").splitlines():
-        mark, oid, at, text = (*line.split(" ", 3), "")[:4]
-        if mark == "-":
-            boundary.append((int(at), oid))
-        else:
-            own.append(oid)
-        if oid == commit:
-            subject = text
-    if subject is None:
-        told = await mirror.git.run("log", "-1", "--format=%s", commit, "--", cwd=mirror.path, deadline=DEADLINE)
-        subject = told.stdout.decode("utf-8", "replace").strip()
-    newest = max(boundary)[1] if boundary else None
+    lines = output.stdout.decode("ascii").split()
+    meetings = [line[1:] for line in lines if line.startswith("-")]
+    commits = len(lines) - len(meetings)
     # With nothing on top the commit is the upstream's own.
-    base = newest if own else commit
-    return TurnFacts(commit, base, subject[:500], len(own), await changed_between(mirror, base, commit))
+    base = await _newest(mirror, meetings) if commits else commit
+    return TurnFacts(commit, base, await _subject(mirror, commit), commits, await changed_between(mirror, base, commit))
+
+
+async def _newest(mirror: Mirror, meetings: list[str]) -> str | None:
+    """The one that no other builds on; of several (an agent merged two branches) the one committed last."""
+    if len(meetings) < 2:
+        return meetings[0] if meetings else None
+    independent = await mirror.git.run(
+        "merge-base", "--independent", *meetings[:MOST_MEETINGS], cwd=mirror.path, deadline=DEADLINE
+    )
+    found = independent.stdout.decode("ascii").split()
+    if len(found) == 1:
+        return found[0]
+    newest = await mirror.git.run(
+        "rev-list", "--no-walk=sorted", "--max-count=1", *found, "--", cwd=mirror.path, deadline=QUICK
+    )
+    return newest.stdout.decode("ascii").strip()
+
+
+async def _subject(mirror: Mirror, commit: str) -> str:
+    output = await mirror.git.run(
+        "log", "-1", f"--format=%<({LONGEST_SUBJECT},trunc)%s", commit, "--", cwd=mirror.path, deadline=QUICK
+    )
+    return output.stdout.decode("utf-8", "replace").strip()[:LONGEST_SUBJECT]
 
 
 async def changed_between(mirror: Mirror, old: str | None, new: str) -> Changed:
@@ -72,7 +86,9 @@ async def changed_between(mirror: Mirror, old: str | None, new: str) -> Changed:
     if old == new:
         return Changed()
     if old is None:
-        old = _EMPTY_TREE.get(len(new)) or await _empty_tree(mirror)
+        # git knows the empty tree without having it; which it is depends on the repository's hash.
+        empty = await mirror.git.run("hash-object", "-t", "tree", "/dev/null", cwd=mirror.path, deadline=QUICK)
+        old = empty.stdout.decode("ascii").strip()
     output = await mirror.git.run(
         "diff", "--shortstat", "--no-ext-diff", "--no-textconv", old, new, "--", cwd=mirror.path, deadline=DEADLINE
     )
@@ -83,8 +99,3 @@ def parse_shortstat(text: str) -> Changed:
     """The numbers of `git diff --shortstat`, which prints nothing for an empty diff."""
     match = _CHANGED.search(text)
     return Changed(*(int(number or 0) for number in match.groups())) if match else Changed()
-
-
-async def _empty_tree(mirror: Mirror) -> str:
-    output = await mirror.git.run("hash-object", "-t", "tree", "/dev/null", cwd=mirror.path, deadline=DEADLINE)
-    return output.stdout.decode().strip()

@@ -117,7 +117,7 @@ class Guard:
                     "for-each-ref", "--format=%(refname)", "refs/", cwd=scratch, deadline=_PROOF_DEADLINE
                 )
         except (OSError, TimeoutError, GitmirrorError) as error:
-            self.broken = f"the proof that the hook guards pushes could not be made: {str(error) or type(error).__name__}"
+            self.broken = f"the proof that the hook guards pushes failed: {str(error) or type(error).__name__}"
         else:
             refs = moved.stdout.decode().split()
             if "refs/heads/x" in refs:

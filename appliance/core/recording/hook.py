@@ -32,6 +32,8 @@ def main() -> int:
         commands.append((old, new, ref))
     refused = policy.review(commands)
     quarantine = os.environ.get("GIT_QUARANTINE_PATH")
+    if not refused and (reason := not_commits([new for _, new, _ in commands])):
+        refused = {ref: reason for _, _, ref in commands}
     if not refused and quarantine and (reason := too_much(quarantine, policy)):
         refused = {ref: reason for _, _, ref in commands}
     for ref, reason in list(refused.items())[: policy.MOST_REFS]:
@@ -39,6 +41,13 @@ def main() -> int:
     if refused:
         print(f"gitmirror: allowed is {policy.ALLOWED}", file=sys.stderr)
     return 1 if refused or not commands else 0
+
+
+def not_commits(oids: list[str]) -> str | None:
+    """Why objects are refused: a turn that is no commit has no history to be read, and nothing to check out."""
+    kinds = run_git(None, "\n".join([*oids, ""]).encode(), "--batch-check=%(objecttype)").decode().split("\n")[:-1]
+    others = [f"{oid} is a {kind}" for oid, kind in zip(oids, kinds, strict=True) if kind != "commit"]
+    return f"what is recorded has to be a commit, and {others[0]}" if others else None
 
 
 def too_much(quarantine: str, policy: Any) -> str | None:
@@ -57,10 +66,12 @@ def too_much(quarantine: str, policy: Any) -> str | None:
     return None
 
 
-def run_git(quarantine: str, stdin: bytes, *arguments: str) -> bytes:
-    """`git cat-file` on the quarantine alone. `subprocess` would cost more to import than this takes."""
-    environment = {key: value for key, value in os.environ.items() if key != "GIT_ALTERNATE_OBJECT_DIRECTORIES"}
-    environment["GIT_OBJECT_DIRECTORY"] = quarantine
+def run_git(quarantine: str | None, stdin: bytes, *arguments: str) -> bytes:
+    """`git cat-file`, on the quarantine alone if given. `subprocess` would cost more to import than this takes."""
+    environment = dict(os.environ)
+    if quarantine:
+        environment.pop("GIT_ALTERNATE_OBJECT_DIRECTORIES", None)
+        environment["GIT_OBJECT_DIRECTORY"] = quarantine
     request = os.memfd_create("request")
     os.write(request, stdin)
     os.lseek(request, 0, os.SEEK_SET)

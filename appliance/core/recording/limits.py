@@ -19,6 +19,7 @@ class RecordingLimits:
     max_turns: int
     max_bytes: int
     max_objects: int
+    max_push: int
 
 
 class Quota:
@@ -29,6 +30,11 @@ class Quota:
         self._clock = clock
         self._new: dict[str, deque[float]] = {}
         self.used_bytes = 0
+
+    def too_large(self, size: int) -> str | None:
+        """Why a push of `size` bytes could not succeed (git cuts it off at max_push), or None."""
+        most = self._limits().max_push
+        return f"larger than recording.max_push, {format_size(most)}" if size > most else None
 
     def refuse(self, repo: str, turns: dict[str, int], objects: int) -> str | None:
         """Why a push is too much, or None. `turns` are the turns each of its sessions has; `objects` in its pack.

@@ -18,7 +18,7 @@ from appliance.core.models import ZERO_OID, PushFault, Recorded, RefChange, RefC
 from appliance.core.recording.guard import Guard
 from appliance.core.recording.limits import Quota
 from appliance.core.recording.policy import ALLOWED, MOST_REFS, review, session_of
-from appliance.core.recording.sessions import SessionBook, write_turn_file
+from appliance.core.recording.sessions import TURNS, SessionBook, write_turn_file
 from appliance.core.store.audit import Attempt, AuditLog, OpenAttempt
 from appliance.core.store.sessions import Unbooked
 from appliance.core.units import rfc3339
@@ -65,7 +65,7 @@ class PushDesk:
         self._on_recorded = on_recorded
         self._on_ruled = on_ruled
         self._refusals: dict[str, _Refusals] = {}
-        self._unsettled: list[Ruling] = []
+        self._unsettled: list[tuple[Ruling, Mapping[str, str | None], int]] = []
         self.accepted = 0
         self.rejected = 0
 
@@ -160,33 +160,32 @@ class PushDesk:
         bytes that the guest sent. Never raises: what cannot be logged now is tried again.
         """
         try:
-            outcomes = await self._outcomes(ruling, report)
+            outcomes = await self._outcomes(ruling, report, self._quota.too_large(size))
             await asyncio.to_thread(self._audit.record_outcomes, outcomes)
         except GitmirrorError as error:
             log.error("the outcome of push %s cannot be logged yet: %s", ruling.push, error)
-            self._unsettled.append(ruling)
+            self._unsettled.append((ruling, report, size))
+            # Logged or not, refs may have moved, and the guest is told so next: nobody may be shown the old ones then.
+            await self._on_recorded(Recorded(ruling.repo, tuple(map(_change, ruling.commands))))
             return
         self._journal(ruling.push).unlink(missing_ok=True)
         self._turns(ruling.push).unlink(missing_ok=True)
         done = {attempt for attempt, outcome, _ in outcomes if outcome == "applied"}
         changes = tuple(
-            RefChange(command.ref, None if command.old == ZERO_OID else command.old, command.new)
+            _change(command)
             for attempt, command in zip(ruling.attempts, ruling.commands, strict=True)
             if attempt in done
         )
         try:
             await self._book_turns(ruling, done, size)
         except GitmirrorError as error:
-            log.error("the turns of push %s are booked at the next start: %s", ruling.push, error.message)
+            log.error("the turns of push %s are booked later: %s", ruling.push, error.message)
         if changes:
             await self._on_recorded(Recorded(ruling.repo, changes))
 
     async def _book_turns(self, ruling: Ruling, done: set[int], size: int) -> None:
         """What was applied becomes a turn, what was not leaves none; an archived session is back. Raises GitError."""
         pairs = list(zip(ruling.attempts, ruling.commands, strict=True))
-        failed = {attempt: command.ref for attempt, command in pairs if attempt not in done}
-        if failed:
-            await self._book.drop_turn_refs(ruling.repo.name, failed)
         applied = [(attempt, command) for attempt, command in pairs if attempt in done]
         share = size // max(1, len(applied))
         self._quota.used_bytes += share * len(applied)
@@ -198,6 +197,9 @@ class PushDesk:
         created = [session_of(command.ref) or "" for _, command in applied if command.old == ZERO_OID]
         if created:
             await self._book.back_from_archive(ruling.repo.name, created)
+        failed = {attempt: command.ref for attempt, command in pairs if attempt not in done}
+        if failed:
+            await self._book.drop_turn_refs(ruling.repo.name, failed)
 
     async def settle(self) -> int:
         """Settles what an earlier serve left open, by the journals and the refs; returns how many. Raises StoreError.
@@ -224,8 +226,8 @@ class PushDesk:
             if now - refusals.since > ROLL_UP_WINDOW:
                 await self._close_roll_up(client)
         waiting, self._unsettled = self._unsettled, []
-        for ruling in waiting:
-            await self.conclude(ruling, {}, 0)
+        for ruling, report, size in waiting:
+            await self.conclude(ruling, report, size)
 
     async def close(self) -> None:
         """Writes what roll-ups still hold."""
@@ -271,33 +273,45 @@ class PushDesk:
         except GitmirrorError as error:
             log.error("%s, and the audit log cannot be written: %s", summary, error)
 
-    async def _outcomes(self, ruling: Ruling, report: Mapping[str, str | None]) -> list[tuple[int, str, str | None]]:
+    async def _outcomes(
+        self, ruling: Ruling, report: Mapping[str, str | None], excess: str | None
+    ) -> list[tuple[int, str, str | None]]:
         committed = _committed(self._journal(ruling.push))
         unknown = [c for c in ruling.commands if (c.new, c.ref) not in committed and c.ref not in report]
         # The hook's word, then receive-pack's. Where it was killed before it said either, the refs are asked.
-        refs = await self._mirror_of(ruling.repo.name).local_refs("refs/agents/") if unknown else {}
+        refs = await self._mirror_of(ruling.repo.name).local_refs("refs/agents/", TURNS) if unknown else {}
         outcomes: list[tuple[int, str, str | None]] = []
         for attempt, command in zip(ruling.attempts, ruling.commands, strict=True):
             reason = report.get(command.ref, "the guest left before the push was whole, or it was ended")
-            if (command.new, command.ref) in committed or (command in unknown and refs.get(command.ref) == command.new):
+            moved = f"{TURNS}{attempt}" in refs and refs.get(command.ref) == command.new
+            if (command.new, command.ref) in committed or (command in unknown and moved):
                 reason = None
+            elif excess and reason:
+                reason = f"{excess}: {reason}"
             outcomes.append((attempt, "failed" if reason else "applied", printable(reason) if reason else None))
         return outcomes
 
     async def _was_applied(self, attempt: OpenAttempt) -> tuple[bool, str]:
         if (attempt.new, attempt.ref) in _committed(self._journal(attempt.push)):
             return True, "settled at start: the ref transaction was committed"
-        mirror = self._mirror_of(attempt.repo)
+        mirror, turn = self._mirror_of(attempt.repo), f"{TURNS}{attempt.id}"
         try:
-            refs = await mirror.local_refs(attempt.ref) if mirror.exists() else {}
+            refs = await mirror.local_refs(attempt.ref, turn) if mirror.exists() else {}
         except GitError as error:
             log.error("cannot look at %s of %s: %s", attempt.ref, attempt.repo, error)
             refs = {}
+        # The turn is there before the ref moves: without it, whoever brought the ref to this commit was not this push.
+        if turn not in refs:
+            return False, "settled at start: serve was ended before the ref moved"
         if refs.get(attempt.ref) == attempt.new:
             return True, "settled at start: the ref is at this commit"
         if await asyncio.to_thread(self._audit.led_on, attempt):
             return True, "settled at start: a later push started from this commit"
         return False, "settled at start: serve was ended before the ref moved"
+
+
+def _change(command: RefCommand) -> RefChange:
+    return RefChange(command.ref, None if command.old == ZERO_OID else command.old, command.new)
 
 
 def _committed(journal: Path) -> set[tuple[str, str]]:

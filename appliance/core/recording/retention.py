@@ -1,20 +1,25 @@
-"""Ends sessions whose time is over, and moves idle ones out of the way of pushes."""
+"""Ends sessions whose time is over, and moves idle ones out of the way of pushes.
+
+Nothing here waits for pushes or stops one: every change of refs names the values it goes by, and when a push was
+quicker, nothing is changed and the next look sees the session as it is then.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror
 from appliance.core.locks import MirrorLocks
-from appliance.core.models import Repo
+from appliance.core.models import ZERO_OID, Repo
+from appliance.core.recording.limits import Quota
 from appliance.core.recording.policy import AGENTS
-from appliance.core.recording.sessions import ARCHIVE, TURNS
-from appliance.core.store.sessions import SessionStore
+from appliance.core.recording.sessions import ARCHIVE, TURNS, SessionBook
 from appliance.core.units import format_duration
 
 log = logging.getLogger(__name__)
@@ -22,6 +27,8 @@ log = logging.getLogger(__name__)
 LOOK_EVERY = 300.0
 IDLE = 86400.0
 """Seconds without a turn after which a session's ref moves to the archive."""
+AT_ONCE = 500
+"""Sessions in one transaction: each ref is a file that is synced, and a transaction has a deadline."""
 
 
 class Retention:
@@ -29,7 +36,8 @@ class Retention:
 
     def __init__(
         self,
-        store: SessionStore,
+        book: SessionBook,
+        quota: Quota,
         mirror_of: Callable[[str], Mirror],
         locks: MirrorLocks,
         *,
@@ -38,7 +46,9 @@ class Retention:
         on_moved: Callable[[Repo], Awaitable[None]],
         clock: Callable[[], float],
     ) -> None:
-        self._store = store
+        self._book = book
+        self._store = book.store
+        self._quota = quota
         self._mirror_of = mirror_of
         self._locks = locks
         self._repos = repos
@@ -49,6 +59,10 @@ class Retention:
     async def run(self) -> None:
         """The loop; ends by being cancelled."""
         while True:
+            try:
+                await self._book.catch_up()
+            except GitmirrorError as error:
+                log.warning("turns cannot be booked: %s", error.message)
             for repo in self._repos():
                 try:
                     await self.look_after(repo)
@@ -58,45 +72,84 @@ class Retention:
 
     async def look_after(self, repo: Repo) -> None:
         """Ends what is over and archives what is idle. Raises GitmirrorError."""
+        if not self._mirror_of(repo.name).exists():
+            return
         now, keep_for = self._clock(), self._keep_for()
-        idle = []
+        over, idle = [], []
         for session in await asyncio.to_thread(self._store.all, repo.name):
             age = now - _timestamp(session["last_at"])
             if age > keep_for and not session["kept"]:
-                await self.end(repo, session, f"ended by retention after {format_duration(keep_for)}")
+                over.append(session)
             elif age > IDLE and not session["archived"]:
                 idle.append(session)
-        if idle:
-            await self._archive(repo, idle)
+        await self.end(repo, over, f"ended by retention after {format_duration(keep_for)}")
+        await self._archive(repo, idle)
+        if left := await self._book.drop_leftovers(repo.name):
+            log.info("%s: removed %d turn refs that a kill had left", repo.name, left)
 
-    async def end(self, repo: Repo, session: dict[str, Any], reason: str) -> None:
-        """Removes a session's ref and turns, then its rows; the log gets a note. Raises GitmirrorError, StoreError."""
-        name, mirror = session["session"], self._mirror_of(repo.name)
-        turns = await asyncio.to_thread(self._store.turns, repo.name, name)
-        refs = {f"{TURNS}{turn.id}" for turn in turns} | {f"{AGENTS}{name}", f"{ARCHIVE}{name}"}
-        # No push of this mirror runs meanwhile, so none adds a turn between the refs and the rows.
-        async with self._locks.exclusive(repo.name):
-            present = await mirror.local_refs(TURNS, AGENTS, ARCHIVE)
-            await mirror.update_refs(f"delete {ref} {present[ref]}\n" for ref in sorted(refs) if ref in present)
-            await asyncio.to_thread(self._store.end, repo.name, name, reason, self._clock())
-        await self._on_moved(repo)
-        log.info("%s: session %s %s", repo.name, name, reason)
+    async def end(self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str) -> None:
+        """Removes the refs and turns of sessions, then their rows; the log gets a note for each.
 
-    async def _archive(self, repo: Repo, sessions: list[dict[str, Any]]) -> None:
-        """20,000 refs under `refs/agents` cost a push 0.2 s; archived ones are hidden from receive-pack."""
+        Raises GitError when one of them was written meanwhile: then it, and others with it, is as it was.
+        """
+        try:
+            for some in _portions(sessions):
+                async with self._locks.shared(repo.name):
+                    await self._end(repo, some, reason)
+        finally:
+            if sessions:
+                self._quota.used_bytes = await asyncio.to_thread(self._store.recorded_bytes)
+                await self._on_moved(repo)
+
+    async def _end(self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str) -> None:
         mirror = self._mirror_of(repo.name)
-        async with self._locks.shared(repo.name):
-            present = await mirror.local_refs(AGENTS)
-            moved = [s["session"] for s in sessions if present.get(f"{AGENTS}{s['session']}") == s["tip"]]
-            lines = [
-                f"update {ARCHIVE}{name} {present[AGENTS + name]}\ndelete {AGENTS}{name} {present[AGENTS + name]}\n"
-                for name in moved
-            ]
+        present = await mirror.local_refs(TURNS, AGENTS, ARCHIVE) if mirror.exists() else {}
+        lines, ended = [], {}
+        for session in sessions:
+            name = session["session"]
+            attempts = await asyncio.to_thread(self._store.applied, repo.name, name)
+            ended[name] = max(attempts, default=0)
+            # The agents' ref goes by its value, or must still not be there: a turn in between undoes all of this.
+            agents = f"{AGENTS}{name}"
+            tip = present.get(agents, ZERO_OID)
+            if tip not in (ZERO_OID, session["tip"]):
+                raise GitError(f"the session {name} is being written just now")
+            lines.append(f"verify {agents} {ZERO_OID}\n" if tip == ZERO_OID else f"delete {agents} {tip}\n")
+            refs = [f"{ARCHIVE}{name}", *(f"{TURNS}{attempt}" for attempt in attempts)]
+            lines += [f"delete {ref} {present[ref]}\n" for ref in refs if ref in present]
+        if mirror.exists():
             await mirror.update_refs(lines)
-            await asyncio.to_thread(self._store.set_archived, repo.name, moved, True)
-        if moved:
+        await asyncio.to_thread(self._store.end, repo.name, ended, reason, self._clock())
+        for name in ended:
+            log.info("%s: session %s %s", repo.name, name, reason)
+
+    async def _archive(self, repo: Repo, sessions: Sequence[dict[str, Any]]) -> None:
+        """20,000 refs under `refs/agents` cost a push 0.2 s; archived ones are hidden from receive-pack."""
+        mirror, count = self._mirror_of(repo.name), 0
+        for some in _portions(sessions):
+            async with self._locks.shared(repo.name):
+                present = await mirror.local_refs(AGENTS, ARCHIVE)
+                there = [each["session"] for each in some if present.get(f"{ARCHIVE}{each['session']}") == each["tip"]]
+                moved = [each["session"] for each in some if present.get(f"{AGENTS}{each['session']}") == each["tip"]]
+                try:
+                    # One transaction: git writes all that is new before it deletes, so a kill leaves both, never none.
+                    tips = {name: present[f"{AGENTS}{name}"] for name in moved}
+                    lines = [f"update {ARCHIVE}{name} {tip}\n" for name, tip in tips.items()]
+                    await mirror.update_refs(lines + [f"delete {AGENTS}{name} {tip}\n" for name, tip in tips.items()])
+                except GitError as error:
+                    log.info("%s: idle sessions stay for now: %s", repo.name, error.message)
+                    continue
+                archived = [*moved, *(name for name in there if f"{AGENTS}{name}" not in present)]
+                await asyncio.to_thread(self._store.set_archived, repo.name, archived, True)
+            count += len(archived)
+        if count:
+            log.info("%s: %d idle sessions went to the archive", repo.name, count)
             await self._on_moved(repo)
-            log.info("%s: %d idle sessions went to the archive", repo.name, len(moved))
+
+
+def _portions(sessions: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:
+    for first in range(0, len(sessions), AT_ONCE):
+        yield sessions[first : first + AT_ONCE]
 
 
 def _timestamp(text: str) -> float:

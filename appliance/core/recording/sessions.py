@@ -66,6 +66,18 @@ class SessionBook:
         present = await mirror.local_refs(*(f"{TURNS}{attempt}" for attempt in attempts))
         await mirror.update_refs(f"delete {ref} {oid}\n" for ref, oid in present.items())
 
+    async def drop_leftovers(self, repo: str) -> int:
+        """Removes turn refs that a kill left: of failed pushes, of ended sessions. Returns how many. Raises GitError.
+
+        What the log does not know is left alone: the log may be the older of the two, put back from a copy.
+        """
+        mirror = self._mirror_of(repo)
+        present = await mirror.local_refs(TURNS)
+        attempts = {int(number): ref for ref in present if (number := ref.removeprefix(TURNS)).isdigit()}
+        gone = await asyncio.to_thread(self.store.without_turn, attempts)
+        await mirror.update_refs(f"delete {attempts[each]} {present[attempts[each]]}\n" for each in gone)
+        return len(gone)
+
     async def back_from_archive(self, repo: str, sessions: list[str]) -> None:
         """A session that was written is under `refs/agents` again: its place in the archive goes. Raises GitError."""
         mirror = self._mirror_of(repo)

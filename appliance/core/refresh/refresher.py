@@ -106,9 +106,13 @@ class Refresher:
         if changes:
             run.fetching = True
             async with self._locks.shared(run.repo.name):
-                await mirror.anchor(changes, followed_ref(run.repo, mirror.head()))
+                branch = followed_ref(run.repo, mirror.head())
+                await mirror.anchor(changes, branch)
                 await mirror.make_way(remote.refs, before)
                 await mirror.fetch(self.timeout, run.on_progress)
+                # Refs may have moved since the upstream was asked, too.
+                moved = changes_between(before, await mirror.local_refs())
+                await mirror.anchor([change for change in moved if change not in changes], branch)
             await self._require_brought(mirror, remote, before)
         await self._follow_head(mirror, remote)
         return await self._facts(mirror, run.repo, before=before, measure=bool(changes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Hydration, Repo
+from appliance.core.serving.pktline import PacketError, PacketSplitter
 from appliance.core.serving.refs import RefSnapshots, is_understood
+from appliance.core.serving.relay import Relayed
 from appliance.core.serving.responses import Answer, ResponseCache, Way
 from appliance.core.serving.streams import Sink
 from appliance.core.serving.uploadpack import UploadPack
@@ -68,7 +71,11 @@ class Engine:
         try:
             await self._upload_pack.stream(self._mirror_of(repo.name).path, body, meter, version=version)
         finally:
-            self._tell(repo, V2Request("fetch", (), ()), Way.DIRECT, meter, start, caller, shape="v0")
+            self._tell_v0(repo, body, version, meter, start, caller)
+
+    def handed_over(self, repo: Repo, relayed: Relayed, version: int, start: float, caller: Caller) -> None:
+        """A connection of protocol v0 or v1 that git daemon served has ended."""
+        self._tell_v0(repo, bytes(relayed.said), version, relayed, start, caller)
 
     async def answer(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
         """One command. Raises AnswerFailed, UploadPackError, IdleTimeout, OSError."""
@@ -114,12 +121,21 @@ class Engine:
         finally:
             self._tell(repo, request, way, meter, start, caller)
 
+    def _tell_v0(
+        self, repo: Repo, said: bytes, version: int, meter: _Meter | Relayed, start: float, caller: Caller
+    ) -> None:
+        request = _of_v0(said)
+        if request.wants[1]:
+            # Who wants nothing has only looked at the refs.
+            self._cache.counts[Way.DIRECT] += 1
+            self._tell(repo, request, Way.DIRECT, meter, start, caller, f"{request.text}, v{version}")
+
     def _tell(
         self,
         repo: Repo,
         request: V2Request,
         way: Way,
-        meter: _Meter,
+        meter: _Meter | Relayed,
         start: float,
         caller: Caller,
         shape: str | None = None,
@@ -166,3 +182,13 @@ async def send_answer(answer: Answer, sink: Sink) -> None:
     while (size := await answer.ready_beyond(offset)) > offset:
         await sink.send_file(answer.file(), offset, size - offset)
         offset = size
+
+
+def _of_v0(said: bytes) -> V2Request:
+    """What a guest of protocol v0 or v1 asked for, as far as it is in these bytes, in the lines of v2."""
+    lines = []
+    with contextlib.suppress(PacketError):
+        for payload in PacketSplitter().feed(said):
+            # Capabilities stand behind the first want.
+            lines.append(b" ".join((payload or b"").removesuffix(b"\n").split(b" ")[:2]))
+    return V2Request("fetch", (), tuple(lines))

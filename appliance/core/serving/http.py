@@ -67,9 +67,15 @@ class Exchange:
         self.method = request.method.decode("ascii", "replace")
         target, _, query = request.target.decode("ascii", "replace").partition("?")
         self.path = unquote(target, errors="replace")
-        self.query = {name: values[-1] for name, values in parse_qs(query, max_num_fields=16).items()}
+        try:
+            self.query = {name: values[-1] for name, values in parse_qs(query, max_num_fields=16).items()}
+        except ValueError:
+            raise HttpError(HTTPStatus.BAD_REQUEST, "malformed query\n") from None
         self.headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
         self.started = False
+        self._ended = False
+        self.body_held_back = False
+        """The client waits to be told to send its body, and was answered instead: it may never come."""
         self._inflate = self._inflater()
 
     def _inflater(self) -> zlib._Decompress | None:
@@ -82,21 +88,28 @@ class Exchange:
 
     async def receive(self) -> bytes:
         """The next bytes of the body, decoded; empty at its end. Raises HttpError, IdleTimeout, OSError."""
-        while True:
+        while not self._ended:
             if self._inflate is not None and self._inflate.unconsumed_tail:
-                return self._inflated(self._inflate.unconsumed_tail)
+                if inflated := self._inflated(self._inflate.unconsumed_tail):
+                    return inflated
+                continue
             if self._connection.they_are_waiting_for_100_continue:
                 await self._stream.send(self._connection.send(h11.InformationalResponse(status_code=100, headers=[])))
             event = await _next_event(self._connection, self._stream)
             if not isinstance(event, h11.Data):
                 if isinstance(event, h11.ConnectionClosed):
                     raise ConnectionResetError("the client left in the middle of its request")
-                return b""
+                # Asked again, h11 would wait for the next request.
+                self._ended = True
+                if self._inflate is not None and not self._inflate.eof:
+                    raise HttpError(HTTPStatus.BAD_REQUEST, "the body ends in the middle of its gzip\n")
+                break
             data = bytes(event.data)
             if self._inflate is None:
                 return data
             if inflated := self._inflated(data):
                 return inflated
+        return b""
 
     def _inflated(self, data: bytes) -> bytes:
         assert self._inflate is not None
@@ -110,6 +123,8 @@ class Exchange:
         """Sends the head. Without `content-length` the body is chunked."""
         fields = [("server", "gitmirror"), *headers.items()]
         self.started = True
+        # h11 forgets it with the answer.
+        self.body_held_back = self._connection.they_are_waiting_for_100_continue
         response = h11.Response(status_code=status, headers=fields, reason=HTTPStatus(status).phrase.encode())
         await self._stream.send(self._connection.send(response) or b"")
 
@@ -189,6 +204,8 @@ class HttpPort:
         except h11.RemoteProtocolError as error:
             await _answer_unread(connection, stream, HttpError(_hint(error), "malformed request\n"))
             return False
+        if exchange is not None and exchange.body_held_back:
+            return False
         return await _rest_of_request(connection, stream)
 
 
@@ -216,8 +233,6 @@ async def _rest_of_request(connection: h11.Connection, stream: SocketStream) -> 
     """Reads what the handler left of the body, a little at most; returns whether the connection can go on."""
     left = LINGER_BYTES
     while connection.their_state is h11.SEND_BODY and left > 0:
-        if connection.they_are_waiting_for_100_continue:
-            return False
         event = await _next_event(connection, stream)
         left -= len(event.data) if isinstance(event, h11.Data) else 0
     return connection.our_state is h11.DONE and connection.their_state is h11.DONE

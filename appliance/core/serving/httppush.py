@@ -7,8 +7,10 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator
 
+import h11
+
 from appliance.core.models import Repo
-from appliance.core.processes import Child
+from appliance.core.processes import Child, limit_push
 from appliance.core.serving.http import Exchange, HttpError
 from appliance.core.serving.listener import Serving
 from appliance.core.serving.protocol import RECEIVE_PACK
@@ -62,6 +64,7 @@ class HttpPushes:
                     stderr=subprocess.DEVNULL,
                 )
             try:
+                limit_push(child.pid)
                 yield child, SocketStream(ours, None)
             finally:
                 ours.close()
@@ -76,10 +79,10 @@ class _Posted:
         self._answer = Starting(exchange, RECEIVE_PACK)
 
     async def receive(self) -> bytes:
-        """The next bytes of the body; a body that is no gzip ends like a guest that left."""
+        """The next bytes of the body; a body that breaks off, or is no gzip, ends like a guest that left."""
         try:
             return await self._exchange.receive()
-        except HttpError as error:
+        except (HttpError, h11.RemoteProtocolError) as error:
             raise ConnectionAbortedError(str(error)) from None
 
     async def send(self, data: bytes) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from appliance.core.serving.protocol import (
     parse_daemon_request,
 )
 from appliance.core.serving.push import Desk, PushRelay
-from appliance.core.serving.relay import Daemon, daemon_child, relay_fetch
+from appliance.core.serving.relay import Daemon, Relayed, daemon_child, relay_fetch
 from appliance.core.serving.responses import AnswerFailed
 from appliance.core.serving.streams import IdleTimeout, SocketStream
 from appliance.core.serving.uploadpack import UploadPackError
@@ -130,8 +131,12 @@ class GitPort:
         serving = self._serving
         mirror = serving.layout.mirror(repo.name)
         extra = {"REMOTE_ADDR": client, "REMOTE_PORT": str(port)}
-        async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (_, ours):
-            await relay_fetch(guest, ours, self._limits.idle_timeout)
+        relayed, start = Relayed(), time.monotonic()
+        try:
+            async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (_, ours):
+                await relay_fetch(guest, ours, self._limits.idle_timeout, relayed)
+        finally:
+            serving.engine.handed_over(repo, relayed, request.version, start, Caller(client, "git"))
 
     async def _push(self, guest: socket.socket, client: str, port: int, request: DaemonRequest, repo: Repo) -> None:
         serving = self._serving

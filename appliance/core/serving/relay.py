@@ -7,12 +7,12 @@ import contextlib
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from appliance.core.processes import Child, Children
-from appliance.core.serving.protocol import DaemonRequest
+from appliance.core.processes import Child, Children, limit_push
+from appliance.core.serving.protocol import RECEIVE_PACK, DaemonRequest
 from appliance.core.serving.streams import CHUNK, IdleTimeout
 
 
@@ -35,6 +35,29 @@ class Daemon:
             f"--timeout={max(1, round(self.idle_timeout))}",
             "--log-destination=none",
         ]
+
+
+KEPT_WORDS = 65536
+"""Bytes of what a guest says that are kept for the record."""
+
+
+@dataclass
+class Relayed:
+    """What went over a relayed fetch: the guest's first words, the bytes sent to it, when (monotonic) its answer came."""
+
+    said: bytearray = field(default_factory=bytearray)
+    sent: int = 0
+    first: float | None = None
+
+    def up(self, data: bytes) -> None:
+        """The guest said this."""
+        self.said += data[: max(0, KEPT_WORDS - len(self.said))]
+
+    def down(self, data: bytes) -> None:
+        """The guest was sent this. What it gets before it has said anything is the list of refs."""
+        self.sent += len(data)
+        if self.said:
+            self.first = self.first or time.monotonic()
 
 
 class Activity:
@@ -70,6 +93,9 @@ async def daemon_child(
                 stderr=subprocess.DEVNULL,
             )
         try:
+            if request.service == RECEIVE_PACK:
+                # It starts nothing before it has its first packet.
+                limit_push(child.pid)
             await asyncio.get_running_loop().sock_sendall(ours, request.replay(str(mirror)))
             yield child, ours
         finally:
@@ -77,43 +103,41 @@ async def daemon_child(
             await asyncio.shield(child.end())
 
 
-async def pump(source: socket.socket, sink: socket.socket, activity: Activity) -> int:
-    """Copies until `source` ends, then ends `sink` for writing too; returns the bytes copied. Raises OSError."""
+async def pump(source: socket.socket, sink: socket.socket, activity: Activity, passed: Callable[[bytes], None]) -> None:
+    """Copies until `source` ends, then ends `sink` for writing too; tells `passed` of each piece. Raises OSError."""
     loop = asyncio.get_running_loop()
-    total = 0
     while data := await loop.sock_recv(source, CHUNK):
         activity.touch()
         await loop.sock_sendall(sink, data)
         activity.touch()
-        total += len(data)
+        passed(data)
     with contextlib.suppress(OSError):
         sink.shutdown(socket.SHUT_WR)
-    return total
 
 
-async def relay_fetch(guest: socket.socket, child: socket.socket, idle: float) -> int:
-    """Carries a fetch until the child has said everything; returns the bytes sent to the guest.
+async def relay_fetch(guest: socket.socket, child: socket.socket, idle: float, relayed: Relayed) -> None:
+    """Carries a fetch until the child has said everything; `relayed` grows with it.
 
     A guest that half-closes still gets the whole answer, and one that never does is not waited for.
     Raises IdleTimeout, and OSError when the guest is gone.
     """
     activity = Activity()
-    upwards = asyncio.create_task(_send_up(guest, child, activity))
-    downwards = asyncio.create_task(pump(child, guest, activity))
+    upwards = asyncio.create_task(_send_up(guest, child, activity, relayed))
+    downwards = asyncio.create_task(pump(child, guest, activity, relayed.down))
     watch = asyncio.create_task(activity.expire(idle))
     try:
         done, _ = await asyncio.wait({downwards, watch}, return_when=asyncio.FIRST_COMPLETED)
         if downwards not in done:
             raise IdleTimeout
-        return downwards.result()
+        downwards.result()
     finally:
         await end_tasks(upwards, downwards, watch)
 
 
-async def _send_up(guest: socket.socket, child: socket.socket, activity: Activity) -> None:
+async def _send_up(guest: socket.socket, child: socket.socket, activity: Activity, relayed: Relayed) -> None:
     """The guest's side of a fetch may end in any way, by a reset too: for the child that is the end of its requests."""
     try:
-        await pump(guest, child, activity)
+        await pump(guest, child, activity, relayed.up)
     except OSError:
         with contextlib.suppress(OSError):
             child.shutdown(socket.SHUT_WR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,10 @@ class SessionStore:
             if found:
                 return int(found[0]["turn"])
             [count] = rows(
-                connection, "SELECT count(*) AS n FROM turns WHERE repo = ? AND session = ?", turn.repo, turn.session
+                connection,
+                "SELECT count(*) AS n, max(id) AS last FROM turns WHERE repo = ? AND session = ?",
+                turn.repo,
+                turn.session,
             )
             number = int(count["n"]) + 1
             connection.table("turns").insert(
@@ -65,6 +69,11 @@ class SessionStore:
                     "bytes": turn.bytes,
                 }
             )
+            if count["last"] and count["last"] > turn.id:
+                # Pushes end in another order than they were let in; the log's order is the one the ref went through.
+                self._renumber(connection, turn.repo, turn.session)
+                [row] = rows(connection, "SELECT turn FROM turns WHERE id = ?", turn.id)
+                number = int(row["turn"])
             self._summarise(connection, turn.repo, turn.session)
             return number
 
@@ -118,23 +127,53 @@ class SessionStore:
                     "UPDATE sessions SET archived = ? WHERE repo = ? AND session = ?", [int(archived), repo, session]
                 )
 
-    def end(self, repo: str, session: str, reason: str, at: float) -> None:
-        """Forgets a session; the audit log gets a note that says why. Its refs must be gone already."""
-        with self._database.writing() as connection:
-            found = rows(connection, "SELECT * FROM sessions WHERE repo = ? AND session = ?", repo, session)
-            if not found:
-                return
-            [newest] = rows(
+    def applied(self, repo: str, session: str) -> list[int]:
+        """Every attempt that made a turn of the session as it is now, booked or not, oldest first."""
+        with self._database.reading() as connection:
+            found = rows(
                 connection,
-                "SELECT max(id) AS id FROM audit_events WHERE repo = ? AND session = ? AND kind = 'attempt'",
+                """SELECT a.id FROM audit_events a JOIN audit_events o ON o.attempt = a.id AND o.outcome = 'applied'
+                   WHERE a.repo = ?1 AND a.ref = ?2 AND a.session = ?3 AND a.id >
+                       coalesce((SELECT max(e.last_attempt) FROM session_ends e
+                                 WHERE e.repo = ?1 AND e.session = ?3), 0)
+                   ORDER BY a.id""",
                 repo,
+                f"refs/agents/{session}",
                 session,
             )
-            append_note(connection, rfc3339(at), repo, session, found[0]["ref"], found[0]["tip"], reason)
-            ended = {"repo": repo, "session": session, "last_attempt": newest["id"] or 0}
-            connection.table("session_ends").insert(ended)
-            for table in ("turns", "sessions"):
-                connection.execute(f"DELETE FROM {table} WHERE repo = ? AND session = ?", [repo, session])
+        return [int(row["id"]) for row in found]
+
+    def end(self, repo: str, ended: Mapping[str, int], reason: str, at: float) -> None:
+        """Forgets sessions, each up to the attempt named; the audit log gets a note that says why.
+
+        Their refs must be gone already. A turn that came after that attempt stays, as the first of a new session.
+        """
+        with self._database.writing() as connection:
+            for session, last in ended.items():
+                found = rows(connection, "SELECT * FROM sessions WHERE repo = ? AND session = ?", repo, session)
+                if found:
+                    self._end(connection, found[0], last, reason, at)
+
+    def end_all(self, repo: str, reason: str, at: float) -> None:
+        """Forgets every session of a repository whose mirror is removed."""
+        with self._database.writing() as connection:
+            for row in rows(connection, "SELECT * FROM sessions WHERE repo = ?", repo):
+                [newest] = rows(
+                    connection,
+                    "SELECT max(id) AS id FROM audit_events WHERE repo = ? AND session = ?",
+                    repo,
+                    row["session"],
+                )
+                self._end(connection, row, newest["id"] or 0, reason, at)
+
+    def without_turn(self, attempts: Iterable[int]) -> list[int]:
+        """Those of `attempts` that surely have no turn: the push failed, or its session was ended since."""
+        settled = """SELECT a.id FROM audit_events a JOIN audit_events o ON o.attempt = a.id
+            WHERE a.id = ?1 AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.id = a.id)
+            AND (o.outcome = 'failed' OR EXISTS (SELECT 1 FROM session_ends e WHERE e.repo = a.repo
+                 AND e.session = a.session AND e.last_attempt >= a.id))"""
+        with self._database.reading() as connection:
+            return [attempt for attempt in attempts if rows(connection, settled, attempt)]
 
     def recorded_bytes(self) -> int:
         """Bytes of all recorded packs that are kept."""
@@ -147,6 +186,27 @@ class SessionStore:
         with self._database.reading() as connection:
             found = rows(connection, "SELECT turns FROM sessions WHERE repo = ? AND session = ?", repo, session)
         return int(found[0]["turns"]) if found else 0
+
+    def _end(self, connection: sqlite_utils.Database, row: dict[str, Any], last: int, reason: str, at: float) -> None:
+        repo, session = row["repo"], row["session"]
+        append_note(connection, rfc3339(at), repo, session, row["ref"], row["tip"], reason)
+        connection.table("session_ends").insert({"repo": repo, "session": session, "last_attempt": last})
+        connection.execute("DELETE FROM turns WHERE repo = ? AND session = ? AND id <= ?", [repo, session, last])
+        connection.execute("DELETE FROM sessions WHERE repo = ? AND session = ?", [repo, session])
+        if rows(connection, "SELECT 1 FROM turns WHERE repo = ? AND session = ? LIMIT 1", repo, session):
+            self._renumber(connection, repo, session)
+            self._summarise(connection, repo, session)
+
+    @staticmethod
+    def _renumber(connection: sqlite_utils.Database, repo: str, session: str) -> None:
+        """Turns count from 1 in the order of the log. By way of numbers that none has: each is unique at every step."""
+        of_session = "WHERE repo = ? AND session = ?"
+        connection.execute(f"UPDATE turns SET turn = -id {of_session}", [repo, session])
+        connection.execute(
+            f"""UPDATE turns SET turn = (SELECT count(*) FROM turns t WHERE t.repo = turns.repo
+                AND t.session = turns.session AND t.id <= turns.id) {of_session}""",
+            [repo, session],
+        )
 
     @staticmethod
     def _summarise(connection: sqlite_utils.Database, repo: str, session: str) -> None:

@@ -20,7 +20,8 @@ gitmirror__repositories='@REPOSITORIES@'
 # gitmirror_hydrate OWNER/REPO DIR [BRANCH | TAG | COMMIT | session:SESSION]
 # A workspace in DIR, which may exist when it is empty: from the snapshot, else by git from the mirror, else from the
 # upstream itself. The last line on stdout is `hydrated via=snapshot|mirror|upstream commit=OID ms=N`.
-gitmirror_hydrate() (
+gitmirror_hydrate() (gitmirror__hydrate "$@")
+gitmirror__hydrate() {
     gitmirror__begin
     if [ $# -lt 2 ] || [ $# -gt 3 ] || [ -z "$2" ]; then
         gitmirror__usage 'gitmirror_hydrate OWNER/REPO DIR [BRANCH | TAG | COMMIT | session:SESSION]'
@@ -38,7 +39,7 @@ gitmirror_hydrate() (
     # LFS pointers stay pointers, as in the snapshot: their contents are not the mirror's to give.
     GIT_LFS_SKIP_SMUDGE=1
     export GIT_LFS_SKIP_SMUDGE
-    trap 'rm -rf "$tmp"' EXIT
+    trap 'gitmirror__end "$child"; rm -rf "$tmp"' EXIT
     trap 'exit 1' HUP INT TERM
 
     usable=yes
@@ -56,12 +57,13 @@ gitmirror_hydrate() (
     trap - EXIT
     gitmirror__now
     echo "hydrated via=$via commit=$commit ms=$(((now - began) * 10))"
-)
+}
 
 # gitmirror_record SESSION [DIR]
 # Commits what changed in DIR (default: here) and pushes HEAD to refs/agents/SESSION on the mirror, forced: the mirror
 # keeps every turn. The last line on stdout is `recorded ref=REF commit=OID` or `recorded nothing`.
-gitmirror_record() (
+gitmirror_record() (gitmirror__record "$@")
+gitmirror__record() {
     gitmirror__begin
     if [ $# -lt 1 ] || [ $# -gt 2 ] || [ "${2-.}" = '' ]; then gitmirror__usage 'gitmirror_record SESSION [DIR]'; fi
     session=$1 dir=${2-.}
@@ -89,12 +91,13 @@ gitmirror_record() (
         gitmirror__die "$commit could not be pushed to the mirror; it stays as HEAD of this workspace"
     git config gitmirror.recorded "$session $commit"
     echo "recorded ref=refs/agents/$session commit=$commit"
-)
+}
 
 # gitmirror_redirect
 # Sends the URLs of mirrored repositories to the mirror when it answers, each exactly, and `git push` still to the upstream.
 # When the mirror is gone the redirect is taken out again.
-gitmirror_redirect() (
+gitmirror_redirect() (gitmirror__redirect "$@")
+gitmirror__redirect() {
     gitmirror__begin
     [ $# -eq 0 ] || gitmirror__usage 'gitmirror_redirect'
     [ -n "${XDG_CONFIG_HOME-}${HOME-}" ] || gitmirror__die 'HOME is not set: there is no git config to write to'
@@ -111,7 +114,7 @@ gitmirror_redirect() (
         git config --global --fixed-value --unset-all include.path "$rules"
         rm -f "$rules" || gitmirror__die "$rules cannot be removed"
     fi
-)
+}
 
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -132,6 +135,7 @@ gitmirror__begin() {
     export LC_ALL GIT_TERMINAL_PROMPT
     unset CDPATH TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES \
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS
+    child=''
     gitmirror__has git || gitmirror__die 'git is not installed'
     mirror_git=${GITMIRROR_GIT-$gitmirror__git} mirror_http=${GITMIRROR_HTTP-$gitmirror__http}
     mirror_git=${mirror_git%/} mirror_http=${mirror_http%/}
@@ -211,27 +215,50 @@ gitmirror__set_address() {
     exact=$address
 }
 
-# Runs a command for at most so many seconds, with `timeout` or without.
+# Runs a command for at most so many seconds. Where /proc tells who belongs to whom, all of it is ended, which not every
+# `timeout` does: a helper of git that hangs on would keep the harness's pipe open.
 gitmirror__bounded() {
     seconds=$1
     shift
-    if gitmirror__has timeout; then
+    if [ ! -e /proc/self/stat ] && gitmirror__has timeout; then
         timeout "$seconds" "$@"
         return
     fi
     "$@" &
     child=$!
     (
+        trap 'kill "$nap"' TERM
         sleep "$seconds" &
         nap=$!
-        trap 'kill "$nap"' TERM
-        wait "$nap" && kill "$child"
+        wait "$nap" && gitmirror__end "$child"
     ) >/dev/null 2>&1 3>&- &
     watch=$!
     wait "$child"
     code=$?
+    child=''
     kill "$watch" 2>/dev/null
     return "$code"
+}
+
+# Ends a process and all below it.
+gitmirror__end() {
+    [ -n "$1" ] || return 0
+    family=$newline$1$newline grown=yes
+    set +f
+    while [ "$grown" = yes ]; do
+        grown=no
+        for stat in /proc/[0-9]*/stat; do
+            read -r line 2>/dev/null <"$stat" || continue
+            # The name, in parentheses, may have anything in it; the parent is the second word behind.
+            parent=${line##*) } parent=${parent#* } parent=${parent%% *} line=${line%% *}
+            case $family in
+            *"$newline$line$newline"*) ;;
+            *"$newline$parent$newline"*) family=$family$line$newline grown=yes ;;
+            esac
+        done
+    done
+    set -f
+    for line in $family; do kill "$line" 2>/dev/null; done
 }
 
 # git with no hook, no setting of this guest that changes what is done, and no redirect of `exact`: the longest match wins,
@@ -261,7 +288,6 @@ gitmirror__get() {
         fi
         set -- -q -S -t 1 -O - "$1"
         [ "$stall" = none ] || set -- "$stall" "$@"
-        # busybox's timeout leaves a watcher for a second, which must not hold on to the descriptor.
         gitmirror__bounded "$left" wget "$@" 2>&3 3>&-
     fi
 }
@@ -674,7 +700,8 @@ case $gitmirror__line in
     hydrate | record | redirect)
         gitmirror__line=$1
         shift
-        "gitmirror_$gitmirror__line" "$@"
+        # No subshell: a signal then reaches the one that cleans up.
+        "gitmirror__$gitmirror__line" "$@"
         exit
         ;;
     *) gitmirror__usage "${0##*/} hydrate | record | redirect ..." ;;

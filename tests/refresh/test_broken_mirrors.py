@@ -1,0 +1,78 @@
+"""One mirror that is damaged on disk is told of, and is nobody else's trouble."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import WIDGETS, ServeFactory
+from tests.refresh.node import repo_status
+from tests.support.generate import add_commit
+from tests.support.gitutil import remote_refs, wait_until
+from tests.support.upstream import HttpUpstream
+
+OTHER = "acme/other"
+
+
+def _config_is_a_directory(mirror: Path) -> None:
+    (mirror / "config").unlink()
+    (mirror / "config" / "x").mkdir(parents=True)
+
+
+def _config_is_garbage(mirror: Path) -> None:
+    (mirror / "config").write_bytes(b"\xff\xfe\0garbage")
+
+
+def _head_is_garbage(mirror: Path) -> None:
+    (mirror / "HEAD").write_bytes(b"\0\xff")
+
+
+def _objects_are_gone(mirror: Path) -> None:
+    shutil.rmtree(mirror / "objects")
+
+
+def _is_a_file(mirror: Path) -> None:
+    shutil.rmtree(mirror)
+    mirror.write_text("x")
+
+
+@pytest.mark.parametrize(
+    ("damage", "heals"),
+    [
+        (_config_is_a_directory, False),
+        (_config_is_garbage, True),
+        (_head_is_garbage, False),
+        (_objects_are_gone, False),
+        (_is_a_file, False),
+    ],
+)
+def test_a_damaged_mirror_stops_neither_serve_nor_the_others(
+    serve_factory: ServeFactory,
+    upstream: HttpUpstream,
+    generated_bare: Path,
+    damage: Callable[[Path], None],
+    heals: bool,
+) -> None:
+    """serve starts, says what is wrong with the one, and follows and serves the other."""
+    upstream.add(OTHER, generated_bare)
+    serve = serve_factory(repos=[upstream.url(WIDGETS), upstream.url(OTHER)], refresh={"interval": "1s"}).start()
+    for name in (WIDGETS, OTHER):
+        serve.wait_for_repo(name)
+    serve.kill()
+    damage(serve.mirror(WIDGETS))
+    serve.start()
+    tip = add_commit(upstream.path(OTHER), "main", {"x": "1\n"})
+    serve.wait_for_ref(OTHER, "refs/heads/main", tip)
+    assert remote_refs(f"{serve.git_url}/{OTHER}")["HEAD"] == tip
+    if heals:
+        tip = add_commit(upstream.path(WIDGETS), "main", {"x": "1\n"})
+        serve.wait_for_ref(WIDGETS, "refs/heads/main", tip)
+    else:
+        wait_until(lambda: repo_status(serve, WIDGETS)["last_error"], message="the damage is told", interval=0.2)
+        assert "unexpected" not in repo_status(serve, WIDGETS)["last_error"]
+    assert "Traceback" not in serve.log()
+    assert repo_status(serve, OTHER)["state"] == "fresh"
+    assert serve.terminate() == 0

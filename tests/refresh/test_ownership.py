@@ -1,0 +1,158 @@
+"""Whose files they are: a command run as root on another user's state directory acts as that user."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import site
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import WIDGETS
+from tests.support.gitutil import commit_files, git, remote_refs, wait_until
+from tests.support.serve import ROOT, Serve
+from tests.support.upstream import HttpUpstream
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+
+
+def run_as(user: pwd.struct_passwd, argv: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command as another user. Raises OSError when that user may not even start it."""
+    return subprocess.run(
+        argv,
+        user=user.pw_uid,
+        group=user.pw_gid,
+        extra_groups=[],
+        env=env,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def command_of(serve: Serve, *args: str) -> list[str]:
+    """Return the command line of a command on the state directory of `serve`."""
+    return [*serve.command, "--state", str(serve.state), "--config", str(serve.config), *args]
+
+
+@pytest.fixture(scope="module")
+def owner() -> pwd.struct_passwd:
+    """A user that is not root and that every machine has."""
+    try:
+        return pwd.getpwnam("nobody")
+    except KeyError:
+        pytest.skip("this machine has no user nobody")
+
+
+@pytest.fixture(scope="module")
+def path_for_all() -> str:
+    """A PYTHONPATH of this checkout and its dependencies."""
+    return os.pathsep.join([str(ROOT), *site.getsitepackages()])
+
+
+@pytest.fixture(scope="module")
+def python_for_all(owner: pwd.struct_passwd, path_for_all: str) -> str:
+    """An interpreter that the owner may run too: the tests' own may be below root's home."""
+    code = "import sys; assert sys.version_info >= (3, 11); import appliance.cli.main, appliance.core.service"
+    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+        env = {"PYTHONPATH": path_for_all, "PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}
+        with contextlib.suppress(OSError):
+            if run_as(owner, [python, "-c", code], env).returncode == 0:
+                return python
+    pytest.skip("no Python of 3.11 or newer that another user may run")
+
+
+@pytest.fixture
+def serve(owner: pwd.struct_passwd, path_for_all: str, python_for_all: str) -> Iterator[Serve]:
+    """A state directory of `owner`, in a place that all may enter, for commands that root runs."""
+    place = Path(tempfile.mkdtemp(prefix="gitmirror-test-"))
+    try:
+        place.chmod(0o755)
+        state = place / "state"
+        state.mkdir()
+        os.chown(state, owner.pw_uid, owner.pw_gid)
+        env = {"PYTHONPATH": path_for_all, "PYTHONDONTWRITEBYTECODE": "1"}
+        with Serve(state, python=python_for_all, env=env, refresh={"interval": "1s"}) as serve:
+            yield serve
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def owners(directory: Path) -> set[int]:
+    """Return the user ids of everything in a directory and of itself."""
+    found = {directory.lstat().st_uid}
+    for parent, directories, files in os.walk(directory):
+        found |= {os.lstat(os.path.join(parent, name)).st_uid for name in [*directories, *files]}
+    return found
+
+
+def ids_of(pid: int) -> tuple[set[str], set[str], set[str]]:
+    """Return the user ids, group ids and supplementary groups of a process."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return set(lines["Uid"].split()), set(lines["Gid"].split()), set(lines["Groups"].split())
+
+
+def test_commands_of_root_leave_nothing_of_roots(
+    serve: Serve, upstream: HttpUpstream, owner: pwd.struct_passwd
+) -> None:
+    """The database, the mirror and all else that an `add-repo` without serve makes belong to the owner."""
+    serve.cli("repos")
+    serve.cli("add-repo", upstream.url(WIDGETS))
+    serve.cli("disable", WIDGETS)
+    serve.cli("enable", WIDGETS)
+    assert serve.mirror(WIDGETS).exists()
+    assert owners(serve.state) == {owner.pw_uid}
+    serve.cli("remove-repo", WIDGETS, "--purge", "--yes")
+    assert owners(serve.state) == {owner.pw_uid}
+
+
+def test_serve_of_root_acts_as_the_owner(
+    serve: Serve, upstream: HttpUpstream, owner: pwd.struct_passwd, tmp_path: Path
+) -> None:
+    """It gives up root for good, follows, serves and records; root's commands reach it."""
+    serve.cli("add-repo", upstream.url(WIDGETS))
+    serve.start()
+    uids, gids, groups = ids_of(serve.pid)
+    assert uids == {str(owner.pw_uid)} and gids == {str(owner.pw_gid)} and "0" not in groups
+    guest = serve.clone(tmp_path / "guest", WIDGETS)
+    recorded = commit_files(guest, {"work.txt": "1\n"}, "Work")
+    git("push", "--quiet", "origin", "HEAD:refs/agents/s1", cwd=guest)
+    assert remote_refs(f"{serve.git_url}/{WIDGETS}")["refs/agents/s1"] == recorded
+    assert serve.cli_json("refresh", WIDGETS)[0]["error"] is None
+    assert serve.cli_json("audit")[0]["outcome"] == "applied"
+    upstream.on(WIDGETS).hang = True
+    wait_until(lambda: len(serve.processes()) > 1, message="a child runs")
+    # A child that has just been started may be gone again.
+    for pid in serve.processes():
+        if Path(f"/proc/{pid}/status").exists():
+            assert ids_of(pid)[0] == {str(owner.pw_uid)}
+    upstream.reset()
+    assert owners(serve.state) == {owner.pw_uid}
+    assert serve.terminate() == 0
+    assert owners(serve.state) == {owner.pw_uid}
+
+
+def test_after_root_the_owner_can_go_on(serve: Serve, upstream: HttpUpstream, owner: pwd.struct_passwd) -> None:
+    """What root's commands made, the service's own user can read and change."""
+    serve.cli("add-repo", upstream.url(WIDGETS))
+    done = run_as(owner, command_of(serve, "disable", WIDGETS), serve.env)
+    assert done.returncode == 0, done.stderr
+    assert serve.cli_json("repos")[0]["enabled"] is False
+
+
+def test_somebody_else_is_told_whose_it_is(serve: Serve, owner: pwd.struct_passwd) -> None:
+    """A third user gets an error in words, and no traceback."""
+    serve.cli("repos")
+    stranger = next(user for user in pwd.getpwall() if user.pw_uid not in (0, owner.pw_uid))
+    for command in (["repos"], ["serve", *serve.options]):
+        done = run_as(stranger, command_of(serve, *command), serve.env)
+        assert done.returncode == 1, done
+        assert "Traceback" not in done.stderr and str(serve.state) in done.stderr and "user" in done.stderr

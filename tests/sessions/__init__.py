@@ -1,0 +1,1 @@
+"""Sessions: turns, bases, reading and replaying them, their end, their limits."""

@@ -1,0 +1,289 @@
+"""The command line: what it knows, how it is told so, and what goes to stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from appliance.cli.main import cli
+from appliance.core.layout import Layout
+from appliance.core.rooms import open_stores
+from appliance.core.store.audit import Attempt
+from tests.support.serve import ROOT
+
+CONTRACT: dict[str, set[str]] = {
+    "serve": {"--git", "--http", "--admin"},
+    "add-repo": {"URL", "--name", "--branch", "--interval", "--allow-local", "--no-wait", "--json"},
+    "remove-repo": {"NAME", "--purge", "--yes"},
+    "enable": {"NAME"},
+    "disable": {"NAME"},
+    "repos": {"--json"},
+    "status": {"--json"},
+    "refresh": {"NAME", "--json"},
+    "refreshes": {"NAME", "--json"},
+    "activity": {"--json", "--follow"},
+    "sessions": {"--repo", "--json"},
+    "session show": {"REPO", "SESSION", "--json"},
+    "session diff": {"REPO", "SESSION", "--turn"},
+    "session checkout": {"REPO", "SESSION", "DIR", "--turn"},
+    "audit": {"--repo", "--session", "--limit", "--json"},
+    "audit verify": {"--head"},
+    "audit export": set(),
+    "guest-kit": set(),
+    "egress": {"--json"},
+    "doctor": {"--json"},
+    "install": {"--root"},
+}
+"""Commands of the contract with their arguments and options; more are welcome."""
+
+
+def walk(group: click.Group, *above: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command below a group, with its words."""
+    for name, command in sorted(group.commands.items()):
+        yield (*above, name), command
+        if isinstance(command, click.Group):
+            yield from walk(command, *above, name)
+
+
+COMMANDS = dict(walk(cli))
+JSON = [words for words, command in COMMANDS.items() if any("--json" in each.opts for each in command.params)]
+
+
+def run(*words: str, state: Path | None = None) -> Result:
+    """Runs a command in this process."""
+    before = ["--state", str(state)] if state else []
+    return CliRunner().invoke(cli, [*before, *words], prog_name="gitmirror.pyz")
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """The state directory of a node that does not serve, with one repository and some log."""
+    stores = open_stores(Layout(tmp_path / "state"))
+    stores.audit.record_attempts(
+        [Attempt("p", "o/r", f"refs/agents/{n}", str(n), None, "1" * 40, "accepted", None, "c") for n in range(2000)]
+    )
+    stores.database.close()
+    assert run("add-repo", "https://h/o/r", "--no-wait", state=tmp_path / "state").exit_code == 0
+    return tmp_path / "state"
+
+
+# Help
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_every_command_explains_itself_with_an_example(words: tuple[str, ...], option: str) -> None:
+    """Exit 0; a line that can be typed as it stands; the example calls this very command."""
+    done = run(*words, option)
+    assert done.exit_code == 0
+    assert done.stdout.startswith(f"Usage: gitmirror.pyz {' '.join(words)}")
+    examples = done.stdout.partition("Example")[2]
+    assert re.search(rf"gitmirror\.pyz(?: --state \S+)? {' '.join(words)}\b", examples), done.stdout
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_option_of_every_command_is_explained(words: tuple[str, ...]) -> None:
+    """One sentence each."""
+    for each in COMMANDS[words].params:
+        if isinstance(each, click.Option):
+            assert each.help, each.opts
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_first_sentence_fits_the_list_of_commands(words: tuple[str, ...]) -> None:
+    """click cuts longer ones with dots."""
+    command = COMMANDS[words]
+    assert not command.get_short_help_str(200).endswith("...")
+
+
+def test_the_commands_are_those_of_the_contract() -> None:
+    """Names, arguments and options exactly as the outside relies on them."""
+    for name, expected in CONTRACT.items():
+        command = COMMANDS[tuple(name.split())]
+        known: set[str] = set()
+        for each in command.params:
+            label = (each.metavar or each.name or "").strip("[].").upper()
+            known |= set(each.opts) if isinstance(each, click.Option) else {label}
+        assert expected <= known, f"{name}: {sorted(expected - known)} missing"
+
+
+def test_options_before_the_command() -> None:
+    """As the contract has them; without a command there is help."""
+    assert {"--state", "--config", "--version", "--licenses"} <= {each.opts[0] for each in cli.params}
+    bare = run()
+    assert "Usage: gitmirror.pyz" in bare.output
+    assert "Commands:" in bare.output
+
+
+def test_the_version_is_one_line() -> None:
+    """By itself and after other options."""
+    from appliance import version_text
+
+    assert run("--version").stdout == f"{version_text()}\n"
+    argv = [sys.executable, "-m", "appliance", "--version"]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True, cwd=ROOT).stdout == f"{version_text()}\n"
+
+
+# Wrong usage
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dance"],
+        ["--nonsense"],
+        ["repos", "--nonsense"],
+        ["repos", "surplus"],
+        ["add-repo"],
+        ["add-repo", "https://h/a/b", "--interval", "soon"],
+        ["add-repo", "https://h/a/b", "--interval", "100ms"],
+        ["add-repo", "https://h/a/b", "--name", "nonsense"],
+        ["add-repo", "ssh://git@h/a/b"],
+        ["add-repo", "https://user:password@h/a/b"],
+        ["add-repo", "--", "-oProxyCommand=x"],
+        ["add-repo", "/srv/git/a/b"],
+        ["remove-repo"],
+        ["enable"],
+        ["audit", "--limit", "0"],
+        ["audit", "--limit", "many"],
+        ["audit", "verify", "surplus"],
+        ["refreshes", "--limit", "-1"],
+        ["session", "show", "a/b"],
+        ["serve", "--git", "nonsense"],
+        ["serve", "--admin", "127.0.0.1:99999"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_2_with_nothing_on_stdout(tmp_path: Path, words: list[str]) -> None:
+    """What is wrong stands on stderr, and nothing was registered."""
+    done = run(*words, state=tmp_path / "state")
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    assert done.stderr.strip()
+    assert "Traceback" not in done.stderr
+    assert "password" not in done.stderr.replace("user and password", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("[serve]\nmax_client = 1\n", "max_clients"), ("nonsense", "not valid TOML"), (None, "No such file")],
+)
+def test_a_wrong_config_exits_2_and_names_the_file(tmp_path: Path, text: str | None, said: str) -> None:
+    """For every command that reads it."""
+    config = tmp_path / "gitmirror.toml"
+    if text is not None:
+        config.write_text(text)
+    for words in (["repos"], ["status", "--json"], ["serve"], ["audit"]):
+        done = run("--config", str(config), *words, state=tmp_path / "state")
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert str(config) in done.stderr
+        assert said in done.stderr
+
+
+def test_an_error_is_what_happened_and_what_to_do(tmp_path: Path) -> None:
+    """Two lines, the second a hint; exit 1 for what failed, 4 for what needs serve."""
+    done = run("enable", "no/such", state=tmp_path / "state")
+    assert done.exit_code == 1
+    assert done.stderr == "error: no/such is not registered\nhint: `repos` lists what is, `add-repo URL` registers\n"
+    done = run("refresh", state=tmp_path / "state")
+    assert done.exit_code == 4
+    assert done.stderr.startswith("error: serve is not running on ")
+
+
+# What goes to stdout
+
+
+NEEDS: dict[tuple[str, ...], list[str]] = {
+    ("add-repo",): ["https://h/o/r", "--no-wait"],
+    ("session", "show"): ["o/r", "s"],
+}
+ENDS = {("status",): 4, ("refresh",): 4, ("session", "show"): 1}
+
+
+@pytest.mark.parametrize("words", JSON, ids=" ".join)
+def test_json_is_one_document_and_nothing_else(state: Path, words: tuple[str, ...]) -> None:
+    """With or without anything to tell; where a command fails, stdout stays empty."""
+    config = state.with_name("off.toml")
+    config.write_text('[serve]\ngit = "127.0.0.1:9418"\nadmin = ""\n')
+    done = run("--config", str(config), *words, *NEEDS.get(words, []), "--json", state=state)
+    assert done.exit_code in (0, 3, ENDS.get(words, 0)), done.output
+    if done.stdout or done.exit_code in (0, 3):
+        json.loads(done.stdout)
+        assert done.stdout.isascii()
+
+
+def test_an_empty_node_answers_in_json_too(tmp_path: Path) -> None:
+    """An empty list is a document; messages for people are on stderr."""
+    for words in (["repos"], ["audit"], ["refreshes"], ["activity"], ["sessions"]):
+        done = run(*words, "--json", state=tmp_path / "state")
+        assert (done.exit_code, json.loads(done.stdout)) == (0, [])
+    said = run("repos", state=tmp_path / "state")
+    assert said.stdout == ""
+    assert "add-repo URL" in said.stderr
+
+
+def test_the_log_is_exported_as_json_lines_that_can_be_checked(state: Path) -> None:
+    """Each event on a line of its own, oldest first, with its hash."""
+    lines = run("audit", "export", state=state).stdout.splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [event["id"] for event in events] == list(range(1, 2001))
+    done = run("audit", "verify", "--head", events[-1]["hash"], state=state)
+    assert (done.exit_code, done.stdout) == (0, f"2000 events, the chain holds; head {events[-1]['hash']}\n")
+    done = run("audit", "verify", "--head", "f" * 64, state=state)
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert "broken" in done.stderr
+
+
+def command_line(state: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "appliance", "--state", str(state), *words]
+
+
+CHATTY = [["audit", "export"], ["audit", "--limit", "2000"], ["audit", "--json"], ["repos"], ["--version"], ["--help"]]
+
+
+@pytest.mark.parametrize("words", CHATTY, ids=" ".join)
+def test_a_reader_that_has_gone_leaves_no_traceback(state: Path, words: list[str]) -> None:
+    """As with `| head -1`: many lines or one, the reader closed before any came."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = command_line(state, *words) if words[0] != "--version" else [sys.executable, "-m", "appliance", *words]
+    done = subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    os.close(writing)
+    assert done.stderr == ""
+
+
+def on_a_terminal(argv: list[str], **env: str) -> str:
+    """What a command writes when stdout and stderr are a terminal."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        argv, stdout=theirs, stderr=theirs, cwd=ROOT, env={**os.environ, "TERM": "xterm", **env}
+    ) as process:
+        os.close(theirs)
+        said = b""
+        try:
+            while more := os.read(ours, 65536):
+                said += more
+        except OSError:
+            # Linux tells the end of a terminal by EIO.
+            pass
+        process.wait(20)
+    os.close(ours)
+    return said.decode()
+
+
+def test_colour_is_for_a_terminal_that_wants_it(state: Path) -> None:
+    """None into a pipe, none with NO_COLOR."""
+    argv = command_line(state, "enable", "no/such")
+    assert "\x1b[31merror:" in on_a_terminal(argv)
+    assert "\x1b" not in on_a_terminal(argv, NO_COLOR="1")
+    assert "\x1b" not in subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, check=False).stderr

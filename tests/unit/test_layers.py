@@ -1,0 +1,195 @@
+"""Arrows run one way: each module is imported in a fresh interpreter, and what came with it is looked at.
+
+That sees what is really loaded, also by way of others; imports inside functions and for type checkers are not executed
+so, and are read from the source by the same rules.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.serve import ROOT
+
+BASE = {"errors", "units", "models", "config", "layout"}
+"""Below everything: they know each other and nothing else."""
+
+TOOLS = {"processes", "locks"}
+"""Used by rooms that start children or work on mirrors."""
+
+ROOMS = {"git", "store"}
+MIDDLE = {"refresh", "serving", "workspace", "recording", "maintenance"}
+
+MAY_USE: dict[str, set[str]] = {
+    **{name: BASE for name in BASE},
+    **{name: BASE for name in TOOLS},
+    **{name: BASE | TOOLS for name in ROOMS},
+    **{name: BASE | TOOLS | ROOMS for name in MIDDLE},
+}
+"""For each part of `appliance.core` that has a rule, the other parts that it may use."""
+
+HEAVY = {"sqlite3", "sqlite_utils", "h11", "git", "textual", "prometheus_client", "asyncio"}
+
+LOOK = """
+import importlib, json, os, sys
+found = {}
+for name in sys.argv[1:]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        importlib.import_module(name)
+        os.write(writing, json.dumps(sorted(sys.modules)).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as said:
+        text = said.read()
+    os.waitpid(child, 0)
+    found[name] = json.loads(text or "null")
+print(json.dumps(found))
+"""
+"""A fork of an interpreter that has imported nothing yet is as fresh as a new one, and takes a millisecond."""
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every module of the appliance by name, but for the entry point and the hook, which are programs."""
+    for path in sorted((ROOT / "appliance").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name not in ("appliance.__main__", "appliance.core.recording.hook"):
+            yield name, path
+
+
+FILES = dict(modules())
+CORE = [name for name in FILES if name.startswith("appliance.core.")]
+CLI = [name for name in FILES if name.startswith("appliance.cli")]
+
+
+def part(module: str) -> str:
+    """`git` of `appliance.core.git.mirror`; empty for what is not in core."""
+    words = module.split(".")
+    return words[2] if words[:2] == ["appliance", "core"] and len(words) > 2 else ""
+
+
+def look(into: Path) -> None:
+    """Writes for each module what is loaded once it is imported."""
+    argv = [sys.executable, "-c", LOOK, *FILES]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=ROOT, timeout=120)
+    assert all(json.loads(done.stdout).values()), done.stderr
+    into.write_text(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def brought(make_once: Callable[[str, Callable[[Path], object]], Path]) -> dict[str, set[str]]:
+    """For each module what is loaded once it is imported."""
+    found = json.loads(make_once("layers.json", look).read_text())
+    return {name: set(loaded) for name, loaded in found.items()}
+
+
+def mentioned(path: Path) -> set[str]:
+    """Every module that a file imports anywhere: at the top, in functions, for type checkers only."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{each.name}" for each in node.names}
+    return found
+
+
+def test_the_look_is_right(brought: dict[str, set[str]]) -> None:
+    """It sees what is there, and each look starts from nothing."""
+    assert {"h11", "appliance.core.errors"} <= brought["appliance.core.serving.smart"]
+    assert "h11" not in brought["appliance.core.units"]
+    assert not brought["appliance.core.errors"] & HEAVY
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_core_knows_neither_cli_nor_tui(brought: dict[str, set[str]], name: str) -> None:
+    """No click of its own (sqlite-utils brings one along), no Textual, none of the faces."""
+    for loaded in (brought[name], mentioned(FILES[name])):
+        top = {each.partition(".")[0] for each in loaded}
+        assert "textual" not in top
+        assert not {each for each in loaded if each.startswith(("appliance.cli", "appliance.tui"))}
+    assert "click" not in {each.partition(".")[0] for each in mentioned(FILES[name])}
+    assert "click" not in brought[name] or "sqlite_utils" in brought[name]
+
+
+@pytest.mark.parametrize("name", [name for name in CORE if part(name) in MAY_USE])
+def test_a_part_uses_only_what_is_below_it(brought: dict[str, set[str]], name: str) -> None:
+    """The middle rooms never import each other, git and store neither of those, and the base no room at all."""
+    allowed = MAY_USE[part(name)] | {part(name), ""}
+    for loaded in (brought[name], mentioned(FILES[name])):
+        wrong = {each for each in loaded if part(each) not in allowed}
+        assert not wrong, f"{name} comes with {sorted(wrong)}"
+
+
+def test_every_room_has_a_rule() -> None:
+    """A new directory of core is a room, and has to be given its place here."""
+    rooms = {path.name for path in (ROOT / "appliance" / "core").iterdir() if (path / "__init__.py").exists()}
+    assert rooms == ROOMS | MIDDLE
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_core_neither_prints_nor_exits(name: str) -> None:
+    """It raises and returns; who called it speaks."""
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("print", "sys.exit", "exit", "quit", "input"), f"{name}: {called}, line {node.lineno}"
+
+
+@pytest.mark.parametrize("name", [name for name in CORE if part(name) != "git"])
+def test_git_is_run_by_its_room_and_what_serves(name: str) -> None:
+    """Elsewhere no command line begins with git: doctor asks which one there is, serving speaks to upload-pack."""
+    if name in ("appliance.core.doctor", "appliance.core.serving.uploadpack", "appliance.core.serving.httppush"):
+        return
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.List) and node.elts and isinstance(node.elts[0], ast.Constant):
+            assert node.elts[0].value != "git", f"{name}, line {node.lineno}"
+
+
+@pytest.mark.parametrize("name", CLI)
+def test_the_command_line_leaves_git_and_sql_to_core(name: str) -> None:
+    """It parses, calls, prints."""
+    tops = {each.partition(".")[0] for each in mentioned(FILES[name])}
+    assert not tops & {"sqlite3", "sqlite_utils", "subprocess", "git", "h11", "socket"}
+    assert not {each for each in mentioned(FILES[name]) if each.startswith("appliance.core.git")}
+
+
+def test_help_needs_nothing_heavy(brought: dict[str, set[str]]) -> None:
+    """The group and all its commands: what only one of them uses is imported when it runs."""
+    assert not brought["appliance.cli.main"] & HEAVY
+
+
+def test_the_version_needs_no_command_line() -> None:
+    """Scripts ask for it often."""
+    program = (
+        "import sys; sys.argv = ['x', '--version']; from appliance.__main__ import main; main(); print(*sys.modules)"
+    )
+    argv = [sys.executable, "-S", "-c", program]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(done.stdout.split())
+    assert not loaded & (HEAVY | {"click", "pathlib", "json", "appliance.cli"})
+
+
+HOOK = ROOT / "appliance" / "core" / "recording" / "hook.py"
+POLICY = HOOK.with_name("policy.py")
+
+
+def test_the_hook_imports_the_standard_library_and_the_policy() -> None:
+    """It runs by itself, beside a copy of the policy, with no package around it."""
+    own = {each.partition(".")[0] for each in mentioned(HOOK)} - {"__future__"}
+    assert own - {"policy"} <= sys.stdlib_module_names
+    program = "import sys; __name__ = 'hook'; exec(open(sys.argv[1]).read()); print(*sys.modules)"
+    argv = [sys.executable, "-IS", "-c", program, str(HOOK)]
+    loaded = set(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split())
+    assert not loaded & {"typing", "re", "pathlib", "json", "subprocess"}, "each import costs every push"
+    assert {each.partition(".")[0] for each in mentioned(POLICY)} - {"__future__"} == {"re"}
