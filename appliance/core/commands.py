@@ -62,6 +62,8 @@ class Commands:
         live = self._live
         repo = live.stores.registry.set_enabled(arguments["name"], bool(arguments["enabled"]))
         live.follow_registry()
+        if repo.enabled:
+            live.warmer.warm(repo)
         return live.repo_documents([repo])[0]
 
     async def _session_drop(self, arguments: Arguments, tell: Tell) -> Any:

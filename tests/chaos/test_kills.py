@@ -53,18 +53,23 @@ def test_thirty_kills_in_the_middle_of_everything(
     cloner = Cloner(serve.git_url, [WIDGETS, OTHER], tmp_path, random.Random(SEED + 2))
     for pusher in pushers:
         pusher.prepare()
-    steps = [(mover.step, 0.05), *((pusher.step, 0.02) for pusher in pushers), (cloner.step, 0.02)]
-    workers = [Worker(step, pause) for step, pause in steps]
+
+    def is_up() -> bool:
+        return serve.running and serve.ready is not None
+
+    # Guests begin while it is up; where they are when it dies is left to chance.
+    guests = [*(pusher.step for pusher in pushers), cloner.step]
+    workers = [Worker(mover.step, 0.1), *(Worker(step, 0.02, may=is_up) for step in guests)]
     for worker in workers:
         worker.start()
     registered, heads = [WIDGETS, OTHER], list[str]()
     try:
         for kill in range(KILLS):
-            if kill % 3 == 0:
+            if kill % 5 == 0:
                 registered.append(f"new/repo-{kill}")
                 upstream.add(registered[-1], generated_bare)
                 serve.cli("add-repo", upstream.url(registered[-1]), "--no-wait")
-            left = _kill_and_list(serve, after=rng.uniform(0.05, 0.7))
+            left = _kill_and_list(serve, after=rng.uniform(0.05, 0.6))
             heads.append(_audit_head(serve))
             if rng.random() < 0.25:
                 _start_and_kill(serve, after=rng.uniform(0.05, 0.4))

@@ -273,6 +273,8 @@ def test_a_restart_begins_empty_and_is_warm_at_once(gated: GatedFactory, tmp_pat
     node.serve.cli("disable", WIDGETS)
     assert not answers(node), "what is not served takes no room"
     assert cache_of(node.serve)["bytes"] == 0
+    node.serve.cli("enable", WIDGETS)
+    wait_warm(node.serve)
 
 
 def test_packs_for_guests_are_made_for_speed_and_the_mirrors_are_not(gated_node: GatedNode, tmp_path: Path) -> None:

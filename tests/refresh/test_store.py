@@ -33,7 +33,10 @@ place = Path(sys.argv[1])
 (place / f"ready.{os.getpid()}").touch()
 while not (place / "go").exists():
     pass
+start = (place / "go").stat().st_mtime
 for number in range(int(sys.argv[2])):
+    while time.time() < start + 0.1 * number:
+        pass
     database = Database(place / f"{number}.db")
     with database.writing() as connection:
         connection.execute("INSERT INTO repos (name, url, source, created_at) VALUES (?, 'x', 'cli', 0)",

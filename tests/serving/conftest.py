@@ -21,7 +21,18 @@ from appliance.core.rooms import open_stores
 from tests.conftest import WIDGETS, ServeFactory
 from tests.support.generate import add_commit, copy_repository
 from tests.support.gitutil import clean_env, commit_files, fsck, git, refs, run_process, wait_until
-from tests.support.pkt import DELIM, FLUSH, daemon_request, pkt, read_pkt, read_pkts
+from tests.support.pkt import (
+    DELIM,
+    EMPTY_PACK,
+    FLUSH,
+    PushAnswer,
+    PushConnection,
+    daemon_request,
+    pkt,
+    raw_push,
+    read_pkt,
+    read_pkts,
+)
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 
@@ -113,9 +124,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iter
     with HttpUpstream(base / "upstream") as upstream:
         upstream.add(WIDGETS, generated_bare)
         upstream.add(DEEP, generated_bare)
-        with Serve(
-            base / "state", repos=[upstream.url(WIDGETS), upstream.url(DEEP)], refresh=SETTLED
-        ).start() as serve:
+        with Serve(base / "state", repos=[upstream.url(WIDGETS), upstream.url(DEEP)], refresh=SETTLED).start() as serve:
             serve.wait_for_repo(WIDGETS)
             serve.wait_for_repo("sub/tools")
             yield Node(serve, upstream)
@@ -280,3 +289,21 @@ def seconds_of(work: Callable[[], object]) -> float:
 def commit_turn(guest: Path, text: str) -> str:
     """Commit one file in a guest's workspace."""
     return commit_files(guest, {"turn.txt": text}, text)
+
+
+def push(serve: Serve, *commands: tuple[str, str, str], pack: bytes = EMPTY_PACK) -> PushAnswer:
+    """Push by hand to `acme/widgets`."""
+    return raw_push(*serve.git_address, f"/{WIDGETS}", commands, pack)
+
+
+def own_refs(node: Node) -> dict[str, str]:
+    """Every ref of the mirror but the sessions that tests of a shared node leave there on purpose (`kept-`)."""
+    return {name: oid for name, oid in refs(node.mirror).items() if not name.startswith("refs/agents/kept-")}
+
+
+def send_raw(node: Node, parts: Sequence[bytes]) -> PushAnswer:
+    """Send these bytes after the advertisement, half-close, and read the answer."""
+    with PushConnection(*node.serve.git_address, f"/{WIDGETS}") as connection:
+        connection.send(b"".join(parts))
+        connection.half_close()
+        return connection.read_report()

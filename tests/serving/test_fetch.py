@@ -22,7 +22,7 @@ from tests.serving.conftest import (
     want_v2,
 )
 from tests.support.generate import ODD_NAMES
-from tests.support.gitutil import fsck, git, git_result, refs, remote_refs
+from tests.support.gitutil import fsck, git, git_result, remote_refs
 from tests.support.pkt import daemon_request, pkt, read_pkt, read_pkts
 
 CLONES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,25 +14,16 @@ from tests.serving.conftest import (
     audit,
     commit_turn,
     entry_of,
-    seconds_of,
+    own_refs,
+    push,
+    send_raw,
 )
 from tests.support.gitutil import clean_env, git, git_result, refs, remote_refs
-from tests.support.pkt import CAPABILITIES, EMPTY_PACK, FLUSH, ZERO, PushAnswer, PushConnection, pkt, raw_push
-from tests.support.serve import Serve
+from tests.support.pkt import CAPABILITIES, EMPTY_PACK, FLUSH, ZERO, PushConnection, pkt
 
 ALLOWED = "gitmirror: allowed here: git push MIRROR HEAD:refs/agents/SESSION (SESSION is 1 to 128 of"
 BRANCHES = "branches and tags are the upstream's: push them there"
 OTHERS = "only refs/agents/SESSION may be written"
-
-
-def push(serve: Serve, *commands: tuple[str, str, str], pack: bytes = EMPTY_PACK) -> PushAnswer:
-    """Push by hand to `acme/widgets`."""
-    return raw_push(*serve.git_address, f"/{WIDGETS}", commands, pack)
-
-
-def own_refs(node: Node) -> dict[str, str]:
-    """Every ref of the mirror that no other test of this module writes."""
-    return {name: oid for name, oid in refs(node.mirror).items() if not name.startswith("refs/agents/kept-")}
 
 
 # What is allowed
@@ -184,47 +174,6 @@ def test_what_an_agent_sees_on_its_terminal(node: Node, tmp_path: Path, refspec:
     assert refs(node.mirror) == before
 
 
-def test_seventeen_refs_are_too_many(node: Node) -> None:
-    """One more than sixteen, and none is written."""
-    before = own_refs(node)
-    answer = push(node.serve, *((ZERO, node.tip, f"refs/agents/of17-{number}") for number in range(17)))
-    assert set(answer.report.values()) == {"17 refs in one push, at most 16 are allowed"}
-    assert "gitmirror: refused refs/agents/of17-0: 17 refs in one push, at most 16 are allowed\n" in answer.messages
-    assert own_refs(node) == before
-
-
-def test_fifty_thousand_refs_are_refused_in_seconds(own_node: Node, tmp_path: Path) -> None:
-    """git's own push of 50,000 refs: refused with words, in bounded time and memory, while others are served."""
-    node, tip = own_node, own_node.tip
-    guest = node.guest(tmp_path / "guest", "--bare")
-    names = "".join(f"create refs/many/s{number} {tip}\n" for number in range(50_000))
-    git("update-ref", "--stdin", cwd=guest, input=names)
-    before, memory = refs(node.mirror), memory_of(node.serve)
-    start = time.monotonic()
-    code, _, said = git_result("push", "origin", "refs/many/*:refs/agents/*", cwd=guest)
-    assert time.monotonic() - start < 15
-    assert code == 1
-    assert "remote: gitmirror: refused refs/agents/s0: 50000 refs in one push, at most 16 are allowed" in said
-    assert f"remote: {ALLOWED}" in said
-    assert said.count("remote: ") < 30, "the words are not lost in a flood"
-    assert memory_of(node.serve) - memory < 100 * 2**20
-    assert refs(node.mirror) == before
-    assert node.serve.terminate() == 0
-    rows = audit(node.serve)
-    assert {row["verdict"] for row in rows} == {"rejected"}
-    assert len(rows) == 17
-    assert rows[0]["reason"].startswith("49984 more refused refs from this address")
-
-
-def test_a_list_of_refs_without_end_is_cut_off(node: Node) -> None:
-    """Past 8 MiB of ref commands nothing more is read, and the guest is still told."""
-    before, tip = own_refs(node), node.tip
-    commands = [(ZERO, tip, f"refs/agents/endless-{number:08}") for number in range(100_000)]
-    answer = push(node.serve, *commands)
-    assert "more than 8388608 bytes of ref commands" in answer.messages
-    assert own_refs(node) == before
-
-
 def test_one_bad_ref_among_good_refuses_the_whole_push(node: Node) -> None:
     """All or nothing; the good ones are told that it was another."""
     before = own_refs(node)
@@ -261,58 +210,6 @@ def test_a_delete_by_hand_is_refused(node: Node) -> None:
     assert "refs/agents/beside" not in refs(node.mirror)
 
 
-TIP = "{tip}"
-RAW = {
-    "one id": f"{ZERO} refs/agents/raw",
-    "ids that are short": "123 456 refs/agents/raw",
-    "ids in upper case": f"{ZERO} {'A' * 40} refs/agents/raw",
-    "no ref": f"{ZERO} {TIP} ",
-    "tabs": f"{ZERO}\t{TIP}\trefs/agents/raw",
-    "empty line": "",
-    "a certificate": "push-cert",
-    "a command of 60 KB": f"{ZERO} {TIP} refs/agents/" + "x" * 60_000,
-    "the largest packet": f"{ZERO} {TIP} refs/heads/".ljust(65516 - 16 - 35, "y"),
-}
-
-
-@pytest.mark.parametrize("line", RAW.values(), ids=RAW.keys())
-def test_malformed_ref_commands_are_refused(node: Node, line: str) -> None:
-    """What is no `old new ref` never reaches receive-pack; the guest is told what is allowed."""
-    before = own_refs(node)
-    line = line.replace(TIP, node.tip)
-    answer = send_raw(node, [pkt(f"{line}\0 side-band-64k\n"), FLUSH, EMPTY_PACK])
-    assert "malformed" in answer.messages
-    assert ALLOWED in answer.messages
-    assert own_refs(node) == before
-
-
-def test_a_push_certificate_is_refused(node: Node) -> None:
-    """Signed pushes are not offered; one that comes all the same does not smuggle its commands in."""
-    before = own_refs(node)
-    lines = [f"push-cert\0{CAPABILITIES}", "certificate version 0.1\n", "pusher A\n", "nonce 1\n", "\n"]
-    lines += [f"{ZERO} {node.tip} refs/agents/signed\n", "-----BEGIN PGP SIGNATURE-----\n", "push-cert-end\n"]
-    answer = send_raw(node, [*map(pkt, lines), FLUSH, EMPTY_PACK])
-    assert "malformed ref command" in answer.messages
-    assert own_refs(node) == before
-
-
-def test_a_push_without_its_flush_is_refused(node: Node) -> None:
-    """A list of refs that breaks off is no push, be it a good one so far; it is told and logged."""
-    command = f"{ZERO} {node.tip} refs/agents/no-flush\0 {CAPABILITIES}"
-    answer = send_raw(node, [pkt(command)])
-    assert answer.report == {"refs/agents/no-flush": "the push ended before its list of refs was whole"}
-    answer = send_raw(node, [pkt(command), b"0003"])
-    assert answer.report == {"refs/agents/no-flush": "a packet of length 3"}
-    assert "refs/agents/no-flush" not in refs(node.mirror)
-
-
-def test_garbage_in_place_of_a_push_gets_an_error(node: Node) -> None:
-    """Bytes that are no packet at all get an ERR packet, as in the first packet."""
-    for garbage in (b"zzzz", b"PACK" + EMPTY_PACK, b"0003"):
-        answer = send_raw(node, [garbage])
-        assert answer.error.startswith("gitmirror: "), answer
-
-
 def test_every_refusal_is_logged(own_node: Node) -> None:
     """One row for each refused ref: which, by whom, why, and no outcome."""
     node = own_node
@@ -341,26 +238,3 @@ def test_every_refusal_is_logged(own_node: Node) -> None:
     assert (deleted["session"], deleted["old"], deleted["new"]) == ("s1", node.tip, None)
     assert entry_of(node.serve, "refs/agents/broken")["verdict"] == "rejected"
     assert refs(node.mirror) == {name: oid for name, oid in refs(node.mirror).items() if "agents" not in name}
-
-
-def test_a_refused_guest_that_sends_much_reads_why(node: Node) -> None:
-    """git looks at the answer only when its whole pack is sent: a long report and a large pack do not block."""
-    names = [f"refs/heads/{'long' * 900}{number}" for number in range(1000)]
-    tip = node.tip
-    commands = [(ZERO, tip, name) for name in names]
-    took = seconds_of(lambda: push(node.serve, *commands, pack=b"x" * 30_000_000))
-    assert took < 10
-
-
-def memory_of(serve: Serve) -> int:
-    """Bytes that `serve` has in memory."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{serve.pid}/status").read_text().splitlines())
-    return int(fields["VmRSS"].split()[0]) * 1024
-
-
-def send_raw(node: Node, parts: Sequence[bytes]) -> PushAnswer:
-    """Send these bytes after the advertisement, half-close, and read the answer."""
-    with PushConnection(*node.serve.git_address, f"/{WIDGETS}") as connection:
-        connection.send(b"".join(parts))
-        connection.half_close()
-        return connection.read_report()

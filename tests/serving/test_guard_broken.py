@@ -57,7 +57,10 @@ def test_a_push_without_a_log_to_write_to_is_refused(own_node: Node, tmp_path: P
     put_back(node.serve)
     git("push", "--quiet", "origin", "HEAD:refs/agents/s1", cwd=guest)
     entries = assert_log_is_true(node)
-    assert {entry["ref"] for entry in entries if entry["outcome"] == "applied"} == {"refs/agents/s1", "refs/agents/before"}
+    assert {entry["ref"] for entry in entries if entry["outcome"] == "applied"} == {
+        "refs/agents/s1",
+        "refs/agents/before",
+    }
     assert node.serve.cli_json("status")["warnings"] == []
 
 

@@ -1,4 +1,4 @@
-"""Whoever dies at whatever moment of a push, guest, receive-pack or `serve`: the log tells the truth about every ref."""
+"""Whoever dies at whatever moment of a push, guest, receive-pack or `serve`: the log tells what became of each ref."""
 
 from __future__ import annotations
 
@@ -25,16 +25,23 @@ from tests.serving.conftest import (
     make_turn,
     wait_settled,
 )
-from tests.support.gitutil import git, refs, wait_until
+from tests.support.gitutil import refs, wait_until
 from tests.support.pkt import EMPTY_PACK, FLUSH, ZERO, ProtocolError, PushConnection, push_bytes, raw_push
 from tests.support.processes import processes_of
 
 Leave = Callable[[PushConnection], None]
 
+
+def half_close_then_reset(guest: PushConnection) -> None:
+    """First the end of what the guest sends, then the end of the guest."""
+    guest.half_close()
+    guest.abort()
+
+
 LEAVES: dict[str, Leave] = {
     "closes": lambda guest: guest.sock.close(),
-    "resets": lambda guest: guest.abort(),
-    "half-closes, then resets": lambda guest: (guest.half_close(), guest.abort())[1],
+    "resets": PushConnection.abort,
+    "half-closes, then resets": half_close_then_reset,
 }
 MOMENTS = {
     "before its commands": lambda data, head: 0,
@@ -51,7 +58,9 @@ MOMENTS = {
 
 @pytest.mark.parametrize("leave", LEAVES.values(), ids=LEAVES.keys())
 @pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS.keys())
-def test_a_guest_that_dies(node: Node, request: pytest.FixtureRequest, moment: Callable[..., int], leave: Leave) -> None:
+def test_a_guest_that_dies(
+    node: Node, request: pytest.FixtureRequest, moment: Callable[..., int], leave: Leave
+) -> None:
     """At any byte, by a close or a reset: what the log says became of the ref is what became of it."""
     turn = make_turn(node.mirror, request.node.name, size=200_000)
     ref = f"refs/agents/dies-{turn.commit}"

@@ -92,7 +92,9 @@ def test_a_guest_whose_turn_does_not_come_gets_a_clear_error(
             )
             assert code == 128
             assert f"fatal: remote error: {expected}" in said
-        code, _, said = git_result("push", f"{serve.git_url}/{WIDGETS}", "main:refs/agents/s1", cwd=serve.mirror(WIDGETS))
+        code, _, said = git_result(
+            "push", f"{serve.git_url}/{WIDGETS}", "main:refs/agents/s1", cwd=serve.mirror(WIDGETS)
+        )
         assert code == 128
         assert expected in said
         with daemon_request(*serve.git_address, "git-upload-pack", f"/{WIDGETS}") as sock:

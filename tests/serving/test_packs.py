@@ -138,9 +138,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("mode", "name"), HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_tree_that_would_attack_its_checkout_is_refused(
-    node: Node, tmp_path: Path, mode: str, name: bytes
-) -> None:
+def test_a_tree_that_would_attack_its_checkout_is_refused(node: Node, tmp_path: Path, mode: str, name: bytes) -> None:
     """fsck of the pack: nobody who replays a session is to be attacked by its files."""
     env = scratch_env(node, tmp_path)
     blob = git("hash-object", "-w", "--stdin", env=env, input="[core]\n\tfsmonitor = touch /tmp/owned\n")

@@ -39,11 +39,11 @@ _SHIM = """\
 case "$0" in
 */cat) name=cat real=/bin/cat ;;
 *) name=$1 real={real}
-    if [ "$1" = -c ]; then name=$3; fi ;;
+    case $1 in -c | --shallow-file) name=$3 ;; esac ;;
 esac
 moment=
 if [ -e {place}/moment ]; then read -r moment <{place}/moment; fi
-if [ "$moment" = "$name before" ]; then echo $$ >{place}/stopped; while :; do /bin/sleep 1000; done; fi
+if [ "$moment" = "$name before" ]; then echo $$ >{place}/stopped; while [ -e {place}/moment ]; do /bin/sleep 0.02; done; fi
 if [ "$moment" = "$name after" ]; then
     "$real" "$@"
     code=$?
@@ -87,7 +87,7 @@ class Trap:
 
     def wait(self) -> int:
         """Wait until one has stopped; return its pid."""
-        return int(wait_until(lambda: self._stopped(), timeout=20, message="a program stops"))
+        return int(wait_until(lambda: self._stopped(), timeout=8, message="a program stops"))
 
     def open(self) -> None:
         """Nothing stops any more."""
@@ -178,16 +178,16 @@ def test_killed_at_a_moment_of_a_push(trapped: TrappedNode, tmp_path: Path, vict
         VICTIMS[victim](node, stopped)
     finally:
         node.trap.open()
-        if victim != "guest":
-            push.communicate(timeout=30)
-        else:
-            os.kill(stopped, signal.SIGTERM)
-            push.communicate()
+        push.communicate(timeout=20)
     if not node.serve.running:
         node.serve.start()
     assert_turns_are_kept(node)
     entry = entry_of(node.serve, f"{AGENTS}{name}")
-    assert entry["outcome"] == ("applied" if MOMENTS[moment][2] or entry["outcome"] == "applied" else "failed")
+    if victim == "guest":
+        assert entry["outcome"] == "applied", "its push had come in whole"
+    elif MOMENTS[moment][2] or victim != "serve":
+        # An orphaned receive-pack may still go on until the next serve ends it; both ends are true then.
+        assert entry["outcome"] == ("applied" if MOMENTS[moment][2] else "failed")
     at = refs(node.mirror).get(f"{AGENTS}{name}")
     if entry["outcome"] == "applied":
         assert at == commit and [turn.commit for turn in turns_of(node, name)] == [commit]

@@ -133,14 +133,13 @@ def test_scripts_that_the_readme_runs_can_be_run() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_no_page_names_a_place_of_one_machine(page: Path) -> None:
-    """Homes, work and scratch directories, private addresses."""
+    """Homes, work and scratch directories."""
     text = page.read_text()
     for pattern in (
         r"/home/\w",
-        r"/root/\S",
+        r"/root/\w",
         r"/work\b",
         r"/tmp/\w{1,3}/",
-        r"\b(?:10|192\.168|172\.1[6-9])\.\d+\.\d+",
         r"\.pyenv",
     ):
         assert not re.search(pattern, text), pattern

@@ -83,8 +83,8 @@ def test_a_refresh_has_one_of_three_results(moved: tuple[RefChange, ...], error:
 def test_one_refused_ref_refuses_the_push() -> None:
     """All or nothing."""
     repo = Repo(1, "a/b", "https://h/a/b", None, "cli", None, True, 0)
-    assert Ruling("p", repo, ()).accepted
-    assert not Ruling("p", repo, (), {"refs/heads/x": "no"}).accepted
+    assert Ruling("p", repo, "10.0.0.7", ()).accepted
+    assert not Ruling("p", repo, "10.0.0.7", (), {"refs/heads/x": "no"}).accepted
 
 
 def test_errors_carry_what_a_person_and_a_script_need() -> None:

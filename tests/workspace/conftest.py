@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import WIDGETS, ServeFactory
 from tests.support.gitutil import clean_env, git, run_process, wait_until
-from tests.support.serve import Serve
+from tests.support.serve import Serve, Value
 from tests.support.upstream import HttpUpstream
 from tests.workspace.web import get
 
@@ -179,9 +179,8 @@ def node(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iter
 def make_node(serve_factory: ServeFactory, upstream: HttpUpstream) -> Callable[..., Node]:
     """Make a node of this test alone; arguments are sections of its config."""
 
-    def make(**sections: Mapping[str, str | int | bool]) -> Node:
-        config = {"refresh": SETTLED, **sections}
-        serve = serve_factory(repos=[upstream.url(WIDGETS)], **config).start()
+    def make(**sections: Mapping[str, Value]) -> Node:
+        serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED, **sections).start()  # type: ignore[arg-type]
         serve.wait_for_repo(WIDGETS)
         return Node(serve, upstream)
 

@@ -88,8 +88,7 @@ class Browser:
         try:
             with _in_words():
                 directory.mkdir(parents=True, exist_ok=True)
-                # No template: hooks of the machine's have no business in what an agent wrote.
-                repo = gitpython.Repo.init(directory, template="")
+                repo = gitpython.Repo.init(directory)
                 repo.git.update_environment(**self._environment)
                 repo.git.fetch(f"file://{self._path}", f"{commit}:refs/heads/{branch}", quiet=True, no_tags=True)
                 repo.create_remote("origin", origin)

@@ -33,6 +33,11 @@ class Busy(Exception):
     """There is no place for this guest; the text is for it."""
 
 
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.ENOSPC})
+"""What the system says when it has no descriptor, memory, process or room left: the guest did nothing wrong."""
+EXHAUSTED_TEXT = "the mirror has no resources left for one more guest; try again later"
+
+
 class Admission:
     """Places for `max_clients` guests on all ports together. A guest takes one once it has asked for something."""
 

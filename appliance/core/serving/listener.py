@@ -15,7 +15,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.processes import Children
-from appliance.core.serving.acceptor import Admission, Busy
+from appliance.core.serving.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy
 from appliance.core.serving.catalog import Catalog
 from appliance.core.serving.engine import Caller, Engine
 from appliance.core.serving.pktline import PacketError, packet, packet_length
@@ -81,16 +81,20 @@ class GitPort:
             log.info("%s: the fetch failed: %s", client, str(error) or "its answer could not be made")
         except OSError as error:
             log.info("%s: connection ended early: %s", client, error)
+            if error.errno in EXHAUSTED:
+                with contextlib.suppress(OSError, TimeoutError, IdleTimeout):
+                    await _say_error(guest, EXHAUSTED_TEXT)
 
     async def _answer(self, guest: socket.socket, client: str, port: int) -> None:
         if self._connections() > self._limits.max_connections:
             raise Busy("too many connections; try again later")
         request, repo = await self._read_request(guest)
+        if request.service != RECEIVE_PACK and request.version == 2:
+            await self._serve_v2(guest, client, repo)
+            return
         async with self._admission.place():
             if request.service == RECEIVE_PACK:
                 await self._push(guest, client, port, request, repo)
-            elif request.version == 2:
-                await self._serve_v2(guest, client, repo)
             else:
                 await self._relay(guest, client, port, request, repo)
 
@@ -124,7 +128,11 @@ class GitPort:
                 request = await reader.read(stream.receive)
             if request is None:
                 return
-            await engine.answer(repo, request, stream, Caller(client, "git"))
+            # A place is for the time of an answer: who says nothing, or takes its time to, keeps nobody out.
+            async with self._admission.place():
+                # Requests that came together are answered without a wait in between, and others want their turn.
+                await asyncio.sleep(0)
+                await engine.answer(repo, request, stream, Caller(client, "git"))
 
     async def _relay(self, guest: socket.socket, client: str, port: int, request: DaemonRequest, repo: Repo) -> None:
         """Protocol v0 and v1, which git daemon speaks."""

@@ -43,7 +43,7 @@ KEPT_WORDS = 65536
 
 @dataclass
 class Relayed:
-    """What went over a relayed fetch: the guest's first words, the bytes sent to it, when (monotonic) its answer came."""
+    """What went over a relayed fetch: the guest's first words, bytes sent to it, when (monotonic) its answer came."""
 
     said: bytearray = field(default_factory=bytearray)
     sent: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from urllib.parse import quote
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import Repo
-from appliance.core.serving.acceptor import Admission, Busy
+from appliance.core.serving.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy
 from appliance.core.serving.catalog import Catalog
 from appliance.core.serving.engine import Caller, Engine
 from appliance.core.serving.guestroutes import GuestRoutes
@@ -81,6 +82,9 @@ class SmartHttp:
             self._redirect(exchange, path, action, service)
             raise HttpError(HTTPStatus.NOT_FOUND, f"{path} is not mirrored here\n")
         try:
+            if action == UPLOAD_PACK:
+                await self._fetch(exchange, repo)
+                return
             async with self._admission.place():
                 if action == "workspace.tar":
                     await self._routes.workspace_tar(exchange, repo)
@@ -89,7 +93,8 @@ class SmartHttp:
                 elif action == "info/refs":
                     await self._info_refs(exchange, repo, service)
                 else:
-                    await self._command(exchange, repo, action)
+                    _require_post(exchange, RECEIVE_PACK)
+                    await self._pushes.receive(repo, exchange)
         except Busy as error:
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n", {"retry-after": "1"}) from None
         except PacketError as error:
@@ -97,6 +102,11 @@ class SmartHttp:
         except (AnswerFailed, UploadPackError, GitmirrorError) as error:
             log.info("%s: %s failed: %s", exchange.client, action, str(error) or "its answer could not be made")
             raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, "git failed at this; try again\n") from None
+        except OSError as error:
+            if error.errno not in EXHAUSTED:
+                raise
+            log.warning("%s: %s failed: %s", exchange.client, action, error)
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{EXHAUSTED_TEXT}\n", {"retry-after": "5"}) from None
 
     def _redirect(self, exchange: Exchange, path: str, action: str, service: str) -> None:
         """A host-first path of an upstream host that is known goes on to that upstream, if it is a fetch."""
@@ -126,23 +136,22 @@ class SmartHttp:
             await exchange.send(body)
         await exchange.finish()
 
-    async def _command(self, exchange: Exchange, repo: Repo, service: str) -> None:
-        if exchange.method != "POST":
-            raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "git posts here\n", {"allow": "POST"})
-        if exchange.headers.get("content-type") != f"application/x-{service}-request":
-            raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"application/x-{service}-request is taken here\n")
-        if service == RECEIVE_PACK:
-            await self._pushes.receive(repo, exchange)
-            return
-        sink = Starting(exchange, service)
-        caller = Caller(exchange.client, "http")
-        if _version(exchange) == 2:
-            request = await V2Reader(self._engine.memo).read(exchange.receive)
+    async def _fetch(self, exchange: Exchange, repo: Repo) -> None:
+        """One command. A place is for the time of its answer: who takes its time to ask keeps nobody out."""
+        _require_post(exchange, UPLOAD_PACK)
+        version, caller, sink = _version(exchange), Caller(exchange.client, "http"), Starting(exchange, UPLOAD_PACK)
+        body, request = b"", None
+        async with asyncio.timeout(self._admission.limits.idle_timeout):
+            if version == 2:
+                request = await V2Reader(self._engine.memo).read(exchange.receive)
+            else:
+                body = await _whole_body(exchange)
+        async with self._admission.place():
             if request is not None:
                 await self._engine.answer(repo, request, sink, caller)
-        else:
-            await self._engine.answer_v0(repo, await _whole_body(exchange), _version(exchange), sink, caller)
-        await sink.finish()
+            elif version != 2:
+                await self._engine.answer_v0(repo, body, version, sink, caller)
+            await sink.finish()
 
 
 class Starting:
@@ -170,6 +179,13 @@ class Starting:
         """The end, also of an answer of no bytes."""
         await self._start()
         await self._exchange.finish()
+
+
+def _require_post(exchange: Exchange, service: str) -> None:
+    if exchange.method != "POST":
+        raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "git posts here\n", {"allow": "POST"})
+    if exchange.headers.get("content-type") != f"application/x-{service}-request":
+        raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"application/x-{service}-request is taken here\n")
 
 
 def _announced(service: str) -> bytes:

@@ -15,6 +15,8 @@ from appliance.core.serving.pktline import FLUSH, LARGEST, PacketError, packet, 
 DELIMITER = b"0001"
 
 MOST_REQUEST_BYTES = 32 * 2**20
+LARGE = 8192
+"""Bytes past which a request is first looked up whole."""
 MOST_LINES = 600_000
 """A checkout of linux asks for 78,635 blobs in one request; each is a line of 50 bytes."""
 
@@ -84,6 +86,10 @@ class RequestMemo:
         self._known: OrderedDict[bytes, tuple[V2Request, int]] = OrderedDict()
         self._bytes = 0
 
+    def is_worth(self, raw: bytes | bytearray) -> bool:
+        """Whether a request of so many bytes is looked up: a smaller one is read as fast, a larger one not kept."""
+        return LARGE < len(raw) <= self.MOST_REMEMBERED // 2
+
     def find(self, raw: bytes | bytearray) -> V2Request | None:
         """The request of exactly these bytes, if it was read before."""
         key = hashlib.sha256(raw).digest()
@@ -96,16 +102,12 @@ class RequestMemo:
     def remember(self, raw: bytes | bytearray, request: V2Request) -> None:
         """Keeps a request for the next guest that sends the same."""
         key = hashlib.sha256(raw).digest()
-        if len(raw) > self.MOST_REMEMBERED // 2 or key in self._known:
+        if key in self._known:
             return
         self._known[key] = (request, len(raw))
         self._bytes += len(raw)
         while self._bytes > self.MOST_REMEMBERED:
             self._bytes -= self._known.popitem(last=False)[1][1]
-
-
-LARGE = 8192
-"""Bytes past which a request is first looked up whole."""
 
 
 class V2Reader:
@@ -122,14 +124,16 @@ class V2Reader:
         arguments: list[bytes] = []
         section, lines, received = 0, 0, 0
         raw = bytearray()
+        # What came with the request before is read as ever: each of many would be looked up with all that follows it.
+        memo = None if self._buffer else self._memo
         while True:
-            if self._memo is not None and not lines and self._is_large():
+            if memo is not None and not lines and memo.is_worth(self._buffer):
                 if not self._buffer.endswith(FLUSH):
                     # The rest is on its way: a guest sends a whole request and then waits for its answer.
                     packet_length(bytes(self._buffer[:4]))
                     received += await self._more(receive, received)
                     continue
-                if (known := self._memo.find(self._buffer)) is not None:
+                if (known := memo.find(self._buffer)) is not None:
                     self._buffer.clear()
                     return known
                 raw += self._buffer
@@ -141,8 +145,8 @@ class V2Reader:
                     if not command and not capabilities:
                         return None
                     request = V2Request(_command(command), tuple(capabilities), tuple(arguments))
-                    if raw and self._memo is not None and not self._buffer:
-                        self._memo.remember(raw, request)
+                    if raw and memo is not None and not self._buffer:
+                        memo.remember(raw, request)
                     return request
                 if kind == "delimiter":
                     if section:
@@ -166,9 +170,6 @@ class V2Reader:
             received += more
             # What comes now belongs to the request too, so what was seen before is not all of it.
             raw.clear()
-
-    def _is_large(self) -> bool:
-        return len(self._buffer) > LARGE
 
     async def _more(self, receive: Callable[[], Awaitable[bytes]], received: int) -> int:
         """Waits for more; returns how much came, 0 at an end between requests. Raises PacketError at any other."""
