@@ -25,13 +25,12 @@ class Push:
 
 
 class Worker(threading.Thread):
-    """Does `step` again and again, whenever it `may`, until it is stopped. An error of it is raised by `finish`."""
+    """Does `step` again and again until it is stopped. An error of it is raised by `finish`."""
 
-    def __init__(self, step: Callable[[], None], pause: float, may: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, step: Callable[[], None], pause: float) -> None:
         super().__init__(daemon=True)
         self._step = step
         self._pause = pause
-        self._may = may
         self._enough = threading.Event()
         self._error: BaseException | None = None
         self.steps = 0
@@ -40,9 +39,8 @@ class Worker(threading.Thread):
         """The loop."""
         try:
             while not self._enough.wait(self._pause):
-                if self._may():
-                    self._step()
-                    self.steps += 1
+                self._step()
+                self.steps += 1
         except BaseException as error:
             self._error = error
 

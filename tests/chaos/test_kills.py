@@ -53,13 +53,8 @@ def test_thirty_kills_in_the_middle_of_everything(
     cloner = Cloner(serve.git_url, [WIDGETS, OTHER], tmp_path, random.Random(SEED + 2))
     for pusher in pushers:
         pusher.prepare()
-
-    def is_up() -> bool:
-        return serve.running and serve.ready is not None
-
-    # Guests begin while it is up; where they are when it dies is left to chance.
-    guests = [*(pusher.step for pusher in pushers), cloner.step]
-    workers = [Worker(mover.step, 0.1), *(Worker(step, 0.02, may=is_up) for step in guests)]
+    steps = [(mover.step, 0.1), *((pusher.step, 0.1) for pusher in pushers), (cloner.step, 0.2)]
+    workers = [Worker(step, pause) for step, pause in steps]
     for worker in workers:
         worker.start()
     registered, heads = [WIDGETS, OTHER], list[str]()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,11 +217,12 @@ def gated(serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path) -
     """Make a node behind a gate, with further sections of config; its warming is over."""
     gates: list[Gate] = []
 
-    def make(**sections: dict[str, Value]) -> GatedNode:
+    def make(**sections: Mapping[str, Value]) -> GatedNode:
         gate = Gate(tmp_path / f"gate{len(gates)}")
         gates.append(gate)
-        sections = {"refresh": SETTLED, **sections}
-        serve = serve_factory(f"gated{len(gates)}", repos=[upstream.url(WIDGETS)], env=gate.env, **sections).start()
+        serve = serve_factory(f"gated{len(gates)}", repos=[upstream.url(WIDGETS)], env=gate.env)
+        serve.configure([upstream.url(WIDGETS)], refresh=SETTLED, **sections)
+        serve.start()
         serve.wait_for_repo(WIDGETS)
         wait_warm(serve)
         return GatedNode(serve, upstream, gate)

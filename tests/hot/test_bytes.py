@@ -1,4 +1,4 @@
-"""The bytes are right: what guests clone through the cache equals what a stock `git daemon` gives on the same mirror."""
+"""The bytes are right: what guests clone through the cache is what a stock `git daemon` gives on the same mirror."""
 
 from __future__ import annotations
 
@@ -100,9 +100,7 @@ def test_older_protocols_give_the_same_clones(
 
 
 @pytest.mark.parametrize("protocol", ["git", "http"])
-def test_what_follows_a_clone_is_right_too(
-    node: Node, stock: GitDaemonUpstream, tmp_path: Path, protocol: str
-) -> None:
+def test_what_follows_a_clone_is_right_too(node: Node, stock: GitDaemonUpstream, tmp_path: Path, protocol: str) -> None:
     """Deepening, unshallowing, fetching more branches and looking at old blobs: answers that depend on what one has."""
     urls = {"stock": stock.url(f"{WIDGETS}.git"), "ours": url_of(node.serve, protocol)}
     for whose, url in urls.items():

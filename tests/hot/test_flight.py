@@ -1,4 +1,4 @@
-"""The cache at work: what is counted, one upload-pack for all, guests and upload-packs that die midway, and eviction."""
+"""The cache at work: counts, one upload-pack for all, guests and upload-packs that die midway, and eviction."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_an_upload_pack_that_dies_midway_is_an_error_for_all(
 
 
 def test_an_error_of_git_reaches_all_guests_in_its_words(gated_node: GatedNode) -> None:
-    """An object that the mirror lacks: who asks and who joins read the same, and the next time it is looked for again."""
+    """An object that the mirror lacks: who asks and who joins read the same; the next time it is looked for again."""
     node = gated_node
     before = len(node.gate.started())
     request = fetch_request("1" * 40)
@@ -234,7 +234,9 @@ def test_it_does_not_matter_who_asks_how_over_which_port(node: Node) -> None:
     others = [
         fetch_request(oids[::-1], *SHALLOW[::-1]),
         fetch_request([*oids, oids[0]], *SHALLOW[1:], "thin-pack"),
-        fetch_request(oids, *SHALLOW, capabilities=("agent=x/2", "session-id=1", "server-option=y", "object-format=sha1")),
+        fetch_request(
+            oids, *SHALLOW, capabilities=("agent=x/2", "session-id=1", "server-option=y", "object-format=sha1")
+        ),
         fetch_request(oids, *SHALLOW, capabilities=CAPABILITIES[1:]),
     ]
     assert [ask(node.serve, WIDGETS, each) for each in others] == [first] * 4
@@ -249,7 +251,12 @@ def test_what_depends_on_the_guest_or_on_refs_is_never_kept(node: Node) -> None:
     parent = git("rev-parse", "main~1", cwd=node.mirror)
     kept = cache_of(node.serve)["bytes"]
     counting = Counting(node.serve)
-    lines = [f"have {parent}", "deepen-not refs/tags/v0.1", "filter sparse:oid=main:README.md", "want-ref refs/heads/main"]
+    lines = [
+        f"have {parent}",
+        "deepen-not refs/tags/v0.1",
+        "filter sparse:oid=main:README.md",
+        "want-ref refs/heads/main",
+    ]
     for line in [*lines, "from-the-future"]:
         for _ in range(2):
             ask(node.serve, WIDGETS, fetch_request(node.tip, line))
@@ -285,7 +292,9 @@ def test_packs_for_guests_are_made_for_speed_and_the_mirrors_are_not(gated_node:
     node.gate.open()
     assert ends(guest)[0] == 0
     assert b"GIT_CONFIG_NOSYSTEM=1" in environment
-    config = Path(next(each for each in environment if each.startswith(b"GIT_CONFIG_GLOBAL=")).decode().partition("=")[2])
+    config = Path(
+        next(each for each in environment if each.startswith(b"GIT_CONFIG_GLOBAL=")).decode().partition("=")[2]
+    )
     assert git("config", "--file", str(config), "pack.window", cwd=tmp_path) == "0"
     assert git("config", "--file", str(config), "pack.compression", cwd=tmp_path) == "1"
     for other in (node.mirror / "config", *config.parent.glob("*.config")):

@@ -31,7 +31,7 @@ from tests.serving.conftest import BIG, SETTLED, Node, is_whole_pack
 from tests.support.generate import add_commit
 from tests.support.gitutil import git, remote_refs, wait_until
 from tests.support.pkt import DELIM, FLUSH, daemon_request, pkt, read_pkts
-from tests.support.serve import Serve
+from tests.support.serve import Serve, Value
 from tests.support.upstream import HttpUpstream
 
 POST = f"/{BIG}/git-upload-pack"
@@ -241,10 +241,16 @@ HEAD = (
 @pytest.mark.parametrize("port", ["git", "http"])
 def test_random_bytes_are_answered_or_cut_off(node: Node, port: str) -> None:
     """From the first byte, within a request, within a body, on both ports, sixty at once."""
+    starts: tuple[bytes, ...]
     if port == "git":
         starts = (b"", b"0032git-upload-pack ", FIRST, FIRST + pkt("command=fetch") + DELIM, PUSH)
     else:
-        starts = (b"", b"GET / HTTP/1.1\r\n", HEAD + b"Transfer-Encoding: chunked\r\n\r\n", HEAD + b"Content-Length: 9999\r\n\r\n")
+        starts = (
+            b"",
+            b"GET / HTTP/1.1\r\n",
+            HEAD + b"Transfer-Encoding: chunked\r\n\r\n",
+            HEAD + b"Content-Length: 9999\r\n\r\n",
+        )
     with Watch(node.serve):
         sayings = [each for seed, start in enumerate(starts) for each in random_sayings(start, seed, 60 // len(starts))]
         guests_that_say(node.serve, sayings, http=port == "http")
@@ -252,7 +258,12 @@ def test_random_bytes_are_answered_or_cut_off(node: Node, port: str) -> None:
 
 def test_lengths_that_lie_are_refused(node: Node) -> None:
     """The largest lengths there are, with nothing, little or much behind them."""
-    sayings = [start + length + b"x" * size for start in (b"", FIRST, PUSH) for length in (b"ffff", b"fff0", b"0004") for size in (0, 70_000)]
+    sayings = [
+        start + length + b"x" * size
+        for start in (b"", FIRST, PUSH)
+        for length in (b"ffff", b"fff0", b"0004")
+        for size in (0, 70_000)
+    ]
     sayings += [FIRST + b"0004" * 500_000, FIRST + pkt("command=fetch") + b"0005x" * 300_000, PUSH + b"0005x" * 300_000]
     lengths = (b"Content-Length: 99999999999999999999\r\n\r\n", b"Content-Length: 33554433\r\n\r\n" + b"x" * 100_000)
     with Watch(node.serve, spare=150 * 2**20):
@@ -280,7 +291,7 @@ def test_guests_that_dribble_hold_up_nobody(serve_factory: ServeFactory, upstrea
 
     With fewer places than there are of them.
     """
-    limits = {"max_clients": 8, "queue_timeout": "5s", "request_timeout": "60s"}
+    limits: dict[str, Value] = {"max_clients": 8, "queue_timeout": "5s", "request_timeout": "60s"}
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED, serve=limits).start()
     serve.wait_for_repo(WIDGETS)
     host, port = serve.http_url.removeprefix("http://").split(":")
@@ -409,5 +420,3 @@ def test_a_miss_that_nobody_waits_for_any_more_does_not_hold_a_place_for_ever(ga
     sock.close()
     node.gate.open()
     wait_until(lambda: clients_of(node.serve) == 0, message="it is gone")
-
-

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import socket
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ from tests.hot.wire import (
 from tests.serving.conftest import DEEP, SETTLED, Node, is_whole_pack
 from tests.support.gitutil import clean_env, fsck, git, git_result, remote_refs, run_process, wait_until
 from tests.support.pkt import FLUSH, PushConnection, pkt
+from tests.support.serve import Value
 from tests.support.upstream import HttpUpstream
 
 INFO = f"/{WIDGETS}/info/refs?service=git-upload-pack"
@@ -49,7 +52,9 @@ def test_a_clone_over_http_in_every_version(node: Node, tmp_path: Path, version:
     assert git("rev-list", "--count", "HEAD", cwd=tmp_path / "clone") == count
 
 
-@pytest.mark.parametrize(("asked", "first"), [("", b"# service"), ("version=1", b"# service"), ("version=2", b"version 2")])
+@pytest.mark.parametrize(
+    ("asked", "first"), [("", b"# service"), ("version=1", b"# service"), ("version=2", b"version 2")]
+)
 def test_the_advertisement_is_gits_own(node: Node, asked: str, first: bytes) -> None:
     """What `git upload-pack` says, in the frame of gitprotocol-http, and never kept by a proxy."""
     headers = {"Git-Protocol": asked} if asked else {}
@@ -71,8 +76,10 @@ def test_the_highest_version_that_a_guest_names_is_spoken(node: Node, words: str
     assert http_ask(node.serve.http_url + INFO, headers={"Git-Protocol": words}).body[4:13] == b"version 2"
 
 
-BODIES = {
-    "plain": (fetch := lambda body: (body, {})),
+Encode = Callable[[bytes], tuple[bytes, dict[str, str]]]
+
+BODIES: dict[str, Encode] = {
+    "plain": lambda body: (body, {}),
     "gzip": lambda body: (gzip.compress(body), {"Content-Encoding": "gzip"}),
     "x-gzip": lambda body: (gzip.compress(body), {"Content-Encoding": "x-gzip"}),
     "identity": lambda body: (body, {"Content-Encoding": "identity"}),
@@ -90,13 +97,13 @@ def _flushed(body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("framing", ["length", "chunks of 7", "chunks of 1000", "expect"])
-@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
-def test_a_request_is_understood_in_every_encoding_and_framing(node: Node, body: object, framing: str) -> None:
+@pytest.mark.parametrize("encode", BODIES.values(), ids=BODIES.keys())
+def test_a_request_is_understood_in_every_encoding_and_framing(node: Node, encode: Encode, framing: str) -> None:
     """gzip or not, a length or chunks, with `Expect: 100-continue`: the same answer, and the connection goes on."""
     wants = git("rev-list", "main", cwd=node.mirror).split()
     request = fetch_request(wants, *SHALLOW)
     expected = ask(node.serve, WIDGETS, request)
-    data, headers = body(request)  # type: ignore[operator]
+    data, headers = encode(request)
     headers = post_headers() | headers
     with HttpGuest(node.serve.http_url) as guest:
         for _ in range(2):
@@ -104,7 +111,9 @@ def test_a_request_is_understood_in_every_encoding_and_framing(node: Node, body:
                 guest.sock.sendall(guest.head("POST", POST, headers | {"Transfer-Encoding": "chunked"}))
                 guest.sock.sendall(chunked(data, int(framing.split()[-1])))
             elif framing == "expect":
-                guest.sock.sendall(guest.head("POST", POST, headers | {"Content-Length": str(len(data)), "Expect": "100-continue"}))
+                guest.sock.sendall(
+                    guest.head("POST", POST, headers | {"Content-Length": str(len(data)), "Expect": "100-continue"})
+                )
                 assert guest.sock.recv(1024).startswith(b"HTTP/1.1 100 ")
                 guest.sock.sendall(data)
             else:
@@ -142,7 +151,7 @@ def test_pipelined_requests_are_answered_in_order(node: Node) -> None:
         for number in range(20):
             guest.send("POST", POST, post_headers(), v2_request("ls-refs", [f"ref-prefix refs/tags/v0.{number % 3}"]))
             guest.send("GET", "/healthz")
-        for number in range(20):
+        for _number in range(20):
             assert guest.read().body.count(b"refs/tags/") == 1
             assert guest.read().body == b"ok\n"
 
@@ -304,7 +313,9 @@ def test_nobody_is_redirected_anywhere_else(node: Node, path: str) -> None:
     assert (reply.status, "location" in reply.headers) == (404, False)
 
 
-@pytest.mark.parametrize("odd", ["a%0d%0aX-Evil:%201", "a%3Fb%23c", "%2f%2fevil.example", "a%20b", "na%C3%AFve", "a%5cb", "%00"])
+@pytest.mark.parametrize(
+    "odd", ["a%0d%0aX-Evil:%201", "a%3Fb%23c", "%2f%2fevil.example", "a%20b", "na%C3%AFve", "a%5cb", "%00"]
+)
 def test_a_redirect_carries_nothing_that_is_not_a_path(node: Node, odd: str) -> None:
     """Line ends, queries, fragments and backslashes stay escaped within the path of that very upstream."""
     host = f"127.0.0.1:{node.upstream.port}"
@@ -362,11 +373,11 @@ def test_a_body_over_the_limit_is_refused(node: Node, version: int) -> None:
     url = node.serve.http_url + POST
     for encoding, body in (({}, plain), ({"Content-Encoding": "gzip"}, gzip.compress(plain))):
         with HttpGuest(url) as guest:
-            sent = guest.head("POST", POST, post_headers(version=version) | encoding | {"Content-Length": str(len(body))})
-            try:
+            sent = guest.head(
+                "POST", POST, post_headers(version=version) | encoding | {"Content-Length": str(len(body))}
+            )
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 guest.sock.sendall(sent + body)
-            except (BrokenPipeError, ConnectionResetError):
-                pass
             reply = guest.read("POST")
         assert reply.status in (400, 413)
         assert b"too large" in reply.body
@@ -374,7 +385,13 @@ def test_a_body_over_the_limit_is_refused(node: Node, version: int) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["/healthz?" + "&".join("abcdefghijklmnopqrstuvwxyz"), INFO + "&x=1" * 30, "*", "http://evil.example/healthz", "/%ff%fe"],
+    [
+        "/healthz?" + "&".join("abcdefghijklmnopqrstuvwxyz"),
+        INFO + "&x=1" * 30,
+        "*",
+        "http://evil.example/healthz",
+        "/%ff%fe",
+    ],
 )
 def test_odd_targets_get_an_answer(node: Node, target: str) -> None:
     """Whatever the target is, there is a status, and the connection goes on."""
@@ -441,7 +458,7 @@ def test_a_failure_of_git_before_the_first_byte_is_a_500(node: Node) -> None:
 
 def test_a_full_queue_is_503_with_a_time(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """A guest that finds no place is told when to come again; the next one that does is served."""
-    limits = {"max_clients": 1, "queue_timeout": "300ms"}
+    limits: dict[str, Value] = {"max_clients": 1, "queue_timeout": "300ms"}
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED, serve=limits).start()
     serve.wait_for_repo(WIDGETS)
     with PushConnection(*serve.git_address, f"/{WIDGETS}"):
@@ -456,7 +473,7 @@ def test_a_full_queue_is_503_with_a_time(serve_factory: ServeFactory, upstream: 
 
 def test_slow_requests_are_cut_off(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """A head that comes byte by byte has request_timeout in all, a body that stops has idle_timeout."""
-    limits = {"request_timeout": "500ms", "idle_timeout": "1s", "max_clients": 2}
+    limits: dict[str, Value] = {"request_timeout": "500ms", "idle_timeout": "1s", "max_clients": 2}
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED, serve=limits).start()
     serve.wait_for_repo(WIDGETS)
     with HttpGuest(serve.http_url) as dribbling, HttpGuest(serve.http_url) as silent, HttpGuest(serve.http_url) as half:

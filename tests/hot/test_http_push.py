@@ -175,7 +175,9 @@ def test_a_raw_push_in_every_framing(node: Node, how: str) -> None:
     with HttpGuest(node.serve.http_url) as guest:
         for _ in range(2):
             if "chunk" in how:
-                guest.sock.sendall(guest.head("POST", POST, headers | {"Transfer-Encoding": "chunked"}) + chunked(body, 100))
+                guest.sock.sendall(
+                    guest.head("POST", POST, headers | {"Transfer-Encoding": "chunked"}) + chunked(body, 100)
+                )
             elif how == "expect":
                 length = {"Content-Length": str(len(body)), "Expect": "100-continue"}
                 guest.sock.sendall(guest.head("POST", POST, headers | length))
@@ -197,7 +199,10 @@ def test_a_guest_that_is_killed_midway_leaves_nothing(node: Node, ending: str) -
     with HttpGuest(node.serve.http_url) as guest:
         headers = dict(HEADERS)
         if ending == "chunked":
-            sent = guest.head("POST", POST, headers | {"Transfer-Encoding": "chunked"}) + chunked(body[:100_000], 5000)[:-5]
+            sent = (
+                guest.head("POST", POST, headers | {"Transfer-Encoding": "chunked"})
+                + chunked(body[:100_000], 5000)[:-5]
+            )
         elif ending == "gzip":
             packed = gzip.compress(body)
             headers |= {"Content-Encoding": "gzip", "Content-Length": str(len(packed))}
@@ -312,7 +317,7 @@ def test_refs_are_not_stale_when_the_outcome_cannot_be_logged(small: Node) -> No
             assert report_of(guest.read("POST"))[:2] == ("ok", {"refs/agents/truth": "ok"})
             assert turn.commit.encode() in ask(small.serve, WIDGETS, request)
             # Pushes are off, fetches go on.
-            unpack, told, words = report_of(post(small.serve, push_bytes([(ZERO, turn.commit, "refs/agents/two")])))
+            _unpack, told, words = report_of(post(small.serve, push_bytes([(ZERO, turn.commit, "refs/agents/two")])))
             assert "the audit log cannot be written" in told["refs/agents/two"] and "pushes are off" in words
         finally:
             database.rmdir()

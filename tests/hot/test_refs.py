@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import WIDGETS, ServeFactory
 from tests.hot.conftest import TOOLS, Counting, status_of
-from tests.hot.wire import ask, ask_git, error_of, http_ask, open_v2, post_headers, read_answer, v2_request
+from tests.hot.wire import ask, ask_git, error_of, http_ask, open_v2, post_headers, v2_request
 from tests.serving.conftest import SETTLED, Node, make_turn
 from tests.support.generate import add_commit, set_head
 from tests.support.gitutil import git, git_result, remote_refs, wait_until
@@ -85,7 +85,15 @@ def test_every_answer_is_gits_own(odd: Node, repo: str) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.one_of(st.sampled_from(("peel", "symrefs", "unborn")), st.text(alphabet="HEADrefs/tgv0.1m", max_size=12).map("ref-prefix {}".format)), max_size=6))
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(("peel", "symrefs", "unborn")),
+            st.text(alphabet="HEADrefs/tgv0.1m", max_size=12).map("ref-prefix {}".format),
+        ),
+        max_size=6,
+    )
+)
 def test_any_arguments_get_gits_own_answer(node: Node, arguments: list[str]) -> None:
     """Options in any order and number, prefixes that cut names anywhere."""
     request = v2_request("ls-refs", arguments)
@@ -158,13 +166,15 @@ def test_a_request_that_makes_no_sense_gets_words(node: Node) -> None:
 
 
 def test_refs_are_never_stale_after_a_push(node: Node) -> None:
-    """A guest that was told that its push is done sees it at once, and so does everybody else, also while they look on."""
+    """A guest that was told that its push is done sees it at once, and so does everybody else, also on the way."""
     turns = [make_turn(node.mirror, f"seen at once {number}") for number in range(8)]
     request = v2_request("ls-refs", ["ref-prefix refs/agents/at-once"])
     with _Onlooker(node.serve, request):
         old = ZERO
         for turn in turns:
-            answer = raw_push(*node.serve.git_address, f"/{WIDGETS}", [(old, turn.commit, "refs/agents/at-once")], turn.pack)
+            answer = raw_push(
+                *node.serve.git_address, f"/{WIDGETS}", [(old, turn.commit, "refs/agents/at-once")], turn.pack
+            )
             assert answer.accepted, answer
             assert f"{turn.commit} refs/agents/at-once\n".encode() in ask(node.serve, WIDGETS, request)
             old = turn.commit
@@ -195,7 +205,9 @@ def test_refs_are_never_stale_after_a_refresh(serve_factory: ServeFactory, upstr
             assert answer == ask_git(serve.mirror(WIDGETS), request)
 
 
-def test_a_clone_right_after_a_refresh_is_of_the_new_tip(serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path) -> None:
+def test_a_clone_right_after_a_refresh_is_of_the_new_tip(
+    serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
+) -> None:
     """Not only ls-refs: objects and tags too, with `include-tag` and without."""
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED).start()
     serve.wait_for_repo(WIDGETS)

@@ -51,7 +51,11 @@ def test_warming_runs_at_low_priority(gated_node: GatedNode, tmp_path: Path) -> 
 def test_shapes_lately_seen_are_warmed_for_the_next_tip(gated: GatedFactory, tmp_path: Path) -> None:
     """Whatever guests cloned the tip with, and the checkout of a clone without blobs of the whole history."""
     node = gated()
-    shapes = (("--depth=3",), ("--filter=blob:none", "--single-branch"), ("--depth=1", "--filter=tree:0", "--no-checkout"))
+    shapes = (
+        ("--depth=3",),
+        ("--filter=blob:none", "--single-branch"),
+        ("--depth=1", "--filter=tree:0", "--no-checkout"),
+    )
     for number, options in enumerate(shapes):
         node.serve.clone(tmp_path / f"before{number}", WIDGETS, *options)
     tip = move_tip(node, "seen")

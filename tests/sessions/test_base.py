@@ -112,7 +112,10 @@ def test_a_hostile_subject_cannot_forge_the_facts(node: Node, tmp_path: Path) ->
     """Line ends of all kinds, escapes and a subject of megabytes change neither base nor numbers, and are cut."""
     forged = f"- {'1' * 40} 99999999999 x"
     for subject in (f"a\u2028{forged}", f"a\x0c{forged}", f"a\r{forged}", f"\x1b[31m{forged}", "x" * 3_000_000):
-        name, guest = new_session(), node.guest(tmp_path / new_session(), "--depth=1", "--filter=tree:0", "--no-checkout")
+        name, guest = (
+            new_session(),
+            node.guest(tmp_path / new_session(), "--depth=1", "--filter=tree:0", "--no-checkout"),
+        )
         message = tmp_path / "message"
         message.write_text(subject)
         git("commit", "--quiet", "--allow-empty", "--only", "--file", str(message), cwd=guest)

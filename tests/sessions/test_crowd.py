@@ -53,9 +53,7 @@ def test_two_hundred_agents_record_at_once_in_five_repositories(
         for number in range(AGENTS_AT_ONCE):
             name = REPOS[number % len(REPOS)]
             argv = ["git", "push", "--quiet", "origin", f"HEAD:{AGENTS}s{number}"]
-            pushes.append(
-                subprocess.Popen(argv, cwd=guests[name], env=clean_env(tmp_path), stderr=subprocess.PIPE)
-            )
+            pushes.append(subprocess.Popen(argv, cwd=guests[name], env=clean_env(tmp_path), stderr=subprocess.PIPE))
         told = {number: push.communicate(timeout=200)[1] for number, push in enumerate(pushes)}
     finally:
         stop.set()

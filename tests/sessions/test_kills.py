@@ -43,7 +43,10 @@ case "$0" in
 esac
 moment=
 if [ -e {place}/moment ]; then read -r moment <{place}/moment; fi
-if [ "$moment" = "$name before" ]; then echo $$ >{place}/stopped; while [ -e {place}/moment ]; do /bin/sleep 0.02; done; fi
+if [ "$moment" = "$name before" ]; then
+    echo $$ >{place}/stopped
+    while [ -e {place}/moment ]; do /bin/sleep 0.02; done
+fi
 if [ "$moment" = "$name after" ]; then
     "$real" "$@"
     code=$?

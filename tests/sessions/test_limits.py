@@ -241,9 +241,7 @@ def test_a_pack_of_kilobytes_that_unpacks_to_gigabytes(node: Node, tmp_path: Pat
             length >>= 7
         data += bytes(head) + body
     pack = data + hashlib.sha1(data).digest()
-    answer = raw_push(
-        *node.serve.git_address, f"/{WIDGETS}", [(ZERO, commit_id, f"{AGENTS}{name}")], pack, timeout=150
-    )
+    answer = raw_push(*node.serve.git_address, f"/{WIDGETS}", [(ZERO, commit_id, f"{AGENTS}{name}")], pack, timeout=150)
     assert_refused(node, name, answer, "bytes unpacked, at most")
 
 
@@ -260,5 +258,3 @@ def test_a_push_within_all_limits_is_taken(node: Node, tmp_path: Path) -> None:
     assert raw_push(
         *node.serve.git_address, f"/{WIDGETS}", [(ZERO, made.commit, f"{AGENTS}{name}")], made.pack
     ).accepted
-
-

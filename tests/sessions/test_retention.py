@@ -161,7 +161,7 @@ def test_what_a_kill_left_half_ended_is_ended_by_the_next_look(bench: Bench) -> 
 def test_an_archived_session_is_hidden_from_pushes_and_comes_back_when_written(
     make_node: Callable[..., Node], tmp_path: Path
 ) -> None:
-    """receive-pack does not show it; `git fetch` of its ref still finds it; a push brings it back with all its turns."""
+    """receive-pack does not show it; `git fetch` of its ref finds it; a push brings it back with its turns."""
     node, name = make_node(), new_session()
     guest = node.guest(tmp_path / "guest")
     first = record_turn(guest, name, "first")

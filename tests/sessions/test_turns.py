@@ -31,7 +31,7 @@ from tests.support.pkt import ZERO, raw_push
 
 
 def test_a_forced_push_loses_no_turn(node: Node, tmp_path: Path) -> None:
-    """A session that is rewritten, rewound and replaced keeps every commit that it ever was at, and each is fetchable."""
+    """A session that is rewritten, rewound and replaced keeps each commit that it was at, fetchable."""
     name, guest = new_session(), node.guest(tmp_path / "guest")
     commits = [record_turn(guest, name, "one")]
     git("commit", "--quiet", "--amend", "-m", "one, again", cwd=guest)

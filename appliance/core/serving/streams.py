@@ -37,6 +37,7 @@ class SocketStream:
         self._socket = connection
         self._idle = idle
         self._loop = asyncio.get_running_loop()
+        self._is_tcp = connection.family in (socket.AF_INET, socket.AF_INET6)
 
     async def receive(self, most: int = CHUNK) -> bytes:
         """What has come, at most so many bytes; empty at the end. Raises IdleTimeout, OSError."""
@@ -44,6 +45,7 @@ class SocketStream:
             try:
                 return self._socket.recv(most)
             except (BlockingIOError, InterruptedError):
+                self._acknowledge()
                 await self._ready(self._loop.add_reader, self._loop.remove_reader)
 
     async def send(self, data: bytes) -> None:
@@ -79,6 +81,17 @@ class SocketStream:
         """Cuts the connection: a wait for it ends at once."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _acknowledge(self) -> None:
+        """Acknowledges now what came. The kernel forgets that it shall, so it is said before each wait.
+
+        git writes a request over git:// packet by packet, and Nagle's rule at its end holds the second one back until
+        the first is acknowledged, which costs 40 ms a request: a hot hydration of a small repository took 56 ms
+        instead of 12.
+        """
+        if self._is_tcp:
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     async def _ready(self, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
         future: asyncio.Future[None] = self._loop.create_future()

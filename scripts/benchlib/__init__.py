@@ -1,0 +1,1 @@
+"""The parts of scripts/bench.py: repositories, servers, clients, and the tables they make together."""

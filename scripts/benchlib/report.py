@@ -1,0 +1,217 @@
+"""What the bench says: tables for people, one document for programs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchlib.clones import HYDRATIONS, SHAPES, Burst, Sample
+from benchlib.measure import Measured
+
+FLOOR, OURS, DAEMON, BACKEND = "floor", "gitmirror", "git daemon", "http-backend"
+OTHERS = ((DAEMON, "git"), (BACKEND, "http"))
+PROTOCOLS = {"git": "git://", "http": "HTTP"}
+
+
+def middle(samples: Sequence[Sample]) -> float | None:
+    """The median of the clones that succeeded, in seconds; None when none did."""
+    good = [sample.seconds for sample in samples if not sample.refused]
+    return statistics.median(good) if good else None
+
+
+def cpu_each(samples: Sequence[Sample]) -> float | None:
+    """CPU seconds of the server for each clone, on average."""
+    return statistics.fmean(sample.cpu for sample in samples) if samples else None
+
+
+def typical(bursts: Sequence[Burst]) -> Burst | None:
+    """The burst of the middle rate; of two, the slower one."""
+    return sorted(bursts, key=lambda burst: burst.rate)[(len(bursts) - 1) // 2] if bursts else None
+
+
+def ratio(one: float | None, other: float | None) -> float | None:
+    """One by the other, when there are both."""
+    return one / other if one is not None and other else None
+
+
+def document(measured: Measured) -> dict[str, Any]:
+    """All figures of a repository, ratios included. Seconds throughout."""
+    return {
+        "name": measured.name,
+        "about": measured.about,
+        "clones": {shape.key: _clones(measured, shape.key) for shape in SHAPES},
+        "at_once": {str(number): _bursts(measured, number) for number in measured.bursts},
+        "after_push": {
+            "warming": _rounded(measured.warming),
+            **{shape.key: _after_push(measured, shape.key) for shape in HYDRATIONS},
+        },
+        "cache": measured.cache,
+        "faults": measured.faults,
+    }
+
+
+def _clones(measured: Measured, key: str) -> dict[str, Any]:
+    row = measured.clones.get(key, {})
+    answer: dict[str, Any] = {}
+    for protocol in PROTOCOLS:
+        ours = middle(row.get((OURS, protocol), []))
+        answer[protocol] = {
+            "servers": {
+                server: {
+                    "median": middle(samples),
+                    "least": min((sample.seconds for sample in samples if not sample.refused), default=None),
+                    "runs": _rounded([sample.seconds for sample in samples]),
+                    "refused": sum(bool(sample.refused) for sample in samples),
+                    "cpu": cpu_each(samples),
+                }
+                for (server, by), samples in row.items()
+                if by == protocol
+            },
+            "to_floor": ratio(ours, middle(row.get((FLOOR, protocol), []))),
+            **{f"{_key(name)}_to_ours": ratio(middle(row.get((name, by), [])), ours) for name, by in OTHERS},
+        }
+    return answer
+
+
+def _bursts(measured: Measured, number: int) -> dict[str, Any]:
+    row = measured.bursts[number]
+    answer: dict[str, Any] = {}
+    for protocol in PROTOCOLS:
+        bursts = {server: typical(found) for (server, by), found in row.items() if by == protocol}
+        ours = bursts[OURS]
+        assert ours is not None
+        answer[protocol] = {
+            "servers": {
+                server: {
+                    "served": burst.served,
+                    "refused": burst.refused,
+                    "seconds": round(burst.seconds, 4),
+                    "rate": round(burst.rate, 2),
+                    "cpu": round(burst.cpu / max(1, burst.served), 5),
+                    "rates": _rounded([each.rate for each in row[server, protocol]]),
+                    "all_refused": [each.refused for each in row[server, protocol]],
+                }
+                for server, burst in bursts.items()
+                if burst is not None
+            },
+            "rate_to": {
+                _key(server): ratio(ours.rate, burst.rate)
+                for server, burst in bursts.items()
+                if burst is not None and server != OURS
+            },
+        }
+    return answer
+
+
+def _after_push(measured: Measured, key: str) -> dict[str, Any]:
+    first, hot = measured.first.get(key, []), measured.hot.get(key, [])
+    middles = [statistics.median(each) if each else None for each in (first, hot)]
+    return {"first": _rounded(first), "hot": _rounded(hot), "ratio": ratio(*middles)}
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 4) for value in values]
+
+
+def _key(name: str) -> str:
+    return name.replace(" ", "_").replace("-", "_")
+
+
+# The tables
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """A document of `document` as Markdown."""
+    about = found["about"]
+    lines = [
+        f"### {found['name']}",
+        "",
+        f"{about['files']:,} files of {about['bytes'] / 1e6:.1f} MB, {about['commits']:,} commits, {about['refs']:,} "
+        f"refs; {about['disk'] / 1e6:.1f} MB on disk, packs: {about['packs']}, loose objects: {about['loose']:,}.",
+        "",
+        *_clone_table(found["clones"]),
+        "",
+        *_cpu_table(found["clones"]),
+        "",
+        *_burst_table(found["at_once"]),
+        "",
+        *_push_table(found["after_push"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _clone_table(clones: Mapping[str, Any]) -> list[str]:
+    head = ["workspace", "by", FLOOR, OURS, "to the floor", DAEMON, "times ours", BACKEND, "times ours"]
+    rows = []
+    for shape in SHAPES:
+        both = clones[shape.key]
+        seconds = {
+            (server, by): figures["median"] for by in PROTOCOLS for server, figures in both[by]["servers"].items()
+        }
+        for by, word in PROTOCOLS.items():
+            row = [shape.text, word, *(_seconds(seconds.get((server, by))) for server in (FLOOR, OURS))]
+            row.append(_times(both[by]["to_floor"]))
+            for name, its in OTHERS:
+                row += [_seconds(seconds.get((name, its))), _times(both[by][f"{_key(name)}_to_ours"])]
+            rows.append(row)
+    return _table(head, rows)
+
+
+def _cpu_table(clones: Mapping[str, Any]) -> list[str]:
+    head = ["server's CPU time per hydration", "by", FLOOR, OURS, f"{DAEMON} or {BACKEND}"]
+    rows = []
+    for shape in SHAPES:
+        for by, word in PROTOCOLS.items():
+            servers = clones[shape.key][by]["servers"]
+            other = next(name for name, its in OTHERS if its == by)
+            spent = [servers.get(server, {}).get("cpu") for server in (FLOOR, OURS, other)]
+            rows.append([shape.text, word, *("-" if cpu is None else f"{1000 * cpu:.1f} ms" for cpu in spent)])
+    return _table(head, rows)
+
+
+def _burst_table(at_once: Mapping[str, Any]) -> list[str]:
+    head = ["at once", "by", FLOOR, OURS, "rate to the floor", f"{DAEMON} or {BACKEND}", "our rate to it"]
+    rows = []
+    for number, both in at_once.items():
+        for by, word in PROTOCOLS.items():
+            servers, rates = both[by]["servers"], both[by]["rate_to"]
+            other = next(name for name, its in OTHERS if its == by)
+            cells = [_burst(servers.get(server)) for server in (FLOOR, OURS, other)]
+            rows.append([number, word, *cells[:2], _times(rates.get(FLOOR)), cells[2], _times(rates.get(_key(other)))])
+    return _table(head, rows)
+
+
+def _push_table(after: Mapping[str, Any]) -> list[str]:
+    head = ["after a push upstream, warming ended", "first guest", "hot", "first to hot"]
+    rows = [
+        [
+            shape.text,
+            *(
+                _seconds(statistics.median(after[shape.key][kind])) if after[shape.key][kind] else "-"
+                for kind in ("first", "hot")
+            ),
+            _times(after[shape.key]["ratio"]),
+        ]
+        for shape in HYDRATIONS
+    ]
+    return _table(head, rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f} s"
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _burst(figures: Mapping[str, Any] | None) -> str:
+    if figures is None:
+        return "-"
+    refused = f", **{figures['refused']} refused**" if figures["refused"] else ""
+    return f"{figures['served']} in {figures['seconds']:.2f} s, {figures['rate']:.1f}/s{refused}"

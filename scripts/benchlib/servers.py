@@ -1,0 +1,173 @@
+"""The servers that are compared: gitmirror, git daemon, and the floor. http-backend is in nginx.py."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from benchlib.processes import BenchError, Places, Running, free_port, listens, run_git, wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+OWNER = "bench"
+START = 30.0
+"""Seconds that a server may take to start."""
+CLONE = 600.0
+"""Seconds that the first clone and the warming of a repository may take."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """One of those that are compared: the URL of the repository by protocol (`git`, `http`), and its processes.
+
+    A server whose children cannot be found in /proc has other URLs, `counted_urls`, where they are counted in a file.
+    """
+
+    name: str
+    urls: Mapping[str, str]
+    running: tuple[Running, ...] = field(default=(), repr=False)
+    counted_urls: Mapping[str, str] = field(default_factory=dict)
+    counted: Path | None = None
+
+    def cpu(self) -> float:
+        """CPU seconds taken so far."""
+        aside = self.counted.read_text().split() if self.counted else []
+        return sum(each.cpu() for each in self.running) + sum(map(float, aside))
+
+    def counting(self) -> Server:
+        """The server as it is measured for its CPU time."""
+        return replace(self, urls=self.counted_urls) if self.counted else self
+
+
+class Gitmirror:
+    """The appliance as a process, with one repository; its state below `scratch`."""
+
+    def __init__(self, places: Places, env: Mapping[str, str], name: str, pyz: Path | None) -> None:
+        self._scratch = places.scratch / "gitmirror"
+        self._scratch.mkdir()
+        self._config = self._scratch / "gitmirror.toml"
+        # Nothing but the bench makes it look upstream, so that no refresh falls into a measurement.
+        self._config.write_text('[refresh]\ninterval = "1h"\nallow_local = true\n')
+        self._command = [sys.executable, str(pyz)] if pyz else [sys.executable, "-m", "appliance"]
+        self._command += ["--state", str(self._scratch / "state"), "--config", str(self._config)]
+        inside = {"SHIV_ROOT": str(self._scratch / "shiv")} if pyz else {"PYTHONPATH": str(ROOT)}
+        self._env = {**env, **inside, "PYTHONDONTWRITEBYTECODE": "1"}
+        self.name = f"{OWNER}/{name}"
+        self.mirrors = self._scratch / "state" / "mirrors"
+        self.mirror = self.mirrors / f"{self.name}.git"
+        self.urls: dict[str, str] = {}
+        self._running: Running | None = None
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[Server]:
+        """`serve`, as long as it is wanted, on free ports. Raises BenchError when it does not come up."""
+        any_port = [word for name in ("git", "http", "admin") for word in (f"--{name}", "127.0.0.1:0")]
+        log = self._scratch / "serve.log"
+        argv = [*self._command, "serve", *any_port]
+        with Running(argv, env=self._env, log=log, cwd=self._scratch, stdout=subprocess.PIPE) as running:
+            line = running.stdout.readline().decode()
+            found = re.match(r"ready (git://\S+) (http://\S+) ", line)
+            if found is None:
+                running.process.wait(START)
+                running.check()
+            assert found is not None
+            self.urls = {"git": f"{found[1]}/{self.name}.git", "http": f"{found[2]}/{self.name}.git"}
+            yield Server("gitmirror", self.urls, (running,))
+
+    def command(self, *arguments: str) -> str:
+        """Another command on the same state; its output. Raises BenchError."""
+        argv = [*self._command, *arguments]
+        done = subprocess.run(argv, env=self._env, cwd=self._scratch, capture_output=True, text=True, timeout=CLONE)
+        if done.returncode not in (0, 3):
+            raise BenchError(f"gitmirror {arguments[0]} ended with {done.returncode}: {done.stderr}")
+        return done.stdout
+
+    def status(self) -> dict[str, Any]:
+        """`status --json`."""
+        return dict(json.loads(self.command("status", "--json")))
+
+    def wait_until_warm(self, tip: str) -> None:
+        """Until every answer that is warmed for this tip is there. Raises BenchError."""
+
+        def warm() -> bool:
+            known = self.status()["warmed"].get(self.name, {})
+            return bool(known.get("tip") == tip and known["answers"] == known["wanted"] > 0)
+
+        wait_until(warm, "warming", CLONE)
+
+    def make_mirror(self, upstream: Path) -> None:
+        """Registers the upstream and waits for its first clone; then gives the mirror the upstream's own packing.
+
+        A first clone is one tidy pack, which no mirror stays for long.
+        """
+        with self.serving():
+            self.command("add-repo", upstream.as_uri(), "--name", self.name, "--allow-local", "--json")
+        objects = self.mirror / "objects"
+        if not (upstream / "objects" / "info" / "alternates").exists():
+            shutil.rmtree(objects)
+            shutil.copytree(upstream / "objects", objects)
+
+
+@contextlib.contextmanager
+def git_daemon(places: Places, env: Mapping[str, str], mirrors: Path, name: str) -> Iterator[Server]:
+    """The stock git daemon, with its stock limit of 32 children."""
+    port = free_port()
+    # The program itself: `git daemon` would leave one more process in between.
+    program = Path(run_git("--exec-path", cwd=places.scratch, env=env)) / "git-daemon"
+    argv = [str(program), "--export-all", f"--base-path={mirrors}", "--reuseaddr"]
+    argv += ["--listen=127.0.0.1", f"--port={port}", "--log-destination=none"]
+    with Running(argv, env=serving_environment(places, env), log=places.scratch / "daemon.log") as running:
+        wait_until(lambda: _up(running, port), "git daemon listens", START)
+        yield Server("git daemon", {"git": f"git://127.0.0.1:{port}/{name}.git"}, (running,))
+
+
+def _up(running: Running, port: int) -> bool:
+    running.check()
+    return listens(port)
+
+
+def serving_environment(places: Places, env: Mapping[str, str]) -> dict[str, str]:
+    """What other servers than gitmirror need to be told before they serve this mirror at all."""
+    config = places.scratch / "serving.config"
+    config.write_text("[safe]\n\tdirectory = *\n\tbareRepository = all\n")
+    return {**env, "GIT_CONFIG_GLOBAL": str(config)}
+
+
+@contextlib.contextmanager
+def floor(places: Places, env: Mapping[str, str], recorded: Mapping[str, str]) -> Iterator[Server]:
+    """A replay of what the server with these URLs answers."""
+    ports = [str(_split(recorded[protocol])[0]) for protocol in ("git", "http")]
+    program = Path(__file__).with_name("floor.py")
+    argv = [sys.executable, "-IS", str(program), *ports]
+    log = places.scratch / "floor.log"
+    with Running(argv, env=env, log=log, stdout=subprocess.PIPE) as running:
+        words = running.stdout.readline().decode().split()
+        if len(words) != 2:
+            running.process.wait(START)
+            running.check()
+        urls = {
+            protocol: f"{protocol}://127.0.0.1:{port}/{_split(recorded[protocol])[1]}"
+            for protocol, port in zip(("git", "http"), words, strict=True)
+        }
+        yield Server("floor", urls, (running,))
+
+
+def answers_of(replay: Server) -> int:
+    """How many answers the floor has recorded."""
+    base = replay.urls["http"].split("/", 3)
+    with urlopen(f"http://{base[2]}/recorded", timeout=START) as answer:
+        return int(answer.read())
+
+
+def _split(url: str) -> tuple[int, str]:
+    """Port and path of a URL of the loopback."""
+    _, _, place, path = url.split("/", 3)
+    return int(place.rpartition(":")[2]), path
