@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.core.config import Config
-from appliance.core.control import Tell, call, is_serving
+from appliance.core.control import QUICK, Tell, call, is_serving
 from appliance.core.errors import NotServing
+from appliance.core.git.mirror import discard_repository
 from appliance.core.layout import Layout
 from appliance.core.owner import claim
 from appliance.core.registration import WAIT_FOR_OWNER, added_document, clone_alone, register, unregister
@@ -34,7 +35,7 @@ class Appliance:
         """What the contract calls `status`; without `serve` what the database knows, with `serving` false."""
         if is_serving(self.layout):
             try:
-                return dict(call(self.layout, "status"))
+                return dict(call(self.layout, "status", timeout=QUICK))
             except NotServing:
                 if is_serving(self.layout):
                     raise
@@ -50,7 +51,7 @@ class Appliance:
     def repos(self) -> list[dict[str, Any]]:
         """The registry. Without `serve` the config's list is reconciled into it first."""
         if is_serving(self.layout):
-            return list(call(self.layout, "repos"))
+            return list(call(self.layout, "repos", timeout=QUICK))
         stores = self._reconciled()
         return repo_documents(stores.registry.all(), stores.health.all(), self.config, time.time())
 
@@ -73,9 +74,8 @@ class Appliance:
         if purge:
             owned = claim(self.layout, "remove-repo", wait=WAIT_FOR_OWNER)
             try:
-                shutil.rmtree(self.layout.mirror(name), ignore_errors=False) if self.layout.mirror(
-                    name
-                ).exists() else None
+                discard_repository(self.layout.mirror(name))
+                shutil.rmtree(self.layout.workspaces / name, ignore_errors=True)
             finally:
                 owned.release()
         return {"name": name, "purged": purge}

@@ -138,8 +138,8 @@ async def assemble(
         smart=smart,
         acceptors={
             "git": Acceptor("git", git_port.serve),
-            "http": Acceptor("http", HttpPort(smart.handle, admission.limits).serve),
-            "admin": Acceptor("admin", HttpPort(admin, admission.limits).serve),
+            "http": Acceptor("http", HttpPort(smart.handle, admission.limits, lambda: live.clients).serve),
+            "admin": Acceptor("admin", HttpPort(admin, admission.limits, lambda: len(live.acceptors["admin"])).serve),
         },
         cache=cache,
         snapshots=snapshots,

@@ -139,12 +139,19 @@ def is_serving(layout: Layout) -> bool:
     return owner is not None and owner.role == SERVE
 
 
-def call(layout: Layout, command: str, *, on_progress: Tell | None = None, **arguments: Any) -> Any:
-    """Asks `serve` and waits for its answer. Raises NotServing, or the error that serve answered."""
+QUICK = 30.0
+"""Seconds that a serve which is alive needs at most to answer what it only has to look up."""
+
+
+def call(
+    layout: Layout, command: str, *, on_progress: Tell | None = None, timeout: float | None = None, **arguments: Any
+) -> Any:
+    """Asks `serve` and waits for its answer, `timeout` seconds at most. Raises NotServing, or what serve answered."""
     owner = find_owner(layout)
     if owner is None or owner.role != SERVE:
         raise NotServing(f"serve is not running on {layout.state}", hint="start it, or name its directory with --state")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
         try:
             with _short(Path(owner.control)) as name:
                 connection.connect(name)
@@ -161,7 +168,7 @@ def call(layout: Layout, command: str, *, on_progress: Tell | None = None, **arg
                         return answer["result"]
         except OSError as error:
             raise NotServing(
-                f"serve (process {owner.pid}) does not answer on {owner.control}: {error.strerror}",
+                f"serve (process {owner.pid}) does not answer on {owner.control}: {error.strerror or error}",
                 hint="it may be starting or stopping; its control socket is for its user and group only",
             ) from None
         except ValueError:

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from appliance.core.models import Health, Repo, State
 from appliance.core.refresh.schedule import (
     ASKING_HOLDS,
-    BACKOFF_CAP,
     BACKOFF_START,
     CLONING_HOLDS,
     FAILING_AFTER,
@@ -48,12 +47,11 @@ def test_backoff_starts_at_the_interval_and_at_five_seconds_at_most(interval: fl
 
 @given(INTERVALS, st.integers(1, 10_000), JITTER)
 def test_backoff_grows_and_is_capped(interval: float, failures: int, jitter: float) -> None:
-    """Each failure in a row doubles the wait, up to five minutes or the interval, whichever is more."""
+    """Each failure in a row doubles the wait, up to the interval: an upstream that is back is followed in time."""
     delay = delay_after(interval, failures, 0)
     following = delay_after(interval, failures + 1, 0)
-    cap = max(interval, BACKOFF_CAP)
-    assert min(interval, BACKOFF_START) <= delay <= cap
-    assert following == pytest.approx(min(2 * delay, cap))
+    assert min(interval, BACKOFF_START) <= delay <= interval
+    assert following == pytest.approx(min(2 * delay, interval))
     assert 0.9 * delay <= delay_after(interval, failures, jitter) <= delay
 
 

@@ -70,7 +70,7 @@ async def route(exchange: Exchange) -> None:
 async def port(handler: Handler = route, limits: Limits = LIMITS) -> AsyncIterator[int]:
     """A running port's number."""
     listening = listen(Address("127.0.0.1", 0), "http")
-    acceptor = Acceptor("http", HttpPort(handler, limits).serve)
+    acceptor = Acceptor("http", HttpPort(handler, limits, lambda: 0).serve)
     acceptor.start([listening])
     try:
         yield listening.getsockname()[1]

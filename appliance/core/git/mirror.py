@@ -169,11 +169,7 @@ class Mirror:
 
     def discard(self) -> None:
         """Removes the repository from disk. Raises OSError."""
-        if self.path.exists():
-            # Out of the way first: a half-removed repository must not be found under its name after a kill.
-            doomed = self.path.with_name(f".{self.path.name}.{os.getpid()}.removed")
-            self.path.rename(doomed)
-            shutil.rmtree(doomed)
+        discard_repository(self.path)
 
     def rename_to(self, path: Path) -> Mirror:
         """Moves the repository to its place."""
@@ -208,6 +204,15 @@ class Mirror:
                 path.unlink(missing_ok=True)
             removed.append(str(path.relative_to(self.path)))
         return removed
+
+
+def discard_repository(path: Path) -> None:
+    """Removes a repository from disk, if it is there. Raises OSError."""
+    if path.exists():
+        # Out of the way first: a half-removed repository must not be found under its name after a kill.
+        doomed = path.with_name(f".{path.name}.{os.getpid()}.removed")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def _leftovers(repository: Path) -> list[Path]:

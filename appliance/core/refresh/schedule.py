@@ -7,7 +7,6 @@ from enum import StrEnum
 from appliance.core.models import UNHEALTHY, Health, Repo, State
 
 BACKOFF_START = 5.0
-BACKOFF_CAP = 300.0
 FAILING_AFTER = 3
 """Failures in a row after which a mirror that serves is called failing; one that never was cloned fails at once."""
 
@@ -37,13 +36,10 @@ def lane_of(health: Health) -> Lane:
 def delay_after(interval: float, failures: int, jitter: float) -> float:
     """Seconds until the next refresh. `jitter` is in 0..1 and only shortens, so that the interval is kept.
 
-    After failures: the interval or BACKOFF_START, whichever is less, doubled with each; at most BACKOFF_CAP or the
-    interval, whichever is more.
+    After failures: the interval or BACKOFF_START, whichever is less, doubled with each up to the interval: an upstream
+    that is back is followed within its interval again, however long it was gone.
     """
-    if failures == 0:
-        delay = interval
-    else:
-        delay = min(min(interval, BACKOFF_START) * 2 ** min(failures - 1, 30), max(interval, BACKOFF_CAP))
+    delay = interval if failures == 0 else min(BACKOFF_START * 2 ** min(failures - 1, 30), interval)
     return delay * (1 - 0.1 * jitter)
 
 

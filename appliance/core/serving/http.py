@@ -164,11 +164,15 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 
 class HttpPort:
-    """Serves connections of one port: each request goes to `handler`, errors become answers."""
+    """Serves connections of one port: each request goes to `handler`, errors become answers.
 
-    def __init__(self, handler: Handler, limits: Limits) -> None:
+    `connections` counts those of all guests; past the limit a new one is told so.
+    """
+
+    def __init__(self, handler: Handler, limits: Limits, connections: Callable[[], int]) -> None:
         self._handler = handler
         self._limits = limits
+        self._connections = connections
 
     async def serve(self, guest: socket.socket, client: str, port: int) -> None:
         """One connection, request by request, until either side ends it."""
@@ -176,6 +180,13 @@ class HttpPort:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD)
         try:
             async with asyncio.timeout(self._limits.total_timeout):
+                if self._connections() > self._limits.max_connections:
+                    busy = HttpError(
+                        HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again\n", {"retry-after": "1"}
+                    )
+                    await _answer_unread(connection, stream, busy)
+                    await _linger(guest, stream)
+                    return
                 while await self._exchange(connection, stream, client):
                     connection.start_next_cycle()
             await _linger(guest, stream)

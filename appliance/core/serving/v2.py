@@ -81,10 +81,13 @@ class RequestMemo:
     """
 
     MOST_REMEMBERED = 8 * 2**20
+    MOST_READING = 128 * 2**20
+    """Bytes of requests that are being read at once, of all guests: parsed they take several times as much."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, tuple[V2Request, int]] = OrderedDict()
         self._bytes = 0
+        self.reading = 0
 
     def is_worth(self, raw: bytes | bytearray) -> bool:
         """Whether a request of so many bytes is looked up: a smaller one is read as fast, a larger one not kept."""
@@ -116,9 +119,18 @@ class V2Reader:
     def __init__(self, memo: RequestMemo | None = None) -> None:
         self._buffer = bytearray()
         self._memo = memo
+        self._reading = 0
 
     async def read(self, receive: Callable[[], Awaitable[bytes]]) -> V2Request | None:
         """The next request; None when the guest is done. Raises PacketError when it is none, or too large."""
+        try:
+            return await self._read(receive)
+        finally:
+            if self._memo is not None:
+                self._memo.reading -= self._reading
+            self._reading = 0
+
+    async def _read(self, receive: Callable[[], Awaitable[bytes]]) -> V2Request | None:
         command = ""
         capabilities: list[bytes] = []
         arguments: list[bytes] = []
@@ -181,6 +193,11 @@ class V2Reader:
         if received + len(data) > MOST_REQUEST_BYTES:
             raise PacketError("a request that is too large")
         self._buffer += data
+        if self._memo is not None:
+            self._reading += len(data)
+            self._memo.reading += len(data)
+            if self._memo.reading > RequestMemo.MOST_READING:
+                raise PacketError("too many large requests are being read at once; try again")
         return len(data)
 
     def _packets(self) -> list[tuple[str, bytes]]:
