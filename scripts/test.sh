@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Everything that must hold: ruff, mypy --strict, shellcheck and pytest. Arguments go to pytest,
-# which runs at the top of the checkout:
+# which runs at the top of the checkout. Tests marked slow are left out unless the first argument is --all:
 #
 #     scripts/test.sh
+#     scripts/test.sh --all
 #     scripts/test.sh tests/unit -k config
 #
 # Needs a CPython 3.11 or newer (PYTHON names one), git and, the first time, a package index: it makes .venv from
@@ -50,4 +51,9 @@ else
     echo "== shellcheck: skipped, there is no packed one for this platform and none on PATH" >&2
 fi
 
-step "pytest" "$python" -m pytest -n auto "$@"
+selection=(-m "not slow")
+if [ "${1-}" = --all ]; then
+    selection=()
+    shift
+fi
+step "pytest" "$python" -m pytest -n auto "${selection[@]}" "$@"
