@@ -193,14 +193,14 @@ def end_survivors(directory: Path, lock: Path, *, deadline: float = 10.0) -> int
     Looks at the records first, then at every process that still has `lock` open (a child killed before it was
     recorded, or one that left its group). Raises LockHeld when somebody keeps the lock all the same.
     """
-    ended = 0
+    ended: set[int] = set()
     for record in sorted(path for path in directory.glob("*") if _RECORD.fullmatch(path.name)):
         pid, started = (int(part) for part in record.name.split("."))
         # The lock too: start times count from the boot, so after another boot both numbers may be a stranger's.
         if started and start_time(pid) == started and _has_open(pid, lock):
-            ended += _end_group(pid)
+            ended |= _end_group(pid)
         else:
-            ended += _end_members(pid, lock)
+            ended |= _end_members(pid, lock)
         record.unlink(missing_ok=True)
     until = time.monotonic() + deadline
     while True:
@@ -216,27 +216,27 @@ def end_survivors(directory: Path, lock: Path, *, deadline: float = 10.0) -> int
             for pid in holders:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
-                    ended += 1
+                    ended.add(pid)
             time.sleep(0.02)
         else:
-            return ended
+            return len(ended)
 
 
-def _end_group(pid: int) -> int:
+def _end_group(pid: int) -> set[int]:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-        return 1
-    return 0
+        return {pid}
+    return set()
 
 
-def _end_members(group: int, lock: Path) -> int:
+def _end_members(group: int, lock: Path) -> set[int]:
     """Ends members of a group whose leader is gone; only those that hold the lock, since pids are used again."""
-    ended = 0
+    ended = set()
     for pid in _processes():
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.getpgid(pid) == group and _has_open(pid, lock):
                 os.kill(pid, signal.SIGKILL)
-                ended += 1
+                ended.add(pid)
     return ended
 
 

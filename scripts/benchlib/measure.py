@@ -13,6 +13,7 @@ from benchlib.clones import HYDRATIONS, SHAPES, TIP_ONLY, Burst, Guests, Sample,
 from benchlib.nginx import http_backend, http_backend_reason
 from benchlib.processes import BenchError, Places, run_git
 from benchlib.servers import Gitmirror, Server, answers_of, floor, git_daemon
+from benchlib.workspaces import Workspaces, measure_workspaces
 
 LEAST_RUNS = 3
 """Runs of a row even when its time is up."""
@@ -46,6 +47,7 @@ class Measured:
     hot: dict[str, list[float]] = field(default_factory=dict)
     warming: list[float] = field(default_factory=list)
     cache: dict[str, int] = field(default_factory=dict)
+    workspaces: Workspaces = field(default_factory=Workspaces)
     faults: list[str] = field(default_factory=list)
 
 
@@ -78,6 +80,10 @@ def measure(repository: Path, name: str, places: Places, env: Mapping[str, str],
             settings.tell(f"{name}: {number} at once")
             with _nothing_recorded(replay):
                 measured.bursts[number] = _burst_in_turns(guests, number, contenders, settings)
+        settings.tell(f"{name}: ready workspaces")
+        daemon = next(server for server in servers if server.name == "git daemon")
+        runs, many = settings.runs, min(50, max(settings.at_once))
+        measured.workspaces = measure_workspaces(guests, ours, daemon, appliance.name, places, env, runs, many)
         counts = appliance.status()["cache"]
         measured.cache = {key: int(counts[key]) for key in ("hits", "misses", "joined", "direct")}
         for shape in HYDRATIONS:

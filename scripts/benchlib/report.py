@@ -8,6 +8,7 @@ from typing import Any
 
 from benchlib.clones import HYDRATIONS, SHAPES, Burst, Sample
 from benchlib.measure import Measured
+from benchlib.workspaces import COPY, KIT, TAR, Workspaces
 
 FLOOR, OURS, DAEMON, BACKEND = "floor", "gitmirror", "git daemon", "http-backend"
 OTHERS = ((DAEMON, "git"), (BACKEND, "http"))
@@ -46,6 +47,7 @@ def document(measured: Measured) -> dict[str, Any]:
             "warming": _rounded(measured.warming),
             **{shape.key: _after_push(measured, shape.key) for shape in HYDRATIONS},
         },
+        "workspaces": _workspaces(measured.workspaces),
         "cache": measured.cache,
         "faults": measured.faults,
     }
@@ -110,6 +112,17 @@ def _after_push(measured: Measured, key: str) -> dict[str, Any]:
     return {"first": _rounded(first), "hot": _rounded(hot), "ratio": ratio(*middles)}
 
 
+def _workspaces(found: Workspaces) -> dict[str, Any]:
+    middles = {way: statistics.median(seconds) if seconds else None for way, seconds in found.seconds.items()}
+    return {
+        "median": middles,
+        "runs": {way: _rounded(seconds) for way, seconds in found.seconds.items()},
+        "kit_to_tar": ratio(middles[KIT], middles[TAR]),
+        "daemon_to_kit": ratio(middles[DAEMON], middles[KIT]),
+        "at_once": {"guests": found.guests, "served": found.served, "seconds": round(found.burst_seconds, 4)},
+    }
+
+
 def _rounded(values: Sequence[float]) -> list[float]:
     return [round(value, 4) for value in values]
 
@@ -137,6 +150,8 @@ def tables(found: Mapping[str, Any]) -> str:
         *_burst_table(found["at_once"]),
         "",
         *_push_table(found["after_push"]),
+        "",
+        *_workspace_table(found["workspaces"]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -196,6 +211,14 @@ def _push_table(after: Mapping[str, Any]) -> list[str]:
         for shape in HYDRATIONS
     ]
     return _table(head, rows)
+
+
+def _workspace_table(found: Mapping[str, Any]) -> list[str]:
+    middles, many = found["median"], found["at_once"]
+    head = ["ready workspace", KIT, TAR, COPY, DAEMON, "kit to tar", "git daemon to kit", "at once by the kit"]
+    times = [_seconds(middles[way]) for way in (KIT, TAR, COPY, DAEMON)]
+    burst = f"{many['served']} of {many['guests']} in {many['seconds']:.2f} s"
+    return _table(head, [["depth 1", *times, _times(found["kit_to_tar"]), _times(found["daemon_to_kit"]), burst]])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

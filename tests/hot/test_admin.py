@@ -291,8 +291,13 @@ def test_a_database_that_fails_loses_no_row_up_to_a_bound(tmp_path: Path, monkey
 def test_a_guest_that_leaves_midway_is_a_row_too(gated_node: GatedNode, tmp_path: Path) -> None:
     """With the bytes that it got."""
     node = gated_node
+
+    def count() -> int:
+        return len(node.serve.cli_json("activity", "--limit", "1000"))
+
     with open_v2(node.serve, WIDGETS):
         pass
+    before = count()
     git(
         "clone",
         "--quiet",
@@ -301,10 +306,10 @@ def test_a_guest_that_leaves_midway_is_a_row_too(gated_node: GatedNode, tmp_path
         a_cold_shape(),
         env=guest_env(tmp_path),
     )
-    before = len(node.serve.cli_json("activity", "--limit", "1000"))
+    wait_until(lambda: count() == before + 1, message="the first clone has its row")
     guests, _, _ = start_guests(node, tmp_path, 2)
     guests[0].kill()
     guests[0].communicate()
     node.gate.open()
     assert ends(guests[1])[0] == 0
-    wait_until(lambda: len(node.serve.cli_json("activity", "--limit", "1000")) == before + 2, message="both have a row")
+    wait_until(lambda: count() == before + 3, message="both have a row")

@@ -31,9 +31,9 @@ def push_and_count(guest: Path, name: str, home: Path) -> tuple[int, str]:
 
 
 def change_a_line(guest: Path) -> None:
-    """Change one line of the README and commit."""
+    """Change one line of the README, in each guest another one, and commit."""
     readme = guest / "README.md"
-    readme.write_text(readme.read_text() + "one more line\n")
+    readme.write_text(readme.read_text() + f"one more line by {guest.name}\n")
     git("commit", "--quiet", "--all", "-m", "a line", cwd=guest)
 
 

@@ -225,7 +225,8 @@ class SessionStore:
                    deletions, first_at, last_at, client, bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                ON CONFLICT (repo, session) DO UPDATE SET tip = excluded.tip, base = excluded.base,
                    turns = excluded.turns, commits = excluded.commits, files_changed = excluded.files_changed,
-                   insertions = excluded.insertions, deletions = excluded.deletions, last_at = excluded.last_at,
+                   insertions = excluded.insertions, deletions = excluded.deletions,
+                   first_at = excluded.first_at, last_at = excluded.last_at,
                    client = excluded.client, bytes = excluded.bytes, archived = 0""",
             [
                 repo, session, f"refs/agents/{session}", last["commit_id"], last["base"], last["turn"],

@@ -1,0 +1,148 @@
+"""Ready workspaces: the guest kit by snapshot, beside a bare `curl | tar x`, `cp -a` of a ready one, and git daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.request import urlopen
+
+from benchlib.clones import BURST, HYDRATIONS, Guests
+from benchlib.processes import BenchError, Places, run_git, wait_until
+from benchlib.servers import Server
+
+KIT, TAR, COPY, DAEMON = "kit", "curl | tar x", "cp -a", "git daemon"
+WAYS = (KIT, TAR, COPY, DAEMON)
+SNAPSHOT = 120.0
+"""Seconds that the first snapshot may take."""
+
+
+@dataclass
+class Workspaces:
+    """Seconds by way, and one burst by the kit: `served` of `guests` right ones after `burst_seconds`."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {way: [] for way in WAYS})
+    guests: int = 0
+    served: int = 0
+    burst_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the snapshot is: the address of the mirror's HTTP port, OWNER/REPO, the tip that it must hold."""
+
+    base: str
+    name: str
+    tip: str
+    kit: Path
+    fast: Path
+    env: Mapping[str, str]
+
+
+def measure_workspaces(
+    guests: Guests,
+    ours: Server,
+    daemon: Server,
+    name: str,
+    places: Places,
+    env: Mapping[str, str],
+    runs: int,
+    many: int,
+) -> Workspaces:
+    """Measures every way in turns, then `many` guests at once by the kit. Raises BenchError."""
+    base = ours.urls["http"].removesuffix(f"/{name}.git")
+    kit = places.scratch / "guest.sh"
+    with urlopen(f"{base}/guest.sh") as answer:
+        kit.write_bytes(answer.read())
+    # Nothing but the mirror may be asked: a fallback would be another measurement.
+    place = Place(base, name, guests.tip, kit, places.fast, {**env, "GITMIRROR_UPSTREAM": "http://127.0.0.1:9/none"})
+    wait_until(lambda: _snapshot(place) == place.tip, "the snapshot is built", SNAPSHOT)
+    found = Workspaces()
+    with _folder(places.fast) as ready:
+        _tar(place, ready / "workspace")
+        ways: dict[str, Callable[[Path], object]] = {
+            KIT: lambda path: _kit(place, path),
+            TAR: lambda path: _tar(place, path),
+            COPY: lambda path: _run(place, "cp", "-a", str(ready / "workspace"), str(path)),
+        }
+        for turn in range(runs + 1):
+            for way in (*WAYS[turn % len(WAYS) :], *WAYS[: turn % len(WAYS)]):
+                seconds = guests.sample(daemon, "git", HYDRATIONS[-1]).seconds if way == DAEMON else 0.0
+                if way in ways:
+                    seconds = _timed(place, ways[way])
+                # The first turn warms up.
+                if turn:
+                    found.seconds[way].append(seconds)
+    _burst(place, many, found)
+    return found
+
+
+def _snapshot(place: Place) -> str:
+    with urlopen(f"{place.base}/{place.name}/freshness") as answer:
+        return str(json.loads(answer.read())["snapshot"])
+
+
+def _kit(place: Place, path: Path) -> None:
+    said = _run(place, "sh", str(place.kit), "hydrate", place.name, str(path))
+    if not said.startswith("hydrated via=snapshot "):
+        raise BenchError(f"the kit did not use the snapshot: {said}")
+
+
+def _tar(place: Place, path: Path) -> None:
+    path.mkdir()
+    url = f"{place.base}/{place.name}/workspace.tar"
+    _run(place, "sh", "-c", 'curl -sf "$0" | tar -xf - -C "$1"', url, str(path))
+
+
+def _timed(place: Place, make: Callable[[Path], object]) -> float:
+    with _folder(place.fast) as folder:
+        start = time.perf_counter()
+        make(folder / "workspace")
+        seconds = time.perf_counter() - start
+        if run_git("rev-parse", "HEAD", cwd=folder / "workspace", env=place.env) != place.tip:
+            raise BenchError("a workspace is not at the tip")
+        return seconds
+
+
+def _burst(place: Place, many: int, found: Workspaces) -> None:
+    with _folder(place.fast) as folder:
+        start = time.perf_counter()
+        paths = [folder / str(number) for number in range(many)]
+        guests = [
+            subprocess.Popen(
+                ["sh", str(place.kit), "hydrate", place.name, str(path)],
+                env=dict(place.env),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for path in paths
+        ]
+        codes = [guest.wait(BURST) for guest in guests]
+        found.guests, found.burst_seconds = many, time.perf_counter() - start
+        for code, path in zip(codes, paths, strict=True):
+            right = code == 0 and run_git("rev-parse", "HEAD", cwd=path, env=place.env) == place.tip
+            found.served += right and not run_git("status", "--porcelain", cwd=path, env=place.env)
+
+
+def _run(place: Place, *argv: str) -> str:
+    done = subprocess.run(
+        argv, env=dict(place.env), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise BenchError(f"{argv[0]} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def _folder(fast: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(dir=fast))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
