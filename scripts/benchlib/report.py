@@ -215,7 +215,16 @@ def _push_table(after: Mapping[str, Any]) -> list[str]:
 
 def _workspace_table(found: Mapping[str, Any]) -> list[str]:
     middles, many = found["median"], found["at_once"]
-    head = ["ready workspace", KIT, TAR, COPY, DAEMON, "kit to tar", "git daemon to kit", "at once by the kit"]
+    head = [
+        "ready workspace",
+        KIT,
+        TAR.replace("|", "\\|"),
+        COPY,
+        DAEMON,
+        "kit to tar",
+        "git daemon to kit",
+        "at once by the kit",
+    ]
     times = [_seconds(middles[way]) for way in (KIT, TAR, COPY, DAEMON)]
     burst = f"{many['served']} of {many['guests']} in {many['seconds']:.2f} s"
     return _table(head, [["depth 1", *times, _times(found["kit_to_tar"]), _times(found["daemon_to_kit"]), burst]])
