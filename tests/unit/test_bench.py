@@ -38,7 +38,7 @@ def test_a_quick_run_gives_every_figure_and_leaves_nothing(tmp_path: Path) -> No
     assert set(found) == {"machine", "settings", "skipped", "repositories"}
     assert {"cores", "system", "git", "python", "workspaces", "load"} <= set(found["machine"])
     (repo,) = found["repositories"]
-    assert set(repo) == {"name", "about", "clones", "at_once", "after_push", "cache", "faults"}
+    assert set(repo) == {"name", "about", "clones", "at_once", "after_push", "workspaces", "cache", "faults"}
     assert repo["name"] == "widgets"
     assert repo["faults"] == []
     assert repo["about"]["commits"] == 12

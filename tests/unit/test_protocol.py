@@ -29,7 +29,9 @@ from tests.unit.wire import at, fed, listening, read_first_packet, recorded_push
 
 OID = "1" * 40
 OIDS = st.sampled_from([ZERO, OID])
-COMMANDS = st.tuples(OIDS, OIDS, st.text(st.characters(exclude_characters="\0\n"), min_size=1, max_size=30))
+COMMANDS = st.tuples(
+    OIDS, OIDS, st.text(st.characters(codec="utf-8", exclude_characters="\0\n"), min_size=1, max_size=30)
+)
 
 
 def first_packet_of(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Repo
@@ -49,7 +47,6 @@ class RefSnapshot:
     refs: tuple[ShownRef, ...]
     taken_at: float
     tags: str
-    seen: Traces | None = None
     _rendered: dict[tuple[bytes, ...], bytes] = field(default_factory=dict)
 
     def tip(self, ref: str) -> str | None:
@@ -91,33 +88,6 @@ class RefSnapshot:
         return b"".join(lines) + FLUSH
 
 
-Traces = tuple[tuple[str, int, int, int], ...]
-"""What every change of a ref moves: inode, size and mtime of HEAD, packed-refs and the directories of loose refs."""
-
-SETTLED = 1_000_000_000
-"""Nanoseconds that a trace must be old before it is believed: two changes in one tick of the clock look like one."""
-
-
-def traces(repository: Path, now: float) -> Traces | None:
-    """The traces of a repository at Unix time `now`, or None when one is too young to tell a later change apart.
-
-    git writes a ref by renaming a file into its directory, or packed-refs into place, so one of these moves each time.
-    """
-    found = []
-    try:
-        for directory, _, _ in os.walk(repository / "refs"):
-            found.append(directory)
-        found += [str(repository / "HEAD")]
-        if (repository / "packed-refs").exists():
-            found.append(str(repository / "packed-refs"))
-        status = [(path, os.stat(path)) for path in found]
-    except OSError:
-        return None
-    if any(each.st_mtime_ns > now * 1e9 - SETTLED for _, each in status):
-        return None
-    return tuple((path, each.st_ino, each.st_size, each.st_mtime_ns) for path, each in status)
-
-
 class RefSnapshots:
     """Snapshots by repository id. `invalidate` is called before whoever moved a ref is told that it is done."""
 
@@ -138,12 +108,6 @@ class RefSnapshots:
         taken = self._taken.get(repo.id)
         if taken is not None and time.monotonic() - taken.taken_at < FRESH_FOR:
             return taken
-        if taken is not None and taken.seen is not None:
-            # A look at a dozen files is a hundredth of asking git again.
-            now = time.monotonic()
-            if traces(self._mirror_of(repo.name).path, time.time()) == taken.seen:
-                taken.taken_at = now
-                return taken
         generation = self._generation.get(repo.id, 0)
         loading = self._loading.get(repo.id)
         if loading is None or loading[0] != generation:
@@ -156,7 +120,6 @@ class RefSnapshots:
     async def _load(self, repo: Repo, generation: int) -> RefSnapshot:
         try:
             taken_at = time.monotonic()
-            seen = traces(self._mirror_of(repo.name).path, time.time())
             # git's own answer: what it hides, skips as broken or peels through is so for us too. It is also ten times
             # faster than for-each-ref, which opens every object (20,000 refs: 7 ms against 73).
             answer = await self._upload_pack.collect(
@@ -166,7 +129,6 @@ class RefSnapshots:
                 setting=f"uploadpack.hideRefs=!{ARCHIVE.decode()[:-1]}",
             )
             snapshot = read_snapshot(answer, taken_at)
-            snapshot.seen = seen
             if self._generation.get(repo.id, 0) == generation:
                 self._taken[repo.id] = snapshot
             return snapshot
