@@ -66,7 +66,8 @@ def test_a_damaged_mirror_stops_neither_serve_nor_the_others(
     serve.start()
     tip = add_commit(upstream.path(OTHER), "main", {"x": "1\n"})
     serve.wait_for_ref(OTHER, "refs/heads/main", tip)
-    assert remote_refs(f"{serve.git_url}/{OTHER}")["HEAD"] == tip
+    # Guests are shown it once the refresh has ended, a moment after the ref moved.
+    wait_until(lambda: remote_refs(f"{serve.git_url}/{OTHER}")["HEAD"] == tip, message="guests see the new tip")
     if heals:
         tip = add_commit(upstream.path(WIDGETS), "main", {"x": "1\n"})
         serve.wait_for_ref(WIDGETS, "refs/heads/main", tip)

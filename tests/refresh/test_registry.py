@@ -255,7 +255,7 @@ def test_a_disabled_repository_is_neither_refreshed_nor_served_and_keeps_everyth
     assert upstream.count() > asked and refs(serve.mirror(WIDGETS))["refs/heads/main"] != tip
     serve.cli("enable", WIDGETS)
     serve.wait_for_ref(WIDGETS, "refs/heads/main", tip)
-    assert remote_refs(f"{serve.git_url}/{WIDGETS}")["refs/heads/main"] == tip
+    wait_until(lambda: remote_refs(f"{serve.git_url}/{WIDGETS}")["refs/heads/main"] == tip, message="guests see it")
 
 
 def _count(serve: Serve, name: str) -> int:

@@ -22,6 +22,8 @@ from tests.support.processes import processes_of
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 
+pytestmark = pytest.mark.slow
+
 MOMENTS = {
     "the pack comes in": ("unpack-objects", "before", False),
     "its objects are checked": ("rev-list", "after", False),
