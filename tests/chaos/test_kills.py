@@ -26,6 +26,8 @@ from tests.support.gitutil import fsck, git, refs, remote_refs, wait_until
 from tests.support.serve import ROOT, Serve
 from tests.support.upstream import HttpUpstream
 
+pytestmark = pytest.mark.slow
+
 KILLS = 30
 SEED = 20240517
 OTHER = "acme/other"
@@ -35,8 +37,6 @@ OTHER = "acme/other"
 def test_thirty_kills_in_the_middle_of_everything(
     serve_factory: ServeFactory, upstream: HttpUpstream, generated_bare: Path, tmp_path: Path
 ) -> None:
-
-pytestmark = pytest.mark.slow
     """Clones, fetches and pushes are under way, the upstream moves, force pushes included, and serve dies thirty times.
 
     After each restart it serves. At the end: every mirror equals its upstream and passes fsck, a push that its guest
