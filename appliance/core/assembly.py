@@ -96,7 +96,7 @@ async def assemble(
     cache.start()
     upload_pack = UploadPack(children, environment, idle)
     snapshots = RefSnapshots(upload_pack, mirror_of)
-    engine = Engine(cache, snapshots, upload_pack, mirror_of, on_hydrated=events.hydrated, on_shape=events.saw_shape)
+    engine = Engine(cache, snapshots, upload_pack, mirror_of, events)
     warmer = Warmer(engine, cache, mirror_of, lambda repo: scheduler.health(repo.id).tip)
 
     admission = Admission(_limits(config))
@@ -111,6 +111,7 @@ async def assemble(
         freshness=lambda repo, want: freshness.document(repo, want),
         lag=lambda repo: lag_of(scheduler.health(repo.id), time.time()),
         kit=lambda: live.guest_kit(),
+        told=events,
     )
     smart = SmartHttp(engine, admission, HttpPushes(serving, idle), serving.is_mirrored, routes, alive)
     metrics = Metrics(

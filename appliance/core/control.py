@@ -1,7 +1,8 @@
 """The unix socket between `serve` and the other commands: one JSON document a line.
 
 A request is `{"command": NAME, "arguments": {...}}`. The answer is any number of `{"progress": TEXT}` and then
-one `{"result": ...}` or `{"error": {"message", "hint", "exit_code"}}`.
+one `{"result": ...}` or `{"error": {"message", "hint", "exit_code"}}`. The command `watch` is answered with one
+`{"watching": true}` and then an event a line (see feed.py), until either side hangs up.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from appliance.core.errors import GitmirrorError, NotServing
+from appliance.core.feed import Feed
 from appliance.core.layout import Layout
-from appliance.core.owner import SERVE, find_owner
+from appliance.core.owner import SERVE, OwnerInfo, find_owner
 
 log = logging.getLogger(__name__)
 
 LONGEST_LINE = 64 * 2**20
+
+WATCH = "watch"
 
 Tell = Callable[[str], None]
 Handler = Callable[[Mapping[str, Any], Tell], Awaitable[Any]]
@@ -41,9 +45,10 @@ def _short(path: Path) -> Iterator[str]:
 class ControlServer:
     """Answers commands on the socket at `path`, mode 0660."""
 
-    def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, path: Path, handlers: Mapping[str, Handler], feed: Feed | None = None) -> None:
         self._path = path
         self._handlers = dict(handlers)
+        self._feed = feed or Feed()
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
@@ -78,7 +83,8 @@ class ControlServer:
         self._clients.add(task)
         try:
             request = json.loads(await reader.readline() or b"{}")
-            work = asyncio.create_task(self._answer(request, writer))
+            watches = isinstance(request, dict) and request.get("command") == WATCH
+            work = asyncio.create_task(self._stream(writer) if watches else self._answer(request, writer))
             gone = asyncio.create_task(reader.read(1))
             try:
                 # A command that was interrupted is not gone on with: nobody waits for it any more.
@@ -93,6 +99,14 @@ class ControlServer:
         finally:
             self._clients.discard(task)
             writer.close()
+
+    async def _stream(self, writer: asyncio.StreamWriter) -> None:
+        with self._feed.watching() as watcher:
+            writer.write(b'{"watching": true}\n')
+            while True:
+                await writer.drain()
+                for event in await watcher.take():
+                    writer.write(json.dumps(event).encode() + b"\n")
 
     async def _answer(self, request: Any, writer: asyncio.StreamWriter) -> None:
         def send(document: Mapping[str, Any]) -> None:
@@ -139,6 +153,39 @@ def is_serving(layout: Layout) -> bool:
     return owner is not None and owner.role == SERVE
 
 
+class Watch:
+    """The events of a running `serve`, from the moment this is made. Iterating ends when either side hangs up.
+
+    Making it raises NotServing. `close` may be called from another thread, and ends the iteration there.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._connection, self._owner = _connect(layout, QUICK)
+        try:
+            self._connection.sendall(json.dumps({"command": WATCH}).encode() + b"\n")
+            self._lines = self._connection.makefile("rb")
+            answered = json.loads(self._lines.readline() or b"{}")
+        except (OSError, ValueError) as error:
+            self._connection.close()
+            raise _unanswered(self._owner, error) from None
+        if not answered.get("watching"):
+            self._connection.close()
+            raise NotServing("serve is of another version and tells no events", hint="restart serve")
+        self._connection.settimeout(None)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Each event: `{event, at, repo, …}`. Half a line, of a serve that was killed, is the end too."""
+        with contextlib.suppress(OSError, ValueError):
+            for line in self._lines:
+                yield json.loads(line)
+
+    def close(self) -> None:
+        """Hangs up."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+
 QUICK = 30.0
 """Seconds that a serve which is alive needs at most to answer what it only has to look up."""
 
@@ -147,14 +194,9 @@ def call(
     layout: Layout, command: str, *, on_progress: Tell | None = None, timeout: float | None = None, **arguments: Any
 ) -> Any:
     """Asks `serve` and waits for its answer, `timeout` seconds at most. Raises NotServing, or what serve answered."""
-    owner = find_owner(layout)
-    if owner is None or owner.role != SERVE:
-        raise NotServing(f"serve is not running on {layout.state}", hint="start it, or name its directory with --state")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout)
+    connection, owner = _connect(layout, timeout)
+    with connection:
         try:
-            with _short(Path(owner.control)) as name:
-                connection.connect(name)
             connection.sendall(json.dumps({"command": command, "arguments": arguments}).encode() + b"\n")
             with connection.makefile("rb") as answers:
                 for line in answers:
@@ -167,11 +209,31 @@ def call(
                     else:
                         return answer["result"]
         except OSError as error:
-            raise NotServing(
-                f"serve (process {owner.pid}) does not answer on {owner.control}: {error.strerror or error}",
-                hint="it may be starting or stopping; its control socket is for its user and group only",
-            ) from None
+            raise _unanswered(owner, error) from None
         except ValueError:
             # Half a line: serve was killed while it wrote.
             pass
     raise NotServing(f"serve (process {owner.pid}) ended before it answered", hint="see its log")
+
+
+def _connect(layout: Layout, timeout: float | None) -> tuple[socket.socket, OwnerInfo]:
+    owner = find_owner(layout)
+    if owner is None or owner.role != SERVE:
+        raise NotServing(f"serve is not running on {layout.state}", hint="start it, or name its directory with --state")
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout)
+    try:
+        with _short(Path(owner.control)) as name:
+            connection.connect(name)
+    except OSError as error:
+        connection.close()
+        raise _unanswered(owner, error) from None
+    return connection, owner
+
+
+def _unanswered(owner: OwnerInfo, error: Exception) -> NotServing:
+    why = getattr(error, "strerror", None) or error
+    return NotServing(
+        f"serve (process {owner.pid}) does not answer on {owner.control}: {why}",
+        hint="it may be starting or stopping; its control socket is for its user and group only",
+    )

@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from typing import Any
 
 from appliance.core.activity import ActivityLog
 from appliance.core.errors import GitmirrorError
+from appliance.core.feed import Feed
 from appliance.core.live import Live
 from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.metrics import Metrics
-from appliance.core.models import Hydration, Recorded, RefreshOutcome, RefsMoved, Repo
+from appliance.core.models import Hydration, Recorded, RefreshOutcome, RefsMoved, Repo, Ruling, shown
+from appliance.core.recording.policy import session_of
+from appliance.core.serving.engine import Caller
 from appliance.core.serving.v2 import FetchShape
 from appliance.core.store.database import StoreError
 
 log = logging.getLogger(__name__)
+
+MOST_TOLD = 100
+"""Refs of one refresh that its event names."""
 
 Begin = Callable[[Coroutine[Any, Any, None], str], object]
 
@@ -31,6 +38,7 @@ class Events:
 
     def __init__(self, begin: Begin) -> None:
         self._begin = begin
+        self.feed = Feed()
         self._recounts: dict[int, bool] = {}
 
     def attach(self, live: Live, maintainer: Maintainer, metrics: Metrics, activity: ActivityLog) -> None:
@@ -43,6 +51,14 @@ class Events:
     async def refreshed(self, repo_id: int, outcome: RefreshOutcome, /, **columns: Any) -> None:
         """A refresh ended: counted, and written behind."""
         self.metrics.refreshed(outcome)
+        self.feed.publish(
+            "refreshed",
+            outcome.repo,
+            result=outcome.result,
+            seconds=outcome.duration,
+            moved=[change.document() for change in outcome.moved[:MOST_TOLD]],
+            error=outcome.error,
+        )
         try:
             await asyncio.to_thread(self.live.stores.health.record_refresh, repo_id, outcome, **columns)
         except StoreError as error:
@@ -55,15 +71,26 @@ class Events:
         self.live.warmer.warm(event.repo)
         self.live.workspaces.refresh(event.repo)
 
-    def ruled(self, accepted: bool) -> None:
+    def ruled(self, ruling: Ruling) -> None:
         """A push was ruled on."""
-        self.metrics.ruled(accepted)
+        self.metrics.ruled(ruling.accepted)
+        self.feed.publish(
+            "pushed",
+            ruling.repo.name,
+            verdict="accepted" if ruling.accepted else "rejected",
+            refs=[shown(command.ref) for command in ruling.commands],
+            reason=next(iter(ruling.refusals.values()), None),
+            client=ruling.client,
+        )
 
     async def recorded(self, event: Recorded) -> None:
         """A push moved refs; its guest is told so after this."""
         self.live.snapshots.invalidate(event.repo.id)
         self.maintainer.mark(event.repo.name)
         self._recount(event.repo)
+        for change in event.changes:
+            session = session_of(change.ref)
+            self.feed.publish("recorded", event.repo.name, session=session, **change.document(), client=event.client)
 
     async def sessions_ended(self, repo: Repo) -> None:
         """Sessions were ended or archived: their refs are shown no more, and no answer holds them."""
@@ -73,10 +100,17 @@ class Events:
         self.maintainer.mark(repo.name)
         self._recount(repo)
 
+    def hydrating(self, repo: Repo, want: str, shape: str, caller: Caller) -> None:
+        """A guest asked for objects, and gets them from now on."""
+        self.feed.publish(
+            "hydrating", repo.name, want=want, shape=shape, client=caller.client, protocol=caller.protocol
+        )
+
     def hydrated(self, event: Hydration) -> None:
         """A guest got its objects, or gave up."""
         self.metrics.hydrated(event)
         self.activity.add(event)
+        self.feed.publish("hydrated", event.repo, **{k: v for k, v in asdict(event).items() if k != "repo"})
         log.debug("%s: %s (%s) to %s in %.3fs", event.repo, event.shape, event.way, event.client, event.seconds)
 
     def saw_shape(self, repo: Repo, shape: FetchShape) -> None:

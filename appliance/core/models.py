@@ -125,15 +125,16 @@ class RefsMoved:
 
 @dataclass(frozen=True)
 class Recorded:
-    """Event: a push changed refs of a mirror."""
+    """Event: a push by `client` changed refs of a mirror."""
 
     repo: Repo
     changes: tuple[RefChange, ...]
+    client: str = ""
 
 
 @dataclass(frozen=True)
 class Hydration:
-    """Event: a guest got its objects. `way` is how (hit, joined, miss, direct), times are seconds.
+    """Event: a guest got its objects. `way` is how (hit, joined, miss, direct, snapshot), times are seconds.
 
     `want` is the first of `wants` object ids, `shape` the request in a few words, `first_byte` the time until it came.
     """

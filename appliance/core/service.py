@@ -78,7 +78,7 @@ class Service:
             self._live = self._rooms.live
             await self._prepare()
             self._open_listeners()
-            control = ControlServer(control_path, Commands(self._live).handlers())
+            control = ControlServer(control_path, Commands(self._live).handlers(), events.feed)
             await control.start()
             parts = [
                 self._begin(self._live.scheduler.run(), "scheduler"),

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from appliance.core.control import ControlServer, Tell, call, is_serving
+from appliance.core.control import ControlServer, Tell, Watch, call, is_serving
 from appliance.core.errors import GitmirrorError, NotServing, UsageError
+from appliance.core.feed import MOST_WAITING, Feed
 from appliance.core.layout import Layout
 from appliance.core.owner import SERVE, claim
 from tests.support.gitutil import wait_until
@@ -44,12 +45,17 @@ class Server:
             "refuse": self._refuse,
             "break": self._break,
         }
-        self.server = ControlServer(self.path, handlers)
+        self.feed = Feed()
+        self.server = ControlServer(self.path, handlers, self.feed)
         self.run(self.server.start())
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Does `work` on the server's loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+
+    def publish(self, event: str, repo: str | None, **facts: Any) -> None:
+        """Tells watchers, as serve does: on its loop."""
+        self._loop.call_soon_threadsafe(lambda: self.feed.publish(event, repo, **facts))
 
     def close(self) -> None:
         """Stops it."""
@@ -301,3 +307,45 @@ def test_a_serve_that_is_killed_before_it_answered_is_not_serving(layout: Layout
     with pytest.raises(NotServing, match=rf"serve \(process {serve.pid}\) ended before it answered|does not answer"):
         call(layout, "status")
     serve.communicate()
+
+
+def test_who_watches_gets_each_event_from_then_on(layout: Layout, server: Server) -> None:
+    server.publish("refreshed", "o/before")
+    watches = [Watch(layout), Watch(layout)]
+    server.publish("refreshed", "o/x", result="moved")
+    server.publish("hydrated", "o/y", bytes=7)
+    for watch in watches:
+        events = iter(watch)
+        first, second = next(events), next(events)
+        assert (first["event"], first["repo"], first["result"]) == ("refreshed", "o/x", "moved")
+        assert (second["event"], second["repo"], second["bytes"]) == ("hydrated", "o/y", 7)
+        assert first["at"].endswith("Z")
+        watch.close()
+
+
+def test_watching_ends_when_either_side_hangs_up(layout: Layout, server: Server) -> None:
+    ended = Watch(layout)
+    ended_here = threading.Thread(target=lambda: list(ended), daemon=True)
+    ended_here.start()
+    ended.close()
+    ended_here.join(20)
+    assert not ended_here.is_alive()
+    left = Watch(layout)
+    server.run(server.server.stop())
+    assert list(left) == []
+    left.close()
+    with pytest.raises(NotServing):
+        Watch(layout)
+
+
+def test_who_does_not_take_events_is_told_how_many_were_lost() -> None:
+    async def watch() -> list[dict[str, Any]]:
+        feed = Feed()
+        with feed.watching() as watcher:
+            for number in range(MOST_WAITING + 5):
+                feed.publish("refreshed", "o/x", number=number)
+            return await watcher.take()
+
+    events = asyncio.run(watch())
+    assert (events[0]["event"], events[0]["count"]) == ("lost", 5)
+    assert [events[1]["number"], events[-1]["number"], len(events)] == [5, MOST_WAITING + 4, MOST_WAITING + 1]

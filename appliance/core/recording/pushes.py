@@ -54,7 +54,7 @@ class PushDesk:
         quota: Quota,
         mirror_of: Callable[[str], Mirror],
         on_recorded: Callable[[Recorded], Awaitable[None]],
-        on_ruled: Callable[[bool], None],
+        on_ruled: Callable[[Ruling], None],
     ) -> None:
         self._layout = layout
         self._guard = guard
@@ -130,7 +130,6 @@ class PushDesk:
                 hint="the operator has to mend it (see `doctor`)",
             )
             refused, ids = {command.ref: off.message for command in commands}, []
-        self._on_ruled(not refused)
         if refused:
             self.rejected += 1
             ref, reason = next(iter(refused.items()))
@@ -139,7 +138,9 @@ class PushDesk:
             self.accepted += 1
             self._open_turns(push, commands, ids)
         advice = (off.message, off.hint) if off else _advice(repo, refused)
-        return Ruling(push, repo, client, tuple(commands), refused, advice, tuple(ids))
+        ruling = Ruling(push, repo, client, tuple(commands), refused, advice, tuple(ids))
+        self._on_ruled(ruling)
+        return ruling
 
     async def _over_limit(self, repo: Repo, commands: Sequence[RefCommand], objects: int) -> str | None:
         sessions = [session for command in commands if (session := session_of(command.ref))]
@@ -166,7 +167,7 @@ class PushDesk:
             log.error("the outcome of push %s cannot be logged yet: %s", ruling.push, error)
             self._unsettled.append((ruling, report, size))
             # Logged or not, refs may have moved, and the guest is told so next: nobody may be shown the old ones then.
-            await self._on_recorded(Recorded(ruling.repo, tuple(map(_change, ruling.commands))))
+            await self._on_recorded(Recorded(ruling.repo, tuple(map(_change, ruling.commands)), ruling.client))
             return
         self._journal(ruling.push).unlink(missing_ok=True)
         self._turns(ruling.push).unlink(missing_ok=True)
@@ -181,7 +182,7 @@ class PushDesk:
         except GitmirrorError as error:
             log.error("the turns of push %s are booked later: %s", ruling.push, error.message)
         if changes:
-            await self._on_recorded(Recorded(ruling.repo, changes))
+            await self._on_recorded(Recorded(ruling.repo, changes, ruling.client))
 
     async def _book_turns(self, ruling: Ruling, done: set[int], size: int) -> None:
         """What was applied becomes a turn, what was not leaves none; an archived session is back. Raises GitError."""

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Hydration, Repo
@@ -29,8 +30,21 @@ class Caller:
     protocol: str
 
 
+class Told(Protocol):
+    """Who hears of fetches, and never waits."""
+
+    def hydrating(self, repo: Repo, want: str, shape: str, caller: Caller, /) -> None:
+        """A fetch begins: of what, in which shape, by whom."""
+
+    def hydrated(self, event: Hydration, /) -> None:
+        """It ended, whole or not."""
+
+    def saw_shape(self, repo: Repo, shape: FetchShape, /) -> None:
+        """A guest asked for what may be warmed."""
+
+
 class Engine:
-    """Fetches from the mirrors of `mirror_of`. `on_hydrated` hears of each fetch, `on_shape` of what may be warmed."""
+    """Fetches from the mirrors of `mirror_of`; `told` hears of each."""
 
     def __init__(
         self,
@@ -38,16 +52,13 @@ class Engine:
         snapshots: RefSnapshots,
         upload_pack: UploadPack,
         mirror_of: Callable[[str], Mirror],
-        *,
-        on_hydrated: Callable[[Hydration], None],
-        on_shape: Callable[[Repo, FetchShape], None],
+        told: Told,
     ) -> None:
         self._cache = cache
         self._snapshots = snapshots
         self._upload_pack = upload_pack
         self._mirror_of = mirror_of
-        self._on_hydrated = on_hydrated
-        self._on_shape = on_shape
+        self._told = told
         self._advertisements: dict[int, bytes] = {}
         self.memo = RequestMemo()
 
@@ -105,9 +116,10 @@ class Engine:
         meter = _Meter(sink, start)
         shape = request.shape
         way = Way.DIRECT
+        self._told.hydrating(repo, request.wants[0], request.text, caller)
         try:
             if shape is not None:
-                self._on_shape(repo, shape)
+                self._told.saw_shape(repo, shape)
             answer = await self.open_answer(repo, shape) if shape is not None else None
             if answer is None:
                 self._cache.counts[Way.DIRECT] += 1
@@ -141,7 +153,7 @@ class Engine:
         shape: str | None = None,
     ) -> None:
         (want, wants), now = request.wants, time.monotonic()
-        self._on_hydrated(
+        self._told.hydrated(
             Hydration(
                 repo=repo.name,
                 want=want,

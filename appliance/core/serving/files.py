@@ -13,17 +13,18 @@ from appliance.core.serving.http import Exchange, HttpError
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 
 
-async def send_file(exchange: Exchange, path: Path, etag: str, content_type: str, headers: Mapping[str, str]) -> None:
+async def send_file(exchange: Exchange, path: Path, etag: str, content_type: str, headers: Mapping[str, str]) -> int:
     """Answers GET and HEAD with the file at `path`, whose strong ETag (without quotes) is `etag`.
 
-    The file is opened once: who is being sent it keeps it when it is replaced. Raises HttpError, IdleTimeout, OSError.
+    Returns the bytes of it that were sent. The file is opened once: who is being sent it keeps it when it is replaced.
+    Raises HttpError, IdleTimeout, OSError.
     """
     quoted = f'"{etag}"'
     common = {"etag": quoted, "accept-ranges": "bytes", "cache-control": "no-cache", **headers}
     if _matches(exchange.headers.get("if-none-match", ""), quoted):
         await exchange.start(HTTPStatus.NOT_MODIFIED, common)
         await exchange.finish()
-        return
+        return 0
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -45,9 +46,11 @@ async def send_file(exchange: Exchange, path: Path, etag: str, content_type: str
             status = HTTPStatus.PARTIAL_CONTENT
             common["content-range"] = f"bytes {first}-{last}/{size}"
         await exchange.start(status, {"content-type": content_type, "content-length": str(last - first + 1), **common})
-        if exchange.method != "HEAD" and last >= first:
-            await exchange.send_file(file, first, last - first + 1)
+        count = 0 if exchange.method == "HEAD" else last - first + 1
+        if count:
+            await exchange.send_file(file, first, count)
         await exchange.finish()
+        return count
     finally:
         os.close(file)
 

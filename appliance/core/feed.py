@@ -1,0 +1,68 @@
+"""What happens in a `serve`, as it happens: one stream of JSON documents for whoever watches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from appliance.core.units import rfc3339
+
+MOST_WAITING = 10_000
+"""Events that wait for one watcher who does not take them; past it the oldest are lost, and it is told how many."""
+
+Document = dict[str, Any]
+
+
+class Watcher:
+    """Takes events from the moment it was made."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Document] = deque()
+        self._lost = 0
+        self._wake = asyncio.Event()
+
+    def put(self, document: Document) -> None:
+        """One more event; never waits."""
+        if len(self._waiting) >= MOST_WAITING:
+            self._waiting.popleft()
+            self._lost += 1
+        self._waiting.append(document)
+        self._wake.set()
+
+    async def take(self) -> list[Document]:
+        """Waits until there is something, and takes all of it, oldest first; a `lost` with a `count` may lead."""
+        await self._wake.wait()
+        self._wake.clear()
+        batch, lost = list(self._waiting), self._lost
+        self._waiting.clear()
+        self._lost = 0
+        return [{"event": "lost", "at": rfc3339(time.time()), "count": lost}, *batch] if lost else batch
+
+
+class Feed:
+    """Hands each event to every watcher. Publishing costs next to nothing while nobody watches."""
+
+    def __init__(self) -> None:
+        self._watchers: set[Watcher] = set()
+
+    def publish(self, event: str, repo: str | None, **facts: Any) -> None:
+        """Tells that `event` happened to `repo` just now: `{event, at, repo, …facts}`."""
+        if not self._watchers:
+            return
+        document = {"event": event, "at": rfc3339(time.time()), "repo": repo, **facts}
+        for watcher in self._watchers:
+            watcher.put(document)
+
+    @contextmanager
+    def watching(self) -> Iterator[Watcher]:
+        """A watcher for as long as the block lasts."""
+        watcher = Watcher()
+        self._watchers.add(watcher)
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)
