@@ -60,7 +60,7 @@ def _record(node: Node, directory: Path) -> dict[str, bytes]:
         note("shallow", "clone", "--quiet", "--depth=1", url, str(directory / "shallow"))
         note("deepen", "fetch", "--quiet", "--deepen=2", cwd=directory / "shallow")
         note("blobless", "clone", "--quiet", "--depth=1", "--filter=blob:none", url, str(directory / "blobless"))
-        note("since", "clone", "--quiet", "--shallow-since=2020-09-14", url, str(directory / "since"))
+        note("since", "clone", "--quiet", "--shallow-since=2020-09-14T02:00:00+0000", url, str(directory / "since"))
         note("exclude", "clone", "--quiet", "--shallow-exclude=v0.1", url, str(directory / "exclude"))
         note("list", "ls-remote", "--server-option=x=1", "--symref", url, "main", "refs/tags/*")
         note("nothing new", "fetch", "--quiet", cwd=work)
