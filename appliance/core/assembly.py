@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -67,7 +68,9 @@ async def assemble(
     stores, locks = open_stores(layout), MirrorLocks()
     git = make_git(layout, config, children)
 
+    @functools.cache
     def mirror_of(name: str) -> Mirror:
+        # Kept: each request asks for it some times, and making a path costs as much as reading a file.
         return Mirror(layout.mirror(name), git)
 
     refresher = Refresher(layout, git, locks, timeout=config.refresh.timeout)
@@ -100,7 +103,7 @@ async def assemble(
     warmer = Warmer(engine, cache, mirror_of, lambda repo: scheduler.health(repo.id).tip)
 
     admission = Admission(_limits(config))
-    serving = Serving(layout, children, daemon, desk, engine, lambda name: locks.shared(name, preempt=True))
+    serving = Serving(mirror_of, children, daemon, desk, engine, lambda name: locks.shared(name, preempt=True))
     git_port = GitPort(serving, admission, lambda: live.clients)
     alive = {"/healthz": lambda: Answer(200, "ok\n")}
     workspaces = Snapshots(

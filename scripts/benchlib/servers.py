@@ -95,11 +95,14 @@ class Gitmirror:
         return dict(json.loads(self.command("status", "--json")))
 
     def wait_until_warm(self, tip: str) -> None:
-        """Until every answer that is warmed for this tip is there. Raises BenchError."""
+        """Until every answer that is warmed for this tip is there, and its snapshot. Raises BenchError."""
 
         def warm() -> bool:
             known = self.status()["warmed"].get(self.name, {})
-            return bool(known.get("tip") == tip and known["answers"] == known["wanted"] > 0)
+            if known.get("tip") != tip or not known["answers"] == known["wanted"] > 0:
+                return False
+            with urlopen(f"{self.urls['http'].removesuffix('.git')}/freshness", timeout=START) as answer:
+                return bool(json.load(answer)["snapshot"] == tip)
 
         wait_until(warm, "warming", CLONE)
 

@@ -351,7 +351,9 @@ def test_a_guest_that_never_pauses_leaves_the_others_their_turn(node: Node) -> N
         finally:
             done.set()
             for sock in flooding:
-                sock.shutdown(socket.SHUT_RDWR)
+                # The endless request may have been refused and cut off by now.
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
             for thread in threads:
                 thread.join(20)
         assert sorted(waits)[10] < 1, waits

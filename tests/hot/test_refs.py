@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import WIDGETS, ServeFactory
-from tests.hot.conftest import TOOLS, Counting, status_of
+from tests.hot.conftest import TOOLS, Counting, status_of, wait_warm
 from tests.hot.wire import ask, ask_git, error_of, http_ask, open_v2, post_headers, v2_request
 from tests.serving.conftest import SETTLED, Node, make_turn
 from tests.support.generate import add_commit, set_head
@@ -246,6 +249,38 @@ def test_ls_refs_runs_no_git_while_the_snapshot_is_fresh(node: Node) -> None:
     assert answer == expected
     assert counting.since() == {}, "listing is no hydration"
     assert status_of(node.serve)["serving"]
+
+
+def test_ls_refs_runs_no_git_while_nothing_changes(
+    serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
+) -> None:
+    """A snapshot that is older than a second is looked at, not made anew: guests one by one cost no process."""
+    log = tmp_path / "upload-packs"
+    wrapper = tmp_path / "bin" / "git"
+    wrapper.parent.mkdir()
+    real = shutil.which("git")
+    wrapper.write_text(f'#!/bin/sh\ncase " $* " in *" upload-pack "*) echo x >>{log};; esac\nexec {real} "$@"\n')
+    wrapper.chmod(0o755)
+    path = f"{wrapper.parent}{os.pathsep}{os.environ['PATH']}"
+    serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED, env={"PATH": path}).start()
+    serve.wait_for_repo(WIDGETS)
+    wait_warm(serve)
+    request = v2_request("ls-refs", ["peel", "symrefs"])
+    expected = ask_git(serve.mirror(WIDGETS), request)
+
+    def started() -> int:
+        return len(log.read_text().splitlines())
+
+    def quiet(seconds: float) -> bool:
+        before, end = started(), time.monotonic() + seconds
+        while time.monotonic() < end:
+            assert ask(serve, WIDGETS, request) == expected
+        return started() == before
+
+    # Refs that are young are asked for again each second.
+    wait_until(lambda: quiet(2.5), timeout=20, message="listing refs starts no git")
+    git("update-ref", "refs/agents/by-hand", "main", cwd=serve.mirror(WIDGETS))
+    wait_until(lambda: ask(serve, WIDGETS, request) != expected, timeout=3, message="a change is seen all the same")
 
 
 class _Onlooker:

@@ -74,7 +74,7 @@ class Mirror:
 
     def exists(self) -> bool:
         """Whether there is a whole mirror: it is renamed into place when its first fetch is done."""
-        return (self.path / "HEAD").exists()
+        return os.path.exists(f"{self.path}/HEAD")
 
     def configure(self, url: str) -> None:
         """Writes the config if it is not already what it must be."""

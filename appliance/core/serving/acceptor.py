@@ -51,6 +51,18 @@ class Admission:
     @contextlib.asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """Waits its turn. Raises Busy."""
+        if self._places.locked():
+            await self._wait()
+        else:
+            # Comes free at once; a deadline would cost more than the place.
+            await self._places.acquire()
+        try:
+            yield
+            self.served += 1
+        finally:
+            self._places.release()
+
+    async def _wait(self) -> None:
         self.waiting += 1
         try:
             async with asyncio.timeout(self.limits.queue_timeout):
@@ -63,11 +75,6 @@ class Admission:
             ) from None
         finally:
             self.waiting -= 1
-        try:
-            yield
-            self.served += 1
-        finally:
-            self._places.release()
 
 
 Handle = Callable[[socket.socket, str, int], Awaitable[None]]

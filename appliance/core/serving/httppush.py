@@ -57,7 +57,7 @@ class HttpPushes:
             with theirs:
                 ours.setblocking(False)
                 child = serving.children.start(
-                    ["git", "receive-pack", "--stateless-rpc", *arguments, str(serving.layout.mirror(repo.name))],
+                    ["git", "receive-pack", "--stateless-rpc", *arguments, str(serving.mirror_of(repo.name).path)],
                     env=environment,
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.layout import Layout
+from appliance.core.git.mirror import Mirror
 from appliance.core.models import Repo
 from appliance.core.processes import Children
 from appliance.core.serving.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy
@@ -43,7 +43,7 @@ LINGER_BYTES = 2**20
 class Serving:
     """What a connection needs of the rest of the appliance."""
 
-    layout: Layout
+    mirror_of: Callable[[str], Mirror]
     children: Children
     daemon: Daemon
     desk: Desk
@@ -52,7 +52,7 @@ class Serving:
 
     def is_mirrored(self, repo: Repo) -> bool:
         """Whether the mirror is there: a first clone may still be under way."""
-        return (self.layout.mirror(repo.name) / "HEAD").exists()
+        return self.mirror_of(repo.name).exists()
 
 
 class GitPort:
@@ -130,14 +130,15 @@ class GitPort:
                 return
             # A place is for the time of an answer: who says nothing, or takes its time to, keeps nobody out.
             async with self._admission.place():
-                # Requests that came together are answered without a wait in between, and others want their turn.
-                await asyncio.sleep(0)
+                if reader.has_more:
+                    # Requests that came together are answered without a wait in between, and others want their turn.
+                    await asyncio.sleep(0)
                 await engine.answer(repo, request, stream, Caller(client, "git"))
 
     async def _relay(self, guest: socket.socket, client: str, port: int, request: DaemonRequest, repo: Repo) -> None:
         """Protocol v0 and v1, which git daemon speaks."""
         serving = self._serving
-        mirror = serving.layout.mirror(repo.name)
+        mirror = serving.mirror_of(repo.name).path
         extra = {"REMOTE_ADDR": client, "REMOTE_PORT": str(port)}
         relayed, start = Relayed(), time.monotonic()
         try:
@@ -154,7 +155,7 @@ class GitPort:
             "REMOTE_PORT": str(port),
             **serving.desk.environment(push),
         }
-        mirror = serving.layout.mirror(repo.name)
+        mirror = serving.mirror_of(repo.name).path
         async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (child, ours):
             relay = PushRelay(
                 serving.desk,

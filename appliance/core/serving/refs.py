@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from appliance.core.git.mirror import Mirror
+from appliance.core.git.traces import RefTraces, take_traces
 from appliance.core.models import Repo
 from appliance.core.serving.pktline import FLUSH, PacketSplitter, packet
 from appliance.core.serving.uploadpack import UploadPack
 from appliance.core.serving.v2 import V2Request
 
 FRESH_FOR = 1.0
-"""Seconds that a snapshot is believed when nothing of ours moved a ref."""
+"""Seconds that a snapshot is believed without a look when nothing of ours moved a ref."""
 
 AGENTS = b"refs/agents/"
 ARCHIVE = b"refs/gitmirror/archive/"
@@ -42,11 +43,15 @@ class ShownRef:
 
 @dataclass
 class RefSnapshot:
-    """All refs that guests see, HEAD first. `tags` is one value for the state of all tags."""
+    """All refs that guests see, HEAD first. `tags` is one value for the state of all tags.
+
+    `looked_at` is when it was last known to be true, `traces` what tells whether it still is.
+    """
 
     refs: tuple[ShownRef, ...]
-    taken_at: float
+    looked_at: float
     tags: str
+    traces: RefTraces | None = None
     _rendered: dict[tuple[bytes, ...], bytes] = field(default_factory=dict)
 
     def tip(self, ref: str) -> str | None:
@@ -105,9 +110,13 @@ class RefSnapshots:
 
     async def get(self, repo: Repo) -> RefSnapshot:
         """A snapshot that is current. Raises UploadPackError."""
-        taken = self._taken.get(repo.id)
-        if taken is not None and time.monotonic() - taken.taken_at < FRESH_FOR:
-            return taken
+        taken, now = self._taken.get(repo.id), time.monotonic()
+        if taken is not None:
+            if now - taken.looked_at < FRESH_FOR:
+                return taken
+            if taken.traces is not None and taken.traces.hold():
+                taken.looked_at = now
+                return taken
         generation = self._generation.get(repo.id, 0)
         loading = self._loading.get(repo.id)
         if loading is None or loading[0] != generation:
@@ -119,16 +128,18 @@ class RefSnapshots:
 
     async def _load(self, repo: Repo, generation: int) -> RefSnapshot:
         try:
-            taken_at = time.monotonic()
+            looked_at, mirror = time.monotonic(), self._mirror_of(repo.name).path
+            traces = take_traces(mirror, time.time())
             # git's own answer: what it hides, skips as broken or peels through is so for us too. It is also ten times
             # faster than for-each-ref, which opens every object (20,000 refs: 7 ms against 73).
             answer = await self._upload_pack.collect(
-                self._mirror_of(repo.name).path,
+                mirror,
                 _ALL,
                 version=2,
                 setting=f"uploadpack.hideRefs=!{ARCHIVE.decode()[:-1]}",
             )
-            snapshot = read_snapshot(answer, taken_at)
+            snapshot = read_snapshot(answer, looked_at)
+            snapshot.traces = traces
             if self._generation.get(repo.id, 0) == generation:
                 self._taken[repo.id] = snapshot
             return snapshot
@@ -137,7 +148,7 @@ class RefSnapshots:
                 del self._loading[repo.id]
 
 
-def read_snapshot(answer: bytes, taken_at: float) -> RefSnapshot:
+def read_snapshot(answer: bytes, looked_at: float) -> RefSnapshot:
     """The snapshot that an answer to `ls-refs` with all its options and the archive shows. Raises PacketError."""
     refs = []
     archived = []
@@ -160,7 +171,7 @@ def read_snapshot(answer: bytes, taken_at: float) -> RefSnapshot:
         refs += [ref for ref in archived if ref.name not in named]
         # HEAD stays first, as git has it.
         refs.sort(key=lambda ref: (ref.name != b"HEAD", ref.name))
-    return RefSnapshot(tuple(refs), taken_at, digest.hexdigest())
+    return RefSnapshot(tuple(refs), looked_at, digest.hexdigest())
 
 
 def is_understood(request: V2Request) -> bool:
