@@ -54,6 +54,15 @@ class Result:
         return self.out.removeprefix(start).strip()
 
 
+def shell_argv(words: str) -> list[str]:
+    """The command of a shell, `busybox sh`, with its path; skips the test where there is none."""
+    name, *rest = words.split()
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"there is no {name}")
+    return [found, *rest]
+
+
 @dataclass
 class Guest:
     """A machine with a HOME of its own, a kit, a shell, and only the named tools on its PATH (None: all there are)."""
@@ -75,13 +84,8 @@ class Guest:
     def run(self, script: str, *, cwd: Path | None = None, timeout: float = 60) -> Result:
         """Run a script in which the kit was sourced, under `set -eu`."""
         whole = f"set -eu\n. '{self.kit}'\n{script}\n"
-        argv = {"busybox": ["busybox", "sh"], "bash": ["bash", "--posix"]}.get(self.shell, [self.shell])
-        found = shutil.which(argv[0])
-        if found is None:
-            pytest.skip(f"there is no {argv[0]}")
-        done = run_process(
-            [found, *argv[1:], "-c", whole], cwd=cwd or self.home, env=self.environment(), timeout=timeout
-        )
+        argv = shell_argv({"busybox": "busybox sh", "bash": "bash --posix"}.get(self.shell, self.shell))
+        done = run_process([*argv, "-c", whole], cwd=cwd or self.home, env=self.environment(), timeout=timeout)
         return Result(done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace"))
 
     def hydrate(self, dest: Path | str, want: str = "", *, repo: str = WIDGETS, timeout: float = 60) -> Result:

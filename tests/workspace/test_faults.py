@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import WIDGETS
 from tests.support.gitutil import fsck, git, wait_until
 from tests.support.processes import processes_of
-from tests.workspace.conftest import BUSYBOX, CURL, GNU_WGET, NOTHING, Guest, Node
+from tests.workspace.conftest import BUSYBOX, CURL, GNU_WGET, NOTHING, Guest, Node, shell_argv
 from tests.workspace.proxy import Fault, Proxy
 
 TAR = b"workspace.tar"
@@ -197,7 +197,7 @@ def test_a_signal_leaves_nothing_behind(way: Way, shell: str) -> None:
     """A harness that loses patience ends the kit: no process goes on, DIR is not there, and no half of it."""
     way.http.fault = Fault("status", only=TAR, status=404)
     way.git.fault = Fault("stall", only=b"git-upload-pack", after=2000)
-    argv = [*shell.split(), str(way.guest.kit), "hydrate", WIDGETS, f"{way.guest.home}/ws"]
+    argv = [*shell_argv(shell), str(way.guest.kit), "hydrate", WIDGETS, f"{way.guest.home}/ws"]
     process = subprocess.Popen(argv, env=way.guest.environment() | {"PATH": os.environ["PATH"]}, stderr=subprocess.PIPE)
     wait_until(lambda: list(way.guest.home.glob(".gitmirror*")), message="the clone begins")
     process.terminate()
