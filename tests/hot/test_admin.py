@@ -204,7 +204,14 @@ def test_activity_can_be_followed(node: Node, tmp_path: Path) -> None:
     argv = [*node.serve.command, "--state", str(node.serve.state), "--config", str(node.serve.config)]
     argv += ["activity", "--follow", "--json", "--limit", "1"]
     following = subprocess.Popen(
-        argv, cwd=node.serve.cwd, env=node.serve.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        argv,
+        cwd=node.serve.cwd,
+        env=node.serve.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in its background with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         assert following.stdout is not None
