@@ -33,16 +33,18 @@ class RefTraces:
         return all(_status(path) == status for path, status in self.seen)
 
 
-def take_traces(repository: Path, now: float) -> RefTraces | None:
+def take_traces(repository: Path, now: float, *below: str) -> RefTraces | None:
     """The traces at Unix time `now`; None when one is too young to tell a later change apart, or there are too many.
 
-    To be taken before the refs are read: what changes while they are is seen as changed.
+    Of all refs, or of those `below` some directories. To be taken before the refs are read: what changes while they
+    are is seen as changed.
     """
     paths = [str(repository / "HEAD"), str(repository / "packed-refs")]
-    for directory, _, _ in os.walk(repository / "refs"):
-        paths.append(directory)
-        if len(paths) > MOST_DIRECTORIES:
-            return None
+    for top in below or ("refs",):
+        for directory, _, _ in os.walk(repository / top):
+            paths.append(directory)
+            if len(paths) > MOST_DIRECTORIES:
+                return None
     seen = tuple((path, _status(path)) for path in paths)
     youngest = now * 1e9 - SETTLED
     if any(status is not None and max(status[2:]) > youngest for _, status in seen):
