@@ -16,7 +16,7 @@ from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.processes import Children
 from appliance.core.serving.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy
-from appliance.core.serving.catalog import Catalog
+from appliance.core.serving.door import Door
 from appliance.core.serving.engine import Caller, Engine
 from appliance.core.serving.pktline import PacketError, packet, packet_length
 from appliance.core.serving.protocol import (
@@ -56,14 +56,14 @@ class Serving:
 
 
 class GitPort:
-    """Serves connections of git://. `catalog` is replaced when the registry changes, `connections` counts them."""
+    """Serves connections of git://. `door` knows what guests may have, `connections` counts them."""
 
-    def __init__(self, serving: Serving, admission: Admission, connections: Callable[[], int]) -> None:
+    def __init__(self, serving: Serving, door: Door, admission: Admission, connections: Callable[[], int]) -> None:
         self._serving = serving
+        self._door = door
         self._admission = admission
         self._limits = admission.limits
         self._connections = connections
-        self.catalog = Catalog()
 
     async def serve(self, guest: socket.socket, client: str, port: int) -> None:
         """One connection, to its end. What the guest does wrong, it is told; nothing is raised for it."""
@@ -110,8 +110,9 @@ class GitPort:
             raise RequestError("malformed request") from None
         except TimeoutError:
             raise RequestError(f"no request came in {self._limits.request_timeout:g}s") from None
-        repo = self.catalog.find(request.path)
-        if repo is None or not self._serving.is_mirrored(repo):
+        # git:// carries no token: what is private is not here.
+        repo = self._door.find(request.path)
+        if repo is None:
             raise RequestError(f"{request.path} is not mirrored here")
         return request, repo
 
