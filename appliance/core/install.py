@@ -206,8 +206,8 @@ def default_config() -> bytes:
         lines += [f"## {item.metadata['help']}", f"# {item.name} = {_toml(EXAMPLE_REPO[item.name])}"]
     lines += [
         "",
-        "# What lets refreshes into private upstreams: one [[credentials]] for each. Their mirrors are served to guests",
-        "# with a read token (`token issue`), unless readers says otherwise.",
+        "# What lets refreshes into private upstreams: one [[credentials]] for each. Their mirrors are served",
+        "# to guests with a read token (`token issue`), unless readers says otherwise.",
         "# [[credentials]]",
     ]
     for item in fields(CredentialConfig):
