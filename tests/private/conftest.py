@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import os
 import socket
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,38 @@ SETTLED = {"interval": "1h", "stale_after": "1d"}
 def encodings(secret: str, user: str = USER) -> list[bytes]:
     """How a secret may be found somewhere: as it is, and as it goes over the wire."""
     return [secret.encode(), base64.b64encode(f"{user}:{secret}".encode()).rstrip(b"=")]
+
+
+class Sampling:
+    """Looks at all processes again and again for secrets: at these files of theirs, below /proc."""
+
+    def __init__(self, secrets: list[bytes], files: Sequence[str] = ("cmdline", "environ")) -> None:
+        self.found: set[str] = set()
+        self.saw_git = False
+        self._secrets = secrets
+        self._files = files
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Sampling:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        while not self._ended.wait(0.001):
+            for process in Path("/proc").glob("[0-9]*"):
+                for name in self._files:
+                    try:
+                        data = (process / name).read_bytes()
+                    except OSError:
+                        continue
+                    self.saw_git |= b"git-remote-http" in data or b"git\0remote-http" in data
+                    if any(secret in data for secret in self._secrets):
+                        self.found.add(f"{name} of {data[:80]!r}")
 
 
 def lock(upstream: HttpUpstream, *names: str, token: str = TOKEN) -> None:

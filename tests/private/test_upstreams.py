@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import WIDGETS, ServeFactory
-from tests.private.conftest import NOWHERE, SECRET, SETTLED, TOKEN, encodings, lock, raw_http, write_secret
+from tests.private.conftest import NOWHERE, SECRET, SETTLED, TOKEN, Sampling, encodings, lock, raw_http, write_secret
 from tests.refresh.node import repo_status
 from tests.support.generate import add_commit
 from tests.support.gitutil import refs
@@ -42,37 +42,6 @@ def start(serve_factory: ServeFactory, locked: HttpUpstream) -> Start:
         return serve_factory(repos=repos, refresh=refresh, credentials=entries).start()
 
     return make
-
-
-class Sampling:
-    """Looks at the arguments and environments of all processes, again and again, for secrets."""
-
-    def __init__(self, secrets: list[bytes]) -> None:
-        self.found: set[str] = set()
-        self.saw_git = False
-        self._secrets = secrets
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Sampling:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join(10)
-
-    def _run(self) -> None:
-        while not self._ended.wait(0.001):
-            for process in Path("/proc").glob("[0-9]*"):
-                for name in ("cmdline", "environ"):
-                    try:
-                        data = (process / name).read_bytes()
-                    except OSError:
-                        continue
-                    self.saw_git |= b"git-remote-http" in data or b"git\0remote-http" in data
-                    if any(secret in data for secret in self._secrets):
-                        self.found.add(f"{name} of {data[:80]!r}")
 
 
 def holders(top: Path, secrets: list[bytes]) -> list[str]:

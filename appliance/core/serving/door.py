@@ -7,7 +7,6 @@ the redirect, is then what it is for a path that nobody has ever registered.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Awaitable, Callable
 
@@ -58,7 +57,7 @@ def _token_of(authorization: str) -> str | None:
     if kind.lower() == "basic":
         try:
             token = base64.b64decode(token, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             return None
     elif kind.lower() != "bearer":
         return None
