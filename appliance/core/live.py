@@ -79,7 +79,7 @@ class Live:
 
     def guest_kit(self) -> str:
         """The guest kit with this mirror's addresses and repositories."""
-        shown = [repo for repo in self.repos if not self.privacy.is_private(repo)]
+        shown = [repo for repo in self.repos if self.door.catalog.private(repo.id) is None]
         return render_kit(self.public_url("git"), self.public_url("http"), shown)
 
     @property

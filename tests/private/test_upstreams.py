@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import WIDGETS, ServeFactory
+from tests.hot.wire import error_of, open_v2, v2_request
 from tests.private.conftest import NOWHERE, SECRET, SETTLED, TOKEN, Sampling, encodings, lock, raw_http, write_secret
 from tests.refresh.node import repo_status
 from tests.support.generate import add_commit
@@ -196,6 +197,7 @@ def test_open_readers_and_a_reload(start: Start, locked: HttpUpstream, tmp_path:
     serve.wait_for_repo(SECRET)
     serve.clone(tmp_path / "open", SECRET)
     serve.clone(tmp_path / "http", SECRET, http=True)
+    connected = open_v2(serve, SECRET)
     assert (repo_status(serve, SECRET)["private"], repo_status(serve, SECRET)["readers"]) == (False, "open")
     assert SECRET in get(f"{serve.http_url}/guest.sh").text
 
@@ -209,6 +211,9 @@ def test_open_readers_and_a_reload(start: Start, locked: HttpUpstream, tmp_path:
 
     reload(token_file=token_file)
     wait_until(lambda: status() == 404, message="it is private")
+    with connected:
+        connected.sendall(v2_request("ls-refs"))
+        assert "is not mirrored here" in error_of(connected)
     assert SECRET not in get(f"{serve.http_url}/guest.sh").text
     # Taking the entry out is no way to publish what it has fetched.
     reload()

@@ -90,7 +90,7 @@ class GitPort:
             raise Busy("too many connections; try again later")
         request, repo = await self._read_request(guest)
         if request.service != RECEIVE_PACK and request.version == 2:
-            await self._serve_v2(guest, client, repo)
+            await self._serve_v2(guest, client, request.path, repo)
             return
         async with self._admission.place():
             if request.service == RECEIVE_PACK:
@@ -110,13 +110,16 @@ class GitPort:
             raise RequestError("malformed request") from None
         except TimeoutError:
             raise RequestError(f"no request came in {self._limits.request_timeout:g}s") from None
-        # git:// carries no token: what is private is not here.
-        repo = self._door.find(request.path)
-        if repo is None:
-            raise RequestError(f"{request.path} is not mirrored here")
-        return request, repo
+        return request, self._find(request.path)
 
-    async def _serve_v2(self, guest: socket.socket, client: str, repo: Repo) -> None:
+    def _find(self, path: str) -> Repo:
+        """The repository at a path. git:// carries no token: what is private is not here. Raises RequestError."""
+        repo = self._door.find(path)
+        if repo is None:
+            raise RequestError(f"{path} is not mirrored here")
+        return repo
+
+    async def _serve_v2(self, guest: socket.socket, client: str, path: str, repo: Repo) -> None:
         """Command by command: v2 keeps no state between them, over git:// either."""
         stream, reader, engine = (
             SocketStream(guest, self._limits.idle_timeout),
@@ -129,6 +132,9 @@ class GitPort:
                 request = await reader.read(stream.receive)
             if request is None:
                 return
+            # It may have become private meanwhile, or have been removed: a connection lasts for as long as it likes.
+            if self._find(path).id != repo.id:
+                raise RequestError(f"{path} is not mirrored here any more")
             # A place is for the time of an answer: who says nothing, or takes its time to, keeps nobody out.
             async with self._admission.place():
                 # Requests that came together are answered without a wait in between, and others want their turn.
