@@ -65,6 +65,8 @@ def add_repo(
         sys.exit(1)
     if not as_json:
         say(f"{added['name']} is registered ({added['state']})")
+        if added["private"]:
+            say(f"It is private. For a guest that may read it: gitmirror.pyz token issue --repo {added['name']}")
 
 
 @click.command("remove-repo")

@@ -12,6 +12,7 @@ from appliance.core.config import parse_config
 from appliance.core.credentials import CredentialConfig, Credentials
 from appliance.core.doctor import examine
 from appliance.core.errors import UsageError
+from appliance.core.git import keyring
 from appliance.core.git.mirror import Mirror, is_marked
 from appliance.core.git.upstream import any_ssh, parse_upstream, same_upstream
 from appliance.core.models import Repo
@@ -134,12 +135,17 @@ def test_privacy_outlives_its_entry(lab: Lab) -> None:
 
     closed, opened = CredentialConfig(url="https://h"), CredentialConfig(url="https://h", readers="open")
     assert [readers(secret), readers(secret, closed), readers(secret, opened)] == [None, "token", "open"]
-    mirror.mark(True)
+    mirror.mark(secret.url)
     assert [readers(secret), readers(secret, closed), readers(secret, opened)] == ["token", "token", "open"]
     mirror.configure(secret.url)
     mirror.remove_leftovers()
     assert is_marked(mirror.path)
-    mirror.mark(False)
+    # What came from one upstream is not opened by another one's being open.
+    mirror.unmark("https://h/acme/open")
+    mirror.mark("https://h/acme/open")
+    mirror.unmark("https://h/acme/open")
+    assert readers(secret) == "token"
+    mirror.unmark("https://H/acme/secret.git")
     assert readers(secret) is None
     assert readers(repo(2, "acme/ssh", "git@h:acme/ssh")) == "token"
 
@@ -204,6 +210,10 @@ def test_doctor_looks_at_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = looked_at()
     assert "the token is empty" in found["https://h/acme"][1]
     assert "mode 0640" in found["ssh://h"][1] and "known_hosts is empty" in found["ssh://h"][1]
+    # systemd's own files are let in by an ACL, which looks like a group's bits.
+    monkeypatch.setattr(keyring, "SYSTEMD_CREDENTIALS", tmp_path)
+    assert "mode" not in looked_at()["ssh://h"][1]
+    monkeypatch.undo()
     token.write_text("s3cret")
     key.chmod(0o600)
     hosts.write_text("h ssh-ed25519 A\n")
@@ -219,6 +229,6 @@ def test_the_mark_goes_with_the_mirror(lab: Lab) -> None:
     """Into its place, when the first clone is whole."""
     growing = Mirror(lab.layout.incoming("a/b"), lab.git)
     lab.run(growing.initialise("https://h/a/b"))
-    growing.mark(True)
+    growing.mark("https://h/a/b")
     growing.rename_to(lab.layout.mirror("a/b"))
     assert is_marked(lab.layout.mirror("a/b"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -37,10 +37,10 @@ def locked(upstream: HttpUpstream, generated_bare: Path) -> HttpUpstream:
 def start(serve_factory: ServeFactory, locked: HttpUpstream) -> Start:
     """Starts an appliance that follows both; the keys of an entry for `SECRET` are given."""
 
-    def make(refresh: Section = SETTLED, **entry: str) -> Serve:
+    def make(refresh: Section = SETTLED, env: Mapping[str, str] | None = None, **entry: str) -> Serve:
         entries = [{"url": locked.url(SECRET), **entry}] if entry else []
         repos = [locked.url(SECRET), locked.url(WIDGETS)]
-        return serve_factory(repos=repos, refresh=refresh, credentials=entries).start()
+        return serve_factory(repos=repos, refresh=refresh, credentials=entries, env=env).start()
 
     return make
 
@@ -57,12 +57,17 @@ def holders(top: Path, secrets: list[bytes]) -> list[str]:
 
 
 def test_it_is_mirrored_and_the_token_is_nowhere(start: Start, locked: HttpUpstream, tmp_path: Path) -> None:
-    """Not in any process's arguments or environment while a refresh runs, nor in any file of the node, nor its log."""
+    """Not in any process's arguments or environment while a refresh runs, nor in any file of the node, nor its log.
+
+    Nor in a trace, which whoever starts serve may have asked git for.
+    """
     token_file = write_secret(tmp_path / "token", TOKEN + "\n")
     secrets = encodings(TOKEN)
     locked.on(SECRET).slow = 400_000
     with Sampling(secrets) as sampling:
-        serve = start(token_file=str(token_file))
+        traces = {"GIT_TRACE", "GIT_TRACE2", "GIT_TRACE_CURL", "GIT_TRACE_PACKET"}
+        env = {name: str(tmp_path / "state" / name) for name in traces} | {"GIT_TRACE_REDACT": "0"}
+        serve = start(env=env, token_file=str(token_file))
         serve.wait_for_repo(SECRET)
         tip = add_commit(locked.path(SECRET), "main", {"x": "1\n"})
         assert serve.cli_json("refresh", SECRET)[0]["result"] == "moved"

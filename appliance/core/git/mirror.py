@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.core.errors import UsageError
 from appliance.core.git.command import Git, GitError, write_atomically
+from appliance.core.git.upstream import same_upstream
 from appliance.core.models import RefChange, RemoteRefs
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ TIPS = "refs/gitmirror/tips/"
 yesterday's tip otherwise re-sends its whole snapshot with a push (measured: 156 objects against 3)."""
 
 MARK = "fetched-with-credential"
-"""A file in a mirror that a credential has fetched. It goes and comes with what it is about."""
+"""A file in a mirror that a credential has fetched, with the URL that was. It comes and goes with what it is about."""
 
 FOLLOWED = ("refs/heads/", "refs/tags/")
 REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
@@ -170,12 +172,19 @@ class Mirror:
             on_progress=on_progress,
         )
 
-    def mark(self, with_credential: bool) -> None:
-        """Notes whether what is in the mirror needed a credential. Raises OSError."""
-        if with_credential:
-            (self.path / MARK).touch()
-        else:
-            (self.path / MARK).unlink(missing_ok=True)
+    def mark(self, url: str) -> None:
+        """Notes that a credential fetches from `url` what is in the mirror. Raises OSError."""
+        if not is_marked(self.path):
+            write_atomically(self.path / MARK, f"{url}\n")
+
+    def unmark(self, url: str) -> None:
+        """Takes the mark away: everybody may read what is at `url`. Raises OSError.
+
+        Not when the mark is of another upstream: what came from there is in the mirror still.
+        """
+        with contextlib.suppress(FileNotFoundError, UsageError):
+            if same_upstream((self.path / MARK).read_text(encoding="utf-8").strip(), url):
+                (self.path / MARK).unlink()
 
     def discard(self) -> None:
         """Removes the repository from disk. Raises OSError."""

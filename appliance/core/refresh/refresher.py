@@ -83,10 +83,11 @@ class Refresher:
                 if not mirror.exists():
                     return await self._clone(run, git, with_credential)
                 if with_credential:
-                    mirror.mark(True)
+                    mirror.mark(run.repo.url)
                 facts = await self._update(mirror, run)
-                # Only now is it known that everybody may read what is upstream.
-                mirror.mark(with_credential)
+                if not with_credential:
+                    # Only now is it known that everybody may read what is upstream.
+                    mirror.unmark(run.repo.url)
                 return facts
         except TimeoutError:
             raise GitError(f"the refresh took longer than {self.timeout:g}s and was ended", timed_out=True) from None
@@ -99,7 +100,8 @@ class Refresher:
         with contextlib.suppress(FileNotFoundError):
             await asyncio.to_thread(shutil.rmtree, growing.path)
         await growing.initialise(run.repo.url)
-        growing.mark(with_credential)
+        if with_credential:
+            growing.mark(run.repo.url)
         remote = await growing.remote_refs(self._asking_deadline())
         run.fetching = True
         await growing.fetch(self.timeout, run.on_progress)
