@@ -103,12 +103,12 @@ class Node:
         return code, out if code == 0 else err
 
 
-def bearer(token: str) -> Mapping[str, str]:
-    """The environment of a guest whose git sends a read token."""
+def bearer(token: str, url: str = "") -> Mapping[str, str]:
+    """The environment of a guest whose git sends a read token, to `url` alone or wherever it asks."""
     return clean_env(
         Path(os.environ["HOME"]),
         GIT_CONFIG_COUNT="1",
-        GIT_CONFIG_KEY_0="http.extraHeader",
+        GIT_CONFIG_KEY_0=f"http.{url}.extraHeader" if url else "http.extraHeader",
         GIT_CONFIG_VALUE_0=f"Authorization: Bearer {token}",
     )
 

@@ -107,7 +107,7 @@ def test_nothing_that_a_guest_can_read_names_it(node: Node) -> None:
 def test_a_clone_and_a_recording_with_a_token(node: Node, tmp_path: Path) -> None:
     """By plain git, the token in its environment: clone, blobless clone, push to refs/agents; without it nothing."""
     url, token = f"{node.serve.http_url}/{SECRET}", node.issue()["token"]
-    env = bearer(token)
+    env = bearer(token, url)
     git("clone", "--quiet", url, str(tmp_path / "full"), env=env)
     assert git("rev-parse", "HEAD", cwd=tmp_path / "full") == tip(node.upstream, SECRET)
     git("clone", "--quiet", "--filter=blob:none", "--depth=1", url, str(tmp_path / "partial"), env=env)
@@ -152,6 +152,9 @@ def test_a_token_ends_with_the_very_next_request(node: Node) -> None:
     assert "token" not in rows[issued["id"]]
     unknown = node.serve.cli("token", "revoke", "999999", check=False)
     assert unknown.returncode == 1 and "999999" in unknown.stderr
+    for words, code in ((["--repo", "no/such"], 1), (["--repo", SECRET, "--ttl", "99999d"], 2)):
+        refused = node.serve.cli("token", "issue", *words, check=False)
+        assert (refused.returncode, refused.stdout) == (code, "") and "hint:" in refused.stderr
 
 
 def test_the_database_holds_hashes_and_the_last_use(node: Node) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ from appliance.core.git.upstream import any_ssh, parse_upstream, same_upstream
 from appliance.core.models import Repo
 from appliance.core.privacy import Privacy
 from appliance.core.serving.catalog import Catalog
-from appliance.core.serving.door import Door
+from appliance.core.serving.door import READ_TOKEN, Door
+from appliance.core.store.database import Database
+from appliance.core.store.tokens import KEPT, TokenStore
 from tests.git.conftest import lab as lab
 from tests.git.lab import Lab
 from tests.private.conftest import write_secret
@@ -223,6 +226,24 @@ def test_doctor_looks_at_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", str(tmp_path))
     found = looked_at()
     assert "ssh is not there" in found["ssh://h"][1] and "its command is not there: sh" in found["https://c"][1]
+
+
+def test_a_token_is_good_until_the_moment_it_expires(tmp_path: Path) -> None:
+    """For its own registration of the repository alone; its row goes long after."""
+    now = [1000.0]
+    store = TokenStore(Database(tmp_path / "gitmirror.db"), lambda: now[0])
+    secret = repo(7, "acme/secret", "https://h/acme/secret")
+    issued = store.issue(secret, 60, "a note")
+    assert re.fullmatch(r"gmt_[A-Za-z0-9_-]{43}", issued["token"]) and READ_TOKEN.fullmatch(issued["token"])
+    now[0] = 1059.9
+    assert store.find(issued["token"]) == (issued["id"], 7)
+    assert store.find(issued["token"][:-1] + "~") is None
+    now[0] = 1060.0
+    assert store.find(issued["token"]) is None
+    assert [(row["state"], row["note"]) for row in store.all()] == [("expired", "a note")]
+    now[0] += KEPT + 1
+    again = store.issue(secret, 60, "")
+    assert [row["id"] for row in store.all("acme/secret")] == [again["id"]] != [issued["id"]]
 
 
 def test_the_mark_goes_with_the_mirror(lab: Lab) -> None:

@@ -147,6 +147,7 @@ def test_no_other_key_is_tried(sshd: Sshd, serve_factory: ServeFactory, tmp_path
         kill_group(process)
 
 
+@pytest.mark.slow
 def test_a_host_key_that_is_not_pinned_is_refused(sshd: Sshd, serve_factory: ServeFactory, tmp_path: Path) -> None:
     """A changed key and an unknown host are told as such, also a file that is not there; mended by the file."""
     pinned = sshd.known_hosts.read_text()

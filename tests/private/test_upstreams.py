@@ -106,6 +106,7 @@ def test_a_token_that_does_not_do_is_told_and_mended_by_its_file(
     assert serve.wait_for_repo(SECRET)["last_error"] is None
 
 
+@pytest.mark.slow
 def test_an_expired_token_leaves_what_is_there(start: Start, locked: HttpUpstream, tmp_path: Path) -> None:
     """The mirror stays as it was and in words says why; a new token in the file, and it goes on."""
     token_file = write_secret(tmp_path / "token", TOKEN)

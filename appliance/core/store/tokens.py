@@ -7,13 +7,18 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from appliance.core.errors import GitmirrorError
+from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.models import Repo
 from appliance.core.store.database import Database, rows
 from appliance.core.units import rfc3339
 
 PREFIX = "gmt_"
 """What every read token begins with, so that whoever finds one somewhere knows what it is."""
+
+KEPT = 90 * 86400.0
+"""Seconds that the row of a token is kept after it has expired."""
+LONGEST = 3650 * 86400.0
+"""The longest that a token may be good for."""
 
 _TIMES = ("created_at", "expires_at", "last_used_at", "revoked_at")
 
@@ -33,7 +38,12 @@ class TokenStore:
         self._clock = clock
 
     def issue(self, repo: Repo, ttl: float, note: str) -> dict[str, Any]:
-        """Makes a token that is good for `ttl` seconds: its row as `all` has it, with the `token` itself, this once."""
+        """Makes a token that is good for `ttl` seconds: its row as `all` has it, with the `token` itself, this once.
+
+        Raises UsageError for more than ten years. Rows of tokens that expired long ago go.
+        """
+        if ttl > LONGEST:
+            raise UsageError("a read token is good for ten years at most", hint="--ttl 3650d, or better 7d")
         token, now = PREFIX + secrets.token_urlsafe(32), self._clock()
         columns = {
             "repo_id": repo.id,
@@ -44,6 +54,7 @@ class TokenStore:
             "expires_at": now + ttl,
         }
         with self._database.writing() as connection:
+            connection.execute("DELETE FROM read_tokens WHERE expires_at < ?", [now - KEPT])
             connection.table("read_tokens").insert(columns)
             [row] = rows(connection, "SELECT * FROM read_tokens WHERE hash = ?", columns["hash"])
         return self._document(row) | {"token": token}
