@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.generate import copy_repository, generate_repository
 from tests.support.gitutil import clean_env, git
-from tests.support.serve import ROOT, Serve, Value
+from tests.support.serve import ROOT, Section, Serve, Value
 from tests.support.upstream import HttpUpstream
 
 WIDGETS = "acme/widgets"
@@ -37,7 +37,7 @@ class ServeFactory(Protocol):
         python: str | Path = sys.executable,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] | None = None,
-        **sections: Mapping[str, Value],
+        **sections: Section,
     ) -> Serve:
         """Arguments as those of `Serve`; `name` is the state directory's."""
 
@@ -132,7 +132,7 @@ def serve_factory(tmp_path: Path, shared_directory: Path) -> Iterator[ServeFacto
         python: str | Path = sys.executable,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] | None = None,
-        **sections: Mapping[str, Value],
+        **sections: Section,
     ) -> Serve:
         # One extraction of the built file serves all tests of the session.
         env = {"SHIV_ROOT": str(shared_directory / "shiv"), **(env or {})} if pyz else env

@@ -65,6 +65,8 @@ def add_repo(
         sys.exit(1)
     if not as_json:
         say(f"{added['name']} is registered ({added['state']})")
+        if added["private"]:
+            say(f"It is private. For a guest that may read it: gitmirror.pyz token issue --repo {added['name']}")
 
 
 @click.command("remove-repo")
@@ -135,12 +137,15 @@ def repos(options: Options, as_json: bool) -> None:
     if not found:
         say("No repository is registered: gitmirror.pyz add-repo URL")
         return
-    headers = ("NAME", "STATE", "BRANCH", "INTERVAL", "SOURCE", "URL")
-    print_table(
-        headers,
-        [(r["name"], r["state"], r["branch"], format_duration(r["interval"]), r["source"], r["url"]) for r in found],
-        right=("INTERVAL",),
-    )
+    headers = ("NAME", "STATE", "BRANCH", "INTERVAL", "SOURCE", "READERS", "URL")
+    rows = [
+        (
+            r["name"], r["state"], r["branch"], format_duration(r["interval"]), r["source"], r["readers"] or "all",
+            r["url"],
+        )
+        for r in found
+    ]  # fmt: skip
+    print_table(headers, rows, right=("INTERVAL",))
 
 
 @click.command()

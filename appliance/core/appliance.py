@@ -14,8 +14,9 @@ from appliance.core.errors import NotServing
 from appliance.core.git.mirror import discard_repository
 from appliance.core.layout import Layout
 from appliance.core.owner import claim
+from appliance.core.privacy import Privacy
 from appliance.core.registration import WAIT_FOR_OWNER, added_document, clone_alone, register, unregister
-from appliance.core.rooms import Stores, open_stores, wanted_of_config
+from appliance.core.rooms import Stores, make_privacy, open_stores, wanted_of_config
 from appliance.core.status import repo_documents, status_document
 from appliance.core.workspace.kit import render_kit
 
@@ -40,20 +41,21 @@ class Appliance:
                 if is_serving(self.layout):
                     raise
         stores = self.stores()
-        return status_document(
+        document = status_document(
             stores.registry.all(),
             stores.health.all(),
             self.config,
             time.time(),
             audit_head=stores.audit.head(),
         )
+        return document | {"repos": self._privacy.told(document["repos"])}
 
     def repos(self) -> list[dict[str, Any]]:
         """The registry. Without `serve` the config's list is reconciled into it first."""
         if is_serving(self.layout):
             return list(call(self.layout, "repos", timeout=QUICK))
         stores = self._reconciled()
-        return repo_documents(stores.registry.all(), stores.health.all(), self.config, time.time())
+        return self._privacy.told(repo_documents(stores.registry.all(), stores.health.all(), self.config, time.time()))
 
     def add(self, arguments: Mapping[str, Any], on_progress: Tell | None = None) -> dict[str, Any]:
         """Registers and, unless `wait` is false, waits for the first clone; `error` says why it failed, or is null."""
@@ -64,7 +66,7 @@ class Appliance:
         outcome = None
         if arguments.get("wait", True) and not stores.health.get(repo.id).cloned:
             outcome = clone_alone(stores, self.layout, self.config, repo, on_progress)
-        return added_document(repo, stores.health.get(repo.id), self.config, outcome)
+        return added_document(repo, stores.health.get(repo.id), self.layout, self.config, outcome)
 
     def remove(self, name: str, *, purge: bool) -> dict[str, Any]:
         """Unregisters; with `purge` the mirror is deleted too."""
@@ -86,7 +88,7 @@ class Appliance:
             return dict(call(self.layout, "set-enabled", name=name, enabled=enabled))
         stores = self._reconciled()
         repo = stores.registry.set_enabled(name, enabled)
-        return repo_documents([repo], stores.health.all(), self.config, time.time())[0]
+        return self._privacy.told(repo_documents([repo], stores.health.all(), self.config, time.time()))[0]
 
     def refresh(self, names: list[str]) -> list[dict[str, Any]]:
         """Refreshes now, through `serve`; raises NotServing without it."""
@@ -96,7 +98,8 @@ class Appliance:
         """The guest kit for this mirror; without `serve` with the addresses of the config."""
         if is_serving(self.layout):
             return str(call(self.layout, "guest-kit"))
-        serve, repos = self.config.serve, self._reconciled().registry.all()
+        serve, known = self.config.serve, self._reconciled().registry.all()
+        repos = [repo for repo in known if not self._privacy.is_private(repo)]
         git = serve.public_git or (f"git://{serve.git}" if serve.git else None)
         http = serve.public_http or (f"http://{serve.http}" if serve.http else None)
         return render_kit(git, http, repos)
@@ -111,6 +114,24 @@ class Appliance:
     def activity(self, limit: int, repo: str | None = None) -> list[dict[str, Any]]:
         """Hydrations, newest first."""
         return self.stores().activity.newest(limit, repo=repo)
+
+    def issue_token(self, name: str, ttl: float, note: str) -> dict[str, Any]:
+        """A read token of a repository, good for `ttl` seconds; `private` says whether guests need one."""
+        stores = self.stores() if is_serving(self.layout) else self._reconciled()
+        repo = stores.registry.get(name)
+        return stores.tokens.issue(repo, ttl, note) | {"private": self._privacy.is_private(repo)}
+
+    def tokens(self, repo: str | None) -> list[dict[str, Any]]:
+        """Read tokens, newest first."""
+        return self.stores().tokens.all(repo)
+
+    def revoke_token(self, token_id: int) -> dict[str, Any]:
+        """Ends a read token; a running `serve` lets nobody in with it from then on."""
+        return self.stores().tokens.revoke(token_id)
+
+    @property
+    def _privacy(self) -> Privacy:
+        return make_privacy(self.layout, self.config)
 
     def _reconciled(self) -> Stores:
         stores = self.stores()

@@ -22,6 +22,7 @@ from appliance.core.locks import MirrorLocks
 from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.metrics import Metrics
 from appliance.core.processes import Children
+from appliance.core.readtokens import ReadTokens
 from appliance.core.recording.guard import Guard
 from appliance.core.recording.limits import Quota, RecordingLimits
 from appliance.core.recording.pushes import PushDesk
@@ -30,8 +31,9 @@ from appliance.core.recording.sessions import SessionBook
 from appliance.core.refresh.refresher import Refresher
 from appliance.core.refresh.schedule import lag_of
 from appliance.core.refresh.scheduler import Scheduler, Settings
-from appliance.core.rooms import make_git, open_stores
+from appliance.core.rooms import make_git, make_keyring, open_stores
 from appliance.core.serving.acceptor import Acceptor, Admission, Limits
+from appliance.core.serving.door import Door
 from appliance.core.serving.engine import Engine
 from appliance.core.serving.guestroutes import GuestRoutes
 from appliance.core.serving.http import Answer, HttpPort, plain_routes
@@ -58,6 +60,7 @@ class Assembly:
     activity: ActivityLog
     retention: Retention
     daemon: Daemon
+    read_tokens: ReadTokens
 
 
 async def assemble(
@@ -73,7 +76,7 @@ async def assemble(
         # Kept: each request asks for it some times, and making a path costs as much as reading a file.
         return Mirror(layout.mirror(name), git)
 
-    refresher = Refresher(layout, git, locks, timeout=config.refresh.timeout)
+    refresher = Refresher(layout, git, locks, make_keyring(config), timeout=config.refresh.timeout)
     settings = Settings(config.refresh.interval, config.refresh.concurrency)
     scheduler = Scheduler(refresher, settings, events.refreshed, on_moved=events.moved, on_pass=on_pass)
     environment = git_environment(layout, layout.serving_config, os.environ)
@@ -104,7 +107,9 @@ async def assemble(
 
     admission = Admission(_limits(config))
     serving = Serving(mirror_of, children, daemon, desk, engine, lambda name: locks.shared(name, preempt=True))
-    git_port = GitPort(serving, admission, lambda: live.clients)
+    read_tokens = ReadTokens(stores.tokens)
+    door = Door(serving.is_mirrored, read_tokens.repo_of)
+    git_port = GitPort(serving, door, admission, lambda: live.clients)
     alive = {"/healthz": lambda: Answer(200, "ok\n")}
     workspaces = Snapshots(
         layout, mirror_of, lambda repo: live.followed_branch(repo), enabled=lambda: live.config.workspace.enabled
@@ -116,7 +121,7 @@ async def assemble(
         kit=lambda: live.guest_kit(),
         told=events,
     )
-    smart = SmartHttp(engine, admission, HttpPushes(serving, idle), serving.is_mirrored, routes, alive)
+    smart = SmartHttp(engine, door, admission, HttpPushes(serving, idle), routes, alive)
     metrics = Metrics(
         lambda: [(repo, scheduler.health(repo.id)) for repo in live.repos],
         lambda: live.config.refresh.stale_after,
@@ -138,8 +143,7 @@ async def assemble(
         guard=guard,
         desk=desk,
         admission=admission,
-        git_port=git_port,
-        smart=smart,
+        door=door,
         acceptors={
             "git": Acceptor("git", git_port.serve),
             "http": Acceptor("http", HttpPort(smart.handle, admission.limits, lambda: live.clients).serve),
@@ -168,7 +172,7 @@ async def assemble(
     )
     activity = ActivityLog(stores.activity)
     events.attach(live, maintainer, metrics, activity)
-    return Assembly(live, refresher, maintainer, activity, retention, daemon)
+    return Assembly(live, refresher, maintainer, activity, retention, daemon, read_tokens)
 
 
 def _recording_limits(config: Config) -> RecordingLimits:

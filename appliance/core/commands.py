@@ -46,7 +46,7 @@ class Commands:
         outcome = None
         if arguments.get("wait", True) and not live.scheduler.health(repo.id).cloned:
             outcome = await live.scheduler.refresh_now(repo, tell)
-        return added_document(repo, live.scheduler.health(repo.id), live.config, outcome)
+        return added_document(repo, live.scheduler.health(repo.id), live.layout, live.config, outcome)
 
     async def _remove(self, arguments: Arguments, tell: Tell) -> Any:
         live, name, purge = self._live, arguments["name"], bool(arguments.get("purge"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -15,17 +16,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from appliance.core.credentials import CredentialConfig
 from appliance.core.errors import UsageError
+from appliance.core.setting import setting
+from appliance.core.setting import text as _text
 from appliance.core.units import Address, format_duration, parse_address, parse_duration, parse_size
 
 SYSTEM_STATE = Path("/var/lib/gitmirror")
 SYSTEM_CONFIG = Path("/etc/gitmirror/gitmirror.toml")
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a text in quotes")
-    return value
 
 
 def _flag(value: Any) -> bool:
@@ -69,11 +67,6 @@ def _public(*schemes: str) -> Callable[[Any], str]:
         return text
 
     return parse
-
-
-def setting(default: Any, parse: Callable[[Any], Any], text: str) -> Any:
-    """A field of a section. `default` is written as in the file, `text` is its line of help."""
-    return field(default=parse(default), metadata={"parse": parse, "default": default, "help": text})
 
 
 @dataclass(frozen=True)
@@ -158,6 +151,7 @@ class Config:
     workspace: WorkspaceConfig = field(default_factory=WorkspaceConfig)
     recording: RecordingConfig = field(default_factory=RecordingConfig)
     repos: tuple[RepoConfig, ...] = ()
+    credentials: tuple[CredentialConfig, ...] = ()
 
     def warnings(self) -> list[str]:
         """What is allowed but surely not meant."""
@@ -203,8 +197,17 @@ def _section(path: Path, where: str, kind: type[_Section], given: Any) -> _Secti
         try:
             values[key] = known[key].metadata["parse"](value)
         except ValueError as error:
-            raise UsageError(f"{path}: {where}.{key} is {value!r}", hint=f"it must be {error}") from None
+            # A URL may carry a password, which an error does not repeat.
+            told = re.sub(r"//[^/@]*@", "//…@", repr(value))
+            raise UsageError(f"{path}: {where}.{key} is {told}", hint=f"it must be {error}") from None
     return kind(**values)
+
+
+def _tables(path: Path, key: str, kind: type[_Section], document: Mapping[str, Any]) -> tuple[_Section, ...]:
+    listed = document.get(key, [])
+    if not isinstance(listed, list):
+        raise UsageError(f"{path}: {key} must be a list of tables", hint=f"write [[{key}]] before each")
+    return tuple(_section(path, f"{key}[{number}]", kind, item) for number, item in enumerate(listed, 1))
 
 
 def parse_config(text: str, path: Path) -> Config:
@@ -213,16 +216,21 @@ def parse_config(text: str, path: Path) -> Config:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
-    _refuse_unknown(path, "", document, [*SECTIONS, "repos"])
-    sections = {key: _section(path, key, SECTIONS[key], value) for key, value in document.items() if key != "repos"}
-    listed = document.get("repos", [])
-    if not isinstance(listed, list):
-        raise UsageError(f"{path}: repos must be a list of tables", hint="write [[repos]] before each")
-    repos = tuple(_section(path, f"repos[{number}]", RepoConfig, item) for number, item in enumerate(listed, 1))
+    _refuse_unknown(path, "", document, [*SECTIONS, "repos", "credentials"])
+    sections = {key: _section(path, key, SECTIONS[key], value) for key, value in document.items() if key in SECTIONS}
+    repos = _tables(path, "repos", RepoConfig, document)
     for number, repo in enumerate(repos, 1):
         if not repo.url:
             raise UsageError(f"{path}: repos[{number}].url is missing", hint='url = "https://github.com/OWNER/REPO"')
-    return Config(path=path, repos=repos, **sections)
+    credentials = _tables(path, "credentials", CredentialConfig, document)
+    for number, credential in enumerate(credentials, 1):
+        if fault := credential.fault():
+            raise UsageError(f"{path}: credentials[{number}]: {fault[0]}", hint=fault[1])
+        if credential.url in [earlier.url for earlier in credentials[: number - 1]]:
+            raise UsageError(
+                f"{path}: credentials[{number}]: {credential.url} has an entry already", hint="take one of them out"
+            )
+    return Config(path=path, repos=repos, credentials=credentials, **sections)
 
 
 def load_config(path: Path | None) -> Config:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from appliance.core.appliance import Appliance
 from appliance.core.control import is_serving
+from appliance.core.credentials import OPEN
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import OLDEST_GIT
+from appliance.core.git.keyring import check_files
 from appliance.core.rooms import wanted_of_config
 from appliance.core.serving.sockets import listen
 from appliance.core.units import format_size
@@ -39,6 +41,7 @@ def examine(appliance: Appliance) -> list[Check]:
         _git(),
         _git_daemon(),
         _guarded("config", lambda: _config(appliance), "mend the file; the message says what"),
+        *_credentials(appliance),
         _state(appliance),
         _disk(appliance),
         _hooks(appliance),
@@ -88,6 +91,23 @@ def _config(appliance: Appliance) -> Check:
     where = str(appliance.config.path or "defaults, no file")
     found = "; ".join([f"{where} ({len(listed)} repositories)", *warnings])
     return Check("config", not warnings, found, "change what the warning names")
+
+
+def _credentials(appliance: Appliance) -> list[Check]:
+    """The files that entries name, by themselves: whether an upstream takes what is in them, its refreshes tell."""
+    checks = []
+    for entry in appliance.config.credentials:
+        problems = check_files(entry)
+        if entry.ssh_key and shutil.which("ssh") is None:
+            problems.append("ssh is not there: install the OpenSSH client")
+        if entry.command and shutil.which(entry.command[0]) is None:
+            problems.append(f"its command is not there: {entry.command[0]}")
+        source = entry.token_file or entry.ssh_key or f"command {entry.command[0]}"
+        readers = "open to everybody" if entry.readers == OPEN else "private"
+        found = "; ".join(problems) or f"{source}; its mirrors are {readers}"
+        mend = "each file belongs to the service's user, token and key with mode 0600; a refresh reads them again"
+        checks.append(Check(f"credentials {entry.url}", not problems, found, mend))
+    return checks
 
 
 def _state(appliance: Appliance) -> Check:

@@ -63,6 +63,7 @@ class Events:
             await asyncio.to_thread(self.live.stores.health.record_refresh, repo_id, outcome, **columns)
         except StoreError as error:
             log.error("the refresh of %s cannot be recorded: %s", outcome.repo, error.message)
+        self.live.reconsider(repo_id)
 
     async def moved(self, event: RefsMoved) -> None:
         """A refresh moved refs: no guest sees the old ones from here on, and the new tip is warmed."""

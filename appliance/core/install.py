@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.core.config import SECTIONS, SYSTEM_CONFIG, SYSTEM_STATE, RepoConfig
+from appliance.core.credentials import CredentialConfig
 from appliance.core.errors import GitmirrorError, UsageError
 
 USER = "gitmirror"
@@ -36,6 +37,7 @@ EXAMPLE_REPO = {
     "branch": "main",
     "interval": "30s",
 }
+EXAMPLE_CREDENTIAL = {"url": "https://github.com/acme", "token_file": "/etc/gitmirror/acme.token"}
 
 
 class InstallError(GitmirrorError):
@@ -202,6 +204,15 @@ def default_config() -> bytes:
     ]
     for item in fields(RepoConfig):
         lines += [f"## {item.metadata['help']}", f"# {item.name} = {_toml(EXAMPLE_REPO[item.name])}"]
+    lines += [
+        "",
+        "# What lets refreshes into private upstreams: one [[credentials]] for each. Their mirrors are served",
+        "# to guests with a read token (`token issue`), unless readers says otherwise.",
+        "# [[credentials]]",
+    ]
+    for item in fields(CredentialConfig):
+        value = EXAMPLE_CREDENTIAL.get(item.name, item.metadata["default"])
+        lines += [f"## {item.metadata['help']}", f"# {item.name} = {_toml(value)}"]
     return ("\n".join(lines) + "\n").encode()
 
 

@@ -16,18 +16,18 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.locks import MirrorLocks
 from appliance.core.models import Health, Repo, Tar
+from appliance.core.privacy import Privacy
 from appliance.core.recording.guard import Guard
 from appliance.core.recording.pushes import PushDesk
 from appliance.core.recording.retention import Retention
 from appliance.core.refresh.scheduler import Scheduler, Settings
-from appliance.core.rooms import Stores
+from appliance.core.rooms import Stores, make_privacy
 from appliance.core.serving.acceptor import Acceptor, Admission
 from appliance.core.serving.catalog import Catalog
+from appliance.core.serving.door import Door
 from appliance.core.serving.http import Answer
-from appliance.core.serving.listener import GitPort
 from appliance.core.serving.refs import RefSnapshots
 from appliance.core.serving.responses import ResponseCache, Way
-from appliance.core.serving.smart import SmartHttp
 from appliance.core.serving.warming import Warmer
 from appliance.core.status import repo_documents, status_document
 from appliance.core.store.database import StoreError
@@ -48,8 +48,7 @@ class Live:
     guard: Guard
     desk: PushDesk
     admission: Admission
-    git_port: GitPort
-    smart: SmartHttp
+    door: Door
     acceptors: dict[str, Acceptor]
     cache: ResponseCache
     snapshots: RefSnapshots
@@ -80,7 +79,23 @@ class Live:
 
     def guest_kit(self) -> str:
         """The guest kit with this mirror's addresses and repositories."""
-        return render_kit(self.public_url("git"), self.public_url("http"), self.repos)
+        shown = [repo for repo in self.repos if self.door.catalog.private(repo.id) is None]
+        return render_kit(self.public_url("git"), self.public_url("http"), shown)
+
+    @property
+    def privacy(self) -> Privacy:
+        """Who may read which mirror, by the config that is in use."""
+        return make_privacy(self.layout, self.config)
+
+    def publish(self) -> None:
+        """From here on guests find what the repositories known and the config in use let them find."""
+        self.door.catalog = Catalog(self.repos, self.privacy.is_private)
+
+    def reconsider(self, repo_id: int) -> None:
+        """A repository was refreshed: without a credential that proves that everybody may read it."""
+        repo = self.door.catalog.private(repo_id)
+        if repo is not None and not self.privacy.is_private(repo):
+            self.publish()
 
     def follow_registry(self) -> None:
         """Tells everyone who follows the registry what is in it now. Raises StoreError, then nothing changed."""
@@ -92,7 +107,7 @@ class Live:
             self.workspaces.forget(gone)
         self.repos = repos
         self.scheduler.follow(repos, healths, Settings(self.config.refresh.interval, self.config.refresh.concurrency))
-        self.git_port.catalog = self.smart.catalog = Catalog(repos)
+        self.publish()
 
     @property
     def clients(self) -> int:
@@ -105,7 +120,8 @@ class Live:
 
     def repo_documents(self, repos: list[Repo] | None = None) -> list[dict[str, Any]]:
         """The registry, or some of it, as `repos --json` has it."""
-        return repo_documents(self.repos if repos is None else repos, self.healths(), self.config, time.time())
+        chosen = self.repos if repos is None else repos
+        return self.privacy.told(repo_documents(chosen, self.healths(), self.config, time.time()))
 
     def ready_line(self) -> str:
         """What `serve` prints when it accepts guests: the real addresses, a listener that is off left out."""
@@ -159,7 +175,8 @@ class Live:
             },
             "warmed": {repo.name: self.warmer.state(repo.id) for repo in self.repos},
         }
-        return status_document(self.repos, self.healths(), self.config, time.time(), audit_head=audit_head, live=live)
+        found = status_document(self.repos, self.healths(), self.config, time.time(), audit_head=audit_head, live=live)
+        return found | {"repos": self.privacy.told(found["repos"])}
 
     def public_url(self, listener: str) -> str | None:
         """What guests call a listener: the configured public address, else where it listens."""

@@ -16,7 +16,15 @@ from appliance.core.models import Health, RefreshOutcome, Repo
 from appliance.core.owner import claim
 from appliance.core.refresh.refresher import Progress, Refresher, RefreshRun
 from appliance.core.refresh.schedule import delay_after
-from appliance.core.rooms import Stores, clean_up, make_git, refuse_foreign_leftover, wanted_repo
+from appliance.core.rooms import (
+    Stores,
+    clean_up,
+    make_git,
+    make_keyring,
+    make_privacy,
+    refuse_foreign_leftover,
+    wanted_repo,
+)
 from appliance.core.status import repo_documents
 from appliance.core.store.registry import UnknownRepo
 
@@ -32,6 +40,7 @@ def register(stores: Stores, layout: Layout, config: Config, arguments: Mapping[
         branch=arguments.get("branch"),
         interval=arguments.get("interval"),
         allow_local=bool(arguments.get("allow_local")) or config.refresh.allow_local,
+        has_key=make_keyring(config).has_key,
     )
     refuse_foreign_leftover(layout, wanted)
     return stores.registry.add(wanted)
@@ -53,9 +62,12 @@ def unregister(stores: Stores, layout: Layout, config: Config, name: str, *, pur
     return True
 
 
-def added_document(repo: Repo, health: Health, config: Config, outcome: RefreshOutcome | None) -> dict[str, Any]:
+def added_document(
+    repo: Repo, health: Health, layout: Layout, config: Config, outcome: RefreshOutcome | None
+) -> dict[str, Any]:
     """What `add-repo --json` prints: the repository as `repos` has it, and the `error` of its first clone or null."""
-    [document] = repo_documents([repo], {repo.id: health}, config, time.time())
+    found = repo_documents([repo], {repo.id: health}, config, time.time())
+    [document] = make_privacy(layout, config).told(found)
     return document | {"error": outcome.error if outcome else None}
 
 
@@ -80,7 +92,7 @@ def clone_alone(
 
         async def clone() -> RefreshOutcome:
             git = make_git(layout, config, owned.children)
-            refresher = Refresher(layout, git, MirrorLocks(), timeout=config.refresh.timeout)
+            refresher = Refresher(layout, git, MirrorLocks(), make_keyring(config), timeout=config.refresh.timeout)
             started_at, start = time.time(), time.monotonic()
             interval = repo.interval or config.refresh.interval
             try:

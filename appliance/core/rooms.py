@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.config import Config, RepoConfig
+from appliance.core.credentials import Credentials
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.command import Git, git_environment, write_git_configs
+from appliance.core.git.keyring import Keyring
 from appliance.core.git.mirror import Mirror
-from appliance.core.git.upstream import choose_name, parse_upstream, same_upstream
+from appliance.core.git.upstream import Upstream, choose_name, no_ssh, parse_upstream, same_upstream
 from appliance.core.layout import Layout
+from appliance.core.privacy import Privacy
 from appliance.core.processes import Children
 from appliance.core.store.activity import ActivityStore
 from appliance.core.store.audit import AuditLog
@@ -22,6 +25,7 @@ from appliance.core.store.database import Database
 from appliance.core.store.health import HealthStore
 from appliance.core.store.registry import Registry, Wanted
 from appliance.core.store.sessions import SessionStore
+from appliance.core.store.tokens import TokenStore
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Stores:
     audit: AuditLog
     activity: ActivityStore
     sessions: SessionStore
+    tokens: TokenStore
 
 
 def open_stores(layout: Layout, *, create: bool = True) -> Stores:
@@ -48,6 +53,7 @@ def open_stores(layout: Layout, *, create: bool = True) -> Stores:
         AuditLog(database, time.time),
         ActivityStore(database, time.time),
         SessionStore(database),
+        TokenStore(database, time.time),
     )
 
 
@@ -84,9 +90,27 @@ def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
     return [f"{mirror.path.name}/{left}" for mirror in mirrors if mirror.exists() for left in mirror.remove_leftovers()]
 
 
-def wanted_repo(url: str, *, name: str | None, branch: str | None, interval: float | None, allow_local: bool) -> Wanted:
+def make_keyring(config: Config) -> Keyring:
+    """What refreshes open upstreams with."""
+    return Keyring(Credentials(config.credentials), os.environ)
+
+
+def make_privacy(layout: Layout, config: Config) -> Privacy:
+    """Who may read which mirror."""
+    return Privacy(layout, Credentials(config.credentials))
+
+
+def wanted_repo(
+    url: str,
+    *,
+    name: str | None,
+    branch: str | None,
+    interval: float | None,
+    allow_local: bool,
+    has_key: Callable[[Upstream], bool] = no_ssh,
+) -> Wanted:
     """Checks what somebody asks to register. Raises UsageError."""
-    upstream = parse_upstream(url, allow_local=allow_local)
+    upstream = parse_upstream(url, allow_local=allow_local, has_key=has_key)
     if branch is not None and not is_branch_name(branch):
         raise UsageError(f"{branch!r} is not a branch's name", hint="give it without refs/heads/, as in --branch main")
     return Wanted(choose_name(upstream, name), upstream.url, branch, interval)
@@ -115,6 +139,7 @@ def _wanted_entry(repo: RepoConfig, config: Config) -> Wanted:
         branch=repo.branch or None,
         interval=repo.interval,
         allow_local=config.refresh.allow_local,
+        has_key=make_keyring(config).has_key,
     )
 
 

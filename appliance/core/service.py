@@ -23,7 +23,7 @@ from appliance.core.layout import Layout
 from appliance.core.live import Live
 from appliance.core.owner import SERVE, claim
 from appliance.core.processes import raise_open_files_limit
-from appliance.core.rooms import clean_up, make_git, make_state, refuse_foreign_leftover, wanted_of_config
+from appliance.core.rooms import clean_up, make_git, make_keyring, make_state, refuse_foreign_leftover, wanted_of_config
 from appliance.core.serving.sockets import listen, url_of
 from appliance.core.systemd import Notifier
 from appliance.core.units import Address
@@ -171,6 +171,9 @@ class Service:
             wanted_of_config(config)
             live.config = replace(config, serve=live.config.serve)
             self._rooms.refresher.timeout = config.refresh.timeout
+            self._rooms.refresher.keyring = make_keyring(config)
+            # First of all: what became private is served no more, also when the database cannot be read.
+            live.publish()
             make_git(self._layout, config, live.git.children)
             self._reconcile()
             live.follow_registry()
@@ -196,6 +199,7 @@ class Service:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._live.desk.close()
         await self._rooms.activity.write()
+        await self._rooms.read_tokens.write()
         self._live.stores.database.close()
 
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -215,6 +219,7 @@ class Service:
         while True:
             await asyncio.sleep(TIDY_EVERY)
             await self._live.desk.tidy()
+            await self._rooms.read_tokens.write()
             self._start.notifier.status(self._live.summary())
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from appliance.core.config import Config
+from appliance.core.credentials import Credentials
 from appliance.core.git.command import Git
+from appliance.core.git.keyring import Keyring
 from appliance.core.git.mirror import ANCHORS, TIPS, Mirror
 from appliance.core.layout import Layout
 from appliance.core.locks import MirrorLocks
@@ -65,7 +67,9 @@ class Lab:
         locks: MirrorLocks | None = None,
     ) -> MirrorFacts:
         """Do one refresh."""
-        refresher = Refresher(self.layout, self.git, locks or MirrorLocks(), timeout=timeout)
+        refresher = Refresher(
+            self.layout, self.git, locks or MirrorLocks(), Keyring(Credentials(), {}), timeout=timeout
+        )
         return self.run(refresher.refresh(RefreshRun(repo, on_progress)))
 
     def maintainer(self, repo: Repo, *, locks: MirrorLocks, clock: Callable[[], float]) -> Keeper:

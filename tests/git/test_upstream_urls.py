@@ -22,7 +22,7 @@ BAD = [
     ("https://bob:s3cret@exa mple.com/o/r", "spaces"),
     ("https://bob:s3cret@example.com/o/r\n", "control"),
     ("https:/bob:s3cret@example.com/o/r", "ssh"),
-    ("ssh://git:s3cret@example.com/o/r", "ssh"),
+    ("ssh://git:s3cret@example.com/o/r", "credential"),
     ("git+ssh://example.com/o/r", "ssh"),
     ("git@example.com:o/r.git", "ssh"),
     ("bob:s3cret@example.com/o/r", "ssh"),

@@ -19,13 +19,16 @@ from urllib.parse import urlsplit
 from tests.support.gitutil import clean_env, git, git_result, kill_group, run_process, wait_until
 from tests.support.processes import processes_of
 
-__all__ = ["ROOT", "CommandFailed", "Ready", "Serve", "Value", "processes_of", "wait_until", "write_config"]
+__all__ = ["ROOT", "CommandFailed", "Ready", "Section", "Serve", "Value", "processes_of", "wait_until", "write_config"]
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout that is tested."""
 
 Value = str | int | float | bool | Sequence[str]
 """What a setting may be in the config file."""
+
+Section = Mapping[str, Value] | Sequence[Mapping[str, Value]]
+"""A section, or the tables of a list such as `[[credentials]]`."""
 
 _ANY_PORTS = ["--git", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
 _READY = re.compile(r"^ready(?: (git://\S+))?(?: (http://\S+))?(?: admin (http://\S+))?\n", re.MULTILINE)
@@ -49,11 +52,15 @@ class Ready:
     admin: str | None
 
 
-def write_config(path: Path, repos: Sequence[str | Mapping[str, Value]] = (), **sections: Mapping[str, Value]) -> None:
+def write_config(path: Path, repos: Sequence[str | Mapping[str, Value]] = (), **sections: Section) -> None:
     """Write a config file: `refresh={"interval": "1s"}` is a section, `repos` are URLs or settings."""
     lines: list[str] = []
-    for name, settings in sections.items():
-        lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in settings.items())]
+    for name, section in sections.items():
+        tables = (
+            [(f"[{name}]", section)] if isinstance(section, Mapping) else [(f"[[{name}]]", each) for each in section]
+        )
+        for head, settings in tables:
+            lines += [head, *(f"{key} = {_toml(value)}" for key, value in settings.items())]
     for repo in repos:
         settings = {"url": repo} if isinstance(repo, str) else repo
         lines += ["[[repos]]", *(f"{key} = {_toml(value)}" for key, value in settings.items())]
@@ -77,7 +84,7 @@ class Serve:
         python: str | Path = sys.executable,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] | None = None,
-        **sections: Mapping[str, Value],
+        **sections: Section,
     ) -> None:
         """Prepare `python -m appliance` of this checkout, or the built file `pyz`.
 
@@ -109,7 +116,7 @@ class Serve:
 
     # Running
 
-    def configure(self, repos: Sequence[str | Mapping[str, Value]] = (), **sections: Mapping[str, Value]) -> None:
+    def configure(self, repos: Sequence[str | Mapping[str, Value]] = (), **sections: Section) -> None:
         """Write the whole config file anew. A running `serve` reads it at `reload`."""
         write_config(self.config, repos, **sections)
 

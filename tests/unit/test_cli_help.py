@@ -39,6 +39,9 @@ CONTRACT: dict[str, set[str]] = {
     "audit": {"--repo", "--session", "--limit", "--json"},
     "audit verify": {"--head"},
     "audit export": set(),
+    "token issue": {"--repo", "--ttl", "--note", "--json"},
+    "token list": {"--repo", "--json"},
+    "token revoke": {"ID"},
     "guest-kit": set(),
     "egress": {"--json"},
     "doctor": {"--json"},
@@ -204,6 +207,7 @@ def test_an_error_is_what_happened_and_what_to_do(tmp_path: Path) -> None:
 
 
 NEEDS: dict[tuple[str, ...], list[str]] = {
+    ("token", "issue"): ["--repo", "o/r"],
     ("add-repo",): ["https://h/o/r", "--no-wait"],
     ("session", "show"): ["o/r", "s"],
 }

@@ -13,6 +13,7 @@ import pytest
 
 from appliance.cli.main import cli
 from appliance.core.config import SECTIONS, RepoConfig
+from appliance.core.credentials import CredentialConfig
 from appliance.core.units import parse_duration, parse_size
 from tests.support.serve import ROOT
 
@@ -39,7 +40,7 @@ DOCUMENTED = {
 """Rows of the table of commands: the words in lower case are the command, `add-repo URL` is `add-repo`."""
 
 
-@pytest.mark.parametrize("name", [name for name, each in COMMANDS.items() if name != "session"])
+@pytest.mark.parametrize("name", [name for name, each in COMMANDS.items() if not isinstance(each, click.Group)])
 def test_every_command_is_documented(name: str) -> None:
     """One row each in the README."""
     assert name in DOCUMENTED
@@ -70,6 +71,8 @@ def keys() -> Iterator[tuple[str, Any, Any]]:
             yield f"[{section}] {each.name}", each.metadata["default"], each.default
     for each in fields(RepoConfig):
         yield f"[[repos]] {each.name}", "", each.default
+    for each in fields(CredentialConfig):
+        yield f"[[credentials]] {each.name}", each.metadata["default"], each.default
 
 
 KEYS = {name: (default, read) for name, default, read in keys()}

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from appliance.cli.install import install
 from appliance.core import install as core
 from appliance.core.config import SECTIONS, Config, parse_config
+from appliance.core.credentials import CredentialConfig
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.install import Installation, InstallError, WriteFile, default_config, plan_install
 from tests.support.serve import ROOT
@@ -170,11 +171,13 @@ def test_the_default_configuration_is_the_default() -> None:
     document = tomllib.loads(uncommented)
     [repo] = document.pop("repos")
     assert set(repo) == {"url", "name", "branch", "interval"}
+    [credential] = document.pop("credentials")
+    assert set(credential) == {item.name for item in dataclasses.fields(CredentialConfig)}
     assert {name: set(keys) for name, keys in document.items()} == {
         name: {item.name for item in dataclasses.fields(section)} for name, section in SECTIONS.items()
     }
     parsed = parse_config(uncommented, Path("gitmirror.toml"))
-    assert dataclasses.replace(parsed, path=None, repos=()) == Config()
+    assert dataclasses.replace(parsed, path=None, repos=(), credentials=()) == Config()
 
 
 def test_every_setting_has_a_line_of_help() -> None:

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import os
 import re
-import signal
-import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.git.running import run_child
 from appliance.core.layout import Layout
-from appliance.core.processes import Child, Children
+from appliance.core.processes import Children
 
 log = logging.getLogger(__name__)
 
 OLDEST_GIT = (2, 39)
 """`fetch --atomic` covers prune from 2.36 and `repack --cruft` is there from 2.37; tried with 2.39."""
-
-MOST_OUTPUT = 256 * 2**20
-"""Most bytes of stdout, past which the command is killed; ls-remote of a large forge repository is some tens of MiB."""
 
 _PASSED_ON = ("PATH", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "GIT_EXEC_PATH")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -142,16 +135,35 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
 
 
 class Git:
-    """Runs git with one environment. `nice` is added to the priority of what it starts."""
+    """Runs git with one environment. `nice` is added to the priority of what it starts.
 
-    def __init__(self, children: Children, environment: Mapping[str, str], *, nice: int = 0) -> None:
+    `pass_fds` are open in what it starts; `secrets` are struck out of what it says.
+    """
+
+    def __init__(
+        self,
+        children: Children,
+        environment: Mapping[str, str],
+        *,
+        nice: int = 0,
+        pass_fds: Sequence[int] = (),
+        secrets: Sequence[str] = (),
+    ) -> None:
         self.children = children
         self.environment = dict(environment)
         self._prefix = ["nice", "-n", str(nice)] if nice else []
+        self._pass_fds = tuple(pass_fds)
+        self._secrets = tuple(secrets)
 
     def gently(self) -> Git:
         """The same at low priority, for work that nobody waits for."""
         return Git(self.children, self.environment, nice=10)
+
+    def with_credential(
+        self, environment: Mapping[str, str], *, pass_fds: Sequence[int] = (), secrets: Sequence[str] = ()
+    ) -> Git:
+        """The same with what lets it into an upstream laid over its environment."""
+        return Git(self.children, {**self.environment, **environment}, pass_fds=pass_fds, secrets=secrets)
 
     async def run(
         self,
@@ -167,46 +179,22 @@ class Git:
         Cancelling ends the whole process group.
         """
         argv = [*self._prefix, "git", *arguments]
+        errors = _ErrorLines(on_progress, self._secrets)
         try:
-            child = self.children.start(
+            code, stdout = await run_child(
+                self.children,
                 argv,
                 env=self.environment,
                 cwd=cwd,
-                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                deadline=deadline,
+                stdin=stdin,
+                on_error=errors.feed,
+                pass_fds=self._pass_fds,
             )
         except OSError as error:
             raise GitError(f"git cannot be started: {error}") from error
-        stdout, errors = bytearray(), _ErrorLines(on_progress)
-        timed_out = False
-
-        def keep(data: bytes) -> None:
-            stdout.extend(data)
-            if len(stdout) > MOST_OUTPUT:
-                child.signal(signal.SIGKILL)
-                stdout.clear()
-
-        try:
-            async with asyncio.timeout(deadline):
-                await asyncio.gather(
-                    _feed(child, stdin),
-                    _drain(child.process.stdout, keep),
-                    _drain(child.process.stderr, errors.feed),
-                )
-                code = await child.wait()
-        except TimeoutError:
-            timed_out, code = True, await child.end()
-        except BaseException:
-            await asyncio.shield(child.end())
-            raise
-        finally:
-            for stream in (child.process.stdin, child.process.stdout, child.process.stderr):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
         said = errors.text()
-        if timed_out:
+        if code is None:
             raise GitError(
                 f"git {arguments[0]} took longer than {deadline:g}s and was ended",
                 stderr=said,
@@ -214,7 +202,7 @@ class Git:
             )
         if code != 0:
             raise GitError(f"git {arguments[0]} failed: {_last_words(said) or f'exit code {code}'}", stderr=said)
-        return GitOutput(bytes(stdout), said)
+        return GitOutput(stdout, said)
 
 
 class _ErrorLines:
@@ -222,8 +210,9 @@ class _ErrorLines:
 
     _PROGRESS = re.compile(r"^(remote: )?[A-Z][a-z]+ (objects|deltas|files).*\d+%|^remote: (Enumerating|Total) ")
 
-    def __init__(self, on_line: Callable[[str], None] | None) -> None:
+    def __init__(self, on_line: Callable[[str], None] | None, secrets: Sequence[str] = ()) -> None:
         self._on_line = on_line
+        self._secrets = secrets
         self._rest = b""
         self._kept: list[str] = []
 
@@ -234,6 +223,8 @@ class _ErrorLines:
 
     def _take(self, raw: bytes) -> None:
         line = raw.decode(errors="replace").rstrip()
+        for secret in self._secrets:
+            line = line.replace(secret, "…")
         if not line:
             return
         if self._on_line is not None:
@@ -252,53 +243,6 @@ def _last_words(stderr: str) -> str:
     lines = stderr.splitlines()
     telling = [line for line in lines if line.startswith(("fatal: ", "error: ", "remote: "))]
     return "; ".join((telling or lines)[-3:])
-
-
-async def _feed(child: Child, data: bytes) -> None:
-    if child.process.stdin is None:
-        return
-    descriptor = child.process.stdin.fileno()
-    os.set_blocking(descriptor, False)
-    view = memoryview(data)
-    loop = asyncio.get_running_loop()
-    while view:
-        try:
-            view = view[os.write(descriptor, view) :]
-        except BlockingIOError:
-            await _ready(loop.add_writer, loop.remove_writer, descriptor)
-        except BrokenPipeError:
-            break
-    child.process.stdin.close()
-
-
-async def _drain(stream: IO[bytes] | None, take: Callable[[bytes], None]) -> None:
-    assert stream is not None
-    descriptor = stream.fileno()
-    os.set_blocking(descriptor, False)
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            data = os.read(descriptor, 65536)
-        except BlockingIOError:
-            await _ready(loop.add_reader, loop.remove_reader, descriptor)
-            continue
-        if not data:
-            return
-        take(data)
-
-
-async def _ready(add: Callable[..., None], remove: Callable[[int], bool], descriptor: int) -> None:
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def ready() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    add(descriptor, ready)
-    try:
-        await future
-    finally:
-        remove(descriptor)
 
 
 async def git_version(git: Git) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,20 +11,24 @@ from urllib.parse import urlsplit
 from appliance.core.errors import UsageError
 from appliance.core.models import is_repo_name
 
-_SCP = re.compile(r"^(?:[^/@:]+@)?[^/:]+:(?!//)")
+_SCP = re.compile(r"^(?:(?P<user>[^/@:]+)@)?(?P<host>[^/:]+):(?!//)(?P<path>.*)$", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SPACE = re.compile(r"[ \\]")
-_DEFAULT_PORTS = {"https": 443, "http": 80, "git": 9418}
+_DEFAULT_PORTS = {"https": 443, "http": 80, "git": 9418, "ssh": 22}
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """A URL that git may be given. `host` has its port unless that is the scheme's, and is empty for a local one."""
+    """A URL that git may be given. `host` has its port unless that is the scheme's, and is empty for a local one.
+
+    `user` is whom ssh logs in as. The scp form, `git@HOST:PATH`, is kept as the URL and is otherwise ssh://git@HOST/PATH.
+    """
 
     url: str
     scheme: str
     host: str
     path: str
+    user: str = ""
 
     @property
     def default_name(self) -> str | None:
@@ -37,12 +42,31 @@ class Upstream:
     @property
     def identity(self) -> tuple[str, str]:
         """Equal for URLs that mean the same upstream: without `.git`, trailing slashes, the host's case."""
-        where = "file" if self.scheme == "file" else f"{self.scheme}://{self.host.lower()}"
+        user = f"{self.user}@" if self.user else ""
+        where = "file" if self.scheme == "file" else f"{self.scheme}://{user}{self.host.lower()}"
         return where, self.path.rstrip("/").removesuffix(".git")
 
+    @property
+    def address(self) -> str:
+        """What `[[credentials]]` are compared with: `SCHEME://HOST[:PORT]/PATH`, without user and `.git`."""
+        return f"{self.scheme}://{self.host.lower()}{self.identity[1]}"
 
-def parse_upstream(url: str, *, allow_local: bool) -> Upstream:
-    """Checks a URL. Raises UsageError with the reason and the way to do it right; a secret in it is not repeated."""
+
+def any_ssh(upstream: Upstream) -> bool:
+    """For reading what is registered already: whether it may be followed is another question."""
+    return True
+
+
+def no_ssh(upstream: Upstream) -> bool:
+    """No ssh upstream has a key."""
+    return False
+
+
+def parse_upstream(url: str, *, allow_local: bool, has_key: Callable[[Upstream], bool] = no_ssh) -> Upstream:
+    """Checks a URL. Raises UsageError with the reason and the way to do it right; a secret in it is not repeated.
+
+    An ssh upstream is allowed when `has_key` knows a key for it: no key of the machine is ever used.
+    """
     told = _without_secrets(url)
     if url.startswith("-"):
         raise UsageError(f"the URL {told!r} starts with a dash", hint="an upstream looks like https://HOST/OWNER/REPO")
@@ -55,23 +79,16 @@ def parse_upstream(url: str, *, allow_local: bool) -> Upstream:
     if _SPACE.search(url):
         raise UsageError(f"the URL {told!r} has spaces or backslashes in it", hint="write a space as %20")
     scheme, separator, _ = url.partition("://")
-    if not separator and _SCP.match(url):
-        raise UsageError(
-            f"{told} is an ssh upstream, and ssh needs a credential that gitmirror does not have",
-            hint="use the https:// URL of the repository",
-        )
+    if not separator and (scp := _SCP.match(url)):
+        return _ssh(Upstream(url, "ssh", scp["host"], f"/{scp['path'].lstrip('/')}", scp["user"] or ""), told, has_key)
     if not separator:
         raise UsageError(
             f"{told} is no URL",
             hint="an upstream looks like https://HOST/OWNER/REPO; a path starts with / or ./",
         )
     if scheme not in _DEFAULT_PORTS:
-        reason = (
-            "ssh needs a credential that gitmirror does not have" if "ssh" in scheme else "the scheme is not allowed"
-        )
-        raise UsageError(
-            f"{scheme}:// upstreams: {reason}", hint="allowed: https, http, git (and file with --allow-local)"
-        )
+        wanted = "write ssh://" if "ssh" in scheme else "allowed: https, http, git (and file with --allow-local)"
+        raise UsageError(f"{scheme}:// upstreams: the scheme is not allowed", hint=wanted)
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -79,7 +96,7 @@ def parse_upstream(url: str, *, allow_local: bool) -> Upstream:
         raise UsageError(
             "the URL is wrong: its host or port is none", hint="an upstream looks like https://HOST/OWNER/REPO"
         ) from None
-    if "@" in parts.netloc:
+    if "@" in parts.netloc and (scheme != "ssh" or parts.password is not None):
         raise UsageError(
             f"the URL of {parts.hostname} carries a credential: it would be stored and shown in process lists",
             hint="give the URL without user and password",
@@ -96,7 +113,21 @@ def parse_upstream(url: str, *, allow_local: bool) -> Upstream:
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     if port and port != _DEFAULT_PORTS[scheme]:
         host = f"{host}:{port}"
-    return Upstream(url.rstrip("/"), scheme, host, parts.path)
+    found = Upstream(url.rstrip("/"), scheme, host, parts.path, parts.username or "")
+    return _ssh(found, told, has_key) if scheme == "ssh" else found
+
+
+def _ssh(upstream: Upstream, told: str, has_key: Callable[[Upstream], bool]) -> Upstream:
+    if upstream.host.startswith("-") or upstream.user.startswith("-"):
+        raise UsageError(f"the URL {told} names no host", hint="an ssh upstream looks like ssh://git@HOST/OWNER/REPO")
+    if not upstream.path.strip("/"):
+        raise UsageError(f"the URL {told} names no repository", hint="it looks like ssh://git@HOST/OWNER/REPO")
+    if not has_key(upstream):
+        raise UsageError(
+            f"{told} is an ssh upstream, and no [[credentials]] entry has a key for it",
+            hint=f'add one with url = "ssh://{upstream.host}", ssh_key and known_hosts; or use the https:// URL',
+        )
+    return upstream
 
 
 def _local(url: str, allow_local: bool) -> Upstream:
@@ -118,7 +149,12 @@ def _local(url: str, allow_local: bool) -> Upstream:
 
 def same_upstream(one: str, other: str) -> bool:
     """Whether two stored URLs mean the same upstream."""
-    return parse_upstream(one, allow_local=True).identity == parse_upstream(other, allow_local=True).identity
+    return read_upstream(one).identity == read_upstream(other).identity
+
+
+def read_upstream(url: str) -> Upstream:
+    """A URL that is registered already, whether or not it may still be followed."""
+    return parse_upstream(url, allow_local=True, has_key=any_ssh)
 
 
 def choose_name(upstream: Upstream, name: str | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, GitError
+from appliance.core.git.keyring import Keyring
 from appliance.core.git.mirror import Mirror, changes_between
 from appliance.core.git.upstream import parse_upstream
 from appliance.core.layout import Layout
@@ -58,37 +59,49 @@ class MirrorFacts:
 
 
 class Refresher:
-    """Refreshes mirrors below `layout`. `timeout` is what one refresh may take, in seconds."""
+    """Refreshes mirrors below `layout`. `timeout` is what one refresh may take, in seconds.
 
-    def __init__(self, layout: Layout, git: Git, locks: MirrorLocks, *, timeout: float) -> None:
+    A reload replaces `keyring`; a refresh under way ends with the one that it began with.
+    """
+
+    def __init__(self, layout: Layout, git: Git, locks: MirrorLocks, keyring: Keyring, *, timeout: float) -> None:
         self._layout = layout
         self._git = git
         self._locks = locks
+        self.keyring = keyring
         self.timeout = timeout
-
-    def mirror(self, repo: Repo) -> Mirror:
-        """The mirror of a repository, whether or not it is there yet."""
-        return Mirror(self._layout.mirror(repo.name), self._git)
 
     async def refresh(self, run: RefreshRun) -> MirrorFacts:
         """Brings one mirror up to date, cloning it first if need be. Raises GitmirrorError; refs then are as before."""
         # Checked again here: the registry outlives a change of what is allowed.
-        parse_upstream(run.repo.url, allow_local=True)
+        keyring = self.keyring
+        upstream = parse_upstream(run.repo.url, allow_local=True, has_key=keyring.has_key)
+        with_credential = keyring.entry(upstream) is not None
         try:
-            async with asyncio.timeout(self.timeout):
-                mirror = self.mirror(run.repo)
-                return await (self._update(mirror, run) if mirror.exists() else self._clone(run))
+            async with asyncio.timeout(self.timeout), keyring.open(upstream, self._git) as git:
+                mirror = Mirror(self._layout.mirror(run.repo.name), git)
+                if not mirror.exists():
+                    return await self._clone(run, git, with_credential)
+                if with_credential:
+                    mirror.mark(run.repo.url)
+                facts = await self._update(mirror, run)
+                if not with_credential:
+                    # Only now is it known that everybody may read what is upstream.
+                    mirror.unmark(run.repo.url)
+                return facts
         except TimeoutError:
             raise GitError(f"the refresh took longer than {self.timeout:g}s and was ended", timed_out=True) from None
         except OSError as error:
             raise GitmirrorError(f"the mirror of {run.repo.name} cannot be written: {error}") from error
 
-    async def _clone(self, run: RefreshRun) -> MirrorFacts:
+    async def _clone(self, run: RefreshRun, git: Git, with_credential: bool) -> MirrorFacts:
         """A first clone grows beside and is renamed when whole: what has the name is never half a mirror."""
-        growing = Mirror(self._layout.incoming(run.repo.name), self._git)
+        growing = Mirror(self._layout.incoming(run.repo.name), git)
         with contextlib.suppress(FileNotFoundError):
             await asyncio.to_thread(shutil.rmtree, growing.path)
         await growing.initialise(run.repo.url)
+        if with_credential:
+            growing.mark(run.repo.url)
         remote = await growing.remote_refs(self._asking_deadline())
         run.fetching = True
         await growing.fetch(self.timeout, run.on_progress)

@@ -16,7 +16,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.models import Repo
 from appliance.core.processes import Children
 from appliance.core.serving.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy
-from appliance.core.serving.catalog import Catalog
+from appliance.core.serving.door import Door
 from appliance.core.serving.engine import Caller, Engine
 from appliance.core.serving.pktline import PacketError, packet, packet_length
 from appliance.core.serving.protocol import (
@@ -56,14 +56,14 @@ class Serving:
 
 
 class GitPort:
-    """Serves connections of git://. `catalog` is replaced when the registry changes, `connections` counts them."""
+    """Serves connections of git://. `door` knows what guests may have, `connections` counts them."""
 
-    def __init__(self, serving: Serving, admission: Admission, connections: Callable[[], int]) -> None:
+    def __init__(self, serving: Serving, door: Door, admission: Admission, connections: Callable[[], int]) -> None:
         self._serving = serving
+        self._door = door
         self._admission = admission
         self._limits = admission.limits
         self._connections = connections
-        self.catalog = Catalog()
 
     async def serve(self, guest: socket.socket, client: str, port: int) -> None:
         """One connection, to its end. What the guest does wrong, it is told; nothing is raised for it."""
@@ -90,7 +90,7 @@ class GitPort:
             raise Busy("too many connections; try again later")
         request, repo = await self._read_request(guest)
         if request.service != RECEIVE_PACK and request.version == 2:
-            await self._serve_v2(guest, client, repo)
+            await self._serve_v2(guest, client, request.path, repo)
             return
         async with self._admission.place():
             if request.service == RECEIVE_PACK:
@@ -110,12 +110,16 @@ class GitPort:
             raise RequestError("malformed request") from None
         except TimeoutError:
             raise RequestError(f"no request came in {self._limits.request_timeout:g}s") from None
-        repo = self.catalog.find(request.path)
-        if repo is None or not self._serving.is_mirrored(repo):
-            raise RequestError(f"{request.path} is not mirrored here")
-        return request, repo
+        return request, self._find(request.path)
 
-    async def _serve_v2(self, guest: socket.socket, client: str, repo: Repo) -> None:
+    def _find(self, path: str) -> Repo:
+        """The repository at a path. git:// carries no token: what is private is not here. Raises RequestError."""
+        repo = self._door.find(path)
+        if repo is None:
+            raise RequestError(f"{path} is not mirrored here")
+        return repo
+
+    async def _serve_v2(self, guest: socket.socket, client: str, path: str, repo: Repo) -> None:
         """Command by command: v2 keeps no state between them, over git:// either."""
         stream, reader, engine = (
             SocketStream(guest, self._limits.idle_timeout),
@@ -128,6 +132,9 @@ class GitPort:
                 request = await reader.read(stream.receive)
             if request is None:
                 return
+            # It may have become private meanwhile, or have been removed: a connection lasts for as long as it likes.
+            if self._find(path).id != repo.id:
+                raise RequestError(f"{path} is not mirrored here any more")
             # A place is for the time of an answer: who says nothing, or takes its time to, keeps nobody out.
             async with self._admission.place():
                 if reader.has_more:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import Repo
 from appliance.core.serving.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy
-from appliance.core.serving.catalog import Catalog
+from appliance.core.serving.door import Door
 from appliance.core.serving.engine import Caller, Engine
 from appliance.core.serving.guestroutes import GuestRoutes
 from appliance.core.serving.http import Answer, Exchange, HttpError, require_read
@@ -43,24 +43,23 @@ class Pushes(Protocol):
 
 
 class SmartHttp:
-    """The guests' HTTP port. `plain` are further exact paths, `mirrored` whether a repository's mirror is there."""
+    """The guests' HTTP port. `door` knows what each guest may have, `plain` are further exact paths."""
 
     def __init__(
         self,
         engine: Engine,
+        door: Door,
         admission: Admission,
         pushes: Pushes,
-        mirrored: Callable[[Repo], bool],
         routes: GuestRoutes,
         plain: dict[str, Callable[[], Answer]],
     ) -> None:
         self._engine = engine
+        self._door = door
         self._admission = admission
         self._pushes = pushes
-        self._mirrored = mirrored
         self._routes = routes
         self._plain = plain
-        self.catalog = Catalog()
 
     async def handle(self, exchange: Exchange) -> None:
         """One request. Raises HttpError, IdleTimeout, OSError."""
@@ -77,8 +76,13 @@ class SmartHttp:
             raise HttpError(HTTPStatus.NOT_FOUND, "there is nothing here\n")
         path, action = match.groups()
         service = exchange.query.get("service", "") if action == "info/refs" else action
-        repo = self.catalog.find(path)
-        if repo is None or not self._mirrored(repo):
+        try:
+            repo = await self._door.find_for(path, exchange.headers.get("authorization"))
+        except GitmirrorError as error:
+            log.warning("%s: its token cannot be looked up: %s", exchange.client, error.message)
+            text = "the token cannot be looked up; try again\n"
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, text, {"retry-after": "5"}) from None
+        if repo is None:
             self._redirect(exchange, path, action, service)
             raise HttpError(HTTPStatus.NOT_FOUND, f"{path} is not mirrored here\n")
         try:
@@ -111,7 +115,7 @@ class SmartHttp:
     def _redirect(self, exchange: Exchange, path: str, action: str, service: str) -> None:
         """A host-first path of an upstream host that is known goes on to that upstream, if it is a fetch."""
         host, _, rest = path.removeprefix("/").partition("/")
-        base = self.catalog.upstream_host(host)
+        base = self._door.catalog.upstream_host(host)
         if base is None or service != UPLOAD_PACK or rest.count("/") < 1 or ".." in rest:
             return
         query = f"?service={service}" if action == "info/refs" else ""

@@ -174,3 +174,19 @@ _step(
     )""",
     "CREATE INDEX session_ends_by_name ON session_ends (repo, session)",
 )
+
+_step(
+    "0006_read_tokens",
+    # The registration, not the name: a repository that is registered again has none of the tokens from before.
+    """CREATE TABLE read_tokens (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        repo_id INTEGER NOT NULL,
+        repo TEXT NOT NULL,
+        hash TEXT NOT NULL UNIQUE,
+        note TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        expires_at REAL NOT NULL,
+        last_used_at REAL,
+        revoked_at REAL
+    )""",
+)

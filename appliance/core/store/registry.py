@@ -89,6 +89,10 @@ class Registry:
                     hint=f"take its [[repos]] out of {config_file} and reload",
                 )
             connection.execute("DELETE FROM repos WHERE id = ?", [row["id"]])
+            connection.execute(
+                "UPDATE read_tokens SET revoked_at = ? WHERE repo_id = ? AND revoked_at IS NULL",
+                [self._clock(), row["id"]],
+            )
             return _repo(row)
 
     def set_enabled(self, name: str, enabled: bool) -> Repo:

@@ -11,7 +11,8 @@
 # shellcheck disable=SC2030,SC2031
 
 # Rendered by the mirror; the environment wins: GITMIRROR_GIT, GITMIRROR_HTTP, GITMIRROR_UPSTREAM,
-# GITMIRROR_MAX_LAG and GITMIRROR_DEADLINE (seconds, or 30s, 5m; the deadline is of the whole, 120).
+# GITMIRROR_MAX_LAG and GITMIRROR_DEADLINE (seconds, or 30s, 5m; the deadline is of the whole, 120). GITMIRROR_TOKEN is the
+# read token of a private repository: it goes to the mirror over HTTP, and is in no argument, no file and no message.
 gitmirror__git='@GIT@'
 gitmirror__http='@HTTP@'
 # One line for each mirrored repository: OWNER/REPO and the URL of its upstream.
@@ -127,6 +128,8 @@ gitmirror__has() { command -v "$1" >/dev/null 2>&1; }
 gitmirror__begin() {
     # No pattern is expanded but where it is said so: lists are split at newlines.
     set +euC -f
+    # What a caller traces, it may keep.
+    [ -z "${GITMIRROR_TOKEN:+set}" ] || set +x
     newline='
 '
     IFS=$newline
@@ -135,10 +138,12 @@ gitmirror__begin() {
     export LC_ALL GIT_TERMINAL_PROMPT
     unset CDPATH TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES \
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS
-    child=''
+    child='' by_list=''
     gitmirror__has git || gitmirror__die 'git is not installed'
     mirror_git=${GITMIRROR_GIT-$gitmirror__git} mirror_http=${GITMIRROR_HTTP-$gitmirror__http}
     mirror_git=${mirror_git%/} mirror_http=${mirror_http%/}
+    token=${GITMIRROR_TOKEN-}
+    [ -z "$token" ] || gitmirror__use_token
     gitmirror__set_seconds GITMIRROR_DEADLINE "${GITMIRROR_DEADLINE:-120}"
     deadline=$seconds max_lag=''
     if [ -n "${GITMIRROR_MAX_LAG-}" ]; then
@@ -147,6 +152,22 @@ gitmirror__begin() {
     fi
     gitmirror__now
     began=$now
+}
+
+# git:// carries no token, so the mirror is asked over HTTP alone. git gets it by its environment, for this mirror's URLs
+# only and following no redirect; the settings that the caller has put there stay.
+gitmirror__use_token() {
+    case $token in *[!A-Za-z0-9._~-]*) gitmirror__usage 'GITMIRROR_TOKEN is not a token as the mirror issues it' ;; esac
+    if [ -z "$mirror_http" ]; then
+        gitmirror__say 'a token is for the mirror over HTTP, and none is named: set GITMIRROR_HTTP'
+        return
+    fi
+    mirror_git='' count=${GIT_CONFIG_COUNT:-0}
+    export "GIT_CONFIG_KEY_$count=http.$mirror_http/.extraHeader"
+    export "GIT_CONFIG_VALUE_$count=Authorization: Bearer $token"
+    count=$((count + 1))
+    export "GIT_CONFIG_KEY_$count=http.$mirror_http/.followRedirects" "GIT_CONFIG_VALUE_$count=false"
+    export "GIT_CONFIG_COUNT=$((count + 1))"
 }
 
 # Sets `seconds` from a duration.
@@ -269,7 +290,24 @@ gitmirror__git() {
         -c submodule.recurse=false -c protocol.version=2 -c advice.detachedHead=false "$@"
 }
 
-gitmirror__can_get() { [ -n "$mirror_http" ] && { gitmirror__has curl || gitmirror__has wget; }; }
+# Whether there is what gets a URL of the mirror: with a token, something that need not be told it as an argument.
+gitmirror__can_get() {
+    [ -n "$mirror_http" ] || return 1
+    ! gitmirror__has curl || return 0
+    gitmirror__has wget || return 1
+    gitmirror__know_wget
+    [ -z "$token" ] || [ "$by_list" = yes ]
+}
+
+# Sets what this wget can: `stall`, its option for a transfer that stalls; `by_list`, to read URLs with a password in them
+# from a descriptor. Not every busybox takes -T, and one that does not may crash of it.
+gitmirror__know_wget() {
+    [ -z "$by_list" ] || return 0
+    stall=none by_list=no
+    help=$(wget --help 2>&1)
+    case $help in *-T\ SEC* | *-T,*) stall=-T10 ;; esac
+    case $help in *--auth-no-challenge*) [ ! -e /proc/self/fd/0 ] || by_list=yes ;; esac
+}
 
 # Gets a URL of the mirror to stdout, its headers to descriptor 3. A transfer that stalls for ten seconds is given up.
 gitmirror__get() {
@@ -277,18 +315,26 @@ gitmirror__get() {
         # By name, since curl writes headers to files only: without /proc they are not had.
         headers=/dev/null
         [ ! -e /proc/self/fd/3 ] || headers=/proc/self/fd/3
-        curl --fail --silent --show-error --connect-timeout 3 --speed-limit 100 --speed-time 10 --max-time "$left" \
+        set -- --fail --silent --show-error --connect-timeout 3 --speed-limit 100 --speed-time 10 --max-time "$left" \
             --dump-header "$headers" "$1"
-    else
-        # Not every busybox takes -T, and one that does not may crash of it. No second try: it would go on where the first
-        # one ended, perhaps in another tar.
-        if [ -z "${stall-}" ]; then
-            stall=none
-            case $(wget --help 2>&1) in *-T\ SEC* | *-T,*) stall=-T10 ;; esac
+        if [ -z "$token" ]; then
+            curl "$@"
+        else
+            echo "header = \"Authorization: Bearer $token\"" | curl --config - "$@"
         fi
-        set -- -q -S -t 1 -O - "$1"
-        [ "$stall" = none ] || set -- "$stall" "$@"
-        gitmirror__bounded "$left" wget "$@" 2>&3 3>&-
+    else
+        gitmirror__know_wget
+        asked=$1
+        # No second try: it would go on where the first one ended, perhaps in another tar.
+        set -- -q -S -t 1 -O -
+        [ "$stall" = none ] || set -- "$@" "$stall"
+        if [ -z "$token" ]; then
+            gitmirror__bounded "$left" wget "$@" "$asked" 2>&3 3>&-
+        else
+            echo "${asked%%://*}://token:$token@${asked#*://}" |
+                gitmirror__bounded "$left" wget "$@" --auth-no-challenge --max-redirect=0 -i /proc/self/fd/4 \
+                    4<&0 2>&3 3>&-
+        fi
     fi
 }
 
@@ -449,6 +495,8 @@ gitmirror__from_mirror() {
 # By git from the upstream itself: as this guest reaches it, but past a redirect that leads to the mirror.
 gitmirror__from_upstream() {
     gitmirror__say "going to $upstream"
+    [ -z "$token" ] || gitmirror__say 'the mirror gave nothing for GITMIRROR_TOKEN, which may be expired, revoked or of another
+gitmirror: repository; the upstream of a private repository wants a credential of its own'
     rewritten=$(git ls-remote --get-url "$upstream")
     case $rewritten in
     "${mirror_git:-none:}"/* | "${mirror_http:-none:}"/*) ;;

@@ -1,0 +1,80 @@
+"""Read tokens of private mirrors: `token issue`, `token list`, `token revoke`."""
+
+from __future__ import annotations
+
+import click
+
+from appliance.cli.context import Duration, Options, json_option, pass_options
+from appliance.cli.output import print_json, print_table, say
+
+
+@click.group()
+def token() -> None:
+    """Read tokens: what lets a guest read one private mirror, and push its sessions there.
+
+    \b
+    Examples:
+      gitmirror.pyz token issue --repo acme/secret --ttl 2h
+      gitmirror.pyz token list --repo acme/secret
+      gitmirror.pyz token revoke 7
+    """
+
+
+@token.command()
+@click.option("--repo", metavar="NAME", required=True, help="The repository it is for.")
+@click.option("--ttl", type=Duration(), default="7d", show_default=True, metavar="D", help="How long it is good for.")
+@click.option("--note", metavar="TEXT", default="", help="What it is for, as `token list` shows it.")
+@json_option
+@pass_options
+def issue(options: Options, repo: str, ttl: float, note: str, as_json: bool) -> None:
+    """Make a token and print it, this once: only its hash is kept.
+
+    \b
+    Example:
+      gitmirror.pyz token issue --repo acme/secret --ttl 2h --note "session fix-dns"
+    """
+    issued = options.appliance().issue_token(repo, ttl, note)
+    if as_json:
+        print_json(issued)
+    else:
+        click.echo(issued["token"])
+    if not issued["private"]:
+        say(f"{repo} is not private: guests read it without a token")
+    say(f"token {issued['id']} reads {repo} over HTTP until {issued['expires_at']}")
+
+
+@token.command("list")
+@click.option("--repo", metavar="NAME", help="Only this repository.")
+@json_option
+@pass_options
+def list_tokens(options: Options, repo: str | None, as_json: bool) -> None:
+    """The tokens there were and are, newest first; never a token itself.
+
+    \b
+    Example:
+      gitmirror.pyz token list --repo acme/secret
+    """
+    found = options.appliance().tokens(repo)
+    if as_json:
+        print_json(found)
+        return
+    headers = ("ID", "REPOSITORY", "STATE", "CREATED", "EXPIRES", "LAST USED", "NOTE")
+    rows = [
+        (t["id"], t["repo"], t["state"], t["created_at"], t["expires_at"], t["last_used_at"] or "never", t["note"])
+        for t in found
+    ]
+    print_table(headers, rows, right=("ID",))
+
+
+@token.command()
+@click.argument("number", metavar="ID", type=click.IntRange(1))
+@pass_options
+def revoke(options: Options, number: int) -> None:
+    """End a token: the next request with it finds nothing.
+
+    \b
+    Example:
+      gitmirror.pyz token revoke 7
+    """
+    revoked = options.appliance().revoke_token(number)
+    say(f"token {number} of {revoked['repo']} is revoked")

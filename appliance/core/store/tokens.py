@@ -1,0 +1,107 @@
+"""Read tokens: what lets a guest read one private mirror. Only their hashes are here."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.models import Repo
+from appliance.core.store.database import Database, rows
+from appliance.core.units import rfc3339
+
+PREFIX = "gmt_"
+"""What every read token begins with, so that whoever finds one somewhere knows what it is."""
+
+KEPT = 90 * 86400.0
+"""Seconds that the row of a token is kept after it has expired."""
+LONGEST = 3650 * 86400.0
+"""The longest that a token may be good for."""
+
+_TIMES = ("created_at", "expires_at", "last_used_at", "revoked_at")
+
+
+class UnknownToken(GitmirrorError):
+    """There is no read token of that number."""
+
+    def __init__(self, token_id: int) -> None:
+        super().__init__(f"there is no read token {token_id}", hint="`token list` shows those there are")
+
+
+class TokenStore:
+    """The read tokens in `database`. `clock` gives Unix seconds."""
+
+    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+        self._database = database
+        self._clock = clock
+
+    def issue(self, repo: Repo, ttl: float, note: str) -> dict[str, Any]:
+        """Makes a token that is good for `ttl` seconds: its row as `all` has it, with the `token` itself, this once.
+
+        Raises UsageError for more than ten years. Rows of tokens that expired long ago go.
+        """
+        if ttl > LONGEST:
+            raise UsageError("a read token is good for ten years at most", hint="--ttl 3650d, or better 7d")
+        token, now = PREFIX + secrets.token_urlsafe(32), self._clock()
+        columns = {
+            "repo_id": repo.id,
+            "repo": repo.name,
+            "hash": _hash(token),
+            "note": note,
+            "created_at": now,
+            "expires_at": now + ttl,
+        }
+        with self._database.writing() as connection:
+            connection.execute("DELETE FROM read_tokens WHERE expires_at < ?", [now - KEPT])
+            connection.table("read_tokens").insert(columns)
+            [row] = rows(connection, "SELECT * FROM read_tokens WHERE hash = ?", columns["hash"])
+        return self._document(row) | {"token": token}
+
+    def find(self, token: str) -> tuple[int, int] | None:
+        """Its number and the id of the repository it is good for at this moment; None for one that is good for none.
+
+        256 random bits need no salt and no slow hash; and to find a hash tells nothing about how near another one was.
+        """
+        with self._database.reading() as connection:
+            found = rows(
+                connection,
+                "SELECT id, repo_id FROM read_tokens WHERE hash = ? AND revoked_at IS NULL AND expires_at > ?",
+                _hash(token),
+                self._clock(),
+            )
+        return (found[0]["id"], found[0]["repo_id"]) if found else None
+
+    def all(self, repo: str | None = None) -> list[dict[str, Any]]:
+        """Every token, newest first: id, repo, note, its times (RFC 3339 or None) and its state."""
+        with self._database.reading() as connection:
+            found = rows(connection, "SELECT * FROM read_tokens WHERE (?1 IS NULL OR repo = ?1) ORDER BY id DESC", repo)
+        return [self._document(row) for row in found]
+
+    def revoke(self, token_id: int) -> dict[str, Any]:
+        """Ends a token from now on; returns its row. Raises UnknownToken."""
+        with self._database.writing() as connection:
+            connection.execute(
+                "UPDATE read_tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", [self._clock(), token_id]
+            )
+            found = rows(connection, "SELECT * FROM read_tokens WHERE id = ?", token_id)
+        if not found:
+            raise UnknownToken(token_id)
+        return self._document(found[0])
+
+    def used(self, times: Mapping[int, float]) -> None:
+        """Notes when tokens were last used: number to Unix seconds."""
+        with self._database.writing() as connection:
+            for token_id, at in times.items():
+                connection.execute("UPDATE read_tokens SET last_used_at = ? WHERE id = ?", [at, token_id])
+
+    def _document(self, row: dict[str, Any]) -> dict[str, Any]:
+        state = "valid" if row["expires_at"] > self._clock() else "expired"
+        state = state if row["revoked_at"] is None else "revoked"
+        times = {key: None if row[key] is None else rfc3339(row[key]) for key in _TIMES}
+        return {"id": row["id"], "repo": row["repo"], "note": row["note"], "state": state, **times}
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Private upstreams: credentials to read them, read tokens to be served what they hold."""
