@@ -29,6 +29,7 @@ from appliance.core.recording.sessions import SessionBook
 from appliance.core.refresh.refresher import Refresher
 from appliance.core.refresh.schedule import lag_of
 from appliance.core.refresh.scheduler import Scheduler, Settings
+from appliance.core.refreshlog import RefreshLog
 from appliance.core.rooms import make_git, open_stores
 from appliance.core.serving.acceptor import Acceptor, Admission, Limits
 from appliance.core.serving.engine import Engine
@@ -55,6 +56,7 @@ class Assembly:
     refresher: Refresher
     maintainer: Maintainer
     activity: ActivityLog
+    refreshes: RefreshLog
     retention: Retention
     daemon: Daemon
 
@@ -164,8 +166,9 @@ async def assemble(
         set_anchor_times=lambda repo_id, times: asyncio.to_thread(stores.health.set_anchor_times, repo_id, times),
     )
     activity = ActivityLog(stores.activity)
-    events.attach(live, maintainer, metrics, activity)
-    return Assembly(live, refresher, maintainer, activity, retention, daemon)
+    refreshes = RefreshLog(stores.health)
+    events.attach(live, maintainer, metrics, activity, refreshes)
+    return Assembly(live, refresher, maintainer, activity, refreshes, retention, daemon)
 
 
 def _recording_limits(config: Config) -> RecordingLimits:

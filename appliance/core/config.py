@@ -6,8 +6,10 @@ misspelt key is otherwise a setting that silently does not hold.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
+import shlex
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -71,6 +73,30 @@ def _public(*schemes: str) -> Callable[[Any], str]:
     return parse
 
 
+def _url(value: Any) -> str:
+    """Reads a URL that documents are posted to, or the empty string."""
+    text = _text(value)
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in text
+    except ValueError:
+        usable = False
+    if text and not usable:
+        raise ValueError('a URL such as "http://127.0.0.1:9000/alerts", without user and password, or "" for none')
+    return text
+
+
+def _command(value: Any) -> tuple[str, ...]:
+    """Reads a command: a list of words, or one text that is split as a shell would (no shell runs it)."""
+    words = value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            words = shlex.split(value)
+    if not isinstance(words, list) or not all(isinstance(word, str) and "\0" not in word for word in words):
+        raise ValueError('a list of words such as ["/usr/local/bin/page", "--now"], or the same as one text')
+    return tuple(words)
+
+
 def setting(default: Any, parse: Callable[[Any], Any], text: str) -> Any:
     """A field of a section. `default` is written as in the file, `text` is its line of help."""
     return field(default=parse(default), metadata={"parse": parse, "default": default, "help": text})
@@ -107,6 +133,7 @@ class RefreshConfig:
     stale_after: float = setting("10m", _positive, "Lag past this makes a repository stale.")
     allow_local: bool = setting(False, _flag, "Allow file:// and path upstreams.")
     webhook_secret_file: str = setting("", _text, "File with the webhook's secret; without it the webhook is off.")
+    token_file: str = setting("", _text, "File with the token for POST /OWNER/REPO/refresh; without it that is off.")
 
 
 @dataclass(frozen=True)
@@ -136,6 +163,22 @@ class RecordingConfig:
 
 
 @dataclass(frozen=True)
+class AlertsConfig:
+    """`[alerts]`: who is told, once, when a repository turns stale or failing, and when it is well again."""
+
+    command: tuple[str, ...] = setting("", _command, "Run for each alert, with the document on its stdin.")
+    url: str = setting("", _url, "Each alert is posted there as JSON.")
+
+
+@dataclass(frozen=True)
+class EventsConfig:
+    """`[events]`: who is told what happens, as it happens."""
+
+    command: tuple[str, ...] = setting("", _command, "Runs all the while and gets each event as a line of JSON.")
+    url: str = setting("", _url, "Each event is posted there as JSON.")
+
+
+@dataclass(frozen=True)
 class RepoConfig:
     """One `[[repos]]`: a repository of the static list."""
 
@@ -157,6 +200,8 @@ class Config:
     cache: CacheConfig = field(default_factory=CacheConfig)
     workspace: WorkspaceConfig = field(default_factory=WorkspaceConfig)
     recording: RecordingConfig = field(default_factory=RecordingConfig)
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
+    events: EventsConfig = field(default_factory=EventsConfig)
     repos: tuple[RepoConfig, ...] = ()
 
     def warnings(self) -> list[str]:
@@ -177,6 +222,8 @@ SECTIONS: dict[str, type[Any]] = {
     "cache": CacheConfig,
     "workspace": WorkspaceConfig,
     "recording": RecordingConfig,
+    "alerts": AlertsConfig,
+    "events": EventsConfig,
 }
 
 _Section = TypeVar("_Section")

@@ -16,6 +16,7 @@ from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.metrics import Metrics
 from appliance.core.models import Hydration, Recorded, RefreshOutcome, RefsMoved, Repo, Ruling, shown
 from appliance.core.recording.policy import session_of
+from appliance.core.refreshlog import RefreshLog
 from appliance.core.serving.engine import Caller
 from appliance.core.serving.v2 import FetchShape
 from appliance.core.store.database import StoreError
@@ -35,18 +36,22 @@ class Events:
     maintainer: Maintainer
     metrics: Metrics
     activity: ActivityLog
+    refreshes: RefreshLog
 
     def __init__(self, begin: Begin) -> None:
         self._begin = begin
         self.feed = Feed()
         self._recounts: dict[int, bool] = {}
 
-    def attach(self, live: Live, maintainer: Maintainer, metrics: Metrics, activity: ActivityLog) -> None:
+    def attach(
+        self, live: Live, maintainer: Maintainer, metrics: Metrics, activity: ActivityLog, refreshes: RefreshLog
+    ) -> None:
         """Names the rooms; before it no event may happen."""
         self.live = live
         self.maintainer = maintainer
         self.metrics = metrics
         self.activity = activity
+        self.refreshes = refreshes
 
     async def refreshed(self, repo_id: int, outcome: RefreshOutcome, /, **columns: Any) -> None:
         """A refresh ended: counted, and written behind."""
@@ -58,11 +63,9 @@ class Events:
             seconds=outcome.duration,
             moved=[change.document() for change in outcome.moved[:MOST_TOLD]],
             error=outcome.error,
+            kind=outcome.kind,
         )
-        try:
-            await asyncio.to_thread(self.live.stores.health.record_refresh, repo_id, outcome, **columns)
-        except StoreError as error:
-            log.error("the refresh of %s cannot be recorded: %s", outcome.repo, error.message)
+        await self.refreshes.add(repo_id, outcome, columns)
 
     async def moved(self, event: RefsMoved) -> None:
         """A refresh moved refs: no guest sees the old ones from here on, and the new tip is warmed."""

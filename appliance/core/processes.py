@@ -107,8 +107,9 @@ class Children:
         stdin: int | IO[Any] = subprocess.DEVNULL,
         stdout: int | IO[Any] = subprocess.DEVNULL,
         stderr: int | IO[Any] = subprocess.DEVNULL,
+        pass_fds: Sequence[int] = (),
     ) -> Child:
-        """Starts `argv` in a session of its own. Raises OSError."""
+        """Starts `argv` in a session of its own, with the descriptors `pass_fds` too. Raises OSError."""
         process = subprocess.Popen(
             argv,
             env=dict(env),
@@ -117,7 +118,7 @@ class Children:
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,
-            pass_fds=(self._lock,),
+            pass_fds=(self._lock, *pass_fds),
         )
         child = Child(process, self)
         self._running[process.pid] = child

@@ -85,6 +85,7 @@ class Service:
                 self._begin(self._rooms.maintainer.run(), "maintainer"),
                 self._begin(self._tidy(), "tidy"),
                 self._begin(self._rooms.activity.run(), "activity"),
+                self._begin(self._rooms.refreshes.run(), "refreshes"),
                 self._begin(self._rooms.retention.run(), "retention"),
             ]
             for part in parts:
@@ -196,6 +197,7 @@ class Service:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._live.desk.close()
         await self._rooms.activity.write()
+        await self._rooms.refreshes.write()
         self._live.stores.database.close()
 
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.git.httptrace import HttpTrace
 from appliance.core.layout import Layout
 from appliance.core.processes import Child, Children
 
@@ -31,12 +32,18 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
 class GitError(GitmirrorError):
-    """A git command failed. `stderr` is what it said, without progress; `timed_out` tells a deadline apart."""
+    """A git command failed. `stderr` is what it said, without progress; `timed_out` tells a deadline apart.
 
-    def __init__(self, message: str, *, stderr: str = "", timed_out: bool = False) -> None:
+    `retry_after` is for how many seconds the upstream does not want to be asked again, None when it did not say.
+    """
+
+    def __init__(
+        self, message: str, *, stderr: str = "", timed_out: bool = False, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.stderr = stderr
         self.timed_out = timed_out
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -160,17 +167,31 @@ class Git:
         deadline: float,
         stdin: bytes = b"",
         on_progress: Callable[[str], None] | None = None,
+        asks_upstream: bool = False,
     ) -> GitOutput:
         """Runs `git *arguments` in `cwd` for at most `deadline` seconds. Raises GitError.
 
-        `on_progress` gets each line of stderr as it comes, also those that git overwrites with CR.
-        Cancelling ends the whole process group.
+        `on_progress` gets each line of stderr as it comes, also those that git overwrites with CR. With
+        `asks_upstream` an error has the upstream's Retry-After. Cancelling ends the whole process group.
         """
+        with HttpTrace() if asks_upstream else contextlib.nullcontext() as trace:
+            return await self._run(arguments, cwd, deadline, stdin, on_progress, trace)
+
+    async def _run(
+        self,
+        arguments: tuple[str, ...],
+        cwd: Path,
+        deadline: float,
+        stdin: bytes,
+        on_progress: Callable[[str], None] | None,
+        trace: HttpTrace | None,
+    ) -> GitOutput:
         argv = [*self._prefix, "git", *arguments]
         try:
             child = self.children.start(
                 argv,
-                env=self.environment,
+                env=self.environment | trace.environment if trace else self.environment,
+                pass_fds=(trace.file,) if trace else (),
                 cwd=cwd,
                 stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -213,7 +234,11 @@ class Git:
                 timed_out=True,
             )
         if code != 0:
-            raise GitError(f"git {arguments[0]} failed: {_last_words(said) or f'exit code {code}'}", stderr=said)
+            raise GitError(
+                f"git {arguments[0]} failed: {_last_words(said) or f'exit code {code}'}",
+                stderr=said,
+                retry_after=trace.retry_after() if trace else None,
+            )
         return GitOutput(bytes(stdout), said)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, GitError
+from appliance.core.git.memory import RefMemory, trace_of
 from appliance.core.git.mirror import Mirror, changes_between
 from appliance.core.git.upstream import parse_upstream
 from appliance.core.layout import Layout
@@ -48,6 +49,8 @@ class MirrorFacts:
             "checked_at": started_at,
             "verified_at": started_at,
             "last_error": None,
+            "error_kind": None,
+            "retry_at": None,
             "failures": 0,
             "cloned": True,
             "tip": self.tip,
@@ -65,6 +68,7 @@ class Refresher:
         self._git = git
         self._locks = locks
         self.timeout = timeout
+        self._memory = RefMemory()
 
     def mirror(self, repo: Repo) -> Mirror:
         """The mirror of a repository, whether or not it is there yet."""
@@ -96,11 +100,15 @@ class Refresher:
         await self._follow_head(growing, remote)
         async with self._locks.shared(run.repo.name):
             mirror = growing.rename_to(self._layout.mirror(run.repo.name))
-        return await self._facts(mirror, run.repo, before={}, measure=True)
+        return await self._facts(mirror, run.repo, before={})
 
     async def _update(self, mirror: Mirror, run: RefreshRun) -> MirrorFacts:
         mirror.configure(run.repo.url)
         remote = await mirror.remote_refs(self._asking_deadline())
+        if self._memory.holds(mirror.path, remote.refs):
+            await self._follow_head(mirror, remote)
+            return self._same(mirror, run.repo, remote.refs)
+        trace = trace_of(mirror.path)
         before = await mirror.local_refs()
         changes = changes_between(before, remote.refs)
         if changes:
@@ -115,7 +123,10 @@ class Refresher:
                 await mirror.anchor([change for change in moved if change not in changes], branch)
             await self._require_brought(mirror, remote, before)
         await self._follow_head(mirror, remote)
-        return await self._facts(mirror, run.repo, before=before, measure=bool(changes))
+        if not changes:
+            self._memory.learn(mirror.path, trace, before)
+            return self._same(mirror, run.repo, before)
+        return await self._facts(mirror, run.repo, before=before)
 
     def _asking_deadline(self) -> float:
         return min(ASKING_DEADLINE, self.timeout)
@@ -146,14 +157,20 @@ class Refresher:
         if head is not None and head != mirror.head():
             await mirror.set_head(head)
 
-    async def _facts(self, mirror: Mirror, repo: Repo, *, before: dict[str, str], measure: bool) -> MirrorFacts:
+    @staticmethod
+    def _same(mirror: Mirror, repo: Repo, refs: Mapping[str, str]) -> MirrorFacts:
+        """Nothing moved: the mirror has `refs`, as it had."""
+        head = mirror.head()
+        return MirrorFacts(tip=refs.get(followed_ref(repo, head) or ""), head=head, refs=len(refs), size=None)
+
+    async def _facts(self, mirror: Mirror, repo: Repo, *, before: dict[str, str]) -> MirrorFacts:
         refs = await mirror.local_refs()
         head = mirror.head()
         return MirrorFacts(
             tip=refs.get(followed_ref(repo, head) or ""),
             head=head,
             refs=len(refs),
-            size=await asyncio.to_thread(mirror.disk_size) if measure else None,
+            size=await asyncio.to_thread(mirror.disk_size),
             moved=changes_between(before, refs),
         )
 

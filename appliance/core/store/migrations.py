@@ -174,3 +174,17 @@ _step(
     )""",
     "CREATE INDEX session_ends_by_name ON session_ends (repo, session)",
 )
+
+_step(
+    "0005_freshness",
+    "ALTER TABLE health ADD COLUMN error_kind TEXT",
+    "ALTER TABLE health ADD COLUMN retry_at REAL",
+    "ALTER TABLE refreshes ADD COLUMN kind TEXT",
+    # What was last told about a repository that is stale or failing; no row: nothing, or that it is well again.
+    """CREATE TABLE alerts (
+        repo_id INTEGER PRIMARY KEY REFERENCES repos(id) ON DELETE CASCADE,
+        state TEXT NOT NULL,
+        kind TEXT,
+        since REAL NOT NULL
+    )""",
+)
