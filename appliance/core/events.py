@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from appliance.core.activity import ActivityLog
+from appliance.core.announced import Announcements
 from appliance.core.errors import GitmirrorError
 from appliance.core.feed import Feed
 from appliance.core.live import Live
@@ -20,13 +21,14 @@ from appliance.core.refreshlog import RefreshLog
 from appliance.core.serving.engine import Caller
 from appliance.core.serving.v2 import FetchShape
 from appliance.core.store.database import StoreError
+from appliance.core.vigil import Vigil
 
 log = logging.getLogger(__name__)
 
 MOST_TOLD = 100
 """Refs of one refresh that its event names."""
 
-Begin = Callable[[Coroutine[Any, Any, None], str], object]
+Begin = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
 class Events:
@@ -37,14 +39,23 @@ class Events:
     metrics: Metrics
     activity: ActivityLog
     refreshes: RefreshLog
+    vigil: Vigil
+    announcements: Announcements
 
     def __init__(self, begin: Begin) -> None:
-        self._begin = begin
+        self.begin = begin
         self.feed = Feed()
         self._recounts: dict[int, bool] = {}
 
     def attach(
-        self, live: Live, maintainer: Maintainer, metrics: Metrics, activity: ActivityLog, refreshes: RefreshLog
+        self,
+        live: Live,
+        maintainer: Maintainer,
+        metrics: Metrics,
+        activity: ActivityLog,
+        refreshes: RefreshLog,
+        vigil: Vigil,
+        announcements: Announcements,
     ) -> None:
         """Names the rooms; before it no event may happen."""
         self.live = live
@@ -52,6 +63,8 @@ class Events:
         self.metrics = metrics
         self.activity = activity
         self.refreshes = refreshes
+        self.vigil = vigil
+        self.announcements = announcements
 
     async def refreshed(self, repo_id: int, outcome: RefreshOutcome, /, **columns: Any) -> None:
         """A refresh ended: counted, and written behind."""
@@ -66,6 +79,11 @@ class Events:
             kind=outcome.kind,
         )
         await self.refreshes.add(repo_id, outcome, columns)
+
+    def refresh_done(self, repo: Repo) -> None:
+        """A refresh ended, and everything that follows from it was begun."""
+        self.vigil.refreshed(repo)
+        self.announcements.refreshed(repo)
 
     async def moved(self, event: RefsMoved) -> None:
         """A refresh moved refs: no guest sees the old ones from here on, and the new tip is warmed."""
@@ -133,7 +151,7 @@ class Events:
             self._recounts[repo.id] = True
         else:
             self._recounts[repo.id] = False
-            self._begin(self._count_sessions(repo), f"count {repo.name}")
+            self.begin(self._count_sessions(repo), f"count {repo.name}")
 
     async def _count_sessions(self, repo: Repo) -> None:
         """Counts again as long as pushes come, one count at a time: fifty at once need not be counted fifty times."""

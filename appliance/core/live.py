@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,10 @@ from appliance.core.workspace.snapshots import Snapshots
 
 @dataclass
 class Live:
-    """The rooms of one `serve`, and what it knows in memory; `problems` are warnings about the config's list."""
+    """The rooms of one `serve`, and what it knows in memory.
+
+    `problems` are warnings about the config's list, `complaints` are asked for more of them at each `status`.
+    """
 
     layout: Layout
     config: Config
@@ -62,6 +65,7 @@ class Live:
     retention: Retention
     repos: list[Repo] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    complaints: list[Callable[[], str | None]] = field(default_factory=list)
     urls: dict[str, str | None] = field(default_factory=lambda: {"git": None, "http": None, "admin": None})
 
     def mirror(self, name: str) -> Mirror:
@@ -161,6 +165,7 @@ class Live:
             self.guard.check()
         except GitmirrorError as error:
             warnings.append(error.message)
+        warnings += [said for complain in self.complaints if (said := complain())]
         live: Mapping[str, Any] = {
             "serving": True,
             "pid": os.getpid(),

@@ -44,7 +44,13 @@ class Metrics:
             "gitmirror_refreshes", "Refreshes by their result.", ("repo", "result"), registry=registry
         )
         self._failures = Counter(
-            "gitmirror_refresh_failures", "Refreshes that failed, by their error word.", ("repo", "kind"), registry=registry
+            "gitmirror_refresh_failures",
+            "Refreshes that failed, by their error word.",
+            ("repo", "kind"),
+            registry=registry,
+        )
+        self._webhooks = Counter(
+            "gitmirror_webhooks", "Webhooks by the status they were answered with.", ("status",), registry=registry
         )
         self._pushes = Counter("gitmirror_pushes", "Pushes by the guard's verdict.", ("verdict",), registry=registry)
         registry.register(_Repositories(repos, stale_after))
@@ -65,6 +71,10 @@ class Metrics:
         self._refreshes.labels(outcome.repo, outcome.result).inc()
         if outcome.kind:
             self._failures.labels(outcome.repo, outcome.kind).inc()
+
+    def webhook(self, status: int) -> None:
+        """A webhook was answered."""
+        self._webhooks.labels(str(int(status))).inc()
 
     def ruled(self, accepted: bool) -> None:
         """A push was ruled on."""

@@ -17,6 +17,7 @@ from appliance.core.git.upstream import choose_name, parse_upstream, same_upstre
 from appliance.core.layout import Layout
 from appliance.core.processes import Children
 from appliance.core.store.activity import ActivityStore
+from appliance.core.store.alerts import AlertStore
 from appliance.core.store.audit import AuditLog
 from appliance.core.store.database import Database
 from appliance.core.store.health import HealthStore
@@ -34,6 +35,7 @@ class Stores:
     audit: AuditLog
     activity: ActivityStore
     sessions: SessionStore
+    alerts: AlertStore
 
 
 def open_stores(layout: Layout, *, create: bool = True) -> Stores:
@@ -48,6 +50,7 @@ def open_stores(layout: Layout, *, create: bool = True) -> Stores:
         AuditLog(database, time.time),
         ActivityStore(database, time.time),
         SessionStore(database),
+        AlertStore(database),
     )
 
 

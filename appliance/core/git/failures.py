@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+
 class Kind(StrEnum):
     """The error word of a repository: what `status --json` has as `error`, metrics as `kind`."""
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 MOST_PATIENCE = 3600.0
-"""Seconds that an upstream's Retry-After is honoured for at most: a slip of theirs must not stop a mirror for a year."""
+"""Seconds that an upstream's Retry-After is honoured for at most: a slip must not stop a mirror for a year."""
 USUAL_PATIENCE = 60.0
 """Seconds that an upstream which says 429 without Retry-After is left alone: GitHub asks for at least a minute."""
 MOST_TRACE = 2**20

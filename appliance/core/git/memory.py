@@ -1,4 +1,4 @@
-"""Knowing that a mirror's refs are as they were, without asking git: a process saved in every refresh that finds nothing."""
+"""Knowing that a mirror's refs are as they were, without asking git: two processes less in each idle refresh."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 QUIET = 2.0
-"""Seconds that nothing may have changed for: a second change within a tick of the file system's clock leaves no trace."""
+"""Seconds that nothing may have changed for: two changes in one tick of the file system's clock leave one trace."""
 MOST_FILES = 2000
 """Loose refs and directories past which a mirror is not remembered: looking at them all costs more than git does."""
 

@@ -18,8 +18,9 @@ from typing import Any, Protocol
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.httptrace import MOST_PATIENCE
 from appliance.core.models import Health, RefreshOutcome, RefsMoved, Repo
-from appliance.core.refresh.refresher import MirrorFacts, Progress, Refresher, RefreshRun
+from appliance.core.refresh.clock import SteadyClock
 from appliance.core.refresh.queue import RefreshQueue
+from appliance.core.refresh.refresher import MirrorFacts, Progress, Refresher, RefreshRun
 from appliance.core.refresh.schedule import Lane, delay_after, holds_place, lane_of
 from appliance.core.refresh.trouble import Trouble, trouble_of
 
@@ -33,10 +34,6 @@ PLACE_TICK = 0.2
 
 MOST_RUNNING = 64
 """Past so many refreshes at once, hung ones keep their places: processes are bounded too."""
-
-
-CLOCK_STEP = 1.0
-"""Seconds that the wall clock may drift from the steady one between two passes before it counts as set."""
 
 
 class Cancelled(GitmirrorError):
@@ -110,7 +107,7 @@ class Scheduler:
         self._running: dict[int, _Running] = {}
         self._queue = RefreshQueue()
         self._wake = asyncio.Event()
-        self._clock = _clock_offset()
+        self._clock = SteadyClock()
 
     def follow(self, repos: Sequence[Repo], healths: dict[int, Health], settings: Settings) -> None:
         """Makes `repos` what is followed. A changed interval holds at once, for what is already scheduled too."""
@@ -332,20 +329,14 @@ class Scheduler:
 
     def _follow_clock(self) -> None:
         """When the wall clock was set, moves what this process verified along with it: lag is a duration."""
-        offset = _clock_offset()
-        step, self._clock = offset - self._clock, offset
-        if abs(step) < CLOCK_STEP:
+        step = self._clock.step()
+        if step == 0:
             return
         log.warning("the clock was set by %+.1fs", step)
         for entry in self._entries.values():
             verified_at = entry.health.verified_at
             if entry.verified_here and verified_at is not None:
                 entry.health = replace(entry.health, verified_at=verified_at + step)
-
-
-def _clock_offset() -> float:
-    """The wall clock against one that is never set and counts while the machine sleeps."""
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 async def _joined(task: asyncio.Task[RefreshOutcome], repo: Repo) -> RefreshOutcome:
