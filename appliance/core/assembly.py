@@ -189,6 +189,7 @@ async def assemble(
     alerts = Alerts(stores.alerts, children, lambda: live.config.alerts)
     vigil = Vigil(scheduler, events.feed, alerts, lambda: live.repos, lambda: live.config.refresh.stale_after)
     live.complaints += [secret.problem, token.problem, lambda: alerts.trouble]
+    live.on_followed = vigil.look
     events.attach(live, maintainer, metrics, activity, refreshes, vigil, announcements)
     sinks = EventSinks(events.feed, children, events.begin)
     return Assembly(live, refresher, maintainer, activity, refreshes, retention, daemon, vigil, alerts, sinks)

@@ -43,7 +43,8 @@ from appliance.core.workspace.snapshots import Snapshots
 class Live:
     """The rooms of one `serve`, and what it knows in memory.
 
-    `problems` are warnings about the config's list, `complaints` are asked for more of them at each `status`.
+    `problems` are warnings about the config's list, `complaints` are asked for more of them at each `status`;
+    `on_followed` is called when other repositories are followed, or others enabled.
     """
 
     layout: Layout
@@ -66,6 +67,7 @@ class Live:
     repos: list[Repo] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     complaints: list[Callable[[], str | None]] = field(default_factory=list)
+    on_followed: Callable[[], None] = lambda: None
     urls: dict[str, str | None] = field(default_factory=lambda: {"git": None, "http": None, "admin": None})
 
     def mirror(self, name: str) -> Mirror:
@@ -101,6 +103,7 @@ class Live:
         self.repos = repos
         self.scheduler.follow(repos, healths, Settings(self.config.refresh.interval, self.config.refresh.concurrency))
         self.git_port.catalog = self.smart.catalog = Catalog(repos)
+        self.on_followed()
 
     @property
     def clients(self) -> int:

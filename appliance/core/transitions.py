@@ -35,8 +35,8 @@ class Told:
 
 def condition_of(repo: Repo, health: Health, now: float, stale_after: float) -> Condition:
     """The condition at `now`, Unix seconds."""
-    lag = lag_of(health, now)
-    return Condition(state_of(repo, health, now, stale_after), lag is not None and lag > stale_after)
+    state, lag = state_of(repo, health, now, stale_after), lag_of(health, now)
+    return Condition(state, state is State.STALE or (lag is not None and lag > stale_after))
 
 
 def events_between(before: Condition | None, after: Condition) -> Sequence[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +71,10 @@ class Hooked:
         about = {"clone_url": f"{self.upstream.url(name)}.git", "full_name": name} if repository is None else repository
         return self.send(json.dumps({"repository": about, **facts}).encode(), event)
 
+    def settle(self, name: str = WIDGETS) -> None:
+        """Have what was asked for before be over."""
+        call(Layout(self.serve.state), "refresh", names=[name])
+
     def asked(self, name: str = WIDGETS) -> int:
         """How often the upstream was asked for refs so far."""
         return sum(each.repo == name and "info/refs" in each.path for each in self.upstream.requests)
@@ -103,3 +109,26 @@ def restored(hooked: Hooked) -> Iterator[Callable[[], None]]:
 
     yield restore
     restore()
+
+
+@pytest.fixture
+def notify_socket(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path that stands where systemd's notification socket is."""
+    return str(tmp_path_factory.mktemp("systemd") / "notify")
+
+
+@pytest.fixture
+def notified(notify_socket: str) -> Iterator[Callable[[], list[str]]]:
+    """Returns what was said to systemd since the last call."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(notify_socket)
+        listening.setblocking(False)
+
+        def read() -> list[str]:
+            said = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    said.append(listening.recv(65536).decode())
+            return said
+
+        yield read

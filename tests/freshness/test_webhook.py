@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -53,6 +54,7 @@ def test_a_pushed_commit_is_here_and_warm_in_a_moment(hooked: Hooked) -> None:
 )
 def test_a_wrong_signature_is_refused_before_anything_is_read(hooked: Hooked, given: str | None) -> None:
     """401 whatever the body is, also when it is no JSON at all, and the upstream is not asked."""
+    hooked.settle()
     before = hooked.asked()
     for body in (b'{"repository": {}}', b"\xff not JSON"):
         headers = {"X-GitHub-Event": "push"} | ({} if given is None else {"X-Hub-Signature-256": given})
@@ -96,7 +98,7 @@ def test_signed_nonsense_is_refused_in_words(hooked: Hooked, body: bytes) -> Non
         {"ref": "x", "ref_type": {"a": 1}},
     ],
 )
-def test_odd_refs_are_a_refresh_and_nothing_more(hooked: Hooked, facts: dict[str, object]) -> None:
+def test_odd_refs_are_a_refresh_and_nothing_more(hooked: Hooked, facts: dict[str, Any]) -> None:
     """What they say is not looked for, and does no harm."""
     before = hooked.asked()
     for event in ("push", "create", "delete") if "ref_type" in facts else ("push",):
@@ -133,6 +135,7 @@ def test_bodies_come_in_pieces_as_forms_and_not_too_large(hooked: Hooked) -> Non
 def test_other_events_and_other_repositories(hooked: Hooked) -> None:
     """A ping is answered, what is not about refs is ignored, what is unknown or disabled is not mirrored here."""
     assert hooked.hook("ping").status == 200
+    hooked.settle()
     before = hooked.asked(), hooked.asked("acme/off")
     assert json.loads(hooked.hook("issues").body) == {"ignored": "issues"}
     assert hooked.hook(name="acme/unheard-of").status == hooked.hook(name="acme/off").status == 404
@@ -141,6 +144,7 @@ def test_other_events_and_other_repositories(hooked: Hooked) -> None:
 
 def test_a_burst_is_a_refresh_now_and_one_after(hooked: Hooked) -> None:
     """Two hundred webhooks while the upstream is slow to answer: two refreshes, and none is left waiting."""
+    hooked.settle("acme/other")
     hooked.upstream.on("acme/other").hang = True
     before = hooked.asked("acme/other")
     tip = add_commit(hooked.upstream.path("acme/other"), "main", {"burst": "1\n"})

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, GitError
+from appliance.core.git.failures import Kind, kind_of
 from appliance.core.git.memory import RefMemory, trace_of
 from appliance.core.git.mirror import Mirror, changes_between
 from appliance.core.git.upstream import parse_upstream
@@ -20,6 +23,10 @@ from appliance.core.models import RefChange, RemoteRefs, Repo, shown
 
 ASKING_DEADLINE = 60.0
 """Seconds for ls-remote at most: an upstream that says nothing for so long is hung."""
+
+LEAST_ROOM = 2**20
+"""Bytes below which a disk counts as full for a git that could not write."""
+_MAYBE_FULL = frozenset({Kind.OTHER, Kind.MIRROR, Kind.BROKEN})
 
 Progress = Callable[[str], None]
 
@@ -84,6 +91,11 @@ class Refresher:
                 return await (self._update(mirror, run) if mirror.exists() else self._clone(run))
         except TimeoutError:
             raise GitError(f"the refresh took longer than {self.timeout:g}s and was ended", timed_out=True) from None
+        except GitError as error:
+            # git does not always say why it could not write: "couldn't write '….lock'" is all there is for a ref.
+            if kind_of(error.stderr or error.message) in _MAYBE_FULL and _is_full(self._layout.state):
+                raise GitmirrorError(f"{error.message} (no space left on device)") from error
+            raise
         except OSError as error:
             raise GitmirrorError(f"the mirror of {run.repo.name} cannot be written: {error}") from error
 
@@ -173,6 +185,14 @@ class Refresher:
             size=await asyncio.to_thread(mirror.disk_size),
             moved=changes_between(before, refs),
         )
+
+
+def _is_full(path: Path) -> bool:
+    try:
+        disk = os.statvfs(path)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < LEAST_ROOM or (disk.f_files > 0 and disk.f_favail == 0)
 
 
 def _not_brought(remote: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
