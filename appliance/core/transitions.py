@@ -43,10 +43,11 @@ def events_between(before: Condition | None, after: Condition) -> Sequence[str]:
     """What the feed is told. Nothing is new about what was not known before, unless it is bad."""
     if before is not None and after.state is State.FRESH:
         return [RECOVERED] if before.state in UNHEALTHY else []
+    known = before if before is not None and before.state in UNHEALTHY else None
     found = []
-    if after.state is State.FAILING and (before is None or before.state is not State.FAILING):
+    if after.state is State.FAILING and (known is None or known.state is not State.FAILING):
         found.append(FAILING)
-    if after.state in UNHEALTHY and after.late and not (before is not None and before.late):
+    if after.state in UNHEALTHY and after.late and (known is None or not known.late):
         found.append(STALE)
     return found
 

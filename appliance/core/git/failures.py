@@ -115,7 +115,7 @@ _SIGNS: Sequence[tuple[Kind, str]] = (
     (
         Kind.AUTH,
         r"could not read (?:username|password)|authentication failed|returned error: (?:401|403|407)"
-        r"|permission denied \(|terminal prompts disabled|access denied|invalid credentials",
+        r"|permission denied \(|terminal prompts disabled|access denied(?! or)|invalid credentials",
     ),
     (
         Kind.NOT_FOUND,
