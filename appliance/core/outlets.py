@@ -58,7 +58,7 @@ async def post(url: str, document: bytes, content_type: str = "application/json"
             status = await _exchange(parts, document, content_type)
     except TimeoutError:
         raise OutletError(f"{parts.hostname} did not take it within {DEADLINE:g}s") from None
-    except (OSError, h11.ProtocolError) as error:
+    except (OSError, ValueError, h11.ProtocolError) as error:
         raise OutletError(f"{parts.hostname} cannot be reached: {error}") from None
     if not 200 <= status < 300:
         raise OutletError(f"{parts.hostname} answered {status}")

@@ -98,6 +98,16 @@ _COMMON_CONFIG = """\
 """
 
 
+AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
+"""Where Debian, Alpine and Arch keep all certificates of authorities in one file."""
+_OWN_AUTHORITIES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH")
+
+
+def find_authorities(environ: Mapping[str, str]) -> Path | None:
+    """The system's file of authorities, unless the environment names others or there is none."""
+    return AUTHORITIES if AUTHORITIES.is_file() and not any(name in environ for name in _OWN_AUTHORITIES) else None
+
+
 def write_git_configs(layout: Layout, *, max_push: int) -> None:
     """Writes git's global configs for refresh and for serving, and the empty HOME.
 
@@ -105,7 +115,12 @@ def write_git_configs(layout: Layout, *, max_push: int) -> None:
     its like are ignored in a repository's own config, so they are here.
     """
     layout.home.mkdir(parents=True, exist_ok=True)
-    write_atomically(layout.git_config, _COMMON_CONFIG)
+    trust = ""
+    if (authorities := find_authorities(os.environ)) is not None:
+        # A libcurl with GnuTLS also reads every file of /etc/ssl/certs, the same ones again: 48 ms of processor time
+        # for an ls-remote, and 21 with an empty directory in its place.
+        trust = f"[http]\n\tsslCAInfo = {_quoted(authorities)}\n\tsslCAPath = {_quoted(layout.home)}\n"
+    write_atomically(layout.git_config, _COMMON_CONFIG + trust)
     serving = (
         _COMMON_CONFIG
         + f"""\

@@ -55,7 +55,7 @@ MEANINGS: dict[Kind, Meaning] = {
     Kind.TLS: Meaning(
         "the upstream's certificate cannot be trusted, or it does not speak TLS",
         "check its certificate (host name, expiry, issuer) and this node's clock; a private authority goes into "
-        "the node's trust store or SSL_CERT_FILE",
+        "the node's trust store, or GIT_SSL_CAINFO of serve",
     ),
     Kind.HOST_KEY: Meaning(
         "the upstream's ssh host key is not the one that is pinned",
