@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Measures what it costs to keep many repositories fresh when nothing moves: CPU seconds of serve and its children.
 
-    scripts/bench_refresh.py [--repos 1000] [--interval 60] [--seconds 60] [--by path|git] [--json FILE]
+    scripts/bench_refresh.py [--repos 1000] [--interval 60] [--seconds 60] [--by path|git|https]
 
 The upstreams are small repositories on this machine, each with a few branches and tags. `path` upstreams are read from
-disk, so that the upstream's own git (upload-pack) is counted too; with `git` it is a `git daemon`'s and is not.
+disk, so that the upstream's own git (upload-pack) is counted too; with `git` and `https` it is another server's and is
+not. With `https` git trusts the system's authorities, read once, and a certificate made for the bench.
 First clones are not counted. CPU seconds are what the kernel says, so other work on the machine matters little.
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+from benchlib.https import make_certificate
 from benchlib.processes import (
     BenchError,
     Places,
@@ -35,6 +37,7 @@ from benchlib.processes import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 CLONES = 900.0
 """Seconds that all first clones together may take."""
 
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repos", type=int, default=1000, help="how many are registered")
     parser.add_argument("--interval", type=float, default=60.0, help="seconds between two refreshes of each")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long is measured")
-    parser.add_argument("--by", choices=["path", "git"], default="path", help="how upstreams are reached")
+    parser.add_argument("--by", choices=["path", "git", "https"], default="path", help="how upstreams are reached")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     options = parser.parse_args(argv)
     adopt_orphans()
@@ -102,25 +105,38 @@ def make_upstreams(place: Path, repos: int, env: dict[str, str]) -> None:
 
 
 class Upstreams:
-    """Where they are reached. A context manager."""
+    """Where they are reached; `env` is given what git needs for that. A context manager."""
 
     def __init__(self, scratch: Path, place: Path, env: dict[str, str], by: str) -> None:
         self.url = str(place)
-        self._daemon: Running | None = None
+        self._server: Running | None = None
         if by == "git":
             port = free_port()
             argv = ["git", "-c", "safe.directory=*", "daemon", "--export-all", f"--base-path={place}"]
             argv += ["--listen=127.0.0.1", f"--port={port}", "--reuseaddr", str(place)]
-            self._daemon = Running(argv, env=env, log=scratch / "daemon.log")
+            self._server = Running(argv, env=env, log=scratch / "daemon.log")
             self.url = f"git://127.0.0.1:{port}"
             wait_until(lambda: listens(port), "git daemon listens", 10)
+        elif by == "https":
+            port = free_port()
+            cert, key = make_certificate(scratch)
+            trusted, nothing = scratch / "trusted.pem", scratch / "nothing"
+            nothing.mkdir()
+            system = AUTHORITIES.read_bytes() if AUTHORITIES.is_file() else b""
+            trusted.write_bytes(system + cert.read_bytes())
+            env |= {"GIT_SSL_CAINFO": str(trusted), "GIT_SSL_CAPATH": str(nothing)}
+            argv = [sys.executable, "-m", "benchlib.https", str(place), str(port), str(cert), str(key)]
+            aside = env | {"PYTHONPATH": str(ROOT / "scripts")}
+            self._server = Running(argv, env=aside, log=scratch / "https.log")
+            self.url = f"https://127.0.0.1:{port}"
+            wait_until(lambda: listens(port), "the https upstream listens", 10)
 
     def __enter__(self) -> Upstreams:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._daemon is not None:
-            self._daemon.end()
+        if self._server is not None:
+            self._server.end()
 
 
 def _count(serve: Running, admin: str, seconds: float) -> dict[str, Any]:

@@ -27,7 +27,16 @@ OLDEST_GIT = (2, 39)
 MOST_OUTPUT = 256 * 2**20
 """Most bytes of stdout, past which the command is killed; ls-remote of a large forge repository is some tens of MiB."""
 
-_PASSED_ON = ("PATH", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "GIT_EXEC_PATH")
+_PASSED_ON = (
+    "PATH",
+    "TMPDIR",
+    "TZ",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "GIT_SSL_CAINFO",
+    "GIT_SSL_CAPATH",
+    "GIT_EXEC_PATH",
+)
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 QUIET = 2.0
 """Seconds that nothing may have changed for: two changes in one tick of the file system's clock leave one trace."""
-MOST_FILES = 2000
+MOST_FILES = 500
 """Loose refs and directories past which a mirror is not remembered: looking at them all costs more than git does."""
 
 Trace = tuple[tuple[str, int, int, int], ...]
