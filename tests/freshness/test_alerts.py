@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import json
+import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.core.models import UNHEALTHY, State
+from appliance.core import alerts as alerts_module
+from appliance.core.alerts import Alerts
+from appliance.core.config import AlertsConfig
+from appliance.core.models import UNHEALTHY, Health, Repo, State
+from appliance.core.processes import Children
+from appliance.core.store.alerts import AlertStore
+from appliance.core.store.database import Database
 from appliance.core.transitions import RECOVERED, Condition, Told, alert_between, events_between
 from tests.conftest import WIDGETS, ServeFactory
 from tests.freshness.conftest import repo_of, status_of
@@ -164,3 +174,44 @@ def test_a_command_that_fails_is_logged(
     wait_until(lambda: "could not be delivered" in serve.log(), message="it is logged")
     assert "Traceback" not in serve.log()
     assert serve.terminate() == 0
+
+
+def test_what_flaps_is_told_of_so_often_and_then_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past the bound nothing more goes out; when the hour is over, what was told last is compared with how it is."""
+    sent: list[str] = []
+
+    async def post(url: str, document: bytes) -> None:
+        sent.append(json.loads(document)["event"])
+
+    monkeypatch.setattr(alerts_module, "post", post)
+    database = Database(tmp_path / "db")
+    with database.writing() as connection:
+        connection.execute("INSERT INTO repos (id, name, url, source, created_at) VALUES (1, 'a/b', 'x', 'cli', 0)")
+    store = AlertStore(database)
+    repo = Repo(1, "a/b", "https://example.com/a/b", None, "cli", None, True, 0.0)
+    well, unwell = Health(cloned=True, verified_at=0.0), Health(cloned=True, failures=9, error_kind="dns")
+
+    async def flap() -> None:
+        alerts = Alerts(store, cast(Children, None), lambda: AlertsConfig(url="https://pager.example"))
+        task = asyncio.create_task(alerts.run())
+
+        async def tell(state: State, expected: int) -> None:
+            end = time.monotonic() + 10
+            while time.monotonic() < end:
+                alerts.consider(repo, well if state is State.FRESH else unwell, state, 0.0, 0.0)
+                await asyncio.sleep(0.002)
+                if len(sent) == expected and bool(store.all()) is (sent[-1] == "failing"):
+                    return
+
+        for number in range(most := alerts_module.MOST_AN_HOUR):
+            await tell([State.FAILING, State.FRESH][number % 2], number + 1)
+        for state in (State.FAILING, State.FRESH, State.FAILING):
+            await tell(state, most)
+        assert len(sent) == most
+        monkeypatch.setattr(alerts_module, "HOUR", 0.0)
+        await tell(State.FAILING, most + 1)
+        task.cancel()
+
+    asyncio.run(flap())
+    assert sent == ["failing", "recovered"] * (alerts_module.MOST_AN_HOUR // 2) + ["failing"]
+    assert store.all() == {1: {"state": "failing", "kind": "dns", "since": 0.0}}
