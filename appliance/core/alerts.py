@@ -49,6 +49,7 @@ class Alerts:
         self._children = children
         self._config = config
         self._told: dict[int, Told] = {}
+        self._loaded = False
         self._pending: dict[int, _Pending] = {}
         self._sent: dict[int, deque[float]] = {}
         self._settled: list[int] = []
@@ -61,10 +62,11 @@ class Alerts:
         try:
             stored = await asyncio.to_thread(self._store.all)
         except StoreError as error:
-            log.error("what was told before is not known: %s", error.message)
-            return
+            log.error("what was told before is not known, it may be told again: %s", error.message)
+            stored = {}
         for repo_id, row in stored.items():
             self._told[repo_id] = Told(State(row["state"]), row["kind"], row["since"])
+        self._loaded = True
 
     def keep(self, repo_ids: Collection[int]) -> None:
         """Nobody needs to hear of any other repository: those were disabled or removed."""
@@ -80,7 +82,7 @@ class Alerts:
     ) -> None:
         """A repository is in `state`, fresh or not well: queues an alert if one is due, and drops one that is not."""
         config = self._config()
-        if not (config.command or config.url):
+        if not self._loaded or not (config.command or config.url):
             return
         told = self._told.get(repo.id)
         event = alert_between(told, state, health.error_kind)

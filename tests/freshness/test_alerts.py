@@ -193,6 +193,7 @@ def test_what_flaps_is_told_of_so_often_and_then_as_it_is(tmp_path: Path, monkey
 
     async def flap() -> None:
         alerts = Alerts(store, cast(Children, None), lambda: AlertsConfig(url="https://pager.example"))
+        await alerts.load()
         task = asyncio.create_task(alerts.run())
 
         async def tell(state: State, expected: int) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.core.errors import GitmirrorError, UsageError
-from appliance.core.git import command
+from appliance.core.git import trust
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import changes_between, parse_ls_remote, refs_in_the_way
 from appliance.core.models import RefChange, shown
@@ -213,8 +213,8 @@ def test_the_systems_authorities_are_trusted_and_read_once(
 ) -> None:
     """From one file, without the directory that has them all again; an environment that names others holds."""
     right, wrong = make_certificate(tmp_path, "right"), make_certificate(tmp_path, "wrong")
-    monkeypatch.setattr(command, "AUTHORITIES", right.cert)
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH"):
+    monkeypatch.setattr(trust, "AUTHORITIES", right.cert)
+    for name in trust.OWN_AUTHORITIES:
         monkeypatch.delenv(name, raising=False)
     with HttpUpstream(tmp_path / "upstream") as upstream, TlsFront(upstream.port, right) as front:
         upstream.add(NAME, generated_bare)
@@ -227,6 +227,7 @@ def test_the_systems_authorities_are_trusted_and_read_once(
                 lab.refresh(lab.repo(front.url(NAME)))
         finally:
             lab.close()
-    for name in ("SSL_CERT_FILE", "GIT_SSL_CAPATH"):
-        assert command.find_authorities({name: "/x"}) is None
-    assert command.find_authorities({}) == right.cert
+    for name in trust.OWN_AUTHORITIES:
+        assert trust.trust_config({name: "/x"}, nothing=tmp_path) == ""
+    right.cert.unlink()
+    assert trust.trust_config({}, nothing=tmp_path) == ""

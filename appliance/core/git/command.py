@@ -16,6 +16,7 @@ from typing import IO
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.httptrace import HttpTrace
+from appliance.core.git.trust import trust_config
 from appliance.core.layout import Layout
 from appliance.core.processes import Child, Children
 
@@ -107,16 +108,6 @@ _COMMON_CONFIG = """\
 """
 
 
-AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
-"""Where Debian, Alpine and Arch keep all certificates of authorities in one file."""
-_OWN_AUTHORITIES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH")
-
-
-def find_authorities(environ: Mapping[str, str]) -> Path | None:
-    """The system's file of authorities, unless the environment names others or there is none."""
-    return AUTHORITIES if AUTHORITIES.is_file() and not any(name in environ for name in _OWN_AUTHORITIES) else None
-
-
 def write_git_configs(layout: Layout, *, max_push: int) -> None:
     """Writes git's global configs for refresh and for serving, and the empty HOME.
 
@@ -124,12 +115,7 @@ def write_git_configs(layout: Layout, *, max_push: int) -> None:
     its like are ignored in a repository's own config, so they are here.
     """
     layout.home.mkdir(parents=True, exist_ok=True)
-    trust = ""
-    if (authorities := find_authorities(os.environ)) is not None:
-        # A libcurl with GnuTLS also reads every file of /etc/ssl/certs, the same ones again: 48 ms of processor time
-        # for an ls-remote, and 21 with an empty directory in its place.
-        trust = f"[http]\n\tsslCAInfo = {_quoted(authorities)}\n\tsslCAPath = {_quoted(layout.home)}\n"
-    write_atomically(layout.git_config, _COMMON_CONFIG + trust)
+    write_atomically(layout.git_config, _COMMON_CONFIG + trust_config(os.environ, nothing=layout.home))
     serving = (
         _COMMON_CONFIG
         + f"""\
