@@ -184,6 +184,7 @@ def test_a_change_of_this_moment_is_not_trusted(widgets_bare: Path) -> None:
     assert not memory.holds(widgets_bare, known)
 
 
+@pytest.mark.slow
 def test_a_mirror_that_was_changed_by_hand_is_put_right(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """Long after its refs were remembered: the next refresh sees it, though nothing moved upstream."""
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh={"interval": "1s"}).start()

@@ -14,7 +14,7 @@ OWN_AUTHORITIES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "GIT_SSL_C
 def trust_config(environ: Mapping[str, str], *, nothing: Path) -> str:
     """Lines of git's config: that file, and the empty directory `nothing` for the one that has them all again.
 
-    A libcurl with GnuTLS reads both: 48 ms of processor time for an ls-remote in place of 21. No lines where there is no
+    A libcurl with GnuTLS reads both: 48 ms of processor time for an ls-remote, not 21. No lines where there is no
     such file, or where the environment names others: then libcurl decides.
     """
     if not AUTHORITIES.is_file() or any(name in environ for name in OWN_AUTHORITIES):
