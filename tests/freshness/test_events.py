@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ def test_a_command_and_a_url_get_every_event(
         tip = serve.wait_for_repo(WIDGETS)["tip"]
         clone = serve.clone(tmp_path / "guest", WIDGETS, "--depth=1")
         git("push", "--quiet", f"{serve.git_url}/{WIDGETS}", "HEAD:refs/agents/s-1", cwd=clone)
+        with ThreadPoolExecutor(6) as guests:
+            list(guests.map(lambda number: serve.clone(tmp_path / f"more-{number}", WIDGETS), range(6)))
         upstream.everywhere.fail = True
         serve.cli("add-repo", upstream.url("acme/broken"), check=False)
 
@@ -31,6 +34,9 @@ def test_a_command_and_a_url_get_every_event(
             return {"hydrating", "hydrated", "recorded", "failing"} <= {each["event"] for each in found}
 
         wait_until(lambda: come(documents(lines)) and come(catcher.bodies), message="all events arrive")
+        wait_until(lambda: documents(lines) == catcher.bodies, message="both have the same, in the same order")
+        hydrated = [each for each in catcher.bodies if each["event"] == "hydrated"]
+        assert len(hydrated) == sum(each["event"] == "hydrating" for each in catcher.bodies) >= 7
         for found in (documents(lines), catcher.bodies):
             assert {each["event"] for each in found} == {"hydrating", "hydrated", "recorded", "failing"}
             assert all(each["at"].endswith("Z") for each in found)
