@@ -132,14 +132,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def test_a_full_disk_is_told_and_clears(
-    small_disk: Path, serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
-) -> None:
+def test_a_full_disk_is_told_and_clears(small_disk: Path, upstream: HttpUpstream, tmp_path: Path) -> None:
     """A fetch that finds no room: its own word, guests are served, and with room it goes on by itself."""
     name = "acme/small"
     path = upstream.add(name)
     add_commit(path, "main", {"x": "1\n"})
-    with Serve(small_disk / "state", repos=[upstream.url(name)], refresh=QUICK, workspace={"enabled": False}) as serve:
+    told = tmp_path / "told"
+    serve = Serve(
+        small_disk / "state",
+        repos=[upstream.url(name)],
+        refresh=QUICK,
+        workspace={"enabled": False},
+        alerts={"command": script(tmp_path / "tell", f"cat >>{told}")},
+    )
+    with serve:
         serve.start()
         before = serve.wait_for_repo(name)["tip"]
         filling = small_disk / "filling"
@@ -153,9 +159,15 @@ def test_a_full_disk_is_told_and_clears(
         assert metric(serve, "gitmirror_repo_error", repo=name, kind="disk-full") == 1
         serve.clone(tmp_path / "guest", name)
         assert git("rev-parse", "HEAD", cwd=tmp_path / "guest") == before
+        wait_until(lambda: documents(told), timeout=20, message="somebody is told")
         filling.unlink()
         serve.wait_for_ref(name, "refs/heads/main", tip)
         wait_until(lambda: repo_of(serve, name)["error"] is None, message="it is well")
+        wait_until(lambda: len(documents(told)) == 2, message="that it is well is told too")
+    assert [(each["event"], each["error"]) for each in documents(told)] == [
+        ("failing", "disk-full"),
+        ("recovered", None),
+    ]
 
 
 @pytest.mark.slow
