@@ -65,6 +65,10 @@ def _print_status(found: dict[str, Any]) -> None:
         if repo["last_error"]:
             times = f" ({repo['failures']} times in a row)" if repo["failures"] > 1 else ""
             click.echo(f"{repo['name']}: {repo['last_error']}{times}")
+            if repo.get("retry_at"):
+                click.echo(f"  the upstream is not asked again before {repo['retry_at']}")
+            if repo.get("hint"):
+                click.echo(f"  what to do: {repo['hint']}")
 
 
 @click.command()

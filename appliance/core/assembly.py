@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.activity import ActivityLog
+from appliance.core.adminroutes import AdminRoutes
+from appliance.core.alerts import Alerts
+from appliance.core.announced import Announcements
 from appliance.core.config import Config
 from appliance.core.events import Events
+from appliance.core.eventsink import EventSinks
 from appliance.core.freshness import Freshness
 from appliance.core.git.command import git_environment
 from appliance.core.git.mirror import Mirror
@@ -31,7 +35,9 @@ from appliance.core.recording.sessions import SessionBook
 from appliance.core.refresh.refresher import Refresher
 from appliance.core.refresh.schedule import lag_of
 from appliance.core.refresh.scheduler import Scheduler, Settings
+from appliance.core.refreshlog import RefreshLog
 from appliance.core.rooms import make_git, make_keyring, open_stores
+from appliance.core.secretfile import SecretFile
 from appliance.core.serving.acceptor import Acceptor, Admission, Limits
 from appliance.core.serving.door import Door
 from appliance.core.serving.engine import Engine
@@ -45,6 +51,7 @@ from appliance.core.serving.responses import ResponseCache
 from appliance.core.serving.smart import SmartHttp
 from appliance.core.serving.uploadpack import UploadPack
 from appliance.core.serving.warming import Warmer
+from appliance.core.vigil import Vigil
 from appliance.core.workspace.snapshots import Snapshots
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -58,9 +65,13 @@ class Assembly:
     refresher: Refresher
     maintainer: Maintainer
     activity: ActivityLog
+    refreshes: RefreshLog
     retention: Retention
     daemon: Daemon
     read_tokens: ReadTokens
+    vigil: Vigil
+    alerts: Alerts
+    sinks: EventSinks
 
 
 async def assemble(
@@ -78,7 +89,9 @@ async def assemble(
 
     refresher = Refresher(layout, git, locks, make_keyring(config), timeout=config.refresh.timeout)
     settings = Settings(config.refresh.interval, config.refresh.concurrency)
-    scheduler = Scheduler(refresher, settings, events.refreshed, on_moved=events.moved, on_pass=on_pass)
+    scheduler = Scheduler(
+        refresher, settings, events.refreshed, on_moved=events.moved, on_pass=on_pass, on_done=events.refresh_done
+    )
     environment = git_environment(layout, layout.serving_config, os.environ)
     guard = Guard(layout, git, environment)
     book = SessionBook(stores.sessions, mirror_of)
@@ -126,12 +139,18 @@ async def assemble(
         lambda: [(repo, scheduler.health(repo.id)) for repo in live.repos],
         lambda: live.config.refresh.stale_after,
     )
-    admin = plain_routes(
-        alive
-        | {
-            "/readyz": lambda: live.readiness(),
-            "/metrics": lambda: Answer(200, metrics.render(), METRICS_TYPE),
-        }
+    secret = SecretFile("[refresh] webhook_secret_file", lambda: live.config.refresh.webhook_secret_file)
+    token = SecretFile("[refresh] token_file", lambda: live.config.refresh.token_file)
+    announcements = Announcements(scheduler, mirror_of, events.begin)
+    looks = {"/readyz": lambda: live.readiness(), "/metrics": lambda: Answer(200, metrics.render(), METRICS_TYPE)}
+    admin = AdminRoutes(
+        plain_routes(alive | looks),
+        secret,
+        token,
+        announcements,
+        repos=lambda: live.repos,
+        find=lambda path: door.catalog.find(path) or door.catalog.find_private(path),
+        answered=metrics.webhook,
     )
     live = Live(
         layout=layout,
@@ -147,7 +166,9 @@ async def assemble(
         acceptors={
             "git": Acceptor("git", git_port.serve),
             "http": Acceptor("http", HttpPort(smart.handle, admission.limits, lambda: live.clients).serve),
-            "admin": Acceptor("admin", HttpPort(admin, admission.limits, lambda: len(live.acceptors["admin"])).serve),
+            "admin": Acceptor(
+                "admin", HttpPort(admin.handle, admission.limits, lambda: len(live.acceptors["admin"])).serve
+            ),
         },
         cache=cache,
         snapshots=snapshots,
@@ -171,8 +192,16 @@ async def assemble(
         set_anchor_times=lambda repo_id, times: asyncio.to_thread(stores.health.set_anchor_times, repo_id, times),
     )
     activity = ActivityLog(stores.activity)
-    events.attach(live, maintainer, metrics, activity)
-    return Assembly(live, refresher, maintainer, activity, retention, daemon, read_tokens)
+    refreshes = RefreshLog(stores.health)
+    alerts = Alerts(stores.alerts, children, lambda: live.config.alerts)
+    vigil = Vigil(scheduler, events.feed, alerts, lambda: live.repos, lambda: live.config.refresh.stale_after)
+    live.complaints += [secret.problem, token.problem, lambda: alerts.trouble]
+    live.on_followed = vigil.look
+    events.attach(live, maintainer, metrics, activity, refreshes, vigil, announcements)
+    sinks = EventSinks(events.feed, children, events.begin)
+    return Assembly(
+        live, refresher, maintainer, activity, refreshes, retention, daemon, read_tokens, vigil, alerts, sinks
+    )
 
 
 def _recording_limits(config: Config) -> RecordingLimits:

@@ -45,7 +45,7 @@ class Commands:
         live.follow_registry()
         outcome = None
         if arguments.get("wait", True) and not live.scheduler.health(repo.id).cloned:
-            outcome = await live.scheduler.refresh_now(repo, tell)
+            outcome = await live.scheduler.refresh_now(repo, tell, insist=True)
         return added_document(repo, live.scheduler.health(repo.id), live.layout, live.config, outcome)
 
     async def _remove(self, arguments: Arguments, tell: Tell) -> Any:
@@ -82,5 +82,5 @@ class Commands:
         live = self._live
         names = arguments.get("names") or [repo.name for repo in live.repos if repo.enabled]
         chosen = [live.stores.registry.get(name) for name in names]
-        outcomes = await asyncio.gather(*(live.scheduler.refresh_now(repo) for repo in chosen))
+        outcomes = await asyncio.gather(*(live.scheduler.refresh_now(repo, insist=True) for repo in chosen))
         return [outcome_document(outcome) for outcome in outcomes]

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from appliance.core.credentials import CredentialConfig
 from appliance.core.errors import UsageError
-from appliance.core.setting import setting
+from appliance.core.setting import setting, words
 from appliance.core.setting import text as _text
 from appliance.core.units import Address, format_duration, parse_address, parse_duration, parse_size
 
@@ -69,6 +69,19 @@ def _public(*schemes: str) -> Callable[[Any], str]:
     return parse
 
 
+def _url(value: Any) -> str:
+    """Reads a URL that documents are posted to, or the empty string."""
+    text = _text(value)
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in text
+    except ValueError:
+        usable = False
+    if text and not usable:
+        raise ValueError('a URL such as "http://127.0.0.1:9000/alerts", without user and password, or "" for none')
+    return text
+
+
 @dataclass(frozen=True)
 class ServeConfig:
     """`[serve]`: where guests and operators connect, and how long each may take."""
@@ -100,6 +113,7 @@ class RefreshConfig:
     stale_after: float = setting("10m", _positive, "Lag past this makes a repository stale.")
     allow_local: bool = setting(False, _flag, "Allow file:// and path upstreams.")
     webhook_secret_file: str = setting("", _text, "File with the webhook's secret; without it the webhook is off.")
+    token_file: str = setting("", _text, "File with the token for POST /OWNER/REPO/refresh; without it that is off.")
 
 
 @dataclass(frozen=True)
@@ -129,6 +143,22 @@ class RecordingConfig:
 
 
 @dataclass(frozen=True)
+class AlertsConfig:
+    """`[alerts]`: who is told, once, when a repository turns stale or failing, and when it is well again."""
+
+    command: tuple[str, ...] = setting("", words, "Run for each alert, with the document on its stdin.")
+    url: str = setting("", _url, "Each alert is posted there as JSON.")
+
+
+@dataclass(frozen=True)
+class EventsConfig:
+    """`[events]`: who is told what happens, as it happens."""
+
+    command: tuple[str, ...] = setting("", words, "Runs all the while and gets each event as a line of JSON.")
+    url: str = setting("", _url, "Each event is posted there as JSON.")
+
+
+@dataclass(frozen=True)
 class RepoConfig:
     """One `[[repos]]`: a repository of the static list."""
 
@@ -150,6 +180,8 @@ class Config:
     cache: CacheConfig = field(default_factory=CacheConfig)
     workspace: WorkspaceConfig = field(default_factory=WorkspaceConfig)
     recording: RecordingConfig = field(default_factory=RecordingConfig)
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
+    events: EventsConfig = field(default_factory=EventsConfig)
     repos: tuple[RepoConfig, ...] = ()
     credentials: tuple[CredentialConfig, ...] = ()
 
@@ -171,6 +203,8 @@ SECTIONS: dict[str, type[Any]] = {
     "cache": CacheConfig,
     "workspace": WorkspaceConfig,
     "recording": RecordingConfig,
+    "alerts": AlertsConfig,
+    "events": EventsConfig,
 }
 
 _Section = TypeVar("_Section")

@@ -6,13 +6,12 @@ Only where a secret is found is in here, never the secret itself: `git/keyring.p
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from appliance.core.setting import setting, text
+from appliance.core.setting import setting, text, words
 
 OPEN = "open"
 TOKEN = "token"
@@ -27,14 +26,6 @@ def _file(value: Any) -> str:
     if given and (not given.startswith("/") or re.search(r'[%$"\\\x00-\x1f]', given)):
         raise ValueError("an absolute path without %, $, quotes and backslashes")
     return given
-
-
-def _words(value: Any) -> tuple[str, ...]:
-    """A command line: a list of words, or one text that is split as a shell splits it."""
-    words = shlex.split(value) if isinstance(value, str) else value
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or (words and not words[0]):
-        raise ValueError('a list of words, or one text: "vault read -field=token secret/github"')
-    return tuple(words)
 
 
 def _username(value: Any) -> str:
@@ -86,7 +77,7 @@ class CredentialConfig:
         "", _prefix, "What its upstreams' URLs begin with, by whole parts of the path; the longest wins."
     )
     token_file: str = setting("", _file, "File with the token; read again at every refresh.")
-    command: tuple[str, ...] = setting("", _words, "Prints the token, in place of token_file; asked again each minute.")
+    command: tuple[str, ...] = setting("", words, "Prints the token, in place of token_file; asked again each minute.")
     username: str = setting("x-access-token", _username, "The user name that goes with the token.")
     ssh_key: str = setting("", _file, "For ssh: file with the private key, without a passphrase.")
     known_hosts: str = setting("", _file, "For ssh: file with the host's keys; no other host key is accepted.")

@@ -8,15 +8,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from appliance.core.appliance import Appliance
+from appliance.core.config import Config
 from appliance.core.control import is_serving
 from appliance.core.credentials import OPEN
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import OLDEST_GIT
 from appliance.core.git.keyring import check_files
 from appliance.core.rooms import wanted_of_config
+from appliance.core.secretfile import SecretFile
 from appliance.core.serving.sockets import listen
 from appliance.core.units import format_size
 
@@ -42,6 +45,7 @@ def examine(appliance: Appliance) -> list[Check]:
         _git_daemon(),
         _guarded("config", lambda: _config(appliance), "mend the file; the message says what"),
         *_credentials(appliance),
+        *_outlets(appliance.config),
         _state(appliance),
         _disk(appliance),
         _hooks(appliance),
@@ -107,6 +111,21 @@ def _credentials(appliance: Appliance) -> list[Check]:
         found = "; ".join(problems) or f"{source}; its mirrors are {readers}"
         mend = "each file belongs to the service's user, token and key with mode 0600; a refresh reads them again"
         checks.append(Check(f"credentials {entry.url}", not problems, found, mend))
+    return checks
+
+
+def _outlets(config: Config) -> list[Check]:
+    """What is configured for webhooks, alerts and events, and could be missing when it is needed."""
+    checks = []
+    for name in ("webhook_secret_file", "token_file"):
+        if path := getattr(config.refresh, name):
+            problem = SecretFile(f"[refresh] {name}", partial(str, path)).problem()
+            checks.append(Check(name, problem is None, problem or path, "a file that only the service's user may read"))
+    for name, command in (("alerts", config.alerts.command), ("events", config.events.command)):
+        if command:
+            found = shutil.which(command[0])
+            told = found or f"{command[0]} is not there, or cannot be executed"
+            checks.append(Check(f"{name} command", found is not None, told, f"correct [{name}] command"))
     return checks
 
 

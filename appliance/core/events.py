@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from appliance.core.activity import ActivityLog
+from appliance.core.announced import Announcements
 from appliance.core.errors import GitmirrorError
 from appliance.core.feed import Feed
 from appliance.core.live import Live
@@ -16,16 +17,18 @@ from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.metrics import Metrics
 from appliance.core.models import Hydration, Recorded, RefreshOutcome, RefsMoved, Repo, Ruling, shown
 from appliance.core.recording.policy import session_of
+from appliance.core.refreshlog import RefreshLog
 from appliance.core.serving.engine import Caller
 from appliance.core.serving.v2 import FetchShape
 from appliance.core.store.database import StoreError
+from appliance.core.vigil import Vigil
 
 log = logging.getLogger(__name__)
 
 MOST_TOLD = 100
 """Refs of one refresh that its event names."""
 
-Begin = Callable[[Coroutine[Any, Any, None], str], object]
+Begin = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
 class Events:
@@ -35,18 +38,33 @@ class Events:
     maintainer: Maintainer
     metrics: Metrics
     activity: ActivityLog
+    refreshes: RefreshLog
+    vigil: Vigil
+    announcements: Announcements
 
     def __init__(self, begin: Begin) -> None:
-        self._begin = begin
+        self.begin = begin
         self.feed = Feed()
         self._recounts: dict[int, bool] = {}
 
-    def attach(self, live: Live, maintainer: Maintainer, metrics: Metrics, activity: ActivityLog) -> None:
+    def attach(
+        self,
+        live: Live,
+        maintainer: Maintainer,
+        metrics: Metrics,
+        activity: ActivityLog,
+        refreshes: RefreshLog,
+        vigil: Vigil,
+        announcements: Announcements,
+    ) -> None:
         """Names the rooms; before it no event may happen."""
         self.live = live
         self.maintainer = maintainer
         self.metrics = metrics
         self.activity = activity
+        self.refreshes = refreshes
+        self.vigil = vigil
+        self.announcements = announcements
 
     async def refreshed(self, repo_id: int, outcome: RefreshOutcome, /, **columns: Any) -> None:
         """A refresh ended: counted, and written behind."""
@@ -58,12 +76,15 @@ class Events:
             seconds=outcome.duration,
             moved=[change.document() for change in outcome.moved[:MOST_TOLD]],
             error=outcome.error,
+            kind=outcome.kind,
         )
-        try:
-            await asyncio.to_thread(self.live.stores.health.record_refresh, repo_id, outcome, **columns)
-        except StoreError as error:
-            log.error("the refresh of %s cannot be recorded: %s", outcome.repo, error.message)
+        await self.refreshes.add(repo_id, outcome, columns)
         self.live.reconsider(repo_id)
+
+    def refresh_done(self, repo: Repo) -> None:
+        """A refresh ended, and everything that follows from it was begun."""
+        self.vigil.refreshed(repo)
+        self.announcements.refreshed(repo)
 
     async def moved(self, event: RefsMoved) -> None:
         """A refresh moved refs: no guest sees the old ones from here on, and the new tip is warmed."""
@@ -131,7 +152,7 @@ class Events:
             self._recounts[repo.id] = True
         else:
             self._recounts[repo.id] = False
-            self._begin(self._count_sessions(repo), f"count {repo.name}")
+            self.begin(self._count_sessions(repo), f"count {repo.name}")
 
     async def _count_sessions(self, repo: Repo) -> None:
         """Counts again as long as pushes come, one count at a time: fifty at once need not be counted fifty times."""

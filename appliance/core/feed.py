@@ -18,15 +18,18 @@ Document = dict[str, Any]
 
 
 class Watcher:
-    """Takes events from the moment it was made."""
+    """Takes events from the moment it was made: all of them, or those of some `names`."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: frozenset[str] | None = None) -> None:
+        self._names = names
         self._waiting: deque[Document] = deque()
         self._lost = 0
         self._wake = asyncio.Event()
 
     def put(self, document: Document) -> None:
         """One more event; never waits."""
+        if self._names is not None and document["event"] not in self._names:
+            return
         if len(self._waiting) >= MOST_WAITING:
             self._waiting.popleft()
             self._lost += 1
@@ -58,9 +61,9 @@ class Feed:
             watcher.put(document)
 
     @contextmanager
-    def watching(self) -> Iterator[Watcher]:
-        """A watcher for as long as the block lasts."""
-        watcher = Watcher()
+    def watching(self, names: frozenset[str] | None = None) -> Iterator[Watcher]:
+        """A watcher, of all events or of some `names`, for as long as the block lasts."""
+        watcher = Watcher(names)
         self._watchers.add(watcher)
         try:
             yield watcher

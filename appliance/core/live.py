@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +17,12 @@ from appliance.core.git.command import Git
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.locks import MirrorLocks
-from appliance.core.models import Health, Repo, Tar
+from appliance.core.models import UNHEALTHY, Health, Repo, State, Tar
 from appliance.core.privacy import Privacy
 from appliance.core.recording.guard import Guard
 from appliance.core.recording.pushes import PushDesk
 from appliance.core.recording.retention import Retention
+from appliance.core.refresh.schedule import lag_of, state_of
 from appliance.core.refresh.scheduler import Scheduler, Settings
 from appliance.core.rooms import Stores, make_privacy
 from appliance.core.serving.acceptor import Acceptor, Admission
@@ -31,13 +34,18 @@ from appliance.core.serving.responses import ResponseCache, Way
 from appliance.core.serving.warming import Warmer
 from appliance.core.status import repo_documents, status_document
 from appliance.core.store.database import StoreError
+from appliance.core.units import format_duration
 from appliance.core.workspace.kit import render_kit
 from appliance.core.workspace.snapshots import Snapshots
 
 
 @dataclass
 class Live:
-    """The rooms of one `serve`, and what it knows in memory; `problems` are warnings about the config's list."""
+    """The rooms of one `serve`, and what it knows in memory.
+
+    `problems` are warnings about the config's list, `complaints` are asked for more of them at each `status`;
+    `on_followed` is called when other repositories are followed, or others enabled.
+    """
 
     layout: Layout
     config: Config
@@ -57,6 +65,8 @@ class Live:
     retention: Retention
     repos: list[Repo] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    complaints: list[Callable[[], str | None]] = field(default_factory=list)
+    on_followed: Callable[[], None] = lambda: None
     urls: dict[str, str | None] = field(default_factory=lambda: {"git": None, "http": None, "admin": None})
 
     def mirror(self, name: str) -> Mirror:
@@ -108,6 +118,7 @@ class Live:
         self.repos = repos
         self.scheduler.follow(repos, healths, Settings(self.config.refresh.interval, self.config.refresh.concurrency))
         self.publish()
+        self.on_followed()
 
     @property
     def clients(self) -> int:
@@ -129,13 +140,28 @@ class Live:
         return " ".join(["ready", *(f"{label}{url}" for label, url in labelled if url)])
 
     def summary(self) -> str:
-        """The line that `systemctl status` shows."""
-        counts: dict[str, int] = {}
-        for document in self.repo_documents():
-            counts[document["state"]] = counts.get(document["state"], 0) + 1
+        """The line that `systemctl status` shows: counts, and the repository that needs somebody most."""
+        documents = self.repo_documents()
+        counts = Counter(document["state"] for document in documents)
         states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "none registered"
         off = f"; pushes are off: {self.guard.broken}" if self.guard.broken else ""
-        return f"{self.clients} guests; repositories: {states}{off}"
+        return f"{self.clients} guests; repositories: {states}{self._worst()}{off}"
+
+    def _worst(self) -> str:
+        """Failing before stale, and then what has lagged for longest."""
+        now, unwell = time.time(), []
+        for repo in self.repos:
+            health = self.scheduler.health(repo.id)
+            state = state_of(repo, health, now, self.config.refresh.stale_after)
+            if state in UNHEALTHY:
+                lag = lag_of(health, now)
+                unwell.append((state is State.FAILING, math.inf if lag is None else lag, repo, state, health))
+        if not unwell:
+            return ""
+        _, lag, repo, state, health = max(unwell, key=lambda each: each[:2])
+        told = [str(state), *([health.error_kind] if health.error_kind else [])]
+        behind = "never verified" if lag == math.inf else f"{format_duration(lag)} behind"
+        return f"; worst: {repo.name} ({', '.join([*told, behind])})"
 
     def readiness(self) -> Answer:
         """`/readyz`: every enabled repository was tried once."""
@@ -158,6 +184,7 @@ class Live:
             self.guard.check()
         except GitmirrorError as error:
             warnings.append(error.message)
+        warnings += [said for complain in self.complaints if (said := complain())]
         live: Mapping[str, Any] = {
             "serving": True,
             "pid": os.getpid(),

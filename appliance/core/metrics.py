@@ -43,6 +43,15 @@ class Metrics:
         self._refreshes = Counter(
             "gitmirror_refreshes", "Refreshes by their result.", ("repo", "result"), registry=registry
         )
+        self._failures = Counter(
+            "gitmirror_refresh_failures",
+            "Refreshes that failed, by their error word.",
+            ("repo", "kind"),
+            registry=registry,
+        )
+        self._webhooks = Counter(
+            "gitmirror_webhooks", "Webhooks by the status they were answered with.", ("status",), registry=registry
+        )
         self._pushes = Counter("gitmirror_pushes", "Pushes by the guard's verdict.", ("verdict",), registry=registry)
         registry.register(_Repositories(repos, stale_after))
 
@@ -60,6 +69,12 @@ class Metrics:
     def refreshed(self, outcome: RefreshOutcome) -> None:
         """A refresh ended."""
         self._refreshes.labels(outcome.repo, outcome.result).inc()
+        if outcome.kind:
+            self._failures.labels(outcome.repo, outcome.kind).inc()
+
+    def webhook(self, status: int) -> None:
+        """A webhook was answered."""
+        self._webhooks.labels(str(int(status))).inc()
 
     def ruled(self, accepted: bool) -> None:
         """A push was ruled on."""
@@ -71,22 +86,27 @@ class Metrics:
 
 
 class _Repositories(Collector):
-    """Lag, state and size of each repository as of now."""
+    """Lag, state, size and error of each repository as of now."""
 
     def __init__(self, repos: Callable[[], Iterable[tuple[Repo, Health]]], stale_after: Callable[[], float]) -> None:
         self._repos = repos
         self._stale_after = stale_after
 
     def collect(self) -> Iterator[Metric]:
-        """One sample a repository; lag is left out while there is none."""
+        """One sample a repository; lag and error are left out while there is none."""
         now = time.time()
         lag = GaugeMetricFamily("gitmirror_lag_seconds", "Since last verified equal to the upstream.", labels=["repo"])
         state = GaugeMetricFamily("gitmirror_repo_state", "1 for the state it is in.", labels=["repo", "state"])
         size = GaugeMetricFamily("gitmirror_mirror_bytes", "Bytes of the mirror on disk.", labels=["repo"])
+        error = GaugeMetricFamily(
+            "gitmirror_repo_error", "1 for the word of the error that its last refresh had.", labels=["repo", "kind"]
+        )
         for repo, health in self._repos():
             seconds = lag_of(health, now)
             if seconds is not None and repo.enabled:
                 lag.add_metric([repo.name], seconds)
             state.add_metric([repo.name, state_of(repo, health, now, self._stale_after())], 1)
             size.add_metric([repo.name], health.size)
-        yield from (lag, state, size)
+            if health.last_error and repo.enabled:
+                error.add_metric([repo.name, health.error_kind or "other"], 1)
+        yield from (lag, state, size, error)

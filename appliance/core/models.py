@@ -56,12 +56,17 @@ class Repo:
 
 @dataclass(frozen=True)
 class Health:
-    """What is known of one mirror. Times are Unix seconds, `verified_at` the start of the last good refresh."""
+    """What is known of one mirror. Times are Unix seconds, `verified_at` the start of the last good refresh.
+
+    `error_kind` is the error word of `last_error`; before `retry_at` the upstream does not want to be asked.
+    """
 
     tip: str | None = None
     head: str | None = None
     verified_at: float | None = None
     last_error: str | None = None
+    error_kind: str | None = None
+    retry_at: float | None = None
     failures: int = 0
     cloned: bool = False
     cloning: bool = False
@@ -101,13 +106,18 @@ class RemoteRefs:
 
 @dataclass(frozen=True)
 class RefreshOutcome:
-    """One refresh: `started_at` in Unix seconds, `duration` in seconds, `error` in words or None."""
+    """One refresh: `started_at` in Unix seconds, `duration` in seconds, `error` in words or None, its word in `kind`.
+
+    `asked` tells one that somebody waited for from those of the schedule.
+    """
 
     repo: str
     started_at: float
     duration: float
     moved: tuple[RefChange, ...] = ()
     error: str | None = None
+    kind: str | None = None
+    asked: bool = False
 
     @property
     def result(self) -> str:

@@ -16,6 +16,7 @@ from appliance.core.models import Health, RefreshOutcome, Repo
 from appliance.core.owner import claim
 from appliance.core.refresh.refresher import Progress, Refresher, RefreshRun
 from appliance.core.refresh.schedule import delay_after
+from appliance.core.refresh.trouble import trouble_of
 from appliance.core.rooms import (
     Stores,
     clean_up,
@@ -79,6 +80,7 @@ def outcome_document(outcome: RefreshOutcome) -> dict[str, Any]:
         "duration": round(outcome.duration, 3),
         "moved": [change.document() for change in outcome.moved],
         "error": outcome.error,
+        "kind": outcome.kind,
     }
 
 
@@ -98,16 +100,12 @@ def clone_alone(
             try:
                 facts = await refresher.refresh(RefreshRun(repo, on_progress))
             except GitmirrorError as error:
-                failures = stores.health.get(repo.id).failures + 1
-                outcome = RefreshOutcome(repo.name, started_at, time.monotonic() - start, error=error.message)
-                stores.health.record_refresh(
-                    repo.id,
-                    outcome,
-                    checked_at=started_at,
-                    last_error=error.message,
-                    failures=failures,
-                    next_due=time.time() + delay_after(interval, failures, 0),
-                )
+                failures, trouble = stores.health.get(repo.id).failures + 1, trouble_of(error)
+                duration, ended_at = time.monotonic() - start, time.time()
+                outcome = RefreshOutcome(repo.name, started_at, duration, error=trouble.words, kind=trouble.kind)
+                delay = max(delay_after(interval, failures, 0), trouble.retry_after or 0)
+                columns = trouble.columns(started_at, ended_at, failures)
+                stores.health.record_refresh(repo.id, outcome, **columns, next_due=ended_at + delay)
                 return outcome
             outcome = RefreshOutcome(repo.name, started_at, time.monotonic() - start, facts.moved)
             stores.health.record_refresh(

@@ -20,6 +20,7 @@ from appliance.core.layout import Layout
 from appliance.core.privacy import Privacy
 from appliance.core.processes import Children
 from appliance.core.store.activity import ActivityStore
+from appliance.core.store.alerts import AlertStore
 from appliance.core.store.audit import AuditLog
 from appliance.core.store.database import Database
 from appliance.core.store.health import HealthStore
@@ -39,6 +40,7 @@ class Stores:
     activity: ActivityStore
     sessions: SessionStore
     tokens: TokenStore
+    alerts: AlertStore
 
 
 def open_stores(layout: Layout, *, create: bool = True) -> Stores:
@@ -54,6 +56,7 @@ def open_stores(layout: Layout, *, create: bool = True) -> Stores:
         ActivityStore(database, time.time),
         SessionStore(database),
         TokenStore(database, time.time),
+        AlertStore(database),
     )
 
 

@@ -85,8 +85,12 @@ class Service:
                 self._begin(self._rooms.maintainer.run(), "maintainer"),
                 self._begin(self._tidy(), "tidy"),
                 self._begin(self._rooms.activity.run(), "activity"),
+                self._begin(self._rooms.refreshes.run(), "refreshes"),
                 self._begin(self._rooms.retention.run(), "retention"),
+                self._begin(self._rooms.vigil.run(), "vigil"),
+                self._begin(self._rooms.alerts.run(), "alerts"),
             ]
+            self._rooms.sinks.apply(config.events)
             for part in parts:
                 part.add_done_callback(lambda _: stop.set())
             for repo in self._live.repos:
@@ -177,6 +181,7 @@ class Service:
             make_git(self._layout, config, live.git.children)
             self._reconcile()
             live.follow_registry()
+            self._rooms.sinks.apply(config.events)
             log.info("the configuration was read again")
         except GitmirrorError as error:
             log.error("the reload was refused, everything is as before: %s (%s)", error.message, error.hint)
@@ -200,6 +205,7 @@ class Service:
         await self._live.desk.close()
         await self._rooms.activity.write()
         await self._rooms.read_tokens.write()
+        await self._rooms.refreshes.write()
         self._live.stores.database.close()
 
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

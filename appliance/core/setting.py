@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import field
 from typing import Any
@@ -17,3 +18,17 @@ def text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("a text in quotes")
     return value
+
+
+def words(value: Any) -> tuple[str, ...]:
+    """A command line: a list of words, or one text that is split as a shell splits it (no shell runs it)."""
+    wanted = 'a list of words such as ["/usr/local/bin/page", "--now"], or the same as one text'
+    try:
+        found = shlex.split(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(wanted) from None
+    if not isinstance(found, list) or not all(isinstance(word, str) and "\0" not in word for word in found):
+        raise ValueError(wanted)
+    if found and not found[0]:
+        raise ValueError(wanted)
+    return tuple(found)

@@ -7,6 +7,7 @@ from typing import Any
 
 from appliance import __version__
 from appliance.core.config import Config
+from appliance.core.git.failures import hint_of
 from appliance.core.models import Health, Repo
 from appliance.core.refresh.schedule import lag_of, state_of
 from appliance.core.units import rfc3339
@@ -71,6 +72,9 @@ def _repo_status(repo: Repo, health: Health, now: float, stale_after: float) -> 
         "lag": None if lag is None else round(lag, 3),
         "verified_at": None if health.verified_at is None else rfc3339(health.verified_at),
         "last_error": health.last_error,
+        "error": health.error_kind,
+        "hint": hint_of(health.error_kind),
+        "retry_at": None if health.retry_at is None else rfc3339(health.retry_at),
         "failures": health.failures,
         "refs": health.refs,
         "size": health.size,

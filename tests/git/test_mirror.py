@@ -10,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.git import trust
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import changes_between, parse_ls_remote, refs_in_the_way
 from appliance.core.models import RefChange, shown
 from tests.git.lab import NAME, Lab, followed
 from tests.support.generate import force_push
 from tests.support.gitutil import fsck, git, refs
+from tests.support.tls import TlsFront, make_certificate
+from tests.support.upstream import HttpUpstream
 
 A, B = "a" * 40, "b" * 40
 
@@ -203,3 +206,28 @@ def test_a_discarded_mirror_is_gone_at_once(lab: Lab, widgets_bare: Path) -> Non
     lab.mirror().discard()
     assert list(lab.mirror().path.parent.iterdir()) == []
     lab.mirror().discard()
+
+
+def test_the_systems_authorities_are_trusted_and_read_once(
+    tmp_path: Path, generated_bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From one file, without the directory that has them all again; an environment that names others holds."""
+    right, wrong = make_certificate(tmp_path, "right"), make_certificate(tmp_path, "wrong")
+    monkeypatch.setattr(trust, "AUTHORITIES", right.cert)
+    for name in trust.OWN_AUTHORITIES:
+        monkeypatch.delenv(name, raising=False)
+    with HttpUpstream(tmp_path / "upstream") as upstream, TlsFront(upstream.port, right) as front:
+        upstream.add(NAME, generated_bare)
+        lab = Lab(tmp_path / "state")
+        try:
+            assert git("config", "--file", str(lab.layout.git_config), "http.sslCAPath") == str(lab.layout.home)
+            assert lab.refresh(lab.repo(front.url(NAME))).tip == refs(generated_bare)["refs/heads/main"]
+            front.certificate = wrong
+            with pytest.raises(GitError, match="certificate"):
+                lab.refresh(lab.repo(front.url(NAME)))
+        finally:
+            lab.close()
+    for name in trust.OWN_AUTHORITIES:
+        assert trust.trust_config({name: "/x"}, nothing=tmp_path) == ""
+    right.cert.unlink()
+    assert trust.trust_config({}, nothing=tmp_path) == ""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.core.git.traces import MOST_DIRECTORIES, RefTraces, take_traces
+from appliance.core.git.traces import MOST_DIRECTORIES, TRUSTED_FOR, RefTraces, take_traces
 from tests.support.generate import add_commit
 from tests.support.gitutil import git
 
@@ -144,3 +144,13 @@ def test_traces_that_hold_mean_refs_that_are_the_same(
             assert state(mirror) == before
         else:
             traces, before = settled(mirror), state(mirror)
+
+
+def test_traces_are_not_trusted_for_ever(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was damaged in place leaves no trace that is looked at; it is read again all the same."""
+    traces = settled(mirror)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + TRUSTED_FOR - 1)
+    assert traces.hold()
+    monkeypatch.setattr(time, "monotonic", lambda: now + TRUSTED_FOR + 1)
+    assert not traces.hold()

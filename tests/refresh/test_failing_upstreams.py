@@ -23,7 +23,7 @@ Faults = dict[str, Any]
 
 FAULTS: list[tuple[str, Faults, str]] = [
     ("error 500", {"fail": True}, r"500"),
-    ("too many requests", {"status": 429, "retry_after": 60}, r"429"),
+    ("too many requests", {"status": 429, "retry_after": 1}, r"429"),
     ("not found", {"not_found": True}, r"not found"),
     ("password", {"require_password": True}, r"(?i)username|authentication"),
     ("cut in the answer", {"cut_after": 300}, r"(?i)early EOF|disconnect|hung up|expected|transfer closed|invalid"),

@@ -19,12 +19,12 @@ SHAPES = {"no-checkout-depth-1", "no-checkout-full", "hydration-blob-none", "hyd
 HYDRATIONS = {"hydration-blob-none", "hydration-depth-1"}
 
 
-def run_bench(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_bench(tmp_path: Path, *arguments: str, bench: Path = BENCH) -> subprocess.CompletedProcess[str]:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     env = {**clean_env(tmp_path / "home"), "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
     return subprocess.run(
-        [sys.executable, str(BENCH), *arguments], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, str(bench), *arguments], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
 
 
@@ -126,3 +126,17 @@ def test_the_generated_repository_is_the_same_each_time(tmp_path: Path, monkeypa
     assert about["loose"] > 20
     assert generate(plan, tmp_path / "one", env) == made[0]
     assert generate(TINY, tmp_path / "one", env) != made[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["path", "git", "https"])
+def test_the_cost_of_refreshes_is_counted(tmp_path: Path, by: str) -> None:
+    """A few repositories for a moment: refreshes and CPU seconds of that time, and nothing left behind."""
+    figures = tmp_path / "figures.json"
+    arguments = ["--repos", "3", "--interval", "1", "--seconds", "3", "--by", by, "--json", str(figures)]
+    done = run_bench(tmp_path, *arguments, bench=BENCH.with_name("bench_refresh.py"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(figures.read_text())
+    assert found["refreshes"] >= 6 and 0 < found["cpu_seconds"] < 6
+    assert found["ms_each"] == pytest.approx(1000 * found["cpu_seconds"] / found["refreshes"], rel=0.2)
+    assert list((tmp_path / "temporary").iterdir()) == []

@@ -207,3 +207,20 @@ def test_the_command_exits_3_and_says_how_to_mend(serve_factory: ServeFactory) -
     [failed] = [check for check in serve.cli_json("doctor", codes=[3]) if not check["ok"]]
     assert failed.keys() == {"name", "ok", "found", "mend"}
     assert failed["name"] == "config" and failed["mend"]
+
+
+def test_secrets_and_commands_are_looked_at_when_they_are_set(tmp_path: Path) -> None:
+    """A file that is not there or empty, a command that cannot be run; nothing is said of what is not set."""
+    secret, token = tmp_path / "secret", tmp_path / "token"
+    secret.write_text("x\n")
+    token.touch()
+    settings = f'{OFF}[refresh]\nwebhook_secret_file = "{secret}"\ntoken_file = "{token}"\n'
+    settings += '[alerts]\ncommand = "sh -c true"\n[events]\ncommand = ["/nowhere/take"]\n'
+    assert looked_at(tmp_path, "webhook_secret_file", settings).ok
+    assert "empty" in looked_at(tmp_path, "token_file", settings).found
+    assert looked_at(tmp_path, "alerts command", settings).ok
+    assert "[events]" in mended(looked_at(tmp_path, "events command", settings))
+    secret.unlink()
+    assert "cannot be read" in looked_at(tmp_path, "webhook_secret_file", settings).found
+    names = {check.name for check in examine(appliance(tmp_path))}
+    assert not names & {"webhook_secret_file", "token_file", "alerts command", "events command"}

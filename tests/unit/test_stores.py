@@ -243,7 +243,7 @@ def test_history_is_told_newest_first_and_by_repository(stores: Stores) -> None:
     found = stores.health.refreshes("o/a", limit=2)
     assert [row["started_at"] for row in found] == ["1970-01-01T00:00:02.000Z", "1970-01-01T00:00:01.000Z"]
     assert found[0]["moved"] == [{"ref": "refs/heads/caf\\xe9", "old": None, "new": "1" * 40}]
-    assert list(found[0]) == ["id", "repo", "started_at", "duration", "result", "moved", "error"]
+    assert list(found[0]) == ["id", "repo", "started_at", "duration", "result", "moved", "error", "kind"]
     assert [row["result"] for row in stores.health.refreshes()] == ["failed", "moved", "moved", "moved"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.git.httptrace import HttpTrace
 from appliance.core.git.running import run_child
+from appliance.core.git.trust import trust_config
 from appliance.core.layout import Layout
 from appliance.core.processes import Children
 
@@ -19,17 +22,32 @@ log = logging.getLogger(__name__)
 OLDEST_GIT = (2, 39)
 """`fetch --atomic` covers prune from 2.36 and `repack --cruft` is there from 2.37; tried with 2.39."""
 
-_PASSED_ON = ("PATH", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "GIT_EXEC_PATH")
+_PASSED_ON = (
+    "PATH",
+    "TMPDIR",
+    "TZ",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "GIT_SSL_CAINFO",
+    "GIT_SSL_CAPATH",
+    "GIT_EXEC_PATH",
+)
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
 class GitError(GitmirrorError):
-    """A git command failed. `stderr` is what it said, without progress; `timed_out` tells a deadline apart."""
+    """A git command failed. `stderr` is what it said, without progress; `timed_out` tells a deadline apart.
 
-    def __init__(self, message: str, *, stderr: str = "", timed_out: bool = False) -> None:
+    `retry_after` is for how many seconds the upstream does not want to be asked again, None when it did not say.
+    """
+
+    def __init__(
+        self, message: str, *, stderr: str = "", timed_out: bool = False, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.stderr = stderr
         self.timed_out = timed_out
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -91,7 +109,7 @@ def write_git_configs(layout: Layout, *, max_push: int) -> None:
     its like are ignored in a repository's own config, so they are here.
     """
     layout.home.mkdir(parents=True, exist_ok=True)
-    write_atomically(layout.git_config, _COMMON_CONFIG)
+    write_atomically(layout.git_config, _COMMON_CONFIG + trust_config(os.environ, nothing=layout.home))
     serving = (
         _COMMON_CONFIG
         + f"""\
@@ -172,24 +190,37 @@ class Git:
         deadline: float,
         stdin: bytes = b"",
         on_progress: Callable[[str], None] | None = None,
+        asks_upstream: bool = False,
     ) -> GitOutput:
         """Runs `git *arguments` in `cwd` for at most `deadline` seconds. Raises GitError.
 
-        `on_progress` gets each line of stderr as it comes, also those that git overwrites with CR.
-        Cancelling ends the whole process group.
+        `on_progress` gets each line of stderr as it comes, also those that git overwrites with CR. With
+        `asks_upstream` an error has the upstream's Retry-After. Cancelling ends the whole process group.
         """
+        with HttpTrace() if asks_upstream else contextlib.nullcontext() as trace:
+            return await self._run(arguments, cwd, deadline, stdin, on_progress, trace)
+
+    async def _run(
+        self,
+        arguments: tuple[str, ...],
+        cwd: Path,
+        deadline: float,
+        stdin: bytes,
+        on_progress: Callable[[str], None] | None,
+        trace: HttpTrace | None,
+    ) -> GitOutput:
         argv = [*self._prefix, "git", *arguments]
         errors = _ErrorLines(on_progress, self._secrets)
         try:
             code, stdout = await run_child(
                 self.children,
                 argv,
-                env=self.environment,
+                env=self.environment | trace.environment if trace else self.environment,
                 cwd=cwd,
                 deadline=deadline,
                 stdin=stdin,
                 on_error=errors.feed,
-                pass_fds=self._pass_fds,
+                pass_fds=(*self._pass_fds, *((trace.file,) if trace else ())),
             )
         except OSError as error:
             raise GitError(f"git cannot be started: {error}") from error
@@ -201,7 +232,11 @@ class Git:
                 timed_out=True,
             )
         if code != 0:
-            raise GitError(f"git {arguments[0]} failed: {_last_words(said) or f'exit code {code}'}", stderr=said)
+            raise GitError(
+                f"git {arguments[0]} failed: {_last_words(said) or f'exit code {code}'}",
+                stderr=said,
+                retry_after=trace.retry_after() if trace else None,
+            )
         return GitOutput(stdout, said)
 
 

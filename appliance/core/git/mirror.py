@@ -98,7 +98,9 @@ class Mirror:
 
     async def remote_refs(self, deadline: float) -> RemoteRefs:
         """Asks the upstream for its branches, its tags and the branch that HEAD points at. Raises GitError."""
-        output = await self.git.run("ls-remote", "--quiet", "--symref", "origin", cwd=self.path, deadline=deadline)
+        output = await self.git.run(
+            "ls-remote", "--quiet", "--symref", "origin", cwd=self.path, deadline=deadline, asks_upstream=True
+        )
         return parse_ls_remote(output.stdout.decode("utf-8", "surrogateescape"))
 
     async def local_refs(self, *prefixes: str) -> dict[str, str]:
@@ -170,6 +172,7 @@ class Mirror:
             cwd=self.path,
             deadline=deadline,
             on_progress=on_progress,
+            asks_upstream=True,
         )
 
     def mark(self, url: str) -> None:

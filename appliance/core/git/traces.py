@@ -9,12 +9,16 @@ and a mirror is made without it.)
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 SETTLED = 1_000_000_000
 """Nanoseconds that the youngest trace must be old before it is taken: the kernel's clock for files ticks every few
 milliseconds, and a change before and one after the look in the same tick cannot be told apart."""
+
+TRUSTED_FOR = 600.0
+"""Seconds that traces are trusted at most: a ref's file that was damaged in place, by no git, is read again then."""
 
 MOST_DIRECTORIES = 256
 """Directories of refs past which git is asked instead: that many looks cost as much."""
@@ -24,12 +28,18 @@ Status = tuple[int, int, int, int] | None
 
 @dataclass(frozen=True)
 class RefTraces:
-    """What was at each path: inode, size, mtime and ctime in nanoseconds; None when nothing was."""
+    """What was at each path: inode, size, mtime and ctime in nanoseconds; None when nothing was.
+
+    `taken_at` is in monotonic seconds.
+    """
 
     seen: tuple[tuple[str, Status], ...]
+    taken_at: float
 
     def hold(self) -> bool:
         """Whether nothing changed since. A new directory moves its parent's mtime, so the known ones suffice."""
+        if time.monotonic() - self.taken_at > TRUSTED_FOR:
+            return False
         return all(_status(path) == status for path, status in self.seen)
 
 
@@ -49,7 +59,7 @@ def take_traces(repository: Path, now: float, *below: str) -> RefTraces | None:
     youngest = now * 1e9 - SETTLED
     if any(status is not None and max(status[2:]) > youngest for _, status in seen):
         return None
-    return RefTraces(seen)
+    return RefTraces(seen, time.monotonic())
 
 
 def _status(path: str) -> Status:

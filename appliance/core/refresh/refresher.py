@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, GitError
+from appliance.core.git.failures import Kind, kind_of
 from appliance.core.git.keyring import Keyring
-from appliance.core.git.mirror import Mirror, changes_between
+from appliance.core.git.memory import RefMemory
+from appliance.core.git.mirror import FOLLOWED, Mirror, changes_between
+from appliance.core.git.traces import take_traces
 from appliance.core.git.upstream import parse_upstream
 from appliance.core.layout import Layout
 from appliance.core.locks import MirrorLocks
@@ -20,6 +26,10 @@ from appliance.core.models import RefChange, RemoteRefs, Repo, shown
 
 ASKING_DEADLINE = 60.0
 """Seconds for ls-remote at most: an upstream that says nothing for so long is hung."""
+
+LEAST_ROOM = 2**20
+"""Bytes below which a disk counts as full for a git that could not write."""
+_MAYBE_FULL = frozenset({Kind.OTHER, Kind.MIRROR, Kind.BROKEN})
 
 Progress = Callable[[str], None]
 
@@ -49,6 +59,8 @@ class MirrorFacts:
             "checked_at": started_at,
             "verified_at": started_at,
             "last_error": None,
+            "error_kind": None,
+            "retry_at": None,
             "failures": 0,
             "cloned": True,
             "tip": self.tip,
@@ -70,6 +82,7 @@ class Refresher:
         self._locks = locks
         self.keyring = keyring
         self.timeout = timeout
+        self._memory = RefMemory()
 
     async def refresh(self, run: RefreshRun) -> MirrorFacts:
         """Brings one mirror up to date, cloning it first if need be. Raises GitmirrorError; refs then are as before."""
@@ -91,6 +104,11 @@ class Refresher:
                 return facts
         except TimeoutError:
             raise GitError(f"the refresh took longer than {self.timeout:g}s and was ended", timed_out=True) from None
+        except GitError as error:
+            # git does not always say why it could not write: "couldn't write '….lock'" is all there is for a ref.
+            if kind_of(error.stderr or error.message) in _MAYBE_FULL and _is_full(self._layout.state):
+                raise GitmirrorError(f"{error.message} (no space left on device)") from error
+            raise
         except OSError as error:
             raise GitmirrorError(f"the mirror of {run.repo.name} cannot be written: {error}") from error
 
@@ -109,11 +127,15 @@ class Refresher:
         await self._follow_head(growing, remote)
         async with self._locks.shared(run.repo.name):
             mirror = growing.rename_to(self._layout.mirror(run.repo.name))
-        return await self._facts(mirror, run.repo, before={}, measure=True)
+        return await self._facts(mirror, run.repo, before={})
 
     async def _update(self, mirror: Mirror, run: RefreshRun) -> MirrorFacts:
         mirror.configure(run.repo.url)
         remote = await mirror.remote_refs(self._asking_deadline())
+        if self._memory.holds(mirror.path, remote.refs):
+            await self._follow_head(mirror, remote)
+            return self._same(mirror, run.repo, remote.refs)
+        traces = take_traces(mirror.path, time.time(), *FOLLOWED)
         before = await mirror.local_refs()
         changes = changes_between(before, remote.refs)
         if changes:
@@ -128,7 +150,10 @@ class Refresher:
                 await mirror.anchor([change for change in moved if change not in changes], branch)
             await self._require_brought(mirror, remote, before)
         await self._follow_head(mirror, remote)
-        return await self._facts(mirror, run.repo, before=before, measure=bool(changes))
+        if not changes:
+            self._memory.learn(mirror.path, traces, before)
+            return self._same(mirror, run.repo, before)
+        return await self._facts(mirror, run.repo, before=before)
 
     def _asking_deadline(self) -> float:
         return min(ASKING_DEADLINE, self.timeout)
@@ -159,16 +184,30 @@ class Refresher:
         if head is not None and head != mirror.head():
             await mirror.set_head(head)
 
-    async def _facts(self, mirror: Mirror, repo: Repo, *, before: dict[str, str], measure: bool) -> MirrorFacts:
+    @staticmethod
+    def _same(mirror: Mirror, repo: Repo, refs: Mapping[str, str]) -> MirrorFacts:
+        """Nothing moved: the mirror has `refs`, as it had."""
+        head = mirror.head()
+        return MirrorFacts(tip=refs.get(followed_ref(repo, head) or ""), head=head, refs=len(refs), size=None)
+
+    async def _facts(self, mirror: Mirror, repo: Repo, *, before: dict[str, str]) -> MirrorFacts:
         refs = await mirror.local_refs()
         head = mirror.head()
         return MirrorFacts(
             tip=refs.get(followed_ref(repo, head) or ""),
             head=head,
             refs=len(refs),
-            size=await asyncio.to_thread(mirror.disk_size) if measure else None,
+            size=await asyncio.to_thread(mirror.disk_size),
             moved=changes_between(before, refs),
         )
+
+
+def _is_full(path: Path) -> bool:
+    try:
+        disk = os.statvfs(path)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < LEAST_ROOM or (disk.f_files > 0 and disk.f_favail == 0)
 
 
 def _not_brought(remote: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:

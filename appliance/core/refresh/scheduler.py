@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,9 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.git.httptrace import MOST_PATIENCE
 from appliance.core.models import Health, RefreshOutcome, RefsMoved, Repo
+from appliance.core.refresh.clock import SteadyClock
+from appliance.core.refresh.queue import RefreshQueue
 from appliance.core.refresh.refresher import MirrorFacts, Progress, Refresher, RefreshRun
 from appliance.core.refresh.schedule import Lane, delay_after, holds_place, lane_of
+from appliance.core.refresh.trouble import Trouble, trouble_of
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +38,10 @@ MOST_RUNNING = 64
 
 class Cancelled(GitmirrorError):
     """The repository was disabled or removed, or serve stopped, before its refresh was done."""
+
+
+class LeftAlone(GitmirrorError):
+    """The upstream asked not to be asked again yet."""
 
 
 class Record(Protocol):
@@ -59,9 +68,14 @@ class _Running:
 
 @dataclass
 class _Entry:
+    """`not_before` is when the upstream may be asked again; `asked`: somebody wants one that begins from now on."""
+
     repo: Repo
     health: Health
     due: float
+    not_before: float = 0.0
+    asked: bool = False
+    verified_here: bool = False
     running: _Running | None = None
     waiters: list[asyncio.Future[RefreshOutcome]] | None = None
     progress: Progress | None = None
@@ -70,7 +84,7 @@ class _Entry:
 class Scheduler:
     """Keeps every enabled repository refreshed.
 
-    `on_pass` is called at each pass of the loop, `on_moved` when refs moved.
+    `on_pass` is called at each pass of the loop, `on_moved` when refs moved, `on_done` after each refresh.
     """
 
     def __init__(
@@ -81,62 +95,107 @@ class Scheduler:
         *,
         on_moved: Callable[[RefsMoved], Awaitable[None]],
         on_pass: Callable[[], None],
+        on_done: Callable[[Repo], None] = lambda repo: None,
     ) -> None:
         self._refresher = refresher
         self._settings = settings
         self._record = record
         self._on_moved = on_moved
         self._on_pass = on_pass
+        self._on_done = on_done
         self._entries: dict[int, _Entry] = {}
+        self._running: dict[int, _Running] = {}
+        self._queue = RefreshQueue()
         self._wake = asyncio.Event()
+        self._clock = SteadyClock()
 
     def follow(self, repos: Sequence[Repo], healths: dict[int, Health], settings: Settings) -> None:
         """Makes `repos` what is followed. A changed interval holds at once, for what is already scheduled too."""
         now = time.monotonic()
         self._settings = settings
-        gone = self._entries.keys() - {repo.id for repo in repos}
-        for repo_id in gone:
+        for repo_id in self._entries.keys() - {repo.id for repo in repos}:
+            self._queue.remove(repo_id)
             self._drop(self._entries.pop(repo_id))
         for repo in repos:
             entry = self._entries.get(repo.id)
             if entry is None:
-                health = healths.get(repo.id, Health())
-                wait = min(max(0.0, health.next_due - time.time()), self._interval(repo))
-                self._entries[repo.id] = _Entry(repo, health, due=now + (wait if health.cloned else 0.0))
-                continue
-            changed_upstream = entry.repo.url != repo.url
-            entry.repo = repo
-            entry.due = now if changed_upstream else min(entry.due, now + self._interval(repo))
-            if not repo.enabled:
+                entry = self._entries[repo.id] = self._first(repo, healths.get(repo.id, Health()), now)
+            else:
+                changed_upstream = entry.repo.url != repo.url
+                entry.repo = repo
+                entry.asked |= changed_upstream
+                entry.not_before = 0.0 if changed_upstream else entry.not_before
+                entry.due = now if changed_upstream else min(entry.due, now + self._interval(repo))
+            if repo.enabled:
+                self._enqueue(entry)
+            else:
+                self._queue.remove(repo.id)
                 self._drop(entry)
         self._wake.set()
+
+    def _first(self, repo: Repo, health: Health, now: float) -> _Entry:
+        """An entry on the stored schedule. What is overdue keeps its place in it, so that not all are equal."""
+        patience = min(max(0.0, (health.retry_at or 0.0) - time.time()), MOST_PATIENCE)
+        wait = min(health.next_due - time.time(), max(self._interval(repo), patience)) if health.cloned else 0.0
+        return _Entry(repo, health, due=now + wait, not_before=now + patience)
 
     def health(self, repo_id: int) -> Health:
         """What is known of a mirror now."""
         entry = self._entries.get(repo_id)
         if entry is None:
             return Health()
-        return replace(entry.health, cloning=entry.running is not None and not entry.health.cloned)
+        if entry.running is None or entry.health.cloned:
+            return entry.health
+        return replace(entry.health, cloning=True)
 
     def note(self, repo_id: int, **columns: Any) -> None:
         """Updates what is known of a mirror from elsewhere: sessions after a push, size after a repack."""
         if entry := self._entries.get(repo_id):
             entry.health = replace(entry.health, **columns)
 
-    async def refresh_now(self, repo: Repo, on_progress: Progress | None = None) -> RefreshOutcome:
-        """Refreshes out of turn and waits. One that is already running began too early to count. Raises Cancelled."""
+    def asking_for(self, repo_id: int) -> float:
+        """Seconds that a refresh of a mirror has been running for; 0 when none is."""
+        running = self._running.get(repo_id)
+        return time.monotonic() - running.since if running else 0.0
+
+    def nudge(self, repo: Repo) -> bool:
+        """Has it refreshed at once, without waiting for it: however often, one under way and one after.
+
+        An upstream that asked for patience is asked when it said so. Returns False when it is not followed.
+        """
+        entry = self._entries.get(repo.id)
+        if entry is None or not entry.repo.enabled:
+            return False
+        self._ask(entry)
+        return True
+
+    def is_asked(self, repo_id: int) -> bool:
+        """Whether another refresh is wanted, after what may be under way."""
+        entry = self._entries.get(repo_id)
+        return entry is not None and entry.asked
+
+    async def refresh_now(
+        self, repo: Repo, on_progress: Progress | None = None, *, insist: bool = False
+    ) -> RefreshOutcome:
+        """Refreshes out of turn and waits. One that is already running began too early to count.
+
+        Raises Cancelled, and LeftAlone when the upstream asked for patience, unless one `insist`s: an operator may.
+        """
         entry = self._entries.get(repo.id)
         if entry is None or not entry.repo.enabled:
             raise Cancelled(f"{repo.name} is not followed", hint=f"enable {repo.name}")
-        future: asyncio.Future[RefreshOutcome] = asyncio.get_running_loop().create_future()
+        if insist:
+            entry.not_before = 0.0
+        elif (patience := entry.not_before - time.monotonic()) > 0:
+            raise LeftAlone(f"the upstream of {repo.name} asked not to be asked for another {patience:.0f}s")
         if entry.running is not None and not entry.health.cloned:
             # A first clone takes everything there is, so whoever asks meanwhile joins it.
             entry.running.run.on_progress = on_progress or entry.running.run.on_progress
             return await _joined(entry.running.task, repo)
+        future: asyncio.Future[RefreshOutcome] = asyncio.get_running_loop().create_future()
         entry.waiters = [*(entry.waiters or []), future]
         entry.progress = on_progress or entry.progress
-        entry.due = 0.0
-        self._wake.set()
+        self._ask(entry)
         return await future
 
     async def run(self) -> None:
@@ -144,6 +203,7 @@ class Scheduler:
         try:
             while True:
                 self._on_pass()
+                self._follow_clock()
                 wait = self._start_due()
                 self._wake.clear()
                 try:
@@ -152,13 +212,24 @@ class Scheduler:
                 except TimeoutError:
                     pass
         finally:
-            running = [entry.running.task for entry in self._entries.values() if entry.running]
+            running = [running.task for running in self._running.values()]
             for entry in self._entries.values():
                 self._drop(entry)
             await asyncio.gather(*running, return_exceptions=True)
 
     def _interval(self, repo: Repo) -> float:
         return repo.interval or self._settings.interval
+
+    def _ask(self, entry: _Entry) -> None:
+        entry.asked = True
+        self._enqueue(entry)
+        self._wake.set()
+
+    def _enqueue(self, entry: _Entry) -> None:
+        if entry.running is None:
+            due = max(time.monotonic() if entry.asked else entry.due, entry.not_before)
+            last = -math.inf if entry.asked else due + self._interval(entry.repo)
+            self._queue.put(entry.repo.id, due, lane_of(entry.health), last)
 
     def _drop(self, entry: _Entry) -> None:
         if entry.running is not None:
@@ -171,82 +242,101 @@ class Scheduler:
     def _start_due(self) -> float:
         """Starts what is due and has a place; returns how long to sleep."""
         now = time.monotonic()
-        running = [entry.running for entry in self._entries.values() if entry.running]
         held = dict.fromkeys(Lane, 0)
-        for refresh in running:
-            if len(running) >= MOST_RUNNING or holds_place(now - refresh.since, refresh.run.fetching, refresh.lane):
+        for refresh in self._running.values():
+            full = len(self._running) >= MOST_RUNNING
+            if full or holds_place(now - refresh.since, refresh.run.fetching, refresh.lane):
                 held[refresh.lane] += 1
-        sleep = TICK
-        for entry in sorted(self._entries.values(), key=lambda entry: entry.due):
-            if entry.due > now:
-                sleep = min(sleep, entry.due - now)
-                break
-            if entry.running is not None or not entry.repo.enabled:
-                continue
-            lane = lane_of(entry.health)
-            if held[lane] < self._settings.concurrency:
-                held[lane] += 1
-                self._start(entry, lane, now)
-            else:
-                # A place comes free by time alone too.
-                sleep = min(sleep, PLACE_TICK)
-        return max(sleep, 0.005)
+        for lane in Lane:
+            for repo_id in self._queue.take(lane, now, self._settings.concurrency - held[lane]):
+                self._start(self._entries[repo_id], lane, now)
+        # A place comes free by time alone too.
+        sleep = PLACE_TICK if self._queue.has_ready else TICK
+        return max(min(sleep, self._queue.next_due - now), 0.005)
 
     def _start(self, entry: _Entry, lane: Lane, now: float) -> None:
         waiters, entry.waiters = entry.waiters or [], None
         run = RefreshRun(entry.repo, entry.progress)
-        entry.progress = None
-        task = asyncio.create_task(self._refresh(entry, run), name=f"refresh {entry.repo.name}")
-        entry.running = _Running(task, run, lane, now)
+        entry.progress, entry.asked = None, False
+        name = f"refresh {entry.repo.name}"
+        task = asyncio.create_task(self._refresh(entry, run, asked=bool(waiters)), name=name)
+        entry.running = self._running[entry.repo.id] = _Running(task, run, lane, now)
+        task.add_done_callback(lambda done: self._finished(entry, done, waiters))
 
-        def finished(done: asyncio.Task[RefreshOutcome]) -> None:
-            entry.running = None
-            for waiter in waiters:
-                if waiter.done():
-                    continue
-                if done.cancelled():
-                    waiter.set_exception(Cancelled(f"the refresh of {entry.repo.name} was stopped"))
-                elif error := done.exception():
-                    waiter.set_exception(error)
-                else:
-                    waiter.set_result(done.result())
-            if not done.cancelled() and done.exception():
-                log.error("refresh of %s: %r", entry.repo.name, done.exception(), exc_info=done.exception())
-            self._wake.set()
+    def _finished(
+        self, entry: _Entry, done: asyncio.Task[RefreshOutcome], waiters: list[asyncio.Future[RefreshOutcome]]
+    ) -> None:
+        entry.running = None
+        self._running.pop(entry.repo.id, None)
+        if entry.not_before > time.monotonic():
+            # Who asked meanwhile is not kept waiting for as long as the upstream wants.
+            waiters, entry.waiters = [*waiters, *(entry.waiters or [])], None
+        for waiter in waiters:
+            if waiter.done():
+                continue
+            if done.cancelled():
+                waiter.set_exception(Cancelled(f"the refresh of {entry.repo.name} was stopped"))
+            elif error := done.exception():
+                waiter.set_exception(error)
+            else:
+                waiter.set_result(done.result())
+        if not done.cancelled() and done.exception():
+            log.error("refresh of %s: %r", entry.repo.name, done.exception(), exc_info=done.exception())
+        if self._entries.get(entry.repo.id) is entry and entry.repo.enabled:
+            self._enqueue(entry)
+            self._on_done(entry.repo)
+        self._wake.set()
 
-        task.add_done_callback(finished)
-
-    async def _refresh(self, entry: _Entry, run: RefreshRun) -> RefreshOutcome:
-        repo, started_at, start = entry.repo, time.time(), time.monotonic()
+    async def _refresh(self, entry: _Entry, run: RefreshRun, *, asked: bool) -> RefreshOutcome:
+        repo, start = entry.repo, time.monotonic()
+        # Should what follows fail, the next one is in its turn all the same.
+        entry.due = start + self._interval(repo)
         facts: MirrorFacts | None = None
-        error: str | None = None
+        trouble: Trouble | None = None
         try:
             facts = await self._refresher.refresh(run)
         except GitmirrorError as failure:
-            error = failure.message
-            log.warning("%s: refresh failed: %s", repo.name, error)
+            trouble = trouble_of(failure)
+            log.warning("%s: refresh failed (%s): %s", repo.name, trouble.kind, trouble.words)
         except Exception as failure:
             # Whatever it is, it is this repository's trouble and no other's.
-            error = f"unexpected {type(failure).__name__}: {failure}"
+            trouble = trouble_of(failure)
             log.exception("%s: refresh failed", repo.name)
-        finally:
-            failures = 0 if facts else entry.health.failures + 1
-            delay = delay_after(self._interval(entry.repo), failures, random.random())
-            # A waiter that came meanwhile has set the time to 0 and keeps it.
-            entry.due = entry.due if entry.waiters else time.monotonic() + delay
-        moved = facts.moved if facts else ()
-        outcome = RefreshOutcome(repo.name, started_at, time.monotonic() - start, moved, error)
-        columns: dict[str, Any] = {"checked_at": started_at, "last_error": error, "failures": failures}
-        if facts is not None:
+        now, ended_at = time.monotonic(), time.time()
+        duration = now - start
+        failures = entry.health.failures + 1 if trouble else 0
+        patience = trouble.retry_after or 0.0 if trouble else 0.0
+        delay = max(delay_after(self._interval(entry.repo), failures, random.random()), patience)
+        entry.due, entry.not_before = now + delay, now + patience
+        # By the clock as it is now: it may have been set meanwhile.
+        started_at = ended_at - duration
+        outcome = RefreshOutcome(repo.name, started_at, duration, facts.moved if facts else (), asked=asked)
+        if trouble is not None:
+            outcome = replace(outcome, error=trouble.words, kind=trouble.kind)
+            columns = trouble.columns(started_at, ended_at, failures)
+        else:
+            assert facts is not None
             columns = facts.columns(started_at)
-        columns["next_due"] = time.time() + delay
+            entry.verified_here = True
+        columns["next_due"] = ended_at + delay
         turned = facts is not None and columns["head"] != entry.health.head
         entry.health = replace(entry.health, **columns)
         await self._record(repo.id, outcome, **columns)
-        if moved or turned:
-            log.info("%s: %d refs moved in %.2fs", repo.name, len(moved), outcome.duration)
-            await self._on_moved(RefsMoved(repo, moved))
+        if outcome.moved or turned:
+            log.info("%s: %d refs moved in %.2fs", repo.name, len(outcome.moved), outcome.duration)
+            await self._on_moved(RefsMoved(repo, outcome.moved))
         return outcome
+
+    def _follow_clock(self) -> None:
+        """When the wall clock was set, moves what this process verified along with it: lag is a duration."""
+        step = self._clock.step()
+        if step == 0:
+            return
+        log.warning("the clock was set by %+.1fs", step)
+        for entry in self._entries.values():
+            verified_at = entry.health.verified_at
+            if entry.verified_here and verified_at is not None:
+                entry.health = replace(entry.health, verified_at=verified_at + step)
 
 
 async def _joined(task: asyncio.Task[RefreshOutcome], repo: Repo) -> RefreshOutcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from appliance.core.models import Health, RefreshOutcome
@@ -14,7 +15,7 @@ REFRESHES_KEPT = 500
 
 _COLUMNS = frozenset(
     {
-        "tip", "head", "verified_at", "checked_at", "last_error", "failures", "cloned",
+        "tip", "head", "verified_at", "checked_at", "last_error", "error_kind", "retry_at", "failures", "cloned",
         "refs", "size", "sessions", "next_due", "maintained_at",
     }
 )  # fmt: skip
@@ -48,27 +49,30 @@ class HealthStore:
 
     def record_refresh(self, repo_id: int, outcome: RefreshOutcome, **columns: Any) -> None:
         """Adds a row of history and sets health columns, in one transaction; old rows go."""
+        self.record_refreshes([(repo_id, outcome, columns)])
+
+    def record_refreshes(self, refreshes: Sequence[tuple[int, RefreshOutcome, Mapping[str, Any]]]) -> None:
+        """The same for many refreshes, oldest first, in one transaction: one sync of the disk for all."""
+        latest: dict[int, dict[str, Any]] = {}
+        for repo_id, _, columns in refreshes:
+            latest.setdefault(repo_id, {}).update(columns)
         with self._database.writing() as connection:
-            connection.table("refreshes").insert(
-                {
-                    "repo": outcome.repo,
-                    "started_at": outcome.started_at,
-                    "duration": outcome.duration,
-                    "result": outcome.result,
-                    "moved": json.dumps([change.document() for change in outcome.moved]),
-                    "error": outcome.error,
-                }
+            connection.conn.executemany(
+                """INSERT INTO refreshes (repo, started_at, duration, result, moved, error, kind)
+                   VALUES (?, ?, ?, ?, ?, ?, ?)""",
+                [_row_of(outcome) for _, outcome, _ in refreshes],
             )
-            connection.execute(
+            connection.conn.executemany(
                 """DELETE FROM refreshes WHERE repo = ?1 AND id <=
                    (SELECT id FROM refreshes WHERE repo = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)""",
-                [outcome.repo, REFRESHES_KEPT],
+                [(repo, REFRESHES_KEPT) for repo in dict.fromkeys(outcome.repo for _, outcome, _ in refreshes)],
             )
-            assignments = ", ".join(f"{name} = ?" for name in columns)
-            connection.execute(f"UPDATE health SET {assignments} WHERE repo_id = ?", [*columns.values(), repo_id])
+            for repo_id, columns in latest.items():
+                assignments = ", ".join(f"{name} = ?" for name in columns)
+                connection.execute(f"UPDATE health SET {assignments} WHERE repo_id = ?", [*columns.values(), repo_id])
 
     def refreshes(self, repo: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
-        """History, newest first: `{id, repo, started_at, duration, result, moved, error}`."""
+        """History, newest first: `{id, repo, started_at, duration, result, moved, error, kind}`."""
         with self._database.reading() as connection:
             found = rows(
                 connection,
@@ -91,6 +95,12 @@ class HealthStore:
             connection.table("anchors").insert_all(
                 {"repo_id": repo_id, "ref": ref, "at": at} for ref, at in times.items()
             )
+
+
+def _row_of(outcome: RefreshOutcome) -> tuple[Any, ...]:
+    moved = json.dumps([change.document() for change in outcome.moved])
+    facts = (outcome.repo, outcome.started_at, outcome.duration, outcome.result)
+    return (*facts, moved, outcome.error, outcome.kind)
 
 
 def _health(row: dict[str, Any]) -> Health:

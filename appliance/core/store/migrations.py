@@ -176,6 +176,20 @@ _step(
 )
 
 _step(
+    "0005_freshness",
+    "ALTER TABLE health ADD COLUMN error_kind TEXT",
+    "ALTER TABLE health ADD COLUMN retry_at REAL",
+    "ALTER TABLE refreshes ADD COLUMN kind TEXT",
+    # What was last told about a repository that is stale or failing; no row: nothing, or that it is well again.
+    """CREATE TABLE alerts (
+        repo_id INTEGER PRIMARY KEY REFERENCES repos(id) ON DELETE CASCADE,
+        state TEXT NOT NULL,
+        kind TEXT,
+        since REAL NOT NULL
+    )""",
+)
+
+_step(
     "0006_read_tokens",
     # The registration, not the name: a repository that is registered again has none of the tokens from before.
     """CREATE TABLE read_tokens (

@@ -1,0 +1,179 @@
+"""Why a refresh failed, as one word of a short list, from what git said; and what the word means. Pure.
+
+The patterns are what git 2.39 and libcurl (with GnuTLS and with OpenSSL) say under `LC_ALL=C`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """The error word of a repository: what `status --json` has as `error`, metrics as `kind`."""
+
+    DNS = "dns"
+    REFUSED = "refused"
+    TIMEOUT = "timeout"
+    TLS = "tls"
+    HOST_KEY = "host-key"
+    AUTH = "auth"
+    NOT_FOUND = "not-found"
+    RATE_LIMITED = "rate-limited"
+    SERVER_ERROR = "server-error"
+    BROKEN = "broken"
+    SHALLOW = "shallow"
+    DISK_FULL = "disk-full"
+    MIRROR = "mirror"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a kind says to a person: `words` of what happened, `hint` of what to do."""
+
+    words: str
+    hint: str
+
+
+MEANINGS: dict[Kind, Meaning] = {
+    Kind.DNS: Meaning(
+        "the upstream's host name cannot be resolved",
+        "check the host in the URL, and this node's DNS (`getent hosts HOST`)",
+    ),
+    Kind.REFUSED: Meaning(
+        "the upstream cannot be connected to",
+        "check that its server runs, its port, and firewalls and proxies on the way",
+    ),
+    Kind.TIMEOUT: Meaning(
+        "the upstream takes too long to answer",
+        "see whether it is down or the network loses packets; a first clone that is large may need a longer "
+        "[refresh] timeout",
+    ),
+    Kind.TLS: Meaning(
+        "the upstream's certificate cannot be trusted, or it does not speak TLS",
+        "check its certificate (host name, expiry, issuer) and this node's clock; a private authority goes into "
+        "the node's trust store, or GIT_SSL_CAINFO of serve",
+    ),
+    Kind.HOST_KEY: Meaning(
+        "the upstream's ssh host key is not the one that is pinned",
+        "compare its fingerprint with the one that its operator publishes, then correct the known-hosts file",
+    ),
+    Kind.AUTH: Meaning(
+        "the upstream demands a credential, or refuses the one it got",
+        "see whether it became private; give it a credential, or one that is valid and may read it",
+    ),
+    Kind.NOT_FOUND: Meaning(
+        "the upstream has no such repository, or hides it from who has no credential",
+        "check the URL: it may have been renamed, deleted or made private",
+    ),
+    Kind.RATE_LIMITED: Meaning(
+        "the upstream says that it is asked too often",
+        "nothing, it is asked again when it said so; if it goes on, set a longer interval",
+    ),
+    Kind.SERVER_ERROR: Meaning(
+        "the upstream has an error of its own", "wait; if it goes on, see its status page or tell its operator"
+    ),
+    Kind.BROKEN: Meaning(
+        "the upstream's answer broke off or makes no sense",
+        "see whether a proxy cuts long answers; if it goes on, the repository upstream may be damaged",
+    ),
+    Kind.SHALLOW: Meaning(
+        "the upstream does not hand over its whole history",
+        "follow a full repository: a shallow or partial clone cannot be mirrored",
+    ),
+    Kind.DISK_FULL: Meaning(
+        "this node's disk is full", "make room on the disk of the state directory; a smaller [cache] budget helps too"
+    ),
+    Kind.MIRROR: Meaning(
+        "the mirror on this node cannot be read or written",
+        "check its directory's owner and its disk; a damaged mirror is made anew by remove-repo --purge and add-repo",
+    ),
+    Kind.OTHER: Meaning("the refresh failed", "the words of the error are all that is known; see the log"),
+}
+
+_SIGNS: Sequence[tuple[Kind, str]] = (
+    # Ours first: a full disk makes git say a good deal more afterwards.
+    (Kind.DISK_FULL, r"no space left on device|disk quota exceeded|file too large"),
+    (Kind.SHALLOW, r"did not hand over|shallow update not allowed|source repository is shallow"),
+    # In a directory that is no repository any more, `origin` names nothing.
+    (Kind.MIRROR, r"'origin' does not appear to be a git repository"),
+    (Kind.HOST_KEY, r"host key verification failed|remote host identification has changed"),
+    (Kind.RATE_LIMITED, r"returned error: 429|rate limit"),
+    (
+        Kind.TLS,
+        r"certificate|gnutls_handshake|ssl_connect|ssl_error|\bssl: |ssl ca cert|tls connection|ssl routines"
+        r"|unable to get local issuer|unexpected tls packet",
+    ),
+    (
+        Kind.DNS,
+        r"could not resolve (?:host|proxy)|unable to look up|name or service not known|could not resolve hostname"
+        r"|temporary failure in name resolution",
+    ),
+    (
+        Kind.AUTH,
+        r"could not read (?:username|password)|authentication failed|returned error: (?:401|403|407)"
+        r"|permission denied \(|terminal prompts disabled|access denied(?! or)|invalid credentials",
+    ),
+    (
+        Kind.NOT_FOUND,
+        r"repository '.*' not found|repository not found|returned error: (?:404|410|451)"
+        r"|does not appear to be a git repository|is this a git repository|access denied or repository not exported"
+        r"|couldn't find remote ref|not mirrored here",
+    ),
+    (Kind.SERVER_ERROR, r"returned error: 5\d\d|http 5\d\d|internal server error"),
+    (Kind.TIMEOUT, r"timed out|operation too slow|timeout was reached|took longer than"),
+    (
+        Kind.REFUSED,
+        r"failed to connect|couldn't connect|connection refused|unable to connect|no route to host"
+        r"|network is unreachable",
+    ),
+    (
+        Kind.MIRROR,
+        r"cannot lock ref|unable to create '.*\.lock'|not a git repository|insufficient permission"
+        r"|cannot be written|permission denied|read-only file system|bad config|unable to read tree|could not parse "
+        r"object|missing (?:blob|tree|commit)|loose object .* is corrupt|packfile .* (?:is|cannot be)",
+    ),
+    (
+        Kind.BROKEN,
+        r"early eof|hung up|transfer closed|unexpected disconnect|index-pack|unpack-objects|rpc failed|protocol error"
+        r"|connection reset|recv failure|empty reply|bad line length|invalid (?:packet|server|ls-refs|section)"
+        r"|pack (?:is corrupted|has bad)|inflate|bad (?:object|pack)|expected",
+    ),
+)
+_PATTERNS = [(kind, re.compile(signs, re.IGNORECASE)) for kind, signs in _SIGNS]
+_NAMES = re.compile(r"\b[a-z+]+://[^\s']*|'/[^']*(?<!\.lock)'")
+"""URLs and paths in what git says: a repository may be called `certificates`."""
+
+
+def kind_of(said: str, *, timed_out: bool = False) -> Kind:
+    """The kind of a failure of which git, or the operating system, `said` so much.
+
+    What an upstream makes git print after `remote: ` counts last: it may say anything there.
+    """
+    if timed_out:
+        return Kind.TIMEOUT
+    lines = _NAMES.sub("''", said).splitlines()
+    own = "\n".join(line for line in lines if not line.startswith("remote: "))
+    for text in (own, "\n".join(lines)):
+        for kind, pattern in _PATTERNS:
+            if pattern.search(text):
+                # A refusal that says it is about rates is one: GitHub answers 403 to who asks too often.
+                if kind is Kind.AUTH and "error: 403" in own and re.search(r"rate limit", said, re.IGNORECASE):
+                    return Kind.RATE_LIMITED
+                return kind
+    return Kind.OTHER
+
+
+def in_words(kind: Kind | str | None, said: str) -> str:
+    """The sentence of a kind, with what was said behind it: `last_error` of a repository."""
+    if kind is None or kind == Kind.OTHER:
+        return said
+    return f"{MEANINGS[Kind(kind)].words}: {said}"
+
+
+def hint_of(kind: str | None) -> str | None:
+    """What to do about a kind, as it is stored; None for none and for one of another version."""
+    return MEANINGS[Kind(kind)].hint if kind in MEANINGS else None

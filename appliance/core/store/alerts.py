@@ -1,0 +1,34 @@
+"""What was last told about repositories that are not well, so that a restart neither repeats nor loses an alert."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appliance.core.store.database import Database, rows
+
+
+class AlertStore:
+    """The rows in `database`: one for each repository that was told to be stale or failing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def all(self) -> dict[int, dict[str, Any]]:
+        """`{state, kind, since}` by repository id; `since` in Unix seconds."""
+        with self._database.reading() as connection:
+            found = rows(connection, "SELECT repo_id, state, kind, since FROM alerts")
+        return {row.pop("repo_id"): row for row in found}
+
+    def told(self, repo_id: int, state: str, kind: str | None, since: float) -> None:
+        """It was told that the repository is in `state`; one that was removed meanwhile is passed over."""
+        with self._database.writing() as connection:
+            connection.execute(
+                """INSERT OR REPLACE INTO alerts (repo_id, state, kind, since)
+                   SELECT id, ?, ?, ? FROM repos WHERE id = ?""",
+                [state, kind, since, repo_id],
+            )
+
+    def settled(self, repo_id: int) -> None:
+        """It was told that it is well again, or nobody needs to be told any more."""
+        with self._database.writing() as connection:
+            connection.execute("DELETE FROM alerts WHERE repo_id = ?", [repo_id])

@@ -1,0 +1,1 @@
+"""Freshness: webhooks, failures in words, alerts, events."""

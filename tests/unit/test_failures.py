@@ -1,0 +1,128 @@
+"""From git's words to one word, and to what to do about it; and when to ask again."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.core.git.failures import MEANINGS, Kind, hint_of, in_words, kind_of
+from appliance.core.git.httptrace import MOST_PATIENCE, USUAL_PATIENCE, retry_after
+from tests.support.serve import ROOT
+
+U = "fatal: unable to access 'https://example.com/a/b/': "
+SAID = [
+    (U + "Could not resolve host: example.com", "dns"),
+    ("fatal: unable to look up no-such.invalid (port 9418) (Name or service not known)", "dns"),
+    ("ssh: Could not resolve hostname x: Temporary failure in name resolution", "dns"),
+    (U + "Failed to connect to example.com port 1 after 0 ms: Couldn't connect to server", "refused"),
+    ("fatal: unable to connect to 127.0.0.1:\n127.0.0.1[0: 127.0.0.1]: errno=Connection refused\n", "refused"),
+    ("fatal: unable to connect to h:\nh[0: 10.0.0.1]: errno=Connection timed out\n", "timeout"),
+    (U + "Operation too slow. Less than 1 bytes/sec transferred the last 60 seconds", "timeout"),
+    (U + "server certificate verification failed. CAfile: /etc/ssl/certs/ca.crt CRLfile: none", "tls"),
+    (U + "SSL: certificate subject name (x.example) does not match target host name '127.0.0.1'", "tls"),
+    (U + "gnutls_handshake() failed: An unexpected TLS packet was received.", "tls"),
+    (U + "SSL certificate problem: unable to get local issuer certificate", "tls"),
+    (U + "Problem with the SSL CA cert (path? access rights?)", "tls"),
+    ("Host key verification failed.\nfatal: Could not read from remote repository.", "host-key"),
+    ("fatal: could not read Username for 'http://127.0.0.1:7001': terminal prompts disabled", "auth"),
+    ("remote: HTTP Basic: Access denied\nfatal: Authentication failed for 'https://example.com/a/b/'", "auth"),
+    (U + "The requested URL returned error: 403", "auth"),
+    ("git@example.com: Permission denied (publickey).\nfatal: Could not read from remote repository.", "auth"),
+    (
+        "remote: You have exceeded a secondary rate limit.\n" + U + "The requested URL returned error: 403",
+        "rate-limited",
+    ),
+    (U + "The requested URL returned error: 429", "rate-limited"),
+    ("remote: Repository not found.\nfatal: repository 'https://example.com/a/b/' not found", "not-found"),
+    ("fatal: '/srv/a/b' does not appear to be a git repository\nfatal: Could not read from remote", "not-found"),
+    ("fatal: https://example.com/a/b/info/refs not valid: is this a git repository?", "not-found"),
+    ("fatal: remote error: access denied or repository not exported: /a/b", "not-found"),
+    (U + "The requested URL returned error: 502", "server-error"),
+    ("error: RPC failed; HTTP 500 curl 22 The requested URL returned error: 500", "server-error"),
+    ("fatal: early EOF\nfatal: fetch-pack: invalid index-pack output", "broken"),
+    ("fatal: the remote end hung up unexpectedly", "broken"),
+    (U + "Recv failure: Connection reset by peer", "broken"),
+    ("the upstream did not hand over 3 refs, refs/heads/x among them", "shallow"),
+    ("fatal: write error: No space left on device\nfatal: fetch-pack: invalid index-pack output", "disk-full"),
+    ("the mirror of a/b cannot be written: [Errno 28] No space left on device", "disk-full"),
+    ("error: cannot lock ref 'refs/heads/x': Unable to create '/state/x.lock': File exists.", "mirror"),
+    ("fatal: not a git repository (or any of the parent directories): .git", "mirror"),
+    ("fatal: 'origin' does not appear to be a git repository", "mirror"),
+    ("something that nobody has seen before", "other"),
+    # What a repository is called, and what an upstream says, do not decide.
+    ("fatal: unable to access 'https://x.example/certificate/429/': Couldn't connect to server", "refused"),
+    (
+        "remote: No space left on device\nremote: certificate\n" + U + "The requested URL returned error: 503",
+        "server-error",
+    ),
+]
+
+
+@pytest.mark.parametrize(("said", "kind"), SAID, ids=[f"{kind}-{number}" for number, (_, kind) in enumerate(SAID)])
+def test_what_git_says_is_one_word(said: str, kind: str) -> None:
+    """Each text was seen from git 2.39 or curl; the deadline wins over all of them."""
+    assert kind_of(said) == kind
+    assert kind_of(said, timed_out=True) is Kind.TIMEOUT
+
+
+@given(st.text())
+def test_any_text_has_a_word_and_words(said: str) -> None:
+    """Whatever it is, it is told with what was said."""
+    assert said in in_words(kind_of(said), said)
+
+
+def test_every_word_is_explained_to_people() -> None:
+    """Seen in these tests, with words and advice of its own, and in the manual's table with the same beginning."""
+    assert set(MEANINGS) == set(Kind) == {Kind(kind) for _, kind in SAID}
+    assert len({meaning.hint for meaning in MEANINGS.values()}) == len(Kind)
+    rows = re.findall(r"^\| `([a-z-]+)` \| .+ \| .+ \|$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    assert [row for row in rows if row in set(Kind)] == list(Kind)
+    assert hint_of(None) is hint_of("a word of another version") is None
+
+
+def trace(status: int, *headers: str) -> str:
+    """As git 2.39 writes it."""
+    lines = [f"HTTP/1.1 {status} Whatever", *headers, ""]
+    return "".join(f"21:22:54.308817 http.c:684              <= Recv header: {line}\n" for line in lines)
+
+
+NOW = 1_700_000_000.0
+DATE = format_datetime(datetime.fromtimestamp(NOW + 90, UTC), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("", None),
+        (trace(200, "Retry-After: 5"), None),
+        (trace(429), USUAL_PATIENCE),
+        (trace(429, "Retry-After: 120"), 120),
+        (trace(429, "retry-after:   0"), 0),
+        (trace(429, f"Retry-After: {DATE}"), 90),
+        (trace(429, "Retry-After: Wed, 21 Oct 2015 07:28:00 GMT"), 0),
+        (trace(429, "Retry-After: soon"), USUAL_PATIENCE),
+        (trace(429, "Retry-After: -5"), USUAL_PATIENCE),
+        (trace(429, "Retry-After: 99999999999999999999"), MOST_PATIENCE),
+        (trace(503, "Retry-After: 7"), 7),
+        (trace(503), None),
+        (trace(403, "Retry-After: 60"), 60),
+        (trace(302, "Retry-After: 9") + trace(429, "Retry-After: 3"), 3),
+        (trace(429, "Retry-After: 9") + trace(200), None),
+        ("remote: Retry-After: 9\n" + trace(503), None),
+    ],
+)
+def test_when_to_ask_again(text: str, seconds: float | None) -> None:
+    """Both forms, of the last answer, when it is a refusal; never for longer than an hour."""
+    assert retry_after(text, NOW) == seconds
+
+
+@given(st.text())
+def test_no_header_breaks_anything(value: str) -> None:
+    """Hostile ones are as none."""
+    found = retry_after(trace(429, f"Retry-After: {value}"), NOW)
+    assert found is not None and 0 <= found <= MOST_PATIENCE
