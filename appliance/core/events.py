@@ -132,7 +132,8 @@ class Events:
         """A guest got its objects, or gave up."""
         self.metrics.hydrated(event)
         self.activity.add(event)
-        self.feed.publish("hydrated", event.repo, **{k: v for k, v in asdict(event).items() if k != "repo"})
+        if self.feed.is_watched:
+            self.feed.publish("hydrated", event.repo, **{k: v for k, v in asdict(event).items() if k != "repo"})
         log.debug("%s: %s (%s) to %s in %.3fs", event.repo, event.shape, event.way, event.client, event.seconds)
 
     def saw_shape(self, repo: Repo, shape: FetchShape) -> None:

@@ -52,6 +52,11 @@ class Feed:
     def __init__(self) -> None:
         self._watchers: set[Watcher] = set()
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether anybody hears what is published: facts that cost something need not be gathered for nobody."""
+        return bool(self._watchers)
+
     def publish(self, event: str, repo: str | None, **facts: Any) -> None:
         """Tells that `event` happened to `repo` just now: `{event, at, repo, …facts}`."""
         if not self._watchers:

@@ -101,6 +101,7 @@ def test_a_token_that_does_not_do_is_told_and_mended_by_its_file(
     status = serve.wait_for_repo(SECRET, "failing")
     assert words in status["last_error"] and str(token_file) in status["last_error"]
     assert TOKEN not in status["last_error"]
+    assert status["error"] == "auth" and status["hint"]
     serve.wait_for_repo(WIDGETS)
     write_secret(tmp_path / "new", TOKEN + "\n").rename(token_file)
     assert serve.wait_for_repo(SECRET)["last_error"] is None
@@ -115,7 +116,7 @@ def test_an_expired_token_leaves_what_is_there(start: Start, locked: HttpUpstrea
     locked.on(SECRET).password = "the next one"
     tip = add_commit(locked.path(SECRET), "main", {"x": "1\n"})
     status = serve.wait_for_repo(SECRET, "failing")
-    assert "the upstream refused the credential" in status["last_error"]
+    assert status["last_error"].startswith("the upstream refused the credential") and status["error"] == "auth"
     token_file.write_text("the next one\n")
     serve.wait_for_ref(SECRET, "refs/heads/main", tip)
 

@@ -229,7 +229,8 @@ def _in_words(entry: CredentialConfig) -> Iterator[None]:
     except CredentialError:
         raise
     except GitError as error:
-        if words := _words(entry, error.stderr):
+        # A refusal that asks for patience is about how often, not about who.
+        if error.retry_after is None and (words := _words(entry, error.stderr)):
             raise CredentialError(words, stderr=error.stderr) from error
         raise
 

@@ -8,6 +8,7 @@ from typing import Any
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import GitError
 from appliance.core.git.failures import Kind, in_words, kind_of
+from appliance.core.git.keyring import CredentialError
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Trouble:
 
 def trouble_of(error: Exception) -> Trouble:
     """What `error` means; one that nobody thought of is `other`."""
+    if isinstance(error, CredentialError):
+        # It names the entry and what to renew; a sentence about credentials in front of that says nothing more.
+        kind = kind_of(error.stderr)
+        return Trouble(Kind.AUTH if kind is Kind.OTHER else kind, error.message)
     if isinstance(error, GitError):
         kind = kind_of(error.stderr or error.message, timed_out=error.timed_out)
         return Trouble(kind, in_words(kind, error.message), error.retry_after)
