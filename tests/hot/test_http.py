@@ -134,6 +134,23 @@ def test_v0_requests_are_gits_own(node: Node) -> None:
         assert is_whole_pack(reply.body[reply.body.index(b"PACK") :])
 
 
+def test_a_large_compressed_request_is_the_same_the_second_time(node: Node) -> None:
+    """Known by its bytes then, and not unpacked: the same answer, and one that is damaged is refused each time."""
+    names = [f"ref-prefix refs/heads/{number:05d}-{number * 7919 % 99991}" for number in range(2000)]
+    listing = v2_request("ls-refs", ["peel", *names, "ref-prefix refs/heads/main"])
+    packed = gzip.compress(listing)
+    assert 4096 < len(packed) < len(listing) < 2**20
+    expected, encoding = ask_git(node.mirror, listing), {"Content-Encoding": "gzip"}
+    with HttpGuest(node.serve.http_url) as guest:
+        for _ in range(2):
+            reply = guest.ask("POST", POST, post_headers() | encoding, packed)
+            assert (reply.status, reply.body) == (200, expected)
+    for damaged in (packed[:-2000], packed[:3000] + bytes(300) + packed[3300:]):
+        for _ in range(2):
+            assert http_ask(node.serve.http_url + POST, "POST", post_headers() | encoding, damaged).status == 400
+    assert http_ask(node.serve.http_url + POST, "POST", post_headers() | encoding, packed).body == expected
+
+
 def test_many_requests_go_over_one_connection(node: Node) -> None:
     """Kept alive, one after the other, hits and listings and errors by turns."""
     with HttpGuest(node.serve.http_url) as guest:

@@ -8,6 +8,7 @@ import logging
 import socket
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import parse_qs, unquote
@@ -68,11 +69,14 @@ class Exchange:
         target, _, query = request.target.decode("ascii", "replace").partition("?")
         self.path = unquote(target, errors="replace")
         try:
-            self.query = {name: values[-1] for name, values in parse_qs(query, max_num_fields=16).items()}
+            found = parse_qs(query, max_num_fields=16) if query else {}
         except ValueError:
             raise HttpError(HTTPStatus.BAD_REQUEST, "malformed query\n") from None
+        self.query = {name: values[-1] for name, values in found.items()}
         self.headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
         self.started = False
+        self._held = b""
+        self._unread = b""
         self._ended = False
         self.body_held_back = False
         """The client waits to be told to send its body, and was answered instead: it may never come."""
@@ -86,29 +90,53 @@ class Exchange:
             raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "only gzip is taken as content-encoding\n")
         return None
 
+    def receiving_within(self, seconds: float) -> AbstractContextManager[None]:
+        """A block in which the whole body must come in so many seconds."""
+        return self._stream.within(seconds)
+
+    @property
+    def coded_size(self) -> int | None:
+        """Bytes of a compressed body, when it is one and says so beforehand."""
+        length = self.headers.get("content-length")
+        return int(length) if self._inflate is not None and length is not None else None
+
+    async def receive_coded(self) -> bytes:
+        """The whole body as it was sent; `receive` then decodes it. To be bounded by `coded_size` before."""
+        coded = bytearray()
+        while piece := await self._next_piece():
+            coded += piece
+        self._unread = bytes(coded)
+        return self._unread
+
     async def receive(self) -> bytes:
         """The next bytes of the body, decoded; empty at its end. Raises HttpError, IdleTimeout, OSError."""
-        while not self._ended:
-            if self._inflate is not None and self._inflate.unconsumed_tail:
-                if inflated := self._inflated(self._inflate.unconsumed_tail):
+        if self._inflate is None:
+            return await self._next_piece()
+        while True:
+            if rest := self._unread or self._inflate.unconsumed_tail:
+                self._unread = b""
+                if inflated := self._inflated(rest):
                     return inflated
                 continue
-            if self._connection.they_are_waiting_for_100_continue:
-                await self._stream.send(self._connection.send(h11.InformationalResponse(status_code=100, headers=[])))
-            event = await _next_event(self._connection, self._stream)
-            if not isinstance(event, h11.Data):
-                if isinstance(event, h11.ConnectionClosed):
-                    raise ConnectionResetError("the client left in the middle of its request")
-                # Asked again, h11 would wait for the next request.
-                self._ended = True
-                if self._inflate is not None and not self._inflate.eof:
+            self._unread = await self._next_piece()
+            if not self._unread:
+                if not self._inflate.eof:
                     raise HttpError(HTTPStatus.BAD_REQUEST, "the body ends in the middle of its gzip\n")
-                break
-            data = bytes(event.data)
-            if self._inflate is None:
-                return data
-            if inflated := self._inflated(data):
-                return inflated
+                return b""
+
+    async def _next_piece(self) -> bytes:
+        """The next bytes of the body as they come; empty at its end, however often it is asked."""
+        if self._ended:
+            return b""
+        if self._connection.they_are_waiting_for_100_continue:
+            await self._stream.send(self._connection.send(h11.InformationalResponse(status_code=100, headers=[])))
+        event = await _next_event(self._connection, self._stream)
+        if isinstance(event, h11.ConnectionClosed):
+            raise ConnectionResetError("the client left in the middle of its request")
+        if isinstance(event, h11.Data):
+            return bytes(event.data)
+        # Asked again, h11 would wait for the next request.
+        self._ended = True
         return b""
 
     def _inflated(self, data: bytes) -> bytes:
@@ -120,31 +148,39 @@ class Exchange:
             raise HttpError(HTTPStatus.BAD_REQUEST, "the body is not gzip\n") from None
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
-        """Sends the head. Without `content-length` the body is chunked."""
+        """Begins with the head, which goes out with what follows it. Without `content-length` the body is chunked."""
         fields = [("server", "gitmirror"), *headers.items()]
         self.started = True
         # h11 forgets it with the answer.
         self.body_held_back = self._connection.they_are_waiting_for_100_continue
         response = h11.Response(status_code=status, headers=fields, reason=HTTPStatus(status).phrase.encode())
-        await self._stream.send(self._connection.send(response) or b"")
+        self._held += self._connection.send(response) or b""
 
     async def send(self, data: bytes) -> None:
         """A piece of the body."""
         if data:
-            await self._stream.send(self._connection.send(h11.Data(data=data)) or b"")
+            await self._flush(self._connection.send(h11.Data(data=data)) or b"")
 
     async def send_file(self, file: int, offset: int, count: int) -> None:
         """A piece of the body, out of an open file."""
         part = _FilePart(file, offset, count)
         for piece in self._connection.send_with_data_passthrough(h11.Data(data=part)) or []:  # type: ignore[arg-type]
             if isinstance(piece, _FilePart):
+                await self._flush(b"", more=True)
                 await self._stream.send_file(piece.file, piece.offset, piece.count)
             else:
-                await self._stream.send(piece)
+                self._held += piece
 
     async def finish(self) -> None:
         """Ends the answer."""
-        await self._stream.send(self._connection.send(h11.EndOfMessage()) or b"")
+        await self._flush(self._connection.send(h11.EndOfMessage()) or b"")
+
+    async def _flush(self, data: bytes, *, more: bool = False) -> None:
+        """Sends what was held back, and `data` behind it: a packet for each line of framing costs more than a file."""
+        held = self._held + data
+        self._held = b""
+        if held:
+            await self._stream.send(held, more=more)
 
     def abort(self) -> None:
         """Cuts the connection."""
@@ -189,7 +225,8 @@ class HttpPort:
                     return
                 while await self._exchange(connection, stream, client):
                     connection.start_next_cycle()
-            await _linger(guest, stream)
+            if connection.their_state is not h11.CLOSED:
+                await _linger(guest, stream)
         except (IdleTimeout, TimeoutError):
             log.info("%s was too slow over HTTP and is cut off", client)
         except (OSError, h11.ProtocolError) as error:
@@ -199,7 +236,7 @@ class HttpPort:
         """One request; returns whether another may follow on this connection."""
         exchange: Exchange | None = None
         try:
-            async with asyncio.timeout(self._limits.request_timeout):
+            with stream.within(self._limits.request_timeout):
                 request = await _next_event(connection, stream)
             if not isinstance(request, h11.Request):
                 return False

@@ -128,7 +128,7 @@ class GitPort:
         )
         await stream.send(await engine.advertise(repo))
         while True:
-            async with asyncio.timeout(self._limits.idle_timeout):
+            with stream.within(self._limits.idle_timeout):
                 request = await reader.read(stream.receive)
             if request is None:
                 return

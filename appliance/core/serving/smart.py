@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Callable
@@ -21,12 +20,14 @@ from appliance.core.serving.pktline import FLUSH, PacketError, packet
 from appliance.core.serving.protocol import RECEIVE_PACK, UPLOAD_PACK
 from appliance.core.serving.responses import AnswerFailed
 from appliance.core.serving.uploadpack import UploadPackError
-from appliance.core.serving.v2 import MOST_REQUEST_BYTES, V2Reader
+from appliance.core.serving.v2 import LARGE, MOST_REQUEST_BYTES, V2Reader, V2Request
 
 log = logging.getLogger(__name__)
 
 _ROUTE = re.compile(r"(/.+)/(info/refs|git-upload-pack|git-receive-pack|workspace\.tar|freshness)")
 _VERSION = re.compile(r"version=([012])")
+MOST_CODED = 2**20
+"""Bytes of a compressed request that is looked up as it is: the checkout of 40,000 files."""
 _NO_CACHE = {"cache-control": "no-cache, max-age=0, must-revalidate"}
 
 
@@ -145,9 +146,9 @@ class SmartHttp:
         _require_post(exchange, UPLOAD_PACK)
         version, caller, sink = _version(exchange), Caller(exchange.client, "http"), Starting(exchange, UPLOAD_PACK)
         body, request = b"", None
-        async with asyncio.timeout(self._admission.limits.idle_timeout):
+        with exchange.receiving_within(self._admission.limits.idle_timeout):
             if version == 2:
-                request = await V2Reader(self._engine.memo).read(exchange.receive)
+                request = await self._v2_request(exchange)
             else:
                 body = await _whole_body(exchange)
         async with self._admission.place():
@@ -156,6 +157,30 @@ class SmartHttp:
             elif version != 2:
                 await self._engine.answer_v0(repo, body, version, sink, caller)
             await sink.finish()
+
+    async def _v2_request(self, exchange: Exchange) -> V2Request | None:
+        """One request. The same compressed bytes, as they come from every guest that checks a tip out, are known again
+        without being unpacked: that costs more than all else of a request.
+        """
+        memo, size = self._engine.memo, exchange.coded_size or 0
+        if not LARGE // 2 < size <= MOST_CODED:
+            return await V2Reader(memo).read(exchange.receive)
+        unpacked = 0
+
+        async def receive() -> bytes:
+            nonlocal unpacked
+            data = await exchange.receive()
+            unpacked += len(data)
+            return data
+
+        with memo.holding(size):
+            coded = await exchange.receive_coded()
+            request = memo.find(coded)
+            if request is None:
+                request = await V2Reader(memo).read(receive)
+                if request is not None:
+                    memo.remember(coded, request, unpacked)
+            return request
 
 
 class Starting:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 CHUNK = 65536
@@ -38,24 +38,44 @@ class SocketStream:
         self._idle = idle
         self._loop = asyncio.get_running_loop()
         self._is_tcp = connection.family in (socket.AF_INET, socket.AF_INET6)
+        self._until: float | None = None
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Receiving raises IdleTimeout once the block has taken so many seconds, however often something came.
+
+        A timeout of asyncio's for each of the requests that a fetch is made of costs as much as reading them.
+        """
+        before = self._until
+        self._until = self._loop.time() + seconds
+        try:
+            yield
+        finally:
+            self._until = before
 
     async def receive(self, most: int = CHUNK) -> bytes:
         """What has come, at most so many bytes; empty at the end. Raises IdleTimeout, OSError."""
         while True:
+            left = self._idle
+            if self._until is not None:
+                left = self._until - self._loop.time()
+                if left <= 0:
+                    raise IdleTimeout
+                left = left if self._idle is None else min(left, self._idle)
             try:
                 return self._socket.recv(most)
             except (BlockingIOError, InterruptedError):
                 self._acknowledge()
-                await self._ready(self._loop.add_reader, self._loop.remove_reader)
+                await self._ready(self._loop.add_reader, self._loop.remove_reader, left)
 
-    async def send(self, data: bytes) -> None:
-        """Sends all of it. Raises IdleTimeout, OSError."""
+    async def send(self, data: bytes, *, more: bool = False) -> None:
+        """Sends all of it; with `more`, in one packet with what is sent next. Raises IdleTimeout, OSError."""
         view = memoryview(data)
         while view:
             try:
-                view = view[self._socket.send(view) :]
+                view = view[self._socket.send(view, socket.MSG_MORE if more else 0) :]
             except (BlockingIOError, InterruptedError):
-                await self._ready(self._loop.add_writer, self._loop.remove_writer)
+                await self._ready(self._loop.add_writer, self._loop.remove_writer, self._idle)
 
     async def send_file(self, file: int, offset: int, count: int) -> None:
         """Sends a part of an open file by sendfile. Raises IdleTimeout, OSError, also when the file is too short."""
@@ -84,12 +104,12 @@ class SocketStream:
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
-    async def _ready(self, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
+    async def _ready(self, add: Callable[..., None], remove: Callable[[int], bool], idle: float | None) -> None:
         # By hand: asyncio.timeout and a closure cost as much as the wait itself, and a fetch waits some thirty times.
         future: asyncio.Future[None] = self._loop.create_future()
         descriptor = self._socket.fileno()
         add(descriptor, _resolve, future)
-        timer = None if self._idle is None else self._loop.call_later(self._idle, _expire, future)
+        timer = None if idle is None else self._loop.call_later(idle, _expire, future)
         try:
             await future
         finally:

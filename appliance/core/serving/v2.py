@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -91,6 +92,21 @@ class RequestMemo:
         self._bytes = 0
         self.reading = 0
 
+    @contextlib.contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Counts so many bytes as being read. Raises PacketError when that is too much of all guests together."""
+        self.reading += size
+        try:
+            self.check()
+            yield
+        finally:
+            self.reading -= size
+
+    def check(self) -> None:
+        """Raises PacketError when too much is being read at once."""
+        if self.reading > self.MOST_READING:
+            raise PacketError("too many large requests are being read at once; try again")
+
     def is_worth(self, raw: bytes | bytearray) -> bool:
         """Whether a request of so many bytes is looked up: a smaller one is read as fast, a larger one not kept."""
         return LARGE < len(raw) <= self.MOST_REMEMBERED // 2
@@ -104,13 +120,13 @@ class RequestMemo:
         self._known.move_to_end(key)
         return found[0]
 
-    def remember(self, raw: bytes | bytearray, request: V2Request) -> None:
-        """Keeps a request for the next guest that sends the same."""
-        key = hashlib.sha256(raw).digest()
-        if key in self._known:
+    def remember(self, raw: bytes | bytearray, request: V2Request, size: int | None = None) -> None:
+        """Keeps a request for the next guest that sends the same; `size` is what it is without compression."""
+        key, size = hashlib.sha256(raw).digest(), len(raw) if size is None else size
+        if key in self._known or size > self.MOST_REMEMBERED // 2:
             return
-        self._known[key] = (request, len(raw))
-        self._bytes += len(raw)
+        self._known[key] = (request, size)
+        self._bytes += size
         while self._bytes > self.MOST_REMEMBERED:
             self._bytes -= self._known.popitem(last=False)[1][1]
 
@@ -204,8 +220,7 @@ class V2Reader:
         if self._memo is not None:
             self._reading += len(data)
             self._memo.reading += len(data)
-            if self._memo.reading > RequestMemo.MOST_READING:
-                raise PacketError("too many large requests are being read at once; try again")
+            self._memo.check()
         return len(data)
 
     def _packets(self) -> list[tuple[str, bytes]]:
