@@ -316,6 +316,7 @@ def test_a_default_branch_whose_name_is_not_utf8(lab: Lab, widgets_bare: Path) -
     assert git_bytes("symbolic-ref", "HEAD", cwd=lab.mirror().path)[1] == b"refs/heads/caf\xe9\n"
 
 
+@pytest.mark.slow
 def test_thousands_of_refs_move_at_once(lab: Lab, widgets_bare: Path) -> None:
     """2,000 branches are cloned, all moved and half of them deleted, each in one refresh."""
     main, develop = (refs(widgets_bare)[f"refs/heads/{name}"] for name in ("main", "develop"))

@@ -88,6 +88,7 @@ def test_what_is_needed(clutter: Clutter, repack: bool, pack_refs: bool) -> None
     assert (clutter.needs_repack, clutter.needs_packed_refs) == (repack, pack_refs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True], ids=["by need", "whole"])
 def test_a_cluttered_mirror_becomes_small_and_stays_whole(
     lab: Lab, repo: Repo, widgets_bare: Path, whole: bool
@@ -112,6 +113,7 @@ def test_a_cluttered_mirror_becomes_small_and_stays_whole(
     assert lab.running == 0 and not list(mirror.glob("objects/pack/tmp_*"))
 
 
+@pytest.mark.slow
 def test_a_month_of_fetches_stays_small(lab: Lab, repo: Repo, widgets_bare: Path) -> None:
     """By need, again and again, with nights between: never more packs than the bound, and whole at every step."""
     worker = keeper(lab, repo)

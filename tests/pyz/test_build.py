@@ -56,6 +56,7 @@ def test_two_builds_of_one_commit_are_the_same_bytes(checkout: Path, tmp_path: P
     assert git("-C", str(other), "status", "--porcelain") == ""
 
 
+@pytest.mark.slow
 def test_a_build_of_the_same_tree_is_not_repeated(checkout: Path, tmp_path: Path) -> None:
     """And one of a changed tree is, which then says that it is not quite its commit."""
     mine = tmp_path / "mine"

@@ -90,6 +90,7 @@ def tree(repository: Path) -> str:
     return git("-C", str(repository), "rev-parse", "HEAD^{tree}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["whole", "shallow", "detached"])
 def test_the_printed_line_gives_a_working_clone(
     run: Run, clone_of: Callable[..., Path], tmp_path: Path, kind: str
@@ -107,6 +108,7 @@ def test_the_printed_line_gives_a_working_clone(
     assert running.stop(signal.SIGINT) == 0
 
 
+@pytest.mark.slow
 def test_the_next_run_shows_what_was_committed_since(run: Run, clone_of: Callable[..., Path], tmp_path: Path) -> None:
     """With the same state, on another branch in the way of the old one, after the first was killed."""
     here = clone_of()
@@ -123,6 +125,7 @@ def test_the_next_run_shows_what_was_committed_since(run: Run, clone_of: Callabl
     assert second.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_url_is_registered_by_its_own_name(
     run: Run, clone_of: Callable[..., Path], widgets_bare: Path, tmp_path: Path
 ) -> None:
@@ -135,6 +138,7 @@ def test_a_url_is_registered_by_its_own_name(
     assert running.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_url_that_cannot_be_is_refused_before_anything_starts(run: Run, clone_of: Callable[..., Path]) -> None:
     """With the exit code and the message of `add-repo`."""
     running = run(clone_of(), "ext::sh -c true")

@@ -39,6 +39,7 @@ def _is_a_file(mirror: Path) -> None:
     mirror.write_text("x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "heals"),
     [

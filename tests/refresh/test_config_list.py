@@ -168,6 +168,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 def test_a_reload_of_a_broken_file_changes_nothing(serve_factory: ServeFactory, two: HttpUpstream) -> None:
     """Refused as a whole, in words that name the file and the key; serving and following go on; mended, it is taken."""
     serve = serve_factory(repos=[two.url(WIDGETS)], refresh=QUIET).start()
@@ -208,6 +209,7 @@ def test_an_unknown_key_names_the_nearest_known_one(serve_factory: ServeFactory)
     assert done.returncode == 2 and "did you mean refresh.interval?" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["reload", "restart"])
 def test_a_changed_interval_takes_effect_at_once(serve_factory: ServeFactory, two: HttpUpstream, how: str) -> None:
     """From an hour to a second, although the next refresh was scheduled, and stored, for in an hour."""

@@ -55,6 +55,7 @@ def test_a_first_clone_that_fails_is_registered_told_and_retried(
     node.serve.cli("disable", name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("faults", "words"), [case[1:] for case in FAULTS[2:]], ids=[case[0] for case in FAULTS[2:]])
 def test_a_mirror_outlives_its_upstreams_trouble(
     node: Node, names: Names, generated_bare: Path, tmp_path: Path, faults: Faults, words: str
@@ -77,6 +78,7 @@ def test_a_mirror_outlives_its_upstreams_trouble(
     assert repo.status()["last_error"] is None
 
 
+@pytest.mark.slow
 def test_a_slow_upstream_is_waited_for(node: Node, names: Names, generated_bare: Path) -> None:
     """Slow is not broken: the clone takes its time and others are refreshed meanwhile."""
     other = node.follow(names(), generated_bare)
@@ -167,6 +169,7 @@ def impatient(serve_factory: ServeFactory) -> Serve:
     return serve_factory(refresh={"interval": "1s", "timeout": "2s", "concurrency": 2}).start()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", [{"hang": True}, {"hang_after": 0}, {"hang_after": 100_000}])
 def test_a_hung_upstream_is_ended_with_all_its_processes(
     impatient: Serve, upstream: HttpUpstream, faults: Faults
@@ -186,6 +189,7 @@ def test_a_hung_upstream_is_ended_with_all_its_processes(
     impatient.wait_for_repo(WIDGETS)
 
 
+@pytest.mark.slow
 def test_an_update_that_hangs_is_ended_with_all_its_processes(impatient: Serve, upstream: HttpUpstream) -> None:
     """In the middle of a fetch: refs as before, no process, no lock, and the next one succeeds."""
     impatient.cli("add-repo", upstream.url(WIDGETS), "--interval", "1h")
@@ -200,6 +204,7 @@ def test_an_update_that_hangs_is_ended_with_all_its_processes(impatient: Serve, 
     assert impatient.cli_json("refresh", WIDGETS)[0]["result"] == "moved"
 
 
+@pytest.mark.slow
 def test_a_stopped_git_daemon(impatient: Serve, generated_bare: Path, tmp_path: Path) -> None:
     """The kernel accepts and nobody answers: ended, told, and followed again once it goes on."""
     with GitDaemonUpstream(tmp_path / "daemon") as daemon:
@@ -228,6 +233,7 @@ def crowd(serve_factory: ServeFactory, upstream: HttpUpstream) -> Iterator[Calla
     upstream.reset()
 
 
+@pytest.mark.slow
 def test_first_clones_that_hang_delay_nobody(
     crowd: Callable[[list[str]], Followed], upstream: HttpUpstream, generated_bare: Path
 ) -> None:
@@ -242,6 +248,7 @@ def test_first_clones_that_hang_delay_nobody(
     assert upstream.hanging >= 2
 
 
+@pytest.mark.slow
 def test_mirrors_whose_upstream_goes_quiet_delay_the_healthy_little(
     crowd: Callable[[list[str]], Followed], upstream: HttpUpstream
 ) -> None:

@@ -233,6 +233,7 @@ def test_a_mirror_left_on_disk_is_taken_up_again(either: Serve, upstream: HttpUp
     assert refs(kept)["refs/agents/s1"] == tip and refs(kept)["refs/heads/main"] == new
 
 
+@pytest.mark.slow
 def test_a_disabled_repository_is_neither_refreshed_nor_served_and_keeps_everything(
     serve: Serve, upstream: HttpUpstream
 ) -> None:

@@ -54,6 +54,7 @@ def wait_quiet(serve: Serve) -> None:
     wait_until(lambda: serve.processes() == [serve.pid], timeout=30, message="no child is left")
 
 
+@pytest.mark.slow
 def test_three_hundred_aborted_connections_leave_nothing(own_node: Node) -> None:
     """Cut at any byte, by close or reset, fetch or push, git:// or HTTP: no descriptor, child or zombie stays."""
     node, dice, serve = own_node, random.Random(5), own_node.serve
@@ -137,6 +138,7 @@ def test_others_are_served_while_one_floods(node: Node, service: str, extra: lis
     wait_quiet(node.serve)
 
 
+@pytest.mark.slow
 def test_few_descriptors_are_made_more(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """A soft limit of 128 open files, below what the places need, is raised: a hundred guests at once are served."""
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED)
@@ -211,6 +213,7 @@ def test_pushes_of_the_careless_change_nothing(own_node: Node, tmp_path: Path) -
     assert refs(node.mirror) == before
 
 
+@pytest.mark.slow
 def test_options_of_a_push_are_understood_or_refused(own_node: Node, tmp_path: Path) -> None:
     """--atomic, --force-with-lease, --porcelain, no thin pack and no side band work; push options are not offered."""
     node = own_node

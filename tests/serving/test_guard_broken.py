@@ -172,6 +172,7 @@ def turns_gone(hooks: Path) -> None:
 TAMPERINGS = (not_executable, removed, emptied, replaced, rewritten, all_gone, program_gone, journal_gone, turns_gone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tamper", TAMPERINGS, ids=lambda tamper: tamper.__name__)
 def test_a_hook_that_is_not_what_was_installed_turns_pushes_off(
     own_node: Node, tmp_path: Path, tamper: Callable[[Path], None]

@@ -170,6 +170,7 @@ def test_an_idle_guest_is_cut_off(serve_factory: ServeFactory, upstream: HttpUps
     wait_until(lambda: serve.processes() == [serve.pid], message="its child is gone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [0, 2])
 def test_a_guest_that_does_not_read_is_cut_off(
     serve_factory: ServeFactory, bare_upstream: HttpUpstream, version: int
@@ -181,6 +182,7 @@ def test_a_guest_that_does_not_read_is_cut_off(
     wait_until(lambda: serve.processes() == [serve.pid], message="its child is gone")
 
 
+@pytest.mark.slow
 def test_no_connection_outlives_total_timeout(serve_factory: ServeFactory, bare_upstream: HttpUpstream) -> None:
     """A guest that reads a little again and again is never idle, and ends all the same."""
     serve = limited(serve_factory, bare_upstream, BIG, total_timeout="1s", idle_timeout="30s")
@@ -217,6 +219,7 @@ def refuses(serve: Serve) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [0, 2])
 def test_sigterm_lets_a_running_clone_finish(
     serve_factory: ServeFactory, bare_upstream: HttpUpstream, version: int
@@ -251,6 +254,7 @@ def test_sigterm_lets_a_running_push_finish(serve_factory: ServeFactory, upstrea
     assert git("rev-parse", "refs/agents/late", cwd=serve.mirror(WIDGETS)) == turn.commit
 
 
+@pytest.mark.slow
 def test_sigterm_ends_what_does_not_finish_in_time(serve_factory: ServeFactory, bare_upstream: HttpUpstream) -> None:
     """drain_timeout ends a clone that nobody reads, and `serve` still exits 0 with no process left."""
     serve = limited(serve_factory, bare_upstream, BIG, drain_timeout="500ms")

@@ -246,6 +246,7 @@ def test_repeated_refusals_are_rolled_up(own_node: Node) -> None:
     assert verify(node.serve)[0] == 0
 
 
+@pytest.mark.slow
 def test_fifty_agents_at_once(own_node: Node, tmp_path: Path) -> None:
     """Fifty pushes of git in the same moment: all recorded, all applied, the chain intact, nobody told to come back."""
     node = own_node

@@ -24,6 +24,7 @@ def test_seventeen_refs_are_too_many(node: Node) -> None:
     assert own_refs(node) == before
 
 
+@pytest.mark.slow
 def test_fifty_thousand_refs_are_refused_in_seconds(own_node: Node, tmp_path: Path) -> None:
     """git's own push of 50,000 refs: refused with words, in bounded time and memory, while others are served."""
     node, tip = own_node, own_node.tip

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from appliance.core.locks import MirrorLocks
 from appliance.core.models import Turn
 from appliance.core.store.audit import Attempt, AuditLog
@@ -147,6 +149,7 @@ def test_a_refresh_with_prune_and_a_night_of_maintenance_keep_every_turn(
     assert_turns_are_kept(node)
 
 
+@pytest.mark.slow
 def test_forty_pushes_race_for_one_session_and_each_that_won_is_a_turn(node: Node, tmp_path: Path) -> None:
     """Eight guests force one session at the same time: turns are counted in the order the ref went through."""
     name = new_session()

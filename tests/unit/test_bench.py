@@ -28,6 +28,7 @@ def run_bench(tmp_path: Path, *arguments: str, bench: Path = BENCH) -> subproces
     )
 
 
+@pytest.mark.slow
 def test_a_quick_run_gives_every_figure_and_leaves_nothing(tmp_path: Path) -> None:
     """Every shape, protocol and server has its figure, in JSON and in the table."""
     repository = generate_repository(tmp_path / "widgets.git", files=40, commits=12)
