@@ -24,6 +24,7 @@ from appliance.core.credentials import CredentialConfig, Credentials
 from appliance.core.git.command import Git, GitError
 from appliance.core.git.running import run_child
 from appliance.core.git.upstream import Upstream
+from appliance.core.secretfile import open_secret
 
 COMMAND_DEADLINE = 30.0
 """Seconds that a `command` may take."""
@@ -140,7 +141,9 @@ def check_files(entry: CredentialConfig) -> list[str]:
                 found.append(f"the token {fault}: {name}")
     if entry.known_hosts:
         try:
-            if not Path(entry.known_hosts).read_text(errors="replace").strip():
+            with open_secret(Path(entry.known_hosts)) as file:
+                is_empty = not file.read().strip()
+            if is_empty:
                 found.append(f"known_hosts is empty: {entry.known_hosts}")
         except OSError as error:
             found.append(f"known_hosts cannot be read: {error.strerror}: {entry.known_hosts}")
@@ -150,7 +153,7 @@ def check_files(entry: CredentialConfig) -> list[str]:
 def _read_secret(path: Path, what: str) -> str:
     """The text of a file without one newline at its end. Raises CredentialError, also when others may read it."""
     try:
-        with path.open("rb") as file:
+        with open_secret(path) as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & 0o077 and SYSTEMD_CREDENTIALS not in path.parents:
                 raise CredentialError(f"{what} is open to other users (mode {mode:04o}) and not used: chmod 600 {path}")
