@@ -167,6 +167,18 @@ def test_a_command_prints_the_token(
     assert holders(serve.state, encodings(TOKEN)) == []
 
 
+def test_a_command_that_never_stops_complaining_costs_nothing(
+    start: Start, locked: HttpUpstream, script: Callable[[str], Path]
+) -> None:
+    """Its last words are enough: all of them were as much memory as it could print in half a minute."""
+    command = script("head -c 200000000 /dev/zero | tr '\\0' x >&2; echo >&2; echo 'vault is sealed' >&2; exit 3")
+    serve = start(command=f"'{command}'")
+    status = serve.wait_for_repo(SECRET, "failing")
+    assert "ended with code 3: vault is sealed" in status["last_error"]
+    memory = Path(f"/proc/{serve.pid}/status").read_text()
+    assert int(memory.partition("VmHWM:")[2].split()[0]) < 150_000, memory
+
+
 def test_a_redirect_to_another_host_carries_no_token(
     serve_factory: ServeFactory, locked: HttpUpstream, tmp_path: Path
 ) -> None:

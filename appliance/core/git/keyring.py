@@ -31,6 +31,8 @@ COMMAND_DEADLINE = 30.0
 COMMAND_KEPT = 60.0
 """Seconds that what a `command` printed is used again: a hundred repositories of one entry ask it once a minute."""
 LONGEST_TOKEN = 16384
+MOST_WORDS = 16384
+"""Bytes at the end of what a `command` complains about that are looked at."""
 
 SYSTEMD_CREDENTIALS = Path("/run/credentials")
 """systemd shows LoadCredential files to the service alone, and lets it in by an ACL that looks like a group's bits."""
@@ -108,6 +110,11 @@ class Keyring:
     async def _ask(self, entry: CredentialConfig, git: Git) -> str:
         said = bytearray()
         where = f"the command of [[credentials]] {entry.url}"
+
+        def listen(data: bytes) -> None:
+            said.extend(data)
+            del said[:-MOST_WORDS]
+
         try:
             code, output = await run_child(
                 git.children,
@@ -115,7 +122,7 @@ class Keyring:
                 env=self._environ,
                 cwd=Path("/"),
                 deadline=COMMAND_DEADLINE,
-                on_error=said.extend,
+                on_error=listen,
             )
         except OSError as error:
             raise CredentialError(f"{where} cannot be run: {error.strerror}: {entry.command[0]}") from error
@@ -124,7 +131,7 @@ class Keyring:
         if code != 0:
             last = (said.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
             raise CredentialError(f"{where} ended with code {code}: {last[:200]}")
-        return output.decode("utf-8", "replace").removesuffix("\n")
+        return output[: LONGEST_TOKEN + 2].decode("utf-8", "replace").removesuffix("\n")
 
 
 def check_files(entry: CredentialConfig) -> list[str]:
