@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from appliance.core.errors import GitmirrorError
 
@@ -31,7 +34,7 @@ class SecretFile:
         if not path:
             return None
         try:
-            with Path(path).open("rb") as file:
+            with open_secret(Path(path)) as file:
                 status = os.fstat(file.fileno())
                 seen = (path, status.st_ino, status.st_mtime_ns, status.st_size)
                 if seen != self._seen:
@@ -54,6 +57,18 @@ class SecretFile:
         except SecretError as error:
             return error.message
         return None
+
+
+def open_secret(path: Path) -> BinaryIO:
+    """Opens a file that an operator named. Raises OSError, also for what is no regular file.
+
+    Opening a named pipe would wait until somebody writes into it, and the whole of `serve` with it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def is_equal(given: bytes, secret: bytes) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from appliance.core.git.mirror import Mirror, is_marked
 from appliance.core.git.upstream import any_ssh, parse_upstream, same_upstream
 from appliance.core.models import Repo
 from appliance.core.privacy import Privacy
+from appliance.core.secretfile import SecretFile
 from appliance.core.serving.catalog import Catalog
 from appliance.core.serving.door import READ_TOKEN, Door
 from appliance.core.store.database import Database
@@ -226,6 +229,24 @@ def test_doctor_looks_at_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", str(tmp_path))
     found = looked_at()
     assert "ssh is not there" in found["ssh://h"][1] and "its command is not there: sh" in found["https://c"][1]
+
+
+def test_a_named_pipe_in_the_place_of_a_secret_is_refused_at_once(tmp_path: Path) -> None:
+    """To open one waits for somebody who writes, and all guests would wait along."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    with_token = CredentialConfig(url="https://h", token_file=str(pipe))
+    with_key = CredentialConfig(url="ssh://h", ssh_key=str(pipe), known_hosts=str(pipe))
+    found: list[str | None] = []
+
+    def look() -> None:
+        found.append(SecretFile("[refresh] token_file", lambda: str(pipe)).problem())
+        found.extend([*keyring.check_files(with_token), *keyring.check_files(with_key)])
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(10)
+    assert len(found) == 4 and all(words and "Not a regular file" in words for words in found), found
 
 
 def test_a_token_is_good_until_the_moment_it_expires(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -17,6 +19,7 @@ from tests.private.conftest import NOWHERE, SECRET, SETTLED, TOKEN, Sampling, en
 from tests.refresh.node import repo_status
 from tests.support.generate import add_commit
 from tests.support.gitutil import refs
+from tests.support.pkt import daemon_request, pkt, read_pkts
 from tests.support.serve import Section, Serve, wait_until
 from tests.support.upstream import HttpUpstream
 from tests.workspace.web import get
@@ -164,6 +167,18 @@ def test_a_command_prints_the_token(
     assert holders(serve.state, encodings(TOKEN)) == []
 
 
+def test_a_command_that_never_stops_complaining_costs_nothing(
+    start: Start, locked: HttpUpstream, script: Callable[[str], Path]
+) -> None:
+    """Its last words are enough: all of them were as much memory as it could print in half a minute."""
+    command = script("head -c 200000000 /dev/zero | tr '\\0' x >&2; echo >&2; echo 'vault is sealed' >&2; exit 3")
+    serve = start(command=f"'{command}'")
+    status = serve.wait_for_repo(SECRET, "failing")
+    assert "ended with code 3: vault is sealed" in status["last_error"]
+    memory = Path(f"/proc/{serve.pid}/status").read_text()
+    assert int(memory.partition("VmHWM:")[2].split()[0]) < 150_000, memory
+
+
 def test_a_redirect_to_another_host_carries_no_token(
     serve_factory: ServeFactory, locked: HttpUpstream, tmp_path: Path
 ) -> None:
@@ -231,6 +246,37 @@ def test_open_readers_and_a_reload(start: Start, locked: HttpUpstream, tmp_path:
     locked.on(SECRET).reset()
     serve.cli("refresh", SECRET)
     assert status() == 200 and repo_status(serve, SECRET)["readers"] is None
+
+
+def test_who_was_connected_before_a_reload_gets_nothing_of_it_either(
+    start: Start, locked: HttpUpstream, tmp_path: Path
+) -> None:
+    """Refs were shown, and the wants come when the repository is private: over git:// in v0, and in a slow body."""
+    token_file = str(write_secret(tmp_path / "token", TOKEN))
+    serve = start(token_file=token_file, readers="open")
+    serve.wait_for_repo(SECRET)
+    tip = refs(locked.path(SECRET))["refs/heads/main"]
+    wants = pkt(f"want {tip}\n") + b"0000" + pkt("done\n")
+    address = urlsplit(serve.http_url)
+    with (
+        daemon_request(*serve.git_address, "git-upload-pack", f"/{SECRET}") as relayed,
+        socket.create_connection((address.hostname or "", address.port or 0), timeout=20) as posting,
+    ):
+        assert tip.encode() in read_pkts(relayed)[0]
+        posting.sendall(
+            f"POST /{SECRET}/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: {len(wants)}\r\n"
+            "Content-Type: application/x-git-upload-pack-request\r\nConnection: close\r\n"
+            "Expect: 100-continue\r\n\r\n".encode()
+        )
+        assert posting.recv(65536).startswith(b"HTTP/1.1 100")
+        entries = [{"url": locked.url(SECRET), "token_file": token_file}]
+        serve.configure([locked.url(SECRET), locked.url(WIDGETS)], refresh=SETTLED, credentials=entries)
+        serve.reload()
+        wait_until(lambda: get(f"{serve.http_url}/{SECRET}/freshness").status == 404, message="it is private")
+        relayed.sendall(wants)
+        posting.sendall(wants)
+        assert relayed.recv(65536) == b""
+        assert posting.recv(65536).startswith(b"HTTP/1.1 404")
 
 
 def test_a_first_clone_that_is_private_is_not_seen_while_it_runs(

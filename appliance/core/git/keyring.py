@@ -24,12 +24,15 @@ from appliance.core.credentials import CredentialConfig, Credentials
 from appliance.core.git.command import Git, GitError
 from appliance.core.git.running import run_child
 from appliance.core.git.upstream import Upstream
+from appliance.core.secretfile import open_secret
 
 COMMAND_DEADLINE = 30.0
 """Seconds that a `command` may take."""
 COMMAND_KEPT = 60.0
 """Seconds that what a `command` printed is used again: a hundred repositories of one entry ask it once a minute."""
 LONGEST_TOKEN = 16384
+MOST_WORDS = 16384
+"""Bytes at the end of what a `command` complains about that are looked at."""
 
 SYSTEMD_CREDENTIALS = Path("/run/credentials")
 """systemd shows LoadCredential files to the service alone, and lets it in by an ACL that looks like a group's bits."""
@@ -107,6 +110,11 @@ class Keyring:
     async def _ask(self, entry: CredentialConfig, git: Git) -> str:
         said = bytearray()
         where = f"the command of [[credentials]] {entry.url}"
+
+        def listen(data: bytes) -> None:
+            said.extend(data)
+            del said[:-MOST_WORDS]
+
         try:
             code, output = await run_child(
                 git.children,
@@ -114,7 +122,7 @@ class Keyring:
                 env=self._environ,
                 cwd=Path("/"),
                 deadline=COMMAND_DEADLINE,
-                on_error=said.extend,
+                on_error=listen,
             )
         except OSError as error:
             raise CredentialError(f"{where} cannot be run: {error.strerror}: {entry.command[0]}") from error
@@ -123,7 +131,7 @@ class Keyring:
         if code != 0:
             last = (said.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
             raise CredentialError(f"{where} ended with code {code}: {last[:200]}")
-        return output.decode("utf-8", "replace").removesuffix("\n")
+        return output[: LONGEST_TOKEN + 2].decode("utf-8", "replace").removesuffix("\n")
 
 
 def check_files(entry: CredentialConfig) -> list[str]:
@@ -140,7 +148,9 @@ def check_files(entry: CredentialConfig) -> list[str]:
                 found.append(f"the token {fault}: {name}")
     if entry.known_hosts:
         try:
-            if not Path(entry.known_hosts).read_text(errors="replace").strip():
+            with open_secret(Path(entry.known_hosts)) as file:
+                is_empty = not file.read().strip()
+            if is_empty:
                 found.append(f"known_hosts is empty: {entry.known_hosts}")
         except OSError as error:
             found.append(f"known_hosts cannot be read: {error.strerror}: {entry.known_hosts}")
@@ -150,7 +160,7 @@ def check_files(entry: CredentialConfig) -> list[str]:
 def _read_secret(path: Path, what: str) -> str:
     """The text of a file without one newline at its end. Raises CredentialError, also when others may read it."""
     try:
-        with path.open("rb") as file:
+        with open_secret(path) as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & 0o077 and SYSTEMD_CREDENTIALS not in path.parents:
                 raise CredentialError(f"{what} is open to other users (mode {mode:04o}) and not used: chmod 600 {path}")

@@ -93,6 +93,8 @@ async def _drain(stream: IO[bytes] | None, take: Callable[[bytes], None]) -> Non
     os.set_blocking(descriptor, False)
     loop = asyncio.get_running_loop()
     while True:
+        # Who writes faster than this reads would keep everybody else from their turn.
+        await asyncio.sleep(0)
         try:
             data = os.read(descriptor, 65536)
         except BlockingIOError:

@@ -148,9 +148,14 @@ class GitPort:
         mirror = serving.mirror_of(repo.name).path
         extra = {"REMOTE_ADDR": client, "REMOTE_PORT": str(port)}
         relayed, start = Relayed(), time.monotonic()
+
+        def permitted() -> bool:
+            found = self._door.find(request.path)
+            return found is not None and found.id == repo.id
+
         try:
             async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (_, ours):
-                await relay_fetch(guest, ours, self._limits.idle_timeout, relayed)
+                await relay_fetch(guest, ours, self._limits.idle_timeout, relayed, permitted)
         finally:
             serving.engine.handed_over(repo, relayed, request.version, start, Caller(client, "git"))
 

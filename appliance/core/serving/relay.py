@@ -103,27 +103,30 @@ async def daemon_child(
             await asyncio.shield(child.end())
 
 
-async def pump(source: socket.socket, sink: socket.socket, activity: Activity, passed: Callable[[bytes], None]) -> None:
-    """Copies until `source` ends, then ends `sink` for writing too; tells `passed` of each piece. Raises OSError."""
+async def _send_down(guest: socket.socket, child: socket.socket, activity: Activity, relayed: Relayed) -> None:
+    """Copies what the child says until it ends, then ends the guest's side too. Raises OSError."""
     loop = asyncio.get_running_loop()
-    while data := await loop.sock_recv(source, CHUNK):
+    while data := await loop.sock_recv(child, CHUNK):
         activity.touch()
-        await loop.sock_sendall(sink, data)
+        await loop.sock_sendall(guest, data)
         activity.touch()
-        passed(data)
+        relayed.down(data)
     with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+        guest.shutdown(socket.SHUT_WR)
 
 
-async def relay_fetch(guest: socket.socket, child: socket.socket, idle: float, relayed: Relayed) -> None:
+async def relay_fetch(
+    guest: socket.socket, child: socket.socket, idle: float, relayed: Relayed, permitted: Callable[[], bool]
+) -> None:
     """Carries a fetch until the child has said everything; `relayed` grows with it.
 
-    A guest that half-closes still gets the whole answer, and one that never does is not waited for.
-    Raises IdleTimeout, and OSError when the guest is gone.
+    A guest that half-closes still gets the whole answer, and one that never does is not waited for. What a guest asks
+    for is passed on while it is `permitted`: a repository may become private after its refs were shown. Raises
+    IdleTimeout, and OSError when the guest is gone.
     """
     activity = Activity()
-    upwards = asyncio.create_task(_send_up(guest, child, activity, relayed))
-    downwards = asyncio.create_task(pump(child, guest, activity, relayed.down))
+    upwards = asyncio.create_task(_send_up(guest, child, activity, relayed, permitted))
+    downwards = asyncio.create_task(_send_down(guest, child, activity, relayed))
     watch = asyncio.create_task(activity.expire(idle))
     try:
         done, _ = await asyncio.wait({downwards, watch}, return_when=asyncio.FIRST_COMPLETED)
@@ -134,13 +137,19 @@ async def relay_fetch(guest: socket.socket, child: socket.socket, idle: float, r
         await end_tasks(upwards, downwards, watch)
 
 
-async def _send_up(guest: socket.socket, child: socket.socket, activity: Activity, relayed: Relayed) -> None:
+async def _send_up(
+    guest: socket.socket, child: socket.socket, activity: Activity, relayed: Relayed, permitted: Callable[[], bool]
+) -> None:
     """The guest's side of a fetch may end in any way, by a reset too: for the child that is the end of its requests."""
-    try:
-        await pump(guest, child, activity, relayed.up)
-    except OSError:
-        with contextlib.suppress(OSError):
-            child.shutdown(socket.SHUT_WR)
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(OSError):
+        while (data := await loop.sock_recv(guest, CHUNK)) and permitted():
+            activity.touch()
+            await loop.sock_sendall(child, data)
+            activity.touch()
+            relayed.up(data)
+    with contextlib.suppress(OSError):
+        child.shutdown(socket.SHUT_WR)
 
 
 async def end_tasks(*tasks: asyncio.Task[object] | asyncio.Task[int] | asyncio.Task[None]) -> None:

@@ -77,18 +77,13 @@ class SmartHttp:
             raise HttpError(HTTPStatus.NOT_FOUND, "there is nothing here\n")
         path, action = match.groups()
         service = exchange.query.get("service", "") if action == "info/refs" else action
-        try:
-            repo = await self._door.find_for(path, exchange.headers.get("authorization"))
-        except GitmirrorError as error:
-            log.warning("%s: its token cannot be looked up: %s", exchange.client, error.message)
-            text = "the token cannot be looked up; try again\n"
-            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, text, {"retry-after": "5"}) from None
+        repo = await self._find(exchange, path)
         if repo is None:
             self._redirect(exchange, path, action, service)
-            raise HttpError(HTTPStatus.NOT_FOUND, f"{path} is not mirrored here\n")
+            raise _not_here(path)
         try:
             if action == UPLOAD_PACK:
-                await self._fetch(exchange, repo)
+                await self._fetch(exchange, repo, path)
                 return
             async with self._admission.place():
                 if action == "workspace.tar":
@@ -112,6 +107,15 @@ class SmartHttp:
                 raise
             log.warning("%s: %s failed: %s", exchange.client, action, error)
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{EXHAUSTED_TEXT}\n", {"retry-after": "5"}) from None
+
+    async def _find(self, exchange: Exchange, path: str) -> Repo | None:
+        """What this guest may have by a path. Raises HttpError when that cannot be told."""
+        try:
+            return await self._door.find_for(path, exchange.headers.get("authorization"))
+        except GitmirrorError as error:
+            log.warning("%s: its token cannot be looked up: %s", exchange.client, error.message)
+            text = "the token cannot be looked up; try again\n"
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, text, {"retry-after": "5"}) from None
 
     def _redirect(self, exchange: Exchange, path: str, action: str, service: str) -> None:
         """A host-first path of an upstream host that is known goes on to that upstream, if it is a fetch."""
@@ -141,16 +145,21 @@ class SmartHttp:
             await exchange.send(body)
         await exchange.finish()
 
-    async def _fetch(self, exchange: Exchange, repo: Repo) -> None:
+    async def _fetch(self, exchange: Exchange, repo: Repo, path: str) -> None:
         """One command. A place is for the time of its answer: who takes its time to ask keeps nobody out."""
         _require_post(exchange, UPLOAD_PACK)
         version, caller, sink = _version(exchange), Caller(exchange.client, "http"), Starting(exchange, UPLOAD_PACK)
-        body, request = b"", None
+        body, request, catalog = b"", None, self._door.catalog
         with exchange.receiving_within(self._admission.limits.idle_timeout):
             if version == 2:
                 request = await self._v2_request(exchange)
             else:
                 body = await _whole_body(exchange)
+        if self._door.catalog is not catalog:
+            # It may have become private, or have been removed, while the guest took its time to ask.
+            found = await self._find(exchange, path)
+            if found is None or found.id != repo.id:
+                raise _not_here(path)
         async with self._admission.place():
             if request is not None:
                 await self._engine.answer(repo, request, sink, caller)
@@ -215,6 +224,10 @@ def _require_post(exchange: Exchange, service: str) -> None:
         raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "git posts here\n", {"allow": "POST"})
     if exchange.headers.get("content-type") != f"application/x-{service}-request":
         raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"application/x-{service}-request is taken here\n")
+
+
+def _not_here(path: str) -> HttpError:
+    return HttpError(HTTPStatus.NOT_FOUND, f"{path} is not mirrored here\n")
 
 
 def _announced(service: str) -> bytes:
