@@ -15,6 +15,7 @@ from appliance.cli.repos import add_repo, disable, enable, refresh, refreshes, r
 from appliance.cli.serve import serve
 from appliance.cli.sessions import session, sessions
 from appliance.cli.status import doctor, egress, status
+from appliance.cli.tui import tui
 
 
 def _print_licenses(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
@@ -69,6 +70,7 @@ for command in (
     sessions,
     session,
     audit,
+    tui,
     egress,
     guest_kit,
     doctor,

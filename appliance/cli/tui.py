@@ -1,0 +1,30 @@
+"""`tui`: the live view."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import click
+
+from appliance.cli.context import Options, pass_options
+from appliance.core.errors import GitmirrorError
+
+
+@click.command()
+@pass_options
+def tui(options: Options) -> None:
+    """Watch repositories, sessions and guests live, and act on them, in the terminal.
+
+    Works without a running serve too, read-only, and joins it when it starts. `?` shows every key.
+
+    \b
+    Example:
+      gitmirror.pyz tui
+    """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise GitmirrorError("the live view needs a terminal", hint="`status`, `sessions` and `activity` print")
+    from appliance.core.overview import Overview
+    from appliance.tui.app import Tui
+
+    Tui(Overview(replace(options.appliance(), create=False))).run()

@@ -1,0 +1,128 @@
+"""What every view has: the line on top, a filter, the keys at the bottom, and news from the app."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+from textual.widgets import Input
+
+from appliance.tui.model import Model
+from appliance.tui.widgets.keys import Keys
+from appliance.tui.widgets.lines import Lines
+from appliance.tui.widgets.top import Top
+
+if TYPE_CHECKING:
+    from appliance.tui.app import Tui
+
+REPOS, SERVE, TIME, RATES, EVENTS = "repos", "serve", "time", "rates", "events"
+"""What news is about."""
+ALL = frozenset({REPOS, SERVE, TIME, RATES})
+
+TALL = 15
+"""Rows below which only the list itself is shown."""
+
+
+class View(Screen[None]):
+    """One full screen. Subclasses fill `body`, and take news."""
+
+    here: ClassVar[str] = ""
+    """The tab that is marked."""
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (TALL, "-tall")]  # noqa: RUF012 - the type is Textual's
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012
+    BINDINGS: ClassVar[list[BindingType]] = []
+
+    @property
+    def tui(self) -> Tui:
+        """The app, typed."""
+        return cast("Tui", self.app)
+
+    @property
+    def model(self) -> Model:
+        """What is known now."""
+        return self.tui.model
+
+    def compose(self) -> ComposeResult:
+        """Top, body, filter, keys."""
+        yield Top(id="top")
+        yield from self.body()
+        yield Lines(id="trouble")
+        yield Input(id="filter", placeholder="filter; enter keeps it, escape drops it", compact=True)
+        yield Keys(id="keys")
+
+    def body(self) -> ComposeResult:
+        """The widgets between."""
+        raise NotImplementedError
+
+    def take(self, news: frozenset[str]) -> None:
+        """Shows what changed. `news` says what it may be."""
+        if {SERVE, TIME} & news:
+            self.query_one(Top).tell(self.model, self.here)
+            troubles = list(dict.fromkeys(self.model.troubles.values()))
+            trouble = self.query_one("#trouble", Lines)
+            trouble.set_class(bool(troubles), "-shown")
+            trouble.show(*((((" ✗ ", "bad"), (text, "")), ()) for text in troubles[:1]))
+        if SERVE in news:
+            self.offer_keys()
+
+    def offer_keys(self) -> None:
+        """The keys of this view, in the order of its bindings."""
+        self.query_one(Keys).offer(list(self._offered()))
+
+    def _offered(self) -> Iterator[tuple[Binding, bool]]:
+        for binding in [*self.BINDINGS, *self.app.BINDINGS]:
+            if isinstance(binding, Binding) and binding.show:
+                action = binding.action.partition("(")[0]
+                yield binding, self.check_action(action, ()) is not None
+
+    def on_screen_resume(self) -> None:
+        """Something may have changed while it was not seen."""
+        self.take(ALL)
+
+    def on_resize(self) -> None:
+        """More keys may fit, or fewer."""
+        self.call_after_refresh(self.take, ALL)
+
+    # The filter
+
+    filter_words = ""
+
+    def action_filter(self) -> None:
+        """Opens the filter's line."""
+        field = self.query_one("#filter", Input)
+        field.add_class("-shown")
+        field.focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Filters while it is typed."""
+        if event.input.id == "filter" and event.value.strip() != self.filter_words:
+            self.filter_words = event.value.strip()
+            self.filtered()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Keeps the filter."""
+        if event.input.id == "filter":
+            self._close_filter()
+
+    def _close_filter(self) -> None:
+        field = self.query_one("#filter", Input)
+        field.set_class(bool(field.value.strip()), "-shown")
+        self.focus_body()
+
+    def action_back(self) -> None:
+        """Drops the filter, or leaves a view that was opened over another."""
+        field = self.query_one("#filter", Input)
+        if field.has_class("-shown"):
+            field.value = ""
+            self._close_filter()
+        elif len(self.app.screen_stack) > 1:
+            self.dismiss()
+
+    def filtered(self) -> None:
+        """The filter's words are others now."""
+
+    def focus_body(self) -> None:
+        """Gives the keys back to what is filtered."""
