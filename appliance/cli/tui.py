@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import replace
 
@@ -27,4 +28,7 @@ def tui(options: Options) -> None:
     from appliance.core.overview import Overview
     from appliance.tui.app import Tui
 
-    Tui(Overview(replace(options.appliance(), create=False))).run()
+    words = ["gitmirror.pyz"]
+    for name, value in (("--state", options.state), ("--config", options.config)):
+        words += [name, value] if value else []
+    Tui(Overview(replace(options.appliance(), create=False)), command=shlex.join(words)).run()

@@ -11,7 +11,7 @@ from typing import Any
 from appliance.core.appliance import Appliance
 from appliance.core.control import call, is_serving
 from appliance.core.errors import GitmirrorError
-from appliance.core.models import CommitText, Health, RefText, Repo, State
+from appliance.core.models import CommitText, Health, RefText, Repo, State, Turn
 from appliance.core.rooms import Stores, open_stores
 from appliance.core.sessions import open_browser
 from appliance.core.status import status_document
@@ -127,10 +127,14 @@ class Overview:
         """Push attempts, newest first, as the audit log has them."""
         return self._open().audit.entries(repo=name, limit=limit)
 
-    def sessions(self, name: str | None, words: str, limit: int) -> tuple[list[dict[str, Any]], int]:
-        """The newest sessions that match, and how many there are in all."""
+    def sessions(self, name: str | None, limit: int) -> tuple[list[dict[str, Any]], int]:
+        """The newest sessions, and how many there are in all."""
         stores = self._open()
-        return stores.sessions.page(name, words, limit), stores.sessions.count(name)
+        return stores.sessions.page(name, limit), stores.sessions.count(name)
+
+    def turns(self, name: str, session: str) -> list[Turn]:
+        """A session's turns, oldest first."""
+        return self._open().sessions.turns(name, session)
 
     def disk(self) -> Disk:
         """How the disk is."""

@@ -63,10 +63,6 @@ class Sessions:
         with open_browser(self.appliance, session["repo"]) as browser:
             return browser.show_diff(old, new, options)
 
-    def turns(self, repo: str, name: str) -> list[Turn]:
-        """The turns of the session of that very name, oldest first; none when it is gone."""
-        return self.appliance.stores().sessions.turns(repo, name)
-
     def files(self, session: dict[str, Any], turn: int | None) -> list[FileChange]:
         """The files that a session, or one turn of it, changed."""
         old, new = self._ends(session, turn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -11,7 +12,10 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.timer import Timer
 
+from appliance.core import sessions as core_sessions
+from appliance.core.errors import GitmirrorError
 from appliance.core.overview import Overview, RepoView
+from appliance.tui.deeds import moved_words
 from appliance.tui.messages import (
     ActionDone,
     ActionFailed,
@@ -26,10 +30,21 @@ from appliance.tui.messages import (
     Watching,
 )
 from appliance.tui.model import RATIO_OVER, SLOT, Model
+from appliance.tui.palette import Commands
 from appliance.tui.reader import Reader, Watcher, tell
+from appliance.tui.rows import Session
+from appliance.tui.screens.activity import Activity
+from appliance.tui.screens.diff import Diff
+from appliance.tui.screens.health import Health
+from appliance.tui.screens.help import Help
 from appliance.tui.screens.repositories import Repositories
+from appliance.tui.screens.repository import Repository
+from appliance.tui.screens.sessions import Sessions
 from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME, View
-from appliance.tui.themes import TERMINAL, THEMES, terminal_theme, wanted_theme
+from appliance.tui.themes import DARK, LIGHT, TERMINAL, THEMES, terminal_theme, wanted_theme
+from appliance.tui.widgets.diffview import DiffView
+from appliance.tui.widgets.listing import Listing
+from appliance.tui.words import count
 
 TICK = 1.0
 """Seconds between two looks at the clock."""
@@ -45,24 +60,42 @@ class Tui(App[None]):
 
     TITLE = "gitmirror"
     CSS_PATH = "app.tcss"
-    MODES: ClassVar[dict[str, Any]] = {"repositories": Repositories}
+    MODES: ClassVar[dict[str, Any]] = {
+        "repositories": Repositories,
+        "sessions": Sessions,
+        "activity": Activity,
+        "health": Health,
+    }
     DEFAULT_MODE = "repositories"
-    ENABLE_COMMAND_PALETTE = True
+    COMMANDS: ClassVar[Any] = {Commands}
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("q,ctrl+q", "quit", "quit", show=True),
+        Binding("1", "go('repositories')", "repositories", show=False),
+        Binding("2", "go('sessions')", "sessions", show=False),
+        Binding("3", "go('activity')", "activity", show=False),
+        Binding("4", "go('health')", "health", show=False),
+        Binding("colon,ctrl+p", "command_palette", "commands"),
+        Binding("q", "quit", "quit"),
+        Binding("question_mark", "help", "help", show=False),
+        Binding("T", "theme", "light, dark, the terminal's own", show=False),
     ]
 
-    def __init__(self, overview: Overview, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, overview: Overview, *, command: str = "gitmirror.pyz", clock: Callable[[], float] = time.time
+    ) -> None:
         theme = wanted_theme(os.environ)
         super().__init__(ansi_color=True if theme == TERMINAL else None)
         for each in (*THEMES, terminal_theme()):
             self.register_theme(each)
         self.theme = theme
         self.overview = overview
+        self.appliance = overview.appliance
+        self.sessions = core_sessions.Sessions(overview.appliance)
+        self.command = command
         self.model = Model(clock)
         self.reader = Reader(self)
         self.watcher = Watcher(overview.appliance.layout, self)
         self._settling: Timer | None = None
+        self._later: list[Callable[[], None]] = []
         self._beat = 0
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
@@ -116,12 +149,14 @@ class Tui(App[None]):
 
     # News
 
+    def _view(self) -> View | None:
+        """The one that is seen, below a dialog too."""
+        return next((s for s in reversed(self.screen_stack) if isinstance(s, View) and s.is_mounted), None)
+
     def _news(self, *topics: str) -> None:
-        for screen in reversed(self.screen_stack):
-            if isinstance(screen, View):
-                if screen.is_attached:
-                    screen.take(frozenset(topics))
-                return
+        view = self._view()
+        if view is not None and view.is_current_view:
+            view.take(frozenset(topics))
 
     def _tick(self) -> None:
         self._beat += 1
@@ -167,6 +202,9 @@ class Tui(App[None]):
 
     def on_read_failed(self, message: ReadFailed) -> None:
         """Something cannot be read: said, and what was read last stays."""
+        if message.failed is not None:
+            message.failed(message)
+            return
         self.model.troubles[message.name] = message.error.message
         self.model.read = True
         self._news(SERVE, REPOS)
@@ -186,23 +224,40 @@ class Tui(App[None]):
         else:
             self.model.pulse = None
             self.model.troubles.pop("pulse", None)
-        self._news(SERVE)
+            self.model.deeds.forget_open()
+        self._news(SERVE, RATES)
 
     def on_happened(self, message: Happened) -> None:
-        """Takes the events; the database is read when it has them, not more often than twice a second."""
-        for event in self.watcher.take():
+        """Takes the events; what they changed in the database is read when it has it, see `soon`."""
+        events = self.watcher.take()
+        for event in events:
             if event["event"] == "hydrated":
                 self.model.rates.add(event["repo"], self.model.clock(), event["way"])
-        if self._settling is None:
-            self._settling = self.set_timer(SETTLE, self._read_settled)
+        self.model.deeds.take(events)
+        if any(event["event"] in ("refreshed", "recorded", "lost") for event in events):
+            self.soon(self.read_repos)
+        view = self._view()
+        if view is not None:
+            view.happened(events)
         self._news(RATES)
 
+    def soon(self, read: Callable[[], None]) -> None:
+        """Reads when the database has what an event told, and once more: not more often than twice a second."""
+        if read not in self._later:
+            self._later.append(read)
+        if self._settling is None:
+            self._settling = self.set_timer(SETTLE, self._read_settled)
+
     def _read_settled(self) -> None:
-        self.read_repos()
+        reads, self._later = self._later, []
+        for read in reads:
+            read()
 
         def again() -> None:
             self._settling = None
-            self.read_repos()
+            more, self._later = self._later, []
+            for read in [*reads, *(each for each in more if each not in reads)]:
+                read()
 
         self._settling = self.set_timer(AGAIN, again)
 
@@ -212,8 +267,87 @@ class Tui(App[None]):
         """Says so."""
         self.notify(message.text, markup=False)
         self.read_repos()
+        view = self._view()
+        if view is not None:
+            view.done()
 
     def on_action_failed(self, message: ActionFailed) -> None:
         """Says what happened and what to do."""
         hint = f"\n{message.error.hint}" if message.error.hint else ""
         self.notify(f"{message.error.message}{hint}", title=message.what, severity="error", timeout=12, markup=False)
+
+    def refresh_repos(self, names: list[str]) -> None:
+        """Refreshes these, or all for none, and says what moved."""
+        appliance = self.appliance
+
+        def work() -> str:
+            outcomes = appliance.refresh(names)
+            failed = [outcome for outcome in outcomes if outcome["error"]]
+            if failed:
+                raise GitmirrorError(f"{failed[0]['repo']}: {failed[0]['error']}")
+            moved = [outcome for outcome in outcomes if outcome["moved"]]
+            if len(outcomes) == 1:
+                said = moved_words(outcomes[0]["moved"]) if moved else "nothing moved"
+                return f"{outcomes[0]['repo']}: {said}"
+            return f"{count(len(outcomes), 'repository', 'repositories')} refreshed, {len(moved)} moved"
+
+        self.reader.act(f"refresh {names[0] if len(names) == 1 else 'all'}", work)
+
+    def copy(self, line: str) -> None:
+        """Copies to the terminal's clipboard (OSC 52), and shows the line for terminals that have none."""
+        self.copy_to_clipboard(line)
+        self.notify(line, title="copied", timeout=8, markup=False)
+
+    def clone_line(self, name: str) -> str:
+        """What a guest types."""
+        serve = self.appliance.config.serve
+        pulse = self.model.pulse or {
+            "git": serve.public_git or (f"git://{serve.git}" if serve.git else None),
+            "http": serve.public_http or (f"http://{serve.http}" if serve.http else None),
+        }
+        return f"git clone {pulse['git'] or pulse['http'] or ''}/{name}"
+
+    def checkout_line(self, session: Session, turn: int | None) -> str:
+        """What lays the session's files out."""
+        words = ["session", "checkout", session.repo, session.name, f"./{session.name}"]
+        return f"{self.command} {shlex.join(words)}" + (f" --turn {turn}" if turn else "")
+
+    # Where to
+
+    def open_repository(self, name: str) -> None:
+        """The view of one."""
+        self.push_screen(Repository(name))
+
+    def open_diff(self, session: Session, turn: int | None) -> None:
+        """What it changed."""
+        self.push_screen(Diff(session, turn))
+
+    def action_go(self, mode: str) -> None:
+        """To one of the four; from a view that was opened over it, back to it."""
+        if mode == self.current_mode:
+            while len(self.screen_stack) > 1:
+                self.pop_screen()
+        else:
+            self.switch_mode(mode)
+
+    def action_help(self) -> None:
+        """Every key."""
+        self.push_screen(Help(help_sections(self._view())))
+
+    def action_theme(self) -> None:
+        """The next one."""
+        names = [DARK, LIGHT, TERMINAL]
+        self.theme = names[(names.index(self.theme) + 1) % 3] if self.theme in names else DARK
+
+
+def help_sections(here: View | None) -> list[tuple[str, list[BindingType]]]:
+    """Every key, those of this view first."""
+    views: list[type[View]] = [Repositories, Repository, Sessions, Diff, Activity, Health]
+    views.sort(key=lambda view: view is not type(here))
+    return [
+        *((f"In {view.__name__}", list(view.BINDINGS)) for view in views[:1]),
+        ("Everywhere", list(Tui.BINDINGS)),
+        ("In every list", list(Listing.BINDINGS)),
+        *((f"In {view.__name__}", list(view.BINDINGS)) for view in views[1:]),
+        ("In a diff's text", list(DiffView.BINDINGS)),
+    ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from textual.message import Message
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.models import CommitText
-from appliance.core.overview import RepoView
+from appliance.core.models import CommitText, FileChange, RefText, Turn
+from appliance.core.overview import Disk, RepoView
+from appliance.tui.rows import Check, DiffLine, Session
 
 
 @dataclass
@@ -65,10 +67,11 @@ class TipRead(Message):
 
 @dataclass
 class ReadFailed(Message):
-    """A read failed; `name` says which."""
+    """A read failed; `name` says which. `failed` is who wants to know, None when it concerns every view."""
 
     name: str
     error: GitmirrorError
+    failed: Callable[[ReadFailed], None] | None = None
 
 
 @dataclass
@@ -91,3 +94,87 @@ class ActionFailed(Message):
 
     what: str
     error: GitmirrorError
+
+
+@dataclass
+class DeedsRead(Message):
+    """What happened before, newest first."""
+
+    hydrations: list[dict[str, Any]]
+    pushes: list[dict[str, Any]]
+    refreshes: list[dict[str, Any]]
+
+
+@dataclass
+class SessionsRead(Message):
+    """The newest sessions, and how many there are in all."""
+
+    repo: str | None
+    sessions: list[Session]
+    total: int
+
+
+@dataclass
+class TurnsRead(Message):
+    """The turns of one session, oldest first."""
+
+    repo: str
+    session: str
+    turns: list[Turn]
+
+
+@dataclass
+class FilesRead(Message):
+    """The files that a session, or a turn of it, changed; `turn` None is the whole session."""
+
+    turn: int | None
+    files: list[FileChange]
+
+
+@dataclass
+class DiffRead(Message):
+    """The lines of one file's diff."""
+
+    turn: int | None
+    path: str
+    lines: list[DiffLine]
+    cut: bool
+
+
+@dataclass
+class RefreshesRead(Message):
+    """The history of one repository, newest first; `recent` oldest first, for the plot."""
+
+    repo: str
+    refreshes: list[dict[str, Any]]
+    recent: list[tuple[float, float, str]]
+
+
+@dataclass
+class RefsRead(Message):
+    """The refs of one mirror, newest first."""
+
+    repo: str
+    refs: list[RefText]
+
+
+@dataclass
+class HydrationsRead(Message):
+    """Hydrations of one repository, newest first."""
+
+    repo: str
+    hydrations: list[dict[str, Any]]
+
+
+@dataclass
+class HealthRead(Message):
+    """What doctor found, and how the disk is."""
+
+    checks: list[Check]
+
+
+@dataclass
+class DiskRead(Message):
+    """How the disk is."""
+
+    disk: Disk

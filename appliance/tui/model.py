@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.core.models import CommitText, State
 from appliance.core.overview import RepoView
+from appliance.tui.deeds import Deeds
 
 WARM = frozenset({"hit", "joined", "snapshot"})
 """Ways in which nothing had to be computed for the guest; `direct` fetches have nothing that could be kept."""
 
 SLOT = 10.0
 """Seconds that are counted together."""
+EVERY = ""
+"""The name under which all repositories together are counted."""
 RATIO_OVER = 600.0
 """Seconds over which the hit ratio is told."""
 
@@ -27,24 +30,21 @@ class Rates:
 
     def add(self, repo: str, at: float, way: str, count: int = 1) -> None:
         """`count` hydrations ended at Unix second `at`."""
-        slot = self.slots[repo].setdefault(int(at // SLOT), [0, 0, 0])
-        slot[0] += count
-        slot[1] += count * (way in WARM)
-        slot[2] += count * (way == "miss")
+        for key in (repo, EVERY):
+            slot = self.slots[key].setdefault(int(at // SLOT), [0, 0, 0])
+            slot[0] += count
+            slot[1] += count * (way in WARM)
+            slot[2] += count * (way == "miss")
 
-    def per_minute(self, repo: str | None, now: float) -> int:
-        """How many ended in the last minute; of all repositories for None."""
+    def per_minute(self, repo: str, now: float) -> int:
+        """How many ended in the last minute."""
         newest = int(now // SLOT)
-        return sum(
-            counts[0]
-            for slots in self._of(repo)
-            for slot, counts in slots.items()
-            if newest - 60 / SLOT < slot <= newest
-        )
+        slots = self.slots.get(repo, {})
+        return sum(slots[slot][0] for slot in range(newest - int(60 / SLOT) + 1, newest + 1) if slot in slots)
 
-    def hits(self, repo: str | None) -> tuple[int, int]:
+    def hits(self, repo: str) -> tuple[int, int]:
         """How many of the last ten minutes came from what was there already, of how many."""
-        found = [counts for slots in self._of(repo) for counts in slots.values()]
+        found = self.slots.get(repo, {}).values()
         warm = sum(counts[1] for counts in found)
         return warm, warm + sum(counts[2] for counts in found)
 
@@ -57,9 +57,6 @@ class Rates:
                 del slots[slot]
             if not slots:
                 del self.slots[repo]
-
-    def _of(self, repo: str | None) -> Iterable[Mapping[int, list[int]]]:
-        return self.slots.values() if repo is None else [self.slots[repo]] if repo in self.slots else []
 
 
 @dataclass
@@ -75,6 +72,7 @@ class Model:
     read: bool = False
     rates: Rates = field(default_factory=Rates)
     recent: dict[str, list[tuple[float, float, str]]] = field(default_factory=dict)
+    deeds: Deeds = field(default_factory=Deeds)
     tips: dict[tuple[str, str], CommitText | None] = field(default_factory=dict)
 
     def lag(self, view: RepoView) -> float | None:

@@ -20,6 +20,8 @@ LOOK_AGAIN = 0.3
 """Seconds between two looks for a serve while there is none; a look is one open file and its lock."""
 
 Work = Callable[[], Message | None]
+Failed = Callable[[ReadFailed], None]
+Job = tuple[MessagePump, Work, Failed | None]
 
 
 def tell(target: MessagePump, message: Message) -> None:
@@ -35,17 +37,21 @@ class Reader:
         self._app = app
         self._lock = threading.Lock()
         self._running: set[str] = set()
-        self._waiting: dict[str, tuple[MessagePump, Work]] = {}
+        self._waiting: dict[str, Job] = {}
         self._failed: set[str] = set()
 
-    def read(self, name: str, target: MessagePump, work: Work) -> None:
-        """Posts what `work` returns to `target`. While one of that name runs, only the newest asked comes after it."""
+    def read(self, name: str, target: MessagePump, work: Work, *, failed: Failed | None = None) -> None:
+        """Posts what `work` returns to `target`. While one of that name runs, only the newest asked comes after it.
+
+        `failed` is called on the UI thread with an error that concerns this view alone; without it the app is told.
+        """
+        job = (target, work, failed)
         with self._lock:
             if name in self._running:
-                self._waiting[name] = (target, work)
+                self._waiting[name] = job
                 return
             self._running.add(name)
-        threading.Thread(target=self._run, args=(name, target, work), name=f"read {name}", daemon=True).start()
+        threading.Thread(target=self._run, args=(name, job), name=f"read {name}", daemon=True).start()
 
     def act(self, what: str, work: Callable[[], str]) -> None:
         """Does something that was asked for, and tells the app how it went; `what` is for the error."""
@@ -58,24 +64,30 @@ class Reader:
 
         threading.Thread(target=run, name=what, daemon=True).start()
 
-    def _run(self, name: str, target: MessagePump, work: Work) -> None:
+    def _run(self, name: str, job: Job) -> None:
         while True:
-            try:
-                message = work()
-                if message is not None:
-                    tell(target, message)
-                if name in self._failed:
-                    self._failed.discard(name)
-                    tell(self._app, ReadWorks(name))
-            except GitmirrorError as error:
-                self._failed.add(name)
-                tell(self._app, ReadFailed(name, error))
+            self._read(name, *job)
             with self._lock:
                 following = self._waiting.pop(name, None)
                 if following is None:
                     self._running.discard(name)
                     return
-            target, work = following
+            job = following
+
+    def _read(self, name: str, target: MessagePump, work: Work, failed: Failed | None) -> None:
+        try:
+            message = work()
+        except GitmirrorError as error:
+            message = ReadFailed(name, error, failed)
+            if failed is None:
+                self._failed.add(name)
+            target = self._app
+        else:
+            if name in self._failed:
+                self._failed.discard(name)
+                tell(self._app, ReadWorks(name))
+        if message is not None:
+            tell(target, message)
 
 
 class Watcher:

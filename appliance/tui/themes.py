@@ -9,7 +9,23 @@ from textual.theme import BUILTIN_THEMES, Theme
 
 DARK, LIGHT, TERMINAL = "gitmirror-dark", "gitmirror-light", "gitmirror-terminal"
 
-_TONES = ("good", "warn", "bad", "dim", "accent", "bar", "cursor", "cursor-blurred", "here", "added", "removed")
+_TONES = (
+    "good",
+    "warn",
+    "bad",
+    "dim",
+    "accent",
+    "bar",
+    "cursor",
+    "cursor-blurred",
+    "here",
+    "added",
+    "removed",
+    "keyword",
+    "string",
+    "number",
+    "name",
+)
 
 
 def _theme(name: str, dark: bool, background: str, foreground: str, surface: str, *tones: str) -> Theme:
@@ -35,12 +51,12 @@ THEMES = (
     _theme(
         DARK, True, "#11151a", "#d5dbe3", "#181d24",
         "#7fc98f", "#e5b567", "#f07a78", "#8290a0", "#79b8e8", "#1e252e", "#28405c", "#222c38", "#2f5f93",
-        "#173323", "#3c1d22",
+        "#173323", "#3c1d22", "#c79bf0", "#9bd1a5", "#e2a36f", "#86bdf2",
     ),
     _theme(
         LIGHT, False, "#fbfbf9", "#24292f", "#f1f1ee",
         "#1a7340", "#8a5a00", "#b3261e", "#66707a", "#1a5fa8", "#e6e8ea", "#cfe0f2", "#e2e9f0", "#9cc3ea",
-        "#d9f2e0", "#fbdfdf",
+        "#d9f2e0", "#fbdfdf", "#7a2fb0", "#22693a", "#9a4a00", "#1a4f9c",
     ),
 )  # fmt: skip
 
@@ -53,6 +69,9 @@ def terminal_theme() -> Theme:
         "warn": "ansi_yellow",
         "bad": "ansi_red",
         "accent": "ansi_cyan",
+        "keyword": "ansi_magenta",
+        "string": "ansi_green",
+        "name": "ansi_blue",
     }
     return replace(base, name=TERMINAL, variables=base.variables | {f"gm-{key}": value for key, value in tones.items()})
 

@@ -152,3 +152,11 @@ def cut_pieces(pieces: Sequence[Piece], width: int) -> Cell:
         found.append((text, tone))
         left -= wide
     return tuple(found)
+
+
+def bar(part: int, whole: int, width: int) -> str:
+    """A gauge: `━━━━────`. Something is never shown as nothing, and less than all never as all."""
+    filled = 0 if whole <= 0 else round(width * min(part, whole) / whole)
+    if 0 < part < whole:
+        filled = max(1, min(width - 1, filled))
+    return "━" * filled + "─" * (width - filled)

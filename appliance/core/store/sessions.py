@@ -87,21 +87,15 @@ class SessionStore:
             )
         return [row | {"kept": bool(row["kept"]), "archived": bool(row["archived"])} for row in found]
 
-    def page(self, repo: str | None, words: str, limit: int) -> list[dict[str, Any]]:
-        """The newest sessions as `all` has them, with the `subject` of their last turn.
-
-        `words` is looked for in the names of session and repository and in the client, upper case as lower.
-        """
+    def page(self, repo: str | None, limit: int) -> list[dict[str, Any]]:
+        """The newest sessions as `all` has them, with the `subject` of their last turn."""
         with self._database.reading() as connection:
             found = rows(
                 connection,
                 f"""SELECT {_LISTED}, (SELECT subject FROM turns t WHERE t.repo = s.repo AND t.session = s.session
                        AND t.turn = s.turns) AS subject
-                   FROM sessions s WHERE (?1 IS NULL OR repo = ?1)
-                   AND instr(lower(session || ' ' || repo || ' ' || client), lower(?2))
-                   ORDER BY last_at DESC, session LIMIT ?3""",
+                   FROM sessions s WHERE (?1 IS NULL OR repo = ?1) ORDER BY last_at DESC, session LIMIT ?2""",
                 repo,
-                words,
                 limit,
             )
         return [row | {"kept": bool(row["kept"]), "archived": bool(row["archived"])} for row in found]

@@ -8,51 +8,39 @@ from typing import Any, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
-from appliance.core.models import State
 from appliance.core.overview import RepoView
-from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME, View
-from appliance.tui.widgets.lines import Line, Lines
-from appliance.tui.widgets.listing import Column, Listing
-from appliance.tui.words import STATES, Cell, Piece, cell, count, lags, percent, size, span, spark, state_cell
+from appliance.tui.model import EVERY
+from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
+from appliance.tui.screens.repo_columns import BEHIND, RepoColumns, explain
+from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME
+from appliance.tui.widgets.lines import Lines
+from appliance.tui.widgets.listing import Listing
+from appliance.tui.words import STATES, Piece, percent
 
 ORDER = list(STATES)
-BEHIND = (State.FAILING, State.STALE)
-SPARK = 8
 
 
-class Repositories(View):
+class Repositories(RepoActions):
     """Every repository."""
 
     here = "repositories"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("b", "behind", "behind: why", show=True),
-        Binding("s", "sort", "sort", show=True),
-        Binding("slash", "filter", "filter", show=True),
+        Binding("b", "behind", "behind"),
+        Binding("slash", "filter", "filter"),
+        *REPO_KEYS,
+        Binding("s", "sort", "sort"),
         Binding("escape", "back", "drop the filter", show=False),
     ]
 
     def __init__(self) -> None:
         super().__init__()
         self._sorting = 0
-        self.columns = [
-            Column("REPOSITORY", self._title, 20, 0, 34, grows=True),
-            Column("STATE", lambda view: state_cell(view.state), 10, 0),
-            Column("LAG", self._lag, 6, 1, right=True),
-            Column("TREND", self._trend, SPARK, 4),
-            Column("BRANCH", lambda view: cell(view.branch or "", "dim"), 6, 7, 14),
-            Column("TIP", self._subject, 16, 5, 40, grows=True),
-            Column("AGE", self._age, 6, 6, right=True),
-            Column("CHECKED", self._checked, 7, 8, right=True),
-            Column("SIZE", lambda view: cell(size(view.health.size) if view.health.cloned else ""), 8, 3, right=True),
-            Column("SESS", self._sessions, 5, 2, right=True),
-            Column("HYD/MIN", self._rate, 7, 3, right=True),
-            Column("HITS", self._hits, 4, 4, right=True),
-        ]  # fmt: skip
 
     def body(self) -> ComposeResult:
         """A summary, the list, the reason."""
         yield Lines(id="summary")
-        listing: Listing[RepoView] = Listing(self.columns, lambda view: view.repo.name, empty="reading…", id="list")
+        columns = RepoColumns(self.model, self.tui.appliance.config.refresh.stale_after).all()
+        listing: Listing[RepoView] = Listing(columns, lambda view: view.repo.name, empty="reading…", id="list")
         yield listing
         yield Lines(id="why")
 
@@ -91,6 +79,15 @@ class Repositories(View):
         """Says why the row is as it is."""
         self._explain()
         self.tui.look_at(self.listing.visible_rows())
+
+    @property
+    def chosen(self) -> RepoView | None:
+        """The row with the cursor."""
+        return self.listing.row
+
+    def on_listing_chosen(self, event: Listing.Chosen) -> None:
+        """Opens the view of one."""
+        self.tui.open_repository(event.row.repo.name)
 
     def action_sort(self) -> None:
         """The next order."""
@@ -156,74 +153,11 @@ class Repositories(View):
         for state, (shape, tone) in STATES.items():
             if number := counts.get(state):
                 left.append((f"{shape} {number:,} {state}   ", tone))
-        warm, all_counted = model.rates.hits(None)
-        rate = f"{model.rates.per_minute(None, model.clock()):,} hyd/min, {percent(warm, all_counted)} hits"
+        warm, all_counted = model.rates.hits(EVERY)
+        rate = f"{model.rates.per_minute(EVERY, model.clock()):,} hyd/min, {percent(warm, all_counted)} hits"
         order = self._orders()[self._sorting][0]
         self.query_one("#summary", Lines).show((tuple(left), ((f"{rate}  by {order} ", "dim"),)))
 
     def _explain(self) -> None:
         view = self.listing.row
         self.query_one("#why", Lines).show(*(explain(view, self.model.clock()) if view else ()))
-
-    # Columns
-
-    def _title(self, view: RepoView) -> Cell:
-        owner, slash, name = view.repo.name.rpartition("/")
-        return (owner + slash, "dim"), (name, "strong")
-
-    def _lag(self, view: RepoView) -> Cell:
-        lag = self.model.lag(view)
-        return cell("" if lag is None else span(lag), STATES[view.state][1] if view.state in BEHIND else "")
-
-    def _trend(self, view: RepoView) -> Cell:
-        recent = self.model.recent.get(view.repo.name)
-        tone = STATES[view.state][1]
-        limit = self.tui.overview.appliance.config.refresh.stale_after
-        return cell(spark(lags(recent), limit, SPARK) if recent else "", tone)
-
-    def _subject(self, view: RepoView) -> Cell:
-        tip = self.model.tip(view)
-        return cell(tip.subject if tip else "")
-
-    def _age(self, view: RepoView) -> Cell:
-        tip = self.model.tip(view)
-        return cell(span(self.model.clock() - tip.at) if tip else "", "dim")
-
-    def _checked(self, view: RepoView) -> Cell:
-        checked = view.health.checked_at
-        return cell(span(self.model.clock() - checked) if checked else "", "dim")
-
-    def _sessions(self, view: RepoView) -> Cell:
-        return cell(f"{view.health.sessions:,}" if view.health.sessions else "")
-
-    def _rate(self, view: RepoView) -> Cell:
-        rate = self.model.rates.per_minute(view.repo.name, self.model.clock())
-        return cell(f"{rate:,}" if rate else "", "accent")
-
-    def _hits(self, view: RepoView) -> Cell:
-        warm, counted = self.model.rates.hits(view.repo.name)
-        return cell(percent(warm, counted) if counted else "")
-
-
-def explain(view: RepoView, now: float) -> list[Line]:
-    """Why a repository is as it is, in three lines: state, reason, what to do or expect."""
-    health, state = view.health, view.state
-    shape, tone = STATES[state]
-    lag = None if health.verified_at is None else now - health.verified_at
-    due = f"next try in {span(health.next_due - now)}" if health.next_due > now else "a try is due now"
-    said = {
-        State.FAILING: f"{count(health.failures, 'failure')} in a row, behind for {span(lag)}; {due}",
-        State.STALE: f"not verified for {span(lag)}; {due}",
-        State.CLONING: "its first clone is under way",
-        State.NEW: "registered, its first clone has not begun",
-        State.FRESH: f"equal to its upstream {span(lag)} ago; looked at every {span(view.interval)}",
-        State.DISABLED: "neither refreshed nor served; what it has is kept",
-    }[state]
-    if state is State.FAILING and lag is None:
-        said = f"never cloned, {count(health.failures, 'failure')} in a row; {due}"
-    first: Cell = ((f" {shape} {view.repo.name} ", tone), (f"is {state}: {said}", ""))
-    error = health.last_error
-    word = f"{view.word}: " if view.word and view.word != error else ""
-    second: Cell = ((f"   {word}{error}", ""),) if error else ((f"   {view.repo.url}", "dim"),)
-    third: Cell = ((f"   {view.hint or view.repo.url}", "dim"),) if error else cell("")
-    return [(first, ()), (second, ()), (third, ())]

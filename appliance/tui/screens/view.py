@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -18,9 +18,12 @@ from appliance.tui.widgets.top import Top
 if TYPE_CHECKING:
     from appliance.tui.app import Tui
 
-REPOS, SERVE, TIME, RATES, EVENTS = "repos", "serve", "time", "rates", "events"
+REPOS, SERVE, TIME, RATES = "repos", "serve", "time", "rates"
 """What news is about."""
 ALL = frozenset({REPOS, SERVE, TIME, RATES})
+
+WRITES = frozenset({"refresh", "refresh_all", "add", "switch", "remove", "keep", "drop"})
+"""Actions that need a running serve."""
 
 TALL = 15
 """Rows below which only the list itself is shown."""
@@ -75,8 +78,7 @@ class View(Screen[None]):
     def _offered(self) -> Iterator[tuple[Binding, bool]]:
         for binding in [*self.BINDINGS, *self.app.BINDINGS]:
             if isinstance(binding, Binding) and binding.show:
-                action = binding.action.partition("(")[0]
-                yield binding, self.check_action(action, ()) is not None
+                yield binding, self.model.serving or binding.action not in WRITES
 
     def on_screen_resume(self) -> None:
         """Something may have changed while it was not seen."""
@@ -126,3 +128,26 @@ class View(Screen[None]):
 
     def focus_body(self) -> None:
         """Gives the keys back to what is filtered."""
+
+    # Without a serve
+
+    def may_write(self) -> bool:
+        """Whether there is a serve to do it; says so when there is none."""
+        if not self.model.serving:
+            self.notify(
+                "serve is not running: nothing can be changed from here.\nStart it; this view joins it by itself.",
+                severity="warning",
+                markup=False,
+            )
+        return self.model.serving
+
+    def done(self) -> None:
+        """Something that was asked for is done."""
+
+    @property
+    def is_current_view(self) -> bool:
+        """Whether it has its widgets, and can show news."""
+        return bool(self.query("#keys"))
+
+    def happened(self, events: list[dict[str, Any]]) -> None:
+        """Events that came just now."""

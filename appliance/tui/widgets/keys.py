@@ -30,8 +30,16 @@ NAMES = {
 
 def key_name(keys: str) -> str:
     """The first of a binding's keys, as it is on the keyboard."""
-    first = keys.split(",")[0]
-    return f"^{first[5:]}" if first.startswith("ctrl+") else NAMES.get(first, first)
+    return _shown(keys.split(",")[0])
+
+
+def key_names(keys: str) -> str:
+    """All of them."""
+    return " ".join(_shown(key) for key in keys.split(","))
+
+
+def _shown(key: str) -> str:
+    return f"^{key[5:]}" if key.startswith("ctrl+") else NAMES.get(key, key)
 
 
 class Keys(Lines):

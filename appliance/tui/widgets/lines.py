@@ -14,7 +14,7 @@ from textual.widget import Widget
 
 from appliance.tui.words import Cell, Piece, cut_pieces, plain
 
-TONES = ("good", "warn", "bad", "dim", "strong", "accent", "key", "here")
+TONES = ("good", "warn", "bad", "dim", "strong", "accent", "minus", "key", "here")
 
 Line = tuple[Cell, Cell]
 """Left and right part. Where both do not fit, the left one is cut."""

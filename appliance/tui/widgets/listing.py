@@ -26,7 +26,7 @@ Row = TypeVar("Row")
 
 GAP = 2
 MARK = "▌"
-TONES = ("good", "warn", "bad", "dim", "strong", "accent")
+TONES = ("good", "warn", "bad", "dim", "strong", "accent", "minus")
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
 
     def on_resize(self) -> None:
         """Columns are laid out anew, and the cursor stays in sight."""
-        self._laid = lay_out(self.columns, self.size.width - 1)
+        self._laid = lay_out(self.columns, self.scrollable_content_region.width - 1)
         self._shown.clear()
         self._keep_visible()
         self.refresh()
