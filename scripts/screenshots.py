@@ -56,7 +56,7 @@ def retry(call, *, attempts=5, base=0.1, cap=10.0):
             time.sleep(random.uniform(0, min(cap, base * 2**attempt)))
     raise GaveUp(f"{attempts} attempts") from last
 '''
-TEST = '''import pytest
+TEST = """import pytest
 
 from common.retry import GaveUp, retry
 
@@ -71,7 +71,7 @@ def test_gives_up_after_the_last_attempt():
     with pytest.raises(GaveUp):
         retry(fails, attempts=3, base=0)
     assert len(calls) == 3
-'''
+"""
 TURNS: Mapping[str, list[tuple[str, dict[str, str]]]] = {
     "retry-with-backoff": [
         ("Try calls again, with backoff", {"src/common/retry.py": RETRY}),

@@ -52,6 +52,8 @@ SETTLE = 0.1
 """Seconds after an event until the database is read: what serve tells, it writes right behind."""
 AGAIN = 0.5
 """Seconds after an event until it is read again, and the least between two reads while events come all the time."""
+CALM = 0.2
+"""The least seconds between two redraws because of events: hundreds a second are not read one by one."""
 RECENT = 60
 
 
@@ -73,7 +75,7 @@ class Tui(App[None]):
         Binding("2", "go('sessions')", "sessions", show=False),
         Binding("3", "go('activity')", "activity", show=False),
         Binding("4", "go('health')", "health", show=False),
-        Binding("colon,ctrl+p", "command_palette", "commands"),
+        Binding("colon,ctrl+p", "command_palette", "commands", tooltip="every command and repository, by name"),
         Binding("q", "quit", "quit"),
         Binding("question_mark", "help", "help", show=False),
         Binding("T", "theme", "light, dark, the terminal's own", show=False),
@@ -95,6 +97,7 @@ class Tui(App[None]):
         self.reader = Reader(self)
         self.watcher = Watcher(overview.appliance.layout, self)
         self._settling: Timer | None = None
+        self._telling: Timer | None = None
         self._later: list[Callable[[], None]] = []
         self._beat = 0
 
@@ -239,6 +242,12 @@ class Tui(App[None]):
         view = self._view()
         if view is not None:
             view.happened(events)
+        if self._telling is None:
+            self._news(RATES)
+            self._telling = self.set_timer(CALM, self._tell_rates)
+
+    def _tell_rates(self) -> None:
+        self._telling = None
         self._news(RATES)
 
     def soon(self, read: Callable[[], None]) -> None:

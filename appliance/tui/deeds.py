@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -48,6 +48,7 @@ class Deeds:
     def __init__(self) -> None:
         self._keys = counting()
         self._rows: deque[Deed] = deque(maxlen=KEPT)
+        self._open: Counter[tuple[Any, ...]] = Counter()
         self.read = False
 
     @property
@@ -90,10 +91,14 @@ class Deeds:
     def forget_open(self) -> None:
         """Nobody will tell how these ended: serve is gone."""
         self._rows = deque((row for row in self._rows if not row.open), maxlen=KEPT)
+        self._open.clear()
 
     def _put(self, deed: Deed) -> None:
         """On top; or in place of the one that went on, at the same place."""
-        if not deed.open and deed.match:
+        if deed.open:
+            self._open[deed.match] += 1
+        elif self._open[deed.match]:
+            self._open[deed.match] -= 1
             for place in range(len(self._rows) - 1, -1, -1):
                 row = self._rows[place]
                 if row.open and row.match == deed.match:
@@ -123,7 +128,7 @@ class Deeds:
         what = f"{refs[0]}{more}" if refs else ""
         key, repo, client = self._key(PUSH, event), event["repo"], event["client"]
         if event["verdict"] == "accepted":
-            match = (repo, event["refs"][:1], client)
+            match = (repo, *event["refs"][:1], client)
             return Deed(key, PUSH, at, repo, (("◌ pushing", "accent"),), what, client, open=True, match=match)
         what = f"{what}: {event['reason']}" if event["reason"] else what
         return Deed(key, PUSH, at, repo, (("✗ refused", "bad"),), what, client)
@@ -131,7 +136,7 @@ class Deeds:
     def _recorded(self, event: dict[str, Any], at: float) -> Deed:
         what = f"{event['session'] or event['ref']}  {(event['new'] or '')[:10]}"
         key, repo, client = self._key(PUSH, event), event["repo"], event["client"]
-        match = (repo, [event["ref"]], client)
+        match = (repo, event["ref"], client)
         return Deed(key, PUSH, at, repo, (("▲ recorded", "good"),), what, client, match=match)
 
     def _attempted(self, row: dict[str, Any]) -> Deed:

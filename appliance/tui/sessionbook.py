@@ -36,14 +36,18 @@ class SessionBook:
 
         tui.reader.read(f"sessions {'all' if whole else 'newest'} {repo or ''}", view, work)
 
-    def take(self, message: SessionsRead, tui: Tui, view: Screen[None]) -> None:
-        """Takes them in; when others are missing, or some are gone, reads all."""
+    def take(self, message: SessionsRead, tui: Tui, view: Screen[None]) -> bool:
+        """Takes them in, and returns whether anything is new; when others are missing, or some are gone, reads all."""
         found = {(row.repo, row.name): row for row in message.sessions}
+        same = message.total == self.total and all(self._found.get(key) == row for key, row in found.items())
+        if same and self._found:
+            return False
         self.total = message.total
         self._found = found if len(found) >= min(message.total, MOST) else self._found | found
         self.rows = sorted(self._found.values(), key=lambda row: (-row.last_at, row.name))
         if len(self._found) != min(message.total, MOST):
             self.read(tui, view, whole=True)
+        return True
 
     def matching(self, words: str) -> list[Session]:
         """Those with all the words in name, repository, subject or client."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from rich.cells import cell_len, chop_cells
@@ -65,7 +66,7 @@ def state_cell(state: State) -> Cell:
 
 
 def span(seconds: float | None) -> str:
-    """A time in at most six columns: `8s`, `4m`, `4m 20s`, `5h 2m`, `3d 4h`, `120d`; `never` for None.
+    """A time in at most six columns: `8s`, `4m`, `4m 20s`, `5h 2m`, `3d 4h`, `120d`, `6y`; `never` for None.
 
     Below ten minutes in steps of ten seconds from the first minute on: a figure that ticks each second says no more.
     """
@@ -83,13 +84,13 @@ def span(seconds: float | None) -> str:
         if whole < size * most:
             rest = whole % size // smaller_size
             return f"{whole // size}{name} {rest}{smaller}" if rest else f"{whole // size}{name}"
-    return f"{whole // 86400}d"
+    return f"{whole // 86400}d" if whole < 1000 * 86400 else f"{whole // (365 * 86400)}y"
 
 
 def took(seconds: float) -> str:
-    """How long something took: `12 ms`, `1.42 s`, `38 s`, `4m 20s`."""
+    """How long something took: `<1 ms`, `12 ms`, `1.42 s`, `38 s`, `4m 20s`."""
     if seconds < 0.9995:
-        return f"{seconds * 1000:.0f} ms"
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.0005 else "<1 ms"
     if seconds < 10:
         return f"{seconds:.2f} s"
     return f"{seconds:.0f} s" if seconds < 60 else span(seconds)
@@ -108,6 +109,17 @@ def count(number: int, word: str, plural: str | None = None) -> str:
 def percent(part: int, whole: int) -> str:
     """`97%`; `-` of nothing. Never 100% of what is not all."""
     return "-" if whole == 0 else f"{min(99, round(100 * part / whole)) if part < whole else 100}%"
+
+
+def signed(sign: str, number: int) -> str:
+    """`+1,024`, `-3`; nothing for 0."""
+    return f"{sign}{number:,}" if number else ""
+
+
+def wrapped(text: str, width: int, lines: int) -> list[str]:
+    """The text on at most so many lines, broken between words; the last one says with an ellipsis that more came."""
+    found = textwrap.wrap(plain(text), max(10, width)) or [""]
+    return found if len(found) <= lines else [*found[: lines - 1], fit(" ".join(found[lines - 1 :]), width).rstrip()]
 
 
 def spark(values: Sequence[float], top: float, width: int) -> str:
@@ -139,15 +151,23 @@ def moment_with_day(at: str) -> str:
     return f"{at[5:10]} {at[11:19]}"
 
 
-def cut_pieces(pieces: Sequence[Piece], width: int) -> Cell:
-    """At most `width` columns of them, with an ellipsis where they are cut."""
+def cut_pieces(pieces: Sequence[Piece], width: int, *, tail: bool = False) -> Cell:
+    """At most `width` columns of them, with an ellipsis where they are cut: at the end, or at the beginning."""
+    if tail:
+        mirrored = cut_pieces([(plain(text)[::-1], tone) for text, tone in reversed(pieces)], width)
+        return tuple((text[::-1], tone) for text, tone in reversed(mirrored))
     found: list[Piece] = []
     left = max(0, width)
     for text, tone in pieces:
         text = plain(text)
         wide = cell_len(text)
         if wide > left:
-            found.append((fit(text, left).rstrip(), tone))
+            if left or not found:
+                found.append((fit(text, left).rstrip(), tone))
+            else:
+                # Nothing of it fits: the piece before gives its last place to the ellipsis.
+                last, last_tone = found.pop()
+                found.append((fit(last + "…", cell_len(last)).rstrip(), last_tone))
             break
         found.append((text, tone))
         left -= wide

@@ -25,11 +25,11 @@ def deed_columns(*, with_repo: bool = True) -> list[Column[Deed]]:
     """The columns of a list of what happened."""
     kinds = {HYDRATION: "hydrate", PUSH: "push", REFRESH: "refresh"}
     return [
-        Column("TIME", lambda deed: cell(time.strftime("%H:%M:%S", time.gmtime(deed.at)), "dim"), 8, 1),
+        Column("UTC", lambda deed: cell(time.strftime("%H:%M:%S", time.gmtime(deed.at)), "dim"), 8, 1),
         Column("KIND", lambda deed: cell(kinds[deed.kind], "dim"), 7, 3),
         Column("HOW", lambda deed: deed.said, 10, 0),
-        *([Column("REPOSITORY", lambda deed: cell(deed.repo), 16, 1, 32)] if with_repo else []),
-        Column("WHAT", lambda deed: cell(deed.what), 12, 0, grows=True),
+        *([Column("REPOSITORY", lambda deed: cell(deed.repo), 16, 1, 28)] if with_repo else []),
+        Column("WHAT", lambda deed: cell(deed.what), 16, 0, 40, grows=True),
         Column("BYTES", lambda deed: cell("" if deed.bytes is None else size(deed.bytes)), 8, 4, right=True),
         Column("TOOK", lambda deed: cell("" if deed.seconds is None else took(deed.seconds)), 6, 2, right=True),
         Column("CLIENT", lambda deed: cell(deed.client, "dim"), 9, 5, 22),
@@ -41,13 +41,13 @@ class Activity(View):
 
     here = "activity"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("h", "kind('hydration')", "hydrations"),
-        Binding("p", "kind('push')", "pushes"),
-        Binding("f", "kind('refresh')", "refreshes"),
-        Binding("u", "quiet", "unchanged too"),
-        Binding("slash", "filter", "filter"),
-        Binding("z", "hold", "hold"),
-        Binding("enter", "open", "repository", show=False),
+        Binding("h", "kind('hydration')", "hydrations", tooltip="only hydrations; again: everything"),
+        Binding("p", "kind('push')", "pushes", tooltip="only pushes; again: everything"),
+        Binding("f", "kind('refresh')", "refreshes", tooltip="only refreshes; again: everything"),
+        Binding("slash", "filter", "filter", tooltip="filter by any word of a row"),
+        Binding("z", "hold", "hold", tooltip="hold the rows still; again: go on"),
+        Binding("u", "quiet", "unchanged", tooltip="show refreshes that moved nothing too, or not"),
+        Binding("enter", "open", "repository", show=False, tooltip="open the view of its repository"),
         Binding("escape", "back", "drop the filter", show=False),
     ]
 

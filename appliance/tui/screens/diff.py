@@ -17,7 +17,7 @@ from appliance.tui.screens.view import SERVE
 from appliance.tui.widgets.diffview import DiffView
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
-from appliance.tui.words import Cell, Piece, cell, count
+from appliance.tui.words import Cell, Piece, cell, count, signed
 
 LIMIT = 512 * 2**10
 """Bytes of one file's diff that are shown."""
@@ -31,10 +31,10 @@ class Diff(SessionActions):
         Binding("escape,q", "back", "back"),
         Binding("n", "file(1)", "next file"),
         Binding("N,p", "file(-1)", "file before", show=False),
-        Binding("left_square_bracket", "turn(-1)", "turn before", show=False),
-        Binding("right_square_bracket", "turn(1)", "next turn"),
-        Binding("w", "whole", "whole session"),
-        Binding("tab", "app.focus_next", "files", show=False),
+        Binding("right_square_bracket", "turn(1)", "next turn", tooltip="what the next turn changed"),
+        Binding("left_square_bracket", "turn(-1)", "turn before", show=False, tooltip="what the turn before changed"),
+        Binding("w", "whole", "whole", tooltip="what the whole session changed"),
+        Binding("tab", "app.focus_next", "files", show=False, tooltip="to the list of files, and back"),
         *SESSION_KEYS,
     ]
 
@@ -61,7 +61,7 @@ class Diff(SessionActions):
         with Container(id="halves"):
             files: Listing[FileChange] = Listing(
                 [
-                    Column("FILE", self._path, 12, 0, grows=True),
+                    Column("FILE", self._path, 12, 0, grows=True, tail=True),
                     Column("ADDED", lambda file: cell(_number("+", file.insertions, file), "good"), 6, 0, right=True),
                     Column("GONE", lambda file: cell(_number("-", file.deletions, file), "minus"), 6, 0, right=True),
                 ],
@@ -110,6 +110,8 @@ class Diff(SessionActions):
         self._files = message.files
         self.files.empty = "no file differs"
         self.files.show(message.files)
+        if not self.has_class("-wide"):
+            self.files.styles.height = min(len(message.files), 6) + 2
         if not message.files:
             self.query_one(DiffView).show([], "Nothing differs: the turn changed no file.")
         self._say()
@@ -196,9 +198,8 @@ class Diff(SessionActions):
         right: Cell = ()
         if self._files is not None:
             added, gone = sum(file.insertions for file in self._files), sum(file.deletions for file in self._files)
-            right = (
-                (f"{count(len(self._files), 'file')}  ", ""), (f"+{added:,} ", "good"), (f"-{gone:,} ", "minus"),
-            )  # fmt: skip
+            said = count(len(self._files), "file")
+            right = (f"{said}  ", ""), (f"{signed('+', added)} ", "good"), (f"{signed('-', gone)} ", "minus")
         self.query_one("#title", Lines).show((tuple(left), right))
 
     @staticmethod
@@ -209,4 +210,4 @@ class Diff(SessionActions):
 
 
 def _number(sign: str, number: int, file: FileChange) -> str:
-    return "binary" if file.binary and sign == "+" else "" if file.binary else f"{sign}{number:,}"
+    return ("binary" if sign == "+" else "") if file.binary else signed(sign, number)

@@ -24,7 +24,7 @@ class Health(View):
 
     here = "health"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("r", "check", "check again"),
+        Binding("r", "check", "check again", tooltip="look at everything again, as doctor does"),
         Binding("escape", "back", "back", show=False),
     ]
 
@@ -181,4 +181,7 @@ class Health(View):
             ("   disk   ", ""), (bar(used, disk.total, BAR), "bad" if tight else "accent"),
             (f" {size(disk.free)} free of {size(disk.total)}", "bad" if tight else ""),
         )  # fmt: skip
-        return [(left, cell(f"mirrors {size(disk.mirrors)}, recorded {size(disk.recorded)} "))]
+        return [
+            (left, ()),
+            (cell(f"          mirrors {size(disk.mirrors)}, recorded {size(disk.recorded)}", "dim"), ()),
+        ]

@@ -34,7 +34,7 @@ def help_lines(sections: list[tuple[str, list[BindingType]]]) -> Iterator[HelpLi
         number += 1
         for binding in bindings:
             if isinstance(binding, Binding):
-                yield HelpLine(number, key_names(binding.key), binding.description)
+                yield HelpLine(number, key_names(binding.key), binding.tooltip or binding.description)
                 number += 1
 
 

@@ -12,12 +12,12 @@ from appliance.tui.screens.view import View
 from appliance.tui.words import count
 
 REPO_KEYS: list[BindingType] = [
-    Binding("r", "refresh", "refresh"),
-    Binding("a", "add", "add"),
-    Binding("d", "switch", "disable/enable"),
-    Binding("D", "remove", "remove", show=False),
-    Binding("y", "copy_clone", "copy clone line"),
-    Binding("R", "refresh_all", "refresh all", show=False),
+    Binding("r", "refresh", "refresh", tooltip="look at its upstream now"),
+    Binding("a", "add", "add", tooltip="add a repository"),
+    Binding("y", "copy_clone", "copy", tooltip="copy the line that clones it"),
+    Binding("d", "switch", "off/on", tooltip="disable it, or enable it again; nothing is deleted"),
+    Binding("D", "remove", "remove", tooltip="remove it; asks first"),
+    Binding("R", "refresh_all", "refresh all", show=False, tooltip="look at every upstream now"),
 ]
 
 
@@ -88,12 +88,11 @@ class RepoActions(View):
 
             self.tui.reader.act(f"remove {name}", work)
 
-        recorded = f", and {count(sessions, 'session')} recorded in it" if sessions else ""
+        recorded = f", with the {count(sessions, 'session')} recorded in it" if sessions else ""
         self.app.push_screen(
             Ask(
                 f"Remove {name}?",
-                "Guests are no longer served from it. Its mirror may stay on disk, to be taken up again;\n"
-                f"deleting deletes the mirror{recorded}.",
+                f"It is refreshed and served no longer. Its mirror stays on disk, unless\nyou delete it too{recorded}.",
                 [("remove", "Remove"), ("purge", "Remove and delete")],
             ),
             remove,

@@ -7,7 +7,7 @@ from appliance.core.overview import RepoView
 from appliance.tui.model import Model
 from appliance.tui.widgets.lines import Line
 from appliance.tui.widgets.listing import Column
-from appliance.tui.words import STATES, Cell, cell, count, lags, percent, size, span, spark, state_cell
+from appliance.tui.words import STATES, Cell, cell, count, lags, percent, size, span, spark, state_cell, wrapped
 
 BEHIND = (State.FAILING, State.STALE)
 SPARK = 8
@@ -75,12 +75,11 @@ class RepoColumns:
         return cell(percent(warm, counted) if counted else "")
 
 
-def explain(view: RepoView, now: float) -> list[Line]:
-    """Why a repository is as it is, in three lines: state, reason, what to do or expect."""
+def explain(view: RepoView, now: float, width: int) -> list[Line]:
+    """Why a repository is as it is, in at most four lines: state, reason, what to do or where it comes from."""
     health, state = view.health, view.state
     shape, tone = STATES[state]
     lag = None if health.verified_at is None else now - health.verified_at
-    due = f"next try in {span(health.next_due - now)}" if health.next_due > now else "a try is due now"
     behind = "never cloned" if lag is None else f"behind for {span(lag)}"
     said = {
         State.FAILING: f"{behind}, {count(health.failures, 'failure')} in a row",
@@ -88,14 +87,19 @@ def explain(view: RepoView, now: float) -> list[Line]:
         State.CLONING: "its first clone is under way",
         State.NEW: "registered, its first clone has not begun",
         State.FRESH: f"equal to its upstream {span(lag)} ago",
-        State.DISABLED: "neither refreshed nor served; what it has is kept",
+        State.DISABLED: "neither refreshed nor served, and kept as it is",
     }[state]
+    due = f"looked at every {span(view.interval)} "
+    if not view.repo.enabled:
+        due = "d enables it "
+    elif health.failures:
+        due = f"next try in {span(health.next_due - now)} " if health.next_due > now else "a try is due "
     first: Cell = ((f" {shape} {view.repo.name} ", tone), (f"is {state}: {said}", ""))
+    lines: list[Line] = [(first, cell(due, "dim"))]
     if health.last_error:
         word = f"{view.word}: " if view.word and view.word != health.last_error else ""
-        second = cell(f"   {word}{health.last_error}")
-        third = cell(f"   {due}; {view.hint or view.repo.url}", "dim")
-    else:
-        second = cell(f"   {view.repo.url}", "dim")
-        third = cell(f"   looked at every {span(view.interval)}" if view.repo.enabled else "   d enables it", "dim")
-    return [(first, ()), (second, ()), (third, ())]
+        lines += [(cell(f"   {line}"), ()) for line in wrapped(word + health.last_error, width - 4, 2)]
+    if view.hint:
+        lines.append((cell(f"   {view.hint}"), ()))
+    lines.append((cell(f"   {view.repo.url}", "dim"), ()))
+    return lines[:4]

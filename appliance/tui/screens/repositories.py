@@ -25,10 +25,11 @@ class Repositories(RepoActions):
 
     here = "repositories"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("b", "behind", "behind"),
-        Binding("slash", "filter", "filter"),
+        Binding("enter", "open", "open", tooltip="open the view of one repository"),
+        Binding("b", "behind", "behind", tooltip="to the worst that is behind, and why it is; again: the next one"),
+        Binding("slash", "filter", "filter", tooltip="filter by name, state, branch"),
         *REPO_KEYS,
-        Binding("s", "sort", "sort"),
+        Binding("s", "sort", "sort", tooltip="another order: state, name, lag, size, sessions, hydrations"),
         Binding("escape", "back", "drop the filter", show=False),
     ]
 
@@ -160,4 +161,5 @@ class Repositories(RepoActions):
 
     def _explain(self) -> None:
         view = self.listing.row
-        self.query_one("#why", Lines).show(*(explain(view, self.model.clock()) if view else ()))
+        why = self.query_one("#why", Lines)
+        why.show(*(explain(view, self.model.clock(), why.size.width) if view else ()))

@@ -34,9 +34,9 @@ class Repository(RepoActions):
     here = "repositories"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "back"),
-        Binding("tab,right", "tab(1)", "next list"),
+        Binding("tab,right", "tab(1)", "next list", tooltip="refreshes, refs, hydrations, sessions"),
         Binding("shift+tab,left", "tab(-1)", "list before", show=False),
-        Binding("u", "quiet", "unchanged too"),
+        Binding("u", "quiet", "unchanged too", tooltip="show refreshes that moved nothing too, or not"),
         *REPO_KEYS,
     ]
 
@@ -206,7 +206,8 @@ class Repository(RepoActions):
             self.query_one("#why", Lines).show(gone)
             self.query_one("#facts", Lines).show()
         else:
-            self.query_one("#why", Lines).show(*explain(view, model.clock()))
+            why = self.query_one("#why", Lines)
+            why.show(*explain(view, model.clock(), why.size.width))
             self.query_one("#facts", Lines).show(*self._facts(view))
         tabs: list[Piece] = [(" ", "")]
         for place, word in enumerate(TABS):
@@ -226,7 +227,5 @@ class Repository(RepoActions):
             f" {count(health.refs, 'ref')}, {size(health.size)}, {count(health.sessions, 'session')}, "
             f"{model.rates.per_minute(self.repo, model.clock()):,} hyd/min, {percent(warm, counted)} hits"
         )
-        source = (
-            f"every {span(view.interval)}, from the {'config' if view.repo.source == 'config' else 'command line'} "
-        )
+        source = f"from the {'config' if view.repo.source == 'config' else 'command line'} "
         return [(commit, age), (cell(numbers), cell(source, "dim"))]

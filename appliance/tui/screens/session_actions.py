@@ -13,11 +13,11 @@ from appliance.tui.screens.view import View
 from appliance.tui.words import count, size
 
 SESSION_KEYS: list[BindingType] = [
-    Binding("c", "checkout", "checkout"),
-    Binding("e", "export", "export"),
-    Binding("y", "copy_checkout", "copy checkout line"),
-    Binding("K", "keep", "keep"),
-    Binding("X", "drop", "drop"),
+    Binding("c", "checkout", "checkout", tooltip="lay its files out in a directory"),
+    Binding("e", "export", "export", tooltip="write its diff to a file, as a patch"),
+    Binding("y", "copy_checkout", "copy", tooltip="copy the command that checks it out"),
+    Binding("K", "keep", "keep", tooltip="exempt it from retention, or not any more"),
+    Binding("X", "drop", "drop", tooltip="end it; asks first"),
 ]
 
 

@@ -16,7 +16,7 @@ from appliance.tui.screens.view import SERVE, TIME
 from appliance.tui.sessionbook import SessionBook
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
-from appliance.tui.words import Cell, cell, count, size, span
+from appliance.tui.words import Cell, cell, count, signed, size, span
 
 
 class SessionColumns:
@@ -32,8 +32,8 @@ class SessionColumns:
             *([Column("REPOSITORY", lambda session: cell(session.repo, "dim"), 14, 2, 28)] if with_repo else []),
             Column("TURNS", lambda session: cell(f"{session.turns:,}"), 5, 1, right=True),
             Column("FILES", lambda session: cell(f"{session.files:,}"), 5, 3, right=True),
-            Column("ADDED", lambda session: cell(f"+{session.insertions:,}", "good"), 7, 1, right=True),
-            Column("GONE", lambda session: cell(f"-{session.deletions:,}", "minus"), 7, 1, right=True),
+            Column("ADDED", lambda session: cell(signed("+", session.insertions), "good"), 7, 1, right=True),
+            Column("GONE", lambda session: cell(signed("-", session.deletions), "minus"), 7, 1, right=True),
             Column("LAST", lambda session: cell(span(self._clock() - session.last_at)), 6, 0, right=True),
             Column("SUBJECT", lambda session: cell(session.subject), 16, 4, 60, grows=True),
             Column("BYTES", lambda session: cell(size(session.bytes), "dim"), 8, 6, right=True),
@@ -53,8 +53,8 @@ def turn_columns(clock: Any) -> list[Column[tuple[int, Turn, float]]]:
         Column("AGE", lambda row: cell(span(clock() - row[2])), 6, 1, right=True),
         Column("COMMIT", lambda row: cell(row[1].commit[:10], "accent"), 10, 2),
         Column("FILES", lambda row: cell(f"{row[1].files_changed:,}"), 5, 4, right=True),
-        Column("ADDED", lambda row: cell(f"+{row[1].insertions:,}", "good"), 7, 3, right=True),
-        Column("GONE", lambda row: cell(f"-{row[1].deletions:,}", "minus"), 7, 3, right=True),
+        Column("ADDED", lambda row: cell(signed("+", row[1].insertions), "good"), 7, 3, right=True),
+        Column("GONE", lambda row: cell(signed("-", row[1].deletions), "minus"), 7, 3, right=True),
         Column("SUBJECT", lambda row: cell(row[1].subject), 12, 0, grows=True),
     ]
 
@@ -64,10 +64,10 @@ class Sessions(SessionActions):
 
     here = "sessions"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "what it changed"),
-        Binding("slash", "filter", "filter"),
+        Binding("enter", "open", "what it changed", tooltip="what it changed; on a turn: what that turn changed"),
+        Binding("slash", "filter", "filter", tooltip="filter by session, repository, client, subject"),
         *SESSION_KEYS,
-        Binding("tab", "app.focus_next", "turns", show=False),
+        Binding("tab", "app.focus_next", "turns", show=False, tooltip="to its turns, and back"),
         Binding("escape", "back", "drop the filter", show=False),
     ]
 
@@ -130,8 +130,8 @@ class Sessions(SessionActions):
 
     def on_sessions_read(self, message: SessionsRead) -> None:
         """Sessions."""
-        self.book.take(message, self.tui, self)
-        self._arrange()
+        if self.book.take(message, self.tui, self):
+            self._arrange()
 
     def on_turns_read(self, message: TurnsRead) -> None:
         """The turns of the chosen one, if it still is."""

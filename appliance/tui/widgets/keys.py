@@ -48,7 +48,7 @@ class Keys(Lines):
     def offer(self, bindings: Sequence[tuple[Binding, bool]]) -> None:
         """Shows those that fit, in order, and then `? help`."""
         help_pieces = ((" ?", "key"), (" help ", ""))
-        room = self.size.width - sum(cell_len(text) for text, _ in help_pieces)
+        room = self.size.width - sum(cell_len(text) for text, _ in help_pieces) - 1
         pieces: list[Piece] = []
         for binding, usable in bindings:
             name, word = f" {key_name(binding.key)}", f" {binding.description} "

@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
@@ -19,8 +18,9 @@ from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+from textual.widget import Widget
 
-from appliance.tui.words import Cell, cell, fit, plain
+from appliance.tui.words import Cell, cell, cut_pieces, fit
 
 Row = TypeVar("Row")
 
@@ -33,7 +33,8 @@ TONES = ("good", "warn", "bad", "dim", "strong", "accent", "minus")
 class Column(Generic[Row]):
     """One column. It is `least` columns wide at least, `most` if there is room, more when it `grows`.
 
-    Where there is too little room for all, those with the highest `rank` are left out first.
+    Where there is too little room for all, those with the highest `rank` are left out first. Of a text that is too
+    long the end is cut off; the beginning when its `tail` says more, as with a path.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Column(Generic[Row]):
     most: int = 0
     grows: bool = False
     right: bool = False
+    tail: bool = False
 
 
 def lay_out(columns: Sequence[Column[Any]], width: int) -> list[tuple[int, int, int]]:
@@ -156,7 +158,8 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
         self._rows = rows
         size = Size(0, len(rows) + 1)
         if size != self.virtual_size:
-            self.virtual_size = size
+            # Set without its watcher, which lays the whole screen out anew: 40 ms for each row that comes.
+            self.set_reactive(Widget.virtual_size, size)
             self._scroll_update(size)
         if self._cursor != place and self._chose:
             # What the eye is on stays where it is.
@@ -301,7 +304,7 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
             base += self.get_component_rich_style(name, partial=True)
         segments = [Segment(MARK if cursor else " ", base + self._tone("accent"))]
         for (n, _, column_width), pieces in zip(self._laid, cells, strict=True):
-            segments += self._cell(pieces, column_width, self.columns[n].right, base)
+            segments += self._cell(pieces, column_width, self.columns[n], base)
             segments.append(Segment(" " * GAP, base))
         return Strip(segments).adjust_cell_length(width, base)
 
@@ -313,22 +316,11 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
             words.append(" " * GAP)
         return Strip([Segment("".join(words), style)]).adjust_cell_length(width, style)
 
-    def _cell(self, pieces: Cell, width: int, right: bool, base: Style) -> list[Segment]:
-        segments: list[Segment] = []
-        left = width
-        for text, tone in pieces:
-            text = plain(text)
-            wide = cell_len(text)
-            if wide > left:
-                text = fit(text, left)
-                wide = left
-            left -= wide
-            if wide:
-                segments.append(Segment(text, base + self._tone(tone) if tone else base))
-        if left > 0:
-            space = Segment(" " * left, base)
-            return [space, *segments] if right else [*segments, space]
-        return segments
+    def _cell(self, pieces: Cell, width: int, column: Column[Row], base: Style) -> list[Segment]:
+        pieces = cut_pieces(pieces, width, tail=column.tail)
+        segments = [Segment(text, base + self._tone(tone) if tone else base) for text, tone in pieces if text]
+        space = Segment(" " * (width - sum(segment.cell_length for segment in segments)), base)
+        return [space, *segments] if column.right else [*segments, space]
 
     def _tone(self, tone: str) -> Style:
         return self.get_component_rich_style(f"tone--{tone}", partial=True) if tone else Style.null()
