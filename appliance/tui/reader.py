@@ -64,6 +64,12 @@ class Reader:
 
         threading.Thread(target=run, name=what, daemon=True).start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is read just now."""
+        with self._lock:
+            return bool(self._running)
+
     def _run(self, name: str, job: Job) -> None:
         while True:
             self._read(name, *job)
