@@ -29,7 +29,7 @@ from appliance.tui.messages import (
     TipRead,
     Watching,
 )
-from appliance.tui.model import RATIO_OVER, SLOT, Model
+from appliance.tui.model import RATIO_OVER, SLOT, Model, Rates
 from appliance.tui.palette import Commands
 from appliance.tui.reader import Reader, Watcher, tell
 from appliance.tui.rows import Session
@@ -168,6 +168,8 @@ class Tui(App[None]):
             self.read_pulse()
         if self._beat % 2 == 0:
             self.read_repos()
+            if "repos" not in self.model.troubles and self.model.troubles.keys() - {"pulse"}:
+                self._reread()
         self._news(TIME)
 
     def on_repos_read(self, message: ReposRead) -> None:
@@ -187,7 +189,8 @@ class Tui(App[None]):
         self._news(SERVE)
 
     def on_rates_read(self, message: RatesRead) -> None:
-        """Hydrations before now."""
+        """Hydrations before now; those that events told are among them."""
+        self.model.rates = Rates()
         for each in message.counts:
             at = message.since + each["slot"] * SLOT
             self.model.rates.add(each["repo"], at, each["way"], each["count"])
@@ -208,14 +211,26 @@ class Tui(App[None]):
         if message.failed is not None:
             message.failed(message)
             return
-        self.model.troubles[message.name] = message.error.message
-        self.model.read = True
-        self._news(SERVE, REPOS)
+        if self.model.troubles.get(message.name) != message.error.message:
+            # Told once: what is shown then reads again what failed.
+            self.model.troubles[message.name] = message.error.message
+            self.model.read = True
+            self._news(SERVE, REPOS)
 
     def on_read_works(self, message: ReadWorks) -> None:
-        """It can be read again."""
+        """It can be read again, and so can what else failed."""
         self.model.troubles.pop(message.name, None)
+        if message.name == "repos":
+            self._reread()
         self._news(SERVE, REPOS)
+
+    def _reread(self) -> None:
+        """Whatever failed, or may have: the database can be read."""
+        self.model.troubles = {name: text for name, text in self.model.troubles.items() if name == "pulse"}
+        self.read_rates()
+        view = self._view()
+        if view is not None:
+            view.reread()
 
     def on_watching(self, message: Watching) -> None:
         """A serve is there, or gone."""

@@ -118,7 +118,7 @@ def signed(sign: str, number: int) -> str:
 
 def wrapped(text: str, width: int, lines: int) -> list[str]:
     """The text on at most so many lines, broken between words; the last one says with an ellipsis that more came."""
-    found = textwrap.wrap(plain(text), max(10, width)) or [""]
+    found = textwrap.wrap(plain(text), max(10, width), break_on_hyphens=False) or [""]
     return found if len(found) <= lines else [*found[: lines - 1], fit(" ".join(found[lines - 1 :]), width).rstrip()]
 
 

@@ -77,7 +77,7 @@ class Seen:
         before = ""
         deadline = time.monotonic() + 10
         while self.app.reader.busy or self.text != before:
-            assert time.monotonic() < deadline, "it never settles"
+            assert time.monotonic() < deadline, f"it never settles\n{self.text}"
             before = self.text
             await asyncio.sleep(0.05)
             await self.pilot.pause()

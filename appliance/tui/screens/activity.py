@@ -69,10 +69,14 @@ class Activity(View):
         return self.query_one("#list", Listing)
 
     def on_mount(self) -> None:
-        """Reads what happened before; events come by themselves."""
+        """The rows have the keys."""
         self.listing.focus()
+
+    def reread(self) -> None:
+        """What happened before is read once."""
         overview = self.tui.overview
-        self.tui.reader.read("activity", self, lambda: read_deeds(overview))
+        if not self.model.deeds.read:
+            self.tui.reader.read("activity", self, lambda: read_deeds(overview))
 
     def on_deeds_read(self, message: DeedsRead) -> None:
         """What the database has."""

@@ -78,10 +78,14 @@ class Diff(SessionActions):
         return self.query_one("#list", Listing)
 
     def on_mount(self) -> None:
-        """Reads."""
+        """Its text has the keys."""
         self.query_one(DiffView).focus()
+
+    def reread(self) -> None:
+        """The turns, and the files unless they are there."""
         self._read_turns()
-        self._read()
+        if self._files is None:
+            self._read()
 
     def take(self, news: frozenset[str]) -> None:
         """Shows what changed."""

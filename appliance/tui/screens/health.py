@@ -59,11 +59,10 @@ class Health(View):
         """Looks."""
         self.listing.focus()
 
-    def on_screen_resume(self) -> None:
+    def reread(self) -> None:
         """Looks again: it may have been mended."""
         self.action_check()
         self._read_disk()
-        super().on_screen_resume()
 
     def take(self, news: frozenset[str]) -> None:
         """Shows what changed; the disk is looked at every five seconds."""

@@ -67,6 +67,10 @@ class Repositories(RepoActions):
         if REPOS in news:
             self.tui.look_at(self.listing.visible_rows())
 
+    def reread(self) -> None:
+        """What is read of the visible rows alone."""
+        self.tui.look_at(self.listing.visible_rows())
+
     def filtered(self) -> None:
         """Other rows match."""
         self._arrange()

@@ -96,12 +96,7 @@ class Repository(RepoActions):
         """The list has the keys."""
         self.listing.focus()
 
-    def on_screen_resume(self) -> None:
-        """Everything may have changed."""
-        self.read_all()
-        super().on_screen_resume()
-
-    def read_all(self) -> None:
+    def reread(self) -> None:
         """All of its lists."""
         overview, name = self.tui.overview, self.repo
         read = self.tui.reader.read
@@ -126,11 +121,11 @@ class Repository(RepoActions):
         if self._hydrations.take(each for each in mine if each["event"] in ("hydrating", "hydrated", "lost")):
             self._show_hydrations()
         if any(each["event"] in ("refreshed", "recorded", "lost") for each in mine):
-            self.tui.soon(self.read_all)
+            self.tui.soon(self.reread)
 
     def done(self) -> None:
         """Something was done to it, or to a session."""
-        self.read_all()
+        self.reread()
         self.book.read(self.tui, self, whole=True)
 
     def on_refreshes_read(self, message: RefreshesRead) -> None:

@@ -107,10 +107,9 @@ class Sessions(SessionActions):
         """Reads."""
         self.listing.focus()
 
-    def on_screen_resume(self) -> None:
+    def reread(self) -> None:
         """Others may have come."""
         self.book.read(self.tui, self)
-        super().on_screen_resume()
 
     def take(self, news: frozenset[str]) -> None:
         """Shows what changed."""

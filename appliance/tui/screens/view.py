@@ -14,6 +14,7 @@ from appliance.tui.model import Model
 from appliance.tui.widgets.keys import Keys
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.top import Top
+from appliance.tui.words import wrapped
 
 if TYPE_CHECKING:
     from appliance.tui.app import Tui
@@ -64,12 +65,17 @@ class View(Screen[None]):
         """Shows what changed. `news` says what it may be."""
         if {SERVE, TIME} & news:
             self.query_one(Top).tell(self.model, self.here)
-            troubles = list(dict.fromkeys(self.model.troubles.values()))
-            trouble = self.query_one("#trouble", Lines)
-            trouble.set_class(bool(troubles), "-shown")
-            trouble.show(*((((" ✗ ", "bad"), (text, "")), ()) for text in troubles[:1]))
+            self._complain()
         if SERVE in news:
             self.offer_keys()
+
+    def _complain(self) -> None:
+        """Above the keys: what cannot be read just now."""
+        trouble = self.query_one("#trouble", Lines)
+        text = next(iter(self.model.troubles.values()), "")
+        lines = wrapped(text, self.size.width - 5, 3) if text else []
+        trouble.styles.height = len(lines)
+        trouble.show(*(((("   " if number else " ✗ ", "bad"), (line, "")), ()) for number, line in enumerate(lines)))
 
     def offer_keys(self) -> None:
         """The keys of this view, in the order of its bindings."""
@@ -82,7 +88,11 @@ class View(Screen[None]):
 
     def on_screen_resume(self) -> None:
         """Something may have changed while it was not seen."""
+        self.reread()
         self.take(ALL)
+
+    def reread(self) -> None:
+        """Reads what this view alone shows: it was not seen for a while, or could not be read."""
 
     def on_resize(self) -> None:
         """More keys may fit, or fewer."""
