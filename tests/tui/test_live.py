@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.tui.messages import ActionDone
 from tests.conftest import WIDGETS, ServeFactory
 from tests.support.generate import add_commit
 from tests.support.upstream import HttpUpstream
@@ -205,10 +206,14 @@ def test_it_ends_at_once_whatever_is_being_read(own: Node) -> None:
     """A read that hangs holds nothing up."""
     app = make_app(own.serve)
 
+    def hang() -> str:
+        time.sleep(30)
+        return ""
+
     async def script(seen: Seen) -> None:
         await seen.shows("● fresh")
-        seen.app.reader.act("something slow", lambda: time.sleep(30) or "")
-        seen.app.reader.read("slow", seen.app, lambda: time.sleep(30))
+        seen.app.reader.act("something slow", hang)
+        seen.app.reader.read("slow", seen.app, lambda: ActionDone(hang()))
         await seen.press("q")
 
     start = time.monotonic()

@@ -46,7 +46,7 @@ class Activity(View):
         Binding("f", "kind('refresh')", "refreshes", tooltip="only refreshes; again: everything"),
         Binding("slash", "filter", "filter", tooltip="filter by any word of a row"),
         Binding("z", "hold", "hold", tooltip="hold the rows still; again: go on"),
-        Binding("u", "quiet", "unchanged", tooltip="show refreshes that moved nothing too, or not"),
+        Binding("u", "quiet", "unchanged", tooltip="refreshes that moved nothing too, or not"),
         Binding("enter", "open", "repository", show=False, tooltip="open the view of its repository"),
         Binding("escape", "back", "drop the filter", show=False),
     ]

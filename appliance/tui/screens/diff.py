@@ -194,16 +194,16 @@ class Diff(SessionActions):
         session, turns = self._session, self._turns
         left: list[Piece] = [(f" {session.name}", "strong"), (f" in {session.repo}  ", "dim")]
         if self._turn is None:
-            left.append((f"{'all ' if len(turns) != 1 else ''}{count(len(turns) or session.turns, 'turn')}", "accent"))
+            which = f"{'all ' if len(turns) > 1 else ''}{count(len(turns) or session.turns, 'turn')}  "
         else:
-            left.append((f"turn {self._turn} of {len(turns)}", "accent"))
+            which = f"turn {self._turn} of {len(turns)}  "
             if self._turn <= len(turns):
-                left.append((f"  {turns[self._turn - 1].subject}", ""))
-        right: Cell = ()
+                left.append((turns[self._turn - 1].subject, ""))
+        right: Cell = ((which, "accent"),)
         if self._files is not None:
             added, gone = sum(file.insertions for file in self._files), sum(file.deletions for file in self._files)
             said = count(len(self._files), "file")
-            right = (f"{said}  ", ""), (f"{signed('+', added)} ", "good"), (f"{signed('-', gone)} ", "minus")
+            right += (f"{said}  ", ""), (f"{signed('+', added)} ", "good"), (f"{signed('-', gone)} ", "minus")
         self.query_one("#title", Lines).show((tuple(left), right))
 
     @staticmethod

@@ -139,7 +139,13 @@ class Health(View):
     def _listeners(self, pulse: dict[str, Any] | None) -> list[Line]:
         if pulse is None:
             said = "serve is not running: guests are refused, nothing is refreshed" if self.model.looked else "looking…"
-            return [(cell(f" ○ {said}", "warn"), cell("gitmirror.pyz serve starts it ", "dim"))]
+            serve = self.tui.appliance.config.serve
+            addresses = {"git": serve.git, "http": serve.http, "admin": serve.admin}
+            closed = [
+                (cell(f" ○ {word:<6} {addresses[name] or 'off'}", "dim"), cell("not listening ", "dim"))
+                for name, word in LISTENERS
+            ]
+            return [*closed, (cell(f" ○ {said}", "warn"), ()), ((), ()), ((), ())]
         connections = pulse["connections"]
         lines: list[Line] = []
         for name, word in LISTENERS:
@@ -155,8 +161,8 @@ class Health(View):
             ("   guests ", ""), (bar(pulse["clients"], most, BAR), "accent"),
             (f" {pulse['clients']:,} of {most:,} at once", ""),
         )  # fmt: skip
-        lines.append((clients, cell(f"pushes: {pushes['accepted']:,} let in, {pushes['rejected']:,} refused ")))
-        return lines
+        said = f"   pushes {pushes['accepted']:,} let in, {pushes['rejected']:,} refused"
+        return [*lines, (clients, ()), (cell(said), ())]
 
     def _cache(self, pulse: dict[str, Any] | None) -> list[Line]:
         if pulse is None:

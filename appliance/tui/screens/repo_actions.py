@@ -15,7 +15,7 @@ REPO_KEYS: list[BindingType] = [
     Binding("r", "refresh", "refresh", tooltip="look at its upstream now"),
     Binding("a", "add", "add", tooltip="add a repository"),
     Binding("y", "copy_clone", "copy", tooltip="copy the line that clones it"),
-    Binding("d", "switch", "off/on", tooltip="disable it, or enable it again; nothing is deleted"),
+    Binding("d", "switch", "off/on", tooltip="disable it, or enable it; deletes nothing"),
     Binding("D", "remove", "remove", tooltip="remove it; asks first"),
     Binding("R", "refresh_all", "refresh all", show=False, tooltip="look at every upstream now"),
 ]
@@ -92,7 +92,7 @@ class RepoActions(View):
         self.app.push_screen(
             Ask(
                 f"Remove {name}?",
-                f"It is refreshed and served no longer. Its mirror stays on disk, unless\nyou delete it too{recorded}.",
+                f"It is refreshed and served no longer. Its mirror stays on disk, unless you delete it too{recorded}.",
                 [("remove", "Remove"), ("purge", "Remove and delete")],
             ),
             remove,

@@ -23,7 +23,7 @@ class RepoColumns:
     def all(self) -> list[Column[RepoView]]:
         """In the order in which they stand."""
         return [
-            Column("REPOSITORY", self._title, 20, 0, 34, grows=True),
+            Column("REPOSITORY", self._title, 20, 0, 34, grows=True, tail=True),
             Column("STATE", lambda view: state_cell(view.state), 10, 0),
             Column("LAG", self._lag, 6, 1, right=True),
             Column("TREND", self._trend, SPARK, 4),

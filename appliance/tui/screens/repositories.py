@@ -15,7 +15,7 @@ from appliance.tui.screens.repo_columns import BEHIND, RepoColumns, explain
 from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Listing
-from appliance.tui.words import STATES, Piece, percent
+from appliance.tui.words import STATES, Piece, cell, percent
 
 ORDER = list(STATES)
 
@@ -26,10 +26,10 @@ class Repositories(RepoActions):
     here = "repositories"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "open", tooltip="open the view of one repository"),
-        Binding("b", "behind", "behind", tooltip="to the worst that is behind, and why it is; again: the next one"),
+        Binding("b", "behind", "behind", tooltip="to what is behind, the worst first, and why"),
         Binding("slash", "filter", "filter", tooltip="filter by name, state, branch"),
         *REPO_KEYS,
-        Binding("s", "sort", "sort", tooltip="another order: state, name, lag, size, sessions, hydrations"),
+        Binding("s", "sort", "sort", tooltip="another order: state, name, lag, size, …"),
         Binding("escape", "back", "drop the filter", show=False),
     ]
 
@@ -147,7 +147,10 @@ class Repositories(RepoActions):
     def _nothing(self) -> str:
         if self.filter_words and self.model.repos:
             return f"No repository matches {self.filter_words}. Escape drops the filter."
-        return "No repository is registered yet: a adds one." if self.model.read else "reading…"
+        if "repos" in self.model.troubles:
+            return "Nothing can be read; the line below says why."
+        way = "the key a adds one" if self.model.serving else "gitmirror.pyz add-repo URL"
+        return f"No repository is registered yet: {way}" if self.model.read else "reading…"
 
     # The lines above and below
 
@@ -157,11 +160,13 @@ class Repositories(RepoActions):
         left: list[Piece] = [(" ", "")]
         for state, (shape, tone) in STATES.items():
             if number := counts.get(state):
-                left.append((f"{shape} {number:,} {state}   ", tone))
+                left.append((f"{shape} {number:,} {state}  ", tone))
         warm, all_counted = model.rates.hits(EVERY)
-        rate = f"{model.rates.per_minute(EVERY, model.clock()):,} hyd/min, {percent(warm, all_counted)} hits"
-        order = self._orders()[self._sorting][0]
-        self.query_one("#summary", Lines).show((tuple(left), ((f"{rate}  by {order} ", "dim"),)))
+        rate = f"{model.rates.per_minute(EVERY, model.clock()):,} hyd/min, {percent(warm, all_counted)} hits  "
+        order = f"by {self._orders()[self._sorting][0]} "
+        summary = self.query_one("#summary", Lines)
+        room = summary.size.width - sum(len(text) for text, _ in left)
+        summary.show((tuple(left), cell(rate + order if len(rate + order) < room else order, "dim")))
 
     def _explain(self) -> None:
         view = self.listing.row

@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from appliance.core.models import RefText
 from appliance.core.overview import RepoView
 from appliance.tui.deeds import Deed, Deeds
-from appliance.tui.messages import HydrationsRead, RefreshesRead, RefsRead, SessionsRead
+from appliance.tui.messages import HydrationsRead, ReadFailed, RefreshesRead, RefsRead, SessionsRead
 from appliance.tui.rows import Session
 from appliance.tui.screens.activity import deed_columns
 from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
@@ -36,7 +36,7 @@ class Repository(RepoActions):
         Binding("escape", "back", "back"),
         Binding("tab,right", "tab(1)", "next list", tooltip="refreshes, refs, hydrations, sessions"),
         Binding("shift+tab,left", "tab(-1)", "list before", show=False),
-        Binding("u", "quiet", "unchanged too", tooltip="show refreshes that moved nothing too, or not"),
+        Binding("u", "quiet", "unchanged too", tooltip="refreshes that moved nothing too, or not"),
         *REPO_KEYS,
     ]
 
@@ -103,7 +103,7 @@ class Repository(RepoActions):
         read(
             "refreshes", self, lambda: RefreshesRead(name, overview.refreshes(name, READ), overview.recent(name, READ))
         )
-        read("refs", self, lambda: RefsRead(name, overview.refs(name)), failed=lambda _: None)
+        read("refs", self, lambda: RefsRead(name, overview.refs(name)), failed=self.cannot_read_refs)
         read("hydrations", self, lambda: HydrationsRead(name, overview.hydrations(name, READ)))
         self.book.read(self.tui, self)
 
@@ -139,6 +139,11 @@ class Repository(RepoActions):
         listing = self.query_one("#refs", Listing)
         listing.empty = "It has no branch and no tag yet."
         listing.show(message.refs)
+
+    def cannot_read_refs(self, message: ReadFailed) -> None:
+        """There may be no mirror yet."""
+        self.query_one("#refs", Listing).empty = "There is no mirror to read yet."
+        self.query_one("#refs", Listing).show([])
 
     def on_hydrations_read(self, message: HydrationsRead) -> None:
         """What guests took from it before."""

@@ -115,8 +115,7 @@ class SessionActions(View):
         self.app.push_screen(
             Ask(
                 f"End the session {session.name}?",
-                f"Its ref and its {count(session.turns, 'turn')} go from {session.repo}.\n"
-                "The audit log keeps its rows.",
+                f"Its ref and its {count(session.turns, 'turn')} go from {session.repo}. The audit log keeps its rows.",
                 [("drop", "End it")],
             ),
             drop,

@@ -38,12 +38,17 @@ class SessionColumns:
             Column("SUBJECT", lambda session: cell(session.subject), 16, 4, 60, grows=True),
             Column("BYTES", lambda session: cell(size(session.bytes), "dim"), 8, 6, right=True),
             Column("CLIENT", lambda session: cell(session.client, "dim"), 9, 5, 21),
+            Column("STATE", lambda session: cell(fate(session), "accent"), 10, 7),
         ]
 
     @staticmethod
     def _name(session: Session) -> Cell:
-        marks = ("  ◆ kept" if session.kept else "") + ("  archived" if session.archived else "")
-        return (session.name, "strong"), (marks, "accent")
+        return ("◆ " if session.kept else "", "accent"), (session.name, "strong")
+
+
+def fate(session: Session) -> str:
+    """What retention does with it."""
+    return "◆ kept" if session.kept else "▪ archived" if session.archived else ""
 
 
 def turn_columns(clock: Any) -> list[Column[tuple[int, Turn, float]]]:
@@ -64,8 +69,8 @@ class Sessions(SessionActions):
 
     here = "sessions"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "what it changed", tooltip="what it changed; on a turn: what that turn changed"),
-        Binding("slash", "filter", "filter", tooltip="filter by session, repository, client, subject"),
+        Binding("enter", "open", "what it changed", tooltip="what it changed; or what the chosen turn did"),
+        Binding("slash", "filter", "filter", tooltip="filter by name, repository, client, subject"),
         *SESSION_KEYS,
         Binding("tab", "app.focus_next", "turns", show=False, tooltip="to its turns, and back"),
         Binding("escape", "back", "drop the filter", show=False),
@@ -150,6 +155,7 @@ class Sessions(SessionActions):
         """Other turns."""
         if event.listing is self.listing:
             self._read_turns()
+            self._summarise()
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
         """What it changed: all of it, or one turn."""
@@ -176,10 +182,14 @@ class Sessions(SessionActions):
         listing.show(rows)
         if listing.row is not None and listing.row != before:
             self._read_turns()
-        total = self.book.total
+        self._summarise()
+
+    def _summarise(self) -> None:
+        rows, listing, total = self.listing.rows, self.listing, self.book.total
         said = count(total, "session") if len(rows) == total else f"{len(rows):,} of {count(total, 'session')}"
         right = "newest first " if len(self.book.rows) >= total else f"{len(self.book.rows):,} read so far "
-        self.query_one("#summary", Lines).show((cell(f" {said}"), cell(right, "dim")))
+        chosen = f"{fate(listing.row)}  " if listing.row is not None and fate(listing.row) else ""
+        self.query_one("#summary", Lines).show((cell(f" {said}"), ((chosen, "accent"), (right, "dim"))))
 
 
 def turn_rows(turns: list[Turn]) -> list[tuple[int, Turn, float]]:
