@@ -152,7 +152,7 @@ async def take(stage: Stage) -> None:
 
     def written(name: str) -> None:
         # The ids are random, and would make every picture another one.
-        svg = re.sub(r"terminal-\d+", "terminal", app.export_screenshot(title="gitmirror.pyz tui"))
+        svg = re.sub(r"terminal-\d+", "terminal", app.export_screenshot(title="gitmirror.pyz tui", simplify=True))
         (PICTURES / f"{name}.svg").write_text(svg)
 
     async with app.run_test(size=SIZE) as pilot:

@@ -32,7 +32,7 @@ WALK: list[Step] = [
     ("hydrations", ("tab",)),
     ("repository-sessions", ("tab",)),
     ("sessions", ("escape", "2")),
-    ("diff", ("down", "up", "enter", "n")),
+    ("diff", ("down", "enter")),
     ("turn", ("right_square_bracket",)),
     ("activity", ("escape", "3")),
     ("health", ("4",)),
@@ -149,7 +149,7 @@ def test_the_database_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_other_colours(scene: Scene, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """A light terminal; one that wants no colours."""
     monkeypatch.setenv(*(("COLORFGBG", "0;15") if form == "light" else ("NO_COLOR", "1")))
-    steps: list[Step] = [("repositories", ()), ("diff", ("2", "enter"))]
+    steps: list[Step] = [("repositories", ()), ("diff", ("2", "down", "enter"))]
     drive(scene.app(monkeypatch), lambda seen: walk(seen, form, steps), SMALL)
 
 
