@@ -180,9 +180,6 @@ async def take(stage: Stage) -> None:
         await asyncio.sleep(5)
         await settle()
         written("activity")
-        await pilot.press("4")
-        await settle()
-        written("health")
 
 
 def main() -> None:

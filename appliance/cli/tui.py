@@ -33,7 +33,6 @@ def tui(options: Options) -> None:
     # Reads in threads give the screen its turn sooner, and the collector passes over what the imports made: beside
     # 500 events a second and 10,000 sessions the slowest of 60 keys waited for 150 ms, and so for 60.
     sys.setswitchinterval(0.001)
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
     words = ["gitmirror.pyz"]

@@ -9,6 +9,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 
 from appliance.core.models import Turn
+from appliance.tui.deeds import seconds_of
 from appliance.tui.messages import SessionsRead, TurnsRead
 from appliance.tui.rows import Session
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
@@ -60,7 +61,7 @@ def turn_columns(clock: Any) -> list[Column[tuple[int, Turn, float]]]:
         Column("FILES", lambda row: cell(f"{row[1].files_changed:,}"), 5, 4, right=True),
         Column("ADDED", lambda row: cell(signed("+", row[1].insertions), "good"), 7, 3, right=True),
         Column("GONE", lambda row: cell(signed("-", row[1].deletions), "minus"), 7, 3, right=True),
-        Column("SUBJECT", lambda row: cell(row[1].subject), 12, 0, grows=True),
+        Column("SUBJECT", lambda row: cell(row[1].subject), 20, 0, grows=True),
     ]
 
 
@@ -126,7 +127,7 @@ class Sessions(SessionActions):
     def happened(self, events: list[dict[str, Any]]) -> None:
         """A recording: read it."""
         if any(event["event"] in ("recorded", "lost") for event in events):
-            self.tui.soon(lambda: self.book.read(self.tui, self))
+            self.tui.soon(self.reread)
 
     def done(self) -> None:
         """Something was done: a session may be gone, or kept."""
@@ -194,6 +195,4 @@ class Sessions(SessionActions):
 
 def turn_rows(turns: list[Turn]) -> list[tuple[int, Turn, float]]:
     """Newest first, numbered from 1, with the time in Unix seconds."""
-    from appliance.tui.deeds import seconds_of
-
     return [(number, turn, seconds_of(turn.at)) for number, turn in reversed(list(enumerate(turns, 1)))]
