@@ -31,7 +31,7 @@ def test_refresh_says_what_moved(node: Node) -> None:
     commit = add_commit(node.upstream.path(WIDGETS), "main", {"new.txt": "x"}, "Add a thing upstream")
 
     async def script(seen: Seen) -> None:
-        await seen.shows("● fresh")
+        await seen.shows("● fresh", "● serving")
         await seen.press("r")
         await seen.says(f"{WIDGETS}: main {commit[:10]}")
         await seen.shows("Add a thing upstream")
@@ -45,7 +45,7 @@ def test_disable_and_enable(node: Node) -> None:
     """By one key, both ways."""
 
     async def script(seen: Seen) -> None:
-        await seen.shows("● fresh")
+        await seen.shows("● fresh", "● serving")
         await seen.press("d")
         await seen.shows("◇ disabled", "neither refreshed nor served")
         assert not repos(node)[WIDGETS]["enabled"]
@@ -61,7 +61,7 @@ def test_add_and_remove(node: Node) -> None:
     node.upstream.add("acme/second", node.upstream.path(WIDGETS))
 
     async def script(seen: Seen) -> None:
-        await seen.shows("● fresh")
+        await seen.shows("● fresh", "● serving")
         await seen.press("a")
         await seen.shows("Add a repository")
         await seen.press("enter")
@@ -106,7 +106,7 @@ def test_keep_and_drop_a_session(node: Node) -> None:
 
     async def script(seen: Seen) -> None:
         await seen.press("2")
-        await seen.shows("kept-1", "doomed-1")
+        await seen.shows("kept-1", "doomed-1", "● serving")
         seen.app.screen.query_one("#list").select((WIDGETS, "kept-1"))  # type: ignore[attr-defined]
         await seen.press("K")
         await seen.shows("◆ kept")
@@ -209,7 +209,7 @@ def test_help_palette_and_themes(node: Node) -> None:
 
     async def script(seen: Seen) -> None:
         await seen.press("question_mark")
-        await seen.shows("In Repositories", "to the worst that is behind")
+        await seen.shows("In Repositories", "the worst first, and why")
         await seen.press("escape", "colon")
         await seen.press(*"widgets")
         await seen.shows(f"fresh, {node.upstream.url(WIDGETS)}")

@@ -39,9 +39,8 @@ def test_the_overview_is_what_status_tells(node: Node) -> None:
     assert pulse["connections"] == {"git": 0, "http": 0, "admin": 0} and pulse["cloning"] == []
     assert "connections" not in status and "repos" not in pulse
     tip = overview.tip(WIDGETS, repo["tip"])
-    assert tip is not None and tip.subject == git(
-        "log", "-1", "--format=%s", repo["tip"], cwd=node.serve.mirror(WIDGETS)
-    )
+    mirror = node.serve.mirror(WIDGETS)
+    assert tip is not None and tip.subject == git("log", "-1", "--format=%s", repo["tip"], cwd=mirror)
     assert overview.tip(WIDGETS, "f" * 40) is None
     heads = git("for-each-ref", "--format=%(refname)", "refs/heads", "refs/tags", cwd=mirror)
     assert {ref.ref for ref in overview.refs(WIDGETS)} == set(heads.splitlines())

@@ -135,6 +135,7 @@ def test_it_opens_before_serve_and_before_there_is_anything(
     drive(make_app(serve), script)
 
 
+@pytest.mark.slow
 def test_the_database_is_taken_away_and_replaced(own: Node) -> None:
     """What was read last stays on screen; the one put in its place is read."""
     database = own.serve.state / "gitmirror.db"
@@ -161,6 +162,7 @@ def test_the_database_is_taken_away_and_replaced(own: Node) -> None:
     drive(make_app(own.serve), script, NARROW)
 
 
+@pytest.mark.slow
 def test_a_serve_that_hangs_does_not_hang_the_view(own: Node) -> None:
     """Keys are answered, and it says that serve does not."""
 
@@ -179,6 +181,7 @@ def test_a_serve_that_hangs_does_not_hang_the_view(own: Node) -> None:
     drive(make_app(own.serve), script)
 
 
+@pytest.mark.slow
 def test_a_tiny_terminal_and_back(node: Node) -> None:
     """20x5 and back, on every screen: nothing breaks, nothing sticks out, and the selection stays."""
     guest = node.guest("sized")

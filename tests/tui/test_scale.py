@@ -86,6 +86,7 @@ def test_the_first_screenful_and_all_sessions(app: Callable[[], Tui]) -> None:
     drive(app(), script)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("screen", ["1", "2", "3"])
 def test_keys_are_answered_while_everything_updates(app: Callable[[], Tui], screen: str) -> None:
     """Some hundred events a second; the median of forty keys, each from its press until its line is drawn."""

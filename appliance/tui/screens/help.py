@@ -52,7 +52,7 @@ class Help(ModalScreen[None]):
         with Vertical(classes="dialog help"):
             listing: Listing[HelpLine] = Listing(
                 [
-                    Column("KEY", lambda line: cell(line.key, "accent"), 12, 0),
+                    Column("KEY", lambda line: cell(line.key, "accent"), 14, 0),
                     Column("DOES", lambda line: cell(line.text, "" if line.key else "strong"), 20, 0, grows=True),
                 ],
                 lambda line: line.number,

@@ -143,12 +143,10 @@ class View(Screen[None]):
 
     def may_write(self) -> bool:
         """Whether there is a serve to do it; says so when there is none."""
+        said = "serve is not running: nothing can be changed from here.\nStart it; this view joins it by itself."
         if not self.model.serving:
-            self.notify(
-                "serve is not running: nothing can be changed from here.\nStart it; this view joins it by itself.",
-                severity="warning",
-                markup=False,
-            )
+            looking = "still looking for serve: press it again in a moment"
+            self.notify(said if self.model.looked else looking, severity="warning", markup=False)
         return self.model.serving
 
     def done(self) -> None:

@@ -23,6 +23,8 @@ NAMES = {
     "space": "space",
     "up": "↑",
     "down": "↓",
+    "pageup": "pgup",
+    "pagedown": "pgdn",
     "left": "←",
     "right": "→",
 }
