@@ -25,7 +25,8 @@ MOST_REFS = 2000
 class RepoView:
     """One repository as it is: its registration, its health, and what follows from them.
 
-    `word` and `hint` say what kind of error the last one was and what to do, where status knows it.
+    `word` and `hint` say what kind of error the last one was and what to do, `private` that guests need a token,
+    where status knows it.
     """
 
     repo: Repo
@@ -35,6 +36,7 @@ class RepoView:
     interval: float
     word: str | None = None
     hint: str | None = None
+    private: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Overview:
                 repo.interval or config.refresh.interval,
                 document.get("error"),
                 document.get("hint"),
+                bool(document.get("private")),
             )
             for repo, document in zip(repos, documents, strict=True)
         ]

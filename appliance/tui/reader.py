@@ -19,6 +19,8 @@ from appliance.tui.messages import ActionDone, ActionFailed, Happened, ReadFaile
 LOOK_AGAIN = 0.3
 """Seconds between two looks for a serve while there is none; a look is one open file and its lock."""
 
+ABSENT = "serve is not running"
+
 Work = Callable[[], Message | None]
 Failed = Callable[[ReadFailed], None]
 Job = tuple[MessagePump, Work, Failed | None]
@@ -61,6 +63,8 @@ class Reader:
                 tell(self._app, ActionDone(work()))
             except GitmirrorError as error:
                 tell(self._app, ActionFailed(what, error))
+            except Exception as error:
+                tell(self._app, ActionFailed(what, _fault(what, error)))
 
         threading.Thread(target=run, name=what, daemon=True).start()
 
@@ -83,8 +87,10 @@ class Reader:
     def _read(self, name: str, target: MessagePump, work: Work, failed: Failed | None) -> None:
         try:
             message = work()
-        except GitmirrorError as error:
-            message = ReadFailed(name, error, failed)
+        except Exception as error:
+            # Also one that nobody foresaw: a thread that ended without a word would leave the screen as it was.
+            wrong = error if isinstance(error, GitmirrorError) else _fault(name, error)
+            message = ReadFailed(name, wrong, failed)
             if failed is None:
                 self._failed.add(name)
             target = self._app
@@ -94,6 +100,10 @@ class Reader:
                 tell(self._app, ReadWorks(name))
         if message is not None:
             tell(target, message)
+
+
+def _fault(name: str, error: Exception) -> GitmirrorError:
+    return GitmirrorError(f"{name}: {error!r}", hint="this is a fault of the view; the commands may still tell it")
 
 
 class Watcher:
@@ -127,7 +137,7 @@ class Watcher:
         while not self._ended.is_set():
             try:
                 if not is_serving(self._layout):
-                    raise GitmirrorError("serve is not running")
+                    raise GitmirrorError(ABSENT)
                 self._watch = Watch(self._layout)
             except GitmirrorError as error:
                 if error.message != absent:

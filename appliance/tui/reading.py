@@ -21,7 +21,7 @@ from appliance.tui.messages import (
     Watching,
 )
 from appliance.tui.model import RATIO_OVER, SLOT, Model, Rates
-from appliance.tui.reader import Reader, Watcher, tell
+from appliance.tui.reader import ABSENT, Reader, Watcher, tell
 from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME, View
 
 TICK = 1.0
@@ -32,6 +32,8 @@ AGAIN = 0.5
 """Seconds after an event until it is read again, and the least between two reads while events come all the time."""
 CALM = 0.2
 """The least seconds between two redraws because of events: hundreds a second are not read one by one."""
+OF_SERVE = frozenset({"pulse", "events"})
+"""Troubles that are not the database's."""
 RECENT = 60
 """Refreshes that the trend of one repository may show."""
 
@@ -114,7 +116,7 @@ class Reading(App[None]):
             self.read_pulse()
         if self._beat % 2 == 0:
             self.read_repos()
-            if "repos" not in self.model.troubles and self.model.troubles.keys() - {"pulse"}:
+            if "repos" not in self.model.troubles and self.model.troubles.keys() - OF_SERVE:
                 self._reread()
         self._news(TIME)
 
@@ -172,7 +174,7 @@ class Reading(App[None]):
 
     def _reread(self) -> None:
         """Whatever failed, or may have: the database can be read."""
-        self.model.troubles = {name: text for name, text in self.model.troubles.items() if name == "pulse"}
+        self.model.troubles = {name: text for name, text in self.model.troubles.items() if name in OF_SERVE}
         self.read_rates()
         view = self._view()
         if view is not None:
@@ -182,6 +184,9 @@ class Reading(App[None]):
         """A serve is there, or gone."""
         self.model.looked = True
         self.model.serving = message.serving
+        self.model.troubles.pop("events", None)
+        if message.why and message.why != ABSENT:
+            self.model.troubles["events"] = message.why
         if message.serving:
             self.read_pulse()
             self.read_repos()

@@ -63,15 +63,15 @@ def test_files_of_a_session_whatever_their_names(node: Node) -> None:
     guest = node.guest("odd")
     git("mv", "README.md", "READ ME [1].md", cwd=guest)
     odd = os.fsdecode(b"caf\xe9\n.txt")
-    commit_files(guest, {"* star.py": "x = 1\n", "b.bin": b"\0\1", odd: "odd\n", "src/common/__init__.py": None}, "Odd")
+    commit_files(guest, {"*.py": "x = 1\n", "b.bin": b"\0\1", odd: "odd\n", "src/common/__init__.py": None}, "Odd")
     git("push", "--quiet", "origin", "HEAD:refs/agents/odd-1", cwd=guest)
     sessions = Sessions(appliance(node))
     session = sessions.find(WIDGETS, "odd-1")
     files = {change.path: change for change in sessions.files(session, None)}
-    assert set(files) == {"READ ME [1].md", "* star.py", "b.bin", odd, "src/common/__init__.py"}
+    assert set(files) == {"READ ME [1].md", "*.py", "b.bin", odd, "src/common/__init__.py"}
     assert files["READ ME [1].md"].before == "README.md"
     assert files["b.bin"] == FileChange("b.bin", "b.bin", 0, 0, True)
-    text, cut = sessions.file_diff(session, None, files["* star.py"], 10_000)
+    text, cut = sessions.file_diff(session, None, files["*.py"], 10_000)
     assert text.count("diff --git") == 1 and "+x = 1" in text and not cut
     text, cut = sessions.file_diff(session, None, files["READ ME [1].md"], 10_000)
     assert "rename from README.md" in text

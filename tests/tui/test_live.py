@@ -222,3 +222,22 @@ def test_it_ends_at_once_whatever_is_being_read(own: Node) -> None:
     start = time.monotonic()
     drive(app, script)
     assert time.monotonic() - start < 5
+
+
+def test_a_fault_that_nobody_foresaw_is_said(node: Node) -> None:
+    """In a read or in an action; the view goes on, and reads again."""
+
+    def fails() -> str:
+        raise ZeroDivisionError("by nought")
+
+    async def script(seen: Seen) -> None:
+        await seen.shows("● fresh", "● serving")
+        seen.app.reader.read("odd", seen.app, lambda: ActionDone(fails()))
+        await seen.shows("✗ odd: ZeroDivisionError('by nought')")
+        seen.app.reader.act("an order", fails)
+        await seen.says("an order: ZeroDivisionError('by nought')")
+        seen.app.reader.read("odd", seen.app, lambda: ActionDone("it works"))
+        await seen.says("it works")
+        await seen.hides("✗ odd")
+
+    drive(make_app(node.serve), script)

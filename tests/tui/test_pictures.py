@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.models import State
+from appliance.tui.widgets.listing import Listing
 from tests.tui.drive import Seen, drive
 from tests.tui.scene import BROKEN, LONG, WIDGETS, Scene, build, build_empty, remake
 
@@ -176,5 +178,31 @@ def test_a_filter_and_an_order(scene: Scene, monkeypatch: pytest.MonkeyPatch) ->
             ("name", "acme/infra"), ("lag", "acme/infra"), ("size", LONG[-20:]), ("sessions", WIDGETS),
             ("hydrations", WIDGETS), ("state", "acme/infra"),
         ]  # fmt: skip
+
+    drive(scene.app(monkeypatch), script, SMALL)
+
+
+def test_the_cursor_stays_on_its_row(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the row goes, and when it goes away on the one that takes its place; untouched, it is on the worst."""
+
+    async def script(seen: Seen) -> None:
+        await seen.settled()
+        listing, model = seen.app.screen.query_one("#list", Listing), seen.app.model
+
+        def now(**states: State) -> str:
+            model.repos = {
+                name: replace(view, state=states.get(name.partition("/")[2], view.state))
+                for name, view in model.repos.items()
+                if states.get(name.partition("/")[2]) is not State.NEW
+            }
+            seen.app._news("repos")
+            return str(listing.row.repo.name if listing.row else None)
+
+        assert now(infra=State.FRESH) == "acme/search"
+        await seen.press("down", "down")
+        assert listing.cursor == 2 and now() == "acme/infra"
+        assert now(infra=State.FAILING) == "acme/infra" and listing.cursor == 0
+        assert now(infra=State.DISABLED) == "acme/infra" and listing.cursor == 4
+        assert now(infra=State.NEW) == "acme/web"
 
     drive(scene.app(monkeypatch), script, SMALL)

@@ -97,14 +97,19 @@ class Repository(RepoActions):
         self.listing.focus()
 
     def reread(self) -> None:
-        """All of its lists."""
+        """All of its lists; hydrations too, whose events went to another view."""
+        overview, name = self.tui.overview, self.repo
+        self._hydrations = Deeds()
+        self.tui.reader.read("hydrations", self, lambda: HydrationsRead(name, overview.hydrations(name, READ)))
+        self._read_changed()
+
+    def _read_changed(self) -> None:
         overview, name = self.tui.overview, self.repo
         read = self.tui.reader.read
         read(
             "refreshes", self, lambda: RefreshesRead(name, overview.refreshes(name, READ), overview.recent(name, READ))
         )
         read("refs", self, lambda: RefsRead(name, overview.refs(name)), failed=self.cannot_read_refs)
-        read("hydrations", self, lambda: HydrationsRead(name, overview.hydrations(name, READ)))
         self.book.read(self.tui, self)
 
     def take(self, news: frozenset[str]) -> None:
@@ -121,11 +126,11 @@ class Repository(RepoActions):
         if self._hydrations.take(each for each in mine if each["event"] in ("hydrating", "hydrated", "lost")):
             self._show_hydrations()
         if any(each["event"] in ("refreshed", "recorded", "lost") for each in mine):
-            self.tui.soon(self.reread)
+            self.tui.soon(self._read_changed)
 
     def done(self) -> None:
         """Something was done to it, or to a session."""
-        self.reread()
+        self._read_changed()
         self.book.read(self.tui, self, whole=True)
 
     def on_refreshes_read(self, message: RefreshesRead) -> None:
@@ -227,5 +232,6 @@ class Repository(RepoActions):
             f" {count(health.refs, 'ref')}, {size(health.size)}, {count(health.sessions, 'session')}, "
             f"{model.rates.per_minute(self.repo, model.clock()):,} hyd/min, {percent(warm, counted)} hits"
         )
-        source = f"from the {'config' if view.repo.source == 'config' else 'command line'} "
+        private = "private, " if view.private else ""
+        source = f"{private}from the {'config' if view.repo.source == 'config' else 'command line'} "
         return [(commit, age), (cell(numbers), cell(source, "dim"))]
