@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -188,6 +189,7 @@ def main() -> None:
     parser.add_argument("--stay", action="store_true", help="leave it running to look at, until Ctrl-C")
     wanted = parser.parse_args()
     PICTURES.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="gitmirror-stage-") as base:
         stage = Stage(Path(base))
         try:

@@ -28,11 +28,11 @@ def deed_columns(*, with_repo: bool = True) -> list[Column[Deed]]:
         Column("UTC", lambda deed: cell(time.strftime("%H:%M:%S", time.gmtime(deed.at)), "dim"), 8, 1),
         Column("KIND", lambda deed: cell(kinds[deed.kind], "dim"), 7, 3),
         Column("HOW", lambda deed: deed.said, 10, 0),
-        *([Column("REPOSITORY", lambda deed: cell(deed.repo), 16, 1, 28)] if with_repo else []),
+        *([Column("REPOSITORY", lambda deed: cell(deed.repo), 16, 1, 24)] if with_repo else []),
         Column("WHAT", lambda deed: cell(deed.what), 16, 0, 40, grows=True),
         Column("BYTES", lambda deed: cell("" if deed.bytes is None else size(deed.bytes)), 8, 4, right=True),
         Column("TOOK", lambda deed: cell("" if deed.seconds is None else took(deed.seconds)), 6, 2, right=True),
-        Column("CLIENT", lambda deed: cell(deed.client, "dim"), 9, 5, 22),
+        Column("CLIENT", lambda deed: cell(deed.client, "dim"), 9, 5, 15),
     ]
 
 

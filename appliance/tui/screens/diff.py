@@ -13,7 +13,7 @@ from appliance.tui.diffs import diff_lines
 from appliance.tui.messages import DiffRead, FilesRead, ReadFailed, TurnsRead
 from appliance.tui.rows import Session
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
-from appliance.tui.screens.view import SERVE
+from appliance.tui.screens.view import SERVE, WIDE
 from appliance.tui.widgets.diffview import DiffView
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
@@ -114,12 +114,20 @@ class Diff(SessionActions):
         self._files = message.files
         self.files.empty = "no file differs"
         self.files.show(message.files)
-        if not self.has_class("-wide"):
-            self.files.styles.height = min(len(message.files), 6) + 2
+        self._fit_files()
         if not message.files:
             self.query_one(DiffView).show([], "Nothing differs: the turn changed no file.")
         self._say()
         self._read_file()
+
+    def on_resize(self) -> None:
+        """The list of files stands beside the diff, or above it."""
+        super().on_resize()
+        self._fit_files()
+
+    def _fit_files(self) -> None:
+        beside = self.size.width >= WIDE
+        self.files.styles.height = "1fr" if beside else min(len(self._files or ()), 6) + 2
 
     def on_diff_read(self, message: DiffRead) -> None:
         """The diff of the file, unless another was chosen meanwhile."""

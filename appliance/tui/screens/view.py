@@ -28,6 +28,8 @@ WRITES = frozenset({"refresh", "refresh_all", "add", "switch", "remove", "keep",
 
 TALL = 15
 """Rows below which only the list itself is shown."""
+WIDE = 110
+"""Columns from which on what belongs to a row stands beside the list, not below it."""
 
 
 class View(Screen[None]):
@@ -36,7 +38,7 @@ class View(Screen[None]):
     here: ClassVar[str] = ""
     """The tab that is marked."""
     VERTICAL_BREAKPOINTS = [(0, "-short"), (TALL, "-tall")]  # noqa: RUF012 - the type is Textual's
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = []
 
     @property
