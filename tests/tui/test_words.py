@@ -7,10 +7,12 @@ import itertools
 import pytest
 from rich.cells import cell_len
 
-from appliance.core.models import State
+from appliance.core.models import Health, Repo, State
+from appliance.core.overview import RepoView
 from appliance.tui.deeds import Deeds, moved_words
 from appliance.tui.diffs import diff_lines
 from appliance.tui.model import Rates
+from appliance.tui.screens.repo_columns import explain
 from appliance.tui.widgets.listing import GAP, Column, lay_out
 from appliance.tui.words import (
     STATES,
@@ -160,3 +162,17 @@ def test_a_diff_has_numbers_marks_and_colours() -> None:
         ("-", "-- x"), ("-", "y"), ("+", "import z"),
     ]  # fmt: skip
     assert ("import", "code-keyword") in lines[-1].pieces
+
+
+def test_what_to_do_is_never_cut() -> None:
+    """At 80 columns the error gives way to the hint, and the URL to both; with room, all of it is there."""
+    repo = Repo(1, "acme/infra", "https://github.com/acme/infra", None, "cli", None, True, 0.0)
+    health = Health(tip="1" * 40, cloned=True, failures=4, last_error="git ls-remote failed: " + "very long words " * 9)
+    hint = "check its certificate (host name, expiry, issuer) and this node's clock; a private one goes into its store"
+    view = RepoView(repo, health, State.FAILING, "main", 60.0, "tls", hint)
+    small, wide = explain(view, 100.0, 80), explain(view, 100.0, 200)
+    assert [len(small), len(wide)] == [4, 4]
+    texts = ["".join(text for text, _ in left) for left, _ in small]
+    assert texts[1].startswith("   tls: git ls-remote failed") and texts[1].endswith("…")
+    assert " ".join(texts[2:]).split() == hint.split()
+    assert "".join(text for text, _ in wide[3][0]).strip() == repo.url

@@ -98,8 +98,8 @@ def explain(view: RepoView, now: float, width: int) -> list[Line]:
     lines: list[Line] = [(first, cell(due, "dim"))]
     if health.last_error:
         word = f"{view.word}: " if view.word and view.word != health.last_error else ""
-        lines += [(cell(f"   {line}"), ()) for line in wrapped(word + health.last_error, width - 4, 2)]
-    if view.hint:
-        lines.append((cell(f"   {view.hint}"), ()))
+        said_by_git = wrapped(word + health.last_error, width - 4, 1 if view.hint else 2)
+        lines += [(cell(f"   {line}"), ()) for line in said_by_git]
+        lines += [(cell(f"   {line}", "warn"), ()) for line in wrapped(view.hint or "", width - 4, 2) if line]
     lines.append((cell(f"   {view.repo.url}", "dim"), ()))
     return lines[:4]
