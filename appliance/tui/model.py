@@ -70,15 +70,19 @@ class Model:
     troubles: dict[str, str] = field(default_factory=dict)
     repos: dict[str, RepoView] = field(default_factory=dict)
     read: bool = False
+    verified: dict[str, float] = field(default_factory=dict)
+    """What events told, ahead of the database: serve may write a refresh that found nothing new seconds later."""
     rates: Rates = field(default_factory=Rates)
     recent: dict[str, list[tuple[float, float, str]]] = field(default_factory=dict)
     deeds: Deeds = field(default_factory=Deeds)
     tips: dict[tuple[str, str], CommitText | None] = field(default_factory=dict)
 
     def lag(self, view: RepoView) -> float | None:
-        """Seconds since the mirror was last verified equal to its upstream."""
+        """Seconds since the mirror was last verified equal to its upstream, by the database or by an event."""
         verified = view.health.verified_at
-        return None if verified is None else max(0.0, self.clock() - verified)
+        if verified is None:
+            return None
+        return max(0.0, self.clock() - max(verified, self.verified.get(view.repo.name, 0.0)))
 
     def counts(self) -> dict[State, int]:
         """How many repositories are in each state."""

@@ -9,6 +9,7 @@ from textual.app import App
 from textual.timer import Timer
 
 from appliance.core.overview import Overview, RepoView
+from appliance.tui.deeds import seconds_of
 from appliance.tui.messages import (
     Happened,
     PulseRead,
@@ -202,6 +203,8 @@ class Reading(App[None]):
         for event in events:
             if event["event"] == "hydrated":
                 self.model.rates.add(event["repo"], self.model.clock(), event["way"])
+            elif event["event"] == "refreshed" and not event["error"]:
+                self.model.verified[event["repo"]] = seconds_of(event["at"]) - event["seconds"]
         self.model.deeds.take(events)
         if any(event["event"] in ("refreshed", "recorded", "lost") for event in events):
             self.soon(self.read_repos)

@@ -46,9 +46,12 @@ def test_a_commit_a_hydration_and_a_recording_appear_at_once(node: Node) -> None
 
     async def script(seen: Seen) -> None:
         await seen.shows("● fresh", "● serving")
+        view = seen.app.model.repos[WIDGETS]
         add_commit(node.upstream.path(WIDGETS), "main", {"live.txt": "x"}, "Live from upstream")
         refresh = lambda: node.serve.cli("refresh", WIDGETS)  # noqa: E731
         await timed(seen, refresh, lambda: "Live from upstream" in seen.text, "a commit upstream")
+        # By the event alone, whatever the database says yet.
+        assert seen.app.model.verified[WIDGETS] > (view.health.verified_at or 0)
         line = seen.line(WIDGETS)
         await timed(seen, lambda: node.guest("another"), lambda: seen.line(WIDGETS)[-20:] != line[-20:], "its rate")
         sessions = lambda: " 1 " in seen.line(WIDGETS)[-25:-10]  # noqa: E731

@@ -170,7 +170,7 @@ def test_what_to_do_is_never_cut() -> None:
     health = Health(tip="1" * 40, cloned=True, failures=4, last_error="git ls-remote failed: " + "very long words " * 9)
     hint = "check its certificate (host name, expiry, issuer) and this node's clock; a private one goes into its store"
     view = RepoView(repo, health, State.FAILING, "main", 60.0, "tls", hint)
-    small, wide = explain(view, 100.0, 80), explain(view, 100.0, 200)
+    small, wide = explain(view, 90.0, 100.0, 80), explain(view, 90.0, 100.0, 200)
     assert [len(small), len(wide)] == [4, 4]
     texts = ["".join(text for text, _ in left) for left, _ in small]
     assert texts[1].startswith("   tls: git ls-remote failed") and texts[1].endswith("…")

@@ -75,11 +75,13 @@ class RepoColumns:
         return cell(percent(warm, counted) if counted else "")
 
 
-def explain(view: RepoView, now: float, width: int) -> list[Line]:
-    """Why a repository is as it is, in at most four lines: state, reason, what to do or where it comes from."""
+def explain(view: RepoView, lag: float | None, now: float, width: int) -> list[Line]:
+    """Why a repository is as it is, in at most four lines: state, reason, what to do or where it comes from.
+
+    `lag` and `now` are seconds, `width` columns.
+    """
     health, state = view.health, view.state
     shape, tone = STATES[state]
-    lag = None if health.verified_at is None else now - health.verified_at
     behind = "never cloned" if lag is None else f"behind for {span(lag)}"
     said = {
         State.FAILING: f"{behind}, {count(health.failures, 'failure')} in a row",

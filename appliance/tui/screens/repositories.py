@@ -171,4 +171,4 @@ class Repositories(RepoActions):
     def _explain(self) -> None:
         view = self.listing.row
         why = self.query_one("#why", Lines)
-        why.show(*(explain(view, self.model.clock(), why.size.width) if view else ()))
+        why.show(*(explain(view, self.model.lag(view), self.model.clock(), why.size.width) if view else ()))
