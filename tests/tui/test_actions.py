@@ -194,7 +194,9 @@ def test_a_question_of_one_key(node: Node) -> None:
     async def script(seen: Seen) -> None:
         await seen.shows("✗ failing")
         await seen.press("end", "b")
-        await seen.shows("✗ acme/broken is failing", "3 failures in a row", "500")
+        await seen.shows("✗ acme/broken is failing", "3 failures in a row")
+        error = seen.app.model.repos["acme/broken"].health.last_error
+        assert error and error[:30] in seen.text
         await seen.press("2", "home", "enter")
         await seen.shows("src/hello.py", "print('asked')")
 
