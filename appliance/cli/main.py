@@ -16,6 +16,7 @@ from appliance.cli.serve import serve
 from appliance.cli.sessions import session, sessions
 from appliance.cli.status import doctor, egress, status
 from appliance.cli.tokens import token
+from appliance.cli.tui import tui
 
 
 def _print_licenses(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
@@ -71,6 +72,7 @@ for command in (
     session,
     audit,
     token,
+    tui,
     egress,
     guest_kit,
     doctor,

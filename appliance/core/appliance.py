@@ -23,14 +23,18 @@ from appliance.core.workspace.kit import render_kit
 
 @dataclass(frozen=True)
 class Appliance:
-    """One state directory and the configuration that goes with it. Every method raises GitmirrorError."""
+    """One state directory and the configuration that goes with it. Every method raises GitmirrorError.
+
+    `create` is whether a missing database is made; what only looks must not put an empty one in a lost one's place.
+    """
 
     layout: Layout
     config: Config
+    create: bool = True
 
     def stores(self) -> Stores:
-        """The database, made when it is missing: the first command may come before the first `serve`."""
-        return open_stores(self.layout)
+        """The database, by default made when it is missing: the first command may come before the first `serve`."""
+        return open_stores(self.layout, create=self.create)
 
     def status(self) -> dict[str, Any]:
         """What the contract calls `status`; without `serve` what the database knows, with `serving` false."""

@@ -24,6 +24,7 @@ class Commands:
         """By the name that goes over the socket."""
         return {
             "status": self._status,
+            "pulse": self._pulse,
             "repos": self._repos,
             "add": self._add,
             "remove": self._remove,
@@ -35,6 +36,9 @@ class Commands:
 
     async def _status(self, arguments: Arguments, tell: Tell) -> Any:
         return await self._live.status()
+
+    async def _pulse(self, arguments: Arguments, tell: Tell) -> Any:
+        return await self._live.pulse()
 
     async def _repos(self, arguments: Arguments, tell: Tell) -> Any:
         return self._live.repo_documents()

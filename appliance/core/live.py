@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,8 @@ from appliance.core.store.database import StoreError
 from appliance.core.units import format_duration
 from appliance.core.workspace.kit import render_kit
 from appliance.core.workspace.snapshots import Snapshots
+
+_PULSE_ONLY = frozenset({"connections", "max_clients", "cloning"})
 
 
 @dataclass
@@ -173,6 +175,18 @@ class Live:
 
     async def status(self) -> dict[str, Any]:
         """The contract's `status`."""
+        pulse = await self.pulse()
+        live = {key: pulse[key] for key in pulse if key not in _PULSE_ONLY}
+        live["warmed"] = {repo.name: self.warmer.state(repo.id) for repo in self.repos}
+        audit_head = live.pop("audit_head")
+        found = status_document(self.repos, self.healths(), self.config, time.time(), audit_head=audit_head, live=live)
+        return found | {"repos": self.privacy.told(found["repos"])}
+
+    async def pulse(self) -> dict[str, Any]:
+        """What only a running serve knows, without the repositories: it may be asked for every second.
+
+        Besides keys of `status`: `connections` by listener, `max_clients`, and the names that are `cloning`.
+        """
         warnings = list(self.problems)
         audit_head = None
         try:
@@ -185,11 +199,12 @@ class Live:
         except GitmirrorError as error:
             warnings.append(error.message)
         warnings += [said for complain in self.complaints if (said := complain())]
-        live: Mapping[str, Any] = {
+        return {
             "serving": True,
             "pid": os.getpid(),
             **{name: self.public_url(name) for name in ("git", "http", "admin")},
             "clients": self.clients,
+            "audit_head": audit_head,
             "pushes": {"accepted": self.desk.accepted, "rejected": self.desk.rejected},
             "warnings": warnings,
             "cache": {
@@ -200,10 +215,10 @@ class Live:
                 "bytes": self.cache.bytes,
                 "budget": self.cache.budget,
             },
-            "warmed": {repo.name: self.warmer.state(repo.id) for repo in self.repos},
+            "connections": {name: len(acceptor) for name, acceptor in self.acceptors.items()},
+            "max_clients": self.config.serve.max_clients,
+            "cloning": [repo.name for repo in self.repos if self.scheduler.health(repo.id).cloning],
         }
-        found = status_document(self.repos, self.healths(), self.config, time.time(), audit_head=audit_head, live=live)
-        return found | {"repos": self.privacy.told(found["repos"])}
 
     def public_url(self, listener: str) -> str | None:
         """What guests call a listener: the configured public address, else where it listens."""

@@ -196,6 +196,37 @@ class Turn:
     bytes: int
 
 
+@dataclass(frozen=True)
+class CommitText:
+    """One commit for a log: `at` in Unix seconds."""
+
+    oid: str
+    subject: str
+    author: str
+    at: int
+
+
+@dataclass(frozen=True)
+class RefText:
+    """One ref of a mirror: `at` is when what it names was made, in Unix seconds."""
+
+    ref: str
+    oid: str
+    at: int
+    subject: str
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """One file of a diff: `before` is its path before a rename. A path that is no UTF-8 has surrogates."""
+
+    path: str
+    before: str
+    insertions: int
+    deletions: int
+    binary: bool
+
+
 class PushFault(Exception):
     """A push is not what a push must be; the text says how, for the guest and the log."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,10 @@ from appliance.core.appliance import Appliance
 from appliance.core.control import call
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.command import git_environment, write_git_configs
-from appliance.core.models import Turn
+from appliance.core.models import CommitText, FileChange, Turn
 
 if TYPE_CHECKING:
-    from appliance.core.git.browse import Browser, CommitText
+    from appliance.core.git.browse import Browser
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,9 @@ class Sessions:
         """The session with `turns` replaced by the list of them, each with how it differs from the one before."""
         session = self.find(repo, name)
         turns = self.appliance.stores().sessions.turns(repo, session["session"])
-        browser = self._browser(repo)
         documents: list[dict[str, Any]] = []
         before: Turn | None = None
-        try:
+        with open_browser(self.appliance, repo) as browser:
             for number, turn in enumerate(turns, 1):
                 since = browser.changed(before.commit, turn.commit) if before else None
                 documents.append(
@@ -55,29 +55,44 @@ class Sessions:
                     | {"turn": number, "since_last": asdict(since) if since else None}
                 )
                 before = turn
-        finally:
-            browser.close()
         return session | {"turns": documents}
 
     def diff(self, session: dict[str, Any], turn: int | None, options: Sequence[str]) -> int:
         """Prints the diff of a whole session that was found, or of one turn of it; returns git's exit code."""
-        repo = session["repo"]
-        turns = self.appliance.stores().sessions.turns(repo, session["session"])
-        chosen = self._turn(session, turns, turn)
-        old = chosen.base if turn is None else turns[turn - 2].commit if turn > 1 else chosen.base
-        browser = self._browser(repo)
+        old, new = self._ends(session, turn)
+        with open_browser(self.appliance, session["repo"]) as browser:
+            return browser.show_diff(old, new, options)
+
+    def files(self, session: dict[str, Any], turn: int | None) -> list[FileChange]:
+        """The files that a session, or one turn of it, changed."""
+        old, new = self._ends(session, turn)
+        with open_browser(self.appliance, session["repo"]) as browser:
+            return browser.files(old, new)
+
+    def file_diff(self, session: dict[str, Any], turn: int | None, change: FileChange, limit: int) -> tuple[str, bool]:
+        """The diff of one of `files` as text, and whether it was cut after `limit` bytes."""
+        old, new = self._ends(session, turn)
+        with open_browser(self.appliance, session["repo"]) as browser:
+            return browser.file_diff(old, new, change, limit)
+
+    def export(self, session: dict[str, Any], turn: int | None, path: Path) -> int:
+        """Writes the diff as a patch that `git apply` takes, to a file that is not there yet; returns its bytes."""
+        old, new = self._ends(session, turn)
+        with open_browser(self.appliance, session["repo"]) as browser:
+            patch = browser.patch(old, new)
         try:
-            return browser.show_diff(old, chosen.commit, options)
-        finally:
-            browser.close()
+            with path.open("xb") as file:
+                file.write(patch)
+        except FileExistsError:
+            raise UsageError(f"{path} is there already", hint="name a file that is not there yet") from None
+        except OSError as error:
+            raise GitmirrorError(f"{path} cannot be written: {error.strerror}", hint="choose another place") from error
+        return len(patch)
 
     def log(self, session: dict[str, Any]) -> list[CommitText]:
         """The commits of a session that was found, on top of its base, newest first."""
-        browser = self._browser(session["repo"])
-        try:
+        with open_browser(self.appliance, session["repo"]) as browser:
             return list(browser.log(session["base"], session["tip"]))
-        finally:
-            browser.close()
 
     def checkout(self, repo: str, name: str, directory: Path, turn: int | None) -> Turn:
         """A worktree outside the mirror at a turn (default: the last), with `origin` at the upstream."""
@@ -85,11 +100,8 @@ class Sessions:
         stores = self.appliance.stores()
         chosen = self._turn(session, stores.sessions.turns(repo, session["session"]), turn)
         url = stores.registry.get(repo).url
-        browser = self._browser(repo)
-        try:
+        with open_browser(self.appliance, repo) as browser:
             browser.checkout(chosen.commit, directory, branch=f"session/{session['session']}", origin=url)
-        finally:
-            browser.close()
         return chosen
 
     def keep(self, repo: str, name: str, kept: bool) -> str:
@@ -104,15 +116,29 @@ class Sessions:
         call(self.appliance.layout, "session-drop", repo=repo, session=session)
         return str(session)
 
+    def _ends(self, session: dict[str, Any], number: int | None) -> tuple[str | None, str]:
+        """The commits between which a session's diff is, or that of one turn."""
+        turns = self.appliance.stores().sessions.turns(session["repo"], session["session"])
+        chosen = self._turn(session, turns, number)
+        old = turns[number - 2].commit if number is not None and number > 1 else chosen.base
+        return old, chosen.commit
+
     def _turn(self, session: dict[str, Any], turns: Sequence[Turn], number: int | None) -> Turn:
         if number is not None and not 1 <= number <= len(turns):
             raise UsageError(f"{session['session']} has no turn {number}", hint=f"its turns are 1 to {len(turns)}")
         return turns[(number or len(turns)) - 1]
 
-    def _browser(self, repo: str) -> Browser:
-        from appliance.core.git.browse import Browser
 
-        layout = self.appliance.layout
-        if not layout.git_config.exists():
-            write_git_configs(layout, max_push=self.appliance.config.recording.max_push)
-        return Browser(layout.mirror(repo), git_environment(layout, layout.git_config, os.environ))
+@contextmanager
+def open_browser(appliance: Appliance, repo: str) -> Iterator[Browser]:
+    """Reads the mirror of a repository for as long as the block lasts. Raises GitmirrorError."""
+    from appliance.core.git.browse import Browser
+
+    layout = appliance.layout
+    if not layout.git_config.exists():
+        write_git_configs(layout, max_push=appliance.config.recording.max_push)
+    browser = Browser(layout.mirror(repo), git_environment(layout, layout.git_config, os.environ))
+    try:
+        yield browser
+    finally:
+        browser.close()

@@ -46,6 +46,7 @@ CONTRACT: dict[str, set[str]] = {
     "egress": {"--json"},
     "doctor": {"--json"},
     "install": {"--root"},
+    "tui": set(),
 }
 """Commands of the contract with their arguments and options; more are welcome."""
 

@@ -68,6 +68,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 FILES = dict(modules())
 CORE = [name for name in FILES if name.startswith("appliance.core.")]
 CLI = [name for name in FILES if name.startswith("appliance.cli")]
+TUI = [name for name in FILES if name.startswith("appliance.tui")]
 
 
 def part(module: str) -> str:
@@ -162,6 +163,16 @@ def test_the_command_line_leaves_git_and_sql_to_core(name: str) -> None:
     tops = {each.partition(".")[0] for each in mentioned(FILES[name])}
     assert not tops & {"sqlite3", "sqlite_utils", "subprocess", "git", "h11", "socket"}
     assert not {each for each in mentioned(FILES[name]) if each.startswith("appliance.core.git")}
+
+
+@pytest.mark.parametrize("name", TUI)
+def test_the_live_view_shows_and_asks(name: str) -> None:
+    """No git, no SQL, no sockets of its own; of core only the faces, and what they hand out."""
+    found = mentioned(FILES[name])
+    assert not {each.partition(".")[0] for each in found} & {"sqlite3", "sqlite_utils", "subprocess", "git", "socket"}
+    assert not {each for each in found if each.startswith("appliance.cli")}
+    used = {part(each) for each in found if each.startswith("appliance.core.")}
+    assert used <= BASE | {"appliance", "overview", "sessions", "control", "doctor"}
 
 
 def test_help_needs_nothing_heavy(brought: dict[str, set[str]]) -> None:

@@ -8,23 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import git as gitpython
 
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.history import Changed, parse_shortstat
-
-
-@dataclass(frozen=True)
-class CommitText:
-    """One commit for a log: `at` in Unix seconds."""
-
-    oid: str
-    subject: str
-    author: str
-    at: int
+from appliance.core.models import CommitText, FileChange, RefText
 
 
 class Browser:
@@ -59,6 +49,54 @@ class Browser:
         with _in_words():
             for commit in self._repo.iter_commits(f"{base}..{tip}" if base else tip):
                 yield CommitText(commit.hexsha, str(commit.summary), str(commit.author), int(commit.committed_date))
+
+    def commit(self, oid: str) -> CommitText:
+        """One commit. Raises GitmirrorError."""
+        with _in_words():
+            commit = self._repo.commit(oid)
+            return CommitText(commit.hexsha, str(commit.summary), str(commit.author), int(commit.committed_date))
+
+    def refs(self, limit: int) -> list[RefText]:
+        """Branches and tags, the newest commit first, `limit` at most. Raises GitmirrorError."""
+        with _in_words():
+            said = self._repo.git.for_each_ref(
+                "refs/heads",
+                "refs/tags",
+                sort="-creatordate",
+                count=limit,
+                format="%(refname)%00%(objectname)%00%(creatordate:unix)%00%(subject)",
+            )
+        found = [line.split("\0", 3) for line in str(said).splitlines()]
+        return [RefText(ref, oid, int(at or 0), subject) for ref, oid, at, subject in found]
+
+    def files(self, old: str | None, new: str) -> list[FileChange]:
+        """What differs between two commits, a file each, renames as one. Raises GitmirrorError."""
+        words = self._diff(old, new, "--numstat", "-z").split(b"\0")
+        found: list[FileChange] = []
+        while len(words) > 1:
+            added, removed, name = words.pop(0).split(b"\t", 2)
+            before, path = (name, name) if name else (words.pop(0), words.pop(0))
+            binary = added == b"-"
+            numbers = (0, 0) if binary else (int(added), int(removed))
+            found.append(FileChange(os.fsdecode(path), os.fsdecode(before), *numbers, binary))
+        return found
+
+    def file_diff(self, old: str | None, new: str, change: FileChange, limit: int) -> tuple[str, bool]:
+        """The diff of one file as text, and whether it was cut after `limit` bytes. Raises GitmirrorError."""
+        said = self._diff(old, new, "--", *dict.fromkeys([change.before, change.path]))
+        return said[:limit].decode("utf-8", "replace"), len(said) > limit
+
+    def patch(self, old: str | None, new: str) -> bytes:
+        """The whole diff, such that `git apply` takes it. Raises GitmirrorError."""
+        return self._diff(old, new, "--binary")
+
+    def _diff(self, old: str | None, new: str, *options: str) -> bytes:
+        split = options.index("--") if "--" in options else len(options)
+        with _in_words():
+            commits = (old or self._empty_tree(), new)
+            fixed = ("--no-ext-diff", "--no-textconv", "--no-color", "--find-renames")
+            argv = ["git", "--literal-pathspecs", "diff", *fixed, *options[:split], *commits, *options[split:]]
+            return bytes(self._repo.git.execute(argv, stdout_as_string=False, strip_newline_in_stdout=False))
 
     def show_diff(self, old: str | None, new: str, options: Sequence[str]) -> int:
         """Prints the diff the way git does, on a terminal coloured and in git's pager.

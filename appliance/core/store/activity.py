@@ -48,6 +48,17 @@ class ActivityStore:
             found = rows(connection, "SELECT * FROM hydrations WHERE id > ? ORDER BY id LIMIT 1000", last)
         return [_document(row) for row in found]
 
+    def counts(self, since: float, width: float) -> list[dict[str, Any]]:
+        """How many hydrations ended in each `width` seconds from `since` on: `{repo, slot, way, count}`."""
+        with self._database.reading() as connection:
+            return rows(
+                connection,
+                """SELECT repo, CAST((at - ?1) / ?2 AS INTEGER) AS slot, way, count(*) AS count FROM hydrations
+                   WHERE at >= ?1 GROUP BY 1, 2, 3""",
+                since,
+                width,
+            )
+
 
 def _document(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"at": rfc3339(row["at"])}

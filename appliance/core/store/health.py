@@ -82,6 +82,17 @@ class HealthStore:
             )
         return [row | {"started_at": rfc3339(row["started_at"]), "moved": json.loads(row["moved"])} for row in found]
 
+    def recent(self, repo: str, limit: int) -> list[tuple[float, float, str]]:
+        """The last refreshes of one repository, oldest first: when it began (Unix seconds), seconds it took, result."""
+        with self._database.reading() as connection:
+            found = rows(
+                connection,
+                "SELECT started_at, duration, result FROM refreshes WHERE repo = ? ORDER BY id DESC LIMIT ?",
+                repo,
+                limit,
+            )
+        return [(row["started_at"], row["duration"], row["result"]) for row in reversed(found)]
+
     def anchor_times(self, repo_id: int) -> dict[str, float]:
         """When each anchor ref of a mirror was first seen, Unix seconds."""
         with self._database.reading() as connection:

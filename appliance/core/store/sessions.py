@@ -87,6 +87,25 @@ class SessionStore:
             )
         return [row | {"kept": bool(row["kept"]), "archived": bool(row["archived"])} for row in found]
 
+    def page(self, repo: str | None, limit: int) -> list[dict[str, Any]]:
+        """The newest sessions as `all` has them, with the `subject` of their last turn."""
+        with self._database.reading() as connection:
+            found = rows(
+                connection,
+                f"""SELECT {_LISTED}, (SELECT subject FROM turns t WHERE t.repo = s.repo AND t.session = s.session
+                       AND t.turn = s.turns) AS subject
+                   FROM sessions s WHERE (?1 IS NULL OR repo = ?1) ORDER BY last_at DESC, session LIMIT ?2""",
+                repo,
+                limit,
+            )
+        return [row | {"kept": bool(row["kept"]), "archived": bool(row["archived"])} for row in found]
+
+    def count(self, repo: str | None) -> int:
+        """How many sessions there are."""
+        with self._database.reading() as connection:
+            [found] = rows(connection, "SELECT count(*) AS n FROM sessions WHERE (?1 IS NULL OR repo = ?1)", repo)
+        return int(found["n"])
+
     def matching(self, repo: str, prefix: str) -> list[dict[str, Any]]:
         """The session of that very name, else all that begin with it."""
         found = [row for row in self.all(repo) if row["session"].startswith(prefix)]

@@ -1,0 +1,1 @@
+"""The live view in a terminal: shows and asks. No git, no SQL."""

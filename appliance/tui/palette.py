@@ -1,0 +1,62 @@
+"""The command palette: every view, every repository, the themes; whatever the view itself can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from textual.binding import Binding
+from textual.command import DiscoveryHit, Hit, Hits, Provider
+
+from appliance.tui.screens.view import View
+from appliance.tui.themes import DARK, LIGHT, TERMINAL
+
+if TYPE_CHECKING:
+    from appliance.tui.app import Tui
+
+Command = tuple[str, str, Callable[[], object]]
+MOST = 50
+"""Repositories that one search offers."""
+
+
+class Commands(Provider):
+    """Searched by what is typed."""
+
+    def _general(self) -> Iterator[Command]:
+        app = cast("Tui", self.app)
+        for mode, title in (
+            ("repositories", "Repositories"),
+            ("sessions", "Sessions"),
+            ("activity", "Activity"),
+            ("health", "Health"),
+        ):
+            yield title, f"go to {title}", partial(app.action_go, mode)
+        if isinstance(self.screen, View):
+            for binding in self.screen.BINDINGS:
+                if isinstance(binding, Binding) and binding.show:
+                    run = partial(self.screen.run_action, binding.action)
+                    yield binding.description.capitalize(), f"here, by the key {binding.key.split(',')[0]}", run
+        for theme, word in ((DARK, "dark"), (LIGHT, "light"), (TERMINAL, "the terminal's own colours")):
+            yield f"Theme: {word}", "colours", partial(setattr, app, "theme", theme)
+        yield "Help", "every key", app.action_help
+        yield "Quit", "leave this view; serve goes on", app.exit
+
+    async def discover(self) -> Hits:
+        """What is offered before anything is typed."""
+        for title, text, run in self._general():
+            yield DiscoveryHit(title, run, help=text)
+
+    async def search(self, query: str) -> Hits:
+        """What matches."""
+        app, matcher = cast("Tui", self.app), self.matcher(query)
+        for title, text, run in self._general():
+            if (score := matcher.match(title)) > 0:
+                yield Hit(score, matcher.highlight(title), run, help=text)
+        found = 0
+        for name, view in app.model.repos.items():
+            if query.lower() in name.lower():
+                yield Hit(0.9, name, partial(app.open_repository, name), help=f"{view.state}, {view.repo.url}")
+                found += 1
+                if found == MOST:
+                    return

@@ -1,0 +1,66 @@
+"""Rows that screens show and that are not core's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.tui.deeds import seconds_of
+from appliance.tui.words import Piece
+
+
+@dataclass(frozen=True)
+class Session:
+    """One agent's line of recordings; times in Unix seconds. `document` is what commands know it by."""
+
+    repo: str
+    name: str
+    tip: str
+    base: str | None
+    turns: int
+    commits: int
+    files: int
+    insertions: int
+    deletions: int
+    first_at: float
+    last_at: float
+    client: str
+    kept: bool
+    archived: bool
+    bytes: int
+    subject: str
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Session:
+        """From a listing's document."""
+        return cls(
+            row["repo"], row["session"], row["tip"], row["base"], row["turns"], row["commits"], row["files_changed"],
+            row["insertions"], row["deletions"], seconds_of(row["first_at"]), seconds_of(row["last_at"]),
+            row["client"], row["kept"], row["archived"], row["bytes"], row["subject"] or "",
+        )  # fmt: skip
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """As `Sessions` takes one that was found."""
+        return {"repo": self.repo, "session": self.name, "tip": self.tip, "base": self.base}
+
+
+@dataclass(frozen=True)
+class DiffLine:
+    """One line of a diff: `mark` is `+`, `-`, `@` for a hunk's head, `!` for words about it, or a space."""
+
+    mark: str
+    old: int | None
+    new: int | None
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    found: str
+    mend: str

@@ -1,0 +1,132 @@
+"""What asks before something is done: a question, a place, a new repository. The safe answer has the focus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Button, Input, Label
+
+from appliance.core.units import parse_duration
+
+CANCEL = ""
+
+
+class Ask(ModalScreen[str]):
+    """A question with answers: (id, label) each. Ends with the id chosen, or with CANCEL, which has the focus."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "cancel", "cancel"),
+        Binding("left", "app.focus_previous", "before", show=False),
+        Binding("right", "app.focus_next", "next", show=False),
+    ]
+
+    def __init__(self, question: str, text: str, answers: Sequence[tuple[str, str]]) -> None:
+        super().__init__()
+        self._question = question
+        self._text = text
+        self._answers = answers
+
+    def compose(self) -> ComposeResult:
+        """Question, what follows from it, answers."""
+        with Vertical(classes="dialog"):
+            yield Label(self._question, classes="question", markup=False)
+            yield Label(self._text, classes="consequence", markup=False)
+            with Horizontal(classes="answers"):
+                yield Button("Cancel", id="cancel", compact=True)
+                for name, label in self._answers:
+                    yield Button(label, id=name, compact=True, classes="serious")
+
+    def on_mount(self) -> None:
+        """Nothing happens by a key pressed too often."""
+        self.query_one("#cancel").focus()
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        """An answer."""
+        self.dismiss(CANCEL if event.button.id == "cancel" else str(event.button.id))
+
+    def action_cancel(self) -> None:
+        """As if never asked."""
+        self.dismiss(CANCEL)
+
+
+class Form(ModalScreen[dict[str, str]]):
+    """Some fields: (name, label, value, placeholder) each. Ends with what was entered, or with nothing."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "cancel")]
+
+    def __init__(self, title: str, text: str, fields: Sequence[tuple[str, str, str, str]]) -> None:
+        super().__init__()
+        self._title_text = title
+        self._text = text
+        self._fields = fields
+
+    def compose(self) -> ComposeResult:
+        """Title, fields, what is wrong with them."""
+        with Vertical(classes="dialog"):
+            yield Label(self._title_text, classes="question", markup=False)
+            yield Label(self._text, classes="consequence", markup=False)
+            for name, label, value, placeholder in self._fields:
+                with Horizontal(classes="field"):
+                    yield Label(label, classes="label")
+                    yield Input(value, placeholder=placeholder, id=name, compact=True)
+            yield Label("", id="wrong", markup=False)
+            yield Label("enter goes on · tab to the next field · escape leaves", classes="hint")
+
+    def check(self, entered: dict[str, str]) -> str | None:
+        """What is wrong with it, or None."""
+        return None if entered[self._fields[0][0]] else f"{self._fields[0][1]} is needed"
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Takes it, when it may be so."""
+        entered = {name: self.query_one(f"#{name}", Input).value.strip() for name, *_ in self._fields}
+        wrong = self.check(entered)
+        if wrong is None:
+            self.dismiss(entered)
+        else:
+            self.query_one("#wrong", Label).update(wrong)
+
+    def action_cancel(self) -> None:
+        """Leaves everything as it is."""
+        self.dismiss({})
+
+
+class AddRepo(Form):
+    """What `add-repo` takes."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Add a repository",
+            "Its first clone begins at once, behind this view.",
+            [
+                ("url", "URL", "", "https://github.com/OWNER/REPO"),
+                ("name", "name", "", "OWNER/REPO; the last two parts of the URL"),
+                ("branch", "branch", "", "the upstream's HEAD"),
+                ("interval", "interval", "", "30s, 5m; as the config has it"),
+            ],
+        )
+
+    def check(self, entered: dict[str, str]) -> str | None:
+        """The interval is a duration; the rest is checked by whoever registers."""
+        try:
+            if entered["interval"] and parse_duration(entered["interval"]) < 1:
+                return "the interval is less than 1s"
+        except ValueError as error:
+            return f"the interval is not {error}"
+        return super().check(entered)
+
+    @staticmethod
+    def arguments(entered: dict[str, str]) -> dict[str, Any]:
+        """As `Appliance.add` takes them; does not wait for the clone."""
+        return {
+            "url": entered["url"],
+            "name": entered["name"] or None,
+            "branch": entered["branch"] or None,
+            "interval": parse_duration(entered["interval"]) if entered["interval"] else None,
+            "allow_local": False,
+            "wait": False,
+        }

@@ -1,0 +1,225 @@
+"""What an agent changed: the files, and the diff of each, of a whole session or of one turn of it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container
+
+from appliance.core.models import FileChange, Turn
+from appliance.tui.diffs import diff_lines
+from appliance.tui.messages import DiffRead, FilesRead, ReadFailed, TurnsRead
+from appliance.tui.rows import Session
+from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
+from appliance.tui.screens.view import SERVE, WIDE
+from appliance.tui.widgets.diffview import DiffView
+from appliance.tui.widgets.lines import Lines
+from appliance.tui.widgets.listing import Column, Listing
+from appliance.tui.words import Cell, Piece, cell, count, signed
+
+LIMIT = 512 * 2**10
+"""Bytes of one file's diff that are shown."""
+
+
+class Diff(SessionActions):
+    """The diff of `session`; `turn` None is all of it."""
+
+    here = "sessions"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q", "back", "back"),
+        Binding("n", "file(1)", "next file"),
+        Binding("N,p", "file(-1)", "file before", show=False),
+        Binding("right_square_bracket", "turn(1)", "next turn", tooltip="what the next turn changed"),
+        Binding("left_square_bracket", "turn(-1)", "turn before", show=False, tooltip="what the turn before changed"),
+        Binding("w", "whole", "whole", tooltip="what the whole session changed"),
+        Binding("tab", "app.focus_next", "files", show=False, tooltip="to the list of files, and back"),
+        *SESSION_KEYS,
+    ]
+
+    def __init__(self, session: Session, turn: int | None = None) -> None:
+        super().__init__()
+        self._session = session
+        self._turn = turn
+        self._turns: list[Turn] = []
+        self._files: list[FileChange] | None = None
+
+    @property
+    def session(self) -> Session:
+        """The one that is shown."""
+        return self._session
+
+    @property
+    def turn(self) -> int | None:
+        """Its turn, None for all of it."""
+        return self._turn
+
+    def body(self) -> ComposeResult:
+        """What this is, the files, the diff of the chosen one."""
+        yield Lines(id="title")
+        with Container(id="halves"):
+            files: Listing[FileChange] = Listing(
+                [
+                    Column("FILE", self._path, 12, 0, grows=True, tail=True),
+                    Column("ADDED", lambda file: cell(_number("+", file.insertions, file), "good"), 6, 0, right=True),
+                    Column("GONE", lambda file: cell(_number("-", file.deletions, file), "minus"), 6, 0, right=True),
+                ],
+                lambda file: file.path,
+                empty="reading…",
+                id="list",
+            )
+            yield files
+            yield DiffView(id="diff")
+
+    @property
+    def files(self) -> Listing[FileChange]:
+        """The files."""
+        return self.query_one("#list", Listing)
+
+    def on_mount(self) -> None:
+        """Its text has the keys."""
+        self.query_one(DiffView).focus()
+
+    def reread(self) -> None:
+        """The turns, and the files unless they are there."""
+        self._read_turns()
+        if self._files is None:
+            self._read()
+
+    def take(self, news: frozenset[str]) -> None:
+        """Shows what changed."""
+        super().take(news)
+        if SERVE in news:
+            self._say()
+
+    def happened(self, events: list[dict[str, Any]]) -> None:
+        """Another turn of this very session."""
+        mine = (self._session.repo, self._session.name)
+        if any(event["event"] == "recorded" and (event["repo"], event["session"]) == mine for event in events):
+            self.tui.soon(self._read_turns)
+
+    def on_turns_read(self, message: TurnsRead) -> None:
+        """How many turns there are."""
+        grew = bool(self._turns) and len(message.turns) > len(self._turns)
+        self._turns = message.turns
+        if grew and self._turn is None:
+            self._read()
+        self._say()
+
+    def on_files_read(self, message: FilesRead) -> None:
+        """The files, unless another turn was chosen meanwhile."""
+        if message.turn != self._turn:
+            return
+        self._files = message.files
+        self.files.empty = "no file differs"
+        self.files.show(message.files)
+        self._fit_files()
+        if not message.files:
+            self.query_one(DiffView).show([], "Nothing differs: the turn changed no file.")
+        self._say()
+        self._read_file()
+
+    def on_resize(self) -> None:
+        """The list of files stands beside the diff, or above it."""
+        super().on_resize()
+        self._fit_files()
+
+    def _fit_files(self) -> None:
+        beside = self.size.width >= WIDE
+        self.files.styles.height = "1fr" if beside else min(len(self._files or ()), 6) + 2
+
+    def on_diff_read(self, message: DiffRead) -> None:
+        """The diff of the file, unless another was chosen meanwhile."""
+        row = self.files.row
+        if row is not None and (message.turn, message.path) == (self._turn, row.path):
+            said = "binary: nothing to show" if row.binary else "no line differs: its mode changed, or it was renamed"
+            self.query_one(DiffView).show(message.lines, said)
+            self.query_one(DiffView).set_class(message.cut, "-cut")
+
+    def cannot_read(self, message: ReadFailed) -> None:
+        """The commit may be gone with its session."""
+        self.query_one(DiffView).show([], f"{message.error.message} {message.error.hint}".strip())
+        self.files.empty = ""
+        self.files.show([])
+
+    def on_listing_moved(self, event: Listing.Moved) -> None:
+        """Another file."""
+        self._read_file()
+
+    def on_listing_chosen(self, event: Listing.Chosen) -> None:
+        """To its diff."""
+        self.query_one(DiffView).focus()
+
+    def action_file(self, by: int) -> None:
+        """The next file, or the one before."""
+        self.files.action_move(by)
+
+    def action_turn(self, by: int) -> None:
+        """One turn on, or back; from the whole session to its first or last turn."""
+        last = len(self._turns)
+        if last:
+            here = self._turn if self._turn is not None else 0 if by > 0 else last + 1
+            self._choose(max(1, min(last, here + by)))
+
+    def action_whole(self) -> None:
+        """The whole session again."""
+        self._choose(None)
+
+    def focus_body(self) -> None:
+        """Back to the diff."""
+        self.query_one(DiffView).focus()
+
+    def _choose(self, turn: int | None) -> None:
+        if turn != self._turn:
+            self._turn = turn
+            self._read()
+            self._say()
+
+    def _read_turns(self) -> None:
+        session, overview = self._session, self.tui.overview
+        repo, name = session.repo, session.name
+        self.tui.reader.read("turns of a diff", self, lambda: TurnsRead(repo, name, overview.turns(repo, name)))
+
+    def _read(self) -> None:
+        session, turn, sessions = self._session, self._turn, self.tui.sessions
+        self.tui.reader.read(
+            "files", self, lambda: FilesRead(turn, sessions.files(session.document, turn)), failed=self.cannot_read
+        )
+
+    def _read_file(self) -> None:
+        row, session, turn, sessions = self.files.row, self._session, self._turn, self.tui.sessions
+        if row is None:
+            return
+
+        def work() -> DiffRead:
+            text, cut = sessions.file_diff(session.document, turn, row, LIMIT)
+            return DiffRead(turn, row.path, diff_lines(text, row.path), cut)
+
+        self.tui.reader.read("diff", self, work, failed=self.cannot_read)
+
+    def _say(self) -> None:
+        session, turns = self._session, self._turns
+        left: list[Piece] = [(f" {session.name}", "strong"), (f" in {session.repo}  ", "dim")]
+        if self._turn is None:
+            which = f"{'all ' if len(turns) > 1 else ''}{count(len(turns) or session.turns, 'turn')}  "
+        else:
+            which = f"turn {self._turn} of {len(turns)}  "
+            if self._turn <= len(turns):
+                left.append((turns[self._turn - 1].subject, ""))
+        right: Cell = ((which, "accent"),)
+        if self._files is not None:
+            added, gone = sum(file.insertions for file in self._files), sum(file.deletions for file in self._files)
+            said = count(len(self._files), "file")
+            right += (f"{said}  ", ""), (f"{signed('+', added)} ", "good"), (f"{signed('-', gone)} ", "minus")
+        self.query_one("#title", Lines).show((tuple(left), right))
+
+    @staticmethod
+    def _path(file: FileChange) -> Cell:
+        directory, slash, name = file.path.rpartition("/")
+        was = f"  was {file.before}" if file.before != file.path else ""
+        return (directory + slash, "dim"), (name, ""), (was, "dim")
+
+
+def _number(sign: str, number: int, file: FileChange) -> str:
+    return ("binary" if sign == "+" else "") if file.binary else signed(sign, number)

@@ -1,0 +1,192 @@
+"""How the appliance itself is: listeners, guests, cache, disk, and what to mend."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+
+from appliance.core.overview import Disk
+from appliance.tui.messages import DiskRead, HealthRead
+from appliance.tui.rows import Check
+from appliance.tui.screens.view import SERVE, TIME, View
+from appliance.tui.widgets.lines import Line, Lines
+from appliance.tui.widgets.listing import Column, Listing
+from appliance.tui.words import Cell, bar, cell, count, percent, size
+
+LISTENERS = (("git", "git"), ("http", "HTTP"), ("admin", "admin"))
+BAR = 20
+
+
+class Health(View):
+    """Listeners, guests, cache, disk; below them every check of `doctor`."""
+
+    here = "health"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("r", "check", "check again", tooltip="look at everything again, as doctor does"),
+        Binding("escape", "back", "back", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._disk: Disk | None = None
+        self._checks: list[Check] = []
+        self._beat = 0
+
+    def body(self) -> ComposeResult:
+        """Figures, checks, what to do about the chosen one."""
+        yield Lines(id="figures")
+        columns = [
+            Column("CHECK", lambda check: cell(check.name, "strong"), 16, 0, 18),
+            Column("", self._verdict, 6, 0),
+            Column("FOUND", lambda check: cell(check.found), 20, 0, grows=True),
+        ]
+        listing: Listing[Check] = Listing(columns, lambda check: check.name, empty="looking…", id="list")
+        yield listing
+        yield Lines(id="mend")
+
+    @staticmethod
+    def _verdict(check: Check) -> Cell:
+        return cell("● ok", "good") if check.ok else cell("✗ mend", "bad")
+
+    @property
+    def listing(self) -> Listing[Check]:
+        """The checks."""
+        return self.query_one("#list", Listing)
+
+    def on_mount(self) -> None:
+        """Looks."""
+        self.listing.focus()
+
+    def reread(self) -> None:
+        """Looks again: it may have been mended."""
+        self.action_check()
+        self._read_disk()
+
+    def take(self, news: frozenset[str]) -> None:
+        """Shows what changed; the disk is looked at every five seconds."""
+        super().take(news)
+        if TIME in news:
+            self._beat += 1
+            if self._beat % 5 == 0:
+                self._read_disk()
+        if {SERVE, TIME} & news:
+            self._tell()
+
+    def on_health_read(self, message: HealthRead) -> None:
+        """Checks."""
+        self._checks = message.checks
+        self._arrange()
+
+    def on_disk_read(self, message: DiskRead) -> None:
+        """The disk."""
+        self._disk = message.disk
+        self._tell()
+
+    def on_listing_moved(self, event: Listing.Moved) -> None:
+        """What to do about another one."""
+        self._advise()
+
+    def action_check(self) -> None:
+        """Looks at everything again."""
+        appliance = self.tui.appliance
+
+        def work() -> HealthRead:
+            from appliance.core.doctor import examine
+
+            return HealthRead([Check(each.name, each.ok, each.found, each.mend) for each in examine(appliance)])
+
+        self.tui.reader.read("health", self, work)
+
+    def focus_body(self) -> None:
+        """Back to the checks."""
+        self.listing.focus()
+
+    def _read_disk(self) -> None:
+        overview = self.tui.overview
+        self.tui.reader.read("disk", self, lambda: DiskRead(overview.disk()))
+
+    def _arrange(self) -> None:
+        pulse = self.model.pulse or {}
+        warnings = [
+            Check(f"warning {number}", False, text, "mend what it names, then restart serve")
+            for number, text in enumerate(pulse.get("warnings", ()), 1)
+        ]
+        rows = [*warnings, *(check for check in self._checks if not check.ok), *(c for c in self._checks if c.ok)]
+        if rows != list(self.listing.rows):
+            self.listing.show(rows)
+        self._advise()
+
+    def _advise(self) -> None:
+        check = self.listing.row
+        bad = sum(not row.ok for row in self.listing.rows)
+        if check is None:
+            self.query_one("#mend", Lines).show()
+            return
+        said = (f" {check.name}: {check.found}", "") if check.ok else (f" to mend it: {check.mend}", "warn")
+        word = f"{count(bad, 'thing')} to mend " if bad else "nothing to mend "
+        second = cell("" if check.ok else f" {check.found}", "dim")
+        self.query_one("#mend", Lines).show(((said,), ()), (second, cell(word, "bad" if bad else "good")))
+
+    def _tell(self) -> None:
+        pulse = self.model.pulse
+        lines = [*self._listeners(pulse), *self._cache(pulse), *self._space()]
+        self.query_one("#figures", Lines).show(*lines)
+        if pulse is not None or self.model.looked:
+            self._arrange()
+
+    def _listeners(self, pulse: dict[str, Any] | None) -> list[Line]:
+        if pulse is None:
+            said = "serve is not running: guests are refused, nothing is refreshed" if self.model.looked else "looking…"
+            serve = self.tui.appliance.config.serve
+            addresses = {"git": serve.git, "http": serve.http, "admin": serve.admin}
+            closed = [
+                (cell(f" ○ {word:<6} {addresses[name] or 'off'}", "dim"), cell("not listening ", "dim"))
+                for name, word in LISTENERS
+            ]
+            return [*closed, (cell(f" ○ {said}", "warn"), ()), ((), ()), ((), ())]
+        connections = pulse["connections"]
+        lines: list[Line] = []
+        for name, word in LISTENERS:
+            url = pulse[name]
+            if url is None:
+                lines.append((((f" ◇ {word:<6} ", "dim"), ("off", "dim")), ()))
+                continue
+            guests = connections.get(name, 0)
+            lines.append((((f" ● {word:<6} ", "good"), (url, "")), cell(f"{count(guests, 'connection')} ")))
+        most = pulse["max_clients"]
+        pushes = pulse["pushes"]
+        clients: Cell = (
+            ("   guests ", ""), (bar(pulse["clients"], most, BAR), "accent"),
+            (f" {pulse['clients']:,} of {most:,} at once", ""),
+        )  # fmt: skip
+        said = f"   pushes {pushes['accepted']:,} let in, {pushes['rejected']:,} refused"
+        return [*lines, (clients, ()), (cell(said), ())]
+
+    def _cache(self, pulse: dict[str, Any] | None) -> list[Line]:
+        if pulse is None:
+            return []
+        cache = pulse["cache"]
+        warm = cache["hits"] + cache["joined"]
+        left: Cell = (
+            ("   cache  ", ""), (bar(cache["bytes"], cache["budget"], BAR), "accent"),
+            (f" {size(cache['bytes'])} of {size(cache['budget'])}", ""),
+        )  # fmt: skip
+        ratio = f"{percent(warm, warm + cache['misses'])} hits of {count(warm + cache['misses'], 'fetch', 'fetches')} "
+        return [(left, cell(ratio))]
+
+    def _space(self) -> list[Line]:
+        disk = self._disk
+        if disk is None:
+            return [(cell("   disk   reading…", "dim"), ())]
+        used = disk.total - disk.free
+        tight = disk.free < disk.total // 20
+        left: Cell = (
+            ("   disk   ", ""), (bar(used, disk.total, BAR), "bad" if tight else "accent"),
+            (f" {size(disk.free)} free of {size(disk.total)}", "bad" if tight else ""),
+        )  # fmt: skip
+        return [
+            (left, ()),
+            (cell(f"          mirrors {size(disk.mirrors)}, recorded {size(disk.recorded)}", "dim"), ()),
+        ]

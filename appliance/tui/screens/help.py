@@ -1,0 +1,67 @@
+"""Every key of every view; what holds here comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Label
+
+from appliance.tui.widgets.keys import key_names
+from appliance.tui.widgets.listing import Column, Listing
+from appliance.tui.words import cell
+
+
+@dataclass(frozen=True)
+class HelpLine:
+    """A key and what it does; a heading has no key."""
+
+    number: int
+    key: str
+    text: str
+
+
+def help_lines(sections: list[tuple[str, list[BindingType]]]) -> Iterator[HelpLine]:
+    """Headings and keys."""
+    number = 0
+    for title, bindings in sections:
+        yield HelpLine(number, "", title)
+        number += 1
+        for binding in bindings:
+            if isinstance(binding, Binding):
+                yield HelpLine(number, key_names(binding.key), binding.tooltip or binding.description)
+                number += 1
+
+
+class Help(ModalScreen[None]):
+    """A list of them, scrolled by the same keys as any list."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,q", "dismiss", "close")]
+
+    def __init__(self, sections: list[tuple[str, list[BindingType]]]) -> None:
+        super().__init__()
+        self._sections = sections
+
+    def compose(self) -> ComposeResult:
+        """The list."""
+        with Vertical(classes="dialog help"):
+            listing: Listing[HelpLine] = Listing(
+                [
+                    Column("KEY", lambda line: cell(line.key, "accent"), 14, 0),
+                    Column("DOES", lambda line: cell(line.text, "" if line.key else "strong"), 20, 0, grows=True),
+                ],
+                lambda line: line.number,
+            )
+            yield listing
+            yield Label("escape closes", classes="hint")
+
+    def on_mount(self) -> None:
+        """Fills it."""
+        listing = self.query_one(Listing)
+        listing.focus()
+        listing.show(list(help_lines(self._sections)))

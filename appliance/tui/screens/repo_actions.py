@@ -1,0 +1,104 @@
+"""What can be done to a repository, from the list of them and from the view of one."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.binding import Binding, BindingType
+
+from appliance.core.overview import RepoView
+from appliance.tui.screens.dialogs import CANCEL, AddRepo, Ask
+from appliance.tui.screens.view import View
+from appliance.tui.words import count
+
+REPO_KEYS: list[BindingType] = [
+    Binding("r", "refresh", "refresh", tooltip="look at its upstream now"),
+    Binding("a", "add", "add", tooltip="add a repository"),
+    Binding("y", "copy_clone", "copy", tooltip="copy the line that clones it"),
+    Binding("d", "switch", "off/on", tooltip="disable it, or enable it; deletes nothing"),
+    Binding("D", "remove", "remove", tooltip="remove it; asks first"),
+    Binding("R", "refresh_all", "refresh all", show=False, tooltip="look at every upstream now"),
+]
+
+
+class RepoActions(View):
+    """Actions on `chosen`."""
+
+    KEYS: ClassVar[list[BindingType]] = REPO_KEYS
+
+    @property
+    def chosen(self) -> RepoView | None:
+        """The repository that keys act on."""
+        raise NotImplementedError
+
+    def action_refresh(self) -> None:
+        """Looks at the upstream now."""
+        if (view := self.chosen) and self.may_write():
+            self.tui.refresh_repos([view.repo.name])
+
+    def action_refresh_all(self) -> None:
+        """Looks at every upstream now."""
+        if self.may_write():
+            self.tui.refresh_repos([])
+
+    def action_switch(self) -> None:
+        """Disables or enables."""
+        if not (view := self.chosen) or not self.may_write():
+            return
+        name, enabled = view.repo.name, not view.repo.enabled
+        appliance = self.tui.appliance
+
+        def work() -> str:
+            appliance.set_enabled(name, enabled)
+            return f"{name} is {'enabled' if enabled else 'disabled; nothing of it was deleted'}"
+
+        self.tui.reader.act(f"{'enable' if enabled else 'disable'} {name}", work)
+
+    def action_add(self) -> None:
+        """Asks for a URL, and registers it."""
+        if not self.may_write():
+            return
+
+        def add(entered: dict[str, str] | None) -> None:
+            if entered:
+                appliance = self.tui.appliance
+
+                def work() -> str:
+                    added = appliance.add(AddRepo.arguments(entered))
+                    return f"{added['name']} is registered ({added['state']})"
+
+                self.tui.reader.act(f"add {entered['url']}", work)
+
+        self.app.push_screen(AddRepo(), add)
+
+    def action_remove(self) -> None:
+        """Asks, and unregisters."""
+        if not (view := self.chosen) or not self.may_write():
+            return
+        name, sessions = view.repo.name, view.health.sessions
+        appliance = self.tui.appliance
+
+        def remove(answer: str | None) -> None:
+            if not answer or answer == CANCEL:
+                return
+
+            def work() -> str:
+                appliance.remove(name, purge=answer == "purge")
+                return f"{name} is removed{' and its mirror deleted' if answer == 'purge' else '; its mirror stays'}"
+
+            self.tui.reader.act(f"remove {name}", work)
+
+        recorded = f", with the {count(sessions, 'session')} recorded in it" if sessions else ""
+        self.app.push_screen(
+            Ask(
+                f"Remove {name}?",
+                f"It is refreshed and served no longer. Its mirror stays on disk, unless you delete it too{recorded}.",
+                [("remove", "Remove"), ("purge", "Remove and delete")],
+            ),
+            remove,
+        )
+
+    def action_copy_clone(self) -> None:
+        """Copies what a guest types."""
+        if view := self.chosen:
+            self.tui.copy(self.tui.clone_line(view.repo.name))

@@ -1,0 +1,107 @@
+"""The columns of the start screen, and the lines that say why a repository is as it is."""
+
+from __future__ import annotations
+
+from appliance.core.models import State
+from appliance.core.overview import RepoView
+from appliance.tui.model import Model
+from appliance.tui.widgets.lines import Line
+from appliance.tui.widgets.listing import Column
+from appliance.tui.words import STATES, Cell, cell, count, lags, percent, size, span, spark, state_cell, wrapped
+
+BEHIND = (State.FAILING, State.STALE)
+SPARK = 8
+
+
+class RepoColumns:
+    """What the columns say of a repository, from what is known now; `stale_after` is a full bar of the trend."""
+
+    def __init__(self, model: Model, stale_after: float) -> None:
+        self.model = model
+        self._stale_after = stale_after
+
+    def all(self) -> list[Column[RepoView]]:
+        """In the order in which they stand."""
+        return [
+            Column("REPOSITORY", self._title, 20, 0, 34, grows=True, tail=True),
+            Column("STATE", lambda view: state_cell(view.state), 10, 0),
+            Column("LAG", self._lag, 6, 1, right=True),
+            Column("TREND", self._trend, SPARK, 4),
+            Column("BRANCH", lambda view: cell(view.branch or "", "dim"), 6, 7, 14),
+            Column("TIP", self._subject, 16, 5, 40, grows=True),
+            Column("AGE", self._age, 6, 6, right=True),
+            Column("CHECKED", self._checked, 7, 8, right=True),
+            Column("SIZE", lambda view: cell(size(view.health.size) if view.health.cloned else ""), 8, 3, right=True),
+            Column("SESS", self._sessions, 5, 2, right=True),
+            Column("HYD/MIN", self._rate, 7, 3, right=True),
+            Column("HITS", self._hits, 4, 4, right=True),
+        ]  # fmt: skip
+
+    def _title(self, view: RepoView) -> Cell:
+        owner, slash, name = view.repo.name.rpartition("/")
+        return (owner + slash, "dim"), (name, "strong")
+
+    def _lag(self, view: RepoView) -> Cell:
+        lag = self.model.lag(view)
+        return cell("" if lag is None else span(lag), STATES[view.state][1] if view.state in BEHIND else "")
+
+    def _trend(self, view: RepoView) -> Cell:
+        recent = self.model.recent.get(view.repo.name)
+        tone = STATES[view.state][1]
+        limit = self._stale_after
+        return cell(spark(lags(recent), limit, SPARK) if recent else "", tone)
+
+    def _subject(self, view: RepoView) -> Cell:
+        tip = self.model.tip(view)
+        return cell(tip.subject if tip else "")
+
+    def _age(self, view: RepoView) -> Cell:
+        tip = self.model.tip(view)
+        return cell(span(self.model.clock() - tip.at) if tip else "", "dim")
+
+    def _checked(self, view: RepoView) -> Cell:
+        checked = view.health.checked_at
+        return cell(span(self.model.clock() - checked) if checked else "", "dim")
+
+    def _sessions(self, view: RepoView) -> Cell:
+        return cell(f"{view.health.sessions:,}" if view.health.sessions else "")
+
+    def _rate(self, view: RepoView) -> Cell:
+        rate = self.model.rates.per_minute(view.repo.name, self.model.clock())
+        return cell(f"{rate:,}" if rate else "", "accent")
+
+    def _hits(self, view: RepoView) -> Cell:
+        warm, counted = self.model.rates.hits(view.repo.name)
+        return cell(percent(warm, counted) if counted else "")
+
+
+def explain(view: RepoView, lag: float | None, now: float, width: int) -> list[Line]:
+    """Why a repository is as it is, in at most four lines: state, reason, what to do or where it comes from.
+
+    `lag` and `now` are seconds, `width` columns.
+    """
+    health, state = view.health, view.state
+    shape, tone = STATES[state]
+    behind = "never cloned" if lag is None else f"behind for {span(lag)}"
+    said = {
+        State.FAILING: f"{behind}, {count(health.failures, 'failure')} in a row",
+        State.STALE: f"not verified for {span(lag)}",
+        State.CLONING: "its first clone is under way",
+        State.NEW: "registered, its first clone has not begun",
+        State.FRESH: f"equal to its upstream {span(lag)} ago",
+        State.DISABLED: "neither refreshed nor served, and kept as it is",
+    }[state]
+    due = f"looked at every {span(view.interval)} "
+    if not view.repo.enabled:
+        due = "d enables it "
+    elif health.failures:
+        due = f"next try in {span(health.next_due - now)} " if health.next_due > now else "a try is due "
+    first: Cell = ((f" {shape} {view.repo.name} ", tone), (f"is {state}: {said}", ""))
+    lines: list[Line] = [(first, cell(due, "dim"))]
+    if health.last_error:
+        word = f"{view.word}: " if view.word and view.word != health.last_error else ""
+        said_by_git = wrapped(word + health.last_error, width - 4, 1 if view.hint else 2)
+        lines += [(cell(f"   {line}"), ()) for line in said_by_git]
+        lines += [(cell(f"   {line}", "warn"), ()) for line in wrapped(view.hint or "", width - 4, 2) if line]
+    lines.append((cell(f"   {view.repo.url}", "dim"), ()))
+    return lines[:4]

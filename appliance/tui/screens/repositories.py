@@ -1,0 +1,174 @@
+"""The start: every repository, the ones in trouble first, and why the chosen one is as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+
+from appliance.core.overview import RepoView
+from appliance.tui.model import EVERY
+from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
+from appliance.tui.screens.repo_columns import BEHIND, RepoColumns, explain
+from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME
+from appliance.tui.widgets.lines import Lines
+from appliance.tui.widgets.listing import Listing
+from appliance.tui.words import STATES, Piece, cell, percent
+
+ORDER = list(STATES)
+
+
+class Repositories(RepoActions):
+    """Every repository."""
+
+    here = "repositories"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "open", tooltip="open the view of one repository"),
+        Binding("b", "behind", "behind", tooltip="to what is behind, the worst first, and why"),
+        Binding("slash", "filter", "filter", tooltip="filter by name, state, branch"),
+        *REPO_KEYS,
+        Binding("s", "sort", "sort", tooltip="another order: state, name, lag, size, …"),
+        Binding("escape", "back", "drop the filter", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sorting = 0
+
+    def body(self) -> ComposeResult:
+        """A summary, the list, the reason."""
+        yield Lines(id="summary")
+        columns = RepoColumns(self.model, self.tui.appliance.config.refresh.stale_after).all()
+        listing: Listing[RepoView] = Listing(columns, lambda view: view.repo.name, empty="reading…", id="list")
+        yield listing
+        yield Lines(id="why")
+
+    @property
+    def listing(self) -> Listing[RepoView]:
+        """The list."""
+        return self.query_one("#list", Listing)
+
+    def on_mount(self) -> None:
+        """The list has the keys."""
+        self.listing.focus()
+
+    def take(self, news: frozenset[str]) -> None:
+        """Shows what changed."""
+        super().take(news)
+        if REPOS in news:
+            self._arrange()
+        elif {TIME, RATES} & news:
+            self.listing.touch()
+        if {REPOS, TIME, RATES, SERVE} & news:
+            self._summarise()
+            self._explain()
+        if REPOS in news:
+            self.tui.look_at(self.listing.visible_rows())
+
+    def reread(self) -> None:
+        """What is read of the visible rows alone."""
+        self.tui.look_at(self.listing.visible_rows())
+
+    def filtered(self) -> None:
+        """Other rows match."""
+        self._arrange()
+        self._summarise()
+
+    def focus_body(self) -> None:
+        """Back to the list."""
+        self.listing.focus()
+
+    def on_listing_moved(self, event: Listing.Moved) -> None:
+        """Says why the row is as it is."""
+        self._explain()
+        self.tui.look_at(self.listing.visible_rows())
+
+    @property
+    def chosen(self) -> RepoView | None:
+        """The row with the cursor."""
+        return self.listing.row
+
+    def on_listing_chosen(self, event: Listing.Chosen) -> None:
+        """Opens the view of one."""
+        self.tui.open_repository(event.row.repo.name)
+
+    def action_sort(self) -> None:
+        """The next order."""
+        self._sorting = (self._sorting + 1) % len(self._orders())
+        self._arrange()
+        self._summarise()
+
+    def action_behind(self) -> None:
+        """To the worst that is behind; again: to the next one."""
+        behind = sorted((view for view in self.model.repos.values() if view.state in BEHIND), key=self._badness)
+        if not behind:
+            self.notify("Nothing is behind.", markup=False)
+            return
+        names = [view.repo.name for view in behind]
+        chosen = self.listing.row.repo.name if self.listing.row else ""
+        following = names[(names.index(chosen) + 1) % len(names)] if chosen in names else names[0]
+        if not self.listing.select(following):
+            self.action_back()
+            self.listing.select(following)
+
+    # Order
+
+    def _orders(self) -> list[tuple[str, Callable[[RepoView], Any]]]:
+        model = self.model
+        return [
+            ("state", self._badness),
+            ("name", lambda view: view.repo.name),
+            ("lag", lambda view: -(model.lag(view) or 0)),
+            ("size", lambda view: -view.health.size),
+            ("sessions", lambda view: -view.health.sessions),
+            ("hydrations", lambda view: -model.rates.per_minute(view.repo.name, model.clock())),
+        ]
+
+    @staticmethod
+    def _badness(view: RepoView) -> tuple[int, float, str]:
+        verified = view.health.verified_at or 0.0
+        return ORDER.index(view.state), verified if view.state in BEHIND else 0.0, view.repo.name
+
+    def _arrange(self) -> None:
+        model = self.model
+        words = self.filter_words.lower().split()
+        found = [
+            view
+            for view in model.repos.values()
+            if all(word in f"{view.repo.name} {view.state} {view.branch}".lower() for word in words)
+        ]
+        found.sort(key=lambda view: view.repo.name)
+        found.sort(key=self._orders()[self._sorting][1])
+        self.listing.empty = self._nothing()
+        self.listing.show(found)
+
+    def _nothing(self) -> str:
+        if self.filter_words and self.model.repos:
+            return f"No repository matches {self.filter_words}. Escape drops the filter."
+        if "repos" in self.model.troubles:
+            return "Nothing can be read; the line below says why."
+        way = "the key a adds one" if self.model.serving else "gitmirror.pyz add-repo URL"
+        return f"No repository is registered yet: {way}" if self.model.read else "reading…"
+
+    # The lines above and below
+
+    def _summarise(self) -> None:
+        model = self.model
+        counts = model.counts()
+        left: list[Piece] = [(" ", "")]
+        for state, (shape, tone) in STATES.items():
+            if number := counts.get(state):
+                left.append((f"{shape} {number:,} {state}  ", tone))
+        warm, all_counted = model.rates.hits(EVERY)
+        rate = f"{model.rates.per_minute(EVERY, model.clock()):,} hyd/min, {percent(warm, all_counted)} hits  "
+        order = f"by {self._orders()[self._sorting][0]} "
+        summary = self.query_one("#summary", Lines)
+        room = summary.size.width - sum(len(text) for text, _ in left)
+        summary.show((tuple(left), cell(rate + order if len(rate + order) < room else order, "dim")))
+
+    def _explain(self) -> None:
+        view = self.listing.row
+        why = self.query_one("#why", Lines)
+        why.show(*(explain(view, self.model.lag(view), self.model.clock(), why.size.width) if view else ()))

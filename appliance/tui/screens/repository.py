@@ -1,0 +1,237 @@
+"""One repository: how it is and why, its refreshes as a plot, what moved and when, refs, hydrations, sessions."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+
+from appliance.core.models import RefText
+from appliance.core.overview import RepoView
+from appliance.tui.deeds import Deed, Deeds
+from appliance.tui.messages import HydrationsRead, ReadFailed, RefreshesRead, RefsRead, SessionsRead
+from appliance.tui.rows import Session
+from appliance.tui.screens.activity import deed_columns
+from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
+from appliance.tui.screens.repo_columns import explain
+from appliance.tui.screens.sessions import SessionColumns
+from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME
+from appliance.tui.sessionbook import SessionBook
+from appliance.tui.widgets.lines import Line, Lines
+from appliance.tui.widgets.listing import Column, Listing
+from appliance.tui.widgets.plot import Plot
+from appliance.tui.words import Cell, Piece, cell, count, percent, size, span
+
+TABS = ("refreshes", "refs", "hydrations", "sessions")
+SOURCES = {"config": "config", "cli": "command line"}
+READ = 500
+
+
+class Repository(RepoActions):
+    """The one of that name."""
+
+    here = "repositories"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "back", "back"),
+        Binding("tab,right", "tab(1)", "next list", tooltip="refreshes, refs, hydrations, sessions"),
+        Binding("shift+tab,left", "tab(-1)", "list before", show=False),
+        Binding("u", "quiet", "unchanged too", tooltip="refreshes that moved nothing too, or not"),
+        *REPO_KEYS,
+    ]
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.repo = name
+        self.book = SessionBook(name)
+        self._tab = 0
+        self._quiet = False
+        self._refreshes: list[dict[str, Any]] = []
+        self._recent: list[tuple[float, float, str]] = []
+        self._hydrations = Deeds()
+
+    def body(self) -> ComposeResult:
+        """What is known, the plot, four lists of which one is shown."""
+        yield Lines(id="why")
+        yield Lines(id="facts")
+        yield Plot(id="plot")
+        yield Lines(id="tabs")
+        columns = deed_columns(with_repo=False)
+        sessions = SessionColumns(self.model.clock).all(with_repo=False)
+        refreshes, hydrations = columns[:1] + columns[2:4] + columns[5:6], columns[:1] + columns[2:]
+        lists: tuple[Listing[Any], ...] = (
+            Listing(refreshes, lambda row: row.key, empty="reading…", id="refreshes"),
+            Listing(self._ref_columns(), lambda row: row.ref, empty="reading…", id="refs"),
+            Listing(hydrations, lambda row: row.key, empty="reading…", id="hydrations"),
+            Listing(sessions, lambda row: row.name, empty="reading…", id="sessions"),
+        )
+        for listing in lists:
+            listing.display = listing.id == TABS[0]
+            yield listing
+
+    def _ref_columns(self) -> list[Column[RefText]]:
+        return [
+            Column("REF", self._ref_name, 20, 0, 40),
+            Column("COMMIT", lambda row: cell(row.oid[:10], "accent"), 10, 1),
+            Column("AGE", lambda row: cell(span(self.model.clock() - row.at)), 6, 0, right=True),
+            Column("SUBJECT", lambda row: cell(row.subject), 16, 2, grows=True),
+        ]
+
+    @staticmethod
+    def _ref_name(row: RefText) -> Cell:
+        kind, _, name = row.ref.removeprefix("refs/").partition("/")
+        return ((f"{'tag ' if kind == 'tags' else ''}", "dim"), (name, "strong"))
+
+    @property
+    def chosen(self) -> RepoView | None:
+        """This one, while it is registered."""
+        return self.model.repos.get(self.repo)
+
+    @property
+    def listing(self) -> Listing[Any]:
+        """The list that is shown."""
+        return self.query_one(f"#{TABS[self._tab]}", Listing)
+
+    def on_mount(self) -> None:
+        """The list has the keys."""
+        self.listing.focus()
+
+    def reread(self) -> None:
+        """All of its lists; hydrations too, whose events went to another view."""
+        overview, name = self.tui.overview, self.repo
+        self._hydrations = Deeds()
+        self.tui.reader.read("hydrations", self, lambda: HydrationsRead(name, overview.hydrations(name, READ)))
+        self._read_changed()
+
+    def _read_changed(self) -> None:
+        overview, name = self.tui.overview, self.repo
+        read = self.tui.reader.read
+        read(
+            "refreshes", self, lambda: RefreshesRead(name, overview.refreshes(name, READ), overview.recent(name, READ))
+        )
+        read("refs", self, lambda: RefsRead(name, overview.refs(name)), failed=self.cannot_read_refs)
+        self.book.read(self.tui, self)
+
+    def take(self, news: frozenset[str]) -> None:
+        """Shows what changed."""
+        super().take(news)
+        if {REPOS, TIME, RATES, SERVE} & news:
+            self._tell()
+        if {TIME, RATES} & news:
+            self.listing.touch()
+
+    def happened(self, events: list[dict[str, Any]]) -> None:
+        """News of this repository."""
+        mine = [event for event in events if event["repo"] == self.repo or event["event"] == "lost"]
+        if self._hydrations.take(each for each in mine if each["event"] in ("hydrating", "hydrated", "lost")):
+            self._show_hydrations()
+        if any(each["event"] in ("refreshed", "recorded", "lost") for each in mine):
+            self.tui.soon(self._read_changed)
+
+    def done(self) -> None:
+        """Something was done to it, or to a session."""
+        self._read_changed()
+        self.book.read(self.tui, self, whole=True)
+
+    def on_refreshes_read(self, message: RefreshesRead) -> None:
+        """Its history."""
+        self._refreshes, self._recent = message.refreshes, message.recent
+        self._show_refreshes()
+        self._draw()
+
+    def on_refs_read(self, message: RefsRead) -> None:
+        """Its refs."""
+        listing = self.query_one("#refs", Listing)
+        listing.empty = "It has no branch and no tag yet."
+        listing.show(message.refs)
+
+    def cannot_read_refs(self, message: ReadFailed) -> None:
+        """There may be no mirror yet."""
+        self.query_one("#refs", Listing).empty = "There is no mirror to read yet."
+        self.query_one("#refs", Listing).show([])
+
+    def on_hydrations_read(self, message: HydrationsRead) -> None:
+        """What guests took from it before."""
+        if not self._hydrations.read:
+            self._hydrations.fill(message.hydrations, (), ())
+        self._show_hydrations()
+
+    def on_sessions_read(self, message: SessionsRead) -> None:
+        """What agents recorded in it."""
+        self.book.take(message, self.tui, self)
+        listing = self.query_one("#sessions", Listing)
+        listing.empty = "No agent has recorded anything in it yet."
+        listing.show(self.book.rows)
+        self._tell()
+
+    def on_listing_chosen(self, event: Listing.Chosen) -> None:
+        """What a session changed."""
+        if isinstance(event.row, Session):
+            self.tui.open_diff(event.row, None)
+
+    def action_tab(self, by: int) -> None:
+        """The next list, or the one before."""
+        self.listing.display = False
+        self._tab = (self._tab + by) % len(TABS)
+        self.listing.display = True
+        self.listing.focus()
+        self._tell()
+
+    def action_quiet(self) -> None:
+        """Also refreshes that moved nothing."""
+        self._quiet = not self._quiet
+        self._show_refreshes()
+        self._tell()
+
+    def on_resize(self) -> None:
+        """The plot has other columns."""
+        super().on_resize()
+        self.call_after_refresh(self._draw)
+
+    def _draw(self) -> None:
+        self.query_one(Plot).draw(self._recent, self.model.clock())
+
+    def _show_refreshes(self) -> None:
+        deeds = Deeds()
+        deeds.fill((), (), self._refreshes)
+        rows = deeds.rows
+        listing: Listing[Deed] = self.query_one("#refreshes", Listing)
+        listing.empty = "No refresh that moved anything; u shows all." if rows else "No refresh has ended yet."
+        listing.show([row for row in rows if self._quiet or not row.quiet])
+
+    def _show_hydrations(self) -> None:
+        listing: Listing[Deed] = self.query_one("#hydrations", Listing)
+        listing.empty = "No guest has taken anything from it yet."
+        listing.show(self._hydrations.rows)
+
+    def _tell(self) -> None:
+        view, model = self.chosen, self.model
+        if view is None:
+            gone = cell(f" ◇ {self.repo} is not registered", "warn"), ()
+            self.query_one("#why", Lines).show(gone)
+            self.query_one("#facts", Lines).show()
+        else:
+            why = self.query_one("#why", Lines)
+            why.show(*explain(view, model.lag(view), model.clock(), why.size.width))
+            self.query_one("#facts", Lines).show(*self._facts(view))
+        tabs: list[Piece] = [(" ", "")]
+        for place, word in enumerate(TABS):
+            tabs.append((f" {word} ", "here" if place == self._tab else "dim"))
+        hint = "u: unchanged too " if self._tab == 0 and not self._quiet else ""
+        self.query_one("#tabs", Lines).show((tuple(tabs), cell(hint, "dim")))
+
+    def _facts(self, view: RepoView) -> list[Line]:
+        health, model = view.health, self.model
+        tip = model.tip(view)
+        warm, counted = model.rates.hits(self.repo)
+        commit: Cell = ((f" {view.branch or 'no branch'} ", "strong"), ((health.tip or "no tip yet")[:10], "accent"))
+        if tip:
+            commit += ((f"  {tip.subject}", ""),)
+        age: Cell = cell(f"{span(model.clock() - tip.at)} ago by {tip.author} ", "dim") if tip else ()
+        numbers = (
+            f" {count(health.refs, 'ref')}, {size(health.size)}, {count(health.sessions, 'session')}, "
+            f"{model.rates.per_minute(self.repo, model.clock()):,} hyd/min, {percent(warm, counted)} hits"
+        )
+        private = "private, " if view.private else ""
+        source = f"{private}from the {'config' if view.repo.source == 'config' else 'command line'} "
+        return [(commit, age), (cell(numbers), cell(source, "dim"))]

@@ -1,0 +1,198 @@
+"""What agents recorded: every session, the newest first, with the turns of the chosen one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container
+
+from appliance.core.models import Turn
+from appliance.tui.deeds import seconds_of
+from appliance.tui.messages import SessionsRead, TurnsRead
+from appliance.tui.rows import Session
+from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
+from appliance.tui.screens.view import SERVE, TIME
+from appliance.tui.sessionbook import SessionBook
+from appliance.tui.widgets.lines import Lines
+from appliance.tui.widgets.listing import Column, Listing
+from appliance.tui.words import Cell, cell, count, signed, size, span
+
+
+class SessionColumns:
+    """What the columns say of a session; `clock` gives Unix seconds."""
+
+    def __init__(self, clock: Any) -> None:
+        self._clock = clock
+
+    def all(self, *, with_repo: bool = True) -> list[Column[Session]]:
+        """In the order in which they stand."""
+        return [
+            Column("SESSION", self._name, 20, 0, 34, grows=True),
+            *([Column("REPOSITORY", lambda session: cell(session.repo, "dim"), 14, 2, 28)] if with_repo else []),
+            Column("TURNS", lambda session: cell(f"{session.turns:,}"), 5, 1, right=True),
+            Column("FILES", lambda session: cell(f"{session.files:,}"), 5, 3, right=True),
+            Column("ADDED", lambda session: cell(signed("+", session.insertions), "good"), 7, 1, right=True),
+            Column("GONE", lambda session: cell(signed("-", session.deletions), "minus"), 7, 1, right=True),
+            Column("LAST", lambda session: cell(span(self._clock() - session.last_at)), 6, 0, right=True),
+            Column("SUBJECT", lambda session: cell(session.subject), 16, 4, 60, grows=True),
+            Column("BYTES", lambda session: cell(size(session.bytes), "dim"), 8, 6, right=True),
+            Column("CLIENT", lambda session: cell(session.client, "dim"), 9, 5, 21),
+            Column("STATE", lambda session: cell(fate(session), "accent"), 10, 7),
+        ]
+
+    @staticmethod
+    def _name(session: Session) -> Cell:
+        return ("◆ " if session.kept else "", "accent"), (session.name, "strong")
+
+
+def fate(session: Session) -> str:
+    """What retention does with it."""
+    return "◆ kept" if session.kept else "▪ archived" if session.archived else ""
+
+
+def turn_columns(clock: Any) -> list[Column[tuple[int, Turn, float]]]:
+    """The columns of a list of turns: number, turn, when."""
+    return [
+        Column("TURN", lambda row: cell(f"{row[0]}", "strong"), 4, 0, right=True),
+        Column("AGE", lambda row: cell(span(clock() - row[2])), 6, 1, right=True),
+        Column("COMMIT", lambda row: cell(row[1].commit[:10], "accent"), 10, 2),
+        Column("FILES", lambda row: cell(f"{row[1].files_changed:,}"), 5, 4, right=True),
+        Column("ADDED", lambda row: cell(signed("+", row[1].insertions), "good"), 7, 3, right=True),
+        Column("GONE", lambda row: cell(signed("-", row[1].deletions), "minus"), 7, 3, right=True),
+        Column("SUBJECT", lambda row: cell(row[1].subject), 20, 0, grows=True),
+    ]
+
+
+class Sessions(SessionActions):
+    """Every session of every repository."""
+
+    here = "sessions"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "what it changed", tooltip="what it changed; or what the chosen turn did"),
+        Binding("slash", "filter", "filter", tooltip="filter by name, repository, client, subject"),
+        *SESSION_KEYS,
+        Binding("tab", "app.focus_next", "turns", show=False, tooltip="to its turns, and back"),
+        Binding("escape", "back", "drop the filter", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.book = SessionBook(None)
+
+    def body(self) -> ComposeResult:
+        """The list, and the turns of the chosen one."""
+        yield Lines(id="summary")
+        with Container(id="halves"):
+            columns = SessionColumns(self.model.clock).all()
+            listing: Listing[Session] = Listing(columns, lambda row: (row.repo, row.name), empty="reading…", id="list")
+            yield listing
+            turns: Listing[tuple[int, Turn, float]] = Listing(
+                turn_columns(self.model.clock), lambda row: row[1].id, id="turns"
+            )
+            yield turns
+
+    @property
+    def listing(self) -> Listing[Session]:
+        """The list."""
+        return self.query_one("#list", Listing)
+
+    @property
+    def session(self) -> Session | None:
+        """The row with the cursor."""
+        return self.listing.row
+
+    @property
+    def turn(self) -> int | None:
+        """The chosen one while the list of turns has the focus."""
+        turns = self.query_one("#turns", Listing)
+        return turns.row[0] if turns.has_focus and turns.row else None
+
+    def on_mount(self) -> None:
+        """Reads."""
+        self.listing.focus()
+
+    def reread(self) -> None:
+        """Others may have come."""
+        self.book.read(self.tui, self)
+
+    def take(self, news: frozenset[str]) -> None:
+        """Shows what changed."""
+        super().take(news)
+        if {TIME, SERVE} & news:
+            self.listing.touch()
+            self.query_one("#turns", Listing).touch()
+
+    def happened(self, events: list[dict[str, Any]]) -> None:
+        """A recording: read it."""
+        if any(event["event"] in ("recorded", "lost") for event in events):
+            self.tui.soon(self.reread)
+
+    def done(self) -> None:
+        """Something was done: a session may be gone, or kept."""
+        self.book.read(self.tui, self, whole=True)
+
+    def on_sessions_read(self, message: SessionsRead) -> None:
+        """Sessions."""
+        if self.book.take(message, self.tui, self):
+            self._arrange()
+
+    def on_turns_read(self, message: TurnsRead) -> None:
+        """The turns of the chosen one, if it still is."""
+        session = self.session
+        if session and (session.repo, session.name) == (message.repo, message.session):
+            self.query_one("#turns", Listing).show(turn_rows(message.turns))
+
+    def filtered(self) -> None:
+        """Other rows match."""
+        self._arrange()
+
+    def focus_body(self) -> None:
+        """Back to the list."""
+        self.listing.focus()
+
+    def on_listing_moved(self, event: Listing.Moved) -> None:
+        """Other turns."""
+        if event.listing is self.listing:
+            self._read_turns()
+            self._summarise()
+
+    def on_listing_chosen(self, event: Listing.Chosen) -> None:
+        """What it changed: all of it, or one turn."""
+        if session := self.session:
+            self.tui.open_diff(session, None if event.listing is self.listing else event.row[0])
+
+    def _read_turns(self) -> None:
+        session, overview = self.session, self.tui.overview
+        if session is None:
+            self.query_one("#turns", Listing).show([])
+            return
+        repo, name = session.repo, session.name
+        self.tui.reader.read("turns", self, lambda: TurnsRead(repo, name, overview.turns(repo, name)))
+
+    def _arrange(self) -> None:
+        rows = self.book.matching(self.filter_words)
+        listing = self.listing
+        listing.empty = (
+            f"No session matches {self.filter_words}. Escape drops the filter."
+            if self.filter_words and self.book.total
+            else "No agent has recorded anything yet: git push … HEAD:refs/agents/SESSION"
+        )
+        before = listing.row
+        listing.show(rows)
+        if listing.row is not None and listing.row != before:
+            self._read_turns()
+        self._summarise()
+
+    def _summarise(self) -> None:
+        rows, listing, total = self.listing.rows, self.listing, self.book.total
+        said = count(total, "session") if len(rows) == total else f"{len(rows):,} of {count(total, 'session')}"
+        right = "newest first " if len(self.book.rows) >= total else f"{len(self.book.rows):,} read so far "
+        chosen = f"{fate(listing.row)}  " if listing.row is not None and fate(listing.row) else ""
+        self.query_one("#summary", Lines).show((cell(f" {said}"), ((chosen, "accent"), (right, "dim"))))
+
+
+def turn_rows(turns: list[Turn]) -> list[tuple[int, Turn, float]]:
+    """Newest first, numbered from 1, with the time in Unix seconds."""
+    return [(number, turn, seconds_of(turn.at)) for number, turn in reversed(list(enumerate(turns, 1)))]

@@ -1,0 +1,61 @@
+"""The sessions that a view shows: the newest read first, the rest behind, and later only what changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from appliance.tui.messages import SessionsRead
+from appliance.tui.rows import Session
+
+if TYPE_CHECKING:
+    from textual.screen import Screen
+
+    from appliance.tui.app import Tui
+
+FIRST = 200
+"""Rows of the first read: more than a screenful, in a few milliseconds."""
+MOST = 20_000
+
+
+class SessionBook:
+    """Those of one repository, or of all for None."""
+
+    def __init__(self, repo: str | None) -> None:
+        self._repo = repo
+        self._found: dict[tuple[str, str], Session] = {}
+        self.rows: list[Session] = []
+        self.total = 0
+
+    def read(self, tui: Tui, view: Screen[None], *, whole: bool = False) -> None:
+        """Reads the newest, or all of them, for the view to take."""
+        repo, limit, overview = self._repo, MOST if whole else FIRST, tui.overview
+
+        def work() -> SessionsRead:
+            rows, total = overview.sessions(repo, limit)
+            return SessionsRead(repo, [Session.of(row) for row in rows], total)
+
+        tui.reader.read(f"sessions {'all' if whole else 'newest'} {repo or ''}", view, work)
+
+    def take(self, message: SessionsRead, tui: Tui, view: Screen[None]) -> bool:
+        """Takes them in, and returns whether anything is new; when others are missing, or some are gone, reads all."""
+        found = {(row.repo, row.name): row for row in message.sessions}
+        same = message.total == self.total and all(self._found.get(key) == row for key, row in found.items())
+        if same and self._found:
+            return False
+        self.total = message.total
+        self._found = found if len(found) >= min(message.total, MOST) else self._found | found
+        self.rows = sorted(self._found.values(), key=lambda row: (-row.last_at, row.name))
+        if len(self._found) != min(message.total, MOST):
+            self.read(tui, view, whole=True)
+        return True
+
+    def matching(self, words: str) -> list[Session]:
+        """Those with all the words in name, repository, subject or client."""
+        wanted = words.lower().split()
+        if not wanted:
+            return self.rows
+        return [
+            row
+            for row in self.rows
+            if all(word in f"{row.name} {row.repo} {row.client} {row.subject}".lower() for word in wanted)
+        ]

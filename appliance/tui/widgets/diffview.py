@@ -1,0 +1,109 @@
+"""One file's diff: line numbers, marks, syntax colours; scrolled by keys, only what is on screen is rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rich.cells import cell_len
+from rich.segment import Segment
+from textual.binding import Binding, BindingType
+from textual.geometry import Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from appliance.tui.rows import DiffLine
+from appliance.tui.words import fit
+
+STEP = 16
+"""Columns that the text moves sideways at once."""
+
+
+class DiffView(ScrollView, can_focus=True):
+    """Shows what it was given last."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "diff--added", "diff--removed", "diff--number", "tone--accent", "tone--dim", "tone--good", "tone--bad",
+        "tone--code-comment", "tone--code-keyword", "tone--code-string", "tone--code-number", "tone--code-name",
+    }  # fmt: skip
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "step(-1)", "up", show=False),
+        Binding("down,j", "step(1)", "down", show=False),
+        Binding("pageup,ctrl+b", "page(-1)", "a page up", show=False),
+        Binding("pagedown,ctrl+f,space", "page(1)", "a page down", show=False),
+        Binding("home,g", "end(0)", "first", show=False),
+        Binding("end,G", "end(1)", "last", show=False),
+        Binding("left", "shift(-1)", "to the left", show=False),
+        Binding("right", "shift(1)", "to the right", show=False),
+    ]
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._lines: Sequence[DiffLine] = ()
+        self._says = ""
+        self._aside = 0
+        self._digits = 4
+
+    @property
+    def text(self) -> str:
+        """All lines, with their marks."""
+        return "\n".join(line.mark + "".join(text for text, _ in line.pieces) for line in self._lines)
+
+    def show(self, lines: Sequence[DiffLine], says: str = "") -> None:
+        """Takes other lines; `says` is shown when there are none."""
+        self._lines, self._says, self._aside = lines, says, 0
+        highest = max((number for line in lines for number in (line.old, line.new) if number), default=0)
+        self._digits = max(3, len(str(highest)))
+        self.virtual_size = Size(0, len(lines))
+        self.scroll_to(y=0, animate=False)
+        self.refresh()
+
+    def action_step(self, by: int) -> None:
+        """A line."""
+        self.scroll_to(y=self.scroll_offset.y + by, animate=False)
+
+    def action_page(self, by: int) -> None:
+        """What is on screen, less one line."""
+        self.scroll_to(y=self.scroll_offset.y + by * max(1, self.size.height - 1), animate=False)
+
+    def action_end(self, last: int) -> None:
+        """First or last."""
+        self.scroll_to(y=len(self._lines) if last else 0, animate=False)
+
+    def action_shift(self, by: int) -> None:
+        """Long lines."""
+        widest = max((sum(cell_len(text) for text, _ in line.pieces) for line in self._lines), default=0)
+        room = self.scrollable_content_region.width - 2 * self._digits - 4
+        self._aside = max(0, min(self._aside + by * STEP, widest - room))
+        self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        """One line."""
+        width = self.scrollable_content_region.width
+        base = self.rich_style
+        place = self.scroll_offset.y + y
+        if place >= len(self._lines):
+            says = f"  {self._says}" if not self._lines and y == 1 else ""
+            style = base + self.get_component_rich_style("tone--dim", partial=True)
+            return Strip([Segment(fit(says, width), style)], width)
+        line = self._lines[place]
+        if line.mark in "+-":
+            base += self.get_component_rich_style("diff--added" if line.mark == "+" else "diff--removed", partial=True)
+        number = base + self.get_component_rich_style("diff--number", partial=True)
+        digits = self._digits
+        numbers = f"{line.old or '':>{digits}} {line.new or '':>{digits}} "
+        tone = {"+": "tone--good", "-": "tone--bad"}.get(line.mark)
+        mark = base + self.get_component_rich_style(tone, partial=True) if tone else base
+        segments = [Segment(numbers, number), Segment(f"{line.mark if line.mark in '+-' else ' '} ", mark)]
+        pieces = [
+            Segment(text, base + self.get_component_rich_style(f"tone--{name}", partial=True) if name else base)
+            for text, name in line.pieces
+        ]
+        room = width - 2 * digits - 4
+        text = Strip(pieces)
+        if text.cell_length - self._aside > room:
+            pieces_strip = text.crop(self._aside, self._aside + room - 1)
+            segments += [*pieces_strip, Segment("…", number)]
+        else:
+            segments += list(text.crop(self._aside))
+        return Strip(segments).adjust_cell_length(width, base)

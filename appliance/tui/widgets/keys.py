@@ -1,0 +1,61 @@
+"""The last line: which keys do what here. As many as fit, whole; `?` always."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from textual.binding import Binding
+
+from appliance.tui.widgets.lines import Lines
+from appliance.tui.words import Piece
+
+NAMES = {
+    "slash": "/",
+    "question_mark": "?",
+    "exclamation_mark": "!",
+    "left_square_bracket": "[",
+    "right_square_bracket": "]",
+    "escape": "esc",
+    "enter": "⏎",
+    "tab": "tab",
+    "colon": ":",
+    "space": "space",
+    "up": "↑",
+    "down": "↓",
+    "pageup": "pgup",
+    "pagedown": "pgdn",
+    "left": "←",
+    "right": "→",
+}
+
+
+def key_name(keys: str) -> str:
+    """The first of a binding's keys, as it is on the keyboard."""
+    return _shown(keys.split(",")[0])
+
+
+def key_names(keys: str) -> str:
+    """All of them."""
+    return " ".join(_shown(key) for key in keys.split(","))
+
+
+def _shown(key: str) -> str:
+    return f"^{key[5:]}" if key.startswith("ctrl+") else NAMES.get(key, key)
+
+
+class Keys(Lines):
+    """Told by the screen; a key that cannot be used now is dim."""
+
+    def offer(self, bindings: Sequence[tuple[Binding, bool]]) -> None:
+        """Shows those that fit, in order, and then `? help`."""
+        help_pieces = ((" ?", "key"), (" help ", ""))
+        room = self.size.width - sum(cell_len(text) for text, _ in help_pieces) - 1
+        pieces: list[Piece] = []
+        for binding, usable in bindings:
+            name, word = f" {key_name(binding.key)}", f" {binding.description} "
+            room -= cell_len(name) + cell_len(word)
+            if room < 0:
+                break
+            pieces += [(name, "key" if usable else "dim"), (word, "" if usable else "dim")]
+        self.show((tuple(pieces), help_pieces))

@@ -1,0 +1,64 @@
+"""Lines of text in tones, each with a left and a right part; only lines that read otherwise are redrawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rich.cells import cell_len
+from rich.segment import Segment
+from rich.style import Style
+from textual.geometry import Region
+from textual.strip import Strip
+from textual.widget import Widget
+
+from appliance.tui.words import Cell, Piece, cut_pieces, plain
+
+TONES = ("good", "warn", "bad", "dim", "strong", "accent", "minus", "key", "here")
+
+Line = tuple[Cell, Cell]
+"""Left and right part. Where both do not fit, the left one is cut."""
+
+
+class Lines(Widget):
+    """Shows what it was given last; as high as the style sheet says."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"tone--{tone}" for tone in TONES}
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._lines: Sequence[Line] = ()
+
+    @property
+    def text(self) -> str:
+        """All of it, without tones."""
+        return "\n".join("".join(text for text, _ in left + right) for left, right in self._lines)
+
+    def show(self, *lines: Line) -> None:
+        """Takes other lines."""
+        before, self._lines = self._lines, lines
+        for y in range(max(len(before), len(lines))):
+            if y >= len(before) or y >= len(lines) or before[y] != lines[y]:
+                self.refresh(Region(0, y, self.size.width, 1))
+
+    def render_line(self, y: int) -> Strip:
+        """One line."""
+        width, base = self.size.width, self.rich_style
+        if y >= len(self._lines):
+            return Strip.blank(width, base)
+        left, right = self._lines[y]
+        right_width = sum(cell_len(text) for text, _ in right)
+        if right_width > width:
+            right, right_width = (), 0
+        room = width - right_width
+        segments = self._segments(cut_pieces(left, room - (1 if right else 0)), base)
+        used = sum(segment.cell_length for segment in segments)
+        segments.append(Segment(" " * max(0, room - used), base))
+        return Strip([*segments, *self._segments(right, base)]).adjust_cell_length(width, base)
+
+    def _segments(self, pieces: Sequence[Piece], base: Style) -> list[Segment]:
+        return [
+            Segment(plain(text), base + self.get_component_rich_style(f"tone--{tone}", partial=True) if tone else base)
+            for text, tone in pieces
+            if text
+        ]

@@ -1,0 +1,326 @@
+"""A list of rows with a cursor, for any number of rows: only what is on screen is rendered, only what changed redrawn.
+
+Textual's DataTable repaints all of itself for one changed cell and builds every row up front; over ssh, and with
+10,000 sessions, that is what costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+from textual.widget import Widget
+
+from appliance.tui.words import Cell, cell, cut_pieces, fit
+
+Row = TypeVar("Row")
+
+GAP = 2
+MARK = "▌"
+TONES = ("good", "warn", "bad", "dim", "strong", "accent", "minus")
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """One column. It is `least` columns wide at least, `most` if there is room, more when it `grows`.
+
+    Where there is too little room for all, those with the highest `rank` are left out first. Of a text that is too
+    long the end is cut off; the beginning when its `tail` says more, as with a path.
+    """
+
+    title: str
+    render: Callable[[Row], Cell]
+    least: int
+    rank: int
+    most: int = 0
+    grows: bool = False
+    right: bool = False
+    tail: bool = False
+
+
+def lay_out(columns: Sequence[Column[Any]], width: int) -> list[tuple[int, int, int]]:
+    """Which columns are shown, where, how wide: (index, x, width). Every column of rank 0 is always there."""
+    chosen = list(range(len(columns)))
+    while sum(columns[n].least + GAP for n in chosen) - GAP > width:
+        rank = max(columns[n].rank for n in chosen)
+        if rank == 0:
+            break
+        chosen.remove(max(n for n in chosen if columns[n].rank == rank))
+    widths = {n: columns[n].least for n in chosen}
+    room = width - sum(widths.values()) - GAP * (len(chosen) - 1)
+    for n in sorted(chosen, key=lambda n: columns[n].rank):
+        more = max(0, min(room, columns[n].most - widths[n]))
+        widths[n] += more
+        room -= more
+    growing = [n for n in chosen if columns[n].grows]
+    for place, n in enumerate(growing):
+        share = max(0, room) // (len(growing) - place)
+        widths[n] += share
+        room -= share
+    if room < 0 and chosen:
+        widths[chosen[0]] = max(1, widths[chosen[0]] + room)
+    laid, x = [], 0
+    for n in chosen:
+        laid.append((n, x, widths[n]))
+        x += widths[n] + GAP
+    return laid
+
+
+class Listing(ScrollView, Generic[Row], can_focus=True):
+    """Rows under a header. `key` tells rows apart; the cursor stays on its row wherever that moves."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "listing--header",
+        "listing--cursor",
+        "listing--cursor-blurred",
+        "listing--empty",
+        *(f"tone--{tone}" for tone in TONES),
+    }
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "move(-1)", "up", show=False),
+        Binding("down,j", "move(1)", "down", show=False),
+        Binding("pageup,ctrl+b", "page(-1)", "a page up", show=False),
+        Binding("pagedown,ctrl+f,space", "page(1)", "a page down", show=False),
+        Binding("home,g", "end(0)", "first", show=False),
+        Binding("end,G", "end(1)", "last", show=False),
+        Binding("enter", "choose", "open", show=False),
+    ]
+
+    @dataclass
+    class Moved(Message):
+        """The cursor is on another row, or its row is another one now; None when there is none."""
+
+        listing: Listing[Any]
+        row: Any
+
+    @dataclass
+    class Chosen(Message):
+        """Enter, or a click on the row that has the cursor."""
+
+        listing: Listing[Any]
+        row: Any
+
+    def __init__(
+        self,
+        columns: Sequence[Column[Row]],
+        key: Callable[[Row], Hashable],
+        *,
+        empty: str = "",
+        id: str | None = None,
+    ) -> None:
+        super().__init__(id=id)
+        self.columns = columns
+        self.key = key
+        self.empty = empty
+        self._rows: Sequence[Row] = ()
+        self._cursor = 0
+        self._chose = False
+        self._laid: list[tuple[int, int, int]] = []
+        self._shown: dict[int, tuple[Hashable, tuple[Cell, ...], bool]] = {}
+
+    # What it holds
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """As given, in order."""
+        return self._rows
+
+    @property
+    def row(self) -> Row | None:
+        """The one that the cursor is on."""
+        return self._rows[self._cursor] if self._cursor < len(self._rows) else None
+
+    @property
+    def cursor(self) -> int:
+        """Its place among the rows."""
+        return self._cursor
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Takes other rows. The cursor stays on its row; while nobody moved it, on the first."""
+        before = self.row
+        place = self._cursor
+        if before is not None and self._chose:
+            key = self.key(before)
+            same = place < len(rows) and self.key(rows[place]) == key
+            found = place if same else next((n for n, row in enumerate(rows) if self.key(row) == key), None)
+            self._cursor = found if found is not None else min(place, max(0, len(rows) - 1))
+        else:
+            self._cursor = 0
+        self._rows = rows
+        size = Size(0, len(rows) + 1)
+        if size != self.virtual_size:
+            # Set without its watcher, which lays the whole screen out anew: 40 ms for each row that comes.
+            self.set_reactive(Widget.virtual_size, size)
+            self._scroll_update(size)
+        if self._cursor != place and self._chose:
+            # What the eye is on stays where it is.
+            self.scroll_to(y=max(0, self.scroll_offset.y + self._cursor - place), animate=False)
+        self._keep_visible()
+        self.touch()
+        after = self.row
+        if after is not before and after != before:
+            self.post_message(self.Moved(self, after))
+
+    def touch(self) -> None:
+        """Redraws the cells that read otherwise now: time went by, or what the columns look at changed."""
+        if not self.is_attached or not self.size:
+            return
+        for y in range(1, self.size.height):
+            shown, now = self._shown.get(y), self._line(y)
+            if shown == now:
+                continue
+            if shown is None or now is None or shown[0] != now[0] or shown[2] != now[2]:
+                self.refresh(Region(0, y, self.size.width, 1))
+                continue
+            for (_, x, width), old, new in zip(self._laid, shown[1], now[1], strict=False):
+                if old != new:
+                    self.refresh(Region(x + 1, y, width, 1))
+
+    def visible_rows(self) -> Sequence[Row]:
+        """Those on screen now."""
+        top = self.scroll_offset.y
+        return self._rows[top : top + max(0, self.size.height - 1)]
+
+    # Moving
+
+    def select(self, key: Hashable) -> bool:
+        """Puts the cursor on the row of that key; returns whether there is one."""
+        for place, row in enumerate(self._rows):
+            if self.key(row) == key:
+                self._go(place)
+                return True
+        return False
+
+    def action_move(self, by: int) -> None:
+        """Up or down."""
+        self._go(self._cursor + by)
+
+    def action_page(self, by: int) -> None:
+        """By what is on screen, less one line."""
+        self._go(self._cursor + by * max(1, self.size.height - 2))
+
+    def action_end(self, last: int) -> None:
+        """First or last."""
+        self._go(len(self._rows) - 1 if last else 0)
+        self._chose = bool(last)
+
+    def action_choose(self) -> None:
+        """Opens the row."""
+        if self.row is not None:
+            self.post_message(self.Chosen(self, self.row))
+
+    def on_click(self, event: events.Click) -> None:
+        """Selects; on the cursor's row it opens."""
+        place = self.scroll_offset.y + event.y - 1
+        if event.y < 1 or place >= len(self._rows):
+            return
+        if place == self._cursor and self._chose:
+            self.action_choose()
+        else:
+            self._go(place)
+
+    def on_resize(self) -> None:
+        """Columns are laid out anew, and the cursor stays in sight."""
+        self._laid = lay_out(self.columns, self.scrollable_content_region.width - 1)
+        self._shown.clear()
+        self._keep_visible()
+        self.refresh()
+
+    def on_focus(self) -> None:
+        """The cursor shows which list has the keys."""
+        self.touch_cursor()
+
+    def on_blur(self) -> None:
+        """As for focus."""
+        self.touch_cursor()
+
+    def touch_cursor(self) -> None:
+        """Redraws the cursor's line."""
+        self.refresh(Region(0, self._cursor - self.scroll_offset.y + 1, self.size.width, 1))
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """All lines are others."""
+        super().watch_scroll_y(old_value, new_value)
+        if round(old_value) != round(new_value):
+            self._shown.clear()
+
+    def _go(self, place: int) -> None:
+        place = max(0, min(place, len(self._rows) - 1))
+        self._chose = True
+        if place == self._cursor or not self._rows:
+            return
+        self.touch_cursor()
+        self._cursor = place
+        self._keep_visible()
+        self.touch_cursor()
+        self.post_message(self.Moved(self, self.row))
+
+    def _keep_visible(self) -> None:
+        height = self.size.height - 1
+        top = self.scroll_offset.y
+        if height < 1:
+            return
+        if self._cursor < top:
+            self.scroll_to(y=self._cursor, animate=False)
+        elif self._cursor >= top + height:
+            self.scroll_to(y=self._cursor - height + 1, animate=False)
+
+    # Rendering
+
+    def _line(self, y: int) -> tuple[Hashable, tuple[Cell, ...], bool] | None:
+        """What belongs on a line of the screen below the header: key, cells, whether the cursor is on it."""
+        place = self.scroll_offset.y + y - 1
+        if place >= len(self._rows):
+            return (None, (cell(self.empty),), False) if not self._rows and y == 2 else None
+        row = self._rows[place]
+        return self.key(row), tuple(self.columns[n].render(row) for n, _, _ in self._laid), place == self._cursor
+
+    def render_line(self, y: int) -> Strip:
+        """The header, or a row."""
+        width = self.size.width
+        base = self.rich_style
+        if y == 0:
+            return self._header(width, base + self.get_component_rich_style("listing--header", partial=True))
+        line = self._line(y)
+        if line is None:
+            self._shown.pop(y, None)
+            return Strip.blank(width, base)
+        self._shown[y] = line
+        key, cells, cursor = line
+        if key is None:
+            style = base + self.get_component_rich_style("listing--empty", partial=True)
+            return Strip([Segment(fit("  " + self.empty, width), style)], width)
+        if cursor:
+            name = "listing--cursor" if self.has_focus else "listing--cursor-blurred"
+            base += self.get_component_rich_style(name, partial=True)
+        segments = [Segment(MARK if cursor else " ", base + self._tone("accent"))]
+        for (n, _, column_width), pieces in zip(self._laid, cells, strict=True):
+            segments += self._cell(pieces, column_width, self.columns[n], base)
+            segments.append(Segment(" " * GAP, base))
+        return Strip(segments).adjust_cell_length(width, base)
+
+    def _header(self, width: int, style: Style) -> Strip:
+        words = [" "]
+        for n, _, column_width in self._laid:
+            title = fit(self.columns[n].title, column_width)
+            words.append(title.strip().rjust(column_width) if self.columns[n].right else title)
+            words.append(" " * GAP)
+        return Strip([Segment("".join(words), style)]).adjust_cell_length(width, style)
+
+    def _cell(self, pieces: Cell, width: int, column: Column[Row], base: Style) -> list[Segment]:
+        pieces = cut_pieces(pieces, width, tail=column.tail)
+        segments = [Segment(text, base + self._tone(tone) if tone else base) for text, tone in pieces if text]
+        space = Segment(" " * (width - sum(segment.cell_length for segment in segments)), base)
+        return [space, *segments] if column.right else [*segments, space]
+
+    def _tone(self, tone: str) -> Style:
+        return self.get_component_rich_style(f"tone--{tone}", partial=True) if tone else Style.null()

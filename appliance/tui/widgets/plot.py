@@ -1,0 +1,55 @@
+"""The refreshes of one repository as bars: how long each took, and under it what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from appliance.tui.widgets.lines import Line, Lines
+from appliance.tui.words import Cell, Piece, cell, span, took
+
+EIGHTHS = " ▁▂▃▄▅▆▇█"
+MARKS = {"failed": ("✗", "bad"), "moved": ("▲", "accent")}
+LABEL = 9
+"""Columns of the scale at the left."""
+
+
+class Plot(Lines):
+    """As many of the newest refreshes as there are columns, the last at the right."""
+
+    def draw(self, recent: Sequence[tuple[float, float, str]], now: float) -> None:
+        """Takes refreshes, oldest first: when each began, seconds it took, result."""
+        height = max(1, self.size.height - 2)
+        width = max(1, self.size.width - LABEL - 1)
+        shown = recent[-width:]
+        if not shown:
+            self.show((cell(" No refresh has ended yet.", "dim"), ()))
+            return
+        top = max(seconds for _, seconds, _ in shown) or 1.0
+        lines: list[Line] = []
+        for row in range(height, 0, -1):
+            label = took(top) if row == height else ""
+            pieces: list[Piece] = [(f"{label:>{LABEL - 1}} ", "dim")]
+            pieces += [(_bar(seconds / top * height, row), _tone(result)) for _, seconds, result in shown]
+            lines.append((tuple(pieces), ()))
+        marks: list[Piece] = [(" " * LABEL, "")]
+        marks += [MARKS.get(result, ("·", "dim")) for _, _, result in shown]
+        lines.append((tuple(marks), ()))
+        words: Cell = (
+            (" " * LABEL, ""),
+            (f"{len(shown)} refreshes since {span(now - shown[0][0])} ago: ", "dim"),
+            ("▲", "accent"), (" moved  ", "dim"), ("✗", "bad"), (" failed  ", "dim"), ("·", "dim"), (" same", "dim"),
+        )  # fmt: skip
+        lines.append((words, ()))
+        self.show(*lines)
+
+
+def _bar(level: float, row: int) -> str:
+    """One cell of a bar that is `level` rows high; the lowest row always shows that there is one."""
+    filled = level - (row - 1)
+    if filled >= 1:
+        return EIGHTHS[8]
+    return EIGHTHS[max(1 if row == 1 else 0, int(max(0.0, filled) * 8))]
+
+
+def _tone(result: str) -> str:
+    return {"failed": "bad", "moved": "accent"}.get(result, "dim")

@@ -1,0 +1,52 @@
+"""The first line: which view this is, and how serve is."""
+
+from __future__ import annotations
+
+from appliance.core.models import State
+from appliance.tui.model import Model
+from appliance.tui.widgets.lines import Lines
+from appliance.tui.words import STATES, Piece, count
+
+TABS = (
+    ("1", "Repositories", "repositories"),
+    ("2", "Sessions", "sessions"),
+    ("3", "Activity", "activity"),
+    ("4", "Health", "health"),
+)
+
+ROOM = 100
+"""Columns from which on there is room for what is in trouble."""
+
+
+class Top(Lines):
+    """Tabs at the left, serve at the right."""
+
+    def tell(self, model: Model, here: str) -> None:
+        """Shows the present."""
+        right = _serve(model)
+        if self.size.width >= ROOM and here != "repositories":
+            right = (*_behind(model), *right)
+        short = self.size.width < 76
+        left: list[Piece] = [(" ", "")]
+        for key, title, mode in TABS:
+            word = title[:4] if short and mode != here else title
+            left += [(f" {key}", "here" if mode == here else "key"), (f" {word} ", "here" if mode == here else "")]
+        self.show((tuple(left), right))
+
+
+def _behind(model: Model) -> tuple[Piece, ...]:
+    """What is in trouble is told in views that do not list it."""
+    counts = model.counts()
+    found = [(state, counts[state]) for state in (State.FAILING, State.STALE) if counts.get(state)]
+    return tuple((f"{STATES[state][0]} {number:,} {state}  ", STATES[state][1]) for state, number in found)
+
+
+def _serve(model: Model) -> tuple[Piece, ...]:
+    if not model.looked:
+        return (("… looking for serve ", "dim"),)
+    if not model.serving:
+        return (("○ no serve: read-only ", "warn"),)
+    if "pulse" in model.troubles:
+        return (("▲ serve does not answer ", "warn"),)
+    guests = count(model.pulse["clients"], "guest") if model.pulse else "…"
+    return (("● serving  ", "good"), (f"{guests} ", ""))

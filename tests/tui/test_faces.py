@@ -1,0 +1,105 @@
+"""What core tells the view: the whole node quickly, a session's files and diffs, the pulse of serve."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from appliance.cli.main import cli
+from appliance.core.appliance import Appliance
+from appliance.core.config import load_config
+from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.layout import Layout
+from appliance.core.models import FileChange
+from appliance.core.overview import Overview
+from appliance.core.sessions import Sessions
+from tests.conftest import WIDGETS
+from tests.support.gitutil import commit_files, git
+from tests.tui.conftest import Node
+
+
+def appliance(node: Node) -> Appliance:
+    return Appliance(Layout(node.serve.state), load_config(node.serve.config), create=False)
+
+
+def test_the_overview_is_what_status_tells(node: Node) -> None:
+    """State, branch, tip, figures; and the pulse is the rest of status."""
+    overview, status = Overview(appliance(node)), node.serve.cli_json("status")
+    [view], [repo] = overview.repos(), status["repos"]
+    assert (view.repo.name, view.state, view.branch) == (repo["name"], repo["state"], repo["branch"])
+    assert (view.health.tip, view.health.refs, view.health.size) == (repo["tip"], repo["refs"], repo["size"])
+    pulse = overview.pulse()
+    assert pulse is not None
+    assert {key: pulse[key] for key in pulse if key in status} == {key: status[key] for key in status if key in pulse}
+    assert pulse["connections"] == {"git": 0, "http": 0, "admin": 0} and pulse["cloning"] == []
+    assert "connections" not in status and "repos" not in pulse
+    tip = overview.tip(WIDGETS, repo["tip"])
+    mirror = node.serve.mirror(WIDGETS)
+    assert tip is not None and tip.subject == git("log", "-1", "--format=%s", repo["tip"], cwd=mirror)
+    assert overview.tip(WIDGETS, "f" * 40) is None
+    heads = git("for-each-ref", "--format=%(refname)", "refs/heads", "refs/tags", cwd=mirror)
+    assert {ref.ref for ref in overview.refs(WIDGETS)} == set(heads.splitlines())
+    overview.close()
+
+
+def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
+    """Neither a state directory nor an empty database."""
+    bare = Appliance(Layout(tmp_path / "state"), load_config(None), create=False)
+    overview = Overview(bare)
+    assert overview.pulse() is None
+    for look in (overview.repos, overview.disk, lambda: Sessions(bare).listed(None)):
+        with pytest.raises(GitmirrorError, match="is missing"):
+            look()
+    assert not (tmp_path / "state").exists()
+
+
+def test_files_of_a_session_whatever_their_names(node: Node) -> None:
+    """Renamed, deleted, binary, with brackets, bytes that are no UTF-8; each diff is that of its file alone."""
+    guest = node.guest("odd")
+    git("mv", "README.md", "READ ME [1].md", cwd=guest)
+    odd = os.fsdecode(b"caf\xe9\n.txt")
+    commit_files(guest, {"*.py": "x = 1\n", "b.bin": b"\0\1", odd: "odd\n", "src/common/__init__.py": None}, "Odd")
+    git("push", "--quiet", "origin", "HEAD:refs/agents/odd-1", cwd=guest)
+    sessions = Sessions(appliance(node))
+    session = sessions.find(WIDGETS, "odd-1")
+    files = {change.path: change for change in sessions.files(session, None)}
+    assert set(files) == {"READ ME [1].md", "*.py", "b.bin", odd, "src/common/__init__.py"}
+    assert files["READ ME [1].md"].before == "README.md"
+    assert files["b.bin"] == FileChange("b.bin", "b.bin", 0, 0, True)
+    text, cut = sessions.file_diff(session, None, files["*.py"], 10_000)
+    assert text.count("diff --git") == 1 and "+x = 1" in text and not cut
+    text, cut = sessions.file_diff(session, None, files["READ ME [1].md"], 10_000)
+    assert "rename from README.md" in text
+    text, cut = sessions.file_diff(session, None, files[odd], 20)
+    assert len(text) == 20 and cut
+
+
+def test_a_patch_is_the_whole_change(node: Node, tmp_path: Path) -> None:
+    """Binary files too; it is written to a new file only."""
+    guest = node.guest("patched")
+    commit_files(guest, {"b.bin": bytes(range(256)), "a.txt": "a\n"}, "Patch")
+    git("push", "--quiet", "origin", "HEAD:refs/agents/patched-1", cwd=guest)
+    sessions, path = Sessions(appliance(node)), tmp_path / "p.patch"
+    session = sessions.find(WIDGETS, "patched-1")
+    assert sessions.export(session, None, path) == path.stat().st_size
+    clean = node.guest("unpatched")
+    git("apply", "--index", str(path), cwd=clean)
+    assert git("write-tree", cwd=clean) == git("rev-parse", "HEAD^{tree}", cwd=guest)
+    with pytest.raises(UsageError, match="is there already"):
+        sessions.export(session, 1, path)
+    with pytest.raises(GitmirrorError, match="cannot be written"):
+        sessions.export(session, 1, tmp_path / "no" / "p.patch")
+
+
+def test_without_a_terminal_it_says_what_prints(tmp_path: Path) -> None:
+    """And no other command loads Textual."""
+    done = CliRunner().invoke(cli, ["--state", str(tmp_path), "tui"])
+    assert done.exit_code == 1 and "needs a terminal" in done.output
+    program = "import sys, appliance.cli.main, appliance.core.appliance, appliance.core.sessions; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "textual" not in loaded.split()

@@ -1,0 +1,171 @@
+"""1,000 repositories and 10,000 sessions: the first screenful, the keys, and what is sent to the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import pytest
+from textual import events
+from textual._compositor import CompositorUpdate
+from textual.screen import Screen
+
+from appliance.core.appliance import Appliance
+from appliance.core.config import load_config
+from appliance.core.layout import Layout
+from appliance.core.overview import Overview
+from appliance.core.rooms import open_stores
+from appliance.core.store.registry import Wanted
+from appliance.core.units import rfc3339
+from appliance.tui.app import Tui
+from appliance.tui.messages import Happened
+from tests.tui.drive import WIDE, Seen, drive
+
+REPOS, SESSIONS = 1000, 10_000
+SCREENFUL = 1.5
+KEY = 0.05
+"""Seconds; what a person notices as late."""
+
+
+def build(state: Path) -> None:
+    """A node that has grown for long."""
+    stores, now = open_stores(Layout(state)), time.time()
+    for number in range(REPOS):
+        stores.registry.add(Wanted(f"acme/repo-{number:04}", f"https://github.com/acme/repo-{number:04}"))
+    with stores.database.writing() as connection:
+        connection.execute(
+            """UPDATE health SET cloned = 1, tip = hex(randomblob(20)), head = 'refs/heads/main', size = 1e6 * repo_id,
+               verified_at = ?1 - repo_id % 60, checked_at = ?1 - repo_id % 60, refs = 10, sessions = 10,
+               failures = CASE WHEN repo_id % 100 = 0 THEN 5 ELSE 0 END,
+               last_error = CASE WHEN repo_id % 100 = 0 THEN 'no route to host' END""",
+            [now],
+        )
+        for number in range(SESSIONS):
+            connection.execute(
+                """INSERT INTO sessions (repo, session, ref, tip, base, turns, commits, files_changed, insertions,
+                   deletions, first_at, last_at, client, bytes)
+                   VALUES (?, ?, ?, ?, ?, 3, 3, 5, 90, 12, ?, ?, ?, 2048)""",
+                [
+                    f"acme/repo-{number % REPOS:04}", f"session-{number:05}", f"refs/agents/session-{number:05}",
+                    "a" * 40, "b" * 40, rfc3339(now - number), rfc3339(now - number), "10.0.0.1",
+                ],
+            )  # fmt: skip
+    stores.database.close()
+
+
+@pytest.fixture(scope="module")
+def app(make_once: Callable[[str, Callable[[Path], object]], Path]) -> Callable[[], Tui]:
+    """Makes views of that node, which does not serve."""
+    state = make_once("grown", build)
+    return lambda: Tui(Overview(Appliance(Layout(state), load_config(None), create=False)))
+
+
+def test_the_first_screenful_and_all_sessions(app: Callable[[], Tui]) -> None:
+    """Rows within the time; the rest comes behind it, down to the last session."""
+    start = time.monotonic()
+
+    async def script(seen: Seen) -> None:
+        await seen.shows("acme/repo-0099", "✗ failing", "no route to host", timeout=5)
+        took = time.monotonic() - start
+        assert took < SCREENFUL, f"the first screenful took {took:.2f} s"
+        await seen.press("end")
+        await seen.shows("acme/repo-0998")
+        await seen.press("2")
+        await seen.shows("session-00000", timeout=5)
+        await seen.shows("10,000 sessions", timeout=10)
+        await seen.press("end")
+        await seen.shows("session-09999")
+        await seen.press("slash")
+        await seen.type("session-04242")
+        await seen.shows("1 of 10,000 sessions", "acme/repo-0242")
+
+    drive(app(), script)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("screen", ["1", "2", "3"])
+def test_keys_are_answered_while_everything_updates(app: Callable[[], Tui], screen: str) -> None:
+    """Some hundred events a second; the median of forty keys, each from its press until its line is drawn."""
+
+    async def script(seen: Seen) -> None:
+        await seen.shows("acme/repo-0099")
+        await seen.press(screen)
+        await seen.settled()
+        stop = asyncio.Event()
+
+        async def flood() -> None:
+            for turn in itertools.count():
+                if stop.is_set():
+                    return
+                for number in range(20):
+                    repo = f"acme/repo-{(turn * 20 + number) % REPOS:04}"
+                    seen.app.watcher._events.append(hydrated(repo) if number % 2 else refreshed(repo))
+                seen.app.post_message(Happened())
+                await asyncio.sleep(0.05)
+
+        flooding = asyncio.create_task(flood())
+        await seen.until(lambda: len(seen.app.model.deeds.rows) > 40, "events come in")
+        listing = seen.app.screen.query_one("#list")
+        took = []
+        for _ in range(40):
+            before = listing.cursor  # type: ignore[attr-defined]
+            start = time.monotonic()
+            seen.app._driver.send_message(events.Key("down", None))  # type: ignore[union-attr]
+            while listing.cursor == before or listing._repaint_required:  # type: ignore[attr-defined]
+                await asyncio.sleep(0)
+                assert time.monotonic() - start < 5, "a key is not answered"
+            took.append(time.monotonic() - start)
+            await asyncio.sleep(0.01)
+        stop.set()
+        await flooding
+        assert median(took) < KEY, f"{median(took) * 1000:.0f} ms, {max(took) * 1000:.0f} at most"
+
+    drive(app(), script, (160, 48))
+
+
+def hydrated(repo: str) -> dict[str, object]:
+    """An event as the feed tells it."""
+    return {
+        "event": "hydrated", "at": rfc3339(time.time()), "repo": repo, "want": "c" * 40, "wants": 1, "shape": "depth 1",
+        "way": "hit", "bytes": 1000, "first_byte": 0.01, "seconds": 0.02, "client": "10.0.0.1", "protocol": "git",
+    }  # fmt: skip
+
+
+def refreshed(repo: str) -> dict[str, object]:
+    """An event as the feed tells it."""
+    facts = {"result": "unchanged", "seconds": 0.1, "moved": [], "error": None}
+    return {"event": "refreshed", "at": rfc3339(time.time()), "repo": repo, **facts}
+
+
+def test_nothing_is_sent_that_did_not_change(app: Callable[[], Tui], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the clock held nothing is written; one cell that changes costs its own line, not the screen."""
+    view, now = app(), time.time()
+    view.model.clock = lambda: now
+
+    async def script(seen: Seen) -> None:
+        await seen.shows("acme/repo-0099")
+        await seen.press("2", "1")
+        await seen.settled()
+        written: list[str] = []
+
+        def display(screen: Screen[object], update: CompositorUpdate | None) -> None:
+            if update is not None:
+                written.append(update.render_segments(seen.app.console))
+
+        # What a terminal would be sent; without one nothing is written.
+        monkeypatch.setattr(seen.app, "_display", display)
+        beats = seen.app._beat
+        await seen.until(lambda: seen.app._beat >= beats + 3, "three beats of the clock")
+        await seen.settled()
+        assert "".join(written) == ""
+        seen.app.model.rates.add("acme/repo-0099", now, "hit")
+        seen.app._tell_rates()
+        await seen.until(lambda: written, "the cell is drawn")
+        await seen.settled()
+        assert len("".join(written)) < 1500, "".join(written)
+
+    drive(view, script, WIDE)
