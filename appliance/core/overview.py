@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +12,15 @@ from appliance.core.appliance import Appliance
 from appliance.core.control import call, is_serving
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import CommitText, Health, RefText, Repo, State, Turn
-from appliance.core.rooms import Stores, open_stores
+from appliance.core.rooms import Stores, make_privacy, open_stores
 from appliance.core.sessions import open_browser
 from appliance.core.status import status_document
 
 ANSWERS_WITHIN = 3.0
 """Seconds that a healthy serve never needs to tell its pulse."""
 MOST_REFS = 2000
+PRIVACY_HOLDS = 30.0
+"""Seconds until it is looked up again which repositories are private."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Overview:
         self.appliance = appliance
         self.clock = clock
         self._stores: Stores | None = None
+        self._private: tuple[float, tuple[int, ...], frozenset[int]] | None = None
         self._tips: dict[tuple[str, str], CommitText | None] = {}
 
     def close(self) -> None:
@@ -80,6 +83,7 @@ class Overview:
             repo.id: replace(healths.get(repo.id, Health()), cloning=True) for repo in repos if repo.name in cloning
         }
         documents = status_document(repos, healths, config, self.clock(), audit_head=None)["repos"]
+        private = self._private_now(repos)
         return [
             RepoView(
                 repo,
@@ -89,10 +93,19 @@ class Overview:
                 repo.interval or config.refresh.interval,
                 document.get("error"),
                 document.get("hint"),
-                bool(document.get("private")),
+                repo.id in private,
             )
             for repo, document in zip(repos, documents, strict=True)
         ]
+
+    def _private_now(self, repos: Sequence[Repo]) -> frozenset[int]:
+        """Ids of those whose guests need a token; looked up every half minute, at 20 ms for 1,000 of them."""
+        known = tuple(repo.id for repo in repos)
+        if self._private is None or self._private[1] != known or time.monotonic() > self._private[0]:
+            privacy = make_privacy(self.appliance.layout, self.appliance.config)
+            found = frozenset(repo.id for repo in repos if privacy.is_private(repo))
+            self._private = (time.monotonic() + PRIVACY_HOLDS, known, found)
+        return self._private[2]
 
     def tip(self, name: str, oid: str) -> CommitText | None:
         """The commit at a tip; None when the mirror cannot tell. Remembered, since a commit never changes."""
