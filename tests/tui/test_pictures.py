@@ -61,8 +61,10 @@ def no_colour_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def normalised(svg: str) -> str:
-    """Without the ids, which are random."""
-    return re.sub(r"terminal-\d+", "terminal", svg).rstrip() + "\n"
+    """Without the ids, which are random, and without fonts from elsewhere."""
+    return (
+        re.sub(r" *@font-face \{.*?\}\n", "", re.sub(r"terminal-\d+", "terminal", svg), flags=re.DOTALL).rstrip() + "\n"
+    )
 
 
 def words_of(svg: str) -> list[str]:
