@@ -76,16 +76,19 @@ def test_a_loose_ref_that_moves_or_goes_is_seen(mirror: Path, loose: str) -> Non
     assert not traces.hold()
 
 
-def test_a_fetch_is_seen(mirror: Path, generated_bare: Path) -> None:
+def test_a_fetch_is_seen(mirror: Path, tmp_path: Path) -> None:
     """With prune and --atomic, as a refresh does it."""
+    upstream = tmp_path / "upstream"
+    git("clone", "--quiet", "--mirror", str(mirror), str(upstream))
+    git("remote", "set-url", "origin", str(upstream), cwd=mirror)
     git("fetch", "--quiet", cwd=mirror)
     traces = settled(mirror)
-    add_commit(generated_bare, "main", {"seen.txt": "x"})
-    git("branch", "come", "main", cwd=generated_bare)
+    add_commit(upstream, "main", {"seen.txt": "x"})
+    git("branch", "come", "main", cwd=upstream)
     git("fetch", "--quiet", "--atomic", "--prune", "origin", "+refs/heads/*:refs/heads/*", cwd=mirror)
     assert not traces.hold()
     traces = settled(mirror)
-    git("branch", "--delete", "--force", "come", cwd=generated_bare)
+    git("branch", "--delete", "--force", "come", cwd=upstream)
     git("fetch", "--quiet", "--atomic", "--prune", "origin", "+refs/heads/*:refs/heads/*", cwd=mirror)
     assert not traces.hold()
 
