@@ -22,6 +22,7 @@ from pathlib import Path
 
 from appliance.core.credentials import CredentialConfig, Credentials
 from appliance.core.git.command import Git, GitError
+from appliance.core.git.failures import Kind, kind_of
 from appliance.core.git.running import run_child
 from appliance.core.git.upstream import Upstream
 from appliance.core.secretfile import open_secret
@@ -240,7 +241,8 @@ def _in_words(entry: CredentialConfig) -> Iterator[None]:
         raise
     except GitError as error:
         # A refusal that asks for patience is about how often, not about who.
-        if error.retry_after is None and (words := _words(entry, error.stderr)):
+        patience = error.retry_after is not None or kind_of(error.stderr) is Kind.RATE_LIMITED
+        if not patience and (words := _words(entry, error.stderr)):
             raise CredentialError(words, stderr=error.stderr) from error
         raise
 
