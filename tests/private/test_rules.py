@@ -251,6 +251,30 @@ def test_a_named_pipe_in_the_place_of_a_secret_is_refused_at_once(tmp_path: Path
     assert len(found) == 4 and all(words and "Not a regular file" in words for words in found), found
 
 
+def test_those_who_wait_for_a_command_share_its_failure(lab: Lab, tmp_path: Path) -> None:
+    """One that hangs would else hold all of its repositories one after the other, and with them every place."""
+    command = ("sh", "-c", f"echo run >>'{tmp_path}/runs'; sleep 0.2; echo sealed >&2; exit 3")
+    upstream = parse_upstream("https://h/acme/secret", allow_local=False)
+
+    async def told() -> list[str]:
+        keys = keyring.Keyring(Credentials([CredentialConfig(url="https://h", command=command)]), lab.git.environment)
+
+        async def one() -> str:
+            try:
+                async with keys.open(upstream, lab.git):
+                    return "opened"
+            except keyring.CredentialError as error:
+                return error.message
+
+        found = await asyncio.gather(*(one() for _ in range(20)))
+        return [*found, await one()]
+
+    found = asyncio.run(told())
+    assert len(found) == 21 and all("ended with code 3: sealed" in words for words in found), found
+    # Who comes later asks again.
+    assert (tmp_path / "runs").read_text() == "run\nrun\n"
+
+
 def test_a_refusal_about_how_often_is_none_of_the_credential(lab: Lab, tmp_path: Path) -> None:
     """GitHub says 403 to both: with words about a rate nobody is told to renew a token that is good."""
     token = write_secret(tmp_path / "token", "s3cret")

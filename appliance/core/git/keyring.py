@@ -47,10 +47,12 @@ class CredentialError(GitError):
 
 @dataclass
 class _Printed:
-    """What a `command` printed last, when (monotonic), and who asks it now."""
+    """What a `command` printed last and when (monotonic), how it failed last and when, and who asks it now."""
 
     token: str = ""
     at: float = float("-inf")
+    failure: str = ""
+    failed_at: float = float("-inf")
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -99,14 +101,24 @@ class Keyring:
         if entry.token_file:
             token = _read_secret(Path(entry.token_file), f"the token of [[credentials]] {entry.url}")
         else:
-            printed = self._printed.setdefault(entry.url, _Printed())
-            async with printed.lock:
-                if time.monotonic() - printed.at > COMMAND_KEPT:
-                    printed.token, printed.at = await self._ask(entry, git), time.monotonic()
-            token = printed.token
+            token = await self._printed_token(entry, git)
         if fault := _token_fault(token):
             raise CredentialError(f"the token of [[credentials]] {entry.url} {fault}: {_source(entry)}")
         return token
+
+    async def _printed_token(self, entry: CredentialConfig, git: Git) -> str:
+        printed, came_at = self._printed.setdefault(entry.url, _Printed()), time.monotonic()
+        async with printed.lock:
+            if printed.failed_at > came_at:
+                # Half a minute for each of a hundred who wait would keep all other repositories from their refreshes.
+                raise CredentialError(printed.failure)
+            if time.monotonic() - printed.at > COMMAND_KEPT:
+                try:
+                    printed.token, printed.at = await self._ask(entry, git), time.monotonic()
+                except CredentialError as error:
+                    printed.failure, printed.failed_at = error.message, time.monotonic()
+                    raise
+        return printed.token
 
     async def _ask(self, entry: CredentialConfig, git: Git) -> str:
         said = bytearray()
