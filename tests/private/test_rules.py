@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import re
 import threading
@@ -273,6 +274,24 @@ def test_those_who_wait_for_a_command_share_its_failure(lab: Lab, tmp_path: Path
     assert len(found) == 21 and all("ended with code 3: sealed" in words for words in found), found
     # Who comes later asks again.
     assert (tmp_path / "runs").read_text() == "run\nrun\n"
+
+
+def test_a_command_is_asked_again_for_a_refusal_alone(lab: Lab, tmp_path: Path) -> None:
+    """An upstream that is down says nothing about the token: its vault is not asked at every try."""
+    command = ("sh", "-c", f"echo run >>'{tmp_path}/runs'; echo s3cret")
+    upstream = parse_upstream("https://h/acme/secret", allow_local=False)
+
+    async def told(*said: str) -> int:
+        keys = keyring.Keyring(Credentials([CredentialConfig(url="https://h", command=command)]), lab.git.environment)
+        for words in said:
+            with contextlib.suppress(GitError):
+                async with keys.open(upstream, lab.git):
+                    raise GitError("git ls-remote failed", stderr=words)
+        return (tmp_path / "runs").read_text().count("run")
+
+    assert asyncio.run(told("fatal: Could not resolve host: h", "fatal: Could not resolve host: h")) == 1
+    refused = "fatal: Authentication failed for 'https://h/acme/secret/'"
+    assert asyncio.run(told(refused, refused)) == 1 + 2
 
 
 def test_a_refusal_about_how_often_is_none_of_the_credential(lab: Lab, tmp_path: Path) -> None:

@@ -92,9 +92,10 @@ class Keyring:
                 environment = _token_environment(entry, upstream, descriptor)
                 try:
                     yield git.with_credential(environment, pass_fds=[descriptor], secrets=[token, basic])
-                except GitError:
-                    # It may be the token that is not good any more: its command is asked again.
-                    self._printed.pop(entry.url, None)
+                except GitError as error:
+                    if _words(entry, error.stderr):
+                        # It may be the token that is not good any more: its command is asked again.
+                        self._printed.pop(entry.url, None)
                     raise
 
     async def _token(self, entry: CredentialConfig, git: Git) -> str:
