@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import re
 import threading
@@ -16,10 +17,12 @@ from appliance.core.credentials import CredentialConfig, Credentials
 from appliance.core.doctor import examine
 from appliance.core.errors import UsageError
 from appliance.core.git import keyring
+from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror, is_marked
 from appliance.core.git.upstream import any_ssh, parse_upstream, same_upstream
 from appliance.core.models import Repo
 from appliance.core.privacy import Privacy
+from appliance.core.refresh.trouble import Trouble, trouble_of
 from appliance.core.secretfile import SecretFile
 from appliance.core.serving.catalog import Catalog
 from appliance.core.serving.door import READ_TOKEN, Door
@@ -247,6 +250,68 @@ def test_a_named_pipe_in_the_place_of_a_secret_is_refused_at_once(tmp_path: Path
     looking.start()
     looking.join(10)
     assert len(found) == 4 and all(words and "Not a regular file" in words for words in found), found
+
+
+def test_those_who_wait_for_a_command_share_its_failure(lab: Lab, tmp_path: Path) -> None:
+    """One that hangs would else hold all of its repositories one after the other, and with them every place."""
+    command = ("sh", "-c", f"echo run >>'{tmp_path}/runs'; sleep 0.2; echo sealed >&2; exit 3")
+    upstream = parse_upstream("https://h/acme/secret", allow_local=False)
+
+    async def told() -> list[str]:
+        keys = keyring.Keyring(Credentials([CredentialConfig(url="https://h", command=command)]), lab.git.environment)
+
+        async def one() -> str:
+            try:
+                async with keys.open(upstream, lab.git):
+                    return "opened"
+            except keyring.CredentialError as error:
+                return error.message
+
+        found = await asyncio.gather(*(one() for _ in range(20)))
+        return [*found, await one()]
+
+    found = asyncio.run(told())
+    assert len(found) == 21 and all("ended with code 3: sealed" in words for words in found), found
+    # Who comes later asks again.
+    assert (tmp_path / "runs").read_text() == "run\nrun\n"
+
+
+def test_a_command_is_asked_again_for_a_refusal_alone(lab: Lab, tmp_path: Path) -> None:
+    """An upstream that is down says nothing about the token: its vault is not asked at every try."""
+    command = ("sh", "-c", f"echo run >>'{tmp_path}/runs'; echo s3cret")
+    upstream = parse_upstream("https://h/acme/secret", allow_local=False)
+
+    async def told(*said: str) -> int:
+        keys = keyring.Keyring(Credentials([CredentialConfig(url="https://h", command=command)]), lab.git.environment)
+        for words in said:
+            with contextlib.suppress(GitError):
+                async with keys.open(upstream, lab.git):
+                    raise GitError("git ls-remote failed", stderr=words)
+        return (tmp_path / "runs").read_text().count("run")
+
+    assert asyncio.run(told("fatal: Could not resolve host: h", "fatal: Could not resolve host: h")) == 1
+    refused = "fatal: Authentication failed for 'https://h/acme/secret/'"
+    assert asyncio.run(told(refused, refused)) == 1 + 2
+
+
+def test_a_refusal_about_how_often_is_none_of_the_credential(lab: Lab, tmp_path: Path) -> None:
+    """GitHub says 403 to both: with words about a rate nobody is told to renew a token that is good."""
+    token = write_secret(tmp_path / "token", "s3cret")
+    keys = keyring.Keyring(Credentials([CredentialConfig(url="https://h/acme", token_file=str(token))]), {})
+    upstream = parse_upstream("https://h/acme/secret", allow_local=False)
+
+    async def refused(said: str) -> Trouble:
+        try:
+            async with keys.open(upstream, lab.git):
+                raise GitError("git ls-remote failed", stderr=said)
+        except GitError as error:
+            return trouble_of(error)
+
+    said = "fatal: unable to access 'https://h/acme/secret/': The requested URL returned error: 403"
+    trouble = asyncio.run(refused(said))
+    assert trouble.kind == "auth" and "Renew" in trouble.words
+    trouble = asyncio.run(refused(f"remote: You have exceeded a secondary rate limit.\n{said}"))
+    assert trouble.kind == "rate-limited" and "Renew" not in trouble.words
 
 
 def test_a_token_is_good_until_the_moment_it_expires(tmp_path: Path) -> None:

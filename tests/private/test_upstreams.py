@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -304,6 +305,48 @@ def test_a_first_clone_that_is_private_is_not_seen_while_it_runs(
     serve.cli("enable", "acme/late")
     assert get(f"{serve.http_url}/acme/late/freshness", authorization=f"Bearer {token}").status == 404
     assert get(f"{serve.http_url}/{SECRET}/freshness", authorization=f"Bearer {token}").status == 200
+
+
+def test_an_entry_that_is_taken_out_during_the_first_clone_publishes_nothing(
+    start: Start, locked: HttpUpstream, tmp_path: Path
+) -> None:
+    """The clone is given up: there was no mirror yet whose mark could have told that it is private."""
+    locked.on(SECRET).hang_after = 1000
+    serve = start(token_file=str(write_secret(tmp_path / "token", TOKEN)))
+    wait_until(lambda: locked.hanging, message="the clone is under way")
+    serve.configure([locked.url(SECRET), locked.url(WIDGETS)], refresh=SETTLED)
+    serve.reload()
+    wait_until(lambda: repo_status(serve, SECRET)["readers"] is None, message="the entry is gone")
+    locked.on(SECRET).hang_after = None
+    status = serve.wait_for_repo(SECRET, "failing")
+    assert "was taken out" in status["last_error"]
+    assert get(f"{serve.http_url}/{SECRET}/freshness").status == 404 and not serve.mirror(SECRET).exists()
+
+
+def test_an_entry_that_is_taken_out_before_its_command_answers_publishes_nothing(
+    start: Start, locked: HttpUpstream, tmp_path: Path, script: Callable[[str], Path]
+) -> None:
+    """A mirror of a public upstream that became private is marked before anything is waited for."""
+    locked.on(SECRET).reset()
+    serve = start()
+    serve.wait_for_repo(SECRET)
+    lock(locked, SECRET)
+    command = script(f"until test -e '{tmp_path}/go'; do sleep 0.05; done; echo {TOKEN}")
+    repos = [locked.url(SECRET), locked.url(WIDGETS)]
+    serve.configure(repos, refresh=SETTLED, credentials=[{"url": locked.url(SECRET), "command": f"'{command}'"}])
+    serve.reload()
+    wait_until(lambda: repo_status(serve, SECRET)["private"], message="it is private")
+    new = add_commit(locked.path(SECRET), "main", {"a": "1"})
+    with ThreadPoolExecutor(1) as pool:
+        refreshed = pool.submit(serve.cli, "refresh", SECRET)
+        wait_until((tmp_path / "runs").exists, message="the command runs")
+        serve.configure(repos, refresh=SETTLED)
+        serve.reload()
+        wait_until(lambda: "read again" in serve.log().rpartition("read again")[0], message="the second reload")
+        (tmp_path / "go").touch()
+        refreshed.result()
+    assert refs(serve.mirror(SECRET))["refs/heads/main"] == new
+    assert get(f"{serve.http_url}/{SECRET}/freshness").status == 404
 
 
 def test_without_serve_add_repo_uses_the_token_too(

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from appliance.core.credentials import CredentialConfig, Credentials
 from appliance.core.git.command import Git, GitError
+from appliance.core.git.failures import Kind, kind_of
 from appliance.core.git.running import run_child
 from appliance.core.git.upstream import Upstream
 from appliance.core.secretfile import open_secret
@@ -46,10 +47,12 @@ class CredentialError(GitError):
 
 @dataclass
 class _Printed:
-    """What a `command` printed last, when (monotonic), and who asks it now."""
+    """What a `command` printed last and when (monotonic), how it failed last and when, and who asks it now."""
 
     token: str = ""
     at: float = float("-inf")
+    failure: str = ""
+    failed_at: float = float("-inf")
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -89,23 +92,34 @@ class Keyring:
                 environment = _token_environment(entry, upstream, descriptor)
                 try:
                     yield git.with_credential(environment, pass_fds=[descriptor], secrets=[token, basic])
-                except GitError:
-                    # It may be the token that is not good any more: its command is asked again.
-                    self._printed.pop(entry.url, None)
+                except GitError as error:
+                    if _words(entry, error.stderr):
+                        # It may be the token that is not good any more: its command is asked again.
+                        self._printed.pop(entry.url, None)
                     raise
 
     async def _token(self, entry: CredentialConfig, git: Git) -> str:
         if entry.token_file:
             token = _read_secret(Path(entry.token_file), f"the token of [[credentials]] {entry.url}")
         else:
-            printed = self._printed.setdefault(entry.url, _Printed())
-            async with printed.lock:
-                if time.monotonic() - printed.at > COMMAND_KEPT:
-                    printed.token, printed.at = await self._ask(entry, git), time.monotonic()
-            token = printed.token
+            token = await self._printed_token(entry, git)
         if fault := _token_fault(token):
             raise CredentialError(f"the token of [[credentials]] {entry.url} {fault}: {_source(entry)}")
         return token
+
+    async def _printed_token(self, entry: CredentialConfig, git: Git) -> str:
+        printed, came_at = self._printed.setdefault(entry.url, _Printed()), time.monotonic()
+        async with printed.lock:
+            if printed.failed_at > came_at:
+                # Half a minute for each of a hundred who wait would keep all other repositories from their refreshes.
+                raise CredentialError(printed.failure)
+            if time.monotonic() - printed.at > COMMAND_KEPT:
+                try:
+                    printed.token, printed.at = await self._ask(entry, git), time.monotonic()
+                except CredentialError as error:
+                    printed.failure, printed.failed_at = error.message, time.monotonic()
+                    raise
+        return printed.token
 
     async def _ask(self, entry: CredentialConfig, git: Git) -> str:
         said = bytearray()
@@ -240,7 +254,8 @@ def _in_words(entry: CredentialConfig) -> Iterator[None]:
         raise
     except GitError as error:
         # A refusal that asks for patience is about how often, not about who.
-        if error.retry_after is None and (words := _words(entry, error.stderr)):
+        patience = error.retry_after is not None or kind_of(error.stderr) is Kind.RATE_LIMITED
+        if not patience and (words := _words(entry, error.stderr)):
             raise CredentialError(words, stderr=error.stderr) from error
         raise
 

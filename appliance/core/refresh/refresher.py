@@ -15,11 +15,11 @@ from typing import Any
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, GitError
 from appliance.core.git.failures import Kind, kind_of
-from appliance.core.git.keyring import Keyring
+from appliance.core.git.keyring import CredentialError, Keyring
 from appliance.core.git.memory import RefMemory
 from appliance.core.git.mirror import FOLLOWED, Mirror, changes_between
 from appliance.core.git.traces import take_traces
-from appliance.core.git.upstream import parse_upstream
+from appliance.core.git.upstream import Upstream, parse_upstream
 from appliance.core.layout import Layout
 from appliance.core.locks import MirrorLocks
 from appliance.core.models import RefChange, RemoteRefs, Repo, shown
@@ -91,12 +91,14 @@ class Refresher:
         upstream = parse_upstream(run.repo.url, allow_local=True, has_key=keyring.has_key)
         with_credential = keyring.entry(upstream) is not None
         try:
+            mirror = Mirror(self._layout.mirror(run.repo.name), self._git)
+            if with_credential and mirror.exists():
+                # Before anything is waited for: a reload meanwhile may take the entry out, and finds it marked.
+                mirror.mark(run.repo.url)
             async with asyncio.timeout(self.timeout), keyring.open(upstream, self._git) as git:
                 mirror = Mirror(self._layout.mirror(run.repo.name), git)
                 if not mirror.exists():
-                    return await self._clone(run, git, with_credential)
-                if with_credential:
-                    mirror.mark(run.repo.url)
+                    return await self._clone(run, git, upstream, with_credential)
                 facts = await self._update(mirror, run)
                 if not with_credential:
                     # Only now is it known that everybody may read what is upstream.
@@ -112,7 +114,7 @@ class Refresher:
         except OSError as error:
             raise GitmirrorError(f"the mirror of {run.repo.name} cannot be written: {error}") from error
 
-    async def _clone(self, run: RefreshRun, git: Git, with_credential: bool) -> MirrorFacts:
+    async def _clone(self, run: RefreshRun, git: Git, upstream: Upstream, with_credential: bool) -> MirrorFacts:
         """A first clone grows beside and is renamed when whole: what has the name is never half a mirror."""
         growing = Mirror(self._layout.incoming(run.repo.name), git)
         with contextlib.suppress(FileNotFoundError):
@@ -126,6 +128,9 @@ class Refresher:
         await self._require_brought(growing, remote, before={})
         await self._follow_head(growing, remote)
         async with self._locks.shared(run.repo.name):
+            if with_credential and self.keyring.entry(upstream) is None:
+                # By the config alone it is open to everybody now: nothing was there whose mark could have told.
+                raise CredentialError(f"the [[credentials]] entry of {run.repo.url} was taken out while it was cloned")
             mirror = growing.rename_to(self._layout.mirror(run.repo.name))
         return await self._facts(mirror, run.repo, before={})
 
