@@ -89,7 +89,7 @@ $ gitmirror egress
 $ gitmirror doctor
 > ^ok +git: git version
 [2] $ gitmirror add-repo ssh://git@example.com/acme/widgets
-2> ^error: ssh:// upstreams: ssh needs a credential
+2> ^error: ssh://example.com/acme/widgets is an ssh upstream, and no .* entry has a key
 """
 
 STOPPED = """
