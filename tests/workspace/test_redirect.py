@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,18 @@ def test_a_guest_without_a_home_is_told(node: Node, tmp_path: Path) -> None:
         gitmirror_record homeless '{workspace}'
     """
     guest.run(script).recorded("homeless")
+
+
+def test_a_global_config_that_is_no_file_stays_what_it_is(node: Node, tmp_path: Path) -> None:
+    """`GIT_CONFIG_GLOBAL=/dev/null` is usual, and git would put a file in the place of the device."""
+    guest = node.guest(tmp_path / "home")
+    pipe = guest.home / "pipe"
+    os.mkfifo(pipe)
+    for kit in (guest, guest.with_(GITMIRROR_HTTP="http://127.0.0.1:9")):
+        done = kit.with_(GIT_CONFIG_GLOBAL=pipe).run("gitmirror_redirect", timeout=10)
+        assert done.code == 1 and f"GIT_CONFIG_GLOBAL is {pipe}, which is no file" in done.err
+    assert pipe.is_fifo()
+    assert guest.with_(GIT_CONFIG_GLOBAL=guest.home / "new").run("gitmirror_redirect").code == 0
 
 
 def test_hydrate_reaches_the_upstream_past_a_redirect_to_a_dead_mirror(node: Node, tmp_path: Path) -> None:

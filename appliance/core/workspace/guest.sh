@@ -102,6 +102,9 @@ gitmirror__redirect() {
     gitmirror__begin
     [ $# -eq 0 ] || gitmirror__usage 'gitmirror_redirect'
     [ -n "${XDG_CONFIG_HOME-}${HOME-}" ] || gitmirror__die 'HOME is not set: there is no git config to write to'
+    # git writes a file beside it and renames that: as root, a /dev/null would be no device any more.
+    [ ! -e "${GIT_CONFIG_GLOBAL-}" ] || [ -f "$GIT_CONFIG_GLOBAL" ] ||
+        gitmirror__die "GIT_CONFIG_GLOBAL is $GIT_CONFIG_GLOBAL, which is no file: there is no git config to write to"
     place=${XDG_CONFIG_HOME:-${HOME-}/.config}/git
     rules=$place/gitmirror.redirect
     if gitmirror__answers; then
