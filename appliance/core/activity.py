@@ -13,7 +13,8 @@ from appliance.core.store.database import StoreError
 
 log = logging.getLogger(__name__)
 
-WRITE_EVERY = 0.5
+WRITE_AFTER = 0.8
+"""Seconds that a row waits for others to come along."""
 MOST_WAITING = 20_000
 """Rows that wait for a database that does not take them; older ones are lost first."""
 
@@ -24,16 +25,22 @@ class ActivityLog:
     def __init__(self, store: ActivityStore) -> None:
         self._store = store
         self._waiting: deque[tuple[float, Hydration]] = deque(maxlen=MOST_WAITING)
+        self._wake = asyncio.Event()
 
     def add(self, event: Hydration) -> None:
         """A hydration ended just now."""
         self._waiting.append((time.time(), event))
+        self._wake.set()
 
     async def run(self) -> None:
         """The loop; ends by being cancelled."""
         while True:
-            await asyncio.sleep(WRITE_EVERY)
+            await self._wake.wait()
+            await asyncio.sleep(WRITE_AFTER)
+            self._wake.clear()
             await self.write()
+            if self._waiting:
+                self._wake.set()
 
     async def write(self) -> None:
         """Writes what waits. A database that fails loses nothing but time; the rows wait on, up to a bound."""

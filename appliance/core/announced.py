@@ -95,11 +95,14 @@ class Announcements:
         except GitmirrorError as error:
             log.warning("%s: what was announced cannot be looked for: %s", repo.name, error.message)
             return announced
-        return [each for each in announced if not await _is_there(mirror, refs.get(each.ref), each.oid)]
+        return [each for each in announced if not await _is_there(mirror, refs.get(each.ref), each)]
 
 
-async def _is_there(mirror: Mirror, has: str | None, oid: str | None) -> bool:
+async def _is_there(mirror: Mirror, has: str | None, announced: Announcement) -> bool:
     """Whether a ref at `has` is what was announced, or has moved on from it."""
-    if oid is None or has is None:
-        return oid is None and has is None
-    return oid in ("", has) or await has_object(mirror, oid)
+    if announced.oid is None or has is None:
+        return announced.oid is None and has is None
+    if announced.oid in ("", has):
+        return True
+    # Where the push found it, it has not moved, also when the commit is here: it is pushed back to an old one.
+    return has != announced.before and await has_object(mirror, announced.oid)

@@ -28,10 +28,14 @@ class Malformed(Exception):
 
 @dataclass(frozen=True)
 class Announcement:
-    """One ref that an upstream says it has now: at `oid`, or at any when that is empty, or gone when it is None."""
+    """One ref that an upstream says it has now: at `oid`, or at any when that is empty, or gone when it is None.
+
+    `before` is where the push found it, "" when that is not said.
+    """
 
     ref: str
     oid: str | None
+    before: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ def read_delivery(event: str, content_type: str, body: bytes) -> Delivery:
     try:
         if content_type.partition(";")[0].strip().lower() == FORM:
             fields = parse_qs(body.decode("utf-8"), max_num_fields=16)
-            body = fields.get("payload", [""])[0].encode("utf-8", "surrogatepass")
+            # `curl -d` says form whatever it sends.
+            if "payload" in fields or not body.lstrip().startswith(b"{"):
+                body = fields.get("payload", [""])[0].encode("utf-8", "surrogatepass")
         document = json.loads(body)
     except (ValueError, RecursionError):
         raise Malformed("the body is not the JSON of a webhook") from None
@@ -91,7 +97,8 @@ def _announcement(event: str, document: Mapping[str, Any]) -> Announcement | Non
         oid = None
     if not ref.startswith(FOLLOWED) or len(ref) > 1000 or not is_branch_name(ref):
         return None
-    return Announcement(ref, oid)
+    before = document.get("before")
+    return Announcement(ref, oid, before if isinstance(before, str) and _OID.fullmatch(before) else "")
 
 
 class Finder:

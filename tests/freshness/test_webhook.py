@@ -179,6 +179,11 @@ def test_what_is_announced_before_it_is_served_is_looked_for_again(hooked: Hooke
     hooked.serve.wait_for_ref(WIDGETS, "refs/heads/main", new)
     hooked.serve.wait_for_ref(WIDGETS, "refs/tags/v-late", new)
     hooked.serve.wait_for_ref(WIDGETS, "refs/heads/doomed", None)
+    # Back to a commit that the mirror has all the while.
+    hooked.hook(ref="refs/heads/main", before=new, after=old)
+    hooked.settle()
+    git("update-ref", "refs/heads/main", old, cwd=path)
+    hooked.serve.wait_for_ref(WIDGETS, "refs/heads/main", old)
 
 
 @pytest.mark.usefixtures("restored")

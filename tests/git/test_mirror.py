@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -231,3 +233,38 @@ def test_the_systems_authorities_are_trusted_and_read_once(
         assert trust.trust_config({name: "/x"}, nothing=tmp_path) == ""
     right.cert.unlink()
     assert trust.trust_config({}, nothing=tmp_path) == ""
+
+
+class _Blank(BaseHTTPRequestHandler):
+    """What a proxy says whose server is gone: 200, and nothing."""
+
+    def do_GET(self) -> None:
+        """An empty page for every path."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quietly."""
+
+
+def test_a_blank_page_empties_no_mirror(lab: Lab, generated_bare: Path, tmp_path: Path) -> None:
+    """git takes it for a repository without refs; only a git server's own empty list is one."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Blank) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        blank = lab.repo(f"http://127.0.0.1:{server.server_port}/{NAME}")
+        try:
+            with pytest.raises(GitError, match="no git server"):
+                lab.refresh(blank)
+            assert not lab.mirror().exists()
+            lab.refresh(lab.repo(generated_bare))
+            before = followed(lab.mirror().path)
+            with pytest.raises(GitError, match="no git server"):
+                lab.refresh(blank)
+            assert followed(lab.mirror().path) == before != {}
+        finally:
+            server.shutdown()
+    with HttpUpstream(tmp_path / "upstream") as upstream:
+        upstream.add(NAME)
+        assert lab.refresh(lab.repo(upstream.url(NAME))).refs == 0

@@ -69,7 +69,7 @@ def test_a_place_has_neither_user_nor_the_schemes_own_port() -> None:
     assert place_of("https://h:x/a") is None
 
 
-A = "a" * 40
+A, B = "a" * 40, "b" * 40
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,7 @@ A = "a" * 40
     [
         ("push", {"ref": "refs/heads/main", "after": A}, Announcement("refs/heads/main", A)),
         ("push", {"ref": "refs/tags/v1", "after": A}, Announcement("refs/tags/v1", A)),
+        ("push", {"ref": "refs/heads/main", "before": B, "after": A}, Announcement("refs/heads/main", A, B)),
         ("push", {"ref": "refs/heads/x", "after": "0" * 40}, Announcement("refs/heads/x", None)),
         ("create", {"ref": "v1", "ref_type": "tag"}, Announcement("refs/tags/v1", "")),
         ("delete", {"ref": "a/b", "ref_type": "branch"}, Announcement("refs/heads/a/b", None)),
@@ -90,7 +91,9 @@ A = "a" * 40
 def test_what_a_webhook_announces(event: str, facts: dict[str, object], announced: Announcement | None) -> None:
     """The ref and where it must be, from JSON and from the form alike."""
     body = json.dumps({"repository": {"full_name": "a/b"}, **facts}).encode()
-    for kind, sent in (("application/json", body), (f"{FORM}; charset=utf-8", urlencode({"payload": body}).encode())):
+    form = f"{FORM}; charset=utf-8"
+    # The last is what `curl -d` sends when nobody says otherwise.
+    for kind, sent in (("application/json", body), (form, urlencode({"payload": body}).encode()), (FORM, body)):
         assert read_delivery(event, kind, sent) == Delivery((), "a/b", announced)
 
 

@@ -237,6 +237,9 @@ class Git:
                 stderr=said,
                 retry_after=trace.retry_after() if trace else None,
             )
+        if trace is not None and arguments[0] == "ls-remote" and not stdout and trace.is_of_no_git_server():
+            # git takes a blank page for a repository without refs (the dumb protocol), and a mirror would be emptied.
+            raise GitError("the upstream answered with a page that no git server sends", stderr=said)
         return GitOutput(stdout, said)
 
 

@@ -138,8 +138,9 @@ _SIGNS: Sequence[tuple[Kind, str]] = (
     ),
     (
         Kind.BROKEN,
-        r"early eof|hung up|transfer closed|unexpected disconnect|index-pack|unpack-objects|rpc failed|protocol error"
-        r"|connection reset|recv failure|empty reply|bad line length|invalid (?:packet|server|ls-refs|section)"
+        r"no git server sends|early eof|hung up|transfer closed|unexpected disconnect|index-pack|unpack-objects"
+        r"|rpc failed|protocol error|connection reset|recv failure|empty reply|bad line length"
+        r"|invalid (?:packet|server|ls-refs|section)"
         r"|pack (?:is corrupted|has bad)|inflate|bad (?:object|pack)|expected",
     ),
 )

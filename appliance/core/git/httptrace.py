@@ -39,7 +39,15 @@ class HttpTrace:
 
     def retry_after(self) -> float | None:
         """Seconds that the last answer asks to wait."""
-        return retry_after(os.pread(self.file, MOST_TRACE, 0).decode("latin-1"), time.time())
+        return retry_after(self._text(), time.time())
+
+    def is_of_no_git_server(self) -> bool:
+        """Whether answers came over HTTP and none of them was what a git server says of itself."""
+        text = self._text().lower()
+        return "<= recv header: http/" in text and "application/x-git-upload-pack-advertisement" not in text
+
+    def _text(self) -> str:
+        return os.pread(self.file, MOST_TRACE, 0).decode("latin-1")
 
 
 _STATUS = re.compile(r"<= Recv header: HTTP/[\d.]+ (\d{3})")

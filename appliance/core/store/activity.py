@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import astuple, fields
 from typing import Any
 
 from appliance.core.models import Hydration
@@ -13,6 +13,10 @@ from appliance.core.units import rfc3339
 MOST_ROWS = 100_000
 LONGEST = 7 * 86400.0
 """Seconds that a row is kept."""
+
+
+_COLUMNS = ("at", *(field.name for field in fields(Hydration)))
+_INSERT = f"INSERT INTO hydrations ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' for _ in _COLUMNS)})"
 
 
 class ActivityStore:
@@ -25,10 +29,14 @@ class ActivityStore:
     def record(self, events: Sequence[tuple[float, Hydration]]) -> None:
         """Adds a batch of (when it ended, what) in one transaction, and drops what is too old or too much."""
         with self._database.writing() as connection:
-            connection.table("hydrations").insert_all({"at": at, **asdict(event)} for at, event in events)
+            # As sqlite3 does it: sqlite-utils reads the schema first, which is most of the time for one row.
+            connection.conn.executemany(_INSERT, [(at, *astuple(event)) for at, event in events])
+            connection.execute("DELETE FROM hydrations WHERE id <= (SELECT max(id) FROM hydrations) - ?", [MOST_ROWS])
+            # Only the oldest are looked at, and more of them than came: the whole table takes milliseconds.
             connection.execute(
-                "DELETE FROM hydrations WHERE at < ? OR id <= (SELECT max(id) FROM hydrations) - ?",
-                [self._clock() - LONGEST, MOST_ROWS],
+                """DELETE FROM hydrations WHERE id IN
+                   (SELECT id FROM hydrations ORDER BY id LIMIT ?) AND at < ?""",
+                [len(events) + 100, self._clock() - LONGEST],
             )
 
     def newest(self, limit: int, *, repo: str | None = None) -> list[dict[str, Any]]:
