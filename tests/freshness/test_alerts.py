@@ -145,6 +145,7 @@ def test_an_alert_that_is_not_taken_is_tried_again_and_stops_nothing(
         assert [each["repo"] for each in catcher.bodies] == [WIDGETS]
 
 
+@pytest.mark.slow
 def test_a_disabled_repository_is_nobodys_alert(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import WIDGETS, ServeFactory
 from tests.freshness.outlets import catching, documents, script
 from tests.serving.conftest import SETTLED
@@ -50,6 +52,7 @@ def test_a_command_and_a_url_get_every_event(
     assert processes_of(serve.state) == []
 
 
+@pytest.mark.slow
 def test_a_command_that_ends_is_run_again_and_one_that_does_not_read_slows_nobody(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def test_every_trouble_has_its_own_words_and_clears_by_itself(
     assert not [each for each in documents(told) if each["repo"] == WIDGETS]
 
 
+@pytest.mark.slow
 def test_an_upstream_that_asks_for_patience_is_not_asked_before(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
@@ -132,6 +133,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_clears(small_disk: Path, upstream: HttpUpstream, tmp_path: Path) -> None:
     """A fetch that finds no room: its own word, guests are served, and with room it goes on by itself."""
     name = "acme/small"

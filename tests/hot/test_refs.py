@@ -251,6 +251,7 @@ def test_ls_refs_runs_no_git_while_the_snapshot_is_fresh(node: Node) -> None:
     assert status_of(node.serve)["serving"]
 
 
+@pytest.mark.slow
 def test_ls_refs_runs_no_git_while_nothing_changes(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import WIDGETS
 from tests.hot.conftest import Counting, GatedFactory, GatedNode, a_cold_shape, status_of, wait_warm
 from tests.hot.test_flight import ends, start_guest
@@ -66,6 +68,7 @@ def test_shapes_lately_seen_are_warmed_for_the_next_tip(gated: GatedFactory, tmp
     assert counting.since() == {"hits": 4}
 
 
+@pytest.mark.slow
 def test_what_hostile_guests_ask_for_does_not_crowd_out_the_rest(gated: GatedFactory, tmp_path: Path) -> None:
     """Only so many shapes are remembered, the newest of them."""
     node = gated()

@@ -33,6 +33,9 @@ def guest_of(node: Node, home: Path, token: str, shell: str = "dash", tools: tup
     return Guest(home, kit, shell, tools, env | ({"GITMIRROR_TOKEN": token} if token else {}))
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def token(node: Node) -> str:
     """A token for `SECRET`, whose snapshot is ready."""

@@ -98,6 +98,7 @@ def last_error(serve: Serve) -> str:
     return str(repo_status(serve, SECRET)["last_error"])
 
 
+@pytest.mark.slow
 def test_an_ssh_upstream_is_mirrored_with_its_key(sshd: Sshd, serve_factory: ServeFactory, tmp_path: Path) -> None:
     """And followed; it is private, found with the host in front too; without an entry it is refused with the way."""
     serve = serve_factory(refresh=QUICK).start()

@@ -31,6 +31,7 @@ FAULTS: list[tuple[str, Faults, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("faults", "words"), [case[1:] for case in FAULTS], ids=[case[0] for case in FAULTS])
 def test_a_first_clone_that_fails_is_registered_told_and_retried(
     node: Node, names: Names, generated_bare: Path, faults: Faults, words: str
@@ -93,6 +94,7 @@ def test_a_slow_upstream_is_waited_for(node: Node, names: Names, generated_bare:
     node.serve.wait_for_ref(name, "refs/heads/main", refs(path)["refs/heads/main"])
 
 
+@pytest.mark.slow
 def test_a_dead_upstream_and_its_return(serve: Serve, upstream: HttpUpstream, tmp_path: Path) -> None:
     """Killed: clones still work, and the state becomes `failing`. Back: a commit arrives and all is well."""
     upstream.refuse()

@@ -206,6 +206,7 @@ def test_a_mirror_that_was_changed_by_hand_is_put_right(serve_factory: ServeFact
     assert repo_status(serve, WIDGETS)["state"] == "fresh"
 
 
+@pytest.mark.slow
 def test_what_is_not_written_yet_is_written_at_the_end(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """Refreshes that found nothing wait to be written together; a stop loses none of them."""
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh={"interval": "1s"}).start()

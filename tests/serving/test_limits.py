@@ -79,6 +79,7 @@ def test_a_guest_past_max_clients_is_served_when_a_place_comes_free(
     second.sock.close()
 
 
+@pytest.mark.slow
 def test_a_guest_whose_turn_does_not_come_gets_a_clear_error(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_request_that_does_not_come_is_not_waited_for(serve_factory: ServeFact
         assert [read_all(silent), read_all(half)] == [b"", b""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guest", ["v0 fetch", "v2 fetch", "push"])
 def test_an_idle_guest_is_cut_off(serve_factory: ServeFactory, upstream: HttpUpstream, guest: str) -> None:
     """idle_timeout ends a connection on which nothing moves, and its child, and gives its place back."""

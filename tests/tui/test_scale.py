@@ -141,6 +141,7 @@ def refreshed(repo: str) -> dict[str, object]:
     return {"event": "refreshed", "at": rfc3339(time.time()), "repo": repo, **facts}
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_that_did_not_change(app: Callable[[], Tui], monkeypatch: pytest.MonkeyPatch) -> None:
     """With the clock held nothing is written; one cell that changes costs its own line, not the screen."""
     view, now = app(), time.time()

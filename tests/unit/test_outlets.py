@@ -38,6 +38,7 @@ def test_a_command_gets_the_document_and_its_environment(children: Children, tmp
     assert (tmp_path / "word").read_text() == "it's here\n"
 
 
+@pytest.mark.slow
 def test_a_command_that_hangs_is_ended_with_all_it_started(
     children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,6 +119,7 @@ def test_password(upstream: HttpUpstream) -> None:
     assert upstream.requests[-1].user == "bot"
 
 
+@pytest.mark.slow
 def test_hang_and_release(upstream: HttpUpstream) -> None:
     upstream.add("acme/other", upstream.path(WIDGETS))
     upstream.on(WIDGETS).hang = True
@@ -132,6 +133,7 @@ def test_hang_and_release(upstream: HttpUpstream) -> None:
         assert b"refs/heads/main" in out
 
 
+@pytest.mark.slow
 def test_a_hung_request_ends_with_its_client(upstream: HttpUpstream) -> None:
     upstream.everywhere.hang = True
     with _ls_remote(upstream.url(WIDGETS)) as waiting:
@@ -154,6 +156,7 @@ def test_close_releases_what_hangs_and_leaves_no_process(generated_bare: Path, t
         socket.create_connection(("127.0.0.1", upstream.port))
 
 
+@pytest.mark.slow
 def test_hang_within_a_body(upstream: HttpUpstream, tmp_path: Path) -> None:
     upstream.on(WIDGETS).hang_after = 5000
     command = ["git", "clone", "--quiet", upstream.url(WIDGETS), str(tmp_path / "made")]

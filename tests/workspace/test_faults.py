@@ -58,6 +58,9 @@ class Way:
         return done.err
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def way(node: Node, tmp_path: Path) -> Iterator[Way]:
     """A guest with curl, whose deadline is 12 seconds."""
