@@ -130,7 +130,9 @@ class Reading(App[None]):
             self._news(REPOS)
 
     def on_pulse_read(self, message: PulseRead) -> None:
-        """Serve is so."""
+        """Serve is so. What it told before it ended may arrive after the word that it did."""
+        if not self.model.serving:
+            return
         before = set(self.model.pulse["cloning"]) if self.model.pulse else set()
         self.model.pulse = message.pulse
         if message.pulse and set(message.pulse["cloning"]) != before:
