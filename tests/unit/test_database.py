@@ -157,3 +157,23 @@ def test_a_file_that_may_not_be_written_is_an_error_in_words(path: Path) -> None
     with pytest.raises(StoreError) as caught:
         add_row(Database(path), "x")
     assert "writable" in caught.value.hint
+
+
+def test_one_that_is_taken_away_while_it_is_opened_is_not_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look for it and the opening: an empty one would be a registry of nothing."""
+    path = tmp_path / "a name with ? and #.db"
+    Database(path).close()
+    real = Path.is_file
+
+    def looked(self: Path) -> bool:
+        found = real(self)
+        if self == path:
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "is_file", looked)
+    with pytest.raises(StoreError, match="unable to open"):
+        Database(path, create=False)
+    assert not path.exists()

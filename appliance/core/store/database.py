@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlite_utils
 
@@ -90,7 +91,11 @@ class Database:
             )
         if self.path.exists() and not self.path.is_file():
             raise StoreError(f"the database {self.path} is not a file", hint="move away what is in its place")
-        conn = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        # Before it is opened: one that is put in its place meanwhile must not pass for the one that was.
+        identity = _identity(self.path)
+        # `rw` makes none: between the look above and here it may have been taken away.
+        uri = f"file:{quote(str(self.path))}?mode={'rwc' if create else 'rw'}"
+        conn = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             connection = sqlite_utils.Database(conn, execute_plugins=False)
             # FULL: an audit event that was answered for survives a power cut, not only a kill.
@@ -101,7 +106,7 @@ class Database:
             conn.close()
             raise
         self._connection = connection
-        self._identity = _identity(self.path)
+        self._identity = identity or _identity(self.path)
 
     def _migrate(self, connection: sqlite_utils.Database) -> None:
         if not MIGRATIONS.pending(connection) and not self._from_the_future(connection):
