@@ -25,6 +25,8 @@ from tests.support.serve import Section, Serve, wait_until
 from tests.support.upstream import HttpUpstream
 from tests.workspace.web import get
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"interval": "1s", "timeout": "60s"}
 Start = Callable[..., Serve]
 

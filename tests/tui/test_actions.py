@@ -15,6 +15,8 @@ from tests.support.gitutil import git
 from tests.tui.conftest import Node
 from tests.tui.drive import NARROW, Seen, drive, make_app
 
+pytestmark = pytest.mark.slow
+
 
 def repos(node: Node) -> dict[str, Any]:
     """The registry by name."""

@@ -15,6 +15,8 @@ from tests.support.generate import add_commit
 from tests.support.gitutil import fsck, git, git_result, refs
 from tests.workspace.conftest import BUSYBOX, CURL, GNU_WGET, NOTHING, SHELLS, Guest, Node
 
+pytestmark = pytest.mark.slow
+
 
 def assert_workspace(guest: Guest, node: Node, workspace: Path, commit: str) -> None:
     """Assert that it is a whole, clean checkout of `commit` whose `origin` is the upstream, and nothing beside it."""
