@@ -176,7 +176,7 @@ class Exchange:
         await self._flush(self._connection.send(h11.EndOfMessage()) or b"")
 
     async def _flush(self, data: bytes, *, more: bool = False) -> None:
-        """Sends what was held back, and `data` behind it: a packet for each line of framing costs more than a file."""
+        """Sends what was held back, and `data` behind it, so that the framing needs no packets of its own."""
         held = self._held + data
         self._held = b""
         if held:

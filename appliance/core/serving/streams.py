@@ -44,7 +44,7 @@ class SocketStream:
     def within(self, seconds: float) -> Iterator[None]:
         """Receiving raises IdleTimeout once the block has taken so many seconds, however often something came.
 
-        A timeout of asyncio's for each of the requests that a fetch is made of costs as much as reading them.
+        One number, in place of a timer of asyncio's for each of the requests that a fetch is made of.
         """
         before = self._until
         self._until = self._loop.time() + seconds
@@ -105,7 +105,7 @@ class SocketStream:
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     async def _ready(self, add: Callable[..., None], remove: Callable[[int], bool], idle: float | None) -> None:
-        # By hand: asyncio.timeout and a closure cost as much as the wait itself, and a fetch waits some thirty times.
+        # By hand, without asyncio.timeout and a closure: this is the hot path of every fetch.
         future: asyncio.Future[None] = self._loop.create_future()
         descriptor = self._socket.fileno()
         add(descriptor, _resolve, future)
@@ -122,8 +122,8 @@ class SocketStream:
 class _FileTransfer:
     """A part of a file on its way to a socket: the loop's own callback sends, and its task wakes once, at the end.
 
-    With a task that wakes for each of the forty times that a socket takes more of 12 MB, sending them cost the server
-    three times what the kernel needs for it.
+    With a task that woke for each piece that the socket took, a hot hydration of 24 MB cost the server 16.9 ms of
+    processor time, and 10.0 without.
     """
 
     def __init__(self, descriptor: int, file: int, offset: int, count: int, loop: asyncio.AbstractEventLoop) -> None:
