@@ -22,10 +22,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from appliance.core.appliance import Appliance  # noqa: E402
-from appliance.core.config import load_config  # noqa: E402
+from appliance.core.config.settings import load_config  # noqa: E402
 from appliance.core.layout import Layout  # noqa: E402
-from appliance.core.overview import Overview  # noqa: E402
+from appliance.core.node.node import Appliance  # noqa: E402
+from appliance.core.node.queries import Overview  # noqa: E402
 from appliance.tui.app import Tui  # noqa: E402
 from tests.support.generate import add_commit, generate_repository  # noqa: E402
 from tests.support.gitutil import commit_files, git, wait_until  # noqa: E402

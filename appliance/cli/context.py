@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from appliance.core.appliance import Appliance
-    from appliance.core.config import Config
+    from appliance.core.config.settings import Config
+    from appliance.core.node.node import Appliance
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,16 @@ class Options:
 
     def load_config(self) -> Config:
         """Reads the configuration. Raises UsageError."""
-        from appliance.core.config import find_config, load_config
+        from appliance.core.config.settings import find_config, load_config
 
         return load_config(find_config(self.config, os.environ))
 
     def appliance(self) -> Appliance:
         """The state directory and configuration; as root this process becomes the directory's owner first."""
-        from appliance.core.appliance import Appliance
-        from appliance.core.config import find_state
+        from appliance.core.config.settings import find_state
         from appliance.core.layout import Layout
-        from appliance.core.owner import become_owner_of
+        from appliance.core.node.node import Appliance
+        from appliance.core.process.owner import become_owner_of
 
         state = find_state(self.state, os.environ)
         become_owner_of(state)

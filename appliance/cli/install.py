@@ -1,4 +1,4 @@
-"""`install`: parses and prints; what it does is `appliance.core.install`."""
+"""`install`: parses and prints; what it does is `appliance.core.ops.install`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from appliance.core.install import REAL_ROOT, plan_install, running_program
+from appliance.core.ops.install import REAL_ROOT, plan_install, running_program
 
 
 @click.command()

@@ -21,7 +21,7 @@ from appliance.cli.tui import tui
 
 def _print_licenses(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from appliance.core.licenses import licenses, render_licenses
+        from appliance.core.ops.licenses import licenses, render_licenses
 
         click.echo(render_licenses(licenses()))
         ctx.exit()

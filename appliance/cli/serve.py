@@ -13,7 +13,7 @@ import click
 from appliance.cli.context import Options, pass_options
 
 if TYPE_CHECKING:
-    from appliance.core.config import Config
+    from appliance.core.config.settings import Config
 
 
 @click.command()
@@ -40,8 +40,8 @@ def serve(
     """
     import asyncio
 
-    from appliance.core.service import Service, Start
-    from appliance.core.systemd import Notifier, inherited_sockets, take_environment
+    from appliance.core.daemon.service import Service, Start
+    from appliance.core.daemon.systemd import Notifier, inherited_sockets, take_environment
 
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format=_log_format(), stream=sys.stderr, force=True
@@ -52,9 +52,9 @@ def serve(
     def load() -> Config:
         return _overridden(options.load_config(), given)
 
-    from appliance.core.config import find_state
+    from appliance.core.config.settings import find_state
     from appliance.core.layout import Layout
-    from appliance.core.owner import become_owner_of
+    from appliance.core.process.owner import become_owner_of
 
     state = find_state(options.state, os.environ)
     environment = take_environment(os.environ)

@@ -13,7 +13,7 @@ from appliance.cli.context import Options, json_option, pass_options
 from appliance.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
-    from appliance.core.sessions import Sessions
+    from appliance.core.node.sessions import Sessions
 
 UNRELATED = "its history is unrelated to the upstream's"
 
@@ -21,7 +21,7 @@ turn_option = click.option("--turn", type=click.IntRange(1), metavar="N", help="
 
 
 def _sessions(options: Options) -> Sessions:
-    from appliance.core.sessions import Sessions
+    from appliance.core.node.sessions import Sessions
 
     return Sessions(options.appliance())
 

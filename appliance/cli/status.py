@@ -81,7 +81,7 @@ def egress(options: Options, as_json: bool) -> None:
     Example:
       gitmirror.pyz egress >> allowlist.txt
     """
-    from appliance.core.egress import egress_entries
+    from appliance.core.ops.egress import egress_entries
 
     entries = egress_entries(options.appliance())
     if as_json:
@@ -103,7 +103,7 @@ def doctor(options: Options, as_json: bool) -> None:
     Example:
       gitmirror.pyz doctor
     """
-    from appliance.core.doctor import examine
+    from appliance.core.ops.doctor import examine
 
     checks = examine(options.appliance())
     if as_json:

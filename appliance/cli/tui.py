@@ -27,7 +27,7 @@ def tui(options: Options) -> None:
     # Textual draws on stderr.
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise GitmirrorError("the live view needs a terminal", hint="`status`, `sessions` and `activity` print")
-    from appliance.core.overview import Overview
+    from appliance.core.node.queries import Overview
     from appliance.tui.app import Tui
 
     # Reads in threads give the screen its turn sooner, and the collector passes over what the imports made: beside

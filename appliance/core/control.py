@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from appliance.core.errors import GitmirrorError, NotServing
-from appliance.core.feed import Feed
 from appliance.core.layout import Layout
-from appliance.core.owner import SERVE, OwnerInfo, find_owner
+from appliance.core.observability.event_stream import Feed
+from appliance.core.process.owner import SERVE, OwnerInfo, find_owner
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 from textual.binding import Binding, BindingType
 
-from appliance.core import sessions as core_sessions
 from appliance.core.errors import GitmirrorError
-from appliance.core.overview import Overview
+from appliance.core.node import sessions as core_sessions
+from appliance.core.node.queries import Overview
 from appliance.tui.deeds import moved_words
 from appliance.tui.messages import ActionDone, ActionFailed
 from appliance.tui.palette import Commands

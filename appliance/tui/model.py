@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.core.models import CommitText, State
-from appliance.core.overview import RepoView
+from appliance.core.node.queries import RepoView
 from appliance.tui.deeds import Deeds
 
 WARM = frozenset({"hit", "joined", "snapshot"})

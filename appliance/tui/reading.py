@@ -8,7 +8,7 @@ from typing import Any
 from textual.app import App
 from textual.timer import Timer
 
-from appliance.core.overview import Overview, RepoView
+from appliance.core.node.queries import Overview, RepoView
 from appliance.tui.deeds import seconds_of
 from appliance.tui.messages import (
     Happened,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.processes import start_time
+from appliance.core.process.children import start_time
 from tests.chaos.storm import Cloner, Mover, Push, Pusher, Worker
 from tests.conftest import WIDGETS, ServeFactory
 from tests.git.lab import anchored, followed

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.core import alerts as alerts_module
-from appliance.core.alerts import Alerts
-from appliance.core.config import AlertsConfig
+from appliance.core.config.settings import AlertsConfig
 from appliance.core.models import UNHEALTHY, Health, Repo, State
-from appliance.core.processes import Children
+from appliance.core.observability import alerts as alerts_module
+from appliance.core.observability.alerts import Alerts
+from appliance.core.observability.transitions import RECOVERED, Condition, Told, alert_between, events_between
+from appliance.core.process.children import Children
 from appliance.core.store.alerts import AlertStore
 from appliance.core.store.database import Database
-from appliance.core.transitions import RECOVERED, Condition, Told, alert_between, events_between
 from tests.conftest import WIDGETS, ServeFactory
 from tests.freshness.conftest import repo_of, status_of
 from tests.freshness.outlets import catching, documents, script

@@ -8,18 +8,18 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from appliance.core.config import Config
-from appliance.core.credentials import Credentials
+from appliance.core.config.credentials import Credentials
+from appliance.core.config.settings import Config
 from appliance.core.git.command import Git
 from appliance.core.git.keyring import Keyring
 from appliance.core.git.mirror import ANCHORS, TIPS, Mirror
+from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.layout import Layout
-from appliance.core.locks import MirrorLocks
 from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.models import Health, RefChange, Repo
-from appliance.core.owner import claim
+from appliance.core.node.state_dir import make_git, make_state
+from appliance.core.process.owner import claim
 from appliance.core.refresh.refresher import MirrorFacts, Refresher, RefreshRun
-from appliance.core.rooms import make_git, make_state
 from tests.support.gitutil import refs
 
 _T = TypeVar("_T")

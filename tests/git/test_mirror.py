@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.core.errors import GitmirrorError, UsageError
-from appliance.core.git import trust
+from appliance.core.git import tls_trust as trust
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import changes_between, parse_ls_remote, refs_in_the_way
 from appliance.core.models import RefChange, shown

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.core.git.traces import MOST_DIRECTORIES, TRUSTED_FOR, RefTraces, take_traces
+from appliance.core.git.ref_traces import MOST_DIRECTORIES, TRUSTED_FOR, RefTraces, take_traces
 from tests.support.generate import add_commit
 from tests.support.gitutil import git
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.errors import UsageError
-from appliance.core.git.upstream import choose_name, parse_upstream, same_upstream
+from appliance.core.upstream import choose_name, parse_upstream, same_upstream
 
 BAD = [
     ("-oProxyCommand=id", "dash"),

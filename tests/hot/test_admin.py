@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from appliance.core import activity as activity_module
-from appliance.core.activity import ActivityLog
 from appliance.core.models import Hydration
 from appliance.core.store import activity as store_module
+from appliance.core.store import activity_log as activity_module
 from appliance.core.store.activity import ActivityStore
+from appliance.core.store.activity_log import ActivityLog
 from appliance.core.store.database import Database, StoreError
 from tests.conftest import WIDGETS, ServeFactory
 from tests.hot.conftest import (

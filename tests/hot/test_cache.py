@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.serving import responses
-from appliance.core.serving.responses import Answer, AnswerFailed, Produce, ResponseCache, Way
+from appliance.core.serving.fetch import response_cache as responses
+from appliance.core.serving.fetch.response_cache import Answer, AnswerFailed, Produce, ResponseCache, Way
 
 REPO, OTHER = 1, 2
 

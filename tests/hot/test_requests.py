@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.core.serving.pktline import LARGEST, PacketError
-from appliance.core.serving.v2 import LARGE, MOST_LINES, FetchShape, RequestMemo, V2Reader, V2Request, shape_of
+from appliance.core.serving.wire.pktline import LARGEST, PacketError
+from appliance.core.serving.wire.v2 import LARGE, MOST_LINES, FetchShape, RequestMemo, V2Reader, V2Request, shape_of
 from tests.conftest import WIDGETS
 from tests.hot.conftest import contents_of
 from tests.hot.wire import Recorder, ask_git, pack_of, posted_bodies, v2_request

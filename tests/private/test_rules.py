@@ -12,22 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.config import parse_config
-from appliance.core.credentials import CredentialConfig, Credentials
-from appliance.core.doctor import examine
+from appliance.core.access.catalog import Catalog
+from appliance.core.access.gate import READ_TOKEN, Door
+from appliance.core.access.privacy import Privacy
+from appliance.core.config.credentials import CredentialConfig, Credentials
+from appliance.core.config.secret_files import SecretFile
+from appliance.core.config.settings import parse_config
 from appliance.core.errors import UsageError
 from appliance.core.git import keyring
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror, is_marked
-from appliance.core.git.upstream import any_ssh, parse_upstream, same_upstream
 from appliance.core.models import Repo
-from appliance.core.privacy import Privacy
-from appliance.core.refresh.trouble import Trouble, trouble_of
-from appliance.core.secretfile import SecretFile
-from appliance.core.serving.catalog import Catalog
-from appliance.core.serving.door import READ_TOKEN, Door
+from appliance.core.ops.doctor import examine
+from appliance.core.refresh.failure import Trouble, trouble_of
 from appliance.core.store.database import Database
 from appliance.core.store.tokens import KEPT, TokenStore
+from appliance.core.upstream import any_ssh, parse_upstream, same_upstream
 from tests.git.conftest import lab as lab
 from tests.git.lab import Lab
 from tests.private.conftest import write_secret

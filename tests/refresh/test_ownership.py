@@ -61,7 +61,7 @@ def path_for_all() -> str:
 @pytest.fixture(scope="module")
 def python_for_all(owner: pwd.struct_passwd, path_for_all: str) -> str:
     """An interpreter that the owner may run too: the tests' own may be below root's home."""
-    code = "import sys; assert sys.version_info >= (3, 11); import appliance.cli.main, appliance.core.service"
+    code = "import sys; assert sys.version_info >= (3, 11); import appliance.cli.main, appliance.core.daemon.service"
     for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         env = {"PYTHONPATH": path_for_all, "PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}
         with contextlib.suppress(OSError):

@@ -13,12 +13,12 @@ import pytest
 import sqlite_utils
 
 from appliance.core.errors import UsageError
-from appliance.core.git.upstream import same_upstream
 from appliance.core.models import RefChange, RefreshOutcome
 from appliance.core.store.database import Database, StoreError
 from appliance.core.store.health import REFRESHES_KEPT, HealthStore
 from appliance.core.store.migrations import MIGRATIONS
 from appliance.core.store.registry import Registry, UnknownRepo, Wanted
+from appliance.core.upstream import same_upstream
 from tests.conftest import WIDGETS, ServeFactory
 from tests.support.serve import ROOT
 from tests.support.upstream import HttpUpstream

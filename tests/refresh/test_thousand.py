@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.core.git.memory import RefMemory
 from appliance.core.git.mirror import FOLLOWED
-from appliance.core.git.traces import take_traces
+from appliance.core.git.ref_memory import RefMemory
+from appliance.core.git.ref_traces import take_traces
 from appliance.core.refresh.queue import RefreshQueue
 from appliance.core.refresh.schedule import Lane, lag_of
 from appliance.core.refresh.scheduler import LeftAlone, Settings

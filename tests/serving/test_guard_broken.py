@@ -156,7 +156,7 @@ def all_gone(hooks: Path) -> None:
 
 def program_gone(hooks: Path) -> None:
     """What the hook runs is missing."""
-    (hooks / "hook.py").unlink()
+    (hooks / "pre_receive.py").unlink()
 
 
 def journal_gone(hooks: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from appliance.core.git.command import GitError
-from appliance.core.locks import MirrorLocks
+from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.models import Repo
-from appliance.core.recording.limits import Quota, RecordingLimits
+from appliance.core.node.state_dir import Stores, open_stores
+from appliance.core.recording.quota import Quota, RecordingLimits
 from appliance.core.recording.retention import IDLE, Retention
-from appliance.core.recording.sessions import SessionBook
-from appliance.core.rooms import Stores, open_stores
+from appliance.core.recording.turns import SessionBook
 from tests.conftest import WIDGETS
 from tests.git.lab import Lab
 from tests.serving.conftest import Node, entry_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.locks import MirrorLocks
+from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.models import Turn
 from appliance.core.store.audit import Attempt, AuditLog
 from appliance.core.store.database import Database

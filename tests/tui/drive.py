@@ -10,10 +10,10 @@ from typing import TypeVar
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from appliance.core.appliance import Appliance
-from appliance.core.config import load_config
+from appliance.core.config.settings import load_config
 from appliance.core.layout import Layout
-from appliance.core.overview import Overview
+from appliance.core.node.node import Appliance
+from appliance.core.node.queries import Overview
 from appliance.tui.app import Tui
 from tests.support.serve import Serve
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from appliance.core import doctor
-from appliance.core.appliance import Appliance
-from appliance.core.config import load_config
+from appliance.core.config.settings import load_config
 from appliance.core.layout import Layout
 from appliance.core.models import Hydration, RefChange, RefreshOutcome, Turn
-from appliance.core.overview import Disk, Overview
-from appliance.core.rooms import Stores, open_stores
+from appliance.core.node.node import Appliance
+from appliance.core.node.queries import Disk, Overview
+from appliance.core.node.state_dir import Stores, open_stores
+from appliance.core.ops import doctor
 from appliance.core.store.audit import Attempt
 from appliance.core.store.registry import Wanted
 from appliance.core.units import rfc3339

@@ -11,13 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from appliance.cli.main import cli
-from appliance.core.appliance import Appliance
-from appliance.core.config import load_config
+from appliance.core.config.settings import load_config
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.layout import Layout
 from appliance.core.models import FileChange
-from appliance.core.overview import Overview
-from appliance.core.sessions import Sessions
+from appliance.core.node.node import Appliance
+from appliance.core.node.queries import Overview
+from appliance.core.node.sessions import Sessions
 from tests.conftest import WIDGETS
 from tests.support.gitutil import commit_files, git
 from tests.tui.conftest import Node
@@ -100,6 +100,8 @@ def test_without_a_terminal_it_says_what_prints(tmp_path: Path) -> None:
     """And no other command loads Textual."""
     done = CliRunner().invoke(cli, ["--state", str(tmp_path), "tui"])
     assert done.exit_code == 1 and "needs a terminal" in done.output
-    program = "import sys, appliance.cli.main, appliance.core.appliance, appliance.core.sessions; print(*sys.modules)"
+    program = (
+        "import sys, appliance.cli.main, appliance.core.node.node, appliance.core.node.sessions; print(*sys.modules)"
+    )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert "textual" not in loaded.split()

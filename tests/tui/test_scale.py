@@ -14,11 +14,11 @@ from textual import events
 from textual._compositor import CompositorUpdate
 from textual.screen import Screen
 
-from appliance.core.appliance import Appliance
-from appliance.core.config import load_config
+from appliance.core.config.settings import load_config
 from appliance.core.layout import Layout
-from appliance.core.overview import Overview
-from appliance.core.rooms import open_stores
+from appliance.core.node.node import Appliance
+from appliance.core.node.queries import Overview
+from appliance.core.node.state_dir import open_stores
 from appliance.core.store.registry import Wanted
 from appliance.core.units import rfc3339
 from appliance.tui.app import Tui

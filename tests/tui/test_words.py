@@ -8,7 +8,7 @@ import pytest
 from rich.cells import cell_len
 
 from appliance.core.models import Health, Repo, State
-from appliance.core.overview import RepoView
+from appliance.core.node.queries import RepoView
 from appliance.tui.deeds import Deeds, moved_words
 from appliance.tui.diffs import diff_lines
 from appliance.tui.model import Rates

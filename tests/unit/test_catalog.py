@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appliance.core.access.catalog import Catalog
 from appliance.core.models import Repo
-from appliance.core.serving.catalog import Catalog
 
 
 def repo(number: int, name: str, url: str, *, enabled: bool = True) -> Repo:

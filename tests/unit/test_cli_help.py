@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from appliance.cli.main import cli
 from appliance.core.layout import Layout
-from appliance.core.rooms import open_stores
+from appliance.core.node.state_dir import open_stores
 from appliance.core.store.audit import Attempt
 from tests.support.serve import ROOT
 

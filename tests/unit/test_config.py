@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from appliance.core import config as config_module
-from appliance.core.config import (
+from appliance.core.config import settings as config_module
+from appliance.core.config.settings import (
     SECTIONS,
     Config,
     RepoConfig,

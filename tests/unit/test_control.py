@@ -19,9 +19,9 @@ import pytest
 
 from appliance.core.control import ControlServer, Tell, Watch, call, is_serving
 from appliance.core.errors import GitmirrorError, NotServing, UsageError
-from appliance.core.feed import MOST_WAITING, Feed
 from appliance.core.layout import Layout
-from appliance.core.owner import SERVE, claim
+from appliance.core.observability.event_stream import MOST_WAITING, Feed
+from appliance.core.process.owner import SERVE, claim
 from tests.support.gitutil import wait_until
 from tests.support.serve import ROOT
 
@@ -282,7 +282,7 @@ DYING = """
 import os, socket, sys
 from pathlib import Path
 from appliance.core.layout import Layout
-from appliance.core.owner import claim
+from appliance.core.process.owner import claim
 layout = Layout(Path(sys.argv[1]))
 claim(layout, "serve", control=layout.control_socket)
 os.chdir(layout.state)

@@ -12,8 +12,8 @@ import click
 import pytest
 
 from appliance.cli.main import cli
-from appliance.core.config import SECTIONS, RepoConfig
-from appliance.core.credentials import CredentialConfig
+from appliance.core.config.credentials import CredentialConfig
+from appliance.core.config.settings import SECTIONS, RepoConfig
 from appliance.core.units import parse_duration, parse_size
 from tests.support.serve import ROOT
 

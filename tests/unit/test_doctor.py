@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.appliance import Appliance
-from appliance.core.config import parse_config
-from appliance.core.doctor import Check, examine
+from appliance.core.config.settings import parse_config
 from appliance.core.layout import Layout
-from appliance.core.rooms import open_stores
+from appliance.core.node.node import Appliance
+from appliance.core.node.state_dir import open_stores
+from appliance.core.ops.doctor import Check, examine
 from tests.conftest import ServeFactory
 
 OFF = '[serve]\ngit = ""\nhttp = ""\nadmin = ""\n'

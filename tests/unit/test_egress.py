@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.appliance import Appliance
-from appliance.core.config import parse_config
-from appliance.core.egress import egress_entries
+from appliance.core.config.settings import parse_config
 from appliance.core.errors import UsageError
 from appliance.core.layout import Layout
+from appliance.core.node.node import Appliance
+from appliance.core.ops.egress import egress_entries
 
 
 def entries(tmp_path: Path, settings: str) -> list[str]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.core.git.failures import MEANINGS, Kind, hint_of, in_words, kind_of
-from appliance.core.git.httptrace import MOST_PATIENCE, USUAL_PATIENCE, retry_after
+from appliance.core.git.http_trace import MOST_PATIENCE, USUAL_PATIENCE, retry_after
 from tests.support.serve import ROOT
 
 U = "fatal: unable to access 'https://example.com/a/b/': "

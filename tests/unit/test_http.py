@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.core.serving.acceptor import Acceptor, Limits
-from appliance.core.serving.http import (
+from appliance.core.serving.net.acceptor import Acceptor, Limits
+from appliance.core.serving.net.http import (
     LARGEST_HEAD,
     Answer,
     Exchange,
@@ -27,7 +27,7 @@ from appliance.core.serving.http import (
     plain_routes,
     require_read,
 )
-from appliance.core.serving.sockets import listen
+from appliance.core.serving.net.sockets import listen
 from appliance.core.units import Address
 
 LIMITS = Limits(max_clients=8, queue_timeout=5, request_timeout=0.5, idle_timeout=0.5, total_timeout=5)

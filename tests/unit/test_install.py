@@ -16,11 +16,11 @@ import pytest
 from click.testing import CliRunner
 
 from appliance.cli.install import install
-from appliance.core import install as core
-from appliance.core.config import SECTIONS, Config, parse_config
-from appliance.core.credentials import CredentialConfig
+from appliance.core.config.credentials import CredentialConfig
+from appliance.core.config.settings import SECTIONS, Config, parse_config
 from appliance.core.errors import GitmirrorError, UsageError
-from appliance.core.install import Installation, InstallError, WriteFile, default_config, plan_install
+from appliance.core.ops import install as core
+from appliance.core.ops.install import Installation, InstallError, WriteFile, default_config, plan_install
 from tests.support.serve import ROOT
 
 

@@ -61,7 +61,7 @@ def modules() -> Iterator[tuple[str, Path]]:
     for path in sorted((ROOT / "appliance").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if name not in ("appliance.__main__", "appliance.core.recording.hook"):
+        if name not in ("appliance.__main__", "appliance.core.recording.pre_receive"):
             yield name, path
 
 
@@ -107,7 +107,7 @@ def mentioned(path: Path) -> set[str]:
 
 def test_the_look_is_right(brought: dict[str, set[str]]) -> None:
     """It sees what is there, and each look starts from nothing."""
-    assert {"h11", "appliance.core.errors"} <= brought["appliance.core.serving.smart"]
+    assert {"h11", "appliance.core.errors"} <= brought["appliance.core.serving.ports.smart_http"]
     assert "h11" not in brought["appliance.core.units"]
     assert not brought["appliance.core.errors"] & HEAVY
 
@@ -150,7 +150,11 @@ def test_core_neither_prints_nor_exits(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in CORE if part(name) != "git"])
 def test_git_is_run_by_its_room_and_what_serves(name: str) -> None:
     """Elsewhere no command line begins with git: doctor asks which one there is, serving speaks to upload-pack."""
-    if name in ("appliance.core.doctor", "appliance.core.serving.uploadpack", "appliance.core.serving.httppush"):
+    if name in (
+        "appliance.core.ops.doctor",
+        "appliance.core.serving.fetch.upload_pack",
+        "appliance.core.serving.push.http",
+    ):
         return
     for node in ast.walk(ast.parse(FILES[name].read_text())):
         if isinstance(node, ast.List) and node.elts and isinstance(node.elts[0], ast.Constant):
@@ -191,7 +195,7 @@ def test_the_version_needs_no_command_line() -> None:
     assert not loaded & (HEAVY | {"click", "pathlib", "json", "appliance.cli"})
 
 
-HOOK = ROOT / "appliance" / "core" / "recording" / "hook.py"
+HOOK = ROOT / "appliance" / "core" / "recording" / "pre_receive.py"
 POLICY = HOOK.with_name("policy.py")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from appliance.core.locks import MirrorLocks
+from appliance.core.git.mirror_locks import MirrorLocks
 
 NAME = "o/r"
 

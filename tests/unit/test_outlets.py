@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core import outlets
-from appliance.core.outlets import OutletError, post, run_command
-from appliance.core.processes import Children, take_lock
+from appliance.core.observability import delivery as outlets
+from appliance.core.observability.delivery import OutletError, post, run_command
+from appliance.core.process.children import Children, take_lock
 from tests.freshness.outlets import catching
 from tests.support.processes import processes_of
 from tests.support.tls import TlsFront, make_certificate

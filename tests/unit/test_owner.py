@@ -15,7 +15,7 @@ import pytest
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.layout import Layout
-from appliance.core.owner import SERVE, OwnerInfo, StateInUse, become_owner_of, claim, find_owner
+from appliance.core.process.owner import SERVE, OwnerInfo, StateInUse, become_owner_of, claim, find_owner
 from tests.support.gitutil import wait_until
 from tests.support.processes import processes_of
 from tests.support.serve import ROOT
@@ -24,7 +24,7 @@ OWNER = """
 import sys, time
 from pathlib import Path
 from appliance.core.layout import Layout
-from appliance.core.owner import claim
+from appliance.core.process.owner import claim
 owned = claim(Layout(Path(sys.argv[1])), sys.argv[2], control=Path("/run/x.sock"))
 print("owned", flush=True)
 sys.stdin.readline()
@@ -107,7 +107,7 @@ def test_only_one_of_many_gets_it(layout: Layout) -> None:
     """All at once, again and again: never two owners."""
     program = (
         "import sys, time, os\nfrom pathlib import Path\nfrom appliance.core.layout import Layout\n"
-        "from appliance.core.owner import claim\n"
+        "from appliance.core.process.owner import claim\n"
         "layout = Layout(Path(sys.argv[1]))\n"
         "for _ in range(5):\n"
         "    owned = claim(layout, 'add-repo', wait=60)\n"
@@ -152,7 +152,7 @@ def test_a_state_directory_that_cannot_be_used_is_an_error_in_words(tmp_path: Pa
 AS_OWNER = """
 import os, sys
 from pathlib import Path
-from appliance.core.owner import become_owner_of
+from appliance.core.process.owner import become_owner_of
 become_owner_of(Path(sys.argv[1]))
 print(os.geteuid(), os.getuid(), os.getegid(), os.getgid(), sorted(os.getgroups()))
 try:

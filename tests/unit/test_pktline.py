@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.core.serving.pktline import FLUSH, LARGEST, PacketError, PacketSplitter, packet, packet_length
+from appliance.core.serving.wire.pktline import FLUSH, LARGEST, PacketError, PacketSplitter, packet, packet_length
 from tests.support.gitutil import clean_env, git, git_bytes
 
 PACKETS = st.lists(st.one_of(st.none(), st.binary(max_size=80)), max_size=12)

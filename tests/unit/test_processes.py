@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from appliance.core import processes as processes_module
-from appliance.core.processes import (
+from appliance.core.process import children as processes_module
+from appliance.core.process.children import (
     Child,
     Children,
     LockHeld,
@@ -260,7 +260,7 @@ def test_a_command_name_with_parentheses_does_not_confuse(tmp_path: Path) -> Non
 OWNER = """
 import asyncio, os, sys
 from pathlib import Path
-from appliance.core.processes import Children, take_lock
+from appliance.core.process.children import Children, take_lock
 async def main():
     room = Path(sys.argv[1])
     children = Children(room / "children", take_lock(room / "children.lock", inheritable=True))
@@ -378,7 +378,7 @@ def test_an_odd_file_among_the_records_does_not_stop_a_start(room: Path) -> None
 def test_the_limit_of_open_files_is_raised_as_far_as_it_may() -> None:
     """In a process of its own, from a low soft limit; a limit that is higher stays."""
     program = (
-        "import resource; from appliance.core.processes import raise_open_files_limit\n"
+        "import resource; from appliance.core.process.children import raise_open_files_limit\n"
         "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard)); raise_open_files_limit()\n"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0]); raise_open_files_limit()\n"

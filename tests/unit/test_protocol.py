@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.core.models import RefCommand
-from appliance.core.serving.pktline import PacketError
-from appliance.core.serving.protocol import (
+from appliance.core.serving.wire.pktline import PacketError
+from appliance.core.serving.wire.requests import (
     KEPT_COMMANDS,
     LONGEST_COMMAND,
     MOST_COMMAND_BYTES,

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.core.models import RefCommand, Repo, Ruling
-from appliance.core.serving.pktline import PacketError, packet
-from appliance.core.serving.protocol import PushRequest, ReportReader, refusal_report
+from appliance.core.serving.wire.pktline import PacketError, packet
+from appliance.core.serving.wire.requests import PushRequest, ReportReader, refusal_report
 from tests.support.gitutil import git, git_bytes, git_result
 from tests.support.pkt import FLUSH, ZERO, push_bytes
 from tests.support.upstream import GitDaemonUpstream

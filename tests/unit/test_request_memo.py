@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.core.serving.pktline import PacketError
-from appliance.core.serving.v2 import RequestMemo, V2Request
+from appliance.core.serving.wire.pktline import PacketError
+from appliance.core.serving.wire.v2 import RequestMemo, V2Request
 
 
 def request(number: int) -> V2Request:

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.serving.sockets import listen, url_of
+from appliance.core.serving.net.sockets import listen, url_of
 from appliance.core.units import Address
 
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from appliance.core.config import Config
+from appliance.core.config.settings import Config
 from appliance.core.models import Health, Repo, State
-from appliance.core.status import repo_documents, status_document
+from appliance.core.observability.report import repo_documents, status_document
 
 NOW = 1_700_000_000.0
 REPO = Repo(7, "acme/widgets", "https://github.com/acme/widgets", None, "config", None, True, NOW - 1000)

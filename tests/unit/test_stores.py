@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from appliance.core.errors import UsageError
-from appliance.core.git.upstream import same_upstream
 from appliance.core.models import Health, Hydration, RefChange, RefreshOutcome
 from appliance.core.store import activity as activity_module
 from appliance.core.store.activity import ActivityStore
 from appliance.core.store.database import Database
 from appliance.core.store.health import HealthStore
 from appliance.core.store.registry import Registry, Wanted
+from appliance.core.upstream import same_upstream
 
 A, B = Wanted("o/a", "https://h/o/a"), Wanted("o/b", "https://h/o/b")
 

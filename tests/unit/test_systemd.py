@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.systemd import (
+from appliance.core.daemon.systemd import (
     VARIABLES,
     InheritedSocketError,
     Notifier,
@@ -145,7 +145,7 @@ def test_taking_the_environment_leaves_nothing_to_children() -> None:
 INHERITING = """
 import json, os, sys
 from appliance.core.errors import GitmirrorError
-from appliance.core.systemd import inherited_sockets
+from appliance.core.daemon.systemd import inherited_sockets
 environ = json.loads(sys.argv[1])
 environ.setdefault("LISTEN_PID", str(os.getpid()))
 try:
@@ -255,7 +255,7 @@ def test_sockets_of_the_real_systemd_tool(tmp_path: Path) -> None:
     script = tmp_path / "serve.py"
     script.write_text(
         "import os\n"
-        "from appliance.core.systemd import inherited_sockets\n"
+        "from appliance.core.daemon.systemd import inherited_sockets\n"
         "[listening] = inherited_sockets(os.environ, os.getpid())['git']\n"
         "listening.setblocking(True)\n"
         "guest, _ = listening.accept()\n"

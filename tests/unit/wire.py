@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from appliance.core.serving.protocol import PushRequest
+from appliance.core.serving.wire.requests import PushRequest
 from tests.support.gitutil import clean_env, git_result, wait_until
 from tests.support.pkt import FLUSH, pkt
 from tests.support.upstream import GitDaemonUpstream

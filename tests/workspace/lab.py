@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from appliance.core.git.mirror import Mirror
-from appliance.core.workspace.snapshot import Snapshot, SnapshotPlace, build_snapshot
+from appliance.core.workspace.snapshot_build import Snapshot, SnapshotPlace, build_snapshot
 from tests.git.lab import Lab
 from tests.support.gitutil import git, run_process
 

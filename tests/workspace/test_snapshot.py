@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.workspace.index import FILE_TIME, INDEX_TIME, UnknownIndex, normalise_index
-from appliance.core.workspace.snapshot import SnapshotPlace
+from appliance.core.workspace.git_index import FILE_TIME, INDEX_TIME, UnknownIndex, normalise_index
+from appliance.core.workspace.snapshot_build import SnapshotPlace
 from tests.git.lab import Lab
 from tests.support.generate import add_commit, copy_repository, create_repository, generate_repository
 from tests.support.gitutil import fsck, git, git_bytes, run_process

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.git.httptrace import HttpTrace
-from appliance.core.git.running import run_child
-from appliance.core.git.trust import trust_config
+from appliance.core.git.http_trace import HttpTrace
+from appliance.core.git.tls_trust import trust_config
 from appliance.core.layout import Layout
-from appliance.core.processes import Children
+from appliance.core.process.children import Children
+from appliance.core.process.run import run_child
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from appliance.core.credentials import CredentialConfig, Credentials
+from appliance.core.config.credentials import CredentialConfig, Credentials
+from appliance.core.config.secret_files import open_secret
 from appliance.core.git.command import Git, GitError
 from appliance.core.git.failures import Kind, kind_of
-from appliance.core.git.running import run_child
-from appliance.core.git.upstream import Upstream
-from appliance.core.secretfile import open_secret
+from appliance.core.process.run import run_child
+from appliance.core.upstream import Upstream
 
 COMMAND_DEADLINE = 30.0
 """Seconds that a `command` may take."""

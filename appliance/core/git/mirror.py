@@ -16,8 +16,8 @@ from pathlib import Path
 
 from appliance.core.errors import UsageError
 from appliance.core.git.command import Git, GitError, write_atomically
-from appliance.core.git.upstream import same_upstream
 from appliance.core.models import RefChange, RemoteRefs
+from appliance.core.upstream import same_upstream
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
-from appliance.core.locks import MirrorLocks
+from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.maintenance.anchors import PREFIXES, sort_out
 from appliance.core.models import Health, Repo
 

@@ -15,11 +15,11 @@ from typing import Any
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror
-from appliance.core.locks import MirrorLocks
+from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.models import ZERO_OID, Repo
-from appliance.core.recording.limits import Quota
 from appliance.core.recording.policy import AGENTS
-from appliance.core.recording.sessions import ARCHIVE, TURNS, SessionBook
+from appliance.core.recording.quota import Quota
+from appliance.core.recording.turns import ARCHIVE, TURNS, SessionBook
 from appliance.core.units import format_duration
 
 log = logging.getLogger(__name__)

@@ -16,13 +16,13 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, GitError
 from appliance.core.git.failures import Kind, kind_of
 from appliance.core.git.keyring import CredentialError, Keyring
-from appliance.core.git.memory import RefMemory
 from appliance.core.git.mirror import FOLLOWED, Mirror, changes_between
-from appliance.core.git.traces import take_traces
-from appliance.core.git.upstream import Upstream, parse_upstream
+from appliance.core.git.mirror_locks import MirrorLocks
+from appliance.core.git.ref_memory import RefMemory
+from appliance.core.git.ref_traces import take_traces
 from appliance.core.layout import Layout
-from appliance.core.locks import MirrorLocks
 from appliance.core.models import RefChange, RemoteRefs, Repo, shown
+from appliance.core.upstream import Upstream, parse_upstream
 
 ASKING_DEADLINE = 60.0
 """Seconds for ls-remote at most: an upstream that says nothing for so long is hung."""

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.git.httptrace import MOST_PATIENCE
+from appliance.core.git.http_trace import MOST_PATIENCE
 from appliance.core.models import Health, RefreshOutcome, RefsMoved, Repo
-from appliance.core.refresh.clock import SteadyClock
+from appliance.core.refresh.failure import Trouble, trouble_of
 from appliance.core.refresh.queue import RefreshQueue
 from appliance.core.refresh.refresher import MirrorFacts, Progress, Refresher, RefreshRun
 from appliance.core.refresh.schedule import Lane, delay_after, holds_place, lane_of
-from appliance.core.refresh.trouble import Trouble, trouble_of
+from appliance.core.refresh.wall_clock import SteadyClock
 
 log = logging.getLogger(__name__)
 

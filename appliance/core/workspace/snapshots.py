@@ -15,7 +15,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
-from appliance.core.workspace.snapshot import Snapshot, SnapshotPlace, build_snapshot
+from appliance.core.workspace.snapshot_build import Snapshot, SnapshotPlace, build_snapshot
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
-from appliance.core.overview import Overview
+from appliance.core.node.queries import Overview
 from appliance.tui.deeds import HYDRATION, PUSH, REFRESH, Deed
 from appliance.tui.messages import DeedsRead
 from appliance.tui.model import EVERY

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
-from appliance.core.overview import Disk
+from appliance.core.node.queries import Disk
 from appliance.tui.messages import DiskRead, HealthRead
 from appliance.tui.rows import Check
 from appliance.tui.screens.view import SERVE, TIME, View
@@ -93,7 +93,7 @@ class Health(View):
         appliance = self.tui.appliance
 
         def work() -> HealthRead:
-            from appliance.core.doctor import examine
+            from appliance.core.ops.doctor import examine
 
             return HealthRead([Check(each.name, each.ok, each.found, each.mend) for each in examine(appliance)])
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 
-from appliance.core.overview import RepoView
+from appliance.core.node.queries import RepoView
 from appliance.tui.screens.dialogs import CANCEL, AddRepo, Ask
 from appliance.tui.screens.view import View
 from appliance.tui.words import count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.core.models import State
-from appliance.core.overview import RepoView
+from appliance.core.node.queries import RepoView
 from appliance.tui.model import Model
 from appliance.tui.widgets.lines import Line
 from appliance.tui.widgets.listing import Column

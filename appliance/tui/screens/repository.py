@@ -8,7 +8,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
 from appliance.core.models import RefText
-from appliance.core.overview import RepoView
+from appliance.core.node.queries import RepoView
 from appliance.tui.deeds import Deed, Deeds
 from appliance.tui.messages import HydrationsRead, ReadFailed, RefreshesRead, RefsRead, SessionsRead
 from appliance.tui.rows import Session

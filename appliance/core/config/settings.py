@@ -1,0 +1,298 @@
+"""Configuration: frozen dataclasses read from one TOML file and the environment.
+
+An error names the file, the key, what is wrong and what is allowed; unknown keys are errors, since a
+misspelt key is otherwise a setting that silently does not hold.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from appliance.core.config.credentials import CredentialConfig
+from appliance.core.config.fields import setting, words
+from appliance.core.config.fields import text as _text
+from appliance.core.errors import UsageError
+from appliance.core.units import Address, format_duration, parse_address, parse_duration, parse_size
+
+SYSTEM_STATE = Path("/var/lib/gitmirror")
+SYSTEM_CONFIG = Path("/etc/gitmirror/gitmirror.toml")
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError("a whole number of at least 1")
+    return value
+
+
+def _interval(value: Any) -> float:
+    seconds = parse_duration(value)
+    if seconds < 1:
+        raise ValueError("a duration of at least 1s")
+    return seconds
+
+
+def _positive(value: Any) -> float:
+    seconds = parse_duration(value)
+    if seconds <= 0:
+        raise ValueError("a duration above 0s")
+    return seconds
+
+
+def _public(*schemes: str) -> Callable[[Any], str]:
+    """Reads a URL of one of these schemes, or the empty string."""
+
+    def parse(value: Any) -> str:
+        text = _text(value)
+        try:
+            parts = urlsplit(text)
+            usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if text and not usable:
+            raise ValueError(f'a URL such as "{schemes[0]}://mirror:9418", or "" for where it listens')
+        return text
+
+    return parse
+
+
+def _url(value: Any) -> str:
+    """Reads a URL that documents are posted to, or the empty string."""
+    text = _text(value)
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in text
+    except ValueError:
+        usable = False
+    if text and not usable:
+        raise ValueError('a URL such as "http://127.0.0.1:9000/alerts", without user and password, or "" for none')
+    return text
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """`[serve]`: where guests and operators connect, and how long each may take."""
+
+    git: Address | None = setting("127.0.0.1:9418", parse_address, 'Guests, git://. "" turns it off, port 0 picks one.')
+    http: Address | None = setting("127.0.0.1:9419", parse_address, "Guests, HTTP.")
+    admin: Address | None = setting("127.0.0.1:9420", parse_address, "Metrics, readiness, webhook. Never for guests.")
+    public_git: str = setting(
+        "", _public("git"), 'What guests call the git listener, when that differs: "git://mirror:9418".'
+    )
+    public_http: str = setting(
+        "", _public("http", "https"), 'What guests call the HTTP listener: "http://mirror:9419".'
+    )
+    max_clients: int = setting(512, _count, "Guests served at once; past it a guest waits its turn.")
+    queue_timeout: float = setting("30s", _positive, "How long a guest waits for its turn before a clear error.")
+    request_timeout: float = setting("10s", _positive, "How long a guest may take to send its first packet.")
+    idle_timeout: float = setting("5m", _positive, "A connection with no byte either way for this long is ended.")
+    total_timeout: float = setting("1h", _positive, "The longest one connection may last.")
+    drain_timeout: float = setting("30s", _positive, "How long SIGTERM lets running transfers finish.")
+
+
+@dataclass(frozen=True)
+class RefreshConfig:
+    """`[refresh]`: how mirrors follow their upstreams."""
+
+    interval: float = setting("60s", _interval, "Time between two refreshes of a repository; at least 1s.")
+    timeout: float = setting("10m", _positive, "A refresh that takes longer is ended, with all its processes.")
+    concurrency: int = setting(4, _count, "Refreshes at once.")
+    stale_after: float = setting("10m", _positive, "Lag past this makes a repository stale.")
+    allow_local: bool = setting(False, _flag, "Allow file:// and path upstreams.")
+    webhook_secret_file: str = setting("", _text, "File with the webhook's secret; without it the webhook is off.")
+    token_file: str = setting("", _text, "File with the token for POST /OWNER/REPO/refresh; without it that is off.")
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """`[cache]`: answers kept for guests."""
+
+    budget: int = setting("10GiB", parse_size, "Most bytes of answers kept on disk.")
+
+
+@dataclass(frozen=True)
+class WorkspaceConfig:
+    """`[workspace]`: ready workspaces."""
+
+    enabled: bool = setting(True, _flag, "Keep a snapshot of each repository's branch.")
+
+
+@dataclass(frozen=True)
+class RecordingConfig:
+    """`[recording]`: what agents push."""
+
+    max_push: int = setting("256MiB", parse_size, "Largest pack of one push.")
+    max_objects: int = setting(50_000, _count, "Most objects in the pack of one push.")
+    max_new_sessions: int = setting(600, _count, "New sessions a minute for one mirror.")
+    max_turns: int = setting(1000, _count, "Turns of one session.")
+    max_bytes: int = setting("50GiB", parse_size, "Bytes of all recorded packs together.")
+    retention: float = setting("30d", _positive, "How long a session is kept after its last turn.")
+
+
+@dataclass(frozen=True)
+class AlertsConfig:
+    """`[alerts]`: who is told, once, when a repository turns stale or failing, and when it is well again."""
+
+    command: tuple[str, ...] = setting("", words, "Run for each alert, with the document on its stdin.")
+    url: str = setting("", _url, "Each alert is posted there as JSON.")
+
+
+@dataclass(frozen=True)
+class EventsConfig:
+    """`[events]`: who is told what happens, as it happens."""
+
+    command: tuple[str, ...] = setting("", words, "Runs all the while and gets each event as a line of JSON.")
+    url: str = setting("", _url, "Each event is posted there as JSON.")
+
+
+@dataclass(frozen=True)
+class RepoConfig:
+    """One `[[repos]]`: a repository of the static list."""
+
+    url: str = setting("", _text, "The upstream's URL.")
+    name: str = setting("", _text, "OWNER/REPO; default: the last two parts of the URL's path.")
+    branch: str = setting("", _text, "What snapshots and warming follow; default: the upstream's HEAD.")
+    interval: float | None = field(
+        default=None, metadata={"parse": _interval, "default": "", "help": "Its own refresh interval."}
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration. `path` is the file it came from, or None for the defaults."""
+
+    path: Path | None = None
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    refresh: RefreshConfig = field(default_factory=RefreshConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    workspace: WorkspaceConfig = field(default_factory=WorkspaceConfig)
+    recording: RecordingConfig = field(default_factory=RecordingConfig)
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
+    events: EventsConfig = field(default_factory=EventsConfig)
+    repos: tuple[RepoConfig, ...] = ()
+    credentials: tuple[CredentialConfig, ...] = ()
+
+    def warnings(self) -> list[str]:
+        """What is allowed but surely not meant."""
+        found = []
+        slowest = max([self.refresh.interval, *(repo.interval or 0 for repo in self.repos)])
+        if self.refresh.stale_after <= slowest:
+            found.append(
+                f"refresh.stale_after ({format_duration(self.refresh.stale_after)}) is not above the longest interval "
+                f"({format_duration(slowest)}): a healthy repository will be reported stale"
+            )
+        return found
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "serve": ServeConfig,
+    "refresh": RefreshConfig,
+    "cache": CacheConfig,
+    "workspace": WorkspaceConfig,
+    "recording": RecordingConfig,
+    "alerts": AlertsConfig,
+    "events": EventsConfig,
+}
+
+_Section = TypeVar("_Section")
+
+
+def _refuse_unknown(path: Path, where: str, given: Mapping[str, Any], known: list[str]) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            dotted = f"{where}.{key}" if where else key
+            raise UsageError(
+                f"{path}: unknown key {dotted}",
+                hint=f"did you mean {where + '.' if where else ''}{near[0]}? Known: {', '.join(known)}",
+            )
+
+
+def _section(path: Path, where: str, kind: type[_Section], given: Any) -> _Section:
+    if not isinstance(given, dict):
+        raise UsageError(f"{path}: {where} must be a table", hint=f"write [{where}] on a line of its own")
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    _refuse_unknown(path, where, given, list(known))
+    values = {}
+    for key, value in given.items():
+        try:
+            values[key] = known[key].metadata["parse"](value)
+        except ValueError as error:
+            # A URL may carry a password, which an error does not repeat.
+            told = re.sub(r"//[^/@]*@", "//…@", repr(value))
+            raise UsageError(f"{path}: {where}.{key} is {told}", hint=f"it must be {error}") from None
+    return kind(**values)
+
+
+def _tables(path: Path, key: str, kind: type[_Section], document: Mapping[str, Any]) -> tuple[_Section, ...]:
+    listed = document.get(key, [])
+    if not isinstance(listed, list):
+        raise UsageError(f"{path}: {key} must be a list of tables", hint=f"write [[{key}]] before each")
+    return tuple(_section(path, f"{key}[{number}]", kind, item) for number, item in enumerate(listed, 1))
+
+
+def parse_config(text: str, path: Path) -> Config:
+    """The configuration that `text` says; `path` is only named in errors."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    _refuse_unknown(path, "", document, [*SECTIONS, "repos", "credentials"])
+    sections = {key: _section(path, key, SECTIONS[key], value) for key, value in document.items() if key in SECTIONS}
+    repos = _tables(path, "repos", RepoConfig, document)
+    for number, repo in enumerate(repos, 1):
+        if not repo.url:
+            raise UsageError(f"{path}: repos[{number}].url is missing", hint='url = "https://github.com/OWNER/REPO"')
+    credentials = _tables(path, "credentials", CredentialConfig, document)
+    for number, credential in enumerate(credentials, 1):
+        if fault := credential.fault():
+            raise UsageError(f"{path}: credentials[{number}]: {fault[0]}", hint=fault[1])
+        if credential.url in [earlier.url for earlier in credentials[: number - 1]]:
+            raise UsageError(
+                f"{path}: credentials[{number}]: {credential.url} has an entry already", hint="take one of them out"
+            )
+    return Config(path=path, repos=repos, credentials=credentials, **sections)
+
+
+def load_config(path: Path | None) -> Config:
+    """Reads `path`; None is the defaults. A file that cannot be read is an error, never an empty config."""
+    if path is None:
+        return Config()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read the config {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text") from None
+    return parse_config(text, path)
+
+
+def find_config(option: str | None, environ: Mapping[str, str]) -> Path | None:
+    """`--config`, else `$GITMIRROR_CONFIG`, else the system's file when it is there."""
+    named = option or environ.get("GITMIRROR_CONFIG")
+    if named:
+        return Path(named).absolute()
+    return SYSTEM_CONFIG if SYSTEM_CONFIG.exists() else None
+
+
+def find_state(option: str | None, environ: Mapping[str, str]) -> Path:
+    """`--state`, `$GITMIRROR_STATE`, systemd's `$STATE_DIRECTORY`, the system's place, or the user's own."""
+    named = option or environ.get("GITMIRROR_STATE") or environ.get("STATE_DIRECTORY")
+    if named:
+        return Path(named).absolute()
+    if SYSTEM_STATE.exists() or os.geteuid() == 0:
+        return SYSTEM_STATE
+    return Path.home() / ".local" / "state" / "gitmirror"

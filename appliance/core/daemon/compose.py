@@ -1,0 +1,222 @@
+"""Builds the rooms of one `serve`, each given what it needs and nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.core.access.gate import Door
+from appliance.core.access.read_tokens import ReadTokens
+from appliance.core.config.secret_files import SecretFile
+from appliance.core.config.settings import Config
+from appliance.core.daemon.live import Live
+from appliance.core.daemon.wiring import Events
+from appliance.core.git.command import git_environment
+from appliance.core.git.mirror import Mirror
+from appliance.core.git.mirror_locks import MirrorLocks
+from appliance.core.layout import Layout
+from appliance.core.maintenance.maintainer import Maintainer
+from appliance.core.node.state_dir import make_git, make_keyring, open_stores
+from appliance.core.observability.alerts import Alerts
+from appliance.core.observability.event_sinks import EventSinks
+from appliance.core.observability.health_monitor import Vigil
+from appliance.core.observability.metrics import Metrics
+from appliance.core.process.children import Children
+from appliance.core.recording.hook_guard import Guard
+from appliance.core.recording.push_authorizer import PushDesk
+from appliance.core.recording.quota import Quota, RecordingLimits
+from appliance.core.recording.retention import Retention
+from appliance.core.recording.turns import SessionBook
+from appliance.core.refresh.announcements import Announcements
+from appliance.core.refresh.refresher import Refresher
+from appliance.core.refresh.schedule import lag_of
+from appliance.core.refresh.scheduler import Scheduler, Settings
+from appliance.core.serving.fetch.engine import Engine
+from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
+from appliance.core.serving.fetch.response_cache import ResponseCache
+from appliance.core.serving.fetch.upload_pack import UploadPack
+from appliance.core.serving.fetch.warmer import Warmer
+from appliance.core.serving.net.acceptor import Acceptor, Admission, Limits
+from appliance.core.serving.net.http import Answer, HttpPort, plain_routes
+from appliance.core.serving.ports.admin_routes import AdminRoutes
+from appliance.core.serving.ports.freshness import Freshness
+from appliance.core.serving.ports.git import GitPort, Serving
+from appliance.core.serving.ports.git_daemon import Daemon
+from appliance.core.serving.ports.guest_routes import GuestRoutes
+from appliance.core.serving.ports.smart_http import SmartHttp
+from appliance.core.serving.push.http import HttpPushes
+from appliance.core.store.activity_log import ActivityLog
+from appliance.core.store.refresh_log import RefreshLog
+from appliance.core.workspace.snapshots import Snapshots
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What the service starts and stops."""
+
+    live: Live
+    refresher: Refresher
+    maintainer: Maintainer
+    activity: ActivityLog
+    refreshes: RefreshLog
+    retention: Retention
+    daemon: Daemon
+    read_tokens: ReadTokens
+    vigil: Vigil
+    alerts: Alerts
+    sinks: EventSinks
+
+
+async def assemble(
+    layout: Layout, config: Config, children: Children, events: Events, on_pass: Callable[[], None]
+) -> Assembly:
+    """Builds every room and wires `events`. Nothing runs yet. Raises GitmirrorError."""
+    live: Live
+    stores, locks = open_stores(layout), MirrorLocks()
+    git = make_git(layout, config, children)
+
+    @functools.cache
+    def mirror_of(name: str) -> Mirror:
+        # Kept: each request asks for it some times, and making a path costs as much as reading a file.
+        return Mirror(layout.mirror(name), git)
+
+    refresher = Refresher(layout, git, locks, make_keyring(config), timeout=config.refresh.timeout)
+    settings = Settings(config.refresh.interval, config.refresh.concurrency)
+    scheduler = Scheduler(
+        refresher, settings, events.refreshed, on_moved=events.moved, on_pass=on_pass, on_done=events.refresh_done
+    )
+    environment = git_environment(layout, layout.serving_config, os.environ)
+    guard = Guard(layout, git, environment)
+    book = SessionBook(stores.sessions, mirror_of)
+    quota = Quota(lambda: _recording_limits(live.config), time.monotonic)
+    desk = PushDesk(layout, guard, stores.audit, book, quota, mirror_of, events.recorded, events.ruled)
+    retention = Retention(
+        book,
+        quota,
+        mirror_of,
+        locks,
+        repos=lambda: live.repos,
+        keep_for=lambda: live.config.recording.retention,
+        on_moved=events.sessions_ended,
+        clock=time.time,
+    )
+    exec_path = (await git.run("--exec-path", cwd=Path("/"), deadline=10)).stdout.decode().strip()
+    idle = config.serve.idle_timeout
+    daemon = Daemon(f"{exec_path}/git-daemon", environment, idle)
+
+    cache = ResponseCache(layout.cache / "responses", config.cache.budget)
+    cache.start()
+    upload_pack = UploadPack(children, environment, idle)
+    snapshots = RefSnapshots(upload_pack, mirror_of)
+    engine = Engine(cache, snapshots, upload_pack, mirror_of, events)
+    warmer = Warmer(engine, cache, mirror_of, lambda repo: scheduler.health(repo.id).tip)
+
+    admission = Admission(_limits(config))
+    serving = Serving(mirror_of, children, daemon, desk, engine, lambda name: locks.shared(name, preempt=True))
+    read_tokens = ReadTokens(stores.tokens)
+    door = Door(serving.is_mirrored, read_tokens.repo_of)
+    git_port = GitPort(serving, door, admission, lambda: live.clients)
+    alive = {"/healthz": lambda: Answer(200, "ok\n")}
+    workspaces = Snapshots(
+        layout, mirror_of, lambda repo: live.followed_branch(repo), enabled=lambda: live.config.workspace.enabled
+    )
+    routes = GuestRoutes(
+        tar=lambda repo, branch: live.tar(repo, branch),
+        freshness=lambda repo, want: freshness.document(repo, want),
+        lag=lambda repo: lag_of(scheduler.health(repo.id), time.time()),
+        kit=lambda: live.guest_kit(),
+        told=events,
+    )
+    smart = SmartHttp(engine, door, admission, HttpPushes(serving, idle), routes, alive)
+    metrics = Metrics(
+        lambda: [(repo, scheduler.health(repo.id)) for repo in live.repos],
+        lambda: live.config.refresh.stale_after,
+    )
+    secret = SecretFile("[refresh] webhook_secret_file", lambda: live.config.refresh.webhook_secret_file)
+    token = SecretFile("[refresh] token_file", lambda: live.config.refresh.token_file)
+    announcements = Announcements(scheduler, mirror_of, events.begin)
+    looks = {"/readyz": lambda: live.readiness(), "/metrics": lambda: Answer(200, metrics.render(), METRICS_TYPE)}
+    admin = AdminRoutes(
+        plain_routes(alive | looks),
+        secret,
+        token,
+        announcements,
+        repos=lambda: live.repos,
+        find=lambda path: door.catalog.find(path) or door.catalog.find_private(path),
+        answered=metrics.webhook,
+    )
+    live = Live(
+        layout=layout,
+        config=config,
+        stores=stores,
+        git=git,
+        locks=locks,
+        scheduler=scheduler,
+        guard=guard,
+        desk=desk,
+        admission=admission,
+        door=door,
+        acceptors={
+            "git": Acceptor("git", git_port.serve),
+            "http": Acceptor("http", HttpPort(smart.handle, admission.limits, lambda: live.clients).serve),
+            "admin": Acceptor(
+                "admin", HttpPort(admin.handle, admission.limits, lambda: len(live.acceptors["admin"])).serve
+            ),
+        },
+        cache=cache,
+        snapshots=snapshots,
+        warmer=warmer,
+        retention=retention,
+        workspaces=workspaces,
+    )
+    freshness = Freshness(live)
+    metrics.gauge("clients", "Guests' connections, waiting ones included.", lambda: live.clients)
+    metrics.gauge("queue", "Guests that wait for a place.", lambda: admission.waiting)
+    metrics.gauge("refused", "Guests that found no place in time, since the start.", lambda: admission.refused)
+    metrics.gauge("cache_bytes", "Bytes of whole answers kept.", lambda: cache.bytes)
+    metrics.gauge("cache_budget_bytes", "Most bytes of answers kept.", lambda: cache.budget)
+    maintainer = Maintainer(
+        mirror_of,
+        locks,
+        repos=lambda: live.repos,
+        health=scheduler.health,
+        update=events.update_health,
+        anchor_times=lambda repo_id: asyncio.to_thread(stores.health.anchor_times, repo_id),
+        set_anchor_times=lambda repo_id, times: asyncio.to_thread(stores.health.set_anchor_times, repo_id, times),
+    )
+    activity = ActivityLog(stores.activity)
+    refreshes = RefreshLog(stores.health)
+    alerts = Alerts(stores.alerts, children, lambda: live.config.alerts)
+    vigil = Vigil(scheduler, events.feed, alerts, lambda: live.repos, lambda: live.config.refresh.stale_after)
+    live.complaints += [secret.problem, token.problem, lambda: alerts.trouble]
+    live.on_followed = vigil.look
+    events.attach(live, maintainer, metrics, activity, refreshes, vigil, announcements)
+    sinks = EventSinks(events.feed, children, events.begin)
+    return Assembly(
+        live, refresher, maintainer, activity, refreshes, retention, daemon, read_tokens, vigil, alerts, sinks
+    )
+
+
+def _recording_limits(config: Config) -> RecordingLimits:
+    recording = config.recording
+    return RecordingLimits(
+        max_new_sessions=recording.max_new_sessions,
+        max_turns=recording.max_turns,
+        max_bytes=recording.max_bytes,
+        max_objects=recording.max_objects,
+        max_push=recording.max_push,
+    )
+
+
+def _limits(config: Config) -> Limits:
+    serve = config.serve
+    return Limits(
+        serve.max_clients, serve.queue_timeout, serve.request_timeout, serve.idle_timeout, serve.total_timeout
+    )

@@ -1,0 +1,42 @@
+"""Knowing that a mirror's refs are as they were, without asking git: two processes less in each idle refresh."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.core.git.ref_traces import RefTraces
+
+
+@dataclass(frozen=True)
+class _Known:
+    traces: RefTraces
+    digest: bytes
+
+
+class RefMemory:
+    """For each mirror what its branches and tags were, as a digest, and the traces that the disk showed then.
+
+    Whoever changes a ref, also by hand, leaves another trace.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Path, _Known] = {}
+
+    def holds(self, mirror: Path, refs: Mapping[str, str]) -> bool:
+        """Whether the mirror is known to have just these branches and tags, each at this object."""
+        known = self._known.get(mirror)
+        return known is not None and known.digest == _digest(refs) and known.traces.hold()
+
+    def learn(self, mirror: Path, traces: RefTraces | None, refs: Mapping[str, str]) -> None:
+        """The mirror has `refs`; `traces` were taken before they were read. Forgotten when they are too young."""
+        self._known.pop(mirror, None)
+        if traces is not None:
+            self._known[mirror] = _Known(traces, _digest(refs))
+
+
+def _digest(refs: Mapping[str, str]) -> bytes:
+    text = "\n".join(f"{oid} {ref}" for ref, oid in sorted(refs.items()))
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()

@@ -1,0 +1,165 @@
+"""What a view of the whole node shows, read a piece at a time: quick also with 1,000 repositories, 10,000 sessions."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from appliance.core.control import call, is_serving
+from appliance.core.errors import GitmirrorError
+from appliance.core.models import CommitText, Health, RefText, Repo, State, Turn
+from appliance.core.node.node import Appliance
+from appliance.core.node.sessions import open_browser
+from appliance.core.node.state_dir import Stores, make_privacy, open_stores
+from appliance.core.observability.report import status_document
+
+ANSWERS_WITHIN = 3.0
+"""Seconds that a healthy serve never needs to tell its pulse."""
+MOST_REFS = 2000
+PRIVACY_HOLDS = 30.0
+"""Seconds until it is looked up again which repositories are private."""
+
+
+@dataclass(frozen=True)
+class RepoView:
+    """One repository as it is: its registration, its health, and what follows from them.
+
+    `word` and `hint` say what kind of error the last one was and what to do, `private` that guests need a token,
+    where status knows it.
+    """
+
+    repo: Repo
+    health: Health
+    state: State
+    branch: str | None
+    interval: float
+    word: str | None = None
+    hint: str | None = None
+    private: bool = False
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes where the state directory is, and of them those of mirrors, recorded packs and free ones."""
+
+    total: int
+    free: int
+    mirrors: int
+    recorded: int
+
+
+class Overview:
+    """Reads one appliance for a view that stays open. It never makes a database in place of a missing one.
+
+    Methods raise GitmirrorError, and may be called from several threads.
+    """
+
+    def __init__(self, appliance: Appliance, clock: Callable[[], float] = time.time) -> None:
+        self.appliance = appliance
+        self.clock = clock
+        self._stores: Stores | None = None
+        self._private: tuple[float, tuple[int, ...], frozenset[int]] | None = None
+        self._tips: dict[tuple[str, str], CommitText | None] = {}
+
+    def close(self) -> None:
+        """Closes the database."""
+        if self._stores is not None:
+            self._stores.database.close()
+
+    def pulse(self) -> dict[str, Any] | None:
+        """What only a running serve knows (see `Live.pulse`); None without one. Raises when it does not answer."""
+        if not is_serving(self.appliance.layout):
+            return None
+        return dict(call(self.appliance.layout, "pulse", timeout=ANSWERS_WITHIN))
+
+    def repos(self, cloning: Collection[str] = ()) -> list[RepoView]:
+        """All repositories by name, as the database has them; `cloning` are those of which serve says so."""
+        stores, config = self._open(), self.appliance.config
+        repos, healths = stores.registry.all(), stores.health.all()
+        healths |= {
+            repo.id: replace(healths.get(repo.id, Health()), cloning=True) for repo in repos if repo.name in cloning
+        }
+        documents = status_document(repos, healths, config, self.clock(), audit_head=None)["repos"]
+        private = self._private_now(repos)
+        return [
+            RepoView(
+                repo,
+                healths.get(repo.id, Health()),
+                document["state"],
+                document["branch"],
+                repo.interval or config.refresh.interval,
+                document.get("error"),
+                document.get("hint"),
+                repo.id in private,
+            )
+            for repo, document in zip(repos, documents, strict=True)
+        ]
+
+    def _private_now(self, repos: Sequence[Repo]) -> frozenset[int]:
+        """Ids of those whose guests need a token; looked up every half minute, at 20 ms for 1,000 of them."""
+        known = tuple(repo.id for repo in repos)
+        if self._private is None or self._private[1] != known or time.monotonic() > self._private[0]:
+            privacy = make_privacy(self.appliance.layout, self.appliance.config)
+            found = frozenset(repo.id for repo in repos if privacy.is_private(repo))
+            self._private = (time.monotonic() + PRIVACY_HOLDS, known, found)
+        return self._private[2]
+
+    def tip(self, name: str, oid: str) -> CommitText | None:
+        """The commit at a tip; None when the mirror cannot tell. Remembered, since a commit never changes."""
+        key = (name, oid)
+        if key not in self._tips:
+            try:
+                with open_browser(self.appliance, name) as browser:
+                    self._tips[key] = browser.commit(oid)
+            except GitmirrorError:
+                return None
+        return self._tips[key]
+
+    def refs(self, name: str) -> list[RefText]:
+        """Branches and tags of a mirror, the newest first."""
+        with open_browser(self.appliance, name) as browser:
+            return browser.refs(MOST_REFS)
+
+    def recent(self, name: str, limit: int) -> list[tuple[float, float, str]]:
+        """The last refreshes, oldest first: when it began, seconds it took, result."""
+        return self._open().health.recent(name, limit)
+
+    def refreshes(self, name: str | None, limit: int) -> list[dict[str, Any]]:
+        """The history of refreshes, newest first."""
+        return self._open().health.refreshes(name, limit)
+
+    def hydrations(self, name: str | None, limit: int) -> list[dict[str, Any]]:
+        """Hydrations that ended, newest first."""
+        return self._open().activity.newest(limit, repo=name)
+
+    def hydration_counts(self, since: float, width: float) -> list[dict[str, Any]]:
+        """How many ended in each `width` seconds since then: `{repo, slot, way, count}`."""
+        return self._open().activity.counts(since, width)
+
+    def pushes(self, name: str | None, limit: int) -> list[dict[str, Any]]:
+        """Push attempts, newest first, as the audit log has them."""
+        return self._open().audit.entries(repo=name, limit=limit)
+
+    def sessions(self, name: str | None, limit: int) -> tuple[list[dict[str, Any]], int]:
+        """The newest sessions, and how many there are in all."""
+        stores = self._open()
+        return stores.sessions.page(name, limit), stores.sessions.count(name)
+
+    def turns(self, name: str, session: str) -> list[Turn]:
+        """A session's turns, oldest first."""
+        return self._open().sessions.turns(name, session)
+
+    def disk(self) -> Disk:
+        """How the disk is."""
+        stores = self._open()
+        usage = shutil.disk_usage(self.appliance.layout.state)
+        mirrors = sum(health.size for health in stores.health.all().values())
+        return Disk(usage.total, usage.free, mirrors, stores.sessions.recorded_bytes())
+
+    def _open(self) -> Stores:
+        if self._stores is None:
+            self._stores = open_stores(self.appliance.layout, create=False)
+        return self._stores

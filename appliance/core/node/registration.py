@@ -1,0 +1,121 @@
+"""Registering and removing repositories: the same steps, whether `serve` takes them or a command by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from appliance.core.config.settings import Config
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.mirror import Mirror
+from appliance.core.git.mirror_locks import MirrorLocks
+from appliance.core.layout import Layout
+from appliance.core.models import Health, RefreshOutcome, Repo
+from appliance.core.node.state_dir import (
+    Stores,
+    clean_up,
+    make_git,
+    make_keyring,
+    make_privacy,
+    refuse_foreign_leftover,
+    wanted_repo,
+)
+from appliance.core.observability.report import repo_documents
+from appliance.core.process.owner import claim
+from appliance.core.refresh.failure import trouble_of
+from appliance.core.refresh.refresher import Progress, Refresher, RefreshRun
+from appliance.core.refresh.schedule import delay_after
+from appliance.core.store.registry import UnknownRepo
+
+WAIT_FOR_OWNER = 600.0
+"""Seconds that an `add-repo` waits for another one that is cloning."""
+
+
+def register(stores: Stores, layout: Layout, config: Config, arguments: Mapping[str, Any]) -> Repo:
+    """Checks and registers what `add-repo` was given: url, name, branch, interval, allow_local. Raises UsageError."""
+    wanted = wanted_repo(
+        arguments["url"],
+        name=arguments.get("name"),
+        branch=arguments.get("branch"),
+        interval=arguments.get("interval"),
+        allow_local=bool(arguments.get("allow_local")) or config.refresh.allow_local,
+        has_key=make_keyring(config).has_key,
+    )
+    refuse_foreign_leftover(layout, wanted)
+    return stores.registry.add(wanted)
+
+
+def unregister(stores: Stores, layout: Layout, config: Config, name: str, *, purge: bool) -> bool:
+    """Removes from the registry. Returns whether it was in it; False only with `purge` and a mirror left on disk.
+
+    Raises UnknownRepo when there is neither, UsageError when the config lists it.
+    """
+    try:
+        stores.registry.remove(name, str(config.path or "the config"))
+        if purge:
+            stores.sessions.end_all(name, "its repository was purged", time.time())
+    except UnknownRepo:
+        if not (purge and layout.mirror(name).exists()):
+            raise
+        return False
+    return True
+
+
+def added_document(
+    repo: Repo, health: Health, layout: Layout, config: Config, outcome: RefreshOutcome | None
+) -> dict[str, Any]:
+    """What `add-repo --json` prints: the repository as `repos` has it, and the `error` of its first clone or null."""
+    found = repo_documents([repo], {repo.id: health}, config, time.time())
+    [document] = make_privacy(layout, config).told(found)
+    return document | {"error": outcome.error if outcome else None}
+
+
+def outcome_document(outcome: RefreshOutcome) -> dict[str, Any]:
+    """One refresh as `refresh --json` has it."""
+    return {
+        "repo": outcome.repo,
+        "result": outcome.result,
+        "duration": round(outcome.duration, 3),
+        "moved": [change.document() for change in outcome.moved],
+        "error": outcome.error,
+        "kind": outcome.kind,
+    }
+
+
+def clone_alone(
+    stores: Stores, layout: Layout, config: Config, repo: Repo, on_progress: Progress | None
+) -> RefreshOutcome:
+    """The first clone while no `serve` runs, by this very process. Raises StateInUse."""
+    owned = claim(layout, "add-repo", wait=WAIT_FOR_OWNER)
+    try:
+        clean_up(layout, [Mirror(layout.mirror(repo.name), make_git(layout, config, owned.children))])
+
+        async def clone() -> RefreshOutcome:
+            git = make_git(layout, config, owned.children)
+            refresher = Refresher(layout, git, MirrorLocks(), make_keyring(config), timeout=config.refresh.timeout)
+            started_at, start = time.time(), time.monotonic()
+            interval = repo.interval or config.refresh.interval
+            try:
+                facts = await refresher.refresh(RefreshRun(repo, on_progress))
+            except GitmirrorError as error:
+                failures, trouble = stores.health.get(repo.id).failures + 1, trouble_of(error)
+                duration, ended_at = time.monotonic() - start, time.time()
+                outcome = RefreshOutcome(repo.name, started_at, duration, error=trouble.words, kind=trouble.kind)
+                delay = max(delay_after(interval, failures, 0), trouble.retry_after or 0)
+                columns = trouble.columns(started_at, ended_at, failures)
+                stores.health.record_refresh(repo.id, outcome, **columns, next_due=ended_at + delay)
+                return outcome
+            outcome = RefreshOutcome(repo.name, started_at, time.monotonic() - start, facts.moved)
+            stores.health.record_refresh(
+                repo.id,
+                outcome,
+                **facts.columns(started_at),
+                next_due=time.time() + delay_after(interval, 0, 0),
+            )
+            return outcome
+
+        return asyncio.run(clone())
+    finally:
+        owned.release()

@@ -1,0 +1,181 @@
+"""What `serve` and the commands without it both need of one state directory, built once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.core.access.privacy import Privacy
+from appliance.core.config.credentials import Credentials
+from appliance.core.config.settings import Config, RepoConfig
+from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.git.command import Git, git_environment, write_git_configs
+from appliance.core.git.keyring import Keyring
+from appliance.core.git.mirror import Mirror
+from appliance.core.layout import Layout
+from appliance.core.process.children import Children
+from appliance.core.store.activity import ActivityStore
+from appliance.core.store.alerts import AlertStore
+from appliance.core.store.audit import AuditLog
+from appliance.core.store.database import Database
+from appliance.core.store.health import HealthStore
+from appliance.core.store.registry import Registry, Wanted
+from appliance.core.store.sessions import SessionStore
+from appliance.core.store.tokens import TokenStore
+from appliance.core.upstream import Upstream, choose_name, no_ssh, parse_upstream, same_upstream
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The database of one state directory and what is kept in it."""
+
+    database: Database
+    registry: Registry
+    health: HealthStore
+    audit: AuditLog
+    activity: ActivityStore
+    sessions: SessionStore
+    tokens: TokenStore
+    alerts: AlertStore
+
+
+def open_stores(layout: Layout, *, create: bool = True) -> Stores:
+    """Opens the database. Without `create`, one that is missing is an error. Raises GitmirrorError."""
+    if create:
+        make_state(layout)
+    database = Database(layout.database, create=create)
+    return Stores(
+        database,
+        Registry(database, time.time, same_upstream),
+        HealthStore(database),
+        AuditLog(database, time.time),
+        ActivityStore(database, time.time),
+        SessionStore(database),
+        TokenStore(database, time.time),
+        AlertStore(database),
+    )
+
+
+def make_state(layout: Layout) -> None:
+    """Makes the state directory and what is always in it. Raises GitmirrorError."""
+    try:
+        for directory in (
+            layout.state,
+            layout.mirrors,
+            layout.run,
+            layout.pushes,
+            layout.cache,
+            layout.workspaces,
+        ):
+            directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GitmirrorError(
+            f"the state directory {layout.state} cannot be made: {error.strerror} ({error.filename})",
+            hint="choose another with --state DIR or GITMIRROR_STATE",
+        ) from error
+
+
+def make_git(layout: Layout, config: Config, children: Children) -> Git:
+    """The runner for refresh and maintenance; writes git's configs. The state directory must be claimed."""
+    write_git_configs(layout, max_push=config.recording.max_push)
+    return Git(children, git_environment(layout, layout.git_config, os.environ))
+
+
+def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
+    """Removes what a killed owner left on disk. Only after `claim`, when none of its children is left."""
+    shutil.rmtree(layout.state / "incoming", ignore_errors=True)
+    for doomed in layout.mirrors.glob("*/.*.removed"):
+        shutil.rmtree(doomed, ignore_errors=True)
+    return [f"{mirror.path.name}/{left}" for mirror in mirrors if mirror.exists() for left in mirror.remove_leftovers()]
+
+
+def make_keyring(config: Config) -> Keyring:
+    """What refreshes open upstreams with."""
+    return Keyring(Credentials(config.credentials), os.environ)
+
+
+def make_privacy(layout: Layout, config: Config) -> Privacy:
+    """Who may read which mirror."""
+    return Privacy(layout, Credentials(config.credentials))
+
+
+def wanted_repo(
+    url: str,
+    *,
+    name: str | None,
+    branch: str | None,
+    interval: float | None,
+    allow_local: bool,
+    has_key: Callable[[Upstream], bool] = no_ssh,
+) -> Wanted:
+    """Checks what somebody asks to register. Raises UsageError."""
+    upstream = parse_upstream(url, allow_local=allow_local, has_key=has_key)
+    if branch is not None and not is_branch_name(branch):
+        raise UsageError(f"{branch!r} is not a branch's name", hint="give it without refs/heads/, as in --branch main")
+    return Wanted(choose_name(upstream, name), upstream.url, branch, interval)
+
+
+def wanted_of_config(config: Config) -> list[Wanted]:
+    """The static list. Raises UsageError that names the file and the entry."""
+    found: dict[str, Wanted] = {}
+    for number, repo in enumerate(config.repos, 1):
+        try:
+            wanted = _wanted_entry(repo, config)
+            if wanted.name in found:
+                raise UsageError(
+                    f"the name {wanted.name} is already taken by another entry", hint='give it a name = "…"'
+                )
+        except UsageError as error:
+            raise UsageError(f"{config.path}: repos[{number}]: {error.message}", hint=error.hint) from None
+        found[wanted.name] = wanted
+    return list(found.values())
+
+
+def _wanted_entry(repo: RepoConfig, config: Config) -> Wanted:
+    return wanted_repo(
+        repo.url,
+        name=repo.name or None,
+        branch=repo.branch or None,
+        interval=repo.interval,
+        allow_local=config.refresh.allow_local,
+        has_key=make_keyring(config).has_key,
+    )
+
+
+def is_branch_name(branch: str) -> bool:
+    """git's rules for one ref name, as far as they matter before git sees it (git-check-ref-format)."""
+    parts = branch.split("/")
+    return (
+        all(part and not part.startswith(".") and not part.endswith((".", ".lock")) for part in parts)
+        and not branch.startswith("-")
+        and ".." not in branch
+        and "@{" not in branch
+        and all(char.isprintable() and char not in " ~^:?*[\\" for char in branch)
+    )
+
+
+def refuse_foreign_leftover(layout: Layout, wanted: Wanted) -> None:
+    """A mirror that `remove-repo` left on disk is taken up again for the same upstream only. Raises UsageError."""
+    config = layout.mirror(wanted.name) / "config"
+    url = _configured_url(config)
+    if url is not None and not same_upstream(url, wanted.url):
+        raise UsageError(
+            f"{layout.mirror(wanted.name)} still holds the mirror of {url}",
+            hint=f"remove-repo {wanted.name} --purge deletes it, or give this one another --name",
+        )
+
+
+def _configured_url(config: Path) -> str | None:
+    try:
+        lines = config.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    for line in lines:
+        key, _, value = line.strip().partition(" = ")
+        if key == "url":
+            return value[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+    return None

@@ -1,0 +1,171 @@
+"""Tells somebody, once, that a repository turned stale or failing, and once that it is well again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.core.config.settings import AlertsConfig
+from appliance.core.models import Health, Repo, State
+from appliance.core.observability.delivery import OutletError, post, run_command
+from appliance.core.observability.transitions import RECOVERED, Told, alert_between, condition_document
+from appliance.core.process.children import Children
+from appliance.core.store.alerts import AlertStore
+from appliance.core.store.database import StoreError
+
+log = logging.getLogger(__name__)
+
+TRIES = 4
+RETRY_FIRST = 2.0
+"""Seconds until an alert that could not be delivered is tried again; five times as long after each."""
+MOST_AN_HOUR = 12
+"""Alerts about one repository: one that flaps is told of so often, and then as it is when the hour is over."""
+HOUR = 3600.0
+
+
+@dataclass
+class _Pending:
+    repo: Repo
+    told: Told | None
+    document: dict[str, Any]
+    tries: int = 0
+    not_before: float = 0.0
+    command_left: bool = True
+    url_left: bool = True
+
+
+class Alerts:
+    """Alerts on their way out. What was told is compared with how it is, so nothing is lost, repeated or piled up."""
+
+    def __init__(self, store: AlertStore, children: Children, config: Callable[[], AlertsConfig]) -> None:
+        self._store = store
+        self._children = children
+        self._config = config
+        self._told: dict[int, Told] = {}
+        self._loaded = False
+        self._pending: dict[int, _Pending] = {}
+        self._sent: dict[int, deque[float]] = {}
+        self._settled: list[int] = []
+        self._wake = asyncio.Event()
+        self.trouble: str | None = None
+        """Why the last delivery failed, in words; None when it did not."""
+
+    async def load(self) -> None:
+        """Remembers what was told before this start."""
+        try:
+            stored = await asyncio.to_thread(self._store.all)
+        except StoreError as error:
+            log.error("what was told before is not known, it may be told again: %s", error.message)
+            stored = {}
+        for repo_id, row in stored.items():
+            self._told[repo_id] = Told(State(row["state"]), row["kind"], row["since"])
+        self._loaded = True
+
+    def keep(self, repo_ids: Collection[int]) -> None:
+        """Nobody needs to hear of any other repository: those were disabled or removed."""
+        for gone in [repo_id for repo_id in {*self._told, *self._pending, *self._sent} if repo_id not in repo_ids]:
+            self._pending.pop(gone, None)
+            self._sent.pop(gone, None)
+            if self._told.pop(gone, None) is not None:
+                self._settled.append(gone)
+                self._wake.set()
+
+    def consider(
+        self, repo: Repo, health: Health, state: State, now: float, since: float, asking_for: float = 0.0
+    ) -> None:
+        """A repository is in `state`, fresh or not well: queues an alert if one is due, and drops one that is not."""
+        config = self._config()
+        if not self._loaded or not (config.command or config.url):
+            return
+        told = self._told.get(repo.id)
+        event = alert_between(told, state, health.error_kind)
+        if event is None:
+            self._pending.pop(repo.id, None)
+            return
+        waiting = self._pending.get(repo.id)
+        if waiting is None or waiting.document["event"] != event:
+            if self._flaps(repo.id):
+                return
+            waiting = self._pending[repo.id] = _Pending(repo, None, {})
+        if event == RECOVERED and told is not None:
+            since = told.since
+        waiting.told = None if event == RECOVERED else Told(state, health.error_kind, since)
+        waiting.document = condition_document(event, repo, health, state, now, since, asking_for)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """The loop; ends by being cancelled."""
+        while True:
+            while self._settled:
+                await self._remember(self._settled.pop(), None)
+            now = time.monotonic()
+            due = next((each for each in self._pending.values() if each.not_before <= now), None)
+            if due is not None:
+                await self._deliver(due)
+                continue
+            self._wake.clear()
+            wait = min((each.not_before - now for each in self._pending.values()), default=HOUR)
+            try:
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    def _flaps(self, repo_id: int) -> bool:
+        sent = self._sent.setdefault(repo_id, deque(maxlen=MOST_AN_HOUR))
+        return len(sent) == MOST_AN_HOUR and time.monotonic() - sent[0] < HOUR
+
+    async def _deliver(self, alert: _Pending) -> None:
+        told, document, repo = alert.told, alert.document, alert.repo
+        try:
+            await self._hand_over(alert, document)
+        except OutletError as error:
+            alert.tries += 1
+            self.trouble = f"the alert about {repo.name} could not be delivered: {error.message}"
+            log.error("%s (try %d of %d)", self.trouble, alert.tries, TRIES)
+            if alert.tries < TRIES:
+                alert.not_before = time.monotonic() + RETRY_FIRST * 5 ** (alert.tries - 1)
+                return
+        else:
+            self.trouble = None
+            log.info("told that %s is %s", repo.name, document["state"])
+        self._sent.setdefault(repo.id, deque(maxlen=MOST_AN_HOUR)).append(time.monotonic())
+        if self._pending.get(repo.id) is alert:
+            del self._pending[repo.id]
+        await self._remember(repo.id, told)
+
+    async def _hand_over(self, alert: _Pending, document: dict[str, Any]) -> None:
+        """To the command and to the URL, whichever is set and has not had it yet."""
+        config = self._config()
+        text = json.dumps(document).encode() + b"\n"
+        if config.command and alert.command_left:
+            env = {
+                **os.environ,
+                "GITMIRROR_EVENT": document["event"],
+                "GITMIRROR_REPO": document["repo"],
+                "GITMIRROR_REPO_STATE": document["state"],
+                "GITMIRROR_ERROR": document["error"] or "",
+            }
+            await run_command(self._children, config.command, text, env)
+            alert.command_left = False
+        if config.url and alert.url_left:
+            await post(config.url, text)
+            alert.url_left = False
+
+    async def _remember(self, repo_id: int, told: Told | None) -> None:
+        try:
+            if told is None:
+                self._told.pop(repo_id, None)
+                await asyncio.to_thread(self._store.settled, repo_id)
+            else:
+                self._told[repo_id] = told
+                await asyncio.to_thread(self._store.told, repo_id, str(told.state), told.kind, told.since)
+        except StoreError as error:
+            log.error("what was told cannot be recorded, a restart will tell it again: %s", error.message)

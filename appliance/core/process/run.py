@@ -1,0 +1,119 @@
+"""Runs a child to its end: what it says is collected, a deadline and a bound of output hold."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from appliance.core.process.children import Child, Children
+
+MOST_OUTPUT = 256 * 2**20
+"""Most bytes of stdout, past which the command is killed; ls-remote of a large forge repository is some tens of MiB."""
+
+
+async def run_child(
+    children: Children,
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    deadline: float,
+    on_error: Callable[[bytes], None],
+    stdin: bytes = b"",
+    pass_fds: Sequence[int] = (),
+) -> tuple[int | None, bytes]:
+    """Runs a program to its end: its exit code and stdout; the code is None when `deadline` seconds were over first.
+
+    `on_error` gets stderr as it comes. Raises OSError when it cannot be started. Cancelling ends the process group.
+    """
+    child = children.start(
+        argv,
+        env=env,
+        cwd=cwd,
+        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=pass_fds,
+    )
+    stdout, code = bytearray(), None
+
+    def keep(data: bytes) -> None:
+        stdout.extend(data)
+        if len(stdout) > MOST_OUTPUT:
+            child.signal(signal.SIGKILL)
+            stdout.clear()
+
+    try:
+        async with asyncio.timeout(deadline):
+            await asyncio.gather(
+                _feed(child, stdin),
+                _drain(child.process.stdout, keep),
+                _drain(child.process.stderr, on_error),
+            )
+            code = await child.wait()
+    except TimeoutError:
+        await child.end()
+    except BaseException:
+        await asyncio.shield(child.end())
+        raise
+    finally:
+        for stream in (child.process.stdin, child.process.stdout, child.process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+    return code, bytes(stdout)
+
+
+async def _feed(child: Child, data: bytes) -> None:
+    if child.process.stdin is None:
+        return
+    descriptor = child.process.stdin.fileno()
+    os.set_blocking(descriptor, False)
+    view = memoryview(data)
+    loop = asyncio.get_running_loop()
+    while view:
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:
+            await _ready(loop.add_writer, loop.remove_writer, descriptor)
+        except BrokenPipeError:
+            break
+    child.process.stdin.close()
+
+
+async def _drain(stream: IO[bytes] | None, take: Callable[[bytes], None]) -> None:
+    assert stream is not None
+    descriptor = stream.fileno()
+    os.set_blocking(descriptor, False)
+    loop = asyncio.get_running_loop()
+    while True:
+        # Who writes faster than this reads would keep everybody else from their turn.
+        await asyncio.sleep(0)
+        try:
+            data = os.read(descriptor, 65536)
+        except BlockingIOError:
+            await _ready(loop.add_reader, loop.remove_reader, descriptor)
+            continue
+        if not data:
+            return
+        take(data)
+
+
+async def _ready(add: Callable[..., None], remove: Callable[[int], bool], descriptor: int) -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def ready() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    add(descriptor, ready)
+    try:
+        await future
+    finally:
+        remove(descriptor)

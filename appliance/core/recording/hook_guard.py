@@ -1,0 +1,210 @@
+"""Installs the hooks, checks before each push that they are what was installed, and proves that they hold.
+
+git skips a hook that is missing or not executable and accepts the push (tried: `chmod -x`, a noexec mount), so
+nothing is believed: not that the files are still there, and not that git runs them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.command import Git, write_atomically
+from appliance.core.layout import Layout
+
+log = logging.getLogger(__name__)
+
+_EMPTY_PACK = bytes.fromhex("5041434b0000000200000000029d08823bd8a8eab510ad6ac75c823cfd3ed31e")
+_PROOF_DEADLINE = 20.0
+
+
+class GuardBroken(GitmirrorError):
+    """Pushes are off, because the hook that guards them is not what it must be."""
+
+
+@dataclass(frozen=True)
+class _Installed:
+    """A hook file as it was installed: what tells that somebody touched it."""
+
+    path: Path
+    identity: tuple[int, int, int, int, int]
+
+
+def _identity(path: Path) -> tuple[int, int, int, int, int]:
+    status = path.stat()
+    # ctime cannot be set back by anyone, and chmod, writing and replacing all move it.
+    return status.st_dev, status.st_ino, status.st_size, status.st_mode, status.st_ctime_ns
+
+
+class Guard:
+    """The hooks below `layout.hooks`. `environment` is what receive-pack gets."""
+
+    def __init__(self, layout: Layout, git: Git, environment: Mapping[str, str]) -> None:
+        self._layout = layout
+        self._git = git
+        self._environment = dict(environment)
+        self._installed: tuple[_Installed, ...] = ()
+        self.broken: str | None = "the guard has not been proved yet"
+
+    def install(self) -> None:
+        """Writes the hooks, each atomically. Raises GuardBroken."""
+        hooks = self._layout.hooks
+        source = resources.files("appliance.core.recording")
+        try:
+            if hooks.exists():
+                shutil.rmtree(hooks)
+            hooks.mkdir(parents=True)
+            for name in ("policy.py", "pre_receive.py"):
+                write_atomically(hooks / name, source.joinpath(name).read_text(encoding="utf-8"))
+            # By way of sh, since a shebang takes no interpreter with a space in its path, or a very long one.
+            command = f"exec {shlex.quote(sys.executable)} -IS {shlex.quote(str(hooks / 'pre_receive.py'))}\n"
+            write_atomically(hooks / "pre-receive", f"#!/bin/sh\n{command}", mode=0o755)
+            write_atomically(hooks / "update", _TURN_HOOK, mode=0o755)
+            write_atomically(hooks / "reference-transaction", _JOURNAL_HOOK, mode=0o755)
+            names = ("policy.py", "pre_receive.py", "pre-receive", "update", "reference-transaction")
+            self._installed = tuple(_Installed(hooks / name, _identity(hooks / name)) for name in names)
+        except OSError as error:
+            raise GuardBroken(f"the hooks cannot be written: {error}", hint=f"mend {hooks}, then restart") from error
+
+    def check(self) -> None:
+        """Raises GuardBroken unless the guard was proved and every hook file is as it was installed."""
+        if self.broken is None:
+            self.broken = self._changed()
+        if self.broken is not None:
+            raise GuardBroken(
+                f"pushes are off: {self.broken}",
+                hint="the operator has to mend it and restart gitmirror (see `doctor`)",
+            )
+
+    def _changed(self) -> str | None:
+        for hook in self._installed:
+            try:
+                identity = _identity(hook.path)
+            except OSError as error:
+                return f"the hook {hook.path.name} is gone ({error.strerror})"
+            if identity != hook.identity:
+                mode = stat.S_IMODE(identity[3])
+                return f"the hook {hook.path.name} was changed after it was installed (mode {mode:o})"
+        return None
+
+    async def prove(self, daemon: list[str]) -> None:
+        """Pushes to a scratch mirror the way a guest's push goes, past the first guard; sets `broken` accordingly.
+
+        `daemon` is the command line of `git daemon --inetd`. A push of `refs/heads/x` must be refused and one of
+        `refs/agents/x` accepted: a hook that never runs fails the one, a hook that always fails the other.
+        """
+        scratch = self._layout.run / "proof.git"
+        try:
+            async with asyncio.timeout(_PROOF_DEADLINE):
+                await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+                tip = await self._scratch_commit(scratch)
+                branch = await self._push(daemon, scratch, tip, "refs/heads/x")
+                agent = await self._push(daemon, scratch, tip, "refs/agents/x")
+                moved = await self._git.run(
+                    "for-each-ref", "--format=%(refname)", "refs/", cwd=scratch, deadline=_PROOF_DEADLINE
+                )
+        except (OSError, TimeoutError, GitmirrorError) as error:
+            self.broken = f"the proof that the hook guards pushes failed: {str(error) or type(error).__name__}"
+        else:
+            refs = moved.stdout.decode().split()
+            if "refs/heads/x" in refs:
+                self.broken = (
+                    f"git does not run the hook {self._layout.hooks / 'pre-receive'} (is it on a noexec mount?)"
+                )
+            elif "refs/agents/x" in refs and "refs/gitmirror/turns/proof" not in refs:
+                self.broken = "git does not run the hook update, which keeps every turn"
+            elif "refs/agents/x" not in refs:
+                self.broken = f"the hook refuses what it must allow: {agent or branch}"
+            else:
+                self.broken = self._changed()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if self.broken:
+            log.error("pushes are off: %s", self.broken)
+
+    async def _scratch_commit(self, scratch: Path) -> str:
+        scratch.mkdir(parents=True)
+        await self._git.run("init", "--quiet", "--bare", "--template=", ".", cwd=scratch, deadline=_PROOF_DEADLINE)
+        tree = await self._git.run("mktree", "--missing", cwd=scratch, deadline=_PROOF_DEADLINE)
+        identity = "gitmirror <gitmirror@localhost> 1000000000 +0000"
+        commit = f"tree {tree.stdout.decode().strip()}\nauthor {identity}\ncommitter {identity}\n\nproof\n"
+        written = await self._git.run(
+            "hash-object",
+            "-t",
+            "commit",
+            "-w",
+            "--stdin",
+            cwd=scratch,
+            deadline=_PROOF_DEADLINE,
+            stdin=commit.encode(),
+        )
+        return written.stdout.decode().strip()
+
+    async def _push(self, daemon: list[str], scratch: Path, tip: str, ref: str) -> str:
+        """Speaks receive-pack by hand; returns everything that came back, for the error message."""
+        ours, theirs = socket.socketpair()
+        turns = scratch / "gitmirror-turns"
+        turns.write_text("refs/agents/x proof\n")
+        environment = self._environment | {
+            "GITMIRROR_PUSH": "proof",
+            "GITMIRROR_JOURNAL": os.devnull,
+            "GITMIRROR_TURNS": str(turns),
+        }
+        with ours:
+            with theirs:
+                child = self._git.children.start(
+                    [*daemon, str(scratch)], env=environment, stdin=theirs.fileno(), stdout=theirs.fileno(),
+                    stderr=subprocess.DEVNULL,
+                )  # fmt: skip
+            try:
+                ours.setblocking(False)
+                loop = asyncio.get_running_loop()
+                command = f"{'0' * 40} {tip} {ref}\0report-status".encode()
+                await loop.sock_sendall(ours, _packet(f"git-receive-pack {scratch}\0".encode()))
+                await loop.sock_sendall(ours, _packet(command) + b"0000" + _EMPTY_PACK)
+                answer = b""
+                while data := await loop.sock_recv(ours, 65536):
+                    answer += data
+                await child.wait()
+            finally:
+                with contextlib.suppress(TimeoutError):
+                    await child.end()
+        return answer.decode("utf-8", "replace")[-300:]
+
+
+def _packet(payload: bytes) -> bytes:
+    return b"%04x%s" % (len(payload) + 4, payload)
+
+
+_TURN_HOOK = """\
+#!/bin/sh
+# Called for each ref once its objects are in place and before it moves: the turn's own ref is there first, so whoever
+# is killed when, no recorded commit is lost. A ref that no turn was opened for does not move.
+while read -r ref turn; do
+    if [ "$ref" = "$1" ]; then
+        exec git -c core.hooksPath=/dev/null update-ref "refs/gitmirror/turns/$turn" "$3"
+    fi
+done <"$GITMIRROR_TURNS"
+echo "gitmirror: refused: no turn was opened for $1" >&2
+exit 1
+"""
+
+_JOURNAL_HOOK = """\
+#!/bin/sh
+# Called three times a push; only "committed" is exactly true. serve reads the journal to know what became of a push.
+[ "$1" = committed ] || exit 0
+exec cat >>"$GITMIRROR_JOURNAL"
+"""

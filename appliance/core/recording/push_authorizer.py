@@ -1,0 +1,343 @@
+"""The desk that every push passes: rules on it, logs the attempt, and later what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.command import GitError
+from appliance.core.git.mirror import Mirror
+from appliance.core.layout import Layout
+from appliance.core.models import ZERO_OID, PushFault, Recorded, RefChange, RefCommand, Repo, Ruling
+from appliance.core.recording.hook_guard import Guard
+from appliance.core.recording.policy import ALLOWED, MOST_REFS, review, session_of
+from appliance.core.recording.quota import Quota
+from appliance.core.recording.turns import TURNS, SessionBook, write_turn_file
+from appliance.core.store.audit import Attempt, AuditLog, OpenAttempt
+from appliance.core.store.sessions import Unbooked
+from appliance.core.units import rfc3339
+
+log = logging.getLogger(__name__)
+
+ROLL_UP_AFTER = 20
+"""Refused refs from one address in ROLL_UP_WINDOW that get a row each; the rest is counted into one."""
+ROLL_UP_WINDOW = 60.0
+LOGGED_REFS = 16
+"""Refs of one refused push that get a row each."""
+
+RunInStore = Callable[..., Awaitable[object]]
+
+
+@dataclass
+class _Refusals:
+    since: float
+    logged: int = 0
+    unlogged: int = 0
+    last: Attempt | None = None
+
+
+class PushDesk:
+    """Rules on pushes by `guard` and policy, and keeps the audit log true. `mirror_of` finds a repository's mirror."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        guard: Guard,
+        audit: AuditLog,
+        book: SessionBook,
+        quota: Quota,
+        mirror_of: Callable[[str], Mirror],
+        on_recorded: Callable[[Recorded], Awaitable[None]],
+        on_ruled: Callable[[Ruling], None],
+    ) -> None:
+        self._layout = layout
+        self._guard = guard
+        self._audit = audit
+        self._book = book
+        self._quota = quota
+        self._mirror_of = mirror_of
+        self._on_recorded = on_recorded
+        self._on_ruled = on_ruled
+        self._refusals: dict[str, _Refusals] = {}
+        self._unsettled: list[tuple[Ruling, Mapping[str, str | None], int]] = []
+        self.accepted = 0
+        self.rejected = 0
+
+    def open(self) -> str:
+        """A new push's id; its journal is named after it."""
+        return f"{time.time_ns():x}-{secrets.token_hex(4)}"
+
+    def environment(self, push: str) -> dict[str, str]:
+        """What the hooks of that push are told: its id, where to note what is committed, which turns it makes."""
+        return {
+            "GITMIRROR_PUSH": push,
+            "GITMIRROR_JOURNAL": str(self._journal(push)),
+            "GITMIRROR_TURNS": str(self._turns(push)),
+        }
+
+    def _journal(self, push: str) -> Path:
+        return self._layout.pushes / push
+
+    def _turns(self, push: str) -> Path:
+        return self._layout.pushes / f"{push}.turns"
+
+    async def rule(
+        self,
+        push: str,
+        repo: Repo,
+        client: str,
+        commands: Sequence[RefCommand],
+        total: int,
+        count_objects: Callable[[], Awaitable[int]],
+        fault: str | None = None,
+    ) -> Ruling:
+        """Decides, and logs the attempt before anything of the push is let through.
+
+        `total` is how many refs the guest sent, of which `commands` may be only the first; `fault` says why the
+        request is malformed. `count_objects` reads how many objects its pack says it holds, or raises PushFault; it is
+        called only when nothing else speaks against the push. Never raises else: what cannot be logged is refused.
+        """
+        refused = review([(command.old, command.new, command.ref) for command in commands])
+        if total > len(commands):
+            reason = f"{total} refs in one push, at most {MOST_REFS} are allowed"
+            refused = {command.ref: reason for command in commands}
+        if fault:
+            refused = {command.ref: fault for command in commands}
+        off: GitmirrorError | None = None
+        if not refused:
+            try:
+                self._guard.check()
+                if limit := await self._over_limit(repo, commands, await count_objects()):
+                    refused = {command.ref: limit for command in commands}
+            except PushFault as fault_of_pack:
+                refused = {command.ref: str(fault_of_pack) for command in commands}
+            except GitmirrorError as error:
+                off = error
+                refused = {command.ref: error.message for command in commands}
+        attempts = [self._attempt(push, repo, client, command, refused) for command in commands]
+        try:
+            ids = await self._log(attempts, client, total, bool(refused))
+        except GitmirrorError as error:
+            log.error("push to %s by %s refused, the audit log cannot be written: %s", repo.name, client, error)
+            off = GitmirrorError(
+                "pushes are off: the audit log cannot be written",
+                hint="the operator has to mend it (see `doctor`)",
+            )
+            refused, ids = {command.ref: off.message for command in commands}, []
+        if refused:
+            self.rejected += 1
+            ref, reason = next(iter(refused.items()))
+            log.info("push to %s by %s refused: %s: %s", repo.name, client, printable(ref), reason)
+        else:
+            self.accepted += 1
+            self._open_turns(push, commands, ids)
+        advice = (off.message, off.hint) if off else _advice(repo, refused)
+        ruling = Ruling(push, repo, client, tuple(commands), refused, advice, tuple(ids))
+        self._on_ruled(ruling)
+        return ruling
+
+    async def _over_limit(self, repo: Repo, commands: Sequence[RefCommand], objects: int) -> str | None:
+        sessions = [session for command in commands if (session := session_of(command.ref))]
+        counts = {s: await asyncio.to_thread(self._book.store.turn_count, repo.name, s) for s in sessions}
+        return self._quota.refuse(repo.name, counts, objects)
+
+    def _open_turns(self, push: str, commands: Sequence[RefCommand], ids: Sequence[int]) -> None:
+        """Without this file the update hook moves no ref: a disk that is full refuses the push, in git's words."""
+        try:
+            write_turn_file(self._turns(push), dict(zip((command.ref for command in commands), ids, strict=True)))
+        except OSError as error:
+            log.error("the turns of push %s cannot be opened: %s", push, error)
+
+    async def conclude(self, ruling: Ruling, report: Mapping[str, str | None], size: int) -> None:
+        """Logs what really became of an accepted push, once receive-pack has ended.
+
+        `report` is receive-pack's word on each ref, as far as it came: None for done, else the reason; `size` is the
+        bytes that the guest sent. Never raises: what cannot be logged now is tried again.
+        """
+        try:
+            outcomes = await self._outcomes(ruling, report, self._quota.too_large(size))
+            await asyncio.to_thread(self._audit.record_outcomes, outcomes)
+        except GitmirrorError as error:
+            log.error("the outcome of push %s cannot be logged yet: %s", ruling.push, error)
+            self._unsettled.append((ruling, report, size))
+            # Logged or not, refs may have moved, and the guest is told so next: nobody may be shown the old ones then.
+            await self._on_recorded(Recorded(ruling.repo, tuple(map(_change, ruling.commands)), ruling.client))
+            return
+        self._journal(ruling.push).unlink(missing_ok=True)
+        self._turns(ruling.push).unlink(missing_ok=True)
+        done = {attempt for attempt, outcome, _ in outcomes if outcome == "applied"}
+        changes = tuple(
+            _change(command)
+            for attempt, command in zip(ruling.attempts, ruling.commands, strict=True)
+            if attempt in done
+        )
+        try:
+            await self._book_turns(ruling, done, size)
+        except GitmirrorError as error:
+            log.error("the turns of push %s are booked later: %s", ruling.push, error.message)
+        if changes:
+            await self._on_recorded(Recorded(ruling.repo, changes, ruling.client))
+
+    async def _book_turns(self, ruling: Ruling, done: set[int], size: int) -> None:
+        """What was applied becomes a turn, what was not leaves none; an archived session is back. Raises GitError."""
+        pairs = list(zip(ruling.attempts, ruling.commands, strict=True))
+        applied = [(attempt, command) for attempt, command in pairs if attempt in done]
+        share = size // max(1, len(applied))
+        self._quota.used_bytes += share * len(applied)
+        for attempt, command in applied:
+            session = session_of(command.ref) or ""
+            at = rfc3339(time.time())
+            push = Unbooked(attempt, ruling.repo.name, session, command.ref, command.new, at, ruling.client)
+            await self._book.book(push, share)
+        created = [session_of(command.ref) or "" for _, command in applied if command.old == ZERO_OID]
+        if created:
+            await self._book.back_from_archive(ruling.repo.name, created)
+        failed = {attempt: command.ref for attempt, command in pairs if attempt not in done}
+        if failed:
+            await self._book.drop_turn_refs(ruling.repo.name, failed)
+
+    async def settle(self) -> int:
+        """Settles what an earlier serve left open, by the journals and the refs; returns how many. Raises StoreError.
+
+        Newest first: a later push that started from an attempt's commit proves that the attempt was applied.
+        """
+        attempts = await asyncio.to_thread(self._audit.open_attempts)
+        for attempt in reversed(attempts):
+            applied, how = await self._was_applied(attempt)
+            if not applied and self._mirror_of(attempt.repo).exists():
+                await self._book.drop_turn_refs(attempt.repo, {attempt.id: attempt.ref})
+            outcome = (attempt.id, "applied" if applied else "failed", how)
+            await asyncio.to_thread(self._audit.record_outcomes, [outcome])
+        for journal in self._layout.pushes.glob("*"):
+            journal.unlink(missing_ok=True)
+        await self._book.catch_up()
+        self._quota.used_bytes = await asyncio.to_thread(self._book.store.recorded_bytes)
+        return len(attempts)
+
+    async def tidy(self) -> None:
+        """Called now and then: closes roll-ups whose time is over, retries outcomes that could not be logged."""
+        now = time.monotonic()
+        for client, refusals in list(self._refusals.items()):
+            if now - refusals.since > ROLL_UP_WINDOW:
+                await self._close_roll_up(client)
+        waiting, self._unsettled = self._unsettled, []
+        for ruling, report, size in waiting:
+            await self.conclude(ruling, report, size)
+
+    async def close(self) -> None:
+        """Writes what roll-ups still hold."""
+        for client in list(self._refusals):
+            await self._close_roll_up(client)
+
+    def _attempt(self, push: str, repo: Repo, client: str, command: RefCommand, refused: Mapping[str, str]) -> Attempt:
+        ref = printable(command.ref)
+        return Attempt(
+            push=push,
+            repo=repo.name,
+            ref=ref,
+            session=session_of(command.ref),
+            old=printable(command.old) if command.old.strip("0") else None,
+            new=printable(command.new) if command.new.strip("0") else None,
+            verdict="rejected" if refused else "accepted",
+            reason=refused.get(command.ref),
+            client=client,
+        )
+
+    async def _log(self, attempts: list[Attempt], client: str, total: int, refused: bool) -> list[int]:
+        if not refused:
+            return await asyncio.to_thread(self._audit.record_attempts, attempts)
+        seen = self._refusals.setdefault(client, _Refusals(since=time.monotonic()))
+        if time.monotonic() - seen.since > ROLL_UP_WINDOW:
+            await self._close_roll_up(client)
+            seen = self._refusals.setdefault(client, _Refusals(since=time.monotonic()))
+        rows = attempts[: max(0, min(LOGGED_REFS, ROLL_UP_AFTER - seen.logged))]
+        seen.logged += len(rows)
+        seen.unlogged += total - len(rows)
+        seen.last = attempts[-1] if attempts else seen.last
+        return await asyncio.to_thread(self._audit.record_attempts, rows) if rows else []
+
+    async def _close_roll_up(self, client: str) -> None:
+        refusals = self._refusals.pop(client, None)
+        if refusals is None or not refusals.unlogged or refusals.last is None:
+            return
+        last = refusals.last
+        summary = f"{refusals.unlogged} more refused refs from this address, the last: {last.reason}"
+        row = Attempt(last.push, last.repo, last.ref, last.session, last.old, last.new, "rejected", summary, client)
+        try:
+            await asyncio.to_thread(self._audit.record_attempts, [row])
+        except GitmirrorError as error:
+            log.error("%s, and the audit log cannot be written: %s", summary, error)
+
+    async def _outcomes(
+        self, ruling: Ruling, report: Mapping[str, str | None], excess: str | None
+    ) -> list[tuple[int, str, str | None]]:
+        committed = _committed(self._journal(ruling.push))
+        unknown = [c for c in ruling.commands if (c.new, c.ref) not in committed and c.ref not in report]
+        # The hook's word, then receive-pack's. Where it was killed before it said either, the refs are asked.
+        refs = await self._mirror_of(ruling.repo.name).local_refs("refs/agents/", TURNS) if unknown else {}
+        outcomes: list[tuple[int, str, str | None]] = []
+        for attempt, command in zip(ruling.attempts, ruling.commands, strict=True):
+            reason = report.get(command.ref, "the guest left before the push was whole, or it was ended")
+            moved = f"{TURNS}{attempt}" in refs and refs.get(command.ref) == command.new
+            if (command.new, command.ref) in committed or (command in unknown and moved):
+                reason = None
+            elif excess and reason:
+                reason = f"{excess}: {reason}"
+            outcomes.append((attempt, "failed" if reason else "applied", printable(reason) if reason else None))
+        return outcomes
+
+    async def _was_applied(self, attempt: OpenAttempt) -> tuple[bool, str]:
+        if (attempt.new, attempt.ref) in _committed(self._journal(attempt.push)):
+            return True, "settled at start: the ref transaction was committed"
+        mirror, turn = self._mirror_of(attempt.repo), f"{TURNS}{attempt.id}"
+        try:
+            refs = await mirror.local_refs(attempt.ref, turn) if mirror.exists() else {}
+        except GitError as error:
+            log.error("cannot look at %s of %s: %s", attempt.ref, attempt.repo, error)
+            refs = {}
+        # The turn is there before the ref moves: without it, whoever brought the ref to this commit was not this push.
+        if turn not in refs:
+            return False, "settled at start: serve was ended before the ref moved"
+        if refs.get(attempt.ref) == attempt.new:
+            return True, "settled at start: the ref is at this commit"
+        if await asyncio.to_thread(self._audit.led_on, attempt):
+            return True, "settled at start: a later push started from this commit"
+        return False, "settled at start: serve was ended before the ref moved"
+
+
+def _change(command: RefCommand) -> RefChange:
+    return RefChange(command.ref, None if command.old == ZERO_OID else command.old, command.new)
+
+
+def _committed(journal: Path) -> set[tuple[str, str]]:
+    """(new, ref) of each line that the reference-transaction hook wrote."""
+    try:
+        lines = journal.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return set()
+    parts = (line.split(" ", 2) for line in lines)
+    return {(part[1], part[2]) for part in parts if len(part) == 3}
+
+
+def _advice(repo: Repo, refused: Mapping[str, str]) -> tuple[str, ...]:
+    if not refused:
+        return ()
+    lines = [f"refused {printable(ref)}: {reason}" for ref, reason in list(refused.items())[:LOGGED_REFS]]
+    lines.append(f"allowed here: git push MIRROR HEAD:refs/agents/SESSION ({ALLOWED.partition(', where ')[2]})")
+    if any(ref.startswith(("refs/heads/", "refs/tags/")) for ref in refused):
+        lines.append(
+            f"real branches and tags go to the upstream: git push {repo.url} (a redirected guest: pushInsteadOf)"
+        )
+    return tuple(lines)
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """Text that a guest sent, safe to store and to show on a terminal: control and odd characters escaped, cut."""
+    safe = "".join(char if char.isprintable() and char.isascii() else ascii(char)[1:-1] for char in text)
+    return safe if len(safe) <= limit else safe[: limit - 3] + "..."

@@ -1,0 +1,206 @@
+"""Answers protocol v2 for git:// and HTTP alike: each command by itself, fetches from the cache where they can be."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from appliance.core.git.mirror import Mirror
+from appliance.core.models import Hydration, Repo
+from appliance.core.serving.fetch.ref_snapshots import RefSnapshots, is_understood
+from appliance.core.serving.fetch.response_cache import Answer, ResponseCache, Way
+from appliance.core.serving.fetch.upload_pack import UploadPack
+from appliance.core.serving.net.streams import Sink
+from appliance.core.serving.ports.git_daemon import Relayed
+from appliance.core.serving.wire.pktline import PacketError, PacketSplitter
+from appliance.core.serving.wire.v2 import FetchShape, RequestMemo, V2Request
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, for the record: the guest's address and `git` or `http`."""
+
+    client: str
+    protocol: str
+
+
+class Told(Protocol):
+    """Who hears of fetches, and never waits."""
+
+    def hydrating(self, repo: Repo, want: str, shape: str, caller: Caller, /) -> None:
+        """A fetch begins: of what, in which shape, by whom."""
+
+    def hydrated(self, event: Hydration, /) -> None:
+        """It ended, whole or not."""
+
+    def saw_shape(self, repo: Repo, shape: FetchShape, /) -> None:
+        """A guest asked for what may be warmed."""
+
+
+class Engine:
+    """Fetches from the mirrors of `mirror_of`; `told` hears of each."""
+
+    def __init__(
+        self,
+        cache: ResponseCache,
+        snapshots: RefSnapshots,
+        upload_pack: UploadPack,
+        mirror_of: Callable[[str], Mirror],
+        told: Told,
+    ) -> None:
+        self._cache = cache
+        self._snapshots = snapshots
+        self._upload_pack = upload_pack
+        self._mirror_of = mirror_of
+        self._told = told
+        self._advertisements: dict[int, bytes] = {}
+        self.memo = RequestMemo()
+
+    async def advertise(self, repo: Repo) -> bytes:
+        """The capabilities of protocol v2, in git's own words. Raises UploadPackError."""
+        known = self._advertisements.get(repo.id)
+        if known is None:
+            known = await self._upload_pack.collect(self._mirror_of(repo.name).path, b"", "--advertise-refs", version=2)
+            self._advertisements[repo.id] = known
+        return known
+
+    async def advertise_v0(self, repo: Repo, version: int) -> bytes:
+        """Refs and capabilities of protocol v0 or v1, for smart HTTP. Raises UploadPackError."""
+        mirror = self._mirror_of(repo.name).path
+        return await self._upload_pack.collect(mirror, b"", "--advertise-refs", version=version)
+
+    async def answer_v0(self, repo: Repo, body: bytes, version: int, sink: Sink, caller: Caller) -> None:
+        """One stateless request of protocol v0 or v1 over HTTP. Raises UploadPackError, IdleTimeout, OSError."""
+        start = time.monotonic()
+        meter = _Meter(sink, start)
+        try:
+            await self._upload_pack.stream(self._mirror_of(repo.name).path, body, meter, version=version)
+        finally:
+            self._tell_v0(repo, body, version, meter, start, caller)
+
+    def handed_over(self, repo: Repo, relayed: Relayed, version: int, start: float, caller: Caller) -> None:
+        """A connection of protocol v0 or v1 that git daemon served has ended."""
+        self._tell_v0(repo, bytes(relayed.said), version, relayed, start, caller)
+
+    async def answer(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
+        """One command. Raises AnswerFailed, UploadPackError, IdleTimeout, OSError."""
+        if request.command == "ls-refs" and is_understood(request):
+            snapshot = await self._snapshots.get(repo)
+            await sink.send(snapshot.ls_refs(request.arguments))
+        elif request.command == "fetch":
+            await self._fetch(repo, request, sink, caller)
+        else:
+            await self._upload_pack.stream(self._mirror_of(repo.name).path, request.encode(), sink)
+
+    async def open_answer(self, repo: Repo, shape: FetchShape, *, warming: bool = False) -> Answer | None:
+        """The answer to a fetch that may be kept: from the cache, or begun; None when the disk has no room for it.
+
+        Raises UploadPackError, OSError.
+        """
+        tags = (await self._snapshots.get(repo)).tags if shape.include_tag else ""
+        mirror = self._mirror_of(repo.name).path
+
+        async def produce(output: int) -> None:
+            await self._upload_pack.write(mirror, shape.request().encode(), output, slowly=warming)
+
+        return self._cache.get(shape.key(repo.id, tags), repo.id, produce, pinned=warming)
+
+    async def _fetch(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
+        start = time.monotonic()
+        meter = _Meter(sink, start)
+        shape = request.shape
+        way = Way.DIRECT
+        self._told.hydrating(repo, request.wants[0], request.text, caller)
+        try:
+            if shape is not None:
+                self._told.saw_shape(repo, shape)
+            answer = await self.open_answer(repo, shape) if shape is not None else None
+            if answer is None:
+                self._cache.counts[Way.DIRECT] += 1
+                await self._upload_pack.stream(self._mirror_of(repo.name).path, request.encode(), meter)
+            else:
+                way = answer.way
+                try:
+                    await send_answer(answer, meter)
+                finally:
+                    answer.close()
+        finally:
+            self._tell(repo, request, way, meter, start, caller)
+
+    def _tell_v0(
+        self, repo: Repo, said: bytes, version: int, meter: _Meter | Relayed, start: float, caller: Caller
+    ) -> None:
+        request = _of_v0(said)
+        if request.wants[1]:
+            # Who wants nothing has only looked at the refs.
+            self._cache.counts[Way.DIRECT] += 1
+            self._tell(repo, request, Way.DIRECT, meter, start, caller, f"{request.text}, v{version}")
+
+    def _tell(
+        self,
+        repo: Repo,
+        request: V2Request,
+        way: Way,
+        meter: _Meter | Relayed,
+        start: float,
+        caller: Caller,
+        shape: str | None = None,
+    ) -> None:
+        (want, wants), now = request.wants, time.monotonic()
+        self._told.hydrated(
+            Hydration(
+                repo=repo.name,
+                want=want,
+                wants=wants,
+                shape=shape or request.text,
+                way=way,
+                bytes=meter.sent,
+                first_byte=(meter.first or now) - start,
+                seconds=now - start,
+                client=caller.client,
+                protocol=caller.protocol,
+            )
+        )
+
+
+class _Meter:
+    """Counts what passes, and when the first of it did."""
+
+    def __init__(self, sink: Sink, start: float) -> None:
+        self._sink = sink
+        self.sent = 0
+        self.first: float | None = None
+
+    async def send(self, data: bytes) -> None:
+        self.first = self.first or time.monotonic()
+        await self._sink.send(data)
+        self.sent += len(data)
+
+    async def send_file(self, file: int, offset: int, count: int) -> None:
+        self.first = self.first or time.monotonic()
+        await self._sink.send_file(file, offset, count)
+        self.sent += count
+
+
+async def send_answer(answer: Answer, sink: Sink) -> None:
+    """Sends an answer as far as it grows, to its end. Raises AnswerFailed, after what there is of a bad one."""
+    offset = 0
+    while (size := await answer.ready_beyond(offset)) > offset:
+        await sink.send_file(answer.file(), offset, size - offset)
+        offset = size
+
+
+def _of_v0(said: bytes) -> V2Request:
+    """What a guest of protocol v0 or v1 asked for, as far as it is in these bytes, in the lines of v2."""
+    lines = []
+    with contextlib.suppress(PacketError):
+        for payload in PacketSplitter().feed(said):
+            # Capabilities stand behind the first want.
+            lines.append(b" ".join((payload or b"").removesuffix(b"\n").split(b" ")[:2]))
+    return V2Request("fetch", (), tuple(lines))

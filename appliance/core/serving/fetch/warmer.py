@@ -1,0 +1,146 @@
+"""Makes the answers that guests will ask for, before they do: after a refresh, at low priority."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.mirror import Mirror
+from appliance.core.models import Repo
+from appliance.core.serving.fetch.engine import Engine
+from appliance.core.serving.fetch.response_cache import AnswerFailed, ResponseCache
+from appliance.core.serving.fetch.upload_pack import UploadPackError
+from appliance.core.serving.wire.v2 import FetchShape
+
+log = logging.getLogger(__name__)
+
+REMEMBER = 3600.0
+"""Seconds that a shape that a guest asked for is warmed for new tips."""
+MOST_SHAPES = 16
+
+_USUAL = (b"include-tag", b"ofs-delta")
+KIT_SHAPES = (
+    tuple(sorted((*_USUAL, b"deepen 1"))),
+    tuple(sorted((*_USUAL, b"deepen 1", b"filter blob:none"))),
+)
+"""What the guest kit asks for when there is no snapshot: depth 1, and depth 1 without blobs."""
+CHECKOUT = (b"filter blob:none", b"ofs-delta")
+"""How git asks for the blobs that a checkout of a `blob:none` clone misses: all in one request."""
+
+
+@dataclass
+class _Known:
+    """What is known of one repository: shapes asked for, by when they last were, and the warming under way."""
+
+    shapes: dict[tuple[bytes, ...], float] = field(default_factory=dict)
+    deep_checkout: float = 0.0
+    task: asyncio.Task[None] | None = None
+    tip: str = ""
+    done: int = 0
+    wanted: int = 0
+
+
+class Warmer:
+    """Warms the followed branch's tip. `tip_of` gives its object id, or None when there is none yet."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        cache: ResponseCache,
+        mirror_of: Callable[[str], Mirror],
+        tip_of: Callable[[Repo], str | None],
+    ) -> None:
+        self._engine = engine
+        self._cache = cache
+        self._mirror_of = mirror_of
+        self._tip_of = tip_of
+        self._known: dict[int, _Known] = {}
+        self._one_at_a_time = asyncio.Semaphore(1)
+
+    def saw(self, repo: Repo, shape: FetchShape) -> None:
+        """A guest asked for this: if it is the tip in some shape, the next tip is warmed in it too."""
+        tip = (self._tip_of(repo) or "").encode()
+        known = self._known.setdefault(repo.id, _Known())
+        now = time.monotonic()
+        if shape.wants == (tip,) and not shape.shallow:
+            known.shapes.pop(shape.rest, None)
+            known.shapes[shape.rest] = now
+            if len(known.shapes) > MOST_SHAPES:
+                del known.shapes[next(iter(known.shapes))]
+        elif shape.rest == CHECKOUT and not shape.shallow and len(shape.wants) > 1:
+            known.deep_checkout = now
+
+    def warm(self, repo: Repo) -> None:
+        """The tip moved, or serve has just started: what was being warmed is given up for what is wanted now."""
+        known = self._known.setdefault(repo.id, _Known())
+        if known.task is not None:
+            known.task.cancel()
+        self._cache.unpin(repo.id)
+        known.task = asyncio.create_task(self._run(repo, known), name=f"warm {repo.name}")
+
+    def forget(self, repo_id: int) -> None:
+        """The repository is no longer served."""
+        known = self._known.pop(repo_id, None)
+        if known is not None and known.task is not None:
+            known.task.cancel()
+
+    async def stop(self) -> None:
+        """Gives up all warming."""
+        tasks = [known.task for known in self._known.values() if known.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def state(self, repo_id: int) -> dict[str, object]:
+        """For `status`: the tip that is warmed, and how many of the wanted answers are there."""
+        known = self._known.get(repo_id, _Known())
+        return {"tip": known.tip or None, "answers": known.done, "wanted": known.wanted}
+
+    async def _run(self, repo: Repo, known: _Known) -> None:
+        async with self._one_at_a_time:
+            try:
+                tip = self._tip_of(repo)
+                known.tip, known.done, known.wanted = tip or "", 0, 0
+                if tip is None:
+                    return
+                shapes = await self._shapes(repo, known, tip)
+                known.wanted = len(shapes)
+                for shape in shapes:
+                    known.done += await self._warm_one(repo, shape)
+            except (GitmirrorError, AnswerFailed, UploadPackError, OSError) as error:
+                log.info("%s: warming stopped: %s", repo.name, str(error) or type(error).__name__)
+
+    async def _shapes(self, repo: Repo, known: _Known, tip: str) -> list[FetchShape]:
+        now = time.monotonic()
+        recent = [rest for rest, at in known.shapes.items() if now - at < REMEMBER]
+        wants = (tip.encode(),)
+        object_format = b"sha256" if len(tip) == 64 else b"sha1"
+        shapes = [FetchShape(wants, (), rest, object_format) for rest in dict.fromkeys([*KIT_SHAPES, *recent])]
+        blobs = tuple(sorted(set(await self._mirror_of(repo.name).blobs(tip))))
+        if blobs:
+            shapes.append(FetchShape(blobs, wants, CHECKOUT, object_format))
+            if now - known.deep_checkout < REMEMBER and known.deep_checkout:
+                shapes.append(FetchShape(blobs, (), CHECKOUT, object_format))
+        return shapes
+
+    async def _warm_one(self, repo: Repo, shape: FetchShape) -> bool:
+        """Whether the answer is there now; it is not when the disk has no room. Raises as `open_answer`."""
+        answer = await self._engine.open_answer(repo, shape, warming=True)
+        if answer is None:
+            return False
+        try:
+            size = 0
+            while (grown := await answer.ready_beyond(size)) > size:
+                size = grown
+        except asyncio.CancelledError:
+            self._cache.give_up(answer)
+            raise
+        except AnswerFailed:
+            answer.close()
+            raise
+        answer.close()
+        return True

@@ -1,0 +1,316 @@
+"""HTTP/1.1 on a raw socket by h11, so that a file goes out by sendfile: requests in, answers out, kept alive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import zlib
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import parse_qs, unquote
+
+import h11
+
+from appliance.core.serving.net.acceptor import Limits
+from appliance.core.serving.net.streams import CHUNK, IdleTimeout, SocketStream
+
+log = logging.getLogger(__name__)
+
+LARGEST_HEAD = 32768
+"""Bytes of a request's line and headers."""
+LINGER_BYTES = 2**20
+LINGER_SECONDS = 2.0
+TEXT = "text/plain; charset=utf-8"
+
+
+class HttpError(Exception):
+    """The request is answered with a status and a text; extra `headers` go along."""
+
+    def __init__(self, status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+        self.headers = dict(headers or {})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer: `status`, its text, and the content type."""
+
+    status: int
+    text: str
+    content_type: str = TEXT
+
+
+class _FilePart:
+    """Stands for bytes of a file in h11's output, so that framing is h11's and copying is the kernel's."""
+
+    def __init__(self, file: int, offset: int, count: int) -> None:
+        self.file = file
+        self.offset = offset
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+
+class Exchange:
+    """One request and its answer. A Sink for the answer's body, once `start` was called."""
+
+    def __init__(self, connection: h11.Connection, stream: SocketStream, request: h11.Request, client: str) -> None:
+        self._connection = connection
+        self._stream = stream
+        self.client = client
+        self.method = request.method.decode("ascii", "replace")
+        target, _, query = request.target.decode("ascii", "replace").partition("?")
+        self.path = unquote(target, errors="replace")
+        try:
+            found = parse_qs(query, max_num_fields=16) if query else {}
+        except ValueError:
+            raise HttpError(HTTPStatus.BAD_REQUEST, "malformed query\n") from None
+        self.query = {name: values[-1] for name, values in found.items()}
+        self.headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
+        self.started = False
+        self._held = b""
+        self._unread = b""
+        self._ended = False
+        self.body_held_back = False
+        """The client waits to be told to send its body, and was answered instead: it may never come."""
+        self._inflate = self._inflater()
+
+    def _inflater(self) -> zlib._Decompress | None:
+        encoding = self.headers.get("content-encoding", "identity").lower()
+        if encoding in ("gzip", "x-gzip"):
+            return zlib.decompressobj(wbits=31)
+        if encoding != "identity":
+            raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "only gzip is taken as content-encoding\n")
+        return None
+
+    def receiving_within(self, seconds: float) -> AbstractContextManager[None]:
+        """A block in which the whole body must come in so many seconds."""
+        return self._stream.within(seconds)
+
+    @property
+    def coded_size(self) -> int | None:
+        """Bytes of a compressed body, when it is one and says so beforehand."""
+        length = self.headers.get("content-length")
+        return int(length) if self._inflate is not None and length is not None else None
+
+    async def receive_coded(self) -> bytes:
+        """The whole body as it was sent; `receive` then decodes it. To be bounded by `coded_size` before."""
+        coded = bytearray()
+        while piece := await self._next_piece():
+            coded += piece
+        self._unread = bytes(coded)
+        return self._unread
+
+    async def receive(self) -> bytes:
+        """The next bytes of the body, decoded; empty at its end. Raises HttpError, IdleTimeout, OSError."""
+        if self._inflate is None:
+            return await self._next_piece()
+        while True:
+            if rest := self._unread or self._inflate.unconsumed_tail:
+                self._unread = b""
+                if inflated := self._inflated(rest):
+                    return inflated
+                continue
+            self._unread = await self._next_piece()
+            if not self._unread:
+                if not self._inflate.eof:
+                    raise HttpError(HTTPStatus.BAD_REQUEST, "the body ends in the middle of its gzip\n")
+                return b""
+
+    async def _next_piece(self) -> bytes:
+        """The next bytes of the body as they come; empty at its end, however often it is asked."""
+        if self._ended:
+            return b""
+        if self._connection.they_are_waiting_for_100_continue:
+            await self._stream.send(self._connection.send(h11.InformationalResponse(status_code=100, headers=[])))
+        event = await _next_event(self._connection, self._stream)
+        if isinstance(event, h11.ConnectionClosed):
+            raise ConnectionResetError("the client left in the middle of its request")
+        if isinstance(event, h11.Data):
+            return bytes(event.data)
+        # Asked again, h11 would wait for the next request.
+        self._ended = True
+        return b""
+
+    def _inflated(self, data: bytes) -> bytes:
+        assert self._inflate is not None
+        try:
+            # A piece at a time: a small request can inflate to gigabytes.
+            return self._inflate.decompress(data, CHUNK)
+        except zlib.error:
+            raise HttpError(HTTPStatus.BAD_REQUEST, "the body is not gzip\n") from None
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        """Begins with the head, which goes out with what follows it. Without `content-length` the body is chunked."""
+        fields = [("server", "gitmirror"), *headers.items()]
+        self.started = True
+        # h11 forgets it with the answer.
+        self.body_held_back = self._connection.they_are_waiting_for_100_continue
+        response = h11.Response(status_code=status, headers=fields, reason=HTTPStatus(status).phrase.encode())
+        self._held += self._connection.send(response) or b""
+
+    async def send(self, data: bytes) -> None:
+        """A piece of the body."""
+        if data:
+            await self._flush(self._connection.send(h11.Data(data=data)) or b"")
+
+    async def send_file(self, file: int, offset: int, count: int) -> None:
+        """A piece of the body, out of an open file."""
+        part = _FilePart(file, offset, count)
+        for piece in self._connection.send_with_data_passthrough(h11.Data(data=part)) or []:  # type: ignore[arg-type]
+            if isinstance(piece, _FilePart):
+                await self._flush(b"", more=True)
+                await self._stream.send_file(piece.file, piece.offset, piece.count)
+            else:
+                self._held += piece
+
+    async def finish(self) -> None:
+        """Ends the answer."""
+        await self._flush(self._connection.send(h11.EndOfMessage()) or b"")
+
+    async def _flush(self, data: bytes, *, more: bool = False) -> None:
+        """Sends what was held back, and `data` behind it, so that the framing needs no packets of its own."""
+        held = self._held + data
+        self._held = b""
+        if held:
+            await self._stream.send(held, more=more)
+
+    def abort(self) -> None:
+        """Cuts the connection."""
+        self._stream.abort()
+
+    async def answer(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+        """A whole answer in one."""
+        body = text.encode("utf-8", "replace")
+        fields = {"content-type": TEXT, "content-length": str(len(body)), **(headers or {})}
+        await self.start(status, fields)
+        if self.method != "HEAD":
+            await self.send(body)
+        await self.finish()
+
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+class HttpPort:
+    """Serves connections of one port: each request goes to `handler`, errors become answers.
+
+    `connections` counts those of all guests; past the limit a new one is told so.
+    """
+
+    def __init__(self, handler: Handler, limits: Limits, connections: Callable[[], int]) -> None:
+        self._handler = handler
+        self._limits = limits
+        self._connections = connections
+
+    async def serve(self, guest: socket.socket, client: str, port: int) -> None:
+        """One connection, request by request, until either side ends it."""
+        stream = SocketStream(guest, self._limits.idle_timeout)
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD)
+        try:
+            async with asyncio.timeout(self._limits.total_timeout):
+                if self._connections() > self._limits.max_connections:
+                    busy = HttpError(
+                        HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again\n", {"retry-after": "1"}
+                    )
+                    await _answer_unread(connection, stream, busy)
+                    await _linger(guest, stream)
+                    return
+                while await self._exchange(connection, stream, client):
+                    connection.start_next_cycle()
+            if connection.their_state is not h11.CLOSED:
+                await _linger(guest, stream)
+        except (IdleTimeout, TimeoutError):
+            log.info("%s was too slow over HTTP and is cut off", client)
+        except (OSError, h11.ProtocolError) as error:
+            log.info("%s: HTTP connection ended early: %s", client, error)
+
+    async def _exchange(self, connection: h11.Connection, stream: SocketStream, client: str) -> bool:
+        """One request; returns whether another may follow on this connection."""
+        exchange: Exchange | None = None
+        try:
+            with stream.within(self._limits.request_timeout):
+                request = await _next_event(connection, stream)
+            if not isinstance(request, h11.Request):
+                return False
+            exchange = Exchange(connection, stream, request, client)
+            await self._handler(exchange)
+        except HttpError as error:
+            if exchange is None:
+                await _answer_unread(connection, stream, error)
+            elif exchange.started:
+                return False
+            else:
+                await exchange.answer(error.status, error.text, error.headers)
+        except h11.RemoteProtocolError as error:
+            await _answer_unread(connection, stream, HttpError(_hint(error), "malformed request\n"))
+            return False
+        if exchange is not None and exchange.body_held_back:
+            return False
+        return await _rest_of_request(connection, stream)
+
+
+def _hint(error: h11.RemoteProtocolError) -> HTTPStatus:
+    return HTTPStatus(error.error_status_hint)
+
+
+async def _answer_unread(connection: h11.Connection, stream: SocketStream, error: HttpError) -> None:
+    if connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+        return
+    body = error.text.encode()
+    head = [("content-type", TEXT), ("content-length", str(len(body))), ("connection", "close")]
+    response = h11.Response(status_code=error.status, headers=head, reason=error.status.phrase.encode())
+    for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+        await stream.send(connection.send(event) or b"")
+
+
+async def _next_event(connection: h11.Connection, stream: SocketStream) -> h11.Event | type[h11.PAUSED]:
+    while (event := connection.next_event()) is h11.NEED_DATA:
+        connection.receive_data(await stream.receive())
+    return event  # type: ignore[return-value]
+
+
+async def _rest_of_request(connection: h11.Connection, stream: SocketStream) -> bool:
+    """Reads what the handler left of the body, a little at most; returns whether the connection can go on."""
+    left = LINGER_BYTES
+    while connection.their_state is h11.SEND_BODY and left > 0:
+        event = await _next_event(connection, stream)
+        left -= len(event.data) if isinstance(event, h11.Data) else 0
+    return connection.our_state is h11.DONE and connection.their_state is h11.DONE
+
+
+async def _linger(guest: socket.socket, stream: SocketStream) -> None:
+    """Ends our side and reads on shortly: closing with unread bytes would take the answer off the client's hands."""
+    with contextlib.suppress(OSError, TimeoutError, IdleTimeout):
+        guest.shutdown(socket.SHUT_WR)
+        drained = 0
+        async with asyncio.timeout(LINGER_SECONDS):
+            while drained < LINGER_BYTES and (data := await stream.receive()):
+                drained += len(data)
+
+
+def plain_routes(routes: Mapping[str, Callable[[], Answer]]) -> Handler:
+    """A handler that answers GET and HEAD of exact paths; everything else is a 404."""
+
+    async def handle(exchange: Exchange) -> None:
+        route = routes.get(exchange.path)
+        if route is None:
+            raise HttpError(HTTPStatus.NOT_FOUND, "there is nothing here\n")
+        require_read(exchange)
+        answer = route()
+        await exchange.answer(answer.status, answer.text, {"content-type": answer.content_type})
+
+    return handle
+
+
+def require_read(exchange: Exchange) -> None:
+    """Raises HttpError 405 unless the method is GET or HEAD."""
+    if exchange.method not in ("GET", "HEAD"):
+        raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are answered here\n", {"allow": "GET, HEAD"})

@@ -1,0 +1,78 @@
+"""A file over HTTP: conditional requests, ranges and sendfile (RFC 9110)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+
+from appliance.core.serving.net.http import Exchange, HttpError
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
+
+
+async def send_file(exchange: Exchange, path: Path, etag: str, content_type: str, headers: Mapping[str, str]) -> int:
+    """Answers GET and HEAD with the file at `path`, whose strong ETag (without quotes) is `etag`.
+
+    Returns the bytes of it that were sent. The file is opened once: who is being sent it keeps it when it is replaced.
+    Raises HttpError, IdleTimeout, OSError.
+    """
+    quoted = f'"{etag}"'
+    common = {"etag": quoted, "accept-ranges": "bytes", "cache-control": "no-cache", **headers}
+    if _matches(exchange.headers.get("if-none-match", ""), quoted):
+        await exchange.start(HTTPStatus.NOT_MODIFIED, common)
+        await exchange.finish()
+        return 0
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        raise HttpError(HTTPStatus.NOT_FOUND, "it was just replaced; ask again\n") from None
+    try:
+        size = os.fstat(file).st_size
+        # A range of HEAD means nothing; one of another tar than this must not be mixed with it.
+        same = exchange.method == "GET" and exchange.headers.get("if-range", quoted) == quoted
+        wanted = exchange.headers.get("range", "") if same else ""
+        first, last, status = 0, size - 1, HTTPStatus.OK
+        if wanted and (span := _span(wanted, size)) is not None:
+            first, last = span
+            if first > last:
+                raise HttpError(
+                    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+                    f"there are {size} bytes\n",
+                    {"content-range": f"bytes */{size}"},
+                )
+            status = HTTPStatus.PARTIAL_CONTENT
+            common["content-range"] = f"bytes {first}-{last}/{size}"
+        await exchange.start(status, {"content-type": content_type, "content-length": str(last - first + 1), **common})
+        count = 0 if exchange.method == "HEAD" else last - first + 1
+        if count:
+            await exchange.send_file(file, first, count)
+        await exchange.finish()
+        return count
+    finally:
+        os.close(file)
+
+
+def _matches(header: str, quoted: str) -> bool:
+    """If-None-Match compares weakly: `W/` in front does not matter."""
+    return header.strip() == "*" or quoted in [tag.strip().removeprefix("W/") for tag in header.split(",")]
+
+
+def _span(header: str, size: int) -> tuple[int, int] | None:
+    """First and last byte of a range; first > last when there is no such byte; None for a form that is passed over.
+
+    A range of several parts is answered with the whole file, as the rules allow.
+    """
+    match = _RANGE.fullmatch(header.replace(" ", ""))
+    if match is None or not (match[1] or match[2]):
+        return None
+    if not match[1]:
+        length = int(match[2])
+        return (max(0, size - length), size - 1) if length else (size, size - 1)
+    first = int(match[1])
+    last = min(int(match[2]), size - 1) if match[2] else size - 1
+    if match[2] and int(match[2]) < first:
+        return None
+    return (first, last) if first < size else (size, size - 1)

@@ -1,0 +1,70 @@
+"""How far behind a mirror is, for guests; and looking upstream when one of them misses a commit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from appliance.core.daemon.live import Live
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.mirror import has_object
+from appliance.core.models import Repo
+from appliance.core.refresh.schedule import lag_of, state_of
+from appliance.core.units import rfc3339
+
+LOOK_AGAIN = 2.0
+"""Seconds between two refreshes of one repository that guests set off by missing a commit."""
+LOOK_FOR = 20.0
+"""Seconds that a guest waits for such a refresh."""
+
+
+class Freshness:
+    """Answers `/freshness` from what `live` knows."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._looked: dict[int, float] = {}
+        self._looking: dict[int, asyncio.Task[bool]] = {}
+
+    async def document(self, repo: Repo, want: str | None) -> dict[str, Any]:
+        """`{name, branch, tip, snapshot, lag, verified_at, state}`, and `has` when a commit is wanted."""
+        has = None
+        if want is not None:
+            has = await self._has(repo, want) or (await self._look(repo) and await self._has(repo, want))
+        live, now = self._live, time.time()
+        health = live.scheduler.health(repo.id)
+        snapshot = live.workspaces.current(repo)
+        document: dict[str, Any] = {
+            "name": repo.name,
+            "branch": live.followed_branch(repo),
+            "tip": health.tip,
+            "snapshot": snapshot.commit if snapshot else None,
+            "lag": None if (lag := lag_of(health, now)) is None else round(lag, 3),
+            "verified_at": None if health.verified_at is None else rfc3339(health.verified_at),
+            "state": state_of(repo, health, now, live.config.refresh.stale_after),
+        }
+        return document if has is None else document | {"has": bool(has)}
+
+    async def _has(self, repo: Repo, oid: str) -> bool:
+        return await has_object(self._live.mirror(repo.name), oid)
+
+    async def _look(self, repo: Repo) -> bool:
+        """Refreshes, unless that was just done; who comes meanwhile waits along. Returns whether it was done."""
+        looking, now = self._looking.get(repo.id), time.monotonic()
+        if looking is None:
+            if now - self._looked.get(repo.id, -LOOK_AGAIN) < LOOK_AGAIN:
+                return False
+            self._looked[repo.id] = now
+            looking = asyncio.create_task(self._refresh(repo), name=f"look for {repo.name}")
+            self._looking[repo.id] = looking
+            looking.add_done_callback(lambda _: self._looking.pop(repo.id, None))
+        return await asyncio.shield(looking)
+
+    async def _refresh(self, repo: Repo) -> bool:
+        try:
+            async with asyncio.timeout(LOOK_FOR):
+                await self._live.scheduler.refresh_now(repo)
+        except (GitmirrorError, TimeoutError):
+            return False
+        return True

@@ -1,0 +1,203 @@
+"""The git:// port: reads the first packet of each guest, finds the mirror, and serves it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+from appliance.core.access.gate import Door
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.mirror import Mirror
+from appliance.core.models import Repo
+from appliance.core.process.children import Children
+from appliance.core.serving.fetch.engine import Caller, Engine
+from appliance.core.serving.fetch.response_cache import AnswerFailed
+from appliance.core.serving.fetch.upload_pack import UploadPackError
+from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy
+from appliance.core.serving.net.streams import IdleTimeout, SocketStream
+from appliance.core.serving.ports.git_daemon import Daemon, Relayed, daemon_child, relay_fetch
+from appliance.core.serving.push.relay import Desk, PushRelay
+from appliance.core.serving.wire.pktline import PacketError, packet, packet_length
+from appliance.core.serving.wire.requests import (
+    LARGEST_REQUEST,
+    RECEIVE_PACK,
+    DaemonRequest,
+    RequestError,
+    parse_daemon_request,
+)
+from appliance.core.serving.wire.v2 import V2Reader
+
+log = logging.getLogger(__name__)
+
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What a connection needs of the rest of the appliance."""
+
+    mirror_of: Callable[[str], Mirror]
+    children: Children
+    daemon: Daemon
+    desk: Desk
+    engine: Engine
+    writing: Callable[[str], AbstractAsyncContextManager[None]]
+
+    def is_mirrored(self, repo: Repo) -> bool:
+        """Whether the mirror is there: a first clone may still be under way."""
+        return self.mirror_of(repo.name).exists()
+
+
+class GitPort:
+    """Serves connections of git://. `door` knows what guests may have, `connections` counts them."""
+
+    def __init__(self, serving: Serving, door: Door, admission: Admission, connections: Callable[[], int]) -> None:
+        self._serving = serving
+        self._door = door
+        self._admission = admission
+        self._limits = admission.limits
+        self._connections = connections
+
+    async def serve(self, guest: socket.socket, client: str, port: int) -> None:
+        """One connection, to its end. What the guest does wrong, it is told; nothing is raised for it."""
+        try:
+            async with asyncio.timeout(self._limits.total_timeout):
+                await self._answer(guest, client, port)
+        except (RequestError, PacketError, Busy) as error:
+            log.info("%s refused: %s", client, error)
+            with contextlib.suppress(OSError, TimeoutError, IdleTimeout):
+                await _say_error(guest, str(error))
+        except (IdleTimeout, TimeoutError):
+            log.info("%s was too slow and is cut off", client)
+        except (AnswerFailed, UploadPackError, GitmirrorError) as error:
+            # What came of the answer ends with git's own words; cutting it off there is the error that git sees.
+            log.info("%s: the fetch failed: %s", client, str(error) or "its answer could not be made")
+        except OSError as error:
+            log.info("%s: connection ended early: %s", client, error)
+            if error.errno in EXHAUSTED:
+                with contextlib.suppress(OSError, TimeoutError, IdleTimeout):
+                    await _say_error(guest, EXHAUSTED_TEXT)
+
+    async def _answer(self, guest: socket.socket, client: str, port: int) -> None:
+        if self._connections() > self._limits.max_connections:
+            raise Busy("too many connections; try again later")
+        request, repo = await self._read_request(guest)
+        if request.service != RECEIVE_PACK and request.version == 2:
+            await self._serve_v2(guest, client, request.path, repo)
+            return
+        async with self._admission.place():
+            if request.service == RECEIVE_PACK:
+                await self._push(guest, client, port, request, repo)
+            else:
+                await self._relay(guest, client, port, request, repo)
+
+    async def _read_request(self, guest: socket.socket) -> tuple[DaemonRequest, Repo]:
+        stream = SocketStream(guest, None)
+        try:
+            async with asyncio.timeout(self._limits.request_timeout):
+                size = packet_length(await _read_exactly(stream, 4))
+                if not 4 < size <= LARGEST_REQUEST:
+                    raise RequestError("malformed request")
+                request = parse_daemon_request(await _read_exactly(stream, size - 4))
+        except PacketError:
+            raise RequestError("malformed request") from None
+        except TimeoutError:
+            raise RequestError(f"no request came in {self._limits.request_timeout:g}s") from None
+        return request, self._find(request.path)
+
+    def _find(self, path: str) -> Repo:
+        """The repository at a path. git:// carries no token: what is private is not here. Raises RequestError."""
+        repo = self._door.find(path)
+        if repo is None:
+            raise RequestError(f"{path} is not mirrored here")
+        return repo
+
+    async def _serve_v2(self, guest: socket.socket, client: str, path: str, repo: Repo) -> None:
+        """Command by command: v2 keeps no state between them, over git:// either."""
+        stream, reader, engine = (
+            SocketStream(guest, self._limits.idle_timeout),
+            V2Reader(self._serving.engine.memo),
+            self._serving.engine,
+        )
+        await stream.send(await engine.advertise(repo))
+        while True:
+            with stream.within(self._limits.idle_timeout):
+                request = await reader.read(stream.receive)
+            if request is None:
+                return
+            # It may have become private meanwhile, or have been removed: a connection lasts for as long as it likes.
+            if self._find(path).id != repo.id:
+                raise RequestError(f"{path} is not mirrored here any more")
+            # A place is for the time of an answer: who says nothing, or takes its time to, keeps nobody out.
+            async with self._admission.place():
+                if reader.has_more:
+                    # Requests that came together are answered without a wait in between, and others want their turn.
+                    await asyncio.sleep(0)
+                await engine.answer(repo, request, stream, Caller(client, "git"))
+
+    async def _relay(self, guest: socket.socket, client: str, port: int, request: DaemonRequest, repo: Repo) -> None:
+        """Protocol v0 and v1, which git daemon speaks."""
+        serving = self._serving
+        mirror = serving.mirror_of(repo.name).path
+        extra = {"REMOTE_ADDR": client, "REMOTE_PORT": str(port)}
+        relayed, start = Relayed(), time.monotonic()
+
+        def permitted() -> bool:
+            found = self._door.find(request.path)
+            return found is not None and found.id == repo.id
+
+        try:
+            async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (_, ours):
+                await relay_fetch(guest, ours, self._limits.idle_timeout, relayed, permitted)
+        finally:
+            serving.engine.handed_over(repo, relayed, request.version, start, Caller(client, "git"))
+
+    async def _push(self, guest: socket.socket, client: str, port: int, request: DaemonRequest, repo: Repo) -> None:
+        serving = self._serving
+        push = serving.desk.open()
+        extra = {
+            "REMOTE_ADDR": client,
+            "REMOTE_PORT": str(port),
+            **serving.desk.environment(push),
+        }
+        mirror = serving.mirror_of(repo.name).path
+        async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (child, ours):
+            relay = PushRelay(
+                serving.desk,
+                serving.writing,
+                push,
+                repo,
+                client,
+                SocketStream(guest, None),
+                child,
+                SocketStream(ours, None),
+            )
+            await relay.run(self._limits.idle_timeout)
+
+
+async def _read_exactly(stream: SocketStream, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = await stream.receive(size - len(data))
+        if not more:
+            raise ConnectionResetError("the guest left before its request was whole")
+        data += more
+    return data
+
+
+async def _say_error(guest: socket.socket, text: str) -> None:
+    """An ERR packet, then a lingering close: unread bytes would make the kernel reset it off the guest's hands."""
+    stream = SocketStream(guest, LINGER_SECONDS)
+    await stream.send(packet(f"ERR gitmirror: {text}".encode("utf-8", "replace")[:1000]))
+    await stream.end()
+    drained = 0
+    async with asyncio.timeout(LINGER_SECONDS):
+        while drained < LINGER_BYTES and (data := await stream.receive()):
+            drained += len(data)

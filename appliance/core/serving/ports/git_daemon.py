@@ -1,0 +1,159 @@
+"""Carries one guest's connection to a `git daemon --inetd` child and back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from appliance.core.process.children import Child, Children, limit_push
+from appliance.core.serving.net.streams import CHUNK, IdleTimeout
+from appliance.core.serving.wire.requests import RECEIVE_PACK, DaemonRequest
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """How `git daemon` is started: its path, and the environment of receive-pack and upload-pack."""
+
+    program: str
+    environment: Mapping[str, str]
+    idle_timeout: float
+
+    def command(self) -> list[str]:
+        """The command line for one connection on standard input; the one directory it may serve is to follow."""
+        return [
+            self.program,
+            "--inetd",
+            "--export-all",
+            "--strict-paths",
+            "--enable=receive-pack",
+            f"--timeout={max(1, round(self.idle_timeout))}",
+            "--log-destination=none",
+        ]
+
+
+KEPT_WORDS = 65536
+"""Bytes of what a guest says that are kept for the record."""
+
+
+@dataclass
+class Relayed:
+    """What went over a relayed fetch: the guest's first words, bytes sent to it, when (monotonic) its answer came."""
+
+    said: bytearray = field(default_factory=bytearray)
+    sent: int = 0
+    first: float | None = None
+
+    def up(self, data: bytes) -> None:
+        """The guest said this."""
+        self.said += data[: max(0, KEPT_WORDS - len(self.said))]
+
+    def down(self, data: bytes) -> None:
+        """The guest was sent this. What it gets before it has said anything is the list of refs."""
+        self.sent += len(data)
+        if self.said:
+            self.first = self.first or time.monotonic()
+
+
+class Activity:
+    """When something last went over a connection, in either direction."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def touch(self) -> None:
+        """Something did just now."""
+        self.last = time.monotonic()
+
+    async def expire(self, idle: float) -> None:
+        """Returns after `idle` seconds without a touch."""
+        while (wait := self.last + idle - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
+
+
+@contextlib.asynccontextmanager
+async def daemon_child(
+    children: Children, daemon: Daemon, mirror: Path, request: DaemonRequest, extra: Mapping[str, str]
+) -> AsyncIterator[tuple[Child, socket.socket]]:
+    """A child with the first packet already in its hands, and our end of its socket pair. Ended on the way out."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            ours.setblocking(False)
+            child = children.start(
+                [*daemon.command(), str(mirror)],
+                env=dict(daemon.environment) | dict(extra),
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.DEVNULL,
+            )
+        try:
+            if request.service == RECEIVE_PACK:
+                # It starts nothing before it has its first packet.
+                limit_push(child.pid)
+            await asyncio.get_running_loop().sock_sendall(ours, request.replay(str(mirror)))
+            yield child, ours
+        finally:
+            ours.close()
+            await asyncio.shield(child.end())
+
+
+async def _send_down(guest: socket.socket, child: socket.socket, activity: Activity, relayed: Relayed) -> None:
+    """Copies what the child says until it ends, then ends the guest's side too. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    while data := await loop.sock_recv(child, CHUNK):
+        activity.touch()
+        await loop.sock_sendall(guest, data)
+        activity.touch()
+        relayed.down(data)
+    with contextlib.suppress(OSError):
+        guest.shutdown(socket.SHUT_WR)
+
+
+async def relay_fetch(
+    guest: socket.socket, child: socket.socket, idle: float, relayed: Relayed, permitted: Callable[[], bool]
+) -> None:
+    """Carries a fetch until the child has said everything; `relayed` grows with it.
+
+    A guest that half-closes still gets the whole answer, and one that never does is not waited for. What a guest asks
+    for is passed on while it is `permitted`: a repository may become private after its refs were shown. Raises
+    IdleTimeout, and OSError when the guest is gone.
+    """
+    activity = Activity()
+    upwards = asyncio.create_task(_send_up(guest, child, activity, relayed, permitted))
+    downwards = asyncio.create_task(_send_down(guest, child, activity, relayed))
+    watch = asyncio.create_task(activity.expire(idle))
+    try:
+        done, _ = await asyncio.wait({downwards, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if downwards not in done:
+            raise IdleTimeout
+        downwards.result()
+    finally:
+        await end_tasks(upwards, downwards, watch)
+
+
+async def _send_up(
+    guest: socket.socket, child: socket.socket, activity: Activity, relayed: Relayed, permitted: Callable[[], bool]
+) -> None:
+    """The guest's side of a fetch may end in any way, by a reset too: for the child that is the end of its requests."""
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(OSError):
+        while (data := await loop.sock_recv(guest, CHUNK)) and permitted():
+            activity.touch()
+            await loop.sock_sendall(child, data)
+            activity.touch()
+            relayed.up(data)
+    with contextlib.suppress(OSError):
+        child.shutdown(socket.SHUT_WR)
+
+
+async def end_tasks(*tasks: asyncio.Task[object] | asyncio.Task[int] | asyncio.Task[None]) -> None:
+    """Cancels tasks and waits until they are gone, so that none touches a socket that is closed next."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,80 @@
+"""The guests' HTTP routes besides git: the snapshot, the freshness, the guest kit."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.models import Hydration, Repo, Tar
+from appliance.core.serving.fetch.engine import Caller, Told
+from appliance.core.serving.net.http import Exchange, HttpError, require_read
+from appliance.core.serving.net.http_files import send_file
+
+JSON = "application/json"
+SNAPSHOT = "snapshot"
+SHELL = "text/x-shellscript; charset=utf-8"
+_OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+class GuestRoutes:
+    """`tar(repo, branch)` finds a snapshot, `freshness(repo, want)` makes the document, `kit()` renders the kit.
+
+    `told` hears of snapshots that are sent, as of any other hydration.
+    """
+
+    def __init__(
+        self,
+        tar: Callable[[Repo, str | None], Awaitable[Tar]],
+        freshness: Callable[[Repo, str | None], Awaitable[Mapping[str, Any]]],
+        lag: Callable[[Repo], float | None],
+        kit: Callable[[], str],
+        told: Told,
+    ) -> None:
+        self._tar = tar
+        self._freshness = freshness
+        self._lag = lag
+        self._kit = kit
+        self._told = told
+
+    async def guest_kit(self, exchange: Exchange) -> None:
+        """`GET /guest.sh`."""
+        require_read(exchange)
+        await exchange.answer(HTTPStatus.OK, self._kit(), {"content-type": SHELL, "cache-control": "no-cache"})
+
+    async def workspace_tar(self, exchange: Exchange, repo: Repo) -> None:
+        """`GET /OWNER/REPO/workspace.tar?ref=BRANCH`; 404 with the reason when there is none."""
+        require_read(exchange)
+        try:
+            tar = await self._tar(repo, exchange.query.get("ref"))
+        except GitmirrorError as error:
+            raise HttpError(HTTPStatus.NOT_FOUND, f"{error.message}\n") from None
+        headers = {"x-gitmirror-commit": tar.commit, "x-gitmirror-tip": tar.tip or tar.commit}
+        if (lag := self._lag(repo)) is not None:
+            headers["x-gitmirror-lag"] = f"{lag:.3f}"
+        start, sent = time.monotonic(), 0
+        caller = Caller(exchange.client, "http")
+        if exchange.method == "GET" and "if-none-match" not in exchange.headers:
+            self._told.hydrating(repo, tar.commit, SNAPSHOT, caller)
+        try:
+            sent = await send_file(exchange, tar.path, tar.etag, "application/x-tar", headers)
+        finally:
+            if sent:
+                # Sent by one sendfile from a file that was there: the first byte left at once.
+                seconds = time.monotonic() - start
+                facts = (tar.commit, 1, SNAPSHOT, SNAPSHOT, sent, 0.0, seconds, caller.client, caller.protocol)
+                self._told.hydrated(Hydration(repo.name, *facts))
+
+    async def freshness(self, exchange: Exchange, repo: Repo) -> None:
+        """`GET /OWNER/REPO/freshness[?want=OID]`."""
+        require_read(exchange)
+        want = exchange.query.get("want")
+        if want is not None and not _OID.fullmatch(want):
+            raise HttpError(HTTPStatus.BAD_REQUEST, "want takes a full object id, 40 hex digits\n")
+        document = await self._freshness(repo, want)
+        headers = {"content-type": JSON, "cache-control": "no-cache"}
+        await exchange.answer(HTTPStatus.OK, json.dumps(document) + "\n", headers)

@@ -1,0 +1,253 @@
+"""git's smart HTTP (gitprotocol-http) on the same engine, cache and push relay as git://."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Protocol
+from urllib.parse import quote
+
+from appliance.core.access.gate import Door
+from appliance.core.errors import GitmirrorError
+from appliance.core.models import Repo
+from appliance.core.serving.fetch.engine import Caller, Engine
+from appliance.core.serving.fetch.response_cache import AnswerFailed
+from appliance.core.serving.fetch.upload_pack import UploadPackError
+from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy
+from appliance.core.serving.net.http import Answer, Exchange, HttpError, require_read
+from appliance.core.serving.ports.guest_routes import GuestRoutes
+from appliance.core.serving.wire.pktline import FLUSH, PacketError, packet
+from appliance.core.serving.wire.requests import RECEIVE_PACK, UPLOAD_PACK
+from appliance.core.serving.wire.v2 import LARGE, MOST_REQUEST_BYTES, V2Reader, V2Request
+
+log = logging.getLogger(__name__)
+
+_ROUTE = re.compile(r"(/.+)/(info/refs|git-upload-pack|git-receive-pack|workspace\.tar|freshness)")
+_VERSION = re.compile(r"version=([012])")
+MOST_CODED = 2**20
+"""Bytes of a compressed request that is looked up as it is: the checkout of 40,000 files."""
+_NO_CACHE = {"cache-control": "no-cache, max-age=0, must-revalidate"}
+
+
+class Pushes(Protocol):
+    """Takes pushes over HTTP."""
+
+    async def advertise(self, repo: Repo, exchange: Exchange) -> bytes:
+        """What `receive-pack` says first."""
+        ...
+
+    async def receive(self, repo: Repo, exchange: Exchange) -> None:
+        """The push itself, answered."""
+        ...
+
+
+class SmartHttp:
+    """The guests' HTTP port. `door` knows what each guest may have, `plain` are further exact paths."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        door: Door,
+        admission: Admission,
+        pushes: Pushes,
+        routes: GuestRoutes,
+        plain: dict[str, Callable[[], Answer]],
+    ) -> None:
+        self._engine = engine
+        self._door = door
+        self._admission = admission
+        self._pushes = pushes
+        self._routes = routes
+        self._plain = plain
+
+    async def handle(self, exchange: Exchange) -> None:
+        """One request. Raises HttpError, IdleTimeout, OSError."""
+        if (route := self._plain.get(exchange.path)) is not None:
+            require_read(exchange)
+            answer = route()
+            await exchange.answer(answer.status, answer.text, {"content-type": answer.content_type})
+            return
+        if exchange.path == "/guest.sh":
+            await self._routes.guest_kit(exchange)
+            return
+        match = _ROUTE.fullmatch(exchange.path)
+        if match is None:
+            raise HttpError(HTTPStatus.NOT_FOUND, "there is nothing here\n")
+        path, action = match.groups()
+        service = exchange.query.get("service", "") if action == "info/refs" else action
+        repo = await self._find(exchange, path)
+        if repo is None:
+            self._redirect(exchange, path, action, service)
+            raise _not_here(path)
+        try:
+            if action == UPLOAD_PACK:
+                await self._fetch(exchange, repo, path)
+                return
+            async with self._admission.place():
+                if action == "workspace.tar":
+                    await self._routes.workspace_tar(exchange, repo)
+                elif action == "freshness":
+                    await self._routes.freshness(exchange, repo)
+                elif action == "info/refs":
+                    await self._info_refs(exchange, repo, service)
+                else:
+                    _require_post(exchange, RECEIVE_PACK)
+                    await self._pushes.receive(repo, exchange)
+        except Busy as error:
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n", {"retry-after": "1"}) from None
+        except PacketError as error:
+            raise HttpError(HTTPStatus.BAD_REQUEST, f"{error}\n") from None
+        except (AnswerFailed, UploadPackError, GitmirrorError) as error:
+            log.info("%s: %s failed: %s", exchange.client, action, str(error) or "its answer could not be made")
+            raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, "git failed at this; try again\n") from None
+        except OSError as error:
+            if error.errno not in EXHAUSTED:
+                raise
+            log.warning("%s: %s failed: %s", exchange.client, action, error)
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{EXHAUSTED_TEXT}\n", {"retry-after": "5"}) from None
+
+    async def _find(self, exchange: Exchange, path: str) -> Repo | None:
+        """What this guest may have by a path. Raises HttpError when that cannot be told."""
+        try:
+            return await self._door.find_for(path, exchange.headers.get("authorization"))
+        except GitmirrorError as error:
+            log.warning("%s: its token cannot be looked up: %s", exchange.client, error.message)
+            text = "the token cannot be looked up; try again\n"
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, text, {"retry-after": "5"}) from None
+
+    def _redirect(self, exchange: Exchange, path: str, action: str, service: str) -> None:
+        """A host-first path of an upstream host that is known goes on to that upstream, if it is a fetch."""
+        host, _, rest = path.removeprefix("/").partition("/")
+        base = self._door.catalog.upstream_host(host)
+        if base is None or service != UPLOAD_PACK or rest.count("/") < 1 or ".." in rest:
+            return
+        query = f"?service={service}" if action == "info/refs" else ""
+        location = f"{base}/{_quoted(rest)}/{action}{query}"
+        raise HttpError(
+            HTTPStatus.TEMPORARY_REDIRECT, f"not mirrored here, but at {location}\n", {"location": location}
+        )
+
+    async def _info_refs(self, exchange: Exchange, repo: Repo, service: str) -> None:
+        require_read(exchange)
+        if service == RECEIVE_PACK:
+            body = _announced(service) + await self._pushes.advertise(repo, exchange)
+        elif service != UPLOAD_PACK:
+            raise HttpError(HTTPStatus.FORBIDDEN, "only git's smart protocol is served: fetch and push\n")
+        elif _version(exchange) == 2:
+            body = await self._engine.advertise(repo)
+        else:
+            body = _announced(service) + await self._engine.advertise_v0(repo, _version(exchange))
+        headers = {"content-type": f"application/x-{service}-advertisement", "content-length": str(len(body))}
+        await exchange.start(HTTPStatus.OK, headers | _NO_CACHE)
+        if exchange.method != "HEAD":
+            await exchange.send(body)
+        await exchange.finish()
+
+    async def _fetch(self, exchange: Exchange, repo: Repo, path: str) -> None:
+        """One command. A place is for the time of its answer: who takes its time to ask keeps nobody out."""
+        _require_post(exchange, UPLOAD_PACK)
+        version, caller, sink = _version(exchange), Caller(exchange.client, "http"), Starting(exchange, UPLOAD_PACK)
+        body, request, catalog = b"", None, self._door.catalog
+        with exchange.receiving_within(self._admission.limits.idle_timeout):
+            if version == 2:
+                request = await self._v2_request(exchange)
+            else:
+                body = await _whole_body(exchange)
+        if self._door.catalog is not catalog:
+            # It may have become private, or have been removed, while the guest took its time to ask.
+            found = await self._find(exchange, path)
+            if found is None or found.id != repo.id:
+                raise _not_here(path)
+        async with self._admission.place():
+            if request is not None:
+                await self._engine.answer(repo, request, sink, caller)
+            elif version != 2:
+                await self._engine.answer_v0(repo, body, version, sink, caller)
+            await sink.finish()
+
+    async def _v2_request(self, exchange: Exchange) -> V2Request | None:
+        """One request. The same compressed bytes, as they come from every guest that checks a tip out, are known again
+        without being unpacked: a hydration of 2,310 files cost 6.8 ms in place of 8.2.
+        """
+        memo, size = self._engine.memo, exchange.coded_size or 0
+        if not LARGE // 2 < size <= MOST_CODED:
+            return await V2Reader(memo).read(exchange.receive)
+        unpacked = 0
+
+        async def receive() -> bytes:
+            nonlocal unpacked
+            data = await exchange.receive()
+            unpacked += len(data)
+            return data
+
+        with memo.holding(size):
+            coded = await exchange.receive_coded()
+            request = memo.find(coded)
+            if request is None:
+                request = await V2Reader(memo).read(receive)
+                if request is not None:
+                    memo.remember(coded, request, unpacked)
+            return request
+
+
+class Starting:
+    """A sink that sends the head of the answer with its first byte: until then it can still become an error."""
+
+    def __init__(self, exchange: Exchange, service: str) -> None:
+        self._exchange = exchange
+        self._headers = {"content-type": f"application/x-{service}-result", **_NO_CACHE}
+
+    async def _start(self) -> None:
+        if not self._exchange.started:
+            await self._exchange.start(HTTPStatus.OK, self._headers)
+
+    async def send(self, data: bytes) -> None:
+        """A piece of the body."""
+        await self._start()
+        await self._exchange.send(data)
+
+    async def send_file(self, file: int, offset: int, count: int) -> None:
+        """A piece of the body, out of an open file."""
+        await self._start()
+        await self._exchange.send_file(file, offset, count)
+
+    async def finish(self) -> None:
+        """The end, also of an answer of no bytes."""
+        await self._start()
+        await self._exchange.finish()
+
+
+def _require_post(exchange: Exchange, service: str) -> None:
+    if exchange.method != "POST":
+        raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "git posts here\n", {"allow": "POST"})
+    if exchange.headers.get("content-type") != f"application/x-{service}-request":
+        raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"application/x-{service}-request is taken here\n")
+
+
+def _not_here(path: str) -> HttpError:
+    return HttpError(HTTPStatus.NOT_FOUND, f"{path} is not mirrored here\n")
+
+
+def _announced(service: str) -> bytes:
+    return packet(f"# service={service}\n".encode()) + FLUSH
+
+
+def _version(exchange: Exchange) -> int:
+    """The protocol that the `Git-Protocol` header asks for, the highest of those it lists."""
+    found = [_VERSION.fullmatch(word) for word in exchange.headers.get("git-protocol", "").split(":")]
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+async def _whole_body(exchange: Exchange) -> bytes:
+    body = bytearray()
+    while data := await exchange.receive():
+        body += data
+        if len(body) > MOST_REQUEST_BYTES:
+            raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the request is too large\n")
+    return bytes(body)
+
+
+def _quoted(path: str) -> str:
+    return quote(path, safe="/")

@@ -1,0 +1,99 @@
+"""Pushes over HTTP: `git receive-pack --stateless-rpc` behind the same relay, guard, limits and log as git://."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+
+import h11
+
+from appliance.core.models import Repo
+from appliance.core.process.children import Child, limit_push
+from appliance.core.serving.net.http import Exchange, HttpError
+from appliance.core.serving.net.streams import SocketStream
+from appliance.core.serving.ports.git import Serving
+from appliance.core.serving.ports.smart_http import Starting
+from appliance.core.serving.push.relay import PushRelay
+from appliance.core.serving.wire.requests import RECEIVE_PACK
+
+
+class HttpPushes:
+    """Takes pushes over HTTP for the repositories of `serving`. `idle` as on git://, in seconds."""
+
+    def __init__(self, serving: Serving, idle: float) -> None:
+        self._serving = serving
+        self._idle = idle
+
+    async def advertise(self, repo: Repo, exchange: Exchange) -> bytes:
+        """What `receive-pack` says first. Raises IdleTimeout, OSError."""
+        said = bytearray()
+        async with self._child(repo, exchange, "", "--advertise-refs") as (child, ours):
+            while data := await ours.receive():
+                said += data
+            await child.wait()
+        return bytes(said)
+
+    async def receive(self, repo: Repo, exchange: Exchange) -> None:
+        """One push, answered. Raises PacketError, IdleTimeout, OSError."""
+        desk = self._serving.desk
+        push = desk.open()
+        async with self._child(repo, exchange, push) as (child, ours):
+            guest = _Posted(exchange)
+            relay = PushRelay(desk, self._serving.writing, push, repo, exchange.client, guest, child, ours)
+            await relay.run(self._idle)
+
+    @contextlib.asynccontextmanager
+    async def _child(
+        self, repo: Repo, exchange: Exchange, push: str, *arguments: str
+    ) -> AsyncIterator[tuple[Child, SocketStream]]:
+        serving = self._serving
+        environment = {**serving.daemon.environment, "REMOTE_ADDR": exchange.client}
+        if push:
+            environment |= serving.desk.environment(push)
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                ours.setblocking(False)
+                child = serving.children.start(
+                    ["git", "receive-pack", "--stateless-rpc", *arguments, str(serving.mirror_of(repo.name).path)],
+                    env=environment,
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=subprocess.DEVNULL,
+                )
+            try:
+                limit_push(child.pid)
+                yield child, SocketStream(ours, None)
+            finally:
+                ours.close()
+                await child.end()
+
+
+class _Posted:
+    """The guest of a push over HTTP: the request's body comes in, the answer goes out."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._answer = Starting(exchange, RECEIVE_PACK)
+
+    async def receive(self) -> bytes:
+        """The next bytes of the body; a body that breaks off, or is no gzip, ends like a guest that left."""
+        try:
+            return await self._exchange.receive()
+        except (HttpError, h11.RemoteProtocolError) as error:
+            raise ConnectionAbortedError(str(error)) from None
+
+    async def send(self, data: bytes) -> None:
+        """A piece of the answer."""
+        if data:
+            await self._answer.send(data)
+
+    async def end(self) -> None:
+        """The answer is whole."""
+        await self._answer.finish()
+
+    def abort(self) -> None:
+        """Cuts the connection."""
+        self._exchange.abort()

@@ -1,0 +1,221 @@
+"""What guests say: the first packet of git://, the ref commands of a push, and what receive-pack answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from appliance.core.models import RefCommand, Ruling
+from appliance.core.serving.wire.pktline import FLUSH, PacketError, PacketSplitter, packet
+
+LARGEST_REQUEST = 4096
+UPLOAD_PACK = "git-upload-pack"
+RECEIVE_PACK = "git-receive-pack"
+
+_REQUEST = re.compile(
+    rb"(git-[a-z-]+) (/[^\x00-\x1f\x7f]*)(?:\x00(?:host=[^\x00]*)?(?:\x00(?:\x00([^\x00]+(?:\x00[^\x00]+)*)\x00?)?)?)?"
+)
+_VERSION = re.compile(r"version=([012])")
+
+
+class RequestError(ValueError):
+    """The guest's request is refused; the text is for the guest."""
+
+
+@dataclass(frozen=True)
+class DaemonRequest:
+    """The first packet of a git:// connection. `path` begins with a slash; `version` is 0, 1 or 2."""
+
+    service: str
+    path: str
+    version: int = 0
+
+    def replay(self, path: str) -> bytes:
+        """The packet for `git daemon` with the mirror's own path in it; the host is not passed on."""
+        extra = b"\0version=%d\0" % self.version if self.version else b""
+        return packet(f"{self.service} {path}\0".encode("utf-8", "surrogateescape") + extra)
+
+
+def parse_daemon_request(payload: bytes) -> DaemonRequest:
+    """Strictly what git sends: `SERVICE PATH NUL host=H NUL [NUL EXTRA NUL ...]`. Raises RequestError."""
+    match = _REQUEST.fullmatch(payload.removesuffix(b"\n"))
+    if match is None:
+        raise RequestError("malformed request")
+    service = match[1].decode()
+    if service not in (UPLOAD_PACK, RECEIVE_PACK):
+        raise RequestError(f"{service} is not served here, only fetch and push are")
+    try:
+        path = match[2].decode("ascii")
+        extra = (match[3] or b"").decode("ascii").split("\0")
+    except UnicodeDecodeError:
+        raise RequestError("malformed request") from None
+    versions = [int(found[1]) for found in map(_VERSION.fullmatch, extra) if found]
+    return DaemonRequest(service, path, max(versions, default=0))
+
+
+MOST_COMMAND_BYTES = 8 * 2**20
+"""A push of 50,000 refs is 5 MB of commands; more is not read."""
+LONGEST_COMMAND = 4096
+"""Bytes of one ref command. No file system takes a ref that long."""
+KEPT_COMMANDS = 1024
+"""Ref commands that are kept; the rest is counted only."""
+MOST_SHALLOW = 100_000
+
+
+@dataclass
+class PushRequest:
+    """The head of a push, as it comes in: feed it until `done`.
+
+    `raw` is everything up to and including the flush, to be passed on as it came; `rest` the first bytes behind it.
+    """
+
+    commands: list[RefCommand] = field(default_factory=list)
+    total: int = 0
+    capabilities: frozenset[str] = frozenset()
+    raw: bytearray = field(default_factory=bytearray)
+    fault: str | None = None
+    done: bool = False
+    _splitter: PacketSplitter = field(default_factory=PacketSplitter)
+    _received: int = 0
+    _shallow: int = 0
+
+    @property
+    def rest(self) -> bytes:
+        """What came behind the flush: the beginning of the pack."""
+        return self._splitter.rest
+
+    def feed(self, data: bytes) -> None:
+        """Takes bytes. Raises PacketError when what comes is no push at all; a push that breaks off has a `fault`."""
+        self._received += len(data)
+        try:
+            for payload in self._splitter.feed(data):
+                if payload is None:
+                    self.raw += FLUSH
+                    self.done = True
+                    return
+                self._take(payload)
+            if self._received > MOST_COMMAND_BYTES:
+                raise PacketError(f"more than {MOST_COMMAND_BYTES} bytes of ref commands")
+        except PacketError as error:
+            self.break_off(str(error))
+
+    def more(self, data: bytes) -> None:
+        """Takes bytes behind the flush."""
+        self._splitter.append(data)
+
+    def break_off(self, reason: str) -> None:
+        """No more comes that could be read. Raises PacketError when there was no ref command yet to be refused."""
+        if not self.total:
+            raise PacketError(reason)
+        self.fault, self.done = reason, True
+
+    def _take(self, payload: bytes) -> None:
+        if len(self.commands) < KEPT_COMMANDS:
+            self.raw += packet(payload)
+        line = payload.removesuffix(b"\n")
+        if line.startswith(b"shallow "):
+            self._shallow += 1
+            if self._shallow > MOST_SHALLOW:
+                raise PacketError("too many shallow lines")
+            return
+        text, _, capabilities = line.partition(b"\0")
+        if not self.total:
+            self.capabilities = frozenset(capabilities.decode("utf-8", "replace").split())
+        self.total += 1
+        if len(self.commands) >= KEPT_COMMANDS:
+            return
+        parts = text.decode("utf-8", "surrogateescape").split(" ", 2)
+        if len(parts) != 3 or not parts[2] or "\0" in parts[2] or len(payload) > LONGEST_COMMAND:
+            # push-cert lines land here too: certificates are not advertised, so nobody may send one.
+            self.fault = "malformed ref command"
+            parts = ["0" * 40, "0" * 40, text.decode("utf-8", "replace")[:200]]
+        self.commands.append(RefCommand(*parts))
+
+
+def refusal_report(request: PushRequest, ruling: Ruling) -> bytes:
+    """What a guest whose push is refused gets: the advice on its terminal, and git's report of each ref."""
+    report = b"".join(
+        [
+            packet(b"unpack ok\n"),
+            *(
+                packet(f"ng {command.ref} {ruling.refusals[command.ref]}\n".encode("utf-8", "surrogateescape"))
+                for command in ruling.commands
+            ),
+            FLUSH,
+        ]
+    )
+    side_band = request.capabilities & {"side-band-64k", "side-band"}
+    reported = bool(request.capabilities & {"report-status", "report-status-v2"})
+    if not side_band:
+        return report if reported else b""
+    advice = "".join(f"gitmirror: {line}\n" for line in ruling.advice if line)
+    messages = _banded(b"\2", advice.encode("utf-8", "replace"))
+    return messages + (_banded(b"\1", report) if reported else b"") + FLUSH
+
+
+def _banded(band: bytes, data: bytes) -> bytes:
+    """Data on a side band. The older side-band carries 999 bytes a packet at most; both get small ones."""
+    return b"".join(packet(band + data[at : at + 900]) for at in range(0, len(data), 900))
+
+
+class ReportReader:
+    """Reads receive-pack's answer as it passes: what may go on at once, and what is its report.
+
+    The report (side band 1, or all of it without a side band) is held back until the outcome is in the log,
+    so that no guest is told of a push that no log knows of. Progress and messages (bands 2 and 3) pass.
+    """
+
+    MOST = 2**20
+
+    def __init__(self, capabilities: frozenset[str]) -> None:
+        self._side_band = bool(capabilities & {"side-band-64k", "side-band"})
+        self._splitter = PacketSplitter()
+        self._report = bytearray()
+        self.held = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        """Takes what receive-pack sent; returns what to pass on now. Raises PacketError when it makes no sense."""
+        if not self._side_band:
+            self._hold(data)
+            self._report += data
+            return b""
+        passed = bytearray()
+        for payload in self._splitter.feed(data):
+            if payload is None:
+                self._hold(FLUSH)
+            elif payload[:1] == b"\1":
+                self._hold(packet(payload))
+                self._report += payload[1:]
+            else:
+                passed += packet(payload)
+        return bytes(passed)
+
+    def _hold(self, data: bytes) -> None:
+        self.held += data
+        if len(self.held) > self.MOST:
+            raise PacketError("receive-pack reports without end")
+
+    def outcome(self, commands: Sequence[RefCommand]) -> dict[str, str | None]:
+        """What the report says of each ref as far as it came: None for done, else the reason."""
+        told: dict[str, str | None] = {}
+        unpack = "ok"
+        for line in _lines(bytes(self._report)):
+            word, _, tail = line.partition(" ")
+            if word == "unpack":
+                unpack = tail
+            elif word == "ok":
+                told[tail] = None
+            elif word == "ng":
+                ref, _, reason = tail.partition(" ")
+                told[ref] = reason if unpack == "ok" else f"{reason} ({unpack})"
+        return {ref: reason for ref, reason in told.items() if any(command.ref == ref for command in commands)}
+
+
+def _lines(report: bytes) -> Iterator[str]:
+    try:
+        for payload in PacketSplitter().feed(report):
+            if payload is not None:
+                yield payload.decode("utf-8", "surrogateescape").rstrip("\n")
+    except PacketError:
+        return

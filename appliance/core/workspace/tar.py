@@ -1,0 +1,76 @@
+"""Writes a tree on disk as one tar: stable order, owner 0:0, constant times."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from appliance.core.workspace.git_index import FILE_TIME, INDEX_TIME
+
+
+class _Hashing:
+    """A writable file that hashes what goes through it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+
+def write_tar(tree: Path, repository: Path, tar: Path) -> str:
+    """Archives `repository` as `.git` and `tree` beside it into the new file `tar`, synced; returns its SHA-256 in hex.
+
+    Symbolic links are archived, never followed. Raises OSError.
+    """
+    with tar.open("wb", buffering=2**20) as file:
+        hashing = _Hashing(file)
+        # GNU format: both GNU tar and busybox know its long names; times are whole seconds anyway.
+        with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.GNU_FORMAT, bufsize=2**18) as archive:  # type: ignore[call-overload]
+            for path, name in _entries(repository, ".git"):
+                _add(archive, path, name, INDEX_TIME if name == ".git/index" else FILE_TIME)
+            for path, name in _entries(tree, ""):
+                _add(archive, path, name, FILE_TIME)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashing.digest.hexdigest()
+
+
+def _entries(top: Path, prefix: str) -> Iterator[tuple[str, str]]:
+    """Every path below `top` with its name in the tar, directories before what is in them, in the order of bytes."""
+    if prefix:
+        yield str(top), prefix
+    pending = [(str(top), prefix)]
+    while pending:
+        directory, name = pending.pop()
+        below = []
+        with os.scandir(directory) as found:
+            for entry in sorted(found, key=lambda entry: os.fsencode(entry.name)):
+                inside = f"{name}/{entry.name}" if name else entry.name
+                yield entry.path, inside
+                if entry.is_dir(follow_symlinks=False):
+                    below.append((entry.path, inside))
+        pending += reversed(below)
+
+
+def _add(archive: tarfile.TarFile, path: str, name: str, mtime: int) -> None:
+    status = os.lstat(path)
+    entry = tarfile.TarInfo(name)
+    entry.mtime = mtime
+    if stat.S_ISDIR(status.st_mode):
+        entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+        archive.addfile(entry)
+    elif stat.S_ISLNK(status.st_mode):
+        entry.type, entry.mode, entry.linkname = tarfile.SYMTYPE, 0o777, os.readlink(path)
+        archive.addfile(entry)
+    elif stat.S_ISREG(status.st_mode):
+        entry.size, entry.mode = status.st_size, 0o755 if status.st_mode & 0o100 else 0o644
+        with open(path, "rb") as file:
+            archive.addfile(entry, file)
