@@ -17,7 +17,7 @@ import pytest
 from tests.support.generate import copy_repository, generate_repository
 from tests.support.gitutil import clean_env, git
 from tests.support.serve import ROOT, Section, Serve, Value
-from tests.support.upstream import HttpUpstream
+from tests.support.upstream import GitDaemonUpstream, HttpUpstream
 
 WIDGETS = "acme/widgets"
 """The repository that the `upstream` fixture serves."""
@@ -162,3 +162,11 @@ def _bare_clone(
     return make_once(
         f"{name}.git", lambda path: git("clone", "--quiet", "--mirror", str(bundle), str(path), timeout=300)
     )
+
+
+@pytest.fixture
+def hub(tmp_path: Path, generated_bare: Path) -> Iterator[GitDaemonUpstream]:
+    """A real git daemon that takes pushes."""
+    with GitDaemonUpstream(tmp_path / "hub", push=True) as upstream:
+        upstream.add("acme/widgets", generated_bare)
+        yield upstream

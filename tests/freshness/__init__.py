@@ -1,1 +1,0 @@
-"""Freshness: webhooks, failures in words, alerts, events."""

@@ -1,0 +1,206 @@
+"""The end of sessions: by their age, by an operator; and the archive, out of the way of pushes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.core.git.command import GitError
+from appliance.core.git.mirror_locks import MirrorLocks
+from appliance.core.models import Repo
+from appliance.core.node.state_dir import Stores, open_stores
+from appliance.core.recording.quota import Quota, RecordingLimits
+from appliance.core.recording.retention import IDLE, Retention
+from appliance.core.recording.turns import SessionBook
+from tests.conftest import WIDGETS
+from tests.git.lab import Lab
+from tests.recording.conftest import (
+    AGENTS,
+    ARCHIVE,
+    TURNS,
+    Book,
+    fetches,
+    new_session,
+    record_turn,
+    session_of,
+    turns_of,
+)
+from tests.serving.conftest import Node, entry_of
+from tests.support.gitutil import git, refs, wait_until
+from tests.support.pkt import PushConnection
+
+DAY = 86400.0
+MONTH = 30 * DAY
+
+
+class Bench:
+    """The retention of a node that was shut down, with a clock of the test's."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.lab = Lab(node.serve.state)
+        self.stores: Stores = open_stores(self.lab.layout)
+        self.now = time.time()
+        self.told = 0
+        self.quota = Quota(lambda: RecordingLimits(1, 1, 1, 1, 1), time.monotonic)
+        self.repo: Repo = self.stores.registry.get(WIDGETS)
+        self.room = Retention(
+            SessionBook(self.stores.sessions, self.lab.mirror),
+            self.quota,
+            self.lab.mirror,
+            MirrorLocks(),
+            repos=lambda: [self.repo],
+            keep_for=lambda: MONTH,
+            on_moved=self._on_moved,
+            clock=lambda: self.now,
+        )
+
+    async def _on_moved(self, repo: Repo) -> None:
+        self.told += 1
+
+    def look(self, after: float) -> None:
+        """Look after the repository so many seconds from now."""
+        self.now += after
+        self.lab.run(self.room.look_after(self.repo))
+
+    def close(self) -> None:
+        """Give the state directory back."""
+        self.stores.database.close()
+        self.lab.close()
+
+
+@pytest.fixture
+def bench(make_node: Callable[..., Node], tmp_path: Path) -> Iterator[Bench]:
+    """A node with the sessions `old` (three turns, rewritten), `kept` and `young`, shut down."""
+    node = make_node()
+    guest = node.guest(tmp_path / "guest")
+    for number in range(3):
+        record_turn(guest, "old", f"turn {number}")
+        git("reset", "--quiet", "--hard", "HEAD~1", cwd=guest)
+    for name in ("kept", "young"):
+        record_turn(guest, name, name)
+    with Book(node.serve) as book:
+        book.stores.sessions.keep(WIDGETS, "kept", True)
+        for name in ("old", "kept"):
+            book.shift(name, 2 * DAY)
+    node.serve.terminate()
+    bench = Bench(node)
+    yield bench
+    bench.close()
+
+
+def names(bench: Bench, prefix: str) -> set[str]:
+    """What the refs below a prefix are called."""
+    return {ref.removeprefix(prefix) for ref in refs(bench.node.mirror) if ref.startswith(prefix)}
+
+
+def test_idle_sessions_go_to_the_archive_and_stay_sessions(bench: Bench) -> None:
+    """A day without a turn: the ref moves where no push sees it; book and turns are as they were."""
+    turns = names(bench, TURNS)
+    bench.look(0)
+    assert names(bench, AGENTS) == {"young"} and names(bench, ARCHIVE) == {"old", "kept"}
+    assert names(bench, TURNS) == turns and len(turns) == 5
+    rows = {row["session"]: row for row in bench.stores.sessions.all(WIDGETS)}
+    assert {name: row["archived"] for name, row in rows.items()} == {"old": True, "kept": True, "young": False}
+    assert rows["old"]["turns"] == 3 and bench.told == 1
+    bench.look(IDLE + 1)
+    assert names(bench, AGENTS) == set() and bench.told == 2
+    bench.look(1)
+    assert bench.told == 2, "nothing moved, so no answer has to be thrown away"
+
+
+def test_sessions_end_by_their_last_turn_and_the_kept_one_does_not(bench: Bench) -> None:
+    """Ref, archive and turns go, the rows of the log stay with a note, the chain holds, the bytes are free again."""
+    entries = bench.stores.audit.entries()
+    bench.look(0)
+    bench.look(MONTH - DAY)
+    assert names(bench, ARCHIVE) == {"kept", "young"} and len(names(bench, TURNS)) == 2
+    assert {row["session"] for row in bench.stores.sessions.all()} == {"kept", "young"}
+    bench.look(2 * DAY)
+    assert names(bench, ARCHIVE) == {"kept"} and len(names(bench, TURNS)) == 1
+    assert bench.stores.audit.entries() == entries
+    notes = [event for event in bench.stores.audit.events() if event["kind"] == "note"]
+    assert [(note["session"], note["reason"]) for note in notes] == [
+        ("old", "ended by retention after 30d"),
+        ("young", "ended by retention after 30d"),
+    ]
+    assert bench.stores.audit.verify().broken is None
+    assert bench.quota.used_bytes == bench.stores.sessions.recorded_bytes() > 0
+    assert bench.stores.sessions.unbooked() == [], "an ended turn would be booked again"
+
+
+def test_a_session_that_is_written_meanwhile_does_not_end(bench: Bench) -> None:
+    """The ref is not where the book has it: a push is just going on, so nothing of it is removed."""
+    before = refs(bench.node.mirror)
+    other = next(oid for ref, oid in before.items() if ref.startswith(TURNS) and oid != before[f"{AGENTS}old"])
+    git("update-ref", f"{AGENTS}old", other, cwd=bench.node.mirror)
+    with pytest.raises(GitError, match="written just now"):
+        bench.look(MONTH)
+    assert names(bench, TURNS) == {ref.removeprefix(TURNS) for ref in before if ref.startswith(TURNS)}
+    assert len(bench.stores.sessions.turns(WIDGETS, "old")) == 3
+
+
+def test_what_a_kill_left_half_ended_is_ended_by_the_next_look(bench: Bench) -> None:
+    """The refs were gone and the rows not yet; or a turn's ref is left of a session that ended."""
+    mirror = bench.node.mirror
+    left = git("rev-parse", f"{AGENTS}old", cwd=mirror)
+    number = bench.stores.sessions.turns(WIDGETS, "old")[0].id
+    git("update-ref", "-d", f"{AGENTS}old", cwd=mirror)
+    bench.look(MONTH - DAY)
+    assert {row["session"] for row in bench.stores.sessions.all()} == {"kept", "young"}
+    git("update-ref", f"{TURNS}{number}", left, cwd=mirror)
+    git("update-ref", f"{TURNS}123456", left, cwd=mirror)
+    bench.look(1)
+    assert str(number) not in names(bench, TURNS)
+    assert "123456" in names(bench, TURNS), "what no log knows is nobody's to remove"
+
+
+def test_an_archived_session_is_hidden_from_pushes_and_comes_back_when_written(
+    make_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    """receive-pack does not show it; `git fetch` of its ref finds it; a push brings it back with its turns."""
+    node, name = make_node(), new_session()
+    guest = node.guest(tmp_path / "guest")
+    first = record_turn(guest, name, "first")
+    with Book(node.serve) as book:
+        book.shift(name, 2 * DAY)
+    node.serve.keep_ports()
+    node.serve.restart()
+    wait_until(lambda: (session_of(node, name) or {})["archived"], message="it is archived")
+    assert refs(node.mirror).get(f"{ARCHIVE}{name}") == first
+    with PushConnection(*node.serve.git_address, f"/{WIDGETS}") as connection:
+        assert not [ref for ref in connection.answer.refs if name in ref or "archive" in ref]
+        assert first not in connection.answer.haves
+    other = node.guest(tmp_path / "other")
+    git("fetch", "--quiet", "--depth=1", "origin", f"{AGENTS}{name}", cwd=other)
+    assert git("rev-parse", "FETCH_HEAD", cwd=other) == first
+    assert [turn.commit for turn in turns_of(node, name)] == [first]
+    second = record_turn(guest, name, "second")
+    assert refs(node.mirror).get(f"{AGENTS}{name}") == second
+    assert f"{ARCHIVE}{name}" not in refs(node.mirror)
+    row = session_of(node, name)
+    assert row is not None and (row["turns"], row["archived"]) == (2, False)
+    assert entry_of(node.serve, f"{AGENTS}{name}")["outcome"] == "applied"
+    for number, commit in enumerate((first, second)):
+        assert fetches(node, commit, tmp_path / f"fetch-{number}")
+
+
+def test_keep_exempts_and_off_does_not_and_purge_ends_all(make_node: Callable[..., Node], tmp_path: Path) -> None:
+    """`session keep` holds over a start with a retention of no time; a purged repository has no sessions left."""
+    node = make_node()
+    guest = node.guest(tmp_path / "guest")
+    for name in ("one", "two"):
+        record_turn(guest, name, name)
+    node.serve.cli("session", "keep", WIDGETS, "one")
+    node.serve.configure([node.upstream.url(WIDGETS)], recording={"retention": "1ms"}, refresh={"interval": "1h"})
+    node.serve.restart()
+    wait_until(lambda: session_of(node, "two") is None, message="the other has ended")
+    assert session_of(node, "one") is not None
+    node.serve.cli("session", "keep", WIDGETS, "one", "--off")
+    node.serve.restart()
+    wait_until(lambda: session_of(node, "one") is None, message="it has ended too")
+    assert not [ref for ref in refs(node.mirror) if "agents" in ref or "turns" in ref]
+    assert node.serve.cli("audit", "verify").returncode == 0

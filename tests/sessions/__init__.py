@@ -1,1 +1,0 @@
-"""Sessions: turns, bases, reading and replaying them, their end, their limits."""

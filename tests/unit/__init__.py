@@ -1,1 +1,0 @@
-"""Tests of one piece at a time."""
