@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 from appliance.core.config.settings import load_config  # noqa: E402
 from appliance.core.layout import Layout  # noqa: E402
-from appliance.core.node.node import Appliance  # noqa: E402
-from appliance.core.node.queries import Overview  # noqa: E402
+from appliance.core.node.node import Node  # noqa: E402
+from appliance.core.node.queries import NodeQueries  # noqa: E402
 from appliance.tui.app import Tui  # noqa: E402
 from tests.support.generate import add_commit, generate_repository  # noqa: E402
 from tests.support.gitutil import commit_files, git, wait_until  # noqa: E402
@@ -148,8 +148,8 @@ class Stage:
 
 async def take(stage: Stage) -> None:
     """Drives the view, and writes what it shows."""
-    appliance = Appliance(Layout(stage.serve.state), load_config(stage.serve.config), create=False)
-    app = Tui(Overview(appliance))
+    appliance = Node(Layout(stage.serve.state), load_config(stage.serve.config), create=False)
+    app = Tui(NodeQueries(appliance))
 
     def written(name: str) -> None:
         # The ids are random, and would make every picture another one. Fonts come from whoever looks at it.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from appliance.core.errors import GitmirrorError, NotServing, UsageError
 from appliance.core.layout import Layout
-from appliance.core.models import RefChange, RefreshOutcome, Repo, Ruling, is_repo_name, shown
+from appliance.core.models import PushDecision, RefChange, RefreshOutcome, Repo, is_repo_name, shown
 
 ALLOWED = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
@@ -83,8 +83,8 @@ def test_a_refresh_has_one_of_three_results(moved: tuple[RefChange, ...], error:
 def test_one_refused_ref_refuses_the_push() -> None:
     """All or nothing."""
     repo = Repo(1, "a/b", "https://h/a/b", None, "cli", None, True, 0)
-    assert Ruling("p", repo, "10.0.0.7", ()).accepted
-    assert not Ruling("p", repo, "10.0.0.7", (), {"refs/heads/x": "no"}).accepted
+    assert PushDecision("p", repo, "10.0.0.7", ()).accepted
+    assert not PushDecision("p", repo, "10.0.0.7", (), {"refs/heads/x": "no"}).accepted
 
 
 def test_errors_carry_what_a_person_and_a_script_need() -> None:

@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from appliance.core.config.settings import Config
-    from appliance.core.node.node import Appliance
+    from appliance.core.node.node import Node
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Options:
 
         return load_config(find_config(self.config, os.environ))
 
-    def appliance(self) -> Appliance:
+    def appliance(self) -> Node:
         """The state directory and configuration; as root this process becomes the directory's owner first."""
         from appliance.core.config.settings import find_state
         from appliance.core.layout import Layout
-        from appliance.core.node.node import Appliance
+        from appliance.core.node.node import Node
         from appliance.core.process.owner import become_owner_of
 
         state = find_state(self.state, os.environ)
         become_owner_of(state)
-        return Appliance(Layout(state), self.load_config())
+        return Node(Layout(state), self.load_config())
 
 
 pass_options = click.make_pass_decorator(Options)

@@ -27,7 +27,7 @@ def tui(options: Options) -> None:
     # Textual draws on stderr.
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise GitmirrorError("the live view needs a terminal", hint="`status`, `sessions` and `activity` print")
-    from appliance.core.node.queries import Overview
+    from appliance.core.node.queries import NodeQueries
     from appliance.tui.app import Tui
 
     # Reads in threads give the screen its turn sooner, and the collector passes over what the imports made: beside
@@ -38,4 +38,4 @@ def tui(options: Options) -> None:
     words = ["gitmirror.pyz"]
     for name, value in (("--state", options.state), ("--config", options.config)):
         words += [name, value] if value else []
-    Tui(Overview(replace(options.appliance(), create=False)), command=shlex.join(words)).run()
+    Tui(NodeQueries(replace(options.appliance(), create=False)), command=shlex.join(words)).run()

@@ -19,7 +19,7 @@ from typing import Any
 
 from appliance.core.errors import GitmirrorError, NotServing
 from appliance.core.layout import Layout
-from appliance.core.observability.event_stream import Feed
+from appliance.core.observability.event_stream import EventStream
 from appliance.core.process.owner import SERVE, OwnerInfo, find_owner
 
 log = logging.getLogger(__name__)
@@ -45,10 +45,10 @@ def _short(path: Path) -> Iterator[str]:
 class ControlServer:
     """Answers commands on the socket at `path`, mode 0660."""
 
-    def __init__(self, path: Path, handlers: Mapping[str, Handler], feed: Feed | None = None) -> None:
+    def __init__(self, path: Path, handlers: Mapping[str, Handler], feed: EventStream | None = None) -> None:
         self._path = path
         self._handlers = dict(handlers)
-        self._feed = feed or Feed()
+        self._feed = feed or EventStream()
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
 

@@ -241,7 +241,7 @@ class RefCommand:
 
 
 @dataclass(frozen=True)
-class Ruling:
+class PushDecision:
     """What the guard says of a push before any of it is let through.
 
     `refusals` is the reason for each refused ref, empty when the push may go on; `advice` are lines for the guest's

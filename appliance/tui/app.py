@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.node import sessions as core_sessions
-from appliance.core.node.queries import Overview
+from appliance.core.node.queries import NodeQueries
 from appliance.tui.deeds import moved_words
 from appliance.tui.messages import ActionDone, ActionFailed
 from appliance.tui.palette import Commands
@@ -57,7 +57,7 @@ class Tui(Reading):
     ]
 
     def __init__(
-        self, overview: Overview, *, command: str = "gitmirror.pyz", clock: Callable[[], float] = time.time
+        self, overview: NodeQueries, *, command: str = "gitmirror.pyz", clock: Callable[[], float] = time.time
     ) -> None:
         theme = wanted_theme(os.environ)
         super().__init__(overview, clock, ansi_color=True if theme == TERMINAL else None)

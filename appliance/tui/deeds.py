@@ -42,7 +42,7 @@ def seconds_of(at: str) -> float:
 Rows = Iterable[dict[str, Any]]
 
 
-class Deeds:
+class ActivityFeed:
     """The newest, newest first, and the ones that go on just now."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from appliance.core.models import CommitText, State
 from appliance.core.node.queries import RepoView
-from appliance.tui.deeds import Deeds
+from appliance.tui.deeds import ActivityFeed
 
 WARM = frozenset({"hit", "joined", "snapshot"})
 """Ways in which nothing had to be computed for the guest; `direct` fetches have nothing that could be kept."""
@@ -74,7 +74,7 @@ class Model:
     """What events told, ahead of the database: serve may write a refresh that found nothing new seconds later."""
     rates: Rates = field(default_factory=Rates)
     recent: dict[str, list[tuple[float, float, str]]] = field(default_factory=dict)
-    deeds: Deeds = field(default_factory=Deeds)
+    deeds: ActivityFeed = field(default_factory=ActivityFeed)
     tips: dict[tuple[str, str], CommitText | None] = field(default_factory=dict)
 
     def lag(self, view: RepoView) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 from textual.app import App
 from textual.timer import Timer
 
-from appliance.core.node.queries import Overview, RepoView
+from appliance.core.node.queries import NodeQueries, RepoView
 from appliance.tui.deeds import seconds_of
 from appliance.tui.messages import (
     Happened,
@@ -42,7 +42,7 @@ RECENT = 60
 class Reading(App[None]):
     """Keeps `model` true while it is open, and tells the view that is seen."""
 
-    def __init__(self, overview: Overview, clock: Callable[[], float], **options: Any) -> None:
+    def __init__(self, overview: NodeQueries, clock: Callable[[], float], **options: Any) -> None:
         super().__init__(**options)
         self.overview = overview
         self.appliance = overview.appliance

@@ -17,7 +17,7 @@ FIRST = 200
 MOST = 20_000
 
 
-class SessionBook:
+class SessionList:
     """Those of one repository, or of all for None."""
 
     def __init__(self, repo: str | None) -> None:

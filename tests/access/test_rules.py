@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.access.catalog import Catalog
-from appliance.core.access.gate import READ_TOKEN, Door
+from appliance.core.access.gate import READ_TOKEN, AccessGate
 from appliance.core.access.privacy import Privacy
 from appliance.core.config.credentials import CredentialConfig, Credentials
 from appliance.core.config.secret_files import SecretFile
@@ -24,7 +24,7 @@ from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror, is_marked
 from appliance.core.models import Repo
 from appliance.core.ops.doctor import examine
-from appliance.core.refresh.failure import Trouble, trouble_of
+from appliance.core.refresh.failure import RefreshFailure, failure_of
 from appliance.core.store.database import Database
 from appliance.core.store.tokens import KEPT, TokenStore
 from appliance.core.upstream import any_ssh, parse_upstream, same_upstream
@@ -169,7 +169,7 @@ def test_the_door_knows_a_token_by_its_repository_alone() -> None:
         asked.append(given)
         return 1 if given == token else None
 
-    door = Door(lambda _: True, grants)
+    door = AccessGate(lambda _: True, grants)
     door.catalog = Catalog([secret, other, shown], lambda each: each.id in (1, 2))
 
     def find(path: str, header: str | None) -> Repo | None:
@@ -300,12 +300,12 @@ def test_a_refusal_about_how_often_is_none_of_the_credential(lab: Lab, tmp_path:
     keys = keyring.Keyring(Credentials([CredentialConfig(url="https://h/acme", token_file=str(token))]), {})
     upstream = parse_upstream("https://h/acme/secret", allow_local=False)
 
-    async def refused(said: str) -> Trouble:
+    async def refused(said: str) -> RefreshFailure:
         try:
             async with keys.open(upstream, lab.git):
                 raise GitError("git ls-remote failed", stderr=said)
         except GitError as error:
-            return trouble_of(error)
+            return failure_of(error)
 
     said = "fatal: unable to access 'https://h/acme/secret/': The requested URL returned error: 403"
     trouble = asyncio.run(refused(said))

@@ -17,7 +17,7 @@ from appliance.core.config.settings import AlertsConfig
 from appliance.core.models import UNHEALTHY, Health, Repo, State
 from appliance.core.observability import alerts as alerts_module
 from appliance.core.observability.alerts import Alerts
-from appliance.core.observability.transitions import RECOVERED, Condition, Told, alert_between, events_between
+from appliance.core.observability.transitions import RECOVERED, Condition, LastAlert, alert_between, events_between
 from appliance.core.process.children import Children
 from appliance.core.store.alerts import AlertStore
 from appliance.core.store.database import Database
@@ -43,7 +43,7 @@ def test_alerts_come_in_pairs(course: list[tuple[State, str | None]]) -> None:
         event = alert_between(told, state, kind)
         if event is not None:
             said.append((event, kind))
-            told = None if event == RECOVERED else Told(state, kind, 0.0)
+            told = None if event == RECOVERED else LastAlert(state, kind, 0.0)
     for (event, kind), (following, next_kind) in itertools.pairwise(said):
         assert (event == RECOVERED) is not (following == RECOVERED) or (kind is None and next_kind is not None)
     assert not said or said[0][0] != RECOVERED

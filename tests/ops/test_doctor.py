@@ -13,7 +13,7 @@ import pytest
 
 from appliance.core.config.settings import parse_config
 from appliance.core.layout import Layout
-from appliance.core.node.node import Appliance
+from appliance.core.node.node import Node
 from appliance.core.node.state_dir import open_stores
 from appliance.core.ops.doctor import Check, examine
 from tests.conftest import ServeFactory
@@ -21,9 +21,9 @@ from tests.conftest import ServeFactory
 OFF = '[serve]\ngit = ""\nhttp = ""\nadmin = ""\n'
 
 
-def appliance(tmp_path: Path, settings: str = OFF) -> Appliance:
+def appliance(tmp_path: Path, settings: str = OFF) -> Node:
     """A node that does not serve, with listeners off unless the settings say otherwise."""
-    return Appliance(Layout(tmp_path / "state"), parse_config(settings, tmp_path / "gitmirror.toml"))
+    return Node(Layout(tmp_path / "state"), parse_config(settings, tmp_path / "gitmirror.toml"))
 
 
 def looked_at(tmp_path: Path, name: str, settings: str = OFF) -> Check:

@@ -9,14 +9,14 @@ import pytest
 from appliance.core.config.settings import parse_config
 from appliance.core.errors import UsageError
 from appliance.core.layout import Layout
-from appliance.core.node.node import Appliance
+from appliance.core.node.node import Node
 from appliance.core.ops.egress import egress_entries
 
 
 def entries(tmp_path: Path, settings: str) -> list[str]:
     """The entries of a node that does not serve just now."""
     config = parse_config(f"[serve]\n{settings}", tmp_path / "gitmirror.toml")
-    return egress_entries(Appliance(Layout(tmp_path / "state"), config))
+    return egress_entries(Node(Layout(tmp_path / "state"), config))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import pytest
 from appliance.core.control import ControlServer, Tell, Watch, call, is_serving
 from appliance.core.errors import GitmirrorError, NotServing, UsageError
 from appliance.core.layout import Layout
-from appliance.core.observability.event_stream import MOST_WAITING, Feed
+from appliance.core.observability.event_stream import MOST_WAITING, EventStream
 from appliance.core.process.owner import SERVE, claim
 from tests.support.gitutil import wait_until
 from tests.support.serve import ROOT
@@ -45,7 +45,7 @@ class Server:
             "refuse": self._refuse,
             "break": self._break,
         }
-        self.feed = Feed()
+        self.feed = EventStream()
         self.server = ControlServer(self.path, handlers, self.feed)
         self.run(self.server.start())
 
@@ -340,7 +340,7 @@ def test_watching_ends_when_either_side_hangs_up(layout: Layout, server: Server)
 
 def test_who_does_not_take_events_is_told_how_many_were_lost() -> None:
     async def watch() -> list[dict[str, Any]]:
-        feed = Feed()
+        feed = EventStream()
         with feed.watching() as watcher:
             for number in range(MOST_WAITING + 5):
                 feed.publish("refreshed", "o/x", number=number)

@@ -14,7 +14,7 @@ from appliance.core.models import Repo
 from appliance.core.node.state_dir import Stores, open_stores
 from appliance.core.recording.quota import Quota, RecordingLimits
 from appliance.core.recording.retention import IDLE, Retention
-from appliance.core.recording.turns import SessionBook
+from appliance.core.recording.turns import TurnRecorder
 from tests.conftest import WIDGETS
 from tests.git.lab import Lab
 from tests.recording.conftest import (
@@ -48,7 +48,7 @@ class Bench:
         self.quota = Quota(lambda: RecordingLimits(1, 1, 1, 1, 1), time.monotonic)
         self.repo: Repo = self.stores.registry.get(WIDGETS)
         self.room = Retention(
-            SessionBook(self.stores.sessions, self.lab.mirror),
+            TurnRecorder(self.stores.sessions, self.lab.mirror),
             self.quota,
             self.lab.mirror,
             MirrorLocks(),

@@ -12,8 +12,8 @@ from textual.widgets import Input
 
 from appliance.core.config.settings import load_config
 from appliance.core.layout import Layout
-from appliance.core.node.node import Appliance
-from appliance.core.node.queries import Overview
+from appliance.core.node.node import Node
+from appliance.core.node.queries import NodeQueries
 from appliance.tui.app import Tui
 from tests.support.serve import Serve
 
@@ -89,7 +89,7 @@ class Seen:
 
 def make_app(serve: Serve) -> Tui:
     """The view of a serve that runs, or does not."""
-    return Tui(Overview(Appliance(Layout(serve.state), load_config(serve.config), create=False)))
+    return Tui(NodeQueries(Node(Layout(serve.state), load_config(serve.config), create=False)))
 
 
 def drive(app: Tui, script: Callable[[Seen], Awaitable[None]], size: tuple[int, int] = WIDE) -> None:

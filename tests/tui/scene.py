@@ -13,8 +13,8 @@ import pytest
 from appliance.core.config.settings import load_config
 from appliance.core.layout import Layout
 from appliance.core.models import Hydration, RefChange, RefreshOutcome, Turn
-from appliance.core.node.node import Appliance
-from appliance.core.node.queries import Disk, Overview
+from appliance.core.node.node import Node
+from appliance.core.node.queries import Disk, NodeQueries
 from appliance.core.node.state_dir import Stores, open_stores
 from appliance.core.ops import doctor
 from appliance.core.store.audit import Attempt
@@ -58,7 +58,7 @@ BROKEN = [
 ]
 
 
-class FixedOverview(Overview):
+class FixedOverview(NodeQueries):
     """Reads a real database, and makes up what only a running serve and the machine know."""
 
     told: dict[str, Any] | None = PULSE
@@ -100,7 +100,7 @@ class Scene:
     def app(self, monkeypatch: pytest.MonkeyPatch) -> Tui:
         """The view of it, at NOW for ever."""
         monkeypatch.setattr(doctor, "examine", lambda _: self.checks)
-        overview = FixedOverview(Appliance(Layout(self.state), load_config(None), create=False), clock=lambda: NOW)
+        overview = FixedOverview(Node(Layout(self.state), load_config(None), create=False), clock=lambda: NOW)
         overview.told = self.pulse
         app = Tui(overview, clock=lambda: NOW)
         app.watcher = StillWatcher(app, self.pulse is not None)  # type: ignore[assignment]

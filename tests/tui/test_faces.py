@@ -15,21 +15,21 @@ from appliance.core.config.settings import load_config
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.layout import Layout
 from appliance.core.models import FileChange
-from appliance.core.node.node import Appliance
-from appliance.core.node.queries import Overview
+from appliance.core.node.node import Node as StateNode
+from appliance.core.node.queries import NodeQueries
 from appliance.core.node.sessions import Sessions
 from tests.conftest import WIDGETS
 from tests.support.gitutil import commit_files, git
 from tests.tui.conftest import Node
 
 
-def appliance(node: Node) -> Appliance:
-    return Appliance(Layout(node.serve.state), load_config(node.serve.config), create=False)
+def appliance(node: Node) -> StateNode:
+    return StateNode(Layout(node.serve.state), load_config(node.serve.config), create=False)
 
 
 def test_the_overview_is_what_status_tells(node: Node) -> None:
     """State, branch, tip, figures; and the pulse is the rest of status."""
-    overview, status = Overview(appliance(node)), node.serve.cli_json("status")
+    overview, status = NodeQueries(appliance(node)), node.serve.cli_json("status")
     [view], [repo] = overview.repos(), status["repos"]
     assert (view.repo.name, view.state, view.branch) == (repo["name"], repo["state"], repo["branch"])
     assert (view.health.tip, view.health.refs, view.health.size) == (repo["tip"], repo["refs"], repo["size"])
@@ -49,8 +49,8 @@ def test_the_overview_is_what_status_tells(node: Node) -> None:
 
 def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
     """Neither a state directory nor an empty database."""
-    bare = Appliance(Layout(tmp_path / "state"), load_config(None), create=False)
-    overview = Overview(bare)
+    bare = StateNode(Layout(tmp_path / "state"), load_config(None), create=False)
+    overview = NodeQueries(bare)
     assert overview.pulse() is None
     for look in (overview.repos, overview.disk, lambda: Sessions(bare).listed(None)):
         with pytest.raises(GitmirrorError, match="is missing"):

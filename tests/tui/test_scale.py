@@ -16,8 +16,8 @@ from textual.screen import Screen
 
 from appliance.core.config.settings import load_config
 from appliance.core.layout import Layout
-from appliance.core.node.node import Appliance
-from appliance.core.node.queries import Overview
+from appliance.core.node.node import Node
+from appliance.core.node.queries import NodeQueries
 from appliance.core.node.state_dir import open_stores
 from appliance.core.store.registry import Wanted
 from appliance.core.units import rfc3339
@@ -61,7 +61,7 @@ def build(state: Path) -> None:
 def app(make_once: Callable[[str, Callable[[Path], object]], Path]) -> Callable[[], Tui]:
     """Makes views of that node, which does not serve."""
     state = make_once("grown", build)
-    return lambda: Tui(Overview(Appliance(Layout(state), load_config(None), create=False)))
+    return lambda: Tui(NodeQueries(Node(Layout(state), load_config(None), create=False)))
 
 
 def test_the_first_screenful_and_all_sessions(app: Callable[[], Tui]) -> None:

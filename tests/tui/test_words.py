@@ -9,7 +9,7 @@ from rich.cells import cell_len
 
 from appliance.core.models import Health, Repo, State
 from appliance.core.node.queries import RepoView
-from appliance.tui.deeds import Deeds, moved_words
+from appliance.tui.deeds import ActivityFeed, moved_words
 from appliance.tui.diffs import diff_lines
 from appliance.tui.model import Rates
 from appliance.tui.screens.repo_columns import explain
@@ -113,7 +113,7 @@ def test_rates_are_of_the_last_minute() -> None:
 
 def test_a_hydration_that_goes_on_becomes_one_that_ended() -> None:
     """In its place; one of a serve that was killed is forgotten, since nobody tells its end."""
-    deeds, fetch = Deeds(), {"want": "1" * 40, "shape": "depth 1", "client": "c", "protocol": "git"}
+    deeds, fetch = ActivityFeed(), {"want": "1" * 40, "shape": "depth 1", "client": "c", "protocol": "git"}
     began = {"event": "hydrating", "at": "2026-01-31T12:00:00.000Z", "repo": "a/b", **fetch}
     ended = {
         "event": "hydrated",

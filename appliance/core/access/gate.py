@@ -19,7 +19,7 @@ Grants = Callable[[str], Awaitable[int | None]]
 """Tells which repository, by its id, a read token is for at this moment. Raises GitmirrorError when it cannot look."""
 
 
-class Door:
+class AccessGate:
     """Finds repositories in `catalog`, which is replaced when the registry or the config changes.
 
     `mirrored` tells whether a repository's mirror is there.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.core.access.gate import Door
+from appliance.core.access.gate import AccessGate
 from appliance.core.access.read_tokens import ReadTokens
 from appliance.core.config.secret_files import SecretFile
 from appliance.core.config.settings import Config
@@ -24,14 +24,14 @@ from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.node.state_dir import make_git, make_keyring, open_stores
 from appliance.core.observability.alerts import Alerts
 from appliance.core.observability.event_sinks import EventSinks
-from appliance.core.observability.health_monitor import Vigil
+from appliance.core.observability.health_monitor import HealthMonitor
 from appliance.core.observability.metrics import Metrics
 from appliance.core.process.children import Children
-from appliance.core.recording.hook_guard import Guard
-from appliance.core.recording.push_authorizer import PushDesk
+from appliance.core.recording.hook_guard import HookGuard
+from appliance.core.recording.push_authorizer import PushAuthorizer
 from appliance.core.recording.quota import Quota, RecordingLimits
 from appliance.core.recording.retention import Retention
-from appliance.core.recording.turns import SessionBook
+from appliance.core.recording.turns import TurnRecorder
 from appliance.core.refresh.announcements import Announcements
 from appliance.core.refresh.refresher import Refresher
 from appliance.core.refresh.schedule import lag_of
@@ -42,11 +42,11 @@ from appliance.core.serving.fetch.response_cache import ResponseCache
 from appliance.core.serving.fetch.upload_pack import UploadPack
 from appliance.core.serving.fetch.warmer import Warmer
 from appliance.core.serving.net.acceptor import Acceptor, Admission, Limits
-from appliance.core.serving.net.http import Answer, HttpPort, plain_routes
+from appliance.core.serving.net.http import HttpPort, TextResponse, plain_routes
 from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.git import GitPort, Serving
-from appliance.core.serving.ports.git_daemon import Daemon
+from appliance.core.serving.ports.git_daemon import GitDaemon
 from appliance.core.serving.ports.guest_routes import GuestRoutes
 from appliance.core.serving.ports.smart_http import SmartHttp
 from appliance.core.serving.push.http import HttpPushes
@@ -67,9 +67,9 @@ class Assembly:
     activity: ActivityLog
     refreshes: RefreshLog
     retention: Retention
-    daemon: Daemon
+    daemon: GitDaemon
     read_tokens: ReadTokens
-    vigil: Vigil
+    vigil: HealthMonitor
     alerts: Alerts
     sinks: EventSinks
 
@@ -93,10 +93,10 @@ async def assemble(
         refresher, settings, events.refreshed, on_moved=events.moved, on_pass=on_pass, on_done=events.refresh_done
     )
     environment = git_environment(layout, layout.serving_config, os.environ)
-    guard = Guard(layout, git, environment)
-    book = SessionBook(stores.sessions, mirror_of)
+    guard = HookGuard(layout, git, environment)
+    book = TurnRecorder(stores.sessions, mirror_of)
     quota = Quota(lambda: _recording_limits(live.config), time.monotonic)
-    desk = PushDesk(layout, guard, stores.audit, book, quota, mirror_of, events.recorded, events.ruled)
+    desk = PushAuthorizer(layout, guard, stores.audit, book, quota, mirror_of, events.recorded, events.ruled)
     retention = Retention(
         book,
         quota,
@@ -109,7 +109,7 @@ async def assemble(
     )
     exec_path = (await git.run("--exec-path", cwd=Path("/"), deadline=10)).stdout.decode().strip()
     idle = config.serve.idle_timeout
-    daemon = Daemon(f"{exec_path}/git-daemon", environment, idle)
+    daemon = GitDaemon(f"{exec_path}/git-daemon", environment, idle)
 
     cache = ResponseCache(layout.cache / "responses", config.cache.budget)
     cache.start()
@@ -121,9 +121,9 @@ async def assemble(
     admission = Admission(_limits(config))
     serving = Serving(mirror_of, children, daemon, desk, engine, lambda name: locks.shared(name, preempt=True))
     read_tokens = ReadTokens(stores.tokens)
-    door = Door(serving.is_mirrored, read_tokens.repo_of)
+    door = AccessGate(serving.is_mirrored, read_tokens.repo_of)
     git_port = GitPort(serving, door, admission, lambda: live.clients)
-    alive = {"/healthz": lambda: Answer(200, "ok\n")}
+    alive = {"/healthz": lambda: TextResponse(200, "ok\n")}
     workspaces = Snapshots(
         layout, mirror_of, lambda repo: live.followed_branch(repo), enabled=lambda: live.config.workspace.enabled
     )
@@ -142,7 +142,7 @@ async def assemble(
     secret = SecretFile("[refresh] webhook_secret_file", lambda: live.config.refresh.webhook_secret_file)
     token = SecretFile("[refresh] token_file", lambda: live.config.refresh.token_file)
     announcements = Announcements(scheduler, mirror_of, events.begin)
-    looks = {"/readyz": lambda: live.readiness(), "/metrics": lambda: Answer(200, metrics.render(), METRICS_TYPE)}
+    looks = {"/readyz": lambda: live.readiness(), "/metrics": lambda: TextResponse(200, metrics.render(), METRICS_TYPE)}
     admin = AdminRoutes(
         plain_routes(alive | looks),
         secret,
@@ -194,7 +194,7 @@ async def assemble(
     activity = ActivityLog(stores.activity)
     refreshes = RefreshLog(stores.health)
     alerts = Alerts(stores.alerts, children, lambda: live.config.alerts)
-    vigil = Vigil(scheduler, events.feed, alerts, lambda: live.repos, lambda: live.config.refresh.stale_after)
+    vigil = HealthMonitor(scheduler, events.feed, alerts, lambda: live.repos, lambda: live.config.refresh.stale_after)
     live.complaints += [secret.problem, token.problem, lambda: alerts.trouble]
     live.on_followed = vigil.look
     events.attach(live, maintainer, metrics, activity, refreshes, vigil, announcements)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.core.access.catalog import Catalog
-from appliance.core.access.gate import Door
+from appliance.core.access.gate import AccessGate
 from appliance.core.access.privacy import Privacy
 from appliance.core.config.settings import Config
 from appliance.core.errors import GitmirrorError
@@ -23,16 +23,16 @@ from appliance.core.layout import Layout
 from appliance.core.models import UNHEALTHY, Health, Repo, State, Tar
 from appliance.core.node.state_dir import Stores, make_privacy
 from appliance.core.observability.report import repo_documents, status_document
-from appliance.core.recording.hook_guard import Guard
-from appliance.core.recording.push_authorizer import PushDesk
+from appliance.core.recording.hook_guard import HookGuard
+from appliance.core.recording.push_authorizer import PushAuthorizer
 from appliance.core.recording.retention import Retention
 from appliance.core.refresh.schedule import lag_of, state_of
 from appliance.core.refresh.scheduler import Scheduler, Settings
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
-from appliance.core.serving.fetch.response_cache import ResponseCache, Way
+from appliance.core.serving.fetch.response_cache import CacheResult, ResponseCache
 from appliance.core.serving.fetch.warmer import Warmer
 from appliance.core.serving.net.acceptor import Acceptor, Admission
-from appliance.core.serving.net.http import Answer
+from appliance.core.serving.net.http import TextResponse
 from appliance.core.store.database import StoreError
 from appliance.core.units import format_duration
 from appliance.core.workspace.guest_kit import render_kit
@@ -55,10 +55,10 @@ class Live:
     git: Git
     locks: MirrorLocks
     scheduler: Scheduler
-    guard: Guard
-    desk: PushDesk
+    guard: HookGuard
+    desk: PushAuthorizer
     admission: Admission
-    door: Door
+    door: AccessGate
     acceptors: dict[str, Acceptor]
     cache: ResponseCache
     snapshots: RefSnapshots
@@ -165,10 +165,10 @@ class Live:
         behind = "never verified" if lag == math.inf else f"{format_duration(lag)} behind"
         return f"; worst: {repo.name} ({', '.join([*told, behind])})"
 
-    def readiness(self) -> Answer:
+    def readiness(self) -> TextResponse:
         """`/readyz`: every enabled repository was tried once."""
         untried = [repo.name for repo in self.repos if repo.enabled and self._untried(repo)]
-        return Answer(503, f"not tried yet: {', '.join(untried)}\n") if untried else Answer(200, "ready\n")
+        return TextResponse(503, f"not tried yet: {', '.join(untried)}\n") if untried else TextResponse(200, "ready\n")
 
     def _untried(self, repo: Repo) -> bool:
         return self.scheduler.health(repo.id).checked_at is None
@@ -208,10 +208,10 @@ class Live:
             "pushes": {"accepted": self.desk.accepted, "rejected": self.desk.rejected},
             "warnings": warnings,
             "cache": {
-                "hits": self.cache.counts[Way.HIT],
-                "misses": self.cache.counts[Way.MISS],
-                "joined": self.cache.counts[Way.JOINED],
-                "direct": self.cache.counts[Way.DIRECT],
+                "hits": self.cache.counts[CacheResult.HIT],
+                "misses": self.cache.counts[CacheResult.MISS],
+                "joined": self.cache.counts[CacheResult.JOINED],
+                "direct": self.cache.counts[CacheResult.DIRECT],
                 "bytes": self.cache.bytes,
                 "budget": self.cache.budget,
             },

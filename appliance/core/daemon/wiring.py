@@ -11,9 +11,9 @@ from typing import Any
 from appliance.core.daemon.live import Live
 from appliance.core.errors import GitmirrorError
 from appliance.core.maintenance.maintainer import Maintainer
-from appliance.core.models import Hydration, Recorded, RefreshOutcome, RefsMoved, Repo, Ruling, shown
-from appliance.core.observability.event_stream import Feed
-from appliance.core.observability.health_monitor import Vigil
+from appliance.core.models import Hydration, PushDecision, Recorded, RefreshOutcome, RefsMoved, Repo, shown
+from appliance.core.observability.event_stream import EventStream
+from appliance.core.observability.health_monitor import HealthMonitor
 from appliance.core.observability.metrics import Metrics
 from appliance.core.recording.policy import session_of
 from appliance.core.refresh.announcements import Announcements
@@ -39,12 +39,12 @@ class Events:
     metrics: Metrics
     activity: ActivityLog
     refreshes: RefreshLog
-    vigil: Vigil
+    vigil: HealthMonitor
     announcements: Announcements
 
     def __init__(self, begin: Begin) -> None:
         self.begin = begin
-        self.feed = Feed()
+        self.feed = EventStream()
         self._recounts: dict[int, bool] = {}
 
     def attach(
@@ -54,7 +54,7 @@ class Events:
         metrics: Metrics,
         activity: ActivityLog,
         refreshes: RefreshLog,
-        vigil: Vigil,
+        vigil: HealthMonitor,
         announcements: Announcements,
     ) -> None:
         """Names the rooms; before it no event may happen."""
@@ -93,7 +93,7 @@ class Events:
         self.live.warmer.warm(event.repo)
         self.live.workspaces.refresh(event.repo)
 
-    def ruled(self, ruling: Ruling) -> None:
+    def ruled(self, ruling: PushDecision) -> None:
         """A push was ruled on."""
         self.metrics.ruled(ruling.accepted)
         self.feed.publish(

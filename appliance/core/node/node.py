@@ -22,7 +22,7 @@ from appliance.core.workspace.guest_kit import render_kit
 
 
 @dataclass(frozen=True)
-class Appliance:
+class Node:
     """One state directory and the configuration that goes with it. Every method raises GitmirrorError.
 
     `create` is whether a missing database is made; what only looks must not put an empty one in a lost one's place.

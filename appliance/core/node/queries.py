@@ -11,7 +11,7 @@ from typing import Any
 from appliance.core.control import call, is_serving
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import CommitText, Health, RefText, Repo, State, Turn
-from appliance.core.node.node import Appliance
+from appliance.core.node.node import Node
 from appliance.core.node.sessions import open_browser
 from appliance.core.node.state_dir import Stores, make_privacy, open_stores
 from appliance.core.observability.report import status_document
@@ -51,13 +51,13 @@ class Disk:
     recorded: int
 
 
-class Overview:
+class NodeQueries:
     """Reads one appliance for a view that stays open. It never makes a database in place of a missing one.
 
     Methods raise GitmirrorError, and may be called from several threads.
     """
 
-    def __init__(self, appliance: Appliance, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, appliance: Node, clock: Callable[[], float] = time.time) -> None:
         self.appliance = appliance
         self.clock = clock
         self._stores: Stores | None = None

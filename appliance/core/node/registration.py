@@ -24,7 +24,7 @@ from appliance.core.node.state_dir import (
 )
 from appliance.core.observability.report import repo_documents
 from appliance.core.process.owner import claim
-from appliance.core.refresh.failure import trouble_of
+from appliance.core.refresh.failure import failure_of
 from appliance.core.refresh.refresher import Progress, Refresher, RefreshRun
 from appliance.core.refresh.schedule import delay_after
 from appliance.core.store.registry import UnknownRepo
@@ -100,7 +100,7 @@ def clone_alone(
             try:
                 facts = await refresher.refresh(RefreshRun(repo, on_progress))
             except GitmirrorError as error:
-                failures, trouble = stores.health.get(repo.id).failures + 1, trouble_of(error)
+                failures, trouble = stores.health.get(repo.id).failures + 1, failure_of(error)
                 duration, ended_at = time.monotonic() - start, time.time()
                 outcome = RefreshOutcome(repo.name, started_at, duration, error=trouble.words, kind=trouble.kind)
                 delay = max(delay_after(interval, failures, 0), trouble.retry_after or 0)

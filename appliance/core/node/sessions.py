@@ -13,7 +13,7 @@ from appliance.core.control import call
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.command import git_environment, write_git_configs
 from appliance.core.models import CommitText, FileChange, Turn
-from appliance.core.node.node import Appliance
+from appliance.core.node.node import Node
 
 if TYPE_CHECKING:
     from appliance.core.git.browse import Browser
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Sessions:
     """The sessions of one appliance. Every method raises GitmirrorError."""
 
-    appliance: Appliance
+    appliance: Node
 
     def listed(self, repo: str | None) -> list[dict[str, Any]]:
         """Newest first, as `sessions --json` has them."""
@@ -130,7 +130,7 @@ class Sessions:
 
 
 @contextmanager
-def open_browser(appliance: Appliance, repo: str) -> Iterator[Browser]:
+def open_browser(appliance: Node, repo: str) -> Iterator[Browser]:
     """Reads the mirror of a repository for as long as the block lasts. Raises GitmirrorError."""
     from appliance.core.git.browse import Browser
 

@@ -15,7 +15,7 @@ from typing import Any
 from appliance.core.config.settings import AlertsConfig
 from appliance.core.models import Health, Repo, State
 from appliance.core.observability.delivery import OutletError, post, run_command
-from appliance.core.observability.transitions import RECOVERED, Told, alert_between, condition_document
+from appliance.core.observability.transitions import RECOVERED, LastAlert, alert_between, condition_document
 from appliance.core.process.children import Children
 from appliance.core.store.alerts import AlertStore
 from appliance.core.store.database import StoreError
@@ -33,7 +33,7 @@ HOUR = 3600.0
 @dataclass
 class _Pending:
     repo: Repo
-    told: Told | None
+    told: LastAlert | None
     document: dict[str, Any]
     tries: int = 0
     not_before: float = 0.0
@@ -48,7 +48,7 @@ class Alerts:
         self._store = store
         self._children = children
         self._config = config
-        self._told: dict[int, Told] = {}
+        self._told: dict[int, LastAlert] = {}
         self._loaded = False
         self._pending: dict[int, _Pending] = {}
         self._sent: dict[int, deque[float]] = {}
@@ -65,7 +65,7 @@ class Alerts:
             log.error("what was told before is not known, it may be told again: %s", error.message)
             stored = {}
         for repo_id, row in stored.items():
-            self._told[repo_id] = Told(State(row["state"]), row["kind"], row["since"])
+            self._told[repo_id] = LastAlert(State(row["state"]), row["kind"], row["since"])
         self._loaded = True
 
     def keep(self, repo_ids: Collection[int]) -> None:
@@ -96,7 +96,7 @@ class Alerts:
             waiting = self._pending[repo.id] = _Pending(repo, None, {})
         if event == RECOVERED and told is not None:
             since = told.since
-        waiting.told = None if event == RECOVERED else Told(state, health.error_kind, since)
+        waiting.told = None if event == RECOVERED else LastAlert(state, health.error_kind, since)
         waiting.document = condition_document(event, repo, health, state, now, since, asking_for)
         self._wake.set()
 
@@ -159,7 +159,7 @@ class Alerts:
             await post(config.url, text)
             alert.url_left = False
 
-    async def _remember(self, repo_id: int, told: Told | None) -> None:
+    async def _remember(self, repo_id: int, told: LastAlert | None) -> None:
         try:
             if told is None:
                 self._told.pop(repo_id, None)

@@ -15,7 +15,7 @@ from typing import Any
 
 from appliance.core.config.settings import EventsConfig
 from appliance.core.observability.delivery import STDERR, OutletError, post, write_all
-from appliance.core.observability.event_stream import Document, Feed, Watcher
+from appliance.core.observability.event_stream import Document, EventStream, Subscription
 from appliance.core.observability.transitions import CONDITIONS
 from appliance.core.process.children import Child, Children
 
@@ -37,7 +37,7 @@ Begin = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 class EventSinks:
     """The outlets of `[events]`. Nothing is watched, and so nothing costs, while none is configured."""
 
-    def __init__(self, feed: Feed, children: Children, begin: Begin) -> None:
+    def __init__(self, feed: EventStream, children: Children, begin: Begin) -> None:
         self._feed = feed
         self._children = children
         self._begin = begin
@@ -75,7 +75,7 @@ class EventSinks:
                 await asyncio.sleep(delay)
                 delay *= 2
 
-    async def _stream(self, child: Child, watcher: Watcher, waiting: deque[Document]) -> int:
+    async def _stream(self, child: Child, watcher: Subscription, waiting: deque[Document]) -> int:
         """Writes events until the command ends; returns its exit code. An event half written is written again."""
         stdin = child.process.stdin
         assert stdin is not None
@@ -94,7 +94,7 @@ class EventSinks:
             code = await child.end()
         return code
 
-    async def _write(self, descriptor: int, watcher: Watcher, waiting: deque[Document]) -> None:
+    async def _write(self, descriptor: int, watcher: Subscription, waiting: deque[Document]) -> None:
         while True:
             while waiting:
                 await write_all(descriptor, json.dumps(waiting[0]).encode() + b"\n")

@@ -17,7 +17,7 @@ MOST_WAITING = 10_000
 Document = dict[str, Any]
 
 
-class Watcher:
+class Subscription:
     """Takes events from the moment it was made: all of them, or those of some `names`."""
 
     def __init__(self, names: frozenset[str] | None = None) -> None:
@@ -46,11 +46,11 @@ class Watcher:
         return [{"event": "lost", "at": rfc3339(time.time()), "count": lost}, *batch] if lost else batch
 
 
-class Feed:
+class EventStream:
     """Hands each event to every watcher. Publishing costs next to nothing while nobody watches."""
 
     def __init__(self) -> None:
-        self._watchers: set[Watcher] = set()
+        self._watchers: set[Subscription] = set()
 
     @property
     def is_watched(self) -> bool:
@@ -66,9 +66,9 @@ class Feed:
             watcher.put(document)
 
     @contextmanager
-    def watching(self, names: frozenset[str] | None = None) -> Iterator[Watcher]:
+    def watching(self, names: frozenset[str] | None = None) -> Iterator[Subscription]:
         """A watcher, of all events or of some `names`, for as long as the block lasts."""
-        watcher = Watcher(names)
+        watcher = Subscription(names)
         self._watchers.add(watcher)
         try:
             yield watcher

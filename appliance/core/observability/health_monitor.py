@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from appliance.core.models import UNHEALTHY, Repo, State
 from appliance.core.observability.alerts import Alerts
-from appliance.core.observability.event_stream import Feed
+from appliance.core.observability.event_stream import EventStream
 from appliance.core.observability.transitions import Condition, condition_document, condition_of, events_between
 from appliance.core.refresh.scheduler import Scheduler
 
@@ -16,7 +16,7 @@ LOOK_EVERY = 2.0
 """Seconds until it is noticed that a repository became stale by nothing but time."""
 
 
-class Vigil:
+class HealthMonitor:
     """Looks at all repositories every LOOK_EVERY seconds, and at one when its refresh has ended.
 
     After a start, what serve was not there to verify is no news: each is judged once it was tried, or could have been
@@ -26,7 +26,7 @@ class Vigil:
     def __init__(
         self,
         scheduler: Scheduler,
-        feed: Feed,
+        feed: EventStream,
         alerts: Alerts,
         repos: Callable[[], list[Repo]],
         stale_after: Callable[[], float],

@@ -25,7 +25,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Told:
+class LastAlert:
     """What the last alert about a repository said; `since` in Unix seconds."""
 
     state: State
@@ -52,7 +52,7 @@ def events_between(before: Condition | None, after: Condition) -> Sequence[str]:
     return found
 
 
-def alert_between(told: Told | None, state: State, kind: str | None) -> str | None:
+def alert_between(told: LastAlert | None, state: State, kind: str | None) -> str | None:
     """What an alert is due for: once when a repository turns stale or failing, once when it is well again.
 
     One that could not say why, since the upstream only hung, is followed by one that can.

@@ -18,7 +18,7 @@ from appliance.core.control import is_serving
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import OLDEST_GIT
 from appliance.core.git.keyring import check_files
-from appliance.core.node.node import Appliance
+from appliance.core.node.node import Node
 from appliance.core.node.state_dir import wanted_of_config
 from appliance.core.serving.net.sockets import listen
 from appliance.core.units import format_size
@@ -36,7 +36,7 @@ class Check:
     mend: str = ""
 
 
-def examine(appliance: Appliance) -> list[Check]:
+def examine(appliance: Node) -> list[Check]:
     """All checks, in the order in which to mend them. Never raises."""
     serving = is_serving(appliance.layout)
     checks = [
@@ -89,7 +89,7 @@ def _git_daemon() -> Check:
     return Check("git daemon", os.access(program, os.X_OK), f"{program}", mend)
 
 
-def _config(appliance: Appliance) -> Check:
+def _config(appliance: Node) -> Check:
     listed = wanted_of_config(appliance.config)
     warnings = appliance.config.warnings()
     where = str(appliance.config.path or "defaults, no file")
@@ -97,7 +97,7 @@ def _config(appliance: Appliance) -> Check:
     return Check("config", not warnings, found, "change what the warning names")
 
 
-def _credentials(appliance: Appliance) -> list[Check]:
+def _credentials(appliance: Node) -> list[Check]:
     """The files that entries name, by themselves: whether an upstream takes what is in them, its refreshes tell."""
     checks = []
     for entry in appliance.config.credentials:
@@ -129,7 +129,7 @@ def _outlets(config: Config) -> list[Check]:
     return checks
 
 
-def _state(appliance: Appliance) -> Check:
+def _state(appliance: Node) -> Check:
     state = appliance.layout.state
     mend = "it must belong to the user that runs gitmirror: chown -R it, or choose another with --state"
     if not state.exists():
@@ -141,12 +141,12 @@ def _state(appliance: Appliance) -> Check:
     return Check("state directory", os.access(state, os.R_OK | os.W_OK | os.X_OK), f"{state} (user {owner})", mend)
 
 
-def _disk(appliance: Appliance) -> Check:
+def _disk(appliance: Node) -> Check:
     free = shutil.disk_usage(_existing(appliance)).free
     return Check("disk", free > LOW_DISK, f"{format_size(free)} free", "make room, or move the state directory")
 
 
-def _hooks(appliance: Appliance) -> Check:
+def _hooks(appliance: Node) -> Check:
     """git skips a hook that it cannot execute; serve proves at start that it does not, this finds the usual reason."""
     place = _existing(appliance)
     noexec = bool(os.statvfs(place).f_flag & os.ST_NOEXEC)
@@ -154,14 +154,14 @@ def _hooks(appliance: Appliance) -> Check:
     return Check("hooks", not noexec, found, "mount it without noexec: git runs the hooks that guard pushes there")
 
 
-def _existing(appliance: Appliance) -> Path:
+def _existing(appliance: Node) -> Path:
     place = appliance.layout.state
     while not place.exists():
         place = place.parent
     return place
 
 
-def _database(appliance: Appliance) -> Check:
+def _database(appliance: Node) -> Check:
     if not appliance.layout.database.exists():
         return Check("database", True, "not there yet, serve makes it")
     stores = appliance.stores()
@@ -172,7 +172,7 @@ def _database(appliance: Appliance) -> Check:
     return Check("database", verdict.broken is None, found, "compare with a backup; `audit verify` says more")
 
 
-def _ports(appliance: Appliance) -> list[Check]:
+def _ports(appliance: Node) -> list[Check]:
     checks = []
     serve = appliance.config.serve
     for name, address in (("git", serve.git), ("http", serve.http), ("admin", serve.admin)):
@@ -187,7 +187,7 @@ def _ports(appliance: Appliance) -> list[Check]:
     return checks
 
 
-def _serve(appliance: Appliance) -> Check:
+def _serve(appliance: Node) -> Check:
     found = appliance.status()
     unhealthy = [repo["name"] for repo in found["repos"] if repo["state"] in ("stale", "failing")]
     if found["warnings"]:

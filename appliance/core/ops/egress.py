@@ -5,14 +5,14 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from appliance.core.errors import UsageError
-from appliance.core.node.node import Appliance
+from appliance.core.node.node import Node
 from appliance.core.units import Address
 
 _EVERYWHERE = ("0.0.0.0", "::")
 _DEFAULT_PORTS = {"git": 9418, "http": 80, "https": 443}
 
 
-def egress_entries(appliance: Appliance) -> list[str]:
+def egress_entries(appliance: Node) -> list[str]:
     """`host:port` for the git and the HTTP listener, as guests call them. Raises UsageError when that is not known."""
     found = appliance.status()
     serve = appliance.config.serve

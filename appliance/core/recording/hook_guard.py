@@ -31,7 +31,7 @@ _EMPTY_PACK = bytes.fromhex("5041434b0000000200000000029d08823bd8a8eab510ad6ac75
 _PROOF_DEADLINE = 20.0
 
 
-class GuardBroken(GitmirrorError):
+class HookGuardBroken(GitmirrorError):
     """Pushes are off, because the hook that guards them is not what it must be."""
 
 
@@ -49,7 +49,7 @@ def _identity(path: Path) -> tuple[int, int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mode, status.st_ctime_ns
 
 
-class Guard:
+class HookGuard:
     """The hooks below `layout.hooks`. `environment` is what receive-pack gets."""
 
     def __init__(self, layout: Layout, git: Git, environment: Mapping[str, str]) -> None:
@@ -60,7 +60,7 @@ class Guard:
         self.broken: str | None = "the guard has not been proved yet"
 
     def install(self) -> None:
-        """Writes the hooks, each atomically. Raises GuardBroken."""
+        """Writes the hooks, each atomically. Raises HookGuardBroken."""
         hooks = self._layout.hooks
         source = resources.files("appliance.core.recording")
         try:
@@ -77,14 +77,17 @@ class Guard:
             names = ("policy.py", "pre_receive.py", "pre-receive", "update", "reference-transaction")
             self._installed = tuple(_Installed(hooks / name, _identity(hooks / name)) for name in names)
         except OSError as error:
-            raise GuardBroken(f"the hooks cannot be written: {error}", hint=f"mend {hooks}, then restart") from error
+            raise HookGuardBroken(
+                f"the hooks cannot be written: {error}",
+                hint=f"mend {hooks}, then restart",
+            ) from error
 
     def check(self) -> None:
-        """Raises GuardBroken unless the guard was proved and every hook file is as it was installed."""
+        """Raises HookGuardBroken unless the guard was proved and every hook file is as it was installed."""
         if self.broken is None:
             self.broken = self._changed()
         if self.broken is not None:
-            raise GuardBroken(
+            raise HookGuardBroken(
                 f"pushes are off: {self.broken}",
                 hint="the operator has to mend it and restart gitmirror (see `doctor`)",
             )

@@ -14,11 +14,11 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
-from appliance.core.models import ZERO_OID, PushFault, Recorded, RefChange, RefCommand, Repo, Ruling
-from appliance.core.recording.hook_guard import Guard
+from appliance.core.models import ZERO_OID, PushDecision, PushFault, Recorded, RefChange, RefCommand, Repo
+from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.policy import ALLOWED, MOST_REFS, review, session_of
 from appliance.core.recording.quota import Quota
-from appliance.core.recording.turns import TURNS, SessionBook, write_turn_file
+from appliance.core.recording.turns import TURNS, TurnRecorder, write_turn_file
 from appliance.core.store.audit import Attempt, AuditLog, OpenAttempt
 from appliance.core.store.sessions import Unbooked
 from appliance.core.units import rfc3339
@@ -42,19 +42,19 @@ class _Refusals:
     last: Attempt | None = None
 
 
-class PushDesk:
+class PushAuthorizer:
     """Rules on pushes by `guard` and policy, and keeps the audit log true. `mirror_of` finds a repository's mirror."""
 
     def __init__(
         self,
         layout: Layout,
-        guard: Guard,
+        guard: HookGuard,
         audit: AuditLog,
-        book: SessionBook,
+        book: TurnRecorder,
         quota: Quota,
         mirror_of: Callable[[str], Mirror],
         on_recorded: Callable[[Recorded], Awaitable[None]],
-        on_ruled: Callable[[Ruling], None],
+        on_ruled: Callable[[PushDecision], None],
     ) -> None:
         self._layout = layout
         self._guard = guard
@@ -65,7 +65,7 @@ class PushDesk:
         self._on_recorded = on_recorded
         self._on_ruled = on_ruled
         self._refusals: dict[str, _Refusals] = {}
-        self._unsettled: list[tuple[Ruling, Mapping[str, str | None], int]] = []
+        self._unsettled: list[tuple[PushDecision, Mapping[str, str | None], int]] = []
         self.accepted = 0
         self.rejected = 0
 
@@ -96,7 +96,7 @@ class PushDesk:
         total: int,
         count_objects: Callable[[], Awaitable[int]],
         fault: str | None = None,
-    ) -> Ruling:
+    ) -> PushDecision:
         """Decides, and logs the attempt before anything of the push is let through.
 
         `total` is how many refs the guest sent, of which `commands` may be only the first; `fault` says why the
@@ -138,7 +138,7 @@ class PushDesk:
             self.accepted += 1
             self._open_turns(push, commands, ids)
         advice = (off.message, off.hint) if off else _advice(repo, refused)
-        ruling = Ruling(push, repo, client, tuple(commands), refused, advice, tuple(ids))
+        ruling = PushDecision(push, repo, client, tuple(commands), refused, advice, tuple(ids))
         self._on_ruled(ruling)
         return ruling
 
@@ -154,7 +154,7 @@ class PushDesk:
         except OSError as error:
             log.error("the turns of push %s cannot be opened: %s", push, error)
 
-    async def conclude(self, ruling: Ruling, report: Mapping[str, str | None], size: int) -> None:
+    async def conclude(self, ruling: PushDecision, report: Mapping[str, str | None], size: int) -> None:
         """Logs what really became of an accepted push, once receive-pack has ended.
 
         `report` is receive-pack's word on each ref, as far as it came: None for done, else the reason; `size` is the
@@ -184,7 +184,7 @@ class PushDesk:
         if changes:
             await self._on_recorded(Recorded(ruling.repo, changes, ruling.client))
 
-    async def _book_turns(self, ruling: Ruling, done: set[int], size: int) -> None:
+    async def _book_turns(self, ruling: PushDecision, done: set[int], size: int) -> None:
         """What was applied becomes a turn, what was not leaves none; an archived session is back. Raises GitError."""
         pairs = list(zip(ruling.attempts, ruling.commands, strict=True))
         applied = [(attempt, command) for attempt, command in pairs if attempt in done]
@@ -275,7 +275,7 @@ class PushDesk:
             log.error("%s, and the audit log cannot be written: %s", summary, error)
 
     async def _outcomes(
-        self, ruling: Ruling, report: Mapping[str, str | None], excess: str | None
+        self, ruling: PushDecision, report: Mapping[str, str | None], excess: str | None
     ) -> list[tuple[int, str, str | None]]:
         committed = _committed(self._journal(ruling.push))
         unknown = [c for c in ruling.commands if (c.new, c.ref) not in committed and c.ref not in report]

@@ -19,7 +19,7 @@ from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.models import ZERO_OID, Repo
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.quota import Quota
-from appliance.core.recording.turns import ARCHIVE, TURNS, SessionBook
+from appliance.core.recording.turns import ARCHIVE, TURNS, TurnRecorder
 from appliance.core.units import format_duration
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Retention:
 
     def __init__(
         self,
-        book: SessionBook,
+        book: TurnRecorder,
         quota: Quota,
         mirror_of: Callable[[str], Mirror],
         locks: MirrorLocks,

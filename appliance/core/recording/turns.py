@@ -19,7 +19,7 @@ TURNS = "refs/gitmirror/turns/"
 ARCHIVE = "refs/gitmirror/archive/"
 
 
-class SessionBook:
+class TurnRecorder:
     """Books turns in `store`, with what `mirror_of` finds in the repositories."""
 
     def __init__(self, store: SessionStore, mirror_of: Callable[[str], Mirror]) -> None:

@@ -12,7 +12,7 @@ from appliance.core.git.keyring import CredentialError
 
 
 @dataclass(frozen=True)
-class Trouble:
+class RefreshFailure:
     """One failure. `retry_after` is in seconds from now, None when the upstream did not ask for patience."""
 
     kind: Kind
@@ -30,16 +30,16 @@ class Trouble:
         }
 
 
-def trouble_of(error: Exception) -> Trouble:
+def failure_of(error: Exception) -> RefreshFailure:
     """What `error` means; one that nobody thought of is `other`."""
     if isinstance(error, CredentialError):
         # It names the entry and what to renew; a sentence about credentials in front of that says nothing more.
         kind = kind_of(error.stderr)
-        return Trouble(Kind.AUTH if kind is Kind.OTHER else kind, error.message)
+        return RefreshFailure(Kind.AUTH if kind is Kind.OTHER else kind, error.message)
     if isinstance(error, GitError):
         kind = kind_of(error.stderr or error.message, timed_out=error.timed_out)
-        return Trouble(kind, in_words(kind, error.message), error.retry_after)
+        return RefreshFailure(kind, in_words(kind, error.message), error.retry_after)
     if isinstance(error, GitmirrorError):
         kind = kind_of(error.message)
-        return Trouble(kind, in_words(kind, error.message))
-    return Trouble(Kind.OTHER, f"unexpected {type(error).__name__}: {error}")
+        return RefreshFailure(kind, in_words(kind, error.message))
+    return RefreshFailure(Kind.OTHER, f"unexpected {type(error).__name__}: {error}")

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.http_trace import MOST_PATIENCE
 from appliance.core.models import Health, RefreshOutcome, RefsMoved, Repo
-from appliance.core.refresh.failure import Trouble, trouble_of
+from appliance.core.refresh.failure import RefreshFailure, failure_of
 from appliance.core.refresh.queue import RefreshQueue
 from appliance.core.refresh.refresher import MirrorFacts, Progress, Refresher, RefreshRun
 from appliance.core.refresh.schedule import Lane, delay_after, holds_place, lane_of
@@ -292,15 +292,15 @@ class Scheduler:
         # Should what follows fail, the next one is in its turn all the same.
         entry.due = start + self._interval(repo)
         facts: MirrorFacts | None = None
-        trouble: Trouble | None = None
+        trouble: RefreshFailure | None = None
         try:
             facts = await self._refresher.refresh(run)
         except GitmirrorError as failure:
-            trouble = trouble_of(failure)
+            trouble = failure_of(failure)
             log.warning("%s: refresh failed (%s): %s", repo.name, trouble.kind, trouble.words)
         except Exception as failure:
             # Whatever it is, it is this repository's trouble and no other's.
-            trouble = trouble_of(failure)
+            trouble = failure_of(failure)
             log.exception("%s: refresh failed", repo.name)
         now, ended_at = time.monotonic(), time.time()
         duration = now - start

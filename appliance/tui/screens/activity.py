@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
-from appliance.core.node.queries import Overview
+from appliance.core.node.queries import NodeQueries
 from appliance.tui.deeds import HYDRATION, PUSH, REFRESH, Deed
 from appliance.tui.messages import DeedsRead
 from appliance.tui.model import EVERY
@@ -154,7 +154,7 @@ def _text(deed: Deed) -> str:
     return f"{deed.kind} {said} {deed.repo} {deed.what} {deed.client}".lower()
 
 
-def read_deeds(overview: Overview) -> DeedsRead:
+def read_deeds(overview: NodeQueries) -> DeedsRead:
     """The newest of each kind."""
     found: tuple[list[dict[str, Any]], ...] = (
         overview.hydrations(None, READ),

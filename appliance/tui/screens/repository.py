@@ -9,7 +9,7 @@ from textual.binding import Binding, BindingType
 
 from appliance.core.models import RefText
 from appliance.core.node.queries import RepoView
-from appliance.tui.deeds import Deed, Deeds
+from appliance.tui.deeds import ActivityFeed, Deed
 from appliance.tui.messages import HydrationsRead, ReadFailed, RefreshesRead, RefsRead, SessionsRead
 from appliance.tui.rows import Session
 from appliance.tui.screens.activity import deed_columns
@@ -17,7 +17,7 @@ from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
 from appliance.tui.screens.repo_columns import explain
 from appliance.tui.screens.sessions import SessionColumns
 from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME
-from appliance.tui.sessionbook import SessionBook
+from appliance.tui.sessionbook import SessionList
 from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing
 from appliance.tui.widgets.plot import Plot
@@ -43,12 +43,12 @@ class Repository(RepoActions):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.repo = name
-        self.book = SessionBook(name)
+        self.book = SessionList(name)
         self._tab = 0
         self._quiet = False
         self._refreshes: list[dict[str, Any]] = []
         self._recent: list[tuple[float, float, str]] = []
-        self._hydrations = Deeds()
+        self._hydrations = ActivityFeed()
 
     def body(self) -> ComposeResult:
         """What is known, the plot, four lists of which one is shown."""
@@ -99,7 +99,7 @@ class Repository(RepoActions):
     def reread(self) -> None:
         """All of its lists; hydrations too, whose events went to another view."""
         overview, name = self.tui.overview, self.repo
-        self._hydrations = Deeds()
+        self._hydrations = ActivityFeed()
         self.tui.reader.read("hydrations", self, lambda: HydrationsRead(name, overview.hydrations(name, READ)))
         self._read_changed()
 
@@ -192,7 +192,7 @@ class Repository(RepoActions):
         self.query_one(Plot).draw(self._recent, self.model.clock())
 
     def _show_refreshes(self) -> None:
-        deeds = Deeds()
+        deeds = ActivityFeed()
         deeds.fill((), (), self._refreshes)
         rows = deeds.rows
         listing: Listing[Deed] = self.query_one("#refreshes", Listing)

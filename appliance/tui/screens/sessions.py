@@ -14,7 +14,7 @@ from appliance.tui.messages import SessionsRead, TurnsRead
 from appliance.tui.rows import Session
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
 from appliance.tui.screens.view import SERVE, TIME
-from appliance.tui.sessionbook import SessionBook
+from appliance.tui.sessionbook import SessionList
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
 from appliance.tui.words import Cell, cell, count, signed, size, span
@@ -79,7 +79,7 @@ class Sessions(SessionActions):
 
     def __init__(self) -> None:
         super().__init__()
-        self.book = SessionBook(None)
+        self.book = SessionList(None)
 
     def body(self) -> ComposeResult:
         """The list, and the turns of the chosen one."""

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from appliance.core.serving.fetch import response_cache as responses
-from appliance.core.serving.fetch.response_cache import Answer, AnswerFailed, Produce, ResponseCache, Way
+from appliance.core.serving.fetch.response_cache import (
+    AnswerFailed,
+    CachedResponse,
+    CacheResult,
+    Produce,
+    ResponseCache,
+)
 
 REPO, OTHER = 1, 2
 
@@ -57,7 +63,7 @@ async def never(output: int) -> None:
     raise AssertionError("the answer is there already")
 
 
-async def read(answer: Answer | None) -> bytes:
+async def read(answer: CachedResponse | None) -> bytes:
     """All of an answer, which is closed. Raises AnswerFailed."""
     assert answer is not None
     data = b""
@@ -81,7 +87,7 @@ async def kept(cache: ResponseCache, *keys: str) -> list[str]:
     for key in keys:
         answer = cache.get(key, REPO, producing(b"0000"))
         assert answer is not None
-        if answer.way == Way.HIT:
+        if answer.way == CacheResult.HIT:
             found.append(key)
         answer.close()
     return found
@@ -124,9 +130,9 @@ def test_the_first_makes_it_and_the_next_have_it(directory: Path) -> None:
         assert await read(cache.get("a", REPO, producing(made))) == made
         for _ in range(2):
             answer = cache.get("a", REPO, never)
-            assert answer is not None and (answer.way, answer.size) == (Way.HIT, 3000)
+            assert answer is not None and (answer.way, answer.size) == (CacheResult.HIT, 3000)
             assert await read(answer) == made
-        assert cache.counts == {Way.MISS: 1, Way.HIT: 2, Way.JOINED: 0, Way.DIRECT: 0}
+        assert cache.counts == {CacheResult.MISS: 1, CacheResult.HIT: 2, CacheResult.JOINED: 0, CacheResult.DIRECT: 0}
         assert cache.bytes == 3000 == sum(each.stat().st_size for each in directory.iterdir())
 
     in_loop(test)
@@ -141,7 +147,7 @@ def test_guests_join_an_answer_that_is_being_written(directory: Path) -> None:
         slow.write(b"a" * 500)
         assert first is not None and await first.ready_beyond(0) == 500
         second = cache.get("a", REPO, never)
-        assert second is not None and second.way == Way.JOINED and second.size is None
+        assert second is not None and second.way == CacheResult.JOINED and second.size is None
         assert await second.ready_beyond(0) == 500
         readers = [asyncio.create_task(read(each)) for each in (first, second)]
         slow.write(b"b" * 500)
@@ -207,7 +213,7 @@ def test_a_file_that_somebody_touched_is_a_miss(directory: Path, harm: str) -> N
             for each in directory.iterdir() if harm == "all removed" else [path]:
                 each.unlink()
         answer = cache.get("a", REPO, producing(body(1000, b"A")))
-        assert answer is not None and answer.way == Way.MISS
+        assert answer is not None and answer.way == CacheResult.MISS
         assert await read(answer) == body(1000, b"A")
         assert await read(cache.get("a", REPO, never)) == body(1000, b"A")
         assert cache.bytes == 2000
@@ -324,7 +330,7 @@ def test_warming_that_is_given_up_ends_unless_somebody_reads(directory: Path) ->
         assert warming is not None and await warming.ready_beyond(0) == 10
         cache.give_up(warming)
         again = cache.get("alone", REPO, producing(body(100)))
-        assert again is not None and again.way == Way.MISS, "nobody joins what is being ended"
+        assert again is not None and again.way == CacheResult.MISS, "nobody joins what is being ended"
         assert await read(again) == body(100)
         assert alone.cancelled
         warming = cache.get("shared", REPO, shared, pinned=True)

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from appliance.core.serving.net.acceptor import Acceptor, Limits
 from appliance.core.serving.net.http import (
     LARGEST_HEAD,
-    Answer,
     Exchange,
     Handler,
     HttpError,
     HttpPort,
+    TextResponse,
     plain_routes,
     require_read,
 )
@@ -63,7 +63,7 @@ async def route(exchange: Exchange) -> None:
         case "/bug":
             raise ZeroDivisionError
         case _:
-            await plain_routes({"/healthz": lambda: Answer(200, "ok\n")})(exchange)
+            await plain_routes({"/healthz": lambda: TextResponse(200, "ok\n")})(exchange)
 
 
 @contextlib.asynccontextmanager

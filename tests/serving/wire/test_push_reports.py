@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.core.models import RefCommand, Repo, Ruling
+from appliance.core.models import PushDecision, RefCommand, Repo
 from appliance.core.serving.wire.pktline import PacketError, packet
 from appliance.core.serving.wire.requests import PushRequest, ReportReader, refusal_report
 from tests.serving.wire.wire import at, fed, listening, read_first_packet, recorded_push
@@ -41,7 +41,7 @@ class Refusing:
         while not request.done:
             request.feed(guest.recv(65536))
         refusals = {command.ref: "branches are the upstream's" for command in request.commands}
-        ruling = Ruling("p", REPO, "10.0.0.7", tuple(request.commands), refusals, self._advice)
+        ruling = PushDecision("p", REPO, "10.0.0.7", tuple(request.commands), refusals, self._advice)
         guest.sendall(refusal_report(request, ruling))
         guest.shutdown(socket.SHUT_WR)
         while guest.recv(65536):
@@ -74,7 +74,7 @@ def test_git_understands_a_refusal(widgets_bare: Path, without: tuple[bytes, ...
 def test_a_refusal_fits_the_old_side_band() -> None:
     """999 bytes a packet, its band included, is what a client that asks for `side-band` takes."""
     request = fed(push_bytes([(ZERO, OID, "refs/heads/" + "x" * 200)], capabilities="report-status side-band"), 1000)
-    ruling = Ruling("p", REPO, "10.0.0.7", tuple(request.commands), {request.commands[0].ref: "y" * 3000}, ADVICE)
+    ruling = PushDecision("p", REPO, "10.0.0.7", tuple(request.commands), {request.commands[0].ref: "y" * 3000}, ADVICE)
     report, at = refusal_report(request, ruling), 0
     while report[at : at + 4] != FLUSH:
         size = int(report[at : at + 4], 16)
@@ -87,7 +87,7 @@ def test_a_guest_that_asked_for_no_report_gets_none() -> None:
     """Advice only; and without a side band nothing at all, since it would be read as something else."""
     for capabilities, expected in (("side-band-64k", 1), ("", 0)):
         request = fed(push_bytes([(ZERO, OID, "refs/heads/x")], capabilities=capabilities), 1000)
-        ruling = Ruling("p", REPO, "10.0.0.7", tuple(request.commands), {"refs/heads/x": "no"}, ("advice",))
+        ruling = PushDecision("p", REPO, "10.0.0.7", tuple(request.commands), {"refs/heads/x": "no"}, ("advice",))
         report = refusal_report(request, ruling)
         assert bool(report) == expected
         assert b"ng refs/heads/x" not in report

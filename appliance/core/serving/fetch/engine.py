@@ -12,7 +12,7 @@ from typing import Protocol
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Hydration, Repo
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshots, is_understood
-from appliance.core.serving.fetch.response_cache import Answer, ResponseCache, Way
+from appliance.core.serving.fetch.response_cache import CachedResponse, CacheResult, ResponseCache
 from appliance.core.serving.fetch.upload_pack import UploadPack
 from appliance.core.serving.net.streams import Sink
 from appliance.core.serving.ports.git_daemon import Relayed
@@ -30,7 +30,7 @@ class Caller:
     protocol: str
 
 
-class Told(Protocol):
+class FetchObserver(Protocol):
     """Who hears of fetches, and never waits."""
 
     def hydrating(self, repo: Repo, want: str, shape: str, caller: Caller, /) -> None:
@@ -52,7 +52,7 @@ class Engine:
         snapshots: RefSnapshots,
         upload_pack: UploadPack,
         mirror_of: Callable[[str], Mirror],
-        told: Told,
+        told: FetchObserver,
     ) -> None:
         self._cache = cache
         self._snapshots = snapshots
@@ -98,7 +98,7 @@ class Engine:
         else:
             await self._upload_pack.stream(self._mirror_of(repo.name).path, request.encode(), sink)
 
-    async def open_answer(self, repo: Repo, shape: FetchShape, *, warming: bool = False) -> Answer | None:
+    async def open_answer(self, repo: Repo, shape: FetchShape, *, warming: bool = False) -> CachedResponse | None:
         """The answer to a fetch that may be kept: from the cache, or begun; None when the disk has no room for it.
 
         Raises UploadPackError, OSError.
@@ -115,14 +115,14 @@ class Engine:
         start = time.monotonic()
         meter = _Meter(sink, start)
         shape = request.shape
-        way = Way.DIRECT
+        way = CacheResult.DIRECT
         self._told.hydrating(repo, request.wants[0], request.text, caller)
         try:
             if shape is not None:
                 self._told.saw_shape(repo, shape)
             answer = await self.open_answer(repo, shape) if shape is not None else None
             if answer is None:
-                self._cache.counts[Way.DIRECT] += 1
+                self._cache.counts[CacheResult.DIRECT] += 1
                 await self._upload_pack.stream(self._mirror_of(repo.name).path, request.encode(), meter)
             else:
                 way = answer.way
@@ -139,14 +139,14 @@ class Engine:
         request = _of_v0(said)
         if request.wants[1]:
             # Who wants nothing has only looked at the refs.
-            self._cache.counts[Way.DIRECT] += 1
-            self._tell(repo, request, Way.DIRECT, meter, start, caller, f"{request.text}, v{version}")
+            self._cache.counts[CacheResult.DIRECT] += 1
+            self._tell(repo, request, CacheResult.DIRECT, meter, start, caller, f"{request.text}, v{version}")
 
     def _tell(
         self,
         repo: Repo,
         request: V2Request,
-        way: Way,
+        way: CacheResult,
         meter: _Meter | Relayed,
         start: float,
         caller: Caller,
@@ -188,7 +188,7 @@ class _Meter:
         self.sent += count
 
 
-async def send_answer(answer: Answer, sink: Sink) -> None:
+async def send_answer(answer: CachedResponse, sink: Sink) -> None:
     """Sends an answer as far as it grows, to its end. Raises AnswerFailed, after what there is of a bad one."""
     offset = 0
     while (size := await answer.ready_beyond(offset)) > offset:

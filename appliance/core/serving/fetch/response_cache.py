@@ -31,7 +31,7 @@ Produce = Callable[[int], Awaitable[None]]
 """Writes an answer to a descriptor; raises when it could not be made whole."""
 
 
-class Way(StrEnum):
+class CacheResult(StrEnum):
     """How a guest got its answer."""
 
     HIT = "hit"
@@ -73,10 +73,10 @@ class _Kept:
 
 
 @dataclass
-class Answer:
+class CachedResponse:
     """One guest's view of an answer: an open file, of which `parts` tells what may be sent."""
 
-    way: Way
+    way: CacheResult
     _descriptor: int
     _size: int | None
     _growing: _Growing | None
@@ -118,7 +118,7 @@ class ResponseCache:
         self._growing: dict[str, _Growing] = {}
         self._number = 0
         self.bytes = 0
-        self.counts = dict.fromkeys(Way, 0)
+        self.counts = dict.fromkeys(CacheResult, 0)
 
     def start(self) -> None:
         """Empties the directory: what an earlier serve kept is not known to be whole. Raises OSError."""
@@ -132,7 +132,7 @@ class ResponseCache:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def get(self, key: str, repo: int, produce: Produce, *, pinned: bool = False) -> Answer | None:
+    def get(self, key: str, repo: int, produce: Produce, *, pinned: bool = False) -> CachedResponse | None:
         """The answer of that key: kept, joined while it is written, or made by `produce`, for repository id `repo`.
 
         None when it would have to be made and the disk has no room. `pinned` is for warming: such answers are not
@@ -142,19 +142,19 @@ class ResponseCache:
         if answer is not None:
             self._kept[key].pinned |= pinned
         else:
-            growing, way = self._growing.get(key), Way.JOINED
+            growing, way = self._growing.get(key), CacheResult.JOINED
             if growing is None:
                 if not self._has_room():
                     return None
-                growing, way = self._begin(key, repo, produce), Way.MISS
+                growing, way = self._begin(key, repo, produce), CacheResult.MISS
             growing.pinned |= pinned
             growing.readers += 1
-            answer = Answer(way, os.dup(growing.descriptor), None, growing)
+            answer = CachedResponse(way, os.dup(growing.descriptor), None, growing)
         if not pinned:
             self.counts[answer.way] += 1
         return answer
 
-    def give_up(self, answer: Answer) -> None:
+    def give_up(self, answer: CachedResponse) -> None:
         """Closes an answer that nobody will ask for any more; ends its making unless somebody else reads it."""
         answer.close()
         growing = answer._growing
@@ -179,7 +179,7 @@ class ResponseCache:
         for growing in self._growing.values():
             growing.wanted = growing.wanted and growing.repo != repo
 
-    def _hit(self, key: str) -> Answer | None:
+    def _hit(self, key: str) -> CachedResponse | None:
         kept = self._kept.get(key)
         if kept is None:
             return None
@@ -194,7 +194,7 @@ class ResponseCache:
             self._drop(key)
             return None
         self._kept.move_to_end(key)
-        return Answer(Way.HIT, descriptor, kept.size, None)
+        return CachedResponse(CacheResult.HIT, descriptor, kept.size, None)
 
     def _begin(self, key: str, repo: int, produce: Produce) -> _Growing:
         self._number += 1

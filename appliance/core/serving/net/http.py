@@ -38,7 +38,7 @@ class HttpError(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class TextResponse:
     """A whole answer: `status`, its text, and the content type."""
 
     status: int
@@ -296,7 +296,7 @@ async def _linger(guest: socket.socket, stream: SocketStream) -> None:
                 drained += len(data)
 
 
-def plain_routes(routes: Mapping[str, Callable[[], Answer]]) -> Handler:
+def plain_routes(routes: Mapping[str, Callable[[], TextResponse]]) -> Handler:
     """A handler that answers GET and HEAD of exact paths; everything else is a 404."""
 
     async def handle(exchange: Exchange) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
-from appliance.core.access.gate import Door
+from appliance.core.access.gate import AccessGate
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Repo
@@ -21,8 +21,8 @@ from appliance.core.serving.fetch.response_cache import AnswerFailed
 from appliance.core.serving.fetch.upload_pack import UploadPackError
 from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
-from appliance.core.serving.ports.git_daemon import Daemon, Relayed, daemon_child, relay_fetch
-from appliance.core.serving.push.relay import Desk, PushRelay
+from appliance.core.serving.ports.git_daemon import GitDaemon, Relayed, daemon_child, relay_fetch
+from appliance.core.serving.push.relay import PushAuthority, PushRelay
 from appliance.core.serving.wire.pktline import PacketError, packet, packet_length
 from appliance.core.serving.wire.requests import (
     LARGEST_REQUEST,
@@ -45,8 +45,8 @@ class Serving:
 
     mirror_of: Callable[[str], Mirror]
     children: Children
-    daemon: Daemon
-    desk: Desk
+    daemon: GitDaemon
+    desk: PushAuthority
     engine: Engine
     writing: Callable[[str], AbstractAsyncContextManager[None]]
 
@@ -58,7 +58,13 @@ class Serving:
 class GitPort:
     """Serves connections of git://. `door` knows what guests may have, `connections` counts them."""
 
-    def __init__(self, serving: Serving, door: Door, admission: Admission, connections: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        serving: Serving,
+        door: AccessGate,
+        admission: Admission,
+        connections: Callable[[], int],
+    ) -> None:
         self._serving = serving
         self._door = door
         self._admission = admission

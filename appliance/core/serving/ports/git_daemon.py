@@ -17,7 +17,7 @@ from appliance.core.serving.wire.requests import RECEIVE_PACK, DaemonRequest
 
 
 @dataclass(frozen=True)
-class Daemon:
+class GitDaemon:
     """How `git daemon` is started: its path, and the environment of receive-pack and upload-pack."""
 
     program: str
@@ -78,7 +78,7 @@ class Activity:
 
 @contextlib.asynccontextmanager
 async def daemon_child(
-    children: Children, daemon: Daemon, mirror: Path, request: DaemonRequest, extra: Mapping[str, str]
+    children: Children, daemon: GitDaemon, mirror: Path, request: DaemonRequest, extra: Mapping[str, str]
 ) -> AsyncIterator[tuple[Child, socket.socket]]:
     """A child with the first packet already in its hands, and our end of its socket pair. Ended on the way out."""
     ours, theirs = socket.socketpair()

@@ -11,7 +11,7 @@ from typing import Any
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import Hydration, Repo, Tar
-from appliance.core.serving.fetch.engine import Caller, Told
+from appliance.core.serving.fetch.engine import Caller, FetchObserver
 from appliance.core.serving.net.http import Exchange, HttpError, require_read
 from appliance.core.serving.net.http_files import send_file
 
@@ -33,7 +33,7 @@ class GuestRoutes:
         freshness: Callable[[Repo, str | None], Awaitable[Mapping[str, Any]]],
         lag: Callable[[Repo], float | None],
         kit: Callable[[], str],
-        told: Told,
+        told: FetchObserver,
     ) -> None:
         self._tar = tar
         self._freshness = freshness

@@ -9,14 +9,14 @@ from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import quote
 
-from appliance.core.access.gate import Door
+from appliance.core.access.gate import AccessGate
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import Repo
 from appliance.core.serving.fetch.engine import Caller, Engine
 from appliance.core.serving.fetch.response_cache import AnswerFailed
 from appliance.core.serving.fetch.upload_pack import UploadPackError
 from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy
-from appliance.core.serving.net.http import Answer, Exchange, HttpError, require_read
+from appliance.core.serving.net.http import Exchange, HttpError, TextResponse, require_read
 from appliance.core.serving.ports.guest_routes import GuestRoutes
 from appliance.core.serving.wire.pktline import FLUSH, PacketError, packet
 from appliance.core.serving.wire.requests import RECEIVE_PACK, UPLOAD_PACK
@@ -49,11 +49,11 @@ class SmartHttp:
     def __init__(
         self,
         engine: Engine,
-        door: Door,
+        door: AccessGate,
         admission: Admission,
         pushes: Pushes,
         routes: GuestRoutes,
-        plain: dict[str, Callable[[], Answer]],
+        plain: dict[str, Callable[[], TextResponse]],
     ) -> None:
         self._engine = engine
         self._door = door

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from appliance.core.models import PushFault, RefCommand, Repo, Ruling
+from appliance.core.models import PushDecision, PushFault, RefCommand, Repo
 from appliance.core.process.children import Child
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
 from appliance.core.serving.ports.git_daemon import Activity, end_tasks
@@ -50,7 +50,7 @@ class Guest(Protocol):
         ...
 
 
-class Desk(Protocol):
+class PushAuthority(Protocol):
     """Who rules on pushes; the recording room, wired in by the service."""
 
     def open(self) -> str:
@@ -70,11 +70,11 @@ class Desk(Protocol):
         total: int,
         count_objects: Callable[[], Awaitable[int]],
         fault: str | None = None,
-    ) -> Ruling:
+    ) -> PushDecision:
         """Decides and logs the attempt."""
         ...
 
-    async def conclude(self, ruling: Ruling, report: Mapping[str, str | None], size: int) -> None:
+    async def conclude(self, ruling: PushDecision, report: Mapping[str, str | None], size: int) -> None:
         """Logs what became of it."""
         ...
 
@@ -84,7 +84,7 @@ class PushRelay:
 
     def __init__(
         self,
-        desk: Desk,
+        desk: PushAuthority,
         writing: Callable[[str], AbstractAsyncContextManager[None]],
         push: str,
         repo: Repo,
@@ -202,7 +202,7 @@ class PushRelay:
             raise PushFault("what follows the refs is no pack")
         return int(objects)
 
-    async def _let_through(self, request: PushRequest, ruling: Ruling) -> None:
+    async def _let_through(self, request: PushRequest, ruling: PushDecision) -> None:
         reader = ReportReader(request.capabilities)
         upwards = asyncio.create_task(self._send_up(bytes(request.raw) + request.rest))
         try:
@@ -248,7 +248,7 @@ class PushRelay:
             except OSError:
                 self._guest_gone = True
 
-    async def _refuse(self, request: PushRequest, ruling: Ruling) -> None:
+    async def _refuse(self, request: PushRequest, ruling: PushDecision) -> None:
         """Says why while it reads on: git looks at the answer only once it has sent its whole pack."""
         drain = asyncio.create_task(self._drain())
         try:

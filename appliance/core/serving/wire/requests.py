@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from appliance.core.models import RefCommand, Ruling
+from appliance.core.models import PushDecision, RefCommand
 from appliance.core.serving.wire.pktline import FLUSH, PacketError, PacketSplitter, packet
 
 LARGEST_REQUEST = 4096
@@ -133,7 +133,7 @@ class PushRequest:
         self.commands.append(RefCommand(*parts))
 
 
-def refusal_report(request: PushRequest, ruling: Ruling) -> bytes:
+def refusal_report(request: PushRequest, ruling: PushDecision) -> bytes:
     """What a guest whose push is refused gets: the advice on its terminal, and git's report of each ref."""
     report = b"".join(
         [
