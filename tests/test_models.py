@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from appliance.core.errors import GitmirrorError, NotServing, UsageError
 from appliance.core.layout import Layout
-from appliance.core.models import PushDecision, RefChange, RefreshOutcome, Repo, is_repo_name, shown
+from appliance.core.models import PushDecision, RefChange, RefreshOutcome, Repo, shown
+from appliance.core.names import is_repo_name
 
 ALLOWED = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 

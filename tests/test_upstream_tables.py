@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.core.errors import UsageError
-from appliance.core.models import is_repo_name
-from appliance.core.node.state_dir import is_branch_name, wanted_repo
+from appliance.core.names import is_branch_name, is_repo_name
+from appliance.core.node.state_dir import wanted_repo
 from appliance.core.upstream import parse_upstream, same_upstream
 from tests.support.gitutil import git_bytes
 

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 ZERO_OID = "0" * 40
-
-_NAME_PART = re.compile(r"[A-Za-z0-9._-]+")
-
-
-def is_repo_name(name: str) -> bool:
-    """Whether `name` is OWNER/REPO: each part of `[A-Za-z0-9._-]`, neither `.` nor `..`.
-
-    A REPO that ends in `.git` is none: `/o/x.git` on the wire is the repository `o/x`.
-    """
-    parts = name.split("/")
-    return (
-        len(parts) == 2
-        and all(_NAME_PART.fullmatch(part) and part not in (".", "..") and len(part) <= 128 for part in parts)
-        and not parts[1].endswith(".git")
-    )
 
 
 class State(StrEnum):
@@ -260,3 +244,15 @@ class PushDecision:
     def accepted(self) -> bool:
         """Whether the push may go on."""
         return not self.refusals
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """One ref that an upstream says it has now: at `oid`, or at any when that is empty, or gone when it is None.
+
+    `before` is where the push found it, "" when that is not said.
+    """
+
+    ref: str
+    oid: str | None
+    before: str = ""

@@ -1,4 +1,8 @@
-"""Which upstream URLs are allowed, and what follows from one: its name, its host, its identity."""
+"""Which upstream URLs are allowed, and which of them mean the same repository. Pure.
+
+`Upstream.identity` tells whether two URLs are the same registration: scheme and user count. `Place` is where a URL
+leads whatever protocol it speaks, which is how a webhook's URLs are matched.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from appliance.core.errors import UsageError
-from appliance.core.models import is_repo_name
+from appliance.core.names import is_repo_name
 
 _SCP = re.compile(r"^(?:(?P<user>[^/@:]+)@)?(?P<host>[^/:]+):(?!//)(?P<path>.*)$", re.DOTALL)
+_SCP_PLACE = re.compile(r"(?:[^/@:]+@)?(\[[^\]]+\]|[^/:@]+):(?!//)(.+)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SPACE = re.compile(r"[ \\]")
 _DEFAULT_PORTS = {"https": 443, "http": 80, "git": 9418, "ssh": 22}
@@ -168,6 +173,40 @@ def choose_name(upstream: Upstream, name: str | None) -> str:
     if chosen is None:
         raise UsageError(f"{upstream.url} suggests no name", hint="give one: --name OWNER/REPO")
     return chosen
+
+
+@dataclass(frozen=True)
+class Place:
+    """Host in lower case (empty: this machine), port (None: the scheme's own), path without `.git` and outer slashes.
+
+    The path is case-folded: GitHub's do not tell cases apart, and a refresh of one mirror too many does no harm.
+    """
+
+    host: str
+    port: int | None
+    path: str
+
+
+def place_of(url: str) -> Place | None:
+    """Where a URL leads: https, ssh, scp form (`git@HOST:PATH`), git, file or a path. None for what is no URL."""
+    if url.startswith("/"):
+        return Place("", None, _place_path(url))
+    if "://" not in url:
+        found = _SCP_PLACE.fullmatch(url)
+        return Place(found[1].strip("[]").lower(), None, _place_path(found[2])) if found else None
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    if port == _DEFAULT_PORTS.get(parts.scheme):
+        port = None
+    path = parts.path if parts.scheme == "file" else unquote(parts.path)
+    return Place((parts.hostname or "").lower(), port, _place_path(path))
+
+
+def _place_path(path: str) -> str:
+    return path.strip("/").removesuffix(".git").rstrip("/").casefold()
 
 
 def _without_secrets(url: str) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 from textual.message import Message
 from textual.message_pump import MessagePump
 
-from appliance.core.control import Watch, is_serving
 from appliance.core.errors import GitmirrorError
 from appliance.core.layout import Layout
+from appliance.core.process.control import Watch, is_serving
 from appliance.tui.messages import ActionDone, ActionFailed, Happened, ReadFailed, ReadWorks, Watching
 
 LOOK_AGAIN = 0.3

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from appliance.core.control import call
 from appliance.core.layout import Layout
+from appliance.core.process.control import call
 from tests.conftest import WIDGETS
 from tests.serving.fetch.wire import Reply, http_ask
 from tests.support.serve import Serve

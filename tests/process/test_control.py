@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from appliance.core.control import ControlServer, Tell, Watch, call, is_serving
+from appliance.core.daemon.control_server import ControlServer
 from appliance.core.errors import GitmirrorError, NotServing, UsageError
 from appliance.core.layout import Layout
 from appliance.core.observability.event_stream import MOST_WAITING, EventStream
+from appliance.core.process.control import Tell, Watch, call, is_serving
 from appliance.core.process.owner import SERVE, claim
 from tests.support.gitutil import wait_until
 from tests.support.serve import ROOT
@@ -185,7 +186,7 @@ def test_only_user_and_group_may_ask(layout: Layout, server: Server) -> None:
 def test_a_command_whose_caller_goes_away_is_not_gone_on_with(layout: Layout, server: Server) -> None:
     """Ctrl-C on `refresh` or `add-repo`; the next command is answered."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom appliance.core.control import call\n"
+        "import sys\nfrom pathlib import Path\nfrom appliance.core.process.control import call\n"
         "from appliance.core.layout import Layout\ncall(Layout(Path(sys.argv[1])), 'wait')"
     )
     caller = subprocess.Popen([sys.executable, "-c", program, str(layout.state)], cwd=ROOT, stderr=subprocess.DEVNULL)

@@ -6,20 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appliance.core.health import FAILING_AFTER, is_unhealthy, lag_of, state_of
 from appliance.core.models import Health, Repo, State
 from appliance.core.refresh.schedule import (
     ASKING_HOLDS,
     BACKOFF_START,
     CLONING_HOLDS,
-    FAILING_AFTER,
     FETCHING_HOLDS,
     Lane,
     delay_after,
     holds_place,
-    is_unhealthy,
-    lag_of,
     lane_of,
-    state_of,
 )
 
 INTERVALS = st.floats(1, 7 * 86400)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from appliance.core.git.mirror import FOLLOWED
 from appliance.core.git.ref_memory import RefMemory
 from appliance.core.git.ref_traces import take_traces
+from appliance.core.health import lag_of
 from appliance.core.refresh.queue import RefreshQueue
-from appliance.core.refresh.schedule import Lane, lag_of
+from appliance.core.refresh.schedule import Lane
 from appliance.core.refresh.scheduler import LeftAlone, Settings
 from tests.conftest import WIDGETS, ServeFactory
 from tests.refresh.node import repo_status

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from appliance.core.control import call
 from appliance.core.layout import Layout
 from appliance.core.node.state_dir import open_stores
+from appliance.core.process.control import call
 from tests.conftest import WIDGETS, ServeFactory
 from tests.support.generate import add_commit, copy_repository
 from tests.support.gitutil import clean_env, commit_files, fsck, git, refs, run_process, wait_until

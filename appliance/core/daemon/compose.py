@@ -6,9 +6,10 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from appliance.core.access.gate import AccessGate
 from appliance.core.access.read_tokens import ReadTokens
@@ -19,8 +20,10 @@ from appliance.core.daemon.wiring import Events
 from appliance.core.git.command import git_environment
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
+from appliance.core.health import lag_of
 from appliance.core.layout import Layout
 from appliance.core.maintenance.maintainer import Maintainer
+from appliance.core.models import Hydration, RefreshOutcome
 from appliance.core.node.state_dir import make_git, make_keyring, open_stores
 from appliance.core.observability.alerts import Alerts
 from appliance.core.observability.event_sinks import EventSinks
@@ -34,7 +37,6 @@ from appliance.core.recording.retention import Retention
 from appliance.core.recording.turns import TurnRecorder
 from appliance.core.refresh.announcements import Announcements
 from appliance.core.refresh.refresher import Refresher
-from appliance.core.refresh.schedule import lag_of
 from appliance.core.refresh.scheduler import Scheduler, Settings
 from appliance.core.serving.fetch.engine import Engine
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
@@ -50,11 +52,15 @@ from appliance.core.serving.ports.git_daemon import GitDaemon
 from appliance.core.serving.ports.guest_routes import GuestRoutes
 from appliance.core.serving.ports.smart_http import SmartHttp
 from appliance.core.serving.push.http import HttpPushes
-from appliance.core.store.activity_log import ActivityLog
-from appliance.core.store.refresh_log import RefreshLog
+from appliance.core.store.write_behind import WriteBehind
 from appliance.core.workspace.snapshots import Snapshots
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+HYDRATIONS_PACE = 0.8
+REFRESHES_PACE = 2.0
+"""Seconds that a row waits to be written. A refresh that found nothing new is, lost by a kill, only done again."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,8 @@ class Assembly:
     live: Live
     refresher: Refresher
     maintainer: Maintainer
-    activity: ActivityLog
-    refreshes: RefreshLog
+    activity: WriteBehind[tuple[float, Hydration]]
+    refreshes: WriteBehind[tuple[int, RefreshOutcome, Mapping[str, Any]]]
     retention: Retention
     daemon: GitDaemon
     read_tokens: ReadTokens
@@ -134,7 +140,14 @@ async def assemble(
         kit=lambda: live.guest_kit(),
         told=events,
     )
-    smart = SmartHttp(engine, door, admission, HttpPushes(serving, idle), routes, alive)
+    smart = SmartHttp(
+        engine,
+        door,
+        admission,
+        HttpPushes(mirror_of, children, environment, desk, serving.writing, idle),
+        routes,
+        alive,
+    )
     metrics = Metrics(
         lambda: [(repo, scheduler.health(repo.id)) for repo in live.repos],
         lambda: live.config.refresh.stale_after,
@@ -191,8 +204,8 @@ async def assemble(
         anchor_times=lambda repo_id: asyncio.to_thread(stores.health.anchor_times, repo_id),
         set_anchor_times=lambda repo_id, times: asyncio.to_thread(stores.health.set_anchor_times, repo_id, times),
     )
-    activity = ActivityLog(stores.activity)
-    refreshes = RefreshLog(stores.health)
+    activity = WriteBehind("hydrations", stores.activity.record, HYDRATIONS_PACE)
+    refreshes = WriteBehind("refreshes", stores.health.record_refreshes, REFRESHES_PACE)
     alerts = Alerts(stores.alerts, children, lambda: live.config.alerts)
     vigil = HealthMonitor(scheduler, events.feed, alerts, lambda: live.repos, lambda: live.config.refresh.stale_after)
     live.complaints += [secret.problem, token.problem, lambda: alerts.trouble]

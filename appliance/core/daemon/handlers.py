@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from appliance.core.control import Handler, Tell
+from appliance.core.daemon.control_server import Handler
 from appliance.core.daemon.live import Live
 from appliance.core.errors import GitmirrorError
 from appliance.core.node.registration import added_document, outcome_document, register, unregister
+from appliance.core.process.control import Tell
 
 Arguments = Mapping[str, Any]
 

@@ -19,6 +19,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
+from appliance.core.health import lag_of, state_of
 from appliance.core.layout import Layout
 from appliance.core.models import UNHEALTHY, Health, Repo, State, Tar
 from appliance.core.node.state_dir import Stores, make_privacy
@@ -26,7 +27,6 @@ from appliance.core.observability.report import repo_documents, status_document
 from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
 from appliance.core.recording.retention import Retention
-from appliance.core.refresh.schedule import lag_of, state_of
 from appliance.core.refresh.scheduler import Scheduler, Settings
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
 from appliance.core.serving.fetch.response_cache import CacheResult, ResponseCache

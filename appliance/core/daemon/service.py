@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.core.config.settings import Config
-from appliance.core.control import ControlServer
 from appliance.core.daemon.compose import Assembly, assemble
+from appliance.core.daemon.control_server import ControlServer
 from appliance.core.daemon.handlers import Commands
 from appliance.core.daemon.live import Live
 from appliance.core.daemon.systemd import Notifier

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -19,9 +20,8 @@ from appliance.core.recording.policy import session_of
 from appliance.core.refresh.announcements import Announcements
 from appliance.core.serving.fetch.engine import Caller
 from appliance.core.serving.wire.v2 import FetchShape
-from appliance.core.store.activity_log import ActivityLog
 from appliance.core.store.database import StoreError
-from appliance.core.store.refresh_log import RefreshLog
+from appliance.core.store.write_behind import WriteBehind
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ class Events:
     live: Live
     maintainer: Maintainer
     metrics: Metrics
-    activity: ActivityLog
-    refreshes: RefreshLog
+    activity: WriteBehind[tuple[float, Hydration]]
+    refreshes: WriteBehind[tuple[int, RefreshOutcome, Mapping[str, Any]]]
     vigil: HealthMonitor
     announcements: Announcements
 
@@ -52,8 +52,8 @@ class Events:
         live: Live,
         maintainer: Maintainer,
         metrics: Metrics,
-        activity: ActivityLog,
-        refreshes: RefreshLog,
+        activity: WriteBehind[tuple[float, Hydration]],
+        refreshes: WriteBehind[tuple[int, RefreshOutcome, Mapping[str, Any]]],
         vigil: HealthMonitor,
         announcements: Announcements,
     ) -> None:
@@ -78,7 +78,10 @@ class Events:
             error=outcome.error,
             kind=outcome.kind,
         )
-        await self.refreshes.add(repo_id, outcome, columns)
+        self.refreshes.add((repo_id, outcome, columns))
+        if outcome.asked or outcome.result != "unchanged":
+            # What moved, failed or is waited for is stored before anybody is told, if it can be.
+            await self.refreshes.write()
         self.live.reconsider(repo_id)
 
     def refresh_done(self, repo: Repo) -> None:
@@ -131,7 +134,7 @@ class Events:
     def hydrated(self, event: Hydration) -> None:
         """A guest got its objects, or gave up."""
         self.metrics.hydrated(event)
-        self.activity.add(event)
+        self.activity.add((time.time(), event))
         if self.feed.is_watched:
             self.feed.publish("hydrated", event.repo, **{k: v for k, v in asdict(event).items() if k != "repo"})
         log.debug("%s: %s (%s) to %s in %.3fs", event.repo, event.shape, event.way, event.client, event.seconds)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from appliance.core.control import call, is_serving
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import CommitText, Health, RefText, Repo, State, Turn
 from appliance.core.node.node import Node
 from appliance.core.node.sessions import open_browser
 from appliance.core.node.state_dir import Stores, make_privacy, open_stores
 from appliance.core.observability.report import status_document
+from appliance.core.process.control import call, is_serving
 
 ANSWERS_WITHIN = 3.0
 """Seconds that a healthy serve never needs to tell its pulse."""

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.core.control import call
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.command import git_environment, write_git_configs
 from appliance.core.models import CommitText, FileChange, Turn
 from appliance.core.node.node import Node
+from appliance.core.process.control import call
 
 if TYPE_CHECKING:
     from appliance.core.git.browse import Browser

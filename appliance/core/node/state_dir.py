@@ -17,6 +17,7 @@ from appliance.core.git.command import Git, git_environment, write_git_configs
 from appliance.core.git.keyring import Keyring
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
+from appliance.core.names import is_branch_name
 from appliance.core.process.children import Children
 from appliance.core.store.activity import ActivityStore
 from appliance.core.store.alerts import AlertStore
@@ -143,18 +144,6 @@ def _wanted_entry(repo: RepoConfig, config: Config) -> Wanted:
         interval=repo.interval,
         allow_local=config.refresh.allow_local,
         has_key=make_keyring(config).has_key,
-    )
-
-
-def is_branch_name(branch: str) -> bool:
-    """git's rules for one ref name, as far as they matter before git sees it (git-check-ref-format)."""
-    parts = branch.split("/")
-    return (
-        all(part and not part.startswith(".") and not part.endswith((".", ".lock")) for part in parts)
-        and not branch.startswith("-")
-        and ".." not in branch
-        and "@{" not in branch
-        and all(char.isprintable() and char not in " ~^:?*[\\" for char in branch)
     )
 
 

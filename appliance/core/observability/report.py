@@ -8,8 +8,8 @@ from typing import Any
 from appliance import __version__
 from appliance.core.config.settings import Config
 from appliance.core.git.failures import hint_of
+from appliance.core.health import lag_of, state_of
 from appliance.core.models import Health, Repo
-from appliance.core.refresh.schedule import lag_of, state_of
 from appliance.core.units import rfc3339
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.core.git.failures import hint_of
+from appliance.core.health import lag_of, state_of
 from appliance.core.models import UNHEALTHY, Health, Repo, State
-from appliance.core.refresh.schedule import lag_of, state_of
 from appliance.core.units import format_duration, rfc3339
 
 STALE, FAILING, RECOVERED = "stale", "failing", "recovered"

@@ -14,12 +14,12 @@ from pathlib import Path
 from appliance.core.config.credentials import OPEN
 from appliance.core.config.secret_files import SecretFile
 from appliance.core.config.settings import Config
-from appliance.core.control import is_serving
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import OLDEST_GIT
 from appliance.core.git.keyring import check_files
 from appliance.core.node.node import Node
 from appliance.core.node.state_dir import wanted_of_config
+from appliance.core.process.control import is_serving
 from appliance.core.serving.net.sockets import listen
 from appliance.core.units import format_size
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror, has_object
-from appliance.core.models import Repo
+from appliance.core.models import Announcement, Repo
 from appliance.core.refresh.scheduler import Scheduler
-from appliance.core.serving.ports.webhook import Announcement
 
 log = logging.getLogger(__name__)
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from appliance.core.models import UNHEALTHY, Health, Repo, State
+from appliance.core.models import Health
 
 BACKOFF_START = 5.0
-FAILING_AFTER = 3
-"""Failures in a row after which a mirror that serves is called failing; one that never was cloned fails at once."""
 
 ASKING_HOLDS = 1.0
 FETCHING_HOLDS = 5.0
@@ -47,27 +45,3 @@ def holds_place(running_for: float, fetching: bool, lane: Lane) -> bool:
     """Whether a refresh that has run for so many seconds still counts against `concurrency`."""
     fetching_holds = CLONING_HOLDS if lane is Lane.CLONE else FETCHING_HOLDS
     return running_for < (fetching_holds if fetching else ASKING_HOLDS)
-
-
-def lag_of(health: Health, now: float) -> float | None:
-    """Seconds since the mirror was last verified equal to its upstream; None when it never was."""
-    return None if health.verified_at is None else max(0.0, now - health.verified_at)
-
-
-def state_of(repo: Repo, health: Health, now: float, stale_after: float) -> State:
-    """What an operator is told. The first line that holds decides."""
-    lag = lag_of(health, now)
-    if not repo.enabled:
-        return State.DISABLED
-    if not health.cloned:
-        return State.FAILING if health.failures else State.CLONING if health.cloning else State.NEW
-    if health.failures >= FAILING_AFTER:
-        return State.FAILING
-    if lag is None or lag > stale_after:
-        return State.STALE
-    return State.FRESH
-
-
-def is_unhealthy(state: State) -> bool:
-    """Whether `status` and `doctor` exit 3 for it."""
-    return state in UNHEALTHY

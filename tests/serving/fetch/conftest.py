@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from appliance.core.control import call
 from appliance.core.layout import Layout
+from appliance.core.process.control import call
 from tests.conftest import WIDGETS, ServeFactory
 from tests.serving.conftest import DEEP, SETTLED, Node
 from tests.serving.conftest import big_bare as big_bare

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.core.models import Hydration
 from appliance.core.store import activity as store_module
-from appliance.core.store import activity_log as activity_module
+from appliance.core.store import write_behind
 from appliance.core.store.activity import ActivityStore
-from appliance.core.store.activity_log import ActivityLog
 from appliance.core.store.database import Database, StoreError
+from appliance.core.store.write_behind import WriteBehind
 from tests.conftest import WIDGETS, ServeFactory
 from tests.serving.conftest import SETTLED, Node
 from tests.serving.fetch.conftest import (
@@ -269,22 +270,22 @@ def test_rows_are_bounded_in_number_and_time(tmp_path: Path, monkeypatch: pytest
 
 def test_a_database_that_fails_loses_no_row_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows wait in order until it is back; of too many the oldest are lost."""
-    monkeypatch.setattr(activity_module, "MOST_WAITING", 5)
+    monkeypatch.setattr(write_behind, "MOST_WAITING", 5)
     store = ActivityStore(Database(tmp_path / "db"), Clock())
     real = store.record
-    log = ActivityLog(store)
+    log = WriteBehind("hydrations", lambda batch: store.record(batch), 0)
 
     def fail(events: object) -> None:
         # More come while the database does not take them.
         for number in coming:
-            log.add(hydration(number))
+            log.add((time.time(), hydration(number)))
         raise StoreError("it is gone")
 
     async def write() -> None:
         await log.write()
 
     for number in range(3):
-        log.add(hydration(number))
+        log.add((time.time(), hydration(number)))
     monkeypatch.setattr(store, "record", fail)
     for coming in ([3], [4, 5, 6], [7, 8, 9, 10, 11]):  # noqa: B007 - read by fail()
         asyncio.run(write())

@@ -7,9 +7,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from appliance.core.models import Repo
-from appliance.core.places import place_of
-from appliance.core.serving.ports.webhook import FORM, Announcement, Delivery, Finder, Malformed, read_delivery
+from appliance.core.models import Announcement, Repo
+from appliance.core.serving.ports.webhook import FORM, Delivery, Finder, Malformed, read_delivery
+from appliance.core.upstream import place_of
 
 BY_HTTPS, BY_SSH, ELSEWHERE, LOCAL, OFF = (
     Repo(number, name, url, None, "cli", None, enabled, 0.0)

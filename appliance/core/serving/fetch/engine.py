@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from appliance.core.git.mirror import Mirror
@@ -15,7 +15,6 @@ from appliance.core.serving.fetch.ref_snapshots import RefSnapshots, is_understo
 from appliance.core.serving.fetch.response_cache import CachedResponse, CacheResult, ResponseCache
 from appliance.core.serving.fetch.upload_pack import UploadPack
 from appliance.core.serving.net.streams import Sink
-from appliance.core.serving.ports.git_daemon import Relayed
 from appliance.core.serving.wire.pktline import PacketError, PacketSplitter
 from appliance.core.serving.wire.v2 import FetchShape, RequestMemo, V2Request
 
@@ -28,6 +27,29 @@ class Caller:
 
     client: str
     protocol: str
+
+
+KEPT_WORDS = 65536
+"""Bytes of what a guest says that are kept for the record."""
+
+
+@dataclass
+class Relayed:
+    """What went over a relayed fetch: the guest's first words, bytes sent to it, when (monotonic) its answer came."""
+
+    said: bytearray = field(default_factory=bytearray)
+    sent: int = 0
+    first: float | None = None
+
+    def up(self, data: bytes) -> None:
+        """The guest said this."""
+        self.said += data[: max(0, KEPT_WORDS - len(self.said))]
+
+    def down(self, data: bytes) -> None:
+        """The guest was sent this. What it gets before it has said anything is the list of refs."""
+        self.sent += len(data)
+        if self.said:
+            self.first = self.first or time.monotonic()
 
 
 class FetchObserver(Protocol):

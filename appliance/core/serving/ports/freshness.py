@@ -9,8 +9,8 @@ from typing import Any
 from appliance.core.daemon.live import Live
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import has_object
+from appliance.core.health import lag_of, state_of
 from appliance.core.models import Repo
-from appliance.core.refresh.schedule import lag_of, state_of
 from appliance.core.units import rfc3339
 
 LOOK_AGAIN = 2.0

@@ -16,12 +16,12 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Repo
 from appliance.core.process.children import Children
-from appliance.core.serving.fetch.engine import Caller, Engine
+from appliance.core.serving.fetch.engine import Caller, Engine, Relayed
 from appliance.core.serving.fetch.response_cache import AnswerFailed
 from appliance.core.serving.fetch.upload_pack import UploadPackError
 from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
-from appliance.core.serving.ports.git_daemon import GitDaemon, Relayed, daemon_child, relay_fetch
+from appliance.core.serving.ports.git_daemon import GitDaemon, daemon_child, relay_fetch
 from appliance.core.serving.push.relay import PushAuthority, PushRelay
 from appliance.core.serving.wire.pktline import PacketError, packet, packet_length
 from appliance.core.serving.wire.requests import (

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import socket
 import subprocess
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.process.children import Child, Children, limit_push
+from appliance.core.serving.fetch.engine import Relayed
+from appliance.core.serving.net.idle import Activity, end_tasks
 from appliance.core.serving.net.streams import CHUNK, IdleTimeout
 from appliance.core.serving.wire.requests import RECEIVE_PACK, DaemonRequest
 
@@ -35,45 +36,6 @@ class GitDaemon:
             f"--timeout={max(1, round(self.idle_timeout))}",
             "--log-destination=none",
         ]
-
-
-KEPT_WORDS = 65536
-"""Bytes of what a guest says that are kept for the record."""
-
-
-@dataclass
-class Relayed:
-    """What went over a relayed fetch: the guest's first words, bytes sent to it, when (monotonic) its answer came."""
-
-    said: bytearray = field(default_factory=bytearray)
-    sent: int = 0
-    first: float | None = None
-
-    def up(self, data: bytes) -> None:
-        """The guest said this."""
-        self.said += data[: max(0, KEPT_WORDS - len(self.said))]
-
-    def down(self, data: bytes) -> None:
-        """The guest was sent this. What it gets before it has said anything is the list of refs."""
-        self.sent += len(data)
-        if self.said:
-            self.first = self.first or time.monotonic()
-
-
-class Activity:
-    """When something last went over a connection, in either direction."""
-
-    def __init__(self) -> None:
-        self.last = time.monotonic()
-
-    def touch(self) -> None:
-        """Something did just now."""
-        self.last = time.monotonic()
-
-    async def expire(self, idle: float) -> None:
-        """Returns after `idle` seconds without a touch."""
-        while (wait := self.last + idle - time.monotonic()) > 0:
-            await asyncio.sleep(wait)
 
 
 @contextlib.asynccontextmanager
@@ -150,10 +112,3 @@ async def _send_up(
             relayed.up(data)
     with contextlib.suppress(OSError):
         child.shutdown(socket.SHUT_WR)
-
-
-async def end_tasks(*tasks: asyncio.Task[object] | asyncio.Task[int] | asyncio.Task[None]) -> None:
-    """Cancels tasks and waits until they are gone, so that none touches a socket that is closed next."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

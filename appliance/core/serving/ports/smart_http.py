@@ -17,6 +17,7 @@ from appliance.core.serving.fetch.response_cache import AnswerFailed
 from appliance.core.serving.fetch.upload_pack import UploadPackError
 from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy
 from appliance.core.serving.net.http import Exchange, HttpError, TextResponse, require_read
+from appliance.core.serving.net.http_result import NO_CACHE, ResultSink
 from appliance.core.serving.ports.guest_routes import GuestRoutes
 from appliance.core.serving.wire.pktline import FLUSH, PacketError, packet
 from appliance.core.serving.wire.requests import RECEIVE_PACK, UPLOAD_PACK
@@ -28,7 +29,6 @@ _ROUTE = re.compile(r"(/.+)/(info/refs|git-upload-pack|git-receive-pack|workspac
 _VERSION = re.compile(r"version=([012])")
 MOST_CODED = 2**20
 """Bytes of a compressed request that is looked up as it is: the checkout of 40,000 files."""
-_NO_CACHE = {"cache-control": "no-cache, max-age=0, must-revalidate"}
 
 
 class Pushes(Protocol):
@@ -140,7 +140,7 @@ class SmartHttp:
         else:
             body = _announced(service) + await self._engine.advertise_v0(repo, _version(exchange))
         headers = {"content-type": f"application/x-{service}-advertisement", "content-length": str(len(body))}
-        await exchange.start(HTTPStatus.OK, headers | _NO_CACHE)
+        await exchange.start(HTTPStatus.OK, headers | NO_CACHE)
         if exchange.method != "HEAD":
             await exchange.send(body)
         await exchange.finish()
@@ -148,7 +148,7 @@ class SmartHttp:
     async def _fetch(self, exchange: Exchange, repo: Repo, path: str) -> None:
         """One command. A place is for the time of its answer: who takes its time to ask keeps nobody out."""
         _require_post(exchange, UPLOAD_PACK)
-        version, caller, sink = _version(exchange), Caller(exchange.client, "http"), Starting(exchange, UPLOAD_PACK)
+        version, caller, sink = _version(exchange), Caller(exchange.client, "http"), ResultSink(exchange, UPLOAD_PACK)
         body, request, catalog = b"", None, self._door.catalog
         with exchange.receiving_within(self._admission.limits.idle_timeout):
             if version == 2:
@@ -190,33 +190,6 @@ class SmartHttp:
                 if request is not None:
                     memo.remember(coded, request, unpacked)
             return request
-
-
-class Starting:
-    """A sink that sends the head of the answer with its first byte: until then it can still become an error."""
-
-    def __init__(self, exchange: Exchange, service: str) -> None:
-        self._exchange = exchange
-        self._headers = {"content-type": f"application/x-{service}-result", **_NO_CACHE}
-
-    async def _start(self) -> None:
-        if not self._exchange.started:
-            await self._exchange.start(HTTPStatus.OK, self._headers)
-
-    async def send(self, data: bytes) -> None:
-        """A piece of the body."""
-        await self._start()
-        await self._exchange.send(data)
-
-    async def send_file(self, file: int, offset: int, count: int) -> None:
-        """A piece of the body, out of an open file."""
-        await self._start()
-        await self._exchange.send_file(file, offset, count)
-
-    async def finish(self) -> None:
-        """The end, also of an answer of no bytes."""
-        await self._start()
-        await self._exchange.finish()
 
 
 def _require_post(exchange: Exchange, service: str) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from appliance.core.git.mirror import FOLLOWED
-from appliance.core.models import ZERO_OID, Repo
-from appliance.core.node.state_dir import is_branch_name
-from appliance.core.places import Place, place_of
+from appliance.core.models import ZERO_OID, Announcement, Repo
+from appliance.core.names import is_branch_name
+from appliance.core.upstream import Place, place_of
 
 PING, PUSH, CREATE, DELETE = "ping", "push", "create", "delete"
 FORM = "application/x-www-form-urlencoded"
@@ -24,18 +24,6 @@ _URLS = ("clone_url", "ssh_url", "html_url", "git_url", "git_ssh_url", "git_http
 
 class Malformed(Exception):
     """The body of a signed webhook is not what GitHub sends; the text says how."""
-
-
-@dataclass(frozen=True)
-class Announcement:
-    """One ref that an upstream says it has now: at `oid`, or at any when that is empty, or gone when it is None.
-
-    `before` is where the push found it, "" when that is not said.
-    """
-
-    ref: str
-    oid: str | None
-    before: str = ""
 
 
 @dataclass(frozen=True)

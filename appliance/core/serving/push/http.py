@@ -5,26 +5,32 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 import h11
 
+from appliance.core.git.mirror import Mirror
 from appliance.core.models import Repo
-from appliance.core.process.children import Child, limit_push
+from appliance.core.process.children import Child, Children, limit_push
 from appliance.core.serving.net.http import Exchange, HttpError
+from appliance.core.serving.net.http_result import ResultSink
 from appliance.core.serving.net.streams import SocketStream
-from appliance.core.serving.ports.git import Serving
-from appliance.core.serving.ports.smart_http import Starting
-from appliance.core.serving.push.relay import PushRelay
+from appliance.core.serving.push.relay import PushAuthority, PushRelay
 from appliance.core.serving.wire.requests import RECEIVE_PACK
 
 
+@dataclass(frozen=True)
 class HttpPushes:
-    """Takes pushes over HTTP for the repositories of `serving`. `idle` as on git://, in seconds."""
+    """Takes pushes over HTTP. `environment` is receive-pack's, `writing` holds a mirror open; `idle` in seconds."""
 
-    def __init__(self, serving: Serving, idle: float) -> None:
-        self._serving = serving
-        self._idle = idle
+    mirror_of: Callable[[str], Mirror]
+    children: Children
+    environment: Mapping[str, str]
+    authority: PushAuthority
+    writing: Callable[[str], AbstractAsyncContextManager[None]]
+    idle: float
 
     async def advertise(self, repo: Repo, exchange: Exchange) -> bytes:
         """What `receive-pack` says first. Raises IdleTimeout, OSError."""
@@ -37,27 +43,25 @@ class HttpPushes:
 
     async def receive(self, repo: Repo, exchange: Exchange) -> None:
         """One push, answered. Raises PacketError, IdleTimeout, OSError."""
-        desk = self._serving.desk
-        push = desk.open()
+        push = self.authority.open()
         async with self._child(repo, exchange, push) as (child, ours):
             guest = _Posted(exchange)
-            relay = PushRelay(desk, self._serving.writing, push, repo, exchange.client, guest, child, ours)
-            await relay.run(self._idle)
+            relay = PushRelay(self.authority, self.writing, push, repo, exchange.client, guest, child, ours)
+            await relay.run(self.idle)
 
     @contextlib.asynccontextmanager
     async def _child(
         self, repo: Repo, exchange: Exchange, push: str, *arguments: str
     ) -> AsyncIterator[tuple[Child, SocketStream]]:
-        serving = self._serving
-        environment = {**serving.daemon.environment, "REMOTE_ADDR": exchange.client}
+        environment = {**self.environment, "REMOTE_ADDR": exchange.client}
         if push:
-            environment |= serving.desk.environment(push)
+            environment |= self.authority.environment(push)
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
                 ours.setblocking(False)
-                child = serving.children.start(
-                    ["git", "receive-pack", "--stateless-rpc", *arguments, str(serving.mirror_of(repo.name).path)],
+                child = self.children.start(
+                    ["git", "receive-pack", "--stateless-rpc", *arguments, str(self.mirror_of(repo.name).path)],
                     env=environment,
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
@@ -76,7 +80,7 @@ class _Posted:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._answer = Starting(exchange, RECEIVE_PACK)
+        self._answer = ResultSink(exchange, RECEIVE_PACK)
 
     async def receive(self) -> bytes:
         """The next bytes of the body; a body that breaks off, or is no gzip, ends like a guest that left."""

@@ -16,8 +16,8 @@ from typing import Protocol
 
 from appliance.core.models import PushDecision, PushFault, RefCommand, Repo
 from appliance.core.process.children import Child
+from appliance.core.serving.net.idle import Activity, end_tasks
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
-from appliance.core.serving.ports.git_daemon import Activity, end_tasks
 from appliance.core.serving.wire.pktline import PacketError
 from appliance.core.serving.wire.requests import PushRequest, ReportReader, refusal_report
 

@@ -1,0 +1,32 @@
+"""What may name a repository or a branch. Pure."""
+
+from __future__ import annotations
+
+import re
+
+_NAME_PART = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def is_repo_name(name: str) -> bool:
+    """Whether `name` is OWNER/REPO: each part of `[A-Za-z0-9._-]`, neither `.` nor `..`.
+
+    A REPO that ends in `.git` is none: `/o/x.git` on the wire is the repository `o/x`.
+    """
+    parts = name.split("/")
+    return (
+        len(parts) == 2
+        and all(_NAME_PART.fullmatch(part) and part not in (".", "..") and len(part) <= 128 for part in parts)
+        and not parts[1].endswith(".git")
+    )
+
+
+def is_branch_name(branch: str) -> bool:
+    """git's rules for one ref name, as far as they matter before git sees it (git-check-ref-format)."""
+    parts = branch.split("/")
+    return (
+        all(part and not part.startswith(".") and not part.endswith((".", ".lock")) for part in parts)
+        and not branch.startswith("-")
+        and ".." not in branch
+        and "@{" not in branch
+        and all(char.isprintable() and char not in " ~^:?*[\\" for char in branch)
+    )
