@@ -1,4 +1,4 @@
-"""Rows on their way to the database, written in batches: a sync of the disk for each would cost more than what it tells."""
+"""Rows on their way to the database, in batches: a sync of the disk for each would cost more than what it tells."""
 
 from __future__ import annotations
 

@@ -273,7 +273,7 @@ def test_a_database_that_fails_loses_no_row_up_to_a_bound(tmp_path: Path, monkey
     monkeypatch.setattr(write_behind, "MOST_WAITING", 5)
     store = ActivityStore(Database(tmp_path / "db"), Clock())
     real = store.record
-    log = WriteBehind("hydrations", lambda batch: store.record(batch), 0)
+    log: WriteBehind[tuple[float, Hydration]] = WriteBehind("hydrations", lambda batch: store.record(batch), 0)
 
     def fail(events: object) -> None:
         # More come while the database does not take them.
