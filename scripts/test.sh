@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that must hold: ruff, mypy --strict, shellcheck and pytest. Arguments go to pytest,
+# Everything that must hold: ruff, mypy --strict, import contracts, shellcheck and pytest. Arguments go to pytest,
 # which runs at the top of the checkout. Tests marked slow are left out unless the first argument is --all:
 #
 #     scripts/test.sh
@@ -30,11 +30,20 @@ step() {
     shift
     "$@"
 }
+# Says something only when a contract is broken.
+lint_imports() {
+    local said
+    said=$(.venv/bin/lint-imports --no-cache) || {
+        echo "$said" >&2
+        return 1
+    }
+}
 python=$PWD/.venv/bin/python
 
 step "ruff check" .venv/bin/ruff check .
 step "ruff format" .venv/bin/ruff format --check .
 step "mypy" "$python" -m mypy --strict
+step "lint-imports" lint_imports
 
 shell_scripts=(.ci/run)
 while IFS= read -r file; do

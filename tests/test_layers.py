@@ -8,31 +8,38 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.serve import ROOT
 
-BASE = {"errors", "units", "models", "setting", "credentials", "config", "layout", "secretfile"}
-"""Below everything: they know each other and nothing else."""
+LAYERS: list[set[str]] = [
+    {"errors", "units"},
+    {"models", "names", "layout"},
+    {"health", "upstream"},
+    {"config"},
+    {"process"},
+    {"git", "store"},
+    {"access"},
+    {"refresh", "recording", "workspace", "maintenance"},
+    {"observability"},
+    {"serving"},
+    {"node"},
+    {"daemon", "ops"},
+]
+"""The parts of `appliance.core` from the ground up, as `[tool.importlinter]` has them. A part uses what is below it."""
 
-TOOLS = {"processes", "locks"}
-"""Used by rooms that start children or work on mirrors."""
-
-ROOMS = {"git", "store"}
-MIDDLE = {"refresh", "serving", "workspace", "recording", "maintenance"}
-
-MAY_USE: dict[str, set[str]] = {
-    **{name: BASE for name in BASE},
-    **{name: BASE for name in TOOLS},
-    **{name: BASE | TOOLS for name in ROOMS},
-    **{name: BASE | TOOLS | ROOMS for name in MIDDLE},
-}
-"""For each part of `appliance.core` that has a rule, the other parts that it may use."""
+MOST_FLOORS = 8
+"""Folders of core that stand on each other; the modules outside a folder are one floor."""
+MOST_FLAT = 9
+MOST_LINES = 350
 
 HEAVY = {"sqlite3", "sqlite_utils", "h11", "git", "textual", "prometheus_client", "asyncio"}
 
@@ -56,6 +63,12 @@ print(json.dumps(found))
 """A fork of an interpreter that has imported nothing yet is as fresh as a new one, and takes a millisecond."""
 
 
+def contract(name: str) -> dict[str, Any]:
+    """An import contract of pyproject.toml."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    return next(each for each in contracts if each["name"] == name)
+
+
 def modules() -> Iterator[tuple[str, Path]]:
     """Every module of the appliance by name, but for the entry point and the hook, which are programs."""
     for path in sorted((ROOT / "appliance").rglob("*.py")):
@@ -67,6 +80,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 FILES = dict(modules())
 CORE = [name for name in FILES if name.startswith("appliance.core.")]
+PACKAGES = {name for name, path in FILES.items() if path.name == "__init__.py"}
 CLI = [name for name in FILES if name.startswith("appliance.cli")]
 TUI = [name for name in FILES if name.startswith("appliance.tui")]
 
@@ -83,6 +97,15 @@ def look(into: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=ROOT, timeout=120)
     assert all(json.loads(done.stdout).values()), done.stderr
     into.write_text(done.stdout)
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports when it runs: not what is for type checkers only."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            node.body = []
+    return {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
 
 
 @pytest.fixture(scope="module")
@@ -123,19 +146,64 @@ def test_core_knows_neither_cli_nor_tui(brought: dict[str, set[str]], name: str)
     assert "click" not in brought[name] or "sqlite_utils" in brought[name]
 
 
-@pytest.mark.parametrize("name", [name for name in CORE if part(name) in MAY_USE])
+@pytest.mark.parametrize("name", CORE)
 def test_a_part_uses_only_what_is_below_it(brought: dict[str, set[str]], name: str) -> None:
-    """The middle rooms never import each other, git and store neither of those, and the base no room at all."""
-    allowed = MAY_USE[part(name)] | {part(name), ""}
-    for loaded in (brought[name], mentioned(FILES[name])):
-        wrong = {each for each in loaded if part(each) not in allowed}
-        assert not wrong, f"{name} comes with {sorted(wrong)}"
+    """Parts of one layer do not know each other; `lint-imports` says the same of what the source names."""
+    floor = next(index for index, parts in enumerate(LAYERS) if part(name) in parts)
+    allowed = set().union(*LAYERS[:floor]) | {part(name), ""}
+    wrong = {each for each in brought[name] if part(each) not in allowed}
+    assert not wrong, f"{name} comes with {sorted(wrong)}"
 
 
-def test_every_room_has_a_rule() -> None:
-    """A new directory of core is a room, and has to be given its place here."""
-    rooms = {path.name for path in (ROOT / "appliance" / "core").iterdir() if (path / "__init__.py").exists()}
-    assert rooms == ROOMS | MIDDLE
+def test_every_part_has_a_layer() -> None:
+    """A new folder of core is a room, and has to be given its place here and in pyproject.toml."""
+    layers = [set(re.split(r" \| ", each)) for each in reversed(contract("The rooms of the core")["layers"])]
+    assert layers == LAYERS
+    assert {part(name) for name in CORE} == set().union(*LAYERS)
+
+
+def test_no_higher_than_it_was_drawn() -> None:
+    """Folders of core by the longest way down, imports inside functions counted too."""
+    below: dict[str, set[str]] = {}
+    for name in CORE:
+        if name.count(".") < 3:
+            continue
+        found = {each for each in imported(FILES[name]) if each.startswith("appliance.core.")}
+        rooms = {part(each) if each.count(".") >= 3 or each in PACKAGES else "" for each in found}
+        below.setdefault(part(name), set()).update(rooms - {part(name)})
+
+    def height(room: str) -> int:
+        return 1 + max((height(each) for each in below.get(room, ())), default=0)
+
+    heights = {room: height(room) for room in below}
+    assert max(heights.values()) <= MOST_FLOORS, heights
+
+
+def test_modules_are_few_and_short() -> None:
+    """Outside folders, core has what all its rooms speak of. A module over MOST_LINES lines is two things."""
+    flat = [path.name for path in (ROOT / "appliance" / "core").glob("*.py")]
+    assert len(flat) <= MOST_FLAT, flat
+    lengths = {name: len(path.read_text().splitlines()) for name, path in FILES.items()}
+    assert not {name: lines for name, lines in lengths.items() if lines > MOST_LINES}
+
+
+def test_a_name_means_one_thing() -> None:
+    """No two public classes of one name, and no two files of tests."""
+    classes: dict[str, list[str]] = {}
+    for name, path in FILES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                classes.setdefault(node.name, []).append(name)
+    assert not {name: where for name, where in classes.items() if len(where) > 1}
+    tests = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(tests) == len(set(tests)), sorted(name for name in tests if tests.count(name) > 1)
+
+
+@pytest.mark.parametrize("name", sorted(PACKAGES))
+def test_a_package_says_what_it_is(name: str) -> None:
+    """Its parts, the life of one item through it, and what must always hold, in ten to twenty-five lines."""
+    said = ast.get_docstring(ast.parse(FILES[name].read_text()))
+    assert said and 10 <= len(said.splitlines()) <= 25, f"{name}: {len((said or '').splitlines())} lines"
 
 
 @pytest.mark.parametrize("name", CORE)
@@ -176,7 +244,7 @@ def test_the_live_view_shows_and_asks(name: str) -> None:
     assert not {each.partition(".")[0] for each in found} & {"sqlite3", "sqlite_utils", "subprocess", "git", "socket"}
     assert not {each for each in found if each.startswith("appliance.cli")}
     used = {part(each) for each in found if each.startswith("appliance.core.")}
-    assert used <= BASE | {"appliance", "overview", "sessions", "control", "doctor"}
+    assert used <= LAYERS[0] | LAYERS[1] | LAYERS[2] | {"config", "process", "node", "ops"}
 
 
 def test_help_needs_nothing_heavy(brought: dict[str, set[str]]) -> None:
