@@ -23,7 +23,7 @@ from tests.support.serve import ROOT
 LAYERS: list[set[str]] = [
     {"errors", "units"},
     {"models", "names", "layout"},
-    {"health", "upstream"},
+    {"health", "upstream", "events"},
     {"config"},
     {"process"},
     {"git", "store"},

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.events import Event, SessionsEnded
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.models import Repo
@@ -54,11 +55,12 @@ class Bench:
             MirrorLocks(),
             repos=lambda: [self.repo],
             keep_for=lambda: MONTH,
-            on_moved=self._on_moved,
+            publish=self._published,
             clock=lambda: self.now,
         )
 
-    async def _on_moved(self, repo: Repo) -> None:
+    def _published(self, event: Event) -> None:
+        assert isinstance(event, SessionsEnded) and event.repo == self.repo
         self.told += 1
 
     def look(self, after: float) -> None:

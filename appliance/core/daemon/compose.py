@@ -6,7 +6,7 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,19 @@ from appliance.core.access.read_tokens import ReadTokens
 from appliance.core.config.secret_files import SecretFile
 from appliance.core.config.settings import Config
 from appliance.core.daemon.live import Live
-from appliance.core.daemon.wiring import Events
+from appliance.core.daemon.wiring import subscribe
+from appliance.core.events import FetchEnded, RefreshEnded
 from appliance.core.git.command import git_environment
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.health import lag_of
 from appliance.core.layout import Layout
 from appliance.core.maintenance.maintainer import Maintainer
-from appliance.core.models import Hydration, RefreshOutcome
 from appliance.core.node.state_dir import make_git, make_keyring, open_stores
 from appliance.core.observability.alerts import Alerts
+from appliance.core.observability.event_bus import EventBus
 from appliance.core.observability.event_sinks import EventSinks
+from appliance.core.observability.event_stream import EventStream
 from appliance.core.observability.health_monitor import HealthMonitor
 from appliance.core.observability.metrics import Metrics
 from appliance.core.process.children import Children
@@ -34,8 +36,10 @@ from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
 from appliance.core.recording.quota import Quota, RecordingLimits
 from appliance.core.recording.retention import Retention
+from appliance.core.recording.session_count import SessionCount
 from appliance.core.recording.turns import TurnRecorder
 from appliance.core.refresh.announcements import Announcements
+from appliance.core.refresh.health_notes import HealthNotes
 from appliance.core.refresh.refresher import Refresher
 from appliance.core.refresh.scheduler import Scheduler, Settings
 from appliance.core.serving.fetch.engine import Engine
@@ -58,8 +62,8 @@ from appliance.core.workspace.snapshots import Snapshots
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-HYDRATIONS_PACE = 0.8
-REFRESHES_PACE = 2.0
+FETCHES_PACE = 0.4
+REFRESHES_PACE = 0.8
 """Seconds that a row waits to be written. A refresh that found nothing new is, lost by a kill, only done again."""
 
 
@@ -70,8 +74,9 @@ class Assembly:
     live: Live
     refresher: Refresher
     maintainer: Maintainer
-    activity: WriteBehind[tuple[float, Hydration]]
-    refreshes: WriteBehind[tuple[int, RefreshOutcome, Mapping[str, Any]]]
+    stream: EventStream
+    fetches: WriteBehind[FetchEnded]
+    history: WriteBehind[RefreshEnded]
     retention: Retention
     daemon: GitDaemon
     read_tokens: ReadTokens
@@ -81,10 +86,15 @@ class Assembly:
 
 
 async def assemble(
-    layout: Layout, config: Config, children: Children, events: Events, on_pass: Callable[[], None]
+    layout: Layout,
+    config: Config,
+    children: Children,
+    begin: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
+    on_pass: Callable[[], None],
 ) -> Assembly:
-    """Builds every room and wires `events`. Nothing runs yet. Raises GitmirrorError."""
+    """Builds every room and wires their events. Nothing runs yet. Raises GitmirrorError."""
     live: Live
+    bus, stream = EventBus(), EventStream()
     stores, locks = open_stores(layout), MirrorLocks()
     git = make_git(layout, config, children)
 
@@ -95,14 +105,22 @@ async def assemble(
 
     refresher = Refresher(layout, git, locks, make_keyring(config), timeout=config.refresh.timeout)
     settings = Settings(config.refresh.interval, config.refresh.concurrency)
-    scheduler = Scheduler(
-        refresher, settings, events.refreshed, on_moved=events.moved, on_pass=on_pass, on_done=events.refresh_done
-    )
+
+    def store_refreshes(events: Sequence[RefreshEnded]) -> None:
+        stores.health.record_refreshes([(event.repo.id, event.outcome, event.learnt) for event in events])
+
+    def store_fetches(events: Sequence[FetchEnded]) -> None:
+        stores.activity.record([(event.at, event.fetch) for event in events])
+
+    history = WriteBehind("refreshes", store_refreshes, REFRESHES_PACE, stream.publish)
+    fetches = WriteBehind("hydrations", store_fetches, FETCHES_PACE, stream.publish)
+    scheduler = Scheduler(refresher, settings, history, bus.publish, on_pass)
+    notes = HealthNotes(scheduler, stores.health)
     environment = git_environment(layout, layout.serving_config, os.environ)
     guard = HookGuard(layout, git, environment)
     book = TurnRecorder(stores.sessions, mirror_of)
     quota = Quota(lambda: _recording_limits(live.config), time.monotonic)
-    desk = PushAuthorizer(layout, guard, stores.audit, book, quota, mirror_of, events.recorded, events.ruled)
+    desk = PushAuthorizer(layout, guard, stores.audit, book, quota, mirror_of, bus.publish)
     retention = Retention(
         book,
         quota,
@@ -110,7 +128,7 @@ async def assemble(
         locks,
         repos=lambda: live.repos,
         keep_for=lambda: live.config.recording.retention,
-        on_moved=events.sessions_ended,
+        publish=bus.publish,
         clock=time.time,
     )
     exec_path = (await git.run("--exec-path", cwd=Path("/"), deadline=10)).stdout.decode().strip()
@@ -121,7 +139,7 @@ async def assemble(
     cache.start()
     upload_pack = UploadPack(children, environment, idle)
     snapshots = RefSnapshots(upload_pack, mirror_of)
-    engine = Engine(cache, snapshots, upload_pack, mirror_of, events)
+    engine = Engine(cache, snapshots, upload_pack, mirror_of, bus.publish)
     warmer = Warmer(engine, cache, mirror_of, lambda repo: scheduler.health(repo.id).tip)
 
     admission = Admission(_limits(config))
@@ -138,7 +156,7 @@ async def assemble(
         freshness=lambda repo, want: freshness.document(repo, want),
         lag=lambda repo: lag_of(scheduler.health(repo.id), time.time()),
         kit=lambda: live.guest_kit(),
-        told=events,
+        publish=bus.publish,
     )
     smart = SmartHttp(
         engine,
@@ -154,7 +172,7 @@ async def assemble(
     )
     secret = SecretFile("[refresh] webhook_secret_file", lambda: live.config.refresh.webhook_secret_file)
     token = SecretFile("[refresh] token_file", lambda: live.config.refresh.token_file)
-    announcements = Announcements(scheduler, mirror_of, events.begin)
+    announcements = Announcements(scheduler, mirror_of, begin)
     looks = {"/readyz": lambda: live.readiness(), "/metrics": lambda: TextResponse(200, metrics.render(), METRICS_TYPE)}
     admin = AdminRoutes(
         plain_routes(alive | looks),
@@ -188,6 +206,7 @@ async def assemble(
         warmer=warmer,
         retention=retention,
         workspaces=workspaces,
+        publish_event=bus.publish,
     )
     freshness = Freshness(live)
     metrics.gauge("clients", "Guests' connections, waiting ones included.", lambda: live.clients)
@@ -200,20 +219,18 @@ async def assemble(
         locks,
         repos=lambda: live.repos,
         health=scheduler.health,
-        update=events.update_health,
+        update=notes.learn,
         anchor_times=lambda repo_id: asyncio.to_thread(stores.health.anchor_times, repo_id),
         set_anchor_times=lambda repo_id, times: asyncio.to_thread(stores.health.set_anchor_times, repo_id, times),
     )
-    activity = WriteBehind("hydrations", stores.activity.record, HYDRATIONS_PACE)
-    refreshes = WriteBehind("refreshes", stores.health.record_refreshes, REFRESHES_PACE)
     alerts = Alerts(stores.alerts, children, lambda: live.config.alerts)
-    vigil = HealthMonitor(scheduler, events.feed, alerts, lambda: live.repos, lambda: live.config.refresh.stale_after)
+    vigil = HealthMonitor(scheduler, bus.publish, alerts, lambda: live.repos, lambda: live.config.refresh.stale_after)
     live.complaints += [secret.problem, token.problem, lambda: alerts.trouble]
-    live.on_followed = vigil.look
-    events.attach(live, maintainer, metrics, activity, refreshes, vigil, announcements)
-    sinks = EventSinks(events.feed, children, events.begin)
+    sessions = SessionCount(stores.sessions, notes.learn, begin)
+    subscribe(bus, stream, live, maintainer, metrics, fetches, vigil, announcements, sessions)
+    sinks = EventSinks(stream, children, begin)
     return Assembly(
-        live, refresher, maintainer, activity, refreshes, retention, daemon, read_tokens, vigil, alerts, sinks
+        live, refresher, maintainer, stream, fetches, history, retention, daemon, read_tokens, vigil, alerts, sinks
     )
 
 

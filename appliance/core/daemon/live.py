@@ -16,6 +16,7 @@ from appliance.core.access.gate import AccessGate
 from appliance.core.access.privacy import Privacy
 from appliance.core.config.settings import Config
 from appliance.core.errors import GitmirrorError
+from appliance.core.events import Publish, RegistryChanged
 from appliance.core.git.command import Git
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
@@ -45,8 +46,7 @@ _PULSE_ONLY = frozenset({"connections", "max_clients", "cloning"})
 class Live:
     """The rooms of one `serve`, and what it knows in memory.
 
-    `problems` are warnings about the config's list, `complaints` are asked for more of them at each `status`;
-    `on_followed` is called when other repositories are followed, or others enabled.
+    `problems` are warnings about the config's list, `complaints` are asked for more of them at each `status`.
     """
 
     layout: Layout
@@ -65,10 +65,10 @@ class Live:
     warmer: Warmer
     workspaces: Snapshots
     retention: Retention
+    publish_event: Publish
     repos: list[Repo] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     complaints: list[Callable[[], str | None]] = field(default_factory=list)
-    on_followed: Callable[[], None] = lambda: None
     urls: dict[str, str | None] = field(default_factory=lambda: {"git": None, "http": None, "admin": None})
 
     def mirror(self, name: str) -> Mirror:
@@ -113,14 +113,15 @@ class Live:
         """Tells everyone who follows the registry what is in it now. Raises StoreError, then nothing changed."""
         repos, healths = self.stores.registry.all(), self.stores.health.all()
         kept = {repo.id for repo in repos if repo.enabled}
-        for gone in [repo for repo in self.repos if repo.id not in kept]:
+        dropped = tuple(repo for repo in self.repos if repo.id not in kept)
+        for gone in dropped:
             self.warmer.forget(gone.id)
             self.cache.evict(gone.id)
             self.workspaces.forget(gone)
         self.repos = repos
         self.scheduler.follow(repos, healths, Settings(self.config.refresh.interval, self.config.refresh.concurrency))
         self.publish()
-        self.on_followed()
+        self.publish_event(RegistryChanged(gone=dropped))
 
     @property
     def clients(self) -> int:

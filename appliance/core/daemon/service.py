@@ -19,7 +19,6 @@ from appliance.core.daemon.control_server import ControlServer
 from appliance.core.daemon.handlers import Commands
 from appliance.core.daemon.live import Live
 from appliance.core.daemon.systemd import Notifier
-from appliance.core.daemon.wiring import Events
 from appliance.core.errors import GitmirrorError
 from appliance.core.layout import Layout
 from appliance.core.node.state_dir import (
@@ -80,19 +79,18 @@ class Service:
         try:
             if owned.survivors:
                 log.warning("ended %d processes that an earlier serve left", owned.survivors)
-            events = Events(self._begin)
-            self._rooms = await assemble(self._layout, config, owned.children, events, self._on_pass)
+            self._rooms = await assemble(self._layout, config, owned.children, self._begin, self._on_pass)
             self._live = self._rooms.live
             await self._prepare()
             self._open_listeners()
-            control = ControlServer(control_path, Commands(self._live).handlers(), events.feed)
+            control = ControlServer(control_path, Commands(self._live).handlers(), self._rooms.stream)
             await control.start()
             parts = [
                 self._begin(self._live.scheduler.run(), "scheduler"),
                 self._begin(self._rooms.maintainer.run(), "maintainer"),
                 self._begin(self._tidy(), "tidy"),
-                self._begin(self._rooms.activity.run(), "activity"),
-                self._begin(self._rooms.refreshes.run(), "refreshes"),
+                self._begin(self._rooms.fetches.run(), "fetches"),
+                self._begin(self._rooms.history.run(), "history"),
                 self._begin(self._rooms.retention.run(), "retention"),
                 self._begin(self._rooms.vigil.run(), "vigil"),
                 self._begin(self._rooms.alerts.run(), "alerts"),
@@ -201,6 +199,8 @@ class Service:
         self._start.notifier.stopping(drain + 10)
         acceptors = self._live.acceptors
         await asyncio.gather(*(acceptors[name].stop(drain) for name in ("git", "http")), acceptors["admin"].stop(0))
+        # What guests got until now is told to whoever still listens.
+        await self._rooms.fetches.settle()
         await control.stop()
         await self._live.warmer.stop()
         await self._live.workspaces.stop()
@@ -210,9 +210,9 @@ class Service:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._live.desk.close()
-        await self._rooms.activity.write()
+        await self._rooms.fetches.write()
         await self._rooms.read_tokens.write()
-        await self._rooms.refreshes.write()
+        await self._rooms.history.write()
         self._live.stores.database.close()
 
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

@@ -9,8 +9,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from appliance.core.events import FetchEnded, PushRuled, RefreshEnded
 from appliance.core.health import lag_of, state_of
-from appliance.core.models import Health, Hydration, RefreshOutcome, Repo
+from appliance.core.models import Health, Repo
 
 _SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -59,15 +60,17 @@ class Metrics:
         """A number that is read when it is asked for."""
         Gauge(f"gitmirror_{name}", text, registry=self._registry).set_function(read)
 
-    def hydrated(self, event: Hydration) -> None:
+    def fetched(self, event: FetchEnded) -> None:
         """A fetch was answered, or given up."""
-        self._hydrations.labels(event.repo, event.way, event.protocol).inc()
-        self._bytes.labels(event.repo, event.way, event.protocol).inc(event.bytes)
-        self._first.labels(event.way, event.protocol).observe(event.first_byte)
-        self._full.labels(event.way, event.protocol).observe(event.seconds)
+        fetch = event.fetch
+        self._hydrations.labels(fetch.repo, fetch.way, fetch.protocol).inc()
+        self._bytes.labels(fetch.repo, fetch.way, fetch.protocol).inc(fetch.bytes)
+        self._first.labels(fetch.way, fetch.protocol).observe(fetch.first_byte)
+        self._full.labels(fetch.way, fetch.protocol).observe(fetch.seconds)
 
-    def refreshed(self, outcome: RefreshOutcome) -> None:
+    def refreshed(self, event: RefreshEnded) -> None:
         """A refresh ended."""
+        outcome = event.outcome
         self._refreshes.labels(outcome.repo, outcome.result).inc()
         if outcome.kind:
             self._failures.labels(outcome.repo, outcome.kind).inc()
@@ -76,9 +79,9 @@ class Metrics:
         """A webhook was answered."""
         self._webhooks.labels(str(int(status))).inc()
 
-    def ruled(self, accepted: bool) -> None:
+    def ruled(self, event: PushRuled) -> None:
         """A push was ruled on."""
-        self._pushes.labels("accepted" if accepted else "rejected").inc()
+        self._pushes.labels("accepted" if event.decision.accepted else "rejected").inc()
 
     def render(self) -> str:
         """The whole page."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.events import Publish, SessionsEnded
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
@@ -32,7 +33,7 @@ AT_ONCE = 500
 
 
 class Retention:
-    """Looks after the sessions of `repos()`. `keep_for` is the retention, in seconds; `on_moved` hears of what went."""
+    """Looks after the sessions of `repos()`. `keep_for` is the retention, in seconds."""
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class Retention:
         *,
         repos: Callable[[], list[Repo]],
         keep_for: Callable[[], float],
-        on_moved: Callable[[Repo], Awaitable[None]],
+        publish: Publish,
         clock: Callable[[], float],
     ) -> None:
         self._book = book
@@ -53,7 +54,7 @@ class Retention:
         self._locks = locks
         self._repos = repos
         self._keep_for = keep_for
-        self._on_moved = on_moved
+        self._publish = publish
         self._clock = clock
 
     async def run(self) -> None:
@@ -99,7 +100,7 @@ class Retention:
         finally:
             if sessions:
                 self._quota.used_bytes = await asyncio.to_thread(self._store.recorded_bytes)
-                await self._on_moved(repo)
+                self._publish(SessionsEnded(repo=repo))
 
     async def _end(self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str) -> None:
         mirror = self._mirror_of(repo.name)
@@ -144,7 +145,7 @@ class Retention:
             count += len(archived)
         if count:
             log.info("%s: %d idle sessions went to the archive", repo.name, count)
-            await self._on_moved(repo)
+            self._publish(SessionsEnded(repo=repo))
 
 
 def _portions(sessions: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:

@@ -10,13 +10,14 @@ from http import HTTPStatus
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.events import FetchBegan, FetchEnded, Publish
 from appliance.core.models import Hydration, Repo, Tar
-from appliance.core.serving.fetch.engine import Caller, FetchObserver
 from appliance.core.serving.net.http import Exchange, HttpError, require_read
 from appliance.core.serving.net.http_files import send_file
 
 JSON = "application/json"
 SNAPSHOT = "snapshot"
+HTTP = "http"
 SHELL = "text/x-shellscript; charset=utf-8"
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -24,7 +25,7 @@ _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 class GuestRoutes:
     """`tar(repo, branch)` finds a snapshot, `freshness(repo, want)` makes the document, `kit()` renders the kit.
 
-    `told` hears of snapshots that are sent, as of any other hydration.
+    A snapshot that is sent is a fetch like any other, and published so.
     """
 
     def __init__(
@@ -33,13 +34,13 @@ class GuestRoutes:
         freshness: Callable[[Repo, str | None], Awaitable[Mapping[str, Any]]],
         lag: Callable[[Repo], float | None],
         kit: Callable[[], str],
-        told: FetchObserver,
+        publish: Publish,
     ) -> None:
         self._tar = tar
         self._freshness = freshness
         self._lag = lag
         self._kit = kit
-        self._told = told
+        self._publish = publish
 
     async def guest_kit(self, exchange: Exchange) -> None:
         """`GET /guest.sh`."""
@@ -57,17 +58,16 @@ class GuestRoutes:
         if (lag := self._lag(repo)) is not None:
             headers["x-gitmirror-lag"] = f"{lag:.3f}"
         start, sent = time.monotonic(), 0
-        caller = Caller(exchange.client, "http")
         if exchange.method == "GET" and "if-none-match" not in exchange.headers:
-            self._told.hydrating(repo, tar.commit, SNAPSHOT, caller)
+            self._publish(FetchBegan(repo=repo, want=tar.commit, shape=SNAPSHOT, client=exchange.client, protocol=HTTP))
         try:
             sent = await send_file(exchange, tar.path, tar.etag, "application/x-tar", headers)
         finally:
             if sent:
                 # Sent by one sendfile from a file that was there: the first byte left at once.
                 seconds = time.monotonic() - start
-                facts = (tar.commit, 1, SNAPSHOT, SNAPSHOT, sent, 0.0, seconds, caller.client, caller.protocol)
-                self._told.hydrated(Hydration(repo.name, *facts))
+                facts = (tar.commit, 1, SNAPSHOT, SNAPSHOT, sent, 0.0, seconds, exchange.client, HTTP)
+                self._publish(FetchEnded(repo=repo, fetch=Hydration(repo.name, *facts)))
 
     async def freshness(self, exchange: Exchange, repo: Repo) -> None:
         """`GET /OWNER/REPO/freshness[?want=OID]`."""
