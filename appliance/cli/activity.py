@@ -32,7 +32,7 @@ def activity(options: Options, repo: str | None, limit: int, follow: bool, as_js
     Example:
       gitmirror.pyz activity --follow
     """
-    store = options.appliance().stores().activity
+    store = options.node().stores().activity
     found = store.newest(limit, repo=repo)
     if not follow:
         if as_json:

@@ -52,7 +52,7 @@ def audit(
     """
     if ctx.invoked_subcommand is not None:
         return
-    log = options.appliance().stores().audit
+    log = options.node().stores().audit
     wanted: dict[str, Any] = {"repo": repo, "session": session, "verdict": verdict, "since": since}
     found = log.entries(**wanted, limit=limit)
     if follow:
@@ -95,7 +95,7 @@ def verify(options: Options, head: str | None) -> None:
     Example:
       gitmirror.pyz audit verify --head "$(cat pinned-head)"
     """
-    verdict = options.appliance().stores().audit.verify(head)
+    verdict = options.node().stores().audit.verify(head)
     if verdict.broken is not None:
         say(f"the log is broken at event {verdict.broken}: {verdict.reason}")
         sys.exit(BROKEN)
@@ -112,5 +112,5 @@ def export(options: Options, since: str | None) -> None:
     Example:
       gitmirror.pyz audit export --since 7d | gzip > audit.jsonl.gz
     """
-    for event in options.appliance().stores().audit.events(since):
+    for event in options.node().stores().audit.events(since):
         click.echo(json.dumps(event, ensure_ascii=True))

@@ -56,7 +56,7 @@ def add_repo(
         "wait": not no_wait,
     }
     with CloneProgress() as progress:
-        added = options.appliance().add(arguments, progress.take)
+        added = options.node().current().add(arguments, progress.take)
     if as_json:
         print_json(added)
     if added["error"]:
@@ -88,7 +88,7 @@ def remove_repo(options: Options, name: str, purge: bool, yes: bool) -> None:
         if not click.confirm(question, default=False, err=True):
             say("Nothing was changed.")
             sys.exit(1)
-    options.appliance().remove(name, purge=purge)
+    options.node().current().remove(name, purge=purge)
     say(f"{name} is removed{' and its mirror deleted' if purge else '; its mirror stays on disk'}")
 
 
@@ -102,7 +102,7 @@ def enable(options: Options, name: str) -> None:
     Example:
       gitmirror.pyz enable jomcgi/homelab
     """
-    options.appliance().set_enabled(name, True)
+    options.node().current().set_enabled(name, True)
     say(f"{name} is enabled")
 
 
@@ -116,7 +116,7 @@ def disable(options: Options, name: str) -> None:
     Example:
       gitmirror.pyz disable jomcgi/homelab
     """
-    options.appliance().set_enabled(name, False)
+    options.node().current().set_enabled(name, False)
     say(f"{name} is disabled; nothing of it was deleted")
 
 
@@ -130,7 +130,7 @@ def repos(options: Options, as_json: bool) -> None:
     Example:
       gitmirror.pyz repos --json | jq -r '.[].name'
     """
-    found = options.appliance().repos()
+    found = options.node().current().repos()
     if as_json:
         print_json(found)
         return
@@ -159,7 +159,7 @@ def refresh(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     Example:
       gitmirror.pyz refresh jomcgi/homelab
     """
-    outcomes = options.appliance().refresh(list(names))
+    outcomes = options.node().current().refresh(list(names))
     if as_json:
         print_json(outcomes)
     for outcome in [] if as_json else outcomes:
@@ -183,7 +183,7 @@ def refreshes(options: Options, name: str | None, limit: int, as_json: bool) -> 
     Example:
       gitmirror.pyz refreshes jomcgi/homelab --limit 10
     """
-    found = options.appliance().refreshes(name, limit)
+    found = options.node().refreshes(name, limit)
     if as_json:
         print_json(found)
         return

@@ -23,7 +23,7 @@ turn_option = click.option("--turn", type=click.IntRange(1), metavar="N", help="
 def _sessions(options: Options) -> Sessions:
     from appliance.core.node.sessions import Sessions
 
-    return Sessions(options.appliance())
+    return Sessions(options.node())
 
 
 @click.command()

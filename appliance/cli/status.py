@@ -25,7 +25,7 @@ def status(options: Options, as_json: bool) -> None:
     Example:
       gitmirror.pyz status
     """
-    found = options.appliance().status()
+    found = options.node().status()
     if as_json:
         print_json(found)
     else:
@@ -83,7 +83,7 @@ def egress(options: Options, as_json: bool) -> None:
     """
     from appliance.core.ops.egress import egress_entries
 
-    entries = egress_entries(options.appliance())
+    entries = egress_entries(options.node())
     if as_json:
         print_json(entries)
     else:
@@ -105,7 +105,7 @@ def doctor(options: Options, as_json: bool) -> None:
     """
     from appliance.core.ops.doctor import examine
 
-    checks = examine(options.appliance())
+    checks = examine(options.node())
     if as_json:
         print_json([{"name": c.name, "ok": c.ok, "found": c.found, "mend": c.mend} for c in checks])
     else:

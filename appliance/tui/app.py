@@ -64,7 +64,7 @@ class Tui(Reading):
         for each in (*THEMES, terminal_theme()):
             self.register_theme(each)
         self.theme = theme
-        self.sessions = core_sessions.Sessions(overview.appliance)
+        self.sessions = core_sessions.Sessions(overview.node)
         self.command = command
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
@@ -91,7 +91,7 @@ class Tui(Reading):
         appliance = self.appliance
 
         def work() -> str:
-            outcomes = appliance.refresh(names)
+            outcomes = appliance.current().refresh(names)
             failed = [outcome for outcome in outcomes if outcome["error"]]
             if failed:
                 raise GitmirrorError(f"{failed[0]['repo']}: {failed[0]['error']}")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import _bootstrap
-from _launcher import is_safe, lease
+from _places import is_safe, lease
 
 
 def unpack_somewhere(pyz: str, roots: Sequence[str], name: str) -> tuple[str, int]:

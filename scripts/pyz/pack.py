@@ -213,7 +213,8 @@ def write_finished(raw: Path, finished: Path, source: Source) -> None:
         raise PackError("_launcher.py must hold @build-id@ once")
     entries["__main__.py"] = MAIN
     entries["_launcher.py"] = launcher.replace(b"@build-id@", build_id.encode())
-    entries["_unpack.py"] = (HERE / "_unpack.py").read_bytes()
+    for name in ("_places.py", "_unpack.py"):
+        entries[name] = (HERE / name).read_bytes()
     entries["build.json"] = json.dumps({"commit": source.commit, "inputs": source.digest}).encode()
     for name in entries:
         if name.endswith(COMPILED) or ".so." in name:

@@ -20,6 +20,7 @@ from tests.support.gitutil import wait_until
 from tests.support.serve import ROOT
 
 LAUNCHER = ROOT / "scripts" / "pyz" / "_launcher.py"
+PLACES = LAUNCHER.with_name("_places.py")
 
 
 def works(packed: Packed) -> bool:
@@ -177,13 +178,14 @@ def runs(python: str) -> bool:
 
 def test_an_older_interpreter_can_read_the_launcher() -> None:
     """It says what is needed; a syntax that the old one does not know would say nothing."""
-    ast.parse(LAUNCHER.read_text(), feature_version=(3, 7))
+    for path in (LAUNCHER, PLACES):
+        ast.parse(path.read_text(), feature_version=(3, 7))
 
 
 @pytest.fixture
-def launcher() -> ModuleType:
-    """The launcher as a module."""
-    spec = importlib.util.spec_from_file_location("_launcher", LAUNCHER)
+def places() -> ModuleType:
+    """What the launcher knows of directories, as a module."""
+    spec = importlib.util.spec_from_file_location("_places", PLACES)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -201,7 +203,7 @@ def launcher() -> ModuleType:
     ],
 )
 def test_where_it_unpacks(
-    launcher: ModuleType,
+    places: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     user: int,
     environment: dict[str, str],
@@ -212,31 +214,31 @@ def test_where_it_unpacks(
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setattr("os.geteuid", lambda: user)
-    assert launcher.roots() == roots
+    assert places.roots() == roots
 
 
-def test_no_home(launcher: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_home(places: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user who is in no list of users and has no HOME still has a place."""
     monkeypatch.delenv("HOME")
     monkeypatch.delenv("TMPDIR", raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     monkeypatch.setattr("os.geteuid", lambda: 54321)
-    assert launcher.roots() == ["/tmp/gitmirror-54321"]
+    assert places.roots() == ["/tmp/gitmirror-54321"]
 
 
-def test_the_private_place_is_ours_alone(launcher: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_private_place_is_ours_alone(places: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whoever is first to make it could put code there."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     place = tmp_path / f"gitmirror-{os.geteuid()}"
-    assert not launcher.is_safe(str(place))
+    assert not places.is_safe(str(place))
     place.mkdir(mode=0o755)
-    assert launcher.is_safe(str(place))
+    assert places.is_safe(str(place))
     place.chmod(0o775)
-    assert not launcher.is_safe(str(place))
+    assert not places.is_safe(str(place))
     place.rename(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").chmod(0o755)
     place.symlink_to(tmp_path / "elsewhere")
-    assert not launcher.is_safe(str(place))
+    assert not places.is_safe(str(place))
     monkeypatch.setattr("os.geteuid", lambda: 54321)
     (tmp_path / "gitmirror-54321").mkdir(mode=0o755)
-    assert not launcher.is_safe(str(tmp_path / "gitmirror-54321"))
+    assert not places.is_safe(str(tmp_path / "gitmirror-54321"))

@@ -1,11 +1,14 @@
-"""Read tokens as a running `serve` uses them: looked up at each request, their last use written behind."""
+"""Read tokens: issuing one, and looking them up at each request, their last use written behind."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from typing import Any
 
+from appliance.core.access.privacy import Privacy
+from appliance.core.models import Repo
 from appliance.core.store.database import StoreError
 from appliance.core.store.tokens import TokenStore
 
@@ -13,6 +16,14 @@ log = logging.getLogger(__name__)
 
 MOST_LOOKUPS = 4
 """Lookups at once: any guest can ask for one, and the threads are needed for pushes and refreshes too."""
+
+
+def issue_token(store: TokenStore, privacy: Privacy, repo: Repo, ttl: float, note: str) -> dict[str, Any]:
+    """Makes a read token of `repo`, good for `ttl` seconds; `private` says whether its guests need one.
+
+    A running `serve` need not be told: it looks tokens up in the database at each request.
+    """
+    return store.issue(repo, ttl, note) | {"private": privacy.is_private(repo)}
 
 
 class ReadTokens:

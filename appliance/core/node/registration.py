@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from appliance.core.config.settings import Config
-from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.layout import Layout
@@ -24,9 +23,8 @@ from appliance.core.node.state_dir import (
 )
 from appliance.core.observability.report import repo_documents
 from appliance.core.process.owner import claim
-from appliance.core.refresh.failure import failure_of
+from appliance.core.refresh.attempt import attempt, conclude
 from appliance.core.refresh.refresher import Progress, Refresher, RefreshRun
-from appliance.core.refresh.schedule import delay_after
 from appliance.core.store.registry import UnknownRepo
 
 WAIT_FOR_OWNER = 600.0
@@ -95,26 +93,18 @@ def clone_alone(
         async def clone() -> RefreshOutcome:
             git = make_git(layout, config, owned.children)
             refresher = Refresher(layout, git, MirrorLocks(), make_keyring(config), timeout=config.refresh.timeout)
-            started_at, start = time.time(), time.monotonic()
-            interval = repo.interval or config.refresh.interval
-            try:
-                facts = await refresher.refresh(RefreshRun(repo, on_progress))
-            except GitmirrorError as error:
-                failures, trouble = stores.health.get(repo.id).failures + 1, failure_of(error)
-                duration, ended_at = time.monotonic() - start, time.time()
-                outcome = RefreshOutcome(repo.name, started_at, duration, error=trouble.words, kind=trouble.kind)
-                delay = max(delay_after(interval, failures, 0), trouble.retry_after or 0)
-                columns = trouble.columns(started_at, ended_at, failures)
-                stores.health.record_refresh(repo.id, outcome, **columns, next_due=ended_at + delay)
-                return outcome
-            outcome = RefreshOutcome(repo.name, started_at, time.monotonic() - start, facts.moved)
-            stores.health.record_refresh(
-                repo.id,
-                outcome,
-                **facts.columns(started_at),
-                next_due=time.time() + delay_after(interval, 0, 0),
+            start, interval = time.monotonic(), repo.interval or config.refresh.interval
+            came = await attempt(refresher, RefreshRun(repo, on_progress))
+            ended = conclude(
+                repo,
+                stores.health.get(repo.id),
+                came,
+                interval=interval,
+                duration=time.monotonic() - start,
+                ended_at=time.time(),
             )
-            return outcome
+            stores.health.record_refresh(repo.id, ended.outcome, **ended.columns)
+            return ended.outcome
 
         return asyncio.run(clone())
     finally:

@@ -103,10 +103,15 @@ def call(
     raise NotServing(f"serve (process {owner.pid}) ended before it answered", hint="see its log")
 
 
+def not_serving(layout: Layout) -> NotServing:
+    """What to tell whoever needs a `serve` and finds none."""
+    return NotServing(f"serve is not running on {layout.state}", hint="start it, or name its directory with --state")
+
+
 def _connect(layout: Layout, timeout: float | None) -> tuple[socket.socket, OwnerInfo]:
     owner = find_owner(layout)
     if owner is None or owner.role != SERVE:
-        raise NotServing(f"serve is not running on {layout.state}", hint="start it, or name its directory with --state")
+        raise not_serving(layout)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout)
     try:

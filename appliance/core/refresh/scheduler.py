@@ -20,10 +20,10 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.events import Publish, RefreshEnded, RefsMoved
 from appliance.core.git.http_trace import MOST_PATIENCE
 from appliance.core.models import Health, RefreshOutcome, Repo
-from appliance.core.refresh.failure import RefreshFailure, failure_of
+from appliance.core.refresh.attempt import attempt, conclude
 from appliance.core.refresh.queue import RefreshQueue
-from appliance.core.refresh.refresher import MirrorFacts, Progress, Refresher, RefreshRun
-from appliance.core.refresh.schedule import Lane, delay_after, holds_place, lane_of
+from appliance.core.refresh.refresher import Progress, Refresher, RefreshRun
+from appliance.core.refresh.schedule import Lane, holds_place, lane_of
 from appliance.core.refresh.wall_clock import SteadyClock
 from appliance.core.store.write_behind import WriteBehind, once_stored
 
@@ -284,44 +284,34 @@ class Scheduler:
         repo, start = entry.repo, time.monotonic()
         # Should what follows fail, the next one is in its turn all the same.
         entry.due = start + self._interval(repo)
-        facts: MirrorFacts | None = None
-        trouble: RefreshFailure | None = None
-        try:
-            facts = await self._refresher.refresh(run)
-        except GitmirrorError as failure:
-            trouble = failure_of(failure)
-            log.warning("%s: refresh failed (%s): %s", repo.name, trouble.kind, trouble.words)
-        except Exception as failure:
-            # Whatever it is, it is this repository's trouble and no other's.
-            trouble = failure_of(failure)
-            log.exception("%s: refresh failed", repo.name)
+        came = await attempt(self._refresher, run)
         now, ended_at = time.monotonic(), time.time()
-        duration = now - start
-        failures = entry.health.failures + 1 if trouble else 0
-        patience = trouble.retry_after or 0.0 if trouble else 0.0
-        delay = max(delay_after(self._interval(entry.repo), failures, random.random()), patience)
-        entry.due, entry.not_before = now + delay, now + patience
-        # By the clock as it is now: it may have been set meanwhile.
-        started_at = ended_at - duration
-        outcome = RefreshOutcome(repo.name, started_at, duration, facts.moved if facts else (), asked=asked)
-        if trouble is not None:
-            outcome = replace(outcome, error=trouble.words, kind=trouble.kind)
-            columns = trouble.columns(started_at, ended_at, failures)
+        ended = conclude(
+            repo,
+            entry.health,
+            came,
+            interval=self._interval(entry.repo),
+            duration=now - start,
+            ended_at=ended_at,
+            jitter=random.random(),
+            asked=asked,
+        )
+        outcome = ended.outcome
+        entry.due, entry.not_before = now + ended.delay, now + ended.patience
+        if outcome.error is not None:
+            log.warning("%s: refresh failed (%s): %s", repo.name, outcome.kind, outcome.error)
         else:
-            assert facts is not None
-            columns = facts.columns(started_at)
             entry.verified_here = True
-        columns["next_due"] = ended_at + delay
-        turned = facts is not None and columns["head"] != entry.health.head
-        entry.health = replace(entry.health, **columns)
+        turned = outcome.error is None and ended.health.head != entry.health.head
+        entry.health = ended.health
         if outcome.moved or turned:
             log.info("%s: %d refs moved in %.2fs", repo.name, len(outcome.moved), outcome.duration)
             # Before anything is waited for: from here on no guest is shown the old refs.
             self._publish(RefsMoved(repo=repo, changes=outcome.moved))
-        ended = RefreshEnded(repo=repo, outcome=outcome, health=entry.health, learnt=columns)
-        with once_stored(partial(self._publish, ended)):
-            self._history.add(ended)
-            if ended.is_news:
+        event = RefreshEnded(repo=repo, outcome=outcome, health=ended.health, learnt=ended.columns)
+        with once_stored(partial(self._publish, event)):
+            self._history.add(event)
+            if event.is_news:
                 await self._history.write()
         return outcome
 

@@ -49,7 +49,7 @@ class RepoActions(View):
         appliance = self.tui.appliance
 
         def work() -> str:
-            appliance.set_enabled(name, enabled)
+            appliance.current().set_enabled(name, enabled)
             return f"{name} is {'enabled' if enabled else 'disabled; nothing of it was deleted'}"
 
         self.tui.reader.act(f"{'enable' if enabled else 'disable'} {name}", work)
@@ -64,7 +64,7 @@ class RepoActions(View):
                 appliance = self.tui.appliance
 
                 def work() -> str:
-                    added = appliance.add(AddRepo.arguments(entered))
+                    added = appliance.current().add(AddRepo.arguments(entered))
                     return f"{added['name']} is registered ({added['state']})"
 
                 self.tui.reader.act(f"add {entered['url']}", work)
@@ -83,7 +83,7 @@ class RepoActions(View):
                 return
 
             def work() -> str:
-                appliance.remove(name, purge=answer == "purge")
+                appliance.current().remove(name, purge=answer == "purge")
                 return f"{name} is removed{' and its mirror deleted' if answer == 'purge' else '; its mirror stays'}"
 
             self.tui.reader.act(f"remove {name}", work)

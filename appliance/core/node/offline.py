@@ -1,0 +1,116 @@
+"""What can be asked of a node while no `serve` runs on it: the database answers, and a command does the work itself."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from appliance.core.access.privacy import Privacy
+from appliance.core.access.read_tokens import issue_token
+from appliance.core.config.settings import Config
+from appliance.core.git.mirror import discard_repository
+from appliance.core.layout import Layout
+from appliance.core.node.registration import WAIT_FOR_OWNER, added_document, clone_alone, register, unregister
+from appliance.core.node.state_dir import Stores, make_privacy, open_stores, wanted_of_config
+from appliance.core.observability.report import repo_documents, status_document
+from appliance.core.process.control import Tell, not_serving
+from appliance.core.process.owner import claim
+from appliance.core.workspace.guest_kit import render_kit
+
+
+@dataclass(frozen=True)
+class OfflineNode:
+    """A node without `serve`. Every method raises GitmirrorError.
+
+    What changes or lists the registry reconciles the config's list into it first, as `serve` does when it starts.
+    """
+
+    layout: Layout
+    config: Config
+    create: bool
+
+    def stores(self) -> Stores:
+        """The database, reconciled with the config's list."""
+        stores = open_stores(self.layout, create=self.create)
+        stores.registry.reconcile(wanted_of_config(self.config))
+        return stores
+
+    def status(self) -> dict[str, Any]:
+        """What the contract calls `status`, as far as the database knows, with `serving` false."""
+        # Not reconciled: looking at a node changes nothing.
+        stores = open_stores(self.layout, create=self.create)
+        document = status_document(
+            stores.registry.all(),
+            stores.health.all(),
+            self.config,
+            time.time(),
+            audit_head=stores.audit.head(),
+        )
+        return document | {"repos": self._privacy.told(document["repos"])}
+
+    def pulse(self, timeout: float) -> dict[str, Any] | None:
+        """Nothing: there is no `serve` that knows."""
+        return None
+
+    def repos(self) -> list[dict[str, Any]]:
+        """The registry."""
+        stores = self.stores()
+        return self._privacy.told(repo_documents(stores.registry.all(), stores.health.all(), self.config, time.time()))
+
+    def add(self, arguments: Mapping[str, Any], on_progress: Tell | None = None) -> dict[str, Any]:
+        """Registers and, unless `wait` is false, clones in this process; `error` says why that failed, or is null."""
+        stores = self.stores()
+        repo = register(stores, self.layout, self.config, arguments)
+        outcome = None
+        if arguments.get("wait", True) and not stores.health.get(repo.id).cloned:
+            outcome = clone_alone(stores, self.layout, self.config, repo, on_progress)
+        return added_document(repo, stores.health.get(repo.id), self.layout, self.config, outcome)
+
+    def remove(self, name: str, *, purge: bool) -> dict[str, Any]:
+        """Unregisters; with `purge` the mirror is deleted too."""
+        unregister(self.stores(), self.layout, self.config, name, purge=purge)
+        if purge:
+            owned = claim(self.layout, "remove-repo", wait=WAIT_FOR_OWNER)
+            try:
+                discard_repository(self.layout.mirror(name))
+                shutil.rmtree(self.layout.workspaces / name, ignore_errors=True)
+            finally:
+                owned.release()
+        return {"name": name, "purged": purge}
+
+    def set_enabled(self, name: str, enabled: bool) -> dict[str, Any]:
+        """Enables or disables; returns the repository as `repos` has it."""
+        stores = self.stores()
+        repo = stores.registry.set_enabled(name, enabled)
+        return self._privacy.told(repo_documents([repo], stores.health.all(), self.config, time.time()))[0]
+
+    def refresh(self, names: list[str]) -> list[dict[str, Any]]:
+        """Raises NotServing: refreshes are for a running `serve`."""
+        self._needs_serve()
+
+    def guest_kit(self) -> str:
+        """The guest kit, with the addresses of the config."""
+        serve, known = self.config.serve, self.stores().registry.all()
+        repos = [repo for repo in known if not self._privacy.is_private(repo)]
+        git = serve.public_git or (f"git://{serve.git}" if serve.git else None)
+        http = serve.public_http or (f"http://{serve.http}" if serve.http else None)
+        return render_kit(git, http, repos)
+
+    def issue_token(self, name: str, ttl: float, note: str) -> dict[str, Any]:
+        """A read token of a repository, good for `ttl` seconds; `private` says whether guests need one."""
+        stores = self.stores()
+        return issue_token(stores.tokens, self._privacy, stores.registry.get(name), ttl, note)
+
+    def drop_session(self, repo: str, session: str) -> None:
+        """Raises NotServing: sessions are ended by a running `serve`, which may be recording into them."""
+        self._needs_serve()
+
+    @property
+    def _privacy(self) -> Privacy:
+        return make_privacy(self.layout, self.config)
+
+    def _needs_serve(self) -> NoReturn:
+        raise not_serving(self.layout)
