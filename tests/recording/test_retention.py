@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.config.settings import RecordingConfig
 from appliance.core.events import Event, SessionsEnded
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.models import Repo
 from appliance.core.node.state_dir import Stores, open_stores
-from appliance.core.recording.quota import Quota, RecordingLimits
+from appliance.core.recording.quota import Quota
 from appliance.core.recording.retention import IDLE, Retention
 from appliance.core.recording.turns import TurnRecorder
 from tests.conftest import WIDGETS
@@ -46,7 +47,7 @@ class Bench:
         self.stores: Stores = open_stores(self.lab.layout)
         self.now = time.time()
         self.told = 0
-        self.quota = Quota(lambda: RecordingLimits(1, 1, 1, 1, 1), time.monotonic)
+        self.quota = Quota(RecordingConfig, time.monotonic)
         self.repo: Repo = self.stores.registry.get(WIDGETS)
         self.room = Retention(
             TurnRecorder(self.stores.sessions, self.lab.mirror),
@@ -54,7 +55,7 @@ class Bench:
             self.lab.mirror,
             MirrorLocks(),
             repos=lambda: [self.repo],
-            keep_for=lambda: MONTH,
+            settings=lambda: RecordingConfig(retention=MONTH),
             publish=self._published,
             clock=lambda: self.now,
         )

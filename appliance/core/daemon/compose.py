@@ -1,252 +1,99 @@
-"""Builds the rooms of one `serve`, each given what it needs and nothing more."""
+"""Builds the rooms of one `serve` from the ground up, each given what it needs and nothing more."""
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import os
-import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from appliance.core.access.gate import AccessGate
 from appliance.core.access.read_tokens import ReadTokens
-from appliance.core.config.secret_files import SecretFile
-from appliance.core.config.settings import Config
-from appliance.core.daemon.live import Live
+from appliance.core.daemon.registry_follower import RegistryFollower
+from appliance.core.daemon.state import ServeState
+from appliance.core.daemon.status import Status
 from appliance.core.daemon.wiring import subscribe
-from appliance.core.events import FetchEnded, RefreshEnded
 from appliance.core.git.command import git_environment
-from appliance.core.git.mirror import Mirror
-from appliance.core.git.mirror_locks import MirrorLocks
-from appliance.core.health import lag_of
-from appliance.core.layout import Layout
+from appliance.core.git.mirrors import Mirrors
 from appliance.core.maintenance.maintainer import Maintainer
-from appliance.core.node.state_dir import make_git, make_keyring, open_stores
-from appliance.core.observability.alerts import Alerts
+from appliance.core.node.state_dir import Stores, make_git, make_keyring, open_stores
+from appliance.core.observability.compose import Observing, compose_observing
 from appliance.core.observability.event_bus import EventBus
-from appliance.core.observability.event_sinks import EventSinks
+from appliance.core.observability.event_sinks import Begin
 from appliance.core.observability.event_stream import EventStream
-from appliance.core.observability.health_monitor import HealthMonitor
-from appliance.core.observability.metrics import Metrics
 from appliance.core.process.children import Children
-from appliance.core.recording.hook_guard import HookGuard
-from appliance.core.recording.push_authorizer import PushAuthorizer
-from appliance.core.recording.quota import Quota, RecordingLimits
-from appliance.core.recording.retention import Retention
-from appliance.core.recording.session_count import SessionCount
-from appliance.core.recording.turns import TurnRecorder
-from appliance.core.refresh.announcements import Announcements
-from appliance.core.refresh.health_notes import HealthNotes
-from appliance.core.refresh.refresher import Refresher
-from appliance.core.refresh.scheduler import Scheduler, Settings
-from appliance.core.serving.fetch.engine import Engine
-from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
-from appliance.core.serving.fetch.response_cache import ResponseCache
-from appliance.core.serving.fetch.upload_pack import UploadPack
-from appliance.core.serving.fetch.warmer import Warmer
-from appliance.core.serving.net.acceptor import Acceptor, Admission, Limits
-from appliance.core.serving.net.http import HttpPort, TextResponse, plain_routes
+from appliance.core.recording.compose import Recording, compose_recording
+from appliance.core.refresh.compose import Refreshing, compose_refreshing
+from appliance.core.serving.compose import Fetching, Ports, compose_fetching, compose_ports
 from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.freshness import Freshness
-from appliance.core.serving.ports.git import GitPort, Serving
-from appliance.core.serving.ports.git_daemon import GitDaemon
+from appliance.core.serving.ports.git_daemon import GitDaemon, find_git_daemon
 from appliance.core.serving.ports.guest_routes import GuestRoutes
-from appliance.core.serving.ports.smart_http import SmartHttp
-from appliance.core.serving.push.http import HttpPushes
-from appliance.core.store.write_behind import WriteBehind
+from appliance.core.workspace.guest_kit import GuestKit
 from appliance.core.workspace.snapshots import Snapshots
-
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-
-FETCHES_PACE = 0.4
-REFRESHES_PACE = 0.8
-"""Seconds that a row waits to be written. A refresh that found nothing new is, lost by a kill, only done again."""
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """What the service starts and stops."""
+    """The rooms, for what starts, stops and commands them."""
 
-    live: Live
-    refresher: Refresher
-    maintainer: Maintainer
+    state: ServeState
+    stores: Stores
+    mirrors: Mirrors
     stream: EventStream
-    fetches: WriteBehind[FetchEnded]
-    history: WriteBehind[RefreshEnded]
-    retention: Retention
+    refreshing: Refreshing
+    recording: Recording
+    workspaces: Snapshots
+    maintainer: Maintainer
+    observing: Observing
+    fetching: Fetching
     daemon: GitDaemon
     read_tokens: ReadTokens
-    vigil: HealthMonitor
-    alerts: Alerts
-    sinks: EventSinks
+    kit: GuestKit
+    ports: Ports
+    follower: RegistryFollower
+    status: Status
 
 
-async def assemble(
-    layout: Layout,
-    config: Config,
-    children: Children,
-    begin: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
-    on_pass: Callable[[], None],
-) -> Assembly:
-    """Builds every room and wires their events. Nothing runs yet. Raises GitmirrorError."""
-    live: Live
+async def compose(state: ServeState, children: Children, begin: Begin, on_pass: Callable[[], None]) -> Assembly:
+    """Builds every room. Nothing runs yet. Raises GitmirrorError."""
+    layout, config, repos = state.layout, state.config, state.known_repos
     bus, stream = EventBus(), EventStream()
-    stores, locks = open_stores(layout), MirrorLocks()
-    git = make_git(layout, config, children)
-
-    @functools.cache
-    def mirror_of(name: str) -> Mirror:
-        # Kept: each request asks for it some times, and making a path costs as much as reading a file.
-        return Mirror(layout.mirror(name), git)
-
-    refresher = Refresher(layout, git, locks, make_keyring(config), timeout=config.refresh.timeout)
-    settings = Settings(config.refresh.interval, config.refresh.concurrency)
-
-    def store_refreshes(events: Sequence[RefreshEnded]) -> None:
-        stores.health.record_refreshes([(event.repo.id, event.outcome, event.learnt) for event in events])
-
-    def store_fetches(events: Sequence[FetchEnded]) -> None:
-        stores.activity.record([(event.at, event.fetch) for event in events])
-
-    history = WriteBehind("refreshes", store_refreshes, REFRESHES_PACE, stream.publish)
-    fetches = WriteBehind("hydrations", store_fetches, FETCHES_PACE, stream.publish)
-    scheduler = Scheduler(refresher, settings, history, bus.publish, on_pass)
-    notes = HealthNotes(scheduler, stores.health)
+    stores, mirrors = open_stores(layout), Mirrors(layout, make_git(layout, config, children))
     environment = git_environment(layout, layout.serving_config, os.environ)
-    guard = HookGuard(layout, git, environment)
-    book = TurnRecorder(stores.sessions, mirror_of)
-    quota = Quota(lambda: _recording_limits(live.config), time.monotonic)
-    desk = PushAuthorizer(layout, guard, stores.audit, book, quota, mirror_of, bus.publish)
-    retention = Retention(
-        book,
-        quota,
-        mirror_of,
-        locks,
-        repos=lambda: live.repos,
-        keep_for=lambda: live.config.recording.retention,
-        publish=bus.publish,
-        clock=time.time,
+    daemon = await find_git_daemon(mirrors.git, environment, config.serve.idle_timeout)
+
+    keyring = make_keyring(config)
+    refreshing = compose_refreshing(
+        mirrors, config.refresh, keyring, stores.health, bus.publish, stream.publish, begin, on_pass
     )
-    exec_path = (await git.run("--exec-path", cwd=Path("/"), deadline=10)).stdout.decode().strip()
-    idle = config.serve.idle_timeout
-    daemon = GitDaemon(f"{exec_path}/git-daemon", environment, idle)
+    scheduler, health, learn = refreshing.scheduler, refreshing.scheduler.health, refreshing.notes.learn
+    recording = compose_recording(
+        mirrors, environment, stores.audit, stores.sessions, state.recording, repos, learn, bus.publish, begin
+    )
+    workspaces = Snapshots(layout, mirrors, health, enabled=state.keeps_snapshots)
+    maintainer = Maintainer(mirrors, mirrors.locks, stores.health, repos=repos, health=health, learn=learn)
+    observing = compose_observing(
+        stream, bus.publish, scheduler, children, stores.activity, stores.alerts,
+        repos, state.stale_after, state.alerts, begin,
+    )  # fmt: skip
 
-    cache = ResponseCache(layout.cache / "responses", config.cache.budget)
-    cache.start()
-    upload_pack = UploadPack(children, environment, idle)
-    snapshots = RefSnapshots(upload_pack, mirror_of)
-    engine = Engine(cache, snapshots, upload_pack, mirror_of, bus.publish)
-    warmer = Warmer(engine, cache, mirror_of, lambda repo: scheduler.health(repo.id).tip)
-
-    admission = Admission(_limits(config))
-    serving = Serving(mirror_of, children, daemon, desk, engine, lambda name: locks.shared(name, preempt=True))
+    fetching = compose_fetching(mirrors, config, children, environment, health, bus.publish)
     read_tokens = ReadTokens(stores.tokens)
-    door = AccessGate(serving.is_mirrored, read_tokens.repo_of)
-    git_port = GitPort(serving, door, admission, lambda: live.clients)
-    alive = {"/healthz": lambda: TextResponse(200, "ok\n")}
-    workspaces = Snapshots(
-        layout, mirror_of, lambda repo: live.followed_branch(repo), enabled=lambda: live.config.workspace.enabled
-    )
-    routes = GuestRoutes(
-        tar=lambda repo, branch: live.tar(repo, branch),
-        freshness=lambda repo, want: freshness.document(repo, want),
-        lag=lambda repo: lag_of(scheduler.health(repo.id), time.time()),
-        kit=lambda: live.guest_kit(),
-        publish=bus.publish,
-    )
-    smart = SmartHttp(
-        engine,
-        door,
-        admission,
-        HttpPushes(mirror_of, children, environment, desk, serving.writing, idle),
-        routes,
-        alive,
-    )
-    metrics = Metrics(
-        lambda: [(repo, scheduler.health(repo.id)) for repo in live.repos],
-        lambda: live.config.refresh.stale_after,
-    )
-    secret = SecretFile("[refresh] webhook_secret_file", lambda: live.config.refresh.webhook_secret_file)
-    token = SecretFile("[refresh] token_file", lambda: live.config.refresh.token_file)
-    announcements = Announcements(scheduler, mirror_of, begin)
-    looks = {"/readyz": lambda: live.readiness(), "/metrics": lambda: TextResponse(200, metrics.render(), METRICS_TYPE)}
+    gate = AccessGate(mirrors.has, read_tokens.repo_of)
+    kit = GuestKit(state.public_url, repos, gate)
+    freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)
+    routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish)
     admin = AdminRoutes(
-        plain_routes(alive | looks),
-        secret,
-        token,
-        announcements,
-        repos=lambda: live.repos,
-        find=lambda path: door.catalog.find(path) or door.catalog.find_private(path),
-        answered=metrics.webhook,
-    )
-    live = Live(
-        layout=layout,
-        config=config,
-        stores=stores,
-        git=git,
-        locks=locks,
-        scheduler=scheduler,
-        guard=guard,
-        desk=desk,
-        admission=admission,
-        door=door,
-        acceptors={
-            "git": Acceptor("git", git_port.serve),
-            "http": Acceptor("http", HttpPort(smart.handle, admission.limits, lambda: live.clients).serve),
-            "admin": Acceptor(
-                "admin", HttpPort(admin.handle, admission.limits, lambda: len(live.acceptors["admin"])).serve
-            ),
-        },
-        cache=cache,
-        snapshots=snapshots,
-        warmer=warmer,
-        retention=retention,
-        workspaces=workspaces,
-        publish_event=bus.publish,
-    )
-    freshness = Freshness(live)
-    metrics.gauge("clients", "Guests' connections, waiting ones included.", lambda: live.clients)
-    metrics.gauge("queue", "Guests that wait for a place.", lambda: admission.waiting)
-    metrics.gauge("refused", "Guests that found no place in time, since the start.", lambda: admission.refused)
-    metrics.gauge("cache_bytes", "Bytes of whole answers kept.", lambda: cache.bytes)
-    metrics.gauge("cache_budget_bytes", "Most bytes of answers kept.", lambda: cache.budget)
-    maintainer = Maintainer(
-        mirror_of,
-        locks,
-        repos=lambda: live.repos,
-        health=scheduler.health,
-        update=notes.learn,
-        anchor_times=lambda repo_id: asyncio.to_thread(stores.health.anchor_times, repo_id),
-        set_anchor_times=lambda repo_id, times: asyncio.to_thread(stores.health.set_anchor_times, repo_id, times),
-    )
-    alerts = Alerts(stores.alerts, children, lambda: live.config.alerts)
-    vigil = HealthMonitor(scheduler, bus.publish, alerts, lambda: live.repos, lambda: live.config.refresh.stale_after)
-    live.complaints += [secret.problem, token.problem, lambda: alerts.trouble]
-    sessions = SessionCount(stores.sessions, notes.learn, begin)
-    subscribe(bus, stream, live, maintainer, metrics, fetches, vigil, announcements, sessions)
-    sinks = EventSinks(stream, children, begin)
+        state.webhook_secret_file, state.refresh_token_file, refreshing.announcements, repos, health, gate,
+        observing.metrics,
+    )  # fmt: skip
+    ports = compose_ports(mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, admin)
+    observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges)
+
+    follower = RegistryFollower(state, stores, scheduler, gate, bus.publish)
+    status = Status(state, scheduler, recording, stores.audit, fetching, ports, admin, observing.alerts)
+    subscribe(bus, stream, refreshing, recording, workspaces, maintainer, observing, fetching, follower)
     return Assembly(
-        live, refresher, maintainer, stream, fetches, history, retention, daemon, read_tokens, vigil, alerts, sinks
-    )
-
-
-def _recording_limits(config: Config) -> RecordingLimits:
-    recording = config.recording
-    return RecordingLimits(
-        max_new_sessions=recording.max_new_sessions,
-        max_turns=recording.max_turns,
-        max_bytes=recording.max_bytes,
-        max_objects=recording.max_objects,
-        max_push=recording.max_push,
-    )
-
-
-def _limits(config: Config) -> Limits:
-    serve = config.serve
-    return Limits(
-        serve.max_clients, serve.queue_timeout, serve.request_timeout, serve.idle_timeout, serve.total_timeout
-    )
+        state, stores, mirrors, stream, refreshing, recording, workspaces, maintainer, observing,
+        fetching, daemon, read_tokens, kit, ports, follower, status,
+    )  # fmt: skip

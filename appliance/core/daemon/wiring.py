@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from appliance.core.daemon.live import Live
+from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.events import (
     ConditionChanged,
     FetchBegan,
@@ -18,14 +18,14 @@ from appliance.core.events import (
     TurnRecorded,
 )
 from appliance.core.maintenance.maintainer import Maintainer
+from appliance.core.observability.compose import Observing
 from appliance.core.observability.event_bus import EventBus
 from appliance.core.observability.event_stream import EventStream
-from appliance.core.observability.health_monitor import HealthMonitor
-from appliance.core.observability.metrics import Metrics
-from appliance.core.recording.session_count import SessionCount
-from appliance.core.refresh.announcements import Announcements
+from appliance.core.recording.compose import Recording
+from appliance.core.refresh.compose import Refreshing
+from appliance.core.serving.compose import Fetching
 from appliance.core.serving.fetch.engine import ShapeAsked
-from appliance.core.store.write_behind import WriteBehind
+from appliance.core.workspace.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
 
@@ -33,47 +33,49 @@ log = logging.getLogger(__name__)
 def subscribe(
     bus: EventBus,
     stream: EventStream,
-    live: Live,
+    refreshing: Refreshing,
+    recording: Recording,
+    workspaces: Snapshots,
     maintainer: Maintainer,
-    metrics: Metrics,
-    fetches: WriteBehind[FetchEnded],
-    monitor: HealthMonitor,
-    announcements: Announcements,
-    sessions: SessionCount,
+    observing: Observing,
+    fetching: Fetching,
+    follower: RegistryFollower,
 ) -> None:
     """Refreshes and fetches reach the stream by way of what writes them to the database."""
+    metrics, monitor, count = observing.metrics, observing.monitor, recording.count
 
     def hide_old_refs(event: RepoEvent) -> None:
-        live.snapshots.invalidate(event.repo.id)
-
-    def warm(event: RepoEvent) -> None:
-        live.warmer.warm(event.repo)
-
-    def mark(event: RepoEvent) -> None:
-        maintainer.mark(event.repo.name)
-
-    def build_snapshot(event: RepoEvent) -> None:
-        live.workspaces.refresh(event.repo)
+        fetching.refs.invalidate(event.repo.id)
 
     def drop_answers(event: RepoEvent) -> None:
-        live.cache.evict(event.repo.id)
+        fetching.cache.evict(event.repo.id)
 
-    def reconsider(event: RefreshEnded) -> None:
-        live.reconsider(event.repo.id)
+    def warm(event: RepoEvent) -> None:
+        fetching.warmer.warm(event.repo)
 
-    def saw_shape(event: ShapeAsked) -> None:
-        live.warmer.saw(event.repo, event.shape)
+    def build_snapshot(event: RepoEvent) -> None:
+        workspaces.refresh(event.repo)
 
-    bus.subscribe(RefsMoved, hide_old_refs, mark, warm, build_snapshot)
-    bus.subscribe(RefreshEnded, metrics.refreshed, reconsider, monitor.refreshed, announcements.refreshed)
-    bus.subscribe(FetchBegan, stream.publish)
-    bus.subscribe(ShapeAsked, saw_shape)
-    bus.subscribe(FetchEnded, metrics.fetched, fetches.add, _log_fetch)
-    bus.subscribe(PushRuled, metrics.ruled, stream.publish)
-    bus.subscribe(TurnRecorded, hide_old_refs, mark, sessions.changed, stream.publish)
-    bus.subscribe(SessionsEnded, hide_old_refs, drop_answers, warm, mark, sessions.changed)
-    bus.subscribe(ConditionChanged, stream.publish)
-    bus.subscribe(RegistryChanged, monitor.follow)
+    def mark_for_repack(event: RepoEvent) -> None:
+        maintainer.mark(event.repo.name)
+
+    def forget(event: RegistryChanged) -> None:
+        for repo in event.gone:
+            fetching.warmer.forget(repo.id)
+            fetching.cache.evict(repo.id)
+            workspaces.forget(repo)
+
+    on = bus.subscribe
+    on(RefsMoved, hide_old_refs, mark_for_repack, warm, build_snapshot)
+    on(RefreshEnded, metrics.refreshed, follower.reconsider, monitor.refreshed, refreshing.announcements.refreshed)
+    on(FetchBegan, stream.publish)
+    on(ShapeAsked, fetching.warmer.saw)
+    on(FetchEnded, metrics.fetched, observing.fetches.add, _log_fetch)
+    on(PushRuled, metrics.ruled, stream.publish)
+    on(TurnRecorded, hide_old_refs, mark_for_repack, count.changed, stream.publish)
+    on(SessionsEnded, hide_old_refs, drop_answers, warm, mark_for_repack, count.changed)
+    on(ConditionChanged, stream.publish)
+    on(RegistryChanged, forget, monitor.follow)
 
 
 def _log_fetch(event: FetchEnded) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from appliance.core.config.settings import RecordingConfig
 from appliance.core.errors import GitmirrorError
 from appliance.core.events import Publish, SessionsEnded
 from appliance.core.git.command import GitError
@@ -33,7 +34,7 @@ AT_ONCE = 500
 
 
 class Retention:
-    """Looks after the sessions of `repos()`. `keep_for` is the retention, in seconds."""
+    """Looks after the sessions of `repos()`, by the retention of `settings()`."""
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class Retention:
         locks: MirrorLocks,
         *,
         repos: Callable[[], list[Repo]],
-        keep_for: Callable[[], float],
+        settings: Callable[[], RecordingConfig],
         publish: Publish,
         clock: Callable[[], float],
     ) -> None:
@@ -53,7 +54,7 @@ class Retention:
         self._mirror_of = mirror_of
         self._locks = locks
         self._repos = repos
-        self._keep_for = keep_for
+        self._settings = settings
         self._publish = publish
         self._clock = clock
 
@@ -75,7 +76,7 @@ class Retention:
         """Ends what is over and archives what is idle. Raises GitmirrorError."""
         if not self._mirror_of(repo.name).exists():
             return
-        now, keep_for = self._clock(), self._keep_for()
+        now, keep_for = self._clock(), self._settings().retention
         over, idle = [], []
         for session in await asyncio.to_thread(self._store.all, repo.name):
             age = now - _timestamp(session["last_at"])

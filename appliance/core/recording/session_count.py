@@ -14,6 +14,8 @@ from appliance.core.store.sessions import SessionStore
 
 log = logging.getLogger(__name__)
 
+Begin = Callable[[Coroutine[Any, Any, None], str], object]
+
 
 class SessionCount:
     """Counts in `store`, one count of a repository at a time, and hands the number to `learn` as a health column."""
@@ -22,7 +24,7 @@ class SessionCount:
         self,
         store: SessionStore,
         learn: Callable[..., Awaitable[None]],
-        begin: Callable[[Coroutine[Any, Any, None], str], object],
+        begin: Begin,
     ) -> None:
         self._store = store
         self._learn = learn

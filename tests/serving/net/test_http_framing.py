@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.core.serving.net.acceptor import Acceptor, Limits
+from appliance.core.serving.net.acceptor import Acceptor, Connections, Limits
 from appliance.core.serving.net.http import (
     LARGEST_HEAD,
     Exchange,
@@ -70,7 +70,8 @@ async def route(exchange: Exchange) -> None:
 async def port(handler: Handler = route, limits: Limits = LIMITS) -> AsyncIterator[int]:
     """A running port's number."""
     listening = listen(Address("127.0.0.1", 0), "http")
-    acceptor = Acceptor("http", HttpPort(handler, limits, lambda: 0).serve)
+    connections = Connections()
+    acceptor = Acceptor("http", HttpPort(handler, limits, connections).serve, connections)
     acceptor.start([listening])
     try:
         yield listening.getsockname()[1]

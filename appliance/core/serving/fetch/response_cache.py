@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -124,6 +124,11 @@ class ResponseCache:
         """Empties the directory: what an earlier serve kept is not known to be whole. Raises OSError."""
         shutil.rmtree(self._directory, ignore_errors=True)
         self._directory.mkdir(parents=True, exist_ok=True)
+
+    def gauges(self) -> Iterator[tuple[str, str, float]]:
+        """What /metrics tells of the cache at this moment."""
+        yield "cache_bytes", "Bytes of whole answers kept.", self.bytes
+        yield "cache_budget_bytes", "Most bytes of answers kept.", self.budget
 
     async def stop(self) -> None:
         """Ends the answers being written."""

@@ -10,6 +10,8 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
+from appliance.core.config.settings import ServeConfig
+
 log = logging.getLogger(__name__)
 
 
@@ -22,6 +24,17 @@ class Limits:
     request_timeout: float
     idle_timeout: float
     total_timeout: float
+
+    @classmethod
+    def of(cls, config: ServeConfig) -> Limits:
+        """Those of `[serve]`."""
+        return cls(
+            config.max_clients,
+            config.queue_timeout,
+            config.request_timeout,
+            config.idle_timeout,
+            config.total_timeout,
+        )
 
     @property
     def max_connections(self) -> int:
@@ -81,12 +94,29 @@ Handle = Callable[[socket.socket, str, int], Awaitable[None]]
 """Serves one connection: the socket, the guest's address, its port."""
 
 
-class Acceptor:
-    """Accepts on the listening sockets of one port and runs `handle` for each connection."""
+class Connections:
+    """The connections of ports that share a limit, those that wait their turn included."""
 
-    def __init__(self, name: str, handle: Handle) -> None:
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """How many there are at this moment."""
+        return len(self._tasks)
+
+    def add(self, task: asyncio.Task[None]) -> None:
+        """One more, until it ends."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class Acceptor:
+    """Accepts on the listening sockets of one port and runs `handle` for each connection, which is one of `shared`."""
+
+    def __init__(self, name: str, handle: Handle, shared: Connections) -> None:
         self._name = name
         self._handle = handle
+        self._shared = shared
         self._connections: set[asyncio.Task[None]] = set()
         self._listening: list[socket.socket] = []
 
@@ -135,6 +165,7 @@ class Acceptor:
             return
         connection.setblocking(False)
         task = asyncio.create_task(self._serve(connection, address))
+        self._shared.add(task)
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
 

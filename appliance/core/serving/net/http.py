@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote
 
 import h11
 
-from appliance.core.serving.net.acceptor import Limits
+from appliance.core.serving.net.acceptor import Connections, Limits
 from appliance.core.serving.net.streams import CHUNK, IdleTimeout, SocketStream
 
 log = logging.getLogger(__name__)
@@ -202,10 +202,10 @@ Handler = Callable[[Exchange], Awaitable[None]]
 class HttpPort:
     """Serves connections of one port: each request goes to `handler`, errors become answers.
 
-    `connections` counts those of all guests; past the limit a new one is told so.
+    `connections` are those of all ports that share the limit; past it a new one is told so.
     """
 
-    def __init__(self, handler: Handler, limits: Limits, connections: Callable[[], int]) -> None:
+    def __init__(self, handler: Handler, limits: Limits, connections: Connections) -> None:
         self._handler = handler
         self._limits = limits
         self._connections = connections
@@ -216,7 +216,7 @@ class HttpPort:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD)
         try:
             async with asyncio.timeout(self._limits.total_timeout):
-                if self._connections() > self._limits.max_connections:
+                if len(self._connections) > self._limits.max_connections:
                     busy = HttpError(
                         HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again\n", {"retry-after": "1"}
                     )
@@ -294,6 +294,11 @@ async def _linger(guest: socket.socket, stream: SocketStream) -> None:
         async with asyncio.timeout(LINGER_SECONDS):
             while drained < LINGER_BYTES and (data := await stream.receive()):
                 drained += len(data)
+
+
+def alive() -> TextResponse:
+    """`/healthz`: whoever gets this answer knows it."""
+    return TextResponse(200, "ok\n")
 
 
 def plain_routes(routes: Mapping[str, Callable[[], TextResponse]]) -> Handler:

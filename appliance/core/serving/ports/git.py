@@ -19,7 +19,7 @@ from appliance.core.process.children import Children
 from appliance.core.serving.fetch.engine import Caller, Engine, Relayed
 from appliance.core.serving.fetch.response_cache import AnswerFailed
 from appliance.core.serving.fetch.upload_pack import UploadPackError
-from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy
+from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy, Connections
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
 from appliance.core.serving.ports.git_daemon import GitDaemon, daemon_child, relay_fetch
 from appliance.core.serving.push.relay import PushAuthority, PushRelay
@@ -50,10 +50,6 @@ class Serving:
     engine: Engine
     writing: Callable[[str], AbstractAsyncContextManager[None]]
 
-    def is_mirrored(self, repo: Repo) -> bool:
-        """Whether the mirror is there: a first clone may still be under way."""
-        return self.mirror_of(repo.name).exists()
-
 
 class GitPort:
     """Serves connections of git://. `door` knows what guests may have, `connections` counts them."""
@@ -63,7 +59,7 @@ class GitPort:
         serving: Serving,
         door: AccessGate,
         admission: Admission,
-        connections: Callable[[], int],
+        connections: Connections,
     ) -> None:
         self._serving = serving
         self._door = door
@@ -92,7 +88,7 @@ class GitPort:
                     await _say_error(guest, EXHAUSTED_TEXT)
 
     async def _answer(self, guest: socket.socket, client: str, port: int) -> None:
-        if self._connections() > self._limits.max_connections:
+        if len(self._connections) > self._limits.max_connections:
             raise Busy("too many connections; try again later")
         request, repo = await self._read_request(guest)
         if request.service != RECEIVE_PACK and request.version == 2:
