@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.serve import ROOT
 
-BASE = {"errors", "units", "models", "setting", "credentials", "config", "layout", "secretfile"}
+BASE = {"errors", "units", "models", "setting", "credentials", "config", "layout", "secretfile", "text"}
 """Below everything: they know each other and nothing else."""
 
 TOOLS = {"processes", "locks"}

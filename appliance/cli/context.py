@@ -27,7 +27,7 @@ class Options:
 
         return load_config(find_config(self.config, os.environ))
 
-    def appliance(self) -> Node:
+    def node(self) -> Node:
         """The state directory and configuration; as root this process becomes the directory's owner first."""
         from appliance.core.config.settings import find_state
         from appliance.core.layout import Layout

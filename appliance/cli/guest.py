@@ -17,4 +17,4 @@ def guest_kit(options: Options) -> None:
       gitmirror.pyz guest-kit > guest.sh
       . ./guest.sh && gitmirror_hydrate jomcgi/homelab /workspace
     """
-    click.echo(options.appliance().guest_kit(), nl=False)
+    click.echo(options.node().guest_kit(), nl=False)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from appliance.cli.context import Duration, Options, json_option, pass_options
-from appliance.cli.output import print_json, print_table, say
+from appliance.cli.output import ask, print_json, print_line, print_table, say
 from appliance.cli.progress import CloneProgress
 from appliance.core.units import format_duration
 
@@ -56,7 +56,7 @@ def add_repo(
         "wait": not no_wait,
     }
     with CloneProgress() as progress:
-        added = options.appliance().add(arguments, progress.take)
+        added = options.node().add(arguments, progress.take)
     if as_json:
         print_json(added)
     if added["error"]:
@@ -85,10 +85,10 @@ def remove_repo(options: Options, name: str, purge: bool, yes: bool) -> None:
     """
     if purge and not yes:
         question = f"Delete the mirror of {name} and every session recorded in it?"
-        if not click.confirm(question, default=False, err=True):
+        if not ask(question):
             say("Nothing was changed.")
             sys.exit(1)
-    options.appliance().remove(name, purge=purge)
+    options.node().remove(name, purge=purge)
     say(f"{name} is removed{' and its mirror deleted' if purge else '; its mirror stays on disk'}")
 
 
@@ -102,7 +102,7 @@ def enable(options: Options, name: str) -> None:
     Example:
       gitmirror.pyz enable jomcgi/homelab
     """
-    options.appliance().set_enabled(name, True)
+    options.node().set_enabled(name, True)
     say(f"{name} is enabled")
 
 
@@ -116,7 +116,7 @@ def disable(options: Options, name: str) -> None:
     Example:
       gitmirror.pyz disable jomcgi/homelab
     """
-    options.appliance().set_enabled(name, False)
+    options.node().set_enabled(name, False)
     say(f"{name} is disabled; nothing of it was deleted")
 
 
@@ -130,7 +130,7 @@ def repos(options: Options, as_json: bool) -> None:
     Example:
       gitmirror.pyz repos --json | jq -r '.[].name'
     """
-    found = options.appliance().repos()
+    found = options.node().repos()
     if as_json:
         print_json(found)
         return
@@ -159,14 +159,14 @@ def refresh(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     Example:
       gitmirror.pyz refresh jomcgi/homelab
     """
-    outcomes = options.appliance().refresh(list(names))
+    outcomes = options.node().refresh(list(names))
     if as_json:
         print_json(outcomes)
     for outcome in [] if as_json else outcomes:
         said = outcome["error"] or _moves(outcome["moved"])
-        click.echo(f"{outcome['repo']}: {outcome['result']} in {format_duration(outcome['duration'])}: {said}")
+        print_line(f"{outcome['repo']}: {outcome['result']} in {format_duration(outcome['duration'])}: {said}")
         for change in outcome["moved"][:20]:
-            click.echo(f"  {_short(change['old'])} -> {_short(change['new'])}  {change['ref']}")
+            print_line(f"  {_short(change['old'])} -> {_short(change['new'])}  {change['ref']}")
     if any(outcome["error"] for outcome in outcomes):
         sys.exit(1)
 
@@ -183,7 +183,7 @@ def refreshes(options: Options, name: str | None, limit: int, as_json: bool) -> 
     Example:
       gitmirror.pyz refreshes jomcgi/homelab --limit 10
     """
-    found = options.appliance().refreshes(name, limit)
+    found = options.node().refreshes(name, limit)
     if as_json:
         print_json(found)
         return

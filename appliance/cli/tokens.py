@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from appliance.cli.context import Duration, Options, json_option, pass_options
-from appliance.cli.output import print_json, print_table, say
+from appliance.cli.output import print_json, print_line, print_table, say
 
 
 @click.group()
@@ -33,11 +33,11 @@ def issue(options: Options, repo: str, ttl: float, note: str, as_json: bool) -> 
     Example:
       gitmirror.pyz token issue --repo acme/secret --ttl 2h --note "session fix-dns"
     """
-    issued = options.appliance().issue_token(repo, ttl, note)
+    issued = options.node().issue_token(repo, ttl, note)
     if as_json:
         print_json(issued)
     else:
-        click.echo(issued["token"])
+        print_line(issued["token"])
     if not issued["private"]:
         say(f"{repo} is not private: guests read it without a token")
     say(f"token {issued['id']} reads {repo} over HTTP until {issued['expires_at']}")
@@ -54,7 +54,7 @@ def list_tokens(options: Options, repo: str | None, as_json: bool) -> None:
     Example:
       gitmirror.pyz token list --repo acme/secret
     """
-    found = options.appliance().tokens(repo)
+    found = options.node().tokens(repo)
     if as_json:
         print_json(found)
         return
@@ -76,5 +76,5 @@ def revoke(options: Options, number: int) -> None:
     Example:
       gitmirror.pyz token revoke 7
     """
-    revoked = options.appliance().revoke_token(number)
+    revoked = options.node().revoke_token(number)
     say(f"token {number} of {revoked['repo']} is revoked")

@@ -38,4 +38,4 @@ def tui(options: Options) -> None:
     words = ["gitmirror.pyz"]
     for name, value in (("--state", options.state), ("--config", options.config)):
         words += [name, value] if value else []
-    Tui(NodeQueries(replace(options.appliance(), create=False)), command=shlex.join(words)).run()
+    Tui(NodeQueries(replace(options.node(), create=False)), command=shlex.join(words)).run()

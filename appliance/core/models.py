@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from appliance.core.text import storable
+
 ZERO_OID = "0" * 40
 
 _NAME_PART = re.compile(r"[A-Za-z0-9._-]+")
@@ -78,11 +80,6 @@ class Health:
     maintained_at: float | None = None
 
 
-def shown(name: str) -> str:
-    """A ref's name as text to store or show: git allows any bytes, and those that are not UTF-8 become `\\xNN`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 @dataclass(frozen=True)
 class RefChange:
     """One ref that moved: `old` is None for a new one, `new` None for a deleted one."""
@@ -93,7 +90,7 @@ class RefChange:
 
     def document(self) -> dict[str, str | None]:
         """As `refresh --json` and the history have it."""
-        return {"ref": shown(self.ref), "old": self.old, "new": self.new}
+        return {"ref": storable(self.ref), "old": self.old, "new": self.new}
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,10 @@ class Reading(App[None]):
     def __init__(self, overview: NodeQueries, clock: Callable[[], float], **options: Any) -> None:
         super().__init__(**options)
         self.overview = overview
-        self.appliance = overview.appliance
+        self.appliance = overview.node
         self.model = Model(clock)
         self.reader = Reader(self)
-        self.watcher = Watcher(overview.appliance.layout, self)
+        self.watcher = Watcher(overview.node.layout, self)
         self._settling: Timer | None = None
         self._telling: Timer | None = None
         self._later: list[Callable[[], None]] = []

@@ -57,8 +57,8 @@ class NodeQueries:
     Methods raise GitmirrorError, and may be called from several threads.
     """
 
-    def __init__(self, appliance: Node, clock: Callable[[], float] = time.time) -> None:
-        self.appliance = appliance
+    def __init__(self, node: Node, clock: Callable[[], float] = time.time) -> None:
+        self.node = node
         self.clock = clock
         self._stores: Stores | None = None
         self._private: tuple[float, tuple[int, ...], frozenset[int]] | None = None
@@ -71,13 +71,13 @@ class NodeQueries:
 
     def pulse(self) -> dict[str, Any] | None:
         """What only a running serve knows (see `Live.pulse`); None without one. Raises when it does not answer."""
-        if not is_serving(self.appliance.layout):
+        if not is_serving(self.node.layout):
             return None
-        return dict(call(self.appliance.layout, "pulse", timeout=ANSWERS_WITHIN))
+        return dict(call(self.node.layout, "pulse", timeout=ANSWERS_WITHIN))
 
     def repos(self, cloning: Collection[str] = ()) -> list[RepoView]:
         """All repositories by name, as the database has them; `cloning` are those of which serve says so."""
-        stores, config = self._open(), self.appliance.config
+        stores, config = self._open(), self.node.config
         repos, healths = stores.registry.all(), stores.health.all()
         healths |= {
             repo.id: replace(healths.get(repo.id, Health()), cloning=True) for repo in repos if repo.name in cloning
@@ -102,7 +102,7 @@ class NodeQueries:
         """Ids of those whose guests need a token; looked up every half minute, at 20 ms for 1,000 of them."""
         known = tuple(repo.id for repo in repos)
         if self._private is None or self._private[1] != known or time.monotonic() > self._private[0]:
-            privacy = make_privacy(self.appliance.layout, self.appliance.config)
+            privacy = make_privacy(self.node.layout, self.node.config)
             found = frozenset(repo.id for repo in repos if privacy.is_private(repo))
             self._private = (time.monotonic() + PRIVACY_HOLDS, known, found)
         return self._private[2]
@@ -112,7 +112,7 @@ class NodeQueries:
         key = (name, oid)
         if key not in self._tips:
             try:
-                with open_browser(self.appliance, name) as browser:
+                with open_browser(self.node, name) as browser:
                     self._tips[key] = browser.commit(oid)
             except GitmirrorError:
                 return None
@@ -120,7 +120,7 @@ class NodeQueries:
 
     def refs(self, name: str) -> list[RefText]:
         """Branches and tags of a mirror, the newest first."""
-        with open_browser(self.appliance, name) as browser:
+        with open_browser(self.node, name) as browser:
             return browser.refs(MOST_REFS)
 
     def recent(self, name: str, limit: int) -> list[tuple[float, float, str]]:
@@ -155,11 +155,11 @@ class NodeQueries:
     def disk(self) -> Disk:
         """How the disk is."""
         stores = self._open()
-        usage = shutil.disk_usage(self.appliance.layout.state)
+        usage = shutil.disk_usage(self.node.layout.state)
         mirrors = sum(health.size for health in stores.health.all().values())
         return Disk(usage.total, usage.free, mirrors, stores.sessions.recorded_bytes())
 
     def _open(self) -> Stores:
         if self._stores is None:
-            self._stores = open_stores(self.appliance.layout, create=False)
+            self._stores = open_stores(self.node.layout, create=False)
         return self._stores

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 class Sessions:
     """The sessions of one appliance. Every method raises GitmirrorError."""
 
-    appliance: Node
+    node: Node
 
     def listed(self, repo: str | None) -> list[dict[str, Any]]:
         """Newest first, as `sessions --json` has them."""
-        return self.appliance.stores().sessions.all(repo)
+        return self.node.stores().sessions.all(repo)
 
     def find(self, repo: str, name: str) -> dict[str, Any]:
         """The one session of that name, or the only one that begins with it."""
-        stores = self.appliance.stores()
+        stores = self.node.stores()
         found = stores.sessions.matching(repo, name)
         if not found:
             stores.registry.get(repo)
@@ -44,10 +44,10 @@ class Sessions:
     def show(self, repo: str, name: str) -> dict[str, Any]:
         """The session with `turns` replaced by the list of them, each with how it differs from the one before."""
         session = self.find(repo, name)
-        turns = self.appliance.stores().sessions.turns(repo, session["session"])
+        turns = self.node.stores().sessions.turns(repo, session["session"])
         documents: list[dict[str, Any]] = []
         before: Turn | None = None
-        with open_browser(self.appliance, repo) as browser:
+        with open_browser(self.node, repo) as browser:
             for number, turn in enumerate(turns, 1):
                 since = browser.changed(before.commit, turn.commit) if before else None
                 documents.append(
@@ -57,28 +57,31 @@ class Sessions:
                 before = turn
         return session | {"turns": documents}
 
-    def diff(self, session: dict[str, Any], turn: int | None, options: Sequence[str]) -> int:
-        """Prints the diff of a whole session that was found, or of one turn of it; returns git's exit code."""
+    def print_diff(self, session: dict[str, Any], turn: int | None, options: Sequence[str], *, raw: bool) -> bool:
+        """Writes the diff of a whole session that was found, or of one turn of it, to stdout.
+
+        Control characters in it are escaped unless it is `raw`; returns whether there were any.
+        """
         old, new = self._ends(session, turn)
-        with open_browser(self.appliance, session["repo"]) as browser:
-            return browser.show_diff(old, new, options)
+        with open_browser(self.node, session["repo"]) as browser:
+            return browser.print_diff(old, new, options, raw=raw)
 
     def files(self, session: dict[str, Any], turn: int | None) -> list[FileChange]:
         """The files that a session, or one turn of it, changed."""
         old, new = self._ends(session, turn)
-        with open_browser(self.appliance, session["repo"]) as browser:
+        with open_browser(self.node, session["repo"]) as browser:
             return browser.files(old, new)
 
     def file_diff(self, session: dict[str, Any], turn: int | None, change: FileChange, limit: int) -> tuple[str, bool]:
         """The diff of one of `files` as text, and whether it was cut after `limit` bytes."""
         old, new = self._ends(session, turn)
-        with open_browser(self.appliance, session["repo"]) as browser:
+        with open_browser(self.node, session["repo"]) as browser:
             return browser.file_diff(old, new, change, limit)
 
     def export(self, session: dict[str, Any], turn: int | None, path: Path) -> int:
         """Writes the diff as a patch that `git apply` takes, to a file that is not there yet; returns its bytes."""
         old, new = self._ends(session, turn)
-        with open_browser(self.appliance, session["repo"]) as browser:
+        with open_browser(self.node, session["repo"]) as browser:
             patch = browser.patch(old, new)
         try:
             with path.open("xb") as file:
@@ -91,34 +94,34 @@ class Sessions:
 
     def log(self, session: dict[str, Any]) -> list[CommitText]:
         """The commits of a session that was found, on top of its base, newest first."""
-        with open_browser(self.appliance, session["repo"]) as browser:
+        with open_browser(self.node, session["repo"]) as browser:
             return list(browser.log(session["base"], session["tip"]))
 
     def checkout(self, repo: str, name: str, directory: Path, turn: int | None) -> Turn:
         """A worktree outside the mirror at a turn (default: the last), with `origin` at the upstream."""
         session = self.find(repo, name)
-        stores = self.appliance.stores()
+        stores = self.node.stores()
         chosen = self._turn(session, stores.sessions.turns(repo, session["session"]), turn)
         url = stores.registry.get(repo).url
-        with open_browser(self.appliance, repo) as browser:
+        with open_browser(self.node, repo) as browser:
             browser.checkout(chosen.commit, directory, branch=f"session/{session['session']}", origin=url)
         return chosen
 
     def keep(self, repo: str, name: str, kept: bool) -> str:
         """Exempts a session from retention, or not any more; returns its whole name."""
         session = self.find(repo, name)["session"]
-        self.appliance.stores().sessions.keep(repo, session, kept)
+        self.node.stores().sessions.keep(repo, session, kept)
         return str(session)
 
     def drop(self, repo: str, name: str) -> str:
         """Ends a session at once, through `serve`; returns its whole name. Raises NotServing."""
         session = self.find(repo, name)["session"]
-        call(self.appliance.layout, "session-drop", repo=repo, session=session)
+        call(self.node.layout, "session-drop", repo=repo, session=session)
         return str(session)
 
     def _ends(self, session: dict[str, Any], number: int | None) -> tuple[str | None, str]:
         """The commits between which a session's diff is, or that of one turn."""
-        turns = self.appliance.stores().sessions.turns(session["repo"], session["session"])
+        turns = self.node.stores().sessions.turns(session["repo"], session["session"])
         chosen = self._turn(session, turns, number)
         old = turns[number - 2].commit if number is not None and number > 1 else chosen.base
         return old, chosen.commit
@@ -130,13 +133,13 @@ class Sessions:
 
 
 @contextmanager
-def open_browser(appliance: Node, repo: str) -> Iterator[Browser]:
+def open_browser(node: Node, repo: str) -> Iterator[Browser]:
     """Reads the mirror of a repository for as long as the block lasts. Raises GitmirrorError."""
     from appliance.core.git.browse import Browser
 
-    layout = appliance.layout
+    layout = node.layout
     if not layout.git_config.exists():
-        write_git_configs(layout, max_push=appliance.config.recording.max_push)
+        write_git_configs(layout, max_push=node.config.recording.max_push)
     browser = Browser(layout.mirror(repo), git_environment(layout, layout.git_config, os.environ))
     try:
         yield browser

@@ -36,23 +36,23 @@ class Check:
     mend: str = ""
 
 
-def examine(appliance: Node) -> list[Check]:
+def examine(node: Node) -> list[Check]:
     """All checks, in the order in which to mend them. Never raises."""
-    serving = is_serving(appliance.layout)
+    serving = is_serving(node.layout)
     checks = [
         _python(),
         _git(),
         _git_daemon(),
-        _guarded("config", lambda: _config(appliance), "mend the file; the message says what"),
-        *_credentials(appliance),
-        *_outlets(appliance.config),
-        _state(appliance),
-        _disk(appliance),
-        _hooks(appliance),
-        _guarded("database", lambda: _database(appliance), "see the message; a backup is the file gitmirror.db"),
+        _guarded("config", lambda: _config(node), "mend the file; the message says what"),
+        *_credentials(node),
+        *_outlets(node.config),
+        _state(node),
+        _disk(node),
+        _hooks(node),
+        _guarded("database", lambda: _database(node), "see the message; a backup is the file gitmirror.db"),
     ]
-    checks += _ports(appliance) if not serving else []
-    checks.append(_guarded("serve", lambda: _serve(appliance), "see the log of serve") if serving else _not_serving())
+    checks += _ports(node) if not serving else []
+    checks.append(_guarded("serve", lambda: _serve(node), "see the log of serve") if serving else _not_serving())
     return checks
 
 
@@ -89,18 +89,18 @@ def _git_daemon() -> Check:
     return Check("git daemon", os.access(program, os.X_OK), f"{program}", mend)
 
 
-def _config(appliance: Node) -> Check:
-    listed = wanted_of_config(appliance.config)
-    warnings = appliance.config.warnings()
-    where = str(appliance.config.path or "defaults, no file")
+def _config(node: Node) -> Check:
+    listed = wanted_of_config(node.config)
+    warnings = node.config.warnings()
+    where = str(node.config.path or "defaults, no file")
     found = "; ".join([f"{where} ({len(listed)} repositories)", *warnings])
     return Check("config", not warnings, found, "change what the warning names")
 
 
-def _credentials(appliance: Node) -> list[Check]:
+def _credentials(node: Node) -> list[Check]:
     """The files that entries name, by themselves: whether an upstream takes what is in them, its refreshes tell."""
     checks = []
-    for entry in appliance.config.credentials:
+    for entry in node.config.credentials:
         problems = check_files(entry)
         if entry.ssh_key and shutil.which("ssh") is None:
             problems.append("ssh is not there: install the OpenSSH client")
@@ -129,8 +129,8 @@ def _outlets(config: Config) -> list[Check]:
     return checks
 
 
-def _state(appliance: Node) -> Check:
-    state = appliance.layout.state
+def _state(node: Node) -> Check:
+    state = node.layout.state
     mend = "it must belong to the user that runs gitmirror: chown -R it, or choose another with --state"
     if not state.exists():
         return Check("state directory", True, f"{state} is not there yet, serve makes it")
@@ -141,30 +141,30 @@ def _state(appliance: Node) -> Check:
     return Check("state directory", os.access(state, os.R_OK | os.W_OK | os.X_OK), f"{state} (user {owner})", mend)
 
 
-def _disk(appliance: Node) -> Check:
-    free = shutil.disk_usage(_existing(appliance)).free
+def _disk(node: Node) -> Check:
+    free = shutil.disk_usage(_existing(node)).free
     return Check("disk", free > LOW_DISK, f"{format_size(free)} free", "make room, or move the state directory")
 
 
-def _hooks(appliance: Node) -> Check:
+def _hooks(node: Node) -> Check:
     """git skips a hook that it cannot execute; serve proves at start that it does not, this finds the usual reason."""
-    place = _existing(appliance)
+    place = _existing(node)
     noexec = bool(os.statvfs(place).f_flag & os.ST_NOEXEC)
     found = f"{place} is on a noexec mount" if noexec else f"can be executed below {place}"
     return Check("hooks", not noexec, found, "mount it without noexec: git runs the hooks that guard pushes there")
 
 
-def _existing(appliance: Node) -> Path:
-    place = appliance.layout.state
+def _existing(node: Node) -> Path:
+    place = node.layout.state
     while not place.exists():
         place = place.parent
     return place
 
 
-def _database(appliance: Node) -> Check:
-    if not appliance.layout.database.exists():
+def _database(node: Node) -> Check:
+    if not node.layout.database.exists():
         return Check("database", True, "not there yet, serve makes it")
-    stores = appliance.stores()
+    stores = node.stores()
     verdict = stores.audit.verify()
     found = f"{len(stores.registry.all())} repositories, {verdict.events} audit events"
     if verdict.broken is not None:
@@ -172,9 +172,9 @@ def _database(appliance: Node) -> Check:
     return Check("database", verdict.broken is None, found, "compare with a backup; `audit verify` says more")
 
 
-def _ports(appliance: Node) -> list[Check]:
+def _ports(node: Node) -> list[Check]:
     checks = []
-    serve = appliance.config.serve
+    serve = node.config.serve
     for name, address in (("git", serve.git), ("http", serve.http), ("admin", serve.admin)):
         if address is None:
             checks.append(Check(f"port {name}", True, "off"))
@@ -187,8 +187,8 @@ def _ports(appliance: Node) -> list[Check]:
     return checks
 
 
-def _serve(appliance: Node) -> Check:
-    found = appliance.status()
+def _serve(node: Node) -> Check:
+    found = node.status()
     unhealthy = [repo["name"] for repo in found["repos"] if repo["state"] in ("stale", "failing")]
     if found["warnings"]:
         return Check("serve", False, "; ".join(found["warnings"]), "mend what it names, then restart serve")

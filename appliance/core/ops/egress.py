@@ -12,10 +12,10 @@ _EVERYWHERE = ("0.0.0.0", "::")
 _DEFAULT_PORTS = {"git": 9418, "http": 80, "https": 443}
 
 
-def egress_entries(appliance: Node) -> list[str]:
+def egress_entries(node: Node) -> list[str]:
     """`host:port` for the git and the HTTP listener, as guests call them. Raises UsageError when that is not known."""
-    found = appliance.status()
-    serve = appliance.config.serve
+    found = node.status()
+    serve = node.config.serve
     git = found["git"] or serve.public_git or _url("git", serve.git)
     http = found["http"] or serve.public_http or _url("http", serve.http)
     entries = []
