@@ -145,10 +145,10 @@ def _pager(environment: Mapping[str, str]) -> str:
     found = subprocess.run(["git", "var", "GIT_PAGER"], env={**environment, **told}, capture_output=True, check=False)
     command = os.fsdecode(found.stdout).strip()
     try:
-        words = shlex.split(command)
+        program = next((word for word in shlex.split(command) if "=" not in word), "")
     except ValueError:
-        words = []
-    return command if words and words[0] != "cat" and shutil.which(words[0]) else ""
+        program = ""
+    return command if command != "cat" and shutil.which(program) else ""
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
