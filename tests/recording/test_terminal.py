@@ -1,4 +1,4 @@
-"""What guests and upstreams say, on the operator's terminal and in pipes: a real serve, real guests, the bytes of each command."""
+"""What guests and upstreams say, on the operator's terminal and in pipes: the bytes that each command writes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> I
             git("update-ref", "refs/heads/new\u202e\x9b", "main", cwd=upstream.path(WIDGETS))
             assert serve.cli("refresh", WIDGETS).returncode == 0
             guest = node.guest(base / "guest")
-            files = {
+            files: dict[str, str | bytes | None] = {
                 f"name {EVIL}\n.txt": "x\n",
                 "content.txt": f"first\n{EVIL}\n\x0c\rover\n".encode(),
                 "latin.txt": b"caf\xe9 \x93quoted\x94\n",
