@@ -199,7 +199,7 @@ def test_a_diff_says_that_it_is_no_patch_and_git_takes_the_raw_one(hostile: Host
 def test_a_diff_without_control_characters_is_gits_own(hostile: Hostile, tmp_path: Path) -> None:
     """Byte for byte, with tabs, CRLF and Latin-1 in it: `session diff | git apply` goes on working."""
     guest, name = hostile.node.guest(tmp_path / "guest", "--depth=1"), new_session()
-    files = {
+    files: dict[str, str | bytes | None] = {
         "crlf.txt": b"a\r\nb\tc\r\n",
         "latin.txt": b"caf\xe9\n",
         "utf8.txt": "naïve 👩\u200d💻\n",

@@ -1,4 +1,4 @@
-"""Names, subjects, errors and content of strangers in the live view: on no screen, in no dialog, in no notice is a control character."""
+"""Words of strangers in the live view: no screen, no dialog and no notice draws a control character of theirs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def build_hostile(state: Path) -> None:
     moved = (RefChange(f"refs/heads/{EVIL}", None, tip),)
     stores.health.record_refresh(repos[WIDGETS], RefreshOutcome(WIDGETS, NOW - 1, 1.0, moved), refs=14)
     stores.health.record_refresh(repos["acme/infra"], RefreshOutcome("acme/infra", NOW - 1, 1.0, (), WORDS), refs=14)
-    stores.activity._clock = lambda: NOW  # type: ignore[method-assign]
+    stores.activity._clock = lambda: NOW
     stores.activity.record(
         [(NOW - 1, Hydration(WIDGETS, tip, 1, f"deepen-not {WORDS}", "miss", 1, 0.1, 0.1, EVIL, "git"))]
     )

@@ -207,7 +207,7 @@ def test_the_live_view_draws_no_control_character(text: str, width: int, tail: b
 
 
 ALONE = {"appliance.cli.output", "appliance.cli.guest", "appliance.cli.main"}
-"""What may print by itself: the function that all others use, the guest kit, which is a program, and our own licences."""
+"""What may print by itself: what all others use, the guest kit, which is a program, and our own licences."""
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "appliance" / "cli").glob("*.py")), ids=lambda path: path.stem)
