@@ -12,7 +12,7 @@ from typing import Any
 from appliance.core.daemon.live import Live
 from appliance.core.errors import GitmirrorError
 from appliance.core.maintenance.maintainer import Maintainer
-from appliance.core.models import Hydration, PushDecision, Recorded, RefreshOutcome, RefsMoved, Repo, shown
+from appliance.core.models import Hydration, PushDecision, Recorded, RefreshOutcome, RefsMoved, Repo
 from appliance.core.observability.event_stream import EventStream
 from appliance.core.observability.health_monitor import HealthMonitor
 from appliance.core.observability.metrics import Metrics
@@ -22,6 +22,7 @@ from appliance.core.serving.fetch.engine import Caller
 from appliance.core.serving.wire.v2 import FetchShape
 from appliance.core.store.database import StoreError
 from appliance.core.store.write_behind import WriteBehind
+from appliance.core.text import storable
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class Events:
             "pushed",
             ruling.repo.name,
             verdict="accepted" if ruling.accepted else "rejected",
-            refs=[shown(command.ref) for command in ruling.commands],
+            refs=[storable(command.ref) for command in ruling.commands],
             reason=next(iter(ruling.refusals.values()), None),
             client=ruling.client,
         )
