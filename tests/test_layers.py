@@ -21,7 +21,7 @@ import pytest
 from tests.support.serve import ROOT
 
 LAYERS: list[set[str]] = [
-    {"errors", "units"},
+    {"errors", "units", "text"},
     {"models", "names", "layout"},
     {"health", "upstream", "events"},
     {"config"},

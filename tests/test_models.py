@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from appliance.core.errors import GitmirrorError, NotServing, UsageError
 from appliance.core.layout import Layout
-from appliance.core.models import PushDecision, RefChange, RefreshOutcome, Repo, shown
+from appliance.core.models import PushDecision, RefChange, RefreshOutcome, Repo
 from appliance.core.names import is_repo_name
+from appliance.core.text import storable
 
 ALLOWED = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
@@ -57,7 +58,7 @@ def test_a_name_never_leaves_the_directory_of_mirrors(name: str) -> None:
 @given(st.binary(min_size=1, max_size=40))
 def test_any_ref_name_can_be_shown_as_json(raw: bytes) -> None:
     """git allows any bytes in a ref's name, JSON does not; what is UTF-8 stays as it is."""
-    name = shown(raw.decode("utf-8", "surrogateescape"))
+    name = storable(raw.decode("utf-8", "surrogateescape"))
     assert json.loads(json.dumps(name).encode("utf-8")) == name
     name.encode("utf-8")
     try:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
 import click
 
 from appliance.cli.context import Options, json_option, pass_options
-from appliance.cli.output import print_json, print_table
+from appliance.cli.output import print_cells, print_json, print_json_line, print_table
 from appliance.core.units import format_duration, format_size
 
 POLL = 0.5
@@ -47,7 +46,10 @@ def activity(options: Options, repo: str | None, limit: int, follow: bool, as_js
             for row in batch:
                 last = max(last, row["id"])
                 if repo is None or row["repo"] == repo:
-                    click.echo(json.dumps(row) if as_json else "  ".join(str(cell) for cell in _row(row)))
+                    if as_json:
+                        print_json_line(row)
+                    else:
+                        print_cells(_row(row))
             time.sleep(POLL)
             batch = store.after(last)
     except KeyboardInterrupt:

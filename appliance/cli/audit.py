@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.context import Moment, Options, json_option, pass_options
-from appliance.cli.output import print_json, print_table, say
+from appliance.cli.output import print_cells, print_json, print_json_line, print_line, print_table, say
 
 if TYPE_CHECKING:
     from appliance.core.store.audit import AuditLog
@@ -72,7 +71,10 @@ def _follow(log: AuditLog, wanted: dict[str, Any], found: list[dict[str, Any]], 
                 if entry["outcome"] == "pending":
                     break
                 last = entry["id"]
-                click.echo(json.dumps(entry) if as_json else "  ".join(str(cell or "") for cell in _row(entry)))
+                if as_json:
+                    print_json_line(entry)
+                else:
+                    print_cells(_row(entry))
             time.sleep(POLL)
             found = log.entries(**wanted, above=last)
     except KeyboardInterrupt:
@@ -99,7 +101,7 @@ def verify(options: Options, head: str | None) -> None:
     if verdict.broken is not None:
         say(f"the log is broken at event {verdict.broken}: {verdict.reason}")
         sys.exit(BROKEN)
-    click.echo(f"{verdict.events} events, the chain holds; head {verdict.head}")
+    print_line(f"{verdict.events} events, the chain holds; head {verdict.head}")
 
 
 @audit.command()
@@ -113,4 +115,4 @@ def export(options: Options, since: str | None) -> None:
       gitmirror.pyz audit export --since 7d | gzip > audit.jsonl.gz
     """
     for event in options.node().stores().audit.events(since):
-        click.echo(json.dumps(event, ensure_ascii=True))
+        print_json_line(event)

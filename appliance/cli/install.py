@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from appliance.cli.output import print_line
 from appliance.core.ops.install import REAL_ROOT, plan_install, running_program
 
 
@@ -34,7 +35,7 @@ def install(root: Path, now: bool) -> None:
     plan = plan_install(root, running_program(sys.argv[0]), start=now)
     for step in plan.steps:
         step.apply()
-        click.echo(step.text)
-    click.echo("next:")
+        print_line(step.text)
+    print_line("next:")
     for command in plan.next_commands:
-        click.echo(f"  {command}")
+        print_line(f"  {command}")

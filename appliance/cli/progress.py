@@ -6,7 +6,8 @@ import re
 import sys
 from types import TracebackType
 
-_PERCENT = re.compile(r"^(?:remote: )?([A-Z][a-z]+ (?:objects|deltas|files)): +(\d+)%")
+_PERCENT = re.compile(r"^(?:remote: )?([A-Z][a-z]{1,19} (?:objects|deltas|files)): +([0-9]{1,3})%")
+"""Of lines that the upstream may have made up: short words and numbers that fit the line, nothing else is drawn."""
 WIDTH = 30
 
 
@@ -22,7 +23,7 @@ class CloneProgress:
         match = _PERCENT.match(line)
         if match is None or not self._terminal:
             return
-        filled = WIDTH * int(match[2]) // 100
+        filled = WIDTH * min(100, int(match[2])) // 100
         bar = "#" * filled + "-" * (WIDTH - filled)
         sys.stderr.write(f"\r\x1b[K{match[1]:<20} [{bar}] {match[2]:>3}%")
         sys.stderr.flush()

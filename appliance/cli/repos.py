@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from appliance.cli.context import Duration, Options, json_option, pass_options
-from appliance.cli.output import print_json, print_table, say
+from appliance.cli.output import ask, print_json, print_line, print_table, say
 from appliance.cli.progress import CloneProgress
 from appliance.core.units import format_duration
 
@@ -85,7 +85,7 @@ def remove_repo(options: Options, name: str, purge: bool, yes: bool) -> None:
     """
     if purge and not yes:
         question = f"Delete the mirror of {name} and every session recorded in it?"
-        if not click.confirm(question, default=False, err=True):
+        if not ask(question):
             say("Nothing was changed.")
             sys.exit(1)
     options.node().current().remove(name, purge=purge)
@@ -164,9 +164,9 @@ def refresh(options: Options, names: tuple[str, ...], as_json: bool) -> None:
         print_json(outcomes)
     for outcome in [] if as_json else outcomes:
         said = outcome["error"] or _moves(outcome["moved"])
-        click.echo(f"{outcome['repo']}: {outcome['result']} in {format_duration(outcome['duration'])}: {said}")
+        print_line(f"{outcome['repo']}: {outcome['result']} in {format_duration(outcome['duration'])}: {said}")
         for change in outcome["moved"][:20]:
-            click.echo(f"  {_short(change['old'])} -> {_short(change['new'])}  {change['ref']}")
+            print_line(f"  {_short(change['old'])} -> {_short(change['new'])}  {change['ref']}")
     if any(outcome["error"] for outcome in outcomes):
         sys.exit(1)
 

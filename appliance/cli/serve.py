@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.context import Options, pass_options
+from appliance.cli.log_format import LogFormatter
+from appliance.cli.output import print_line
 
 if TYPE_CHECKING:
     from appliance.core.config.settings import Config
@@ -43,9 +45,9 @@ def serve(
     from appliance.core.daemon.service import Service, Start
     from appliance.core.daemon.systemd import Notifier, inherited_sockets, take_environment
 
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format=_log_format(), stream=sys.stderr, force=True
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter.for_environment(os.environ))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     given = {"git": git_address, "http": http_address, "admin": admin_address}
 
@@ -66,7 +68,7 @@ def serve(
         load,
         Notifier.from_environment(environment),
         sockets,
-        announce=lambda line: click.echo(line),
+        announce=print_line,
     )
     asyncio.run(Service(start).run())
 
@@ -83,10 +85,3 @@ def _overridden(config: Config, given: dict[str, str | None]) -> Config:
             except ValueError as error:
                 raise UsageError(f"--{name} is {text!r}", hint=f"it must be {error}") from None
     return replace(config, serve=replace(config.serve, **changes))
-
-
-def _log_format() -> str:
-    """The journal has its own times."""
-    if os.environ.get("JOURNAL_STREAM"):
-        return "%(levelname)s %(name)s: %(message)s"
-    return "%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.context import Options, json_option, pass_options
-from appliance.cli.output import print_json, print_table, say
+from appliance.cli.output import ask, print_json, print_line, print_table, say
 
 if TYPE_CHECKING:
     from appliance.core.node.sessions import Sessions
@@ -81,11 +81,11 @@ def show(options: Options, repo: str, name: str, as_json: bool) -> None:
         print_json(found)
         return
     start = f"from {found['base']}" if found["base"] else UNRELATED
-    click.echo(f"{found['session']} in {found['repo']}, {start}")
+    print_line(f"{found['session']} in {found['repo']}, {start}")
     rows = [
         (
             t["turn"], t["at"], t["commit"][:12], t["files_changed"], t["insertions"], t["deletions"],
-            _since(t["since_last"]), t["client"], _plain(t["subject"]),
+            _since(t["since_last"]), t["client"], t["subject"],
         )
         for t in found["turns"]
     ]  # fmt: skip
@@ -99,20 +99,28 @@ def show(options: Options, repo: str, name: str, as_json: bool) -> None:
 @turn_option
 @click.option("--stat", is_flag=True, help="Files and how much changed in each.")
 @click.option("--name-only", is_flag=True, help="Only the names of the files.")
+@click.option("--raw", is_flag=True, help="The exact patch, control characters and binary files included.")
 @pass_options
-def diff(options: Options, repo: str, name: str, turn: int | None, stat: bool, name_only: bool) -> None:
+def diff(options: Options, repo: str, name: str, turn: int | None, stat: bool, name_only: bool, raw: bool) -> None:
     """The diff against the commit it started from, or of one turn against the turn before.
 
+    Control characters that an agent wrote are shown as escapes such as \\x1b, on a terminal and in a pipe. git
+    refuses to apply a diff with escapes in it; with --raw it gets the bytes as they are.
+
     \b
-    Example:
+    Examples:
       gitmirror.pyz session diff jomcgi/homelab my-session --stat
+      gitmirror.pyz session diff jomcgi/homelab my-session --raw | git apply
     """
     words = [word for word, wanted in (("--stat", stat), ("--name-only", name_only)) if wanted]
+    if raw and not words:
+        words = ["--binary"]
     sessions = _sessions(options)
     found = sessions.find(repo, name)
     if found["base"] is None and turn in (None, 1):
         say(f"{UNRELATED}: all of it is shown")
-    sys.exit(sessions.diff(found, turn, words))
+    if sessions.print_diff(found, turn, words, raw=raw):
+        say("control characters in it are shown as escapes; --raw gives the exact patch")
 
 
 @session.command()
@@ -133,7 +141,7 @@ def log(options: Options, repo: str, name: str) -> None:
     if found["base"] is None:
         say(f"{UNRELATED}: all of it is shown")
     for commit in sessions.log(found):
-        click.echo(f"{commit.oid[:12]}  {rfc3339(commit.at)}  {_plain(commit.author)}  {_plain(commit.subject)}")
+        print_line(f"{commit.oid[:12]}  {rfc3339(commit.at)}  {commit.author}  {commit.subject}")
 
 
 @session.command()
@@ -150,7 +158,7 @@ def checkout(options: Options, repo: str, name: str, directory: Path, turn: int 
       gitmirror.pyz session checkout jomcgi/homelab my-session ./replay --turn 2
     """
     chosen = _sessions(options).checkout(repo, name, Path(os.path.abspath(directory)), turn)
-    say(f"{directory} is at {chosen.commit}: {_plain(chosen.subject)}")
+    say(f"{directory} is at {chosen.commit}: {chosen.subject}")
 
 
 @session.command()
@@ -183,7 +191,7 @@ def drop(options: Options, repo: str, name: str, yes: bool) -> None:
     """
     found = _sessions(options)
     whole = found.find(repo, name)["session"]
-    if not yes and not click.confirm(f"End the session {whole} of {repo} and delete its turns?", err=True):
+    if not yes and not ask(f"End the session {whole} of {repo} and delete its turns?"):
         say("Nothing was changed.")
         sys.exit(1)
     found.drop(repo, whole)
@@ -194,8 +202,3 @@ def _since(changed: dict[str, Any] | None) -> str:
     if changed is None:
         return ""
     return f"{changed['files_changed']} files, +{changed['insertions']} -{changed['deletions']}"
-
-
-def _plain(text: str) -> str:
-    """A guest's words, without what a terminal would take for a command."""
-    return "".join(char if char.isprintable() else "?" for char in text)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from appliance.cli.context import Options, json_option, pass_options
-from appliance.cli.output import print_json, print_table, say
+from appliance.cli.output import print_json, print_line, print_table, say
 from appliance.core.units import format_duration, format_size
 
 NOT_SERVING = 4
@@ -43,12 +43,12 @@ def _print_status(found: dict[str, Any]) -> None:
             for name in ("git", "http", "admin")
             if found[name]
         ]
-        click.echo(f"gitmirror {found['version']} serving (process {found['pid']}, {found['clients']} guests)")
-        click.echo("  " + "  ".join(listeners))
+        print_line(f"gitmirror {found['version']} serving (process {found['pid']}, {found['clients']} guests)")
+        print_line("  " + "  ".join(listeners))
     else:
-        click.echo(f"gitmirror {found['version']}: serve is not running; this is what the database knows")
+        print_line(f"gitmirror {found['version']}: serve is not running; this is what the database knows")
     for warning in found["warnings"]:
-        click.echo(f"warning: {warning}")
+        print_line(f"warning: {warning}")
     rows = []
     for repo in found["repos"]:
         lag = "never" if repo["lag"] is None else format_duration(repo["lag"])
@@ -57,18 +57,18 @@ def _print_status(found: dict[str, Any]) -> None:
         rows.append((repo["name"], repo["state"], lag, repo["branch"], tip, repo["refs"], repo["sessions"], size))
     headers = ("REPOSITORY", "STATE", "LAG", "BRANCH", "TIP", "REFS", "SESSIONS", "SIZE")
     if rows:
-        click.echo()
+        print_line("")
         print_table(headers, rows, right=("LAG", "REFS", "SESSIONS", "SIZE"))
     else:
         say("No repository is registered: gitmirror.pyz add-repo URL")
     for repo in found["repos"]:
         if repo["last_error"]:
             times = f" ({repo['failures']} times in a row)" if repo["failures"] > 1 else ""
-            click.echo(f"{repo['name']}: {repo['last_error']}{times}")
+            print_line(f"{repo['name']}: {repo['last_error']}{times}")
             if repo.get("retry_at"):
-                click.echo(f"  the upstream is not asked again before {repo['retry_at']}")
+                print_line(f"  the upstream is not asked again before {repo['retry_at']}")
             if repo.get("hint"):
-                click.echo(f"  what to do: {repo['hint']}")
+                print_line(f"  what to do: {repo['hint']}")
 
 
 @click.command()
@@ -88,7 +88,7 @@ def egress(options: Options, as_json: bool) -> None:
         print_json(entries)
     else:
         for entry in entries:
-            click.echo(entry)
+            print_line(entry)
 
 
 @click.command()
@@ -110,8 +110,8 @@ def doctor(options: Options, as_json: bool) -> None:
         print_json([{"name": c.name, "ok": c.ok, "found": c.found, "mend": c.mend} for c in checks])
     else:
         for check in checks:
-            click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.found}")
+            print_line(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.found}")
             if not check.ok:
-                click.echo(f"      mend: {check.mend}")
+                print_line(f"      mend: {check.mend}")
     if not all(check.ok for check in checks):
         sys.exit(UNHEALTHY)

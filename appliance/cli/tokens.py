@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from appliance.cli.context import Duration, Options, json_option, pass_options
-from appliance.cli.output import print_json, print_table, say
+from appliance.cli.output import print_json, print_line, print_table, say
 
 
 @click.group()
@@ -37,7 +37,7 @@ def issue(options: Options, repo: str, ttl: float, note: str, as_json: bool) -> 
     if as_json:
         print_json(issued)
     else:
-        click.echo(issued["token"])
+        print_line(issued["token"])
     if not issued["private"]:
         say(f"{repo} is not private: guests read it without a token")
     say(f"token {issued['id']} reads {repo} over HTTP until {issued['expires_at']}")

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from appliance.core.models import Health, Hydration, PushDecision, RefChange, RefreshOutcome, Repo, shown
+from appliance.core.models import Health, Hydration, PushDecision, RefChange, RefreshOutcome, Repo
+from appliance.core.text import storable
 from appliance.core.units import rfc3339
 
 MOST_TOLD = 100
@@ -139,7 +140,7 @@ class PushRuled(RepoEvent):
     def facts(self) -> Document:
         return {
             "verdict": "accepted" if self.decision.accepted else "rejected",
-            "refs": [shown(command.ref) for command in self.decision.commands],
+            "refs": [storable(command.ref) for command in self.decision.commands],
             "reason": next(iter(self.decision.refusals.values()), None),
             "client": self.decision.client,
         }

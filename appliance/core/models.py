@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from appliance.core.text import storable
+
 ZERO_OID = "0" * 40
 
 
@@ -62,11 +64,6 @@ class Health:
     maintained_at: float | None = None
 
 
-def shown(name: str) -> str:
-    """A ref's name as text to store or show: git allows any bytes, and those that are not UTF-8 become `\\xNN`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 @dataclass(frozen=True)
 class RefChange:
     """One ref that moved: `old` is None for a new one, `new` None for a deleted one."""
@@ -77,7 +74,7 @@ class RefChange:
 
     def document(self) -> dict[str, str | None]:
         """As `refresh --json` and the history have it."""
-        return {"ref": shown(self.ref), "old": self.old, "new": self.new}
+        return {"ref": storable(self.ref), "old": self.old, "new": self.new}
 
 
 @dataclass(frozen=True)

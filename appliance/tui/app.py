@@ -29,7 +29,7 @@ from appliance.tui.screens.view import View
 from appliance.tui.themes import DARK, LIGHT, TERMINAL, THEMES, terminal_theme, wanted_theme
 from appliance.tui.widgets.diffview import DiffView
 from appliance.tui.widgets.listing import Listing
-from appliance.tui.words import count
+from appliance.tui.words import count, plain
 
 
 class Tui(Reading):
@@ -70,6 +70,11 @@ class Tui(Reading):
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Our tones for a theme that has none."""
         return dict(THEMES[0].variables)
+
+    def notify(self, message: str, **options: Any) -> None:
+        """Says it as it is: an error or a subject may quote a guest, and Textual passes escape sequences on."""
+        options["title"] = plain(options.get("title", ""))
+        super().notify("\n".join(map(plain, message.split("\n"))), **options)
 
     # What was asked for
 

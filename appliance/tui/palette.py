@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, cast
 
 from textual.binding import Binding
 from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.markup import escape
 
 from appliance.tui.screens.view import View
 from appliance.tui.themes import DARK, LIGHT, TERMINAL
+from appliance.tui.words import plain
 
 if TYPE_CHECKING:
     from appliance.tui.app import Tui
@@ -56,7 +58,9 @@ class Commands(Provider):
         found = 0
         for name, view in app.model.repos.items():
             if query.lower() in name.lower():
-                yield Hit(0.9, name, partial(app.open_repository, name), help=f"{view.state}, {view.repo.url}")
+                # The palette reads it as markup, in which the brackets of an IPv6 address may be a tag.
+                text = escape(plain(f"{view.state}, {view.repo.url}"))
+                yield Hit(0.9, name, partial(app.open_repository, name), help=text)
                 found += 1
                 if found == MOST:
                     return

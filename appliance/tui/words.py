@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rich.cells import cell_len, chop_cells
 
 from appliance.core.models import State
+from appliance.core.text import escape
 from appliance.core.units import format_size
 
 Piece = tuple[str, str]
@@ -42,10 +43,12 @@ def cell(text: str, tone: str = "") -> Cell:
 
 
 def plain(text: str) -> str:
-    """A guest's or an upstream's words, without what a terminal would take for a command."""
+    """A guest's or an upstream's words as they may be drawn: control characters as `escape` shows them, and what is not
+    printable otherwise, about whose width terminals disagree, as dots.
+    """
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else " " if char == "\t" else "·" for char in text)
+    return "".join(char if char.isprintable() else "·" for char in escape(text.replace("\t", " ")))
 
 
 def fit(text: str, width: int) -> str:

@@ -15,7 +15,8 @@ from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git import tls_trust as trust
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import changes_between, parse_ls_remote, refs_in_the_way
-from appliance.core.models import RefChange, shown
+from appliance.core.models import RefChange
+from appliance.core.text import storable
 from tests.git.lab import NAME, Lab, followed
 from tests.support.generate import force_push
 from tests.support.gitutil import fsck, git, refs
@@ -80,7 +81,7 @@ def test_whoever_is_in_the_way_goes_and_nobody_else(local: list[str], remote: li
 @given(st.binary(max_size=20).map(os.fsdecode))
 def test_any_name_can_be_shown(name: str) -> None:
     """What is stored or printed is text, and names that are text are themselves."""
-    text = shown(name)
+    text = storable(name)
     text.encode()
     if not any("\udc80" <= char <= "\udcff" for char in name):
         assert text == name

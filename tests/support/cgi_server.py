@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         if faults.fail:
             self._say(500)
         elif faults.status:
-            self._say(faults.status, "Retry-After", str(faults.retry_after or ""))
+            self._say(faults.status, "Retry-After", str(faults.retry_after or ""), faults.page)
         elif faults.require_password and (user, password) != (faults.user, faults.password):
             self._say(401, "WWW-Authenticate", 'Basic realm="upstream"')
         elif faults.not_found or not name or not (traffic.root / f"{name}.git" / "HEAD").exists():
@@ -102,8 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._run_backend(name, inner, split.query, user, body)
 
-    def _say(self, status: int, header: str = "", value: str = "") -> None:
-        text = f"the upstream answers {status}\n".encode()
+    def _say(self, status: int, header: str = "", value: str = "", page: bytes = b"") -> None:
+        text = page or f"the upstream answers {status}\n".encode()
         self.send_response(status)
         if value:
             self.send_header(header, value)

@@ -32,6 +32,8 @@ class Switches:
     """Answer with this status, when not 0."""
     retry_after: int | None = None
     """Seconds in the `Retry-After` header of a `status` answer."""
+    page: bytes = b""
+    """The body of a `status` answer, in place of a plain sentence."""
     not_found: bool = False
     """Answer 404, as GitHub does for a private repository too."""
     require_password: bool = False

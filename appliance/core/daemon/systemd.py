@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, MutableMapping
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.text import escape
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class Notifier:
             self._unsent.pop("MONOTONIC_USEC", None)
         self._unsent.update(said)
         # A line break inside a value would begin another assignment.
-        lines = (f"{name}={' '.join(value.split())}" for name, value in self._unsent.items())
+        lines = (f"{name}={escape(' '.join(value.split()))}" for name, value in self._unsent.items())
         # A leading NUL is how the kernel spells the @ of an abstract socket.
         target = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import git as gitpython
 
 from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.git.diff_output import print_diff
 from appliance.core.git.history import Changed, parse_shortstat
 from appliance.core.models import CommitText, FileChange, RefText
 
@@ -98,18 +96,16 @@ class Browser:
             argv = ["git", "--literal-pathspecs", "diff", *fixed, *options[:split], *commits, *options[split:]]
             return bytes(self._repo.git.execute(argv, stdout_as_string=False, strip_newline_in_stdout=False))
 
-    def show_diff(self, old: str | None, new: str, options: Sequence[str]) -> int:
-        """Prints the diff the way git does, on a terminal coloured and in git's pager.
+    def print_diff(self, old: str | None, new: str, options: Sequence[str], *, raw: bool) -> bool:
+        """Writes the diff to stdout: its bytes, or `raw` False what `diff_output` makes of them.
 
-        Returns git's exit code, 0 when the reader had enough. Raises GitmirrorError.
+        Returns whether anything was escaped. Raises GitmirrorError.
         """
-        argv = ["git", "--git-dir", str(self._path), "diff", "--no-ext-diff", "--no-textconv", *options]
-        sys.stdout.flush()
-        terminal = {key: os.environ[key] for key in _TERMINAL if key in os.environ}
         with _in_words():
-            argv += [old or self._empty_tree(), new, "--"]
-        code = subprocess.run(argv, env=self._environment | terminal, check=False).returncode
-        return 0 if code == -signal.SIGPIPE else code
+            commits = (old or self._empty_tree(), new)
+        fixed = ("--no-ext-diff", "--no-textconv", "--no-color", "--find-renames")
+        argv = ["git", "--git-dir", str(self._path), "diff", *fixed, *options, *commits, "--"]
+        return print_diff(argv, self._environment, raw=raw, patch=not options)
 
     def _empty_tree(self) -> str:
         """git knows it without having it; which it is depends on the repository's hash."""
@@ -135,9 +131,6 @@ class Browser:
         except BaseException:
             _remove(directory, keep_top=existed)
             raise
-
-
-_TERMINAL = ("TERM", "COLORTERM", "LESS", "PAGER", "GIT_PAGER", "LINES", "COLUMNS", "NO_COLOR", "LANG", "LC_CTYPE")
 
 
 class _in_words:

@@ -10,6 +10,6 @@
 A command: the command line makes a `Node` of `--state` and `--config`, asks `current()` for the operation, and prints
 what it returns. `serve` answers the other end with the handlers of `daemon/handlers`.
 
-What always holds: no operation looks twice whether `serve` runs, and none writes beside a running one. Both ways of an
-operation return the same document. What only looks makes no database.
+What always holds: no operation looks twice whether `serve` runs, and none writes beside a running one. Both ways of
+an operation return the same document. What only looks makes no database.
 """

@@ -56,11 +56,14 @@ class Sessions:
                 before = turn
         return session | {"turns": documents}
 
-    def diff(self, session: dict[str, Any], turn: int | None, options: Sequence[str]) -> int:
-        """Prints the diff of a whole session that was found, or of one turn of it; returns git's exit code."""
+    def print_diff(self, session: dict[str, Any], turn: int | None, options: Sequence[str], *, raw: bool) -> bool:
+        """Writes the diff of a whole session that was found, or of one turn of it, to stdout.
+
+        Control characters in it are escaped unless it is `raw`; returns whether there were any.
+        """
         old, new = self._ends(session, turn)
         with open_browser(self.node, session["repo"]) as browser:
-            return browser.show_diff(old, new, options)
+            return browser.print_diff(old, new, options, raw=raw)
 
     def files(self, session: dict[str, Any], turn: int | None) -> list[FileChange]:
         """The files that a session, or one turn of it, changed."""

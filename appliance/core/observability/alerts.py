@@ -19,6 +19,7 @@ from appliance.core.observability.transitions import RECOVERED, LastAlert, alert
 from appliance.core.process.children import Children
 from appliance.core.store.alerts import AlertStore
 from appliance.core.store.database import StoreError
+from appliance.core.text import escape
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class Alerts:
                 "GITMIRROR_EVENT": document["event"],
                 "GITMIRROR_REPO": document["repo"],
                 "GITMIRROR_REPO_STATE": document["state"],
-                "GITMIRROR_ERROR": document["error"] or "",
+                "GITMIRROR_ERROR": escape(document["error"] or ""),
             }
             await run_command(self._children, config.command, text, env)
             alert.command_left = False

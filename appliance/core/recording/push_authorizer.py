@@ -24,6 +24,7 @@ from appliance.core.recording.turns import TURNS, TurnRecorder, write_turn_file
 from appliance.core.store.audit import Attempt, AuditLog, OpenAttempt
 from appliance.core.store.sessions import Unbooked
 from appliance.core.store.write_behind import once_stored
+from appliance.core.text import escape_ascii
 from appliance.core.units import rfc3339
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ class PushAuthorizer:
         if refused:
             self.rejected += 1
             ref, reason = next(iter(refused.items()))
-            log.info("push to %s by %s refused: %s: %s", repo.name, client, printable(ref), reason)
+            log.info("push to %s by %s refused: %s: %s", repo.name, client, escape_ascii(ref), reason)
         else:
             self.accepted += 1
             self._open_turns(push, commands, ids)
@@ -242,14 +243,14 @@ class PushAuthorizer:
             await self._close_roll_up(client)
 
     def _attempt(self, push: str, repo: Repo, client: str, command: RefCommand, refused: Mapping[str, str]) -> Attempt:
-        ref = printable(command.ref)
+        ref = escape_ascii(command.ref)
         return Attempt(
             push=push,
             repo=repo.name,
             ref=ref,
             session=session_of(command.ref),
-            old=printable(command.old) if command.old.strip("0") else None,
-            new=printable(command.new) if command.new.strip("0") else None,
+            old=escape_ascii(command.old) if command.old.strip("0") else None,
+            new=escape_ascii(command.new) if command.new.strip("0") else None,
             verdict="rejected" if refused else "accepted",
             reason=refused.get(command.ref),
             client=client,
@@ -295,7 +296,7 @@ class PushAuthorizer:
                 reason = None
             elif excess and reason:
                 reason = f"{excess}: {reason}"
-            outcomes.append((attempt, "failed" if reason else "applied", printable(reason) if reason else None))
+            outcomes.append((attempt, "failed" if reason else "applied", escape_ascii(reason) if reason else None))
         return outcomes
 
     async def _was_applied(self, attempt: OpenAttempt) -> tuple[bool, str]:
@@ -334,16 +335,10 @@ def _committed(journal: Path) -> set[tuple[str, str]]:
 def _advice(repo: Repo, refused: Mapping[str, str]) -> tuple[str, ...]:
     if not refused:
         return ()
-    lines = [f"refused {printable(ref)}: {reason}" for ref, reason in list(refused.items())[:LOGGED_REFS]]
+    lines = [f"refused {escape_ascii(ref)}: {reason}" for ref, reason in list(refused.items())[:LOGGED_REFS]]
     lines.append(f"allowed here: git push MIRROR HEAD:refs/agents/SESSION ({ALLOWED.partition(', where ')[2]})")
     if any(ref.startswith(("refs/heads/", "refs/tags/")) for ref in refused):
         lines.append(
             f"real branches and tags go to the upstream: git push {repo.url} (a redirected guest: pushInsteadOf)"
         )
     return tuple(lines)
-
-
-def printable(text: str, limit: int = 300) -> str:
-    """Text that a guest sent, safe to store and to show on a terminal: control and odd characters escaped, cut."""
-    safe = "".join(char if char.isprintable() and char.isascii() else ascii(char)[1:-1] for char in text)
-    return safe if len(safe) <= limit else safe[: limit - 3] + "..."

@@ -21,7 +21,8 @@ from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.git.ref_memory import RefMemory
 from appliance.core.git.ref_traces import take_traces
 from appliance.core.layout import Layout
-from appliance.core.models import RefChange, RemoteRefs, Repo, shown
+from appliance.core.models import RefChange, RemoteRefs, Repo
+from appliance.core.text import storable
 from appliance.core.upstream import Upstream, parse_upstream
 
 ASKING_DEADLINE = 60.0
@@ -64,7 +65,7 @@ class MirrorFacts:
             "failures": 0,
             "cloned": True,
             "tip": self.tip,
-            "head": shown(self.head) if self.head else None,
+            "head": storable(self.head) if self.head else None,
             "refs": self.refs,
         }
         return columns if self.size is None else columns | {"size": self.size}

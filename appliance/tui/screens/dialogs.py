@@ -12,6 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Label
 
 from appliance.core.units import parse_duration
+from appliance.tui.words import plain
 
 CANCEL = ""
 
@@ -27,8 +28,8 @@ class Ask(ModalScreen[str]):
 
     def __init__(self, question: str, text: str, answers: Sequence[tuple[str, str]]) -> None:
         super().__init__()
-        self._question = question
-        self._text = text
+        self._question = plain(question)
+        self._text = plain(text)
         self._answers = answers
 
     def compose(self) -> ComposeResult:
@@ -61,8 +62,8 @@ class Form(ModalScreen[dict[str, str]]):
 
     def __init__(self, title: str, text: str, fields: Sequence[tuple[str, str, str, str]]) -> None:
         super().__init__()
-        self._title_text = title
-        self._text = text
+        self._title_text = plain(title)
+        self._text = plain(text)
         self._fields = fields
 
     def compose(self) -> ComposeResult:
@@ -88,7 +89,7 @@ class Form(ModalScreen[dict[str, str]]):
         if wrong is None:
             self.dismiss(entered)
         else:
-            self.query_one("#wrong", Label).update(wrong)
+            self.query_one("#wrong", Label).update(plain(wrong))
 
     def action_cancel(self) -> None:
         """Leaves everything as it is."""

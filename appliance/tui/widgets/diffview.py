@@ -13,7 +13,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from appliance.tui.rows import DiffLine
-from appliance.tui.words import fit
+from appliance.tui.words import fit, plain
 
 STEP = 16
 """Columns that the text moves sideways at once."""
@@ -51,7 +51,7 @@ class DiffView(ScrollView, can_focus=True):
 
     def show(self, lines: Sequence[DiffLine], says: str = "") -> None:
         """Takes other lines; `says` is shown when there are none."""
-        self._lines, self._says, self._aside = lines, says, 0
+        self._lines, self._says, self._aside = lines, plain(says), 0
         highest = max((number for line in lines for number in (line.old, line.new) if number), default=0)
         self._digits = max(3, len(str(highest)))
         self.virtual_size = Size(0, len(lines))

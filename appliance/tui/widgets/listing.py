@@ -20,7 +20,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widget import Widget
 
-from appliance.tui.words import Cell, cell, cut_pieces, fit
+from appliance.tui.words import Cell, cell, cut_pieces, fit, plain
 
 Row = TypeVar("Row")
 
@@ -298,7 +298,7 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
         key, cells, cursor = line
         if key is None:
             style = base + self.get_component_rich_style("listing--empty", partial=True)
-            return Strip([Segment(fit("  " + self.empty, width), style)], width)
+            return Strip([Segment(fit("  " + plain(self.empty), width), style)], width)
         if cursor:
             name = "listing--cursor" if self.has_focus else "listing--cursor-blurred"
             base += self.get_component_rich_style(name, partial=True)

@@ -17,6 +17,7 @@ import h11
 
 from appliance.core.serving.net.acceptor import Connections, Limits
 from appliance.core.serving.net.streams import CHUNK, IdleTimeout, SocketStream
+from appliance.core.text import escape
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +29,12 @@ TEXT = "text/plain; charset=utf-8"
 
 
 class HttpError(Exception):
-    """The request is answered with a status and a text; extra `headers` go along."""
+    """The request is answered with a status and a text, which may quote the guest; extra `headers` go along."""
 
     def __init__(self, status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(text)
         self.status = status
-        self.text = text
+        self.text = escape(text, keep="\n")
         self.headers = dict(headers or {})
 
 

@@ -32,6 +32,7 @@ from appliance.core.serving.wire.requests import (
     parse_daemon_request,
 )
 from appliance.core.serving.wire.v2 import V2Reader
+from appliance.core.text import escape
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ async def _read_exactly(stream: SocketStream, size: int) -> bytes:
 async def _say_error(guest: socket.socket, text: str) -> None:
     """An ERR packet, then a lingering close: unread bytes would make the kernel reset it off the guest's hands."""
     stream = SocketStream(guest, LINGER_SECONDS)
-    await stream.send(packet(f"ERR gitmirror: {text}".encode("utf-8", "replace")[:1000]))
+    await stream.send(packet(f"ERR gitmirror: {escape(text)}".encode()[:1000]))
     await stream.end()
     drained = 0
     async with asyncio.timeout(LINGER_SECONDS):

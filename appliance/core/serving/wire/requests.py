@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from appliance.core.models import PushDecision, RefCommand
 from appliance.core.serving.wire.pktline import FLUSH, PacketError, PacketSplitter, packet
+from appliance.core.text import escape
 
 LARGEST_REQUEST = 4096
 UPLOAD_PACK = "git-upload-pack"
@@ -149,8 +150,8 @@ def refusal_report(request: PushRequest, ruling: PushDecision) -> bytes:
     reported = bool(request.capabilities & {"report-status", "report-status-v2"})
     if not side_band:
         return report if reported else b""
-    advice = "".join(f"gitmirror: {line}\n" for line in ruling.advice if line)
-    messages = _banded(b"\2", advice.encode("utf-8", "replace"))
+    advice = "".join(f"gitmirror: {escape(line)}\n" for line in ruling.advice if line)
+    messages = _banded(b"\2", advice.encode())
     return messages + (_banded(b"\1", report) if reported else b"") + FLUSH
 
 
