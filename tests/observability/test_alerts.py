@@ -193,7 +193,9 @@ def test_what_flaps_is_told_of_so_often_and_then_as_it_is(tmp_path: Path, monkey
     well, unwell = Health(cloned=True, verified_at=0.0), Health(cloned=True, failures=9, error_kind="dns")
 
     async def flap() -> None:
-        alerts = Alerts(store, cast(Children, None), lambda: AlertsConfig(url="https://pager.example"))
+        alerts = Alerts(
+            store, cast(Children, None), lambda: AlertsConfig(url="https://pager.example"), tmp_path / "told"
+        )
         await alerts.load()
         task = asyncio.create_task(alerts.run())
 
