@@ -20,8 +20,8 @@ from tests.support.serve import ROOT
 BASE = {"errors", "units", "models", "setting", "credentials", "config", "layout", "secretfile"}
 """Below everything: they know each other and nothing else."""
 
-TOOLS = {"processes", "locks"}
-"""Used by rooms that start children or work on mirrors."""
+TOOLS = {"processes", "locks", "disk", "endurance"}
+"""Used by rooms that start children, work on mirrors, or meet a disk that is full."""
 
 ROOMS = {"git", "store"}
 MIDDLE = {"refresh", "serving", "workspace", "recording", "maintenance"}

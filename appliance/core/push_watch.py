@@ -39,7 +39,7 @@ class Off:
 
 
 class PushWatch:
-    """Asks `guard`, `desk` and `audit` in turn, which is what a push would meet; `audit_head` is as of the last look."""
+    """Asks `guard`, `audit` and `desk`, which is what a push would meet; `audit_head` is as of the last look."""
 
     def __init__(
         self, guard: HookGuard, desk: PushAuthorizer, audit: AuditLog, feed: EventStream, alerts: Alerts

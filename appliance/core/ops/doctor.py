@@ -15,6 +15,7 @@ from appliance.core.config.credentials import OPEN
 from appliance.core.config.secret_files import SecretFile
 from appliance.core.config.settings import Config
 from appliance.core.control import is_serving
+from appliance.core.disk import room_of
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import OLDEST_GIT
 from appliance.core.git.keyring import check_files
@@ -52,7 +53,11 @@ def examine(appliance: Node) -> list[Check]:
         _guarded("database", lambda: _database(appliance), "see the message; a backup is the file gitmirror.db"),
     ]
     checks += _ports(appliance) if not serving else []
-    checks.append(_guarded("serve", lambda: _serve(appliance), "see the log of serve") if serving else _not_serving())
+    if serving:
+        checks.append(_guarded("pushes", lambda: _pushes(appliance), "see the log of serve"))
+        checks.append(_guarded("serve", lambda: _serve(appliance), "see the log of serve"))
+    else:
+        checks.append(_not_serving())
     return checks
 
 
@@ -142,8 +147,13 @@ def _state(appliance: Node) -> Check:
 
 
 def _disk(appliance: Node) -> Check:
-    free = shutil.disk_usage(_existing(appliance)).free
-    return Check("disk", free > LOW_DISK, f"{format_size(free)} free", "make room, or move the state directory")
+    place = _existing(appliance)
+    mend = "make room, or move the state directory"
+    room = room_of(place)
+    if room is not None and room.files == 0:
+        return Check("disk", False, "it can hold no more files (inodes)", mend)
+    free = shutil.disk_usage(place).free
+    return Check("disk", free > LOW_DISK, f"{format_size(free)} free", mend)
 
 
 def _hooks(appliance: Node) -> Check:
@@ -185,6 +195,13 @@ def _ports(appliance: Node) -> list[Check]:
         except GitmirrorError as error:
             checks.append(Check(f"port {name}", False, error.message, error.hint))
     return checks
+
+
+def _pushes(appliance: Node) -> Check:
+    pushes = appliance.status()["pushes"] or {}
+    if pushes.get("off"):
+        return Check("pushes", False, f"pushes are off: {pushes['off']}", pushes["mend"])
+    return Check("pushes", True, f"{pushes.get('accepted', 0)} let in, {pushes.get('rejected', 0)} refused")
 
 
 def _serve(appliance: Node) -> Check:

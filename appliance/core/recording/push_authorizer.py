@@ -68,7 +68,7 @@ class PushAuthorizer:
         self._unsettled: list[tuple[PushDecision, Mapping[str, str | None], int]] = []
         self._open: list[OpenAttempt] = []
         self.is_settled = False
-        """Whether what an earlier serve left open was looked at: before, a new attempt could be taken for one of that."""
+        """Whether what an earlier serve left open was looked at: before, a new attempt could be taken for one of it."""
         self._endurance = Endurance(log, "settling")
         self.accepted = 0
         self.rejected = 0

@@ -161,8 +161,10 @@ class Health(View):
             ("   guests ", ""), (bar(pulse["clients"], most, BAR), "accent"),
             (f" {pulse['clients']:,} of {most:,} at once", ""),
         )  # fmt: skip
-        said = f"   pushes {pushes['accepted']:,} let in, {pushes['rejected']:,} refused"
-        return [*lines, (clients, ()), (cell(said), ())]
+        said = cell(f"   pushes {pushes['accepted']:,} let in, {pushes['rejected']:,} refused")
+        if pushes.get("off"):
+            said = cell("   pushes are off: every one is refused", "bad")
+        return [*lines, (clients, ()), (said, ())]
 
     def _cache(self, pulse: dict[str, Any] | None) -> list[Line]:
         if pulse is None:
