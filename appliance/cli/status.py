@@ -34,7 +34,7 @@ def status(options: Options, as_json: bool) -> None:
         _print_status(found)
     if not found["serving"]:
         sys.exit(NOT_SERVING)
-    if found["pushes"]["off"] or any(repo["state"] in ("stale", "failing") for repo in found["repos"]):
+    if found["pushes"].get("off") or any(repo["state"] in ("stale", "failing") for repo in found["repos"]):
         sys.exit(UNHEALTHY)
 
 

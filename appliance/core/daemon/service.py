@@ -68,6 +68,7 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._watched_at = 0.0
         self._is_reconciled = True
+        self._endurance = Endurance(log, "what serve needs")
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT; SIGHUP reloads. Raises GitmirrorError when it cannot start or a part dies."""
@@ -147,18 +148,14 @@ class Service:
 
     async def _prove_guard(self) -> None:
         guard = self._live.guard
-        try:
+        with self._endurance.over("the hooks"):
             guard.install()
             await guard.prove(self._rooms.daemon.command())
-        except GitmirrorError as error:
-            log.error("%s", error.message)
 
     async def _settle(self) -> None:
-        try:
+        with self._endurance.over("push attempts that an earlier serve left open"):
             if settled := await self._live.desk.settle():
                 log.warning("settled %d push attempts that an earlier serve left open", settled)
-        except StoreError as error:
-            log.error("what an earlier serve left open cannot be settled yet: %s", error.message)
 
     async def _follow(self) -> None:
         """Follows the registry with the config's list in it; without a database, what the config and mirrors give."""
@@ -186,10 +183,8 @@ class Service:
 
     async def _open_control(self) -> None:
         """Without it commands do not find serve; guests do."""
-        try:
+        with self._endurance.over("the control socket"):
             await self._control.start()
-        except GitmirrorError as error:
-            log.error("%s", error.message)
 
     def _reconcile(self) -> None:
         live = self._live
@@ -279,8 +274,7 @@ class Service:
             self._start.notifier.watchdog()
 
     async def _tidy(self) -> None:
-        endurance = Endurance(log, "tidying up")
-        chores = {
+        chores: dict[str, Callable[[], Awaitable[None]]] = {
             "pushes": self._live.desk.tidy,
             "read tokens": self._rooms.read_tokens.write,
             "what could not be used": self._recover,
@@ -288,9 +282,10 @@ class Service:
         while True:
             await asyncio.sleep(TIDY_EVERY)
             for name, chore in chores.items():
-                with endurance.over(name):
+                with self._endurance.over(name):
                     await chore()
-            self._start.notifier.status(self._live.summary())
+            with self._endurance.over("systemd's line"):
+                self._start.notifier.status(self._live.summary())
 
     async def _recover(self) -> None:
         """Takes up again what could not be used and now can be."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import shlex
 import shutil
@@ -25,8 +24,6 @@ from appliance.core.disk import room_of
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, write_atomically
 from appliance.core.layout import Layout
-
-log = logging.getLogger(__name__)
 
 _EMPTY_PACK = bytes.fromhex("5041434b0000000200000000029d08823bd8a8eab510ad6ac75c823cfd3ed31e")
 _PROOF_DEADLINE = 20.0
@@ -160,8 +157,6 @@ class HookGuard:
                 self.broken = self._changed()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        if self.broken:
-            log.error("%s: %s", OFF, self.broken)
 
     async def _scratch_commit(self, scratch: Path) -> str:
         scratch.mkdir(parents=True)
