@@ -28,12 +28,16 @@ class StoreError(GitmirrorError):
     """The database cannot be read or written. Nothing was changed."""
 
 
+class NewerDatabase(StoreError):
+    """The database is whole, but of a later version: whoever starts on it has the wrong file, and is to be told."""
+
+
 class Database:
     """The open database at `path`, migrated to this version.
 
     `create` makes the file when it is missing; without it a missing file is a StoreError, since an
     empty registry in place of a lost one would stop serving everything without a word. `patient` opens it later, at
-    the first use that succeeds, when it cannot be opened now.
+    the first use that succeeds, when it cannot be opened now; a NewerDatabase is refused all the same.
     """
 
     def __init__(self, path: Path, *, create: bool = True, patient: bool = False) -> None:
@@ -45,8 +49,8 @@ class Database:
         try:
             with self._lock, self._in_words():
                 self._open()
-        except StoreError:
-            if not patient:
+        except StoreError as error:
+            if not patient or isinstance(error, NewerDatabase):
                 raise
 
     def close(self) -> None:
@@ -129,7 +133,7 @@ class Database:
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
             if self._from_the_future(connection):
-                raise StoreError(
+                raise NewerDatabase(
                     f"the database {self.path} was written by a newer gitmirror",
                     hint="install that version again; this one would misread it",
                 )
