@@ -166,7 +166,6 @@ class Alerts:
                 return
         else:
             self.trouble = None
-            log.info("told about %s: %s", alert.subject, document["event"])
         self._sent.setdefault(alert.key, deque(maxlen=MOST_AN_HOUR)).append(time.monotonic())
         if self._pending.get(alert.key) is alert:
             del self._pending[alert.key]
@@ -174,6 +173,8 @@ class Alerts:
             self._remember_pushes(document["event"] == PUSHES_OFF)
         else:
             await self._remember(alert.key, told)
+        if self.trouble is None:
+            log.info("told about %s: %s", alert.subject, document["event"])
 
     async def _hand_over(self, alert: _Pending, document: dict[str, Any]) -> None:
         """To the command and to the URL, whichever is set and has not had it yet."""
