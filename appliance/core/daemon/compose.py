@@ -17,6 +17,7 @@ from appliance.core.config.secret_files import SecretFile
 from appliance.core.config.settings import Config
 from appliance.core.daemon.live import Live
 from appliance.core.daemon.wiring import Events
+from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import git_environment
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
@@ -29,7 +30,9 @@ from appliance.core.observability.alerts import Alerts
 from appliance.core.observability.event_sinks import EventSinks
 from appliance.core.observability.health_monitor import HealthMonitor
 from appliance.core.observability.metrics import Metrics
+from appliance.core.observability.push_watch import PushWatch
 from appliance.core.process.children import Children
+from appliance.core.process.disk import disk_complaint, free_bytes
 from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
 from appliance.core.recording.quota import Quota, RecordingLimits
@@ -77,6 +80,7 @@ class Assembly:
     read_tokens: ReadTokens
     vigil: HealthMonitor
     alerts: Alerts
+    push_watch: PushWatch
     sinks: EventSinks
 
 
@@ -85,7 +89,7 @@ async def assemble(
 ) -> Assembly:
     """Builds every room and wires `events`. Nothing runs yet. Raises GitmirrorError."""
     live: Live
-    stores, locks = open_stores(layout), MirrorLocks()
+    stores, locks = open_stores(layout, patient=True), MirrorLocks()
     git = make_git(layout, config, children)
 
     @functools.cache
@@ -165,6 +169,8 @@ async def assemble(
         find=lambda path: door.catalog.find(path) or door.catalog.find_private(path),
         answered=metrics.webhook,
     )
+    alerts = Alerts(stores.alerts, children, lambda: live.config.alerts, layout.pushes_told)
+    push_watch = PushWatch(guard, desk, stores.audit, events.feed, alerts)
     live = Live(
         layout=layout,
         config=config,
@@ -188,6 +194,7 @@ async def assemble(
         warmer=warmer,
         retention=retention,
         workspaces=workspaces,
+        push_watch=push_watch,
     )
     freshness = Freshness(live)
     metrics.gauge("clients", "Guests' connections, waiting ones included.", lambda: live.clients)
@@ -206,15 +213,42 @@ async def assemble(
     )
     activity = WriteBehind("hydrations", stores.activity.record, HYDRATIONS_PACE)
     refreshes = WriteBehind("refreshes", stores.health.record_refreshes, REFRESHES_PACE)
-    alerts = Alerts(stores.alerts, children, lambda: live.config.alerts)
     vigil = HealthMonitor(scheduler, events.feed, alerts, lambda: live.repos, lambda: live.config.refresh.stale_after)
-    live.complaints += [secret.problem, token.problem, lambda: alerts.trouble]
+    metrics.gauge("pushes_enabled", "1 while pushes are let in.", lambda: push_watch.off is None)
+    metrics.gauge("disk_free_bytes", "Free on the state directory's disk.", lambda: free_bytes(layout.state))
+    live.complaints += [
+        secret.problem,
+        token.problem,
+        lambda: alerts.trouble,
+        lambda: cache.trouble,
+        lambda: workspaces.trouble if live.config.workspace.enabled else None,
+        lambda: disk_complaint(layout.state),
+        lambda: _registry_complaint(live.registry_lost),
+    ]
     live.on_followed = vigil.look
     events.attach(live, maintainer, metrics, activity, refreshes, vigil, announcements)
     sinks = EventSinks(events.feed, children, events.begin)
     return Assembly(
-        live, refresher, maintainer, activity, refreshes, retention, daemon, read_tokens, vigil, alerts, sinks
+        live,
+        refresher,
+        maintainer,
+        activity,
+        refreshes,
+        retention,
+        daemon,
+        read_tokens,
+        vigil,
+        alerts,
+        push_watch,
+        sinks,
     )
+
+
+def _registry_complaint(lost: GitmirrorError | None) -> str | None:
+    """Why what is followed is not the registry."""
+    if lost is None:
+        return None
+    return f"the registry cannot be read, so the config's list and every mirror on disk are served: {lost.message}"
 
 
 def _recording_limits(config: Config) -> RecordingLimits:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import time
@@ -15,16 +14,17 @@ from appliance.core.access.catalog import Catalog
 from appliance.core.access.gate import AccessGate
 from appliance.core.access.privacy import Privacy
 from appliance.core.config.settings import Config
-from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.health import lag_of, state_of
 from appliance.core.layout import Layout
 from appliance.core.models import UNHEALTHY, Health, Repo, State, Tar
+from appliance.core.node.salvage import salvaged_repos
 from appliance.core.node.state_dir import Stores, make_privacy
+from appliance.core.observability.push_watch import PushWatch
 from appliance.core.observability.report import repo_documents, status_document
-from appliance.core.recording.hook_guard import HookGuard
+from appliance.core.recording.hook_guard import OFF, HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
 from appliance.core.recording.retention import Retention
 from appliance.core.refresh.scheduler import Scheduler, Settings
@@ -46,6 +46,7 @@ class Live:
     """The rooms of one `serve`, and what it knows in memory.
 
     `problems` are warnings about the config's list, `complaints` are asked for more of them at each `status`;
+    `registry_lost` is why the database could not be read at the start: until it can be, what is followed is salvaged.
     `on_followed` is called when other repositories are followed, or others enabled.
     """
 
@@ -65,9 +66,11 @@ class Live:
     warmer: Warmer
     workspaces: Snapshots
     retention: Retention
+    push_watch: PushWatch
     repos: list[Repo] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     complaints: list[Callable[[], str | None]] = field(default_factory=list)
+    registry_lost: StoreError | None = None
     on_followed: Callable[[], None] = lambda: None
     urls: dict[str, str | None] = field(default_factory=lambda: {"git": None, "http": None, "admin": None})
 
@@ -111,7 +114,23 @@ class Live:
 
     def follow_registry(self) -> None:
         """Tells everyone who follows the registry what is in it now. Raises StoreError, then nothing changed."""
-        repos, healths = self.stores.registry.all(), self.stores.health.all()
+        self._follow(self.stores.registry.all(), self.stores.health.all())
+        self.registry_lost = None
+
+    def follow_salvaged(self, error: StoreError) -> None:
+        """The same with what the config and the mirrors give, because the registry cannot be read."""
+        self.registry_lost = error
+        repos = salvaged_repos(self.layout, self.config)
+        self._follow(repos, {repo.id: Health(cloned=self.mirror(repo.name).exists()) for repo in repos})
+
+    def warm(self) -> None:
+        """Makes what guests will ask for, of every repository that is followed."""
+        for repo in self.repos:
+            if repo.enabled:
+                self.warmer.warm(repo)
+                self.workspaces.refresh(repo)
+
+    def _follow(self, repos: list[Repo], healths: dict[int, Health]) -> None:
         kept = {repo.id for repo in repos if repo.enabled}
         for gone in [repo for repo in self.repos if repo.id not in kept]:
             self.warmer.forget(gone.id)
@@ -146,7 +165,7 @@ class Live:
         documents = self.repo_documents()
         counts = Counter(document["state"] for document in documents)
         states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "none registered"
-        off = f"; pushes are off: {self.guard.broken}" if self.guard.broken else ""
+        off = f"; {OFF}: {self.push_watch.off.words}" if self.push_watch.off else ""
         return f"{self.clients} guests; repositories: {states}{self._worst()}{off}"
 
     def _worst(self) -> str:
@@ -166,9 +185,15 @@ class Live:
         return f"; worst: {repo.name} ({', '.join([*told, behind])})"
 
     def readiness(self) -> TextResponse:
-        """`/readyz`: every enabled repository was tried once."""
+        """`/readyz`: every enabled repository was tried once. Pushes that are off are said, and are no reason for 503.
+
+        Who asks this sends guests here or elsewhere, and most of what guests want is to read.
+        """
         untried = [repo.name for repo in self.repos if repo.enabled and self._untried(repo)]
-        return TextResponse(503, f"not tried yet: {', '.join(untried)}\n") if untried else TextResponse(200, "ready\n")
+        if untried:
+            return TextResponse(503, f"not tried yet: {', '.join(untried)}\n")
+        off = self.push_watch.off
+        return TextResponse(200, f"ready\n{off.warning}\n" if off else "ready\n")
 
     def _untried(self, repo: Repo) -> bool:
         return self.scheduler.health(repo.id).checked_at is None
@@ -187,25 +212,16 @@ class Live:
 
         Besides keys of `status`: `connections` by listener, `max_clients`, and the names that are `cloning`.
         """
-        warnings = list(self.problems)
-        audit_head = None
-        try:
-            # A push may be waiting for the database just now; the loop must not wait with it.
-            audit_head = await asyncio.to_thread(self.stores.audit.head)
-        except StoreError as error:
-            warnings.append(f"pushes are off: {error.message}")
-        try:
-            self.guard.check()
-        except GitmirrorError as error:
-            warnings.append(error.message)
+        off = await self.push_watch.look()
+        warnings = [*self.problems, *([off.warning] if off else [])]
         warnings += [said for complain in self.complaints if (said := complain())]
         return {
             "serving": True,
             "pid": os.getpid(),
             **{name: self.public_url(name) for name in ("git", "http", "admin")},
             "clients": self.clients,
-            "audit_head": audit_head,
-            "pushes": {"accepted": self.desk.accepted, "rejected": self.desk.rejected},
+            "audit_head": self.push_watch.audit_head,
+            "pushes": self.push_watch.document(),
             "warnings": warnings,
             "cache": {
                 "hits": self.cache.counts[CacheResult.HIT],

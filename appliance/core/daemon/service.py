@@ -31,8 +31,10 @@ from appliance.core.node.state_dir import (
     wanted_of_config,
 )
 from appliance.core.process.children import raise_open_files_limit
+from appliance.core.process.endurance import Endurance
 from appliance.core.process.owner import SERVE, claim
 from appliance.core.serving.net.sockets import listen, url_of
+from appliance.core.store.database import StoreError
 from appliance.core.units import Address
 
 log = logging.getLogger(__name__)
@@ -58,12 +60,15 @@ class Service:
 
     _rooms: Assembly
     _live: Live
+    _control: ControlServer
 
     def __init__(self, start: Start) -> None:
         self._start = start
         self._layout = start.layout
         self._tasks: set[asyncio.Task[None]] = set()
         self._watched_at = 0.0
+        self._is_reconciled = True
+        self._endurance = Endurance(log, "what serve needs")
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT; SIGHUP reloads. Raises GitmirrorError when it cannot start or a part dies."""
@@ -85,8 +90,8 @@ class Service:
             self._live = self._rooms.live
             await self._prepare()
             self._open_listeners()
-            control = ControlServer(control_path, Commands(self._live).handlers(), events.feed)
-            await control.start()
+            self._control = ControlServer(control_path, Commands(self._live).handlers(), events.feed)
+            await self._open_control()
             parts = [
                 self._begin(self._live.scheduler.run(), "scheduler"),
                 self._begin(self._rooms.maintainer.run(), "maintainer"),
@@ -96,14 +101,12 @@ class Service:
                 self._begin(self._rooms.retention.run(), "retention"),
                 self._begin(self._rooms.vigil.run(), "vigil"),
                 self._begin(self._rooms.alerts.run(), "alerts"),
+                self._begin(self._rooms.push_watch.run(), "watch on pushes"),
             ]
             self._rooms.sinks.apply(config.events)
             for part in parts:
                 part.add_done_callback(lambda _: stop.set())
-            for repo in self._live.repos:
-                if repo.enabled:
-                    self._live.warmer.warm(repo)
-                    self._live.workspaces.refresh(repo)
+            self._live.warm()
             self._start.announce(self._live.ready_line())
             self._start.notifier.ready(self._live.summary())
             while not stop.is_set():
@@ -112,7 +115,7 @@ class Service:
                     reload.clear()
                     self._reload()
             died = [part for part in parts if part.done()]
-            await self._stop(control)
+            await self._stop()
         finally:
             await owned.children.end_all()
             owned.release()
@@ -122,10 +125,14 @@ class Service:
     # -- start ---------------------------------------------------------------------------------------------
 
     async def _prepare(self) -> None:
-        """Everything that must be true before the first guest: clean mirrors, proved hooks, a settled log."""
+        """Everything that is done before the first guest: clean mirrors, proved hooks, a settled log.
+
+        What cannot be done costs what needs it: a repository, pushes, workspaces; never the others, never the start.
+        """
         live = self._live
-        self._reconcile()
-        repos = live.stores.registry.all()
+        live.workspaces.look()
+        await self._follow()
+        repos = live.repos
         for left in await asyncio.to_thread(clean_up, self._layout, [live.mirror(repo.name) for repo in repos]):
             log.info("removed %s, left by a killed git", left)
         for repo in repos:
@@ -135,14 +142,49 @@ class Service:
             except OSError as error:
                 # One mirror that is damaged is its own trouble: its refreshes will tell.
                 log.error("the mirror of %s cannot be configured: %s", repo.name, error)
+        await self._prove_guard()
+        await self._settle()
+        await live.push_watch.look()
+
+    async def _prove_guard(self) -> None:
+        guard = self._live.guard
+        with self._endurance.over("the hooks"):
+            guard.install()
+            await guard.prove(self._rooms.daemon.command())
+
+    async def _settle(self) -> None:
+        with self._endurance.over("push attempts that an earlier serve left open"):
+            if settled := await self._live.desk.settle():
+                log.warning("settled %d push attempts that an earlier serve left open", settled)
+
+    async def _follow(self) -> None:
+        """Follows the registry with the config's list in it; without a database, what the config and mirrors give."""
+        live = self._live
         try:
-            live.guard.install()
-            await live.guard.prove(self._rooms.daemon.command())
-        except GitmirrorError as error:
-            live.guard.broken = error.message
-        if settled := await live.desk.settle():
-            log.warning("settled %d push attempts that an earlier serve left open", settled)
-        live.follow_registry()
+            # In a thread first: one that is only locked for a while must not hold up everything.
+            await asyncio.to_thread(live.stores.registry.all)
+            self._try_to_reconcile()
+            live.follow_registry()
+        except StoreError as error:
+            if live.registry_lost is None:
+                log.error("the registry cannot be read: %s (%s)", error.message, error.hint)
+                live.problems = live.config.warnings()
+                live.follow_salvaged(error)
+
+    def _try_to_reconcile(self) -> None:
+        """On a full disk the registry can be read and not changed; it is followed as it is then."""
+        try:
+            self._reconcile()
+            self._is_reconciled = True
+        except StoreError as error:
+            self._is_reconciled = False
+            self._live.problems = [*self._live.config.warnings(), f"the config's list is not followed: {error.message}"]
+            log.error("the config's list is not followed: %s", error.message)
+
+    async def _open_control(self) -> None:
+        """Without it commands do not find serve; guests do."""
+        with self._endurance.over("the control socket"):
+            await self._control.start()
 
     def _reconcile(self) -> None:
         live = self._live
@@ -186,22 +228,25 @@ class Service:
             # First of all: what became private is served no more, also when the database cannot be read.
             live.publish()
             make_git(self._layout, config, live.git.children)
-            self._reconcile()
-            live.follow_registry()
+            if live.registry_lost is not None:
+                live.follow_salvaged(live.registry_lost)
+            else:
+                self._reconcile()
+                live.follow_registry()
             self._rooms.sinks.apply(config.events)
             log.info("the configuration was read again")
         except GitmirrorError as error:
             log.error("the reload was refused, everything is as before: %s (%s)", error.message, error.hint)
         self._start.notifier.ready(live.summary())
 
-    async def _stop(self, control: ControlServer) -> None:
+    async def _stop(self) -> None:
         """Guests first: what runs may finish while refreshes go on; then everything else."""
         drain = self._live.config.serve.drain_timeout
         log.info("stopping")
         self._start.notifier.stopping(drain + 10)
         acceptors = self._live.acceptors
         await asyncio.gather(*(acceptors[name].stop(drain) for name in ("git", "http")), acceptors["admin"].stop(0))
-        await control.stop()
+        await self._control.stop()
         await self._live.warmer.stop()
         await self._live.workspaces.stop()
         await self._live.cache.stop()
@@ -229,11 +274,43 @@ class Service:
             self._start.notifier.watchdog()
 
     async def _tidy(self) -> None:
+        chores: dict[str, Callable[[], Awaitable[None]]] = {
+            "pushes": self._live.desk.tidy,
+            "read tokens": self._rooms.read_tokens.write,
+            "what could not be used": self._recover,
+        }
         while True:
             await asyncio.sleep(TIDY_EVERY)
-            await self._live.desk.tidy()
-            await self._rooms.read_tokens.write()
-            self._start.notifier.status(self._live.summary())
+            for name, chore in chores.items():
+                with self._endurance.over(name):
+                    await chore()
+            with self._endurance.over("systemd's line"):
+                self._start.notifier.status(self._live.summary())
+
+    async def _recover(self) -> None:
+        """Takes up again what could not be used and now can be."""
+        live = self._live
+        if live.cache.trouble:
+            live.cache.look()
+        if (live.workspaces.trouble and live.workspaces.look()) or await self._found_registry():
+            live.warm()
+        if live.guard.may_recover:
+            await self._prove_guard()
+        if not live.desk.is_settled:
+            await self._settle()
+        if not self._control.is_open:
+            await self._open_control()
+
+    async def _found_registry(self) -> bool:
+        """Whether the registry was lost and is read again, or can take the config's list now."""
+        live, was_lost = self._live, self._live.registry_lost is not None
+        if not was_lost and (self._is_reconciled or live.push_watch.off is not None):
+            return False
+        await self._follow()
+        if was_lost and live.registry_lost is None:
+            log.warning("the registry can be read again")
+            await self._rooms.alerts.load()
+        return live.registry_lost is None
 
 
 def _control_path(layout: Layout) -> Path:

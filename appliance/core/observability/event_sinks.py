@@ -16,12 +16,12 @@ from typing import Any
 from appliance.core.config.settings import EventsConfig
 from appliance.core.observability.delivery import STDERR, OutletError, post, write_all
 from appliance.core.observability.event_stream import Document, EventStream, Subscription
-from appliance.core.observability.transitions import CONDITIONS
+from appliance.core.observability.transitions import CONDITIONS, PUSHES_OFF, PUSHES_ON
 from appliance.core.process.children import Child, Children
 
 log = logging.getLogger(__name__)
 
-TOLD = frozenset({"hydrating", "hydrated", "recorded", *CONDITIONS})
+TOLD = frozenset({"hydrating", "hydrated", "recorded", *CONDITIONS, PUSHES_OFF, PUSHES_ON})
 """The events that go out; besides them `lost`, with a `count`, when a taker was too slow."""
 
 RESTART_FIRST, RESTART_MOST = 1.0, 60.0

@@ -14,6 +14,8 @@ from appliance.core.units import format_duration, rfc3339
 STALE, FAILING, RECOVERED = "stale", "failing", "recovered"
 CONDITIONS = (STALE, FAILING, RECOVERED)
 """The names of events about a repository's condition."""
+PUSHES_OFF, PUSHES_ON = "pushes-off", "pushes-on"
+"""The names of events about whether pushes are let in at all."""
 
 
 @dataclass(frozen=True)
