@@ -19,7 +19,9 @@ UNHEALTHY = 3
 @json_option
 @pass_options
 def status(options: Options, as_json: bool) -> None:
-    """Health at a glance. Exit code 3: something is stale or failing; 4: serve is not running.
+    """Health at a glance.
+
+    Exit code 3: something is stale or failing, or pushes are off; 4: serve is not running.
 
     \b
     Example:
@@ -32,7 +34,7 @@ def status(options: Options, as_json: bool) -> None:
         _print_status(found)
     if not found["serving"]:
         sys.exit(NOT_SERVING)
-    if any(repo["state"] in ("stale", "failing") for repo in found["repos"]):
+    if found["pushes"].get("off") or any(repo["state"] in ("stale", "failing") for repo in found["repos"]):
         sys.exit(UNHEALTHY)
 
 

@@ -18,6 +18,8 @@ from appliance.core.units import rfc3339
 MOST_TOLD = 100
 """Refs of one refresh that its event names."""
 
+PUSHES_OFF, PUSHES_ON = "pushes-off", "pushes-on"
+
 Document = dict[str, Any]
 
 
@@ -202,6 +204,31 @@ class ConditionChanged(RepoEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PushesSwitched(Event):
+    """No push is let in from now on, or pushes are again."""
+
+    names = (PUSHES_OFF, PUSHES_ON)
+    goes_out = True
+
+    are_off: bool
+    words: str
+    hint: str | None
+    """What an operator does about it."""
+    since: float
+    """When they went off."""
+
+    @property
+    def name(self) -> str:
+        return PUSHES_OFF if self.are_off else PUSHES_ON
+
+    def subject(self) -> Document:
+        return {"repo": None}
+
+    def facts(self) -> Document:
+        return {"words": self.words, "hint": self.hint, "since": rfc3339(self.since)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class EventsLost(Event):
     """Whoever takes events was too slow, and the oldest were dropped."""
 
@@ -226,6 +253,7 @@ TOLD: tuple[type[Event], ...] = (
     FetchEnded,
     TurnRecorded,
     ConditionChanged,
+    PushesSwitched,
     EventsLost,
     RefreshEnded,
     PushRuled,

@@ -71,6 +71,11 @@ class Layout:
         return self.run / "hooks"
 
     @property
+    def pushes_told(self) -> Path:
+        """There while the last alert about pushes said that they are off."""
+        return self.run / "pushes-told-off"
+
+    @property
     def home(self) -> Path:
         """HOME of every git child: an empty directory, so that no netrc, key or helper is found."""
         return self.run / "home"

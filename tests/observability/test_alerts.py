@@ -84,6 +84,7 @@ def test_once_and_once_over_restarts(serve_factory: ServeFactory, upstream: Http
     upstream.everywhere.fail = False
     serve.start()
     wait_until(lambda: len(documents(told)) >= 2, message="the recovery is told")
+    wait_until(lambda: "told about acme/widgets: recovered" in serve.log(), message="and that is remembered")
     serve.restart()
     wait_until(lambda: upstream.count() >= 8, message="it goes on")
     failing, recovered = documents(told)
@@ -193,7 +194,9 @@ def test_what_flaps_is_told_of_so_often_and_then_as_it_is(tmp_path: Path, monkey
     well, unwell = Health(cloned=True, verified_at=0.0), Health(cloned=True, failures=9, error_kind="dns")
 
     async def flap() -> None:
-        alerts = Alerts(store, cast(Children, None), lambda: AlertsConfig(url="https://pager.example"))
+        alerts = Alerts(
+            store, cast(Children, None), lambda: AlertsConfig(url="https://pager.example"), tmp_path / "told"
+        )
         await alerts.load()
         task = asyncio.create_task(alerts.run())
 

@@ -14,8 +14,10 @@ from appliance.core.events import (
     EventsLost,
     FetchBegan,
     FetchEnded,
+    PushesSwitched,
     PushRuled,
     RefreshEnded,
+    RepoEvent,
     TurnRecorded,
 )
 from appliance.core.models import Health, Hydration, PushDecision, RefChange, RefCommand, RefreshOutcome, Repo
@@ -89,6 +91,10 @@ EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
             "since": WHEN,
         },
     ),
+    (
+        PushesSwitched(at=AT, are_off=True, words="the disk is full", hint="make room", since=AT),
+        {"event": "pushes-off", "words": "the disk is full", "hint": "make room", "since": WHEN},
+    ),
     (EventsLost(at=AT, count=5), {"event": "lost", "count": 5}),
     (
         RefreshEnded(
@@ -124,7 +130,9 @@ EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
 @pytest.mark.parametrize(("event", "document"), EXAMPLES, ids=[event.name for event, _ in EXAMPLES])
 def test_the_document_of_an_event(event: Event, document: dict[str, Any]) -> None:
     """Its keys come in this order: what it is, when, of which repository, and then its own."""
-    repo = {} if isinstance(event, EventsLost) else {"repo": REPO.name}
+    repo = {"repo": REPO.name if isinstance(event, RepoEvent) else None}
+    if isinstance(event, EventsLost):
+        del repo["repo"]
     wanted = {"event": event.name, "at": WHEN, **repo, **document}
     assert event.document() == wanted
     assert list(event.document()) == list(wanted)
@@ -148,7 +156,7 @@ def test_the_documents_have_the_table_of_these_events() -> None:
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     assert rows == [row(event) for event, _ in EXAMPLES if event.goes_out]
     line = next(line for line in (ROOT / "README.md").read_text().splitlines() if "`[events] command`" in line)
-    assert set(re.findall(r"`(\w+)`", line)) == FOR_PLATFORMS - {"lost"}
+    assert set(re.findall(r"`([\w-]+)`", line)) == FOR_PLATFORMS - {"lost"}
 
 
 def test_a_listener_that_fails_keeps_the_event_from_nobody() -> None:

@@ -15,7 +15,7 @@ from appliance.core.daemon.wiring import subscribe
 from appliance.core.git.command import git_environment
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.maintenance.maintainer import Maintainer
-from appliance.core.node.state_dir import Stores, make_git, make_keyring, open_stores
+from appliance.core.node.state_dir import make_git, make_keyring, open_stores
 from appliance.core.observability.compose import Observing, compose_observing
 from appliance.core.observability.event_bus import EventBus
 from appliance.core.observability.event_sinks import Begin
@@ -28,6 +28,7 @@ from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.git_daemon import GitDaemon, find_git_daemon
 from appliance.core.serving.ports.guest_routes import GuestRoutes
+from appliance.core.store.stores import Stores
 from appliance.core.workspace.guest_kit import GuestKit
 from appliance.core.workspace.snapshots import Snapshots
 
@@ -58,7 +59,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     """Builds every room. Nothing runs yet. Raises GitmirrorError."""
     layout, config, repos = state.layout, state.config, state.known_repos
     bus, stream = EventBus(), EventStream()
-    stores, mirrors = open_stores(layout), Mirrors(layout, make_git(layout, config, children))
+    stores, mirrors = open_stores(layout, patient=True), Mirrors(layout, make_git(layout, config, children))
     environment = git_environment(layout, layout.serving_config, os.environ)
     daemon = await find_git_daemon(mirrors.git, environment, config.serve.idle_timeout)
 
@@ -67,14 +68,12 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
         mirrors, config.refresh, keyring, stores.health, bus.publish, stream.publish, begin, on_pass
     )
     scheduler, health, learn = refreshing.scheduler, refreshing.scheduler.health, refreshing.notes.learn
-    recording = compose_recording(
-        mirrors, environment, stores.audit, stores.sessions, state.recording, repos, learn, bus.publish, begin
-    )
+    recording = compose_recording(mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin)
     workspaces = Snapshots(layout, mirrors, health, enabled=state.keeps_snapshots)
     maintainer = Maintainer(mirrors, mirrors.locks, stores.health, repos=repos, health=health, learn=learn)
     observing = compose_observing(
-        stream, bus.publish, scheduler, children, stores.activity, stores.alerts,
-        repos, state.stale_after, state.alerts, begin,
+        layout, stores, children, scheduler, recording, repos, state.stale_after, state.alerts,
+        stream, bus.publish, begin,
     )  # fmt: skip
 
     fetching = compose_fetching(mirrors, config, children, environment, health, bus.publish)
@@ -85,13 +84,13 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish)
     admin = AdminRoutes(
         state.webhook_secret_file, state.refresh_token_file, refreshing.announcements, repos, health, gate,
-        observing.metrics,
+        observing.metrics, observing.push_watch,
     )  # fmt: skip
     ports = compose_ports(mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, admin)
     observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges)
 
-    follower = RegistryFollower(state, stores, scheduler, gate, bus.publish)
-    status = Status(state, scheduler, recording, stores.audit, fetching, ports, admin, observing.alerts)
+    follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
+    status = Status(state, scheduler, workspaces, observing, fetching, ports, admin)
     subscribe(bus, stream, refreshing, recording, workspaces, maintainer, observing, fetching, follower)
     return Assembly(
         state, stores, mirrors, stream, refreshing, recording, workspaces, maintainer, observing,

@@ -48,6 +48,11 @@ class ControlServer:
             listening.close()
             raise GitmirrorError(f"the control socket {self._path} cannot be made: {error}") from error
 
+    @property
+    def is_open(self) -> bool:
+        """Whether commands can reach it."""
+        return self._server is not None
+
     async def stop(self) -> None:
         """Closes the socket and ends the commands under way."""
         if self._server is not None:

@@ -17,7 +17,7 @@ Arguments = Mapping[str, Any]
 Changed = TypeVar("Changed")
 
 
-class Commands:
+class CommandHandlers:
     """The handlers, over the rooms of one running serve. Each raises GitmirrorError, and then changed nothing.
 
     What concerns the database runs in a thread: it may be held by somebody else for a long time.

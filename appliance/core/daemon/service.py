@@ -16,21 +16,21 @@ from typing import Any
 from appliance.core.config.settings import Config
 from appliance.core.daemon.compose import Assembly, compose
 from appliance.core.daemon.control_server import ControlServer
-from appliance.core.daemon.handlers import Commands
+from appliance.core.daemon.handlers import CommandHandlers
 from appliance.core.daemon.state import ADMIN, GIT, HTTP, ServeState
 from appliance.core.daemon.systemd import Notifier
 from appliance.core.errors import GitmirrorError
-from appliance.core.git.command import write_git_configs
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.node.state_dir import (
     clean_up,
+    make_git,
     make_keyring,
     make_state,
-    refuse_foreign_leftover,
     wanted_of_config,
 )
 from appliance.core.process.children import raise_open_files_limit
+from appliance.core.process.endurance import Endurance
 from appliance.core.process.owner import SERVE, claim
 from appliance.core.serving.net.sockets import listen, url_of
 from appliance.core.units import Address
@@ -65,6 +65,7 @@ class Service:
         self._layout = start.layout
         self._tasks: set[asyncio.Task[None]] = set()
         self._watched_at = 0.0
+        self._endurance = Endurance(log, "what serve needs")
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT; SIGHUP reloads. Raises GitmirrorError when it cannot start or a part dies."""
@@ -78,10 +79,10 @@ class Service:
             if owned.survivors:
                 log.warning("ended %d processes that an earlier serve left", owned.survivors)
             self._rooms = await compose(self._state, owned.children, self._begin, self._on_pass)
-            self._control = ControlServer(control_path, Commands(self._rooms).handlers(), self._rooms.stream)
+            self._control = ControlServer(control_path, CommandHandlers(self._rooms).handlers(), self._rooms.stream)
             await self._prepare()
             self._open_listeners()
-            await self._control.start()
+            await self._open_control()
             parts = self._begin_parts()
             for part in parts:
                 part.add_done_callback(lambda _: stop.set())
@@ -104,35 +105,32 @@ class Service:
     # -- start ---------------------------------------------------------------------------------------------
 
     async def _prepare(self) -> None:
-        """Everything that must be true before the first guest: clean mirrors, proved hooks, a settled log."""
-        rooms = self._rooms
-        await asyncio.to_thread(self._reconcile)
-        repos = rooms.stores.registry.all()
-        await asyncio.to_thread(self._clean_mirrors, repos)
-        try:
-            rooms.recording.guard.install()
-            await rooms.recording.guard.prove(rooms.daemon.command())
-        except GitmirrorError as error:
-            rooms.recording.guard.broken = error.message
-        if settled := await rooms.recording.pushes.settle():
-            log.warning("settled %d push attempts that an earlier serve left open", settled)
-        await rooms.follower.follow()
+        """Everything that should be true before the first guest: clean mirrors, proved hooks, a settled log.
 
-    def _reconcile(self) -> None:
-        """Makes the registry follow the config's list. Raises StoreError."""
-        state, registry = self._state, self._rooms.stores.registry
-        known = {repo.name for repo in registry.all()}
-        problems, usable = state.config.warnings(), []
-        for each in wanted_of_config(state.config):
-            try:
-                if each.name not in known:
-                    refuse_foreign_leftover(self._layout, each)
-                usable.append(each)
-            except GitmirrorError as error:
-                problems.append(f"{error.message}: {error.hint}")
-        state.problems = [*problems, *registry.reconcile(usable)]
-        for problem in state.problems:
-            log.warning("%s", problem)
+        What cannot be done costs what needs it: a repository, pushes, workspaces; never the others, never the start.
+        """
+        self._rooms.workspaces.look()
+        await self._rooms.follower.follow_config()
+        await asyncio.to_thread(self._clean_mirrors, self._state.repos)
+        await self._prove_guard()
+        await self._settle()
+        await self._rooms.observing.push_watch.look()
+
+    async def _prove_guard(self) -> None:
+        guard = self._rooms.recording.guard
+        with self._endurance.over("the hooks"):
+            guard.install()
+            await guard.prove(self._rooms.daemon.command())
+
+    async def _settle(self) -> None:
+        with self._endurance.over("push attempts that an earlier serve left open"):
+            if settled := await self._rooms.recording.pushes.settle():
+                log.warning("settled %d push attempts that an earlier serve left open", settled)
+
+    async def _open_control(self) -> None:
+        """Without it commands do not find serve; guests do."""
+        with self._endurance.over("the control socket"):
+            await self._control.start()
 
     def _clean_mirrors(self, repos: Sequence[Repo]) -> None:
         """Takes away what a killed git left in the mirrors, and has each configured as this version wants it."""
@@ -172,10 +170,12 @@ class Service:
             "retention": rooms.recording.retention.run(),
             "health monitor": rooms.observing.monitor.run(),
             "alerts": rooms.observing.alerts.run(),
+            "watch on pushes": rooms.observing.push_watch.run(),
         }
         return [self._begin(each, name) for name, each in work.items()]
 
     def _warm(self) -> None:
+        """Makes what guests will ask for, of every repository that is followed."""
         for repo in self._state.repos:
             if repo.enabled:
                 self._rooms.fetching.warmer.warm(repo)
@@ -195,9 +195,8 @@ class Service:
             rooms.refreshing.refresher.keyring = make_keyring(config)
             # First of all: what became private is served no more, also when the database cannot be read.
             rooms.follower.open_catalog()
-            write_git_configs(self._layout, max_push=config.recording.max_push)
-            await asyncio.to_thread(self._reconcile)
-            await rooms.follower.follow()
+            make_git(self._layout, config, rooms.mirrors.git.children)
+            await rooms.follower.follow_new_config()
             rooms.observing.sinks.apply(config.events)
             log.info("the configuration was read again")
         except GitmirrorError as error:
@@ -243,11 +242,44 @@ class Service:
             self._start.notifier.watchdog()
 
     async def _tidy(self) -> None:
+        chores: dict[str, Callable[[], Awaitable[None]]] = {
+            "pushes": self._rooms.recording.pushes.tidy,
+            "read tokens": self._rooms.read_tokens.write,
+            "what could not be used": self._recover,
+        }
         while True:
             await asyncio.sleep(TIDY_EVERY)
-            await self._rooms.recording.pushes.tidy()
-            await self._rooms.read_tokens.write()
-            self._start.notifier.status(self._rooms.status.summary())
+            for name, chore in chores.items():
+                with self._endurance.over(name):
+                    await chore()
+            with self._endurance.over("systemd's line"):
+                self._start.notifier.status(self._rooms.status.summary())
+
+    async def _recover(self) -> None:
+        """Takes up again what could not be used and now can be."""
+        workspaces, cache, recording = self._rooms.workspaces, self._rooms.fetching.cache, self._rooms.recording
+        if cache.trouble:
+            cache.look()
+        if (workspaces.trouble and workspaces.look()) or await self._found_registry():
+            self._warm()
+        if recording.guard.may_recover:
+            await self._prove_guard()
+        if not recording.pushes.is_settled:
+            await self._settle()
+        if not self._control.is_open:
+            await self._open_control()
+
+    async def _found_registry(self) -> bool:
+        """Whether the registry was lost and is read again, or can take the config's list now."""
+        state, rooms = self._state, self._rooms
+        was_lost = state.registry_lost is not None
+        if not was_lost and (rooms.follower.is_reconciled or rooms.observing.push_watch.off is not None):
+            return False
+        await rooms.follower.follow_config()
+        if was_lost and state.registry_lost is None:
+            log.warning("the registry can be read again")
+            await rooms.observing.alerts.load()
+        return state.registry_lost is None
 
 
 def _signals() -> tuple[asyncio.Event, asyncio.Event]:

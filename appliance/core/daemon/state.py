@@ -13,6 +13,7 @@ from appliance.core.config.settings import AlertsConfig, Config, RecordingConfig
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.node.state_dir import make_privacy
+from appliance.core.store.database import StoreError
 from appliance.core.store.registry import UnknownRepo
 
 GIT, HTTP, ADMIN = "git", "http", "admin"
@@ -23,7 +24,8 @@ LISTENERS = (GIT, HTTP, ADMIN)
 class ServeState:
     """The configuration in use, the repositories known, where the listeners are, and what is wrong with the config.
 
-    `urls` has None for a listener that is off; `problems` are in words, for `status`.
+    `urls` has None for a listener that is off; `problems` are in words, for `status`. `registry_lost` is why the
+    database could not be read: until it can be, `repos` is what the config and the mirrors on disk give.
     """
 
     layout: Layout
@@ -31,6 +33,7 @@ class ServeState:
     repos: list[Repo] = field(default_factory=list)
     urls: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(LISTENERS))
     problems: list[str] = field(default_factory=list)
+    registry_lost: StoreError | None = None
 
     def known_repos(self) -> list[Repo]:
         """The registry as it was last read, disabled repositories included."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import time
@@ -11,19 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.core.daemon.state import LISTENERS, ServeState
-from appliance.core.errors import GitmirrorError
 from appliance.core.health import lag_of, state_of
 from appliance.core.models import UNHEALTHY, Health, Repo, State
-from appliance.core.observability.alerts import Alerts
+from appliance.core.observability.compose import Observing
 from appliance.core.observability.report import repo_documents, status_document
-from appliance.core.recording.compose import Recording
+from appliance.core.process.disk import disk_complaint
+from appliance.core.recording.hook_guard import OFF
 from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.serving.compose import Fetching, Ports
 from appliance.core.serving.fetch.response_cache import CacheResult
 from appliance.core.serving.ports.admin_routes import AdminRoutes
-from appliance.core.store.audit import AuditLog
-from appliance.core.store.database import StoreError
 from appliance.core.units import format_duration
+from appliance.core.workspace.snapshots import Snapshots
 
 _PULSE_ONLY = frozenset({"connections", "max_clients", "cloning"})
 
@@ -34,12 +32,11 @@ class Status:
 
     state: ServeState
     scheduler: Scheduler
-    recording: Recording
-    audit: AuditLog
+    workspaces: Snapshots
+    observing: Observing
     fetching: Fetching
     ports: Ports
     admin: AdminRoutes
-    alerts: Alerts
 
     async def status(self) -> dict[str, Any]:
         """The contract's `status`."""
@@ -56,15 +53,16 @@ class Status:
         Besides keys of `status`: `connections` by listener, `max_clients`, and the names that are `cloning`.
         """
         state, cache = self.state, self.fetching.cache
-        audit_head, pushes_off = await self._audit_head()
+        push_watch = self.observing.push_watch
+        off = await push_watch.look()
         return {
             "serving": True,
             "pid": os.getpid(),
             **{name: state.public_url(name) for name in LISTENERS},
             "clients": len(self.ports.guests),
-            "audit_head": audit_head,
-            "pushes": {"accepted": self.recording.pushes.accepted, "rejected": self.recording.pushes.rejected},
-            "warnings": [*state.problems, *pushes_off, *self._complaints()],
+            "audit_head": push_watch.audit_head,
+            "pushes": push_watch.document(),
+            "warnings": [*state.problems, *([off.warning] if off else []), *self._complaints()],
             "cache": {
                 "hits": cache.counts[CacheResult.HIT],
                 "misses": cache.counts[CacheResult.MISS],
@@ -78,23 +76,20 @@ class Status:
             "cloning": [repo.name for repo in state.repos if self.scheduler.health(repo.id).cloning],
         }
 
-    async def _audit_head(self) -> tuple[str | None, list[str]]:
-        """The head of the log, if it can be read, and why pushes are off."""
-        head, off = None, []
-        try:
-            # A push may be waiting for the database just now; the loop must not wait with it.
-            head = await asyncio.to_thread(self.audit.head)
-        except StoreError as error:
-            off.append(f"pushes are off: {error.message}")
-        try:
-            self.recording.guard.check()
-        except GitmirrorError as error:
-            off.append(error.message)
-        return head, off
-
     def _complaints(self) -> list[str]:
         """What is wrong besides, in words."""
-        return [complaint for complaint in (*self.admin.complaints(), self.alerts.trouble) if complaint]
+        state, lost = self.state, self.state.registry_lost
+        found = [
+            *self.admin.complaints(),
+            self.observing.alerts.trouble,
+            self.fetching.cache.trouble,
+            self.workspaces.trouble if state.keeps_snapshots() else None,
+            disk_complaint(state.layout.state),
+            f"the registry cannot be read, so the config's list and every mirror on disk are served: {lost.message}"
+            if lost
+            else None,
+        ]
+        return [complaint for complaint in found if complaint]
 
     def repo_documents(self, repos: list[Repo] | None = None) -> list[dict[str, Any]]:
         """The registry, or some of it, as `repos --json` has it."""
@@ -105,8 +100,8 @@ class Status:
         """The line that `systemctl status` shows: counts, and the repository that needs somebody most."""
         counts = Counter(document["state"] for document in self.repo_documents())
         states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "none registered"
-        broken = self.recording.guard.broken
-        off = f"; pushes are off: {broken}" if broken else ""
+        watched = self.observing.push_watch.off
+        off = f"; {OFF}: {watched.words}" if watched else ""
         return f"{len(self.ports.guests)} guests; repositories: {states}{self._worst()}{off}"
 
     def _worst(self) -> str:

@@ -109,7 +109,7 @@ def write_git_configs(layout: Layout, *, max_push: int) -> None:
     its like are ignored in a repository's own config, so they are here.
     """
     layout.home.mkdir(parents=True, exist_ok=True)
-    write_atomically(layout.git_config, _COMMON_CONFIG + trust_config(os.environ, nothing=layout.home))
+    _keep(layout.git_config, _COMMON_CONFIG + trust_config(os.environ, nothing=layout.home))
     serving = (
         _COMMON_CONFIG
         + f"""\
@@ -131,7 +131,15 @@ def write_git_configs(layout: Layout, *, max_push: int) -> None:
 \tcompression = 1
 """
     )
-    write_atomically(layout.serving_config, serving)
+    _keep(layout.serving_config, serving)
+
+
+def _keep(path: Path, text: str) -> None:
+    """Writes unless it is so already: on a full disk serve must be able to start with what is there."""
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == text.encode():
+            return
+    write_atomically(path, text)
 
 
 def _quoted(path: Path) -> str:
@@ -140,16 +148,21 @@ def _quoted(path: Path) -> str:
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Writes beside, syncs and renames, so that a kill leaves the old file or the new one."""
+    """Writes beside, syncs and renames, so that a kill leaves the old file or the new one. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)
-        file.write(text.encode())
-        file.flush()
-        os.fsync(descriptor)
-    beside.rename(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
+            file.write(text.encode())
+            file.flush()
+            os.fsync(descriptor)
+        beside.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
 
 
 class Git:

@@ -89,7 +89,8 @@ MEANINGS: dict[Kind, Meaning] = {
     ),
     Kind.MIRROR: Meaning(
         "the mirror on this node cannot be read or written",
-        "check its directory's owner and its disk; a damaged mirror is made anew by remove-repo --purge and add-repo",
+        "check its directory's owner, mode and disk (`chown -R` and `chmod -R u+rwX` for the service's user); "
+        "a damaged mirror is made anew by remove-repo --purge and add-repo",
     ),
     Kind.OTHER: Meaning("the refresh failed", "the words of the error are all that is known; see the log"),
 }
@@ -133,8 +134,8 @@ _SIGNS: Sequence[tuple[Kind, str]] = (
     (
         Kind.MIRROR,
         r"cannot lock ref|unable to create '.*\.lock'|not a git repository|insufficient permission"
-        r"|cannot be written|permission denied|read-only file system|bad config|unable to read tree|could not parse "
-        r"object|missing (?:blob|tree|commit)|loose object .* is corrupt|packfile .* (?:is|cannot be)",
+        r"|cannot be (?:read or )?written|permission denied|read-only file system|bad config|unable to read tree"
+        r"|could not parse object|missing (?:blob|tree|commit)|loose object .* is corrupt|packfile .* (?:is|cannot be)",
     ),
     (
         Kind.BROKEN,

@@ -81,6 +81,14 @@ class Mirror:
         """Whether there is a whole mirror: it is renamed into place when its first fetch is done."""
         return os.path.exists(f"{self.path}/HEAD")
 
+    def is_there(self) -> bool:
+        """As `exists`, but raises OSError when that cannot be seen: a mirror that cannot be read is not one to make."""
+        try:
+            os.stat(f"{self.path}/HEAD")
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
     def configure(self, url: str) -> None:
         """Writes the config if it is not already what it must be."""
         config = self.path / "config"
@@ -229,8 +237,14 @@ class Mirror:
 
 
 def is_marked(path: Path) -> bool:
-    """Whether a credential has fetched what is in the mirror at `path`."""
-    return (path / MARK).exists()
+    """Whether a credential has fetched what is in the mirror at `path`; taken for so while that cannot be seen."""
+    try:
+        os.stat(path / MARK)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def discard_repository(path: Path) -> None:

@@ -17,11 +17,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.maintenance.anchors import PREFIXES, sort_out
 from appliance.core.models import Health, Repo
+from appliance.core.process.endurance import Endurance
 from appliance.core.store.health import HealthStore
 
 log = logging.getLogger(__name__)
@@ -100,14 +100,13 @@ class Maintainer:
 
     async def run(self) -> None:
         """The loop; ends by being cancelled."""
+        endurance = Endurance(log, "maintenance")
         while True:
             await asyncio.sleep(LOOK_EVERY)
             for repo in self._repos():
                 if repo.enabled and self._health(repo.id).cloned:
-                    try:
+                    with endurance.over(repo.name):
                         await self._look_after(repo)
-                    except (GitmirrorError, OSError) as error:
-                        log.warning("%s: maintenance failed: %s", repo.name, error)
 
     async def _look_after(self, repo: Repo) -> None:
         if self._is_nights_turn(repo):

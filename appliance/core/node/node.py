@@ -10,8 +10,9 @@ from appliance.core.errors import NotServing
 from appliance.core.layout import Layout
 from appliance.core.node.offline import OfflineNode
 from appliance.core.node.running import RunningNode
-from appliance.core.node.state_dir import Stores, open_stores
+from appliance.core.node.state_dir import open_stores
 from appliance.core.process.control import is_serving
+from appliance.core.store.stores import Stores
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.access.privacy import Privacy
@@ -19,60 +19,36 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.names import is_branch_name
 from appliance.core.process.children import Children
-from appliance.core.store.activity import ActivityStore
-from appliance.core.store.alerts import AlertStore
-from appliance.core.store.audit import AuditLog
+from appliance.core.process.endurance import Endurance
 from appliance.core.store.database import Database
-from appliance.core.store.health import HealthStore
-from appliance.core.store.registry import Registry, Wanted
-from appliance.core.store.sessions import SessionStore
-from appliance.core.store.tokens import TokenStore
+from appliance.core.store.registry import Wanted
+from appliance.core.store.stores import Stores
 from appliance.core.upstream import Upstream, choose_name, no_ssh, parse_upstream, same_upstream
 
-
-@dataclass(frozen=True)
-class Stores:
-    """The database of one state directory and what is kept in it."""
-
-    database: Database
-    registry: Registry
-    health: HealthStore
-    audit: AuditLog
-    activity: ActivityStore
-    sessions: SessionStore
-    tokens: TokenStore
-    alerts: AlertStore
+log = logging.getLogger(__name__)
 
 
-def open_stores(layout: Layout, *, create: bool = True) -> Stores:
-    """Opens the database. Without `create`, one that is missing is an error. Raises GitmirrorError."""
+def open_stores(layout: Layout, *, create: bool = True, patient: bool = False) -> Stores:
+    """Opens the database. Without `create`, one that is missing is an error. Raises GitmirrorError.
+
+    `patient` is for what goes on without it: each use tries again to open it, and raises StoreError meanwhile.
+    """
     if create:
         make_state(layout)
-    database = Database(layout.database, create=create)
-    return Stores(
-        database,
-        Registry(database, time.time, same_upstream),
-        HealthStore(database),
-        AuditLog(database, time.time),
-        ActivityStore(database, time.time),
-        SessionStore(database),
-        TokenStore(database, time.time),
-        AlertStore(database),
-    )
+    return Stores.over(Database(layout.database, create=create, patient=patient))
 
 
 def make_state(layout: Layout) -> None:
-    """Makes the state directory and what is always in it. Raises GitmirrorError."""
+    """Makes the state directory and what is always in it. Raises GitmirrorError.
+
+    Cache and workspaces can be done without; who uses them says so when they cannot be made.
+    """
     try:
-        for directory in (
-            layout.state,
-            layout.mirrors,
-            layout.run,
-            layout.pushes,
-            layout.cache,
-            layout.workspaces,
-        ):
+        for directory in (layout.state, layout.mirrors, layout.run, layout.pushes):
             directory.mkdir(parents=True, exist_ok=True)
+        for directory in (layout.cache, layout.workspaces):
+            with contextlib.suppress(OSError):
+                directory.mkdir(exist_ok=True)
     except OSError as error:
         raise GitmirrorError(
             f"the state directory {layout.state} cannot be made: {error.strerror} ({error.filename})",
@@ -81,17 +57,35 @@ def make_state(layout: Layout) -> None:
 
 
 def make_git(layout: Layout, config: Config, children: Children) -> Git:
-    """The runner for refresh and maintenance; writes git's configs. The state directory must be claimed."""
-    write_git_configs(layout, max_push=config.recording.max_push)
+    """The runner for refresh and maintenance; writes git's configs. The state directory must be claimed.
+
+    Raises GitmirrorError: git without its configs would do what it must not.
+    """
+    try:
+        write_git_configs(layout, max_push=config.recording.max_push)
+    except OSError as error:
+        raise GitmirrorError(
+            f"git's configuration in {layout.run} cannot be written: {error.strerror}",
+            hint=f"make room on its disk, and see that {layout.run} belongs to the user that runs gitmirror",
+        ) from error
     return Git(children, git_environment(layout, layout.git_config, os.environ))
 
 
 def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
-    """Removes what a killed owner left on disk. Only after `claim`, when none of its children is left."""
+    """Removes what a killed owner left on disk. Only after `claim`, when none of its children is left.
+
+    A directory that cannot be cleaned is passed over, and logged: what uses it will tell.
+    """
+    endurance, removed = Endurance(log, "cleaning up"), []
     shutil.rmtree(layout.state / "incoming", ignore_errors=True)
-    for doomed in layout.mirrors.glob("*/.*.removed"):
-        shutil.rmtree(doomed, ignore_errors=True)
-    return [f"{mirror.path.name}/{left}" for mirror in mirrors if mirror.exists() for left in mirror.remove_leftovers()]
+    with endurance.over(str(layout.mirrors)):
+        for doomed in layout.mirrors.glob("*/.*.removed"):
+            shutil.rmtree(doomed, ignore_errors=True)
+    for mirror in mirrors:
+        with endurance.over(str(mirror.path)):
+            if mirror.exists():
+                removed += [f"{mirror.path.name}/{left}" for left in mirror.remove_leftovers()]
+    return removed
 
 
 def make_keyring(config: Config) -> Keyring:
@@ -150,7 +144,7 @@ def _wanted_entry(repo: RepoConfig, config: Config) -> Wanted:
 def refuse_foreign_leftover(layout: Layout, wanted: Wanted) -> None:
     """A mirror that `remove-repo` left on disk is taken up again for the same upstream only. Raises UsageError."""
     config = layout.mirror(wanted.name) / "config"
-    url = _configured_url(config)
+    url = configured_url(config)
     if url is not None and not same_upstream(url, wanted.url):
         raise UsageError(
             f"{layout.mirror(wanted.name)} still holds the mirror of {url}",
@@ -158,7 +152,8 @@ def refuse_foreign_leftover(layout: Layout, wanted: Wanted) -> None:
         )
 
 
-def _configured_url(config: Path) -> str | None:
+def configured_url(config: Path) -> str | None:
+    """The upstream that a mirror's own config file names; None when it cannot be read or names none."""
     try:
         lines = config.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,7 @@
-"""Tells somebody, once, that a repository turned stale or failing, and once that it is well again."""
+"""Tells somebody, once, that a repository turned stale or failing, and once that it is well again.
+
+The same for pushes that are off, which is the trouble of all repositories at once.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from appliance.core.config.settings import AlertsConfig
+from appliance.core.events import PUSHES_OFF
 from appliance.core.models import Health, Repo, State
 from appliance.core.observability.delivery import OutletError, post, run_command
 from appliance.core.observability.transitions import RECOVERED, LastAlert, alert_between, condition_changed
 from appliance.core.process.children import Children
+from appliance.core.process.endurance import Endurance
 from appliance.core.store.alerts import AlertStore
 from appliance.core.store.database import StoreError
 from appliance.core.text import escape
@@ -29,11 +35,14 @@ RETRY_FIRST = 2.0
 MOST_AN_HOUR = 12
 """Alerts about one repository: one that flaps is told of so often, and then as it is when the hour is over."""
 HOUR = 3600.0
+PUSHES = 0
+"""Stands where a repository's id does: those begin at 1."""
 
 
 @dataclass
 class _Pending:
-    repo: Repo
+    key: int
+    subject: str
     told: LastAlert | None
     document: dict[str, Any]
     tries: int = 0
@@ -43,9 +52,14 @@ class _Pending:
 
 
 class Alerts:
-    """Alerts on their way out. What was told is compared with how it is, so nothing is lost, repeated or piled up."""
+    """Alerts on their way out. What was told is compared with how it is, so nothing is lost, repeated or piled up.
 
-    def __init__(self, store: AlertStore, children: Children, config: Callable[[], AlertsConfig]) -> None:
+    `pushes_told` is a file that is there while somebody was told that pushes are off: the database may be why they are.
+    """
+
+    def __init__(
+        self, store: AlertStore, children: Children, config: Callable[[], AlertsConfig], pushes_told: Path
+    ) -> None:
         self._store = store
         self._children = children
         self._config = config
@@ -54,6 +68,8 @@ class Alerts:
         self._pending: dict[int, _Pending] = {}
         self._sent: dict[int, deque[float]] = {}
         self._settled: list[int] = []
+        self._pushes_told = pushes_told
+        self._told_off = os.path.exists(pushes_told)
         self._wake = asyncio.Event()
         self.trouble: str | None = None
         """Why the last delivery failed, in words; None when it did not."""
@@ -71,7 +87,8 @@ class Alerts:
 
     def keep(self, repo_ids: Collection[int]) -> None:
         """Nobody needs to hear of any other repository: those were disabled or removed."""
-        for gone in [repo_id for repo_id in {*self._told, *self._pending, *self._sent} if repo_id not in repo_ids]:
+        known = {*self._told, *self._pending, *self._sent} - {PUSHES}
+        for gone in [repo_id for repo_id in known if repo_id not in repo_ids]:
             self._pending.pop(gone, None)
             self._sent.pop(gone, None)
             if self._told.pop(gone, None) is not None:
@@ -94,22 +111,37 @@ class Alerts:
         if waiting is None or waiting.document["event"] != event:
             if self._flaps(repo.id):
                 return
-            waiting = self._pending[repo.id] = _Pending(repo, None, {})
+            waiting = self._pending[repo.id] = _Pending(repo.id, repo.name, None, {})
         if event == RECOVERED and told is not None:
             since = told.since
         waiting.told = None if event == RECOVERED else LastAlert(state, health.error_kind, since)
         waiting.document = condition_changed(event, repo, health, state, now, since, asking_for).document()
         self._wake.set()
 
+    def consider_pushes(self, are_off: bool, document: dict[str, Any]) -> None:
+        """Pushes are off, or let in: queues `document` if nobody was told yet, and drops what is not so any more."""
+        config = self._config()
+        if not (config.command or config.url):
+            return
+        if are_off == self._told_off:
+            self._pending.pop(PUSHES, None)
+        elif PUSHES not in self._pending and not self._flaps(PUSHES):
+            self._pending[PUSHES] = _Pending(PUSHES, "pushes", None, document)
+            self._wake.set()
+
     async def run(self) -> None:
         """The loop; ends by being cancelled."""
+        endurance = Endurance(log, "delivery")
         while True:
             while self._settled:
                 await self._remember(self._settled.pop(), None)
             now = time.monotonic()
             due = next((each for each in self._pending.values() if each.not_before <= now), None)
             if due is not None:
-                await self._deliver(due)
+                # Put off first: what fails unexpectedly must not be tried at once for ever.
+                due.not_before = now + RETRY_FIRST
+                with endurance.over(f"the alert about {due.subject}"):
+                    await self._deliver(due)
                 continue
             self._wake.clear()
             wait = min((each.not_before - now for each in self._pending.values()), default=HOUR)
@@ -124,23 +156,27 @@ class Alerts:
         return len(sent) == MOST_AN_HOUR and time.monotonic() - sent[0] < HOUR
 
     async def _deliver(self, alert: _Pending) -> None:
-        told, document, repo = alert.told, alert.document, alert.repo
+        told, document = alert.told, alert.document
         try:
             await self._hand_over(alert, document)
         except OutletError as error:
             alert.tries += 1
-            self.trouble = f"the alert about {repo.name} could not be delivered: {error.message}"
+            self.trouble = f"the alert about {alert.subject} could not be delivered: {error.message}"
             log.error("%s (try %d of %d)", self.trouble, alert.tries, TRIES)
             if alert.tries < TRIES:
                 alert.not_before = time.monotonic() + RETRY_FIRST * 5 ** (alert.tries - 1)
                 return
         else:
             self.trouble = None
-            log.info("told that %s is %s", repo.name, document["state"])
-        self._sent.setdefault(repo.id, deque(maxlen=MOST_AN_HOUR)).append(time.monotonic())
-        if self._pending.get(repo.id) is alert:
-            del self._pending[repo.id]
-        await self._remember(repo.id, told)
+        self._sent.setdefault(alert.key, deque(maxlen=MOST_AN_HOUR)).append(time.monotonic())
+        if self._pending.get(alert.key) is alert:
+            del self._pending[alert.key]
+        if alert.key == PUSHES:
+            self._remember_pushes(document["event"] == PUSHES_OFF)
+        else:
+            await self._remember(alert.key, told)
+        if self.trouble is None:
+            log.info("told about %s: %s", alert.subject, document["event"])
 
     async def _hand_over(self, alert: _Pending, document: dict[str, Any]) -> None:
         """To the command and to the URL, whichever is set and has not had it yet."""
@@ -150,7 +186,7 @@ class Alerts:
             env = {
                 **os.environ,
                 "GITMIRROR_EVENT": document["event"],
-                "GITMIRROR_REPO": document["repo"],
+                "GITMIRROR_REPO": document["repo"] or "",
                 "GITMIRROR_REPO_STATE": document["state"],
                 "GITMIRROR_ERROR": escape(document["error"] or ""),
             }
@@ -159,6 +195,16 @@ class Alerts:
         if config.url and alert.url_left:
             await post(config.url, text)
             alert.url_left = False
+
+    def _remember_pushes(self, are_off: bool) -> None:
+        self._told_off = are_off
+        try:
+            if are_off:
+                self._pushes_told.touch()
+            else:
+                self._pushes_told.unlink(missing_ok=True)
+        except OSError as error:
+            log.error("what was told cannot be recorded, a restart will tell it again: %s", error)
 
     async def _remember(self, repo_id: int, told: LastAlert | None) -> None:
         try:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from appliance.core.config.settings import AlertsConfig
 from appliance.core.events import FetchEnded, Publish
+from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.observability.alerts import Alerts
 from appliance.core.observability.event_sinks import Begin, EventSinks
 from appliance.core.observability.event_stream import EventStream
 from appliance.core.observability.health_monitor import HealthMonitor
 from appliance.core.observability.metrics import Metrics
+from appliance.core.observability.push_watch import PushWatch
 from appliance.core.process.children import Children
+from appliance.core.process.disk import disk_gauges
+from appliance.core.recording.compose import Recording
 from appliance.core.refresh.scheduler import Scheduler
-from appliance.core.store.activity import ActivityStore
-from appliance.core.store.alerts import AlertStore
+from appliance.core.store.stores import Stores
 from appliance.core.store.write_behind import WriteBehind
 
 PACE = 0.4
@@ -32,30 +36,36 @@ class Observing:
     metrics: Metrics
     alerts: Alerts
     monitor: HealthMonitor
+    push_watch: PushWatch
 
 
 def compose_observing(
-    stream: EventStream,
-    publish: Publish,
-    scheduler: Scheduler,
+    layout: Layout,
+    stores: Stores,
     children: Children,
-    activity: ActivityStore,
-    alert_store: AlertStore,
+    scheduler: Scheduler,
+    recording: Recording,
     repos: Callable[[], list[Repo]],
     stale_after: Callable[[], float],
     alert_settings: Callable[[], AlertsConfig],
+    stream: EventStream,
+    publish: Publish,
     begin: Begin,
 ) -> Observing:
-    """What is told of `repos` is by the health that `scheduler` knows."""
+    """What is told of `repos` is by the health that `scheduler` knows, what is told of pushes by `recording`."""
 
     def record(events: Sequence[FetchEnded]) -> None:
-        activity.record([(event.at, event.fetch) for event in events])
+        stores.activity.record([(event.at, event.fetch) for event in events])
 
-    alerts = Alerts(alert_store, children, alert_settings)
+    metrics = Metrics(repos, scheduler.health, stale_after)
+    alerts = Alerts(stores.alerts, children, alert_settings, layout.pushes_told)
+    push_watch = PushWatch(recording.guard, recording.pushes, stores.audit, publish, alerts)
+    metrics.add_gauges(push_watch.gauges, partial(disk_gauges, layout.state))
     return Observing(
         EventSinks(stream, children, begin),
         WriteBehind("hydrations", record, PACE, stream.publish),
-        Metrics(repos, scheduler.health, stale_after),
+        metrics,
         alerts,
         HealthMonitor(scheduler, publish, alerts, repos, stale_after),
+        push_watch,
     )

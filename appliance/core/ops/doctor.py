@@ -20,6 +20,7 @@ from appliance.core.git.keyring import check_files
 from appliance.core.node.node import Node
 from appliance.core.node.state_dir import wanted_of_config
 from appliance.core.process.control import is_serving
+from appliance.core.process.disk import room_of
 from appliance.core.serving.net.sockets import listen
 from appliance.core.units import format_size
 
@@ -52,7 +53,11 @@ def examine(node: Node) -> list[Check]:
         _guarded("database", lambda: _database(node), "see the message; a backup is the file gitmirror.db"),
     ]
     checks += _ports(node) if not serving else []
-    checks.append(_guarded("serve", lambda: _serve(node), "see the log of serve") if serving else _not_serving())
+    if serving:
+        checks.append(_guarded("pushes", lambda: _pushes(node), "see the log of serve"))
+        checks.append(_guarded("serve", lambda: _serve(node), "see the log of serve"))
+    else:
+        checks.append(_not_serving())
     return checks
 
 
@@ -142,8 +147,13 @@ def _state(node: Node) -> Check:
 
 
 def _disk(node: Node) -> Check:
-    free = shutil.disk_usage(_existing(node)).free
-    return Check("disk", free > LOW_DISK, f"{format_size(free)} free", "make room, or move the state directory")
+    place = _existing(node)
+    mend = "make room, or move the state directory"
+    room = room_of(place)
+    if room is not None and room.files == 0:
+        return Check("disk", False, "it can hold no more files (inodes)", mend)
+    free = shutil.disk_usage(place).free
+    return Check("disk", free > LOW_DISK, f"{format_size(free)} free", mend)
 
 
 def _hooks(node: Node) -> Check:
@@ -185,6 +195,13 @@ def _ports(node: Node) -> list[Check]:
         except GitmirrorError as error:
             checks.append(Check(f"port {name}", False, error.message, error.hint))
     return checks
+
+
+def _pushes(node: Node) -> Check:
+    pushes = node.status()["pushes"] or {}
+    if pushes.get("off"):
+        return Check("pushes", False, f"pushes are off: {pushes['off']}", pushes["mend"])
+    return Check("pushes", True, f"{pushes.get('accepted', 0)} let in, {pushes.get('rejected', 0)} refused")
 
 
 def _serve(node: Node) -> Check:

@@ -120,7 +120,13 @@ class Children:
             start_new_session=True,
             pass_fds=(self._lock, *pass_fds),
         )
-        child = Child(process, self)
+        try:
+            child = Child(process, self)
+        except OSError:
+            # No descriptor is left to watch it by, so nobody would ever end it.
+            process.kill()
+            process.wait()
+            raise
         self._running[process.pid] = child
         child.record = self._directory / f"{process.pid}.{start_time(process.pid) or 0}"
         with contextlib.suppress(OSError):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from pathlib import Path
 from appliance.core.errors import GitmirrorError
 from appliance.core.layout import Layout
 from appliance.core.process.children import Children, LockHeld, end_survivors, take_lock
+
+log = logging.getLogger(__name__)
 
 SERVE = "serve"
 
@@ -53,8 +57,7 @@ def claim(layout: Layout, role: str, *, control: Path | None = None, wait: float
         layout.run.mkdir(parents=True, exist_ok=True)
         lock = _take_owner_lock(layout, wait)
         info = {"pid": os.getpid(), "role": role, "control": str(control or "")}
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, json.dumps(info).encode(), 0)
+        _say_who(lock, json.dumps(info).encode())
         layout.children.mkdir(parents=True, exist_ok=True)
         try:
             survivors = end_survivors(layout.children, layout.children_lock)
@@ -68,6 +71,18 @@ def claim(layout: Layout, role: str, *, control: Path | None = None, wait: float
             hint="it must belong to the user that runs gitmirror; choose another with --state",
         ) from error
     return Claim(Children(layout.children, children_lock), survivors, (lock, children_lock))
+
+
+def _say_who(lock: int, said: bytes) -> None:
+    """Over what the owner before said, so that a full disk need not give a block for it."""
+    try:
+        os.pwrite(lock, said, 0)
+        os.ftruncate(lock, len(said))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # The lock counts; commands do not find this owner until there is room and a restart.
+        log.error("the disk is full: commands will not find this process")
 
 
 def _take_owner_lock(layout: Layout, wait: float) -> int:

@@ -16,8 +16,7 @@ from appliance.core.recording.quota import Quota
 from appliance.core.recording.retention import Retention
 from appliance.core.recording.session_count import Begin, SessionCount
 from appliance.core.recording.turns import TurnRecorder
-from appliance.core.store.audit import AuditLog
-from appliance.core.store.sessions import SessionStore
+from appliance.core.store.stores import Stores
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,7 @@ class Recording:
 def compose_recording(
     mirrors: Mirrors,
     environment: Mapping[str, str],
-    audit: AuditLog,
-    sessions: SessionStore,
+    stores: Stores,
     settings: Callable[[], RecordingConfig],
     repos: Callable[[], list[Repo]],
     learn: Callable[..., Awaitable[None]],
@@ -46,11 +44,11 @@ def compose_recording(
     `learn` stores health columns of a repository.
     """
     layout, locks = mirrors.layout, mirrors.locks
-    guard, turns = HookGuard(layout, mirrors.git, environment), TurnRecorder(sessions, mirrors)
+    guard, turns = HookGuard(layout, mirrors.git, environment), TurnRecorder(stores.sessions, mirrors)
     quota = Quota(settings, time.monotonic)
     return Recording(
         guard,
-        PushAuthorizer(layout, guard, audit, turns, quota, mirrors, publish),
+        PushAuthorizer(layout, guard, stores.audit, turns, quota, mirrors, publish),
         Retention(turns, quota, mirrors, locks, repos=repos, settings=settings, publish=publish, clock=time.time),
-        SessionCount(sessions, learn, begin),
+        SessionCount(stores.sessions, learn, begin),
     )

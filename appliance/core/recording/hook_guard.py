@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import shlex
 import shutil
@@ -24,15 +23,22 @@ from pathlib import Path
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, write_atomically
 from appliance.core.layout import Layout
-
-log = logging.getLogger(__name__)
+from appliance.core.process.disk import room_of
 
 _EMPTY_PACK = bytes.fromhex("5041434b0000000200000000029d08823bd8a8eab510ad6ac75c823cfd3ed31e")
 _PROOF_DEADLINE = 20.0
 
+OFF = "pushes are off"
+"""How every refusal begins that is nobody's fault but the node's."""
+_RESTART = "then `systemctl restart gitmirror`"
+
 
 class HookGuardBroken(GitmirrorError):
-    """Pushes are off, because the hook that guards them is not what it must be."""
+    """Pushes are off, because what guards them cannot be relied on. `mend` is what an operator does about it."""
+
+    def __init__(self, message: str, *, hint: str, mend: str) -> None:
+        super().__init__(message, hint=hint)
+        self.mend = mend
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class HookGuard:
         self._environment = dict(environment)
         self._installed: tuple[_Installed, ...] = ()
         self.broken: str | None = "the guard has not been proved yet"
+        self.may_recover = False
+        """Whether it is worth another try to install and prove it: the system failed, and nobody touched a hook."""
 
     def install(self) -> None:
         """Writes the hooks, each atomically. Raises HookGuardBroken."""
@@ -77,20 +85,32 @@ class HookGuard:
             names = ("policy.py", "pre_receive.py", "pre-receive", "update", "reference-transaction")
             self._installed = tuple(_Installed(hooks / name, _identity(hooks / name)) for name in names)
         except OSError as error:
-            raise HookGuardBroken(
-                f"the hooks cannot be written: {error}",
-                hint=f"mend {hooks}, then restart",
-            ) from error
+            self.broken, self.may_recover = f"the hooks cannot be written: {error}", True
+            raise HookGuardBroken(self.broken, hint=f"mend {hooks}", mend=self._mend()) from error
 
     def check(self) -> None:
-        """Raises HookGuardBroken unless the guard was proved and every hook file is as it was installed."""
+        """Raises HookGuardBroken unless the guard was proved, the hook files are as installed, and there is room."""
         if self.broken is None:
             self.broken = self._changed()
         if self.broken is not None:
             raise HookGuardBroken(
-                f"pushes are off: {self.broken}",
+                f"{OFF}: {self.broken}",
                 hint="the operator has to mend it and restart gitmirror (see `doctor`)",
+                mend=self._mend(),
             )
+        room = room_of(self._layout.state)
+        if room is not None and room.is_full:
+            raise HookGuardBroken(
+                f"{OFF}: {room.complaint(self._layout.state)}",
+                hint="the operator has to make room (see `doctor`)",
+                mend="make room; no restart is needed",
+            )
+
+    def _mend(self) -> str:
+        hooks = self._layout.hooks
+        if self.may_recover:
+            return f"make room and see who may write {hooks.parent}; it is tried again by itself"
+        return f"see who touched {hooks}, {_RESTART}: the hooks are written anew and proved"
 
     def _changed(self) -> str | None:
         for hook in self._installed:
@@ -119,7 +139,9 @@ class HookGuard:
                 moved = await self._git.run(
                     "for-each-ref", "--format=%(refname)", "refs/", cwd=scratch, deadline=_PROOF_DEADLINE
                 )
+            self.may_recover = False
         except (OSError, TimeoutError, GitmirrorError) as error:
+            self.may_recover = True
             self.broken = f"the proof that the hook guards pushes failed: {str(error) or type(error).__name__}"
         else:
             refs = moved.stdout.decode().split()
@@ -135,8 +157,6 @@ class HookGuard:
                 self.broken = self._changed()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        if self.broken:
-            log.error("pushes are off: %s", self.broken)
 
     async def _scratch_commit(self, scratch: Path) -> str:
         scratch.mkdir(parents=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.events import Publish, PushRuled, TurnRecorded
-from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import ZERO_OID, PushDecision, PushFault, RefChange, RefCommand, Repo
-from appliance.core.recording.hook_guard import HookGuard
+from appliance.core.process.endurance import Endurance
+from appliance.core.recording.hook_guard import OFF, HookGuard
 from appliance.core.recording.policy import ALLOWED, MOST_REFS, review, session_of
 from appliance.core.recording.quota import Quota
 from appliance.core.recording.turns import TURNS, TurnRecorder, write_turn_file
@@ -68,6 +68,10 @@ class PushAuthorizer:
         self._publish = publish
         self._refusals: dict[str, _Refusals] = {}
         self._unsettled: list[tuple[PushDecision, Mapping[str, str | None], int]] = []
+        self._open: list[OpenAttempt] = []
+        self.is_settled = False
+        """Whether what an earlier serve left open was looked at: before, a new attempt could be taken for one of it."""
+        self._endurance = Endurance(log, "settling")
         self.accepted = 0
         self.rejected = 0
 
@@ -82,6 +86,14 @@ class PushAuthorizer:
             "GITMIRROR_JOURNAL": str(self._journal(push)),
             "GITMIRROR_TURNS": str(self._turns(push)),
         }
+
+    def check(self) -> None:
+        """Raises GitmirrorError while attempts of an earlier serve are not looked at yet."""
+        if not self.is_settled:
+            raise GitmirrorError(
+                f"{OFF}: what an earlier serve left open is not settled yet",
+                hint="nothing: it is tried again by itself; if it goes on, see the log of serve",
+            )
 
     def _journal(self, push: str) -> Path:
         return self._layout.pushes / push
@@ -115,6 +127,7 @@ class PushAuthorizer:
         if not refused:
             try:
                 self._guard.check()
+                self.check()
                 if limit := await self._over_limit(repo, commands, await count_objects()):
                     refused = {command.ref: limit for command in commands}
             except PushFault as fault_of_pack:
@@ -128,7 +141,7 @@ class PushAuthorizer:
         except GitmirrorError as error:
             log.error("push to %s by %s refused, the audit log cannot be written: %s", repo.name, client, error)
             off = GitmirrorError(
-                "pushes are off: the audit log cannot be written",
+                f"{OFF}: the audit log cannot be written",
                 hint="the operator has to mend it (see `doctor`)",
             )
             refused, ids = {command.ref: off.message for command in commands}, []
@@ -179,8 +192,9 @@ class PushAuthorizer:
                 log.error("the outcome of push %s cannot be logged yet: %s", ruling.push, error)
                 self._unsettled.append((ruling, report, size))
                 return
-            self._journal(ruling.push).unlink(missing_ok=True)
-            self._turns(ruling.push).unlink(missing_ok=True)
+            for note in (self._journal(ruling.push), self._turns(ruling.push)):
+                with self._endurance.over(str(note)):
+                    note.unlink(missing_ok=True)
             try:
                 await self._book_turns(ruling, done, size)
             except GitmirrorError as error:
@@ -215,20 +229,36 @@ class PushAuthorizer:
         Newest first: a later push that started from an attempt's commit proves that the attempt was applied.
         """
         attempts = await asyncio.to_thread(self._audit.open_attempts)
-        for attempt in reversed(attempts):
-            applied, how = await self._was_applied(attempt)
-            if not applied and self._mirror_of(attempt.repo).exists():
-                await self._book.drop_turn_refs(attempt.repo, {attempt.id: attempt.ref})
-            outcome = (attempt.id, "applied" if applied else "failed", how)
-            await asyncio.to_thread(self._audit.record_outcomes, [outcome])
-        for journal in self._layout.pushes.glob("*"):
-            journal.unlink(missing_ok=True)
+        self._open = await self._settle_each(attempts)
+        needed = {self._journal(attempt.push) for attempt in self._open}
+        for journal in set(self._layout.pushes.glob("*")) - needed:
+            with self._endurance.over(str(journal)):
+                journal.unlink(missing_ok=True)
         await self._book.catch_up()
         self._quota.used_bytes = await asyncio.to_thread(self._book.store.recorded_bytes)
-        return len(attempts)
+        self.is_settled = True
+        return len(attempts) - len(self._open)
+
+    async def _settle_each(self, attempts: Sequence[OpenAttempt]) -> list[OpenAttempt]:
+        """Returns, in order, those whose mirror cannot be read now: what became of them is not guessed."""
+        left: list[OpenAttempt] = []
+        for attempt in reversed(attempts):
+            left.insert(0, attempt)
+            with self._endurance.over(f"attempt {attempt.id} in {attempt.repo}"):
+                await self._settle(attempt)
+                left.remove(attempt)
+        return left
+
+    async def _settle(self, attempt: OpenAttempt) -> None:
+        applied, how = await self._was_applied(attempt)
+        if not applied and self._mirror_of(attempt.repo).is_there():
+            await self._book.drop_turn_refs(attempt.repo, {attempt.id: attempt.ref})
+        outcome = (attempt.id, "applied" if applied else "failed", how)
+        await asyncio.to_thread(self._audit.record_outcomes, [outcome])
+        self._journal(attempt.push).unlink(missing_ok=True)
 
     async def tidy(self) -> None:
-        """Called now and then: closes roll-ups whose time is over, retries outcomes that could not be logged."""
+        """Called now and then: closes roll-ups whose time is over, retries what could not be logged or settled."""
         now = time.monotonic()
         for client, refusals in list(self._refusals.items()):
             if now - refusals.since > ROLL_UP_WINDOW:
@@ -236,6 +266,10 @@ class PushAuthorizer:
         waiting, self._unsettled = self._unsettled, []
         for ruling, report, size in waiting:
             await self.conclude(ruling, report, size)
+        if self._open:
+            self._open = await self._settle_each(self._open)
+            if not self._open:
+                await self._book.catch_up()
 
     async def close(self) -> None:
         """Writes what roll-ups still hold."""
@@ -303,11 +337,7 @@ class PushAuthorizer:
         if (attempt.new, attempt.ref) in _committed(self._journal(attempt.push)):
             return True, "settled at start: the ref transaction was committed"
         mirror, turn = self._mirror_of(attempt.repo), f"{TURNS}{attempt.id}"
-        try:
-            refs = await mirror.local_refs(attempt.ref, turn) if mirror.exists() else {}
-        except GitError as error:
-            log.error("cannot look at %s of %s: %s", attempt.ref, attempt.repo, error)
-            refs = {}
+        refs = await mirror.local_refs(attempt.ref, turn) if mirror.is_there() else {}
         # The turn is there before the ref moves: without it, whoever brought the ref to this commit was not this push.
         if turn not in refs:
             return False, "settled at start: serve was ended before the ref moved"

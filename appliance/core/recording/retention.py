@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from appliance.core.config.settings import RecordingConfig
-from appliance.core.errors import GitmirrorError
 from appliance.core.events import Publish, SessionsEnded
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.models import ZERO_OID, Repo
+from appliance.core.process.endurance import Endurance
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.quota import Quota
 from appliance.core.recording.turns import ARCHIVE, TURNS, TurnRecorder
@@ -60,16 +60,13 @@ class Retention:
 
     async def run(self) -> None:
         """The loop; ends by being cancelled."""
+        endurance = Endurance(log, "retention")
         while True:
-            try:
+            with endurance.over("turns to be booked"):
                 await self._book.catch_up()
-            except GitmirrorError as error:
-                log.warning("turns cannot be booked: %s", error.message)
             for repo in self._repos():
-                try:
+                with endurance.over(repo.name):
                     await self.look_after(repo)
-                except (GitmirrorError, OSError) as error:
-                    log.warning("%s: retention failed: %s", repo.name, error)
             await asyncio.sleep(LOOK_EVERY)
 
     async def look_after(self, repo: Repo) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
@@ -22,14 +20,13 @@ from appliance.core.git.ref_memory import RefMemory
 from appliance.core.git.ref_traces import take_traces
 from appliance.core.layout import Layout
 from appliance.core.models import RefChange, RemoteRefs, Repo
+from appliance.core.process.disk import room_of
 from appliance.core.text import storable
 from appliance.core.upstream import Upstream, parse_upstream
 
 ASKING_DEADLINE = 60.0
 """Seconds for ls-remote at most: an upstream that says nothing for so long is hung."""
 
-LEAST_ROOM = 2**20
-"""Bytes below which a disk counts as full for a git that could not write."""
 _MAYBE_FULL = frozenset({Kind.OTHER, Kind.MIRROR, Kind.BROKEN})
 
 Progress = Callable[[str], None]
@@ -98,7 +95,7 @@ class Refresher:
                 mirror.mark(run.repo.url)
             async with asyncio.timeout(self.timeout), keyring.open(upstream, self._git) as git:
                 mirror = Mirror(self._layout.mirror(run.repo.name), git)
-                if not mirror.exists():
+                if not mirror.is_there():
                     return await self._clone(run, git, upstream, with_credential)
                 facts = await self._update(mirror, run)
                 if not with_credential:
@@ -109,11 +106,12 @@ class Refresher:
             raise GitError(f"the refresh took longer than {self.timeout:g}s and was ended", timed_out=True) from None
         except GitError as error:
             # git does not always say why it could not write: "couldn't write '….lock'" is all there is for a ref.
-            if kind_of(error.stderr or error.message) in _MAYBE_FULL and _is_full(self._layout.state):
+            room = room_of(self._layout.state)
+            if kind_of(error.stderr or error.message) in _MAYBE_FULL and room is not None and room.is_full:
                 raise GitmirrorError(f"{error.message} (no space left on device)") from error
             raise
         except OSError as error:
-            raise GitmirrorError(f"the mirror of {run.repo.name} cannot be written: {error}") from error
+            raise GitmirrorError(f"the mirror of {run.repo.name} cannot be read or written: {error}") from error
 
     async def _clone(self, run: RefreshRun, git: Git, upstream: Upstream, with_credential: bool) -> MirrorFacts:
         """A first clone grows beside and is renamed when whole: what has the name is never half a mirror."""
@@ -206,14 +204,6 @@ class Refresher:
             size=await asyncio.to_thread(mirror.disk_size),
             moved=changes_between(before, refs),
         )
-
-
-def _is_full(path: Path) -> bool:
-    try:
-        disk = os.statvfs(path)
-    except OSError:
-        return False
-    return disk.f_bavail * disk.f_frsize < LEAST_ROOM or (disk.f_files > 0 and disk.f_favail == 0)
 
 
 def _not_brought(remote: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:

@@ -28,20 +28,30 @@ class StoreError(GitmirrorError):
     """The database cannot be read or written. Nothing was changed."""
 
 
+class NewerDatabase(StoreError):
+    """The database is whole, but of a later version: whoever starts on it has the wrong file, and is to be told."""
+
+
 class Database:
     """The open database at `path`, migrated to this version.
 
     `create` makes the file when it is missing; without it a missing file is a StoreError, since an
-    empty registry in place of a lost one would stop serving everything without a word.
+    empty registry in place of a lost one would stop serving everything without a word. `patient` opens it later, at
+    the first use that succeeds, when it cannot be opened now; a NewerDatabase is refused all the same.
     """
 
-    def __init__(self, path: Path, *, create: bool = True) -> None:
+    def __init__(self, path: Path, *, create: bool = True, patient: bool = False) -> None:
         self.path = path
         self._lock = threading.RLock()
         self._identity: tuple[int, int] | None = None
         self._connection: sqlite_utils.Database | None = None
-        with self._lock, self._in_words():
-            self._open(create)
+        self._create = create
+        try:
+            with self._lock, self._in_words():
+                self._open()
+        except StoreError as error:
+            if not patient or isinstance(error, NewerDatabase):
+                raise
 
     def close(self) -> None:
         """Closes the connection; the object is not used after."""
@@ -78,19 +88,23 @@ class Database:
             if self._connection is not None:
                 self._connection.conn.close()
                 self._connection = None
-            self._open(create=False)
+            self._open()
         assert self._connection is not None
         return self._connection
 
-    def _open(self, create: bool) -> None:
+    def _open(self) -> None:
+        create = self._create
         if not create and not self.path.is_file():
             what = "is not a file" if self.path.exists() else "is missing"
             raise StoreError(
                 f"the database {self.path} {what}",
-                hint="put it back (from a backup), then restart; until then nothing can be recorded",
+                hint=f"put a backup of it back: `cp BACKUP {self.path}`; until then nothing can be recorded",
             )
         if self.path.exists() and not self.path.is_file():
-            raise StoreError(f"the database {self.path} is not a file", hint="move away what is in its place")
+            raise StoreError(
+                f"the database {self.path} is not a file",
+                hint=f"`mv {self.path} {self.path}.aside`, then put the database back",
+            )
         # Before it is opened: one that is put in its place meanwhile must not pass for the one that was.
         identity = _identity(self.path)
         # `rw` makes none: between the look above and here it may have been taken away.
@@ -107,6 +121,8 @@ class Database:
             raise
         self._connection = connection
         self._identity = identity or _identity(self.path)
+        # From here on a file that is missing was lost.
+        self._create = False
 
     def _migrate(self, connection: sqlite_utils.Database) -> None:
         if not MIGRATIONS.pending(connection) and not self._from_the_future(connection):
@@ -117,7 +133,7 @@ class Database:
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
             if self._from_the_future(connection):
-                raise StoreError(
+                raise NewerDatabase(
                     f"the database {self.path} was written by a newer gitmirror",
                     hint="install that version again; this one would misread it",
                 )
@@ -141,11 +157,21 @@ class Database:
     def _in_words(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"the database {self.path} failed: {error}",
-                hint="check that the disk is not full and that the file is readable and writable by the service's user",
-            ) from error
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"the database {self.path} failed: {error}", hint=_mend(self.path, error)) from error
+
+
+def _mend(path: Path, error: Exception) -> str:
+    """What to do about a database that failed: the command for each cause that can be told."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return (
+            f"`systemctl stop gitmirror; mv {path} {path}.damaged; cp BACKUP {path}; systemctl start gitmirror`; "
+            "without a backup leave out the `cp`: the registry and the log begin anew"
+        )
+    return (
+        "see that the disk is not full, and that the file and its directory belong to the service's user: "
+        f"`chown gitmirror: {path}*; chmod u+rw {path}*`"
+    )
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

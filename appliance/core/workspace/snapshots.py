@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.health import followed_branch
 from appliance.core.layout import Layout
 from appliance.core.models import Health, Repo
+from appliance.core.process.endurance import EXPECTED, Endurance
 from appliance.core.workspace.snapshot_build import Snapshot, SnapshotPlace, build_snapshot
 
 log = logging.getLogger(__name__)
@@ -66,19 +68,39 @@ class Snapshots:
         self._health = health
         self._enabled = enabled
         self._known: dict[int, _Repository] = {}
+        self.trouble: str | None = None
+        """Why there are no snapshots at all, in words; None when they can be made."""
         self._places = asyncio.Semaphore(BUILDS_AT_ONCE)
         self._ending: set[asyncio.Task[None]] = set()
+        self._endurance = Endurance(log, "removing old snapshots")
+
+    def look(self) -> bool:
+        """Finds out whether snapshots can be written; whether they can be again, and all are to be refreshed."""
+        place, before = self._layout.workspaces, self.trouble
+        probe = place / ".probe"
+        try:
+            place.mkdir(exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            self.trouble = f"workspaces are off: they cannot be kept in {place}: {error.strerror}"
+        else:
+            self.trouble = None
+        if self.trouble and self.trouble != before:
+            log.error("%s", self.trouble)
+        return before is not None and self.trouble is None
 
     def refresh(self, repo: Repo) -> None:
         """The repository's refs moved, or serve has just started: rebuilds what is behind."""
         branch = self._followed(repo)
-        if not self._enabled() or branch is None:
+        if not self._enabled() or self.trouble or branch is None:
             return
         known = self._repository(repo)
         self._branch(known, branch)
         if not known.swept:
             known.swept = True
-            self._sweep(known)
+            with self._endurance.over(repo.name):
+                self._sweep(known)
         for each in list(known.branches.values()):
             self._build(repo, each)
 
@@ -117,6 +139,8 @@ class Snapshots:
         """The snapshot of a branch and its tar; one never asked for is built first. Raises NoSnapshot."""
         if not self._enabled():
             raise NoSnapshot("snapshots are off here ([workspace] enabled)")
+        if self.trouble:
+            raise NoSnapshot("snapshots are off here: their directory cannot be used")
         name = branch or self._followed(repo)
         if name is None:
             raise NoSnapshot("the repository has no branch yet")
@@ -127,7 +151,7 @@ class Snapshots:
             self._evict(known)
         found = self._branch(known, name)
         found.asked_at = time.monotonic()
-        if found.current is not None and not found.place.path(found.current).exists():
+        if found.current is not None and not os.path.exists(found.place.path(found.current)):
             log.warning("%s: %s is gone and is made anew", repo.name, found.current.file)
             found.current = None
         if found.current is None:
@@ -190,9 +214,12 @@ class Snapshots:
                     await self._ended()
                     await self._build_once(repo, branch)
                 branch.error = None
-            except GitmirrorError as error:
-                branch.error = error.message
-                log.warning("%s: the snapshot of %s failed: %s", repo.name, branch.place.branch, error.message)
+            except EXPECTED as error:
+                # A guest is told this: an OSError would name paths of the node.
+                said = error.message if isinstance(error, GitmirrorError) else getattr(error, "strerror", None)
+                branch.error = said or "it cannot be written"
+                self.look()
+                log.warning("%s: the snapshot of %s failed: %s", repo.name, branch.place.branch, error)
             again = branch.again
 
     async def _build_once(self, repo: Repo, branch: _Branch) -> None:

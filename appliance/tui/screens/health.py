@@ -161,8 +161,10 @@ class Health(View):
             ("   guests ", ""), (bar(pulse["clients"], most, BAR), "accent"),
             (f" {pulse['clients']:,} of {most:,} at once", ""),
         )  # fmt: skip
-        said = f"   pushes {pushes['accepted']:,} let in, {pushes['rejected']:,} refused"
-        return [*lines, (clients, ()), (cell(said), ())]
+        ruled = cell(f"   pushes {pushes['accepted']:,} let in, {pushes['rejected']:,} refused")
+        if pushes.get("off"):
+            ruled = cell("   pushes are off: every one is refused", "bad")
+        return [*lines, (clients, ()), (ruled, ())]
 
     def _cache(self, pulse: dict[str, Any] | None) -> list[Line]:
         if pulse is None:

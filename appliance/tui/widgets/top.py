@@ -48,5 +48,7 @@ def _serve(model: Model) -> tuple[Piece, ...]:
         return (("○ no serve: read-only ", "warn"),)
     if "pulse" in model.troubles:
         return (("▲ serve does not answer ", "warn"),)
+    if model.pulse and model.pulse["pushes"].get("off"):
+        return (("▲ pushes are off ", "bad"),)
     guests = count(model.pulse["clients"], "guest") if model.pulse else "…"
     return (("● serving  ", "good"), (f"{guests} ", ""))

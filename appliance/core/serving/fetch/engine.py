@@ -115,9 +115,9 @@ class Engine:
             await self._upload_pack.stream(self._mirror_of(repo.name).path, request.encode(), sink)
 
     async def open_answer(self, repo: Repo, shape: FetchShape, *, warming: bool = False) -> CachedResponse | None:
-        """The answer to a fetch that may be kept: from the cache, or begun; None when the disk has no room for it.
+        """The answer to a fetch that may be kept: from the cache, or begun; None when it cannot be kept here.
 
-        Raises UploadPackError, OSError.
+        Raises UploadPackError.
         """
         tags = (await self._snapshots.get(repo)).tags if shape.include_tag else ""
         mirror = self._mirror_of(repo.name).path

@@ -118,12 +118,32 @@ class ResponseCache:
         self._growing: dict[str, _Growing] = {}
         self._number = 0
         self.bytes = 0
+        self.trouble: str | None = None
+        """Why no answer can be kept at all, in words; None when they can be. Guests get theirs directly meanwhile."""
         self.counts = dict.fromkeys(CacheResult, 0)
 
     def start(self) -> None:
-        """Empties the directory: what an earlier serve kept is not known to be whole. Raises OSError."""
+        """Empties the directory: what an earlier serve kept is not known to be whole."""
         shutil.rmtree(self._directory, ignore_errors=True)
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self.look()
+
+    def look(self) -> None:
+        """Finds out whether answers can be written, and makes their directory if need be."""
+        probe = self._directory / "probe"
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            self._complain(error)
+        else:
+            self.trouble = None
+
+    def _complain(self, error: OSError) -> None:
+        trouble = f"answers to guests cannot be kept in {self._directory.parent}: {error.strerror}"
+        if trouble != self.trouble:
+            log.error("%s", trouble)
+        self.trouble = trouble
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """What /metrics tells of the cache at this moment."""
@@ -140,8 +160,8 @@ class ResponseCache:
     def get(self, key: str, repo: int, produce: Produce, *, pinned: bool = False) -> CachedResponse | None:
         """The answer of that key: kept, joined while it is written, or made by `produce`, for repository id `repo`.
 
-        None when it would have to be made and the disk has no room. `pinned` is for warming: such answers are not
-        pushed out by guests' traffic until `unpin`, and are not counted. Raises OSError when no file can be made.
+        None when it would have to be made and cannot be written here. `pinned` is for warming: such answers are not
+        pushed out by guests' traffic until `unpin`, and are not counted.
         """
         answer = self._hit(key)
         if answer is not None:
@@ -149,12 +169,14 @@ class ResponseCache:
         else:
             growing, way = self._growing.get(key), CacheResult.JOINED
             if growing is None:
-                if not self._has_room():
+                if self.trouble or not self._has_room():
                     return None
                 growing, way = self._begin(key, repo, produce), CacheResult.MISS
+            if growing is None or (descriptor := self._again(growing)) is None:
+                return None
             growing.pinned |= pinned
             growing.readers += 1
-            answer = CachedResponse(way, os.dup(growing.descriptor), None, growing)
+            answer = CachedResponse(way, descriptor, None, growing)
         if not pinned:
             self.counts[answer.way] += 1
         return answer
@@ -201,10 +223,20 @@ class ResponseCache:
         self._kept.move_to_end(key)
         return CachedResponse(CacheResult.HIT, descriptor, kept.size, None)
 
-    def _begin(self, key: str, repo: int, produce: Produce) -> _Growing:
+    @staticmethod
+    def _again(growing: _Growing) -> int | None:
+        with contextlib.suppress(OSError):
+            return os.dup(growing.descriptor)
+        return None
+
+    def _begin(self, key: str, repo: int, produce: Produce) -> _Growing | None:
         self._number += 1
         path = self._directory / f"{self._number:x}-{key[:32]}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            self._complain(error)
+            return None
         growing = _Growing(key, repo, False, descriptor)
         self._growing[key] = growing
         growing.task = asyncio.create_task(self._grow(growing, path, produce), name="answer")

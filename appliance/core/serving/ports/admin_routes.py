@@ -11,6 +11,7 @@ from appliance.core.access.gate import AccessGate
 from appliance.core.config.secret_files import SecretError, SecretFile, is_equal
 from appliance.core.models import Health, Repo
 from appliance.core.observability.metrics import Metrics
+from appliance.core.observability.push_watch import PushWatch
 from appliance.core.refresh.announcements import Announcements
 from appliance.core.serving.net.http import Exchange, HttpError, TextResponse, alive, plain_routes
 from appliance.core.serving.ports.webhook import CREATE, DELETE, PING, PUSH, Finder, Malformed, Signature, read_delivery
@@ -44,6 +45,7 @@ class AdminRoutes:
         health: Callable[[int], Health],
         gate: AccessGate,
         metrics: Metrics,
+        push_watch: PushWatch,
     ) -> None:
         self._secret = SecretFile("[refresh] webhook_secret_file", secret_file)
         self._token = SecretFile("[refresh] token_file", token_file)
@@ -52,6 +54,7 @@ class AdminRoutes:
         self._health = health
         self._gate = gate
         self._metrics = metrics
+        self._push_watch = push_watch
         looks = {"/healthz": alive, "/readyz": self._readiness, "/metrics": self._page_of_metrics}
         self._looks = plain_routes(looks)
         self._held = 0
@@ -76,10 +79,16 @@ class AdminRoutes:
         return [self._secret.problem(), self._token.problem()]
 
     def _readiness(self) -> TextResponse:
-        """`/readyz`: every enabled repository was tried once."""
+        """`/readyz`: every enabled repository was tried once. Pushes that are off are said, and are no reason for 503.
+
+        Who asks this sends guests here or elsewhere, and most of what guests want is to read.
+        """
         enabled = [repo for repo in self._repos() if repo.enabled]
         untried = [repo.name for repo in enabled if self._health(repo.id).checked_at is None]
-        return TextResponse(503, f"not tried yet: {', '.join(untried)}\n") if untried else TextResponse(200, "ready\n")
+        if untried:
+            return TextResponse(503, f"not tried yet: {', '.join(untried)}\n")
+        off = self._push_watch.off
+        return TextResponse(200, f"ready\n{off.warning}\n" if off else "ready\n")
 
     def _page_of_metrics(self) -> TextResponse:
         return TextResponse(200, self._metrics.render(), METRICS_TYPE)

@@ -1,0 +1,71 @@
+"""What is served while the database cannot be read: what the config lists, and the mirrors that are on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from appliance.core.config.settings import Config
+from appliance.core.errors import GitmirrorError
+from appliance.core.layout import Layout
+from appliance.core.models import Repo
+from appliance.core.node.state_dir import configured_url, refuse_foreign_leftover, wanted_of_config
+from appliance.core.store.registry import Wanted
+from appliance.core.upstream import choose_name, read_upstream
+
+
+def salvaged_repos(layout: Layout, config: Config) -> list[Repo]:
+    """Repositories as they would be registered, by name. Their ids are negative: no row of the database has such.
+
+    A mirror on disk whose repository was disabled or removed is among them: only the database knew.
+    """
+    listed = {wanted.name: wanted for wanted in wanted_of_config(config) if _is_usable(layout, wanted)}
+    found = {wanted.name: wanted for wanted in _mirrors(layout)} | listed
+    now = time.time()
+    return [
+        Repo(
+            id=_stable_id(wanted.name),
+            name=wanted.name,
+            url=wanted.url,
+            branch=wanted.branch,
+            source="config" if wanted.name in listed else "cli",
+            interval=wanted.interval,
+            enabled=True,
+            created_at=now,
+        )
+        for wanted in (found[name] for name in sorted(found))
+    ]
+
+
+def _stable_id(name: str) -> int:
+    """The same for a name whenever it is asked for: answers to guests are kept by it."""
+    return -1 - int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+
+
+def _is_usable(layout: Layout, wanted: Wanted) -> bool:
+    try:
+        refuse_foreign_leftover(layout, wanted)
+    except GitmirrorError:
+        return False
+    return True
+
+
+def _below(mirrors: Path) -> list[Path]:
+    try:
+        return list(mirrors.glob("*/*.git"))
+    except OSError:
+        return []
+
+
+def _mirrors(layout: Layout) -> Iterator[Wanted]:
+    """Those whose own config says where they are from; what cannot be read is left out."""
+    for path in _below(layout.mirrors):
+        name = f"{path.parent.name}/{path.name.removesuffix('.git')}"
+        url = configured_url(path / "config")
+        try:
+            if url is not None and choose_name(read_upstream(url), name) == name:
+                yield Wanted(name, url)
+        except GitmirrorError:
+            continue

@@ -1,0 +1,44 @@
+"""All stores over one database."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from appliance.core.store.activity import ActivityStore
+from appliance.core.store.alerts import AlertStore
+from appliance.core.store.audit import AuditLog
+from appliance.core.store.database import Database
+from appliance.core.store.health import HealthStore
+from appliance.core.store.registry import Registry
+from appliance.core.store.sessions import SessionStore
+from appliance.core.store.tokens import TokenStore
+from appliance.core.upstream import same_upstream
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The database of one state directory and what is kept in it."""
+
+    database: Database
+    registry: Registry
+    health: HealthStore
+    audit: AuditLog
+    activity: ActivityStore
+    sessions: SessionStore
+    tokens: TokenStore
+    alerts: AlertStore
+
+    @classmethod
+    def over(cls, database: Database) -> Stores:
+        """The stores of an open database, by the clock of this machine."""
+        return cls(
+            database,
+            Registry(database, time.time, same_upstream),
+            HealthStore(database),
+            AuditLog(database, time.time),
+            ActivityStore(database, time.time),
+            SessionStore(database),
+            TokenStore(database, time.time),
+            AlertStore(database),
+        )
