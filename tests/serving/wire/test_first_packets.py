@@ -91,9 +91,9 @@ ODD = {
     "a newline in the path": UP + b"/a/b\n/c\0", "an escape": UP + b"/a/b\x1b[2J\0", "a DEL": UP + b"/a/\x7f\0",
     "Latin-1": UP + b"/caf\xe9\0host=h\0", "UTF-8": UP + "/café\0host=h\0".encode(), "no host": UP + b"/a\0port=1\0",
     "two hosts": UP + b"/a\0host=h\0host=i\0", "text behind the end": UP + b"/a\0host=h\0x", "four NULs": b"\0\0\0\0",
-    "NUL in the path": UP + b"/a\0/../b\0host=h\0", "capitals": b"GIT-UPLOAD-PACK /a\0", "no git": b"upload-pack /a\0",
+    "a newline at the end": UP + b"/a\0host=h\0\n", "NUL in the path": UP + b"/a\0/../b\0host=h\0",
+    "capitals": b"GIT-UPLOAD-PACK /a\0", "no git": b"upload-pack /a\0",
     "HTTP": b"GET /a HTTP/1.1", "a tab": b"git-upload-pack\t/a\0", "two blanks": b"git-upload-pack  /a\0",
-    "an odd parameter": UP + b"/a\0host=h\0\0version=2\xff\0", "empty parameters": UP + b"/a\0host=h\0\0\0\0",
 }  # fmt: skip
 
 
@@ -102,6 +102,35 @@ def test_what_git_never_sends_is_refused(payload: bytes) -> None:
     """Strict: what we read one way git daemon might read another."""
     with pytest.raises(RequestError, match="malformed request"):
         parse_daemon_request(payload)
+
+
+SAID = {
+    "nothing": b"", "a NUL": b"\0", "NULs": b"\0" * 20, "a host": b"\0host=h\0", "a host to the end": b"\0host=h",
+    "no host": b"\0\0version=2\0", "no name": b"\0host=\0\0version=2\0", "capitals": b"\0HOST=h\0\0version=1\0",
+    "two NULs at the end, as dulwich": b"\0host=h\0\0version=2\0\0", "five": b"\0host=h\0\0version=2\0\0\0\0\0",
+    "NULs between": b"\0host=h\0\0\0\0version=2\0", "no NUL at the end": b"\0host=h\0\0version=2",
+    "a host behind": b"\0host=h\0\0host=i\0version=1\0", "not ASCII": b"\0host=\xff\0\0version=2\0caf\xe9\0",
+    "not quite": b"\0host=h\0\0version=2\xff\0", "by colons": b"\0host=h\0\0version=1:version=2\0",
+    "a newline first": b"\n\0host=h\0\0version=2\0", "a newline alone": b"\n", "another": b"\0port=1\0",
+    "two hosts": b"\0host=h\0host=i\0", "text behind": b"\0host=h\0x", "one NUL": b"\0host=h\0version=2\0",
+    "newline behind": b"\0host=h\0\n", "another first": b"\0version=2\0host=h\0", "unknown": b"\0host=h\0\0version=9\0",
+    "later ones": b"\0host=h\0\0object-format=sha1\0version=1\0", "twice": b"\0\0version=2\0version=1\0",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", SAID.values(), ids=SAID.keys())
+def test_what_is_behind_the_path_is_read_as_git_daemon_reads_it(hub: GitDaemonUpstream, said: bytes) -> None:
+    """Taken when git daemon takes it, in the same protocol version; refused when it closes the connection."""
+    payload = UP + b"/acme/widgets" + said
+    with socket.create_connection(("127.0.0.1", hub.port), timeout=20) as connection:
+        connection.sendall(pkt(payload))
+        answer = read_first_packet(connection)
+    if not answer:
+        with pytest.raises(RequestError, match="malformed request"):
+            parse_daemon_request(payload)
+        return
+    version = int(answer[8:9]) if answer.startswith(b"version ") else 0
+    assert parse_daemon_request(payload) == DaemonRequest("git-upload-pack", "/acme/widgets", version)
 
 
 @pytest.mark.parametrize("service", ["git-upload-archive", "git-shell", "git-daemon", "git-x"])

@@ -13,10 +13,8 @@ LARGEST_REQUEST = 4096
 UPLOAD_PACK = "git-upload-pack"
 RECEIVE_PACK = "git-receive-pack"
 
-_REQUEST = re.compile(
-    rb"(git-[a-z-]+) (/[^\x00-\x1f\x7f]*)(?:\x00(?:host=[^\x00]*)?(?:\x00(?:\x00([^\x00]+(?:\x00[^\x00]+)*)\x00?)?)?)?"
-)
-_VERSION = re.compile(r"version=([012])")
+_REQUEST = re.compile(rb"(git-[a-z-]+) (/[^\x00-\x1f\x7f]*)")
+_VERSION = re.compile(rb"version=([012])")
 
 
 class RequestError(ValueError):
@@ -38,20 +36,25 @@ class DaemonRequest:
 
 
 def parse_daemon_request(payload: bytes) -> DaemonRequest:
-    """Strictly what git sends: `SERVICE PATH NUL host=H NUL [NUL EXTRA NUL ...]`. Raises RequestError."""
-    match = _REQUEST.fullmatch(payload.removesuffix(b"\n"))
+    """Reads what git daemon reads: `SERVICE PATH [LF] [NUL [host=H] [NUL [NUL EXTRA]...]]`. Raises RequestError.
+
+    As there, empty extra parameters are passed over, which dulwich ends its list with, and a host can only come first.
+    Of the path, only ASCII that can be printed is taken: no repository here has another.
+    """
+    line, _, extra = payload.partition(b"\0")
+    match = _REQUEST.fullmatch(line.removesuffix(b"\n"))
     if match is None:
         raise RequestError("malformed request")
     service = match[1].decode()
     if service not in (UPLOAD_PACK, RECEIVE_PACK):
         raise RequestError(f"{service} is not served here, only fetch and push are")
-    try:
-        path = match[2].decode("ascii")
-        extra = (match[3] or b"").decode("ascii").split("\0")
-    except UnicodeDecodeError:
-        raise RequestError("malformed request") from None
-    versions = [int(found[1]) for found in map(_VERSION.fullmatch, extra) if found]
-    return DaemonRequest(service, path, max(versions, default=0))
+    if extra[:5].lower() == b"host=":
+        extra = extra.partition(b"\0")[2]
+    if not match[2].isascii() or extra[:1] not in (b"", b"\0"):
+        raise RequestError("malformed request")
+    # git daemon joins the parameters by colons and receive-pack and upload-pack split them there again.
+    versions = [int(found[1]) for found in map(_VERSION.fullmatch, re.split(rb"[\0:]", extra)) if found]
+    return DaemonRequest(service, match[2].decode("ascii"), max(versions, default=0))
 
 
 MOST_COMMAND_BYTES = 8 * 2**20
