@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import subprocess
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 
 import h11
 
@@ -15,8 +17,10 @@ from appliance.core.serving.net.http import Exchange, HttpError
 from appliance.core.serving.net.streams import SocketStream
 from appliance.core.serving.ports.git import Serving
 from appliance.core.serving.ports.smart_http import Starting
-from appliance.core.serving.push.relay import PushRelay
+from appliance.core.serving.push.relay import ENDED, PushRelay
 from appliance.core.serving.wire.requests import RECEIVE_PACK
+
+log = logging.getLogger(__name__)
 
 
 class HttpPushes:
@@ -27,12 +31,15 @@ class HttpPushes:
         self._idle = idle
 
     async def advertise(self, repo: Repo, exchange: Exchange) -> bytes:
-        """What `receive-pack` says first. Raises IdleTimeout, OSError."""
+        """What `receive-pack` says first. Raises HttpError when it says nothing, IdleTimeout, OSError."""
         said = bytearray()
         async with self._child(repo, exchange, "", "--advertise-refs") as (child, ours):
             while data := await ours.receive():
                 said += data
-            await child.wait()
+            code = await child.wait()
+        if code or not said:
+            log.error("git receive-pack of %s ended with code %d", repo.name, code)
+            raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, f"gitmirror: {ENDED}\n")
         return bytes(said)
 
     async def receive(self, repo: Repo, exchange: Exchange) -> None:
@@ -41,7 +48,9 @@ class HttpPushes:
         push = desk.open()
         async with self._child(repo, exchange, push) as (child, ours):
             guest = _Posted(exchange)
-            relay = PushRelay(desk, self._serving.writing, push, repo, exchange.client, guest, child, ours)
+            relay = PushRelay(
+                desk, self._serving.writing, push, repo, exchange.client, guest, child, ours, stateless=True
+            )
             await relay.run(self._idle)
 
     @contextlib.asynccontextmanager
