@@ -68,7 +68,7 @@ def test_a_push_to_a_broken_mirror_fails_at_once(
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", [break_config, break_setting, break_objects])
 def test_a_guest_that_does_not_wait_leaves_nothing_open(own_node: Node, harm: Callable[[Path], None]) -> None:
-    """A guest that does not wait for the list of refs gets the same words; what it named in time is logged as refused."""
+    """A guest that does not wait for the list gets the same words; what it named in time is logged as refused."""
     tip = own_node.tip
     harm(own_node.mirror)
     with daemon_request(*own_node.serve.git_address, "git-receive-pack", f"/{WIDGETS}") as sock:

@@ -61,16 +61,24 @@ MOST_COMMAND_BYTES = 8 * 2**20
 """A push of 50,000 refs is 5 MB of commands; more is not read."""
 LONGEST_COMMAND = 4096
 """Bytes of one ref command. No file system takes a ref that long."""
-KEPT_COMMANDS = 1024
-"""Ref commands that are kept; the rest is counted only."""
-MOST_SHALLOW = 100_000
+MOST_COMMANDS = 100_000
+"""Ref commands that are counted; at more it is not read on, be they of four bytes each."""
+KEPT_COMMANDS = 32
+"""Ref commands that are kept: more than the policy lets through. The rest of a push that is refused is counted only."""
+MOST_SHALLOW = 16_384
+"""Shallow lines: 870 KB, all of which are passed on. A clone has one for each commit at which its history ends."""
+
+_SHALLOW = re.compile(rb"shallow (?:[0-9a-f]{40}|[0-9a-f]{64})")
+_CAPABILITIES = frozenset({"report-status", "report-status-v2", "side-band", "side-band-64k"})
+"""What a guest may be able to do that changes how it is answered."""
 
 
 @dataclass
 class PushRequest:
     """The head of a push, as it comes in: feed it until `done`.
 
-    `raw` is everything up to and including the flush, to be passed on as it came; `rest` the first bytes behind it.
+    `raw` is everything up to and including the flush, to be passed on as it came, or empty when the push has to be
+    refused anyway: 10 KB of gzip hold megabytes of commands. `rest` is the first bytes behind it.
     """
 
     commands: list[RefCommand] = field(default_factory=list)
@@ -94,7 +102,7 @@ class PushRequest:
         try:
             for payload in self._splitter.feed(data):
                 if payload is None:
-                    self.raw += FLUSH
+                    self._keep(FLUSH)
                     self.done = True
                     return
                 self._take(payload)
@@ -112,27 +120,40 @@ class PushRequest:
         if not self.total:
             raise PacketError(reason)
         self.fault, self.done = reason, True
+        self.raw.clear()
+
+    def _keep(self, data: bytes) -> None:
+        if self.fault or self.total > KEPT_COMMANDS:
+            self.raw.clear()
+        else:
+            self.raw += data
 
     def _take(self, payload: bytes) -> None:
-        if len(self.commands) < KEPT_COMMANDS:
-            self.raw += packet(payload)
-        line = payload.removesuffix(b"\n")
-        if line.startswith(b"shallow "):
+        if payload.startswith(b"shallow "):
             self._shallow += 1
             if self._shallow > MOST_SHALLOW:
                 raise PacketError("too many shallow lines")
+            if not _SHALLOW.fullmatch(payload.removesuffix(b"\n")):
+                raise PacketError("malformed shallow line")
+            self._keep(packet(payload))
             return
-        text, _, capabilities = line.partition(b"\0")
-        if not self.total:
-            self.capabilities = frozenset(capabilities.decode("utf-8", "replace").split())
         self.total += 1
-        if len(self.commands) >= KEPT_COMMANDS:
-            return
-        parts = text.decode("utf-8", "surrogateescape").split(" ", 2)
+        if self.total > MOST_COMMANDS:
+            raise PacketError(f"more than {MOST_COMMANDS} ref commands")
+        if self.total <= KEPT_COMMANDS:
+            self._take_command(payload)
+            self._keep(packet(payload))
+
+    def _take_command(self, payload: bytes) -> None:
+        text, _, capabilities = payload.removesuffix(b"\n").partition(b"\0")
+        if self.total == 1:
+            words = capabilities[:LONGEST_COMMAND].decode("utf-8", "replace").split()
+            self.capabilities = _CAPABILITIES.intersection(words)
+        parts = text[:LONGEST_COMMAND].decode("utf-8", "surrogateescape").split(" ", 2)
         if len(parts) != 3 or not parts[2] or "\0" in parts[2] or len(payload) > LONGEST_COMMAND:
             # push-cert lines land here too: certificates are not advertised, so nobody may send one.
             self.fault = "malformed ref command"
-            parts = ["0" * 40, "0" * 40, text.decode("utf-8", "replace")[:200]]
+            parts = ["0" * 40, "0" * 40, text[:200].decode("utf-8", "replace")]
         self.commands.append(RefCommand(*parts))
 
 
