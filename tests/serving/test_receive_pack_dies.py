@@ -80,6 +80,20 @@ def test_a_guest_that_does_not_wait_leaves_nothing_open(own_node: Node, harm: Ca
         assert ENDED in entry["reason"]
 
 
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_a_fetch_from_a_broken_mirror_names_no_directory(own_node: Node, version: int) -> None:
+    """In each protocol version the guest gets an error, and nothing of where the node keeps its mirrors."""
+    break_objects(own_node.mirror)
+    with daemon_request(
+        *own_node.serve.git_address, "git-upload-pack", f"/{WIDGETS}", [f"version={version}"] if version else []
+    ) as sock:
+        said = read_all(sock) if version < 2 else b""
+    assert (b"ERR gitmirror: git cannot read this mirror" in said) == (version < 2)
+    code, _, told = git_result("-c", f"protocol.version={version}", "ls-remote", own_node.url)
+    assert code != 0
+    assert str(own_node.serve.state) not in told
+
+
 def kill_children(serve: Serve) -> None:
     """kill -9 whatever `serve` has started."""
     for pid in serve.processes():

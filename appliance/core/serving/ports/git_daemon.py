@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import subprocess
 import time
@@ -13,7 +14,10 @@ from pathlib import Path
 
 from appliance.core.process.children import Child, Children, limit_push
 from appliance.core.serving.net.streams import CHUNK, IdleTimeout
+from appliance.core.serving.wire.pktline import packet
 from appliance.core.serving.wire.requests import RECEIVE_PACK, DaemonRequest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,11 +107,22 @@ async def daemon_child(
             await asyncio.shield(child.end())
 
 
+UNREADABLE = "git cannot read this mirror: its operator has to look at its log"
+
+
+def is_refusal(first: bytes) -> bool:
+    """Whether git daemon begins with a refusal. It names the mirror's directory, which no guest is to be told."""
+    return first[4:8] == b"ERR "
+
+
 async def _send_down(guest: socket.socket, child: socket.socket, activity: Activity, relayed: Relayed) -> None:
     """Copies what the child says until it ends, then ends the guest's side too. Raises OSError."""
     loop = asyncio.get_running_loop()
     while data := await loop.sock_recv(child, CHUNK):
         activity.touch()
+        if not relayed.sent and is_refusal(data):
+            log.error("git daemon refuses a fetch: %r", data[8:300])
+            data = packet(f"ERR gitmirror: {UNREADABLE}".encode())
         await loop.sock_sendall(guest, data)
         activity.touch()
         relayed.down(data)

@@ -17,7 +17,7 @@ from typing import Protocol
 from appliance.core.models import PushDecision, PushFault, RefCommand, Repo
 from appliance.core.process.children import Child
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
-from appliance.core.serving.ports.git_daemon import Activity, end_tasks
+from appliance.core.serving.ports.git_daemon import Activity, end_tasks, is_refusal
 from appliance.core.serving.wire.pktline import FLUSH, PacketError
 from appliance.core.serving.wire.requests import PushRequest, ReportReader, refusal_report
 
@@ -199,8 +199,7 @@ class PushRelay:
             with contextlib.suppress(OSError):
                 while data := await self._receive_from_child():
                     self._activity.touch()
-                    if not self._spoke.is_set() and data[4:8] == b"ERR ":
-                        # git daemon names the directory in it.
+                    if not self._spoke.is_set() and is_refusal(data):
                         log.error("git daemon refuses a push to %s: %r", self._repo.name, data[8:300])
                         self._child_ended = True
                         return
