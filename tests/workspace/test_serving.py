@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
+import io
 import json
 import os
 import shutil
+import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from appliance.core.workspace.snapshot_build import LAYOUT_VERSION
 from appliance.core.workspace.snapshots import MOST_BRANCHES
 from tests.conftest import WIDGETS
 from tests.support.generate import add_commit, delete_branch
@@ -238,6 +242,34 @@ def test_what_is_broken_on_disk_is_built_again(own_node: Node, tmp_path: Path, h
             shutil.rmtree(place)
         node.serve.start()
     assert_whole(get(node.tar_url()), tmp_path / "guest", node.tip)
+
+
+def test_a_snapshot_of_an_older_version_is_built_again(own_node: Node, tmp_path: Path) -> None:
+    """One that is whole and at the tip, but laid out as before files had mtimes of their own: it is never served."""
+    node = own_node
+    [place] = places(node)
+    description = place / "snapshot.json"
+    stored = json.loads(description.read_text())
+    node.serve.keep_ports()
+    node.serve.terminate()
+    whole = (place / stored["file"]).read_bytes()
+    old = tmp_path / "old.tar"
+    with tarfile.open(fileobj=io.BytesIO(whole)) as source, tarfile.open(old, "w", format=tarfile.GNU_FORMAT) as target:
+        for entry in source:
+            entry.mtime = 1_000_000_000
+            target.addfile(entry, source.extractfile(entry) if entry.isfile() else None)
+    etag = f"{stored['commit']}-{hashlib.sha256(old.read_bytes()).hexdigest()[:16]}"
+    (place / stored["file"]).unlink()
+    old.rename(place / f"{etag}.tar")
+    size = (place / f"{etag}.tar").stat().st_size
+    description.write_text(json.dumps(stored | {"version": 2, "etag": etag, "file": f"{etag}.tar", "size": size}))
+    node.serve.start()
+    reply = get(node.tar_url())
+    assert_whole(reply, tmp_path / "new", node.tip)
+    assert reply.headers["etag"] != f'"{etag}"'
+    assert len({path.stat().st_mtime for path in (tmp_path / "new" / "src").rglob("*") if path.is_file()}) > 1
+    assert json.loads(description.read_text())["version"] == LAYOUT_VERSION
+    wait_until(lambda: len(list(place.glob("*.tar"))) == 1, message="the old tar is removed")
 
 
 @pytest.mark.parametrize("at", ["fetch", "read-tree", "repack", "tar"])

@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from appliance.core.workspace.git_index import FILE_TIME, INDEX_TIME, UnknownIndex, normalise_index
+from appliance.core.workspace.git_index import UnknownIndex, normalise_index
 from appliance.core.workspace.snapshot_build import SnapshotPlace
+from appliance.core.workspace.times import FIRST_TIME, FIXED_TIME, INDEX_TIME, file_time
 from tests.git.lab import Lab
 from tests.support.generate import add_commit, copy_repository, create_repository, generate_repository
 from tests.support.gitutil import fsck, git, git_bytes, run_process
@@ -81,7 +84,10 @@ def test_nothing_of_the_node_goes_along(widgets: Builder, lab: Lab) -> None:
         for entry in entries:
             assert not entry.name.startswith("/") and ".." not in entry.name.split("/")
             assert (entry.uid, entry.gid, entry.uname, entry.gname) == (0, 0, "", "")
-            assert entry.mtime == (INDEX_TIME if entry.name == ".git/index" else FILE_TIME)
+            if entry.name == ".git/index":
+                assert entry.mtime == INDEX_TIME
+            elif entry.isdir() or entry.name.startswith(".git/"):
+                assert entry.mtime == FIXED_TIME
             assert entry.isdir() or entry.isfile() or entry.issym()
             if entry.name.startswith(".git/") and entry.isfile() and not entry.name.startswith(".git/objects/"):
                 file = tar.extractfile(entry)
@@ -141,6 +147,39 @@ def test_an_edit_of_the_same_size_in_the_second_of_extraction_is_seen(widgets: B
         (guest / "README.md").write_bytes(bytes([text[0] ^ 1]) + text[1:])
         assert git("status", "--porcelain", cwd=guest) == "M README.md", turn
         shutil.rmtree(guest)
+
+
+def test_the_mtime_of_a_file_is_that_of_its_content(widgets: Builder, tmp_path: Path) -> None:
+    """The same in every snapshot, another for another content, past, and older than the index, for links too."""
+
+    def times(name: str) -> dict[str, int]:
+        guest = widgets.unpack(tmp_path / name)
+        assert (guest / ".git" / "index").stat().st_mtime == INDEX_TIME
+        found = {}
+        for line in git("ls-files", "-z", "--stage", cwd=guest).split("\0")[:-1]:
+            entry, path = line.split("\t")
+            mode, oid, _ = entry.split()
+            found[path] = mtime = int((guest / path).lstat().st_mtime)
+            assert mtime == file_time(bytes.fromhex(oid)), (path, mode)
+            assert FIRST_TIME <= mtime < INDEX_TIME
+        return found
+
+    widgets.build()
+    before = times("before")
+    assert len(before) > 20 and any((tmp_path / "before" / path).is_symlink() for path in before)
+    add_commit(widgets.bare, "main", {"README.md": "edited\n"})
+    widgets.build()
+    after = times("after")
+    assert {path for path in before if before[path] != after[path]} == {"README.md"}
+
+
+@given(st.binary(min_size=20, max_size=32), st.binary(min_size=20, max_size=32))
+def test_another_object_id_is_another_time(one: bytes, other: bytes) -> None:
+    """Of SHA-1 or SHA-256, first bit to last second of the range."""
+    assert FIRST_TIME <= file_time(one) < INDEX_TIME
+    # Ids are as good as random; hypothesis' are not.
+    digests = [hashlib.sha256(oid).digest() for oid in (one, other)]
+    assert one == other or file_time(digests[0]) != file_time(digests[1])
 
 
 @pytest.mark.parametrize("tar", ["tar", "busybox tar"])
@@ -313,9 +352,9 @@ def test_an_index_that_is_not_known_is_not_rewritten(widgets: Builder) -> None:
     data = (widgets.place().work / "repository" / "index").read_bytes()
     with pytest.raises(UnknownIndex):
         normalise_index(data[:4] + struct.pack(">L", 4) + data[8:])
-    done = normalise_index(data)
+    done, times = normalise_index(data)
     assert len(done) == len(data) and done != data
-    assert normalise_index(done) == done
+    assert normalise_index(done) == (done, times)
 
 
 _POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"

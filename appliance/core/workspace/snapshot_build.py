@@ -24,7 +24,7 @@ from appliance.core.workspace.tar import write_tar
 log = logging.getLogger(__name__)
 
 BUILD_DEADLINE = 1800.0
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Raised when what is in a tar changes for the same commit: tars of an older version are built again."""
 
 
@@ -224,9 +224,10 @@ def _pack(place: SnapshotPlace, repository: Path, url: str, commit: str) -> Snap
     for pack in (repository / "objects" / "pack").iterdir():
         if pack.suffix in (".pack", ".idx"):
             os.link(pack, guest / "objects" / "pack" / pack.name)
-    (guest / "index").write_bytes(normalise_index((repository / "index").read_bytes()))
+    index, times = normalise_index((repository / "index").read_bytes())
+    (guest / "index").write_bytes(index)
     growing = place.directory / "growing.tar"
-    digest = write_tar(place.work / "tree", guest, growing)
+    digest = write_tar(place.work / "tree", times, guest, growing)
     size = growing.stat().st_size
     etag = _etag(commit, digest)
     snapshot = Snapshot(url, branch, commit, etag, size, f"{etag}.tar")

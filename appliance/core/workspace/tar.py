@@ -1,4 +1,4 @@
-"""Writes a tree on disk as one tar: stable order, owner 0:0, constant times."""
+"""Writes a tree on disk as one tar: stable order, owner 0:0, times that are not of this machine."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import hashlib
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from appliance.core.workspace.git_index import FILE_TIME, INDEX_TIME
+from appliance.core.workspace.times import FIXED_TIME, INDEX_TIME
 
 
 class _Hashing:
@@ -25,19 +25,20 @@ class _Hashing:
         return self._file.write(data)
 
 
-def write_tar(tree: Path, repository: Path, tar: Path) -> str:
+def write_tar(tree: Path, times: Mapping[str, int], repository: Path, tar: Path) -> str:
     """Archives `repository` as `.git` and `tree` beside it into the new file `tar`, synced; returns its SHA-256 in hex.
 
-    Symbolic links are archived, never followed. Raises OSError.
+    `times` has the mtime of each file and link of `tree`, by its path below it. Symbolic links are archived, never
+    followed. Raises OSError.
     """
     with tar.open("wb", buffering=2**20) as file:
         hashing = _Hashing(file)
         # GNU format: both GNU tar and busybox know its long names; times are whole seconds anyway.
         with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.GNU_FORMAT, bufsize=2**18) as archive:  # type: ignore[call-overload]
             for path, name in _entries(repository, ".git"):
-                _add(archive, path, name, INDEX_TIME if name == ".git/index" else FILE_TIME)
+                _add(archive, path, name, INDEX_TIME if name == ".git/index" else FIXED_TIME)
             for path, name in _entries(tree, ""):
-                _add(archive, path, name, FILE_TIME)
+                _add(archive, path, name, times.get(name, FIXED_TIME))
         file.flush()
         os.fsync(file.fileno())
     return hashing.digest.hexdigest()

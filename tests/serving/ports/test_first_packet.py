@@ -131,7 +131,6 @@ MALFORMED = {
     "NUL, then another path": pkt("git-upload-pack /acme/nothing\0/acme/widgets\0host=x\0"),
     "two hosts": pkt("git-upload-pack /acme/widgets\0host=a\0host=b\0"),
     "extra without its NUL": pkt("git-upload-pack /acme/widgets\0host=a\0version=2\0"),
-    "NULs": pkt("git-upload-pack /acme/widgets" + "\0" * 20),
 }
 
 
@@ -152,6 +151,8 @@ LENIENT = {
     "path and NUL": b"git-upload-pack /acme/widgets\0",
     "host with a port": b"git-upload-pack /acme/widgets\0host=mirror:9418\0",
     "host of another": b"git-upload-pack /acme/widgets\0host=github.com\0",
+    "NULs": b"git-upload-pack /acme/widgets" + b"\0" * 20,
+    "dulwich": b"git-upload-pack /acme/widgets\0host=x\0\0version=2\0\0",
     "version unknown": b"git-upload-pack /acme/widgets\0host=x\0\0version=9\0",
     "version and more": b"git-upload-pack /acme/widgets\0host=x\0\0object-format=sha1\0version=1\0",
 }

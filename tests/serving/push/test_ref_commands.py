@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import WIDGETS
 from tests.serving.conftest import Node, audit, own_refs, push, seconds_of, send_raw
+from tests.serving.fetch.wire import HttpGuest, post_headers
 from tests.support.gitutil import git, git_result, refs
-from tests.support.pkt import CAPABILITIES, EMPTY_PACK, FLUSH, ZERO, pkt
+from tests.support.pkt import CAPABILITIES, EMPTY_PACK, FLUSH, ZERO, PushConnection, pkt
 from tests.support.serve import Serve
 
 ALLOWED = "gitmirror: allowed here: git push MIRROR HEAD:refs/agents/SESSION (SESSION is 1 to 128 of"
@@ -118,7 +122,44 @@ def test_garbage_in_place_of_a_push_gets_an_error(node: Node) -> None:
         assert answer.error.startswith("gitmirror: "), answer
 
 
-def memory_of(serve: Serve) -> int:
-    """Bytes that `serve` has in memory."""
+@pytest.mark.slow
+@pytest.mark.parametrize("road", ["git", "http"])
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [("x", "malformed ref command"), (f"{ZERO} {ZERO} refs/agents/", "2001 refs in one push, at most 16 are allowed")],
+    ids=["garbage", "long names"],
+)
+def test_heads_of_megabytes_are_not_held(node: Node, road: str, line: str, reason: str) -> None:
+    """Twenty guests at once, each with 8 MB of ref commands that over HTTP are 10 KB sent: read, refused, not kept."""
+    name = line.ljust(4000, "y")
+    head = pkt(f"{ZERO} {node.tip} refs/heads/main\0 {CAPABILITIES}") + pkt(name) * 2000
+    # Peak memory begins again from here (proc_pid_clear_refs).
+    Path(f"/proc/{node.serve.pid}/clear_refs").write_text("5")
+    before = memory_of(node.serve)
+    with contextlib.ExitStack() as guests:
+        if road == "git":
+            pushes = [guests.enter_context(PushConnection(*node.serve.git_address, f"/{WIDGETS}")) for _ in range(20)]
+            for push_ in pushes:
+                push_.send(head)
+            for push_ in pushes:
+                push_.send(FLUSH + EMPTY_PACK)
+            answers = [push_.read_report().messages.encode() for push_ in pushes]
+        else:
+            squeezed = gzip.compress(head + FLUSH + EMPTY_PACK)
+            assert len(squeezed) < 30_000
+            headers = post_headers("git-receive-pack", version=0, Content_Encoding="gzip")
+            posts = [guests.enter_context(HttpGuest(node.serve.http_url)) for _ in range(20)]
+            for post in posts:
+                length = {"Content-Length": str(len(squeezed))}
+                post.sock.sendall(post.head("POST", f"/{WIDGETS}/git-receive-pack", headers | length) + squeezed[:-8])
+            for post in posts:
+                post.sock.sendall(squeezed[-8:])
+            answers = [post.read("POST").body for post in posts]
+    assert all(f"refused refs/heads/main: {reason}".encode() in answer for answer in answers), answers[0][:500]
+    assert memory_of(node.serve, "VmHWM") - before < 50 * 2**20
+
+
+def memory_of(serve: Serve, field: str = "VmRSS") -> int:
+    """Bytes that `serve` has in memory; `VmHWM` is the most that it had."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{serve.pid}/status").read_text().splitlines())
-    return int(fields["VmRSS"].split()[0]) * 1024
+    return int(fields[field].split()[0]) * 1024

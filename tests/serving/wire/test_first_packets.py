@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.core.models import RefCommand
+from appliance.core.recording.policy import MOST_REFS
 from appliance.core.serving.wire.pktline import PacketError
 from appliance.core.serving.wire.requests import (
     KEPT_COMMANDS,
     LONGEST_COMMAND,
     MOST_COMMAND_BYTES,
+    MOST_COMMANDS,
     MOST_SHALLOW,
     DaemonRequest,
     PushRequest,
@@ -91,9 +94,9 @@ ODD = {
     "a newline in the path": UP + b"/a/b\n/c\0", "an escape": UP + b"/a/b\x1b[2J\0", "a DEL": UP + b"/a/\x7f\0",
     "Latin-1": UP + b"/caf\xe9\0host=h\0", "UTF-8": UP + "/café\0host=h\0".encode(), "no host": UP + b"/a\0port=1\0",
     "two hosts": UP + b"/a\0host=h\0host=i\0", "text behind the end": UP + b"/a\0host=h\0x", "four NULs": b"\0\0\0\0",
-    "NUL in the path": UP + b"/a\0/../b\0host=h\0", "capitals": b"GIT-UPLOAD-PACK /a\0", "no git": b"upload-pack /a\0",
+    "a newline at the end": UP + b"/a\0host=h\0\n", "NUL in the path": UP + b"/a\0/../b\0host=h\0",
+    "capitals": b"GIT-UPLOAD-PACK /a\0", "no git": b"upload-pack /a\0",
     "HTTP": b"GET /a HTTP/1.1", "a tab": b"git-upload-pack\t/a\0", "two blanks": b"git-upload-pack  /a\0",
-    "an odd parameter": UP + b"/a\0host=h\0\0version=2\xff\0", "empty parameters": UP + b"/a\0host=h\0\0\0\0",
 }  # fmt: skip
 
 
@@ -102,6 +105,35 @@ def test_what_git_never_sends_is_refused(payload: bytes) -> None:
     """Strict: what we read one way git daemon might read another."""
     with pytest.raises(RequestError, match="malformed request"):
         parse_daemon_request(payload)
+
+
+SAID = {
+    "nothing": b"", "a NUL": b"\0", "NULs": b"\0" * 20, "a host": b"\0host=h\0", "a host to the end": b"\0host=h",
+    "no host": b"\0\0version=2\0", "no name": b"\0host=\0\0version=2\0", "capitals": b"\0HOST=h\0\0version=1\0",
+    "two NULs at the end, as dulwich": b"\0host=h\0\0version=2\0\0", "five": b"\0host=h\0\0version=2\0\0\0\0\0",
+    "NULs between": b"\0host=h\0\0\0\0version=2\0", "no NUL at the end": b"\0host=h\0\0version=2",
+    "a host behind": b"\0host=h\0\0host=i\0version=1\0", "not ASCII": b"\0host=\xff\0\0version=2\0caf\xe9\0",
+    "not quite": b"\0host=h\0\0version=2\xff\0", "by colons": b"\0host=h\0\0version=1:version=2\0",
+    "a newline first": b"\n\0host=h\0\0version=2\0", "a newline alone": b"\n", "another": b"\0port=1\0",
+    "two hosts": b"\0host=h\0host=i\0", "text behind": b"\0host=h\0x", "one NUL": b"\0host=h\0version=2\0",
+    "newline behind": b"\0host=h\0\n", "another first": b"\0version=2\0host=h\0", "unknown": b"\0host=h\0\0version=9\0",
+    "later ones": b"\0host=h\0\0object-format=sha1\0version=1\0", "twice": b"\0\0version=2\0version=1\0",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", SAID.values(), ids=SAID.keys())
+def test_what_is_behind_the_path_is_read_as_git_daemon_reads_it(hub: GitDaemonUpstream, said: bytes) -> None:
+    """Taken when git daemon takes it, in the same protocol version; refused when it closes the connection."""
+    payload = UP + b"/acme/widgets" + said
+    with socket.create_connection(("127.0.0.1", hub.port), timeout=20) as connection:
+        connection.sendall(pkt(payload))
+        answer = read_first_packet(connection)
+    if not answer:
+        with pytest.raises(RequestError, match="malformed request"):
+            parse_daemon_request(payload)
+        return
+    version = int(answer[8:9]) if answer.startswith(b"version ") else 0
+    assert parse_daemon_request(payload) == DaemonRequest("git-upload-pack", "/acme/widgets", version)
 
 
 @pytest.mark.parametrize("service", ["git-upload-archive", "git-shell", "git-daemon", "git-x"])
@@ -210,15 +242,57 @@ def test_a_delimiter_ends_the_commands_as_a_flush_does() -> None:
 
 
 def test_fifty_thousand_refs_are_counted_and_not_kept() -> None:
-    """A megabyte of memory, whatever comes."""
+    """The first ones are there to be refused by name; nothing of the rest, and nothing to be passed on."""
     request = fed(push_bytes([(ZERO, OID, f"refs/agents/s{n}") for n in range(50_000)]), 65536)
     assert (request.total, len(request.commands)) == (50_000, KEPT_COMMANDS)
-    assert len(request.raw) < 2**20
+    assert KEPT_COMMANDS > MOST_REFS
+    assert request.raw == b""
     assert request.done
 
 
+COMMAND = pkt(f"{ZERO} {OID} refs/agents/s\0 report-status")
+WORDS = " ".join(f"{number:x}" for number in range(12_000))
+HEADS = {
+    "empty packets": b"0004" * 20_000,
+    "small packets": pkt("a b c") * 20_000,
+    "the largest packets": pkt("x" * 65_516) * 127,
+    "the longest commands": pkt(f"{ZERO} {OID} refs/heads/".ljust(LONGEST_COMMAND, "y")) * 2000,
+    "a good one, then others": COMMAND + pkt(f"{ZERO} {OID} refs/agents/t") * 20_000,
+    "shallow lines": COMMAND + pkt(f"shallow {OID}") * (MOST_SHALLOW + 1),
+    "shallow lines that say much": COMMAND + pkt("shallow ".ljust(65_516, "1")) * 127,
+    "capabilities": pkt(f"{ZERO} {OID} refs/agents/s\0{WORDS}") * 127,
+}
+
+
+@pytest.mark.parametrize("data", HEADS.values(), ids=HEADS.keys())
+def test_what_is_held_of_a_head_is_bounded(data: bytes) -> None:
+    """Megabytes, which gzip makes of 10 KB, are read and counted; one of them is held at most."""
+    request = PushRequest()
+    tracemalloc.start()
+    try:
+        for at in range(0, len(data), 65536):
+            if not request.done:
+                request.feed(data[at : at + 65536])
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert request.total <= MOST_COMMANDS + 1
+    assert held < 1.1 * 2**20, held
+    assert peak < 5 * 2**20, peak
+
+
+@pytest.mark.parametrize("line", [b"x" * 40, OID.encode() + b" ", b"1", OID.encode() * 2], ids=len)
+def test_a_shallow_line_without_an_object_id_breaks_off(line: bytes) -> None:
+    """It is not passed on, and what it comes with is refused."""
+    request = fed(COMMAND + pkt(b"shallow " + line) + FLUSH, 100)
+    assert (request.fault, len(request.raw), request.done) == ("malformed shallow line", 0, True)
+    with pytest.raises(PacketError, match="malformed shallow line"):
+        fed(pkt(b"shallow " + line) + COMMAND + FLUSH, 100)
+
+
 def test_commands_without_end_break_off() -> None:
-    """What came so far can be refused and logged; more is not read."""
+    """What came so far can be refused and logged; more is not read, be it few bytes in many packets."""
+    assert fed(b"0004" * (MOST_COMMANDS + 1), 65536).fault == f"more than {MOST_COMMANDS} ref commands"
     line = pkt(f"{ZERO} {OID} refs/agents/" + "s" * 900)
     request = fed(line * (MOST_COMMAND_BYTES // len(line) + 100), 65536)
     assert request.done

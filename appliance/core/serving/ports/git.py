@@ -22,7 +22,7 @@ from appliance.core.serving.fetch.upload_pack import UploadPackError
 from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy, Connections
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
 from appliance.core.serving.ports.git_daemon import GitDaemon, daemon_child, relay_fetch
-from appliance.core.serving.push.relay import PushAuthority, PushRelay
+from appliance.core.serving.push.relay import PushAuthority, PushRelay, ReceivePackEnded
 from appliance.core.serving.wire.pktline import PacketError, packet, packet_length
 from appliance.core.serving.wire.requests import (
     LARGEST_REQUEST,
@@ -75,6 +75,10 @@ class GitPort:
                 await self._answer(guest, client, port)
         except (RequestError, PacketError, Busy) as error:
             log.info("%s refused: %s", client, error)
+            with contextlib.suppress(OSError, TimeoutError, IdleTimeout):
+                await _say_error(guest, str(error))
+        except ReceivePackEnded as error:
+            log.error("%s cannot push: %s", client, error)
             with contextlib.suppress(OSError, TimeoutError, IdleTimeout):
                 await _say_error(guest, str(error))
         except (IdleTimeout, TimeoutError):

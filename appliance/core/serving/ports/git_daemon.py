@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -15,7 +16,10 @@ from appliance.core.process.children import Child, Children, limit_push
 from appliance.core.serving.fetch.engine import Relayed
 from appliance.core.serving.net.idle import Activity, end_tasks
 from appliance.core.serving.net.streams import CHUNK, IdleTimeout
-from appliance.core.serving.wire.requests import RECEIVE_PACK, DaemonRequest
+from appliance.core.serving.wire.pktline import packet
+from appliance.core.serving.wire.requests import RECEIVE_PACK, DaemonRequest, is_refusal
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,17 @@ async def daemon_child(
             await asyncio.shield(child.end())
 
 
+UNREADABLE = "git cannot read this mirror: its operator has to look at its log"
+
+
 async def _send_down(guest: socket.socket, child: socket.socket, activity: Activity, relayed: Relayed) -> None:
     """Copies what the child says until it ends, then ends the guest's side too. Raises OSError."""
     loop = asyncio.get_running_loop()
     while data := await loop.sock_recv(child, CHUNK):
         activity.touch()
+        if not relayed.sent and is_refusal(data):
+            log.error("git daemon refuses a fetch: %r", data[8:300])
+            data = packet(f"ERR gitmirror: {UNREADABLE}".encode())
         await loop.sock_sendall(guest, data)
         activity.touch()
         relayed.down(data)

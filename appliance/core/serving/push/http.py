@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from http import HTTPStatus
 
 import h11
 
@@ -17,8 +19,10 @@ from appliance.core.process.children import Child, Children, limit_push
 from appliance.core.serving.net.http import Exchange, HttpError
 from appliance.core.serving.net.http_result import ResultSink
 from appliance.core.serving.net.streams import SocketStream
-from appliance.core.serving.push.relay import PushAuthority, PushRelay
+from appliance.core.serving.push.relay import ENDED, PushAuthority, PushRelay
 from appliance.core.serving.wire.requests import RECEIVE_PACK
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,15 @@ class HttpPushes:
     idle: float
 
     async def advertise(self, repo: Repo, exchange: Exchange) -> bytes:
-        """What `receive-pack` says first. Raises IdleTimeout, OSError."""
+        """What `receive-pack` says first. Raises HttpError when it says nothing, IdleTimeout, OSError."""
         said = bytearray()
         async with self._child(repo, exchange, "", "--advertise-refs") as (child, ours):
             while data := await ours.receive():
                 said += data
-            await child.wait()
+            code = await child.wait()
+        if code or not said:
+            log.error("git receive-pack of %s ended with code %d", repo.name, code)
+            raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, f"gitmirror: {ENDED}\n")
         return bytes(said)
 
     async def receive(self, repo: Repo, exchange: Exchange) -> None:
@@ -46,7 +53,9 @@ class HttpPushes:
         push = self.authority.open()
         async with self._child(repo, exchange, push) as (child, ours):
             guest = _Posted(exchange)
-            relay = PushRelay(self.authority, self.writing, push, repo, exchange.client, guest, child, ours)
+            relay = PushRelay(
+                self.authority, self.writing, push, repo, exchange.client, guest, child, ours, stateless=True
+            )
             await relay.run(self.idle)
 
     @contextlib.asynccontextmanager

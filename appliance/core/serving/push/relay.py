@@ -18,8 +18,8 @@ from appliance.core.models import PushDecision, PushFault, RefCommand, Repo
 from appliance.core.process.children import Child
 from appliance.core.serving.net.idle import Activity, end_tasks
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
-from appliance.core.serving.wire.pktline import PacketError
-from appliance.core.serving.wire.requests import PushRequest, ReportReader, refusal_report
+from appliance.core.serving.wire.pktline import FLUSH, PacketError
+from appliance.core.serving.wire.requests import PushRequest, ReportReader, is_refusal, refusal_report
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,16 @@ DRAIN_BYTES = 256 * 2**20
 DRAIN_SECONDS = 60.0
 PACK_HEAD = 12
 """Bytes of a pack's head: `PACK`, its version, the number of objects (gitformat-pack)."""
+
+
+ENDED = "git receive-pack ended before the push began: the operator of this mirror has to look at its log"
+
+
+class ReceivePackEnded(Exception):
+    """The child ended without its list of refs, which the guest waits for; the text is for the guest."""
+
+    def __init__(self) -> None:
+        super().__init__(ENDED)
 
 
 class Guest(Protocol):
@@ -80,7 +90,10 @@ class PushAuthority(Protocol):
 
 
 class PushRelay:
-    """One push of `client` to `repo`, between the guest and the child's socket. `writing` guards the mirror."""
+    """One push of `client` to `repo`, between the guest and the child's socket. `writing` guards the mirror.
+
+    A `stateless` child says nothing before it has the guest's commands; another begins with its list of refs.
+    """
 
     def __init__(
         self,
@@ -92,6 +105,8 @@ class PushRelay:
         guest: Guest,
         child: Child,
         ours: SocketStream,
+        *,
+        stateless: bool = False,
     ) -> None:
         self._desk = desk
         self._writing = writing
@@ -102,11 +117,18 @@ class PushRelay:
         self._child = child
         self._ours = ours
         self._activity = Activity()
+        self._stateless = stateless
+        self._spoke = asyncio.Event()
+        self._advertised = False
+        self._child_ended = False
         self._guest_gone = False
         self._sent = 0
 
     async def run(self, idle: float) -> None:
-        """Carries the push to its end. Raises IdleTimeout, OSError (the guest is gone), PacketError."""
+        """Carries the push to its end.
+
+        Raises IdleTimeout, OSError (the guest is gone), PacketError, and ReceivePackEnded when none answers the guest.
+        """
         watch = asyncio.create_task(self._activity.expire(idle))
         work = asyncio.create_task(self._carry())
         try:
@@ -132,10 +154,18 @@ class PushRelay:
     async def _carry(self) -> None:
         # The advertisement goes out while the guest's commands come in; the child says no more before it has them.
         advertisement = asyncio.create_task(self._advertise())
+        reading = asyncio.create_task(self._read_commands())
         try:
-            request = await self._read_commands()
+            await asyncio.wait({advertisement, reading}, return_when=asyncio.FIRST_COMPLETED)
+            listed = self._stateless or self._advertised
+            if self._child_ended and not listed and not reading.done() and not self._guest_gone:
+                # The guest says nothing before it has the list, and waits for it as long as it is let.
+                raise ReceivePackEnded
+            request = await reading
+            if not self._stateless:
+                await self._spoke.wait()
         except BaseException:
-            await end_tasks(advertisement)
+            await end_tasks(advertisement, reading)
             raise
         if request is None or not request.total:
             # Nothing to push, or a guest that only looked: let the child say the rest and go.
@@ -149,8 +179,10 @@ class PushRelay:
         async def count_objects() -> int:
             return await self._read_pack_head(request)
 
+        # Nothing can have been written by a child that ended before it had a command: that is a refusal, logged as one.
+        fault = request.fault or (ENDED if self._child_ended else None)
         ruling = await self._desk.rule(
-            self._push, self._repo, self._client, request.commands, request.total, count_objects, request.fault
+            self._push, self._repo, self._client, request.commands, request.total, count_objects, fault
         )
         if ruling.accepted:
             await end_tasks(advertisement)
@@ -163,10 +195,27 @@ class PushRelay:
 
     async def _advertise(self) -> None:
         """What the child says before it has any command; it ends when the child is told that none comes."""
-        with contextlib.suppress(OSError):
-            while data := await self._ours.receive():
-                self._activity.touch()
-                await self._guest.send(data)
+        try:
+            with contextlib.suppress(OSError):
+                while data := await self._receive_from_child():
+                    self._activity.touch()
+                    if not self._spoke.is_set() and is_refusal(data):
+                        log.error("git daemon refuses a push to %s: %r", self._repo.name, data[8:300])
+                        self._child_ended = True
+                        return
+                    self._advertised = data.endswith(FLUSH)
+                    self._spoke.set()
+                    await self._guest.send(data)
+                self._child_ended = True
+        finally:
+            self._spoke.set()
+
+    async def _receive_from_child(self) -> bytes:
+        """What the child says next; empty once it has ended, by a reset too."""
+        try:
+            return await self._ours.receive()
+        except ConnectionError:
+            return b""
 
     async def _read_commands(self) -> PushRequest | None:
         request = PushRequest()
@@ -232,10 +281,7 @@ class PushRelay:
 
     async def _read_answer(self, reader: ReportReader) -> None:
         while True:
-            try:
-                data = await self._ours.receive()
-            except ConnectionError:
-                return
+            data = await self._receive_from_child()
             if not data:
                 return
             self._activity.touch()

@@ -14,10 +14,8 @@ LARGEST_REQUEST = 4096
 UPLOAD_PACK = "git-upload-pack"
 RECEIVE_PACK = "git-receive-pack"
 
-_REQUEST = re.compile(
-    rb"(git-[a-z-]+) (/[^\x00-\x1f\x7f]*)(?:\x00(?:host=[^\x00]*)?(?:\x00(?:\x00([^\x00]+(?:\x00[^\x00]+)*)\x00?)?)?)?"
-)
-_VERSION = re.compile(r"version=([012])")
+_REQUEST = re.compile(rb"(git-[a-z-]+) (/[^\x00-\x1f\x7f]*)")
+_VERSION = re.compile(rb"version=([012])")
 
 
 class RequestError(ValueError):
@@ -39,36 +37,49 @@ class DaemonRequest:
 
 
 def parse_daemon_request(payload: bytes) -> DaemonRequest:
-    """Strictly what git sends: `SERVICE PATH NUL host=H NUL [NUL EXTRA NUL ...]`. Raises RequestError."""
-    match = _REQUEST.fullmatch(payload.removesuffix(b"\n"))
+    """Reads what git daemon reads: `SERVICE PATH [LF] [NUL [host=H] [NUL [NUL EXTRA]...]]`. Raises RequestError.
+
+    As there, empty extra parameters are passed over, which dulwich ends its list with, and a host can only come first.
+    Of the path, only ASCII that can be printed is taken: no repository here has another.
+    """
+    line, _, extra = payload.partition(b"\0")
+    match = _REQUEST.fullmatch(line.removesuffix(b"\n"))
     if match is None:
         raise RequestError("malformed request")
     service = match[1].decode()
     if service not in (UPLOAD_PACK, RECEIVE_PACK):
         raise RequestError(f"{service} is not served here, only fetch and push are")
-    try:
-        path = match[2].decode("ascii")
-        extra = (match[3] or b"").decode("ascii").split("\0")
-    except UnicodeDecodeError:
-        raise RequestError("malformed request") from None
-    versions = [int(found[1]) for found in map(_VERSION.fullmatch, extra) if found]
-    return DaemonRequest(service, path, max(versions, default=0))
+    if extra[:5].lower() == b"host=":
+        extra = extra.partition(b"\0")[2]
+    if not match[2].isascii() or extra[:1] not in (b"", b"\0"):
+        raise RequestError("malformed request")
+    # git daemon joins the parameters by colons and receive-pack and upload-pack split them there again.
+    versions = [int(found[1]) for found in map(_VERSION.fullmatch, re.split(rb"[\0:]", extra)) if found]
+    return DaemonRequest(service, match[2].decode("ascii"), max(versions, default=0))
 
 
 MOST_COMMAND_BYTES = 8 * 2**20
 """A push of 50,000 refs is 5 MB of commands; more is not read."""
 LONGEST_COMMAND = 4096
 """Bytes of one ref command. No file system takes a ref that long."""
-KEPT_COMMANDS = 1024
-"""Ref commands that are kept; the rest is counted only."""
-MOST_SHALLOW = 100_000
+MOST_COMMANDS = 100_000
+"""Ref commands that are counted; at more it is not read on, be they of four bytes each."""
+KEPT_COMMANDS = 32
+"""Ref commands that are kept: more than the policy lets through. The rest of a push that is refused is counted only."""
+MOST_SHALLOW = 16_384
+"""Shallow lines: 870 KB, all of which are passed on. A clone has one for each commit at which its history ends."""
+
+_SHALLOW = re.compile(rb"shallow (?:[0-9a-f]{40}|[0-9a-f]{64})")
+_CAPABILITIES = frozenset({"report-status", "report-status-v2", "side-band", "side-band-64k"})
+"""What a guest may be able to do that changes how it is answered."""
 
 
 @dataclass
 class PushRequest:
     """The head of a push, as it comes in: feed it until `done`.
 
-    `raw` is everything up to and including the flush, to be passed on as it came; `rest` the first bytes behind it.
+    `raw` is everything up to and including the flush, to be passed on as it came, or empty when the push has to be
+    refused anyway: 10 KB of gzip hold megabytes of commands. `rest` is the first bytes behind it.
     """
 
     commands: list[RefCommand] = field(default_factory=list)
@@ -92,7 +103,7 @@ class PushRequest:
         try:
             for payload in self._splitter.feed(data):
                 if payload is None:
-                    self.raw += FLUSH
+                    self._keep(FLUSH)
                     self.done = True
                     return
                 self._take(payload)
@@ -110,27 +121,40 @@ class PushRequest:
         if not self.total:
             raise PacketError(reason)
         self.fault, self.done = reason, True
+        self.raw.clear()
+
+    def _keep(self, data: bytes) -> None:
+        if self.fault or self.total > KEPT_COMMANDS:
+            self.raw.clear()
+        else:
+            self.raw += data
 
     def _take(self, payload: bytes) -> None:
-        if len(self.commands) < KEPT_COMMANDS:
-            self.raw += packet(payload)
-        line = payload.removesuffix(b"\n")
-        if line.startswith(b"shallow "):
+        if payload.startswith(b"shallow "):
             self._shallow += 1
             if self._shallow > MOST_SHALLOW:
                 raise PacketError("too many shallow lines")
+            if not _SHALLOW.fullmatch(payload.removesuffix(b"\n")):
+                raise PacketError("malformed shallow line")
+            self._keep(packet(payload))
             return
-        text, _, capabilities = line.partition(b"\0")
-        if not self.total:
-            self.capabilities = frozenset(capabilities.decode("utf-8", "replace").split())
         self.total += 1
-        if len(self.commands) >= KEPT_COMMANDS:
-            return
-        parts = text.decode("utf-8", "surrogateescape").split(" ", 2)
+        if self.total > MOST_COMMANDS:
+            raise PacketError(f"more than {MOST_COMMANDS} ref commands")
+        if self.total <= KEPT_COMMANDS:
+            self._take_command(payload)
+            self._keep(packet(payload))
+
+    def _take_command(self, payload: bytes) -> None:
+        text, _, capabilities = payload.removesuffix(b"\n").partition(b"\0")
+        if self.total == 1:
+            words = capabilities[:LONGEST_COMMAND].decode("utf-8", "replace").split()
+            self.capabilities = _CAPABILITIES.intersection(words)
+        parts = text[:LONGEST_COMMAND].decode("utf-8", "surrogateescape").split(" ", 2)
         if len(parts) != 3 or not parts[2] or "\0" in parts[2] or len(payload) > LONGEST_COMMAND:
             # push-cert lines land here too: certificates are not advertised, so nobody may send one.
             self.fault = "malformed ref command"
-            parts = ["0" * 40, "0" * 40, text.decode("utf-8", "replace")[:200]]
+            parts = ["0" * 40, "0" * 40, text[:200].decode("utf-8", "replace")]
         self.commands.append(RefCommand(*parts))
 
 
@@ -220,3 +244,8 @@ def _lines(report: bytes) -> Iterator[str]:
                 yield payload.decode("utf-8", "surrogateescape").rstrip("\n")
     except PacketError:
         return
+
+
+def is_refusal(first: bytes) -> bool:
+    """Whether git daemon begins with a refusal. Its text names the mirror's directory, so it is not passed on."""
+    return first[4:8] == b"ERR "

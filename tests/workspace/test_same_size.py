@@ -1,0 +1,110 @@
+"""Files that take each other's place: of one size, with the mtimes they had, and git must see it all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import WIDGETS
+from tests.support.generate import add_commit
+from tests.support.gitutil import git, git_bytes, run_process
+from tests.workspace.conftest import BUSYBOX, CURL, NOTHING, Guest, Node
+
+FILES: dict[str, str | bytes | None] = {
+    "a.txt": "first\n",
+    "b.txt": "other\n",
+    "one/c.txt": "in 1\n",
+    "one/d.txt": "is 1\n",
+    "two/c.txt": "in 2\n",
+    "two/d.txt": "is 2\n",
+}
+BOTH = {"one/c.txt", "one/d.txt"}
+WAYS = {
+    "mv": ("mv b.txt a.txt", {"a.txt", "b.txt"}),
+    "cp -p": ("cp -p b.txt a.txt", {"a.txt"}),
+    "swap": ("mv a.txt x && mv b.txt a.txt && mv x b.txt", {"a.txt", "b.txt"}),
+    "ln -f": ("ln -f b.txt a.txt", {"a.txt"}),
+    "cp -a": ("cp -a two/. one/", BOTH),
+    "tar": ("tar -cf - -C two . | tar -xf - -C one", BOTH),
+    "directories": ("mv one x && mv two one && mv x two", {*BOTH, "two/c.txt", "two/d.txt"}),
+    "link": ("mv to-b to-a", {"to-a", "to-b"}),
+    "edit": ("printf 'fresh\\n' > a.txt", {"a.txt"}),
+}
+
+
+@pytest.fixture(scope="module")
+def pairs(node: Node) -> Node:
+    """A node whose repository has files, directories and links that differ in nothing that stat tells."""
+    bare = node.upstream.path(WIDGETS)
+    add_commit(bare, "main", FILES)
+    links = "".join(
+        f"M 120000 inline to-{name}\ndata {len(target)}\n{target}\n"
+        for name, target in (("a", "a.txt"), ("b", "b.txt"))
+    )
+    who = "committer Ada <ada@example.com> 1700000000 +0000\n"
+    stream = f"commit refs/heads/main\n{who}data 5\nLinks\nfrom refs/heads/main^0\n{links}\n"
+    git("fast-import", "--quiet", cwd=bare, input=stream)
+    node.refresh()
+    node.wait_for_snapshot()
+    return node
+
+
+def by_snapshot(guest: Guest, workspace: Path) -> None:
+    """The tar, unpacked by the guest's tar."""
+    guest.hydrate(workspace).hydrated(via="snapshot")
+
+
+def by_mirror(guest: Guest, workspace: Path) -> None:
+    """git, from the mirror."""
+    guest.hydrate(workspace).hydrated(via="mirror")
+
+
+def by_clone(guest: Guest, workspace: Path) -> None:
+    """A clone by hand."""
+    address = f"{guest.env['MIRROR']}/{WIDGETS}"
+    guest.git("clone", "--quiet", "--depth=1", address, str(workspace), cwd=guest.home)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "shell", "tools"),
+    [
+        (by_snapshot, "dash", CURL),
+        (by_snapshot, "busybox", BUSYBOX),
+        (by_mirror, "dash", NOTHING),
+        (by_clone, "dash", NOTHING),
+    ],
+    ids=["snapshot", "busybox", "mirror", "clone"],
+)
+@pytest.mark.parametrize(("way", "changed"), WAYS.values(), ids=WAYS.keys())
+def test_a_file_in_the_place_of_another_is_recorded(
+    pairs: Node,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    make: Callable[[Guest, Path], None],
+    shell: str,
+    tools: tuple[str, ...],
+    way: str,
+    changed: set[str],
+) -> None:
+    """`git status` names exactly what changed, and the turn has it, whichever way the workspace came to be."""
+    guest = pairs.guest(tmp_path / "home", shell=shell, tools=tools, MIRROR=pairs.serve.git_url)
+    workspace = guest.home / "ws"
+    make(guest, workspace)
+    assert guest.git("status", "--porcelain", cwd=workspace) == ""
+    done = run_process(["sh", "-c", way], cwd=workspace)
+    assert done.returncode == 0, done.stderr
+    _, status, _ = git_bytes("status", "--porcelain", "--no-renames", cwd=workspace)
+    assert {line[3:].decode() for line in status.splitlines()} == changed
+    session = "".join(char if char.isalnum() else "-" for char in request.node.callspec.id)
+    turn = guest.record(session, workspace).recorded(session)
+    mirror = pairs.serve.mirror(WIDGETS)
+    for name in changed:
+        path = workspace / name
+        if path.is_symlink() or path.exists():
+            here = bytes(path.readlink()) if path.is_symlink() else path.read_bytes()
+            assert git_bytes("show", f"{turn}:{name}", cwd=mirror)[1] == here
+        else:
+            assert git("ls-tree", turn, name, cwd=mirror) == ""
