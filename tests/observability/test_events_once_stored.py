@@ -10,13 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from appliance.core.config.settings import RecordingConfig
+from appliance.core.events import Event, TurnRecorded
+from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
+from appliance.core.models import ZERO_OID, PushDecision, RefCommand, Repo
 from appliance.core.node.state_dir import open_stores
 from appliance.core.process.control import Watch
+from appliance.core.recording.hook_guard import HookGuard
+from appliance.core.recording.push_authorizer import PushAuthorizer
+from appliance.core.recording.quota import Quota
+from appliance.core.recording.turns import TurnRecorder
+from appliance.core.store.audit import AuditLog
 from appliance.core.store.database import StoreError
 from appliance.core.store.write_behind import TELL_WITHIN, WriteBehind, once_stored
 from tests.conftest import WIDGETS, ServeFactory
@@ -119,6 +128,52 @@ def test_a_database_that_hangs_mutes_nobody(
             assert listener.wait_for("refreshed", kind="server-error")[1] < SOON
             assert listener.wait_for("stale", error="server-error")[1] < SOON
         listener.watch.close()
+
+
+class Hanging:
+    """Stands for the audit log of a database that hangs, and for the turns of one that then fails."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def record_outcomes(self, outcomes: object) -> None:
+        """Hang."""
+        self.go_on.wait(20)
+
+    async def book(self, push: object, size: int) -> None:
+        """Fail."""
+        raise StoreError("it is gone")
+
+
+def test_a_turn_is_told_while_its_outcome_cannot_be_logged(tmp_path: Path) -> None:
+    """Once, after a second; the push itself is not answered before the database has taken it."""
+    audit, told = Hanging(), list[tuple[Event, float]]()
+    repo = Repo(1, WIDGETS, "https://example.com/acme/widgets", None, "cli", None, True, 0.0)
+    command = RefCommand(ZERO_OID, "1" * 40, "refs/agents/s-1")
+
+    async def main() -> None:
+        began = time.monotonic()
+        pushes = PushAuthorizer(
+            Layout(tmp_path),
+            cast(HookGuard, None),
+            cast(AuditLog, audit),
+            cast(TurnRecorder, audit),
+            Quota(RecordingConfig, time.monotonic),
+            cast(Callable[[str], Mirror], None),
+            lambda event: told.append((event, time.monotonic() - began)),
+        )
+        ruling = PushDecision("p", repo, "10.0.0.7", (command,), attempts=(1,))
+        concluding = asyncio.create_task(pushes.conclude(ruling, {command.ref: None}, 10))
+        while not told:
+            await asyncio.sleep(0.01)
+        assert not concluding.done()
+        audit.go_on.set()
+        await concluding
+
+    asyncio.run(main())
+    [(event, when)] = told
+    assert isinstance(event, TurnRecorded) and (event.session, event.change.new) == ("s-1", "1" * 40)
+    assert TELL_WITHIN <= when < SOON
 
 
 class Clocked:
