@@ -21,16 +21,18 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.layout import Layout
 from appliance.core.maintenance.maintainer import Maintainer
-from appliance.core.node.state_dir import make_git, make_keyring, open_stores
+from appliance.core.node.state_dir import make_git, make_keyring, mirrors_on_disk, open_stores
 from appliance.core.observability.alerts import Alerts
 from appliance.core.observability.event_sinks import EventSinks
 from appliance.core.observability.health_monitor import HealthMonitor
 from appliance.core.observability.metrics import Metrics
 from appliance.core.process.children import Children
+from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
 from appliance.core.recording.quota import Quota, RecordingLimits
 from appliance.core.recording.retention import Retention
+from appliance.core.recording.trusted_time import TrustedTime
 from appliance.core.recording.turns import TurnRecorder
 from appliance.core.refresh.announcements import Announcements
 from appliance.core.refresh.refresher import Refresher
@@ -79,7 +81,7 @@ async def assemble(
 ) -> Assembly:
     """Builds every room and wires `events`. Nothing runs yet. Raises GitmirrorError."""
     live: Live
-    stores, locks = open_stores(layout), MirrorLocks()
+    stores, locks = open_stores(layout, anew=True), MirrorLocks()
     git = make_git(layout, config, children)
 
     @functools.cache
@@ -96,7 +98,9 @@ async def assemble(
     guard = HookGuard(layout, git, environment)
     book = TurnRecorder(stores.sessions, mirror_of)
     quota = Quota(lambda: _recording_limits(live.config), time.monotonic)
-    desk = PushAuthorizer(layout, guard, stores.audit, book, quota, mirror_of, events.recorded, events.ruled)
+    found = FoundTurns(stores.audit, book, lambda: mirrors_on_disk(layout), mirror_of)
+    desk = PushAuthorizer(layout, guard, stores.audit, book, found, quota, mirror_of, events.recorded, events.ruled)
+    trusted_time = TrustedTime(stores.time, time.time, time.monotonic)
     retention = Retention(
         book,
         quota,
@@ -105,7 +109,7 @@ async def assemble(
         repos=lambda: live.repos,
         keep_for=lambda: live.config.recording.retention,
         on_moved=events.sessions_ended,
-        clock=time.time,
+        time=trusted_time,
     )
     exec_path = (await git.run("--exec-path", cwd=Path("/"), deadline=10)).stdout.decode().strip()
     idle = config.serve.idle_timeout
@@ -174,6 +178,7 @@ async def assemble(
         snapshots=snapshots,
         warmer=warmer,
         retention=retention,
+        found=found,
         workspaces=workspaces,
     )
     freshness = Freshness(live)
@@ -195,7 +200,7 @@ async def assemble(
     refreshes = RefreshLog(stores.health)
     alerts = Alerts(stores.alerts, children, lambda: live.config.alerts)
     vigil = HealthMonitor(scheduler, events.feed, alerts, lambda: live.repos, lambda: live.config.refresh.stale_after)
-    live.complaints += [secret.problem, token.problem, lambda: alerts.trouble]
+    live.complaints += [secret.problem, token.problem, lambda: alerts.trouble, found.trouble, trusted_time.trouble]
     live.on_followed = vigil.look
     events.attach(live, maintainer, metrics, activity, refreshes, vigil, announcements)
     sinks = EventSinks(events.feed, children, events.begin)

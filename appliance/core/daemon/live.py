@@ -23,6 +23,7 @@ from appliance.core.layout import Layout
 from appliance.core.models import UNHEALTHY, Health, Repo, State, Tar
 from appliance.core.node.state_dir import Stores, make_privacy
 from appliance.core.observability.report import repo_documents, status_document
+from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
 from appliance.core.recording.retention import Retention
@@ -65,6 +66,7 @@ class Live:
     warmer: Warmer
     workspaces: Snapshots
     retention: Retention
+    found: FoundTurns
     repos: list[Repo] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     complaints: list[Callable[[], str | None]] = field(default_factory=list)

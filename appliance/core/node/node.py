@@ -15,9 +15,11 @@ from appliance.core.errors import NotServing
 from appliance.core.git.mirror import discard_repository
 from appliance.core.layout import Layout
 from appliance.core.node.registration import WAIT_FOR_OWNER, added_document, clone_alone, register, unregister
-from appliance.core.node.state_dir import Stores, make_privacy, open_stores, wanted_of_config
+from appliance.core.node.state_dir import Stores, make_privacy, mirrors_on_disk, open_stores, wanted_of_config
 from appliance.core.observability.report import repo_documents, status_document
 from appliance.core.process.owner import claim
+from appliance.core.recording.found import turns_on_disk
+from appliance.core.store.audit import LogBehind, TurnRef
 from appliance.core.workspace.guest_kit import render_kit
 
 
@@ -52,6 +54,10 @@ class Node:
             time.time(),
             audit_head=stores.audit.head(),
         )
+        try:
+            stores.audit.check()
+        except LogBehind as behind:
+            document["warnings"] = [f"pushes will be refused: {behind.message}: {behind.hint}"]
         return document | {"repos": self._privacy.told(document["repos"])}
 
     def repos(self) -> list[dict[str, Any]]:
@@ -93,6 +99,19 @@ class Node:
         stores = self._reconciled()
         repo = stores.registry.set_enabled(name, enabled)
         return self._privacy.told(repo_documents([repo], stores.health.all(), self.config, time.time()))[0]
+
+    def accept_loss(self) -> dict[str, Any]:
+        """Goes on with an audit log that lacks events: whether it did (`accepted`), and turns `found` in mirrors."""
+        if is_serving(self.layout):
+            return dict(call(self.layout, "accept-loss"))
+        return {"accepted": self.stores().audit.accept_loss(), "found": 0}
+
+    def unknown_turns(self) -> list[TurnRef]:
+        """Turns that mirrors hold and the audit log does not know; a start of `serve` books them."""
+        on_disk = (
+            turn for name in mirrors_on_disk(self.layout) for turn in turns_on_disk(name, self.layout.mirror(name))
+        )
+        return self.stores().audit.unknown(on_disk)
 
     def refresh(self, names: list[str]) -> list[dict[str, Any]]:
         """Refreshes now, through `serve`; raises NotServing without it."""

@@ -19,7 +19,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import OLDEST_GIT
 from appliance.core.git.keyring import check_files
 from appliance.core.node.node import Node
-from appliance.core.node.state_dir import wanted_of_config
+from appliance.core.node.state_dir import is_lost, wanted_of_config
 from appliance.core.serving.net.sockets import listen
 from appliance.core.units import format_size
 
@@ -162,14 +162,18 @@ def _existing(appliance: Node) -> Path:
 
 
 def _database(appliance: Node) -> Check:
-    if not appliance.layout.database.exists():
+    if not appliance.layout.database.exists() and not is_lost(appliance.layout):
         return Check("database", True, "not there yet, serve makes it")
     stores = appliance.stores()
     verdict = stores.audit.verify()
     found = f"{len(stores.registry.all())} repositories, {verdict.events} audit events"
     if verdict.broken is not None:
         found += f"; the audit log is broken at event {verdict.broken}: {verdict.reason}"
-    return Check("database", verdict.broken is None, found, "compare with a backup; `audit verify` says more")
+    unknown = appliance.unknown_turns()
+    if unknown:
+        found += f"; {len(unknown)} turns in mirrors are in no event of the log"
+    sound = verdict.broken is None and not unknown
+    return Check("database", sound, found, "compare with a backup; `audit verify` says more")
 
 
 def _ports(appliance: Node) -> list[Check]:

@@ -15,6 +15,7 @@ from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import ZERO_OID, PushDecision, PushFault, Recorded, RefChange, RefCommand, Repo
+from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.policy import ALLOWED, MOST_REFS, review, session_of
 from appliance.core.recording.quota import Quota
@@ -51,6 +52,7 @@ class PushAuthorizer:
         guard: HookGuard,
         audit: AuditLog,
         book: TurnRecorder,
+        found: FoundTurns,
         quota: Quota,
         mirror_of: Callable[[str], Mirror],
         on_recorded: Callable[[Recorded], Awaitable[None]],
@@ -60,6 +62,7 @@ class PushAuthorizer:
         self._guard = guard
         self._audit = audit
         self._book = book
+        self._found = found
         self._quota = quota
         self._mirror_of = mirror_of
         self._on_recorded = on_recorded
@@ -113,6 +116,7 @@ class PushAuthorizer:
         if not refused:
             try:
                 self._guard.check()
+                await self._found.require_whole_log(repo.name)
                 if limit := await self._over_limit(repo, commands, await count_objects()):
                     refused = {command.ref: limit for command in commands}
             except PushFault as fault_of_pack:
@@ -198,7 +202,7 @@ class PushAuthorizer:
         created = [session_of(command.ref) or "" for _, command in applied if command.old == ZERO_OID]
         if created:
             await self._book.back_from_archive(ruling.repo.name, created)
-        failed = {attempt: command.ref for attempt, command in pairs if attempt not in done}
+        failed = {attempt: command.new for attempt, command in pairs if attempt not in done}
         if failed:
             await self._book.drop_turn_refs(ruling.repo.name, failed)
 
@@ -211,11 +215,12 @@ class PushAuthorizer:
         for attempt in reversed(attempts):
             applied, how = await self._was_applied(attempt)
             if not applied and self._mirror_of(attempt.repo).exists():
-                await self._book.drop_turn_refs(attempt.repo, {attempt.id: attempt.ref})
+                await self._book.drop_turn_refs(attempt.repo, {attempt.id: attempt.new or ""})
             outcome = (attempt.id, "applied" if applied else "failed", how)
             await asyncio.to_thread(self._audit.record_outcomes, [outcome])
         for journal in self._layout.pushes.glob("*"):
             journal.unlink(missing_ok=True)
+        await self._found.look_everywhere()
         await self._book.catch_up()
         self._quota.used_bytes = await asyncio.to_thread(self._book.store.recorded_bytes)
         return len(attempts)
