@@ -25,7 +25,7 @@ from appliance.core.health import lag_of
 from appliance.core.layout import Layout
 from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.models import Hydration, RefreshOutcome
-from appliance.core.node.state_dir import make_git, make_keyring, open_stores
+from appliance.core.node.state_dir import make_git, make_keyring, mirrors_on_disk, open_stores
 from appliance.core.observability.alerts import Alerts
 from appliance.core.observability.event_sinks import EventSinks
 from appliance.core.observability.health_monitor import HealthMonitor
@@ -33,10 +33,12 @@ from appliance.core.observability.metrics import Metrics
 from appliance.core.observability.push_watch import PushWatch
 from appliance.core.process.children import Children
 from appliance.core.process.disk import disk_complaint, free_bytes
+from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
 from appliance.core.recording.quota import Quota, RecordingLimits
 from appliance.core.recording.retention import Retention
+from appliance.core.recording.trusted_time import TrustedTime
 from appliance.core.recording.turns import TurnRecorder
 from appliance.core.refresh.announcements import Announcements
 from appliance.core.refresh.refresher import Refresher
@@ -89,7 +91,7 @@ async def assemble(
 ) -> Assembly:
     """Builds every room and wires `events`. Nothing runs yet. Raises GitmirrorError."""
     live: Live
-    stores, locks = open_stores(layout, patient=True), MirrorLocks()
+    stores, locks = open_stores(layout, anew=True, patient=True), MirrorLocks()
     git = make_git(layout, config, children)
 
     @functools.cache
@@ -106,7 +108,9 @@ async def assemble(
     guard = HookGuard(layout, git, environment)
     book = TurnRecorder(stores.sessions, mirror_of)
     quota = Quota(lambda: _recording_limits(live.config), time.monotonic)
-    desk = PushAuthorizer(layout, guard, stores.audit, book, quota, mirror_of, events.recorded, events.ruled)
+    found = FoundTurns(stores.audit, book, lambda: mirrors_on_disk(layout), mirror_of)
+    desk = PushAuthorizer(layout, guard, stores.audit, book, found, quota, mirror_of, events.recorded, events.ruled)
+    trusted_time = TrustedTime(stores.time, time.time, time.monotonic)
     retention = Retention(
         book,
         quota,
@@ -115,7 +119,7 @@ async def assemble(
         repos=lambda: live.repos,
         keep_for=lambda: live.config.recording.retention,
         on_moved=events.sessions_ended,
-        clock=time.time,
+        time=trusted_time,
     )
     exec_path = (await git.run("--exec-path", cwd=Path("/"), deadline=10)).stdout.decode().strip()
     idle = config.serve.idle_timeout
@@ -193,6 +197,7 @@ async def assemble(
         snapshots=snapshots,
         warmer=warmer,
         retention=retention,
+        found=found,
         workspaces=workspaces,
         push_watch=push_watch,
     )
@@ -224,6 +229,8 @@ async def assemble(
         lambda: workspaces.trouble if live.config.workspace.enabled else None,
         lambda: disk_complaint(layout.state),
         lambda: _registry_complaint(live.registry_lost),
+        found.trouble,
+        trusted_time.trouble,
     ]
     live.on_followed = vigil.look
     events.attach(live, maintainer, metrics, activity, refreshes, vigil, announcements)

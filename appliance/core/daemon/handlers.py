@@ -33,6 +33,7 @@ class Commands:
             "refresh": self._refresh,
             "guest-kit": self._guest_kit,
             "session-drop": self._session_drop,
+            "accept-loss": self._accept_loss,
         }
 
     async def _status(self, arguments: Arguments, tell: Tell) -> Any:
@@ -48,6 +49,8 @@ class Commands:
         live = self._live
         repo = register(live.stores, live.layout, live.config, arguments)
         live.follow_registry()
+        # Its mirror may have been here before, or been put here, with turns that the log does not know.
+        await live.found.look([repo.name])
         outcome = None
         if arguments.get("wait", True) and not live.scheduler.health(repo.id).cloned:
             outcome = await live.scheduler.refresh_now(repo, tell, insist=True)
@@ -79,6 +82,9 @@ class Commands:
                 await live.retention.end(repo, [session], "ended by an operator")
                 return {"repo": repo.name, "session": session["session"]}
         raise GitmirrorError(f"{repo.name} has no session {arguments['session']}")
+
+    async def _accept_loss(self, arguments: Arguments, tell: Tell) -> Any:
+        return await self._live.found.accept_loss()
 
     async def _guest_kit(self, arguments: Arguments, tell: Tell) -> Any:
         return self._live.guest_kit()

@@ -24,6 +24,7 @@ from appliance.core.node.salvage import salvaged_repos
 from appliance.core.node.state_dir import Stores, make_privacy
 from appliance.core.observability.push_watch import PushWatch
 from appliance.core.observability.report import repo_documents, status_document
+from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import OFF, HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
 from appliance.core.recording.retention import Retention
@@ -67,6 +68,7 @@ class Live:
     workspaces: Snapshots
     retention: Retention
     push_watch: PushWatch
+    found: FoundTurns
     repos: list[Repo] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     complaints: list[Callable[[], str | None]] = field(default_factory=list)

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,17 +19,19 @@ from appliance.core.git.command import Git, git_environment, write_git_configs
 from appliance.core.git.keyring import Keyring
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
-from appliance.core.names import is_branch_name
+from appliance.core.names import is_branch_name, is_repo_name
 from appliance.core.process.children import Children
 from appliance.core.process.endurance import Endurance
 from appliance.core.store.activity import ActivityStore
 from appliance.core.store.alerts import AlertStore
 from appliance.core.store.audit import AuditLog
-from appliance.core.store.database import Database
+from appliance.core.store.database import Database, StoreError
 from appliance.core.store.health import HealthStore
 from appliance.core.store.registry import Registry, Wanted
 from appliance.core.store.sessions import SessionStore
 from appliance.core.store.tokens import TokenStore
+from appliance.core.store.told import LOST, ToldHead
+from appliance.core.store.trusted_time import TimeStore
 from appliance.core.upstream import Upstream, choose_name, no_ssh, parse_upstream, same_upstream
 
 log = logging.getLogger(__name__)
@@ -47,13 +49,29 @@ class Stores:
     sessions: SessionStore
     tokens: TokenStore
     alerts: AlertStore
+    time: TimeStore
 
 
-def open_stores(layout: Layout, *, create: bool = True, patient: bool = False) -> Stores:
+def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, patient: bool = False) -> Stores:
     """Opens the database. Without `create`, one that is missing is an error. Raises GitmirrorError.
 
+    So is one that was lost, unless `anew`: then a new one is made, whose audit log is marked as lacking what was told.
     `patient` is for what goes on without it: each use tries again to open it, and raises StoreError meanwhile.
     """
+    if is_lost(layout):
+        if not anew:
+            raise StoreError(
+                f"the database {layout.database} is missing, and {layout.state} was used before",
+                hint="put it back from a backup; or start serve, which makes a new one, serves what the config lists "
+                "and refuses pushes until `gitmirror.pyz audit accept-loss`",
+            )
+        try:
+            told = ToldHead(layout.audit_head)
+            if told.read() is None:
+                told.write(LOST)
+        except OSError as error:
+            raise StoreError(f"{layout.audit_head} cannot be written: {error.strerror}") from error
+        log.error("the database %s was lost: a new one takes its place, pushes are off", layout.database)
     if create:
         make_state(layout)
     database = Database(layout.database, create=create, patient=patient)
@@ -66,7 +84,39 @@ def open_stores(layout: Layout, *, create: bool = True, patient: bool = False) -
         SessionStore(database),
         TokenStore(database, time.time),
         AlertStore(database),
+        TimeStore(database),
     )
+
+
+def is_lost(layout: Layout) -> bool:
+    """Whether there is no database, or an empty file, in a state directory that was used."""
+    try:
+        if layout.database.stat().st_size:
+            return False
+    except OSError:
+        if layout.database.exists():
+            return False
+    return layout.audit_head.exists() or any(mirrors_on_disk(layout))
+
+
+def mirrors_on_disk(layout: Layout) -> Iterator[str]:
+    """The names of the mirrors that are there, registered or not."""
+    try:
+        found = sorted(layout.mirrors.glob("*/*.git"))
+    except OSError:
+        return
+    for path in found:
+        name = f"{path.parent.name}/{path.stem}"
+        if is_repo_name(name) and _has_head(path):
+            yield name
+
+
+def _has_head(mirror: Path) -> bool:
+    try:
+        return (mirror / "HEAD").exists()
+    except OSError:
+        # It may not be looked into, so it is there.
+        return True
 
 
 def make_state(layout: Layout) -> None:
@@ -179,7 +229,8 @@ def refuse_foreign_leftover(layout: Layout, wanted: Wanted) -> None:
     if url is not None and not same_upstream(url, wanted.url):
         raise UsageError(
             f"{layout.mirror(wanted.name)} still holds the mirror of {url}",
-            hint=f"remove-repo {wanted.name} --purge deletes it, or give this one another --name",
+            hint=f"give this one another --name; remove-repo {wanted.name} --purge deletes that mirror with all "
+            "sessions recorded in it",
         )
 
 

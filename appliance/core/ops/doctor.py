@@ -18,7 +18,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import OLDEST_GIT
 from appliance.core.git.keyring import check_files
 from appliance.core.node.node import Node
-from appliance.core.node.state_dir import wanted_of_config
+from appliance.core.node.state_dir import is_lost, wanted_of_config
 from appliance.core.process.control import is_serving
 from appliance.core.process.disk import room_of
 from appliance.core.serving.net.sockets import listen
@@ -172,14 +172,18 @@ def _existing(node: Node) -> Path:
 
 
 def _database(node: Node) -> Check:
-    if not node.layout.database.exists():
+    if not node.layout.database.exists() and not is_lost(node.layout):
         return Check("database", True, "not there yet, serve makes it")
     stores = node.stores()
     verdict = stores.audit.verify()
     found = f"{len(stores.registry.all())} repositories, {verdict.events} audit events"
     if verdict.broken is not None:
         found += f"; the audit log is broken at event {verdict.broken}: {verdict.reason}"
-    return Check("database", verdict.broken is None, found, "compare with a backup; `audit verify` says more")
+    unknown = node.unknown_turns()
+    if unknown:
+        found += f"; {len(unknown)} turns in mirrors are in no event of the log"
+    sound = verdict.broken is None and not unknown
+    return Check("database", sound, found, "compare with a backup; `audit verify` says more")
 
 
 def _ports(node: Node) -> list[Check]:

@@ -218,7 +218,8 @@ _TURN_HOOK = """\
 # is killed when, no recorded commit is lost. A ref that no turn was opened for does not move.
 while read -r ref turn; do
     if [ "$ref" = "$1" ]; then
-        exec git -c core.hooksPath=/dev/null update-ref "refs/gitmirror/turns/$turn" "$3"
+        # The empty old value: only where there is none. A log that is older than this mirror gives ids a second time.
+        exec git -c core.hooksPath=/dev/null update-ref "refs/gitmirror/turns/$turn" "$3" ""
     fi
 done <"$GITMIRROR_TURNS"
 echo "gitmirror: refused: no turn was opened for $1" >&2

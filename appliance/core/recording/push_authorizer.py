@@ -15,6 +15,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import ZERO_OID, PushDecision, PushFault, Recorded, RefChange, RefCommand, Repo
 from appliance.core.process.endurance import Endurance
+from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import OFF, HookGuard
 from appliance.core.recording.policy import ALLOWED, MOST_REFS, review, session_of
 from appliance.core.recording.quota import Quota
@@ -52,6 +53,7 @@ class PushAuthorizer:
         guard: HookGuard,
         audit: AuditLog,
         book: TurnRecorder,
+        found: FoundTurns,
         quota: Quota,
         mirror_of: Callable[[str], Mirror],
         on_recorded: Callable[[Recorded], Awaitable[None]],
@@ -61,6 +63,7 @@ class PushAuthorizer:
         self._guard = guard
         self._audit = audit
         self._book = book
+        self._found = found
         self._quota = quota
         self._mirror_of = mirror_of
         self._on_recorded = on_recorded
@@ -127,6 +130,7 @@ class PushAuthorizer:
             try:
                 self._guard.check()
                 self.check()
+                await self._found.require_whole_log(repo.name)
                 if limit := await self._over_limit(repo, commands, await count_objects()):
                     refused = {command.ref: limit for command in commands}
             except PushFault as fault_of_pack:
@@ -213,7 +217,7 @@ class PushAuthorizer:
         created = [session_of(command.ref) or "" for _, command in applied if command.old == ZERO_OID]
         if created:
             await self._book.back_from_archive(ruling.repo.name, created)
-        failed = {attempt: command.ref for attempt, command in pairs if attempt not in done}
+        failed = {attempt: command.new for attempt, command in pairs if attempt not in done}
         if failed:
             await self._book.drop_turn_refs(ruling.repo.name, failed)
 
@@ -228,6 +232,7 @@ class PushAuthorizer:
         for journal in set(self._layout.pushes.glob("*")) - needed:
             with self._endurance.over(str(journal)):
                 journal.unlink(missing_ok=True)
+        await self._found.look_everywhere()
         await self._book.catch_up()
         self._quota.used_bytes = await asyncio.to_thread(self._book.store.recorded_bytes)
         self.is_settled = True
@@ -246,7 +251,7 @@ class PushAuthorizer:
     async def _settle(self, attempt: OpenAttempt) -> None:
         applied, how = await self._was_applied(attempt)
         if not applied and self._mirror_of(attempt.repo).is_there():
-            await self._book.drop_turn_refs(attempt.repo, {attempt.id: attempt.ref})
+            await self._book.drop_turn_refs(attempt.repo, {attempt.id: attempt.new or ""})
         outcome = (attempt.id, "applied" if applied else "failed", how)
         await asyncio.to_thread(self._audit.record_outcomes, [outcome])
         self._journal(attempt.push).unlink(missing_ok=True)
