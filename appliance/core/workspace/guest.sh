@@ -36,13 +36,29 @@ gitmirror__hydrate() {
     *) if gitmirror__is_oid "$want"; then kind=commit; else kind=name; fi ;;
     esac
     gitmirror__set_upstream
-    gitmirror__choose_place "$2"
     # LFS pointers stay pointers, as in the snapshot: their contents are not the mirror's to give.
     GIT_LFS_SKIP_SMUDGE=1
     export GIT_LFS_SKIP_SMUDGE
-    trap 'gitmirror__end "$child"; rm -rf "$tmp"' EXIT
-    trap 'exit 1' HUP INT TERM
+    # All that is written until the end is removed with the claim, so nothing needs the time to tidy up.
+    signal=KILL
+    late=''
+    trap 'late=yes' HUP INT TERM
+    gitmirror__claim "$2"
+    trap gitmirror__interrupted HUP INT TERM
+    [ -z "$late" ] || gitmirror__interrupted
+    gitmirror__await gitmirror__obtain || { gitmirror__release; exit 1; }
+    # The workspace is whole: a signal that comes now comes after it.
+    trap '' HUP INT TERM
+    gitmirror__settle || { gitmirror__release; gitmirror__die "the workspace cannot be moved to $2"; }
+    { read -r via && read -r commit; } <"$claim/$turn/result"
+    gitmirror__release
+    gitmirror__now
+    echo "hydrated via=$via commit=$commit ms=$(((now - began) * 10))"
+}
 
+# Puts a workspace into `tmp`, and how it came and which commit it is beside that.
+gitmirror__obtain() {
+    exec >&2
     usable=yes
     if [ -n "$max_lag" ] || [ "$kind" = commit ]; then gitmirror__ask_freshness; fi
     if [ "$usable" = yes ] && gitmirror__from_snapshot; then
@@ -54,10 +70,7 @@ gitmirror__hydrate() {
     else
         gitmirror__die "no workspace of $repo${want:+ at $want} could be had, not from the mirror and not from $upstream"
     fi
-    gitmirror__settle || gitmirror__die "the workspace cannot be moved to $2"
-    trap - EXIT
-    gitmirror__now
-    echo "hydrated via=$via commit=$commit ms=$(((now - began) * 10))"
+    echo "$via$newline$commit" >"$claim/$turn/result"
 }
 
 # gitmirror_record SESSION [DIR]
@@ -69,6 +82,11 @@ gitmirror__record() {
     if [ $# -lt 1 ] || [ $# -gt 2 ] || [ "${2-.}" = '' ]; then gitmirror__usage 'gitmirror_record SESSION [DIR]'; fi
     session=$1 dir=${2-.}
     gitmirror__check_session "$session"
+    trap gitmirror__interrupted HUP INT TERM
+    gitmirror__await gitmirror__record_turn
+}
+
+gitmirror__record_turn() {
     case $dir in -*) dir=./$dir ;; esac
     cd "$dir" || gitmirror__die "there is no directory $dir"
     places=$(git rev-parse --absolute-git-dir --show-toplevel) || gitmirror__die "$dir is no git workspace"
@@ -141,7 +159,7 @@ gitmirror__begin() {
     export LC_ALL GIT_TERMINAL_PROMPT
     unset CDPATH TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES \
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS
-    child='' by_list=''
+    child='' born='' watch='' claim='' by_list='' signal=TERM
     gitmirror__has git || gitmirror__die 'git is not installed'
     mirror_git=${GITMIRROR_GIT-$gitmirror__git} mirror_http=${GITMIRROR_HTTP-$gitmirror__http}
     mirror_git=${mirror_git%/} mirror_http=${mirror_http%/}
@@ -155,6 +173,9 @@ gitmirror__begin() {
     fi
     gitmirror__now
     began=$now
+    # Not `$$`: that is the caller, when the kit was sourced.
+    kit=$$ kit_born=''
+    ! gitmirror__look self || kit=$pid kit_born=$start
 }
 
 # git:// carries no token, so the mirror is asked over HTTP alone. git gets it by its environment, for this mirror's URLs
@@ -239,50 +260,108 @@ gitmirror__set_address() {
     exact=$address
 }
 
-# Runs a command for at most so many seconds. Where /proc tells who belongs to whom, all of it is ended, which not every
-# `timeout` does: a helper of git that hangs on would keep the harness's pipe open.
+# Runs a command for at most so many seconds, and no longer than the kit lives. Where /proc tells who belongs to whom, all
+# of it is ended, which not every `timeout` does: a helper of git that hangs on would keep the harness's pipe open.
 gitmirror__bounded() {
-    seconds=$1
-    shift
-    if [ ! -e /proc/self/stat ] && gitmirror__has timeout; then
-        timeout "$seconds" "$@"
+    if [ -z "$kit_born" ] && gitmirror__has timeout; then
+        timeout "$@"
         return
     fi
-    "$@" &
-    child=$!
-    (
-        trap 'kill "$nap"' TERM
-        sleep "$seconds" &
-        nap=$!
-        wait "$nap" && gitmirror__end "$child"
-    ) >/dev/null 2>&1 3>&- &
-    watch=$!
+    gitmirror__start "$@"
     wait "$child"
     code=$?
-    child=''
     kill "$watch" 2>/dev/null
     return "$code"
 }
 
-# Ends a process and all below it.
+# Runs a function in the background and waits for it: a shell that waits for a foreground command heeds no signal until
+# that has ended. A day is as good as forever: what the function does has deadlines of its own.
+gitmirror__await() {
+    gitmirror__start 86400 "$@"
+    wait "$child"
+    code=$?
+    kill "$watch" 2>/dev/null
+    [ "$code" -le 128 ] || gitmirror__say "something has killed it: code $code"
+    return "$code"
+}
+
+# Starts a command, as `child`, and beside it what ends it when its seconds are over or the kit was killed, as `watch`.
+# A look each second suffices, and no `sleep` outlives the kit for longer.
+gitmirror__start() {
+    limit=$1
+    shift
+    "$@" &
+    child=$! born=''
+    ! gitmirror__look "$child" || born=$start
+    {
+        nap=''
+        # `exit`, since a signal may come before there is a nap to end.
+        trap 'kill $nap; exit' TERM
+        # Not to keep a file system busy that somebody wants to unmount.
+        cd /
+        while [ "$limit" -gt 0 ] && gitmirror__lives "$kit" "$kit_born"; do
+            sleep 1 &
+            nap=$!
+            wait "$nap"
+            limit=$((limit - 1))
+        done
+        gitmirror__end "$child" "$born"
+    } </dev/null >/dev/null 2>&1 3>&- 4>&- &
+    watch=$!
+}
+
+# A harness has lost patience: everything that the kit has started ends, DIR is as it was.
+gitmirror__interrupted() {
+    trap '' HUP INT TERM
+    if [ -n "$kit_born" ]; then
+        gitmirror__end "$kit" "$kit_born"
+    else
+        for line in $child $watch; do kill "$line" 2>/dev/null; done
+    fi
+    gitmirror__release
+    gitmirror__die 'ended by a signal'
+}
+
+# Sets `pid`, `parent`, `state` and `start`, its time since boot, of a process. A process id may soon be another's;
+# together with its start it is nobody else's.
+gitmirror__look() {
+    read -r line 2>/dev/null <"/proc/$1/stat" || return 1
+    pid=${line%% *}
+    # The name, in parentheses, may have anything in it.
+    IFS=' '
+    # shellcheck disable=SC2086
+    set -- ${line##*) }
+    IFS=$newline
+    state=${1-} parent=${2-} start=${20-}
+}
+
+# Whether a process is still the one that started then. One that waits to be reaped is gone.
+gitmirror__lives() {
+    [ -n "$2" ] || { kill -0 "$1" 2>/dev/null; return; }
+    gitmirror__look "$1" && [ "$start" = "$2" ] && [ "$state" != Z ] && [ "$state" != X ]
+}
+
+# Ends a process and all below it; of the kit itself, only what is below. Each is stopped when it is found: what is stopped
+# has no further children.
 gitmirror__end() {
-    [ -n "$1" ] || return 0
+    gitmirror__lives "$1" "$2" || return 0
     family=$newline$1$newline grown=yes
+    [ "$1" = "$kit" ] || kill -STOP "$1" 2>/dev/null
     set +f
-    while [ "$grown" = yes ]; do
+    while [ "$grown" = yes ] && [ -n "$2" ]; do
         grown=no
-        for stat in /proc/[0-9]*/stat; do
-            read -r line 2>/dev/null <"$stat" || continue
-            # The name, in parentheses, may have anything in it; the parent is the second word behind.
-            parent=${line##*) } parent=${parent#* } parent=${parent%% *} line=${line%% *}
+        for entry in /proc/[0-9]*; do
+            gitmirror__look "${entry#/proc/}" || continue
             case $family in
-            *"$newline$line$newline"*) ;;
-            *"$newline$parent$newline"*) family=$family$line$newline grown=yes ;;
+            *"$newline$pid$newline"*) ;;
+            *"$newline$parent$newline"*) family=$family$pid$newline grown=yes && kill -STOP "$pid" 2>/dev/null ;;
             esac
         done
     done
     set -f
-    for line in $family; do kill "$line" 2>/dev/null; done
+    for pid in $family; do
+        [ "$pid" = "$kit" ] || { kill -s "$signal" "$pid" && kill -s CONT "$pid"; } 2>/dev/null
+    done
 }
 
 # git with no hook, no setting of this guest that changes what is done, and no redirect of `exact`: the longest match wins,
@@ -377,29 +456,146 @@ gitmirror__ask_freshness() {
     gitmirror__say "the mirror of $repo is $lag seconds behind, which is over $max_lag: going to the upstream"
 }
 
-# Sets `tmp`: beside DIR, so that one rename ends it; inside DIR where it exists (a mount point, a read-only parent).
-gitmirror__choose_place() {
+# Claims DIR for this process, and sets `tmp`, where the workspace grows: in the claim, which is beside DIR, so that one
+# rename ends it, or inside DIR where that exists (a mount point, a read-only parent).
+#
+# A claim is a directory of turns, 1, 2, and so on: `mkdir` gives each to one process only, and who finds that the owner
+# of the last one is dead takes the next. Turns are never reused while the claim is there, so nobody can take one twice.
+gitmirror__claim() {
     target=$1 inside=no
     case $target in -*) target=./$target ;; esac
     while :; do case $target in ?*/) target=${target%/} ;; *) break ;; esac; done
     if [ ! -e "$target" ] && [ ! -L "$target" ]; then
         case $target in */*) parent=${target%/*}/ ;; *) parent=./ ;; esac
         [ -d "$parent" ] || mkdir -p "$parent" || gitmirror__die "$parent cannot be made, so neither can $1"
-        tmp=$parent.gitmirror.${target##*/}.$$
-        return
+        place=$parent.gitmirror.${target##*/}
+    else
+        [ -d "$target" ] || gitmirror__die "$1 is there and is no directory"
+        inside=yes place=$target/.gitmirror
+        [ -e "$place" ] || gitmirror__is_free || gitmirror__die "$1 is not empty; nothing was touched"
     fi
-    [ -d "$target" ] || gitmirror__die "$1 is there and is no directory"
+    me=$kit
+    if read -r line 2>/dev/null </proc/sys/kernel/random/boot_id; then me="$kit $kit_born $line"; fi
+    until gitmirror__take_turn; do
+        # Somebody was quicker, or its owner has not signed yet.
+        sleep 0.1 2>/dev/null || sleep 1
+    done
+    claim=$place tmp=$place/$turn/.gitmirror.$kit
+    # Should the claim be left behind in DIR, git does not see it.
+    echo '*' >"$place/$turn/.gitignore"
+    gitmirror__take_back
+    gitmirror__is_free || { gitmirror__release; gitmirror__die "$1 is not empty; nothing was touched"; }
+}
+
+# Takes the turn after that of a dead owner, or the first. Returns 1 when that has to be tried again.
+gitmirror__take_turn() {
+    mkdir -p "$place" || gitmirror__die "$place cannot be made"
+    gitmirror__find_turn
+    gitmirror__read_owner
+    if [ -n "$owner" ]; then
+        ! gitmirror__owner_lives || gitmirror__die \
+            "another hydration, process ${owner%% *}, is at work in $target; wait for it, or end it with TERM"
+    elif [ "$turn" -gt 0 ]; then
+        # An owner signs at once, unless it was killed before.
+        unsigned=$((${unsigned-0} + 1))
+        [ "$unsigned" -gt 20 ] || return 1
+    fi
+    before=$owner turn=$((turn + 1))
+    mkdir "$place/$turn" 2>/dev/null || {
+        # Somebody has it, or has removed the whole claim; only what cannot be written stays that way.
+        failed=$((${failed-0} + 1))
+        [ "$failed" -le 20 ] || gitmirror__die "$place/$turn cannot be made"
+        return 1
+    }
+    echo "$me" >"$place/$turn/owner"
+    # Meanwhile it may have become another claim, whose owner lives, or an owner may have signed late.
+    turn=$((turn - 1))
+    gitmirror__read_owner
+    turn=$((turn + 1))
+    [ "$owner" != "$before" ] || return 0
+    rm -rf "${place:?}/$turn"
+    return 1
+}
+
+# Sets `turn` to the last one that was taken, 0 when there is none.
+gitmirror__find_turn() {
+    turn=0
+    set +f
+    for entry in "$place"/[1-9]*; do
+        entry=${entry##*/}
+        case $entry in *[!0-9]*) ;; *) [ "$entry" -le "$turn" ] || turn=$entry ;; esac
+    done
+    set -f
+}
+
+# Sets `owner` to who has signed `turn`.
+gitmirror__read_owner() { read -r owner 2>/dev/null <"$place/$turn/owner" || owner=''; }
+
+gitmirror__owner_lives() {
+    IFS=' '
+    # shellcheck disable=SC2086
+    set -- $owner
+    IFS=$newline
+    # Of another boot.
+    [ "${3-}" = "${me##* }" ] || [ $# -eq 1 ] || return 1
+    gitmirror__lives "$1" "${2-}"
+}
+
+# Removes what dead owners have left, also what they had already moved up into DIR. A workspace that was finished stays.
+gitmirror__take_back() {
+    set +f
+    for old in "$place"/[1-9]*; do
+        [ "$old" != "$place/$turn" ] || continue
+        if [ "$inside" = yes ] && [ ! -e "$target/.git" ]; then gitmirror__unmove "$old"; fi
+        gitmirror__remove "$old"
+    done
+    set -f
+}
+
+# Takes out of DIR what a turn has moved into it.
+gitmirror__unmove() {
+    for entry in "$1"/moved/* "$1"/moved/.[!.]* "$1"/moved/..?*; do
+        [ -e "$entry" ] || continue
+        entry=${entry##*/}
+        for left in "$1"/.gitmirror.*; do
+            # What is still there was not moved.
+            [ -e "$left/$entry" ] || [ -L "$left/$entry" ] || rm -rf "${target:?}/$entry"
+        done
+    done
+}
+
+# Whether DIR may be filled: it is not there, or has nothing but a claim and what a new file system has.
+gitmirror__is_free() {
+    [ "$inside" = yes ] || { [ ! -e "$target" ] && [ ! -L "$target" ]; return; }
+    free=yes
     set +f
     for entry in "$target"/* "$target"/.[!.]* "$target"/..?*; do
         case $entry in
-        # A new file system has the one; a hydrate that was killed here has left the other.
-        */lost+found) ;;
-        */.gitmirror.*[0-9]) rm -rf "$entry" ;;
-        *) if [ -e "$entry" ] || [ -L "$entry" ]; then gitmirror__die "$1 is not empty; nothing was touched"; fi ;;
+        */lost+found | */.gitmirror) ;;
+        *) if [ -e "$entry" ] || [ -L "$entry" ]; then free=no; fi ;;
         esac
     done
     set -f
-    inside=yes tmp=$target/.gitmirror.$$
+    [ "$free" = yes ]
+}
+
+# Gives the claim back, with all that is in this process's turn.
+gitmirror__release() {
+    [ -n "$claim" ] || return 0
+    gitmirror__remove "$claim/$turn"
+    # Another one may have its turn in it already.
+    rmdir "$claim" 2>/dev/null
+    claim=''
+}
+
+# Removes a directory into which something that was killed may still write for a moment.
+gitmirror__remove() {
+    tries=0
+    until rm -rf "$1" 2>/dev/null; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 30 ] || { gitmirror__say "$1 cannot be removed"; return 1; }
+        sleep 0.1 2>/dev/null || sleep 1
+    done
 }
 
 gitmirror__fresh_tmp() {
@@ -597,20 +793,25 @@ gitmirror__note() {
 
 # From `tmp` to its place: one rename, or all entries moved up with `.git` last, so that half a workspace is never one.
 gitmirror__settle() {
+    gitmirror__is_free || { gitmirror__say "$target was filled by somebody else meanwhile"; return 1; }
     if [ "$inside" = no ]; then
-        [ ! -e "$target" ] && mv "$tmp" "$target"
-        return
+        mv "$tmp" "$target" || return 1
+        # Had it been made in this moment, it would have been moved into it.
+        [ -e "$target/${tmp##*/}" ] || return 0
+        rm -rf "${target:?}/${tmp##*/}"
+        return 1
     fi
     set +f --
+    # What is moved is written down first, for whoever finds this process dead.
+    mkdir "$claim/$turn/moved" || return 1
     for entry in "$tmp"/* "$tmp"/.[!.]* "$tmp"/..?*; do
-        [ "$entry" = "$tmp/.git" ] || { [ ! -e "$entry" ] && [ ! -L "$entry" ]; } || set -- "$@" "$entry"
+        [ "$entry" = "$tmp/.git" ] || { [ ! -e "$entry" ] && [ ! -L "$entry" ]; } || {
+            set -- "$@" "$entry"
+            : >"$claim/$turn/moved/${entry##*/}" || return 1
+        }
     done
-    if { [ $# -eq 0 ] || mv "$@" "$target/"; } && mv "$tmp/.git" "$target/.git"; then
-        rmdir "$tmp"
-        return
-    fi
-    # It was empty before.
-    for entry; do rm -rf "${target:?}/${entry##*/}"; done
+    if { [ $# -eq 0 ] || mv "$@" "$target/"; } && mv "$tmp/.git" "$target/.git"; then return 0; fi
+    gitmirror__unmove "$claim/$turn"
     return 1
 }
 
