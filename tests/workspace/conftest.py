@@ -51,9 +51,12 @@ class Result:
         assert words[3].startswith("ms=") and words[3][3:].isdigit() and len(words) == 4
         return commit
 
-    def recorded(self, session: str) -> str:
-        """Assert that the turn was recorded and that this is all that stdout says; return the commit."""
-        assert self.code == 0, f"ended with {self.code}: {self.out}{self.err}"
+    def recorded(self, session: str, code: int = 0) -> str:
+        """Assert that the turn was recorded and that this is all that stdout says; return the commit.
+
+        `code` 3: something could not be kept.
+        """
+        assert self.code == code, f"ended with {self.code}: {self.out}{self.err}"
         start = f"recorded ref=refs/agents/{session} commit="
         assert self.out.startswith(start) and self.out.count("\n") == 1, f"{self.out}{self.err}"
         return self.out.removeprefix(start).strip()

@@ -75,7 +75,8 @@ gitmirror__obtain() {
 
 # gitmirror_record SESSION [DIR]
 # Commits what changed in DIR (default: here) and pushes HEAD to refs/agents/SESSION on the mirror, forced: the mirror
-# keeps every turn. The last line on stdout is `recorded ref=REF commit=OID` or `recorded nothing`.
+# keeps every turn. The last line on stdout is `recorded ref=REF commit=OID` or `recorded nothing`; exit code 3 when
+# something could not be kept, which stderr names.
 gitmirror_record() (gitmirror__record "$@")
 gitmirror__record() {
     gitmirror__begin
@@ -89,27 +90,32 @@ gitmirror__record() {
 gitmirror__record_turn() {
     case $dir in -*) dir=./$dir ;; esac
     cd "$dir" || gitmirror__die "there is no directory $dir"
-    places=$(git rev-parse --absolute-git-dir --show-toplevel) || gitmirror__die "$dir is no git workspace"
-    git_dir=${places%%"$newline"*}
-    cd "${places#*"$newline"}" || gitmirror__die "there is no directory ${places#*"$newline"}"
-    gitmirror__read_notes
+    gitmirror__enter || gitmirror__die "$dir is no git workspace"
     gitmirror__is_repo "$repo" ||
         gitmirror__die 'this workspace names no repository: hydrate it, or git config gitmirror.repository OWNER/REPO'
-    gitmirror__drop_locks
+    # First the submodules, for the workspace's commit has links to theirs; but its own push comes before theirs.
+    submodules=''
+    gitmirror__find_base
+    gitmirror__commit_submodules '' "$from"
     gitmirror__commit
+    gitmirror__name_links
     commit=$(git rev-parse --verify --quiet HEAD) || commit=''
     case $recorded in
     "$session "*) known=${recorded#* } ;;
     *) known=$base ;;
     esac
-    if [ "$commit" = "$known" ]; then
-        echo 'recorded nothing'
-        exit 0
+    result='recorded nothing'
+    if [ "$commit" != "$known" ]; then
+        gitmirror__push_turn ||
+            gitmirror__die "$commit could not be pushed to the mirror; it stays as HEAD of this workspace"
+        result="recorded ref=refs/agents/$session commit=$pushed"
     fi
-    gitmirror__push "refs/agents/$session" ||
-        gitmirror__die "$commit could not be pushed to the mirror; it stays as HEAD of this workspace"
-    git config gitmirror.recorded "$session $commit"
-    echo "recorded ref=refs/agents/$session commit=$commit"
+    for path in $submodules; do
+        (cd "$path" && gitmirror__enter && gitmirror__set_submodule && gitmirror__push_submodule && [ "$lost" = no ]) ||
+            gitmirror__lose "submodule $path: not all of it could be pushed; its commit stays there"
+    done
+    echo "$result"
+    [ "$lost" = no ] || exit 3
 }
 
 # gitmirror_redirect
@@ -142,6 +148,8 @@ gitmirror__redirect() {
 
 gitmirror__say() { echo "gitmirror: $1" >&2; }
 gitmirror__die() { gitmirror__say "$1"; exit 1; }
+# What is not kept lets the rest be recorded.
+gitmirror__lose() { gitmirror__say "$1"; lost=yes; }
 gitmirror__usage() { gitmirror__say "usage: $1"; exit 2; }
 gitmirror__has() { command -v "$1" >/dev/null 2>&1; }
 
@@ -152,14 +160,14 @@ gitmirror__begin() {
     # What a caller traces, it may keep.
     [ -z "${GITMIRROR_TOKEN:+set}" ] || set +x
     newline='
-'
+' tab='	'
     IFS=$newline
     # Messages of git are read, and bytes are counted. No prompt, whatever is asked: nobody is there to answer.
     LC_ALL=C GIT_TERMINAL_PROMPT=0
     export LC_ALL GIT_TERMINAL_PROMPT
     unset CDPATH TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES \
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS
-    child='' born='' watch='' claim='' by_list='' signal=TERM
+    child='' born='' watch='' claim='' by_list='' signal=TERM lost=no
     gitmirror__has git || gitmirror__die 'git is not installed'
     mirror_git=${GITMIRROR_GIT-$gitmirror__git} mirror_http=${GITMIRROR_HTTP-$gitmirror__http}
     mirror_git=${mirror_git%/} mirror_http=${mirror_http%/}
@@ -831,18 +839,36 @@ gitmirror__encode() {
     done
 }
 
+# Goes to the top of the git workspace that this directory is in, and sets what its config says and where `git_dir` and
+# `store`, its LFS files, are. Only the last of several lines may have a newline in it.
+gitmirror__enter() {
+    places=$(git rev-parse --is-inside-work-tree --show-cdup --absolute-git-dir && echo .) || return 1
+    case $places in "true$newline"*) places=${places#*"$newline"} ;; *) return 1 ;; esac
+    git_dir=${places#*"$newline"} git_dir=${git_dir%"$newline".} places=${places%%"$newline"*}
+    [ -z "$places" ] || cd "$places" || return 1
+    gitmirror__read_notes
+    store=$git_dir
+    # A worktree shares the LFS files of its repository.
+    if read -r line 2>/dev/null <"$git_dir/commondir"; then
+        case $line in /*) store=$line ;; *) store=$git_dir/$line ;; esac
+    fi
+    case $storage in /*) store=$storage ;; *) store=$store/${storage:-lfs} ;; esac
+    gitmirror__drop_locks
+}
+
 # Sets `repo`, `base` and `recorded` from the workspace's config, and an identity where the guest has none: all of it in
 # one process.
 gitmirror__read_notes() {
-    repo='' base='' recorded='' origin='' name='' email=''
+    repo='' base='' recorded='' origin='' name='' email='' storage=''
     author_name='' author_email='' committer_name='' committer_email=''
-    for line in $(git config --get-regexp '^(gitmirror\.|user\.|author\.|committer\.|remote\.origin\.url$)'); do
+    for line in $(git config --get-regexp '^(gitmirror\.|user\.|author\.|committer\.|lfs\.storage$|remote\.origin\.url$)'); do
         value=${line#* }
         case $line in
         'gitmirror.repository '*) repo=$value ;;
         'gitmirror.base '*) base=$value ;;
         'gitmirror.recorded '*) recorded=$value ;;
         'remote.origin.url '*) origin=$value ;;
+        'lfs.storage '*) storage=$value ;;
         'user.name '*) name=$value ;;
         'user.email '*) email=$value ;;
         'author.name '*) author_name=$value ;;
@@ -878,18 +904,203 @@ gitmirror__commit() {
     set -- -c core.hooksPath=/dev/null -c core.fsmonitor=false -c gc.auto=0 -c maintenance.auto=false \
         -c advice.addEmbeddedRepo=false
     git "$@" add -A --ignore-errors >&2
-    case $? in
+    code=$?
+    if [ "$code" -gt 1 ]; then
+        gitmirror__say 'git-lfs may be what failed: files go as they are'
+        set -- "$@" -c filter.lfs.required=false -c filter.lfs.process= -c filter.lfs.clean=
+        git "$@" add -A --ignore-errors >&2
+        code=$?
+    fi
+    case $code in
     0) ;;
-    1) gitmirror__say 'some files could not be added; the others are recorded' ;;
+    1) gitmirror__lose 'some files could not be added; the others are recorded' ;;
     *) gitmirror__die 'the files cannot be added; nothing was recorded' ;;
     esac
     if ! git "$@" diff --cached --quiet 2>/dev/null || [ -e "$git_dir/MERGE_HEAD" ]; then
+        # That git-lfs makes pointers of contents which a session has brought is no change.
+        gitmirror__add_contents
+        [ -e "$git_dir/MERGE_HEAD" ] || ! gitmirror__is_tree_of_head || return 0
         git "$@" -c commit.gpgSign=false -c core.editor=true \
             commit --quiet --no-verify -m "Turn of $session" >&2 || gitmirror__die 'the commit failed; nothing was recorded'
     fi
 }
 
-# Pushes HEAD to a ref of the mirror: five tries, over git:// and HTTP by turns, and more while the mirror has to catch up
+gitmirror__is_tree_of_head() { [ -n "$tree" ] && [ "$tree" = "$(git rev-parse --verify --quiet 'HEAD^{tree}')" ]; }
+
+# Sets `from`: what the agent's work began at, which upstream has; the empty tree when that is not known.
+gitmirror__find_base() {
+    from=$base
+    [ -n "$from" ] || from=$(git merge-base HEAD refs/remotes/origin/HEAD 2>/dev/null)
+    from=$(git rev-parse --verify --quiet "$from^{tree}") || from=$(git hash-object -t tree /dev/null)
+}
+
+# Sets `tree` to the index with contents in place of the LFS pointers that came since `from`, "" when there are none. The
+# contents of such a pointer are nowhere but in this guest. A pointer that has come from elsewhere has none here.
+gitmirror__add_contents() {
+    tree=''
+    [ -d "$store/objects" ] || return 0
+    gitmirror__find_base
+    changed=$(git -c core.quotePath=false diff-index --cached --raw --no-renames --diff-filter=AMT "$from")
+    blobs=''
+    for line in $changed; do
+        case $line in :*\ 100644\ * | :*\ 100755\ *) line=${line#* * * } blobs=$blobs${line%% *}$newline ;; esac
+    done
+    small=$newline
+    for line in $(echo "$blobs" | git cat-file --batch-check='%(objectname) %(objectsize)'); do
+        # As git-lfs has it, a pointer is smaller than this.
+        case $line in *' missing') ;; *) [ "${line#* }" -ge 1024 ] || small=$small${line% *}$newline ;; esac
+    done
+    gitmirror__find_contents
+    [ -n "$pointers" ] || return 0
+    contents=$(cd "$store/objects" && echo "$files" | git --git-dir="$git_dir" hash-object -w --no-filters --stdin-paths) ||
+        return 0
+    # The nth pointer has the nth contents.
+    pairs=$newline
+    # shellcheck disable=SC2086
+    set -- $contents
+    for blob in $pointers; do
+        pairs=$pairs$blob\ $1$newline
+        shift
+    done
+    entries=''
+    for line in $changed; do
+        mode=${line#* } blob=${line#* * * } path=${line#*"$tab"}
+        mode=${mode%% *} blob=${blob%% *}
+        case $pairs in
+        *"$newline$blob "*)
+            blob=${pairs#*"$newline$blob "}
+            entries=$entries$mode\ ${blob%%"$newline"*}$tab$path$newline
+            ;;
+        esac
+    done
+    tree=$(
+        export GIT_INDEX_FILE="$git_dir/gitmirror.index"
+        whole=$(unset GIT_INDEX_FILE; git write-tree --missing-ok) && git read-tree "$whole" &&
+            echo "${entries%"$newline"}" | git update-index --index-info && git write-tree --missing-ok
+        rm -f "$GIT_INDEX_FILE"
+    )
+}
+
+# Sets `pointers`, those blobs of `small` that are LFS pointers whose contents are here, and `files`, where those are.
+gitmirror__find_contents() {
+    pointers='' files='' blob='' pointer=no
+    for line in $({ echo "$small" | git cat-file --batch; } 2>/dev/null); do
+        case $line in
+        *' blob '*)
+            case $small in *"$newline${line%% *}$newline"*) blob=${line%% *} pointer=no ;; esac
+            ;;
+        'version https://git-lfs.github.com/spec/'*) pointer=yes ;;
+        'oid sha256:'*)
+            object=${line#oid sha256:}
+            rest=${object#??}
+            object=${object%"$rest"}/${rest%"${rest#??}"}/$object
+            if [ "$pointer" = yes ] && [ -f "$store/objects/$object" ]; then
+                pointers=$pointers$blob$newline files=$files$object$newline
+            fi
+            pointer=no
+            ;;
+        esac
+    done
+    files=${files%"$newline"}
+}
+
+# Pushes what is committed here: HEAD, and on top of it, for the mirror alone, a commit with the contents of LFS files.
+# The agent goes on at its own HEAD, where they are pointers. Sets `pushed`.
+gitmirror__push_turn() {
+    commit=$(git rev-parse --verify --quiet HEAD) pushed=$commit
+    gitmirror__add_contents
+    if [ -n "$tree" ] && ! gitmirror__is_tree_of_head; then
+        pushed=$(git commit-tree -p HEAD -m "LFS files of the turn of $session" "$tree") || pushed=$commit
+    fi
+    if ! gitmirror__push "refs/agents/$session"; then
+        [ "$pushed" != "$commit" ] || return 1
+        pushed=$commit
+        gitmirror__push "refs/agents/$session" || return 1
+        gitmirror__lose 'the contents of new LFS files could not be pushed; the turn has their pointers'
+    fi
+    git config gitmirror.recorded "$session $commit"
+}
+
+# Commits what changed in the submodules of a repository, the innermost first, when their own repository is mirrored here,
+# and adds the paths of those that have something to push to `submodules`. Takes the path of the repository, "" or with a
+# slash behind, and what to compare it with.
+gitmirror__commit_submodules() {
+    [ -e "$1.gitmodules" ] || return 0
+    for line in $(git -C "./$1" -c core.quotePath=false diff-index --raw --no-renames --ignore-submodules=none "$2"); do
+        case $line in :*\ 160000\ *\ *\ *) ;; *) continue ;; esac
+        old=${line#* * } old=${old%% *}
+        # Kept in the arguments, which a call of this function by itself does not change.
+        set -- "$1" "$2" "$1${line#*"$tab"}" "$old"
+        # Not checked out, or a name that git has to quote.
+        [ -e "$3/.git" ] || continue
+        gitmirror__is_submodule_changed "$3" "$4" || continue
+        (cd "$3" && gitmirror__enter && gitmirror__set_submodule && gitmirror__is_mirrored) || {
+            gitmirror__lose "submodule $3: its repository is not mirrored here; what was done in it is not recorded"
+            continue
+        }
+        old=$4
+        git -C "$3" cat-file -e "$old" 2>/dev/null || old=HEAD
+        gitmirror__commit_submodules "$3/" "$old"
+        (cd "$3" && gitmirror__enter && gitmirror__commit && [ "$lost" = no ]) ||
+            gitmirror__lose "submodule $3: not all that changed in it could be committed"
+        submodules=$submodules$3$newline
+    done
+}
+
+# Whether a submodule has files that are not committed, or a commit that neither it was at nor its upstream has.
+gitmirror__is_submodule_changed() {
+    [ -z "$(git -C "$1" status --porcelain --ignore-submodules=none)" ] || return 0
+    [ "$(git -C "$1" rev-parse --verify --quiet HEAD)" != "$2" ] &&
+        [ -n "$(git -C "$1" rev-list --max-count=1 HEAD --not --remotes)" ]
+}
+
+# Sets `repo` to the name by which the mirror knows the upstream of a submodule: its own, or with the host in front.
+gitmirror__set_submodule() {
+    origin=${origin%/} origin=${origin%.git} repo=''
+    for line in $gitmirror__repositories; do
+        url=${line#* } url=${url%/}
+        [ "${url%.git}" != "$origin" ] || repo=${line%% *}
+    done
+    [ -z "$repo" ] || return 0
+    case $origin in
+    *://*) repo=${origin#*://} ;;
+    /* | .*) return 1 ;;
+    *:*) repo=${origin%%:*}/${origin#*:} ;;
+    esac
+    # Without a user.
+    case ${repo%%/*} in *@*) repo=${repo#*@} ;; esac
+    [ -n "$repo" ]
+}
+
+# Whether the mirror has `repo` itself: a fetch of another one of a host that it knows is sent on to the upstream.
+gitmirror__is_mirrored() {
+    for exact in ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}; do
+        gitmirror__share 4
+        ! gitmirror__git -c http.followRedirects=false ls-remote --quiet "$exact" HEAD >/dev/null 2>&1 || return 0
+    done
+    return 1
+}
+
+gitmirror__push_submodule() {
+    commit=$(git rev-parse --verify --quiet HEAD)
+    [ "$recorded" != "$session $commit" ] || return 0
+    gitmirror__push_turn
+}
+
+# Names the git repositories inside of this workspace that are no submodules: only a link to their commit is recorded.
+gitmirror__name_links() {
+    gitmirror__find_base
+    for line in $(git -c core.quotePath=false diff-tree -r --raw --no-renames "$from" HEAD 2>/dev/null); do
+        case $line in :*\ 160000\ *\ *\ *) path=${line#*"$tab"} ;; *) continue ;; esac
+        modules=$newline
+        [ ! -e .gitmodules ] || modules=$(git config --file .gitmodules --get-regexp '^submodule\..*\.path$')$newline
+        case $modules in *".path $path$newline"*) continue ;; esac
+        case $path in '"'*) ;; *) [ -e "$path/.git" ] || continue ;; esac
+        gitmirror__lose "$path is a git repository of its own: a link to its commit is recorded, its files are not"
+    done
+}
+
+# Pushes `pushed` to a ref of the mirror: five tries, over git:// and HTTP by turns, and more while the mirror has to catch up
 # with the commit that this workspace began at.
 gitmirror__push() {
     pause=1 try=0 said='no mirror is named: set GITMIRROR_GIT or GITMIRROR_HTTP'
@@ -899,7 +1110,7 @@ gitmirror__push() {
         [ $# -eq 2 ] || set -- "$1" "$3" "$2"
         gitmirror__share $(($# - 1))
         said=$(gitmirror__git -c push.gpgSign=false -c push.pushOption= -c push.negotiate=false \
-            push --porcelain --no-verify --no-follow-tags --no-recurse-submodules --force "$address" "HEAD:$1" 2>&1) &&
+            push --porcelain --no-verify --no-follow-tags --no-recurse-submodules --force "$address" "$pushed:$1" 2>&1) &&
             return 0
         try=$((try + 1))
         case $said in
