@@ -183,3 +183,20 @@ def test_a_file_that_comes_meanwhile_is_not_touched(slow: tuple[Node, Proxy], tm
         _, said = process.communicate(timeout=30)
         assert process.returncode == 1 and b"meanwhile" in said, said
         assert tree_of(workspace.parent) == {"ws": ("directory", b""), "ws/README.md": ("file", b"mine")}
+
+
+def test_a_directory_that_is_made_after_the_claim_changes_nothing(slow: tuple[Node, Proxy], tmp_path: Path) -> None:
+    """One that lives beside it is refused; what a killed one left beside it goes."""
+    node, proxy = slow
+    guest = node.guest(tmp_path / "home", tools=CURL, GITMIRROR_HTTP=f"http://127.0.0.1:{proxy.port}")
+    workspace = guest.home / "place" / "ws"
+    workspace.parent.mkdir()
+    first = begin(guest, workspace)
+    try:
+        workspace.mkdir()
+        assert f"process {first.pid}, is at work" in guest.hydrate(workspace).err
+    finally:
+        kill_group(first)
+    proxy.fault = None
+    guest.hydrate(workspace).hydrated(via="snapshot")
+    assert_whole(node, workspace)

@@ -222,3 +222,15 @@ def test_a_submodule_that_is_not_mirrored_is_named(work: Work) -> None:
     done = work.guest.record("far", work.workspace)
     done.recorded("far", code=3)
     assert "submodule far" in done.err
+
+
+def test_the_next_guest_gets_a_submodule_as_it_was_recorded(work: Work, tmp_path: Path) -> None:
+    """By the redirect, since no upstream has that commit."""
+    lib = check_out(work, "lib")
+    (lib / "mine.txt").write_text("mine\n")
+    work.guest.record("next", work.workspace).recorded("next")
+    other = guest_of(work.node, tmp_path / "other")
+    again = Work(work.node, other, other.home / "again")
+    other.hydrate(again.workspace, "session:next").hydrated(via="snapshot")
+    assert other.run("gitmirror_redirect").code == 0
+    assert (check_out(again, "lib") / "mine.txt").read_text() == "mine\n"

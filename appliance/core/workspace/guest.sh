@@ -484,6 +484,7 @@ gitmirror__claim() {
     fi
     me=$kit
     if read -r line 2>/dev/null </proc/sys/kernel/random/boot_id; then me="$kit $kit_born $line"; fi
+    [ "$inside" = no ] || gitmirror__look_beside
     until gitmirror__take_turn; do
         # Somebody was quicker, or its owner has not signed yet.
         sleep 0.1 2>/dev/null || sleep 1
@@ -495,15 +496,32 @@ gitmirror__claim() {
     gitmirror__is_free || { gitmirror__release; gitmirror__die "$1 is not empty; nothing was touched"; }
 }
 
+# DIR may have been made after a hydration had claimed it beside: one that lives is refused as ever, one that was killed
+# has left a workspace there that nobody would find.
+gitmirror__look_beside() {
+    case $target in */*) beside=${target%/*}/.gitmirror.${target##*/} ;; *) beside=.gitmirror.$target ;; esac
+    [ -d "$beside" ] || return 0
+    place=$beside
+    gitmirror__find_turn
+    gitmirror__refuse_if_owned
+    # Not signed: it has only just begun, and will find DIR there.
+    [ -z "$owner" ] || gitmirror__remove "$beside"
+    place=$target/.gitmirror
+}
+
+# Ends the kit when the owner of `turn` lives; sets `owner`.
+gitmirror__refuse_if_owned() {
+    gitmirror__read_owner
+    [ -z "$owner" ] || ! gitmirror__owner_lives || gitmirror__die \
+        "another hydration, process ${owner%% *}, is at work in $target; wait for it, or end it with TERM"
+}
+
 # Takes the turn after that of a dead owner, or the first. Returns 1 when that has to be tried again.
 gitmirror__take_turn() {
     mkdir -p "$place" || gitmirror__die "$place cannot be made"
     gitmirror__find_turn
-    gitmirror__read_owner
-    if [ -n "$owner" ]; then
-        ! gitmirror__owner_lives || gitmirror__die \
-            "another hydration, process ${owner%% *}, is at work in $target; wait for it, or end it with TERM"
-    elif [ "$turn" -gt 0 ]; then
+    gitmirror__refuse_if_owned
+    if [ -z "$owner" ] && [ "$turn" -gt 0 ]; then
         # An owner signs at once, unless it was killed before.
         unsigned=$((${unsigned-0} + 1))
         [ "$unsigned" -gt 20 ] || return 1
@@ -619,13 +637,22 @@ gitmirror__from_snapshot() {
         gitmirror__encode "$want"
         query="?ref=$encoded"
     fi
+    # The modes in the tar are those of the usual umask, and root's tar sets them as they are.
+    masked=''
+    case $(umask) in 22 | 022 | 0022) ;; *) masked=--no-same-permissions ;; esac
+    if [ -n "$masked" ]; then
+        case $(tar --help 2>&1) in
+        *"$masked"*) ;;
+        *) gitmirror__say 'no snapshot: this tar does not heed the umask' && return 1 ;;
+        esac
+    fi
     gitmirror__share 2
     gitmirror__fresh_tmp
     # Both ends of the pipe must have ended well: a tar that is cut off between two files looks whole to some. Their exit
     # codes come back with the headers: no file, no further process.
     ends=$({
         { gitmirror__get "$mirror_http/$repo/workspace.tar$query" 2>/dev/null; echo "get: $?" >&3; } |
-            { tar -xf - -C "$tmp" 2>/dev/null 3>&-; echo "tar: $?" >&3; }
+            { tar -xf - ${masked:+"$masked"} -C "$tmp" 2>/dev/null 3>&-; echo "tar: $?" >&3; }
     } 3>&1)
     got='' unpacked='' tip=''
     for line in $ends; do
