@@ -126,7 +126,12 @@ class Proxy:
     _head = 0
 
     def _read(self, guest: socket.socket) -> bytes:
-        while not self._closing.is_set():
+        data = b""
+        # git may send the length of its request ahead of the rest.
+        while len(data) <= 4 and not self._closing.is_set():
             if select.select([guest], [], [], 0.02)[0]:
-                return guest.recv(65536)
-        return b""
+                more = guest.recv(65536)
+                if not more:
+                    break
+                data += more
+        return data

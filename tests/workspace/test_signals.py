@@ -73,10 +73,15 @@ def test_term_ends_it_all_at_once(
     before = sorted(workspace.parent.rglob("*"))
     process = guest.start("hydrate", WIDGETS, str(workspace))
     web, plain = ports
+    begun = "ws/.gitmirror/*/.gitmirror.[0-9]*/*" if exists else ".gitmirror.ws/*/.gitmirror.[0-9]*/*"
     wait_until(
-        lambda: list(workspace.parent.glob("**/.gitmirror.[0-9]*/*")) and (web if tools else plain).stalled,
+        lambda: (
+            process.poll() is not None or (list(workspace.parent.glob(begun)) and (web if tools else plain).stalled)
+        ),
+        timeout=30,
         message="half of a workspace",
     )
+    assert process.poll() is None, (process.communicate(), plain.requests)
     said = end(process, signal.SIGTERM, guest)
     assert process.returncode == 1, said
     assert b"ended by a signal" in said
