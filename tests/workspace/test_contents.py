@@ -1,4 +1,4 @@
-"""What a turn has besides files: contents of LFS files, and submodules, which the guest takes to its grave otherwise."""
+"""What a turn has besides files: contents of LFS files, and submodules, which else end with the guest."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def guest_of(node: Node, home: Path, shell: str = "dash") -> Guest:
 
 @pytest.fixture(scope="module")
 def lfs_node(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iterator[Node]:
-    """A node with two repositories, of which `acme/widgets` has LFS files and submodules: `lib`, mirrored, and `far`."""
+    """A node whose `acme/widgets` has an LFS file and two submodules: `lib`, which is mirrored too, and `far`."""
     base = tmp_path_factory.mktemp("lfs")
     with HttpUpstream(base / "upstream") as upstream:
         bare = upstream.add(WIDGETS, generated_bare)
