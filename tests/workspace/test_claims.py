@@ -170,6 +170,7 @@ def test_a_claim_of_nobody_is_no_hindrance(node: Node, tmp_path: Path, owner: st
     assert_whole(node, workspace)
 
 
+@pytest.mark.slow
 def test_a_file_that_comes_meanwhile_is_not_touched(slow: tuple[Node, Proxy], tmp_path: Path) -> None:
     """DIR was empty and is not any more when the workspace is ready: code 1, and the file is as it was."""
     node, proxy = slow
