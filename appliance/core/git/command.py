@@ -115,6 +115,7 @@ def write_git_configs(layout: Layout, *, max_push: int) -> None:
         + f"""\
 [core]
 \thooksPath = {_quoted(layout.hooks)}
+\tlogAllRefUpdates = always
 [receive]
 \tfsckObjects = true
 \tmaxInputSize = {max_push}
