@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_OID = rb"(?:[0-9a-f]{64}|[0-9a-f]{40})"
-# Not anchored: a line that a full disk cut short has the next one on its end.
-_LINE = re.compile(rb"(%s) (%s) [^<>\n]*<([^<>\n]*)> \d+ [-+]\d{4}\b" % (_OID, _OID))
+# Not anchored, and no name of a committer holds an object id: a line that a full disk cut short has the next on its end.
+_LINE = re.compile(
+    rb"(?:([0-9a-f]{64}) ([0-9a-f]{64})|([0-9a-f]{40}) ([0-9a-f]{40})) "
+    rb"(?:(?![0-9a-f]{40} )[^<>\n])*<([^<>\n]*)> \d+ [-+]\d{4}\b"
+)
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ def read_moves(mirror: Path, ref: str) -> tuple[Move, ...]:
         log = Path(mirror, "logs", ref).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return ()
-    found = (match.groups() for match in _LINE.finditer(log))
-    return tuple(Move(old.decode(), new.decode(), os.fsdecode(by)) for old, new, by in found)
+    found = ([os.fsdecode(part) for part in match.groups() if part is not None] for match in _LINE.finditer(log))
+    return tuple(Move(*parts) for parts in found)
 
 
 def was_moved(moves: Sequence[Move], by: str, new: str, current: str | None) -> bool | None:
