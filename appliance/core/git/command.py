@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 OLDEST_GIT = (2, 39)
 """`fetch --atomic` covers prune from 2.36 and `repack --cruft` is there from 2.37; tried with 2.39."""
+NEWEST_TRIED = (2, 55)
+"""The newest with which the tests passed (see "Which versions" in docs/deploying.md); `doctor` names a newer one."""
 
 _PASSED_ON = (
     "PATH",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Not anchored, and no name of a committer holds an object id: a line that a full disk cut short has the next on its end.
+# Not anchored, and a committer's name holds no object id: a line that a full disk cut short has the next on its end.
 _LINE = re.compile(
     rb"(?:([0-9a-f]{64}) ([0-9a-f]{64})|([0-9a-f]{40}) ([0-9a-f]{40})) "
     rb"(?:(?![0-9a-f]{40} )[^<>\n])*<([^<>\n]*)> \d+ [-+]\d{4}\b"

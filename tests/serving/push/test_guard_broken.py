@@ -159,17 +159,12 @@ def program_gone(hooks: Path) -> None:
     (hooks / "pre_receive.py").unlink()
 
 
-def journal_gone(hooks: Path) -> None:
-    """The hook that tells which refs were committed is missing."""
-    (hooks / "reference-transaction").unlink()
-
-
 def turns_gone(hooks: Path) -> None:
     """The hook that keeps every turn is missing."""
     (hooks / "update").unlink()
 
 
-TAMPERINGS = (not_executable, removed, emptied, replaced, rewritten, all_gone, program_gone, journal_gone, turns_gone)
+TAMPERINGS = (not_executable, removed, emptied, replaced, rewritten, all_gone, program_gone, turns_gone)
 
 
 @pytest.mark.slow
