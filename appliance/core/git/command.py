@@ -74,6 +74,9 @@ def git_environment(layout: Layout, config: Path, environ: Mapping[str, str]) ->
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ALLOW_PROTOCOL": "https:http:git:file",
         "GIT_ATTR_NOSYSTEM": "1",
+        # What git 2 does by default. `traces` and `reflog` read the files of refs; a mirror's config names no format.
+        "GIT_DEFAULT_REF_FORMAT": "files",
+        "GIT_DEFAULT_HASH": "sha1",
     }
 
 
