@@ -55,8 +55,9 @@ make_system() {
     [ -n "$mirror" ] || fail "apt has no package lists of a Debian release: run apt-get update"
     echo "making a $1 system in $2" >&2
     rm -rf "$2" "$2.new"
-    # All releases of today are made the way sid is, also one that this debootstrap has not heard of.
-    if ! debootstrap --variant=minbase --include="$packages" "$1" "$2.new" "$mirror" sid >"$2.log" 2>&1; then
+    # All releases of today are made the way sid is, also one that this debootstrap has not heard of. It mounts things,
+    # too, and leaves them when it is killed.
+    if ! unshare --mount debootstrap --variant=minbase --include="$packages" "$1" "$2.new" "$mirror" sid >"$2.log" 2>&1; then
         tail -n 20 "$2.log" >&2
         fail "debootstrap failed, see $2.log"
     fi
