@@ -67,7 +67,7 @@ class Layout:
 
     @property
     def pushes(self) -> Path:
-        """One journal for each push under way: what the reference-transaction hook saw committed."""
+        """One file for each push under way: which turn each of its refs is."""
         return self.run / "pushes"
 
     @property

@@ -113,6 +113,8 @@ def test_idle_sessions_go_to_the_archive_and_stay_sessions(bench: Bench) -> None
     turns = names(bench, TURNS)
     bench.look(0)
     assert names(bench, AGENTS) == {"young"} and names(bench, ARCHIVE) == {"old", "kept"}
+    logs = (bench.node.mirror / "logs").rglob("*")
+    assert [path.name for path in logs if path.is_file()] == ["young"], "a ref's log goes with the ref, a turn has none"
     assert names(bench, TURNS) == turns and len(turns) == 5
     rows = {row["session"]: row for row in bench.stores.sessions.all(WIDGETS)}
     assert {name: row["archived"] for name, row in rows.items()} == {"old": True, "kept": True, "young": False}
