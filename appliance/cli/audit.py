@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from appliance.core.store.audit import AuditLog
 
 BROKEN = 3
+MOST_NAMED = 20
 POLL = 0.5
 HEADERS = ("ID", "AT", "REPOSITORY", "REF", "COMMIT", "VERDICT", "OUTCOME", "CLIENT", "REASON")
 
@@ -93,15 +94,44 @@ def _row(entry: dict[str, Any]) -> tuple[Any, ...]:
 def verify(options: Options, head: str | None) -> None:
     """Check the hash chain of the log; names the first event that does not hold, and exits 3.
 
+    So it does when the log lacks what was told of it before, or turns that mirrors hold.
+
     \b
     Example:
       gitmirror.pyz audit verify --head "$(cat pinned-head)"
     """
-    verdict = options.node().stores().audit.verify(head)
+    node = options.node()
+    verdict = node.stores().audit.verify(head)
     if verdict.broken is not None:
         say(f"the log is broken at event {verdict.broken}: {verdict.reason}")
         sys.exit(BROKEN)
+    if unknown := node.unknown_turns():
+        for turn in unknown[:MOST_NAMED]:
+            say(f"{turn.repo}: turn {turn.id}, {turn.commit}, is in the mirror and in no event of the log")
+        say(f"{len(unknown)} turns in mirrors are in no event of the log; the next start of serve books them")
+        sys.exit(BROKEN)
     print_line(f"{verdict.events} events, the chain holds; head {verdict.head}")
+
+
+@audit.command("accept-loss")
+@json_option
+@pass_options
+def accept_loss(options: Options, as_json: bool) -> None:
+    """Let pushes in again although the log lost events: its database is an older or a new one.
+
+    For when no newer copy of gitmirror.db is left. A note in the log says so. Turns that mirrors hold are booked anew.
+
+    
+    Example:
+      gitmirror.pyz audit accept-loss
+    """
+    done = options.node().current().accept_loss()
+    if as_json:
+        print_json(done)
+    elif done["accepted"]:
+        print_line(f"the loss is noted in the log, pushes are taken again; turns found in mirrors: {done['found']}")
+    else:
+        print_line(f"the log lacks nothing that was told; turns found in mirrors: {done['found']}")
 
 
 @audit.command()

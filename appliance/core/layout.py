@@ -18,6 +18,11 @@ class Layout:
         return self.state / "gitmirror.db"
 
     @property
+    def audit_head(self) -> Path:
+        """The head of the audit log when somebody was last told, so that an older database is noticed."""
+        return self.state / "audit-head"
+
+    @property
     def mirrors(self) -> Path:
         """The bare mirrors, `<owner>/<repo>.git`."""
         return self.state / "mirrors"
@@ -62,7 +67,7 @@ class Layout:
 
     @property
     def pushes(self) -> Path:
-        """One journal for each push under way: what the reference-transaction hook saw committed."""
+        """One file for each push under way: which turn each of its refs is."""
         return self.run / "pushes"
 
     @property

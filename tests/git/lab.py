@@ -66,12 +66,15 @@ class Lab:
         timeout: float = 60.0,
         on_progress: Callable[[str], None] | None = None,
         locks: MirrorLocks | None = None,
+        refresher: Refresher | None = None,
     ) -> MirrorFacts:
-        """Do one refresh."""
-        refresher = Refresher(
-            self.layout, self.git, locks or MirrorLocks(), Keyring(Credentials(), {}), timeout=timeout
-        )
+        """Do one refresh, by default with a refresher that remembers nothing."""
+        refresher = refresher or self.refresher(timeout=timeout, locks=locks)
         return self.run(refresher.refresh(RefreshRun(repo, on_progress)))
+
+    def refresher(self, *, timeout: float = 60.0, locks: MirrorLocks | None = None) -> Refresher:
+        """Return what refreshes."""
+        return Refresher(self.layout, self.git, locks or MirrorLocks(), Keyring(Credentials(), {}), timeout=timeout)
 
     def maintainer(self, repo: Repo, *, locks: MirrorLocks, clock: Callable[[], float]) -> Keeper:
         """Return a maintainer of one repository and what it stores."""

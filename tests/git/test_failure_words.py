@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from appliance.core.git.failures import MEANINGS, Kind, hint_of, in_words, kind_of
 from appliance.core.git.http_trace import MOST_PATIENCE, USUAL_PATIENCE, retry_after
+from tests.support.gitutil import clean_env, git, run_process
 from tests.support.serve import ROOT
 
 U = "fatal: unable to access 'https://example.com/a/b/': "
@@ -50,7 +54,13 @@ SAID = [
     ("the upstream did not hand over 3 refs, refs/heads/x among them", "shallow"),
     ("fatal: write error: No space left on device\nfatal: fetch-pack: invalid index-pack output", "disk-full"),
     ("the mirror of a/b cannot be written: [Errno 28] No space left on device", "disk-full"),
-    ("error: cannot lock ref 'refs/heads/x': Unable to create '/state/x.lock': File exists.", "mirror"),
+    ("the mirror of a/b cannot be written: [Errno 24] Too many open files", "open-files"),
+    ("git cannot be started: [Errno 24] Too many open files", "open-files"),
+    ("the mirror of a/b cannot be written: [Errno 13] Permission denied: '/state/x'", "permission"),
+    ("error: cannot lock ref 'refs/heads/x': Unable to create '/state/x.lock': Permission denied", "permission"),
+    ("error: cannot lock ref 'refs/heads/x': Unable to create '/state/x.lock': File exists.", "locked"),
+    ("refs/heads/x cannot be held here", "ref"),
+    ("error: cannot lock ref 'refs/heads/x': unable to resolve reference 'refs/heads/x': reference broken", "mirror"),
     ("fatal: not a git repository (or any of the parent directories): .git", "mirror"),
     ("fatal: 'origin' does not appear to be a git repository", "mirror"),
     ("something that nobody has seen before", "other"),
@@ -83,6 +93,65 @@ def test_every_word_is_explained_to_people() -> None:
     rows = re.findall(r"^\| `([a-z-]+)` \| .+ \| .+ \|$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
     assert [row for row in rows if row in set(Kind)] == list(Kind)
     assert hint_of(None) is hint_of("a word of another version") is None
+
+
+def said_by_git(*arguments: str, cwd: Path, files: int | None = None) -> str:
+    """What real git says when it fails; `files` bounds how many it may have open."""
+    limit = f"ulimit -n {files}; " if files else ""
+    done = run_process(["sh", "-c", f'{limit}exec git "$@"', "git", *arguments], cwd=cwd, env=clean_env(cwd))
+    assert done.returncode != 0
+    return done.stderr.decode()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A bare repository with one commit, `main`."""
+    bare = tmp_path / "bare.git"
+    git("init", "--quiet", "--bare", "--initial-branch=main", str(bare))
+    tree = git("mktree", cwd=bare, input="")
+    git("update-ref", "refs/heads/main", git("commit-tree", "-m", "x", tree, cwd=bare), cwd=bare)
+    return bare
+
+
+def advice_on(said: str) -> tuple[Kind, str]:
+    """The word for it and the hint that an operator gets, of a mirror with three sessions."""
+    kind = kind_of(said)
+    return kind, hint_of(kind, 3) or ""
+
+
+def test_what_is_no_damage_advises_no_purge(repository: Path) -> None:
+    """Real git's words on a stale lock, a name that is too long, a directory in the way, and no descriptors."""
+    (repository / "refs" / "heads" / "x.lock").touch()
+    (repository / "refs" / "heads" / "y").mkdir()
+    (repository / "refs" / "heads" / "y" / "junk").touch()
+    found = {
+        Kind.LOCKED: said_by_git("update-ref", "refs/heads/x", "main", cwd=repository),
+        Kind.REF: said_by_git("update-ref", f"refs/heads/{'n' * 300}", "main", cwd=repository),
+        Kind.OPEN_FILES: said_by_git("update-ref", "refs/heads/z", "main", cwd=repository, files=4),
+    }
+    for kind, said in found.items():
+        assert advice_on(said)[0] is kind, said
+        assert "purge" not in advice_on(said)[1]
+    said = said_by_git("update-ref", "refs/heads/y", "main", cwd=repository)
+    assert advice_on(said)[0] is Kind.REF, said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a repository to somebody else")
+def test_a_wrong_owner_is_no_damage(repository: Path) -> None:
+    """Real git's "dubious ownership"."""
+    os.chown(repository, 12345, 12345)
+    said = said_by_git("upload-pack", "--strict", str(repository), cwd=repository.parent)
+    assert "dubious" in said
+    assert advice_on(said)[0] is Kind.PERMISSION
+    assert "purge" not in advice_on(said)[1] and "chown" in advice_on(said)[1]
+
+
+def test_a_purge_is_advised_for_damage_and_says_what_it_ends(repository: Path) -> None:
+    """Real git's words on a repository that is none any more."""
+    shutil.rmtree(repository / "objects")
+    kind, hint = advice_on(said_by_git("for-each-ref", cwd=repository))
+    assert kind is Kind.MIRROR and "--purge" in hint and "session" in hint and "(now 3)" in hint
+    assert [each for each, meaning in MEANINGS.items() if "purge" in meaning.hint] == [Kind.MIRROR]
 
 
 def trace(status: int, *headers: str) -> str:

@@ -269,3 +269,14 @@ def test_a_blank_page_empties_no_mirror(lab: Lab, generated_bare: Path, tmp_path
     with HttpUpstream(tmp_path / "upstream") as upstream:
         upstream.add(NAME)
         assert lab.refresh(lab.repo(upstream.url(NAME))).refs == 0
+
+
+def test_a_mirror_keeps_its_refs_in_files_whatever_git_does_by_default(lab: Lab) -> None:
+    """Who looks at refs looks at files; a git that makes another format when it is not told is told."""
+    with lab.layout.git_config.open("a", encoding="utf-8") as config:
+        config.write("[init]\n\tdefaultRefFormat = reftable\n\tdefaultObjectFormat = sha256\n")
+    mirror = lab.mirror()
+    lab.run(mirror.initialise("https://example.org/acme/widgets"))
+    assert not (mirror.path / "reftable").exists()
+    assert lab.run(mirror.local_refs()) == {}
+    assert git("rev-parse", "--show-object-format", cwd=mirror.path) == "sha1"

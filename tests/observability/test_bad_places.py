@@ -65,7 +65,7 @@ def test_a_mirror_that_cannot_be_read_is_nobody_elses_trouble(
     mirror.chmod(0)
     try:
         found = node.wait_for_repo(WIDGETS, "failing", timeout=30)
-        assert found["error"] == "mirror" and "chown" in found["hint"], found
+        assert found["error"] == "permission" and "chown" in found["hint"], found
         follows(node, upstream)
         # What tidies up every ten seconds has looked at every repository by then.
         begun = time.monotonic()

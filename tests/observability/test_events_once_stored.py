@@ -21,6 +21,7 @@ from appliance.core.layout import Layout
 from appliance.core.models import ZERO_OID, PushDecision, RefCommand, Repo
 from appliance.core.node.state_dir import open_stores
 from appliance.core.process.control import Watch
+from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
 from appliance.core.recording.quota import Quota
@@ -158,6 +159,7 @@ def test_a_turn_is_told_while_its_outcome_cannot_be_logged(tmp_path: Path) -> No
             cast(HookGuard, None),
             cast(AuditLog, audit),
             cast(TurnRecorder, audit),
+            cast(FoundTurns, None),
             Quota(RecordingConfig, time.monotonic),
             cast(Callable[[str], Mirror], None),
             lambda event: told.append((event, time.monotonic() - began)),

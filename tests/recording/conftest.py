@@ -14,6 +14,7 @@ from appliance.core.models import Turn
 from appliance.core.node.state_dir import open_stores
 from appliance.core.store.stores import Stores
 from tests.conftest import WIDGETS, ServeFactory
+from tests.recording.trap import Trap, TrappedNode
 from tests.serving.conftest import SETTLED, Node, commit_turn, wait_settled
 from tests.support.gitutil import git, git_result, refs
 from tests.support.serve import Serve, Value
@@ -40,6 +41,20 @@ def node(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iter
         with Serve(base / "state", repos=[upstream.url(WIDGETS)], refresh=SETTLED).start() as serve:
             serve.wait_for_repo(WIDGETS)
             yield Node(serve, upstream)
+
+
+@pytest.fixture(scope="module")
+def trapped(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iterator[TrappedNode]:
+    """A node that the tests of this module share; it never shuts down in an orderly way."""
+    base = tmp_path_factory.mktemp("trapped")
+    trap = Trap.build(base / "trap")
+    with HttpUpstream(base / "upstream") as upstream:
+        upstream.add(WIDGETS, generated_bare)
+        urls = [upstream.url(WIDGETS)]
+        with Serve(base / "state", repos=urls, env=trap.environment, refresh=SETTLED).start() as serve:
+            serve.wait_for_repo(WIDGETS)
+            serve.keep_ports()
+            yield TrappedNode(serve, upstream, trap)
 
 
 @pytest.fixture

@@ -1,138 +1,22 @@
-"""Whoever is killed at whatever moment of a push: no applied turn is lost, and none is left of a push that failed.
-
-A directory of git's own programs in which `git` and `cat` stop at chosen moments makes the moments exact.
-"""
+"""Whoever is killed at whatever moment of a push: no applied turn is lost, and none is left of a push that failed."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import WIDGETS
 from tests.recording.conftest import AGENTS, assert_turns_are_kept, fetches, new_session, turns_of
-from tests.serving.conftest import SETTLED, Node, assert_mirror_is_clean, commit_turn, entry_of
+from tests.recording.trap import MOMENTS, TrappedNode, receive_pack_of
+from tests.serving.conftest import assert_mirror_is_clean, commit_turn, entry_of
 from tests.support.gitutil import clean_env, git, refs, wait_until
 from tests.support.processes import processes_of
-from tests.support.serve import Serve
-from tests.support.upstream import HttpUpstream
 
 pytestmark = pytest.mark.slow
-
-MOMENTS = {
-    "the pack comes in": ("unpack-objects", "before", False),
-    "its objects are checked": ("rev-list", "after", False),
-    "the guard looks": ("cat-file", "before", False),
-    "the turn is not there yet": ("update-ref", "before", False),
-    "the turn is there, the ref has not moved": ("update-ref", "after", False),
-    "the ref has moved, nobody noted it": ("cat", "before", True),
-    "the ref has moved, it is noted": ("cat", "after", True),
-}
-"""The command that stops, when, and whether the push is applied by then."""
-
-_SHIM = """\
-#!/bin/sh
-# Runs the real program; stops at the moment that the file `moment` names.
-case "$0" in
-*/cat) name=cat real=/bin/cat ;;
-*) name=$1 real={real}
-    case $1 in -c | --shallow-file) name=$3 ;; esac ;;
-esac
-moment=
-if [ -e {place}/moment ]; then read -r moment <{place}/moment; fi
-if [ "$moment" = "$name before" ]; then
-    echo $$ >{place}/stopped
-    while [ -e {place}/moment ]; do /bin/sleep 0.02; done
-fi
-if [ "$moment" = "$name after" ]; then
-    "$real" "$@"
-    code=$?
-    echo $$ >{place}/stopped
-    while [ -e {place}/moment ]; do /bin/sleep 0.02; done
-    exit $code
-fi
-exec "$real" "$@"
-"""
-
-
-@dataclass(frozen=True)
-class Trap:
-    """Stops the programs that git runs. `place` is where the test says when."""
-
-    place: Path
-
-    @classmethod
-    def build(cls, place: Path) -> Trap:
-        """Lay out git's programs with two of them replaced."""
-        programs, real = place / "programs", Path(git("--exec-path"))
-        programs.mkdir(parents=True)
-        for program in real.iterdir():
-            (programs / program.name).symlink_to(program)
-        shim = _SHIM.format(place=place, real=real / "git")
-        for name in ("git", "cat"):
-            (programs / name).unlink(missing_ok=True)
-            (programs / name).write_text(shim)
-            (programs / name).chmod(0o755)
-        return cls(place)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a serve in the trap is started with."""
-        return {"GIT_EXEC_PATH": str(self.place / "programs")}
-
-    def set(self, moment: str) -> None:
-        """From here on the next program stops at a moment of MOMENTS."""
-        command, when, _ = MOMENTS[moment]
-        (self.place / "moment").write_text(f"{command} {when}\n")
-
-    def wait(self) -> int:
-        """Wait until one has stopped; return its pid."""
-        return int(wait_until(lambda: self._stopped(), timeout=8, message="a program stops"))
-
-    def open(self) -> None:
-        """Nothing stops any more."""
-        for name in ("moment", "stopped"):
-            (self.place / name).unlink(missing_ok=True)
-
-    def _stopped(self) -> str | None:
-        stopped = self.place / "stopped"
-        return stopped.read_text().strip() or None if stopped.exists() else None
-
-
-@dataclass(frozen=True)
-class TrappedNode(Node):
-    """A node whose pushes stop where the trap says."""
-
-    trap: Trap
-
-
-@pytest.fixture(scope="module")
-def trapped(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iterator[TrappedNode]:
-    """A node that the tests of this module share; it never shuts down in an orderly way."""
-    base = tmp_path_factory.mktemp("trapped")
-    trap = Trap.build(base / "trap")
-    with HttpUpstream(base / "upstream") as upstream:
-        upstream.add(WIDGETS, generated_bare)
-        urls = [upstream.url(WIDGETS)]
-        with Serve(base / "state", repos=urls, env=trap.environment, refresh=SETTLED).start() as serve:
-            serve.wait_for_repo(WIDGETS)
-            serve.keep_ports()
-            yield TrappedNode(serve, upstream, trap)
-
-
-def receive_pack_of(pid: int) -> int:
-    """The `git receive-pack` above a process."""
-    while pid > 1:
-        status = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        pid = int(status[1])
-        if b"receive-pack" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-            return pid
-    raise AssertionError("no receive-pack above it")
 
 
 def kill_serve(node: TrappedNode, stopped: int) -> None:
@@ -169,7 +53,7 @@ def test_killed_at_a_moment_of_a_push(trapped: TrappedNode, tmp_path: Path, vict
     node, name = trapped, new_session()
     guest = node.guest(tmp_path / "guest")
     commit = commit_turn(guest, f"{victim} {moment}")
-    node.trap.set(moment)
+    node.stop_at(moment)
     push = subprocess.Popen(
         ["git", "push", "--quiet", "origin", f"HEAD:{AGENTS}{name}"],
         cwd=guest,

@@ -12,10 +12,11 @@ from appliance.core.config.settings import RecordingConfig
 from appliance.core.events import Event, SessionsEnded
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror_locks import MirrorLocks
-from appliance.core.models import Repo
+from appliance.core.models import RefreshOutcome, Repo
 from appliance.core.node.state_dir import open_stores
 from appliance.core.recording.quota import Quota
 from appliance.core.recording.retention import IDLE, Retention
+from appliance.core.recording.trusted_time import HOLDS, TrustedTime
 from appliance.core.recording.turns import TurnRecorder
 from appliance.core.store.stores import Stores
 from tests.conftest import WIDGETS
@@ -46,7 +47,7 @@ class Bench:
         self.node = node
         self.lab = Lab(node.serve.state)
         self.stores: Stores = open_stores(self.lab.layout)
-        self.now = time.time()
+        self.now, self.running = time.time(), 0.0
         self.told = 0
         self.quota = Quota(RecordingConfig, time.monotonic)
         self.repo: Repo = self.stores.registry.get(WIDGETS)
@@ -58,16 +59,26 @@ class Bench:
             repos=lambda: [self.repo],
             settings=lambda: RecordingConfig(retention=MONTH),
             publish=self._published,
-            clock=lambda: self.now,
+            time=self.time(),
         )
 
     def _published(self, event: Event) -> None:
         assert isinstance(event, SessionsEnded) and event.repo == self.repo
         self.told += 1
 
+    def time(self) -> TrustedTime:
+        """What judges the clock after a start."""
+        return TrustedTime(self.stores.time, lambda: self.now, lambda: self.running)
+
+    def jump(self, seconds: float) -> None:
+        """Look after the repository by a clock that was set by so much."""
+        self.now += seconds
+        self.lab.run(self.room.look_after(self.repo))
+
     def look(self, after: float) -> None:
         """Look after the repository so many seconds from now."""
         self.now += after
+        self.running += after
         self.lab.run(self.room.look_after(self.repo))
 
     def close(self) -> None:
@@ -106,6 +117,8 @@ def test_idle_sessions_go_to_the_archive_and_stay_sessions(bench: Bench) -> None
     turns = names(bench, TURNS)
     bench.look(0)
     assert names(bench, AGENTS) == {"young"} and names(bench, ARCHIVE) == {"old", "kept"}
+    logs = (bench.node.mirror / "logs").rglob("*")
+    assert [path.name for path in logs if path.is_file()] == ["young"], "a ref's log goes with the ref, a turn has none"
     assert names(bench, TURNS) == turns and len(turns) == 5
     rows = {row["session"]: row for row in bench.stores.sessions.all(WIDGETS)}
     assert {name: row["archived"] for name, row in rows.items()} == {"old": True, "kept": True, "young": False}
@@ -150,8 +163,8 @@ def test_a_session_that_is_written_meanwhile_does_not_end(bench: Bench) -> None:
 def test_what_a_kill_left_half_ended_is_ended_by_the_next_look(bench: Bench) -> None:
     """The refs were gone and the rows not yet; or a turn's ref is left of a session that ended."""
     mirror = bench.node.mirror
-    left = git("rev-parse", f"{AGENTS}old", cwd=mirror)
-    number = bench.stores.sessions.turns(WIDGETS, "old")[0].id
+    first = bench.stores.sessions.turns(WIDGETS, "old")[0]
+    number, left = first.id, first.commit
     git("update-ref", "-d", f"{AGENTS}old", cwd=mirror)
     bench.look(MONTH - DAY)
     assert {row["session"] for row in bench.stores.sessions.all()} == {"kept", "young"}
@@ -208,3 +221,44 @@ def test_keep_exempts_and_off_does_not_and_purge_ends_all(make_node: Callable[..
     wait_until(lambda: session_of(node, "one") is None, message="it has ended too")
     assert not [ref for ref in refs(node.mirror) if "agents" in ref or "turns" in ref]
     assert node.serve.cli("audit", "verify").returncode == 0
+
+
+def test_a_clock_that_jumps_ends_no_session_until_it_holds(bench: Bench) -> None:
+    """Weeks ahead for a moment: nothing goes. A node that really was away goes on after hours of running."""
+    turns = names(bench, TURNS)
+    bench.look(0)
+    bench.jump(40 * DAY)
+    assert names(bench, TURNS) == turns
+    bench.jump(-40 * DAY)
+    bench.look(60)
+    assert names(bench, TURNS) == turns
+    bench.jump(40 * DAY)
+    bench.look(HOLDS - 1)
+    assert names(bench, TURNS) == turns
+    bench.jump(3 * DAY)
+    bench.look(HOLDS - 1)
+    assert names(bench, TURNS) == turns, "it was set once more, so it has to hold anew"
+    bench.look(2)
+    assert {row["session"] for row in bench.stores.sessions.all(WIDGETS)} == {"kept"}
+
+
+def test_a_clock_that_is_ahead_at_start_is_not_believed_at_the_next_one_either(bench: Bench) -> None:
+    """What the wrong clock wrote into the database makes it no better."""
+    turns = names(bench, TURNS)
+    bench.look(0)
+    bench.now += 40 * DAY
+    for _ in range(2):
+        judge = bench.room._time = bench.time()
+        bench.look(60)
+        assert names(bench, TURNS) == turns
+        assert "40d" in (judge.trouble() or "") and "the clock" in (judge.trouble() or "")
+        outcome = RefreshOutcome(WIDGETS, bench.now, 0.1)
+        bench.stores.health.record_refresh(bench.repo.id, outcome, verified_at=bench.now)
+
+
+def test_the_first_start_with_this_version_goes_by_what_the_database_knows(bench: Bench) -> None:
+    """Nothing was trusted yet: the newest refresh or push is what the clock is compared with."""
+    turns = names(bench, TURNS)
+    bench.now += 40 * DAY
+    bench.look(60)
+    assert names(bench, TURNS) == turns

@@ -8,12 +8,14 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from appliance.core.store.audit import GENESIS, HASHED, Attempt, AuditLog, canonical_form
+from appliance.core.store.audit import Attempt, AuditLog, FoundTurn, LogBehind, TurnRef
+from appliance.core.store.chain import GENESIS, HASHED, canonical_form
 from appliance.core.store.database import Database, StoreError
 from tests.support.serve import ROOT
 
@@ -252,6 +254,8 @@ def test_a_cut_off_end_that_was_covered_up_is_found_by_a_kept_head(log: AuditLog
     tamper(
         path, "DELETE FROM audit_events WHERE id > 6", "UPDATE sqlite_sequence SET seq = 6 WHERE name = 'audit_events'"
     )
+    assert "lacks event" in (log.verify().reason or ""), "the file beside the database remembers"
+    path.with_name("audit-head").unlink()
     assert log.verify().broken is None
     assert log.verify(middle).broken is None
     assert "no longer contains" in (log.verify(end).reason or "")
@@ -333,7 +337,7 @@ def test_a_large_log_is_read_in_pages_and_in_order(log: AuditLog) -> None:
 WRITER = """
 import sys, time
 from pathlib import Path
-from appliance.core.store.audit import Attempt, AuditLog
+from appliance.core.store.audit import Attempt, AuditLog, FoundTurn, LogBehind, TurnRef
 from appliance.core.store.database import Database
 log = AuditLog(Database(Path(sys.argv[1])), time.time)
 print("ready", flush=True)
@@ -409,3 +413,90 @@ def test_what_cannot_be_written_is_an_error_in_words(log: AuditLog, path: Path, 
     path.rmdir()
     path.with_suffix(".away").rename(path)
     assert log.verify().events == 2
+
+
+def found(number: int, repo: str = "acme/widgets") -> FoundTurn:
+    """A turn that a mirror has and the log has not."""
+    return FoundTurn(TurnRef(repo, number, TWO), f"found-{number}")
+
+
+def test_found_turns_keep_their_ids_and_the_chain_holds(log: AuditLog) -> None:
+    """A gap before each is none in the chain; what comes later has an id above all of them."""
+    fill(log, 2)
+    last = log.last_id()
+    taken = log.record_found([found(9000), found(last + 5), found(1), found(9000, "acme/other")])
+    assert [turn.ref.id for turn in taken] == [last + 5, 9000], "an id is given once"
+    assert log.verify().broken is None
+    assert log.unknown([turn.ref for turn in taken]) == []
+    assert log.unknown([TurnRef("acme/other", 9000, TWO), TurnRef("acme/widgets", 9000, ONE)]) != []
+    entries = {entry["id"]: entry for entry in log.entries()}
+    assert (entries[9000]["client"], entries[9000]["outcome"]) == ("unknown", "applied")
+    assert "found" in entries[9000]["reason"]
+    [new] = log.record_attempts([attempt()])
+    assert new > 9000 and log.verify().broken is None
+
+
+def test_a_gap_before_anything_else_is_a_break(log: AuditLog, path: Path) -> None:
+    """Only the hash of a found turn may vouch for what is not there."""
+    fill(log, 2)
+    log.record_found([found(50)])
+    fill(log, 1)
+    tamper(path, "DELETE FROM audit_events WHERE id = 52")
+    assert log.verify().broken == 52
+
+
+def test_a_log_that_lacks_what_was_told_says_so_until_it_is_accepted(tmp_path: Path) -> None:
+    """An older copy: whatever it goes on to log, the loss stays known, and the note about it is in the chain."""
+    path = tmp_path / "gitmirror.db"
+    database = Database(path)
+    log = AuditLog(database, lambda: NOW)
+    log.check()
+    fill(log, 1)
+    log.check()
+    with closing(sqlite3.connect(tmp_path / "backup.db")) as target, database.reading() as connection:
+        connection.conn.backup(target)
+    fill(log, 3)
+    told = log.head()
+    database.close()
+    for left in tmp_path.glob("gitmirror.db*"):
+        left.unlink()
+    (tmp_path / "backup.db").rename(path)
+    database = Database(path)
+    log = AuditLog(database, lambda: NOW + 1)
+    fill(log, 9)
+    with pytest.raises(LogBehind, match="lacks event"):
+        log.check()
+    assert "lacks event" in (log.verify().reason or "")
+    assert log.accept_loss() and not log.accept_loss()
+    log.check()
+    assert log.verify().broken is None
+    note = list(log.events())[-1]
+    assert note["kind"] == "note" and told in note["reason"]
+    database.close()
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_a_file_in_which_nothing_was_told_yet_is_no_loss(log: AuditLog, path: Path, text: str) -> None:
+    """A kill between making it and writing to it; and the first start with this version."""
+    fill(log, 1)
+    path.with_name("audit-head").write_text(text)
+    log.check()
+    fill(log, 1)
+    assert log.head() in path.with_name("audit-head").read_text()
+
+
+@pytest.mark.parametrize("text", ["garbage", "1 2 3", "x" * 86, "12 abc"])
+def test_a_file_that_makes_no_sense_is_a_loss(log: AuditLog, path: Path, text: str) -> None:
+    """Where a write is concerned, it is refused rather than guessed."""
+    fill(log, 1)
+    path.with_name("audit-head").write_text(text)
+    with pytest.raises(LogBehind):
+        log.check()
+
+
+def test_what_cannot_be_told_is_no_reason_to_lose_the_event(log: AuditLog, path: Path) -> None:
+    """The file beside it cannot be written: the event is logged all the same."""
+    path.with_name("audit-head").unlink(missing_ok=True)
+    path.with_name("audit-head").mkdir()
+    log.record_attempts([attempt()])
+    assert len(log.entries()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,10 @@ from tests.workspace.web import get
 SETTLED = {"interval": "1h", "stale_after": "1d"}
 """`[refresh]` of a node that has no reason to ask its upstream while a test runs."""
 SHELLS = ("dash", "busybox", "bash")
+EVERY_SHELL = (*SHELLS, "mksh")
+"""With one whose traps and job control are of another family; a test skips what is not installed."""
+SHELL_WORDS = {"busybox": "busybox sh", "bash": "bash --posix"}
+"""How a shell is called, where that is not its name."""
 ESSENTIAL = ("git", "mkdir", "mv", "rm", "rmdir", "sleep", "cat", "date")
 """What the kit may count on in every guest, besides a shell."""
 
@@ -46,9 +51,12 @@ class Result:
         assert words[3].startswith("ms=") and words[3][3:].isdigit() and len(words) == 4
         return commit
 
-    def recorded(self, session: str) -> str:
-        """Assert that the turn was recorded and that this is all that stdout says; return the commit."""
-        assert self.code == 0, f"ended with {self.code}: {self.out}{self.err}"
+    def recorded(self, session: str, code: int = 0) -> str:
+        """Assert that the turn was recorded and that this is all that stdout says; return the commit.
+
+        `code` 3: something could not be kept.
+        """
+        assert self.code == code, f"ended with {self.code}: {self.out}{self.err}"
         start = f"recorded ref=refs/agents/{session} commit="
         assert self.out.startswith(start) and self.out.count("\n") == 1, f"{self.out}{self.err}"
         return self.out.removeprefix(start).strip()
@@ -84,9 +92,17 @@ class Guest:
     def run(self, script: str, *, cwd: Path | None = None, timeout: float = 60) -> Result:
         """Run a script in which the kit was sourced, under `set -eu`."""
         whole = f"set -eu\n. '{self.kit}'\n{script}\n"
-        argv = shell_argv({"busybox": "busybox sh", "bash": "bash --posix"}.get(self.shell, self.shell))
+        argv = shell_argv(SHELL_WORDS.get(self.shell, self.shell))
         done = run_process([*argv, "-c", whole], cwd=cwd or self.home, env=self.environment(), timeout=timeout)
         return Result(done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace"))
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """Run the kit as a program of its own, in a session of its own, with pipes for stdout and stderr."""
+        argv = [*shell_argv(SHELL_WORDS.get(self.shell, self.shell)), str(self.kit), *words]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            argv, cwd=self.home, env=self.environment(), stdout=pipe, stderr=pipe, start_new_session=True
+        )
 
     def hydrate(self, dest: Path | str, want: str = "", *, repo: str = WIDGETS, timeout: float = 60) -> Result:
         """`gitmirror_hydrate`."""

@@ -38,6 +38,8 @@ class Proxy:
         self.port: int = self._socket.getsockname()[1]
         self.fault: Fault | None = None
         self.requests: list[bytes] = []
+        self.stalled = False
+        """Whether a connection has come to the point where it hangs or stalls."""
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
@@ -75,6 +77,7 @@ class Proxy:
             if fault and fault.only not in first:
                 fault = None
             if fault and fault.kind == "hang":
+                self.stalled = True
                 self._closing.wait()
                 return
             if fault and fault.kind == "status":
@@ -114,6 +117,7 @@ class Proxy:
                 sent += len(data)
                 if sent >= limit:
                     if fault.kind == "stall":
+                        self.stalled = True
                         self._closing.wait()
                     if fault.kind == "reset":
                         guest.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -122,7 +126,12 @@ class Proxy:
     _head = 0
 
     def _read(self, guest: socket.socket) -> bytes:
-        while not self._closing.is_set():
+        data = b""
+        # git may send the length of its request ahead of the rest.
+        while len(data) <= 4 and not self._closing.is_set():
             if select.select([guest], [], [], 0.02)[0]:
-                return guest.recv(65536)
-        return b""
+                more = guest.recv(65536)
+                if not more:
+                    break
+                data += more
+        return data

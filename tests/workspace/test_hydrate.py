@@ -235,6 +235,18 @@ def test_a_duration_may_have_a_unit(node: Node, tmp_path: Path, name: str) -> No
 # The guest around it
 
 
+@pytest.mark.parametrize("tools", [CURL, BUSYBOX, NOTHING], ids=["curl", "busybox", "git"])
+def test_the_umask_holds_for_every_file(node: Node, tmp_path: Path, tools: tuple[str, ...]) -> None:
+    """Also for root, whose tar would take the modes of the snapshot; what is executable stays so."""
+    guest = node.guest(tmp_path / "home", tools=tools)
+    done = guest.run(f"umask 077; gitmirror_hydrate {WIDGETS} '{guest.home}/ws'")
+    commit = done.hydrated(via="mirror" if tools == NOTHING else "snapshot")
+    files = [path for path in (guest.home / "ws").rglob("*") if not path.is_symlink()]
+    assert [path for path in files if path.stat().st_mode & 0o077] == []
+    assert (guest.home / "ws" / "run.sh").stat().st_mode & 0o700 == 0o700
+    assert_workspace(guest, node, guest.home / "ws", commit)
+
+
 def test_nothing_of_the_caller_is_touched(node: Node, tmp_path: Path) -> None:
     """Options, variables, directory, traps and umask are as before, and odd ones do no harm."""
     for shell in SHELLS:

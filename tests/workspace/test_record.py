@@ -130,7 +130,7 @@ def test_locks_of_a_killed_agent_are_no_hindrance(node: Node, guest: Guest) -> N
 
 
 def test_a_repository_inside_the_workspace_does_not_stop_it(node: Node, guest: Guest) -> None:
-    """One with commits goes along as a link to its commit, one without is left out; the rest is recorded."""
+    """One with commits goes along as a link to its commit, one without is left out; code 3 and stderr say so."""
     workspace = guest.home / "ws"
     for name in ("with", "without"):
         git("init", "--quiet", str(workspace / name))
@@ -139,10 +139,12 @@ def test_a_repository_inside_the_workspace_does_not_stop_it(node: Node, guest: G
     git("commit", "-qm", "inner", cwd=workspace / "with")
     (workspace / "new.txt").write_text("x")
     done = guest.record("nested", workspace)
-    turn = done.recorded("nested")
+    turn = done.recorded("nested", code=3)
     paths = recorded_tree(node, turn)
     assert "new.txt" in paths and "with" in paths and "without" not in paths
-    assert "could not be added" in done.err
+    assert "could not be added" in done.err and "with is a git repository of its own" in done.err
+    again = guest.record("nested", workspace)
+    assert (again.code, again.out) == (3, "recorded nothing\n")
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/usr/bin/setpriv").exists(), reason="root can read everything")
@@ -155,7 +157,7 @@ def test_files_that_cannot_be_read_do_not_stop_it(node: Node, guest: Guest) -> N
     drop = "setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-all" if os.geteuid() == 0 else ""
     runner = Guest(guest.home, guest.kit, guest.shell, None, guest.env)
     done = runner.run(f"{drop} sh '{guest.kit}' record unreadable '{workspace}'")
-    turn = done.recorded("unreadable")
+    turn = done.recorded("unreadable", code=3)
     paths = recorded_tree(node, turn)
     assert "new.txt" in paths and "secret.txt" not in paths
     assert "could not be added" in done.err
@@ -213,6 +215,17 @@ def test_a_clone_by_hand_is_recorded_by_its_origin(node: Node, guest: Guest) -> 
     git("clone", "--quiet", "--depth=1", f"{node.serve.git_url}/{WIDGETS}.git/", str(workspace))
     (workspace / "new.txt").write_text("x")
     guest.record("by-hand", workspace).recorded("by-hand")
+
+
+def test_a_directory_may_have_a_newline_in_its_name(node: Node, tmp_path: Path) -> None:
+    """Hydrated, recorded and gone on with."""
+    guest = node.guest(tmp_path / "home")
+    for name in ("two\nlines", "at the end\n"):
+        workspace = guest.home / name
+        guest.hydrate(workspace).hydrated(via="snapshot")
+        (workspace / "new.txt").write_text(name)
+        turn = guest.record("newline", workspace / "src").recorded("newline")
+        assert git("rev-parse", "HEAD", cwd=workspace) == turn
 
 
 def test_a_push_that_fails_leaves_the_commit_and_can_be_done_again(own_node: Node, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     """Builds every room. Nothing runs yet. Raises GitmirrorError."""
     layout, config, repos = state.layout, state.config, state.known_repos
     bus, stream = EventBus(), EventStream()
-    stores, mirrors = open_stores(layout, patient=True), Mirrors(layout, make_git(layout, config, children))
+    stores, mirrors = open_stores(layout, anew=True, patient=True), Mirrors(layout, make_git(layout, config, children))
     environment = git_environment(layout, layout.serving_config, os.environ)
     daemon = await find_git_daemon(mirrors.git, environment, config.serve.idle_timeout)
 
@@ -90,7 +90,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges)
 
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
-    status = Status(state, scheduler, workspaces, observing, fetching, ports, admin)
+    status = Status(state, scheduler, recording, workspaces, observing, fetching, ports, admin)
     subscribe(bus, stream, refreshing, recording, workspaces, maintainer, observing, fetching, follower)
     return Assembly(
         state, stores, mirrors, stream, refreshing, recording, workspaces, maintainer, observing,

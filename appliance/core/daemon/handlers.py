@@ -40,6 +40,7 @@ class CommandHandlers:
             "refresh": self._refresh,
             "guest-kit": self._guest_kit,
             "session-drop": self._session_drop,
+            "accept-loss": self._accept_loss,
         }
 
     async def _change(self, change: Callable[[], Changed]) -> Changed:
@@ -68,6 +69,8 @@ class CommandHandlers:
         rooms, layout, config = self._rooms, self._state.layout, self._state.config
         scheduler = rooms.refreshing.scheduler
         repo = await self._change(partial(register, rooms.stores, layout, config, arguments))
+        # Its mirror may have been here before, or been put here, with turns that the log does not know.
+        await rooms.recording.found.look([repo.name])
         outcome = None
         if arguments.get("wait", True) and not scheduler.health(repo.id).cloned:
             outcome = await scheduler.refresh_now(repo, tell, insist=True)
@@ -97,6 +100,9 @@ class CommandHandlers:
                 await rooms.recording.retention.end(repo, [session], "ended by an operator")
                 return {"repo": repo.name, "session": name}
         raise GitmirrorError(f"{repo.name} has no session {name}")
+
+    async def _accept_loss(self, arguments: Arguments, tell: Tell) -> Any:
+        return await self._rooms.recording.found.accept_loss()
 
     async def _guest_kit(self, arguments: Arguments, tell: Tell) -> Any:
         return self._rooms.kit.render()

@@ -15,6 +15,7 @@ from appliance.core.models import UNHEALTHY, Health, Repo, State
 from appliance.core.observability.compose import Observing
 from appliance.core.observability.report import repo_documents, status_document
 from appliance.core.process.disk import disk_complaint
+from appliance.core.recording.compose import Recording
 from appliance.core.recording.hook_guard import OFF
 from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.serving.compose import Fetching, Ports
@@ -32,6 +33,7 @@ class Status:
 
     state: ServeState
     scheduler: Scheduler
+    recording: Recording
     workspaces: Snapshots
     observing: Observing
     fetching: Fetching
@@ -88,6 +90,8 @@ class Status:
             f"the registry cannot be read, so the config's list and every mirror on disk are served: {lost.message}"
             if lost
             else None,
+            self.recording.found.trouble(),
+            self.recording.time.trouble(),
         ]
         return [complaint for complaint in found if complaint]
 

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 OLDEST_GIT = (2, 39)
 """`fetch --atomic` covers prune from 2.36 and `repack --cruft` is there from 2.37; tried with 2.39."""
+NEWEST_TRIED = (2, 55)
+"""The newest with which the tests passed (see "Which versions" in docs/deploying.md); `doctor` names a newer one."""
 
 _PASSED_ON = (
     "PATH",
@@ -72,6 +74,9 @@ def git_environment(layout: Layout, config: Path, environ: Mapping[str, str]) ->
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ALLOW_PROTOCOL": "https:http:git:file",
         "GIT_ATTR_NOSYSTEM": "1",
+        # What git 2 does by default. `traces` and `reflog` read the files of refs; a mirror's config names no format.
+        "GIT_DEFAULT_REF_FORMAT": "files",
+        "GIT_DEFAULT_HASH": "sha1",
     }
 
 
@@ -115,6 +120,7 @@ def write_git_configs(layout: Layout, *, max_push: int) -> None:
         + f"""\
 [core]
 \thooksPath = {_quoted(layout.hooks)}
+\tlogAllRefUpdates = always
 [receive]
 \tfsckObjects = true
 \tmaxInputSize = {max_push}

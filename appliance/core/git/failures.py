@@ -26,6 +26,10 @@ class Kind(StrEnum):
     BROKEN = "broken"
     SHALLOW = "shallow"
     DISK_FULL = "disk-full"
+    OPEN_FILES = "open-files"
+    PERMISSION = "permission"
+    LOCKED = "locked"
+    REF = "ref"
     MIRROR = "mirror"
     OTHER = "other"
 
@@ -87,10 +91,29 @@ MEANINGS: dict[Kind, Meaning] = {
     Kind.DISK_FULL: Meaning(
         "this node's disk is full", "make room on the disk of the state directory; a smaller [cache] budget helps too"
     ),
+    Kind.OPEN_FILES: Meaning(
+        "this node has no file descriptors left",
+        "raise LimitNOFILE of the service (fs.file-max of the node), or lower max_clients; nothing is damaged",
+    ),
+    Kind.PERMISSION: Meaning(
+        "files of the mirror, or of a local upstream, belong to somebody else or may not be written",
+        "give them back to the service's user (chown -R), and see whether the disk is mounted read-only; nothing is "
+        "damaged",
+    ),
+    Kind.LOCKED: Meaning(
+        "a lock of git is in the way",
+        "see whether somebody runs git in the mirror; when nobody does, a killed git left it, and a restart of serve "
+        "removes it; nothing is damaged",
+    ),
+    Kind.REF: Meaning(
+        "a ref of the upstream cannot be held here",
+        "rename or delete that ref upstream: its name is too long for this disk, or another ref is in its way; the "
+        "other refs are followed",
+    ),
     Kind.MIRROR: Meaning(
-        "the mirror on this node cannot be read or written",
-        "check its directory's owner, mode and disk (`chown -R` and `chmod -R u+rwX` for the service's user); "
-        "a damaged mirror is made anew by remove-repo --purge and add-repo",
+        "the mirror on this node is damaged",
+        "check its disk first; then make it anew: remove-repo --purge, then add-repo; that ends every session that is "
+        "recorded in it",
     ),
     Kind.OTHER: Meaning("the refresh failed", "the words of the error are all that is known; see the log"),
 }
@@ -98,6 +121,14 @@ MEANINGS: dict[Kind, Meaning] = {
 _SIGNS: Sequence[tuple[Kind, str]] = (
     # Ours first: a full disk makes git say a good deal more afterwards.
     (Kind.DISK_FULL, r"no space left on device|disk quota exceeded|file too large"),
+    (Kind.OPEN_FILES, r"too many open files|cannot open shared object file: error 24"),
+    (Kind.PERMISSION, r"dubious ownership|insufficient permission|read-only file system|operation not permitted"),
+    (Kind.LOCKED, r"\.lock': file exists|another git process seems to be running"),
+    (
+        Kind.REF,
+        r"file name too long|cannot be held here|non-empty directory '|'refs/[^']+' exists; cannot create"
+        r"|cannot process '.*' and '.*' at the same time",
+    ),
     (Kind.SHALLOW, r"did not hand over|shallow update not allowed|source repository is shallow"),
     # In a directory that is no repository any more, `origin` names nothing.
     (Kind.MIRROR, r"'origin' does not appear to be a git repository"),
@@ -131,11 +162,12 @@ _SIGNS: Sequence[tuple[Kind, str]] = (
         r"failed to connect|couldn't connect|connection refused|unable to connect|no route to host"
         r"|network is unreachable",
     ),
+    (Kind.PERMISSION, r"permission denied"),
     (
         Kind.MIRROR,
-        r"cannot lock ref|unable to create '.*\.lock'|not a git repository|insufficient permission"
-        r"|cannot be (?:read or )?written|permission denied|read-only file system|bad config|unable to read tree"
-        r"|could not parse object|missing (?:blob|tree|commit)|loose object .* is corrupt|packfile .* (?:is|cannot be)",
+        r"cannot lock ref|unable to create '.*\.lock'|not a git repository"
+        r"|cannot be (?:read or )?written|bad config|unable to read tree|could not parse "
+        r"object|missing (?:blob|tree|commit)|loose object .* is corrupt|packfile .* (?:is|cannot be)",
     ),
     (
         Kind.BROKEN,
@@ -176,6 +208,12 @@ def in_words(kind: Kind | str | None, said: str) -> str:
     return f"{MEANINGS[Kind(kind)].words}: {said}"
 
 
-def hint_of(kind: str | None) -> str | None:
-    """What to do about a kind, as it is stored; None for none and for one of another version."""
-    return MEANINGS[Kind(kind)].hint if kind in MEANINGS else None
+def hint_of(kind: str | None, sessions: int = 0) -> str | None:
+    """What to do about a kind, as it is stored; None for none and for one of another version.
+
+    `sessions` is how many the mirror has: what would end them says so.
+    """
+    if kind not in MEANINGS:
+        return None
+    hint = MEANINGS[Kind(kind)].hint
+    return f"{hint} (now {sessions})" if kind == Kind.MIRROR else hint

@@ -27,7 +27,9 @@ class Changed:
 
 @dataclass(frozen=True)
 class TurnFacts:
-    """One recorded commit. `base` is the upstream's commit it started from, None for unrelated history.
+    """One recorded commit. `committed_at`, Unix seconds, is what its guest says.
+
+    `base` is the upstream's commit it started from, None for unrelated history.
 
     `commits` counts what is on top of it, `changed` is the diff of base and commit (without base: of nothing and it).
     """
@@ -37,6 +39,7 @@ class TurnFacts:
     subject: str
     commits: int
     changed: Changed
+    committed_at: int
 
 
 async def turn_facts(mirror: Mirror, commit: str) -> TurnFacts:
@@ -55,7 +58,8 @@ async def turn_facts(mirror: Mirror, commit: str) -> TurnFacts:
     commits = len(lines) - len(meetings)
     # With nothing on top the commit is the upstream's own.
     base = await _newest(mirror, meetings) if commits else commit
-    return TurnFacts(commit, base, await _subject(mirror, commit), commits, await changed_between(mirror, base, commit))
+    committed_at, subject = await _head_lines(mirror, commit)
+    return TurnFacts(commit, base, subject, commits, await changed_between(mirror, base, commit), committed_at)
 
 
 async def _newest(mirror: Mirror, meetings: list[str]) -> str | None:
@@ -74,11 +78,13 @@ async def _newest(mirror: Mirror, meetings: list[str]) -> str | None:
     return newest.stdout.decode("ascii").strip()
 
 
-async def _subject(mirror: Mirror, commit: str) -> str:
+async def _head_lines(mirror: Mirror, commit: str) -> tuple[int, str]:
+    """When it was committed, Unix seconds, and its subject."""
     output = await mirror.git.run(
-        "log", "-1", f"--format=%<({LONGEST_SUBJECT},trunc)%s", commit, "--", cwd=mirror.path, deadline=QUICK
+        "log", "-1", f"--format=%ct %<({LONGEST_SUBJECT},trunc)%s", commit, "--", cwd=mirror.path, deadline=QUICK
     )
-    return output.stdout.decode("utf-8", "replace").strip()[:LONGEST_SUBJECT]
+    at, _, subject = output.stdout.decode("utf-8", "replace").partition(" ")
+    return int(at), subject.strip()[:LONGEST_SUBJECT]
 
 
 async def changed_between(mirror: Mirror, old: str | None, new: str) -> Changed:

@@ -162,12 +162,24 @@ class Mirror:
             stdin = text.encode("utf-8", "surrogateescape")
             await self.git.run("update-ref", "--stdin", cwd=self.path, deadline=QUICK, stdin=stdin)
 
-    async def fetch(self, deadline: float, on_progress: Callable[[str], None] | None = None) -> None:
-        """Fetches branches and tags: all refs move, or none. Raises GitError."""
+    async def fetch(
+        self,
+        deadline: float,
+        on_progress: Callable[[str], None] | None = None,
+        *,
+        without: Iterable[str] = (),
+        only: Iterable[str] = (),
+    ) -> None:
+        """Fetches branches and tags: all refs move, or none. Raises GitError.
+
+        `without` are refs that stay as they are; with `only`, no other is fetched and none is removed.
+        """
+        chosen = [f"+{ref}:{ref}" for ref in only]
+        refspecs = chosen or [*REFSPECS, *(f"^{ref}" for ref in without)]
         await self.git.run(
             "fetch",
             "--atomic",
-            "--prune",
+            *(() if chosen else ("--prune",)),
             "--force",
             "--no-tags",
             "--no-write-fetch-head",
@@ -175,10 +187,11 @@ class Mirror:
             "--no-show-forced-updates",
             "--no-recurse-submodules",
             "--progress" if on_progress else "--quiet",
+            "--stdin",
             "origin",
-            *REFSPECS,
             cwd=self.path,
             deadline=deadline,
+            stdin="".join(f"{refspec}\n" for refspec in refspecs).encode("utf-8", "surrogateescape"),
             on_progress=on_progress,
             asks_upstream=True,
         )
@@ -308,6 +321,24 @@ def refs_in_the_way(remote: Mapping[str, str], local: Mapping[str, str]) -> list
         if name not in remote
         and (name in directories or any(name[:index] in remote for index, char in enumerate(name) if char == "/"))
     ]
+
+
+def unholdable(repository: Path, refs: Iterable[str]) -> dict[str, str]:
+    """Those of an upstream's refs that no files can be made for in `repository`, with the reason for each.
+
+    Of a ref and one below it, which an upstream with another way to store refs may have, the upper one is held.
+    """
+    longest = os.pathconf(repository, "PC_NAME_MAX") - len(".lock")
+    deepest = os.pathconf(repository, "PC_PATH_MAX") - len(os.fsencode(repository)) - len("/.lock") - 1
+    names, found = set(refs), {}
+    for ref in sorted(names):
+        raw = ref.encode("utf-8", "surrogateescape")
+        above = next((ref[:at] for at, char in enumerate(ref) if char == "/" and ref[:at] in names), None)
+        if above is not None:
+            found[ref] = f"it cannot be held here beside {above}"
+        elif len(raw) > deepest or any(len(part) > longest for part in raw.split(b"/")):
+            found[ref] = "it cannot be held here, its name is too long for this disk"
+    return found
 
 
 async def has_object(mirror: Mirror, oid: str) -> bool:

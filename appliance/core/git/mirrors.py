@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 from appliance.core.git.command import Git
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
+from appliance.core.names import is_repo_name
 
 
 class Mirrors:
@@ -29,3 +33,27 @@ class Mirrors:
     def has(self, repo: Repo) -> bool:
         """Whether the mirror is there: a first clone may still be under way."""
         return self(repo.name).exists()
+
+    def on_disk(self) -> list[str]:
+        """The names of those that are there."""
+        return list(mirrors_on_disk(self.layout))
+
+
+def mirrors_on_disk(layout: Layout) -> Iterator[str]:
+    """The names of the mirrors that are there, registered or not."""
+    try:
+        found = sorted(layout.mirrors.glob("*/*.git"))
+    except OSError:
+        return
+    for path in found:
+        name = f"{path.parent.name}/{path.stem}"
+        if is_repo_name(name) and _has_head(path):
+            yield name
+
+
+def _has_head(mirror: Path) -> bool:
+    try:
+        return (mirror / "HEAD").exists()
+    except OSError:
+        # It may not be looked into, so it is there.
+        return True

@@ -7,11 +7,14 @@ from typing import Any
 
 from appliance.core.config.settings import Config
 from appliance.core.errors import NotServing
+from appliance.core.git.mirrors import mirrors_on_disk
 from appliance.core.layout import Layout
 from appliance.core.node.offline import OfflineNode
 from appliance.core.node.running import RunningNode
 from appliance.core.node.state_dir import open_stores
 from appliance.core.process.control import is_serving
+from appliance.core.recording.found import turns_on_disk
+from appliance.core.store.audit import TurnRef
 from appliance.core.store.stores import Stores
 
 
@@ -64,3 +67,10 @@ class Node:
     def revoke_token(self, token_id: int) -> dict[str, Any]:
         """Ends a read token; a running `serve` lets nobody in with it from then on."""
         return self.stores().tokens.revoke(token_id)
+
+    def unknown_turns(self) -> list[TurnRef]:
+        """Turns that mirrors hold and the audit log does not know; a start of `serve` books them."""
+        on_disk = (
+            turn for name in mirrors_on_disk(self.layout) for turn in turns_on_disk(name, self.layout.mirror(name))
+        )
+        return self.stores().audit.unknown(on_disk)

@@ -18,6 +18,7 @@ from appliance.core.node.state_dir import make_privacy, open_stores, wanted_of_c
 from appliance.core.observability.report import repo_documents, status_document
 from appliance.core.process.control import Tell, not_serving
 from appliance.core.process.owner import claim
+from appliance.core.store.audit import LogBehind
 from appliance.core.store.stores import Stores
 from appliance.core.workspace.guest_kit import render_kit
 
@@ -50,6 +51,10 @@ class OfflineNode:
             time.time(),
             audit_head=stores.audit.head(),
         )
+        try:
+            stores.audit.check()
+        except LogBehind as behind:
+            document["warnings"] = [f"pushes will be refused: {behind.message}: {behind.hint}"]
         return document | {"repos": self._privacy.told(document["repos"])}
 
     def pulse(self, timeout: float) -> dict[str, Any] | None:
@@ -104,6 +109,10 @@ class OfflineNode:
         """A read token of a repository, good for `ttl` seconds; `private` says whether guests need one."""
         stores = self.stores()
         return issue_token(stores.tokens, self._privacy, stores.registry.get(name), ttl, note)
+
+    def accept_loss(self) -> dict[str, Any]:
+        """Goes on with an audit log that lacks events; the next start of `serve` looks for turns in mirrors."""
+        return {"accepted": open_stores(self.layout, create=self.create).audit.accept_loss(), "found": 0}
 
     def drop_session(self, repo: str, session: str) -> None:
         """Raises NotServing: sessions are ended by a running `serve`, which may be recording into them."""

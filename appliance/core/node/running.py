@@ -63,6 +63,10 @@ class RunningNode:
         stores = self.stores()
         return issue_token(stores.tokens, make_privacy(self.layout, self.config), stores.registry.get(name), ttl, note)
 
+    def accept_loss(self) -> dict[str, Any]:
+        """Goes on with an audit log that lacks events: whether it did (`accepted`), and turns `found` in mirrors."""
+        return dict(call(self.layout, "accept-loss"))
+
     def drop_session(self, repo: str, session: str) -> None:
         """Ends a session at once."""
         call(self.layout, "session-drop", repo=repo, session=session)

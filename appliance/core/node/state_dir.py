@@ -16,26 +16,54 @@ from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.command import Git, git_environment, write_git_configs
 from appliance.core.git.keyring import Keyring
 from appliance.core.git.mirror import Mirror
+from appliance.core.git.mirrors import mirrors_on_disk
 from appliance.core.layout import Layout
 from appliance.core.names import is_branch_name
 from appliance.core.process.children import Children
 from appliance.core.process.endurance import Endurance
-from appliance.core.store.database import Database
+from appliance.core.store.database import Database, StoreError
 from appliance.core.store.registry import Wanted
 from appliance.core.store.stores import Stores
+from appliance.core.store.told import LOST, ToldHead
 from appliance.core.upstream import Upstream, choose_name, no_ssh, parse_upstream, same_upstream
 
 log = logging.getLogger(__name__)
 
 
-def open_stores(layout: Layout, *, create: bool = True, patient: bool = False) -> Stores:
+def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, patient: bool = False) -> Stores:
     """Opens the database. Without `create`, one that is missing is an error. Raises GitmirrorError.
 
+    So is one that was lost, unless `anew`: then a new one is made, whose audit log is marked as lacking what was told.
     `patient` is for what goes on without it: each use tries again to open it, and raises StoreError meanwhile.
     """
+    if is_lost(layout):
+        if not anew:
+            raise StoreError(
+                f"the database {layout.database} is missing, and {layout.state} was used before",
+                hint="put it back from a backup; or start serve, which makes a new one, serves what the config lists "
+                "and refuses pushes until `gitmirror.pyz audit accept-loss`",
+            )
+        try:
+            told = ToldHead(layout.audit_head)
+            if told.read() is None:
+                told.write(LOST)
+        except OSError as error:
+            raise StoreError(f"{layout.audit_head} cannot be written: {error.strerror}") from error
+        log.error("the database %s was lost: a new one takes its place, pushes are off", layout.database)
     if create:
         make_state(layout)
     return Stores.over(Database(layout.database, create=create, patient=patient))
+
+
+def is_lost(layout: Layout) -> bool:
+    """Whether there is no database, or an empty file, in a state directory that was used."""
+    try:
+        if layout.database.stat().st_size:
+            return False
+    except OSError:
+        if layout.database.exists():
+            return False
+    return layout.audit_head.exists() or any(mirrors_on_disk(layout))
 
 
 def make_state(layout: Layout) -> None:
@@ -148,7 +176,8 @@ def refuse_foreign_leftover(layout: Layout, wanted: Wanted) -> None:
     if url is not None and not same_upstream(url, wanted.url):
         raise UsageError(
             f"{layout.mirror(wanted.name)} still holds the mirror of {url}",
-            hint=f"remove-repo {wanted.name} --purge deletes it, or give this one another --name",
+            hint=f"give this one another --name; remove-repo {wanted.name} --purge deletes that mirror with all "
+            "sessions recorded in it",
         )
 
 

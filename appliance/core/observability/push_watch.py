@@ -88,11 +88,13 @@ class PushWatch:
 
     async def _reason(self) -> tuple[str, str] | None:
         unreadable: GitmirrorError | None = None
+        self.audit_head = None
         try:
             # A push may be waiting for the database just now; the loop must not wait with it.
             self.audit_head = await asyncio.to_thread(self._audit.head)
+            await asyncio.to_thread(self._audit.check)
         except GitmirrorError as error:
-            self.audit_head, unreadable = None, error
+            unreadable = error
         try:
             self._guard.check()
             if unreadable is not None:

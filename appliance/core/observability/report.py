@@ -73,7 +73,7 @@ def _repo_status(repo: Repo, health: Health, now: float, stale_after: float) -> 
         "verified_at": None if health.verified_at is None else rfc3339(health.verified_at),
         "last_error": health.last_error,
         "error": health.error_kind,
-        "hint": hint_of(health.error_kind),
+        "hint": hint_of(health.error_kind, health.sessions),
         "retry_at": None if health.retry_at is None else rfc3339(health.retry_at),
         "failures": health.failures,
         "refs": health.refs,

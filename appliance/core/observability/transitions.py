@@ -79,7 +79,7 @@ def condition_changed(
         state=str(state),
         error=health.error_kind,
         words=words,
-        hint=hint_of(health.error_kind),
+        hint=hint_of(health.error_kind, health.sessions),
         lag=None if lag is None else round(lag, 3),
         failures=health.failures,
         since=since,

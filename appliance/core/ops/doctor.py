@@ -15,10 +15,10 @@ from appliance.core.config.credentials import OPEN
 from appliance.core.config.secret_files import SecretFile
 from appliance.core.config.settings import Config
 from appliance.core.errors import GitmirrorError
-from appliance.core.git.command import OLDEST_GIT
+from appliance.core.git.command import NEWEST_TRIED, OLDEST_GIT
 from appliance.core.git.keyring import check_files
 from appliance.core.node.node import Node
-from appliance.core.node.state_dir import wanted_of_config
+from appliance.core.node.state_dir import is_lost, wanted_of_config
 from appliance.core.process.control import is_serving
 from appliance.core.process.disk import room_of
 from appliance.core.serving.net.sockets import listen
@@ -74,14 +74,15 @@ def _python() -> Check:
 
 
 def _git() -> Check:
-    wanted = ".".join(str(part) for part in OLDEST_GIT)
+    wanted, tried = (".".join(map(str, version)) for version in (OLDEST_GIT, NEWEST_TRIED))
     mend = f"install git {wanted} or newer, on the PATH of the service"
     try:
         said = subprocess.run(["git", "version"], capture_output=True, text=True, check=True, timeout=10).stdout
         version = tuple(int(part) for part in said.split()[2].split(".")[:2])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         return Check("git", False, f"cannot be run: {error}", mend)
-    return Check("git", version >= OLDEST_GIT, said.strip(), mend)
+    note = f" (newer than any that gitmirror was tried with: {wanted} to {tried})" if version > NEWEST_TRIED else ""
+    return Check("git", version >= OLDEST_GIT, said.strip() + note, mend)
 
 
 def _git_daemon() -> Check:
@@ -172,14 +173,18 @@ def _existing(node: Node) -> Path:
 
 
 def _database(node: Node) -> Check:
-    if not node.layout.database.exists():
+    if not node.layout.database.exists() and not is_lost(node.layout):
         return Check("database", True, "not there yet, serve makes it")
     stores = node.stores()
     verdict = stores.audit.verify()
     found = f"{len(stores.registry.all())} repositories, {verdict.events} audit events"
     if verdict.broken is not None:
         found += f"; the audit log is broken at event {verdict.broken}: {verdict.reason}"
-    return Check("database", verdict.broken is None, found, "compare with a backup; `audit verify` says more")
+    unknown = node.unknown_turns()
+    if unknown:
+        found += f"; {len(unknown)} turns in mirrors are in no event of the log"
+    sound = verdict.broken is None and not unknown
+    return Check("database", sound, found, "compare with a backup; `audit verify` says more")
 
 
 def _ports(node: Node) -> list[Check]:

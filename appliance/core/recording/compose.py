@@ -10,11 +10,13 @@ from appliance.core.config.settings import RecordingConfig
 from appliance.core.events import Publish
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.models import Repo
+from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
 from appliance.core.recording.quota import Quota
 from appliance.core.recording.retention import Retention
 from appliance.core.recording.session_count import Begin, SessionCount
+from appliance.core.recording.trusted_time import TrustedTime
 from appliance.core.recording.turns import TurnRecorder
 from appliance.core.store.stores import Stores
 
@@ -25,6 +27,8 @@ class Recording:
 
     guard: HookGuard
     pushes: PushAuthorizer
+    found: FoundTurns
+    time: TrustedTime
     retention: Retention
     count: SessionCount
 
@@ -45,10 +49,13 @@ def compose_recording(
     """
     layout, locks = mirrors.layout, mirrors.locks
     guard, turns = HookGuard(layout, mirrors.git, environment), TurnRecorder(stores.sessions, mirrors)
-    quota = Quota(settings, time.monotonic)
+    quota, trusted = Quota(settings, time.monotonic), TrustedTime(stores.time, time.time, time.monotonic)
+    found = FoundTurns(stores.audit, turns, mirrors.on_disk, mirrors)
     return Recording(
         guard,
-        PushAuthorizer(layout, guard, stores.audit, turns, quota, mirrors, publish),
-        Retention(turns, quota, mirrors, locks, repos=repos, settings=settings, publish=publish, clock=time.time),
+        PushAuthorizer(layout, guard, stores.audit, turns, found, quota, mirrors, publish),
+        found,
+        trusted,
+        Retention(turns, quota, mirrors, locks, repos=repos, settings=settings, publish=publish, time=trusted),
         SessionCount(stores.sessions, learn, begin),
     )

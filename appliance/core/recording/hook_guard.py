@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shlex
 import shutil
 import socket
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, write_atomically
+from appliance.core.git.reflog import read_moves, was_moved
 from appliance.core.layout import Layout
 from appliance.core.process.disk import room_of
 
@@ -81,8 +81,7 @@ class HookGuard:
             command = f"exec {shlex.quote(sys.executable)} -IS {shlex.quote(str(hooks / 'pre_receive.py'))}\n"
             write_atomically(hooks / "pre-receive", f"#!/bin/sh\n{command}", mode=0o755)
             write_atomically(hooks / "update", _TURN_HOOK, mode=0o755)
-            write_atomically(hooks / "reference-transaction", _JOURNAL_HOOK, mode=0o755)
-            names = ("policy.py", "pre_receive.py", "pre-receive", "update", "reference-transaction")
+            names = ("policy.py", "pre_receive.py", "pre-receive", "update")
             self._installed = tuple(_Installed(hooks / name, _identity(hooks / name)) for name in names)
         except OSError as error:
             self.broken, self.may_recover = f"the hooks cannot be written: {error}", True
@@ -127,7 +126,8 @@ class HookGuard:
         """Pushes to a scratch mirror the way a guest's push goes, past the first guard; sets `broken` accordingly.
 
         `daemon` is the command line of `git daemon --inetd`. A push of `refs/heads/x` must be refused and one of
-        `refs/agents/x` accepted: a hook that never runs fails the one, a hook that always fails the other.
+        `refs/agents/x` accepted: a hook that never runs fails the one, a hook that always fails the other. The
+        log of the ref that moved must name the push.
         """
         scratch = self._layout.run / "proof.git"
         try:
@@ -153,6 +153,8 @@ class HookGuard:
                 self.broken = "git does not run the hook update, which keeps every turn"
             elif "refs/agents/x" not in refs:
                 self.broken = f"the hook refuses what it must allow: {agent or branch}"
+            elif not was_moved(read_moves(scratch, "refs/agents/x"), "proof", tip, tip):
+                self.broken = "git keeps no log of who moves a ref, by which outcomes are known"
             else:
                 self.broken = self._changed()
         finally:
@@ -181,11 +183,7 @@ class HookGuard:
         ours, theirs = socket.socketpair()
         turns = scratch / "gitmirror-turns"
         turns.write_text("refs/agents/x proof\n")
-        environment = self._environment | {
-            "GITMIRROR_PUSH": "proof",
-            "GITMIRROR_JOURNAL": os.devnull,
-            "GITMIRROR_TURNS": str(turns),
-        }
+        environment = self._environment | push_environment("proof", turns)
         with ours:
             with theirs:
                 child = self._git.children.start(
@@ -208,6 +206,17 @@ class HookGuard:
         return answer.decode("utf-8", "replace")[-300:]
 
 
+def push_environment(push: str, turns: Path) -> dict[str, str]:
+    """What receive-pack and the hooks get of a push: its id, with which git signs the log of each ref that it moves,
+    and the file that tells which turns it makes."""
+    return {
+        "GITMIRROR_PUSH": push,
+        "GITMIRROR_TURNS": str(turns),
+        "GIT_COMMITTER_NAME": "gitmirror",
+        "GIT_COMMITTER_EMAIL": push,
+    }
+
+
 def _packet(payload: bytes) -> bytes:
     return b"%04x%s" % (len(payload) + 4, payload)
 
@@ -218,16 +227,11 @@ _TURN_HOOK = """\
 # is killed when, no recorded commit is lost. A ref that no turn was opened for does not move.
 while read -r ref turn; do
     if [ "$ref" = "$1" ]; then
-        exec git -c core.hooksPath=/dev/null update-ref "refs/gitmirror/turns/$turn" "$3"
+        # The empty old value: only where there is none. A log that is older than this mirror gives ids a second time.
+        exec git -c core.hooksPath=/dev/null -c core.logAllRefUpdates=false \\
+            update-ref "refs/gitmirror/turns/$turn" "$3" ""
     fi
 done <"$GITMIRROR_TURNS"
 echo "gitmirror: refused: no turn was opened for $1" >&2
 exit 1
-"""
-
-_JOURNAL_HOOK = """\
-#!/bin/sh
-# Called three times a push; only "committed" is exactly true. serve reads the journal to know what became of a push.
-[ "$1" = committed ] || exit 0
-exec cat >>"$GITMIRROR_JOURNAL"
 """

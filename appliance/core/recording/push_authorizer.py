@@ -17,10 +17,12 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import ZERO_OID, PushDecision, PushFault, RefChange, RefCommand, Repo
 from appliance.core.process.endurance import Endurance
-from appliance.core.recording.hook_guard import OFF, HookGuard
+from appliance.core.recording.found import FoundTurns
+from appliance.core.recording.hook_guard import OFF, HookGuard, push_environment
+from appliance.core.recording.outcomes import Outcomes
 from appliance.core.recording.policy import ALLOWED, MOST_REFS, review, session_of
 from appliance.core.recording.quota import Quota
-from appliance.core.recording.turns import TURNS, TurnRecorder, write_turn_file
+from appliance.core.recording.turns import TurnRecorder, write_turn_file
 from appliance.core.store.audit import Attempt, AuditLog, OpenAttempt
 from appliance.core.store.sessions import Unbooked
 from appliance.core.store.write_behind import once_stored
@@ -55,6 +57,7 @@ class PushAuthorizer:
         guard: HookGuard,
         audit: AuditLog,
         book: TurnRecorder,
+        found: FoundTurns,
         quota: Quota,
         mirror_of: Callable[[str], Mirror],
         publish: Publish,
@@ -63,8 +66,10 @@ class PushAuthorizer:
         self._guard = guard
         self._audit = audit
         self._book = book
+        self._found = found
         self._quota = quota
         self._mirror_of = mirror_of
+        self._outcomes = Outcomes(audit, mirror_of)
         self._publish = publish
         self._refusals: dict[str, _Refusals] = {}
         self._unsettled: list[tuple[PushDecision, Mapping[str, str | None], int]] = []
@@ -76,16 +81,12 @@ class PushAuthorizer:
         self.rejected = 0
 
     def open(self) -> str:
-        """A new push's id; its journal is named after it."""
+        """A new push's id."""
         return f"{time.time_ns():x}-{secrets.token_hex(4)}"
 
     def environment(self, push: str) -> dict[str, str]:
-        """What the hooks of that push are told: its id, where to note what is committed, which turns it makes."""
-        return {
-            "GITMIRROR_PUSH": push,
-            "GITMIRROR_JOURNAL": str(self._journal(push)),
-            "GITMIRROR_TURNS": str(self._turns(push)),
-        }
+        """What receive-pack and the hooks of that push are told: its id, and which turns it makes."""
+        return push_environment(push, self._turns(push))
 
     def check(self) -> None:
         """Raises GitmirrorError while attempts of an earlier serve are not looked at yet."""
@@ -94,9 +95,6 @@ class PushAuthorizer:
                 f"{OFF}: what an earlier serve left open is not settled yet",
                 hint="nothing: it is tried again by itself; if it goes on, see the log of serve",
             )
-
-    def _journal(self, push: str) -> Path:
-        return self._layout.pushes / push
 
     def _turns(self, push: str) -> Path:
         return self._layout.pushes / f"{push}.turns"
@@ -128,6 +126,7 @@ class PushAuthorizer:
             try:
                 self._guard.check()
                 self.check()
+                await self._found.require_whole_log(repo.name)
                 if limit := await self._over_limit(repo, commands, await count_objects()):
                     refused = {command.ref: limit for command in commands}
             except PushFault as fault_of_pack:
@@ -176,7 +175,7 @@ class PushAuthorizer:
         bytes that the guest sent. Never raises: what cannot be logged now is tried again.
         """
         try:
-            outcomes = await self._outcomes(ruling, report, self._quota.too_large(size))
+            outcomes = await self._outcomes.of_push(ruling, report, self._quota.too_large(size))
         except GitmirrorError as error:
             log.error("the outcome of push %s is not known yet: %s", ruling.push, error)
             self._unsettled.append((ruling, report, size))
@@ -192,9 +191,8 @@ class PushAuthorizer:
                 log.error("the outcome of push %s cannot be logged yet: %s", ruling.push, error)
                 self._unsettled.append((ruling, report, size))
                 return
-            for note in (self._journal(ruling.push), self._turns(ruling.push)):
-                with self._endurance.over(str(note)):
-                    note.unlink(missing_ok=True)
+            with self._endurance.over(f"the turns of push {ruling.push}"):
+                self._turns(ruling.push).unlink(missing_ok=True)
             try:
                 await self._book_turns(ruling, done, size)
             except GitmirrorError as error:
@@ -219,21 +217,21 @@ class PushAuthorizer:
         created = [session_of(command.ref) or "" for _, command in applied if command.old == ZERO_OID]
         if created:
             await self._book.back_from_archive(ruling.repo.name, created)
-        failed = {attempt: command.ref for attempt, command in pairs if attempt not in done}
+        failed = {attempt: command.new for attempt, command in pairs if attempt not in done}
         if failed:
             await self._book.drop_turn_refs(ruling.repo.name, failed)
 
     async def settle(self) -> int:
-        """Settles what an earlier serve left open, by the journals and the refs; returns how many. Raises StoreError.
+        """Settles what an earlier serve left open, by the refs and their logs; returns how many. Raises StoreError.
 
         Newest first: a later push that started from an attempt's commit proves that the attempt was applied.
         """
         attempts = await asyncio.to_thread(self._audit.open_attempts)
         self._open = await self._settle_each(attempts)
-        needed = {self._journal(attempt.push) for attempt in self._open}
-        for journal in set(self._layout.pushes.glob("*")) - needed:
-            with self._endurance.over(str(journal)):
-                journal.unlink(missing_ok=True)
+        for turns in self._layout.pushes.glob("*"):
+            with self._endurance.over(str(turns)):
+                turns.unlink(missing_ok=True)
+        await self._found.look_everywhere()
         await self._book.catch_up()
         self._quota.used_bytes = await asyncio.to_thread(self._book.store.recorded_bytes)
         self.is_settled = True
@@ -250,12 +248,11 @@ class PushAuthorizer:
         return left
 
     async def _settle(self, attempt: OpenAttempt) -> None:
-        applied, how = await self._was_applied(attempt)
+        applied, how = await self._outcomes.of_open(attempt)
         if not applied and self._mirror_of(attempt.repo).is_there():
-            await self._book.drop_turn_refs(attempt.repo, {attempt.id: attempt.ref})
+            await self._book.drop_turn_refs(attempt.repo, {attempt.id: attempt.new or ""})
         outcome = (attempt.id, "applied" if applied else "failed", how)
         await asyncio.to_thread(self._audit.record_outcomes, [outcome])
-        self._journal(attempt.push).unlink(missing_ok=True)
 
     async def tidy(self) -> None:
         """Called now and then: closes roll-ups whose time is over, retries what could not be logged or settled."""
@@ -315,51 +312,9 @@ class PushAuthorizer:
         except GitmirrorError as error:
             log.error("%s, and the audit log cannot be written: %s", summary, error)
 
-    async def _outcomes(
-        self, ruling: PushDecision, report: Mapping[str, str | None], excess: str | None
-    ) -> list[tuple[int, str, str | None]]:
-        committed = _committed(self._journal(ruling.push))
-        unknown = [c for c in ruling.commands if (c.new, c.ref) not in committed and c.ref not in report]
-        # The hook's word, then receive-pack's. Where it was killed before it said either, the refs are asked.
-        refs = await self._mirror_of(ruling.repo.name).local_refs("refs/agents/", TURNS) if unknown else {}
-        outcomes: list[tuple[int, str, str | None]] = []
-        for attempt, command in zip(ruling.attempts, ruling.commands, strict=True):
-            reason = report.get(command.ref, "the guest left before the push was whole, or it was ended")
-            moved = f"{TURNS}{attempt}" in refs and refs.get(command.ref) == command.new
-            if (command.new, command.ref) in committed or (command in unknown and moved):
-                reason = None
-            elif excess and reason:
-                reason = f"{excess}: {reason}"
-            outcomes.append((attempt, "failed" if reason else "applied", escape_ascii(reason) if reason else None))
-        return outcomes
-
-    async def _was_applied(self, attempt: OpenAttempt) -> tuple[bool, str]:
-        if (attempt.new, attempt.ref) in _committed(self._journal(attempt.push)):
-            return True, "settled at start: the ref transaction was committed"
-        mirror, turn = self._mirror_of(attempt.repo), f"{TURNS}{attempt.id}"
-        refs = await mirror.local_refs(attempt.ref, turn) if mirror.is_there() else {}
-        # The turn is there before the ref moves: without it, whoever brought the ref to this commit was not this push.
-        if turn not in refs:
-            return False, "settled at start: serve was ended before the ref moved"
-        if refs.get(attempt.ref) == attempt.new:
-            return True, "settled at start: the ref is at this commit"
-        if await asyncio.to_thread(self._audit.led_on, attempt):
-            return True, "settled at start: a later push started from this commit"
-        return False, "settled at start: serve was ended before the ref moved"
-
 
 def _change(command: RefCommand) -> RefChange:
     return RefChange(command.ref, None if command.old == ZERO_OID else command.old, command.new)
-
-
-def _committed(journal: Path) -> set[tuple[str, str]]:
-    """(new, ref) of each line that the reference-transaction hook wrote."""
-    try:
-        lines = journal.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return set()
-    parts = (line.split(" ", 2) for line in lines)
-    return {(part[1], part[2]) for part in parts if len(part) == 3}
 
 
 def _advice(repo: Repo, refused: Mapping[str, str]) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from appliance.core.config.settings import RecordingConfig
@@ -21,7 +20,9 @@ from appliance.core.models import ZERO_OID, Repo
 from appliance.core.process.endurance import Endurance
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.quota import Quota
+from appliance.core.recording.trusted_time import TrustedTime
 from appliance.core.recording.turns import ARCHIVE, TURNS, TurnRecorder
+from appliance.core.store.trusted_time import timestamp
 from appliance.core.units import format_duration
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Retention:
         repos: Callable[[], list[Repo]],
         settings: Callable[[], RecordingConfig],
         publish: Publish,
-        clock: Callable[[], float],
+        time: TrustedTime,
     ) -> None:
         self._book = book
         self._store = book.store
@@ -56,7 +57,7 @@ class Retention:
         self._repos = repos
         self._settings = settings
         self._publish = publish
-        self._clock = clock
+        self._time = time
 
     async def run(self) -> None:
         """The loop; ends by being cancelled."""
@@ -73,18 +74,23 @@ class Retention:
         """Ends what is over and archives what is idle. Raises GitmirrorError."""
         if not self._mirror_of(repo.name).exists():
             return
-        now, keep_for = self._clock(), self._settings().retention
+        now = await self._time.now()
+        if now is not None:
+            await self._go_by(now, repo)
+        if left := await self._book.drop_leftovers(repo.name):
+            log.info("%s: removed %d turn refs that a kill had left", repo.name, left)
+
+    async def _go_by(self, now: float, repo: Repo) -> None:
+        keep_for = self._settings().retention
         over, idle = [], []
         for session in await asyncio.to_thread(self._store.all, repo.name):
-            age = now - _timestamp(session["last_at"])
+            age = now - timestamp(session["last_at"])
             if age > keep_for and not session["kept"]:
                 over.append(session)
             elif age > IDLE and not session["archived"]:
                 idle.append(session)
         await self.end(repo, over, f"ended by retention after {format_duration(keep_for)}")
         await self._archive(repo, idle)
-        if left := await self._book.drop_leftovers(repo.name):
-            log.info("%s: removed %d turn refs that a kill had left", repo.name, left)
 
     async def end(self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str) -> None:
         """Removes the refs and turns of sessions, then their rows; the log gets a note for each.
@@ -114,11 +120,12 @@ class Retention:
             if tip not in (ZERO_OID, session["tip"]):
                 raise GitError(f"the session {name} is being written just now")
             lines.append(f"verify {agents} {ZERO_OID}\n" if tip == ZERO_OID else f"delete {agents} {tip}\n")
-            refs = [f"{ARCHIVE}{name}", *(f"{TURNS}{attempt}" for attempt in attempts)]
+            turns = {f"{TURNS}{attempt}": commit for attempt, commit in attempts.items()}
+            refs = [f"{ARCHIVE}{name}", *(ref for ref, commit in turns.items() if present.get(ref) == commit)]
             lines += [f"delete {ref} {present[ref]}\n" for ref in refs if ref in present]
         if mirror.exists():
             await mirror.update_refs(lines)
-        await asyncio.to_thread(self._store.end, repo.name, ended, reason, self._clock())
+        await asyncio.to_thread(self._store.end, repo.name, ended, reason, self._time.clock())
         for name in ended:
             log.info("%s: session %s %s", repo.name, name, reason)
 
@@ -149,7 +156,3 @@ class Retention:
 def _portions(sessions: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:
     for first in range(0, len(sessions), AT_ONCE):
         yield sessions[first : first + AT_ONCE]
-
-
-def _timestamp(text: str) -> float:
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp()

@@ -11,12 +11,16 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.history import turn_facts
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Turn
+from appliance.core.store.audit import UNKNOWN
 from appliance.core.store.sessions import SessionStore, Unbooked
+from appliance.core.units import rfc3339
 
 log = logging.getLogger(__name__)
 
 TURNS = "refs/gitmirror/turns/"
 ARCHIVE = "refs/gitmirror/archive/"
+LATEST = 2**32
+"""A time of a commit past which it says nothing; a guest writes what it likes there."""
 
 
 class TurnRecorder:
@@ -30,13 +34,17 @@ class TurnRecorder:
         """One applied push as a turn. Raises GitmirrorError; it is then booked at the next start."""
         mirror = self._mirror_of(push.repo)
         facts = await turn_facts(mirror, push.commit)
+        at = push.at
+        if push.client == UNKNOWN:
+            # Found, not seen: all that is known is that it was recorded before.
+            at = min(at, rfc3339(max(0, facts.committed_at))) if facts.committed_at < LATEST else at
         turn = Turn(
             id=push.id,
             repo=push.repo,
             session=push.session,
             commit=push.commit,
             base=facts.base,
-            at=push.at,
+            at=at,
             subject=facts.subject,
             commits=facts.commits,
             files_changed=facts.changed.files_changed,
@@ -61,10 +69,14 @@ class TurnRecorder:
         return booked
 
     async def drop_turn_refs(self, repo: str, attempts: Mapping[int, str]) -> None:
-        """Removes the turn refs of attempts that were not applied. Raises GitError."""
+        """Removes the turn refs of attempts that were not applied, by id with their commits. Raises GitError.
+
+        A ref that keeps another commit is another turn's, and the reason why this one was not applied.
+        """
         mirror = self._mirror_of(repo)
-        present = await mirror.local_refs(*(f"{TURNS}{attempt}" for attempt in attempts))
-        await mirror.update_refs(f"delete {ref} {oid}\n" for ref, oid in present.items())
+        commits = {f"{TURNS}{attempt}": commit for attempt, commit in attempts.items()}
+        present = await mirror.local_refs(*commits)
+        await mirror.update_refs(f"delete {ref} {oid}\n" for ref, oid in present.items() if commits.get(ref) == oid)
 
     async def drop_leftovers(self, repo: str) -> int:
         """Removes turn refs that a kill left: of failed pushes, of ended sessions. Returns how many. Raises GitError.
@@ -73,9 +85,10 @@ class TurnRecorder:
         """
         mirror = self._mirror_of(repo)
         present = await mirror.local_refs(TURNS)
-        attempts = {int(number): ref for ref in present if (number := ref.removeprefix(TURNS)).isdigit()}
-        gone = await asyncio.to_thread(self.store.without_turn, attempts)
-        await mirror.update_refs(f"delete {attempts[each]} {present[attempts[each]]}\n" for each in gone)
+        numbers = {ref: number for ref in present if (number := ref.removeprefix(TURNS)).isdigit()}
+        attempts = {int(number): present[ref] for ref, number in numbers.items()}
+        gone = await asyncio.to_thread(self.store.without_turn, repo, attempts)
+        await mirror.update_refs(f"delete {TURNS}{each} {attempts[each]}\n" for each in gone)
         return len(gone)
 
     async def back_from_archive(self, repo: str, sessions: list[str]) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
@@ -21,6 +21,7 @@ from appliance.core.git.ref_traces import take_traces
 from appliance.core.layout import Layout
 from appliance.core.models import RefChange, RemoteRefs, Repo
 from appliance.core.process.disk import room_of
+from appliance.core.refresh.left_out import LeftOutRefs, in_one_sentence
 from appliance.core.text import storable
 from appliance.core.upstream import Upstream, parse_upstream
 
@@ -43,21 +44,25 @@ class RefreshRun:
 
 @dataclass(frozen=True)
 class MirrorFacts:
-    """What a mirror is after a refresh. `size` is None when nothing moved and it was not measured."""
+    """What a mirror is after a refresh. `size` is None when nothing moved and it was not measured.
+
+    `left_out` are refs of the upstream that it could not take, with the reason for each.
+    """
 
     tip: str | None
     head: str | None
     refs: int
     size: int | None
     moved: tuple[RefChange, ...] = field(default=())
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def columns(self, started_at: float) -> dict[str, Any]:
         """The columns of Health after a refresh that succeeded and began at `started_at`."""
         columns: dict[str, Any] = {
             "checked_at": started_at,
             "verified_at": started_at,
-            "last_error": None,
-            "error_kind": None,
+            "last_error": in_one_sentence(self.left_out) if self.left_out else None,
+            "error_kind": str(Kind.REF) if self.left_out else None,
             "retry_at": None,
             "failures": 0,
             "cloned": True,
@@ -81,6 +86,7 @@ class Refresher:
         self.keyring = keyring
         self.timeout = timeout
         self._memory = RefMemory()
+        self.left_out = LeftOutRefs()
 
     async def refresh(self, run: RefreshRun) -> MirrorFacts:
         """Brings one mirror up to date, cloning it first if need be. Raises GitmirrorError; refs then are as before."""
@@ -121,26 +127,37 @@ class Refresher:
         await growing.initialise(run.repo.url)
         if with_credential:
             growing.mark(run.repo.url)
-        remote = await growing.remote_refs(self._asking_deadline())
+        offered = await growing.remote_refs(self._asking_deadline())
+        left_out = self.left_out.of(growing, offered)
+        remote = _without(offered, left_out)
         run.fetching = True
-        await growing.fetch(self.timeout, run.on_progress)
+        left_out = await self.left_out.fetch(
+            growing, remote, list(remote.refs), left_out, self.timeout, run.on_progress
+        )
+        remote = _without(offered, left_out)
         await self._require_brought(growing, remote, before={})
+        _require_followed(run.repo, remote.head, left_out)
         await self._follow_head(growing, remote)
         async with self._locks.shared(run.repo.name):
             if with_credential and self.keyring.entry(upstream) is None:
                 # By the config alone it is open to everybody now: nothing was there whose mark could have told.
                 raise CredentialError(f"the [[credentials]] entry of {run.repo.url} was taken out while it was cloned")
             mirror = growing.rename_to(self._layout.mirror(run.repo.name))
-        return await self._facts(mirror, run.repo, before={})
+        self.left_out.renamed(growing.path, mirror.path)
+        return replace(await self._facts(mirror, run.repo, before={}), left_out=left_out)
 
     async def _update(self, mirror: Mirror, run: RefreshRun) -> MirrorFacts:
         mirror.configure(run.repo.url)
-        remote = await mirror.remote_refs(self._asking_deadline())
+        offered = await mirror.remote_refs(self._asking_deadline())
+        left_out = self.left_out.of(mirror, offered)
+        remote = _without(offered, left_out)
         if self._memory.holds(mirror.path, remote.refs):
+            _require_followed(run.repo, remote.head, left_out)
             await self._follow_head(mirror, remote)
-            return self._same(mirror, run.repo, remote.refs)
+            return replace(self._same(mirror, run.repo, remote.refs), left_out=left_out)
         traces = take_traces(mirror.path, time.time(), *FOLLOWED)
-        before = await mirror.local_refs()
+        # What is left out stays as it was, neither moved nor removed.
+        before = {ref: oid for ref, oid in (await mirror.local_refs()).items() if ref not in left_out}
         changes = changes_between(before, remote.refs)
         if changes:
             run.fetching = True
@@ -148,16 +165,19 @@ class Refresher:
                 branch = followed_ref(run.repo, mirror.head())
                 await mirror.anchor(changes, branch)
                 await mirror.make_way(remote.refs, before)
-                await mirror.fetch(self.timeout, run.on_progress)
+                changed = [change.ref for change in changes if change.new is not None]
+                left_out = await self.left_out.fetch(mirror, remote, changed, left_out, self.timeout, run.on_progress)
+                remote = _without(offered, left_out)
                 # Refs may have moved since the upstream was asked, too.
                 moved = changes_between(before, await mirror.local_refs())
                 await mirror.anchor([change for change in moved if change not in changes], branch)
             await self._require_brought(mirror, remote, before)
+        _require_followed(run.repo, remote.head, left_out)
         await self._follow_head(mirror, remote)
         if not changes:
             self._memory.learn(mirror.path, traces, before)
-            return self._same(mirror, run.repo, before)
-        return await self._facts(mirror, run.repo, before=before)
+            return replace(self._same(mirror, run.repo, before), left_out=left_out)
+        return replace(await self._facts(mirror, run.repo, before=before), left_out=left_out)
 
     def _asking_deadline(self) -> float:
         return min(ASKING_DEADLINE, self.timeout)
@@ -208,6 +228,17 @@ class Refresher:
 
 def _not_brought(remote: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     return [ref for ref, oid in remote.items() if after.get(ref) == before.get(ref) != oid]
+
+
+def _without(remote: RemoteRefs, left_out: Mapping[str, str]) -> RemoteRefs:
+    return replace(remote, refs={ref: oid for ref, oid in remote.refs.items() if ref not in left_out})
+
+
+def _require_followed(repo: Repo, head: str | None, left_out: Mapping[str, str]) -> None:
+    """A mirror without the branch that everybody asks for is not up to date. Raises GitError."""
+    followed = followed_ref(repo, head)
+    if followed in left_out:
+        raise GitError(f"{storable(followed or '')}: {left_out[followed or '']}")
 
 
 def followed_ref(repo: Repo, head: str | None) -> str | None:

@@ -1,25 +1,38 @@
 """The audit log: append-only events, each chained by its hash to the one before.
 
 An *attempt* is one ref of one push with the verdict of the guard; an *outcome* says what really became of an
-accepted attempt; a *note* says that a session was ended, and why. The canonical form that is hashed is the JSON object
-of all columns but `hash`, keys sorted, no spaces, ASCII only; `hash` is its SHA-256 in hex and `prev` the hash of the
-event before (64 zeros for the first).
+accepted attempt; a *note* says that a session was ended, and why, or that an operator accepted a loss.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlite_utils
 
+from appliance.core.errors import GitmirrorError
+from appliance.core.store.chain import (
+    GENESIS,
+    append_event,
+    canonical_form,
+    contains,
+    head_of,
+    highest_id,
+    newest_event,
+)
 from appliance.core.store.database import Database, rows
+from appliance.core.store.told import Head, ToldHead
 from appliance.core.units import rfc3339
 
-GENESIS = "0" * 64
+FOUND = "found"
+"""The `push` of a turn that was found in a mirror: the log has no event of the push that made it."""
+UNKNOWN = "unknown"
+"""The `client` of such a turn."""
+_FOUND_REASON = "found in the mirror, not seen: its guest and the time of its push are unknown"
 HASHED = (
     "id", "kind", "at", "attempt", "push", "repo", "session", "ref", "old", "new",
     "verdict", "outcome", "reason", "client", "prev",
@@ -53,6 +66,34 @@ class OpenAttempt:
     new: str | None
 
 
+class TurnRef(NamedTuple):
+    """The ref that keeps a turn, as a mirror has it: `id` is that of the attempt which made it."""
+
+    repo: str
+    id: int
+    commit: str
+
+
+@dataclass(frozen=True)
+class FoundTurn:
+    """A turn that the log does not know, and the session that it is taken to be of."""
+
+    ref: TurnRef
+    session: str
+
+
+class LogBehind(GitmirrorError):
+    """The log lacks events that were told: its database is older than what was recorded, or a new one."""
+
+    def __init__(self, head: Head) -> None:
+        known = f"event {head.id}, which was told," if head.id else "everything that was told,"
+        super().__init__(
+            f"the audit log lacks {known} so its database is an older one or a new one",
+            hint="put the newest gitmirror.db back and restart; when there is none, `gitmirror.pyz audit accept-loss` "
+            "lets pushes in again",
+        )
+
+
 @dataclass(frozen=True)
 class Verification:
     """Whether the chain holds. `broken` is the id of the first event that does not, and `reason` how."""
@@ -63,25 +104,25 @@ class Verification:
     reason: str | None = None
 
 
-def canonical_form(event: dict[str, Any]) -> bytes:
-    """The bytes whose SHA-256 is the event's hash."""
-    hashed = {key: event[key] for key in HASHED}
-    return json.dumps(hashed, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-
-
 class AuditLog:
     """The log in `database`. `clock` gives Unix seconds."""
 
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database = database
         self._clock = clock
+        self._told = ToldHead(database.path.with_name("audit-head"))
+
+    def check(self) -> None:
+        """Raises LogBehind unless the log contains the event that was last told; StoreError when it cannot be read."""
+        with self._database.reading() as connection:
+            self._check(connection)
 
     def record_attempts(self, attempts: Sequence[Attempt]) -> list[int]:
         """Appends attempts in one transaction; returns their ids. Raises StoreError, then none is logged."""
         at = rfc3339(self._clock())
-        with self._database.writing() as connection:
+        with self._telling() as connection:
             return [
-                _append(
+                append_event(
                     connection,
                     kind="attempt",
                     at=at,
@@ -101,13 +142,13 @@ class AuditLog:
     def record_outcomes(self, outcomes: Iterable[tuple[int, str, str | None]]) -> None:
         """Appends (attempt id, `applied` or `failed`, reason). An attempt that has one already keeps it."""
         at = rfc3339(self._clock())
-        with self._database.writing() as connection:
+        with self._telling() as connection:
             for attempt_id, outcome, reason in outcomes:
                 if rows(connection, "SELECT 1 FROM audit_events WHERE attempt = ?", attempt_id):
                     continue
                 [attempt] = rows(connection, "SELECT * FROM audit_events WHERE id = ?", attempt_id)
                 copied = {key: attempt[key] for key in ("push", "repo", "session", "ref", "old", "new", "client")}
-                _append(
+                append_event(
                     connection,
                     kind="outcome",
                     at=at,
@@ -116,6 +157,54 @@ class AuditLog:
                     reason=reason,
                     **copied,
                 )
+
+    def unknown(self, turns: Iterable[TurnRef]) -> list[TurnRef]:
+        """Those of `turns` of which the log has no accepted attempt: it is older than they are, or another node's."""
+        known = """SELECT 1 FROM audit_events WHERE id = ? AND repo = ? AND new = ?
+                   AND kind = 'attempt' AND verdict = 'accepted'"""
+        with self._database.reading() as connection:
+            execute = connection.conn.execute
+            return [turn for turn in turns if execute(known, (turn.id, turn.repo, turn.commit)).fetchone() is None]
+
+    def record_found(self, turns: Iterable[FoundTurn]) -> list[FoundTurn]:
+        """Appends turns that were found in mirrors, each under its own id, in one transaction; returns those appended.
+
+        An id that the log has given away meanwhile is passed over.
+        """
+        at = rfc3339(self._clock())
+        with self._telling() as connection:
+            last, taken = highest_id(connection), []
+            for turn in sorted(turns, key=lambda each: each.ref.id):
+                if turn.ref.id > last:
+                    last = turn.ref.id
+                    taken.append(turn)
+            facts = {"at": at, "push": FOUND, "client": UNKNOWN, "reason": _FOUND_REASON}
+            for turn in taken:
+                append_event(connection, kind="attempt", id=turn.ref.id, verdict="accepted", **facts, **_named(turn))
+            for turn in taken:
+                append_event(
+                    connection, kind="outcome", attempt=turn.ref.id, outcome="applied", **facts, **_named(turn)
+                )
+        return taken
+
+    def accept_loss(self) -> bool:
+        """Goes on from here although events are lost, with a note that says so; False when none is."""
+        told = self._told.read()
+        with self._database.writing() as connection:
+            if told is None or contains(connection, told):
+                return False
+            reason = f"an operator accepted that events are lost, up to {told.id} ({told.hash}) or later"
+            at = rfc3339(self._clock())
+            append_event(connection, kind="note", at=at, push="", repo="", ref="", reason=reason, client="")
+            head = newest_event(connection)
+        if head is not None:
+            self._told.write(head)
+        return True
+
+    def last_id(self) -> int:
+        """The highest id that was given; 0 when none was."""
+        with self._database.reading() as connection:
+            return highest_id(connection)
 
     def open_attempts(self) -> list[OpenAttempt]:
         """Accepted attempts with no outcome, oldest first."""
@@ -195,16 +284,16 @@ class AuditLog:
     def head(self) -> str:
         """The hash of the newest event; 64 zeros when there is none."""
         with self._database.reading() as connection:
-            return _head(connection)
+            return head_of(connection)
 
     def verify(self, expected_head: str | None = None) -> Verification:
         """Walks the whole chain. With `expected_head`, that hash must be in it: a cut-off end is then seen too."""
         with self._database.reading() as connection:
             # Before the walk: what is appended meanwhile is no gap.
-            written = _written(connection)
+            written = highest_id(connection)
         prev, count, seen_head, last_id = GENESIS, 0, expected_head in (None, GENESIS), 0
         for event in self.events():
-            if event["id"] != last_id + 1:
+            if event["id"] != last_id + 1 and event["push"] != FOUND:
                 return Verification(count, prev, last_id + 1, f"it is gone, and with it all up to {event['id'] - 1}")
             if event["prev"] != prev:
                 return Verification(count, prev, event["id"], "it does not follow on the event before, or that changed")
@@ -216,33 +305,32 @@ class AuditLog:
             return Verification(count, prev, last_id + 1, f"events up to {written} were written, this one is gone")
         if not seen_head:
             return Verification(count, prev, last_id + 1, f"the log no longer contains {expected_head}")
+        try:
+            self.check()
+        except LogBehind as behind:
+            return Verification(count, prev, last_id + 1, f"{behind.message}; {behind.hint}")
         return Verification(count, prev)
 
+    def _check(self, connection: sqlite_utils.Database) -> None:
+        told = self._told.read()
+        if told is not None and not contains(connection, told):
+            raise LogBehind(told)
 
-def append_note(
-    connection: sqlite_utils.Database, at: str, repo: str, session: str, ref: str, tip: str, reason: str
-) -> None:
-    """Adds a note, such as that a session was ended, inside the caller's transaction."""
-    _append(
-        connection, kind="note", at=at, push="", repo=repo, session=session, ref=ref, old=tip, reason=reason, client=""
-    )
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[sqlite_utils.Database]:
+        """A transaction whose last event is told from when it is committed, unless the log lacks what was told before.
+
+        Then the older word stays: only an operator takes it back.
+        """
+        with self._database.writing() as connection:
+            told = self._told.read()
+            behind = told is not None and not contains(connection, told)
+            yield connection
+            head = newest_event(connection)
+        if head is not None and not behind:
+            self._told.note(head)
 
 
-def _head(connection: sqlite_utils.Database) -> str:
-    newest = rows(connection, "SELECT hash FROM audit_events ORDER BY id DESC LIMIT 1")
-    return str(newest[0]["hash"]) if newest else GENESIS
-
-
-def _written(connection: sqlite_utils.Database) -> int:
-    """The id of the newest event ever written; SQLite remembers it when the event is gone. Ids have no gaps."""
-    counted = rows(connection, "SELECT seq FROM sqlite_sequence WHERE name = 'audit_events'")
-    return int(counted[0]["seq"]) if counted else 0
-
-
-def _append(connection: sqlite_utils.Database, **columns: Any) -> int:
-    """Adds one event inside the caller's transaction, so that nobody comes between reading the head and this."""
-    event: dict[str, Any] = dict.fromkeys(HASHED)
-    event |= columns | {"id": _written(connection) + 1, "prev": _head(connection)}
-    event["hash"] = hashlib.sha256(canonical_form(event)).hexdigest()
-    connection.table("audit_events").insert(event)
-    return int(event["id"])
+def _named(turn: FoundTurn) -> dict[str, str | None]:
+    ref = f"refs/agents/{turn.session}"
+    return {"repo": turn.ref.repo, "session": turn.session, "ref": ref, "old": None, "new": turn.ref.commit}

@@ -204,3 +204,8 @@ _step(
         revoked_at REAL
     )""",
 )
+
+_step(
+    "0007_trusted_time",
+    "CREATE TABLE trusted_time (id INTEGER PRIMARY KEY CHECK (id = 1), at REAL NOT NULL)",
+)

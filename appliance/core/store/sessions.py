@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import sqlite_utils
 
 from appliance.core.models import Turn
-from appliance.core.store.audit import append_note
+from appliance.core.store.audit import UNKNOWN
+from appliance.core.store.chain import append_note
 from appliance.core.store.database import Database, rows
 from appliance.core.units import rfc3339
 
@@ -75,6 +76,11 @@ class SessionStore:
                 [row] = rows(connection, "SELECT turn FROM turns WHERE id = ?", turn.id)
                 number = int(row["turn"])
             self._summarise(connection, turn.repo, turn.session)
+            if turn.client == UNKNOWN:
+                # Its time is a guess, and whether it was to be kept is lost: nothing ends it but an operator.
+                connection.execute(
+                    "UPDATE sessions SET kept = 1 WHERE repo = ? AND session = ?", [turn.repo, turn.session]
+                )
             return number
 
     def all(self, repo: str | None = None) -> list[dict[str, Any]]:
@@ -146,12 +152,13 @@ class SessionStore:
                     "UPDATE sessions SET archived = ? WHERE repo = ? AND session = ?", [int(archived), repo, session]
                 )
 
-    def applied(self, repo: str, session: str) -> list[int]:
-        """Every attempt that made a turn of the session as it is now, booked or not, oldest first."""
+    def applied(self, repo: str, session: str) -> dict[int, str]:
+        """Every attempt that made a turn of the session as it is now, booked or not, oldest first, and its commit."""
         with self._database.reading() as connection:
             found = rows(
                 connection,
-                """SELECT a.id FROM audit_events a JOIN audit_events o ON o.attempt = a.id AND o.outcome = 'applied'
+                """SELECT a.id, a.new FROM audit_events a
+                   JOIN audit_events o ON o.attempt = a.id AND o.outcome = 'applied'
                    WHERE a.repo = ?1 AND a.ref = ?2 AND a.session = ?3 AND a.id >
                        coalesce((SELECT max(e.last_attempt) FROM session_ends e
                                  WHERE e.repo = ?1 AND e.session = ?3), 0)
@@ -160,7 +167,7 @@ class SessionStore:
                 f"refs/agents/{session}",
                 session,
             )
-        return [int(row["id"]) for row in found]
+        return {int(row["id"]): str(row["new"]) for row in found}
 
     def end(self, repo: str, ended: Mapping[str, int], reason: str, at: float) -> None:
         """Forgets sessions, each up to the attempt named; the audit log gets a note that says why.
@@ -185,14 +192,17 @@ class SessionStore:
                 )
                 self._end(connection, row, newest["id"] or 0, reason, at)
 
-    def without_turn(self, attempts: Iterable[int]) -> list[int]:
-        """Those of `attempts` that surely have no turn: the push failed, or its session was ended since."""
+    def without_turn(self, repo: str, attempts: Mapping[int, str]) -> list[int]:
+        """Those of `attempts`, by id with their commits, that surely have no turn.
+
+        Their push failed, or its session was ended since. An id that the log has with another commit says nothing.
+        """
         settled = """SELECT a.id FROM audit_events a JOIN audit_events o ON o.attempt = a.id
-            WHERE a.id = ?1 AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.id = a.id)
+            WHERE a.id = ?1 AND a.repo = ?2 AND a.new = ?3 AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.id = a.id)
             AND (o.outcome = 'failed' OR EXISTS (SELECT 1 FROM session_ends e WHERE e.repo = a.repo
                  AND e.session = a.session AND e.last_attempt >= a.id))"""
         with self._database.reading() as connection:
-            return [attempt for attempt in attempts if rows(connection, settled, attempt)]
+            return [each for each, commit in attempts.items() if rows(connection, settled, each, repo, commit)]
 
     def recorded_bytes(self) -> int:
         """Bytes of all recorded packs that are kept."""

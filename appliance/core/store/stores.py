@@ -13,6 +13,7 @@ from appliance.core.store.health import HealthStore
 from appliance.core.store.registry import Registry
 from appliance.core.store.sessions import SessionStore
 from appliance.core.store.tokens import TokenStore
+from appliance.core.store.trusted_time import TimeStore
 from appliance.core.upstream import same_upstream
 
 
@@ -28,6 +29,7 @@ class Stores:
     sessions: SessionStore
     tokens: TokenStore
     alerts: AlertStore
+    time: TimeStore
 
     @classmethod
     def over(cls, database: Database) -> Stores:
@@ -41,4 +43,5 @@ class Stores:
             SessionStore(database),
             TokenStore(database, time.time),
             AlertStore(database),
+            TimeStore(database),
         )

@@ -36,13 +36,29 @@ gitmirror__hydrate() {
     *) if gitmirror__is_oid "$want"; then kind=commit; else kind=name; fi ;;
     esac
     gitmirror__set_upstream
-    gitmirror__choose_place "$2"
     # LFS pointers stay pointers, as in the snapshot: their contents are not the mirror's to give.
     GIT_LFS_SKIP_SMUDGE=1
     export GIT_LFS_SKIP_SMUDGE
-    trap 'gitmirror__end "$child"; rm -rf "$tmp"' EXIT
-    trap 'exit 1' HUP INT TERM
+    # All that is written until the end is removed with the claim, so nothing needs the time to tidy up.
+    signal=KILL
+    late=''
+    trap 'late=yes' HUP INT TERM
+    gitmirror__claim "$2"
+    trap gitmirror__interrupted HUP INT TERM
+    [ -z "$late" ] || gitmirror__interrupted
+    gitmirror__await gitmirror__obtain || { gitmirror__release; exit 1; }
+    # The workspace is whole: a signal that comes now comes after it.
+    trap '' HUP INT TERM
+    gitmirror__settle || { gitmirror__release; gitmirror__die "the workspace cannot be moved to $2"; }
+    { read -r via && read -r commit; } <"$claim/$turn/result"
+    gitmirror__release
+    gitmirror__now
+    echo "hydrated via=$via commit=$commit ms=$(((now - began) * 10))"
+}
 
+# Puts a workspace into `tmp`, and how it came and which commit it is beside that.
+gitmirror__obtain() {
+    exec >&2
     usable=yes
     if [ -n "$max_lag" ] || [ "$kind" = commit ]; then gitmirror__ask_freshness; fi
     if [ "$usable" = yes ] && gitmirror__from_snapshot; then
@@ -54,44 +70,52 @@ gitmirror__hydrate() {
     else
         gitmirror__die "no workspace of $repo${want:+ at $want} could be had, not from the mirror and not from $upstream"
     fi
-    gitmirror__settle || gitmirror__die "the workspace cannot be moved to $2"
-    trap - EXIT
-    gitmirror__now
-    echo "hydrated via=$via commit=$commit ms=$(((now - began) * 10))"
+    echo "$via$newline$commit" >"$claim/$turn/result"
 }
 
 # gitmirror_record SESSION [DIR]
 # Commits what changed in DIR (default: here) and pushes HEAD to refs/agents/SESSION on the mirror, forced: the mirror
-# keeps every turn. The last line on stdout is `recorded ref=REF commit=OID` or `recorded nothing`.
+# keeps every turn. The last line on stdout is `recorded ref=REF commit=OID` or `recorded nothing`; exit code 3 when
+# something could not be kept, which stderr names.
 gitmirror_record() (gitmirror__record "$@")
 gitmirror__record() {
     gitmirror__begin
     if [ $# -lt 1 ] || [ $# -gt 2 ] || [ "${2-.}" = '' ]; then gitmirror__usage 'gitmirror_record SESSION [DIR]'; fi
     session=$1 dir=${2-.}
     gitmirror__check_session "$session"
+    trap gitmirror__interrupted HUP INT TERM
+    gitmirror__await gitmirror__record_turn
+}
+
+gitmirror__record_turn() {
     case $dir in -*) dir=./$dir ;; esac
     cd "$dir" || gitmirror__die "there is no directory $dir"
-    places=$(git rev-parse --absolute-git-dir --show-toplevel) || gitmirror__die "$dir is no git workspace"
-    git_dir=${places%%"$newline"*}
-    cd "${places#*"$newline"}" || gitmirror__die "there is no directory ${places#*"$newline"}"
-    gitmirror__read_notes
+    gitmirror__enter || gitmirror__die "$dir is no git workspace"
     gitmirror__is_repo "$repo" ||
         gitmirror__die 'this workspace names no repository: hydrate it, or git config gitmirror.repository OWNER/REPO'
-    gitmirror__drop_locks
+    # First the submodules, for the workspace's commit has links to theirs; but its own push comes before theirs.
+    submodules=''
+    gitmirror__find_base
+    gitmirror__commit_submodules '' "$from"
     gitmirror__commit
+    gitmirror__name_links
     commit=$(git rev-parse --verify --quiet HEAD) || commit=''
     case $recorded in
     "$session "*) known=${recorded#* } ;;
     *) known=$base ;;
     esac
-    if [ "$commit" = "$known" ]; then
-        echo 'recorded nothing'
-        exit 0
+    result='recorded nothing'
+    if [ "$commit" != "$known" ]; then
+        gitmirror__push_turn ||
+            gitmirror__die "$commit could not be pushed to the mirror; it stays as HEAD of this workspace"
+        result="recorded ref=refs/agents/$session commit=$pushed"
     fi
-    gitmirror__push "refs/agents/$session" ||
-        gitmirror__die "$commit could not be pushed to the mirror; it stays as HEAD of this workspace"
-    git config gitmirror.recorded "$session $commit"
-    echo "recorded ref=refs/agents/$session commit=$commit"
+    for path in $submodules; do
+        (cd "$path" && gitmirror__enter && gitmirror__set_submodule && gitmirror__push_submodule && [ "$lost" = no ]) ||
+            gitmirror__lose "submodule $path: not all of it could be pushed; its commit stays there"
+    done
+    echo "$result"
+    [ "$lost" = no ] || exit 3
 }
 
 # gitmirror_redirect
@@ -124,6 +148,8 @@ gitmirror__redirect() {
 
 gitmirror__say() { echo "gitmirror: $1" >&2; }
 gitmirror__die() { gitmirror__say "$1"; exit 1; }
+# What is not kept lets the rest be recorded.
+gitmirror__lose() { gitmirror__say "$1"; lost=yes; }
 gitmirror__usage() { gitmirror__say "usage: $1"; exit 2; }
 gitmirror__has() { command -v "$1" >/dev/null 2>&1; }
 
@@ -134,14 +160,14 @@ gitmirror__begin() {
     # What a caller traces, it may keep.
     [ -z "${GITMIRROR_TOKEN:+set}" ] || set +x
     newline='
-'
+' tab='	'
     IFS=$newline
     # Messages of git are read, and bytes are counted. No prompt, whatever is asked: nobody is there to answer.
     LC_ALL=C GIT_TERMINAL_PROMPT=0
     export LC_ALL GIT_TERMINAL_PROMPT
     unset CDPATH TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES \
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS
-    child='' by_list=''
+    child='' born='' watch='' claim='' by_list='' signal=TERM lost=no
     gitmirror__has git || gitmirror__die 'git is not installed'
     mirror_git=${GITMIRROR_GIT-$gitmirror__git} mirror_http=${GITMIRROR_HTTP-$gitmirror__http}
     mirror_git=${mirror_git%/} mirror_http=${mirror_http%/}
@@ -155,6 +181,9 @@ gitmirror__begin() {
     fi
     gitmirror__now
     began=$now
+    # Not `$$`: that is the caller, when the kit was sourced.
+    kit=$$ kit_born=''
+    ! gitmirror__look self || kit=$pid kit_born=$start
 }
 
 # git:// carries no token, so the mirror is asked over HTTP alone. git gets it by its environment, for this mirror's URLs
@@ -239,50 +268,108 @@ gitmirror__set_address() {
     exact=$address
 }
 
-# Runs a command for at most so many seconds. Where /proc tells who belongs to whom, all of it is ended, which not every
-# `timeout` does: a helper of git that hangs on would keep the harness's pipe open.
+# Runs a command for at most so many seconds, and no longer than the kit lives. Where /proc tells who belongs to whom, all
+# of it is ended, which not every `timeout` does: a helper of git that hangs on would keep the harness's pipe open.
 gitmirror__bounded() {
-    seconds=$1
-    shift
-    if [ ! -e /proc/self/stat ] && gitmirror__has timeout; then
-        timeout "$seconds" "$@"
+    if [ -z "$kit_born" ] && gitmirror__has timeout; then
+        timeout "$@"
         return
     fi
-    "$@" &
-    child=$!
-    (
-        trap 'kill "$nap"' TERM
-        sleep "$seconds" &
-        nap=$!
-        wait "$nap" && gitmirror__end "$child"
-    ) >/dev/null 2>&1 3>&- &
-    watch=$!
+    gitmirror__start "$@"
     wait "$child"
     code=$?
-    child=''
     kill "$watch" 2>/dev/null
     return "$code"
 }
 
-# Ends a process and all below it.
+# Runs a function in the background and waits for it: a shell that waits for a foreground command heeds no signal until
+# that has ended. A day is as good as forever: what the function does has deadlines of its own.
+gitmirror__await() {
+    gitmirror__start 86400 "$@"
+    wait "$child"
+    code=$?
+    kill "$watch" 2>/dev/null
+    [ "$code" -le 128 ] || gitmirror__say "something has killed it: code $code"
+    return "$code"
+}
+
+# Starts a command, as `child`, and beside it what ends it when its seconds are over or the kit was killed, as `watch`.
+# A look each second suffices, and no `sleep` outlives the kit for longer.
+gitmirror__start() {
+    limit=$1
+    shift
+    "$@" &
+    child=$! born=''
+    ! gitmirror__look "$child" || born=$start
+    {
+        nap=''
+        # `exit`, since a signal may come before there is a nap to end.
+        trap 'kill $nap; exit' TERM
+        # Not to keep a file system busy that somebody wants to unmount.
+        cd /
+        while [ "$limit" -gt 0 ] && gitmirror__lives "$kit" "$kit_born"; do
+            sleep 1 &
+            nap=$!
+            wait "$nap"
+            limit=$((limit - 1))
+        done
+        gitmirror__end "$child" "$born"
+    } </dev/null >/dev/null 2>&1 3>&- 4>&- &
+    watch=$!
+}
+
+# A harness has lost patience: everything that the kit has started ends, DIR is as it was.
+gitmirror__interrupted() {
+    trap '' HUP INT TERM
+    if [ -n "$kit_born" ]; then
+        gitmirror__end "$kit" "$kit_born"
+    else
+        for line in $child $watch; do kill "$line" 2>/dev/null; done
+    fi
+    gitmirror__release
+    gitmirror__die 'ended by a signal'
+}
+
+# Sets `pid`, `parent`, `state` and `start`, its time since boot, of a process. A process id may soon be another's;
+# together with its start it is nobody else's.
+gitmirror__look() {
+    read -r line 2>/dev/null <"/proc/$1/stat" || return 1
+    pid=${line%% *}
+    # The name, in parentheses, may have anything in it.
+    IFS=' '
+    # shellcheck disable=SC2086
+    set -- ${line##*) }
+    IFS=$newline
+    state=${1-} parent=${2-} start=${20-}
+}
+
+# Whether a process is still the one that started then. One that waits to be reaped is gone.
+gitmirror__lives() {
+    [ -n "$2" ] || { kill -0 "$1" 2>/dev/null; return; }
+    gitmirror__look "$1" && [ "$start" = "$2" ] && [ "$state" != Z ] && [ "$state" != X ]
+}
+
+# Ends a process and all below it; of the kit itself, only what is below. Each is stopped when it is found: what is stopped
+# has no further children.
 gitmirror__end() {
-    [ -n "$1" ] || return 0
+    gitmirror__lives "$1" "$2" || return 0
     family=$newline$1$newline grown=yes
+    [ "$1" = "$kit" ] || kill -STOP "$1" 2>/dev/null
     set +f
-    while [ "$grown" = yes ]; do
+    while [ "$grown" = yes ] && [ -n "$2" ]; do
         grown=no
-        for stat in /proc/[0-9]*/stat; do
-            read -r line 2>/dev/null <"$stat" || continue
-            # The name, in parentheses, may have anything in it; the parent is the second word behind.
-            parent=${line##*) } parent=${parent#* } parent=${parent%% *} line=${line%% *}
+        for entry in /proc/[0-9]*; do
+            gitmirror__look "${entry#/proc/}" || continue
             case $family in
-            *"$newline$line$newline"*) ;;
-            *"$newline$parent$newline"*) family=$family$line$newline grown=yes ;;
+            *"$newline$pid$newline"*) ;;
+            *"$newline$parent$newline"*) family=$family$pid$newline grown=yes && kill -STOP "$pid" 2>/dev/null ;;
             esac
         done
     done
     set -f
-    for line in $family; do kill "$line" 2>/dev/null; done
+    for pid in $family; do
+        [ "$pid" = "$kit" ] || { kill -s "$signal" "$pid" && kill -s CONT "$pid"; } 2>/dev/null
+    done
 }
 
 # git with no hook, no setting of this guest that changes what is done, and no redirect of `exact`: the longest match wins,
@@ -377,29 +464,164 @@ gitmirror__ask_freshness() {
     gitmirror__say "the mirror of $repo is $lag seconds behind, which is over $max_lag: going to the upstream"
 }
 
-# Sets `tmp`: beside DIR, so that one rename ends it; inside DIR where it exists (a mount point, a read-only parent).
-gitmirror__choose_place() {
+# Claims DIR for this process, and sets `tmp`, where the workspace grows: in the claim, which is beside DIR, so that one
+# rename ends it, or inside DIR where that exists (a mount point, a read-only parent).
+#
+# A claim is a directory of turns, 1, 2, and so on: `mkdir` gives each to one process only, and who finds that the owner
+# of the last one is dead takes the next. Turns are never reused while the claim is there, so nobody can take one twice.
+gitmirror__claim() {
     target=$1 inside=no
     case $target in -*) target=./$target ;; esac
     while :; do case $target in ?*/) target=${target%/} ;; *) break ;; esac; done
     if [ ! -e "$target" ] && [ ! -L "$target" ]; then
         case $target in */*) parent=${target%/*}/ ;; *) parent=./ ;; esac
         [ -d "$parent" ] || mkdir -p "$parent" || gitmirror__die "$parent cannot be made, so neither can $1"
-        tmp=$parent.gitmirror.${target##*/}.$$
-        return
+        place=$parent.gitmirror.${target##*/}
+    else
+        [ -d "$target" ] || gitmirror__die "$1 is there and is no directory"
+        inside=yes place=$target/.gitmirror
+        [ -e "$place" ] || gitmirror__is_free || gitmirror__die "$1 is not empty; nothing was touched"
     fi
-    [ -d "$target" ] || gitmirror__die "$1 is there and is no directory"
+    me=$kit
+    if read -r line 2>/dev/null </proc/sys/kernel/random/boot_id; then me="$kit $kit_born $line"; fi
+    [ "$inside" = no ] || gitmirror__look_beside
+    until gitmirror__take_turn; do
+        # Somebody was quicker, or its owner has not signed yet.
+        sleep 0.1 2>/dev/null || sleep 1
+    done
+    claim=$place tmp=$place/$turn/.gitmirror.$kit
+    # Should the claim be left behind in DIR, git does not see it.
+    echo '*' >"$place/$turn/.gitignore"
+    gitmirror__take_back
+    gitmirror__is_free || { gitmirror__release; gitmirror__die "$1 is not empty; nothing was touched"; }
+}
+
+# DIR may have been made after a hydration had claimed it beside: one that lives is refused as ever, one that was killed
+# has left a workspace there that nobody would find.
+gitmirror__look_beside() {
+    case $target in */*) beside=${target%/*}/.gitmirror.${target##*/} ;; *) beside=.gitmirror.$target ;; esac
+    [ -d "$beside" ] || return 0
+    place=$beside
+    gitmirror__find_turn
+    gitmirror__refuse_if_owned
+    # Not signed: it has only just begun, and will find DIR there.
+    [ -z "$owner" ] || gitmirror__remove "$beside"
+    place=$target/.gitmirror
+}
+
+# Ends the kit when the owner of `turn` lives; sets `owner`.
+gitmirror__refuse_if_owned() {
+    gitmirror__read_owner
+    [ -z "$owner" ] || ! gitmirror__owner_lives || gitmirror__die \
+        "another hydration, process ${owner%% *}, is at work in $target; wait for it, or end it with TERM"
+}
+
+# Takes the turn after that of a dead owner, or the first. Returns 1 when that has to be tried again.
+gitmirror__take_turn() {
+    mkdir -p "$place" || gitmirror__die "$place cannot be made"
+    gitmirror__find_turn
+    gitmirror__refuse_if_owned
+    if [ -z "$owner" ] && [ "$turn" -gt 0 ]; then
+        # An owner signs at once, unless it was killed before.
+        unsigned=$((${unsigned-0} + 1))
+        [ "$unsigned" -gt 20 ] || return 1
+    fi
+    before=$owner turn=$((turn + 1))
+    mkdir "$place/$turn" 2>/dev/null || {
+        # Somebody has it, or has removed the whole claim; only what cannot be written stays that way.
+        failed=$((${failed-0} + 1))
+        [ "$failed" -le 20 ] || gitmirror__die "$place/$turn cannot be made"
+        return 1
+    }
+    echo "$me" >"$place/$turn/owner"
+    # Meanwhile it may have become another claim, whose owner lives, or an owner may have signed late.
+    turn=$((turn - 1))
+    gitmirror__read_owner
+    turn=$((turn + 1))
+    [ "$owner" != "$before" ] || return 0
+    rm -rf "${place:?}/$turn"
+    return 1
+}
+
+# Sets `turn` to the last one that was taken, 0 when there is none.
+gitmirror__find_turn() {
+    turn=0
+    set +f
+    for entry in "$place"/[1-9]*; do
+        entry=${entry##*/}
+        case $entry in *[!0-9]*) ;; *) [ "$entry" -le "$turn" ] || turn=$entry ;; esac
+    done
+    set -f
+}
+
+# Sets `owner` to who has signed `turn`.
+gitmirror__read_owner() { read -r owner 2>/dev/null <"$place/$turn/owner" || owner=''; }
+
+gitmirror__owner_lives() {
+    IFS=' '
+    # shellcheck disable=SC2086
+    set -- $owner
+    IFS=$newline
+    # Of another boot.
+    [ "${3-}" = "${me##* }" ] || [ $# -eq 1 ] || return 1
+    gitmirror__lives "$1" "${2-}"
+}
+
+# Removes what dead owners have left, also what they had already moved up into DIR. A workspace that was finished stays.
+gitmirror__take_back() {
+    set +f
+    for old in "$place"/[1-9]*; do
+        [ "$old" != "$place/$turn" ] || continue
+        if [ "$inside" = yes ] && [ ! -e "$target/.git" ]; then gitmirror__unmove "$old"; fi
+        gitmirror__remove "$old"
+    done
+    set -f
+}
+
+# Takes out of DIR what a turn has moved into it.
+gitmirror__unmove() {
+    for entry in "$1"/moved/* "$1"/moved/.[!.]* "$1"/moved/..?*; do
+        [ -e "$entry" ] || continue
+        entry=${entry##*/}
+        for left in "$1"/.gitmirror.*; do
+            # What is still there was not moved.
+            [ -e "$left/$entry" ] || [ -L "$left/$entry" ] || rm -rf "${target:?}/$entry"
+        done
+    done
+}
+
+# Whether DIR may be filled: it is not there, or has nothing but a claim and what a new file system has.
+gitmirror__is_free() {
+    [ "$inside" = yes ] || { [ ! -e "$target" ] && [ ! -L "$target" ]; return; }
+    free=yes
     set +f
     for entry in "$target"/* "$target"/.[!.]* "$target"/..?*; do
         case $entry in
-        # A new file system has the one; a hydrate that was killed here has left the other.
-        */lost+found) ;;
-        */.gitmirror.*[0-9]) rm -rf "$entry" ;;
-        *) if [ -e "$entry" ] || [ -L "$entry" ]; then gitmirror__die "$1 is not empty; nothing was touched"; fi ;;
+        */lost+found | */.gitmirror) ;;
+        *) if [ -e "$entry" ] || [ -L "$entry" ]; then free=no; fi ;;
         esac
     done
     set -f
-    inside=yes tmp=$target/.gitmirror.$$
+    [ "$free" = yes ]
+}
+
+# Gives the claim back, with all that is in this process's turn.
+gitmirror__release() {
+    [ -n "$claim" ] || return 0
+    gitmirror__remove "$claim/$turn"
+    # Another one may have its turn in it already.
+    rmdir "$claim" 2>/dev/null
+    claim=''
+}
+
+# Removes a directory into which something that was killed may still write for a moment.
+gitmirror__remove() {
+    tries=0
+    until rm -rf "$1" 2>/dev/null; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 30 ] || { gitmirror__say "$1 cannot be removed"; return 1; }
+        sleep 0.1 2>/dev/null || sleep 1
+    done
 }
 
 gitmirror__fresh_tmp() {
@@ -415,13 +637,22 @@ gitmirror__from_snapshot() {
         gitmirror__encode "$want"
         query="?ref=$encoded"
     fi
+    # The modes in the tar are those of the usual umask, and root's tar sets them as they are.
+    masked=''
+    case $(umask) in 22 | 022 | 0022) ;; *) masked=--no-same-permissions ;; esac
+    if [ -n "$masked" ]; then
+        case $(tar --help 2>&1) in
+        *"$masked"*) ;;
+        *) gitmirror__say 'no snapshot: this tar does not heed the umask' && return 1 ;;
+        esac
+    fi
     gitmirror__share 2
     gitmirror__fresh_tmp
     # Both ends of the pipe must have ended well: a tar that is cut off between two files looks whole to some. Their exit
     # codes come back with the headers: no file, no further process.
     ends=$({
         { gitmirror__get "$mirror_http/$repo/workspace.tar$query" 2>/dev/null; echo "get: $?" >&3; } |
-            { tar -xf - -C "$tmp" 2>/dev/null 3>&-; echo "tar: $?" >&3; }
+            { tar -xf - ${masked:+"$masked"} -C "$tmp" 2>/dev/null 3>&-; echo "tar: $?" >&3; }
     } 3>&1)
     got='' unpacked='' tip=''
     for line in $ends; do
@@ -597,20 +828,25 @@ gitmirror__note() {
 
 # From `tmp` to its place: one rename, or all entries moved up with `.git` last, so that half a workspace is never one.
 gitmirror__settle() {
+    gitmirror__is_free || { gitmirror__say "$target was filled by somebody else meanwhile"; return 1; }
     if [ "$inside" = no ]; then
-        [ ! -e "$target" ] && mv "$tmp" "$target"
-        return
+        mv "$tmp" "$target" || return 1
+        # Had it been made in this moment, it would have been moved into it.
+        [ -e "$target/${tmp##*/}" ] || return 0
+        rm -rf "${target:?}/${tmp##*/}"
+        return 1
     fi
     set +f --
+    # What is moved is written down first, for whoever finds this process dead.
+    mkdir "$claim/$turn/moved" || return 1
     for entry in "$tmp"/* "$tmp"/.[!.]* "$tmp"/..?*; do
-        [ "$entry" = "$tmp/.git" ] || { [ ! -e "$entry" ] && [ ! -L "$entry" ]; } || set -- "$@" "$entry"
+        [ "$entry" = "$tmp/.git" ] || { [ ! -e "$entry" ] && [ ! -L "$entry" ]; } || {
+            set -- "$@" "$entry"
+            : >"$claim/$turn/moved/${entry##*/}" || return 1
+        }
     done
-    if { [ $# -eq 0 ] || mv "$@" "$target/"; } && mv "$tmp/.git" "$target/.git"; then
-        rmdir "$tmp"
-        return
-    fi
-    # It was empty before.
-    for entry; do rm -rf "${target:?}/${entry##*/}"; done
+    if { [ $# -eq 0 ] || mv "$@" "$target/"; } && mv "$tmp/.git" "$target/.git"; then return 0; fi
+    gitmirror__unmove "$claim/$turn"
     return 1
 }
 
@@ -630,18 +866,36 @@ gitmirror__encode() {
     done
 }
 
+# Goes to the top of the git workspace that this directory is in, and sets what its config says and where `git_dir` and
+# `store`, its LFS files, are. Only the last of several lines may have a newline in it.
+gitmirror__enter() {
+    places=$(git rev-parse --is-inside-work-tree --show-cdup --absolute-git-dir && echo .) || return 1
+    case $places in "true$newline"*) places=${places#*"$newline"} ;; *) return 1 ;; esac
+    git_dir=${places#*"$newline"} git_dir=${git_dir%"$newline".} places=${places%%"$newline"*}
+    [ -z "$places" ] || cd "$places" || return 1
+    gitmirror__read_notes
+    store=$git_dir
+    # A worktree shares the LFS files of its repository.
+    if read -r line 2>/dev/null <"$git_dir/commondir"; then
+        case $line in /*) store=$line ;; *) store=$git_dir/$line ;; esac
+    fi
+    case $storage in /*) store=$storage ;; *) store=$store/${storage:-lfs} ;; esac
+    gitmirror__drop_locks
+}
+
 # Sets `repo`, `base` and `recorded` from the workspace's config, and an identity where the guest has none: all of it in
 # one process.
 gitmirror__read_notes() {
-    repo='' base='' recorded='' origin='' name='' email=''
+    repo='' base='' recorded='' origin='' name='' email='' storage=''
     author_name='' author_email='' committer_name='' committer_email=''
-    for line in $(git config --get-regexp '^(gitmirror\.|user\.|author\.|committer\.|remote\.origin\.url$)'); do
+    for line in $(git config --get-regexp '^(gitmirror\.|user\.|author\.|committer\.|lfs\.storage$|remote\.origin\.url$)'); do
         value=${line#* }
         case $line in
         'gitmirror.repository '*) repo=$value ;;
         'gitmirror.base '*) base=$value ;;
         'gitmirror.recorded '*) recorded=$value ;;
         'remote.origin.url '*) origin=$value ;;
+        'lfs.storage '*) storage=$value ;;
         'user.name '*) name=$value ;;
         'user.email '*) email=$value ;;
         'author.name '*) author_name=$value ;;
@@ -677,18 +931,203 @@ gitmirror__commit() {
     set -- -c core.hooksPath=/dev/null -c core.fsmonitor=false -c gc.auto=0 -c maintenance.auto=false \
         -c advice.addEmbeddedRepo=false
     git "$@" add -A --ignore-errors >&2
-    case $? in
+    code=$?
+    if [ "$code" -gt 1 ]; then
+        gitmirror__say 'git-lfs may be what failed: files go as they are'
+        set -- "$@" -c filter.lfs.required=false -c filter.lfs.process= -c filter.lfs.clean=
+        git "$@" add -A --ignore-errors >&2
+        code=$?
+    fi
+    case $code in
     0) ;;
-    1) gitmirror__say 'some files could not be added; the others are recorded' ;;
+    1) gitmirror__lose 'some files could not be added; the others are recorded' ;;
     *) gitmirror__die 'the files cannot be added; nothing was recorded' ;;
     esac
     if ! git "$@" diff --cached --quiet 2>/dev/null || [ -e "$git_dir/MERGE_HEAD" ]; then
+        # That git-lfs makes pointers of contents which a session has brought is no change.
+        gitmirror__add_contents
+        [ -e "$git_dir/MERGE_HEAD" ] || ! gitmirror__is_tree_of_head || return 0
         git "$@" -c commit.gpgSign=false -c core.editor=true \
             commit --quiet --no-verify -m "Turn of $session" >&2 || gitmirror__die 'the commit failed; nothing was recorded'
     fi
 }
 
-# Pushes HEAD to a ref of the mirror: five tries, over git:// and HTTP by turns, and more while the mirror has to catch up
+gitmirror__is_tree_of_head() { [ -n "$tree" ] && [ "$tree" = "$(git rev-parse --verify --quiet 'HEAD^{tree}')" ]; }
+
+# Sets `from`: what the agent's work began at, which upstream has; the empty tree when that is not known.
+gitmirror__find_base() {
+    from=$base
+    [ -n "$from" ] || from=$(git merge-base HEAD refs/remotes/origin/HEAD 2>/dev/null)
+    from=$(git rev-parse --verify --quiet "$from^{tree}") || from=$(git hash-object -t tree /dev/null)
+}
+
+# Sets `tree` to the index with contents in place of the LFS pointers that came since `from`, "" when there are none. The
+# contents of such a pointer are nowhere but in this guest. A pointer that has come from elsewhere has none here.
+gitmirror__add_contents() {
+    tree=''
+    [ -d "$store/objects" ] || return 0
+    gitmirror__find_base
+    changed=$(git -c core.quotePath=false diff-index --cached --raw --no-renames --diff-filter=AMT "$from")
+    blobs=''
+    for line in $changed; do
+        case $line in :*\ 100644\ * | :*\ 100755\ *) line=${line#* * * } blobs=$blobs${line%% *}$newline ;; esac
+    done
+    small=$newline
+    for line in $(echo "$blobs" | git cat-file --batch-check='%(objectname) %(objectsize)'); do
+        # As git-lfs has it, a pointer is smaller than this.
+        case $line in *' missing') ;; *) [ "${line#* }" -ge 1024 ] || small=$small${line% *}$newline ;; esac
+    done
+    gitmirror__find_contents
+    [ -n "$pointers" ] || return 0
+    contents=$(cd "$store/objects" && echo "$files" | git --git-dir="$git_dir" hash-object -w --no-filters --stdin-paths) ||
+        return 0
+    # The nth pointer has the nth contents.
+    pairs=$newline
+    # shellcheck disable=SC2086
+    set -- $contents
+    for blob in $pointers; do
+        pairs=$pairs$blob\ $1$newline
+        shift
+    done
+    entries=''
+    for line in $changed; do
+        mode=${line#* } blob=${line#* * * } path=${line#*"$tab"}
+        mode=${mode%% *} blob=${blob%% *}
+        case $pairs in
+        *"$newline$blob "*)
+            blob=${pairs#*"$newline$blob "}
+            entries=$entries$mode\ ${blob%%"$newline"*}$tab$path$newline
+            ;;
+        esac
+    done
+    tree=$(
+        export GIT_INDEX_FILE="$git_dir/gitmirror.index"
+        whole=$(unset GIT_INDEX_FILE; git write-tree --missing-ok) && git read-tree "$whole" &&
+            echo "${entries%"$newline"}" | git update-index --index-info && git write-tree --missing-ok
+        rm -f "$GIT_INDEX_FILE"
+    )
+}
+
+# Sets `pointers`, those blobs of `small` that are LFS pointers whose contents are here, and `files`, where those are.
+gitmirror__find_contents() {
+    pointers='' files='' blob='' pointer=no
+    for line in $({ echo "$small" | git cat-file --batch; } 2>/dev/null); do
+        case $line in
+        *' blob '*)
+            case $small in *"$newline${line%% *}$newline"*) blob=${line%% *} pointer=no ;; esac
+            ;;
+        'version https://git-lfs.github.com/spec/'*) pointer=yes ;;
+        'oid sha256:'*)
+            object=${line#oid sha256:}
+            rest=${object#??}
+            object=${object%"$rest"}/${rest%"${rest#??}"}/$object
+            if [ "$pointer" = yes ] && [ -f "$store/objects/$object" ]; then
+                pointers=$pointers$blob$newline files=$files$object$newline
+            fi
+            pointer=no
+            ;;
+        esac
+    done
+    files=${files%"$newline"}
+}
+
+# Pushes what is committed here: HEAD, and on top of it, for the mirror alone, a commit with the contents of LFS files.
+# The agent goes on at its own HEAD, where they are pointers. Sets `pushed`.
+gitmirror__push_turn() {
+    commit=$(git rev-parse --verify --quiet HEAD) pushed=$commit
+    gitmirror__add_contents
+    if [ -n "$tree" ] && ! gitmirror__is_tree_of_head; then
+        pushed=$(git commit-tree -p HEAD -m "LFS files of the turn of $session" "$tree") || pushed=$commit
+    fi
+    if ! gitmirror__push "refs/agents/$session"; then
+        [ "$pushed" != "$commit" ] || return 1
+        pushed=$commit
+        gitmirror__push "refs/agents/$session" || return 1
+        gitmirror__lose 'the contents of new LFS files could not be pushed; the turn has their pointers'
+    fi
+    git config gitmirror.recorded "$session $commit"
+}
+
+# Commits what changed in the submodules of a repository, the innermost first, when their own repository is mirrored here,
+# and adds the paths of those that have something to push to `submodules`. Takes the path of the repository, "" or with a
+# slash behind, and what to compare it with.
+gitmirror__commit_submodules() {
+    [ -e "$1.gitmodules" ] || return 0
+    for line in $(git -C "./$1" -c core.quotePath=false diff-index --raw --no-renames --ignore-submodules=none "$2"); do
+        case $line in :*\ 160000\ *\ *\ *) ;; *) continue ;; esac
+        old=${line#* * } old=${old%% *}
+        # Kept in the arguments, which a call of this function by itself does not change.
+        set -- "$1" "$2" "$1${line#*"$tab"}" "$old"
+        # Not checked out, or a name that git has to quote.
+        [ -e "$3/.git" ] || continue
+        gitmirror__is_submodule_changed "$3" "$4" || continue
+        (cd "$3" && gitmirror__enter && gitmirror__set_submodule && gitmirror__is_mirrored) || {
+            gitmirror__lose "submodule $3: its repository is not mirrored here; what was done in it is not recorded"
+            continue
+        }
+        old=$4
+        git -C "$3" cat-file -e "$old" 2>/dev/null || old=HEAD
+        gitmirror__commit_submodules "$3/" "$old"
+        (cd "$3" && gitmirror__enter && gitmirror__commit && [ "$lost" = no ]) ||
+            gitmirror__lose "submodule $3: not all that changed in it could be committed"
+        submodules=$submodules$3$newline
+    done
+}
+
+# Whether a submodule has files that are not committed, or a commit that neither it was at nor its upstream has.
+gitmirror__is_submodule_changed() {
+    [ -z "$(git -C "$1" status --porcelain --ignore-submodules=none)" ] || return 0
+    [ "$(git -C "$1" rev-parse --verify --quiet HEAD)" != "$2" ] &&
+        [ -n "$(git -C "$1" rev-list --max-count=1 HEAD --not --remotes)" ]
+}
+
+# Sets `repo` to the name by which the mirror knows the upstream of a submodule: its own, or with the host in front.
+gitmirror__set_submodule() {
+    origin=${origin%/} origin=${origin%.git} repo=''
+    for line in $gitmirror__repositories; do
+        url=${line#* } url=${url%/}
+        [ "${url%.git}" != "$origin" ] || repo=${line%% *}
+    done
+    [ -z "$repo" ] || return 0
+    case $origin in
+    *://*) repo=${origin#*://} ;;
+    /* | .*) return 1 ;;
+    *:*) repo=${origin%%:*}/${origin#*:} ;;
+    esac
+    # Without a user.
+    case ${repo%%/*} in *@*) repo=${repo#*@} ;; esac
+    [ -n "$repo" ]
+}
+
+# Whether the mirror has `repo` itself: a fetch of another one of a host that it knows is sent on to the upstream.
+gitmirror__is_mirrored() {
+    for exact in ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}; do
+        gitmirror__share 4
+        ! gitmirror__git -c http.followRedirects=false ls-remote --quiet "$exact" HEAD >/dev/null 2>&1 || return 0
+    done
+    return 1
+}
+
+gitmirror__push_submodule() {
+    commit=$(git rev-parse --verify --quiet HEAD)
+    [ "$recorded" != "$session $commit" ] || return 0
+    gitmirror__push_turn
+}
+
+# Names the git repositories inside of this workspace that are no submodules: only a link to their commit is recorded.
+gitmirror__name_links() {
+    gitmirror__find_base
+    for line in $(git -c core.quotePath=false diff-tree -r --raw --no-renames "$from" HEAD 2>/dev/null); do
+        case $line in :*\ 160000\ *\ *\ *) path=${line#*"$tab"} ;; *) continue ;; esac
+        modules=$newline
+        [ ! -e .gitmodules ] || modules=$(git config --file .gitmodules --get-regexp '^submodule\..*\.path$')$newline
+        case $modules in *".path $path$newline"*) continue ;; esac
+        case $path in '"'*) ;; *) [ -e "$path/.git" ] || continue ;; esac
+        gitmirror__lose "$path is a git repository of its own: a link to its commit is recorded, its files are not"
+    done
+}
+
+# Pushes `pushed` to a ref of the mirror: five tries, over git:// and HTTP by turns, and more while the mirror has to catch up
 # with the commit that this workspace began at.
 gitmirror__push() {
     pause=1 try=0 said='no mirror is named: set GITMIRROR_GIT or GITMIRROR_HTTP'
@@ -698,7 +1137,7 @@ gitmirror__push() {
         [ $# -eq 2 ] || set -- "$1" "$3" "$2"
         gitmirror__share $(($# - 1))
         said=$(gitmirror__git -c push.gpgSign=false -c push.pushOption= -c push.negotiate=false \
-            push --porcelain --no-verify --no-follow-tags --no-recurse-submodules --force "$address" "HEAD:$1" 2>&1) &&
+            push --porcelain --no-verify --no-follow-tags --no-recurse-submodules --force "$address" "$pushed:$1" 2>&1) &&
             return 0
         try=$((try + 1))
         case $said in

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -43,11 +44,12 @@ def test_the_kits_clones_are_hits_after_a_refresh(gated: GatedFactory, tmp_path:
 
 def test_warming_runs_at_low_priority(gated_node: GatedNode, tmp_path: Path) -> None:
     """What nobody waits for yet is nice to what somebody does."""
-    node = gated_node
-    assert set(node.gate.priorities()[: status_of(node.serve)["warmed"][WIDGETS]["wanted"]]) <= {0, 10}
-    assert 10 in node.gate.priorities()
+    node, own = gated_node, os.nice(0)
+    gentle = min(19, own + 10)
+    assert set(node.gate.priorities()[: status_of(node.serve)["warmed"][WIDGETS]["wanted"]]) <= {own, gentle}
+    assert gentle in node.gate.priorities()
     node.serve.clone(tmp_path / "clone", WIDGETS, a_cold_shape())
-    assert node.gate.priorities()[-1] == 0
+    assert node.gate.priorities()[-1] == own
 
 
 def test_shapes_lately_seen_are_warmed_for_the_next_tip(gated: GatedFactory, tmp_path: Path) -> None:

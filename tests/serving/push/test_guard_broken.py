@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import WIDGETS
-from tests.serving.conftest import Node, assert_log_is_true, audit, entry_of, make_turn
+from tests.conftest import WIDGETS, ServeFactory
+from tests.serving.conftest import SETTLED, Node, assert_log_is_true, audit, entry_of, make_turn
 from tests.support.gitutil import git, git_result, refs, wait_until
 from tests.support.pkt import ZERO, PushConnection, push_bytes
 from tests.support.serve import Serve
+from tests.support.upstream import HttpUpstream
 
 # The database
 
@@ -159,17 +160,12 @@ def program_gone(hooks: Path) -> None:
     (hooks / "pre_receive.py").unlink()
 
 
-def journal_gone(hooks: Path) -> None:
-    """The hook that tells which refs were committed is missing."""
-    (hooks / "reference-transaction").unlink()
-
-
 def turns_gone(hooks: Path) -> None:
     """The hook that keeps every turn is missing."""
     (hooks / "update").unlink()
 
 
-TAMPERINGS = (not_executable, removed, emptied, replaced, rewritten, all_gone, program_gone, journal_gone, turns_gone)
+TAMPERINGS = (not_executable, removed, emptied, replaced, rewritten, all_gone, program_gone, turns_gone)
 
 
 @pytest.mark.slow
@@ -202,3 +198,21 @@ def test_a_hook_that_is_not_what_was_installed_turns_pushes_off(
     node.serve.restart()
     git("push", "--quiet", node.url, "HEAD:refs/agents/s1", cwd=guest)
     assert_log_is_true(node)
+
+
+def test_a_git_that_keeps_no_log_of_refs_turns_pushes_off(
+    serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
+) -> None:
+    """What became of a push could not be known: found by the proof at start, while fetches are served."""
+    program, real = tmp_path / "bin" / "git", shutil.which("git")
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {real} -c core.logAllRefUpdates=false "$@"\n')
+    program.chmod(0o755)
+    env = {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+    node = Node(serve_factory(repos=[upstream.url(WIDGETS)], env=env, refresh=SETTLED).start(), upstream)
+    node.serve.wait_for_repo(WIDGETS)
+    guest = node.guest(tmp_path / "guest")
+    code, _, said = git_result("push", "origin", "HEAD:refs/agents/s1", cwd=guest)
+    assert code == 1
+    assert "remote: gitmirror: pushes are off: git keeps no log of who moves a ref" in said
+    assert entry_of(node.serve, "refs/agents/s1")["verdict"] == "rejected"

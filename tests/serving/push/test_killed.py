@@ -169,6 +169,7 @@ def test_what_a_killed_serve_left_running_writes_nothing_more(own_node: Node) ->
         orphan = wait_until(lambda: children_of(node).get("receive-pack"), message="receive-pack runs")[0]
         # It ends by itself when it runs; stopped, it is what outlives its serve.
         os.kill(orphan, signal.SIGSTOP)
+        wait_until(lambda: audit(node.serve), message="the attempt is logged")
         node.serve.kill()
         node.serve.start()
         assert orphan not in node.serve.processes()

@@ -1,0 +1,69 @@
+"""What became of a push, ref by ref: by receive-pack's word, else by the ref's own log (see decision 002)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from appliance.core.git.command import GitError
+from appliance.core.git.mirror import Mirror
+from appliance.core.git.reflog import read_moves, was_moved
+from appliance.core.models import PushDecision
+from appliance.core.recording.turns import TURNS
+from appliance.core.store.audit import AuditLog, OpenAttempt
+from appliance.core.text import escape_ascii
+
+
+class Outcomes:
+    """Tells outcomes from the mirrors that `mirror_of` finds, and from what `audit` has of later pushes."""
+
+    def __init__(self, audit: AuditLog, mirror_of: Callable[[str], Mirror]) -> None:
+        self._audit = audit
+        self._mirror_of = mirror_of
+
+    async def of_push(
+        self, ruling: PushDecision, report: Mapping[str, str | None], excess: str | None
+    ) -> list[tuple[int, str, str | None]]:
+        """(attempt, `applied` or `failed`, reason) of each ref of a push whose receive-pack has ended. Raises GitError.
+
+        Its `ok` is true with every git. Whatever else it said or did not come to say, the ref's log is asked: it
+        may have been killed in between, or a batch of refs given up of which some had moved.
+        """
+        outcomes: list[tuple[int, str, str | None]] = []
+        for attempt, command in zip(ruling.attempts, ruling.commands, strict=True):
+            reason = report.get(command.ref, "the guest left before the push was whole, or it was ended")
+            if reason is not None:
+                opened = OpenAttempt(attempt, ruling.push, ruling.repo.name, command.ref, command.old, command.new)
+                if await self._moved(opened):
+                    reason = None
+                elif excess:
+                    reason = f"{excess}: {reason}"
+            outcomes.append((attempt, "failed" if reason else "applied", escape_ascii(reason) if reason else None))
+        return outcomes
+
+    async def of_open(self, attempt: OpenAttempt) -> tuple[bool, str]:
+        """Whether an attempt that an earlier serve left open was applied, and how that is known.
+
+        Raises GitError while the mirror cannot be read: what became of the push is not guessed.
+        """
+        if await self._moved(attempt):
+            return True, "settled at start: the ref was moved to this commit"
+        return False, "settled at start: serve was ended before the ref moved"
+
+    async def _moved(self, attempt: OpenAttempt) -> bool:
+        mirror, turn = self._mirror_of(attempt.repo), f"{TURNS}{attempt.id}"
+        try:
+            if attempt.new is None or not mirror.is_there():
+                return False
+            refs = await mirror.local_refs(attempt.ref, turn)
+            # Read after the ref: who moved it on meanwhile is in the log by then.
+            moves = await asyncio.to_thread(read_moves, mirror.path, attempt.ref)
+        except OSError as error:
+            raise GitError(f"the log of {attempt.ref} in {attempt.repo} cannot be read: {error}") from error
+        moved = was_moved(moves, attempt.push, attempt.new, refs.get(attempt.ref))
+        if moved is not None:
+            return moved
+        # The turn is there before the ref moves: without it, whoever brought the ref to this commit was not this push.
+        if turn not in refs:
+            return False
+        return refs.get(attempt.ref) == attempt.new or await asyncio.to_thread(self._audit.led_on, attempt)

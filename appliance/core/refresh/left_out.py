@@ -1,0 +1,157 @@
+"""Refs of an upstream that a mirror cannot take: they are left out, named, and tried again, and the others go on.
+
+A fetch moves all refs or none, so that nobody sees half of an upstream's push. So one ref that cannot be held (its name
+is too long for the disk, something is in its way, its objects are broken upstream) would stop the whole mirror.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.core.git.command import GitError
+from appliance.core.git.failures import Kind, in_words, kind_of
+from appliance.core.git.mirror import Mirror, unholdable
+from appliance.core.models import RemoteRefs
+from appliance.core.text import storable
+
+log = logging.getLogger(__name__)
+
+RETRY_EVERY = 300.0
+"""Seconds after which a ref that was left out is tried again although it has not moved."""
+MOST_TRIES = 48
+"""Fetches in one refresh that look for the refs that fail: by halves, one of a hundred thousand takes 34."""
+FAILURES_FIRST = 2
+"""Failed refreshes in a row after which a fault that may pass, or be the connection's, is looked for in single refs."""
+
+_MAY_BE_OF_A_REF = frozenset({Kind.LOCKED, Kind.MIRROR, Kind.BROKEN, Kind.OTHER})
+_LOCAL = frozenset({Kind.REF, Kind.LOCKED})
+"""What is of this disk, and so is of each ref even when all of them fail."""
+LONGEST_SHOWN = 80
+
+
+@dataclass(frozen=True)
+class _LeftOut:
+    oid: str
+    reason: str
+    retry_at: float
+
+
+class _Enough(Exception):
+    """No single refs are to blame, or too many."""
+
+
+class LeftOutRefs:
+    """Remembers for each mirror which refs were left out. `clock` is monotonic."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._known: dict[Path, dict[str, _LeftOut]] = {}
+        self._failures: Counter[Path] = Counter()
+
+    def of(self, mirror: Mirror, remote: RemoteRefs) -> dict[str, str]:
+        """The refs of `remote` that are not to be fetched now, with the reason for each."""
+        reasons = unholdable(mirror.path, remote.refs)
+        now = self.clock()
+        for ref, left in self._known.get(mirror.path, {}).items():
+            if remote.refs.get(ref) == left.oid and now < left.retry_at:
+                reasons.setdefault(ref, left.reason)
+        return reasons
+
+    async def fetch(
+        self,
+        mirror: Mirror,
+        remote: RemoteRefs,
+        changed: Sequence[str],
+        left_out: Mapping[str, str],
+        deadline: float,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> dict[str, str]:
+        """Fetches all but `left_out`; returns what is left out then. Raises GitError.
+
+        When that fails, the refs of `changed` that fail by themselves are left out too.
+        """
+        try:
+            await mirror.fetch(deadline, on_progress, without=left_out)
+        except GitError as error:
+            more = await self._to_blame(mirror, remote, changed, error, deadline)
+            await mirror.fetch(deadline, on_progress, without=[*left_out, *more])
+            for ref, reason in more.items():
+                log.warning("%s: %s is left out: %s", mirror.path.name, storable(ref), reason)
+        else:
+            more = {}
+        self._failures.pop(mirror.path, None)
+        self._remember(mirror, remote, left_out, more)
+        return {**left_out, **more}
+
+    async def _to_blame(
+        self, mirror: Mirror, remote: RemoteRefs, changed: Sequence[str], error: GitError, deadline: float
+    ) -> dict[str, str]:
+        kind = kind_of(error.stderr or error.message, timed_out=error.timed_out)
+        self._failures[mirror.path] += 1
+        known = self._known.get(mirror.path, {})
+        again = [ref for ref in changed if ref in known and known[ref].oid == remote.refs[ref]]
+        insists = bool(again) or self._failures[mirror.path] >= FAILURES_FIRST
+        if kind is not Kind.REF and not (kind in _MAY_BE_OF_A_REF and insists):
+            raise error
+        blamed: dict[str, str] = {}
+        try:
+            await _halve(mirror, changed, deadline, blamed, [MOST_TRIES])
+        except _Enough:
+            raise error from None
+        if len(blamed) == len(changed) > len(again) and kind not in _LOCAL:
+            # Nothing at all came: that is the upstream's trouble, or the mirror's, and none of a ref.
+            raise error
+        return blamed
+
+    def renamed(self, before: Path, after: Path) -> None:
+        """What is known of the mirror at one path is that of another from here on."""
+        if known := self._known.pop(before, None):
+            self._known[after] = known
+
+    def _remember(
+        self, mirror: Mirror, remote: RemoteRefs, left_out: Mapping[str, str], more: Mapping[str, str]
+    ) -> None:
+        before, now = self._known.pop(mirror.path, {}), self.clock()
+        kept = {ref: left for ref, left in before.items() if ref in left_out}
+        for ref, reason in more.items():
+            # A lock may be gone at the next refresh.
+            patience = 0.0 if kind_of(reason) is Kind.LOCKED else RETRY_EVERY
+            kept[ref] = _LeftOut(remote.refs[ref], reason, now + patience)
+        if kept:
+            self._known[mirror.path] = kept
+
+
+async def _halve(
+    mirror: Mirror, refs: Sequence[str], deadline: float, blamed: dict[str, str], tries: list[int]
+) -> None:
+    """Fetches `refs` in ever smaller parts; those that fail by themselves go to `blamed`."""
+    if not refs:
+        return
+    tries[0] -= 1
+    if tries[0] < 0:
+        raise _Enough
+    try:
+        await mirror.fetch(deadline, only=refs)
+    except GitError as error:
+        if error.timed_out:
+            raise _Enough from error
+        if len(refs) == 1:
+            blamed[refs[0]] = error.message
+            return
+        middle = len(refs) // 2
+        await _halve(mirror, refs[:middle], deadline, blamed, tries)
+        await _halve(mirror, refs[middle:], deadline, blamed, tries)
+
+
+def in_one_sentence(left_out: Mapping[str, str]) -> str:
+    """`last_error` of a mirror that is up to date but for these refs."""
+    ref, reason = next(iter(left_out.items()))
+    name, more = storable(ref), len(left_out) - 1
+    short = name if len(name) <= LONGEST_SHOWN else f"{name[: LONGEST_SHOWN - 1]}…"
+    others = f", and {more} more refs" if more else ""
+    return in_words(Kind.REF, f"{short}: {reason.replace(name, '…') if short != name else reason}{others}")

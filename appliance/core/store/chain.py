@@ -1,0 +1,72 @@
+"""The hash chain of the audit log: how an event is hashed, how one is appended, where the chain ends.
+
+The canonical form that is hashed is the JSON object of all columns but `hash`, keys sorted, no spaces, ASCII only;
+`hash` is its SHA-256 in hex and `prev` the hash of the event before (64 zeros for the first). Ids have no gaps but
+before a turn that was found in a mirror, which keeps the id that its ref has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import sqlite_utils
+
+from appliance.core.store.database import rows
+from appliance.core.store.told import Head
+
+GENESIS = "0" * 64
+HASHED = (
+    "id", "kind", "at", "attempt", "push", "repo", "session", "ref", "old", "new",
+    "verdict", "outcome", "reason", "client", "prev",
+)  # fmt: skip
+_STORED = (*HASHED, "hash")
+_INSERT = f"INSERT INTO audit_events ({', '.join(_STORED)}) VALUES ({', '.join('?' * len(_STORED))})"
+
+
+def canonical_form(event: dict[str, Any]) -> bytes:
+    """The bytes whose SHA-256 is the event's hash."""
+    hashed = {key: event[key] for key in HASHED}
+    return json.dumps(hashed, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def append_note(
+    connection: sqlite_utils.Database, at: str, repo: str, session: str, ref: str, tip: str, reason: str
+) -> None:
+    """Adds a note, such as that a session was ended, inside the caller's transaction."""
+    append_event(
+        connection, kind="note", at=at, push="", repo=repo, session=session, ref=ref, old=tip, reason=reason, client=""
+    )
+
+
+def contains(connection: sqlite_utils.Database, head: Head) -> bool:
+    return bool(rows(connection, "SELECT 1 FROM audit_events WHERE id = ? AND hash = ?", head.id, head.hash))
+
+
+def newest_event(connection: sqlite_utils.Database) -> Head | None:
+    newest = rows(connection, "SELECT id, hash FROM audit_events ORDER BY id DESC LIMIT 1")
+    return Head(int(newest[0]["id"]), str(newest[0]["hash"])) if newest else None
+
+
+def head_of(connection: sqlite_utils.Database) -> str:
+    newest = newest_event(connection)
+    return newest.hash if newest else GENESIS
+
+
+def highest_id(connection: sqlite_utils.Database) -> int:
+    """The id of the newest event ever written; SQLite remembers it when the event is gone. Ids have no gaps."""
+    counted = rows(connection, "SELECT seq FROM sqlite_sequence WHERE name = 'audit_events'")
+    return int(counted[0]["seq"]) if counted else 0
+
+
+def append_event(connection: sqlite_utils.Database, **columns: Any) -> int:
+    """Adds one event inside the caller's transaction, so that nobody comes between reading the head and this.
+
+    Its id is the next one, unless `columns` has one.
+    """
+    event: dict[str, Any] = dict.fromkeys(HASHED)
+    event |= {"id": highest_id(connection) + 1} | columns | {"prev": head_of(connection)}
+    event["hash"] = hashlib.sha256(canonical_form(event)).hexdigest()
+    connection.execute(_INSERT, [event[name] for name in _STORED])
+    return int(event["id"])

@@ -1,0 +1,203 @@
+"""A log that is older than its mirrors, or gone: no turn that a guest was told of is lost, and nobody is lied to."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from appliance.core.layout import Layout
+from tests.conftest import WIDGETS
+from tests.recording.conftest import AGENTS, TURNS, Book, record_turn
+from tests.serving.conftest import Node, commit_turn, wait_settled
+from tests.support.gitutil import git, git_result, refs, wait_until
+from tests.support.serve import Serve
+
+
+def database(serve: Serve) -> Path:
+    """Where the database is."""
+    return Layout(serve.state).database
+
+
+def without_database(serve: Serve) -> None:
+    """Delete the database and what SQLite keeps beside it."""
+    for path in database(serve).parent.glob("gitmirror.db*"):
+        path.unlink()
+
+
+def copy_of(serve: Serve, to: Path) -> Path:
+    """A backup as SQLite makes one."""
+    with closing(sqlite3.connect(database(serve))) as source, closing(sqlite3.connect(to)) as target:
+        source.backup(target)
+    return to
+
+
+def put_back(serve: Serve, backup: Path) -> None:
+    """Restore a backup, with nothing of the newer database beside it."""
+    without_database(serve)
+    shutil.copyfile(backup, database(serve))
+
+
+def held(node: Node) -> set[str]:
+    """The commits that turn refs hold."""
+    return {oid for ref, oid in refs(node.mirror).items() if ref.startswith(TURNS)}
+
+
+def warnings(serve: Serve) -> str:
+    """What `status` warns of."""
+    return "\n".join(serve.cli_json("status", codes=(0, 3, 4))["warnings"])
+
+
+def booked(node: Node) -> set[str]:
+    """Every commit that is a turn of a session."""
+    with Book(node.serve) as book:
+        sessions = book.stores.sessions.all(WIDGETS)
+        return {turn.commit for row in sessions for turn in book.turns(row["session"])}
+
+
+def push(guest: Path, session: str) -> tuple[int, str]:
+    """Push a turn; the exit code and what the guest was told."""
+    code, out, err = git_result("push", "--force", "origin", f"HEAD:{AGENTS}{session}", cwd=guest)
+    return code, out + err
+
+
+def lose(how: str, serve: Serve, backup: Path) -> None:
+    """What happens to the database while serve is down."""
+    if how == "older":
+        put_back(serve, backup)
+    elif how == "gone":
+        without_database(serve)
+    else:
+        # Killed, so nothing was brought from the WAL into the file; only the file survives.
+        for name in ("gitmirror.db-wal", "gitmirror.db-shm"):
+            (serve.state / name).unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["older", "gone", "without its WAL"])
+def test_no_turn_is_lost_with_the_log(make_node: Callable[..., Node], tmp_path: Path, how: str) -> None:
+    """Reads go on, pushes wait for the operator's word, every commit told "ok" stays held and is booked anew."""
+    node = make_node()
+    node.serve.keep_ports()
+    guest = node.guest(tmp_path / "guest")
+    told = [record_turn(guest, "s1", "before")]
+    backup = copy_of(node.serve, tmp_path / "backup.db")
+    node.serve.restart()
+    for number in range(4):
+        # Rewritten each time: nothing but its own ref holds the turn before.
+        git("reset", "--quiet", "--hard", "HEAD~1", cwd=guest)
+        told.append(record_turn(guest, "s1", f"turn {number}"))
+    wait_settled(node.serve)
+    node.serve.kill()
+    lose(how, node.serve, backup)
+
+    node.serve.start()
+    node.serve.wait_for_repo(WIDGETS)
+    node.guest(tmp_path / "reader")
+    assert held(node) >= set(told)
+    assert "pushes are off" in warnings(node.serve) and "audit accept-loss" in warnings(node.serve)
+    commit_turn(guest, "refused")
+    code, said = push(guest, "s2")
+    assert code != 0 and "audit accept-loss" in said, said
+    wait_until(lambda: booked(node) >= set(told), message="every turn is booked anew")
+    found = [entry for entry in node.serve.cli_json("audit") if entry["client"] == "unknown"]
+    assert found and all("found" in entry["reason"] for entry in found)
+    doctor = node.serve.cli("doctor", check=False)
+    assert doctor.returncode == 3 and "audit accept-loss" in doctor.stdout
+    assert node.serve.cli("audit", "verify", check=False).returncode == 3
+
+    # A second start does not make it less true.
+    node.serve.kill()
+    node.serve.start()
+    node.serve.wait_for_repo(WIDGETS)
+    assert "pushes are off" in warnings(node.serve)
+
+    assert "pushes" in node.serve.cli("audit", "accept-loss").stdout
+    assert "pushes are off" not in warnings(node.serve)
+    for number in range(6):
+        told.append(record_turn(guest, "s3", f"after {number}"))
+        git("reset", "--quiet", "--hard", "HEAD~1", cwd=guest)
+    wait_settled(node.serve)
+    assert held(node) >= set(told) and booked(node) >= set(told)
+    assert node.serve.cli("audit", "verify").returncode == 0
+    assert node.serve.cli("doctor", check=False).returncode == 0
+
+
+def test_commands_make_no_empty_database_in_place_of_a_lost_one(make_node: Callable[..., Node]) -> None:
+    """Without serve: what they say names the file and the way out, and no file is made."""
+    node = make_node()
+    node.serve.terminate()
+    without_database(node.serve)
+    for command in (["repos"], ["status"], ["sessions"], ["audit"], ["add-repo", node.upstream.url(WIDGETS)]):
+        done = node.serve.cli(*command, check=False)
+        assert done.returncode == 1 and "gitmirror.db" in done.stderr and "audit accept-loss" in done.stderr, done
+    assert not database(node.serve).exists()
+    done = node.serve.cli("doctor", check=False)
+    assert done.returncode == 3 and "audit accept-loss" in done.stdout
+
+
+def test_a_database_put_back_while_serve_runs_takes_no_push(make_node: Callable[..., Node], tmp_path: Path) -> None:
+    """An older file in its place: the log lacks what was told, so the push is refused and nothing is overwritten."""
+    node = make_node()
+    node.serve.keep_ports()
+    guest = node.guest(tmp_path / "guest")
+    backup = copy_of(node.serve, tmp_path / "backup.db")
+    told = [record_turn(guest, "s1", f"turn {number}") for number in range(3)]
+    wait_settled(node.serve)
+    put_back(node.serve, backup)
+    for _ in range(3):
+        commit_turn(guest, "refused")
+        code, said = push(guest, "s2")
+        assert code != 0 and "audit accept-loss" in said, said
+    node.serve.cli("audit", "accept-loss")
+    told.append(record_turn(guest, "s2", "taken"))
+    wait_settled(node.serve)
+    assert held(node) >= set(told)
+    wait_until(lambda: booked(node) >= set(told), message="every turn is booked anew")
+    assert node.serve.cli("audit", "verify").returncode == 0
+
+
+def test_turns_of_another_node_are_booked_beside_those_of_this_one(
+    make_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    """A mirror whose turns have ids that this log gave to others: both stay, under ids of their own."""
+    node = make_node()
+    node.serve.keep_ports()
+    guest = node.guest(tmp_path / "guest")
+    told = [record_turn(guest, "s1", f"turn {number}") for number in range(2)]
+    wait_settled(node.serve)
+    foreign = [
+        git("commit-tree", "-p", node.tip, "-m", name, f"{told[0]}^{{tree}}", cwd=node.mirror)
+        for name in ("one", "two")
+    ]
+    for number, commit in zip((2, 9000), foreign, strict=True):
+        git("update-ref", f"{TURNS}{number}", commit, cwd=node.mirror)
+    node.serve.restart()
+    node.serve.wait_for_repo(WIDGETS)
+    assert "found" in warnings(node.serve) and "pushes are off" not in warnings(node.serve)
+    told += [*foreign, record_turn(guest, "s1", "after")]
+    wait_settled(node.serve)
+    wait_until(lambda: booked(node) >= set(told), message="every turn is booked anew")
+    assert held(node) >= set(told)
+    with Book(node.serve) as book:
+        assert all(row["kept"] for row in book.stores.sessions.all(WIDGETS) if row["session"].startswith("found-"))
+        newest = max(entry["id"] for entry in book.stores.audit.entries())
+    assert newest > 9000
+    assert node.serve.cli("audit", "verify").returncode == 0
+
+
+def test_verify_tells_of_turns_that_the_log_does_not_know(make_node: Callable[..., Node], tmp_path: Path) -> None:
+    """While no serve runs: the chain holds, and yet something is missing from it."""
+    node = make_node()
+    node.serve.keep_ports()
+    guest = node.guest(tmp_path / "guest")
+    commit = record_turn(guest, "s1", "turn")
+    wait_settled(node.serve)
+    node.serve.terminate()
+    git("update-ref", f"{TURNS}77", commit, cwd=node.mirror)
+    done = node.serve.cli("audit", "verify", check=False)
+    assert done.returncode == 3 and "77" in done.stderr and WIDGETS in done.stderr

@@ -1,0 +1,143 @@
+"""A harness loses patience: everything that the kit began ends at once, and no run waits for what it does not need."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.conftest import WIDGETS
+from tests.support.gitutil import git, kill_group, wait_until
+from tests.support.processes import processes_of
+from tests.workspace.conftest import CURL, EVERY_SHELL, GNU_WGET, NOTHING, Guest, Node
+from tests.workspace.proxy import Fault, Proxy
+
+AT_ONCE = 2.0
+"""Seconds from the signal to the end of everything."""
+
+
+@pytest.fixture
+def ports(node: Node) -> Iterator[tuple[Proxy, Proxy]]:
+    """Proxies before the HTTP and the git port, both of which stall in the middle of what is large."""
+    http = urlsplit(node.serve.http_url)
+    assert http.hostname and http.port
+    with Proxy((http.hostname, http.port)) as web, Proxy(node.serve.git_address) as plain:
+        web.fault = Fault("stall", only=b"workspace.tar", after=60_000)
+        plain.fault = Fault("stall", only=b"git-upload-pack", after=20_000)
+        yield web, plain
+
+
+def guest_of(node: Node, ports: tuple[Proxy, Proxy], home: Path, shell: str, tools: tuple[str, ...]) -> Guest:
+    """A guest that reaches the mirror by the two ports only, with a deadline that nobody waits for."""
+    web, plain = ports
+    addresses = {
+        "GITMIRROR_HTTP": f"http://127.0.0.1:{web.port}",
+        "GITMIRROR_GIT": f"git://127.0.0.1:{plain.port}",
+        "GITMIRROR_DEADLINE": "120",
+    }
+    extra = ("printf",) if shell == "mksh" else ()
+    return node.guest(home, shell=shell, tools=(*tools, *extra), **addresses)
+
+
+def end(process: subprocess.Popen[bytes], number: signal.Signals, guest: Guest) -> bytes:
+    """Send the signal to the kit alone. Its pipes are closed and its processes are gone in time; returns stderr."""
+    try:
+        start = time.monotonic()
+        process.send_signal(number)
+        out, said = process.communicate(timeout=AT_ONCE)
+        left = AT_ONCE - (time.monotonic() - start)
+        wait_until(lambda: not processes_of(guest.home), timeout=left, message="nothing of the guest runs on")
+    finally:
+        kill_group(process)
+    assert out == b""
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exists", [True, False], ids=["exists", "new"])
+@pytest.mark.parametrize("tools", [CURL, GNU_WGET, NOTHING], ids=["curl", "wget", "git"])
+@pytest.mark.parametrize("shell", EVERY_SHELL)
+def test_term_ends_it_all_at_once(
+    node: Node, ports: tuple[Proxy, Proxy], tmp_path: Path, shell: str, tools: tuple[str, ...], exists: bool
+) -> None:
+    """While a snapshot or a clone stalls: code 1, pipes closed, no process, DIR as it was, and the next one gets it."""
+    guest = guest_of(node, ports, tmp_path / "home", shell, tools)
+    workspace = guest.home / "place" / "ws"
+    workspace.mkdir(parents=True) if exists else workspace.parent.mkdir()
+    before = sorted(workspace.parent.rglob("*"))
+    process = guest.start("hydrate", WIDGETS, str(workspace))
+    web, plain = ports
+    begun = "ws/.gitmirror/*/.gitmirror.[0-9]*/*" if exists else ".gitmirror.ws/*/.gitmirror.[0-9]*/*"
+    wait_until(
+        lambda: (
+            process.poll() is not None or (list(workspace.parent.glob(begun)) and (web if tools else plain).stalled)
+        ),
+        timeout=30,
+        message="half of a workspace",
+    )
+    assert process.poll() is None, (process.communicate(), plain.requests)
+    said = end(process, signal.SIGTERM, guest)
+    assert process.returncode == 1, said
+    assert b"ended by a signal" in said
+    assert sorted(workspace.parent.rglob("*")) == before
+    web.fault = plain.fault = None
+    guest.hydrate(workspace).hydrated(via="snapshot" if tools else "mirror")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tools", [CURL, NOTHING], ids=["snapshot", "git"])
+@pytest.mark.parametrize("shell", EVERY_SHELL)
+def test_what_is_killed_runs_on_for_a_moment_only(
+    node: Node, ports: tuple[Proxy, Proxy], tmp_path: Path, shell: str, tools: tuple[str, ...]
+) -> None:
+    """KILL reaches the kit alone: what it has started notices, and frees the harness's pipes."""
+    guest = guest_of(node, ports, tmp_path / "home", shell, tools)
+    process = guest.start("hydrate", WIDGETS, str(guest.home / "ws"))
+    wait_until(lambda: (ports[0] if tools else ports[1]).stalled, message="it stalls")
+    end(process, signal.SIGKILL, guest)
+
+
+@pytest.mark.parametrize("shell", EVERY_SHELL)
+def test_term_ends_a_record_and_loses_nothing(
+    node: Node, ports: tuple[Proxy, Proxy], tmp_path: Path, shell: str
+) -> None:
+    """While the push hangs: the commit is in place, no lock is left, and the next record goes through."""
+    web, plain = ports
+    guest = guest_of(node, ports, tmp_path / "home", shell, NOTHING)
+    workspace = guest.home / "ws"
+    web.fault = plain.fault = None
+    guest.hydrate(workspace).hydrated(via="mirror")
+    (workspace / "new.txt").write_text("new\n")
+    plain.fault = Fault("hang", only=b"git-receive-pack")
+    process = guest.start("record", f"ended-{shell}", str(workspace))
+    wait_until(lambda: plain.stalled, message="the push hangs")
+    end(process, signal.SIGTERM, guest)
+    assert process.returncode == 1
+    assert not list((workspace / ".git").rglob("*.lock"))
+    head = git("rev-parse", "HEAD", cwd=workspace)
+    plain.fault = None
+    assert guest.record(f"ended-{shell}", workspace).recorded(f"ended-{shell}") == head
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("shell", EVERY_SHELL)
+def test_no_run_waits_for_what_watches_it(node: Node, tmp_path: Path, shell: str) -> None:
+    """150 hydrations by git, whose every step is watched: none takes long, and pipes close with the kit."""
+    guest = node.guest(tmp_path / "home", shell=shell, tools=("printf",), GITMIRROR_DEADLINE="120")
+    workspace = guest.home / "ws"
+    took = []
+    for _ in range(150):
+        start = time.monotonic()
+        process = guest.start("hydrate", WIDGETS, str(workspace))
+        _, said = process.communicate(timeout=60)
+        took.append(time.monotonic() - start)
+        assert process.returncode == 0, said
+        shutil.rmtree(workspace)
+    assert max(took) < 4, sorted(took)[-5:]
