@@ -225,6 +225,8 @@ class HttpPort:
                     return
                 while await self._exchange(connection, stream, client):
                     connection.start_next_cycle()
+                    # Requests that came together are answered without a wait in between.
+                    await asyncio.sleep(0)
             if connection.their_state is not h11.CLOSED:
                 await _linger(guest, stream)
         except (IdleTimeout, TimeoutError):
@@ -272,6 +274,8 @@ async def _answer_unread(connection: h11.Connection, stream: SocketStream, error
 
 
 async def _next_event(connection: h11.Connection, stream: SocketStream) -> h11.Event | type[h11.PAUSED]:
+    # One read of the socket can hold ten thousand chunks of one byte.
+    await stream.take_turns()
     while (event := connection.next_event()) is h11.NEED_DATA:
         connection.receive_data(await stream.receive())
     return event  # type: ignore[return-value]
