@@ -6,6 +6,7 @@ refspecs name branches and tags only, so prune can touch neither.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -13,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from appliance.core.errors import UsageError
 from appliance.core.git.command import Git, GitError, write_atomically
@@ -20,6 +22,9 @@ from appliance.core.models import RefChange, RemoteRefs
 from appliance.core.upstream import same_upstream
 
 log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 ANCHORS = "refs/gitmirror/anchors/"
 TIPS = "refs/gitmirror/tips/"
@@ -33,6 +38,10 @@ FOLLOWED = ("refs/heads/", "refs/tags/")
 REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 QUICK = 60.0
 """Seconds that a local command on refs may take."""
+MANY = 4000
+"""Refs past which a thread works through them: 60,000 take some tenths of a second, and guests wait meanwhile."""
+LINE = 64
+"""Bytes of one ref in what git lists, at a guess."""
 
 
 def mirror_config(url: str) -> str:
@@ -101,7 +110,7 @@ class Mirror:
         output = await self.git.run(
             "ls-remote", "--quiet", "--symref", "origin", cwd=self.path, deadline=deadline, asks_upstream=True
         )
-        return parse_ls_remote(output.stdout.decode("utf-8", "surrogateescape"))
+        return await beside(len(output.stdout) // LINE, _parse_remote, output.stdout)
 
     async def local_refs(self, *prefixes: str) -> dict[str, str]:
         """Refs below the prefixes (default: those that follow the upstream), name to object id."""
@@ -112,8 +121,7 @@ class Mirror:
             cwd=self.path,
             deadline=QUICK,
         )
-        lines = output.stdout.decode("utf-8", "surrogateescape").splitlines()
-        return {name: oid for oid, _, name in (line.partition(" ") for line in lines)}
+        return await beside(len(output.stdout) // LINE, _parse_local, output.stdout)
 
     async def blobs(self, commit: str) -> list[bytes]:
         """Object ids of all blobs of a commit's tree, as a checkout needs them. Raises GitError."""
@@ -132,20 +140,16 @@ class Mirror:
 
     async def anchor(self, changes: Iterable[RefChange], branch: str | None) -> None:
         """Keeps the old value of each moved or deleted ref; those of `branch` also where receive-pack shows them."""
-        lines = []
-        for change in changes:
-            if change.old is not None:
-                lines.append(f"update {ANCHORS}{change.old} {change.old}\n")
-                if change.ref == branch:
-                    lines.append(f"update {TIPS}{change.old} {change.old}\n")
-        await self.update_refs(dict.fromkeys(lines))
+        changes = tuple(changes)
+        await self.update_refs(await beside(len(changes), _anchoring, changes, branch))
 
     async def make_way(self, remote: Mapping[str, str], local: Mapping[str, str]) -> None:
         """Deletes local refs that no upstream ref can be created beside (`foo` when it now has `foo/bar`).
 
         An atomic fetch never gets past one: `cannot lock ref`, for ever. They were anchored before.
         """
-        await self.update_refs(f"delete {ref} {local[ref]}\n" for ref in refs_in_the_way(remote, local))
+        doomed = await beside(len(remote) + len(local), refs_in_the_way, remote, local)
+        await self.update_refs(f"delete {ref} {local[ref]}\n" for ref in doomed)
 
     async def update_refs(self, lines: Iterable[str]) -> None:
         """One transaction of `git update-ref --stdin`. Raises GitError, then no ref moved."""
@@ -262,6 +266,31 @@ def _is_of_a_transfer(keep: Path) -> bool:
     with contextlib.suppress(OSError):
         return keep.read_bytes().startswith((b"fetch-pack ", b"receive-pack "))
     return False
+
+
+async def beside(count: int, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """The result of `work`, which goes through `count` refs; done in a thread when they are many."""
+    return await asyncio.to_thread(work, *args, **kwargs) if count > MANY else work(*args, **kwargs)
+
+
+def _parse_remote(output: bytes) -> RemoteRefs:
+    return parse_ls_remote(output.decode("utf-8", "surrogateescape"))
+
+
+def _parse_local(output: bytes) -> dict[str, str]:
+    lines = output.decode("utf-8", "surrogateescape").splitlines()
+    return {name: oid for oid, _, name in (line.partition(" ") for line in lines)}
+
+
+def _anchoring(changes: Iterable[RefChange], branch: str | None) -> dict[str, None]:
+    """The lines for `update-ref`, each once."""
+    lines = []
+    for change in changes:
+        if change.old is not None:
+            lines.append(f"update {ANCHORS}{change.old} {change.old}\n")
+            if change.ref == branch:
+                lines.append(f"update {TIPS}{change.old} {change.old}\n")
+    return dict.fromkeys(lines)
 
 
 def parse_ls_remote(text: str) -> RemoteRefs:
