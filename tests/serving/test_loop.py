@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import WIDGETS
 from tests.serving.conftest import SETTLED, Node
-from tests.serving.fetch.wire import http_ask
+from tests.serving.fetch.wire import http_ask, post_headers, v2_request
 from tests.support.gitutil import refs
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
@@ -40,8 +40,13 @@ def node(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path, watchdo
     base = tmp_path_factory.mktemp("loop")
     with HttpUpstream(base / "upstream") as upstream:
         upstream.add(WIDGETS, generated_bare)
-        sections = {"refresh": SETTLED, "workspace": {"enabled": False}}
-        with Serve(base / "state", repos=[upstream.url(WIDGETS)], env=watchdog.env, **sections).start() as serve:
+        with Serve(
+            base / "state",
+            repos=[upstream.url(WIDGETS)],
+            env=watchdog.env,
+            refresh=SETTLED,
+            workspace={"enabled": False},
+        ).start() as serve:
             serve.wait_for_repo(WIDGETS)
             node = Node(serve, upstream)
             # Written by hand: git takes half a minute to make so many.
@@ -113,4 +118,24 @@ def test_a_body_in_chunks_of_one_byte_leaves_others_their_turn(node: Node, watch
     for head in heads:
         with flooding(http_address(node.serve), head + b"Transfer-Encoding: chunked\r\n\r\n" + first, chunks):
             served_meanwhile(node.serve)
+    assert watchdog.longest() < SHORT
+
+
+def test_as_many_prefixes_as_fit_against_as_many_refs(node: Node, watchdog: Watchdog) -> None:
+    """Names that are there, names that are not, and more lines than git keeps: refs times lines took 39 s."""
+    shown = [name for name in refs(node.mirror) if name.startswith(("refs/heads/", "refs/tags/"))]
+    there = [f"refs/heads/many/branch-{number:06}" for number in range(MANY_REFS)]
+    absent = [f"refs/heads/other/{number:07}" for number in range(45_000)]
+    watchdog.forget()
+    for names, found in (
+        (absent[:40_000], 0),
+        ([*there, *absent[:44_000]], MANY_REFS),
+        (
+            [*absent, *there, *absent],
+            len([name for name in shown if name.startswith(("refs/heads/", "refs/tags/"))]) + 1,
+        ),
+    ):
+        request = v2_request("ls-refs", [f"ref-prefix {name}" for name in names])
+        reply = http_ask(f"{node.serve.http_url}/{WIDGETS}/git-upload-pack", "POST", post_headers(), request)
+        assert reply.status == 200 and reply.body.count(b"\n") == found
     assert watchdog.longest() < SHORT

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Hydration, Repo
-from appliance.core.serving.fetch.ref_snapshots import RefSnapshots, is_understood
+from appliance.core.serving.fetch.ref_snapshots import RefSnapshot, RefSnapshots, is_understood
 from appliance.core.serving.fetch.response_cache import CachedResponse, CacheResult, ResponseCache
 from appliance.core.serving.fetch.upload_pack import UploadPack
 from appliance.core.serving.net.streams import Sink
@@ -92,7 +93,7 @@ class Engine:
         """One command. Raises AnswerFailed, UploadPackError, IdleTimeout, OSError."""
         if request.command == "ls-refs" and is_understood(request):
             snapshot = await self._snapshots.get(repo)
-            await sink.send(snapshot.ls_refs(request.arguments))
+            await _list_refs(snapshot, request.arguments, sink)
         elif request.command == "fetch":
             await self._fetch(repo, request, sink, caller)
         else:
@@ -194,6 +195,12 @@ async def send_answer(answer: CachedResponse, sink: Sink) -> None:
     while (size := await answer.ready_beyond(offset)) > offset:
         await sink.send_file(answer.file(), offset, size - offset)
         offset = size
+
+
+async def _list_refs(snapshot: RefSnapshot, arguments: Sequence[bytes], sink: Sink) -> None:
+    pieces, light = snapshot.ls_refs(arguments), snapshot.is_light(arguments)
+    while piece := next(pieces, b"") if light else await asyncio.to_thread(next, pieces, b""):
+        await sink.send(piece)
 
 
 def _of_v0(said: bytes) -> V2Request:

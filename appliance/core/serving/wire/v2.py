@@ -22,6 +22,8 @@ LARGE = 8192
 """Bytes past which a request is first looked up whole."""
 MOST_LINES = 600_000
 """A checkout of linux asks for 78,635 blobs in one request; each is a line of 50 bytes."""
+TOO_MANY_PREFIXES = 65536
+"""So many ref-prefix lines are as good as none, and more are not kept (git's own rule, ls-refs.c)."""
 
 _LEFT = "the guest left in the middle of a request"
 _OID = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
@@ -157,7 +159,7 @@ class V2Reader:
         command = ""
         capabilities: list[bytes] = []
         arguments: list[bytes] = []
-        section, lines, received = 0, 0, 0
+        section, lines, prefixes, received = 0, 0, 0, 0
         raw = bytearray()
         # What came with the request before is read as ever: each of many would be looked up with all that follows it.
         memo = None if self._buffer else self._memo
@@ -190,7 +192,9 @@ class V2Reader:
                 elif kind == "end":
                     raise PacketError("a response-end packet in a request")
                 elif section:
-                    arguments.append(payload)
+                    prefixes += payload.startswith(b"ref-prefix ")
+                    if prefixes <= TOO_MANY_PREFIXES or not payload.startswith(b"ref-prefix "):
+                        arguments.append(payload)
                 elif payload.startswith(b"command="):
                     if command:
                         raise PacketError("two commands in one request")
