@@ -28,10 +28,11 @@ from appliance.core.recording.push_authorizer import PushAuthorizer
 from appliance.core.recording.retention import Retention
 from appliance.core.refresh.schedule import lag_of, state_of
 from appliance.core.refresh.scheduler import Scheduler, Settings
+from appliance.core.serving.admission import Admission
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
 from appliance.core.serving.fetch.response_cache import CacheResult, ResponseCache
 from appliance.core.serving.fetch.warmer import Warmer
-from appliance.core.serving.net.acceptor import Acceptor, Admission
+from appliance.core.serving.net.acceptor import Acceptor
 from appliance.core.serving.net.http import TextResponse
 from appliance.core.store.database import StoreError
 from appliance.core.units import format_duration

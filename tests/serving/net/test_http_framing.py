@@ -28,6 +28,7 @@ from appliance.core.serving.net.http import (
     require_read,
 )
 from appliance.core.serving.net.sockets import listen
+from appliance.core.serving.seats import Seats
 from appliance.core.units import Address
 
 LIMITS = Limits(max_clients=8, queue_timeout=5, request_timeout=0.5, idle_timeout=0.5, total_timeout=5)
@@ -70,7 +71,7 @@ async def route(exchange: Exchange) -> None:
 async def port(handler: Handler = route, limits: Limits = LIMITS) -> AsyncIterator[int]:
     """A running port's number."""
     listening = listen(Address("127.0.0.1", 0), "http")
-    acceptor = Acceptor("http", HttpPort(handler, limits, lambda: 0).serve)
+    acceptor = Acceptor("http", HttpPort(handler, limits).serve, Seats(limits.max_connections))
     acceptor.start([listening])
     try:
         yield listening.getsockname()[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -12,13 +11,16 @@ from typing import Protocol
 
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Hydration, Repo
+from appliance.core.serving.aside import aside
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshot, RefSnapshots, is_understood
 from appliance.core.serving.fetch.response_cache import CachedResponse, CacheResult, ResponseCache
-from appliance.core.serving.fetch.upload_pack import UploadPack
+from appliance.core.serving.fetch.upload_pack import Spool, UploadPack
+from appliance.core.serving.memo import RequestMemo
 from appliance.core.serving.net.streams import Sink
 from appliance.core.serving.ports.git_daemon import Relayed
+from appliance.core.serving.reading import Budget
 from appliance.core.serving.wire.pktline import PacketError, PacketSplitter
-from appliance.core.serving.wire.v2 import FetchShape, RequestMemo, V2Request
+from appliance.core.serving.wire.v2 import MANY_LINES, FetchShape, V2Request
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Engine:
         self._told = told
         self._advertisements: dict[int, bytes] = {}
         self.memo = RequestMemo()
+        self.budget = Budget()
 
     async def advertise(self, repo: Repo) -> bytes:
         """The capabilities of protocol v2, in git's own words. Raises UploadPackError."""
@@ -71,19 +74,19 @@ class Engine:
             self._advertisements[repo.id] = known
         return known
 
-    async def advertise_v0(self, repo: Repo, version: int) -> bytes:
-        """Refs and capabilities of protocol v0 or v1, for smart HTTP. Raises UploadPackError."""
+    async def advertise_v0(self, repo: Repo, version: int, sink: Sink) -> None:
+        """Sends refs and capabilities of protocol v0 or v1, for smart HTTP. Raises UploadPackError, as `answer_v0`."""
         mirror = self._mirror_of(repo.name).path
-        return await self._upload_pack.collect(mirror, b"", "--advertise-refs", version=version)
+        await self._upload_pack.stream(mirror, b"", sink, "--advertise-refs", version=version)
 
-    async def answer_v0(self, repo: Repo, body: bytes, version: int, sink: Sink, caller: Caller) -> None:
+    async def answer_v0(self, repo: Repo, body: Spool, version: int, sink: Sink, caller: Caller) -> None:
         """One stateless request of protocol v0 or v1 over HTTP. Raises UploadPackError, IdleTimeout, OSError."""
         start = time.monotonic()
         meter = _Meter(sink, start)
         try:
             await self._upload_pack.stream(self._mirror_of(repo.name).path, body, meter, version=version)
         finally:
-            self._tell_v0(repo, body, version, meter, start, caller)
+            self._tell_v0(repo, bytes(body.head), version, meter, start, caller)
 
     def handed_over(self, repo: Repo, relayed: Relayed, version: int, start: float, caller: Caller) -> None:
         """A connection of protocol v0 or v1 that git daemon served has ended."""
@@ -108,13 +111,18 @@ class Engine:
         mirror = self._mirror_of(repo.name).path
 
         async def produce(output: int) -> None:
-            await self._upload_pack.write(mirror, shape.request().encode(), output, slowly=warming)
+            large = len(shape.wants) > MANY_LINES
+            said = await aside(_encode, shape) if large else _encode(shape)
+            await self._upload_pack.write(mirror, said, output, slowly=warming)
 
         return self._cache.get(shape.key(repo.id, tags), repo.id, produce, pinned=warming)
 
     async def _fetch(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
         start = time.monotonic()
         meter = _Meter(sink, start)
+        large = len(request.arguments) > MANY_LINES
+        if large:
+            await aside(request.prepare)
         shape = request.shape
         way = CacheResult.DIRECT
         self._told.hydrating(repo, request.wants[0], request.text, caller)
@@ -124,7 +132,8 @@ class Engine:
             answer = await self.open_answer(repo, shape) if shape is not None else None
             if answer is None:
                 self._cache.counts[CacheResult.DIRECT] += 1
-                await self._upload_pack.stream(self._mirror_of(repo.name).path, request.encode(), meter)
+                said = await aside(request.encode) if large else request.encode()
+                await self._upload_pack.stream(self._mirror_of(repo.name).path, said, meter)
             else:
                 way = answer.way
                 try:
@@ -197,9 +206,13 @@ async def send_answer(answer: CachedResponse, sink: Sink) -> None:
         offset = size
 
 
+def _encode(shape: FetchShape) -> bytes:
+    return shape.request().encode()
+
+
 async def _list_refs(snapshot: RefSnapshot, arguments: Sequence[bytes], sink: Sink) -> None:
     pieces, light = snapshot.ls_refs(arguments), snapshot.is_light(arguments)
-    while piece := next(pieces, b"") if light else await asyncio.to_thread(next, pieces, b""):
+    while piece := next(pieces, b"") if light else await aside(next, pieces, b""):
         await sink.send(piece)
 
 

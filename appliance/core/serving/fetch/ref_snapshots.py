@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.ref_traces import RefTraces, take_traces
 from appliance.core.models import Repo
+from appliance.core.serving.aside import aside
 from appliance.core.serving.fetch.upload_pack import UploadPack
 from appliance.core.serving.wire.pktline import FLUSH, PacketSplitter, packet
-from appliance.core.serving.wire.v2 import TOO_MANY_PREFIXES, V2Request
+from appliance.core.serving.wire.v2 import MANY_LINES, V2Request
 
 FRESH_FOR = 1.0
 """Seconds that a snapshot is believed without a look when nothing of ours moved a ref."""
@@ -28,8 +29,8 @@ HEAD = b"HEAD"
 
 PIECE = 65536
 """Bytes of an answer that are made at once: a guest that takes none of it holds no more of it in memory."""
-MANY_LINES = 2000
-"""Lines of a request, or refs to be listed for the first time, past which a thread does the work."""
+TOO_MANY_PREFIXES = 65536
+"""So many ref-prefix lines are as good as none, and more are not kept (git's own rule, ls-refs.c)."""
 
 _OPTIONS = (b"peel", b"symrefs", b"unborn")
 _ALL = V2Request("ls-refs", (), _OPTIONS).encode()
@@ -214,8 +215,10 @@ class RefSnapshots:
                 version=2,
                 setting=f"uploadpack.hideRefs=!{ARCHIVE.decode()[:-1]}",
             )
-            work = (read_snapshot, answer, looked_at)
-            snapshot = await asyncio.to_thread(*work) if len(answer) > MANY_LINES * 64 else read_snapshot(*work[1:])
+            if len(answer) > MANY_LINES * 64:
+                snapshot = await aside(read_snapshot, answer, looked_at)
+            else:
+                snapshot = read_snapshot(answer, looked_at)
             snapshot.traces = traces
             if self._generation.get(repo.id, 0) == generation:
                 self._taken[repo.id] = snapshot
