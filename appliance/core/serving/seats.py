@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import ipaddress
 import logging
+import math
 import socket
 import struct
 import termios
@@ -168,7 +169,7 @@ class Seats:
         own = len(self._of.get(peer, ())) + 1 >= len(seats)
         if own:
             greediest, seats = peer, self._of.get(peer, {})
-        latest = self._clock() - (SETTLED if own else 0.0)
+        latest = self._clock() - SETTLED if own else math.inf
         idle = [seat for seat in seats if seat.is_idle and seat.idle_since <= latest]
         if idle:
             victim = min(idle, key=lambda seat: seat.idle_since)
