@@ -139,3 +139,24 @@ def test_as_many_prefixes_as_fit_against_as_many_refs(node: Node, watchdog: Watc
         reply = http_ask(f"{node.serve.http_url}/{WIDGETS}/git-upload-pack", "POST", post_headers(), request)
         assert reply.status == 200 and reply.body.count(b"\n") == found
     assert watchdog.longest() < SHORT
+
+
+def test_half_a_million_wants_are_worked_on_aside(node: Node, watchdog: Watchdog) -> None:
+    """Read, put in order, hashed, written down for git: also in two shapes, of which one is not kept."""
+    watchdog.forget()
+    wants = [f"want {number * 7919:040x}" for number in range(500_000)]
+    for more in (["done"], ["have " + "1" * 40, "done"]):
+        request = v2_request("fetch", ["ofs-delta", *wants, *more])
+        url = f"{node.serve.http_url}/{WIDGETS}/git-upload-pack"
+        reply = http_ask(url, "POST", post_headers(), request)
+        assert b"not our ref" in reply.body
+    assert watchdog.longest() < SHORT
+
+
+def test_as_many_headers_as_fit_are_soon_read(node: Node, watchdog: Watchdog) -> None:
+    """Requests of nothing but short headers, one behind the other."""
+    watchdog.forget()
+    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"a:\r\n" * 8000 + b"\r\n"
+    with flooding(http_address(node.serve), b"", head * 20):
+        served_meanwhile(node.serve)
+    assert watchdog.longest() < SHORT

@@ -111,6 +111,8 @@ async def _send_down(guest: socket.socket, child: socket.socket, activity: Activ
         await loop.sock_sendall(guest, data)
         activity.touch()
         relayed.down(data)
+        # Two sockets that are both always ready leave nobody else a turn.
+        await asyncio.sleep(0)
     with contextlib.suppress(OSError):
         guest.shutdown(socket.SHUT_WR)
 
@@ -148,6 +150,7 @@ async def _send_up(
             await loop.sock_sendall(child, data)
             activity.touch()
             relayed.up(data)
+            await asyncio.sleep(0)
     with contextlib.suppress(OSError):
         child.shutdown(socket.SHUT_WR)
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from appliance.core.serving.wire.pktline import FLUSH, packet
 
 DELIMITER = b"0001"
+MOST_WORDS = 8
 MANY_LINES = 2000
 """Lines past which a request is worked on aside."""
 
@@ -51,6 +52,9 @@ class V2Request:
                 words.append(value.decode("ascii", "replace")[:40])
             elif word == b"have" and "incremental" not in words:
                 words.append("incremental")
+            if len(words) >= MOST_WORDS:
+                # It goes into events and the database.
+                break
         return ", ".join(words) or "full"
 
     @property
