@@ -82,9 +82,13 @@ def is_healthy(serve: Serve, source: str) -> bool:
 
 
 def rss(serve: Serve) -> int:
-    """Bytes of memory that `serve` has now."""
+    """Bytes of memory that `serve` has now, its files in memory included."""
     text = Path(f"/proc/{serve.pid}/status").read_text()
-    return 1024 * int(text.partition("VmRSS:")[2].split()[0])
+    held = 1024 * int(text.partition("VmRSS:")[2].split()[0])
+    for each in Path(f"/proc/{serve.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            held += each.stat().st_size if str(each.readlink()).startswith("/memfd:request") else 0
+    return held
 
 
 def test_many_idle_connections_of_one_address_keep_no_other_out(node: Node) -> None:
@@ -157,12 +161,12 @@ def test_half_sent_requests_keep_no_fetch_from_others(node: Node) -> None:
     """213 KB that unpack to all that is held for requests at once: small ones go on, large ones after a moment."""
     serve = node.serve
     tip = git("rev-parse", "main", cwd=serve.mirror(WIDGETS))
-    large = v2_request("fetch", [f"want {tip}", *(f"have {number:040x}" for number in range(5000)), "done"])
+    large = v2_request("fetch", [f"want {tip}", *(f"have {number:040x}" for number in range(20_000)), "done"])
     with contextlib.ExitStack() as stack:
         before = rss(serve)
         for _ in range(8):
             sock = stack.enter_context(connect(serve, HERE, http=True))
-            sock.sendall(half_a_request(30 * MIB))
+            sock.sendall(half_a_request(16 * MIB))
         wait_until(lambda: rss(serve) - before > 64 * MIB, timeout=30, message="they are held")
         start = time.monotonic()
         assert lists_refs(serve, THERE) and lists_refs(serve, HERE)
@@ -182,6 +186,7 @@ def test_bodies_of_protocol_v0_are_counted_as_they_unpack(node: Node) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(12):
             stack.enter_context(connect(serve, HERE, http=True)).sendall(head + body)
+        wait_until(lambda: rss(serve) - before > 60 * MIB, timeout=30, message="some are held")
         until = time.monotonic() + 4
         while time.monotonic() < until:
             most = max(most, rss(serve))
