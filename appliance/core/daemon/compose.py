@@ -48,8 +48,10 @@ from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
 from appliance.core.serving.fetch.response_cache import ResponseCache
 from appliance.core.serving.fetch.upload_pack import UploadPack
 from appliance.core.serving.fetch.warmer import Warmer
-from appliance.core.serving.net.acceptor import Acceptor, Admission, Limits
+from appliance.core.serving.net.acceptor import Acceptor, Limits
+from appliance.core.serving.net.admission import Admission
 from appliance.core.serving.net.http import HttpPort, TextResponse, plain_routes
+from appliance.core.serving.net.seats import Seats
 from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.git import GitPort, Serving
@@ -132,11 +134,12 @@ async def assemble(
     engine = Engine(cache, snapshots, upload_pack, mirror_of, events)
     warmer = Warmer(engine, cache, mirror_of, lambda repo: scheduler.health(repo.id).tip)
 
-    admission = Admission(_limits(config))
+    limits = _limits(config)
+    admission, seats = Admission(limits), Seats(limits.max_connections)
     serving = Serving(mirror_of, children, daemon, desk, engine, lambda name: locks.shared(name, preempt=True))
     read_tokens = ReadTokens(stores.tokens)
     door = AccessGate(serving.is_mirrored, read_tokens.repo_of)
-    git_port = GitPort(serving, door, admission, lambda: live.clients)
+    git_port = GitPort(serving, door, admission)
     alive = {"/healthz": lambda: TextResponse(200, "ok\n")}
     workspaces = Snapshots(
         layout, mirror_of, lambda repo: live.followed_branch(repo), enabled=lambda: live.config.workspace.enabled
@@ -187,11 +190,10 @@ async def assemble(
         admission=admission,
         door=door,
         acceptors={
-            "git": Acceptor("git", git_port.serve),
-            "http": Acceptor("http", HttpPort(smart.handle, admission.limits, lambda: live.clients).serve),
-            "admin": Acceptor(
-                "admin", HttpPort(admin.handle, admission.limits, lambda: len(live.acceptors["admin"])).serve
-            ),
+            "git": Acceptor("git", git_port.serve, seats),
+            "http": Acceptor("http", HttpPort(smart.handle, limits).serve, seats),
+            # Operators have room of their own.
+            "admin": Acceptor("admin", HttpPort(admin.handle, limits).serve, Seats(limits.max_connections)),
         },
         cache=cache,
         snapshots=snapshots,

@@ -32,7 +32,8 @@ from appliance.core.refresh.scheduler import Scheduler, Settings
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
 from appliance.core.serving.fetch.response_cache import CacheResult, ResponseCache
 from appliance.core.serving.fetch.warmer import Warmer
-from appliance.core.serving.net.acceptor import Acceptor, Admission
+from appliance.core.serving.net.acceptor import Acceptor
+from appliance.core.serving.net.admission import Admission
 from appliance.core.serving.net.http import TextResponse
 from appliance.core.store.database import StoreError
 from appliance.core.units import format_duration

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from appliance.core.git.mirror import ANCHORS, QUICK, Mirror
+from appliance.core.git.mirror import QUICK, Mirror
+from appliance.core.git.ref_lists import ANCHORS
 
 DEADLINE = 30.0
 LONGEST_SUBJECT = 500

@@ -16,23 +16,27 @@ from pathlib import Path
 
 from appliance.core.errors import UsageError
 from appliance.core.git.command import Git, GitError, write_atomically
+from appliance.core.git.ref_lists import (
+    FOLLOWED,
+    anchoring,
+    beside,
+    parse_local,
+    parse_remote,
+    refs_in_the_way,
+)
 from appliance.core.models import RefChange, RemoteRefs
 from appliance.core.upstream import same_upstream
 
 log = logging.getLogger(__name__)
 
-ANCHORS = "refs/gitmirror/anchors/"
-TIPS = "refs/gitmirror/tips/"
-"""Old tips of the registered branch: the only private refs that receive-pack shows. A guest that cloned shallow at
-yesterday's tip otherwise re-sends its whole snapshot with a push (measured: 156 objects against 3)."""
-
 MARK = "fetched-with-credential"
 """A file in a mirror that a credential has fetched, with the URL that was. It comes and goes with what it is about."""
 
-FOLLOWED = ("refs/heads/", "refs/tags/")
 REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 QUICK = 60.0
 """Seconds that a local command on refs may take."""
+LINE = 64
+"""Bytes of one ref in what git lists, at a guess."""
 
 
 def mirror_config(url: str) -> str:
@@ -109,7 +113,7 @@ class Mirror:
         output = await self.git.run(
             "ls-remote", "--quiet", "--symref", "origin", cwd=self.path, deadline=deadline, asks_upstream=True
         )
-        return parse_ls_remote(output.stdout.decode("utf-8", "surrogateescape"))
+        return await beside(len(output.stdout) // LINE, parse_remote, output.stdout)
 
     async def local_refs(self, *prefixes: str) -> dict[str, str]:
         """Refs below the prefixes (default: those that follow the upstream), name to object id."""
@@ -120,8 +124,7 @@ class Mirror:
             cwd=self.path,
             deadline=QUICK,
         )
-        lines = output.stdout.decode("utf-8", "surrogateescape").splitlines()
-        return {name: oid for oid, _, name in (line.partition(" ") for line in lines)}
+        return await beside(len(output.stdout) // LINE, parse_local, output.stdout)
 
     async def blobs(self, commit: str) -> list[bytes]:
         """Object ids of all blobs of a commit's tree, as a checkout needs them. Raises GitError."""
@@ -140,20 +143,16 @@ class Mirror:
 
     async def anchor(self, changes: Iterable[RefChange], branch: str | None) -> None:
         """Keeps the old value of each moved or deleted ref; those of `branch` also where receive-pack shows them."""
-        lines = []
-        for change in changes:
-            if change.old is not None:
-                lines.append(f"update {ANCHORS}{change.old} {change.old}\n")
-                if change.ref == branch:
-                    lines.append(f"update {TIPS}{change.old} {change.old}\n")
-        await self.update_refs(dict.fromkeys(lines))
+        changes = tuple(changes)
+        await self.update_refs(await beside(len(changes), anchoring, changes, branch))
 
     async def make_way(self, remote: Mapping[str, str], local: Mapping[str, str]) -> None:
         """Deletes local refs that no upstream ref can be created beside (`foo` when it now has `foo/bar`).
 
         An atomic fetch never gets past one: `cannot lock ref`, for ever. They were anchored before.
         """
-        await self.update_refs(f"delete {ref} {local[ref]}\n" for ref in refs_in_the_way(remote, local))
+        doomed = await beside(len(remote) + len(local), refs_in_the_way, remote, local)
+        await self.update_refs(f"delete {ref} {local[ref]}\n" for ref in doomed)
 
     async def update_refs(self, lines: Iterable[str]) -> None:
         """One transaction of `git update-ref --stdin`. Raises GitError, then no ref moved."""
@@ -289,56 +288,6 @@ def _is_of_a_transfer(keep: Path) -> bool:
     with contextlib.suppress(OSError):
         return keep.read_bytes().startswith((b"fetch-pack ", b"receive-pack "))
     return False
-
-
-def parse_ls_remote(text: str) -> RemoteRefs:
-    """Branches, tags and HEAD of `ls-remote --symref` output; peeled tags and all other refs are left out."""
-    refs: dict[str, str] = {}
-    head = None
-    for line in text.splitlines():
-        value, _, name = line.partition("\t")
-        if name == "HEAD" and value.startswith("ref: refs/heads/"):
-            head = value.removeprefix("ref: ")
-        elif name.startswith(FOLLOWED) and not name.endswith("^{}"):
-            refs[name] = value
-    return RemoteRefs(refs, head)
-
-
-def changes_between(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[RefChange, ...]:
-    """What differs, by ref name."""
-    names = sorted(before.keys() | after.keys())
-    return tuple(
-        RefChange(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
-    )
-
-
-def refs_in_the_way(remote: Mapping[str, str], local: Mapping[str, str]) -> list[str]:
-    """Local refs that are gone upstream and whose name is a directory of an upstream ref's name, or below one."""
-    directories = {name[:index] for name in remote for index, char in enumerate(name) if char == "/"}
-    return [
-        name
-        for name in sorted(local)
-        if name not in remote
-        and (name in directories or any(name[:index] in remote for index, char in enumerate(name) if char == "/"))
-    ]
-
-
-def unholdable(repository: Path, refs: Iterable[str]) -> dict[str, str]:
-    """Those of an upstream's refs that no files can be made for in `repository`, with the reason for each.
-
-    Of a ref and one below it, which an upstream with another way to store refs may have, the upper one is held.
-    """
-    longest = os.pathconf(repository, "PC_NAME_MAX") - len(".lock")
-    deepest = os.pathconf(repository, "PC_PATH_MAX") - len(os.fsencode(repository)) - len("/.lock") - 1
-    names, found = set(refs), {}
-    for ref in sorted(names):
-        raw = ref.encode("utf-8", "surrogateescape")
-        above = next((ref[:at] for at, char in enumerate(ref) if char == "/" and ref[:at] in names), None)
-        if above is not None:
-            found[ref] = f"it cannot be held here beside {above}"
-        elif len(raw) > deepest or any(len(part) > longest for part in raw.split(b"/")):
-            found[ref] = "it cannot be held here, its name is too long for this disk"
-    return found
 
 
 async def has_object(mirror: Mirror, oid: str) -> bool:

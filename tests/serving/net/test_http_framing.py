@@ -27,6 +27,7 @@ from appliance.core.serving.net.http import (
     plain_routes,
     require_read,
 )
+from appliance.core.serving.net.seats import Seats
 from appliance.core.serving.net.sockets import listen
 from appliance.core.units import Address
 
@@ -70,7 +71,7 @@ async def route(exchange: Exchange) -> None:
 async def port(handler: Handler = route, limits: Limits = LIMITS) -> AsyncIterator[int]:
     """A running port's number."""
     listening = listen(Address("127.0.0.1", 0), "http")
-    acceptor = Acceptor("http", HttpPort(handler, limits, lambda: 0).serve)
+    acceptor = Acceptor("http", HttpPort(handler, limits).serve, Seats(limits.max_connections))
     acceptor.start([listening])
     try:
         yield listening.getsockname()[1]
