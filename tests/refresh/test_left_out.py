@@ -9,7 +9,7 @@ import pytest
 
 from appliance.core.git.command import GitError
 from appliance.core.git.failures import Kind
-from appliance.core.git.mirror import unholdable
+from appliance.core.git.ref_sets import unholdable
 from appliance.core.refresh.left_out import RETRY_EVERY
 from tests.conftest import ServeFactory
 from tests.git.lab import Lab

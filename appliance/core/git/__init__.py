@@ -3,6 +3,7 @@
 - `command`: the only code that runs git: argument lists, a scrubbed environment, a process group, a deadline.
 - `mirror`: a bare mirror: create, configure, list the upstream's refs, fetch, anchors, HEAD. `mirror_locks`: which
   operations may work on a mirror at the same time.
+- `ref_sets`: parses and compares sets of refs; runs no git.
 - `history`: what a recorded commit changed. `browse`: reads commits for people, and checks one out as a worktree.
 - `keyring`: lends git a credential for one refresh. `tls_trust`: which certificate authorities git trusts for https.
 - `failures`: maps git's error output to one word of a short list. `http_trace`: the HTTP headers git does not report.

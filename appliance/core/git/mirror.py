@@ -16,6 +16,7 @@ from pathlib import Path
 
 from appliance.core.errors import UsageError
 from appliance.core.git.command import Git, GitError, write_atomically
+from appliance.core.git.ref_sets import FOLLOWED, parse_ls_remote, refs_in_the_way
 from appliance.core.models import RefChange, RemoteRefs
 from appliance.core.upstream import same_upstream
 
@@ -29,7 +30,6 @@ cloned shallow at yesterday's tip pushes its whole snapshot again (measured: 156
 MARK = "fetched-with-credential"
 """A file in a mirror that was fetched with a credential; it holds the URL. It is removed together with the mirror."""
 
-FOLLOWED = ("refs/heads/", "refs/tags/")
 REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 QUICK = 60.0
 """The deadline of a local command on refs, in seconds."""
@@ -289,56 +289,6 @@ def _is_of_a_transfer(keep: Path) -> bool:
     with contextlib.suppress(OSError):
         return keep.read_bytes().startswith((b"fetch-pack ", b"receive-pack "))
     return False
-
-
-def parse_ls_remote(text: str) -> RemoteRefs:
-    """The branches, tags and HEAD in `ls-remote --symref` output, without peeled tags and all other refs."""
-    refs: dict[str, str] = {}
-    head = None
-    for line in text.splitlines():
-        value, _, name = line.partition("\t")
-        if name == "HEAD" and value.startswith("ref: refs/heads/"):
-            head = value.removeprefix("ref: ")
-        elif name.startswith(FOLLOWED) and not name.endswith("^{}"):
-            refs[name] = value
-    return RemoteRefs(refs, head)
-
-
-def changes_between(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[RefChange, ...]:
-    """The differences between two sets of refs, sorted by ref name."""
-    names = sorted(before.keys() | after.keys())
-    return tuple(
-        RefChange(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
-    )
-
-
-def refs_in_the_way(remote: Mapping[str, str], local: Mapping[str, str]) -> list[str]:
-    """Local refs, deleted upstream, whose name is a parent directory of an upstream ref's name or lies below one."""
-    directories = {name[:index] for name in remote for index, char in enumerate(name) if char == "/"}
-    return [
-        name
-        for name in sorted(local)
-        if name not in remote
-        and (name in directories or any(name[:index] in remote for index, char in enumerate(name) if char == "/"))
-    ]
-
-
-def unholdable(repository: Path, refs: Iterable[str]) -> dict[str, str]:
-    """The upstream refs that cannot be stored as files in `repository`, with the reason for each.
-
-    If an upstream has both a ref and another below it (it may store refs in another format), the upper one is stored.
-    """
-    longest = os.pathconf(repository, "PC_NAME_MAX") - len(".lock")
-    deepest = os.pathconf(repository, "PC_PATH_MAX") - len(os.fsencode(repository)) - len("/.lock") - 1
-    names, found = set(refs), {}
-    for ref in sorted(names):
-        raw = ref.encode("utf-8", "surrogateescape")
-        above = next((ref[:at] for at, char in enumerate(ref) if char == "/" and ref[:at] in names), None)
-        if above is not None:
-            found[ref] = f"it cannot be stored here beside {above}"
-        elif len(raw) > deepest or any(len(part) > longest for part in raw.split(b"/")):
-            found[ref] = "it cannot be stored here, its name is too long for this disk"
-    return found
 
 
 async def has_object(mirror: Mirror, oid: str) -> bool:

@@ -14,9 +14,10 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, GitError
 from appliance.core.git.failures import Kind, kind_of
 from appliance.core.git.keyring import CredentialError, Keyring
-from appliance.core.git.mirror import FOLLOWED, Mirror, changes_between
+from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.git.ref_memory import RefMemory
+from appliance.core.git.ref_sets import FOLLOWED, changes_between
 from appliance.core.git.ref_traces import take_traces
 from appliance.core.layout import Layout
 from appliance.core.models import RefChange, RemoteRefs, Repo
