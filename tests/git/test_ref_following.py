@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.git.mirror import mirror_config
-from appliance.core.git.ref_lists import ANCHORS
+from appliance.core.git.ref_sets import ANCHORS
 from appliance.core.models import RefChange
 from tests.git.lab import Lab, anchored, followed, moves, shown_tips
 from tests.support.generate import (

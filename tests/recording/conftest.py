@@ -11,7 +11,8 @@ import pytest
 
 from appliance.core.layout import Layout
 from appliance.core.models import Turn
-from appliance.core.node.state_dir import Stores, open_stores
+from appliance.core.node.state_dir import open_stores
+from appliance.core.store.stores import Stores
 from tests.conftest import WIDGETS, ServeFactory
 from tests.recording.trap import Trap, TrappedNode
 from tests.serving.conftest import SETTLED, Node, commit_turn, wait_settled

@@ -11,11 +11,12 @@ import pytest
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.models import RefreshOutcome, Repo
-from appliance.core.node.state_dir import Stores, open_stores
+from appliance.core.node.state_dir import open_stores
 from appliance.core.recording.quota import Quota, RecordingLimits
 from appliance.core.recording.retention import IDLE, Retention
 from appliance.core.recording.trusted_time import HOLDS, TrustedTime
 from appliance.core.recording.turns import TurnRecorder
+from appliance.core.store.stores import Stores
 from tests.conftest import WIDGETS
 from tests.git.lab import Lab
 from tests.recording.conftest import (

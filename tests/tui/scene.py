@@ -15,10 +15,11 @@ from appliance.core.layout import Layout
 from appliance.core.models import Hydration, RefChange, RefreshOutcome, Turn
 from appliance.core.node.node import Node
 from appliance.core.node.queries import Disk, NodeQueries
-from appliance.core.node.state_dir import Stores, open_stores
+from appliance.core.node.state_dir import open_stores
 from appliance.core.ops import doctor
 from appliance.core.store.audit import Attempt
 from appliance.core.store.registry import Wanted
+from appliance.core.store.stores import Stores
 from appliance.core.units import rfc3339
 from appliance.tui.app import Tui
 from appliance.tui.messages import Watching

@@ -21,7 +21,7 @@ from appliance.core.health import lag_of, state_of
 from appliance.core.layout import Layout
 from appliance.core.models import UNHEALTHY, Health, Repo, State, Tar
 from appliance.core.node.salvage import salvaged_repos
-from appliance.core.node.state_dir import Stores, make_privacy
+from appliance.core.node.state_dir import make_privacy
 from appliance.core.observability.push_watch import PushWatch
 from appliance.core.observability.report import repo_documents, status_document
 from appliance.core.recording.found import FoundTurns
@@ -36,6 +36,7 @@ from appliance.core.serving.net.acceptor import Acceptor
 from appliance.core.serving.net.admission import Admission
 from appliance.core.serving.net.http import TextResponse
 from appliance.core.store.database import StoreError
+from appliance.core.store.stores import Stores
 from appliance.core.units import format_duration
 from appliance.core.workspace.guest_kit import render_kit
 from appliance.core.workspace.snapshots import Snapshots

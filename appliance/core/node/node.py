@@ -10,10 +10,11 @@ from appliance.core.errors import NotServing
 from appliance.core.layout import Layout
 from appliance.core.node.offline import OfflineNode
 from appliance.core.node.running import RunningNode
-from appliance.core.node.state_dir import Stores, mirrors_on_disk, open_stores
+from appliance.core.node.state_dir import mirrors_on_disk, open_stores
 from appliance.core.process.control import is_serving
 from appliance.core.recording.found import turns_on_disk
 from appliance.core.store.audit import TurnRef
+from appliance.core.store.stores import Stores
 
 
 @dataclass(frozen=True)

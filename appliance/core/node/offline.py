@@ -14,11 +14,12 @@ from appliance.core.config.settings import Config
 from appliance.core.git.mirror import discard_repository
 from appliance.core.layout import Layout
 from appliance.core.node.registration import WAIT_FOR_OWNER, added_document, clone_alone, register, unregister
-from appliance.core.node.state_dir import Stores, make_privacy, open_stores, wanted_of_config
+from appliance.core.node.state_dir import make_privacy, open_stores, wanted_of_config
 from appliance.core.observability.report import repo_documents, status_document
 from appliance.core.process.control import Tell, not_serving
 from appliance.core.process.owner import claim
 from appliance.core.store.audit import LogBehind
+from appliance.core.store.stores import Stores
 from appliance.core.workspace.guest_kit import render_kit
 
 

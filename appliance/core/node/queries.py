@@ -12,8 +12,9 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.models import CommitText, Health, RefText, Repo, State, Turn
 from appliance.core.node.node import Node
 from appliance.core.node.sessions import open_browser
-from appliance.core.node.state_dir import Stores, make_privacy, open_stores
+from appliance.core.node.state_dir import make_privacy, open_stores
 from appliance.core.observability.report import status_document
+from appliance.core.store.stores import Stores
 
 ANSWERS_WITHIN = 3.0
 """Seconds that a healthy serve never needs to tell its pulse."""

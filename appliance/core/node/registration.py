@@ -13,7 +13,6 @@ from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.layout import Layout
 from appliance.core.models import Health, RefreshOutcome, Repo
 from appliance.core.node.state_dir import (
-    Stores,
     clean_up,
     make_git,
     make_keyring,
@@ -26,6 +25,7 @@ from appliance.core.process.owner import claim
 from appliance.core.refresh.attempt import attempt, conclude
 from appliance.core.refresh.refresher import Progress, Refresher, RefreshRun
 from appliance.core.store.registry import UnknownRepo
+from appliance.core.store.stores import Stores
 
 WAIT_FOR_OWNER = 600.0
 """Seconds that an `add-repo` waits for another one that is cloning."""

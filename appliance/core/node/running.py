@@ -9,8 +9,9 @@ from typing import Any
 from appliance.core.access.read_tokens import issue_token
 from appliance.core.config.settings import Config
 from appliance.core.layout import Layout
-from appliance.core.node.state_dir import Stores, make_privacy, open_stores
+from appliance.core.node.state_dir import make_privacy, open_stores
 from appliance.core.process.control import QUICK, Tell, call
+from appliance.core.store.stores import Stores
 
 
 @dataclass(frozen=True)

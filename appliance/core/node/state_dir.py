@@ -8,7 +8,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.access.privacy import Privacy
@@ -29,27 +28,13 @@ from appliance.core.store.database import Database, StoreError
 from appliance.core.store.health import HealthStore
 from appliance.core.store.registry import Registry, Wanted
 from appliance.core.store.sessions import SessionStore
+from appliance.core.store.stores import Stores
 from appliance.core.store.tokens import TokenStore
 from appliance.core.store.told import LOST, ToldHead
 from appliance.core.store.trusted_time import TimeStore
 from appliance.core.upstream import Upstream, choose_name, no_ssh, parse_upstream, same_upstream
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Stores:
-    """The database of one state directory and what is kept in it."""
-
-    database: Database
-    registry: Registry
-    health: HealthStore
-    audit: AuditLog
-    activity: ActivityStore
-    sessions: SessionStore
-    tokens: TokenStore
-    alerts: AlertStore
-    time: TimeStore
 
 
 def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, patient: bool = False) -> Stores:

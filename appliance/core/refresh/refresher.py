@@ -16,8 +16,8 @@ from appliance.core.git.failures import Kind, kind_of
 from appliance.core.git.keyring import CredentialError, Keyring
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
-from appliance.core.git.ref_lists import FOLLOWED, beside, changes_between
 from appliance.core.git.ref_memory import RefMemory
+from appliance.core.git.ref_sets import FOLLOWED, beside, changes_between
 from appliance.core.git.ref_traces import take_traces
 from appliance.core.layout import Layout
 from appliance.core.models import RefChange, RemoteRefs, Repo

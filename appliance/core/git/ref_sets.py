@@ -1,4 +1,4 @@
-"""Lists of refs: parsing what git prints, comparing two of them, and what stands in the way of one."""
+"""Parses and compares sets of refs: an upstream's, and a mirror's. Runs no git."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from appliance.core.models import RefChange, RemoteRefs
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+FOLLOWED = ("refs/heads/", "refs/tags/")
+"""Prefixes of the refs that a mirror copies from its upstream."""
 ANCHORS = "refs/gitmirror/anchors/"
 TIPS = "refs/gitmirror/tips/"
-"""Old tips of the registered branch: the only private refs that receive-pack shows. A guest that cloned shallow at
-yesterday's tip otherwise re-sends its whole snapshot with a push (measured: 156 objects against 3)."""
-
-FOLLOWED = ("refs/heads/", "refs/tags/")
+"""Old tips of the registered branch: the only private refs that receive-pack advertises. Without them, a guest that
+cloned shallow at yesterday's tip pushes its whole snapshot again (measured: 156 objects instead of 3)."""
 MANY = 4000
-"""Refs past which a thread works through them: 60,000 take some tenths of a second, and guests wait meanwhile."""
+"""Above this number of refs, work on them runs in a thread: 60,000 take tenths of a second, and guests would wait."""
 
 
 async def beside(count: int, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """The result of `work`, which goes through `count` refs; done in a thread when they are many."""
+    """Returns the result of `work`, which goes through `count` refs: in a thread when there are many."""
     return await asyncio.to_thread(work, *args, **kwargs) if count > MANY else work(*args, **kwargs)
 
 
 def parse_remote(output: bytes) -> RemoteRefs:
-    """What `ls-remote --symref` printed, whatever bytes are in the names."""
+    """Parses the output of `ls-remote --symref`; ref names may hold any bytes."""
     return parse_ls_remote(output.decode("utf-8", "surrogateescape"))
 
 
 def parse_local(output: bytes) -> dict[str, str]:
-    """Refs by name, from lines of `OID NAME`."""
+    """Parses lines of `OID NAME` into refs by name."""
     lines = output.decode("utf-8", "surrogateescape").splitlines()
     return {name: oid for oid, _, name in (line.partition(" ") for line in lines)}
 
@@ -51,7 +51,7 @@ def anchoring(changes: Iterable[RefChange], branch: str | None) -> dict[str, Non
 
 
 def parse_ls_remote(text: str) -> RemoteRefs:
-    """Branches, tags and HEAD of `ls-remote --symref` output; peeled tags and all other refs are left out."""
+    """The branches, tags and HEAD in `ls-remote --symref` output, without peeled tags and all other refs."""
     refs: dict[str, str] = {}
     head = None
     for line in text.splitlines():
@@ -64,7 +64,7 @@ def parse_ls_remote(text: str) -> RemoteRefs:
 
 
 def changes_between(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[RefChange, ...]:
-    """What differs, by ref name."""
+    """The differences between two sets of refs, sorted by ref name."""
     names = sorted(before.keys() | after.keys())
     return tuple(
         RefChange(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
@@ -72,7 +72,7 @@ def changes_between(before: Mapping[str, str], after: Mapping[str, str]) -> tupl
 
 
 def refs_in_the_way(remote: Mapping[str, str], local: Mapping[str, str]) -> list[str]:
-    """Local refs that are gone upstream and whose name is a directory of an upstream ref's name, or below one."""
+    """Local refs, deleted upstream, whose name is a parent directory of an upstream ref's name or lies below one."""
     directories = {name[:index] for name in remote for index, char in enumerate(name) if char == "/"}
     return [
         name
@@ -83,9 +83,9 @@ def refs_in_the_way(remote: Mapping[str, str], local: Mapping[str, str]) -> list
 
 
 def unholdable(repository: Path, refs: Iterable[str]) -> dict[str, str]:
-    """Those of an upstream's refs that no files can be made for in `repository`, with the reason for each.
+    """The upstream refs that cannot be stored as files in `repository`, with the reason for each.
 
-    Of a ref and one below it, which an upstream with another way to store refs may have, the upper one is held.
+    If an upstream has both a ref and another below it (it may store refs in another format), the upper one is stored.
     """
     longest = os.pathconf(repository, "PC_NAME_MAX") - len(".lock")
     deepest = os.pathconf(repository, "PC_PATH_MAX") - len(os.fsencode(repository)) - len("/.lock") - 1
@@ -94,7 +94,7 @@ def unholdable(repository: Path, refs: Iterable[str]) -> dict[str, str]:
         raw = ref.encode("utf-8", "surrogateescape")
         above = next((ref[:at] for at, char in enumerate(ref) if char == "/" and ref[:at] in names), None)
         if above is not None:
-            found[ref] = f"it cannot be held here beside {above}"
+            found[ref] = f"it cannot be stored here beside {above}"
         elif len(raw) > deepest or any(len(part) > longest for part in raw.split(b"/")):
-            found[ref] = "it cannot be held here, its name is too long for this disk"
+            found[ref] = "it cannot be stored here, its name is too long for this disk"
     return found
