@@ -1,4 +1,4 @@
-"""What is told of a mirror's health: its lag, and its state in one word. Pure: times come in as arguments."""
+"""What follows from a mirror's health: its lag, its state in one word, its branch. Pure: times come in as arguments."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def state_of(repo: Repo, health: Health, now: float, stale_after: float) -> Stat
     if lag is None or lag > stale_after:
         return State.STALE
     return State.FRESH
+
+
+def followed_branch(repo: Repo, health: Health) -> str | None:
+    """The branch that snapshots and warming follow: the registered one, else the upstream's HEAD."""
+    return repo.branch or (health.head.removeprefix("refs/heads/") if health.head else None)
 
 
 def is_unhealthy(state: State) -> bool:

@@ -107,25 +107,8 @@ class RefreshOutcome:
 
 
 @dataclass(frozen=True)
-class RefsMoved:
-    """Event: a refresh moved refs of a mirror, or only its HEAD to another branch (then `changes` is empty)."""
-
-    repo: Repo
-    changes: tuple[RefChange, ...]
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """Event: a push by `client` changed refs of a mirror."""
-
-    repo: Repo
-    changes: tuple[RefChange, ...]
-    client: str = ""
-
-
-@dataclass(frozen=True)
 class Hydration:
-    """Event: a guest got its objects. `way` is how (hit, joined, miss, direct, snapshot), times are seconds.
+    """A guest got its objects. `way` is how (hit, joined, miss, direct, snapshot), times are seconds.
 
     `want` is the first of `wants` object ids, `shape` the request in a few words, `first_byte` the time until it came.
     """

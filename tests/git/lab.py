@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from appliance.core.config.credentials import Credentials
 from appliance.core.config.settings import Config
@@ -21,6 +21,7 @@ from appliance.core.models import Health, RefChange, Repo
 from appliance.core.node.state_dir import make_git, make_state
 from appliance.core.process.owner import claim
 from appliance.core.refresh.refresher import MirrorFacts, Refresher, RefreshRun
+from appliance.core.store.health import HealthStore
 from tests.support.gitutil import refs
 
 _T = TypeVar("_T")
@@ -90,26 +91,27 @@ class Keeper:
 
     def __init__(self, lab: Lab, repo: Repo, locks: MirrorLocks, clock: Callable[[], float]) -> None:
         self.columns: dict[str, Any] = {}
-        self.anchor_times: dict[str, float] = {}
+        self.times: dict[str, float] = {}
         self.room = Maintainer(
             lab.mirror,
             locks,
+            cast(HealthStore, self),
             repos=lambda: [repo],
             health=lambda _: Health(cloned=True, maintained_at=self.columns.get("maintained_at")),
-            update=self._update,
-            anchor_times=self._anchor_times,
-            set_anchor_times=self._set_anchor_times,
+            learn=self._learn,
             clock=clock,
         )
 
-    async def _update(self, repo_id: int, **columns: Any) -> None:
+    async def _learn(self, repo_id: int, **columns: Any) -> None:
         self.columns |= columns
 
-    async def _anchor_times(self, repo_id: int) -> dict[str, float]:
-        return dict(self.anchor_times)
+    def anchor_times(self, repo_id: int) -> dict[str, float]:
+        """As the store has it."""
+        return dict(self.times)
 
-    async def _set_anchor_times(self, repo_id: int, times: dict[str, float]) -> None:
-        self.anchor_times = dict(times)
+    def set_anchor_times(self, repo_id: int, times: dict[str, float]) -> None:
+        """As the store does it."""
+        self.times = dict(times)
 
 
 def followed(repository: Path) -> dict[str, str]:

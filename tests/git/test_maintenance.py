@@ -165,7 +165,7 @@ def test_anchors_end_after_their_days(lab: Lab, repo: Repo, widgets_bare: Path) 
     now = 1_700_000_000.0
     worker = keeper(lab, repo, clock=lambda: now)
     lab.run(worker.room.maintain(repo, whole=True))
-    assert worker.anchor_times == {f"{ANCHORS}{old}": now, f"{TIPS}{old}": now}
+    assert worker.times == {f"{ANCHORS}{old}": now, f"{TIPS}{old}": now}
     now += ANCHOR_AGE
     newer = refs(widgets_bare)["refs/heads/main"]
     force_push(widgets_bare, "main")
@@ -175,7 +175,7 @@ def test_anchors_end_after_their_days(lab: Lab, repo: Repo, widgets_bare: Path) 
     assert anchored(mirror) == {old, newer}
     now += 1
     lab.run(worker.room.maintain(repo, whole=True))
-    assert anchored(mirror) == {newer} and set(worker.anchor_times.values()) == {now - 1}
+    assert anchored(mirror) == {newer} and set(worker.times.values()) == {now - 1}
     assert refs(mirror)["refs/agents/s1"] == old
 
 

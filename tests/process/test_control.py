@@ -19,7 +19,9 @@ import pytest
 
 from appliance.core.daemon.control_server import ControlServer
 from appliance.core.errors import GitmirrorError, NotServing, UsageError
+from appliance.core.events import Event, FetchBegan
 from appliance.core.layout import Layout
+from appliance.core.models import Repo
 from appliance.core.observability.event_stream import MOST_WAITING, EventStream
 from appliance.core.process.control import Tell, Watch, call, is_serving
 from appliance.core.process.owner import SERVE, claim
@@ -54,9 +56,9 @@ class Server:
         """Does `work` on the server's loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
 
-    def publish(self, event: str, repo: str | None, **facts: Any) -> None:
+    def publish(self, event: Event) -> None:
         """Tells watchers, as serve does: on its loop."""
-        self._loop.call_soon_threadsafe(lambda: self.feed.publish(event, repo, **facts))
+        self._loop.call_soon_threadsafe(self.feed.publish, event)
 
     def close(self) -> None:
         """Stops it."""
@@ -282,7 +284,9 @@ def test_a_serve_that_is_starting_says_so(layout: Layout) -> None:
 DYING = """
 import os, socket, sys
 from pathlib import Path
+from appliance.core.events import Event, FetchBegan
 from appliance.core.layout import Layout
+from appliance.core.models import Repo
 from appliance.core.process.owner import claim
 layout = Layout(Path(sys.argv[1]))
 claim(layout, "serve", control=layout.control_socket)
@@ -310,16 +314,22 @@ def test_a_serve_that_is_killed_before_it_answered_is_not_serving(layout: Layout
     serve.communicate()
 
 
+def fetch(name: str, want: str = "1" * 40) -> FetchBegan:
+    """An event about a repository."""
+    repo = Repo(1, name, "https://example.com/o/x", None, "cli", None, True, 0.0)
+    return FetchBegan(repo=repo, want=want, shape="depth 1", client="10.0.0.7", protocol="git")
+
+
 def test_who_watches_gets_each_event_from_then_on(layout: Layout, server: Server) -> None:
-    server.publish("refreshed", "o/before")
+    server.publish(fetch("o/before"))
     watches = [Watch(layout), Watch(layout)]
-    server.publish("refreshed", "o/x", result="moved")
-    server.publish("hydrated", "o/y", bytes=7)
+    server.publish(fetch("o/x"))
+    server.publish(fetch("o/y", want="7" * 40))
     for watch in watches:
         events = iter(watch)
         first, second = next(events), next(events)
-        assert (first["event"], first["repo"], first["result"]) == ("refreshed", "o/x", "moved")
-        assert (second["event"], second["repo"], second["bytes"]) == ("hydrated", "o/y", 7)
+        assert (first["event"], first["repo"], first["want"]) == ("hydrating", "o/x", "1" * 40)
+        assert (second["event"], second["repo"], second["want"]) == ("hydrating", "o/y", "7" * 40)
         assert first["at"].endswith("Z")
         watch.close()
 
@@ -344,9 +354,10 @@ def test_who_does_not_take_events_is_told_how_many_were_lost() -> None:
         feed = EventStream()
         with feed.watching() as watcher:
             for number in range(MOST_WAITING + 5):
-                feed.publish("refreshed", "o/x", number=number)
+                feed.publish(fetch("o/x", want=str(number)))
             return await watcher.take()
 
     events = asyncio.run(watch())
     assert (events[0]["event"], events[0]["count"]) == ("lost", 5)
-    assert [events[1]["number"], events[-1]["number"], len(events)] == [5, MOST_WAITING + 4, MOST_WAITING + 1]
+    assert [events[1]["want"], events[-1]["want"]] == ["5", str(MOST_WAITING + 4)]
+    assert len(events) == MOST_WAITING + 1

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.config.settings import RecordingConfig
+from appliance.core.events import Event, SessionsEnded
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.models import RefreshOutcome, Repo
 from appliance.core.node.state_dir import open_stores
-from appliance.core.recording.quota import Quota, RecordingLimits
+from appliance.core.recording.quota import Quota
 from appliance.core.recording.retention import IDLE, Retention
 from appliance.core.recording.trusted_time import HOLDS, TrustedTime
 from appliance.core.recording.turns import TurnRecorder
@@ -47,7 +49,7 @@ class Bench:
         self.stores: Stores = open_stores(self.lab.layout)
         self.now, self.running = time.time(), 0.0
         self.told = 0
-        self.quota = Quota(lambda: RecordingLimits(1, 1, 1, 1, 1), time.monotonic)
+        self.quota = Quota(RecordingConfig, time.monotonic)
         self.repo: Repo = self.stores.registry.get(WIDGETS)
         self.room = Retention(
             TurnRecorder(self.stores.sessions, self.lab.mirror),
@@ -55,12 +57,13 @@ class Bench:
             self.lab.mirror,
             MirrorLocks(),
             repos=lambda: [self.repo],
-            keep_for=lambda: MONTH,
-            on_moved=self._on_moved,
+            settings=lambda: RecordingConfig(retention=MONTH),
+            publish=self._published,
             time=self.time(),
         )
 
-    async def _on_moved(self, repo: Repo) -> None:
+    def _published(self, event: Event) -> None:
+        assert isinstance(event, SessionsEnded) and event.repo == self.repo
         self.told += 1
 
     def time(self) -> TrustedTime:

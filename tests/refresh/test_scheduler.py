@@ -12,10 +12,12 @@ from typing import Any, cast
 import pytest
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.models import Health, RefChange, RefreshOutcome, RefsMoved, Repo
+from appliance.core.events import Event, RefreshEnded, RefsMoved
+from appliance.core.models import Health, RefChange, RefreshOutcome, Repo
 from appliance.core.refresh import schedule, scheduler
 from appliance.core.refresh.refresher import MirrorFacts, Refresher, RefreshRun
 from appliance.core.refresh.scheduler import Cancelled, Scheduler, Settings
+from appliance.core.store.write_behind import WriteBehind
 
 CLONED = Health(cloned=True, head="refs/heads/main")
 OFTEN = Settings(interval=0.02, concurrency=2)
@@ -60,8 +62,9 @@ class Loop:
         self.columns: dict[int, dict[str, Any]] = {}
         self.events: list[RefsMoved] = []
         self.passes = 0
+        history: WriteBehind[RefreshEnded] = WriteBehind("refreshes", lambda batch: None, 0)
         self.scheduler = Scheduler(
-            cast(Refresher, self.refreshes), SELDOM, self._record, on_moved=self._moved, on_pass=self._passed
+            cast(Refresher, self.refreshes), SELDOM, history, self._published, on_pass=self._passed
         )
 
     def follow(self, settings: Settings, health: Health = CLONED, *names: str, **changes: Any) -> list[Repo]:
@@ -77,12 +80,13 @@ class Loop:
             assert time.monotonic() < end, message or "it does not come to pass"
             await asyncio.sleep(0.005)
 
-    async def _record(self, repo_id: int, outcome: RefreshOutcome, /, **columns: Any) -> None:
-        self.outcomes.append(outcome)
-        self.columns[repo_id] = columns
-
-    async def _moved(self, event: RefsMoved) -> None:
-        self.events.append(event)
+    def _published(self, event: Event) -> None:
+        if isinstance(event, RefreshEnded):
+            self.outcomes.append(event.outcome)
+            self.columns[event.repo.id] = dict(event.learnt)
+            assert {name: getattr(event.health, name) for name in event.learnt} == event.learnt
+        elif isinstance(event, RefsMoved):
+            self.events.append(event)
 
     def _passed(self) -> None:
         self.passes += 1

@@ -46,6 +46,10 @@ class AccessGate:
                 return self._there(repo)
         return self.find(path)
 
+    def find_any(self, path: str) -> Repo | None:
+        """What is enabled, private or not, cloned or not: for this node's operators."""
+        return self.catalog.find(path) or self.catalog.find_private(path)
+
     def _there(self, repo: Repo | None) -> Repo | None:
         return repo if repo is not None and self._mirrored(repo) else None
 

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
+from appliance.core.daemon.compose import Assembly
 from appliance.core.daemon.control_server import Handler
-from appliance.core.daemon.live import Live
 from appliance.core.errors import GitmirrorError
 from appliance.core.node.registration import added_document, outcome_document, register, unregister
 from appliance.core.process.control import Tell
 
 Arguments = Mapping[str, Any]
+Changed = TypeVar("Changed")
 
 
-class Commands:
-    """The handlers, over one running serve. Each raises GitmirrorError, and then changed nothing."""
+class CommandHandlers:
+    """The handlers, over the rooms of one running serve. Each raises GitmirrorError, and then changed nothing.
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
+    What concerns the database runs in a thread: it may be held by somebody else for a long time.
+    """
+
+    def __init__(self, rooms: Assembly) -> None:
+        self._rooms = rooms
+        self._state = rooms.state
+        self._changing: set[asyncio.Task[Any]] = set()
 
     def handlers(self) -> dict[str, Handler]:
         """By the name that goes over the socket."""
@@ -36,62 +43,73 @@ class Commands:
             "accept-loss": self._accept_loss,
         }
 
+    async def _change(self, change: Callable[[], Changed]) -> Changed:
+        """Changes the registry and follows it: both, also when whoever asked hangs up in between."""
+
+        async def work() -> Changed:
+            changed = await asyncio.to_thread(change)
+            await self._rooms.follower.follow()
+            return changed
+
+        changing = asyncio.create_task(work(), name="change of the registry")
+        self._changing.add(changing)
+        changing.add_done_callback(self._changing.discard)
+        return await asyncio.shield(changing)
+
     async def _status(self, arguments: Arguments, tell: Tell) -> Any:
-        return await self._live.status()
+        return await self._rooms.status.status()
 
     async def _pulse(self, arguments: Arguments, tell: Tell) -> Any:
-        return await self._live.pulse()
+        return await self._rooms.status.pulse()
 
     async def _repos(self, arguments: Arguments, tell: Tell) -> Any:
-        return self._live.repo_documents()
+        return self._rooms.status.repo_documents()
 
     async def _add(self, arguments: Arguments, tell: Tell) -> Any:
-        live = self._live
-        repo = register(live.stores, live.layout, live.config, arguments)
-        live.follow_registry()
+        rooms, layout, config = self._rooms, self._state.layout, self._state.config
+        scheduler = rooms.refreshing.scheduler
+        repo = await self._change(partial(register, rooms.stores, layout, config, arguments))
         # Its mirror may have been here before, or been put here, with turns that the log does not know.
-        await live.found.look([repo.name])
+        await rooms.recording.found.look([repo.name])
         outcome = None
-        if arguments.get("wait", True) and not live.scheduler.health(repo.id).cloned:
-            outcome = await live.scheduler.refresh_now(repo, tell, insist=True)
-        return added_document(repo, live.scheduler.health(repo.id), live.layout, live.config, outcome)
+        if arguments.get("wait", True) and not scheduler.health(repo.id).cloned:
+            outcome = await scheduler.refresh_now(repo, tell, insist=True)
+        return added_document(repo, scheduler.health(repo.id), layout, config, outcome)
 
     async def _remove(self, arguments: Arguments, tell: Tell) -> Any:
-        live, name, purge = self._live, arguments["name"], bool(arguments.get("purge"))
-        unregister(live.stores, live.layout, live.config, name, purge=purge)
-        live.follow_registry()
+        rooms, name, purge = self._rooms, arguments["name"], bool(arguments.get("purge"))
+        await self._change(partial(unregister, rooms.stores, self._state.layout, self._state.config, name, purge=purge))
         if purge:
-            async with live.locks.exclusive(name):
-                await asyncio.to_thread(live.mirror(name).discard)
-            await live.workspaces.delete(name)
+            async with rooms.mirrors.locks.exclusive(name):
+                await asyncio.to_thread(rooms.mirrors(name).discard)
+            await rooms.workspaces.delete(name)
         return {"name": name, "purged": purge}
 
     async def _set_enabled(self, arguments: Arguments, tell: Tell) -> Any:
-        live = self._live
-        repo = live.stores.registry.set_enabled(arguments["name"], bool(arguments["enabled"]))
-        live.follow_registry()
+        rooms, enabled = self._rooms, bool(arguments["enabled"])
+        repo = await self._change(partial(rooms.stores.registry.set_enabled, arguments["name"], enabled))
         if repo.enabled:
-            live.warmer.warm(repo)
-        return live.repo_documents([repo])[0]
+            rooms.fetching.warmer.warm(repo)
+        return rooms.status.repo_documents([repo])[0]
 
     async def _session_drop(self, arguments: Arguments, tell: Tell) -> Any:
-        live = self._live
-        repo = live.stores.registry.get(arguments["repo"])
-        for session in live.stores.sessions.matching(repo.name, arguments["session"]):
-            if session["session"] == arguments["session"]:
-                await live.retention.end(repo, [session], "ended by an operator")
-                return {"repo": repo.name, "session": session["session"]}
-        raise GitmirrorError(f"{repo.name} has no session {arguments['session']}")
+        rooms, name = self._rooms, arguments["session"]
+        repo = self._state.find(arguments["repo"])
+        for session in await asyncio.to_thread(rooms.stores.sessions.matching, repo.name, name):
+            if session["session"] == name:
+                await rooms.recording.retention.end(repo, [session], "ended by an operator")
+                return {"repo": repo.name, "session": name}
+        raise GitmirrorError(f"{repo.name} has no session {name}")
 
     async def _accept_loss(self, arguments: Arguments, tell: Tell) -> Any:
-        return await self._live.found.accept_loss()
+        return await self._rooms.recording.found.accept_loss()
 
     async def _guest_kit(self, arguments: Arguments, tell: Tell) -> Any:
-        return self._live.guest_kit()
+        return self._rooms.kit.render()
 
     async def _refresh(self, arguments: Arguments, tell: Tell) -> Any:
-        live = self._live
-        names = arguments.get("names") or [repo.name for repo in live.repos if repo.enabled]
-        chosen = [live.stores.registry.get(name) for name in names]
-        outcomes = await asyncio.gather(*(live.scheduler.refresh_now(repo, insist=True) for repo in chosen))
+        state, scheduler = self._state, self._rooms.refreshing.scheduler
+        names = arguments.get("names") or [repo.name for repo in state.repos if repo.enabled]
+        chosen = [state.find(name) for name in names]
+        outcomes = await asyncio.gather(*(scheduler.refresh_now(repo, insist=True) for repo in chosen))
         return [outcome_document(outcome) for outcome in outcomes]

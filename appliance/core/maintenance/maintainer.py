@@ -22,6 +22,7 @@ from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.maintenance.anchors import PREFIXES, sort_out
 from appliance.core.models import Health, Repo
 from appliance.core.process.endurance import Endurance
+from appliance.core.store.health import HealthStore
 
 log = logging.getLogger(__name__)
 
@@ -71,27 +72,25 @@ def measure_clutter(mirror: Path) -> Clutter:
 
 
 class Maintainer:
-    """Looks after the mirrors of `repos()`. `update` stores health columns; `clock` is Unix seconds."""
+    """Looks after the mirrors of `repos()`. `learn` stores health columns; `clock` is Unix seconds."""
 
     def __init__(
         self,
         mirror_of: Callable[[str], Mirror],
         locks: MirrorLocks,
+        store: HealthStore,
         *,
         repos: Callable[[], list[Repo]],
         health: Callable[[int], Health],
-        update: Callable[..., Awaitable[None]],
-        anchor_times: Callable[[int], Awaitable[dict[str, float]]],
-        set_anchor_times: Callable[[int, dict[str, float]], Awaitable[None]],
+        learn: Callable[..., Awaitable[None]],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._mirror_of = mirror_of
         self._locks = locks
+        self._store = store
         self._repos = repos
         self._health = health
-        self._update = update
-        self._anchor_times = anchor_times
-        self._set_anchor_times = set_anchor_times
+        self._learn = learn
         self._clock = clock
         self._moved: set[str] = set()
 
@@ -155,7 +154,7 @@ class Maintainer:
             columns: dict[str, Any] = {"size": await asyncio.to_thread(mirror.disk_size)}
             if whole:
                 columns["maintained_at"] = self._clock()
-        await self._update(repo.id, **columns)
+        await self._learn(repo.id, **columns)
         log.info(
             "%s: maintained in %.1fs (%s)",
             repo.name,
@@ -186,6 +185,7 @@ class Maintainer:
 
     async def _end_anchors(self, repo: Repo, mirror: Mirror) -> None:
         refs = await mirror.local_refs(*PREFIXES)
-        kept, gone = sort_out(refs, await self._anchor_times(repo.id), self._clock())
+        times = await asyncio.to_thread(self._store.anchor_times, repo.id)
+        kept, gone = sort_out(refs, times, self._clock())
         await mirror.update_refs(f"delete {ref} {refs[ref]}\n" for ref in gone)
-        await self._set_anchor_times(repo.id, kept)
+        await asyncio.to_thread(self._store.set_anchor_times, repo.id, kept)

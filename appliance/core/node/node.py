@@ -7,10 +7,11 @@ from typing import Any
 
 from appliance.core.config.settings import Config
 from appliance.core.errors import NotServing
+from appliance.core.git.mirrors import mirrors_on_disk
 from appliance.core.layout import Layout
 from appliance.core.node.offline import OfflineNode
 from appliance.core.node.running import RunningNode
-from appliance.core.node.state_dir import mirrors_on_disk, open_stores
+from appliance.core.node.state_dir import open_stores
 from appliance.core.process.control import is_serving
 from appliance.core.recording.found import turns_on_disk
 from appliance.core.store.audit import TurnRef

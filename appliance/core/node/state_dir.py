@@ -6,8 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from appliance.core.access.privacy import Privacy
@@ -17,21 +16,15 @@ from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.command import Git, git_environment, write_git_configs
 from appliance.core.git.keyring import Keyring
 from appliance.core.git.mirror import Mirror
+from appliance.core.git.mirrors import mirrors_on_disk
 from appliance.core.layout import Layout
-from appliance.core.names import is_branch_name, is_repo_name
+from appliance.core.names import is_branch_name
 from appliance.core.process.children import Children
 from appliance.core.process.endurance import Endurance
-from appliance.core.store.activity import ActivityStore
-from appliance.core.store.alerts import AlertStore
-from appliance.core.store.audit import AuditLog
 from appliance.core.store.database import Database, StoreError
-from appliance.core.store.health import HealthStore
-from appliance.core.store.registry import Registry, Wanted
-from appliance.core.store.sessions import SessionStore
+from appliance.core.store.registry import Wanted
 from appliance.core.store.stores import Stores
-from appliance.core.store.tokens import TokenStore
 from appliance.core.store.told import LOST, ToldHead
-from appliance.core.store.trusted_time import TimeStore
 from appliance.core.upstream import Upstream, choose_name, no_ssh, parse_upstream, same_upstream
 
 log = logging.getLogger(__name__)
@@ -59,18 +52,7 @@ def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, pati
         log.error("the database %s was lost: a new one takes its place, pushes are off", layout.database)
     if create:
         make_state(layout)
-    database = Database(layout.database, create=create, patient=patient)
-    return Stores(
-        database,
-        Registry(database, time.time, same_upstream),
-        HealthStore(database),
-        AuditLog(database, time.time),
-        ActivityStore(database, time.time),
-        SessionStore(database),
-        TokenStore(database, time.time),
-        AlertStore(database),
-        TimeStore(database),
-    )
+    return Stores.over(Database(layout.database, create=create, patient=patient))
 
 
 def is_lost(layout: Layout) -> bool:
@@ -82,26 +64,6 @@ def is_lost(layout: Layout) -> bool:
         if layout.database.exists():
             return False
     return layout.audit_head.exists() or any(mirrors_on_disk(layout))
-
-
-def mirrors_on_disk(layout: Layout) -> Iterator[str]:
-    """The names of the mirrors that are there, registered or not."""
-    try:
-        found = sorted(layout.mirrors.glob("*/*.git"))
-    except OSError:
-        return
-    for path in found:
-        name = f"{path.parent.name}/{path.stem}"
-        if is_repo_name(name) and _has_head(path):
-            yield name
-
-
-def _has_head(mirror: Path) -> bool:
-    try:
-        return (mirror / "HEAD").exists()
-    except OSError:
-        # It may not be looked into, so it is there.
-        return True
 
 
 def make_state(layout: Layout) -> None:

@@ -1,1 +1,17 @@
-"""Observability."""
+"""What operators and platforms are told of a running `serve`.
+
+- `event_bus`: hands each event of `core/events` to the rooms that listen for its kind.
+- `event_stream`: the same events as JSON, for whoever watches: the live view, and `event_sinks`, which hands them to a
+  command or a URL of `[events]`.
+- `health_monitor`: notices what changed about a repository's condition, by `transitions`, which are pure.
+- `alerts`: tells once when a repository turns bad and once when it is well. `delivery`: a command's stdin, a POST.
+- `metrics`: what /metrics tells. `report`: what `status` and `repos` tell, with a serve and without.
+
+A refresh that fails: the scheduler has it written; the queue in front of the database tells the stream `refreshed` when
+it is, and the bus tells the monitor. That compares the condition with the last one, publishes `failing`, and asks the
+alerts, which compare it with what was last told and deliver in a task of their own, again and again for a minute.
+
+What always holds: telling never waits and never raises, and whoever is slow to listen loses the oldest and is told how
+many. What tells of something stored is told once it is stored, a second later at most. An alert that was delivered is
+not repeated by a restart, and none is lost by one.
+"""

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from appliance.core.config.settings import AlertsConfig
+from appliance.core.events import PUSHES_OFF
 from appliance.core.models import Health, Repo, State
 from appliance.core.observability.delivery import OutletError, post, run_command
-from appliance.core.observability.transitions import PUSHES_OFF, RECOVERED, LastAlert, alert_between, condition_document
+from appliance.core.observability.transitions import RECOVERED, LastAlert, alert_between, condition_changed
 from appliance.core.process.children import Children
 from appliance.core.process.endurance import Endurance
 from appliance.core.store.alerts import AlertStore
@@ -114,7 +115,7 @@ class Alerts:
         if event == RECOVERED and told is not None:
             since = told.since
         waiting.told = None if event == RECOVERED else LastAlert(state, health.error_kind, since)
-        waiting.document = condition_document(event, repo, health, state, now, since, asking_for)
+        waiting.document = condition_changed(event, repo, health, state, now, since, asking_for).document()
         self._wake.set()
 
     def consider_pushes(self, are_off: bool, document: dict[str, Any]) -> None:

@@ -14,15 +14,15 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from appliance.core.config.settings import EventsConfig
+from appliance.core.events import TOLD, Document
 from appliance.core.observability.delivery import STDERR, OutletError, post, write_all
-from appliance.core.observability.event_stream import Document, EventStream, Subscription
-from appliance.core.observability.transitions import CONDITIONS, PUSHES_OFF, PUSHES_ON
+from appliance.core.observability.event_stream import EventStream, Subscription
 from appliance.core.process.children import Child, Children
 
 log = logging.getLogger(__name__)
 
-TOLD = frozenset({"hydrating", "hydrated", "recorded", *CONDITIONS, PUSHES_OFF, PUSHES_ON})
-"""The events that go out; besides them `lost`, with a `count`, when a taker was too slow."""
+FOR_PLATFORMS = frozenset(name for kind in TOLD if kind.goes_out for name in kind.names)
+"""The names of the events that go out."""
 
 RESTART_FIRST, RESTART_MOST = 1.0, 60.0
 """Seconds until a command that ended is run again, doubled each time that it did not live for RESTART_MOST."""
@@ -60,7 +60,7 @@ class EventSinks:
     async def _to_command(self, argv: Sequence[str]) -> None:
         waiting: deque[Document] = deque()
         delay = RESTART_FIRST
-        with self._feed.watching(TOLD) as watcher:
+        with self._feed.watching(FOR_PLATFORMS) as watcher:
             while True:
                 began = time.monotonic()
                 try:
@@ -102,7 +102,7 @@ class EventSinks:
             waiting.extend(await watcher.take())
 
     async def _to_url(self, url: str) -> None:
-        with self._feed.watching(TOLD) as watcher:
+        with self._feed.watching(FOR_PLATFORMS) as watcher:
             while True:
                 for event in await watcher.take():
                     await self._post(url, event)

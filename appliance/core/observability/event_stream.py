@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from appliance.core.units import rfc3339
+from appliance.core.events import Document, Event, EventsLost
 
 MOST_WAITING = 10_000
 """Events that wait for one watcher who does not take them; past it the oldest are lost, and it is told how many."""
-
-Document = dict[str, Any]
 
 
 class Subscription:
@@ -43,7 +39,7 @@ class Subscription:
         batch, lost = list(self._waiting), self._lost
         self._waiting.clear()
         self._lost = 0
-        return [{"event": "lost", "at": rfc3339(time.time()), "count": lost}, *batch] if lost else batch
+        return [EventsLost(count=lost).document(), *batch] if lost else batch
 
 
 class EventStream:
@@ -52,16 +48,11 @@ class EventStream:
     def __init__(self) -> None:
         self._watchers: set[Subscription] = set()
 
-    @property
-    def is_watched(self) -> bool:
-        """Whether anybody hears what is published: facts that cost something need not be gathered for nobody."""
-        return bool(self._watchers)
-
-    def publish(self, event: str, repo: str | None, **facts: Any) -> None:
-        """Tells that `event` happened to `repo` just now: `{event, at, repo, …facts}`."""
+    def publish(self, event: Event) -> None:
+        """Hands the event's document to every watcher. For nobody, none is made."""
         if not self._watchers:
             return
-        document = {"event": event, "at": rfc3339(time.time()), "repo": repo, **facts}
+        document = event.document()
         for watcher in self._watchers:
             watcher.put(document)
 

@@ -1,4 +1,4 @@
-"""Watches the condition of every repository, and tells the feed and the alerts when it changes."""
+"""Watches the condition of every repository; a change is an event, and is considered for an alert."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from appliance.core.models import UNHEALTHY, Repo, State
+from appliance.core.events import Publish, RefreshEnded, RegistryChanged
+from appliance.core.models import UNHEALTHY, Health, Repo, State
 from appliance.core.observability.alerts import Alerts
-from appliance.core.observability.event_stream import EventStream
-from appliance.core.observability.transitions import Condition, condition_document, condition_of, events_between
+from appliance.core.observability.transitions import Condition, condition_changed, condition_of, events_between
 from appliance.core.refresh.scheduler import Scheduler
 
 LOOK_EVERY = 2.0
@@ -26,13 +26,13 @@ class HealthMonitor:
     def __init__(
         self,
         scheduler: Scheduler,
-        feed: EventStream,
+        publish: Publish,
         alerts: Alerts,
         repos: Callable[[], list[Repo]],
         stale_after: Callable[[], float],
     ) -> None:
         self._scheduler = scheduler
-        self._feed = feed
+        self._publish = publish
         self._alerts = alerts
         self._repos = repos
         self._stale_after = stale_after
@@ -48,10 +48,14 @@ class HealthMonitor:
             self.look()
             await asyncio.sleep(LOOK_EVERY)
 
-    def refreshed(self, repo: Repo) -> None:
-        """A refresh has ended, well or not."""
-        self._tried.add(repo.id)
-        self._look_at(repo)
+    def refreshed(self, event: RefreshEnded) -> None:
+        """The repository was tried, so it is judged from now on."""
+        self._tried.add(event.repo.id)
+        self._look_at(event.repo, event.health, 0.0)
+
+    def follow(self, event: RegistryChanged) -> None:
+        """Others are enabled from now on."""
+        self.look()
 
     def look(self) -> None:
         """At all that are enabled; the others are forgotten."""
@@ -62,20 +66,19 @@ class HealthMonitor:
             self._tried.discard(gone)
         self._alerts.keep(enabled.keys())
         for repo in enabled.values():
-            self._look_at(repo)
+            self._look_at(repo, self._scheduler.health(repo.id), self._scheduler.asking_for(repo.id))
 
-    def _look_at(self, repo: Repo) -> None:
+    def _look_at(self, repo: Repo, health: Health, asking_for: float) -> None:
         stale_after = self._stale_after()
         if repo.id not in self._tried and time.monotonic() - self._began <= stale_after:
             return
-        now, health = time.time(), self._scheduler.health(repo.id)
+        now = time.time()
         before, after = self._conditions.get(repo.id), condition_of(repo, health, now, stale_after)
         self._conditions[repo.id] = after
         if before is None or before.state is not after.state:
             self._since[repo.id] = now
-        since, asking_for = self._since[repo.id], self._scheduler.asking_for(repo.id)
-        for event in events_between(before, after):
-            facts = condition_document(event, repo, health, after.state, now, since, asking_for)
-            self._feed.publish(event, repo.name, **{k: v for k, v in facts.items() if k not in ("event", "at", "repo")})
+        since = self._since[repo.id]
+        for condition in events_between(before, after):
+            self._publish(condition_changed(condition, repo, health, after.state, now, since, asking_for))
         if after.state in UNHEALTHY or after.state is State.FRESH:
             self._alerts.consider(repo, health, after.state, now, since, asking_for)

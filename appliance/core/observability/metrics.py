@@ -5,20 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from appliance.core.events import FetchEnded, PushRuled, RefreshEnded
 from appliance.core.health import lag_of, state_of
-from appliance.core.models import Health, Hydration, RefreshOutcome, Repo
+from appliance.core.models import Health, Repo
 
 _SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-class Metrics:
-    """Counts events. `lag` and states are computed when they are asked for, by `repos`."""
+ReadGauges = Callable[[], Iterable[tuple[str, str, float]]]
+"""Reads some gauges: the name of each, what it is, its value."""
 
-    def __init__(self, repos: Callable[[], Iterable[tuple[Repo, Health]]], stale_after: Callable[[], float]) -> None:
+
+class Metrics:
+    """Counts events. What is told of `repos`, lag and states, is computed by their `health` when it is asked for."""
+
+    def __init__(
+        self, repos: Callable[[], Iterable[Repo]], health: Callable[[int], Health], stale_after: Callable[[], float]
+    ) -> None:
         # A `_created` series beside each counter doubles the page and says nothing that is used.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
@@ -53,21 +60,24 @@ class Metrics:
             "gitmirror_webhooks", "Webhooks by the status they were answered with.", ("status",), registry=registry
         )
         self._pushes = Counter("gitmirror_pushes", "Pushes by the guard's verdict.", ("verdict",), registry=registry)
-        registry.register(_Repositories(repos, stale_after))
+        registry.register(_Repositories(repos, health, stale_after))
 
-    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A number that is read when it is asked for."""
-        Gauge(f"gitmirror_{name}", text, registry=self._registry).set_function(read)
+    def add_gauges(self, *read: ReadGauges) -> None:
+        """Numbers that are read when they are asked for."""
+        for each in read:
+            self._registry.register(_Gauges(each))
 
-    def hydrated(self, event: Hydration) -> None:
+    def fetched(self, event: FetchEnded) -> None:
         """A fetch was answered, or given up."""
-        self._hydrations.labels(event.repo, event.way, event.protocol).inc()
-        self._bytes.labels(event.repo, event.way, event.protocol).inc(event.bytes)
-        self._first.labels(event.way, event.protocol).observe(event.first_byte)
-        self._full.labels(event.way, event.protocol).observe(event.seconds)
+        fetch = event.fetch
+        self._hydrations.labels(fetch.repo, fetch.way, fetch.protocol).inc()
+        self._bytes.labels(fetch.repo, fetch.way, fetch.protocol).inc(fetch.bytes)
+        self._first.labels(fetch.way, fetch.protocol).observe(fetch.first_byte)
+        self._full.labels(fetch.way, fetch.protocol).observe(fetch.seconds)
 
-    def refreshed(self, outcome: RefreshOutcome) -> None:
+    def refreshed(self, event: RefreshEnded) -> None:
         """A refresh ended."""
+        outcome = event.outcome
         self._refreshes.labels(outcome.repo, outcome.result).inc()
         if outcome.kind:
             self._failures.labels(outcome.repo, outcome.kind).inc()
@@ -76,20 +86,33 @@ class Metrics:
         """A webhook was answered."""
         self._webhooks.labels(str(int(status))).inc()
 
-    def ruled(self, accepted: bool) -> None:
+    def ruled(self, event: PushRuled) -> None:
         """A push was ruled on."""
-        self._pushes.labels("accepted" if accepted else "rejected").inc()
+        self._pushes.labels("accepted" if event.decision.accepted else "rejected").inc()
 
     def render(self) -> str:
         """The whole page."""
         return generate_latest(self._registry).decode()
 
 
+class _Gauges(Collector):
+    def __init__(self, read: ReadGauges) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """One family each."""
+        for name, text, value in self._read():
+            yield GaugeMetricFamily(f"gitmirror_{name}", text, value=value)
+
+
 class _Repositories(Collector):
     """Lag, state, size and error of each repository as of now."""
 
-    def __init__(self, repos: Callable[[], Iterable[tuple[Repo, Health]]], stale_after: Callable[[], float]) -> None:
+    def __init__(
+        self, repos: Callable[[], Iterable[Repo]], health: Callable[[int], Health], stale_after: Callable[[], float]
+    ) -> None:
         self._repos = repos
+        self._health = health
         self._stale_after = stale_after
 
     def collect(self) -> Iterator[Metric]:
@@ -101,7 +124,8 @@ class _Repositories(Collector):
         error = GaugeMetricFamily(
             "gitmirror_repo_error", "1 for the word of the error that its last refresh had.", labels=["repo", "kind"]
         )
-        for repo, health in self._repos():
+        for repo in self._repos():
+            health = self._health(repo.id)
             seconds = lag_of(health, now)
             if seconds is not None and repo.enabled:
                 lag.add_metric([repo.name], seconds)

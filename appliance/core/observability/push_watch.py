@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.events import PUSHES_OFF, PUSHES_ON, Publish, PushesSwitched
 from appliance.core.observability.alerts import Alerts
-from appliance.core.observability.event_stream import EventStream
-from appliance.core.observability.transitions import PUSHES_OFF, PUSHES_ON
 from appliance.core.process.endurance import Endurance
 from appliance.core.recording.hook_guard import OFF, HookGuard, HookGuardBroken
 from appliance.core.recording.push_authorizer import PushAuthorizer
@@ -42,12 +42,12 @@ class PushWatch:
     """Asks `guard`, `audit` and `desk`, which is what a push would meet; `audit_head` is as of the last look."""
 
     def __init__(
-        self, guard: HookGuard, desk: PushAuthorizer, audit: AuditLog, feed: EventStream, alerts: Alerts
+        self, guard: HookGuard, desk: PushAuthorizer, audit: AuditLog, publish: Publish, alerts: Alerts
     ) -> None:
         self._guard = guard
         self._desk = desk
         self._audit = audit
-        self._feed = feed
+        self._publish = publish
         self._alerts = alerts
         self.off: Off | None = None
         self.audit_head: str | None = None
@@ -72,6 +72,10 @@ class PushWatch:
             self._tell(self.off or before, now)
         self._alerts.consider_pushes(self.off is not None, self._document(self.off, now))
         return self.off
+
+    def gauges(self) -> Iterator[tuple[str, str, float]]:
+        """What /metrics tells of it."""
+        yield "pushes_enabled", "1 while pushes are let in.", self.off is None
 
     def document(self) -> dict[str, Any]:
         """`pushes` of `status --json`."""
@@ -110,8 +114,8 @@ class PushWatch:
         else:
             log.warning("pushes are on again")
         facts = self._document(about if is_off else None, now)
-        event = facts["event"]
-        self._feed.publish(event, None, words=facts["words"], hint=facts["hint"], since=rfc3339(about.since))
+        words, hint = facts["words"], facts["hint"]
+        self._publish(PushesSwitched(at=now, are_off=is_off, words=words, hint=hint, since=about.since))
 
     @staticmethod
     def _document(off: Off | None, now: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from appliance import __version__
 from appliance.core.config.settings import Config
 from appliance.core.git.failures import hint_of
-from appliance.core.health import lag_of, state_of
+from appliance.core.health import followed_branch, lag_of, state_of
 from appliance.core.models import Health, Repo
 from appliance.core.units import rfc3339
 
@@ -21,7 +21,7 @@ def repo_documents(
         {
             "name": repo.name,
             "url": repo.url,
-            "branch": repo.branch or _branch(healths.get(repo.id, Health()).head),
+            "branch": followed_branch(repo, healths.get(repo.id, Health())),
             "source": repo.source,
             "state": state_of(repo, healths.get(repo.id, Health()), now, config.refresh.stale_after),
             "interval": repo.interval or config.refresh.interval,
@@ -66,7 +66,7 @@ def _repo_status(repo: Repo, health: Health, now: float, stale_after: float) -> 
     return {
         "name": repo.name,
         "url": repo.url,
-        "branch": repo.branch or _branch(health.head),
+        "branch": followed_branch(repo, health),
         "state": state_of(repo, health, now, stale_after),
         "tip": health.tip,
         "lag": None if lag is None else round(lag, 3),
@@ -80,7 +80,3 @@ def _repo_status(repo: Repo, health: Health, now: float, stale_after: float) -> 
         "size": health.size,
         "sessions": health.sessions,
     }
-
-
-def _branch(head: str | None) -> str | None:
-    return head.removeprefix("refs/heads/") if head else None

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from appliance.core.events import ConditionChanged
 from appliance.core.git.failures import hint_of
 from appliance.core.health import lag_of, state_of
 from appliance.core.models import UNHEALTHY, Health, Repo, State
-from appliance.core.units import format_duration, rfc3339
+from appliance.core.units import format_duration
 
 STALE, FAILING, RECOVERED = "stale", "failing", "recovered"
-CONDITIONS = (STALE, FAILING, RECOVERED)
-"""The names of events about a repository's condition."""
-PUSHES_OFF, PUSHES_ON = "pushes-off", "pushes-on"
-"""The names of events about whether pushes are let in at all."""
 
 
 @dataclass(frozen=True)
@@ -66,26 +62,25 @@ def alert_between(told: LastAlert | None, state: State, kind: str | None) -> str
     return RECOVERED if told is not None and state is State.FRESH else None
 
 
-def condition_document(
-    event: str, repo: Repo, health: Health, state: State, now: float, since: float, asking_for: float = 0.0
-) -> dict[str, Any]:
-    """What an alert and an event of the feed say. `asking_for`: seconds that a refresh has been running for."""
+def condition_changed(
+    condition: str, repo: Repo, health: Health, state: State, now: float, since: float, asking_for: float = 0.0
+) -> ConditionChanged:
+    """The event of an alert and of the event stream. `asking_for`: seconds that a refresh has been running for."""
     lag = lag_of(health, now)
     words = health.last_error
     if words is None and state in UNHEALTHY:
         behind = "never" if lag is None else f"not for {format_duration(lag)}"
         running = f"; its upstream has not answered for {format_duration(asking_for)}" if asking_for else ""
         words = f"verified equal to its upstream {behind}{running}"
-    return {
-        "event": event,
-        "at": rfc3339(now),
-        "repo": repo.name,
-        "url": repo.url,
-        "state": str(state),
-        "error": health.error_kind,
-        "words": words,
-        "hint": hint_of(health.error_kind, health.sessions),
-        "lag": None if lag is None else round(lag, 3),
-        "failures": health.failures,
-        "since": rfc3339(since),
-    }
+    return ConditionChanged(
+        at=now,
+        repo=repo,
+        condition=condition,
+        state=str(state),
+        error=health.error_kind,
+        words=words,
+        hint=hint_of(health.error_kind, health.sessions),
+        lag=None if lag is None else round(lag, 3),
+        failures=health.failures,
+        since=since,
+    )

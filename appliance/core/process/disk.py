@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,11 @@ def free_bytes(path: Path) -> float:
     """Free bytes on the disk of `path`, NaN when that cannot be told: a metric that is wrong is worse than none."""
     room = room_of(path)
     return math.nan if room is None else room.bytes
+
+
+def disk_gauges(path: Path) -> Iterator[tuple[str, str, float]]:
+    """What /metrics tells of the disk that `path` is on."""
+    yield "disk_free_bytes", "Free on the state directory's disk.", free_bytes(path)
 
 
 def disk_complaint(path: Path) -> str | None:

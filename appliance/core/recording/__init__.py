@@ -6,7 +6,7 @@
 - `pre_receive`: the hook, a second guard that trusts neither `serve` nor the guest. `hook_guard` installs the hooks
   and proves at start that git runs them.
 - `turns`: books an applied push as a turn of its session. `quota`: how much may be recorded. `retention`: ends
-  sessions.
+  sessions, and `session_count` counts them. `compose`: builds all of them for a serve.
 
 A push: a port reads its ref commands and asks the PushAuthorizer. The attempt is in the audit log before receive-pack
 sees anything. The hook applies the same policy again; the update hook keeps the new commit under a ref of its own;

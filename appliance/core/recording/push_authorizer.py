@@ -6,14 +6,16 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.events import Publish, PushRuled, TurnRecorded
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
-from appliance.core.models import ZERO_OID, PushDecision, PushFault, Recorded, RefChange, RefCommand, Repo
+from appliance.core.models import ZERO_OID, PushDecision, PushFault, RefChange, RefCommand, Repo
 from appliance.core.process.endurance import Endurance
 from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import OFF, HookGuard, push_environment
@@ -23,6 +25,7 @@ from appliance.core.recording.quota import Quota
 from appliance.core.recording.turns import TurnRecorder, write_turn_file
 from appliance.core.store.audit import Attempt, AuditLog, OpenAttempt
 from appliance.core.store.sessions import Unbooked
+from appliance.core.store.write_behind import once_stored
 from appliance.core.text import escape_ascii
 from appliance.core.units import rfc3339
 
@@ -57,8 +60,7 @@ class PushAuthorizer:
         found: FoundTurns,
         quota: Quota,
         mirror_of: Callable[[str], Mirror],
-        on_recorded: Callable[[Recorded], Awaitable[None]],
-        on_ruled: Callable[[PushDecision], None],
+        publish: Publish,
     ) -> None:
         self._layout = layout
         self._guard = guard
@@ -68,8 +70,7 @@ class PushAuthorizer:
         self._quota = quota
         self._mirror_of = mirror_of
         self._outcomes = Outcomes(audit, mirror_of)
-        self._on_recorded = on_recorded
-        self._on_ruled = on_ruled
+        self._publish = publish
         self._refusals: dict[str, _Refusals] = {}
         self._unsettled: list[tuple[PushDecision, Mapping[str, str | None], int]] = []
         self._open: list[OpenAttempt] = []
@@ -152,7 +153,7 @@ class PushAuthorizer:
             self._open_turns(push, commands, ids)
         advice = (off.message, off.hint) if off else _advice(repo, refused)
         ruling = PushDecision(push, repo, client, tuple(commands), refused, advice, tuple(ids))
-        self._on_ruled(ruling)
+        self._publish(PushRuled(repo=repo, decision=ruling))
         return ruling
 
     async def _over_limit(self, repo: Repo, commands: Sequence[RefCommand], objects: int) -> str | None:
@@ -175,26 +176,32 @@ class PushAuthorizer:
         """
         try:
             outcomes = await self._outcomes.of_push(ruling, report, self._quota.too_large(size))
-            await asyncio.to_thread(self._audit.record_outcomes, outcomes)
         except GitmirrorError as error:
-            log.error("the outcome of push %s cannot be logged yet: %s", ruling.push, error)
+            log.error("the outcome of push %s is not known yet: %s", ruling.push, error)
             self._unsettled.append((ruling, report, size))
-            # Logged or not, refs may have moved, and the guest is told so next: nobody may be shown the old ones then.
-            await self._on_recorded(Recorded(ruling.repo, tuple(map(_change, ruling.commands)), ruling.client))
+            # Refs may have moved, and the guest is told so next: nobody may be shown the old ones then.
+            self._tell(ruling, ruling.commands)
             return
-        self._turns(ruling.push).unlink(missing_ok=True)
         done = {attempt for attempt, outcome, _ in outcomes if outcome == "applied"}
-        changes = tuple(
-            _change(command)
-            for attempt, command in zip(ruling.attempts, ruling.commands, strict=True)
-            if attempt in done
-        )
-        try:
-            await self._book_turns(ruling, done, size)
-        except GitmirrorError as error:
-            log.error("the turns of push %s are booked later: %s", ruling.push, error.message)
-        if changes:
-            await self._on_recorded(Recorded(ruling.repo, changes, ruling.client))
+        pairs = zip(ruling.attempts, ruling.commands, strict=True)
+        with once_stored(partial(self._tell, ruling, [command for attempt, command in pairs if attempt in done])):
+            try:
+                await asyncio.to_thread(self._audit.record_outcomes, outcomes)
+            except GitmirrorError as error:
+                log.error("the outcome of push %s cannot be logged yet: %s", ruling.push, error)
+                self._unsettled.append((ruling, report, size))
+                return
+            with self._endurance.over(f"the turns of push {ruling.push}"):
+                self._turns(ruling.push).unlink(missing_ok=True)
+            try:
+                await self._book_turns(ruling, done, size)
+            except GitmirrorError as error:
+                log.error("the turns of push %s are booked later: %s", ruling.push, error.message)
+
+    def _tell(self, ruling: PushDecision, applied: Iterable[RefCommand]) -> None:
+        for command in applied:
+            session, change = session_of(command.ref), _change(command)
+            self._publish(TurnRecorded(repo=ruling.repo, session=session, change=change, client=ruling.client))
 
     async def _book_turns(self, ruling: PushDecision, done: set[int], size: int) -> None:
         """What was applied becomes a turn, what was not leaves none; an archived session is back. Raises GitError."""

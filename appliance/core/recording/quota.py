@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from appliance.core.config.settings import RecordingConfig
 from appliance.core.units import format_size
 
 MINUTE = 60.0
 
 
-@dataclass(frozen=True)
-class RecordingLimits:
-    """The limits of `[recording]`."""
-
-    max_new_sessions: int
-    max_turns: int
-    max_bytes: int
-    max_objects: int
-    max_push: int
-
-
 class Quota:
     """What has been used of the limits. `clock` is monotonic."""
 
-    def __init__(self, limits: Callable[[], RecordingLimits], clock: Callable[[], float]) -> None:
+    def __init__(self, limits: Callable[[], RecordingConfig], clock: Callable[[], float]) -> None:
         self._limits = limits
         self._clock = clock
         self._new: dict[str, deque[float]] = {}

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from appliance.core.config.settings import RecordingConfig
+from appliance.core.events import Publish, SessionsEnded
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
@@ -33,7 +35,7 @@ AT_ONCE = 500
 
 
 class Retention:
-    """Looks after the sessions of `repos()`. `keep_for` is the retention, in seconds; `on_moved` hears of what went."""
+    """Looks after the sessions of `repos()`, by the retention of `settings()`."""
 
     def __init__(
         self,
@@ -43,8 +45,8 @@ class Retention:
         locks: MirrorLocks,
         *,
         repos: Callable[[], list[Repo]],
-        keep_for: Callable[[], float],
-        on_moved: Callable[[Repo], Awaitable[None]],
+        settings: Callable[[], RecordingConfig],
+        publish: Publish,
         time: TrustedTime,
     ) -> None:
         self._book = book
@@ -53,8 +55,8 @@ class Retention:
         self._mirror_of = mirror_of
         self._locks = locks
         self._repos = repos
-        self._keep_for = keep_for
-        self._on_moved = on_moved
+        self._settings = settings
+        self._publish = publish
         self._time = time
 
     async def run(self) -> None:
@@ -79,7 +81,7 @@ class Retention:
             log.info("%s: removed %d turn refs that a kill had left", repo.name, left)
 
     async def _go_by(self, now: float, repo: Repo) -> None:
-        keep_for = self._keep_for()
+        keep_for = self._settings().retention
         over, idle = [], []
         for session in await asyncio.to_thread(self._store.all, repo.name):
             age = now - timestamp(session["last_at"])
@@ -102,7 +104,7 @@ class Retention:
         finally:
             if sessions:
                 self._quota.used_bytes = await asyncio.to_thread(self._store.recorded_bytes)
-                await self._on_moved(repo)
+                self._publish(SessionsEnded(repo=repo))
 
     async def _end(self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str) -> None:
         mirror = self._mirror_of(repo.name)
@@ -148,7 +150,7 @@ class Retention:
             count += len(archived)
         if count:
             log.info("%s: %d idle sessions went to the archive", repo.name, count)
-            await self._on_moved(repo)
+            self._publish(SessionsEnded(repo=repo))
 
 
 def _portions(sessions: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:

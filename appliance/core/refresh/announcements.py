@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.events import RefreshEnded
 from appliance.core.git.mirror import Mirror, has_object
 from appliance.core.models import Announcement, Repo
 from appliance.core.refresh.scheduler import Scheduler
@@ -53,8 +54,9 @@ class Announcements:
         while len(refs) > MOST_REFS:
             del refs[next(iter(refs))]
 
-    def refreshed(self, repo: Repo) -> None:
-        """A refresh has ended, well or not."""
+    def refreshed(self, event: RefreshEnded) -> None:
+        """A refresh may have brought what was announced."""
+        repo = event.repo
         expected = self._expected.get(repo.id)
         # With another one asked for, this one began before the last announcement and says nothing about it.
         if expected is None or expected.looking or self._scheduler.is_asked(repo.id):

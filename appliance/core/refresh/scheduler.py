@@ -11,18 +11,21 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.events import Publish, RefreshEnded, RefsMoved
 from appliance.core.git.http_trace import MOST_PATIENCE
-from appliance.core.models import Health, RefreshOutcome, RefsMoved, Repo
+from appliance.core.models import Health, RefreshOutcome, Repo
 from appliance.core.refresh.attempt import attempt, conclude
 from appliance.core.refresh.queue import RefreshQueue
 from appliance.core.refresh.refresher import Progress, Refresher, RefreshRun
 from appliance.core.refresh.schedule import Lane, holds_place, lane_of
 from appliance.core.refresh.wall_clock import SteadyClock
+from appliance.core.store.write_behind import WriteBehind, once_stored
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +45,6 @@ class Cancelled(GitmirrorError):
 
 class LeftAlone(GitmirrorError):
     """The upstream asked not to be asked again yet."""
-
-
-class Record(Protocol):
-    """Writes one outcome and the health columns it changed to the store, off the loop."""
-
-    def __call__(self, repo_id: int, outcome: RefreshOutcome, /, **columns: Any) -> Awaitable[None]: ...
 
 
 @dataclass(frozen=True)
@@ -82,27 +79,24 @@ class _Entry:
 
 
 class Scheduler:
-    """Keeps every enabled repository refreshed.
+    """Keeps every enabled repository refreshed, and writes what came of it to `history`.
 
-    `on_pass` is called at each pass of the loop, `on_moved` when refs moved, `on_done` after each refresh.
+    `on_pass` is called at each pass of the loop.
     """
 
     def __init__(
         self,
         refresher: Refresher,
         settings: Settings,
-        record: Record,
-        *,
-        on_moved: Callable[[RefsMoved], Awaitable[None]],
+        history: WriteBehind[RefreshEnded],
+        publish: Publish,
         on_pass: Callable[[], None],
-        on_done: Callable[[Repo], None] = lambda repo: None,
     ) -> None:
         self._refresher = refresher
         self._settings = settings
-        self._record = record
-        self._on_moved = on_moved
+        self._history = history
+        self._publish = publish
         self._on_pass = on_pass
-        self._on_done = on_done
         self._entries: dict[int, _Entry] = {}
         self._running: dict[int, _Running] = {}
         self._queue = RefreshQueue()
@@ -284,7 +278,6 @@ class Scheduler:
             log.error("refresh of %s: %r", entry.repo.name, done.exception(), exc_info=done.exception())
         if self._entries.get(entry.repo.id) is entry and entry.repo.enabled:
             self._enqueue(entry)
-            self._on_done(entry.repo)
         self._wake.set()
 
     async def _refresh(self, entry: _Entry, run: RefreshRun, *, asked: bool) -> RefreshOutcome:
@@ -311,10 +304,15 @@ class Scheduler:
             entry.verified_here = True
         turned = outcome.error is None and ended.health.head != entry.health.head
         entry.health = ended.health
-        await self._record(repo.id, outcome, **ended.columns)
         if outcome.moved or turned:
             log.info("%s: %d refs moved in %.2fs", repo.name, len(outcome.moved), outcome.duration)
-            await self._on_moved(RefsMoved(repo, outcome.moved))
+            # Before anything is waited for: from here on no guest is shown the old refs.
+            self._publish(RefsMoved(repo=repo, changes=outcome.moved))
+        event = RefreshEnded(repo=repo, outcome=outcome, health=ended.health, learnt=ended.columns)
+        with once_stored(partial(self._publish, event)):
+            self._history.add(event)
+            if event.is_news:
+                await self._history.write()
         return outcome
 
     def _follow_clock(self) -> None:

@@ -7,7 +7,7 @@
 - `ports`: the git:// port, the guests' HTTP port and the admin port, and their routes.
 
 A connection: `net` accepts it; a port reads what is asked and finds the repository through `access`; then `fetch` or
-`push` answers. What they need of other rooms comes as a protocol that `daemon/compose` fills in.
+`push` answers, and what happened is published as an event. `compose` builds all of it for a serve.
 
 What always holds: nothing a guest sends stops the others being served. A place among `max_clients` is held only while
 an answer is being made or sent. The work for one request is bounded by its size, and the loop is never held for

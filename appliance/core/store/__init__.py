@@ -4,7 +4,7 @@
 - `registry` (repositories), `health` (what is known of each mirror, and the history of refreshes), `audit` (the
   hash-chained log of pushes), `sessions` (sessions and turns), `activity` (hydrations), `tokens`, `alerts`.
 - `stores`: all of them over one database.
-- `write_behind`: a queue for rows that may wait a second for others to come along.
+- `write_behind`: a queue for rows that may wait a second for others to come along, and are told of when stored.
 
 A row: a store turns plain data of `models` into columns inside one `BEGIN IMMEDIATE`, and back again. A new column is
 a new step at the end of `migrations`, a field in `models`, and the store that fills it.

@@ -1,11 +1,18 @@
-"""Rows on their way to the database, in batches: a sync of the disk for each would cost more than what it tells."""
+"""Rows on their way to the database, in batches: a sync of the disk for each would cost more than what it tells.
+
+What is told of a row is told once it is stored, so that whoever hears of it and looks finds it; but never later than
+TELL_WITHIN, so that a database that hangs mutes nobody.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from appliance.core.store.database import StoreError
@@ -16,25 +23,70 @@ Row = TypeVar("Row")
 
 MOST_WAITING = 20_000
 """Rows that wait for a database that does not take them; the oldest are lost first."""
+TELL_WITHIN = 1.0
+"""Seconds after which something is told that is still not stored."""
+
+
+@contextlib.contextmanager
+def once_stored(tell: Callable[[], None]) -> Iterator[None]:
+    """Calls `tell` when the block that stores something has ended, well or not, or after TELL_WITHIN if it still runs.
+
+    When the block is cancelled before that, nothing is told.
+    """
+    is_over = False
+
+    def tell_once() -> None:
+        nonlocal is_over
+        if not is_over:
+            is_over = True
+            tell()
+
+    late = asyncio.get_running_loop().call_later(TELL_WITHIN, tell_once)
+    try:
+        yield
+    except asyncio.CancelledError:
+        is_over = True
+        raise
+    finally:
+        late.cancel()
+        tell_once()
+
+
+@dataclass(eq=False, slots=True)
+class _Queued(Generic[Row]):
+    row: Row
+    tell_at: float
+    told: bool = False
 
 
 class WriteBehind(Generic[Row]):
     """A queue in front of `record`, which stores a batch or raises StoreError.
 
-    A row waits up to `pace` seconds for others to come along. `called` is what the log calls the rows.
+    A row waits up to `pace` seconds for others to come along. `told` hears of each row once: when it is stored, or
+    TELL_WITHIN after it came. `called` is what the log calls the rows.
     """
 
-    def __init__(self, called: str, record: Callable[[Sequence[Row]], None], pace: float) -> None:
+    def __init__(
+        self,
+        called: str,
+        record: Callable[[Sequence[Row]], None],
+        pace: float,
+        told: Callable[[Row], None] = lambda _: None,
+    ) -> None:
         self._called = called
         self._record = record
         self._pace = pace
-        self._waiting: deque[Row] = deque(maxlen=MOST_WAITING)
+        self._told = told
+        self._waiting: deque[_Queued[Row]] = deque(maxlen=MOST_WAITING)
+        self._untold: deque[_Queued[Row]] = deque()
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
 
     def add(self, row: Row) -> None:
         """Queues a row."""
-        self._waiting.append(row)
+        queued = _Queued(row, time.monotonic() + TELL_WITHIN)
+        self._waiting.append(queued)
+        self._untold.append(queued)
         self._wake.set()
 
     async def run(self) -> None:
@@ -43,7 +95,14 @@ class WriteBehind(Generic[Row]):
             await self._wake.wait()
             await asyncio.sleep(self._pace)
             self._wake.clear()
-            await self.write()
+            writing = asyncio.create_task(self.write(), name=f"write {self._called}")
+            try:
+                while not writing.done():
+                    await asyncio.wait([writing], timeout=TELL_WITHIN / 10)
+                    self._tell_late()
+                writing.result()
+            finally:
+                writing.cancel()
             if self._waiting:
                 self._wake.set()
 
@@ -54,8 +113,30 @@ class WriteBehind(Generic[Row]):
             if not batch:
                 return
             try:
-                await asyncio.to_thread(self._record, batch)
+                await asyncio.to_thread(self._record, [queued.row for queued in batch])
             except StoreError as error:
                 log.error("%d %s cannot be recorded yet: %s", len(batch), self._called, error.message)
                 room = MOST_WAITING - len(self._waiting)
                 self._waiting.extendleft(batch[: -room - 1 : -1])
+            self._tell(batch[-1])
+
+    async def settle(self) -> None:
+        """Has all that was added until now told, once it is stored, but TELL_WITHIN from now at the latest."""
+        last = self._untold[-1] if self._untold else None
+        writing = asyncio.ensure_future(self.write())
+        await asyncio.wait([writing], timeout=TELL_WITHIN)
+        if last is not None:
+            self._tell(last)
+
+    def _tell(self, last: _Queued[Row]) -> None:
+        """Tells all that came before `last`, and itself, as far as they were not told."""
+        while not last.told:
+            queued = self._untold.popleft()
+            queued.told = True
+            self._told(queued.row)
+
+    def _tell_late(self) -> None:
+        """Tells what has waited for the database for too long."""
+        now = time.monotonic()
+        while self._untold and self._untold[0].tell_at <= now:
+            self._tell(self._untold[0])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib import resources
 
+from appliance.core.access.gate import AccessGate
 from appliance.core.models import Repo
 
 
@@ -16,3 +18,17 @@ def render_kit(git: str | None, http: str | None, repos: Iterable[Repo]) -> str:
     for mark, value in values.items():
         template = template.replace(mark, value.replace("'", "'\\''"), 1)
     return template
+
+
+@dataclass(frozen=True)
+class GuestKit:
+    """The kit of a running `serve`: the addresses that it has now, and the repositories that everybody may know of."""
+
+    address_of: Callable[[str], str | None]
+    repos: Callable[[], list[Repo]]
+    gate: AccessGate
+
+    def render(self) -> str:
+        """The kit as a POSIX sh file."""
+        shown = [repo for repo in self.repos() if self.gate.catalog.private(repo.id) is None]
+        return render_kit(self.address_of("git"), self.address_of("http"), shown)

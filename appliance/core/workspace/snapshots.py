@@ -14,8 +14,9 @@ from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
+from appliance.core.health import followed_branch
 from appliance.core.layout import Layout
-from appliance.core.models import Repo
+from appliance.core.models import Health, Repo
 from appliance.core.process.endurance import EXPECTED, Endurance
 from appliance.core.workspace.snapshot_build import Snapshot, SnapshotPlace, build_snapshot
 
@@ -52,19 +53,19 @@ class _Repository:
 
 
 class Snapshots:
-    """`tip_of(repo, branch)` is the mirror's tip of a branch, `followed(repo)` its registered or default branch."""
+    """Snapshots of the mirrors of `mirror_of`; by its `health` it is known which branch of one is followed."""
 
     def __init__(
         self,
         layout: Layout,
         mirror_of: Callable[[str], Mirror],
-        followed: Callable[[Repo], str | None],
+        health: Callable[[int], Health],
         *,
         enabled: Callable[[], bool],
     ) -> None:
         self._layout = layout
         self._mirror_of = mirror_of
-        self._followed = followed
+        self._health = health
         self._enabled = enabled
         self._known: dict[int, _Repository] = {}
         self.trouble: str | None = None
@@ -160,6 +161,9 @@ class Snapshots:
         if found.current is None:
             raise NoSnapshot(found.error or f"the snapshot of {name} is being built; try again")
         return found.current, found.place.path(found.current)
+
+    def _followed(self, repo: Repo) -> str | None:
+        return followed_branch(repo, self._health(repo.id))
 
     def _repository(self, repo: Repo) -> _Repository:
         return self._known.setdefault(repo.id, _Repository(repo))

@@ -7,8 +7,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from appliance.core.events import FetchBegan, FetchEnded, Publish, RepoEvent
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Hydration, Repo
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshot, RefSnapshots, is_understood
@@ -33,21 +33,15 @@ class Caller:
     protocol: str
 
 
-class FetchObserver(Protocol):
-    """Who hears of fetches, and never waits."""
+@dataclass(frozen=True, kw_only=True)
+class ShapeAsked(RepoEvent):
+    """A guest asked for a shape that may be kept, and so may be warmed."""
 
-    def hydrating(self, repo: Repo, want: str, shape: str, caller: Caller, /) -> None:
-        """A fetch begins: of what, in which shape, by whom."""
-
-    def hydrated(self, event: Hydration, /) -> None:
-        """It ended, whole or not."""
-
-    def saw_shape(self, repo: Repo, shape: FetchShape, /) -> None:
-        """A guest asked for what may be warmed."""
+    shape: FetchShape
 
 
 class Engine:
-    """Fetches from the mirrors of `mirror_of`; `told` hears of each."""
+    """Fetches from the mirrors of `mirror_of`."""
 
     def __init__(
         self,
@@ -55,13 +49,13 @@ class Engine:
         snapshots: RefSnapshots,
         upload_pack: UploadPack,
         mirror_of: Callable[[str], Mirror],
-        told: FetchObserver,
+        publish: Publish,
     ) -> None:
         self._cache = cache
         self._snapshots = snapshots
         self._upload_pack = upload_pack
         self._mirror_of = mirror_of
-        self._told = told
+        self._publish = publish
         self._advertisements: dict[int, bytes] = {}
         self.memo = RequestMemo()
         self.budget = Budget()
@@ -125,10 +119,11 @@ class Engine:
             await aside(request.prepare)
         shape = request.shape
         way = CacheResult.DIRECT
-        self._told.hydrating(repo, request.wants[0], request.text, caller)
+        want, shown = request.wants[0], request.text
+        self._publish(FetchBegan(repo=repo, want=want, shape=shown, client=caller.client, protocol=caller.protocol))
         try:
             if shape is not None:
-                self._told.saw_shape(repo, shape)
+                self._publish(ShapeAsked(repo=repo, shape=shape))
             answer = await self.open_answer(repo, shape) if shape is not None else None
             if answer is None:
                 self._cache.counts[CacheResult.DIRECT] += 1
@@ -163,20 +158,19 @@ class Engine:
         shape: str | None = None,
     ) -> None:
         (want, wants), now = request.wants, time.monotonic()
-        self._told.hydrated(
-            Hydration(
-                repo=repo.name,
-                want=want,
-                wants=wants,
-                shape=shape or request.text,
-                way=way,
-                bytes=meter.sent,
-                first_byte=(meter.first or now) - start,
-                seconds=now - start,
-                client=caller.client,
-                protocol=caller.protocol,
-            )
+        fetch = Hydration(
+            repo=repo.name,
+            want=want,
+            wants=wants,
+            shape=shape or request.text,
+            way=way,
+            bytes=meter.sent,
+            first_byte=(meter.first or now) - start,
+            seconds=now - start,
+            client=caller.client,
+            protocol=caller.protocol,
         )
+        self._publish(FetchEnded(repo=repo, fetch=fetch))
 
 
 class _Meter:

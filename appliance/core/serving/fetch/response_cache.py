@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -144,6 +144,11 @@ class ResponseCache:
         if trouble != self.trouble:
             log.error("%s", trouble)
         self.trouble = trouble
+
+    def gauges(self) -> Iterator[tuple[str, str, float]]:
+        """What /metrics tells of the cache at this moment."""
+        yield "cache_bytes", "Bytes of whole answers kept.", self.bytes
+        yield "cache_budget_bytes", "Most bytes of answers kept.", self.budget
 
     async def stop(self) -> None:
         """Ends the answers being written."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
-from appliance.core.models import Repo
-from appliance.core.serving.fetch.engine import Engine
+from appliance.core.models import Health, Repo
+from appliance.core.serving.fetch.engine import Engine, ShapeAsked
 from appliance.core.serving.fetch.response_cache import AnswerFailed, ResponseCache
 from appliance.core.serving.fetch.upload_pack import UploadPackError
 from appliance.core.serving.wire.v2 import FetchShape
@@ -45,25 +45,26 @@ class _Known:
 
 
 class Warmer:
-    """Warms the followed branch's tip. `tip_of` gives its object id, or None when there is none yet."""
+    """Warms the followed branch's tip, which is part of a mirror's `health`."""
 
     def __init__(
         self,
         engine: Engine,
         cache: ResponseCache,
         mirror_of: Callable[[str], Mirror],
-        tip_of: Callable[[Repo], str | None],
+        health: Callable[[int], Health],
     ) -> None:
         self._engine = engine
         self._cache = cache
         self._mirror_of = mirror_of
-        self._tip_of = tip_of
+        self._health = health
         self._known: dict[int, _Known] = {}
         self._one_at_a_time = asyncio.Semaphore(1)
 
-    def saw(self, repo: Repo, shape: FetchShape) -> None:
-        """A guest asked for this: if it is the tip in some shape, the next tip is warmed in it too."""
-        tip = (self._tip_of(repo) or "").encode()
+    def saw(self, event: ShapeAsked) -> None:
+        """If it is the tip in some shape, the next tip is warmed in it too."""
+        repo, shape = event.repo, event.shape
+        tip = (self._health(repo.id).tip or "").encode()
         known = self._known.setdefault(repo.id, _Known())
         now = time.monotonic()
         if shape.wants == (tip,) and not shape.shallow:
@@ -103,7 +104,7 @@ class Warmer:
     async def _run(self, repo: Repo, known: _Known) -> None:
         async with self._one_at_a_time:
             try:
-                tip = self._tip_of(repo)
+                tip = self._health(repo.id).tip
                 known.tip, known.done, known.wanted = tip or "", 0, 0
                 if tip is None:
                     return

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from appliance.core.config.settings import ServeConfig
 from appliance.core.serving.net.seats import Seat, Seats
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,17 @@ class Limits:
     request_timeout: float
     idle_timeout: float
     total_timeout: float
+
+    @classmethod
+    def of(cls, config: ServeConfig) -> Limits:
+        """Those of `[serve]`."""
+        return cls(
+            config.max_clients,
+            config.queue_timeout,
+            config.request_timeout,
+            config.idle_timeout,
+            config.total_timeout,
+        )
 
     @property
     def max_connections(self) -> int:

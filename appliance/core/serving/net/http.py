@@ -304,6 +304,11 @@ async def _linger(guest: socket.socket, stream: SocketStream) -> None:
                 drained += len(data)
 
 
+def alive() -> TextResponse:
+    """`/healthz`: whoever gets this answer knows it."""
+    return TextResponse(200, "ok\n")
+
+
 def plain_routes(routes: Mapping[str, Callable[[], TextResponse]]) -> Handler:
     """A handler that answers GET and HEAD of exact paths; everything else is a 404."""
 

@@ -7,14 +7,18 @@ import json
 from collections.abc import Callable
 from http import HTTPStatus
 
+from appliance.core.access.gate import AccessGate
 from appliance.core.config.secret_files import SecretError, SecretFile, is_equal
-from appliance.core.models import Repo
+from appliance.core.models import Health, Repo
+from appliance.core.observability.metrics import Metrics
+from appliance.core.observability.push_watch import PushWatch
 from appliance.core.refresh.announcements import Announcements
-from appliance.core.serving.net.http import Exchange, Handler, HttpError
+from appliance.core.serving.net.http import Exchange, HttpError, TextResponse, alive, plain_routes
 from appliance.core.serving.ports.webhook import CREATE, DELETE, PING, PUSH, Finder, Malformed, Signature, read_delivery
 
 WEBHOOK = "/hooks/github"
 REFRESH = "/refresh"
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 LARGEST_BODY = 25 * 2**20
 """Bytes of a webhook: GitHub sends 25 MB at most."""
@@ -27,25 +31,32 @@ IN_A_THREAD = 2**18
 
 
 class AdminRoutes:
-    """Answers POSTs by itself and hands everything else to `plain`. `answered` counts webhooks by their status."""
+    """Webhooks and asked-for refreshes, and what `metrics` and `health` tell.
+
+    `secret_file` and `token_file` are where the secret of the one and the token of the other are; empty: it is off.
+    """
 
     def __init__(
         self,
-        plain: Handler,
-        secret: SecretFile,
-        token: SecretFile,
+        secret_file: Callable[[], str],
+        token_file: Callable[[], str],
         announcements: Announcements,
         repos: Callable[[], list[Repo]],
-        find: Callable[[str], Repo | None],
-        answered: Callable[[int], None],
+        health: Callable[[int], Health],
+        gate: AccessGate,
+        metrics: Metrics,
+        push_watch: PushWatch,
     ) -> None:
-        self._plain = plain
-        self._secret = secret
-        self._token = token
+        self._secret = SecretFile("[refresh] webhook_secret_file", secret_file)
+        self._token = SecretFile("[refresh] token_file", token_file)
         self._announcements = announcements
         self._repos = repos
-        self._find = find
-        self._answered = answered
+        self._health = health
+        self._gate = gate
+        self._metrics = metrics
+        self._push_watch = push_watch
+        looks = {"/healthz": alive, "/readyz": self._readiness, "/metrics": self._page_of_metrics}
+        self._looks = plain_routes(looks)
         self._held = 0
         self._finder = Finder([])
         self._found_for: list[Repo] | None = None
@@ -56,12 +67,31 @@ class AdminRoutes:
             try:
                 await self._webhook(exchange)
             except HttpError as error:
-                self._answered(error.status)
+                self._metrics.webhook(error.status)
                 raise
         elif exchange.path.endswith(REFRESH) and exchange.path.count("/") >= 3:
             await self._refresh(exchange, exchange.path.removesuffix(REFRESH))
         else:
-            await self._plain(exchange)
+            await self._looks(exchange)
+
+    def complaints(self) -> list[str | None]:
+        """Why a route is off that should not be, in words, or None."""
+        return [self._secret.problem(), self._token.problem()]
+
+    def _readiness(self) -> TextResponse:
+        """`/readyz`: every enabled repository was tried once. Pushes that are off are said, and are no reason for 503.
+
+        Who asks this sends guests here or elsewhere, and most of what guests want is to read.
+        """
+        enabled = [repo for repo in self._repos() if repo.enabled]
+        untried = [repo.name for repo in enabled if self._health(repo.id).checked_at is None]
+        if untried:
+            return TextResponse(503, f"not tried yet: {', '.join(untried)}\n")
+        off = self._push_watch.off
+        return TextResponse(200, f"ready\n{off.warning}\n" if off else "ready\n")
+
+    def _page_of_metrics(self) -> TextResponse:
+        return TextResponse(200, self._metrics.render(), METRICS_TYPE)
 
     async def _webhook(self, exchange: Exchange) -> None:
         """`POST /hooks/github`. Nothing of the body is looked at before its signature holds."""
@@ -104,7 +134,7 @@ class AdminRoutes:
         kind, _, given = exchange.headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not is_equal(given.strip().encode("latin-1", "replace"), token):
             raise HttpError(HTTPStatus.UNAUTHORIZED, "a bearer token is needed\n", {"www-authenticate": "Bearer"})
-        repo = self._find(path)
+        repo = self._gate.find_any(path)
         if repo is None:
             raise HttpError(HTTPStatus.NOT_FOUND, "not mirrored here\n")
         self._announcements.take(repo, None)
@@ -141,7 +171,7 @@ class AdminRoutes:
         return self._finder
 
     async def _answer(self, exchange: Exchange, status: HTTPStatus, document: object) -> None:
-        self._answered(status)
+        self._metrics.webhook(status)
         await _answer(exchange, status, document)
 
 

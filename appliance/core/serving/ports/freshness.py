@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
-from appliance.core.daemon.live import Live
 from appliance.core.errors import GitmirrorError
-from appliance.core.git.mirror import has_object
-from appliance.core.health import lag_of, state_of
+from appliance.core.git.mirror import Mirror, has_object
+from appliance.core.health import followed_branch, lag_of, state_of
 from appliance.core.models import Repo
+from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.units import rfc3339
+from appliance.core.workspace.snapshots import Snapshots
 
 LOOK_AGAIN = 2.0
 """Seconds between two refreshes of one repository that guests set off by missing a commit."""
@@ -20,10 +22,19 @@ LOOK_FOR = 20.0
 
 
 class Freshness:
-    """Answers `/freshness` from what `live` knows."""
+    """Answers `/freshness` from what `scheduler` knows, which also looks upstream, and from the snapshots there are."""
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        workspaces: Snapshots,
+        mirror_of: Callable[[str], Mirror],
+        stale_after: Callable[[], float],
+    ) -> None:
+        self._scheduler = scheduler
+        self._workspaces = workspaces
+        self._mirror_of = mirror_of
+        self._stale_after = stale_after
         self._looked: dict[int, float] = {}
         self._looking: dict[int, asyncio.Task[bool]] = {}
 
@@ -32,22 +43,21 @@ class Freshness:
         has = None
         if want is not None:
             has = await self._has(repo, want) or (await self._look(repo) and await self._has(repo, want))
-        live, now = self._live, time.time()
-        health = live.scheduler.health(repo.id)
-        snapshot = live.workspaces.current(repo)
+        health, now = self._scheduler.health(repo.id), time.time()
+        snapshot, lag = self._workspaces.current(repo), lag_of(health, now)
         document: dict[str, Any] = {
             "name": repo.name,
-            "branch": live.followed_branch(repo),
+            "branch": followed_branch(repo, health),
             "tip": health.tip,
             "snapshot": snapshot.commit if snapshot else None,
-            "lag": None if (lag := lag_of(health, now)) is None else round(lag, 3),
+            "lag": None if lag is None else round(lag, 3),
             "verified_at": None if health.verified_at is None else rfc3339(health.verified_at),
-            "state": state_of(repo, health, now, live.config.refresh.stale_after),
+            "state": state_of(repo, health, now, self._stale_after()),
         }
         return document if has is None else document | {"has": bool(has)}
 
     async def _has(self, repo: Repo, oid: str) -> bool:
-        return await has_object(self._live.mirror(repo.name), oid)
+        return await has_object(self._mirror_of(repo.name), oid)
 
     async def _look(self, repo: Repo) -> bool:
         """Refreshes, unless that was just done; who comes meanwhile waits along. Returns whether it was done."""
@@ -64,7 +74,7 @@ class Freshness:
     async def _refresh(self, repo: Repo) -> bool:
         try:
             async with asyncio.timeout(LOOK_FOR):
-                await self._live.scheduler.refresh_now(repo)
+                await self._scheduler.refresh_now(repo)
         except (GitmirrorError, TimeoutError):
             return False
         return True

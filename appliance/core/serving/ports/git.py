@@ -54,10 +54,6 @@ class Serving:
     engine: Engine
     writing: Callable[[str], AbstractAsyncContextManager[None]]
 
-    def is_mirrored(self, repo: Repo) -> bool:
-        """Whether the mirror is there: a first clone may still be under way."""
-        return self.mirror_of(repo.name).exists()
-
 
 class GitPort:
     """Serves connections of git://. `door` knows what guests may have."""

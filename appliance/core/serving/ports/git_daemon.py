@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.core.git.command import Git
 from appliance.core.process.children import Child, Children, limit_push
 from appliance.core.serving.fetch.relayed import Relayed
 from appliance.core.serving.net.idle import Activity, end_tasks
@@ -40,6 +41,12 @@ class GitDaemon:
             f"--timeout={max(1, round(self.idle_timeout))}",
             "--log-destination=none",
         ]
+
+
+async def find_git_daemon(git: Git, environment: Mapping[str, str], idle_timeout: float) -> GitDaemon:
+    """The daemon that belongs to this machine's git. Raises GitError."""
+    exec_path = (await git.run("--exec-path", cwd=Path("/"), deadline=10)).stdout.decode().strip()
+    return GitDaemon(f"{exec_path}/git-daemon", environment, idle_timeout)
 
 
 @contextlib.asynccontextmanager

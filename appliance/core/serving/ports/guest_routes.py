@@ -5,41 +5,47 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.models import Hydration, Repo, Tar
-from appliance.core.serving.fetch.engine import Caller, FetchObserver
+from appliance.core.events import FetchBegan, FetchEnded, Publish
+from appliance.core.health import lag_of
+from appliance.core.models import Health, Hydration, Repo, Tar
+from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
 from appliance.core.serving.net.http import Exchange, HttpError, require_read
 from appliance.core.serving.net.http_files import send_file
+from appliance.core.serving.ports.freshness import Freshness
+from appliance.core.workspace.snapshots import Snapshots
 
 JSON = "application/json"
 SNAPSHOT = "snapshot"
+HTTP = "http"
 SHELL = "text/x-shellscript; charset=utf-8"
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class GuestRoutes:
-    """`tar(repo, branch)` finds a snapshot, `freshness(repo, want)` makes the document, `kit()` renders the kit.
+    """`workspaces` has the snapshots, `refs` knows where branches are now, `kit` renders the guest kit.
 
-    `told` hears of snapshots that are sent, as of any other hydration.
+    A snapshot that is sent is a fetch like any other, and published so.
     """
 
     def __init__(
         self,
-        tar: Callable[[Repo, str | None], Awaitable[Tar]],
-        freshness: Callable[[Repo, str | None], Awaitable[Mapping[str, Any]]],
-        lag: Callable[[Repo], float | None],
+        workspaces: Snapshots,
+        refs: RefSnapshots,
+        freshness: Freshness,
+        health: Callable[[int], Health],
         kit: Callable[[], str],
-        told: FetchObserver,
+        publish: Publish,
     ) -> None:
-        self._tar = tar
+        self._workspaces = workspaces
+        self._refs = refs
         self._freshness = freshness
-        self._lag = lag
+        self._health = health
         self._kit = kit
-        self._told = told
+        self._publish = publish
 
     async def guest_kit(self, exchange: Exchange) -> None:
         """`GET /guest.sh`."""
@@ -54,20 +60,28 @@ class GuestRoutes:
         except GitmirrorError as error:
             raise HttpError(HTTPStatus.NOT_FOUND, f"{error.message}\n") from None
         headers = {"x-gitmirror-commit": tar.commit, "x-gitmirror-tip": tar.tip or tar.commit}
-        if (lag := self._lag(repo)) is not None:
+        if (lag := lag_of(self._health(repo.id), time.time())) is not None:
             headers["x-gitmirror-lag"] = f"{lag:.3f}"
         start, sent = time.monotonic(), 0
-        caller = Caller(exchange.client, "http")
         if exchange.method == "GET" and "if-none-match" not in exchange.headers:
-            self._told.hydrating(repo, tar.commit, SNAPSHOT, caller)
+            self._publish(FetchBegan(repo=repo, want=tar.commit, shape=SNAPSHOT, client=exchange.client, protocol=HTTP))
         try:
             sent = await send_file(exchange, tar.path, tar.etag, "application/x-tar", headers)
         finally:
             if sent:
                 # Sent by one sendfile from a file that was there: the first byte left at once.
                 seconds = time.monotonic() - start
-                facts = (tar.commit, 1, SNAPSHOT, SNAPSHOT, sent, 0.0, seconds, caller.client, caller.protocol)
-                self._told.hydrated(Hydration(repo.name, *facts))
+                facts = (tar.commit, 1, SNAPSHOT, SNAPSHOT, sent, 0.0, seconds, exchange.client, HTTP)
+                self._publish(FetchEnded(repo=repo, fetch=Hydration(repo.name, *facts)))
+
+    async def _tar(self, repo: Repo, branch: str | None) -> Tar:
+        """The snapshot of a branch as it is sent. Raises NoSnapshot, GitError."""
+        await self._workspaces.get(repo, branch)
+        refs = await self._refs.get(repo)
+        # Again, and nothing waited for until it is opened: it may have been replaced meanwhile.
+        snapshot, path = await self._workspaces.get(repo, branch)
+        tip = refs.tip(f"refs/heads/{snapshot.branch}")
+        return Tar(path, snapshot.etag, snapshot.commit, tip)
 
     async def freshness(self, exchange: Exchange, repo: Repo) -> None:
         """`GET /OWNER/REPO/freshness[?want=OID]`."""
@@ -75,6 +89,6 @@ class GuestRoutes:
         want = exchange.query.get("want")
         if want is not None and not _OID.fullmatch(want):
             raise HttpError(HTTPStatus.BAD_REQUEST, "want takes a full object id, 40 hex digits\n")
-        document = await self._freshness(repo, want)
+        document = await self._freshness.document(repo, want)
         headers = {"content-type": JSON, "cache-control": "no-cache"}
         await exchange.answer(HTTPStatus.OK, json.dumps(document) + "\n", headers)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import quote
@@ -20,7 +19,7 @@ from appliance.core.serving.fetch.response_cache import AnswerFailed
 from appliance.core.serving.fetch.upload_pack import Spool, UploadPackError
 from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Busy
 from appliance.core.serving.net.admission import Admission
-from appliance.core.serving.net.http import Exchange, HttpError, TextResponse, require_read
+from appliance.core.serving.net.http import Exchange, HttpError, alive, plain_routes, require_read
 from appliance.core.serving.net.http_result import NO_CACHE, ResultSink
 from appliance.core.serving.net.reading import Share
 from appliance.core.serving.ports.guest_routes import GuestRoutes
@@ -49,7 +48,7 @@ class Pushes(Protocol):
 
 
 class SmartHttp:
-    """The guests' HTTP port. `door` knows what each guest may have, `plain` are further exact paths."""
+    """The guests' HTTP port. `door` knows what each guest may have."""
 
     def __init__(
         self,
@@ -58,21 +57,18 @@ class SmartHttp:
         admission: Admission,
         pushes: Pushes,
         routes: GuestRoutes,
-        plain: dict[str, Callable[[], TextResponse]],
     ) -> None:
         self._engine = engine
         self._door = door
         self._admission = admission
         self._pushes = pushes
         self._routes = routes
-        self._plain = plain
+        self._looks = plain_routes({"/healthz": alive})
 
     async def handle(self, exchange: Exchange) -> None:
         """One request. Raises HttpError, IdleTimeout, OSError."""
-        if (route := self._plain.get(exchange.path)) is not None:
-            require_read(exchange)
-            answer = route()
-            await exchange.answer(answer.status, answer.text, {"content-type": answer.content_type})
+        if exchange.path == "/healthz":
+            await self._looks(exchange)
             return
         if exchange.path == "/guest.sh":
             await self._routes.guest_kit(exchange)

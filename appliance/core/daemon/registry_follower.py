@@ -1,0 +1,128 @@
+"""Makes what is in the registry what is refreshed, served and told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from appliance.core.access.catalog import Catalog
+from appliance.core.access.gate import AccessGate
+from appliance.core.daemon.state import ServeState
+from appliance.core.errors import GitmirrorError
+from appliance.core.events import Publish, RefreshEnded, RegistryChanged
+from appliance.core.git.mirrors import Mirrors
+from appliance.core.models import Health, Repo
+from appliance.core.node.salvage import salvaged_repos
+from appliance.core.node.state_dir import refuse_foreign_leftover, wanted_of_config
+from appliance.core.refresh.scheduler import Scheduler, Settings
+from appliance.core.store.database import StoreError
+from appliance.core.store.stores import Stores
+
+log = logging.getLogger(__name__)
+
+
+class RegistryFollower:
+    """Keeps `state`, the scheduler and the gate's catalog equal to the registry; everyone else hears an event."""
+
+    def __init__(
+        self,
+        state: ServeState,
+        stores: Stores,
+        mirrors: Mirrors,
+        scheduler: Scheduler,
+        gate: AccessGate,
+        publish: Publish,
+    ) -> None:
+        self._state = state
+        self._stores = stores
+        self._mirrors = mirrors
+        self._scheduler = scheduler
+        self._gate = gate
+        self._publish = publish
+        self._one_at_a_time = asyncio.Lock()
+        self.is_reconciled = True
+        """Whether the registry has taken the config's list; on a full disk it can be read and not changed."""
+
+    async def follow(self) -> None:
+        """Follows what is in the registry now. Raises StoreError, then nothing changed."""
+        # What was read first must not be followed last.
+        async with self._one_at_a_time:
+            repos, healths = await asyncio.to_thread(self._read)
+            self._state.registry_lost = None
+            self._take(repos, healths)
+
+    async def follow_config(self) -> None:
+        """Follows the registry with the config's list in it; without a database, what the config and mirrors give."""
+        state = self._state
+        try:
+            await asyncio.to_thread(self._stores.registry.all)
+            await asyncio.to_thread(self._try_to_reconcile)
+            await self.follow()
+        except StoreError as error:
+            if state.registry_lost is None:
+                log.error("the registry cannot be read: %s (%s)", error.message, error.hint)
+                state.problems = state.config.warnings()
+                self._follow_salvaged(error)
+
+    async def follow_new_config(self) -> None:
+        """The same after a reload, which is refused when the registry does not take the list. Raises StoreError."""
+        if self._state.registry_lost is not None:
+            self._follow_salvaged(self._state.registry_lost)
+        else:
+            await asyncio.to_thread(self._reconcile)
+            await self.follow()
+
+    def _try_to_reconcile(self) -> None:
+        state = self._state
+        try:
+            self._reconcile()
+            self.is_reconciled = True
+        except StoreError as error:
+            self.is_reconciled = False
+            state.problems = [*state.config.warnings(), f"the config's list is not followed: {error.message}"]
+            log.error("the config's list is not followed: %s", error.message)
+
+    def _reconcile(self) -> None:
+        """Makes the registry follow the config's list. Raises StoreError."""
+        state, registry = self._state, self._stores.registry
+        known = {repo.name for repo in registry.all()}
+        problems, usable = state.config.warnings(), []
+        for each in wanted_of_config(state.config):
+            try:
+                if each.name not in known:
+                    refuse_foreign_leftover(state.layout, each)
+                usable.append(each)
+            except GitmirrorError as error:
+                problems.append(f"{error.message}: {error.hint}")
+        state.problems = [*problems, *registry.reconcile(usable)]
+        for problem in state.problems:
+            log.warning("%s", problem)
+
+    def _follow_salvaged(self, error: StoreError) -> None:
+        state = self._state
+        state.registry_lost = error
+        repos = salvaged_repos(state.layout, state.config)
+        self._take(repos, {repo.id: Health(cloned=self._mirrors.has(repo)) for repo in repos})
+
+    def _read(self) -> tuple[list[Repo], dict[int, Health]]:
+        return self._stores.registry.all(), self._stores.health.all()
+
+    def _take(self, repos: list[Repo], healths: dict[int, Health]) -> None:
+        state = self._state
+        kept = {repo.id for repo in repos if repo.enabled}
+        gone = tuple(repo for repo in state.repos if repo.id not in kept)
+        state.repos = repos
+        refresh = state.config.refresh
+        self._scheduler.follow(repos, healths, Settings(refresh.interval, refresh.concurrency))
+        self.open_catalog()
+        self._publish(RegistryChanged(gone=gone))
+
+    def open_catalog(self) -> None:
+        """From here on guests find what the repositories known and the config in use let them find."""
+        self._gate.catalog = Catalog(self._state.repos, self._state.privacy.is_private)
+
+    def reconsider(self, event: RefreshEnded) -> None:
+        """A refresh without a credential may have proved that everybody may read a repository that was private."""
+        repo = self._gate.catalog.private(event.repo.id)
+        if repo is not None and not self._state.privacy.is_private(repo):
+            self.open_catalog()

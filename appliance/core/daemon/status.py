@@ -1,0 +1,128 @@
+"""What a running `serve` tells of itself: `status`, the pulse of the live view, systemd's line."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.core.daemon.state import LISTENERS, ServeState
+from appliance.core.health import lag_of, state_of
+from appliance.core.models import UNHEALTHY, Health, Repo, State
+from appliance.core.observability.compose import Observing
+from appliance.core.observability.report import repo_documents, status_document
+from appliance.core.process.disk import disk_complaint
+from appliance.core.recording.compose import Recording
+from appliance.core.recording.hook_guard import OFF
+from appliance.core.refresh.scheduler import Scheduler
+from appliance.core.serving.compose import Fetching, Ports
+from appliance.core.serving.fetch.response_cache import CacheResult
+from appliance.core.serving.ports.admin_routes import AdminRoutes
+from appliance.core.units import format_duration
+from appliance.core.workspace.snapshots import Snapshots
+
+_PULSE_ONLY = frozenset({"connections", "max_clients", "cloning"})
+
+
+@dataclass(frozen=True)
+class Status:
+    """Looks at the rooms when it is asked."""
+
+    state: ServeState
+    scheduler: Scheduler
+    recording: Recording
+    workspaces: Snapshots
+    observing: Observing
+    fetching: Fetching
+    ports: Ports
+    admin: AdminRoutes
+
+    async def status(self) -> dict[str, Any]:
+        """The contract's `status`."""
+        pulse, state = await self.pulse(), self.state
+        live = {key: pulse[key] for key in pulse if key not in _PULSE_ONLY}
+        live["warmed"] = {repo.name: self.fetching.warmer.state(repo.id) for repo in state.repos}
+        head = live.pop("audit_head")
+        found = status_document(state.repos, self._healths(), state.config, time.time(), audit_head=head, live=live)
+        return found | {"repos": state.privacy.told(found["repos"])}
+
+    async def pulse(self) -> dict[str, Any]:
+        """What only a running serve knows, without the repositories: it may be asked for every second.
+
+        Besides keys of `status`: `connections` by listener, `max_clients`, and the names that are `cloning`.
+        """
+        state, cache = self.state, self.fetching.cache
+        push_watch = self.observing.push_watch
+        off = await push_watch.look()
+        return {
+            "serving": True,
+            "pid": os.getpid(),
+            **{name: state.public_url(name) for name in LISTENERS},
+            "clients": len(self.ports.guests),
+            "audit_head": push_watch.audit_head,
+            "pushes": push_watch.document(),
+            "warnings": [*state.problems, *([off.warning] if off else []), *self._complaints()],
+            "cache": {
+                "hits": cache.counts[CacheResult.HIT],
+                "misses": cache.counts[CacheResult.MISS],
+                "joined": cache.counts[CacheResult.JOINED],
+                "direct": cache.counts[CacheResult.DIRECT],
+                "bytes": cache.bytes,
+                "budget": cache.budget,
+            },
+            "connections": {name: len(acceptor) for name, acceptor in self.ports.acceptors.items()},
+            "max_clients": state.config.serve.max_clients,
+            "cloning": [repo.name for repo in state.repos if self.scheduler.health(repo.id).cloning],
+        }
+
+    def _complaints(self) -> list[str]:
+        """What is wrong besides, in words."""
+        state, lost = self.state, self.state.registry_lost
+        found = [
+            *self.admin.complaints(),
+            self.observing.alerts.trouble,
+            self.fetching.cache.trouble,
+            self.workspaces.trouble if state.keeps_snapshots() else None,
+            disk_complaint(state.layout.state),
+            f"the registry cannot be read, so the config's list and every mirror on disk are served: {lost.message}"
+            if lost
+            else None,
+            self.recording.found.trouble(),
+            self.recording.time.trouble(),
+        ]
+        return [complaint for complaint in found if complaint]
+
+    def repo_documents(self, repos: list[Repo] | None = None) -> list[dict[str, Any]]:
+        """The registry, or some of it, as `repos --json` has it."""
+        chosen = self.state.repos if repos is None else repos
+        return self.state.privacy.told(repo_documents(chosen, self._healths(), self.state.config, time.time()))
+
+    def summary(self) -> str:
+        """The line that `systemctl status` shows: counts, and the repository that needs somebody most."""
+        counts = Counter(document["state"] for document in self.repo_documents())
+        states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "none registered"
+        watched = self.observing.push_watch.off
+        off = f"; {OFF}: {watched.words}" if watched else ""
+        return f"{len(self.ports.guests)} guests; repositories: {states}{self._worst()}{off}"
+
+    def _worst(self) -> str:
+        """Failing before stale, and then what has lagged for longest."""
+        now, unwell = time.time(), []
+        for repo in self.state.repos:
+            health = self.scheduler.health(repo.id)
+            state = state_of(repo, health, now, self.state.stale_after())
+            if state in UNHEALTHY:
+                lag = lag_of(health, now)
+                unwell.append((state is State.FAILING, math.inf if lag is None else lag, repo, state, health))
+        if not unwell:
+            return ""
+        _, lag, repo, state, health = max(unwell, key=lambda each: each[:2])
+        told = [str(state), *([health.error_kind] if health.error_kind else [])]
+        behind = "never verified" if lag == math.inf else f"{format_duration(lag)} behind"
+        return f"; worst: {repo.name} ({', '.join([*told, behind])})"
+
+    def _healths(self) -> dict[int, Health]:
+        return {repo.id: self.scheduler.health(repo.id) for repo in self.state.repos}

@@ -1,0 +1,71 @@
+"""Builds what tells operators and platforms how one `serve` fares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from appliance.core.config.settings import AlertsConfig
+from appliance.core.events import FetchEnded, Publish
+from appliance.core.layout import Layout
+from appliance.core.models import Repo
+from appliance.core.observability.alerts import Alerts
+from appliance.core.observability.event_sinks import Begin, EventSinks
+from appliance.core.observability.event_stream import EventStream
+from appliance.core.observability.health_monitor import HealthMonitor
+from appliance.core.observability.metrics import Metrics
+from appliance.core.observability.push_watch import PushWatch
+from appliance.core.process.children import Children
+from appliance.core.process.disk import disk_gauges
+from appliance.core.recording.compose import Recording
+from appliance.core.refresh.scheduler import Scheduler
+from appliance.core.store.stores import Stores
+from appliance.core.store.write_behind import WriteBehind
+
+PACE = 0.4
+"""Seconds that a fetch waits to be written, with others that end meanwhile."""
+
+
+@dataclass(frozen=True)
+class Observing:
+    """The parts that others have to do with."""
+
+    sinks: EventSinks
+    fetches: WriteBehind[FetchEnded]
+    metrics: Metrics
+    alerts: Alerts
+    monitor: HealthMonitor
+    push_watch: PushWatch
+
+
+def compose_observing(
+    layout: Layout,
+    stores: Stores,
+    children: Children,
+    scheduler: Scheduler,
+    recording: Recording,
+    repos: Callable[[], list[Repo]],
+    stale_after: Callable[[], float],
+    alert_settings: Callable[[], AlertsConfig],
+    stream: EventStream,
+    publish: Publish,
+    begin: Begin,
+) -> Observing:
+    """What is told of `repos` is by the health that `scheduler` knows, what is told of pushes by `recording`."""
+
+    def record(events: Sequence[FetchEnded]) -> None:
+        stores.activity.record([(event.at, event.fetch) for event in events])
+
+    metrics = Metrics(repos, scheduler.health, stale_after)
+    alerts = Alerts(stores.alerts, children, alert_settings, layout.pushes_told)
+    push_watch = PushWatch(recording.guard, recording.pushes, stores.audit, publish, alerts)
+    metrics.add_gauges(push_watch.gauges, partial(disk_gauges, layout.state))
+    return Observing(
+        EventSinks(stream, children, begin),
+        WriteBehind("hydrations", record, PACE, stream.publish),
+        metrics,
+        alerts,
+        HealthMonitor(scheduler, publish, alerts, repos, stale_after),
+        push_watch,
+    )

@@ -1,0 +1,61 @@
+"""Builds what takes recordings of one `serve`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from appliance.core.config.settings import RecordingConfig
+from appliance.core.events import Publish
+from appliance.core.git.mirrors import Mirrors
+from appliance.core.models import Repo
+from appliance.core.recording.found import FoundTurns
+from appliance.core.recording.hook_guard import HookGuard
+from appliance.core.recording.push_authorizer import PushAuthorizer
+from appliance.core.recording.quota import Quota
+from appliance.core.recording.retention import Retention
+from appliance.core.recording.session_count import Begin, SessionCount
+from appliance.core.recording.trusted_time import TrustedTime
+from appliance.core.recording.turns import TurnRecorder
+from appliance.core.store.stores import Stores
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The parts that others have to do with."""
+
+    guard: HookGuard
+    pushes: PushAuthorizer
+    found: FoundTurns
+    time: TrustedTime
+    retention: Retention
+    count: SessionCount
+
+
+def compose_recording(
+    mirrors: Mirrors,
+    environment: Mapping[str, str],
+    stores: Stores,
+    settings: Callable[[], RecordingConfig],
+    repos: Callable[[], list[Repo]],
+    learn: Callable[..., Awaitable[None]],
+    publish: Publish,
+    begin: Begin,
+) -> Recording:
+    """`environment` is that of receive-pack; `settings` and `repos` are asked whenever they matter.
+
+    `learn` stores health columns of a repository.
+    """
+    layout, locks = mirrors.layout, mirrors.locks
+    guard, turns = HookGuard(layout, mirrors.git, environment), TurnRecorder(stores.sessions, mirrors)
+    quota, trusted = Quota(settings, time.monotonic), TrustedTime(stores.time, time.time, time.monotonic)
+    found = FoundTurns(stores.audit, turns, mirrors.on_disk, mirrors)
+    return Recording(
+        guard,
+        PushAuthorizer(layout, guard, stores.audit, turns, found, quota, mirrors, publish),
+        found,
+        trusted,
+        Retention(turns, quota, mirrors, locks, repos=repos, settings=settings, publish=publish, time=trusted),
+        SessionCount(stores.sessions, learn, begin),
+    )

@@ -1,0 +1,54 @@
+"""How many sessions a repository has, counted again whenever a push or the retention may have changed it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.events import SessionsEnded, TurnRecorded
+from appliance.core.models import Repo
+from appliance.core.store.sessions import SessionStore
+
+log = logging.getLogger(__name__)
+
+Begin = Callable[[Coroutine[Any, Any, None], str], object]
+
+
+class SessionCount:
+    """Counts in `store`, one count of a repository at a time, and hands the number to `learn` as a health column."""
+
+    def __init__(
+        self,
+        store: SessionStore,
+        learn: Callable[..., Awaitable[None]],
+        begin: Begin,
+    ) -> None:
+        self._store = store
+        self._learn = learn
+        self._begin = begin
+        self._again: dict[int, bool] = {}
+
+    def changed(self, event: TurnRecorded | SessionsEnded) -> None:
+        """Counts again. However many pushes come meanwhile, they are counted once after."""
+        repo = event.repo
+        if repo.id in self._again:
+            self._again[repo.id] = True
+        else:
+            self._again[repo.id] = False
+            self._begin(self._count(repo), f"count {repo.name}")
+
+    async def _count(self, repo: Repo) -> None:
+        try:
+            again = True
+            while again:
+                self._again[repo.id] = False
+                sessions = await asyncio.to_thread(self._store.all, repo.name)
+                await self._learn(repo.id, sessions=len(sessions))
+                again = self._again[repo.id]
+        except GitmirrorError as error:
+            log.warning("%s: sessions cannot be counted: %s", repo.name, error.message)
+        finally:
+            del self._again[repo.id]

@@ -1,0 +1,53 @@
+"""Builds what keeps mirrors fresh in one `serve`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from appliance.core.config.settings import RefreshConfig
+from appliance.core.events import Event, Publish, RefreshEnded
+from appliance.core.git.keyring import Keyring
+from appliance.core.git.mirrors import Mirrors
+from appliance.core.refresh.announcements import Announcements, Begin
+from appliance.core.refresh.health_notes import HealthNotes
+from appliance.core.refresh.refresher import Refresher
+from appliance.core.refresh.scheduler import Scheduler, Settings
+from appliance.core.store.health import HealthStore
+from appliance.core.store.write_behind import WriteBehind
+
+PACE = 0.8
+"""Seconds that a refresh which found nothing new waits to be written: lost by a kill, it is only done again."""
+
+
+@dataclass(frozen=True)
+class Refreshing:
+    """The parts that others have to do with."""
+
+    refresher: Refresher
+    history: WriteBehind[RefreshEnded]
+    scheduler: Scheduler
+    notes: HealthNotes
+    announcements: Announcements
+
+
+def compose_refreshing(
+    mirrors: Mirrors,
+    config: RefreshConfig,
+    keyring: Keyring,
+    store: HealthStore,
+    publish: Publish,
+    told: Callable[[Event], None],
+    begin: Begin,
+    on_pass: Callable[[], None],
+) -> Refreshing:
+    """Refreshes that ended are published at once, and `told` once they are stored."""
+
+    def record(events: Sequence[RefreshEnded]) -> None:
+        store.record_refreshes([(event.repo.id, event.outcome, event.learnt) for event in events])
+
+    refresher = Refresher(mirrors.layout, mirrors.git, mirrors.locks, keyring, timeout=config.timeout)
+    history: WriteBehind[RefreshEnded] = WriteBehind("refreshes", record, PACE, told)
+    scheduler = Scheduler(refresher, Settings(config.interval, config.concurrency), history, publish, on_pass)
+    announcements = Announcements(scheduler, mirrors, begin)
+    return Refreshing(refresher, history, scheduler, HealthNotes(scheduler, store), announcements)

@@ -1,0 +1,100 @@
+"""Builds what serves guests: first what answers fetches, then the ports that stand before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from appliance.core.access.gate import AccessGate
+from appliance.core.config.settings import Config, ServeConfig
+from appliance.core.events import Publish
+from appliance.core.git.mirrors import Mirrors
+from appliance.core.models import Health
+from appliance.core.process.children import Children
+from appliance.core.serving.fetch.engine import Engine
+from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
+from appliance.core.serving.fetch.response_cache import ResponseCache
+from appliance.core.serving.fetch.upload_pack import UploadPack
+from appliance.core.serving.fetch.warmer import Warmer
+from appliance.core.serving.net.acceptor import Acceptor, Limits
+from appliance.core.serving.net.admission import Admission
+from appliance.core.serving.net.http import HttpPort
+from appliance.core.serving.net.seats import Seats
+from appliance.core.serving.ports.admin_routes import AdminRoutes
+from appliance.core.serving.ports.git import GitPort, Serving
+from appliance.core.serving.ports.git_daemon import GitDaemon
+from appliance.core.serving.ports.guest_routes import GuestRoutes
+from appliance.core.serving.ports.smart_http import SmartHttp
+from appliance.core.serving.push.http import HttpPushes
+from appliance.core.serving.push.relay import PushAuthority
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """What answers fetches, on every port alike."""
+
+    cache: ResponseCache
+    refs: RefSnapshots
+    engine: Engine
+    warmer: Warmer
+
+
+def compose_fetching(
+    mirrors: Mirrors,
+    config: Config,
+    children: Children,
+    environment: Mapping[str, str],
+    health: Callable[[int], Health],
+    publish: Publish,
+) -> Fetching:
+    """`environment` is that of upload-pack."""
+    cache = ResponseCache(mirrors.layout.cache / "responses", config.cache.budget)
+    cache.start()
+    upload_pack = UploadPack(children, environment, config.serve.idle_timeout)
+    refs = RefSnapshots(upload_pack, mirrors)
+    engine = Engine(cache, refs, upload_pack, mirrors, publish)
+    return Fetching(cache, refs, engine, Warmer(engine, cache, mirrors, health))
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where guests and operators come in. `guests` are the connections of git:// and HTTP together."""
+
+    acceptors: Mapping[str, Acceptor]
+    admission: Admission
+    guests: Seats
+
+    def gauges(self) -> Iterator[tuple[str, str, float]]:
+        """What /metrics tells of guests at this moment."""
+        yield "clients", "Guests' connections, waiting ones included.", len(self.guests)
+        yield "queue", "Guests that wait for a place.", self.admission.waiting
+        yield "refused", "Guests that found no place in time, since the start.", self.admission.refused
+
+
+def compose_ports(
+    mirrors: Mirrors,
+    config: ServeConfig,
+    children: Children,
+    daemon: GitDaemon,
+    authority: PushAuthority,
+    fetching: Fetching,
+    gate: AccessGate,
+    routes: GuestRoutes,
+    admin: AdminRoutes,
+) -> Ports:
+    """Each port with its acceptor; nothing is accepted before those are started."""
+    limits = Limits.of(config)
+    admission = Admission(limits)
+    # Operators have room of their own.
+    guests, operators = Seats(limits.max_connections), Seats(limits.max_connections)
+    writing = partial(mirrors.locks.shared, preempt=True)
+    git = GitPort(Serving(mirrors, children, daemon, authority, fetching.engine, writing), gate, admission)
+    pushes = HttpPushes(mirrors, children, daemon.environment, authority, writing, config.idle_timeout)
+    http = SmartHttp(fetching.engine, gate, admission, pushes, routes)
+    acceptors = {
+        "git": Acceptor("git", git.serve, guests),
+        "http": Acceptor("http", HttpPort(http.handle, limits).serve, guests),
+        "admin": Acceptor("admin", HttpPort(admin.handle, limits).serve, operators),
+    }
+    return Ports(acceptors, admission, guests)

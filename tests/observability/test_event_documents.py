@@ -1,0 +1,171 @@
+"""The JSON of every event, key by key, and the table of them in the documents."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from appliance.core.events import (
+    TOLD,
+    ConditionChanged,
+    Event,
+    EventsLost,
+    FetchBegan,
+    FetchEnded,
+    PushesSwitched,
+    PushRuled,
+    RefreshEnded,
+    RepoEvent,
+    TurnRecorded,
+)
+from appliance.core.models import Health, Hydration, PushDecision, RefChange, RefCommand, RefreshOutcome, Repo
+from appliance.core.observability.event_bus import EventBus
+from appliance.core.observability.event_sinks import FOR_PLATFORMS
+from tests.support.serve import ROOT
+
+AT = 1_700_000_000.25
+WHEN = "2023-11-14T22:13:20.250Z"
+REPO = Repo(1, "acme/widgets", "https://example.com/acme/widgets", None, "cli", None, True, 0.0)
+OLD, NEW = "1" * 40, "2" * 40
+MOVED = RefChange("refs/heads/main", OLD, NEW)
+COMMAND = RefCommand(OLD, NEW, "refs/heads/main")
+FETCH = Hydration("acme/widgets", NEW, 1, "depth 1", "hit", 7, 0.1, 0.2, "10.0.0.7", "git")
+
+EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
+    (
+        FetchBegan(at=AT, repo=REPO, want=NEW, shape="depth 1", client="10.0.0.7", protocol="git"),
+        {"event": "hydrating", "want": NEW, "shape": "depth 1", "client": "10.0.0.7", "protocol": "git"},
+    ),
+    (
+        FetchEnded(at=AT, repo=REPO, fetch=FETCH),
+        {
+            "event": "hydrated",
+            "want": NEW,
+            "wants": 1,
+            "shape": "depth 1",
+            "way": "hit",
+            "bytes": 7,
+            "first_byte": 0.1,
+            "seconds": 0.2,
+            "client": "10.0.0.7",
+            "protocol": "git",
+        },
+    ),
+    (
+        TurnRecorded(
+            at=AT, repo=REPO, session="s-1", change=RefChange("refs/agents/s-1", None, NEW), client="10.0.0.7"
+        ),
+        {
+            "event": "recorded",
+            "session": "s-1",
+            "ref": "refs/agents/s-1",
+            "old": None,
+            "new": NEW,
+            "client": "10.0.0.7",
+        },
+    ),
+    (
+        ConditionChanged(
+            at=AT,
+            repo=REPO,
+            condition="failing",
+            state="failing",
+            error="dns",
+            words="the upstream's host name cannot be resolved",
+            hint="check the host",
+            lag=72.4,
+            failures=3,
+            since=AT,
+        ),
+        {
+            "event": "failing",
+            "url": REPO.url,
+            "state": "failing",
+            "error": "dns",
+            "words": "the upstream's host name cannot be resolved",
+            "hint": "check the host",
+            "lag": 72.4,
+            "failures": 3,
+            "since": WHEN,
+        },
+    ),
+    (
+        PushesSwitched(at=AT, are_off=True, words="the disk is full", hint="make room", since=AT),
+        {"event": "pushes-off", "words": "the disk is full", "hint": "make room", "since": WHEN},
+    ),
+    (EventsLost(at=AT, count=5), {"event": "lost", "count": 5}),
+    (
+        RefreshEnded(
+            at=AT,
+            repo=REPO,
+            outcome=RefreshOutcome("acme/widgets", AT, 0.5, (MOVED,)),
+            health=Health(),
+            learnt={},
+        ),
+        {
+            "event": "refreshed",
+            "result": "moved",
+            "seconds": 0.5,
+            "moved": [{"ref": "refs/heads/main", "old": OLD, "new": NEW}],
+            "error": None,
+            "kind": None,
+        },
+    ),
+    (
+        PushRuled(at=AT, repo=REPO, decision=PushDecision("p", REPO, "10.0.0.7", (COMMAND,), {COMMAND.ref: "no"})),
+        {
+            "event": "pushed",
+            "verdict": "rejected",
+            "refs": ["refs/heads/main"],
+            "reason": "no",
+            "client": "10.0.0.7",
+        },
+    ),
+]
+"""One event of each kind, and its document without `at` and `repo`."""
+
+
+@pytest.mark.parametrize(("event", "document"), EXAMPLES, ids=[event.name for event, _ in EXAMPLES])
+def test_the_document_of_an_event(event: Event, document: dict[str, Any]) -> None:
+    """Its keys come in this order: what it is, when, of which repository, and then its own."""
+    repo = {"repo": REPO.name if isinstance(event, RepoEvent) else None}
+    if isinstance(event, EventsLost):
+        del repo["repo"]
+    wanted = {"event": event.name, "at": WHEN, **repo, **document}
+    assert event.document() == wanted
+    assert list(event.document()) == list(wanted)
+
+
+def test_every_kind_has_an_example() -> None:
+    assert [type(event) for event, _ in EXAMPLES] == list(TOLD)
+
+
+def row(event: Event) -> str:
+    """The line of the table for a kind of event."""
+    [*_, meaning] = [line for line in (type(event).__doc__ or "").splitlines() if line][:1]
+    names, keys = (", ".join(f"`{each}`" for each in some) for some in (event.names, event.facts()))
+    return f"| {names} | {meaning} | {keys} |"
+
+
+def test_the_documents_have_the_table_of_these_events() -> None:
+    """operations.md what a platform is told and with which keys, the README their names."""
+    text = (ROOT / "docs" / "operations.md").read_text()
+    section = text.partition("## Events for a platform")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    assert rows == [row(event) for event, _ in EXAMPLES if event.goes_out]
+    line = next(line for line in (ROOT / "README.md").read_text().splitlines() if "`[events] command`" in line)
+    assert set(re.findall(r"`([\w-]+)`", line)) == FOR_PLATFORMS - {"lost"}
+
+
+def test_a_listener_that_fails_keeps_the_event_from_nobody() -> None:
+    bus, heard = EventBus(), list[Event]()
+
+    def fail(event: FetchBegan) -> None:
+        raise ValueError(event)
+
+    bus.subscribe(FetchBegan, fail, heard.append)
+    for event, _ in EXAMPLES:
+        bus.publish(event)
+    assert heard == [EXAMPLES[0][0]]
