@@ -207,7 +207,7 @@ def test_a_redirect_to_another_host_carries_no_token(
         token_file = write_secret(tmp_path / "token", TOKEN)
         serve = serve_factory(refresh=SETTLED, credentials=[{"url": url, "token_file": str(token_file)}]).start()
         done = serve.cli("add-repo", f"{url}/{SECRET}", check=False)
-        assert done.returncode == 1 and f"sent us on to '{locked.url(SECRET)}'".replace("'", "") in done.stderr
+        assert done.returncode == 1 and f"redirected to '{locked.url(SECRET)}'".replace("'", "") in done.stderr
         demand.set()
         assert serve.cli("refresh", SECRET, check=False).returncode == 1
         server.shutdown()

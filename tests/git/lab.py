@@ -12,8 +12,9 @@ from appliance.core.config.credentials import Credentials
 from appliance.core.config.settings import Config
 from appliance.core.git.command import Git
 from appliance.core.git.keyring import Keyring
-from appliance.core.git.mirror import ANCHORS, TIPS, Mirror
+from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
+from appliance.core.git.ref_sets import ANCHORS, TIPS
 from appliance.core.layout import Layout
 from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.models import Health, RefChange, Repo

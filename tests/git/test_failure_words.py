@@ -59,7 +59,7 @@ SAID = [
     ("the mirror of a/b cannot be written: [Errno 13] Permission denied: '/state/x'", "permission"),
     ("error: cannot lock ref 'refs/heads/x': Unable to create '/state/x.lock': Permission denied", "permission"),
     ("error: cannot lock ref 'refs/heads/x': Unable to create '/state/x.lock': File exists.", "locked"),
-    ("refs/heads/x cannot be held here", "ref"),
+    ("refs/heads/x cannot be stored here", "ref"),
     ("error: cannot lock ref 'refs/heads/x': unable to resolve reference 'refs/heads/x': reference broken", "mirror"),
     ("fatal: not a git repository (or any of the parent directories): .git", "mirror"),
     ("fatal: 'origin' does not appear to be a git repository", "mirror"),

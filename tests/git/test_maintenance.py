@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.git.mirror import ANCHORS, TIPS
 from appliance.core.git.mirror_locks import MirrorLocks
+from appliance.core.git.ref_sets import ANCHORS, TIPS
 from appliance.core.maintenance import anchors, maintainer
 from appliance.core.maintenance.anchors import ANCHOR_AGE
 from appliance.core.maintenance.maintainer import (

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git import tls_trust as trust
 from appliance.core.git.command import GitError
-from appliance.core.git.mirror import changes_between, parse_ls_remote, refs_in_the_way
+from appliance.core.git.ref_sets import changes_between, parse_ls_remote, refs_in_the_way
 from appliance.core.models import RefChange
 from appliance.core.text import storable
 from tests.git.lab import NAME, Lab, followed

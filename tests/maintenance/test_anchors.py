@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.core.git.mirror import ANCHORS, TIPS
+from appliance.core.git.ref_sets import ANCHORS, TIPS
 from appliance.core.maintenance.anchors import ANCHOR_AGE, MOST_TIPS, sort_out
 
 NOW = 10**9.0

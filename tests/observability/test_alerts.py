@@ -89,7 +89,7 @@ def test_once_and_once_over_restarts(serve_factory: ServeFactory, upstream: Http
     wait_until(lambda: upstream.count() >= 8, message="it goes on")
     failing, recovered = documents(told)
     assert (failing["event"], failing["state"], failing["error"]) == ("failing", "failing", "server-error")
-    assert "error of its own" in failing["words"] and failing["hint"] and failing["lag"] > 0
+    assert "internal error" in failing["words"] and failing["hint"] and failing["lag"] > 0
     assert failing["repo"] == WIDGETS and failing["failures"] >= 3 and failing["url"] == upstream.url(WIDGETS)
     assert (recovered["event"], recovered["state"], recovered["error"]) == ("recovered", "fresh", None)
     assert failing["since"] == recovered["since"] <= recovered["at"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.git.mirror import ANCHORS, TIPS
+from appliance.core.git.ref_sets import ANCHORS, TIPS
 from tests.refresh.node import Followed, Node
 from tests.support.generate import add_commit, delete_branch, force_push, rename_branch, set_head
 from tests.support.gitutil import clean_env, commit_files, fsck, git, git_result, refs

@@ -1,4 +1,4 @@
-"""One ref of the upstream that cannot be held here: the others go on and move, and the one is named."""
+"""One ref of the upstream that cannot be stored here: the other refs still move, and this one is reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from appliance.core.git.command import GitError
 from appliance.core.git.failures import Kind
-from appliance.core.git.mirror import unholdable
+from appliance.core.git.ref_sets import unholdable
 from appliance.core.refresh.left_out import RETRY_EVERY
 from tests.conftest import ServeFactory
 from tests.git.lab import Lab
@@ -135,7 +135,7 @@ def test_the_followed_branch_is_never_left_out_in_silence(lab: Lab, bare: Path) 
     """A mirror without its default branch at the tip is not fresh."""
     repo = lab.repo(bare, branch="n" * 251)
     offer(bare, LONG, git("rev-parse", "refs/heads/main", cwd=bare))
-    with pytest.raises(GitError, match="cannot be held here"):
+    with pytest.raises(GitError, match="cannot be stored here"):
         lab.refresh(repo)
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.core.git.mirror import FOLLOWED
 from appliance.core.git.ref_memory import RefMemory
+from appliance.core.git.ref_sets import FOLLOWED
 from appliance.core.git.ref_traces import take_traces
 from appliance.core.health import lag_of
 from appliance.core.refresh.queue import RefreshQueue

@@ -1,4 +1,4 @@
-"""The one runner of git: argument lists, a scrubbed environment, its own process group, a deadline."""
+"""The only code that runs git: argument lists, a scrubbed environment, its own process group, a deadline."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from appliance.core.process.run import run_child
 log = logging.getLogger(__name__)
 
 OLDEST_GIT = (2, 39)
-"""`fetch --atomic` covers prune from 2.36 and `repack --cruft` is there from 2.37; tried with 2.39."""
+"""`fetch --atomic` covers prune since 2.36, and `repack --cruft` exists since 2.37. Tested with 2.39."""
 NEWEST_TRIED = (2, 55)
-"""The newest with which the tests passed (see "Which versions" in docs/deploying.md); `doctor` names a newer one."""
+"""The newest git that passed the tests ("Which versions" in docs/deploying.md). `doctor` mentions a newer one."""
 
 _PASSED_ON = (
     "PATH",
@@ -38,9 +38,9 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
 class GitError(GitmirrorError):
-    """A git command failed. `stderr` is what it said, without progress; `timed_out` tells a deadline apart.
+    """A git command failed. `stderr` is its error output without progress; `timed_out` marks a missed deadline.
 
-    `retry_after` is for how many seconds the upstream does not want to be asked again, None when it did not say.
+    `retry_after` is the upstream's Retry-After in seconds, or None if it sent none.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class GitOutput:
 
 
 def git_environment(layout: Layout, config: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment of a git child: no user or system config, no ambient credential, no prompt."""
+    """The full environment of a git child: no user or system config, no ambient credential, no prompt."""
     passed = {key: environ[key] for key in _PASSED_ON if key in environ}
     for key in _PROXIES:
         passed |= {name: environ[name] for name in (key, key.upper()) if name in environ}
@@ -108,13 +108,13 @@ _COMMON_CONFIG = """\
 
 
 def write_git_configs(layout: Layout, *, max_push: int) -> None:
-    """Writes git's global configs for refresh and for serving, and the empty HOME.
+    """Writes git's global configs for refresh and for serving, and creates the empty HOME. Raises OSError.
 
-    They are two files because settings meant for serving must not reach repack and fetch. `safe.directory` and
-    its like are ignored in a repository's own config, so they are here.
+    There are two files because settings meant for serving must not affect repack and fetch. git ignores
+    `safe.directory` and similar settings in a repository's own config, so they are here.
     """
     layout.home.mkdir(parents=True, exist_ok=True)
-    _keep(layout.git_config, _COMMON_CONFIG + trust_config(os.environ, nothing=layout.home))
+    _write_if_changed(layout.git_config, _COMMON_CONFIG + trust_config(os.environ, nothing=layout.home))
     serving = (
         _COMMON_CONFIG
         + f"""\
@@ -137,11 +137,11 @@ def write_git_configs(layout: Layout, *, max_push: int) -> None:
 \tcompression = 1
 """
     )
-    _keep(layout.serving_config, serving)
+    _write_if_changed(layout.serving_config, serving)
 
 
-def _keep(path: Path, text: str) -> None:
-    """Writes unless it is so already: on a full disk serve must be able to start with what is there."""
+def _write_if_changed(path: Path, text: str) -> None:
+    """Writes only a file that differs, so that `serve` can start on a full disk with the files it has."""
     with contextlib.suppress(OSError):
         if path.read_bytes() == text.encode():
             return
@@ -154,27 +154,27 @@ def _quoted(path: Path) -> str:
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Writes beside, syncs and renames, so that a kill leaves the old file or the new one. Raises OSError."""
+    """Writes a temporary file, syncs it and renames it: a kill leaves the old file or the new one. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)
             file.write(text.encode())
             file.flush()
             os.fsync(descriptor)
-        beside.rename(path)
+        temporary.rename(path)
     except OSError:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            temporary.unlink()
         raise
 
 
 class Git:
-    """Runs git with one environment. `nice` is added to the priority of what it starts.
+    """Runs git with one environment. `nice` is the niceness added to git's processes.
 
-    `pass_fds` are open in what it starts; `secrets` are struck out of what it says.
+    git inherits the descriptors in `pass_fds`; `secrets` are removed from its error output.
     """
 
     def __init__(
@@ -193,13 +193,13 @@ class Git:
         self._secrets = tuple(secrets)
 
     def gently(self) -> Git:
-        """The same at low priority, for work that nobody waits for."""
+        """The same runner at low priority, for work that nobody waits for."""
         return Git(self.children, self.environment, nice=10)
 
     def with_credential(
         self, environment: Mapping[str, str], *, pass_fds: Sequence[int] = (), secrets: Sequence[str] = ()
     ) -> Git:
-        """The same with what lets it into an upstream laid over its environment."""
+        """The same runner with an upstream's credential added to its environment."""
         return Git(self.children, {**self.environment, **environment}, pass_fds=pass_fds, secrets=secrets)
 
     async def run(
@@ -213,8 +213,8 @@ class Git:
     ) -> GitOutput:
         """Runs `git *arguments` in `cwd` for at most `deadline` seconds. Raises GitError.
 
-        `on_progress` gets each line of stderr as it comes, also those that git overwrites with CR. With
-        `asks_upstream` an error has the upstream's Retry-After. Cancelling ends the whole process group.
+        `on_progress` gets each line of stderr as it arrives, including those that git overwrites with CR. With
+        `asks_upstream`, an error carries the upstream's Retry-After. Cancelling ends the whole process group.
         """
         with HttpTrace() if asks_upstream else contextlib.nullcontext() as trace:
             return await self._run(arguments, cwd, deadline, stdin, on_progress, trace)
@@ -243,27 +243,27 @@ class Git:
             )
         except OSError as error:
             raise GitError(f"git cannot be started: {error}") from error
-        said = errors.text()
+        stderr = errors.text()
         if code is None:
             raise GitError(
                 f"git {arguments[0]} took longer than {deadline:g}s and was ended",
-                stderr=said,
+                stderr=stderr,
                 timed_out=True,
             )
         if code != 0:
             raise GitError(
-                f"git {arguments[0]} failed: {_last_words(said) or f'exit code {code}'}",
-                stderr=said,
+                f"git {arguments[0]} failed: {_last_errors(stderr) or f'exit code {code}'}",
+                stderr=stderr,
                 retry_after=trace.retry_after() if trace else None,
             )
         if trace is not None and arguments[0] == "ls-remote" and not stdout and trace.is_of_no_git_server():
-            # git takes a blank page for a repository without refs (the dumb protocol), and a mirror would be emptied.
-            raise GitError("the upstream answered with a page that no git server sends", stderr=said)
-        return GitOutput(stdout, said)
+            # git reads a blank page as a repository without refs (the dumb protocol), which would empty the mirror.
+            raise GitError("the upstream answered with a page that no git server sends", stderr=stderr)
+        return GitOutput(stdout, stderr)
 
 
 class _ErrorLines:
-    """Collects stderr: the end of it, without progress lines; hands every line on."""
+    """Passes every line of stderr on, and collects its last 50 lines without those about progress."""
 
     _PROGRESS = re.compile(r"^(remote: )?[A-Z][a-z]+ (objects|deltas|files).*\d+%|^remote: (Enumerating|Total) ")
 
@@ -271,7 +271,7 @@ class _ErrorLines:
         self._on_line = on_line
         self._secrets = secrets
         self._rest = b""
-        self._kept: list[str] = []
+        self._last: list[str] = []
 
     def feed(self, data: bytes) -> None:
         *lines, self._rest = re.split(rb"[\r\n]+", (self._rest + data)[-65536:])
@@ -287,19 +287,19 @@ class _ErrorLines:
         if self._on_line is not None:
             self._on_line(line)
         if not self._PROGRESS.match(line):
-            self._kept = [*self._kept[-49:], line]
+            self._last = [*self._last[-49:], line]
 
     def text(self) -> str:
         self._take(self._rest)
         self._rest = b""
-        return "\n".join(self._kept)
+        return "\n".join(self._last)
 
 
-def _last_words(stderr: str) -> str:
-    """The lines that say why: what git marked as fatal or error, else the last line."""
+def _last_errors(stderr: str) -> str:
+    """The last three lines that git marked as fatal, error or remote; without any, the last three lines."""
     lines = stderr.splitlines()
-    telling = [line for line in lines if line.startswith(("fatal: ", "error: ", "remote: "))]
-    return "; ".join((telling or lines)[-3:])
+    marked = [line for line in lines if line.startswith(("fatal: ", "error: ", "remote: "))]
+    return "; ".join((marked or lines)[-3:])
 
 
 async def git_version(git: Git) -> tuple[int, ...]:
@@ -307,5 +307,5 @@ async def git_version(git: Git) -> tuple[int, ...]:
     output = await git.run("version", cwd=Path("/"), deadline=10)
     match = re.search(rb"(\d+)\.(\d+)(?:\.(\d+))?", output.stdout)
     if match is None:
-        raise GitError(f"git version answered {output.stdout!r}")
+        raise GitError(f"git version printed {output.stdout!r}, which has no version number")
     return tuple(int(part) for part in match.groups() if part is not None)

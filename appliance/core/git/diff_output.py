@@ -1,7 +1,7 @@
-"""A diff on stdout: git's plain one with control characters as escapes, on a terminal coloured and paged as git does.
+"""Prints a diff with control characters escaped; on a terminal also coloured and paged as git does it.
 
-git passes the content of files on as it is, even to a terminal and to a pager that obeys it. The colours are ours
-because in a coloured diff nobody could tell which escape sequences are git's and which are the file's.
+git writes the content of files unchanged, even to a terminal or a pager that obeys escape sequences. We colour git's
+plain diff ourselves because in a coloured one nobody can tell git's escape sequences from those in the file.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.text import escape_patch
 
 _BOLD, _RED, _GREEN, _CYAN, _PLAIN = b"\x1b[1m", b"\x1b[31m", b"\x1b[32m", b"\x1b[36m", b"\x1b[m"
-"""As git colours a diff."""
+"""The colours that git uses in a diff."""
 
 _MARK = b"! gitmirror: control characters are shown as escapes from here on; --raw gives the exact patch\n"
-"""git apply takes no line that begins so, and a patch with escapes in it would write them into files."""
+"""git apply refuses a patch with this line, which is intended: applying the escapes would write them into files."""
 
 _HUNK = re.compile(rb"(@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@)")
 _BARS = re.compile(rb"( \| +\d+ )(\+*)(-*)$")
@@ -33,7 +33,7 @@ _TERMINAL = ("TERM", "COLORTERM", "LESS", "LV", "PAGER", "GIT_PAGER", "LINES", "
 
 
 class DiffText:
-    """Makes git's plain output fit to be shown, whole lines at a time. `patch` False: it is a list of files."""
+    """Makes git's plain output safe to show. `patch` is False if the output is a list of files, not a patch."""
 
     def __init__(self, *, colour: bool, patch: bool) -> None:
         self._colour = colour
@@ -42,7 +42,7 @@ class DiffText:
         self.escaped = False
 
     def render(self, lines: Sequence[bytes]) -> bytes:
-        """What to write for these lines."""
+        """The bytes to write for these whole lines."""
         whole = b"".join(lines)
         safe = escape_patch(whole)
         if safe == whole and not self._colour:
@@ -62,7 +62,7 @@ class DiffText:
         if not self._patch:
             return _BARS.sub(rb"\1" + _GREEN + rb"\2" + _PLAIN + _RED + rb"\3" + _PLAIN, text) + end
         if any(self._left) and text[:1] != b"\\":
-            # Inside a hunk a line is content, whatever it looks like: `--- x` is a removed `-- x`.
+            # Inside a hunk every line is content, even if it looks like a header: `--- x` is a removed `-- x`.
             self._left[0] -= text[:1] != b"+"
             self._left[1] -= text[:1] != b"-"
             tone = {b"+": _GREEN, b"-": _RED}.get(text[:1])
@@ -76,26 +76,26 @@ class DiffText:
 
 
 def print_diff(argv: Sequence[str], environment: Mapping[str, str], *, raw: bool, patch: bool) -> bool:
-    """Runs `git diff` and writes what it says to stdout; returns whether anything was escaped.
+    """Runs `git diff` and writes its output to stdout; returns whether anything was escaped.
 
-    On a terminal it is coloured, and read in git's pager. `raw` gives git's bytes, with neither. A reader that has had
-    enough, such as `head`, ends it without a complaint. Raises GitmirrorError when git fails.
+    On a terminal the output is coloured and goes through git's pager. `raw` writes git's exact bytes, with neither. A
+    reader that closes the pipe early, such as `head`, is not an error. Raises GitmirrorError when git fails.
     """
     terminal = sys.stdout.isatty() and not raw
     shown = DiffText(colour=terminal and _wants_colour(), patch=patch)
     environment = {**environment, "COLUMNS": str(shutil.get_terminal_size().columns)} if terminal else environment
-    with tempfile.TemporaryFile() as said:
-        git = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=said)
+    with tempfile.TemporaryFile() as errors:
+        git = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=errors)
         assert git.stdout is not None
         with git.stdout, _reader(environment if terminal else None) as write:
             batches: Iterable[list[bytes]] = iter(lambda: git.stdout.readlines(_BATCH), [])  # type: ignore[union-attr]
             for lines in batches:
                 write(b"".join(lines) if raw else shown.render(lines))
         code = git.wait()
-        said.seek(0)
-        words = said.read().decode(errors="replace").strip()
+        errors.seek(0)
+        stderr = errors.read().decode(errors="replace").strip()
     if code not in (0, -signal.SIGPIPE, -signal.SIGINT):
-        raise GitmirrorError(f"git diff failed: {words or f'exit code {code}'}")
+        raise GitmirrorError(f"git diff failed: {stderr or f'exit code {code}'}")
     return shown.escaped
 
 
@@ -105,9 +105,9 @@ def _wants_colour() -> bool:
 
 @contextmanager
 def _reader(environment: Mapping[str, str] | None) -> Iterator[Callable[[bytes], None]]:
-    """What writes to the pager that git would take, given an `environment`; else, and without one, to stdout.
+    """A function that writes to git's pager, or to stdout if `environment` is None or git would use no pager.
 
-    A reader that has gone ends the block.
+    The block ends early, without an error, when the reader closes the pipe.
     """
     command = _pager(environment) if environment is not None else ""
     sys.stdout.flush()
@@ -115,13 +115,13 @@ def _reader(environment: Mapping[str, str] | None) -> Iterator[Callable[[bytes],
         with _gone_reader():
             yield lambda data: _write_all(sys.stdout.fileno(), data)
         return
-    told = {key: os.environ[key] for key in _TERMINAL if key in os.environ}
-    # As git starts it: colours pass, a screenful is not paged.
+    terminal = {key: os.environ[key] for key in _TERMINAL if key in os.environ}
+    # The same defaults as git's: colours pass through, and output that fits on one screen is not paged.
     pager = subprocess.Popen(
-        command, shell=True, stdin=subprocess.PIPE, env={"LESS": "FRX", "LV": "-c", **environment, **told}
+        command, shell=True, stdin=subprocess.PIPE, env={"LESS": "FRX", "LV": "-c", **environment, **terminal}
     )
     assert pager.stdin is not None
-    # Ctrl-C is for the pager, which has the terminal until it ends.
+    # Ctrl-C is for the pager, which owns the terminal until it ends.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with _gone_reader(), pager.stdin:
@@ -140,10 +140,12 @@ def _gone_reader() -> Iterator[None]:
 
 
 def _pager(environment: Mapping[str, str]) -> str:
-    """The command that git would page with; empty for none, and for one that is not there."""
-    told = {key: os.environ[key] for key in ("GIT_PAGER", "PAGER") if key in os.environ}
-    found = subprocess.run(["git", "var", "GIT_PAGER"], env={**environment, **told}, capture_output=True, check=False)
-    command = os.fsdecode(found.stdout).strip()
+    """The pager command that git would run; empty if git would use none, or if its program is not installed."""
+    chosen = {key: os.environ[key] for key in ("GIT_PAGER", "PAGER") if key in os.environ}
+    answer = subprocess.run(
+        ["git", "var", "GIT_PAGER"], env={**environment, **chosen}, capture_output=True, check=False
+    )
+    command = os.fsdecode(answer.stdout).strip()
     try:
         program = next((word for word in shlex.split(command) if "=" not in word), "")
     except ValueError:

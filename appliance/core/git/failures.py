@@ -1,6 +1,6 @@
-"""Why a refresh failed, as one word of a short list, from what git said; and what the word means. Pure.
+"""Classifies a failed refresh as one word of a short list, from git's error output, and explains each word. Pure.
 
-The patterns are what git 2.39 and libcurl (with GnuTLS and with OpenSSL) say under `LC_ALL=C`.
+The patterns match what git 2.39 and libcurl (with GnuTLS and with OpenSSL) print under `LC_ALL=C`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """The error word of a repository: what `status --json` has as `error`, metrics as `kind`."""
+    """The error word of a repository: `error` in `status --json`, `kind` in metrics."""
 
     DNS = "dns"
     REFUSED = "refused"
@@ -36,7 +36,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a kind says to a person: `words` of what happened, `hint` of what to do."""
+    """A kind explained to a person: `words` says what happened, `hint` what to do."""
 
     words: str
     hint: str
@@ -48,89 +48,91 @@ MEANINGS: dict[Kind, Meaning] = {
         "check the host in the URL, and this node's DNS (`getent hosts HOST`)",
     ),
     Kind.REFUSED: Meaning(
-        "the upstream cannot be connected to",
-        "check that its server runs, its port, and firewalls and proxies on the way",
+        "cannot connect to the upstream",
+        "check that its server is running, that the port is right, and firewalls and proxies in between",
     ),
     Kind.TIMEOUT: Meaning(
         "the upstream takes too long to answer",
-        "see whether it is down or the network loses packets; a first clone that is large may need a longer "
-        "[refresh] timeout",
+        "check whether it is down or the network loses packets; a large first clone may need a longer [refresh] "
+        "timeout",
     ),
     Kind.TLS: Meaning(
         "the upstream's certificate cannot be trusted, or it does not speak TLS",
-        "check its certificate (host name, expiry, issuer) and this node's clock; a private authority goes into "
-        "the node's trust store, or GIT_SSL_CAINFO of serve",
+        "check its certificate (host name, expiry, issuer) and this node's clock; add a private authority to the "
+        "node's trust store, or name it in GIT_SSL_CAINFO for serve",
     ),
     Kind.HOST_KEY: Meaning(
         "the upstream's ssh host key is not the one that is pinned",
-        "compare its fingerprint with the one that its operator publishes, then correct the known-hosts file",
+        "compare its fingerprint with the one its operator publishes, then correct the known-hosts file",
     ),
     Kind.AUTH: Meaning(
         "the upstream demands a credential, or refuses the one it got",
-        "see whether it became private; give it a credential, or one that is valid and may read it",
+        "check whether the repository became private; configure a valid credential that may read it",
     ),
     Kind.NOT_FOUND: Meaning(
-        "the upstream has no such repository, or hides it from who has no credential",
-        "check the URL: it may have been renamed, deleted or made private",
+        "the upstream has no such repository, or hides it from requests without a credential",
+        "check the URL: the repository may have been renamed, deleted or made private",
     ),
     Kind.RATE_LIMITED: Meaning(
-        "the upstream says that it is asked too often",
-        "nothing, it is asked again when it said so; if it goes on, set a longer interval",
+        "the upstream's rate limit was reached",
+        "nothing to do: it is asked again once the upstream allows it; if this keeps happening, set a longer interval",
     ),
     Kind.SERVER_ERROR: Meaning(
-        "the upstream has an error of its own", "wait; if it goes on, see its status page or tell its operator"
+        "the upstream reports an internal error",
+        "wait; if it continues, check the upstream's status page or tell its operator",
     ),
     Kind.BROKEN: Meaning(
-        "the upstream's answer broke off or makes no sense",
-        "see whether a proxy cuts long answers; if it goes on, the repository upstream may be damaged",
+        "the upstream's response was cut off or is invalid",
+        "check whether a proxy cuts off long responses; if it continues, the upstream repository may be damaged",
     ),
     Kind.SHALLOW: Meaning(
-        "the upstream does not hand over its whole history",
-        "follow a full repository: a shallow or partial clone cannot be mirrored",
+        "the upstream does not have its whole history",
+        "mirror a full repository: a shallow or partial clone cannot be mirrored",
     ),
     Kind.DISK_FULL: Meaning(
-        "this node's disk is full", "make room on the disk of the state directory; a smaller [cache] budget helps too"
+        "this node's disk is full",
+        "free space on the disk of the state directory; a smaller [cache] budget helps too",
     ),
     Kind.OPEN_FILES: Meaning(
         "this node has no file descriptors left",
         "raise LimitNOFILE of the service (fs.file-max of the node), or lower max_clients; nothing is damaged",
     ),
     Kind.PERMISSION: Meaning(
-        "files of the mirror, or of a local upstream, belong to somebody else or may not be written",
-        "give them back to the service's user (chown -R), and see whether the disk is mounted read-only; nothing is "
+        "files of the mirror, or of a local upstream, belong to another user or cannot be written",
+        "give them to the service's user (chown -R), and check whether the disk is mounted read-only; nothing is "
         "damaged",
     ),
     Kind.LOCKED: Meaning(
-        "a lock of git is in the way",
-        "see whether somebody runs git in the mirror; when nobody does, a killed git left it, and a restart of serve "
+        "a git lock file is in the way",
+        "check whether somebody is running git in the mirror; if not, a killed git left the lock, and restarting serve "
         "removes it; nothing is damaged",
     ),
     Kind.REF: Meaning(
-        "a ref of the upstream cannot be held here",
-        "rename or delete that ref upstream: its name is too long for this disk, or another ref is in its way; the "
-        "other refs are followed",
+        "a ref of the upstream cannot be stored here",
+        "rename or delete that ref upstream: its name is too long for this disk, or it conflicts with another ref; the "
+        "other refs are mirrored",
     ),
     Kind.MIRROR: Meaning(
         "the mirror on this node is damaged",
-        "check its disk first; then make it anew: remove-repo --purge, then add-repo; that ends every session that is "
+        "check its disk first; then recreate the mirror with remove-repo --purge and add-repo; that ends every session "
         "recorded in it",
     ),
-    Kind.OTHER: Meaning("the refresh failed", "the words of the error are all that is known; see the log"),
+    Kind.OTHER: Meaning("the refresh failed", "the error text is all that is known; see the log"),
 }
 
 _SIGNS: Sequence[tuple[Kind, str]] = (
-    # Ours first: a full disk makes git say a good deal more afterwards.
+    # Causes on this node come first, because a full disk makes git print other errors after it.
     (Kind.DISK_FULL, r"no space left on device|disk quota exceeded|file too large"),
     (Kind.OPEN_FILES, r"too many open files|cannot open shared object file: error 24"),
     (Kind.PERMISSION, r"dubious ownership|insufficient permission|read-only file system|operation not permitted"),
     (Kind.LOCKED, r"\.lock': file exists|another git process seems to be running"),
     (
         Kind.REF,
-        r"file name too long|cannot be held here|non-empty directory '|'refs/[^']+' exists; cannot create"
+        r"file name too long|cannot be stored here|non-empty directory '|'refs/[^']+' exists; cannot create"
         r"|cannot process '.*' and '.*' at the same time",
     ),
     (Kind.SHALLOW, r"did not hand over|shallow update not allowed|source repository is shallow"),
-    # In a directory that is no repository any more, `origin` names nothing.
+    # git prints this when the directory is no longer a repository, so that `origin` is not configured.
     (Kind.MIRROR, r"'origin' does not appear to be a git repository"),
     (Kind.HOST_KEY, r"host key verification failed|remote host identification has changed"),
     (Kind.RATE_LIMITED, r"returned error: 429|rate limit"),
@@ -179,13 +181,13 @@ _SIGNS: Sequence[tuple[Kind, str]] = (
 )
 _PATTERNS = [(kind, re.compile(signs, re.IGNORECASE)) for kind, signs in _SIGNS]
 _NAMES = re.compile(r"\b[a-z+]+://[^\s']*|'/[^']*(?<!\.lock)'")
-"""URLs and paths in what git says: a repository may be called `certificates`."""
+"""URLs and paths in git's output. They are ignored because a repository may be called `certificates`."""
 
 
 def kind_of(said: str, *, timed_out: bool = False) -> Kind:
-    """The kind of a failure of which git, or the operating system, `said` so much.
+    """The kind of a failure, judged by `said`, the error text of git or of the operating system.
 
-    What an upstream makes git print after `remote: ` counts last: it may say anything there.
+    Lines that begin with `remote: ` are used only if nothing else matches, because the upstream may put any text there.
     """
     if timed_out:
         return Kind.TIMEOUT
@@ -194,7 +196,7 @@ def kind_of(said: str, *, timed_out: bool = False) -> Kind:
     for text in (own, "\n".join(lines)):
         for kind, pattern in _PATTERNS:
             if pattern.search(text):
-                # A refusal that says it is about rates is one: GitHub answers 403 to who asks too often.
+                # GitHub answers 403 to clients that exceed its rate limit, and mentions the limit in the text.
                 if kind is Kind.AUTH and "error: 403" in own and re.search(r"rate limit", said, re.IGNORECASE):
                     return Kind.RATE_LIMITED
                 return kind
@@ -202,16 +204,16 @@ def kind_of(said: str, *, timed_out: bool = False) -> Kind:
 
 
 def in_words(kind: Kind | str | None, said: str) -> str:
-    """The sentence of a kind, with what was said behind it: `last_error` of a repository."""
+    """The sentence that explains a kind, followed by the original text: `last_error` of a repository."""
     if kind is None or kind == Kind.OTHER:
         return said
     return f"{MEANINGS[Kind(kind)].words}: {said}"
 
 
 def hint_of(kind: str | None, sessions: int = 0) -> str | None:
-    """What to do about a kind, as it is stored; None for none and for one of another version.
+    """What to do about a kind as it is stored; None if there is no kind, or it is one of another version.
 
-    `sessions` is how many the mirror has: what would end them says so.
+    `sessions` is how many sessions the mirror has. A hint whose advice ends them includes that number.
     """
     if kind not in MEANINGS:
         return None

@@ -1,24 +1,25 @@
-"""What a recorded commit changed: where it left the upstream's history, and how much came on top."""
+"""What a recorded commit changed: where it branched off the upstream's history, and how much it added."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from appliance.core.git.mirror import ANCHORS, QUICK, Mirror
+from appliance.core.git.mirror import QUICK, Mirror
+from appliance.core.git.ref_sets import ANCHORS
 
 DEADLINE = 30.0
 LONGEST_SUBJECT = 500
-"""Characters of a subject that are kept. A guest may write hundreds of megabytes into one line."""
+"""Characters of a subject that are stored. A guest may write hundreds of megabytes into one line."""
 MOST_MEETINGS = 256
-"""Places where a recorded history touches the upstream's that are compared; an agent merges a handful of times."""
+"""The most merge points with the upstream's history that are compared; an agent merges only a handful of times."""
 
 _CHANGED = re.compile(r"(\d+) files? changed(?:, (\d+) insertions?\(\+\))?(?:, (\d+) deletions?\(-\))?")
 
 
 @dataclass(frozen=True)
 class Changed:
-    """A diff in numbers."""
+    """The size of a diff."""
 
     files_changed: int = 0
     insertions: int = 0
@@ -27,11 +28,10 @@ class Changed:
 
 @dataclass(frozen=True)
 class TurnFacts:
-    """One recorded commit. `committed_at`, Unix seconds, is what its guest says.
+    """One recorded commit. `committed_at`, in Unix seconds, is whatever the guest wrote.
 
-    `base` is the upstream's commit it started from, None for unrelated history.
-
-    `commits` counts what is on top of it, `changed` is the diff of base and commit (without base: of nothing and it).
+    `base` is the upstream commit that the work started from, None for unrelated history. `commits` counts the commits
+    on top of the base. `changed` is the diff from base to commit, or from the empty tree if there is no base.
     """
 
     commit: str
@@ -43,12 +43,12 @@ class TurnFacts:
 
 
 async def turn_facts(mirror: Mirror, commit: str) -> TurnFacts:
-    """Looks at a recorded commit. Raises GitError.
+    """Collects the facts about a recorded commit. Raises GitError.
 
-    The base is the newest commit at which the recorded history touches that of the upstream: branches, tags and the
-    anchors of what they were. So it is right for agents that commit or merge by themselves and after a force-push.
+    The base is the newest commit that the recorded history shares with the upstream's branches, tags and anchors (their
+    earlier values). This holds for agents that commit or merge themselves, and after a force-push.
     """
-    # Nothing of a commit but its id is printed: whatever else is in it, the guest wrote.
+    # Print only commit ids, because everything else in a commit is text that the guest wrote.
     output = await mirror.git.run(
         "rev-list", "--boundary", commit, "--not", "--branches", "--tags", f"--glob={ANCHORS}*", "--",
         cwd=mirror.path, deadline=DEADLINE,
@@ -56,30 +56,30 @@ async def turn_facts(mirror: Mirror, commit: str) -> TurnFacts:
     lines = output.stdout.decode("ascii").split()
     meetings = [line[1:] for line in lines if line.startswith("-")]
     commits = len(lines) - len(meetings)
-    # With nothing on top the commit is the upstream's own.
+    # With no commits on top, the commit is one of the upstream's.
     base = await _newest(mirror, meetings) if commits else commit
     committed_at, subject = await _head_lines(mirror, commit)
     return TurnFacts(commit, base, subject, commits, await changed_between(mirror, base, commit), committed_at)
 
 
 async def _newest(mirror: Mirror, meetings: list[str]) -> str | None:
-    """The one that no other builds on; of several (an agent merged two branches) the one committed last."""
+    """The commit that no other in `meetings` builds on; of several (an agent merged two branches), the newest."""
     if len(meetings) < 2:
         return meetings[0] if meetings else None
     independent = await mirror.git.run(
         "merge-base", "--independent", *meetings[:MOST_MEETINGS], cwd=mirror.path, deadline=DEADLINE
     )
-    found = independent.stdout.decode("ascii").split()
-    if len(found) == 1:
-        return found[0]
+    candidates = independent.stdout.decode("ascii").split()
+    if len(candidates) == 1:
+        return candidates[0]
     newest = await mirror.git.run(
-        "rev-list", "--no-walk=sorted", "--max-count=1", *found, "--", cwd=mirror.path, deadline=QUICK
+        "rev-list", "--no-walk=sorted", "--max-count=1", *candidates, "--", cwd=mirror.path, deadline=QUICK
     )
     return newest.stdout.decode("ascii").strip()
 
 
 async def _head_lines(mirror: Mirror, commit: str) -> tuple[int, str]:
-    """When it was committed, Unix seconds, and its subject."""
+    """The time of the commit, in Unix seconds, and its subject."""
     output = await mirror.git.run(
         "log", "-1", f"--format=%ct %<({LONGEST_SUBJECT},trunc)%s", commit, "--", cwd=mirror.path, deadline=QUICK
     )
@@ -92,7 +92,7 @@ async def changed_between(mirror: Mirror, old: str | None, new: str) -> Changed:
     if old == new:
         return Changed()
     if old is None:
-        # git knows the empty tree without having it; which it is depends on the repository's hash.
+        # git knows the empty tree without storing it; its id depends on the repository's hash algorithm.
         empty = await mirror.git.run("hash-object", "-t", "tree", "/dev/null", cwd=mirror.path, deadline=QUICK)
         old = empty.stdout.decode("ascii").strip()
     output = await mirror.git.run(

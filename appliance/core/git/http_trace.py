@@ -1,4 +1,4 @@
-"""What an upstream's HTTP headers say that git does not pass on: when to ask again."""
+"""Reads from an upstream's HTTP headers what git does not report: when to retry."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 MOST_PATIENCE = 3600.0
-"""Seconds that an upstream's Retry-After is honoured for at most: a slip must not stop a mirror for a year."""
+"""The longest Retry-After that is honoured, in seconds: an upstream's mistake must not stop a mirror for a year."""
 USUAL_PATIENCE = 60.0
-"""Seconds that an upstream which says 429 without Retry-After is left alone: GitHub asks for at least a minute."""
+"""Seconds to wait after a 429 without Retry-After: GitHub requires at least a minute."""
 MOST_TRACE = 2**20
-"""Bytes of a trace of HTTP headers that are looked at."""
+"""The most bytes of a trace that are read."""
 
 
 class HttpTrace:
-    """Headers of git's HTTP exchanges, in memory: git does not show Retry-After, and asking again would be rude.
+    """Records the headers of git's HTTP exchanges in memory, because git does not report Retry-After.
 
-    git leaves out credentials and cookies (GIT_TRACE_REDACT), and only a number of seconds is ever taken from it.
+    A second request just to read the header would add to the load that the upstream complains about. git leaves out
+    credentials and cookies (GIT_TRACE_REDACT), and only a number of seconds is ever taken from the trace.
     """
 
     def __init__(self) -> None:
         self.file = os.memfd_create("gitmirror-http", os.MFD_CLOEXEC)
         self.environment = {
-            # By its path: git takes the number of a descriptor only when it has one digit.
+            # A path, because git accepts a descriptor number only if it has one digit.
             "GIT_TRACE_CURL": f"/proc/self/fd/{self.file}",
             "GIT_TRACE_CURL_NO_DATA": "1",
             "GIT_TRACE_REDACT": "1",
@@ -38,11 +39,11 @@ class HttpTrace:
         os.close(self.file)
 
     def retry_after(self) -> float | None:
-        """Seconds that the last answer asks to wait."""
+        """Seconds that the last response asks the client to wait, or None."""
         return retry_after(self._text(), time.time())
 
     def is_of_no_git_server(self) -> bool:
-        """Whether answers came over HTTP and none of them was what a git server says of itself."""
+        """Whether there were HTTP responses and none of them had the content type of a git server."""
         text = self._text().lower()
         return "<= recv header: http/" in text and "application/x-git-upload-pack-advertisement" not in text
 
@@ -55,20 +56,20 @@ _RETRY_AFTER = re.compile(r"<= Recv header: retry-after:\s*(.+?)\s*$", re.IGNORE
 
 
 def retry_after(trace: str, now: float) -> float | None:
-    """Seconds that the last answer of a curl trace (GIT_TRACE_CURL) asks to wait; None when it does not.
+    """Seconds that the last response in a curl trace (GIT_TRACE_CURL) asks the client to wait, or None.
 
-    Both forms of RFC 9110 10.2.3, seconds and a date. Only a refusal's counts, MOST_PATIENCE at most; 429 without
-    one is USUAL_PATIENCE.
+    Both forms of RFC 9110 10.2.3 are read, seconds and a date. The header counts only on a 403, 429 or 503, and up to
+    MOST_PATIENCE; a 429 without it means USUAL_PATIENCE.
     """
-    status, asked = 0, ""
+    status, header = 0, ""
     for line in trace.splitlines():
-        if found := _STATUS.search(line):
-            status, asked = int(found[1]), ""
-        elif found := _RETRY_AFTER.search(line):
-            asked = found[1]
+        if match := _STATUS.search(line):
+            status, header = int(match[1]), ""
+        elif match := _RETRY_AFTER.search(line):
+            header = match[1]
     if status not in (403, 429, 503):
         return None
-    seconds = _seconds(asked, now)
+    seconds = _seconds(header, now)
     if seconds is None:
         return USUAL_PATIENCE if status == 429 else None
     return min(max(seconds, 0.0), MOST_PATIENCE)

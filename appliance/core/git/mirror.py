@@ -1,7 +1,7 @@
-"""One bare mirror on disk: create, configure, ask the upstream, fetch, anchors, HEAD.
+"""One bare mirror on disk: create, configure, list the upstream's refs, fetch, anchors, HEAD.
 
-A mirror is full and bare. Private refs live below `refs/gitmirror/`, agents' below `refs/agents/`; the
-refspecs name branches and tags only, so prune can touch neither.
+A mirror is a full, bare repository. Private refs live below `refs/gitmirror/`, agents' refs below `refs/agents/`. The
+refspecs name branches and tags only, so prune cannot touch either.
 """
 
 from __future__ import annotations
@@ -16,27 +16,31 @@ from pathlib import Path
 
 from appliance.core.errors import UsageError
 from appliance.core.git.command import Git, GitError, write_atomically
+from appliance.core.git.ref_sets import (
+    FOLLOWED,
+    anchoring,
+    beside,
+    parse_local,
+    parse_remote,
+    refs_in_the_way,
+)
 from appliance.core.models import RefChange, RemoteRefs
 from appliance.core.upstream import same_upstream
 
 log = logging.getLogger(__name__)
 
-ANCHORS = "refs/gitmirror/anchors/"
-TIPS = "refs/gitmirror/tips/"
-"""Old tips of the registered branch: the only private refs that receive-pack shows. A guest that cloned shallow at
-yesterday's tip otherwise re-sends its whole snapshot with a push (measured: 156 objects against 3)."""
-
 MARK = "fetched-with-credential"
-"""A file in a mirror that a credential has fetched, with the URL that was. It comes and goes with what it is about."""
+"""A file in a mirror that was fetched with a credential; it holds the URL. It is removed together with the mirror."""
 
-FOLLOWED = ("refs/heads/", "refs/tags/")
 REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 QUICK = 60.0
-"""Seconds that a local command on refs may take."""
+"""The deadline of a local command on refs, in seconds."""
+LINE = 64
+"""A guess at the bytes that git prints for one ref."""
 
 
 def mirror_config(url: str) -> str:
-    """The whole config file of a mirror. Written, not edited: a kill between two edits would leave half of it."""
+    """The complete config file of a mirror. It is written whole, because a kill between two edits would leave half."""
     quoted = url.replace("\\", "\\\\").replace('"', '\\"')
     return f"""\
 [core]
@@ -72,17 +76,17 @@ def mirror_config(url: str) -> str:
 
 @dataclass(frozen=True)
 class Mirror:
-    """The repository at `path`, worked on with `git`."""
+    """The repository at `path`; `git` runs its commands."""
 
     path: Path
     git: Git
 
     def exists(self) -> bool:
-        """Whether there is a whole mirror: it is renamed into place when its first fetch is done."""
+        """Whether the mirror exists. It is always complete, because it is renamed into place after its first fetch."""
         return os.path.exists(f"{self.path}/HEAD")
 
     def is_there(self) -> bool:
-        """As `exists`, but raises OSError when that cannot be seen: a mirror that cannot be read is not one to make."""
+        """Like `exists`, but raises OSError when the disk cannot be read, so that nobody recreates such a mirror."""
         try:
             os.stat(f"{self.path}/HEAD")
         except (FileNotFoundError, NotADirectoryError):
@@ -90,7 +94,7 @@ class Mirror:
         return True
 
     def configure(self, url: str) -> None:
-        """Writes the config if it is not already what it must be."""
+        """Writes the config unless it is already correct."""
         config = self.path / "config"
         wanted = mirror_config(url)
         with contextlib.suppress(OSError):
@@ -99,20 +103,20 @@ class Mirror:
         write_atomically(config, wanted)
 
     async def initialise(self, url: str) -> None:
-        """Makes an empty bare repository at `path`, with nothing of a template in it."""
+        """Creates an empty bare repository at `path`, without a template."""
         self.path.mkdir(parents=True)
         await self.git.run("init", "--quiet", "--bare", "--template=", ".", cwd=self.path, deadline=QUICK)
         self.configure(url)
 
     async def remote_refs(self, deadline: float) -> RemoteRefs:
-        """Asks the upstream for its branches, its tags and the branch that HEAD points at. Raises GitError."""
+        """Lists the upstream's branches and tags, and the branch its HEAD points at. Raises GitError."""
         output = await self.git.run(
             "ls-remote", "--quiet", "--symref", "origin", cwd=self.path, deadline=deadline, asks_upstream=True
         )
-        return parse_ls_remote(output.stdout.decode("utf-8", "surrogateescape"))
+        return await beside(len(output.stdout) // LINE, parse_remote, output.stdout)
 
     async def local_refs(self, *prefixes: str) -> dict[str, str]:
-        """Refs below the prefixes (default: those that follow the upstream), name to object id."""
+        """The refs below the prefixes (default: those that follow the upstream), as name to object id."""
         output = await self.git.run(
             "for-each-ref",
             "--format=%(objectname) %(refname)",
@@ -120,11 +124,10 @@ class Mirror:
             cwd=self.path,
             deadline=QUICK,
         )
-        lines = output.stdout.decode("utf-8", "surrogateescape").splitlines()
-        return {name: oid for oid, _, name in (line.partition(" ") for line in lines)}
+        return await beside(len(output.stdout) // LINE, parse_local, output.stdout)
 
     async def blobs(self, commit: str) -> list[bytes]:
-        """Object ids of all blobs of a commit's tree, as a checkout needs them. Raises GitError."""
+        """Object ids of all blobs in a commit's tree, which is what a checkout needs. Raises GitError."""
         output = await self.git.run("ls-tree", "-r", "-z", "--full-tree", commit, cwd=self.path, deadline=QUICK)
         words = (entry.partition(b"\t")[0].split(b" ") for entry in output.stdout.split(b"\0") if entry)
         return [oid for _, kind, oid in words if kind == b"blob"]
@@ -139,24 +142,20 @@ class Mirror:
         await self.git.run("symbolic-ref", "HEAD", ref, cwd=self.path, deadline=QUICK)
 
     async def anchor(self, changes: Iterable[RefChange], branch: str | None) -> None:
-        """Keeps the old value of each moved or deleted ref; those of `branch` also where receive-pack shows them."""
-        lines = []
-        for change in changes:
-            if change.old is not None:
-                lines.append(f"update {ANCHORS}{change.old} {change.old}\n")
-                if change.ref == branch:
-                    lines.append(f"update {TIPS}{change.old} {change.old}\n")
-        await self.update_refs(dict.fromkeys(lines))
+        """Anchors the old value of each moved or deleted ref; for `branch` also where receive-pack advertises it."""
+        changes = tuple(changes)
+        await self.update_refs(await beside(len(changes), anchoring, changes, branch))
 
     async def make_way(self, remote: Mapping[str, str], local: Mapping[str, str]) -> None:
-        """Deletes local refs that no upstream ref can be created beside (`foo` when it now has `foo/bar`).
+        """Deletes local refs whose names conflict with an upstream ref (`foo` when the upstream now has `foo/bar`).
 
-        An atomic fetch never gets past one: `cannot lock ref`, for ever. They were anchored before.
+        With such a ref in the way, every atomic fetch fails with `cannot lock ref`. The caller has anchored them.
         """
-        await self.update_refs(f"delete {ref} {local[ref]}\n" for ref in refs_in_the_way(remote, local))
+        doomed = await beside(len(remote) + len(local), refs_in_the_way, remote, local)
+        await self.update_refs(f"delete {ref} {local[ref]}\n" for ref in doomed)
 
     async def update_refs(self, lines: Iterable[str]) -> None:
-        """One transaction of `git update-ref --stdin`. Raises GitError, then no ref moved."""
+        """Runs one transaction of `git update-ref --stdin`. Raises GitError; no ref has moved then."""
         text = "".join(lines)
         if text:
             stdin = text.encode("utf-8", "surrogateescape")
@@ -172,7 +171,7 @@ class Mirror:
     ) -> None:
         """Fetches branches and tags: all refs move, or none. Raises GitError.
 
-        `without` are refs that stay as they are; with `only`, no other is fetched and none is removed.
+        The refs in `without` stay as they are. With `only`, no other ref is fetched and none is removed.
         """
         chosen = [f"+{ref}:{ref}" for ref in only]
         refspecs = chosen or [*REFSPECS, *(f"^{ref}" for ref in without)]
@@ -197,14 +196,14 @@ class Mirror:
         )
 
     def mark(self, url: str) -> None:
-        """Notes that a credential fetches from `url` what is in the mirror. Raises OSError."""
+        """Records that the mirror's content was fetched from `url` with a credential. Raises OSError."""
         if not is_marked(self.path):
             write_atomically(self.path / MARK, f"{url}\n")
 
     def unmark(self, url: str) -> None:
-        """Takes the mark away: everybody may read what is at `url`. Raises OSError.
+        """Removes the mark, because everybody may read `url`. Raises OSError.
 
-        Not when the mark is of another upstream: what came from there is in the mirror still.
+        A mark for another upstream stays, because the mirror still holds that upstream's content.
         """
         with contextlib.suppress(FileNotFoundError, UsageError):
             if same_upstream((self.path / MARK).read_text(encoding="utf-8").strip(), url):
@@ -215,7 +214,7 @@ class Mirror:
         discard_repository(self.path)
 
     def rename_to(self, path: Path) -> Mirror:
-        """Moves the repository to its place."""
+        """Renames the repository to `path` and syncs the directory. Raises OSError."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path.rename(path)
         descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -226,7 +225,7 @@ class Mirror:
         return Mirror(path, self.git)
 
     def disk_size(self) -> int:
-        """Bytes of packs and loose objects on disk."""
+        """The size of all packs and loose objects on disk, in bytes."""
         total = 0
         for directory, _, files in os.walk(self.path / "objects"):
             for name in files:
@@ -235,9 +234,9 @@ class Mirror:
         return total
 
     def remove_leftovers(self) -> list[str]:
-        """Removes what killed git processes left: lock files, quarantines, half-written packs.
+        """Removes the files that killed git processes left: locks, quarantines, half-written packs.
 
-        Only to be called when no process works on the mirror. Returns what was removed, relative to the mirror.
+        Call this only when no process works on the mirror. Returns the removed paths, relative to the mirror.
         """
         removed = []
         for path in _leftovers(self.path):
@@ -250,7 +249,7 @@ class Mirror:
 
 
 def is_marked(path: Path) -> bool:
-    """Whether a credential has fetched what is in the mirror at `path`; taken for so while that cannot be seen."""
+    """Whether the mirror at `path` was fetched with a credential; True also when that cannot be read from disk."""
     try:
         os.stat(path / MARK)
     except (FileNotFoundError, NotADirectoryError):
@@ -261,9 +260,9 @@ def is_marked(path: Path) -> bool:
 
 
 def discard_repository(path: Path) -> None:
-    """Removes a repository from disk, if it is there. Raises OSError."""
+    """Removes a repository from disk if it exists. Raises OSError."""
     if path.exists():
-        # Out of the way first: a half-removed repository must not be found under its name after a kill.
+        # Rename first, so that a kill never leaves a half-removed repository under its name.
         doomed = path.with_name(f".{path.name}.{os.getpid()}.removed")
         path.rename(doomed)
         shutil.rmtree(doomed)
@@ -280,7 +279,7 @@ def _leftovers(repository: Path) -> list[Path]:
     found += [*repository.glob("objects/tmp_objdir-*"), *repository.glob("objects/incoming-*")]
     found += [*repository.glob("objects/pack/tmp_*"), *repository.glob("objects/pack/.tmp-*")]
     found += repository.glob("objects/??/tmp_obj_*")
-    # index-pack keeps a pack until its refs are there; a kill in between would keep it from every repack for ever.
+    # index-pack holds a pack with a .keep file until its refs exist; a leftover would exempt it from every repack.
     found += [keep for keep in repository.glob("objects/pack/*.keep") if _is_of_a_transfer(keep)]
     return found
 
@@ -291,58 +290,8 @@ def _is_of_a_transfer(keep: Path) -> bool:
     return False
 
 
-def parse_ls_remote(text: str) -> RemoteRefs:
-    """Branches, tags and HEAD of `ls-remote --symref` output; peeled tags and all other refs are left out."""
-    refs: dict[str, str] = {}
-    head = None
-    for line in text.splitlines():
-        value, _, name = line.partition("\t")
-        if name == "HEAD" and value.startswith("ref: refs/heads/"):
-            head = value.removeprefix("ref: ")
-        elif name.startswith(FOLLOWED) and not name.endswith("^{}"):
-            refs[name] = value
-    return RemoteRefs(refs, head)
-
-
-def changes_between(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[RefChange, ...]:
-    """What differs, by ref name."""
-    names = sorted(before.keys() | after.keys())
-    return tuple(
-        RefChange(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
-    )
-
-
-def refs_in_the_way(remote: Mapping[str, str], local: Mapping[str, str]) -> list[str]:
-    """Local refs that are gone upstream and whose name is a directory of an upstream ref's name, or below one."""
-    directories = {name[:index] for name in remote for index, char in enumerate(name) if char == "/"}
-    return [
-        name
-        for name in sorted(local)
-        if name not in remote
-        and (name in directories or any(name[:index] in remote for index, char in enumerate(name) if char == "/"))
-    ]
-
-
-def unholdable(repository: Path, refs: Iterable[str]) -> dict[str, str]:
-    """Those of an upstream's refs that no files can be made for in `repository`, with the reason for each.
-
-    Of a ref and one below it, which an upstream with another way to store refs may have, the upper one is held.
-    """
-    longest = os.pathconf(repository, "PC_NAME_MAX") - len(".lock")
-    deepest = os.pathconf(repository, "PC_PATH_MAX") - len(os.fsencode(repository)) - len("/.lock") - 1
-    names, found = set(refs), {}
-    for ref in sorted(names):
-        raw = ref.encode("utf-8", "surrogateescape")
-        above = next((ref[:at] for at, char in enumerate(ref) if char == "/" and ref[:at] in names), None)
-        if above is not None:
-            found[ref] = f"it cannot be held here beside {above}"
-        elif len(raw) > deepest or any(len(part) > longest for part in raw.split(b"/")):
-            found[ref] = "it cannot be held here, its name is too long for this disk"
-    return found
-
-
 async def has_object(mirror: Mirror, oid: str) -> bool:
-    """Whether the mirror has an object. Never raises: an answer that cannot be had is no."""
+    """Whether the mirror has an object. Never raises: if git fails, the answer is False."""
     try:
         await mirror.git.run("cat-file", "-e", oid, cwd=mirror.path, deadline=QUICK)
     except GitError:

@@ -1,4 +1,4 @@
-"""Who may work on a mirror at once: many fetches and pushes, or one repack."""
+"""Locks on mirrors: many fetches and pushes may work on one at the same time, or one repack."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class _MirrorLock:
 class MirrorLocks:
     """One lock for each mirror, by repository name.
 
-    Sharers (fetch, push) never wait for each other. The exclusive holder (repack, purge) starts only when there is
-    none, so that a slow guest's push cannot hold up all others behind a waiting repack.
+    Sharers (fetch, push) never wait for each other. An exclusive holder (repack, purge) starts only when there are no
+    sharers, and does not keep new ones out while it waits. Otherwise one slow push would hold up all others behind a
+    waiting repack.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,7 @@ class MirrorLocks:
 
     @contextlib.asynccontextmanager
     async def shared(self, name: str, *, preempt: bool = False) -> AsyncIterator[None]:
-        """For a fetch or a push. With `preempt`, a repack in the way is asked to give up its place."""
+        """For a fetch or a push. With `preempt`, a repack that holds the lock is asked to give it up."""
         lock = self._locks.setdefault(name, _MirrorLock())
         async with lock.changed:
             if preempt and lock.yield_place is not None:
@@ -44,7 +45,7 @@ class MirrorLocks:
 
     @contextlib.asynccontextmanager
     async def exclusive(self, name: str, yield_place: Callable[[], None] | None = None) -> AsyncIterator[None]:
-        """For a repack or a purge. `yield_place` is called when a push wants the mirror."""
+        """For a repack or a purge. `yield_place` is called when a push needs the mirror."""
         lock = self._locks.setdefault(name, _MirrorLock())
         async with lock.changed:
             await lock.changed.wait_for(lambda: not lock.exclusive and lock.sharers == 0)
@@ -52,7 +53,7 @@ class MirrorLocks:
         try:
             yield
         finally:
-            # No await before the release: a second cancellation must not leave the mirror locked for ever.
+            # No await before the release, because a second cancellation would leave the mirror locked forever.
             lock.exclusive, lock.yield_place = False, None
             async with lock.changed:
                 lock.changed.notify_all()

@@ -1,4 +1,4 @@
-"""Knowing that a mirror's refs are as they were, without asking git: two processes less in each idle refresh."""
+"""Detects that a mirror's refs have not changed without running git, which saves two processes per idle refresh."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class _Known:
 
 
 class RefMemory:
-    """For each mirror what its branches and tags were, as a digest, and the traces that the disk showed then.
+    """For each mirror, a digest of its branches and tags and the file traces taken with them.
 
-    Whoever changes a ref, also by hand, leaves another trace.
+    Any change of a ref, even one made by hand, changes the traces.
     """
 
     def __init__(self) -> None:
         self._known: dict[Path, _Known] = {}
 
     def holds(self, mirror: Path, refs: Mapping[str, str]) -> bool:
-        """Whether the mirror is known to have just these branches and tags, each at this object."""
+        """Whether the mirror is known to have exactly these branches and tags, each at this object."""
         known = self._known.get(mirror)
         return known is not None and known.digest == _digest(refs) and known.traces.hold()
 
     def learn(self, mirror: Path, traces: RefTraces | None, refs: Mapping[str, str]) -> None:
-        """The mirror has `refs`; `traces` were taken before they were read. Forgotten when they are too young."""
+        """Remembers that the mirror has `refs`, read after `traces` were taken. Forgets it if `traces` is None."""
         self._known.pop(mirror, None)
         if traces is not None:
             self._known[mirror] = _Known(traces, _digest(refs))

@@ -1,9 +1,9 @@
-"""Whether a ref of a repository may have changed since a moment, told from the files that every such change touches.
+"""Detects that a ref of a repository may have changed, from the files that every such change touches.
 
-git writes a loose ref by renaming a file into its directory, packed refs and HEAD by renaming one into their place, and
-removes them likewise. So a ref that changed always left another mtime on a directory below `refs/`, or another file at
-`packed-refs` or `HEAD`. Looking at these is a hundredth of asking git. (The `reftable` format is unknown to git 2.39,
-and a mirror is made without it.)
+git writes a loose ref by renaming a file into its directory, and packed-refs and HEAD by renaming a file over the old
+one; it removes them in the same way. So every change of a ref changes the mtime of a directory below `refs/`, or puts
+another file at `packed-refs` or `HEAD`. Checking these costs a hundredth of running git. (git 2.39 does not know the
+`reftable` format, and mirrors are created without it.)
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SETTLED = 1_000_000_000
-"""Nanoseconds that the youngest trace must be old before it is taken: the kernel's clock for files ticks every few
-milliseconds, and a change before and one after the look in the same tick cannot be told apart."""
+"""The minimum age of the youngest trace, in nanoseconds. The kernel's clock for files ticks every few milliseconds, so
+a change just before and another just after the look may have the same time."""
 
 TRUSTED_FOR = 600.0
-"""Seconds that traces are trusted at most: a ref's file that was damaged in place, by no git, is read again then."""
+"""The most seconds that traces are trusted. After that, a ref file damaged in place (not by git) is read again."""
 
 MOST_DIRECTORIES = 256
-"""Directories of refs past which git is asked instead: that many looks cost as much."""
+"""With more directories of refs than this, git is run instead, because checking them all costs as much."""
 
 Status = tuple[int, int, int, int] | None
 
 
 @dataclass(frozen=True)
 class RefTraces:
-    """What was at each path: inode, size, mtime and ctime in nanoseconds; None when nothing was.
+    """The state of each path: inode, size, mtime and ctime in nanoseconds, or None if the path did not exist.
 
     `taken_at` is in monotonic seconds.
     """
@@ -37,17 +37,17 @@ class RefTraces:
     taken_at: float
 
     def hold(self) -> bool:
-        """Whether nothing changed since. A new directory moves its parent's mtime, so the known ones suffice."""
+        """Whether nothing has changed since. A new directory changes its parent's mtime, so known ones suffice."""
         if time.monotonic() - self.taken_at > TRUSTED_FOR:
             return False
         return all(_status(path) == status for path, status in self.seen)
 
 
 def take_traces(repository: Path, now: float, *below: str) -> RefTraces | None:
-    """The traces at Unix time `now`; None when one is too young to tell a later change apart, or there are too many.
+    """The traces at Unix time `now`, or None if one is too young to reveal a later change or there are too many.
 
-    Of all refs, or of those `below` some directories. To be taken before the refs are read: what changes while they
-    are is seen as changed.
+    Covers all refs, or those `below` some directories. Take them before reading the refs, so that a change during the
+    read counts as a change.
     """
     paths = [str(repository / "HEAD"), str(repository / "packed-refs")]
     for top in below or ("refs",):
@@ -64,7 +64,7 @@ def take_traces(repository: Path, now: float, *below: str) -> RefTraces | None:
 
 def _status(path: str) -> Status:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,4 +1,4 @@
-"""Reads refs of a repository from its files, where asking git for each of a thousand mirrors would take too long."""
+"""Reads refs of a repository from its files, because running git for each of a thousand mirrors would take too long."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def stored_refs(repository: Path, below: str) -> dict[str, str]:
-    """The refs right below `below` (`refs/x/y/`), name to object id. Raises OSError when packed-refs cannot be read.
+    """The refs directly below `below` (`refs/x/y/`), as name to object id. Raises OSError if packed-refs is unreadable.
 
-    A ref whose file makes no sense is left out. Loose refs are read first, since packing writes packed-refs before it
-    removes them.
+    A ref whose file is invalid is left out. Loose refs are read first, because git writes packed-refs before it removes
+    the loose refs.
     """
     loose = dict(_loose(repository / below, below))
     packed: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Which authorities git trusts for an https upstream: the system's, read once."""
+"""Which certificate authorities git trusts for an https upstream: the system's, read only once per process."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
-"""Where Debian, Alpine and Arch keep the certificates of all authorities in one file."""
+"""The file in which Debian, Alpine and Arch keep the certificates of all authorities."""
 OWN_AUTHORITIES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH")
-"""The variables by which an operator names others."""
+"""The variables with which an operator names other authorities."""
 
 
 def trust_config(environ: Mapping[str, str], *, nothing: Path) -> str:
-    """Lines of git's config: that file, and the empty directory `nothing` for the one that has them all again.
+    """Lines for git's config: AUTHORITIES as the file, and the empty directory `nothing` as the directory.
 
-    A libcurl with GnuTLS reads both: 48 ms of processor time for an ls-remote, not 21. No lines where there is no
-    such file, or where the environment names others: then libcurl decides.
+    The system's directory holds the same certificates again, and a libcurl with GnuTLS reads both: 48 ms of processor
+    time for an ls-remote instead of 21. There are no lines if AUTHORITIES does not exist, or if the environment names
+    others; libcurl then decides.
     """
     if not AUTHORITIES.is_file() or any(name in environ for name in OWN_AUTHORITIES):
         return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from appliance.core.git.mirror import ANCHORS, TIPS
+from appliance.core.git.ref_sets import ANCHORS, TIPS
 
 ANCHOR_AGE = 10 * 86400.0
 """Seconds that old values of refs stay fetchable by name of their commit: guests live for hours, snapshots for days."""

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import GitError
-from appliance.core.git.mirror import ANCHORS, Mirror
+from appliance.core.git.mirror import Mirror
+from appliance.core.git.ref_sets import ANCHORS
 from appliance.core.git.stored_refs import stored_refs
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.turns import ARCHIVE, TURNS, TurnRecorder

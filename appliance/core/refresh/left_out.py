@@ -15,7 +15,8 @@ from pathlib import Path
 
 from appliance.core.git.command import GitError
 from appliance.core.git.failures import Kind, in_words, kind_of
-from appliance.core.git.mirror import Mirror, unholdable
+from appliance.core.git.mirror import Mirror
+from appliance.core.git.ref_sets import unholdable
 from appliance.core.models import RemoteRefs
 from appliance.core.text import storable
 

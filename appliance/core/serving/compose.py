@@ -17,8 +17,10 @@ from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
 from appliance.core.serving.fetch.response_cache import ResponseCache
 from appliance.core.serving.fetch.upload_pack import UploadPack
 from appliance.core.serving.fetch.warmer import Warmer
-from appliance.core.serving.net.acceptor import Acceptor, Admission, Connections, Limits
+from appliance.core.serving.net.acceptor import Acceptor, Limits
+from appliance.core.serving.net.admission import Admission
 from appliance.core.serving.net.http import HttpPort
+from appliance.core.serving.net.seats import Seats
 from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.git import GitPort, Serving
 from appliance.core.serving.ports.git_daemon import GitDaemon
@@ -61,7 +63,7 @@ class Ports:
 
     acceptors: Mapping[str, Acceptor]
     admission: Admission
-    guests: Connections
+    guests: Seats
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """What /metrics tells of guests at this moment."""
@@ -82,14 +84,17 @@ def compose_ports(
     admin: AdminRoutes,
 ) -> Ports:
     """Each port with its acceptor; nothing is accepted before those are started."""
-    guests, operators, admission = Connections(), Connections(), Admission(Limits.of(config))
+    limits = Limits.of(config)
+    admission = Admission(limits)
+    # Operators have room of their own.
+    guests, operators = Seats(limits.max_connections), Seats(limits.max_connections)
     writing = partial(mirrors.locks.shared, preempt=True)
-    git = GitPort(Serving(mirrors, children, daemon, authority, fetching.engine, writing), gate, admission, guests)
+    git = GitPort(Serving(mirrors, children, daemon, authority, fetching.engine, writing), gate, admission)
     pushes = HttpPushes(mirrors, children, daemon.environment, authority, writing, config.idle_timeout)
     http = SmartHttp(fetching.engine, gate, admission, pushes, routes)
     acceptors = {
         "git": Acceptor("git", git.serve, guests),
-        "http": Acceptor("http", HttpPort(http.handle, admission.limits, guests).serve, guests),
-        "admin": Acceptor("admin", HttpPort(admin.handle, admission.limits, operators).serve, operators),
+        "http": Acceptor("http", HttpPort(http.handle, limits).serve, guests),
+        "admin": Acceptor("admin", HttpPort(admin.handle, limits).serve, operators),
     }
     return Ports(acceptors, admission, guests)

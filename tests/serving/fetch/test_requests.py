@@ -13,8 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.core.serving.fetch.request_memo import LARGE, RequestMemo
+from appliance.core.serving.fetch.request_reader import MOST_LINES, V2Reader
+from appliance.core.serving.net.reading import Budget
+from appliance.core.serving.net.seats import Peer
 from appliance.core.serving.wire.pktline import LARGEST, PacketError
-from appliance.core.serving.wire.v2 import LARGE, MOST_LINES, FetchShape, RequestMemo, V2Reader, V2Request, shape_of
+from appliance.core.serving.wire.v2 import FetchShape, V2Request, shape_of
 from tests.conftest import WIDGETS
 from tests.serving.conftest import Node
 from tests.serving.fetch.conftest import contents_of
@@ -34,8 +38,9 @@ def parse(data: bytes, cuts: Iterable[int] = (), memo: RequestMemo | None = None
 
     async def read_all() -> list[V2Request]:
         reader, found = V2Reader(memo), []
-        while (request := await reader.read(receive)) is not None:
-            found.append(request)
+        with Budget().share(Peer("test")) as share:
+            while (request := await reader.read(receive, share)) is not None:
+                found.append(request)
         return found
 
     return asyncio.run(read_all())

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.core.serving.net.acceptor import Acceptor, Connections, Limits
+from appliance.core.serving.net.acceptor import Acceptor, Limits
 from appliance.core.serving.net.http import (
     LARGEST_HEAD,
     Exchange,
@@ -27,6 +27,7 @@ from appliance.core.serving.net.http import (
     plain_routes,
     require_read,
 )
+from appliance.core.serving.net.seats import Seats
 from appliance.core.serving.net.sockets import listen
 from appliance.core.units import Address
 
@@ -70,8 +71,7 @@ async def route(exchange: Exchange) -> None:
 async def port(handler: Handler = route, limits: Limits = LIMITS) -> AsyncIterator[int]:
     """A running port's number."""
     listening = listen(Address("127.0.0.1", 0), "http")
-    connections = Connections()
-    acceptor = Acceptor("http", HttpPort(handler, limits, connections).serve, connections)
+    acceptor = Acceptor("http", HttpPort(handler, limits).serve, Seats(limits.max_connections))
     acceptor.start([listening])
     try:
         yield listening.getsockname()[1]

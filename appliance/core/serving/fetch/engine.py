@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from appliance.core.events import FetchBegan, FetchEnded, Publish, RepoEvent
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Hydration, Repo
-from appliance.core.serving.fetch.ref_snapshots import RefSnapshots, is_understood
+from appliance.core.serving.fetch.ref_snapshots import RefSnapshot, RefSnapshots, is_understood
+from appliance.core.serving.fetch.relayed import Relayed
+from appliance.core.serving.fetch.request_memo import RequestMemo
 from appliance.core.serving.fetch.response_cache import CachedResponse, CacheResult, ResponseCache
-from appliance.core.serving.fetch.upload_pack import UploadPack
+from appliance.core.serving.fetch.upload_pack import Spool, UploadPack
+from appliance.core.serving.net.aside import aside
+from appliance.core.serving.net.reading import Budget
 from appliance.core.serving.net.streams import Sink
 from appliance.core.serving.wire.pktline import PacketError, PacketSplitter
-from appliance.core.serving.wire.v2 import FetchShape, RequestMemo, V2Request
+from appliance.core.serving.wire.v2 import MANY_LINES, FetchShape, V2Request
 
 log = logging.getLogger(__name__)
 
@@ -27,29 +31,6 @@ class Caller:
 
     client: str
     protocol: str
-
-
-KEPT_WORDS = 65536
-"""Bytes of what a guest says that are kept for the record."""
-
-
-@dataclass
-class Relayed:
-    """What went over a relayed fetch: the guest's first words, bytes sent to it, when (monotonic) its answer came."""
-
-    said: bytearray = field(default_factory=bytearray)
-    sent: int = 0
-    first: float | None = None
-
-    def up(self, data: bytes) -> None:
-        """The guest said this."""
-        self.said += data[: max(0, KEPT_WORDS - len(self.said))]
-
-    def down(self, data: bytes) -> None:
-        """The guest was sent this. What it gets before it has said anything is the list of refs."""
-        self.sent += len(data)
-        if self.said:
-            self.first = self.first or time.monotonic()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +58,7 @@ class Engine:
         self._publish = publish
         self._advertisements: dict[int, bytes] = {}
         self.memo = RequestMemo()
+        self.budget = Budget()
 
     async def advertise(self, repo: Repo) -> bytes:
         """The capabilities of protocol v2, in git's own words. Raises UploadPackError."""
@@ -86,19 +68,19 @@ class Engine:
             self._advertisements[repo.id] = known
         return known
 
-    async def advertise_v0(self, repo: Repo, version: int) -> bytes:
-        """Refs and capabilities of protocol v0 or v1, for smart HTTP. Raises UploadPackError."""
+    async def advertise_v0(self, repo: Repo, version: int, sink: Sink) -> None:
+        """Sends refs and capabilities of protocol v0 or v1, for smart HTTP. Raises UploadPackError, as `answer_v0`."""
         mirror = self._mirror_of(repo.name).path
-        return await self._upload_pack.collect(mirror, b"", "--advertise-refs", version=version)
+        await self._upload_pack.stream(mirror, b"", sink, "--advertise-refs", version=version)
 
-    async def answer_v0(self, repo: Repo, body: bytes, version: int, sink: Sink, caller: Caller) -> None:
+    async def answer_v0(self, repo: Repo, body: Spool, version: int, sink: Sink, caller: Caller) -> None:
         """One stateless request of protocol v0 or v1 over HTTP. Raises UploadPackError, IdleTimeout, OSError."""
         start = time.monotonic()
         meter = _Meter(sink, start)
         try:
             await self._upload_pack.stream(self._mirror_of(repo.name).path, body, meter, version=version)
         finally:
-            self._tell_v0(repo, body, version, meter, start, caller)
+            self._tell_v0(repo, bytes(body.head), version, meter, start, caller)
 
     def handed_over(self, repo: Repo, relayed: Relayed, version: int, start: float, caller: Caller) -> None:
         """A connection of protocol v0 or v1 that git daemon served has ended."""
@@ -108,7 +90,7 @@ class Engine:
         """One command. Raises AnswerFailed, UploadPackError, IdleTimeout, OSError."""
         if request.command == "ls-refs" and is_understood(request):
             snapshot = await self._snapshots.get(repo)
-            await sink.send(snapshot.ls_refs(request.arguments))
+            await _list_refs(snapshot, request.arguments, sink)
         elif request.command == "fetch":
             await self._fetch(repo, request, sink, caller)
         else:
@@ -123,13 +105,18 @@ class Engine:
         mirror = self._mirror_of(repo.name).path
 
         async def produce(output: int) -> None:
-            await self._upload_pack.write(mirror, shape.request().encode(), output, slowly=warming)
+            large = len(shape.wants) > MANY_LINES
+            said = await aside(_encode, shape) if large else _encode(shape)
+            await self._upload_pack.write(mirror, said, output, slowly=warming)
 
         return self._cache.get(shape.key(repo.id, tags), repo.id, produce, pinned=warming)
 
     async def _fetch(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
         start = time.monotonic()
         meter = _Meter(sink, start)
+        large = len(request.arguments) > MANY_LINES
+        if large:
+            await aside(request.prepare)
         shape = request.shape
         way = CacheResult.DIRECT
         want, shown = request.wants[0], request.text
@@ -140,7 +127,8 @@ class Engine:
             answer = await self.open_answer(repo, shape) if shape is not None else None
             if answer is None:
                 self._cache.counts[CacheResult.DIRECT] += 1
-                await self._upload_pack.stream(self._mirror_of(repo.name).path, request.encode(), meter)
+                said = await aside(request.encode) if large else request.encode()
+                await self._upload_pack.stream(self._mirror_of(repo.name).path, said, meter)
             else:
                 way = answer.way
                 try:
@@ -210,6 +198,16 @@ async def send_answer(answer: CachedResponse, sink: Sink) -> None:
     while (size := await answer.ready_beyond(offset)) > offset:
         await sink.send_file(answer.file(), offset, size - offset)
         offset = size
+
+
+def _encode(shape: FetchShape) -> bytes:
+    return shape.request().encode()
+
+
+async def _list_refs(snapshot: RefSnapshot, arguments: Sequence[bytes], sink: Sink) -> None:
+    pieces, light = snapshot.ls_refs(arguments), snapshot.is_light(arguments)
+    while piece := next(pieces, b"") if light else await aside(next, pieces, b""):
+        await sink.send(piece)
 
 
 def _of_v0(said: bytes) -> V2Request:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from appliance.core.process.children import Child, Children
+from appliance.core.serving.fetch.relayed import KEPT_WORDS
 from appliance.core.serving.net.streams import CHUNK, Sink, SocketStream
 
 ENOUGH_CHILDREN = 32
@@ -38,13 +39,13 @@ class UploadPack:
             child = self._start(["--stateless-rpc", str(mirror)], request, output, version=2, slowly=slowly)
             await _succeed(child)
 
-    async def stream(self, mirror: Path, request: bytes, sink: Sink, *, version: int = 2) -> None:
+    async def stream(self, mirror: Path, request: bytes | Spool, sink: Sink, *arguments: str, version: int = 2) -> None:
         """One request, answered straight to a guest as fast as that takes it.
 
         Raises UploadPackError, IdleTimeout, OSError.
         """
         async with self._place() as give_back:
-            await self._run(mirror, request, sink, [], version, give_back)
+            await self._run(mirror, request, sink, arguments, version, give_back)
 
     async def collect(
         self, mirror: Path, request: bytes, *arguments: str, version: int, setting: str | None = None
@@ -60,7 +61,7 @@ class UploadPack:
     async def _run(
         self,
         mirror: Path,
-        request: bytes,
+        request: bytes | Spool,
         sink: Sink,
         arguments: Sequence[str],
         version: int,
@@ -106,30 +107,54 @@ class UploadPack:
     def _start(
         self,
         words: Sequence[str],
-        request: bytes,
+        request: bytes | Spool,
         output: int,
         *,
         version: int,
         slowly: bool = False,
         setting: str | None = None,
     ) -> Child:
-        # A file in memory needs nobody to feed it, however large the request is.
-        stdin = os.memfd_create("request", os.MFD_CLOEXEC)
+        spool = Spool(request) if isinstance(request, bytes) else request
         try:
-            os.write(stdin, request) if request else None
-            os.lseek(stdin, 0, os.SEEK_SET)
             environment = self._environment | ({"GIT_PROTOCOL": f"version={version}"} if version else {})
             prefix = ["nice", "-n", "10"] if slowly else []
             git = ["git", "-c", setting] if setting else ["git"]
             return self._children.start(
                 [*prefix, *git, "upload-pack", "--strict", f"--timeout={max(1, round(self._idle))}", *words],
                 env=environment,
-                stdin=stdin,
+                stdin=spool.rewind(),
                 stdout=output,
                 stderr=subprocess.DEVNULL,
             )
         finally:
-            os.close(stdin)
+            if spool is not request:
+                spool.close()
+
+
+class Spool:
+    """A request in a file in memory: it needs nobody to feed it, however large it is, and is there once only."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self._descriptor = os.memfd_create("request", os.MFD_CLOEXEC)
+        self.head = bytearray()
+        self.size = 0
+        self.write(data)
+
+    def write(self, data: bytes) -> None:
+        """More of it. Raises OSError."""
+        self.head += data[: max(0, KEPT_WORDS - len(self.head))]
+        self.size += len(data)
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def rewind(self) -> int:
+        """The descriptor, from its beginning on."""
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        return self._descriptor
+
+    def close(self) -> None:
+        """Gives the memory back, once no child reads it any more."""
+        os.close(self._descriptor)
 
 
 class _Collected:

@@ -7,10 +7,11 @@ import contextlib
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from appliance.core.config.settings import ServeConfig
+from appliance.core.serving.net.seats import Seat, Seats
 
 log = logging.getLogger(__name__)
 
@@ -51,72 +52,17 @@ EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, 
 EXHAUSTED_TEXT = "the mirror has no resources left for one more guest; try again later"
 
 
-class Admission:
-    """Places for `max_clients` guests on all ports together. A guest takes one once it has asked for something."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._places = asyncio.Semaphore(limits.max_clients)
-        self.waiting = 0
-        self.served = 0
-        self.refused = 0
-
-    @contextlib.asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Waits its turn. Raises Busy."""
-        if self._places.locked():
-            await self._wait()
-        else:
-            # Comes free at once; a deadline would cost more than the place.
-            await self._places.acquire()
-        try:
-            yield
-            self.served += 1
-        finally:
-            self._places.release()
-
-    async def _wait(self) -> None:
-        self.waiting += 1
-        try:
-            async with asyncio.timeout(self.limits.queue_timeout):
-                await self._places.acquire()
-        except TimeoutError:
-            self.refused += 1
-            raise Busy(
-                f"{self.limits.max_clients} guests are being served and no place came free "
-                f"in {self.limits.queue_timeout:g}s; try again"
-            ) from None
-        finally:
-            self.waiting -= 1
-
-
-Handle = Callable[[socket.socket, str, int], Awaitable[None]]
-"""Serves one connection: the socket, the guest's address, its port."""
-
-
-class Connections:
-    """The connections of ports that share a limit, those that wait their turn included."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def __len__(self) -> int:
-        """How many there are at this moment."""
-        return len(self._tasks)
-
-    def add(self, task: asyncio.Task[None]) -> None:
-        """One more, until it ends."""
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+Handle = Callable[[Seat], Awaitable[None]]
+"""Serves one connection."""
 
 
 class Acceptor:
-    """Accepts on the listening sockets of one port and runs `handle` for each connection, which is one of `shared`."""
+    """Accepts on the listening sockets of one port and runs `handle` for each connection that finds room in `seats`."""
 
-    def __init__(self, name: str, handle: Handle, shared: Connections) -> None:
+    def __init__(self, name: str, handle: Handle, seats: Seats) -> None:
         self._name = name
         self._handle = handle
-        self._shared = shared
+        self._seats = seats
         self._connections: set[asyncio.Task[None]] = set()
         self._listening: list[socket.socket] = []
 
@@ -164,8 +110,11 @@ class Acceptor:
                 loop.call_later(0.1, self._resume, listening)
             return
         connection.setblocking(False)
-        task = asyncio.create_task(self._serve(connection, address))
-        self._shared.add(task)
+        seat = _seat_of(connection, address)
+        if not self._seats.take(seat):
+            connection.close()
+            return
+        task = asyncio.create_task(self._serve(seat))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
 
@@ -173,13 +122,21 @@ class Acceptor:
         if listening in self._listening:
             self._listen(listening)
 
-    async def _serve(self, connection: socket.socket, address: tuple[str, int]) -> None:
-        with connection:
+    async def _serve(self, seat: Seat) -> None:
+        with seat.socket as connection:
             with contextlib.suppress(OSError):
                 # Without it a tiny exchange costs 40 to 100 ms (Nagle against delayed ACK).
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
-                # IPv4 also when it came over a dual-stack socket.
-                await self._handle(connection, str(address[0]).removeprefix("::ffff:"), address[1])
+                await self._handle(seat)
             except Exception:
-                log.exception("serving %s failed", address[0])
+                log.exception("serving %s failed", seat.client)
+            finally:
+                self._seats.leave(seat)
+
+
+def _seat_of(connection: socket.socket, address: object) -> Seat:
+    if isinstance(address, tuple):
+        # IPv4 also when it came over a dual-stack socket.
+        return Seat(connection, str(address[0]).removeprefix("::ffff:"), address[1])
+    return Seat(connection, "unix", 0)

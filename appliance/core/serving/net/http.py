@@ -15,7 +15,8 @@ from urllib.parse import parse_qs, unquote
 
 import h11
 
-from appliance.core.serving.net.acceptor import Connections, Limits
+from appliance.core.serving.net.acceptor import Limits
+from appliance.core.serving.net.seats import Seat
 from appliance.core.serving.net.streams import CHUNK, IdleTimeout, SocketStream
 from appliance.core.text import escape
 
@@ -62,10 +63,11 @@ class _FilePart:
 class Exchange:
     """One request and its answer. A Sink for the answer's body, once `start` was called."""
 
-    def __init__(self, connection: h11.Connection, stream: SocketStream, request: h11.Request, client: str) -> None:
+    def __init__(self, connection: h11.Connection, stream: SocketStream, request: h11.Request, seat: Seat) -> None:
         self._connection = connection
         self._stream = stream
-        self.client = client
+        self.seat = seat
+        self.client = seat.client
         self.method = request.method.decode("ascii", "replace")
         target, _, query = request.target.decode("ascii", "replace").partition("?")
         self.path = unquote(target, errors="replace")
@@ -101,10 +103,14 @@ class Exchange:
         length = self.headers.get("content-length")
         return int(length) if self._inflate is not None and length is not None else None
 
-    async def receive_coded(self) -> bytes:
-        """The whole body as it was sent; `receive` then decodes it. To be bounded by `coded_size` before."""
+    async def receive_coded(self, grow: Callable[[int], Awaitable[None]]) -> bytes:
+        """The whole body as it was sent; `receive` then decodes it. To be bounded by `coded_size` before.
+
+        `grow` is told what came, and may wait or raise.
+        """
         coded = bytearray()
         while piece := await self._next_piece():
+            await grow(len(piece))
             coded += piece
         self._unread = bytes(coded)
         return self._unread
@@ -201,31 +207,30 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 
 class HttpPort:
-    """Serves connections of one port: each request goes to `handler`, errors become answers.
+    """Serves connections of one port: each request goes to `handler`, errors become answers."""
 
-    `connections` are those of all ports that share the limit; past it a new one is told so.
-    """
-
-    def __init__(self, handler: Handler, limits: Limits, connections: Connections) -> None:
+    def __init__(self, handler: Handler, limits: Limits) -> None:
         self._handler = handler
         self._limits = limits
-        self._connections = connections
 
-    async def serve(self, guest: socket.socket, client: str, port: int) -> None:
+    async def serve(self, seat: Seat) -> None:
         """One connection, request by request, until either side ends it."""
+        guest, client = seat.socket, seat.client
         stream = SocketStream(guest, self._limits.idle_timeout)
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD)
         try:
             async with asyncio.timeout(self._limits.total_timeout):
-                if len(self._connections) > self._limits.max_connections:
+                if seat.refused:
                     busy = HttpError(
                         HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again\n", {"retry-after": "1"}
                     )
                     await _answer_unread(connection, stream, busy)
                     await _linger(guest, stream)
                     return
-                while await self._exchange(connection, stream, client):
+                while await self._exchange(connection, stream, seat):
                     connection.start_next_cycle()
+                    # Requests that came together are answered without a wait in between.
+                    await asyncio.sleep(0)
             if connection.their_state is not h11.CLOSED:
                 await _linger(guest, stream)
         except (IdleTimeout, TimeoutError):
@@ -233,7 +238,7 @@ class HttpPort:
         except (OSError, h11.ProtocolError) as error:
             log.info("%s: HTTP connection ended early: %s", client, error)
 
-    async def _exchange(self, connection: h11.Connection, stream: SocketStream, client: str) -> bool:
+    async def _exchange(self, connection: h11.Connection, stream: SocketStream, seat: Seat) -> bool:
         """One request; returns whether another may follow on this connection."""
         exchange: Exchange | None = None
         try:
@@ -241,7 +246,7 @@ class HttpPort:
                 request = await _next_event(connection, stream)
             if not isinstance(request, h11.Request):
                 return False
-            exchange = Exchange(connection, stream, request, client)
+            exchange = Exchange(connection, stream, request, seat)
             await self._handler(exchange)
         except HttpError as error:
             if exchange is None:
@@ -273,6 +278,8 @@ async def _answer_unread(connection: h11.Connection, stream: SocketStream, error
 
 
 async def _next_event(connection: h11.Connection, stream: SocketStream) -> h11.Event | type[h11.PAUSED]:
+    # One read of the socket can hold ten thousand chunks of one byte.
+    await stream.take_turns()
     while (event := connection.next_event()) is h11.NEED_DATA:
         connection.receive_data(await stream.receive())
     return event  # type: ignore[return-value]

@@ -12,13 +12,15 @@ NO_CACHE = {"cache-control": "no-cache, max-age=0, must-revalidate"}
 class ResultSink:
     """A sink that sends the head of the answer with its first byte: until then it can still become an error."""
 
-    def __init__(self, exchange: Exchange, service: str) -> None:
+    def __init__(self, exchange: Exchange, service: str, what: str = "result", first: bytes = b"") -> None:
         self._exchange = exchange
-        self._headers = {"content-type": f"application/x-{service}-result", **NO_CACHE}
+        self._headers = {"content-type": f"application/x-{service}-{what}", **NO_CACHE}
+        self._first = first
 
     async def _start(self) -> None:
         if not self._exchange.started:
             await self._exchange.start(HTTPStatus.OK, self._headers)
+            await self._exchange.send(self._first)
 
     async def send(self, data: bytes) -> None:
         """A piece of the body."""

@@ -16,10 +16,14 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Repo
 from appliance.core.process.children import Children
-from appliance.core.serving.fetch.engine import Caller, Engine, Relayed
+from appliance.core.serving.fetch.engine import Caller, Engine
+from appliance.core.serving.fetch.relayed import Relayed
+from appliance.core.serving.fetch.request_reader import V2Reader
 from appliance.core.serving.fetch.response_cache import AnswerFailed
 from appliance.core.serving.fetch.upload_pack import UploadPackError
-from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Admission, Busy, Connections
+from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Busy
+from appliance.core.serving.net.admission import Admission
+from appliance.core.serving.net.seats import Seat
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
 from appliance.core.serving.ports.git_daemon import GitDaemon, daemon_child, relay_fetch
 from appliance.core.serving.push.relay import PushAuthority, PushRelay, ReceivePackEnded
@@ -31,7 +35,6 @@ from appliance.core.serving.wire.requests import (
     RequestError,
     parse_daemon_request,
 )
-from appliance.core.serving.wire.v2 import V2Reader
 from appliance.core.text import escape
 
 log = logging.getLogger(__name__)
@@ -53,26 +56,20 @@ class Serving:
 
 
 class GitPort:
-    """Serves connections of git://. `door` knows what guests may have, `connections` counts them."""
+    """Serves connections of git://. `door` knows what guests may have."""
 
-    def __init__(
-        self,
-        serving: Serving,
-        door: AccessGate,
-        admission: Admission,
-        connections: Connections,
-    ) -> None:
+    def __init__(self, serving: Serving, door: AccessGate, admission: Admission) -> None:
         self._serving = serving
         self._door = door
         self._admission = admission
         self._limits = admission.limits
-        self._connections = connections
 
-    async def serve(self, guest: socket.socket, client: str, port: int) -> None:
+    async def serve(self, seat: Seat) -> None:
         """One connection, to its end. What the guest does wrong, it is told; nothing is raised for it."""
+        guest, client = seat.socket, seat.client
         try:
             async with asyncio.timeout(self._limits.total_timeout):
-                await self._answer(guest, client, port)
+                await self._answer(seat)
         except (RequestError, PacketError, Busy) as error:
             log.info("%s refused: %s", client, error)
             with contextlib.suppress(OSError, TimeoutError, IdleTimeout):
@@ -92,14 +89,15 @@ class GitPort:
                 with contextlib.suppress(OSError, TimeoutError, IdleTimeout):
                     await _say_error(guest, EXHAUSTED_TEXT)
 
-    async def _answer(self, guest: socket.socket, client: str, port: int) -> None:
-        if len(self._connections) > self._limits.max_connections:
+    async def _answer(self, seat: Seat) -> None:
+        guest, client, port = seat.socket, seat.client, seat.port
+        if seat.refused:
             raise Busy("too many connections; try again later")
         request, repo = await self._read_request(guest)
         if request.service != RECEIVE_PACK and request.version == 2:
-            await self._serve_v2(guest, client, request.path, repo)
+            await self._serve_v2(seat, request.path, repo)
             return
-        async with self._admission.place():
+        async with self._admission.place(seat):
             if request.service == RECEIVE_PACK:
                 await self._push(guest, client, port, request, repo)
             else:
@@ -126,28 +124,27 @@ class GitPort:
             raise RequestError(f"{path} is not mirrored here")
         return repo
 
-    async def _serve_v2(self, guest: socket.socket, client: str, path: str, repo: Repo) -> None:
+    async def _serve_v2(self, seat: Seat, path: str, repo: Repo) -> None:
         """Command by command: v2 keeps no state between them, over git:// either."""
-        stream, reader, engine = (
-            SocketStream(guest, self._limits.idle_timeout),
-            V2Reader(self._serving.engine.memo),
-            self._serving.engine,
-        )
+        engine, caller = self._serving.engine, Caller(seat.client, "git")
+        stream, reader = SocketStream(seat.socket, self._limits.idle_timeout), V2Reader(engine.memo)
         await stream.send(await engine.advertise(repo))
         while True:
-            with stream.within(self._limits.idle_timeout):
-                request = await reader.read(stream.receive)
-            if request is None:
-                return
-            # It may have become private meanwhile, or have been removed: a connection lasts for as long as it likes.
-            if self._find(path).id != repo.id:
-                raise RequestError(f"{path} is not mirrored here any more")
-            # A place is for the time of an answer: who says nothing, or takes its time to, keeps nobody out.
-            async with self._admission.place():
-                if reader.has_more:
-                    # Requests that came together are answered without a wait in between, and others want their turn.
-                    await asyncio.sleep(0)
-                await engine.answer(repo, request, stream, Caller(client, "git"))
+            with engine.budget.share(seat.peer) as share:
+                with stream.within(self._limits.idle_timeout):
+                    request = await reader.read(stream.receive, share)
+                if request is None:
+                    return
+                share.answering()
+                # It may have become private meanwhile, or was removed: a connection lasts for as long as it likes.
+                if self._find(path).id != repo.id:
+                    raise RequestError(f"{path} is not mirrored here any more")
+                # A place is for the time of an answer: who says nothing, or takes its time to, keeps nobody out.
+                async with self._admission.place(seat):
+                    if reader.has_more:
+                        # Requests that came together are answered without a wait between them; others want their turn.
+                        await asyncio.sleep(0)
+                    await engine.answer(repo, request, stream, caller)
 
     async def _relay(self, guest: socket.socket, client: str, port: int, request: DaemonRequest, repo: Repo) -> None:
         """Protocol v0 and v1, which git daemon speaks."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from appliance.core.git.command import Git
 from appliance.core.process.children import Child, Children, limit_push
-from appliance.core.serving.fetch.engine import Relayed
+from appliance.core.serving.fetch.relayed import Relayed
 from appliance.core.serving.net.idle import Activity, end_tasks
 from appliance.core.serving.net.streams import CHUNK, IdleTimeout
 from appliance.core.serving.wire.pktline import packet
@@ -90,6 +90,8 @@ async def _send_down(guest: socket.socket, child: socket.socket, activity: Activ
         await loop.sock_sendall(guest, data)
         activity.touch()
         relayed.down(data)
+        # Two sockets that are both always ready leave nobody else a turn.
+        await asyncio.sleep(0)
     with contextlib.suppress(OSError):
         guest.shutdown(socket.SHUT_WR)
 
@@ -127,5 +129,6 @@ async def _send_up(
             await loop.sock_sendall(child, data)
             activity.touch()
             relayed.up(data)
+            await asyncio.sleep(0)
     with contextlib.suppress(OSError):
         child.shutdown(socket.SHUT_WR)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
-from appliance.core.git.mirror import FOLLOWED
+from appliance.core.git.ref_sets import FOLLOWED
 from appliance.core.models import ZERO_OID, Announcement, Repo
 from appliance.core.names import is_branch_name
 from appliance.core.upstream import Place, place_of

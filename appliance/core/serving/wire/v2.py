@@ -1,29 +1,19 @@
-"""Protocol v2 requests: reading them strictly, and what of a fetch decides its answer (gitprotocol-v2)."""
+"""Protocol v2 requests, and what of a fetch decides its answer (gitprotocol-v2)."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
 import re
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from appliance.core.serving.wire.pktline import FLUSH, LARGEST, PacketError, packet, packet_length
+from appliance.core.serving.wire.pktline import FLUSH, packet
 
 DELIMITER = b"0001"
+MOST_WORDS = 8
+MANY_LINES = 2000
+"""Lines past which a request is worked on aside."""
 
-MOST_REQUEST_BYTES = 32 * 2**20
-TURN = 2**18
-"""Bytes of one request that are read before others get their turn, when they come without a wait."""
-LARGE = 8192
-"""Bytes past which a request is first looked up whole."""
-MOST_LINES = 600_000
-"""A checkout of linux asks for 78,635 blobs in one request; each is a line of 50 bytes."""
-
-_LEFT = "the guest left in the middle of a request"
 _OID = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _NUMBER = re.compile(rb"[0-9]{1,10}")
 _INERT = re.compile(rb"(?:agent|session-id|server-option|object-format)=.*")
@@ -62,6 +52,9 @@ class V2Request:
                 words.append(value.decode("ascii", "replace")[:40])
             elif word == b"have" and "incremental" not in words:
                 words.append("incremental")
+            if len(words) >= MOST_WORDS:
+                # It goes into events and the database.
+                break
         return ", ".join(words) or "full"
 
     @property
@@ -69,189 +62,17 @@ class V2Request:
         """Whether every capability says who asks or of which hash function, and none changes what is asked."""
         return all(map(_INERT.fullmatch, self.capabilities))
 
+    def prepare(self) -> None:
+        """Finds out now what is known of it later, for a request so large that the loop must not."""
+        _ = self.wants, self.text, self.shape
+        if self.shape is not None:
+            self.shape.prepare()
+
     def encode(self) -> bytes:
         """The request as it goes to `git upload-pack --stateless-rpc`."""
         head = b"".join(packet(line + b"\n") for line in (b"command=" + self.command.encode(), *self.capabilities))
         body = b"".join(packet(line + b"\n") for line in self.arguments)
         return head + (DELIMITER + body if body else b"") + FLUSH
-
-
-class RequestMemo:
-    """Large requests that were read before, by their bytes.
-
-    Every guest that checks a tip out asks for the same thousands of blobs, and reading that costs more than sending
-    the answer (2,000 wants: 8 ms). What is remembered is bounded by MOST_REMEMBERED bytes of requests.
-    """
-
-    MOST_REMEMBERED = 8 * 2**20
-    MOST_READING = 128 * 2**20
-    """Bytes of requests that are being read at once, of all guests: parsed they take several times as much."""
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[bytes, tuple[V2Request, int]] = OrderedDict()
-        self._bytes = 0
-        self.reading = 0
-
-    @contextlib.contextmanager
-    def holding(self, size: int) -> Iterator[None]:
-        """Counts so many bytes as being read. Raises PacketError when that is too much of all guests together."""
-        self.reading += size
-        try:
-            self.check()
-            yield
-        finally:
-            self.reading -= size
-
-    def check(self) -> None:
-        """Raises PacketError when too much is being read at once."""
-        if self.reading > self.MOST_READING:
-            raise PacketError("too many large requests are being read at once; try again")
-
-    def is_worth(self, raw: bytes | bytearray) -> bool:
-        """Whether a request of so many bytes is looked up: a smaller one is read as fast, a larger one not kept."""
-        return LARGE < len(raw) <= self.MOST_REMEMBERED // 2
-
-    def find(self, raw: bytes | bytearray) -> V2Request | None:
-        """The request of exactly these bytes, if it was read before."""
-        key = hashlib.sha256(raw).digest()
-        found = self._known.get(key)
-        if found is None:
-            return None
-        self._known.move_to_end(key)
-        return found[0]
-
-    def remember(self, raw: bytes | bytearray, request: V2Request, size: int | None = None) -> None:
-        """Keeps a request for the next guest that sends the same; `size` is what it is without compression."""
-        key, size = hashlib.sha256(raw).digest(), len(raw) if size is None else size
-        if key in self._known or size > self.MOST_REMEMBERED // 2:
-            return
-        self._known[key] = (request, size)
-        self._bytes += size
-        while self._bytes > self.MOST_REMEMBERED:
-            self._bytes -= self._known.popitem(last=False)[1][1]
-
-
-class V2Reader:
-    """Reads requests from a stream, one after the other; large ones by way of `memo`."""
-
-    def __init__(self, memo: RequestMemo | None = None) -> None:
-        self._buffer = bytearray()
-        self._memo = memo
-        self._reading = 0
-
-    @property
-    def has_more(self) -> bool:
-        """Whether something of the next request came along with the last one."""
-        return bool(self._buffer)
-
-    async def read(self, receive: Callable[[], Awaitable[bytes]]) -> V2Request | None:
-        """The next request; None when the guest is done. Raises PacketError when it is none, or too large."""
-        try:
-            return await self._read(receive)
-        finally:
-            if self._memo is not None:
-                self._memo.reading -= self._reading
-            self._reading = 0
-
-    async def _read(self, receive: Callable[[], Awaitable[bytes]]) -> V2Request | None:
-        command = ""
-        capabilities: list[bytes] = []
-        arguments: list[bytes] = []
-        section, lines, received = 0, 0, 0
-        raw = bytearray()
-        # What came with the request before is read as ever: each of many would be looked up with all that follows it.
-        memo = None if self._buffer else self._memo
-        while True:
-            if memo is not None and not lines and memo.is_worth(self._buffer):
-                if not self._buffer.endswith(FLUSH):
-                    # The rest is on its way: a guest sends a whole request and then waits for its answer.
-                    packet_length(bytes(self._buffer[:4]))
-                    received += await self._more(receive, received)
-                    continue
-                if (known := memo.find(self._buffer)) is not None:
-                    self._buffer.clear()
-                    return known
-                raw += self._buffer
-            for kind, payload in self._packets():
-                lines += 1
-                if lines > MOST_LINES:
-                    raise PacketError("too many lines in one request")
-                if kind == "flush":
-                    if not command and not capabilities:
-                        return None
-                    request = V2Request(_command(command), tuple(capabilities), tuple(arguments))
-                    if raw and memo is not None and not self._buffer:
-                        memo.remember(raw, request)
-                    return request
-                if kind == "delimiter":
-                    if section:
-                        raise PacketError("a second delimiter in one request")
-                    section = 1
-                elif kind == "end":
-                    raise PacketError("a response-end packet in a request")
-                elif section:
-                    arguments.append(payload)
-                elif payload.startswith(b"command="):
-                    if command:
-                        raise PacketError("two commands in one request")
-                    command = payload[8:].decode("ascii", "replace")
-                else:
-                    capabilities.append(payload)
-            more = await self._more(receive, received)
-            if not more:
-                if lines:
-                    raise PacketError(_LEFT)
-                return None
-            received += more
-            # What comes now belongs to the request too, so what was seen before is not all of it.
-            raw.clear()
-
-    async def _more(self, receive: Callable[[], Awaitable[bytes]], received: int) -> int:
-        """Waits for more; returns how much came, 0 at an end between requests. Raises PacketError at any other."""
-        data = await receive()
-        if received // TURN != (received + len(data)) // TURN:
-            # A guest that always has more never gives the others their turn.
-            await asyncio.sleep(0)
-        if not data and self._buffer:
-            raise PacketError(_LEFT)
-        if received + len(data) > MOST_REQUEST_BYTES:
-            raise PacketError("a request that is too large")
-        self._buffer += data
-        if self._memo is not None:
-            self._reading += len(data)
-            self._memo.reading += len(data)
-            self._memo.check()
-        return len(data)
-
-    def _packets(self) -> list[tuple[str, bytes]]:
-        """What is whole in the buffer up to the first flush, which ends a request."""
-        found: list[tuple[str, bytes]] = []
-        at = 0
-        while len(self._buffer) - at >= 4:
-            size = packet_length(bytes(self._buffer[at : at + 4]))
-            if size < 4:
-                kind = ("flush", "delimiter", "end")[size]
-                found.append((kind, b""))
-                at += 4
-                if kind == "flush":
-                    break
-                continue
-            if size > LARGEST:
-                raise PacketError(f"a packet of {size} bytes, at most {LARGEST} are taken")
-            if len(self._buffer) - at < size:
-                break
-            found.append(("line", bytes(self._buffer[at + 4 : at + size]).removesuffix(b"\n")))
-            at += size
-        del self._buffer[:at]
-        return found
-
-
-def _command(name: str) -> str:
-    if not name:
-        raise PacketError("a request without a command")
-    if not re.fullmatch(r"[a-z-]+", name):
-        raise PacketError("a command with odd characters")
-    return name
 
 
 @dataclass(frozen=True)
@@ -283,6 +104,10 @@ class FetchShape:
         """The name of the answer. `tags` stands for the state of all tags, and only counts with `include_tag`."""
         whose = f"{repo_id}\n{tags if self.include_tag else ''}\n".encode()
         return hashlib.sha256(whose + self._digest).hexdigest()
+
+    def prepare(self) -> None:
+        """Finds out now what `key` needs."""
+        _ = self._digest
 
     @cached_property
     def _digest(self) -> bytes:
@@ -324,7 +149,17 @@ def shape_of(request: V2Request) -> FetchShape | None:
     formats = [line.partition(b"=")[2] for line in request.capabilities if line.startswith(b"object-format=")]
     if not done or not wants or len(formats) > 1 or not request.is_plain:
         return None
-    return FetchShape(tuple(sorted(wants)), tuple(sorted(shallow)), tuple(sorted(rest)), (formats or [b"sha1"])[0])
+    return FetchShape(in_order(wants), in_order(shallow), tuple(sorted(rest)), (formats or [b"sha1"])[0])
+
+
+def in_order(oids: set[bytes]) -> tuple[bytes, ...]:
+    """Object ids sorted, in steps: to sort 600,000 in one keeps all threads waiting for a third of a second."""
+    if len(oids) <= MANY_LINES:
+        return tuple(sorted(oids))
+    begin_alike: dict[bytes, list[bytes]] = {}
+    for oid in oids:
+        begin_alike.setdefault(oid[:2], []).append(oid)
+    return tuple(oid for start in sorted(begin_alike) for oid in sorted(begin_alike[start]))
 
 
 def is_pure_filter(spec: bytes) -> bool:

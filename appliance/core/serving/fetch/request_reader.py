@@ -1,0 +1,147 @@
+"""Reads requests of protocol v2 strictly, within bounds, and without keeping the loop for long (gitprotocol-v2)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+
+from appliance.core.serving.fetch.ref_snapshots import TOO_MANY_PREFIXES
+from appliance.core.serving.fetch.request_memo import RequestMemo
+from appliance.core.serving.net.reading import Share
+from appliance.core.serving.wire.pktline import FLUSH, LARGEST, PacketError, packet_length
+from appliance.core.serving.wire.v2 import V2Request
+
+MOST_REQUEST_BYTES = 32 * 2**20
+TURN = 2**18
+"""Bytes of one request that are read before others get their turn, when they come without a wait."""
+SLICE = 2000
+"""Lines of one request that are parsed before others get their turn."""
+MOST_LINES = 600_000
+"""A checkout of linux asks for 78,635 blobs in one request; each is a line of 50 bytes."""
+LINE_COST = 160
+"""Bytes that a line takes beside its own, parsed, and again in the shape of the fetch."""
+
+_LEFT = "the guest left in the middle of a request"
+
+
+class V2Reader:
+    """Reads requests from a stream, one after the other; large ones by way of `memo`."""
+
+    def __init__(self, memo: RequestMemo | None = None) -> None:
+        self._buffer = bytearray()
+        self._memo = memo
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something of the next request came along with the last one."""
+        return bool(self._buffer)
+
+    async def read(self, receive: Callable[[], Awaitable[bytes]], share: Share) -> V2Request | None:
+        """The next request, which `share` is charged with; None when the guest is done.
+
+        Raises PacketError when it is none, or too large, and Busy when there is no memory for it.
+        """
+        command = ""
+        capabilities: list[bytes] = []
+        arguments: list[bytes] = []
+        section, lines, prefixes, received = 0, 0, 0, 0
+        raw = bytearray()
+        # What came with the request before is read as ever: each of many would be looked up with all that follows it.
+        memo = None if self._buffer else self._memo
+        while True:
+            if memo is not None and not lines and memo.is_worth(self._buffer):
+                if not self._buffer.endswith(FLUSH):
+                    # The rest is on its way: a guest sends a whole request and then waits for its answer.
+                    packet_length(bytes(self._buffer[:4]))
+                    received += await self._more(receive, share, received)
+                    continue
+                if (known := memo.find(self._buffer)) is not None:
+                    self._buffer.clear()
+                    share.adopt(known.charge)
+                    return known.request
+                raw += self._buffer
+            packets = self._packets()
+            await share.grow(LINE_COST * len(packets))
+            for kind, payload in packets:
+                lines += 1
+                if lines > MOST_LINES:
+                    raise PacketError("too many lines in one request")
+                if kind == "flush":
+                    if not command and not capabilities:
+                        return None
+                    request = V2Request(_command(command), tuple(capabilities), tuple(arguments))
+                    if raw and memo is not None and not self._buffer:
+                        memo.remember(raw, request, share.charge)
+                    return request
+                if kind == "delimiter":
+                    if section:
+                        raise PacketError("a second delimiter in one request")
+                    section = 1
+                elif kind == "end":
+                    raise PacketError("a response-end packet in a request")
+                elif section:
+                    prefixes += payload.startswith(b"ref-prefix ")
+                    if prefixes <= TOO_MANY_PREFIXES or not payload.startswith(b"ref-prefix "):
+                        arguments.append(payload)
+                elif payload.startswith(b"command="):
+                    if command:
+                        raise PacketError("two commands in one request")
+                    command = payload[8:].decode("ascii", "replace")
+                else:
+                    capabilities.append(payload)
+            if len(packets) >= SLICE:
+                await asyncio.sleep(0)
+                continue
+            more = await self._more(receive, share, received)
+            if not more:
+                if lines:
+                    raise PacketError(_LEFT)
+                return None
+            received += more
+            # What comes now belongs to the request too, so what was seen before is not all of it.
+            raw.clear()
+
+    async def _more(self, receive: Callable[[], Awaitable[bytes]], share: Share, received: int) -> int:
+        """Waits for more; returns how much came, 0 at an end between requests. Raises PacketError at any other."""
+        data = await receive()
+        if received // TURN != (received + len(data)) // TURN:
+            # A guest that always has more never gives the others their turn.
+            await asyncio.sleep(0)
+        if not data and self._buffer:
+            raise PacketError(_LEFT)
+        if received + len(data) > MOST_REQUEST_BYTES:
+            raise PacketError("a request that is too large")
+        self._buffer += data
+        await share.grow(len(data))
+        return len(data)
+
+    def _packets(self) -> list[tuple[str, bytes]]:
+        """What is whole in the buffer up to the first flush, which ends a request; SLICE packets at most."""
+        found: list[tuple[str, bytes]] = []
+        at = 0
+        while len(self._buffer) - at >= 4 and len(found) < SLICE:
+            size = packet_length(bytes(self._buffer[at : at + 4]))
+            if size < 4:
+                kind = ("flush", "delimiter", "end")[size]
+                found.append((kind, b""))
+                at += 4
+                if kind == "flush":
+                    break
+                continue
+            if size > LARGEST:
+                raise PacketError(f"a packet of {size} bytes, at most {LARGEST} are taken")
+            if len(self._buffer) - at < size:
+                break
+            found.append(("line", bytes(self._buffer[at + 4 : at + size]).removesuffix(b"\n")))
+            at += size
+        del self._buffer[:at]
+        return found
+
+
+def _command(name: str) -> str:
+    if not name:
+        raise PacketError("a request without a command")
+    if not re.fullmatch(r"[a-z-]+", name):
+        raise PacketError("a command with odd characters")
+    return name
