@@ -157,7 +157,7 @@ def entry_of(serve: Serve, ref: str) -> dict[str, Any]:
     return found[0]
 
 
-def wait_settled(serve: Serve, *, timeout: float = 20.0) -> list[dict[str, Any]]:
+def wait_settled(serve: Serve, *, timeout: float = 60.0) -> list[dict[str, Any]]:
     """Wait until no guest is connected and no attempt is open; return the whole log."""
 
     def look() -> list[dict[str, Any]] | None:
@@ -169,7 +169,7 @@ def wait_settled(serve: Serve, *, timeout: float = 20.0) -> list[dict[str, Any]]
     return [entry for entry in wait_until(look, timeout=timeout, message="every attempt has an outcome") if entry]
 
 
-def assert_log_is_true(node: Node, *, timeout: float = 20.0) -> list[dict[str, Any]]:
+def assert_log_is_true(node: Node, *, timeout: float = 60.0) -> list[dict[str, Any]]:
     """Every accepted attempt has an outcome, and the refs are what the applied ones made them. Returns the log.
 
     For refs that no two guests wrote at the same time.

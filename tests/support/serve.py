@@ -280,7 +280,7 @@ class Serve:
         git("clone", "--quiet", *git_args, url, str(dest), timeout=120)
         return dest
 
-    def wait_for_repo(self, name: str, state: str = "fresh", *, timeout: float = 20.0) -> dict[str, Any]:
+    def wait_for_repo(self, name: str, state: str = "fresh", *, timeout: float = 60.0) -> dict[str, Any]:
         """Wait until `status` shows the repository in `state`, and return its entry."""
 
         def look() -> dict[str, Any] | None:
@@ -291,7 +291,7 @@ class Serve:
 
         return wait_until(look, timeout=timeout, message=f"{name} is {state}")
 
-    def wait_for_ref(self, name: str, ref: str, oid: str | None, *, timeout: float = 20.0) -> None:
+    def wait_for_ref(self, name: str, ref: str, oid: str | None, *, timeout: float = 60.0) -> None:
         """Wait until a ref of the mirror is at `oid` (None: is gone). Reads the mirror itself."""
 
         def look() -> bool:

@@ -205,7 +205,7 @@ def test_a_node_without_descriptors_serves_again_when_it_has_some(node: Node) ->
     with contextlib.ExitStack() as stack:
         resource.prlimit(serve.pid, resource.RLIMIT_NOFILE, (fourth, usual[1]))
         try:
-            waiting = [stack.enter_context(connect(serve, HERE, http=True)) for _ in range(20)]
+            waiting = [stack.enter_context(connect(serve, HERE, http=True)) for _ in range(fourth + 20)]
             wait_until(lambda: "cannot accept" in serve.log()[said:], message="it ran out")
         finally:
             resource.prlimit(serve.pid, resource.RLIMIT_NOFILE, usual)
