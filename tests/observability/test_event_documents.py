@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from appliance.core.events import (
+from appliance.core.events.bus import EventBus
+from appliance.core.events.facts import (
     TOLD,
     ConditionChanged,
     Event,
@@ -21,7 +22,6 @@ from appliance.core.events import (
     TurnRecorded,
 )
 from appliance.core.models import Health, Hydration, PushDecision, RefChange, RefCommand, RefreshOutcome, Repo
-from appliance.core.observability.event_bus import EventBus
 from appliance.core.observability.event_sinks import FOR_PLATFORMS
 from tests.support.serve import ROOT
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from appliance.core.config.settings import RecordingConfig
-from appliance.core.events import Event, TurnRecorded
+from appliance.core.events.facts import Event, TurnRecorded
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import ZERO_OID, PushDecision, RefCommand, Repo

@@ -19,7 +19,7 @@ import pytest
 
 from appliance.core.daemon.control_server import ControlServer
 from appliance.core.errors import GitmirrorError, NotServing, UsageError
-from appliance.core.events import Event, FetchBegan
+from appliance.core.events.facts import Event, FetchBegan
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.observability.event_stream import MOST_WAITING, EventStream
@@ -284,7 +284,7 @@ def test_a_serve_that_is_starting_says_so(layout: Layout) -> None:
 DYING = """
 import os, socket, sys
 from pathlib import Path
-from appliance.core.events import Event, FetchBegan
+from appliance.core.events.facts import Event, FetchBegan
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.process.owner import claim

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.config.settings import RecordingConfig
-from appliance.core.events import Event, SessionsEnded
+from appliance.core.events.facts import Event, SessionsEnded
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.models import RefreshOutcome, Repo

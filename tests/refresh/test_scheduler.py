@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.events import Event, RefreshEnded, RefsMoved
+from appliance.core.events.facts import Event, RefreshEnded, RefsMoved
 from appliance.core.models import Health, RefChange, RefreshOutcome, Repo
 from appliance.core.refresh import schedule, scheduler
 from appliance.core.refresh.refresher import MirrorFacts, Refresher, RefreshRun

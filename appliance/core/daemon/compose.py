@@ -12,12 +12,12 @@ from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.daemon.state import ServeState
 from appliance.core.daemon.status import Status
 from appliance.core.daemon.wiring import subscribe
+from appliance.core.events.bus import EventBus
 from appliance.core.git.command import git_environment
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.node.state_dir import make_git, make_keyring, open_stores
 from appliance.core.observability.compose import Observing, compose_observing
-from appliance.core.observability.event_bus import EventBus
 from appliance.core.observability.event_sinks import Begin
 from appliance.core.observability.event_stream import EventStream
 from appliance.core.process.children import Children

@@ -9,7 +9,7 @@ from appliance.core.access.catalog import Catalog
 from appliance.core.access.gate import AccessGate
 from appliance.core.daemon.state import ServeState
 from appliance.core.errors import GitmirrorError
-from appliance.core.events import Publish, RefreshEnded, RegistryChanged
+from appliance.core.events.facts import Publish, RefreshEnded, RegistryChanged
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.models import Health, Repo
 from appliance.core.node.salvage import salvaged_repos

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 from appliance.core.daemon.registry_follower import RegistryFollower
-from appliance.core.events import (
+from appliance.core.events.bus import EventBus
+from appliance.core.events.facts import (
     ConditionChanged,
     FetchBegan,
     FetchEnded,
@@ -19,7 +20,6 @@ from appliance.core.events import (
 )
 from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.observability.compose import Observing
-from appliance.core.observability.event_bus import EventBus
 from appliance.core.observability.event_stream import EventStream
 from appliance.core.recording.compose import Recording
 from appliance.core.refresh.compose import Refreshing

@@ -1,7 +1,6 @@
 """What operators and platforms are told of a running `serve`.
 
-- `event_bus`: hands each event of `core/events` to the rooms that listen for its kind.
-- `event_stream`: the same events as JSON, for whoever watches: the live view, and `event_sinks`, which hands them to a
+- `event_stream`: the events of `core/events` as JSON, for the live view and for `event_sinks`, which hands them to a
   command or a URL of `[events]`.
 - `health_monitor`: notices what changed about a repository's condition, by `transitions`, which are pure.
 - `alerts`: tells once when a repository turns bad and once when it is well. `delivery`: a command's stdin, a POST.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.core.config.settings import AlertsConfig
-from appliance.core.events import PUSHES_OFF
+from appliance.core.events.facts import PUSHES_OFF
 from appliance.core.models import Health, Repo, State
 from appliance.core.observability.delivery import OutletError, post, run_command
 from appliance.core.observability.transitions import RECOVERED, LastAlert, alert_between, condition_changed

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from appliance.core.config.settings import AlertsConfig
-from appliance.core.events import FetchEnded, Publish
+from appliance.core.events.facts import FetchEnded, Publish
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.observability.alerts import Alerts

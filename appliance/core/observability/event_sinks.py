@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from appliance.core.config.settings import EventsConfig
-from appliance.core.events import TOLD, Document
+from appliance.core.events.facts import TOLD, Document
 from appliance.core.observability.delivery import STDERR, OutletError, post, write_all
 from appliance.core.observability.event_stream import EventStream, Subscription
 from appliance.core.process.children import Child, Children

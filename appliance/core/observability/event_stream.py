@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from appliance.core.events import Document, Event, EventsLost
+from appliance.core.events.facts import Document, Event, EventsLost
 
 MOST_WAITING = 10_000
 """Events that wait for one watcher who does not take them; past it the oldest are lost, and it is told how many."""

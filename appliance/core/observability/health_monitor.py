@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from appliance.core.events import Publish, RefreshEnded, RegistryChanged
+from appliance.core.events.facts import Publish, RefreshEnded, RegistryChanged
 from appliance.core.models import UNHEALTHY, Health, Repo, State
 from appliance.core.observability.alerts import Alerts
 from appliance.core.observability.transitions import Condition, condition_changed, condition_of, events_between

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from appliance.core.events import FetchEnded, PushRuled, RefreshEnded
+from appliance.core.events.facts import FetchEnded, PushRuled, RefreshEnded
 from appliance.core.health import lag_of, state_of
 from appliance.core.models import Health, Repo
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.events import PUSHES_OFF, PUSHES_ON, Publish, PushesSwitched
+from appliance.core.events.facts import PUSHES_OFF, PUSHES_ON, Publish, PushesSwitched
 from appliance.core.observability.alerts import Alerts
 from appliance.core.process.endurance import Endurance
 from appliance.core.recording.hook_guard import OFF, HookGuard, HookGuardBroken

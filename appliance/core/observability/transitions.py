@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from appliance.core.events import ConditionChanged
+from appliance.core.events.facts import ConditionChanged
 from appliance.core.git.failures import hint_of
 from appliance.core.health import lag_of, state_of
 from appliance.core.models import UNHEALTHY, Health, Repo, State

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from appliance.core.config.settings import RecordingConfig
-from appliance.core.events import Publish
+from appliance.core.events.facts import Publish
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.models import Repo
 from appliance.core.recording.found import FoundTurns

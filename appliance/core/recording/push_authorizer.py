@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.events import Publish, PushRuled, TurnRecorded
+from appliance.core.events.facts import Publish, PushRuled, TurnRecorded
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import ZERO_OID, PushDecision, PushFault, RefChange, RefCommand, Repo

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from appliance.core.config.settings import RecordingConfig
-from appliance.core.events import Publish, SessionsEnded
+from appliance.core.events.facts import Publish, SessionsEnded
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.events import SessionsEnded, TurnRecorded
+from appliance.core.events.facts import SessionsEnded, TurnRecorded
 from appliance.core.models import Repo
 from appliance.core.store.sessions import SessionStore
 

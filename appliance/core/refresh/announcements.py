@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.events import RefreshEnded
+from appliance.core.events.facts import RefreshEnded
 from appliance.core.git.mirror import Mirror, has_object
 from appliance.core.models import Announcement, Repo
 from appliance.core.refresh.scheduler import Scheduler

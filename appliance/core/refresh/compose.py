@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from appliance.core.config.settings import RefreshConfig
-from appliance.core.events import Event, Publish, RefreshEnded
+from appliance.core.events.facts import Event, Publish, RefreshEnded
 from appliance.core.git.keyring import Keyring
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.refresh.announcements import Announcements, Begin

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.events import Publish, RefreshEnded, RefsMoved
+from appliance.core.events.facts import Publish, RefreshEnded, RefsMoved
 from appliance.core.git.http_trace import MOST_PATIENCE
 from appliance.core.models import Health, RefreshOutcome, Repo
 from appliance.core.refresh.attempt import attempt, conclude

@@ -8,7 +8,7 @@ from functools import partial
 
 from appliance.core.access.gate import AccessGate
 from appliance.core.config.settings import Config, ServeConfig
-from appliance.core.events import Publish
+from appliance.core.events.facts import Publish
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.models import Health
 from appliance.core.process.children import Children

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from appliance.core.events import FetchBegan, FetchEnded, Publish, RepoEvent
+from appliance.core.events.facts import FetchBegan, FetchEnded, Publish, RepoEvent
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Hydration, Repo
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshot, RefSnapshots, is_understood

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.events import FetchBegan, FetchEnded, Publish
+from appliance.core.events.facts import FetchBegan, FetchEnded, Publish
 from appliance.core.health import lag_of
 from appliance.core.models import Health, Hydration, Repo, Tar
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshots

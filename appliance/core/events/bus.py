@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from appliance.core.events import Event
+from appliance.core.events.facts import Event
 
 log = logging.getLogger(__name__)
 
