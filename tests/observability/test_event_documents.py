@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from appliance.core.daemon.wiring import subscribe
 from appliance.core.events.bus import EventBus
 from appliance.core.events.facts import (
     TOLD,
@@ -157,6 +159,20 @@ def test_the_documents_have_the_table_of_these_events() -> None:
     assert rows == [row(event) for event, _ in EXAMPLES if event.goes_out]
     line = next(line for line in (ROOT / "README.md").read_text().splitlines() if "`[events] command`" in line)
     assert set(re.findall(r"`([\w-]+)`", line)) == FOR_PLATFORMS - {"lost"}
+
+
+def test_every_event_reaches_who_watches() -> None:
+    """By the stream, or by the queue in front of the database that tells the stream."""
+    bus, stream, fetches = EventBus(), Mock(), Mock()
+    parts = [Mock() for _ in range(7)]
+    parts[4].fetches = fetches
+    subscribe(bus, stream, *parts)
+    for event, _ in EXAMPLES:
+        bus.publish(event)
+    told = [call.args[0] for call in (*stream.publish.mock_calls, *fetches.add.mock_calls)]
+    # The scheduler hands these to their queue by itself; the stream makes the others.
+    elsewhere = (RefreshEnded, EventsLost)
+    assert {type(event) for event in told} == {type(event) for event, _ in EXAMPLES} - set(elsewhere)
 
 
 def test_a_listener_that_fails_keeps_the_event_from_nobody() -> None:

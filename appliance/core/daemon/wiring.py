@@ -10,6 +10,7 @@ from appliance.core.events.facts import (
     ConditionChanged,
     FetchBegan,
     FetchEnded,
+    PushesSwitched,
     PushRuled,
     RefreshEnded,
     RefsMoved,
@@ -75,6 +76,7 @@ def subscribe(
     on(TurnRecorded, hide_old_refs, mark_for_repack, count.changed, stream.publish)
     on(SessionsEnded, hide_old_refs, drop_answers, warm, mark_for_repack, count.changed)
     on(ConditionChanged, stream.publish)
+    on(PushesSwitched, stream.publish)
     on(RegistryChanged, forget, monitor.follow)
 
 
