@@ -234,7 +234,7 @@ def test_doctor_looks_at_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found["ssh://h"][0]
     monkeypatch.setenv("PATH", str(tmp_path))
     found = looked_at()
-    assert "ssh is not there" in found["ssh://h"][1] and "its command is not there: sh" in found["https://c"][1]
+    assert "ssh is missing" in found["ssh://h"][1] and "its command is missing: sh" in found["https://c"][1]
 
 
 def test_a_named_pipe_in_the_place_of_a_secret_is_refused_at_once(tmp_path: Path) -> None:
