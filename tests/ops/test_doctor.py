@@ -210,7 +210,7 @@ def test_the_command_exits_3_and_says_how_to_mend(serve_factory: ServeFactory) -
     done = serve.cli("doctor", check=False)
     assert done.returncode == 3
     assert "FAIL  config: " in done.stdout
-    assert "      mend: " in done.stdout
+    assert "      fix: " in done.stdout
     [failed] = [check for check in serve.cli_json("doctor", codes=[3]) if not check["ok"]]
     assert failed.keys() == {"name", "ok", "found", "mend"}
     assert failed["name"] == "config" and failed["mend"]
