@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,17 +20,10 @@ from appliance.core.layout import Layout
 from appliance.core.names import is_branch_name, is_repo_name
 from appliance.core.process.children import Children
 from appliance.core.process.endurance import Endurance
-from appliance.core.store.activity import ActivityStore
-from appliance.core.store.alerts import AlertStore
-from appliance.core.store.audit import AuditLog
 from appliance.core.store.database import Database, StoreError
-from appliance.core.store.health import HealthStore
-from appliance.core.store.registry import Registry, Wanted
-from appliance.core.store.sessions import SessionStore
+from appliance.core.store.registry import Wanted
 from appliance.core.store.stores import Stores
-from appliance.core.store.tokens import TokenStore
 from appliance.core.store.told import LOST, ToldHead
-from appliance.core.store.trusted_time import TimeStore
 from appliance.core.upstream import Upstream, choose_name, no_ssh, parse_upstream, same_upstream
 
 log = logging.getLogger(__name__)
@@ -60,17 +52,7 @@ def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, pati
     if create:
         make_state(layout)
     database = Database(layout.database, create=create, patient=patient)
-    return Stores(
-        database,
-        Registry(database, time.time, same_upstream),
-        HealthStore(database),
-        AuditLog(database, time.time),
-        ActivityStore(database, time.time),
-        SessionStore(database),
-        TokenStore(database, time.time),
-        AlertStore(database),
-        TimeStore(database),
-    )
+    return Stores.over(database)
 
 
 def is_lost(layout: Layout) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from appliance.core.store.activity import ActivityStore
@@ -13,6 +14,7 @@ from appliance.core.store.registry import Registry
 from appliance.core.store.sessions import SessionStore
 from appliance.core.store.tokens import TokenStore
 from appliance.core.store.trusted_time import TimeStore
+from appliance.core.upstream import same_upstream
 
 
 @dataclass(frozen=True)
@@ -28,3 +30,18 @@ class Stores:
     tokens: TokenStore
     alerts: AlertStore
     time: TimeStore
+
+    @classmethod
+    def over(cls, database: Database) -> Stores:
+        """The stores of an open database; they use this machine's clock."""
+        return cls(
+            database,
+            Registry(database, time.time, same_upstream),
+            HealthStore(database),
+            AuditLog(database, time.time),
+            ActivityStore(database, time.time),
+            SessionStore(database),
+            TokenStore(database, time.time),
+            AlertStore(database),
+            TimeStore(database),
+        )
