@@ -1,4 +1,4 @@
-"""Rows on their way to the database, in batches: a sync of the disk for each would cost more than what it tells."""
+"""Writes rows to the database in batches, because syncing the disk for each one would cost more than it is worth."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 Row = TypeVar("Row")
 
 MOST_WAITING = 20_000
-"""Rows that wait for a database that does not take them; the oldest are lost first."""
+"""The most rows that wait while the database refuses writes; beyond that, the oldest are lost first."""
 
 
 class WriteBehind(Generic[Row]):
     """A queue in front of `record`, which stores a batch or raises StoreError.
 
-    A row waits up to `pace` seconds for others to come along. `called` is what the log calls the rows.
+    A row waits up to `pace` seconds so that others can join its batch. `called` is the name of the rows in the log.
     """
 
     def __init__(self, called: str, record: Callable[[Sequence[Row]], None], pace: float) -> None:
@@ -38,7 +38,7 @@ class WriteBehind(Generic[Row]):
         self._wake.set()
 
     async def run(self) -> None:
-        """The loop; ends by being cancelled."""
+        """The loop; runs until it is cancelled."""
         while True:
             await self._wake.wait()
             await asyncio.sleep(self._pace)
@@ -48,7 +48,7 @@ class WriteBehind(Generic[Row]):
                 self._wake.set()
 
     async def write(self) -> None:
-        """Writes what waits, in order. A database that fails loses nothing but time, up to MOST_WAITING."""
+        """Writes the waiting rows in order. If the database fails, up to MOST_WAITING rows wait for the next try."""
         async with self._lock:
             batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
             if not batch:
