@@ -294,7 +294,9 @@ class AuditLog:
         prev, count, seen_head, last_id = GENESIS, 0, expected_head in (None, GENESIS), 0
         for event in self.events():
             if event["id"] != last_id + 1 and event["push"] != FOUND:
-                return Verification(count, prev, last_id + 1, f"events from here to {event['id'] - 1} are missing")
+                last_missing = event["id"] - 1
+                more = f", and so are all events up to {last_missing}" if last_missing > last_id + 1 else ""
+                return Verification(count, prev, last_id + 1, f"it is missing{more}")
             if event["prev"] != prev:
                 reason = "it does not follow the event before it, or that event was changed"
                 return Verification(count, prev, event["id"], reason)
