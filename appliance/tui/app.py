@@ -26,10 +26,10 @@ from appliance.tui.screens.repositories import Repositories
 from appliance.tui.screens.repository import Repository
 from appliance.tui.screens.sessions import Sessions
 from appliance.tui.screens.view import View
+from appliance.tui.text import count, plain
 from appliance.tui.themes import DARK, LIGHT, TERMINAL, THEMES, terminal_theme, wanted_theme
 from appliance.tui.widgets.diffview import DiffView
 from appliance.tui.widgets.listing import Listing
-from appliance.tui.words import count, plain
 
 
 class Tui(Reading):

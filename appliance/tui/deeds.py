@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import count as counting
 from typing import Any
 
-from appliance.tui.words import WAYS, Cell, count
+from appliance.tui.text import WAYS, Cell, count
 
 HYDRATION, PUSH, REFRESH = "hydration", "push", "refresh"
 KEPT = 2000

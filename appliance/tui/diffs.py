@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from appliance.tui.rows import DiffLine
-from appliance.tui.words import Piece, plain
+from appliance.tui.text import Piece, plain
 
 LONGEST_LINE = 2000
 """Characters of a line that are shown: a minified file has all in one."""

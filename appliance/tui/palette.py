@@ -11,8 +11,8 @@ from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.markup import escape
 
 from appliance.tui.screens.view import View
+from appliance.tui.text import plain
 from appliance.tui.themes import DARK, LIGHT, TERMINAL
-from appliance.tui.words import plain
 
 if TYPE_CHECKING:
     from appliance.tui.app import Tui

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.tui.deeds import seconds_of
-from appliance.tui.words import Piece
+from appliance.tui.text import Piece
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from appliance.tui.deeds import HYDRATION, PUSH, REFRESH, Deed
 from appliance.tui.messages import DeedsRead
 from appliance.tui.model import EVERY
 from appliance.tui.screens.view import RATES, TIME, View
+from appliance.tui.text import Cell, Piece, cell, percent, size, took
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
-from appliance.tui.words import Cell, Piece, cell, percent, size, took
 
 READ = 500
 """Rows of each kind that are read at first."""

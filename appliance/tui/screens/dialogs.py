@@ -12,7 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Label
 
 from appliance.core.units import parse_duration
-from appliance.tui.words import plain
+from appliance.tui.text import plain
 
 CANCEL = ""
 

@@ -14,10 +14,10 @@ from appliance.tui.messages import DiffRead, FilesRead, ReadFailed, TurnsRead
 from appliance.tui.rows import Session
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
 from appliance.tui.screens.view import SERVE, WIDE
+from appliance.tui.text import Cell, Piece, cell, count, signed
 from appliance.tui.widgets.diffview import DiffView
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
-from appliance.tui.words import Cell, Piece, cell, count, signed
 
 LIMIT = 512 * 2**10
 """Bytes of one file's diff that are shown."""

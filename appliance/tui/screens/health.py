@@ -11,9 +11,9 @@ from appliance.core.node.queries import Disk
 from appliance.tui.messages import DiskRead, HealthRead
 from appliance.tui.rows import Check
 from appliance.tui.screens.view import SERVE, TIME, View
+from appliance.tui.text import Cell, bar, cell, count, percent, size
 from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing
-from appliance.tui.words import Cell, bar, cell, count, percent, size
 
 LISTENERS = (("git", "git"), ("http", "HTTP"), ("admin", "admin"))
 BAR = 20

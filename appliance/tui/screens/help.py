@@ -12,9 +12,9 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Label
 
+from appliance.tui.text import cell
 from appliance.tui.widgets.keys import key_names
 from appliance.tui.widgets.listing import Column, Listing
-from appliance.tui.words import cell
 
 
 @dataclass(frozen=True)

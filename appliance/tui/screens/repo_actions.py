@@ -9,7 +9,7 @@ from textual.binding import Binding, BindingType
 from appliance.core.node.queries import RepoView
 from appliance.tui.screens.dialogs import CANCEL, AddRepo, Ask
 from appliance.tui.screens.view import View
-from appliance.tui.words import count
+from appliance.tui.text import count
 
 REPO_KEYS: list[BindingType] = [
     Binding("r", "refresh", "refresh", tooltip="look at its upstream now"),

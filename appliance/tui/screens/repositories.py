@@ -13,9 +13,9 @@ from appliance.tui.model import EVERY
 from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
 from appliance.tui.screens.repo_columns import BEHIND, RepoColumns, explain
 from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME
+from appliance.tui.text import STATES, Piece, cell, percent
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Listing
-from appliance.tui.words import STATES, Piece, cell, percent
 
 ORDER = list(STATES)
 

@@ -18,10 +18,10 @@ from appliance.tui.screens.repo_columns import explain
 from appliance.tui.screens.sessions import SessionColumns
 from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME
 from appliance.tui.sessionbook import SessionList
+from appliance.tui.text import Cell, Piece, cell, count, percent, size, span
 from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing
 from appliance.tui.widgets.plot import Plot
-from appliance.tui.words import Cell, Piece, cell, count, percent, size, span
 
 TABS = ("refreshes", "refs", "hydrations", "sessions")
 SOURCES = {"config": "config", "cli": "command line"}

@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from appliance.tui.rows import Session
 from appliance.tui.screens.dialogs import CANCEL, Ask, Form
 from appliance.tui.screens.view import View
-from appliance.tui.words import count, size
+from appliance.tui.text import count, size
 
 SESSION_KEYS: list[BindingType] = [
     Binding("c", "checkout", "checkout", tooltip="lay its files out in a directory"),

@@ -15,9 +15,9 @@ from appliance.tui.rows import Session
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
 from appliance.tui.screens.view import SERVE, TIME
 from appliance.tui.sessionbook import SessionList
+from appliance.tui.text import Cell, cell, count, signed, size, span
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
-from appliance.tui.words import Cell, cell, count, signed, size, span
 
 
 class SessionColumns:

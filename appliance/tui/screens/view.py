@@ -11,10 +11,10 @@ from textual.screen import Screen
 from textual.widgets import Input
 
 from appliance.tui.model import Model
+from appliance.tui.text import wrapped
 from appliance.tui.widgets.keys import Keys
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.top import Top
-from appliance.tui.words import wrapped
 
 if TYPE_CHECKING:
     from appliance.tui.app import Tui

@@ -13,7 +13,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from appliance.tui.rows import DiffLine
-from appliance.tui.words import fit, plain
+from appliance.tui.text import fit, plain
 
 STEP = 16
 """Columns that the text moves sideways at once."""

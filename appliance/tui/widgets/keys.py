@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 from textual.binding import Binding
 
+from appliance.tui.text import Piece
 from appliance.tui.widgets.lines import Lines
-from appliance.tui.words import Piece
 
 NAMES = {
     "slash": "/",

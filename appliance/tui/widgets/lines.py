@@ -12,7 +12,7 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from appliance.tui.words import Cell, Piece, cut_pieces, plain
+from appliance.tui.text import Cell, Piece, cut_pieces, plain
 
 TONES = ("good", "warn", "bad", "dim", "strong", "accent", "minus", "key", "here")
 

@@ -20,7 +20,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widget import Widget
 
-from appliance.tui.words import Cell, cell, cut_pieces, fit, plain
+from appliance.tui.text import Cell, cell, cut_pieces, fit, plain
 
 Row = TypeVar("Row")
 

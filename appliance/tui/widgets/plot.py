@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from appliance.tui.text import Cell, Piece, cell, span, took
 from appliance.tui.widgets.lines import Line, Lines
-from appliance.tui.words import Cell, Piece, cell, span, took
 
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 MARKS = {"failed": ("✗", "bad"), "moved": ("▲", "accent")}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from appliance.core.models import State
 from appliance.tui.model import Model
+from appliance.tui.text import STATES, Piece, count
 from appliance.tui.widgets.lines import Lines
-from appliance.tui.words import STATES, Piece, count
 
 TABS = (
     ("1", "Repositories", "repositories"),

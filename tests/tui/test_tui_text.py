@@ -13,8 +13,7 @@ from appliance.tui.deeds import ActivityFeed, moved_words
 from appliance.tui.diffs import diff_lines
 from appliance.tui.model import Rates
 from appliance.tui.screens.repo_columns import explain
-from appliance.tui.widgets.listing import GAP, Column, lay_out
-from appliance.tui.words import (
+from appliance.tui.text import (
     STATES,
     bar,
     cell,
@@ -28,6 +27,7 @@ from appliance.tui.words import (
     took,
     wrapped,
 )
+from appliance.tui.widgets.listing import GAP, Column, lay_out
 
 
 @pytest.mark.parametrize(
