@@ -13,11 +13,11 @@ from textual.binding import Binding, BindingType
 from appliance.core.errors import GitmirrorError
 from appliance.core.node import sessions as core_sessions
 from appliance.core.node.queries import NodeQueries
-from appliance.tui.deeds import moved_words
-from appliance.tui.messages import ActionDone, ActionFailed
+from appliance.tui.data.activity import moved_words
+from appliance.tui.data.follower import Reading
+from appliance.tui.data.messages import ActionDone, ActionFailed
+from appliance.tui.data.rows import Session
 from appliance.tui.palette import Commands
-from appliance.tui.reading import Reading
-from appliance.tui.rows import Session
 from appliance.tui.screens.activity import Activity
 from appliance.tui.screens.diff import Diff
 from appliance.tui.screens.health import Health

@@ -21,7 +21,7 @@ from appliance.core.store.audit import Attempt
 from appliance.core.store.registry import Wanted
 from appliance.core.units import rfc3339
 from appliance.tui.app import Tui
-from appliance.tui.messages import Watching
+from appliance.tui.data.messages import Watching
 from tests.support.generate import add_commit, generate_repository
 from tests.support.gitutil import git
 

@@ -14,7 +14,7 @@ from appliance.core.node.state_dir import open_stores
 from appliance.core.ops import doctor
 from appliance.core.store.audit import Attempt
 from appliance.core.units import rfc3339
-from appliance.tui.messages import ActionDone, ActionFailed, ReadFailed
+from appliance.tui.data.messages import ActionDone, ActionFailed, ReadFailed
 from appliance.tui.screens.dialogs import Ask, Form
 from tests.support.generate import add_commit
 from tests.support.gitutil import git

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.tui.messages import ActionDone
+from appliance.tui.data.messages import ActionDone
 from tests.conftest import WIDGETS, ServeFactory
 from tests.support.generate import add_commit
 from tests.support.upstream import HttpUpstream

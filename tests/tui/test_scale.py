@@ -22,7 +22,7 @@ from appliance.core.node.state_dir import open_stores
 from appliance.core.store.registry import Wanted
 from appliance.core.units import rfc3339
 from appliance.tui.app import Tui
-from appliance.tui.messages import Happened
+from appliance.tui.data.messages import Happened
 from tests.tui.drive import WIDE, Seen, drive
 
 REPOS, SESSIONS = 1000, 10_000

@@ -9,9 +9,9 @@ from rich.cells import cell_len
 
 from appliance.core.models import Health, Repo, State
 from appliance.core.node.queries import RepoView
-from appliance.tui.deeds import ActivityFeed, moved_words
-from appliance.tui.diffs import diff_lines
-from appliance.tui.model import Rates
+from appliance.tui.data.activity import ActivityFeed, moved_words
+from appliance.tui.data.diffs import diff_lines
+from appliance.tui.data.model import Rates
 from appliance.tui.screens.repo_columns import explain
 from appliance.tui.text import (
     STATES,

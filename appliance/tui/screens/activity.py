@@ -9,9 +9,9 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
 from appliance.core.node.queries import NodeQueries
-from appliance.tui.deeds import HYDRATION, PUSH, REFRESH, Deed
-from appliance.tui.messages import DeedsRead
-from appliance.tui.model import EVERY
+from appliance.tui.data.activity import HYDRATION, PUSH, REFRESH, Deed
+from appliance.tui.data.messages import DeedsRead
+from appliance.tui.data.model import EVERY
 from appliance.tui.screens.view import RATES, TIME, View
 from appliance.tui.text import Cell, Piece, cell, percent, size, took
 from appliance.tui.widgets.lines import Lines

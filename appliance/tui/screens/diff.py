@@ -9,9 +9,9 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 
 from appliance.core.models import FileChange, Turn
-from appliance.tui.diffs import diff_lines
-from appliance.tui.messages import DiffRead, FilesRead, ReadFailed, TurnsRead
-from appliance.tui.rows import Session
+from appliance.tui.data.diffs import diff_lines
+from appliance.tui.data.messages import DiffRead, FilesRead, ReadFailed, TurnsRead
+from appliance.tui.data.rows import Session
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
 from appliance.tui.screens.view import SERVE, WIDE
 from appliance.tui.text import Cell, Piece, cell, count, signed

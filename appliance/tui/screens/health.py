@@ -8,8 +8,8 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
 from appliance.core.node.queries import Disk
-from appliance.tui.messages import DiskRead, HealthRead
-from appliance.tui.rows import Check
+from appliance.tui.data.messages import DiskRead, HealthRead
+from appliance.tui.data.rows import Check
 from appliance.tui.screens.view import SERVE, TIME, View
 from appliance.tui.text import Cell, bar, cell, count, percent, size
 from appliance.tui.widgets.lines import Line, Lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from appliance.core.models import State
 from appliance.core.node.queries import RepoView
-from appliance.tui.model import Model
+from appliance.tui.data.model import Model
 from appliance.tui.text import STATES, Cell, cell, count, lags, percent, size, span, spark, state_cell, wrapped
 from appliance.tui.widgets.lines import Line
 from appliance.tui.widgets.listing import Column

@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
 from appliance.core.node.queries import RepoView
-from appliance.tui.model import EVERY
+from appliance.tui.data.model import EVERY
 from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
 from appliance.tui.screens.repo_columns import BEHIND, RepoColumns, explain
 from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME

@@ -9,15 +9,15 @@ from textual.binding import Binding, BindingType
 
 from appliance.core.models import RefText
 from appliance.core.node.queries import RepoView
-from appliance.tui.deeds import ActivityFeed, Deed
-from appliance.tui.messages import HydrationsRead, ReadFailed, RefreshesRead, RefsRead, SessionsRead
-from appliance.tui.rows import Session
+from appliance.tui.data.activity import ActivityFeed, Deed
+from appliance.tui.data.messages import HydrationsRead, ReadFailed, RefreshesRead, RefsRead, SessionsRead
+from appliance.tui.data.rows import Session
 from appliance.tui.screens.activity import deed_columns
 from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
 from appliance.tui.screens.repo_columns import explain
+from appliance.tui.screens.session_list import SessionList
 from appliance.tui.screens.sessions import SessionColumns
 from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME
-from appliance.tui.sessionbook import SessionList
 from appliance.tui.text import Cell, Piece, cell, count, percent, size, span
 from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from textual.binding import Binding, BindingType
 
-from appliance.tui.rows import Session
+from appliance.tui.data.rows import Session
 from appliance.tui.screens.dialogs import CANCEL, Ask, Form
 from appliance.tui.screens.view import View
 from appliance.tui.text import count, size

@@ -9,12 +9,12 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 
 from appliance.core.models import Turn
-from appliance.tui.deeds import seconds_of
-from appliance.tui.messages import SessionsRead, TurnsRead
-from appliance.tui.rows import Session
+from appliance.tui.data.activity import seconds_of
+from appliance.tui.data.messages import SessionsRead, TurnsRead
+from appliance.tui.data.rows import Session
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
+from appliance.tui.screens.session_list import SessionList
 from appliance.tui.screens.view import SERVE, TIME
-from appliance.tui.sessionbook import SessionList
 from appliance.tui.text import Cell, cell, count, signed, size, span
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing

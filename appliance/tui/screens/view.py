@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import Input
 
-from appliance.tui.model import Model
+from appliance.tui.data.model import Model
 from appliance.tui.text import wrapped
 from appliance.tui.widgets.keys import Keys
 from appliance.tui.widgets.lines import Lines

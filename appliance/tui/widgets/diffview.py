@@ -12,7 +12,7 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from appliance.tui.rows import DiffLine
+from appliance.tui.data.rows import DiffLine
 from appliance.tui.text import fit, plain
 
 STEP = 16

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.core.models import State
-from appliance.tui.model import Model
+from appliance.tui.data.model import Model
 from appliance.tui.text import STATES, Piece, count
 from appliance.tui.widgets.lines import Lines
 

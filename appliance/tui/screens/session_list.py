@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from appliance.tui.messages import SessionsRead
-from appliance.tui.rows import Session
+from appliance.tui.data.messages import SessionsRead
+from appliance.tui.data.rows import Session
 
 if TYPE_CHECKING:
     from textual.screen import Screen

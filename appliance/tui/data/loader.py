@@ -14,7 +14,7 @@ from textual.message_pump import MessagePump
 from appliance.core.errors import GitmirrorError
 from appliance.core.layout import Layout
 from appliance.core.process.control import Watch, is_serving
-from appliance.tui.messages import ActionDone, ActionFailed, Happened, ReadFailed, ReadWorks, Watching
+from appliance.tui.data.messages import ActionDone, ActionFailed, Happened, ReadFailed, ReadWorks, Watching
 
 LOOK_AGAIN = 0.3
 """Seconds between two looks for a serve while there is none; a look is one open file and its lock."""

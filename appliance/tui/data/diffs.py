@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from appliance.tui.rows import DiffLine
+from appliance.tui.data.rows import DiffLine
 from appliance.tui.text import Piece, plain
 
 LONGEST_LINE = 2000

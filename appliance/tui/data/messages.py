@@ -11,7 +11,7 @@ from textual.message import Message
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import CommitText, FileChange, RefText, Turn
 from appliance.core.node.queries import Disk, RepoView
-from appliance.tui.rows import Check, DiffLine, Session
+from appliance.tui.data.rows import Check, DiffLine, Session
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 from appliance.core.models import CommitText, State
 from appliance.core.node.queries import RepoView
-from appliance.tui.deeds import ActivityFeed
+from appliance.tui.data.activity import ActivityFeed
 
 WARM = frozenset({"hit", "joined", "snapshot"})
 """Ways in which nothing had to be computed for the guest; `direct` fetches have nothing that could be kept."""

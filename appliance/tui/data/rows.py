@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.tui.deeds import seconds_of
+from appliance.tui.data.activity import seconds_of
 from appliance.tui.text import Piece
 
 

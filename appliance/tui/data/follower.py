@@ -9,8 +9,9 @@ from textual.app import App
 from textual.timer import Timer
 
 from appliance.core.node.queries import NodeQueries, RepoView
-from appliance.tui.deeds import seconds_of
-from appliance.tui.messages import (
+from appliance.tui.data.activity import seconds_of
+from appliance.tui.data.loader import ABSENT, Reader, Watcher, tell
+from appliance.tui.data.messages import (
     Happened,
     PulseRead,
     RatesRead,
@@ -21,8 +22,7 @@ from appliance.tui.messages import (
     TipRead,
     Watching,
 )
-from appliance.tui.model import RATIO_OVER, SLOT, Model, Rates
-from appliance.tui.reader import ABSENT, Reader, Watcher, tell
+from appliance.tui.data.model import RATIO_OVER, SLOT, Model, Rates
 from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME, View
 
 TICK = 1.0
