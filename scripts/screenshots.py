@@ -148,8 +148,8 @@ class Stage:
 
 async def take(stage: Stage) -> None:
     """Drives the view, and writes what it shows."""
-    appliance = Node(Layout(stage.serve.state), load_config(stage.serve.config), create=False)
-    app = Tui(NodeQueries(appliance))
+    node = Node(Layout(stage.serve.state), load_config(stage.serve.config), create=False)
+    app = Tui(NodeQueries(node))
 
     def written(name: str) -> None:
         # The ids are random, and would make every picture another one. Fonts come from whoever looks at it.

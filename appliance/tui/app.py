@@ -16,15 +16,15 @@ from appliance.core.node.queries import NodeQueries
 from appliance.tui.data.activity import moved_words
 from appliance.tui.data.follower import Reading
 from appliance.tui.data.messages import ActionDone, ActionFailed
-from appliance.tui.data.rows import Session
-from appliance.tui.palette import Commands
-from appliance.tui.screens.activity import Activity
-from appliance.tui.screens.diff import Diff
-from appliance.tui.screens.health import Health
-from appliance.tui.screens.help import Help
-from appliance.tui.screens.repositories import Repositories
-from appliance.tui.screens.repository import Repository
-from appliance.tui.screens.sessions import Sessions
+from appliance.tui.data.rows import SessionRow
+from appliance.tui.palette import PaletteCommands
+from appliance.tui.screens.activity import ActivityScreen
+from appliance.tui.screens.diff import DiffScreen
+from appliance.tui.screens.health import HealthScreen
+from appliance.tui.screens.help import HelpScreen
+from appliance.tui.screens.repositories import RepositoriesScreen
+from appliance.tui.screens.repository import RepositoryScreen
+from appliance.tui.screens.sessions import SessionsScreen
 from appliance.tui.screens.view import View
 from appliance.tui.text import count, plain
 from appliance.tui.themes import DARK, LIGHT, TERMINAL, THEMES, terminal_theme, wanted_theme
@@ -38,13 +38,13 @@ class Tui(Reading):
     TITLE = "gitmirror"
     CSS_PATH = "app.tcss"
     MODES: ClassVar[dict[str, Any]] = {
-        "repositories": Repositories,
-        "sessions": Sessions,
-        "activity": Activity,
-        "health": Health,
+        "repositories": RepositoriesScreen,
+        "sessions": SessionsScreen,
+        "activity": ActivityScreen,
+        "health": HealthScreen,
     }
     DEFAULT_MODE = "repositories"
-    COMMANDS: ClassVar[Any] = {Commands}
+    COMMANDS: ClassVar[Any] = {PaletteCommands}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("1", "go('repositories')", "repositories", show=False),
         Binding("2", "go('sessions')", "sessions", show=False),
@@ -57,14 +57,14 @@ class Tui(Reading):
     ]
 
     def __init__(
-        self, overview: NodeQueries, *, command: str = "gitmirror.pyz", clock: Callable[[], float] = time.time
+        self, queries: NodeQueries, *, command: str = "gitmirror.pyz", clock: Callable[[], float] = time.time
     ) -> None:
         theme = wanted_theme(os.environ)
-        super().__init__(overview, clock, ansi_color=True if theme == TERMINAL else None)
+        super().__init__(queries, clock, ansi_color=True if theme == TERMINAL else None)
         for each in (*THEMES, terminal_theme()):
             self.register_theme(each)
         self.theme = theme
-        self.sessions = core_sessions.Sessions(overview.node)
+        self.sessions = core_sessions.Sessions(queries.node)
         self.command = command
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
@@ -93,10 +93,10 @@ class Tui(Reading):
 
     def refresh_repos(self, names: list[str]) -> None:
         """Refreshes these, or all for none, and says what moved."""
-        appliance = self.appliance
+        node = self.node
 
         def work() -> str:
-            outcomes = appliance.current().refresh(names)
+            outcomes = node.current().refresh(names)
             failed = [outcome for outcome in outcomes if outcome["error"]]
             if failed:
                 raise GitmirrorError(f"{failed[0]['repo']}: {failed[0]['error']}")
@@ -106,7 +106,7 @@ class Tui(Reading):
                 return f"{outcomes[0]['repo']}: {said}"
             return f"{count(len(outcomes), 'repository', 'repositories')} refreshed, {len(moved)} moved"
 
-        self.reader.act(f"refresh {names[0] if len(names) == 1 else 'all'}", work)
+        self.loader.act(f"refresh {names[0] if len(names) == 1 else 'all'}", work)
 
     def copy(self, line: str) -> None:
         """Copies to the terminal's clipboard (OSC 52), and shows the line for terminals that have none."""
@@ -115,14 +115,14 @@ class Tui(Reading):
 
     def clone_line(self, name: str) -> str:
         """What a guest types."""
-        serve = self.appliance.config.serve
+        serve = self.node.config.serve
         pulse = self.model.pulse or {
             "git": serve.public_git or (f"git://{serve.git}" if serve.git else None),
             "http": serve.public_http or (f"http://{serve.http}" if serve.http else None),
         }
         return f"git clone {pulse['git'] or pulse['http'] or ''}/{name}"
 
-    def checkout_line(self, session: Session, turn: int | None) -> str:
+    def checkout_line(self, session: SessionRow, turn: int | None) -> str:
         """What lays the session's files out."""
         words = ["session", "checkout", session.repo, session.name, f"./{session.name}"]
         return f"{self.command} {shlex.join(words)}" + (f" --turn {turn}" if turn else "")
@@ -131,11 +131,11 @@ class Tui(Reading):
 
     def open_repository(self, name: str) -> None:
         """The view of one."""
-        self.push_screen(Repository(name))
+        self.push_screen(RepositoryScreen(name))
 
-    def open_diff(self, session: Session, turn: int | None) -> None:
+    def open_diff(self, session: SessionRow, turn: int | None) -> None:
         """What it changed."""
-        self.push_screen(Diff(session, turn))
+        self.push_screen(DiffScreen(session, turn))
 
     def action_go(self, mode: str) -> None:
         """To one of the four; from a view that was opened over it, back to it."""
@@ -147,7 +147,7 @@ class Tui(Reading):
 
     def action_help(self) -> None:
         """Every key."""
-        self.push_screen(Help(help_sections(self._view())))
+        self.push_screen(HelpScreen(help_sections(self._view())))
 
     def action_theme(self) -> None:
         """The next one."""
@@ -157,12 +157,19 @@ class Tui(Reading):
 
 def help_sections(here: View | None) -> list[tuple[str, list[BindingType]]]:
     """Every key, those of this view first."""
-    views: list[type[View]] = [Repositories, Repository, Sessions, Diff, Activity, Health]
+    views: list[type[View]] = [
+        RepositoriesScreen,
+        RepositoryScreen,
+        SessionsScreen,
+        DiffScreen,
+        ActivityScreen,
+        HealthScreen,
+    ]
     views.sort(key=lambda view: view is not type(here))
     return [
-        *((f"In {view.__name__}", list(view.BINDINGS)) for view in views[:1]),
+        *((f"In {view.heading}", list(view.BINDINGS)) for view in views[:1]),
         ("Everywhere", list(Tui.BINDINGS)),
         ("In every list", list(Listing.BINDINGS)),
-        *((f"In {view.__name__}", list(view.BINDINGS)) for view in views[1:]),
+        *((f"In {view.heading}", list(view.BINDINGS)) for view in views[1:]),
         ("In a diff's text", list(DiffView.BINDINGS)),
     ]

@@ -22,7 +22,7 @@ MOST = 50
 """Repositories that one search offers."""
 
 
-class Commands(Provider):
+class PaletteCommands(Provider):
     """Searched by what is typed."""
 
     def _general(self) -> Iterator[Command]:

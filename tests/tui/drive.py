@@ -76,7 +76,7 @@ class Seen:
         """Waits until nothing is being read, and nothing on screen changes."""
         before = ""
         deadline = time.monotonic() + 10
-        while self.app.reader.busy or self.text != before:
+        while self.app.loader.busy or self.text != before:
             assert time.monotonic() < deadline, f"it never settles\n{self.text}"
             before = self.text
             await asyncio.sleep(0.05)

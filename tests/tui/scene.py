@@ -21,7 +21,7 @@ from appliance.core.store.audit import Attempt
 from appliance.core.store.registry import Wanted
 from appliance.core.units import rfc3339
 from appliance.tui.app import Tui
-from appliance.tui.data.messages import Watching
+from appliance.tui.data.messages import StreamChanged
 from tests.support.generate import add_commit, generate_repository
 from tests.support.gitutil import git
 
@@ -58,7 +58,7 @@ BROKEN = [
 ]
 
 
-class FixedOverview(NodeQueries):
+class FixedQueries(NodeQueries):
     """Reads a real database, and makes up what only a running serve and the machine know."""
 
     told: dict[str, Any] | None = PULSE
@@ -72,7 +72,7 @@ class FixedOverview(NodeQueries):
         return self.room
 
 
-class StillWatcher:
+class StillEvents:
     """Stands for the event stream of a serve in which nothing happens, or for its absence."""
 
     def __init__(self, app: Tui, serving: bool) -> None:
@@ -80,7 +80,7 @@ class StillWatcher:
         self._serving = serving
 
     def start(self) -> None:
-        self._app.post_message(Watching(self._serving))
+        self._app.post_message(StreamChanged(self._serving))
 
     def take(self) -> list[dict[str, Any]]:
         return []
@@ -100,10 +100,10 @@ class Scene:
     def app(self, monkeypatch: pytest.MonkeyPatch) -> Tui:
         """The view of it, at NOW for ever."""
         monkeypatch.setattr(doctor, "examine", lambda _: self.checks)
-        overview = FixedOverview(Node(Layout(self.state), load_config(None), create=False), clock=lambda: NOW)
-        overview.told = self.pulse
-        app = Tui(overview, clock=lambda: NOW)
-        app.watcher = StillWatcher(app, self.pulse is not None)  # type: ignore[assignment]
+        queries = FixedQueries(Node(Layout(self.state), load_config(None), create=False), clock=lambda: NOW)
+        queries.told = self.pulse
+        app = Tui(queries, clock=lambda: NOW)
+        app.events = StillEvents(app, self.pulse is not None)  # type: ignore[assignment]
         return app
 
 

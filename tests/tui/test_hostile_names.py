@@ -103,13 +103,13 @@ def test_no_screen_draws_a_control_character(
                 await seen.settled()
             assert not unsafe(seen.text), keys
             if "\\x1b" in seen.text:
-                seen_escapes.append(type(seen.app.screen).__name__)
+                seen_escapes.append(getattr(seen.app.screen, "heading", ""))
 
     drive(scene.app(monkeypatch), script, size)
     assert {"Repositories", "Repository", "Sessions", "Diff", "Activity", "Health"} <= set(seen_escapes)
 
 
-def test_neither_notices_nor_dialogs_nor_troubles_do(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_notices_nor_dialogs_nor_problems_do(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their text may be git's words about a guest's content; brackets in it are no markup."""
 
     async def script(seen: Seen) -> None:

@@ -218,8 +218,8 @@ def test_it_ends_at_once_whatever_is_being_read(own: Node) -> None:
 
     async def script(seen: Seen) -> None:
         await seen.shows("● fresh")
-        seen.app.reader.act("something slow", hang)
-        seen.app.reader.read("slow", seen.app, lambda: ActionDone(hang()))
+        seen.app.loader.act("something slow", hang)
+        seen.app.loader.read("slow", seen.app, lambda: ActionDone(hang()))
         await seen.press("q")
 
     start = time.monotonic()
@@ -235,11 +235,11 @@ def test_a_fault_that_nobody_foresaw_is_said(node: Node) -> None:
 
     async def script(seen: Seen) -> None:
         await seen.shows("● fresh", "● serving")
-        seen.app.reader.read("odd", seen.app, lambda: ActionDone(fails()))
+        seen.app.loader.read("odd", seen.app, lambda: ActionDone(fails()))
         await seen.shows("✗ odd: ZeroDivisionError('by nought')")
-        seen.app.reader.act("an order", fails)
+        seen.app.loader.act("an order", fails)
         await seen.says("an order: ZeroDivisionError('by nought')")
-        seen.app.reader.read("odd", seen.app, lambda: ActionDone("it works"))
+        seen.app.loader.read("odd", seen.app, lambda: ActionDone("it works"))
         await seen.says("it works")
         await seen.hides("✗ odd")
 

@@ -22,7 +22,7 @@ from appliance.core.node.state_dir import open_stores
 from appliance.core.store.registry import Wanted
 from appliance.core.units import rfc3339
 from appliance.tui.app import Tui
-from appliance.tui.data.messages import Happened
+from appliance.tui.data.messages import EventsArrived
 from tests.tui.drive import WIDE, Seen, drive
 
 REPOS, SESSIONS = 1000, 10_000
@@ -103,12 +103,12 @@ def test_keys_are_answered_while_everything_updates(app: Callable[[], Tui], scre
                     return
                 for number in range(20):
                     repo = f"acme/repo-{(turn * 20 + number) % REPOS:04}"
-                    seen.app.watcher._events.append(hydrated(repo) if number % 2 else refreshed(repo))
-                seen.app.post_message(Happened())
+                    seen.app.events._events.append(hydrated(repo) if number % 2 else refreshed(repo))
+                seen.app.post_message(EventsArrived())
                 await asyncio.sleep(0.05)
 
         flooding = asyncio.create_task(flood())
-        await seen.until(lambda: len(seen.app.model.deeds.rows) > 40, "events come in")
+        await seen.until(lambda: len(seen.app.model.activity.rows) > 40, "events come in")
         listing = seen.app.screen.query_one("#list")
         took = []
         for _ in range(40):

@@ -10,17 +10,18 @@ from textual.timer import Timer
 
 from appliance.core.node.queries import NodeQueries, RepoView
 from appliance.tui.data.activity import seconds_of
-from appliance.tui.data.loader import ABSENT, Reader, Watcher, tell
+from appliance.tui.data.event_follower import ABSENT, EventFollower
+from appliance.tui.data.loader import Loader, tell
 from appliance.tui.data.messages import (
-    Happened,
+    EventsArrived,
     PulseRead,
     RatesRead,
     ReadFailed,
-    ReadWorks,
+    ReadRecovered,
     RecentRead,
     ReposRead,
+    StreamChanged,
     TipRead,
-    Watching,
 )
 from appliance.tui.data.model import RATIO_OVER, SLOT, Model, Rates
 from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME, View
@@ -42,13 +43,13 @@ RECENT = 60
 class Reading(App[None]):
     """Keeps `model` true while it is open, and tells the view that is seen."""
 
-    def __init__(self, overview: NodeQueries, clock: Callable[[], float], **options: Any) -> None:
+    def __init__(self, queries: NodeQueries, clock: Callable[[], float], **options: Any) -> None:
         super().__init__(**options)
-        self.overview = overview
-        self.appliance = overview.node
+        self.queries = queries
+        self.node = queries.node
         self.model = Model(clock)
-        self.reader = Reader(self)
-        self.watcher = Watcher(overview.node.layout, self)
+        self.loader = Loader(self)
+        self.events = EventFollower(queries.node.layout, self)
         self._settling: Timer | None = None
         self._telling: Timer | None = None
         self._later: list[Callable[[], None]] = []
@@ -57,47 +58,47 @@ class Reading(App[None]):
     def on_mount(self) -> None:
         """Begins to read."""
         self.read_repos()
-        self.watcher.start()
+        self.events.start()
         self.read_rates()
         self.set_interval(TICK, self._tick)
 
     def on_unmount(self) -> None:
         """Hangs up."""
-        self.watcher.close()
+        self.events.close()
 
     # Reading
 
     def read_repos(self) -> None:
         """All repositories, as the database has them."""
         cloning = frozenset(self.model.pulse["cloning"] if self.model.pulse else ())
-        self.reader.read("repos", self, lambda: ReposRead(self.overview.repos(cloning)))
+        self.loader.read("repos", self, lambda: ReposRead(self.queries.repos(cloning)))
 
     def read_pulse(self) -> None:
         """How serve is."""
-        self.reader.read("pulse", self, lambda: PulseRead(self.overview.pulse()))
+        self.loader.read("pulse", self, lambda: PulseRead(self.queries.pulse()))
 
     def read_rates(self) -> None:
         """Hydrations before now; from then on the events count."""
         since = (self.model.clock() - RATIO_OVER) // SLOT * SLOT
-        self.reader.read("rates", self, lambda: RatesRead(since, self.overview.hydration_counts(since, SLOT)))
+        self.loader.read("rates", self, lambda: RatesRead(since, self.queries.hydration_counts(since, SLOT)))
 
     def look_at(self, views: Sequence[RepoView]) -> None:
         """Reads what is shown of these alone: their last refreshes, and the commits at their tips."""
-        model, overview = self.model, self.overview
+        model, queries = self.model, self.queries
         wanted = [view.repo.name for view in views]
         tips = [
             (view.repo.name, view.health.tip)
             for view in views
             if view.health.tip and (view.repo.name, view.health.tip) not in model.tips
         ]
-        self.reader.read("recent", self, lambda: RecentRead({name: overview.recent(name, RECENT) for name in wanted}))
+        self.loader.read("recent", self, lambda: RecentRead({name: queries.recent(name, RECENT) for name in wanted}))
 
         def read_tips() -> None:
             for name, oid in tips:
-                tell(self, TipRead(name, oid, overview.tip(name, oid)))
+                tell(self, TipRead(name, oid, queries.tip(name, oid)))
 
         if tips:
-            self.reader.read("tips", self, read_tips)
+            self.loader.read("tips", self, read_tips)
 
     # News
 
@@ -117,7 +118,7 @@ class Reading(App[None]):
             self.read_pulse()
         if self._beat % 2 == 0:
             self.read_repos()
-            if "repos" not in self.model.troubles and self.model.troubles.keys() - OF_SERVE:
+            if "repos" not in self.model.problems and self.model.problems.keys() - OF_SERVE:
                 self._reread()
         self._news(TIME)
 
@@ -162,52 +163,52 @@ class Reading(App[None]):
         if message.failed is not None:
             message.failed(message)
             return
-        if self.model.troubles.get(message.name) != message.error.message:
+        if self.model.problems.get(message.name) != message.error.message:
             # Told once: what is shown then reads again what failed.
-            self.model.troubles[message.name] = message.error.message
+            self.model.problems[message.name] = message.error.message
             self.model.read = True
             self._news(SERVE, REPOS)
 
-    def on_read_works(self, message: ReadWorks) -> None:
+    def on_read_recovered(self, message: ReadRecovered) -> None:
         """It can be read again, and so can what else failed."""
-        self.model.troubles.pop(message.name, None)
+        self.model.problems.pop(message.name, None)
         if message.name == "repos":
             self._reread()
         self._news(SERVE, REPOS)
 
     def _reread(self) -> None:
         """Whatever failed, or may have: the database can be read."""
-        self.model.troubles = {name: text for name, text in self.model.troubles.items() if name in OF_SERVE}
+        self.model.problems = {name: text for name, text in self.model.problems.items() if name in OF_SERVE}
         self.read_rates()
         view = self._view()
         if view is not None:
             view.reread()
 
-    def on_watching(self, message: Watching) -> None:
+    def on_stream_changed(self, message: StreamChanged) -> None:
         """A serve is there, or gone."""
         self.model.looked = True
         self.model.serving = message.serving
-        self.model.troubles.pop("events", None)
+        self.model.problems.pop("events", None)
         if message.why and message.why != ABSENT:
-            self.model.troubles["events"] = message.why
+            self.model.problems["events"] = message.why
         if message.serving:
             self.read_pulse()
             self.read_repos()
         else:
             self.model.pulse = None
-            self.model.troubles.pop("pulse", None)
-            self.model.deeds.forget_open()
+            self.model.problems.pop("pulse", None)
+            self.model.activity.forget_open()
         self._news(SERVE, RATES)
 
-    def on_happened(self, message: Happened) -> None:
+    def on_events_arrived(self, message: EventsArrived) -> None:
         """Takes the events; what they changed in the database is read when it has it, see `soon`."""
-        events = self.watcher.take()
+        events = self.events.take()
         for event in events:
             if event["event"] == "hydrated":
                 self.model.rates.add(event["repo"], self.model.clock(), event["way"])
             elif event["event"] == "refreshed" and not event["error"]:
                 self.model.verified[event["repo"]] = seconds_of(event["at"]) - event["seconds"]
-        self.model.deeds.take(events)
+        self.model.activity.take(events)
         if any(event["event"] in ("refreshed", "recorded", "lost") for event in events):
             self.soon(self.read_repos)
         view = self._view()

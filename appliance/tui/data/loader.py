@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from textual.message import Message
 from textual.message_pump import MessagePump
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.layout import Layout
-from appliance.core.process.control import Watch, is_serving
-from appliance.tui.data.messages import ActionDone, ActionFailed, Happened, ReadFailed, ReadWorks, Watching
-
-LOOK_AGAIN = 0.3
-"""Seconds between two looks for a serve while there is none; a look is one open file and its lock."""
-
-ABSENT = "serve is not running"
+from appliance.tui.data.messages import ActionDone, ActionFailed, ReadFailed, ReadRecovered
 
 Work = Callable[[], Message | None]
 Failed = Callable[[ReadFailed], None]
@@ -32,7 +23,7 @@ def tell(target: MessagePump, message: Message) -> None:
         target.post_message(message)
 
 
-class Reader:
+class Loader:
     """Runs reads in daemon threads: one that hangs holds up neither the others nor the end of the program."""
 
     def __init__(self, app: MessagePump) -> None:
@@ -97,59 +88,10 @@ class Reader:
         else:
             if name in self._failed:
                 self._failed.discard(name)
-                tell(self._app, ReadWorks(name))
+                tell(self._app, ReadRecovered(name))
         if message is not None:
             tell(target, message)
 
 
 def _fault(name: str, error: Exception) -> GitmirrorError:
     return GitmirrorError(f"{name}: {error!r}", hint="this is a fault of the view; the commands may still tell it")
-
-
-class Watcher:
-    """Follows the events of a serve, of the next one when that ends, and says when there is one and when not."""
-
-    def __init__(self, layout: Layout, app: MessagePump) -> None:
-        self._layout = layout
-        self._app = app
-        self._events: deque[dict[str, Any]] = deque()
-        self._told = threading.Event()
-        self._ended = threading.Event()
-        self._watch: Watch | None = None
-
-    def start(self) -> None:
-        """Begins, in a thread."""
-        threading.Thread(target=self._run, name="events", daemon=True).start()
-
-    def take(self) -> list[dict[str, Any]]:
-        """The events since the last time, oldest first."""
-        self._told.clear()
-        return [self._events.popleft() for _ in range(len(self._events))]
-
-    def close(self) -> None:
-        """Hangs up."""
-        self._ended.set()
-        if self._watch is not None:
-            self._watch.close()
-
-    def _run(self) -> None:
-        absent: str | None = None
-        while not self._ended.is_set():
-            try:
-                if not is_serving(self._layout):
-                    raise GitmirrorError(ABSENT)
-                self._watch = Watch(self._layout)
-            except GitmirrorError as error:
-                if error.message != absent:
-                    absent = error.message
-                    tell(self._app, Watching(False, absent))
-                self._ended.wait(LOOK_AGAIN)
-                continue
-            absent = None
-            tell(self._app, Watching(True))
-            for event in self._watch:
-                self._events.append(event)
-                if not self._told.is_set():
-                    # One message for as many events as come before the app looks.
-                    self._told.set()
-                    tell(self._app, Happened())

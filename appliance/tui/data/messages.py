@@ -11,11 +11,11 @@ from textual.message import Message
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import CommitText, FileChange, RefText, Turn
 from appliance.core.node.queries import Disk, RepoView
-from appliance.tui.data.rows import Check, DiffLine, Session
+from appliance.tui.data.rows import CheckRow, DiffLine, SessionRow
 
 
 @dataclass
-class Watching(Message):
+class StreamChanged(Message):
     """The event stream of a serve is open (`serving`), or there is none, and why."""
 
     serving: bool
@@ -23,7 +23,7 @@ class Watching(Message):
 
 
 @dataclass
-class Happened(Message):
+class EventsArrived(Message):
     """There are events to take."""
 
 
@@ -75,7 +75,7 @@ class ReadFailed(Message):
 
 
 @dataclass
-class ReadWorks(Message):
+class ReadRecovered(Message):
     """A read that may have failed before did not."""
 
     name: str
@@ -97,7 +97,7 @@ class ActionFailed(Message):
 
 
 @dataclass
-class DeedsRead(Message):
+class ActivityRead(Message):
     """What happened before, newest first."""
 
     hydrations: list[dict[str, Any]]
@@ -110,7 +110,7 @@ class SessionsRead(Message):
     """The newest sessions, and how many there are in all."""
 
     repo: str | None
-    sessions: list[Session]
+    sessions: list[SessionRow]
     total: int
 
 
@@ -170,7 +170,7 @@ class HydrationsRead(Message):
 class HealthRead(Message):
     """What doctor found, and how the disk is."""
 
-    checks: list[Check]
+    checks: list[CheckRow]
 
 
 @dataclass

@@ -67,14 +67,14 @@ class Model:
     serving: bool = False
     looked: bool = False
     pulse: dict[str, Any] | None = None
-    troubles: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
     repos: dict[str, RepoView] = field(default_factory=dict)
     read: bool = False
     verified: dict[str, float] = field(default_factory=dict)
     """What events told, ahead of the database: serve may write a refresh that found nothing new seconds later."""
     rates: Rates = field(default_factory=Rates)
     recent: dict[str, list[tuple[float, float, str]]] = field(default_factory=dict)
-    deeds: ActivityFeed = field(default_factory=ActivityFeed)
+    activity: ActivityFeed = field(default_factory=ActivityFeed)
     tips: dict[tuple[str, str], CommitText | None] = field(default_factory=dict)
 
     def lag(self, view: RepoView) -> float | None:

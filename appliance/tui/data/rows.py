@@ -11,7 +11,7 @@ from appliance.tui.text import Piece
 
 
 @dataclass(frozen=True)
-class Session:
+class SessionRow:
     """One agent's line of recordings; times in Unix seconds. `document` is what commands know it by."""
 
     repo: str
@@ -32,7 +32,7 @@ class Session:
     subject: str
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Session:
+    def of(cls, row: Mapping[str, Any]) -> SessionRow:
         """From a listing's document."""
         return cls(
             row["repo"], row["session"], row["tip"], row["base"], row["turns"], row["commits"], row["files_changed"],
@@ -57,7 +57,7 @@ class DiffLine:
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckRow:
     """One thing that was looked at."""
 
     name: str

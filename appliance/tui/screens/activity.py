@@ -9,8 +9,8 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
 from appliance.core.node.queries import NodeQueries
-from appliance.tui.data.activity import HYDRATION, PUSH, REFRESH, Deed
-from appliance.tui.data.messages import DeedsRead
+from appliance.tui.data.activity import HYDRATION, PUSH, REFRESH, ActivityEntry
+from appliance.tui.data.messages import ActivityRead
 from appliance.tui.data.model import EVERY
 from appliance.tui.screens.view import RATES, TIME, View
 from appliance.tui.text import Cell, Piece, cell, percent, size, took
@@ -21,24 +21,25 @@ READ = 500
 """Rows of each kind that are read at first."""
 
 
-def deed_columns(*, with_repo: bool = True) -> list[Column[Deed]]:
+def activity_columns(*, with_repo: bool = True) -> list[Column[ActivityEntry]]:
     """The columns of a list of what happened."""
     kinds = {HYDRATION: "hydrate", PUSH: "push", REFRESH: "refresh"}
     return [
-        Column("UTC", lambda deed: cell(time.strftime("%H:%M:%S", time.gmtime(deed.at)), "dim"), 8, 1),
-        Column("KIND", lambda deed: cell(kinds[deed.kind], "dim"), 7, 3),
-        Column("HOW", lambda deed: deed.said, 10, 0),
-        *([Column("REPOSITORY", lambda deed: cell(deed.repo), 16, 1, 24)] if with_repo else []),
-        Column("WHAT", lambda deed: cell(deed.what), 16, 0, 40, grows=True),
-        Column("BYTES", lambda deed: cell("" if deed.bytes is None else size(deed.bytes)), 8, 4, right=True),
-        Column("TOOK", lambda deed: cell("" if deed.seconds is None else took(deed.seconds)), 6, 2, right=True),
-        Column("CLIENT", lambda deed: cell(deed.client, "dim"), 9, 5, 15),
+        Column("UTC", lambda entry: cell(time.strftime("%H:%M:%S", time.gmtime(entry.at)), "dim"), 8, 1),
+        Column("KIND", lambda entry: cell(kinds[entry.kind], "dim"), 7, 3),
+        Column("HOW", lambda entry: entry.said, 10, 0),
+        *([Column("REPOSITORY", lambda entry: cell(entry.repo), 16, 1, 24)] if with_repo else []),
+        Column("WHAT", lambda entry: cell(entry.what), 16, 0, 40, grows=True),
+        Column("BYTES", lambda entry: cell("" if entry.bytes is None else size(entry.bytes)), 8, 4, right=True),
+        Column("TOOK", lambda entry: cell("" if entry.seconds is None else took(entry.seconds)), 6, 2, right=True),
+        Column("CLIENT", lambda entry: cell(entry.client, "dim"), 9, 5, 15),
     ]
 
 
-class Activity(View):
+class ActivityScreen(View):
     """What happens on the node."""
 
+    heading = "Activity"
     here = "activity"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("h", "kind('hydration')", "hydrations", tooltip="only hydrations; again: everything"),
@@ -60,11 +61,13 @@ class Activity(View):
     def body(self) -> ComposeResult:
         """What is shown, and the rows."""
         yield Lines(id="summary")
-        listing: Listing[Deed] = Listing(deed_columns(), lambda deed: deed.key, empty="reading…", id="list")
+        listing: Listing[ActivityEntry] = Listing(
+            activity_columns(), lambda entry: entry.key, empty="reading…", id="list"
+        )
         yield listing
 
     @property
-    def listing(self) -> Listing[Deed]:
+    def listing(self) -> Listing[ActivityEntry]:
         """The rows."""
         return self.query_one("#list", Listing)
 
@@ -74,13 +77,13 @@ class Activity(View):
 
     def reread(self) -> None:
         """What happened before is read once."""
-        overview = self.tui.overview
-        if not self.model.deeds.read:
-            self.tui.reader.read("activity", self, lambda: read_deeds(overview))
+        queries = self.tui.queries
+        if not self.model.activity.read:
+            self.tui.loader.read("activity", self, lambda: read_activity(queries))
 
-    def on_deeds_read(self, message: DeedsRead) -> None:
+    def on_activity_read(self, message: ActivityRead) -> None:
         """What the database has."""
-        self.model.deeds.fill(message.hydrations, message.pushes, message.refreshes)
+        self.model.activity.fill(message.hydrations, message.pushes, message.refreshes)
         self._arrange()
 
     def take(self, news: frozenset[str]) -> None:
@@ -122,16 +125,16 @@ class Activity(View):
     def _arrange(self) -> None:
         words = self.filter_words.lower().split()
 
-        def wanted(deed: Deed) -> bool:
-            if self._kind is not None and deed.kind != self._kind:
+        def wanted(entry: ActivityEntry) -> bool:
+            if self._kind is not None and entry.kind != self._kind:
                 return False
-            if deed.quiet and not self._quiet:
+            if entry.quiet and not self._quiet:
                 return False
-            return not words or all(word in _text(deed) for word in words)
+            return not words or all(word in _text(entry) for word in words)
 
         listing = self.listing
-        listing.empty = "Nothing of this has happened yet." if self.model.deeds.read else "reading…"
-        listing.show([deed for deed in self.model.deeds.rows if wanted(deed)])
+        listing.empty = "Nothing of this has happened yet." if self.model.activity.read else "reading…"
+        listing.show([entry for entry in self.model.activity.rows if wanted(entry)])
         self._summarise()
 
     def _summarise(self) -> None:
@@ -149,16 +152,16 @@ class Activity(View):
         self.query_one("#summary", Lines).show((tuple(left), right))
 
 
-def _text(deed: Deed) -> str:
-    said = "".join(text for text, _ in deed.said)
-    return f"{deed.kind} {said} {deed.repo} {deed.what} {deed.client}".lower()
+def _text(entry: ActivityEntry) -> str:
+    said = "".join(text for text, _ in entry.said)
+    return f"{entry.kind} {said} {entry.repo} {entry.what} {entry.client}".lower()
 
 
-def read_deeds(overview: NodeQueries) -> DeedsRead:
+def read_activity(queries: NodeQueries) -> ActivityRead:
     """The newest of each kind."""
     found: tuple[list[dict[str, Any]], ...] = (
-        overview.hydrations(None, READ),
-        overview.pushes(None, READ),
-        overview.refreshes(None, READ),
+        queries.hydrations(None, READ),
+        queries.pushes(None, READ),
+        queries.refreshes(None, READ),
     )
-    return DeedsRead(*found)
+    return ActivityRead(*found)

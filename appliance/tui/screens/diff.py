@@ -11,7 +11,7 @@ from textual.containers import Container
 from appliance.core.models import FileChange, Turn
 from appliance.tui.data.diffs import diff_lines
 from appliance.tui.data.messages import DiffRead, FilesRead, ReadFailed, TurnsRead
-from appliance.tui.data.rows import Session
+from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
 from appliance.tui.screens.view import SERVE, WIDE
 from appliance.tui.text import Cell, Piece, cell, count, signed
@@ -23,9 +23,10 @@ LIMIT = 512 * 2**10
 """Bytes of one file's diff that are shown."""
 
 
-class Diff(SessionActions):
+class DiffScreen(SessionActions):
     """The diff of `session`; `turn` None is all of it."""
 
+    heading = "Diff"
     here = "sessions"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "back", "back"),
@@ -38,7 +39,7 @@ class Diff(SessionActions):
         *SESSION_KEYS,
     ]
 
-    def __init__(self, session: Session, turn: int | None = None) -> None:
+    def __init__(self, session: SessionRow, turn: int | None = None) -> None:
         super().__init__()
         self._session = session
         self._turn = turn
@@ -46,7 +47,7 @@ class Diff(SessionActions):
         self._files: list[FileChange] | None = None
 
     @property
-    def session(self) -> Session:
+    def session(self) -> SessionRow:
         """The one that is shown."""
         return self._session
 
@@ -177,13 +178,13 @@ class Diff(SessionActions):
             self._say()
 
     def _read_turns(self) -> None:
-        session, overview = self._session, self.tui.overview
+        session, queries = self._session, self.tui.queries
         repo, name = session.repo, session.name
-        self.tui.reader.read("turns of a diff", self, lambda: TurnsRead(repo, name, overview.turns(repo, name)))
+        self.tui.loader.read("turns of a diff", self, lambda: TurnsRead(repo, name, queries.turns(repo, name)))
 
     def _read(self) -> None:
         session, turn, sessions = self._session, self._turn, self.tui.sessions
-        self.tui.reader.read(
+        self.tui.loader.read(
             "files", self, lambda: FilesRead(turn, sessions.files(session.document, turn)), failed=self.cannot_read
         )
 
@@ -196,7 +197,7 @@ class Diff(SessionActions):
             text, cut = sessions.file_diff(session.document, turn, row, LIMIT)
             return DiffRead(turn, row.path, diff_lines(text, row.path), cut)
 
-        self.tui.reader.read("diff", self, work, failed=self.cannot_read)
+        self.tui.loader.read("diff", self, work, failed=self.cannot_read)
 
     def _say(self) -> None:
         session, turns = self._session, self._turns

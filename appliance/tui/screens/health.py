@@ -9,7 +9,7 @@ from textual.binding import Binding, BindingType
 
 from appliance.core.node.queries import Disk
 from appliance.tui.data.messages import DiskRead, HealthRead
-from appliance.tui.data.rows import Check
+from appliance.tui.data.rows import CheckRow
 from appliance.tui.screens.view import SERVE, TIME, View
 from appliance.tui.text import Cell, bar, cell, count, percent, size
 from appliance.tui.widgets.lines import Line, Lines
@@ -19,9 +19,10 @@ LISTENERS = (("git", "git"), ("http", "HTTP"), ("admin", "admin"))
 BAR = 20
 
 
-class Health(View):
+class HealthScreen(View):
     """Listeners, guests, cache, disk; below them every check of `doctor`."""
 
+    heading = "Health"
     here = "health"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("r", "check", "check again", tooltip="look at everything again, as doctor does"),
@@ -31,7 +32,7 @@ class Health(View):
     def __init__(self) -> None:
         super().__init__()
         self._disk: Disk | None = None
-        self._checks: list[Check] = []
+        self._checks: list[CheckRow] = []
         self._beat = 0
 
     def body(self) -> ComposeResult:
@@ -42,16 +43,16 @@ class Health(View):
             Column("", self._verdict, 6, 0),
             Column("FOUND", lambda check: cell(check.found), 20, 0, grows=True),
         ]
-        listing: Listing[Check] = Listing(columns, lambda check: check.name, empty="looking…", id="list")
+        listing: Listing[CheckRow] = Listing(columns, lambda check: check.name, empty="looking…", id="list")
         yield listing
         yield Lines(id="mend")
 
     @staticmethod
-    def _verdict(check: Check) -> Cell:
+    def _verdict(check: CheckRow) -> Cell:
         return cell("● ok", "good") if check.ok else cell("✗ mend", "bad")
 
     @property
-    def listing(self) -> Listing[Check]:
+    def listing(self) -> Listing[CheckRow]:
         """The checks."""
         return self.query_one("#list", Listing)
 
@@ -90,27 +91,27 @@ class Health(View):
 
     def action_check(self) -> None:
         """Looks at everything again."""
-        appliance = self.tui.appliance
+        node = self.tui.node
 
         def work() -> HealthRead:
             from appliance.core.ops.doctor import examine
 
-            return HealthRead([Check(each.name, each.ok, each.found, each.mend) for each in examine(appliance)])
+            return HealthRead([CheckRow(each.name, each.ok, each.found, each.mend) for each in examine(node)])
 
-        self.tui.reader.read("health", self, work)
+        self.tui.loader.read("health", self, work)
 
     def focus_body(self) -> None:
         """Back to the checks."""
         self.listing.focus()
 
     def _read_disk(self) -> None:
-        overview = self.tui.overview
-        self.tui.reader.read("disk", self, lambda: DiskRead(overview.disk()))
+        queries = self.tui.queries
+        self.tui.loader.read("disk", self, lambda: DiskRead(queries.disk()))
 
     def _arrange(self) -> None:
         pulse = self.model.pulse or {}
         warnings = [
-            Check(f"warning {number}", False, text, "mend what it names, then restart serve")
+            CheckRow(f"warning {number}", False, text, "mend what it names, then restart serve")
             for number, text in enumerate(pulse.get("warnings", ()), 1)
         ]
         rows = [*warnings, *(check for check in self._checks if not check.ok), *(c for c in self._checks if c.ok)]
@@ -139,7 +140,7 @@ class Health(View):
     def _listeners(self, pulse: dict[str, Any] | None) -> list[Line]:
         if pulse is None:
             said = "serve is not running: guests are refused, nothing is refreshed" if self.model.looked else "looking…"
-            serve = self.tui.appliance.config.serve
+            serve = self.tui.node.config.serve
             addresses = {"git": serve.git, "http": serve.http, "admin": serve.admin}
             closed = [
                 (cell(f" ○ {word:<6} {addresses[name] or 'off'}", "dim"), cell("not listening ", "dim"))

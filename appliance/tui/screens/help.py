@@ -38,7 +38,7 @@ def help_lines(sections: list[tuple[str, list[BindingType]]]) -> Iterator[HelpLi
                 number += 1
 
 
-class Help(ModalScreen[None]):
+class HelpScreen(ModalScreen[None]):
     """A list of them, scrolled by the same keys as any list."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,q", "dismiss", "close")]

@@ -46,13 +46,13 @@ class RepoActions(View):
         if not (view := self.chosen) or not self.may_write():
             return
         name, enabled = view.repo.name, not view.repo.enabled
-        appliance = self.tui.appliance
+        node = self.tui.node
 
         def work() -> str:
-            appliance.current().set_enabled(name, enabled)
+            node.current().set_enabled(name, enabled)
             return f"{name} is {'enabled' if enabled else 'disabled; nothing of it was deleted'}"
 
-        self.tui.reader.act(f"{'enable' if enabled else 'disable'} {name}", work)
+        self.tui.loader.act(f"{'enable' if enabled else 'disable'} {name}", work)
 
     def action_add(self) -> None:
         """Asks for a URL, and registers it."""
@@ -61,13 +61,13 @@ class RepoActions(View):
 
         def add(entered: dict[str, str] | None) -> None:
             if entered:
-                appliance = self.tui.appliance
+                node = self.tui.node
 
                 def work() -> str:
-                    added = appliance.current().add(AddRepo.arguments(entered))
+                    added = node.current().add(AddRepo.arguments(entered))
                     return f"{added['name']} is registered ({added['state']})"
 
-                self.tui.reader.act(f"add {entered['url']}", work)
+                self.tui.loader.act(f"add {entered['url']}", work)
 
         self.app.push_screen(AddRepo(), add)
 
@@ -76,17 +76,17 @@ class RepoActions(View):
         if not (view := self.chosen) or not self.may_write():
             return
         name, sessions = view.repo.name, view.health.sessions
-        appliance = self.tui.appliance
+        node = self.tui.node
 
         def remove(answer: str | None) -> None:
             if not answer or answer == CANCEL:
                 return
 
             def work() -> str:
-                appliance.current().remove(name, purge=answer == "purge")
+                node.current().remove(name, purge=answer == "purge")
                 return f"{name} is removed{' and its mirror deleted' if answer == 'purge' else '; its mirror stays'}"
 
-            self.tui.reader.act(f"remove {name}", work)
+            self.tui.loader.act(f"remove {name}", work)
 
         recorded = f", with the {count(sessions, 'session')} recorded in it" if sessions else ""
         self.app.push_screen(

@@ -20,9 +20,10 @@ from appliance.tui.widgets.listing import Listing
 ORDER = list(STATES)
 
 
-class Repositories(RepoActions):
+class RepositoriesScreen(RepoActions):
     """Every repository."""
 
+    heading = "Repositories"
     here = "repositories"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "open", tooltip="open the view of one repository"),
@@ -40,7 +41,7 @@ class Repositories(RepoActions):
     def body(self) -> ComposeResult:
         """A summary, the list, the reason."""
         yield Lines(id="summary")
-        columns = RepoColumns(self.model, self.tui.appliance.config.refresh.stale_after).all()
+        columns = RepoColumns(self.model, self.tui.node.config.refresh.stale_after).all()
         listing: Listing[RepoView] = Listing(columns, lambda view: view.repo.name, empty="reading…", id="list")
         yield listing
         yield Lines(id="why")
@@ -147,7 +148,7 @@ class Repositories(RepoActions):
     def _nothing(self) -> str:
         if self.filter_words and self.model.repos:
             return f"No repository matches {self.filter_words}. Escape drops the filter."
-        if "repos" in self.model.troubles:
+        if "repos" in self.model.problems:
             return "Nothing can be read; the line below says why."
         way = "the key a adds one" if self.model.serving else "gitmirror.pyz add-repo URL"
         return f"No repository is registered yet: {way}" if self.model.read else "reading…"

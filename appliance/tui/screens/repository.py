@@ -9,10 +9,10 @@ from textual.binding import Binding, BindingType
 
 from appliance.core.models import RefText
 from appliance.core.node.queries import RepoView
-from appliance.tui.data.activity import ActivityFeed, Deed
+from appliance.tui.data.activity import ActivityEntry, ActivityFeed
 from appliance.tui.data.messages import HydrationsRead, ReadFailed, RefreshesRead, RefsRead, SessionsRead
-from appliance.tui.data.rows import Session
-from appliance.tui.screens.activity import deed_columns
+from appliance.tui.data.rows import SessionRow
+from appliance.tui.screens.activity import activity_columns
 from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
 from appliance.tui.screens.repo_columns import explain
 from appliance.tui.screens.session_list import SessionList
@@ -28,9 +28,10 @@ SOURCES = {"config": "config", "cli": "command line"}
 READ = 500
 
 
-class Repository(RepoActions):
+class RepositoryScreen(RepoActions):
     """The one of that name."""
 
+    heading = "Repository"
     here = "repositories"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "back"),
@@ -43,7 +44,7 @@ class Repository(RepoActions):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.repo = name
-        self.book = SessionList(name)
+        self.session_list = SessionList(name)
         self._tab = 0
         self._quiet = False
         self._refreshes: list[dict[str, Any]] = []
@@ -56,7 +57,7 @@ class Repository(RepoActions):
         yield Lines(id="facts")
         yield Plot(id="plot")
         yield Lines(id="tabs")
-        columns = deed_columns(with_repo=False)
+        columns = activity_columns(with_repo=False)
         sessions = SessionColumns(self.model.clock).all(with_repo=False)
         refreshes, hydrations = columns[:1] + columns[2:4] + columns[5:6], columns[:1] + columns[2:]
         lists: tuple[Listing[Any], ...] = (
@@ -98,19 +99,17 @@ class Repository(RepoActions):
 
     def reread(self) -> None:
         """All of its lists; hydrations too, whose events went to another view."""
-        overview, name = self.tui.overview, self.repo
+        queries, name = self.tui.queries, self.repo
         self._hydrations = ActivityFeed()
-        self.tui.reader.read("hydrations", self, lambda: HydrationsRead(name, overview.hydrations(name, READ)))
+        self.tui.loader.read("hydrations", self, lambda: HydrationsRead(name, queries.hydrations(name, READ)))
         self._read_changed()
 
     def _read_changed(self) -> None:
-        overview, name = self.tui.overview, self.repo
-        read = self.tui.reader.read
-        read(
-            "refreshes", self, lambda: RefreshesRead(name, overview.refreshes(name, READ), overview.recent(name, READ))
-        )
-        read("refs", self, lambda: RefsRead(name, overview.refs(name)), failed=self.cannot_read_refs)
-        self.book.read(self.tui, self)
+        queries, name = self.tui.queries, self.repo
+        read = self.tui.loader.read
+        read("refreshes", self, lambda: RefreshesRead(name, queries.refreshes(name, READ), queries.recent(name, READ)))
+        read("refs", self, lambda: RefsRead(name, queries.refs(name)), failed=self.cannot_read_refs)
+        self.session_list.read(self.tui, self)
 
     def take(self, news: frozenset[str]) -> None:
         """Shows what changed."""
@@ -131,7 +130,7 @@ class Repository(RepoActions):
     def done(self) -> None:
         """Something was done to it, or to a session."""
         self._read_changed()
-        self.book.read(self.tui, self, whole=True)
+        self.session_list.read(self.tui, self, whole=True)
 
     def on_refreshes_read(self, message: RefreshesRead) -> None:
         """Its history."""
@@ -158,15 +157,15 @@ class Repository(RepoActions):
 
     def on_sessions_read(self, message: SessionsRead) -> None:
         """What agents recorded in it."""
-        self.book.take(message, self.tui, self)
+        self.session_list.take(message, self.tui, self)
         listing = self.query_one("#sessions", Listing)
         listing.empty = "No agent has recorded anything in it yet."
-        listing.show(self.book.rows)
+        listing.show(self.session_list.rows)
         self._tell()
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
         """What a session changed."""
-        if isinstance(event.row, Session):
+        if isinstance(event.row, SessionRow):
             self.tui.open_diff(event.row, None)
 
     def action_tab(self, by: int) -> None:
@@ -192,15 +191,15 @@ class Repository(RepoActions):
         self.query_one(Plot).draw(self._recent, self.model.clock())
 
     def _show_refreshes(self) -> None:
-        deeds = ActivityFeed()
-        deeds.fill((), (), self._refreshes)
-        rows = deeds.rows
-        listing: Listing[Deed] = self.query_one("#refreshes", Listing)
+        activity = ActivityFeed()
+        activity.fill((), (), self._refreshes)
+        rows = activity.rows
+        listing: Listing[ActivityEntry] = self.query_one("#refreshes", Listing)
         listing.empty = "No refresh that moved anything; u shows all." if rows else "No refresh has ended yet."
         listing.show([row for row in rows if self._quiet or not row.quiet])
 
     def _show_hydrations(self) -> None:
-        listing: Listing[Deed] = self.query_one("#hydrations", Listing)
+        listing: Listing[ActivityEntry] = self.query_one("#hydrations", Listing)
         listing.empty = "No guest has taken anything from it yet."
         listing.show(self._hydrations.rows)
 

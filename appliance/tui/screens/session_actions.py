@@ -7,7 +7,7 @@ from pathlib import Path
 
 from textual.binding import Binding, BindingType
 
-from appliance.tui.data.rows import Session
+from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.dialogs import CANCEL, Ask, Form
 from appliance.tui.screens.view import View
 from appliance.tui.text import count, size
@@ -25,7 +25,7 @@ class SessionActions(View):
     """Actions on `session`, or on `turn` of it."""
 
     @property
-    def session(self) -> Session | None:
+    def session(self) -> SessionRow | None:
         """The session that keys act on."""
         raise NotImplementedError
 
@@ -48,7 +48,7 @@ class SessionActions(View):
                     chosen = sessions.checkout(session.repo, session.name, directory, turn)
                     return f"{directory} is at {chosen.commit[:12]}: {chosen.subject}"
 
-                self.tui.reader.act(f"checkout of {session.name}", work)
+                self.tui.loader.act(f"checkout of {session.name}", work)
 
         form = Form(
             f"Check out {session.name}{_of(turn)}",
@@ -70,7 +70,7 @@ class SessionActions(View):
                 def work() -> str:
                     return f"{path}: {size(sessions.export(session.document, turn, path))}; `git apply` takes it"
 
-                self.tui.reader.act(f"export of {session.name}", work)
+                self.tui.loader.act(f"export of {session.name}", work)
 
         suffix = f"-{turn}" if turn else ""
         form = Form(
@@ -95,7 +95,7 @@ class SessionActions(View):
             sessions.keep(session.repo, session.name, kept)
             return f"{session.name} is {'kept' if kept else 'under retention again'}"
 
-        self.tui.reader.act(f"keep {session.name}", work)
+        self.tui.loader.act(f"keep {session.name}", work)
 
     def action_drop(self) -> None:
         """Asks, and ends it."""
@@ -110,7 +110,7 @@ class SessionActions(View):
                     sessions.drop(session.repo, session.name)
                     return f"{session.name} is ended"
 
-                self.tui.reader.act(f"drop {session.name}", work)
+                self.tui.loader.act(f"drop {session.name}", work)
 
         self.app.push_screen(
             Ask(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from appliance.tui.data.messages import SessionsRead
-from appliance.tui.data.rows import Session
+from appliance.tui.data.rows import SessionRow
 
 if TYPE_CHECKING:
     from textual.screen import Screen
@@ -22,19 +22,19 @@ class SessionList:
 
     def __init__(self, repo: str | None) -> None:
         self._repo = repo
-        self._found: dict[tuple[str, str], Session] = {}
-        self.rows: list[Session] = []
+        self._found: dict[tuple[str, str], SessionRow] = {}
+        self.rows: list[SessionRow] = []
         self.total = 0
 
     def read(self, tui: Tui, view: Screen[None], *, whole: bool = False) -> None:
         """Reads the newest, or all of them, for the view to take."""
-        repo, limit, overview = self._repo, MOST if whole else FIRST, tui.overview
+        repo, limit, queries = self._repo, MOST if whole else FIRST, tui.queries
 
         def work() -> SessionsRead:
-            rows, total = overview.sessions(repo, limit)
-            return SessionsRead(repo, [Session.of(row) for row in rows], total)
+            rows, total = queries.sessions(repo, limit)
+            return SessionsRead(repo, [SessionRow.of(row) for row in rows], total)
 
-        tui.reader.read(f"sessions {'all' if whole else 'newest'} {repo or ''}", view, work)
+        tui.loader.read(f"sessions {'all' if whole else 'newest'} {repo or ''}", view, work)
 
     def take(self, message: SessionsRead, tui: Tui, view: Screen[None]) -> bool:
         """Takes them in, and returns whether anything is new; when others are missing, or some are gone, reads all."""
@@ -49,7 +49,7 @@ class SessionList:
             self.read(tui, view, whole=True)
         return True
 
-    def matching(self, words: str) -> list[Session]:
+    def matching(self, words: str) -> list[SessionRow]:
         """Those with all the words in name, repository, subject or client."""
         wanted = words.lower().split()
         if not wanted:

@@ -11,7 +11,7 @@ from textual.containers import Container
 from appliance.core.models import Turn
 from appliance.tui.data.activity import seconds_of
 from appliance.tui.data.messages import SessionsRead, TurnsRead
-from appliance.tui.data.rows import Session
+from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
 from appliance.tui.screens.session_list import SessionList
 from appliance.tui.screens.view import SERVE, TIME
@@ -26,7 +26,7 @@ class SessionColumns:
     def __init__(self, clock: Any) -> None:
         self._clock = clock
 
-    def all(self, *, with_repo: bool = True) -> list[Column[Session]]:
+    def all(self, *, with_repo: bool = True) -> list[Column[SessionRow]]:
         """In the order in which they stand."""
         return [
             Column("SESSION", self._name, 20, 0, 34, grows=True),
@@ -43,11 +43,11 @@ class SessionColumns:
         ]
 
     @staticmethod
-    def _name(session: Session) -> Cell:
+    def _name(session: SessionRow) -> Cell:
         return ("◆ " if session.kept else "", "accent"), (session.name, "strong")
 
 
-def fate(session: Session) -> str:
+def fate(session: SessionRow) -> str:
     """What retention does with it."""
     return "◆ kept" if session.kept else "▪ archived" if session.archived else ""
 
@@ -65,9 +65,10 @@ def turn_columns(clock: Any) -> list[Column[tuple[int, Turn, float]]]:
     ]
 
 
-class Sessions(SessionActions):
+class SessionsScreen(SessionActions):
     """Every session of every repository."""
 
+    heading = "Sessions"
     here = "sessions"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "what it changed", tooltip="what it changed; or what the chosen turn did"),
@@ -79,14 +80,16 @@ class Sessions(SessionActions):
 
     def __init__(self) -> None:
         super().__init__()
-        self.book = SessionList(None)
+        self.session_list = SessionList(None)
 
     def body(self) -> ComposeResult:
         """The list, and the turns of the chosen one."""
         yield Lines(id="summary")
         with Container(id="halves"):
             columns = SessionColumns(self.model.clock).all()
-            listing: Listing[Session] = Listing(columns, lambda row: (row.repo, row.name), empty="reading…", id="list")
+            listing: Listing[SessionRow] = Listing(
+                columns, lambda row: (row.repo, row.name), empty="reading…", id="list"
+            )
             yield listing
             turns: Listing[tuple[int, Turn, float]] = Listing(
                 turn_columns(self.model.clock), lambda row: row[1].id, id="turns"
@@ -94,12 +97,12 @@ class Sessions(SessionActions):
             yield turns
 
     @property
-    def listing(self) -> Listing[Session]:
+    def listing(self) -> Listing[SessionRow]:
         """The list."""
         return self.query_one("#list", Listing)
 
     @property
-    def session(self) -> Session | None:
+    def session(self) -> SessionRow | None:
         """The row with the cursor."""
         return self.listing.row
 
@@ -115,7 +118,7 @@ class Sessions(SessionActions):
 
     def reread(self) -> None:
         """Others may have come."""
-        self.book.read(self.tui, self)
+        self.session_list.read(self.tui, self)
 
     def take(self, news: frozenset[str]) -> None:
         """Shows what changed."""
@@ -131,11 +134,11 @@ class Sessions(SessionActions):
 
     def done(self) -> None:
         """Something was done: a session may be gone, or kept."""
-        self.book.read(self.tui, self, whole=True)
+        self.session_list.read(self.tui, self, whole=True)
 
     def on_sessions_read(self, message: SessionsRead) -> None:
         """Sessions."""
-        if self.book.take(message, self.tui, self):
+        if self.session_list.take(message, self.tui, self):
             self._arrange()
 
     def on_turns_read(self, message: TurnsRead) -> None:
@@ -164,19 +167,19 @@ class Sessions(SessionActions):
             self.tui.open_diff(session, None if event.listing is self.listing else event.row[0])
 
     def _read_turns(self) -> None:
-        session, overview = self.session, self.tui.overview
+        session, queries = self.session, self.tui.queries
         if session is None:
             self.query_one("#turns", Listing).show([])
             return
         repo, name = session.repo, session.name
-        self.tui.reader.read("turns", self, lambda: TurnsRead(repo, name, overview.turns(repo, name)))
+        self.tui.loader.read("turns", self, lambda: TurnsRead(repo, name, queries.turns(repo, name)))
 
     def _arrange(self) -> None:
-        rows = self.book.matching(self.filter_words)
+        rows = self.session_list.matching(self.filter_words)
         listing = self.listing
         listing.empty = (
             f"No session matches {self.filter_words}. Escape drops the filter."
-            if self.filter_words and self.book.total
+            if self.filter_words and self.session_list.total
             else "No agent has recorded anything yet: git push … HEAD:refs/agents/SESSION"
         )
         before = listing.row
@@ -186,9 +189,11 @@ class Sessions(SessionActions):
         self._summarise()
 
     def _summarise(self) -> None:
-        rows, listing, total = self.listing.rows, self.listing, self.book.total
+        rows, listing, total = self.listing.rows, self.listing, self.session_list.total
         said = count(total, "session") if len(rows) == total else f"{len(rows):,} of {count(total, 'session')}"
-        right = "newest first " if len(self.book.rows) >= total else f"{len(self.book.rows):,} read so far "
+        right = (
+            "newest first " if len(self.session_list.rows) >= total else f"{len(self.session_list.rows):,} read so far "
+        )
         chosen = f"{fate(listing.row)}  " if listing.row is not None and fate(listing.row) else ""
         self.query_one("#summary", Lines).show((cell(f" {said}"), ((chosen, "accent"), (right, "dim"))))
 

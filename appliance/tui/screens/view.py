@@ -35,6 +35,8 @@ WIDE = 110
 class View(Screen[None]):
     """One full screen. Subclasses fill `body`, and take news."""
 
+    heading: ClassVar[str] = ""
+    """Its name in the help and in docs/tui.md."""
     here: ClassVar[str] = ""
     """The tab that is marked."""
     VERTICAL_BREAKPOINTS = [(0, "-short"), (TALL, "-tall")]  # noqa: RUF012 - the type is Textual's
@@ -74,7 +76,7 @@ class View(Screen[None]):
     def _complain(self) -> None:
         """Above the keys: what cannot be read just now."""
         trouble = self.query_one("#trouble", Lines)
-        text = next(iter(self.model.troubles.values()), "")
+        text = next(iter(self.model.problems.values()), "")
         lines = wrapped(text, self.size.width - 5, 3) if text else []
         trouble.styles.height = len(lines)
         trouble.show(*(((("   " if number else " ✗ ", "bad"), (line, "")), ()) for number, line in enumerate(lines)))

@@ -46,7 +46,7 @@ def _serve(model: Model) -> tuple[Piece, ...]:
         return (("… looking for serve ", "dim"),)
     if not model.serving:
         return (("○ no serve: read-only ", "warn"),)
-    if "pulse" in model.troubles:
+    if "pulse" in model.problems:
         return (("▲ serve does not answer ", "warn"),)
     guests = count(model.pulse["clients"], "guest") if model.pulse else "…"
     return (("● serving  ", "good"), (f"{guests} ", ""))
