@@ -103,7 +103,7 @@ class Scene:
         queries = FixedQueries(Node(Layout(self.state), load_config(None), create=False), clock=lambda: NOW)
         queries.told = self.pulse
         app = Tui(queries, clock=lambda: NOW)
-        app.events = StillEvents(app, self.pulse is not None)  # type: ignore[assignment]
+        app.context.follower.events = StillEvents(app, self.pulse is not None)  # type: ignore[assignment]
         return app
 
 

@@ -1,11 +1,11 @@
-"""The app as far as it reads: what is known, what is read when, what an event sets off."""
+"""Keeps the model true: what is read when, and what an event sets off."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from textual.app import App
+from textual.message_pump import MessagePump
 from textual.timer import Timer
 
 from appliance.core.node.queries import NodeQueries, RepoView
@@ -14,6 +14,7 @@ from appliance.tui.data.event_follower import ABSENT, EventFollower
 from appliance.tui.data.loader import Loader, tell
 from appliance.tui.data.messages import (
     EventsArrived,
+    FollowerMessage,
     PulseRead,
     RatesRead,
     ReadFailed,
@@ -24,7 +25,9 @@ from appliance.tui.data.messages import (
     TipRead,
 )
 from appliance.tui.data.model import RATIO_OVER, SLOT, Model, Rates
-from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME, View
+
+REPOS, SERVE, TIME, RATES = "repos", "serve", "time", "rates"
+"""What news is about."""
 
 TICK = 1.0
 """Seconds between two looks at the clock."""
@@ -35,34 +38,57 @@ AGAIN = 0.5
 CALM = 0.2
 """The least seconds between two redraws because of events: hundreds a second are not read one by one."""
 OF_SERVE = frozenset({"pulse", "events"})
-"""Troubles that are not the database's."""
+"""Problems that are not the database's."""
 RECENT = 60
 """Refreshes that the trend of one repository may show."""
 
 
-class Reading(App[None]):
-    """Keeps `model` true while it is open, and tells the view that is seen."""
+class VisibleView(Protocol):
+    """What the follower tells of the view that is on screen."""
 
-    def __init__(self, queries: NodeQueries, clock: Callable[[], float], **options: Any) -> None:
-        super().__init__(**options)
-        self.queries = queries
-        self.node = queries.node
-        self.model = Model(clock)
-        self.loader = Loader(self)
-        self.events = EventFollower(queries.node.layout, self)
+    def take(self, news: frozenset[str]) -> None:
+        """Shows what changed; `news` names the topics."""
+
+    def happened(self, events: list[dict[str, Any]]) -> None:
+        """Takes the events that arrived, oldest first."""
+
+    def reread(self) -> None:
+        """Reads what this view alone shows."""
+
+
+class Follower:
+    """Keeps `model` true while the app is open, and tells the view that `visible` returns.
+
+    `app` gives the timers and receives what was read; it hands each FollowerMessage to `receive` on the UI thread.
+    """
+
+    def __init__(
+        self,
+        queries: NodeQueries,
+        model: Model,
+        loader: Loader,
+        app: MessagePump,
+        visible: Callable[[], VisibleView | None],
+    ) -> None:
+        self._queries = queries
+        self._model = model
+        self._loader = loader
+        self._app = app
+        self._visible = visible
+        self.events = EventFollower(queries.node.layout, app)
         self._settling: Timer | None = None
         self._telling: Timer | None = None
         self._later: list[Callable[[], None]] = []
-        self._beat = 0
+        self.beats = 0
 
-    def on_mount(self) -> None:
+    def start(self) -> None:
         """Begins to read."""
         self.read_repos()
         self.events.start()
         self.read_rates()
-        self.set_interval(TICK, self._tick)
+        self._app.set_interval(TICK, self._tick)
 
-    def on_unmount(self) -> None:
+    def close(self) -> None:
         """Hangs up."""
         self.events.close()
 
@@ -70,164 +96,177 @@ class Reading(App[None]):
 
     def read_repos(self) -> None:
         """All repositories, as the database has them."""
-        cloning = frozenset(self.model.pulse["cloning"] if self.model.pulse else ())
-        self.loader.read("repos", self, lambda: ReposRead(self.queries.repos(cloning)))
+        cloning = frozenset(self._model.pulse["cloning"] if self._model.pulse else ())
+        self._loader.read("repos", self._app, lambda: ReposRead(self._queries.repos(cloning)))
 
     def read_pulse(self) -> None:
         """How serve is."""
-        self.loader.read("pulse", self, lambda: PulseRead(self.queries.pulse()))
+        self._loader.read("pulse", self._app, lambda: PulseRead(self._queries.pulse()))
 
     def read_rates(self) -> None:
         """Hydrations before now; from then on the events count."""
-        since = (self.model.clock() - RATIO_OVER) // SLOT * SLOT
-        self.loader.read("rates", self, lambda: RatesRead(since, self.queries.hydration_counts(since, SLOT)))
+        since = (self._model.clock() - RATIO_OVER) // SLOT * SLOT
+        work = lambda: RatesRead(since, self._queries.hydration_counts(since, SLOT))  # noqa: E731
+        self._loader.read("rates", self._app, work)
 
     def look_at(self, views: Sequence[RepoView]) -> None:
         """Reads what is shown of these alone: their last refreshes, and the commits at their tips."""
-        model, queries = self.model, self.queries
+        app, queries = self._app, self._queries
         wanted = [view.repo.name for view in views]
         tips = [
             (view.repo.name, view.health.tip)
             for view in views
-            if view.health.tip and (view.repo.name, view.health.tip) not in model.tips
+            if view.health.tip and (view.repo.name, view.health.tip) not in self._model.tips
         ]
-        self.loader.read("recent", self, lambda: RecentRead({name: queries.recent(name, RECENT) for name in wanted}))
+        self._loader.read("recent", app, lambda: RecentRead({name: queries.recent(name, RECENT) for name in wanted}))
 
         def read_tips() -> None:
             for name, oid in tips:
-                tell(self, TipRead(name, oid, queries.tip(name, oid)))
+                tell(app, TipRead(name, oid, queries.tip(name, oid)))
 
         if tips:
-            self.loader.read("tips", self, read_tips)
+            self._loader.read("tips", app, read_tips)
 
     # News
 
-    def _view(self) -> View | None:
-        """The one that is seen, below a dialog too."""
-        return next((s for s in reversed(self.screen_stack) if isinstance(s, View) and s.is_mounted), None)
-
-    def _news(self, *topics: str) -> None:
-        view = self._view()
-        if view is not None and view.is_current_view:
+    def tell(self, *topics: str) -> None:
+        """Tells the view on screen what changed."""
+        view = self._visible()
+        if view is not None:
             view.take(frozenset(topics))
 
+    def receive(self, message: FollowerMessage) -> None:
+        """Takes what was read, or what the event stream announced."""
+        match message:
+            case EventsArrived():
+                self._take_events()
+            case ReposRead():
+                self._take_repos(message)
+            case PulseRead():
+                self._take_pulse(message)
+            case RatesRead():
+                self._take_rates(message)
+            case RecentRead():
+                self._model.recent |= message.recent
+                self.tell(TIME)
+            case TipRead():
+                self._model.tips[message.repo, message.oid] = message.commit
+                self.tell(TIME)
+            case ReadFailed():
+                self._read_failed(message)
+            case ReadRecovered():
+                self._read_recovered(message)
+            case StreamChanged():
+                self._stream_changed(message)
+
     def _tick(self) -> None:
-        self._beat += 1
-        self.model.rates.forget_old(self.model.clock())
-        if self.model.serving:
+        self.beats += 1
+        self._model.rates.forget_old(self._model.clock())
+        if self._model.serving:
             self.read_pulse()
-        if self._beat % 2 == 0:
+        if self.beats % 2 == 0:
             self.read_repos()
-            if "repos" not in self.model.problems and self.model.problems.keys() - OF_SERVE:
+            if "repos" not in self._model.problems and self._model.problems.keys() - OF_SERVE:
                 self._reread()
-        self._news(TIME)
+        self.tell(TIME)
 
-    def on_repos_read(self, message: ReposRead) -> None:
-        """Repositories."""
+    def _take_repos(self, message: ReposRead) -> None:
         found = {view.repo.name: view for view in message.repos}
-        if found != self.model.repos or not self.model.read:
-            self.model.repos = found
-            self.model.read = True
-            self._news(REPOS)
+        if found != self._model.repos or not self._model.read:
+            self._model.repos = found
+            self._model.read = True
+            self.tell(REPOS)
 
-    def on_pulse_read(self, message: PulseRead) -> None:
-        """Serve is so. What it told before it ended may arrive after the word that it did."""
-        if not self.model.serving:
+    def _take_pulse(self, message: PulseRead) -> None:
+        # What serve told before it ended may arrive after the word that it did.
+        if not self._model.serving:
             return
-        before = set(self.model.pulse["cloning"]) if self.model.pulse else set()
-        self.model.pulse = message.pulse
+        before = set(self._model.pulse["cloning"]) if self._model.pulse else set()
+        self._model.pulse = message.pulse
         if message.pulse and set(message.pulse["cloning"]) != before:
             self.read_repos()
-        self._news(SERVE)
+        self.tell(SERVE)
 
-    def on_rates_read(self, message: RatesRead) -> None:
-        """Hydrations before now; those that events told are among them."""
-        self.model.rates = Rates()
+    def _take_rates(self, message: RatesRead) -> None:
+        # Those that events told are among them.
+        self._model.rates = Rates()
         for each in message.counts:
             at = message.since + each["slot"] * SLOT
-            self.model.rates.add(each["repo"], at, each["way"], each["count"])
-        self._news(RATES)
+            self._model.rates.add(each["repo"], at, each["way"], each["count"])
+        self.tell(RATES)
 
-    def on_recent_read(self, message: RecentRead) -> None:
-        """Refreshes of what is on screen."""
-        self.model.recent |= message.recent
-        self._news(TIME)
-
-    def on_tip_read(self, message: TipRead) -> None:
-        """A commit at a tip."""
-        self.model.tips[message.repo, message.oid] = message.commit
-        self._news(TIME)
-
-    def on_read_failed(self, message: ReadFailed) -> None:
-        """Something cannot be read: said, and what was read last stays."""
+    def _read_failed(self, message: ReadFailed) -> None:
+        """Says that something cannot be read; what was read last stays."""
         if message.failed is not None:
             message.failed(message)
             return
-        if self.model.problems.get(message.name) != message.error.message:
+        if self._model.problems.get(message.name) != message.error.message:
             # Told once: what is shown then reads again what failed.
-            self.model.problems[message.name] = message.error.message
-            self.model.read = True
-            self._news(SERVE, REPOS)
+            self._model.problems[message.name] = message.error.message
+            self._model.read = True
+            self.tell(SERVE, REPOS)
 
-    def on_read_recovered(self, message: ReadRecovered) -> None:
+    def _read_recovered(self, message: ReadRecovered) -> None:
         """It can be read again, and so can what else failed."""
-        self.model.problems.pop(message.name, None)
+        self._model.problems.pop(message.name, None)
         if message.name == "repos":
             self._reread()
-        self._news(SERVE, REPOS)
+        self.tell(SERVE, REPOS)
 
     def _reread(self) -> None:
         """Whatever failed, or may have: the database can be read."""
-        self.model.problems = {name: text for name, text in self.model.problems.items() if name in OF_SERVE}
+        self._model.problems = {name: text for name, text in self._model.problems.items() if name in OF_SERVE}
         self.read_rates()
-        view = self._view()
+        view = self._visible()
         if view is not None:
             view.reread()
 
-    def on_stream_changed(self, message: StreamChanged) -> None:
+    def _stream_changed(self, message: StreamChanged) -> None:
         """A serve is there, or gone."""
-        self.model.looked = True
-        self.model.serving = message.serving
-        self.model.problems.pop("events", None)
+        model = self._model
+        model.looked = True
+        model.serving = message.serving
+        model.problems.pop("events", None)
         if message.why and message.why != ABSENT:
-            self.model.problems["events"] = message.why
+            model.problems["events"] = message.why
         if message.serving:
             self.read_pulse()
             self.read_repos()
         else:
-            self.model.pulse = None
-            self.model.problems.pop("pulse", None)
-            self.model.activity.forget_open()
-        self._news(SERVE, RATES)
+            model.pulse = None
+            model.problems.pop("pulse", None)
+            model.activity.forget_open()
+        self.tell(SERVE, RATES)
 
-    def on_events_arrived(self, message: EventsArrived) -> None:
+    def _take_events(self) -> None:
         """Takes the events; what they changed in the database is read when it has it, see `soon`."""
         events = self.events.take()
         for event in events:
             if event["event"] == "hydrated":
-                self.model.rates.add(event["repo"], self.model.clock(), event["way"])
+                self._model.rates.add(event["repo"], self._model.clock(), event["way"])
             elif event["event"] == "refreshed" and not event["error"]:
-                self.model.verified[event["repo"]] = seconds_of(event["at"]) - event["seconds"]
-        self.model.activity.take(events)
+                self._model.verified[event["repo"]] = seconds_of(event["at"]) - event["seconds"]
+        self._model.activity.take(events)
         if any(event["event"] in ("refreshed", "recorded", "lost") for event in events):
             self.soon(self.read_repos)
-        view = self._view()
+        view = self._visible()
         if view is not None:
             view.happened(events)
         if self._telling is None:
-            self._news(RATES)
-            self._telling = self.set_timer(CALM, self._tell_rates)
+            self.tell(RATES)
+            self._telling = self._app.set_timer(CALM, self.tell_rates)
 
-    def _tell_rates(self) -> None:
+    def tell_rates(self) -> None:
+        """Tells what the events since the last redraw changed."""
         self._telling = None
-        self._news(RATES)
+        self.tell(RATES)
 
     def soon(self, read: Callable[[], None]) -> None:
         """Reads when the database has what an event told, and once more: not more often than twice a second."""
         if read not in self._later:
             self._later.append(read)
         if self._settling is None:
-            self._settling = self.set_timer(SETTLE, self._read_settled)
+            self._settling = self._app.set_timer(SETTLE, self._read_settled)
 
     def _read_settled(self) -> None:
         reads, self._later = self._later, []
@@ -240,4 +279,4 @@ class Reading(App[None]):
             for read in [*reads, *(each for each in more if each not in reads)]:
                 read()
 
-        self._settling = self.set_timer(AGAIN, again)
+        self._settling = self._app.set_timer(AGAIN, again)

@@ -14,8 +14,12 @@ from appliance.core.node.queries import Disk, RepoView
 from appliance.tui.data.rows import CheckRow, DiffLine, SessionRow
 
 
+class FollowerMessage(Message):
+    """What the app hands to the follower."""
+
+
 @dataclass
-class StreamChanged(Message):
+class StreamChanged(FollowerMessage):
     """The event stream of a serve is open (`serving`), or there is none, and why."""
 
     serving: bool
@@ -23,26 +27,26 @@ class StreamChanged(Message):
 
 
 @dataclass
-class EventsArrived(Message):
+class EventsArrived(FollowerMessage):
     """There are events to take."""
 
 
 @dataclass
-class PulseRead(Message):
+class PulseRead(FollowerMessage):
     """What a running serve says of itself; None without one."""
 
     pulse: dict[str, Any] | None
 
 
 @dataclass
-class ReposRead(Message):
+class ReposRead(FollowerMessage):
     """All repositories."""
 
     repos: list[RepoView]
 
 
 @dataclass
-class RatesRead(Message):
+class RatesRead(FollowerMessage):
     """Hydrations before this view was opened: `counts` by repository, slot and way, slots from `since` on."""
 
     since: float
@@ -50,14 +54,14 @@ class RatesRead(Message):
 
 
 @dataclass
-class RecentRead(Message):
+class RecentRead(FollowerMessage):
     """The last refreshes of some repositories: begin, seconds, result."""
 
     recent: dict[str, list[tuple[float, float, str]]]
 
 
 @dataclass
-class TipRead(Message):
+class TipRead(FollowerMessage):
     """The commit at a tip; None when the mirror cannot tell."""
 
     repo: str
@@ -66,7 +70,7 @@ class TipRead(Message):
 
 
 @dataclass
-class ReadFailed(Message):
+class ReadFailed(FollowerMessage):
     """A read failed; `name` says which. `failed` is who wants to know, None when it concerns every view."""
 
     name: str
@@ -75,7 +79,7 @@ class ReadFailed(Message):
 
 
 @dataclass
-class ReadRecovered(Message):
+class ReadRecovered(FollowerMessage):
     """A read that may have failed before did not."""
 
     name: str

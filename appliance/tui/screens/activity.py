@@ -9,10 +9,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
 from appliance.core.node.queries import NodeQueries
+from appliance.tui.context import Context, OpenRepository
 from appliance.tui.data.activity import HYDRATION, PUSH, REFRESH, ActivityEntry
+from appliance.tui.data.follower import RATES, TIME
 from appliance.tui.data.messages import ActivityRead
 from appliance.tui.data.model import EVERY
-from appliance.tui.screens.view import RATES, TIME, View
+from appliance.tui.screens.view import View
 from appliance.tui.text import Cell, Piece, cell, percent, size, took
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
@@ -52,8 +54,8 @@ class ActivityScreen(View):
         Binding("escape", "back", "drop the filter", show=False),
     ]
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
         self._kind: str | None = None
         self._quiet = False
         self._held = False
@@ -77,9 +79,9 @@ class ActivityScreen(View):
 
     def reread(self) -> None:
         """What happened before is read once."""
-        queries = self.tui.queries
+        queries = self.context.queries
         if not self.model.activity.read:
-            self.tui.loader.read("activity", self, lambda: read_activity(queries))
+            self.context.loader.read("activity", self, lambda: read_activity(queries))
 
     def on_activity_read(self, message: ActivityRead) -> None:
         """What the database has."""
@@ -120,7 +122,7 @@ class ActivityScreen(View):
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
         """Opens the repository."""
         if event.row.repo in self.model.repos:
-            self.tui.open_repository(event.row.repo)
+            self.post_message(OpenRepository(event.row.repo))
 
     def _arrange(self) -> None:
         words = self.filter_words.lower().split()

@@ -9,11 +9,13 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 
 from appliance.core.models import FileChange, Turn
+from appliance.tui.context import Context
 from appliance.tui.data.diffs import diff_lines
+from appliance.tui.data.follower import SERVE
 from appliance.tui.data.messages import DiffRead, FilesRead, ReadFailed, TurnsRead
 from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
-from appliance.tui.screens.view import SERVE, WIDE
+from appliance.tui.screens.view import WIDE
 from appliance.tui.text import Cell, Piece, cell, count, signed
 from appliance.tui.widgets.diffview import DiffView
 from appliance.tui.widgets.lines import Lines
@@ -28,6 +30,7 @@ class DiffScreen(SessionActions):
 
     heading = "Diff"
     here = "sessions"
+    opened = True
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "back", "back"),
         Binding("n", "file(1)", "next file"),
@@ -39,8 +42,8 @@ class DiffScreen(SessionActions):
         *SESSION_KEYS,
     ]
 
-    def __init__(self, session: SessionRow, turn: int | None = None) -> None:
-        super().__init__()
+    def __init__(self, context: Context, session: SessionRow, turn: int | None = None) -> None:
+        super().__init__(context)
         self._session = session
         self._turn = turn
         self._turns: list[Turn] = []
@@ -98,7 +101,7 @@ class DiffScreen(SessionActions):
         """Another turn of this very session."""
         mine = (self._session.repo, self._session.name)
         if any(event["event"] == "recorded" and (event["repo"], event["session"]) == mine for event in events):
-            self.tui.soon(self._read_turns)
+            self.context.follower.soon(self._read_turns)
 
     def on_turns_read(self, message: TurnsRead) -> None:
         """How many turns there are."""
@@ -178,18 +181,18 @@ class DiffScreen(SessionActions):
             self._say()
 
     def _read_turns(self) -> None:
-        session, queries = self._session, self.tui.queries
+        session, queries = self._session, self.context.queries
         repo, name = session.repo, session.name
-        self.tui.loader.read("turns of a diff", self, lambda: TurnsRead(repo, name, queries.turns(repo, name)))
+        self.context.loader.read("turns of a diff", self, lambda: TurnsRead(repo, name, queries.turns(repo, name)))
 
     def _read(self) -> None:
-        session, turn, sessions = self._session, self._turn, self.tui.sessions
-        self.tui.loader.read(
+        session, turn, sessions = self._session, self._turn, self.context.sessions
+        self.context.loader.read(
             "files", self, lambda: FilesRead(turn, sessions.files(session.document, turn)), failed=self.cannot_read
         )
 
     def _read_file(self) -> None:
-        row, session, turn, sessions = self.files.row, self._session, self._turn, self.tui.sessions
+        row, session, turn, sessions = self.files.row, self._session, self._turn, self.context.sessions
         if row is None:
             return
 
@@ -197,7 +200,7 @@ class DiffScreen(SessionActions):
             text, cut = sessions.file_diff(session.document, turn, row, LIMIT)
             return DiffRead(turn, row.path, diff_lines(text, row.path), cut)
 
-        self.tui.loader.read("diff", self, work, failed=self.cannot_read)
+        self.context.loader.read("diff", self, work, failed=self.cannot_read)
 
     def _say(self) -> None:
         session, turns = self._session, self._turns

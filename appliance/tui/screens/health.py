@@ -8,9 +8,11 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
 from appliance.core.node.queries import Disk
+from appliance.tui.context import Context
+from appliance.tui.data.follower import SERVE, TIME
 from appliance.tui.data.messages import DiskRead, HealthRead
 from appliance.tui.data.rows import CheckRow
-from appliance.tui.screens.view import SERVE, TIME, View
+from appliance.tui.screens.view import View
 from appliance.tui.text import Cell, bar, cell, count, percent, size
 from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing
@@ -29,8 +31,8 @@ class HealthScreen(View):
         Binding("escape", "back", "back", show=False),
     ]
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
         self._disk: Disk | None = None
         self._checks: list[CheckRow] = []
         self._beat = 0
@@ -91,22 +93,22 @@ class HealthScreen(View):
 
     def action_check(self) -> None:
         """Looks at everything again."""
-        node = self.tui.node
+        node = self.context.node
 
         def work() -> HealthRead:
             from appliance.core.ops.doctor import examine
 
             return HealthRead([CheckRow(each.name, each.ok, each.found, each.mend) for each in examine(node)])
 
-        self.tui.loader.read("health", self, work)
+        self.context.loader.read("health", self, work)
 
     def focus_body(self) -> None:
         """Back to the checks."""
         self.listing.focus()
 
     def _read_disk(self) -> None:
-        queries = self.tui.queries
-        self.tui.loader.read("disk", self, lambda: DiskRead(queries.disk()))
+        queries = self.context.queries
+        self.context.loader.read("disk", self, lambda: DiskRead(queries.disk()))
 
     def _arrange(self) -> None:
         pulse = self.model.pulse or {}
@@ -140,7 +142,7 @@ class HealthScreen(View):
     def _listeners(self, pulse: dict[str, Any] | None) -> list[Line]:
         if pulse is None:
             said = "serve is not running: guests are refused, nothing is refreshed" if self.model.looked else "looking…"
-            serve = self.tui.node.config.serve
+            serve = self.context.node.config.serve
             addresses = {"git": serve.git, "http": serve.http, "admin": serve.admin}
             closed = [
                 (cell(f" ○ {word:<6} {addresses[name] or 'off'}", "dim"), cell("not listening ", "dim"))

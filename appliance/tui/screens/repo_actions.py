@@ -6,7 +6,9 @@ from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 
+from appliance.core.errors import GitmirrorError
 from appliance.core.node.queries import RepoView
+from appliance.tui.data.activity import moved_words
 from appliance.tui.screens.dialogs import CANCEL, AddRepo, Ask
 from appliance.tui.screens.view import View
 from appliance.tui.text import count
@@ -34,25 +36,25 @@ class RepoActions(View):
     def action_refresh(self) -> None:
         """Looks at the upstream now."""
         if (view := self.chosen) and self.may_write():
-            self.tui.refresh_repos([view.repo.name])
+            self._refresh([view.repo.name])
 
     def action_refresh_all(self) -> None:
         """Looks at every upstream now."""
         if self.may_write():
-            self.tui.refresh_repos([])
+            self._refresh([])
 
     def action_switch(self) -> None:
         """Disables or enables."""
         if not (view := self.chosen) or not self.may_write():
             return
         name, enabled = view.repo.name, not view.repo.enabled
-        node = self.tui.node
+        node = self.context.node
 
         def work() -> str:
             node.current().set_enabled(name, enabled)
             return f"{name} is {'enabled' if enabled else 'disabled; nothing of it was deleted'}"
 
-        self.tui.loader.act(f"{'enable' if enabled else 'disable'} {name}", work)
+        self.context.act(f"{'enable' if enabled else 'disable'} {name}", work)
 
     def action_add(self) -> None:
         """Asks for a URL, and registers it."""
@@ -61,22 +63,22 @@ class RepoActions(View):
 
         def add(entered: dict[str, str] | None) -> None:
             if entered:
-                node = self.tui.node
+                node = self.context.node
 
                 def work() -> str:
                     added = node.current().add(AddRepo.arguments(entered))
                     return f"{added['name']} is registered ({added['state']})"
 
-                self.tui.loader.act(f"add {entered['url']}", work)
+                self.context.act(f"add {entered['url']}", work)
 
-        self.app.push_screen(AddRepo(), add)
+        self.context.ask(AddRepo(), add)
 
     def action_remove(self) -> None:
         """Asks, and unregisters."""
         if not (view := self.chosen) or not self.may_write():
             return
         name, sessions = view.repo.name, view.health.sessions
-        node = self.tui.node
+        node = self.context.node
 
         def remove(answer: str | None) -> None:
             if not answer or answer == CANCEL:
@@ -86,10 +88,10 @@ class RepoActions(View):
                 node.current().remove(name, purge=answer == "purge")
                 return f"{name} is removed{' and its mirror deleted' if answer == 'purge' else '; its mirror stays'}"
 
-            self.tui.loader.act(f"remove {name}", work)
+            self.context.act(f"remove {name}", work)
 
         recorded = f", with the {count(sessions, 'session')} recorded in it" if sessions else ""
-        self.app.push_screen(
+        self.context.ask(
             Ask(
                 f"Remove {name}?",
                 f"It is refreshed and served no longer. Its mirror stays on disk, unless you delete it too{recorded}.",
@@ -101,4 +103,30 @@ class RepoActions(View):
     def action_copy_clone(self) -> None:
         """Copies what a guest types."""
         if view := self.chosen:
-            self.tui.copy(self.tui.clone_line(view.repo.name))
+            self.context.copy(self._clone_line(view.repo.name))
+
+    def _clone_line(self, name: str) -> str:
+        """What a guest types."""
+        serve = self.context.node.config.serve
+        pulse = self.model.pulse or {
+            "git": serve.public_git or (f"git://{serve.git}" if serve.git else None),
+            "http": serve.public_http or (f"http://{serve.http}" if serve.http else None),
+        }
+        return f"git clone {pulse['git'] or pulse['http'] or ''}/{name}"
+
+    def _refresh(self, names: list[str]) -> None:
+        """Refreshes these, or all for none, and says what moved."""
+        node = self.context.node
+
+        def work() -> str:
+            outcomes = node.current().refresh(names)
+            failed = [outcome for outcome in outcomes if outcome["error"]]
+            if failed:
+                raise GitmirrorError(f"{failed[0]['repo']}: {failed[0]['error']}")
+            moved = [outcome for outcome in outcomes if outcome["moved"]]
+            if len(outcomes) == 1:
+                said = moved_words(outcomes[0]["moved"]) if moved else "nothing moved"
+                return f"{outcomes[0]['repo']}: {said}"
+            return f"{count(len(outcomes), 'repository', 'repositories')} refreshed, {len(moved)} moved"
+
+        self.context.act(f"refresh {names[0] if len(names) == 1 else 'all'}", work)

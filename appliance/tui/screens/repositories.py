@@ -9,10 +9,11 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
 from appliance.core.node.queries import RepoView
+from appliance.tui.context import Context, OpenRepository
+from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
 from appliance.tui.data.model import EVERY
 from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
 from appliance.tui.screens.repo_columns import BEHIND, RepoColumns, explain
-from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME
 from appliance.tui.text import STATES, Piece, cell, percent
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Listing
@@ -34,14 +35,14 @@ class RepositoriesScreen(RepoActions):
         Binding("escape", "back", "drop the filter", show=False),
     ]
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
         self._sorting = 0
 
     def body(self) -> ComposeResult:
         """A summary, the list, the reason."""
         yield Lines(id="summary")
-        columns = RepoColumns(self.model, self.tui.node.config.refresh.stale_after).all()
+        columns = RepoColumns(self.model, self.context.node.config.refresh.stale_after).all()
         listing: Listing[RepoView] = Listing(columns, lambda view: view.repo.name, empty="reading…", id="list")
         yield listing
         yield Lines(id="why")
@@ -66,11 +67,11 @@ class RepositoriesScreen(RepoActions):
             self._summarise()
             self._explain()
         if REPOS in news:
-            self.tui.look_at(self.listing.visible_rows())
+            self.context.follower.look_at(self.listing.visible_rows())
 
     def reread(self) -> None:
         """What is read of the visible rows alone."""
-        self.tui.look_at(self.listing.visible_rows())
+        self.context.follower.look_at(self.listing.visible_rows())
 
     def filtered(self) -> None:
         """Other rows match."""
@@ -84,7 +85,7 @@ class RepositoriesScreen(RepoActions):
     def on_listing_moved(self, event: Listing.Moved) -> None:
         """Says why the row is as it is."""
         self._explain()
-        self.tui.look_at(self.listing.visible_rows())
+        self.context.follower.look_at(self.listing.visible_rows())
 
     @property
     def chosen(self) -> RepoView | None:
@@ -93,7 +94,7 @@ class RepositoriesScreen(RepoActions):
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
         """Opens the view of one."""
-        self.tui.open_repository(event.row.repo.name)
+        self.post_message(OpenRepository(event.row.repo.name))
 
     def action_sort(self) -> None:
         """The next order."""
@@ -105,7 +106,7 @@ class RepositoriesScreen(RepoActions):
         """To the worst that is behind; again: to the next one."""
         behind = sorted((view for view in self.model.repos.values() if view.state in BEHIND), key=self._badness)
         if not behind:
-            self.notify("Nothing is behind.", markup=False)
+            self.context.say("Nothing is behind.")
             return
         names = [view.repo.name for view in behind]
         chosen = self.listing.row.repo.name if self.listing.row else ""

@@ -9,7 +9,9 @@ from textual.binding import Binding, BindingType
 
 from appliance.core.models import RefText
 from appliance.core.node.queries import RepoView
+from appliance.tui.context import Context, OpenDiff
 from appliance.tui.data.activity import ActivityEntry, ActivityFeed
+from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
 from appliance.tui.data.messages import HydrationsRead, ReadFailed, RefreshesRead, RefsRead, SessionsRead
 from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.activity import activity_columns
@@ -17,7 +19,6 @@ from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
 from appliance.tui.screens.repo_columns import explain
 from appliance.tui.screens.session_list import SessionList
 from appliance.tui.screens.sessions import SessionColumns
-from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME
 from appliance.tui.text import Cell, Piece, cell, count, percent, size, span
 from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing
@@ -33,6 +34,7 @@ class RepositoryScreen(RepoActions):
 
     heading = "Repository"
     here = "repositories"
+    opened = True
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "back"),
         Binding("tab,right", "tab(1)", "next list", tooltip="refreshes, refs, hydrations, sessions"),
@@ -41,8 +43,8 @@ class RepositoryScreen(RepoActions):
         *REPO_KEYS,
     ]
 
-    def __init__(self, name: str) -> None:
-        super().__init__()
+    def __init__(self, context: Context, name: str) -> None:
+        super().__init__(context)
         self.repo = name
         self.session_list = SessionList(name)
         self._tab = 0
@@ -99,17 +101,17 @@ class RepositoryScreen(RepoActions):
 
     def reread(self) -> None:
         """All of its lists; hydrations too, whose events went to another view."""
-        queries, name = self.tui.queries, self.repo
+        queries, name = self.context.queries, self.repo
         self._hydrations = ActivityFeed()
-        self.tui.loader.read("hydrations", self, lambda: HydrationsRead(name, queries.hydrations(name, READ)))
+        self.context.loader.read("hydrations", self, lambda: HydrationsRead(name, queries.hydrations(name, READ)))
         self._read_changed()
 
     def _read_changed(self) -> None:
-        queries, name = self.tui.queries, self.repo
-        read = self.tui.loader.read
+        queries, name = self.context.queries, self.repo
+        read = self.context.loader.read
         read("refreshes", self, lambda: RefreshesRead(name, queries.refreshes(name, READ), queries.recent(name, READ)))
         read("refs", self, lambda: RefsRead(name, queries.refs(name)), failed=self.cannot_read_refs)
-        self.session_list.read(self.tui, self)
+        self.session_list.read(self.context, self)
 
     def take(self, news: frozenset[str]) -> None:
         """Shows what changed."""
@@ -125,12 +127,12 @@ class RepositoryScreen(RepoActions):
         if self._hydrations.take(each for each in mine if each["event"] in ("hydrating", "hydrated", "lost")):
             self._show_hydrations()
         if any(each["event"] in ("refreshed", "recorded", "lost") for each in mine):
-            self.tui.soon(self._read_changed)
+            self.context.follower.soon(self._read_changed)
 
     def done(self) -> None:
         """Something was done to it, or to a session."""
         self._read_changed()
-        self.session_list.read(self.tui, self, whole=True)
+        self.session_list.read(self.context, self, whole=True)
 
     def on_refreshes_read(self, message: RefreshesRead) -> None:
         """Its history."""
@@ -157,7 +159,7 @@ class RepositoryScreen(RepoActions):
 
     def on_sessions_read(self, message: SessionsRead) -> None:
         """What agents recorded in it."""
-        self.session_list.take(message, self.tui, self)
+        self.session_list.take(message, self.context, self)
         listing = self.query_one("#sessions", Listing)
         listing.empty = "No agent has recorded anything in it yet."
         listing.show(self.session_list.rows)
@@ -166,7 +168,7 @@ class RepositoryScreen(RepoActions):
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
         """What a session changed."""
         if isinstance(event.row, SessionRow):
-            self.tui.open_diff(event.row, None)
+            self.post_message(OpenDiff(event.row, None))
 
     def action_tab(self, by: int) -> None:
         """The next list, or the one before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from textual.binding import Binding, BindingType
@@ -38,7 +39,7 @@ class SessionActions(View):
         """Asks for a directory, and lays the files out there."""
         if not (session := self.session):
             return
-        turn, sessions = self.turn, self.tui.sessions
+        turn, sessions = self.turn, self.context.sessions
 
         def checkout(entered: dict[str, str] | None) -> None:
             if entered:
@@ -48,20 +49,20 @@ class SessionActions(View):
                     chosen = sessions.checkout(session.repo, session.name, directory, turn)
                     return f"{directory} is at {chosen.commit[:12]}: {chosen.subject}"
 
-                self.tui.loader.act(f"checkout of {session.name}", work)
+                self.context.act(f"checkout of {session.name}", work)
 
         form = Form(
             f"Check out {session.name}{_of(turn)}",
             "Its files in a directory of their own, with origin at the upstream.",
             [("place", "directory", f"./{session.name}", "a directory that is not there yet")],
         )
-        self.app.push_screen(form, checkout)
+        self.context.ask(form, checkout)
 
     def action_export(self) -> None:
         """Asks for a file, and writes the diff there."""
         if not (session := self.session):
             return
-        turn, sessions = self.turn, self.tui.sessions
+        turn, sessions = self.turn, self.context.sessions
 
         def export(entered: dict[str, str] | None) -> None:
             if entered:
@@ -70,7 +71,7 @@ class SessionActions(View):
                 def work() -> str:
                     return f"{path}: {size(sessions.export(session.document, turn, path))}; `git apply` takes it"
 
-                self.tui.loader.act(f"export of {session.name}", work)
+                self.context.act(f"export of {session.name}", work)
 
         suffix = f"-{turn}" if turn else ""
         form = Form(
@@ -78,30 +79,35 @@ class SessionActions(View):
             "Its diff as one patch.",
             [("place", "file", f"./{session.name}{suffix}.patch", "a file that is not there yet")],
         )
-        self.app.push_screen(form, export)
+        self.context.ask(form, export)
 
     def action_copy_checkout(self) -> None:
         """Copies the command that checks it out."""
         if session := self.session:
-            self.tui.copy(self.tui.checkout_line(session, self.turn))
+            self.context.copy(self._checkout_line(session, self.turn))
+
+    def _checkout_line(self, session: SessionRow, turn: int | None) -> str:
+        """What lays the session's files out."""
+        words = ["session", "checkout", session.repo, session.name, f"./{session.name}"]
+        return f"{self.context.command} {shlex.join(words)}" + (f" --turn {turn}" if turn else "")
 
     def action_keep(self) -> None:
         """Exempts it from retention, or not any more."""
         if not (session := self.session) or not self.may_write():
             return
-        sessions, kept = self.tui.sessions, not session.kept
+        sessions, kept = self.context.sessions, not session.kept
 
         def work() -> str:
             sessions.keep(session.repo, session.name, kept)
             return f"{session.name} is {'kept' if kept else 'under retention again'}"
 
-        self.tui.loader.act(f"keep {session.name}", work)
+        self.context.act(f"keep {session.name}", work)
 
     def action_drop(self) -> None:
         """Asks, and ends it."""
         if not (session := self.session) or not self.may_write():
             return
-        sessions = self.tui.sessions
+        sessions = self.context.sessions
 
         def drop(answer: str | None) -> None:
             if answer and answer != CANCEL:
@@ -110,9 +116,9 @@ class SessionActions(View):
                     sessions.drop(session.repo, session.name)
                     return f"{session.name} is ended"
 
-                self.tui.loader.act(f"drop {session.name}", work)
+                self.context.act(f"drop {session.name}", work)
 
-        self.app.push_screen(
+        self.context.ask(
             Ask(
                 f"End the session {session.name}?",
                 f"Its ref and its {count(session.turns, 'turn')} go from {session.repo}. The audit log keeps its rows.",

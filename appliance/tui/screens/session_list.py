@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from textual.screen import Screen
 
+from appliance.tui.context import Context
 from appliance.tui.data.messages import SessionsRead
 from appliance.tui.data.rows import SessionRow
-
-if TYPE_CHECKING:
-    from textual.screen import Screen
-
-    from appliance.tui.app import Tui
 
 FIRST = 200
 """Rows of the first read: more than a screenful, in a few milliseconds."""
@@ -26,17 +22,17 @@ class SessionList:
         self.rows: list[SessionRow] = []
         self.total = 0
 
-    def read(self, tui: Tui, view: Screen[None], *, whole: bool = False) -> None:
+    def read(self, context: Context, view: Screen[None], *, whole: bool = False) -> None:
         """Reads the newest, or all of them, for the view to take."""
-        repo, limit, queries = self._repo, MOST if whole else FIRST, tui.queries
+        repo, limit, queries = self._repo, MOST if whole else FIRST, context.queries
 
         def work() -> SessionsRead:
             rows, total = queries.sessions(repo, limit)
             return SessionsRead(repo, [SessionRow.of(row) for row in rows], total)
 
-        tui.loader.read(f"sessions {'all' if whole else 'newest'} {repo or ''}", view, work)
+        context.loader.read(f"sessions {'all' if whole else 'newest'} {repo or ''}", view, work)
 
-    def take(self, message: SessionsRead, tui: Tui, view: Screen[None]) -> bool:
+    def take(self, message: SessionsRead, context: Context, view: Screen[None]) -> bool:
         """Takes them in, and returns whether anything is new; when others are missing, or some are gone, reads all."""
         found = {(row.repo, row.name): row for row in message.sessions}
         same = message.total == self.total and all(self._found.get(key) == row for key, row in found.items())
@@ -46,7 +42,7 @@ class SessionList:
         self._found = found if len(found) >= min(message.total, MOST) else self._found | found
         self.rows = sorted(self._found.values(), key=lambda row: (-row.last_at, row.name))
         if len(self._found) != min(message.total, MOST):
-            self.read(tui, view, whole=True)
+            self.read(context, view, whole=True)
         return True
 
     def matching(self, words: str) -> list[SessionRow]:

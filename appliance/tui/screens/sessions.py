@@ -9,12 +9,13 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 
 from appliance.core.models import Turn
+from appliance.tui.context import Context, OpenDiff
 from appliance.tui.data.activity import seconds_of
+from appliance.tui.data.follower import SERVE, TIME
 from appliance.tui.data.messages import SessionsRead, TurnsRead
 from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
 from appliance.tui.screens.session_list import SessionList
-from appliance.tui.screens.view import SERVE, TIME
 from appliance.tui.text import Cell, cell, count, signed, size, span
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
@@ -78,8 +79,8 @@ class SessionsScreen(SessionActions):
         Binding("escape", "back", "drop the filter", show=False),
     ]
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
         self.session_list = SessionList(None)
 
     def body(self) -> ComposeResult:
@@ -118,7 +119,7 @@ class SessionsScreen(SessionActions):
 
     def reread(self) -> None:
         """Others may have come."""
-        self.session_list.read(self.tui, self)
+        self.session_list.read(self.context, self)
 
     def take(self, news: frozenset[str]) -> None:
         """Shows what changed."""
@@ -130,15 +131,15 @@ class SessionsScreen(SessionActions):
     def happened(self, events: list[dict[str, Any]]) -> None:
         """A recording: read it."""
         if any(event["event"] in ("recorded", "lost") for event in events):
-            self.tui.soon(self.reread)
+            self.context.follower.soon(self.reread)
 
     def done(self) -> None:
         """Something was done: a session may be gone, or kept."""
-        self.session_list.read(self.tui, self, whole=True)
+        self.session_list.read(self.context, self, whole=True)
 
     def on_sessions_read(self, message: SessionsRead) -> None:
         """Sessions."""
-        if self.session_list.take(message, self.tui, self):
+        if self.session_list.take(message, self.context, self):
             self._arrange()
 
     def on_turns_read(self, message: TurnsRead) -> None:
@@ -164,15 +165,15 @@ class SessionsScreen(SessionActions):
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
         """What it changed: all of it, or one turn."""
         if session := self.session:
-            self.tui.open_diff(session, None if event.listing is self.listing else event.row[0])
+            self.post_message(OpenDiff(session, None if event.listing is self.listing else event.row[0]))
 
     def _read_turns(self) -> None:
-        session, queries = self.session, self.tui.queries
+        session, queries = self.session, self.context.queries
         if session is None:
             self.query_one("#turns", Listing).show([])
             return
         repo, name = session.repo, session.name
-        self.tui.loader.read("turns", self, lambda: TurnsRead(repo, name, queries.turns(repo, name)))
+        self.context.loader.read("turns", self, lambda: TurnsRead(repo, name, queries.turns(repo, name)))
 
     def _arrange(self) -> None:
         rows = self.session_list.matching(self.filter_words)

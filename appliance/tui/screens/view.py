@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import Input
 
+from appliance.tui.context import Context
+from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
 from appliance.tui.data.model import Model
 from appliance.tui.text import wrapped
 from appliance.tui.widgets.keys import Keys
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.top import Top
 
-if TYPE_CHECKING:
-    from appliance.tui.app import Tui
-
-REPOS, SERVE, TIME, RATES = "repos", "serve", "time", "rates"
-"""What news is about."""
 ALL = frozenset({REPOS, SERVE, TIME, RATES})
 
 WRITES = frozenset({"refresh", "refresh_all", "add", "switch", "remove", "keep", "drop"})
@@ -39,19 +36,20 @@ class View(Screen[None]):
     """Its name in the help and in docs/tui.md."""
     here: ClassVar[str] = ""
     """The tab that is marked."""
+    opened: ClassVar[bool] = False
+    """Whether it opens over another view, to which it goes back."""
     VERTICAL_BREAKPOINTS = [(0, "-short"), (TALL, "-tall")]  # noqa: RUF012 - the type is Textual's
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = []
 
-    @property
-    def tui(self) -> Tui:
-        """The app, typed."""
-        return cast("Tui", self.app)
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
 
     @property
     def model(self) -> Model:
         """What is known now."""
-        return self.tui.model
+        return self.context.model
 
     def compose(self) -> ComposeResult:
         """Top, body, filter, keys."""
@@ -86,7 +84,7 @@ class View(Screen[None]):
         self.query_one(Keys).offer(list(self._offered()))
 
     def _offered(self) -> Iterator[tuple[Binding, bool]]:
-        for binding in [*self.BINDINGS, *self.app.BINDINGS]:
+        for binding in [*self.BINDINGS, *self.context.keys]:
             if isinstance(binding, Binding) and binding.show:
                 yield binding, self.model.serving or binding.action not in WRITES
 
@@ -134,7 +132,7 @@ class View(Screen[None]):
         if field.has_class("-shown"):
             field.value = ""
             self._close_filter()
-        elif len(self.app.screen_stack) > 1:
+        elif self.opened:
             self.dismiss()
 
     def filtered(self) -> None:
@@ -150,14 +148,14 @@ class View(Screen[None]):
         said = "serve is not running: nothing can be changed from here.\nStart it; this view joins it by itself."
         if not self.model.serving:
             looking = "still looking for serve: press it again in a moment"
-            self.notify(said if self.model.looked else looking, severity="warning", markup=False)
+            self.context.say(said if self.model.looked else looking, severity="warning")
         return self.model.serving
 
     def done(self) -> None:
         """Something that was asked for is done."""
 
     @property
-    def is_current_view(self) -> bool:
+    def has_widgets(self) -> bool:
         """Whether it has its widgets, and can show news."""
         return bool(self.query("#keys"))
 
