@@ -41,7 +41,7 @@ STARTS: dict[str, type[View]] = {
     "activity": ActivityScreen,
     "health": HealthScreen,
 }
-"""The four views that are always there, by mode; others open over them."""
+"""The four views that are always there, by mode; the other two open over them."""
 
 
 class Tui(App[None]):
@@ -88,15 +88,15 @@ class Tui(App[None]):
             self.add_mode(mode, partial(screen, self.context))
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
-        """Gives a theme that has none our tones."""
+        """Gives our tones to a theme that has none."""
         return dict(THEMES[0].variables)
 
     def on_mount(self) -> None:
-        """Begins to read."""
+        """Starts to read."""
         self.context.follower.start()
 
     def on_unmount(self) -> None:
-        """Hangs up."""
+        """Stops following events."""
         self.context.follower.close()
 
     def _view(self) -> View | None:
@@ -126,7 +126,7 @@ class Tui(App[None]):
         self.notify(line, title="copied", timeout=8, markup=False)
 
     def on_action_done(self, message: ActionDone) -> None:
-        """Says so, and reads what it may have changed."""
+        """Says what was done, and reads what it may have changed."""
         self.say(message.text)
         self.context.follower.read_repos()
         view = self._view()
@@ -134,27 +134,27 @@ class Tui(App[None]):
             view.done()
 
     def on_action_failed(self, message: ActionFailed) -> None:
-        """Says what happened and what to do."""
+        """Says what went wrong and what to do."""
         hint = f"\n{message.error.hint}" if message.error.hint else ""
         self.notify(f"{message.error.message}{hint}", title=message.what, severity="error", timeout=12, markup=False)
 
     @on(FollowerMessage)
     def follow(self, message: FollowerMessage) -> None:
-        """Hands on what the follower waits for."""
+        """Passes on what the follower waits for."""
         self.context.follower.receive(message)
 
-    # Where to
+    # Navigation
 
     def on_open_repository(self, message: OpenRepository) -> None:
-        """Opens the view of one."""
+        """Opens the view of a repository."""
         self.push_screen(RepositoryScreen(self.context, message.name))
 
     def on_open_diff(self, message: OpenDiff) -> None:
-        """Opens what a session changed."""
+        """Opens the diff of a session."""
         self.push_screen(DiffScreen(self.context, message.session, message.turn))
 
     def action_go(self, mode: str) -> None:
-        """Goes to one of the four; from a view that was opened over it, back to it."""
+        """Goes to one of the four views, also from a view that opened over it."""
         if mode == self.current_mode:
             while len(self.screen_stack) > 1:
                 self.pop_screen()
@@ -166,13 +166,13 @@ class Tui(App[None]):
         self.push_screen(HelpScreen(help_sections(self._view())))
 
     def action_theme(self) -> None:
-        """Takes the next theme."""
+        """Changes to the next theme."""
         names = [DARK, LIGHT, TERMINAL]
         self.theme = names[(names.index(self.theme) + 1) % 3] if self.theme in names else DARK
 
 
 def help_sections(here: View | None) -> list[tuple[str, list[BindingType]]]:
-    """Every key, those of this view first."""
+    """Returns every key by section, those of the view `here` first."""
     views: list[type[View]] = [
         RepositoriesScreen,
         RepositoryScreen,

@@ -1,4 +1,4 @@
-"""The command palette: every view, every repository, the themes; whatever the view itself can do."""
+"""The command palette: every view, every repository, every theme, and whatever the view can do."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from appliance.tui.themes import DARK, LIGHT, TERMINAL
 
 Command = tuple[str, str, Callable[[], object]]
 MOST = 50
-"""Repositories that one search offers."""
+"""The most repositories that a search offers."""
 
 
 class PaletteCommands(Provider):
-    """Searched by what is typed."""
+    """Offers commands, and finds them by what is typed."""
 
     def _general(self) -> Iterator[Command]:
         app = self.app
@@ -39,15 +39,15 @@ class PaletteCommands(Provider):
         for theme, word in ((DARK, "dark"), (LIGHT, "light"), (TERMINAL, "the terminal's own colours")):
             yield f"Theme: {word}", "colours", partial(setattr, app, "theme", theme)
         yield "Help", "every key", partial(app.run_action, "help")
-        yield "Quit", "leave this view; serve goes on", app.exit
+        yield "Quit", "leave the live view; serve keeps running", app.exit
 
     async def discover(self) -> Hits:
-        """What is offered before anything is typed."""
+        """Offers commands before anything is typed."""
         for title, text, run in self._general():
             yield DiscoveryHit(title, run, help=text)
 
     async def search(self, query: str) -> Hits:
-        """What matches."""
+        """Finds the commands and repositories that match."""
         matcher = self.matcher(query)
         for title, text, run in self._general():
             if (score := matcher.match(title)) > 0:
@@ -56,7 +56,7 @@ class PaletteCommands(Provider):
         repos = self.screen.context.model.repos if isinstance(self.screen, View) else {}
         for name, view in repos.items():
             if query.lower() in name.lower():
-                # The palette reads it as markup, in which the brackets of an IPv6 address may be a tag.
+                # Escaped, because the palette reads markup, in which the brackets of an IPv6 address may be a tag.
                 text = escape(plain(f"{view.state}, {view.repo.url}"))
                 yield Hit(0.9, name, partial(self.app.post_message, OpenRepository(name)), help=text)
                 found += 1

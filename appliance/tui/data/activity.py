@@ -1,4 +1,4 @@
-"""What happened, one row each: hydrations, pushes, refreshes, from the database and from events, in the same words."""
+"""Hydrations, pushes and refreshes as rows, worded alike whether they come from the database or from events."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from appliance.tui.text import WAYS, Cell, count
 
 HYDRATION, PUSH, REFRESH = "hydration", "push", "refresh"
 KEPT = 2000
-"""Rows that are kept; a busy node fills them in minutes, and the database has the rest."""
+"""The most rows that are kept; a busy node fills them in minutes, and the database has the rest."""
 
 
 @dataclass(frozen=True)
 class ActivityEntry:
-    """One thing that happened at Unix second `at`. `open` while it goes on; `quiet` when it moved nothing."""
+    """A hydration, push or refresh that ended at Unix second `at`.
+
+    `open` means that it is still going on: `at` is its start, and `match` finds it when its end is reported. `quiet`
+    marks a refresh that moved nothing.
+    """
 
     key: tuple[str, int]
     kind: str
@@ -35,7 +39,7 @@ class ActivityEntry:
 
 
 def seconds_of(at: str) -> float:
-    """Unix seconds of an RFC 3339 time."""
+    """Converts an RFC 3339 time to Unix seconds."""
     return datetime.fromisoformat(at).timestamp()
 
 
@@ -43,7 +47,7 @@ Rows = Iterable[dict[str, Any]]
 
 
 class ActivityFeed:
-    """The newest, newest first, and the ones that go on just now."""
+    """The last KEPT entries, newest first, with those that are still going on."""
 
     def __init__(self) -> None:
         self._keys = counting()
@@ -57,7 +61,7 @@ class ActivityFeed:
         return list(self._rows)
 
     def fill(self, hydrations: Rows, pushes: Rows, refreshes: Rows) -> None:
-        """Takes what the database has, below what events told already."""
+        """Adds what the database has below what events have reported already."""
         earliest = min((row.at for row in self._rows), default=float("inf"))
         found = [
             *(self._hydrated(row, seconds_of(row["at"])) for row in hydrations),
@@ -69,7 +73,7 @@ class ActivityFeed:
         self.read = True
 
     def take(self, events: Iterable[dict[str, Any]]) -> bool:
-        """Takes events, oldest first; returns whether there is anything to show."""
+        """Adds events, oldest first, and returns whether any of them is shown."""
         makers: dict[str, Callable[[dict[str, Any], float], ActivityEntry | None]] = {
             "hydrating": self._hydrating,
             "hydrated": self._hydrated,
@@ -89,12 +93,12 @@ class ActivityFeed:
         return shown
 
     def forget_open(self) -> None:
-        """Nobody will tell how these ended: serve is gone."""
+        """Drops the entries that are still open, because nobody will report their end once serve is gone."""
         self._rows = deque((row for row in self._rows if not row.open), maxlen=KEPT)
         self._open.clear()
 
     def _put(self, entry: ActivityEntry) -> None:
-        """On top; or in place of the one that went on, at the same place."""
+        """Puts an entry on top, or in place of the open one that it ends."""
         if entry.open:
             self._open[entry.match] += 1
         elif self._open[entry.match]:
@@ -107,7 +111,7 @@ class ActivityFeed:
         self._rows.appendleft(entry)
 
     def _key(self, kind: str, row: dict[str, Any]) -> tuple[str, int]:
-        """The row's own id; for an event, which has none, a number of ours."""
+        """Returns the row's own id, or a number of ours for an event, which has none."""
         return (kind, row["id"]) if "id" in row else ("event", next(self._keys))
 
     def _hydrating(self, event: dict[str, Any], at: float) -> ActivityEntry:
@@ -167,7 +171,7 @@ class ActivityFeed:
 
 
 def moved_words(moved: list[dict[str, Any]]) -> str:
-    """`main 12ab34cd56, v1.2 and 3 more`."""
+    """Names what moved: `main 12ab34cd56, v1.2 1234567890 and 3 more`."""
     words = []
     for change in moved[:3]:
         ref = change["ref"].removeprefix("refs/heads/").removeprefix("refs/tags/")

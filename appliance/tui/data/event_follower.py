@@ -15,7 +15,7 @@ from appliance.tui.data.loader import tell
 from appliance.tui.data.messages import EventsArrived, StreamChanged
 
 LOOK_AGAIN = 0.3
-"""Seconds between two looks for a serve while there is none; a look is one open file and its lock."""
+"""Seconds between two looks for a serve while none is running. A look opens one file and tries its lock."""
 
 ABSENT = "serve is not running"
 
@@ -32,7 +32,7 @@ class EventFollower:
         self._watch: Watch | None = None
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts to follow, in a thread."""
         threading.Thread(target=self._run, name="events", daemon=True).start()
 
     def take(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Keeps the model true: what is read when, and what an event sets off."""
+"""Keeps the model current: decides what is read when, and what an event sets off."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from appliance.tui.data.messages import (
 from appliance.tui.data.model import RATIO_OVER, SLOT, Model, Rates
 
 REPOS, SERVE, TIME, RATES = "repos", "serve", "time", "rates"
-"""What news is about."""
+"""The topics of news."""
 
 TICK = 1.0
-"""Seconds between two looks at the clock."""
+"""Seconds between two beats, at which ages are drawn again and serve is asked how it is."""
 SETTLE = 0.1
 """Seconds after an event until the database is read: what serve tells, it writes right behind."""
 AGAIN = 0.5
 """Seconds after an event until it is read again, and the least between two reads while events come all the time."""
 CALM = 0.2
-"""The least seconds between two redraws because of events: hundreds a second are not read one by one."""
+"""The least seconds between two redraws caused by events, because nobody reads hundreds a second one by one."""
 OF_SERVE = frozenset({"pulse", "events"})
-"""Problems that are not the database's."""
+"""The names of reads that ask serve, not the database."""
 RECENT = 60
-"""Refreshes that the trend of one repository may show."""
+"""The most refreshes that the trend of one repository shows."""
 
 
 class VisibleView(Protocol):
-    """What the follower tells of the view that is on screen."""
+    """What the follower needs of the view that is on screen."""
 
     def take(self, news: frozenset[str]) -> None:
-        """Shows what changed; `news` names the topics."""
+        """Shows what changed; `news` has the topics."""
 
     def happened(self, events: list[dict[str, Any]]) -> None:
         """Takes the events that arrived, oldest first."""
@@ -57,9 +57,9 @@ class VisibleView(Protocol):
 
 
 class Follower:
-    """Keeps `model` true while the app is open, and tells the view that `visible` returns.
+    """Keeps `model` current while the app is open, and tells the view that `visible` returns what changed.
 
-    `app` gives the timers and receives what was read; it hands each FollowerMessage to `receive` on the UI thread.
+    `app` provides the timers, receives what threads post, and passes each FollowerMessage to `receive`.
     """
 
     def __init__(
@@ -82,35 +82,35 @@ class Follower:
         self.beats = 0
 
     def start(self) -> None:
-        """Begins to read."""
+        """Starts to read, to follow events, and to watch the clock."""
         self.read_repos()
         self.events.start()
         self.read_rates()
         self._app.set_interval(TICK, self._tick)
 
     def close(self) -> None:
-        """Hangs up."""
+        """Stops following events."""
         self.events.close()
 
     # Reading
 
     def read_repos(self) -> None:
-        """All repositories, as the database has them."""
+        """Reads all repositories from the database."""
         cloning = frozenset(self._model.pulse["cloning"] if self._model.pulse else ())
         self._loader.read("repos", self._app, lambda: ReposRead(self._queries.repos(cloning)))
 
     def read_pulse(self) -> None:
-        """How serve is."""
+        """Asks serve how it is."""
         self._loader.read("pulse", self._app, lambda: PulseRead(self._queries.pulse()))
 
     def read_rates(self) -> None:
-        """Hydrations before now; from then on the events count."""
+        """Reads the hydrations before now; later ones are counted from events."""
         since = (self._model.clock() - RATIO_OVER) // SLOT * SLOT
         work = lambda: RatesRead(since, self._queries.hydration_counts(since, SLOT))  # noqa: E731
         self._loader.read("rates", self._app, work)
 
     def look_at(self, views: Sequence[RepoView]) -> None:
-        """Reads what is shown of these alone: their last refreshes, and the commits at their tips."""
+        """Reads what is shown only of repositories on screen: their last refreshes and the commits at their tips."""
         app, queries = self._app, self._queries
         wanted = [view.repo.name for view in views]
         tips = [
@@ -130,13 +130,13 @@ class Follower:
     # News
 
     def tell(self, *topics: str) -> None:
-        """Tells the view on screen what changed."""
+        """Tells the view on screen which topics have news."""
         view = self._visible()
         if view is not None:
             view.take(frozenset(topics))
 
     def receive(self, message: FollowerMessage) -> None:
-        """Takes what was read, or what the event stream announced."""
+        """Takes in what was read, or what the event stream announced."""
         match message:
             case EventsArrived():
                 self._take_events()
@@ -178,7 +178,7 @@ class Follower:
             self.tell(REPOS)
 
     def _take_pulse(self, message: PulseRead) -> None:
-        # What serve told before it ended may arrive after the word that it did.
+        # An answer that serve gave before it ended may arrive after the news that it ended.
         if not self._model.serving:
             return
         before = set(self._model.pulse["cloning"]) if self._model.pulse else set()
@@ -188,7 +188,7 @@ class Follower:
         self.tell(SERVE)
 
     def _take_rates(self, message: RatesRead) -> None:
-        # Those that events told are among them.
+        # The database includes those that were counted from events meanwhile.
         self._model.rates = Rates()
         for each in message.counts:
             at = message.since + each["slot"] * SLOT
@@ -196,25 +196,25 @@ class Follower:
         self.tell(RATES)
 
     def _read_failed(self, message: ReadFailed) -> None:
-        """Says that something cannot be read; what was read last stays."""
+        """Shows that something cannot be read; what was read last stays on screen."""
         if message.failed is not None:
             message.failed(message)
             return
         if self._model.problems.get(message.name) != message.error.message:
-            # Told once: what is shown then reads again what failed.
+            # Told once, because a view that hears of it reads again what failed.
             self._model.problems[message.name] = message.error.message
             self._model.read = True
             self.tell(SERVE, REPOS)
 
     def _read_recovered(self, message: ReadRecovered) -> None:
-        """It can be read again, and so can what else failed."""
+        """Clears the problem, and reads again what else may have failed with it."""
         self._model.problems.pop(message.name, None)
         if message.name == "repos":
             self._reread()
         self.tell(SERVE, REPOS)
 
     def _reread(self) -> None:
-        """Whatever failed, or may have: the database can be read."""
+        """Reads again whatever failed, or may have, while the database could not be read."""
         self._model.problems = {name: text for name, text in self._model.problems.items() if name in OF_SERVE}
         self.read_rates()
         view = self._visible()
@@ -222,7 +222,7 @@ class Follower:
             view.reread()
 
     def _stream_changed(self, message: StreamChanged) -> None:
-        """A serve is there, or gone."""
+        """Joins a serve that started, or forgets what only the one that ended knew."""
         model = self._model
         model.looked = True
         model.serving = message.serving
@@ -257,7 +257,7 @@ class Follower:
             self._telling = self._app.set_timer(CALM, self.tell_rates)
 
     def tell_rates(self) -> None:
-        """Tells what the events since the last redraw changed."""
+        """Shows what events changed since the last redraw."""
         self._telling = None
         self.tell(RATES)
 

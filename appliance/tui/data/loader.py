@@ -1,4 +1,4 @@
-"""Work off the UI thread: reads by name, of which one runs at a time, and the event stream of a running serve."""
+"""Reads and orders off the UI thread. Of the reads with one name, one runs at a time."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Job = tuple[MessagePump, Work, Failed | None]
 
 
 def tell(target: MessagePump, message: Message) -> None:
-    """Posts from a thread. A view that was closed meanwhile needs it no more."""
+    """Posts a message from a thread. A target that closed meanwhile no longer needs it."""
     with contextlib.suppress(RuntimeError):
         target.post_message(message)
 
 
 class Loader:
-    """Runs reads in daemon threads: one that hangs holds up neither the others nor the end of the program."""
+    """Runs each read in a daemon thread, so that one that hangs delays neither the others nor the exit."""
 
     def __init__(self, app: MessagePump) -> None:
         self._app = app
@@ -34,9 +34,10 @@ class Loader:
         self._failed: set[str] = set()
 
     def read(self, name: str, target: MessagePump, work: Work, *, failed: Failed | None = None) -> None:
-        """Posts what `work` returns to `target`. While one of that name runs, only the newest asked comes after it.
+        """Runs `work` and posts what it returns to `target`.
 
-        `failed` is called on the UI thread with an error that concerns this view alone; without it the app is told.
+        While a read of that name runs, the newest request waits for it and replaces older ones. `failed` is called on
+        the UI thread with an error that concerns this view alone; without it the error goes to every view.
         """
         job = (target, work, failed)
         with self._lock:
@@ -47,7 +48,7 @@ class Loader:
         threading.Thread(target=self._run, args=(name, job), name=f"read {name}", daemon=True).start()
 
     def act(self, what: str, work: Callable[[], str]) -> None:
-        """Does something that was asked for, and tells the app how it went; `what` is for the error."""
+        """Runs an order and posts its outcome to the app; `what` names it in an error."""
 
         def run() -> None:
             try:
@@ -61,7 +62,7 @@ class Loader:
 
     @property
     def busy(self) -> bool:
-        """Whether anything is read just now."""
+        """Whether any read is running."""
         with self._lock:
             return bool(self._running)
 
@@ -79,7 +80,7 @@ class Loader:
         try:
             message = work()
         except Exception as error:
-            # Also one that nobody foresaw: a thread that ended without a word would leave the screen as it was.
+            # Every error is reported: a thread that died silently would leave the screen at "reading…" for ever.
             wrong = error if isinstance(error, GitmirrorError) else _fault(name, error)
             message = ReadFailed(name, wrong, failed)
             if failed is None:
@@ -94,4 +95,4 @@ class Loader:
 
 
 def _fault(name: str, error: Exception) -> GitmirrorError:
-    return GitmirrorError(f"{name}: {error!r}", hint="this is a fault of the view; the commands may still tell it")
+    return GitmirrorError(f"{name}: {error!r}", hint="this is a bug in the live view; try the command instead")

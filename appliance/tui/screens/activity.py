@@ -1,4 +1,4 @@
-"""Hydrations, pushes and refreshes as they happen, the newest on top."""
+"""Hydrations, pushes and refreshes as they happen, newest on top."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
 
 READ = 500
-"""Rows of each kind that are read at first."""
+"""Rows of each kind that are read from the database at first."""
 
 
 def activity_columns(*, with_repo: bool = True) -> list[Column[ActivityEntry]]:
-    """The columns of a list of what happened."""
+    """Makes the columns of a list of activity."""
     kinds = {HYDRATION: "hydrate", PUSH: "push", REFRESH: "refresh"}
     return [
         Column("UTC", lambda entry: cell(time.strftime("%H:%M:%S", time.gmtime(entry.at)), "dim"), 8, 1),
@@ -39,19 +39,19 @@ def activity_columns(*, with_repo: bool = True) -> list[Column[ActivityEntry]]:
 
 
 class ActivityScreen(View):
-    """What happens on the node."""
+    """Shows what happens on the node."""
 
     heading = "Activity"
     here = "activity"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("h", "kind('hydration')", "hydrations", tooltip="only hydrations; again: everything"),
-        Binding("p", "kind('push')", "pushes", tooltip="only pushes; again: everything"),
-        Binding("f", "kind('refresh')", "refreshes", tooltip="only refreshes; again: everything"),
+        Binding("h", "kind('hydration')", "hydrations", tooltip="only hydrations; again for everything"),
+        Binding("p", "kind('push')", "pushes", tooltip="only pushes; again for everything"),
+        Binding("f", "kind('refresh')", "refreshes", tooltip="only refreshes; again for everything"),
         Binding("slash", "filter", "filter", tooltip="filter by any word of a row"),
-        Binding("z", "hold", "hold", tooltip="hold the rows still; again: go on"),
-        Binding("u", "quiet", "unchanged", tooltip="refreshes that moved nothing too, or not"),
+        Binding("z", "hold", "hold", tooltip="hold the rows still; again to let them move"),
+        Binding("u", "quiet", "unchanged", tooltip="show or hide refreshes that moved nothing"),
         Binding("enter", "open", "repository", show=False, tooltip="open the view of its repository"),
-        Binding("escape", "back", "drop the filter", show=False),
+        Binding("escape", "back", "clear the filter", show=False),
     ]
 
     def __init__(self, context: Context) -> None:
@@ -61,7 +61,7 @@ class ActivityScreen(View):
         self._held = False
 
     def body(self) -> ComposeResult:
-        """What is shown, and the rows."""
+        """Yields the summary and the list."""
         yield Lines(id="summary")
         listing: Listing[ActivityEntry] = Listing(
             activity_columns(), lambda entry: entry.key, empty="reading…", id="list"
@@ -70,21 +70,21 @@ class ActivityScreen(View):
 
     @property
     def listing(self) -> Listing[ActivityEntry]:
-        """The rows."""
+        """The list of activity."""
         return self.query_one("#list", Listing)
 
     def on_mount(self) -> None:
-        """The rows have the keys."""
+        """Focuses the list."""
         self.listing.focus()
 
     def reread(self) -> None:
-        """What happened before is read once."""
+        """Reads once what happened before; events report the rest."""
         queries = self.context.queries
         if not self.model.activity.read:
             self.context.loader.read("activity", self, lambda: read_activity(queries))
 
     def on_activity_read(self, message: ActivityRead) -> None:
-        """What the database has."""
+        """Shows what the database had."""
         self.model.activity.fill(message.hydrations, message.pushes, message.refreshes)
         self._arrange()
 
@@ -97,30 +97,30 @@ class ActivityScreen(View):
             self._summarise()
 
     def filtered(self) -> None:
-        """Other rows match."""
+        """Lists the rows that match now."""
         self._arrange()
 
     def focus_body(self) -> None:
-        """Back to the rows."""
+        """Moves the focus back to the list."""
         self.listing.focus()
 
     def action_kind(self, kind: str) -> None:
-        """Only these; again: all."""
+        """Shows only entries of this kind, or all again."""
         self._kind = None if self._kind == kind else kind
         self._arrange()
 
     def action_quiet(self) -> None:
-        """Also refreshes that moved nothing."""
+        """Shows or hides refreshes that moved nothing."""
         self._quiet = not self._quiet
         self._arrange()
 
     def action_hold(self) -> None:
-        """Holds the rows still, to read them; again: goes on."""
+        """Holds the rows still to be read, or lets them move on."""
         self._held = not self._held
         self._arrange()
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
-        """Opens the repository."""
+        """Opens the view of the entry's repository."""
         if event.row.repo in self.model.repos:
             self.post_message(OpenRepository(event.row.repo))
 
@@ -135,7 +135,7 @@ class ActivityScreen(View):
             return not words or all(word in _text(entry) for word in words)
 
         listing = self.listing
-        listing.empty = "Nothing of this has happened yet." if self.model.activity.read else "reading…"
+        listing.empty = "Nothing like this has happened yet." if self.model.activity.read else "reading…"
         listing.show([entry for entry in self.model.activity.rows if wanted(entry)])
         self._summarise()
 
@@ -148,7 +148,7 @@ class ActivityScreen(View):
             left.append((f"{'●' if shown else '○'} {word}  ", "" if shown else "dim"))
         left.append((f"{'●' if self._quiet else '○'} unchanged", "" if self._quiet else "dim"))
         if self._held:
-            left.append(("   ‖ held: z goes on", "warn"))
+            left.append(("   ‖ held; z lets go", "warn"))
         rate = f"{model.rates.per_minute(EVERY, model.clock()):,} hyd/min, {percent(warm, counted)} hits "
         right: Cell = ((rate, "dim"),)
         self.query_one("#summary", Lines).show((tuple(left), right))
@@ -160,7 +160,7 @@ def _text(entry: ActivityEntry) -> str:
 
 
 def read_activity(queries: NodeQueries) -> ActivityRead:
-    """The newest of each kind."""
+    """Reads the newest entries of each kind."""
     found: tuple[list[dict[str, Any]], ...] = (
         queries.hydrations(None, READ),
         queries.pushes(None, READ),

@@ -1,4 +1,4 @@
-"""How the appliance itself is: listeners, guests, cache, disk, and what to mend."""
+"""The health of the node itself: listeners, guests, cache, disk, and what to mend."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ BAR = 20
 
 
 class HealthScreen(View):
-    """Listeners, guests, cache, disk; below them every check of `doctor`."""
+    """Shows listeners, guests, cache and disk, and below them every check of `doctor`."""
 
     heading = "Health"
     here = "health"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("r", "check", "check again", tooltip="look at everything again, as doctor does"),
+        Binding("r", "check", "check again", tooltip="run every check of doctor again"),
         Binding("escape", "back", "back", show=False),
     ]
 
@@ -38,7 +38,7 @@ class HealthScreen(View):
         self._beat = 0
 
     def body(self) -> ComposeResult:
-        """Figures, checks, what to do about the chosen one."""
+        """Yields the figures, the checks, and what to do about the chosen check."""
         yield Lines(id="figures")
         columns = [
             Column("CHECK", lambda check: cell(check.name, "strong"), 16, 0, 18),
@@ -55,20 +55,20 @@ class HealthScreen(View):
 
     @property
     def listing(self) -> Listing[CheckRow]:
-        """The checks."""
+        """The list of checks."""
         return self.query_one("#list", Listing)
 
     def on_mount(self) -> None:
-        """Looks."""
+        """Focuses the list."""
         self.listing.focus()
 
     def reread(self) -> None:
-        """Looks again: it may have been mended."""
+        """Runs the checks again, because something may have been mended."""
         self.action_check()
         self._read_disk()
 
     def take(self, news: frozenset[str]) -> None:
-        """Shows what changed; the disk is looked at every five seconds."""
+        """Shows what changed; every five seconds the disk is read too."""
         super().take(news)
         if TIME in news:
             self._beat += 1
@@ -78,21 +78,21 @@ class HealthScreen(View):
             self._tell()
 
     def on_health_read(self, message: HealthRead) -> None:
-        """Checks."""
+        """Shows the checks that ran."""
         self._checks = message.checks
         self._arrange()
 
     def on_disk_read(self, message: DiskRead) -> None:
-        """The disk."""
+        """Shows how full the disk is."""
         self._disk = message.disk
         self._tell()
 
     def on_listing_moved(self, event: Listing.Moved) -> None:
-        """What to do about another one."""
+        """Says what to do about the check that the cursor came to."""
         self._advise()
 
     def action_check(self) -> None:
-        """Looks at everything again."""
+        """Runs every check again."""
         node = self.context.node
 
         def work() -> HealthRead:
@@ -103,7 +103,7 @@ class HealthScreen(View):
         self.context.loader.read("health", self, work)
 
     def focus_body(self) -> None:
-        """Back to the checks."""
+        """Moves the focus back to the checks."""
         self.listing.focus()
 
     def _read_disk(self) -> None:
@@ -164,7 +164,7 @@ class HealthScreen(View):
             ("   guests ", ""), (bar(pulse["clients"], most, BAR), "accent"),
             (f" {pulse['clients']:,} of {most:,} at once", ""),
         )  # fmt: skip
-        said = f"   pushes {pushes['accepted']:,} let in, {pushes['rejected']:,} refused"
+        said = f"   pushes {pushes['accepted']:,} accepted, {pushes['rejected']:,} refused"
         return [*lines, (clients, ()), (cell(said), ())]
 
     def _cache(self, pulse: dict[str, Any] | None) -> list[Line]:

@@ -1,8 +1,6 @@
-"""What can be done to a repository, from the list of them and from the view of one."""
+"""What can be done to a repository, from the list of repositories and from the view of one."""
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 
@@ -14,19 +12,17 @@ from appliance.tui.screens.view import View
 from appliance.tui.text import count
 
 REPO_KEYS: list[BindingType] = [
-    Binding("r", "refresh", "refresh", tooltip="look at its upstream now"),
+    Binding("r", "refresh", "refresh", tooltip="refresh it now"),
     Binding("a", "add", "add", tooltip="add a repository"),
     Binding("y", "copy_clone", "copy", tooltip="copy the line that clones it"),
-    Binding("d", "switch", "off/on", tooltip="disable it, or enable it; deletes nothing"),
-    Binding("D", "remove", "remove", tooltip="remove it; asks first"),
-    Binding("R", "refresh_all", "refresh all", show=False, tooltip="look at every upstream now"),
+    Binding("d", "switch", "off/on", tooltip="disable or enable it; deletes nothing"),
+    Binding("D", "remove", "remove", tooltip="remove it, after asking"),
+    Binding("R", "refresh_all", "refresh all", show=False, tooltip="refresh every repository now"),
 ]
 
 
 class RepoActions(View):
-    """Actions on `chosen`."""
-
-    KEYS: ClassVar[list[BindingType]] = REPO_KEYS
+    """The actions on `chosen`."""
 
     @property
     def chosen(self) -> RepoView | None:
@@ -34,17 +30,17 @@ class RepoActions(View):
         raise NotImplementedError
 
     def action_refresh(self) -> None:
-        """Looks at the upstream now."""
+        """Refreshes the chosen repository now."""
         if (view := self.chosen) and self.may_write():
             self._refresh([view.repo.name])
 
     def action_refresh_all(self) -> None:
-        """Looks at every upstream now."""
+        """Refreshes every repository now."""
         if self.may_write():
             self._refresh([])
 
     def action_switch(self) -> None:
-        """Disables or enables."""
+        """Disables the repository, or enables it again."""
         if not (view := self.chosen) or not self.may_write():
             return
         name, enabled = view.repo.name, not view.repo.enabled
@@ -52,12 +48,12 @@ class RepoActions(View):
 
         def work() -> str:
             node.current().set_enabled(name, enabled)
-            return f"{name} is {'enabled' if enabled else 'disabled; nothing of it was deleted'}"
+            return f"{name} is {'enabled' if enabled else 'disabled; nothing was deleted'}"
 
         self.context.act(f"{'enable' if enabled else 'disable'} {name}", work)
 
     def action_add(self) -> None:
-        """Asks for a URL, and registers it."""
+        """Asks for a URL and registers the repository."""
         if not self.may_write():
             return
 
@@ -74,7 +70,7 @@ class RepoActions(View):
         self.context.ask(AddRepo(), add)
 
     def action_remove(self) -> None:
-        """Asks, and unregisters."""
+        """Asks, and unregisters the repository."""
         if not (view := self.chosen) or not self.may_write():
             return
         name, sessions = view.repo.name, view.health.sessions
@@ -94,19 +90,19 @@ class RepoActions(View):
         self.context.ask(
             Ask(
                 f"Remove {name}?",
-                f"It is refreshed and served no longer. Its mirror stays on disk, unless you delete it too{recorded}.",
+                f"It is no longer refreshed or served. Its mirror stays on disk unless you delete it too{recorded}.",
                 [("remove", "Remove"), ("purge", "Remove and delete")],
             ),
             remove,
         )
 
     def action_copy_clone(self) -> None:
-        """Copies what a guest types."""
+        """Copies the command by which a guest clones it."""
         if view := self.chosen:
             self.context.copy(self._clone_line(view.repo.name))
 
     def _clone_line(self, name: str) -> str:
-        """What a guest types."""
+        """Returns the command by which a guest clones it; git:// is preferred because it costs less."""
         serve = self.context.node.config.serve
         pulse = self.model.pulse or {
             "git": serve.public_git or (f"git://{serve.git}" if serve.git else None),
@@ -115,7 +111,7 @@ class RepoActions(View):
         return f"git clone {pulse['git'] or pulse['http'] or ''}/{name}"
 
     def _refresh(self, names: list[str]) -> None:
-        """Refreshes these, or all for none, and says what moved."""
+        """Refreshes the named repositories, or all of them for an empty list, and says what moved."""
         node = self.context.node
 
         def work() -> str:

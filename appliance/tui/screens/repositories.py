@@ -1,4 +1,4 @@
-"""The start: every repository, the ones in trouble first, and why the chosen one is as it is."""
+"""The start screen: every repository, those in trouble first, and why the chosen one is in its state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ORDER = list(STATES)
 
 
 class RepositoriesScreen(RepoActions):
-    """Every repository."""
+    """Lists every repository."""
 
     heading = "Repositories"
     here = "repositories"
@@ -31,8 +31,8 @@ class RepositoriesScreen(RepoActions):
         Binding("b", "behind", "behind", tooltip="to what is behind, the worst first, and why"),
         Binding("slash", "filter", "filter", tooltip="filter by name, state, branch"),
         *REPO_KEYS,
-        Binding("s", "sort", "sort", tooltip="another order: state, name, lag, size, …"),
-        Binding("escape", "back", "drop the filter", show=False),
+        Binding("s", "sort", "sort", tooltip="sort by state, name, lag, size, …"),
+        Binding("escape", "back", "clear the filter", show=False),
     ]
 
     def __init__(self, context: Context) -> None:
@@ -40,7 +40,7 @@ class RepositoriesScreen(RepoActions):
         self._sorting = 0
 
     def body(self) -> ComposeResult:
-        """A summary, the list, the reason."""
+        """Yields the summary, the list and the explanation."""
         yield Lines(id="summary")
         columns = RepoColumns(self.model, self.context.node.config.refresh.stale_after).all()
         listing: Listing[RepoView] = Listing(columns, lambda view: view.repo.name, empty="reading…", id="list")
@@ -49,11 +49,11 @@ class RepositoriesScreen(RepoActions):
 
     @property
     def listing(self) -> Listing[RepoView]:
-        """The list."""
+        """The list of repositories."""
         return self.query_one("#list", Listing)
 
     def on_mount(self) -> None:
-        """The list has the keys."""
+        """Focuses the list."""
         self.listing.focus()
 
     def take(self, news: frozenset[str]) -> None:
@@ -70,40 +70,40 @@ class RepositoriesScreen(RepoActions):
             self.context.follower.look_at(self.listing.visible_rows())
 
     def reread(self) -> None:
-        """What is read of the visible rows alone."""
+        """Reads what is shown of the visible rows alone."""
         self.context.follower.look_at(self.listing.visible_rows())
 
     def filtered(self) -> None:
-        """Other rows match."""
+        """Lists the rows that match now."""
         self._arrange()
         self._summarise()
 
     def focus_body(self) -> None:
-        """Back to the list."""
+        """Moves the focus back to the list."""
         self.listing.focus()
 
     def on_listing_moved(self, event: Listing.Moved) -> None:
-        """Says why the row is as it is."""
+        """Explains the state of the row that the cursor came to."""
         self._explain()
         self.context.follower.look_at(self.listing.visible_rows())
 
     @property
     def chosen(self) -> RepoView | None:
-        """The row with the cursor."""
+        """The repository under the cursor."""
         return self.listing.row
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
-        """Opens the view of one."""
+        """Opens the view of the chosen repository."""
         self.post_message(OpenRepository(event.row.repo.name))
 
     def action_sort(self) -> None:
-        """The next order."""
+        """Sorts by the next order."""
         self._sorting = (self._sorting + 1) % len(self._orders())
         self._arrange()
         self._summarise()
 
     def action_behind(self) -> None:
-        """To the worst that is behind; again: to the next one."""
+        """Goes to the repository that is behind the most, or on to the next when it is on one already."""
         behind = sorted((view for view in self.model.repos.values() if view.state in BEHIND), key=self._badness)
         if not behind:
             self.context.say("Nothing is behind.")
@@ -148,7 +148,7 @@ class RepositoriesScreen(RepoActions):
 
     def _nothing(self) -> str:
         if self.filter_words and self.model.repos:
-            return f"No repository matches {self.filter_words}. Escape drops the filter."
+            return f"No repository matches {self.filter_words}. Escape clears the filter."
         if "repos" in self.model.problems:
             return "Nothing can be read; the line below says why."
         way = "the key a adds one" if self.model.serving else "gitmirror.pyz add-repo URL"

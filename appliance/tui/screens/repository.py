@@ -1,4 +1,4 @@
-"""One repository: how it is and why, its refreshes as a plot, what moved and when, refs, hydrations, sessions."""
+"""One repository: its state and why, a plot of its refreshes, and lists of refreshes, refs, hydrations and sessions."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ from appliance.tui.widgets.listing import Column, Listing
 from appliance.tui.widgets.plot import Plot
 
 TABS = ("refreshes", "refs", "hydrations", "sessions")
-SOURCES = {"config": "config", "cli": "command line"}
 READ = 500
 
 
 class RepositoryScreen(RepoActions):
-    """The one of that name."""
+    """Shows the repository `name`."""
 
     heading = "Repository"
     here = "repositories"
@@ -39,7 +38,7 @@ class RepositoryScreen(RepoActions):
         Binding("escape", "back", "back"),
         Binding("tab,right", "tab(1)", "next list", tooltip="refreshes, refs, hydrations, sessions"),
         Binding("shift+tab,left", "tab(-1)", "list before", show=False),
-        Binding("u", "quiet", "unchanged too", tooltip="refreshes that moved nothing too, or not"),
+        Binding("u", "quiet", "unchanged too", tooltip="show or hide refreshes that moved nothing"),
         *REPO_KEYS,
     ]
 
@@ -54,7 +53,7 @@ class RepositoryScreen(RepoActions):
         self._hydrations = ActivityFeed()
 
     def body(self) -> ComposeResult:
-        """What is known, the plot, four lists of which one is shown."""
+        """Yields the explanation, the plot, and four lists of which one is shown."""
         yield Lines(id="why")
         yield Lines(id="facts")
         yield Plot(id="plot")
@@ -87,20 +86,20 @@ class RepositoryScreen(RepoActions):
 
     @property
     def chosen(self) -> RepoView | None:
-        """This one, while it is registered."""
+        """This repository; None once it is not registered any more."""
         return self.model.repos.get(self.repo)
 
     @property
     def listing(self) -> Listing[Any]:
-        """The list that is shown."""
+        """The list that is shown now."""
         return self.query_one(f"#{TABS[self._tab]}", Listing)
 
     def on_mount(self) -> None:
-        """The list has the keys."""
+        """Focuses the list."""
         self.listing.focus()
 
     def reread(self) -> None:
-        """All of its lists; hydrations too, whose events went to another view."""
+        """Reads all lists, hydrations too, because their events went to another view meanwhile."""
         queries, name = self.context.queries, self.repo
         self._hydrations = ActivityFeed()
         self.context.loader.read("hydrations", self, lambda: HydrationsRead(name, queries.hydrations(name, READ)))
@@ -122,7 +121,7 @@ class RepositoryScreen(RepoActions):
             self.listing.touch()
 
     def happened(self, events: list[dict[str, Any]]) -> None:
-        """News of this repository."""
+        """Takes the events of this repository."""
         mine = [event for event in events if event["repo"] == self.repo or event["event"] == "lost"]
         if self._hydrations.take(each for each in mine if each["event"] in ("hydrating", "hydrated", "lost")):
             self._show_hydrations()
@@ -130,35 +129,35 @@ class RepositoryScreen(RepoActions):
             self.context.follower.soon(self._read_changed)
 
     def done(self) -> None:
-        """Something was done to it, or to a session."""
+        """Reads the lists again, all sessions included, because one may be gone."""
         self._read_changed()
         self.session_list.read(self.context, self, whole=True)
 
     def on_refreshes_read(self, message: RefreshesRead) -> None:
-        """Its history."""
+        """Shows its refreshes."""
         self._refreshes, self._recent = message.refreshes, message.recent
         self._show_refreshes()
         self._draw()
 
     def on_refs_read(self, message: RefsRead) -> None:
-        """Its refs."""
+        """Shows its refs."""
         listing = self.query_one("#refs", Listing)
         listing.empty = "It has no branch and no tag yet."
         listing.show(message.refs)
 
     def cannot_read_refs(self, message: ReadFailed) -> None:
-        """There may be no mirror yet."""
+        """Says that the mirror cannot be read; there may be none yet."""
         self.query_one("#refs", Listing).empty = "There is no mirror to read yet."
         self.query_one("#refs", Listing).show([])
 
     def on_hydrations_read(self, message: HydrationsRead) -> None:
-        """What guests took from it before."""
+        """Shows earlier hydrations below those that events reported."""
         if not self._hydrations.read:
             self._hydrations.fill(message.hydrations, (), ())
         self._show_hydrations()
 
     def on_sessions_read(self, message: SessionsRead) -> None:
-        """What agents recorded in it."""
+        """Shows its sessions."""
         self.session_list.take(message, self.context, self)
         listing = self.query_one("#sessions", Listing)
         listing.empty = "No agent has recorded anything in it yet."
@@ -166,12 +165,12 @@ class RepositoryScreen(RepoActions):
         self._tell()
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
-        """What a session changed."""
+        """Opens what the chosen session changed."""
         if isinstance(event.row, SessionRow):
             self.post_message(OpenDiff(event.row, None))
 
     def action_tab(self, by: int) -> None:
-        """The next list, or the one before."""
+        """Shows the next list, or the one before."""
         self.listing.display = False
         self._tab = (self._tab + by) % len(TABS)
         self.listing.display = True
@@ -179,13 +178,13 @@ class RepositoryScreen(RepoActions):
         self._tell()
 
     def action_quiet(self) -> None:
-        """Also refreshes that moved nothing."""
+        """Shows or hides refreshes that moved nothing."""
         self._quiet = not self._quiet
         self._show_refreshes()
         self._tell()
 
     def on_resize(self) -> None:
-        """The plot has other columns."""
+        """Draws the plot again in the new width."""
         super().on_resize()
         self.call_after_refresh(self._draw)
 
@@ -202,7 +201,7 @@ class RepositoryScreen(RepoActions):
 
     def _show_hydrations(self) -> None:
         listing: Listing[ActivityEntry] = self.query_one("#hydrations", Listing)
-        listing.empty = "No guest has taken anything from it yet."
+        listing.empty = "No guest has fetched from it yet."
         listing.show(self._hydrations.rows)
 
     def _tell(self) -> None:

@@ -1,4 +1,4 @@
-"""What can be done to a session, from the list of them and from its diff."""
+"""What can be done to a session, from the list of sessions and from a diff."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from appliance.tui.screens.view import View
 from appliance.tui.text import count, size
 
 SESSION_KEYS: list[BindingType] = [
-    Binding("c", "checkout", "checkout", tooltip="lay its files out in a directory"),
+    Binding("c", "checkout", "checkout", tooltip="check its files out into a directory"),
     Binding("e", "export", "export", tooltip="write its diff to a file, as a patch"),
     Binding("y", "copy_checkout", "copy", tooltip="copy the command that checks it out"),
-    Binding("K", "keep", "keep", tooltip="exempt it from retention, or not any more"),
-    Binding("X", "drop", "drop", tooltip="end it; asks first"),
+    Binding("K", "keep", "keep", tooltip="exempt it from retention, or stop exempting it"),
+    Binding("X", "drop", "drop", tooltip="end it, after asking"),
 ]
 
 
 class SessionActions(View):
-    """Actions on `session`, or on `turn` of it."""
+    """The actions on `session`, or on `turn` of it."""
 
     @property
     def session(self) -> SessionRow | None:
@@ -32,11 +32,11 @@ class SessionActions(View):
 
     @property
     def turn(self) -> int | None:
-        """Its turn, None for all of it."""
+        """The turn that keys act on, None for the whole session."""
         return None
 
     def action_checkout(self) -> None:
-        """Asks for a directory, and lays the files out there."""
+        """Asks for a directory and checks the files out there."""
         if not (session := self.session):
             return
         turn, sessions = self.turn, self.context.sessions
@@ -53,13 +53,13 @@ class SessionActions(View):
 
         form = Form(
             f"Check out {session.name}{_of(turn)}",
-            "Its files in a directory of their own, with origin at the upstream.",
-            [("place", "directory", f"./{session.name}", "a directory that is not there yet")],
+            "Its files go to a new directory whose origin is the upstream.",
+            [("place", "directory", f"./{session.name}", "a directory that does not exist yet")],
         )
         self.context.ask(form, checkout)
 
     def action_export(self) -> None:
-        """Asks for a file, and writes the diff there."""
+        """Asks for a file and writes the diff there."""
         if not (session := self.session):
             return
         turn, sessions = self.turn, self.context.sessions
@@ -76,8 +76,8 @@ class SessionActions(View):
         suffix = f"-{turn}" if turn else ""
         form = Form(
             f"Export {session.name}{_of(turn)}",
-            "Its diff as one patch.",
-            [("place", "file", f"./{session.name}{suffix}.patch", "a file that is not there yet")],
+            "Its diff goes to a new file as one patch.",
+            [("place", "file", f"./{session.name}{suffix}.patch", "a file that does not exist yet")],
         )
         self.context.ask(form, export)
 
@@ -87,12 +87,12 @@ class SessionActions(View):
             self.context.copy(self._checkout_line(session, self.turn))
 
     def _checkout_line(self, session: SessionRow, turn: int | None) -> str:
-        """What lays the session's files out."""
+        """Returns the command that checks the session out."""
         words = ["session", "checkout", session.repo, session.name, f"./{session.name}"]
         return f"{self.context.command} {shlex.join(words)}" + (f" --turn {turn}" if turn else "")
 
     def action_keep(self) -> None:
-        """Exempts it from retention, or not any more."""
+        """Exempts the session from retention, or stops exempting it."""
         if not (session := self.session) or not self.may_write():
             return
         sessions, kept = self.context.sessions, not session.kept
@@ -104,7 +104,7 @@ class SessionActions(View):
         self.context.act(f"keep {session.name}", work)
 
     def action_drop(self) -> None:
-        """Asks, and ends it."""
+        """Asks, and ends the session."""
         if not (session := self.session) or not self.may_write():
             return
         sessions = self.context.sessions
@@ -121,7 +121,8 @@ class SessionActions(View):
         self.context.ask(
             Ask(
                 f"End the session {session.name}?",
-                f"Its ref and its {count(session.turns, 'turn')} go from {session.repo}. The audit log keeps its rows.",
+                f"Its ref and its {count(session.turns, 'turn')} are removed from {session.repo}. "
+                "The audit log keeps its rows.",
                 [("drop", "End it")],
             ),
             drop,

@@ -1,4 +1,4 @@
-"""The sessions that a view shows: the newest read first, the rest behind, and later only what changed."""
+"""The sessions that a view shows: the newest are read first, then all, and later only the newest again."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from appliance.tui.data.messages import SessionsRead
 from appliance.tui.data.rows import SessionRow
 
 FIRST = 200
-"""Rows of the first read: more than a screenful, in a few milliseconds."""
+"""Rows of a read of the newest: more than a screenful, in a few milliseconds."""
 MOST = 20_000
+"""The most sessions that are read."""
 
 
 class SessionList:
-    """Those of one repository, or of all for None."""
+    """The sessions of one repository, or of all repositories for None."""
 
     def __init__(self, repo: str | None) -> None:
         self._repo = repo
@@ -23,7 +24,7 @@ class SessionList:
         self.total = 0
 
     def read(self, context: Context, view: Screen[None], *, whole: bool = False) -> None:
-        """Reads the newest, or all of them, for the view to take."""
+        """Reads the newest sessions, or all of them; the view receives a SessionsRead."""
         repo, limit, queries = self._repo, MOST if whole else FIRST, context.queries
 
         def work() -> SessionsRead:
@@ -33,7 +34,10 @@ class SessionList:
         context.loader.read(f"sessions {'all' if whole else 'newest'} {repo or ''}", view, work)
 
     def take(self, message: SessionsRead, context: Context, view: Screen[None]) -> bool:
-        """Takes them in, and returns whether anything is new; when others are missing, or some are gone, reads all."""
+        """Merges what was read and returns whether anything is new.
+
+        When the total says that some are missing or gone, it reads all of them.
+        """
         found = {(row.repo, row.name): row for row in message.sessions}
         same = message.total == self.total and all(self._found.get(key) == row for key, row in found.items())
         if same and self._found:
@@ -46,7 +50,7 @@ class SessionList:
         return True
 
     def matching(self, words: str) -> list[SessionRow]:
-        """Those with all the words in name, repository, subject or client."""
+        """Returns the sessions that have all the words in name, repository, client or subject."""
         wanted = words.lower().split()
         if not wanted:
             return self.rows

@@ -1,4 +1,4 @@
-"""What agents recorded: every session, the newest first, with the turns of the chosen one."""
+"""What agents recorded: every session, newest first, with the turns of the chosen one."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from appliance.tui.widgets.listing import Column, Listing
 
 
 class SessionColumns:
-    """What the columns say of a session; `clock` gives Unix seconds."""
+    """Makes the columns of a list of sessions; `clock` gives Unix seconds."""
 
     def __init__(self, clock: Any) -> None:
         self._clock = clock
 
     def all(self, *, with_repo: bool = True) -> list[Column[SessionRow]]:
-        """In the order in which they stand."""
+        """Returns the columns, from left to right."""
         return [
             Column("SESSION", self._name, 20, 0, 34, grows=True),
             *([Column("REPOSITORY", lambda session: cell(session.repo, "dim"), 14, 2, 28)] if with_repo else []),
@@ -49,12 +49,12 @@ class SessionColumns:
 
 
 def fate(session: SessionRow) -> str:
-    """What retention does with it."""
+    """Returns what retention does with the session, empty if nothing special."""
     return "◆ kept" if session.kept else "▪ archived" if session.archived else ""
 
 
 def turn_columns(clock: Any) -> list[Column[tuple[int, Turn, float]]]:
-    """The columns of a list of turns: number, turn, when."""
+    """Makes the columns of a list of turns, whose rows are number, turn and Unix second."""
     return [
         Column("TURN", lambda row: cell(f"{row[0]}", "strong"), 4, 0, right=True),
         Column("AGE", lambda row: cell(span(clock() - row[2])), 6, 1, right=True),
@@ -67,16 +67,16 @@ def turn_columns(clock: Any) -> list[Column[tuple[int, Turn, float]]]:
 
 
 class SessionsScreen(SessionActions):
-    """Every session of every repository."""
+    """Lists every session of every repository."""
 
     heading = "Sessions"
     here = "sessions"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "what it changed", tooltip="what it changed; or what the chosen turn did"),
+        Binding("enter", "open", "what it changed", tooltip="what it changed, or what the chosen turn did"),
         Binding("slash", "filter", "filter", tooltip="filter by name, repository, client, subject"),
         *SESSION_KEYS,
         Binding("tab", "app.focus_next", "turns", show=False, tooltip="to its turns, and back"),
-        Binding("escape", "back", "drop the filter", show=False),
+        Binding("escape", "back", "clear the filter", show=False),
     ]
 
     def __init__(self, context: Context) -> None:
@@ -84,7 +84,7 @@ class SessionsScreen(SessionActions):
         self.session_list = SessionList(None)
 
     def body(self) -> ComposeResult:
-        """The list, and the turns of the chosen one."""
+        """Yields the list, and the turns of the chosen session."""
         yield Lines(id="summary")
         with Container(id="halves"):
             columns = SessionColumns(self.model.clock).all()
@@ -99,26 +99,26 @@ class SessionsScreen(SessionActions):
 
     @property
     def listing(self) -> Listing[SessionRow]:
-        """The list."""
+        """The list of sessions."""
         return self.query_one("#list", Listing)
 
     @property
     def session(self) -> SessionRow | None:
-        """The row with the cursor."""
+        """The session under the cursor."""
         return self.listing.row
 
     @property
     def turn(self) -> int | None:
-        """The chosen one while the list of turns has the focus."""
+        """The chosen turn while the list of turns has the focus, otherwise None."""
         turns = self.query_one("#turns", Listing)
         return turns.row[0] if turns.has_focus and turns.row else None
 
     def on_mount(self) -> None:
-        """Reads."""
+        """Focuses the list."""
         self.listing.focus()
 
     def reread(self) -> None:
-        """Others may have come."""
+        """Reads the newest sessions."""
         self.session_list.read(self.context, self)
 
     def take(self, news: frozenset[str]) -> None:
@@ -129,41 +129,41 @@ class SessionsScreen(SessionActions):
             self.query_one("#turns", Listing).touch()
 
     def happened(self, events: list[dict[str, Any]]) -> None:
-        """A recording: read it."""
+        """Reads the sessions again after a recording."""
         if any(event["event"] in ("recorded", "lost") for event in events):
             self.context.follower.soon(self.reread)
 
     def done(self) -> None:
-        """Something was done: a session may be gone, or kept."""
+        """Reads all sessions again, because one may be gone or kept now."""
         self.session_list.read(self.context, self, whole=True)
 
     def on_sessions_read(self, message: SessionsRead) -> None:
-        """Sessions."""
+        """Shows the sessions that were read."""
         if self.session_list.take(message, self.context, self):
             self._arrange()
 
     def on_turns_read(self, message: TurnsRead) -> None:
-        """The turns of the chosen one, if it still is."""
+        """Shows the turns, unless another session was chosen meanwhile."""
         session = self.session
         if session and (session.repo, session.name) == (message.repo, message.session):
             self.query_one("#turns", Listing).show(turn_rows(message.turns))
 
     def filtered(self) -> None:
-        """Other rows match."""
+        """Lists the rows that match now."""
         self._arrange()
 
     def focus_body(self) -> None:
-        """Back to the list."""
+        """Moves the focus back to the list."""
         self.listing.focus()
 
     def on_listing_moved(self, event: Listing.Moved) -> None:
-        """Other turns."""
+        """Reads the turns of the session that the cursor came to."""
         if event.listing is self.listing:
             self._read_turns()
             self._summarise()
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
-        """What it changed: all of it, or one turn."""
+        """Opens what the session changed, or what the chosen turn did."""
         if session := self.session:
             self.post_message(OpenDiff(session, None if event.listing is self.listing else event.row[0]))
 
@@ -179,7 +179,7 @@ class SessionsScreen(SessionActions):
         rows = self.session_list.matching(self.filter_words)
         listing = self.listing
         listing.empty = (
-            f"No session matches {self.filter_words}. Escape drops the filter."
+            f"No session matches {self.filter_words}. Escape clears the filter."
             if self.filter_words and self.session_list.total
             else "No agent has recorded anything yet: git push … HEAD:refs/agents/SESSION"
         )
@@ -200,5 +200,5 @@ class SessionsScreen(SessionActions):
 
 
 def turn_rows(turns: list[Turn]) -> list[tuple[int, Turn, float]]:
-    """Newest first, numbered from 1, with the time in Unix seconds."""
+    """Returns rows for `turn_columns`, newest first, with numbers that count from 1 at the oldest."""
     return [(number, turn, seconds_of(turn.at)) for number, turn in reversed(list(enumerate(turns, 1)))]
