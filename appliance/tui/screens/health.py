@@ -28,7 +28,6 @@ class HealthScreen(View):
     here = "health"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("r", "check", "check again", tooltip="run every check of doctor again"),
-        Binding("escape", "back", "back", show=False),
     ]
 
     def __init__(self, context: Context) -> None:

@@ -88,7 +88,7 @@ def explain(view: RepoView, lag: float | None, now: float, width: int) -> list[L
         State.STALE: f"not verified for {span(lag)}",
         State.CLONING: "its first clone is under way",
         State.NEW: "registered, its first clone has not begun",
-        State.FRESH: f"verified equal to its upstream {span(lag)} ago",
+        State.FRESH: f"equal to its upstream {span(lag)} ago",
         State.DISABLED: "neither refreshed nor served; its mirror is kept",
     }[state]
     due = f"checked every {span(view.interval)} "
