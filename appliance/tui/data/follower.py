@@ -31,10 +31,8 @@ REPOS, SERVE, TIME, RATES = "repos", "serve", "time", "rates"
 
 TICK = 1.0
 """Seconds between two beats, at which ages are drawn again and serve is asked how it is."""
-SETTLE = 0.1
-"""Seconds after an event until the database is read: what serve tells, it writes right behind."""
-AGAIN = 0.5
-"""Seconds after an event until it is read again, and the least between two reads while events come all the time."""
+PACE = 0.5
+"""The least seconds between two reads while events come all the time."""
 CALM = 0.2
 """The least seconds between two redraws caused by events, because nobody reads hundreds a second one by one."""
 OF_SERVE = frozenset({"pulse", "events"})
@@ -76,7 +74,7 @@ class Follower:
         self._app = app
         self._visible = visible
         self.events = EventFollower(queries.node.layout, app)
-        self._settling: Timer | None = None
+        self._pacing: Timer | None = None
         self._telling: Timer | None = None
         self._later: list[Callable[[], None]] = []
         self.beats = 0
@@ -239,7 +237,7 @@ class Follower:
         self.tell(SERVE, RATES)
 
     def _take_events(self) -> None:
-        """Takes the events; what they changed in the database is read when it has it, see `soon`."""
+        """Takes the events, and reads what they changed in the database: serve stores that before it publishes them."""
         events = self.events.take()
         for event in events:
             if event["event"] == "hydrated":
@@ -262,21 +260,14 @@ class Follower:
         self.tell(RATES)
 
     def soon(self, read: Callable[[], None]) -> None:
-        """Reads when the database has what an event told, and once more: not more often than twice a second."""
+        """Reads what events announced: at once, but at most every PACE seconds while events keep coming."""
         if read not in self._later:
             self._later.append(read)
-        if self._settling is None:
-            self._settling = self._app.set_timer(SETTLE, self._read_settled)
+        if self._pacing is None:
+            self._read_announced()
 
-    def _read_settled(self) -> None:
+    def _read_announced(self) -> None:
         reads, self._later = self._later, []
         for read in reads:
             read()
-
-        def again() -> None:
-            self._settling = None
-            more, self._later = self._later, []
-            for read in [*reads, *(each for each in more if each not in reads)]:
-                read()
-
-        self._settling = self._app.set_timer(AGAIN, again)
+        self._pacing = self._app.set_timer(PACE, self._read_announced) if reads else None
