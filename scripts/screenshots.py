@@ -147,9 +147,9 @@ class Stage:
 
 
 async def take(stage: Stage) -> None:
-    """Drives the view and writes what it shows."""
-    appliance = Node(Layout(stage.serve.state), load_config(stage.serve.config), create=False)
-    app = Tui(NodeQueries(appliance))
+    """Drives the view, and writes what it shows."""
+    node = Node(Layout(stage.serve.state), load_config(stage.serve.config), create=False)
+    app = Tui(NodeQueries(node))
 
     def write(name: str) -> None:
         # The ids are random and would change every picture each time. The fonts come from the reader's machine.
