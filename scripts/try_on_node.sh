@@ -58,14 +58,14 @@ outside() {
     cp "$pyz" "$work/trial/gitmirror.pyz"
     chmod 755 "$work/trial/gitmirror.pyz"
     cp "${BASH_SOURCE[0]}" "$work/trial/try_on_node.sh"
-    : >"$work/trial/said"
+    : >"$work/trial/output"
     cat >"$work/node/etc/systemd/system/trial.service" <<'UNIT'
 [Unit]
 After=multi-user.target
 [Service]
 Type=oneshot
 ExecStart=/bin/bash /trial/try_on_node.sh --inside
-StandardOutput=append:/trial/said
+StandardOutput=append:/trial/output
 StandardError=inherit
 ExecStopPost=/bin/systemctl poweroff --no-block
 UNIT
@@ -79,7 +79,7 @@ UNIT
         --private-network --resolv-conf=off --bind="$work/trial:/trial" --console=pipe \
         systemd.unit=multi-user.target systemd.wants=trial.service >"$work/console" 2>&1 </dev/null &
     node=$!
-    tail --follow --lines=+1 --pid="$node" --sleep-interval=0.2 "$work/trial/said" || true
+    tail --follow --lines=+1 --pid="$node" --sleep-interval=0.2 "$work/trial/output" || true
     wait "$node" || true
     node=""
     if [ ! -e "$work/trial/verdict" ]; then
@@ -243,9 +243,9 @@ is_up() {
 }
 
 units_are_silent() {
-    local said
-    said=$(systemd-analyze verify gitmirror.service gitmirror-{git,http,admin}.socket 2>&1)
-    [ -z "$said" ] || { echo "$said"; return 1; }
+    local output
+    output=$(systemd-analyze verify gitmirror.service gitmirror-{git,http,admin}.socket 2>&1)
+    [ -z "$output" ] || { echo "$output"; return 1; }
 }
 
 is_confined() {

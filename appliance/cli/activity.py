@@ -25,9 +25,9 @@ RIGHT = ("BYTES", "FIRST BYTE", "TOOK")
 @json_option
 @pass_options
 def activity(options: Options, repo: str | None, limit: int, follow: bool, as_json: bool) -> None:
-    """List hydrations: which guest fetched what, how it was served, and how fast.
+    """List hydrations, newest first.
 
-    The newest come first; with --follow, the oldest.
+    Each row says which guest fetched what, how it was served, and how fast. With --follow, the oldest come first.
 
     \b
     Example:

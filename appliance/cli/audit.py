@@ -43,7 +43,9 @@ def audit(
     follow: bool,
     as_json: bool,
 ) -> None:
-    """List every push attempt, newest first: one row for each ref that a guest tried to write.
+    """List every push attempt, newest first.
+
+    There is one row for each ref that a guest tried to write, whether it was accepted or rejected.
 
     \b
     Examples:
@@ -142,7 +144,9 @@ def accept_loss(options: Options, as_json: bool) -> None:
 @click.option("--since", type=Moment(), help="Print only events since then: a duration such as 2h, or a time.")
 @pass_options
 def export(options: Options, since: str | None) -> None:
-    """Print every event of the audit log with its hash, as JSON lines, oldest first.
+    """Print the whole audit log as JSON lines.
+
+    Prints the oldest event first, and each event with its hash.
 
     \b
     Example:

@@ -155,7 +155,9 @@ def repos(options: Options, as_json: bool) -> None:
 @json_option
 @pass_options
 def refresh(options: Options, names: tuple[str, ...], as_json: bool) -> None:
-    """Refresh repositories now and wait; without a NAME, every enabled one.
+    """Refresh repositories now and wait for the result.
+
+    Without a NAME, refreshes every enabled repository.
 
     \b
     Example:

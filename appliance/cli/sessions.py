@@ -72,7 +72,9 @@ def session() -> None:
 @json_option
 @pass_options
 def show(options: Options, repo: str, name: str, as_json: bool) -> None:
-    """List the turns of a session: when, which commit, what changed, and what changed since the turn before.
+    """List the turns of a session.
+
+    Shows for each turn the time, the commit, what changed, and how it differs from the turn before.
 
     \b
     Example:
@@ -104,7 +106,10 @@ def show(options: Options, repo: str, name: str, as_json: bool) -> None:
 @click.option("--raw", is_flag=True, help="Print the exact patch, control characters and binary files included.")
 @pass_options
 def diff(options: Options, repo: str, name: str, turn: int | None, stat: bool, name_only: bool, raw: bool) -> None:
-    """Show the diff against the commit that a session started from, or of one turn against the turn before.
+    """Show what a session changed.
+
+    Prints the diff against the commit that the session started from; with --turn, the diff of that turn against the
+    turn before.
 
     Control characters in the files are shown as escapes such as \\x1b, on a terminal and in a pipe. git refuses to
     apply a diff that has escapes in it; use --raw for the exact bytes.
@@ -153,7 +158,9 @@ def log(options: Options, repo: str, name: str) -> None:
 @turn_option
 @pass_options
 def checkout(options: Options, repo: str, name: str, directory: Path, turn: int | None) -> None:
-    """Check a session out into DIR, to run its code or to push it as a real branch; `origin` is the upstream.
+    """Check a session out into DIR.
+
+    Use it to run the session's code or to push it as a real branch: `origin` is the upstream.
 
     \b
     Example:
@@ -185,7 +192,9 @@ def keep(options: Options, repo: str, name: str, off: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @pass_options
 def drop(options: Options, repo: str, name: str, yes: bool) -> None:
-    """Delete a session now: its ref and its turns. The audit log keeps its rows.
+    """Delete a session now.
+
+    Deletes its ref and its turns. The audit log keeps its rows.
 
     \b
     Example:

@@ -68,7 +68,7 @@ def _print_status(found: dict[str, Any]) -> None:
             times = f" ({repo['failures']} times in a row)" if repo["failures"] > 1 else ""
             print_line(f"{repo['name']}: {repo['last_error']}{times}")
             if repo.get("retry_at"):
-                print_line(f"  no scheduled refresh before {repo['retry_at']} (the upstream's Retry-After)")
+                print_line(f"  no scheduled refresh before {repo['retry_at']}, because the upstream asked to wait")
             if repo.get("hint"):
                 print_line(f"  what to do: {repo['hint']}")
 
@@ -77,7 +77,9 @@ def _print_status(found: dict[str, Any]) -> None:
 @json_option
 @pass_options
 def egress(options: Options, as_json: bool) -> None:
-    """Print the host:port entries that a guest's egress allowlist needs, and nothing else.
+    """Print the entries for a guest's egress allowlist.
+
+    Prints the host:port of each listener for guests, one per line, and nothing else.
 
     \b
     Example:
@@ -97,9 +99,10 @@ def egress(options: Options, as_json: bool) -> None:
 @json_option
 @pass_options
 def doctor(options: Options, as_json: bool) -> None:
-    """Check git, git daemon, disk, permissions, ports, config and hooks, and say how to fix each.
+    """Check everything that serving needs.
 
-    Exits with code 3 when a check fails.
+    Checks git, git daemon, disk, permissions, ports, config and hooks, and says how to fix each. Exits with code 3
+    when a check fails.
 
     \b
     Example:

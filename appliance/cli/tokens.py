@@ -10,7 +10,9 @@ from appliance.cli.output import print_json, print_line, print_table, say
 
 @click.group()
 def token() -> None:
-    """Manage read tokens: each lets a guest read one private mirror and push its sessions there.
+    """Manage read tokens for private mirrors.
+
+    A token lets a guest read one private mirror and push its sessions there.
 
     \b
     Examples:
@@ -48,7 +50,9 @@ def issue(options: Options, repo: str, ttl: float, note: str, as_json: bool) -> 
 @json_option
 @pass_options
 def list_tokens(options: Options, repo: str | None, as_json: bool) -> None:
-    """List all tokens, expired and revoked ones included, newest first; never the secrets themselves.
+    """List tokens, newest first.
+
+    Includes expired and revoked tokens, but never the tokens' secrets.
 
     \b
     Example:
@@ -70,7 +74,9 @@ def list_tokens(options: Options, repo: str | None, as_json: bool) -> None:
 @click.argument("number", metavar="ID", type=click.IntRange(1))
 @pass_options
 def revoke(options: Options, number: int) -> None:
-    """Revoke a token. The next request that carries it is treated as if it had none.
+    """Revoke a token.
+
+    From the next request on, a guest that sends the token is treated as if it had none.
 
     \b
     Example:

@@ -16,9 +16,10 @@ from appliance.core.errors import GitmirrorError
 @click.command()
 @pass_options
 def tui(options: Options) -> None:
-    """Watch repositories, sessions and guests live, and act on them, in the terminal.
+    """Open the live view in this terminal.
 
-    Without a running serve it is read-only, and connects when serve starts. `?` shows every key.
+    It shows repositories, sessions and guests live, and lets you act on them. Without a running serve it is read-only,
+    and it connects when serve starts. `?` shows every key.
 
     \b
     Example:

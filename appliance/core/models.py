@@ -44,7 +44,7 @@ class Repo:
 class Health:
     """What is known about one mirror. Times are Unix seconds; `verified_at` is the start of the last good refresh.
 
-    `error_kind` is the error word of `last_error`. The upstream asked for no requests before `retry_at`.
+    `error_kind` is the error word of `last_error`. The upstream asked not to be contacted before `retry_at`.
     """
 
     tip: str | None = None

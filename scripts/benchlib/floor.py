@@ -90,22 +90,22 @@ class Replay:
 
     def _ask_git(self, first: bytes, request: bytes) -> bytes:
         """Sends one request on a connection of its own, with a flush to end it, and returns the whole response."""
-        with socket.create_connection(("127.0.0.1", self._git_port), TIMEOUT) as asked:
-            asked.sendall(first + request + FLUSH)
-            asked.shutdown(socket.SHUT_WR)
+        with socket.create_connection(("127.0.0.1", self._git_port), TIMEOUT) as connection:
+            connection.sendall(first + request + FLUSH)
+            connection.shutdown(socket.SHUT_WR)
             parts = []
-            while data := asked.recv(RECEIVE):
+            while data := connection.recv(RECEIVE):
                 parts.append(data)
         return b"".join(parts)
 
     def _ask_http(self, line: bytes, fields: dict[str, str], body: bytes) -> Recorded:
         method, target, _ = line.decode().split(" ", 2)
-        asked = http.client.HTTPConnection("127.0.0.1", self._http_port, timeout=TIMEOUT)
+        connection = http.client.HTTPConnection("127.0.0.1", self._http_port, timeout=TIMEOUT)
         headers = {name: fields[name] for name in _PASSED_ON if name in fields}
-        asked.request(method, target, body or None, headers)
-        answer = asked.getresponse()
+        connection.request(method, target, body or None, headers)
+        answer = connection.getresponse()
         data = answer.read()
-        asked.close()
+        connection.close()
         head = (
             f"HTTP/1.1 {answer.status} {answer.reason}\r\nContent-Type: {answer.headers['content-type']}\r\n"
             f"Cache-Control: no-cache\r\nContent-Length: {len(data)}\r\n\r\n"
@@ -236,17 +236,17 @@ def _without_host(first: bytes) -> bytes:
 
 def _without_client(request: bytes) -> bytes:
     """Returns a request without `agent=` and `session-id=`, which do not affect the response. Parses only its head."""
-    kept, at = b"", 0
+    stripped, at = b"", 0
     if not request.startswith(b"00"):
         # HTTP bodies over a KiB are compressed, and the same client compresses the same request to the same bytes.
         return request
     while (size := int(request[at : at + 4], 16)) >= 4:
         line = request[at : at + size]
-        kept += b"" if line[4:].startswith((b"agent=", b"session-id=")) else line
+        stripped += b"" if line[4:].startswith((b"agent=", b"session-id=")) else line
         at += size
         if at >= len(request):
             break
-    return kept + request[at:]
+    return stripped + request[at:]
 
 
 def _is_whole(request: bytes) -> bool:

@@ -182,10 +182,10 @@ def _measure_after_push(
     moved = time.perf_counter()
     appliance.wait_until_warm(guests.tip)
     measured.warming.append(time.perf_counter() - moved)
-    for kept in (measured.first, measured.hot):
+    for row in (measured.first, measured.hot):
         sample = guests.sample(ours, "git", shape)
         if not sample.refused:
-            kept.setdefault(shape.key, []).append(sample.seconds)
+            row.setdefault(shape.key, []).append(sample.seconds)
 
 
 def push_upstream(upstream: Path, branch: str, tip: str, env: Mapping[str, str]) -> str:

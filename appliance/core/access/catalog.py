@@ -29,7 +29,7 @@ class Catalog:
                 self._hosts[upstream.host.lower()] = f"{upstream.scheme}://{upstream.host}"
 
     def find(self, path: str) -> Repo | None:
-        """Returns the public repository at a path that begins with a slash, or None when there is no such one."""
+        """Returns the public repository at a path that begins with a slash, or None."""
         return _find(self._by_path, path)
 
     def find_private(self, path: str) -> Repo | None:

@@ -81,7 +81,7 @@ class CredentialConfig:
     )
     token_file: str = setting("", _file, "File with the token; every refresh reads it again.")
     command: tuple[str, ...] = setting(
-        "", words, "Command that prints the token, instead of token_file; run again after a minute."
+        "", words, "Command that prints the token, instead of token_file; its output is used for a minute."
     )
     username: str = setting("x-access-token", _username, "The user name sent with the token.")
     ssh_key: str = setting("", _file, "For ssh: file with the private key, which must have no passphrase.")

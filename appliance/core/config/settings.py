@@ -102,7 +102,7 @@ class ServeConfig:
         'URL that guests use for the HTTP listener, when it differs: "http://mirror:9419".',
     )
     max_clients: int = setting(512, _count, "Guests served at once; further guests wait.")
-    queue_timeout: float = setting("30s", _positive, "How long such a guest waits before it gets an error.")
+    queue_timeout: float = setting("30s", _positive, "How long a guest waits to be served before it gets an error.")
     request_timeout: float = setting("10s", _positive, "How long a guest may take to send its first packet.")
     idle_timeout: float = setting("5m", _positive, "Close a connection when no byte has passed for this long.")
     total_timeout: float = setting("1h", _positive, "The longest time that a connection may last.")
@@ -130,7 +130,7 @@ class RefreshConfig:
 class CacheConfig:
     """`[cache]`: responses cached for guests."""
 
-    budget: int = setting("10GiB", parse_size, "The size that cached responses may take on disk.")
+    budget: int = setting("10GiB", parse_size, "The most bytes that cached responses may take on disk.")
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ class RecordingConfig:
     max_objects: int = setting(50_000, _count, "The most objects that the pack of a push may hold.")
     max_new_sessions: int = setting(600, _count, "The most new sessions per minute and mirror.")
     max_turns: int = setting(1000, _count, "The most turns of a session.")
-    max_bytes: int = setting("50GiB", parse_size, "The largest total size of all recorded packs.")
-    retention: float = setting("30d", _positive, "How long after its last turn a session is deleted.")
+    max_bytes: int = setting("50GiB", parse_size, "The most bytes that all recorded packs may take together.")
+    retention: float = setting("30d", _positive, "A session is deleted this long after its last turn.")
 
 
 @dataclass(frozen=True)

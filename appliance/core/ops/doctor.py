@@ -77,21 +77,21 @@ def _git() -> Check:
     wanted, tried = (".".join(map(str, version)) for version in (OLDEST_GIT, NEWEST_TRIED))
     mend = f"install git {wanted} or newer, on the PATH of the service"
     try:
-        said = subprocess.run(["git", "version"], capture_output=True, text=True, check=True, timeout=10).stdout
-        version = tuple(int(part) for part in said.split()[2].split(".")[:2])
+        output = subprocess.run(["git", "version"], capture_output=True, text=True, check=True, timeout=10).stdout
+        version = tuple(int(part) for part in output.split()[2].split(".")[:2])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         return Check("git", False, f"cannot be run: {error}", mend)
-    note = f" (newer than any that gitmirror was tried with: {wanted} to {tried})" if version > NEWEST_TRIED else ""
-    return Check("git", version >= OLDEST_GIT, said.strip() + note, mend)
+    note = f" (newer than any version that gitmirror was tested with: {wanted} to {tried})" if version > NEWEST_TRIED else ""
+    return Check("git", version >= OLDEST_GIT, output.strip() + note, mend)
 
 
 def _git_daemon() -> Check:
     mend = "install git's daemon: it is part of git on most systems, git-daemon on Fedora and Alpine"
     try:
-        said = subprocess.run(["git", "--exec-path"], capture_output=True, text=True, check=True, timeout=10).stdout
+        output = subprocess.run(["git", "--exec-path"], capture_output=True, text=True, check=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return Check("git daemon", False, f"git cannot be run: {error}", mend)
-    program = Path(said.strip()) / "git-daemon"
+    program = Path(output.strip()) / "git-daemon"
     return Check("git daemon", os.access(program, os.X_OK), f"{program}", mend)
 
 
