@@ -92,7 +92,7 @@ class FoundTurns:
             return None
         where = ", ".join(f"{count} of {name}" for name, count in sorted(self.counts.items())[:10])
         return (
-            f"mirrors had turns that the audit log did not know: {where}; they are recorded without their guest, at the "
+            f"mirrors had turns that the audit log did not know: {where}; they are recorded without a guest, at the "
             "time of their commit, and their sessions are kept until `session keep --off`"
         )
 
