@@ -81,7 +81,7 @@ def _git() -> Check:
         version = tuple(int(part) for part in output.split()[2].split(".")[:2])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         return Check("git", False, f"cannot be run: {error}", mend)
-    note = f" (newer than any version that gitmirror was tested with: {wanted} to {tried})" if version > NEWEST_TRIED else ""
+    note = f" (newer than the versions that were tested: {wanted} to {tried})" if version > NEWEST_TRIED else ""
     return Check("git", version >= OLDEST_GIT, output.strip() + note, mend)
 
 

@@ -110,7 +110,7 @@ class AuditLog:
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database = database
         self._clock = clock
-        self._told = ToldHead(database.path.with_name("audit-head"))
+        self._reported = ToldHead(database.path.with_name("audit-head"))
 
     def check(self) -> None:
         """Raises LogBehind if the log lacks the newest event that was reported, StoreError if it cannot be read."""
@@ -189,16 +189,16 @@ class AuditLog:
 
     def accept_loss(self) -> bool:
         """Continues the log although events are lost, and appends a note that says so; False if none are lost."""
-        told = self._told.read()
+        reported = self._reported.read()
         with self._database.writing() as connection:
-            if told is None or contains(connection, told):
+            if reported is None or contains(connection, reported):
                 return False
-            reason = f"an operator accepted that events are lost, up to {told.id} ({told.hash}) or later"
+            reason = f"an operator accepted that events are lost, up to {reported.id} ({reported.hash}) or later"
             at = rfc3339(self._clock())
             append_event(connection, kind="note", at=at, push="", repo="", ref="", reason=reason, client="")
             head = newest_event(connection)
         if head is not None:
-            self._told.write(head)
+            self._reported.write(head)
         return True
 
     def last_id(self) -> int:
@@ -315,23 +315,23 @@ class AuditLog:
         return Verification(count, prev)
 
     def _check(self, connection: sqlite_utils.Database) -> None:
-        told = self._told.read()
-        if told is not None and not contains(connection, told):
-            raise LogBehind(told)
+        reported = self._reported.read()
+        if reported is not None and not contains(connection, reported):
+            raise LogBehind(reported)
 
     @contextlib.contextmanager
     def _appending(self) -> Iterator[sqlite_utils.Database]:
-        """A transaction whose last event becomes the told head when it commits.
+        """A transaction whose last event becomes the reported head when it commits.
 
-        If the log lacks the event that was told before, the told head stays as it is: only an operator may replace it.
+        If the log lacks the event that was reported before, the reported head stays: only an operator may replace it.
         """
         with self._database.writing() as connection:
-            told = self._told.read()
-            behind = told is not None and not contains(connection, told)
+            reported = self._reported.read()
+            behind = reported is not None and not contains(connection, reported)
             yield connection
             head = newest_event(connection)
         if head is not None and not behind:
-            self._told.note(head)
+            self._reported.note(head)
 
 
 def _named(turn: FoundTurn) -> dict[str, str | None]:

@@ -193,25 +193,26 @@ class SessionStore:
                 self._end(connection, row, newest["id"] or 0, reason, at)
 
     def without_turn(self, repo: str, attempts: Mapping[int, str]) -> list[int]:
-        """Those of `attempts`, by id with their commits, that surely have no turn.
+        """The ids in `attempts` (id to commit) that certainly have no turn.
 
-        Their push failed, or its session was ended since. An id that the log has with another commit says nothing.
+        Their push failed, or its session has been ended since. An id that the log knows with another commit is not
+        returned.
         """
         settled = """SELECT a.id FROM audit_events a JOIN audit_events o ON o.attempt = a.id
             WHERE a.id = ?1 AND a.repo = ?2 AND a.new = ?3 AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.id = a.id)
             AND (o.outcome = 'failed' OR EXISTS (SELECT 1 FROM session_ends e WHERE e.repo = a.repo
                  AND e.session = a.session AND e.last_attempt >= a.id))"""
         with self._database.reading() as connection:
-            return [each for each, commit in attempts.items() if rows(connection, settled, each, repo, commit)]
+            return [number for number, commit in attempts.items() if rows(connection, settled, number, repo, commit)]
 
     def recorded_bytes(self) -> int:
-        """Bytes of all recorded packs that are kept."""
+        """The total size of all recorded packs, in bytes."""
         with self._database.reading() as connection:
             [total] = rows(connection, "SELECT coalesce(sum(bytes), 0) AS n FROM sessions")
         return int(total["n"])
 
     def turn_count(self, repo: str, session: str) -> int:
-        """How many turns a session has; 0 when there is none of that name."""
+        """How many turns a session has; 0 if there is no such session."""
         with self._database.reading() as connection:
             found = rows(connection, "SELECT turns FROM sessions WHERE repo = ? AND session = ?", repo, session)
         return int(found[0]["turns"]) if found else 0
@@ -228,7 +229,7 @@ class SessionStore:
 
     @staticmethod
     def _renumber(connection: sqlite_utils.Database, repo: str, session: str) -> None:
-        """Turns count from 1 in the order of the log. By way of numbers that none has: each is unique at every step."""
+        """Numbers the turns from 1 in the order of the log, through negative numbers so that all stay unique."""
         of_session = "WHERE repo = ? AND session = ?"
         connection.execute(f"UPDATE turns SET turn = -id {of_session}", [repo, session])
         connection.execute(

@@ -1,4 +1,4 @@
-"""The told head: the newest audit event that was reported to anybody, in its own file beside the database.
+"""The reported head: the newest audit event that anybody was told of, in its own file beside the database.
 
 SQLite accepts a database that was deleted and recreated, replaced by an older copy, or that lost its WAL. This file
 reveals such a loss, because the log must contain the event that the file names.
@@ -36,7 +36,7 @@ class ToldHead:
         self.path = path
 
     def read(self) -> Head | None:
-        """The told head, or None if nothing was reported yet; LOST if the file is invalid or unreadable."""
+        """The reported head, or None if nothing was reported yet; LOST if the file is invalid or unreadable."""
         try:
             text = self.path.read_text(encoding="ascii", errors="replace")
         except FileNotFoundError:
