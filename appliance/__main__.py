@@ -9,16 +9,17 @@ from appliance import version_text
 
 
 def main() -> None:
-    """Answers `--version` by itself, and hands everything else to the command line.
+    """Prints the version for `--version`, and hands every other argument list to the command line.
 
-    Scripts and health checks ask for the version often; the command line and what it imports cost a
-    hundred milliseconds that this answer does not need.
+    Scripts and health checks ask for the version often, and importing the command line would take a hundred
+    milliseconds.
     """
     if sys.argv[1:] == ["--version"]:
         try:
             print(version_text(), flush=True)
         except BrokenPipeError:
-            # The reader has gone, as click takes it too; an orderly exit would complain of the unwritten line.
+            # The reader has closed the pipe; click exits with 1 here too. An orderly exit would try to flush
+            # the line again and print an error.
             os._exit(1)
         return
     from appliance.cli.main import cli

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measures gitmirror beside git daemon, git http-backend and the floor, on the same bare repository.
+"""Compares gitmirror with git daemon, git http-backend and the floor, on the same bare repository.
 
     scripts/bench.py REPO... [--generate] [--json FILE]
 
-The floor is what the client alone costs: the same client against a replay of the recorded answers. Everything runs on
-the loopback and in temporary directories. docs/performance.md says what the columns mean. Ends with 1 when a clone
-had other contents than the repository, also when nothing was slow; a refused clone is a figure, not a failure.
+The floor is the cost of the client alone: the same client against a server that replays recorded responses. Everything
+runs on the loopback and in temporary directories. docs/performance.md explains the columns. Exits with 1 when a clone
+differs from the repository, however fast it was; a refused clone is counted and is not a failure.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from benchlib.processes import (
 from benchlib.report import document, tables
 
 QUIET = 0.7
-"""Load above which somebody else takes part in the figures, on two cores."""
+"""Load above which other work on the machine affects the figures, on two cores."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The program; its exit code."""
+    """Runs the benchmark and returns the exit code."""
     options = parse(argv)
     signal.signal(signal.SIGTERM, _end)
     adopt_orphans()
@@ -66,13 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
-    """Measures each repository and prints its tables; returns everything as one document. Raises BenchError."""
+    """Measures each repository, prints its tables, and returns all figures as one document. Raises BenchError."""
     with temporary_places() as places:
         env = clean_environment(places.scratch / "home")
         machine = describe_machine(places, env)
         print(", ".join(f"{key} {value}" for key, value in machine.items()) + "\n")
         if os.getloadavg()[0] > QUIET:
-            settings.tell("this machine is busy with something else: the figures are not to be trusted")
+            settings.tell("this machine is busy with other work, so the figures cannot be trusted")
         skipped = {}
         if reason := http_backend_reason():
             skipped["http-backend"] = reason
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
         repositories = [(path, path.resolve().name.removesuffix(".git")) for path in options.repositories]
         if options.generate:
             plan = TINY if options.quick else Plan()
-            settings.tell(f"{plan.name}: making it, or taking the one made before")
+            settings.tell(f"{plan.name}: generating it, or reusing an earlier one")
             repositories.append((generate(plan, options.cache or places.scratch / "cache", env), plan.name))
         measured = []
         for number, (path, name) in enumerate(repositories):
@@ -97,28 +97,28 @@ def run(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("repositories", nargs="*", type=Path, metavar="REPO", help="a bare repository")
-    parser.add_argument("--generate", action="store_true", help="also one of our own making (tiny with --quick)")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="where the generated one is kept for the next time")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--quick", action="store_true", help="few runs and small bursts: shows that it works, not more")
+    parser.add_argument("--generate", action="store_true", help="also measure a generated one (tiny with --quick)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the generated repository here for the next run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    parser.add_argument("--quick", action="store_true", help="few runs and small bursts, only to show that it works")
     parser.add_argument("--runs", type=_positive, metavar="N", help="runs of each row (default: 11)")
     parser.add_argument("--at-once", type=_numbers, metavar="N,N", help="guests at once (default: 1,10,50,200)")
     parser.add_argument(
-        "--pyz", type=Path, metavar="FILE", help="the built file (default: the package of this checkout)"
+        "--pyz", type=Path, metavar="FILE", help="measure this built file (default: the package of this checkout)"
     )
     options = parser.parse_args(argv)
     if not options.repositories and not options.generate:
-        parser.error("name a bare repository, or say --generate")
+        parser.error("give a bare repository, or --generate")
     for path in options.repositories:
         if not (path / "objects").is_dir() or not (path / "HEAD").is_file():
-            parser.error(f"{path} is no bare repository")
+            parser.error(f"{path} is not a bare repository")
     if options.pyz:
         options.pyz = options.pyz.resolve()
         if not options.pyz.is_file():
-            parser.error(f"{options.pyz} is not there; scripts/build_pyz.sh makes it")
+            parser.error(f"{options.pyz} does not exist; build it with scripts/build_pyz.sh")
     return options
 
 
@@ -133,7 +133,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends it like Ctrl-C: every context manager gets its turn."""
+    """Handles SIGTERM like Ctrl-C, so that every context manager cleans up."""
     raise KeyboardInterrupt
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Measures what it costs to keep many repositories fresh when nothing moves: CPU seconds of serve and its children.
+"""Measures the cost of keeping many repositories fresh while nothing moves: the CPU seconds of serve and its children.
 
     scripts/bench_refresh.py [--repos 1000] [--interval 60] [--seconds 60] [--by path|git|https]
 
 The upstreams are small repositories on this machine, each with a few branches and tags. `path` upstreams are read from
-disk, so that the upstream's own git (upload-pack) is counted too; with `git` and `https` it is another server's and is
-not. With `https` git trusts the system's authorities, read once, and a certificate made for the bench.
-First clones are not counted. CPU seconds are what the kernel says, so other work on the machine matters little.
+disk, so the upstream's own git (upload-pack) is counted too; with `git` and `https` it runs in another server and is
+not counted. With `https`, git trusts the system's authorities, read once, and a certificate made for the benchmark.
+First clones are not counted. The kernel counts CPU seconds, so other work on the machine matters little.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from benchlib.processes import (
 ROOT = Path(__file__).resolve().parents[1]
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 CLONES = 900.0
-"""Seconds that all first clones together may take."""
+"""Seconds that all first clones may take together."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The program; its exit code."""
+    """Runs the benchmark and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repos", type=int, default=1000, help="how many are registered")
-    parser.add_argument("--interval", type=float, default=60.0, help="seconds between two refreshes of each")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long is measured")
+    parser.add_argument("--repos", type=int, default=1000, help="number of repositories")
+    parser.add_argument("--interval", type=float, default=60.0, help="seconds between two refreshes of a repository")
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration of the measurement")
     parser.add_argument("--by", choices=["path", "git", "https"], default="path", help="how upstreams are reached")
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(argv)
     adopt_orphans()
     try:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(places: Places, repos: int, interval: float, seconds: float, by: str) -> dict[str, Any]:
-    """The figures as one document: CPU seconds, refreshes, and both in relation."""
+    """Returns the figures as one document: CPU seconds, refreshes, and CPU time per refresh."""
     env = clean_environment(places.scratch / "home", {"PYTHONPATH": str(ROOT)})
     upstreams = places.scratch / "upstreams"
     make_upstreams(upstreams, repos, env)
@@ -81,13 +81,13 @@ def measure(places: Places, repos: int, interval: float, seconds: float, by: str
             admin = f"http://127.0.0.1:{port}"
             wait_until(lambda: listens(port), "serve listens", CLONES)
             wait_until(lambda: _all_fresh(admin, repos, serve), "all are cloned", CLONES)
-            # Two rounds: the first after a clone reads refs once more, and snapshots are still being made.
+            # Wait for two rounds: the first refresh after a clone reads the refs again, and snapshots are still built.
             _let_pass(serve, min(2 * interval, 60.0))
             return _count(serve, admin, seconds) | {"repositories": repos, "interval": interval, "upstreams": by}
 
 
 def make_upstreams(place: Path, repos: int, env: dict[str, str]) -> None:
-    """Bare repositories below `place`, all alike: 3 commits, 4 branches, 3 tags."""
+    """Creates identical bare repositories below `place`, each with 3 commits, 4 branches and 3 tags."""
     first = place / "bench" / "repo-0.git"
     first.mkdir(parents=True)
     run_git("init", "--quiet", "--bare", "--initial-branch=main", ".", cwd=first, env=env)
@@ -105,7 +105,7 @@ def make_upstreams(place: Path, repos: int, env: dict[str, str]) -> None:
 
 
 class Upstreams:
-    """Where they are reached; `env` is given what git needs for that. A context manager."""
+    """Serves the upstreams at `url`, and adds to `env` what git needs to reach them. A context manager."""
 
     def __init__(self, scratch: Path, place: Path, env: dict[str, str], by: str) -> None:
         self.url = str(place)

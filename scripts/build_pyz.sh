@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds gitmirror.pyz, the whole appliance in one file, reproducibly: one commit gives one sequence of bytes.
+# Builds gitmirror.pyz, all of gitmirror in one file. The build is reproducible: the same commit gives the same bytes.
 #
 #     scripts/build_pyz.sh [OUTPUT]        # default: dist/gitmirror.pyz in the checkout
 #
-# Needs a CPython 3.11 or newer (PYTHON names one) and, the first time, a package index. What it needs besides
-# is fetched into build/, by hash. Does nothing when OUTPUT is already made of what is in the checkout.
+# Needs CPython 3.11 or newer ($PYTHON can name it) and, the first time, a package index. It downloads build tools and
+# dependencies into build/ and checks their hashes. Does nothing when OUTPUT is up to date with the checkout.
 set -euo pipefail
 caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,17 +1,17 @@
 # shellcheck shell=bash
-# What the scripts share. Sourced, from the top of the checkout.
+# Functions that the scripts share. Source it from the top of the checkout.
 
 fail() {
     echo "${0##*/}: $*" >&2
     exit 1
 }
 
-# Prints the path of a CPython 3.11 or newer that can make virtual environments: $PYTHON when it is set, else
-# the first that serves of python3, python3.14 ... python3.11, python.
+# Prints the path of a CPython 3.11 or newer that can create virtual environments: $PYTHON when it is set, else the
+# first suitable one of python3, python3.14 ... python3.11, python.
 find_python() {
     local candidate path without_venv=""
     for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python}; do
-        # Asked to run, not looked up: a name on PATH may be a shim of a version that is not installed.
+        # It must run: a name on PATH may be a shim for a version that is not installed.
         path=$("$candidate" -c '
 import sys
 if sys.version_info < (3, 11) or sys.implementation.name != "cpython":
@@ -33,8 +33,8 @@ print(sys.executable)' 2>/dev/null) || continue
 }
 
 # Usage: make_venv DIR LOCK_FILE [LABEL]
-# A virtual environment in DIR with exactly what LOCK_FILE lists. Made anew when the lock file, the interpreter
-# or LABEL is another than last time, or when the last attempt was cut short; else this returns at once.
+# Creates a virtual environment in DIR with exactly the packages in LOCK_FILE. Creates it again when the lock file, the
+# interpreter or LABEL has changed, or when the last attempt was cut short; otherwise returns at once.
 make_venv() {
     local folder=$1 lock_file=$2 label=${3:-} python stamp
     python=$(find_python)
@@ -50,14 +50,14 @@ EOF
     rm -rf "$folder"
     mkdir -p "$(dirname "$folder")"
     "$python" -m venv "$folder"
-    # --no-deps: the lock file is complete, but for pip, which some package names and every venv has.
+    # --no-deps, because the lock file is complete except for pip: a package depends on it, and every venv has it.
     "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps \
         --only-binary :all: --require-hashes --requirement "$lock_file"
     echo "$stamp" >"$folder/stamp"
 }
 
 # Usage: hold_lock LOCK_FILE
-# From here on, one script at a time: waits for another that holds LOCK_FILE. Without flock(1) nobody waits.
+# Lets only one script at a time continue: waits while another holds LOCK_FILE. Does not wait without flock(1).
 hold_lock() {
     mkdir -p "$(dirname "$1")"
     exec 9>"$1"
@@ -66,7 +66,7 @@ hold_lock() {
     fi
 }
 
-# Lets the next one go on, before the script itself ends.
+# Lets the next script continue before this one ends.
 release_lock() {
     exec 9>&-
 }

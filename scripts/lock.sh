@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Remakes the lock files in requirements/ from pyproject.toml: the newest versions that fit it, each with the
-# hashes of all its files, so that they hold for CPython 3.11 and newer on any platform. Needs the network.
+# Updates the lock files in requirements/ from pyproject.toml. They have the hashes of all files of each package, so
+# that they are valid for CPython 3.11 and newer on any platform. Needs the network.
 #
-#     scripts/lock.sh             # keeps the versions that are locked where they still fit
-#     scripts/lock.sh --upgrade   # takes the newest
+#     scripts/lock.sh             # keeps locked versions where they still satisfy pyproject.toml
+#     scripts/lock.sh --upgrade   # takes the newest versions
 #
-# pip is left out: sqlite-utils names it for a command of its own that gitmirror does not use, and what is
-# installed from these files is installed with --no-deps.
+# pip is left out: sqlite-utils depends on it for a command that gitmirror does not use, and the scripts install from
+# these files with --no-deps.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib.sh
@@ -26,7 +26,7 @@ lock() {
         --no-emit-package pip --no-header --no-annotate --output-file "$output" "$@"
     {
         echo "# Made by scripts/lock.sh from pyproject.toml. Do not edit."
-        # uv closes with a note on what it left out.
+        # uv ends its output with a note about the packages it left out.
         sed -e '/^# The following packages/,$d' -e '/^$/d' "$output"
     } >"$output.new"
     mv "$output.new" "$output"

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Builds gitmirror.pyz when needed and serves here, with its state in .gitmirror of the checkout:
+# Builds gitmirror.pyz if needed and runs `serve`, with its state in .gitmirror in the checkout:
 #
 #     scripts/run.sh [URL...]
 #
-# Each URL (or path) is registered and mirrored. Without any, this very checkout is, so that no network is needed.
-# Prints the `git clone` lines to try. Ctrl-C stops it; the next run goes on from the same state.
+# Registers and mirrors each URL (or path). Without arguments it mirrors this checkout, which needs no network.
+# Prints `git clone` lines to try. Ctrl-C stops it; the next run continues with the same state.
 #
-# Listens on 127.0.0.1, ports 9418 (git://), 9419 (HTTP) and 9420 (admin), or on free ones where these are taken.
-# GITMIRROR_RUN_GIT, GITMIRROR_RUN_HTTP and GITMIRROR_RUN_ADMIN name others, as in 127.0.0.1:7000; "" is none.
+# Listens on 127.0.0.1, on ports 9418 (git://), 9419 (HTTP) and 9420 (admin), or on free ports where these are taken.
+# GITMIRROR_RUN_GIT, GITMIRROR_RUN_HTTP and GITMIRROR_RUN_ADMIN set other addresses, such as 127.0.0.1:7000; "" turns a
+# listener off.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/lib.sh
@@ -24,7 +25,7 @@ case ${1:-} in
         exit 2
         ;;
 esac
-# Run from a git hook, these would be about another repository.
+# In a git hook, these variables would point at another repository.
 # shellcheck disable=SC2046
 unset $(git rev-parse --local-env-vars)
 
@@ -32,7 +33,7 @@ gitmirror() {
     "$python" "$root/dist/gitmirror.pyz" --state "$state" --config "$config" "$@"
 }
 
-# Usage: address SETTING DEFAULT_PORT. The address to listen on.
+# Usage: address SETTING DEFAULT_PORT. Prints the address to listen on.
 address() {
     if [ -n "${!1+set}" ]; then
         echo "${!1}"
@@ -48,19 +49,19 @@ with socket.socket() as probe:
     fi
 }
 
-# git on this checkout, for reading, whoever owns it and whatever hooks it has.
+# Runs git on this checkout, for reading only, whoever owns it and without its hooks.
 here() {
     git -C "$root" -c safe.directory='*' -c core.hooksPath=/dev/null "$@"
 }
 
-# Makes, or brings up to date, a full bare repository with what is committed in this checkout. A mirror is always
-# full, and this checkout may be shallow or partial: then it gets the tree of HEAD as one commit without parents,
-# dated like HEAD and with its message, and so of the same id at each run.
+# Creates or updates a full bare repository with the commits of this checkout. A mirror is always full, but this
+# checkout may be shallow or partial. In that case the repository gets the tree of HEAD as one commit without parents,
+# with the date and the message of HEAD, so that it has the same id at each run.
 feed_local_upstream() {
     local branch tree date refspecs
     here rev-parse --quiet --verify 'HEAD^{commit}' >/dev/null ||
-        fail "there is no commit to mirror in $root; name a URL: $0 URL"
-    # A detached HEAD gets a branch: of a mirror without a default branch, clones have no files.
+        fail "there is no commit to mirror in $root; give a URL: $0 URL"
+    # A detached HEAD gets a branch, because a clone of a mirror without a default branch has no files.
     branch=$(here symbolic-ref --quiet --short HEAD) || branch=detached
     if ! [ -f "$local_upstream/HEAD" ]; then
         rm -rf "$local_upstream"
@@ -81,7 +82,7 @@ feed_local_upstream() {
     else
         refspecs=('+refs/heads/*:refs/heads/*' '+refs/tags/*:refs/tags/*')
         here symbolic-ref --quiet HEAD >/dev/null || refspecs+=("+HEAD:refs/heads/$branch")
-        # Where foo has become foo/bar, the old one is in the way of the new one: then from nothing.
+        # Where foo has become foo/bar, the old ref blocks the new one, so all refs are deleted and pushed again.
         here push --quiet --prune "$local_upstream" "${refspecs[@]}" 2>/dev/null || {
             git -C "$local_upstream" for-each-ref --format='delete %(refname)' |
                 git -C "$local_upstream" update-ref --stdin
@@ -90,23 +91,23 @@ feed_local_upstream() {
     fi
 }
 
-# Usage: file_url PATH. As a URL, a path may have spaces in it.
+# Usage: file_url PATH. Prints the path as a URL, because a URL can represent spaces.
 file_url() {
     "$python" -c 'import pathlib, sys; print(pathlib.Path(sys.argv[1]).as_uri())' "$1"
 }
 
-# Usage: register URL [OPTION...]. Registers what need not be reachable yet, and remembers it.
+# Usage: register URL [OPTION...]. Registers an upstream, which need not be reachable yet, and notes its URL and name.
 urls=()
 names=()
 register() {
     local added
-    # Said in full: errexit is off in a function that is followed by ||.
+    # `|| return` is needed, because errexit is off in a function whose call is followed by ||.
     added=$(gitmirror add-repo "$@" --allow-local --no-wait --json) || return
     urls+=("$1")
     names+=("$("$python" -c 'import json, sys; print(json.loads(sys.argv[1])["name"])' "$added")")
 }
 
-# Reads what serve prints: when it is ready, waits for the first clones and prints the lines to try.
+# Reads what serve prints. Once it is ready, waits for the first clones and prints the lines to try.
 announce() {
     local ready i
     if read -r ready; then
@@ -116,14 +117,14 @@ announce() {
             # Adding again changes nothing, and waits for the first clone.
             if gitmirror add-repo "${urls[i]}" --name "${names[i]}" --allow-local; then
                 if [ "${names[i]}" = "$local_name" ]; then
-                    # An older clone is not due for a refresh yet, and what it follows has just been fed.
+                    # A clone from an earlier run is not due for a refresh yet, but its upstream has just been updated.
                     gitmirror refresh "$local_name" >/dev/null || true
                 fi
                 printf '\nIn another terminal:\n\n    git clone %s/%s\n\n' "${ready%% *}" "${names[i]}"
             fi
         done
     fi
-    # serve keeps its standard output for as long as it runs.
+    # serve keeps its standard output open for as long as it runs.
     cat >/dev/null
 }
 
@@ -133,7 +134,7 @@ mkdir -p "$state"
 export SHIV_ROOT=$state/shiv
 if ! [ -e "$config" ]; then
     cat >"$config" <<'EOF'
-# For scripts/run.sh, which wrote it once and leaves it alone: yours to change.
+# The configuration of scripts/run.sh, which created this file and does not change it again. You may edit it.
 [refresh]
 allow_local = true
 EOF
@@ -142,7 +143,7 @@ fi
 if [ $# -eq 0 ]; then
     feed_local_upstream
     register "$(file_url "$local_upstream")" --name "$local_name" ||
-        fail "if this checkout has been moved, its state is of no use here: rm -r $state"
+        fail "if this checkout has been moved, its old state cannot be used; remove it: rm -r $state"
 fi
 for url in "$@"; do
     register "$url"
@@ -151,6 +152,6 @@ done
 git_address=$(address GITMIRROR_RUN_GIT 9418)
 http_address=$(address GITMIRROR_RUN_HTTP 9419)
 admin_address=$(address GITMIRROR_RUN_ADMIN 9420)
-# In the place of this shell, so that any signal sent to it is serve's.
+# exec replaces this shell, so that serve gets every signal sent to it.
 exec "$python" "$root/dist/gitmirror.pyz" --state "$state" --config "$config" serve \
     --git "$git_address" --http "$http_address" --admin "$admin_address" > >(announce)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Makes the pictures of the live view in docs/pictures/ anew, from real data: a real `serve`, clones, recordings.
+"""Makes new pictures of the live view for docs/pictures/ from real data: a real `serve`, clones, recordings.
 
     .venv/bin/python scripts/screenshots.py
-    .venv/bin/python scripts/screenshots.py --stay     # leaves it running, prints how to look at it, until Ctrl-C
+    .venv/bin/python scripts/screenshots.py --stay     # prints the command to look at it, and runs until Ctrl-C
 
-The repositories are the bundles in ../shared/data when they are there, and generated ones. Only the loopback is used.
+The repositories are generated; the bundles in ../shared/data are used too when they exist. Only the loopback is used.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ TURNS: Mapping[str, list[tuple[str, dict[str, str]]]] = {
 
 
 class Stage:
-    """A serve over some upstreams, with guests who cloned and recorded."""
+    """A `serve` with several upstreams, and guests that clone and record."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -96,7 +96,7 @@ class Stage:
         self.serve = Serve(base / "state", refresh={"interval": "5s", "stale_after": "30s"})
 
     def set(self) -> None:
-        """Mirrors everything, lets guests work, and breaks one upstream."""
+        """Mirrors every repository, lets guests clone and push, and breaks one upstream."""
         names = self._fill()
         self.serve.configure(
             [self.upstream.url(name) for name in names], refresh={"interval": "5s", "stale_after": "30s"}
@@ -118,7 +118,7 @@ class Stage:
         wait_until(self._behind, timeout=60, message="a repository is behind")
 
     def move(self, name: str, message: str) -> None:
-        """A commit upstream."""
+        """Adds a commit to an upstream."""
         add_commit(self.upstream.path(name), "main", {"CHANGES.md": f"{message} ({time.time()})\n"}, message)
 
     def close(self) -> None:
@@ -148,11 +148,11 @@ class Stage:
 
 async def take(stage: Stage) -> None:
     """Drives the view, and writes what it shows."""
-    appliance = Node(Layout(stage.serve.state), load_config(stage.serve.config), create=False)
-    app = Tui(NodeQueries(appliance))
+    node = Node(Layout(stage.serve.state), load_config(stage.serve.config), create=False)
+    app = Tui(NodeQueries(node))
 
-    def written(name: str) -> None:
-        # The ids are random, and would make every picture another one. Fonts come from whoever looks at it.
+    def write(name: str) -> None:
+        # The ids are random and would change every picture each time. The fonts come from the reader's machine.
         svg = re.sub(r"terminal-\d+", "terminal", app.export_screenshot(title="gitmirror.pyz tui", simplify=True))
         svg = re.sub(r" *@font-face \{.*?\}\n", "", svg, flags=re.DOTALL)
         (PICTURES / f"{name}.svg").write_text(svg)
@@ -166,28 +166,28 @@ async def take(stage: Stage) -> None:
         await settle()
         await pilot.press("b")
         await settle()
-        written("repositories")
+        write("repositories")
         await pilot.press("slash", *"acme/search", "enter", "enter")
         await settle()
-        written("repository")
+        write("repository")
         await pilot.press("2", "slash", *"retry", "enter")
         await settle()
-        written("sessions")
+        write("sessions")
         await pilot.press("enter")
         await settle()
-        written("diff")
+        write("diff")
         await pilot.press("3")
         stage.move("acme/billing", "Round to the cent")
         await asyncio.to_thread(stage.serve.clone, stage.base / "guests" / "last", "acme/widgets", "--depth=1")
         await asyncio.sleep(5)
         await settle()
-        written("activity")
+        write("activity")
 
 
 def main() -> None:
-    """Sets the stage, and takes the pictures or stays."""
-    parser = argparse.ArgumentParser(description="Makes the pictures of the live view anew.")
-    parser.add_argument("--stay", action="store_true", help="leave it running to look at, until Ctrl-C")
+    """Starts everything, then takes the pictures, or keeps running with --stay."""
+    parser = argparse.ArgumentParser(description="Make new pictures of the live view for the docs.")
+    parser.add_argument("--stay", action="store_true", help="keep serve running to look at, until Ctrl-C")
     wanted = parser.parse_args()
     PICTURES.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Everything that must hold: ruff, mypy --strict, import contracts, shellcheck and pytest. Arguments go to pytest,
-# which runs at the top of the checkout. Tests marked slow are left out unless the first argument is --all:
+# Runs all checks: ruff, mypy --strict, import contracts, shellcheck and pytest. Passes its arguments to pytest, which
+# runs at the top of the checkout. Skips tests marked slow unless the first argument is --all:
 #
 #     scripts/test.sh
 #     scripts/test.sh --all
-#     scripts/test.sh tests/unit -k config
+#     scripts/test.sh tests/config -k credentials
 #
-# Needs a CPython 3.11 or newer (PYTHON names one), git and, the first time, a package index: it makes .venv from
-# requirements/dev.txt, and again when that or pyproject.toml changes.
+# Needs CPython 3.11 or newer ($PYTHON can name it), git and, the first time, a package index: it creates .venv from
+# requirements/dev.txt, and again when that file changes. It installs the checkout again when pyproject.toml changes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
-command -v git >/dev/null || fail "git is not there; the tests run real git"
+command -v git >/dev/null || fail "git is missing; the tests run real git"
 
 hold_lock build/venv.lock
-# The checkout is installed as a link to itself, so the environment is good for this place only.
+# The checkout is installed as a link to itself, so the environment works for this directory only.
 make_venv .venv requirements/dev.txt "$PWD"
 if ! [ .venv/installed -nt pyproject.toml ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
@@ -30,11 +30,11 @@ step() {
     shift
     "$@"
 }
-# Says something only when a contract is broken.
+# Prints something only when a contract is broken.
 lint_imports() {
-    local said
-    said=$(.venv/bin/lint-imports --no-cache) || {
-        echo "$said" >&2
+    local output
+    output=$(.venv/bin/lint-imports --no-cache) || {
+        echo "$output" >&2
         return 1
     }
 }
@@ -51,13 +51,13 @@ while IFS= read -r file; do
 done < <(find scripts appliance systemd -name '*.sh' | sort)
 shellcheck=.venv/bin/shellcheck
 if ! [ -x $shellcheck ]; then
-    # No wheel for this platform.
+    # There is no wheel for this platform.
     shellcheck=$(command -v shellcheck) || shellcheck=""
 fi
 if [ -n "$shellcheck" ]; then
     step "shellcheck" "$shellcheck" --external-sources "${shell_scripts[@]}"
 else
-    echo "== shellcheck: skipped, there is no packed one for this platform and none on PATH" >&2
+    echo "== shellcheck: skipped, because it has no wheel for this platform and is not on PATH" >&2
 fi
 
 selection=(-m "not slow")

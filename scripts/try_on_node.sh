@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Tries gitmirror.pyz on a real node: a fresh system with systemd, python3 and git, booted in a container, in which
-# the file installs itself and is then used, killed, stopped, upgraded and broken. One line for each check.
+# Tests gitmirror.pyz on a real node: boots a fresh system with systemd, python3 and git in a container, installs the
+# file there, and then uses, kills, stops, upgrades and breaks it. Prints one line for each check.
 #
 #     scripts/try_on_node.sh [--base DIR] [PYZ]        # default: dist/gitmirror.pyz, built first
 #
 # Needs root, debootstrap and systemd-nspawn (on Debian: apt-get install debootstrap systemd-container), and the
-# package mirror that apt on this machine uses. --base keeps the fresh system in DIR for the next time; without it
-# it is made anew, which takes most of the time. The container has a loopback of its own: no port of this
-# machine is used. Exits 1 when a check fails.
+# package mirror that apt on this machine uses. --base keeps the fresh system in DIR for the next run; without it
+# the system is created each time, which takes most of the time. The container has its own loopback, so no port of
+# this machine is used. Exits with 1 when a check fails.
 set -euo pipefail
 
 # ---------------------------------------------------------------------------------------------------------------
-# Outside: make the node, boot it, show what it says.
+# Outside: creates the node, boots it, shows its output.
 
 packages=systemd,systemd-sysv,dbus,python3,git,curl,iproute2,procps
 
@@ -36,10 +36,10 @@ outside() {
     done
     if [ -z "$pyz" ]; then
         pyz=$here/dist/gitmirror.pyz
-        "$here/scripts/build_pyz.sh" # Does nothing when the file is what the checkout says.
+        "$here/scripts/build_pyz.sh" # Does nothing when the file is up to date.
     fi
 
-    # Not local: the trap needs it after this function.
+    # Not local, because the trap needs it after this function.
     work=$(mktemp -d "${TMPDIR:-/tmp}/gitmirror-node.XXXXXX")
     trap clean_up EXIT
     trap 'exit 130' INT TERM
@@ -58,14 +58,14 @@ outside() {
     cp "$pyz" "$work/trial/gitmirror.pyz"
     chmod 755 "$work/trial/gitmirror.pyz"
     cp "${BASH_SOURCE[0]}" "$work/trial/try_on_node.sh"
-    : >"$work/trial/said"
+    : >"$work/trial/output"
     cat >"$work/node/etc/systemd/system/trial.service" <<'UNIT'
 [Unit]
 After=multi-user.target
 [Service]
 Type=oneshot
 ExecStart=/bin/bash /trial/try_on_node.sh --inside
-StandardOutput=append:/trial/said
+StandardOutput=append:/trial/output
 StandardError=inherit
 ExecStopPost=/bin/systemctl poweroff --no-block
 UNIT
@@ -73,13 +73,13 @@ UNIT
 
     echo "booting the node"
     local keep=()
-    # Where systemd does not run there is nobody to make a scope for the container.
+    # Without systemd on this machine, nothing can create a scope for the container.
     [ -d /run/systemd/system ] || keep=(--keep-unit)
     timeout --kill-after=30 900 systemd-nspawn --directory="$work/node" --boot --register=no "${keep[@]}" --quiet \
         --private-network --resolv-conf=off --bind="$work/trial:/trial" --console=pipe \
         systemd.unit=multi-user.target systemd.wants=trial.service >"$work/console" 2>&1 </dev/null &
     node=$!
-    tail --follow --lines=+1 --pid="$node" --sleep-interval=0.2 "$work/trial/said" || true
+    tail --follow --lines=+1 --pid="$node" --sleep-interval=0.2 "$work/trial/output" || true
     wait "$node" || true
     node=""
     if [ ! -e "$work/trial/verdict" ]; then
@@ -89,15 +89,15 @@ UNIT
     [ "$(cat "$work/trial/verdict")" = passed ]
 }
 
-# A minimal system of the release and from the mirror that apt here uses.
+# Creates a minimal system of the same release, and from the same package mirror, as apt on this machine.
 make_system() {
     local found mirror release
-    # shellcheck disable=SC2016  # apt's own placeholders
+    # shellcheck disable=SC2016  # these are apt's placeholders
     found=$(apt-get indextargets --format '$(ORIGIN) $(REPO_URI) $(RELEASE)' 'Created-By: Packages' 'Component: main' |
         awk '$1 == "Debian" || $1 == "Ubuntu" { if ($3 !~ /-/) { print $2, $3; exit } }')
     [ -n "$found" ] || fail "apt has no package lists of a Debian or Ubuntu release: run apt-get update"
     read -r mirror release <<<"$found"
-    echo "making a $release node"
+    echo "creating a $release node"
     if ! debootstrap --variant=minbase --include="$packages" "$release" "$1" "$mirror" >"$work/debootstrap" 2>&1; then
         tail -n 20 "$work/debootstrap" >&2
         fail "debootstrap failed"
@@ -105,30 +105,30 @@ make_system() {
 }
 
 clean_up() {
-    # nspawn takes TERM for an order to power the node off.
+    # On TERM, nspawn powers the node off.
     if [ -n "${node:-}" ]; then
         kill "$node" 2>/dev/null || true
         wait "$node" 2>/dev/null || true
     fi
-    # nspawn leaves this one where /run is not a tmpfs.
+    # nspawn leaves this directory behind where /run is not a tmpfs.
     rmdir "/run/systemd/nspawn/propagate/node" 2>/dev/null || true
     rm -rf "$work"
 }
 
 # ---------------------------------------------------------------------------------------------------------------
-# Inside: runs as root on the node, from trial.service.
+# Inside: runs as root on the node, started by trial.service.
 
 upstream=git://upstream.test:19418/acme/project
 mirror=git://127.0.0.1:9418/acme/project
 failures=0
 checks=0
 
-# Usage: check WHAT COMMAND...  Runs COMMAND (a function may hold several), says whether it succeeded.
+# Usage: check WHAT COMMAND...  Runs COMMAND (for example a function) and prints whether it succeeded.
 check() {
     local what=$1 output code began=$EPOCHREALTIME
     shift
     checks=$((checks + 1))
-    # No `|| code=$?`: after it bash would ignore the set -e inside.
+    # Not `|| code=$?`, because bash would then ignore the set -e inside.
     output=$(set -e; "$@" 2>&1)
     code=$?
     local took=$(( (${EPOCHREALTIME/./} - ${began/./}) / 1000 ))
@@ -137,7 +137,7 @@ check() {
     else
         failures=$((failures + 1))
         echo "FAIL  $what (exit $code)"
-        # shellcheck disable=SC2001  # every line, not the first
+        # shellcheck disable=SC2001  # it indents every line, not only the first
         sed 's/^/      | /' <<<"$output"
     fi
 }
@@ -146,7 +146,7 @@ appliance() {
     gitmirror.pyz "$@"
 }
 
-# Fails when there is none: 0 would mean this very script to kill.
+# Prints the pid of serve. Fails when serve does not run, because `kill` with the pid 0 would hit this script.
 main_pid() {
     systemctl show --property=MainPID --value gitmirror.service | grep -vx 0
 }
@@ -167,7 +167,7 @@ start_upstream() {
         --listen=127.0.0.1 --port=19418
 }
 
-# The upstream is a git daemon; its name is answered by a DNS server, so that names are looked up for real.
+# The upstream is a git daemon. A DNS server resolves its name, so that the lookup is real.
 make_upstream() {
     git init -q --bare -b main /srv/upstream/acme/project.git
     git init -q -b main /srv/work
@@ -195,19 +195,19 @@ PY
     until_ok 20 git ls-remote -q "$upstream" main
 }
 
-# Guests that come one after another for SECONDS, four at a time; says how many were answered, cut off, refused.
+# Runs guests one after another for SECONDS, four at a time; prints how many were answered, cut off and refused.
 # Usage: guests SECONDS CUT_OFF_AT_MOST
 write_guests() {
     cat >/run/guests.py <<'PY'
 import subprocess, sys, threading, time
 seconds, allowed, url = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 end, answered, wrong = time.monotonic() + seconds, [], []
-def come():
+def run_guests():
     while time.monotonic() < end:
         began = time.monotonic()
         done = subprocess.run(["git", "ls-remote", url], capture_output=True, text=True, timeout=60)
         (wrong if done.returncode else answered).append((time.monotonic() - began, done.stderr.strip()))
-threads = [threading.Thread(target=come) for _ in range(4)]
+threads = [threading.Thread(target=run_guests) for _ in range(4)]
 [t.start() for t in threads], [t.join() for t in threads]
 refused = [text for _, text in wrong if "refused" in text]
 for _, text in wrong:
@@ -233,7 +233,7 @@ installs_again() {
     before=$(main_pid)
     /trial/gitmirror.pyz install
     after=$(main_pid)
-    echo "the service runs on as process $after"
+    echo "the service still runs as process $after"
     [ "$before" = "$after" ]
 }
 
@@ -243,9 +243,9 @@ is_up() {
 }
 
 units_are_silent() {
-    local said
-    said=$(systemd-analyze verify gitmirror.service gitmirror-{git,http,admin}.socket 2>&1)
-    [ -z "$said" ] || { echo "$said"; return 1; }
+    local output
+    output=$(systemd-analyze verify gitmirror.service gitmirror-{git,http,admin}.socket 2>&1)
+    [ -z "$output" ] || { echo "$output"; return 1; }
 }
 
 is_confined() {
@@ -321,7 +321,7 @@ PY
 is_owned() {
     local others
     others=$(find /var/lib/gitmirror /var/cache/gitmirror /run/gitmirror ! -user gitmirror)
-    [ -z "$others" ] || { echo "not the service's:"; echo "$others"; return 1; }
+    [ -z "$others" ] || { echo "not owned by the service's user:"; echo "$others"; return 1; }
 }
 
 control_socket() {
@@ -364,7 +364,7 @@ reloads() {
 }
 
 backlog_fits() {
-    # Send-Q of a listening socket is its backlog; the container's kernel caps it.
+    # Send-Q of a listening socket is its backlog, which the kernel caps.
     ss -Hltn 'sport = :9418 or sport = :9419' | awk -v cap="$(cat /proc/sys/net/core/somaxconn)" '
         { print $4, "backlog", $3; if ($3 < cap && $3 < 4096) bad = 1 } END { exit bad || NR < 2 }'
 }
@@ -372,7 +372,7 @@ backlog_fits() {
 survives_kill() {
     local before
     before=$(main_pid)
-    # Whoever was being answered at that moment, four at most, is cut off; nobody may be refused.
+    # Guests in the middle of a response, at most four, are cut off; no guest may be refused.
     guests 6 4 &
     sleep 1.5
     kill -9 "$before"
@@ -395,7 +395,7 @@ watchdog_bites() {
     systemctl restart gitmirror.service
     before=$(main_pid)
     sleep 9
-    # Left alone it pings in time.
+    # A healthy serve pings the watchdog in time.
     [ "$(main_pid)" = "$before" ]
     kill -STOP "$before"
     until_ok 20 sh -c "journalctl -q -u gitmirror.service | grep -q 'Watchdog timeout'"
@@ -406,7 +406,7 @@ watchdog_bites() {
 }
 
 upgrades() {
-    # Another file, as far as install can see; a zip file may have something after its end.
+    # For install this is another file; a zip file may have trailing bytes.
     cp /trial/gitmirror.pyz /run/newer.pyz
     printf 'trailing' >>/run/newer.pyz
     guests 10 0 &
@@ -461,7 +461,7 @@ mends_itself() {
         echo "it started with a broken config"
         return 1
     fi
-    # Longer than five starts within ten seconds, systemd's default limit; the guest waits meanwhile.
+    # Broken for long enough to exceed systemd's default limit, five starts within ten seconds. A guest waits meanwhile.
     git ls-remote "$mirror" refs/heads/main >/run/waited &
     sleep 12
     cp /run/saved.toml /etc/gitmirror/gitmirror.toml
@@ -473,7 +473,7 @@ mends_itself() {
 
 drains() {
     cat >/run/slowly.py <<'PY'
-# A guest behind a slow line: git's own proxy command, some 4 MB/s.
+# Simulates a guest on a slow line of about 4 MB/s; git runs it as its proxy command.
 import os, socket, sys, threading, time
 line = socket.socket()
 line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -499,10 +499,10 @@ PY
     wait "$guest"
     git -C /srv/slow rev-parse HEAD
     systemctl show --property=Result,ExecMainStatus gitmirror.service | paste -sd' '
-    echo "the guest had its clone, stop returned ${took} ms after it began"
+    echo "the guest got its clone, and stop returned ${took} ms after the clone began"
     [ "$(systemctl show --property=Result,ExecMainStatus,ActiveState --value gitmirror.service | sort | paste -sd' ')" = \
         "0 inactive success" ]
-    # It waited for the guest, and not until the end of the 30 s that it may take.
+    # stop waited for the guest, but not for the full 30 s that draining may take.
     [ "$took" -gt 2500 ] && [ "$took" -lt 25000 ]
 }
 
@@ -522,7 +522,7 @@ starts_by_a_guest() {
 }
 
 moves_to_a_bridge() {
-    # The bridge is made after the sockets listen on its address.
+    # The bridge is created after the sockets listen on its address.
     systemctl stop gitmirror-{git,http,admin}.socket gitmirror.service
     mkdir -p /etc/systemd/system/gitmirror-git.socket.d
     printf '[Socket]\nListenStream=\nListenStream=172.16.0.1:9418\nListenStream=127.0.0.1:9418\n' \
@@ -537,7 +537,7 @@ moves_to_a_bridge() {
 }
 
 journal_is_clean() {
-    # What the watchdog ended left a stack too, but under another heading.
+    # The serve that the watchdog killed left a stack too, but under another heading.
     if journalctl -q --no-pager -o cat -u gitmirror.service | grep --after-context=12 '^Traceback'; then
         return 1
     fi
@@ -567,40 +567,40 @@ inside() {
     echo "node: $PRETTY_NAME, $(systemctl --version | head -n 1 | cut -d' ' -f1-2), $(python3 --version), $(git --version)"
     echo "file: $(/trial/gitmirror.pyz --version)"
     write_guests
-    check "an upstream, found by DNS" make_upstream
+    check "an upstream is found by DNS" make_upstream
     check "install --now" installs
     check "install again changes nothing" installs_again
-    check "service and sockets are up, READY was heard" is_up
+    check "service and sockets are up, and READY was sent" is_up
     check "systemd-analyze verify is silent" units_are_silent
     check "systemd-analyze security is 2.0 or better" is_confined
     check "add-repo follows the upstream by its name" follows_upstream
     check "a full clone" clones /srv/full
     check "a commit upstream arrives" new_commit_arrives
-    check "a clone while the upstream is down, its next commit when it is back" serves_without_upstream
+    check "a clone while the upstream is down, and its next commit once it is back" serves_without_upstream
     check "a shallow blob:none guest records a turn" records
     check "a push to refs/heads/main is refused" refuses HEAD:refs/heads/main
     check "a push to refs/tags/x is refused" refuses HEAD:refs/tags/x
     check "a delete of refs/agents/s1 is refused" refuses :refs/agents/s1
-    check "the audit log shows it and verifies" audit_shows
+    check "the audit log has these pushes and verifies" audit_shows
     check "everything belongs to the service's user" is_owned
-    check "the control socket is 0660 of the group" control_socket
-    check "a member of the group may ask for the status" operator_may
-    check "a stranger may not" stranger_may_not
+    check "the control socket has mode 0660 and the service's group" control_socket
+    check "a member of the group may read the status" operator_may
+    check "another user may not connect" stranger_may_not
     check "the admin port answers" admin_answers
     check "reload keeps the process" reloads
     check "a burst of guests fits the backlog" backlog_fits
     check "kill -9: restarted, no guest refused" survives_kill
-    check "after it: clone, audit, fsck" keeps_serving_after
-    check "a serve that hangs is replaced by the watchdog" watchdog_bites
+    check "after kill -9: clone, audit, fsck" keeps_serving_after
+    check "the watchdog replaces a hung serve" watchdog_bites
     check "upgrade: no guest refused or cut off" upgrades
-    check "back to the file before: no guest refused or cut off" goes_back
+    check "downgrade: no guest refused or cut off" goes_back
     check "eight restarts: no guest refused or cut off" restarts
-    check "a broken config, mended: no manual step" mends_itself
+    check "a broken config, fixed: the service recovers by itself" mends_itself
     check "stop drains" drains
     check "stop leaves no process" leaves_nothing
-    check "the sockets alone start it for a guest" starts_by_a_guest
-    check "a listener turned off" turns_off
-    check "another address, of a bridge made later" moves_to_a_bridge
+    check "a guest starts the service through its sockets" starts_by_a_guest
+    check "a listener can be turned off" turns_off
+    check "another address, on a bridge created later" moves_to_a_bridge
     check "no traceback in the journal" journal_is_clean
     check "uninstall leaves nothing" removes
     if [ "$failures" = 0 ]; then

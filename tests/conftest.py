@@ -1,6 +1,6 @@
 """Fixtures of all tests: isolated git, real repositories, the upstream and the appliance as processes.
 
-What is costly to make is made once in a session, also with several workers, and copied for each test.
+Expensive data is built once per test session, also with several workers, and copied for each test.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class ServeFactory(Protocol):
         options: Sequence[str] | None = None,
         **sections: Section,
     ) -> Serve:
-        """Arguments as those of `Serve`; `name` is the state directory's."""
+        """Takes the arguments of `Serve`; `name` is the name of the state directory."""
 
 
 @pytest.fixture(autouse=True)
 def git_env(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Cut the test's own process off from HOME, git config and proxies; return the environment set."""
+    """Isolate the test's own process from HOME, git config and proxies; return the new environment."""
     env = clean_env(tmp_path_factory.mktemp("home"))
     for name in list(os.environ):
         if name.startswith(("GIT_", "GITMIRROR_", "SSH_")) or name in _AMBIENT:
@@ -56,14 +56,14 @@ def git_env(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="session")
 def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that all workers of this session have in common."""
+    """A directory that all workers of this session share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
 def make_once(shared_directory: Path) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Return `make(name, build)`: the path that `build(path)` filled once in this session."""
+    """Return `make(name, build)`, which returns a path that `build(path)` fills once per session."""
 
     def make(name: str, build: Callable[[Path], object]) -> Path:
         path, lock = shared_directory / name, shared_directory / f"{name}.lock"
@@ -80,7 +80,7 @@ def make_once(shared_directory: Path) -> Callable[[str, Callable[[Path], object]
 
 @pytest.fixture(scope="session")
 def bundles() -> dict[str, Path]:
-    """The bundles of real repositories beside the checkout, by name. Skips when there are none."""
+    """The bundles of real repositories beside the checkout, by name. Skips the test when there are none."""
     found = {path.stem: path for path in sorted((ROOT.parent / "shared" / "data").glob("*.bundle"))}
     if not found:
         pytest.skip("no bundles of real repositories beside the checkout (../shared/data)")
@@ -89,19 +89,19 @@ def bundles() -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def homelab_bare(bundles: dict[str, Path], make_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    """A bare clone of the homelab bundle: 800 commits, 2,310 files. Not to be written to: copy it."""
+    """A bare clone of the homelab bundle: 800 commits, 2,310 files. Do not write to it; copy it."""
     return _bare_clone(bundles, "homelab", make_once)
 
 
 @pytest.fixture(scope="session")
 def sqlite_utils_bare(bundles: dict[str, Path], make_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    """A bare clone of the sqlite-utils bundle: 214 refs. Not to be written to: copy it."""
+    """A bare clone of the sqlite-utils bundle: 214 refs. Do not write to it; copy it."""
     return _bare_clone(bundles, "sqlite-utils", make_once)
 
 
 @pytest.fixture(scope="session")
 def generated_bare(make_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    """The generated repository with its defaults. Not to be written to: copy it."""
+    """The generated repository with its defaults. Do not write to it; copy it."""
     return make_once("generated.git", lambda path: generate_repository(path))
 
 
@@ -134,7 +134,7 @@ def serve_factory(tmp_path: Path, shared_directory: Path) -> Iterator[ServeFacto
         options: Sequence[str] | None = None,
         **sections: Section,
     ) -> Serve:
-        # One extraction of the built file serves all tests of the session.
+        # All tests of the session share one unpacked copy of the built file.
         env = {"SHIV_ROOT": str(shared_directory / "shiv"), **(env or {})} if pyz else env
         serve = Serve(tmp_path / name, repos=repos, pyz=pyz, python=python, env=env, options=options, **sections)
         made.append(serve)
@@ -166,7 +166,7 @@ def _bare_clone(
 
 @pytest.fixture
 def hub(tmp_path: Path, generated_bare: Path) -> Iterator[GitDaemonUpstream]:
-    """A real git daemon that takes pushes."""
+    """A real git daemon that accepts pushes."""
     with GitDaemonUpstream(tmp_path / "hub", push=True) as upstream:
         upstream.add("acme/widgets", generated_bare)
         yield upstream

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,28 @@ def test_the_live_view_shows_and_asks(name: str) -> None:
     assert not {each for each in found if each.startswith("appliance.cli")}
     used = {part(each) for each in found if each.startswith("appliance.core.")}
     assert used <= LAYERS[0] | LAYERS[1] | LAYERS[2] | {"config", "process", "node", "ops"}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in TUI if name.startswith(("appliance.tui.screens", "appliance.tui.widgets"))]
+)
+def test_a_screen_knows_a_context_and_never_the_app(name: str) -> None:
+    """Not for type checkers either; a widget knows neither the context nor a screen."""
+    unknown = ["appliance.tui.app", "appliance.tui.palette"]
+    if name.startswith("appliance.tui.widgets"):
+        unknown += ["appliance.tui.context", "appliance.tui.screens"]
+    assert not {each for each in mentioned(FILES[name]) if each.startswith(tuple(unknown))}
+
+
+def test_no_circle_in_the_live_view() -> None:
+    """Neither between its modules nor between its folders; imports for type checkers are counted too."""
+    modules = {name: {each for each in mentioned(FILES[name]) if each in TUI and each != name} for name in TUI}
+    folders: dict[str, set[str]] = {}
+    for name, found in modules.items():
+        here = ".".join(name.split(".")[:3])
+        folders.setdefault(here, set()).update({".".join(each.split(".")[:3]) for each in found} - {here})
+    for arrows in (modules, folders):
+        TopologicalSorter(arrows).prepare()
 
 
 def test_help_needs_nothing_heavy(brought: dict[str, set[str]]) -> None:

@@ -27,8 +27,8 @@ from appliance.core.models import PushDecision, RefCommand, Repo
 from appliance.core.serving.net.http import HttpError
 from appliance.core.serving.wire.requests import PushRequest, refusal_report
 from appliance.core.text import escape, escape_patch
-from appliance.tui.diffs import diff_lines
-from appliance.tui.words import cut_pieces, plain, wrapped
+from appliance.tui.data.diffs import diff_lines
+from appliance.tui.text import cut_pieces, plain, wrapped
 from tests.support.serve import ROOT
 from tests.support.terminal import EVIL, unsafe, unsafe_bytes
 

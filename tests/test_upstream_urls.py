@@ -18,7 +18,7 @@ BAD = [
     ("fd::17", "remote helpers"),
     ("https://bob:s3cret@example.com/o/r", "credential"),
     ("https://s3cret@example.com/o/r", "credential"),
-    ("https://bob:s3cret/o/r", "URL is wrong"),
+    ("https://bob:s3cret/o/r", "invalid host or port"),
     ("https://bob:s3cret@exa mple.com/o/r", "spaces"),
     ("https://bob:s3cret@example.com/o/r\n", "control"),
     ("https:/bob:s3cret@example.com/o/r", "ssh"),
@@ -34,7 +34,7 @@ BAD = [
     ("/srv/git/o/r", "local upstream"),
     ("../o/r", "local upstream"),
     (".", "local upstream"),
-    ("o/r", "no URL"),
+    ("o/r", "not a URL"),
     ("", "empty"),
     ("https://example.com/o/r\n--upload-pack=id", "control"),
     ("https://example.com/o/r\0", "control"),
@@ -45,8 +45,8 @@ BAD = [
     ("https:///o/r", "host"),
     ("https://example.com", "no repository"),
     ("https://example.com//", "no repository"),
-    ("https://example.com:99999/o/r", "URL is wrong"),
-    ("https://[::1/o/r", "URL is wrong"),
+    ("https://example.com:99999/o/r", "invalid host or port"),
+    ("https://[::1/o/r", "invalid host or port"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""`activity`: the record of hydrations."""
+"""`activity`: the history of hydrations."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ RIGHT = ("BYTES", "FIRST BYTE", "TOOK")
 
 
 @click.command()
-@click.option("--repo", metavar="R", help="Only this repository.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Most rows.")
+@click.option("--repo", metavar="R", help="Show only this repository.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Show at most this many rows.")
 @click.option(
-    "--follow", is_flag=True, help="Go on with what comes, a line each, until Ctrl-C; with --json, JSON lines."
+    "--follow", is_flag=True, help="Keep printing new rows, one a line, until Ctrl-C; with --json, as JSON lines."
 )
 @json_option
 @pass_options
 def activity(options: Options, repo: str | None, limit: int, follow: bool, as_json: bool) -> None:
-    """Hydrations: who fetched what, in which way, how fast. Newest first; with --follow oldest first.
+    """List hydrations, newest first.
+
+    Each row says which guest fetched what, how it was served, and how fast. With --follow, the oldest come first.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The log of pushes: `audit`, `audit verify`, `audit export`."""
+"""The audit log of pushes: `audit`, `audit verify`, `audit export`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ HEADERS = ("ID", "AT", "REPOSITORY", "REF", "COMMIT", "VERDICT", "OUTCOME", "CLI
 
 
 @click.group(invoke_without_command=True)
-@click.option("--repo", metavar="R", help="Only this repository.")
-@click.option("--session", metavar="S", help="Only this session.")
-@click.option("--verdict", type=click.Choice(["accepted", "rejected"]), help="Only these.")
-@click.option("--since", type=Moment(), help="Only from then on: 2h, or a time.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Most rows.")
-@click.option("--follow", is_flag=True, help="Go on with what comes until Ctrl-C; with --json as JSON lines.")
+@click.option("--repo", metavar="R", help="Show only this repository.")
+@click.option("--session", metavar="S", help="Show only this session.")
+@click.option("--verdict", type=click.Choice(["accepted", "rejected"]), help="Show only attempts with this verdict.")
+@click.option("--since", type=Moment(), help="Show only attempts since then: a duration such as 2h, or a time.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Show at most this many rows.")
+@click.option(
+    "--follow", is_flag=True, help="Keep printing new rows, one a line, until Ctrl-C; with --json, as JSON lines."
+)
 @json_option
 @pass_options
 @click.pass_context
@@ -41,7 +43,9 @@ def audit(
     follow: bool,
     as_json: bool,
 ) -> None:
-    """The log of every push attempt, newest first: one row for each ref that a guest tried to write.
+    """List every push attempt, newest first.
+
+    There is one row for each ref that a guest tried to write, whether it was accepted or rejected.
 
     \b
     Examples:
@@ -64,7 +68,7 @@ def audit(
 
 
 def _follow(log: AuditLog, wanted: dict[str, Any], found: list[dict[str, Any]], as_json: bool) -> None:
-    """Each row once its outcome is known, so that no line has to be taken back."""
+    """Prints a row only once its outcome is known, so that no printed line turns out to be wrong."""
     last = found[-1]["id"] - 1 if found else 0
     try:
         while True:
@@ -89,10 +93,12 @@ def _row(entry: dict[str, Any]) -> tuple[Any, ...]:
 
 
 @audit.command()
-@click.option("--head", metavar="HASH", help="A hash that was the head once: the log must still contain it.")
+@click.option("--head", metavar="HASH", help="A head of the log noted earlier; fail unless the log still contains it.")
 @pass_options
 def verify(options: Options, head: str | None) -> None:
-    """Check the hash chain of the log; names the first event that does not hold, and exits 3.
+    """Verify the hash chain of the audit log.
+
+    If the chain is broken, prints the first event that breaks it and exits with code 3.
 
     So it does when the log lacks what was told of it before, or turns that mirrors hold.
 
@@ -103,7 +109,7 @@ def verify(options: Options, head: str | None) -> None:
     node = options.node()
     verdict = node.stores().audit.verify(head)
     if verdict.broken is not None:
-        say(f"the log is broken at event {verdict.broken}: {verdict.reason}")
+        say(f"the audit log is broken at event {verdict.broken}: {verdict.reason}")
         sys.exit(BROKEN)
     if unknown := node.unknown_turns():
         for turn in unknown[:MOST_NAMED]:
@@ -135,10 +141,12 @@ def accept_loss(options: Options, as_json: bool) -> None:
 
 
 @audit.command()
-@click.option("--since", type=Moment(), help="Only from then on: 2h, or a time.")
+@click.option("--since", type=Moment(), help="Print only events since then: a duration such as 2h, or a time.")
 @pass_options
 def export(options: Options, since: str | None) -> None:
-    """Print every event of the log as JSON lines, oldest first, as it is hashed.
+    """Print the whole audit log as JSON lines.
+
+    Prints the oldest event first, and each event with its hash.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""What the options before the command say, resolved only when a command needs it."""
+"""The options that stand before the command, resolved only when a command needs them, and types of option values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Options:
         return load_config(find_config(self.config, os.environ))
 
     def node(self) -> Node:
-        """The state directory and configuration; as root this process becomes the directory's owner first."""
+        """Opens the state directory with its configuration; a process run as root first becomes the owner of it."""
         from appliance.core.config.settings import find_state
         from appliance.core.layout import Layout
         from appliance.core.node.node import Node
@@ -43,12 +43,12 @@ pass_options = click.make_pass_decorator(Options)
 
 
 class Duration(click.ParamType[float]):
-    """`30s`, `5m`, `2h`, `7d`, at least one second."""
+    """A duration of at least one second: `30s`, `5m`, `2h`, `7d`."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds."""
+        """Returns seconds."""
         from appliance.core.units import parse_duration
 
         if isinstance(value, float):
@@ -63,12 +63,12 @@ class Duration(click.ParamType[float]):
 
 
 class Moment(click.ParamType[str]):
-    """`2h` (so long ago) or a time, `2026-01-31` or `2026-01-31T12:00:00Z`; UTC when it does not say."""
+    """`2h` (two hours ago) or a time, `2026-01-31` or `2026-01-31T12:00:00Z`; UTC unless the time has an offset."""
 
     name = "when"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """RFC 3339 in UTC, as the database has it."""
+        """Returns RFC 3339 in UTC, the form that the database stores."""
         from datetime import UTC, datetime
 
         from appliance.core.units import parse_duration, rfc3339

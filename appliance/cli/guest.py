@@ -10,7 +10,9 @@ from appliance.cli.context import Options, pass_options
 @click.command("guest-kit")
 @pass_options
 def guest_kit(options: Options) -> None:
-    """Print the guest kit for this mirror: a POSIX sh file that guests source, or run.
+    """Print the guest kit for this mirror.
+
+    The kit is a POSIX sh file that guests source or run.
 
     \b
     Example:

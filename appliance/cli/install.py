@@ -1,4 +1,4 @@
-"""`install`: parses and prints; what it does is `appliance.core.ops.install`."""
+"""`install`: parses and prints; `appliance.core.ops.install` does the work."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from appliance.core.ops.install import REAL_ROOT, plan_install, running_program
     "--root",
     type=click.Path(file_okay=False, path_type=Path),
     default=REAL_ROOT,
-    help="Write below DIR instead: for an image, or to look. Makes no user, leaves systemd alone.",
+    help="Write everything below DIR instead, for an image or a dry run; create no user and leave systemd alone.",
     metavar="DIR",
 )
-@click.option("--now", is_flag=True, help="Also enable and start it, or restart it with this version.")
+@click.option("--now", is_flag=True, help="Also enable and start the service, or restart it with this version.")
 def install(root: Path, now: bool) -> None:
     """Install or upgrade gitmirror on this machine, under systemd.
 
-    Writes the units, a configuration with every default (an existing one is kept), the service's user, the
-    state directory and this very file as /usr/local/bin/gitmirror.pyz. Run it again with a newer file to
-    upgrade: the sockets stay open, so no guest is refused.
+    Copies this file to /usr/local/bin/gitmirror.pyz, writes the systemd units and a configuration file with every
+    default (an existing one is left alone), and creates the service's user and the state directory. To upgrade,
+    run it again with a newer file: the sockets stay open, so no guest is refused.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""How a record of `serve`'s log is written."""
+"""The format of the log lines of `serve`."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from appliance.core.text import escape
 
 
 class LogFormatter(logging.Formatter):
-    """Writes one line a record, whatever a guest or an upstream put into its words.
+    """Writes each record as one line, even when a guest or an upstream put line breaks into its message.
 
-    The lines of a traceback are indented below it, so that no line break in an exception's words can begin a line
-    that looks like a record.
+    The lines of a traceback are indented below the record, so that a line break in an exception's message cannot
+    begin a line that looks like another record.
     """
 
     @classmethod
     def for_environment(cls, environ: Mapping[str, str]) -> LogFormatter:
-        """Without a time where the journal has its own."""
-        told = "%(levelname)s %(name)s: %(message)s"
-        return cls(told if environ.get("JOURNAL_STREAM") else f"%(asctime)s {told}")
+        """Leaves out the time under systemd, because the journal stores its own."""
+        line = "%(levelname)s %(name)s: %(message)s"
+        return cls(line if environ.get("JOURNAL_STREAM") else f"%(asctime)s {line}")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The record's own line."""
+        """Formats the line of the record itself."""
         return escape(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:
-        """The traceback."""
+        """Formats the traceback."""
         return _indented(super().formatException(ei))
 
     def formatStack(self, stack_info: str) -> str:
-        """A stack that was asked for."""
+        """Formats the stack of a record logged with `stack_info`."""
         return _indented(super().formatStack(stack_info))
 
 

@@ -1,4 +1,4 @@
-"""The command group: options that stand before the command, and the list of commands."""
+"""The command group: the options that stand before the command, and the list of commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _print_licenses(ctx: click.Context, param: click.Parameter, wanted: bool) ->
 @click.option(
     "--config",
     metavar="FILE",
-    help="Configuration. Default: $GITMIRROR_CONFIG, or /etc/gitmirror/gitmirror.toml.",
+    help="Configuration file. Default: $GITMIRROR_CONFIG, or /etc/gitmirror/gitmirror.toml.",
 )
 @click.version_option(version_text(), message="%(version)s")
 @click.option(
@@ -41,11 +41,11 @@ def _print_licenses(ctx: click.Context, param: click.Parameter, wanted: bool) ->
     is_eager=True,
     expose_value=False,
     callback=_print_licenses,
-    help="What is packed, and its licences.",
+    help="List the packages inside gitmirror.pyz with their licences and exit.",
 )
 @click.pass_context
 def cli(ctx: click.Context, state: str | None, config: str | None) -> None:
-    """A hot git mirror on the node: keeps bare mirrors fresh, serves them to guests, records what agents push.
+    """A hot git mirror on the node: keeps bare mirrors fresh, serves them to guests, and records what agents push.
 
     \b
     Examples:

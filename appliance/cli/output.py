@@ -1,6 +1,6 @@
 """Printing: JSON documents, tables for people, and errors with their hints.
 
-Every command prints through here, because what guests and upstreams wrote has to pass `escape` on its way out.
+Every command prints through this module, because text from guests and upstreams must be escaped before it is shown.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from appliance.core.text import escape
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on stdout."""
+    """Prints one JSON document on stdout."""
     click.echo(json.dumps(document, indent=2, ensure_ascii=True))
 
 
 def print_json_line(document: Any) -> None:
-    """One document of several, on a line of its own."""
+    """Prints one JSON document of several, on a line of its own."""
     click.echo(json.dumps(document, ensure_ascii=True))
 
 
 def print_line(text: str) -> None:
-    """One line on stdout for a person."""
+    """Prints one line for a person on stdout."""
     click.echo(escape(text))
 
 
 def print_cells(cells: Sequence[Any]) -> None:
-    """A row that is printed before the next one is known, so in no columns."""
+    """Prints one row without aligned columns, because the rows after it are not known yet."""
     print_line("  ".join("" if cell is None else str(cell) for cell in cells))
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()) -> None:
-    """Columns as wide as they need; those named in `right` are aligned right."""
+    """Prints a table whose columns are as wide as their content; those named in `right` are aligned right."""
     texts = [["" if cell is None else escape(str(cell)) for cell in row] for row in rows]
     widths = [max(len(line[column]) for line in [list(headers), *texts]) for column in range(len(headers))]
     for line in [list(headers), *texts]:
@@ -50,17 +50,17 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, right:
 
 
 def say(text: str) -> None:
-    """A message for a person: on stderr, so that stdout stays what was asked for."""
+    """Prints a message for a person on stderr, so that stdout carries only the result."""
     click.echo(escape(text), err=True)
 
 
 def ask(question: str) -> bool:
-    """A question that is answered with yes or no, on stderr; no when nobody answers."""
+    """Asks a yes-or-no question on stderr; the default answer is no."""
     return click.confirm(escape(question), default=False, err=True)
 
 
 def say_error(error: GitmirrorError) -> None:
-    """What happened, and what to do about it; in colour on a terminal, unless NO_COLOR is set (no-color.org)."""
+    """Prints the message and the hint; in colour on a terminal, unless NO_COLOR is set (no-color.org)."""
     color = False if os.environ.get("NO_COLOR") else None
     click.echo(f"{click.style('error:', fg='red')} {escape(error.message)}", err=True, color=color)
     if error.hint:
@@ -69,20 +69,20 @@ def say_error(error: GitmirrorError) -> None:
 
 @contextmanager
 def _escaped_complaints() -> Iterator[None]:
-    """click quotes what it was given: a shell may have completed it from a name that a guest chose."""
+    """Escapes click's errors: they quote arguments, which a shell may have completed from a name that a guest chose."""
     try:
         yield
     except click.ClickException as error:
-        # Final to type checkers. Some are a whole help page, with its line breaks.
+        # `message` is final to type checkers. Some messages are a whole help page, so line breaks stay.
         vars(error)["message"] = escape(error.message, keep="\n")
         raise
 
 
 class ReportingGroup(click.Group):
-    """Turns a GitmirrorError of any command into its two lines and its exit code, in one place."""
+    """Prints the GitmirrorError of any command as message and hint, and exits with its code."""
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        """Reads the options that stand before the command."""
+        """Parses the options that stand before the command."""
         with _escaped_complaints():
             return super().make_context(*args, **extra)
 

@@ -1,4 +1,4 @@
-"""The progress bar of a first clone, from git's own progress lines."""
+"""The progress bar of a first clone, drawn from git's own progress lines."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import sys
 from types import TracebackType
 
 _PERCENT = re.compile(r"^(?:remote: )?([A-Z][a-z]{1,19} (?:objects|deltas|files)): +([0-9]{1,3})%")
-"""Of lines that the upstream may have made up: short words and numbers that fit the line, nothing else is drawn."""
+"""An upstream may send any text as progress, so only short titles and percentages that fit on the line are drawn."""
 WIDTH = 30
 
 
 class CloneProgress:
-    """Draws on a terminal only: one line on stderr, redrawn in place and wiped at the end."""
+    """Draws one line on stderr, redrawn in place and erased at the end. Draws nothing when stderr is no terminal."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
         self._drawn = False
 
     def take(self, line: str) -> None:
-        """One line of git's progress, such as `Receiving objects:  42% (420/1000), 1.2 MiB | 3 MiB/s`."""
+        """Takes one line of git's progress, such as `Receiving objects:  42% (420/1000), 1.2 MiB | 3 MiB/s`."""
         match = _PERCENT.match(line)
         if match is None or not self._terminal:
             return

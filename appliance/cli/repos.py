@@ -17,12 +17,14 @@ from appliance.core.units import format_duration
 @click.command("add-repo")
 @click.argument("url")
 @click.option(
-    "--name", metavar="OWNER/REPO", help="What guests call it. Default: the last two parts of the URL's path."
+    "--name", metavar="OWNER/REPO", help="The name guests use. Default: the last two parts of the URL's path."
 )
-@click.option("--branch", metavar="B", help="What snapshots and warming follow. Default: the upstream's HEAD.")
-@click.option("--interval", type=Duration(), metavar="D", help="Its own refresh interval, such as 30s.")
-@click.option("--allow-local", is_flag=True, help="Allow a file:// or path upstream.")
-@click.option("--no-wait", is_flag=True, help="Only register; the first clone comes behind.")
+@click.option(
+    "--branch", metavar="B", help="The branch of the snapshot and of cache warming. Default: the upstream's HEAD."
+)
+@click.option("--interval", type=Duration(), metavar="D", help="A refresh interval for this repository, such as 30s.")
+@click.option("--allow-local", is_flag=True, help="Allow a file:// URL or a path as the upstream.")
+@click.option("--no-wait", is_flag=True, help="Register and return; serve makes the first clone in the background.")
 @json_option
 @pass_options
 def add_repo(
@@ -37,15 +39,15 @@ def add_repo(
 ) -> None:
     """Register an upstream and wait for its first clone.
 
-    Adding the same URL again changes nothing but the options given. If the first clone fails the exit code is 1,
-    the repository stays registered, and it is tried again.
+    Adding the same URL again changes only the options that you give. If the first clone fails, the exit code is 1;
+    the repository stays registered, and serve tries the clone again.
 
     \b
     Example:
       gitmirror.pyz add-repo https://github.com/jomcgi/homelab --interval 30s
     """
     if not url.startswith("-") and "://" not in url and (allow_local or url.startswith((".", "/"))):
-        # serve has another working directory; and only a local path may be relative.
+        # Only a local path may be relative, and serve has another working directory.
         url = os.path.abspath(url) if os.path.exists(url) else url
     arguments = {
         "url": url,
@@ -61,23 +63,23 @@ def add_repo(
         print_json(added)
     if added["error"]:
         say(f"{added['name']} is registered, but its first clone failed: {added['error']}")
-        say("It is tried again while serve runs; see `status`.")
+        say("serve tries again while it runs; see `status`.")
         sys.exit(1)
     if not as_json:
         say(f"{added['name']} is registered ({added['state']})")
         if added["private"]:
-            say(f"It is private. For a guest that may read it: gitmirror.pyz token issue --repo {added['name']}")
+            say(f"It is private. To let a guest read it: gitmirror.pyz token issue --repo {added['name']}")
 
 
 @click.command("remove-repo")
 @click.argument("name")
-@click.option("--purge", is_flag=True, help="Delete the mirror too, with every recorded session in it.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--purge", is_flag=True, help="Also delete the mirror and every session recorded in it.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @pass_options
 def remove_repo(options: Options, name: str, purge: bool, yes: bool) -> None:
-    """Stop following and serving a repository.
+    """Stop refreshing and serving a repository.
 
-    The mirror stays on disk unless --purge is given. One that the config lists is taken out there.
+    The mirror stays on disk unless --purge is given. To remove a repository that the config lists, edit the config.
 
     \b
     Example:
@@ -110,14 +112,14 @@ def enable(options: Options, name: str) -> None:
 @click.argument("name")
 @pass_options
 def disable(options: Options, name: str) -> None:
-    """Neither refresh nor serve a repository, and keep everything.
+    """Stop refreshing and serving a repository, but delete nothing.
 
     \b
     Example:
       gitmirror.pyz disable jomcgi/homelab
     """
     options.node().current().set_enabled(name, False)
-    say(f"{name} is disabled; nothing of it was deleted")
+    say(f"{name} is disabled; nothing was deleted")
 
 
 @click.command()
@@ -153,7 +155,9 @@ def repos(options: Options, as_json: bool) -> None:
 @json_option
 @pass_options
 def refresh(options: Options, names: tuple[str, ...], as_json: bool) -> None:
-    """Refresh now and wait; without a NAME, all that are enabled.
+    """Refresh repositories now and wait for the result.
+
+    Without a NAME, refreshes every enabled repository.
 
     \b
     Example:
@@ -163,8 +167,8 @@ def refresh(options: Options, names: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         print_json(outcomes)
     for outcome in [] if as_json else outcomes:
-        said = outcome["error"] or _moves(outcome["moved"])
-        print_line(f"{outcome['repo']}: {outcome['result']} in {format_duration(outcome['duration'])}: {said}")
+        detail = outcome["error"] or _moves(outcome["moved"])
+        print_line(f"{outcome['repo']}: {outcome['result']} in {format_duration(outcome['duration'])}: {detail}")
         for change in outcome["moved"][:20]:
             print_line(f"  {_short(change['old'])} -> {_short(change['new'])}  {change['ref']}")
     if any(outcome["error"] for outcome in outcomes):
@@ -173,11 +177,11 @@ def refresh(options: Options, names: tuple[str, ...], as_json: bool) -> None:
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="Most rows.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="Show at most this many rows.")
 @json_option
 @pass_options
 def refreshes(options: Options, name: str | None, limit: int, as_json: bool) -> None:
-    """History of refreshes, newest first.
+    """List past refreshes, newest first.
 
     \b
     Example:

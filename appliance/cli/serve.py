@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--git", "git_address", metavar="ADDR", help='git:// listener for guests, HOST:PORT; "" turns it off.')
-@click.option("--http", "http_address", metavar="ADDR", help="HTTP listener for guests.")
-@click.option("--admin", "admin_address", metavar="ADDR", help="HTTP listener for operators: never for guests.")
-@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("--git", "git_address", metavar="ADDR", help='git:// address for guests, HOST:PORT; "" turns it off.')
+@click.option("--http", "http_address", metavar="ADDR", help='HTTP address for guests, HOST:PORT; "" turns it off.')
+@click.option(
+    "--admin",
+    "admin_address",
+    metavar="ADDR",
+    help='HTTP address for operators, HOST:PORT; "" turns it off. Guests must not reach it.',
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log debug messages too.")
 @pass_options
 def serve(
     options: Options,
@@ -31,10 +36,10 @@ def serve(
     admin_address: str | None,
     verbose: bool,
 ) -> None:
-    """Run the appliance in the foreground.
+    """Run the mirror in the foreground.
 
-    Prints one line, `ready git://HOST:PORT ...`, when it accepts guests. SIGTERM lets running transfers
-    finish and exits 0; SIGHUP reads the configuration again.
+    Prints one line, `ready git://HOST:PORT ...`, once it accepts guests. On SIGTERM it lets running transfers
+    finish and exits with code 0; on SIGHUP it reloads the configuration.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""What agents did: `sessions`, and `session show`, `diff`, `log`, `checkout`, `keep`, `drop`."""
+"""Agent sessions: `sessions`, and `session show`, `diff`, `log`, `checkout`, `keep`, `drop`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 UNRELATED = "its history is unrelated to the upstream's"
 
-turn_option = click.option("--turn", type=click.IntRange(1), metavar="N", help="One turn; they count from 1.")
+turn_option = click.option("--turn", type=click.IntRange(1), metavar="N", help="Use this turn; turns count from 1.")
 
 
 def _sessions(options: Options) -> Sessions:
@@ -27,11 +27,11 @@ def _sessions(options: Options) -> Sessions:
 
 
 @click.command()
-@click.option("--repo", metavar="NAME", help="Only this repository.")
+@click.option("--repo", metavar="NAME", help="Show only this repository.")
 @json_option
 @pass_options
 def sessions(options: Options, repo: str | None, as_json: bool) -> None:
-    """Agent sessions, newest first.
+    """List agent sessions, newest first.
 
     \b
     Example:
@@ -54,7 +54,9 @@ def sessions(options: Options, repo: str | None, as_json: bool) -> None:
 
 @click.group()
 def session() -> None:
-    """One agent session: SESSION is its name, or a beginning of it that no other has.
+    """Inspect and manage one agent session.
+
+    SESSION is the session's name, or the first characters of it when no other session starts with them.
 
     \b
     Examples:
@@ -70,7 +72,9 @@ def session() -> None:
 @json_option
 @pass_options
 def show(options: Options, repo: str, name: str, as_json: bool) -> None:
-    """Its turns: when, which commit, what changed, and how each differs from the one before.
+    """List the turns of a session.
+
+    Shows for each turn the time, the commit, what changed, and how it differs from the turn before.
 
     \b
     Example:
@@ -97,15 +101,18 @@ def show(options: Options, repo: str, name: str, as_json: bool) -> None:
 @click.argument("repo")
 @click.argument("name", metavar="SESSION")
 @turn_option
-@click.option("--stat", is_flag=True, help="Files and how much changed in each.")
-@click.option("--name-only", is_flag=True, help="Only the names of the files.")
-@click.option("--raw", is_flag=True, help="The exact patch, control characters and binary files included.")
+@click.option("--stat", is_flag=True, help="Show only the changed files and how much changed in each.")
+@click.option("--name-only", is_flag=True, help="Show only the names of the changed files.")
+@click.option("--raw", is_flag=True, help="Print the exact patch, control characters and binary files included.")
 @pass_options
 def diff(options: Options, repo: str, name: str, turn: int | None, stat: bool, name_only: bool, raw: bool) -> None:
-    """The diff against the commit it started from, or of one turn against the turn before.
+    """Show what a session changed.
 
-    Control characters that an agent wrote are shown as escapes such as \\x1b, on a terminal and in a pipe. git
-    refuses to apply a diff with escapes in it; with --raw it gets the bytes as they are.
+    Prints the diff against the commit that the session started from; with --turn, the diff of that turn against the
+    turn before.
+
+    Control characters in the files are shown as escapes such as \\x1b, on a terminal and in a pipe. git refuses to
+    apply a diff that has escapes in it; use --raw for the exact bytes.
 
     \b
     Examples:
@@ -118,9 +125,9 @@ def diff(options: Options, repo: str, name: str, turn: int | None, stat: bool, n
     sessions = _sessions(options)
     found = sessions.find(repo, name)
     if found["base"] is None and turn in (None, 1):
-        say(f"{UNRELATED}: all of it is shown")
+        say(f"{UNRELATED}: everything is shown")
     if sessions.print_diff(found, turn, words, raw=raw):
-        say("control characters in it are shown as escapes; --raw gives the exact patch")
+        say("control characters in the diff are shown as escapes; --raw prints the exact patch")
 
 
 @session.command()
@@ -128,7 +135,7 @@ def diff(options: Options, repo: str, name: str, turn: int | None, stat: bool, n
 @click.argument("name", metavar="SESSION")
 @pass_options
 def log(options: Options, repo: str, name: str) -> None:
-    """The commits it made, newest first.
+    """List the commits of a session, newest first.
 
     \b
     Example:
@@ -139,7 +146,7 @@ def log(options: Options, repo: str, name: str) -> None:
     sessions = _sessions(options)
     found = sessions.find(repo, name)
     if found["base"] is None:
-        say(f"{UNRELATED}: all of it is shown")
+        say(f"{UNRELATED}: everything is shown")
     for commit in sessions.log(found):
         print_line(f"{commit.oid[:12]}  {rfc3339(commit.at)}  {commit.author}  {commit.subject}")
 
@@ -151,7 +158,9 @@ def log(options: Options, repo: str, name: str) -> None:
 @turn_option
 @pass_options
 def checkout(options: Options, repo: str, name: str, directory: Path, turn: int | None) -> None:
-    """Its files in DIR, to run or to push as a real branch; `origin` is the upstream.
+    """Check a session out into DIR.
+
+    Use it to run the session's code or to push it as a real branch: `origin` is the upstream.
 
     \b
     Example:
@@ -164,7 +173,7 @@ def checkout(options: Options, repo: str, name: str, directory: Path, turn: int 
 @session.command()
 @click.argument("repo")
 @click.argument("name", metavar="SESSION")
-@click.option("--off", is_flag=True, help="Retention holds for it again.")
+@click.option("--off", is_flag=True, help="Let retention apply to the session again.")
 @pass_options
 def keep(options: Options, repo: str, name: str, off: bool) -> None:
     """Exempt a session from retention.
@@ -174,16 +183,18 @@ def keep(options: Options, repo: str, name: str, off: bool) -> None:
       gitmirror.pyz session keep jomcgi/homelab my-session
     """
     whole = _sessions(options).keep(repo, name, not off)
-    say(f"{whole} is {'under retention again' if off else 'kept'}")
+    say(f"{whole} is {'subject to retention again' if off else 'exempt from retention'}")
 
 
 @session.command()
 @click.argument("repo")
 @click.argument("name", metavar="SESSION")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @pass_options
 def drop(options: Options, repo: str, name: str, yes: bool) -> None:
-    """End a session at once: its ref and its turns go, the audit log keeps its rows.
+    """Delete a session now.
+
+    Deletes its ref and its turns. The audit log keeps its rows.
 
     \b
     Example:
@@ -191,11 +202,11 @@ def drop(options: Options, repo: str, name: str, yes: bool) -> None:
     """
     found = _sessions(options)
     whole = found.find(repo, name)["session"]
-    if not yes and not ask(f"End the session {whole} of {repo} and delete its turns?"):
+    if not yes and not ask(f"Delete the session {whole} of {repo} and its turns?"):
         say("Nothing was changed.")
         sys.exit(1)
     found.drop(repo, whole)
-    say(f"{whole} is ended")
+    say(f"{whole} is deleted")
 
 
 def _since(changed: dict[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""How it is: `status`, `egress`, `doctor`."""
+"""The state of the node: `status`, `egress`, `doctor`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ UNHEALTHY = 3
 @json_option
 @pass_options
 def status(options: Options, as_json: bool) -> None:
-    """Health at a glance.
+    """Show the health of the node and of each repository.
 
-    Exit code 3: something is stale or failing, or pushes are off; 4: serve is not running.
+    Exits with code 3 when a repository is stale or failing or pushes are off, and with 4 when serve is not running.
 
     \b
     Example:
@@ -48,7 +48,7 @@ def _print_status(found: dict[str, Any]) -> None:
         print_line(f"gitmirror {found['version']} serving (process {found['pid']}, {found['clients']} guests)")
         print_line("  " + "  ".join(listeners))
     else:
-        print_line(f"gitmirror {found['version']}: serve is not running; this is what the database knows")
+        print_line(f"gitmirror {found['version']}: serve is not running; this is the last state in the database")
     for warning in found["warnings"]:
         print_line(f"warning: {warning}")
     rows = []
@@ -68,7 +68,7 @@ def _print_status(found: dict[str, Any]) -> None:
             times = f" ({repo['failures']} times in a row)" if repo["failures"] > 1 else ""
             print_line(f"{repo['name']}: {repo['last_error']}{times}")
             if repo.get("retry_at"):
-                print_line(f"  the upstream is not asked again before {repo['retry_at']}")
+                print_line(f"  no scheduled refresh before {repo['retry_at']}, because the upstream asked to wait")
             if repo.get("hint"):
                 print_line(f"  what to do: {repo['hint']}")
 
@@ -77,7 +77,9 @@ def _print_status(found: dict[str, Any]) -> None:
 @json_option
 @pass_options
 def egress(options: Options, as_json: bool) -> None:
-    """Print the host:port entries that a guest's egress allowlist needs, and nothing else.
+    """Print the entries for a guest's egress allowlist.
+
+    Prints the host:port of each listener for guests, one per line, and nothing else.
 
     \b
     Example:
@@ -97,9 +99,10 @@ def egress(options: Options, as_json: bool) -> None:
 @json_option
 @pass_options
 def doctor(options: Options, as_json: bool) -> None:
-    """Check git, git daemon, disk, permissions, ports, config and hooks, and say how to mend each.
+    """Check everything that serving needs.
 
-    Exit code 3 when a check fails.
+    Checks git, git daemon, disk, permissions, ports, config and hooks, and says how to fix each. Exits with code 3
+    when a check fails.
 
     \b
     Example:
@@ -114,6 +117,6 @@ def doctor(options: Options, as_json: bool) -> None:
         for check in checks:
             print_line(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.found}")
             if not check.ok:
-                print_line(f"      mend: {check.mend}")
+                print_line(f"      fix: {check.mend}")
     if not all(check.ok for check in checks):
         sys.exit(UNHEALTHY)

@@ -1,4 +1,4 @@
-"""Read tokens of private mirrors: `token issue`, `token list`, `token revoke`."""
+"""Read tokens for private mirrors: `token issue`, `token list`, `token revoke`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from appliance.cli.output import print_json, print_line, print_table, say
 
 @click.group()
 def token() -> None:
-    """Read tokens: what lets a guest read one private mirror, and push its sessions there.
+    """Manage read tokens for private mirrors.
+
+    A token lets a guest read one private mirror and push its sessions there.
 
     \b
     Examples:
@@ -21,13 +23,13 @@ def token() -> None:
 
 
 @token.command()
-@click.option("--repo", metavar="NAME", required=True, help="The repository it is for.")
-@click.option("--ttl", type=Duration(), default="7d", show_default=True, metavar="D", help="How long it is good for.")
-@click.option("--note", metavar="TEXT", default="", help="What it is for, as `token list` shows it.")
+@click.option("--repo", metavar="NAME", required=True, help="The repository that the token is for.")
+@click.option("--ttl", type=Duration(), default="7d", show_default=True, metavar="D", help="How long it stays valid.")
+@click.option("--note", metavar="TEXT", default="", help="A note that `token list` shows.")
 @json_option
 @pass_options
 def issue(options: Options, repo: str, ttl: float, note: str, as_json: bool) -> None:
-    """Make a token and print it, this once: only its hash is kept.
+    """Create a token and print it. It cannot be printed again, because only its hash is stored.
 
     \b
     Example:
@@ -44,11 +46,13 @@ def issue(options: Options, repo: str, ttl: float, note: str, as_json: bool) -> 
 
 
 @token.command("list")
-@click.option("--repo", metavar="NAME", help="Only this repository.")
+@click.option("--repo", metavar="NAME", help="Show only this repository.")
 @json_option
 @pass_options
 def list_tokens(options: Options, repo: str | None, as_json: bool) -> None:
-    """The tokens there were and are, newest first; never a token itself.
+    """List tokens, newest first.
+
+    Includes expired and revoked tokens, but never the tokens' secrets.
 
     \b
     Example:
@@ -70,7 +74,9 @@ def list_tokens(options: Options, repo: str | None, as_json: bool) -> None:
 @click.argument("number", metavar="ID", type=click.IntRange(1))
 @pass_options
 def revoke(options: Options, number: int) -> None:
-    """End a token: the next request with it finds nothing.
+    """Revoke a token.
+
+    From the next request on, a guest that sends the token is treated as if it had none.
 
     \b
     Example:

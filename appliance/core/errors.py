@@ -1,13 +1,13 @@
-"""The one base error. What a person sees is its message (what happened, to what) and its hint (what to do)."""
+"""The base class of all errors shown to a person: a message (what happened, to what) and a hint (what to do)."""
 
 from __future__ import annotations
 
 
 class GitmirrorError(Exception):
-    """Something failed that a person can act on.
+    """An error that a person can act on.
 
-    `message` says what happened and to what, `hint` what to do about it (may be empty),
-    `exit_code` is what a command that ends by it returns (1: the operation failed).
+    `message` says what happened and to what. `hint` says what to do about it and may be empty. `exit_code` is the
+    exit code of a command that fails with this error (1: the operation failed).
     """
 
     default_exit_code = 1
@@ -26,6 +26,6 @@ class UsageError(GitmirrorError):
 
 
 class NotServing(GitmirrorError):
-    """`serve` is not running on this state directory and the command needs it."""
+    """The command needs a `serve`, and none is running on this state directory."""
 
     default_exit_code = 4

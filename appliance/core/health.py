@@ -1,20 +1,20 @@
-"""What follows from a mirror's health: its lag, its state in one word, its branch. Pure: times come in as arguments."""
+"""A mirror's lag, state and followed branch, computed from its health. Pure: times are passed in as arguments."""
 
 from __future__ import annotations
 
 from appliance.core.models import UNHEALTHY, Health, Repo, State
 
 FAILING_AFTER = 3
-"""Failures in a row after which a mirror that serves is called failing; one that never was cloned fails at once."""
+"""Failures in a row that make a cloned mirror failing; a mirror that was never cloned is failing after the first."""
 
 
 def lag_of(health: Health, now: float) -> float | None:
-    """Seconds since the mirror was last verified equal to its upstream; None when it never was."""
+    """Returns the seconds since the mirror was last verified equal to its upstream, or None if it never was."""
     return None if health.verified_at is None else max(0.0, now - health.verified_at)
 
 
 def state_of(repo: Repo, health: Health, now: float, stale_after: float) -> State:
-    """What an operator is told. The first line that holds decides."""
+    """Returns the state that operators see."""
     lag = lag_of(health, now)
     if not repo.enabled:
         return State.DISABLED
@@ -33,5 +33,5 @@ def followed_branch(repo: Repo, health: Health) -> str | None:
 
 
 def is_unhealthy(state: State) -> bool:
-    """Whether `status` and `doctor` exit 3 for it."""
+    """Whether `status` and `doctor` exit with 3 because of this state."""
     return state in UNHEALTHY

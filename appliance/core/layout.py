@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are, below `state` (absolute)."""
+    """The paths below the absolute path `state`."""
 
     state: Path
 
@@ -32,57 +32,57 @@ class Layout:
         return self.mirrors / f"{name}.git"
 
     def incoming(self, name: str) -> Path:
-        """Where the first clone of `OWNER/REPO` grows, until it is whole and renamed into place."""
+        """The first clone of `OWNER/REPO` while it runs; when it is complete, it is renamed into place."""
         return self.state / "incoming" / f"{name}.git"
 
     @property
     def cache(self) -> Path:
-        """Answers kept for guests; may be emptied at any time while `serve` is down."""
+        """Cached responses for guests; may be emptied at any time while `serve` is down."""
         return self.state / "cache"
 
     @property
     def workspaces(self) -> Path:
-        """Ready workspaces, one tar for each branch followed."""
+        """Snapshots: one tar for each branch that is followed."""
         return self.state / "workspaces"
 
     @property
     def run(self) -> Path:
-        """What only lives as long as a `serve`, and the traces a killed one leaves."""
+        """Files that are only valid while a `serve` runs; a killed `serve` leaves them behind."""
         return self.state / "run"
 
     @property
     def owner_lock(self) -> Path:
-        """Held by the one process that writes mirrors (`serve`, or an `add-repo` without it); says who it is."""
+        """The lock of the one process that writes mirrors (`serve`, or `add-repo` without it); its content names it."""
         return self.run / "owner.lock"
 
     @property
     def children_lock(self) -> Path:
-        """Held by the owner and, inherited, by every child of it: free only when all are gone."""
+        """The lock that the owner holds and every child inherits: it is free only when all of them are gone."""
         return self.run / "children.lock"
 
     @property
     def children(self) -> Path:
-        """One empty file for each running child, its name says which process group."""
+        """One empty file for each running child; the file's name is the process group."""
         return self.run / "children"
 
     @property
     def pushes(self) -> Path:
-        """One file for each push under way: which turn each of its refs is."""
+        """One file for each push in progress: which turn each of its refs becomes."""
         return self.run / "pushes"
 
     @property
     def hooks(self) -> Path:
-        """The hooks that guard pushes; `core.hooksPath` of receive-pack."""
+        """The hooks that guard pushes: receive-pack's `core.hooksPath`."""
         return self.run / "hooks"
 
     @property
     def pushes_told(self) -> Path:
-        """There while the last alert about pushes said that they are off."""
+        """A marker that exists while the last alert about pushes said that they are off."""
         return self.run / "pushes-told-off"
 
     @property
     def home(self) -> Path:
-        """HOME of every git child: an empty directory, so that no netrc, key or helper is found."""
+        """HOME of every git child: an empty directory, so that git finds no netrc, key or credential helper."""
         return self.run / "home"
 
     @property
@@ -92,10 +92,10 @@ class Layout:
 
     @property
     def serving_config(self) -> Path:
-        """git's global config for what serves guests; never seen by repack and fetch."""
+        """git's global config for processes that serve guests; repack and fetch never read it."""
         return self.run / "serving.config"
 
     @property
     def control_socket(self) -> Path:
-        """Where commands talk to `serve`, unless it runs under systemd's RuntimeDirectory."""
+        """The socket that commands use to reach `serve`, unless systemd provides a RuntimeDirectory."""
         return self.state / "control.sock"

@@ -1,4 +1,4 @@
-"""Frozen data that the rooms hand to each other."""
+"""Immutable data that the rooms pass to each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ZERO_OID = "0" * 40
 
 
 class State(StrEnum):
-    """What an operator is told about a repository. NEW and CLONING are healthy: nothing was promised yet."""
+    """The state of a repository as operators see it. NEW and CLONING are healthy: there is nothing to serve yet."""
 
     NEW = "new"
     CLONING = "cloning"
@@ -28,7 +28,7 @@ UNHEALTHY = frozenset({State.STALE, State.FAILING})
 
 @dataclass(frozen=True)
 class Repo:
-    """A registered repository. `id` is new at each registration, so it tells a re-added one apart."""
+    """A registered repository. Each registration gets a new `id`, so a repository that is added again has another."""
 
     id: int
     name: str
@@ -42,9 +42,9 @@ class Repo:
 
 @dataclass(frozen=True)
 class Health:
-    """What is known of one mirror. Times are Unix seconds, `verified_at` the start of the last good refresh.
+    """What is known about one mirror. Times are Unix seconds; `verified_at` is the start of the last good refresh.
 
-    `error_kind` is the error word of `last_error`; before `retry_at` the upstream does not want to be asked.
+    `error_kind` is the error word of `last_error`. The upstream asked not to be contacted before `retry_at`.
     """
 
     tip: str | None = None
@@ -66,20 +66,20 @@ class Health:
 
 @dataclass(frozen=True)
 class RefChange:
-    """One ref that moved: `old` is None for a new one, `new` None for a deleted one."""
+    """One ref that moved: `old` is None for a new ref, `new` is None for a deleted ref."""
 
     ref: str
     old: str | None
     new: str | None
 
     def document(self) -> dict[str, str | None]:
-        """As `refresh --json` and the history have it."""
+        """Returns the change as `refresh --json` and the history show it."""
         return {"ref": storable(self.ref), "old": self.old, "new": self.new}
 
 
 @dataclass(frozen=True)
 class RemoteRefs:
-    """An upstream's refs as ls-remote tells: `head` is the branch that HEAD points at, or None."""
+    """An upstream's refs as ls-remote lists them: `head` is the branch that HEAD points at, or None."""
 
     refs: Mapping[str, str] = field(default_factory=dict)
     head: str | None = None
@@ -87,9 +87,9 @@ class RemoteRefs:
 
 @dataclass(frozen=True)
 class RefreshOutcome:
-    """One refresh: `started_at` in Unix seconds, `duration` in seconds, `error` in words or None, its word in `kind`.
+    """One refresh: `started_at` in Unix seconds, `duration` in seconds; `error` is a message or None, `kind` its word.
 
-    `asked` tells one that somebody waited for from those of the schedule.
+    `asked` is true when somebody waited for the refresh, and false for a scheduled one.
     """
 
     repo: str
@@ -108,9 +108,10 @@ class RefreshOutcome:
 
 @dataclass(frozen=True)
 class Hydration:
-    """A guest got its objects. `way` is how (hit, joined, miss, direct, snapshot), times are seconds.
+    """A guest received its objects. `way` is how they were served (hit, joined, miss, direct, snapshot).
 
-    `want` is the first of `wants` object ids, `shape` the request in a few words, `first_byte` the time until it came.
+    `want` is the first of `wants` object ids, `shape` is the request in a few words. `first_byte` and `seconds` are the
+    seconds until the first byte and until the end.
     """
 
     repo: str
@@ -127,9 +128,9 @@ class Hydration:
 
 @dataclass(frozen=True)
 class Tar:
-    """A snapshot as it is sent: the file at `path`, its strong `etag` (without quotes), the `commit` it holds.
+    """A snapshot to send: the file at `path`, its strong `etag` (without quotes), and the `commit` it contains.
 
-    `tip` is where the mirror has the branch now, when that is known.
+    `tip` is the current tip of the branch in the mirror, or None when it is not known.
     """
 
     path: Path
@@ -140,9 +141,9 @@ class Tar:
 
 @dataclass(frozen=True)
 class Turn:
-    """One recording of a session. `id` is its audit id, `at` RFC 3339, `base` None for unrelated history.
+    """One turn of a session. `id` is its audit id, `at` is RFC 3339, `base` is None for unrelated history.
 
-    The numbers are those of the diff of base and commit; `bytes` is the size of the pack that brought it.
+    The counts describe the diff from base to commit; `bytes` is the size of the pack that was pushed.
     """
 
     id: int
@@ -162,7 +163,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class CommitText:
-    """One commit for a log: `at` in Unix seconds."""
+    """One commit of a log; `at` is in Unix seconds."""
 
     oid: str
     subject: str
@@ -172,7 +173,7 @@ class CommitText:
 
 @dataclass(frozen=True)
 class RefText:
-    """One ref of a mirror: `at` is when what it names was made, in Unix seconds."""
+    """One ref of a mirror; `at` is when the object it points at was created, in Unix seconds."""
 
     ref: str
     oid: str
@@ -182,7 +183,7 @@ class RefText:
 
 @dataclass(frozen=True)
 class FileChange:
-    """One file of a diff: `before` is its path before a rename. A path that is no UTF-8 has surrogates."""
+    """One file of a diff; `before` is its path before a rename. A path that is not UTF-8 contains surrogates."""
 
     path: str
     before: str
@@ -192,12 +193,12 @@ class FileChange:
 
 
 class PushFault(Exception):
-    """A push is not what a push must be; the text says how, for the guest and the log."""
+    """A push that violates the protocol or a rule; the message says how, for the guest and the audit log."""
 
 
 @dataclass(frozen=True)
 class RefCommand:
-    """One line of a push: `ref` from `old` to `new`, object ids; zeros mean that there is none."""
+    """One command of a push: move `ref` from object id `old` to `new`; all zeros mean that the ref does not exist."""
 
     old: str
     new: str
@@ -206,10 +207,10 @@ class RefCommand:
 
 @dataclass(frozen=True)
 class PushDecision:
-    """What the guard says of a push before any of it is let through.
+    """The decision on a push, made before any of it reaches receive-pack.
 
-    `refusals` is the reason for each refused ref, empty when the push may go on; `advice` are lines for the guest's
-    terminal. `attempts` are the audit ids of the refs, in the order of `commands`.
+    `refusals` has the reason for each refused ref and is empty when the push may go on. `advice` holds lines for the
+    guest's terminal. `attempts` are the audit ids of the refs, in the order of `commands`.
     """
 
     push: str
@@ -228,9 +229,9 @@ class PushDecision:
 
 @dataclass(frozen=True)
 class Announcement:
-    """One ref that an upstream says it has now: at `oid`, or at any when that is empty, or gone when it is None.
+    """One ref that an upstream announced: now at `oid`, at an unknown object when `oid` is empty, or deleted when None.
 
-    `before` is where the push found it, "" when that is not said.
+    `before` is the object id before the push, or "" when the announcement does not give it.
     """
 
     ref: str

@@ -1,4 +1,4 @@
-"""What may name a repository or a branch. Pure."""
+"""Which names are valid for a repository or a branch. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _NAME_PART = re.compile(r"[A-Za-z0-9._-]+")
 def is_repo_name(name: str) -> bool:
     """Whether `name` is OWNER/REPO: each part of `[A-Za-z0-9._-]`, neither `.` nor `..`.
 
-    A REPO that ends in `.git` is none: `/o/x.git` on the wire is the repository `o/x`.
+    A REPO must not end in `.git`, because `/o/x.git` on the wire is the repository `o/x`.
     """
     parts = name.split("/")
     return (
@@ -21,7 +21,7 @@ def is_repo_name(name: str) -> bool:
 
 
 def is_branch_name(branch: str) -> bool:
-    """git's rules for one ref name, as far as they matter before git sees it (git-check-ref-format)."""
+    """Checks the rules for a ref name (git-check-ref-format) that matter before git itself sees the name."""
     parts = branch.split("/")
     return (
         all(part and not part.startswith(".") and not part.endswith((".", ".lock")) for part in parts)

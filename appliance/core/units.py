@@ -13,7 +13,7 @@ _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `30s`, `5m`, `2h`, `7d`, `250ms`. ValueError says what is allowed."""
+    """Parses `30s`, `5m`, `2h`, `7d` or `250ms` into seconds. Raises ValueError that says what is allowed."""
     match = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         raise ValueError('a duration such as "30s", "5m", "2h" or "7d"')
@@ -21,7 +21,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest form that reads well: `850ms`, `12s`, `3m 20s`, `5h 2m`, `3d 4h`."""
+    """Formats seconds with at most two units: `850ms`, `12s`, `3m 20s`, `5h 2m`, `3d 4h`."""
     if round(seconds, 3) < 1:
         return f"{seconds * 1000:.0f}ms"
     whole = round(seconds)
@@ -37,7 +37,7 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `512B`, `256KiB`, `256MiB`, `10GiB`. ValueError says what is allowed."""
+    """Parses `512B`, `256KiB`, `256MiB` or `10GiB` into bytes. Raises ValueError that says what is allowed."""
     match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         raise ValueError('a size such as "256KiB", "256MiB" or "10GiB"')
@@ -45,7 +45,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """`512 B`, `1.4 MiB`: binary units, one decimal below 100."""
+    """Formats bytes in binary units, with one decimal below 100: `512 B`, `1.4 MiB`."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024 or unit == "GiB":
@@ -56,7 +56,7 @@ def format_size(size: int) -> str:
 
 @dataclass(frozen=True)
 class Address:
-    """A TCP address to listen on. Port 0 picks a free one."""
+    """A TCP address to listen on. Port 0 means any free port."""
 
     host: str
     port: int
@@ -66,7 +66,10 @@ class Address:
 
 
 def parse_address(text: str) -> Address | None:
-    """`HOST:PORT` or `[V6]:PORT`; the empty string is None, a listener that is off."""
+    """Parses `HOST:PORT` or `[V6]:PORT`; returns None, a listener that is off, for the empty string.
+
+    Raises ValueError that says what is allowed.
+    """
     if text == "":
         return None
     host, colon, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
@@ -75,11 +78,11 @@ def parse_address(text: str) -> Address | None:
     elif ":" in host:
         host = ""
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError('an address such as "127.0.0.1:9418" or "[::1]:9418", or "" for off')
+        raise ValueError('an address such as "127.0.0.1:9418" or "[::1]:9418", or "" to turn it off')
     return Address(host, int(port))
 
 
 def rfc3339(timestamp: float) -> str:
-    """Unix seconds as RFC 3339 in UTC with milliseconds: `2026-01-31T12:00:00.123Z`."""
+    """Formats Unix seconds as RFC 3339 in UTC with milliseconds: `2026-01-31T12:00:00.123Z`."""
     moment = datetime.fromtimestamp(timestamp, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"

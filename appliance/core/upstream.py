@@ -1,7 +1,7 @@
 """Which upstream URLs are allowed, and which of them mean the same repository. Pure.
 
-`Upstream.identity` tells whether two URLs are the same registration: scheme and user count. `Place` is where a URL
-leads whatever protocol it speaks, which is how a webhook's URLs are matched.
+Two URLs with the same `Upstream.identity` are the same registration; the scheme and the user are part of it. A `Place`
+is where a URL leads regardless of its protocol; webhooks are matched to repositories by it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _DEFAULT_PORTS = {"https": 443, "http": 80, "git": 9418, "ssh": 22}
 
 @dataclass(frozen=True)
 class Upstream:
-    """A URL that git may be given. `host` has its port unless that is the scheme's, and is empty for a local one.
+    """A URL that may be passed to git. `host` includes a port other than the default, and is empty for a local URL.
 
-    `user` is whom ssh logs in as. The scp form, `git@HOST:PATH`, is kept as the URL and is otherwise ssh://git@HOST/PATH.
+    `user` is the ssh login. For the scp form, `git@HOST:PATH`, `url` stays as it is and the other fields are those of
+    ssh://git@HOST/PATH.
     """
 
     url: str
@@ -37,7 +38,7 @@ class Upstream:
 
     @property
     def default_name(self) -> str | None:
-        """OWNER/REPO from the last two parts of the path, or None when they do not make one."""
+        """OWNER/REPO from the last two parts of the path, or None when they are not a valid name."""
         parts = [part for part in self.path.split("/") if part]
         if len(parts) < 2:
             return None
@@ -46,90 +47,92 @@ class Upstream:
 
     @property
     def identity(self) -> tuple[str, str]:
-        """Equal for URLs that mean the same upstream: without `.git`, trailing slashes, the host's case."""
+        """Equal for URLs of the same upstream: ignores `.git`, trailing slashes and the case of the host."""
         user = f"{self.user}@" if self.user else ""
         where = "file" if self.scheme == "file" else f"{self.scheme}://{user}{self.host.lower()}"
         return where, self.path.rstrip("/").removesuffix(".git")
 
     @property
     def address(self) -> str:
-        """What `[[credentials]]` are compared with: `SCHEME://HOST[:PORT]/PATH`, without user and `.git`."""
+        """The form that `[[credentials]]` are matched against: `SCHEME://HOST[:PORT]/PATH` without user and `.git`."""
         return f"{self.scheme}://{self.host.lower()}{self.identity[1]}"
 
 
 def any_ssh(upstream: Upstream) -> bool:
-    """For reading what is registered already: whether it may be followed is another question."""
+    """Accepts every ssh upstream: for reading URLs that are registered already, whether or not they have a key."""
     return True
 
 
 def no_ssh(upstream: Upstream) -> bool:
-    """No ssh upstream has a key."""
+    """Accepts no ssh upstream."""
     return False
 
 
 def parse_upstream(url: str, *, allow_local: bool, has_key: Callable[[Upstream], bool] = no_ssh) -> Upstream:
-    """Checks a URL. Raises UsageError with the reason and the way to do it right; a secret in it is not repeated.
+    """Checks a URL. Raises UsageError that says why and what to write instead, without repeating secrets in the URL.
 
-    An ssh upstream is allowed when `has_key` knows a key for it: no key of the machine is ever used.
+    An ssh upstream is allowed when `has_key` knows a key for it, because the machine's own keys are never used.
     """
-    told = _without_secrets(url)
+    shown = _without_secrets(url)
     if url.startswith("-"):
-        raise UsageError(f"the URL {told!r} starts with a dash", hint="an upstream looks like https://HOST/OWNER/REPO")
+        raise UsageError(f"the URL {shown!r} starts with a dash", hint="an upstream looks like https://HOST/OWNER/REPO")
     if not url or _CONTROL.search(url):
-        raise UsageError(f"the URL {told!r} is empty or has control characters in it")
+        raise UsageError(f"the URL {shown!r} is empty or has control characters in it")
     if "::" in url.split("/", 1)[0]:
         raise UsageError(f"remote helpers such as {url.split('::')[0]}:: are not allowed", hint="use an https:// URL")
     if url.startswith(("/", "./", "../", "file://")) or url in (".", ".."):
         return _local(url, allow_local)
     if _SPACE.search(url):
-        raise UsageError(f"the URL {told!r} has spaces or backslashes in it", hint="write a space as %20")
+        raise UsageError(f"the URL {shown!r} has spaces or backslashes in it", hint="write a space as %20")
     scheme, separator, _ = url.partition("://")
     if not separator and (scp := _SCP.match(url)):
-        return _ssh(Upstream(url, "ssh", scp["host"], f"/{scp['path'].lstrip('/')}", scp["user"] or ""), told, has_key)
+        return _ssh(Upstream(url, "ssh", scp["host"], f"/{scp['path'].lstrip('/')}", scp["user"] or ""), shown, has_key)
     if not separator:
         raise UsageError(
-            f"{told} is no URL",
+            f"{shown} is not a URL",
             hint="an upstream looks like https://HOST/OWNER/REPO; a path starts with / or ./",
         )
     if scheme not in _DEFAULT_PORTS:
         wanted = "write ssh://" if "ssh" in scheme else "allowed: https, http, git (and file with --allow-local)"
-        raise UsageError(f"{scheme}:// upstreams: the scheme is not allowed", hint=wanted)
+        raise UsageError(f"upstreams with the scheme {scheme}:// are not allowed", hint=wanted)
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         raise UsageError(
-            "the URL is wrong: its host or port is none", hint="an upstream looks like https://HOST/OWNER/REPO"
+            "the URL has an invalid host or port", hint="an upstream looks like https://HOST/OWNER/REPO"
         ) from None
     if "@" in parts.netloc and (scheme != "ssh" or parts.password is not None):
         raise UsageError(
-            f"the URL of {parts.hostname} carries a credential: it would be stored and shown in process lists",
+            f"the URL of {parts.hostname} contains a credential, which would be stored and shown in process lists",
             hint="give the URL without user and password",
         )
     if not parts.hostname or parts.hostname.startswith("-"):
-        raise UsageError(f"the URL {told} names no host", hint="an upstream looks like https://HOST/OWNER/REPO")
+        raise UsageError(f"the URL {shown} names no host", hint="an upstream looks like https://HOST/OWNER/REPO")
     if parts.query or parts.fragment:
         raise UsageError(
-            f"the URL {told} has a query or fragment, which git does not use",
-            hint="leave out what follows ? or #",
+            f"the URL {shown} has a query or fragment, which git does not use",
+            hint="leave out everything from the ? or # on",
         )
     if not parts.path.strip("/"):
-        raise UsageError(f"the URL {told} names no repository", hint="an upstream looks like https://HOST/OWNER/REPO")
+        raise UsageError(f"the URL {shown} names no repository", hint="an upstream looks like https://HOST/OWNER/REPO")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     if port and port != _DEFAULT_PORTS[scheme]:
         host = f"{host}:{port}"
     found = Upstream(url.rstrip("/"), scheme, host, parts.path, parts.username or "")
-    return _ssh(found, told, has_key) if scheme == "ssh" else found
+    return _ssh(found, shown, has_key) if scheme == "ssh" else found
 
 
-def _ssh(upstream: Upstream, told: str, has_key: Callable[[Upstream], bool]) -> Upstream:
+def _ssh(upstream: Upstream, shown: str, has_key: Callable[[Upstream], bool]) -> Upstream:
     if upstream.host.startswith("-") or upstream.user.startswith("-"):
-        raise UsageError(f"the URL {told} names no host", hint="an ssh upstream looks like ssh://git@HOST/OWNER/REPO")
+        raise UsageError(f"the URL {shown} names no host", hint="an ssh upstream looks like ssh://git@HOST/OWNER/REPO")
     if not upstream.path.strip("/"):
-        raise UsageError(f"the URL {told} names no repository", hint="it looks like ssh://git@HOST/OWNER/REPO")
+        raise UsageError(
+            f"the URL {shown} names no repository", hint="an ssh upstream looks like ssh://git@HOST/OWNER/REPO"
+        )
     if not has_key(upstream):
         raise UsageError(
-            f"{told} is an ssh upstream, and no [[credentials]] entry has a key for it",
+            f"{shown} is an ssh upstream, and no [[credentials]] entry has a key for it",
             hint=f'add one with url = "ssh://{upstream.host}", ssh_key and known_hosts; or use the https:// URL',
         )
     return upstream
@@ -147,7 +150,7 @@ def _local(url: str, allow_local: bool) -> Upstream:
             f"{_without_secrets(url)} names a host",
             hint="a local URL has three slashes: file:///srv/git/OWNER/REPO.git",
         )
-    # Kept as a path would be kept: made absolute here, since serve has another working directory.
+    # The stored path must be absolute, because serve has another working directory.
     absolute = str(Path(path).absolute())
     return Upstream(f"file://{absolute}" if url.startswith("file://") else absolute, "file", "", absolute)
 
@@ -158,15 +161,15 @@ def same_upstream(one: str, other: str) -> bool:
 
 
 def read_upstream(url: str) -> Upstream:
-    """A URL that is registered already, whether or not it may still be followed."""
+    """Parses a URL that is registered already, whether or not it may still be followed."""
     return parse_upstream(url, allow_local=True, has_key=any_ssh)
 
 
 def choose_name(upstream: Upstream, name: str | None) -> str:
-    """The given name if it is one, else the one the URL suggests. Raises UsageError."""
+    """Returns `name` if it is given, else the name that the URL suggests. Raises UsageError."""
     if name is not None and not is_repo_name(name):
         raise UsageError(
-            f"{name!r} is not a repository's name",
+            f"{name!r} is not a valid repository name",
             hint="OWNER/REPO, each part of letters, digits, '.', '_' and '-'; neither '.' nor '..'; REPO without .git",
         )
     chosen = name or upstream.default_name
@@ -177,9 +180,9 @@ def choose_name(upstream: Upstream, name: str | None) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Host in lower case (empty: this machine), port (None: the scheme's own), path without `.git` and outer slashes.
+    """Host in lower case (empty: this machine), port (None: the default), path without `.git` and outer slashes.
 
-    The path is case-folded: GitHub's do not tell cases apart, and a refresh of one mirror too many does no harm.
+    The path is case-folded, because GitHub ignores case in paths and refreshing one mirror too many does no harm.
     """
 
     host: str
@@ -188,7 +191,7 @@ class Place:
 
 
 def place_of(url: str) -> Place | None:
-    """Where a URL leads: https, ssh, scp form (`git@HOST:PATH`), git, file or a path. None for what is no URL."""
+    """Returns where a URL (https, ssh, scp form `git@HOST:PATH`, git, file, path) leads, or None if it is not a URL."""
     if url.startswith("/"):
         return Place("", None, _place_path(url))
     if "://" not in url:
@@ -210,5 +213,5 @@ def _place_path(path: str) -> str:
 
 
 def _without_secrets(url: str) -> str:
-    """The URL as an error may repeat it: without what stands before an @, or after a ? or #."""
+    """Returns the URL as an error may show it: without everything before an @ and after a ? or #."""
     return re.sub(r"^([A-Za-z+]*://)?.*@", r"\1", re.sub(r"[?#].*", "", url, flags=re.DOTALL), flags=re.DOTALL)

@@ -1,50 +1,56 @@
-"""The app: its screens and keys, what can be asked for, and how to get from one view to another."""
+"""The app: puts the parts together, holds the keys that work everywhere, and goes from one view to another."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
+from textual import on
+from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.notifications import SeverityLevel
+from textual.screen import ModalScreen
 
-from appliance.core.errors import GitmirrorError
-from appliance.core.node import sessions as core_sessions
 from appliance.core.node.queries import NodeQueries
-from appliance.tui.deeds import moved_words
-from appliance.tui.messages import ActionDone, ActionFailed
-from appliance.tui.palette import Commands
-from appliance.tui.reading import Reading
-from appliance.tui.rows import Session
-from appliance.tui.screens.activity import Activity
-from appliance.tui.screens.diff import Diff
-from appliance.tui.screens.health import Health
-from appliance.tui.screens.help import Help
-from appliance.tui.screens.repositories import Repositories
-from appliance.tui.screens.repository import Repository
-from appliance.tui.screens.sessions import Sessions
+from appliance.core.node.sessions import Sessions
+from appliance.tui.context import Answer, Context, OpenDiff, OpenRepository
+from appliance.tui.data.follower import Follower
+from appliance.tui.data.loader import Loader
+from appliance.tui.data.messages import ActionDone, ActionFailed, FollowerMessage
+from appliance.tui.data.model import Model
+from appliance.tui.palette import PaletteCommands
+from appliance.tui.screens.activity import ActivityScreen
+from appliance.tui.screens.diff import DiffScreen
+from appliance.tui.screens.health import HealthScreen
+from appliance.tui.screens.help import HelpScreen
+from appliance.tui.screens.repositories import RepositoriesScreen
+from appliance.tui.screens.repository import RepositoryScreen
+from appliance.tui.screens.sessions import SessionsScreen
 from appliance.tui.screens.view import View
+from appliance.tui.text import plain
 from appliance.tui.themes import DARK, LIGHT, TERMINAL, THEMES, terminal_theme, wanted_theme
 from appliance.tui.widgets.diffview import DiffView
 from appliance.tui.widgets.listing import Listing
-from appliance.tui.words import count, plain
+
+STARTS: dict[str, type[View]] = {
+    "repositories": RepositoriesScreen,
+    "sessions": SessionsScreen,
+    "activity": ActivityScreen,
+    "health": HealthScreen,
+}
+"""The four views that are always there, by mode; the other two open over them."""
 
 
-class Tui(Reading):
-    """The live view of one appliance."""
+class Tui(App[None]):
+    """The live view of one node."""
 
     TITLE = "gitmirror"
     CSS_PATH = "app.tcss"
-    MODES: ClassVar[dict[str, Any]] = {
-        "repositories": Repositories,
-        "sessions": Sessions,
-        "activity": Activity,
-        "health": Health,
-    }
     DEFAULT_MODE = "repositories"
-    COMMANDS: ClassVar[Any] = {Commands}
+    COMMANDS: ClassVar[Any] = {PaletteCommands}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("1", "go('repositories')", "repositories", show=False),
         Binding("2", "go('sessions')", "sessions", show=False),
@@ -57,88 +63,98 @@ class Tui(Reading):
     ]
 
     def __init__(
-        self, overview: NodeQueries, *, command: str = "gitmirror.pyz", clock: Callable[[], float] = time.time
+        self, queries: NodeQueries, *, command: str = "gitmirror.pyz", clock: Callable[[], float] = time.time
     ) -> None:
         theme = wanted_theme(os.environ)
-        super().__init__(overview, clock, ansi_color=True if theme == TERMINAL else None)
+        super().__init__(ansi_color=True if theme == TERMINAL else None)
         for each in (*THEMES, terminal_theme()):
             self.register_theme(each)
         self.theme = theme
-        self.sessions = core_sessions.Sessions(overview.node)
-        self.command = command
+        model, loader = Model(clock), Loader(self)
+        self.context = Context(
+            node=queries.node,
+            queries=queries,
+            sessions=Sessions(queries.node),
+            model=model,
+            loader=loader,
+            follower=Follower(queries, model, loader, self, self._view),
+            say=self.say,
+            ask=self.ask,
+            copy=self.copy,
+            keys=self.BINDINGS,
+            command=command,
+        )
+        for mode, screen in STARTS.items():
+            self.add_mode(mode, partial(screen, self.context))
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
-        """Our tones for a theme that has none."""
+        """Gives our tones to a theme that has none."""
         return dict(THEMES[0].variables)
 
+    def on_mount(self) -> None:
+        """Starts to read."""
+        self.context.follower.start()
+
+    def on_unmount(self) -> None:
+        """Stops following events."""
+        self.context.follower.close()
+
+    def _view(self) -> View | None:
+        """The view that is seen, below a dialog too, once it has its widgets."""
+        views = (s for s in reversed(self.screen_stack) if isinstance(s, View) and s.is_mounted)
+        view = next(views, None)
+        return view if view is not None and view.has_widgets else None
+
+    # What screens ask for
+
     def notify(self, message: str, **options: Any) -> None:
-        """Says it as it is: an error or a subject may quote a guest, and Textual passes escape sequences on."""
+        """Escapes control characters, because an error or a subject may quote a guest and Textual passes them on."""
         options["title"] = plain(options.get("title", ""))
         super().notify("\n".join(map(plain, message.split("\n"))), **options)
 
-    # What was asked for
+    def say(self, text: str, *, severity: SeverityLevel = "information") -> None:
+        """See `Context.say`."""
+        self.notify(text, severity=severity, markup=False)
 
-    def on_action_done(self, message: ActionDone) -> None:
-        """Says so."""
-        self.notify(message.text, markup=False)
-        self.read_repos()
-        view = self._view()
-        if view is not None:
-            view.done()
-
-    def on_action_failed(self, message: ActionFailed) -> None:
-        """Says what happened and what to do."""
-        hint = f"\n{message.error.hint}" if message.error.hint else ""
-        self.notify(f"{message.error.message}{hint}", title=message.what, severity="error", timeout=12, markup=False)
-
-    def refresh_repos(self, names: list[str]) -> None:
-        """Refreshes these, or all for none, and says what moved."""
-        appliance = self.appliance
-
-        def work() -> str:
-            outcomes = appliance.current().refresh(names)
-            failed = [outcome for outcome in outcomes if outcome["error"]]
-            if failed:
-                raise GitmirrorError(f"{failed[0]['repo']}: {failed[0]['error']}")
-            moved = [outcome for outcome in outcomes if outcome["moved"]]
-            if len(outcomes) == 1:
-                said = moved_words(outcomes[0]["moved"]) if moved else "nothing moved"
-                return f"{outcomes[0]['repo']}: {said}"
-            return f"{count(len(outcomes), 'repository', 'repositories')} refreshed, {len(moved)} moved"
-
-        self.reader.act(f"refresh {names[0] if len(names) == 1 else 'all'}", work)
+    def ask(self, dialog: ModalScreen[Answer], answered: Callable[[Answer | None], None]) -> None:
+        """See `Context.ask`."""
+        self.push_screen(dialog, answered)
 
     def copy(self, line: str) -> None:
         """Copies to the terminal's clipboard (OSC 52), and shows the line for terminals that have none."""
         self.copy_to_clipboard(line)
         self.notify(line, title="copied", timeout=8, markup=False)
 
-    def clone_line(self, name: str) -> str:
-        """What a guest types."""
-        serve = self.appliance.config.serve
-        pulse = self.model.pulse or {
-            "git": serve.public_git or (f"git://{serve.git}" if serve.git else None),
-            "http": serve.public_http or (f"http://{serve.http}" if serve.http else None),
-        }
-        return f"git clone {pulse['git'] or pulse['http'] or ''}/{name}"
+    def on_action_done(self, message: ActionDone) -> None:
+        """Says what was done, and reads what it may have changed."""
+        self.say(message.text)
+        self.context.follower.read_repos()
+        view = self._view()
+        if view is not None:
+            view.done()
 
-    def checkout_line(self, session: Session, turn: int | None) -> str:
-        """What lays the session's files out."""
-        words = ["session", "checkout", session.repo, session.name, f"./{session.name}"]
-        return f"{self.command} {shlex.join(words)}" + (f" --turn {turn}" if turn else "")
+    def on_action_failed(self, message: ActionFailed) -> None:
+        """Says what went wrong and what to do."""
+        hint = f"\n{message.error.hint}" if message.error.hint else ""
+        self.notify(f"{message.error.message}{hint}", title=message.what, severity="error", timeout=12, markup=False)
 
-    # Where to
+    @on(FollowerMessage)
+    def follow(self, message: FollowerMessage) -> None:
+        """Passes on what the follower waits for."""
+        self.context.follower.receive(message)
 
-    def open_repository(self, name: str) -> None:
-        """The view of one."""
-        self.push_screen(Repository(name))
+    # Navigation
 
-    def open_diff(self, session: Session, turn: int | None) -> None:
-        """What it changed."""
-        self.push_screen(Diff(session, turn))
+    def on_open_repository(self, message: OpenRepository) -> None:
+        """Opens the view of a repository."""
+        self.push_screen(RepositoryScreen(self.context, message.name))
+
+    def on_open_diff(self, message: OpenDiff) -> None:
+        """Opens the diff of a session."""
+        self.push_screen(DiffScreen(self.context, message.session, message.turn))
 
     def action_go(self, mode: str) -> None:
-        """To one of the four; from a view that was opened over it, back to it."""
+        """Goes to one of the four views, also from a view that opened over it."""
         if mode == self.current_mode:
             while len(self.screen_stack) > 1:
                 self.pop_screen()
@@ -146,23 +162,30 @@ class Tui(Reading):
             self.switch_mode(mode)
 
     def action_help(self) -> None:
-        """Every key."""
-        self.push_screen(Help(help_sections(self._view())))
+        """Shows every key."""
+        self.push_screen(HelpScreen(help_sections(self._view())))
 
     def action_theme(self) -> None:
-        """The next one."""
+        """Changes to the next theme."""
         names = [DARK, LIGHT, TERMINAL]
         self.theme = names[(names.index(self.theme) + 1) % 3] if self.theme in names else DARK
 
 
 def help_sections(here: View | None) -> list[tuple[str, list[BindingType]]]:
-    """Every key, those of this view first."""
-    views: list[type[View]] = [Repositories, Repository, Sessions, Diff, Activity, Health]
+    """Returns every key by section, those of the view `here` first."""
+    views: list[type[View]] = [
+        RepositoriesScreen,
+        RepositoryScreen,
+        SessionsScreen,
+        DiffScreen,
+        ActivityScreen,
+        HealthScreen,
+    ]
     views.sort(key=lambda view: view is not type(here))
     return [
-        *((f"In {view.__name__}", list(view.BINDINGS)) for view in views[:1]),
+        *((f"In {view.heading}", list(view.BINDINGS)) for view in views[:1]),
         ("Everywhere", list(Tui.BINDINGS)),
         ("In every list", list(Listing.BINDINGS)),
-        *((f"In {view.__name__}", list(view.BINDINGS)) for view in views[1:]),
+        *((f"In {view.heading}", list(view.BINDINGS)) for view in views[1:]),
         ("In a diff's text", list(DiffView.BINDINGS)),
     ]

@@ -1,39 +1,36 @@
-"""The command palette: every view, every repository, the themes; whatever the view itself can do."""
+"""The command palette: every view, every repository, every theme, and whatever the view can do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, cast
 
 from textual.binding import Binding
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.markup import escape
 
+from appliance.tui.context import OpenRepository
 from appliance.tui.screens.view import View
+from appliance.tui.text import plain
 from appliance.tui.themes import DARK, LIGHT, TERMINAL
-from appliance.tui.words import plain
-
-if TYPE_CHECKING:
-    from appliance.tui.app import Tui
 
 Command = tuple[str, str, Callable[[], object]]
 MOST = 50
-"""Repositories that one search offers."""
+"""The most repositories that a search offers."""
 
 
-class Commands(Provider):
-    """Searched by what is typed."""
+class PaletteCommands(Provider):
+    """Offers commands, and finds them by what is typed."""
 
     def _general(self) -> Iterator[Command]:
-        app = cast("Tui", self.app)
+        app = self.app
         for mode, title in (
             ("repositories", "Repositories"),
             ("sessions", "Sessions"),
             ("activity", "Activity"),
             ("health", "Health"),
         ):
-            yield title, f"go to {title}", partial(app.action_go, mode)
+            yield title, f"go to {title}", partial(app.run_action, f"go({mode!r})")
         if isinstance(self.screen, View):
             for binding in self.screen.BINDINGS:
                 if isinstance(binding, Binding) and binding.show:
@@ -41,26 +38,27 @@ class Commands(Provider):
                     yield binding.description.capitalize(), f"here, by the key {binding.key.split(',')[0]}", run
         for theme, word in ((DARK, "dark"), (LIGHT, "light"), (TERMINAL, "the terminal's own colours")):
             yield f"Theme: {word}", "colours", partial(setattr, app, "theme", theme)
-        yield "Help", "every key", app.action_help
-        yield "Quit", "leave this view; serve goes on", app.exit
+        yield "Help", "every key", partial(app.run_action, "help")
+        yield "Quit", "leave the live view; serve keeps running", app.exit
 
     async def discover(self) -> Hits:
-        """What is offered before anything is typed."""
+        """Offers commands before anything is typed."""
         for title, text, run in self._general():
             yield DiscoveryHit(title, run, help=text)
 
     async def search(self, query: str) -> Hits:
-        """What matches."""
-        app, matcher = cast("Tui", self.app), self.matcher(query)
+        """Finds the commands and repositories that match."""
+        matcher = self.matcher(query)
         for title, text, run in self._general():
             if (score := matcher.match(title)) > 0:
                 yield Hit(score, matcher.highlight(title), run, help=text)
         found = 0
-        for name, view in app.model.repos.items():
+        repos = self.screen.context.model.repos if isinstance(self.screen, View) else {}
+        for name, view in repos.items():
             if query.lower() in name.lower():
-                # The palette reads it as markup, in which the brackets of an IPv6 address may be a tag.
+                # Escaped, because the palette reads markup, in which the brackets of an IPv6 address may be a tag.
                 text = escape(plain(f"{view.state}, {view.repo.url}"))
-                yield Hit(0.9, name, partial(app.open_repository, name), help=text)
+                yield Hit(0.9, name, partial(self.app.post_message, OpenRepository(name)), help=text)
                 found += 1
                 if found == MOST:
                     return

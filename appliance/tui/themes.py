@@ -1,4 +1,4 @@
-"""Light, dark, and the terminal's own colours: the same names in each, so that one style sheet serves all."""
+"""The themes: dark, light, and the terminal's own colours. All have the same names, so one style sheet serves all."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ THEMES = (
 
 
 def terminal_theme() -> Theme:
-    """The sixteen colours of the terminal on its own background; under NO_COLOR its plain text."""
+    """Makes the theme of the terminal's sixteen colours on its own background; under NO_COLOR it is plain text."""
     base = BUILTIN_THEMES["ansi-dark"]
     tones = dict.fromkeys(_TONES, "ansi_default") | {
         "good": "ansi_green",
@@ -77,7 +77,10 @@ def terminal_theme() -> Theme:
 
 
 def wanted_theme(environment: Mapping[str, str]) -> str:
-    """NO_COLOR (no-color.org) takes the terminal's own; COLORFGBG, which some terminals set, tells a light one."""
+    """Returns the terminal's own theme under NO_COLOR (no-color.org), and the light one if COLORFGBG says so.
+
+    Some terminals set COLORFGBG to their foreground and background colours.
+    """
     if environment.get("NO_COLOR"):
         return TERMINAL
     background = environment.get("COLORFGBG", "").rpartition(";")[2]

@@ -1,1 +1,1 @@
-"""The parts of scripts/bench.py: repositories, servers, clients, and the tables they make together."""
+"""The parts of scripts/bench.py: repositories, servers, clients, measurements, and tables."""

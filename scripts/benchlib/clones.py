@@ -1,4 +1,4 @@
-"""The clients: plain `git clone`, one at a time or many at once, timed, and looked at afterwards."""
+"""The clients: plain `git clone`, one at a time or many at once, timed, and checked afterwards."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from benchlib.servers import Server
 ONE = 600.0
 """Seconds that one clone may take."""
 BURST = 240.0
-"""Seconds that a burst of clones may take; those that are not done by then are ended and count as refused."""
+"""Seconds that a burst of clones may take; clones that are not done by then are killed and count as refused."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One way to get a workspace: a name, what `git clone` is told, and whether there are files at the end."""
+    """One way to get a workspace: a name, the arguments of `git clone`, and whether files are checked out."""
 
     key: str
     text: str
@@ -46,7 +46,7 @@ HYDRATIONS = tuple(shape for shape in SHAPES if shape.checkout)
 
 @dataclass(frozen=True)
 class Sample:
-    """One clone: seconds until git was done, CPU seconds of the server, and what went wrong, if anything."""
+    """One clone: seconds until git was done, CPU seconds of the server, and git's error if it failed."""
 
     seconds: float
     cpu: float
@@ -55,7 +55,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Burst:
-    """Clones begun at once. `served` of `guests` got one, the last of them after `seconds`; `cpu` is the server's."""
+    """Clones started at once. `served` of `guests` succeeded, the last after `seconds`; `cpu` is the server's."""
 
     guests: int
     served: int
@@ -64,17 +64,17 @@ class Burst:
 
     @property
     def refused(self) -> int:
-        """Those that got nothing."""
+        """The number of guests that got nothing."""
         return self.guests - self.served
 
     @property
     def rate(self) -> float:
-        """Guests served in a second."""
+        """Guests served per second."""
         return self.served / self.seconds if self.seconds else 0.0
 
 
 class Guests:
-    """Runs clients with workspaces below `fast`; `expect` says what must be at the tip."""
+    """Runs clients with workspaces below `fast`. Every clone must be at the commit `tip`."""
 
     def __init__(self, fast: Path, env: Mapping[str, str], tip: str) -> None:
         self._fast = fast
@@ -84,7 +84,7 @@ class Guests:
 
     @contextlib.contextmanager
     def hydrated(self, server: Server, protocol: str, shape: Shape) -> Iterator[tuple[Sample, Path]]:
-        """One clone, timed and checked for its tip; its workspace lasts as long as the context."""
+        """Makes one clone, times it and checks its tip; its workspace exists until the context ends."""
         with self._workspaces() as folder:
             path = folder / "workspace"
             before = server.cpu()
@@ -101,7 +101,7 @@ class Guests:
             except subprocess.TimeoutExpired:
                 raise BenchError(f"a clone from {server.name} took longer than {ONE:g} s") from None
             seconds = time.perf_counter() - start
-            # A server's child may be about to end; only then is its time its parent's.
+            # A child of the server may still be ending; its CPU time counts for the parent only after that.
             time.sleep(0.01)
             cpu = server.cpu() - before
             refused = done.stderr.decode(errors="replace").strip() or "git failed" if done.returncode else ""
@@ -110,21 +110,21 @@ class Guests:
             yield Sample(seconds, cpu, refused), path
 
     def sample(self, server: Server, protocol: str, shape: Shape) -> Sample:
-        """The same, and the workspace is gone when it returns."""
+        """Makes one clone like `hydrated`, and deletes its workspace."""
         with self.hydrated(server, protocol, shape) as (sample, _):
             return sample
 
     def inspect(self, server: Server, protocol: str, shape: Shape) -> str:
-        """One clone, not timed, looked at closely: fsck, no file changed. Returns a digest of refs and objects.
+        """Makes one clone and checks it closely: fsck, no changed file. Returns a digest of its refs and objects.
 
-        Empty when it was refused. What is wrong goes to `faults`.
+        Returns the empty string when the clone was refused. Adds what is wrong to `faults`.
         """
         what = f"{shape.text} by {protocol} from {server.name}"
         with self.hydrated(server, protocol, shape) as (sample, path):
             if sample.refused:
                 return ""
             try:
-                # Nothing may be fetched to mend what was not sent.
+                # git must not fetch objects that the server failed to send.
                 env = {**self._env, "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none"}
                 run_git("fsck", "--full", "--strict", "--no-dangling", "--no-progress", cwd=path, env=env)
                 if shape.checkout and (changed := run_git("status", "--porcelain", cwd=path, env=env)):
@@ -140,7 +140,7 @@ class Guests:
             return digest.hexdigest()
 
     def burst(self, server: Server, protocol: str, shape: Shape, guests: int) -> Burst:
-        """That many clones begun at once."""
+        """Starts `guests` clones at once and waits for all of them."""
         with self._workspaces() as folder:
             paths = [folder / str(number) for number in range(guests)]
             before = server.cpu()
@@ -181,7 +181,7 @@ class Guests:
 
 
 def tip_of(git_dir: Path) -> str | None:
-    """The commit that HEAD is at, read without git: two hundred runs of it would be in the way of the next row."""
+    """Returns the commit at HEAD, read without git, because two hundred git processes would disturb the next row."""
     head = (git_dir / "HEAD").read_text().strip()
     name = head.removeprefix("ref: ")
     if name == head:
@@ -194,7 +194,7 @@ def tip_of(git_dir: Path) -> str | None:
 
 
 def _wait_for_all(clients: list[subprocess.Popen[bytes]], start: float) -> list[float]:
-    """Seconds from `start` to the end of each; who is not done after BURST seconds is killed."""
+    """Returns the seconds from `start` to the end of each client; kills those not done after BURST seconds."""
     ended = [0.0] * len(clients)
     with selectors.DefaultSelector() as poll:
         for number, client in enumerate(clients):

@@ -1,4 +1,4 @@
-"""Runs a CGI program and adds the CPU seconds that it took to a file, one line each time.
+"""Runs a CGI program and appends the CPU seconds that it used to a file, one line per run.
 
 python counted_cgi.py PROGRAM FILE
 """
@@ -12,7 +12,7 @@ import sys
 
 
 def main(program: str, notes: str) -> int:
-    """Returns the program's exit code."""
+    """Runs the program and returns its exit code."""
     code = subprocess.call([program])
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     with open(notes, "a", encoding="ascii") as file:

@@ -1,11 +1,11 @@
-"""The floor: a server that only replays. What a client takes against it, no server can go below.
+"""The floor: a server that only replays responses. No server can make a client faster than this one.
 
     python floor.py GIT_PORT HTTP_PORT
 
-Serves git:// (protocol v2) and HTTP on two free ports, which it prints. What it is asked for the first time it fetches
-from the server on the given ports of the loopback, and keeps in memory; from then on it answers by sendfile, out of
-one loop, with no look at the request beyond finding it among those that it knows. `GET /recorded` tells how many
-answers it has, so that the bench can tell that a run recorded nothing.
+Serves git:// (protocol v2) and HTTP on two free ports, which it prints. At the first occurrence of a request it fetches
+the response from the server on the given ports of the loopback, and keeps it in memory. From then on it responds by
+sendfile, in one loop, and only looks the request up. `GET /recorded` returns how many responses it has, so that the
+benchmark can check that none was recorded during a measurement.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PASSED_ON = ("content-type", "content-encoding", "git-protocol", "accept", "acc
 
 @dataclass(frozen=True)
 class Recorded:
-    """One answer: some bytes to begin with, and the rest in a file that is only memory."""
+    """One response: some leading bytes, and the rest in a file in memory."""
 
     head: bytes
     file: int
@@ -38,7 +38,7 @@ class Recorded:
 
 
 def keep(head: bytes, body: bytes) -> Recorded:
-    """Puts an answer where sendfile can take it from."""
+    """Stores a response in a file in memory, so that sendfile can send it."""
     file = os.memfd_create("answer", os.MFD_CLOEXEC)
     view = memoryview(body)
     while view:
@@ -47,7 +47,7 @@ def keep(head: bytes, body: bytes) -> Recorded:
 
 
 class Replay:
-    """The answers by what they answer, and where those that are missing are fetched."""
+    """The responses by request, and the server from which missing ones are fetched."""
 
     def __init__(self, git_port: int, http_port: int) -> None:
         self._git_port = git_port
@@ -55,14 +55,14 @@ class Replay:
         self.known: dict[tuple[bytes, ...], Recorded] = {}
 
     def greeting(self, first: bytes) -> Recorded:
-        """What a git:// server says to the first packet of a connection."""
+        """Returns the response of a git:// server to the first packet of a connection."""
         key = (b"greeting", _without_host(first))
         if key not in self.known:
             self.known[key] = keep(b"", self._ask_git(first, b""))
         return self.known[key]
 
     def command(self, first: bytes, request: bytes) -> Recorded | None:
-        """The answer to one command; None while the request is not whole."""
+        """Returns the response to one command, or None while the request is incomplete."""
         key = (_without_host(first), _without_client(request))
         found = self.known.get(key)
         if found is None and _is_whole(request):
@@ -72,7 +72,7 @@ class Replay:
         return found
 
     def exchange(self, head: bytes, body: bytes) -> Recorded:
-        """The answer to one HTTP request."""
+        """Returns the response to one HTTP request."""
         line, _, rest = head.partition(b"\r\n")
         fields = {
             name.strip().lower(): value.strip()
@@ -89,23 +89,23 @@ class Replay:
         return self.known[key]
 
     def _ask_git(self, first: bytes, request: bytes) -> bytes:
-        """All that the server says to one request, on a connection of its own, which the flush behind it ends."""
-        with socket.create_connection(("127.0.0.1", self._git_port), TIMEOUT) as asked:
-            asked.sendall(first + request + FLUSH)
-            asked.shutdown(socket.SHUT_WR)
+        """Sends one request on a connection of its own, with a flush to end it, and returns the whole response."""
+        with socket.create_connection(("127.0.0.1", self._git_port), TIMEOUT) as connection:
+            connection.sendall(first + request + FLUSH)
+            connection.shutdown(socket.SHUT_WR)
             parts = []
-            while data := asked.recv(RECEIVE):
+            while data := connection.recv(RECEIVE):
                 parts.append(data)
         return b"".join(parts)
 
     def _ask_http(self, line: bytes, fields: dict[str, str], body: bytes) -> Recorded:
         method, target, _ = line.decode().split(" ", 2)
-        asked = http.client.HTTPConnection("127.0.0.1", self._http_port, timeout=TIMEOUT)
+        connection = http.client.HTTPConnection("127.0.0.1", self._http_port, timeout=TIMEOUT)
         headers = {name: fields[name] for name in _PASSED_ON if name in fields}
-        asked.request(method, target, body or None, headers)
-        answer = asked.getresponse()
+        connection.request(method, target, body or None, headers)
+        answer = connection.getresponse()
         data = answer.read()
-        asked.close()
+        connection.close()
         head = (
             f"HTTP/1.1 {answer.status} {answer.reason}\r\nContent-Type: {answer.headers['content-type']}\r\n"
             f"Cache-Control: no-cache\r\nContent-Length: {len(data)}\r\n\r\n"
@@ -114,7 +114,7 @@ class Replay:
 
 
 class Guest:
-    """One connection: what came and was not understood yet, and what still has to go."""
+    """One connection, with the bytes that are received but not yet parsed, and the responses that are not yet sent."""
 
     def __init__(self, connection: socket.socket, replay: Replay, *, speaks_http: bool) -> None:
         self.connection = connection
@@ -127,7 +127,7 @@ class Guest:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def receive(self) -> bool:
-        """Reads once and answers what is whole. Returns whether the connection goes on."""
+        """Reads once and responds to every complete request. Returns whether the connection stays open."""
         data = self.connection.recv(RECEIVE)
         self._buffer += data
         while self._buffer:
@@ -136,13 +136,13 @@ class Guest:
                 break
             self._waiting.append((answer, -len(answer.head)))
         if data and not self._waiting:
-            # git writes a request packet by packet and Nagle holds the second one back until the first is
-            # acknowledged: without this every request over git:// costs the 40 ms of a delayed acknowledgement.
+            # git writes a request packet by packet, and Nagle's algorithm holds the second one back until the first is
+            # acknowledged. Without this, every request over git:// costs the 40 ms of a delayed acknowledgement.
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         return bool(data) and self.send()
 
     def send(self) -> bool:
-        """Sends as much as goes now. Returns whether the connection goes on."""
+        """Sends as much as possible without blocking. Returns whether the connection stays open."""
         while self._waiting:
             answer, at = self._waiting[0]
             try:
@@ -157,12 +157,12 @@ class Guest:
                 self._waiting.popleft()
             else:
                 self._waiting[0] = (answer, at)
-        # A flush alone says that a git:// client wants nothing more.
+        # A lone flush from a git:// client means that it has no more requests.
         return self._speaks_http or self._buffer != FLUSH
 
     @property
     def busy(self) -> bool:
-        """Whether something has still to go."""
+        """Whether a response is not completely sent yet."""
         return bool(self._waiting)
 
     def _git_answer(self) -> Recorded | None:
@@ -173,7 +173,8 @@ class Guest:
             self._first = bytes(self._buffer[:size])
             del self._buffer[:size]
             return self._replay.greeting(self._first)
-        # Without looking at each packet. An object id cut off at 0000 is no known request, nor a whole one.
+        # Checks only the end, not each packet: a request cut off inside an object id after 0000 is neither known nor
+        # complete.
         if self._buffer == FLUSH or not self._buffer.endswith(FLUSH):
             return None
         answer = self._replay.command(self._first, bytes(self._buffer))
@@ -215,10 +216,10 @@ def serve(replay: Replay) -> None:
                 continue
             guest = key.data
             try:
-                goes_on = guest.send() if events & selectors.EVENT_WRITE else guest.receive()
+                stays_open = guest.send() if events & selectors.EVENT_WRITE else guest.receive()
             except OSError:
-                goes_on = False
-            if not goes_on:
+                stays_open = False
+            if not stays_open:
                 poll.unregister(guest.connection)
                 guest.connection.close()
                 continue
@@ -228,24 +229,24 @@ def serve(replay: Replay) -> None:
 
 
 def _without_host(first: bytes) -> bytes:
-    """A git:// request without the host, which says the port of whoever was asked."""
+    """Returns a git:// request without the host, because the host contains the port of the server."""
     service, _, rest = first[4:].partition(b"\0")
     return service + b"\0".join(part for part in rest.split(b"\0") if part.startswith(b"version="))
 
 
 def _without_client(request: bytes) -> bytes:
-    """A request without `agent=` and `session-id=`, which decide nothing of its answer. Looks at its head alone."""
-    kept, at = b"", 0
+    """Returns a request without `agent=` and `session-id=`, which do not affect the response. Parses only its head."""
+    stripped, at = b"", 0
     if not request.startswith(b"00"):
-        # Compressed, as HTTP bodies over a KiB are; the same client compresses the same to the same.
+        # HTTP bodies over a KiB are compressed, and the same client compresses the same request to the same bytes.
         return request
     while (size := int(request[at : at + 4], 16)) >= 4:
         line = request[at : at + size]
-        kept += b"" if line[4:].startswith((b"agent=", b"session-id=")) else line
+        stripped += b"" if line[4:].startswith((b"agent=", b"session-id=")) else line
         at += size
         if at >= len(request):
             break
-    return kept + request[at:]
+    return stripped + request[at:]
 
 
 def _is_whole(request: bytes) -> bool:

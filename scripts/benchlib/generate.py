@@ -1,7 +1,7 @@
-"""A repository of our own making: about 5,000 files, 50 MB of text and 3,000 commits, the same every time.
+"""Generates a repository of about 5,000 files, 50 MB of text and 3,000 commits, the same every time.
 
-It is packed as years of fetches leave a mirror: one large pack of the beginning, a smaller one for each larger fetch
-since, and the objects of the last small fetches loose. All commits come out of one `git fast-import`.
+It is packed like a mirror after years of fetches: one large pack from the beginning, a smaller pack for each larger
+fetch since, and loose objects from the last small fetches. One `git fast-import` makes all commits.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from benchlib.processes import run_git
 
 SEED = 20240229
 START = 1_500_000_000
-"""The first commit's date; each later one is two hours after the one before."""
+"""The first commit's date in Unix seconds; each later commit is two hours after the one before."""
 LINES = 6000
-"""Different lines that all files are made of."""
+"""The number of different lines that all files consist of."""
 VERSION = 1
-"""Goes up when the generator makes something else of the same plan: repositories of before are of no use then."""
+"""Increment it when the generator changes, so that repositories generated before are not used."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is made: numbers of files and commits, bytes of all files together, and how they were fetched."""
+    """What to generate: the number of files and commits, the bytes of all files together, and the fetches."""
 
     files: int = 5000
     size: int = 50_000_000
@@ -36,7 +36,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """A name for the repository."""
+        """The name of the repository."""
         return f"generated-{self.files}"
 
 
@@ -44,7 +44,7 @@ TINY = Plan(files=60, size=120_000, commits=40, packs=3, loose_fetches=2)
 
 
 def generate(plan: Plan, cache: Path, env: Mapping[str, str]) -> Path:
-    """The bare repository of a plan below `cache`, made when it is not there yet. Raises BenchError."""
+    """Returns the bare repository of a plan below `cache`, and generates it if needed. Raises BenchError."""
     path = cache / f"{plan.name}-{plan.commits}-v{VERSION}.git"
     if path.exists():
         return path
@@ -63,7 +63,7 @@ def generate(plan: Plan, cache: Path, env: Mapping[str, str]) -> Path:
 
 
 def _fetch_in_steps(plan: Plan, source: Path, into: Path, env: Mapping[str, str]) -> None:
-    """As years of fetches do it: what is small (under 100 objects, git's own limit) stays loose."""
+    """Fetches step by step, as a mirror does over years. Fetches below 100 objects (git's limit) stay loose."""
     line = run_git("rev-list", "--first-parent", "--reverse", "main", cwd=source, env=env).split()
     end = len(line) - 4 * plan.loose_fetches
     first = end * 3 // 5
@@ -76,12 +76,12 @@ def _fetch_in_steps(plan: Plan, source: Path, into: Path, env: Mapping[str, str]
 
 
 def _stream(plan: Plan) -> Iterator[bytes]:
-    """A fast-import stream: everything in the first commit, then edits of a few lines in a few files each."""
+    """Yields a fast-import stream: all files in the first commit, then commits that edit a few lines in a few files."""
     rng = random.Random(SEED)
     pool = _lines(rng)
     average = sum(map(len, pool)) / len(pool)
     paths = [_path(rng, number) for number in range(plan.files)]
-    # Most files are small and a few are large, as they are anywhere.
+    # Most files are small and a few are large, as in real repositories.
     weights = [rng.paretovariate(2.0) for _ in paths]
     scale = plan.size / average / sum(weights)
     contents: dict[str, list[bytes]] = {}
@@ -89,7 +89,7 @@ def _stream(plan: Plan) -> Iterator[bytes]:
         contents[path] = [b"// %s\n" % path.encode(), *rng.choices(pool, k=max(1, round(weight * scale)))]
     yield _commit(0, "Begin", contents, paths)
     for number in range(1, plan.commits):
-        # Work goes on in a few places at a time rather than everywhere.
+        # A commit touches a few neighbouring files rather than files everywhere.
         centre = rng.randrange(plan.files)
         touched = sorted({paths[(centre + rng.randrange(40)) % plan.files] for _ in range(rng.randint(1, 4))})
         for path in touched:
@@ -112,7 +112,7 @@ def _data(data: bytes) -> bytes:
 
 
 def _lines(rng: random.Random) -> list[bytes]:
-    """Lines of words, indented like code: they compress about as source code does."""
+    """Makes lines of words, indented like code, that compress about as well as source code."""
     syllables = [a + b for a in "bcdfghklmnprstvw" for b in ("a", "e", "i", "o", "u", "an", "er", "is", "on")]
     words = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(2500)]
     numbers = count(1)

@@ -1,4 +1,4 @@
-"""An https upstream for the bench: `git http-backend` behind a small server, in a process of its own.
+"""An https upstream for the benchmark: `git http-backend` behind a small server, in a process of its own.
 
 python -m benchlib.https ROOT PORT CERT KEY
 """
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 
 def make_certificate(place: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1 and its key. Raises CalledProcessError, FileNotFoundError."""
+    """Makes a self-signed certificate for 127.0.0.1 and its key. Raises CalledProcessError, FileNotFoundError."""
     cert, key = place / "cert.pem", place / "key.pem"
     argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30"]
     argv += ["-keyout", str(key), "-out", str(cert), "-subj", "/CN=bench", "-addext", "subjectAltName=IP:127.0.0.1"]
@@ -29,15 +29,15 @@ class _Handler(BaseHTTPRequestHandler):
     root = ""
 
     def do_GET(self) -> None:
-        """`info/refs`."""
+        """Answers `info/refs`."""
         self._answer(b"")
 
     def do_POST(self) -> None:
-        """`git-upload-pack`; git sends chunks only for more than a megabyte."""
+        """Answers `git-upload-pack`. git sends a chunked body only for more than a megabyte."""
         self._answer(self.rfile.read(int(self.headers["Content-Length"])))
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Logs nothing."""
 
     def _answer(self, body: bytes) -> None:
         split = urlsplit(self.path)
@@ -65,13 +65,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Serves until it is ended."""
+    """Serves until it is killed."""
     root, port, cert, key = argv
     _Handler.root = root
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     server = ThreadingHTTPServer(("127.0.0.1", int(port)), _Handler)
-    # The handshake belongs to each connection's own thread.
+    # Each connection's own thread does the handshake.
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     server.serve_forever()
 

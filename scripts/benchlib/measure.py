@@ -1,4 +1,4 @@
-"""The measurements of one repository: who is compared, in which order, and how often."""
+"""The measurements of one repository: which servers are compared, in which order, and how often."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from benchlib.servers import Gitmirror, Server, answers_of, floor, git_daemon
 from benchlib.workspaces import Workspaces, measure_workspaces
 
 LEAST_RUNS = 3
-"""Runs of a row even when its time is up."""
+"""Minimum number of runs of a row, even when its time is up."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured: `runs` of each row but no longer than `row_seconds`, bursts of `at_once` guests."""
+    """How much to measure: `runs` of each row within `row_seconds`, and bursts of `at_once` guests."""
 
     runs: int
     at_once: tuple[int, ...]
@@ -52,7 +52,7 @@ class Measured:
 
 
 def measure(repository: Path, name: str, places: Places, env: Mapping[str, str], settings: Settings) -> Measured:
-    """Measures one bare repository, of which a copy is used. Raises BenchError when a server does not come up."""
+    """Measures a copy of one bare repository. Raises BenchError when a server does not start."""
     upstream = places.scratch / "upstream.git"
     shutil.copytree(repository, upstream, symlinks=True)
     branch = run_git("symbolic-ref", "HEAD", cwd=upstream, env=env)
@@ -95,7 +95,7 @@ def measure(repository: Path, name: str, places: Places, env: Mapping[str, str],
 
 
 def describe(repository: Path, env: Mapping[str, str]) -> dict[str, int]:
-    """What kind of repository it is, in numbers."""
+    """Counts files, bytes, commits, refs, packs, loose objects and bytes on disk."""
     sizes = [
         int(line.split()[3])
         for line in run_git("ls-tree", "-r", "-l", "HEAD", cwd=repository, env=env).splitlines()
@@ -115,7 +115,7 @@ def describe(repository: Path, env: Mapping[str, str]) -> dict[str, int]:
 
 
 def _warm_up(guests: Guests, shape: Shape, contenders: Sequence[tuple[Server, str]]) -> None:
-    """One clone of each, which also shows that all of them give the same."""
+    """Makes one clone from each contender, and checks that all clones are the same."""
     digests = {(server.name, protocol): guests.inspect(server, protocol, shape) for server, protocol in contenders}
     given = {contender: digest for contender, digest in digests.items() if digest}
     if len(set(given.values())) > 1:
@@ -124,11 +124,11 @@ def _warm_up(guests: Guests, shape: Shape, contenders: Sequence[tuple[Server, st
 
 @contextlib.contextmanager
 def _nothing_recorded(replay: Server) -> Iterator[None]:
-    """Raises BenchError when the floor had to ask for an answer meanwhile: then it was none."""
+    """Raises BenchError when the floor fetched a response meanwhile, because it then did more than replay."""
     before = answers_of(replay)
     yield
     if (more := answers_of(replay) - before) > 0:
-        raise BenchError(f"the floor recorded {more} answers while it was measured; was the repository changed?")
+        raise BenchError(f"the floor recorded {more} responses while it was measured; did the repository change?")
 
 
 def _clone_in_turns(
@@ -161,7 +161,7 @@ def _burst_in_turns(
 
 
 def rotated(contenders: Sequence[tuple[Server, str]], turn: int) -> list[tuple[Server, str]]:
-    """Another one first at each turn, so that none always runs behind the same."""
+    """Returns the contenders with another one first at each turn, so that none always runs after the same one."""
     at = turn % len(contenders)
     return [*contenders[at:], *contenders[:at]]
 
@@ -176,20 +176,20 @@ def _measure_after_push(
     measured: Measured,
     env: Mapping[str, str],
 ) -> None:
-    """A commit upstream, a refresh, the end of warming; then the first guest, and one that comes after it."""
+    """Adds a commit upstream, refreshes, waits for warming, and then measures the first guest and the one after it."""
     guests.tip = push_upstream(upstream, branch, guests.tip, env)
     appliance.command("refresh", appliance.name)
     moved = time.perf_counter()
     appliance.wait_until_warm(guests.tip)
     measured.warming.append(time.perf_counter() - moved)
-    for kept in (measured.first, measured.hot):
+    for row in (measured.first, measured.hot):
         sample = guests.sample(ours, "git", shape)
         if not sample.refused:
-            kept.setdefault(shape.key, []).append(sample.seconds)
+            row.setdefault(shape.key, []).append(sample.seconds)
 
 
 def push_upstream(upstream: Path, branch: str, tip: str, env: Mapping[str, str]) -> str:
-    """A commit on top of `tip` that changes one file; its id."""
+    """Adds a commit on top of `tip` that changes one file, and returns its id."""
     stream = (
         f"commit {branch}\nmark :1\ncommitter A Developer <developer@example.com> 1700000000 +0000\n"
         f"data 6\nChange\nfrom {tip}\nM 100644 inline bench.txt\ndata 40\n{tip}\nget-mark :1\n"

@@ -1,4 +1,4 @@
-"""`git http-backend` behind nginx and fcgiwrap, as one of the servers that are compared."""
+"""`git http-backend` behind nginx and fcgiwrap, one of the compared servers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchlib.processes import Places, Running, find_program, free_port, listens
 from benchlib.servers import START, Server, serving_environment
 
 WORKERS = 32
-"""CGI processes at once: as many as git daemon has."""
+"""CGI processes at once, as many as git daemon has."""
 
 _CONFIG = """\
 {user}daemon off;
@@ -45,17 +45,17 @@ _SERVER = """\
 
 
 def http_backend_reason() -> str | None:
-    """Why http-backend cannot be run here; None when it can."""
+    """Returns the reason why http-backend cannot run here, or None when it can."""
     missing = [name for name in ("nginx", "fcgiwrap") if find_program(name) is None]
     return f"{' and '.join(missing)} not installed" if missing else None
 
 
 @contextlib.contextmanager
 def http_backend(places: Places, env: Mapping[str, str], mirrors: Path, name: str) -> Iterator[Server]:
-    """nginx, fcgiwrap and http-backend. To be called when `http_backend_reason` is None.
+    """Runs nginx, fcgiwrap and http-backend. Call it only when `http_backend_reason` returns None.
 
-    fcgiwrap lets the kernel take its dead children away, so nobody knows afterwards what CPU time they took. On a
-    second port each http-backend is therefore run by counted_cgi.py, which notes it; no clone there is timed.
+    fcgiwrap lets the kernel reap its children, so their CPU time is lost. On a second port, counted_cgi.py therefore
+    runs each http-backend and records its CPU time; clones on that port are not timed.
     """
     nginx, fcgiwrap = find_program("nginx"), find_program("fcgiwrap")
     assert nginx and fcgiwrap
@@ -94,7 +94,7 @@ def http_backend(places: Places, env: Mapping[str, str], mirrors: Path, name: st
             servers="".join(_SERVER.format(port=port, program=program) for port, program in programs.items()),
         )
     )
-    # By a relative path: that of a socket may have 107 bytes, which a temporary directory can use up.
+    # The path is relative, because a socket's path is limited to 107 bytes and a temporary directory's may be long.
     cgi = [fcgiwrap, "-c", str(WORKERS), "-s", "unix:cgi"]
     http = [nginx, "-p", str(folder), "-c", str(config), "-e", str(folder / "start.log")]
     with (

@@ -1,4 +1,4 @@
-"""Processes that the bench starts, the machine they run on, and the CPU time that they take."""
+"""The processes that the benchmark starts, the CPU time they use, and the machine they run on."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ END_GRACE = 5.0
 
 
 class BenchError(Exception):
-    """The bench cannot go on; the text says why."""
+    """The benchmark cannot go on; the message says why."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where things are: `scratch` for repositories and servers (as on a node: a disk), `fast` for workspaces."""
+    """Directories: `scratch` for repositories and servers (on a disk, as on a node), `fast` for workspaces."""
 
     scratch: Path
     fast: Path
@@ -37,7 +37,7 @@ class Places:
 
 @contextlib.contextmanager
 def temporary_places() -> Iterator[Places]:
-    """Two directories, gone at the end. Workspaces are on /dev/shm when it can be written, else where TMPDIR is."""
+    """Creates two directories and deletes them at the end. `fast` is on /dev/shm if writable, else in TMPDIR."""
     shared = Path("/dev/shm")
     on_tmpfs = shared.is_dir() and os.access(shared, os.W_OK)
     with (
@@ -50,7 +50,7 @@ def temporary_places() -> Iterator[Places]:
 
 
 def clean_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """An environment without anybody's git config, credentials or proxies; `home` is made."""
+    """Returns an environment without git config, credentials and proxies of the user; creates `home`."""
     home.mkdir(parents=True, exist_ok=True)
     return {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -65,7 +65,7 @@ def clean_environment(home: Path, extra: Mapping[str, str] | None = None) -> dic
 
 
 def run_git(*arguments: str, cwd: Path, env: Mapping[str, str], stdin: bytes | None = None) -> str:
-    """The output of a git command. Raises BenchError with git's words when it fails."""
+    """Runs a git command and returns its output. Raises BenchError with git's message when it fails."""
     command = ["git", "-c", "safe.directory=*", *arguments]
     done = subprocess.run(command, cwd=cwd, env=dict(env), input=stdin, capture_output=True)
     if done.returncode:
@@ -74,14 +74,14 @@ def run_git(*arguments: str, cwd: Path, env: Mapping[str, str], stdin: bytes | N
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on at this moment."""
+    """Returns a port of the loopback on which nothing listens at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_until(look: Callable[[], bool], what: str, timeout: float) -> None:
-    """Looks every 20 ms. Raises BenchError when it is not so within `timeout` seconds."""
+    """Calls `look` every 20 ms until it is true. Raises BenchError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not look():
         if time.monotonic() > deadline:
@@ -90,7 +90,7 @@ def wait_until(look: Callable[[], bool], what: str, timeout: float) -> None:
 
 
 def listens(port: int) -> bool:
-    """Whether a connection to that port of the loopback is taken."""
+    """Whether that port of the loopback accepts a connection."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -128,12 +128,12 @@ class Running:
 
     @property
     def stdout(self) -> IO[bytes]:
-        """Its output, when that was asked for as a pipe."""
+        """The process's output, when it was started with a pipe."""
         assert self.process.stdout is not None
         return self.process.stdout
 
     def end(self) -> None:
-        """TERM, a moment, KILL for the process and whatever it left in its group."""
+        """Sends TERM, waits up to END_GRACE seconds, and kills the process and everything left in its group."""
         if self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -142,18 +142,18 @@ class Running:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         with contextlib.suppress(ChildProcessError):
-            # What it left is ours since `adopt_orphans`; not every init takes the dead away.
+            # Since `adopt_orphans`, the processes it left are our children, and not every init reaps them for us.
             while True:
                 os.waitpid(-self.process.pid, 0)
         if self.process.stdout is not None:
             self.process.stdout.close()
 
     def cpu(self) -> float:
-        """CPU seconds that it and its descendants have taken so far, those that ended and were waited for included."""
+        """CPU seconds used so far by the process and its descendants, including those that ended and were reaped."""
         return sum(_cpu_of(pid) for pid in _family(self.process.pid))
 
     def check(self) -> None:
-        """Raises BenchError, with the end of its log, when it is gone."""
+        """Raises BenchError, with the end of the log, when the process has ended."""
         if self.process.poll() is not None:
             raise BenchError(f"{self._name} ended by itself:\n{self._log.read_text(errors='replace')[-2000:]}")
 
@@ -165,20 +165,20 @@ def _family(root: int) -> list[int]:
             with contextlib.suppress(OSError):
                 parents[int(entry.name)] = int(_stat(int(entry.name))[1])
     family = {root}
-    # Process numbers wrap around: a child may have a smaller one than its parent.
+    # A loop is needed, because pids wrap around and a child may have a smaller one than its parent.
     while grown := {pid for pid, parent in parents.items() if parent in family} - family:
         family |= grown
     return sorted(family)
 
 
 def _cpu_of(pid: int) -> float:
-    """Of one process: its threads to the nanosecond where the kernel tells, its dead children in clock ticks."""
+    """CPU seconds of one process: threads in nanoseconds where the kernel has them, dead children in clock ticks."""
     try:
         fields = _stat(pid)
         own = (int(fields[11]) + int(fields[12])) / TICK
         with contextlib.suppress(OSError, IndexError):
             threads = [Path(entry.path, "schedstat").read_text() for entry in os.scandir(f"/proc/{pid}/task")]
-            # A thread that ended is no longer there, and a zombie has nothing but its ticks.
+            # Threads that have ended are missing here, and a zombie has only its ticks.
             own = max(own - 1 / TICK, sum(int(text.split()[0]) for text in threads) / 1e9)
         return own + (int(fields[13]) + int(fields[14])) / TICK
     except OSError:
@@ -186,22 +186,22 @@ def _cpu_of(pid: int) -> float:
 
 
 def _stat(pid: int) -> list[bytes]:
-    """The fields of /proc/PID/stat from the state on. The name before it may hold any byte."""
+    """Returns the fields of /proc/PID/stat from the state on. The name before it may contain any byte."""
     return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
 
 
 def adopt_orphans() -> None:
-    """From now on what a server leaves behind becomes a child of this process (PR_SET_CHILD_SUBREAPER)."""
+    """Makes this process the parent of processes that servers leave behind (PR_SET_CHILD_SUBREAPER)."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
 
 def find_program(name: str) -> str | None:
-    """Its path, looked for where administrators' programs are too."""
+    """Returns the path of a program; also searches the directories of administrators' programs."""
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/local/sbin")
 
 
 def describe_machine(places: Places, env: Mapping[str, str]) -> dict[str, str | int | list[float]]:
-    """What kind of machine this is, for the reader of the figures."""
+    """Describes this machine for the reader of the figures."""
     return {
         "cores": len(os.sched_getaffinity(0)),
         "processor": platform.machine(),

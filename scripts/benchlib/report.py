@@ -1,4 +1,4 @@
-"""What the bench says: tables for people, one document for programs."""
+"""The report of the benchmark: tables for people, one document for programs."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ PROTOCOLS = {"git": "git://", "http": "HTTP"}
 
 
 def middle(samples: Sequence[Sample]) -> float | None:
-    """The median of the clones that succeeded, in seconds; None when none did."""
+    """Returns the median of the successful clones in seconds, or None when none succeeded."""
     good = [sample.seconds for sample in samples if not sample.refused]
     return statistics.median(good) if good else None
 
 
 def cpu_each(samples: Sequence[Sample]) -> float | None:
-    """CPU seconds of the server for each clone, on average."""
+    """Returns the server's average CPU seconds per clone."""
     return statistics.fmean(sample.cpu for sample in samples) if samples else None
 
 
 def typical(bursts: Sequence[Burst]) -> Burst | None:
-    """The burst of the middle rate; of two, the slower one."""
+    """Returns the burst with the median rate; for an even number, the slower of the two in the middle."""
     return sorted(bursts, key=lambda burst: burst.rate)[(len(bursts) - 1) // 2] if bursts else None
 
 
 def ratio(one: float | None, other: float | None) -> float | None:
-    """One by the other, when there are both."""
+    """Returns `one` divided by `other`, or None when either is missing."""
     return one / other if one is not None and other else None
 
 
 def document(measured: Measured) -> dict[str, Any]:
-    """All figures of a repository, ratios included. Seconds throughout."""
+    """Returns all figures of a repository, including ratios. Times are in seconds."""
     return {
         "name": measured.name,
         "about": measured.about,
@@ -135,7 +135,7 @@ def _key(name: str) -> str:
 
 
 def tables(found: Mapping[str, Any]) -> str:
-    """A document of `document` as Markdown."""
+    """Formats the result of `document` as Markdown."""
     about = found["about"]
     lines = [
         f"### {found['name']}",

@@ -1,4 +1,4 @@
-"""The servers that are compared: gitmirror, git daemon, and the floor. http-backend is in nginx.py."""
+"""The compared servers: gitmirror, git daemon, and the floor. http-backend is in nginx.py."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ CLONE = 600.0
 
 @dataclass(frozen=True)
 class Server:
-    """One of those that are compared: the URL of the repository by protocol (`git`, `http`), and its processes.
+    """One compared server: the URL of the repository for each protocol (`git`, `http`), and its processes.
 
-    A server whose children cannot be found in /proc has other URLs, `counted_urls`, where they are counted in a file.
+    A server whose children cannot be found in /proc has `counted_urls`; there, their CPU time is written to a file.
     """
 
     name: str
@@ -38,23 +38,23 @@ class Server:
     counted: Path | None = None
 
     def cpu(self) -> float:
-        """CPU seconds taken so far."""
+        """CPU seconds used so far."""
         aside = self.counted.read_text().split() if self.counted else []
         return sum(each.cpu() for each in self.running) + sum(map(float, aside))
 
     def counting(self) -> Server:
-        """The server as it is measured for its CPU time."""
+        """Returns the server with the URLs at which its CPU time is measured."""
         return replace(self, urls=self.counted_urls) if self.counted else self
 
 
 class Gitmirror:
-    """The appliance as a process, with one repository; its state below `scratch`."""
+    """gitmirror as a process, with one repository and its state below `scratch`."""
 
     def __init__(self, places: Places, env: Mapping[str, str], name: str, pyz: Path | None) -> None:
         self._scratch = places.scratch / "gitmirror"
         self._scratch.mkdir()
         self._config = self._scratch / "gitmirror.toml"
-        # Nothing but the bench makes it look upstream, so that no refresh falls into a measurement.
+        # With this interval only the benchmark triggers refreshes, so that none happens during a measurement.
         self._config.write_text('[refresh]\ninterval = "1h"\nallow_local = true\n')
         self._command = [sys.executable, str(pyz)] if pyz else [sys.executable, "-m", "appliance"]
         self._command += ["--state", str(self._scratch / "state"), "--config", str(self._config)]
@@ -68,7 +68,7 @@ class Gitmirror:
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[Server]:
-        """`serve`, as long as it is wanted, on free ports. Raises BenchError when it does not come up."""
+        """Runs `serve` on free ports until the context ends. Raises BenchError when it does not start."""
         any_port = [word for name in ("git", "http", "admin") for word in (f"--{name}", "127.0.0.1:0")]
         log = self._scratch / "serve.log"
         argv = [*self._command, "serve", *any_port]
@@ -83,7 +83,7 @@ class Gitmirror:
             yield Server("gitmirror", self.urls, (running,))
 
     def command(self, *arguments: str) -> str:
-        """Another command on the same state; its output. Raises BenchError."""
+        """Runs another command on the same state and returns its output. Raises BenchError."""
         argv = [*self._command, *arguments]
         done = subprocess.run(argv, env=self._env, cwd=self._scratch, capture_output=True, text=True, timeout=CLONE)
         if done.returncode not in (0, 3):
@@ -91,11 +91,11 @@ class Gitmirror:
         return done.stdout
 
     def status(self) -> dict[str, Any]:
-        """`status --json`."""
+        """Returns the document of `status --json`."""
         return dict(json.loads(self.command("status", "--json")))
 
     def wait_until_warm(self, tip: str) -> None:
-        """Until every answer that is warmed for this tip is there, and its snapshot. Raises BenchError."""
+        """Waits until every response warmed for this tip is cached and the snapshot is built. Raises BenchError."""
 
         def warm() -> bool:
             known = self.status()["warmed"].get(self.name, {})
@@ -107,9 +107,9 @@ class Gitmirror:
         wait_until(warm, "warming", CLONE)
 
     def make_mirror(self, upstream: Path) -> None:
-        """Registers the upstream and waits for its first clone; then gives the mirror the upstream's own packing.
+        """Registers the upstream and waits for its first clone; then gives the mirror the upstream's packs and objects.
 
-        A first clone is one tidy pack, which no mirror stays for long.
+        A first clone is a single pack, which is not how a mirror looks after some time.
         """
         with self.serving():
             self.command("add-repo", upstream.as_uri(), "--name", self.name, "--allow-local", "--json")
@@ -121,9 +121,9 @@ class Gitmirror:
 
 @contextlib.contextmanager
 def git_daemon(places: Places, env: Mapping[str, str], mirrors: Path, name: str) -> Iterator[Server]:
-    """The stock git daemon, with its stock limit of 32 children."""
+    """Runs the stock git daemon with its default limit of 32 children."""
     port = free_port()
-    # The program itself: `git daemon` would leave one more process in between.
+    # Runs git-daemon itself, because `git daemon` would add another process in between.
     program = Path(run_git("--exec-path", cwd=places.scratch, env=env)) / "git-daemon"
     argv = [str(program), "--export-all", f"--base-path={mirrors}", "--reuseaddr"]
     argv += ["--listen=127.0.0.1", f"--port={port}", "--log-destination=none"]
@@ -138,7 +138,7 @@ def _up(running: Running, port: int) -> bool:
 
 
 def serving_environment(places: Places, env: Mapping[str, str]) -> dict[str, str]:
-    """What other servers than gitmirror need to be told before they serve this mirror at all."""
+    """Returns the environment that servers other than gitmirror need to serve this mirror at all."""
     config = places.scratch / "serving.config"
     config.write_text("[safe]\n\tdirectory = *\n\tbareRepository = all\n")
     return {**env, "GIT_CONFIG_GLOBAL": str(config)}
@@ -146,7 +146,7 @@ def serving_environment(places: Places, env: Mapping[str, str]) -> dict[str, str
 
 @contextlib.contextmanager
 def floor(places: Places, env: Mapping[str, str], recorded: Mapping[str, str]) -> Iterator[Server]:
-    """A replay of what the server with these URLs answers."""
+    """Runs a replay of the responses of the server with these URLs."""
     ports = [str(_split(recorded[protocol])[0]) for protocol in ("git", "http")]
     program = Path(__file__).with_name("floor.py")
     argv = [sys.executable, "-IS", str(program), *ports]
@@ -164,13 +164,13 @@ def floor(places: Places, env: Mapping[str, str], recorded: Mapping[str, str]) -
 
 
 def answers_of(replay: Server) -> int:
-    """How many answers the floor has recorded."""
+    """Returns how many responses the floor has recorded."""
     base = replay.urls["http"].split("/", 3)
     with urlopen(f"http://{base[2]}/recorded", timeout=START) as answer:
         return int(answer.read())
 
 
 def _split(url: str) -> tuple[int, str]:
-    """Port and path of a URL of the loopback."""
+    """Splits a URL of the loopback into port and path."""
     _, _, place, path = url.split("/", 3)
     return int(place.rpartition(":")[2]), path

@@ -1,4 +1,4 @@
-"""Ready workspaces: the guest kit by snapshot, beside a bare `curl | tar x`, `cp -a` of a ready one, and git daemon."""
+"""Ready workspaces: the guest kit with a snapshot, compared with `curl | tar x`, `cp -a` and git daemon."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SNAPSHOT = 120.0
 
 @dataclass
 class Workspaces:
-    """Seconds by way, and one burst by the kit: `served` of `guests` right ones after `burst_seconds`."""
+    """Seconds by method, and one burst with the kit: `served` of `guests` were correct after `burst_seconds`."""
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: {way: [] for way in WAYS})
     guests: int = 0
@@ -35,7 +35,7 @@ class Workspaces:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the snapshot is: the address of the mirror's HTTP port, OWNER/REPO, the tip that it must hold."""
+    """Where to get the snapshot: the URL of the mirror's HTTP port, OWNER/REPO, and the tip it must contain."""
 
     base: str
     name: str
@@ -55,12 +55,12 @@ def measure_workspaces(
     runs: int,
     many: int,
 ) -> Workspaces:
-    """Measures every way in turns, then `many` guests at once by the kit. Raises BenchError."""
+    """Measures every method in turns, then `many` guests at once with the kit. Raises BenchError."""
     base = ours.urls["http"].removesuffix(f"/{name}.git")
     kit = places.scratch / "guest.sh"
     with urlopen(f"{base}/guest.sh") as answer:
         kit.write_bytes(answer.read())
-    # Nothing but the mirror may be asked: a fallback would be another measurement.
+    # The upstream is unreachable on purpose, because a fallback to it would be another measurement.
     place = Place(base, name, guests.tip, kit, places.fast, {**env, "GITMIRROR_UPSTREAM": "http://127.0.0.1:9/none"})
     wait_until(lambda: _snapshot(place) == place.tip, "the snapshot is built", SNAPSHOT)
     found = Workspaces()
@@ -89,9 +89,9 @@ def _snapshot(place: Place) -> str:
 
 
 def _kit(place: Place, path: Path) -> None:
-    said = _run(place, "sh", str(place.kit), "hydrate", place.name, str(path))
-    if not said.startswith("hydrated via=snapshot "):
-        raise BenchError(f"the kit did not use the snapshot: {said}")
+    output = _run(place, "sh", str(place.kit), "hydrate", place.name, str(path))
+    if not output.startswith("hydrated via=snapshot "):
+        raise BenchError(f"the kit did not use the snapshot: {output}")
 
 
 def _tar(place: Place, path: Path) -> None:

@@ -1,17 +1,17 @@
-"""What runs first inside gitmirror.pyz: finds the unpacked packages, or unpacks them, and starts gitmirror.
+"""The first code that runs in gitmirror.pyz: finds or unpacks the packages and starts gitmirror.
 
-It stands in for the start that shiv writes, which it uses for the unpacking. What it adds, and why:
+It replaces the start code of shiv, which it still uses for unpacking. The differences, and the reasons:
 
-- shiv takes a directory that exists for a whole one. A power cut soon after the first start can leave files in
-  it empty, and the appliance would then fail at every start until somebody deletes it. Here a directory counts
-  only with a marker that is written after everything else has reached the disk.
-- Every process holds a shared lock on the directory it runs from, so that the directories of older versions
-  can be removed without taking the modules away from a process that still runs.
-- Without a usable home (a system user, a container) shiv ends in a traceback. Here there is a second place.
-- An interpreter that is too old gets a sentence and not a traceback from somewhere inside.
-- shiv's start imports zipfile, subprocess and shutil each time; with this one gitmirror starts 40 ms sooner.
+- shiv assumes that a directory that exists is complete. A power cut soon after the first start can leave empty files
+  in it, and gitmirror would then fail at every start until somebody deletes the directory. This launcher uses a
+  directory only if it has a marker, which is written after everything else has reached the disk.
+- Every process holds a shared lock on the directory it runs from, so that directories of older versions can be removed
+  without deleting the modules of a process that still runs.
+- Without a usable home (a system user, a container), shiv fails with a traceback. This launcher has a fallback.
+- A Python that is too old gets a clear message instead of a traceback.
+- shiv's start code always imports zipfile, subprocess and shutil; with this launcher gitmirror starts 40 ms sooner.
 
-Written so that every Python 3 since 3.6 can parse it: nothing from `__future__`, newer annotations as strings.
+Every Python 3 since 3.6 must be able to parse this file: nothing from `__future__`, newer annotations as strings.
 """
 
 import os
@@ -20,7 +20,7 @@ import sys
 # The build puts shiv's hash of all packed files here.
 BUILD_ID = "@build-id@"
 
-# Locks that this process holds as long as it lives.
+# Locks that this process holds until it ends.
 _leases: "list[int]" = []
 
 
@@ -30,7 +30,7 @@ def main() -> None:
         version = ".".join(map(str, sys.version_info[:2]))
         sys.exit(
             f"gitmirror.pyz needs Python 3.11 or newer, and {sys.executable} is {version}\n"
-            f"hint: run it by a newer one, as in: python3.12 {sys.argv[0]}"
+            f"hint: run it with a newer Python, for example: python3.12 {sys.argv[0]}"
         )
     from _places import is_safe, lease, roots
 
@@ -46,13 +46,13 @@ def main() -> None:
         root, held = _unpack.unpack_somewhere(pyz, roots(), name)
     _leases.append(held)
     if any(switch.startswith("SHIV_") and switch != "SHIV_ROOT" for switch in os.environ):
-        # SHIV_INTERPRETER and its kin: shiv itself knows what they mean.
+        # shiv's own start code handles SHIV_INTERPRETER and similar variables.
         import _bootstrap
 
         os.environ["SHIV_ROOT"] = root
         _bootstrap.bootstrap()
         return
-    # In the place of the pyz, and so before everything else: what the host has installed is never preferred.
+    # This replaces the pyz as the first entry, so that packages installed on the host never take precedence.
     sys.path[0] = os.path.join(root, name, "site-packages")
     from appliance.__main__ import main as gitmirror
 

@@ -1,6 +1,6 @@
-"""The first start of a gitmirror.pyz: unpacks the packages, durably, and removes those of older versions.
+"""The first start of a gitmirror.pyz: unpacks the packages durably and removes those of older versions.
 
-Inside the file beside the launcher, which imports it when it finds nothing unpacked.
+It is in the file beside the launcher, which imports it when it finds no unpacked packages.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from _places import is_safe, lease
 
 
 def unpack_somewhere(pyz: str, roots: Sequence[str], name: str) -> tuple[str, int]:
-    """Unpacks `pyz` into `name` below the first of `roots` that can be written: that root, and the lock held.
+    """Unpacks `pyz` into `name` below the first of `roots` that is writable. Returns that root and the lock held.
 
-    Exits with a message when there is none.
+    Exits with a message when none is writable.
     """
     refused = []
-    # Only we may write, and others may read: a command that drops from root to another user needs that.
+    # Only this user may write. Others may read, which a command that switches from root to another user needs.
     umask = os.umask(0o022)
     try:
         for root in roots:
@@ -34,17 +34,17 @@ def unpack_somewhere(pyz: str, roots: Sequence[str], name: str) -> tuple[str, in
     finally:
         os.umask(umask)
     sys.exit(
-        "gitmirror.pyz finds no place to unpack itself:\n"
+        "gitmirror.pyz cannot unpack itself anywhere:\n"
         + "\n".join(refused)
         + "\nhint: set SHIV_ROOT to a directory with 50 MB free that belongs to the user who runs this"
     )
 
 
 def unpack(pyz: str, root: Path, name: str) -> int:
-    """Unpacks into `root`/`name`, unless another process just did; returns the lock held on it.
+    """Unpacks into `root`/`name`, unless another process just did, and returns the lock held on it.
 
-    Raises OSError. A process killed at any moment leaves a directory without the marker, or a `.tmp` beside it,
-    and the next one begins again over that.
+    Raises OSError. A process killed at any moment leaves a directory without the marker, or a `.tmp` beside it; the
+    next process then starts again and overwrites it.
     """
     root.mkdir(parents=True, exist_ok=True)
     if not is_safe(str(root)):
@@ -60,7 +60,7 @@ def unpack(pyz: str, root: Path, name: str) -> int:
         if held is None:
             with zipfile.ZipFile(pyz) as archive:
                 _bootstrap.extract_site_packages(archive, place, force=True)
-            # Everything at once: an fsync for each of 1,900 files takes many times as long on most disks.
+            # One sync for everything, because an fsync for each of 1,900 files takes many times as long on most disks.
             os.sync()
             marker = os.open(place / "complete", os.O_WRONLY | os.O_CREAT, 0o644)
             os.fsync(marker)
@@ -74,9 +74,9 @@ def unpack(pyz: str, root: Path, name: str) -> int:
 
 
 def _remove_unused(root: Path, name: str) -> None:
-    """Removes what other versions of the file have unpacked in `root`, but for those a process runs from.
+    """Removes what other versions of the file have unpacked in `root`, except directories that a process runs from.
 
-    With the lock of `root` held, so that nothing is being unpacked.
+    The caller holds the lock of `root`, so nothing is being unpacked.
     """
     file_name = name.rpartition("_")[0]
     for other in root.glob(f"{file_name}_*"):
@@ -88,7 +88,7 @@ def _remove_unused(root: Path, name: str) -> None:
             continue
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The marker first: a removal that is cut short leaves nothing that looks whole.
+            # Remove the marker first, so that an interrupted removal leaves nothing that looks complete.
             (other / "complete").unlink(missing_ok=True)
             shutil.rmtree(other, ignore_errors=True)
             (root / f".{other.name}_lock").unlink(missing_ok=True)

@@ -1,13 +1,13 @@
-"""Makes gitmirror.pyz: shiv packs the locked wheels and our own, and the result is brought into one fixed form.
+"""Builds gitmirror.pyz: shiv packs the locked wheels and our own, and this script normalises the result.
 
-Run by scripts/build_pyz.sh, with the interpreter of the environment that has shiv and hatchling. One commit
-gives one sequence of bytes, whatever the directory, the umask, the version of Python or its zlib:
+scripts/build_pyz.sh runs it with the interpreter of the environment that has shiv and hatchling. The same commit gives
+the same bytes, whatever the directory, the umask, the version of Python or its zlib:
 
-- Packages come from the wheels themselves, not from an installed copy: what an installer adds
-  (`direct_url.json`, its own RECORD, scripts with the path of an interpreter) is never there.
-- The entries of the file are sorted, stored without compression (zlib and zlib-ng write different bytes, and
-  the first start is faster too), with one mode and the commit's time.
-- The commit's time is $SOURCE_DATE_EPOCH, for hatchling and shiv as well.
+- Packages come from the wheels themselves and not from an installed copy, so that they lack what an installer adds
+  (`direct_url.json`, its own RECORD, scripts with the path of an interpreter).
+- The entries of the file are sorted, have one mode and the commit's time, and are stored without compression, because
+  zlib and zlib-ng write different bytes; the first start is faster too.
+- The commit's time is also passed to hatchling and shiv as $SOURCE_DATE_EPOCH.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build"
 RUNTIME_LOCK = ROOT / "requirements" / "runtime.txt"
-# What the file is made from: a change to any of these makes it anew.
+# The inputs of the build: a change to any of these causes a new build.
 INPUTS = ("appliance", "systemd", "scripts/pyz", "requirements", "pyproject.toml", "LICENSE")
 PYTHON = (sys.executable, "-I", "-m")
 COMPILED = (".so", ".pyd", ".dylib", ".dll")
@@ -42,9 +42,9 @@ MAIN = b"import _launcher\n\n_launcher.main()\n"
 
 @dataclass(frozen=True)
 class Source:
-    """What is packed.
+    """The state of the checkout that is packed.
 
-    `commit` is abbreviated, and empty outside of git; `epoch` is its time in seconds; `digest` is of all inputs.
+    `commit` is abbreviated, and empty outside of git. `epoch` is its time in Unix seconds. `digest` covers all inputs.
     """
 
     commit: str
@@ -53,13 +53,13 @@ class Source:
 
 
 class PackError(Exception):
-    """The file cannot be made from what is there."""
+    """The file cannot be built from these inputs."""
 
 
 def main() -> int:
-    """Builds the file named on the command line, unless it is there and made of the very same inputs."""
+    """Builds the file named on the command line, unless it exists and was made from the same inputs."""
     parser = argparse.ArgumentParser(prog="pack.py", description="Build gitmirror.pyz.")
-    parser.add_argument("output", type=Path, help="the file to make")
+    parser.add_argument("output", type=Path, help="the file to build")
     output = parser.parse_args().output.absolute()
     source = read_source()
     if made_from(output) == source.digest:
@@ -83,12 +83,12 @@ def main() -> int:
 def pack(source: Source, work: Path, output: Path) -> None:
     """Builds in the empty directory `work`, and renames the result to `output`.
 
-    Raises PackError and CalledProcessError; `output` is then what it was before.
+    Raises PackError and CalledProcessError, and leaves `output` unchanged then.
     """
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(source.epoch)}
     site_packages = work / "site-packages"
     own = work / "own"
-    # Its report of what it built goes to stdout, which is for the caller.
+    # hatchling reports what it built on stdout, which is reserved for the caller.
     subprocess.run(
         [*PYTHON, "hatchling", "build", "-t", "wheel", "-d", str(own)],
         cwd=ROOT, env=environment, stdout=sys.stderr, check=True,
@@ -104,7 +104,7 @@ def pack(source: Source, work: Path, output: Path) -> None:
          "--entry-point", "appliance.__main__:main", "--output-file", str(raw)],
         env=environment, check=True,
     )  # fmt: skip
-    # Beside the output, which may be on another disk than the checkout.
+    # The temporary file is beside the output, which may be on another disk than the checkout.
     finished = output.with_name(f".{output.name}.new")
     write_finished(raw, finished, source)
     finished.chmod(0o755)
@@ -112,7 +112,7 @@ def pack(source: Source, work: Path, output: Path) -> None:
 
 
 def read_source() -> Source:
-    """Looks at the checkout. A tree that differs from its commit in an input is called `-dirty`."""
+    """Reads the state of the checkout. The commit gets `-dirty` appended when an input differs from it."""
     digest = hashlib.sha256()
     commit = git("rev-parse", "--verify", "--quiet", "HEAD")[:10]
     if commit and git("status", "--porcelain", "--untracked-files=normal", "--", *INPUTS):
@@ -130,9 +130,9 @@ def read_source() -> Source:
 
 
 def git(*arguments: str) -> str:
-    """What git says about the checkout; empty when it has nothing to say, or this is no checkout."""
-    # Run from a git hook, GIT_DIR and its kin are about another repository. Whose files they are does not matter
-    # here: this very program is one of them.
+    """Returns git's output for the checkout; empty when git fails, or when this is not a checkout."""
+    # In a git hook, GIT_DIR and similar variables point at another repository. It does not matter who owns the files,
+    # because this very program is one of them.
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     clean["GIT_OPTIONAL_LOCKS"] = "0"
     if not (ROOT / ".git").exists():
@@ -152,7 +152,7 @@ def git(*arguments: str) -> str:
 
 
 def made_from(output: Path) -> str:
-    """The digest of the inputs that `output` was made from; empty when it is not there or not whole."""
+    """Returns the digest of the inputs that `output` was made from; empty when it is missing or damaged."""
     try:
         with zipfile.ZipFile(output) as archive:
             return str(json.loads(archive.read("build.json"))["inputs"])
@@ -161,10 +161,10 @@ def made_from(output: Path) -> str:
 
 
 def locked_wheels() -> list[Path]:
-    """The wheels of the runtime lock file, fetched once for each state of it. Raises PackError."""
+    """Returns the wheels of the runtime lock file, downloaded once for each version of it. Raises PackError."""
     lock = RUNTIME_LOCK.read_bytes()
     if b";" in lock:
-        raise PackError(f"{RUNTIME_LOCK} has a line for some platforms only; the file must be one for all")
+        raise PackError(f"{RUNTIME_LOCK} has a line for some platforms only; the file must work on all of them")
     folder = BUILD / f"wheels-{hashlib.sha256(lock).hexdigest()[:16]}"
     if not folder.is_dir():
         with tempfile.TemporaryDirectory(dir=BUILD) as fetched:
@@ -178,23 +178,23 @@ def locked_wheels() -> list[Path]:
     wheels = sorted(folder.glob("*.whl"))
     for wheel in wheels:
         if not wheel.name.endswith("-none-any.whl"):
-            raise PackError(f"{wheel.name} is for one platform; the file must run on all")
+            raise PackError(f"{wheel.name} is for one platform; the file must run on all of them")
     return wheels
 
 
 def unpack_wheel(wheel: Path, site_packages: Path) -> None:
-    """Adds the files of one wheel. Raises PackError for one that needs more than being unpacked."""
+    """Adds the files of one wheel. Raises PackError for a wheel that needs more than unpacking."""
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             if ".data/" in name:
-                raise PackError(f"{wheel.name} has files that belong outside of the packages: {name}")
+                raise PackError(f"{wheel.name} has files that do not belong into site-packages: {name}")
             if (site_packages / name).is_file():
-                raise PackError(f"{wheel.name} would replace {name} of another package")
+                raise PackError(f"{wheel.name} would overwrite {name} of another package")
         archive.extractall(site_packages)
 
 
 def add_shiv_metadata(site_packages: Path) -> None:
-    """shiv's own start code is in the file, so its name and licence belong there too."""
+    """Adds shiv's name and licence, because shiv's start code is in the file."""
     shiv = metadata.distribution("shiv")
     for file in shiv.files or []:
         if file.parent.suffix == ".dist-info" and file.name in ("METADATA", "LICENSE"):
@@ -204,13 +204,13 @@ def add_shiv_metadata(site_packages: Path) -> None:
 
 
 def write_finished(raw: Path, finished: Path, source: Source) -> None:
-    """Copies the entries of what shiv made in their fixed form, with our launcher. Raises PackError."""
+    """Writes the entries of shiv's file in normalised form, with our launcher. Raises PackError."""
     with zipfile.ZipFile(raw) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     build_id = json.loads(entries["environment.json"])["build_id"]
     launcher = (HERE / "_launcher.py").read_bytes()
     if launcher.count(b"@build-id@") != 1:
-        raise PackError("_launcher.py must hold @build-id@ once")
+        raise PackError("_launcher.py must contain @build-id@ exactly once")
     entries["__main__.py"] = MAIN
     entries["_launcher.py"] = launcher.replace(b"@build-id@", build_id.encode())
     for name in ("_places.py", "_unpack.py"):
@@ -220,7 +220,7 @@ def write_finished(raw: Path, finished: Path, source: Source) -> None:
         if name.endswith(COMPILED) or ".so." in name:
             raise PackError(f"{name} is compiled; the file must run on any processor")
         if name.endswith(".pth"):
-            raise PackError(f"{name} would have to be run by site; the launcher does not")
+            raise PackError(f"{name} is for Python's site module, which the launcher does not run")
     with open(finished, "wb") as file:
         file.write(SHEBANG)
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:

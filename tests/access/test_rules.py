@@ -69,7 +69,7 @@ def test_an_entry_is_read_with_its_defaults() -> None:
         ('url = "https://h"\n' + SSH, "are for ssh"),
         ('url = "https://h"\nknown_hosts = "/h"\n' + TOKEN_FILE, "are for ssh"),
         ('url = "ssh://h"\nssh_key = "/run/k"\n', "known_hosts is missing"),
-        ('url = "http://example.com"\n' + TOKEN_FILE, "can be read by whoever is in between"),
+        ('url = "http://example.com"\n' + TOKEN_FILE, "can be read by anybody on the network path"),
         ('url = "git://h"\n' + TOKEN_FILE, "credentials[1].url is"),
         ('url = "https://bob:s3cret@h"\n' + TOKEN_FILE, "credentials[1].url is"),
         ('url = "https://h?x=s3cret"\n' + TOKEN_FILE, "credentials[1].url is"),
@@ -80,7 +80,10 @@ def test_an_entry_is_read_with_its_defaults() -> None:
         ('url = "https://h"\nreaders = "all"\n' + TOKEN_FILE, "credentials[1].readers is"),
         ('url = "https://h"\nusername = "a:b"\n' + TOKEN_FILE, "credentials[1].username is"),
         ('url = "https://h"\ntoken = "s3cret"\n', "unknown key credentials[1].token"),
-        ('url = "https://h"\n' + TOKEN_FILE + '[[credentials]]\nurl = "https://h/"\n' + TOKEN_FILE, "an entry already"),
+        (
+            'url = "https://h"\n' + TOKEN_FILE + '[[credentials]]\nurl = "https://h/"\n' + TOKEN_FILE,
+            "already has an entry",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(text: str, words: str) -> None:
@@ -231,7 +234,7 @@ def test_doctor_looks_at_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found["ssh://h"][0]
     monkeypatch.setenv("PATH", str(tmp_path))
     found = looked_at()
-    assert "ssh is not there" in found["ssh://h"][1] and "its command is not there: sh" in found["https://c"][1]
+    assert "ssh is missing" in found["ssh://h"][1] and "its command is missing: sh" in found["https://c"][1]
 
 
 def test_a_named_pipe_in_the_place_of_a_secret_is_refused_at_once(tmp_path: Path) -> None:

@@ -198,7 +198,8 @@ def test_an_error_is_what_happened_and_what_to_do(tmp_path: Path) -> None:
     """Two lines, the second a hint; exit 1 for what failed, 4 for what needs serve."""
     done = run("enable", "no/such", state=tmp_path / "state")
     assert done.exit_code == 1
-    assert done.stderr == "error: no/such is not registered\nhint: `repos` lists what is, `add-repo URL` registers\n"
+    hint = "`repos` lists all of them, `add-repo URL` adds one"
+    assert done.stderr == f"error: no/such is not registered\nhint: {hint}\n"
     done = run("refresh", state=tmp_path / "state")
     assert done.exit_code == 4
     assert done.stderr.startswith("error: serve is not running on ")

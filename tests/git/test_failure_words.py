@@ -51,7 +51,7 @@ SAID = [
     ("fatal: early EOF\nfatal: fetch-pack: invalid index-pack output", "broken"),
     ("fatal: the remote end hung up unexpectedly", "broken"),
     (U + "Recv failure: Connection reset by peer", "broken"),
-    ("the upstream did not hand over 3 refs, refs/heads/x among them", "shallow"),
+    ("the upstream did not hand over 3 refs, including refs/heads/x", "shallow"),
     ("fatal: write error: No space left on device\nfatal: fetch-pack: invalid index-pack output", "disk-full"),
     ("the mirror of a/b cannot be written: [Errno 28] No space left on device", "disk-full"),
     ("the mirror of a/b cannot be written: [Errno 24] Too many open files", "open-files"),

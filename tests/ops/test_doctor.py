@@ -87,7 +87,7 @@ def test_git_that_was_never_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """It is named, and no failure."""
     fake_git(tmp_path, monkeypatch, 'echo "git version 2.56.1"')
     check = looked_at(tmp_path, "git")
-    assert check.ok and "newer than any that gitmirror was tried with: 2.39 to 2.55" in check.found
+    assert check.ok and "newer than the versions that were tested: 2.39 to 2.55" in check.found
 
 
 @pytest.mark.parametrize("said", ["git version 2.39.5", "git version 2.50.1.windows.1", "git version 3.0.rc0"])
@@ -210,7 +210,7 @@ def test_the_command_exits_3_and_says_how_to_mend(serve_factory: ServeFactory) -
     done = serve.cli("doctor", check=False)
     assert done.returncode == 3
     assert "FAIL  config: " in done.stdout
-    assert "      mend: " in done.stdout
+    assert "      fix: " in done.stdout
     [failed] = [check for check in serve.cli_json("doctor", codes=[3]) if not check["ok"]]
     assert failed.keys() == {"name", "ok", "found", "mend"}
     assert failed["name"] == "config" and failed["mend"]

@@ -41,12 +41,12 @@ def test_the_guests_two_ports_and_nothing_else(tmp_path: Path, settings: str, ex
 @pytest.mark.parametrize(("listener", "address"), [("git", "0.0.0.0:9418"), ("http", "[::]:80")])
 def test_an_address_that_is_everywhere_is_none_to_allow(tmp_path: Path, listener: str, address: str) -> None:
     """The error says which setting to give."""
-    with pytest.raises(UsageError, match="listens everywhere") as caught:
+    with pytest.raises(UsageError, match="listens on all addresses") as caught:
         entries(tmp_path, f'{listener} = "{address}"')
     assert f"public_{listener} = " in caught.value.hint
 
 
 def test_a_port_that_serve_will_pick_is_not_known_yet(tmp_path: Path) -> None:
     """Neither 0 nor the scheme's usual one would be right."""
-    with pytest.raises(UsageError, match="picks its port when serve starts"):
+    with pytest.raises(UsageError, match="gets its port only when serve starts"):
         entries(tmp_path, 'git = "127.0.0.1:0"')

@@ -216,7 +216,7 @@ def test_only_the_packed_file_installs(tmp_path: Path) -> None:
     script = tmp_path / "gitmirror"
     script.write_text("#!/bin/sh\n")
     for argv0 in (str(script), str(tmp_path / "none"), ""):
-        with pytest.raises(GitmirrorError, match="not the packed file") as caught:
+        with pytest.raises(GitmirrorError, match=r"not a packed gitmirror\.pyz") as caught:
             core.running_program(argv0)
         assert "build_pyz.sh" in caught.value.hint
 

@@ -65,7 +65,7 @@ def test_whoever_owns_it_says_who_he_is(layout: Layout) -> None:
 def test_a_second_serve_is_refused_at_once_and_told_who_holds_it(layout: Layout) -> None:
     """However long it would have waited: a serve does not end by itself."""
     owner = other_owner(layout, SERVE)
-    with pytest.raises(StateInUse, match=rf"serve \(process {owner.pid}\) already works on {layout.state}") as caught:
+    with pytest.raises(StateInUse, match=rf"serve \(process {owner.pid}\) already uses {layout.state}") as caught:
         claim(layout, SERVE, wait=60)
     assert "--state" in caught.value.hint
     owner.kill()

@@ -115,7 +115,7 @@ def test_a_stored_wish_for_patience_holds_after_a_restart() -> None:
         patient = replace(CLONED, failures=1, retry_at=time.time() + 600, next_due=time.time() - 10)
         [asked] = loop.follow(OFTEN, patient, "a/b")
         loop.scheduler.nudge(asked)
-        with pytest.raises(LeftAlone, match="asked not to be asked for another"):
+        with pytest.raises(LeftAlone, match="allows no request for another"):
             await loop.scheduler.refresh_now(asked)
         assert not loop.refreshes.begun
         assert (await loop.scheduler.refresh_now(asked, insist=True)).error is None

@@ -86,7 +86,7 @@ def test_what_is_no_bare_repository_is_refused_by_name(tmp_path: Path) -> None:
     """A wrong path is an error of usage, before anything is started."""
     done = run_bench(tmp_path, str(tmp_path / "nothing.git"))
     assert done.returncode == 2
-    assert "nothing.git is no bare repository" in done.stderr
+    assert "nothing.git is not a bare repository" in done.stderr
 
 
 def test_a_clone_with_another_tip_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

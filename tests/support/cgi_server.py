@@ -1,7 +1,7 @@
 """A small HTTP server in front of `git http-backend` that misbehaves on demand.
 
-`git http-backend` speaks the protocol; what is here only carries bytes to and from it.
-`tests.support.upstream` holds what tests use.
+`git http-backend` speaks the protocol; this server only carries bytes to and from it. Tests use it through
+`tests.support.upstream`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _INNER = ("/info/refs", "/git-upload-pack", "/git-receive-pack", "/HEAD", "/obje
 
 
 class CgiServer(ThreadingHTTPServer):
-    """One listening period of an upstream, on a socket that listens already."""
+    """The server for one period of listening, on a socket that already listens."""
 
     def __init__(self, listening: socket.socket, traffic: Traffic) -> None:
         super().__init__(listening.getsockname(), _Handler, bind_and_activate=False)
@@ -37,7 +37,7 @@ class CgiServer(ThreadingHTTPServer):
         self.traffic = traffic
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve one connection in a thread, known before it starts: who stops accepting then knows them all."""
+        """Serve a connection in a thread. It is registered before it starts, so that stopping finds every thread."""
         thread = threading.Thread(target=self._serve_one, args=(request, client_address), daemon=True)
         self.traffic.connect(request, thread)
         thread.start()
@@ -47,7 +47,7 @@ class CgiServer(ThreadingHTTPServer):
         self.traffic.disconnect(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a client that went away; print the traceback of everything else."""
+        """Ignore the error of a client that disconnected; print the traceback of every other error."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -67,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: the request log is `Traffic.requests`."""
+        """Log nothing, because the request log is `Traffic.requests`."""
 
     def _answer(self) -> None:
         try:
@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         return user, password
 
     def _read_body(self, body: IO[bytes]) -> None:
-        """Put the request body, freed of transfer and content encoding, into `body`, ready to be read."""
+        """Decode the request body (transfer and content encoding) into `body`, and rewind it."""
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             while size := int(self.rfile.readline().split(b";")[0], 16):
                 self._copy(size, body)
@@ -177,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
             child.wait()
 
     def _relay(self, name: str, output: io.BufferedReader) -> None:
-        """Send a CGI answer on: its head as HTTP, its body in chunks."""
+        """Forward a CGI response: its head as HTTP, its body in chunks."""
         status, headers = 200, list[tuple[str, str]]()
         while line := output.readline().strip():
             key, _, value = line.decode("latin-1").partition(":")
@@ -198,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def _misbehave(self, name: str, output: io.BufferedReader) -> Iterator[bytes]:
-        """Yield the body in blocks as the faults want it: cut, stalled, slowed."""
+        """Yield the body in blocks, and cut, stall or slow it down as the faults say."""
         traffic = self.server.traffic
         sent = 0
         while True:

@@ -1,7 +1,7 @@
-"""Repositories that look like real ones, made in a fraction of a second and the same for the same seed.
+"""Generates repositories that look like real ones, in a fraction of a second, and the same for the same seed.
 
-Everything goes through one `git fast-import` stream: a tree of 300 files with 50 commits takes about 0.1 s,
-where `git commit` would take seconds.
+Everything goes through one `git fast-import` stream: a tree of 300 files with 50 commits takes about 0.1 s, while
+`git commit` would take seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ODD_NAMES = (
     "docs/naïve résumé ☃.md",
     'docs/"quoted".txt',
 )
-"""Paths that every generated repository has, to catch careless quoting."""
+"""Paths in every generated repository that reveal missing quoting."""
 
 _AREAS = (
     ("src/server", "py"),
@@ -45,7 +45,7 @@ _AUTHORS = (
 )
 _TEXTS = (".py", ".yaml", ".md", ".ts", ".css")
 _KEPT = ("README.md", "src/common/__init__.py", *ODD_NAMES)
-"""Files that no commit edits, moves or deletes: a test finds them in every tree."""
+"""Files that no commit edits, moves or deletes, so that a test finds them in every tree."""
 _BRANCHES = ("develop", "feature/search", "release/1.0", "fix/login-timeout", "feature/export")
 _START = 1_600_000_000
 
@@ -63,7 +63,7 @@ _Tree = dict[str, _File]
 
 @dataclass
 class _Branch:
-    """A branch while it grows: tip, tree, and the tree that main and the branch last shared."""
+    """A branch while it grows: tip, tree, and the last tree that main and the branch had in common."""
 
     tip: int
     tree: _Tree
@@ -73,7 +73,7 @@ class _Branch:
 
 @dataclass
 class _Stream:
-    """A fast-import stream in the making. Marks count from 1."""
+    """A fast-import stream under construction. Marks count from 1."""
 
     parts: list[bytes] = field(default_factory=list)
     blobs: dict[int, bytes] = field(default_factory=dict)
@@ -122,10 +122,10 @@ def generate_repository(
 ) -> Path:
     """Make a bare repository at `path` and return `path`.
 
-    It has `commits` commits in all (merges among them), `branches` branches with `main` as HEAD, `tags`
-    tags that are annotated and lightweight by turns, and about `files` files of `bytes_per_file` bytes on
-    average, among them an executable, a symlink, an empty file, a binary, the `ODD_NAMES` and a
-    `.gitattributes`. Same arguments, same ids.
+    It has `commits` commits in total (including merges), `branches` branches with `main` as HEAD, `tags` tags that are
+    alternately annotated and lightweight, and about `files` files of `bytes_per_file` bytes on average, including an
+    executable, a symlink, an empty file, a binary, the `ODD_NAMES` and a `.gitattributes`. The same arguments give the
+    same ids.
     """
     rng = random.Random(seed)
     stream = _Stream()
@@ -161,13 +161,13 @@ def generate_repository(
 
 
 def create_repository(path: Path) -> Path:
-    """Make an empty bare repository with HEAD on `main` that like GitHub takes filters and any object id."""
+    """Make an empty bare repository with HEAD on `main` that, like GitHub, allows filters and any object id."""
     git("init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(path))
     return _behave_like_github(path)
 
 
 def copy_repository(source: Path, path: Path) -> Path:
-    """Copy a bare repository to `path` and return `path`. The copy too takes filters and any id."""
+    """Copy a bare repository to `path` and return `path`. The copy also allows filters and any object id."""
     shutil.copytree(source, path, symlinks=True)
     return _behave_like_github(path)
 
@@ -175,7 +175,7 @@ def copy_repository(source: Path, path: Path) -> Path:
 def add_commit(bare: Path, branch: str, files: Mapping[str, str | bytes | None], message: str = "A change") -> str:
     """Commit `files` (None deletes one) on top of `branch` of a bare repository and return the commit's id.
 
-    The branch is started, without a parent, when it is not there. No worktree: about 10 ms.
+    Creates the branch, without a parent, when it does not exist. Uses no worktree and takes about 10 ms.
     """
     tip = _tip(bare, branch)
     parts = [_head(branch, message), f"from {tip}\n".encode() if tip else b""]
@@ -189,10 +189,9 @@ def add_commit(bare: Path, branch: str, files: Mapping[str, str | bytes | None],
 
 
 def force_push(bare: Path, branch: str, *, depth: int = 1) -> str:
-    """Replace the last `depth` commits of `branch` by one other, as a forced push does; return its id.
+    """Replace the last `depth` commits of `branch` with one other commit, as a forced push does; return its id.
 
-    The old tip stays in the repository as an unreachable object. Raises GitFailed when there is no such
-    branch.
+    The old tip stays in the repository as an unreachable object. Raises GitFailed when the branch does not exist.
     """
     tip = git("rev-parse", "--verify", f"refs/heads/{branch}", cwd=bare)
     code, parent, _ = git_result("rev-parse", "--quiet", "--verify", f"{tip}~{depth}^0", cwd=bare)
@@ -204,23 +203,23 @@ def force_push(bare: Path, branch: str, *, depth: int = 1) -> str:
 
 
 def rename_branch(bare: Path, old: str, new: str) -> None:
-    """Rename a branch; HEAD follows when it was on it. `foo` to `foo/bar` and back are fine."""
+    """Rename a branch; HEAD follows if it was on it. `foo` to `foo/bar` and back works."""
     git("branch", "--move", old, new, cwd=bare)
 
 
 def delete_branch(bare: Path, branch: str) -> None:
-    """Delete a branch, also the one that HEAD is on. Raises GitFailed when it is not there."""
+    """Delete a branch, even the one that HEAD is on. Raises GitFailed when it does not exist."""
     tip = git("rev-parse", "--verify", f"refs/heads/{branch}", cwd=bare)
     git("update-ref", "-d", f"refs/heads/{branch}", tip, cwd=bare)
 
 
 def set_head(bare: Path, branch: str) -> None:
-    """Make `branch` the default branch (it need not be there)."""
+    """Make `branch` the default branch (it need not exist)."""
     git("symbolic-ref", "HEAD", f"refs/heads/{branch}", cwd=bare)
 
 
 def _plant(stream: _Stream, rng: random.Random, files: int, size: int) -> _Branch:
-    """Make the first commit: the whole tree."""
+    """Make the first commit, with the whole tree."""
     tree: _Tree = {
         ".gitattributes": _File("100644", stream.blob(b"* text=auto\n*.png binary\n*.sh text eol=lf\n")),
         "README.md": _File("100644", stream.blob(make_text(rng, "md", size))),
@@ -238,7 +237,7 @@ def _plant(stream: _Stream, rng: random.Random, files: int, size: int) -> _Branc
 
 
 def _grow(stream: _Stream, rng: random.Random, name: str, branch: _Branch, size: int) -> None:
-    """Add one commit: some files edited, now and then one more, one fewer, or one moved."""
+    """Add one commit that edits some files and sometimes also adds, deletes or moves one."""
     tree = dict(branch.tree)
     texts = [path for path in tree if path.endswith(_TEXTS) and path not in _KEPT]
     for path in rng.sample(texts, min(len(texts), rng.randint(1, 6))):
@@ -260,7 +259,7 @@ def _grow(stream: _Stream, rng: random.Random, name: str, branch: _Branch, size:
 
 
 def _merge(stream: _Stream, side: _Branch, main: _Branch) -> None:
-    """Merge `side` into main, file by file: what the side changed since it last met main wins."""
+    """Merge `side` into main, file by file: a change on the side since the last merge wins."""
     tree = dict(main.tree)
     for path in side.base.keys() | side.tree.keys():
         if side.tree.get(path) == side.base.get(path):

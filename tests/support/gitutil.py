@@ -1,7 +1,7 @@
-"""Real git for tests, cut off from the machine it runs on.
+"""Real git for tests, isolated from the machine it runs on.
 
-No system or global config, no credential helper, no proxy, a fixed identity and fixed dates: the same
-commands give the same object ids everywhere.
+There is no system or global config, no credential helper and no proxy, and identity and dates are fixed, so that the
+same commands give the same object ids everywhere.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 class GitFailed(RuntimeError):
-    """A git command ended with another code than 0, or did not end in time. The text holds its stderr."""
+    """A git command failed, or did not end in time. The message contains its stderr."""
 
     def __init__(self, args: tuple[str, ...], returncode: int, stderr: str) -> None:
         super().__init__(f"git {' '.join(args)} ended with {returncode}: {stderr.strip()}")
@@ -31,10 +31,9 @@ class GitFailed(RuntimeError):
 
 
 def clean_env(home: Path, **extra: str | None) -> dict[str, str]:
-    """Return a whole environment for git that takes nothing but PATH and TMPDIR from the machine.
+    """Return a complete environment for git that takes only PATH and TMPDIR from the machine.
 
-    `extra` is laid over it; a value of None takes the variable away (`GIT_AUTHOR_NAME=None` for a guest
-    without an identity).
+    `extra` overrides it; a value of None removes the variable (`GIT_AUTHOR_NAME=None` for a guest without an identity).
     """
     env: dict[str, str | None] = {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -65,11 +64,10 @@ def run_process(
     input: bytes | None = None,
     timeout: float = 60,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a command in a session of its own and return what it wrote.
+    """Run a command in a session of its own and return its output.
 
-    The whole process group is killed after `timeout` seconds (then `subprocess.TimeoutExpired` is raised)
-    or when the test is interrupted: `subprocess.run` would kill the first process only and wait for its
-    children's pipes.
+    Kills the whole process group after `timeout` seconds (and raises `subprocess.TimeoutExpired`), or when the test is
+    interrupted. `subprocess.run` would kill only the first process and wait for its children's pipes.
     """
     process = subprocess.Popen(
         argv,
@@ -89,7 +87,7 @@ def run_process(
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process group that `process` leads, also a stopped one, and reap `process`."""
+    """Kill the process group that `process` leads, even if it is stopped, and reap `process`."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -106,7 +104,7 @@ def git_bytes(
     input: bytes | str | None = None,
     timeout: float = 60,
 ) -> tuple[int, bytes, bytes]:
-    """Run git and return its exit code, stdout and stderr as they came. `env` None: `clean_env` of $HOME.
+    """Run git and return its exit code, stdout and stderr unchanged. `env` None means `clean_env` of $HOME.
 
     Raises GitFailed when it takes more than `timeout` seconds.
     """
@@ -128,7 +126,7 @@ def git_result(
     input: bytes | str | None = None,
     timeout: float = 60,
 ) -> tuple[int, str, str]:
-    """Run git and return its exit code, stdout (stripped) and stderr, whatever the code is."""
+    """Run git and return its exit code, stdout (stripped) and stderr, even when it fails."""
     code, stdout, stderr = git_bytes(*args, cwd=cwd, env=env, input=input, timeout=timeout)
     return code, _text(stdout).strip(), _text(stderr)
 
@@ -143,7 +141,7 @@ def git(
 ) -> str:
     """Run git and return its stdout, stripped.
 
-    Raises GitFailed, which shows stderr, for a code other than 0 unless `check` is False.
+    Raises GitFailed, which shows stderr, when the exit code is not 0, unless `check` is False.
     """
     code, stdout, stderr = git_result(*args, cwd=cwd, env=env, input=input, timeout=timeout)
     if check and code:
@@ -164,9 +162,10 @@ def remote_refs(url: str, *, env: Mapping[str, str] | None = None) -> dict[str, 
 
 
 def fsck(repo: Path) -> None:
-    """Assert that every object of the repository is there and whole.
+    """Assert that every object of the repository exists and is intact.
 
-    Not `--strict`: old commits of real repositories break its rules (zero-padded modes) and are no damage.
+    Without `--strict`, because old commits of real repositories break its rules (zero-padded modes) without being
+    damaged.
     """
     code, stdout, stderr = git_result("fsck", "--full", "--no-dangling", "--no-progress", cwd=repo, timeout=300)
     assert code == 0, f"git fsck of {repo} ended with {code}: {stdout} {stderr}"

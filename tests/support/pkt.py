@@ -1,4 +1,4 @@
-"""A raw client for the git protocol: pkt-lines by hand, so that a test can stop anywhere or send garbage."""
+"""A raw client for the git protocol that sends pkt-lines itself, so that a test can stop anywhere or send garbage."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FLUSH = b"0000"
 DELIM = b"0001"
 RESPONSE_END = b"0002"
 ZERO = "0" * 40
-"""The object id that stands for "no ref" in a push command."""
+"""The object id that means "no ref" in a push command."""
 _HEADER = b"PACK\x00\x00\x00\x02\x00\x00\x00\x00"
 EMPTY_PACK = _HEADER + hashlib.sha1(_HEADER).digest()
-"""A pack of no objects: enough to push a ref to a commit that the other side has."""
+"""A pack without objects, which is enough to push a ref to a commit that the other side has."""
 CAPABILITIES = "report-status side-band-64k agent=test/1"
 _DEADLINE = 30.0
 
 
 class ProtocolError(Exception):
-    """The other side sent something that is no pkt-line, or stopped within one."""
+    """The other side sent something that is not a pkt-line, or stopped in the middle of one."""
 
 
 def pkt(data: bytes | str) -> bytes:
@@ -35,9 +35,9 @@ def pkt(data: bytes | str) -> bytes:
 
 
 def read_pkt(sock: socket.socket) -> bytes | None:
-    """Read one pkt-line. None at a flush, a delimiter or the end of the stream.
+    """Read one pkt-line. Returns None for a flush, a delimiter or the end of the stream.
 
-    Raises ProtocolError for a broken one, TimeoutError after the socket's timeout.
+    Raises ProtocolError for a malformed pkt-line, TimeoutError after the socket's timeout.
     """
     head = _read(sock, 4)
     if not head:
@@ -45,7 +45,7 @@ def read_pkt(sock: socket.socket) -> bytes | None:
     try:
         size = int(head, 16)
     except ValueError:
-        raise ProtocolError(f"no pkt-line: {head!r}") from None
+        raise ProtocolError(f"not a pkt-line: {head!r}") from None
     if size < 4:
         return None
     data = _read(sock, size - 4)
@@ -64,7 +64,7 @@ def daemon_request(
 ) -> socket.socket:
     """Connect to a git:// port and send the first packet. `extra` are parameters such as `version=2`.
 
-    `timeout` is in seconds and holds for every later read and write of the socket.
+    `timeout` is in seconds and applies to every later read and write of the socket.
     """
     first = f"{service} {path}\0host={host}:{port}\0"
     if extra:
@@ -79,7 +79,7 @@ def daemon_request(
 
 
 def make_pack(repo: Path, want: Iterable[str], have: Iterable[str] = ()) -> bytes:
-    """Return a pack of what `want` has and `have` lacks. Raises GitFailed when `repo` lacks one of them."""
+    """Return a pack of the objects in `want` that `have` lacks. Raises GitFailed when `repo` lacks one of them."""
     revisions = "".join(f"{each}\n" for each in want) + "".join(f"^{each}\n" for each in have)
     args = ("pack-objects", "--revs", "--stdout", "--quiet")
     code, pack, stderr = git_bytes(*args, cwd=repo, input=revisions)
@@ -90,7 +90,7 @@ def make_pack(repo: Path, want: Iterable[str], have: Iterable[str] = ()) -> byte
 
 @dataclass
 class PushAnswer:
-    """What receive-pack said, before and after a push."""
+    """What receive-pack sent before and after a push."""
 
     refs: dict[str, str] = field(default_factory=dict)
     """The advertised refs with their ids."""
@@ -100,22 +100,22 @@ class PushAnswer:
     error: str = ""
     """The text of an `ERR` packet."""
     unpack: str = ""
-    """`ok`, or why the pack was refused; "" when no report came."""
+    """`ok`, or why the pack was refused; "" when there was no report."""
     report: dict[str, str] = field(default_factory=dict)
-    """For each ref `ok` or the reason that it was refused."""
+    """For each ref, `ok` or the reason why it was refused."""
     messages: str = ""
     """What the guest's terminal shows (side band 2 and 3)."""
 
     @property
     def accepted(self) -> bool:
-        """Whether everything was taken."""
+        """Whether everything was accepted."""
         return self.unpack == "ok" and bool(self.report) and set(self.report.values()) == {"ok"}
 
 
 class PushConnection:
-    """A push by hand: the advertisement is read when it is made, the rest is sent as the test likes.
+    """A push step by step: the constructor reads the advertisement, and the test sends the rest.
 
-    A context manager that closes the socket. `answer` grows with what was read.
+    A context manager that closes the socket. `answer` collects everything that was read.
     """
 
     def __init__(
@@ -138,20 +138,20 @@ class PushConnection:
         self.sock.close()
 
     def send(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Send bytes unchanged."""
         self.sock.sendall(data)
 
     def half_close(self) -> None:
-        """Say that nothing more will be sent."""
+        """Shut down the sending side."""
         self.sock.shutdown(socket.SHUT_WR)
 
     def abort(self) -> None:
-        """Go with a reset, as a guest that is killed with unread data does."""
+        """Close with a reset, like a guest that is killed with unread data."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
         self.sock.close()
 
     def read_report(self) -> PushAnswer:
-        """Read to the end of the report, take the side bands apart, and return `answer`."""
+        """Read to the end of the report, split the side bands, and return `answer`."""
         report = bytearray()
         while (line := read_pkt(self.sock)) is not None:
             if line.startswith(b"ERR "):
@@ -198,7 +198,7 @@ def push_bytes(
 ) -> bytes:
     """Return what a client sends after the advertisement: `(old, new, ref)` commands, a flush, the pack.
 
-    A client sends no pack when every command deletes: give `b""` then.
+    A client sends no pack when every command deletes a ref: pass `b""` then.
     """
     lines = []
     for number, (old, new, ref) in enumerate(commands):
@@ -218,10 +218,10 @@ def raw_push(
     stop_after: int | None = None,
     timeout: float = _DEADLINE,
 ) -> PushAnswer:
-    """Push `(old, new, ref)` commands and a pack over git://, and return what the other side said.
+    """Push `(old, new, ref)` commands and a pack over git://, and return the response.
 
-    `stop_after` sends only so many bytes of commands and pack, and goes with a reset. A refusal that comes
-    while bytes are still being sent is read too.
+    With `stop_after`, sends only that many bytes of commands and pack, and closes with a reset. A refusal that arrives
+    during sending is read too.
     """
     with PushConnection(host, port, path, extra, timeout=timeout) as connection:
         if connection.answer.error:
@@ -246,7 +246,7 @@ def _split(report: bytes) -> list[bytes]:
 
 
 def _read(sock: socket.socket, size: int) -> bytes:
-    """Read `size` bytes, fewer only at the end of the stream."""
+    """Read `size` bytes, or fewer at the end of the stream."""
     parts = []
     while size:
         part = sock.recv(min(size, 65536))

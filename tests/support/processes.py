@@ -1,4 +1,4 @@
-"""Which processes work on a directory: to end them, and to prove that none is left."""
+"""Finds the processes that use a directory, to end them and to prove that none is left."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def processes_of(path: Path) -> list[int]:
-    """Return the pids of all whose arguments, environment, directory or open files are at or below `path`.
+    """Return the pids of all processes whose arguments, environment, working directory or open files involve `path`.
 
-    A child of the appliance has a session of its own and may be orphaned: neither group nor parent finds it.
+    A child of the appliance has a session of its own and may be orphaned, so neither group nor parent would find it.
     """
     here = re.compile(re.escape(os.fsencode(path)) + rb"(?![\w.-])")
     found = []

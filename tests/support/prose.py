@@ -18,7 +18,7 @@ VERBS = (
 
 
 def make_text(rng: random.Random, kind: str, size: int) -> bytes:
-    """Return lines of the kind of file that ends in `.kind`, `size` bytes or a little more."""
+    """Return lines like those in a file that ends in `.kind`, of `size` bytes or a little more."""
     lines: list[str] = []
     length = 0
     while length < size:
@@ -28,7 +28,7 @@ def make_text(rng: random.Random, kind: str, size: int) -> bytes:
 
 
 def edit_text(rng: random.Random, data: bytes, kind: str) -> bytes:
-    """Return a text with a few lines at one place replaced, as a small commit does."""
+    """Return the text with a few lines in one place replaced, as in a small commit."""
     lines = data.decode().splitlines()
     at = rng.randrange(len(lines) + 1)
     lines[at : at + rng.randint(0, 3)] = [_line(rng, kind) for _ in range(rng.randint(1, 4))]

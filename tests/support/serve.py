@@ -22,10 +22,10 @@ from tests.support.processes import processes_of
 __all__ = ["ROOT", "CommandFailed", "Ready", "Section", "Serve", "Value", "processes_of", "wait_until", "write_config"]
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The checkout that is tested."""
+"""The checkout under test."""
 
 Value = str | int | float | bool | Sequence[str]
-"""What a setting may be in the config file."""
+"""The type of a setting in the config file."""
 
 Section = Mapping[str, Value] | Sequence[Mapping[str, Value]]
 """A section, or the tables of a list such as `[[credentials]]`."""
@@ -35,7 +35,7 @@ _READY = re.compile(r"^ready(?: (git://\S+))?(?: (http://\S+))?(?: admin (http:/
 
 
 class CommandFailed(AssertionError):
-    """A command of the appliance ended with an unexpected code. The text holds its output."""
+    """A command of the appliance ended with an unexpected code. The message contains its output."""
 
     def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
         argv = " ".join(map(str, done.args))
@@ -45,7 +45,7 @@ class CommandFailed(AssertionError):
 
 @dataclass(frozen=True)
 class Ready:
-    """What the `ready` line says; None for a listener that is off."""
+    """The URLs of the `ready` line; None for a listener that is off."""
 
     git: str | None
     http: str | None
@@ -70,9 +70,8 @@ def write_config(path: Path, repos: Sequence[str | Mapping[str, Value]] = (), **
 class Serve:
     """One state directory with its config, and the `serve` that runs on it. A context manager.
 
-    It is made without a process: `start` runs one. Config, output and HOME are beside `state` (`state.toml`,
-    `state.out`, `state.err`, `state.home`). Ports are free ones, new at each start unless `keep_ports` says
-    otherwise.
+    The constructor starts no process; `start` does. Config, output and HOME are beside `state` (`state.toml`,
+    `state.out`, `state.err`, `state.home`). Each start uses new free ports unless `keep_ports` was called.
     """
 
     def __init__(
@@ -88,8 +87,8 @@ class Serve:
     ) -> None:
         """Prepare `python -m appliance` of this checkout, or the built file `pyz`.
 
-        `repos` and `sections` are the config (see `write_config`), `env` is laid over a clean environment,
-        `options` of `serve` replace the default: three listeners on free ports.
+        `repos` and `sections` are the config (see `write_config`). `env` overrides a clean environment. `options` of
+        `serve` replace the default, three listeners on free ports.
         """
         self.state = state
         self.config = state.with_name(f"{state.name}.toml")
@@ -117,12 +116,12 @@ class Serve:
     # Running
 
     def configure(self, repos: Sequence[str | Mapping[str, Value]] = (), **sections: Section) -> None:
-        """Write the whole config file anew. A running `serve` reads it at `reload`."""
+        """Rewrite the whole config file. A running `serve` reads it at `reload`."""
         write_config(self.config, repos, **sections)
 
     def start(self, *, timeout: float = 30.0) -> Serve:
-        """Run `serve` and wait for its `ready` line. Raises AssertionError, with stderr, when none comes."""
-        assert not self.running, "serve runs already"
+        """Run `serve` and wait for its `ready` line. Raises AssertionError, with stderr, when there is none in time."""
+        assert not self.running, "serve is already running"
         before = self._stdout.stat().st_size if self._stdout.exists() else 0
         with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr:
             process = subprocess.Popen(
@@ -152,17 +151,17 @@ class Serve:
 
     @property
     def running(self) -> bool:
-        """Whether the process lives."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
-        """Of the running `serve`."""
+        """The pid of the running `serve`."""
         assert self._process is not None, "serve was not started"
         return self._process.pid
 
     def kill(self) -> None:
-        """Kill the main process alone, as the OOM killer does; its children live on."""
+        """Kill only the main process, as the OOM killer does; its children live on."""
         self.signal(signal.SIGKILL)
         self.wait(10)
 
@@ -172,17 +171,17 @@ class Serve:
         return self.wait(timeout)
 
     def reload(self) -> None:
-        """Send SIGHUP: read the config again."""
+        """Send SIGHUP, so that `serve` reads the config again."""
         self.signal(signal.SIGHUP)
 
     def restart(self) -> Serve:
-        """End `serve` in an orderly way when it runs, and start it again."""
+        """Terminate `serve` if it runs, and start it again."""
         if self.running:
             self.terminate()
         return self.start()
 
     def keep_ports(self) -> None:
-        """Make the next start listen on the ports of this one, so that guests find it again."""
+        """Make the next start use the current ports, so that guests find it again."""
         assert self.ready is not None, "serve was not ready yet"
         self.options = []
         for listener in ("git", "http", "admin"):
@@ -190,7 +189,7 @@ class Serve:
             self.options += [f"--{listener}", urlsplit(url).netloc if url else ""]
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the main process alone."""
+        """Send a signal to the main process only."""
         os.kill(self.pid, number)
 
     def wait(self, timeout: float = 40.0) -> int:
@@ -202,7 +201,7 @@ class Serve:
             raise AssertionError(f"serve does not end within {timeout} s\n{self.log()}") from None
 
     def close(self) -> None:
-        """Kill `serve`, its process group, and every process that works on the state directory."""
+        """Kill `serve`, its process group, and every process that uses the state directory."""
         if self._process is not None:
             kill_group(self._process)
 
@@ -216,11 +215,11 @@ class Serve:
         wait_until(killed, message=f"all processes on {self.state} end")
 
     def processes(self) -> list[int]:
-        """Return the pids of all that work on the state directory: `serve`, its children, orphans of both."""
+        """Return the pids of all processes that use the state directory: `serve`, its children, and orphans."""
         return processes_of(self.state)
 
     def log(self) -> str:
-        """Return all that `serve` wrote to stderr since the first start."""
+        """Return everything that `serve` has written to stderr since the first start."""
         return self._stderr.read_text(errors="replace") if self._stderr.exists() else ""
 
     # Its addresses
@@ -258,7 +257,7 @@ class Serve:
     ) -> subprocess.CompletedProcess[str]:
         """Run another command on the same state and config.
 
-        Raises CommandFailed for a code other than 0 unless `check` is False.
+        Raises CommandFailed when the exit code is not 0, unless `check` is False.
         """
         data = None if input is None else input.encode()
         raw = run_process(self._argv(*args), cwd=self.cwd, env=self.env, input=data, timeout=timeout)
@@ -268,7 +267,7 @@ class Serve:
         return done
 
     def cli_json(self, *args: str, codes: Sequence[int] = (0, 3), timeout: float = 60.0) -> Any:
-        """Run a command with `--json` and return the document. Code 3 (something is stale) is no failure."""
+        """Run a command with `--json` and return the document. Exit code 3 (something is stale) is not a failure."""
         done = self.cli(*args, "--json", check=False, timeout=timeout)
         if done.returncode not in codes:
             raise CommandFailed(done)
@@ -292,7 +291,7 @@ class Serve:
         return wait_until(look, timeout=timeout, message=f"{name} is {state}")
 
     def wait_for_ref(self, name: str, ref: str, oid: str | None, *, timeout: float = 60.0) -> None:
-        """Wait until a ref of the mirror is at `oid` (None: is gone). Reads the mirror itself."""
+        """Wait until a ref of the mirror is at `oid` (None: does not exist). Reads the mirror itself."""
 
         def look() -> bool:
             if not self.mirror(name).exists():

@@ -1,4 +1,4 @@
-"""What must not reach a terminal, written down apart from the code that is tested."""
+"""What must not reach a terminal, defined independently of the code under test."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import unicodedata
 BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\u2066\u061c\x85\u2028"
-"""A title, a cleared screen, a C1 colour, words turned round, two further line breaks."""
+"""Sets a title, clears the screen, sets a C1 colour, reorders text, and has two unusual line breaks."""
 
 
 def unsafe(text: str, *, allowed: str = "\n") -> str:
-    """The characters of a text that a terminal would obey, or that cannot be encoded."""
+    """Return the characters of a text that a terminal would obey, or that cannot be encoded."""
     return "".join(
         char
         for char in text
@@ -20,6 +20,6 @@ def unsafe(text: str, *, allowed: str = "\n") -> str:
 
 
 def unsafe_bytes(data: bytes, *, allowed: str = "\n") -> str:
-    """The same of what a process wrote. A byte that is no UTF-8 counts when it is a C1 control by itself."""
+    """Like `unsafe`, for the output of a process. A byte that is not UTF-8 counts if it is a C1 control by itself."""
     text = data.decode("utf-8", "surrogateescape")
     return unsafe("".join(char for char in text if not 0xDCA0 <= ord(char) <= 0xDCFF), allowed=allowed)

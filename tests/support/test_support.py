@@ -1,4 +1,4 @@
-"""The test support itself: what every other test stands on has to hold."""
+"""Tests of the test support itself, on which every other test depends."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ sys.exit(3 if command == "status" else 1 if command == "fail" else 0)
 
 @pytest.fixture
 def stub(serve_factory: ServeFactory, tmp_path: Path) -> Serve:
-    """A `Serve` around a program that answers like the appliance, with a child in a session of its own."""
+    """A `Serve` around a program that behaves like the appliance, with a child in a session of its own."""
     (tmp_path / "stub.py").write_text(STUB)
     return serve_factory(pyz=tmp_path / "stub.py", refresh={"interval": "1s"})
 

@@ -1,4 +1,4 @@
-"""The tests' upstreams and raw client: each of their faults has to be the one it says."""
+"""Tests of the upstreams and the raw client of the tests: each fault must be the one that it claims to be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS in front of a plain upstream, with a certificate that is right or wrong on demand."""
+"""TLS in front of a plain upstream, with a certificate that is valid or invalid on demand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Certificate:
 
 
 def make_certificate(place: Path, name: str, subject: str = "IP:127.0.0.1") -> Certificate:
-    """Make one with `openssl`, good for ten years, for a subject such as `IP:127.0.0.1` or `DNS:other.example`."""
+    """Make a certificate with `openssl`, valid for ten years. `subject` is `IP:127.0.0.1` or `DNS:other.example`."""
     made = Certificate(place / f"{name}.pem", place / f"{name}.key")
     argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     argv += ["-keyout", str(made.key), "-out", str(made.cert), "-days", "3650", "-subj", "/CN=tests"]
@@ -32,7 +32,7 @@ def make_certificate(place: Path, name: str, subject: str = "IP:127.0.0.1") -> C
 class TlsFront:
     """Listens with TLS on a free port and carries bytes to `port` of the loopback. A context manager.
 
-    `certificate` is what the next connection is shown.
+    The next connection gets `certificate`.
     """
 
     def __init__(self, port: int, certificate: Certificate) -> None:

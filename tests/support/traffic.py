@@ -1,4 +1,4 @@
-"""What goes wrong on an upstream, who asked it for what, and who is connected to it right now."""
+"""The faults of an upstream, its request log, and its open connections."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tests.support.gitutil import kill_group
 
 
 class Gone(Exception):
-    """The client left, the upstream closes, or a fault wants the connection cut."""
+    """The client disconnected, the upstream closes, or a fault cuts the connection."""
 
 
 @dataclass
 class Switches:
-    """What an upstream does wrong. Set them at any time: the next request, and a hung one, sees it."""
+    """The faults of an upstream. Set them at any time: the next request and hung requests see the change."""
 
     hang: bool = False
-    """Accept the request and answer it only once this is False again."""
+    """Accept the request and respond only once this is False again."""
     fail: bool = False
     """Answer 500."""
     status: int = 0
@@ -33,45 +33,45 @@ class Switches:
     retry_after: int | None = None
     """Seconds in the `Retry-After` header of a `status` answer."""
     page: bytes = b""
-    """The body of a `status` answer, in place of a plain sentence."""
+    """The body of a `status` answer, instead of a plain sentence."""
     not_found: bool = False
-    """Answer 404, as GitHub does for a private repository too."""
+    """Answer 404, as GitHub also does for a private repository."""
     require_password: bool = False
-    """Answer 401 to whoever does not send `user` and `password`."""
+    """Answer 401 to requests without `user` and `password`."""
     user: str = "reader"
     password: str = "correct horse"
     slow: int | None = None
-    """Bytes of body a second."""
+    """Bytes of body per second."""
     cut_after: int | None = None
-    """Close the connection after so many bytes of body; a shorter answer is whole."""
+    """Close the connection after this many bytes of body; a shorter answer is complete."""
     hang_after: int | None = None
-    """Send so many bytes of body, then nothing until this is None."""
+    """Send this many bytes of body, then nothing until this is None."""
 
     def reset(self) -> None:
-        """Make everything right again."""
+        """Turn every fault off."""
         for each in fields(self):
             setattr(self, each.name, each.default)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request that reached an upstream, logged when it was read: a hung one is there too."""
+    """One request that reached an upstream. It is logged when it is read, so hung requests are logged too."""
 
     method: str
     path: str
-    """As it came, with the query."""
+    """The path as received, with the query."""
     repo: str
-    """`acme/widgets`, or "" for a path that is none."""
+    """`acme/widgets`, or "" for a path that is not a repository's."""
     service: str
     """`git-upload-pack`, `git-receive-pack`, or ""."""
     protocol: str
     """The `Git-Protocol` header: `version=2`, or ""."""
     user: str
-    """Of the basic authorization sent, or ""."""
+    """The user of the basic authorization, or ""."""
 
 
 class Traffic:
-    """What the server's threads share: the faults, the request log, and who is connected or running."""
+    """The state that the server's threads share: faults, request log, open connections, running children."""
 
     def __init__(self, root: Path, push: bool) -> None:
         self.root = root
@@ -86,12 +86,12 @@ class Traffic:
         self._children: set[subprocess.Popen[bytes]] = set()
 
     def switches(self, name: str) -> Switches:
-        """Return the faults of one repository alone."""
+        """Return the faults of one repository only."""
         with self._lock:
             return self._own.setdefault(name, Switches())
 
     def faults(self, name: str) -> Switches:
-        """Return what holds for a request to `name`: its own faults laid over those of all."""
+        """Return the faults for a request to `name`: its own, and otherwise those of all repositories."""
         own, common = self.switches(name), self.everywhere
         merged = Switches()
         for each in fields(Switches):
@@ -126,7 +126,7 @@ class Traffic:
             return self._hanging
 
     def hang(self, connection: socket.socket, still: Callable[[], object]) -> None:
-        """Do nothing while `still()`. Raises Gone when the client leaves or the upstream closes."""
+        """Wait while `still()` is true. Raises Gone when the client disconnects or the upstream closes."""
         with self._lock:
             self._hanging += 1
         try:
@@ -138,18 +138,18 @@ class Traffic:
                 self._hanging -= 1
 
     def connect(self, connection: socket.socket, thread: threading.Thread) -> None:
-        """Know a connection and the thread that will serve it, before that thread starts."""
+        """Register a connection and the thread that will serve it, before that thread starts."""
         with self._lock:
             self._connections[connection] = thread
 
     def disconnect(self, connection: socket.socket) -> None:
-        """Forget a connection that was closed."""
+        """Unregister a closed connection."""
         with self._lock:
             self._connections.pop(connection, None)
 
     @contextlib.contextmanager
     def running(self, child: subprocess.Popen[bytes]) -> Iterator[None]:
-        """Know a child for as long as it runs, and kill what is left of its group at the end."""
+        """Register a child while it runs, and kill what is left of its group at the end."""
         with self._lock:
             self._children.add(child)
         try:
@@ -167,7 +167,7 @@ class Traffic:
                     connection.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
-        """Cut connections and what hangs, kill the children, wait for every thread. Nobody may connect any more."""
+        """Cut all connections, also hung ones, kill the children, join every thread. The server must not listen now."""
         self.closing.set()
         self.drop()
         with self._lock:

@@ -1,4 +1,4 @@
-"""The tests' "GitHub": real bare repositories over HTTP and git:// that hang, fail and die on demand."""
+"""The "GitHub" of the tests: real bare repositories over HTTP and git:// that hang, fail and die on demand."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class _Upstream:
         return create_repository(path) if source is None else copy_repository(source, path)
 
     def path(self, name: str) -> Path:
-        """Return the bare repository behind `name`, there or not."""
+        """Return the path of the bare repository behind `name`, which need not exist."""
         return self.root / f"{name}.git"
 
     def close(self) -> None:
-        """Stop, and leave no process and no thread."""
+        """Stop without leaving a process or a thread behind."""
         raise NotImplementedError
 
     def __exit__(
@@ -46,10 +46,10 @@ class _Upstream:
 
 
 class HttpUpstream(_Upstream):
-    """Repositories served by `git http-backend` on a free port of 127.0.0.1 from the moment it is made.
+    """Repositories served by `git http-backend` on a free port of 127.0.0.1. The constructor starts the server.
 
-    They answer with and without `.git`, as on GitHub, in protocol v0 to v2. `everywhere` holds the faults
-    of all repositories, `on(name)` those of one; a fault that either has counts.
+    They answer with and without `.git`, as on GitHub, in protocol v0 to v2. `everywhere` has the faults of all
+    repositories, `on(name)` those of one; a fault in either applies.
     """
 
     def __init__(self, root: Path, *, push: bool = True) -> None:
@@ -65,7 +65,7 @@ class HttpUpstream(_Upstream):
         return self
 
     def url(self, name: str) -> str:
-        """Return the URL of `name`, as GitHub shows it: without `.git`."""
+        """Return the URL of `name` without `.git`, as on GitHub."""
         return f"http://127.0.0.1:{self.port}/{name}"
 
     @property
@@ -78,21 +78,22 @@ class HttpUpstream(_Upstream):
         return self._traffic.switches(name)
 
     def reset(self) -> None:
-        """Turn every fault off, let hung requests go on, and listen again if `refuse` was called."""
+        """Turn every fault off, let hung requests continue, and listen again if `refuse` was called."""
         self._traffic.reset()
         self.restore()
 
     def refuse(self) -> None:
-        """Be gone as a killed server is: cut open connections, refuse new ones. The port stays ours."""
+        """Act like a killed server: cut open connections and refuse new ones. The port stays reserved."""
         if self._server is None:
             return
         self._server.shutdown()
         self._acceptor.join()
-        # A child that is just being started holds a copy until it execs, and the port could not be bound again.
+        # A child that is just being started holds a copy of the socket until it execs. Without the shutdown, the port
+        # could not be bound again.
         self._server.socket.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
         self._server = None
-        # Bound and not listening: connects are refused, and no other test gets the port.
+        # The socket is bound but does not listen, so connects are refused and no other test gets the port.
         self._socket = _bind(self.port)
         self._traffic.drop()
 
@@ -111,7 +112,7 @@ class HttpUpstream(_Upstream):
         return self._traffic.requests()
 
     def count(self, name: str | None = None, service: str | None = None) -> int:
-        """Return how many requests there were, of one repository and one service when these are given."""
+        """Return the number of requests so far, only those of one repository and one service when these are given."""
         return sum(
             (name is None or each.repo == name) and (service is None or each.service == service)
             for each in self.requests
@@ -127,14 +128,14 @@ class HttpUpstream(_Upstream):
         return self._traffic.hanging()
 
     def close(self) -> None:
-        """Stop: hung requests are dropped, children killed, threads joined."""
+        """Stop: drop hung requests, kill children, join threads."""
         self.refuse()
         self._socket.close()
         self._traffic.end()
 
 
 class GitDaemonUpstream(_Upstream):
-    """Repositories served by a real `git daemon` on a free port of 127.0.0.1 from the moment it is made."""
+    """Repositories served by a real `git daemon` on a free port of 127.0.0.1. The constructor starts the daemon."""
 
     def __init__(self, root: Path, *, push: bool = False) -> None:
         super().__init__(root)
@@ -152,10 +153,10 @@ class GitDaemonUpstream(_Upstream):
         return f"git://127.0.0.1:{self.port}/{name}"
 
     def start(self) -> None:
-        """Listen: on the port it had, or the first time on a free one."""
+        """Listen on a free port the first time, and on the same port after that."""
         if self._process is not None:
             return
-        # git daemon takes 0 for "the default port"; a free one may be taken before the daemon is up.
+        # git daemon treats 0 as "the default port". A free port may be taken before the daemon is up.
         for _ in range(20):
             port = self.port or _free_port()
             if self._try_port(port):
@@ -164,21 +165,21 @@ class GitDaemonUpstream(_Upstream):
         raise AssertionError(f"git daemon does not start: {self._log.read_text()}")
 
     def stop(self) -> None:
-        """Kill the daemon and its children, also while it hangs."""
+        """Kill the daemon and its children, even while it hangs."""
         if self._process is not None:
             kill_group(self._process)
             self._process = None
 
     def hang(self) -> None:
-        """Stop the daemon and its children where they are: the kernel still accepts, nobody answers."""
+        """Suspend the daemon and its children: the kernel still accepts connections, but nothing answers."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let what hangs go on."""
+        """Let the suspended daemon and its children continue."""
         self._signal(signal.SIGCONT)
 
     def count(self, name: str | None = None) -> int:
-        """Return how many requests the daemon has begun to answer, for one repository when it is given."""
+        """Return how many requests the daemon has begun to answer, only those of one repository when it is given."""
         end = "" if name is None else f"'/{name}"
         lines = self._log.read_text(errors="replace").splitlines()
         return sum("] Request " in line and end in line for line in lines)
@@ -208,7 +209,7 @@ class GitDaemonUpstream(_Upstream):
                 stderr=log,
                 start_new_session=True,
             )
-        # A port that answers proves nothing, it may be another's; the daemon says so when it listens.
+        # A connection would prove nothing, because another process may have the port; the daemon logs when it listens.
         wait_until(
             lambda: process.poll() is not None or b"Ready to rumble" in self._log.read_bytes()[before:],
             message="git daemon starts",
@@ -225,7 +226,7 @@ class GitDaemonUpstream(_Upstream):
 
 
 def _bind(port: int) -> socket.socket:
-    """Return a socket that holds `port` of 127.0.0.1 (0: a free one) and does not listen yet."""
+    """Return a socket that is bound to `port` of 127.0.0.1 (0: a free one) and does not listen yet."""
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(("127.0.0.1", port))

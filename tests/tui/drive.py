@@ -76,7 +76,7 @@ class Seen:
         """Waits until nothing is being read, and nothing on screen changes."""
         before = ""
         deadline = time.monotonic() + 10
-        while self.app.reader.busy or self.text != before:
+        while self.app.context.loader.busy or self.text != before:
             assert time.monotonic() < deadline, f"it never settles\n{self.text}"
             before = self.text
             await asyncio.sleep(0.05)
@@ -87,9 +87,9 @@ class Seen:
         return next((line for line in self.text.splitlines() if words in line), "")
 
 
-def make_app(serve: Serve) -> Tui:
+def make_app(serve: Serve, command: str = "gitmirror.pyz") -> Tui:
     """The view of a serve that runs, or does not."""
-    return Tui(NodeQueries(Node(Layout(serve.state), load_config(serve.config), create=False)))
+    return Tui(NodeQueries(Node(Layout(serve.state), load_config(serve.config), create=False)), command=command)
 
 
 def drive(app: Tui, script: Callable[[Seen], Awaitable[None]], size: tuple[int, int] = WIDE) -> None:

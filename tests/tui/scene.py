@@ -22,7 +22,7 @@ from appliance.core.store.registry import Wanted
 from appliance.core.store.stores import Stores
 from appliance.core.units import rfc3339
 from appliance.tui.app import Tui
-from appliance.tui.messages import Watching
+from appliance.tui.data.messages import StreamChanged
 from tests.support.generate import add_commit, generate_repository
 from tests.support.gitutil import git
 
@@ -59,7 +59,7 @@ BROKEN = [
 ]
 
 
-class FixedOverview(NodeQueries):
+class FixedQueries(NodeQueries):
     """Reads a real database, and makes up what only a running serve and the machine know."""
 
     told: dict[str, Any] | None = PULSE
@@ -73,7 +73,7 @@ class FixedOverview(NodeQueries):
         return self.room
 
 
-class StillWatcher:
+class StillEvents:
     """Stands for the event stream of a serve in which nothing happens, or for its absence."""
 
     def __init__(self, app: Tui, serving: bool) -> None:
@@ -81,7 +81,7 @@ class StillWatcher:
         self._serving = serving
 
     def start(self) -> None:
-        self._app.post_message(Watching(self._serving))
+        self._app.post_message(StreamChanged(self._serving))
 
     def take(self) -> list[dict[str, Any]]:
         return []
@@ -101,10 +101,10 @@ class Scene:
     def app(self, monkeypatch: pytest.MonkeyPatch) -> Tui:
         """The view of it, at NOW for ever."""
         monkeypatch.setattr(doctor, "examine", lambda _: self.checks)
-        overview = FixedOverview(Node(Layout(self.state), load_config(None), create=False), clock=lambda: NOW)
-        overview.told = self.pulse
-        app = Tui(overview, clock=lambda: NOW)
-        app.watcher = StillWatcher(app, self.pulse is not None)  # type: ignore[assignment]
+        queries = FixedQueries(Node(Layout(self.state), load_config(None), create=False), clock=lambda: NOW)
+        queries.told = self.pulse
+        app = Tui(queries, clock=lambda: NOW)
+        app.context.follower.events = StillEvents(app, self.pulse is not None)  # type: ignore[assignment]
         return app
 
 

@@ -167,7 +167,7 @@ def test_lines_that_are_copied_can_be_typed(node: Node, tmp_path: Path, monkeypa
     async def script(seen: Seen) -> None:
         monkeypatch.setattr(seen.app, "copy_to_clipboard", copied.append)
         await seen.shows("● fresh", "● serving")
-        await seen.until(lambda: seen.app.model.pulse, "serve told its address")
+        await seen.until(lambda: seen.app.context.model.pulse, "serve told its address")
         await seen.press("y")
         await seen.says("git clone ")
         await seen.press("2", "slash")
@@ -175,9 +175,8 @@ def test_lines_that_are_copied_can_be_typed(node: Node, tmp_path: Path, monkeypa
         await seen.press("enter", "y")
         await seen.says("session checkout ")
 
-    app = make_app(node.serve)
-    app.command = shlex.join([*node.serve.command, "--state", str(node.serve.state)])
-    drive(app, script)
+    command = shlex.join([*node.serve.command, "--state", str(node.serve.state)])
+    drive(make_app(node.serve, command), script)
     for line in copied:
         subprocess.run(line, shell=True, check=True, cwd=tmp_path, env=node.serve.env, capture_output=True)
     assert (tmp_path / "widgets" / "README.md").exists()
@@ -197,7 +196,7 @@ def test_a_question_of_one_key(node: Node) -> None:
         await seen.shows("✗ failing")
         await seen.press("end", "b")
         await seen.shows("✗ acme/broken is failing", "3 failures in a row")
-        error = seen.app.model.repos["acme/broken"].health.last_error
+        error = seen.app.context.model.repos["acme/broken"].health.last_error
         assert error and error[:30] in seen.text
         await seen.press("2", "home", "enter")
         await seen.shows("src/hello.py", "print('asked')")

@@ -23,36 +23,36 @@ from tests.support.gitutil import commit_files, git
 from tests.tui.conftest import Node
 
 
-def appliance(node: Node) -> StateNode:
+def state_node(node: Node) -> StateNode:
     return StateNode(Layout(node.serve.state), load_config(node.serve.config), create=False)
 
 
 def test_the_overview_is_what_status_tells(node: Node) -> None:
     """State, branch, tip, figures; and the pulse is the rest of status."""
-    overview, status = NodeQueries(appliance(node)), node.serve.cli_json("status")
-    [view], [repo] = overview.repos(), status["repos"]
+    queries, status = NodeQueries(state_node(node)), node.serve.cli_json("status")
+    [view], [repo] = queries.repos(), status["repos"]
     assert (view.repo.name, view.state, view.branch) == (repo["name"], repo["state"], repo["branch"])
     assert (view.health.tip, view.health.refs, view.health.size) == (repo["tip"], repo["refs"], repo["size"])
-    pulse = overview.pulse()
+    pulse = queries.pulse()
     assert pulse is not None
     assert {key: pulse[key] for key in pulse if key in status} == {key: status[key] for key in status if key in pulse}
     assert pulse["connections"] == {"git": 0, "http": 0, "admin": 0} and pulse["cloning"] == []
     assert "connections" not in status and "repos" not in pulse
-    tip = overview.tip(WIDGETS, repo["tip"])
+    tip = queries.tip(WIDGETS, repo["tip"])
     mirror = node.serve.mirror(WIDGETS)
     assert tip is not None and tip.subject == git("log", "-1", "--format=%s", repo["tip"], cwd=mirror)
-    assert overview.tip(WIDGETS, "f" * 40) is None
+    assert queries.tip(WIDGETS, "f" * 40) is None
     heads = git("for-each-ref", "--format=%(refname)", "refs/heads", "refs/tags", cwd=mirror)
-    assert {ref.ref for ref in overview.refs(WIDGETS)} == set(heads.splitlines())
-    overview.close()
+    assert {ref.ref for ref in queries.refs(WIDGETS)} == set(heads.splitlines())
+    queries.close()
 
 
 def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
     """Neither a state directory nor an empty database."""
     bare = StateNode(Layout(tmp_path / "state"), load_config(None), create=False)
-    overview = NodeQueries(bare)
-    assert overview.pulse() is None
-    for look in (overview.repos, overview.disk, lambda: Sessions(bare).listed(None)):
+    queries = NodeQueries(bare)
+    assert queries.pulse() is None
+    for look in (queries.repos, queries.disk, lambda: Sessions(bare).listed(None)):
         with pytest.raises(GitmirrorError, match="is missing"):
             look()
     assert not (tmp_path / "state").exists()
@@ -65,7 +65,7 @@ def test_files_of_a_session_whatever_their_names(node: Node) -> None:
     odd = os.fsdecode(b"caf\xe9\n.txt")
     commit_files(guest, {"*.py": "x = 1\n", "b.bin": b"\0\1", odd: "odd\n", "src/common/__init__.py": None}, "Odd")
     git("push", "--quiet", "origin", "HEAD:refs/agents/odd-1", cwd=guest)
-    sessions = Sessions(appliance(node))
+    sessions = Sessions(state_node(node))
     session = sessions.find(WIDGETS, "odd-1")
     files = {change.path: change for change in sessions.files(session, None)}
     assert set(files) == {"READ ME [1].md", "*.py", "b.bin", odd, "src/common/__init__.py"}
@@ -84,7 +84,7 @@ def test_a_patch_is_the_whole_change(node: Node, tmp_path: Path) -> None:
     guest = node.guest("patched")
     commit_files(guest, {"b.bin": bytes(range(256)), "a.txt": "a\n"}, "Patch")
     git("push", "--quiet", "origin", "HEAD:refs/agents/patched-1", cwd=guest)
-    sessions, path = Sessions(appliance(node)), tmp_path / "p.patch"
+    sessions, path = Sessions(state_node(node)), tmp_path / "p.patch"
     session = sessions.find(WIDGETS, "patched-1")
     assert sessions.export(session, None, path) == path.stat().st_size
     clean = node.guest("unpatched")

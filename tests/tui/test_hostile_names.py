@@ -14,7 +14,7 @@ from appliance.core.node.state_dir import open_stores
 from appliance.core.ops import doctor
 from appliance.core.store.audit import Attempt
 from appliance.core.units import rfc3339
-from appliance.tui.messages import ActionDone, ActionFailed, ReadFailed
+from appliance.tui.data.messages import ActionDone, ActionFailed, ReadFailed
 from appliance.tui.screens.dialogs import Ask, Form
 from tests.support.generate import add_commit
 from tests.support.gitutil import git
@@ -103,13 +103,13 @@ def test_no_screen_draws_a_control_character(
                 await seen.settled()
             assert not unsafe(seen.text), keys
             if "\\x1b" in seen.text:
-                seen_escapes.append(type(seen.app.screen).__name__)
+                seen_escapes.append(getattr(seen.app.screen, "heading", ""))
 
     drive(scene.app(monkeypatch), script, size)
     assert {"Repositories", "Repository", "Sessions", "Diff", "Activity", "Health"} <= set(seen_escapes)
 
 
-def test_neither_notices_nor_dialogs_nor_troubles_do(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_notices_nor_dialogs_nor_problems_do(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their text may be git's words about a guest's content; brackets in it are no markup."""
 
     async def script(seen: Seen) -> None:

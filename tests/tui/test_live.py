@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.tui.messages import ActionDone
+from appliance.tui.data.messages import ActionDone
 from tests.conftest import WIDGETS, ServeFactory
 from tests.support.generate import add_commit
 from tests.support.upstream import HttpUpstream
@@ -46,12 +46,12 @@ def test_a_commit_a_hydration_and_a_recording_appear_at_once(node: Node) -> None
 
     async def script(seen: Seen) -> None:
         await seen.shows("● fresh", "● serving")
-        view = seen.app.model.repos[WIDGETS]
+        view = seen.app.context.model.repos[WIDGETS]
         add_commit(node.upstream.path(WIDGETS), "main", {"live.txt": "x"}, "Live from upstream")
         refresh = lambda: node.serve.cli("refresh", WIDGETS)  # noqa: E731
         await timed(seen, refresh, lambda: "Live from upstream" in seen.text, "a commit upstream")
         # By the event alone, whatever the database says yet.
-        assert seen.app.model.verified[WIDGETS] > (view.health.verified_at or 0)
+        assert seen.app.context.model.verified[WIDGETS] > (view.health.verified_at or 0)
         line = seen.line(WIDGETS)
         await timed(seen, lambda: node.guest("another"), lambda: seen.line(WIDGETS)[-20:] != line[-20:], "its rate")
         sessions = lambda: " 1 " in seen.line(WIDGETS)[-25:-10]  # noqa: E731
@@ -218,8 +218,8 @@ def test_it_ends_at_once_whatever_is_being_read(own: Node) -> None:
 
     async def script(seen: Seen) -> None:
         await seen.shows("● fresh")
-        seen.app.reader.act("something slow", hang)
-        seen.app.reader.read("slow", seen.app, lambda: ActionDone(hang()))
+        seen.app.context.loader.act("something slow", hang)
+        seen.app.context.loader.read("slow", seen.app, lambda: ActionDone(hang()))
         await seen.press("q")
 
     start = time.monotonic()
@@ -235,11 +235,11 @@ def test_a_fault_that_nobody_foresaw_is_said(node: Node) -> None:
 
     async def script(seen: Seen) -> None:
         await seen.shows("● fresh", "● serving")
-        seen.app.reader.read("odd", seen.app, lambda: ActionDone(fails()))
+        seen.app.context.loader.read("odd", seen.app, lambda: ActionDone(fails()))
         await seen.shows("✗ odd: ZeroDivisionError('by nought')")
-        seen.app.reader.act("an order", fails)
+        seen.app.context.loader.act("an order", fails)
         await seen.says("an order: ZeroDivisionError('by nought')")
-        seen.app.reader.read("odd", seen.app, lambda: ActionDone("it works"))
+        seen.app.context.loader.read("odd", seen.app, lambda: ActionDone("it works"))
         await seen.says("it works")
         await seen.hides("✗ odd")
 

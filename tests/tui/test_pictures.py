@@ -139,7 +139,7 @@ def test_a_diff_whose_commits_are_gone(scene: Scene, monkeypatch: pytest.MonkeyP
         raise GitmirrorError("git failed: fatal: bad object 0123456789", hint="its session may have been ended")
 
     app = scene.app(monkeypatch)
-    monkeypatch.setattr(type(app.sessions), "files", gone)
+    monkeypatch.setattr(type(app.context.sessions), "files", gone)
     drive(app, lambda seen: walk(seen, "trouble", [("diff", ("2", "enter"))]), SMALL)
 
 
@@ -189,7 +189,7 @@ def test_the_cursor_stays_on_its_row(scene: Scene, monkeypatch: pytest.MonkeyPat
 
     async def script(seen: Seen) -> None:
         await seen.settled()
-        listing, model = seen.app.screen.query_one("#list", Listing), seen.app.model
+        listing, model = seen.app.screen.query_one("#list", Listing), seen.app.context.model
 
         def now(**states: State) -> str:
             model.repos = {
@@ -197,7 +197,7 @@ def test_the_cursor_stays_on_its_row(scene: Scene, monkeypatch: pytest.MonkeyPat
                 for name, view in model.repos.items()
                 if states.get(name.partition("/")[2]) is not State.NEW
             }
-            seen.app._news("repos")
+            seen.app.context.follower.tell("repos")
             return str(listing.row.repo.name if listing.row else None)
 
         assert now(infra=State.FRESH) == "acme/search"

@@ -22,7 +22,7 @@ from appliance.core.node.state_dir import open_stores
 from appliance.core.store.registry import Wanted
 from appliance.core.units import rfc3339
 from appliance.tui.app import Tui
-from appliance.tui.messages import Happened
+from appliance.tui.data.messages import EventsArrived
 from tests.tui.drive import WIDE, Seen, drive
 
 REPOS, SESSIONS = 1000, 10_000
@@ -103,12 +103,12 @@ def test_keys_are_answered_while_everything_updates(app: Callable[[], Tui], scre
                     return
                 for number in range(20):
                     repo = f"acme/repo-{(turn * 20 + number) % REPOS:04}"
-                    seen.app.watcher._events.append(hydrated(repo) if number % 2 else refreshed(repo))
-                seen.app.post_message(Happened())
+                    seen.app.context.follower.events._events.append(hydrated(repo) if number % 2 else refreshed(repo))
+                seen.app.post_message(EventsArrived())
                 await asyncio.sleep(0.05)
 
         flooding = asyncio.create_task(flood())
-        await seen.until(lambda: len(seen.app.model.deeds.rows) > 40, "events come in")
+        await seen.until(lambda: len(seen.app.context.model.activity.rows) > 40, "events come in")
         listing = seen.app.screen.query_one("#list")
         took = []
         for _ in range(40):
@@ -145,7 +145,7 @@ def refreshed(repo: str) -> dict[str, object]:
 def test_nothing_is_sent_that_did_not_change(app: Callable[[], Tui], monkeypatch: pytest.MonkeyPatch) -> None:
     """With the clock held nothing is written; one cell that changes costs its own line, not the screen."""
     view, now = app(), time.time()
-    view.model.clock = lambda: now
+    view.context.model.clock = lambda: now
 
     async def script(seen: Seen) -> None:
         await seen.shows("acme/repo-0099")
@@ -159,12 +159,12 @@ def test_nothing_is_sent_that_did_not_change(app: Callable[[], Tui], monkeypatch
 
         # What a terminal would be sent; without one nothing is written.
         monkeypatch.setattr(seen.app, "_display", display)
-        beats = seen.app._beat
-        await seen.until(lambda: seen.app._beat >= beats + 3, "three beats of the clock")
+        beats = seen.app.context.follower.beats
+        await seen.until(lambda: seen.app.context.follower.beats >= beats + 3, "three beats of the clock")
         await seen.settled()
         assert "".join(written) == ""
-        seen.app.model.rates.add("acme/repo-0099", now, "hit")
-        seen.app._tell_rates()
+        seen.app.context.model.rates.add("acme/repo-0099", now, "hit")
+        seen.app.context.follower.tell_rates()
         await seen.until(lambda: written, "the cell is drawn")
         await seen.settled()
         assert len("".join(written)) < 1500, "".join(written)

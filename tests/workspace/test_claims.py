@@ -39,7 +39,7 @@ def race(guest: Guest, workspace: Path, count: int = 2) -> list[tuple[int, str]]
 
 def refused(said: str) -> bool:
     """Whether stderr says that another one has DIR, or had it."""
-    return "another hydration, process " in said or "is not empty; nothing was touched" in said
+    return "another hydration, process " in said or "is not empty; nothing was changed" in said
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ class Way:
         done = (guest or self.guest).hydrate(place)
         took = time.monotonic() - start
         assert (done.code, done.out) == (1, ""), done.out
-        assert "no workspace of acme/widgets could be had" in done.err
+        assert "no workspace of acme/widgets could be fetched" in done.err
         assert took < most, f"took {took:.1f} s: {done.err}"
         assert list(place.parent.rglob("*")) == before
         return done.err

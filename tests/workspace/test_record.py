@@ -204,7 +204,11 @@ def test_a_place_without_a_repository_is_said(guest: Guest) -> None:
     """Code 1 and a reason, for no directory, no repository, and a repository of nowhere."""
     (guest.home / "plain").mkdir()
     git("init", "--quiet", str(guest.home / "nowhere"))
-    for name, why in (("missing", "no directory"), ("plain", "no git workspace"), ("nowhere", "names no repository")):
+    for name, why in (
+        ("missing", "no directory"),
+        ("plain", "not a git work"),
+        ("nowhere", "names no repository"),
+    ):
         done = guest.record("x", guest.home / name)
         assert (done.code, done.out) == (1, "") and why in done.err
 

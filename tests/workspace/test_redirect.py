@@ -62,7 +62,7 @@ def test_it_goes_when_the_mirror_goes_and_comes_back_with_it(node: Node, tmp_pat
     assert guest.git("config", "--global", "--get-all", "include.path", cwd=guest.home).count("\n") == 0
     assert seen_by_git(guest, url) != url
     done = away.run("gitmirror_redirect")
-    assert done.code == 0 and "does not answer" in done.err
+    assert done.code == 0 and "does not respond" in done.err
     assert seen_by_git(guest, url) == url
     assert guest.git("config", "--global", "--list", cwd=guest.home) == "user.name=me"
     assert guest.run("gitmirror_redirect").code == 0
@@ -90,7 +90,7 @@ def test_a_global_config_that_is_no_file_stays_what_it_is(node: Node, tmp_path: 
     os.mkfifo(pipe)
     for kit in (guest, guest.with_(GITMIRROR_HTTP="http://127.0.0.1:9")):
         done = kit.with_(GIT_CONFIG_GLOBAL=pipe).run("gitmirror_redirect", timeout=10)
-        assert done.code == 1 and f"GIT_CONFIG_GLOBAL is {pipe}, which is no file" in done.err
+        assert done.code == 1 and f"GIT_CONFIG_GLOBAL is {pipe}, which is not a regular file" in done.err
     assert pipe.is_fifo()
     assert guest.with_(GIT_CONFIG_GLOBAL=guest.home / "new").run("gitmirror_redirect").code == 0
 

@@ -1,4 +1,4 @@
-"""Which repository a guest means by a path."""
+"""Finds the repository that a guest's path refers to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from appliance.core.upstream import read_upstream
 
 
 class Catalog:
-    """The enabled repositories, found by the paths under which the contract promises them.
+    """The enabled repositories by every path that guests may use for them.
 
-    `/OWNER/REPO`, and with the upstream's host in front: `/HOST/PATH` as the upstream's URL has it, or
-    `/HOST/OWNER/REPO`. A trailing slash and `.git` do not matter. Those that `is_private` are kept apart: nothing of
-    them, not even that their upstream's host is known, is found by the way for everybody.
+    A path is `/OWNER/REPO`, or starts with the upstream's host: `/HOST/PATH` as in the upstream's URL, or
+    `/HOST/OWNER/REPO`. A trailing slash and `.git` are ignored. Repositories for which `is_private` is true are kept
+    apart: `find` and `upstream_host` reveal nothing about them, not even that their upstream's host is known.
     """
 
     def __init__(self, repos: Iterable[Repo] = (), is_private: Callable[[Repo], bool] = lambda _: False) -> None:
@@ -29,19 +29,19 @@ class Catalog:
                 self._hosts[upstream.host.lower()] = f"{upstream.scheme}://{upstream.host}"
 
     def find(self, path: str) -> Repo | None:
-        """The repository at a path that begins with a slash, or None: not mirrored here, as far as a guest may know."""
+        """Returns the public repository at a path that begins with a slash, or None."""
         return _find(self._by_path, path)
 
     def find_private(self, path: str) -> Repo | None:
-        """The private repository at a path, for whoever may know of it."""
+        """Returns the private repository at a path, for a caller who may know about it, or None."""
         return _find(self._private_by_path, path)
 
     def private(self, repo_id: int) -> Repo | None:
-        """The private repository of that id, or None."""
+        """Returns the private repository with that id, or None."""
         return self._private.get(repo_id)
 
     def upstream_host(self, host: str) -> str | None:
-        """`SCHEME://HOST` of an upstream host that some repository here has and that speaks HTTP, or None."""
+        """Returns `SCHEME://HOST` if a public repository here has an HTTP or HTTPS upstream on that host, or None."""
         return self._hosts.get(host.lower())
 
 
@@ -55,7 +55,7 @@ def _paths(repos: Iterable[Repo]) -> dict[str, Repo]:
             for host in {upstream.host.lower(), upstream.host.lower().partition(":")[0]}:
                 named[f"{host}/{repo.name}"] = repo
                 by_path[f"{host}{upstream.identity[1]}"] = repo
-    # What the URL itself says wins: under a whole-host insteadOf the guest means that upstream and no other.
+    # The path of the URL wins over the name, because a guest with an insteadOf for a whole host means that upstream.
     return named | by_path
 
 

@@ -1,7 +1,7 @@
-"""The one gate of both guests' ports: which repository a guest may have by a path, if any.
+"""Finds the repository that a guest may read at a path. Both of the guests' ports use it.
 
-A private repository is not there for whoever has no read token of it. Everything that follows from that, the words and
-the redirect, is then what it is for a path that nobody has ever registered.
+A private repository does not exist for a guest without a read token for it: the guest gets the same error message and
+the same redirect as for a path that nobody has ever registered.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from appliance.core.models import Repo
 READ_TOKEN = re.compile(r"gmt_[A-Za-z0-9_-]{43}")
 
 Grants = Callable[[str], Awaitable[int | None]]
-"""Tells which repository, by its id, a read token is for at this moment. Raises GitmirrorError when it cannot look."""
+"""Returns the id of the repository that a read token grants now, or None. Raises GitmirrorError if the lookup fails."""
 
 
 class AccessGate:
     """Finds repositories in `catalog`, which is replaced when the registry or the config changes.
 
-    `mirrored` tells whether a repository's mirror is there.
+    `mirrored` returns whether a repository's mirror exists.
     """
 
     def __init__(self, mirrored: Callable[[Repo], bool], grants: Grants) -> None:
@@ -31,13 +31,14 @@ class AccessGate:
         self.catalog = Catalog()
 
     def find(self, path: str) -> Repo | None:
-        """What everybody may have."""
+        """Returns the repository at a path if everybody may read it, or None."""
         return self._there(self.catalog.find(path))
 
     async def find_for(self, path: str, authorization: str | None) -> Repo | None:
-        """What a guest may have that sent this `Authorization` header. Raises GitmirrorError.
+        """Returns the repository at a path if a guest with this `Authorization` header may read it, or None.
 
-        The token is looked up whatever the path is, so that an unknown one takes as long as a private one.
+        The token is looked up whatever the path is, so that an unknown path takes as long as a private one. Raises
+        GitmirrorError when the lookup fails.
         """
         token = _token_of(authorization or "")
         if token is not None and (granted := await self._grants(token)) is not None:
@@ -55,7 +56,7 @@ class AccessGate:
 
 
 def _token_of(authorization: str) -> str | None:
-    """The read token in a header: as a bearer's, or as the password of any user (RFC 6750, RFC 7617)."""
+    """Returns the read token in a header: a bearer token, or the password of any user (RFC 6750, RFC 7617)."""
     kind, _, value = authorization.strip().partition(" ")
     token = value.strip()
     if kind.lower() == "basic":

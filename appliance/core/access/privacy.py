@@ -1,8 +1,9 @@
 """Who may read which mirror.
 
-A mirror is private when an entry of `[[credentials]]` without `readers = "open"` is for its upstream. Taking the entry
-out does not open it: what a credential has fetched stays private until a refresh without one has succeeded, which
-proves that everybody may read the upstream. Nor is an ssh upstream ever open without an entry that says so.
+A mirror is private when a `[[credentials]]` entry without `readers = "open"` applies to its upstream. Removing the
+entry does not make the mirror public: what was fetched with a credential stays private until a refresh without one has
+succeeded, which proves that everybody may read the upstream. A mirror of an ssh upstream is public only when an entry
+says so.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from appliance.core.upstream import read_upstream
 
 
 class Privacy:
-    """What the `credentials` in use and the marks of the mirrors below `layout` say."""
+    """Decides from the `credentials` in use and from the marks of the mirrors below `layout`."""
 
     def __init__(self, layout: Layout, credentials: Credentials) -> None:
         self._layout = layout
         self._credentials = credentials
 
     def readers(self, name: str, url: str) -> str | None:
-        """`token` for a private mirror; `open` for one that a credential fills and everybody may read; else None."""
+        """Returns `token` for a private mirror, `open` if an entry with `readers = "open"` applies to it, else None."""
         upstream = read_upstream(url)
         entry = self._credentials.match(upstream.address)
         if entry is not None:
@@ -33,11 +34,11 @@ class Privacy:
         return TOKEN if upstream.scheme == "ssh" or is_marked(self._layout.mirror(name)) else None
 
     def is_private(self, repo: Repo) -> bool:
-        """Whether only a read token of its own gives a guest anything of a repository."""
+        """Whether guests need a read token to read the repository."""
         return self.readers(repo.name, repo.url) == TOKEN
 
     def told(self, documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rows of `repos --json` and `status --json`, with `private` and `readers`."""
+        """Adds `private` and `readers` to the rows of `repos --json` and `status --json`."""
         found = []
         for document in documents:
             readers = self.readers(document["name"], document["url"])

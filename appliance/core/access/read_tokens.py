@@ -1,4 +1,4 @@
-"""Read tokens: issuing one, and looking them up at each request, their last use written behind."""
+"""Read tokens: issues them, looks them up at each request, and stores later when each was last used."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from appliance.core.store.tokens import TokenStore
 log = logging.getLogger(__name__)
 
 MOST_LOOKUPS = 4
-"""Lookups at once: any guest can ask for one, and the threads are needed for pushes and refreshes too."""
+"""Concurrent lookups. Any guest can cause one, and pushes and refreshes need the same threads."""
 
 
 def issue_token(store: TokenStore, privacy: Privacy, repo: Repo, ttl: float, note: str) -> dict[str, Any]:
-    """Makes a read token of `repo`, good for `ttl` seconds; `private` says whether its guests need one.
+    """Creates a read token for `repo` that is valid for `ttl` seconds; `private` is whether guests need one.
 
-    A running `serve` need not be told: it looks tokens up in the database at each request.
+    A running `serve` needs no notice, because it looks tokens up in the database at each request.
     """
     return store.issue(repo, ttl, note) | {"private": privacy.is_private(repo)}
 
 
 class ReadTokens:
-    """The tokens in `store`."""
+    """Looks up the tokens in `store`."""
 
     def __init__(self, store: TokenStore) -> None:
         self._store = store
         self._used: dict[int, float] = {}
-        self._places = asyncio.Semaphore(MOST_LOOKUPS)
+        self._slots = asyncio.Semaphore(MOST_LOOKUPS)
 
     async def repo_of(self, token: str) -> int | None:
-        """The id of the repository that a token is good for at this moment, or None. Raises StoreError.
+        """Returns the id of the repository that a token grants now, or None. Raises StoreError.
 
-        Never from memory: one that was revoked, by whatever process, lets nobody in from then on.
+        Lookups are never cached, so that a token revoked by any process grants nothing from then on.
         """
-        async with self._places:
+        async with self._slots:
             found = await asyncio.to_thread(self._store.find, token)
         if found is None:
             return None
@@ -48,7 +48,7 @@ class ReadTokens:
         return repo_id
 
     async def write(self) -> None:
-        """Writes when tokens were last used; what cannot be written waits."""
+        """Stores when tokens were last used. If that fails, logs it and keeps the times for the next call."""
         if not self._used:
             return
         times, self._used = self._used, {}

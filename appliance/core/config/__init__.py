@@ -1,14 +1,14 @@
 """The configuration: read from one TOML file, checked as a whole, and frozen.
 
-- `fields`: declares one setting with its default, how it is read, and its line of help.
-- `settings`: all sections as dataclasses, finding the file, reading it, and what is odd about it in `warnings`.
-- `credentials`: the `[[credentials]]` entries, and which of them an upstream belongs to.
-- `secret_files`: a secret that stays in its own file, and is read again when that changes.
+- `fields`: declares one setting with its default, its parser and its line of help.
+- `settings`: defines all sections as dataclasses, finds and reads the file, and lists suspicious values in `warnings`.
+- `credentials`: parses the `[[credentials]]` entries and finds the entry for an upstream.
+- `secret_files`: reads a secret from its own file, and reads it again when the file changes.
 
-A setting: it is declared once in `settings`; from there come its check, its default, and the table of the docs.
-`serve` reads the file at start and at SIGHUP, and replaces the whole Config; whoever needs a setting reads it from
-there at the moment of use, so that a reload holds at once.
+The life of a setting: it is declared once in `settings`; its check, its default and the table in the docs come from
+that declaration. `serve` reads the file at start and at SIGHUP, and replaces the whole Config. Code reads a setting
+from the Config at the moment of use, so that a reload takes effect at once.
 
-What always holds: an unknown key is an error that names the file, the key and the nearest known one. A file that is
-wrong changes nothing: `serve` goes on with what it had. No secret is ever part of a Config, only the path to one.
+Invariants: an unknown key is an error that names the file, the key and the nearest known key. An invalid file changes
+nothing: `serve` keeps the configuration it had. A Config never contains a secret, only the path to one.
 """

@@ -1,4 +1,4 @@
-"""A field of the configuration: its default as the file writes it, how it is read, its line of help."""
+"""Declares a setting of the configuration: its default as the file writes it, its parser, its line of help."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 
 def setting(default: Any, parse: Callable[[Any], Any], text: str) -> Any:
-    """A field of a section. `default` is written as in the file, `text` is its line of help."""
+    """Declares a field of a section. `default` is written as in the file, `text` is the line of help."""
     return field(default=parse(default), metadata={"parse": parse, "default": default, "help": text})
 
 
 def text(value: Any) -> str:
-    """A text. ValueError says so."""
+    """Parses a string. Raises ValueError."""
     if not isinstance(value, str):
-        raise ValueError("a text in quotes")
+        raise ValueError("a string in quotes")
     return value
 
 
 def words(value: Any) -> tuple[str, ...]:
-    """A command line: a list of words, or one text that is split as a shell splits it (no shell runs it)."""
-    wanted = 'a list of words such as ["/usr/local/bin/page", "--now"], or the same as one text'
+    """Parses a command line: a list of arguments, or one string that is split as a shell would. No shell runs it."""
+    wanted = 'a list of arguments such as ["/usr/local/bin/page", "--now"], or the same as one string'
     try:
         found = shlex.split(value) if isinstance(value, str) else value
     except ValueError:

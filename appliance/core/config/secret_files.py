@@ -1,4 +1,4 @@
-"""A secret that an operator keeps in a file: read when it is needed, again when the file changed, never shown."""
+"""Secrets in files: read when they are needed, read again when the file has changed, and never shown."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LARGEST = 65536
 
 
 class SecretError(GitmirrorError):
-    """The file of a secret cannot be used. What needs it refuses, since no secret is not the empty one."""
+    """The file of a secret cannot be used. Callers refuse the request, because a missing secret is not an empty one."""
 
 
 class SecretFile:
-    """The secret that the setting `name` points at; `path` reads the setting, the empty text turns it off."""
+    """The secret in the file that the setting `name` points at. `path` returns that setting; empty means no secret."""
 
     def __init__(self, name: str, path: Callable[[], str]) -> None:
         self._name = name
@@ -29,7 +29,7 @@ class SecretFile:
         self._secret = b""
 
     def read(self) -> bytes | None:
-        """The secret without one trailing newline; None when the setting is empty. Raises SecretError."""
+        """Returns the secret without one trailing newline, or None when the setting is empty. Raises SecretError."""
         path = self._path()
         if not path:
             return None
@@ -44,14 +44,14 @@ class SecretFile:
             self._seen = None
             raise SecretError(
                 f"the file of {self._name}, {path}, cannot be read: {error.strerror}",
-                hint="make it readable for the service's user, and for nobody else",
+                hint="make it readable by the service's user and by nobody else",
             ) from None
         if not self._secret:
-            raise SecretError(f"the file of {self._name}, {path}, is empty", hint="write the secret into it")
+            raise SecretError(f"the file of {self._name}, {path}, is empty", hint="write the secret into the file")
         return self._secret
 
     def problem(self) -> str | None:
-        """Why the secret cannot be used, in words; None when it can or is not wanted."""
+        """Returns the reason why the secret cannot be used; None when it can, or when the setting is empty."""
         try:
             self.read()
         except SecretError as error:
@@ -60,9 +60,9 @@ class SecretFile:
 
 
 def open_secret(path: Path) -> BinaryIO:
-    """Opens a file that an operator named. Raises OSError, also for what is no regular file.
+    """Opens a file that an operator named. Raises OSError, also when it is not a regular file.
 
-    Opening a named pipe would wait until somebody writes into it, and the whole of `serve` with it.
+    Opening a named pipe would block until somebody writes to it, and all of `serve` would wait with it.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -72,5 +72,5 @@ def open_secret(path: Path) -> BinaryIO:
 
 
 def is_equal(given: bytes, secret: bytes) -> bool:
-    """Whether they are the same, in a time that says nothing about where they differ."""
+    """Compares two secrets in constant time, so that the time does not reveal where they differ."""
     return hmac.compare_digest(given, secret)

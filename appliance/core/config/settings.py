@@ -1,7 +1,7 @@
 """Configuration: frozen dataclasses read from one TOML file and the environment.
 
-An error names the file, the key, what is wrong and what is allowed; unknown keys are errors, since a
-misspelt key is otherwise a setting that silently does not hold.
+An error names the file, the key, what is wrong and what is allowed. An unknown key is an error, because a misspelt
+setting would otherwise silently have no effect.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _positive(value: Any) -> float:
 
 
 def _public(*schemes: str) -> Callable[[Any], str]:
-    """Reads a URL of one of these schemes, or the empty string."""
+    """Returns a parser for a URL with one of these schemes, or the empty string."""
 
     def parse(value: Any) -> str:
         text = _text(value)
@@ -63,14 +63,14 @@ def _public(*schemes: str) -> Callable[[Any], str]:
         except ValueError:
             usable = False
         if text and not usable:
-            raise ValueError(f'a URL such as "{schemes[0]}://mirror:9418", or "" for where it listens')
+            raise ValueError(f'a URL such as "{schemes[0]}://mirror:9418", or "" for the address it listens on')
         return text
 
     return parse
 
 
 def _url(value: Any) -> str:
-    """Reads a URL that documents are posted to, or the empty string."""
+    """Parses a URL that documents are posted to, or the empty string."""
     text = _text(value)
     try:
         parts = urlsplit(text)
@@ -84,23 +84,29 @@ def _url(value: Any) -> str:
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """`[serve]`: where guests and operators connect, and how long each may take."""
+    """`[serve]`: the addresses for guests and operators, and the limits of connections."""
 
-    git: Address | None = setting("127.0.0.1:9418", parse_address, 'Guests, git://. "" turns it off, port 0 picks one.')
-    http: Address | None = setting("127.0.0.1:9419", parse_address, "Guests, HTTP.")
-    admin: Address | None = setting("127.0.0.1:9420", parse_address, "Metrics, readiness, webhook. Never for guests.")
+    git: Address | None = setting(
+        "127.0.0.1:9418", parse_address, 'Address for guests over git://; "" turns it off, port 0 picks a free port.'
+    )
+    http: Address | None = setting("127.0.0.1:9419", parse_address, "Address for guests over HTTP.")
+    admin: Address | None = setting(
+        "127.0.0.1:9420", parse_address, "Address for metrics, readiness and webhooks. Guests must not reach it."
+    )
     public_git: str = setting(
-        "", _public("git"), 'What guests call the git listener, when that differs: "git://mirror:9418".'
+        "", _public("git"), 'URL that guests use for the git listener, when it differs: "git://mirror:9418".'
     )
     public_http: str = setting(
-        "", _public("http", "https"), 'What guests call the HTTP listener: "http://mirror:9419".'
+        "",
+        _public("http", "https"),
+        'URL that guests use for the HTTP listener, when it differs: "http://mirror:9419".',
     )
-    max_clients: int = setting(512, _count, "Guests served at once; past it a guest waits its turn.")
-    queue_timeout: float = setting("30s", _positive, "How long a guest waits for its turn before a clear error.")
+    max_clients: int = setting(512, _count, "Guests served at once; further guests wait.")
+    queue_timeout: float = setting("30s", _positive, "How long a guest waits to be served before it gets an error.")
     request_timeout: float = setting("10s", _positive, "How long a guest may take to send its first packet.")
-    idle_timeout: float = setting("5m", _positive, "A connection with no byte either way for this long is ended.")
-    total_timeout: float = setting("1h", _positive, "The longest one connection may last.")
-    drain_timeout: float = setting("30s", _positive, "How long SIGTERM lets running transfers finish.")
+    idle_timeout: float = setting("5m", _positive, "Close a connection when no byte has passed for this long.")
+    total_timeout: float = setting("1h", _positive, "The longest time that a connection may last.")
+    drain_timeout: float = setting("30s", _positive, "How long running transfers may take to finish after SIGTERM.")
 
 
 @dataclass(frozen=True)
@@ -108,54 +114,60 @@ class RefreshConfig:
     """`[refresh]`: how mirrors follow their upstreams."""
 
     interval: float = setting("60s", _interval, "Time between two refreshes of a repository; at least 1s.")
-    timeout: float = setting("10m", _positive, "A refresh that takes longer is ended, with all its processes.")
-    concurrency: int = setting(4, _count, "Refreshes at once.")
-    stale_after: float = setting("10m", _positive, "Lag past this makes a repository stale.")
-    allow_local: bool = setting(False, _flag, "Allow file:// and path upstreams.")
-    webhook_secret_file: str = setting("", _text, "File with the webhook's secret; without it the webhook is off.")
-    token_file: str = setting("", _text, "File with the token for POST /OWNER/REPO/refresh; without it that is off.")
+    timeout: float = setting("10m", _positive, "Kill a refresh, with all its processes, when it takes longer.")
+    concurrency: int = setting(4, _count, "How many refreshes run at once.")
+    stale_after: float = setting("10m", _positive, "A repository whose lag is above this is stale.")
+    allow_local: bool = setting(False, _flag, "Allow file:// URLs and paths as upstreams.")
+    webhook_secret_file: str = setting(
+        "", _text, "File with the secret of POST /hooks/github; without it that route is off."
+    )
+    token_file: str = setting(
+        "", _text, "File with the token for POST /OWNER/REPO/refresh; without it that route is off."
+    )
 
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """`[cache]`: answers kept for guests."""
+    """`[cache]`: responses cached for guests."""
 
-    budget: int = setting("10GiB", parse_size, "Most bytes of answers kept on disk.")
+    budget: int = setting("10GiB", parse_size, "The most bytes that cached responses may take on disk.")
 
 
 @dataclass(frozen=True)
 class WorkspaceConfig:
-    """`[workspace]`: ready workspaces."""
+    """`[workspace]`: snapshots."""
 
-    enabled: bool = setting(True, _flag, "Keep a snapshot of each repository's branch.")
+    enabled: bool = setting(True, _flag, "Keep a ready workspace (snapshot) of each repository's branch.")
 
 
 @dataclass(frozen=True)
 class RecordingConfig:
     """`[recording]`: what agents push."""
 
-    max_push: int = setting("256MiB", parse_size, "Largest pack of one push.")
-    max_objects: int = setting(50_000, _count, "Most objects in the pack of one push.")
-    max_new_sessions: int = setting(600, _count, "New sessions a minute for one mirror.")
-    max_turns: int = setting(1000, _count, "Turns of one session.")
-    max_bytes: int = setting("50GiB", parse_size, "Bytes of all recorded packs together.")
-    retention: float = setting("30d", _positive, "How long a session is kept after its last turn.")
+    max_push: int = setting("256MiB", parse_size, "The largest pack that a push may send.")
+    max_objects: int = setting(50_000, _count, "The most objects that the pack of a push may hold.")
+    max_new_sessions: int = setting(600, _count, "The most new sessions per minute and mirror.")
+    max_turns: int = setting(1000, _count, "The most turns of a session.")
+    max_bytes: int = setting("50GiB", parse_size, "The most bytes that all recorded packs may take together.")
+    retention: float = setting("30d", _positive, "A session is deleted this long after its last turn.")
 
 
 @dataclass(frozen=True)
 class AlertsConfig:
-    """`[alerts]`: who is told, once, when a repository turns stale or failing, and when it is well again."""
+    """`[alerts]`: where alerts go: one when a repository turns stale or failing, and one when it has recovered."""
 
-    command: tuple[str, ...] = setting("", words, "Run for each alert, with the document on its stdin.")
-    url: str = setting("", _url, "Each alert is posted there as JSON.")
+    command: tuple[str, ...] = setting("", words, "Command to run for each alert; it gets the alert as JSON on stdin.")
+    url: str = setting("", _url, "URL to which each alert is posted as JSON.")
 
 
 @dataclass(frozen=True)
 class EventsConfig:
-    """`[events]`: who is told what happens, as it happens."""
+    """`[events]`: where events go, as they happen."""
 
-    command: tuple[str, ...] = setting("", words, "Runs all the while and gets each event as a line of JSON.")
-    url: str = setting("", _url, "Each event is posted there as JSON.")
+    command: tuple[str, ...] = setting(
+        "", words, "Command that runs as long as serve does and gets each event as a line of JSON on stdin."
+    )
+    url: str = setting("", _url, "URL to which each event is posted as JSON.")
 
 
 @dataclass(frozen=True)
@@ -163,10 +175,11 @@ class RepoConfig:
     """One `[[repos]]`: a repository of the static list."""
 
     url: str = setting("", _text, "The upstream's URL.")
-    name: str = setting("", _text, "OWNER/REPO; default: the last two parts of the URL's path.")
-    branch: str = setting("", _text, "What snapshots and warming follow; default: the upstream's HEAD.")
+    name: str = setting("", _text, "OWNER/REPO, the name guests use; default: the last two parts of the URL's path.")
+    branch: str = setting("", _text, "The branch of the snapshot and of cache warming; default: the upstream's HEAD.")
     interval: float | None = field(
-        default=None, metadata={"parse": _interval, "default": "", "help": "Its own refresh interval."}
+        default=None,
+        metadata={"parse": _interval, "default": "", "help": "A refresh interval for this repository."},
     )
 
 
@@ -186,13 +199,13 @@ class Config:
     credentials: tuple[CredentialConfig, ...] = ()
 
     def warnings(self) -> list[str]:
-        """What is allowed but surely not meant."""
+        """Returns warnings about values that are allowed but surely not intended."""
         found = []
         slowest = max([self.refresh.interval, *(repo.interval or 0 for repo in self.repos)])
         if self.refresh.stale_after <= slowest:
             found.append(
                 f"refresh.stale_after ({format_duration(self.refresh.stale_after)}) is not above the longest interval "
-                f"({format_duration(slowest)}): a healthy repository will be reported stale"
+                f"({format_duration(slowest)}): healthy repositories will be reported as stale"
             )
         return found
 
@@ -231,21 +244,21 @@ def _section(path: Path, where: str, kind: type[_Section], given: Any) -> _Secti
         try:
             values[key] = known[key].metadata["parse"](value)
         except ValueError as error:
-            # A URL may carry a password, which an error does not repeat.
-            told = re.sub(r"//[^/@]*@", "//…@", repr(value))
-            raise UsageError(f"{path}: {where}.{key} is {told}", hint=f"it must be {error}") from None
+            # A URL may carry a password, which the error must not repeat.
+            shown = re.sub(r"//[^/@]*@", "//…@", repr(value))
+            raise UsageError(f"{path}: {where}.{key} is {shown}", hint=f"it must be {error}") from None
     return kind(**values)
 
 
 def _tables(path: Path, key: str, kind: type[_Section], document: Mapping[str, Any]) -> tuple[_Section, ...]:
     listed = document.get(key, [])
     if not isinstance(listed, list):
-        raise UsageError(f"{path}: {key} must be a list of tables", hint=f"write [[{key}]] before each")
+        raise UsageError(f"{path}: {key} must be a list of tables", hint=f"write [[{key}]] before each entry")
     return tuple(_section(path, f"{key}[{number}]", kind, item) for number, item in enumerate(listed, 1))
 
 
 def parse_config(text: str, path: Path) -> Config:
-    """The configuration that `text` says; `path` is only named in errors."""
+    """Parses the text of a config file; `path` is used in errors only. Raises UsageError."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -262,13 +275,13 @@ def parse_config(text: str, path: Path) -> Config:
             raise UsageError(f"{path}: credentials[{number}]: {fault[0]}", hint=fault[1])
         if credential.url in [earlier.url for earlier in credentials[: number - 1]]:
             raise UsageError(
-                f"{path}: credentials[{number}]: {credential.url} has an entry already", hint="take one of them out"
+                f"{path}: credentials[{number}]: {credential.url} already has an entry", hint="remove one of the two"
             )
     return Config(path=path, repos=repos, credentials=credentials, **sections)
 
 
 def load_config(path: Path | None) -> Config:
-    """Reads `path`; None is the defaults. A file that cannot be read is an error, never an empty config."""
+    """Reads the config at `path`, or returns the defaults for None. Raises UsageError when it cannot be read."""
     if path is None:
         return Config()
     try:
@@ -281,7 +294,7 @@ def load_config(path: Path | None) -> Config:
 
 
 def find_config(option: str | None, environ: Mapping[str, str]) -> Path | None:
-    """`--config`, else `$GITMIRROR_CONFIG`, else the system's file when it is there."""
+    """Returns the path from `--config`, else `$GITMIRROR_CONFIG`, else SYSTEM_CONFIG if it exists."""
     named = option or environ.get("GITMIRROR_CONFIG")
     if named:
         return Path(named).absolute()
@@ -289,7 +302,10 @@ def find_config(option: str | None, environ: Mapping[str, str]) -> Path | None:
 
 
 def find_state(option: str | None, environ: Mapping[str, str]) -> Path:
-    """`--state`, `$GITMIRROR_STATE`, systemd's `$STATE_DIRECTORY`, the system's place, or the user's own."""
+    """Returns `--state`, else `$GITMIRROR_STATE`, else systemd's `$STATE_DIRECTORY`, else the default.
+
+    The default is SYSTEM_STATE when it exists or the user is root, and a directory in the user's home otherwise.
+    """
     named = option or environ.get("GITMIRROR_STATE") or environ.get("STATE_DIRECTORY")
     if named:
         return Path(named).absolute()

@@ -184,30 +184,30 @@ _NAMES = re.compile(r"\b[a-z+]+://[^\s']*|'/[^']*(?<!\.lock)'")
 """URLs and paths in git's output. They are ignored because a repository may be called `certificates`."""
 
 
-def kind_of(said: str, *, timed_out: bool = False) -> Kind:
-    """The kind of a failure, judged by `said`, the error text of git or of the operating system.
+def kind_of(text: str, *, timed_out: bool = False) -> Kind:
+    """The kind of a failure, judged by the error `text` of git or of the operating system.
 
     Lines that begin with `remote: ` are used only if nothing else matches, because the upstream may put any text there.
     """
     if timed_out:
         return Kind.TIMEOUT
-    lines = _NAMES.sub("''", said).splitlines()
+    lines = _NAMES.sub("''", text).splitlines()
     own = "\n".join(line for line in lines if not line.startswith("remote: "))
-    for text in (own, "\n".join(lines)):
+    for candidate in (own, "\n".join(lines)):
         for kind, pattern in _PATTERNS:
-            if pattern.search(text):
+            if pattern.search(candidate):
                 # GitHub answers 403 to clients that exceed its rate limit, and mentions the limit in the text.
-                if kind is Kind.AUTH and "error: 403" in own and re.search(r"rate limit", said, re.IGNORECASE):
+                if kind is Kind.AUTH and "error: 403" in own and re.search(r"rate limit", text, re.IGNORECASE):
                     return Kind.RATE_LIMITED
                 return kind
     return Kind.OTHER
 
 
-def in_words(kind: Kind | str | None, said: str) -> str:
+def in_words(kind: Kind | str | None, text: str) -> str:
     """The sentence that explains a kind, followed by the original text: `last_error` of a repository."""
     if kind is None or kind == Kind.OTHER:
-        return said
-    return f"{MEANINGS[Kind(kind)].words}: {said}"
+        return text
+    return f"{MEANINGS[Kind(kind)].words}: {text}"
 
 
 def hint_of(kind: str | None, sessions: int = 0) -> str | None:

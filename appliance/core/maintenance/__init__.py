@@ -1,13 +1,13 @@
-"""Keeping mirrors small and quick, while guests fetch and push.
+"""Keeps mirrors small and fast while guests fetch and push.
 
-- `maintainer`: looks where packs and loose objects pile up, repacks by need, everything once a night, and writes the
-  commit-graph.
-- `anchors`: when an old value of a ref may go; pure.
+- `maintainer`: finds mirrors in which packs and loose objects pile up, repacks them as needed, repacks each mirror
+  completely once a night, and writes the commit-graph.
+- `anchors`: decides when an old value of a ref may be deleted; pure.
 
-A repack: whoever moved refs marks the mirror. When it is cluttered enough and nobody works on it, the maintainer
-takes its lock alone, repacks geometrically at low priority, and gives the place up as soon as a push wants in.
+The life of a repack: a refresh or push that moved refs marks the mirror. When the mirror is cluttered enough, the
+maintainer takes its exclusive lock and repacks it geometrically at low priority. A push ends the repack at once.
 
-What always holds: one mirror at a time, and never beside a fetch or a push of the same mirror. Nothing that a guest
-may still ask for is deleted: what a ref pointed at is held by an anchor for days, a recorded turn by its own ref.
-git's own automatic maintenance is off everywhere, since it would race with both.
+Invariants: one mirror at a time, and never at the same time as a fetch or a push of the same mirror. Nothing that a
+guest may still ask for is deleted: an anchor holds every earlier value of a ref for days, and a recorded turn has a ref
+of its own. git's automatic maintenance is off everywhere, because it would race with refreshes and pushes.
 """

@@ -1,6 +1,6 @@
-"""Keeps mirrors small and quick: a geometric repack by need, everything once a night.
+"""Keeps mirrors small and fast: a geometric repack when needed, and a full repack once a night.
 
-Only one mirror at a time, at low priority, and never beside a fetch or push of the same mirror: a push that
+It works on one mirror at a time, at low priority, and never during a fetch or push of the same mirror: a push that
 arrives meanwhile ends the repack, which is tried again later.
 """
 
@@ -30,19 +30,19 @@ MOST_PACKS = 20
 MOST_LOOSE = 2000
 MOST_LOOSE_REFS = 500
 LOOK_EVERY = 30.0
-"""Seconds between two looks at the mirrors that moved."""
+"""Seconds between two checks of the mirrors that moved."""
 NIGHT = range(2, 6)
-"""Local hours in which the whole repack runs."""
+"""Local hours in which the full repack runs."""
 DAY = 20 * 3600.0
-"""Seconds after which a mirror is due for its next night."""
+"""Seconds after its last full repack from which a mirror is due again the next night."""
 REPACK_DEADLINE = 4 * 3600.0
 CRUFT_EXPIRES = "2.weeks.ago"
-"""Unreachable objects are kept so long: a guest may be about to ask for what a force-push just dropped."""
+"""Unreachable objects stay this long, because a guest may be about to fetch a commit that a force-push just dropped."""
 
 
 @dataclass(frozen=True)
 class Clutter:
-    """What has piled up in a mirror since its last repack."""
+    """The packs and loose files that have piled up in a mirror since its last repack."""
 
     packs: int
     loose: int
@@ -50,17 +50,17 @@ class Clutter:
 
     @property
     def needs_repack(self) -> bool:
-        """Whether serving is slowed by it."""
+        """Whether there are so many packs or loose objects that they slow serving down."""
         return self.packs > MOST_PACKS or self.loose > MOST_LOOSE
 
     @property
     def needs_packed_refs(self) -> bool:
-        """Whether there are so many files of refs that listing them is slow."""
+        """Whether there are so many loose refs that listing them is slow."""
         return self.loose_refs > MOST_LOOSE_REFS
 
 
 def measure_clutter(mirror: Path) -> Clutter:
-    """Counts files; takes milliseconds, but does touch the disk."""
+    """Counts packs, loose objects and loose refs. Takes milliseconds, but reads the disk."""
     packs = loose = 0
     with contextlib.suppress(FileNotFoundError):
         packs = sum(entry.name.endswith(".pack") for entry in os.scandir(mirror / "objects" / "pack"))
@@ -72,7 +72,7 @@ def measure_clutter(mirror: Path) -> Clutter:
 
 
 class Maintainer:
-    """Looks after the mirrors of `repos()`. `learn` stores health columns; `clock` is Unix seconds."""
+    """Maintains the mirrors of `repos()`. `learn` stores health columns; `clock` returns Unix seconds."""
 
     def __init__(
         self,
@@ -95,11 +95,11 @@ class Maintainer:
         self._moved: set[str] = set()
 
     def mark(self, name: str) -> None:
-        """Something was written to this mirror."""
+        """Marks a mirror as written to, so that the loop checks it."""
         self._moved.add(name)
 
     async def run(self) -> None:
-        """The loop; ends by being cancelled."""
+        """Runs the loop until it is cancelled."""
         endurance = Endurance(log, "maintenance")
         while True:
             await asyncio.sleep(LOOK_EVERY)
@@ -123,19 +123,19 @@ class Maintainer:
         return datetime.fromtimestamp(self._clock()).hour in NIGHT and self._clock() - since > DAY
 
     async def maintain(self, repo: Repo, *, whole: bool) -> bool:
-        """Repacks, packs refs and writes the commit-graph; `whole`: everything into one pack, old anchors end.
+        """Repacks, packs refs and writes the commit-graph. `whole` makes one pack and deletes expired anchors.
 
-        Returns whether it was done; False when a push took the mirror. Raises GitmirrorError.
+        Returns True when done and False when a push interrupted it. Raises GitmirrorError.
         """
         mirror = self._mirror_of(repo.name)
         mirror = Mirror(mirror.path, mirror.git.gently())
         work: asyncio.Task[None] | None = None
 
-        def yield_place() -> None:
+        def yield_to_push() -> None:
             if work is not None:
                 work.cancel()
 
-        async with self._locks.exclusive(repo.name, yield_place):
+        async with self._locks.exclusive(repo.name, yield_to_push):
             start = time.monotonic()
             work = asyncio.create_task(self._work(repo, mirror, whole))
             try:

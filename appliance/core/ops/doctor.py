@@ -1,4 +1,4 @@
-"""Looks at everything that serving needs, without changing any of it, and says how to mend what is wrong."""
+"""Checks everything that serving needs, without changing anything, and says how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOW_DISK = 2 * 2**30
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: what was found, and how to mend it when it is not `ok`."""
+    """The result of one check: what was found, and how to fix it when it is not `ok`."""
 
     name: str
     ok: bool
@@ -38,19 +38,19 @@ class Check:
 
 
 def examine(node: Node) -> list[Check]:
-    """All checks, in the order in which to mend them. Never raises."""
+    """Runs all checks and returns them in the order in which to fix them. Never raises GitmirrorError."""
     serving = is_serving(node.layout)
     checks = [
         _python(),
         _git(),
         _git_daemon(),
-        _guarded("config", lambda: _config(node), "mend the file; the message says what"),
+        _guarded("config", lambda: _config(node), "correct the file as the message says"),
         *_credentials(node),
         *_outlets(node.config),
         _state(node),
         _disk(node),
         _hooks(node),
-        _guarded("database", lambda: _database(node), "see the message; a backup is the file gitmirror.db"),
+        _guarded("database", lambda: _database(node), "see the message; a backup is a copy of the file gitmirror.db"),
     ]
     checks += _ports(node) if not serving else []
     if serving:
@@ -77,21 +77,21 @@ def _git() -> Check:
     wanted, tried = (".".join(map(str, version)) for version in (OLDEST_GIT, NEWEST_TRIED))
     mend = f"install git {wanted} or newer, on the PATH of the service"
     try:
-        said = subprocess.run(["git", "version"], capture_output=True, text=True, check=True, timeout=10).stdout
-        version = tuple(int(part) for part in said.split()[2].split(".")[:2])
+        output = subprocess.run(["git", "version"], capture_output=True, text=True, check=True, timeout=10).stdout
+        version = tuple(int(part) for part in output.split()[2].split(".")[:2])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         return Check("git", False, f"cannot be run: {error}", mend)
-    note = f" (newer than any that gitmirror was tried with: {wanted} to {tried})" if version > NEWEST_TRIED else ""
-    return Check("git", version >= OLDEST_GIT, said.strip() + note, mend)
+    note = f" (newer than the versions that were tested: {wanted} to {tried})" if version > NEWEST_TRIED else ""
+    return Check("git", version >= OLDEST_GIT, output.strip() + note, mend)
 
 
 def _git_daemon() -> Check:
     mend = "install git's daemon: it is part of git on most systems, git-daemon on Fedora and Alpine"
     try:
-        said = subprocess.run(["git", "--exec-path"], capture_output=True, text=True, check=True, timeout=10).stdout
+        output = subprocess.run(["git", "--exec-path"], capture_output=True, text=True, check=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return Check("git daemon", False, f"git cannot be run: {error}", mend)
-    program = Path(said.strip()) / "git-daemon"
+    program = Path(output.strip()) / "git-daemon"
     return Check("git daemon", os.access(program, os.X_OK), f"{program}", mend)
 
 
@@ -104,24 +104,27 @@ def _config(node: Node) -> Check:
 
 
 def _credentials(node: Node) -> list[Check]:
-    """The files that entries name, by themselves: whether an upstream takes what is in them, its refreshes tell."""
+    """Checks the files and commands of the entries; only a refresh shows whether the upstream accepts a credential."""
     checks = []
     for entry in node.config.credentials:
         problems = check_files(entry)
         if entry.ssh_key and shutil.which("ssh") is None:
-            problems.append("ssh is not there: install the OpenSSH client")
+            problems.append("ssh is missing: install the OpenSSH client")
         if entry.command and shutil.which(entry.command[0]) is None:
-            problems.append(f"its command is not there: {entry.command[0]}")
+            problems.append(f"its command is missing: {entry.command[0]}")
         source = entry.token_file or entry.ssh_key or f"command {entry.command[0]}"
         readers = "open to everybody" if entry.readers == OPEN else "private"
         found = "; ".join(problems) or f"{source}; its mirrors are {readers}"
-        mend = "each file belongs to the service's user, token and key with mode 0600; a refresh reads them again"
+        mend = (
+            "each file must belong to the service's user, token and key with mode 0600; "
+            "the next refresh reads them again"
+        )
         checks.append(Check(f"credentials {entry.url}", not problems, found, mend))
     return checks
 
 
 def _outlets(config: Config) -> list[Check]:
-    """What is configured for webhooks, alerts and events, and could be missing when it is needed."""
+    """Checks the files and commands that webhooks, alerts and events need."""
     checks = []
     for name in ("webhook_secret_file", "token_file"):
         if path := getattr(config.refresh, name):
@@ -130,8 +133,8 @@ def _outlets(config: Config) -> list[Check]:
     for name, command in (("alerts", config.alerts.command), ("events", config.events.command)):
         if command:
             found = shutil.which(command[0])
-            told = found or f"{command[0]} is not there, or cannot be executed"
-            checks.append(Check(f"{name} command", found is not None, told, f"correct [{name}] command"))
+            result = found or f"{command[0]} does not exist or cannot be executed"
+            checks.append(Check(f"{name} command", found is not None, result, f"correct [{name}] command"))
     return checks
 
 
@@ -139,42 +142,45 @@ def _state(node: Node) -> Check:
     state = node.layout.state
     mend = "it must belong to the user that runs gitmirror: chown -R it, or choose another with --state"
     if not state.exists():
-        return Check("state directory", True, f"{state} is not there yet, serve makes it")
+        return Check("state directory", True, f"{state} does not exist yet; serve creates it")
+    if not os.access(state, os.R_OK | os.W_OK | os.X_OK):
+        return Check("state directory", False, f"{state} cannot be used by this user", f"run doctor with sudo; {mend}")
     owner = state.stat().st_uid
     foreign = [path for path in (state, *state.iterdir()) if path.lstat().st_uid != owner]
     if foreign:
         return Check("state directory", False, f"{foreign[0]} belongs to another user than {state}", mend)
-    return Check("state directory", os.access(state, os.R_OK | os.W_OK | os.X_OK), f"{state} (user {owner})", mend)
+    return Check("state directory", True, f"{state} (user {owner})")
 
 
 def _disk(node: Node) -> Check:
-    place = _existing(node)
+    directory = _existing(node)
     mend = "make room, or move the state directory"
-    room = room_of(place)
+    room = room_of(directory)
     if room is not None and room.files == 0:
-        return Check("disk", False, "it can hold no more files (inodes)", mend)
-    free = shutil.disk_usage(place).free
+        return Check("disk", False, "no inodes are free for more files", mend)
+    free = shutil.disk_usage(directory).free
     return Check("disk", free > LOW_DISK, f"{format_size(free)} free", mend)
 
 
 def _hooks(node: Node) -> Check:
-    """git skips a hook that it cannot execute; serve proves at start that it does not, this finds the usual reason."""
-    place = _existing(node)
-    noexec = bool(os.statvfs(place).f_flag & os.ST_NOEXEC)
-    found = f"{place} is on a noexec mount" if noexec else f"can be executed below {place}"
+    """Checks for a noexec mount, the usual reason why git skips a hook; serve proves at start that git runs them."""
+    directory = _existing(node)
+    noexec = bool(os.statvfs(directory).f_flag & os.ST_NOEXEC)
+    found = f"{directory} is on a noexec mount" if noexec else f"hooks can be executed below {directory}"
     return Check("hooks", not noexec, found, "mount it without noexec: git runs the hooks that guard pushes there")
 
 
 def _existing(node: Node) -> Path:
-    place = node.layout.state
-    while not place.exists():
-        place = place.parent
-    return place
+    """Returns the state directory, or its nearest parent that exists."""
+    directory = node.layout.state
+    while not directory.exists():
+        directory = directory.parent
+    return directory
 
 
 def _database(node: Node) -> Check:
-    if not node.layout.database.exists() and not is_lost(node.layout):
-        return Check("database", True, "not there yet, serve makes it")
+    if not is_lost(node.layout) and not node.layout.database.exists():
+        return Check("database", True, "does not exist yet; serve creates it")
     stores = node.stores()
     verdict = stores.audit.verify()
     found = f"{len(stores.registry.all())} repositories, {verdict.events} audit events"
@@ -206,16 +212,16 @@ def _pushes(node: Node) -> Check:
     pushes = node.status()["pushes"] or {}
     if pushes.get("off"):
         return Check("pushes", False, f"pushes are off: {pushes['off']}", pushes["mend"])
-    return Check("pushes", True, f"{pushes.get('accepted', 0)} let in, {pushes.get('rejected', 0)} refused")
+    return Check("pushes", True, f"{pushes.get('accepted', 0)} accepted, {pushes.get('rejected', 0)} refused")
 
 
 def _serve(node: Node) -> Check:
     found = node.status()
     unhealthy = [repo["name"] for repo in found["repos"] if repo["state"] in ("stale", "failing")]
     if found["warnings"]:
-        return Check("serve", False, "; ".join(found["warnings"]), "mend what it names, then restart serve")
+        return Check("serve", False, "; ".join(found["warnings"]), "fix what the warnings name, then restart serve")
     if unhealthy:
-        return Check("serve", False, f"behind: {', '.join(unhealthy)}", "`status` says why")
+        return Check("serve", False, f"stale or failing: {', '.join(unhealthy)}", "see the reason in `status`")
     return Check("serve", True, f"process {found['pid']}, pushes are guarded")
 
 

@@ -1,4 +1,4 @@
-"""What a guest's egress allowlist needs: the mirror's own two ports, and no upstream."""
+"""The entries that a guest's egress allowlist needs: the mirror's two ports for guests, and no upstream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DEFAULT_PORTS = {"git": 9418, "http": 80, "https": 443}
 
 
 def egress_entries(node: Node) -> list[str]:
-    """`host:port` for the git and the HTTP listener, as guests call them. Raises UsageError when that is not known."""
+    """Returns `host:port` of the git and the HTTP listener as guests use them. Raises UsageError when unknown."""
     found = node.status()
     serve = node.config.serve
     git = found["git"] or serve.public_git or _url("git", serve.git)
@@ -26,11 +26,11 @@ def egress_entries(node: Node) -> list[str]:
         host, port = parts.hostname or "", _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
         if host in _EVERYWHERE:
             raise UsageError(
-                f"{url} listens everywhere, which is not an address that a guest can be allowed",
-                hint=f'say what guests call this node: [serve] {setting} = "{parts.scheme}://mirror:{port}"',
+                f"{url} listens on all addresses, which an allowlist cannot name",
+                hint=f'set the URL that guests use: [serve] {setting} = "{parts.scheme}://mirror:{port}"',
             )
         if port == 0:
-            raise UsageError(f"{url} picks its port when serve starts", hint="start serve, or give it a port")
+            raise UsageError(f"{url} gets its port only when serve starts", hint="start serve, or configure a port")
         entries.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     return list(dict.fromkeys(entries))
 

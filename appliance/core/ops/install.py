@@ -1,7 +1,7 @@
-"""Putting the appliance on a node: its file, its units, its user, its first configuration.
+"""Installs gitmirror on a node: the file, the systemd units, the user, and a first configuration.
 
-`plan_install` looks and decides, `Step.apply` does; in between a caller can show what will happen. Installing
-is idempotent, and installing a newer file over an older one is the upgrade.
+`plan_install` looks and decides, and `Step.apply` makes the changes; in between, a caller can show what will happen.
+Installing is idempotent. To upgrade, install a newer file over an older one.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ EXAMPLE_CREDENTIAL = {"url": "https://github.com/acme", "token_file": "/etc/gitm
 
 
 class InstallError(GitmirrorError):
-    """Installing cannot go on; what was written before it is whole."""
+    """Installing cannot go on. Every file that was written before is complete."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing an install does. `text` says it in a line, as an order: `write /etc/...`."""
+    """One step of an install. `text` describes it in one line, as an order: `write /etc/...`."""
 
     text: str
 
     def apply(self) -> None:
-        """Does it, or raises InstallError. The base class is a step with nothing to do."""
+        """Makes the change, or raises InstallError. The base class is a step with nothing to do."""
 
 
 @dataclass(frozen=True)
 class WriteFile(Step):
-    """Puts `content` (or a copy of the file `source`) at `path`, whole or not at all."""
+    """Writes `content` (or a copy of the file `source`) to `path`, completely or not at all."""
 
     path: Path
     mode: int
@@ -64,7 +64,7 @@ class WriteFile(Step):
     source: Path | None = None
 
     def apply(self) -> None:
-        """Write, fsync, rename: a node that loses power has the old file or the new one."""
+        """Writes, syncs and renames, so that a node that loses power has either the old file or the new one."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _replace(self.path, self.mode, self.content, self.source)
@@ -74,54 +74,54 @@ class WriteFile(Step):
 
 @dataclass(frozen=True)
 class MakeDirectory(Step):
-    """Makes `path` with `mode`, owned by `owner` (a user's name; empty: whoever runs this)."""
+    """Creates `path` with `mode`, owned by `owner` (a user's name; empty: the user who runs this)."""
 
     path: Path
     mode: int
     owner: str = ""
 
     def apply(self) -> None:
-        """An existing directory is put right too, with all in it when it was another user's."""
+        """Also corrects an existing directory, with everything in it when it belonged to another user."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.path.chmod(self.mode)
             if self.owner and self.path.owner() != self.owner:
                 _give(self.path, self.owner)
         except (OSError, KeyError) as error:
-            raise InstallError(f"cannot make {self.path} for {self.owner or 'this user'}: {error}") from None
+            raise InstallError(f"cannot create {self.path} for {self.owner or 'this user'}: {error}") from None
 
 
 @dataclass(frozen=True)
 class RunCommand(Step):
-    """Runs a command of the node itself, without a shell."""
+    """Runs a command of the node, without a shell."""
 
     argv: tuple[str, ...]
 
     def apply(self) -> None:
-        """Fails with what the command said."""
+        """Runs it. Raises InstallError with the command's output when it fails."""
         try:
             done = subprocess.run(self.argv, capture_output=True, text=True, check=False, timeout=120)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise InstallError(f"cannot run {self.argv[0]}: {error}") from None
         if done.returncode != 0:
-            said = (done.stderr or done.stdout).strip()
-            raise InstallError(f"`{' '.join(self.argv)}` failed with {done.returncode}: {said}")
+            output = (done.stderr or done.stdout).strip()
+            raise InstallError(f"`{' '.join(self.argv)}` failed with {done.returncode}: {output}")
 
 
 @dataclass(frozen=True)
 class Installation:
-    """What an install will do, and what the operator does after it."""
+    """The steps of an install, and the commands for the operator to run after it."""
 
     steps: Sequence[Step]
     next_commands: Sequence[str]
 
 
 def plan_install(root: Path, program: Path, *, start: bool = False) -> Installation:
-    """What installing the file `program` on the system at `root` takes.
+    """Plans the installation of the file `program` on the system at `root`.
 
-    `root` other than `/` is a directory that looks like a node (an image, a dry run): files are written below
-    it, and users and systemd are left alone. `start` also enables and (re)starts the units, on `/` only.
-    Raises InstallError when `/` is asked for by somebody who is not root, or has no systemd.
+    With a `root` other than `/` (an image, a dry run), files are written below it, and users and systemd are left
+    alone. `start` also enables and (re)starts the units, and is allowed for `/` only (UsageError). Raises InstallError
+    for `/` when this process is not root or the system has no systemd.
     """
     root = root.resolve()
     live = root == REAL_ROOT
@@ -133,32 +133,32 @@ def plan_install(root: Path, program: Path, *, start: bool = False) -> Installat
     if live and os.geteuid() != 0:
         raise InstallError(
             "installing on this machine needs root",
-            hint="run it with sudo, or with --root DIR to see in DIR what it would write",
+            hint="run it with sudo, or with --root DIR to write the files below DIR and look at them",
         )
     if live and shutil.which("systemctl") is None:
         raise InstallError(
             "this machine has no systemctl",
-            hint="install is for systemd; with another supervisor, let it run `gitmirror.pyz serve`",
+            hint="install needs systemd; under another supervisor, run `gitmirror.pyz serve`",
         )
     steps = [
         _program_step(root, program),
         *(_file_step(_below(root, UNIT_DIRECTORY / unit), _unit(unit)) for unit in UNITS),
         _file_step(_below(root, SYSUSERS), _unit("gitmirror.sysusers")),
-        # Whatever root's umask is, the service must be able to read its configuration.
-        MakeDirectory(f"make {_below(root, SYSTEM_CONFIG.parent)}", _below(root, SYSTEM_CONFIG.parent), 0o755),
+        # The mode does not depend on root's umask, because the service must be able to read its configuration.
+        MakeDirectory(f"create {_below(root, SYSTEM_CONFIG.parent)}", _below(root, SYSTEM_CONFIG.parent), 0o755),
         _config_step(_below(root, SYSTEM_CONFIG)),
         _user_step(live),
         MakeDirectory(
-            f"make {_below(root, SYSTEM_STATE)} (mode 0750{f', owner {USER}' if live else ''})",
+            f"create {_below(root, SYSTEM_STATE)} (mode 0750{f', owner {USER}' if live else ''})",
             path=_below(root, SYSTEM_STATE),
             mode=0o750,
             owner=USER if live else "",
         ),
     ]
-    reload = RunCommand("make systemd read the units", argv=("systemctl", "daemon-reload"))
+    reload = RunCommand("let systemd read the units", argv=("systemctl", "daemon-reload"))
     enable = ("systemctl", "enable", *SOCKETS, SERVICE)
     begin = ("systemctl", "start", *SOCKETS)
-    # Restarting the service alone keeps the sockets: guests wait for the new version, none is refused.
+    # Only the service is restarted; its sockets stay open, so guests wait for the new version and none is refused.
     restart = ("systemctl", "restart", SERVICE)
     after = [" ".join(command) for command in (enable, begin, restart)]
     if not live:
@@ -175,39 +175,39 @@ def plan_install(root: Path, program: Path, *, start: bool = False) -> Installat
 
 
 def running_program(argv0: str) -> Path:
-    """The zipapp that this process was started from, by its `sys.argv[0]`. InstallError when it is none."""
+    """Returns the zipapp that this process runs from, given its `sys.argv[0]`. Raises InstallError if it is not one."""
     path = Path(argv0).absolute()
     if not path.is_file() or not zipfile.is_zipfile(path):
         raise InstallError(
-            f"{path} is not the packed file, so there is nothing to install",
+            f"{path} is not a packed gitmirror.pyz, so there is nothing to install",
             hint="build it with scripts/build_pyz.sh and run `dist/gitmirror.pyz install`",
         )
     return path
 
 
 def default_config() -> bytes:
-    """What `install` writes: every setting with its line of help and its default, all commented out."""
+    """Returns the config that `install` writes: every setting with its help and its default, all commented out."""
     lines = [
-        "# gitmirror: every setting with its default. Take the # away to change one, then",
-        "# `systemctl reload gitmirror`. Under systemd the sockets' addresses win over git, http and admin",
-        "# of [serve]: change those by `systemctl edit gitmirror-git.socket`.",
+        "# gitmirror: every setting with its default. To change one, remove the # and run",
+        "# `systemctl reload gitmirror`. Under systemd, the sockets' addresses override git, http and admin of",
+        "# [serve]; change them with `systemctl edit gitmirror-git.socket`.",
     ]
     for name, section in SECTIONS.items():
-        # Sections are not commented: an uncommented key must never land in the section above its own.
+        # Section headers are not commented out, so that a key never ends up in the section above its own.
         lines += ["", f"[{name}]"]
         for item in fields(section):
             lines += [f"# {item.metadata['help']}", f"# {item.name} = {_toml(item.metadata['default'])}"]
     lines += [
         "",
-        "# The static list: one [[repos]] for each. It is read at start and on reload.",
+        "# The static list of repositories: one [[repos]] for each. It is read at start and on reload.",
         "# [[repos]]",
     ]
     for item in fields(RepoConfig):
         lines += [f"## {item.metadata['help']}", f"# {item.name} = {_toml(EXAMPLE_REPO[item.name])}"]
     lines += [
         "",
-        "# What lets refreshes into private upstreams: one [[credentials]] for each. Their mirrors are served",
-        "# to guests with a read token (`token issue`), unless readers says otherwise.",
+        "# Credentials for private upstreams: one [[credentials]] for each. Guests need a read token",
+        "# (`token issue`) for their mirrors, unless readers says otherwise.",
         "# [[credentials]]",
     ]
     for item in fields(CredentialConfig):
@@ -217,7 +217,7 @@ def default_config() -> bytes:
 
 
 def _toml(value: Any) -> str:
-    """A default as TOML writes it. Defaults are texts without quotes, whole numbers and flags."""
+    """Formats a default as TOML. Defaults are strings without quotes, whole numbers and booleans."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, int) else f'"{value}"'
@@ -228,7 +228,7 @@ def _below(root: Path, path: Path) -> Path:
 
 
 def _unit(name: str) -> bytes:
-    """A file of `systemd/`, which is package data in the zipapp and the wheel."""
+    """Reads a file of `systemd/`, which is package data in the zipapp and the wheel."""
     packed = resources.files("appliance") / "units" / name
     if packed.is_file():
         return packed.read_bytes()
@@ -267,19 +267,20 @@ def _program_step(root: Path, program: Path) -> Step:
 
 def _user_step(live: bool) -> Step:
     if not live:
-        return Step(f"left to the node: the user {USER} (systemd-sysusers makes it at boot from {SYSUSERS})")
+        return Step(f"left to the node: the user {USER} (systemd-sysusers creates it at boot from {SYSUSERS})")
     with contextlib.suppress(KeyError):
         pwd.getpwnam(USER)
         return Step(f"keep the user {USER}")
-    # useradd and not systemd-sysusers, which minimal systems lack; the snippet is for images.
+    # useradd rather than systemd-sysusers, because minimal systems lack the latter; the snippet is for images.
     command = ("useradd", "--system", "--user-group", "--home-dir", str(SYSTEM_STATE), "--no-create-home")
-    return RunCommand(f"make the user {USER}", argv=(*command, "--shell", _nologin(), USER))
+    return RunCommand(f"create the user {USER}", argv=(*command, "--shell", _nologin(), USER))
 
 
 def _give(directory: Path, owner: str) -> None:
-    """`directory` and all below it to `owner`; systemd would only do so while the top is somebody else's.
+    """Gives `directory` and everything below it to `owner`.
 
-    Links are not followed, and the top goes last: until then the new owner cannot put any in our way.
+    systemd would do so only while the top directory belongs to another user. Links are not followed, and the top
+    directory comes last, so that the new owner cannot place links in the way before.
     """
     account = pwd.getpwnam(owner)
     for path in (*directory.rglob("*"), directory):

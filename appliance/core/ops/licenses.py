@@ -1,4 +1,4 @@
-"""Which software is packed beside gitmirror, and under which licences, read from its own metadata."""
+"""Lists the packages inside gitmirror.pyz and their licences, read from the packages' own metadata."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class PackedLicense:
 
 
 def licenses(folder: Path | None = None) -> list[PackedLicense]:
-    """Every distribution installed in `folder`, by name.
+    """Returns every distribution installed in `folder`, sorted by name.
 
-    `folder` is a directory of packages; by default the one that gitmirror itself is installed in, which
-    in the packed file holds exactly what is packed (in a virtual environment, everything in that).
-    Raises GitmirrorError when gitmirror is not installed at all, only lying about as files.
+    `folder` is a directory of packages. The default is the directory in which gitmirror itself is installed: in the
+    packed file it contains exactly what is packed, in a virtual environment everything that is installed there.
+    Raises GitmirrorError when gitmirror runs from source files that are not installed.
     """
     if folder is None:
         try:
             folder = Path(str(metadata.distribution("gitmirror").locate_file("")))
         except metadata.PackageNotFoundError as error:
             raise GitmirrorError(
-                "the licences are not known: gitmirror runs from bare files, not from gitmirror.pyz",
+                "the licences are not known, because gitmirror runs from source files and not from gitmirror.pyz",
                 hint="run gitmirror.pyz --licenses, or install the checkout into a virtual environment",
             ) from error
     packed = (_packed(distribution.metadata) for distribution in metadata.distributions(path=[str(folder)]))
@@ -42,7 +42,7 @@ def licenses(folder: Path | None = None) -> list[PackedLicense]:
 
 
 def render_licenses(packed: Iterable[PackedLicense]) -> str:
-    """A table for people: name, version, licence; one line each, no header, no newline at the end."""
+    """Formats a table for people: name, version, licence; one line each, no header, no newline at the end."""
     rows = list(packed)
     name_width = max((len(row.name) for row in rows), default=0)
     version_width = max((len(row.version) for row in rows), default=0)
@@ -54,9 +54,9 @@ def _packed(fields: metadata.PackageMetadata) -> PackedLicense:
 
 
 def _license(fields: metadata.PackageMetadata) -> str:
-    """`License-Expression` (PEP 639), else `License` when it is a name, else the classifiers.
+    """Returns `License-Expression` (PEP 639), else `License` when it is a name, else the classifiers.
 
-    Before PEP 639 some put the whole text of the licence into `License`: more than one line is no name.
+    Before PEP 639, some packages put the whole text of the licence into `License`; more than one line is not a name.
     """
     expression = _first(fields, "License-Expression")
     if expression:

@@ -1,15 +1,16 @@
-"""Processes: the children of this one, and which process owns a state directory.
+"""Processes: the children of this process, and which process owns a state directory.
 
 - `children`: starts a child in a process group of its own, records it on disk, and ends the whole group.
-- `run`: runs one child to its end, with a deadline and a bound on what it says.
+- `run`: runs one child to its end, with a deadline and a limit on its output.
 - `owner`: the lock that one `serve` (or one command without it) holds on a state directory, and taking it over from
   an owner that was killed.
-- `control`: how any other process asks the owner: one JSON document a line over a unix socket.
+- `control`: how other processes call the owner: one JSON document per line over a unix socket.
+- `disk`: how much space and how many inodes are free. `endurance`: how a background loop survives errors.
 
-A child: it inherits an open lock file, and a record of its process group is written as soon as it runs. It is ended
-by TERM, a deadline, then KILL. When the owner itself is killed, the next owner finds the records, ends what is left,
-and goes on only when the inherited lock is free, which proves that no child lives.
+The life of a child: it inherits an open lock file, and a record of its process group is written as soon as it runs. It
+is ended by TERM, a deadline, then KILL. When the owner itself is killed, the next owner finds the records, ends the
+processes that are left, and continues only when the inherited lock is free, which proves that no child lives.
 
-What always holds: nobody removes git's stale locks or half-written packs while a child of an earlier owner may still
-write. A signal is sent only to a process that is known to be ours: its start time is compared.
+Invariants: git's stale locks and half-written packs are never removed while a child of an earlier owner may still
+write. A process of an earlier owner is signalled only when it, or the leader of its group, has the lock open.
 """

@@ -1,8 +1,8 @@
-"""Child processes: own process group, recorded, holding an inherited lock, ended by group.
+"""Child processes: each has its own process group, is recorded, holds an inherited lock, and is ended by group.
 
-Children outlive a killed `serve`: an orphaned receive-pack still moved a ref three seconds later. So each child
-inherits the owner's lock, and leaves an empty file that names its process group and its start time; the next
-`serve` ends what is left and touches lock files of git only once that lock is free.
+Children outlive a killed `serve`: an orphaned receive-pack still moved a ref three seconds later. Therefore each child
+inherits the owner's lock, and an empty file records its process group and its start time. The next `serve` ends the
+processes that are left, and touches git's lock files only once the inherited lock is free.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ TERM_GRACE = 3.0
 
 
 MOST_OPEN_FILES = 65536
-"""Three descriptors for each guest that is served and one for each that waits: more than the usual limit of 1024."""
+"""Each served guest needs three descriptors and each waiting guest one, more than the usual limit of 1024 allows."""
 
 
 def raise_open_files_limit() -> None:
-    """Lets this process open as many files as it may, MOST_OPEN_FILES at most."""
+    """Raises this process's soft limit of open files to the hard limit, but not above MOST_OPEN_FILES."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -44,23 +44,23 @@ def raise_open_files_limit() -> None:
 
 
 MOST_DATA = 2 * 2**30
-"""Bytes of memory that each process of a push may have: a delta of 20 bytes can ask for a buffer of terabytes."""
+"""Bytes of memory for each process of a push. A delta of 20 bytes can demand a buffer of terabytes."""
 MOST_CPU = 600
-"""Seconds of processor time that each process of a push may take: it tells its guest that it lives all the while."""
+"""Seconds of CPU time for each process of a push. An idle timeout does not end it, because it sends keepalives."""
 
 
 def limit_push(pid: int) -> None:
-    """Bounds what a push may cost: the child `pid` and all it starts from here on. Raises OSError."""
+    """Limits memory and CPU time of the child `pid` and of every process it starts from now on. Raises OSError."""
     resource.prlimit(pid, resource.RLIMIT_DATA, (MOST_DATA, MOST_DATA))
     resource.prlimit(pid, resource.RLIMIT_CPU, (MOST_CPU, MOST_CPU))
 
 
 class LockHeld(GitmirrorError):
-    """Another process holds a lock that is needed."""
+    """Another process holds a required lock."""
 
 
 def take_lock(path: Path, *, inheritable: bool = False) -> int:
-    """Opens and locks `path` exclusively, without waiting; returns the descriptor. Raises LockHeld.
+    """Opens and locks `path` exclusively without waiting, and returns the descriptor. Raises LockHeld.
 
     The lock belongs to the open file, so a child that inherits the descriptor keeps it.
     """
@@ -76,12 +76,12 @@ def take_lock(path: Path, *, inheritable: bool = False) -> int:
 
 
 def start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None when there is no such process, or only its zombie."""
+    """Returns when a process started, in clock ticks since boot, or None when it does not exist or is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    # The command name stands in parentheses and may itself contain any byte.
+    # The command name is in parentheses and may itself contain any byte, also a parenthesis.
     fields = stat.rpartition(b")")[2].split()
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
@@ -123,19 +123,19 @@ class Children:
         try:
             child = Child(process, self)
         except OSError:
-            # No descriptor is left to watch it by, so nobody would ever end it.
+            # Without a free descriptor for a pidfd the child cannot be watched, and nobody would ever end it.
             process.kill()
             process.wait()
             raise
         self._running[process.pid] = child
         child.record = self._directory / f"{process.pid}.{start_time(process.pid) or 0}"
         with contextlib.suppress(OSError):
-            # A record that cannot be written (disk full) is made up for by looking for who holds the lock.
+            # If the record cannot be written (disk full), the next owner still finds the child by its open lock.
             child.record.touch()
         return child
 
     def forget(self, child: Child) -> None:
-        """Called when a child's group is gone."""
+        """Removes a child and its record once its group is gone."""
         self._running.pop(child.pid, None)
         if child.record is not None:
             with contextlib.suppress(OSError):
@@ -145,7 +145,7 @@ class Children:
         return len(self._running)
 
     async def end_all(self) -> None:
-        """Ends every child's group: TERM, a moment, KILL."""
+        """Ends every child's group: TERM, up to TERM_GRACE seconds, KILL."""
         await asyncio.gather(*(child.end() for child in list(self._running.values())))
 
 
@@ -166,8 +166,8 @@ class Child:
     def _on_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
-        # What the leader left behind in its group (a fetch's index-pack, for one) ends with it. Before the leader
-        # is reaped: until then its number cannot be given to another group.
+        # Kill what the leader left in its group, such as a fetch's index-pack. This happens before the leader is
+        # reaped, because until then no other group can get its number.
         self.signal(signal.SIGKILL)
         code = self.process.wait()
         self._children.forget(self)
@@ -175,11 +175,11 @@ class Child:
             self._exited.set_result(code)
 
     async def wait(self) -> int:
-        """The exit code (negative: the signal)."""
+        """Waits for the end and returns the exit code (negative: the signal)."""
         return int(await asyncio.shield(self._exited))
 
     def signal(self, number: int) -> None:
-        """Sends a signal to the whole group; nothing happens when it is gone."""
+        """Sends a signal to the whole group; does nothing when the group is gone."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
@@ -195,15 +195,16 @@ class Child:
 
 
 def end_survivors(directory: Path, lock: Path, *, deadline: float = 10.0) -> int:
-    """Ends the process groups that a dead owner left running; returns how many.
+    """Ends the process groups that a dead owner left running, and returns how many.
 
-    Looks at the records first, then at every process that still has `lock` open (a child killed before it was
-    recorded, or one that left its group). Raises LockHeld when somebody keeps the lock all the same.
+    Goes through the records first, then through every process that still has `lock` open (a child that was not
+    recorded yet, or one that left its group). Raises LockHeld when the lock is still held after `deadline` seconds.
     """
     ended: set[int] = set()
     for record in sorted(path for path in directory.glob("*") if _RECORD.fullmatch(path.name)):
         pid, started = (int(part) for part in record.name.split("."))
-        # The lock too: start times count from the boot, so after another boot both numbers may be a stranger's.
+        # The lock is checked too: start times count from the boot, so after a reboot another process may have the
+        # same pid and start time.
         if started and start_time(pid) == started and _has_open(pid, lock):
             ended |= _end_group(pid)
         else:
@@ -218,7 +219,7 @@ def end_survivors(directory: Path, lock: Path, *, deadline: float = 10.0) -> int
             if time.monotonic() > until:
                 raise LockHeld(
                     f"processes of an earlier serve cannot be ended: {holders}",
-                    hint="they hold " + str(lock) + "; end them by hand, then start again",
+                    hint=f"they hold {lock}; end them by hand, then start again",
                 ) from None
             for pid in holders:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -237,7 +238,7 @@ def _end_group(pid: int) -> set[int]:
 
 
 def _end_members(group: int, lock: Path) -> set[int]:
-    """Ends members of a group whose leader is gone; only those that hold the lock, since pids are used again."""
+    """Ends members of a group whose leader is gone, but only those that hold the lock, because pids are reused."""
     ended = set()
     for pid in _processes():
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -1,8 +1,8 @@
-"""Asking the `serve` that owns a state directory, over its unix socket: one JSON document a line.
+"""Calls the `serve` that owns a state directory, over its unix socket, with one JSON document per line.
 
-A request is `{"command": NAME, "arguments": {...}}`. The answer is any number of `{"progress": TEXT}` and then
-one `{"result": ...}` or `{"error": {"message", "hint", "exit_code"}}`. The command `watch` is answered with one
-`{"watching": true}` and then an event a line (see observability/event_stream.py), until either side hangs up.
+A request is `{"command": NAME, "arguments": {...}}`. The response is any number of `{"progress": TEXT}` and then
+one `{"result": ...}` or `{"error": {"message", "hint", "exit_code"}}`. The response to the command `watch` is one
+`{"watching": true}` and then one event per line (see observability/event_stream.py), until either side hangs up.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Tell = Callable[[str], None]
 
 @contextlib.contextmanager
 def short_name(path: Path) -> Iterator[str]:
-    """A name for `path` of a few bytes: a unix socket's is limited to 107, and a state directory's may be longer."""
+    """Yields a short name for `path`, because a unix socket's is limited to 107 bytes and `path` may be longer."""
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{directory}/{path.name}"
@@ -41,9 +41,9 @@ def is_serving(layout: Layout) -> bool:
 
 
 class Watch:
-    """The events of a running `serve`, from the moment this is made. Iterating ends when either side hangs up.
+    """The events of a running `serve` from now on. Iteration ends when either side hangs up.
 
-    Making it raises NotServing. `close` may be called from another thread, and ends the iteration there.
+    The constructor raises NotServing. `close` may be called from another thread and then ends the iteration.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -57,11 +57,11 @@ class Watch:
             raise _unanswered(self._owner, error) from None
         if not answered.get("watching"):
             self._connection.close()
-            raise NotServing("serve is of another version and tells no events", hint="restart serve")
+            raise NotServing("the running serve has another version and sends no events", hint="restart serve")
         self._connection.settimeout(None)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Each event: `{event, at, repo, …}`. Half a line, of a serve that was killed, is the end too."""
+        """Yields each event: `{event, at, repo, …}`. Half a line, from a serve that was killed, also ends it."""
         with contextlib.suppress(OSError, ValueError):
             for line in self._lines:
                 yield json.loads(line)
@@ -74,13 +74,16 @@ class Watch:
 
 
 QUICK = 30.0
-"""Seconds that a serve which is alive needs at most to answer what it only has to look up."""
+"""Seconds in which a healthy `serve` responds to a request that it only has to look up."""
 
 
 def call(
     layout: Layout, command: str, *, on_progress: Tell | None = None, timeout: float | None = None, **arguments: Any
 ) -> Any:
-    """Asks `serve` and waits for its answer, `timeout` seconds at most. Raises NotServing, or what serve answered."""
+    """Sends a command to `serve` and returns the result. Raises NotServing, or the GitmirrorError of the response.
+
+    `timeout` is in seconds and applies to each read and write; None waits without limit.
+    """
     connection, owner = _connect(layout, timeout)
     with connection:
         try:
@@ -98,13 +101,13 @@ def call(
         except OSError as error:
             raise _unanswered(owner, error) from None
         except ValueError:
-            # Half a line: serve was killed while it wrote.
+            # Half a line: serve was killed while it wrote the response.
             pass
     raise NotServing(f"serve (process {owner.pid}) ended before it answered", hint="see its log")
 
 
 def not_serving(layout: Layout) -> NotServing:
-    """What to tell whoever needs a `serve` and finds none."""
+    """Returns the error for a command that needs a running `serve`."""
     return NotServing(f"serve is not running on {layout.state}", hint="start it, or name its directory with --state")
 
 

@@ -1,4 +1,4 @@
-"""How much room a file system has, in bytes and in files, and when that is too little to write anything."""
+"""How much space a file system has, in bytes and in files, and when that is too little to write anything."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 from appliance.core.units import format_size
 
 LEAST_ROOM = 2**20
-"""Free bytes below which a disk counts as full: what is to be written must be written whole."""
+"""Free bytes below which a disk counts as full, because every write must fit completely."""
 LOW = 2**30
-"""Free bytes below which `status` warns; no new answers are kept for guests then."""
+"""Free bytes below which `status` warns and no new responses are cached."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """What is free for this user: bytes, and files, None on file systems that do not count them."""
+    """What is free for this user: bytes, and files (None on file systems that do not count them)."""
 
     bytes: int
     files: int | None
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing can be relied on to be written."""
+        """Whether no write can be relied on to succeed."""
         return self.bytes < LEAST_ROOM or self.files == 0
 
     def complaint(self, path: Path) -> str | None:
-        """What is to be said of the disk that `path` is on, if anything."""
+        """Returns a warning about the disk that `path` is on, or None."""
         if self.files == 0:
             return f"the disk of {path} is full: it can hold no more files (inodes)"
         if self.is_full:
@@ -40,7 +40,7 @@ class Room:
 
 
 def room_of(path: Path) -> Room | None:
-    """The room on the disk of `path`; None when that cannot be told."""
+    """Returns the free space on the disk of `path`, or None when it cannot be determined."""
     try:
         found = os.statvfs(path)
     except OSError:
@@ -49,7 +49,7 @@ def room_of(path: Path) -> Room | None:
 
 
 def free_bytes(path: Path) -> float:
-    """Free bytes on the disk of `path`, NaN when that cannot be told: a metric that is wrong is worse than none."""
+    """Returns the free bytes on the disk of `path`, or NaN when unknown: a wrong metric is worse than none."""
     room = room_of(path)
     return math.nan if room is None else room.bytes
 
@@ -60,7 +60,7 @@ def disk_gauges(path: Path) -> Iterator[tuple[str, str, float]]:
 
 
 def disk_complaint(path: Path) -> str | None:
-    """A warning about the disk of `path`, with what to do, or None."""
+    """Returns a warning about the disk of `path` that says what to do, or None."""
     room = room_of(path)
-    said = room.complaint(path) if room else None
-    return f"{said}; make room, or lower [cache] budget" if said else None
+    complaint = room.complaint(path) if room else None
+    return f"{complaint}; make room, or lower [cache] budget" if complaint else None

@@ -1,4 +1,4 @@
-"""How a part that runs in the background outlives an error that is not its own: it says so once and goes on."""
+"""How a background loop survives errors that are not bugs: it logs each cause once and goes on."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from contextlib import contextmanager
 from appliance.core.errors import GitmirrorError
 
 EXPECTED = (OSError, GitmirrorError)
-"""What the world does to a running serve: a directory, a disk, a database. All else is a bug, and is not outlived."""
+"""Errors of the environment: a directory, a disk, a database. Every other error is a bug and ends the loop."""
 
 
 class Endurance:
-    """Lets a loop pass over items that fail, and logs each cause once for as long as it lasts."""
+    """Lets a loop skip items that fail, and logs each cause once for as long as it lasts."""
 
     def __init__(self, log: logging.Logger, doing: str) -> None:
         self._log = log
         self._doing = doing
-        self._said: dict[str, str] = {}
+        self._logged: dict[str, str] = {}
 
     @contextmanager
     def over(self, item: str) -> Iterator[None]:
-        """Outlives an expected error of what the block does for `item`, which names it in the log."""
+        """Catches and logs an expected error of the block; `item` names in the log what it was working on."""
         try:
             yield
         except EXPECTED as error:
             cause = str(error) or type(error).__name__
-            if self._said.get(item) != cause:
-                self._said[item] = cause
+            if self._logged.get(item) != cause:
+                self._logged[item] = cause
                 self._log.error("%s: %s failed: %s", item, self._doing, cause)
         else:
-            self._said.pop(item, None)
+            self._logged.pop(item, None)

@@ -1,4 +1,4 @@
-"""The one process that may write below the state directory: `serve`, or an `add-repo` while there is no `serve`."""
+"""The owner of a state directory: the one process that may write there, `serve` or a command while no `serve` runs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SERVE = "serve"
 
 
 class StateInUse(GitmirrorError):
-    """Another process works on this state directory."""
+    """Another process owns this state directory."""
 
 
 @dataclass(frozen=True)
 class OwnerInfo:
-    """Who owns the state directory: `role` is the command it runs, `control` its socket ("" when it has none)."""
+    """The owner of a state directory: `role` is the command it runs, `control` its socket ("" when it has none)."""
 
     pid: int
     role: str
@@ -36,28 +36,32 @@ class OwnerInfo:
 
 @dataclass
 class Claim:
-    """Ownership, until `release` or the end of this process. `survivors` were left by a killed owner and are ended."""
+    """Ownership, until `release` or the end of this process.
+
+    `survivors` counts the processes that a killed owner had left running and that were ended.
+    """
 
     children: Children
     survivors: int
     _locks: tuple[int, ...]
 
     def release(self) -> None:
-        """Gives the state directory up."""
+        """Gives up ownership of the state directory."""
         for lock in self._locks:
             os.close(lock)
 
 
 def claim(layout: Layout, role: str, *, control: Path | None = None, wait: float = 0.0) -> Claim:
-    """Makes this process the owner, and ends whatever a killed owner left running.
+    """Makes this process the owner, and ends the processes that a killed owner left running.
 
-    Waits up to `wait` seconds for an owner other than `serve`. Raises StateInUse, which says who it is.
+    Waits up to `wait` seconds for an owner other than `serve`. Raises StateInUse that names the owner, LockHeld when
+    processes of a killed owner cannot be ended, and GitmirrorError when the directory cannot be used.
     """
     try:
         layout.run.mkdir(parents=True, exist_ok=True)
         lock = _take_owner_lock(layout, wait)
         info = {"pid": os.getpid(), "role": role, "control": str(control or "")}
-        _say_who(lock, json.dumps(info).encode())
+        _write_info(lock, json.dumps(info).encode())
         layout.children.mkdir(parents=True, exist_ok=True)
         try:
             survivors = end_survivors(layout.children, layout.children_lock)
@@ -73,16 +77,17 @@ def claim(layout: Layout, role: str, *, control: Path | None = None, wait: float
     return Claim(Children(layout.children, children_lock), survivors, (lock, children_lock))
 
 
-def _say_who(lock: int, said: bytes) -> None:
-    """Over what the owner before said, so that a full disk need not give a block for it."""
+def _write_info(lock: int, info: bytes) -> None:
+    """Overwrites the info of the previous owner in place, so that it needs no new block on a full disk."""
     try:
-        os.pwrite(lock, said, 0)
-        os.ftruncate(lock, len(said))
+        os.pwrite(lock, info, 0)
+        os.ftruncate(lock, len(info))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        # The lock counts; commands do not find this owner until there is room and a restart.
-        log.error("the disk is full: commands will not find this process")
+        # This process owns the directory all the same, because the lock decides. Commands find it only after a
+        # restart with free space.
+        log.error("the disk is full: commands cannot find this process")
 
 
 def _take_owner_lock(layout: Layout, wait: float) -> int:
@@ -95,14 +100,14 @@ def _take_owner_lock(layout: Layout, wait: float) -> int:
             who = f"{owner.role} (process {owner.pid})" if owner else "another process"
             if (owner is not None and owner.role == SERVE) or time.monotonic() > until:
                 raise StateInUse(
-                    f"{who} already works on {layout.state}",
-                    hint="end it first, or choose another state directory with --state",
+                    f"{who} already uses {layout.state}",
+                    hint="stop it first, or choose another state directory with --state",
                 ) from None
         time.sleep(0.05)
 
 
 def find_owner(layout: Layout) -> OwnerInfo | None:
-    """Who owns the state directory now, or None when nobody does."""
+    """Returns the current owner of the state directory, or None when nobody owns it."""
     try:
         descriptor = os.open(layout.owner_lock, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -111,7 +116,7 @@ def find_owner(layout: Layout) -> OwnerInfo | None:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return None
-        # Between taking the lock and writing its name the owner is nameless for an instant.
+        # For a moment after it has taken the lock, the owner has not written its info yet.
         for _ in range(100):
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 return OwnerInfo(**json.loads(os.pread(descriptor, 4096, 0)))
@@ -122,9 +127,9 @@ def find_owner(layout: Layout) -> OwnerInfo | None:
 
 
 def become_owner_of(state: Path) -> None:
-    """As root on another user's state directory: becomes that user, for good. Otherwise does nothing.
+    """Run as root on another user's state directory, switches to that user for good. Otherwise does nothing.
 
-    What root wrote there, `serve` could not read or change again.
+    `serve` could not read or change files that root had written there.
     """
     if os.geteuid() != 0:
         return

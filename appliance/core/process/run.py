@@ -1,4 +1,4 @@
-"""Runs a child to its end: what it says is collected, a deadline and a bound of output hold."""
+"""Runs a child to its end and collects its output, with a deadline and a limit on the output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO
 from appliance.core.process.children import Child, Children
 
 MOST_OUTPUT = 256 * 2**20
-"""Most bytes of stdout, past which the command is killed; ls-remote of a large forge repository is some tens of MiB."""
+"""Bytes of stdout above which the command is killed. ls-remote of a large forge repository is some tens of MiB."""
 
 
 async def run_child(
@@ -28,9 +28,10 @@ async def run_child(
     stdin: bytes = b"",
     pass_fds: Sequence[int] = (),
 ) -> tuple[int | None, bytes]:
-    """Runs a program to its end: its exit code and stdout; the code is None when `deadline` seconds were over first.
+    """Runs a program to its end. Returns its exit code and stdout; the code is None when it was ended after `deadline`.
 
-    `on_error` gets stderr as it comes. Raises OSError when it cannot be started. Cancelling ends the process group.
+    `deadline` is in seconds. `on_error` gets stderr as it comes. Raises OSError when the program cannot be started.
+    Cancelling ends the process group.
     """
     child = children.start(
         argv,
@@ -52,7 +53,7 @@ async def run_child(
     try:
         async with asyncio.timeout(deadline):
             await asyncio.gather(
-                _feed(child, stdin),
+                _write_stdin(child, stdin),
                 _drain(child.process.stdout, keep),
                 _drain(child.process.stderr, on_error),
             )
@@ -70,7 +71,7 @@ async def run_child(
     return code, bytes(stdout)
 
 
-async def _feed(child: Child, data: bytes) -> None:
+async def _write_stdin(child: Child, data: bytes) -> None:
     if child.process.stdin is None:
         return
     descriptor = child.process.stdin.fileno()
@@ -93,7 +94,7 @@ async def _drain(stream: IO[bytes] | None, take: Callable[[bytes], None]) -> Non
     os.set_blocking(descriptor, False)
     loop = asyncio.get_running_loop()
     while True:
-        # Who writes faster than this reads would keep everybody else from their turn.
+        # A child that writes faster than this reads would otherwise starve all other tasks.
         await asyncio.sleep(0)
         try:
             data = os.read(descriptor, 65536)

@@ -1,7 +1,7 @@
-"""Ends sessions whose time is over, and moves idle ones out of the way of pushes.
+"""Ends sessions whose retention is over, and moves idle ones where they do not slow pushes down.
 
-Nothing here waits for pushes or stops one: every change of refs names the values it goes by, and when a push was
-quicker, nothing is changed and the next look sees the session as it is then.
+Nothing here waits for a push or blocks one. Every change of refs names the values that it expects; if a push was
+faster, nothing changes, and the next pass sees the session in its new state.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ LOOK_EVERY = 300.0
 IDLE = 86400.0
 """Seconds without a turn after which a session's ref moves to the archive."""
 AT_ONCE = 500
-"""Sessions in one transaction: each ref is a file that is synced, and a transaction has a deadline."""
+"""The most sessions in one transaction, because each ref is a file to sync and a transaction has a deadline."""
 
 
 class Retention:
-    """Looks after the sessions of `repos()`, by the retention of `settings()`."""
+    """Ends and archives sessions of `repos()`, according to the retention in `settings()`."""
 
     def __init__(
         self,
@@ -60,10 +60,10 @@ class Retention:
         self._time = time
 
     async def run(self) -> None:
-        """The loop; ends by being cancelled."""
+        """The loop; runs until it is cancelled."""
         endurance = Endurance(log, "retention")
         while True:
-            with endurance.over("turns to be booked"):
+            with endurance.over("unrecorded turns"):
                 await self._book.catch_up()
             for repo in self._repos():
                 with endurance.over(repo.name):
@@ -71,16 +71,16 @@ class Retention:
             await asyncio.sleep(LOOK_EVERY)
 
     async def look_after(self, repo: Repo) -> None:
-        """Ends what is over and archives what is idle. Raises GitmirrorError."""
+        """Ends a repository's old sessions and archives its idle ones. Raises GitmirrorError."""
         if not self._mirror_of(repo.name).exists():
             return
         now = await self._time.now()
         if now is not None:
-            await self._go_by(now, repo)
-        if left := await self._book.drop_leftovers(repo.name):
-            log.info("%s: removed %d turn refs that a kill had left", repo.name, left)
+            await self._apply_retention(now, repo)
+        if removed := await self._book.drop_leftovers(repo.name):
+            log.info("%s: removed %d turn refs that a kill had left", repo.name, removed)
 
-    async def _go_by(self, now: float, repo: Repo) -> None:
+    async def _apply_retention(self, now: float, repo: Repo) -> None:
         keep_for = self._settings().retention
         over, idle = [], []
         for session in await asyncio.to_thread(self._store.all, repo.name):
@@ -93,9 +93,10 @@ class Retention:
         await self._archive(repo, idle)
 
     async def end(self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str) -> None:
-        """Removes the refs and turns of sessions, then their rows; the log gets a note for each.
+        """Deletes the refs and turns of sessions, then their rows, and adds a note to the audit log for each.
 
-        Raises GitError when one of them was written meanwhile: then it, and others with it, is as it was.
+        Raises GitError if one of them was written meanwhile; that session and others in its batch then stay as they
+        were.
         """
         try:
             for some in _portions(sessions):
@@ -114,11 +115,12 @@ class Retention:
             name = session["session"]
             attempts = await asyncio.to_thread(self._store.applied, repo.name, name)
             ended[name] = max(attempts, default=0)
-            # The agents' ref goes by its value, or must still not be there: a turn in between undoes all of this.
+            # Delete the agents' ref only at its known value, or verify that it is still absent, so that a turn in
+            # between cancels the transaction.
             agents = f"{AGENTS}{name}"
             tip = present.get(agents, ZERO_OID)
             if tip not in (ZERO_OID, session["tip"]):
-                raise GitError(f"the session {name} is being written just now")
+                raise GitError(f"the session {name} is being written right now")
             lines.append(f"verify {agents} {ZERO_OID}\n" if tip == ZERO_OID else f"delete {agents} {tip}\n")
             turns = {f"{TURNS}{attempt}": commit for attempt, commit in attempts.items()}
             refs = [f"{ARCHIVE}{name}", *(ref for ref, commit in turns.items() if present.get(ref) == commit)]
@@ -130,26 +132,29 @@ class Retention:
             log.info("%s: session %s %s", repo.name, name, reason)
 
     async def _archive(self, repo: Repo, sessions: Sequence[dict[str, Any]]) -> None:
-        """20,000 refs under `refs/agents` cost a push 0.2 s; archived ones are hidden from receive-pack."""
+        """Moves idle sessions to the archive, which receive-pack hides.
+
+        Under `refs/agents`, 20,000 refs cost a push 0.2 s.
+        """
         mirror, count = self._mirror_of(repo.name), 0
         for some in _portions(sessions):
             async with self._locks.shared(repo.name):
                 present = await mirror.local_refs(AGENTS, ARCHIVE)
-                there = [each["session"] for each in some if present.get(f"{ARCHIVE}{each['session']}") == each["tip"]]
-                moved = [each["session"] for each in some if present.get(f"{AGENTS}{each['session']}") == each["tip"]]
+                there = [row["session"] for row in some if present.get(f"{ARCHIVE}{row['session']}") == row["tip"]]
+                moved = [row["session"] for row in some if present.get(f"{AGENTS}{row['session']}") == row["tip"]]
                 try:
-                    # One transaction: git writes all that is new before it deletes, so a kill leaves both, never none.
+                    # In one transaction git creates refs before it deletes any, so a kill leaves both, never none.
                     tips = {name: present[f"{AGENTS}{name}"] for name in moved}
                     lines = [f"update {ARCHIVE}{name} {tip}\n" for name, tip in tips.items()]
                     await mirror.update_refs(lines + [f"delete {AGENTS}{name} {tip}\n" for name, tip in tips.items()])
                 except GitError as error:
-                    log.info("%s: idle sessions stay for now: %s", repo.name, error.message)
+                    log.info("%s: idle sessions are not archived yet: %s", repo.name, error.message)
                     continue
                 archived = [*moved, *(name for name in there if f"{AGENTS}{name}" not in present)]
                 await asyncio.to_thread(self._store.set_archived, repo.name, archived, True)
             count += len(archived)
         if count:
-            log.info("%s: %d idle sessions went to the archive", repo.name, count)
+            log.info("%s: archived %d idle sessions", repo.name, count)
             self._publish(SessionsEnded(repo=repo))
 
 

@@ -1,4 +1,4 @@
-"""Refs that webhooks announced: looked for until the mirror has them, since upstreams announce before they serve."""
+"""Repeats refreshes until the mirror has what a webhook announced, because upstreams announce before they serve."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from appliance.core.refresh.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 RETRY_AFTER = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Seconds after a refresh that did not bring what was announced; then it is left to the schedule."""
+"""Seconds between a refresh that did not bring the announced ref and the next; after that the schedule applies."""
 MOST_REFS = 100
-"""Announced refs of one repository that are looked for; of more the oldest are left to the schedule."""
+"""The most announced refs tracked for one repository; beyond that, the oldest are left to the schedule."""
 
 Begin = Callable[[Coroutine[Any, Any, None], str], object]
 
 
 @dataclass
 class _Expected:
-    """What one repository is said to have, with how often it was looked for. One timer or one look at a time."""
+    """Announced refs of one repository, each with its number of checks. At most one timer or check runs at a time."""
 
     refs: dict[Announcement, int]
     timer: asyncio.TimerHandle | None = None
@@ -34,7 +34,7 @@ class _Expected:
 
 
 class Announcements:
-    """Has repositories refreshed, and again until what was announced is there."""
+    """Refreshes repositories after an announcement, and again until the announced refs have arrived."""
 
     def __init__(self, scheduler: Scheduler, mirror_of: Callable[[str], Mirror], begin: Begin) -> None:
         self._scheduler = scheduler
@@ -43,26 +43,26 @@ class Announcements:
         self._expected: dict[int, _Expected] = {}
 
     def take(self, repo: Repo, announcement: Announcement | None) -> None:
-        """A webhook came: the repository is refreshed at once; however many come, once now and once after."""
+        """Refreshes the repository at once for a webhook. Many webhooks cause one refresh now and one later."""
         if not self._scheduler.nudge(repo) or announcement is None:
             return
         refs = self._expected.setdefault(repo.id, _Expected({})).refs
-        # A later word on the same ref is the one that counts.
-        for older in [each for each in refs if each.ref == announcement.ref]:
-            del refs[older]
+        # The latest announcement of a ref replaces earlier ones.
+        for earlier in [known for known in refs if known.ref == announcement.ref]:
+            del refs[earlier]
         refs[announcement] = 0
         while len(refs) > MOST_REFS:
             del refs[next(iter(refs))]
 
     def refreshed(self, event: RefreshEnded) -> None:
-        """A refresh may have brought what was announced."""
+        """Checks for announced refs after a refresh has ended, successfully or not."""
         repo = event.repo
         expected = self._expected.get(repo.id)
-        # With another one asked for, this one began before the last announcement and says nothing about it.
+        # If another refresh is requested, this one began before the last announcement and proves nothing about it.
         if expected is None or expected.looking or self._scheduler.is_asked(repo.id):
             return
         expected.looking = True
-        self._begin(self._look(repo, expected), f"look for what {repo.name} announced")
+        self._begin(self._look(repo, expected), f"look for announced refs of {repo.name}")
 
     async def _look(self, repo: Repo, expected: _Expected) -> None:
         try:
@@ -71,11 +71,15 @@ class Announcements:
                 if announcement in expected.refs:
                     expected.refs[announcement] += 1
                     looked_for.remove(announcement)
-            for brought in looked_for:
-                expected.refs.pop(brought, None)
-            for given_up in [each for each, tries in expected.refs.items() if tries > len(RETRY_AFTER)]:
+            for arrived in looked_for:
+                expected.refs.pop(arrived, None)
+            for given_up in [announced for announced, tries in expected.refs.items() if tries > len(RETRY_AFTER)]:
                 del expected.refs[given_up]
-                log.warning("%s: %s was announced and does not come; left to the schedule", repo.name, given_up.ref)
+                log.warning(
+                    "%s: %s was announced but did not arrive; the next scheduled refresh tries again",
+                    repo.name,
+                    given_up.ref,
+                )
         finally:
             expected.looking = False
         if not expected.refs:
@@ -92,18 +96,23 @@ class Announcements:
     async def _missing(self, repo: Repo, announced: list[Announcement]) -> list[Announcement]:
         mirror = self._mirror_of(repo.name)
         try:
-            refs = await mirror.local_refs(*(each.ref for each in announced))
+            refs = await mirror.local_refs(*(announcement.ref for announcement in announced))
         except GitmirrorError as error:
-            log.warning("%s: what was announced cannot be looked for: %s", repo.name, error.message)
+            log.warning("%s: cannot check whether announced refs have arrived: %s", repo.name, error.message)
             return announced
-        return [each for each in announced if not await _is_there(mirror, refs.get(each.ref), each)]
+        return [
+            announcement
+            for announcement in announced
+            if not await _has_arrived(mirror, refs.get(announcement.ref), announcement)
+        ]
 
 
-async def _is_there(mirror: Mirror, has: str | None, announced: Announcement) -> bool:
-    """Whether a ref at `has` is what was announced, or has moved on from it."""
-    if announced.oid is None or has is None:
-        return announced.oid is None and has is None
-    if announced.oid in ("", has):
+async def _has_arrived(mirror: Mirror, oid: str | None, announced: Announcement) -> bool:
+    """Whether a ref at `oid` is at the announced commit, or has moved on from it."""
+    if announced.oid is None or oid is None:
+        return announced.oid is None and oid is None
+    if announced.oid in ("", oid):
         return True
-    # Where the push found it, it has not moved, also when the commit is here: it is pushed back to an old one.
-    return has != announced.before and await has_object(mirror, announced.oid)
+    # A ref still at its value before the push has not moved, even if the mirror has the announced commit: a push may
+    # reset a ref to an old commit.
+    return oid != announced.before and await has_object(mirror, announced.oid)

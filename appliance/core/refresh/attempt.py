@@ -1,5 +1,6 @@
-"""What one attempt at a refresh means for a mirror's health, its delay and its history: for `serve`, and for a command
-that clones by itself.
+"""Derives a mirror's health, delay and history from one attempt at a refresh.
+
+Both `serve` and a command that clones without `serve` use this.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ log = logging.getLogger(__name__)
 class RefreshAttempt:
     """One attempt that has ended.
 
-    `columns` are those of Health that it changed, and `health` is the whole of it afterwards. `delay` is seconds until
-    the next attempt, `patience` those of them in which the upstream does not want to be asked at all.
+    `columns` are the columns of Health that it changed, and `health` is the complete Health afterwards. `delay` is the
+    time until the next attempt in seconds. During the first `patience` seconds of it, Retry-After forbids any request.
     """
 
     outcome: RefreshOutcome
@@ -34,7 +35,7 @@ class RefreshAttempt:
 
 
 async def attempt(refresher: Refresher, run: RefreshRun) -> MirrorFacts | Exception:
-    """Refreshes, and returns what came of it: whatever went wrong is this repository's trouble and no other's."""
+    """Refreshes and returns the result. Returns any error instead of raising it, so that it affects no other mirror."""
     try:
         return await refresher.refresh(run)
     except GitmirrorError as error:
@@ -47,7 +48,7 @@ async def attempt(refresher: Refresher, run: RefreshRun) -> MirrorFacts | Except
 def conclude(
     repo: Repo,
     before: Health,
-    came: MirrorFacts | Exception,
+    result: MirrorFacts | Exception,
     *,
     interval: float,
     duration: float,
@@ -55,18 +56,18 @@ def conclude(
     jitter: float = 0.0,
     asked: bool = False,
 ) -> RefreshAttempt:
-    """Concludes an attempt of `duration` seconds that ended at `ended_at` (Unix seconds) with what `came` of it.
+    """Evaluates the `result` of an attempt that took `duration` seconds and ended at `ended_at` (Unix seconds).
 
     `interval` is the repository's, in seconds. `jitter` is in 0..1 and shortens the delay (see `delay_after`).
     """
-    # Reckoned back from the end: the clock may have been set meanwhile.
+    # Calculated back from the end, because the clock may have been set meanwhile.
     started_at = ended_at - duration
-    if isinstance(came, MirrorFacts):
+    if isinstance(result, MirrorFacts):
         failures, patience = 0, 0.0
-        outcome = RefreshOutcome(repo.name, started_at, duration, came.moved, asked=asked)
-        columns = came.columns(started_at)
+        outcome = RefreshOutcome(repo.name, started_at, duration, result.moved, asked=asked)
+        columns = result.columns(started_at)
     else:
-        failure = failure_of(came)
+        failure = failure_of(result)
         failures, patience = before.failures + 1, failure.retry_after or 0.0
         outcome = RefreshOutcome(repo.name, started_at, duration, error=failure.words, kind=failure.kind, asked=asked)
         columns = failure.columns(started_at, ended_at, failures)

@@ -1,4 +1,4 @@
-"""What a refresh that failed means: its error word, its words, and how long the upstream wants to be left alone."""
+"""Explains a failed refresh: its error word, its message, and the upstream's Retry-After."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from appliance.core.git.keyring import CredentialError
 
 @dataclass(frozen=True)
 class RefreshFailure:
-    """One failure. `retry_after` is in seconds from now, None when the upstream did not ask for patience."""
+    """One failure. `retry_after` is in seconds from now, or None if the upstream sent no Retry-After."""
 
     kind: Kind
     words: str
     retry_after: float | None = None
 
     def columns(self, started_at: float, ended_at: float, failures: int) -> dict[str, Any]:
-        """The columns of Health after a refresh that failed so, the `failures`-th in a row; times are Unix seconds."""
+        """The columns of Health after this failure, the `failures`-th in a row. Times are Unix seconds."""
         return {
             "checked_at": started_at,
             "last_error": self.words,
@@ -31,9 +31,9 @@ class RefreshFailure:
 
 
 def failure_of(error: Exception) -> RefreshFailure:
-    """What `error` means; one that nobody thought of is `other`."""
+    """Classifies `error`; an unexpected one is `other`."""
     if isinstance(error, CredentialError):
-        # It names the entry and what to renew; a sentence about credentials in front of that says nothing more.
+        # The message already names the entry and what to renew, so it needs no general sentence in front.
         kind = kind_of(error.stderr)
         return RefreshFailure(Kind.AUTH if kind is Kind.OTHER else kind, error.message)
     if isinstance(error, GitError):

@@ -1,7 +1,8 @@
-"""Refs of an upstream that a mirror cannot take: they are left out, named, and tried again, and the others go on.
+"""Leaves out the upstream refs that a mirror cannot store, reports them and retries them; all others are mirrored.
 
-A fetch moves all refs or none, so that nobody sees half of an upstream's push. So one ref that cannot be held (its name
-is too long for the disk, something is in its way, its objects are broken upstream) would stop the whole mirror.
+A fetch moves all refs or none, so that nobody sees half of an upstream's push. Without this, one ref that cannot be
+stored (its name is too long for the disk, another ref is in its way, its objects are broken upstream) would stop the
+whole mirror.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from appliance.core.text import storable
 log = logging.getLogger(__name__)
 
 RETRY_EVERY = 300.0
-"""Seconds after which a ref that was left out is tried again although it has not moved."""
+"""Seconds after which a left-out ref that has not moved is tried again."""
 MOST_TRIES = 48
-"""Fetches in one refresh that look for the refs that fail: by halves, one of a hundred thousand takes 34."""
+"""The most fetches in one refresh that search for failing refs. By halving, one of a hundred thousand takes 34."""
 FAILURES_FIRST = 2
-"""Failed refreshes in a row after which a fault that may pass, or be the connection's, is looked for in single refs."""
+"""Failed refreshes in a row before single refs are blamed for an error that may pass, or be the connection's fault."""
 
 _MAY_BE_OF_A_REF = frozenset({Kind.LOCKED, Kind.MIRROR, Kind.BROKEN, Kind.OTHER})
 _LOCAL = frozenset({Kind.REF, Kind.LOCKED})
-"""What is of this disk, and so is of each ref even when all of them fail."""
+"""Kinds caused by this disk: each ref is to blame for them, even if all refs fail."""
 LONGEST_SHOWN = 80
 
 
@@ -43,11 +44,11 @@ class _LeftOut:
 
 
 class _Enough(Exception):
-    """No single refs are to blame, or too many."""
+    """Stops the search: no single ref is to blame, or too many are."""
 
 
 class LeftOutRefs:
-    """Remembers for each mirror which refs were left out. `clock` is monotonic."""
+    """Remembers which refs of each mirror were left out. `clock` is monotonic."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -55,7 +56,7 @@ class LeftOutRefs:
         self._failures: Counter[Path] = Counter()
 
     def of(self, mirror: Mirror, remote: RemoteRefs) -> dict[str, str]:
-        """The refs of `remote` that are not to be fetched now, with the reason for each."""
+        """The refs of `remote` that must not be fetched now, with the reason for each."""
         reasons = unholdable(mirror.path, remote.refs)
         now = self.clock()
         for ref, left in self._known.get(mirror.path, {}).items():
@@ -72,9 +73,9 @@ class LeftOutRefs:
         deadline: float,
         on_progress: Callable[[str], None] | None = None,
     ) -> dict[str, str]:
-        """Fetches all but `left_out`; returns what is left out then. Raises GitError.
+        """Fetches all refs but `left_out`; returns all refs that are left out afterwards. Raises GitError.
 
-        When that fails, the refs of `changed` that fail by themselves are left out too.
+        If the fetch fails, the refs of `changed` that fail on their own are left out too.
         """
         try:
             await mirror.fetch(deadline, on_progress, without=left_out)
@@ -105,12 +106,12 @@ class LeftOutRefs:
         except _Enough:
             raise error from None
         if len(blamed) == len(changed) > len(again) and kind not in _LOCAL:
-            # Nothing at all came: that is the upstream's trouble, or the mirror's, and none of a ref.
+            # Every ref failed, so the fault is the upstream's or the mirror's, not a single ref's.
             raise error
         return blamed
 
     def renamed(self, before: Path, after: Path) -> None:
-        """What is known of the mirror at one path is that of another from here on."""
+        """Moves what is known about the mirror at one path to another path."""
         if known := self._known.pop(before, None):
             self._known[after] = known
 
@@ -120,7 +121,7 @@ class LeftOutRefs:
         before, now = self._known.pop(mirror.path, {}), self.clock()
         kept = {ref: left for ref, left in before.items() if ref in left_out}
         for ref, reason in more.items():
-            # A lock may be gone at the next refresh.
+            # Retry a locked ref at once, because the lock may be gone at the next refresh.
             patience = 0.0 if kind_of(reason) is Kind.LOCKED else RETRY_EVERY
             kept[ref] = _LeftOut(remote.refs[ref], reason, now + patience)
         if kept:
@@ -130,7 +131,7 @@ class LeftOutRefs:
 async def _halve(
     mirror: Mirror, refs: Sequence[str], deadline: float, blamed: dict[str, str], tries: list[int]
 ) -> None:
-    """Fetches `refs` in ever smaller parts; those that fail by themselves go to `blamed`."""
+    """Fetches `refs` in ever smaller parts, and adds those that fail on their own to `blamed`."""
     if not refs:
         return
     tries[0] -= 1
@@ -150,7 +151,7 @@ async def _halve(
 
 
 def in_one_sentence(left_out: Mapping[str, str]) -> str:
-    """`last_error` of a mirror that is up to date but for these refs."""
+    """The `last_error` of a mirror that is up to date except for these refs."""
     ref, reason = next(iter(left_out.items()))
     name, more = storable(ref), len(left_out) - 1
     short = name if len(name) <= LONGEST_SHOWN else f"{name[: LONGEST_SHOWN - 1]}…"

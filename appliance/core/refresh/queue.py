@@ -1,4 +1,4 @@
-"""Which refresh is next: two heaps, so that a pass over a thousand mirrors costs only what is due."""
+"""Decides which refresh is next. Two heaps let a pass over a thousand mirrors touch only those that are due."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _Ready = tuple[float, int, int]
 
 
 class RefreshQueue:
-    """Repository ids, each at most once, until they are due, and then by lane until there is a place.
+    """Holds repository ids, each at most once, until they are due, and then by lane until there is a free slot.
 
-    Times are monotonic seconds. Of those that are due, the one with the earliest `last` goes first: after an hour's
-    downtime, when everything is overdue, a mirror with a short interval goes before one that can wait.
+    Times are monotonic seconds. Of the due repositories, the one with the earliest `last` goes first. So after an
+    hour's downtime, when everything is overdue, a mirror with a short interval goes before one that can wait.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class RefreshQueue:
         self._numbers = count(1)
 
     def put(self, repo_id: int, due: float, lane: Lane, last: float) -> None:
-        """Queues it for `due`, in place of where it was queued before; `last` is when it should have been done."""
+        """Queues a repository for `due`, replacing its earlier entry; `last` is its deadline for the ordering."""
         ticket = self._tickets[repo_id] = next(self._numbers)
         heapq.heappush(self._later, (due, ticket, repo_id, lane, last))
         if len(self._later) > 2 * len(self._tickets) + 64:
@@ -35,11 +35,11 @@ class RefreshQueue:
             heapq.heapify(self._later)
 
     def remove(self, repo_id: int) -> None:
-        """It is not queued any more."""
+        """Removes a repository from the queue."""
         self._tickets.pop(repo_id, None)
 
     def take(self, lane: Lane, now: float, places: int) -> Iterator[int]:
-        """Takes those of a lane that are due, as many as there are places."""
+        """Takes up to `places` due repositories of a lane."""
         self._ripen(now)
         ready = self._ready[lane]
         while ready and places > 0:
@@ -51,12 +51,12 @@ class RefreshQueue:
 
     @property
     def has_ready(self) -> bool:
-        """Whether something is due that found no place."""
+        """Whether a due repository is waiting for a free slot."""
         return any(self._tickets.get(item[2]) == item[1] for ready in self._ready.values() for item in ready)
 
     @property
     def next_due(self) -> float:
-        """When something will be due; infinity when nothing is queued."""
+        """When the next repository will be due; infinity if nothing is queued."""
         while self._later and self._tickets.get(self._later[0][2]) != self._later[0][1]:
             heapq.heappop(self._later)
         return self._later[0][0] if self._later else math.inf

@@ -1,4 +1,4 @@
-"""Does one refresh: asks the upstream, fetches when something moved, follows its default branch."""
+"""Performs one refresh: lists the upstream's refs, fetches if something moved, follows its default branch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from appliance.core.text import storable
 from appliance.core.upstream import Upstream, parse_upstream
 
 ASKING_DEADLINE = 60.0
-"""Seconds for ls-remote at most: an upstream that says nothing for so long is hung."""
+"""The deadline of ls-remote in seconds: an upstream that has not answered by then hangs."""
 
 _MAYBE_FULL = frozenset({Kind.OTHER, Kind.MIRROR, Kind.BROKEN})
 
@@ -36,7 +36,7 @@ Progress = Callable[[str], None]
 
 @dataclass
 class RefreshRun:
-    """One refresh under way, for whoever watches: `fetching` is false while the upstream is only being asked."""
+    """One running refresh, for observers. `fetching` is False while it only lists the upstream's refs."""
 
     repo: Repo
     on_progress: Progress | None = None
@@ -45,9 +45,9 @@ class RefreshRun:
 
 @dataclass(frozen=True)
 class MirrorFacts:
-    """What a mirror is after a refresh. `size` is None when nothing moved and it was not measured.
+    """The state of a mirror after a refresh. `size` is None if nothing moved, because it was not measured then.
 
-    `left_out` are refs of the upstream that it could not take, with the reason for each.
+    `left_out` are the upstream refs that the mirror could not store, with the reason for each.
     """
 
     tip: str | None
@@ -58,7 +58,7 @@ class MirrorFacts:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def columns(self, started_at: float) -> dict[str, Any]:
-        """The columns of Health after a refresh that succeeded and began at `started_at`."""
+        """The columns of Health after a successful refresh that began at `started_at`, in Unix seconds."""
         columns: dict[str, Any] = {
             "checked_at": started_at,
             "verified_at": started_at,
@@ -75,9 +75,9 @@ class MirrorFacts:
 
 
 class Refresher:
-    """Refreshes mirrors below `layout`. `timeout` is what one refresh may take, in seconds.
+    """Refreshes mirrors below `layout`. `timeout` is the deadline of one refresh, in seconds.
 
-    A reload replaces `keyring`; a refresh under way ends with the one that it began with.
+    A reload replaces `keyring`; a running refresh keeps the keyring it began with.
     """
 
     def __init__(self, layout: Layout, git: Git, locks: MirrorLocks, keyring: Keyring, *, timeout: float) -> None:
@@ -90,15 +90,15 @@ class Refresher:
         self.left_out = LeftOutRefs()
 
     async def refresh(self, run: RefreshRun) -> MirrorFacts:
-        """Brings one mirror up to date, cloning it first if need be. Raises GitmirrorError; refs then are as before."""
-        # Checked again here: the registry outlives a change of what is allowed.
+        """Updates one mirror, cloning it first if it is missing. Raises GitmirrorError, and then no ref has changed."""
+        # Check the URL again, because a registered repository outlives a change of what the config allows.
         keyring = self.keyring
         upstream = parse_upstream(run.repo.url, allow_local=True, has_key=keyring.has_key)
         with_credential = keyring.entry(upstream) is not None
         try:
             mirror = Mirror(self._layout.mirror(run.repo.name), self._git)
             if with_credential and mirror.exists():
-                # Before anything is waited for: a reload meanwhile may take the entry out, and finds it marked.
+                # Mark before the first await: a reload may remove the entry meanwhile, and must find the mirror marked.
                 mirror.mark(run.repo.url)
             async with asyncio.timeout(self.timeout), keyring.open(upstream, self._git) as git:
                 mirror = Mirror(self._layout.mirror(run.repo.name), git)
@@ -106,13 +106,13 @@ class Refresher:
                     return await self._clone(run, git, upstream, with_credential)
                 facts = await self._update(mirror, run)
                 if not with_credential:
-                    # Only now is it known that everybody may read what is upstream.
+                    # Only a refresh without a credential proves that everybody may read the upstream.
                     mirror.unmark(run.repo.url)
                 return facts
         except TimeoutError:
             raise GitError(f"the refresh took longer than {self.timeout:g}s and was ended", timed_out=True) from None
         except GitError as error:
-            # git does not always say why it could not write: "couldn't write '….lock'" is all there is for a ref.
+            # git does not always give the reason for a failed write: for a ref, "couldn't write '….lock'" is all.
             room = room_of(self._layout.state)
             if kind_of(error.stderr or error.message) in _MAYBE_FULL and room is not None and room.is_full:
                 raise GitmirrorError(f"{error.message} (no space left on device)") from error
@@ -121,7 +121,7 @@ class Refresher:
             raise GitmirrorError(f"the mirror of {run.repo.name} cannot be read or written: {error}") from error
 
     async def _clone(self, run: RefreshRun, git: Git, upstream: Upstream, with_credential: bool) -> MirrorFacts:
-        """A first clone grows beside and is renamed when whole: what has the name is never half a mirror."""
+        """Clones into a temporary directory and renames it when complete, so that a mirror is never half there."""
         growing = Mirror(self._layout.incoming(run.repo.name), git)
         with contextlib.suppress(FileNotFoundError):
             await asyncio.to_thread(shutil.rmtree, growing.path)
@@ -141,8 +141,11 @@ class Refresher:
         await self._follow_head(growing, remote)
         async with self._locks.shared(run.repo.name):
             if with_credential and self.keyring.entry(upstream) is None:
-                # By the config alone it is open to everybody now: nothing was there whose mark could have told.
-                raise CredentialError(f"the [[credentials]] entry of {run.repo.url} was taken out while it was cloned")
+                # Without the entry, the config makes the mirror public, and the reload found no mark on a mirror that
+                # did not exist yet.
+                raise CredentialError(
+                    f"the [[credentials]] entry for {run.repo.url} was removed during the first clone"
+                )
             mirror = growing.rename_to(self._layout.mirror(run.repo.name))
         self.left_out.renamed(growing.path, mirror.path)
         return replace(await self._facts(mirror, run.repo, before={}), left_out=left_out)
@@ -157,7 +160,7 @@ class Refresher:
             await self._follow_head(mirror, remote)
             return replace(self._same(mirror, run.repo, remote.refs), left_out=left_out)
         traces = take_traces(mirror.path, time.time(), *FOLLOWED)
-        # What is left out stays as it was, neither moved nor removed.
+        # Left-out refs stay as they were, neither moved nor removed.
         before = {ref: oid for ref, oid in (await mirror.local_refs()).items() if ref not in left_out}
         changes = await beside(len(remote.refs), changes_between, before, remote.refs)
         if changes:
@@ -169,7 +172,7 @@ class Refresher:
                 changed = [change.ref for change in changes if change.new is not None]
                 left_out = await self.left_out.fetch(mirror, remote, changed, left_out, self.timeout, run.on_progress)
                 remote = _without(offered, left_out)
-                # Refs may have moved since the upstream was asked, too.
+                # More refs may have moved since the upstream's refs were listed.
                 now = await mirror.local_refs()
                 await mirror.anchor(await beside(len(now), _further_changes, before, now, changes), branch)
             await self._require_brought(mirror, remote, before)
@@ -184,9 +187,9 @@ class Refresher:
         return min(ASKING_DEADLINE, self.timeout)
 
     async def _require_brought(self, mirror: Mirror, remote: RemoteRefs, before: Mapping[str, str]) -> None:
-        """A fetch that exits 0 may still have left refs out: from a shallow upstream, with a warning. Raises GitError.
+        """Raises GitError if a successful fetch left refs out, as git does for a shallow upstream, with a warning.
 
-        A ref that moved on or went between the two questions is none of them, so the upstream is asked once more.
+        The upstream's refs are listed once more, because a ref may have moved or been deleted since they were listed.
         """
         left = await beside(len(remote.refs), _not_brought, remote.refs, before, await mirror.local_refs())
         if not left:
@@ -196,12 +199,16 @@ class Refresher:
         left = [ref for ref in left if ref in first]
         if left:
             raise GitError(
-                f"the upstream did not hand over {len(left)} refs, {left[0]} among them: is it a shallow clone? "
+                f"the upstream did not hand over {len(left)} refs, including {left[0]}: is it a shallow clone? "
                 "A mirror needs the whole history"
             )
 
     async def _follow_head(self, mirror: Mirror, remote: RemoteRefs) -> None:
-        """A detached or unborn HEAD upstream leaves ours, unless ours points nowhere and there is a branch to take."""
+        """Points HEAD where the upstream's points.
+
+        If the upstream's HEAD is detached or unborn, ours stays as it is, unless it names no existing branch; then it
+        moves to main, master or the first branch by name.
+        """
         head = remote.head
         if head is None and mirror.head() not in remote.refs:
             branches = sorted(name for name in remote.refs if name.startswith("refs/heads/"))
@@ -212,7 +219,7 @@ class Refresher:
 
     @staticmethod
     def _same(mirror: Mirror, repo: Repo, refs: Mapping[str, str]) -> MirrorFacts:
-        """Nothing moved: the mirror has `refs`, as it had."""
+        """The facts of a refresh in which nothing moved; the mirror still has `refs`."""
         head = mirror.head()
         return MirrorFacts(tip=refs.get(followed_ref(repo, head) or ""), head=head, refs=len(refs), size=None)
 
@@ -231,7 +238,7 @@ class Refresher:
 def _further_changes(
     before: Mapping[str, str], now: Mapping[str, str], known: tuple[RefChange, ...]
 ) -> list[RefChange]:
-    """What changed beyond what was `known` to."""
+    """The changes that are not among `known`."""
     # A set: searching the tuple for each of 60,000 rewritten branches stopped everything for two minutes.
     seen = set(known)
     return [change for change in changes_between(before, now) if change not in seen]
@@ -246,12 +253,12 @@ def _without(remote: RemoteRefs, left_out: Mapping[str, str]) -> RemoteRefs:
 
 
 def _require_followed(repo: Repo, head: str | None, left_out: Mapping[str, str]) -> None:
-    """A mirror without the branch that everybody asks for is not up to date. Raises GitError."""
+    """Raises GitError if the followed branch is left out: a mirror without it is not up to date."""
     followed = followed_ref(repo, head)
     if followed in left_out:
         raise GitError(f"{storable(followed or '')}: {left_out[followed or '']}")
 
 
 def followed_ref(repo: Repo, head: str | None) -> str | None:
-    """The branch that snapshots, warming and visible anchors follow: the registered one, else the upstream's HEAD."""
+    """The branch used for snapshots, warming and visible anchors: the registered one, otherwise the upstream's HEAD."""
     return f"refs/heads/{repo.branch}" if repo.branch else head

@@ -1,4 +1,4 @@
-"""What is due when, and in which lane it runs. Pure: times come in as arguments, in seconds."""
+"""When a refresh is due, and in which lane it runs. Pure: times are arguments, in seconds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ BACKOFF_START = 5.0
 ASKING_HOLDS = 1.0
 FETCHING_HOLDS = 5.0
 CLONING_HOLDS = 30.0
-"""How long a refresh holds its place among `concurrency`, from its start. One that hangs gives the place back and hangs
-on its own: with four places and eight upstreams that go quiet at once, a healthy ninth waits for two seconds.
+"""How long a refresh occupies one of the `concurrency` slots, in seconds from its start. A refresh that hangs gives its
+slot back and keeps hanging without one: with four slots and eight upstreams that stop responding at once, a healthy
+ninth waits for two seconds.
 """
 
 
 class Lane(StrEnum):
-    """Refreshes of one lane wait for each other only: a clone or an upstream in trouble never delays the healthy."""
+    """Refreshes wait only for others in their lane, so a clone or a failing upstream never delays healthy mirrors."""
 
     CLONE = "clone"
     HEALTHY = "healthy"
@@ -32,16 +33,16 @@ def lane_of(health: Health) -> Lane:
 
 
 def delay_after(interval: float, failures: int, jitter: float) -> float:
-    """Seconds until the next refresh. `jitter` is in 0..1 and only shortens, so that the interval is kept.
+    """Seconds until the next refresh. `jitter` is in 0..1 and only shortens it, so the interval is never exceeded.
 
-    After failures: the interval or BACKOFF_START, whichever is less, doubled with each up to the interval: an upstream
-    that is back is followed within its interval again, however long it was gone.
+    After the first failure the delay is BACKOFF_START; it doubles with each further failure, and never exceeds the
+    interval. So an upstream that recovers is refreshed within its interval, however long it was down.
     """
     delay = interval if failures == 0 else min(BACKOFF_START * 2 ** min(failures - 1, 30), interval)
     return delay * (1 - 0.1 * jitter)
 
 
 def holds_place(running_for: float, fetching: bool, lane: Lane) -> bool:
-    """Whether a refresh that has run for so many seconds still counts against `concurrency`."""
+    """Whether a refresh that has run for `running_for` seconds still counts against `concurrency`."""
     fetching_holds = CLONING_HOLDS if lane is Lane.CLONE else FETCHING_HOLDS
     return running_for < (fetching_holds if fetching else ASKING_HOLDS)

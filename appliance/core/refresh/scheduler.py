@@ -1,7 +1,7 @@
-"""Runs refreshes when they are due, in lanes, and remembers what came of them.
+"""Runs refreshes in lanes when they are due, and remembers their results.
 
-The health of every mirror is held here in memory and written behind to the store: when the database fails,
-mirrors are still followed and served.
+The health of every mirror is held here in memory and written to the store later, so that mirrors are still refreshed
+and served when the database fails.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from appliance.core.store.write_behind import WriteBehind, once_stored
 log = logging.getLogger(__name__)
 
 TICK = 1.0
-"""Seconds between two passes at most; the watchdog is told of each."""
+"""The most seconds between two passes; each pass notifies the watchdog."""
 
 PLACE_TICK = 0.2
-"""Seconds between two passes at most while something that is due has no place."""
+"""The most seconds between two passes while a due refresh has no slot."""
 
 MOST_RUNNING = 64
-"""Past so many refreshes at once, hung ones keep their places: processes are bounded too."""
+"""From this many running refreshes on, hung ones keep their slots, so that the number of processes is bounded."""
 
 
 class Cancelled(GitmirrorError):
-    """The repository was disabled or removed, or serve stopped, before its refresh was done."""
+    """The repository was disabled or removed, or `serve` stopped, before its refresh was done."""
 
 
 class LeftAlone(GitmirrorError):
-    """The upstream asked not to be asked again yet."""
+    """The upstream's Retry-After has not passed yet."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The part of the config that refreshes follow; replaced as a whole by a reload."""
+    """The part of the config that applies to refreshes; a reload replaces it as a whole."""
 
     interval: float
     concurrency: int
@@ -65,7 +65,7 @@ class _Running:
 
 @dataclass
 class _Entry:
-    """`not_before` is when the upstream may be asked again; `asked`: somebody wants one that begins from now on."""
+    """`not_before` is when the upstream accepts requests again; `asked` requests a refresh that has yet to begin."""
 
     repo: Repo
     health: Health
@@ -104,7 +104,7 @@ class Scheduler:
         self._clock = SteadyClock()
 
     def follow(self, repos: Sequence[Repo], healths: dict[int, Health], settings: Settings) -> None:
-        """Makes `repos` what is followed. A changed interval holds at once, for what is already scheduled too."""
+        """Replaces the set of followed repositories. A changed interval also applies to refreshes already scheduled."""
         now = time.monotonic()
         self._settings = settings
         for repo_id in self._entries.keys() - {repo.id for repo in repos}:
@@ -128,13 +128,13 @@ class Scheduler:
         self._wake.set()
 
     def _first(self, repo: Repo, health: Health, now: float) -> _Entry:
-        """An entry on the stored schedule. What is overdue keeps its place in it, so that not all are equal."""
+        """An entry with its stored due time. An overdue one keeps that time, so that the order is preserved."""
         patience = min(max(0.0, (health.retry_at or 0.0) - time.time()), MOST_PATIENCE)
         wait = min(health.next_due - time.time(), max(self._interval(repo), patience)) if health.cloned else 0.0
         return _Entry(repo, health, due=now + wait, not_before=now + patience)
 
     def health(self, repo_id: int) -> Health:
-        """What is known of a mirror now."""
+        """The current health of a mirror."""
         entry = self._entries.get(repo_id)
         if entry is None:
             return Health()
@@ -143,19 +143,19 @@ class Scheduler:
         return replace(entry.health, cloning=True)
 
     def note(self, repo_id: int, **columns: Any) -> None:
-        """Updates what is known of a mirror from elsewhere: sessions after a push, size after a repack."""
+        """Updates a mirror's health from outside a refresh: sessions after a push, size after a repack."""
         if entry := self._entries.get(repo_id):
             entry.health = replace(entry.health, **columns)
 
     def asking_for(self, repo_id: int) -> float:
-        """Seconds that a refresh of a mirror has been running for; 0 when none is."""
+        """Seconds that the running refresh of a mirror has taken so far; 0 if none is running."""
         running = self._running.get(repo_id)
         return time.monotonic() - running.since if running else 0.0
 
     def nudge(self, repo: Repo) -> bool:
-        """Has it refreshed at once, without waiting for it: however often, one under way and one after.
+        """Requests a refresh without waiting for it. Any number of calls cause at most one more after a running one.
 
-        An upstream that asked for patience is asked when it said so. Returns False when it is not followed.
+        Retry-After is honoured. Returns False if the repository is not followed.
         """
         entry = self._entries.get(repo.id)
         if entry is None or not entry.repo.enabled:
@@ -164,16 +164,16 @@ class Scheduler:
         return True
 
     def is_asked(self, repo_id: int) -> bool:
-        """Whether another refresh is wanted, after what may be under way."""
+        """Whether another refresh is requested after the running one, if any."""
         entry = self._entries.get(repo_id)
         return entry is not None and entry.asked
 
     async def refresh_now(
         self, repo: Repo, on_progress: Progress | None = None, *, insist: bool = False
     ) -> RefreshOutcome:
-        """Refreshes out of turn and waits. One that is already running began too early to count.
+        """Refreshes at once and waits for the outcome. A refresh that is already running began too early to count.
 
-        Raises Cancelled, and LeftAlone when the upstream asked for patience, unless one `insist`s: an operator may.
+        Raises Cancelled. Raises LeftAlone until Retry-After has passed, except with `insist`, which is for operators.
         """
         entry = self._entries.get(repo.id)
         if entry is None or not entry.repo.enabled:
@@ -181,9 +181,9 @@ class Scheduler:
         if insist:
             entry.not_before = 0.0
         elif (patience := entry.not_before - time.monotonic()) > 0:
-            raise LeftAlone(f"the upstream of {repo.name} asked not to be asked for another {patience:.0f}s")
+            raise LeftAlone(f"the upstream of {repo.name} allows no request for another {patience:.0f}s (Retry-After)")
         if entry.running is not None and not entry.health.cloned:
-            # A first clone takes everything there is, so whoever asks meanwhile joins it.
+            # A first clone fetches everything, so callers that arrive meanwhile wait for it.
             entry.running.run.on_progress = on_progress or entry.running.run.on_progress
             return await _joined(entry.running.task, repo)
         future: asyncio.Future[RefreshOutcome] = asyncio.get_running_loop().create_future()
@@ -193,7 +193,7 @@ class Scheduler:
         return await future
 
     async def run(self) -> None:
-        """The loop; ends by being cancelled, and ends the refreshes under way then."""
+        """The loop; runs until it is cancelled, and then stops the running refreshes."""
         try:
             while True:
                 self._on_pass()
@@ -234,7 +234,7 @@ class Scheduler:
         entry.waiters = None
 
     def _start_due(self) -> float:
-        """Starts what is due and has a place; returns how long to sleep."""
+        """Starts the due refreshes that have a slot; returns how many seconds to sleep."""
         now = time.monotonic()
         held = dict.fromkeys(Lane, 0)
         for refresh in self._running.values():
@@ -244,7 +244,7 @@ class Scheduler:
         for lane in Lane:
             for repo_id in self._queue.take(lane, now, self._settings.concurrency - held[lane]):
                 self._start(self._entries[repo_id], lane, now)
-        # A place comes free by time alone too.
+        # A slot may also come free just because time passes.
         sleep = PLACE_TICK if self._queue.has_ready else TICK
         return max(min(sleep, self._queue.next_due - now), 0.005)
 
@@ -263,7 +263,7 @@ class Scheduler:
         entry.running = None
         self._running.pop(entry.repo.id, None)
         if entry.not_before > time.monotonic():
-            # Who asked meanwhile is not kept waiting for as long as the upstream wants.
+            # Answer later callers with this result too, instead of making them wait for as long as Retry-After.
             waiters, entry.waiters = [*waiters, *(entry.waiters or [])], None
         for waiter in waiters:
             if waiter.done():
@@ -282,14 +282,14 @@ class Scheduler:
 
     async def _refresh(self, entry: _Entry, run: RefreshRun, *, asked: bool) -> RefreshOutcome:
         repo, start = entry.repo, time.monotonic()
-        # Should what follows fail, the next one is in its turn all the same.
+        # Set first, so that the next refresh is scheduled even if the code below fails.
         entry.due = start + self._interval(repo)
-        came = await attempt(self._refresher, run)
+        result = await attempt(self._refresher, run)
         now, ended_at = time.monotonic(), time.time()
         ended = conclude(
             repo,
             entry.health,
-            came,
+            result,
             interval=self._interval(entry.repo),
             duration=now - start,
             ended_at=ended_at,
@@ -316,7 +316,7 @@ class Scheduler:
         return outcome
 
     def _follow_clock(self) -> None:
-        """When the wall clock was set, moves what this process verified along with it: lag is a duration."""
+        """If the wall clock was set, shifts the times that this process verified with it, because lag is a duration."""
         step = self._clock.step()
         if step == 0:
             return
@@ -328,7 +328,7 @@ class Scheduler:
 
 
 async def _joined(task: asyncio.Task[RefreshOutcome], repo: Repo) -> RefreshOutcome:
-    """The outcome of a task that is somebody else's. Raises Cancelled when it is stopped."""
+    """The outcome of a task that another caller started. Raises Cancelled if it is stopped."""
     await asyncio.wait([task])
     if task.cancelled():
         raise Cancelled(f"the refresh of {repo.name} was stopped")

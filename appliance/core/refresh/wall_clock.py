@@ -1,21 +1,21 @@
-"""Noticing that the wall clock was set."""
+"""Notices that the wall clock was set."""
 
 from __future__ import annotations
 
 import time
 
 SMALLEST_STEP = 1.0
-"""Seconds that the wall clock may drift from the steady one between two looks before it counts as set."""
+"""Seconds that the wall clock may drift from the steady clock between two calls before it counts as set."""
 
 
 class SteadyClock:
-    """The wall clock against one that is never set, and that counts while the machine sleeps."""
+    """Compares the wall clock with a clock that is never set and that keeps counting while the machine sleeps."""
 
     def __init__(self) -> None:
         self._offset = self._now()
 
     def step(self) -> float:
-        """By how many seconds the wall clock was set since the last look; 0 for drift."""
+        """By how many seconds the wall clock was set since the last call; 0 for mere drift."""
         before, self._offset = self._offset, self._now()
         step = self._offset - before
         return step if abs(step) >= SMALLEST_STEP else 0.0

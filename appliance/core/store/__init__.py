@@ -1,15 +1,17 @@
-"""What is kept in SQLite, in one file with a write-ahead log.
+"""Everything that is stored in SQLite, in one file with a write-ahead log.
 
-- `database`: opens the file, migrates it, and gives out transactions; `migrations` are its numbered steps.
-- `registry` (repositories), `health` (what is known of each mirror, and the history of refreshes), `audit` (the
-  hash-chained log of pushes), `sessions` (sessions and turns), `activity` (hydrations), `tokens`, `alerts`.
-- `stores`: all of them over one database.
-- `write_behind`: a queue for rows that may wait a second for others to come along, and are told of when stored.
+- `database`: opens the file, migrates it, and provides transactions; `migrations` are its numbered steps.
+- `registry` (repositories), `health` (the state of each mirror, and the history of refreshes), `audit` and `chain` (the
+  hash-chained log of pushes), `sessions` (sessions and turns), `activity` (hydrations), `tokens`, `alerts`,
+  `trusted_time` (the newest time that retention relied on).
+- `told`: a file beside the database that names the newest reported audit event, so that a lost database is noticed.
+- `stores`: all stores over one database.
+- `write_behind`: a queue that writes rows in batches when they may wait a second.
 
-A row: a store turns plain data of `models` into columns inside one `BEGIN IMMEDIATE`, and back again. A new column is
-a new step at the end of `migrations`, a field in `models`, and the store that fills it.
+A row: a store turns plain data of `models` into columns inside one `BEGIN IMMEDIATE`, and back again. To add a column,
+add a step at the end of `migrations` and a field in `models`, and fill it in the store.
 
-What always holds: a step that was released never changes. The audit log is only ever appended to, and synced before
-anybody is told. An error of SQLite's becomes a StoreError with the file and what to do; nothing was changed then. A
-file that was moved away or replaced is noticed before the next write.
+What always holds: a released step never changes. The audit log is append-only, and an event is synced to disk before
+anybody is told about it. An SQLite error becomes a StoreError that names the file and says what to do; nothing has
+changed then. A file that was moved away or replaced is noticed before the next write.
 """

@@ -1,4 +1,4 @@
-"""The record of hydrations: one row each, kept for a bounded time and number."""
+"""The record of hydrations: one row for each, bounded in age and number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from appliance.core.units import rfc3339
 
 MOST_ROWS = 100_000
 LONGEST = 7 * 86400.0
-"""Seconds that a row is kept."""
+"""The age in seconds at which a row is deleted."""
 
 
 _COLUMNS = ("at", *(field.name for field in fields(Hydration)))
@@ -27,12 +27,12 @@ class ActivityStore:
         self._clock = clock
 
     def record(self, events: Sequence[tuple[float, Hydration]]) -> None:
-        """Adds a batch of (when it ended, what) in one transaction, and drops what is too old or too much."""
+        """Adds a batch of (end in Unix seconds, hydration) in one transaction, and deletes old and surplus rows."""
         with self._database.writing() as connection:
-            # As sqlite3 does it: sqlite-utils reads the schema first, which is most of the time for one row.
+            # Plain sqlite3, because sqlite-utils reads the schema first, which takes most of the time for one row.
             connection.conn.executemany(_INSERT, [(at, *astuple(event)) for at, event in events])
             connection.execute("DELETE FROM hydrations WHERE id <= (SELECT max(id) FROM hydrations) - ?", [MOST_ROWS])
-            # Only the oldest are looked at, and more of them than came: the whole table takes milliseconds.
+            # Check only the oldest rows, a few more than were added: a scan of the whole table takes milliseconds.
             connection.execute(
                 """DELETE FROM hydrations WHERE id IN
                    (SELECT id FROM hydrations ORDER BY id LIMIT ?) AND at < ?""",
@@ -40,7 +40,7 @@ class ActivityStore:
             )
 
     def newest(self, limit: int, *, repo: str | None = None) -> list[dict[str, Any]]:
-        """Rows, newest first: the fields of Hydration with `id` and `at`."""
+        """At most `limit` rows, newest first: the fields of Hydration with `id` and `at`."""
         with self._database.reading() as connection:
             found = rows(
                 connection,
@@ -51,13 +51,13 @@ class ActivityStore:
         return [_document(row) for row in found]
 
     def after(self, last: int) -> list[dict[str, Any]]:
-        """Rows with an id above `last`, oldest first, a thousand at most."""
+        """Rows with an id above `last`, oldest first, at most a thousand."""
         with self._database.reading() as connection:
             found = rows(connection, "SELECT * FROM hydrations WHERE id > ? ORDER BY id LIMIT 1000", last)
         return [_document(row) for row in found]
 
     def counts(self, since: float, width: float) -> list[dict[str, Any]]:
-        """How many hydrations ended in each `width` seconds from `since` on: `{repo, slot, way, count}`."""
+        """How many hydrations ended in each slot of `width` seconds after `since`: `{repo, slot, way, count}`."""
         with self._database.reading() as connection:
             return rows(
                 connection,

@@ -1,4 +1,4 @@
-"""What was last told about repositories that are not well, so that a restart neither repeats nor loses an alert."""
+"""The last alert sent about each unhealthy repository, so that a restart neither repeats nor loses an alert."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from appliance.core.store.database import Database, rows
 
 
 class AlertStore:
-    """The rows in `database`: one for each repository that was told to be stale or failing."""
+    """The rows in `database`: one for each repository reported as stale or failing."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -20,7 +20,7 @@ class AlertStore:
         return {row.pop("repo_id"): row for row in found}
 
     def told(self, repo_id: int, state: str, kind: str | None, since: float) -> None:
-        """It was told that the repository is in `state`; one that was removed meanwhile is passed over."""
+        """Records that the repository was reported to be in `state`; ignores one that was removed meanwhile."""
         with self._database.writing() as connection:
             connection.execute(
                 """INSERT OR REPLACE INTO alerts (repo_id, state, kind, since)
@@ -29,6 +29,6 @@ class AlertStore:
             )
 
     def settled(self, repo_id: int) -> None:
-        """It was told that it is well again, or nobody needs to be told any more."""
+        """Deletes the row: the repository was reported healthy again, or nobody needs to hear about it any more."""
         with self._database.writing() as connection:
             connection.execute("DELETE FROM alerts WHERE repo_id = ?", [repo_id])

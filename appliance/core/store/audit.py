@@ -1,7 +1,7 @@
 """The audit log: append-only events, each chained by its hash to the one before.
 
-An *attempt* is one ref of one push with the verdict of the guard; an *outcome* says what really became of an
-accepted attempt; a *note* says that a session was ended, and why, or that an operator accepted a loss.
+An *attempt* is one ref of one push with the verdict on it. An *outcome* says whether an accepted attempt was applied or
+failed. A *note* says that a session was ended and why, or that an operator accepted a loss.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from appliance.core.store.told import Head, ToldHead
 from appliance.core.units import rfc3339
 
 FOUND = "found"
-"""The `push` of a turn that was found in a mirror: the log has no event of the push that made it."""
+"""The `push` of a turn that was found in a mirror; the log has no event of the push that created it."""
 UNKNOWN = "unknown"
 """The `client` of such a turn."""
 _FOUND_REASON = "found in the mirror, not seen: its guest and the time of its push are unknown"
@@ -41,7 +41,7 @@ HASHED = (
 
 @dataclass(frozen=True)
 class Attempt:
-    """One ref that a guest tried to write. `old` and `new` are object ids as the guest sent them."""
+    """One ref that a guest tried to write. `old` and `new` are the object ids that the guest sent."""
 
     push: str
     repo: str
@@ -67,7 +67,7 @@ class OpenAttempt:
 
 
 class TurnRef(NamedTuple):
-    """The ref that keeps a turn, as a mirror has it: `id` is that of the attempt which made it."""
+    """The ref that keeps a turn's commit in a mirror; `id` is the id of the attempt that created it."""
 
     repo: str
     id: int
@@ -76,27 +76,27 @@ class TurnRef(NamedTuple):
 
 @dataclass(frozen=True)
 class FoundTurn:
-    """A turn that the log does not know, and the session that it is taken to be of."""
+    """A turn that the log does not know, and the session that it is assigned to."""
 
     ref: TurnRef
     session: str
 
 
 class LogBehind(GitmirrorError):
-    """The log lacks events that were told: its database is older than what was recorded, or a new one."""
+    """The log lacks events that were reported: its database is an older copy, or a new one."""
 
     def __init__(self, head: Head) -> None:
-        known = f"event {head.id}, which was told," if head.id else "everything that was told,"
+        known = f"event {head.id}, which was recorded" if head.id else "everything that was recorded"
         super().__init__(
-            f"the audit log lacks {known} so its database is an older one or a new one",
-            hint="put the newest gitmirror.db back and restart; when there is none, `gitmirror.pyz audit accept-loss` "
-            "lets pushes in again",
+            f"the audit log lacks {known}, so its database is an older one or a new one",
+            hint="put the newest gitmirror.db back and restart; if there is none, `gitmirror.pyz audit accept-loss` "
+            "allows pushes again",
         )
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Whether the chain holds. `broken` is the id of the first event that does not, and `reason` how."""
+    """Whether the chain is intact. `broken` is the id of the first event that breaks it, and `reason` says how."""
 
     events: int
     head: str
@@ -110,17 +110,17 @@ class AuditLog:
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database = database
         self._clock = clock
-        self._told = ToldHead(database.path.with_name("audit-head"))
+        self._reported = ToldHead(database.path.with_name("audit-head"))
 
     def check(self) -> None:
-        """Raises LogBehind unless the log contains the event that was last told; StoreError when it cannot be read."""
+        """Raises LogBehind if the log lacks the newest event that was reported, StoreError if it cannot be read."""
         with self._database.reading() as connection:
             self._check(connection)
 
     def record_attempts(self, attempts: Sequence[Attempt]) -> list[int]:
-        """Appends attempts in one transaction; returns their ids. Raises StoreError, then none is logged."""
+        """Appends attempts in one transaction; returns their ids. Raises StoreError, and then none is logged."""
         at = rfc3339(self._clock())
-        with self._telling() as connection:
+        with self._appending() as connection:
             return [
                 append_event(
                     connection,
@@ -140,9 +140,9 @@ class AuditLog:
             ]
 
     def record_outcomes(self, outcomes: Iterable[tuple[int, str, str | None]]) -> None:
-        """Appends (attempt id, `applied` or `failed`, reason). An attempt that has one already keeps it."""
+        """Appends (attempt id, `applied` or `failed`, reason). An attempt that already has an outcome keeps it."""
         at = rfc3339(self._clock())
-        with self._telling() as connection:
+        with self._appending() as connection:
             for attempt_id, outcome, reason in outcomes:
                 if rows(connection, "SELECT 1 FROM audit_events WHERE attempt = ?", attempt_id):
                     continue
@@ -159,7 +159,7 @@ class AuditLog:
                 )
 
     def unknown(self, turns: Iterable[TurnRef]) -> list[TurnRef]:
-        """Those of `turns` of which the log has no accepted attempt: it is older than they are, or another node's."""
+        """The `turns` whose accepted attempt the log lacks: the log is older than they are, or another node's."""
         known = """SELECT 1 FROM audit_events WHERE id = ? AND repo = ? AND new = ?
                    AND kind = 'attempt' AND verdict = 'accepted'"""
         with self._database.reading() as connection:
@@ -169,12 +169,12 @@ class AuditLog:
     def record_found(self, turns: Iterable[FoundTurn]) -> list[FoundTurn]:
         """Appends turns that were found in mirrors, each under its own id, in one transaction; returns those appended.
 
-        An id that the log has given away meanwhile is passed over.
+        Skips a turn whose id the log has assigned to another event meanwhile.
         """
         at = rfc3339(self._clock())
-        with self._telling() as connection:
+        with self._appending() as connection:
             last, taken = highest_id(connection), []
-            for turn in sorted(turns, key=lambda each: each.ref.id):
+            for turn in sorted(turns, key=lambda turn: turn.ref.id):
                 if turn.ref.id > last:
                     last = turn.ref.id
                     taken.append(turn)
@@ -188,26 +188,26 @@ class AuditLog:
         return taken
 
     def accept_loss(self) -> bool:
-        """Goes on from here although events are lost, with a note that says so; False when none is."""
-        told = self._told.read()
+        """Continues the log although events are lost, and appends a note that says so; False if none are lost."""
+        reported = self._reported.read()
         with self._database.writing() as connection:
-            if told is None or contains(connection, told):
+            if reported is None or contains(connection, reported):
                 return False
-            reason = f"an operator accepted that events are lost, up to {told.id} ({told.hash}) or later"
+            reason = f"an operator accepted that events are lost, up to {reported.id} ({reported.hash}) or later"
             at = rfc3339(self._clock())
             append_event(connection, kind="note", at=at, push="", repo="", ref="", reason=reason, client="")
             head = newest_event(connection)
         if head is not None:
-            self._told.write(head)
+            self._reported.write(head)
         return True
 
     def last_id(self) -> int:
-        """The highest id that was given; 0 when none was."""
+        """The highest id ever assigned; 0 if none was."""
         with self._database.reading() as connection:
             return highest_id(connection)
 
     def open_attempts(self) -> list[OpenAttempt]:
-        """Accepted attempts with no outcome, oldest first."""
+        """Accepted attempts without an outcome, oldest first."""
         with self._database.reading() as connection:
             found = rows(
                 connection,
@@ -218,7 +218,7 @@ class AuditLog:
         return [OpenAttempt(**row) for row in found]
 
     def led_on(self, attempt: OpenAttempt) -> bool:
-        """Whether a later push that was applied started from this attempt's commit: then this one was applied too."""
+        """Whether a later applied push started from this attempt's commit, which proves that this one was applied."""
         with self._database.reading() as connection:
             return bool(
                 rows(
@@ -244,7 +244,7 @@ class AuditLog:
     ) -> list[dict[str, Any]]:
         """One dictionary for each attempted ref, newest first, with the keys that the contract names.
 
-        `since` is a time as the log has it, RFC 3339 in UTC; `above` leaves out ids up to it.
+        `since` is a time in the log's own format, RFC 3339 in UTC. Only ids greater than `above` are returned.
         """
         with self._database.reading() as connection:
             found = rows(
@@ -266,7 +266,7 @@ class AuditLog:
         return found
 
     def events(self, since: str | None = None) -> Iterator[dict[str, Any]]:
-        """Every event in order (from `since` on), as it is hashed, with its hash. In pages: the log may be large."""
+        """Every event in order (from `since` on) with its hash. Reads in pages, because the log may be large."""
         last = 0
         while True:
             with self._database.reading() as connection:
@@ -282,27 +282,30 @@ class AuditLog:
             last = page[-1]["id"]
 
     def head(self) -> str:
-        """The hash of the newest event; 64 zeros when there is none."""
+        """The hash of the newest event; 64 zeros if the log is empty."""
         with self._database.reading() as connection:
             return head_of(connection)
 
     def verify(self, expected_head: str | None = None) -> Verification:
-        """Walks the whole chain. With `expected_head`, that hash must be in it: a cut-off end is then seen too."""
+        """Walks the whole chain. With `expected_head`, that hash must be in it, which also reveals a cut-off end."""
         with self._database.reading() as connection:
-            # Before the walk: what is appended meanwhile is no gap.
+            # Read before the walk, so that events appended meanwhile do not look like a gap.
             written = highest_id(connection)
         prev, count, seen_head, last_id = GENESIS, 0, expected_head in (None, GENESIS), 0
         for event in self.events():
             if event["id"] != last_id + 1 and event["push"] != FOUND:
-                return Verification(count, prev, last_id + 1, f"it is gone, and with it all up to {event['id'] - 1}")
+                last_missing = event["id"] - 1
+                more = f", and so are all events up to {last_missing}" if last_missing > last_id + 1 else ""
+                return Verification(count, prev, last_id + 1, f"it is missing{more}")
             if event["prev"] != prev:
-                return Verification(count, prev, event["id"], "it does not follow on the event before, or that changed")
+                reason = "it does not follow the event before it, or that event was changed"
+                return Verification(count, prev, event["id"], reason)
             if hashlib.sha256(canonical_form(event)).hexdigest() != event["hash"]:
                 return Verification(count, prev, event["id"], "its content does not match its hash")
             prev, last_id, count = event["hash"], event["id"], count + 1
             seen_head = seen_head or prev == expected_head
         if written > last_id:
-            return Verification(count, prev, last_id + 1, f"events up to {written} were written, this one is gone")
+            return Verification(count, prev, last_id + 1, f"events up to {written} were written; this one is missing")
         if not seen_head:
             return Verification(count, prev, last_id + 1, f"the log no longer contains {expected_head}")
         try:
@@ -312,23 +315,23 @@ class AuditLog:
         return Verification(count, prev)
 
     def _check(self, connection: sqlite_utils.Database) -> None:
-        told = self._told.read()
-        if told is not None and not contains(connection, told):
-            raise LogBehind(told)
+        reported = self._reported.read()
+        if reported is not None and not contains(connection, reported):
+            raise LogBehind(reported)
 
     @contextlib.contextmanager
-    def _telling(self) -> Iterator[sqlite_utils.Database]:
-        """A transaction whose last event is told from when it is committed, unless the log lacks what was told before.
+    def _appending(self) -> Iterator[sqlite_utils.Database]:
+        """A transaction whose last event becomes the reported head when it commits.
 
-        Then the older word stays: only an operator takes it back.
+        If the log lacks the event that was reported before, the reported head stays: only an operator may replace it.
         """
         with self._database.writing() as connection:
-            told = self._told.read()
-            behind = told is not None and not contains(connection, told)
+            reported = self._reported.read()
+            behind = reported is not None and not contains(connection, reported)
             yield connection
             head = newest_event(connection)
         if head is not None and not behind:
-            self._told.note(head)
+            self._reported.note(head)
 
 
 def _named(turn: FoundTurn) -> dict[str, str | None]:

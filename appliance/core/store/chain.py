@@ -1,8 +1,8 @@
 """The hash chain of the audit log: how an event is hashed, how one is appended, where the chain ends.
 
-The canonical form that is hashed is the JSON object of all columns but `hash`, keys sorted, no spaces, ASCII only;
-`hash` is its SHA-256 in hex and `prev` the hash of the event before (64 zeros for the first). Ids have no gaps but
-before a turn that was found in a mirror, which keeps the id that its ref has.
+The hashed form is the JSON object of all columns but `hash`, with sorted keys, no spaces and only ASCII. `hash` is its
+SHA-256 in hex, and `prev` is the hash of the event before (64 zeros for the first). Ids have no gaps, except before a
+turn that was found in a mirror, because that turn keeps the id in its ref.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ def head_of(connection: sqlite_utils.Database) -> str:
 
 
 def highest_id(connection: sqlite_utils.Database) -> int:
-    """The id of the newest event ever written; SQLite remembers it when the event is gone. Ids have no gaps."""
+    """The id of the newest event ever written; SQLite remembers it even after the event is deleted."""
     counted = rows(connection, "SELECT seq FROM sqlite_sequence WHERE name = 'audit_events'")
     return int(counted[0]["seq"]) if counted else 0
 
 
 def append_event(connection: sqlite_utils.Database, **columns: Any) -> int:
-    """Adds one event inside the caller's transaction, so that nobody comes between reading the head and this.
+    """Adds one event inside the caller's transaction, so that no other event gets in after the head is read.
 
-    Its id is the next one, unless `columns` has one.
+    Its id is the next one, unless `columns` contains an id.
     """
     event: dict[str, Any] = dict.fromkeys(HASHED)
     event |= {"id": highest_id(connection) + 1} | columns | {"prev": head_of(connection)}

@@ -1,7 +1,7 @@
-"""The SQLite file: opening it, its migrations, its transactions, and its errors in words.
+"""The SQLite file: opening it, its migrations, its transactions, and readable errors.
 
-One connection, used by one thread at a time. Every write is a `BEGIN IMMEDIATE`: the default deferred
-BEGIN of a read-then-write fails at once under load ("database is locked") without waiting for its turn.
+There is one connection, used by one thread at a time. Every write is a `BEGIN IMMEDIATE`, because the default deferred
+BEGIN of a read-then-write fails at once under load ("database is locked") instead of waiting for its turn.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class StoreError(GitmirrorError):
 
 
 class NewerDatabase(StoreError):
-    """The database is whole, but of a later version: whoever starts on it has the wrong file, and is to be told."""
+    """The database is intact, but a later version wrote it: the operator started the wrong file and must be told."""
 
 
 class Database:
     """The open database at `path`, migrated to this version.
 
-    `create` makes the file when it is missing; without it a missing file is a StoreError, since an
-    empty registry in place of a lost one would stop serving everything without a word. `patient` opens it later, at
-    the first use that succeeds, when it cannot be opened now; a NewerDatabase is refused all the same.
+    `create` creates a missing file; without it a missing file is a StoreError, because an empty registry in place of a
+    lost one would silently stop serving everything. With `patient`, a database that cannot be opened now is opened at
+    its first successful use; a NewerDatabase is refused all the same.
     """
 
     def __init__(self, path: Path, *, create: bool = True, patient: bool = False) -> None:
@@ -47,14 +47,14 @@ class Database:
         self._connection: sqlite_utils.Database | None = None
         self._create = create
         try:
-            with self._lock, self._in_words():
+            with self._lock, self._readable_errors():
                 self._open()
         except StoreError as error:
             if not patient or isinstance(error, NewerDatabase):
                 raise
 
     def close(self) -> None:
-        """Closes the connection; the object is not used after."""
+        """Closes the connection; do not use the object afterwards."""
         with self._lock:
             if self._connection is not None:
                 self._connection.conn.close()
@@ -62,14 +62,14 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite_utils.Database]:
-        """The connection, for reads of one moment each. Raises StoreError."""
-        with self._lock, self._in_words():
+        """The connection for reads; each query sees its own moment. Raises StoreError."""
+        with self._lock, self._readable_errors():
             yield self._checked()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite_utils.Database]:
-        """The connection inside one IMMEDIATE transaction: all of it or, on any error, nothing. Raises StoreError."""
-        with self._lock, self._in_words():
+        """The connection inside one IMMEDIATE transaction, which any error rolls back whole. Raises StoreError."""
+        with self._lock, self._readable_errors():
             connection = self._checked()
             connection.conn.execute("BEGIN IMMEDIATE")
             try:
@@ -80,9 +80,9 @@ class Database:
             connection.commit()
 
     def _checked(self) -> sqlite_utils.Database:
-        """The connection, if the file it has open is still the file at `path`.
+        """The connection, reopened if its file is no longer the file at `path`.
 
-        SQLite goes on writing to a file that was moved away or replaced, and what it writes is lost.
+        SQLite keeps writing to a file that was moved away or replaced, and those writes are lost.
         """
         if self._connection is None or self._identity != _identity(self.path):
             if self._connection is not None:
@@ -98,21 +98,21 @@ class Database:
             what = "is not a file" if self.path.exists() else "is missing"
             raise StoreError(
                 f"the database {self.path} {what}",
-                hint=f"put a backup of it back: `cp BACKUP {self.path}`; until then nothing can be recorded",
+                hint=f"restore a backup: `cp BACKUP {self.path}`; until then nothing can be recorded",
             )
         if self.path.exists() and not self.path.is_file():
             raise StoreError(
                 f"the database {self.path} is not a file",
-                hint=f"`mv {self.path} {self.path}.aside`, then put the database back",
+                hint=f"`mv {self.path} {self.path}.aside`, then restore the database",
             )
-        # Before it is opened: one that is put in its place meanwhile must not pass for the one that was.
+        # Read before opening, so that a file swapped in meanwhile does not count as the one that was opened.
         identity = _identity(self.path)
-        # `rw` makes none: between the look above and here it may have been taken away.
+        # `rw` creates no file, in case it was removed since the check above.
         uri = f"file:{quote(str(self.path))}?mode={'rwc' if create else 'rw'}"
         conn = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             connection = sqlite_utils.Database(conn, execute_plugins=False)
-            # FULL: an audit event that was answered for survives a power cut, not only a kill.
+            # FULL, so that an audit event that a guest was told of survives a power cut, not only a kill.
             conn.execute("PRAGMA synchronous = FULL")
             conn.execute("PRAGMA foreign_keys = ON")
             self._migrate(connection)
@@ -121,21 +121,21 @@ class Database:
             raise
         self._connection = connection
         self._identity = identity or _identity(self.path)
-        # From here on a file that is missing was lost.
+        # From here on, a missing file is a lost one.
         self._create = False
 
     def _migrate(self, connection: sqlite_utils.Database) -> None:
         if not MIGRATIONS.pending(connection) and not self._from_the_future(connection):
             return
-        # sqlite-utils applies migrations with no lock, and switching to WAL ignores the busy timeout:
-        # of three processes on a fresh file two failed. One at a time, by a lock on the directory.
+        # sqlite-utils applies migrations without a lock, and switching to WAL ignores the busy timeout: of three
+        # processes on a fresh file, two failed. A lock on the directory lets in one at a time.
         directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
             if self._from_the_future(connection):
                 raise NewerDatabase(
                     f"the database {self.path} was written by a newer gitmirror",
-                    hint="install that version again; this one would misread it",
+                    hint="install that version again; this version would misread the database",
                 )
             connection.conn.execute("PRAGMA journal_mode = WAL")
             connection.conn.execute("BEGIN IMMEDIATE")
@@ -154,22 +154,22 @@ class Database:
         return bool(applied - MIGRATIONS.names)
 
     @contextlib.contextmanager
-    def _in_words(self) -> Iterator[None]:
+    def _readable_errors(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"the database {self.path} failed: {error}", hint=_mend(self.path, error)) from error
+            raise StoreError(f"the database {self.path} failed: {error}", hint=_remedy(self.path, error)) from error
 
 
-def _mend(path: Path, error: Exception) -> str:
-    """What to do about a database that failed: the command for each cause that can be told."""
+def _remedy(path: Path, error: Exception) -> str:
+    """What to do about a database that failed, with the commands to run."""
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return (
             f"`systemctl stop gitmirror; mv {path} {path}.damaged; cp BACKUP {path}; systemctl start gitmirror`; "
-            "without a backup leave out the `cp`: the registry and the log begin anew"
+            "without a backup, leave out the `cp`: the registry and the log then start empty"
         )
     return (
-        "see that the disk is not full, and that the file and its directory belong to the service's user: "
+        "check that the disk is not full, and that the file and its directory belong to the service's user: "
         f"`chown gitmirror: {path}*; chmod u+rw {path}*`"
     )
 

@@ -1,4 +1,4 @@
-"""What is known of each mirror, and the history of its refreshes."""
+"""The health of each mirror, and the history of its refreshes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from appliance.core.store.database import Database, rows
 from appliance.core.units import rfc3339
 
 REFRESHES_KEPT = 500
-"""Rows of history for each repository: over eight hours at a refresh a minute."""
+"""Rows of history stored for each repository: over eight hours at one refresh a minute."""
 
 _COLUMNS = frozenset(
     {
@@ -33,13 +33,13 @@ class HealthStore:
             return {row["repo_id"]: _health(row) for row in rows(connection, "SELECT * FROM health")}
 
     def get(self, repo_id: int) -> Health:
-        """One repository's health; the empty one for an id that is gone."""
+        """One repository's health; an empty Health if the id no longer exists."""
         with self._database.reading() as connection:
             found = rows(connection, "SELECT * FROM health WHERE repo_id = ?", repo_id)
         return _health(found[0]) if found else Health()
 
     def update(self, repo_id: int, **columns: Any) -> None:
-        """Sets columns (names of Health); a repository that was removed meanwhile is passed over."""
+        """Sets columns (names of Health); ignores a repository that was removed meanwhile."""
         unknown = columns.keys() - _COLUMNS
         if unknown:
             raise ValueError(f"no columns of health: {sorted(unknown)}")
@@ -48,11 +48,11 @@ class HealthStore:
             connection.execute(f"UPDATE health SET {assignments} WHERE repo_id = ?", [*columns.values(), repo_id])
 
     def record_refresh(self, repo_id: int, outcome: RefreshOutcome, **columns: Any) -> None:
-        """Adds a row of history and sets health columns, in one transaction; old rows go."""
+        """Adds a row of history, sets health columns and deletes old rows, in one transaction."""
         self.record_refreshes([(repo_id, outcome, columns)])
 
     def record_refreshes(self, refreshes: Sequence[tuple[int, RefreshOutcome, Mapping[str, Any]]]) -> None:
-        """The same for many refreshes, oldest first, in one transaction: one sync of the disk for all."""
+        """The same for many refreshes, oldest first. One transaction needs only one sync of the disk for all."""
         latest: dict[int, dict[str, Any]] = {}
         for repo_id, _, columns in refreshes:
             latest.setdefault(repo_id, {}).update(columns)
@@ -83,7 +83,7 @@ class HealthStore:
         return [row | {"started_at": rfc3339(row["started_at"]), "moved": json.loads(row["moved"])} for row in found]
 
     def recent(self, repo: str, limit: int) -> list[tuple[float, float, str]]:
-        """The last refreshes of one repository, oldest first: when it began (Unix seconds), seconds it took, result."""
+        """The last refreshes of one repository, oldest first: (start in Unix seconds, duration in seconds, result)."""
         with self._database.reading() as connection:
             found = rows(
                 connection,
@@ -94,13 +94,13 @@ class HealthStore:
         return [(row["started_at"], row["duration"], row["result"]) for row in reversed(found)]
 
     def anchor_times(self, repo_id: int) -> dict[str, float]:
-        """When each anchor ref of a mirror was first seen, Unix seconds."""
+        """When each anchor ref of a mirror was first seen, in Unix seconds."""
         with self._database.reading() as connection:
             found = rows(connection, "SELECT ref, at FROM anchors WHERE repo_id = ?", repo_id)
         return {row["ref"]: row["at"] for row in found}
 
     def set_anchor_times(self, repo_id: int, times: dict[str, float]) -> None:
-        """Replaces what `anchor_times` tells."""
+        """Replaces the times that `anchor_times` returns."""
         with self._database.writing() as connection:
             connection.execute("DELETE FROM anchors WHERE repo_id = ?", [repo_id])
             connection.table("anchors").insert_all(

@@ -1,4 +1,4 @@
-"""The schema, as numbered steps. Append only: a step that was released never changes."""
+"""The schema, as numbered steps. Append only: a released step never changes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sqlite_utils.migrations import Migrations
 
 
 class NumberedMigrations(Migrations):
-    """The steps of one database; `names` tells a file of a newer version apart."""
+    """The steps of one database; `names` reveals a file that a newer version wrote."""
 
     @property
     def names(self) -> set[str]:
-        """Every step this version knows."""
+        """The names of all steps that this version knows."""
         return {migration.name for migration in self._migrations}
 
 
@@ -30,7 +30,7 @@ def _step(name: str, *statements: str) -> Callable[[sqlite_utils.Database], None
 
 _step(
     "0001_registry",
-    # AUTOINCREMENT: an id is never given twice, so a repository added again is another one to every cache.
+    # AUTOINCREMENT never reuses an id, so every cache treats a repository that was added again as a new one.
     """CREATE TABLE repos (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         name TEXT NOT NULL UNIQUE,
@@ -97,12 +97,12 @@ _step(
     )""",
     "CREATE UNIQUE INDEX audit_outcomes ON audit_events (attempt) WHERE attempt IS NOT NULL",
     "CREATE INDEX audit_by_ref ON audit_events (repo, ref, id)",
-    # The hash chain shows tampering; these stop mistakes.
+    # The hash chain reveals tampering; these triggers stop mistakes.
     """CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit_events
         BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END""",
     """CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit_events
         BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END""",
-    # INSERT OR REPLACE deletes without that trigger.
+    # INSERT OR REPLACE deletes rows without firing the trigger above.
     """CREATE TRIGGER audit_no_replace BEFORE INSERT ON audit_events
         WHEN EXISTS (SELECT 1 FROM audit_events WHERE id = NEW.id OR hash = NEW.hash)
         BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END""",
@@ -180,7 +180,7 @@ _step(
     "ALTER TABLE health ADD COLUMN error_kind TEXT",
     "ALTER TABLE health ADD COLUMN retry_at REAL",
     "ALTER TABLE refreshes ADD COLUMN kind TEXT",
-    # What was last told about a repository that is stale or failing; no row: nothing, or that it is well again.
+    # The last alert sent about a repository that is stale or failing. No row means none, or that it is healthy again.
     """CREATE TABLE alerts (
         repo_id INTEGER PRIMARY KEY REFERENCES repos(id) ON DELETE CASCADE,
         state TEXT NOT NULL,
@@ -191,7 +191,7 @@ _step(
 
 _step(
     "0006_read_tokens",
-    # The registration, not the name: a repository that is registered again has none of the tokens from before.
+    # Tokens belong to a registration, not to a name: a repository that is registered again starts without tokens.
     """CREATE TABLE read_tokens (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         repo_id INTEGER NOT NULL,

@@ -1,4 +1,4 @@
-"""The registry: one table for the static list of the config and for what `add-repo` registers."""
+"""The registry: one table for the config's static list and for the repositories that `add-repo` registers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from appliance.core.store.database import Database, rows
 
 @dataclass(frozen=True)
 class Wanted:
-    """A repository to register: the name and URL are valid, `identity` is equal for URLs that mean the same."""
+    """A repository to register. Its name and URL are already validated."""
 
     name: str
     url: str
@@ -27,11 +27,11 @@ class UnknownRepo(GitmirrorError):
     """No repository of that name is registered."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name} is not registered", hint="`repos` lists what is, `add-repo URL` registers")
+        super().__init__(f"{name} is not registered", hint="`repos` lists all of them, `add-repo URL` adds one")
 
 
 class Registry:
-    """The registered repositories in `database`. `same_url` tells whether two URLs name one upstream."""
+    """The registered repositories in `database`. `same_url` says whether two URLs name the same upstream."""
 
     def __init__(self, database: Database, clock: Callable[[], float], same_url: Callable[[str, str], bool]) -> None:
         self._database = database
@@ -39,19 +39,19 @@ class Registry:
         self._same_url = same_url
 
     def all(self) -> list[Repo]:
-        """Every registered repository, by name."""
+        """Every registered repository, sorted by name."""
         with self._database.reading() as connection:
             return [_repo(row) for row in rows(connection, "SELECT * FROM repos ORDER BY name")]
 
     def get(self, name: str) -> Repo:
-        """The repository of that name. Raises UnknownRepo."""
+        """The repository with that name. Raises UnknownRepo."""
         with self._database.reading() as connection:
             return _repo(_row(connection, name))
 
     def add(self, wanted: Wanted) -> Repo:
-        """Registers, or finds the same URL registered; options that are given replace the stored ones.
+        """Registers a repository, or updates the one with the same URL; given options replace the stored ones.
 
-        Raises UsageError when the name belongs to another URL, or options of a config repository would change.
+        Raises UsageError if the name belongs to another URL, or if options of a config repository would change.
         """
         with self._database.writing() as connection:
             found = rows(connection, "SELECT * FROM repos WHERE name = ?", wanted.name)
@@ -61,7 +61,7 @@ class Registry:
             if not self._same_url(row["url"], wanted.url):
                 raise UsageError(
                     f"the name {wanted.name} is taken by {row['url']}",
-                    hint="give this one a name of its own: --name OWNER/REPO",
+                    hint="give this repository a different name: --name OWNER/REPO",
                 )
             changes = {
                 key: value
@@ -80,13 +80,13 @@ class Registry:
             return _repo(_row(connection, wanted.name))
 
     def remove(self, name: str, config_file: str) -> Repo:
-        """Unregisters. Raises UnknownRepo, or UsageError for a repository that the config lists."""
+        """Unregisters a repository. Raises UnknownRepo, or UsageError for a repository that the config lists."""
         with self._database.writing() as connection:
             row = _row(connection, name)
             if row["source"] == "config" and row["listed"]:
                 raise UsageError(
                     f"{name} is listed in the config",
-                    hint=f"take its [[repos]] out of {config_file} and reload",
+                    hint=f"remove its [[repos]] entry from {config_file} and reload",
                 )
             connection.execute("DELETE FROM repos WHERE id = ?", [row["id"]])
             connection.execute(
@@ -96,7 +96,7 @@ class Registry:
             return _repo(row)
 
     def set_enabled(self, name: str, enabled: bool) -> Repo:
-        """Enables or disables. A repository that the config no longer lists becomes one of the command line."""
+        """Enables or disables. A repository that the config no longer lists then counts as added by `add-repo`."""
         with self._database.writing() as connection:
             row = _row(connection, name)
             changes: dict[str, Any] = {"enabled": int(enabled)}
@@ -106,10 +106,10 @@ class Registry:
             return _repo(_row(connection, name))
 
     def reconcile(self, listed: Sequence[Wanted]) -> list[str]:
-        """Makes the table follow the config's list; returns what could not be followed, in words.
+        """Makes the table match the config's list; returns one sentence for each entry that cannot be applied.
 
-        A repository that the list dropped is disabled, not deleted. One that `add-repo` registered under the
-        same name for another URL stays as it is: taking its mirror over would serve other commits under its name.
+        A repository that the list dropped is disabled, not deleted. One that `add-repo` registered under the same name
+        for another URL stays as it is, because taking its mirror over would serve other commits under its name.
         """
         problems = []
         with self._database.writing() as connection:
@@ -122,7 +122,7 @@ class Registry:
                 if row["source"] == "cli" and not self._same_url(row["url"], wanted.url):
                     problems.append(
                         f"the config lists {wanted.name} for {wanted.url}, but add-repo registered it for "
-                        f"{row['url']}: remove-repo it first"
+                        f"{row['url']}: run remove-repo {wanted.name} first"
                     )
                     continue
                 _update(

@@ -1,4 +1,4 @@
-"""Sessions and their turns: what a listing needs, computed once when a turn is recorded."""
+"""Sessions and their turns: the columns that a listing needs, computed once when a turn is recorded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LISTED = (
 
 @dataclass(frozen=True)
 class Unbooked:
-    """An applied push that has no turn yet: serve was killed before it could be looked at."""
+    """An applied push that has no turn yet, because `serve` was killed before it could inspect the commit."""
 
     id: int
     repo: str
@@ -40,7 +40,7 @@ class SessionStore:
         self._database = database
 
     def record(self, turn: Turn) -> int:
-        """Adds a turn and brings its session up to date; returns its number. A turn that is there stays."""
+        """Adds a turn and updates its session; returns the turn's number. An existing turn stays as it is."""
         with self._database.writing() as connection:
             found = rows(connection, "SELECT turn FROM turns WHERE id = ?", turn.id)
             if found:
@@ -71,20 +71,20 @@ class SessionStore:
                 }
             )
             if count["last"] and count["last"] > turn.id:
-                # Pushes end in another order than they were let in; the log's order is the one the ref went through.
+                # Pushes may end in another order than they were accepted in. The log has the order of the ref's values.
                 self._renumber(connection, turn.repo, turn.session)
                 [row] = rows(connection, "SELECT turn FROM turns WHERE id = ?", turn.id)
                 number = int(row["turn"])
             self._summarise(connection, turn.repo, turn.session)
             if turn.client == UNKNOWN:
-                # Its time is a guess, and whether it was to be kept is lost: nothing ends it but an operator.
+                # Its time is a guess, and whether it was marked as kept is lost, so only an operator may end it.
                 connection.execute(
                     "UPDATE sessions SET kept = 1 WHERE repo = ? AND session = ?", [turn.repo, turn.session]
                 )
             return number
 
     def all(self, repo: str | None = None) -> list[dict[str, Any]]:
-        """Sessions, newest first, with the keys that the contract names and `kept`, `archived`, `bytes`."""
+        """All sessions, newest first, with the keys that the contract names and `kept`, `archived`, `bytes`."""
         with self._database.reading() as connection:
             found = rows(
                 connection,
@@ -94,7 +94,7 @@ class SessionStore:
         return [row | {"kept": bool(row["kept"]), "archived": bool(row["archived"])} for row in found]
 
     def page(self, repo: str | None, limit: int) -> list[dict[str, Any]]:
-        """The newest sessions as `all` has them, with the `subject` of their last turn."""
+        """The newest `limit` sessions in the form of `all`, with the `subject` of their last turn."""
         with self._database.reading() as connection:
             found = rows(
                 connection,
@@ -113,9 +113,9 @@ class SessionStore:
         return int(found["n"])
 
     def matching(self, repo: str, prefix: str) -> list[dict[str, Any]]:
-        """The session of that very name, else all that begin with it."""
-        found = [row for row in self.all(repo) if row["session"].startswith(prefix)]
-        return [row for row in found if row["session"] == prefix] or found
+        """The session with exactly that name, otherwise all whose names begin with it."""
+        candidates = [row for row in self.all(repo) if row["session"].startswith(prefix)]
+        return [row for row in candidates if row["session"] == prefix] or candidates
 
     def turns(self, repo: str, session: str) -> list[Turn]:
         """A session's turns, oldest first."""
@@ -124,7 +124,7 @@ class SessionStore:
         return [_turn(row) for row in found]
 
     def unbooked(self) -> list[Unbooked]:
-        """Applied pushes without a turn, oldest first; those of sessions that were ended since do not count."""
+        """Applied pushes without a turn, oldest first, except those of sessions that have been ended since."""
         with self._database.reading() as connection:
             found = rows(
                 connection,
@@ -138,14 +138,14 @@ class SessionStore:
         return [Unbooked(**row) for row in found]
 
     def keep(self, repo: str, session: str, kept: bool) -> None:
-        """Exempts a session from retention, or not any more."""
+        """Exempts a session from retention, or ends the exemption."""
         with self._database.writing() as connection:
             connection.execute(
                 "UPDATE sessions SET kept = ? WHERE repo = ? AND session = ?", [int(kept), repo, session]
             )
 
     def set_archived(self, repo: str, sessions: list[str], archived: bool) -> None:
-        """Notes that their refs moved to the archive, or back."""
+        """Records that the refs of these sessions moved to the archive, or back."""
         with self._database.writing() as connection:
             for session in sessions:
                 connection.execute(
@@ -153,7 +153,7 @@ class SessionStore:
                 )
 
     def applied(self, repo: str, session: str) -> dict[int, str]:
-        """Every attempt that made a turn of the session as it is now, booked or not, oldest first, and its commit."""
+        """The id and commit of every attempt that made a turn of the current session, booked or not, oldest first."""
         with self._database.reading() as connection:
             found = rows(
                 connection,
@@ -170,9 +170,9 @@ class SessionStore:
         return {int(row["id"]): str(row["new"]) for row in found}
 
     def end(self, repo: str, ended: Mapping[str, int], reason: str, at: float) -> None:
-        """Forgets sessions, each up to the attempt named; the audit log gets a note that says why.
+        """Deletes sessions, each up to the given attempt, and adds a note with the reason to the audit log.
 
-        Their refs must be gone already. A turn that came after that attempt stays, as the first of a new session.
+        Their refs must already be deleted. A turn later than that attempt stays, as the first of a new session.
         """
         with self._database.writing() as connection:
             for session, last in ended.items():
@@ -181,7 +181,7 @@ class SessionStore:
                     self._end(connection, found[0], last, reason, at)
 
     def end_all(self, repo: str, reason: str, at: float) -> None:
-        """Forgets every session of a repository whose mirror is removed."""
+        """Deletes every session of a repository whose mirror is removed."""
         with self._database.writing() as connection:
             for row in rows(connection, "SELECT * FROM sessions WHERE repo = ?", repo):
                 [newest] = rows(
@@ -193,25 +193,26 @@ class SessionStore:
                 self._end(connection, row, newest["id"] or 0, reason, at)
 
     def without_turn(self, repo: str, attempts: Mapping[int, str]) -> list[int]:
-        """Those of `attempts`, by id with their commits, that surely have no turn.
+        """The ids in `attempts` (id to commit) that certainly have no turn.
 
-        Their push failed, or its session was ended since. An id that the log has with another commit says nothing.
+        Their push failed, or its session has been ended since. An id that the log knows with another commit is not
+        returned.
         """
         settled = """SELECT a.id FROM audit_events a JOIN audit_events o ON o.attempt = a.id
             WHERE a.id = ?1 AND a.repo = ?2 AND a.new = ?3 AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.id = a.id)
             AND (o.outcome = 'failed' OR EXISTS (SELECT 1 FROM session_ends e WHERE e.repo = a.repo
                  AND e.session = a.session AND e.last_attempt >= a.id))"""
         with self._database.reading() as connection:
-            return [each for each, commit in attempts.items() if rows(connection, settled, each, repo, commit)]
+            return [number for number, commit in attempts.items() if rows(connection, settled, number, repo, commit)]
 
     def recorded_bytes(self) -> int:
-        """Bytes of all recorded packs that are kept."""
+        """The total size of all recorded packs, in bytes."""
         with self._database.reading() as connection:
             [total] = rows(connection, "SELECT coalesce(sum(bytes), 0) AS n FROM sessions")
         return int(total["n"])
 
     def turn_count(self, repo: str, session: str) -> int:
-        """How many turns a session has; 0 when there is none of that name."""
+        """How many turns a session has; 0 if there is no such session."""
         with self._database.reading() as connection:
             found = rows(connection, "SELECT turns FROM sessions WHERE repo = ? AND session = ?", repo, session)
         return int(found[0]["turns"]) if found else 0
@@ -228,7 +229,7 @@ class SessionStore:
 
     @staticmethod
     def _renumber(connection: sqlite_utils.Database, repo: str, session: str) -> None:
-        """Turns count from 1 in the order of the log. By way of numbers that none has: each is unique at every step."""
+        """Numbers the turns from 1 in the order of the log, through negative numbers so that all stay unique."""
         of_session = "WHERE repo = ? AND session = ?"
         connection.execute(f"UPDATE turns SET turn = -id {of_session}", [repo, session])
         connection.execute(

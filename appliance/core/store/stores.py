@@ -33,7 +33,7 @@ class Stores:
 
     @classmethod
     def over(cls, database: Database) -> Stores:
-        """The stores of an open database, by the clock of this machine."""
+        """The stores of an open database; they use this machine's clock."""
         return cls(
             database,
             Registry(database, time.time, same_upstream),

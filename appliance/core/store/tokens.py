@@ -1,4 +1,4 @@
-"""Read tokens: what lets a guest read one private mirror. Only their hashes are here."""
+"""Read tokens, each of which lets a guest read one private mirror. Only their hashes are stored."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from appliance.core.store.database import Database, rows
 from appliance.core.units import rfc3339
 
 PREFIX = "gmt_"
-"""What every read token begins with, so that whoever finds one somewhere knows what it is."""
+"""The prefix of every read token, so that a leaked one can be recognised."""
 
 KEPT = 90 * 86400.0
-"""Seconds that the row of a token is kept after it has expired."""
+"""Seconds that a token's row is kept after the token has expired."""
 LONGEST = 3650 * 86400.0
-"""The longest that a token may be good for."""
+"""The longest lifetime of a token, in seconds."""
 
 _TIMES = ("created_at", "expires_at", "last_used_at", "revoked_at")
 
 
 class UnknownToken(GitmirrorError):
-    """There is no read token of that number."""
+    """There is no read token with that number."""
 
     def __init__(self, token_id: int) -> None:
-        super().__init__(f"there is no read token {token_id}", hint="`token list` shows those there are")
+        super().__init__(f"there is no read token {token_id}", hint="`token list` lists the existing tokens")
 
 
 class TokenStore:
@@ -38,12 +38,13 @@ class TokenStore:
         self._clock = clock
 
     def issue(self, repo: Repo, ttl: float, note: str) -> dict[str, Any]:
-        """Makes a token that is good for `ttl` seconds: its row as `all` has it, with the `token` itself, this once.
+        """Creates a token that is valid for `ttl` seconds; returns its row in the form of `all`, with the `token`.
 
-        Raises UsageError for more than ten years. Rows of tokens that expired long ago go.
+        The token itself is returned only this once. Rows of tokens that expired long ago are deleted. Raises UsageError
+        for more than ten years.
         """
         if ttl > LONGEST:
-            raise UsageError("a read token is good for ten years at most", hint="--ttl 3650d, or better 7d")
+            raise UsageError("a read token is valid for at most ten years", hint="use --ttl 3650d, or better 7d")
         token, now = PREFIX + secrets.token_urlsafe(32), self._clock()
         columns = {
             "repo_id": repo.id,
@@ -60,9 +61,9 @@ class TokenStore:
         return self._document(row) | {"token": token}
 
     def find(self, token: str) -> tuple[int, int] | None:
-        """Its number and the id of the repository it is good for at this moment; None for one that is good for none.
+        """The token's number and the id of the repository it currently opens; None if it is not valid.
 
-        256 random bits need no salt and no slow hash; and to find a hash tells nothing about how near another one was.
+        256 random bits need no salt and no slow hash. Looking up a hash reveals nothing about how close a guess was.
         """
         with self._database.reading() as connection:
             found = rows(
@@ -80,7 +81,7 @@ class TokenStore:
         return [self._document(row) for row in found]
 
     def revoke(self, token_id: int) -> dict[str, Any]:
-        """Ends a token from now on; returns its row. Raises UnknownToken."""
+        """Revokes a token at once; returns its row. Raises UnknownToken."""
         with self._database.writing() as connection:
             connection.execute(
                 "UPDATE read_tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", [self._clock(), token_id]
@@ -91,7 +92,7 @@ class TokenStore:
         return self._document(found[0])
 
     def used(self, times: Mapping[int, float]) -> None:
-        """Notes when tokens were last used: number to Unix seconds."""
+        """Records when tokens were last used; `times` maps their numbers to Unix seconds."""
         with self._database.writing() as connection:
             for token_id, at in times.items():
                 connection.execute("UPDATE read_tokens SET last_used_at = ? WHERE id = ?", [at, token_id])

@@ -1,7 +1,7 @@
-"""The head of the audit log as it was when somebody was last told, in a file of its own beside the database.
+"""The reported head: the newest audit event that anybody was told of, in its own file beside the database.
 
-A database that was deleted, replaced by an older copy, or lost its WAL is a valid one to SQLite. This file is how it is
-noticed: the log has to contain the event that is named here.
+SQLite accepts a database that was deleted and recreated, replaced by an older copy, or that lost its WAL. This file
+reveals such a loss, because the log must contain the event that the file names.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ class Head(NamedTuple):
 
 
 LOST = Head(0, "0" * 64)
-"""An event that no log contains: the database was gone, and nobody knows how far it went."""
+"""An event that no log contains: the database was lost, and nobody knows how many events it had."""
 
 
 class ToldHead:
     """The file at `path`: one line of fixed length, `ID HASH`.
 
-    It is written in place and not synced. A kill tears no line that short, and a power cut may leave an older one,
-    which the log contains too: the file may be behind the log, never ahead of it.
+    It is written in place and not synced. A kill cannot tear a line that short. A power cut may leave an older line,
+    but the log contains that event too: the file may be behind the log, never ahead of it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> Head | None:
-        """The head that was told, None when none was; LOST for a file that makes no sense."""
+        """The reported head, or None if nothing was reported yet; LOST if the file is invalid or unreadable."""
         try:
             text = self.path.read_text(encoding="ascii", errors="replace")
         except FileNotFoundError:
@@ -46,13 +46,13 @@ class ToldHead:
             return LOST
         if not text.strip():
             return None
-        words = text.split()
-        if len(words) == 2 and words[0].isdigit() and len(words[1]) == len(LOST.hash):
-            return Head(int(words[0]), words[1])
+        fields = text.split()
+        if len(fields) == 2 and fields[0].isdigit() and len(fields[1]) == len(LOST.hash):
+            return Head(int(fields[0]), fields[1])
         return LOST
 
     def write(self, head: Head) -> None:
-        """Notes that the log went as far as `head`. Raises OSError."""
+        """Records `head` as the newest reported event. Raises OSError."""
         created = not self.path.exists()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -63,7 +63,7 @@ class ToldHead:
             os.close(descriptor)
 
     def note(self, head: Head) -> None:
-        """Like `write`; what cannot be written is logged, since the event itself is safe."""
+        """Like `write`, but only logs a failure, because the event itself is safe in the log."""
         try:
             self.write(head)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The newest time that retention has gone by."""
+"""Stores the newest time that retention has relied on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TimeStore:
         self._database = database
 
     def newest(self) -> float | None:
-        """The time that was last trusted, else the newest that the database knows; None when it knows none."""
+        """The time that was last trusted, otherwise the newest time in the database; None if it has none."""
         with self._database.reading() as connection:
             if found := rows(connection, "SELECT at FROM trusted_time"):
                 return float(found[0]["at"])
@@ -24,11 +24,11 @@ class TimeStore:
         return max(times, default=None)
 
     def trust(self, at: float) -> None:
-        """Replaces what `newest` tells. Raises StoreError."""
+        """Replaces the time that `newest` returns. Raises StoreError."""
         with self._database.writing() as connection:
             connection.execute("INSERT OR REPLACE INTO trusted_time (id, at) VALUES (1, ?)", [at])
 
 
 def timestamp(text: str) -> float:
-    """Unix seconds of a time as the database has it, RFC 3339 in UTC."""
+    """Converts a time in the database's format, RFC 3339 in UTC, to Unix seconds."""
     return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp()

@@ -1,7 +1,7 @@
-"""Rows on their way to the database, in batches: a sync of the disk for each would cost more than what it tells.
+"""Writes rows to the database in batches, because syncing the disk for each one would cost more than it is worth.
 
-What is told of a row is told once it is stored, so that whoever hears of it and looks finds it; but never later than
-TELL_WITHIN, so that a database that hangs mutes nobody.
+Listeners hear of a row once it is stored, so that whoever looks it up finds it. They wait TELL_WITHIN at most, so that
+a database that hangs silences nothing.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 Row = TypeVar("Row")
 
 MOST_WAITING = 20_000
-"""Rows that wait for a database that does not take them; the oldest are lost first."""
+"""The most rows that wait while the database refuses writes; beyond that, the oldest are lost first."""
 TELL_WITHIN = 1.0
-"""Seconds after which something is told that is still not stored."""
+"""Seconds after which listeners hear of a row that is still not stored."""
 
 
 @contextlib.contextmanager
@@ -62,8 +62,8 @@ class _Queued(Generic[Row]):
 class WriteBehind(Generic[Row]):
     """A queue in front of `record`, which stores a batch or raises StoreError.
 
-    A row waits up to `pace` seconds for others to come along. `told` hears of each row once: when it is stored, or
-    TELL_WITHIN after it came. `called` is what the log calls the rows.
+    A row waits up to `pace` seconds so that others can join its batch. `told` is called once for each row, when it is
+    stored or TELL_WITHIN after it was added. `called` is the name of the rows in the log.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class WriteBehind(Generic[Row]):
         self._wake.set()
 
     async def run(self) -> None:
-        """The loop; ends by being cancelled."""
+        """The loop; runs until it is cancelled."""
         while True:
             await self._wake.wait()
             await asyncio.sleep(self._pace)
@@ -107,7 +107,7 @@ class WriteBehind(Generic[Row]):
                 self._wake.set()
 
     async def write(self) -> None:
-        """Writes what waits, in order. A database that fails loses nothing but time, up to MOST_WAITING."""
+        """Writes the waiting rows in order. If the database fails, up to MOST_WAITING rows wait for the next try."""
         async with self._lock:
             batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
             if not batch:

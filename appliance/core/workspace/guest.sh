@@ -1,26 +1,28 @@
 #!/bin/sh
-# The gitmirror guest kit. `. ./guest.sh` defines gitmirror_hydrate, gitmirror_record and gitmirror_redirect;
-# run as a program it takes one of these names, without gitmirror_, as its first argument:
+# The gitmirror guest kit. `. ./guest.sh` defines gitmirror_hydrate, gitmirror_record and gitmirror_redirect.
+# As a program, it takes one of these names without the gitmirror_ prefix as its first argument.
 #
 #     . ./guest.sh
 #     gitmirror_hydrate jomcgi/homelab /workspace
 #     gitmirror_record my-session /workspace
 #
-# POSIX sh and git are needed; curl or wget, tar and timeout are used when there are any. Each function runs in a
-# subshell: no option, variable or directory of the caller is touched. Messages go to stderr.
+# It needs POSIX sh and git, and uses curl or wget, tar and timeout if they are installed. Each function runs in a
+# subshell, so it changes no option, variable or directory of the caller. Messages go to stderr.
 # shellcheck disable=SC2030,SC2031
 
-# Rendered by the mirror; the environment wins: GITMIRROR_GIT, GITMIRROR_HTTP, GITMIRROR_UPSTREAM,
-# GITMIRROR_MAX_LAG and GITMIRROR_DEADLINE (seconds, or 30s, 5m; the deadline is of the whole, 120). GITMIRROR_TOKEN is the
-# read token of a private repository: it goes to the mirror over HTTP, and is in no argument, no file and no message.
+# The mirror fills these in. The environment takes precedence: GITMIRROR_GIT, GITMIRROR_HTTP, GITMIRROR_UPSTREAM,
+# GITMIRROR_MAX_LAG and GITMIRROR_DEADLINE. Durations are in seconds, or like 30s or 5m. The deadline covers the whole
+# call and is 120 by default. GITMIRROR_TOKEN is the read token of a private repository: it is sent to the mirror over
+# HTTP only, and never appears in an argument, a file or a message.
 gitmirror__git='@GIT@'
 gitmirror__http='@HTTP@'
-# One line for each mirrored repository: OWNER/REPO and the URL of its upstream.
+# One line for each mirrored repository: OWNER/REPO and its upstream's URL.
 gitmirror__repositories='@REPOSITORIES@'
 
 # gitmirror_hydrate OWNER/REPO DIR [BRANCH | TAG | COMMIT | session:SESSION]
-# A workspace in DIR, which may exist when it is empty: from the snapshot, else by git from the mirror, else from the
-# upstream itself. The last line on stdout is `hydrated via=snapshot|mirror|upstream commit=OID ms=N`.
+# Creates a workspace in DIR, which may exist if it is empty. It comes from the snapshot, otherwise by git from the
+# mirror, otherwise from the upstream itself. The last line on stdout is
+# `hydrated via=snapshot|mirror|upstream commit=OID ms=N`.
 gitmirror_hydrate() (gitmirror__hydrate "$@")
 gitmirror__hydrate() {
     gitmirror__begin
@@ -32,14 +34,14 @@ gitmirror__hydrate() {
     case $want in
     '') kind=default ;;
     session:*) kind=session && gitmirror__check_session "${want#session:}" ;;
-    -* | *..* | *[[:cntrl:]\ ~^:?*[\\]*) gitmirror__usage "'$want' is no branch, tag, commit or session" ;;
+    -* | *..* | *[[:cntrl:]\ ~^:?*[\\]*) gitmirror__usage "'$want' is not a branch, tag, commit or session" ;;
     *) if gitmirror__is_oid "$want"; then kind=commit; else kind=name; fi ;;
     esac
     gitmirror__set_upstream
-    # LFS pointers stay pointers, as in the snapshot: their contents are not the mirror's to give.
+    # LFS pointers stay pointers, as in the snapshot, because the mirror does not have their contents.
     GIT_LFS_SKIP_SMUDGE=1
     export GIT_LFS_SKIP_SMUDGE
-    # All that is written until the end is removed with the claim, so nothing needs the time to tidy up.
+    # Everything written before the end is removed with the claim, so processes need no time to clean up.
     signal=KILL
     late=''
     trap 'late=yes' HUP INT TERM
@@ -47,7 +49,7 @@ gitmirror__hydrate() {
     trap gitmirror__interrupted HUP INT TERM
     [ -z "$late" ] || gitmirror__interrupted
     gitmirror__await gitmirror__obtain || { gitmirror__release; exit 1; }
-    # The workspace is whole: a signal that comes now comes after it.
+    # The workspace is complete, so ignore signals from here on.
     trap '' HUP INT TERM
     gitmirror__settle || { gitmirror__release; gitmirror__die "the workspace cannot be moved to $2"; }
     { read -r via && read -r commit; } <"$claim/$turn/result"
@@ -56,7 +58,7 @@ gitmirror__hydrate() {
     echo "hydrated via=$via commit=$commit ms=$(((now - began) * 10))"
 }
 
-# Puts a workspace into `tmp`, and how it came and which commit it is beside that.
+# Creates a workspace in `tmp`, and writes its source and its commit to `result` beside it.
 gitmirror__obtain() {
     exec >&2
     usable=yes
@@ -68,15 +70,15 @@ gitmirror__obtain() {
     elif [ "$kind" != session ] && gitmirror__from_upstream; then
         via=upstream
     else
-        gitmirror__die "no workspace of $repo${want:+ at $want} could be had, not from the mirror and not from $upstream"
+        gitmirror__die "no workspace of $repo${want:+ at $want} could be fetched from the mirror or from $upstream"
     fi
     echo "$via$newline$commit" >"$claim/$turn/result"
 }
 
 # gitmirror_record SESSION [DIR]
-# Commits what changed in DIR (default: here) and pushes HEAD to refs/agents/SESSION on the mirror, forced: the mirror
-# keeps every turn. The last line on stdout is `recorded ref=REF commit=OID` or `recorded nothing`; exit code 3 when
-# something could not be kept, which stderr names.
+# Commits all changes in DIR (default: the current directory) and force-pushes HEAD to refs/agents/SESSION on the mirror,
+# which keeps every turn. The last line on stdout is `recorded ref=REF commit=OID` or `recorded nothing`. The exit code is
+# 3 if something could not be recorded; stderr says what.
 gitmirror_record() (gitmirror__record "$@")
 gitmirror__record() {
     gitmirror__begin
@@ -90,10 +92,10 @@ gitmirror__record() {
 gitmirror__record_turn() {
     case $dir in -*) dir=./$dir ;; esac
     cd "$dir" || gitmirror__die "there is no directory $dir"
-    gitmirror__enter || gitmirror__die "$dir is no git workspace"
-    gitmirror__is_repo "$repo" ||
-        gitmirror__die 'this workspace names no repository: hydrate it, or git config gitmirror.repository OWNER/REPO'
-    # First the submodules, for the workspace's commit has links to theirs; but its own push comes before theirs.
+    gitmirror__enter || gitmirror__die "$dir is not a git workspace"
+    gitmirror__is_repo "$repo" || gitmirror__die \
+        'this workspace names no repository: hydrate it, or run git config gitmirror.repository OWNER/REPO'
+    # Commit in the submodules first, because the workspace's commit links to theirs; but push the workspace first.
     submodules=''
     gitmirror__find_base
     gitmirror__commit_submodules '' "$from"
@@ -107,37 +109,37 @@ gitmirror__record_turn() {
     result='recorded nothing'
     if [ "$commit" != "$known" ]; then
         gitmirror__push_turn ||
-            gitmirror__die "$commit could not be pushed to the mirror; it stays as HEAD of this workspace"
+            gitmirror__die "$commit could not be pushed to the mirror; it remains the HEAD of this workspace"
         result="recorded ref=refs/agents/$session commit=$pushed"
     fi
     for path in $submodules; do
         (cd "$path" && gitmirror__enter && gitmirror__set_submodule && gitmirror__push_submodule && [ "$lost" = no ]) ||
-            gitmirror__lose "submodule $path: not all of it could be pushed; its commit stays there"
+            gitmirror__lose "submodule $path: some of it could not be pushed; its commit remains in the submodule"
     done
     echo "$result"
     [ "$lost" = no ] || exit 3
 }
 
 # gitmirror_redirect
-# Sends the URLs of mirrored repositories to the mirror when it answers, each exactly, and `git push` still to the upstream.
-# When the mirror is gone the redirect is taken out again.
+# Redirects the exact URLs of mirrored repositories to the mirror if it responds; `git push` still goes to the upstream.
+# If the mirror does not respond, removes the redirect.
 gitmirror_redirect() (gitmirror__redirect "$@")
 gitmirror__redirect() {
     gitmirror__begin
     [ $# -eq 0 ] || gitmirror__usage 'gitmirror_redirect'
     [ -n "${XDG_CONFIG_HOME-}${HOME-}" ] || gitmirror__die 'HOME is not set: there is no git config to write to'
-    # git writes a file beside it and renames that: as root, a /dev/null would be no device any more.
-    [ ! -e "${GIT_CONFIG_GLOBAL-}" ] || [ -f "$GIT_CONFIG_GLOBAL" ] ||
-        gitmirror__die "GIT_CONFIG_GLOBAL is $GIT_CONFIG_GLOBAL, which is no file: there is no git config to write to"
+    # git replaces its config file by rename, so as root it would turn /dev/null into a regular file.
+    [ ! -e "${GIT_CONFIG_GLOBAL-}" ] || [ -f "$GIT_CONFIG_GLOBAL" ] || gitmirror__die \
+        "GIT_CONFIG_GLOBAL is $GIT_CONFIG_GLOBAL, which is not a regular file: there is no git config to write to"
     place=${XDG_CONFIG_HOME:-${HOME-}/.config}/git
     rules=$place/gitmirror.redirect
     if gitmirror__answers; then
-        [ -d "$place" ] || mkdir -p "$place" || gitmirror__die "$place cannot be made"
+        [ -d "$place" ] || mkdir -p "$place" || gitmirror__die "$place cannot be created"
         { gitmirror__rules >"$rules.$$" && mv -f "$rules.$$" "$rules"; } || gitmirror__die "$rules cannot be written"
         git config --global --fixed-value --get-all include.path "$rules" >/dev/null ||
             git config --global --add include.path "$rules" || gitmirror__die 'the global git config cannot be written'
     else
-        gitmirror__say 'the mirror does not answer: upstreams are used directly'
+        gitmirror__say 'the mirror does not respond: git will use upstreams directly'
         [ -e "$rules" ] || exit 0
         git config --global --fixed-value --unset-all include.path "$rules"
         rm -f "$rules" || gitmirror__die "$rules cannot be removed"
@@ -148,21 +150,21 @@ gitmirror__redirect() {
 
 gitmirror__say() { echo "gitmirror: $1" >&2; }
 gitmirror__die() { gitmirror__say "$1"; exit 1; }
-# What is not kept lets the rest be recorded.
+# Reports something that cannot be recorded; the rest still is.
 gitmirror__lose() { gitmirror__say "$1"; lost=yes; }
 gitmirror__usage() { gitmirror__say "usage: $1"; exit 2; }
 gitmirror__has() { command -v "$1" >/dev/null 2>&1; }
 
-# Sets what every function needs, whatever the caller has set, and starts the clock.
+# Sets up everything that the functions need, independent of the caller's settings, and starts the clock.
 gitmirror__begin() {
-    # No pattern is expanded but where it is said so: lists are split at newlines.
+    # Patterns are expanded only where `set +f` allows it. Lists are split at newlines.
     set +euC -f
-    # What a caller traces, it may keep.
+    # Do not trace, because a trace would show the token to whoever keeps the output.
     [ -z "${GITMIRROR_TOKEN:+set}" ] || set +x
     newline='
 ' tab='	'
     IFS=$newline
-    # Messages of git are read, and bytes are counted. No prompt, whatever is asked: nobody is there to answer.
+    # Use the C locale, because git's messages are parsed and bytes counted. No prompts, because nobody can answer them.
     LC_ALL=C GIT_TERMINAL_PROMPT=0
     export LC_ALL GIT_TERMINAL_PROMPT
     unset CDPATH TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES \
@@ -181,17 +183,17 @@ gitmirror__begin() {
     fi
     gitmirror__now
     began=$now
-    # Not `$$`: that is the caller, when the kit was sourced.
+    # Not always `$$`, which is the caller if the kit was sourced.
     kit=$$ kit_born=''
     ! gitmirror__look self || kit=$pid kit_born=$start
 }
 
-# git:// carries no token, so the mirror is asked over HTTP alone. git gets it by its environment, for this mirror's URLs
-# only and following no redirect; the settings that the caller has put there stay.
+# git:// cannot carry a token, so only HTTP is used for the mirror. git gets the token through its environment, for this
+# mirror's URLs only, and follows no redirect. Settings that the caller put there stay.
 gitmirror__use_token() {
-    case $token in *[!A-Za-z0-9._~-]*) gitmirror__usage 'GITMIRROR_TOKEN is not a token as the mirror issues it' ;; esac
+    case $token in *[!A-Za-z0-9._~-]*) gitmirror__usage 'GITMIRROR_TOKEN is not a valid read token' ;; esac
     if [ -z "$mirror_http" ]; then
-        gitmirror__say 'a token is for the mirror over HTTP, and none is named: set GITMIRROR_HTTP'
+        gitmirror__say 'GITMIRROR_TOKEN works only over HTTP, and the mirror has no HTTP address: set GITMIRROR_HTTP'
         return
     fi
     mirror_git='' count=${GIT_CONFIG_COUNT:-0}
@@ -202,27 +204,27 @@ gitmirror__use_token() {
     export "GIT_CONFIG_COUNT=$((count + 1))"
 }
 
-# Sets `seconds` from a duration.
+# Sets `seconds` to the duration $2; $1 is the name of its variable.
 gitmirror__set_seconds() {
     seconds=${2%[smhd]}
     case $seconds in '' | *[!0-9]* | ?????????*) gitmirror__usage "$1 takes seconds, or 30s, 5m, 2h, 7d, not '$2'" ;; esac
-    # A leading zero would make it octal.
+    # Remove leading zeros, because arithmetic would read the number as octal.
     while :; do case $seconds in 0?*) seconds=${seconds#0} ;; *) break ;; esac; done
     case $2 in *m) seconds=$((seconds * 60)) ;; *h) seconds=$((seconds * 3600)) ;; *d) seconds=$((seconds * 86400)) ;; esac
 }
 
-# Sets `now` to hundredths of a second since boot, read without a process.
+# Sets `now` to hundredths of a second since boot, without starting a process.
 gitmirror__now() {
     if read -r now 2>/dev/null </proc/uptime; then
         now=${now%% *}
-        # 1 in front of the fraction: 08 would be octal.
+        # Put 1 in front of the fraction and subtract 100, because 08 would be read as octal.
         now=$((${now%.*} * 100 + 1${now#*.} - 100))
     else
         now=$(date +%s)00
     fi
 }
 
-# Sets `left` to the whole seconds that a step may take: at most `1/$1` of what is left, at least one.
+# Sets `left` to the whole seconds that a step may take: `1/$1` of the remaining time, but at least one.
 gitmirror__share() {
     gitmirror__now
     left=$(((deadline - (now - began) / 100) / $1))
@@ -239,9 +241,9 @@ gitmirror__is_repo() {
 
 gitmirror__check_session() {
     case $1 in
-    '' | .* | -* | *..* | *. | *.lock | *[!A-Za-z0-9._-]*) gitmirror__usage "'$1' is no session name" ;;
+    '' | .* | -* | *..* | *. | *.lock | *[!A-Za-z0-9._-]*) gitmirror__usage "'$1' is not a valid session name" ;;
     esac
-    [ ${#1} -le 128 ] || gitmirror__usage 'a session name has 128 characters at most'
+    [ ${#1} -le 128 ] || gitmirror__usage 'a session name has at most 128 characters'
 }
 
 gitmirror__is_oid() {
@@ -249,7 +251,7 @@ gitmirror__is_oid() {
     [ ${#1} -eq 40 ] || [ ${#1} -eq 64 ]
 }
 
-# Sets `upstream` for `repo`.
+# Sets `upstream` to the upstream URL of `repo`.
 gitmirror__set_upstream() {
     upstream=${GITMIRROR_UPSTREAM-}
     if [ -z "$upstream" ]; then
@@ -261,15 +263,15 @@ gitmirror__set_upstream() {
     upstream=${upstream%/}
 }
 
-# Sets `address`: where git finds `repo` on the mirror, "" when no mirror is named.
+# Sets `address` to the URL of `repo` on the mirror, or to "" if no mirror is configured.
 gitmirror__set_address() {
     address=${mirror_git:-$mirror_http}
     [ -z "$address" ] || address=$address/$repo
     exact=$address
 }
 
-# Runs a command for at most so many seconds, and no longer than the kit lives. Where /proc tells who belongs to whom, all
-# of it is ended, which not every `timeout` does: a helper of git that hangs on would keep the harness's pipe open.
+# Runs a command for at most $1 seconds, and no longer than the kit lives. With /proc, all its descendants are ended too,
+# which not every `timeout` does: a git helper that hangs would keep the harness's pipe open.
 gitmirror__bounded() {
     if [ -z "$kit_born" ] && gitmirror__has timeout; then
         timeout "$@"
@@ -282,19 +284,19 @@ gitmirror__bounded() {
     return "$code"
 }
 
-# Runs a function in the background and waits for it: a shell that waits for a foreground command heeds no signal until
-# that has ended. A day is as good as forever: what the function does has deadlines of its own.
+# Runs a function in the background and waits for it, because a shell that waits for a foreground command handles no
+# signal until that command has ended. The limit is a day, because the function has deadlines of its own.
 gitmirror__await() {
     gitmirror__start 86400 "$@"
     wait "$child"
     code=$?
     kill "$watch" 2>/dev/null
-    [ "$code" -le 128 ] || gitmirror__say "something has killed it: code $code"
+    [ "$code" -le 128 ] || gitmirror__say "killed by a signal: exit code $code"
     return "$code"
 }
 
-# Starts a command, as `child`, and beside it what ends it when its seconds are over or the kit was killed, as `watch`.
-# A look each second suffices, and no `sleep` outlives the kit for longer.
+# Starts a command as `child`, and as `watch` a process that ends the command after $1 seconds or when the kit is killed.
+# `watch` checks once a second, so its `sleep` outlives the kit by at most a second.
 gitmirror__start() {
     limit=$1
     shift
@@ -303,9 +305,9 @@ gitmirror__start() {
     ! gitmirror__look "$child" || born=$start
     {
         nap=''
-        # `exit`, since a signal may come before there is a nap to end.
+        # `exit` too, because the signal may arrive before there is a `sleep` to end.
         trap 'kill $nap; exit' TERM
-        # Not to keep a file system busy that somebody wants to unmount.
+        # Leave the current directory, so that its file system can be unmounted.
         cd /
         while [ "$limit" -gt 0 ] && gitmirror__lives "$kit" "$kit_born"; do
             sleep 1 &
@@ -318,7 +320,7 @@ gitmirror__start() {
     watch=$!
 }
 
-# A harness has lost patience: everything that the kit has started ends, DIR is as it was.
+# Handles a signal from the harness: ends everything that the kit started, and leaves DIR as it was.
 gitmirror__interrupted() {
     trap '' HUP INT TERM
     if [ -n "$kit_born" ]; then
@@ -330,12 +332,12 @@ gitmirror__interrupted() {
     gitmirror__die 'ended by a signal'
 }
 
-# Sets `pid`, `parent`, `state` and `start`, its time since boot, of a process. A process id may soon be another's;
-# together with its start it is nobody else's.
+# Sets `pid`, `parent`, `state` and `start` (its start time since boot) of a process. A process id may be reused soon, but
+# together with the start time it is unique.
 gitmirror__look() {
     read -r line 2>/dev/null <"/proc/$1/stat" || return 1
     pid=${line%% *}
-    # The name, in parentheses, may have anything in it.
+    # Skip the name in parentheses, which may contain any character.
     IFS=' '
     # shellcheck disable=SC2086
     set -- ${line##*) }
@@ -343,14 +345,14 @@ gitmirror__look() {
     state=${1-} parent=${2-} start=${20-}
 }
 
-# Whether a process is still the one that started then. One that waits to be reaped is gone.
+# Whether process $1 with start time $2 is still alive. A zombie counts as dead.
 gitmirror__lives() {
     [ -n "$2" ] || { kill -0 "$1" 2>/dev/null; return; }
     gitmirror__look "$1" && [ "$start" = "$2" ] && [ "$state" != Z ] && [ "$state" != X ]
 }
 
-# Ends a process and all below it; of the kit itself, only what is below. Each is stopped when it is found: what is stopped
-# has no further children.
+# Ends a process and all its descendants; for the kit itself, only the descendants. Each is stopped when it is found,
+# because a stopped process starts no further children.
 gitmirror__end() {
     gitmirror__lives "$1" "$2" || return 0
     family=$newline$1$newline grown=yes
@@ -372,15 +374,16 @@ gitmirror__end() {
     done
 }
 
-# git with no hook, no setting of this guest that changes what is done, and no redirect of `exact`: the longest match wins,
-# and nothing matches longer than all of it.
+# Runs git without hooks, without guest settings that change its behaviour, and without a redirect of `exact`: the longest
+# matching rule wins, and no rule is longer than the whole URL.
 gitmirror__git() {
     gitmirror__bounded "$left" git -c "url.$exact.insteadOf=$exact" -c "url.$exact.pushInsteadOf=$exact" \
         -c core.hooksPath=/dev/null -c core.fsmonitor=false -c gc.auto=0 -c maintenance.auto=false \
         -c submodule.recurse=false -c protocol.version=2 -c advice.detachedHead=false "$@"
 }
 
-# Whether there is what gets a URL of the mirror: with a token, something that need not be told it as an argument.
+# Whether a program that can download from the mirror is installed. With a token, it must accept the token other than as
+# an argument.
 gitmirror__can_get() {
     [ -n "$mirror_http" ] || return 1
     ! gitmirror__has curl || return 0
@@ -389,8 +392,8 @@ gitmirror__can_get() {
     [ -z "$token" ] || [ "$by_list" = yes ]
 }
 
-# Sets what this wget can: `stall`, its option for a transfer that stalls; `by_list`, to read URLs with a password in them
-# from a descriptor. Not every busybox takes -T, and one that does not may crash of it.
+# Sets what this wget supports: `stall` is its option to give up a stalled transfer, and `by_list` is yes if it can read
+# URLs with a password from a descriptor. Not every busybox supports -T, and one without it may crash.
 gitmirror__know_wget() {
     [ -z "$by_list" ] || return 0
     stall=none by_list=no
@@ -399,10 +402,11 @@ gitmirror__know_wget() {
     case $help in *--auth-no-challenge*) [ ! -e /proc/self/fd/0 ] || by_list=yes ;; esac
 }
 
-# Gets a URL of the mirror to stdout, its headers to descriptor 3. A transfer that stalls for ten seconds is given up.
+# Downloads a URL of the mirror to stdout, and its headers to descriptor 3. Gives up when the transfer stalls for ten
+# seconds.
 gitmirror__get() {
     if gitmirror__has curl; then
-        # By name, since curl writes headers to files only: without /proc they are not had.
+        # A path, because curl writes headers only to files. Without /proc there are no headers.
         headers=/dev/null
         [ ! -e /proc/self/fd/3 ] || headers=/proc/self/fd/3
         set -- --fail --silent --show-error --connect-timeout 3 --speed-limit 100 --speed-time 10 --max-time "$left" \
@@ -414,21 +418,21 @@ gitmirror__get() {
         fi
     else
         gitmirror__know_wget
-        asked=$1
-        # No second try: it would go on where the first one ended, perhaps in another tar.
+        url=$1
+        # No second try, because it would continue where the first one ended, perhaps in another tar.
         set -- -q -S -t 1 -O -
         [ "$stall" = none ] || set -- "$@" "$stall"
         if [ -z "$token" ]; then
-            gitmirror__bounded "$left" wget "$@" "$asked" 2>&3 3>&-
+            gitmirror__bounded "$left" wget "$@" "$url" 2>&3 3>&-
         else
-            echo "${asked%%://*}://token:$token@${asked#*://}" |
+            echo "${url%%://*}://token:$token@${url#*://}" |
                 gitmirror__bounded "$left" wget "$@" --auth-no-challenge --max-redirect=0 -i /proc/self/fd/4 \
                     4<&0 2>&3 3>&-
         fi
     fi
 }
 
-# Whether the mirror answers, within five seconds.
+# Whether the mirror responds within five seconds.
 gitmirror__answers() {
     gitmirror__share 4
     [ "$left" -le 5 ] || left=5
@@ -441,7 +445,7 @@ gitmirror__answers() {
     [ -n "$address" ] && gitmirror__git ls-remote "$address" HEAD >/dev/null 2>&1
 }
 
-# How far behind the mirror is, and whether it has the commit that is wanted: it looks upstream when it has not.
+# Checks how far behind the mirror is, and whether it has the wanted commit; the mirror refreshes if it lacks the commit.
 gitmirror__ask_freshness() {
     gitmirror__share 4
     query=''
@@ -451,7 +455,7 @@ gitmirror__ask_freshness() {
     case $answer in
     *'"has": false'*)
         usable=no
-        gitmirror__say "the mirror of $repo has no $want: going to the upstream"
+        gitmirror__say "the mirror of $repo does not have $want: fetching from the upstream"
         ;;
     esac
     [ -n "$max_lag" ] || return 0
@@ -461,80 +465,80 @@ gitmirror__ask_freshness() {
     *) [ "$lag" -ge "$max_lag" ] || return 0 ;;
     esac
     usable=no
-    gitmirror__say "the mirror of $repo is $lag seconds behind, which is over $max_lag: going to the upstream"
+    gitmirror__say "the mirror of $repo is $lag seconds behind (limit $max_lag): fetching from the upstream"
 }
 
-# Claims DIR for this process, and sets `tmp`, where the workspace grows: in the claim, which is beside DIR, so that one
-# rename ends it, or inside DIR where that exists (a mount point, a read-only parent).
+# Claims DIR for this process, and sets `tmp`, the directory in which the workspace is built. The claim is a directory
+# beside DIR, so that one rename completes the workspace, or inside DIR if that exists (a mount point, a read-only parent).
 #
-# A claim is a directory of turns, 1, 2, and so on: `mkdir` gives each to one process only, and who finds that the owner
-# of the last one is dead takes the next. Turns are never reused while the claim is there, so nobody can take one twice.
+# A claim holds turns numbered 1, 2, and so on. `mkdir` gives each turn to one process only, and a process that finds the
+# owner of the last turn dead takes the next one. Numbers are not reused while the claim exists, so no turn is taken twice.
 gitmirror__claim() {
     target=$1 inside=no
     case $target in -*) target=./$target ;; esac
     while :; do case $target in ?*/) target=${target%/} ;; *) break ;; esac; done
     if [ ! -e "$target" ] && [ ! -L "$target" ]; then
         case $target in */*) parent=${target%/*}/ ;; *) parent=./ ;; esac
-        [ -d "$parent" ] || mkdir -p "$parent" || gitmirror__die "$parent cannot be made, so neither can $1"
+        [ -d "$parent" ] || mkdir -p "$parent" || gitmirror__die "$parent cannot be created, so $1 cannot either"
         place=$parent.gitmirror.${target##*/}
     else
-        [ -d "$target" ] || gitmirror__die "$1 is there and is no directory"
+        [ -d "$target" ] || gitmirror__die "$1 exists and is not a directory"
         inside=yes place=$target/.gitmirror
-        [ -e "$place" ] || gitmirror__is_free || gitmirror__die "$1 is not empty; nothing was touched"
+        [ -e "$place" ] || gitmirror__is_free || gitmirror__die "$1 is not empty; nothing was changed"
     fi
     me=$kit
     if read -r line 2>/dev/null </proc/sys/kernel/random/boot_id; then me="$kit $kit_born $line"; fi
     [ "$inside" = no ] || gitmirror__look_beside
     until gitmirror__take_turn; do
-        # Somebody was quicker, or its owner has not signed yet.
+        # Another process was faster, or the turn's owner has not signed it yet.
         sleep 0.1 2>/dev/null || sleep 1
     done
     claim=$place tmp=$place/$turn/.gitmirror.$kit
-    # Should the claim be left behind in DIR, git does not see it.
+    # If the claim is left behind in DIR, git ignores it.
     echo '*' >"$place/$turn/.gitignore"
     gitmirror__take_back
-    gitmirror__is_free || { gitmirror__release; gitmirror__die "$1 is not empty; nothing was touched"; }
+    gitmirror__is_free || { gitmirror__release; gitmirror__die "$1 is not empty; nothing was changed"; }
 }
 
-# DIR may have been made after a hydration had claimed it beside: one that lives is refused as ever, one that was killed
-# has left a workspace there that nobody would find.
+# Checks for a claim beside DIR, because DIR may have been created after another hydration claimed it there. If that
+# hydration is alive, this one is refused as usual. If it was killed, its leftovers are removed, as nobody else would.
 gitmirror__look_beside() {
     case $target in */*) beside=${target%/*}/.gitmirror.${target##*/} ;; *) beside=.gitmirror.$target ;; esac
     [ -d "$beside" ] || return 0
     place=$beside
     gitmirror__find_turn
     gitmirror__refuse_if_owned
-    # Not signed: it has only just begun, and will find DIR there.
+    # Without an owner, that hydration has only just begun and will notice DIR itself.
     [ -z "$owner" ] || gitmirror__remove "$beside"
     place=$target/.gitmirror
 }
 
-# Ends the kit when the owner of `turn` lives; sets `owner`.
+# Sets `owner`, and ends the kit if the owner of `turn` is alive.
 gitmirror__refuse_if_owned() {
     gitmirror__read_owner
     [ -z "$owner" ] || ! gitmirror__owner_lives || gitmirror__die \
-        "another hydration, process ${owner%% *}, is at work in $target; wait for it, or end it with TERM"
+        "another hydration, process ${owner%% *}, is at work in $target; wait for it, or end it with SIGTERM"
 }
 
-# Takes the turn after that of a dead owner, or the first. Returns 1 when that has to be tried again.
+# Takes the first turn, or the one after a dead owner's. Returns 1 if the caller must try again.
 gitmirror__take_turn() {
-    mkdir -p "$place" || gitmirror__die "$place cannot be made"
+    mkdir -p "$place" || gitmirror__die "$place cannot be created"
     gitmirror__find_turn
     gitmirror__refuse_if_owned
     if [ -z "$owner" ] && [ "$turn" -gt 0 ]; then
-        # An owner signs at once, unless it was killed before.
+        # An owner signs at once, unless it is killed before that.
         unsigned=$((${unsigned-0} + 1))
         [ "$unsigned" -gt 20 ] || return 1
     fi
     before=$owner turn=$((turn + 1))
     mkdir "$place/$turn" 2>/dev/null || {
-        # Somebody has it, or has removed the whole claim; only what cannot be written stays that way.
+        # Another process took the turn or removed the whole claim. Only an unwritable directory keeps failing.
         failed=$((${failed-0} + 1))
-        [ "$failed" -le 20 ] || gitmirror__die "$place/$turn cannot be made"
+        [ "$failed" -le 20 ] || gitmirror__die "$place/$turn cannot be created"
         return 1
     }
     echo "$me" >"$place/$turn/owner"
-    # Meanwhile it may have become another claim, whose owner lives, or an owner may have signed late.
+    # Check again, because meanwhile the claim may have been replaced by that of a living owner, or signed late.
     turn=$((turn - 1))
     gitmirror__read_owner
     turn=$((turn + 1))
@@ -543,7 +547,7 @@ gitmirror__take_turn() {
     return 1
 }
 
-# Sets `turn` to the last one that was taken, 0 when there is none.
+# Sets `turn` to the last turn that was taken, or to 0.
 gitmirror__find_turn() {
     turn=0
     set +f
@@ -554,7 +558,7 @@ gitmirror__find_turn() {
     set -f
 }
 
-# Sets `owner` to who has signed `turn`.
+# Sets `owner` to the signature in `turn`.
 gitmirror__read_owner() { read -r owner 2>/dev/null <"$place/$turn/owner" || owner=''; }
 
 gitmirror__owner_lives() {
@@ -562,12 +566,12 @@ gitmirror__owner_lives() {
     # shellcheck disable=SC2086
     set -- $owner
     IFS=$newline
-    # Of another boot.
+    # A signature from another boot is that of a dead process.
     [ "${3-}" = "${me##* }" ] || [ $# -eq 1 ] || return 1
     gitmirror__lives "$1" "${2-}"
 }
 
-# Removes what dead owners have left, also what they had already moved up into DIR. A workspace that was finished stays.
+# Removes what dead owners left, including files they had already moved into DIR. A finished workspace stays.
 gitmirror__take_back() {
     set +f
     for old in "$place"/[1-9]*; do
@@ -578,19 +582,19 @@ gitmirror__take_back() {
     set -f
 }
 
-# Takes out of DIR what a turn has moved into it.
+# Removes from DIR what a turn moved into it.
 gitmirror__unmove() {
     for entry in "$1"/moved/* "$1"/moved/.[!.]* "$1"/moved/..?*; do
         [ -e "$entry" ] || continue
         entry=${entry##*/}
         for left in "$1"/.gitmirror.*; do
-            # What is still there was not moved.
+            # An entry that is still in the turn was not moved.
             [ -e "$left/$entry" ] || [ -L "$left/$entry" ] || rm -rf "${target:?}/$entry"
         done
     done
 }
 
-# Whether DIR may be filled: it is not there, or has nothing but a claim and what a new file system has.
+# Whether DIR may be filled: it does not exist, or it contains only a claim and lost+found.
 gitmirror__is_free() {
     [ "$inside" = yes ] || { [ ! -e "$target" ] && [ ! -L "$target" ]; return; }
     free=yes
@@ -605,16 +609,16 @@ gitmirror__is_free() {
     [ "$free" = yes ]
 }
 
-# Gives the claim back, with all that is in this process's turn.
+# Releases the claim, and removes everything in this process's turn.
 gitmirror__release() {
     [ -n "$claim" ] || return 0
     gitmirror__remove "$claim/$turn"
-    # Another one may have its turn in it already.
+    # This fails if another process already has a turn in the claim.
     rmdir "$claim" 2>/dev/null
     claim=''
 }
 
-# Removes a directory into which something that was killed may still write for a moment.
+# Removes a directory to which a killed process may still be writing for a moment.
 gitmirror__remove() {
     tries=0
     until rm -rf "$1" 2>/dev/null; do
@@ -626,10 +630,10 @@ gitmirror__remove() {
 
 gitmirror__fresh_tmp() {
     [ ! -e "$tmp" ] || rm -rf "$tmp"
-    mkdir "$tmp" || gitmirror__die "$tmp cannot be made"
+    mkdir "$tmp" || gitmirror__die "$tmp cannot be created"
 }
 
-# The snapshot as one tar, straight into `tmp`; then what is missing to the commit that is wanted.
+# Unpacks the snapshot, one tar, straight into `tmp`, and then fetches what is missing for the wanted commit.
 gitmirror__from_snapshot() {
     gitmirror__can_get && gitmirror__has tar || return 1
     query=''
@@ -637,26 +641,26 @@ gitmirror__from_snapshot() {
         gitmirror__encode "$want"
         query="?ref=$encoded"
     fi
-    # The modes in the tar are those of the usual umask, and root's tar sets them as they are.
+    # The tar has the modes of the usual umask, and root's tar applies them unchanged.
     masked=''
     case $(umask) in 22 | 022 | 0022) ;; *) masked=--no-same-permissions ;; esac
     if [ -n "$masked" ]; then
         case $(tar --help 2>&1) in
         *"$masked"*) ;;
-        *) gitmirror__say 'no snapshot: this tar does not heed the umask' && return 1 ;;
+        *) gitmirror__say 'not using the snapshot: this tar cannot apply the umask' && return 1 ;;
         esac
     fi
     gitmirror__share 2
     gitmirror__fresh_tmp
-    # Both ends of the pipe must have ended well: a tar that is cut off between two files looks whole to some. Their exit
-    # codes come back with the headers: no file, no further process.
+    # Both ends of the pipe must succeed, because to some tar programs an archive cut off between two files looks complete.
+    # Their exit codes come back with the headers, which needs no file and no further process.
     ends=$({
         { gitmirror__get "$mirror_http/$repo/workspace.tar$query" 2>/dev/null; echo "get: $?" >&3; } |
             { tar -xf - ${masked:+"$masked"} -C "$tmp" 2>/dev/null 3>&-; echo "tar: $?" >&3; }
     } 3>&1)
     got='' unpacked='' tip=''
     for line in $ends; do
-        # wget puts spaces in front of a header.
+        # wget indents headers with spaces.
         line=${line#"${line%%[! ]*}"}
         case $line in
         'get: '*) got=${line#* } ;;
@@ -665,7 +669,7 @@ gitmirror__from_snapshot() {
         esac
     done
     if [ "$got" != 0 ] || [ "$unpacked" != 0 ]; then
-        gitmirror__say "no snapshot: its transfer ended with code ${got:-?}, tar with ${unpacked:-?}"
+        gitmirror__say "the snapshot failed: the download ended with code ${got:-?}, tar with code ${unpacked:-?}"
         return 1
     fi
     read -r commit 2>/dev/null <"$tmp/.git/shallow" || return 1
@@ -683,7 +687,7 @@ gitmirror__from_snapshot() {
     gitmirror__note
 }
 
-# Without the headers the mirror is asked where the branch is. When it does not say, the snapshot's commit is it.
+# Asks the mirror for the branch's tip if the headers did not have it. Without an answer, takes the snapshot's commit.
 gitmirror__ask_tip() {
     gitmirror__share 4
     answer=$(gitmirror__get "$mirror_http/$repo/freshness" 2>/dev/null 3>/dev/null)
@@ -691,7 +695,7 @@ gitmirror__ask_tip() {
     if [ -n "$query" ] || ! gitmirror__is_oid "$tip"; then tip=$commit; fi
 }
 
-# Fetches from the mirror what `tmp` still lacks and puts it there: HEAD detached at a commit, or the branch moved.
+# Fetches from the mirror what `tmp` still lacks, and checks it out: HEAD detached at a commit, or the branch moved.
 gitmirror__advance() {
     gitmirror__set_address
     [ -n "$address" ] || return 1
@@ -713,7 +717,8 @@ gitmirror__advance() {
 gitmirror__fetch() { gitmirror__work fetch --quiet --depth "$1" --no-tags "$address" "$2"; }
 gitmirror__work() { gitmirror__git -C "$tmp" "$@" >&2; }
 
-# By git from the mirror: over git://, else over HTTP. Each is asked first, for a clone that hangs is waited for longer.
+# Clones from the mirror over git://, otherwise over HTTP. A short ls-remote comes first, because a hanging clone would
+# take longer to give up.
 gitmirror__from_mirror() {
     for address in ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}; do
         exact=$address
@@ -726,11 +731,11 @@ gitmirror__from_mirror() {
     return 1
 }
 
-# By git from the upstream itself: as this guest reaches it, but past a redirect that leads to the mirror.
+# Clones from the upstream itself, with this guest's own redirects, except one that leads back to the mirror.
 gitmirror__from_upstream() {
-    gitmirror__say "going to $upstream"
-    [ -z "$token" ] || gitmirror__say 'the mirror gave nothing for GITMIRROR_TOKEN, which may be expired, revoked or of another
-gitmirror: repository; the upstream of a private repository wants a credential of its own'
+    gitmirror__say "fetching from $upstream"
+    [ -z "$token" ] || gitmirror__say 'the mirror did not serve this repository with GITMIRROR_TOKEN; the token may be
+gitmirror: expired, revoked or for another repository. The upstream of a private repository needs its own credential'
     rewritten=$(git ls-remote --get-url "$upstream")
     case $rewritten in
     "${mirror_git:-none:}"/* | "${mirror_http:-none:}"/*) ;;
@@ -741,7 +746,7 @@ gitmirror: repository; the upstream of a private repository wants a credential o
         return
         ;;
     *)
-        # It may add what lets this guest in, or be the mirror by another name.
+        # The rewritten URL may add this guest's credential, or be the mirror under another name.
         address=$upstream exact=gitmirror:none
         gitmirror__share 2
         ! gitmirror__from_git || return 0
@@ -752,7 +757,7 @@ gitmirror: repository; the upstream of a private repository wants a credential o
     gitmirror__from_git
 }
 
-# A shallow clone of `address`, in as few processes as can be.
+# Makes a shallow clone of `address` with as few processes as possible.
 gitmirror__from_git() {
     gitmirror__fresh_tmp
     set -- clone --quiet --template= --origin origin --depth 1 --no-tags
@@ -777,8 +782,8 @@ gitmirror__from_git() {
     gitmirror__write_config && gitmirror__note
 }
 
-# The config of a workspace, written rather than edited, since each edit is a process: what git found out about this file
-# system and repository is kept, `origin` is the upstream.
+# Writes the workspace's config as a whole, because each edit by git would be a process. It keeps what git detected about
+# this file system and repository, and makes `origin` the upstream.
 gitmirror__write_config() {
     kept='' section=''
     while IFS= read -r line; do
@@ -795,7 +800,7 @@ gitmirror__write_config() {
     } >"$tmp/.git/config"
 }
 
-# Sets `quoted` for use between double quotes in a git config; a branch name may have such a quote.
+# Sets `quoted` to $1 escaped for use in double quotes in a git config; a branch name may contain a double quote.
 gitmirror__quote() {
     quoted='' rest=$1
     while :; do
@@ -814,7 +819,7 @@ gitmirror__quote() {
     done
 }
 
-# What `record` needs to know, and where objects that are still missing come from first.
+# Adds to the config what `record` needs, and the mirror as the first source of missing objects.
 gitmirror__note() {
     gitmirror__set_address
     {
@@ -826,18 +831,18 @@ gitmirror__note() {
     } >>"$tmp/.git/config"
 }
 
-# From `tmp` to its place: one rename, or all entries moved up with `.git` last, so that half a workspace is never one.
+# Moves `tmp` to DIR: by one rename, or entry by entry with `.git` last, so that half a workspace is never a repository.
 gitmirror__settle() {
-    gitmirror__is_free || { gitmirror__say "$target was filled by somebody else meanwhile"; return 1; }
+    gitmirror__is_free || { gitmirror__say "another process put files into $target meanwhile"; return 1; }
     if [ "$inside" = no ]; then
         mv "$tmp" "$target" || return 1
-        # Had it been made in this moment, it would have been moved into it.
+        # If DIR was created at this very moment, mv put the workspace inside it.
         [ -e "$target/${tmp##*/}" ] || return 0
         rm -rf "${target:?}/${tmp##*/}"
         return 1
     fi
     set +f --
-    # What is moved is written down first, for whoever finds this process dead.
+    # Record the entries before moving them, for the next process if this one dies.
     mkdir "$claim/$turn/moved" || return 1
     for entry in "$tmp"/* "$tmp"/.[!.]* "$tmp"/..?*; do
         [ "$entry" = "$tmp/.git" ] || { [ ! -e "$entry" ] && [ ! -L "$entry" ]; } || {
@@ -850,7 +855,7 @@ gitmirror__settle() {
     return 1
 }
 
-# Sets `encoded` to a ref name as it is in a query.
+# Sets `encoded` to a ref name escaped for a URL query.
 gitmirror__encode() {
     encoded=''
     case $1 in
@@ -866,8 +871,8 @@ gitmirror__encode() {
     done
 }
 
-# Goes to the top of the git workspace that this directory is in, and sets what its config says and where `git_dir` and
-# `store`, its LFS files, are. Only the last of several lines may have a newline in it.
+# Goes to the top of the git workspace that contains this directory, reads its config, and sets `git_dir` and `store`, the
+# directory of its LFS files. Of git's output lines, only the last may contain a newline.
 gitmirror__enter() {
     places=$(git rev-parse --is-inside-work-tree --show-cdup --absolute-git-dir && echo .) || return 1
     case $places in "true$newline"*) places=${places#*"$newline"} ;; *) return 1 ;; esac
@@ -875,7 +880,7 @@ gitmirror__enter() {
     [ -z "$places" ] || cd "$places" || return 1
     gitmirror__read_notes
     store=$git_dir
-    # A worktree shares the LFS files of its repository.
+    # A worktree shares the LFS files of its main repository.
     if read -r line 2>/dev/null <"$git_dir/commondir"; then
         case $line in /*) store=$line ;; *) store=$git_dir/$line ;; esac
     fi
@@ -883,8 +888,8 @@ gitmirror__enter() {
     gitmirror__drop_locks
 }
 
-# Sets `repo`, `base` and `recorded` from the workspace's config, and an identity where the guest has none: all of it in
-# one process.
+# Sets `repo`, `base` and `recorded` from the workspace's config, and an identity if the guest has none, with only one
+# process.
 gitmirror__read_notes() {
     repo='' base='' recorded='' origin='' name='' email='' storage=''
     author_name='' author_email='' committer_name='' committer_email=''
@@ -916,7 +921,7 @@ gitmirror__read_notes() {
     [ -n "${GIT_COMMITTER_EMAIL-}$committer_email$email" ] || export GIT_COMMITTER_EMAIL=agent@gitmirror.invalid
 }
 
-# An agent that was killed leaves its locks; its turn is over.
+# Removes the locks that a killed agent left. Its turn is over, so nobody else uses them.
 gitmirror__drop_locks() {
     read -r head <"$git_dir/HEAD"
     set +f
@@ -926,14 +931,14 @@ gitmirror__drop_locks() {
     set -f
 }
 
-# Commits all that changed. A merge, rebase or cherry-pick in progress is committed as it stands, conflicts and all.
+# Commits all changes. A merge, rebase or cherry-pick in progress is committed as it is, including conflicts.
 gitmirror__commit() {
     set -- -c core.hooksPath=/dev/null -c core.fsmonitor=false -c gc.auto=0 -c maintenance.auto=false \
         -c advice.addEmbeddedRepo=false
     git "$@" add -A --ignore-errors >&2
     code=$?
     if [ "$code" -gt 1 ]; then
-        gitmirror__say 'git-lfs may be what failed: files go as they are'
+        gitmirror__say 'git add failed, perhaps because of git-lfs: adding files without it'
         set -- "$@" -c filter.lfs.required=false -c filter.lfs.process= -c filter.lfs.clean=
         git "$@" add -A --ignore-errors >&2
         code=$?
@@ -944,7 +949,7 @@ gitmirror__commit() {
     *) gitmirror__die 'the files cannot be added; nothing was recorded' ;;
     esac
     if ! git "$@" diff --cached --quiet 2>/dev/null || [ -e "$git_dir/MERGE_HEAD" ]; then
-        # That git-lfs makes pointers of contents which a session has brought is no change.
+        # It is no change if git-lfs merely replaces the contents that came with a session by pointers.
         gitmirror__add_contents
         [ -e "$git_dir/MERGE_HEAD" ] || ! gitmirror__is_tree_of_head || return 0
         git "$@" -c commit.gpgSign=false -c core.editor=true \
@@ -954,15 +959,15 @@ gitmirror__commit() {
 
 gitmirror__is_tree_of_head() { [ -n "$tree" ] && [ "$tree" = "$(git rev-parse --verify --quiet 'HEAD^{tree}')" ]; }
 
-# Sets `from`: what the agent's work began at, which upstream has; the empty tree when that is not known.
+# Sets `from` to the tree that the agent's work started from and the upstream has; the empty tree if that is unknown.
 gitmirror__find_base() {
     from=$base
     [ -n "$from" ] || from=$(git merge-base HEAD refs/remotes/origin/HEAD 2>/dev/null)
     from=$(git rev-parse --verify --quiet "$from^{tree}") || from=$(git hash-object -t tree /dev/null)
 }
 
-# Sets `tree` to the index with contents in place of the LFS pointers that came since `from`, "" when there are none. The
-# contents of such a pointer are nowhere but in this guest. A pointer that has come from elsewhere has none here.
+# Sets `tree` to the index with contents in place of the LFS pointers added since `from`, or to "" if there are none. The
+# contents of such a pointer exist only in this guest. The contents of a pointer from elsewhere are not here.
 gitmirror__add_contents() {
     tree=''
     [ -d "$store/objects" ] || return 0
@@ -974,14 +979,14 @@ gitmirror__add_contents() {
     done
     small=$newline
     for line in $(echo "$blobs" | git cat-file --batch-check='%(objectname) %(objectsize)'); do
-        # As git-lfs has it, a pointer is smaller than this.
+        # By the definition of git-lfs, a pointer is smaller than this.
         case $line in *' missing') ;; *) [ "${line#* }" -ge 1024 ] || small=$small${line% *}$newline ;; esac
     done
     gitmirror__find_contents
     [ -n "$pointers" ] || return 0
     contents=$(cd "$store/objects" && echo "$files" | git --git-dir="$git_dir" hash-object -w --no-filters --stdin-paths) ||
         return 0
-    # The nth pointer has the nth contents.
+    # Pair the nth pointer with the nth contents.
     pairs=$newline
     # shellcheck disable=SC2086
     set -- $contents
@@ -1008,7 +1013,7 @@ gitmirror__add_contents() {
     )
 }
 
-# Sets `pointers`, those blobs of `small` that are LFS pointers whose contents are here, and `files`, where those are.
+# Sets `pointers` to the blobs of `small` that are LFS pointers with contents in this guest, and `files` to their files.
 gitmirror__find_contents() {
     pointers='' files='' blob='' pointer=no
     for line in $({ echo "$small" | git cat-file --batch; } 2>/dev/null); do
@@ -1031,8 +1036,8 @@ gitmirror__find_contents() {
     files=${files%"$newline"}
 }
 
-# Pushes what is committed here: HEAD, and on top of it, for the mirror alone, a commit with the contents of LFS files.
-# The agent goes on at its own HEAD, where they are pointers. Sets `pushed`.
+# Pushes HEAD, and on top of it, for the mirror only, a commit with the contents of LFS files. The agent continues at its
+# own HEAD, where these files are pointers. Sets `pushed`.
 gitmirror__push_turn() {
     commit=$(git rev-parse --verify --quiet HEAD) pushed=$commit
     gitmirror__add_contents
@@ -1048,40 +1053,40 @@ gitmirror__push_turn() {
     git config gitmirror.recorded "$session $commit"
 }
 
-# Commits what changed in the submodules of a repository, the innermost first, when their own repository is mirrored here,
-# and adds the paths of those that have something to push to `submodules`. Takes the path of the repository, "" or with a
-# slash behind, and what to compare it with.
+# Commits all changes in the submodules of a repository, innermost first, if the submodule's repository is mirrored here,
+# and adds the paths of those with something to push to `submodules`. $1 is the path of the repository, "" or ending in a
+# slash, and $2 the tree or commit to compare it with.
 gitmirror__commit_submodules() {
     [ -e "$1.gitmodules" ] || return 0
     for line in $(git -C "./$1" -c core.quotePath=false diff-index --raw --no-renames --ignore-submodules=none "$2"); do
         case $line in :*\ 160000\ *\ *\ *) ;; *) continue ;; esac
         old=${line#* * } old=${old%% *}
-        # Kept in the arguments, which a call of this function by itself does not change.
+        # Keep these in the arguments, because a recursive call does not change them.
         set -- "$1" "$2" "$1${line#*"$tab"}" "$old"
-        # Not checked out, or a name that git has to quote.
+        # Skip a submodule that is not checked out, or whose name git has to quote.
         [ -e "$3/.git" ] || continue
         gitmirror__is_submodule_changed "$3" "$4" || continue
         (cd "$3" && gitmirror__enter && gitmirror__set_submodule && gitmirror__is_mirrored) || {
-            gitmirror__lose "submodule $3: its repository is not mirrored here; what was done in it is not recorded"
+            gitmirror__lose "submodule $3: its repository is not mirrored here; the changes in it are not recorded"
             continue
         }
         old=$4
         git -C "$3" cat-file -e "$old" 2>/dev/null || old=HEAD
         gitmirror__commit_submodules "$3/" "$old"
         (cd "$3" && gitmirror__enter && gitmirror__commit && [ "$lost" = no ]) ||
-            gitmirror__lose "submodule $3: not all that changed in it could be committed"
+            gitmirror__lose "submodule $3: some changes in it could not be committed"
         submodules=$submodules$3$newline
     done
 }
 
-# Whether a submodule has files that are not committed, or a commit that neither it was at nor its upstream has.
+# Whether submodule $1 has uncommitted files, or a HEAD that is neither its earlier commit $2 nor on its upstream.
 gitmirror__is_submodule_changed() {
     [ -z "$(git -C "$1" status --porcelain --ignore-submodules=none)" ] || return 0
     [ "$(git -C "$1" rev-parse --verify --quiet HEAD)" != "$2" ] &&
         [ -n "$(git -C "$1" rev-list --max-count=1 HEAD --not --remotes)" ]
 }
 
-# Sets `repo` to the name by which the mirror knows the upstream of a submodule: its own, or with the host in front.
+# Sets `repo` to the mirror's name for the upstream of a submodule: its registered name, or HOST/PATH.
 gitmirror__set_submodule() {
     origin=${origin%/} origin=${origin%.git} repo=''
     for line in $gitmirror__repositories; do
@@ -1094,12 +1099,12 @@ gitmirror__set_submodule() {
     /* | .*) return 1 ;;
     *:*) repo=${origin%%:*}/${origin#*:} ;;
     esac
-    # Without a user.
+    # Remove the user name.
     case ${repo%%/*} in *@*) repo=${repo#*@} ;; esac
     [ -n "$repo" ]
 }
 
-# Whether the mirror has `repo` itself: a fetch of another one of a host that it knows is sent on to the upstream.
+# Whether the mirror itself has `repo`; for an unmirrored one on a known host it redirects to the upstream.
 gitmirror__is_mirrored() {
     for exact in ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}; do
         gitmirror__share 4
@@ -1114,7 +1119,7 @@ gitmirror__push_submodule() {
     gitmirror__push_turn
 }
 
-# Names the git repositories inside of this workspace that are no submodules: only a link to their commit is recorded.
+# Reports the git repositories in this workspace that are not submodules: only a link to their commit is recorded.
 gitmirror__name_links() {
     gitmirror__find_base
     for line in $(git -c core.quotePath=false diff-tree -r --raw --no-renames "$from" HEAD 2>/dev/null); do
@@ -1123,26 +1128,26 @@ gitmirror__name_links() {
         [ ! -e .gitmodules ] || modules=$(git config --file .gitmodules --get-regexp '^submodule\..*\.path$')$newline
         case $modules in *".path $path$newline"*) continue ;; esac
         case $path in '"'*) ;; *) [ -e "$path/.git" ] || continue ;; esac
-        gitmirror__lose "$path is a git repository of its own: a link to its commit is recorded, its files are not"
+        gitmirror__lose "$path is a git repository of its own: only a link to its commit is recorded, not its files"
     done
 }
 
-# Pushes `pushed` to a ref of the mirror: five tries, over git:// and HTTP by turns, and more while the mirror has to catch up
-# with the commit that this workspace began at.
+# Pushes `pushed` to a ref of the mirror, with five tries that alternate between git:// and HTTP, and more while the mirror
+# still lacks the commit that this workspace started from.
 gitmirror__push() {
-    pause=1 try=0 said='no mirror is named: set GITMIRROR_GIT or GITMIRROR_HTTP'
+    pause=1 try=0 output='no mirror is configured: set GITMIRROR_GIT or GITMIRROR_HTTP'
     set -- "$1" ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}
     while [ $# -gt 1 ]; do
         address=$2 exact=$2
         [ $# -eq 2 ] || set -- "$1" "$3" "$2"
         gitmirror__share $(($# - 1))
-        said=$(gitmirror__git -c push.gpgSign=false -c push.pushOption= -c push.negotiate=false \
+        output=$(gitmirror__git -c push.gpgSign=false -c push.pushOption= -c push.negotiate=false \
             push --porcelain --no-verify --no-follow-tags --no-recurse-submodules --force "$address" "$pushed:$1" 2>&1) &&
             return 0
         try=$((try + 1))
-        case $said in
+        case $output in
         *'shallow update not allowed'* | *'missing necessary objects'*)
-            # Asked for, it looks upstream.
+            # Asking for the commit makes the mirror refresh.
             gitmirror__share 2
             [ -z "$base" ] || ! gitmirror__can_get ||
                 gitmirror__get "$mirror_http/$repo/freshness?want=$base" >/dev/null 2>&1 3>&1
@@ -1155,12 +1160,12 @@ gitmirror__push() {
         sleep "$pause"
         [ "$pause" -ge 8 ] || pause=$((pause * 2))
     done
-    gitmirror__say "$said"
+    gitmirror__say "$output"
     return 1
 }
 
-# The redirect of each mirrored repository. git takes the longest prefix that matches, so a rule for U would catch U2 and
-# U-infra too: identity rules for U and every character that can follow keep those where they are.
+# Prints the redirect rules of each mirrored repository. git applies the rule with the longest matching prefix, so a rule
+# for U would also catch U2 and U-infra. Identity rules for U followed by each possible character exempt those.
 gitmirror__rules() {
     for line in $gitmirror__repositories; do
         repo=${line%% *} url=${line#* }
@@ -1178,7 +1183,7 @@ gitmirror__rules() {
     done
 }
 
-# Sourced or run? The file that `$0` names is this one only when it was run. A shell itself is not looked into.
+# Was this file sourced or run? `$0` names this file only if it was run. If `$0` is a shell, it is not read.
 gitmirror__line=''
 case ${0##*/} in
 sh | ash | dash | bash | busybox | ksh | mksh | zsh | -*) ;;
@@ -1190,7 +1195,7 @@ case $gitmirror__line in
     hydrate | record | redirect)
         gitmirror__line=$1
         shift
-        # No subshell: a signal then reaches the one that cleans up.
+        # No subshell, so that a signal reaches the process that cleans up.
         "gitmirror__$gitmirror__line" "$@"
         exit
         ;;

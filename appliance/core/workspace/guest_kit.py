@@ -1,4 +1,4 @@
-"""Renders the guest kit for one mirror: its addresses, and where each mirrored repository's upstream is."""
+"""Renders the guest kit for this node: its addresses, and the upstream of each mirrored repository."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from appliance.core.models import Repo
 
 
 def render_kit(git: str | None, http: str | None, repos: Iterable[Repo]) -> str:
-    """The kit as a POSIX sh file. `git` and `http` are what guests call the listeners, None for one that is off."""
+    """The kit as a POSIX sh file. `git` and `http` are the listeners' URLs for guests, None for one that is off."""
     template = resources.files("appliance.core.workspace").joinpath("guest.sh").read_text(encoding="utf-8")
     listed = "\n".join(f"{repo.name} {repo.url}" for repo in repos if repo.enabled)
     values = {"@GIT@": git or "", "@HTTP@": http or "", "@REPOSITORIES@": listed}

@@ -1,7 +1,7 @@
 """Builds the ready workspace of one branch tip: a complete checkout at depth 1, as one tar.
 
-Made by real git, so that attributes, line endings and symbolic links are as a checkout has them. What was built for the
-tip before is kept and brought forward: after a small commit git touches only what changed.
+Real git makes the checkout, so that attributes, line endings and symbolic links are right. The tree of the previous tip
+is kept and updated, so that after a small commit git touches only what changed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 
 BUILD_DEADLINE = 1800.0
 LAYOUT_VERSION = 3
-"""Raised when what is in a tar changes for the same commit: tars of an older version are built again."""
+"""Increased when the content of a tar changes for the same commit; tars of an older version are rebuilt."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A tar that is there: `commit` and `branch` of the checkout, `etag` of this very file, its `size` in bytes.
+    """An existing tar: the `commit` and `branch` of the checkout, the file's `etag` and its `size` in bytes.
 
-    `url` is the upstream that its `origin` is.
+    `url` is the upstream, which is the `origin` of the checkout.
     """
 
     url: str
@@ -45,10 +45,10 @@ class Snapshot:
 
 
 class SnapshotPlace:
-    """Where the snapshot of one branch lives, below `directory`: the tar, its description, the tree it is made of."""
+    """The files of one branch's snapshot below `directory`: the tar, its description, and the tree it is built from."""
 
     def __init__(self, directory: Path, branch: str) -> None:
-        # A branch name has slashes, any bytes, and more of them than a file name may: a digest tells two apart.
+        # A branch name may have slashes and any bytes, and may be longer than a file name can be. The digest is unique.
         name = branch.encode("utf-8", "surrogateescape")
         readable = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in branch[:60])
         self.directory = directory / f"b-{readable}-{hashlib.sha256(name).hexdigest()[:16]}"
@@ -56,21 +56,21 @@ class SnapshotPlace:
 
     @property
     def description(self) -> Path:
-        """Which tar is current; replacing it is what switches."""
+        """The file that names the current tar; replacing it switches to another tar."""
         return self.directory / "snapshot.json"
 
     @property
     def work(self) -> Path:
-        """The tree and repository that the tar is made of."""
+        """The tree and repository that the tar is built from."""
         return self.directory / "work"
 
     @property
     def unfinished(self) -> Path:
-        """There while the tree is being brought forward: one that a kill left so is not built upon."""
+        """A file that exists while the tree is being updated; a tree that a kill left with it is discarded."""
         return self.work / "unfinished"
 
     def load(self, url: str) -> Snapshot | None:
-        """The snapshot that is there, of this upstream and whole: every byte is read. None when there is none."""
+        """The existing snapshot if it is of this upstream and undamaged (every byte is read), otherwise None."""
         try:
             snapshot = Snapshot(**json.loads(self.description.read_text(encoding="utf-8")))
             if (snapshot.version, snapshot.url, snapshot.branch) != (LAYOUT_VERSION, url, self.branch):
@@ -82,7 +82,7 @@ class SnapshotPlace:
         return snapshot if snapshot.etag == _etag(snapshot.commit, digest) else None
 
     def remove_others(self, snapshot: Snapshot) -> None:
-        """Unlinks every tar but that of `snapshot`: whoever is being sent one keeps it to its end. Raises OSError."""
+        """Unlinks every tar but that of `snapshot`; transfers that have one open still finish. Raises OSError."""
         for old in self.directory.glob("*.tar"):
             if old.name != snapshot.file:
                 old.unlink()
@@ -95,7 +95,7 @@ class SnapshotPlace:
 async def build_snapshot(place: SnapshotPlace, mirror: Mirror, git: Git, url: str, commit: str) -> Snapshot:
     """Builds the tar of `commit` on the place's branch and makes it current. Raises GitmirrorError.
 
-    The tar before stays beside it until `remove_others`: it may just be about to be opened.
+    The previous tar stays until `remove_others`, because somebody may be about to open it.
     """
     try:
         kept = place.work.exists()
@@ -104,15 +104,15 @@ async def build_snapshot(place: SnapshotPlace, mirror: Mirror, git: Git, url: st
         except (GitError, OSError) as error:
             if not kept:
                 raise
-            # Whatever broke it, a tree made anew does not depend on it.
-            log.warning("the tree of %s at %s is made anew: %s", place.branch, place.directory.name, error)
+            # Start over, because a new tree does not depend on whatever broke the old one.
+            log.warning("rebuilding the tree of %s at %s from scratch: %s", place.branch, place.directory.name, error)
             await asyncio.to_thread(shutil.rmtree, place.work)
             repository = await _bring_forward(place, mirror, git, commit)
         packing = asyncio.ensure_future(asyncio.to_thread(_pack, place, repository, url, commit))
         try:
             return await asyncio.shield(packing)
         except asyncio.CancelledError:
-            # A thread cannot be stopped, and what comes next may remove the directory it writes to.
+            # A thread cannot be stopped, and the next step may remove the directory that it writes to.
             await asyncio.wait([packing])
             raise
     except (OSError, UnknownIndex) as error:
@@ -120,7 +120,7 @@ async def build_snapshot(place: SnapshotPlace, mirror: Mirror, git: Git, url: st
 
 
 async def _bring_forward(place: SnapshotPlace, mirror: Mirror, git: Git, commit: str) -> Path:
-    """The working tree at `commit`, from the one before when there is one; returns its repository."""
+    """Updates the working tree to `commit`, or creates it; returns its repository."""
     tree, repository = place.work / "tree", place.work / "repository"
 
     async def run(*words: str) -> None:
@@ -146,19 +146,19 @@ async def _bring_forward(place: SnapshotPlace, mirror: Mirror, git: Git, commit:
     tree.mkdir(exist_ok=True)
     if not repository.exists():
         await git.run("init", "--quiet", "--bare", "--template=", str(repository), cwd=place.work, deadline=60)
-    # By id, not by name: the branch may move meanwhile.
+    # Fetch by id, not by name, because the branch may move meanwhile.
     before = await resolve("refs/heads/snapshot")
     await run(
         "fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--update-shallow", "--force",
         f"file://{mirror.path}", f"{commit}:refs/heads/snapshot",
     )  # fmt: skip
     if before and await changed(before, ":(glob)**/.gitattributes"):
-        # git applies new attributes to the files it writes, and leaves the others as the old ones had them.
+        # git applies new attributes only to the files that it writes, so all files must be written again.
         await asyncio.to_thread(shutil.rmtree, tree)
         tree.mkdir()
         (repository / "index").unlink(missing_ok=True)
     await run("read-tree", "--reset", "-u", commit)
-    # Exactly the tip's objects, in one pack; what the tip before had alone goes.
+    # Keep exactly the tip's objects, in one pack, and drop those that only the previous tip had.
     (repository / "shallow").write_text(f"{commit}\n")
     await run("repack", "-a", "-d", "--quiet", "--no-write-bitmap-index")
     await run("prune", "--expire=now")
@@ -181,11 +181,12 @@ _HARMLESS = (
     "-c", "core.logAllRefUpdates=false",
     "-c", "pack.writeReverseIndex=false",
 )  # fmt: skip
-"""A tree may be hostile: no hook, fsmonitor or submodule. Filters run only when a config names them, and none does."""
+"""A tree may be hostile, so hooks, fsmonitor and submodules are off. Filters run only if a config names them, and none
+does."""
 
 
 def workspace_config(url: str, branch: str) -> str:
-    """The config of the workspace in the guest: `origin` is the upstream, fetched for this branch."""
+    """The config of the workspace in the guest: `origin` is the upstream, and fetches this branch only."""
     quoted_url, quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in (url, branch))
     return f"""\
 [core]
@@ -205,7 +206,7 @@ def workspace_config(url: str, branch: str) -> str:
 
 
 def _pack(place: SnapshotPlace, repository: Path, url: str, commit: str) -> Snapshot:
-    """Lays out the guest's `.git` beside the tree, archives both, and switches over. Raises OSError, UnknownIndex."""
+    """Builds the guest's `.git`, archives it with the tree, and makes the tar current. Raises OSError, UnknownIndex."""
     guest = place.work / "guest"
     shutil.rmtree(guest, ignore_errors=True)
     (guest / "objects" / "info").mkdir(parents=True)

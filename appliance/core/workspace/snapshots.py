@@ -1,4 +1,4 @@
-"""Keeps the snapshots of all repositories: rebuilt when a branch moves, others on first demand, bounded."""
+"""Holds the snapshots of all repositories, rebuilds them when a branch moves, and builds others on first request."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from appliance.core.workspace.snapshot_build import Snapshot, SnapshotPlace, bui
 log = logging.getLogger(__name__)
 
 MOST_BRANCHES = 8
-"""Branches of one repository besides the followed one that are kept ready; the least recently asked for goes."""
+"""The most branches of one repository, besides the followed one, that are kept ready. Beyond that, the least recently
+requested one is dropped."""
 BUILDS_AT_ONCE = 2
 DEMAND_WAIT = 60.0
-"""Seconds that a guest waits for a branch that was never asked for."""
+"""Seconds that a guest waits for a branch that was never requested before."""
 
 
 class NoSnapshot(GitmirrorError):
-    """There is no snapshot to give, with the reason."""
+    """There is no snapshot; the message says why."""
 
 
 @dataclass
 class _Branch:
     place: SnapshotPlace
     looked: bool = False
-    """Whether what an earlier serve left on disk was looked at."""
+    """Whether the disk was checked for a snapshot that an earlier `serve` left."""
     current: Snapshot | None = None
     asked_at: float = 0.0
     error: str | None = None
@@ -53,7 +54,7 @@ class _Repository:
 
 
 class Snapshots:
-    """Snapshots of the mirrors of `mirror_of`; by its `health` it is known which branch of one is followed."""
+    """The snapshots of all repositories. `health(id)` gives a mirror's health, which tells its default branch."""
 
     def __init__(
         self,
@@ -69,13 +70,13 @@ class Snapshots:
         self._enabled = enabled
         self._known: dict[int, _Repository] = {}
         self.trouble: str | None = None
-        """Why there are no snapshots at all, in words; None when they can be made."""
+        """Why there are no snapshots at all, as a sentence; None if they can be built."""
         self._places = asyncio.Semaphore(BUILDS_AT_ONCE)
         self._ending: set[asyncio.Task[None]] = set()
         self._endurance = Endurance(log, "removing old snapshots")
 
     def look(self) -> bool:
-        """Finds out whether snapshots can be written; whether they can be again, and all are to be refreshed."""
+        """Checks whether snapshots can be written. Returns True if they can be again, so that all need a refresh."""
         place, before = self._layout.workspaces, self.trouble
         probe = place / ".probe"
         try:
@@ -83,7 +84,7 @@ class Snapshots:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            self.trouble = f"workspaces are off: they cannot be kept in {place}: {error.strerror}"
+            self.trouble = f"workspaces are off: they cannot be written to {place}: {error.strerror}"
         else:
             self.trouble = None
         if self.trouble and self.trouble != before:
@@ -91,7 +92,7 @@ class Snapshots:
         return before is not None and self.trouble is None
 
     def refresh(self, repo: Repo) -> None:
-        """The repository's refs moved, or serve has just started: rebuilds what is behind."""
+        """Rebuilds outdated snapshots, after the repository's refs moved or when `serve` has just started."""
         branch = self._followed(repo)
         if not self._enabled() or self.trouble or branch is None:
             return
@@ -101,11 +102,11 @@ class Snapshots:
             known.swept = True
             with self._endurance.over(repo.name):
                 self._sweep(known)
-        for each in list(known.branches.values()):
-            self._build(repo, each)
+        for known_branch in list(known.branches.values()):
+            self._build(repo, known_branch)
 
     def forget(self, repo: Repo) -> None:
-        """The repository is no longer served; its snapshots stay on disk."""
+        """Stops building snapshots of a repository that is no longer served; its snapshots stay on disk."""
         known = self._known.pop(repo.id, None)
         for branch in known.branches.values() if known else ():
             if branch.building is not None and not branch.building.done():
@@ -114,29 +115,29 @@ class Snapshots:
                 branch.building.add_done_callback(self._ending.discard)
 
     async def delete(self, name: str) -> None:
-        """Removes the snapshots of a repository that was forgotten from the disk."""
+        """Removes a forgotten repository's snapshots from disk."""
         await self._ended()
         await asyncio.to_thread(shutil.rmtree, self._directory(name), ignore_errors=True)
 
     async def stop(self) -> None:
-        """Ends the builds under way."""
+        """Ends all running builds."""
         for known in list(self._known.values()):
             self.forget(known.repo)
         await self._ended()
 
     async def _ended(self) -> None:
-        """Waits for cancelled builds: their threads still write."""
+        """Waits for cancelled builds, because their threads may still be writing."""
         if self._ending:
             await asyncio.wait(self._ending)
 
     def current(self, repo: Repo, branch: str | None = None) -> Snapshot | None:
-        """The snapshot of a branch (default: the followed one) that is there now, if any."""
+        """The snapshot of a branch (default: the followed one) that exists now, if any."""
         known, name = self._known.get(repo.id), branch or self._followed(repo)
         found = known.branches.get(name) if known and name else None
         return found.current if found else None
 
     async def get(self, repo: Repo, branch: str | None) -> tuple[Snapshot, Path]:
-        """The snapshot of a branch and its tar; one never asked for is built first. Raises NoSnapshot."""
+        """The snapshot of a branch and the path of its tar; builds it first if necessary. Raises NoSnapshot."""
         if not self._enabled():
             raise NoSnapshot("snapshots are off here ([workspace] enabled)")
         if self.trouble:
@@ -152,7 +153,7 @@ class Snapshots:
         found = self._branch(known, name)
         found.asked_at = time.monotonic()
         if found.current is not None and not os.path.exists(found.place.path(found.current)):
-            log.warning("%s: %s is gone and is made anew", repo.name, found.current.file)
+            log.warning("%s: %s is missing from the disk; rebuilding it", repo.name, found.current.file)
             found.current = None
         if found.current is None:
             self._build(repo, found)
@@ -177,12 +178,12 @@ class Snapshots:
         return self._layout.workspaces / name
 
     def _sweep(self, known: _Repository) -> None:
-        """Removes what an earlier serve kept for branches that nobody has asked for since this one started."""
+        """Removes the snapshots that an earlier `serve` left for branches that nobody has requested from this one."""
         kept = {branch.place.directory.name for branch in known.branches.values()}
         directory = self._directory(known.repo.name)
-        for left in directory.iterdir() if directory.is_dir() else ():
-            if left.name not in kept:
-                _remove(left)
+        for entry in directory.iterdir() if directory.is_dir() else ():
+            if entry.name not in kept:
+                _remove(entry)
 
     def _evict(self, known: _Repository) -> None:
         """Makes room for one more branch. Raises NoSnapshot when all of them are being built."""
@@ -190,7 +191,7 @@ class Snapshots:
         if len(extra) >= MOST_BRANCHES:
             idle = [branch for branch in extra if branch.building is None or branch.building.done()]
             if not idle:
-                raise NoSnapshot(f"{len(extra)} other branches are just being built; try again")
+                raise NoSnapshot(f"{len(extra)} other branches are being built right now; try again")
             oldest = min(idle, key=lambda branch: branch.asked_at)
             self._drop(known, oldest)
 
@@ -215,9 +216,9 @@ class Snapshots:
                     await self._build_once(repo, branch)
                 branch.error = None
             except EXPECTED as error:
-                # A guest is told this: an OSError would name paths of the node.
-                said = error.message if isinstance(error, GitmirrorError) else getattr(error, "strerror", None)
-                branch.error = said or "it cannot be written"
+                # Guests see this text, so leave out the paths of this node that an OSError names.
+                reason = error.message if isinstance(error, GitmirrorError) else getattr(error, "strerror", None)
+                branch.error = reason or "the snapshot cannot be written"
                 self.look()
                 log.warning("%s: the snapshot of %s failed: %s", repo.name, branch.place.branch, error)
             again = branch.again
@@ -225,7 +226,7 @@ class Snapshots:
     async def _build_once(self, repo: Repo, branch: _Branch) -> None:
         tip = await self._tip(repo, branch.place.branch)
         if tip is None:
-            # Deleted upstream: what is there stays for nobody.
+            # The branch was deleted upstream, so drop its snapshot.
             branch.current = None
             self._drop(self._repository(repo), branch)
             raise NoSnapshot(f"there is no branch {branch.place.branch}")
@@ -237,7 +238,7 @@ class Snapshots:
         mirror = self._mirror_of(repo.name)
         start = time.monotonic()
         branch.current = await build_snapshot(branch.place, mirror, mirror.git.gently(), repo.url, tip)
-        # Only now: whoever was told of the one before has opened it.
+        # Only now, when everybody who was given the previous tar has opened it.
         await asyncio.to_thread(branch.place.remove_others, branch.current)
         log.info(
             "%s: snapshot of %s at %s in %.2fs", repo.name, branch.place.branch, tip[:12], time.monotonic() - start
@@ -249,7 +250,7 @@ class Snapshots:
 
 
 def _remove(directory: Path) -> None:
-    """Out of the way at once, off the disk when a thread gets to it: a tree may have many files."""
+    """Renames a directory at once and deletes it in a thread, because a tree may have many files."""
     gone = directory.with_name(f".gone-{directory.name}-{time.monotonic_ns()}")
     with contextlib.suppress(FileNotFoundError):
         directory.rename(gone)

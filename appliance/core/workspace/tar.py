@@ -1,4 +1,4 @@
-"""Writes a tree on disk as one tar: stable order, owner 0:0, times that are not of this machine."""
+"""Writes a tree on disk as one tar with a stable order, owner 0:0, and times independent of this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from appliance.core.workspace.times import FIXED_TIME, INDEX_TIME
 
 
 class _Hashing:
-    """A writable file that hashes what goes through it."""
+    """A writable file that hashes everything written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -28,12 +28,12 @@ class _Hashing:
 def write_tar(tree: Path, times: Mapping[str, int], repository: Path, tar: Path) -> str:
     """Archives `repository` as `.git` and `tree` beside it into the new file `tar`, synced; returns its SHA-256 in hex.
 
-    `times` has the mtime of each file and link of `tree`, by its path below it. Symbolic links are archived, never
-    followed. Raises OSError.
+    `times` maps the path of each file and link below `tree` to its mtime. Symbolic links are archived, never followed.
+    Raises OSError.
     """
     with tar.open("wb", buffering=2**20) as file:
         hashing = _Hashing(file)
-        # GNU format: both GNU tar and busybox know its long names; times are whole seconds anyway.
+        # GNU format, because both GNU tar and busybox support its long names; times are whole seconds anyway.
         with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.GNU_FORMAT, bufsize=2**18) as archive:  # type: ignore[call-overload]
             for path, name in _entries(repository, ".git"):
                 _add(archive, path, name, INDEX_TIME if name == ".git/index" else FIXED_TIME)
@@ -45,7 +45,7 @@ def write_tar(tree: Path, times: Mapping[str, int], repository: Path, tar: Path)
 
 
 def _entries(top: Path, prefix: str) -> Iterator[tuple[str, str]]:
-    """Every path below `top` with its name in the tar, directories before what is in them, in the order of bytes."""
+    """Every path below `top` with its name in the tar, sorted by bytes, each directory before its content."""
     if prefix:
         yield str(top), prefix
     pending = [(str(top), prefix)]

@@ -1,4 +1,4 @@
-"""Hydrations, pushes and refreshes as they happen, the newest on top."""
+"""Hydrations, pushes and refreshes as they happen, newest on top."""
 
 from __future__ import annotations
 
@@ -9,78 +9,83 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
 from appliance.core.node.queries import NodeQueries
-from appliance.tui.deeds import HYDRATION, PUSH, REFRESH, Deed
-from appliance.tui.messages import DeedsRead
-from appliance.tui.model import EVERY
-from appliance.tui.screens.view import RATES, TIME, View
+from appliance.tui.context import Context, OpenRepository
+from appliance.tui.data.activity import HYDRATION, PUSH, REFRESH, ActivityEntry
+from appliance.tui.data.follower import RATES, TIME
+from appliance.tui.data.messages import ActivityRead
+from appliance.tui.data.model import EVERY
+from appliance.tui.screens.view import View
+from appliance.tui.text import Cell, Piece, cell, percent, size, took
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
-from appliance.tui.words import Cell, Piece, cell, percent, size, took
 
 READ = 500
-"""Rows of each kind that are read at first."""
+"""Rows of each kind that are read from the database at first."""
 
 
-def deed_columns(*, with_repo: bool = True) -> list[Column[Deed]]:
-    """The columns of a list of what happened."""
+def activity_columns(*, with_repo: bool = True) -> list[Column[ActivityEntry]]:
+    """Makes the columns of a list of activity."""
     kinds = {HYDRATION: "hydrate", PUSH: "push", REFRESH: "refresh"}
     return [
-        Column("UTC", lambda deed: cell(time.strftime("%H:%M:%S", time.gmtime(deed.at)), "dim"), 8, 1),
-        Column("KIND", lambda deed: cell(kinds[deed.kind], "dim"), 7, 3),
-        Column("HOW", lambda deed: deed.said, 10, 0),
-        *([Column("REPOSITORY", lambda deed: cell(deed.repo), 16, 1, 24)] if with_repo else []),
-        Column("WHAT", lambda deed: cell(deed.what), 16, 0, 40, grows=True),
-        Column("BYTES", lambda deed: cell("" if deed.bytes is None else size(deed.bytes)), 8, 4, right=True),
-        Column("TOOK", lambda deed: cell("" if deed.seconds is None else took(deed.seconds)), 6, 2, right=True),
-        Column("CLIENT", lambda deed: cell(deed.client, "dim"), 9, 5, 15),
+        Column("UTC", lambda entry: cell(time.strftime("%H:%M:%S", time.gmtime(entry.at)), "dim"), 8, 1),
+        Column("KIND", lambda entry: cell(kinds[entry.kind], "dim"), 7, 3),
+        Column("HOW", lambda entry: entry.said, 10, 0),
+        *([Column("REPOSITORY", lambda entry: cell(entry.repo), 16, 1, 24)] if with_repo else []),
+        Column("WHAT", lambda entry: cell(entry.what), 16, 0, 40, grows=True),
+        Column("BYTES", lambda entry: cell("" if entry.bytes is None else size(entry.bytes)), 8, 4, right=True),
+        Column("TOOK", lambda entry: cell("" if entry.seconds is None else took(entry.seconds)), 6, 2, right=True),
+        Column("CLIENT", lambda entry: cell(entry.client, "dim"), 9, 5, 15),
     ]
 
 
-class Activity(View):
-    """What happens on the node."""
+class ActivityScreen(View):
+    """Shows what happens on the node."""
 
+    heading = "Activity"
     here = "activity"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("h", "kind('hydration')", "hydrations", tooltip="only hydrations; again: everything"),
-        Binding("p", "kind('push')", "pushes", tooltip="only pushes; again: everything"),
-        Binding("f", "kind('refresh')", "refreshes", tooltip="only refreshes; again: everything"),
+        Binding("h", "kind('hydration')", "hydrations", tooltip="only hydrations; again for everything"),
+        Binding("p", "kind('push')", "pushes", tooltip="only pushes; again for everything"),
+        Binding("f", "kind('refresh')", "refreshes", tooltip="only refreshes; again for everything"),
         Binding("slash", "filter", "filter", tooltip="filter by any word of a row"),
-        Binding("z", "hold", "hold", tooltip="hold the rows still; again: go on"),
-        Binding("u", "quiet", "unchanged", tooltip="refreshes that moved nothing too, or not"),
+        Binding("z", "hold", "hold", tooltip="hold the rows still; again to let them move"),
+        Binding("u", "quiet", "unchanged", tooltip="show or hide refreshes that moved nothing"),
         Binding("enter", "open", "repository", show=False, tooltip="open the view of its repository"),
-        Binding("escape", "back", "drop the filter", show=False),
+        Binding("escape", "back", "clear the filter", show=False),
     ]
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
         self._kind: str | None = None
         self._quiet = False
         self._held = False
 
     def body(self) -> ComposeResult:
-        """What is shown, and the rows."""
+        """Yields the summary and the list."""
         yield Lines(id="summary")
-        listing: Listing[Deed] = Listing(deed_columns(), lambda deed: deed.key, empty="reading…", id="list")
+        listing: Listing[ActivityEntry] = Listing(
+            activity_columns(), lambda entry: entry.key, empty="reading…", id="list"
+        )
         yield listing
 
     @property
-    def listing(self) -> Listing[Deed]:
-        """The rows."""
+    def listing(self) -> Listing[ActivityEntry]:
+        """The list of activity."""
         return self.query_one("#list", Listing)
 
     def on_mount(self) -> None:
-        """The rows have the keys."""
+        """Focuses the list."""
         self.listing.focus()
 
     def reread(self) -> None:
-        """What happened before is read once."""
-        overview = self.tui.overview
-        if not self.model.deeds.read:
-            self.tui.reader.read("activity", self, lambda: read_deeds(overview))
+        """Reads once what happened before; events report the rest."""
+        queries = self.context.queries
+        if not self.model.activity.read:
+            self.context.loader.read("activity", self, lambda: read_activity(queries))
 
-    def on_deeds_read(self, message: DeedsRead) -> None:
-        """What the database has."""
-        self.model.deeds.fill(message.hydrations, message.pushes, message.refreshes)
+    def on_activity_read(self, message: ActivityRead) -> None:
+        """Shows what the database had."""
+        self.model.activity.fill(message.hydrations, message.pushes, message.refreshes)
         self._arrange()
 
     def take(self, news: frozenset[str]) -> None:
@@ -92,46 +97,46 @@ class Activity(View):
             self._summarise()
 
     def filtered(self) -> None:
-        """Other rows match."""
+        """Lists the rows that match now."""
         self._arrange()
 
     def focus_body(self) -> None:
-        """Back to the rows."""
+        """Moves the focus back to the list."""
         self.listing.focus()
 
     def action_kind(self, kind: str) -> None:
-        """Only these; again: all."""
+        """Shows only entries of this kind, or all again."""
         self._kind = None if self._kind == kind else kind
         self._arrange()
 
     def action_quiet(self) -> None:
-        """Also refreshes that moved nothing."""
+        """Shows or hides refreshes that moved nothing."""
         self._quiet = not self._quiet
         self._arrange()
 
     def action_hold(self) -> None:
-        """Holds the rows still, to read them; again: goes on."""
+        """Holds the rows still to be read, or lets them move on."""
         self._held = not self._held
         self._arrange()
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
-        """Opens the repository."""
+        """Opens the view of the entry's repository."""
         if event.row.repo in self.model.repos:
-            self.tui.open_repository(event.row.repo)
+            self.post_message(OpenRepository(event.row.repo))
 
     def _arrange(self) -> None:
         words = self.filter_words.lower().split()
 
-        def wanted(deed: Deed) -> bool:
-            if self._kind is not None and deed.kind != self._kind:
+        def wanted(entry: ActivityEntry) -> bool:
+            if self._kind is not None and entry.kind != self._kind:
                 return False
-            if deed.quiet and not self._quiet:
+            if entry.quiet and not self._quiet:
                 return False
-            return not words or all(word in _text(deed) for word in words)
+            return not words or all(word in _text(entry) for word in words)
 
         listing = self.listing
-        listing.empty = "Nothing of this has happened yet." if self.model.deeds.read else "reading…"
-        listing.show([deed for deed in self.model.deeds.rows if wanted(deed)])
+        listing.empty = "Nothing like this has happened yet." if self.model.activity.read else "reading…"
+        listing.show([entry for entry in self.model.activity.rows if wanted(entry)])
         self._summarise()
 
     def _summarise(self) -> None:
@@ -143,22 +148,22 @@ class Activity(View):
             left.append((f"{'●' if shown else '○'} {word}  ", "" if shown else "dim"))
         left.append((f"{'●' if self._quiet else '○'} unchanged", "" if self._quiet else "dim"))
         if self._held:
-            left.append(("   ‖ held: z goes on", "warn"))
+            left.append(("   ‖ held; z lets go", "warn"))
         rate = f"{model.rates.per_minute(EVERY, model.clock()):,} hyd/min, {percent(warm, counted)} hits "
         right: Cell = ((rate, "dim"),)
         self.query_one("#summary", Lines).show((tuple(left), right))
 
 
-def _text(deed: Deed) -> str:
-    said = "".join(text for text, _ in deed.said)
-    return f"{deed.kind} {said} {deed.repo} {deed.what} {deed.client}".lower()
+def _text(entry: ActivityEntry) -> str:
+    said = "".join(text for text, _ in entry.said)
+    return f"{entry.kind} {said} {entry.repo} {entry.what} {entry.client}".lower()
 
 
-def read_deeds(overview: NodeQueries) -> DeedsRead:
-    """The newest of each kind."""
+def read_activity(queries: NodeQueries) -> ActivityRead:
+    """Reads the newest entries of each kind."""
     found: tuple[list[dict[str, Any]], ...] = (
-        overview.hydrations(None, READ),
-        overview.pushes(None, READ),
-        overview.refreshes(None, READ),
+        queries.hydrations(None, READ),
+        queries.pushes(None, READ),
+        queries.refreshes(None, READ),
     )
-    return DeedsRead(*found)
+    return ActivityRead(*found)

@@ -1,4 +1,4 @@
-"""What asks before something is done: a question, a place, a new repository. The safe answer has the focus."""
+"""The dialogs that ask before something is done. In a question, the safe answer has the focus."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Label
 
 from appliance.core.units import parse_duration
-from appliance.tui.words import plain
+from appliance.tui.text import plain
 
 CANCEL = ""
 
 
 class Ask(ModalScreen[str]):
-    """A question with answers: (id, label) each. Ends with the id chosen, or with CANCEL, which has the focus."""
+    """Asks a question whose answers are pairs of id and label. Ends with the chosen id or with CANCEL."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "cancel", "cancel"),
@@ -33,7 +33,7 @@ class Ask(ModalScreen[str]):
         self._answers = answers
 
     def compose(self) -> ComposeResult:
-        """Question, what follows from it, answers."""
+        """Yields the question, its consequences, and the answers."""
         with Vertical(classes="dialog"):
             yield Label(self._question, classes="question", markup=False)
             yield Label(self._text, classes="consequence", markup=False)
@@ -43,20 +43,20 @@ class Ask(ModalScreen[str]):
                     yield Button(label, id=name, compact=True, classes="serious")
 
     def on_mount(self) -> None:
-        """Nothing happens by a key pressed too often."""
+        """Focuses Cancel, so that a key pressed once too often does nothing."""
         self.query_one("#cancel").focus()
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """An answer."""
+        """Ends with the answer."""
         self.dismiss(CANCEL if event.button.id == "cancel" else str(event.button.id))
 
     def action_cancel(self) -> None:
-        """As if never asked."""
+        """Ends as if never asked."""
         self.dismiss(CANCEL)
 
 
 class Form(ModalScreen[dict[str, str]]):
-    """Some fields: (name, label, value, placeholder) each. Ends with what was entered, or with nothing."""
+    """Asks for fields, each a name, label, value and placeholder. Ends with the input, which is empty if cancelled."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "cancel")]
 
@@ -67,7 +67,7 @@ class Form(ModalScreen[dict[str, str]]):
         self._fields = fields
 
     def compose(self) -> ComposeResult:
-        """Title, fields, what is wrong with them."""
+        """Yields the title, the fields, and a line for what is wrong with them."""
         with Vertical(classes="dialog"):
             yield Label(self._title_text, classes="question", markup=False)
             yield Label(self._text, classes="consequence", markup=False)
@@ -76,14 +76,14 @@ class Form(ModalScreen[dict[str, str]]):
                     yield Label(label, classes="label")
                     yield Input(value, placeholder=placeholder, id=name, compact=True)
             yield Label("", id="wrong", markup=False)
-            yield Label("enter goes on · tab to the next field · escape leaves", classes="hint")
+            yield Label("enter confirms · tab goes to the next field · escape cancels", classes="hint")
 
     def check(self, entered: dict[str, str]) -> str | None:
-        """What is wrong with it, or None."""
+        """Returns what is wrong with the input, or None."""
         return None if entered[self._fields[0][0]] else f"{self._fields[0][1]} is needed"
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Takes it, when it may be so."""
+        """Ends with the input if nothing is wrong with it, and says what is otherwise."""
         entered = {name: self.query_one(f"#{name}", Input).value.strip() for name, *_ in self._fields}
         wrong = self.check(entered)
         if wrong is None:
@@ -92,37 +92,37 @@ class Form(ModalScreen[dict[str, str]]):
             self.query_one("#wrong", Label).update(plain(wrong))
 
     def action_cancel(self) -> None:
-        """Leaves everything as it is."""
+        """Ends with nothing entered."""
         self.dismiss({})
 
 
 class AddRepo(Form):
-    """What `add-repo` takes."""
+    """Asks for what `add-repo` takes."""
 
     def __init__(self) -> None:
         super().__init__(
             "Add a repository",
-            "Its first clone begins at once, behind this view.",
+            "Its first clone starts at once, in the background.",
             [
                 ("url", "URL", "", "https://github.com/OWNER/REPO"),
-                ("name", "name", "", "OWNER/REPO; the last two parts of the URL"),
-                ("branch", "branch", "", "the upstream's HEAD"),
-                ("interval", "interval", "", "30s, 5m; as the config has it"),
+                ("name", "name", "", "OWNER/REPO; by default from the end of the URL"),
+                ("branch", "branch", "", "by default the upstream's HEAD"),
+                ("interval", "interval", "", "30s, 5m; by default that of the config"),
             ],
         )
 
     def check(self, entered: dict[str, str]) -> str | None:
-        """The interval is a duration; the rest is checked by whoever registers."""
+        """Checks that the interval is a duration; registering checks the rest."""
         try:
             if entered["interval"] and parse_duration(entered["interval"]) < 1:
-                return "the interval is less than 1s"
+                return "the interval must be at least 1s"
         except ValueError as error:
             return f"the interval is not {error}"
         return super().check(entered)
 
     @staticmethod
     def arguments(entered: dict[str, str]) -> dict[str, Any]:
-        """As `Appliance.add` takes them; does not wait for the clone."""
+        """Returns the arguments of `add`, which then does not wait for the clone."""
         return {
             "url": entered["url"],
             "name": entered["name"] or None,

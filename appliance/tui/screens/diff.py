@@ -1,4 +1,4 @@
-"""What an agent changed: the files, and the diff of each, of a whole session or of one turn of it."""
+"""What an agent changed in a whole session or in one turn of it: the files, and the diff of each."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 
 from appliance.core.models import FileChange, Turn
-from appliance.tui.diffs import diff_lines
-from appliance.tui.messages import DiffRead, FilesRead, ReadFailed, TurnsRead
-from appliance.tui.rows import Session
+from appliance.tui.context import Context
+from appliance.tui.data.diffs import diff_lines
+from appliance.tui.data.follower import SERVE
+from appliance.tui.data.messages import DiffRead, FilesRead, ReadFailed, TurnsRead
+from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
-from appliance.tui.screens.view import SERVE, WIDE
+from appliance.tui.screens.view import WIDE
+from appliance.tui.text import Cell, Piece, cell, count, signed
 from appliance.tui.widgets.diffview import DiffView
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
-from appliance.tui.words import Cell, Piece, cell, count, signed
 
 LIMIT = 512 * 2**10
-"""Bytes of one file's diff that are shown."""
+"""The most bytes of one file's diff that are shown."""
 
 
-class Diff(SessionActions):
-    """The diff of `session`; `turn` None is all of it."""
+class DiffScreen(SessionActions):
+    """Shows the diff of `session`; `turn` is None for the whole session."""
 
+    heading = "Diff"
     here = "sessions"
+    opened = True
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "back", "back"),
         Binding("n", "file(1)", "next file"),
@@ -38,25 +42,25 @@ class Diff(SessionActions):
         *SESSION_KEYS,
     ]
 
-    def __init__(self, session: Session, turn: int | None = None) -> None:
-        super().__init__()
+    def __init__(self, context: Context, session: SessionRow, turn: int | None = None) -> None:
+        super().__init__(context)
         self._session = session
         self._turn = turn
         self._turns: list[Turn] = []
         self._files: list[FileChange] | None = None
 
     @property
-    def session(self) -> Session:
-        """The one that is shown."""
+    def session(self) -> SessionRow:
+        """The session that is shown."""
         return self._session
 
     @property
     def turn(self) -> int | None:
-        """Its turn, None for all of it."""
+        """The turn that is shown, None for the whole session."""
         return self._turn
 
     def body(self) -> ComposeResult:
-        """What this is, the files, the diff of the chosen one."""
+        """Yields the title, the files, and the diff of the chosen file."""
         yield Lines(id="title")
         with Container(id="halves"):
             files: Listing[FileChange] = Listing(
@@ -74,15 +78,15 @@ class Diff(SessionActions):
 
     @property
     def files(self) -> Listing[FileChange]:
-        """The files."""
+        """The list of files."""
         return self.query_one("#list", Listing)
 
     def on_mount(self) -> None:
-        """Its text has the keys."""
+        """Focuses the diff."""
         self.query_one(DiffView).focus()
 
     def reread(self) -> None:
-        """The turns, and the files unless they are there."""
+        """Reads the turns, and the files unless they are known."""
         self._read_turns()
         if self._files is None:
             self._read()
@@ -94,13 +98,13 @@ class Diff(SessionActions):
             self._say()
 
     def happened(self, events: list[dict[str, Any]]) -> None:
-        """Another turn of this very session."""
+        """Reads the turns again after a recording in this session."""
         mine = (self._session.repo, self._session.name)
         if any(event["event"] == "recorded" and (event["repo"], event["session"]) == mine for event in events):
-            self.tui.soon(self._read_turns)
+            self.context.follower.soon(self._read_turns)
 
     def on_turns_read(self, message: TurnsRead) -> None:
-        """How many turns there are."""
+        """Takes the turns; when one was added, the diff of the whole session is read again."""
         grew = bool(self._turns) and len(message.turns) > len(self._turns)
         self._turns = message.turns
         if grew and self._turn is None:
@@ -108,7 +112,7 @@ class Diff(SessionActions):
         self._say()
 
     def on_files_read(self, message: FilesRead) -> None:
-        """The files, unless another turn was chosen meanwhile."""
+        """Shows the files, unless another turn was chosen meanwhile."""
         if message.turn != self._turn:
             return
         self._files = message.files
@@ -121,7 +125,7 @@ class Diff(SessionActions):
         self._read_file()
 
     def on_resize(self) -> None:
-        """The list of files stands beside the diff, or above it."""
+        """Puts the list of files beside the diff, or above it."""
         super().on_resize()
         self._fit_files()
 
@@ -130,7 +134,7 @@ class Diff(SessionActions):
         self.files.styles.height = "1fr" if beside else min(len(self._files or ()), 6) + 2
 
     def on_diff_read(self, message: DiffRead) -> None:
-        """The diff of the file, unless another was chosen meanwhile."""
+        """Shows the diff of the file, unless another was chosen meanwhile."""
         row = self.files.row
         if row is not None and (message.turn, message.path) == (self._turn, row.path):
             said = "binary: nothing to show" if row.binary else "no line differs: its mode changed, or it was renamed"
@@ -138,36 +142,36 @@ class Diff(SessionActions):
             self.query_one(DiffView).set_class(message.cut, "-cut")
 
     def cannot_read(self, message: ReadFailed) -> None:
-        """The commit may be gone with its session."""
+        """Shows the error; the commit may be gone with its session."""
         self.query_one(DiffView).show([], f"{message.error.message} {message.error.hint}".strip())
         self.files.empty = ""
         self.files.show([])
 
     def on_listing_moved(self, event: Listing.Moved) -> None:
-        """Another file."""
+        """Reads the diff of the file that the cursor came to."""
         self._read_file()
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
-        """To its diff."""
+        """Focuses the diff of the chosen file."""
         self.query_one(DiffView).focus()
 
     def action_file(self, by: int) -> None:
-        """The next file, or the one before."""
+        """Goes to the next file, or to the one before."""
         self.files.action_move(by)
 
     def action_turn(self, by: int) -> None:
-        """One turn on, or back; from the whole session to its first or last turn."""
+        """Goes one turn on, or back; from the whole session to its first or last turn."""
         last = len(self._turns)
         if last:
             here = self._turn if self._turn is not None else 0 if by > 0 else last + 1
             self._choose(max(1, min(last, here + by)))
 
     def action_whole(self) -> None:
-        """The whole session again."""
+        """Goes back to the whole session."""
         self._choose(None)
 
     def focus_body(self) -> None:
-        """Back to the diff."""
+        """Moves the focus back to the diff."""
         self.query_one(DiffView).focus()
 
     def _choose(self, turn: int | None) -> None:
@@ -177,18 +181,18 @@ class Diff(SessionActions):
             self._say()
 
     def _read_turns(self) -> None:
-        session, overview = self._session, self.tui.overview
+        session, queries = self._session, self.context.queries
         repo, name = session.repo, session.name
-        self.tui.reader.read("turns of a diff", self, lambda: TurnsRead(repo, name, overview.turns(repo, name)))
+        self.context.loader.read("turns of a diff", self, lambda: TurnsRead(repo, name, queries.turns(repo, name)))
 
     def _read(self) -> None:
-        session, turn, sessions = self._session, self._turn, self.tui.sessions
-        self.tui.reader.read(
+        session, turn, sessions = self._session, self._turn, self.context.sessions
+        self.context.loader.read(
             "files", self, lambda: FilesRead(turn, sessions.files(session.document, turn)), failed=self.cannot_read
         )
 
     def _read_file(self) -> None:
-        row, session, turn, sessions = self.files.row, self._session, self._turn, self.tui.sessions
+        row, session, turn, sessions = self.files.row, self._session, self._turn, self.context.sessions
         if row is None:
             return
 
@@ -196,7 +200,7 @@ class Diff(SessionActions):
             text, cut = sessions.file_diff(session.document, turn, row, LIMIT)
             return DiffRead(turn, row.path, diff_lines(text, row.path), cut)
 
-        self.tui.reader.read("diff", self, work, failed=self.cannot_read)
+        self.context.loader.read("diff", self, work, failed=self.cannot_read)
 
     def _say(self) -> None:
         session, turns = self._session, self._turns

@@ -1,4 +1,4 @@
-"""How the appliance itself is: listeners, guests, cache, disk, and what to mend."""
+"""The health of the node itself: listeners, guests, cache, disk, and what to mend."""
 
 from __future__ import annotations
 
@@ -8,64 +8,66 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
 from appliance.core.node.queries import Disk
-from appliance.tui.messages import DiskRead, HealthRead
-from appliance.tui.rows import Check
-from appliance.tui.screens.view import SERVE, TIME, View
+from appliance.tui.context import Context
+from appliance.tui.data.follower import SERVE, TIME
+from appliance.tui.data.messages import DiskRead, HealthRead
+from appliance.tui.data.rows import CheckRow
+from appliance.tui.screens.view import View
+from appliance.tui.text import Cell, bar, cell, count, percent, size
 from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing
-from appliance.tui.words import Cell, bar, cell, count, percent, size
 
 LISTENERS = (("git", "git"), ("http", "HTTP"), ("admin", "admin"))
 BAR = 20
 
 
-class Health(View):
-    """Listeners, guests, cache, disk; below them every check of `doctor`."""
+class HealthScreen(View):
+    """Shows listeners, guests, cache and disk, and below them every check of `doctor`."""
 
+    heading = "Health"
     here = "health"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("r", "check", "check again", tooltip="look at everything again, as doctor does"),
-        Binding("escape", "back", "back", show=False),
+        Binding("r", "check", "check again", tooltip="run every check of doctor again"),
     ]
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
         self._disk: Disk | None = None
-        self._checks: list[Check] = []
+        self._checks: list[CheckRow] = []
         self._beat = 0
 
     def body(self) -> ComposeResult:
-        """Figures, checks, what to do about the chosen one."""
+        """Yields the figures, the checks, and what to do about the chosen check."""
         yield Lines(id="figures")
         columns = [
             Column("CHECK", lambda check: cell(check.name, "strong"), 16, 0, 18),
             Column("", self._verdict, 6, 0),
             Column("FOUND", lambda check: cell(check.found), 20, 0, grows=True),
         ]
-        listing: Listing[Check] = Listing(columns, lambda check: check.name, empty="looking…", id="list")
+        listing: Listing[CheckRow] = Listing(columns, lambda check: check.name, empty="looking…", id="list")
         yield listing
         yield Lines(id="mend")
 
     @staticmethod
-    def _verdict(check: Check) -> Cell:
+    def _verdict(check: CheckRow) -> Cell:
         return cell("● ok", "good") if check.ok else cell("✗ mend", "bad")
 
     @property
-    def listing(self) -> Listing[Check]:
-        """The checks."""
+    def listing(self) -> Listing[CheckRow]:
+        """The list of checks."""
         return self.query_one("#list", Listing)
 
     def on_mount(self) -> None:
-        """Looks."""
+        """Focuses the list."""
         self.listing.focus()
 
     def reread(self) -> None:
-        """Looks again: it may have been mended."""
+        """Runs the checks again, because something may have been mended."""
         self.action_check()
         self._read_disk()
 
     def take(self, news: frozenset[str]) -> None:
-        """Shows what changed; the disk is looked at every five seconds."""
+        """Shows what changed; every five seconds the disk is read too."""
         super().take(news)
         if TIME in news:
             self._beat += 1
@@ -75,42 +77,42 @@ class Health(View):
             self._tell()
 
     def on_health_read(self, message: HealthRead) -> None:
-        """Checks."""
+        """Shows the checks that ran."""
         self._checks = message.checks
         self._arrange()
 
     def on_disk_read(self, message: DiskRead) -> None:
-        """The disk."""
+        """Shows how full the disk is."""
         self._disk = message.disk
         self._tell()
 
     def on_listing_moved(self, event: Listing.Moved) -> None:
-        """What to do about another one."""
+        """Says what to do about the check that the cursor came to."""
         self._advise()
 
     def action_check(self) -> None:
-        """Looks at everything again."""
-        appliance = self.tui.appliance
+        """Runs every check again."""
+        node = self.context.node
 
         def work() -> HealthRead:
             from appliance.core.ops.doctor import examine
 
-            return HealthRead([Check(each.name, each.ok, each.found, each.mend) for each in examine(appliance)])
+            return HealthRead([CheckRow(each.name, each.ok, each.found, each.mend) for each in examine(node)])
 
-        self.tui.reader.read("health", self, work)
+        self.context.loader.read("health", self, work)
 
     def focus_body(self) -> None:
-        """Back to the checks."""
+        """Moves the focus back to the checks."""
         self.listing.focus()
 
     def _read_disk(self) -> None:
-        overview = self.tui.overview
-        self.tui.reader.read("disk", self, lambda: DiskRead(overview.disk()))
+        queries = self.context.queries
+        self.context.loader.read("disk", self, lambda: DiskRead(queries.disk()))
 
     def _arrange(self) -> None:
         pulse = self.model.pulse or {}
         warnings = [
-            Check(f"warning {number}", False, text, "mend what it names, then restart serve")
+            CheckRow(f"warning {number}", False, text, "mend what it names, then restart serve")
             for number, text in enumerate(pulse.get("warnings", ()), 1)
         ]
         rows = [*warnings, *(check for check in self._checks if not check.ok), *(c for c in self._checks if c.ok)]
@@ -139,7 +141,7 @@ class Health(View):
     def _listeners(self, pulse: dict[str, Any] | None) -> list[Line]:
         if pulse is None:
             said = "serve is not running: guests are refused, nothing is refreshed" if self.model.looked else "looking…"
-            serve = self.tui.appliance.config.serve
+            serve = self.context.node.config.serve
             addresses = {"git": serve.git, "http": serve.http, "admin": serve.admin}
             closed = [
                 (cell(f" ○ {word:<6} {addresses[name] or 'off'}", "dim"), cell("not listening ", "dim"))
@@ -161,7 +163,7 @@ class Health(View):
             ("   guests ", ""), (bar(pulse["clients"], most, BAR), "accent"),
             (f" {pulse['clients']:,} of {most:,} at once", ""),
         )  # fmt: skip
-        ruled = cell(f"   pushes {pushes['accepted']:,} let in, {pushes['rejected']:,} refused")
+        ruled = cell(f"   pushes {pushes['accepted']:,} accepted, {pushes['rejected']:,} refused")
         if pushes.get("off"):
             ruled = cell("   pushes are off: every one is refused", "bad")
         return [*lines, (clients, ()), (ruled, ())]

@@ -1,4 +1,4 @@
-"""Every key of every view; what holds here comes first."""
+"""The help: every key of every view, those of the view below it first."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Label
 
+from appliance.tui.text import cell
 from appliance.tui.widgets.keys import key_names
 from appliance.tui.widgets.listing import Column, Listing
-from appliance.tui.words import cell
 
 
 @dataclass(frozen=True)
 class HelpLine:
-    """A key and what it does; a heading has no key."""
+    """One line of the help: a key and what it does, or a heading, which has no key."""
 
     number: int
     key: str
@@ -27,7 +27,7 @@ class HelpLine:
 
 
 def help_lines(sections: list[tuple[str, list[BindingType]]]) -> Iterator[HelpLine]:
-    """Headings and keys."""
+    """Turns sections of bindings into lines."""
     number = 0
     for title, bindings in sections:
         yield HelpLine(number, "", title)
@@ -38,8 +38,8 @@ def help_lines(sections: list[tuple[str, list[BindingType]]]) -> Iterator[HelpLi
                 number += 1
 
 
-class Help(ModalScreen[None]):
-    """A list of them, scrolled by the same keys as any list."""
+class HelpScreen(ModalScreen[None]):
+    """Shows the lines as a list, which the keys of every list scroll."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,q", "dismiss", "close")]
 
@@ -48,7 +48,7 @@ class Help(ModalScreen[None]):
         self._sections = sections
 
     def compose(self) -> ComposeResult:
-        """The list."""
+        """Yields the list."""
         with Vertical(classes="dialog help"):
             listing: Listing[HelpLine] = Listing(
                 [
@@ -61,7 +61,7 @@ class Help(ModalScreen[None]):
             yield Label("escape closes", classes="hint")
 
     def on_mount(self) -> None:
-        """Fills it."""
+        """Fills the list."""
         listing = self.query_one(Listing)
         listing.focus()
         listing.show(list(help_lines(self._sections)))

@@ -1,30 +1,28 @@
-"""What can be done to a repository, from the list of them and from the view of one."""
+"""What can be done to a repository, from the list of repositories and from the view of one."""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from textual.binding import Binding, BindingType
 
+from appliance.core.errors import GitmirrorError
 from appliance.core.node.queries import RepoView
+from appliance.tui.data.activity import moved_words
 from appliance.tui.screens.dialogs import CANCEL, AddRepo, Ask
 from appliance.tui.screens.view import View
-from appliance.tui.words import count
+from appliance.tui.text import count
 
 REPO_KEYS: list[BindingType] = [
-    Binding("r", "refresh", "refresh", tooltip="look at its upstream now"),
+    Binding("r", "refresh", "refresh", tooltip="refresh it now"),
     Binding("a", "add", "add", tooltip="add a repository"),
     Binding("y", "copy_clone", "copy", tooltip="copy the line that clones it"),
-    Binding("d", "switch", "off/on", tooltip="disable it, or enable it; deletes nothing"),
-    Binding("D", "remove", "remove", tooltip="remove it; asks first"),
-    Binding("R", "refresh_all", "refresh all", show=False, tooltip="look at every upstream now"),
+    Binding("d", "switch", "off/on", tooltip="disable or enable it; deletes nothing"),
+    Binding("D", "remove", "remove", tooltip="remove it, after asking"),
+    Binding("R", "refresh_all", "refresh all", show=False, tooltip="refresh every repository now"),
 ]
 
 
 class RepoActions(View):
-    """Actions on `chosen`."""
-
-    KEYS: ClassVar[list[BindingType]] = REPO_KEYS
+    """The actions on `chosen`."""
 
     @property
     def chosen(self) -> RepoView | None:
@@ -32,73 +30,99 @@ class RepoActions(View):
         raise NotImplementedError
 
     def action_refresh(self) -> None:
-        """Looks at the upstream now."""
+        """Refreshes the chosen repository now."""
         if (view := self.chosen) and self.may_write():
-            self.tui.refresh_repos([view.repo.name])
+            self._refresh([view.repo.name])
 
     def action_refresh_all(self) -> None:
-        """Looks at every upstream now."""
+        """Refreshes every repository now."""
         if self.may_write():
-            self.tui.refresh_repos([])
+            self._refresh([])
 
     def action_switch(self) -> None:
-        """Disables or enables."""
+        """Disables the repository, or enables it again."""
         if not (view := self.chosen) or not self.may_write():
             return
         name, enabled = view.repo.name, not view.repo.enabled
-        appliance = self.tui.appliance
+        node = self.context.node
 
         def work() -> str:
-            appliance.current().set_enabled(name, enabled)
-            return f"{name} is {'enabled' if enabled else 'disabled; nothing of it was deleted'}"
+            node.current().set_enabled(name, enabled)
+            return f"{name} is {'enabled' if enabled else 'disabled; nothing was deleted'}"
 
-        self.tui.reader.act(f"{'enable' if enabled else 'disable'} {name}", work)
+        self.context.act(f"{'enable' if enabled else 'disable'} {name}", work)
 
     def action_add(self) -> None:
-        """Asks for a URL, and registers it."""
+        """Asks for a URL and registers the repository."""
         if not self.may_write():
             return
 
         def add(entered: dict[str, str] | None) -> None:
             if entered:
-                appliance = self.tui.appliance
+                node = self.context.node
 
                 def work() -> str:
-                    added = appliance.current().add(AddRepo.arguments(entered))
+                    added = node.current().add(AddRepo.arguments(entered))
                     return f"{added['name']} is registered ({added['state']})"
 
-                self.tui.reader.act(f"add {entered['url']}", work)
+                self.context.act(f"add {entered['url']}", work)
 
-        self.app.push_screen(AddRepo(), add)
+        self.context.ask(AddRepo(), add)
 
     def action_remove(self) -> None:
-        """Asks, and unregisters."""
+        """Asks, and unregisters the repository."""
         if not (view := self.chosen) or not self.may_write():
             return
         name, sessions = view.repo.name, view.health.sessions
-        appliance = self.tui.appliance
+        node = self.context.node
 
         def remove(answer: str | None) -> None:
             if not answer or answer == CANCEL:
                 return
 
             def work() -> str:
-                appliance.current().remove(name, purge=answer == "purge")
+                node.current().remove(name, purge=answer == "purge")
                 return f"{name} is removed{' and its mirror deleted' if answer == 'purge' else '; its mirror stays'}"
 
-            self.tui.reader.act(f"remove {name}", work)
+            self.context.act(f"remove {name}", work)
 
         recorded = f", with the {count(sessions, 'session')} recorded in it" if sessions else ""
-        self.app.push_screen(
+        self.context.ask(
             Ask(
                 f"Remove {name}?",
-                f"It is refreshed and served no longer. Its mirror stays on disk, unless you delete it too{recorded}.",
+                f"It is no longer refreshed or served. Its mirror stays on disk unless you delete it too{recorded}.",
                 [("remove", "Remove"), ("purge", "Remove and delete")],
             ),
             remove,
         )
 
     def action_copy_clone(self) -> None:
-        """Copies what a guest types."""
+        """Copies the command by which a guest clones it."""
         if view := self.chosen:
-            self.tui.copy(self.tui.clone_line(view.repo.name))
+            self.context.copy(self._clone_line(view.repo.name))
+
+    def _clone_line(self, name: str) -> str:
+        """Returns the command by which a guest clones it; git:// is preferred because it costs less."""
+        serve = self.context.node.config.serve
+        pulse = self.model.pulse or {
+            "git": serve.public_git or (f"git://{serve.git}" if serve.git else None),
+            "http": serve.public_http or (f"http://{serve.http}" if serve.http else None),
+        }
+        return f"git clone {pulse['git'] or pulse['http'] or ''}/{name}"
+
+    def _refresh(self, names: list[str]) -> None:
+        """Refreshes the named repositories, or all of them for an empty list, and says what moved."""
+        node = self.context.node
+
+        def work() -> str:
+            outcomes = node.current().refresh(names)
+            failed = [outcome for outcome in outcomes if outcome["error"]]
+            if failed:
+                raise GitmirrorError(f"{failed[0]['repo']}: {failed[0]['error']}")
+            moved = [outcome for outcome in outcomes if outcome["moved"]]
+            if len(outcomes) == 1:
+                said = moved_words(outcomes[0]["moved"]) if moved else "nothing moved"
+                return f"{outcomes[0]['repo']}: {said}"
+            return f"{count(len(outcomes), 'repository', 'repositories')} refreshed, {len(moved)} moved"
+
+        self.context.act(f"refresh {names[0] if len(names) == 1 else 'all'}", work)

@@ -1,27 +1,27 @@
-"""The columns of the start screen, and the lines that say why a repository is as it is."""
+"""The columns of the start screen, and the lines that explain the state of a repository."""
 
 from __future__ import annotations
 
 from appliance.core.models import State
 from appliance.core.node.queries import RepoView
-from appliance.tui.model import Model
+from appliance.tui.data.model import Model
+from appliance.tui.text import STATES, Cell, cell, count, lags, percent, size, span, spark, state_cell, wrapped
 from appliance.tui.widgets.lines import Line
 from appliance.tui.widgets.listing import Column
-from appliance.tui.words import STATES, Cell, cell, count, lags, percent, size, span, spark, state_cell, wrapped
 
 BEHIND = (State.FAILING, State.STALE)
 SPARK = 8
 
 
 class RepoColumns:
-    """What the columns say of a repository, from what is known now; `stale_after` is a full bar of the trend."""
+    """Makes the columns from the model; a full bar of the trend stands for `stale_after` seconds."""
 
     def __init__(self, model: Model, stale_after: float) -> None:
         self.model = model
         self._stale_after = stale_after
 
     def all(self) -> list[Column[RepoView]]:
-        """In the order in which they stand."""
+        """Returns the columns, from left to right."""
         return [
             Column("REPOSITORY", self._title, 20, 0, 34, grows=True, tail=True),
             Column("STATE", lambda view: state_cell(view.state), 10, 0),
@@ -76,9 +76,9 @@ class RepoColumns:
 
 
 def explain(view: RepoView, lag: float | None, now: float, width: int) -> list[Line]:
-    """Why a repository is as it is, in at most four lines: state, reason, what to do or where it comes from.
+    """Explains the state of a repository in at most four lines: state, reason, what to do, upstream.
 
-    `lag` and `now` are seconds, `width` columns.
+    `lag` is seconds, `now` Unix seconds, and `width` columns.
     """
     health, state = view.health, view.state
     shape, tone = STATES[state]
@@ -89,13 +89,13 @@ def explain(view: RepoView, lag: float | None, now: float, width: int) -> list[L
         State.CLONING: "its first clone is under way",
         State.NEW: "registered, its first clone has not begun",
         State.FRESH: f"equal to its upstream {span(lag)} ago",
-        State.DISABLED: "neither refreshed nor served, and kept as it is",
+        State.DISABLED: "neither refreshed nor served; its mirror is kept",
     }[state]
-    due = f"looked at every {span(view.interval)} "
+    due = f"checked every {span(view.interval)} "
     if not view.repo.enabled:
         due = "d enables it "
     elif health.failures:
-        due = f"next try in {span(health.next_due - now)} " if health.next_due > now else "a try is due "
+        due = f"next try in {span(health.next_due - now)} " if health.next_due > now else "a retry is due "
     first: Cell = ((f" {shape} {view.repo.name} ", tone), (f"is {state}: {said}", ""))
     lines: list[Line] = [(first, cell(due, "dim"))]
     if health.last_error:

@@ -1,4 +1,4 @@
-"""The start: every repository, the ones in trouble first, and why the chosen one is as it is."""
+"""The start screen: every repository, those in trouble first, and why the chosen one is in its state."""
 
 from __future__ import annotations
 
@@ -9,49 +9,51 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
 from appliance.core.node.queries import RepoView
-from appliance.tui.model import EVERY
+from appliance.tui.context import Context, OpenRepository
+from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
+from appliance.tui.data.model import EVERY
 from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
 from appliance.tui.screens.repo_columns import BEHIND, RepoColumns, explain
-from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME
+from appliance.tui.text import STATES, Piece, cell, percent
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Listing
-from appliance.tui.words import STATES, Piece, cell, percent
 
 ORDER = list(STATES)
 
 
-class Repositories(RepoActions):
-    """Every repository."""
+class RepositoriesScreen(RepoActions):
+    """Lists every repository."""
 
+    heading = "Repositories"
     here = "repositories"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "open", tooltip="open the view of one repository"),
         Binding("b", "behind", "behind", tooltip="to what is behind, the worst first, and why"),
         Binding("slash", "filter", "filter", tooltip="filter by name, state, branch"),
         *REPO_KEYS,
-        Binding("s", "sort", "sort", tooltip="another order: state, name, lag, size, …"),
-        Binding("escape", "back", "drop the filter", show=False),
+        Binding("s", "sort", "sort", tooltip="sort by state, name, lag, size, …"),
+        Binding("escape", "back", "clear the filter", show=False),
     ]
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
         self._sorting = 0
 
     def body(self) -> ComposeResult:
-        """A summary, the list, the reason."""
+        """Yields the summary, the list and the explanation."""
         yield Lines(id="summary")
-        columns = RepoColumns(self.model, self.tui.appliance.config.refresh.stale_after).all()
+        columns = RepoColumns(self.model, self.context.node.config.refresh.stale_after).all()
         listing: Listing[RepoView] = Listing(columns, lambda view: view.repo.name, empty="reading…", id="list")
         yield listing
         yield Lines(id="why")
 
     @property
     def listing(self) -> Listing[RepoView]:
-        """The list."""
+        """The list of repositories."""
         return self.query_one("#list", Listing)
 
     def on_mount(self) -> None:
-        """The list has the keys."""
+        """Focuses the list."""
         self.listing.focus()
 
     def take(self, news: frozenset[str]) -> None:
@@ -65,46 +67,46 @@ class Repositories(RepoActions):
             self._summarise()
             self._explain()
         if REPOS in news:
-            self.tui.look_at(self.listing.visible_rows())
+            self.context.follower.look_at(self.listing.visible_rows())
 
     def reread(self) -> None:
-        """What is read of the visible rows alone."""
-        self.tui.look_at(self.listing.visible_rows())
+        """Reads what is shown of the visible rows alone."""
+        self.context.follower.look_at(self.listing.visible_rows())
 
     def filtered(self) -> None:
-        """Other rows match."""
+        """Lists the rows that match now."""
         self._arrange()
         self._summarise()
 
     def focus_body(self) -> None:
-        """Back to the list."""
+        """Moves the focus back to the list."""
         self.listing.focus()
 
     def on_listing_moved(self, event: Listing.Moved) -> None:
-        """Says why the row is as it is."""
+        """Explains the state of the row that the cursor came to."""
         self._explain()
-        self.tui.look_at(self.listing.visible_rows())
+        self.context.follower.look_at(self.listing.visible_rows())
 
     @property
     def chosen(self) -> RepoView | None:
-        """The row with the cursor."""
+        """The repository under the cursor."""
         return self.listing.row
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
-        """Opens the view of one."""
-        self.tui.open_repository(event.row.repo.name)
+        """Opens the view of the chosen repository."""
+        self.post_message(OpenRepository(event.row.repo.name))
 
     def action_sort(self) -> None:
-        """The next order."""
+        """Sorts by the next order."""
         self._sorting = (self._sorting + 1) % len(self._orders())
         self._arrange()
         self._summarise()
 
     def action_behind(self) -> None:
-        """To the worst that is behind; again: to the next one."""
+        """Goes to the repository that is behind the most, or on to the next when it is on one already."""
         behind = sorted((view for view in self.model.repos.values() if view.state in BEHIND), key=self._badness)
         if not behind:
-            self.notify("Nothing is behind.", markup=False)
+            self.context.say("Nothing is behind.")
             return
         names = [view.repo.name for view in behind]
         chosen = self.listing.row.repo.name if self.listing.row else ""
@@ -146,8 +148,8 @@ class Repositories(RepoActions):
 
     def _nothing(self) -> str:
         if self.filter_words and self.model.repos:
-            return f"No repository matches {self.filter_words}. Escape drops the filter."
-        if "repos" in self.model.troubles:
+            return f"No repository matches {self.filter_words}. Escape clears the filter."
+        if "repos" in self.model.problems:
             return "Nothing can be read; the line below says why."
         way = "the key a adds one" if self.model.serving else "gitmirror.pyz add-repo URL"
         return f"No repository is registered yet: {way}" if self.model.read else "reading…"

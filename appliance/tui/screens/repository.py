@@ -1,4 +1,4 @@
-"""One repository: how it is and why, its refreshes as a plot, what moved and when, refs, hydrations, sessions."""
+"""One repository: its state and why, a plot of its refreshes, and lists of refreshes, refs, hydrations and sessions."""
 
 from __future__ import annotations
 
@@ -9,41 +9,43 @@ from textual.binding import Binding, BindingType
 
 from appliance.core.models import RefText
 from appliance.core.node.queries import RepoView
-from appliance.tui.deeds import ActivityFeed, Deed
-from appliance.tui.messages import HydrationsRead, ReadFailed, RefreshesRead, RefsRead, SessionsRead
-from appliance.tui.rows import Session
-from appliance.tui.screens.activity import deed_columns
+from appliance.tui.context import Context, OpenDiff
+from appliance.tui.data.activity import ActivityEntry, ActivityFeed
+from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
+from appliance.tui.data.messages import HydrationsRead, ReadFailed, RefreshesRead, RefsRead, SessionsRead
+from appliance.tui.data.rows import SessionRow
+from appliance.tui.screens.activity import activity_columns
 from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
 from appliance.tui.screens.repo_columns import explain
+from appliance.tui.screens.session_list import SessionList
 from appliance.tui.screens.sessions import SessionColumns
-from appliance.tui.screens.view import RATES, REPOS, SERVE, TIME
-from appliance.tui.sessionbook import SessionList
+from appliance.tui.text import Cell, Piece, cell, count, percent, size, span
 from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing
 from appliance.tui.widgets.plot import Plot
-from appliance.tui.words import Cell, Piece, cell, count, percent, size, span
 
 TABS = ("refreshes", "refs", "hydrations", "sessions")
-SOURCES = {"config": "config", "cli": "command line"}
 READ = 500
 
 
-class Repository(RepoActions):
-    """The one of that name."""
+class RepositoryScreen(RepoActions):
+    """Shows the repository `name`."""
 
+    heading = "Repository"
     here = "repositories"
+    opened = True
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "back"),
         Binding("tab,right", "tab(1)", "next list", tooltip="refreshes, refs, hydrations, sessions"),
         Binding("shift+tab,left", "tab(-1)", "list before", show=False),
-        Binding("u", "quiet", "unchanged too", tooltip="refreshes that moved nothing too, or not"),
+        Binding("u", "quiet", "unchanged too", tooltip="show or hide refreshes that moved nothing"),
         *REPO_KEYS,
     ]
 
-    def __init__(self, name: str) -> None:
-        super().__init__()
+    def __init__(self, context: Context, name: str) -> None:
+        super().__init__(context)
         self.repo = name
-        self.book = SessionList(name)
+        self.session_list = SessionList(name)
         self._tab = 0
         self._quiet = False
         self._refreshes: list[dict[str, Any]] = []
@@ -51,12 +53,12 @@ class Repository(RepoActions):
         self._hydrations = ActivityFeed()
 
     def body(self) -> ComposeResult:
-        """What is known, the plot, four lists of which one is shown."""
+        """Yields the explanation, the plot, and four lists of which one is shown."""
         yield Lines(id="why")
         yield Lines(id="facts")
         yield Plot(id="plot")
         yield Lines(id="tabs")
-        columns = deed_columns(with_repo=False)
+        columns = activity_columns(with_repo=False)
         sessions = SessionColumns(self.model.clock).all(with_repo=False)
         refreshes, hydrations = columns[:1] + columns[2:4] + columns[5:6], columns[:1] + columns[2:]
         lists: tuple[Listing[Any], ...] = (
@@ -84,33 +86,31 @@ class Repository(RepoActions):
 
     @property
     def chosen(self) -> RepoView | None:
-        """This one, while it is registered."""
+        """This repository; None once it is not registered any more."""
         return self.model.repos.get(self.repo)
 
     @property
     def listing(self) -> Listing[Any]:
-        """The list that is shown."""
+        """The list that is shown now."""
         return self.query_one(f"#{TABS[self._tab]}", Listing)
 
     def on_mount(self) -> None:
-        """The list has the keys."""
+        """Focuses the list."""
         self.listing.focus()
 
     def reread(self) -> None:
-        """All of its lists; hydrations too, whose events went to another view."""
-        overview, name = self.tui.overview, self.repo
+        """Reads all lists, hydrations too, because their events went to another view meanwhile."""
+        queries, name = self.context.queries, self.repo
         self._hydrations = ActivityFeed()
-        self.tui.reader.read("hydrations", self, lambda: HydrationsRead(name, overview.hydrations(name, READ)))
+        self.context.loader.read("hydrations", self, lambda: HydrationsRead(name, queries.hydrations(name, READ)))
         self._read_changed()
 
     def _read_changed(self) -> None:
-        overview, name = self.tui.overview, self.repo
-        read = self.tui.reader.read
-        read(
-            "refreshes", self, lambda: RefreshesRead(name, overview.refreshes(name, READ), overview.recent(name, READ))
-        )
-        read("refs", self, lambda: RefsRead(name, overview.refs(name)), failed=self.cannot_read_refs)
-        self.book.read(self.tui, self)
+        queries, name = self.context.queries, self.repo
+        read = self.context.loader.read
+        read("refreshes", self, lambda: RefreshesRead(name, queries.refreshes(name, READ), queries.recent(name, READ)))
+        read("refs", self, lambda: RefsRead(name, queries.refs(name)), failed=self.cannot_read_refs)
+        self.session_list.read(self.context, self)
 
     def take(self, news: frozenset[str]) -> None:
         """Shows what changed."""
@@ -121,56 +121,56 @@ class Repository(RepoActions):
             self.listing.touch()
 
     def happened(self, events: list[dict[str, Any]]) -> None:
-        """News of this repository."""
+        """Takes the events of this repository."""
         mine = [event for event in events if event["repo"] == self.repo or event["event"] == "lost"]
         if self._hydrations.take(each for each in mine if each["event"] in ("hydrating", "hydrated", "lost")):
             self._show_hydrations()
         if any(each["event"] in ("refreshed", "recorded", "lost") for each in mine):
-            self.tui.soon(self._read_changed)
+            self.context.follower.soon(self._read_changed)
 
     def done(self) -> None:
-        """Something was done to it, or to a session."""
+        """Reads the lists again, all sessions included, because one may be gone."""
         self._read_changed()
-        self.book.read(self.tui, self, whole=True)
+        self.session_list.read(self.context, self, whole=True)
 
     def on_refreshes_read(self, message: RefreshesRead) -> None:
-        """Its history."""
+        """Shows its refreshes."""
         self._refreshes, self._recent = message.refreshes, message.recent
         self._show_refreshes()
         self._draw()
 
     def on_refs_read(self, message: RefsRead) -> None:
-        """Its refs."""
+        """Shows its refs."""
         listing = self.query_one("#refs", Listing)
         listing.empty = "It has no branch and no tag yet."
         listing.show(message.refs)
 
     def cannot_read_refs(self, message: ReadFailed) -> None:
-        """There may be no mirror yet."""
+        """Says that the mirror cannot be read; there may be none yet."""
         self.query_one("#refs", Listing).empty = "There is no mirror to read yet."
         self.query_one("#refs", Listing).show([])
 
     def on_hydrations_read(self, message: HydrationsRead) -> None:
-        """What guests took from it before."""
+        """Shows earlier hydrations below those that events reported."""
         if not self._hydrations.read:
             self._hydrations.fill(message.hydrations, (), ())
         self._show_hydrations()
 
     def on_sessions_read(self, message: SessionsRead) -> None:
-        """What agents recorded in it."""
-        self.book.take(message, self.tui, self)
+        """Shows its sessions."""
+        self.session_list.take(message, self.context, self)
         listing = self.query_one("#sessions", Listing)
         listing.empty = "No agent has recorded anything in it yet."
-        listing.show(self.book.rows)
+        listing.show(self.session_list.rows)
         self._tell()
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
-        """What a session changed."""
-        if isinstance(event.row, Session):
-            self.tui.open_diff(event.row, None)
+        """Opens what the chosen session changed."""
+        if isinstance(event.row, SessionRow):
+            self.post_message(OpenDiff(event.row, None))
 
     def action_tab(self, by: int) -> None:
-        """The next list, or the one before."""
+        """Shows the next list, or the one before."""
         self.listing.display = False
         self._tab = (self._tab + by) % len(TABS)
         self.listing.display = True
@@ -178,13 +178,13 @@ class Repository(RepoActions):
         self._tell()
 
     def action_quiet(self) -> None:
-        """Also refreshes that moved nothing."""
+        """Shows or hides refreshes that moved nothing."""
         self._quiet = not self._quiet
         self._show_refreshes()
         self._tell()
 
     def on_resize(self) -> None:
-        """The plot has other columns."""
+        """Draws the plot again in the new width."""
         super().on_resize()
         self.call_after_refresh(self._draw)
 
@@ -192,16 +192,16 @@ class Repository(RepoActions):
         self.query_one(Plot).draw(self._recent, self.model.clock())
 
     def _show_refreshes(self) -> None:
-        deeds = ActivityFeed()
-        deeds.fill((), (), self._refreshes)
-        rows = deeds.rows
-        listing: Listing[Deed] = self.query_one("#refreshes", Listing)
+        activity = ActivityFeed()
+        activity.fill((), (), self._refreshes)
+        rows = activity.rows
+        listing: Listing[ActivityEntry] = self.query_one("#refreshes", Listing)
         listing.empty = "No refresh that moved anything; u shows all." if rows else "No refresh has ended yet."
         listing.show([row for row in rows if self._quiet or not row.quiet])
 
     def _show_hydrations(self) -> None:
-        listing: Listing[Deed] = self.query_one("#hydrations", Listing)
-        listing.empty = "No guest has taken anything from it yet."
+        listing: Listing[ActivityEntry] = self.query_one("#hydrations", Listing)
+        listing.empty = "No guest has fetched from it yet."
         listing.show(self._hydrations.rows)
 
     def _tell(self) -> None:

@@ -1,44 +1,45 @@
-"""What can be done to a session, from the list of them and from its diff."""
+"""What can be done to a session, from the list of sessions and from a diff."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from textual.binding import Binding, BindingType
 
-from appliance.tui.rows import Session
+from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.dialogs import CANCEL, Ask, Form
 from appliance.tui.screens.view import View
-from appliance.tui.words import count, size
+from appliance.tui.text import count, size
 
 SESSION_KEYS: list[BindingType] = [
-    Binding("c", "checkout", "checkout", tooltip="lay its files out in a directory"),
+    Binding("c", "checkout", "checkout", tooltip="check its files out into a directory"),
     Binding("e", "export", "export", tooltip="write its diff to a file, as a patch"),
     Binding("y", "copy_checkout", "copy", tooltip="copy the command that checks it out"),
-    Binding("K", "keep", "keep", tooltip="exempt it from retention, or not any more"),
-    Binding("X", "drop", "drop", tooltip="end it; asks first"),
+    Binding("K", "keep", "keep", tooltip="exempt it from retention, or stop exempting it"),
+    Binding("X", "drop", "drop", tooltip="end it, after asking"),
 ]
 
 
 class SessionActions(View):
-    """Actions on `session`, or on `turn` of it."""
+    """The actions on `session`, or on `turn` of it."""
 
     @property
-    def session(self) -> Session | None:
+    def session(self) -> SessionRow | None:
         """The session that keys act on."""
         raise NotImplementedError
 
     @property
     def turn(self) -> int | None:
-        """Its turn, None for all of it."""
+        """The turn that keys act on, None for the whole session."""
         return None
 
     def action_checkout(self) -> None:
-        """Asks for a directory, and lays the files out there."""
+        """Asks for a directory and checks the files out there."""
         if not (session := self.session):
             return
-        turn, sessions = self.turn, self.tui.sessions
+        turn, sessions = self.turn, self.context.sessions
 
         def checkout(entered: dict[str, str] | None) -> None:
             if entered:
@@ -48,20 +49,20 @@ class SessionActions(View):
                     chosen = sessions.checkout(session.repo, session.name, directory, turn)
                     return f"{directory} is at {chosen.commit[:12]}: {chosen.subject}"
 
-                self.tui.reader.act(f"checkout of {session.name}", work)
+                self.context.act(f"checkout of {session.name}", work)
 
         form = Form(
             f"Check out {session.name}{_of(turn)}",
-            "Its files in a directory of their own, with origin at the upstream.",
-            [("place", "directory", f"./{session.name}", "a directory that is not there yet")],
+            "Its files go to a new directory whose origin is the upstream.",
+            [("place", "directory", f"./{session.name}", "a directory that does not exist yet")],
         )
-        self.app.push_screen(form, checkout)
+        self.context.ask(form, checkout)
 
     def action_export(self) -> None:
-        """Asks for a file, and writes the diff there."""
+        """Asks for a file and writes the diff there."""
         if not (session := self.session):
             return
-        turn, sessions = self.turn, self.tui.sessions
+        turn, sessions = self.turn, self.context.sessions
 
         def export(entered: dict[str, str] | None) -> None:
             if entered:
@@ -70,38 +71,43 @@ class SessionActions(View):
                 def work() -> str:
                     return f"{path}: {size(sessions.export(session.document, turn, path))}; `git apply` takes it"
 
-                self.tui.reader.act(f"export of {session.name}", work)
+                self.context.act(f"export of {session.name}", work)
 
         suffix = f"-{turn}" if turn else ""
         form = Form(
             f"Export {session.name}{_of(turn)}",
-            "Its diff as one patch.",
-            [("place", "file", f"./{session.name}{suffix}.patch", "a file that is not there yet")],
+            "Its diff goes to a new file as one patch.",
+            [("place", "file", f"./{session.name}{suffix}.patch", "a file that does not exist yet")],
         )
-        self.app.push_screen(form, export)
+        self.context.ask(form, export)
 
     def action_copy_checkout(self) -> None:
         """Copies the command that checks it out."""
         if session := self.session:
-            self.tui.copy(self.tui.checkout_line(session, self.turn))
+            self.context.copy(self._checkout_line(session, self.turn))
+
+    def _checkout_line(self, session: SessionRow, turn: int | None) -> str:
+        """Returns the command that checks the session out."""
+        words = ["session", "checkout", session.repo, session.name, f"./{session.name}"]
+        return f"{self.context.command} {shlex.join(words)}" + (f" --turn {turn}" if turn else "")
 
     def action_keep(self) -> None:
-        """Exempts it from retention, or not any more."""
+        """Exempts the session from retention, or stops exempting it."""
         if not (session := self.session) or not self.may_write():
             return
-        sessions, kept = self.tui.sessions, not session.kept
+        sessions, kept = self.context.sessions, not session.kept
 
         def work() -> str:
             sessions.keep(session.repo, session.name, kept)
             return f"{session.name} is {'kept' if kept else 'under retention again'}"
 
-        self.tui.reader.act(f"keep {session.name}", work)
+        self.context.act(f"keep {session.name}", work)
 
     def action_drop(self) -> None:
-        """Asks, and ends it."""
+        """Asks, and ends the session."""
         if not (session := self.session) or not self.may_write():
             return
-        sessions = self.tui.sessions
+        sessions = self.context.sessions
 
         def drop(answer: str | None) -> None:
             if answer and answer != CANCEL:
@@ -110,12 +116,13 @@ class SessionActions(View):
                     sessions.drop(session.repo, session.name)
                     return f"{session.name} is ended"
 
-                self.tui.reader.act(f"drop {session.name}", work)
+                self.context.act(f"drop {session.name}", work)
 
-        self.app.push_screen(
+        self.context.ask(
             Ask(
                 f"End the session {session.name}?",
-                f"Its ref and its {count(session.turns, 'turn')} go from {session.repo}. The audit log keeps its rows.",
+                f"Its ref and its {count(session.turns, 'turn')} are removed from {session.repo}. "
+                "The audit log keeps its rows.",
                 [("drop", "End it")],
             ),
             drop,

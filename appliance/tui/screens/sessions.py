@@ -1,4 +1,4 @@
-"""What agents recorded: every session, the newest first, with the turns of the chosen one."""
+"""What agents recorded: every session, newest first, with the turns of the chosen one."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 
 from appliance.core.models import Turn
-from appliance.tui.deeds import seconds_of
-from appliance.tui.messages import SessionsRead, TurnsRead
-from appliance.tui.rows import Session
+from appliance.tui.context import Context, OpenDiff
+from appliance.tui.data.activity import seconds_of
+from appliance.tui.data.follower import SERVE, TIME
+from appliance.tui.data.messages import SessionsRead, TurnsRead
+from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
-from appliance.tui.screens.view import SERVE, TIME
-from appliance.tui.sessionbook import SessionList
+from appliance.tui.screens.session_list import SessionList
+from appliance.tui.text import Cell, cell, count, signed, size, span
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
-from appliance.tui.words import Cell, cell, count, signed, size, span
 
 
 class SessionColumns:
-    """What the columns say of a session; `clock` gives Unix seconds."""
+    """Makes the columns of a list of sessions; `clock` gives Unix seconds."""
 
     def __init__(self, clock: Any) -> None:
         self._clock = clock
 
-    def all(self, *, with_repo: bool = True) -> list[Column[Session]]:
-        """In the order in which they stand."""
+    def all(self, *, with_repo: bool = True) -> list[Column[SessionRow]]:
+        """Returns the columns, from left to right."""
         return [
             Column("SESSION", self._name, 20, 0, 34, grows=True),
             *([Column("REPOSITORY", lambda session: cell(session.repo, "dim"), 14, 2, 28)] if with_repo else []),
@@ -43,17 +44,17 @@ class SessionColumns:
         ]
 
     @staticmethod
-    def _name(session: Session) -> Cell:
+    def _name(session: SessionRow) -> Cell:
         return ("◆ " if session.kept else "", "accent"), (session.name, "strong")
 
 
-def fate(session: Session) -> str:
-    """What retention does with it."""
+def fate(session: SessionRow) -> str:
+    """Returns what retention does with the session, empty if nothing special."""
     return "◆ kept" if session.kept else "▪ archived" if session.archived else ""
 
 
 def turn_columns(clock: Any) -> list[Column[tuple[int, Turn, float]]]:
-    """The columns of a list of turns: number, turn, when."""
+    """Makes the columns of a list of turns, whose rows are number, turn and Unix second."""
     return [
         Column("TURN", lambda row: cell(f"{row[0]}", "strong"), 4, 0, right=True),
         Column("AGE", lambda row: cell(span(clock() - row[2])), 6, 1, right=True),
@@ -65,28 +66,31 @@ def turn_columns(clock: Any) -> list[Column[tuple[int, Turn, float]]]:
     ]
 
 
-class Sessions(SessionActions):
-    """Every session of every repository."""
+class SessionsScreen(SessionActions):
+    """Lists every session of every repository."""
 
+    heading = "Sessions"
     here = "sessions"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "what it changed", tooltip="what it changed; or what the chosen turn did"),
+        Binding("enter", "open", "what it changed", tooltip="what it changed, or what the chosen turn did"),
         Binding("slash", "filter", "filter", tooltip="filter by name, repository, client, subject"),
         *SESSION_KEYS,
         Binding("tab", "app.focus_next", "turns", show=False, tooltip="to its turns, and back"),
-        Binding("escape", "back", "drop the filter", show=False),
+        Binding("escape", "back", "clear the filter", show=False),
     ]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.book = SessionList(None)
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.session_list = SessionList(None)
 
     def body(self) -> ComposeResult:
-        """The list, and the turns of the chosen one."""
+        """Yields the list, and the turns of the chosen session."""
         yield Lines(id="summary")
         with Container(id="halves"):
             columns = SessionColumns(self.model.clock).all()
-            listing: Listing[Session] = Listing(columns, lambda row: (row.repo, row.name), empty="reading…", id="list")
+            listing: Listing[SessionRow] = Listing(
+                columns, lambda row: (row.repo, row.name), empty="reading…", id="list"
+            )
             yield listing
             turns: Listing[tuple[int, Turn, float]] = Listing(
                 turn_columns(self.model.clock), lambda row: row[1].id, id="turns"
@@ -94,28 +98,28 @@ class Sessions(SessionActions):
             yield turns
 
     @property
-    def listing(self) -> Listing[Session]:
-        """The list."""
+    def listing(self) -> Listing[SessionRow]:
+        """The list of sessions."""
         return self.query_one("#list", Listing)
 
     @property
-    def session(self) -> Session | None:
-        """The row with the cursor."""
+    def session(self) -> SessionRow | None:
+        """The session under the cursor."""
         return self.listing.row
 
     @property
     def turn(self) -> int | None:
-        """The chosen one while the list of turns has the focus."""
+        """The chosen turn while the list of turns has the focus, otherwise None."""
         turns = self.query_one("#turns", Listing)
         return turns.row[0] if turns.has_focus and turns.row else None
 
     def on_mount(self) -> None:
-        """Reads."""
+        """Focuses the list."""
         self.listing.focus()
 
     def reread(self) -> None:
-        """Others may have come."""
-        self.book.read(self.tui, self)
+        """Reads the newest sessions."""
+        self.session_list.read(self.context, self)
 
     def take(self, news: frozenset[str]) -> None:
         """Shows what changed."""
@@ -125,58 +129,58 @@ class Sessions(SessionActions):
             self.query_one("#turns", Listing).touch()
 
     def happened(self, events: list[dict[str, Any]]) -> None:
-        """A recording: read it."""
+        """Reads the sessions again after a recording."""
         if any(event["event"] in ("recorded", "lost") for event in events):
-            self.tui.soon(self.reread)
+            self.context.follower.soon(self.reread)
 
     def done(self) -> None:
-        """Something was done: a session may be gone, or kept."""
-        self.book.read(self.tui, self, whole=True)
+        """Reads all sessions again, because one may be gone or kept now."""
+        self.session_list.read(self.context, self, whole=True)
 
     def on_sessions_read(self, message: SessionsRead) -> None:
-        """Sessions."""
-        if self.book.take(message, self.tui, self):
+        """Shows the sessions that were read."""
+        if self.session_list.take(message, self.context, self):
             self._arrange()
 
     def on_turns_read(self, message: TurnsRead) -> None:
-        """The turns of the chosen one, if it still is."""
+        """Shows the turns, unless another session was chosen meanwhile."""
         session = self.session
         if session and (session.repo, session.name) == (message.repo, message.session):
             self.query_one("#turns", Listing).show(turn_rows(message.turns))
 
     def filtered(self) -> None:
-        """Other rows match."""
+        """Lists the rows that match now."""
         self._arrange()
 
     def focus_body(self) -> None:
-        """Back to the list."""
+        """Moves the focus back to the list."""
         self.listing.focus()
 
     def on_listing_moved(self, event: Listing.Moved) -> None:
-        """Other turns."""
+        """Reads the turns of the session that the cursor came to."""
         if event.listing is self.listing:
             self._read_turns()
             self._summarise()
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
-        """What it changed: all of it, or one turn."""
+        """Opens what the session changed, or what the chosen turn did."""
         if session := self.session:
-            self.tui.open_diff(session, None if event.listing is self.listing else event.row[0])
+            self.post_message(OpenDiff(session, None if event.listing is self.listing else event.row[0]))
 
     def _read_turns(self) -> None:
-        session, overview = self.session, self.tui.overview
+        session, queries = self.session, self.context.queries
         if session is None:
             self.query_one("#turns", Listing).show([])
             return
         repo, name = session.repo, session.name
-        self.tui.reader.read("turns", self, lambda: TurnsRead(repo, name, overview.turns(repo, name)))
+        self.context.loader.read("turns", self, lambda: TurnsRead(repo, name, queries.turns(repo, name)))
 
     def _arrange(self) -> None:
-        rows = self.book.matching(self.filter_words)
+        rows = self.session_list.matching(self.filter_words)
         listing = self.listing
         listing.empty = (
-            f"No session matches {self.filter_words}. Escape drops the filter."
-            if self.filter_words and self.book.total
+            f"No session matches {self.filter_words}. Escape clears the filter."
+            if self.filter_words and self.session_list.total
             else "No agent has recorded anything yet: git push … HEAD:refs/agents/SESSION"
         )
         before = listing.row
@@ -186,13 +190,15 @@ class Sessions(SessionActions):
         self._summarise()
 
     def _summarise(self) -> None:
-        rows, listing, total = self.listing.rows, self.listing, self.book.total
+        rows, listing, total = self.listing.rows, self.listing, self.session_list.total
         said = count(total, "session") if len(rows) == total else f"{len(rows):,} of {count(total, 'session')}"
-        right = "newest first " if len(self.book.rows) >= total else f"{len(self.book.rows):,} read so far "
+        right = (
+            "newest first " if len(self.session_list.rows) >= total else f"{len(self.session_list.rows):,} read so far "
+        )
         chosen = f"{fate(listing.row)}  " if listing.row is not None and fate(listing.row) else ""
         self.query_one("#summary", Lines).show((cell(f" {said}"), ((chosen, "accent"), (right, "dim"))))
 
 
 def turn_rows(turns: list[Turn]) -> list[tuple[int, Turn, float]]:
-    """Newest first, numbered from 1, with the time in Unix seconds."""
+    """Returns rows for `turn_columns`, newest first, with numbers that count from 1 at the oldest."""
     return [(number, turn, seconds_of(turn.at)) for number, turn in reversed(list(enumerate(turns, 1)))]

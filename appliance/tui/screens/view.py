@@ -1,70 +1,70 @@
-"""What every view has: the line on top, a filter, the keys at the bottom, and news from the app."""
+"""What every view has: the tabs on top, a filter, the keys at the bottom, and news of what changed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import Input
 
-from appliance.tui.model import Model
+from appliance.tui.context import Context
+from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
+from appliance.tui.data.model import Model
+from appliance.tui.text import wrapped
 from appliance.tui.widgets.keys import Keys
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.top import Top
-from appliance.tui.words import wrapped
 
-if TYPE_CHECKING:
-    from appliance.tui.app import Tui
-
-REPOS, SERVE, TIME, RATES = "repos", "serve", "time", "rates"
-"""What news is about."""
 ALL = frozenset({REPOS, SERVE, TIME, RATES})
 
 WRITES = frozenset({"refresh", "refresh_all", "add", "switch", "remove", "keep", "drop"})
-"""Actions that need a running serve."""
+"""The actions that need a running serve."""
 
 TALL = 15
-"""Rows below which only the list itself is shown."""
+"""Terminals of fewer rows show the list alone."""
 WIDE = 110
-"""Columns from which on what belongs to a row stands beside the list, not below it."""
+"""Terminals of at least as many columns show details of a row beside the list, not below it."""
 
 
 class View(Screen[None]):
-    """One full screen. Subclasses fill `body`, and take news."""
+    """One full screen. Subclasses yield their widgets in `body` and show changes in `take`."""
 
+    heading: ClassVar[str] = ""
+    """The name of the view in the help and in docs/tui.md."""
     here: ClassVar[str] = ""
-    """The tab that is marked."""
+    """The mode whose tab is marked."""
+    opened: ClassVar[bool] = False
+    """Whether the view opens over another one, to which escape goes back."""
     VERTICAL_BREAKPOINTS = [(0, "-short"), (TALL, "-tall")]  # noqa: RUF012 - the type is Textual's
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = []
 
-    @property
-    def tui(self) -> Tui:
-        """The app, typed."""
-        return cast("Tui", self.app)
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
 
     @property
     def model(self) -> Model:
-        """What is known now."""
-        return self.tui.model
+        """What is known of the node now."""
+        return self.context.model
 
     def compose(self) -> ComposeResult:
-        """Top, body, filter, keys."""
+        """Lays out tabs, body, problem, filter and keys."""
         yield Top(id="top")
         yield from self.body()
         yield Lines(id="trouble")
-        yield Input(id="filter", placeholder="filter; enter keeps it, escape drops it", compact=True)
+        yield Input(id="filter", placeholder="filter; enter keeps it, escape clears it", compact=True)
         yield Keys(id="keys")
 
     def body(self) -> ComposeResult:
-        """The widgets between."""
+        """Yields the widgets between the tabs and the filter."""
         raise NotImplementedError
 
     def take(self, news: frozenset[str]) -> None:
-        """Shows what changed. `news` says what it may be."""
+        """Shows what changed; `news` has the topics."""
         if {SERVE, TIME} & news:
             self.query_one(Top).tell(self.model, self.here)
             self._complain()
@@ -72,32 +72,32 @@ class View(Screen[None]):
             self.offer_keys()
 
     def _complain(self) -> None:
-        """Above the keys: what cannot be read just now."""
+        """Says above the keys what cannot be read at the moment."""
         trouble = self.query_one("#trouble", Lines)
-        text = next(iter(self.model.troubles.values()), "")
+        text = next(iter(self.model.problems.values()), "")
         lines = wrapped(text, self.size.width - 5, 3) if text else []
         trouble.styles.height = len(lines)
         trouble.show(*(((("   " if number else " ✗ ", "bad"), (line, "")), ()) for number, line in enumerate(lines)))
 
     def offer_keys(self) -> None:
-        """The keys of this view, in the order of its bindings."""
+        """Shows the keys of this view, in the order of its bindings."""
         self.query_one(Keys).offer(list(self._offered()))
 
     def _offered(self) -> Iterator[tuple[Binding, bool]]:
-        for binding in [*self.BINDINGS, *self.app.BINDINGS]:
+        for binding in [*self.BINDINGS, *self.context.keys]:
             if isinstance(binding, Binding) and binding.show:
                 yield binding, self.model.serving or binding.action not in WRITES
 
     def on_screen_resume(self) -> None:
-        """Something may have changed while it was not seen."""
+        """Catches up with what changed while another view was seen."""
         self.reread()
         self.take(ALL)
 
     def reread(self) -> None:
-        """Reads what this view alone shows: it was not seen for a while, or could not be read."""
+        """Reads what only this view shows, when it appears and when reading works again."""
 
     def on_resize(self) -> None:
-        """More keys may fit, or fewer."""
+        """Draws everything again, because more or fewer keys may fit."""
         self.call_after_refresh(self.take, ALL)
 
     # The filter
@@ -105,13 +105,13 @@ class View(Screen[None]):
     filter_words = ""
 
     def action_filter(self) -> None:
-        """Opens the filter's line."""
+        """Opens the line of the filter."""
         field = self.query_one("#filter", Input)
         field.add_class("-shown")
         field.focus()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Filters while it is typed."""
+        """Filters while words are typed."""
         if event.input.id == "filter" and event.value.strip() != self.filter_words:
             self.filter_words = event.value.strip()
             self.filtered()
@@ -127,37 +127,37 @@ class View(Screen[None]):
         self.focus_body()
 
     def action_back(self) -> None:
-        """Drops the filter, or leaves a view that was opened over another."""
+        """Clears the filter; without one, leaves a view that opened over another."""
         field = self.query_one("#filter", Input)
         if field.has_class("-shown"):
             field.value = ""
             self._close_filter()
-        elif len(self.app.screen_stack) > 1:
+        elif self.opened:
             self.dismiss()
 
     def filtered(self) -> None:
-        """The filter's words are others now."""
+        """Shows what matches the words of the filter now."""
 
     def focus_body(self) -> None:
-        """Gives the keys back to what is filtered."""
+        """Moves the focus back to what is filtered."""
 
     # Without a serve
 
     def may_write(self) -> bool:
-        """Whether there is a serve to do it; says so when there is none."""
-        said = "serve is not running: nothing can be changed from here.\nStart it; this view joins it by itself."
+        """Returns whether a serve is there to take an order, and says so if not."""
+        said = "serve is not running: nothing can be changed from here.\nStart it, and this view joins it by itself."
         if not self.model.serving:
             looking = "still looking for serve: press it again in a moment"
-            self.notify(said if self.model.looked else looking, severity="warning", markup=False)
+            self.context.say(said if self.model.looked else looking, severity="warning")
         return self.model.serving
 
     def done(self) -> None:
-        """Something that was asked for is done."""
+        """Reads what an order may have changed, after it succeeded."""
 
     @property
-    def is_current_view(self) -> bool:
-        """Whether it has its widgets, and can show news."""
+    def has_widgets(self) -> bool:
+        """Whether the widgets are there to show news."""
         return bool(self.query("#keys"))
 
     def happened(self, events: list[dict[str, Any]]) -> None:
-        """Events that came just now."""
+        """Takes the events that arrived, oldest first."""

@@ -1,1 +1,15 @@
-"""What screens are made of."""
+"""What screens are made of, drawn line by line.
+
+- `listing`: a list of rows with a cursor and columns. `diffview`: the diff of one file.
+- `lines`: some lines of text, each with a left and a right part. Made of it: `top` (tabs, and how serve is), `keys`
+  (which keys there are) and `plot` (refreshes as bars).
+
+A row: a screen calls `Listing.show` with the rows in order. The list keeps its cursor on the same row, scrolls so that
+it stays where it was on screen, and renders the cells of the rows that can be seen. It compares them with what is
+drawn, and redraws only the cells that differ. Enter posts `Chosen` with the row, which the screen handles.
+
+What always holds: the cost of a change is that of the cells that changed, whatever the number of rows, because views
+are watched over ssh. A text never leaves its column: it is cut, with an ellipsis. Every text that is drawn has passed
+`text.plain`. Colour is never the only sign of anything, because there may be none. A widget knows neither screens nor
+the context; it gets what it shows in a call.
+"""

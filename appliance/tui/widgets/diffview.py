@@ -1,4 +1,4 @@
-"""One file's diff: line numbers, marks, syntax colours; scrolled by keys, only what is on screen is rendered."""
+"""The diff of one file, with line numbers, marks and syntax colours. Only lines on screen are rendered."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from appliance.tui.rows import DiffLine
-from appliance.tui.words import fit, plain
+from appliance.tui.data.rows import DiffLine
+from appliance.tui.text import fit, plain
 
 STEP = 16
-"""Columns that the text moves sideways at once."""
+"""Columns that the text moves sideways at a key."""
 
 
 class DiffView(ScrollView, can_focus=True):
-    """Shows what it was given last."""
+    """Shows the lines it was given last."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "diff--added", "diff--removed", "diff--number", "tone--accent", "tone--dim", "tone--good", "tone--bad",
@@ -46,11 +46,11 @@ class DiffView(ScrollView, can_focus=True):
 
     @property
     def text(self) -> str:
-        """All lines, with their marks."""
+        """All lines with their marks, without colours."""
         return "\n".join(line.mark + "".join(text for text, _ in line.pieces) for line in self._lines)
 
     def show(self, lines: Sequence[DiffLine], says: str = "") -> None:
-        """Takes other lines; `says` is shown when there are none."""
+        """Shows other lines, from the top; `says` is shown when there are none."""
         self._lines, self._says, self._aside = lines, plain(says), 0
         highest = max((number for line in lines for number in (line.old, line.new) if number), default=0)
         self._digits = max(3, len(str(highest)))
@@ -59,26 +59,26 @@ class DiffView(ScrollView, can_focus=True):
         self.refresh()
 
     def action_step(self, by: int) -> None:
-        """A line."""
+        """Scrolls by lines."""
         self.scroll_to(y=self.scroll_offset.y + by, animate=False)
 
     def action_page(self, by: int) -> None:
-        """What is on screen, less one line."""
+        """Scrolls by pages, which overlap by one line."""
         self.scroll_to(y=self.scroll_offset.y + by * max(1, self.size.height - 1), animate=False)
 
     def action_end(self, last: int) -> None:
-        """First or last."""
+        """Scrolls to the first or the last line."""
         self.scroll_to(y=len(self._lines) if last else 0, animate=False)
 
     def action_shift(self, by: int) -> None:
-        """Long lines."""
+        """Moves the text sideways, as far as its longest line goes."""
         widest = max((sum(cell_len(text) for text, _ in line.pieces) for line in self._lines), default=0)
         room = self.scrollable_content_region.width - 2 * self._digits - 4
         self._aside = max(0, min(self._aside + by * STEP, widest - room))
         self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        """One line."""
+        """Renders one line of the screen."""
         width = self.scrollable_content_region.width
         base = self.rich_style
         place = self.scroll_offset.y + y

@@ -1,4 +1,4 @@
-"""The last line: which keys do what here. As many as fit, whole; `?` always."""
+"""The last line: the keys of the view, as many as fit, and always `?`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 from textual.binding import Binding
 
+from appliance.tui.text import Piece
 from appliance.tui.widgets.lines import Lines
-from appliance.tui.words import Piece
 
 NAMES = {
     "slash": "/",
@@ -31,12 +31,12 @@ NAMES = {
 
 
 def key_name(keys: str) -> str:
-    """The first of a binding's keys, as it is on the keyboard."""
+    """Returns the first of a binding's keys, as a keyboard shows it."""
     return _shown(keys.split(",")[0])
 
 
 def key_names(keys: str) -> str:
-    """All of them."""
+    """Returns all keys of a binding."""
     return " ".join(_shown(key) for key in keys.split(","))
 
 
@@ -45,10 +45,10 @@ def _shown(key: str) -> str:
 
 
 class Keys(Lines):
-    """Told by the screen; a key that cannot be used now is dim."""
+    """Shows keys; one that cannot be used now is dim."""
 
     def offer(self, bindings: Sequence[tuple[Binding, bool]]) -> None:
-        """Shows those that fit, in order, and then `? help`."""
+        """Shows the bindings that fit, in order, and then `? help`. Each comes with whether it can be used."""
         help_pieces = ((" ?", "key"), (" help ", ""))
         room = self.size.width - sum(cell_len(text) for text, _ in help_pieces) - 1
         pieces: list[Piece] = []

@@ -1,4 +1,4 @@
-"""Lines of text in tones, each with a left and a right part; only lines that read otherwise are redrawn."""
+"""Lines of text in tones, each with a left and a right part. Only lines that changed are redrawn."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from appliance.tui.words import Cell, Piece, cut_pieces, plain
+from appliance.tui.text import Cell, Piece, cut_pieces, plain
 
 TONES = ("good", "warn", "bad", "dim", "strong", "accent", "minus", "key", "here")
 
 Line = tuple[Cell, Cell]
-"""Left and right part. Where both do not fit, the left one is cut."""
+"""The left and the right part. Where both do not fit, the left one is cut."""
 
 
 class Lines(Widget):
-    """Shows what it was given last; as high as the style sheet says."""
+    """Shows the lines it was given last, as many as the style sheet gives room for."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"tone--{tone}" for tone in TONES}
 
@@ -31,18 +31,18 @@ class Lines(Widget):
 
     @property
     def text(self) -> str:
-        """All of it, without tones."""
+        """All lines, without tones."""
         return "\n".join("".join(text for text, _ in left + right) for left, right in self._lines)
 
     def show(self, *lines: Line) -> None:
-        """Takes other lines."""
+        """Shows other lines."""
         before, self._lines = self._lines, lines
         for y in range(max(len(before), len(lines))):
             if y >= len(before) or y >= len(lines) or before[y] != lines[y]:
                 self.refresh(Region(0, y, self.size.width, 1))
 
     def render_line(self, y: int) -> Strip:
-        """One line."""
+        """Renders one line of the screen."""
         width, base = self.size.width, self.rich_style
         if y >= len(self._lines):
             return Strip.blank(width, base)

@@ -1,7 +1,7 @@
-"""A list of rows with a cursor, for any number of rows: only what is on screen is rendered, only what changed redrawn.
+"""A list of any number of rows with a cursor. Only what is on screen is rendered, and only what changed is redrawn.
 
-Textual's DataTable repaints all of itself for one changed cell and builds every row up front; over ssh, and with
-10,000 sessions, that is what costs.
+Textual's DataTable repaints all of itself for one changed cell and builds every row up front, which is too slow over
+ssh and with 10,000 sessions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widget import Widget
 
-from appliance.tui.words import Cell, cell, cut_pieces, fit, plain
+from appliance.tui.text import Cell, cell, cut_pieces, fit, plain
 
 Row = TypeVar("Row")
 
@@ -31,10 +31,10 @@ TONES = ("good", "warn", "bad", "dim", "strong", "accent", "minus")
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """One column. It is `least` columns wide at least, `most` if there is room, more when it `grows`.
+    """A column of at least `least` characters, up to `most` if there is room, and beyond if it `grows`.
 
-    Where there is too little room for all, those with the highest `rank` are left out first. Of a text that is too
-    long the end is cut off; the beginning when its `tail` says more, as with a path.
+    Where not all columns fit, those with the highest `rank` are left out first. A text that is too long loses its end,
+    or its beginning when the `tail` says more, as in a path.
     """
 
     title: str
@@ -48,7 +48,7 @@ class Column(Generic[Row]):
 
 
 def lay_out(columns: Sequence[Column[Any]], width: int) -> list[tuple[int, int, int]]:
-    """Which columns are shown, where, how wide: (index, x, width). Every column of rank 0 is always there."""
+    """Returns index, x and width of each column that is shown. Columns of rank 0 always are."""
     chosen = list(range(len(columns)))
     while sum(columns[n].least + GAP for n in chosen) - GAP > width:
         rank = max(columns[n].rank for n in chosen)
@@ -76,7 +76,7 @@ def lay_out(columns: Sequence[Column[Any]], width: int) -> list[tuple[int, int, 
 
 
 class Listing(ScrollView, Generic[Row], can_focus=True):
-    """Rows under a header. `key` tells rows apart; the cursor stays on its row wherever that moves."""
+    """Shows rows under a header. `key` tells rows apart, so that the cursor stays on its row wherever that moves."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "listing--header",
@@ -97,14 +97,14 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
 
     @dataclass
     class Moved(Message):
-        """The cursor is on another row, or its row is another one now; None when there is none."""
+        """The cursor came to another row, or the content of its row changed; `row` is None when there are no rows."""
 
         listing: Listing[Any]
         row: Any
 
     @dataclass
     class Chosen(Message):
-        """Enter, or a click on the row that has the cursor."""
+        """Enter was pressed, or the row under the cursor was clicked."""
 
         listing: Listing[Any]
         row: Any
@@ -131,21 +131,21 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
 
     @property
     def rows(self) -> Sequence[Row]:
-        """As given, in order."""
+        """The rows, in the order they were given."""
         return self._rows
 
     @property
     def row(self) -> Row | None:
-        """The one that the cursor is on."""
+        """The row under the cursor."""
         return self._rows[self._cursor] if self._cursor < len(self._rows) else None
 
     @property
     def cursor(self) -> int:
-        """Its place among the rows."""
+        """The place of the cursor among the rows."""
         return self._cursor
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Takes other rows. The cursor stays on its row; while nobody moved it, on the first."""
+        """Shows other rows. The cursor stays on its row, or on the first one until somebody moves it."""
         before = self.row
         place = self._cursor
         if before is not None and self._chose:
@@ -158,11 +158,11 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
         self._rows = rows
         size = Size(0, len(rows) + 1)
         if size != self.virtual_size:
-            # Set without its watcher, which lays the whole screen out anew: 40 ms for each row that comes.
+            # Set without its watcher, which would lay out the whole screen again: 40 ms for each new row.
             self.set_reactive(Widget.virtual_size, size)
             self._scroll_update(size)
         if self._cursor != place and self._chose:
-            # What the eye is on stays where it is.
+            # Scrolled along, so that the row stays where the reader's eye is.
             self.scroll_to(y=max(0, self.scroll_offset.y + self._cursor - place), animate=False)
         self._keep_visible()
         self.touch()
@@ -171,7 +171,7 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
             self.post_message(self.Moved(self, after))
 
     def touch(self) -> None:
-        """Redraws the cells that read otherwise now: time went by, or what the columns look at changed."""
+        """Redraws the cells whose text changed, because time went by or the model changed."""
         if not self.is_attached or not self.size:
             return
         for y in range(1, self.size.height):
@@ -186,14 +186,14 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
                     self.refresh(Region(x + 1, y, width, 1))
 
     def visible_rows(self) -> Sequence[Row]:
-        """Those on screen now."""
+        """Returns the rows on screen."""
         top = self.scroll_offset.y
         return self._rows[top : top + max(0, self.size.height - 1)]
 
     # Moving
 
     def select(self, key: Hashable) -> bool:
-        """Puts the cursor on the row of that key; returns whether there is one."""
+        """Puts the cursor on the row of that key, and returns whether there is one."""
         for place, row in enumerate(self._rows):
             if self.key(row) == key:
                 self._go(place)
@@ -201,25 +201,25 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
         return False
 
     def action_move(self, by: int) -> None:
-        """Up or down."""
+        """Moves the cursor by rows."""
         self._go(self._cursor + by)
 
     def action_page(self, by: int) -> None:
-        """By what is on screen, less one line."""
+        """Moves the cursor by pages, which overlap by one row."""
         self._go(self._cursor + by * max(1, self.size.height - 2))
 
     def action_end(self, last: int) -> None:
-        """First or last."""
+        """Moves the cursor to the first or the last row."""
         self._go(len(self._rows) - 1 if last else 0)
         self._chose = bool(last)
 
     def action_choose(self) -> None:
-        """Opens the row."""
+        """Opens the row under the cursor."""
         if self.row is not None:
             self.post_message(self.Chosen(self, self.row))
 
     def on_click(self, event: events.Click) -> None:
-        """Selects; on the cursor's row it opens."""
+        """Moves the cursor to the row, or opens it when the cursor is there."""
         place = self.scroll_offset.y + event.y - 1
         if event.y < 1 or place >= len(self._rows):
             return
@@ -229,18 +229,18 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
             self._go(place)
 
     def on_resize(self) -> None:
-        """Columns are laid out anew, and the cursor stays in sight."""
+        """Lays the columns out again and keeps the cursor in sight."""
         self._laid = lay_out(self.columns, self.scrollable_content_region.width - 1)
         self._shown.clear()
         self._keep_visible()
         self.refresh()
 
     def on_focus(self) -> None:
-        """The cursor shows which list has the keys."""
+        """Redraws the cursor, which shows that the keys go to this list."""
         self.touch_cursor()
 
     def on_blur(self) -> None:
-        """As for focus."""
+        """Redraws the cursor."""
         self.touch_cursor()
 
     def touch_cursor(self) -> None:
@@ -248,7 +248,7 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
         self.refresh(Region(0, self._cursor - self.scroll_offset.y + 1, self.size.width, 1))
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """All lines are others."""
+        """Forgets what each line of the screen shows."""
         super().watch_scroll_y(old_value, new_value)
         if round(old_value) != round(new_value):
             self._shown.clear()
@@ -277,7 +277,7 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
     # Rendering
 
     def _line(self, y: int) -> tuple[Hashable, tuple[Cell, ...], bool] | None:
-        """What belongs on a line of the screen below the header: key, cells, whether the cursor is on it."""
+        """Returns what belongs on a line of the screen: key, cells, and whether the cursor is on it."""
         place = self.scroll_offset.y + y - 1
         if place >= len(self._rows):
             return (None, (cell(self.empty),), False) if not self._rows and y == 2 else None
@@ -285,7 +285,7 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
         return self.key(row), tuple(self.columns[n].render(row) for n, _, _ in self._laid), place == self._cursor
 
     def render_line(self, y: int) -> Strip:
-        """The header, or a row."""
+        """Renders the header or a row."""
         width = self.size.width
         base = self.rich_style
         if y == 0:

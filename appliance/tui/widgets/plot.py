@@ -1,23 +1,23 @@
-"""The refreshes of one repository as bars: how long each took, and under it what came of it."""
+"""The refreshes of one repository as bars: how long each took, and under each bar its result."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from appliance.tui.text import Cell, Piece, cell, span, took
 from appliance.tui.widgets.lines import Line, Lines
-from appliance.tui.words import Cell, Piece, cell, span, took
 
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 MARKS = {"failed": ("✗", "bad"), "moved": ("▲", "accent")}
 LABEL = 9
-"""Columns of the scale at the left."""
+"""Columns of the scale on the left."""
 
 
 class Plot(Lines):
-    """As many of the newest refreshes as there are columns, the last at the right."""
+    """Shows as many of the newest refreshes as there are columns, the last on the right."""
 
     def draw(self, recent: Sequence[tuple[float, float, str]], now: float) -> None:
-        """Takes refreshes, oldest first: when each began, seconds it took, result."""
+        """Shows refreshes, oldest first: Unix second of the start, seconds, result. `now` is a Unix second."""
         height = max(1, self.size.height - 2)
         width = max(1, self.size.width - LABEL - 1)
         shown = recent[-width:]
@@ -44,7 +44,7 @@ class Plot(Lines):
 
 
 def _bar(level: float, row: int) -> str:
-    """One cell of a bar that is `level` rows high; the lowest row always shows that there is one."""
+    """Returns one cell of a bar `level` rows high; the lowest row is never empty, so that every refresh is seen."""
     filled = level - (row - 1)
     if filled >= 1:
         return EIGHTHS[8]

@@ -1,11 +1,11 @@
-"""The first line: which view this is, and how serve is."""
+"""The first line: the tabs, and how serve is."""
 
 from __future__ import annotations
 
 from appliance.core.models import State
-from appliance.tui.model import Model
+from appliance.tui.data.model import Model
+from appliance.tui.text import STATES, Piece, count
 from appliance.tui.widgets.lines import Lines
-from appliance.tui.words import STATES, Piece, count
 
 TABS = (
     ("1", "Repositories", "repositories"),
@@ -15,14 +15,14 @@ TABS = (
 )
 
 ROOM = 100
-"""Columns from which on there is room for what is in trouble."""
+"""Terminals of at least as many columns have room for what is in trouble."""
 
 
 class Top(Lines):
-    """Tabs at the left, serve at the right."""
+    """Shows tabs on the left and serve on the right."""
 
     def tell(self, model: Model, here: str) -> None:
-        """Shows the present."""
+        """Shows what the model says now; `here` is the mode whose tab is marked."""
         right = _serve(model)
         if self.size.width >= ROOM and here != "repositories":
             right = (*_behind(model), *right)
@@ -35,7 +35,7 @@ class Top(Lines):
 
 
 def _behind(model: Model) -> tuple[Piece, ...]:
-    """What is in trouble is told in views that do not list it."""
+    """Counts what is in trouble, for views that do not list it."""
     counts = model.counts()
     found = [(state, counts[state]) for state in (State.FAILING, State.STALE) if counts.get(state)]
     return tuple((f"{STATES[state][0]} {number:,} {state}  ", STATES[state][1]) for state, number in found)
@@ -46,7 +46,7 @@ def _serve(model: Model) -> tuple[Piece, ...]:
         return (("… looking for serve ", "dim"),)
     if not model.serving:
         return (("○ no serve: read-only ", "warn"),)
-    if "pulse" in model.troubles:
+    if "pulse" in model.problems:
         return (("▲ serve does not answer ", "warn"),)
     if model.pulse and model.pulse["pushes"].get("off"):
         return (("▲ pushes are off ", "bad"),)

@@ -184,11 +184,11 @@ def test_a_changed_event_with_a_hash_to_match_breaks_the_next(log_copy: Serve) -
 
 @pytest.mark.parametrize("number", [1, 4])
 def test_a_deleted_event_is_named(log_copy: Serve, number: int) -> None:
-    """The first that is gone is the one that is named."""
+    """The report names the first missing event."""
     tamper(log_copy, f"DELETE FROM audit_events WHERE id = {number}")
     code, said = verify(log_copy)
     assert code == 3
-    assert f"broken at event {number}: it is gone" in said
+    assert f"broken at event {number}: it is missing" in said
 
 
 def test_two_events_that_change_places_are_found(log_copy: Serve) -> None:

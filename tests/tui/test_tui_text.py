@@ -9,12 +9,11 @@ from rich.cells import cell_len
 
 from appliance.core.models import Health, Repo, State
 from appliance.core.node.queries import RepoView
-from appliance.tui.deeds import ActivityFeed, moved_words
-from appliance.tui.diffs import diff_lines
-from appliance.tui.model import Rates
+from appliance.tui.data.activity import ActivityFeed, moved_words
+from appliance.tui.data.diffs import diff_lines
+from appliance.tui.data.model import Rates
 from appliance.tui.screens.repo_columns import explain
-from appliance.tui.widgets.listing import GAP, Column, lay_out
-from appliance.tui.words import (
+from appliance.tui.text import (
     STATES,
     bar,
     cell,
@@ -28,6 +27,7 @@ from appliance.tui.words import (
     took,
     wrapped,
 )
+from appliance.tui.widgets.listing import GAP, Column, lay_out
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_rates_are_of_the_last_minute() -> None:
 
 def test_a_hydration_that_goes_on_becomes_one_that_ended() -> None:
     """In its place; one of a serve that was killed is forgotten, since nobody tells its end."""
-    deeds, fetch = ActivityFeed(), {"want": "1" * 40, "shape": "depth 1", "client": "c", "protocol": "git"}
+    activity, fetch = ActivityFeed(), {"want": "1" * 40, "shape": "depth 1", "client": "c", "protocol": "git"}
     began = {"event": "hydrating", "at": "2026-01-31T12:00:00.000Z", "repo": "a/b", **fetch}
     ended = {
         "event": "hydrated",
@@ -123,11 +123,11 @@ def test_a_hydration_that_goes_on_becomes_one_that_ended() -> None:
         "bytes": 9,
         "seconds": 1.0,
     }
-    deeds.take([began, began, ended | fetch])
-    assert [row.open for row in deeds.rows] == [True, False]
-    assert deeds.rows[1].bytes == 9
-    deeds.forget_open()
-    assert [row.open for row in deeds.rows] == [False]
+    activity.take([began, began, ended | fetch])
+    assert [row.open for row in activity.rows] == [True, False]
+    assert activity.rows[1].bytes == 9
+    activity.forget_open()
+    assert [row.open for row in activity.rows] == [False]
 
 
 def test_what_moved_is_named_as_far_as_there_is_room() -> None:

@@ -1,17 +1,17 @@
-"""A file's diff as lines with numbers, marks and syntax colours. Pure; slow for large files, so for a thread."""
+"""Turns a file's diff into lines with numbers, marks and syntax colours. Slow for large files: call it in a thread."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 
-from appliance.tui.rows import DiffLine
-from appliance.tui.words import Piece, plain
+from appliance.tui.data.rows import DiffLine
+from appliance.tui.text import Piece, plain
 
 LONGEST_LINE = 2000
-"""Characters of a line that are shown: a minified file has all in one."""
+"""Characters of a line that are shown, because a minified file is a single line."""
 COLOURED = 4000
-"""Lines that get syntax colours; Pygments reads about a megabyte a second."""
+"""The most lines that get syntax colours, because Pygments reads only about a megabyte a second."""
 TAB = 4
 
 _HUNK = re.compile(r"@@ -(\d+)(?:,\d+)? \+(\d+)(?:,\d+)? @@ ?(.*)")
@@ -32,7 +32,7 @@ _TONES: tuple[tuple[str, str], ...] = (
 
 
 def diff_lines(text: str, path: str) -> list[DiffLine]:
-    """The lines of one file's unified diff."""
+    """Returns the lines of one file's unified diff."""
     found: list[DiffLine] = []
     hunk: list[tuple[str, str]] = []
     start = (0, 0)
@@ -53,7 +53,7 @@ def diff_lines(text: str, path: str) -> list[DiffLine]:
 
 
 def _hunk(hunk: Sequence[tuple[str, str]], start: tuple[int, int], colour: _Colourer) -> Iterator[DiffLine]:
-    """Each side is coloured by itself, as it is code only so."""
+    """Colours each side by itself, because the two sides interleaved are not valid code."""
     old = iter(colour([text for mark, text in hunk if mark in "- "]))
     new = iter(colour([text for mark, text in hunk if mark in "+ "]))
     old_number, new_number = start
@@ -77,7 +77,7 @@ def _shown(line: str) -> str:
 
 
 class _Colourer:
-    """Splits code into pieces of one tone each, line by line; without a lexer each line is one piece."""
+    """Splits each line of code into pieces of one tone; without a lexer a line is one piece."""
 
     def __init__(self, path: str, lines: int) -> None:
         self._lexer = None
@@ -101,7 +101,7 @@ class _Colourer:
                     found.append([])
                 if part:
                     found[-1].append((part, tone))
-        # A lexer that adds or eats a line must not shift the others.
+        # A lexer that adds or drops a line must not shift the colours of the others.
         if len(found) != len(lines):
             return [((line, ""),) for line in lines]
         return [tuple(pieces) for pieces in found]

@@ -1,4 +1,4 @@
-"""What happened, one row each: hydrations, pushes, refreshes, from the database and from events, in the same words."""
+"""Hydrations, pushes and refreshes as rows, worded alike whether they come from the database or from events."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from datetime import datetime
 from itertools import count as counting
 from typing import Any
 
-from appliance.tui.words import WAYS, Cell, count
+from appliance.tui.text import WAYS, Cell, count
 
 HYDRATION, PUSH, REFRESH = "hydration", "push", "refresh"
 KEPT = 2000
-"""Rows that are kept; a busy node fills them in minutes, and the database has the rest."""
+"""The most rows that are kept; a busy node fills them in minutes, and the database has the rest."""
 
 
 @dataclass(frozen=True)
-class Deed:
-    """One thing that happened at Unix second `at`. `open` while it goes on; `quiet` when it moved nothing."""
+class ActivityEntry:
+    """A hydration, push or refresh that ended at Unix second `at`.
+
+    `open` means that it is still going on: `at` is its start, and `match` finds it when its end is reported. `quiet`
+    marks a refresh that moved nothing.
+    """
 
     key: tuple[str, int]
     kind: str
@@ -35,7 +39,7 @@ class Deed:
 
 
 def seconds_of(at: str) -> float:
-    """Unix seconds of an RFC 3339 time."""
+    """Converts an RFC 3339 time to Unix seconds."""
     return datetime.fromisoformat(at).timestamp()
 
 
@@ -43,34 +47,34 @@ Rows = Iterable[dict[str, Any]]
 
 
 class ActivityFeed:
-    """The newest, newest first, and the ones that go on just now."""
+    """The last KEPT entries, newest first, with those that are still going on."""
 
     def __init__(self) -> None:
         self._keys = counting()
-        self._rows: deque[Deed] = deque(maxlen=KEPT)
+        self._rows: deque[ActivityEntry] = deque(maxlen=KEPT)
         self._open: Counter[tuple[Any, ...]] = Counter()
         self.read = False
 
     @property
-    def rows(self) -> list[Deed]:
+    def rows(self) -> list[ActivityEntry]:
         """Newest first."""
         return list(self._rows)
 
     def fill(self, hydrations: Rows, pushes: Rows, refreshes: Rows) -> None:
-        """Takes what the database has, below what events told already."""
+        """Adds what the database has below what events have reported already."""
         earliest = min((row.at for row in self._rows), default=float("inf"))
         found = [
             *(self._hydrated(row, seconds_of(row["at"])) for row in hydrations),
             *(self._attempted(row) for row in pushes),
             *(self._refreshed(row, seconds_of(row["started_at"]) + row["duration"]) for row in refreshes),
         ]
-        found.sort(key=lambda deed: deed.at, reverse=True)
-        self._rows.extend([deed for deed in found if deed.at < earliest][: KEPT - len(self._rows)])
+        found.sort(key=lambda entry: entry.at, reverse=True)
+        self._rows.extend([entry for entry in found if entry.at < earliest][: KEPT - len(self._rows)])
         self.read = True
 
     def take(self, events: Iterable[dict[str, Any]]) -> bool:
-        """Takes events, oldest first; returns whether there is anything to show."""
-        makers: dict[str, Callable[[dict[str, Any], float], Deed | None]] = {
+        """Adds events, oldest first, and returns whether any of them is shown."""
+        makers: dict[str, Callable[[dict[str, Any], float], ActivityEntry | None]] = {
             "hydrating": self._hydrating,
             "hydrated": self._hydrated,
             "pushed": self._pushed,
@@ -82,64 +86,64 @@ class ActivityFeed:
             if event["event"] == "lost":
                 self.forget_open()
             make = makers.get(event["event"])
-            deed = make(event, seconds_of(event["at"])) if make else None
-            if deed is not None:
-                self._put(deed)
+            entry = make(event, seconds_of(event["at"])) if make else None
+            if entry is not None:
+                self._put(entry)
                 shown = True
         return shown
 
     def forget_open(self) -> None:
-        """Nobody will tell how these ended: serve is gone."""
+        """Drops the entries that are still open, because nobody will report their end once serve is gone."""
         self._rows = deque((row for row in self._rows if not row.open), maxlen=KEPT)
         self._open.clear()
 
-    def _put(self, deed: Deed) -> None:
-        """On top; or in place of the one that went on, at the same place."""
-        if deed.open:
-            self._open[deed.match] += 1
-        elif self._open[deed.match]:
-            self._open[deed.match] -= 1
+    def _put(self, entry: ActivityEntry) -> None:
+        """Puts an entry on top, or in place of the open one that it ends."""
+        if entry.open:
+            self._open[entry.match] += 1
+        elif self._open[entry.match]:
+            self._open[entry.match] -= 1
             for place in range(len(self._rows) - 1, -1, -1):
                 row = self._rows[place]
-                if row.open and row.match == deed.match:
-                    self._rows[place] = replace(deed, key=row.key)
+                if row.open and row.match == entry.match:
+                    self._rows[place] = replace(entry, key=row.key)
                     return
-        self._rows.appendleft(deed)
+        self._rows.appendleft(entry)
 
     def _key(self, kind: str, row: dict[str, Any]) -> tuple[str, int]:
-        """The row's own id; for an event, which has none, a number of ours."""
+        """Returns the row's own id, or a number of ours for an event, which has none."""
         return (kind, row["id"]) if "id" in row else ("event", next(self._keys))
 
-    def _hydrating(self, event: dict[str, Any], at: float) -> Deed:
+    def _hydrating(self, event: dict[str, Any], at: float) -> ActivityEntry:
         said: Cell = (("◌ sending", "accent"),)
         key, repo, shape, client = self._key(HYDRATION, event), event["repo"], event["shape"], event["client"]
-        return Deed(key, HYDRATION, at, repo, said, shape, client, open=True, match=_fetch(event))
+        return ActivityEntry(key, HYDRATION, at, repo, said, shape, client, open=True, match=_fetch(event))
 
-    def _hydrated(self, event: dict[str, Any], at: float) -> Deed:
+    def _hydrated(self, event: dict[str, Any], at: float) -> ActivityEntry:
         shape, tone = WAYS.get(event["way"], ("○", ""))
         said: Cell = ((f"{shape} {event['way']}", tone),)
         key, repo, client = self._key(HYDRATION, event), event["repo"], event["client"]
         figures = (event["bytes"], event["seconds"])
-        return Deed(key, HYDRATION, at, repo, said, event["shape"], client, *figures, match=_fetch(event))
+        return ActivityEntry(key, HYDRATION, at, repo, said, event["shape"], client, *figures, match=_fetch(event))
 
-    def _pushed(self, event: dict[str, Any], at: float) -> Deed:
+    def _pushed(self, event: dict[str, Any], at: float) -> ActivityEntry:
         refs = [ref.removeprefix("refs/agents/") for ref in event["refs"]]
         more = f" and {len(refs) - 1} more" if len(refs) > 1 else ""
         what = f"{refs[0]}{more}" if refs else ""
         key, repo, client = self._key(PUSH, event), event["repo"], event["client"]
         if event["verdict"] == "accepted":
             match = (repo, *event["refs"][:1], client)
-            return Deed(key, PUSH, at, repo, (("◌ pushing", "accent"),), what, client, open=True, match=match)
+            return ActivityEntry(key, PUSH, at, repo, (("◌ pushing", "accent"),), what, client, open=True, match=match)
         what = f"{what}: {event['reason']}" if event["reason"] else what
-        return Deed(key, PUSH, at, repo, (("✗ refused", "bad"),), what, client)
+        return ActivityEntry(key, PUSH, at, repo, (("✗ refused", "bad"),), what, client)
 
-    def _recorded(self, event: dict[str, Any], at: float) -> Deed:
+    def _recorded(self, event: dict[str, Any], at: float) -> ActivityEntry:
         what = f"{event['session'] or event['ref']}  {(event['new'] or '')[:10]}"
         key, repo, client = self._key(PUSH, event), event["repo"], event["client"]
         match = (repo, event["ref"], client)
-        return Deed(key, PUSH, at, repo, (("▲ recorded", "good"),), what, client, match=match)
+        return ActivityEntry(key, PUSH, at, repo, (("▲ recorded", "good"),), what, client, match=match)
 
-    def _attempted(self, row: dict[str, Any]) -> Deed:
+    def _attempted(self, row: dict[str, Any]) -> ActivityEntry:
         what = f"{row['session'] or row['ref']}  {(row['new'] or '')[:10]}"
         said: Cell = (("▲ recorded", "good"),)
         if row["verdict"] == "rejected" or row["outcome"] == "failed":
@@ -147,9 +151,9 @@ class ActivityFeed:
             what = f"{row['session'] or row['ref']}: {row['reason']}"
         elif row["outcome"] == "pending":
             said = (("◌ pushing", "accent"),)
-        return Deed(self._key(PUSH, row), PUSH, seconds_of(row["at"]), row["repo"], said, what, row["client"])
+        return ActivityEntry(self._key(PUSH, row), PUSH, seconds_of(row["at"]), row["repo"], said, what, row["client"])
 
-    def _refreshed(self, event: dict[str, Any], at: float) -> Deed:
+    def _refreshed(self, event: dict[str, Any], at: float) -> ActivityEntry:
         seconds = event.get("duration", event.get("seconds"))
         moved = event["moved"]
         quiet = False
@@ -161,11 +165,13 @@ class ActivityFeed:
             what = moved_words(moved)
         else:
             said, what, quiet = (("· same", "dim"),), "nothing moved", True
-        return Deed(self._key(REFRESH, event), REFRESH, at, event["repo"], said, what, seconds=seconds, quiet=quiet)
+        return ActivityEntry(
+            self._key(REFRESH, event), REFRESH, at, event["repo"], said, what, seconds=seconds, quiet=quiet
+        )
 
 
 def moved_words(moved: list[dict[str, Any]]) -> str:
-    """`main 12ab34cd56, v1.2 and 3 more`."""
+    """Names what moved: `main 12ab34cd56, v1.2 1234567890 and 3 more`."""
     words = []
     for change in moved[:3]:
         ref = change["ref"].removeprefix("refs/heads/").removeprefix("refs/tags/")

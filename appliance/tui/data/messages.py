@@ -1,4 +1,4 @@
-"""What threads tell the screens: typed, and whole."""
+"""The messages that carry results from threads to the app and its screens."""
 
 from __future__ import annotations
 
@@ -11,54 +11,58 @@ from textual.message import Message
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import CommitText, FileChange, RefText, Turn
 from appliance.core.node.queries import Disk, RepoView
-from appliance.tui.rows import Check, DiffLine, Session
+from appliance.tui.data.rows import CheckRow, DiffLine, SessionRow
+
+
+class FollowerMessage(Message):
+    """A message that the app passes on to the follower."""
 
 
 @dataclass
-class Watching(Message):
-    """The event stream of a serve is open (`serving`), or there is none, and why."""
+class StreamChanged(FollowerMessage):
+    """The event stream of a serve opened (`serving`), or no serve can be followed, for the reason `why`."""
 
     serving: bool
     why: str = ""
 
 
 @dataclass
-class Happened(Message):
-    """There are events to take."""
+class EventsArrived(FollowerMessage):
+    """Events are waiting in the event follower."""
 
 
 @dataclass
-class PulseRead(Message):
-    """What a running serve says of itself; None without one."""
+class PulseRead(FollowerMessage):
+    """What a running serve reports about itself; None without one."""
 
     pulse: dict[str, Any] | None
 
 
 @dataclass
-class ReposRead(Message):
+class ReposRead(FollowerMessage):
     """All repositories."""
 
     repos: list[RepoView]
 
 
 @dataclass
-class RatesRead(Message):
-    """Hydrations before this view was opened: `counts` by repository, slot and way, slots from `since` on."""
+class RatesRead(FollowerMessage):
+    """Hydrations before this view opened: `counts` by repository, slot and way, slot 0 from `since` on."""
 
     since: float
     counts: list[dict[str, Any]]
 
 
 @dataclass
-class RecentRead(Message):
-    """The last refreshes of some repositories: begin, seconds, result."""
+class RecentRead(FollowerMessage):
+    """The last refreshes of some repositories, oldest first: Unix second of the start, seconds, result."""
 
     recent: dict[str, list[tuple[float, float, str]]]
 
 
 @dataclass
-class TipRead(Message):
-    """The commit at a tip; None when the mirror cannot tell."""
+class TipRead(FollowerMessage):
+    """The commit at a tip; None when the mirror cannot be read."""
 
     repo: str
     oid: str
@@ -66,8 +70,8 @@ class TipRead(Message):
 
 
 @dataclass
-class ReadFailed(Message):
-    """A read failed; `name` says which. `failed` is who wants to know, None when it concerns every view."""
+class ReadFailed(FollowerMessage):
+    """The read called `name` failed. `failed` handles the error; None means that it concerns every view."""
 
     name: str
     error: GitmirrorError
@@ -75,30 +79,30 @@ class ReadFailed(Message):
 
 
 @dataclass
-class ReadWorks(Message):
-    """A read that may have failed before did not."""
+class ReadRecovered(FollowerMessage):
+    """The read called `name` works again."""
 
     name: str
 
 
 @dataclass
 class ActionDone(Message):
-    """Something that was asked for is done."""
+    """An order succeeded; `text` says what it did."""
 
     text: str
 
 
 @dataclass
 class ActionFailed(Message):
-    """Something that was asked for failed."""
+    """The order called `what` failed."""
 
     what: str
     error: GitmirrorError
 
 
 @dataclass
-class DeedsRead(Message):
-    """What happened before, newest first."""
+class ActivityRead(Message):
+    """What happened before this view opened, newest first."""
 
     hydrations: list[dict[str, Any]]
     pushes: list[dict[str, Any]]
@@ -107,10 +111,10 @@ class DeedsRead(Message):
 
 @dataclass
 class SessionsRead(Message):
-    """The newest sessions, and how many there are in all."""
+    """The newest sessions, and how many there are in total."""
 
     repo: str | None
-    sessions: list[Session]
+    sessions: list[SessionRow]
     total: int
 
 
@@ -125,7 +129,7 @@ class TurnsRead(Message):
 
 @dataclass
 class FilesRead(Message):
-    """The files that a session, or a turn of it, changed; `turn` None is the whole session."""
+    """The files that a session or one of its turns changed; `turn` is None for the whole session."""
 
     turn: int | None
     files: list[FileChange]
@@ -133,7 +137,7 @@ class FilesRead(Message):
 
 @dataclass
 class DiffRead(Message):
-    """The lines of one file's diff."""
+    """The lines of one file's diff; `cut` says that more follow."""
 
     turn: int | None
     path: str
@@ -143,7 +147,7 @@ class DiffRead(Message):
 
 @dataclass
 class RefreshesRead(Message):
-    """The history of one repository, newest first; `recent` oldest first, for the plot."""
+    """The refreshes of one repository: `refreshes` newest first for the list, `recent` oldest first for the plot."""
 
     repo: str
     refreshes: list[dict[str, Any]]
@@ -168,13 +172,13 @@ class HydrationsRead(Message):
 
 @dataclass
 class HealthRead(Message):
-    """What doctor found, and how the disk is."""
+    """What doctor found."""
 
-    checks: list[Check]
+    checks: list[CheckRow]
 
 
 @dataclass
 class DiskRead(Message):
-    """How the disk is."""
+    """How full the disk is."""
 
     disk: Disk

@@ -1,4 +1,4 @@
-"""Rows that screens show and that are not core's own."""
+"""Rows that screens show and that core has no type for."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.tui.deeds import seconds_of
-from appliance.tui.words import Piece
+from appliance.tui.data.activity import seconds_of
+from appliance.tui.text import Piece
 
 
 @dataclass(frozen=True)
-class Session:
-    """One agent's line of recordings; times in Unix seconds. `document` is what commands know it by."""
+class SessionRow:
+    """One session of an agent. Times are Unix seconds, `bytes` is what its packs take on disk."""
 
     repo: str
     name: str
@@ -32,8 +32,8 @@ class Session:
     subject: str
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Session:
-        """From a listing's document."""
+    def of(cls, row: Mapping[str, Any]) -> SessionRow:
+        """Makes one from an element of a listing."""
         return cls(
             row["repo"], row["session"], row["tip"], row["base"], row["turns"], row["commits"], row["files_changed"],
             row["insertions"], row["deletions"], seconds_of(row["first_at"]), seconds_of(row["last_at"]),
@@ -42,13 +42,13 @@ class Session:
 
     @property
     def document(self) -> dict[str, Any]:
-        """As `Sessions` takes one that was found."""
+        """Returns what the methods of core's `Sessions` take for a session."""
         return {"repo": self.repo, "session": self.name, "tip": self.tip, "base": self.base}
 
 
 @dataclass(frozen=True)
 class DiffLine:
-    """One line of a diff: `mark` is `+`, `-`, `@` for a hunk's head, `!` for words about it, or a space."""
+    """One line of a diff. `mark` is `+`, `-`, a space, `@` for a hunk's head, or `!` for a remark about the file."""
 
     mark: str
     old: int | None
@@ -57,8 +57,8 @@ class DiffLine:
 
 
 @dataclass(frozen=True)
-class Check:
-    """One thing that was looked at."""
+class CheckRow:
+    """One check of `doctor`, or a warning of serve; `mend` says what to do when it is not `ok`."""
 
     name: str
     ok: bool

@@ -1,4 +1,4 @@
-"""How things are said on screen: a shape and a word for each state, short times, numbers with units. Pure."""
+"""How things are worded on screen: a shape and a word for each state, short times, numbers with units. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from appliance.core.text import escape
 from appliance.core.units import format_size
 
 Piece = tuple[str, str]
-"""Text and its tone: "", good, warn, bad, dim, strong or accent."""
+"""A text and its tone, which is empty or a class `tone--…` of the style sheet."""
 Cell = tuple[Piece, ...]
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -25,7 +25,7 @@ STATES: dict[State, tuple[str, str]] = {
     State.FRESH: ("●", "good"),
     State.DISABLED: ("◇", "dim"),
 }
-"""The shape and tone of each state, the worst first: the order in which repositories are listed."""
+"""The shape and tone of each state, the worst first, which is the order in which repositories are listed."""
 
 WAYS = {
     "hit": ("●", "good"),
@@ -34,17 +34,19 @@ WAYS = {
     "miss": ("○", "warn"),
     "direct": ("○", ""),
 }
-"""How a hydration was answered: filled from what was there already."""
+"""The shape and tone of each way to answer a hydration; a filled shape means that the bytes were there already."""
 
 
 def cell(text: str, tone: str = "") -> Cell:
-    """A cell of one tone."""
+    """Makes a cell of one tone."""
     return ((text, tone),)
 
 
 def plain(text: str) -> str:
-    """A guest's or an upstream's words as they may be drawn: control characters as `escape` shows them, and what is not
-    printable otherwise, about whose width terminals disagree, as dots.
+    """Makes the words of a guest or an upstream safe to draw.
+
+    Control characters become the escapes of `escape`. Others that are not printable become dots, because terminals
+    disagree about their width.
     """
     if text.isprintable():
         return text
@@ -52,7 +54,7 @@ def plain(text: str) -> str:
 
 
 def fit(text: str, width: int) -> str:
-    """Exactly `width` columns: filled up with spaces, or cut with an ellipsis."""
+    """Fits the text to exactly `width` columns, with spaces, or with an ellipsis where it is cut."""
     missing = width - cell_len(text)
     if missing >= 0:
         return text + " " * missing
@@ -63,15 +65,15 @@ def fit(text: str, width: int) -> str:
 
 
 def state_cell(state: State) -> Cell:
-    """Shape and word."""
+    """Makes a cell of the shape and the word of a state."""
     shape, tone = STATES[state]
     return cell(f"{shape} {state}", tone)
 
 
 def span(seconds: float | None) -> str:
-    """A time in at most six columns: `8s`, `4m`, `4m 20s`, `5h 2m`, `3d 4h`, `120d`, `6y`; `never` for None.
+    """Writes a time in at most six columns: `8s`, `4m`, `4m 20s`, `5h 2m`, `3d 4h`, `120d`, `6y`; `never` for None.
 
-    Below ten minutes in steps of ten seconds from the first minute on: a figure that ticks each second says no more.
+    From one to ten minutes it moves in steps of ten seconds, because a figure that ticks each second says no more.
     """
     if seconds is None:
         return "never"
@@ -91,7 +93,7 @@ def span(seconds: float | None) -> str:
 
 
 def took(seconds: float) -> str:
-    """How long something took: `<1 ms`, `12 ms`, `1.42 s`, `38 s`, `4m 20s`."""
+    """Writes how long something took: `<1 ms`, `12 ms`, `1.42 s`, `38 s`, `4m 20s`."""
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms" if seconds >= 0.0005 else "<1 ms"
     if seconds < 10:
@@ -100,40 +102,40 @@ def took(seconds: float) -> str:
 
 
 def size(number: int) -> str:
-    """Bytes with their unit, `512 B`, `1.4 MiB`."""
+    """Writes bytes with their unit: `512 B`, `1.4 MiB`."""
     return format_size(number)
 
 
 def count(number: int, word: str, plural: str | None = None) -> str:
-    """`1 turn`, `1,024 turns`."""
+    """Writes a count: `1 turn`, `1,024 turns`."""
     return f"{number:,} {word if number == 1 else plural or word + 's'}"
 
 
 def percent(part: int, whole: int) -> str:
-    """`97%`; `-` of nothing. Never 100% of what is not all."""
+    """Writes a share: `97%`, or `-` of nothing. Only all is 100%."""
     return "-" if whole == 0 else f"{min(99, round(100 * part / whole)) if part < whole else 100}%"
 
 
 def signed(sign: str, number: int) -> str:
-    """`+1,024`, `-3`; nothing for 0."""
+    """Writes a number with its sign: `+1,024`, `-3`; empty for 0."""
     return f"{sign}{number:,}" if number else ""
 
 
 def wrapped(text: str, width: int, lines: int) -> list[str]:
-    """The text on at most so many lines, broken between words; the last one says with an ellipsis that more came."""
+    """Breaks the text between words into at most `lines` lines; an ellipsis ends the last one if more would follow."""
     found = textwrap.wrap(plain(text), max(10, width), break_on_hyphens=False) or [""]
     return found if len(found) <= lines else [*found[: lines - 1], fit(" ".join(found[lines - 1 :]), width).rstrip()]
 
 
 def spark(values: Sequence[float], top: float, width: int) -> str:
-    """The newest `width` values as bars, the last at the right; `top` is a full bar."""
+    """Draws the newest `width` values as bars, the last on the right; a full bar is `top`."""
     shown = values[-width:]
     bars = "".join(BARS[max(0, min(len(BARS) - 1, int(value / top * len(BARS))))] for value in shown)
     return bars.rjust(width)
 
 
 def lags(recent: Sequence[tuple[float, float, str]]) -> list[float]:
-    """How far behind the mirror was when each refresh began: seconds since the last good one began."""
+    """Returns the seconds that the mirror was behind at the start of each refresh, since the last good one started."""
     found: list[float] = []
     good: float | None = None
     for started, _, result in recent:
@@ -144,18 +146,8 @@ def lags(recent: Sequence[tuple[float, float, str]]) -> list[float]:
     return found
 
 
-def moment(at: str) -> str:
-    """The time of day of an RFC 3339 time, in UTC as the logs have it: `12:00:07`."""
-    return at[11:19]
-
-
-def moment_with_day(at: str) -> str:
-    """`01-31 12:00:07`."""
-    return f"{at[5:10]} {at[11:19]}"
-
-
 def cut_pieces(pieces: Sequence[Piece], width: int, *, tail: bool = False) -> Cell:
-    """At most `width` columns of them, with an ellipsis where they are cut: at the end, or at the beginning."""
+    """Cuts the pieces to at most `width` columns, with an ellipsis at the end, or for `tail` at the beginning."""
     if tail:
         mirrored = cut_pieces([(plain(text)[::-1], tone) for text, tone in reversed(pieces)], width)
         return tuple((text[::-1], tone) for text, tone in reversed(mirrored))
@@ -168,7 +160,7 @@ def cut_pieces(pieces: Sequence[Piece], width: int, *, tail: bool = False) -> Ce
             if left or not found:
                 found.append((fit(text, left).rstrip(), tone))
             else:
-                # Nothing of it fits: the piece before gives its last place to the ellipsis.
+                # Nothing of it fits, so the piece before gives its last column to the ellipsis.
                 last, last_tone = found.pop()
                 found.append((fit(last + "…", cell_len(last)).rstrip(), last_tone))
             break
@@ -178,7 +170,7 @@ def cut_pieces(pieces: Sequence[Piece], width: int, *, tail: bool = False) -> Ce
 
 
 def bar(part: int, whole: int, width: int) -> str:
-    """A gauge: `━━━━────`. Something is never shown as nothing, and less than all never as all."""
+    """Draws a gauge: `━━━━────`. Something is never drawn as nothing, and less than all never as all."""
     filled = 0 if whole <= 0 else round(width * min(part, whole) / whole)
     if 0 < part < whole:
         filled = max(1, min(width - 1, filled))

@@ -1,0 +1,84 @@
+"""What a screen may ask of the app, and the messages by which it asks to go somewhere else.
+
+Screens are made with a `Context` and import nothing of the app, so each can be read, and replaced, by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from textual.binding import BindingType
+from textual.message import Message
+from textual.notifications import SeverityLevel
+from textual.screen import ModalScreen
+
+from appliance.core.node.node import Node
+from appliance.core.node.queries import NodeQueries
+from appliance.core.node.sessions import Sessions
+from appliance.tui.data.follower import Follower
+from appliance.tui.data.loader import Loader
+from appliance.tui.data.model import Model
+from appliance.tui.data.rows import SessionRow
+
+Answer = TypeVar("Answer")
+
+
+class Say(Protocol):
+    """Shows a notice for some seconds."""
+
+    def __call__(self, text: str, *, severity: SeverityLevel = "information") -> None:
+        """`text` may quote a stranger: control characters are shown as escapes, and brackets are no markup."""
+
+
+class AskUser(Protocol):
+    """Opens a dialog."""
+
+    def __call__(self, dialog: ModalScreen[Answer], answered: Callable[[Answer | None], None]) -> None:
+        """Calls `answered` on the UI thread with what the dialog ended with."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """One live view as its screens see it. All but `node`, `queries` and `sessions` is for the UI thread alone."""
+
+    node: Node
+    """Takes orders, each of which may block: call it in `act`."""
+    queries: NodeQueries
+    """Reads the node, and may block: call it in work given to `loader`."""
+    sessions: Sessions
+    """Reads sessions and takes orders about them; blocks as `node` and `queries` do."""
+    model: Model
+    """What is known now. `model.clock` gives Unix seconds."""
+    loader: Loader
+    """Runs reads off the UI thread."""
+    follower: Follower
+    """Keeps `model` true, and reads again what events announce."""
+    say: Say
+    ask: AskUser
+    copy: Callable[[str], None]
+    """Puts a line on the terminal's clipboard, and shows it."""
+    keys: Sequence[BindingType]
+    """The keys that work in every view."""
+    command: str
+    """How this program is called, for command lines to copy."""
+
+    def act(self, what: str, work: Callable[[], str]) -> None:
+        """Runs an order off the UI thread and shows what it returns; `what` names it if it fails."""
+        self.loader.act(what, work)
+
+
+@dataclass
+class OpenRepository(Message):
+    """Open the view of the repository of that name over this one."""
+
+    name: str
+
+
+@dataclass
+class OpenDiff(Message):
+    """Open what a session changed over this view; `turn` counts from 1, None is the whole session."""
+
+    session: SessionRow
+    turn: int | None

@@ -1,0 +1,61 @@
+"""The sessions that a view shows: the newest are read first, then all, and later only the newest again."""
+
+from __future__ import annotations
+
+from textual.screen import Screen
+
+from appliance.tui.context import Context
+from appliance.tui.data.messages import SessionsRead
+from appliance.tui.data.rows import SessionRow
+
+FIRST = 200
+"""Rows of a read of the newest: more than a screenful, in a few milliseconds."""
+MOST = 20_000
+"""The most sessions that are read."""
+
+
+class SessionList:
+    """The sessions of one repository, or of all repositories for None."""
+
+    def __init__(self, repo: str | None) -> None:
+        self._repo = repo
+        self._found: dict[tuple[str, str], SessionRow] = {}
+        self.rows: list[SessionRow] = []
+        self.total = 0
+
+    def read(self, context: Context, view: Screen[None], *, whole: bool = False) -> None:
+        """Reads the newest sessions, or all of them; the view receives a SessionsRead."""
+        repo, limit, queries = self._repo, MOST if whole else FIRST, context.queries
+
+        def work() -> SessionsRead:
+            rows, total = queries.sessions(repo, limit)
+            return SessionsRead(repo, [SessionRow.of(row) for row in rows], total)
+
+        context.loader.read(f"sessions {'all' if whole else 'newest'} {repo or ''}", view, work)
+
+    def take(self, message: SessionsRead, context: Context, view: Screen[None]) -> bool:
+        """Merges what was read and returns whether anything is new.
+
+        When the total says that some are missing or gone, it reads all of them.
+        """
+        found = {(row.repo, row.name): row for row in message.sessions}
+        same = message.total == self.total and all(self._found.get(key) == row for key, row in found.items())
+        if same and self._found:
+            return False
+        self.total = message.total
+        self._found = found if len(found) >= min(message.total, MOST) else self._found | found
+        self.rows = sorted(self._found.values(), key=lambda row: (-row.last_at, row.name))
+        if len(self._found) != min(message.total, MOST):
+            self.read(context, view, whole=True)
+        return True
+
+    def matching(self, words: str) -> list[SessionRow]:
+        """Returns the sessions that have all the words in name, repository, client or subject."""
+        wanted = words.lower().split()
+        if not wanted:
+            return self.rows
+        return [
+            row
+            for row in self.rows
+            if all(word in f"{row.name} {row.repo} {row.client} {row.subject}".lower() for word in wanted)
+        ]
