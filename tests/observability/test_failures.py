@@ -133,6 +133,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+def about_the_repository(told: Path) -> list[dict[str, Any]]:
+    """Alerts without those about pushes, which a full disk turns off."""
+    return [each for each in documents(told) if each["repo"] is not None]
+
+
 @pytest.mark.slow
 def test_a_full_disk_is_told_and_clears(small_disk: Path, upstream: HttpUpstream, tmp_path: Path) -> None:
     """A fetch that finds no room: its own word, guests are served, and with room it goes on by itself."""
@@ -161,12 +166,12 @@ def test_a_full_disk_is_told_and_clears(small_disk: Path, upstream: HttpUpstream
         assert metric(serve, "gitmirror_repo_error", repo=name, kind="disk-full") == 1
         serve.clone(tmp_path / "guest", name)
         assert git("rev-parse", "HEAD", cwd=tmp_path / "guest") == before
-        wait_until(lambda: documents(told), timeout=20, message="somebody is told")
+        wait_until(lambda: about_the_repository(told), timeout=20, message="somebody is told")
         filling.unlink()
         serve.wait_for_ref(name, "refs/heads/main", tip)
         wait_until(lambda: repo_of(serve, name)["error"] is None, message="it is well")
-        wait_until(lambda: len(documents(told)) == 2, message="that it is well is told too")
-    assert [(each["event"], each["error"]) for each in documents(told)] == [
+        wait_until(lambda: len(about_the_repository(told)) == 2, message="that it is well is told too")
+    assert [(each["event"], each["error"]) for each in about_the_repository(told)] == [
         ("failing", "disk-full"),
         ("recovered", None),
     ]
