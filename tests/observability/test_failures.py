@@ -29,7 +29,7 @@ SWITCHES: dict[str, tuple[dict[str, Any], str]] = {
     "timeout": ({"hang": True}, "longer than 2s"),
     "auth": ({"require_password": True}, "credential"),
     "not-found": ({"not_found": True}, "no such repository"),
-    "rate-limited": ({"status": 429, "retry_after": 1}, "too often"),
+    "rate-limited": ({"status": 429, "retry_after": 1}, "rate limit"),
     "server-error": ({"fail": True}, "500"),
     "broken": ({"cut_after": 300}, "broke off"),
 }
