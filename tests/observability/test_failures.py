@@ -31,7 +31,7 @@ SWITCHES: dict[str, tuple[dict[str, Any], str]] = {
     "not-found": ({"not_found": True}, "no such repository"),
     "rate-limited": ({"status": 429, "retry_after": 1}, "rate limit"),
     "server-error": ({"fail": True}, "500"),
-    "broken": ({"cut_after": 300}, "broke off"),
+    "broken": ({"cut_after": 300}, "cut off"),
 }
 
 
@@ -64,7 +64,7 @@ def test_every_trouble_has_its_own_words_and_clears_by_itself(
         front.certificate = wrong
         daemon.stop()
         words = {kind: said for kind, (_, said) in SWITCHES.items()}
-        words |= {"tls": "certificate", "refused": "connected", "dns": "resolved"}
+        words |= {"tls": "certificate", "refused": "cannot connect", "dns": "resolved"}
         for kind in words:
             found = serve.wait_for_repo(f"bad/{kind}", "failing", timeout=30)
             assert found["error"] == kind and found["hint"], found
