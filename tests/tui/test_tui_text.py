@@ -133,7 +133,7 @@ def test_a_hydration_that_goes_on_becomes_one_that_ended() -> None:
 def test_what_an_event_told_is_not_listed_again_from_the_database() -> None:
     """Though the two differ in the time by a little; what happened before is there."""
     at, activity = "2026-01-31T12:00:01.500Z", ActivityFeed()
-    refresh = {"repo": "a/b", "moved": [], "error": None}
+    refresh: dict[str, object] = {"repo": "a/b", "moved": [], "error": None}
     push = {"repo": "a/b", "ref": "refs/agents/s", "session": "s", "new": "1" * 40, "client": "c"}
     activity.take([
         {"event": "refreshed", "at": at, "seconds": 0.5, **refresh}, {"event": "recorded", "at": at, **push},
