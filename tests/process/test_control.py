@@ -257,7 +257,7 @@ def test_a_place_where_it_cannot_be_is_an_error_in_words(layout: Layout, tmp_pat
     async def start() -> None:
         await ControlServer(tmp_path / "missing" / "control.sock", {}).start()
 
-    with pytest.raises(GitmirrorError, match=r"control\.sock cannot be made"):
+    with pytest.raises(GitmirrorError, match=r"control\.sock cannot be created"):
         asyncio.run(start())
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.models import State
+from appliance.tui.screens import diff
 from appliance.tui.widgets.listing import Listing
 from tests.tui.drive import Seen, drive
 from tests.tui.scene import BROKEN, LONG, WIDGETS, Scene, build, build_empty, remake
@@ -141,6 +142,17 @@ def test_a_diff_whose_commits_are_gone(scene: Scene, monkeypatch: pytest.MonkeyP
     app = scene.app(monkeypatch)
     monkeypatch.setattr(type(app.context.sessions), "files", gone)
     drive(app, lambda seen: walk(seen, "trouble", [("diff", ("2", "enter"))]), SMALL)
+
+
+def test_a_diff_that_is_too_long_says_so(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it ends, and how to see the rest."""
+    monkeypatch.setattr(diff, "LIMIT", 60)
+
+    async def script(seen: Seen) -> None:
+        await seen.press("2", "down", "enter")
+        await seen.shows("cut here, after 60 B: the key e exports all of it")
+
+    drive(scene.app(monkeypatch), script, SMALL)
 
 
 def test_the_database_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

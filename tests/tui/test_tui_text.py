@@ -130,6 +130,25 @@ def test_a_hydration_that_goes_on_becomes_one_that_ended() -> None:
     assert [row.open for row in activity.rows] == [False]
 
 
+def test_what_an_event_told_is_not_listed_again_from_the_database() -> None:
+    """Though the two differ in the time by a little; what happened before is there."""
+    at, activity = "2026-01-31T12:00:01.500Z", ActivityFeed()
+    refresh: dict[str, object] = {"repo": "a/b", "moved": [], "error": None}
+    push = {"repo": "a/b", "ref": "refs/agents/s", "session": "s", "new": "1" * 40, "client": "c"}
+    activity.take([
+        {"event": "refreshed", "at": at, "seconds": 0.5, **refresh}, {"event": "recorded", "at": at, **push},
+    ])  # fmt: skip
+    attempt = {**push, "verdict": "accepted", "outcome": "applied", "reason": None}
+    activity.fill(
+        (),
+        [{"id": n, "at": f"2026-01-31T12:00:0{n}.400Z", **attempt} for n in range(2)],
+        [{"id": n, "started_at": f"2026-01-31T12:00:0{n}.000Z", "duration": 0.4989, **refresh} for n in range(2)],
+    )
+    assert [(row.kind, row.key[0]) for row in activity.rows] == [
+        ("push", "event"), ("refresh", "event"), ("refresh", "refresh"), ("push", "push"),
+    ]  # fmt: skip
+
+
 def test_what_moved_is_named_as_far_as_there_is_room() -> None:
     """Three refs, and how many more."""
     moved = [{"ref": f"refs/heads/b{n}", "old": None, "new": f"{n}" * 40} for n in range(5)]

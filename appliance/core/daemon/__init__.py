@@ -1,18 +1,18 @@
-"""One running `serve`: what it goes by, how its rooms are built, and its life from start to stop.
+"""One running `serve`: its state, how its rooms (the packages of `core`) are built, and its life from start to stop.
 
-- `state`: the config in use, the repositories, the addresses, the problems. Built first and handed down.
-- `compose`: builds the rooms from the ground up, each from rooms that are there already. Nothing is attached later.
-- `wiring`: which room listens for which event of `core/events`.
-- `service`: start, reload, stop. `systemd`: its sockets, readiness and watchdog.
-- `registry_follower`: makes what is in the registry what is refreshed and served. `status`: what serve tells of itself.
-- `control_server`, `handlers`: the other commands, over the unix socket.
+- `state`: the config in use, the repositories, the addresses and the problems. Built first and passed down.
+- `compose`: builds the rooms bottom up, each from rooms that exist already. Nothing is attached later.
+- `wiring`: which room subscribes to which event of `core/events`.
+- `service`: starts, reloads and stops. `systemd`: inherited sockets, readiness and the watchdog.
+- `registry_follower`: applies the registry to the scheduler and the access gate. `status`: what `status` reports.
+- `control_server`, `handlers`: answer the other commands over a unix socket.
 
-An `add-repo`: the control server reads the command; its handler registers in a thread, then the follower reads the
-registry, replaces the repositories in the state, has the scheduler and the gate's catalog follow, and publishes
-`RegistryChanged`, by which caches forget what is gone. The scheduler clones; the events of that reach the rooms that
-`wiring` names, and once they are stored, whoever watches.
+An `add-repo`: the control server reads the command, and its handler registers the repository in a thread. Then the
+follower reads the registry, replaces the repositories in the state, updates the scheduler and the gate's catalog, and
+publishes `RegistryChanged`, so that caches drop removed repositories. The scheduler clones. The events of the clone
+reach the rooms that `wiring` names, and subscribers of the event stream once they are stored.
 
 What always holds: config and repositories are replaced as a whole, in one place each, and rooms read them when they
-need to. The loop never waits for the database, a file system that hangs, or git. What became private is served no
-more from the first step of a reload on. A part that dies ends serve: systemd starts a whole one.
+need them. The event loop never waits for the database, for git, or for a file system that hangs. A repository that
+became private is hidden by the first step of a reload. If a part dies, `serve` ends and systemd starts a new one.
 """

@@ -1,4 +1,4 @@
-"""Builds the rooms of one `serve` from the ground up, each given what it needs and nothing more."""
+"""Builds the rooms of one `serve` bottom up and gives each what it needs, nothing more."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from appliance.core.workspace.snapshots import Snapshots
 
 @dataclass(frozen=True)
 class Assembly:
-    """The rooms, for what starts, stops and commands them."""
+    """The rooms, for the code that starts, stops and commands them."""
 
     state: ServeState
     stores: Stores
@@ -56,7 +56,7 @@ class Assembly:
 
 
 async def compose(state: ServeState, children: Children, begin: Begin, on_pass: Callable[[], None]) -> Assembly:
-    """Builds every room. Nothing runs yet. Raises GitmirrorError."""
+    """Builds every room without starting anything. Raises GitmirrorError."""
     layout, config, repos = state.layout, state.config, state.known_repos
     bus, stream = EventBus(), EventStream()
     stores, mirrors = open_stores(layout, anew=True, patient=True), Mirrors(layout, make_git(layout, config, children))

@@ -1,4 +1,4 @@
-"""Answers the other commands on `serve`'s unix socket (see process/control.py for the protocol)."""
+"""Answers the other commands on the unix socket of `serve` (process/control.py describes the protocol)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from appliance.core.process.control import WATCH, Tell, short_name
 log = logging.getLogger(__name__)
 
 LONGEST_LINE = 64 * 2**20
+"""The most bytes in one request."""
 
 Handler = Callable[[Mapping[str, Any], Tell], Awaitable[Any]]
 
@@ -25,15 +26,15 @@ Handler = Callable[[Mapping[str, Any], Tell], Awaitable[Any]]
 class ControlServer:
     """Answers commands on the socket at `path`, mode 0660."""
 
-    def __init__(self, path: Path, handlers: Mapping[str, Handler], feed: EventStream | None = None) -> None:
+    def __init__(self, path: Path, handlers: Mapping[str, Handler], stream: EventStream | None = None) -> None:
         self._path = path
         self._handlers = dict(handlers)
-        self._feed = feed or EventStream()
+        self._event_stream = stream or EventStream()
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Binds the socket, in place of one that a killed serve left. Raises GitmirrorError."""
+        """Binds the socket and replaces one that a killed `serve` left. Raises GitmirrorError."""
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             self._path.unlink(missing_ok=True)
@@ -46,15 +47,15 @@ class ControlServer:
             self._server = await asyncio.start_unix_server(self._client, sock=listening, limit=LONGEST_LINE)
         except OSError as error:
             listening.close()
-            raise GitmirrorError(f"the control socket {self._path} cannot be made: {error}") from error
+            raise GitmirrorError(f"the control socket {self._path} cannot be created: {error}") from error
 
     @property
     def is_open(self) -> bool:
-        """Whether commands can reach it."""
+        """Whether commands can connect."""
         return self._server is not None
 
     async def stop(self) -> None:
-        """Closes the socket and ends the commands under way."""
+        """Closes the socket and cancels the commands that are running."""
         if self._server is not None:
             self._server.close()
         for client in list(self._clients):
@@ -70,14 +71,14 @@ class ControlServer:
             request = json.loads(await reader.readline() or b"{}")
             watches = isinstance(request, dict) and request.get("command") == WATCH
             work = asyncio.create_task(self._stream(writer) if watches else self._answer(request, writer))
-            gone = asyncio.create_task(reader.read(1))
+            hangup = asyncio.create_task(reader.read(1))
             try:
-                # A command that was interrupted is not gone on with: nobody waits for it any more.
-                await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+                # When the client hangs up, its command is cancelled, because nobody waits for the result.
+                await asyncio.wait({work, hangup}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for each in (work, gone):
-                    each.cancel()
-                await asyncio.gather(work, gone, return_exceptions=True)
+                for task_to_end in (work, hangup):
+                    task_to_end.cancel()
+                await asyncio.gather(work, hangup, return_exceptions=True)
             await writer.drain()
         except (OSError, ValueError) as error:
             log.debug("a control connection ended: %s", error)
@@ -86,11 +87,11 @@ class ControlServer:
             writer.close()
 
     async def _stream(self, writer: asyncio.StreamWriter) -> None:
-        with self._feed.watching() as watcher:
+        with self._event_stream.watching() as subscription:
             writer.write(b'{"watching": true}\n')
             while True:
                 await writer.drain()
-                for event in await watcher.take():
+                for event in await subscription.take():
                     writer.write(json.dumps(event).encode() + b"\n")
 
     async def _answer(self, request: Any, writer: asyncio.StreamWriter) -> None:
@@ -113,7 +114,7 @@ class ControlServer:
                 {
                     "error": {
                         "message": "serve is stopping",
-                        "hint": "try again when it is back",
+                        "hint": "try again when it has started again",
                         "exit_code": 4,
                     }
                 }
@@ -124,8 +125,8 @@ class ControlServer:
             send(
                 {
                     "error": {
-                        "message": f"serve failed at this: {error!r}",
-                        "hint": "see its log",
+                        "message": f"serve failed to run this command: {error!r}",
+                        "hint": "see the log of serve",
                         "exit_code": 1,
                     }
                 }

@@ -1,4 +1,4 @@
-"""What `serve` does when another command asks for it over the control socket."""
+"""What `serve` does for the commands that call it over the control socket."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Changed = TypeVar("Changed")
 
 
 class CommandHandlers:
-    """The handlers, over the rooms of one running serve. Each raises GitmirrorError, and then changed nothing.
+    """The handlers, over the rooms of one running `serve`. Each raises GitmirrorError and then has changed nothing.
 
-    What concerns the database runs in a thread: it may be held by somebody else for a long time.
+    Database access runs in a thread, because another process may hold the database for a long time.
     """
 
     def __init__(self, rooms: Assembly) -> None:
@@ -29,7 +29,7 @@ class CommandHandlers:
         self._changing: set[asyncio.Task[Any]] = set()
 
     def handlers(self) -> dict[str, Handler]:
-        """By the name that goes over the socket."""
+        """The handlers by the command's name on the socket."""
         return {
             "status": self._status,
             "pulse": self._pulse,
@@ -44,7 +44,7 @@ class CommandHandlers:
         }
 
     async def _change(self, change: Callable[[], Changed]) -> Changed:
-        """Changes the registry and follows it: both, also when whoever asked hangs up in between."""
+        """Changes the registry and then follows it. Both happen even if the client hangs up in between."""
 
         async def work() -> Changed:
             changed = await asyncio.to_thread(change)
@@ -69,7 +69,7 @@ class CommandHandlers:
         rooms, layout, config = self._rooms, self._state.layout, self._state.config
         scheduler = rooms.refreshing.scheduler
         repo = await self._change(partial(register, rooms.stores, layout, config, arguments))
-        # Its mirror may have been here before, or been put here, with turns that the log does not know.
+        # Its mirror may already be on disk, with turns that the audit log does not know.
         await rooms.recording.found.look([repo.name])
         outcome = None
         if arguments.get("wait", True) and not scheduler.health(repo.id).cloned:
@@ -99,7 +99,7 @@ class CommandHandlers:
             if session["session"] == name:
                 await rooms.recording.retention.end(repo, [session], "ended by an operator")
                 return {"repo": repo.name, "session": name}
-        raise GitmirrorError(f"{repo.name} has no session {name}")
+        raise GitmirrorError(f"{repo.name} has no session {name}", hint=f"`sessions --repo {repo.name}` lists them")
 
     async def _accept_loss(self, arguments: Arguments, tell: Tell) -> Any:
         return await self._rooms.recording.found.accept_loss()

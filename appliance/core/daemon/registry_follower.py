@@ -1,4 +1,4 @@
-"""Makes what is in the registry what is refreshed, served and told."""
+"""Applies the registry: its repositories are the ones that are refreshed, served and reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class RegistryFollower:
-    """Keeps `state`, the scheduler and the gate's catalog equal to the registry; everyone else hears an event."""
+    """Keeps `state`, the scheduler and the gate's catalog equal to the registry, and publishes `RegistryChanged`."""
 
     def __init__(
         self,
@@ -41,18 +41,18 @@ class RegistryFollower:
         self._publish = publish
         self._one_at_a_time = asyncio.Lock()
         self.is_reconciled = True
-        """Whether the registry has taken the config's list; on a full disk it can be read and not changed."""
+        """Whether the config's list is in the registry. On a full disk, the registry can be read but not changed."""
 
     async def follow(self) -> None:
-        """Follows what is in the registry now. Raises StoreError, then nothing changed."""
-        # What was read first must not be followed last.
+        """Applies the registry as it is now. Raises StoreError and then has changed nothing."""
+        # One at a time, so that an older reading is never applied after a newer one.
         async with self._one_at_a_time:
             repos, healths = await asyncio.to_thread(self._read)
             self._state.registry_lost = None
             self._take(repos, healths)
 
     async def follow_config(self) -> None:
-        """Follows the registry with the config's list in it; without a database, what the config and mirrors give."""
+        """Puts the config's list into the registry and follows it; without a database, uses config and mirrors."""
         state = self._state
         try:
             await asyncio.to_thread(self._stores.registry.all)
@@ -65,7 +65,7 @@ class RegistryFollower:
                 self._follow_salvaged(error)
 
     async def follow_new_config(self) -> None:
-        """The same after a reload, which is refused when the registry does not take the list. Raises StoreError."""
+        """The same after a reload. Raises StoreError if the list cannot be written, and the reload is refused."""
         if self._state.registry_lost is not None:
             self._follow_salvaged(self._state.registry_lost)
         else:
@@ -79,19 +79,19 @@ class RegistryFollower:
             self.is_reconciled = True
         except StoreError as error:
             self.is_reconciled = False
-            state.problems = [*state.config.warnings(), f"the config's list is not followed: {error.message}"]
-            log.error("the config's list is not followed: %s", error.message)
+            state.problems = [*state.config.warnings(), f"the config's list is not applied: {error.message}"]
+            log.error("the config's list is not applied: %s", error.message)
 
     def _reconcile(self) -> None:
-        """Makes the registry follow the config's list. Raises StoreError."""
+        """Writes the config's list into the registry. Raises StoreError."""
         state, registry = self._state, self._stores.registry
         known = {repo.name for repo in registry.all()}
         problems, usable = state.config.warnings(), []
-        for each in wanted_of_config(state.config):
+        for wanted in wanted_of_config(state.config):
             try:
-                if each.name not in known:
-                    refuse_foreign_leftover(state.layout, each)
-                usable.append(each)
+                if wanted.name not in known:
+                    refuse_foreign_leftover(state.layout, wanted)
+                usable.append(wanted)
             except GitmirrorError as error:
                 problems.append(f"{error.message}: {error.hint}")
         state.problems = [*problems, *registry.reconcile(usable)]
@@ -109,8 +109,8 @@ class RegistryFollower:
 
     def _take(self, repos: list[Repo], healths: dict[int, Health]) -> None:
         state = self._state
-        kept = {repo.id for repo in repos if repo.enabled}
-        gone = tuple(repo for repo in state.repos if repo.id not in kept)
+        enabled = {repo.id for repo in repos if repo.enabled}
+        gone = tuple(repo for repo in state.repos if repo.id not in enabled)
         state.repos = repos
         refresh = state.config.refresh
         self._scheduler.follow(repos, healths, Settings(refresh.interval, refresh.concurrency))
@@ -118,11 +118,11 @@ class RegistryFollower:
         self._publish(RegistryChanged(gone=gone))
 
     def open_catalog(self) -> None:
-        """From here on guests find what the repositories known and the config in use let them find."""
+        """Replaces the gate's catalog by one made from the repositories and the config that are in use now."""
         self._gate.catalog = Catalog(self._state.repos, self._state.privacy.is_private)
 
     def reconsider(self, event: RefreshEnded) -> None:
-        """A refresh without a credential may have proved that everybody may read a repository that was private."""
+        """Updates the catalog if this refresh proved, by needing no credential, that a private repository is public."""
         repo = self._gate.catalog.private(event.repo.id)
         if repo is not None and not self._state.privacy.is_private(repo):
             self.open_catalog()

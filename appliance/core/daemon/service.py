@@ -1,4 +1,4 @@
-"""The life of one `serve`: start in order, follow signals, reload, stop in order."""
+"""The life of one `serve`: it starts in order, handles signals, reloads, and stops in order."""
 
 from __future__ import annotations
 
@@ -38,13 +38,14 @@ from appliance.core.units import Address
 log = logging.getLogger(__name__)
 
 WAIT_FOR_OWNER = 60.0
-"""Seconds that a starting serve waits for an `add-repo` that is cloning by itself."""
+"""Seconds that a starting `serve` waits for an `add-repo` that clones without it."""
 TIDY_EVERY = 10.0
+"""Seconds between two rounds of `_tidy`."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """How this serve was started. `sockets` were inherited from systemd, by listener; `load` reads the config again."""
+    """How `serve` was started. `sockets` are those inherited from systemd, by listener; `load` reads the config."""
 
     layout: Layout
     load: Callable[[], Config]
@@ -65,10 +66,10 @@ class Service:
         self._layout = start.layout
         self._tasks: set[asyncio.Task[None]] = set()
         self._watched_at = 0.0
-        self._endurance = Endurance(log, "what serve needs")
+        self._endurance = Endurance(log, "preparing or repairing it")
 
     async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT; SIGHUP reloads. Raises GitmirrorError when it cannot start or a part dies."""
+        """Serves until SIGTERM or SIGINT; SIGHUP reloads. Raises GitmirrorError if it cannot start or a part dies."""
         stop, reload = _signals()
         self._state = ServeState(self._layout, self._start.load())
         raise_open_files_limit()
@@ -105,9 +106,9 @@ class Service:
     # -- start ---------------------------------------------------------------------------------------------
 
     async def _prepare(self) -> None:
-        """Everything that should be true before the first guest: clean mirrors, proved hooks, a settled log.
+        """Cleans the mirrors, proves the hooks and settles the audit log before the first guest arrives.
 
-        What cannot be done costs what needs it: a repository, pushes, workspaces; never the others, never the start.
+        A step that fails disables only what depends on it (one repository, pushes, or workspaces), never the start.
         """
         self._rooms.workspaces.look()
         await self._rooms.follower.follow_config()
@@ -128,21 +129,21 @@ class Service:
                 log.warning("settled %d push attempts that an earlier serve left open", settled)
 
     async def _open_control(self) -> None:
-        """Without it commands do not find serve; guests do."""
+        """Opens the control socket. If that fails, commands cannot reach `serve`, but guests are still served."""
         with self._endurance.over("the control socket"):
             await self._control.start()
 
     def _clean_mirrors(self, repos: Sequence[Repo]) -> None:
-        """Takes away what a killed git left in the mirrors, and has each configured as this version wants it."""
+        """Removes what a killed git left in the mirrors, and writes the git config that this version needs."""
         mirrors = [self._rooms.mirrors(repo.name) for repo in repos]
-        for left in clean_up(self._layout, mirrors):
-            log.info("removed %s, left by a killed git", left)
+        for leftover in clean_up(self._layout, mirrors):
+            log.info("removed %s, left by a killed git", leftover)
         for repo, mirror in zip(repos, mirrors, strict=True):
             try:
                 if mirror.exists():
                     mirror.configure(repo.url)
             except OSError as error:
-                # One mirror that is damaged is its own trouble: its refreshes will tell.
+                # A damaged mirror must not stop the others. Its refreshes will report the error.
                 log.error("the mirror of %s cannot be configured: %s", repo.name, error)
 
     def _open_listeners(self) -> None:
@@ -158,7 +159,7 @@ class Service:
         return [listen(address, name)] if address else []
 
     def _begin_parts(self) -> list[asyncio.Task[None]]:
-        """Begins what runs all the while; when one of these ends, so does serve."""
+        """Starts the background loops. If one of them ends, `serve` ends too."""
         rooms = self._rooms
         rooms.observing.sinks.apply(self._state.config.events)
         work = {
@@ -172,10 +173,10 @@ class Service:
             "alerts": rooms.observing.alerts.run(),
             "watch on pushes": rooms.observing.push_watch.run(),
         }
-        return [self._begin(each, name) for name, each in work.items()]
+        return [self._begin(loop, name) for name, loop in work.items()]
 
     def _warm(self) -> None:
-        """Makes what guests will ask for, of every repository that is followed."""
+        """Prepares responses and snapshots of every enabled repository before guests ask for them."""
         for repo in self._state.repos:
             if repo.enabled:
                 self._rooms.fetching.warmer.warm(repo)
@@ -184,7 +185,7 @@ class Service:
     # -- reload and stop -----------------------------------------------------------------------------------
 
     async def _reload(self) -> None:
-        """SIGHUP. A config that is wrong changes nothing; addresses and limits of `[serve]` hold until a restart."""
+        """Handles SIGHUP. An invalid config changes nothing. Changes in `[serve]` take effect only after a restart."""
         self._start.notifier.reloading()
         state, rooms = self._state, self._rooms
         try:
@@ -193,24 +194,24 @@ class Service:
             state.config = replace(config, serve=state.config.serve)
             rooms.refreshing.refresher.timeout = config.refresh.timeout
             rooms.refreshing.refresher.keyring = make_keyring(config)
-            # First of all: what became private is served no more, also when the database cannot be read.
+            # First, so that a repository that became private is hidden even if the database cannot be read.
             rooms.follower.open_catalog()
             make_git(self._layout, config, rooms.mirrors.git.children)
             await rooms.follower.follow_new_config()
             rooms.observing.sinks.apply(config.events)
             log.info("the configuration was read again")
         except GitmirrorError as error:
-            log.error("the reload was refused, everything is as before: %s (%s)", error.message, error.hint)
+            log.error("the reload was refused, nothing has changed: %s (%s)", error.message, error.hint)
         self._start.notifier.ready(rooms.status.summary())
 
     async def _stop(self) -> None:
-        """Guests first: what runs may finish while refreshes go on; then everything else."""
+        """Stops accepting guests and lets running requests finish while refreshes continue; then stops the rest."""
         rooms, drain = self._rooms, self._state.config.serve.drain_timeout
         log.info("stopping")
         self._start.notifier.stopping(drain + 10)
         acceptors = rooms.ports.acceptors
         await asyncio.gather(*(acceptors[name].stop(drain) for name in (GIT, HTTP)), acceptors[ADMIN].stop(0))
-        # What guests got until now is told to whoever still listens.
+        # Report the fetches that have ended while subscribers of the event stream are still connected.
         await rooms.observing.fetches.settle()
         await self._control.stop()
         await rooms.fetching.warmer.stop()
@@ -235,7 +236,7 @@ class Service:
         return task
 
     def _on_pass(self) -> None:
-        """The scheduler makes progress: only then is the watchdog told so. A hung upstream does not stop its passes."""
+        """Pings the watchdog after a pass of the scheduler. A hung upstream does not stop its passes."""
         interval, now = self._start.notifier.watchdog_interval, time.monotonic()
         if interval is not None and now - self._watched_at >= min(interval, 1.0):
             self._watched_at = now
@@ -245,18 +246,18 @@ class Service:
         chores: dict[str, Callable[[], Awaitable[None]]] = {
             "pushes": self._rooms.recording.pushes.tidy,
             "read tokens": self._rooms.read_tokens.write,
-            "what could not be used": self._recover,
+            "recovery": self._recover,
         }
         while True:
             await asyncio.sleep(TIDY_EVERY)
             for name, chore in chores.items():
                 with self._endurance.over(name):
                     await chore()
-            with self._endurance.over("systemd's line"):
+            with self._endurance.over("the status line for systemd"):
                 self._start.notifier.status(self._rooms.status.summary())
 
     async def _recover(self) -> None:
-        """Takes up again what could not be used and now can be."""
+        """Tries again whatever could not be used, and resumes it if it can be used now."""
         workspaces, cache, recording = self._rooms.workspaces, self._rooms.fetching.cache, self._rooms.recording
         if cache.trouble:
             cache.look()
@@ -270,7 +271,7 @@ class Service:
             await self._open_control()
 
     async def _found_registry(self) -> bool:
-        """Whether the registry was lost and is read again, or can take the config's list now."""
+        """Reads or reconciles the registry again if that failed before. Returns whether it did so and can read it."""
         state, rooms = self._state, self._rooms
         was_lost = state.registry_lost is not None
         if not was_lost and (rooms.follower.is_reconciled or rooms.observing.push_watch.off is not None):
@@ -283,7 +284,7 @@ class Service:
 
 
 def _signals() -> tuple[asyncio.Event, asyncio.Event]:
-    """Set by the signals that stop serve, and by the one that has it reload."""
+    """Returns two events: `stop`, set by SIGTERM or SIGINT, and `reload`, set by SIGHUP."""
     stop, reload, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -292,7 +293,7 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
 
 
 def _control_path(layout: Layout) -> Path:
-    """In systemd's RuntimeDirectory when there is one: that is where the operators' group reaches it."""
+    """The socket's path: in systemd's RuntimeDirectory if set, because the operators' group can reach it there."""
     runtime = os.environ.get("RUNTIME_DIRECTORY")
     return Path(runtime.partition(":")[0]) / "control.sock" if runtime else layout.control_socket
 

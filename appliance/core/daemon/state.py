@@ -1,7 +1,7 @@
-"""What one `serve` goes by at this moment: built first, handed to whoever needs some of it, changed in two places.
+"""The state of one `serve`: built first, passed to the rooms that need it, and changed in two places.
 
-`registry_follower.py` replaces `repos`; the reload in `service.py` replaces `config`. Nobody keeps a copy: rooms are
-given the methods below and call them when they need to know.
+`registry_follower.py` replaces `repos`, and the reload in `service.py` replaces `config`. No room stores a copy: rooms
+receive the methods below and call them whenever they need the value.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ LISTENERS = (GIT, HTTP, ADMIN)
 
 @dataclass
 class ServeState:
-    """The configuration in use, the repositories known, where the listeners are, and what is wrong with the config.
+    """The config in use, the known repositories, the listeners' addresses, and what is wrong with the config.
 
-    `urls` has None for a listener that is off; `problems` are in words, for `status`. `registry_lost` is why the
-    database could not be read: until it can be, `repos` is what the config and the mirrors on disk give.
+    `urls` has None for a listener that is off. `problems` are messages for `status`. `registry_lost` is why the
+    database could not be read; until it can be read, `repos` is made from the config and the mirrors on disk.
     """
 
     layout: Layout
@@ -36,51 +36,51 @@ class ServeState:
     registry_lost: StoreError | None = None
 
     def known_repos(self) -> list[Repo]:
-        """The registry as it was last read, disabled repositories included."""
+        """The registry as last read, including disabled repositories."""
         return self.repos
 
     def find(self, name: str) -> Repo:
-        """The repository of that name. Raises UnknownRepo."""
+        """Returns the repository of that name. Raises UnknownRepo."""
         for repo in self.repos:
             if repo.name == name:
                 return repo
         raise UnknownRepo(name)
 
     def stale_after(self) -> float:
-        """Seconds of lag past which a repository is stale."""
+        """Seconds of lag above which a repository is stale."""
         return self.config.refresh.stale_after
 
     def recording(self) -> RecordingConfig:
-        """What guests may record, and how long it is kept."""
+        """What guests may record, and how long it is stored."""
         return self.config.recording
 
     def keeps_snapshots(self) -> bool:
-        """Whether there are snapshots to hand out."""
+        """Whether snapshots are built and served."""
         return self.config.workspace.enabled
 
     def alerts(self) -> AlertsConfig:
-        """Who is alerted."""
+        """Where alerts are delivered."""
         return self.config.alerts
 
     def webhook_secret_file(self) -> str:
-        """The path of the webhook's secret; empty when there is none."""
+        """The path of the webhook's secret, or an empty string without one."""
         return self.config.refresh.webhook_secret_file
 
     def refresh_token_file(self) -> str:
-        """The path of the token for asked-for refreshes; empty when there is none."""
+        """The path of the token for refreshes on request, or an empty string without one."""
         return self.config.refresh.token_file
 
     @property
     def privacy(self) -> Privacy:
-        """Who may read which mirror, by the config that is in use."""
+        """Who may read which mirror, according to the config in use."""
         return make_privacy(self.layout, self.config)
 
     def public_url(self, listener: str) -> str | None:
-        """What guests call a listener: the configured public address, else where it listens."""
+        """The address of a listener for guests: the configured public one, else the one it is bound to."""
         configured = {GIT: self.config.serve.public_git, HTTP: self.config.serve.public_http}.get(listener)
         return (configured or self.urls[listener]) if self.urls[listener] else None
 
     def ready_line(self) -> str:
-        """What `serve` prints when it accepts guests: the real addresses, a listener that is off left out."""
+        """What `serve` prints when it accepts guests: the bound addresses, without listeners that are off."""
         labelled = [("", self.urls[GIT]), ("", self.urls[HTTP]), ("admin ", self.urls[ADMIN])]
         return " ".join(["ready", *(f"{label}{url}" for label, url in labelled if url)])

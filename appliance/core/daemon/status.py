@@ -1,4 +1,4 @@
-"""What a running `serve` tells of itself: `status`, the pulse of the live view, systemd's line."""
+"""What a running `serve` reports about itself: `status`, the live view's pulse, and the status line for systemd."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PULSE_ONLY = frozenset({"connections", "max_clients", "cloning"})
 
 @dataclass(frozen=True)
 class Status:
-    """Looks at the rooms when it is asked."""
+    """Reads the rooms at each call."""
 
     state: ServeState
     scheduler: Scheduler
@@ -41,18 +41,19 @@ class Status:
     admin: AdminRoutes
 
     async def status(self) -> dict[str, Any]:
-        """The contract's `status`."""
+        """The document that `status --json` prints."""
         pulse, state = await self.pulse(), self.state
         live = {key: pulse[key] for key in pulse if key not in _PULSE_ONLY}
         live["warmed"] = {repo.name: self.fetching.warmer.state(repo.id) for repo in state.repos}
         head = live.pop("audit_head")
-        found = status_document(state.repos, self._healths(), state.config, time.time(), audit_head=head, live=live)
-        return found | {"repos": state.privacy.told(found["repos"])}
+        document = status_document(state.repos, self._healths(), state.config, time.time(), audit_head=head, live=live)
+        return document | {"repos": state.privacy.told(document["repos"])}
 
     async def pulse(self) -> dict[str, Any]:
-        """What only a running serve knows, without the repositories: it may be asked for every second.
+        """What only a running `serve` knows, without the repositories, so that it can be read every second.
 
-        Besides keys of `status`: `connections` by listener, `max_clients`, and the names that are `cloning`.
+        It has keys of `status`, and also `connections` by listener, `max_clients`, and the names of repositories that
+        are `cloning`.
         """
         state, cache = self.state, self.fetching.cache
         push_watch = self.observing.push_watch
@@ -79,9 +80,9 @@ class Status:
         }
 
     def _complaints(self) -> list[str]:
-        """What is wrong besides, in words."""
+        """Warnings about everything else that is wrong."""
         state, lost = self.state, self.state.registry_lost
-        found = [
+        complaints = [
             *self.admin.complaints(),
             self.observing.alerts.trouble,
             self.fetching.cache.trouble,
@@ -93,36 +94,36 @@ class Status:
             self.recording.found.trouble(),
             self.recording.time.trouble(),
         ]
-        return [complaint for complaint in found if complaint]
+        return [complaint for complaint in complaints if complaint]
 
     def repo_documents(self, repos: list[Repo] | None = None) -> list[dict[str, Any]]:
-        """The registry, or some of it, as `repos --json` has it."""
+        """The registry, or some of its repositories, as `repos --json` prints them."""
         chosen = self.state.repos if repos is None else repos
         return self.state.privacy.told(repo_documents(chosen, self._healths(), self.state.config, time.time()))
 
     def summary(self) -> str:
-        """The line that `systemctl status` shows: counts, and the repository that needs somebody most."""
+        """The line that `systemctl status` shows: counts, and the repository in the worst state."""
         counts = Counter(document["state"] for document in self.repo_documents())
         states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "none registered"
-        watched = self.observing.push_watch.off
-        off = f"; {OFF}: {watched.words}" if watched else ""
+        reason = self.observing.push_watch.off
+        off = f"; {OFF}: {reason.words}" if reason else ""
         return f"{len(self.ports.guests)} guests; repositories: {states}{self._worst()}{off}"
 
     def _worst(self) -> str:
-        """Failing before stale, and then what has lagged for longest."""
-        now, unwell = time.time(), []
+        """The unhealthy repository to look at first: failing before stale, then the longest lag."""
+        now, unhealthy = time.time(), []
         for repo in self.state.repos:
             health = self.scheduler.health(repo.id)
             state = state_of(repo, health, now, self.state.stale_after())
             if state in UNHEALTHY:
                 lag = lag_of(health, now)
-                unwell.append((state is State.FAILING, math.inf if lag is None else lag, repo, state, health))
-        if not unwell:
+                unhealthy.append((state is State.FAILING, math.inf if lag is None else lag, repo, state, health))
+        if not unhealthy:
             return ""
-        _, lag, repo, state, health = max(unwell, key=lambda each: each[:2])
-        told = [str(state), *([health.error_kind] if health.error_kind else [])]
+        _, lag, repo, state, health = max(unhealthy, key=lambda entry: entry[:2])
+        details = [str(state), *([health.error_kind] if health.error_kind else [])]
         behind = "never verified" if lag == math.inf else f"{format_duration(lag)} behind"
-        return f"; worst: {repo.name} ({', '.join([*told, behind])})"
+        return f"; worst: {repo.name} ({', '.join([*details, behind])})"
 
     def _healths(self) -> dict[int, Health]:
         return {repo.id: self.scheduler.health(repo.id) for repo in self.state.repos}

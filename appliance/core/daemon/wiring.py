@@ -1,4 +1,4 @@
-"""Which room listens for which event. The rooms do not know each other."""
+"""Which room subscribes to which event. The rooms do not know each other."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def subscribe(
     fetching: Fetching,
     follower: RegistryFollower,
 ) -> None:
-    """Refreshes and fetches reach the stream by way of what writes them to the database."""
+    """Subscribes every room. Ended refreshes and fetches reach the stream through the queues that store them."""
     metrics, monitor, count = observing.metrics, observing.monitor, recording.count
 
     def hide_old_refs(event: RepoEvent) -> None:
         fetching.refs.invalidate(event.repo.id)
 
-    def drop_answers(event: RepoEvent) -> None:
+    def drop_responses(event: RepoEvent) -> None:
         fetching.cache.evict(event.repo.id)
 
     def warm(event: RepoEvent) -> None:
@@ -74,7 +74,7 @@ def subscribe(
     on(FetchEnded, metrics.fetched, observing.fetches.add, _log_fetch)
     on(PushRuled, metrics.ruled, stream.publish)
     on(TurnRecorded, hide_old_refs, mark_for_repack, count.changed, stream.publish)
-    on(SessionsEnded, hide_old_refs, drop_answers, warm, mark_for_repack, count.changed)
+    on(SessionsEnded, hide_old_refs, drop_responses, warm, mark_for_repack, count.changed)
     on(ConditionChanged, stream.publish)
     on(PushesSwitched, stream.publish)
     on(RegistryChanged, forget, monitor.follow)

@@ -1,13 +1,13 @@
-"""What happens in a `serve`, told as facts.
+"""Events: what happens in a `serve`, as facts.
 
-- `facts`: one frozen class for each event, with the JSON document that watchers and platforms get.
-- `bus`: hands an event to the parts that subscribed to its kind.
+- `facts`: one frozen class for each event, with the JSON document that the live view and platforms get.
+- `bus`: hands an event to the listeners that subscribed to its class.
 
-An event: the part where something happened stores it first, then publishes a fact that holds everything a listener
-needs, as it was at that moment. `daemon/wiring` says which parts subscribe to what. `observability/event_stream` passes
+An event: the room where something happened stores it first, then publishes a fact that holds everything a listener
+needs, as it was at that moment. `daemon/wiring` says which room subscribes to what. `observability/event_stream` passes
 the facts that have a document on to the live view and to `[events]`.
 
-What always holds: an event is published after what it reports is stored, or after one second if the database does not
-take it, so that a broken database silences nothing. Publishing never waits and never raises. A listener never asks back
-who published. The tables of events in the docs are held equal to these classes by a test.
+What always holds: an event that reports something stored goes out once it is stored, or after one second if the
+database has not stored it by then, so that a broken database silences nothing. Publishing never waits and never raises.
+A listener never has to ask the publisher for more. A test keeps the docs' table of events equal to these classes.
 """

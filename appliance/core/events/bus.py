@@ -1,4 +1,4 @@
-"""Hands each event to the rooms that listen for its kind."""
+"""Hands each event to the listeners that subscribed to its class."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Kind = TypeVar("Kind", bound=Event)
 
 
 class EventBus:
-    """Listeners by the kind of event. They are called in the order in which they subscribed."""
+    """Listeners by the class of the event. They are called in the order in which they subscribed."""
 
     def __init__(self) -> None:
         self._listeners: defaultdict[type[Event], list[Callable[[Any], object]]] = defaultdict(list)
 
     def subscribe(self, kind: type[Kind], *listeners: Callable[[Kind], object]) -> None:
-        """From now on each of `listeners` is called with every event of exactly this kind."""
+        """Calls each of `listeners` with every later event of exactly this class, not of its subclasses."""
         self._listeners[kind].extend(listeners)
 
     def publish(self, event: Event) -> None:
-        """Tells all listeners. When one fails that is logged, and the others hear of the event all the same."""
+        """Calls all listeners. If one raises, the error is logged and the others are still called."""
         for listener in self._listeners[type(event)]:
             try:
                 listener(event)
             except Exception:
-                log.exception("a listener failed at %s", event)
+                log.exception("a listener failed to handle %s", event)

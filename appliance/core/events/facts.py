@@ -1,7 +1,7 @@
-"""What happens in a `serve`: one frozen class for each event, with the JSON document that watchers get.
+"""What happens in a `serve`: one frozen class for each event, with the JSON document that subscribers get.
 
-A room publishes an event and does not know who listens; which rooms do is said in daemon/wiring.py. An event holds
-all that a listener needs, as it was when it happened. Times are Unix seconds.
+A room publishes an event and does not know who listens; daemon/wiring.py says which rooms do. An event holds everything
+that a listener needs, as it was when it happened. Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from appliance.core.text import storable
 from appliance.core.units import rfc3339
 
 MOST_TOLD = 100
-"""Refs of one refresh that its event names."""
+"""The most refs of one refresh that its event names."""
 
 PUSHES_OFF, PUSHES_ON = "pushes-off", "pushes-on"
 
@@ -25,34 +25,34 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened. Of some kinds watchers are told: those have `names`, and a document."""
+    """Something that happened. Classes with `names` have a document and go to the event stream."""
 
     names: ClassVar[tuple[str, ...]] = ()
     goes_out: ClassVar[bool] = False
-    """Whether `[events]` hands it to a platform; the others are for this node's operators alone."""
+    """Whether `[events]` passes it to a platform. The others are for operators of this node alone."""
 
     at: float = field(default_factory=time.time)
 
     @property
     def name(self) -> str:
-        """What watchers call it."""
+        """The name in the event's document."""
         return self.names[0]
 
     def subject(self) -> Document:
-        """What it happened to, and first in the document."""
+        """The keys that say what it happened to. They come first in the document."""
         return {}
 
     def facts(self) -> Document:
-        """The keys that only this kind of event has."""
+        """The keys that only this class of event has."""
         return {}
 
     def document(self) -> Document:
-        """What watchers get: `{event, at, repo, …facts}`."""
+        """The JSON document for subscribers: `{event, at, repo, …facts}`."""
         return {"event": self.name, "at": rfc3339(self.at), **self.subject(), **self.facts()}
 
 
 Publish = Callable[[Event], None]
-"""Hands an event to whoever listens. It neither waits nor raises."""
+"""Hands an event to its listeners. It neither waits nor raises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,19 +67,19 @@ class RepoEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RefreshEnded(RepoEvent):
-    """A refresh ended, well or not."""
+    """A refresh ended, successfully or not."""
 
     names = ("refreshed",)
 
     outcome: RefreshOutcome
     health: Health
-    """How the mirror is from now on."""
+    """The mirror's health after this refresh."""
     learnt: Mapping[str, Any]
-    """The columns of `health` that this refresh found."""
+    """The columns of `health` that this refresh determined."""
 
     @property
     def is_news(self) -> bool:
-        """Whether somebody waits for it or will look: something moved, failed, or was asked for."""
+        """Whether somebody waits for the result or cares: a ref moved, the refresh failed, or it was requested."""
         return self.outcome.asked or self.outcome.result != "unchanged"
 
     def facts(self) -> Document:
@@ -101,7 +101,7 @@ class RefsMoved(RepoEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class FetchBegan(RepoEvent):
-    """A guest asked for objects, and gets them from now on."""
+    """A guest asked for objects, and its response begins."""
 
     names = ("hydrating",)
     goes_out = True
@@ -118,7 +118,7 @@ class FetchBegan(RepoEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class FetchEnded(RepoEvent):
-    """A guest got its objects, or gave up."""
+    """A guest got its objects, or disconnected before the end."""
 
     names = ("hydrated",)
     goes_out = True
@@ -133,7 +133,7 @@ class FetchEnded(RepoEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class PushRuled(RepoEvent):
-    """A push was let through or refused."""
+    """A push was accepted or refused."""
 
     names = ("pushed",)
 
@@ -165,12 +165,12 @@ class TurnRecorded(RepoEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class SessionsEnded(RepoEvent):
-    """Sessions were ended or archived: guests are shown their refs no more."""
+    """Sessions were ended or archived, so guests no longer see their refs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionChanged(RepoEvent):
-    """A repository turned stale or failing, or is well again."""
+    """A repository became stale or failing, or recovered."""
 
     names = ("stale", "failing", "recovered")
     goes_out = True
@@ -184,7 +184,7 @@ class ConditionChanged(RepoEvent):
     lag: float | None
     failures: int
     since: float
-    """When the trouble began."""
+    """When the failure or the lag began."""
 
     @property
     def name(self) -> str:
@@ -205,7 +205,7 @@ class ConditionChanged(RepoEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class PushesSwitched(Event):
-    """No push is let in from now on, or pushes are again."""
+    """All pushes are refused from now on, or accepted again."""
 
     names = (PUSHES_OFF, PUSHES_ON)
     goes_out = True
@@ -213,9 +213,9 @@ class PushesSwitched(Event):
     are_off: bool
     words: str
     hint: str | None
-    """What an operator does about it."""
+    """What an operator can do about it."""
     since: float
-    """When they went off."""
+    """When pushes were switched off."""
 
     @property
     def name(self) -> str:
@@ -230,7 +230,7 @@ class PushesSwitched(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EventsLost(Event):
-    """Whoever takes events was too slow, and the oldest were dropped."""
+    """The receiver was too slow, so its oldest events were dropped."""
 
     names = ("lost",)
     goes_out = True
@@ -243,7 +243,7 @@ class EventsLost(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RegistryChanged(Event):
-    """Other repositories are followed from now on, or others enabled; `gone` are no longer."""
+    """Repositories were added, removed, enabled or disabled. `gone` are those that are no longer served."""
 
     gone: tuple[Repo, ...]
 
@@ -258,4 +258,4 @@ TOLD: tuple[type[Event], ...] = (
     RefreshEnded,
     PushRuled,
 )
-"""Every kind that watchers are told of."""
+"""Every class of event that goes to the event stream."""

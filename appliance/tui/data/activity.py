@@ -15,6 +15,9 @@ HYDRATION, PUSH, REFRESH = "hydration", "push", "refresh"
 KEPT = 2000
 """The most rows that are kept; a busy node fills them in minutes, and the database has the rest."""
 
+SAME_WITHIN = 1.0
+"""Seconds between the times that the database and an event give for one thing: a push is stored before it is told."""
+
 
 @dataclass(frozen=True)
 class ActivityEntry:
@@ -36,6 +39,12 @@ class ActivityEntry:
     open: bool = False
     quiet: bool = False
     match: tuple[Any, ...] = ()
+
+    def is_same(self, other: ActivityEntry) -> bool:
+        """Whether both tell of one thing; the database and an event may give it slightly different times."""
+        facts = (self.kind, self.repo, self.what, self.client)
+        same = facts == (other.kind, other.repo, other.what, other.client)
+        return same and abs(self.at - other.at) < SAME_WITHIN
 
 
 def seconds_of(at: str) -> float:
@@ -63,13 +72,15 @@ class ActivityFeed:
     def fill(self, hydrations: Rows, pushes: Rows, refreshes: Rows) -> None:
         """Adds what the database has below what events have reported already."""
         earliest = min((row.at for row in self._rows), default=float("inf"))
+        told = [row for row in self._rows if row.at < earliest + SAME_WITHIN]
         found = [
             *(self._hydrated(row, seconds_of(row["at"])) for row in hydrations),
             *(self._attempted(row) for row in pushes),
             *(self._refreshed(row, seconds_of(row["started_at"]) + row["duration"]) for row in refreshes),
         ]
         found.sort(key=lambda entry: entry.at, reverse=True)
-        self._rows.extend([entry for entry in found if entry.at < earliest][: KEPT - len(self._rows)])
+        older = [entry for entry in found if entry.at < earliest and not any(entry.is_same(row) for row in told)]
+        self._rows.extend(older[: KEPT - len(self._rows)])
         self.read = True
 
     def take(self, events: Iterable[dict[str, Any]]) -> bool:

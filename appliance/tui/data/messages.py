@@ -137,12 +137,11 @@ class FilesRead(Message):
 
 @dataclass
 class DiffRead(Message):
-    """The lines of one file's diff; `cut` says that more follow."""
+    """The lines of one file's diff."""
 
     turn: int | None
     path: str
     lines: list[DiffLine]
-    cut: bool
 
 
 @dataclass

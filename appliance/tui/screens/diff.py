@@ -9,11 +9,12 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 
 from appliance.core.models import FileChange, Turn
+from appliance.core.units import format_size
 from appliance.tui.context import Context
 from appliance.tui.data.diffs import diff_lines
 from appliance.tui.data.follower import SERVE
 from appliance.tui.data.messages import DiffRead, FilesRead, ReadFailed, TurnsRead
-from appliance.tui.data.rows import SessionRow
+from appliance.tui.data.rows import DiffLine, SessionRow
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
 from appliance.tui.screens.view import WIDE
 from appliance.tui.text import Cell, Piece, cell, count, signed
@@ -139,7 +140,6 @@ class DiffScreen(SessionActions):
         if row is not None and (message.turn, message.path) == (self._turn, row.path):
             said = "binary: nothing to show" if row.binary else "no line differs: its mode changed, or it was renamed"
             self.query_one(DiffView).show(message.lines, said)
-            self.query_one(DiffView).set_class(message.cut, "-cut")
 
     def cannot_read(self, message: ReadFailed) -> None:
         """Shows the error; the commit may be gone with its session."""
@@ -198,7 +198,11 @@ class DiffScreen(SessionActions):
 
         def work() -> DiffRead:
             text, cut = sessions.file_diff(session.document, turn, row, LIMIT)
-            return DiffRead(turn, row.path, diff_lines(text, row.path), cut)
+            lines = diff_lines(text, row.path)
+            if cut:
+                said = f"cut here, after {format_size(LIMIT)}: the key e exports all of it"
+                lines.append(DiffLine("!", None, None, ((said, "accent"),)))
+            return DiffRead(turn, row.path, lines)
 
         self.context.loader.read("diff", self, work, failed=self.cannot_read)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from appliance.tui.text import Cell, Piece, cell, span, took
+from appliance.tui.text import Cell, Piece, cell, count, span, took
 from appliance.tui.widgets.lines import Line, Lines
 
 EIGHTHS = " ▁▂▃▄▅▆▇█"
@@ -36,7 +36,7 @@ class Plot(Lines):
         lines.append((tuple(marks), ()))
         words: Cell = (
             (" " * LABEL, ""),
-            (f"{len(shown)} refreshes since {span(now - shown[0][0])} ago: ", "dim"),
+            (f"{count(len(shown), 'refresh', 'refreshes')} in the last {span(now - shown[0][0])}: ", "dim"),
             ("▲", "accent"), (" moved  ", "dim"), ("✗", "bad"), (" failed  ", "dim"), ("·", "dim"), (" same", "dim"),
         )  # fmt: skip
         lines.append((words, ()))
