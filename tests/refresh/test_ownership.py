@@ -156,3 +156,29 @@ def test_somebody_else_is_told_whose_it_is(serve: Serve, owner: pwd.struct_passw
         done = run_as(stranger, command_of(serve, *command), serve.env)
         assert done.returncode == 1, done
         assert "Traceback" not in done.stderr and str(serve.state) in done.stderr and "user" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "repos", "sessions", "audit", "add-repo https://127.0.0.1:1/a/b"])
+def test_a_user_who_may_not_enter_learns_what_to_do(serve: Serve, owner: pwd.struct_passwd, command: str) -> None:
+    """A node's state directory is closed to other users: they get an error and a hint instead of a traceback."""
+    serve.cli("repos")
+    os.chown(serve.state, 0, 0)
+    serve.state.chmod(0o750)
+    done = run_as(owner, command_of(serve, *command.split()), {**serve.env, "PATH": os.defpath, "HOME": "/nonexistent"})
+    assert done.returncode == 1
+    assert f"this user may not enter the state directory {serve.state}" in done.stderr
+    assert "sudo" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_tells_a_user_who_may_not_enter(serve: Serve, owner: pwd.struct_passwd) -> None:
+    """The other checks are made all the same."""
+    serve.cli("repos")
+    os.chown(serve.state, 0, 0)
+    serve.state.chmod(0o750)
+    done = run_as(owner, command_of(serve, "doctor"), {**serve.env, "PATH": os.defpath, "HOME": "/nonexistent"})
+    assert done.returncode == 3
+    assert f"{serve.state} cannot be used by this user" in done.stdout
+    assert "run doctor with sudo" in done.stdout
+    assert "serve: not running" in done.stdout
+    assert "Traceback" not in done.stderr

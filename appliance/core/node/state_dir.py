@@ -56,10 +56,16 @@ def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, pati
 
 
 def is_lost(layout: Layout) -> bool:
-    """Whether there is no database, or an empty file, in a state directory that was used."""
+    """Whether there is no database, or an empty file, in a state directory that was used. Raises GitmirrorError."""
     try:
         if layout.database.stat().st_size:
             return False
+    except PermissionError as error:
+        raise GitmirrorError(
+            f"this user may not enter the state directory {layout.state}",
+            hint="run the command with sudo or as a member of the directory's group, or name another one with "
+            "--state DIR",
+        ) from error
     except OSError:
         if layout.database.exists():
             return False

@@ -143,11 +143,13 @@ def _state(node: Node) -> Check:
     mend = "it must belong to the user that runs gitmirror: chown -R it, or choose another with --state"
     if not state.exists():
         return Check("state directory", True, f"{state} does not exist yet; serve creates it")
+    if not os.access(state, os.R_OK | os.W_OK | os.X_OK):
+        return Check("state directory", False, f"{state} cannot be used by this user", f"run doctor with sudo; {mend}")
     owner = state.stat().st_uid
     foreign = [path for path in (state, *state.iterdir()) if path.lstat().st_uid != owner]
     if foreign:
         return Check("state directory", False, f"{foreign[0]} belongs to another user than {state}", mend)
-    return Check("state directory", os.access(state, os.R_OK | os.W_OK | os.X_OK), f"{state} (user {owner})", mend)
+    return Check("state directory", True, f"{state} (user {owner})")
 
 
 def _disk(node: Node) -> Check:
@@ -177,7 +179,7 @@ def _existing(node: Node) -> Path:
 
 
 def _database(node: Node) -> Check:
-    if not node.layout.database.exists() and not is_lost(node.layout):
+    if not is_lost(node.layout) and not node.layout.database.exists():
         return Check("database", True, "does not exist yet; serve creates it")
     stores = node.stores()
     verdict = stores.audit.verify()
