@@ -98,9 +98,8 @@ def _row(entry: dict[str, Any]) -> tuple[Any, ...]:
 def verify(options: Options, head: str | None) -> None:
     """Verify the hash chain of the audit log.
 
-    If the chain is broken, prints the first event that breaks it and exits with code 3.
-
-    So it does when the log lacks what was told of it before, or turns that mirrors hold.
+    If the chain is broken, prints the first event that breaks it and exits with code 3. It also exits with code 3
+    when the log lacks events that it once had, or turns that are in the mirrors.
 
     \b
     Example:
@@ -113,8 +112,8 @@ def verify(options: Options, head: str | None) -> None:
         sys.exit(BROKEN)
     if unknown := node.unknown_turns():
         for turn in unknown[:MOST_NAMED]:
-            say(f"{turn.repo}: turn {turn.id}, {turn.commit}, is in the mirror and in no event of the log")
-        say(f"{len(unknown)} turns in mirrors are in no event of the log; the next start of serve books them")
+            say(f"{turn.repo}: turn {turn.id}, {turn.commit}, is in the mirror but not in the log")
+        say(f"{len(unknown)} turns in mirrors are not in the log; the next start of serve records them")
         sys.exit(BROKEN)
     print_line(f"{verdict.events} events, the chain holds; head {verdict.head}")
 
@@ -123,11 +122,12 @@ def verify(options: Options, head: str | None) -> None:
 @json_option
 @pass_options
 def accept_loss(options: Options, as_json: bool) -> None:
-    """Let pushes in again although the log lost events: its database is an older or a new one.
+    """Accept pushes again after the audit log lost events because its database was lost or is an older copy.
 
-    For when no newer copy of gitmirror.db is left. A note in the log says so. Turns that mirrors hold are booked anew.
+    Use it when there is no newer copy of gitmirror.db. It adds a note to the log. Turns that are in the mirrors but
+    not in the log are recorded again.
 
-    
+    \b
     Example:
       gitmirror.pyz audit accept-loss
     """
@@ -135,9 +135,9 @@ def accept_loss(options: Options, as_json: bool) -> None:
     if as_json:
         print_json(done)
     elif done["accepted"]:
-        print_line(f"the loss is noted in the log, pushes are taken again; turns found in mirrors: {done['found']}")
+        print_line(f"the loss is noted in the log, pushes are accepted again; turns found in mirrors: {done['found']}")
     else:
-        print_line(f"the log lacks nothing that was told; turns found in mirrors: {done['found']}")
+        print_line(f"the log lacks no events; turns found in mirrors: {done['found']}")
 
 
 @audit.command()

@@ -188,7 +188,7 @@ def _database(node: Node) -> Check:
         found += f"; the audit log is broken at event {verdict.broken}: {verdict.reason}"
     unknown = node.unknown_turns()
     if unknown:
-        found += f"; {len(unknown)} turns in mirrors are in no event of the log"
+        found += f"; {len(unknown)} turns in mirrors are not in the log"
     sound = verdict.broken is None and not unknown
     return Check("database", sound, found, "compare with a backup; `audit verify` says more")
 
