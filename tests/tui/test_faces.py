@@ -14,10 +14,13 @@ from appliance.cli.main import cli
 from appliance.core.config.settings import load_config
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.layout import Layout
-from appliance.core.models import FileChange
+from appliance.core.models import FileChange, Health, Turn
 from appliance.core.node.node import Node as StateNode
 from appliance.core.node.queries import NodeQueries
 from appliance.core.node.sessions import Sessions
+from appliance.core.node.state_dir import open_stores
+from appliance.core.store.audit import Attempt
+from appliance.core.store.registry import Wanted
 from tests.conftest import WIDGETS
 from tests.support.gitutil import commit_files, git
 from tests.tui.conftest import Node
@@ -45,6 +48,22 @@ def test_the_overview_is_what_status_tells(node: Node) -> None:
     heads = git("for-each-ref", "--format=%(refname)", "refs/heads", "refs/tags", cwd=mirror)
     assert {ref.ref for ref in queries.refs(WIDGETS)} == set(heads.splitlines())
     queries.close()
+
+
+def test_sessions_are_counted_when_they_are_recorded(tmp_path: Path) -> None:
+    """Whoever hears of a recording finds it counted, before serve has put the number into the health."""
+    stores = open_stores(Layout(tmp_path))
+    repo = stores.registry.add(Wanted(WIDGETS, "https://github.com/acme/widgets"))
+    stores.registry.add(Wanted("acme/other", "https://github.com/acme/other"))
+    at, oid = "2026-01-31T12:00:00.000Z", "1" * 40
+    push = Attempt("p1", WIDGETS, "refs/agents/s", "s", None, oid, "accepted", None, "c")
+    [attempt] = stores.audit.record_attempts([push])
+    stores.sessions.record(Turn(attempt, WIDGETS, "s", oid, None, at, "subject", 1, 1, 1, 0, "c", 10))
+    queries = NodeQueries(StateNode(Layout(tmp_path), load_config(None), create=False))
+    assert {view.repo.name: view.health.sessions for view in queries.repos()} == {WIDGETS: 1, "acme/other": 0}
+    assert stores.health.all().get(repo.id, Health()).sessions == 0
+    queries.close()
+    stores.database.close()
 
 
 def test_nothing_is_made_by_looking(tmp_path: Path) -> None:

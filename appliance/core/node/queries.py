@@ -77,15 +77,18 @@ class NodeQueries:
         """All repositories by name, as the database has them; `cloning` are those of which serve says so."""
         stores, config = self._open(), self.node.config
         repos, healths = stores.registry.all(), stores.health.all()
-        healths |= {
-            repo.id: replace(healths.get(repo.id, Health()), cloning=True) for repo in repos if repo.name in cloning
+        # The health gets its number of sessions only after `serve` told of a recording, so they are counted here.
+        sessions = stores.sessions.count_by_repo()
+        healths = {
+            repo.id: _updated(healths.get(repo.id, Health()), sessions.get(repo.name, 0), repo.name in cloning)
+            for repo in repos
         }
         documents = status_document(repos, healths, config, self.clock(), audit_head=None)["repos"]
         private = self._private_now(repos)
         return [
             RepoView(
                 repo,
-                healths.get(repo.id, Health()),
+                healths[repo.id],
                 document["state"],
                 document["branch"],
                 repo.interval or config.refresh.interval,
@@ -161,3 +164,10 @@ class NodeQueries:
         if self._stores is None:
             self._stores = open_stores(self.node.layout, create=False)
         return self._stores
+
+
+def _updated(health: Health, sessions: int, cloning: bool) -> Health:
+    """The same one where nothing differs: a copy of each of 1,000 costs milliseconds that keys would wait for."""
+    if (health.sessions, health.cloning) == (sessions, cloning):
+        return health
+    return replace(health, sessions=sessions, cloning=cloning)

@@ -211,6 +211,14 @@ class SessionStore:
             [total] = rows(connection, "SELECT coalesce(sum(bytes), 0) AS n FROM sessions")
         return int(total["n"])
 
+    def count_by_repo(self) -> dict[str, int]:
+        """Returns how many sessions each repository has; those that have none are left out."""
+        with self._database.reading() as connection:
+            return {
+                row["repo"]: row["n"]
+                for row in rows(connection, "SELECT repo, count(*) AS n FROM sessions GROUP BY repo")
+            }
+
     def turn_count(self, repo: str, session: str) -> int:
         """How many turns a session has; 0 if there is no such session."""
         with self._database.reading() as connection:
