@@ -141,3 +141,13 @@ def test_no_run_waits_for_what_watches_it(node: Node, tmp_path: Path, shell: str
         assert process.returncode == 0, said
         shutil.rmtree(workspace)
     assert max(took) < 4, sorted(took)[-5:]
+
+
+@pytest.mark.parametrize("shell", EVERY_SHELL)
+def test_a_command_over_its_time_ends_with_all_its_helpers(node: Node, tmp_path: Path, shell: str) -> None:
+    """The shell that waited for the command goes on at once, while its many helpers are still being ended."""
+    guest = node.guest(tmp_path / "home", shell=shell)
+    helpers = "for each in $(seq 60); do sleep 300 & done; wait"
+    script = f"gitmirror__begin; ! gitmirror__bounded 1 sh -c '{helpers}'"
+    assert guest.run(script, timeout=30).code == 0
+    wait_until(lambda: not processes_of(guest.home), message="no helper is left, stopped or running")

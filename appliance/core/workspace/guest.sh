@@ -315,6 +315,8 @@ gitmirror__start() {
             wait "$nap"
             limit=$((limit - 1))
         done
+        # When `child` ends, the kit sends TERM, which must not stop this before the child's descendants are ended too.
+        trap '' TERM
         gitmirror__end "$child" "$born"
     } </dev/null >/dev/null 2>&1 3>&- 4>&- &
     watch=$!
