@@ -736,8 +736,8 @@ gitmirror__from_mirror() {
 # Clones from the upstream itself, with this guest's own redirects, except one that leads back to the mirror.
 gitmirror__from_upstream() {
     gitmirror__say "fetching from $upstream"
-    [ -z "$token" ] || gitmirror__say 'the mirror did not serve this repository with GITMIRROR_TOKEN; the token may be
-gitmirror: expired, revoked or for another repository. The upstream of a private repository needs its own credential'
+    [ -z "$token" ] || gitmirror__say 'the mirror did not serve this repository with GITMIRROR_TOKEN, which may be expired, revoked
+gitmirror: or for another repository; the upstream of a private repository needs a credential of its own'
     rewritten=$(git ls-remote --get-url "$upstream")
     case $rewritten in
     "${mirror_git:-none:}"/* | "${mirror_http:-none:}"/*) ;;
