@@ -1,4 +1,4 @@
-"""A harness loses patience: everything that the kit began ends at once, and no run waits for what it does not need."""
+"""Signals from a harness end everything that the kit started, at once; no run waits for its own watcher."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_term_ends_it_all_at_once(
 def test_what_is_killed_runs_on_for_a_moment_only(
     node: Node, ports: tuple[Proxy, Proxy], tmp_path: Path, shell: str, tools: tuple[str, ...]
 ) -> None:
-    """KILL reaches the kit alone: what it has started notices, and frees the harness's pipes."""
+    """KILL reaches only the kit; the processes it started notice, end, and close the harness's pipes."""
     guest = guest_of(node, ports, tmp_path / "home", shell, tools)
     process = guest.start("hydrate", WIDGETS, str(guest.home / "ws"))
     wait_until(lambda: (ports[0] if tools else ports[1]).stalled, message="it stalls")
