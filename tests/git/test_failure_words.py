@@ -1,4 +1,4 @@
-"""From git's words to one word, and to what to do about it; and when to ask again."""
+"""Maps git's error output to one word and a hint, and reads when to retry."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def test_what_git_says_is_one_word(said: str, kind: str) -> None:
 
 @given(st.text())
 def test_any_text_has_a_word_and_words(said: str) -> None:
-    """Whatever it is, it is told with what was said."""
+    """Any other error is reported with its original text."""
     assert said in in_words(kind_of(said), said)
 
 
 def test_every_word_is_explained_to_people() -> None:
-    """Seen in these tests, with words and advice of its own, and in the manual's table with the same beginning."""
+    """Each kind is tested here, has its own sentence and hint, and is in the manual's table."""
     assert set(MEANINGS) == set(Kind) == {Kind(kind) for _, kind in SAID}
     assert len({meaning.hint for meaning in MEANINGS.values()}) == len(Kind)
     rows = re.findall(r"^\| `([a-z-]+)` \| .+ \| .+ \|$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
@@ -96,7 +96,7 @@ def test_every_word_is_explained_to_people() -> None:
 
 
 def said_by_git(*arguments: str, cwd: Path, files: int | None = None) -> str:
-    """What real git says when it fails; `files` bounds how many it may have open."""
+    """The error output of real git; `files` limits how many files it may have open."""
     limit = f"ulimit -n {files}; " if files else ""
     done = run_process(["sh", "-c", f'{limit}exec git "$@"', "git", *arguments], cwd=cwd, env=clean_env(cwd))
     assert done.returncode != 0
@@ -147,7 +147,7 @@ def test_a_wrong_owner_is_no_damage(repository: Path) -> None:
 
 
 def test_a_purge_is_advised_for_damage_and_says_what_it_ends(repository: Path) -> None:
-    """Real git's words on a repository that is none any more."""
+    """Real git's error for a directory that is no longer a repository."""
     shutil.rmtree(repository / "objects")
     kind, hint = advice_on(said_by_git("for-each-ref", cwd=repository))
     assert kind is Kind.MIRROR and "--purge" in hint and "session" in hint and "(now 3)" in hint
@@ -186,12 +186,12 @@ DATE = format_datetime(datetime.fromtimestamp(NOW + 90, UTC), usegmt=True)
     ],
 )
 def test_when_to_ask_again(text: str, seconds: float | None) -> None:
-    """Both forms, of the last answer, when it is a refusal; never for longer than an hour."""
+    """Both forms of Retry-After on the last response, if it is a refusal; never more than an hour."""
     assert retry_after(text, NOW) == seconds
 
 
 @given(st.text())
 def test_no_header_breaks_anything(value: str) -> None:
-    """Hostile ones are as none."""
+    """A malformed Retry-After counts as absent."""
     found = retry_after(trace(429, f"Retry-After: {value}"), NOW)
     assert found is not None and 0 <= found <= MOST_PATIENCE

@@ -27,7 +27,7 @@ async def turns() -> None:
 
 
 def test_fetches_and_pushes_never_wait_for_each_other() -> None:
-    """Any number at once, also while a repack waits for its turn."""
+    """Any number of sharers work at once, even while a repack waits."""
 
     async def script(locks: MirrorLocks) -> None:
         async with locks.shared("a/b"):
@@ -83,7 +83,7 @@ def test_only_a_push_asks_a_repack_to_give_way() -> None:
 
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_who_is_cancelled_leaves_the_mirror_free(exclusive: bool) -> None:
-    """While holding and while waiting."""
+    """Cancelling releases the lock, both while it is held and while a task waits for it."""
 
     async def script(locks: MirrorLocks) -> None:
         forever = asyncio.Event()

@@ -84,7 +84,7 @@ def test_clutter_is_counted(lab: Lab, repo: Repo, widgets_bare: Path) -> None:
     ],
 )
 def test_what_is_needed(clutter: Clutter, repack: bool, pack_refs: bool) -> None:
-    """One more than the bound needs it."""
+    """A mirror needs maintenance when it exceeds the bound by one."""
     assert (clutter.needs_repack, clutter.needs_packed_refs) == (repack, pack_refs)
 
 
@@ -182,7 +182,7 @@ def test_anchors_end_after_their_days(lab: Lab, repo: Repo, widgets_bare: Path) 
 def test_tips_that_are_shown_are_bounded(
     lab: Lab, repo: Repo, widgets_bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Past the bound the oldest are shown no more; they stay fetchable as anchors."""
+    """Beyond the bound, receive-pack no longer advertises the oldest tips; they stay fetchable as anchors."""
     monkeypatch.setattr(anchors, "MOST_TIPS", 3)
     now = 1_700_000_000.0
     worker = keeper(lab, repo, clock=lambda: now)

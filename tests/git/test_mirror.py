@@ -88,7 +88,7 @@ def test_any_name_can_be_shown(name: str) -> None:
 
 
 def test_a_failed_first_clone_leaves_no_mirror(lab: Lab, tmp_path: Path) -> None:
-    """What has the mirror's name is never half of one, and the next try starts afresh."""
+    """A directory with the mirror's name is never half a mirror, and the next try starts from scratch."""
     repo = lab.repo(tmp_path / "nothing.git")
     with pytest.raises(GitError, match="does not appear to be a git repository"):
         lab.refresh(repo)
@@ -127,7 +127,7 @@ def test_a_fetch_moves_all_refs_or_none(lab: Lab, widgets_bare: Path) -> None:
 
 
 def test_a_refresh_has_a_deadline(lab: Lab, widgets_bare: Path, tmp_path: Path) -> None:
-    """One that is not done in time fails, says so, and leaves no process."""
+    """A refresh that misses its deadline fails with that reason and leaves no process."""
     hung = tmp_path / "hung"
     # `file://` makes git run upload-pack, and that waits for a config that nobody ever writes to.
     os.mkfifo(hung)
@@ -140,7 +140,7 @@ def test_a_refresh_has_a_deadline(lab: Lab, widgets_bare: Path, tmp_path: Path) 
 
 
 def test_progress_of_a_first_clone_is_told(lab: Lab, widgets_bare: Path) -> None:
-    """Who watches a clone gets git's own progress lines, one by one."""
+    """An observer of a clone gets git's own progress lines, one by one."""
     lines: list[str] = []
     lab.refresh(lab.repo(f"file://{widgets_bare}"), on_progress=lines.append)
     assert any("Receiving objects: 100%" in line for line in lines)
@@ -214,7 +214,7 @@ def test_a_discarded_mirror_is_gone_at_once(lab: Lab, widgets_bare: Path) -> Non
 def test_the_systems_authorities_are_trusted_and_read_once(
     tmp_path: Path, generated_bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From one file, without the directory that has them all again; an environment that names others holds."""
+    """git reads one file, not the directory with the same certificates; the environment can name others."""
     right, wrong = make_certificate(tmp_path, "right"), make_certificate(tmp_path, "wrong")
     monkeypatch.setattr(trust, "AUTHORITIES", right.cert)
     for name in trust.OWN_AUTHORITIES:
@@ -237,7 +237,7 @@ def test_the_systems_authorities_are_trusted_and_read_once(
 
 
 class _Blank(BaseHTTPRequestHandler):
-    """What a proxy says whose server is gone: 200, and nothing."""
+    """The response of a proxy whose server is down: 200 and an empty body."""
 
     def do_GET(self) -> None:
         """An empty page for every path."""
@@ -251,7 +251,7 @@ class _Blank(BaseHTTPRequestHandler):
 
 
 def test_a_blank_page_empties_no_mirror(lab: Lab, generated_bare: Path, tmp_path: Path) -> None:
-    """git takes it for a repository without refs; only a git server's own empty list is one."""
+    """git reads a blank page as a repository without refs; only a git server's empty list counts as one."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Blank) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         blank = lab.repo(f"http://127.0.0.1:{server.server_port}/{NAME}")

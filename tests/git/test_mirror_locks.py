@@ -149,7 +149,7 @@ def test_mirrors_do_not_wait_for_each_other() -> None:
 
 
 def test_a_push_asks_a_repack_to_give_up_its_place() -> None:
-    """Once, and only a repack that can: the guest waits for the moment that it takes."""
+    """A push, not a fetch, asks a repack to yield, and waits until it has."""
 
     async def script() -> None:
         locks, asked = MirrorLocks(), asyncio.Event()
@@ -172,7 +172,7 @@ def test_a_push_asks_a_repack_to_give_up_its_place() -> None:
 
 
 def test_a_later_repack_is_not_asked_for_an_earlier_push() -> None:
-    """Who gave way is forgotten, and a purge without a way to yield is waited for."""
+    """A holder that yielded is forgotten, and a push waits for a purge, which cannot yield."""
 
     async def script() -> None:
         locks, asked = MirrorLocks(), []
@@ -280,7 +280,7 @@ def test_any_mix_of_holders_and_cancellations_keeps_the_rule() -> None:
 
 
 def test_an_error_inside_gives_the_lock_back() -> None:
-    """And comes out as it is."""
+    """The error reaches the caller unchanged."""
 
     async def script() -> None:
         locks = MirrorLocks()

@@ -87,7 +87,7 @@ def test_commits_branches_and_tags_are_followed(lab: Lab, widgets_bare: Path) ->
 
 
 def test_old_values_become_anchors(lab: Lab, widgets_bare: Path) -> None:
-    """What a moved or deleted ref stood for is kept; only the followed branch's is also kept where it is shown."""
+    """The old value of a moved or deleted ref is anchored; receive-pack shows only the followed branch's."""
     repo = lab.repo(widgets_bare)
     lab.refresh(repo)
     old = refs(widgets_bare)
@@ -356,7 +356,7 @@ def test_any_path_is_quoted_right_in_the_configuration(lab: Lab, widgets_bare: P
 
 
 def test_the_mirror_never_repacks_by_itself(lab: Lab, widgets_bare: Path) -> None:
-    """Sixty fetches later no git of its own accord has packed or collected anything."""
+    """After sixty fetches, git has not packed or collected anything on its own."""
     repo = lab.repo(widgets_bare)
     lab.refresh(repo)
     git("config", "fetch.unpackLimit", "1", cwd=lab.mirror().path)

@@ -1,4 +1,4 @@
-"""Refs read from files are those that git tells."""
+"""Refs read from files are the same as those that git reports."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_they_are_what_git_tells(bare: Path) -> None:
 
 
 def test_a_file_that_makes_no_sense_is_left_out(bare: Path) -> None:
-    """Empty after a power cut, a lock, a directory: the others are told."""
+    """An empty file after a power cut, a lock file and a directory are skipped; all other refs are returned."""
     place = bare / BELOW
     (place / "3").write_bytes(b"")
     (place / "4.lock").touch()

@@ -103,7 +103,7 @@ def test_what_changes_no_ref_is_no_change(mirror: Path) -> None:
 
 
 def test_young_traces_are_not_taken(mirror: Path) -> None:
-    """What changed in the same tick of the clock as the look cannot be told from what changes after it."""
+    """A change in the same clock tick as the look cannot be distinguished from a later one."""
     git("update-ref", "refs/heads/young", "main", cwd=mirror)
     assert take_traces(mirror, time.time()) is None
     assert take_traces(mirror, time.time() + 10) is not None
@@ -150,7 +150,7 @@ def test_traces_that_hold_mean_refs_that_are_the_same(
 
 
 def test_traces_are_not_trusted_for_ever(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that was damaged in place leaves no trace that is looked at; it is read again all the same."""
+    """A file damaged in place changes no trace, but is read again after TRUSTED_FOR."""
     traces = settled(mirror)
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + TRUSTED_FOR - 1)

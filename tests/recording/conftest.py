@@ -1,4 +1,4 @@
-"""A node whose guests record, what its book says of them, and the rule that the two never differ."""
+"""A node whose guests record, its table of sessions, and a check that the two agree."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def fetches(node: Node, oid: str, at: Path) -> bool:
 
 
 def assert_turns_are_kept(node: Node) -> list[dict[str, Any]]:
-    """Every applied push has its turn and its turn's ref, and nothing else has one. Returns the log.
+    """Asserts that every applied push has a turn and a turn ref, and that nothing else has one. Returns the log.
 
     For a mirror of which no session was ended.
     """

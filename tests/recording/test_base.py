@@ -31,7 +31,7 @@ def test_a_shallow_guest_that_commits_once(node: Node, tmp_path: Path) -> None:
 
 
 def test_an_agent_that_commits_several_times(node: Node, tmp_path: Path) -> None:
-    """The base is where it started, not its last but one commit; the numbers are those of all of it."""
+    """The base is the commit it started from, not the one before its last; the numbers cover all its commits."""
     name, guest = new_session(), node.guest(tmp_path / "guest")
     for number in range(3):
         commit_files(guest, {f"new-{number}.txt": "1\n2\n"}, f"commit {number}")

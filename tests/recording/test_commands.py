@@ -1,4 +1,4 @@
-"""`sessions` and `session`: what an operator reads and does, and what a guest cannot do to it."""
+"""`sessions` and `session`: what operators read and do, and that guests cannot interfere."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def on_a_terminal(node: Node, *args: str) -> bytes:
 
 
 def test_the_listing_has_the_keys_of_the_contract(node: Node, two_turns: Recorded) -> None:
-    """Exactly what is promised, with the types that are promised; `--repo` leaves the others out."""
+    """Exactly the promised keys and types; `--repo` shows one repository only."""
     [row] = [row for row in node.serve.cli_json("sessions", "--repo", WIDGETS) if row["session"] == two_turns.name]
     assert set(row) >= KEYS
     expected = {
@@ -147,7 +147,7 @@ def test_checkout_lays_a_turn_out_to_run_or_to_push(node: Node, two_turns: Recor
 
 
 def test_checkout_touches_no_directory_that_is_not_empty(node: Node, two_turns: Recorded, tmp_path: Path) -> None:
-    """What is in it stays as it was; an empty directory is taken; a checkout that fails leaves nothing."""
+    """A non-empty directory stays as it was; an empty one is used; a failed checkout leaves nothing."""
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
@@ -232,7 +232,7 @@ def test_drop_needs_serve(node: Node) -> None:
 
 
 def test_the_log_by_time_verdict_and_live(node: Node, tmp_path: Path) -> None:
-    """`--verdict`, `--since` and `export --since` leave out what they must; `--follow` prints what comes."""
+    """`--verdict`, `--since` and `export --since` filter rows; `--follow` prints new ones."""
     serve, guest, name = node.serve, node.guest(tmp_path / "guest"), new_session()
     record(guest, name)
     with contextlib.suppress(Exception):

@@ -24,7 +24,7 @@ REPOS = [WIDGETS, *(f"acme/other-{number}" for number in range(4))]
 def test_two_hundred_agents_record_at_once_in_five_repositories(
     serve_factory: ServeFactory, upstream: HttpUpstream, generated_bare: Path, tmp_path: Path
 ) -> None:
-    """Refreshes, forced pushes upstream and packing run meanwhile: what was applied is in book, log and mirror.
+    """Refreshes, forced pushes upstream and packing run meanwhile: each applied push is in table, log and mirror.
 
     Maintenance by need runs when there are more than 500 refs in files; two turns of two hundred agents make as many.
     """

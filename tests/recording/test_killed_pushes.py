@@ -1,4 +1,4 @@
-"""Whoever is killed at whatever moment of a push: no applied turn is lost, and none is left of a push that failed."""
+"""Kills each process at each moment of a push: no applied turn is lost, and a failed push leaves none."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def kill_hook(node: TrappedNode, stopped: int) -> None:
 
 
 def kill_guest(node: TrappedNode, stopped: int) -> None:
-    """Nobody of ours dies; the guest does, see the test."""
+    """Kills none of our processes; the test kills the guest."""
 
 
 VICTIMS: dict[str, Callable[[TrappedNode, int], None]] = {
@@ -49,7 +49,7 @@ VICTIMS: dict[str, Callable[[TrappedNode, int], None]] = {
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_killed_at_a_moment_of_a_push(trapped: TrappedNode, tmp_path: Path, victim: str, moment: str) -> None:
-    """The log, the ref, the turn's ref and the book say the same, and what was applied can be fetched."""
+    """The log, the ref, the turn's ref and the session table agree, and an applied commit can be fetched."""
     node, name = trapped, new_session()
     guest = node.guest(tmp_path / "guest")
     commit = commit_turn(guest, f"{victim} {moment}")

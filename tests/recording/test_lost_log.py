@@ -1,4 +1,4 @@
-"""A log that is older than its mirrors, or gone: no turn that a guest was told of is lost, and nobody is lied to."""
+"""The log is older than its mirrors, or lost: no acknowledged turn is lost, and no report is false."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def lose(how: str, serve: Serve, backup: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["older", "gone", "without its WAL"])
 def test_no_turn_is_lost_with_the_log(make_node: Callable[..., Node], tmp_path: Path, how: str) -> None:
-    """Reads go on, pushes wait for the operator's word, every commit told "ok" stays held and is booked anew."""
+    """Reads continue, pushes wait for the operator, and every acknowledged commit stays and is recorded again."""
     node = make_node()
     node.serve.keep_ports()
     guest = node.guest(tmp_path / "guest")
@@ -128,7 +128,7 @@ def test_no_turn_is_lost_with_the_log(make_node: Callable[..., Node], tmp_path: 
 
 
 def test_commands_make_no_empty_database_in_place_of_a_lost_one(make_node: Callable[..., Node]) -> None:
-    """Without serve: what they say names the file and the way out, and no file is made."""
+    """Without serve, errors name the file and the remedy, and no file is created."""
     node = make_node()
     node.serve.terminate()
     without_database(node.serve)
@@ -164,7 +164,7 @@ def test_a_database_put_back_while_serve_runs_takes_no_push(make_node: Callable[
 def test_turns_of_another_node_are_booked_beside_those_of_this_one(
     make_node: Callable[..., Node], tmp_path: Path
 ) -> None:
-    """A mirror whose turns have ids that this log gave to others: both stay, under ids of their own."""
+    """A mirror has turns with ids that this log assigned to others: both stay, under different ids."""
     node = make_node()
     node.serve.keep_ports()
     guest = node.guest(tmp_path / "guest")

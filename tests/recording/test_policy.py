@@ -106,7 +106,7 @@ def test_a_deletion_is_refused_as_such() -> None:
 
 @pytest.mark.parametrize("oid", ["", "1" * 39, "1" * 41, "1" * 63, "G" * 40, "A" * 40, "1" * 40 + "\n", "\uff11" * 40])
 def test_what_is_no_object_id_is_refused(oid: str) -> None:
-    """On either side: it would reach git, and the log."""
+    """A malformed id on either side is refused, because it would reach git and the log."""
     assert refusal_of(oid, OID, "refs/agents/s1") == "malformed object id"
     assert refusal_of(ZERO, oid, "refs/agents/s1") == "malformed object id"
 
@@ -125,7 +125,7 @@ def test_sixteen_refs_are_allowed_and_seventeen_are_not() -> None:
 
 
 def test_a_ref_named_twice_refuses_the_push() -> None:
-    """Which of both would hold is nobody's guess."""
+    """A ref named twice is refused, because it is undefined which command applies."""
     refused = review([(ZERO, OID, "refs/agents/a"), (ZERO, OTHER, "refs/agents/a"), (ZERO, OID, "refs/agents/b")])
     assert refused == {
         "refs/agents/a": "named twice in one push",
@@ -143,7 +143,7 @@ def test_the_text_of_what_is_allowed_names_the_rule() -> None:
 @settings(max_examples=5, deadline=None)
 @example(["a", "_", "a-", "a.b", "x" * 128, "a--", "a.lock.b", "0", "lock", "HEAD"])
 def test_git_accepts_every_ref_that_is_accepted(sessions: list[str]) -> None:
-    """Otherwise a push would pass both guards and then fail with words that help nobody."""
+    """Otherwise a push would pass both guards and then fail with an unhelpful message."""
     for session in sessions:
         assert session_of(f"refs/agents/{session}") == session
         code, _, _ = git_bytes("check-ref-format", f"refs/agents/{session}")

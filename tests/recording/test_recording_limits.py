@@ -30,7 +30,7 @@ def refused(node: Node, guest: Path, name: str, reason: str) -> None:
 
 
 def test_new_sessions_a_minute(make_node: Callable[..., Node], tmp_path: Path) -> None:
-    """Past the limit new names are refused, sessions that are there go on."""
+    """Beyond the limit new names are refused; existing sessions still accept turns."""
     node = make_node(max_new_sessions=2)
     guest = node.guest(tmp_path / "guest")
     for name in ("a", "b"):
@@ -40,7 +40,7 @@ def test_new_sessions_a_minute(make_node: Callable[..., Node], tmp_path: Path) -
 
 
 def test_turns_of_one_session(make_node: Callable[..., Node], tmp_path: Path) -> None:
-    """A session that is full says so and keeps what it has; another can begin."""
+    """A full session reports it and keeps its turns; another session can start."""
     node = make_node(max_turns=2)
     guest = node.guest(tmp_path / "guest")
     for number in range(2):
@@ -199,7 +199,7 @@ def test_a_bomb_of_nested_trees(node: Node) -> None:
 
 @pytest.mark.parametrize("size", [3 * 2**30, 2**50])
 def test_a_delta_that_asks_for_more_memory_than_there_is(node: Node, size: int) -> None:
-    """A few bytes that say that they unpack to gigabytes: the process that believes them ends, nothing else."""
+    """A few bytes claim to unpack to gigabytes: only the process that unpacks them ends."""
     name = new_session()
     base = BLOB_CONTENT * 65536
     copy = bytes([0x80 | 0x40, 0xFF])
@@ -246,7 +246,7 @@ def test_a_pack_of_kilobytes_that_unpacks_to_gigabytes(node: Node, tmp_path: Pat
 
 
 def test_a_push_within_all_limits_is_taken(node: Node, tmp_path: Path) -> None:
-    """What is refused above is refused for what it is: a large and honest push goes through."""
+    """A large, legitimate push succeeds, so the limits above refuse only what they should."""
     name, guest = new_session(), node.guest(tmp_path / "guest")
     files: dict[str, str | bytes | None] = {f"d{number % 50}/{number}.txt": str(number) for number in range(3000)}
     commit_files(guest, {**files, "noise.bin": random.Random(5).randbytes(5_000_000)}, "large")

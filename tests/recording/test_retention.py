@@ -67,7 +67,7 @@ class Bench:
         self.told += 1
 
     def time(self) -> TrustedTime:
-        """What judges the clock after a start."""
+        """Decides after a start whether the clock can be trusted."""
         return TrustedTime(self.stores.time, lambda: self.now, lambda: self.running)
 
     def jump(self, seconds: float) -> None:
@@ -150,7 +150,7 @@ def test_sessions_end_by_their_last_turn_and_the_kept_one_does_not(bench: Bench)
 
 
 def test_a_session_that_is_written_meanwhile_does_not_end(bench: Bench) -> None:
-    """The ref is not where the book has it: a push is just going on, so nothing of it is removed."""
+    """The ref is not where the session table has it, because a push is running, so nothing is removed."""
     before = refs(bench.node.mirror)
     other = next(oid for ref, oid in before.items() if ref.startswith(TURNS) and oid != before[f"{AGENTS}old"])
     git("update-ref", f"{AGENTS}old", other, cwd=bench.node.mirror)
@@ -224,7 +224,7 @@ def test_keep_exempts_and_off_does_not_and_purge_ends_all(make_node: Callable[..
 
 
 def test_a_clock_that_jumps_ends_no_session_until_it_holds(bench: Bench) -> None:
-    """Weeks ahead for a moment: nothing goes. A node that really was away goes on after hours of running."""
+    """A clock that is weeks ahead for a moment ends nothing; a node that really was off continues after hours."""
     turns = names(bench, TURNS)
     bench.look(0)
     bench.jump(40 * DAY)

@@ -51,7 +51,7 @@ def test_a_forced_push_loses_no_turn(node: Node, tmp_path: Path) -> None:
 
 
 def test_the_book_is_true_when_the_push_returns(node: Node, tmp_path: Path) -> None:
-    """Whoever was told that a turn is recorded finds it in the listing at once."""
+    """As soon as a guest hears that its turn is recorded, the listing has it."""
     name, guest = new_session(), node.guest(tmp_path / "guest")
     for number in range(1, 4):
         commit = record_turn(guest, name, f"turn {number}")
@@ -78,7 +78,7 @@ def test_a_push_that_fails_leaves_no_turn(node: Node, tmp_path: Path) -> None:
 
 
 def test_of_one_push_the_good_refs_are_turns_and_the_bad_one_is_none(node: Node) -> None:
-    """A push of several refs of which one fails books exactly the others."""
+    """If one ref of a push fails, exactly the others are recorded."""
     good, bad, made = new_session(), new_session(), make_turn(node.mirror, "several")
     answer = raw_push(
         *node.serve.git_address,

@@ -30,7 +30,7 @@ def test_a_success_clears_what_was_wrong() -> None:
 
 @pytest.mark.parametrize("failures", [0, 1, 3])
 def test_a_failure_backs_off_and_keeps_the_rest(failures: int) -> None:
-    """What was known of the mirror stays known; the delay doubles up to the interval."""
+    """Earlier facts about the mirror stay; the delay doubles up to the interval."""
     before = Health(tip="b" * 40, verified_at=10.0, cloned=True, failures=failures)
     error = GitError("it failed", stderr="fatal: Could not resolve host: example.com")
     ended = conclude(REPO, before, error, interval=60, duration=1, ended_at=1000.0)
@@ -48,7 +48,7 @@ def test_an_upstream_that_asks_for_patience_gets_it() -> None:
 
 @pytest.mark.parametrize("error", [GitmirrorError("foreseen"), ZeroDivisionError("not foreseen")])
 def test_whatever_goes_wrong_is_returned(error: Exception) -> None:
-    """A cancelled one alone goes on up."""
+    """Only a cancellation is raised; every other error is returned."""
 
     class Failing:
         async def refresh(self, run: RefreshRun) -> MirrorFacts:

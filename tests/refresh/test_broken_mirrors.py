@@ -1,4 +1,4 @@
-"""One mirror that is damaged on disk is told of, and is nobody else's trouble."""
+"""A mirror that is damaged on disk is reported and affects no other repository."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def break_branch(bare: Path, branch: str) -> str:
 @pytest.mark.parametrize("first", [True, False], ids=["at the first clone", "later"])
 @pytest.mark.parametrize("ref", [LONG, "refs/heads/main/below"], ids=["too long", "below another"])
 def test_a_ref_whose_name_does_not_fit_is_left_out(lab: Lab, bare: Path, ref: str, first: bool) -> None:
-    """Found by its name alone; gone again, the mirror is whole again."""
+    """It is recognised by its name alone; once it is deleted upstream, the mirror is complete again."""
     repo = lab.repo(bare)
     if not first:
         lab.refresh(repo)
@@ -88,7 +88,7 @@ def test_a_ref_whose_name_does_not_fit_is_left_out(lab: Lab, bare: Path, ref: st
 
 
 def test_a_branch_whose_objects_are_broken_is_left_out_and_comes_back(lab: Lab, bare: Path) -> None:
-    """Found by halves; what the mirror had of it stays; tried again, and at once when it moved."""
+    """It is found by halving; the mirror keeps its old value; it is retried, at once if it has moved."""
     repo, refresher = lab.repo(bare), lab.refresher()
     lab.refresh(repo, refresher=refresher)
     side = followed(lab)["refs/heads/side"]
@@ -114,7 +114,7 @@ def test_a_branch_whose_objects_are_broken_is_left_out_and_comes_back(lab: Lab, 
 
 
 def test_a_stale_lock_on_one_branch_stops_no_other(lab: Lab, bare: Path) -> None:
-    """Something of this disk in its way: the others move."""
+    """A local obstacle blocks one ref; the others still move."""
     repo, refresher = lab.repo(bare), lab.refresher()
     lab.refresh(repo, refresher=refresher)
     git("update-ref", "refs/heads/side", add_commit(bare, "main", {"b": "2"}), cwd=bare)

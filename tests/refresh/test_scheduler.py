@@ -116,7 +116,7 @@ def play(script: Callable[[Loop], Awaitable[None]]) -> Loop:
 
 @pytest.fixture
 def quick_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What hangs gives its place back after 50 ms."""
+    """A hung refresh gives its slot back after 50 ms."""
     monkeypatch.setattr(schedule, "ASKING_HOLDS", 0.05)
     monkeypatch.setattr(scheduler, "TICK", 0.02)
 
@@ -183,7 +183,7 @@ def test_processes_are_bounded_when_everything_hangs(monkeypatch: pytest.MonkeyP
 
 
 def test_the_loop_goes_on_while_everything_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its passes are what the watchdog is told of."""
+    """Each pass notifies the watchdog."""
     monkeypatch.setattr(scheduler, "TICK", 0.01)
 
     async def script(loop: Loop) -> None:
@@ -225,7 +225,7 @@ def test_an_error_nobody_thought_of_is_that_repositorys_alone() -> None:
 
 
 def test_what_moved_is_an_event_and_nothing_else_is() -> None:
-    """Whoever warms and rebuilds is told of movement only."""
+    """`on_moved` is called only when refs moved."""
 
     async def script(loop: Loop) -> None:
         loop.follow(OFTEN, CLONED, "a/b")
@@ -254,7 +254,7 @@ def test_a_changed_default_branch_is_an_event_too() -> None:
 
 
 def test_a_refresh_that_runs_already_is_too_early_to_count() -> None:
-    """Who asks for a refresh gets one that began after the question."""
+    """A caller gets a refresh that began after its request."""
 
     async def script(loop: Loop) -> None:
         loop.refreshes.hung = {"a/b"}
@@ -271,7 +271,7 @@ def test_a_refresh_that_runs_already_is_too_early_to_count() -> None:
 
 
 def test_a_first_clone_under_way_is_joined() -> None:
-    """A clone takes everything there is: whoever asks meanwhile gets its outcome and no second one."""
+    """A clone fetches everything, so a caller that arrives meanwhile gets its outcome and causes no second one."""
 
     async def script(loop: Loop) -> None:
         loop.refreshes.hung = {"a/b"}

@@ -31,7 +31,7 @@ MINUTE = Settings(interval=60, concurrency=4)
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 100), st.sampled_from(Lane)), max_size=60), st.floats(0, 100))
 def test_the_queue_gives_each_once_when_it_is_due(puts: list[tuple[int, float, Lane]], now: float) -> None:
-    """The last word on each counts; the earliest `last` goes first; nothing is given before its time, or twice."""
+    """The latest entry for an id counts; the earliest `last` goes first; nothing is returned early or twice."""
     queue, wanted = RefreshQueue(), dict[int, tuple[float, Lane]]()
     for repo_id, due, lane in puts:
         queue.put(repo_id, due, lane, due)
@@ -89,7 +89,7 @@ def test_after_an_hour_of_downtime_the_most_urgent_goes_first() -> None:
 
 
 def test_nudges_coalesce() -> None:
-    """However many come while a refresh runs, there is one more; without one running, one."""
+    """Any number of webhooks cause one more refresh after a running one, and one if none is running."""
 
     async def script(loop: Loop) -> None:
         [asked] = loop.follow(SELDOM, replace(CLONED, next_due=time.time() + 3600), "a/b")
@@ -109,7 +109,7 @@ def test_nudges_coalesce() -> None:
 
 
 def test_a_stored_wish_for_patience_holds_after_a_restart() -> None:
-    """Nobody but an operator gets past it, and who asks is told."""
+    """Only an operator can override Retry-After; other callers get an error."""
 
     async def script(loop: Loop) -> None:
         patient = replace(CLONED, failures=1, retry_at=time.time() + 600, next_due=time.time() - 10)

@@ -24,7 +24,7 @@ NOW = 1_700_000_000.25
 
 
 def attempt(ref: str = "refs/agents/s1", verdict: str = "accepted", **changes: Any) -> Attempt:
-    """One attempted ref, as the desk logs it."""
+    """One attempted ref, as the PushAuthorizer logs it."""
     columns: dict[str, Any] = {
         "push": "p1", "repo": "acme/widgets", "ref": ref, "session": ref.rpartition("/")[2], "old": None, "new": ONE,
         "verdict": verdict, "reason": None, "client": "10.0.0.7",
@@ -57,7 +57,7 @@ def fill(log: AuditLog, pushes: int = 5) -> list[int]:
 
 
 def tamper(path: Path, *statements: str) -> None:
-    """What somebody with the file in hands can do: the triggers are in his way for one more statement only."""
+    """Tampers as anybody with the file can: dropping the triggers takes one more statement."""
     with sqlite3.connect(path, isolation_level=None) as connection:
         connection.execute("DROP TRIGGER audit_no_update")
         connection.execute("DROP TRIGGER audit_no_delete")
@@ -87,7 +87,7 @@ def test_an_attempt_and_its_outcome_are_two_events_and_one_entry(log: AuditLog) 
 
 
 def test_an_accepted_attempt_is_pending_until_its_outcome_is_known(log: AuditLog) -> None:
-    """And is among the open ones so long, with what settling it needs."""
+    """Until then it is an open attempt, with the facts needed to settle it."""
     ids = log.record_attempts([attempt("refs/agents/a"), attempt("refs/agents/b"), attempt("refs/x", "rejected")])
     assert [entry["outcome"] for entry in log.entries()] == [None, "pending", "pending"]
     assert [(o.id, o.ref, o.new, o.push, o.repo) for o in log.open_attempts()] == [
@@ -177,7 +177,7 @@ def test_an_untouched_log_holds(log: AuditLog) -> None:
 
 @pytest.mark.parametrize("column", [name for name in HASHED if name not in ("id", "prev")])
 def test_a_changed_column_is_found(log: AuditLog, path: Path, column: str) -> None:
-    """Whichever it is, at the event that was changed."""
+    """The report names the changed event, whichever column it is."""
     fill(log)
     value = "2" if column == "attempt" else "'applied'" if column == "outcome" else "'changed'"
     if column in ("kind", "verdict"):
@@ -213,7 +213,7 @@ def test_a_deleted_beginning_is_found(log: AuditLog, path: Path) -> None:
 
 
 def test_an_inserted_event_is_found(log: AuditLog, path: Path) -> None:
-    """However well it is made: whatever follows names another one."""
+    """Even with a valid hash of its own, because the next event names another hash."""
     fill(log)
     events = list(log.events())
     tamper(path, "DELETE FROM audit_events WHERE id = 5")
@@ -244,7 +244,7 @@ def test_a_cut_off_end_is_found(log: AuditLog, path: Path) -> None:
 
 
 def test_a_cut_off_end_that_was_covered_up_is_found_by_a_kept_head(log: AuditLog, path: Path) -> None:
-    """What an operator wrote down elsewhere: it must still be in the chain, at its end or not."""
+    """A head that an operator noted elsewhere must still be in the chain, at its end or not."""
     fill(log, 3)
     middle = log.head()
     fill(log, 2)
@@ -403,7 +403,7 @@ Write = Callable[[AuditLog], object]
     ids=["attempt", "outcome"],
 )
 def test_what_cannot_be_written_is_an_error_in_words(log: AuditLog, path: Path, write: Write) -> None:
-    """Whoever pushes is refused by it: it must come out as an error, and leave nothing half done."""
+    """An unwritable database must raise an error, so that the push is refused, and leave nothing half done."""
     fill(log, 1)
     path.rename(path.with_suffix(".away"))
     path.mkdir()
@@ -421,7 +421,7 @@ def found(number: int, repo: str = "acme/widgets") -> FoundTurn:
 
 
 def test_found_turns_keep_their_ids_and_the_chain_holds(log: AuditLog) -> None:
-    """A gap before each is none in the chain; what comes later has an id above all of them."""
+    """The gap in ids before a found turn does not break the chain; later events have higher ids."""
     fill(log, 2)
     last = log.last_id()
     taken = log.record_found([found(9000), found(last + 5), found(1), found(9000, "acme/other")])

@@ -144,7 +144,7 @@ def test_what_was_added_by_hand_and_is_then_listed_becomes_the_configs(stores: S
 
 
 def test_a_name_that_was_added_by_hand_for_another_upstream_is_a_problem_in_words(stores: Stores) -> None:
-    """Taking its mirror over would serve other commits under its name; the rest of the list is followed."""
+    """Taking its mirror over would serve other commits under its name; the rest of the list is applied."""
     stores.registry.add(Wanted("o/a", "https://other/o/a"))
     [problem] = stores.registry.reconcile([A, B])
     assert "o/a" in problem and "https://other/o/a" in problem and "remove-repo" in problem
@@ -199,7 +199,7 @@ def outcome(number: int, repo: str = "o/a", error: str | None = None) -> Refresh
 
 
 def test_health_is_kept_by_column(stores: Stores) -> None:
-    """Every one that is Health's own; what only lives in memory and what is no column is refused."""
+    """All stored columns of Health can be set; fields that exist only in memory and unknown names are refused."""
     number = stores.registry.add(A).id
     stores.health.update(number, tip="1" * 40, cloned=True, size=7)
     stores.health.record_refresh(number, outcome(1), failures=2, last_error="no route")
@@ -235,7 +235,7 @@ def test_what_is_learnt_of_a_repository_that_is_gone_is_passed_over(stores: Stor
 
 
 def test_history_is_told_newest_first_and_by_repository(stores: Stores) -> None:
-    """With what moved, in text that JSON takes."""
+    """Each row has the moved refs as text that is valid in JSON."""
     number = stores.registry.add(A).id
     for each in range(3):
         stores.health.record_refresh(number, outcome(each), failures=0)
@@ -264,7 +264,7 @@ def test_hydrations_are_told_newest_first_and_followed_from_a_place(stores: Stor
 
 
 def test_hydrations_are_bounded_in_age_and_number(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Old ones go with the next that come."""
+    """Old rows are deleted when the next ones are added."""
     monkeypatch.setattr(activity_module, "MOST_ROWS", 3)
     stores.now = activity_module.LONGEST + 100
     stores.activity.record([(50.0, hydration()), (200.0, hydration())])

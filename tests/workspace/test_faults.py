@@ -197,7 +197,7 @@ def test_a_push_finds_the_port_that_is_open(way: Way) -> None:
 
 @pytest.mark.parametrize("shell", ["dash", "busybox sh", "bash --posix"])
 def test_a_signal_leaves_nothing_behind(way: Way, shell: str) -> None:
-    """A harness that loses patience ends the kit: no process goes on, DIR is not there, and no half of it."""
+    """After a harness ends the kit with a signal, no process is left and DIR does not exist, not even in part."""
     way.http.fault = Fault("status", only=TAR, status=404)
     way.git.fault = Fault("stall", only=b"git-upload-pack", after=2000)
     argv = [*shell_argv(shell), str(way.guest.kit), "hydrate", WIDGETS, f"{way.guest.home}/ws"]

@@ -130,7 +130,7 @@ def test_locks_of_a_killed_agent_are_no_hindrance(node: Node, guest: Guest) -> N
 
 
 def test_a_repository_inside_the_workspace_does_not_stop_it(node: Node, guest: Guest) -> None:
-    """One with commits goes along as a link to its commit, one without is left out; code 3 and stderr say so."""
+    """A nested repository is recorded as a link to its commit, or left out if it has none; code 3 and stderr say so."""
     workspace = guest.home / "ws"
     for name in ("with", "without"):
         git("init", "--quiet", str(workspace / name))

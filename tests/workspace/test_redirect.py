@@ -49,7 +49,7 @@ def test_fetches_go_to_the_mirror_and_pushes_upstream(node: Node, tmp_path: Path
 
 
 def test_it_goes_when_the_mirror_goes_and_comes_back_with_it(node: Node, tmp_path: Path) -> None:
-    """Nothing is left of it in the guest's config, what was there stays, and doing it twice changes nothing."""
+    """The guest's config has no trace of it, other settings stay, and running it twice changes nothing."""
     guest = node.guest(tmp_path / "home")
     config = guest.home / ".gitconfig"
     config.write_text("[user]\n\tname = me\n")

@@ -1,4 +1,4 @@
-"""Files that take each other's place: of one size, with the mtimes they had, and git must see it all the same."""
+"""Files of one size replace each other and keep their mtimes: git must still see the change."""
 
 from __future__ import annotations
 

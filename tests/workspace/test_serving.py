@@ -166,7 +166,7 @@ def test_guests_that_come_while_it_is_rebuilt_all_get_a_whole_one(own_node: Node
 
 @pytest.mark.slow
 def test_only_so_many_branches_are_kept(own_node: Node) -> None:
-    """The least recently asked for goes when there are too many; the followed one stays."""
+    """Of too many branches the least recently requested is dropped; the followed one stays."""
     node = own_node
     names = [f"topic/{number}" for number in range(MOST_BRANCHES + 2)]
     for name in names:
@@ -224,7 +224,7 @@ def test_switched_off_there_is_none_and_it_says_so(make_node: Callable[..., Node
 
 @pytest.mark.parametrize("harm", ["tar", "garbage", "description", "everything"])
 def test_what_is_broken_on_disk_is_built_again(own_node: Node, tmp_path: Path, harm: str) -> None:
-    """A tar that is gone or garbage, a description that is none: the next start, or the next guest, has a right one."""
+    """A missing or damaged tar, or an invalid description, is replaced at the next start or the next request."""
     node = own_node
     [place] = places(node)
     [tar] = place.glob("*.tar")

@@ -1,4 +1,4 @@
-"""A harness loses patience: everything that the kit began ends at once, and no run waits for what it does not need."""
+"""Signals from a harness end everything that the kit started, at once; no run waits for its own watcher."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_term_ends_it_all_at_once(
 def test_what_is_killed_runs_on_for_a_moment_only(
     node: Node, ports: tuple[Proxy, Proxy], tmp_path: Path, shell: str, tools: tuple[str, ...]
 ) -> None:
-    """KILL reaches the kit alone: what it has started notices, and frees the harness's pipes."""
+    """KILL reaches only the kit; the processes it started notice, end, and close the harness's pipes."""
     guest = guest_of(node, ports, tmp_path / "home", shell, tools)
     process = guest.start("hydrate", WIDGETS, str(guest.home / "ws"))
     wait_until(lambda: (ports[0] if tools else ports[1]).stalled, message="it stalls")
@@ -141,3 +141,13 @@ def test_no_run_waits_for_what_watches_it(node: Node, tmp_path: Path, shell: str
         assert process.returncode == 0, said
         shutil.rmtree(workspace)
     assert max(took) < 4, sorted(took)[-5:]
+
+
+@pytest.mark.parametrize("shell", EVERY_SHELL)
+def test_a_command_over_its_time_ends_with_all_its_helpers(node: Node, tmp_path: Path, shell: str) -> None:
+    """The shell that waited for the command goes on at once, while its many helpers are still being ended."""
+    guest = node.guest(tmp_path / "home", shell=shell)
+    helpers = "for each in $(seq 60); do sleep 300 & done; wait"
+    script = f"gitmirror__begin; ! gitmirror__bounded 1 sh -c '{helpers}'"
+    assert guest.run(script, timeout=30).code == 0
+    wait_until(lambda: not processes_of(guest.home), message="no helper is left, stopped or running")

@@ -171,6 +171,9 @@ gitmirror__begin() {
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS
     child='' born='' watch='' claim='' by_list='' signal=TERM lost=no
     gitmirror__has git || gitmirror__die 'git is not installed'
+    # Commands that only read the index run this guest's fsmonitor too, and others its hooks.
+    gitmirror__configure core.fsmonitor false
+    gitmirror__configure core.hooksPath /dev/null
     mirror_git=${GITMIRROR_GIT-$gitmirror__git} mirror_http=${GITMIRROR_HTTP-$gitmirror__http}
     mirror_git=${mirror_git%/} mirror_http=${mirror_http%/}
     token=${GITMIRROR_TOKEN-}
@@ -189,19 +192,22 @@ gitmirror__begin() {
 }
 
 # git:// cannot carry a token, so only HTTP is used for the mirror. git gets the token through its environment, for this
-# mirror's URLs only, and follows no redirect. Settings that the caller put there stay.
+# mirror's URLs only, and follows no redirect.
 gitmirror__use_token() {
     case $token in *[!A-Za-z0-9._~-]*) gitmirror__usage 'GITMIRROR_TOKEN is not a valid read token' ;; esac
     if [ -z "$mirror_http" ]; then
         gitmirror__say 'GITMIRROR_TOKEN works only over HTTP, and the mirror has no HTTP address: set GITMIRROR_HTTP'
         return
     fi
-    mirror_git='' count=${GIT_CONFIG_COUNT:-0}
-    export "GIT_CONFIG_KEY_$count=http.$mirror_http/.extraHeader"
-    export "GIT_CONFIG_VALUE_$count=Authorization: Bearer $token"
-    count=$((count + 1))
-    export "GIT_CONFIG_KEY_$count=http.$mirror_http/.followRedirects" "GIT_CONFIG_VALUE_$count=false"
-    export "GIT_CONFIG_COUNT=$((count + 1))"
+    mirror_git=''
+    gitmirror__configure "http.$mirror_http/.extraHeader" "Authorization: Bearer $token"
+    gitmirror__configure "http.$mirror_http/.followRedirects" false
+}
+
+# Sets a git setting for all git commands of the kit through the environment. Settings that the caller put there stay.
+gitmirror__configure() {
+    count=${GIT_CONFIG_COUNT:-0}
+    export "GIT_CONFIG_KEY_$count=$1" "GIT_CONFIG_VALUE_$count=$2" "GIT_CONFIG_COUNT=$((count + 1))"
 }
 
 # Sets `seconds` to the duration $2; $1 is the name of its variable.
@@ -315,6 +321,8 @@ gitmirror__start() {
             wait "$nap"
             limit=$((limit - 1))
         done
+        # When `child` ends, the kit sends TERM, which must not stop this before the child's descendants are ended too.
+        trap '' TERM
         gitmirror__end "$child" "$born"
     } </dev/null >/dev/null 2>&1 3>&- 4>&- &
     watch=$!
@@ -734,8 +742,8 @@ gitmirror__from_mirror() {
 # Clones from the upstream itself, with this guest's own redirects, except one that leads back to the mirror.
 gitmirror__from_upstream() {
     gitmirror__say "fetching from $upstream"
-    [ -z "$token" ] || gitmirror__say 'the mirror did not serve this repository with GITMIRROR_TOKEN; the token may be
-gitmirror: expired, revoked or for another repository. The upstream of a private repository needs its own credential'
+    [ -z "$token" ] || gitmirror__say 'the mirror did not serve this repository with GITMIRROR_TOKEN, which may be expired, revoked
+gitmirror: or for another repository; the upstream of a private repository needs a credential of its own'
     rewritten=$(git ls-remote --get-url "$upstream")
     case $rewritten in
     "${mirror_git:-none:}"/* | "${mirror_http:-none:}"/*) ;;
