@@ -84,7 +84,7 @@ def test_once_and_once_over_restarts(serve_factory: ServeFactory, upstream: Http
     upstream.everywhere.fail = False
     serve.start()
     wait_until(lambda: len(documents(told)) >= 2, message="the recovery is told")
-    wait_until(lambda: "told about acme/widgets: recovered" in serve.log(), message="and that is remembered")
+    wait_until(lambda: "sent the alert about acme/widgets: recovered" in serve.log(), message="and that is remembered")
     serve.restart()
     wait_until(lambda: upstream.count() >= 8, message="it goes on")
     failing, recovered = documents(told)

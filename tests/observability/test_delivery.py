@@ -55,8 +55,8 @@ def test_a_command_that_hangs_is_ended_with_all_it_started(
     ("argv", "words"),
     [
         (["/nowhere/page"], "cannot be started: No such file"),
-        (["/bin/sh", "-c", "exit 3"], "ended with 3"),
-        (["/bin/sh", "-c", "kill -9 $$"], "ended with -9"),
+        (["/bin/sh", "-c", "exit 3"], "ended with code 3"),
+        (["/bin/sh", "-c", "kill -9 $$"], "ended with code -9"),
     ],
 )
 def test_a_command_that_fails_is_told(children: Children, argv: list[str], words: str) -> None:
@@ -118,7 +118,7 @@ def test_a_server_that_misbehaves_is_left_in_time(
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         begun = time.monotonic()
-        with pytest.raises(OutletError, match=r"127\.0\.0\.1 (cannot be reached|did not take it)"):
+        with pytest.raises(OutletError, match=r"127\.0\.0\.1 (cannot be reached|did not respond)"):
             asyncio.run(post(f"http://127.0.0.1:{listening.getsockname()[1]}/secret", b"{}"))
         assert time.monotonic() - begun < 5
         thread.join(5)

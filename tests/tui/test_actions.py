@@ -150,7 +150,7 @@ def test_checkout_and_export_from_the_diff(node: Node, tmp_path: Path, monkeypat
         await seen.press("e", "enter")
         await seen.says("`git apply` takes it")
         await seen.press("e", "enter")
-        await seen.says("is there already")
+        await seen.says("already exists")
 
     drive(make_app(node.serve), script)
     clean = node.guest("clean")

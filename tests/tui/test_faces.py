@@ -109,7 +109,7 @@ def test_a_patch_is_the_whole_change(node: Node, tmp_path: Path) -> None:
     clean = node.guest("unpatched")
     git("apply", "--index", str(path), cwd=clean)
     assert git("write-tree", cwd=clean) == git("rev-parse", "HEAD^{tree}", cwd=guest)
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         sessions.export(session, 1, path)
     with pytest.raises(GitmirrorError, match="cannot be written"):
         sessions.export(session, 1, tmp_path / "no" / "p.patch")

@@ -1,13 +1,14 @@
 """Mirrors on disk, and running git on them.
 
-- `command`: the only code that runs git: argument lists, a scrubbed environment, a process group, a deadline.
-- `mirror`: a bare mirror: create, configure, list the upstream's refs, fetch, anchors, HEAD. `mirror_locks`: which
-  operations may work on a mirror at the same time.
-- `ref_sets`: parses and compares sets of refs; runs no git.
-- `history`: what a recorded commit changed. `browse`: reads commits for people, and checks one out as a worktree.
+- `command`: runs git with argument lists, a scrubbed environment, a process group of its own and a deadline.
+- `mirror`: a bare mirror: create, configure, list the upstream's refs, fetch, anchors, HEAD. `mirrors`: all mirrors of
+  a state directory, by name. `mirror_locks`: which operations may work on a mirror at the same time.
+- `ref_sets`: parses and compares sets of refs. `stored_refs`: reads refs from a mirror's files. `reflog`: who moved a
+  ref from where to where. `ref_traces`, `ref_memory`: detect that no ref has changed. None of these runs git.
+- `history`: what a recorded commit changed. `browse`: reads commits for people with GitPython, and checks one out as a
+  worktree. `diff_output`: prints a diff with control characters escaped, coloured and paged as git does it.
 - `keyring`: lends git a credential for one refresh. `tls_trust`: which certificate authorities git trusts for https.
 - `failures`: maps git's error output to one word of a short list. `http_trace`: the HTTP headers git does not report.
-- `ref_traces`, `ref_memory`: detect without running git that no ref has changed.
 
 A fetch: the refresher opens an upstream with the keyring, lists its refs, anchors the refs that will move, deletes
 local refs whose names conflict, and has `mirror` fetch atomically: all refs move or none.

@@ -1,4 +1,4 @@
-"""The only code that runs git: argument lists, a scrubbed environment, its own process group, a deadline."""
+"""Runs git: argument lists, a scrubbed environment, a process group of its own, a deadline."""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
-"""A node as its commands and the live view see it, whether or not `serve` runs on it.
+"""A node as the commands and the live view see it, whether or not `serve` runs on it.
 
-- `node`: the face. `current()` looks once whether a `serve` runs, and answers with one of the next two.
-- `running`: asks `serve`, over the control socket (`process/control`).
-- `offline`: reads the database, and does by itself what needs no `serve`.
-- `registration`: what adding and removing a repository is; `serve` and `offline` take the same steps.
-- `sessions`: what agents did: turns, diffs, a checkout. `queries`: what a view that stays open reads, piece by piece.
-- `state_dir`: what lies in a state directory, opened: stores, git, keyring, privacy.
+- `node`: the interface. `current()` checks once whether a `serve` runs and returns one of the next two.
+- `running`: calls `serve` over the control socket (`process/control`).
+- `offline`: reads the database, and does without `serve` whatever does not need it.
+- `registration`: the steps of adding and removing a repository, the same for `serve` and for `offline`.
+- `sessions`: what agents did: turns, diffs, a checkout. `queries`: what the live view reads, piece by piece.
+- `state_dir`: opens what is in a state directory: stores, git, keyring, privacy.
+- `salvage`: the repositories to serve while the database cannot be read.
 
-A command: the command line makes a `Node` of `--state` and `--config`, asks `current()` for the operation, and prints
-what it returns. `serve` answers the other end with the handlers of `daemon/handlers`.
+A command: the command line makes a `Node` from `--state` and `--config`, calls the operation on `current()`, and prints
+what it returns. In a running `serve`, the handlers of `daemon/handlers` answer.
 
-What always holds: no operation looks twice whether `serve` runs, and none writes beside a running one. Both ways of
-an operation return the same document. What only looks makes no database.
+What always holds: no operation checks twice whether `serve` runs. `running` and `offline` return documents of the same
+form. A command that only reads creates no database.
 """

@@ -1,4 +1,4 @@
-"""The one face of a node that the command line and the live view share."""
+"""The interface of a node that the command line and the live view share."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from appliance.core.store.stores import Stores
 
 @dataclass(frozen=True)
 class Node:
-    """One state directory and the configuration that goes with it. Every method raises GitmirrorError.
+    """One state directory and its configuration. Every method raises GitmirrorError.
 
-    `create` is whether a missing database is made; what only looks must not put an empty one in a lost one's place.
-    What the database alone can tell is read here. What differs with a running `serve` is asked of `current()`.
+    `create` is whether a missing database is created; a caller that only reads must not replace a lost one by an empty
+    one. Methods here read the database alone. Operations that differ while `serve` runs are on `current()`.
     """
 
     layout: Layout
@@ -31,22 +31,22 @@ class Node:
     create: bool = True
 
     def current(self) -> RunningNode | OfflineNode:
-        """The node as it is at this moment: looked at once for each operation, and not again within it."""
+        """The node with or without a `serve`, as it is now. Call it once for each operation, not again within it."""
         chosen = RunningNode if is_serving(self.layout) else OfflineNode
         return chosen(self.layout, self.config, self.create)
 
     def status(self) -> dict[str, Any]:
-        """What the contract calls `status`; a `serve` that ends while it is asked is none."""
+        """The document of `status --json`. If `serve` ends during the call, the offline node answers."""
         try:
             return self.current().status()
         except NotServing:
-            left = self.current()
-            if isinstance(left, RunningNode):
+            node = self.current()
+            if isinstance(node, RunningNode):
                 raise
-            return left.status()
+            return node.status()
 
     def stores(self) -> Stores:
-        """The database, by default made when it is missing: the first command may come before the first `serve`."""
+        """The database, created by default if missing, because the first command may run before the first `serve`."""
         return open_stores(self.layout, create=self.create)
 
     def refreshes(self, name: str | None, limit: int) -> list[dict[str, Any]]:
@@ -65,11 +65,11 @@ class Node:
         return self.stores().tokens.all(repo)
 
     def revoke_token(self, token_id: int) -> dict[str, Any]:
-        """Ends a read token; a running `serve` lets nobody in with it from then on."""
+        """Revokes a read token; a running `serve` accepts it no longer."""
         return self.stores().tokens.revoke(token_id)
 
     def unknown_turns(self) -> list[TurnRef]:
-        """Turns that mirrors hold and the audit log does not know; a start of `serve` books them."""
+        """Turns that are in mirrors but not in the audit log. `serve` adds them to the log when it starts."""
         on_disk = (
             turn for name in mirrors_on_disk(self.layout) for turn in turns_on_disk(name, self.layout.mirror(name))
         )

@@ -1,4 +1,4 @@
-"""What can be asked of a node while no `serve` runs on it: the database answers, and a command does the work itself."""
+"""The operations of a node on which no `serve` runs: they read the database and do the work in this process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from appliance.core.workspace.guest_kit import render_kit
 class OfflineNode:
     """A node without `serve`. Every method raises GitmirrorError.
 
-    What changes or lists the registry reconciles the config's list into it first, as `serve` does when it starts.
+    Methods that change or list the registry first reconcile it with the config's list, as `serve` does at its start.
     """
 
     layout: Layout
@@ -41,8 +41,8 @@ class OfflineNode:
         return stores
 
     def status(self) -> dict[str, Any]:
-        """What the contract calls `status`, as far as the database knows, with `serving` false."""
-        # Not reconciled: looking at a node changes nothing.
+        """The document of `status --json` as far as the database knows it, with `serving` false."""
+        # The registry is not reconciled here, because reading a node's status must not change it.
         stores = open_stores(self.layout, create=self.create)
         document = status_document(
             stores.registry.all(),
@@ -58,7 +58,7 @@ class OfflineNode:
         return document | {"repos": self._privacy.told(document["repos"])}
 
     def pulse(self, timeout: float) -> dict[str, Any] | None:
-        """Nothing: there is no `serve` that knows."""
+        """Returns None, because only a running `serve` has a pulse."""
         return None
 
     def repos(self) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ class OfflineNode:
         return self._privacy.told(repo_documents(stores.registry.all(), stores.health.all(), self.config, time.time()))
 
     def add(self, arguments: Mapping[str, Any], on_progress: Tell | None = None) -> dict[str, Any]:
-        """Registers and, unless `wait` is false, clones in this process; `error` says why that failed, or is null."""
+        """Registers and, unless `wait` is false, clones in this process. `error` is why the clone failed, or null."""
         stores = self.stores()
         repo = register(stores, self.layout, self.config, arguments)
         outcome = None
@@ -76,7 +76,7 @@ class OfflineNode:
         return added_document(repo, stores.health.get(repo.id), self.layout, self.config, outcome)
 
     def remove(self, name: str, *, purge: bool) -> dict[str, Any]:
-        """Unregisters; with `purge` the mirror is deleted too."""
+        """Unregisters a repository; with `purge`, also deletes its mirror and its snapshots."""
         unregister(self.stores(), self.layout, self.config, name, purge=purge)
         if purge:
             owned = claim(self.layout, "remove-repo", wait=WAIT_FOR_OWNER)
@@ -88,17 +88,17 @@ class OfflineNode:
         return {"name": name, "purged": purge}
 
     def set_enabled(self, name: str, enabled: bool) -> dict[str, Any]:
-        """Enables or disables; returns the repository as `repos` has it."""
+        """Enables or disables a repository; returns it as in `repos`."""
         stores = self.stores()
         repo = stores.registry.set_enabled(name, enabled)
         return self._privacy.told(repo_documents([repo], stores.health.all(), self.config, time.time()))[0]
 
     def refresh(self, names: list[str]) -> list[dict[str, Any]]:
-        """Raises NotServing: refreshes are for a running `serve`."""
+        """Raises NotServing, because only a running `serve` refreshes."""
         self._needs_serve()
 
     def guest_kit(self) -> str:
-        """The guest kit, with the addresses of the config."""
+        """The guest kit, with the addresses from the config."""
         serve, known = self.config.serve, self.stores().registry.all()
         repos = [repo for repo in known if not self._privacy.is_private(repo)]
         git = serve.public_git or (f"git://{serve.git}" if serve.git else None)
@@ -106,16 +106,16 @@ class OfflineNode:
         return render_kit(git, http, repos)
 
     def issue_token(self, name: str, ttl: float, note: str) -> dict[str, Any]:
-        """A read token of a repository, good for `ttl` seconds; `private` says whether guests need one."""
+        """Issues a read token of a repository, valid for `ttl` seconds. `private` says whether guests need one."""
         stores = self.stores()
         return issue_token(stores.tokens, self._privacy, stores.registry.get(name), ttl, note)
 
     def accept_loss(self) -> dict[str, Any]:
-        """Goes on with an audit log that lacks events; the next start of `serve` looks for turns in mirrors."""
+        """Accepts an audit log that lacks events. The next start of `serve` looks for the lost turns in mirrors."""
         return {"accepted": open_stores(self.layout, create=self.create).audit.accept_loss(), "found": 0}
 
     def drop_session(self, repo: str, session: str) -> None:
-        """Raises NotServing: sessions are ended by a running `serve`, which may be recording into them."""
+        """Raises NotServing, because only a running `serve` ends sessions: it may be recording into them."""
         self._needs_serve()
 
     @property

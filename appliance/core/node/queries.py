@@ -1,4 +1,4 @@
-"""What a view of the whole node shows, read a piece at a time: quick also with 1,000 repositories, 10,000 sessions."""
+"""Reads what the live view shows, piece by piece, so that 1,000 repositories and 10,000 sessions stay fast."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from appliance.core.observability.report import status_document
 from appliance.core.store.stores import Stores
 
 ANSWERS_WITHIN = 3.0
-"""Seconds that a healthy serve never needs to tell its pulse."""
+"""Seconds within which a healthy `serve` always returns its pulse."""
 MOST_REFS = 2000
+"""The most refs of a mirror that are listed."""
 PRIVACY_HOLDS = 30.0
-"""Seconds until it is looked up again which repositories are private."""
+"""Seconds for which the list of private repositories is reused."""
 
 
 @dataclass(frozen=True)
 class RepoView:
-    """One repository as it is: its registration, its health, and what follows from them.
+    """One repository: its registration, its health, and what follows from them.
 
-    `word` and `hint` say what kind of error the last one was and what to do, `private` that guests need a token,
-    where status knows it.
+    `word` and `hint` are the kind of the last error and what to do about it. `private` means that guests need a token.
     """
 
     repo: Repo
@@ -43,7 +43,7 @@ class RepoView:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes where the state directory is, and of them those of mirrors, recorded packs and free ones."""
+    """Sizes in bytes: the file system with the state directory, its free space, the mirrors, and the recorded packs."""
 
     total: int
     free: int
@@ -52,9 +52,9 @@ class Disk:
 
 
 class NodeQueries:
-    """Reads one appliance for a view that stays open. It never makes a database in place of a missing one.
+    """Reads one node for the live view. It never creates a missing database.
 
-    Methods raise GitmirrorError, and may be called from several threads.
+    Methods raise GitmirrorError and may be called from several threads.
     """
 
     def __init__(self, node: Node, clock: Callable[[], float] = time.time) -> None:
@@ -70,11 +70,11 @@ class NodeQueries:
             self._stores.database.close()
 
     def pulse(self) -> dict[str, Any] | None:
-        """What only a running serve knows (see daemon/status.py); None without one. Raises when it does not answer."""
+        """What only a running `serve` knows (see daemon/status.py), or None without one."""
         return self.node.current().pulse(ANSWERS_WITHIN)
 
     def repos(self, cloning: Collection[str] = ()) -> list[RepoView]:
-        """All repositories by name, as the database has them; `cloning` are those of which serve says so."""
+        """All repositories from the database, by name; `cloning` are the names that `serve` reports as cloning."""
         stores, config = self._open(), self.node.config
         repos, healths = stores.registry.all(), stores.health.all()
         # The health gets its number of sessions only after `serve` told of a recording, so they are counted here.
@@ -100,16 +100,16 @@ class NodeQueries:
         ]
 
     def _private_now(self, repos: Sequence[Repo]) -> frozenset[int]:
-        """Ids of those whose guests need a token; looked up every half minute, at 20 ms for 1,000 of them."""
+        """Ids of private repositories, looked up every PRIVACY_HOLDS seconds because 1,000 of them take 20 ms."""
         known = tuple(repo.id for repo in repos)
         if self._private is None or self._private[1] != known or time.monotonic() > self._private[0]:
             privacy = make_privacy(self.node.layout, self.node.config)
-            found = frozenset(repo.id for repo in repos if privacy.is_private(repo))
-            self._private = (time.monotonic() + PRIVACY_HOLDS, known, found)
+            private = frozenset(repo.id for repo in repos if privacy.is_private(repo))
+            self._private = (time.monotonic() + PRIVACY_HOLDS, known, private)
         return self._private[2]
 
     def tip(self, name: str, oid: str) -> CommitText | None:
-        """The commit at a tip; None when the mirror cannot tell. Remembered, since a commit never changes."""
+        """The commit at a tip, or None if the mirror cannot be read. It is cached, because a commit never changes."""
         key = (name, oid)
         if key not in self._tips:
             try:
@@ -120,12 +120,12 @@ class NodeQueries:
         return self._tips[key]
 
     def refs(self, name: str) -> list[RefText]:
-        """Branches and tags of a mirror, the newest first."""
+        """Branches and tags of a mirror, newest first."""
         with open_browser(self.node, name) as browser:
             return browser.refs(MOST_REFS)
 
     def recent(self, name: str, limit: int) -> list[tuple[float, float, str]]:
-        """The last refreshes, oldest first: when it began, seconds it took, result."""
+        """The last refreshes, oldest first: start time, duration in seconds, result."""
         return self._open().health.recent(name, limit)
 
     def refreshes(self, name: str | None, limit: int) -> list[dict[str, Any]]:
@@ -137,15 +137,15 @@ class NodeQueries:
         return self._open().activity.newest(limit, repo=name)
 
     def hydration_counts(self, since: float, width: float) -> list[dict[str, Any]]:
-        """How many ended in each `width` seconds since then: `{repo, slot, way, count}`."""
+        """How many hydrations ended in each interval of `width` seconds after `since`: `{repo, slot, way, count}`."""
         return self._open().activity.counts(since, width)
 
     def pushes(self, name: str | None, limit: int) -> list[dict[str, Any]]:
-        """Push attempts, newest first, as the audit log has them."""
+        """Push attempts from the audit log, newest first."""
         return self._open().audit.entries(repo=name, limit=limit)
 
     def sessions(self, name: str | None, limit: int) -> tuple[list[dict[str, Any]], int]:
-        """The newest sessions, and how many there are in all."""
+        """The newest sessions, and the number of all sessions."""
         stores = self._open()
         return stores.sessions.page(name, limit), stores.sessions.count(name)
 
@@ -154,7 +154,7 @@ class NodeQueries:
         return self._open().sessions.turns(name, session)
 
     def disk(self) -> Disk:
-        """How the disk is."""
+        """The disk usage of the node."""
         stores = self._open()
         usage = shutil.disk_usage(self.node.layout.state)
         mirrors = sum(health.size for health in stores.health.all().values())

@@ -1,4 +1,4 @@
-"""Registering and removing repositories: the same steps, whether `serve` takes them or a command by itself."""
+"""Registers and removes repositories: the same steps in `serve` and in a command that runs without it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from appliance.core.store.registry import UnknownRepo
 from appliance.core.store.stores import Stores
 
 WAIT_FOR_OWNER = 600.0
-"""Seconds that an `add-repo` waits for another one that is cloning."""
+"""Seconds that a command waits for an `add-repo` that is cloning."""
 
 
 def register(stores: Stores, layout: Layout, config: Config, arguments: Mapping[str, Any]) -> Repo:
-    """Checks and registers what `add-repo` was given: url, name, branch, interval, allow_local. Raises UsageError."""
+    """Registers a repository from `add-repo`'s url, name, branch, interval and allow_local. Raises UsageError."""
     wanted = wanted_repo(
         arguments["url"],
         name=arguments.get("name"),
@@ -46,9 +46,10 @@ def register(stores: Stores, layout: Layout, config: Config, arguments: Mapping[
 
 
 def unregister(stores: Stores, layout: Layout, config: Config, name: str, *, purge: bool) -> bool:
-    """Removes from the registry. Returns whether it was in it; False only with `purge` and a mirror left on disk.
+    """Removes a repository from the registry. Returns whether it was registered.
 
-    Raises UnknownRepo when there is neither, UsageError when the config lists it.
+    A mirror on disk that is not registered can be removed with `purge` only; this returns False then. Raises
+    UnknownRepo if there is nothing to remove, and UsageError if the config lists the repository.
     """
     try:
         stores.registry.remove(name, str(config.path or "the config"))
@@ -64,14 +65,14 @@ def unregister(stores: Stores, layout: Layout, config: Config, name: str, *, pur
 def added_document(
     repo: Repo, health: Health, layout: Layout, config: Config, outcome: RefreshOutcome | None
 ) -> dict[str, Any]:
-    """What `add-repo --json` prints: the repository as `repos` has it, and the `error` of its first clone or null."""
-    found = repo_documents([repo], {repo.id: health}, config, time.time())
-    [document] = make_privacy(layout, config).told(found)
+    """What `add-repo --json` prints: the repository as in `repos`, with the `error` of its first clone or null."""
+    documents = repo_documents([repo], {repo.id: health}, config, time.time())
+    [document] = make_privacy(layout, config).told(documents)
     return document | {"error": outcome.error if outcome else None}
 
 
 def outcome_document(outcome: RefreshOutcome) -> dict[str, Any]:
-    """One refresh as `refresh --json` has it."""
+    """One refresh as `refresh --json` prints it."""
     return {
         "repo": outcome.repo,
         "result": outcome.result,
@@ -85,7 +86,7 @@ def outcome_document(outcome: RefreshOutcome) -> dict[str, Any]:
 def clone_alone(
     stores: Stores, layout: Layout, config: Config, repo: Repo, on_progress: Progress | None
 ) -> RefreshOutcome:
-    """The first clone while no `serve` runs, by this very process. Raises StateInUse."""
+    """Makes the first clone in this process while no `serve` runs. Raises StateInUse."""
     owned = claim(layout, "add-repo", wait=WAIT_FOR_OWNER)
     try:
         clean_up(layout, [Mirror(layout.mirror(repo.name), make_git(layout, config, owned.children))])
@@ -94,11 +95,11 @@ def clone_alone(
             git = make_git(layout, config, owned.children)
             refresher = Refresher(layout, git, MirrorLocks(), make_keyring(config), timeout=config.refresh.timeout)
             start, interval = time.monotonic(), repo.interval or config.refresh.interval
-            came = await attempt(refresher, RefreshRun(repo, on_progress))
+            result = await attempt(refresher, RefreshRun(repo, on_progress))
             ended = conclude(
                 repo,
                 stores.health.get(repo.id),
-                came,
+                result,
                 interval=interval,
                 duration=time.monotonic() - start,
                 ended_at=time.time(),

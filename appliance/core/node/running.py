@@ -1,4 +1,4 @@
-"""What can be asked of a node while `serve` runs on it: `serve` does it, over its control socket."""
+"""The operations of a node on which `serve` runs: they call it over its control socket."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from appliance.core.store.stores import Stores
 
 @dataclass(frozen=True)
 class RunningNode:
-    """A node that serves. Every method raises GitmirrorError, NotServing among them when `serve` ended meanwhile."""
+    """A node with a running `serve`. Every method raises GitmirrorError, and NotServing if `serve` has ended."""
 
     layout: Layout
     config: Config
@@ -27,11 +27,11 @@ class RunningNode:
         return open_stores(self.layout, create=self.create)
 
     def status(self) -> dict[str, Any]:
-        """What the contract calls `status`."""
+        """The document of `status --json`."""
         return dict(call(self.layout, "status", timeout=QUICK))
 
     def pulse(self, timeout: float) -> dict[str, Any] | None:
-        """What only a running serve knows, without the repositories; it has `timeout` seconds to tell."""
+        """What only a running `serve` knows, without the repositories. It must answer within `timeout` seconds."""
         return dict(call(self.layout, "pulse", timeout=timeout))
 
     def repos(self) -> list[dict[str, Any]]:
@@ -39,19 +39,19 @@ class RunningNode:
         return list(call(self.layout, "repos", timeout=QUICK))
 
     def add(self, arguments: Mapping[str, Any], on_progress: Tell | None = None) -> dict[str, Any]:
-        """Registers and, unless `wait` is false, waits for the first clone; `error` says why it failed, or is null."""
+        """Registers and, unless `wait` is false, waits for the first clone. `error` is why it failed, or null."""
         return dict(call(self.layout, "add", on_progress=on_progress, **arguments))
 
     def remove(self, name: str, *, purge: bool) -> dict[str, Any]:
-        """Unregisters; with `purge` the mirror is deleted too."""
+        """Unregisters a repository; with `purge`, also deletes its mirror and its snapshots."""
         return dict(call(self.layout, "remove", name=name, purge=purge))
 
     def set_enabled(self, name: str, enabled: bool) -> dict[str, Any]:
-        """Enables or disables; returns the repository as `repos` has it."""
+        """Enables or disables a repository; returns it as in `repos`."""
         return dict(call(self.layout, "set-enabled", name=name, enabled=enabled))
 
     def refresh(self, names: list[str]) -> list[dict[str, Any]]:
-        """Refreshes now, and waits."""
+        """Refreshes now and waits for the outcomes. No names mean all enabled repositories."""
         return list(call(self.layout, "refresh", names=names))
 
     def guest_kit(self) -> str:
@@ -59,12 +59,12 @@ class RunningNode:
         return str(call(self.layout, "guest-kit"))
 
     def issue_token(self, name: str, ttl: float, note: str) -> dict[str, Any]:
-        """A read token of a repository, good for `ttl` seconds; `private` says whether guests need one."""
+        """Issues a read token of a repository, valid for `ttl` seconds. `private` says whether guests need one."""
         stores = self.stores()
         return issue_token(stores.tokens, make_privacy(self.layout, self.config), stores.registry.get(name), ttl, note)
 
     def accept_loss(self) -> dict[str, Any]:
-        """Goes on with an audit log that lacks events: whether it did (`accepted`), and turns `found` in mirrors."""
+        """Accepts an audit log that lacks events: `accepted` is whether it did, `found` the turns found in mirrors."""
         return dict(call(self.layout, "accept-loss"))
 
     def drop_session(self, repo: str, session: str) -> None:

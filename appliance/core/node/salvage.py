@@ -1,4 +1,4 @@
-"""What is served while the database cannot be read: what the config lists, and the mirrors that are on disk."""
+"""The repositories that are served while the database cannot be read: the config's list, and the mirrors on disk."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from appliance.core.upstream import choose_name, read_upstream
 
 
 def salvaged_repos(layout: Layout, config: Config) -> list[Repo]:
-    """Repositories as they would be registered, by name. Their ids are negative: no row of the database has such.
+    """The repositories as they would be registered, by name. Their ids are negative, which no row's id is.
 
-    A mirror on disk whose repository was disabled or removed is among them: only the database knew.
+    A mirror on disk whose repository was disabled or removed is included, because only the database knew of that.
     """
     listed = {wanted.name: wanted for wanted in wanted_of_config(config) if _is_usable(layout, wanted)}
     found = {wanted.name: wanted for wanted in _mirrors(layout)} | listed
@@ -40,7 +40,7 @@ def salvaged_repos(layout: Layout, config: Config) -> list[Repo]:
 
 
 def _stable_id(name: str) -> int:
-    """The same for a name whenever it is asked for: answers to guests are kept by it."""
+    """An id that is always the same for a name, because cached responses are stored under it."""
     return -1 - int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
 
 
@@ -60,7 +60,7 @@ def _below(mirrors: Path) -> list[Path]:
 
 
 def _mirrors(layout: Layout) -> Iterator[Wanted]:
-    """Those whose own config says where they are from; what cannot be read is left out."""
+    """The mirrors whose own config names their upstream. Unreadable ones are left out."""
     for path in _below(layout.mirrors):
         name = f"{path.parent.name}/{path.name.removesuffix('.git')}"
         url = configured_url(path / "config")

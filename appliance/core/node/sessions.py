@@ -1,4 +1,4 @@
-"""What agents did, as commands and the TUI ask for it: sessions by prefix, their turns, diffs, a checkout."""
+"""What agents did, for the commands and the live view: sessions by prefix, their turns, diffs, a checkout."""
 
 from __future__ import annotations
 
@@ -20,28 +20,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sessions:
-    """The sessions of one appliance. Every method raises GitmirrorError."""
+    """The sessions of one node. Every method raises GitmirrorError."""
 
     node: Node
 
     def listed(self, repo: str | None) -> list[dict[str, Any]]:
-        """Newest first, as `sessions --json` has them."""
+        """All sessions, newest first, as `sessions --json` prints them."""
         return self.node.stores().sessions.all(repo)
 
     def find(self, repo: str, name: str) -> dict[str, Any]:
-        """The one session of that name, or the only one that begins with it."""
+        """The session of that name, or the only one whose name starts with it."""
         stores = self.node.stores()
-        found = stores.sessions.matching(repo, name)
-        if not found:
+        matches = stores.sessions.matching(repo, name)
+        if not matches:
             stores.registry.get(repo)
             raise GitmirrorError(f"{repo} has no session {name}", hint=f"`sessions --repo {repo}` lists them")
-        if len(found) > 1:
-            some = ", ".join(row["session"] for row in found[:5])
-            raise UsageError(f"{name} begins {len(found)} sessions of {repo}", hint=f"say more of it: {some}")
-        return found[0]
+        if len(matches) > 1:
+            some = ", ".join(row["session"] for row in matches[:5])
+            raise UsageError(
+                f"{len(matches)} sessions of {repo} start with {name}", hint=f"give more of the name: {some}"
+            )
+        return matches[0]
 
     def show(self, repo: str, name: str) -> dict[str, Any]:
-        """The session with `turns` replaced by the list of them, each with how it differs from the one before."""
+        """The session, with `turns` as a list, each turn with what it changed since the one before."""
         session = self.find(repo, name)
         turns = self.node.stores().sessions.turns(repo, session["session"])
         documents: list[dict[str, Any]] = []
@@ -57,28 +59,28 @@ class Sessions:
         return session | {"turns": documents}
 
     def print_diff(self, session: dict[str, Any], turn: int | None, options: Sequence[str], *, raw: bool) -> bool:
-        """Writes the diff of a whole session that was found, or of one turn of it, to stdout.
+        """Prints the diff of a session, as `find` returned it, or of one of its turns to stdout.
 
-        Control characters in it are escaped unless it is `raw`; returns whether there were any.
+        Control characters are escaped unless `raw`. Returns whether there were any.
         """
         old, new = self._ends(session, turn)
         with open_browser(self.node, session["repo"]) as browser:
             return browser.print_diff(old, new, options, raw=raw)
 
     def files(self, session: dict[str, Any], turn: int | None) -> list[FileChange]:
-        """The files that a session, or one turn of it, changed."""
+        """The files that a session or one of its turns changed."""
         old, new = self._ends(session, turn)
         with open_browser(self.node, session["repo"]) as browser:
             return browser.files(old, new)
 
     def file_diff(self, session: dict[str, Any], turn: int | None, change: FileChange, limit: int) -> tuple[str, bool]:
-        """The diff of one of `files` as text, and whether it was cut after `limit` bytes."""
+        """The diff of one of `files` as text, and whether it was cut off after `limit` bytes."""
         old, new = self._ends(session, turn)
         with open_browser(self.node, session["repo"]) as browser:
             return browser.file_diff(old, new, change, limit)
 
     def export(self, session: dict[str, Any], turn: int | None, path: Path) -> int:
-        """Writes the diff as a patch that `git apply` takes, to a file that is not there yet; returns its bytes."""
+        """Writes the diff to a new file as a patch for `git apply`. Returns its size in bytes."""
         old, new = self._ends(session, turn)
         with open_browser(self.node, session["repo"]) as browser:
             patch = browser.patch(old, new)
@@ -86,18 +88,18 @@ class Sessions:
             with path.open("xb") as file:
                 file.write(patch)
         except FileExistsError:
-            raise UsageError(f"{path} is there already", hint="name a file that is not there yet") from None
+            raise UsageError(f"{path} already exists", hint="name a file that does not exist yet") from None
         except OSError as error:
-            raise GitmirrorError(f"{path} cannot be written: {error.strerror}", hint="choose another place") from error
+            raise GitmirrorError(f"{path} cannot be written: {error.strerror}", hint="choose another path") from error
         return len(patch)
 
     def log(self, session: dict[str, Any]) -> list[CommitText]:
-        """The commits of a session that was found, on top of its base, newest first."""
+        """The commits of a session, as `find` returned it, on top of its base, newest first."""
         with open_browser(self.node, session["repo"]) as browser:
             return list(browser.log(session["base"], session["tip"]))
 
     def checkout(self, repo: str, name: str, directory: Path, turn: int | None) -> Turn:
-        """A worktree outside the mirror at a turn (default: the last), with `origin` at the upstream."""
+        """Checks out a turn (default: the last) as a worktree outside the mirror, with the upstream as `origin`."""
         session = self.find(repo, name)
         stores = self.node.stores()
         chosen = self._turn(session, stores.sessions.turns(repo, session["session"]), turn)
@@ -107,19 +109,19 @@ class Sessions:
         return chosen
 
     def keep(self, repo: str, name: str, kept: bool) -> str:
-        """Exempts a session from retention, or not any more; returns its whole name."""
+        """Exempts a session from retention, or ends the exemption. Returns the session's full name."""
         session = self.find(repo, name)["session"]
         self.node.stores().sessions.keep(repo, session, kept)
         return str(session)
 
     def drop(self, repo: str, name: str) -> str:
-        """Ends a session at once, through `serve`; returns its whole name. Raises NotServing."""
+        """Ends a session at once, through `serve`. Returns the session's full name. Raises NotServing."""
         session = self.find(repo, name)["session"]
         self.node.current().drop_session(repo, str(session))
         return str(session)
 
     def _ends(self, session: dict[str, Any], number: int | None) -> tuple[str | None, str]:
-        """The commits between which a session's diff is, or that of one turn."""
+        """The two commits that the diff of a session, or of one turn, compares."""
         turns = self.node.stores().sessions.turns(session["repo"], session["session"])
         chosen = self._turn(session, turns, number)
         old = turns[number - 2].commit if number is not None and number > 1 else chosen.base
@@ -133,7 +135,7 @@ class Sessions:
 
 @contextmanager
 def open_browser(node: Node, repo: str) -> Iterator[Browser]:
-    """Reads the mirror of a repository for as long as the block lasts. Raises GitmirrorError."""
+    """Opens the mirror of a repository for reading, until the block ends. Raises GitmirrorError."""
     from appliance.core.git.browse import Browser
 
     layout = node.layout

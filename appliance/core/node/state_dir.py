@@ -1,4 +1,4 @@
-"""What `serve` and the commands without it both need of one state directory, built once."""
+"""Opens what `serve` and the commands without it need from a state directory: stores, git, keyring, privacy."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ log = logging.getLogger(__name__)
 
 
 def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, patient: bool = False) -> Stores:
-    """Opens the database. Without `create`, one that is missing is an error. Raises GitmirrorError.
+    """Opens the database. Raises GitmirrorError, also if it is missing and `create` is false.
 
-    So is one that was lost, unless `anew`: then a new one is made, whose audit log is marked as lacking what was told.
-    `patient` is for what goes on without it: each use tries again to open it, and raises StoreError meanwhile.
+    A database that was lost is an error too, unless `anew`: then a new one is created, and its audit log is marked as
+    lacking events. `patient` is for a caller that can continue without it: each use tries again to open the database
+    and raises StoreError if it cannot.
     """
     if is_lost(layout):
         if not anew:
@@ -49,7 +50,7 @@ def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, pati
                 told.write(LOST)
         except OSError as error:
             raise StoreError(f"{layout.audit_head} cannot be written: {error.strerror}") from error
-        log.error("the database %s was lost: a new one takes its place, pushes are off", layout.database)
+        log.error("the database %s was lost: a new one replaces it, pushes are off", layout.database)
     if create:
         make_state(layout)
     return Stores.over(Database(layout.database, create=create, patient=patient))
@@ -73,9 +74,9 @@ def is_lost(layout: Layout) -> bool:
 
 
 def make_state(layout: Layout) -> None:
-    """Makes the state directory and what is always in it. Raises GitmirrorError.
+    """Creates the state directory and the directories that are always in it. Raises GitmirrorError.
 
-    Cache and workspaces can be done without; who uses them says so when they cannot be made.
+    The cache and the workspaces are optional. If they cannot be created, the code that uses them reports it.
     """
     try:
         for directory in (layout.state, layout.mirrors, layout.run, layout.pushes):
@@ -85,30 +86,30 @@ def make_state(layout: Layout) -> None:
                 directory.mkdir(exist_ok=True)
     except OSError as error:
         raise GitmirrorError(
-            f"the state directory {layout.state} cannot be made: {error.strerror} ({error.filename})",
+            f"the state directory {layout.state} cannot be created: {error.strerror} ({error.filename})",
             hint="choose another with --state DIR or GITMIRROR_STATE",
         ) from error
 
 
 def make_git(layout: Layout, config: Config, children: Children) -> Git:
-    """The runner for refresh and maintenance; writes git's configs. The state directory must be claimed.
+    """Writes git's configs and returns the runner for refreshes and maintenance. The state directory must be claimed.
 
-    Raises GitmirrorError: git without its configs would do what it must not.
+    Raises GitmirrorError if the configs cannot be written, because git must not run without them.
     """
     try:
         write_git_configs(layout, max_push=config.recording.max_push)
     except OSError as error:
         raise GitmirrorError(
             f"git's configuration in {layout.run} cannot be written: {error.strerror}",
-            hint=f"make room on its disk, and see that {layout.run} belongs to the user that runs gitmirror",
+            hint=f"free space on its disk, and make sure that {layout.run} belongs to the user that runs gitmirror",
         ) from error
     return Git(children, git_environment(layout, layout.git_config, os.environ))
 
 
 def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
-    """Removes what a killed owner left on disk. Only after `claim`, when none of its children is left.
+    """Removes what a killed owner left on disk. Call it only after `claim`, when none of its children is alive.
 
-    A directory that cannot be cleaned is passed over, and logged: what uses it will tell.
+    A directory that cannot be cleaned is logged and skipped; the code that uses it will report the error.
     """
     endurance, removed = Endurance(log, "cleaning up"), []
     shutil.rmtree(layout.state / "incoming", ignore_errors=True)
@@ -118,12 +119,12 @@ def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
     for mirror in mirrors:
         with endurance.over(str(mirror.path)):
             if mirror.exists():
-                removed += [f"{mirror.path.name}/{left}" for left in mirror.remove_leftovers()]
+                removed += [f"{mirror.path.name}/{leftover}" for leftover in mirror.remove_leftovers()]
     return removed
 
 
 def make_keyring(config: Config) -> Keyring:
-    """What refreshes open upstreams with."""
+    """The credentials with which refreshes open upstreams."""
     return Keyring(Credentials(config.credentials), os.environ)
 
 
@@ -141,27 +142,29 @@ def wanted_repo(
     allow_local: bool,
     has_key: Callable[[Upstream], bool] = no_ssh,
 ) -> Wanted:
-    """Checks what somebody asks to register. Raises UsageError."""
+    """Checks a repository that is to be registered. Raises UsageError."""
     upstream = parse_upstream(url, allow_local=allow_local, has_key=has_key)
     if branch is not None and not is_branch_name(branch):
-        raise UsageError(f"{branch!r} is not a branch's name", hint="give it without refs/heads/, as in --branch main")
+        raise UsageError(
+            f"{branch!r} is not a branch's name", hint="give the name without refs/heads/, as in --branch main"
+        )
     return Wanted(choose_name(upstream, name), upstream.url, branch, interval)
 
 
 def wanted_of_config(config: Config) -> list[Wanted]:
-    """The static list. Raises UsageError that names the file and the entry."""
-    found: dict[str, Wanted] = {}
+    """The repositories that the config lists. Raises a UsageError that names the file and the entry."""
+    by_name: dict[str, Wanted] = {}
     for number, repo in enumerate(config.repos, 1):
         try:
             wanted = _wanted_entry(repo, config)
-            if wanted.name in found:
+            if wanted.name in by_name:
                 raise UsageError(
                     f"the name {wanted.name} is already taken by another entry", hint='give it a name = "…"'
                 )
         except UsageError as error:
             raise UsageError(f"{config.path}: repos[{number}]: {error.message}", hint=error.hint) from None
-        found[wanted.name] = wanted
-    return list(found.values())
+        by_name[wanted.name] = wanted
+    return list(by_name.values())
 
 
 def _wanted_entry(repo: RepoConfig, config: Config) -> Wanted:
@@ -176,19 +179,19 @@ def _wanted_entry(repo: RepoConfig, config: Config) -> Wanted:
 
 
 def refuse_foreign_leftover(layout: Layout, wanted: Wanted) -> None:
-    """A mirror that `remove-repo` left on disk is taken up again for the same upstream only. Raises UsageError."""
+    """Checks that a mirror that `remove-repo` left on disk is of the same upstream. Raises UsageError if it is not."""
     config = layout.mirror(wanted.name) / "config"
     url = configured_url(config)
     if url is not None and not same_upstream(url, wanted.url):
         raise UsageError(
-            f"{layout.mirror(wanted.name)} still holds the mirror of {url}",
-            hint=f"give this one another --name; remove-repo {wanted.name} --purge deletes that mirror with all "
+            f"{layout.mirror(wanted.name)} is still the mirror of {url}",
+            hint=f"give this repository another --name; remove-repo {wanted.name} --purge deletes that mirror with all "
             "sessions recorded in it",
         )
 
 
 def configured_url(config: Path) -> str | None:
-    """The upstream that a mirror's own config file names; None when it cannot be read or names none."""
+    """The upstream URL in a mirror's own config file, or None if the file is unreadable or has no URL."""
     try:
         lines = config.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):

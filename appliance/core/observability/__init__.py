@@ -1,16 +1,19 @@
-"""What operators and platforms are told of a running `serve`.
+"""What a running `serve` reports to operators and platforms.
 
-- `event_stream`: the events of `core/events` as JSON, for the live view and for `event_sinks`, which hands them to a
-  command or a URL of `[events]`.
-- `health_monitor`: notices what changed about a repository's condition, by `transitions`, which are pure.
-- `alerts`: tells once when a repository turns bad and once when it is well. `delivery`: a command's stdin, a POST.
-- `metrics`: what /metrics tells. `report`: what `status` and `repos` tell, with a serve and without.
+- `event_stream`: the events of `core/events` as JSON, for the live view and for `event_sinks`, which passes them to the
+  command or the URL of `[events]`.
+- `health_monitor`: notices when a repository's condition changes. `transitions`: the pure rules for that.
+- `push_watch`: notices when pushes go off or on again, before somebody pushes.
+- `alerts`: sends one alert when a repository becomes unhealthy and one when it recovers. `delivery`: writes to a
+  command's stdin, or POSTs.
+- `metrics`: the page /metrics. `report`: the documents of `status` and `repos`, with or without a `serve`.
 
-A refresh that fails: the scheduler has it written; the queue in front of the database tells the stream `refreshed` when
-it is, and the bus tells the monitor. That compares the condition with the last one, publishes `failing`, and asks the
-alerts, which compare it with what was last told and deliver in a task of their own, again and again for a minute.
+A refresh that fails: the scheduler queues its row, and the queue gives `refreshed` to the stream once the row is
+stored. The bus calls the monitor, which compares the repository's condition with the last one, publishes `failing`, and
+calls the alerts. They compare the condition with the last alert and deliver in a task of their own: four tries within
+about a minute, not counting the time that each takes.
 
-What always holds: telling never waits and never raises, and whoever is slow to listen loses the oldest and is told how
-many. What tells of something stored is told once it is stored, a second later at most. An alert that was delivered is
-not repeated by a restart, and none is lost by one.
+What always holds: publishing never waits and never raises. A slow subscriber loses the oldest events and learns how
+many. An event about something stored goes out once it is stored, or one second later at most. A restart neither repeats
+an alert that was delivered nor loses one.
 """

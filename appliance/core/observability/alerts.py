@@ -1,6 +1,6 @@
-"""Tells somebody, once, that a repository turned stale or failing, and once that it is well again.
+"""Sends one alert when a repository becomes stale or failing, and one when it recovers.
 
-The same for pushes that are off, which is the trouble of all repositories at once.
+Pushes that are off get alerts in the same way. They concern all repositories at once.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ log = logging.getLogger(__name__)
 
 TRIES = 4
 RETRY_FIRST = 2.0
-"""Seconds until an alert that could not be delivered is tried again; five times as long after each."""
+"""Seconds until an alert that failed is tried again. The delay is five times as long after each further failure."""
 MOST_AN_HOUR = 12
-"""Alerts about one repository: one that flaps is told of so often, and then as it is when the hour is over."""
+"""The most alerts about one repository in an hour. One that flaps gets its next alert when the hour is over."""
 HOUR = 3600.0
 PUSHES = 0
-"""Stands where a repository's id does: those begin at 1."""
+"""The key of alerts about pushes, in place of a repository's id. Those start at 1."""
 
 
 @dataclass
 class _Pending:
     key: int
     subject: str
-    told: LastAlert | None
+    delivered: LastAlert | None
+    """The last alert to store once this one is delivered, or None to delete the row."""
     document: dict[str, Any]
     tries: int = 0
     not_before: float = 0.0
@@ -52,9 +53,11 @@ class _Pending:
 
 
 class Alerts:
-    """Alerts on their way out. What was told is compared with how it is, so nothing is lost, repeated or piled up.
+    """Queues and delivers alerts.
 
-    `pushes_told` is a file that is there while somebody was told that pushes are off: the database may be why they are.
+    The current condition is compared with the last alert, so no alert is lost or repeated, and they do not pile up.
+    `pushes_told` is a file that exists after an alert that pushes are off, until the alert that they are on. It is not
+    a row, because a broken database may be why pushes are off.
     """
 
     def __init__(
@@ -63,47 +66,47 @@ class Alerts:
         self._store = store
         self._children = children
         self._config = config
-        self._told: dict[int, LastAlert] = {}
+        self._last_alerts: dict[int, LastAlert] = {}
         self._loaded = False
         self._pending: dict[int, _Pending] = {}
         self._sent: dict[int, deque[float]] = {}
         self._settled: list[int] = []
         self._pushes_told = pushes_told
-        self._told_off = os.path.exists(pushes_told)
+        self._reported_off = os.path.exists(pushes_told)
         self._wake = asyncio.Event()
         self.trouble: str | None = None
-        """Why the last delivery failed, in words; None when it did not."""
+        """Why the last delivery failed, or None if it succeeded."""
 
     async def load(self) -> None:
-        """Remembers what was told before this start."""
+        """Loads the alerts that were delivered before this start."""
         try:
             stored = await asyncio.to_thread(self._store.all)
         except StoreError as error:
-            log.error("what was told before is not known, it may be told again: %s", error.message)
+            log.error("the alerts sent before cannot be read, some may be sent again: %s", error.message)
             stored = {}
         for repo_id, row in stored.items():
-            self._told[repo_id] = LastAlert(State(row["state"]), row["kind"], row["since"])
+            self._last_alerts[repo_id] = LastAlert(State(row["state"]), row["kind"], row["since"])
         self._loaded = True
 
     def keep(self, repo_ids: Collection[int]) -> None:
-        """Nobody needs to hear of any other repository: those were disabled or removed."""
-        known = {*self._told, *self._pending, *self._sent} - {PUSHES}
+        """Drops alerts about all other repositories, because those were disabled or removed."""
+        known = {*self._last_alerts, *self._pending, *self._sent} - {PUSHES}
         for gone in [repo_id for repo_id in known if repo_id not in repo_ids]:
             self._pending.pop(gone, None)
             self._sent.pop(gone, None)
-            if self._told.pop(gone, None) is not None:
+            if self._last_alerts.pop(gone, None) is not None:
                 self._settled.append(gone)
                 self._wake.set()
 
     def consider(
         self, repo: Repo, health: Health, state: State, now: float, since: float, asking_for: float = 0.0
     ) -> None:
-        """A repository is in `state`, fresh or not well: queues an alert if one is due, and drops one that is not."""
+        """Queues an alert about a repository that is now in `state` if one is due, and drops one that no longer is."""
         config = self._config()
         if not self._loaded or not (config.command or config.url):
             return
-        told = self._told.get(repo.id)
-        event = alert_between(told, state, health.error_kind)
+        last = self._last_alerts.get(repo.id)
+        event = alert_between(last, state, health.error_kind)
         if event is None:
             self._pending.pop(repo.id, None)
             return
@@ -112,18 +115,18 @@ class Alerts:
             if self._flaps(repo.id):
                 return
             waiting = self._pending[repo.id] = _Pending(repo.id, repo.name, None, {})
-        if event == RECOVERED and told is not None:
-            since = told.since
-        waiting.told = None if event == RECOVERED else LastAlert(state, health.error_kind, since)
+        if event == RECOVERED and last is not None:
+            since = last.since
+        waiting.delivered = None if event == RECOVERED else LastAlert(state, health.error_kind, since)
         waiting.document = condition_changed(event, repo, health, state, now, since, asking_for).document()
         self._wake.set()
 
     def consider_pushes(self, are_off: bool, document: dict[str, Any]) -> None:
-        """Pushes are off, or let in: queues `document` if nobody was told yet, and drops what is not so any more."""
+        """Queues `document` if pushes went off or on since the last alert, and drops a queued one that is outdated."""
         config = self._config()
         if not (config.command or config.url):
             return
-        if are_off == self._told_off:
+        if are_off == self._reported_off:
             self._pending.pop(PUSHES, None)
         elif PUSHES not in self._pending and not self._flaps(PUSHES):
             self._pending[PUSHES] = _Pending(PUSHES, "pushes", None, document)
@@ -136,15 +139,15 @@ class Alerts:
             while self._settled:
                 await self._remember(self._settled.pop(), None)
             now = time.monotonic()
-            due = next((each for each in self._pending.values() if each.not_before <= now), None)
+            due = next((alert for alert in self._pending.values() if alert.not_before <= now), None)
             if due is not None:
-                # Put off first: what fails unexpectedly must not be tried at once for ever.
+                # Set the next try first, so that an unexpected error cannot cause tries without a pause.
                 due.not_before = now + RETRY_FIRST
                 with endurance.over(f"the alert about {due.subject}"):
                     await self._deliver(due)
                 continue
             self._wake.clear()
-            wait = min((each.not_before - now for each in self._pending.values()), default=HOUR)
+            wait = min((alert.not_before - now for alert in self._pending.values()), default=HOUR)
             try:
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
@@ -156,7 +159,8 @@ class Alerts:
         return len(sent) == MOST_AN_HOUR and time.monotonic() - sent[0] < HOUR
 
     async def _deliver(self, alert: _Pending) -> None:
-        told, document = alert.told, alert.document
+        # Read both before waiting, because `consider` may change the alert during the delivery.
+        document, delivered = alert.document, alert.delivered
         try:
             await self._hand_over(alert, document)
         except OutletError as error:
@@ -174,12 +178,12 @@ class Alerts:
         if alert.key == PUSHES:
             self._remember_pushes(document["event"] == PUSHES_OFF)
         else:
-            await self._remember(alert.key, told)
+            await self._remember(alert.key, delivered)
         if self.trouble is None:
-            log.info("told about %s: %s", alert.subject, document["event"])
+            log.info("sent the alert about %s: %s", alert.subject, document["event"])
 
     async def _hand_over(self, alert: _Pending, document: dict[str, Any]) -> None:
-        """To the command and to the URL, whichever is set and has not had it yet."""
+        """Delivers to the command and to the URL if they are set and have not received the alert yet."""
         config = self._config()
         text = json.dumps(document).encode() + b"\n"
         if config.command and alert.command_left:
@@ -197,22 +201,23 @@ class Alerts:
             alert.url_left = False
 
     def _remember_pushes(self, are_off: bool) -> None:
-        self._told_off = are_off
+        self._reported_off = are_off
         try:
             if are_off:
                 self._pushes_told.touch()
             else:
                 self._pushes_told.unlink(missing_ok=True)
         except OSError as error:
-            log.error("what was told cannot be recorded, a restart will tell it again: %s", error)
+            log.error("the sent alert cannot be recorded, a restart will send it again: %s", error)
 
-    async def _remember(self, repo_id: int, told: LastAlert | None) -> None:
+    async def _remember(self, repo_id: int, delivered: LastAlert | None) -> None:
         try:
-            if told is None:
-                self._told.pop(repo_id, None)
+            if delivered is None:
+                self._last_alerts.pop(repo_id, None)
                 await asyncio.to_thread(self._store.settled, repo_id)
             else:
-                self._told[repo_id] = told
-                await asyncio.to_thread(self._store.told, repo_id, str(told.state), told.kind, told.since)
+                self._last_alerts[repo_id] = delivered
+                state, kind, since = str(delivered.state), delivered.kind, delivered.since
+                await asyncio.to_thread(self._store.told, repo_id, state, kind, since)
         except StoreError as error:
-            log.error("what was told cannot be recorded, a restart will tell it again: %s", error.message)
+            log.error("the sent alert cannot be recorded, a restart will send it again: %s", error.message)

@@ -1,4 +1,4 @@
-"""Builds what tells operators and platforms how one `serve` fares."""
+"""Builds the parts that report the condition of one `serve` to operators and platforms."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from appliance.core.store.stores import Stores
 from appliance.core.store.write_behind import WriteBehind
 
 PACE = 0.4
-"""Seconds that a fetch waits to be written, with others that end meanwhile."""
+"""Seconds for which a fetch that ended waits to be stored, in one batch with others that end meanwhile."""
 
 
 @dataclass(frozen=True)
 class Observing:
-    """The parts that others have to do with."""
+    """The parts that other rooms use."""
 
     sinks: EventSinks
     fetches: WriteBehind[FetchEnded]
@@ -52,7 +52,10 @@ def compose_observing(
     publish: Publish,
     begin: Begin,
 ) -> Observing:
-    """What is told of `repos` is by the health that `scheduler` knows, what is told of pushes by `recording`."""
+    """Builds the parts. They read the health of `repos` from `scheduler`, and the condition of pushes from `recording`.
+
+    `stale_after` and `alert_settings` are called whenever their value is needed.
+    """
 
     def record(events: Sequence[FetchEnded]) -> None:
         stores.activity.record([(event.at, event.fetch) for event in events])

@@ -1,4 +1,4 @@
-"""Ways out of a node for a document: a command's stdin, or a POST. Each is bounded in time and can be cancelled."""
+"""Delivers a document to a command's stdin or by a POST, each with a deadline. Both can be cancelled."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from appliance.core.process.children import Children
 DEADLINE = 30.0
 """Seconds that one delivery may take."""
 STDERR = 2
-"""What a command complains about stands in the log of serve."""
-MOST_ANSWER = 65536
-"""Bytes of an answer that are read; nobody looks at more than its status."""
+"""The descriptor of this process's stderr. Commands write there, so their errors appear in the log of `serve`."""
+MOST_RESPONSE = 65536
+"""The most bytes of a response that are read to find its status, which is all that is used."""
 
 
 class OutletError(GitmirrorError):
-    """A document could not be handed over."""
+    """A document could not be delivered."""
 
 
 async def run_command(children: Children, argv: Sequence[str], document: bytes, env: Mapping[str, str]) -> None:
-    """Runs a command with `document` on its stdin and waits for it, DEADLINE seconds at most. Raises OutletError."""
+    """Runs a command with `document` on its stdin and waits at most DEADLINE seconds for it. Raises OutletError."""
     stdin = os.memfd_create("gitmirror-document", os.MFD_CLOEXEC)
     try:
         os.write(stdin, document)
@@ -44,20 +44,20 @@ async def run_command(children: Children, argv: Sequence[str], document: bytes, 
     finally:
         await asyncio.shield(child.end())
     if code:
-        raise OutletError(f"{argv[0]} ended with {code}")
+        raise OutletError(f"{argv[0]} ended with code {code}")
 
 
 async def post(url: str, document: bytes, content_type: str = "application/json") -> None:
-    """Posts a document, in DEADLINE seconds at most. Raises OutletError for anything but 2xx.
+    """Posts a document within DEADLINE seconds. Raises OutletError unless the response is 2xx.
 
-    Redirects are not followed. An error names the host alone: the path of such a URL often is a secret.
+    Redirects are not followed. Errors name only the host, because the path of such a URL is often a secret.
     """
     parts = urlsplit(url)
     try:
         async with asyncio.timeout(DEADLINE):
             status = await _exchange(parts, document, content_type)
     except TimeoutError:
-        raise OutletError(f"{parts.hostname} did not take it within {DEADLINE:g}s") from None
+        raise OutletError(f"{parts.hostname} did not respond within {DEADLINE:g}s") from None
     except (OSError, ValueError, h11.ProtocolError) as error:
         raise OutletError(f"{parts.hostname} cannot be reached: {error}") from None
     if not 200 <= status < 300:
@@ -66,7 +66,7 @@ async def post(url: str, document: bytes, content_type: str = "application/json"
 
 async def _exchange(parts: SplitResult, document: bytes, content_type: str) -> int:
     secure = parts.scheme == "https"
-    # Reading the authorities takes 20 ms, too long for the loop.
+    # Reading the certificate authorities takes 20 ms, too long for the event loop.
     context = await asyncio.to_thread(ssl.create_default_context) if secure else None
     port = parts.port or (443 if secure else 80)
     reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context)
@@ -84,37 +84,37 @@ async def _exchange(parts: SplitResult, document: bytes, content_type: str) -> i
         for part in (head, h11.Data(data=document), h11.EndOfMessage()):
             writer.write(connection.send(part) or b"")
         await writer.drain()
-        left = MOST_ANSWER
-        while left > 0:
+        budget = MOST_RESPONSE
+        while budget > 0:
             event = connection.next_event()
             if event is h11.NEED_DATA:
                 data = await reader.read(8192)
-                left -= len(data) or left
+                budget -= len(data) or budget
                 connection.receive_data(data)
             elif isinstance(event, h11.Response):
                 return int(event.status_code)
             elif not isinstance(event, h11.InformationalResponse):
                 break
-        raise ConnectionResetError("no answer came")
+        raise ConnectionResetError("no response came")
     finally:
         writer.close()
 
 
 async def write_all(descriptor: int, data: bytes) -> None:
-    """Writes to a pipe that does not block, waiting for room. Raises BrokenPipeError."""
+    """Writes all of `data` to a non-blocking pipe and waits whenever it is full. Raises BrokenPipeError."""
     view, loop = memoryview(data), asyncio.get_running_loop()
     while view:
         try:
             view = view[os.write(descriptor, view) :]
         except BlockingIOError:
-            room: asyncio.Future[None] = loop.create_future()
-            loop.add_writer(descriptor, _give, room)
+            writable: asyncio.Future[None] = loop.create_future()
+            loop.add_writer(descriptor, _wake, writable)
             try:
-                await room
+                await writable
             finally:
                 loop.remove_writer(descriptor)
 
 
-def _give(room: asyncio.Future[None]) -> None:
-    if not room.done():
-        room.set_result(None)
+def _wake(writable: asyncio.Future[None]) -> None:
+    if not writable.done():
+        writable.set_result(None)

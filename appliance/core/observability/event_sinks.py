@@ -1,4 +1,4 @@
-"""Hands events to a platform: as lines to a command that runs all the while, or one by one to a URL."""
+"""Passes events to a platform: as lines to a command that keeps running, or as one POST each to a URL."""
 
 from __future__ import annotations
 
@@ -22,30 +22,31 @@ from appliance.core.process.children import Child, Children
 log = logging.getLogger(__name__)
 
 FOR_PLATFORMS = frozenset(name for kind in TOLD if kind.goes_out for name in kind.names)
-"""The names of the events that go out."""
+"""The names of the events that are passed to platforms."""
 
 RESTART_FIRST, RESTART_MOST = 1.0, 60.0
-"""Seconds until a command that ended is run again, doubled each time that it did not live for RESTART_MOST."""
+"""Seconds until an ended command is started again. The delay doubles each time it ran less than RESTART_MOST."""
 TRIES = 4
 RETRY_FIRST = 0.5
+"""Seconds until an event that could not be posted is tried again. The delay doubles after each further failure."""
 LAST_WORDS = 2.0
-"""Seconds that a command has to end by itself once its stdin was closed."""
+"""Seconds that a command has to end by itself after its stdin was closed."""
 
 Begin = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
 class EventSinks:
-    """The outlets of `[events]`. Nothing is watched, and so nothing costs, while none is configured."""
+    """The command and the URL of `[events]`. They subscribe only if configured, so otherwise they cost nothing."""
 
-    def __init__(self, feed: EventStream, children: Children, begin: Begin) -> None:
-        self._feed = feed
+    def __init__(self, stream: EventStream, children: Children, begin: Begin) -> None:
+        self._event_stream = stream
         self._children = children
         self._begin = begin
         self._config = EventsConfig()
         self._tasks: list[asyncio.Task[None]] = []
 
     def apply(self, config: EventsConfig) -> None:
-        """Makes `config` hold, also at a reload; what did not change goes on."""
+        """Applies `config`, at the start and at a reload. If it has not changed, the running tasks continue."""
         if config == self._config:
             return
         self._config = config
@@ -60,7 +61,7 @@ class EventSinks:
     async def _to_command(self, argv: Sequence[str]) -> None:
         waiting: deque[Document] = deque()
         delay = RESTART_FIRST
-        with self._feed.watching(FOR_PLATFORMS) as watcher:
+        with self._event_stream.watching(FOR_PLATFORMS) as subscription:
             while True:
                 began = time.monotonic()
                 try:
@@ -68,19 +69,19 @@ class EventSinks:
                 except OSError as error:
                     log.error("the command of [events] cannot be started: %s: %s", argv[0], error.strerror)
                 else:
-                    code = await self._stream(child, watcher, waiting)
-                    log.warning("the command of [events], %s, ended with %d", argv[0], code)
+                    code = await self._stream(child, subscription, waiting)
+                    log.warning("the command of [events], %s, ended with code %d", argv[0], code)
                 lived = time.monotonic() - began
                 delay = RESTART_FIRST if lived > RESTART_MOST else min(delay, RESTART_MOST)
                 await asyncio.sleep(delay)
                 delay *= 2
 
-    async def _stream(self, child: Child, watcher: Subscription, waiting: deque[Document]) -> int:
-        """Writes events until the command ends; returns its exit code. An event half written is written again."""
+    async def _stream(self, child: Child, subscription: Subscription, waiting: deque[Document]) -> int:
+        """Writes events until the command ends and returns its exit code. The next command gets a torn event again."""
         stdin = child.process.stdin
         assert stdin is not None
         os.set_blocking(stdin.fileno(), False)
-        writing = asyncio.create_task(self._write(stdin.fileno(), watcher, waiting))
+        writing = asyncio.create_task(self._write(stdin.fileno(), subscription, waiting))
         ended = asyncio.create_task(child.wait())
         try:
             await asyncio.wait({writing, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -94,17 +95,17 @@ class EventSinks:
             code = await child.end()
         return code
 
-    async def _write(self, descriptor: int, watcher: Subscription, waiting: deque[Document]) -> None:
+    async def _write(self, descriptor: int, subscription: Subscription, waiting: deque[Document]) -> None:
         while True:
             while waiting:
                 await write_all(descriptor, json.dumps(waiting[0]).encode() + b"\n")
                 waiting.popleft()
-            waiting.extend(await watcher.take())
+            waiting.extend(await subscription.take())
 
     async def _to_url(self, url: str) -> None:
-        with self._feed.watching(FOR_PLATFORMS) as watcher:
+        with self._event_stream.watching(FOR_PLATFORMS) as subscription:
             while True:
-                for event in await watcher.take():
+                for event in await subscription.take():
                     await self._post(url, event)
 
     async def _post(self, url: str, event: Document) -> None:
@@ -112,7 +113,7 @@ class EventSinks:
             try:
                 await post(url, json.dumps(event).encode() + b"\n")
             except OutletError as error:
-                log.warning("an event (%s) was not taken: %s", event["event"], error.message)
+                log.warning("an event (%s) could not be delivered: %s", event["event"], error.message)
                 await asyncio.sleep(RETRY_FIRST * 2**number)
             else:
                 return

@@ -1,4 +1,4 @@
-"""What happens in a `serve`, as it happens: one stream of JSON documents for whoever watches."""
+"""The events of one `serve` as they happen: a stream of JSON documents for any number of subscribers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from appliance.core.events.facts import Document, Event, EventsLost
 
 MOST_WAITING = 10_000
-"""Events that wait for one watcher who does not take them; past it the oldest are lost, and it is told how many."""
+"""The most events that wait for a slow subscriber. Beyond that the oldest are dropped, and it learns how many."""
 
 
 class Subscription:
-    """Takes events from the moment it was made: all of them, or those of some `names`."""
+    """Collects events from its creation on: all of them, or those with one of `names`."""
 
     def __init__(self, names: frozenset[str] | None = None) -> None:
         self._names = names
@@ -23,7 +23,7 @@ class Subscription:
         self._wake = asyncio.Event()
 
     def put(self, document: Document) -> None:
-        """One more event; never waits."""
+        """Adds an event. Never waits."""
         if self._names is not None and document["event"] not in self._names:
             return
         if len(self._waiting) >= MOST_WAITING:
@@ -33,7 +33,7 @@ class Subscription:
         self._wake.set()
 
     async def take(self) -> list[Document]:
-        """Waits until there is something, and takes all of it, oldest first; a `lost` with a `count` may lead."""
+        """Waits for events and returns all, oldest first. If some were dropped, `lost` with their `count` is first."""
         await self._wake.wait()
         self._wake.clear()
         batch, lost = list(self._waiting), self._lost
@@ -43,25 +43,25 @@ class Subscription:
 
 
 class EventStream:
-    """Hands each event to every watcher. Publishing costs next to nothing while nobody watches."""
+    """Passes each event to every subscription. Publishing costs almost nothing while nobody subscribes."""
 
     def __init__(self) -> None:
-        self._watchers: set[Subscription] = set()
+        self._subscriptions: set[Subscription] = set()
 
     def publish(self, event: Event) -> None:
-        """Hands the event's document to every watcher. For nobody, none is made."""
-        if not self._watchers:
+        """Passes the event's document to every subscription. Without subscriptions, no document is made."""
+        if not self._subscriptions:
             return
         document = event.document()
-        for watcher in self._watchers:
-            watcher.put(document)
+        for subscription in self._subscriptions:
+            subscription.put(document)
 
     @contextmanager
     def watching(self, names: frozenset[str] | None = None) -> Iterator[Subscription]:
-        """A watcher, of all events or of some `names`, for as long as the block lasts."""
-        watcher = Subscription(names)
-        self._watchers.add(watcher)
+        """Subscribes to all events, or to those with one of `names`, until the block ends."""
+        subscription = Subscription(names)
+        self._subscriptions.add(subscription)
         try:
-            yield watcher
+            yield subscription
         finally:
-            self._watchers.discard(watcher)
+            self._subscriptions.discard(subscription)

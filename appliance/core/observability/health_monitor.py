@@ -1,4 +1,4 @@
-"""Watches the condition of every repository; a change is an event, and is considered for an alert."""
+"""Watches the condition of every repository, publishes each change, and passes conditions to the alerts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from appliance.core.observability.transitions import Condition, condition_change
 from appliance.core.refresh.scheduler import Scheduler
 
 LOOK_EVERY = 2.0
-"""Seconds until it is noticed that a repository became stale by nothing but time."""
+"""Seconds between two looks at all repositories, because one can become stale without any refresh ending."""
 
 
 class HealthMonitor:
-    """Looks at all repositories every LOOK_EVERY seconds, and at one when its refresh has ended.
+    """Looks at all repositories every LOOK_EVERY seconds, and at one of them when its refresh has ended.
 
-    After a start, what serve was not there to verify is no news: each is judged once it was tried, or could have been
-    for `stale_after` seconds.
+    Lag from before the start is not news, because `serve` was not running. A repository is judged only after its first
+    refresh has ended, or `stale_after` seconds after the start.
     """
 
     def __init__(
@@ -49,16 +49,16 @@ class HealthMonitor:
             await asyncio.sleep(LOOK_EVERY)
 
     def refreshed(self, event: RefreshEnded) -> None:
-        """The repository was tried, so it is judged from now on."""
+        """Looks at a repository whose refresh has ended. It is judged from now on."""
         self._tried.add(event.repo.id)
         self._look_at(event.repo, event.health, 0.0)
 
     def follow(self, event: RegistryChanged) -> None:
-        """Others are enabled from now on."""
+        """Looks at all repositories after the registry changed."""
         self.look()
 
     def look(self) -> None:
-        """At all that are enabled; the others are forgotten."""
+        """Looks at all enabled repositories and forgets the others."""
         enabled = {repo.id: repo for repo in self._repos() if repo.enabled}
         for gone in self._conditions.keys() - enabled.keys():
             del self._conditions[gone]

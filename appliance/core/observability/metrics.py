@@ -1,4 +1,4 @@
-"""What `/metrics` tells, in Prometheus' text form."""
+"""The page `/metrics`, in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 
 
 ReadGauges = Callable[[], Iterable[tuple[str, str, float]]]
-"""Reads some gauges: the name of each, what it is, its value."""
+"""Reads some gauges: the name, the help text and the value of each."""
 
 
 class Metrics:
-    """Counts events. What is told of `repos`, lag and states, is computed by their `health` when it is asked for."""
+    """Counts events. The lag and state of `repos` are computed from their `health` whenever the page is requested."""
 
     def __init__(
         self, repos: Callable[[], Iterable[Repo]], health: Callable[[int], Health], stale_after: Callable[[], float]
     ) -> None:
-        # A `_created` series beside each counter doubles the page and says nothing that is used.
+        # A `_created` series for each counter would double the page, and nobody uses it.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         registry = self._registry
@@ -52,23 +52,23 @@ class Metrics:
         )
         self._failures = Counter(
             "gitmirror_refresh_failures",
-            "Refreshes that failed, by their error word.",
+            "Refreshes that failed, by the kind of error.",
             ("repo", "kind"),
             registry=registry,
         )
         self._webhooks = Counter(
-            "gitmirror_webhooks", "Webhooks by the status they were answered with.", ("status",), registry=registry
+            "gitmirror_webhooks", "Webhooks by the status of their response.", ("status",), registry=registry
         )
-        self._pushes = Counter("gitmirror_pushes", "Pushes by the guard's verdict.", ("verdict",), registry=registry)
+        self._pushes = Counter("gitmirror_pushes", "Pushes by verdict.", ("verdict",), registry=registry)
         registry.register(_Repositories(repos, health, stale_after))
 
     def add_gauges(self, *read: ReadGauges) -> None:
-        """Numbers that are read when they are asked for."""
-        for each in read:
-            self._registry.register(_Gauges(each))
+        """Adds gauges that are read whenever the page is requested."""
+        for reader in read:
+            self._registry.register(_Gauges(reader))
 
     def fetched(self, event: FetchEnded) -> None:
-        """A fetch was answered, or given up."""
+        """Counts a fetch that ended, also one that the guest aborted."""
         fetch = event.fetch
         self._hydrations.labels(fetch.repo, fetch.way, fetch.protocol).inc()
         self._bytes.labels(fetch.repo, fetch.way, fetch.protocol).inc(fetch.bytes)
@@ -76,18 +76,18 @@ class Metrics:
         self._full.labels(fetch.way, fetch.protocol).observe(fetch.seconds)
 
     def refreshed(self, event: RefreshEnded) -> None:
-        """A refresh ended."""
+        """Counts a refresh that ended."""
         outcome = event.outcome
         self._refreshes.labels(outcome.repo, outcome.result).inc()
         if outcome.kind:
             self._failures.labels(outcome.repo, outcome.kind).inc()
 
     def webhook(self, status: int) -> None:
-        """A webhook was answered."""
+        """Counts a webhook that was answered with `status`."""
         self._webhooks.labels(str(int(status))).inc()
 
     def ruled(self, event: PushRuled) -> None:
-        """A push was ruled on."""
+        """Counts a push that was accepted or refused."""
         self._pushes.labels("accepted" if event.decision.accepted else "rejected").inc()
 
     def render(self) -> str:
@@ -100,13 +100,13 @@ class _Gauges(Collector):
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        """One family each."""
+        """Yields one metric family for each gauge."""
         for name, text, value in self._read():
             yield GaugeMetricFamily(f"gitmirror_{name}", text, value=value)
 
 
 class _Repositories(Collector):
-    """Lag, state, size and error of each repository as of now."""
+    """The lag, state, size and error of each repository when the page is requested."""
 
     def __init__(
         self, repos: Callable[[], Iterable[Repo]], health: Callable[[int], Health], stale_after: Callable[[], float]
@@ -116,13 +116,17 @@ class _Repositories(Collector):
         self._stale_after = stale_after
 
     def collect(self) -> Iterator[Metric]:
-        """One sample a repository; lag and error are left out while there is none."""
+        """Yields families with one sample for each repository. Without a lag or an error, that sample is left out."""
         now = time.time()
-        lag = GaugeMetricFamily("gitmirror_lag_seconds", "Since last verified equal to the upstream.", labels=["repo"])
-        state = GaugeMetricFamily("gitmirror_repo_state", "1 for the state it is in.", labels=["repo", "state"])
+        lag = GaugeMetricFamily(
+            "gitmirror_lag_seconds", "Seconds since last verified equal to the upstream.", labels=["repo"]
+        )
+        state = GaugeMetricFamily(
+            "gitmirror_repo_state", "1 for the state that the repository is in.", labels=["repo", "state"]
+        )
         size = GaugeMetricFamily("gitmirror_mirror_bytes", "Bytes of the mirror on disk.", labels=["repo"])
         error = GaugeMetricFamily(
-            "gitmirror_repo_error", "1 for the word of the error that its last refresh had.", labels=["repo", "kind"]
+            "gitmirror_repo_error", "1 for the kind of error of the last refresh.", labels=["repo", "kind"]
         )
         for repo in self._repos():
             health = self._health(repo.id)

@@ -1,4 +1,4 @@
-"""Watches whether pushes can be let in, and tells when that changes: pushes that are off must not wait for a push."""
+"""Watches whether pushes can be accepted and reports each change, so that operators learn of it before a guest does."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from appliance.core.units import rfc3339
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 2.0
-"""Seconds until it is noticed that a hook was touched, that the database is gone, or that the disk is full."""
+"""Seconds between two looks, so at most this long until a changed hook, a lost database or a full disk is noticed."""
 
 
 @dataclass(frozen=True)
 class Off:
-    """Why every push is refused, in words, and what an operator does about it. `since` is in Unix seconds."""
+    """Why every push is refused (`words`), and what an operator can do about it. `since` is in Unix seconds."""
 
     words: str
     mend: str
@@ -34,18 +34,18 @@ class Off:
 
     @property
     def warning(self) -> str:
-        """For `status`."""
+        """The warning in `status`."""
         return f"{OFF}: {self.words} (to mend it: {self.mend})"
 
 
 class PushWatch:
-    """Asks `guard`, `audit` and `desk`, which is what a push would meet; `audit_head` is as of the last look."""
+    """Makes the checks that each push meets in `guard`, `audit` and `pushes`. `audit_head` is as of the last look."""
 
     def __init__(
-        self, guard: HookGuard, desk: PushAuthorizer, audit: AuditLog, publish: Publish, alerts: Alerts
+        self, guard: HookGuard, pushes: PushAuthorizer, audit: AuditLog, publish: Publish, alerts: Alerts
     ) -> None:
         self._guard = guard
-        self._desk = desk
+        self._pushes = pushes
         self._audit = audit
         self._publish = publish
         self._alerts = alerts
@@ -54,34 +54,34 @@ class PushWatch:
 
     async def run(self) -> None:
         """The loop; ends by being cancelled."""
-        endurance = Endurance(log, "looking whether pushes can be let in")
+        endurance = Endurance(log, "checking whether they can be accepted")
         while True:
             with endurance.over("pushes"):
                 await self.look()
             await asyncio.sleep(LOOK_EVERY)
 
     async def look(self) -> Off | None:
-        """How it is now; tells the feed and the alerts when that is news."""
-        found = await self._reason()
+        """Checks whether pushes are off now. Publishes a change, and passes the condition to the alerts."""
+        reason = await self._reason()
         before, now = self.off, time.time()
-        if found is None:
+        if reason is None:
             self.off = None
         else:
-            self.off = Off(*found, since=before.since if before else now)
+            self.off = Off(*reason, since=before.since if before else now)
         if (self.off is None) != (before is None):
-            self._tell(self.off or before, now)
+            self._report(self.off or before, now)
         self._alerts.consider_pushes(self.off is not None, self._document(self.off, now))
         return self.off
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:
-        """What /metrics tells of it."""
-        yield "pushes_enabled", "1 while pushes are let in.", self.off is None
+        """The gauges for /metrics."""
+        yield "pushes_enabled", "1 while pushes are accepted.", self.off is None
 
     def document(self) -> dict[str, Any]:
         """`pushes` of `status --json`."""
         return {
-            "accepted": self._desk.accepted,
-            "rejected": self._desk.rejected,
+            "accepted": self._pushes.accepted,
+            "rejected": self._pushes.rejected,
             "off": self.off.words if self.off else None,
             "mend": self.off.mend if self.off else None,
         }
@@ -90,7 +90,7 @@ class PushWatch:
         unreadable: GitmirrorError | None = None
         self.audit_head = None
         try:
-            # A push may be waiting for the database just now; the loop must not wait with it.
+            # In a thread, because a push may hold the database, and the event loop must not wait for it.
             self.audit_head = await asyncio.to_thread(self._audit.head)
             await asyncio.to_thread(self._audit.check)
         except GitmirrorError as error:
@@ -99,13 +99,13 @@ class PushWatch:
             self._guard.check()
             if unreadable is not None:
                 raise unreadable
-            self._desk.check()
+            self._pushes.check()
         except GitmirrorError as error:
             mend = error.mend if isinstance(error, HookGuardBroken) else error.hint
             return error.message.removeprefix(f"{OFF}: "), mend
         return None
 
-    def _tell(self, about: Off | None, now: float) -> None:
+    def _report(self, about: Off | None, now: float) -> None:
         is_off = self.off is not None
         if about is None:
             return
@@ -119,7 +119,7 @@ class PushWatch:
 
     @staticmethod
     def _document(off: Off | None, now: float) -> dict[str, Any]:
-        """The alert, with the keys that every alert has; those of a repository are null."""
+        """The alert, with the keys that every alert has. The keys about a repository are null."""
         return {
             "event": PUSHES_OFF if off else PUSHES_ON,
             "at": rfc3339(now),
@@ -127,7 +127,7 @@ class PushWatch:
             "url": None,
             "state": "off" if off else "on",
             "error": None,
-            "words": off.warning if off else "pushes are let in again",
+            "words": off.warning if off else "pushes are accepted again",
             "hint": off.mend if off else None,
             "lag": None,
             "failures": 0,

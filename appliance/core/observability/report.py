@@ -1,4 +1,4 @@
-"""What `status` and `repos` tell, with and without a running `serve`, in the contract's words."""
+"""The documents of `status --json` and `repos --json`, with and without a running `serve`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from appliance.core.units import rfc3339
 def repo_documents(
     repos: Sequence[Repo], healths: Mapping[int, Health], config: Config, now: float
 ) -> list[dict[str, Any]]:
-    """The registry: `[{name, url, branch, source, state, interval, enabled}]`."""
+    """The repositories as `[{name, url, branch, source, state, interval, enabled}]`."""
     return [
         {
             "name": repo.name,
@@ -40,7 +40,7 @@ def status_document(
     audit_head: str | None,
     live: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The whole status. `live` is what only a running serve knows; without it `serving` is false."""
+    """The whole status. `live` is what only a running `serve` knows; without it, `serving` is false."""
     document: dict[str, Any] = {
         "serving": False,
         "version": __version__,

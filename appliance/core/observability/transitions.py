@@ -1,4 +1,4 @@
-"""What changed about a repository, and whether that is to be told: old state, new state, event. Pure."""
+"""Pure rules: which events and alerts follow from a repository's old and new condition."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STALE, FAILING, RECOVERED = "stale", "failing", "recovered"
 
 @dataclass(frozen=True)
 class Condition:
-    """How a repository is at one moment. `late`: its lag is past `stale_after`, whatever else is wrong."""
+    """A repository's condition at one moment. `late` means that its lag exceeds `stale_after`, whatever the state."""
 
     state: State
     late: bool
@@ -24,7 +24,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class LastAlert:
-    """What the last alert about a repository said; `since` in Unix seconds."""
+    """The content of the last alert about a repository. `since` is in Unix seconds."""
 
     state: State
     kind: str | None
@@ -32,28 +32,28 @@ class LastAlert:
 
 
 def condition_of(repo: Repo, health: Health, now: float, stale_after: float) -> Condition:
-    """The condition at `now`, Unix seconds."""
+    """The condition at `now`, in Unix seconds."""
     state, lag = state_of(repo, health, now, stale_after), lag_of(health, now)
     return Condition(state, state is State.STALE or (lag is not None and lag > stale_after))
 
 
 def events_between(before: Condition | None, after: Condition) -> Sequence[str]:
-    """What the feed is told. Nothing is new about what was not known before, unless it is bad."""
+    """The events to publish. Without an earlier condition, only a bad one is news."""
     if before is not None and after.state is State.FRESH:
         return [RECOVERED] if before.state in UNHEALTHY else []
     known = before if before is not None and before.state in UNHEALTHY else None
-    found = []
+    events = []
     if after.state is State.FAILING and (known is None or known.state is not State.FAILING):
-        found.append(FAILING)
+        events.append(FAILING)
     if after.state in UNHEALTHY and after.late and (known is None or not known.late):
-        found.append(STALE)
-    return found
+        events.append(STALE)
+    return events
 
 
 def alert_between(told: LastAlert | None, state: State, kind: str | None) -> str | None:
-    """What an alert is due for: once when a repository turns stale or failing, once when it is well again.
+    """The event that is due as an alert: one when a repository becomes stale or failing, one when it recovers.
 
-    One that could not say why, since the upstream only hung, is followed by one that can.
+    An alert without a kind of error, because the upstream only hung, is followed by one with the kind once it is known.
     """
     if state in UNHEALTHY:
         if told is None or (told.kind is None and kind is not None):
@@ -65,7 +65,7 @@ def alert_between(told: LastAlert | None, state: State, kind: str | None) -> str
 def condition_changed(
     condition: str, repo: Repo, health: Health, state: State, now: float, since: float, asking_for: float = 0.0
 ) -> ConditionChanged:
-    """The event of an alert and of the event stream. `asking_for`: seconds that a refresh has been running for."""
+    """The event for an alert and for the event stream. `asking_for` is how long a refresh has been running, seconds."""
     lag = lag_of(health, now)
     words = health.last_error
     if words is None and state in UNHEALTHY:

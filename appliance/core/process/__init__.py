@@ -5,7 +5,8 @@
 - `owner`: the lock that one `serve` (or one command without it) holds on a state directory, and taking it over from
   an owner that was killed.
 - `control`: how other processes call the owner: one JSON document per line over a unix socket.
-- `disk`: how much space and how many inodes are free. `endurance`: how a background loop survives errors.
+- `disk`: how many bytes and inodes are free, and the warning when that is too little.
+- `endurance`: how a background loop survives expected errors: it logs each cause once and goes on.
 
 The life of a child: it inherits an open lock file, and a record of its process group is written as soon as it runs. It
 is ended by TERM, a deadline, then KILL. When the owner itself is killed, the next owner finds the records, ends the

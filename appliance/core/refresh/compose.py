@@ -1,4 +1,4 @@
-"""Builds what keeps mirrors fresh in one `serve`."""
+"""Builds the parts of one `serve` that refresh mirrors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from appliance.core.store.health import HealthStore
 from appliance.core.store.write_behind import WriteBehind
 
 PACE = 0.8
-"""Seconds that a refresh which found nothing new waits to be written: lost by a kill, it is only done again."""
+"""Seconds for which a refresh that found nothing new waits to be stored. A kill that loses it does no harm."""
 
 
 @dataclass(frozen=True)
 class Refreshing:
-    """The parts that others have to do with."""
+    """The parts that other rooms use."""
 
     refresher: Refresher
     history: WriteBehind[RefreshEnded]
@@ -41,7 +41,7 @@ def compose_refreshing(
     begin: Begin,
     on_pass: Callable[[], None],
 ) -> Refreshing:
-    """Refreshes that ended are published at once, and `told` once they are stored."""
+    """Builds the parts. A refresh that ended goes to `publish` at once, and to `told` once it is stored."""
 
     def record(events: Sequence[RefreshEnded]) -> None:
         store.record_refreshes([(event.repo.id, event.outcome, event.learnt) for event in events])
