@@ -1,4 +1,4 @@
-"""Builds what serves guests: first what answers fetches, then the ports that stand before it."""
+"""Builds the parts that serve guests: first those that answer fetches, then the ports."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from appliance.core.serving.push.relay import PushAuthority
 
 @dataclass(frozen=True)
 class Fetching:
-    """What answers fetches, on every port alike."""
+    """The parts that answer fetches, shared by all ports."""
 
     cache: ResponseCache
     refs: RefSnapshots
@@ -48,7 +48,7 @@ def compose_fetching(
     health: Callable[[int], Health],
     publish: Publish,
 ) -> Fetching:
-    """`environment` is that of upload-pack."""
+    """Builds the parts that answer fetches. `environment` is the environment of upload-pack."""
     cache = ResponseCache(mirrors.layout.cache / "responses", config.cache.budget)
     cache.start()
     upload_pack = UploadPack(children, environment, config.serve.idle_timeout)
@@ -59,17 +59,17 @@ def compose_fetching(
 
 @dataclass(frozen=True)
 class Ports:
-    """Where guests and operators come in. `guests` are the connections of git:// and HTTP together."""
+    """The acceptors of all ports. `guests` counts the connections of git:// and HTTP together."""
 
     acceptors: Mapping[str, Acceptor]
     admission: Admission
     guests: Seats
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:
-        """What /metrics tells of guests at this moment."""
-        yield "clients", "Guests' connections, waiting ones included.", len(self.guests)
-        yield "queue", "Guests that wait for a place.", self.admission.waiting
-        yield "refused", "Guests that found no place in time, since the start.", self.admission.refused
+        """The current values for /metrics: name, help text, value."""
+        yield "clients", "Guests' connections, including those that wait.", len(self.guests)
+        yield "queue", "Guests that wait for a slot.", self.admission.waiting
+        yield "refused", "Guests that got no slot in time, since the start.", self.admission.refused
 
 
 def compose_ports(
@@ -83,10 +83,10 @@ def compose_ports(
     routes: GuestRoutes,
     admin: AdminRoutes,
 ) -> Ports:
-    """Each port with its acceptor; nothing is accepted before those are started."""
+    """Builds each port and its acceptor. Nothing is accepted until the caller starts the acceptors."""
     limits = Limits.of(config)
     admission = Admission(limits)
-    # Operators have room of their own.
+    # Operators have seats of their own, so that guests cannot lock them out.
     guests, operators = Seats(limits.max_connections), Seats(limits.max_connections)
     writing = partial(mirrors.locks.shared, preempt=True)
     git = GitPort(Serving(mirrors, children, daemon, authority, fetching.engine, writing), gate, admission)
