@@ -1,4 +1,4 @@
-"""Builds the parts that serve guests: first those that answer fetches, then the ports in front of them."""
+"""Builds the parts that serve guests: first those that answer fetches, then the ports."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from appliance.core.serving.push.relay import PushAuthority
 
 @dataclass(frozen=True)
 class Fetching:
-    """The parts that answer fetches, the same for every port."""
+    """The parts that answer fetches, shared by all ports."""
 
     cache: ResponseCache
     refs: RefSnapshots
@@ -48,7 +48,7 @@ def compose_fetching(
     health: Callable[[int], Health],
     publish: Publish,
 ) -> Fetching:
-    """Builds the parts that answer fetches. `environment` is the one for upload-pack."""
+    """Builds the parts that answer fetches. `environment` is the environment of upload-pack."""
     cache = ResponseCache(mirrors.layout.cache / "responses", config.cache.budget)
     cache.start()
     upload_pack = UploadPack(children, environment, config.serve.idle_timeout)
@@ -59,15 +59,15 @@ def compose_fetching(
 
 @dataclass(frozen=True)
 class Ports:
-    """The ports for guests and operators. `guests` are the connections of git:// and HTTP together."""
+    """The acceptors of all ports. `guests` counts the connections of git:// and HTTP together."""
 
     acceptors: Mapping[str, Acceptor]
     admission: Admission
     guests: Seats
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:
-        """The gauges about guests for /metrics."""
-        yield "clients", "Connections of guests, including those that wait.", len(self.guests)
+        """The current values for /metrics: name, help text, value."""
+        yield "clients", "Guests' connections, including those that wait.", len(self.guests)
         yield "queue", "Guests that wait for a slot.", self.admission.waiting
         yield "refused", "Guests that got no slot in time, since the start.", self.admission.refused
 
@@ -83,10 +83,10 @@ def compose_ports(
     routes: GuestRoutes,
     admin: AdminRoutes,
 ) -> Ports:
-    """Builds each port with its acceptor. Nothing is accepted before the acceptors are started."""
+    """Builds each port and its acceptor. Nothing is accepted until the caller starts the acceptors."""
     limits = Limits.of(config)
     admission = Admission(limits)
-    # Operators have a limit of their own, so guests cannot keep them out.
+    # Operators have seats of their own, so that guests cannot lock them out.
     guests, operators = Seats(limits.max_connections), Seats(limits.max_connections)
     writing = partial(mirrors.locks.shared, preempt=True)
     git = GitPort(Serving(mirrors, children, daemon, authority, fetching.engine, writing), gate, admission)

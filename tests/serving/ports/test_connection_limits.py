@@ -85,7 +85,7 @@ def test_a_guest_whose_turn_does_not_come_gets_a_clear_error(
 ) -> None:
     """After queue_timeout: words that git shows, for fetch and push, and never a reset."""
     serve = limited(serve_factory, upstream, max_clients=1, queue_timeout="300ms")
-    expected = "gitmirror: 1 guests are being served and no place came free in 0.3s; try again"
+    expected = "gitmirror: 1 guests are being served and no slot became free in 0.3s; try again"
     with take_place(serve) as holder:
         for version in (0, 1, 2):
             code, _, said = git_result(

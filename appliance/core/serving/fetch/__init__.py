@@ -1,16 +1,18 @@
-"""Answers to fetches.
+"""Answers fetches.
 
-- `engine`: answers one command of protocol v2, the same for both ports; hands v0 and v1 to git.
-- `response_cache`: whole answers as files, each made once and sent to many while it is still being written.
-- `ref_snapshots`: the refs that guests are shown, remembered while no file shows that one changed.
+- `engine`: answers one command of protocol v2, the same way for both ports, and hands v0 and v1 to git. `relayed`:
+  the record of a v0 or v1 fetch that git answers.
+- `request_reader`: reads v2 requests strictly and within bounds. `request_memo`: large requests that were read before.
+- `response_cache`: complete responses as files. Each is made once and sent to many, also while it is being written.
+- `ref_snapshots`: the refs that guests are shown, reused until a file shows that one has changed.
 - `upload_pack`: runs `git upload-pack` for one request.
-- `warmer`: makes the answers that guests will ask for, at low priority, as soon as a tip moves.
+- `warmer`: makes the responses that guests will ask for, at low priority, as soon as a tip moves.
 
-A fetch without `have` lines: the engine reduces it to a key; the cache has the answer, or joins one that is being
-made, or has upload-pack write one into a new file; each guest is sent that file as far as it has grown. A fetch with
-haves goes from upload-pack to the guest directly.
+A fetch without `have` lines: the engine reduces it to a key. The cache has the response, or joins one that is being
+made, or has upload-pack write one into a new file. Each guest is sent that file as far as it has grown. A fetch with
+haves goes from upload-pack directly to the guest.
 
-What always holds: only an answer that ended whole, with exit code 0 and a flush, is kept. The key holds everything
-that the answer depends on. A guest that leaves stops nobody's answer; a failed answer is an error for all who joined
-it.
+What always holds: the cache keeps only a response that ended with exit code 0 and a flush. Its key holds everything
+that the response depends on. A guest that disconnects stops nobody else's response. If a response fails, every guest
+that joined it gets an error.
 """

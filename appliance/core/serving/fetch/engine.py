@@ -1,4 +1,4 @@
-"""Answers protocol v2 for git:// and HTTP alike: each command by itself, fetches from the cache where they can be."""
+"""Answers protocol v2 for git:// and HTTP, one command at a time; uses the response cache for fetches if possible."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, for the record: the guest's address and `git` or `http`."""
+    """The guest that sent a request, for the record: its address, and `git` or `http`."""
 
     client: str
     protocol: str
@@ -35,13 +35,13 @@ class Caller:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeAsked(RepoEvent):
-    """A guest asked for a shape that may be kept, and so may be warmed."""
+    """A guest sent a fetch whose response may be cached, so it may be warmed too."""
 
     shape: FetchShape
 
 
 class Engine:
-    """Fetches from the mirrors of `mirror_of`."""
+    """Answers fetches from the mirrors that `mirror_of` finds."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Engine:
         self.budget = Budget()
 
     async def advertise(self, repo: Repo) -> bytes:
-        """The capabilities of protocol v2, in git's own words. Raises UploadPackError."""
+        """The capabilities of protocol v2, exactly as git prints them. Raises UploadPackError."""
         known = self._advertisements.get(repo.id)
         if known is None:
             known = await self._upload_pack.collect(self._mirror_of(repo.name).path, b"", "--advertise-refs", version=2)
@@ -69,25 +69,25 @@ class Engine:
         return known
 
     async def advertise_v0(self, repo: Repo, version: int, sink: Sink) -> None:
-        """Sends refs and capabilities of protocol v0 or v1, for smart HTTP. Raises UploadPackError, as `answer_v0`."""
+        """Sends refs and capabilities of protocol v0 or v1 over HTTP. Raises UploadPackError, IdleTimeout, OSError."""
         mirror = self._mirror_of(repo.name).path
         await self._upload_pack.stream(mirror, b"", sink, "--advertise-refs", version=version)
 
     async def answer_v0(self, repo: Repo, body: Spool, version: int, sink: Sink, caller: Caller) -> None:
-        """One stateless request of protocol v0 or v1 over HTTP. Raises UploadPackError, IdleTimeout, OSError."""
+        """Answers one request of protocol v0 or v1 over HTTP. Raises UploadPackError, IdleTimeout, OSError."""
         start = time.monotonic()
         meter = _Meter(sink, start)
         try:
             await self._upload_pack.stream(self._mirror_of(repo.name).path, body, meter, version=version)
         finally:
-            self._tell_v0(repo, bytes(body.head), version, meter, start, caller)
+            self._record_v0(repo, bytes(body.head), version, meter, start, caller)
 
     def handed_over(self, repo: Repo, relayed: Relayed, version: int, start: float, caller: Caller) -> None:
-        """A connection of protocol v0 or v1 that git daemon served has ended."""
-        self._tell_v0(repo, bytes(relayed.said), version, relayed, start, caller)
+        """Records a fetch of protocol v0 or v1 that git daemon served, after its connection has ended."""
+        self._record_v0(repo, bytes(relayed.received), version, relayed, start, caller)
 
     async def answer(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
-        """One command. Raises AnswerFailed, UploadPackError, IdleTimeout, OSError."""
+        """Answers one command. Raises AnswerFailed, UploadPackError, IdleTimeout, OSError."""
         if request.command == "ls-refs" and is_understood(request):
             snapshot = await self._snapshots.get(repo)
             await _list_refs(snapshot, request.arguments, sink)
@@ -97,7 +97,7 @@ class Engine:
             await self._upload_pack.stream(self._mirror_of(repo.name).path, request.encode(), sink)
 
     async def open_answer(self, repo: Repo, shape: FetchShape, *, warming: bool = False) -> CachedResponse | None:
-        """The answer to a fetch that may be kept: from the cache, or begun; None when it cannot be kept here.
+        """The response to a fetch that may be cached: found there, or begun now. None if the cache cannot write it.
 
         Raises UploadPackError.
         """
@@ -106,8 +106,8 @@ class Engine:
 
         async def produce(output: int) -> None:
             large = len(shape.wants) > MANY_LINES
-            said = await aside(_encode, shape) if large else _encode(shape)
-            await self._upload_pack.write(mirror, said, output, slowly=warming)
+            request = await aside(_encode, shape) if large else _encode(shape)
+            await self._upload_pack.write(mirror, request, output, slowly=warming)
 
         return self._cache.get(shape.key(repo.id, tags), repo.id, produce, pinned=warming)
 
@@ -118,40 +118,40 @@ class Engine:
         if large:
             await aside(request.prepare)
         shape = request.shape
-        way = CacheResult.DIRECT
-        want, shown = request.wants[0], request.text
-        self._publish(FetchBegan(repo=repo, want=want, shape=shown, client=caller.client, protocol=caller.protocol))
+        result = CacheResult.DIRECT
+        want, text = request.wants[0], request.text
+        self._publish(FetchBegan(repo=repo, want=want, shape=text, client=caller.client, protocol=caller.protocol))
         try:
             if shape is not None:
                 self._publish(ShapeAsked(repo=repo, shape=shape))
-            answer = await self.open_answer(repo, shape) if shape is not None else None
-            if answer is None:
+            response = await self.open_answer(repo, shape) if shape is not None else None
+            if response is None:
                 self._cache.counts[CacheResult.DIRECT] += 1
-                said = await aside(request.encode) if large else request.encode()
-                await self._upload_pack.stream(self._mirror_of(repo.name).path, said, meter)
+                encoded = await aside(request.encode) if large else request.encode()
+                await self._upload_pack.stream(self._mirror_of(repo.name).path, encoded, meter)
             else:
-                way = answer.way
+                result = response.way
                 try:
-                    await send_answer(answer, meter)
+                    await send_answer(response, meter)
                 finally:
-                    answer.close()
+                    response.close()
         finally:
-            self._tell(repo, request, way, meter, start, caller)
+            self._record(repo, request, result, meter, start, caller)
 
-    def _tell_v0(
-        self, repo: Repo, said: bytes, version: int, meter: _Meter | Relayed, start: float, caller: Caller
+    def _record_v0(
+        self, repo: Repo, received: bytes, version: int, meter: _Meter | Relayed, start: float, caller: Caller
     ) -> None:
-        request = _of_v0(said)
+        request = _parse_v0(received)
         if request.wants[1]:
-            # Who wants nothing has only looked at the refs.
+            # Without a want, the guest only looked at the refs, which is no fetch.
             self._cache.counts[CacheResult.DIRECT] += 1
-            self._tell(repo, request, CacheResult.DIRECT, meter, start, caller, f"{request.text}, v{version}")
+            self._record(repo, request, CacheResult.DIRECT, meter, start, caller, f"{request.text}, v{version}")
 
-    def _tell(
+    def _record(
         self,
         repo: Repo,
         request: V2Request,
-        way: CacheResult,
+        result: CacheResult,
         meter: _Meter | Relayed,
         start: float,
         caller: Caller,
@@ -163,7 +163,7 @@ class Engine:
             want=want,
             wants=wants,
             shape=shape or request.text,
-            way=way,
+            way=result,
             bytes=meter.sent,
             first_byte=(meter.first or now) - start,
             seconds=now - start,
@@ -174,7 +174,7 @@ class Engine:
 
 
 class _Meter:
-    """Counts what passes, and when the first of it did."""
+    """Counts the bytes sent to a guest, and notes when the first of them went out."""
 
     def __init__(self, sink: Sink, start: float) -> None:
         self._sink = sink
@@ -192,11 +192,11 @@ class _Meter:
         self.sent += count
 
 
-async def send_answer(answer: CachedResponse, sink: Sink) -> None:
-    """Sends an answer as far as it grows, to its end. Raises AnswerFailed, after what there is of a bad one."""
+async def send_answer(response: CachedResponse, sink: Sink) -> None:
+    """Sends a response to its end, while it grows. If it fails, sends what there is, then raises AnswerFailed."""
     offset = 0
-    while (size := await answer.ready_beyond(offset)) > offset:
-        await sink.send_file(answer.file(), offset, size - offset)
+    while (size := await response.ready_beyond(offset)) > offset:
+        await sink.send_file(response.file(), offset, size - offset)
         offset = size
 
 
@@ -210,11 +210,11 @@ async def _list_refs(snapshot: RefSnapshot, arguments: Sequence[bytes], sink: Si
         await sink.send(piece)
 
 
-def _of_v0(said: bytes) -> V2Request:
-    """What a guest of protocol v0 or v1 asked for, as far as it is in these bytes, in the lines of v2."""
+def _parse_v0(received: bytes) -> V2Request:
+    """The request of a v0 or v1 guest as lines of v2, as far as `received` holds it."""
     lines = []
     with contextlib.suppress(PacketError):
-        for payload in PacketSplitter().feed(said):
-            # Capabilities stand behind the first want.
+        for payload in PacketSplitter().feed(received):
+            # Cuts off the capabilities, which follow the first want on its line.
             lines.append(b" ".join((payload or b"").removesuffix(b"\n").split(b" ")[:2]))
     return V2Request("fetch", (), tuple(lines))

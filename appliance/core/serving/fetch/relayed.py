@@ -5,24 +5,28 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-KEPT_WORDS = 65536
-"""Bytes of what a guest says that are kept for the record."""
+RECORDED_BYTES = 65536
+"""Bytes of a guest's request that are kept for the record."""
 
 
 @dataclass
 class Relayed:
-    """What went over a relayed fetch: the guest's first words, bytes sent to it, when (monotonic) its answer came."""
+    """The traffic of a relayed fetch.
 
-    said: bytearray = field(default_factory=bytearray)
+    `received` is the first bytes that the guest sent, `sent` how many bytes it was sent, and `first` the monotonic time
+    at which its response began.
+    """
+
+    received: bytearray = field(default_factory=bytearray)
     sent: int = 0
     first: float | None = None
 
     def up(self, data: bytes) -> None:
-        """The guest said this."""
-        self.said += data[: max(0, KEPT_WORDS - len(self.said))]
+        """Records bytes from the guest."""
+        self.received += data[: max(0, RECORDED_BYTES - len(self.received))]
 
     def down(self, data: bytes) -> None:
-        """The guest was sent this. What it gets before it has said anything is the list of refs."""
+        """Records bytes to the guest. Those before its first request are the list of refs, not the response."""
         self.sent += len(data)
-        if self.said:
+        if self.received:
             self.first = self.first or time.monotonic()

@@ -1,4 +1,4 @@
-"""Large requests that were read before: guests that do the same say the same."""
+"""Remembers large requests that were read before, because guests that do the same send the same bytes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from appliance.core.serving.net.reading import Charge
 from appliance.core.serving.wire.v2 import V2Request
 
 LARGE = 8192
-"""Bytes past which a request is first looked up whole."""
+"""Bytes above which a request is looked up as a whole before it is parsed."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """A request that was read, what it takes of the budget, and its bytes without compression."""
+    """A request that was read, its charge to the budget, and its size in bytes without compression."""
 
     request: V2Request
     charge: Charge
@@ -25,8 +25,8 @@ class Known:
 class RequestMemo:
     """Large requests that were read before, by their bytes.
 
-    Every guest that checks a tip out asks for the same thousands of blobs, and reading that costs more than sending
-    the answer (2,000 wants: 8 ms). What is remembered is bounded by MOST_REMEMBERED bytes of requests.
+    Every guest that checks out a tip asks for the same thousands of blobs, and parsing that request costs more than
+    sending the response (2,000 wants: 8 ms). At most MOST_REMEMBERED bytes of requests are kept.
     """
 
     MOST_REMEMBERED = 8 * 2**20
@@ -36,19 +36,19 @@ class RequestMemo:
         self._bytes = 0
 
     def is_worth(self, raw: bytes | bytearray) -> bool:
-        """Whether a request of so many bytes is looked up: a smaller one is read as fast, a larger one not kept."""
+        """Whether to look up a request of this size: a smaller one is parsed as fast, a larger one is not stored."""
         return LARGE < len(raw) <= self.MOST_REMEMBERED // 2
 
     def find(self, raw: bytes | bytearray) -> Known | None:
-        """The request of exactly these bytes, if it was read before."""
+        """The request with exactly these bytes, or None if it was not read before."""
         key = hashlib.sha256(raw).digest()
-        found = self._known.get(key)
-        if found is not None:
+        known = self._known.get(key)
+        if known is not None:
             self._known.move_to_end(key)
-        return found
+        return known
 
     def remember(self, raw: bytes | bytearray, request: V2Request, charge: Charge, size: int | None = None) -> None:
-        """Keeps a request for the next guest that sends the same; `size` is what it is without compression."""
+        """Stores a request for the next guest that sends the same bytes. `size` is its size without compression."""
         key, size = hashlib.sha256(raw).digest(), len(raw) if size is None else size
         if key in self._known or size > self.MOST_REMEMBERED // 2:
             return

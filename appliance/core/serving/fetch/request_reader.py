@@ -1,4 +1,4 @@
-"""Reads requests of protocol v2 strictly, within bounds, and without keeping the loop for long (gitprotocol-v2)."""
+"""Reads requests of protocol v2 strictly, within bounds, and without blocking the event loop (gitprotocol-v2)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from appliance.core.serving.wire.v2 import V2Request
 
 MOST_REQUEST_BYTES = 32 * 2**20
 TURN = 2**18
-"""Bytes of one request that are read before others get their turn, when they come without a wait."""
+"""Bytes of one request that are read before other tasks run, if they arrive without a wait."""
 SLICE = 2000
-"""Lines of one request that are parsed before others get their turn."""
+"""Lines of one request that are parsed before other tasks run."""
 MOST_LINES = 600_000
-"""A checkout of linux asks for 78,635 blobs in one request; each is a line of 50 bytes."""
+"""Lines of one request. A checkout of linux asks for 78,635 blobs in one request, in lines of 50 bytes each."""
 LINE_COST = 160
-"""Bytes that a line takes beside its own, parsed, and again in the shape of the fetch."""
+"""Bytes of memory that a line needs in addition to its own bytes: once parsed, and again in the shape of the fetch."""
 
-_LEFT = "the guest left in the middle of a request"
+_LEFT = "the guest disconnected in the middle of a request"
 
 
 class V2Reader:
-    """Reads requests from a stream, one after the other; large ones by way of `memo`."""
+    """Reads requests from a stream, one after the other. Looks up large ones in `memo`."""
 
     def __init__(self, memo: RequestMemo | None = None) -> None:
         self._buffer = bytearray()
@@ -34,25 +34,26 @@ class V2Reader:
 
     @property
     def has_more(self) -> bool:
-        """Whether something of the next request came along with the last one."""
+        """Whether the first bytes of the next request arrived together with the last one."""
         return bool(self._buffer)
 
     async def read(self, receive: Callable[[], Awaitable[bytes]], share: Share) -> V2Request | None:
-        """The next request, which `share` is charged with; None when the guest is done.
+        """The next request, charged to `share`; None if the guest has ended its side.
 
-        Raises PacketError when it is none, or too large, and Busy when there is no memory for it.
+        Raises PacketError if it is malformed or too large, and Busy if there is no memory for it.
         """
         command = ""
         capabilities: list[bytes] = []
         arguments: list[bytes] = []
         section, lines, prefixes, received = 0, 0, 0, 0
         raw = bytearray()
-        # What came with the request before is read as ever: each of many would be looked up with all that follows it.
+        # A request that arrived together with the one before is parsed without the memo, because it would be looked up
+        # with all the requests that follow it.
         memo = None if self._buffer else self._memo
         while True:
             if memo is not None and not lines and memo.is_worth(self._buffer):
                 if not self._buffer.endswith(FLUSH):
-                    # The rest is on its way: a guest sends a whole request and then waits for its answer.
+                    # The rest is on its way, because a guest sends a whole request and then waits for the response.
                     packet_length(bytes(self._buffer[:4]))
                     received += await self._more(receive, share, received)
                     continue
@@ -99,49 +100,49 @@ class V2Reader:
                     raise PacketError(_LEFT)
                 return None
             received += more
-            # What comes now belongs to the request too, so what was seen before is not all of it.
+            # More bytes of this request arrived, so `raw` is not all of it and cannot be its key.
             raw.clear()
 
     async def _more(self, receive: Callable[[], Awaitable[bytes]], share: Share, received: int) -> int:
-        """Waits for more; returns how much came, 0 at an end between requests. Raises PacketError at any other."""
+        """Receives bytes; returns their number, 0 if the stream ends between requests. Raises PacketError, Busy."""
         data = await receive()
         if received // TURN != (received + len(data)) // TURN:
-            # A guest that always has more never gives the others their turn.
+            # A guest that always has more to send would otherwise keep other tasks from running.
             await asyncio.sleep(0)
         if not data and self._buffer:
             raise PacketError(_LEFT)
         if received + len(data) > MOST_REQUEST_BYTES:
-            raise PacketError("a request that is too large")
+            raise PacketError("the request is too large")
         self._buffer += data
         await share.grow(len(data))
         return len(data)
 
     def _packets(self) -> list[tuple[str, bytes]]:
-        """What is whole in the buffer up to the first flush, which ends a request; SLICE packets at most."""
-        found: list[tuple[str, bytes]] = []
+        """Takes the complete packets up to the first flush, which ends a request, out of the buffer; SLICE at most."""
+        packets: list[tuple[str, bytes]] = []
         at = 0
-        while len(self._buffer) - at >= 4 and len(found) < SLICE:
+        while len(self._buffer) - at >= 4 and len(packets) < SLICE:
             size = packet_length(bytes(self._buffer[at : at + 4]))
             if size < 4:
                 kind = ("flush", "delimiter", "end")[size]
-                found.append((kind, b""))
+                packets.append((kind, b""))
                 at += 4
                 if kind == "flush":
                     break
                 continue
             if size > LARGEST:
-                raise PacketError(f"a packet of {size} bytes, at most {LARGEST} are taken")
+                raise PacketError(f"a packet of {size} bytes; at most {LARGEST} are accepted")
             if len(self._buffer) - at < size:
                 break
-            found.append(("line", bytes(self._buffer[at + 4 : at + size]).removesuffix(b"\n")))
+            packets.append(("line", bytes(self._buffer[at + 4 : at + size]).removesuffix(b"\n")))
             at += size
         del self._buffer[:at]
-        return found
+        return packets
 
 
 def _command(name: str) -> str:
     if not name:
-        raise PacketError("a request without a command")
+        raise PacketError("the request has no command")
     if not re.fullmatch(r"[a-z-]+", name):
-        raise PacketError("a command with odd characters")
+        raise PacketError("the command has invalid characters")
     return name

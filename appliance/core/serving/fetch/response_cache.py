@@ -1,7 +1,7 @@
-"""The response cache: answers to fetches, each a file, written once and sent to many.
+"""The response cache: each response to a fetch is a file that is written once and sent to many guests.
 
-An answer is written by `git upload-pack` straight into its file; guests are sent the file as far as it has grown, so
-one miss serves everybody who asks for the same meanwhile. Only whole answers are kept. Empty at start.
+`git upload-pack` writes a response directly into its file. Guests are sent the file as far as it has grown, so one
+miss serves everyone who sends the same fetch meanwhile. Only complete responses are kept. The cache is empty at start.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 POLL = 0.003
-"""Seconds between two looks at how far a growing answer is: git writes it by itself and tells nobody."""
+"""Seconds between two checks of a growing file's size, because git does not notify us when it writes."""
 
 LOW_DISK = 2**30
-"""Free bytes below which nothing new is kept and old answers go."""
+"""Free bytes on disk below which no new response is stored and old ones are evicted."""
 
 ENDING = b"0000"
 
 Produce = Callable[[int], Awaitable[None]]
-"""Writes an answer to a descriptor; raises when it could not be made whole."""
+"""Writes a response to a descriptor. Raises an exception if the response is not complete."""
 
 
 class CacheResult(StrEnum):
-    """How a guest got its answer."""
+    """How a guest got its response."""
 
     HIT = "hit"
     JOINED = "joined"
@@ -41,14 +41,14 @@ class CacheResult(StrEnum):
 
 
 class AnswerFailed(Exception):
-    """The answer could not be made whole; what came so far ends with git's own words, if any."""
+    """The response is not complete. The part that was sent ends with git's own error message, if it wrote one."""
 
 
 @dataclass
 class _Growing:
-    """An answer being written. `size` is how far it is; `done` that it ended, `failed` how it ended badly.
+    """A response that is being written. `size` is the bytes so far; `done` and `failed` say whether and how it ended.
 
-    `wanted` is false once nobody will ask for it again: then it is for its `readers` only.
+    `wanted` is false once no guest will ask for it again. It is then finished for its `readers`, and not kept.
     """
 
     key: str
@@ -74,7 +74,7 @@ class _Kept:
 
 @dataclass
 class CachedResponse:
-    """One guest's view of an answer: an open file, of which `parts` tells what may be sent."""
+    """One guest's view of a response: an open file. `ready_beyond` says how much of it may be sent."""
 
     way: CacheResult
     _descriptor: int
@@ -83,11 +83,11 @@ class CachedResponse:
 
     @property
     def size(self) -> int | None:
-        """Bytes in all, or None while it is being written."""
+        """The total bytes, or None while it is being written."""
         return self._size
 
     async def ready_beyond(self, offset: int) -> int:
-        """How many bytes there are, once that is more than `offset` or all. AnswerFailed where a bad one ends."""
+        """Waits for bytes past `offset`, or the end; returns the bytes so far. Raises AnswerFailed at a failed end."""
         if self._growing is None:
             assert self._size is not None
             return self._size
@@ -102,14 +102,14 @@ class CachedResponse:
         return self._descriptor
 
     def close(self) -> None:
-        """Done with it. Who leaves early does not stop an answer that is being written."""
+        """Ends this guest's use. A response that is being written goes on, even if the guest disconnected early."""
         os.close(self._descriptor)
         if self._growing is not None:
             self._growing.readers -= 1
 
 
 class ResponseCache:
-    """Answers below `directory`, at most `budget` bytes of whole ones. One event loop's; not for threads."""
+    """Responses below `directory`; the complete ones have at most `budget` bytes. Belongs to one event loop."""
 
     def __init__(self, directory: Path, budget: int) -> None:
         self._directory = directory
@@ -119,16 +119,16 @@ class ResponseCache:
         self._number = 0
         self.bytes = 0
         self.trouble: str | None = None
-        """Why no answer can be kept at all, in words; None when they can be. Guests get theirs directly meanwhile."""
+        """Why no response can be stored, or None if they can. Guests get theirs directly from upload-pack meanwhile."""
         self.counts = dict.fromkeys(CacheResult, 0)
 
     def start(self) -> None:
-        """Empties the directory: what an earlier serve kept is not known to be whole."""
+        """Empties the directory, because the responses of an earlier `serve` may be incomplete."""
         shutil.rmtree(self._directory, ignore_errors=True)
         self.look()
 
     def look(self) -> None:
-        """Finds out whether answers can be written, and makes their directory if need be."""
+        """Checks whether responses can be written, and creates their directory if it is missing."""
         probe = self._directory / "probe"
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -140,67 +140,67 @@ class ResponseCache:
             self.trouble = None
 
     def _complain(self, error: OSError) -> None:
-        trouble = f"answers to guests cannot be kept in {self._directory.parent}: {error.strerror}"
+        trouble = f"responses to guests cannot be stored in {self._directory.parent}: {error.strerror}"
         if trouble != self.trouble:
             log.error("%s", trouble)
         self.trouble = trouble
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:
-        """What /metrics tells of the cache at this moment."""
-        yield "cache_bytes", "Bytes of whole answers kept.", self.bytes
-        yield "cache_budget_bytes", "Most bytes of answers kept.", self.budget
+        """The current values for /metrics: name, help text, value."""
+        yield "cache_bytes", "Bytes of complete responses in the cache.", self.bytes
+        yield "cache_budget_bytes", "Most bytes of complete responses in the cache.", self.budget
 
     async def stop(self) -> None:
-        """Ends the answers being written."""
+        """Cancels the responses that are being written."""
         tasks = [growing.task for growing in self._growing.values() if growing.task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def get(self, key: str, repo: int, produce: Produce, *, pinned: bool = False) -> CachedResponse | None:
-        """The answer of that key: kept, joined while it is written, or made by `produce`, for repository id `repo`.
+        """The response of repository id `repo` for a key: from the cache, joined, or made by `produce`.
 
-        None when it would have to be made and cannot be written here. `pinned` is for warming: such answers are not
-        pushed out by guests' traffic until `unpin`, and are not counted.
+        None if it would have to be made and cannot be written. `pinned` is for warming: such a response is not evicted
+        by guests' traffic until `unpin`, and is not counted.
         """
-        answer = self._hit(key)
-        if answer is not None:
+        response = self._hit(key)
+        if response is not None:
             self._kept[key].pinned |= pinned
         else:
-            growing, way = self._growing.get(key), CacheResult.JOINED
+            growing, result = self._growing.get(key), CacheResult.JOINED
             if growing is None:
                 if self.trouble or not self._has_room():
                     return None
-                growing, way = self._begin(key, repo, produce), CacheResult.MISS
+                growing, result = self._begin(key, repo, produce), CacheResult.MISS
             if growing is None or (descriptor := self._again(growing)) is None:
                 return None
             growing.pinned |= pinned
             growing.readers += 1
-            answer = CachedResponse(way, descriptor, None, growing)
+            response = CachedResponse(result, descriptor, None, growing)
         if not pinned:
-            self.counts[answer.way] += 1
-        return answer
+            self.counts[response.way] += 1
+        return response
 
-    def give_up(self, answer: CachedResponse) -> None:
-        """Closes an answer that nobody will ask for any more; ends its making unless somebody else reads it."""
-        answer.close()
-        growing = answer._growing
+    def give_up(self, response: CachedResponse) -> None:
+        """Closes a response that is not needed any more, and stops writing it unless another guest reads it."""
+        response.close()
+        growing = response._growing
         if growing is None or growing.done or growing.readers:
             return
-        # Who asks all the same from here on gets one of its own.
+        # Taken out first, so that no guest joins a response that is being cancelled.
         self._growing.pop(growing.key, None)
         if growing.task is not None:
             growing.task.cancel()
 
     def unpin(self, repo: int) -> None:
-        """The tip of that repository moved: what was warmed for it is now as any other answer."""
+        """Lets the warmed responses of a repository be evicted like any others, because its tip moved."""
         for kept in self._kept.values():
             kept.pinned = kept.pinned and kept.repo != repo
         for growing in self._growing.values():
             growing.pinned = growing.pinned and growing.repo != repo
 
     def evict(self, repo: int) -> None:
-        """Forgets all answers of a repository id; who is being sent one gets it to its end."""
+        """Drops all responses of a repository id. A guest that is being sent one still gets all of it."""
         for key in [key for key, kept in self._kept.items() if kept.repo == repo]:
             self._drop(key)
         for growing in self._growing.values():
@@ -216,7 +216,7 @@ class ResponseCache:
             self._drop(key)
             return None
         if os.fstat(descriptor).st_size != kept.size:
-            # Truncated behind our back: a miss, not a broken guest.
+            # Somebody truncated the file. Treat it as a miss, so that the guest gets a complete response.
             os.close(descriptor)
             self._drop(key)
             return None
@@ -250,7 +250,7 @@ class ResponseCache:
             size = os.fstat(growing.descriptor).st_size
             whole = size > 4 and os.pread(growing.descriptor, 4, size - 4) == ENDING
         except (Exception, asyncio.CancelledError) as error:
-            log.info("an answer could not be made: %s", str(error) or type(error).__name__)
+            log.info("a response could not be made: %s", str(error) or type(error).__name__)
         finally:
             watch.cancel()
             growing.size = os.fstat(growing.descriptor).st_size
@@ -278,7 +278,7 @@ class ResponseCache:
                 growing.grown = asyncio.Event()
 
     def _make_room(self, size: int) -> bool:
-        """Evicts the least recently used until `size` fits the budget and the disk is not low; False: keep it not."""
+        """Evicts the least recently used until `size` fits the budget and the disk is not low; False if it cannot."""
         if size > self.budget // 2:
             return False
         while self.bytes + size > self.budget:
@@ -287,7 +287,7 @@ class ResponseCache:
         return self._has_room()
 
     def _has_room(self) -> bool:
-        """Evicts the least recently used while the disk is low; whether answers can be written then."""
+        """Evicts the least recently used while the disk is low. Returns whether responses can be written afterwards."""
         while self.disk_is_low():
             if not self._drop_oldest():
                 return False
@@ -300,7 +300,7 @@ class ResponseCache:
         return oldest is not None
 
     def disk_is_low(self) -> bool:
-        """Whether there is too little room on the disk to write answers at all."""
+        """Whether there is too little space on the disk to write responses."""
         try:
             status = os.statvfs(self._directory)
         except OSError:

@@ -11,48 +11,52 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from appliance.core.process.children import Child, Children
-from appliance.core.serving.fetch.relayed import KEPT_WORDS
+from appliance.core.serving.fetch.relayed import RECORDED_BYTES
 from appliance.core.serving.net.streams import CHUNK, Sink, SocketStream
 
 ENOUGH_CHILDREN = 32
-"""upload-packs at work at once; more only slow each other down, so the others wait."""
+"""upload-packs that run at once. More would only slow each other down, so the others wait."""
 FLOWING = 8192
-"""Bytes of an answer after which its pack flows: from then on the guest sets the pace, and that takes no place."""
+"""Bytes of a response after which its pack is flowing. The slot is released then, because from there on the guest sets
+the pace."""
 
 
 class UploadPackError(Exception):
-    """upload-pack ended badly; what it wrote is not a whole answer."""
+    """upload-pack failed, so its output is not a complete response."""
 
 
 class UploadPack:
-    """Starts upload-packs with one environment. `slowly` runs them for nobody in particular."""
+    """Runs upload-packs with one environment. `idle` bounds each wait for bytes, in seconds."""
 
     def __init__(self, children: Children, environment: Mapping[str, str], idle: float) -> None:
         self._children = children
         self._environment = dict(environment)
         self._idle = idle
-        self._places = asyncio.Semaphore(ENOUGH_CHILDREN)
+        self._slots = asyncio.Semaphore(ENOUGH_CHILDREN)
 
     async def write(self, mirror: Path, request: bytes, output: int, *, slowly: bool = False) -> None:
-        """One v2 request, answered into an open file. Raises UploadPackError; the group is gone when it returns."""
-        async with self._place():
+        """Writes the response to one v2 request into an open file. Raises UploadPackError.
+
+        The whole process group has ended when this returns. `slowly` runs it niced, when no guest waits for it.
+        """
+        async with self._slot():
             child = self._start(["--stateless-rpc", str(mirror)], request, output, version=2, slowly=slowly)
             await _succeed(child)
 
     async def stream(self, mirror: Path, request: bytes | Spool, sink: Sink, *arguments: str, version: int = 2) -> None:
-        """One request, answered straight to a guest as fast as that takes it.
+        """Answers one request directly to a guest, as fast as the guest reads.
 
         Raises UploadPackError, IdleTimeout, OSError.
         """
-        async with self._place() as give_back:
-            await self._run(mirror, request, sink, arguments, version, give_back)
+        async with self._slot() as release:
+            await self._run(mirror, request, sink, arguments, version, release)
 
     async def collect(
         self, mirror: Path, request: bytes, *arguments: str, version: int, setting: str | None = None
     ) -> bytes:
-        """The whole answer to a request that is light work: it waits for no place. Raises UploadPackError.
+        """The whole response to a request that is little work, so it waits for no slot. Raises UploadPackError.
 
-        `setting`, as `name=value`, is put on top of git's configuration.
+        `setting`, as `name=value`, overrides git's configuration.
         """
         sink = _Collected()
         await self._run(mirror, request, sink, arguments, version, lambda: None, setting)
@@ -65,7 +69,7 @@ class UploadPack:
         sink: Sink,
         arguments: Sequence[str],
         version: int,
-        flowing: Callable[[], None],
+        on_flowing: Callable[[], None],
         setting: str | None = None,
     ) -> None:
         received = 0
@@ -73,14 +77,14 @@ class UploadPack:
         with ours:
             ours.setblocking(False)
             with theirs:
-                words = ["--stateless-rpc", *arguments, str(mirror)]
-                child = self._start(words, request, theirs.fileno(), version=version, setting=setting)
+                options = ["--stateless-rpc", *arguments, str(mirror)]
+                child = self._start(options, request, theirs.fileno(), version=version, setting=setting)
             try:
                 source = SocketStream(ours, self._idle)
                 while data := await source.receive(CHUNK):
                     received += len(data)
                     if received > FLOWING:
-                        flowing()
+                        on_flowing()
                     await sink.send(data)
             except BaseException:
                 await asyncio.shield(child.end())
@@ -88,25 +92,25 @@ class UploadPack:
             await _succeed(child)
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[Callable[[], None]]:
-        """One of ENOUGH_CHILDREN places; what it yields gives it back early."""
-        await self._places.acquire()
+    async def _slot(self) -> AsyncIterator[Callable[[], None]]:
+        """Holds one of ENOUGH_CHILDREN slots. Yields a function that releases it early."""
+        await self._slots.acquire()
         held = True
 
-        def give_back() -> None:
+        def release() -> None:
             nonlocal held
             if held:
                 held = False
-                self._places.release()
+                self._slots.release()
 
         try:
-            yield give_back
+            yield release
         finally:
-            give_back()
+            release()
 
     def _start(
         self,
-        words: Sequence[str],
+        options: Sequence[str],
         request: bytes | Spool,
         output: int,
         *,
@@ -120,7 +124,7 @@ class UploadPack:
             prefix = ["nice", "-n", "10"] if slowly else []
             git = ["git", "-c", setting] if setting else ["git"]
             return self._children.start(
-                [*prefix, *git, "upload-pack", "--strict", f"--timeout={max(1, round(self._idle))}", *words],
+                [*prefix, *git, "upload-pack", "--strict", f"--timeout={max(1, round(self._idle))}", *options],
                 env=environment,
                 stdin=spool.rewind(),
                 stdout=output,
@@ -132,7 +136,7 @@ class UploadPack:
 
 
 class Spool:
-    """A request in a file in memory: it needs nobody to feed it, however large it is, and is there once only."""
+    """A request in a memory file: git reads it without our help, whatever its size, and it is in memory only once."""
 
     def __init__(self, data: bytes = b"") -> None:
         self._descriptor = os.memfd_create("request", os.MFD_CLOEXEC)
@@ -141,19 +145,19 @@ class Spool:
         self.write(data)
 
     def write(self, data: bytes) -> None:
-        """More of it. Raises OSError."""
-        self.head += data[: max(0, KEPT_WORDS - len(self.head))]
+        """Appends to the request. Raises OSError."""
+        self.head += data[: max(0, RECORDED_BYTES - len(self.head))]
         self.size += len(data)
         while data:
             data = data[os.write(self._descriptor, data) :]
 
     def rewind(self) -> int:
-        """The descriptor, from its beginning on."""
+        """The descriptor, positioned at the beginning."""
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         return self._descriptor
 
     def close(self) -> None:
-        """Gives the memory back, once no child reads it any more."""
+        """Frees the memory once no child reads the file any more."""
         os.close(self._descriptor)
 
 
@@ -176,4 +180,4 @@ async def _succeed(child: Child) -> None:
             await asyncio.shield(child.end())
         raise
     if code != 0:
-        raise UploadPackError(f"git upload-pack ended with {code}")
+        raise UploadPackError(f"git upload-pack ended with exit code {code}")

@@ -1,4 +1,4 @@
-"""Makes the answers that guests will ask for, before they do: after a refresh, at low priority."""
+"""Makes the responses that guests will ask for before they do: after a refresh, at low priority."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from appliance.core.serving.wire.v2 import FetchShape
 log = logging.getLogger(__name__)
 
 REMEMBER = 3600.0
-"""Seconds that a shape that a guest asked for is warmed for new tips."""
+"""Seconds for which a shape is warmed for new tips after a guest last asked for it."""
 MOST_SHAPES = 16
 
 _USUAL = (b"include-tag", b"ofs-delta")
@@ -27,14 +27,14 @@ KIT_SHAPES = (
     tuple(sorted((*_USUAL, b"deepen 1"))),
     tuple(sorted((*_USUAL, b"deepen 1", b"filter blob:none"))),
 )
-"""What the guest kit asks for when there is no snapshot: depth 1, and depth 1 without blobs."""
+"""The shapes that the guest kit asks for when there is no snapshot: depth 1, and depth 1 without blobs."""
 CHECKOUT = (b"filter blob:none", b"ofs-delta")
-"""How git asks for the blobs that a checkout of a `blob:none` clone misses: all in one request."""
+"""The shape in which git asks for the blobs that a checkout of a `blob:none` clone lacks: all in one request."""
 
 
 @dataclass
 class _Known:
-    """What is known of one repository: shapes asked for, by when they last were, and the warming under way."""
+    """The state of one repository: the shapes that guests asked for, with the last time, and the running warming."""
 
     shapes: dict[tuple[bytes, ...], float] = field(default_factory=dict)
     deep_checkout: float = 0.0
@@ -45,7 +45,7 @@ class _Known:
 
 
 class Warmer:
-    """Warms the followed branch's tip, which is part of a mirror's `health`."""
+    """Warms the tip of the followed branch, which `health` gives for a repository id."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Warmer:
         self._one_at_a_time = asyncio.Semaphore(1)
 
     def saw(self, event: ShapeAsked) -> None:
-        """If it is the tip in some shape, the next tip is warmed in it too."""
+        """Notes a shape in which a guest fetched the tip, so that the next tip is warmed in it too."""
         repo, shape = event.repo, event.shape
         tip = (self._health(repo.id).tip or "").encode()
         known = self._known.setdefault(repo.id, _Known())
@@ -76,7 +76,7 @@ class Warmer:
             known.deep_checkout = now
 
     def warm(self, repo: Repo) -> None:
-        """The tip moved, or serve has just started: what was being warmed is given up for what is wanted now."""
+        """Warms the current tip, after it moved or when `serve` starts. Cancels the warming of an earlier tip."""
         known = self._known.setdefault(repo.id, _Known())
         if known.task is not None:
             known.task.cancel()
@@ -84,20 +84,20 @@ class Warmer:
         known.task = asyncio.create_task(self._run(repo, known), name=f"warm {repo.name}")
 
     def forget(self, repo_id: int) -> None:
-        """The repository is no longer served."""
+        """Cancels the warming of a repository that is no longer served, and drops its state."""
         known = self._known.pop(repo_id, None)
         if known is not None and known.task is not None:
             known.task.cancel()
 
     async def stop(self) -> None:
-        """Gives up all warming."""
+        """Cancels all warming."""
         tasks = [known.task for known in self._known.values() if known.task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def state(self, repo_id: int) -> dict[str, object]:
-        """For `status`: the tip that is warmed, and how many of the wanted answers are there."""
+        """For `status`: the tip that is warmed, how many responses are ready, and how many are wanted."""
         known = self._known.get(repo_id, _Known())
         return {"tip": known.tip or None, "answers": known.done, "wanted": known.wanted}
 
@@ -129,19 +129,19 @@ class Warmer:
         return shapes
 
     async def _warm_one(self, repo: Repo, shape: FetchShape) -> bool:
-        """Whether the answer is there now; it is not when the disk has no room. Raises as `open_answer`."""
-        answer = await self._engine.open_answer(repo, shape, warming=True)
-        if answer is None:
+        """Returns whether the response is ready; a full disk prevents it. Raises UploadPackError, AnswerFailed."""
+        response = await self._engine.open_answer(repo, shape, warming=True)
+        if response is None:
             return False
         try:
             size = 0
-            while (grown := await answer.ready_beyond(size)) > size:
+            while (grown := await response.ready_beyond(size)) > size:
                 size = grown
         except asyncio.CancelledError:
-            self._cache.give_up(answer)
+            self._cache.give_up(response)
             raise
         except AnswerFailed:
-            answer.close()
+            response.close()
             raise
-        answer.close()
+        response.close()
         return True

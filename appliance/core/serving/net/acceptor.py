@@ -1,4 +1,4 @@
-"""Accepting connections, how many at once, and how they end when serve stops: the same for every port."""
+"""Accepts connections, limits their number, and ends them when `serve` stops: the same for every port."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Limits:
-    """What guests may take, in seconds and connections."""
+    """The limits for guests, in connections and seconds."""
 
     max_clients: int
     queue_timeout: float
@@ -28,7 +28,7 @@ class Limits:
 
     @classmethod
     def of(cls, config: ServeConfig) -> Limits:
-        """Those of `[serve]`."""
+        """The limits that `[serve]` sets."""
         return cls(
             config.max_clients,
             config.queue_timeout,
@@ -39,25 +39,25 @@ class Limits:
 
     @property
     def max_connections(self) -> int:
-        """Connections at once, those that wait their turn included."""
+        """The most connections at once, including those that wait for a slot."""
         return self.max_clients * 4 + 64
 
 
 class Busy(Exception):
-    """There is no place for this guest; the text is for it."""
+    """The guest cannot be served now. The text is sent to it."""
 
 
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.ENOSPC})
-"""What the system says when it has no descriptor, memory, process or room left: the guest did nothing wrong."""
-EXHAUSTED_TEXT = "the mirror has no resources left for one more guest; try again later"
+"""The errors of a system that has no descriptor, memory, process or disk space left. The guest is not at fault."""
+EXHAUSTED_TEXT = "the mirror has no resources left for another guest; try again later"
 
 
 Handle = Callable[[Seat], Awaitable[None]]
-"""Serves one connection."""
+"""Serves one connection to its end."""
 
 
 class Acceptor:
-    """Accepts on the listening sockets of one port and runs `handle` for each connection that finds room in `seats`."""
+    """Accepts connections on the sockets of one port, and runs `handle` for each one that `seats` has room for."""
 
     def __init__(self, name: str, handle: Handle, seats: Seats) -> None:
         self._name = name
@@ -67,21 +67,21 @@ class Acceptor:
         self._listening: list[socket.socket] = []
 
     def __len__(self) -> int:
-        """Connections at this moment, waiting ones included."""
+        """The current connections, including those that wait."""
         return len(self._connections)
 
     def start(self, sockets: list[socket.socket]) -> None:
-        """Accepts on listening, non-blocking sockets."""
+        """Starts accepting on `sockets`, which must be listening and non-blocking."""
         self._listening = list(sockets)
-        for each in sockets:
-            self._listen(each)
+        for listening in sockets:
+            self._listen(listening)
 
     async def stop(self, drain: float) -> None:
-        """Stops accepting, lets what runs finish for `drain` seconds, then ends it."""
+        """Stops accepting, lets open connections finish for up to `drain` seconds, then cancels them."""
         loop = asyncio.get_running_loop()
-        for each in self._listening:
-            loop.remove_reader(each)
-            each.close()
+        for listening in self._listening:
+            loop.remove_reader(listening)
+            listening.close()
         self._listening = []
         if self._connections and drain:
             log.info("draining %d %s connections for up to %gs", len(self._connections), self._name, drain)
@@ -91,20 +91,20 @@ class Acceptor:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     def _listen(self, listening: socket.socket) -> None:
-        # Not sock_accept: cancelled in the moment a guest came, it takes the guest from the backlog and drops it
-        # (InvalidStateError in its callback), and whoever comes while systemd restarts us is reset.
+        # Not sock_accept: if it is cancelled at the moment a guest connects, it takes the connection from the backlog
+        # and drops it (InvalidStateError in its callback), so guests that connect during a restart are reset.
         asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
     def _accept(self, listening: socket.socket) -> None:
-        """Takes one guest from the backlog; the loop calls it again as long as there are more."""
+        """Takes one connection from the backlog. The loop calls this again as long as there are more."""
         try:
             connection, address = listening.accept()
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             if error.errno not in (errno.ECONNABORTED, errno.EPROTO):
-                # Out of descriptors or memory: guests wait in the backlog until some are given back.
-                log.error("cannot accept a guest: %s", error)
+                # No descriptors or memory are left: guests wait in the backlog until some are free again.
+                log.error("cannot accept a connection: %s", error)
                 loop = asyncio.get_running_loop()
                 loop.remove_reader(listening)
                 loop.call_later(0.1, self._resume, listening)
@@ -125,7 +125,7 @@ class Acceptor:
     async def _serve(self, seat: Seat) -> None:
         with seat.socket as connection:
             with contextlib.suppress(OSError):
-                # Without it a tiny exchange costs 40 to 100 ms (Nagle against delayed ACK).
+                # Without this, a tiny request costs 40 to 100 ms, because Nagle's algorithm waits for a delayed ACK.
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
                 await self._handle(seat)
@@ -137,6 +137,6 @@ class Acceptor:
 
 def _seat_of(connection: socket.socket, address: object) -> Seat:
     if isinstance(address, tuple):
-        # IPv4 also when it came over a dual-stack socket.
+        # A dual-stack socket reports an IPv4 address with this prefix.
         return Seat(connection, str(address[0]).removeprefix("::ffff:"), address[1])
     return Seat(connection, "unix", 0)

@@ -1,4 +1,4 @@
-"""Places for guests that are being served, shared fairly between peers."""
+"""The slots for guests that are being served, shared fairly between peers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from appliance.core.serving.net.acceptor import Busy, Limits
 from appliance.core.serving.net.seats import Peer, Seat
 
 LOOK_EVERY = 1.0
-"""Seconds between two looks at who is served, while all places are taken."""
+"""Seconds between two checks of the guests being served, while all slots are taken."""
 
 
 class Admission:
-    """Places for `max_clients` guests on all ports together. A guest takes one once it has asked for something.
+    """`max_clients` slots for the guests of all ports together. A guest takes one after its request was read.
 
-    One that comes free goes to the peer that has fewest. Who is served and does not take it makes way for whoever
-    waits, so that stalled readers cannot keep all others out.
+    A slot that becomes free goes to the waiting peer that has the fewest. While guests wait, one that does not read its
+    response is cut off, so that stalled readers cannot block all others.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -34,7 +34,7 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def place(self, seat: Seat) -> AsyncIterator[None]:
-        """Waits its turn. Raises Busy."""
+        """Waits for a slot and holds it. Raises Busy if none becomes free within `queue_timeout`."""
         if self._free:
             self._free -= 1
         else:
@@ -52,7 +52,7 @@ class Admission:
             del held[seat]
             if not held:
                 del self._held[seat.peer]
-            self._give_back()
+            self._release()
 
     async def _wait(self, seat: Seat) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -66,15 +66,15 @@ class Admission:
                 await future
         except BaseException as error:
             if future.done() and not future.cancelled():
-                # It was given in the very moment.
-                self._give_back()
+                # The slot was assigned at the same moment.
+                self._release()
             else:
                 self._leave(seat.peer, future)
             if not isinstance(error, TimeoutError):
                 raise
             self.refused += 1
             raise Busy(
-                f"{self.limits.max_clients} guests are being served and no place came free "
+                f"{self.limits.max_clients} guests are being served and no slot became free "
                 f"in {self.limits.queue_timeout:g}s; try again"
             ) from None
         finally:
@@ -88,9 +88,9 @@ class Admission:
             if not queue:
                 del self._queues[peer]
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         while self._queues:
-            peer = min(self._queues, key=self._places_of)
+            peer = min(self._queues, key=self._slots_of)
             future = self._queues[peer].popleft()
             if not self._queues[peer]:
                 del self._queues[peer]
@@ -99,7 +99,7 @@ class Admission:
                 return
         self._free += 1
 
-    def _places_of(self, peer: Peer) -> int:
+    def _slots_of(self, peer: Peer) -> int:
         return len(self._held.get(peer, ()))
 
     def _look(self) -> None:
@@ -112,15 +112,15 @@ class Admission:
         self._watch = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look) if full else None
 
     def _relieve(self) -> None:
-        """Has stalled guests make way, one for each that waits: of the peer with most places first."""
+        """Cuts off stalled guests, one for each waiting guest, beginning with the peer that has most slots."""
         now, wanted = time.monotonic(), self.waiting
-        seats = [seat for of_peer in self._held.values() for seat in of_peer]
+        seats = [seat for held in self._held.values() for seat in held]
         wanted -= sum(seat.cut_off for seat in seats)
         if wanted <= 0:
             return
-        fewest = min(map(self._places_of, self._queues), default=0)
+        fewest = min(map(self._slots_of, self._queues), default=0)
         stalled = [seat for seat in seats if not seat.cut_off and seat.is_stalled(now)]
-        stalled.sort(key=lambda seat: self._places_of(seat.peer), reverse=True)
+        stalled.sort(key=lambda seat: self._slots_of(seat.peer), reverse=True)
         for seat in stalled[:wanted]:
-            if self._places_of(seat.peer) >= fewest:
-                seat.cut("it takes nothing of what it asked for")
+            if self._slots_of(seat.peer) >= fewest:
+                seat.cut("it does not read its response")

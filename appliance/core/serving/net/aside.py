@@ -1,6 +1,7 @@
-"""Work on a large request that would keep the loop from all others: in one thread, one piece of work at a time.
+"""Runs work on a large request that would block the event loop in a thread, one piece of work at a time.
 
-One thread, since each that computes makes the loop wait for its turn, and other rooms need the usual ones for the disk.
+There is one thread, because each computing thread makes the loop wait for the interpreter lock. It is not one of the
+loop's default threads, because other packages need those for the disk.
 """
 
 from __future__ import annotations
@@ -17,5 +18,5 @@ _thread = ThreadPoolExecutor(1, thread_name_prefix="aside")
 
 
 async def aside(work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
-    """The result of `work`, which touches nothing that the loop changes meanwhile."""
+    """The result of `work`, which must not touch anything that the event loop changes meanwhile."""
     return await asyncio.get_running_loop().run_in_executor(_thread, work, *args)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on a raw socket by h11, so that a file goes out by sendfile: requests in, answers out, kept alive."""
+"""HTTP/1.1 with keep-alive: h11 on a raw socket, so that files can be sent by sendfile."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from appliance.core.text import escape
 log = logging.getLogger(__name__)
 
 LARGEST_HEAD = 32768
-"""Bytes of a request's line and headers."""
+"""The most bytes of a request line and headers together."""
 LINGER_BYTES = 2**20
 LINGER_SECONDS = 2.0
 TEXT = "text/plain; charset=utf-8"
 
 
 class HttpError(Exception):
-    """The request is answered with a status and a text, which may quote the guest; extra `headers` go along."""
+    """Becomes a response with a status, a text, which may quote the guest, and extra `headers`."""
 
     def __init__(self, status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(text)
@@ -41,7 +41,7 @@ class HttpError(Exception):
 
 @dataclass(frozen=True)
 class TextResponse:
-    """A whole answer: `status`, its text, and the content type."""
+    """A complete response: status, text, and content type."""
 
     status: int
     text: str
@@ -49,7 +49,7 @@ class TextResponse:
 
 
 class _FilePart:
-    """Stands for bytes of a file in h11's output, so that framing is h11's and copying is the kernel's."""
+    """Stands for a part of a file in h11's output: h11 does the framing, and the kernel copies the bytes."""
 
     def __init__(self, file: int, offset: int, count: int) -> None:
         self.file = file
@@ -61,7 +61,7 @@ class _FilePart:
 
 
 class Exchange:
-    """One request and its answer. A Sink for the answer's body, once `start` was called."""
+    """One request and its response. After `start`, it is a Sink for the body of the response."""
 
     def __init__(self, connection: h11.Connection, stream: SocketStream, request: h11.Request, seat: Seat) -> None:
         self._connection = connection
@@ -72,17 +72,17 @@ class Exchange:
         target, _, query = request.target.decode("ascii", "replace").partition("?")
         self.path = unquote(target, errors="replace")
         try:
-            found = parse_qs(query, max_num_fields=16) if query else {}
+            fields = parse_qs(query, max_num_fields=16) if query else {}
         except ValueError:
             raise HttpError(HTTPStatus.BAD_REQUEST, "malformed query\n") from None
-        self.query = {name: values[-1] for name, values in found.items()}
+        self.query = {name: values[-1] for name, values in fields.items()}
         self.headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
         self.started = False
         self._held = b""
         self._unread = b""
         self._ended = False
         self.body_held_back = False
-        """The client waits to be told to send its body, and was answered instead: it may never come."""
+        """The client waited for `100 Continue` and got a response instead, so it may never send its body."""
         self._inflate = self._inflater()
 
     def _inflater(self) -> zlib._Decompress | None:
@@ -90,23 +90,23 @@ class Exchange:
         if encoding in ("gzip", "x-gzip"):
             return zlib.decompressobj(wbits=31)
         if encoding != "identity":
-            raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "only gzip is taken as content-encoding\n")
+            raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "gzip is the only content-encoding accepted here\n")
         return None
 
     def receiving_within(self, seconds: float) -> AbstractContextManager[None]:
-        """A block in which the whole body must come in so many seconds."""
+        """A context in which the whole body must arrive within `seconds`."""
         return self._stream.within(seconds)
 
     @property
     def coded_size(self) -> int | None:
-        """Bytes of a compressed body, when it is one and says so beforehand."""
+        """The bytes of a compressed body, from `content-length`; None if it is not compressed or gives no length."""
         length = self.headers.get("content-length")
         return int(length) if self._inflate is not None and length is not None else None
 
     async def receive_coded(self, grow: Callable[[int], Awaitable[None]]) -> bytes:
-        """The whole body as it was sent; `receive` then decodes it. To be bounded by `coded_size` before.
+        """The whole body as it was sent, for `receive` to decode. The caller must check `coded_size` first.
 
-        `grow` is told what came, and may wait or raise.
+        Calls `grow` with the size of each piece; it may wait or raise.
         """
         coded = bytearray()
         while piece := await self._next_piece():
@@ -116,7 +116,7 @@ class Exchange:
         return self._unread
 
     async def receive(self) -> bytes:
-        """The next bytes of the body, decoded; empty at its end. Raises HttpError, IdleTimeout, OSError."""
+        """The next bytes of the body, decoded; empty at the end. Raises HttpError, IdleTimeout, OSError."""
         if self._inflate is None:
             return await self._next_piece()
         while True:
@@ -132,44 +132,44 @@ class Exchange:
                 return b""
 
     async def _next_piece(self) -> bytes:
-        """The next bytes of the body as they come; empty at its end, however often it is asked."""
+        """The next bytes of the body, not decoded; empty at the end, also when called again."""
         if self._ended:
             return b""
         if self._connection.they_are_waiting_for_100_continue:
             await self._stream.send(self._connection.send(h11.InformationalResponse(status_code=100, headers=[])))
         event = await _next_event(self._connection, self._stream)
         if isinstance(event, h11.ConnectionClosed):
-            raise ConnectionResetError("the client left in the middle of its request")
+            raise ConnectionResetError("the client disconnected in the middle of its request")
         if isinstance(event, h11.Data):
             return bytes(event.data)
-        # Asked again, h11 would wait for the next request.
+        # If called again, h11 would wait for the next request.
         self._ended = True
         return b""
 
     def _inflated(self, data: bytes) -> bytes:
         assert self._inflate is not None
         try:
-            # A piece at a time: a small request can inflate to gigabytes.
+            # One piece at a time, because a small request can inflate to gigabytes.
             return self._inflate.decompress(data, CHUNK)
         except zlib.error:
             raise HttpError(HTTPStatus.BAD_REQUEST, "the body is not gzip\n") from None
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
-        """Begins with the head, which goes out with what follows it. Without `content-length` the body is chunked."""
+        """Prepares the head, sent with the first bytes of the body. Without `content-length`, the body is chunked."""
         fields = [("server", "gitmirror"), *headers.items()]
         self.started = True
-        # h11 forgets it with the answer.
+        # h11 resets this when the response begins.
         self.body_held_back = self._connection.they_are_waiting_for_100_continue
         response = h11.Response(status_code=status, headers=fields, reason=HTTPStatus(status).phrase.encode())
         self._held += self._connection.send(response) or b""
 
     async def send(self, data: bytes) -> None:
-        """A piece of the body."""
+        """Sends a piece of the body."""
         if data:
             await self._flush(self._connection.send(h11.Data(data=data)) or b"")
 
     async def send_file(self, file: int, offset: int, count: int) -> None:
-        """A piece of the body, out of an open file."""
+        """Sends a piece of the body from an open file."""
         part = _FilePart(file, offset, count)
         for piece in self._connection.send_with_data_passthrough(h11.Data(data=part)) or []:  # type: ignore[arg-type]
             if isinstance(piece, _FilePart):
@@ -179,11 +179,11 @@ class Exchange:
                 self._held += piece
 
     async def finish(self) -> None:
-        """Ends the answer."""
+        """Ends the response."""
         await self._flush(self._connection.send(h11.EndOfMessage()) or b"")
 
     async def _flush(self, data: bytes, *, more: bool = False) -> None:
-        """Sends what was held back, and `data` behind it, so that the framing needs no packets of its own."""
+        """Sends the bytes held back and then `data`, so that the framing needs no packets of its own."""
         held = self._held + data
         self._held = b""
         if held:
@@ -194,7 +194,7 @@ class Exchange:
         self._stream.abort()
 
     async def answer(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
-        """A whole answer in one."""
+        """Sends a complete response."""
         body = text.encode("utf-8", "replace")
         fields = {"content-type": TEXT, "content-length": str(len(body)), **(headers or {})}
         await self.start(status, fields)
@@ -207,14 +207,14 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 
 class HttpPort:
-    """Serves connections of one port: each request goes to `handler`, errors become answers."""
+    """Serves the connections of one port: passes each request to `handler`, and turns its errors into responses."""
 
     def __init__(self, handler: Handler, limits: Limits) -> None:
         self._handler = handler
         self._limits = limits
 
     async def serve(self, seat: Seat) -> None:
-        """One connection, request by request, until either side ends it."""
+        """Serves one connection, request by request, until either side ends it."""
         guest, client = seat.socket, seat.client
         stream = SocketStream(guest, self._limits.idle_timeout)
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD)
@@ -229,17 +229,17 @@ class HttpPort:
                     return
                 while await self._exchange(connection, stream, seat):
                     connection.start_next_cycle()
-                    # Requests that came together are answered without a wait in between.
+                    # Pipelined requests are answered without a wait in between, so other tasks run here.
                     await asyncio.sleep(0)
             if connection.their_state is not h11.CLOSED:
                 await _linger(guest, stream)
         except (IdleTimeout, TimeoutError):
-            log.info("%s was too slow over HTTP and is cut off", client)
+            log.info("%s was cut off: too slow over HTTP", client)
         except (OSError, h11.ProtocolError) as error:
             log.info("%s: HTTP connection ended early: %s", client, error)
 
     async def _exchange(self, connection: h11.Connection, stream: SocketStream, seat: Seat) -> bool:
-        """One request; returns whether another may follow on this connection."""
+        """Serves one request; returns whether another may follow on this connection."""
         exchange: Exchange | None = None
         try:
             with stream.within(self._limits.request_timeout):
@@ -278,7 +278,7 @@ async def _answer_unread(connection: h11.Connection, stream: SocketStream, error
 
 
 async def _next_event(connection: h11.Connection, stream: SocketStream) -> h11.Event | type[h11.PAUSED]:
-    # One read of the socket can hold ten thousand chunks of one byte.
+    # One read of the socket can hold ten thousand chunks of one byte, so other tasks must run between them.
     await stream.take_turns()
     while (event := connection.next_event()) is h11.NEED_DATA:
         connection.receive_data(await stream.receive())
@@ -286,16 +286,16 @@ async def _next_event(connection: h11.Connection, stream: SocketStream) -> h11.E
 
 
 async def _rest_of_request(connection: h11.Connection, stream: SocketStream) -> bool:
-    """Reads what the handler left of the body, a little at most; returns whether the connection can go on."""
-    left = LINGER_BYTES
-    while connection.their_state is h11.SEND_BODY and left > 0:
+    """Reads at most LINGER_BYTES of the body that the handler left; returns whether the connection can be reused."""
+    remaining = LINGER_BYTES
+    while connection.their_state is h11.SEND_BODY and remaining > 0:
         event = await _next_event(connection, stream)
-        left -= len(event.data) if isinstance(event, h11.Data) else 0
+        remaining -= len(event.data) if isinstance(event, h11.Data) else 0
     return connection.our_state is h11.DONE and connection.their_state is h11.DONE
 
 
 async def _linger(guest: socket.socket, stream: SocketStream) -> None:
-    """Ends our side and reads on shortly: closing with unread bytes would take the answer off the client's hands."""
+    """Ends our side and reads on briefly, because closing with unread bytes would reset the client's response away."""
     with contextlib.suppress(OSError, TimeoutError, IdleTimeout):
         guest.shutdown(socket.SHUT_WR)
         drained = 0
@@ -305,20 +305,20 @@ async def _linger(guest: socket.socket, stream: SocketStream) -> None:
 
 
 def alive() -> TextResponse:
-    """`/healthz`: whoever gets this answer knows it."""
+    """`/healthz`: the response itself shows that the process is alive."""
     return TextResponse(200, "ok\n")
 
 
 def plain_routes(routes: Mapping[str, Callable[[], TextResponse]]) -> Handler:
-    """A handler that answers GET and HEAD of exact paths; everything else is a 404."""
+    """A handler that answers GET and HEAD of exact paths, and everything else with 404."""
 
     async def handle(exchange: Exchange) -> None:
         route = routes.get(exchange.path)
         if route is None:
             raise HttpError(HTTPStatus.NOT_FOUND, "there is nothing here\n")
         require_read(exchange)
-        answer = route()
-        await exchange.answer(answer.status, answer.text, {"content-type": answer.content_type})
+        response = route()
+        await exchange.answer(response.status, response.text, {"content-type": response.content_type})
 
     return handle
 

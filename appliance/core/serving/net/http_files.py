@@ -1,4 +1,4 @@
-"""A file over HTTP: conditional requests, ranges and sendfile (RFC 9110)."""
+"""Sends a file over HTTP: conditional requests, ranges and sendfile (RFC 9110)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 async def send_file(exchange: Exchange, path: Path, etag: str, content_type: str, headers: Mapping[str, str]) -> int:
     """Answers GET and HEAD with the file at `path`, whose strong ETag (without quotes) is `etag`.
 
-    Returns the bytes of it that were sent. The file is opened once: who is being sent it keeps it when it is replaced.
+    Returns the bytes of the file that were sent. The file is opened once, so a guest gets one version of it even if it
+    is replaced meanwhile.
     Raises HttpError, IdleTimeout, OSError.
     """
     quoted = f'"{etag}"'
@@ -28,10 +29,10 @@ async def send_file(exchange: Exchange, path: Path, etag: str, content_type: str
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        raise HttpError(HTTPStatus.NOT_FOUND, "it was just replaced; ask again\n") from None
+        raise HttpError(HTTPStatus.NOT_FOUND, "it was just replaced; try again\n") from None
     try:
         size = os.fstat(file).st_size
-        # A range of HEAD means nothing; one of another tar than this must not be mixed with it.
+        # A range means nothing for HEAD. A range of another version of the file must not be mixed with this one.
         same = exchange.method == "GET" and exchange.headers.get("if-range", quoted) == quoted
         wanted = exchange.headers.get("range", "") if same else ""
         first, last, status = 0, size - 1, HTTPStatus.OK
@@ -56,14 +57,14 @@ async def send_file(exchange: Exchange, path: Path, etag: str, content_type: str
 
 
 def _matches(header: str, quoted: str) -> bool:
-    """If-None-Match compares weakly: `W/` in front does not matter."""
+    """Whether If-None-Match matches. The comparison is weak, so a leading `W/` does not matter."""
     return header.strip() == "*" or quoted in [tag.strip().removeprefix("W/") for tag in header.split(",")]
 
 
 def _span(header: str, size: int) -> tuple[int, int] | None:
-    """First and last byte of a range; first > last when there is no such byte; None for a form that is passed over.
+    """The first and last byte of a range; first > last if the file has no such byte; None if the header is ignored.
 
-    A range of several parts is answered with the whole file, as the rules allow.
+    A range of several parts is ignored, so the response is the whole file, which RFC 9110 allows.
     """
     match = _RANGE.fullmatch(header.replace(" ", ""))
     if match is None or not (match[1] or match[2]):

@@ -1,4 +1,4 @@
-"""Answers git's smart HTTP services: one result, whose head goes out with its first byte."""
+"""The response of git's smart HTTP services, whose head is sent with the first byte of the body."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NO_CACHE = {"cache-control": "no-cache, max-age=0, must-revalidate"}
 
 
 class ResultSink:
-    """A sink that sends the head of the answer with its first byte: until then it can still become an error."""
+    """A sink that sends the head with the first byte, so that until then the response can still become an error."""
 
     def __init__(self, exchange: Exchange, service: str, what: str = "result", first: bytes = b"") -> None:
         self._exchange = exchange
@@ -23,16 +23,16 @@ class ResultSink:
             await self._exchange.send(self._first)
 
     async def send(self, data: bytes) -> None:
-        """A piece of the body."""
+        """Sends a piece of the body."""
         await self._start()
         await self._exchange.send(data)
 
     async def send_file(self, file: int, offset: int, count: int) -> None:
-        """A piece of the body, out of an open file."""
+        """Sends a piece of the body from an open file."""
         await self._start()
         await self._exchange.send_file(file, offset, count)
 
     async def finish(self) -> None:
-        """The end, also of an answer of no bytes."""
+        """Ends the response, also one without a body."""
         await self._start()
         await self._exchange.finish()

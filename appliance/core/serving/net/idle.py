@@ -7,13 +7,13 @@ import time
 
 
 class Activity:
-    """When something last went over a connection, in either direction."""
+    """The time of the last bytes on a connection, in either direction."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
 
     def touch(self) -> None:
-        """Something did just now."""
+        """Notes that bytes just moved."""
         self.last = time.monotonic()
 
     async def expire(self, idle: float) -> None:
@@ -23,7 +23,7 @@ class Activity:
 
 
 async def end_tasks(*tasks: asyncio.Task[object] | asyncio.Task[int] | asyncio.Task[None]) -> None:
-    """Cancels tasks and waits until they are gone, so that none touches a socket that is closed next."""
+    """Cancels tasks and waits for their end, so that none uses a socket that the caller closes next."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

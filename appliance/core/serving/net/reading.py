@@ -1,4 +1,4 @@
-"""What the requests of all guests take of the memory, while they are read and answered: one budget for all of them."""
+"""One memory budget for the requests of all guests, while they are read and answered."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from appliance.core.serving.net.acceptor import Busy
 from appliance.core.serving.net.seats import Peer
 
 SMALL = 32768
-"""Bytes of each request that count for nothing: what most guests say is read whatever others do."""
+"""Bytes of each request that are not counted, so that small requests are read whatever the other guests do."""
 WAIT = 10.0
-"""Seconds that a guest waits for memory before it is told to come back."""
+"""Seconds that a guest waits for memory before it gets an error that says to try again."""
 POLL = 0.2
 READING_GRACE = 5.0
-"""Seconds that a large request may take to come in before its guest makes way for others."""
+"""Seconds that a large request may take to arrive; after that it may be ended for others that wait."""
 ANSWERING_GRACE = 30.0
-"""Seconds that one may take to be answered before it does."""
+"""Seconds that the response to a large request may take; after that it may be ended for others that wait."""
 
 
 class Charge:
-    """What one request takes, in bytes as it is unpacked and parsed. Guests that sent the same one share it."""
+    """The memory of one request in bytes, unpacked and parsed. Guests that sent the same request share one charge."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -30,7 +30,7 @@ class Charge:
 
 
 class Budget:
-    """MOST bytes for the requests of all guests, whatever protocol they are of."""
+    """At most MOST bytes for the requests of all guests, of all protocols together."""
 
     MOST = 128 * 2**20
 
@@ -40,39 +40,39 @@ class Budget:
         self._waiting: set[asyncio.Future[None]] = set()
 
     def share(self, peer: Peer) -> Share:
-        """A context for one request, from its first byte to the end of its answer."""
+        """A context for one request, from its first byte to the end of its response."""
         return Share(self, peer)
 
     def enter(self, share: Share) -> None:
-        """A share takes more than nothing from here on."""
+        """Adds a share that begins to use memory."""
         self._shares.add(share)
 
     def leave(self, share: Share) -> None:
-        """It does not any more."""
+        """Removes a share that no longer uses memory."""
         self._shares.discard(share)
 
     def add(self, size: int) -> None:
-        """Counts bytes that are used, or are not any more."""
+        """Counts `size` more bytes as used; a negative size frees them and wakes the waiting guests."""
         self.used += size
         if size < 0:
             for future in self._waiting:
                 _resolve(future)
 
     async def make_room(self, share: Share, more: int) -> None:
-        """Waits until so many bytes fit; whoever holds much of it for long makes way. Raises Busy.
+        """Waits until `more` bytes fit; meanwhile ends requests that hold much memory for long. Raises Busy.
 
-        A request that is alone is never in nobody's way: its own bounds are below any that memory has.
+        A request that is the only one never waits, because the protocols' own bounds limit it.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + WAIT
         while self.used + more > self.MOST and self.used > share.charge.size:
             self._turn_out(share)
-            left = until - loop.time()
-            if left <= 0:
+            remaining = until - loop.time()
+            if remaining <= 0:
                 raise Busy("too many large requests are being read at once; try again")
             future: asyncio.Future[None] = loop.create_future()
             self._waiting.add(future)
-            timer = loop.call_later(min(left, POLL), _resolve, future)
+            timer = loop.call_later(min(remaining, POLL), _resolve, future)
             try:
                 await future
             finally:
@@ -80,26 +80,26 @@ class Budget:
                 self._waiting.discard(future)
 
     def _turn_out(self, share: Share) -> None:
-        """Ends the request that is in the way most: of the peer that holds most, the one that came slowest."""
+        """Ends one late request: of the peer that holds the most memory, the one with the most seconds per byte."""
         held: Counter[Peer] = Counter()
-        for each in self._shares:
-            held[each.peer] += round(each.weight)
-        if any(each.is_turned_out for each in self._shares):
+        for other in self._shares:
+            held[other.peer] += round(other.weight)
+        if any(other.is_turned_out for other in self._shares):
             return
         now = time.monotonic()
         late = [
-            each
-            for each in self._shares
-            if each is not share and each.is_late(now) and held[each.peer] >= held[share.peer]
+            other
+            for other in self._shares
+            if other is not share and other.is_late(now) and held[other.peer] >= held[share.peer]
         ]
         if late:
-            max(late, key=lambda each: (held[each.peer], each.slowness(now))).turn_out()
+            max(late, key=lambda other: (held[other.peer], other.slowness(now))).turn_out()
 
 
 class Share:
-    """One request's part of the budget. A context manager of the task that reads and answers it.
+    """One request's part of the budget. A context manager in the task that reads and answers the request.
 
-    Raises Busy out of the block when it has to make way.
+    The block raises Busy if the request is ended so that others can be read.
     """
 
     def __init__(self, budget: Budget, peer: Peer) -> None:
@@ -125,10 +125,10 @@ class Share:
         if self.is_turned_out and self._task is not None:
             others = self._task.uncancel() > self._cancelling
             if kind is asyncio.CancelledError and not others:
-                raise Busy("this large request took too long while others wait; try again") from None
+                raise Busy("this large request took too long while others waited; try again") from None
 
     async def grow(self, size: int) -> None:
-        """So many bytes more are held. Waits for them. Raises Busy."""
+        """Charges `size` more bytes. Waits until they fit. Raises Busy."""
         self._total += size
         more = self._total - SMALL - self.charge.size
         if more <= 0:
@@ -142,7 +142,7 @@ class Share:
         self._budget.add(more)
 
     def adopt(self, charge: Charge) -> None:
-        """It is the same request as another guest's: that is in memory once."""
+        """Shares the charge of another guest's equal request, which is in memory only once."""
         self._drop()
         self.charge = charge
         charge.users += 1
@@ -152,24 +152,24 @@ class Share:
         self._budget.enter(self)
 
     def answering(self) -> None:
-        """It is read; its answer is to come."""
+        """Notes that the request is read and its response begins."""
         self._grace, self._since = ANSWERING_GRACE, time.monotonic()
 
     @property
     def weight(self) -> float:
-        """Bytes that are its own doing."""
+        """Bytes that this share is responsible for: its part of a shared charge."""
         return self.charge.size / max(self.charge.users, 1)
 
     def is_late(self, now: float) -> bool:
-        """Whether it holds something, and has for long."""
+        """Whether it has held memory for longer than its grace time."""
         return bool(self.charge.size) and not self.is_turned_out and now - self._since >= self._grace
 
     def slowness(self, now: float) -> float:
-        """Seconds for each byte that it holds."""
+        """Seconds per byte that it holds."""
         return (now - self._since) / max(self.weight, 1)
 
     def turn_out(self) -> None:
-        """Ends what its task does in the block."""
+        """Cancels the block of its task."""
         self.is_turned_out = True
         if self._task is not None:
             self._task.cancel()

@@ -1,5 +1,4 @@
-"""Who is connected, and how scarce places are shared: each peer has a fair part, and may have more while nobody else
-wants it."""
+"""The connections of all peers, shared fairly: each peer has a fair share, and more while no other peer needs it."""
 
 from __future__ import annotations
 
@@ -18,25 +17,25 @@ from typing import NewType
 log = logging.getLogger(__name__)
 
 Peer = NewType("Peer", str)
-"""Whom a connection is counted for. Today an address; guests that are known by more than that may be one each."""
+"""The peer that a connection is counted for. Today it is an address; a guest with an identity could be its own peer."""
 
 SETTLED = 2.0
-"""Seconds that a connection may say nothing before it makes way for another one of the same peer."""
+"""Seconds that a connection may be idle before a new one of the same peer may replace it."""
 TAKES_NOTHING = 10.0
-"""Seconds in which a guest that was sent something took less than PACE of it: then it makes way when others wait."""
+"""Seconds after which a guest that has read less than PACE bytes of unsent data is cut off if others wait."""
 PACE = 16384
-"""Bytes. A guest behind the slowest line takes as much in that time."""
+"""Bytes. Even a guest on a very slow line reads this much in TAKES_NOTHING seconds."""
 SILENT = 60.0
-"""Seconds without a byte in either direction after which a guest makes way when others wait. git sends something every
+"""Seconds without a byte in either direction after which a guest is cut off if others wait. git sends something every
 five seconds while it works on a pack."""
 MOST_TURNED_AWAY = 256
-"""Connections at once that are told that there is no place; more are closed without a word."""
+"""Connections at once that get an error because there are too many; any more are closed without a response."""
 
 
 def peer_of(address: str) -> Peer:
-    """The peer at an address; all of one IPv6 network of 64 bits, which any host can choose from, are one.
+    """The peer of an address. An IPv6 /64 network is one peer, because a host can choose any address in its network.
 
-    Whatever is no IP address, as that of a unix socket, is a peer by its name.
+    An address that is no IP address, such as that of a unix socket, is a peer under its own name.
     """
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
@@ -48,7 +47,7 @@ def peer_of(address: str) -> Peer:
 class Seat:
     """One connection, from its acceptance to its end. `client` is the guest's address for the record.
 
-    `refused`: it came when there was no room for it, and is only to be told so.
+    `refused` marks a connection for which there was no room: it only gets an error.
     """
 
     def __init__(self, connection: socket.socket, client: str, port: int, peer: Peer | None = None) -> None:
@@ -67,19 +66,19 @@ class Seat:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has asked for nothing that it waits for."""
+        """Whether it neither is served nor waits for a slot."""
         return not self.serving and not self.waiting
 
     def begin(self) -> None:
-        """It has its place; it is watched from here on."""
+        """Notes that it has a slot. From here on `look` measures its progress."""
         self.serving, self._moved = True, -1
 
     def end(self) -> None:
-        """It has given its place back."""
+        """Notes that it has released its slot."""
         self.serving, self.idle_since = False, time.monotonic()
 
     def look(self, now: float) -> None:
-        """Notes how far it came. To be called from time to time while places are scarce: it costs a call or two."""
+        """Measures its progress with one or two system calls. Called from time to time while slots are scarce."""
         moved = self._bytes()
         if moved is None:
             return
@@ -91,35 +90,35 @@ class Seat:
             self._paced, self._paced_at = moved, now
 
     def is_stalled(self, now: float) -> bool:
-        """Whether it is not the one that is served who is waited for, as far as `look` saw."""
+        """Whether we wait for the guest rather than the guest for us, as far as `look` has seen."""
         if not self.serving or self._moved < 0:
             return False
         return now - self._paced_at >= TAKES_NOTHING or now - self._moved_at >= SILENT
 
     def cut(self, why: str) -> None:
-        """Ends the connection: whatever waits for it waits no more."""
+        """Shuts the connection down, so that every wait for it ends."""
         self.cut_off = True
-        log.info("%s makes way for others: %s", self.client, why)
+        log.info("%s was cut off for others that wait: %s", self.client, why)
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def _bytes(self) -> int | None:
-        """Bytes that the other side sent or acknowledged; None for what is no TCP. No other path counts for it."""
+        """The bytes that the guest sent or acknowledged, by any path; None if the socket is not TCP."""
         with contextlib.suppress(OSError, struct.error):
-            facts = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
-            acknowledged, received = struct.unpack_from("=QQ", facts, 120)
+            info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
+            acknowledged, received = struct.unpack_from("=QQ", info, 120)
             return int(acknowledged + received)
         return None
 
     def _unsent(self) -> bool:
-        """Whether something was sent that the other side has not taken."""
+        """Whether the socket holds bytes that the guest has not acknowledged."""
         with contextlib.suppress(OSError):
             return bool(struct.unpack("=i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)))[0])
         return False
 
 
 class Seats:
-    """Room for `most` connections of all peers together. Past it the greediest peer makes room for the others."""
+    """Room for `most` connections of all peers. When full, a connection of the peer that has most makes room."""
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = most
@@ -132,7 +131,7 @@ class Seats:
         return self._count
 
     def take(self, seat: Seat) -> bool:
-        """A connection came; False when it is not even to be told that there is no room."""
+        """Seats a new connection, perhaps as `refused`. False if it is to be closed without a response."""
         if self._count >= self._most and not self._make_room(seat.peer):
             if self.turned_away >= MOST_TURNED_AWAY:
                 return False
@@ -144,7 +143,7 @@ class Seats:
         return True
 
     def leave(self, seat: Seat) -> None:
-        """A connection has ended."""
+        """Frees the seat of a connection that has ended."""
         if seat.refused:
             self.turned_away -= 1
         else:
@@ -159,12 +158,12 @@ class Seats:
                 del self._of[seat.peer]
 
     def _make_room(self, peer: Peer) -> bool:
-        """Ends a connection for a new one of `peer`, if there is one that is to: an idle one, or one that waits.
+        """Ends one connection, idle or waiting, so that `peer` gets a new one. Returns whether it did.
 
-        Of the peer that has most, so that one with many connections keeps nobody out. A peer that has most itself may
-        have its oldest idle one replaced, once that had the time to say something.
+        It is one of the peer that has most, so that a peer with many connections blocks nobody. If `peer` itself has
+        most, its oldest idle connection is replaced, once that has had SETTLED seconds to send something.
         """
-        greediest = max(self._of, key=lambda each: len(self._of[each]))
+        greediest = max(self._of, key=lambda other: len(self._of[other]))
         seats = self._of[greediest]
         own = len(self._of.get(peer, ())) + 1 >= len(seats)
         if own:

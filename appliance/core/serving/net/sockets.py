@@ -8,11 +8,11 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.units import Address
 
 BACKLOG = 4096
-"""A thousand guests may start in the same second; the kernel caps it at net.core.somaxconn."""
+"""Connections in the backlog: a thousand guests may start in one second. The kernel caps it at net.core.somaxconn."""
 
 
 def listen(address: Address, setting: str) -> socket.socket:
-    """Binds and listens, non-blocking. Raises GitmirrorError that names the `setting` to change."""
+    """A non-blocking socket that listens on `address`. Raises GitmirrorError, which names the `setting` to change."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
@@ -23,7 +23,7 @@ def listen(address: Address, setting: str) -> socket.socket:
         listening.close()
         raise GitmirrorError(
             f"cannot listen on {address}: {error.strerror if isinstance(error, OSError) else error}",
-            hint=f"choose another address with --{setting} or [serve] {setting}, or end what uses it",
+            hint=f"choose another address with --{setting} or [serve] {setting}, or stop the program that uses it",
         ) from None
     return listening
 
