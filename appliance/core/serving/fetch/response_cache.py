@@ -277,6 +277,12 @@ class ResponseCache:
                 growing.grown.set()
                 growing.grown = asyncio.Event()
 
+    def set_budget(self, budget: int) -> None:
+        """Changes the budget. Responses that no longer fit are evicted, the least recently used first."""
+        self.budget = budget
+        while self.bytes > budget and self._drop_oldest():
+            pass
+
     def _make_room(self, size: int) -> bool:
         """Evicts the least recently used until `size` fits the budget and the disk is not low; False if it cannot."""
         if size > self.budget // 2:
