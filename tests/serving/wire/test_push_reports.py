@@ -1,4 +1,4 @@
-"""What a refused guest is told, and what receive-pack reports: as a real git reads the one and says the other."""
+"""Reports: a real git reads our refusals, and we read the reports of a real receive-pack."""
 
 from __future__ import annotations
 
