@@ -1,4 +1,4 @@
-"""Builds what takes recordings of one `serve`."""
+"""Builds the parts of recording for one `serve`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from appliance.core.store.stores import Stores
 
 @dataclass(frozen=True)
 class Recording:
-    """The parts that others have to do with."""
+    """The parts that the rest of the appliance uses."""
 
     guard: HookGuard
     pushes: PushAuthorizer
@@ -43,9 +43,9 @@ def compose_recording(
     publish: Publish,
     begin: Begin,
 ) -> Recording:
-    """`environment` is that of receive-pack; `settings` and `repos` are asked whenever they matter.
+    """`environment` is the environment of receive-pack. `settings` and `repos` are called each time they are needed.
 
-    `learn` stores health columns of a repository.
+    `learn` stores health columns of a repository. `begin` starts a task.
     """
     layout, locks = mirrors.layout, mirrors.locks
     guard, turns = HookGuard(layout, mirrors.git, environment), TurnRecorder(stores.sessions, mirrors)

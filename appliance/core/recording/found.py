@@ -1,8 +1,8 @@
-"""Turns that mirrors hold and the audit log does not know: its database is older, or the mirrors came from elsewhere.
+"""Finds turns that mirrors hold and the audit log lacks, because its database is older or a mirror came from elsewhere.
 
-They are looked for at start and at the first push to a mirror that is new here, before the log can give their ids away.
-Each becomes an attempt and an outcome that say it was found, under the id of its ref, so that later ids are above all
-of them. When the log has that id already, the ref moves to a new one first.
+It looks for them at start, and at the first push to a mirror that is new here, before the log can assign their ids to
+other turns. Each becomes an attempt and an outcome that say it was found, under the id in its ref, so that all later
+ids are higher. If the log has assigned that id already, the ref first moves to a new id.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from appliance.core.store.audit import AuditLog, FoundTurn, LogBehind, TurnRef
 log = logging.getLogger(__name__)
 
 APART = 1000
-"""How far above all known ids a ref is put whose id another turn has: pushes may be given ids meanwhile."""
+"""A ref whose id another turn has moves this far above all known ids, because pushes may get ids meanwhile."""
 MOST_PASSES = 5
 MOST_DIGITS = 15
-"""Digits of an id; what is longer was not given by any log."""
+"""The most digits of an id. No log has assigned a longer one."""
 DEADLINE = 60.0
 
 
 class FoundTurns:
-    """Keeps `audit` in step with the turn refs of mirrors. `mirrors` names all on disk, `mirror_of` finds one."""
+    """Adds missing turns to `audit`. `mirrors` names all mirrors on disk; `mirror_of` finds one."""
 
     def __init__(
         self,
         audit: AuditLog,
-        book: TurnRecorder,
+        recorder: TurnRecorder,
         mirrors: Callable[[], Iterable[str]],
         mirror_of: Callable[[str], Mirror],
     ) -> None:
         self._audit = audit
-        self._book = book
+        self._recorder = recorder
         self._mirrors = mirrors
         self._mirror_of = mirror_of
         self._looked_at: dict[str, tuple[int, int]] = {}
@@ -51,16 +51,16 @@ class FoundTurns:
         self.counts: Counter[str] = Counter()
 
     async def require_whole_log(self, repo: str) -> None:
-        """For a push: raises LogBehind while events are lost that were told; StoreError, GitError.
+        """For a push: raises LogBehind if the log lacks events that were reported; StoreError.
 
-        A mirror that was not there at the last look is looked at first.
+        Looks at the mirror first if it is not the one that was there at the last look.
         """
         await self._check()
         if _identity(self._mirror_of(repo).path) != self._looked_at.get(repo):
             await self.look([repo])
 
     async def look_everywhere(self) -> None:
-        """Looks at every mirror on disk. Raises StoreError; a mirror that git cannot read is looked at again later."""
+        """Looks at every mirror on disk. Raises StoreError. A mirror that git cannot read is looked at again later."""
         await self.look(await asyncio.to_thread(lambda: list(self._mirrors())))
         try:
             await self._check()
@@ -68,32 +68,32 @@ class FoundTurns:
             log.error("pushes are off: %s: %s", behind.message, behind.hint)
 
     async def look(self, names: Iterable[str]) -> None:
-        """Enters into the log what mirrors hold and it does not know. Raises StoreError."""
+        """Adds to the log the turns that these mirrors hold and it lacks. Raises StoreError."""
         async with self._one_at_a_time:
             seen = {name: _identity(self._mirror_of(name).path) for name in names}
             for _ in range(MOST_PASSES):
                 unknown = await asyncio.to_thread(self._unknown, list(seen))
                 if not unknown:
                     break
-                await self._take_up(unknown, seen)
+                await self._add(unknown, seen)
             self._looked_at |= {name: identity for name, identity in seen.items() if identity is not None}
 
     async def accept_loss(self) -> dict[str, int | bool]:
-        """Takes an operator's word that what the log lacks is lost, and books what was found. Raises GitmirrorError."""
+        """Continues the log although events are lost, as an operator ordered. Raises GitmirrorError."""
         await self.look_everywhere()
         accepted = await asyncio.to_thread(self._audit.accept_loss)
         found = self.counts.total()
         self.counts.clear()
-        await self._book.catch_up()
+        await self._recorder.catch_up()
         return {"accepted": accepted, "found": found}
 
     def trouble(self) -> str | None:
-        """What `status` warns of: turns that were found since the start."""
+        """The warning for `status` about turns that were found since the start, or None."""
         if not self.counts:
             return None
         where = ", ".join(f"{count} of {name}" for name, count in sorted(self.counts.items())[:10])
         return (
-            f"turns were found in mirrors that the audit log did not know: {where}; they are booked without their "
+            f"turns were found in mirrors that the audit log lacked: {where}; they are recorded without their "
             "guest, at the time of their commit, and their sessions are kept until `session keep --off`"
         )
 
@@ -103,27 +103,27 @@ class FoundTurns:
     def _unknown(self, names: Iterable[str]) -> list[TurnRef]:
         return self._audit.unknown(turn for name in names for turn in turns_on_disk(name, self._mirror_of(name).path))
 
-    async def _take_up(self, unknown: list[TurnRef], seen: dict[str, tuple[int, int] | None]) -> None:
+    async def _add(self, unknown: list[TurnRef], seen: dict[str, tuple[int, int] | None]) -> None:
         last = await asyncio.to_thread(self._audit.last_id)
         usable, taken = [], set()
-        in_the_way: dict[str, list[TurnRef]] = {}
-        for turn in sorted(unknown, key=lambda each: each.id):
+        conflicting: dict[str, list[TurnRef]] = {}
+        for turn in sorted(unknown, key=lambda turn: turn.id):
             if turn.id > last and turn.id not in taken:
                 taken.add(turn.id)
                 usable.append(turn)
             else:
-                in_the_way.setdefault(turn.repo, []).append(turn)
+                conflicting.setdefault(turn.repo, []).append(turn)
         above = max(last, *(turn.id for turn in unknown)) + APART
-        for name, turns in in_the_way.items():
+        for name, turns in conflicting.items():
             lines = []
             for turn in turns:
                 above += 1
-                # git writes all that is new before it deletes, so a kill leaves both, never none.
+                # git writes all new refs before it deletes the old ones, so a kill leaves both, never none.
                 lines += [f"create {TURNS}{above} {turn.commit}\n", f"delete {TURNS}{turn.id} {turn.commit}\n"]
             try:
                 await self._mirror_of(name).update_refs(lines)
             except GitError as error:
-                log.error("%s: found turns cannot be given ids of their own: %s", name, error.message)
+                log.error("%s: cannot move the refs of found turns to new ids: %s", name, error.message)
                 seen[name] = None
         found = []
         for name in {turn.repo for turn in usable}:
@@ -132,13 +132,14 @@ class FoundTurns:
             found += [
                 FoundTurn(turn, sessions.get(turn.commit, f"found-{turn.id}")) for turn in usable if turn.repo == name
             ]
-        for each in await asyncio.to_thread(self._audit.record_found, found):
-            name, number, commit = each.ref
+        for turn_found in await asyncio.to_thread(self._audit.record_found, found):
+            name, number, commit = turn_found.ref
             self.counts[name] += 1
-            log.warning("%s: the log did not know turn %d, %s; it is booked in %s", name, number, commit, each.session)
+            session = turn_found.session
+            log.warning("%s: the log lacked turn %d (%s); it is recorded in %s", name, number, commit, session)
 
     async def _sessions(self, name: str, commits: Iterable[str]) -> dict[str, str]:
-        """The session of each commit that a session's ref is at or leads to, the nearest first."""
+        """Maps each commit at a session's ref, or reachable from one, to the nearest such session."""
         mirror = self._mirror_of(name)
         try:
             refs = await mirror.local_refs(AGENTS, ARCHIVE)
@@ -151,25 +152,25 @@ class FoundTurns:
                 cwd=mirror.path, deadline=DEADLINE,
             )  # fmt: skip
         except GitmirrorError as error:
-            log.error("%s: the sessions of found turns cannot be told: %s", name, error.message)
+            log.error("%s: cannot find the sessions of found turns: %s", name, error.message)
             return {}
         parents = {line[0]: line[1:] for line in map(str.split, output.stdout.decode("ascii").splitlines())}
-        found, waiting = dict(tips), deque(tips)
+        sessions, waiting = dict(tips), deque(tips)
         while waiting:
             commit = waiting.popleft()
             for parent in parents.get(commit, ()):
-                if parent in parents and parent not in found:
-                    found[parent] = found[commit]
+                if parent in parents and parent not in sessions:
+                    sessions[parent] = sessions[commit]
                     waiting.append(parent)
-        return found
+        return sessions
 
 
 def turns_on_disk(name: str, repository: Path) -> Iterator[TurnRef]:
-    """The turn refs of the mirror `name`, read from its files; none when they cannot be read."""
+    """The turn refs of the mirror `name`, read from its files; empty if they cannot be read."""
     try:
         refs = stored_refs(repository, TURNS)
     except OSError as error:
-        log.error("the turns of %s cannot be read: %s", name, error)
+        log.error("cannot read the turns of %s: %s", name, error)
         return
     for ref, oid in refs.items():
         number = ref.removeprefix(TURNS)

@@ -1,8 +1,9 @@
-"""Whether the clock may be believed by what cannot be undone.
+"""Decides whether the clock can be trusted for actions that cannot be undone.
 
-A node without a battery, or with a broken time server, may start weeks ahead for some seconds, and retention by such a
-clock would end every session. So a time that is far past the newest trusted one and the time run since is taken only
-after it has held for hours: a node that really was away goes on then.
+A node without a battery, or with a broken time server, may be weeks ahead for some seconds after it starts. Retention
+by such a clock would end every session. So a time that is far ahead of the expected one (the newest trusted time plus
+the running time since) is trusted only after it has held for hours. That lets a node that really was off for long go
+on.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from appliance.core.units import format_duration
 log = logging.getLogger(__name__)
 
 PLAUSIBLE = 86400.0
-"""Seconds that a node may have been away, or its clock have jumped, without a doubt."""
+"""Seconds that a trusted clock may be ahead of the expected time, for example because the node was off."""
 HOLDS = 6 * 3600.0
-"""Seconds of running after which a time that was doubted is believed."""
+"""Seconds of running after which a doubted clock is trusted."""
 STORED_EVERY = 300.0
+"""Seconds."""
 
 
 @dataclass(frozen=True)
 class _Doubt:
-    """A clock that is `offset` from the monotonic one, `since` then (monotonic seconds)."""
+    """A doubted clock: `offset` from the monotonic one, `since` when (monotonic), and its `jump`; all in seconds."""
 
     offset: float
     since: float
@@ -34,7 +36,7 @@ class _Doubt:
 
 
 class TrustedTime:
-    """`clock` gives Unix seconds, `monotonic` seconds of running; `store` remembers across restarts."""
+    """`clock` gives Unix seconds, `monotonic` seconds of running. `store` keeps the trusted time across restarts."""
 
     def __init__(self, store: TimeStore, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
         self._store = store
@@ -46,12 +48,12 @@ class TrustedTime:
         self._doubt: _Doubt | None = None
 
     async def now(self) -> float | None:
-        """The time, or None while the clock is not believed. Raises StoreError."""
+        """The time, or None while the clock is not trusted. Raises StoreError."""
         wall, running = self.clock(), self._monotonic()
         if self._trusted is None:
             newest = await asyncio.to_thread(self._store.newest)
             first = wall if newest is None else newest
-            # At once: what a clock that is wrong makes others write meanwhile must not be the newest at the next start.
+            # Stored at once, so that no time that others write by a wrong clock is the newest one at the next start.
             await asyncio.to_thread(self._store.trust, first)
             self._trusted, self._stored = (first, self._began), first
         at, since = self._trusted
@@ -67,13 +69,13 @@ class TrustedTime:
         return wall
 
     def trouble(self) -> str | None:
-        """What `status` warns of."""
+        """The warning for `status`, or None."""
         if self._doubt is None:
             return None
-        left = max(0.0, self._doubt.since + HOLDS - self._monotonic())
+        remaining = max(0.0, self._doubt.since + HOLDS - self._monotonic())
         return (
-            f"the clock is {format_duration(self._doubt.jump)} past the last time that was trusted: retention ends no "
-            f"session until it has held for another {format_duration(left)} (check the node's clock)"
+            f"the clock is {format_duration(self._doubt.jump)} ahead of the last trusted time: retention ends no "
+            f"session until it has held for another {format_duration(remaining)} (check the node's clock)"
         )
 
     def _has_held(self, wall: float, running: float, jump: float) -> bool:

@@ -1,4 +1,4 @@
-"""The book of sessions: every applied recording becomes a turn, whose commit a ref of its own keeps."""
+"""Records every applied push as a turn of its session. A ref of its own keeps the commit of each turn."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ log = logging.getLogger(__name__)
 TURNS = "refs/gitmirror/turns/"
 ARCHIVE = "refs/gitmirror/archive/"
 LATEST = 2**32
-"""A time of a commit past which it says nothing; a guest writes what it likes there."""
+"""Unix seconds. A later commit time is ignored, because guests write any value there."""
 
 
 class TurnRecorder:
-    """Books turns in `store`, with what `mirror_of` finds in the repositories."""
+    """Records turns in `store`, with facts from the mirrors that `mirror_of` finds."""
 
     def __init__(self, store: SessionStore, mirror_of: Callable[[str], Mirror]) -> None:
         self.store = store
         self._mirror_of = mirror_of
 
     async def book(self, push: Unbooked, size: int) -> None:
-        """One applied push as a turn. Raises GitmirrorError; it is then booked at the next start."""
+        """Records one applied push as a turn. If this raises GitmirrorError, `catch_up` records it later."""
         mirror = self._mirror_of(push.repo)
         facts = await turn_facts(mirror, push.commit)
         at = push.at
         if push.client == UNKNOWN:
-            # Found, not seen: all that is known is that it was recorded before.
+            # The turn was found in a mirror. All that is known is that it was recorded earlier.
             at = min(at, rfc3339(max(0, facts.committed_at))) if facts.committed_at < LATEST else at
         turn = Turn(
             id=push.id,
@@ -56,22 +56,22 @@ class TurnRecorder:
         await asyncio.to_thread(self.store.record, turn)
 
     async def catch_up(self) -> int:
-        """Books what was applied and not booked, oldest first; returns how many. Raises StoreError."""
-        booked = 0
+        """Records applied pushes that are not recorded yet, oldest first; returns their number. Raises StoreError."""
+        recorded = 0
         for push in await asyncio.to_thread(self.store.unbooked):
             if not self._mirror_of(push.repo).exists():
                 continue
             try:
                 await self.book(push, 0)
-                booked += 1
+                recorded += 1
             except GitmirrorError as error:
-                log.error("turn %d of %s cannot be booked: %s", push.id, push.session, error.message)
-        return booked
+                log.error("cannot record turn %d of %s: %s", push.id, push.session, error.message)
+        return recorded
 
     async def drop_turn_refs(self, repo: str, attempts: Mapping[int, str]) -> None:
-        """Removes the turn refs of attempts that were not applied, by id with their commits. Raises GitError.
+        """Removes the turn refs of `attempts` (id: commit) that were not applied. Raises GitError.
 
-        A ref that keeps another commit is another turn's, and the reason why this one was not applied.
+        A ref that holds another commit belongs to another turn, and is the reason why this attempt was not applied.
         """
         mirror = self._mirror_of(repo)
         commits = {f"{TURNS}{attempt}": commit for attempt, commit in attempts.items()}
@@ -79,25 +79,26 @@ class TurnRecorder:
         await mirror.update_refs(f"delete {ref} {oid}\n" for ref, oid in present.items() if commits.get(ref) == oid)
 
     async def drop_leftovers(self, repo: str) -> int:
-        """Removes turn refs that a kill left: of failed pushes, of ended sessions. Returns how many. Raises GitError.
+        """Removes turn refs of failed pushes and ended sessions that a kill left; returns how many. Raises GitError.
 
-        What the log does not know is left alone: the log may be the older of the two, put back from a copy.
+        Refs that the log does not know are left alone, because the log may be older than the mirror, such as a copy
+        that was put back.
         """
         mirror = self._mirror_of(repo)
         present = await mirror.local_refs(TURNS)
         numbers = {ref: number for ref in present if (number := ref.removeprefix(TURNS)).isdigit()}
         attempts = {int(number): present[ref] for ref, number in numbers.items()}
         gone = await asyncio.to_thread(self.store.without_turn, repo, attempts)
-        await mirror.update_refs(f"delete {TURNS}{each} {attempts[each]}\n" for each in gone)
+        await mirror.update_refs(f"delete {TURNS}{attempt} {attempts[attempt]}\n" for attempt in gone)
         return len(gone)
 
     async def back_from_archive(self, repo: str, sessions: list[str]) -> None:
-        """A session that was written is under `refs/agents` again: its place in the archive goes. Raises GitError."""
+        """Removes sessions from the archive, because a push put them under `refs/agents` again. Raises GitError."""
         mirror = self._mirror_of(repo)
         present = await mirror.local_refs(*(f"{ARCHIVE}{session}" for session in sessions))
         await mirror.update_refs(f"delete {ref} {oid}\n" for ref, oid in present.items())
 
 
 def write_turn_file(path: Path, refs: Mapping[str, int]) -> None:
-    """Tells the update hook which turn each ref of a push is. Raises OSError."""
+    """Writes the file in which the update hook finds the turn of each ref of a push. Raises OSError."""
     path.write_text("".join(f"{ref} {attempt}\n" for ref, attempt in refs.items()), encoding="ascii")

@@ -78,7 +78,7 @@ _CAPABILITIES = frozenset({"report-status", "report-status-v2", "side-band", "si
 class PushRequest:
     """Parses the head of a push as it arrives. Feed it until `done`.
 
-    `raw` is everything up to and including the flush, to be passed on unchanged. It is empty if the push must be refused
+    `raw` is everything up to and including the flush, to be passed on unchanged. It is empty if the push is refused
     anyway, because 10 KB of gzip can hold megabytes of commands. `rest` is the first bytes after the flush.
     """
 
