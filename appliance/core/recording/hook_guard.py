@@ -85,7 +85,8 @@ class HookGuard:
             self._installed = tuple(_Installed(hooks / name, _identity(hooks / name)) for name in names)
         except OSError as error:
             self.broken, self.may_recover = f"the hooks cannot be written: {error}", True
-            raise HookGuardBroken(self.broken, hint=f"make {hooks} writable", mend=self._mend()) from error
+            hint = f"make sure that serve can write {hooks}"
+            raise HookGuardBroken(self.broken, hint=hint, mend=self._mend()) from error
 
     def check(self) -> None:
         """Raises HookGuardBroken unless the guard is proved, the hook files are unchanged, and the disk has space."""

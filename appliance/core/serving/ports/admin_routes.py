@@ -187,7 +187,7 @@ def _read(secret: SecretFile) -> bytes:
     try:
         value = secret.read()
     except SecretError:
-        # `status` gives the path of the file and the reason. They are not for whoever calls this port.
+        # `status` gives the path of the file and the reason. Callers of this port do not get them.
         text = "this node cannot read its secret; `status` tells its operator why\n"
         raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, text) from None
     if value is None:

@@ -88,7 +88,7 @@ class GuestRoutes:
         require_read(exchange)
         want = exchange.query.get("want")
         if want is not None and not _OID.fullmatch(want):
-            raise HttpError(HTTPStatus.BAD_REQUEST, "want must be a full object id of 40 hex digits\n")
+            raise HttpError(HTTPStatus.BAD_REQUEST, "want must be a full object id of 40 or 64 hex digits\n")
         document = await self._freshness.document(repo, want)
         headers = {"content-type": JSON, "cache-control": "no-cache"}
         await exchange.answer(HTTPStatus.OK, json.dumps(document) + "\n", headers)
