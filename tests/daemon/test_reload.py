@@ -13,6 +13,7 @@ def test_the_budget_of_the_cache_changes_at_once(serve_factory: ServeFactory, up
     """A smaller one evicts what does not fit any more, except the warmed responses of the current tip."""
     urls = [upstream.url(WIDGETS)]
     serve = serve_factory(repos=urls, refresh=SETTLED).start()
+    serve.wait_for_repo(WIDGETS)
     wait_warm(serve)
     serve.configure(urls, refresh=SETTLED, cache={"budget": "3MiB"})
     serve.reload()

@@ -178,7 +178,7 @@ def test_turns_of_another_node_are_booked_beside_those_of_this_one(
         git("update-ref", f"{TURNS}{number}", commit, cwd=node.mirror)
     node.serve.restart()
     node.serve.wait_for_repo(WIDGETS)
-    assert "did not know" in warnings(node.serve) and "pushes are off" not in warnings(node.serve)
+    assert "were found" in warnings(node.serve) and "pushes are off" not in warnings(node.serve)
     told += [*foreign, record_turn(guest, "s1", "after")]
     wait_settled(node.serve)
     wait_until(lambda: booked(node) >= set(told), message="every turn is booked anew")

@@ -45,7 +45,7 @@ def test_a_push_without_a_log_to_write_to_is_refused(own_node: Node, tmp_path: P
     code, _, said = git_result("push", "origin", "HEAD:refs/agents/s1", cwd=guest)
     assert code == 1
     assert "remote: gitmirror: pushes are off: the audit log cannot be written" in said
-    assert "remote: gitmirror: the operator has to mend it (see `doctor`)" in said
+    assert "remote: gitmirror: the operator must fix it (see `doctor`)" in said
     assert "[remote rejected] HEAD -> refs/agents/s1 (pushes are off: the audit log cannot be written)" in said
     # What is refused anyway says why, and not that something is broken.
     code, _, said = git_result("push", "origin", "HEAD~0:refs/heads/other", cwd=guest)
@@ -181,7 +181,7 @@ def test_a_hook_that_is_not_what_was_installed_turns_pushes_off(
     code, _, said = git_result("push", "origin", "HEAD:refs/agents/s1", cwd=guest)
     assert code == 1
     assert "remote: gitmirror: pushes are off: the hook " in said
-    assert "the operator has to mend it and restart gitmirror (see `doctor`)" in said
+    assert "the operator must fix it and restart gitmirror (see `doctor`)" in said
     assert git_result("push", "origin", "HEAD:refs/agents/s2", cwd=guest)[0] == 1
     assert refs(node.mirror) == before
     rows = audit(node.serve)
