@@ -92,8 +92,8 @@ class FoundTurns:
             return None
         where = ", ".join(f"{count} of {name}" for name, count in sorted(self.counts.items())[:10])
         return (
-            f"turns were found in mirrors that the audit log did not know: {where}; they are recorded without a guest, at "
-            "the time of their commit, and their sessions are kept until `session keep --off`"
+            f"turns were found in mirrors that the audit log did not know: {where}; they are recorded without a guest, "
+            "at the time of their commit, and their sessions are kept until `session keep --off`"
         )
 
     async def _check(self) -> None:
