@@ -188,8 +188,10 @@ def test_only_user_and_group_may_ask(layout: Layout, server: Server) -> None:
 def test_a_command_whose_caller_goes_away_is_not_gone_on_with(layout: Layout, server: Server) -> None:
     """Ctrl-C on `refresh` or `add-repo`; the next command is answered."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom appliance.core.process.control import call\n"
-        "from appliance.core.layout import Layout\ncall(Layout(Path(sys.argv[1])), 'wait')"
+        "import signal, sys\nfrom pathlib import Path\nfrom appliance.core.process.control import call\n"
+        "from appliance.core.layout import Layout\n"
+        # A background job of a shell, as the tests themselves may be, is started with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\ncall(Layout(Path(sys.argv[1])), 'wait')"
     )
     caller = subprocess.Popen([sys.executable, "-c", program, str(layout.state)], cwd=ROOT, stderr=subprocess.DEVNULL)
     wait_until(lambda: server.seen == ["began"], message="the command runs")
