@@ -80,7 +80,7 @@ class SmartHttp:
         service = exchange.query.get("service", "") if action == "info/refs" else action
         repo = await self._find(exchange, path)
         if repo is None:
-            self._redirect(exchange, path, action, service)
+            self._redirect(path, action, service)
             raise _not_here(path)
         try:
             if action == UPLOAD_PACK:
@@ -118,7 +118,7 @@ class SmartHttp:
             text = "the token cannot be looked up; try again\n"
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, text, {"retry-after": "5"}) from None
 
-    def _redirect(self, exchange: Exchange, path: str, action: str, service: str) -> None:
+    def _redirect(self, path: str, action: str, service: str) -> None:
         """A host-first path of an upstream host that is known goes on to that upstream, if it is a fetch."""
         host, _, rest = path.removeprefix("/").partition("/")
         base = self._door.catalog.upstream_host(host)
