@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.core.models import UNHEALTHY, Health, Repo, State
+from appliance.core.models import Health, Repo, State
 
 FAILING_AFTER = 3
 """Failures in a row that make a cloned mirror failing; a mirror that was never cloned is failing after the first."""
@@ -30,8 +30,3 @@ def state_of(repo: Repo, health: Health, now: float, stale_after: float) -> Stat
 def followed_branch(repo: Repo, health: Health) -> str | None:
     """The branch that snapshots and warming follow: the registered one, else the upstream's HEAD."""
     return repo.branch or (health.head.removeprefix("refs/heads/") if health.head else None)
-
-
-def is_unhealthy(state: State) -> bool:
-    """Whether `status` and `doctor` exit with 3 because of this state."""
-    return state in UNHEALTHY

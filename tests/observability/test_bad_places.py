@@ -170,7 +170,7 @@ def test_without_a_database_guests_are_served_and_pushes_are_off(
     upstream: HttpUpstream,
     generated_bare: Path,
     tmp_path: Path,
-    damage: Callable[[Path], Callable[[], None]],
+    damage: Damage,
 ) -> None:
     """The config's list and the mirrors on disk are served. `status` says how to mend it, and no restart is needed."""
     added = "acme/added"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from appliance.core.observability.push_watch import PushWatch
 from tests.conftest import WIDGETS, ServeFactory
 from tests.observability.conftest import status_of
 from tests.observability.outlets import documents, script
@@ -61,3 +65,46 @@ def test_a_hook_that_lost_its_mode_is_told_without_a_push(
     serve.restart()
     serve.wait_for_repo(WIDGETS)
     assert len(documents(told)) == 2
+
+
+class Anything:
+    """A guard, a desk and alerts that have nothing to say."""
+
+    def check(self) -> None:
+        """Nothing is wrong."""
+
+    def consider_pushes(self, are_off: bool, document: dict[str, Any]) -> None:
+        """Nobody is to be told."""
+
+
+class HeldLog(Anything):
+    """An audit log whose head can be read once, and then only when it is `free`."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.asked = threading.Event()
+        self._reads = 0
+
+    def head(self) -> str:
+        """The same always."""
+        self._reads += 1
+        if self._reads > 1:
+            self.asked.set()
+            self.free.wait(10)
+        return "head"
+
+
+def test_a_look_that_waits_for_the_database_hides_nothing() -> None:
+    """While the loop's own look waits, `status` still has the head that was read last."""
+    log = HeldLog()
+    watch = PushWatch(*cast(Any, (Anything(), Anything(), log, lambda event: None, Anything())))
+
+    async def script() -> None:
+        assert await watch.look() is None and watch.audit_head == "head"
+        waiting = asyncio.create_task(watch.look())
+        await asyncio.to_thread(log.asked.wait, 10)
+        assert watch.audit_head == "head"
+        log.free.set()
+        await waiting
+
+    asyncio.run(script())

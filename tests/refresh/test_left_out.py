@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from appliance.core.git import ref_sets
 from appliance.core.git.command import GitError
 from appliance.core.git.failures import Kind
 from appliance.core.git.ref_sets import unholdable
+from appliance.core.refresh import left_out
 from appliance.core.refresh.left_out import RETRY_EVERY
 from tests.conftest import ServeFactory
 from tests.git.lab import Lab
@@ -160,3 +163,18 @@ def test_status_names_the_one_and_is_fresh(serve_factory: ServeFactory, upstream
     serve.wait_for_ref(ODD, "refs/heads/main", tip)
     found = repo_status(serve, ODD)
     assert found["state"] == "fresh" and found["error"] == "ref" and "nnn" in found["last_error"] and found["hint"]
+
+
+def test_many_refs_are_checked_beside_the_loop(lab: Lab, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every refresh checks every name: those of 60,000 refs take tenths of a second, and guests would wait."""
+    threads: list[threading.Thread] = []
+
+    def noting(repository: Path, names: Iterable[str]) -> dict[str, str]:
+        threads.append(threading.current_thread())
+        return unholdable(repository, names)
+
+    monkeypatch.setattr(left_out, "unholdable", noting)
+    monkeypatch.setattr(ref_sets, "MANY", 1)
+    for _ in range(2):
+        lab.refresh(lab.repo(bare))
+    assert len(threads) == 2 and threading.main_thread() not in threads

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.core.health import FAILING_AFTER, is_unhealthy, lag_of, state_of
-from appliance.core.models import Health, Repo, State
+from appliance.core.health import FAILING_AFTER, lag_of, state_of
+from appliance.core.models import UNHEALTHY, Health, Repo, State
 from appliance.core.refresh.schedule import (
     ASKING_HOLDS,
     BACKOFF_START,
@@ -99,7 +99,7 @@ def _repo(*, enabled: bool = True) -> Repo:
 def test_states(health: Health, state: State) -> None:
     """What an operator is told, at second 100 with `stale_after` of 60."""
     assert state_of(_repo(), health, 100, 60) is state
-    assert is_unhealthy(state) is (state in (State.STALE, State.FAILING))
+    assert (state in UNHEALTHY) is (state in (State.STALE, State.FAILING))
     assert state_of(_repo(enabled=False), health, 100, 60) is State.DISABLED
 
 

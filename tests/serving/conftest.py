@@ -209,17 +209,6 @@ def read_all(sock: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def is_gone(sock: socket.socket) -> bool:
-    """Whether the other side closed or reset, once what it sent is read. Waits for the socket's timeout."""
-    try:
-        read_all(sock)
-    except ConnectionResetError:
-        return True
-    except TimeoutError:
-        return False
-    return True
-
-
 def is_whole_pack(data: bytes) -> bool:
     """Whether the bytes are a pack up to its last one: it ends with the SHA-1 of what is before."""
     return data[:4] == b"PACK" and hashlib.sha1(data[:-20]).digest() == data[-20:]

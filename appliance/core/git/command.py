@@ -300,12 +300,3 @@ def _last_errors(stderr: str) -> str:
     lines = stderr.splitlines()
     marked = [line for line in lines if line.startswith(("fatal: ", "error: ", "remote: "))]
     return "; ".join((marked or lines)[-3:])
-
-
-async def git_version(git: Git) -> tuple[int, ...]:
-    """The version as numbers. Raises GitError when git is missing."""
-    output = await git.run("version", cwd=Path("/"), deadline=10)
-    match = re.search(rb"(\d+)\.(\d+)(?:\.(\d+))?", output.stdout)
-    if match is None:
-        raise GitError(f"git version printed {output.stdout!r}, which has no version number")
-    return tuple(int(part) for part in match.groups() if part is not None)

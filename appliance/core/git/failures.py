@@ -99,8 +99,8 @@ MEANINGS: dict[Kind, Meaning] = {
     ),
     Kind.PERMISSION: Meaning(
         "files of the mirror, or of a local upstream, belong to another user or cannot be written",
-        "give them to the service's user (chown -R), and check whether the disk is mounted read-only; nothing is "
-        "damaged",
+        "give them to the service's user (chown -R, chmod -R u+rwX), and check whether the disk is mounted read-only; "
+        "nothing is damaged",
     ),
     Kind.LOCKED: Meaning(
         "a git lock file is in the way",

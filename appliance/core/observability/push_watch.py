@@ -88,13 +88,15 @@ class PushWatch:
 
     async def _reason(self) -> tuple[str, str] | None:
         unreadable: GitmirrorError | None = None
-        self.audit_head = None
+        head: str | None = None
         try:
             # In a thread, because a push may hold the database, and the event loop must not wait for it.
-            self.audit_head = await asyncio.to_thread(self._audit.head)
+            head = await asyncio.to_thread(self._audit.head)
             await asyncio.to_thread(self._audit.check)
         except GitmirrorError as error:
             unreadable = error
+        # Only now, because two looks may overlap, and nobody may be shown a half-finished one.
+        self.audit_head = head
         try:
             self._guard.check()
             if unreadable is not None:

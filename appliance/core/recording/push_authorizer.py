@@ -38,8 +38,6 @@ ROLL_UP_WINDOW = 60.0
 LOGGED_REFS = 16
 """The most refs of one refused push that get a row each."""
 
-RunInStore = Callable[..., Awaitable[object]]
-
 
 @dataclass
 class _Refusals:

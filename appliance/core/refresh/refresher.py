@@ -129,7 +129,7 @@ class Refresher:
         if with_credential:
             growing.mark(run.repo.url)
         offered = await growing.remote_refs(self._asking_deadline())
-        left_out = self.left_out.of(growing, offered)
+        left_out = await beside(len(offered.refs), self.left_out.of, growing, offered)
         remote = _without(offered, left_out)
         run.fetching = True
         left_out = await self.left_out.fetch(
@@ -153,7 +153,7 @@ class Refresher:
     async def _update(self, mirror: Mirror, run: RefreshRun) -> MirrorFacts:
         mirror.configure(run.repo.url)
         offered = await mirror.remote_refs(self._asking_deadline())
-        left_out = self.left_out.of(mirror, offered)
+        left_out = await beside(len(offered.refs), self.left_out.of, mirror, offered)
         remote = _without(offered, left_out)
         if await beside(len(remote.refs), self._memory.holds, mirror.path, remote.refs):
             _require_followed(run.repo, remote.head, left_out)

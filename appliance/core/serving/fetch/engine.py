@@ -76,7 +76,7 @@ class Engine:
     async def answer_v0(self, repo: Repo, body: Spool, version: int, sink: Sink, caller: Caller) -> None:
         """Answers one request of protocol v0 or v1 over HTTP. Raises UploadPackError, IdleTimeout, OSError."""
         start = time.monotonic()
-        meter = _Meter(sink, start)
+        meter = _Meter(sink)
         try:
             await self._upload_pack.stream(self._mirror_of(repo.name).path, body, meter, version=version)
         finally:
@@ -113,7 +113,7 @@ class Engine:
 
     async def _fetch(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
         start = time.monotonic()
-        meter = _Meter(sink, start)
+        meter = _Meter(sink)
         large = len(request.arguments) > MANY_LINES
         if large:
             await aside(request.prepare)
@@ -176,7 +176,7 @@ class Engine:
 class _Meter:
     """Counts the bytes sent to a guest, and notes when the first of them went out."""
 
-    def __init__(self, sink: Sink, start: float) -> None:
+    def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self.sent = 0
         self.first: float | None = None

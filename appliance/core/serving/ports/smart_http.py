@@ -80,7 +80,7 @@ class SmartHttp:
         service = exchange.query.get("service", "") if action == "info/refs" else action
         repo = await self._find(exchange, path)
         if repo is None:
-            self._redirect(exchange, path, action, service)
+            self._redirect(path, action, service)
             raise _not_here(path)
         try:
             if action == UPLOAD_PACK:
@@ -118,7 +118,7 @@ class SmartHttp:
             text = "the token cannot be looked up; try again\n"
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, text, {"retry-after": "5"}) from None
 
-    def _redirect(self, exchange: Exchange, path: str, action: str, service: str) -> None:
+    def _redirect(self, path: str, action: str, service: str) -> None:
         """Redirects a fetch to its upstream by an HttpError, if the path begins with a known upstream host."""
         host, _, rest = path.removeprefix("/").partition("/")
         base = self._gate.catalog.upstream_host(host)
