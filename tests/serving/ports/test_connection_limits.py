@@ -138,7 +138,7 @@ def test_connections_past_all_bounds_are_told(serve_factory: ServeFactory, upstr
 def test_a_request_that_does_not_come_is_not_waited_for(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """request_timeout holds for the whole first packet: a byte now and then does not put it off."""
     serve = limited(serve_factory, upstream, request_timeout="500ms")
-    expected = b"ERR gitmirror: no request came in 0.5s"
+    expected = b"ERR gitmirror: no request arrived within 0.5s"
     with connect(serve) as silent, connect(serve, b"003agit-up") as half, connect(serve) as dribbling:
         start = time.monotonic()
         dribbling.settimeout(0.1)
