@@ -263,7 +263,7 @@ def test_who_was_connected_before_a_reload_gets_nothing_of_it_either(
     address = urlsplit(serve.http_url)
     with (
         daemon_request(*serve.git_address, "git-upload-pack", f"/{SECRET}") as relayed,
-        socket.create_connection((address.hostname or "", address.port or 0), timeout=20) as posting,
+        socket.create_connection((address.hostname or "", address.port or 0), timeout=60) as posting,
     ):
         assert tip.encode() in read_pkts(relayed)[0]
         posting.sendall(

@@ -139,7 +139,7 @@ class Hanging:
 
     def record_outcomes(self, outcomes: object) -> None:
         """Hang."""
-        self.go_on.wait(20)
+        self.go_on.wait(60)
 
     async def book(self, push: object, size: int) -> None:
         """Fail."""
@@ -191,7 +191,7 @@ class Clocked:
         self.queue: WriteBehind[int] = WriteBehind("numbers", self._record, 0.01, self._tell)
 
     def _record(self, rows: Sequence[int]) -> None:
-        self.hang.wait(20)
+        self.hang.wait(60)
         if self.fails:
             raise StoreError("it is gone")
         self.stored += rows

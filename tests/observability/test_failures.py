@@ -66,7 +66,7 @@ def test_every_trouble_has_its_own_words_and_clears_by_itself(
         words = {kind: said for kind, (_, said) in SWITCHES.items()}
         words |= {"tls": "certificate", "refused": "cannot connect", "dns": "resolved"}
         for kind in words:
-            found = serve.wait_for_repo(f"bad/{kind}", "failing", timeout=30)
+            found = serve.wait_for_repo(f"bad/{kind}", "failing", timeout=60)
             assert found["error"] == kind and found["hint"], found
             assert words[kind] in found["last_error"], found["last_error"]
             assert metric(serve, "gitmirror_repo_error", repo=f"bad/{kind}", kind=kind) == 1
@@ -81,7 +81,7 @@ def test_every_trouble_has_its_own_words_and_clears_by_itself(
         front.certificate = right
         daemon.start()
         for kind in kinds:
-            found = serve.wait_for_repo(f"bad/{kind}", timeout=30)
+            found = serve.wait_for_repo(f"bad/{kind}", timeout=60)
             assert (found["last_error"], found["error"], found["hint"]) == (None, None, None)
         assert metric(serve, "gitmirror_repo_error") == 1, "only the one that cannot be mended has an error"
         wait_until(lambda: len(documents(told)) == 2 * len(kinds) + 1, message="all is told")
@@ -160,13 +160,13 @@ def test_a_full_disk_is_told_and_clears(small_disk: Path, upstream: HttpUpstream
             while True:
                 file.write(b"x" * 4096)
         tip = add_commit(path, "main", {"big": os.urandom(200_000)})
-        wait_until(lambda: repo_of(serve, name)["error"] is not None, timeout=20, message="it is told")
+        wait_until(lambda: repo_of(serve, name)["error"] is not None, timeout=60, message="it is told")
         assert repo_of(serve, name)["error"] == "disk-full", repo_of(serve, name)["last_error"]
         assert "disk is full" in repo_of(serve, name)["last_error"]
         assert metric(serve, "gitmirror_repo_error", repo=name, kind="disk-full") == 1
         serve.clone(tmp_path / "guest", name)
         assert git("rev-parse", "HEAD", cwd=tmp_path / "guest") == before
-        wait_until(lambda: about_the_repository(told), timeout=20, message="somebody is told")
+        wait_until(lambda: about_the_repository(told), timeout=60, message="somebody is told")
         filling.unlink()
         serve.wait_for_ref(name, "refs/heads/main", tip)
         wait_until(lambda: repo_of(serve, name)["error"] is None, message="it is well")
@@ -198,6 +198,6 @@ def test_a_hung_upstream_never_makes_the_watchdog_restart_serve(
         heard.extend([time.monotonic()] * any("WATCHDOG=1" in each for each in said))
         return any(f"worst: {WIDGETS} (failing, timeout, " in each for each in said)
 
-    wait_until(look, timeout=30, message="systemd's line tells it")
+    wait_until(look, timeout=60, message="systemd's line tells it")
     assert max(later - earlier for earlier, later in itertools.pairwise(heard)) < 4
     assert status_of(serve)["repos"][0]["state"] == "failing"

@@ -95,8 +95,9 @@ def test_a_child_leads_a_group_is_recorded_and_holds_the_lock(room: Path) -> Non
         assert len(children) == 1
         held = {os.path.realpath(each) for each in Path(f"/proc/{child.pid}/fd").iterdir()}
         assert str(room / "children.lock") in held
-        environment = Path(f"/proc/{child.pid}/environ").read_bytes()
-        assert environment.split(b"\0")[:-1] == [b"PATH=" + os.fsencode(os.environ["PATH"])]
+        # Before its exec the child may still show the environment of this process, or none.
+        expected, environment = b"PATH=" + os.fsencode(os.environ["PATH"]) + b"\0", Path(f"/proc/{child.pid}/environ")
+        await asyncio.to_thread(wait_until, lambda: environment.read_bytes() == expected, message="only PATH is given")
         assert await child.end() == -signal.SIGTERM
         assert not records(room) and not len(children)
 

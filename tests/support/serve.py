@@ -119,7 +119,7 @@ class Serve:
         """Rewrite the whole config file. A running `serve` reads it at `reload`."""
         write_config(self.config, repos, **sections)
 
-    def start(self, *, timeout: float = 30.0) -> Serve:
+    def start(self, *, timeout: float = 60.0) -> Serve:
         """Run `serve` and wait for its `ready` line. Raises AssertionError, with stderr, when there is none in time."""
         assert not self.running, "serve is already running"
         before = self._stdout.stat().st_size if self._stdout.exists() else 0
@@ -163,9 +163,9 @@ class Serve:
     def kill(self) -> None:
         """Kill only the main process, as the OOM killer does; its children live on."""
         self.signal(signal.SIGKILL)
-        self.wait(10)
+        self.wait(60)
 
-    def terminate(self, *, timeout: float = 40.0) -> int:
+    def terminate(self, *, timeout: float = 60.0) -> int:
         """Send SIGTERM, wait, and return the exit code."""
         self.signal(signal.SIGTERM)
         return self.wait(timeout)
@@ -192,7 +192,7 @@ class Serve:
         """Send a signal to the main process only."""
         os.kill(self.pid, number)
 
-    def wait(self, timeout: float = 40.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         """Wait for the end of the main process and return its exit code."""
         assert self._process is not None, "serve was not started"
         try:

@@ -51,7 +51,7 @@ class Seen:
         focused.value = text
         await self.pilot.pause()
 
-    async def until(self, look: Callable[[], _T | None], message: str, timeout: float = 10.0) -> _T:
+    async def until(self, look: Callable[[], _T | None], message: str, timeout: float = 60.0) -> _T:
         """Waits until it is so, and returns what `look` returned."""
         deadline = time.monotonic() + timeout
         while not (found := look()):
@@ -60,15 +60,15 @@ class Seen:
             await asyncio.sleep(0.01)
         return found
 
-    async def shows(self, *words: str, timeout: float = 10.0) -> None:
+    async def shows(self, *words: str, timeout: float = 60.0) -> None:
         """Waits until all of it is on screen."""
         await self.until(lambda: all(word in self.text for word in words), f"the screen shows {words}", timeout)
 
-    async def hides(self, *words: str, timeout: float = 10.0) -> None:
+    async def hides(self, *words: str, timeout: float = 60.0) -> None:
         """Waits until none of it is on screen."""
         await self.until(lambda: not any(word in self.text for word in words), f"{words} are gone", timeout)
 
-    async def says(self, words: str, timeout: float = 15.0) -> None:
+    async def says(self, words: str, timeout: float = 60.0) -> None:
         """Waits for a notification."""
         await self.until(lambda: words in self.said, f"it says {words}", timeout)
 

@@ -35,7 +35,7 @@ async def timed(seen: Seen, work: Callable[[], object], look: Callable[[], objec
     """Does something beside the view; from its end on the view has a second to show it."""
     await asyncio.to_thread(work)
     start = time.monotonic()
-    await seen.until(look, message, timeout=5)
+    await seen.until(look, message, timeout=60)
     took = time.monotonic() - start
     assert took < AT_ONCE, f"{message}: after {took:.2f} s"
 
@@ -111,7 +111,7 @@ def test_serve_is_killed_and_comes_back(own: Node) -> None:
         await seen.shows("serve is not running: guests are refused")
         await seen.press("1")
         await asyncio.to_thread(own.serve.start)
-        await seen.shows("● serving", timeout=5)
+        await seen.shows("● serving", timeout=60)
         add_commit(own.upstream.path(WIDGETS), "main", {"back.txt": "x"}, "After it came back")
         await seen.press("r")
         await seen.shows("After it came back")
@@ -132,7 +132,7 @@ def test_it_opens_before_serve_and_before_there_is_anything(
             await seen.settled()
         assert not serve.state.exists()
         await asyncio.to_thread(serve.start)
-        await seen.shows("● serving", "● fresh", timeout=20)
+        await seen.shows("● serving", "● fresh", timeout=60)
         await seen.hides("is missing")
 
     drive(make_app(serve), script)

@@ -52,10 +52,10 @@ class Proxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing.set()
-        self._acceptor.join(10)
+        self._acceptor.join(60)
         self._socket.close()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive(), "a connection of the proxy does not end"
 
     def _accept(self) -> None:

