@@ -28,12 +28,17 @@ class Seen:
     def __init__(self, app: Tui, pilot: Pilot[None]) -> None:
         self.app = app
         self.pilot = pilot
+        self.looking = 0.0
+        """Seconds of processor time that went into `text`, and not into the view."""
 
     @property
     def text(self) -> str:
         """What is on screen, line by line."""
+        start = time.thread_time()
         strips = self.app.screen._compositor.render_strips()
-        return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in strips)
+        text = "\n".join("".join(segment.text for segment in strip).rstrip() for strip in strips)
+        self.looking += time.thread_time() - start
+        return text
 
     @property
     def said(self) -> str:
@@ -75,7 +80,7 @@ class Seen:
     async def settled(self) -> None:
         """Waits until nothing is being read, and nothing on screen changes."""
         before = ""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while self.app.context.loader.busy or self.text != before:
             assert time.monotonic() < deadline, f"it never settles\n{self.text}"
             before = self.text

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import WIDGETS, ServeFactory
 from tests.serving.conftest import BIG, SETTLED, Node, is_whole_pack
-from tests.serving.fetch.conftest import Counting, GatedFactory, clients_of, wait_warm
+from tests.serving.fetch.conftest import Counting, GatedFactory, clients_of, wait_kept, wait_warm
 from tests.serving.fetch.wire import (
     HttpGuest,
     ask,
@@ -161,6 +161,7 @@ def test_two_hundred_slow_guests_cost_two_handles_each_and_no_memory(node: Node,
     serve, count = node.serve, 200
     request = fetch_request(git("rev-parse", "main", cwd=serve.mirror(BIG)), "ofs-delta")
     assert len(ask(serve, BIG, request)) > LARGE
+    wait_kept(serve)
     counting = Counting(serve)
     with Watch(serve), contextlib.ExitStack() as stack:
         before, handles = resident(serve), descriptors(serve)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import WIDGETS, ServeFactory
 from tests.serving.conftest import DEEP, SETTLED, Node, is_whole_pack
-from tests.serving.fetch.conftest import TOOLS, Counting, clients_of, contents_of
+from tests.serving.fetch.conftest import TOOLS, Counting, clients_of, contents_of, wait_kept
 from tests.serving.fetch.wire import (
     SHALLOW,
     HttpGuest,
@@ -511,6 +511,7 @@ def test_slow_requests_are_cut_off(serve_factory: ServeFactory, upstream: HttpUp
 def test_http_and_git_share_one_cache(node: Node, tmp_path: Path) -> None:
     """What one port made is a hit on the other, deep paths included."""
     node.serve.clone(tmp_path / "one", TOOLS, "--depth=7")
+    wait_kept(node.serve)
     counting = Counting(node.serve)
     url = f"{node.serve.http_url}/127.0.0.1:{node.upstream.port}/{DEEP}"
     git("clone", "--quiet", "--depth=7", url, str(tmp_path / "two"))
