@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -256,9 +255,9 @@ def test_a_refusal_is_told_at_once(own_node: Node, tmp_path: Path) -> None:
     (workspace / "new.txt").write_text("x")
     # A ref that is in the way of this one.
     git("update-ref", "refs/agents/taken/x", own_node.tip, cwd=own_node.serve.mirror(WIDGETS))
-    # Who tried again would do so for longer than `run` waits.
-    done = guest.with_(GITMIRROR_DEADLINE="1h").record("taken", workspace)
+    done = guest.record("taken", workspace)
     assert done.code == 1 and "remote rejected" in done.err
+    assert [row["ref"] for row in own_node.serve.cli_json("audit")] == ["refs/agents/taken"]
 
 
 def test_a_mirror_that_lacks_the_base_is_waited_for(make_node: Callable[..., Node], tmp_path: Path) -> None:

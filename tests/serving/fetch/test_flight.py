@@ -19,8 +19,8 @@ from tests.serving.fetch.conftest import (
     GatedNode,
     a_cold_shape,
     cache_of,
-    wait_kept,
     guest_env,
+    wait_kept,
     wait_warm,
 )
 from tests.serving.fetch.wire import CAPABILITIES, SHALLOW, ask, fetch_request, http_ask, open_v2, pack_of, post_headers
