@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -360,8 +359,6 @@ def test_without_serve_add_repo_uses_the_token_too(
     serve = serve_factory(refresh=SETTLED, credentials=[entry])
     assert serve.cli_json("add-repo", locked.url(SECRET))["private"] is True
     token = serve.cli_json("token", "issue", "--repo", SECRET)["token"]
-    began = time.time()
     serve.start()
     assert get(f"{serve.http_url}/{SECRET}/freshness").status == 404
     assert get(f"{serve.http_url}/{SECRET}/freshness", authorization=f"Bearer {token}").status == 200
-    assert time.time() - began < 30

@@ -113,7 +113,7 @@ def test_stale_by_nothing_but_time_is_told_in_seconds(serve_factory: ServeFactor
         wait_until(lambda: alerts(), timeout=60, message="it is told")
         first = alerts()[0]
         assert (first["event"], first["error"]) == ("stale", None) and "has not answered for" in str(first["words"])
-        assert 3 < float(str(first["lag"])) < 10
+        assert 3 < float(str(first["lag"])) < 60
         wait_until(lambda: any(each["error"] == "timeout" for each in alerts()), timeout=60, message="and why")
         upstream.reset()
         wait_until(lambda: any(each["event"] == "recovered" for each in alerts()), timeout=60, message="it is well")

@@ -77,6 +77,8 @@ def test_the_first_screenful_and_all_sessions(app: Callable[[], Tui]) -> None:
         await seen.press("2")
         await seen.shows("session-00000")
         await seen.shows("10,000 sessions")
+        listing = seen.app.screen.query_one("#list")
+        await seen.until(lambda: len(listing.rows) == SESSIONS, "all are read")  # type: ignore[attr-defined]
         await seen.press("end")
         await seen.shows("session-09999")
         await seen.press("slash")
