@@ -120,10 +120,8 @@ def test_a_commit_arrives_within_the_interval(serve: Serve, upstream: HttpUpstre
         made.append(time.time())
         serve.wait_for_ref(WIDGETS, "refs/heads/main", tip)
     serve.terminate()
-    rows = sorted(
-        (datetime.fromisoformat(row["started_at"]).timestamp(), row["result"])
-        for row in serve.cli_json("refreshes", WIDGETS)
-    )
+    told = serve.cli_json("refreshes", WIDGETS)
+    rows = sorted((datetime.fromisoformat(row["started_at"]).timestamp(), row["result"]) for row in told)
     for at, until in itertools.pairwise([*made, math.inf]):
         results = [result for started, result in rows if at < started < until]
         assert "moved" not in results[1:], rows

@@ -20,7 +20,8 @@ class Fault:
 
     `refuse` and `hang` know nothing of bytes: the one closes at once, the other never says a word. `status` answers
     with an HTTP status. `end` closes in good order and `reset` with a reset, `stall` keeps the connection and says no
-    more, and `dribble` goes on byte by byte, so that whoever reads has no reason to give up. `shorten` sends an answer whose length is `after`, as a broken cache does: HTTP finds nothing wrong with it.
+    more, and `dribble` goes on so slowly that the end never comes, yet gives whoever reads no reason to leave.
+    `shorten` sends an answer whose length is `after`, as a broken cache does: HTTP finds nothing wrong with it.
     """
 
     kind: str

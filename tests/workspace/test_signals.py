@@ -129,7 +129,7 @@ def test_term_ends_a_record_and_loses_nothing(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("shell", EVERY_SHELL)
 def test_no_run_waits_for_what_watches_it(node: Node, tmp_path: Path, shell: str) -> None:
-    """150 hydrations by git, whose every step is watched: none waits as a watcher does, and pipes close with the kit."""
+    """150 hydrations by git, whose every step is watched for an hour: none waits for it; pipes close with the kit."""
     guest = node.guest(tmp_path / "home", shell=shell, tools=("printf",), GITMIRROR_DEADLINE="1h")
     workspace = guest.home / "ws"
     for _ in range(150):
