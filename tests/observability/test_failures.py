@@ -147,7 +147,7 @@ def test_a_full_disk_is_told_and_clears(small_disk: Path, upstream: HttpUpstream
     serve = Serve(
         small_disk / "state",
         repos=[upstream.url(name)],
-        refresh=QUICK,
+        refresh={**QUICK, "timeout": "20s"},
         workspace={"enabled": False},
         alerts={"command": script(tmp_path / "tell", f"cat >>{told}")},
     )

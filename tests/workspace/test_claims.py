@@ -65,11 +65,11 @@ def test_of_several_at_once_one_fills_the_directory(
 
 @pytest.fixture
 def slow(node: Node) -> Iterator[tuple[Node, Proxy]]:
-    """The node, and a proxy before its HTTP port whose snapshot stalls in its middle."""
+    """The node, and a proxy before its HTTP port whose snapshot hardly goes on from its middle."""
     http = urlsplit(node.serve.http_url)
     assert http.hostname and http.port
     with Proxy((http.hostname, http.port)) as proxy:
-        proxy.fault = Fault("stall", only=b"workspace.tar", after=60_000)
+        proxy.fault = Fault("dribble", only=b"workspace.tar", after=60_000)
         yield node, proxy
 
 

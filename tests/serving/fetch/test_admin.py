@@ -147,7 +147,7 @@ def test_refreshes_lag_and_states_are_told_by_repository(serve_factory: ServeFac
 
 def test_clients_the_queue_and_the_cache_are_told(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """Who is connected on either port, who waits, who found no place, and the bytes that are kept."""
-    limits: dict[str, Value] = {"max_clients": 1, "queue_timeout": "1s"}
+    limits: dict[str, Value] = {"max_clients": 1, "queue_timeout": "6s"}
     serve = serve_factory(
         repos=[upstream.url(WIDGETS)], refresh=SETTLED, serve=limits, cache={"budget": "1GiB"}
     ).start()

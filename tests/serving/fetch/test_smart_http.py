@@ -490,7 +490,7 @@ def test_a_full_queue_is_503_with_a_time(serve_factory: ServeFactory, upstream: 
 
 def test_slow_requests_are_cut_off(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """A head that comes byte by byte has request_timeout in all, a body that stops has idle_timeout."""
-    limits: dict[str, Value] = {"request_timeout": "500ms", "idle_timeout": "1s", "max_clients": 2}
+    limits: dict[str, Value] = {"request_timeout": "2s", "idle_timeout": "3s", "max_clients": 2}
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED, serve=limits).start()
     serve.wait_for_repo(WIDGETS)
     start = time.monotonic()

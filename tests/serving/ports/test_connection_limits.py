@@ -159,7 +159,7 @@ def test_a_request_that_does_not_come_is_not_waited_for(serve_factory: ServeFact
 @pytest.mark.parametrize("guest", ["v0 fetch", "v2 fetch", "push"])
 def test_an_idle_guest_is_cut_off(serve_factory: ServeFactory, upstream: HttpUpstream, guest: str) -> None:
     """idle_timeout ends a connection on which nothing moves, and its child, and gives its place back."""
-    serve = limited(serve_factory, upstream, idle_timeout="1s", max_clients=1)
+    serve = limited(serve_factory, upstream, idle_timeout="3s", max_clients=1)
     service = "git-receive-pack" if guest == "push" else "git-upload-pack"
     extra = ["version=2"] if guest == "v2 fetch" else []
     start = time.monotonic()
@@ -178,7 +178,7 @@ def test_a_guest_that_does_not_read_is_cut_off(
     serve_factory: ServeFactory, bare_upstream: HttpUpstream, version: int
 ) -> None:
     """A guest that asks for 24 MB and takes none of it does not keep its place past idle_timeout."""
-    serve = limited(serve_factory, bare_upstream, BIG, idle_timeout="1s", max_clients=1)
+    serve = limited(serve_factory, bare_upstream, BIG, idle_timeout="3s", max_clients=1)
     with start_fetch(serve, BIG, version=version):
         wait_until(lambda: clients(serve) == 0, timeout=60, message="it is cut off")
     wait_until(lambda: serve.processes() == [serve.pid], message="its child is gone")
@@ -198,7 +198,7 @@ def test_no_connection_outlives_total_timeout(serve_factory: ServeFactory, bare_
 
 def test_an_idle_push_is_ended_and_logged(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """A guest that stops in the middle of its pack is ended; the log says that the ref did not move."""
-    serve = limited(serve_factory, upstream, idle_timeout="1s")
+    serve = limited(serve_factory, upstream, idle_timeout="3s")
     turn = make_turn(serve.mirror(WIDGETS), "half of it", size=100_000)
     data = push_bytes([(ZERO, turn.commit, "refs/agents/half")], turn.pack)
     with take_place(serve) as guest:
