@@ -27,20 +27,20 @@ from tests.support.gitutil import wait_until
 from tests.support.processes import processes_of
 from tests.support.serve import ROOT
 
-SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 FAMILY = """
 import os, signal, subprocess, sys, time
 stubborn, away = "stubborn" in sys.argv, "away" in sys.argv
 if stubborn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-code = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+code = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
 child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, close_fds=False, start_new_session=away)
 child.stdout.readline()
 with open(sys.argv[1] + ".new", "w") as file:
     file.write(f"{os.getpid()} {child.pid}")
 os.rename(sys.argv[1] + ".new", sys.argv[1])
-time.sleep(0 if "leave" in sys.argv else 60)
+time.sleep(0 if "leave" in sys.argv else 600)
 """
 """A child with a grandchild that ignores SIGTERM; their pids go to a file when both are there."""
 
@@ -165,7 +165,7 @@ def test_all_children_are_ended_at_once(room: Path, monkeypatch: pytest.MonkeyPa
         killpg(group, number)
 
     monkeypatch.setattr(os, "killpg", note)
-    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
 
     async def script(children: Children) -> None:
         made = [children.start([sys.executable, "-c", ignore], env={}, stdout=subprocess.PIPE) for _ in range(4)]
@@ -251,7 +251,7 @@ def test_a_command_name_with_parentheses_does_not_confuse(tmp_path: Path) -> Non
     """The kernel puts the name in parentheses and escapes nothing."""
     odd = tmp_path / "a) R 1 (b"
     odd.symlink_to("/bin/sleep")
-    child = subprocess.Popen([odd, "60"])
+    child = subprocess.Popen([odd, "600"])
     try:
         comm = Path(f"/proc/{child.pid}/comm")
         # Popen returns once exec was done; under vfork the name may be a moment late.
@@ -275,7 +275,7 @@ async def main():
     for number in range(2):
         argv = [sys.executable, "-c", sys.argv[2], str(room / f"pids{number}"), *sys.argv[3:]]
         children.start(argv, env=dict(os.environ))
-    await asyncio.sleep(60)
+    await asyncio.sleep(600)
 asyncio.run(main())
 """
 

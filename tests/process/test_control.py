@@ -54,7 +54,7 @@ class Server:
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Does `work` on the server's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def publish(self, event: Event) -> None:
         """Tells watchers, as serve does: on its loop."""
@@ -80,7 +80,7 @@ class Server:
     async def _wait(self, arguments: Arguments, tell: Tell) -> Any:
         self.seen.append("began")
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
         except asyncio.CancelledError:
             self.seen.append("cancelled")
             raise
