@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from tests.support.upstream import GitDaemonUpstream, HttpUpstream
 
 WIDGETS = "acme/widgets"
 """The repository that the `upstream` fixture serves."""
+
+# A shell that starts the tests in the background has SIGINT ignored, and what they start would ignore it as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _AMBIENT = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 

@@ -52,7 +52,7 @@ class Sampling:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join(10)
+        self._thread.join(60)
 
     def _run(self) -> None:
         while not self._ended.wait(0.001):
@@ -135,7 +135,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iter
 def raw_http(serve: Serve, request: bytes) -> bytes:
     """All bytes of the response to one request, which asks to close the connection."""
     parts = urlsplit(serve.http_url)
-    with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=20) as sock:
+    with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=60) as sock:
         sock.sendall(request)
         answer = b""
         while data := sock.recv(65536):

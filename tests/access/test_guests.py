@@ -128,7 +128,7 @@ def test_a_token_ends_with_the_very_next_request(node: Node) -> None:
     """When another process revokes it during a kept connection, or when it expires. `token list` shows both."""
     url = f"{node.serve.http_url}/{SECRET}"
     issued, short = node.issue(), node.issue(ttl="1s")
-    kept = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    kept = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
 
     def ask() -> int:
         kept.request("GET", f"/{SECRET}/freshness", headers={"Authorization": f"Bearer {issued['token']}"})
@@ -166,7 +166,7 @@ def test_the_database_holds_hashes_and_the_last_use(node: Node) -> None:
         [row] = [row for row in node.serve.cli_json("token", "list") if row["id"] == issued["id"]]
         return row["last_used_at"] is not None
 
-    wait_until(last_used, message="the use is written", timeout=25)
+    wait_until(last_used, message="the use is written", timeout=60)
     for path in node.serve.state.glob("gitmirror.db*"):
         assert issued["token"].encode() not in path.read_bytes()
     assert issued["token"] not in node.serve.log()

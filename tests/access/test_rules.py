@@ -251,7 +251,7 @@ def test_a_named_pipe_in_the_place_of_a_secret_is_refused_at_once(tmp_path: Path
 
     looking = threading.Thread(target=look, daemon=True)
     looking.start()
-    looking.join(10)
+    looking.join(60)
     assert len(found) == 4 and all(words and "Not a regular file" in words for words in found), found
 
 

@@ -110,7 +110,7 @@ def _start_and_kill(serve: Serve, *, after: float) -> None:
     with contextlib.suppress(AssertionError):
         serve.start()
     timer.join()
-    serve.wait(10)
+    serve.wait(60)
 
 
 def _settle(serve: Serve, upstream: HttpUpstream, names: list[str]) -> None:
@@ -123,7 +123,7 @@ def _settle(serve: Serve, upstream: HttpUpstream, names: list[str]) -> None:
             if not serve.mirror(name).exists() or followed(serve.mirror(name)) != followed(upstream.path(name))
         ]
 
-    wait_until(lambda: not differing(), timeout=40, interval=0.1, message="every mirror equals its upstream")
+    wait_until(lambda: not differing(), timeout=60, interval=0.1, message="every mirror equals its upstream")
     for name in names:
         serve.wait_for_repo(name)
 

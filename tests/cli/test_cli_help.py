@@ -282,7 +282,7 @@ def on_a_terminal(argv: list[str], **env: str) -> str:
         except OSError:
             # Linux tells the end of a terminal by EIO.
             pass
-        process.wait(20)
+        process.wait(60)
     os.close(ours)
     return said.decode()
 

@@ -33,7 +33,7 @@ def test_a_command_that_waits_for_the_database_holds_up_nobody(
         adding.start()
         for number in range(3):
             serve.clone(tmp_path / f"guest-{number}", WIDGETS, "--depth=1", http=number % 2 == 1)
-        assert [repo["name"] for repo in call(layout, "repos", timeout=10)] == [WIDGETS]
+        assert [repo["name"] for repo in call(layout, "repos", timeout=60)] == [WIDGETS]
         asked = upstream.count(WIDGETS)
         refreshing = threading.Thread(target=lambda: call(layout, "refresh", names=[WIDGETS]), daemon=True)
         refreshing.start()
@@ -42,7 +42,7 @@ def test_a_command_that_waits_for_the_database_holds_up_nobody(
     finally:
         other.rollback()
         other.close()
-    adding.join(20)
-    refreshing.join(20)
+    adding.join(60)
+    refreshing.join(60)
     assert added == ["acme/other"] and not refreshing.is_alive()
     serve.wait_for_repo("acme/other")

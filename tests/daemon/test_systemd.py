@@ -36,7 +36,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[so
     named = str(Path("/tmp") / f"gitmirror-{uuid.uuid4().hex}")
     address = named if request.param == "path" else f"@{named}"
     listening.bind(address if request.param == "path" else f"\0{named}")
-    listening.settimeout(10)
+    listening.settimeout(60)
     yield listening, address
     listening.close()
     Path(named).unlink(missing_ok=True)
@@ -170,7 +170,7 @@ def inherit(descriptors: list[int], **environ: str) -> dict[str, list[list[objec
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=60,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     found: dict[str, list[list[object]]] | list[str] = json.loads(done.stdout)
@@ -271,10 +271,10 @@ def test_sockets_of_the_real_systemd_tool(tmp_path: Path) -> None:
         assert activator.stderr is not None
         assert "Listening" in activator.stderr.readline()
         with socket.socket(socket.AF_UNIX) as guest:
-            guest.settimeout(30)
+            guest.settimeout(60)
             guest.connect(str(path))
             assert guest.recv(100) == b"hello"
-        assert activator.wait(30) == 0
+        assert activator.wait(60) == 0
     finally:
         activator.kill()
         activator.communicate()

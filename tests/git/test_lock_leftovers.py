@@ -14,7 +14,7 @@ def play(script: Callable[[MirrorLocks], Awaitable[None]]) -> None:
     """Run `script` with locks of its own; nothing in it may take long."""
 
     async def main() -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await script(MirrorLocks())
 
     asyncio.run(main())

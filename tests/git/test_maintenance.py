@@ -218,22 +218,18 @@ def test_a_push_takes_the_mirror_from_maintenance(lab: Lab, repo: Repo, slow_rep
     git("clone", "--quiet", str(mirror), str(guest))
     recorded = commit_files(guest, {"work.txt": "1\n"}, "Work")
 
-    async def push_meanwhile() -> tuple[bool, float]:
+    async def push_meanwhile() -> bool:
         locks = MirrorLocks()
         worker = keeper(lab, repo, locks=locks)
         work = asyncio.create_task(worker.room.maintain(repo, whole=True))
         await asyncio.to_thread(wait_until, slow_repack.exists, message="the repack began")
         (mirror / "objects" / "pack" / ".tmp-1-pack-x.pack").write_bytes(b"half")
-        start = time.monotonic()
         async with locks.shared(NAME, preempt=True):
-            took = time.monotonic() - start
             await asyncio.to_thread(git, "push", "--quiet", "origin", "HEAD:refs/agents/s1", cwd=guest)
         assert worker.columns == {}
-        return await work, took
+        return await work
 
-    done, took = lab.run(push_meanwhile())
-    assert done is False
-    assert took < 5
+    assert lab.run(push_meanwhile()) is False, "the repack was waited for"
     assert lab.running == 0
     assert refs(mirror)["refs/agents/s1"] == recorded
     assert not list(mirror.glob("objects/pack/.tmp-*"))

@@ -47,7 +47,9 @@ def follows(serve: Serve, upstream: HttpUpstream, name: str = OTHER) -> None:
     """The repository is refreshed, and guests are served."""
     tip = add_commit(upstream.path(name), "main", {str(time.monotonic_ns()): "1\n"})
     serve.wait_for_ref(name, "refs/heads/main", tip)
-    wait_until(lambda: tip in git("ls-remote", f"{serve.git_url}/{name}"), message="guests see it")
+    # A guest may be refused because a refresh has the last descriptors, and asks again.
+    look = lambda: tip in git("ls-remote", f"{serve.git_url}/{name}", check=False)  # noqa: E731
+    wait_until(look, message="guests see it")
 
 
 def push(serve: Serve, guest: Path, session: str, name: str = WIDGETS) -> tuple[int, str]:
@@ -64,19 +66,19 @@ def test_a_mirror_that_cannot_be_read_is_nobody_elses_trouble(
     mirror = node.mirror(WIDGETS)
     mirror.chmod(0)
     try:
-        found = node.wait_for_repo(WIDGETS, "failing", timeout=30)
+        found = node.wait_for_repo(WIDGETS, "failing", timeout=60)
         assert found["error"] == "permission" and "chown" in found["hint"], found
         follows(node, upstream)
         # What tidies up every ten seconds has looked at every repository by then.
         begun = time.monotonic()
-        wait_until(lambda: time.monotonic() - begun > 11 or not node.running, timeout=12)
+        wait_until(lambda: time.monotonic() - begun > 11 or not node.running, timeout=60)
         node.restart()
         follows(node, upstream)
-        node.wait_for_repo(WIDGETS, "failing", timeout=30)
+        node.wait_for_repo(WIDGETS, "failing", timeout=60)
         assert not list((node.state / "incoming").glob("*/*")), "nothing was cloned in its place"
     finally:
         mirror.chmod(0o750)
-    node.wait_for_repo(WIDGETS, timeout=30)
+    node.wait_for_repo(WIDGETS, timeout=60)
     follows(node, upstream, WIDGETS)
     assert "Traceback" not in node.log()
     assert node.terminate() == 0
@@ -101,12 +103,12 @@ def test_a_place_that_cannot_be_used_is_done_without(
             assert str(directory) in said and "Permission denied" in said, said
     finally:
         directory.chmod(0o750)
-    wait_until(lambda: not status_of(node)["warnings"], timeout=30, message="it clears")
+    wait_until(lambda: not status_of(node)["warnings"], timeout=60, message="it clears")
 
     def has_tar() -> bool:
         return http_ask(f"{node.http_url}/{WIDGETS}/workspace.tar").status == 200
 
-    wait_until(has_tar, timeout=30, message="there are workspaces")
+    wait_until(has_tar, timeout=60, message="there are workspaces")
     assert "Traceback" not in node.log()
 
 
@@ -125,7 +127,7 @@ def test_an_attempt_in_a_damaged_mirror_waits_until_it_can_be_settled(node: Serv
     [row] = node.cli_json("audit")
     assert row["outcome"] == "pending"
     (mirror / "aside").rename(mirror / "objects")
-    wait_until(lambda: node.cli_json("audit")[0]["outcome"] == "failed", timeout=30, message="it is settled")
+    wait_until(lambda: node.cli_json("audit")[0]["outcome"] == "failed", timeout=60, message="it is settled")
 
 
 Damage = Callable[[Path], Callable[[], None]]
@@ -192,7 +194,7 @@ def test_without_a_database_guests_are_served_and_pushes_are_off(
     assert status_of(node)["pushes"]["off"]
     assert http_ask(f"{node.admin_url}/readyz").status == 200
     mend()
-    wait_until(lambda: status_of(node)["pushes"]["off"] is None, timeout=30, message="pushes are on")
+    wait_until(lambda: status_of(node)["pushes"]["off"] is None, timeout=60, message="pushes are on")
     assert push(node, tmp_path / "guest", "s2")[0] == 0
     assert {repo["name"] for repo in status_of(node)["repos"]} == {WIDGETS, OTHER, added}
     assert repo_of(node)["sessions"] in (1, 2)
@@ -265,7 +267,7 @@ def test_a_full_disk_does_not_keep_serve_from_starting(
             shutil.rmtree(disk / "filling", ignore_errors=True)
             (disk / "filling").unlink(missing_ok=True)
             wait_until(
-                lambda: metric(serve, "gitmirror_pushes_enabled") == 1, timeout=40, message="pushes are on again"
+                lambda: metric(serve, "gitmirror_pushes_enabled") == 1, timeout=60, message="pushes are on again"
             )
             assert push(serve, tmp_path / "guest", "s1", name)[0] == 0
             assert status_of(serve)["pushes"]["off"] is None
@@ -284,9 +286,9 @@ def test_out_of_descriptors_is_passed_over(serve_factory: ServeFactory, upstream
     with contextlib.ExitStack() as stack:
         for _ in range(40):
             stack.enter_context(socket.create_connection(serve.git_address))
-        wait_until(lambda: "Too many open files" in serve.log(), timeout=20, message="it was felt")
+        wait_until(lambda: "Too many open files" in serve.log(), timeout=60, message="it was felt")
         begun = time.monotonic()
-        wait_until(lambda: time.monotonic() - begun > 11 or not serve.running, timeout=12)
+        wait_until(lambda: time.monotonic() - begun > 11 or not serve.running, timeout=60)
         assert serve.running, serve.log()
     follows(serve, upstream, WIDGETS)
     assert serve.terminate() == 0

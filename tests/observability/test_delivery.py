@@ -81,11 +81,12 @@ def test_a_post_is_taken_with_2xx_and_nothing_else() -> None:
 
 
 def _hang(connection: socket.socket) -> None:
-    time.sleep(2)
+    while connection.recv(65536):
+        pass
 
 
 def _drip(connection: socket.socket) -> None:
-    for _ in range(100):
+    while True:
         connection.sendall(b"H")
         time.sleep(0.02)
 
@@ -117,11 +118,10 @@ def test_a_server_that_misbehaves_is_left_in_time(
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        begun = time.monotonic()
         with pytest.raises(OutletError, match=r"127\.0\.0\.1 (cannot be reached|did not respond)"):
             asyncio.run(post(f"http://127.0.0.1:{listening.getsockname()[1]}/secret", b"{}"))
-        assert time.monotonic() - begun < 5
-        thread.join(5)
+        thread.join(60)
+        assert not thread.is_alive(), "it is not left"
 
 
 def test_an_https_url_is_checked(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_hook_that_lost_its_mode_is_told_without_a_push(
     assert http_ask(f"{serve.admin_url}/readyz").body == b"ready\n"
 
     (serve.state / "run" / "hooks" / "pre-receive").chmod(0o640)
-    wait_until(lambda: documents(told), timeout=20, message="the alert")
+    wait_until(lambda: documents(told), timeout=60, message="the alert")
     [alert] = documents(told)
     assert (alert["event"], alert["repo"], alert["state"]) == ("pushes-off", None, "off"), alert
     assert "pre-receive" in alert["words"] and "restart" in alert["hint"]
@@ -56,7 +56,7 @@ def test_a_hook_that_lost_its_mode_is_told_without_a_push(
     assert doctor.returncode == 3 and "systemctl restart gitmirror" in doctor.stdout
 
     serve.restart()
-    wait_until(lambda: len(documents(told)) == 2, timeout=20, message="that they are on")
+    wait_until(lambda: len(documents(told)) == 2, timeout=60, message="that they are on")
     alert = documents(told)[1]
     assert (alert["event"], alert["state"], alert["error"]) == ("pushes-on", "on", None)
     assert serve.cli("status").returncode == 0

@@ -54,7 +54,7 @@ class Server:
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Runs `work` on the server's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def publish(self, event: Event) -> None:
         """Publishes an event on the server's loop, as `serve` does."""
@@ -64,7 +64,7 @@ class Server:
         """Stops it."""
         self.run(self.server.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(20)
+        self._thread.join(60)
         self._loop.close()
         self.claim.release()
 
@@ -80,7 +80,7 @@ class Server:
     async def _wait(self, arguments: Arguments, tell: Tell) -> Any:
         self.seen.append("began")
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
         except asyncio.CancelledError:
             self.seen.append("cancelled")
             raise
@@ -155,7 +155,7 @@ def test_a_bug_in_a_handler_is_an_error_and_serve_goes_on(layout: Layout, server
 def raw(server: Server, data: bytes) -> bytes:
     """The socket's response to raw bytes. Our end stays open until the response is complete."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(20)
+        client.settimeout(60)
         descriptor = os.open(server.path.parent, os.O_RDONLY)
         client.connect(f"/proc/self/fd/{descriptor}/{server.path.name}")
         os.close(descriptor)
@@ -196,7 +196,7 @@ def test_a_command_whose_caller_goes_away_is_not_gone_on_with(layout: Layout, se
     caller = subprocess.Popen([sys.executable, "-c", program, str(layout.state)], cwd=ROOT, stderr=subprocess.DEVNULL)
     wait_until(lambda: server.seen == ["began"], message="the command runs")
     caller.send_signal(signal.SIGINT)
-    caller.wait(20)
+    caller.wait(60)
     wait_until(lambda: server.seen == ["began", "cancelled"], message="the command is given up")
     assert call(layout, "echo") == {}
 
@@ -215,7 +215,7 @@ def test_stopping_ends_the_commands_under_way_and_tells_who_waits(layout: Layout
     asking.start()
     wait_until(lambda: server.seen == ["began"], message="the command runs")
     server.run(server.server.stop())
-    asking.join(20)
+    asking.join(60)
     assert [(error.message, error.exit_code) for error in errors] == [("serve is stopping", 4)]
     assert server.seen == ["began", "cancelled"]
     assert not server.path.exists()
@@ -228,7 +228,7 @@ def test_many_may_ask_at_once(layout: Layout, server: Server) -> None:
     for each in asking:
         each.start()
     for each in asking:
-        each.join(20)
+        each.join(60)
     assert answers == {n: {"n": n} for n in range(30)}
 
 
@@ -341,7 +341,7 @@ def test_watching_ends_when_either_side_hangs_up(layout: Layout, server: Server)
     ended_here = threading.Thread(target=lambda: list(ended), daemon=True)
     ended_here.start()
     ended.close()
-    ended_here.join(20)
+    ended_here.join(60)
     assert not ended_here.is_alive()
     left = Watch(layout)
     server.run(server.server.stop())

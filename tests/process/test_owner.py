@@ -126,7 +126,7 @@ def test_a_claim_ends_what_a_killed_owner_left(layout: Layout) -> None:
     program = OWNER.replace("sys.stdin.readline()", "") + (
         "\nimport asyncio, os\nasync def main():\n"
         "    owned = claim(Layout(Path(sys.argv[1])), 'serve')\n"
-        "    owned.children.start([sys.executable, '-c', 'import time; time.sleep(60)', sys.argv[1]], env={})\n"
+        "    owned.children.start([sys.executable, '-c', 'import time; time.sleep(600)', sys.argv[1]], env={})\n"
         "    print('started', flush=True)\n    os.kill(os.getpid(), 9)\nasyncio.run(main())\n"
     )
     argv = [sys.executable, "-c", program, str(layout.state), SERVE]

@@ -102,7 +102,7 @@ def test_a_running_process_holds_what_it_runs_from(fresh: Packed) -> None:
         assert process.stdout is not None and process.stdout.readline() == b"running\n"
         with pytest.raises(BlockingIOError):
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         process.kill()

@@ -81,7 +81,7 @@ def on_a_terminal(node: Node, *args: str) -> bytes:
         while data := os.read(ours, 65536):
             shown += data
     os.close(ours)
-    assert child.wait(30) == 0, shown
+    assert child.wait(60) == 0, shown
     return shown
 
 

@@ -67,7 +67,7 @@ def test_killed_at_a_moment_of_a_push(trapped: TrappedNode, tmp_path: Path, vict
         VICTIMS[victim](node, stopped)
     finally:
         node.trap.open()
-        push.communicate(timeout=20)
+        push.communicate(timeout=60)
     if not node.serve.running:
         node.serve.start()
     assert_turns_are_kept(node)

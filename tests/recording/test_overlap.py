@@ -41,7 +41,7 @@ def stopped_push(node: TrappedNode, name: str, turn: Turn, moment: str) -> Itera
     """A first push of the session that has come to a moment; the pid of what stopped."""
     node.stop_at(moment)
     try:
-        with PushConnection(*node.serve.git_address, f"/{WIDGETS}", timeout=20) as guest:
+        with PushConnection(*node.serve.git_address, f"/{WIDGETS}", timeout=60) as guest:
             guest.send(push_bytes([(ZERO, turn.commit, f"{AGENTS}{name}")], turn.pack))
             yield node.trap.wait()
     finally:

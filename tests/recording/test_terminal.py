@@ -89,7 +89,7 @@ def fetch_hostile(node: Node) -> None:
         assert not unsafe(error_of(sock))
     request = urllib.request.Request(f"{serve.http_url}/{WIDGETS}/info/refs", headers={"User-Agent": "x\x9b31m\x85"})
     with contextlib.suppress(urllib.error.HTTPError):
-        urllib.request.urlopen(request, timeout=10).read()
+        urllib.request.urlopen(request, timeout=60).read()
 
 
 def piped(hostile: Hostile, *args: str) -> tuple[int, bytes, bytes]:
@@ -110,7 +110,7 @@ def on_a_terminal(hostile: Hostile, *args: str, **extra: str) -> bytes:
         while data := os.read(ours, 65536):
             shown += data
     os.close(ours)
-    child.wait(30)
+    child.wait(60)
     # The terminal itself makes CR LF of each LF; the colours are those of errors and of diffs.
     return re.sub(rb"\x1b\[(?:1|31|32|36|0)?m", b"", shown.replace(b"\r\n", b"\n"))
 
@@ -243,7 +243,7 @@ def test_a_reader_that_has_enough_is_no_failure(hostile: Hostile, tmp_path: Path
             assert child.stdout.read(10) == b"diff --git"
             child.stdout.close()
             assert child.stderr.read() == b""
-            assert child.wait(30) == 0
+            assert child.wait(60) == 0
 
 
 def test_the_log_of_serve_has_one_line_a_record(hostile: Hostile) -> None:
@@ -258,7 +258,7 @@ def test_answers_to_guests_have_none(hostile: Hostile) -> None:
     """A path is quoted in a 404 and in an ERR packet, a ref in the lines behind `remote: `."""
     serve = hostile.serve
     with pytest.raises(urllib.error.HTTPError) as found:
-        urllib.request.urlopen(f"{serve.http_url}/a%1b%5d0%3bx%07/b%E2%80%AE%C2%9B/info/refs", timeout=10)
+        urllib.request.urlopen(f"{serve.http_url}/a%1b%5d0%3bx%07/b%E2%80%AE%C2%9B/info/refs", timeout=60)
     body = found.value.read()
     assert b"a\\x1b]0;x\\x07/b\\u202e\\x9b is not mirrored here" in body and not unsafe_bytes(body)
     with daemon_request(*serve.git_address, "git-upload-pack", "/acme/none\x1b[2J", []) as sock:

@@ -94,7 +94,7 @@ class Trap:
 
     def wait(self) -> int:
         """Wait until one has stopped; return its pid."""
-        return int(wait_until(lambda: self._stopped(), timeout=8, message="a program stops"))
+        return int(wait_until(lambda: self._stopped(), timeout=60, message="a program stops"))
 
     def open(self) -> None:
         """Nothing stops any more."""

@@ -221,7 +221,7 @@ def test_a_changed_interval_takes_effect_at_once(serve_factory: ServeFactory, tw
     else:
         serve.configure([two.url(WIDGETS)], refresh={**QUIET, "interval": "1s"})
         serve.restart()
-    serve.wait_for_ref(WIDGETS, "refs/heads/main", tip, timeout=5)
+    serve.wait_for_ref(WIDGETS, "refs/heads/main", tip, timeout=60)
     assert serve.cli_json("repos")[0]["interval"] == 1
 
 

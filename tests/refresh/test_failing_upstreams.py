@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +113,19 @@ def test_a_dead_upstream_and_its_return(serve: Serve, upstream: HttpUpstream, tm
 
 
 def test_a_commit_arrives_within_the_interval(serve: Serve, upstream: HttpUpstream) -> None:
-    """Several commits, each with an interval of a second, plus what a fetch takes on a busy machine."""
-    took = []
+    """Of several commits each: the first refresh that begins after it brings it, and refreshes begin each second."""
+    made = []
     for number in range(3):
         tip = add_commit(upstream.path(WIDGETS), "main", {"x": f"{number}\n"})
-        start = time.monotonic()
+        made.append(time.time())
         serve.wait_for_ref(WIDGETS, "refs/heads/main", tip)
-        took.append(time.monotonic() - start)
-    assert min(took) < 1.5 and max(took) < 4
+    serve.terminate()
+    told = serve.cli_json("refreshes", WIDGETS)
+    rows = sorted((datetime.fromisoformat(row["started_at"]).timestamp(), row["result"]) for row in told)
+    for at, until in itertools.pairwise([*made, math.inf]):
+        results = [result for started, result in rows if at < started < until]
+        assert "moved" not in results[1:], rows
+    assert min(later - earlier for (earlier, _), (later, _) in itertools.pairwise(rows)) < 1.5, rows
 
 
 def test_no_ambient_credential_is_used(
@@ -167,8 +175,8 @@ def test_no_ambient_credential_is_used(
 
 @pytest.fixture
 def impatient(serve_factory: ServeFactory) -> Serve:
-    """An appliance that gives a refresh two seconds."""
-    return serve_factory(refresh={"interval": "1s", "timeout": "2s", "concurrency": 2}).start()
+    """An appliance that gives a refresh five seconds."""
+    return serve_factory(refresh={"interval": "1s", "timeout": "5s", "concurrency": 2}).start()
 
 
 @pytest.mark.slow
@@ -179,10 +187,8 @@ def test_a_hung_upstream_is_ended_with_all_its_processes(
     """Before the answer, at its start and in the middle of the pack: the deadline leaves no git process."""
     for fault, value in faults.items():
         setattr(upstream.on(WIDGETS), fault, value)
-    start = time.monotonic()
     done = impatient.cli("add-repo", upstream.url(WIDGETS), "--interval", "1h", check=False)
-    assert done.returncode == 1 and "took longer than 2s and was ended" in done.stderr
-    assert time.monotonic() - start < 12
+    assert done.returncode == 1 and "took longer than 5s and was ended" in done.stderr
     assert impatient.processes() == [impatient.pid]
     assert not list((impatient.state / "run" / "children").iterdir())
     assert repo_status(impatient, WIDGETS)["state"] == "failing"
@@ -199,7 +205,7 @@ def test_an_update_that_hangs_is_ended_with_all_its_processes(impatient: Serve, 
     _grow(upstream.path(WIDGETS))
     upstream.on(WIDGETS).hang_after = 100_000
     [outcome] = impatient.cli_json("refresh", WIDGETS, codes=(1,))
-    assert "longer than 2s" in outcome["error"]
+    assert "longer than 5s" in outcome["error"]
     assert impatient.processes() == [impatient.pid]
     assert followed(impatient.mirror(WIDGETS)) == before
     upstream.reset()
@@ -214,7 +220,7 @@ def test_a_stopped_git_daemon(impatient: Serve, generated_bare: Path, tmp_path: 
         impatient.cli("add-repo", daemon.url(WIDGETS))
         daemon.hang()
         wait_until(lambda: repo_status(impatient, WIDGETS)["last_error"], message="the hang is told", interval=0.2)
-        assert "longer than 2s" in repo_status(impatient, WIDGETS)["last_error"]
+        assert "longer than 5s" in repo_status(impatient, WIDGETS)["last_error"]
         daemon.resume()
         tip = add_commit(path, "main", {"x": "1\n"})
         impatient.wait_for_ref(WIDGETS, "refs/heads/main", tip)
@@ -265,7 +271,7 @@ def test_mirrors_whose_upstream_goes_quiet_delay_the_healthy_little(
         upstream.on(name).hang = True
     wait_until(lambda: upstream.hanging >= 2, message="two hang")
     _hold_lag_small(healthy, seconds=3, most=5.0)
-    wait_until(lambda: upstream.hanging >= 6, message="all six hang at once", timeout=15)
+    wait_until(lambda: upstream.hanging >= 6, message="all six hang at once", timeout=60)
     _hold_lag_small(healthy, seconds=1, most=2.5)
 
 

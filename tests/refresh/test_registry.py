@@ -334,7 +334,7 @@ def test_serve_waits_for_an_add_repo_that_is_cloning(alone: Serve, upstream: Htt
     assert waiting["serving"] is False
     upstream.reset()
     alone.start()
-    assert cloning.communicate(timeout=30) and cloning.returncode == 0
+    assert cloning.communicate(timeout=60) and cloning.returncode == 0
     assert repo_status(alone, WIDGETS)["state"] == "fresh"
     assert len(alone.cli_json("refreshes", WIDGETS)) == 1
 

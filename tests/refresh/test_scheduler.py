@@ -74,8 +74,8 @@ class Loop:
         return repos
 
     async def until(self, condition: Callable[[], object], message: str = "") -> None:
-        """Wait for something that must come to pass within 5 s."""
-        end = time.monotonic() + 5
+        """Wait for something that must come to pass; the deadline, a minute, is for hangs."""
+        end = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < end, message or "it does not come to pass"
             await asyncio.sleep(0.005)

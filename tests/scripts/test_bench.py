@@ -134,10 +134,10 @@ def test_the_generated_repository_is_the_same_each_time(tmp_path: Path, monkeypa
 def test_the_cost_of_refreshes_is_counted(tmp_path: Path, by: str) -> None:
     """A few repositories for a moment: refreshes and CPU seconds of that time, and nothing left behind."""
     figures = tmp_path / "figures.json"
-    arguments = ["--repos", "3", "--interval", "1", "--seconds", "3", "--by", by, "--json", str(figures)]
+    arguments = ["--repos", "3", "--interval", "1", "--seconds", "10", "--by", by, "--json", str(figures)]
     done = run_bench(tmp_path, *arguments, bench=BENCH.with_name("bench_refresh.py"))
     assert done.returncode == 0, done.stderr
     found = json.loads(figures.read_text())
-    assert found["refreshes"] >= 6 and 0 < found["cpu_seconds"] < 6
+    assert found["refreshes"] >= 6 and 0 < found["cpu_seconds"] < 20
     assert found["ms_each"] == pytest.approx(1000 * found["cpu_seconds"] / found["refreshes"], rel=0.2)
     assert list((tmp_path / "temporary").iterdir()) == []

@@ -237,7 +237,7 @@ def read_pack_v2(sock: socket.socket) -> bytes:
     return bytes(pack)
 
 
-def start_fetch(serve: Serve, repo: str, *, version: int = 0, timeout: float = 30.0) -> socket.socket:
+def start_fetch(serve: Serve, repo: str, *, version: int = 0, timeout: float = 60.0) -> socket.socket:
     """Requests all of `main` and reads nothing of the response yet, except NAK in v0."""
     tip = git("rev-parse", "refs/heads/main", cwd=serve.mirror(repo))
     extra = [f"version={version}"] if version else []
@@ -249,7 +249,7 @@ def start_fetch(serve: Serve, repo: str, *, version: int = 0, timeout: float = 3
     return sock
 
 
-def connect(serve: Serve, first: bytes = b"", *, timeout: float = 30.0) -> socket.socket:
+def connect(serve: Serve, first: bytes = b"", *, timeout: float = 60.0) -> socket.socket:
     """Connect to the git:// port and say `first`."""
     sock = socket.create_connection(serve.git_address, timeout=timeout)
     sock.sendall(first)

@@ -124,7 +124,7 @@ def test_a_writer_waits_for_its_turn(path: Path) -> None:
     waiting = threading.Event()
 
     def release() -> None:
-        waiting.wait(10)
+        waiting.wait(60)
         other.execute("COMMIT")
 
     thread = threading.Thread(target=release)

@@ -188,7 +188,7 @@ def commit_files(worktree: Path, files: Mapping[str, str | bytes | None], messag
 
 
 def wait_until(
-    predicate: Callable[[], _T | None], *, timeout: float = 40.0, interval: float = 0.02, message: str = ""
+    predicate: Callable[[], _T | None], *, timeout: float = 60.0, interval: float = 0.02, message: str = ""
 ) -> _T:
     """Call `predicate` every `interval` seconds until it is truthy and return that value.
 

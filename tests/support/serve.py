@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -102,6 +104,8 @@ class Serve:
         self._process: subprocess.Popen[bytes] | None = None
         self._stdout = state.with_name(f"{state.name}.out")
         self._stderr = state.with_name(f"{state.name}.err")
+        self._kept: list[tuple[str, int]] = []
+        self._held: dict[tuple[str, int], socket.socket] = {}
         self.home.mkdir(parents=True, exist_ok=True)
         self.configure(repos, **sections)
 
@@ -119,9 +123,10 @@ class Serve:
         """Rewrite the whole config file. A running `serve` reads it at `reload`."""
         write_config(self.config, repos, **sections)
 
-    def start(self, *, timeout: float = 30.0) -> Serve:
+    def start(self, *, timeout: float = 60.0) -> Serve:
         """Run `serve` and wait for its `ready` line. Raises AssertionError, with stderr, when there is none in time."""
         assert not self.running, "serve is already running"
+        wait_until(self._hold_ports, timeout=90, message=f"the ports {self._kept} are free")
         before = self._stdout.stat().st_size if self._stdout.exists() else 0
         with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr:
             process = subprocess.Popen(
@@ -163,9 +168,9 @@ class Serve:
     def kill(self) -> None:
         """Kill only the main process, as the OOM killer does; its children live on."""
         self.signal(signal.SIGKILL)
-        self.wait(10)
+        self.wait(60)
 
-    def terminate(self, *, timeout: float = 40.0) -> int:
+    def terminate(self, *, timeout: float = 60.0) -> int:
         """Send SIGTERM, wait, and return the exit code."""
         self.signal(signal.SIGTERM)
         return self.wait(timeout)
@@ -185,25 +190,52 @@ class Serve:
         assert self.ready is not None, "serve was not ready yet"
         self.options = []
         for listener in ("git", "http", "admin"):
-            url = getattr(self.ready, listener)
-            self.options += [f"--{listener}", urlsplit(url).netloc if url else ""]
+            split = urlsplit(getattr(self.ready, listener) or "")
+            self.options += [f"--{listener}", split.netloc]
+            if split.hostname and split.port:
+                self._kept.append((split.hostname, split.port))
+
+    def _hold_ports(self) -> bool:
+        """Bind the kept ports, so that the kernel gives them to nobody while no `serve` listens there.
+
+        Beside a socket that does not listen `serve` can: both have SO_REUSEADDR. Returns False if one is taken.
+        """
+        for address in self._kept:
+            if address in self._held:
+                continue
+            holder = socket.socket()
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                holder.bind(address)
+            except OSError as error:
+                holder.close()
+                if error.errno == errno.EADDRINUSE:
+                    return False
+            else:
+                self._held[address] = holder
+        return True
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the main process only."""
         os.kill(self.pid, number)
 
-    def wait(self, timeout: float = 40.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         """Wait for the end of the main process and return its exit code."""
         assert self._process is not None, "serve was not started"
         try:
-            return self._process.wait(timeout)
+            code = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"serve does not end within {timeout} s\n{self.log()}") from None
+        self._hold_ports()
+        return code
 
     def close(self) -> None:
         """Kill `serve`, its process group, and every process that uses the state directory."""
         if self._process is not None:
             kill_group(self._process)
+        for holder in self._held.values():
+            holder.close()
+        self._held.clear()
 
         def killed() -> bool:
             left = self.processes()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -56,10 +55,8 @@ def test_a_failure_shows_what_git_said(tmp_path: Path) -> None:
 
 
 def test_a_command_that_takes_too_long_is_killed_with_its_children(tmp_path: Path) -> None:
-    started = time.monotonic()
     with pytest.raises(GitFailed, match=r"not done after 0\.2 s"):
-        git("-c", f"alias.wait=!sleep 60; : {tmp_path}", "wait", cwd=tmp_path, timeout=0.2)
-    assert time.monotonic() - started < 5
+        git("-c", f"alias.wait=!sleep 600; : {tmp_path}", "wait", cwd=tmp_path, timeout=0.2)
     wait_until(lambda: not processes_of(tmp_path))
 
 

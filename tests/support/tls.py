@@ -51,7 +51,7 @@ class TlsFront:
     ) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
-        self._acceptor.join(10)
+        self._acceptor.join(60)
 
     def url(self, name: str) -> str:
         """Return the https URL of a repository."""
@@ -67,15 +67,15 @@ class TlsFront:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate.cert, self.certificate.key)
         with contextlib.suppress(OSError), plain:
-            plain.settimeout(30)
+            plain.settimeout(60)
             with (
                 context.wrap_socket(plain, server_side=True) as guest,
-                socket.create_connection(("127.0.0.1", self._target), timeout=30) as server,
+                socket.create_connection(("127.0.0.1", self._target), timeout=60) as server,
             ):
                 back = threading.Thread(target=_carry, args=(server, guest), daemon=True)
                 back.start()
                 _carry(guest, server)
-                back.join(30)
+                back.join(60)
 
 
 def _carry(source: socket.socket, sink: socket.socket) -> None:

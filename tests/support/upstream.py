@@ -139,7 +139,10 @@ class GitDaemonUpstream(_Upstream):
 
     def __init__(self, root: Path, *, push: bool = False) -> None:
         super().__init__(root)
-        self.port = 0
+        # Bound for as long as this lives, so that the kernel gives the port to nobody else. The daemon can listen
+        # beside it, because both have SO_REUSEADDR and only the daemon's socket listens.
+        self._holder = _bind(0)
+        self.port: int = self._holder.getsockname()[1]
         self._push = push
         self._log = root / "daemon.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -153,16 +156,38 @@ class GitDaemonUpstream(_Upstream):
         return f"git://127.0.0.1:{self.port}/{name}"
 
     def start(self) -> None:
-        """Listen on a free port the first time, and on the same port after that."""
+        """Listen, always on the same port."""
         if self._process is not None:
             return
-        # git daemon treats 0 as "the default port". A free port may be taken before the daemon is up.
-        for _ in range(20):
-            port = self.port or _free_port()
-            if self._try_port(port):
-                self.port = port
-                return
-        raise AssertionError(f"git daemon does not start: {self._log.read_text()}")
+        argv = [
+            "git",
+            "daemon",
+            "--verbose",
+            "--log-destination=stderr",
+            "--informative-errors",
+            "--reuseaddr",
+        ]
+        argv += ["--listen=127.0.0.1", f"--port={self.port}", f"--base-path={self.root}", "--export-all"]
+        argv += ["--enable=receive-pack"] if self._push else []
+        before = self._log.stat().st_size if self._log.exists() else 0
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [*argv, str(self.root)],
+                env=clean_env(self.root),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._process = process
+        # The daemon logs when it listens.
+        wait_until(
+            lambda: process.poll() is not None or b"Ready to rumble" in self._log.read_bytes()[before:],
+            message="git daemon starts",
+        )
+        if process.poll() is not None:
+            self.stop()
+            raise AssertionError(f"git daemon does not start: {self._log.read_text()}")
 
     def stop(self) -> None:
         """Kill the daemon and its children, even while it hangs."""
@@ -187,38 +212,7 @@ class GitDaemonUpstream(_Upstream):
     def close(self) -> None:
         """Stop the daemon."""
         self.stop()
-
-    def _try_port(self, port: int) -> bool:
-        argv = [
-            "git",
-            "daemon",
-            "--verbose",
-            "--log-destination=stderr",
-            "--informative-errors",
-            "--reuseaddr",
-        ]
-        argv += ["--listen=127.0.0.1", f"--port={port}", f"--base-path={self.root}", "--export-all"]
-        argv += ["--enable=receive-pack"] if self._push else []
-        before = self._log.stat().st_size if self._log.exists() else 0
-        with self._log.open("ab") as log:
-            process = subprocess.Popen(
-                [*argv, str(self.root)],
-                env=clean_env(self.root),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        # A connection would prove nothing, because another process may have the port; the daemon logs when it listens.
-        wait_until(
-            lambda: process.poll() is not None or b"Ready to rumble" in self._log.read_bytes()[before:],
-            message="git daemon starts",
-        )
-        if process.poll() is None:
-            self._process = process
-            return True
-        kill_group(process)
-        return False
+        self._holder.close()
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None, "the daemon is stopped"
@@ -231,9 +225,3 @@ def _bind(port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(("127.0.0.1", port))
     return bound
-
-
-def _free_port() -> int:
-    with _bind(0) as probe:
-        port: int = probe.getsockname()[1]
-    return port

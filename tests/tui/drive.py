@@ -28,12 +28,17 @@ class Seen:
     def __init__(self, app: Tui, pilot: Pilot[None]) -> None:
         self.app = app
         self.pilot = pilot
+        self.looking = 0.0
+        """Seconds of processor time that went into `text`, and not into the view."""
 
     @property
     def text(self) -> str:
         """What is on screen, line by line."""
+        start = time.thread_time()
         strips = self.app.screen._compositor.render_strips()
-        return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in strips)
+        text = "\n".join("".join(segment.text for segment in strip).rstrip() for strip in strips)
+        self.looking += time.thread_time() - start
+        return text
 
     @property
     def said(self) -> str:
@@ -51,7 +56,7 @@ class Seen:
         focused.value = text
         await self.pilot.pause()
 
-    async def until(self, look: Callable[[], _T | None], message: str, timeout: float = 10.0) -> _T:
+    async def until(self, look: Callable[[], _T | None], message: str, timeout: float = 60.0) -> _T:
         """Waits until it is so, and returns what `look` returned."""
         deadline = time.monotonic() + timeout
         while not (found := look()):
@@ -60,22 +65,22 @@ class Seen:
             await asyncio.sleep(0.01)
         return found
 
-    async def shows(self, *words: str, timeout: float = 10.0) -> None:
+    async def shows(self, *words: str, timeout: float = 60.0) -> None:
         """Waits until all of it is on screen."""
         await self.until(lambda: all(word in self.text for word in words), f"the screen shows {words}", timeout)
 
-    async def hides(self, *words: str, timeout: float = 10.0) -> None:
+    async def hides(self, *words: str, timeout: float = 60.0) -> None:
         """Waits until none of it is on screen."""
         await self.until(lambda: not any(word in self.text for word in words), f"{words} are gone", timeout)
 
-    async def says(self, words: str, timeout: float = 15.0) -> None:
+    async def says(self, words: str, timeout: float = 60.0) -> None:
         """Waits for a notification."""
         await self.until(lambda: words in self.said, f"it says {words}", timeout)
 
     async def settled(self) -> None:
         """Waits until nothing is being read, and nothing on screen changes."""
         before = ""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while self.app.context.loader.busy or self.text != before:
             assert time.monotonic() < deadline, f"it never settles\n{self.text}"
             before = self.text

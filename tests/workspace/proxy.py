@@ -20,7 +20,8 @@ class Fault:
 
     `refuse` and `hang` know nothing of bytes: the one closes at once, the other never says a word. `status` answers
     with an HTTP status. `end` closes in good order and `reset` with a reset, `stall` keeps the connection and says no
-    more. `shorten` sends an answer whose length is `after`, as a broken cache does: HTTP finds nothing wrong with it.
+    more, and `dribble` goes on so slowly that the end never comes, yet gives whoever reads no reason to leave.
+    `shorten` sends an answer whose length is `after`, as a broken cache does: HTTP finds nothing wrong with it.
     """
 
     kind: str
@@ -52,10 +53,10 @@ class Proxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing.set()
-        self._acceptor.join(10)
+        self._acceptor.join(60)
         self._socket.close()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive(), "a connection of the proxy does not end"
 
     def _accept(self) -> None:
@@ -106,6 +107,9 @@ class Proxy:
                 if fault is None:
                     guest.sendall(data)
                     continue
+                if fault.kind == "dribble" and sent >= fault.after:
+                    self._dribble(guest, data)
+                    continue
                 if fault.kind == "shorten":
                     data = re.sub(rb"(?i)(content-length: )\d+", b"\\g<1>%d" % fault.after, data, count=1)
                     head = data.find(b"\r\n\r\n") + 4 if sent == 0 else 0
@@ -116,12 +120,22 @@ class Proxy:
                 guest.sendall(data[: max(0, limit - sent)])
                 sent += len(data)
                 if sent >= limit:
+                    if fault.kind == "dribble":
+                        self._dribble(guest, data[len(data) - (sent - limit) :])
+                        continue
                     if fault.kind == "stall":
                         self.stalled = True
                         self._closing.wait()
                     if fault.kind == "reset":
                         guest.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                     return
+
+    def _dribble(self, guest: socket.socket, data: bytes) -> None:
+        self.stalled = True
+        for at in range(0, len(data), 64):
+            if self._closing.wait(0.1):
+                return
+            guest.sendall(data[at : at + 64])
 
     _head = 0
 

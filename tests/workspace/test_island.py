@@ -19,7 +19,7 @@ from tests.workspace.web import get
 
 
 def _ip(*words: str) -> None:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=60)
     if done.returncode:
         pytest.skip(f"no network namespace can be made here: ip {' '.join(words)}: {done.stderr.strip()}")
 
@@ -42,8 +42,8 @@ def island() -> Iterator[tuple[str, str]]:
         _ip("-n", name, "link", "set", theirs, "up")
         yield name, f"{net}.1"
     finally:
-        subprocess.run(["ip", "link", "delete", ours], capture_output=True, timeout=20)
-        subprocess.run(["ip", "netns", "delete", name], capture_output=True, timeout=20)
+        subprocess.run(["ip", "link", "delete", ours], capture_output=True, timeout=60)
+        subprocess.run(["ip", "netns", "delete", name], capture_output=True, timeout=60)
 
 
 @pytest.mark.parametrize(("shell", "tools"), [("dash", CURL), ("busybox sh", BUSYBOX)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -240,9 +239,7 @@ def test_a_push_that_fails_leaves_the_commit_and_can_be_done_again(own_node: Nod
     (workspace / "new.txt").write_text("x")
     own_node.serve.keep_ports()
     own_node.serve.terminate()
-    start = time.monotonic()
     done = guest.with_(GITMIRROR_DEADLINE=3).record("again", workspace)
-    assert time.monotonic() - start < 10
     assert (done.code, done.out) == (1, "") and "onnect" in done.err
     head = git("rev-parse", "HEAD", cwd=workspace)
     assert head in done.err and git("log", "-1", "--format=%s", cwd=workspace) == "Turn of again"
@@ -258,10 +255,9 @@ def test_a_refusal_is_told_at_once(own_node: Node, tmp_path: Path) -> None:
     (workspace / "new.txt").write_text("x")
     # A ref that is in the way of this one.
     git("update-ref", "refs/agents/taken/x", own_node.tip, cwd=own_node.serve.mirror(WIDGETS))
-    start = time.monotonic()
     done = guest.record("taken", workspace)
     assert done.code == 1 and "remote rejected" in done.err
-    assert time.monotonic() - start < 10
+    assert [row["ref"] for row in own_node.serve.cli_json("audit")] == ["refs/agents/taken"]
 
 
 def test_a_mirror_that_lacks_the_base_is_waited_for(make_node: Callable[..., Node], tmp_path: Path) -> None:

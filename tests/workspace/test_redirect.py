@@ -89,7 +89,7 @@ def test_a_global_config_that_is_no_file_stays_what_it_is(node: Node, tmp_path: 
     pipe = guest.home / "pipe"
     os.mkfifo(pipe)
     for kit in (guest, guest.with_(GITMIRROR_HTTP="http://127.0.0.1:9")):
-        done = kit.with_(GIT_CONFIG_GLOBAL=pipe).run("gitmirror_redirect", timeout=10)
+        done = kit.with_(GIT_CONFIG_GLOBAL=pipe).run("gitmirror_redirect", timeout=60)
         assert done.code == 1 and f"GIT_CONFIG_GLOBAL is {pipe}, which is not a regular file" in done.err
     assert pipe.is_fifo()
     assert guest.with_(GIT_CONFIG_GLOBAL=guest.home / "new").run("gitmirror_redirect").code == 0

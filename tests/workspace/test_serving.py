@@ -116,7 +116,7 @@ def test_who_downloads_keeps_the_tar_it_began_with(own_node: Node, tmp_path: Pat
     node = own_node
     old = node.tip
     parts = urlsplit(node.tar_url())
-    connection = http.client.HTTPConnection(parts.netloc, timeout=30)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=60)
     connection.request("GET", parts.path)
     answer = connection.getresponse()
     first = answer.read(1000)

@@ -18,18 +18,18 @@ from tests.support.processes import processes_of
 from tests.workspace.conftest import CURL, EVERY_SHELL, GNU_WGET, NOTHING, Guest, Node
 from tests.workspace.proxy import Fault, Proxy
 
-AT_ONCE = 2.0
-"""Seconds from the signal to the end of everything."""
+AT_ONCE = 60.0
+"""Seconds from the signal to the end of everything. What the kit waits for when it does not end takes far longer."""
 
 
 @pytest.fixture
 def ports(node: Node) -> Iterator[tuple[Proxy, Proxy]]:
-    """Proxies before the HTTP and the git port, both of which stall in the middle of what is large."""
+    """Proxies before the HTTP and the git port, both of which go on very slowly in the middle of what is large."""
     http = urlsplit(node.serve.http_url)
     assert http.hostname and http.port
     with Proxy((http.hostname, http.port)) as web, Proxy(node.serve.git_address) as plain:
-        web.fault = Fault("stall", only=b"workspace.tar", after=60_000)
-        plain.fault = Fault("stall", only=b"git-upload-pack", after=20_000)
+        web.fault = Fault("dribble", only=b"workspace.tar", after=60_000)
+        plain.fault = Fault("dribble", only=b"git-upload-pack", after=20_000)
         yield web, plain
 
 
@@ -39,7 +39,7 @@ def guest_of(node: Node, ports: tuple[Proxy, Proxy], home: Path, shell: str, too
     addresses = {
         "GITMIRROR_HTTP": f"http://127.0.0.1:{web.port}",
         "GITMIRROR_GIT": f"git://127.0.0.1:{plain.port}",
-        "GITMIRROR_DEADLINE": "120",
+        "GITMIRROR_DEADLINE": "1h",
     }
     extra = ("printf",) if shell == "mksh" else ()
     return node.guest(home, shell=shell, tools=(*tools, *extra), **addresses)
@@ -78,7 +78,7 @@ def test_term_ends_it_all_at_once(
         lambda: (
             process.poll() is not None or (list(workspace.parent.glob(begun)) and (web if tools else plain).stalled)
         ),
-        timeout=30,
+        timeout=60,
         message="half of a workspace",
     )
     assert process.poll() is None, (process.communicate(), plain.requests)
@@ -129,18 +129,14 @@ def test_term_ends_a_record_and_loses_nothing(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("shell", EVERY_SHELL)
 def test_no_run_waits_for_what_watches_it(node: Node, tmp_path: Path, shell: str) -> None:
-    """150 hydrations by git, whose every step is watched: none takes long, and pipes close with the kit."""
-    guest = node.guest(tmp_path / "home", shell=shell, tools=("printf",), GITMIRROR_DEADLINE="120")
+    """150 hydrations by git, whose every step is watched for an hour: none waits for it; pipes close with the kit."""
+    guest = node.guest(tmp_path / "home", shell=shell, tools=("printf",), GITMIRROR_DEADLINE="1h")
     workspace = guest.home / "ws"
-    took = []
     for _ in range(150):
-        start = time.monotonic()
         process = guest.start("hydrate", WIDGETS, str(workspace))
         _, said = process.communicate(timeout=60)
-        took.append(time.monotonic() - start)
         assert process.returncode == 0, said
         shutil.rmtree(workspace)
-    assert max(took) < 4, sorted(took)[-5:]
 
 
 @pytest.mark.parametrize("shell", EVERY_SHELL)
@@ -149,5 +145,5 @@ def test_a_command_over_its_time_ends_with_all_its_helpers(node: Node, tmp_path:
     guest = node.guest(tmp_path / "home", shell=shell)
     helpers = "for each in $(seq 60); do sleep 300 & done; wait"
     script = f"gitmirror__begin; ! gitmirror__bounded 1 sh -c '{helpers}'"
-    assert guest.run(script, timeout=30).code == 0
+    assert guest.run(script, timeout=60).code == 0
     wait_until(lambda: not processes_of(guest.home), message="no helper is left, stopped or running")

@@ -29,7 +29,7 @@ class Reply:
         return tarfile.open(fileobj=io.BytesIO(self.body))
 
 
-def get(url: str, method: str = "GET", timeout: float = 30, **headers: str) -> Reply:
+def get(url: str, method: str = "GET", timeout: float = 60.0, **headers: str) -> Reply:
     """Ask once; `if_none_match="x"` is the header `If-None-Match: x`."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)

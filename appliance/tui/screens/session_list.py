@@ -40,7 +40,8 @@ class SessionList:
         """
         found = {(row.repo, row.name): row for row in message.sessions}
         same = message.total == self.total and all(self._found.get(key) == row for key, row in found.items())
-        if same and self._found:
+        # More than the total are held when one ended between the reads of the rows and of the total.
+        if same and 0 < len(self._found) <= message.total:
             return False
         self.total = message.total
         self._found = found if len(found) >= min(message.total, MOST) else self._found | found

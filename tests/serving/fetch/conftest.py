@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -40,6 +41,18 @@ def cache_of(serve: Serve) -> dict[str, int]:
 def clients_of(serve: Serve) -> int:
     """`clients` of `status --json`."""
     return int(status_of(serve)["clients"])
+
+
+def wait_kept(serve: Serve) -> None:
+    """Wait until no answer is in the making. A guest may have it whole before git has ended and it counts as kept."""
+
+    def look() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            files = (serve.state / "cache" / "responses").iterdir()
+            return sum(each.stat().st_size for each in files) == cache_of(serve)["bytes"]
+        return False
+
+    wait_until(look, message="all answers are kept")
 
 
 WAYS = ("hits", "joined", "misses", "direct")
@@ -83,7 +96,7 @@ def wait_warm(serve: Serve, repo: str = WIDGETS, *, tip: str | None = None) -> d
         ready = warmed["tip"] == expected and warmed["wanted"] and warmed["answers"] == warmed["wanted"]
         return warmed if ready else None
 
-    return wait_until(look, timeout=20, message=f"{repo} is warm")
+    return wait_until(look, timeout=60, message=f"{repo} is warm")
 
 
 @dataclass(frozen=True)

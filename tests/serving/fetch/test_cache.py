@@ -31,7 +31,7 @@ def in_loop(test: Callable[[], Awaitable[None]]) -> None:
     """Run a test's coroutine with a deadline."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await test()
 
     asyncio.run(bounded())

@@ -42,7 +42,7 @@ def fetch_request(wants: str | Iterable[str], *arguments: str, capabilities: Seq
 # git://
 
 
-def open_v2(serve: Serve, repo: str, *, timeout: float = 30.0) -> socket.socket:
+def open_v2(serve: Serve, repo: str, *, timeout: float = 60.0) -> socket.socket:
     """A git:// connection that has read the capabilities."""
     sock = daemon_request(*serve.git_address, "git-upload-pack", f"/{repo}", ["version=2"], timeout=timeout)
     assert read_pkts(sock)[0] == b"version 2\n"
@@ -62,7 +62,7 @@ def read_answer(sock: socket.socket) -> bytes:
     return bytes(data)
 
 
-def ask(serve: Serve, repo: str, request: bytes, *, timeout: float = 30.0) -> bytes:
+def ask(serve: Serve, repo: str, request: bytes, *, timeout: float = 60.0) -> bytes:
     """One command over git:// and the bytes of its answer."""
     with open_v2(serve, repo, timeout=timeout) as sock:
         sock.sendall(request)
@@ -118,7 +118,7 @@ class _KeptReader(io.BufferedReader):
 class HttpGuest:
     """One kept-alive connection to an HTTP port, spoken by hand. A context manager."""
 
-    def __init__(self, url: str, *, timeout: float = 30.0) -> None:
+    def __init__(self, url: str, *, timeout: float = 60.0) -> None:
         split = urlsplit(url)
         assert split.hostname and split.port
         self.host = split.netloc
@@ -227,7 +227,7 @@ class Recorder:
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
 
     def requests(self) -> list[bytes]:
         """What each connection said so far; call it when the guests are done."""

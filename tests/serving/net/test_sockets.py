@@ -17,7 +17,7 @@ def test_port_0_picks_a_free_one_and_the_url_says_which() -> None:
         port = listening.getsockname()[1]
         assert port > 0
         assert url_of(listening, "git") == f"git://127.0.0.1:{port}"
-        with socket.create_connection(("127.0.0.1", port), timeout=5):
+        with socket.create_connection(("127.0.0.1", port), timeout=60):
             assert listening.accept()
 
 
@@ -44,7 +44,7 @@ def test_a_port_that_was_just_given_back_can_be_taken_again() -> None:
     """A restart finds connections of the last serve in TIME_WAIT."""
     listening = listen(Address("127.0.0.1", 0), "git")
     port = listening.getsockname()[1]
-    client = socket.create_connection(("127.0.0.1", port), timeout=5)
+    client = socket.create_connection(("127.0.0.1", port), timeout=60)
     listening.setblocking(True)
     accepted, _ = listening.accept()
     accepted.close()

@@ -62,7 +62,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path, watchdo
 def flooding(address: tuple[str, int], first: bytes, data: bytes, *, reads: bool = True) -> Iterator[None]:
     """A guest that says `first`, then `data` without end, and reads what it is answered."""
     done = threading.Event()
-    with socket.create_connection(address, timeout=30) as sock:
+    with socket.create_connection(address, timeout=60) as sock:
 
         def say() -> None:
             with contextlib.suppress(OSError):
@@ -85,7 +85,7 @@ def flooding(address: tuple[str, int], first: bytes, data: bytes, *, reads: bool
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             for thread in threads:
-                thread.join(20)
+                thread.join(60)
 
 
 def http_address(serve: Serve) -> tuple[str, int]:

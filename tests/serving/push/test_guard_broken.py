@@ -103,12 +103,12 @@ def test_a_database_that_is_busy_for_a_moment_stops_nobody(own_node: Node, tmp_p
                 stdout=subprocess.DEVNULL,
             )
             for number in range(5):
-                assert git("ls-remote", node.url, "HEAD", timeout=5).startswith(node.tip)
+                assert git("ls-remote", node.url, "HEAD", timeout=60).startswith(node.tip)
                 node.serve.clone(tmp_path / f"clone{number}", WIDGETS, "--depth=1", "--bare")
             assert "refs/agents/waits" not in refs(node.mirror)
             holder.stdin.close()
             assert guest.read_report().accepted
-            assert status.wait(20) == 0
+            assert status.wait(60) == 0
     assert_log_is_true(node)
 
 

@@ -121,7 +121,7 @@ def test_a_child_that_is_killed_in_the_middle_of_a_push(own_node: Node, victim: 
     files = 150 if victim == "index-pack" else 1
     turn = make_turn(node.mirror, victim, size=400_000 // files, files=files)
     data = push_bytes([(ZERO, turn.commit, "refs/agents/s1")], turn.pack)
-    with PushConnection(*node.serve.git_address, f"/{WIDGETS}", timeout=20) as guest:
+    with PushConnection(*node.serve.git_address, f"/{WIDGETS}", timeout=60) as guest:
         guest.send(data[:200_000])
         pid = wait_until(lambda: children_of(node).get(victim), message=f"{victim} runs")[0]
         os.kill(pid, signal.SIGKILL)
@@ -193,7 +193,7 @@ def test_serve_killed_again_and_again_while_agents_push(own_node: Node) -> None:
             turn = turns[number % len(turns)]
             with (
                 contextlib.suppress(OSError, ProtocolError),
-                PushConnection(*address, f"/{WIDGETS}", timeout=20) as guest,
+                PushConnection(*address, f"/{WIDGETS}", timeout=60) as guest,
             ):
                 old = guest.answer.refs.get(ref, ZERO)
                 number += old == turn.commit
@@ -207,7 +207,7 @@ def test_serve_killed_again_and_again_while_agents_push(own_node: Node) -> None:
         try:
             for _ in range(6):
                 accepted = len(told)
-                wait_until(lambda accepted=accepted: len(told) > accepted + 3, timeout=30, message="agents push")  # type: ignore[misc]
+                wait_until(lambda accepted=accepted: len(told) > accepted + 3, timeout=60, message="agents push")  # type: ignore[misc]
                 time.sleep(dice.random() * 0.2)
                 node.serve.kill()
                 node.serve.start()
@@ -215,7 +215,7 @@ def test_serve_killed_again_and_again_while_agents_push(own_node: Node) -> None:
             done.set()
 
     run_together([*[partial(be_an_agent, agent) for agent in range(6)], kill_again_and_again])
-    rows = assert_log_is_true(node, timeout=40)
+    rows = assert_log_is_true(node, timeout=60)
     assert node.serve.processes() == [node.serve.pid]
     applied = {(row["ref"], row["old"] or ZERO, row["new"]) for row in rows if row["outcome"] == "applied"}
     assert set(told) <= applied, "who was told that it is recorded is in the log as recorded"

@@ -125,7 +125,7 @@ SAID = {
 def test_what_is_behind_the_path_is_read_as_git_daemon_reads_it(hub: GitDaemonUpstream, said: bytes) -> None:
     """Taken when git daemon takes it, in the same protocol version; refused when it closes the connection."""
     payload = UP + b"/acme/widgets" + said
-    with socket.create_connection(("127.0.0.1", hub.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", hub.port), timeout=60) as connection:
         connection.sendall(pkt(payload))
         answer = read_first_packet(connection)
     if not answer:

@@ -20,14 +20,14 @@ from tests.support.upstream import GitDaemonUpstream
 def listening(handle: Callable[[socket.socket], None]) -> Iterator[int]:
     """A port of 127.0.0.1 on which each connection goes to `handle`, one after the other."""
     server = socket.create_server(("127.0.0.1", 0))
-    server.settimeout(20)
+    server.settimeout(60)
 
     def accept() -> None:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = server.accept()
                 with connection, contextlib.suppress(OSError):
-                    connection.settimeout(20)
+                    connection.settimeout(60)
                     handle(connection)
 
     thread = threading.Thread(target=accept, daemon=True)
@@ -38,7 +38,7 @@ def listening(handle: Callable[[socket.socket], None]) -> Iterator[int]:
         # shutdown() wakes the thread up; close() alone would leave it in accept.
         server.shutdown(socket.SHUT_RDWR)
         server.close()
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -88,7 +88,7 @@ class Tap:
         """One connection."""
         recorded = Recorded()
         first = read_first_packet(guest)
-        with socket.create_connection(("127.0.0.1", self.upstream.port), timeout=20) as daemon:
+        with socket.create_connection(("127.0.0.1", self.upstream.port), timeout=60) as daemon:
             daemon.sendall(pkt(first))
             while True:
                 ready, _, _ = select.select([guest, daemon], [], [], 20)
