@@ -60,7 +60,7 @@ class FoundTurns:
             await self.look([repo])
 
     async def look_everywhere(self) -> None:
-        """Searches every mirror on disk. Raises StoreError. A mirror that git cannot read is searched again later."""
+        """Searches every mirror on disk. Raises StoreError. An unreadable one is searched before its next push."""
         await self.look(await asyncio.to_thread(lambda: list(self._mirrors())))
         try:
             await self._check()
@@ -72,11 +72,15 @@ class FoundTurns:
         async with self._one_at_a_time:
             searched = {name: _identity(self._mirror_of(name).path) for name in names}
             for _ in range(MOST_PASSES):
-                unknown = await asyncio.to_thread(self._unknown, list(searched))
+                unknown = await asyncio.to_thread(self._unknown, searched)
                 if not unknown:
                     break
                 await self._add_to_log(unknown, searched)
-            self._searched |= {name: identity for name, identity in searched.items() if identity is not None}
+            for name, identity in searched.items():
+                if identity is not None:
+                    self._searched[name] = identity
+                else:
+                    self._searched.pop(name, None)
 
     async def accept_loss(self) -> dict[str, int | bool]:
         """Accepts, for an operator, that the missing events are lost; records found turns. Raises GitmirrorError."""
@@ -100,8 +104,17 @@ class FoundTurns:
     async def _check(self) -> None:
         await asyncio.to_thread(self._audit.check)
 
-    def _unknown(self, names: Iterable[str]) -> list[TurnRef]:
-        return self._audit.unknown(turn for name in names for turn in turns_on_disk(name, self._mirror_of(name).path))
+    def _unknown(self, searched: dict[str, tuple[int, int] | None]) -> list[TurnRef]:
+        """The turns that the log does not know. A mirror that cannot be read loses its mark in `searched`."""
+        return self._audit.unknown(turn for name in searched for turn in self._turns(name, searched))
+
+    def _turns(self, name: str, searched: dict[str, tuple[int, int] | None]) -> list[TurnRef]:
+        try:
+            return list(_read_turns(name, self._mirror_of(name).path))
+        except OSError as error:
+            log.error("the turns of %s cannot be read, its next push tries again: %s", name, error)
+            searched[name] = None
+            return []
 
     async def _add_to_log(self, unknown: list[TurnRef], searched: dict[str, tuple[int, int] | None]) -> None:
         last = await asyncio.to_thread(self._audit.last_id)
@@ -173,11 +186,13 @@ class FoundTurns:
 def turns_on_disk(name: str, repository: Path) -> Iterator[TurnRef]:
     """The turn refs of the mirror `name`, read from its files; nothing if they cannot be read."""
     try:
-        refs = stored_refs(repository, TURNS)
+        yield from _read_turns(name, repository)
     except OSError as error:
         log.error("the turns of %s cannot be read: %s", name, error)
-        return
-    for ref, oid in refs.items():
+
+
+def _read_turns(name: str, repository: Path) -> Iterator[TurnRef]:
+    for ref, oid in stored_refs(repository, TURNS).items():
         number = ref.removeprefix(TURNS)
         if number.isascii() and number.isdigit() and len(number) <= MOST_DIGITS and number[0] != "0":
             yield TurnRef(name, int(number), oid)
