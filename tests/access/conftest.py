@@ -1,4 +1,4 @@
-"""A node that mirrors one repository with a token and one without, and what guests of it are told."""
+"""A node that mirrors one repository with a token and one without, and what its guests can learn."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 
 SECRET = "acme/secret"
-"""The repository that the upstream hands out for the token alone."""
+"""The repository that the upstream serves only with the token."""
 OTHER = "acme/other"
 """Another one that is private."""
 NOWHERE = "acme/nowher"
@@ -31,12 +31,12 @@ SETTLED = {"interval": "1h", "stale_after": "1d"}
 
 
 def encodings(secret: str, user: str = USER) -> list[bytes]:
-    """How a secret may be found somewhere: as it is, and as it goes over the wire."""
+    """The forms in which a secret may appear: as it is, and as it is sent over the network."""
     return [secret.encode(), base64.b64encode(f"{user}:{secret}".encode()).rstrip(b"=")]
 
 
 class Sampling:
-    """Looks at all processes again and again for secrets: at these files of theirs, below /proc."""
+    """Searches all processes for secrets, again and again, in these files below /proc."""
 
     def __init__(self, secrets: list[bytes], files: Sequence[str] = ("cmdline", "environ")) -> None:
         self.found: set[str] = set()
@@ -98,13 +98,13 @@ class Node:
         return dict(self.serve.cli_json("token", "issue", "--repo", repo, "--ttl", ttl))
 
     def ls_remote(self, url: str, token: str | None = None) -> tuple[int, str]:
-        """What git finds there, and its words when it finds nothing; the token goes along as the docs have it."""
+        """What `git ls-remote` prints, and its error output. The token is sent as the docs say."""
         code, out, err = git_result("ls-remote", url, "HEAD", env=bearer(token) if token else None)
         return code, out if code == 0 else err
 
 
 def bearer(token: str, url: str = "") -> Mapping[str, str]:
-    """The environment of a guest whose git sends a read token, to `url` alone or wherever it asks."""
+    """The environment of a guest whose git sends a read token, only to `url` or to every URL."""
     return clean_env(
         Path(os.environ["HOME"]),
         GIT_CONFIG_COUNT="1",
@@ -115,7 +115,7 @@ def bearer(token: str, url: str = "") -> Mapping[str, str]:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iterator[Node]:
-    """A node that all tests of a module share; it refreshes when told."""
+    """A node that all tests of a module share. It refreshes only on request."""
     place = tmp_path_factory.mktemp("private")
     token_file = write_secret(place / "token", TOKEN + "\n")
     with HttpUpstream(place / "upstream") as upstream:
@@ -133,7 +133,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iter
 
 
 def raw_http(serve: Serve, request: bytes) -> bytes:
-    """All bytes that one request is answered with; it asks for the end of the connection."""
+    """All bytes of the response to one request, which asks to close the connection."""
     parts = urlsplit(serve.http_url)
     with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=20) as sock:
         sock.sendall(request)

@@ -65,7 +65,7 @@ def test_everything_else_is_not_mirrored_here(path: str) -> None:
 
 
 def test_under_a_hosts_name_the_upstream_itself_wins_over_a_chosen_name() -> None:
-    """Behind a whole-host insteadOf the guest means that upstream, whatever somebody called another one."""
+    """With an insteadOf for a whole host, a guest means that upstream, even if another repository has that name."""
     one = repo(1, "a/b", "https://h/x/y")
     other = repo(2, "x/y", "https://h/a/b")
     for catalog in (Catalog([one, other]), Catalog([other, one])):
@@ -83,7 +83,7 @@ def test_a_repository_named_like_a_host_does_not_hide_behind_it() -> None:
 
 
 def test_a_redirect_goes_to_hosts_of_registered_upstreams_that_speak_http_only() -> None:
-    """And only while one of them is enabled: the port is no open redirect."""
+    """And only while one of their repositories is enabled, so the port is no open redirect."""
     assert ALL.upstream_host("github.com") == "https://github.com"
     assert ALL.upstream_host("GITHUB.com") == "https://github.com"
     assert ALL.upstream_host("gitlab.example:8443") == "https://gitlab.example:8443"
@@ -97,7 +97,7 @@ PIECES = ["/", ".", ".git", "jomcgi", "homelab", "-infra", "github.com", "GITHUB
 
 @given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join))
 def test_any_path_finds_a_registered_repository_or_none(path: str) -> None:
-    """Whatever comes; what is found is what the path ends with."""
+    """Any path finds nothing, or a repository with whose name it ends."""
     found = ALL.find(path)
     assert found is None or path.rstrip("/").removesuffix(".git").endswith(found.name.rpartition("/")[2])
 

@@ -1,4 +1,4 @@
-"""A guest without a read token learns nothing of a private mirror; one with it reads and records, until it ends."""
+"""Without a read token, a guest learns nothing about a private mirror; with one, it can read and record."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_every_route_answers_as_for_what_is_not_registered(node: Node, credentia
 
 
 def test_with_the_token_each_of_these_routes_answers(node: Node) -> None:
-    """As a bearer's and as the password of any user, in every path form: what is refused above is really there."""
+    """As a bearer token and as any user's password, in every path form. So the routes refused above exist."""
     token = node.issue()["token"]
     for authorization in (f"Bearer {token}", f"bearer  {token}", basic("anybody", token), basic("", token)):
         for path in (SECRET, f"{SECRET}.git", f"127.0.0.1:{node.upstream.port}/{SECRET}"):
@@ -96,7 +96,7 @@ def test_git_never_serves_it(node: Node, service: str) -> None:
 
 
 def test_nothing_that_a_guest_can_read_names_it(node: Node) -> None:
-    """Neither the kit, which names the others, nor what is said of the node's health."""
+    """Neither the guest kit, which names the public repositories, nor the health routes name it."""
     kit = get(f"{node.serve.http_url}/guest.sh").text
     assert WIDGETS in kit and SECRET not in kit and OTHER not in kit
     assert node.serve.cli("guest-kit").stdout == kit
@@ -125,7 +125,7 @@ def test_a_clone_and_a_recording_with_a_token(node: Node, tmp_path: Path) -> Non
 
 
 def test_a_token_ends_with_the_very_next_request(node: Node) -> None:
-    """Revoked by another process while a connection is kept; expired; and `token list` says so."""
+    """When another process revokes it during a kept connection, or when it expires. `token list` shows both."""
     url = f"{node.serve.http_url}/{SECRET}"
     issued, short = node.issue(), node.issue(ttl="1s")
     kept = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
@@ -182,7 +182,7 @@ def test_repos_and_status_say_who_reads(node: Node) -> None:
 
 
 def test_a_database_that_cannot_be_read_tells_nothing_either(node: Node) -> None:
-    """A token that cannot be looked up is asked for again, whatever the path; without one all is as ever."""
+    """If a token cannot be looked up, the response is 503 for every path; without a token, nothing changes."""
     token = node.issue()["token"]
     for path in node.serve.state.glob("gitmirror.db*"):
         path.rename(path.with_suffix(path.suffix + ".away"))
@@ -220,7 +220,7 @@ def test_a_token_dies_with_the_registration(node: Node, tmp_path: Path) -> None:
 
 
 def test_a_guest_that_asks_the_wrong_way_is_told_nothing(node: Node) -> None:
-    """The URL's own user and password: git sends them when it is asked only, and it never is."""
+    """git sends a user and password from the URL only after a 401, and it never gets one."""
     token = node.issue()["token"]
     code, _, said = git_result(
         "ls-remote",

@@ -25,7 +25,7 @@ GUESTS = [
 
 
 def guest_of(node: Node, home: Path, token: str, shell: str = "dash", tools: tuple[str, ...] | None = CURL) -> Guest:
-    """A guest with a token, whose way to the upstream leads to the lock there."""
+    """A guest with a token for the node, whose own access to the upstream is refused."""
     home.mkdir(parents=True, exist_ok=True)
     kit = home / "guest.sh"
     kit.write_bytes(get(f"{node.serve.http_url}/guest.sh").body)
@@ -50,7 +50,7 @@ def token(node: Node) -> str:
 
 
 def holds_nothing(result: Result, place: Path, token: str) -> None:
-    """Neither what was said nor any file of the workspace has the token in it."""
+    """Asserts that neither the output nor any file of the workspace contains the token."""
     assert token not in result.out + result.err
     for path in place.rglob("*"):
         if path.is_file() and not path.is_symlink():
@@ -61,7 +61,7 @@ def holds_nothing(result: Result, place: Path, token: str) -> None:
 def test_hydrate_and_record(
     node: Node, tmp_path: Path, token: str, shell: str, tools: tuple[str, ...], via: str
 ) -> None:
-    """With whatever the guest has; the token is in no process's arguments, no file, no message."""
+    """With every set of guest tools. The token is in no process's arguments, no file and no message."""
     guest = guest_of(node, tmp_path / "home", token, shell, tools)
     place, session = tmp_path / "work", f"kit-{shell}-{len(tools)}-{via}"
     with Sampling([token.encode()], files=["cmdline"]) as sampling:
@@ -94,7 +94,7 @@ def test_a_branch_a_commit_and_a_session(node: Node, tmp_path: Path, token: str)
 
 @pytest.mark.parametrize("which", ["none", "other", "nonsense"])
 def test_without_the_right_token_nothing_is_had(node: Node, tmp_path: Path, which: str) -> None:
-    """And the words say what may be wrong; nothing is left behind."""
+    """The message says what may be wrong, and no file is left behind."""
     token = {"none": "", "other": str(node.issue(OTHER)["token"]), "nonsense": 'x"y'}[which]
     guest = guest_of(node, tmp_path / "home", token)
     result = guest.hydrate(tmp_path / "work", repo=SECRET)
@@ -114,7 +114,7 @@ def test_a_traced_script_does_not_print_the_token(node: Node, tmp_path: Path, to
 
 
 def test_a_token_does_not_stand_in_the_way_of_what_is_open(node: Node, tmp_path: Path, token: str) -> None:
-    """A public repository is had as ever, over HTTP."""
+    """A public repository can still be fetched over HTTP."""
     guest = guest_of(node, tmp_path / "home", token).with_(GITMIRROR_UPSTREAM=node.upstream.url(WIDGETS))
     assert guest.hydrate(tmp_path / "work").hydrated("snapshot") == tip(node.upstream, WIDGETS)
 

@@ -1,4 +1,4 @@
-"""What `[[credentials]]` may say, which entry is for which upstream, and what a guest's header is worth."""
+"""What `[[credentials]]` may contain, which entry is for which upstream, and which headers of guests are valid."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_an_entry_is_read_with_its_defaults() -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused(text: str, words: str) -> None:
-    """With the file, the entry, the reason and what to do; a password is not repeated."""
+    """The error names the file, the entry, the reason and what to do, but never repeats a password."""
     with pytest.raises(UsageError) as caught:
         entry(text)
     assert words in caught.value.message and str(FILE) in caught.value.message and caught.value.hint
@@ -112,7 +112,7 @@ def test_what_does_not_go_together_is_refused(text: str, words: str) -> None:
     ],
 )
 def test_the_longest_entry_by_whole_parts_is_the_one(url: str, found: str | None) -> None:
-    """Whatever way the upstream's URL is written."""
+    """However the upstream's URL is written."""
     urls = ["https://github.com", "https://github.com/acme", "https://github.com/acme/one"]
     credentials = Credentials(
         [*(CredentialConfig(url=each) for each in urls), CredentialConfig(url="ssh://github.com")]
@@ -238,7 +238,7 @@ def test_doctor_looks_at_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_named_pipe_in_the_place_of_a_secret_is_refused_at_once(tmp_path: Path) -> None:
-    """To open one waits for somebody who writes, and all guests would wait along."""
+    """Opening one blocks until somebody writes to it, and all guests would wait."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe, 0o600)
     with_token = CredentialConfig(url="https://h", token_file=str(pipe))
@@ -256,7 +256,7 @@ def test_a_named_pipe_in_the_place_of_a_secret_is_refused_at_once(tmp_path: Path
 
 
 def test_those_who_wait_for_a_command_share_its_failure(lab: Lab, tmp_path: Path) -> None:
-    """One that hangs would else hold all of its repositories one after the other, and with them every place."""
+    """Otherwise one that hangs would delay each of its repositories in turn, and occupy every slot."""
     command = ("sh", "-c", f"echo run >>'{tmp_path}/runs'; sleep 0.2; echo sealed >&2; exit 3")
     upstream = parse_upstream("https://h/acme/secret", allow_local=False)
 
@@ -280,7 +280,7 @@ def test_those_who_wait_for_a_command_share_its_failure(lab: Lab, tmp_path: Path
 
 
 def test_a_command_is_asked_again_for_a_refusal_alone(lab: Lab, tmp_path: Path) -> None:
-    """An upstream that is down says nothing about the token: its vault is not asked at every try."""
+    """An upstream that is down says nothing about the token, so the command does not run again at every try."""
     command = ("sh", "-c", f"echo run >>'{tmp_path}/runs'; echo s3cret")
     upstream = parse_upstream("https://h/acme/secret", allow_local=False)
 
@@ -298,7 +298,7 @@ def test_a_command_is_asked_again_for_a_refusal_alone(lab: Lab, tmp_path: Path) 
 
 
 def test_a_refusal_about_how_often_is_none_of_the_credential(lab: Lab, tmp_path: Path) -> None:
-    """GitHub says 403 to both: with words about a rate nobody is told to renew a token that is good."""
+    """GitHub answers 403 to both. If its message mentions a rate limit, nobody is told to renew a valid token."""
     token = write_secret(tmp_path / "token", "s3cret")
     keys = keyring.Keyring(Credentials([CredentialConfig(url="https://h/acme", token_file=str(token))]), {})
     upstream = parse_upstream("https://h/acme/secret", allow_local=False)
@@ -318,7 +318,7 @@ def test_a_refusal_about_how_often_is_none_of_the_credential(lab: Lab, tmp_path:
 
 
 def test_a_token_is_good_until_the_moment_it_expires(tmp_path: Path) -> None:
-    """For its own registration of the repository alone; its row goes long after."""
+    """And only for its own registration of the repository. Its row is deleted much later."""
     now = [1000.0]
     store = TokenStore(Database(tmp_path / "gitmirror.db"), lambda: now[0])
     secret = repo(7, "acme/secret", "https://h/acme/secret")
@@ -336,7 +336,7 @@ def test_a_token_is_good_until_the_moment_it_expires(tmp_path: Path) -> None:
 
 
 def test_the_mark_goes_with_the_mirror(lab: Lab) -> None:
-    """Into its place, when the first clone is whole."""
+    """The mark moves with the mirror when the first clone is complete."""
     growing = Mirror(lab.layout.incoming("a/b"), lab.git)
     lab.run(growing.initialise("https://h/a/b"))
     growing.mark("https://h/a/b")

@@ -26,7 +26,7 @@ QUICK = {"interval": "1s", "timeout": "30s"}
 
 @dataclass(frozen=True)
 class Sshd:
-    """A server that lets `key` in, its `known_hosts`, and the repositories below `root`."""
+    """A server that accepts `key`, its `known_hosts`, and the repositories below `root`."""
 
     root: Path
     port: int
@@ -100,7 +100,7 @@ def last_error(serve: Serve) -> str:
 
 @pytest.mark.slow
 def test_an_ssh_upstream_is_mirrored_with_its_key(sshd: Sshd, serve_factory: ServeFactory, tmp_path: Path) -> None:
-    """And followed; it is private, found with the host in front too; without an entry it is refused with the way."""
+    """It is refreshed, private, and found with the host in its path too. Without an entry, the error has the remedy."""
     serve = serve_factory(refresh=QUICK).start()
     refused = serve.cli("add-repo", sshd.url, check=False)
     assert refused.returncode == 2
@@ -125,7 +125,7 @@ def test_an_ssh_upstream_is_mirrored_with_its_key(sshd: Sshd, serve_factory: Ser
 
 
 def test_no_other_key_is_tried(sshd: Sshd, serve_factory: ServeFactory, tmp_path: Path) -> None:
-    """With the right key in an agent that serve knows of, a wrong one in the entry is refused, until it is replaced."""
+    """A wrong key in the entry is refused until replaced, even if an agent in the environment has the right one."""
     agent = tmp_path / "agent"
     process = subprocess.Popen(["ssh-agent", "-D", "-a", str(agent)], stdout=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -150,7 +150,7 @@ def test_no_other_key_is_tried(sshd: Sshd, serve_factory: ServeFactory, tmp_path
 
 @pytest.mark.slow
 def test_a_host_key_that_is_not_pinned_is_refused(sshd: Sshd, serve_factory: ServeFactory, tmp_path: Path) -> None:
-    """A changed key and an unknown host are told as such, also a file that is not there; mended by the file."""
+    """A changed key, an unknown host and a missing file are each reported as such. Mending the file is enough."""
     pinned = sshd.known_hosts.read_text()
     pin(sshd.known_hosts, sshd.port, make_key(tmp_path / "other"))
     serve = serve_factory(repos=[{"url": sshd.url, "name": SECRET}], refresh=QUICK, credentials=[sshd.entry()]).start()

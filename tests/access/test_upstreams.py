@@ -1,4 +1,4 @@
-"""Upstreams that want a token: mirrored, the token found nowhere, and each trouble with it told and mended alone."""
+"""Upstreams that require a token: the token never leaks, and each error with it is reported and can be mended."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def holders(top: Path, secrets: list[bytes]) -> list[str]:
 
 
 def test_it_is_mirrored_and_the_token_is_nowhere(start: Start, locked: HttpUpstream, tmp_path: Path) -> None:
-    """Not in any process's arguments or environment while a refresh runs, nor in any file of the node, nor its log.
+    """It is in no process's arguments or environment while a refresh runs, in no file of the node and not in its log.
 
-    Nor in a trace, which whoever starts serve may have asked git for.
+    It is not in a trace of git either, which the environment of `serve` may enable.
     """
     token_file = write_secret(tmp_path / "token", TOKEN + "\n")
     secrets = encodings(TOKEN)
@@ -100,7 +100,7 @@ def test_it_is_mirrored_and_the_token_is_nowhere(start: Start, locked: HttpUpstr
 def test_a_token_that_does_not_do_is_told_and_mended_by_its_file(
     start: Start, locked: HttpUpstream, tmp_path: Path, prepare: Callable[[Path], object], words: str
 ) -> None:
-    """That repository fails with the reason, the other one is fresh; once the file is right it clears by itself."""
+    """That repository fails with the reason, the other one stays fresh. With the right file, it recovers by itself."""
     token_file = tmp_path / "token"
     prepare(token_file)
     serve = start(refresh=QUICK, token_file=str(token_file))
@@ -115,7 +115,7 @@ def test_a_token_that_does_not_do_is_told_and_mended_by_its_file(
 
 @pytest.mark.slow
 def test_an_expired_token_leaves_what_is_there(start: Start, locked: HttpUpstream, tmp_path: Path) -> None:
-    """The mirror stays as it was and in words says why; a new token in the file, and it goes on."""
+    """The mirror stays as it was, and the error says why. With a new token in the file, refreshes succeed again."""
     token_file = write_secret(tmp_path / "token", TOKEN)
     serve = start(refresh=QUICK, token_file=str(token_file))
     serve.wait_for_repo(SECRET)
@@ -128,7 +128,7 @@ def test_an_expired_token_leaves_what_is_there(start: Start, locked: HttpUpstrea
 
 
 def test_a_forbidden_repository(start: Start, locked: HttpUpstream, tmp_path: Path) -> None:
-    """403 is told as a refusal, and 404 as what GitHub means by it."""
+    """403 is reported as a refusal, and 404 as a repository that the credential may not see, as GitHub means it."""
     locked.on(SECRET).status = 403
     serve = start(refresh=QUICK, token_file=str(write_secret(tmp_path / "token", TOKEN)))
     assert "refused the credential" in serve.wait_for_repo(SECRET, "failing")["last_error"]
@@ -156,7 +156,7 @@ def script(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 def test_a_command_prints_the_token(
     start: Start, locked: HttpUpstream, tmp_path: Path, script: Callable[[str], Path]
 ) -> None:
-    """It is kept for a while; one that fails is told in its own last words, and what it prints never is."""
+    """The token is cached for a while. If the command fails, its stderr is reported, but never its output."""
     command = script(f"echo {TOKEN}; echo 'vault is sealed' >&2; exit 3")
     serve = start(refresh=QUICK, command=f"'{command}'")
     status = serve.wait_for_repo(SECRET, "failing")
@@ -173,7 +173,7 @@ def test_a_command_prints_the_token(
 def test_a_command_that_never_stops_complaining_costs_nothing(
     start: Start, locked: HttpUpstream, script: Callable[[str], Path]
 ) -> None:
-    """Its last words are enough: all of them were as much memory as it could print in half a minute."""
+    """Only the end of its stderr is stored. All of it took as much memory as half a minute of output."""
     command = script("head -c 200000000 /dev/zero | tr '\\0' x >&2; echo >&2; echo 'vault is sealed' >&2; exit 3")
     serve = start(command=f"'{command}'")
     status = serve.wait_for_repo(SECRET, "failing")
@@ -185,7 +185,7 @@ def test_a_command_that_never_stops_complaining_costs_nothing(
 def test_a_redirect_to_another_host_carries_no_token(
     serve_factory: ServeFactory, locked: HttpUpstream, tmp_path: Path
 ) -> None:
-    """Neither at once nor after the first host was given it; the error says where we were sent."""
+    """Neither at once nor after the first host received it. The error names the redirect's target."""
     seen: list[str | None] = []
 
     class Moved(BaseHTTPRequestHandler):
@@ -254,7 +254,7 @@ def test_open_readers_and_a_reload(start: Start, locked: HttpUpstream, tmp_path:
 def test_who_was_connected_before_a_reload_gets_nothing_of_it_either(
     start: Start, locked: HttpUpstream, tmp_path: Path
 ) -> None:
-    """Refs were shown, and the wants come when the repository is private: over git:// in v0, and in a slow body."""
+    """Refs were shown before, and the wants arrive once it is private: over git:// in v0, and in a slow HTTP body."""
     token_file = str(write_secret(tmp_path / "token", TOKEN))
     serve = start(token_file=token_file, readers="open")
     serve.wait_for_repo(SECRET)
@@ -285,7 +285,7 @@ def test_who_was_connected_before_a_reload_gets_nothing_of_it_either(
 def test_a_first_clone_that_is_private_is_not_seen_while_it_runs(
     start: Start, locked: HttpUpstream, tmp_path: Path
 ) -> None:
-    """Registered, cloning, disabled, enabled: at no time is it there for a guest; add-repo by itself is no way in."""
+    """Registered, cloning, disabled or enabled, no guest can see it at any time, also not through add-repo."""
     locked.on(SECRET).hang = True
     serve = start(url=locked.url("acme"), token_file=str(write_secret(tmp_path / "token", TOKEN)))
     serve.wait_for_repo(SECRET, "cloning")
@@ -312,7 +312,7 @@ def test_a_first_clone_that_is_private_is_not_seen_while_it_runs(
 def test_an_entry_that_is_taken_out_during_the_first_clone_publishes_nothing(
     start: Start, locked: HttpUpstream, tmp_path: Path
 ) -> None:
-    """The clone is given up: there was no mirror yet whose mark could have told that it is private."""
+    """The clone is aborted, because there was no mirror yet that could have been marked as private."""
     locked.on(SECRET).hang_after = 1000
     serve = start(token_file=str(write_secret(tmp_path / "token", TOKEN)))
     wait_until(lambda: locked.hanging, message="the clone is under way")
@@ -328,7 +328,7 @@ def test_an_entry_that_is_taken_out_during_the_first_clone_publishes_nothing(
 def test_an_entry_that_is_taken_out_before_its_command_answers_publishes_nothing(
     start: Start, locked: HttpUpstream, tmp_path: Path, script: Callable[[str], Path]
 ) -> None:
-    """A mirror of a public upstream that became private is marked before anything is waited for."""
+    """A mirror whose public upstream became private is marked before the refresh first waits."""
     locked.on(SECRET).reset()
     serve = start()
     serve.wait_for_repo(SECRET)

@@ -17,7 +17,7 @@ from tests.support.upstream import HttpUpstream
 def test_a_command_that_waits_for_the_database_holds_up_nobody(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
-    """Guests are served, refreshes run, status is told; and once the database is free, the command is done."""
+    """Guests are served, refreshes run and `status` answers. Once the database is free, the command completes."""
     upstream.add("acme/other", upstream.path(WIDGETS))
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED).start()
     serve.wait_for_repo(WIDGETS)

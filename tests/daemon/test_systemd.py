@@ -1,4 +1,4 @@
-"""What systemd and serve say to each other, over real datagram sockets and really inherited descriptors."""
+"""The protocols between systemd and `serve`, over real datagram sockets and really inherited descriptors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNITS = sorted((ROOT / "systemd").glob("gitmirror*.s[eo][rc]*[et]"))
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
-    """A socket that listens as systemd does, and its address as NOTIFY_SOCKET says it."""
+    """A socket that receives as systemd does, and its address in the form of NOTIFY_SOCKET."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     # pytest's directory may be too long for a socket's path.
     named = str(Path("/tmp") / f"gitmirror-{uuid.uuid4().hex}")
@@ -92,7 +92,7 @@ def test_an_address_of_an_unknown_kind_is_refused(caplog: pytest.LogCaptureFixtu
 
 
 def test_a_full_queue_neither_blocks_nor_loses_ready(manager: tuple[socket.socket, str]) -> None:
-    """What the manager had no room for goes out with the next message."""
+    """A message for which systemd's queue had no room goes out with the next one."""
     listening, address = manager
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.setblocking(False)
@@ -200,7 +200,7 @@ def test_sockets_come_by_name(listen: Callable[[], tuple[int, int]]) -> None:
 
 
 def test_sockets_of_another_process_are_left_alone(listen: Callable[[], tuple[int, int]]) -> None:
-    """LISTEN_PID of somebody else: the variables were inherited by accident."""
+    """If LISTEN_PID names another process, the variables were inherited by accident."""
     descriptor, _ = listen()
     assert inherit([descriptor], LISTEN_FDS="1", LISTEN_FDNAMES="git", LISTEN_PID="1") == {}
     assert inherited_sockets({}, os.getpid()) == {}

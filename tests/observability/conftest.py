@@ -1,4 +1,4 @@
-"""A node that refreshes only when it is told to, and who tells it."""
+"""A node that refreshes only on request, and the webhooks and tokens that request it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Hooked:
         return self.send(json.dumps({"repository": about, **facts}).encode(), event)
 
     def settle(self, name: str = WIDGETS) -> None:
-        """Have what was asked for before be over."""
+        """Waits until the refreshes that were requested before have ended."""
         call(Layout(self.serve.state), "refresh", names=[name])
 
     def asked(self, name: str = WIDGETS) -> int:
@@ -82,7 +82,7 @@ class Hooked:
 
 @pytest.fixture(scope="module")
 def hooked(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iterator[Hooked]:
-    """A node that a module shares: `acme/widgets` and `acme/other`, refreshed when somebody says so."""
+    """A node that a module shares. It refreshes `acme/widgets` and `acme/other` only on request."""
     base = tmp_path_factory.mktemp("hooked")
     secret, token = base / "secret", base / "token"
     secret.write_bytes(SECRET + b"\n")
@@ -113,13 +113,13 @@ def restored(hooked: Hooked) -> Iterator[Callable[[], None]]:
 
 @pytest.fixture
 def notify_socket(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The path that stands where systemd's notification socket is."""
+    """A socket's path in place of systemd's notification socket."""
     return str(tmp_path_factory.mktemp("systemd") / "notify")
 
 
 @pytest.fixture
 def notified(notify_socket: str) -> Iterator[Callable[[], list[str]]]:
-    """Returns what was said to systemd since the last call."""
+    """Returns the messages to systemd since the last call."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(notify_socket)
         listening.setblocking(False)

@@ -1,4 +1,4 @@
-"""Who gets alerts and events: a script that appends to a file, and an HTTP server that keeps what is posted."""
+"""Receivers of alerts and events: a script that appends to a file, and an HTTP server that stores what is posted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 class Catcher:
-    """Keeps the bodies of POSTs, in order; `status` is what they are answered with."""
+    """Stores the bodies of POSTs, in order. `status` is the status of its responses."""
 
     def __init__(self) -> None:
         self.bodies: list[Any] = []

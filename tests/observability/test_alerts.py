@@ -1,4 +1,4 @@
-"""Alerts: once when a repository turns stale or failing, once when it is well again, whatever happens in between."""
+"""Alerts: one when a repository becomes stale or failing, one when it recovers, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CONDITIONS = st.builds(
 
 @given(st.lists(st.tuples(st.sampled_from(State), KINDS), max_size=30))
 def test_alerts_come_in_pairs(course: list[tuple[State, str | None]]) -> None:
-    """Whatever course it takes: one alert, or two of which the second says why, then one more when it is well."""
+    """Whatever happens: one alert, or two of which the second gives the reason, and then one for the recovery."""
     told, said = None, []
     for state, kind in course:
         event = alert_between(told, state, kind)
@@ -53,7 +53,7 @@ def test_alerts_come_in_pairs(course: list[tuple[State, str | None]]) -> None:
 
 @given(st.lists(CONDITIONS, max_size=30))
 def test_events_tell_each_change_once(course: list[Condition]) -> None:
-    """`recovered` only after something was told; nothing twice while nothing changes."""
+    """`recovered` comes only after an alert, and nothing is repeated while nothing changes."""
     before, unwell = None, False
     for condition in course:
         events = events_between(before, condition)
@@ -66,7 +66,7 @@ def test_events_tell_each_change_once(course: list[Condition]) -> None:
 
 @pytest.mark.slow
 def test_once_and_once_over_restarts(serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path) -> None:
-    """A stop and a kill while it fails, mended while serve is down: one alert and one recovery, with what it needs."""
+    """`serve` is stopped and killed during the failure, which ends while it is down: one alert and one recovery."""
     told, seen = tmp_path / "told", tmp_path / "seen"
     variables = "$GITMIRROR_EVENT $GITMIRROR_REPO $GITMIRROR_REPO_STATE $GITMIRROR_ERROR"
     command = script(tmp_path / "tell", f"cat >>{told}", f'echo "{variables}" >>{seen}')
@@ -98,7 +98,7 @@ def test_once_and_once_over_restarts(serve_factory: ServeFactory, upstream: Http
 
 @pytest.mark.slow
 def test_stale_by_nothing_but_time_is_told_in_seconds(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
-    """The upstream hangs: stale without an error first, to a URL; then failing, with the word that was missing."""
+    """When the upstream hangs, the URL first gets `stale` without an error, then `failing` with the kind of error."""
     with catching() as catcher:
         refresh: dict[str, Value] = {"interval": "1s", "timeout": "4s", "stale_after": "3s"}
         serve = serve_factory(
@@ -123,7 +123,7 @@ def test_stale_by_nothing_but_time_is_told_in_seconds(serve_factory: ServeFactor
 def test_an_alert_that_is_not_taken_is_tried_again_and_stops_nothing(
     serve_factory: ServeFactory, upstream: HttpUpstream, generated_bare: Path
 ) -> None:
-    """A URL that answers 500, then redirects: told in `status`, refreshes go on, and it comes once it is taken."""
+    """The URL answers 500, then redirects. `status` says so, refreshes go on, and the alert arrives once accepted."""
     upstream.add("acme/other", generated_bare)
     with catching() as catcher:
         catcher.status = 500
@@ -150,7 +150,7 @@ def test_an_alert_that_is_not_taken_is_tried_again_and_stops_nothing(
 def test_a_disabled_repository_is_nobodys_alert(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
-    """Neither that it fails nor that it is well; enabled again, it is told anew."""
+    """Neither failure nor recovery is reported. Once enabled again, the repository gets a new alert."""
     told = tmp_path / "told"
     alerts = {"command": f"sh -c 'cat >>{told}'"}
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=QUICK, alerts=alerts).start()
@@ -179,7 +179,7 @@ def test_a_command_that_fails_is_logged(
 
 
 def test_what_flaps_is_told_of_so_often_and_then_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past the bound nothing more goes out; when the hour is over, what was told last is compared with how it is."""
+    """Beyond the limit nothing is sent. When the hour is over, the last alert is compared with the current state."""
     sent: list[str] = []
 
     async def post(url: str, document: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Directories, databases and disks that cannot be used: each costs what needs it, and never the node."""
+"""Directories, databases and disks that cannot be used disable only what depends on them, never the node."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OFTEN = {"interval": "1s"}
 
 @pytest.fixture
 def node(serve_factory: ServeFactory, upstream: HttpUpstream, generated_bare: Path) -> Serve:
-    """Two repositories that were cloned, by a serve for which file modes hold."""
+    """A node with two cloned repositories, whose `serve` is bound by file modes."""
     upstream.add(OTHER, generated_bare)
     serve = serve_factory(repos=[upstream.url(WIDGETS), upstream.url(OTHER)], refresh=OFTEN)
     serve.command = [*bound_by_modes(), *serve.command]
@@ -51,7 +51,7 @@ def follows(serve: Serve, upstream: HttpUpstream, name: str = OTHER) -> None:
 
 
 def push(serve: Serve, guest: Path, session: str, name: str = WIDGETS) -> tuple[int, str]:
-    """Records in a session; the exit code and what git said."""
+    """Records in a session. Returns the exit code and git's output."""
     code, _, said = git_result("push", f"{serve.git_url}/{name}", f"HEAD:refs/agents/{session}", cwd=guest)
     return code, said
 
@@ -60,7 +60,7 @@ def push(serve: Serve, guest: Path, session: str, name: str = WIDGETS) -> tuple[
 def test_a_mirror_that_cannot_be_read_is_nobody_elses_trouble(
     node: Serve, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
-    """While serve runs, over a restart, and until it can be read again; serve tidies up all the while."""
+    """While `serve` runs, over a restart, and until it can be read again; the periodic chores continue meanwhile."""
     mirror = node.mirror(WIDGETS)
     mirror.chmod(0)
     try:
@@ -112,7 +112,7 @@ def test_a_place_that_cannot_be_used_is_done_without(
 
 @pytest.mark.slow
 def test_an_attempt_in_a_damaged_mirror_waits_until_it_can_be_settled(node: Serve, upstream: HttpUpstream) -> None:
-    """Nobody can say what became of it, so nothing is said; the others are served meanwhile."""
+    """Nobody can know its outcome yet, so none is logged. The other repositories are served meanwhile."""
     tip = git("rev-parse", "main", cwd=node.mirror(WIDGETS))
     node.terminate()
     attempt = Attempt("push", WIDGETS, "refs/agents/s", "s", None, tip, "accepted", None, "127.0.0.1")
@@ -172,7 +172,7 @@ def test_without_a_database_guests_are_served_and_pushes_are_off(
     tmp_path: Path,
     damage: Damage,
 ) -> None:
-    """What the config lists and what is on disk; `status` says how to mend it, and no restart is needed then."""
+    """The config's list and the mirrors on disk are served. `status` says how to mend it, and no restart is needed."""
     added = "acme/added"
     upstream.add(added, generated_bare)
     node.cli("add-repo", upstream.url(added))
@@ -234,7 +234,7 @@ def fill_inodes(place: Path) -> None:
 def test_a_full_disk_does_not_keep_serve_from_starting(
     upstream: HttpUpstream, tmp_path: Path, options: str, fill: Callable[[Path], None]
 ) -> None:
-    """Guests are served, pushes are off and it says so everywhere, and with room they are on again."""
+    """Guests are served, pushes are off and reported as such everywhere, and on again once there is space."""
     name = "acme/small"
     path = upstream.add(name)
     add_commit(path, "main", {"x": "1\n"})
@@ -275,7 +275,7 @@ def test_a_full_disk_does_not_keep_serve_from_starting(
 
 @pytest.mark.slow
 def test_out_of_descriptors_is_passed_over(serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path) -> None:
-    """As many guests as there are descriptors, for longer than every background part waits: serve lives on."""
+    """Guests occupy all descriptors for longer than every background loop waits, and `serve` survives."""
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=OFTEN)
     serve.start()
     serve.wait_for_repo(WIDGETS)

@@ -1,4 +1,4 @@
-"""Ways out of a node: each ends in time, whatever is on the other side, and leaves nothing behind."""
+"""Deliveries: each ends in time, whatever the other side does, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _flood(connection: socket.socket) -> None:
 def test_a_server_that_misbehaves_is_left_in_time(
     answer: Callable[[socket.socket], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says nothing, a byte at a time, nonsense, too much, or goes."""
+    """It is silent, slow, sends nonsense or too much, or closes the connection."""
     monkeypatch.setattr(outlets, "DEADLINE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
@@ -125,7 +125,7 @@ def test_a_server_that_misbehaves_is_left_in_time(
 
 
 def test_an_https_url_is_checked(tmp_path: Path) -> None:
-    """A certificate that nobody vouches for is not trusted with what a mirror is in trouble with."""
+    """An alert is not sent to a server whose certificate is not trusted."""
     with catching() as catcher:
         port = int(catcher.url.rsplit(":", 1)[1].partition("/")[0])
         own = make_certificate(tmp_path, "own")

@@ -131,7 +131,7 @@ EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("event", "document"), EXAMPLES, ids=[event.name for event, _ in EXAMPLES])
 def test_the_document_of_an_event(event: Event, document: dict[str, Any]) -> None:
-    """Its keys come in this order: what it is, when, of which repository, and then its own."""
+    """Its keys come in this order: the event, the time, the repository, and then its own."""
     repo = {"repo": REPO.name if isinstance(event, RepoEvent) else None}
     if isinstance(event, EventsLost):
         del repo["repo"]

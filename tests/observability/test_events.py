@@ -1,4 +1,4 @@
-"""`[events]`: what happens goes out as JSON while it happens, and whoever takes it slows nobody."""
+"""`[events]`: events go out as JSON as they happen, and a slow receiver slows nobody."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.upstream import HttpUpstream
 def test_a_command_and_a_url_get_every_event(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
-    """A hydration, a recording and trouble, as lines and as POSTs alike; nothing else, though more happens."""
+    """A hydration, a recording and a failure, as lines and as POSTs. Other events are not sent."""
     lines = tmp_path / "lines"
     with catching() as catcher:
         events = {"command": script(tmp_path / "take", f"exec cat >>{lines}"), "url": catcher.url}
@@ -56,7 +56,7 @@ def test_a_command_and_a_url_get_every_event(
 def test_a_command_that_ends_is_run_again_and_one_that_does_not_read_slows_nobody(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
-    """The first one ends after a line, the next one takes nothing any more: guests are served all the same."""
+    """The first command ends after a line, and the next one reads nothing. Guests are served all the same."""
     lines, runs = tmp_path / "lines", tmp_path / "runs"
     take = ["echo run >>" + str(runs), f'[ "$(wc -l <{runs})" -gt 2 ] && exec sleep 1000', f"head -n 1 >>{lines}"]
     events = {"command": script(tmp_path / "take", *take)}

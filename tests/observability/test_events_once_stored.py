@@ -1,4 +1,4 @@
-"""An event is told once what it tells is in the database; one that hangs or fails mutes nobody."""
+"""An event goes out once what it reports is stored. A database that hangs or fails silences nothing."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def seconds_of(at: str) -> float:
 
 @contextmanager
 def locked(serve: Serve) -> Iterator[None]:
-    """The database is written by somebody who does not come to an end."""
+    """Another process holds the database's write lock until the block ends."""
     other = sqlite3.connect(serve.state / "gitmirror.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     try:
@@ -116,7 +116,7 @@ def test_who_hears_of_something_and_looks_finds_it(serve: Serve, upstream: HttpU
 def test_a_database_that_hangs_mutes_nobody(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
-    """Fetches and refreshes are told within about a second, and so is the condition that follows from them."""
+    """Fetches, refreshes and the resulting conditions are published within about a second."""
     refresh = {"interval": "1s", "stale_after": "2s"}
     with serve_factory(repos=[upstream.url(WIDGETS)], refresh=refresh).start() as serve:
         serve.wait_for_repo(WIDGETS)
@@ -147,7 +147,7 @@ class Hanging:
 
 
 def test_a_turn_is_told_while_its_outcome_cannot_be_logged(tmp_path: Path) -> None:
-    """Once, after a second; the push itself is not answered before the database has taken it."""
+    """Once, after a second. The push itself is answered only once the database has stored its outcome."""
     audit, told = Hanging(), list[tuple[Event, float]]()
     repo = Repo(1, WIDGETS, "https://example.com/acme/widgets", None, "cli", None, True, 0.0)
     command = RefCommand(ZERO_OID, "1" * 40, "refs/agents/s-1")
@@ -230,7 +230,7 @@ def test_rows_are_told_in_order_when_they_are_stored() -> None:
 
 
 def test_rows_that_hang_are_told_in_order_after_a_second() -> None:
-    """Those that come while the database hangs too, and none of them twice."""
+    """This includes rows that come while the database hangs. None is reported twice."""
     clocked = Clocked(hang=20)
     run(clocked, 1, 2, 3)
     assert [row for row, _, _ in clocked.told] == [1, 2, 3]
@@ -259,7 +259,7 @@ def test_what_waits_is_told_before_an_end() -> None:
 
 
 def test_a_block_that_stores_is_told_of_once() -> None:
-    """When it ends, when it fails, or after a second; not when it is cancelled."""
+    """The report comes when the block ends or fails, or after a second, but not when it is cancelled."""
     told = list[str]()
 
     async def store(name: str, seconds: float, fails: bool = False) -> None:

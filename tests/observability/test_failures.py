@@ -1,4 +1,4 @@
-"""Upstreams that are in trouble for every reason there is: each is told by its own word, and clears by itself."""
+"""Upstreams that fail for every known reason: each has its own kind of error, and recovers by itself."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_every_trouble_has_its_own_words_and_clears_by_itself(
 def test_an_upstream_that_asks_for_patience_is_not_asked_before(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
-    """Neither by the schedule nor for webhooks and guests, also over a restart; an operator may insist."""
+    """Neither by the schedule nor for webhooks and guests, even after a restart. An operator may insist."""
     token = tmp_path / "token"
     token.write_text("t")
     upstream.add("acme/other")
@@ -140,7 +140,7 @@ def about_the_repository(told: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_full_disk_is_told_and_clears(small_disk: Path, upstream: HttpUpstream, tmp_path: Path) -> None:
-    """A fetch that finds no room: its own word, guests are served, and with room it goes on by itself."""
+    """A fetch without disk space gets its own kind of error, guests are served, and it recovers once there is space."""
     name = "acme/small"
     path = upstream.add(name)
     add_commit(path, "main", {"x": "1\n"})
@@ -181,7 +181,7 @@ def test_a_full_disk_is_told_and_clears(small_disk: Path, upstream: HttpUpstream
 def test_a_hung_upstream_never_makes_the_watchdog_restart_serve(
     serve_factory: ServeFactory, upstream: HttpUpstream, notified: Callable[[], list[str]], notify_socket: str
 ) -> None:
-    """The pings go on while every refresh hangs, and systemd's line names the worst with its word."""
+    """The pings continue while every refresh hangs, and the status line names the worst repository and its error."""
     serve = serve_factory(
         repos=[upstream.url(WIDGETS)],
         refresh={**QUICK, "timeout": "1s", "interval": "1s"},

@@ -12,7 +12,7 @@ from tests.support.gitutil import wait_until
 
 
 def test_everybody_is_told_the_same_lag(hooked: Hooked) -> None:
-    """`status`, /freshness, /metrics and the header of a snapshot, asked one after the other; it grows with time."""
+    """`status`, /freshness, /metrics and a snapshot's header agree, read one after the other. It grows with time."""
     base = f"{hooked.serve.http_url}/{WIDGETS}"
     wait_until(lambda: http_ask(f"{base}/workspace.tar", "HEAD").status == 200, message="there is a snapshot")
     hooked.settle()

@@ -1,4 +1,4 @@
-"""Pushes that are off are told, without anybody having pushed: by `status`, metrics, an alert and an event."""
+"""Pushes that are off are reported before anybody pushes: by `status`, metrics, an alert and an event."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.upstream import HttpUpstream
 def test_a_hook_that_lost_its_mode_is_told_without_a_push(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
-    """Once that they are off, also over a restart that does not mend it, and once that they are on."""
+    """One alert when they go off, and one when they are on again. A restart causes no further one."""
     told, heard = tmp_path / "told", tmp_path / "heard"
     serve = serve_factory(
         repos=[upstream.url(WIDGETS)],

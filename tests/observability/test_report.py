@@ -1,4 +1,4 @@
-"""What `status` and `repos` tell, in the contract's words."""
+"""The documents of `status` and `repos`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_repositorys_status_has_the_contracts_keys() -> None:
 
 
 def test_what_was_never_looked_at_has_nothing_to_tell() -> None:
-    """A repository that was registered a moment ago, of which there is no row yet either."""
+    """A repository that was just registered, also before it has a row of its own."""
     [found] = status_document([REPO], {}, Config(), NOW, audit_head=None)["repos"]
     assert (found["state"], found["lag"], found["tip"], found["verified_at"], found["branch"]) == (
         "new", None, None, None, None,

@@ -1,4 +1,4 @@
-"""`POST /hooks/github` and `POST /OWNER/REPO/refresh`: who may, what is believed, and that the commit is there."""
+"""`POST /hooks/github` and `POST /OWNER/REPO/refresh`: access, what is trusted, and that the commit arrives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ZEROS = "0" * 40
 
 
 def test_a_pushed_commit_is_here_and_warm_in_a_moment(hooked: Hooked) -> None:
-    """From the webhook until guests see it and every answer that is wanted of it lies ready."""
+    """From the webhook until guests see the commit and every usual response for it is cached."""
     before = git("rev-parse", "refs/heads/main", cwd=hooked.upstream.path(WIDGETS))
     tip = add_commit(hooked.upstream.path(WIDGETS), "main", {"hooked": "1\n"})
     start = time.monotonic()
@@ -99,7 +99,7 @@ def test_signed_nonsense_is_refused_in_words(hooked: Hooked, body: bytes) -> Non
     ],
 )
 def test_odd_refs_are_a_refresh_and_nothing_more(hooked: Hooked, facts: dict[str, Any]) -> None:
-    """What they say is not looked for, and does no harm."""
+    """The announced refs are not looked for, and do no harm."""
     before = hooked.asked()
     for event in ("push", "create", "delete") if "ref_type" in facts else ("push",):
         assert hooked.hook(event, **facts).status == 202
@@ -161,7 +161,7 @@ def test_a_burst_is_a_refresh_now_and_one_after(hooked: Hooked) -> None:
 
 
 def test_what_is_announced_before_it_is_served_is_looked_for_again(hooked: Hooked) -> None:
-    """A commit, a new tag and a deletion that the upstream shows only some time after it told of them."""
+    """A commit, a new tag and a deletion that the upstream serves only some time after announcing them."""
     path = hooked.upstream.path(WIDGETS)
     old = git("rev-parse", "refs/heads/main", cwd=path)
     git("branch", "doomed", "main", cwd=path)
@@ -188,7 +188,7 @@ def test_what_is_announced_before_it_is_served_is_looked_for_again(hooked: Hooke
 
 @pytest.mark.usefixtures("restored")
 def test_the_secrets_file_is_read_again_and_its_loss_is_told(hooked: Hooked, restored: Callable[[], None]) -> None:
-    """A new secret holds at once; without the file, or with an empty one, nothing is believed and `status` warns."""
+    """A new secret is valid at once. With no file or an empty one, no webhook is accepted, and `status` warns."""
     hooked.secret_file.write_bytes(b"a new one")
     assert hooked.send(b"zen", "ping").status == 401
     assert hooked.send(b"zen", "ping", X_Hub_Signature_256=signature(b"zen", b"a new one")).status == 200
@@ -221,7 +221,7 @@ def test_a_refresh_can_be_asked_for_with_a_token(hooked: Hooked) -> None:
 
 
 def test_without_secret_and_token_there_is_nothing(hooked: Hooked) -> None:
-    """404 on both, as for any other path; the guests' port has neither."""
+    """Both routes return 404, like any unknown path. The guests' port has neither."""
     config = hooked.serve.config.read_text()
     hooked.serve.config.write_text(config.replace("webhook_secret_file", "#").replace("token_file", "#"))
     hooked.serve.reload()

@@ -47,14 +47,14 @@ time.sleep(0 if "leave" in sys.argv else 60)
 
 @pytest.fixture
 def room(tmp_path: Path) -> Iterator[Path]:
-    """A directory; every process that works on it is killed at the end."""
+    """A directory. Every process that works on it is killed at the end of the test."""
     yield tmp_path
     for pid in processes_of(tmp_path):
         os.kill(pid, signal.SIGKILL)
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there and more than a zombie."""
+    """Whether a process exists and is not a zombie."""
     return start_time(pid) is not None
 
 
@@ -104,7 +104,7 @@ def test_a_child_leads_a_group_is_recorded_and_holds_the_lock(room: Path) -> Non
 
 
 def test_the_exit_code_is_told_to_all_who_wait(room: Path) -> None:
-    """Before and after the end, more than once, and a cancelled waiter takes it from nobody."""
+    """Before and after the end, and repeatedly. Cancelling one waiter does not affect the others."""
 
     async def script(children: Children) -> None:
         child = children.start([sys.executable, "-c", "raise SystemExit(7)"], env={})
@@ -131,7 +131,7 @@ def test_a_program_that_is_not_there_is_an_oserror_and_leaves_no_record(room: Pa
 
 @pytest.mark.parametrize("how", ["", "stubborn"])
 def test_ending_a_child_ends_its_whole_group(room: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A deadline that killed fetch and left its index-pack is how mirrors got broken; TERM first, then KILL."""
+    """TERM first, then KILL. A deadline that killed only fetch and left its index-pack running damaged mirrors."""
     monkeypatch.setattr(processes_module, "TERM_GRACE", 0.3)
 
     async def script(children: Children) -> None:
@@ -185,7 +185,7 @@ def test_a_signal_to_a_child_that_is_gone_does_nothing(room: Path) -> None:
 
 
 def test_a_child_without_a_record_is_still_a_child(room: Path) -> None:
-    """A full disk: it runs, it is ended, and the lock tells of it."""
+    """On a full disk, the child still runs, can be ended, and holds the lock."""
 
     async def script(children: Children) -> None:
         (room / "children").rmdir()
@@ -290,7 +290,7 @@ def ended(room: Path) -> int:
 
 @pytest.mark.parametrize("how", ["", "away"], ids=["in its group", "in a session of its own"])
 def test_the_orphans_of_a_killed_owner_are_ended(room: Path, how: str) -> None:
-    """An orphaned receive-pack still moved a ref three seconds later. Records, lock and all are as new after it."""
+    """An orphaned receive-pack moved a ref three seconds later. After it, records and lock are as at a first start."""
     pids = orphaned(room, how)
     assert ended(room) >= 2
     assert [pid for pid in pids if is_running(pid)] == []
@@ -309,7 +309,7 @@ def test_orphans_without_a_record_are_found_by_the_lock(room: Path) -> None:
 
 
 def test_orphans_whose_leader_is_gone_are_ended(room: Path) -> None:
-    """A group may outlive its leader: by then its record's number may be anybody's."""
+    """A group may outlive its leader. By then, another process may have the recorded number."""
     pids = orphaned(room)
     for leader in (pids[0], pids[2]):
         os.kill(leader, signal.SIGKILL)
@@ -334,7 +334,7 @@ def test_a_process_that_only_has_the_number_of_a_child_is_left_alone(room: Path,
 
 
 def test_after_another_boot_a_record_is_nobodys(room: Path) -> None:
-    """Start times count from the boot: number and time may both be a stranger's, who does not hold the lock."""
+    """Start times count from the boot, so a process without the lock may have both the number and the time."""
     stranger = subprocess.Popen(SLEEP, start_new_session=True)
     try:
         (room / "children").mkdir()
@@ -348,7 +348,7 @@ def test_after_another_boot_a_record_is_nobodys(room: Path) -> None:
 
 
 def test_a_lock_that_somebody_keeps_is_an_error_that_names_him(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Touching git's lock files beside a live git is how mirrors get broken."""
+    """Removing git's lock files while a git is still running would damage mirrors."""
     lock = take_lock(room / "children.lock", inheritable=True)
     keeper = subprocess.Popen(SLEEP, close_fds=False)
     os.close(lock)
@@ -369,7 +369,7 @@ def test_a_directory_that_never_was_has_no_survivors(room: Path) -> None:
 
 
 def test_an_odd_file_among_the_records_does_not_stop_a_start(room: Path) -> None:
-    """An editor's backup, for one: serve must come up."""
+    """For example an editor's backup. `serve` must start."""
     (room / "children").mkdir()
     (room / "children" / "README.txt").touch()
     assert ended(room) == 0

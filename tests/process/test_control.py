@@ -1,4 +1,4 @@
-"""The control socket: commands and answers between processes, whoever goes away when."""
+"""The control socket: requests and responses between processes, also when either side ends early."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Server:
         self.run(self.server.start())
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Does `work` on the server's loop."""
+        """Runs `work` on the server's loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
 
     def publish(self, event: Event) -> None:
-        """Tells watchers, as serve does: on its loop."""
+        """Publishes an event on the server's loop, as `serve` does."""
         self._loop.call_soon_threadsafe(self.feed.publish, event)
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ def test_large_answers_are_whole(layout: Layout, server: Server) -> None:
 
 
 def test_progress_comes_before_the_result_and_need_not_be_listened_to(layout: Layout, server: Server) -> None:
-    """As a first clone tells of itself."""
+    """As for a first clone."""
     told: list[str] = []
     assert call(layout, "tell", on_progress=told.append, times=3) is None
     assert told == ["step 0", "step 1", "step 2"]
@@ -145,7 +145,7 @@ def test_an_unknown_command_says_that_versions_differ(layout: Layout, server: Se
 
 
 def test_a_bug_in_a_handler_is_an_error_and_serve_goes_on(layout: Layout, server: Server) -> None:
-    """Whoever asked is told, with code 1."""
+    """The caller gets an error with exit code 1."""
     with pytest.raises(GitmirrorError, match="ZeroDivisionError") as caught:
         call(layout, "break")
     assert caught.value.exit_code == 1
@@ -153,7 +153,7 @@ def test_a_bug_in_a_handler_is_an_error_and_serve_goes_on(layout: Layout, server
 
 
 def raw(server: Server, data: bytes) -> bytes:
-    """What the socket answers to bytes as they are; our end stays open until the answer is whole."""
+    """The socket's response to raw bytes. Our end stays open until the response is complete."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(20)
         descriptor = os.open(server.path.parent, os.O_RDONLY)
@@ -188,8 +188,10 @@ def test_only_user_and_group_may_ask(layout: Layout, server: Server) -> None:
 def test_a_command_whose_caller_goes_away_is_not_gone_on_with(layout: Layout, server: Server) -> None:
     """Ctrl-C on `refresh` or `add-repo`; the next command is answered."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom appliance.core.process.control import call\n"
-        "from appliance.core.layout import Layout\ncall(Layout(Path(sys.argv[1])), 'wait')"
+        "import signal, sys\nfrom pathlib import Path\nfrom appliance.core.process.control import call\n"
+        "from appliance.core.layout import Layout\n"
+        # A background job of a shell, as the tests themselves may be, is started with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\ncall(Layout(Path(sys.argv[1])), 'wait')"
     )
     caller = subprocess.Popen([sys.executable, "-c", program, str(layout.state)], cwd=ROOT, stderr=subprocess.DEVNULL)
     wait_until(lambda: server.seen == ["began"], message="the command runs")
@@ -200,7 +202,7 @@ def test_a_command_whose_caller_goes_away_is_not_gone_on_with(layout: Layout, se
 
 
 def test_stopping_ends_the_commands_under_way_and_tells_who_waits(layout: Layout, server: Server) -> None:
-    """Exit code 4, and to try again; the command itself does not run on."""
+    """The caller gets exit code 4 and the hint to try again. The command itself is cancelled."""
     errors: list[GitmirrorError] = []
 
     def ask() -> None:
@@ -252,7 +254,7 @@ def test_a_socket_elsewhere_is_found_by_the_owners_word(layout: Layout, tmp_path
 
 
 def test_a_place_where_it_cannot_be_is_an_error_in_words(layout: Layout, tmp_path: Path) -> None:
-    """A missing directory, for one."""
+    """For example in a missing directory."""
 
     async def start() -> None:
         await ControlServer(tmp_path / "missing" / "control.sock", {}).start()
@@ -262,7 +264,7 @@ def test_a_place_where_it_cannot_be_is_an_error_in_words(layout: Layout, tmp_pat
 
 
 def test_without_serve_there_is_nobody_to_ask(layout: Layout) -> None:
-    """Exit code 4; an add-repo that works alone is no serve."""
+    """Exit code 4. An add-repo that clones by itself does not count as a `serve`."""
     for owned in (None, claim(layout, "add-repo")):
         assert not is_serving(layout)
         with pytest.raises(NotServing, match=f"serve is not running on {layout.state}") as caught:
@@ -273,7 +275,7 @@ def test_without_serve_there_is_nobody_to_ask(layout: Layout) -> None:
 
 
 def test_a_serve_that_is_starting_says_so(layout: Layout) -> None:
-    """It owns the directory, and its socket is not there yet; or is there, and nobody listens."""
+    """It owns the directory, and its socket does not exist yet, or exists without a listener."""
     owned = claim(layout, SERVE, control=layout.control_socket)
     with pytest.raises(NotServing, match=f"process {os.getpid()}.*does not answer.*No such file") as caught:
         call(layout, "status")

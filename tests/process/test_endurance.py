@@ -1,4 +1,4 @@
-"""What a loop in the background outlives, and what it must not."""
+"""Which errors a background loop survives, and which must end it."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def other_owner(layout: Layout, role: str) -> subprocess.Popen[str]:
 
 
 def test_whoever_owns_it_says_who_he_is(layout: Layout) -> None:
-    """Process, command, and where he can be asked; afterwards it is nobody's."""
+    """Its process id, its command and its control socket. After the release, there is no owner."""
     assert find_owner(layout) is None
     owned = claim(layout, SERVE, control=Path("/run/gitmirror/control.sock"))
     assert find_owner(layout) == OwnerInfo(os.getpid(), "serve", "/run/gitmirror/control.sock")
@@ -63,7 +63,7 @@ def test_whoever_owns_it_says_who_he_is(layout: Layout) -> None:
 
 
 def test_a_second_serve_is_refused_at_once_and_told_who_holds_it(layout: Layout) -> None:
-    """However long it would have waited: a serve does not end by itself."""
+    """However long the caller would wait, because a `serve` does not end by itself."""
     owner = other_owner(layout, SERVE)
     with pytest.raises(StateInUse, match=rf"serve \(process {owner.pid}\) already uses {layout.state}") as caught:
         claim(layout, SERVE, wait=60)
@@ -86,7 +86,7 @@ def test_an_add_repo_is_waited_for(layout: Layout) -> None:
 
 
 def test_a_killed_owner_is_no_owner(layout: Layout) -> None:
-    """What it wrote stays in the file and means nothing."""
+    """Its entry stays in the lock file but has no effect."""
     owner = other_owner(layout, SERVE)
     owner.kill()
     owner.wait()
@@ -122,7 +122,7 @@ def test_only_one_of_many_gets_it(layout: Layout) -> None:
 
 
 def test_a_claim_ends_what_a_killed_owner_left(layout: Layout) -> None:
-    """And says how many; what holds the children's lock is a child."""
+    """And reports how many. Every process that holds the children's lock counts as a child."""
     program = OWNER.replace("sys.stdin.readline()", "") + (
         "\nimport asyncio, os\nasync def main():\n"
         "    owned = claim(Layout(Path(sys.argv[1])), 'serve')\n"
@@ -171,7 +171,7 @@ def ids_on(state: Path) -> list[str]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 @pytest.mark.parametrize(("uid", "gid", "groups"), [(12345, 23456, "[]"), (65534, 65534, "[65534]")])
 def test_root_becomes_the_directorys_user_for_good(tmp_path: Path, uid: int, gid: int, groups: str) -> None:
-    """With its group and none of root's, also for a user without a name; what root wrote, serve could not read."""
+    """With the user's group and none of root's, even without a user name, because `serve` must read what it writes."""
     state = tmp_path / "state"
     state.mkdir()
     os.chown(state, uid, gid)
@@ -179,7 +179,7 @@ def test_root_becomes_the_directorys_user_for_good(tmp_path: Path, uid: int, gid
 
 
 def test_on_ones_own_directory_or_none_at_all_nothing_changes(tmp_path: Path) -> None:
-    """serve's own user, root on root's directory, and a directory that is not there yet."""
+    """The user of `serve`, root on root's directory, and a directory that does not exist yet."""
     before = (os.geteuid(), os.getegid(), os.getgroups())
     become_owner_of(tmp_path)
     become_owner_of(tmp_path / "missing")

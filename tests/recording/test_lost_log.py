@@ -178,7 +178,7 @@ def test_turns_of_another_node_are_booked_beside_those_of_this_one(
         git("update-ref", f"{TURNS}{number}", commit, cwd=node.mirror)
     node.serve.restart()
     node.serve.wait_for_repo(WIDGETS)
-    assert "found" in warnings(node.serve) and "pushes are off" not in warnings(node.serve)
+    assert "were found" in warnings(node.serve) and "pushes are off" not in warnings(node.serve)
     told += [*foreign, record_turn(guest, "s1", "after")]
     wait_settled(node.serve)
     wait_until(lambda: booked(node) >= set(told), message="every turn is booked anew")
@@ -201,3 +201,30 @@ def test_verify_tells_of_turns_that_the_log_does_not_know(make_node: Callable[..
     git("update-ref", f"{TURNS}77", commit, cwd=node.mirror)
     done = node.serve.cli("audit", "verify", check=False)
     assert done.returncode == 3 and "77" in done.stderr and WIDGETS in done.stderr
+
+
+def test_a_mirror_that_cannot_be_read_at_start_is_looked_at_later(
+    make_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    """Its turns are found before its next push, not passed over until the next start."""
+    node = make_node()
+    node.serve.keep_ports()
+    guest = node.guest(tmp_path / "guest")
+    commit = record_turn(guest, "s1", "turn")
+    wait_settled(node.serve)
+    node.serve.terminate()
+    foreign = git("commit-tree", "-p", node.tip, "-m", "foreign", f"{commit}^{{tree}}", cwd=node.mirror)
+    git("update-ref", f"{TURNS}9000", foreign, cwd=node.mirror)
+    git("pack-refs", "--all", cwd=node.mirror)
+    packed, kept = node.mirror / "packed-refs", tmp_path / "packed-refs"
+    packed.rename(kept)
+    packed.mkdir()
+    node.serve.start()
+    packed.rmdir()
+    kept.rename(packed)
+    assert "were found" not in warnings(node.serve)
+    record_turn(guest, "s1", "after")
+    assert "were found" in warnings(node.serve)
+    with Book(node.serve) as book:
+        entries = {entry["id"]: entry for entry in book.stores.audit.entries()}
+    assert entries[9000]["new"] == foreign and max(entries) > 9000

@@ -35,7 +35,7 @@ def test_new_sessions_a_minute(make_node: Callable[..., Node], tmp_path: Path) -
     guest = node.guest(tmp_path / "guest")
     for name in ("a", "b"):
         record_turn(guest, name, name)
-    refused(node, guest, "c", "at most 2 new sessions a minute are allowed; try again in a minute")
+    refused(node, guest, "c", "2 new sessions a minute are allowed; try again in a minute")
     record_turn(guest, "a", "a again")
 
 
@@ -46,7 +46,7 @@ def test_turns_of_one_session(make_node: Callable[..., Node], tmp_path: Path) ->
     for number in range(2):
         record_turn(guest, "full", f"turn {number}")
     commit_turn(guest, "one more")
-    refused(node, guest, "full", "the session full has 2 turns and takes no more; start another session")
+    refused(node, guest, "full", "the session full has 2 turns, no more are allowed; begin another session")
     record(guest, "next")
 
 
@@ -57,10 +57,10 @@ def test_bytes_of_all_recordings_and_room_again_after_a_drop(make_node: Callable
     commit_files(guest, {"noise.bin": random.Random(1).randbytes(70_000)}, "large")
     record(guest, "large")
     commit_turn(guest, "small")
-    refused(node, guest, "other", "no push is accepted until some sessions are ended")
+    refused(node, guest, "other", "no more is accepted until some are ended")
     node.serve.keep_ports()
     node.serve.restart()
-    refused(node, guest, "other", "no push is accepted until some sessions are ended")
+    refused(node, guest, "other", "no more is accepted until some are ended")
     node.serve.cli("session", "drop", WIDGETS, "large", "--yes")
     git("reset", "--quiet", "--hard", "HEAD~2", cwd=guest)
     record_turn(guest, "other", "small")

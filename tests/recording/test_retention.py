@@ -154,7 +154,7 @@ def test_a_session_that_is_written_meanwhile_does_not_end(bench: Bench) -> None:
     before = refs(bench.node.mirror)
     other = next(oid for ref, oid in before.items() if ref.startswith(TURNS) and oid != before[f"{AGENTS}old"])
     git("update-ref", f"{AGENTS}old", other, cwd=bench.node.mirror)
-    with pytest.raises(GitError, match="written just now"):
+    with pytest.raises(GitError, match="a push is writing the session old"):
         bench.look(MONTH)
     assert names(bench, TURNS) == {ref.removeprefix(TURNS) for ref in before if ref.startswith(TURNS)}
     assert len(bench.stores.sessions.turns(WIDGETS, "old")) == 3

@@ -1,4 +1,4 @@
-"""A node with several repositories, guests that push to it, and what the log must say of them."""
+"""A node with several repositories, guests that push to it, and checks of the audit log."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def own_node(serve_factory: ServeFactory, upstream: HttpUpstream) -> Node:
 
 
 def audit(serve: Serve) -> list[dict[str, Any]]:
-    """Every attempted ref, newest first, as `audit --json` tells it; without its process, since this is polled."""
+    """Every attempted ref, newest first, as in `audit --json`, but read without that process because this is polled."""
     stores = open_stores(Layout(serve.state), create=False)
     try:
         return stores.audit.entries()
@@ -158,7 +158,7 @@ def entry_of(serve: Serve, ref: str) -> dict[str, Any]:
 
 
 def wait_settled(serve: Serve, *, timeout: float = 60.0) -> list[dict[str, Any]]:
-    """Wait until no guest is connected and no attempt is open; return the whole log."""
+    """Waits until no guest is connected and no attempt is open. Returns the whole log."""
 
     def look() -> list[dict[str, Any]] | None:
         if serve.running and clients(serve):
@@ -172,7 +172,7 @@ def wait_settled(serve: Serve, *, timeout: float = 60.0) -> list[dict[str, Any]]
 def assert_log_is_true(node: Node, *, timeout: float = 60.0) -> list[dict[str, Any]]:
     """Every accepted attempt has an outcome, and the refs are what the applied ones made them. Returns the log.
 
-    For refs that no two guests wrote at the same time.
+    Only for refs that no two guests wrote at the same time.
     """
     entries = wait_settled(node.serve, timeout=timeout)
     expected: dict[str, str] = {}
@@ -215,12 +215,12 @@ def is_whole_pack(data: bytes) -> bool:
 
 
 def want_v0(oid: str, capabilities: str = "ofs-delta") -> bytes:
-    """What a v0 or v1 guest without anything sends after the advertisement."""
+    """The request of a v0 or v1 guest that has no objects, as sent after the advertisement."""
     return pkt(f"want {oid} {capabilities}\n") + FLUSH + pkt("done\n")
 
 
 def want_v2(oid: str) -> bytes:
-    """One v2 `fetch` command of a guest without anything."""
+    """One v2 `fetch` command of a guest that has no objects."""
     return (
         pkt("command=fetch") + DELIM + b"".join(map(pkt, ("no-progress", "ofs-delta", f"want {oid}", "done"))) + FLUSH
     )
@@ -238,7 +238,7 @@ def read_pack_v2(sock: socket.socket) -> bytes:
 
 
 def start_fetch(serve: Serve, repo: str, *, version: int = 0, timeout: float = 30.0) -> socket.socket:
-    """Ask for everything of `main` and read nothing of the answer yet, but NAK in v0."""
+    """Requests all of `main` and reads nothing of the response yet, except NAK in v0."""
     tip = git("rev-parse", "refs/heads/main", cwd=serve.mirror(repo))
     extra = [f"version={version}"] if version else []
     sock = daemon_request(*serve.git_address, "git-upload-pack", f"/{repo}", extra, timeout=timeout)
@@ -264,7 +264,7 @@ def close_all(socks: Sequence[socket.socket]) -> None:
 
 
 def clients(serve: Serve) -> int:
-    """Connections that `status` counts. Asks the control socket itself: this is polled."""
+    """The number of connections in `status`, read from the control socket because this is polled."""
     return int(call(Layout(serve.state), "status")["clients"])
 
 

@@ -194,6 +194,7 @@ class Service:
             state.config = replace(config, serve=state.config.serve)
             rooms.refreshing.refresher.timeout = config.refresh.timeout
             rooms.refreshing.refresher.keyring = make_keyring(config)
+            rooms.fetching.cache.set_budget(config.cache.budget)
             # First, so that a repository that became private is hidden even if the database cannot be read.
             rooms.follower.open_catalog()
             make_git(self._layout, config, rooms.mirrors.git.children)

@@ -1,7 +1,8 @@
 """The state of one `serve`: built first, passed to the rooms that need it, and changed in two places.
 
-`registry_follower.py` replaces `repos`, and the reload in `service.py` replaces `config`. No room stores a copy: rooms
-receive the methods below and call them whenever they need the value.
+`registry_follower.py` replaces `repos`, and the reload in `service.py` replaces `config`. Rooms do not store
+a copy: they receive the methods below and call them whenever they need the value. What a reload does hand over is in
+`service.py`, in one place: the refresher's timeout and keyring, and the budget of the cache.
 """
 
 from __future__ import annotations

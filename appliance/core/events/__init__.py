@@ -5,7 +5,7 @@
 
 An event: the room where something happened stores it first, then publishes a fact that holds everything a listener
 needs, as it was at that moment. `daemon/wiring` says which room subscribes to what. `observability/event_stream` passes
-the facts that have a document on to the live view and to `[events]`.
+the facts that have a document on to the live view, and those with `goes_out` to `[events]`.
 
 What always holds: an event that reports something stored goes out once it is stored, or after one second if the
 database has not stored it by then, so that a broken database silences nothing. Publishing never waits and never raises.

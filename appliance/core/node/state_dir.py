@@ -45,9 +45,9 @@ def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, pati
                 "and refuses pushes until `gitmirror.pyz audit accept-loss`",
             )
         try:
-            told = ToldHead(layout.audit_head)
-            if told.read() is None:
-                told.write(LOST)
+            head = ToldHead(layout.audit_head)
+            if head.read() is None:
+                head.write(LOST)
         except OSError as error:
             raise StoreError(f"{layout.audit_head} cannot be written: {error.strerror}") from error
         log.error("the database %s was lost: a new one replaces it, pushes are off", layout.database)

@@ -50,16 +50,16 @@ def events_between(before: Condition | None, after: Condition) -> Sequence[str]:
     return events
 
 
-def alert_between(told: LastAlert | None, state: State, kind: str | None) -> str | None:
+def alert_between(last: LastAlert | None, state: State, kind: str | None) -> str | None:
     """The event that is due as an alert: one when a repository becomes stale or failing, one when it recovers.
 
     An alert without a kind of error, because the upstream only hung, is followed by one with the kind once it is known.
     """
     if state in UNHEALTHY:
-        if told is None or (told.kind is None and kind is not None):
+        if last is None or (last.kind is None and kind is not None):
             return str(state)
         return None
-    return RECOVERED if told is not None and state is State.FRESH else None
+    return RECOVERED if last is not None and state is State.FRESH else None
 
 
 def condition_changed(

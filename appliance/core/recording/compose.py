@@ -1,4 +1,4 @@
-"""Builds the parts of one `serve` that record pushes."""
+"""Builds the parts of recording for one `serve`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from appliance.core.store.stores import Stores
 
 @dataclass(frozen=True)
 class Recording:
-    """The parts that other rooms use."""
+    """The parts that the rest of the appliance uses."""
 
     guard: HookGuard
     pushes: PushAuthorizer
@@ -43,9 +43,9 @@ def compose_recording(
     publish: Publish,
     begin: Begin,
 ) -> Recording:
-    """Builds the parts. `environment` is the one for receive-pack.
+    """`environment` is the environment of receive-pack. `settings` and `repos` are called each time they are needed.
 
-    `settings` and `repos` are called whenever their value is needed. `learn` stores health columns of a repository.
+    `learn` stores health columns of a repository. `begin` starts a task.
     """
     layout, locks = mirrors.layout, mirrors.locks
     guard, turns = HookGuard(layout, mirrors.git, environment), TurnRecorder(stores.sessions, mirrors)

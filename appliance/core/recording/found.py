@@ -1,8 +1,8 @@
-"""Finds turns in mirrors that the audit log does not know: the database is older, or the mirrors came from elsewhere.
+"""Finds turns that mirrors hold and the audit log lacks, because its database is older or a mirror came from elsewhere.
 
-The search runs at start, and at the first push to a mirror that is new here, before the log can assign those turns' ids
-to other events. Each found turn becomes an attempt and an outcome marked as found, under the id in its ref, so that all
-later ids are higher. If the log already uses that id, the ref gets a new id first.
+It looks for them at start, and at the first push to a mirror that is new here, before the log can assign their ids to
+other turns. Each becomes an attempt and an outcome that say it was found, under the id in its ref, so that all later
+ids are higher. If the log has assigned that id already, the ref first moves to a new id.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ from appliance.core.store.audit import AuditLog, FoundTurn, LogBehind, TurnRef
 log = logging.getLogger(__name__)
 
 APART = 1000
-"""If another event has a turn's id, its new id is this far above all known ones, because pushes get ids meanwhile."""
+"""A ref whose id another turn has moves this far above all known ids, because pushes may get ids meanwhile."""
 MOST_PASSES = 5
 MOST_DIGITS = 15
-"""The most digits of an id; no log has assigned a longer one."""
+"""The most digits of an id. No log has assigned a longer one."""
 DEADLINE = 60.0
 
 
 class FoundTurns:
-    """Adds unknown turn refs of mirrors to `audit`. `mirrors` names all mirrors on disk, `mirror_of` opens one."""
+    """Adds missing turns to `audit`. `mirrors` names all mirrors on disk; `mirror_of` finds one."""
 
     def __init__(
         self,
         audit: AuditLog,
-        book: TurnRecorder,
+        recorder: TurnRecorder,
         mirrors: Callable[[], Iterable[str]],
         mirror_of: Callable[[str], Mirror],
     ) -> None:
         self._audit = audit
-        self._book = book
+        self._recorder = recorder
         self._mirrors = mirrors
         self._mirror_of = mirror_of
-        self._searched: dict[str, tuple[int, int]] = {}
+        self._looked_at: dict[str, tuple[int, int]] = {}
         self._one_at_a_time = asyncio.Lock()
         self.counts: Counter[str] = Counter()
 
     async def require_whole_log(self, repo: str) -> None:
-        """Checks the log before a push. Raises LogBehind if reported events are lost; StoreError, GitError.
+        """For a push: raises LogBehind if the log lacks events that were reported; StoreError.
 
-        Searches the mirror first if it has not been searched since it came to this place.
+        Looks at the mirror first if it is not the one that was there at the last look.
         """
         await self._check()
-        if _identity(self._mirror_of(repo).path) != self._searched.get(repo):
+        if _identity(self._mirror_of(repo).path) != self._looked_at.get(repo):
             await self.look([repo])
 
     async def look_everywhere(self) -> None:
-        """Searches every mirror on disk. Raises StoreError. An unreadable one is searched before its next push."""
+        """Looks at every mirror on disk. Raises StoreError. An unreadable one is looked at before its next push."""
         await self.look(await asyncio.to_thread(lambda: list(self._mirrors())))
         try:
             await self._check()
@@ -68,76 +68,76 @@ class FoundTurns:
             log.error("pushes are off: %s: %s", behind.message, behind.hint)
 
     async def look(self, names: Iterable[str]) -> None:
-        """Adds the turns of these mirrors that the log does not know to the log. Raises StoreError."""
+        """Adds to the log the turns that these mirrors hold and it lacks. Raises StoreError."""
         async with self._one_at_a_time:
-            searched = {name: _identity(self._mirror_of(name).path) for name in names}
+            seen = {name: _identity(self._mirror_of(name).path) for name in names}
             for _ in range(MOST_PASSES):
-                unknown = await asyncio.to_thread(self._unknown, searched)
+                unknown = await asyncio.to_thread(self._unknown, seen)
                 if not unknown:
                     break
-                await self._add_to_log(unknown, searched)
-            for name, identity in searched.items():
+                await self._add(unknown, seen)
+            for name, identity in seen.items():
                 if identity is not None:
-                    self._searched[name] = identity
+                    self._looked_at[name] = identity
                 else:
-                    self._searched.pop(name, None)
+                    self._looked_at.pop(name, None)
 
     async def accept_loss(self) -> dict[str, int | bool]:
-        """Accepts, for an operator, that the missing events are lost; records found turns. Raises GitmirrorError."""
+        """Continues the log although events are lost, as an operator ordered. Raises GitmirrorError."""
         await self.look_everywhere()
         accepted = await asyncio.to_thread(self._audit.accept_loss)
         found = self.counts.total()
         self.counts.clear()
-        await self._book.catch_up()
+        await self._recorder.catch_up()
         return {"accepted": accepted, "found": found}
 
     def trouble(self) -> str | None:
-        """The warning in `status` about turns found since the start."""
+        """The warning for `status` about turns that were found since the start, or None."""
         if not self.counts:
             return None
         where = ", ".join(f"{count} of {name}" for name, count in sorted(self.counts.items())[:10])
         return (
-            f"mirrors had turns that the audit log did not know: {where}; they are recorded without a guest, at the "
-            "time of their commit, and their sessions are kept until `session keep --off`"
+            f"turns were found in mirrors that the audit log lacked: {where}; they are recorded without their "
+            "guest, at the time of their commit, and their sessions are kept until `session keep --off`"
         )
 
     async def _check(self) -> None:
         await asyncio.to_thread(self._audit.check)
 
-    def _unknown(self, searched: dict[str, tuple[int, int] | None]) -> list[TurnRef]:
-        """The turns that the log does not know. A mirror that cannot be read loses its mark in `searched`."""
-        return self._audit.unknown(turn for name in searched for turn in self._turns(name, searched))
+    def _unknown(self, seen: dict[str, tuple[int, int] | None]) -> list[TurnRef]:
+        """The turns that the log does not know. A mirror that cannot be read loses its mark in `seen`."""
+        return self._audit.unknown(turn for name in seen for turn in self._turns(name, seen))
 
-    def _turns(self, name: str, searched: dict[str, tuple[int, int] | None]) -> list[TurnRef]:
+    def _turns(self, name: str, seen: dict[str, tuple[int, int] | None]) -> list[TurnRef]:
         try:
             return list(_read_turns(name, self._mirror_of(name).path))
         except OSError as error:
-            log.error("the turns of %s cannot be read, its next push tries again: %s", name, error)
-            searched[name] = None
+            log.error("cannot read the turns of %s, its next push tries again: %s", name, error)
+            seen[name] = None
             return []
 
-    async def _add_to_log(self, unknown: list[TurnRef], searched: dict[str, tuple[int, int] | None]) -> None:
+    async def _add(self, unknown: list[TurnRef], seen: dict[str, tuple[int, int] | None]) -> None:
         last = await asyncio.to_thread(self._audit.last_id)
         usable, taken = [], set()
-        in_the_way: dict[str, list[TurnRef]] = {}
+        conflicting: dict[str, list[TurnRef]] = {}
         for turn in sorted(unknown, key=lambda turn: turn.id):
             if turn.id > last and turn.id not in taken:
                 taken.add(turn.id)
                 usable.append(turn)
             else:
-                in_the_way.setdefault(turn.repo, []).append(turn)
+                conflicting.setdefault(turn.repo, []).append(turn)
         above = max(last, *(turn.id for turn in unknown)) + APART
-        for name, turns in in_the_way.items():
+        for name, turns in conflicting.items():
             lines = []
             for turn in turns:
                 above += 1
-                # git creates refs before it deletes any, so a kill leaves both refs, never none.
+                # git writes all new refs before it deletes the old ones, so a kill leaves both, never none.
                 lines += [f"create {TURNS}{above} {turn.commit}\n", f"delete {TURNS}{turn.id} {turn.commit}\n"]
             try:
                 await self._mirror_of(name).update_refs(lines)
             except GitError as error:
-                log.error("%s: found turns cannot be given new ids: %s", name, error.message)
-                searched[name] = None
+                log.error("%s: cannot move the refs of found turns to new ids: %s", name, error.message)
+                seen[name] = None
         found = []
         for name in {turn.repo for turn in usable}:
             commits = [turn.commit for turn in usable if turn.repo == name]
@@ -145,19 +145,14 @@ class FoundTurns:
             found += [
                 FoundTurn(turn, sessions.get(turn.commit, f"found-{turn.id}")) for turn in usable if turn.repo == name
             ]
-        for recorded in await asyncio.to_thread(self._audit.record_found, found):
-            name, number, commit = recorded.ref
+        for turn_found in await asyncio.to_thread(self._audit.record_found, found):
+            name, number, commit = turn_found.ref
             self.counts[name] += 1
-            log.warning(
-                "%s: the audit log did not know turn %d, commit %s; recorded it in session %s",
-                name,
-                number,
-                commit,
-                recorded.session,
-            )
+            session = turn_found.session
+            log.warning("%s: the log lacked turn %d (%s); it is recorded in %s", name, number, commit, session)
 
     async def _sessions(self, name: str, commits: Iterable[str]) -> dict[str, str]:
-        """The session of each commit that is at or below a session's ref; the nearest ref wins."""
+        """Maps each commit at a session's ref, or reachable from one, to the nearest such session."""
         mirror = self._mirror_of(name)
         try:
             refs = await mirror.local_refs(AGENTS, ARCHIVE)
@@ -170,7 +165,7 @@ class FoundTurns:
                 cwd=mirror.path, deadline=DEADLINE,
             )  # fmt: skip
         except GitmirrorError as error:
-            log.error("%s: cannot find out to which sessions found turns belong: %s", name, error.message)
+            log.error("%s: cannot find the sessions of found turns: %s", name, error.message)
             return {}
         parents = {line[0]: line[1:] for line in map(str.split, output.stdout.decode("ascii").splitlines())}
         sessions, waiting = dict(tips), deque(tips)
@@ -184,11 +179,11 @@ class FoundTurns:
 
 
 def turns_on_disk(name: str, repository: Path) -> Iterator[TurnRef]:
-    """The turn refs of the mirror `name`, read from its files; nothing if they cannot be read."""
+    """The turn refs of the mirror `name`, read from its files; empty if they cannot be read."""
     try:
         yield from _read_turns(name, repository)
     except OSError as error:
-        log.error("the turns of %s cannot be read: %s", name, error)
+        log.error("cannot read the turns of %s: %s", name, error)
 
 
 def _read_turns(name: str, repository: Path) -> Iterator[TurnRef]:

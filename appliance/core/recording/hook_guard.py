@@ -1,7 +1,7 @@
-"""Installs the hooks, checks before each push that they are what was installed, and proves that they hold.
+"""Installs the hooks, checks before each push that they are unchanged, and proves that git runs them.
 
-git skips a hook that is missing or not executable and accepts the push (tried: `chmod -x`, a noexec mount), so
-nothing is believed: not that the files are still there, and not that git runs them.
+git skips a hook that is missing or not executable, and accepts the push (tried: `chmod -x`, a noexec mount). So this
+module checks both that the files are still there and that git runs them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _EMPTY_PACK = bytes.fromhex("5041434b0000000200000000029d08823bd8a8eab510ad6ac75
 _PROOF_DEADLINE = 20.0
 
 OFF = "pushes are off"
-"""How every refusal begins that is nobody's fault but the node's."""
+"""The beginning of every refusal that is caused by the node, not by the guest."""
 _RESTART = "then `systemctl restart gitmirror`"
 
 
 class HookGuardBroken(GitmirrorError):
-    """Pushes are off, because what guards them cannot be relied on. `mend` is what an operator does about it."""
+    """Pushes are off because their guard cannot be relied on. `mend` tells an operator how to fix that."""
 
     def __init__(self, message: str, *, hint: str, mend: str) -> None:
         super().__init__(message, hint=hint)
@@ -43,7 +43,7 @@ class HookGuardBroken(GitmirrorError):
 
 @dataclass(frozen=True)
 class _Installed:
-    """A hook file as it was installed: what tells that somebody touched it."""
+    """An installed hook file, and the file attributes that show whether it was changed."""
 
     path: Path
     identity: tuple[int, int, int, int, int]
@@ -51,12 +51,12 @@ class _Installed:
 
 def _identity(path: Path) -> tuple[int, int, int, int, int]:
     status = path.stat()
-    # ctime cannot be set back by anyone, and chmod, writing and replacing all move it.
+    # Nobody can set ctime back, and chmod, writing and replacing all change it.
     return status.st_dev, status.st_ino, status.st_size, status.st_mode, status.st_ctime_ns
 
 
 class HookGuard:
-    """The hooks below `layout.hooks`. `environment` is what receive-pack gets."""
+    """Guards the hooks below `layout.hooks`. `environment` is the environment of receive-pack."""
 
     def __init__(self, layout: Layout, git: Git, environment: Mapping[str, str]) -> None:
         self._layout = layout
@@ -65,7 +65,7 @@ class HookGuard:
         self._installed: tuple[_Installed, ...] = ()
         self.broken: str | None = "the guard has not been proved yet"
         self.may_recover = False
-        """Whether it is worth another try to install and prove it: the system failed, and nobody touched a hook."""
+        """Whether to try the installation and the proof again: the system failed, and nobody changed a hook."""
 
     def install(self) -> None:
         """Writes the hooks, each atomically. Raises HookGuardBroken."""
@@ -77,7 +77,7 @@ class HookGuard:
             hooks.mkdir(parents=True)
             for name in ("policy.py", "pre_receive.py"):
                 write_atomically(hooks / name, source.joinpath(name).read_text(encoding="utf-8"))
-            # By way of sh, since a shebang takes no interpreter with a space in its path, or a very long one.
+            # Through sh, because a shebang allows neither a space in the path of the interpreter nor a very long path.
             command = f"exec {shlex.quote(sys.executable)} -IS {shlex.quote(str(hooks / 'pre_receive.py'))}\n"
             write_atomically(hooks / "pre-receive", f"#!/bin/sh\n{command}", mode=0o755)
             write_atomically(hooks / "update", _TURN_HOOK, mode=0o755)
@@ -85,31 +85,32 @@ class HookGuard:
             self._installed = tuple(_Installed(hooks / name, _identity(hooks / name)) for name in names)
         except OSError as error:
             self.broken, self.may_recover = f"the hooks cannot be written: {error}", True
-            raise HookGuardBroken(self.broken, hint=f"mend {hooks}", mend=self._mend()) from error
+            hint = f"make sure that serve can write {hooks}"
+            raise HookGuardBroken(self.broken, hint=hint, mend=self._mend()) from error
 
     def check(self) -> None:
-        """Raises HookGuardBroken unless the guard was proved, the hook files are as installed, and there is room."""
+        """Raises HookGuardBroken unless the guard is proved, the hook files are unchanged, and the disk has space."""
         if self.broken is None:
             self.broken = self._changed()
         if self.broken is not None:
             raise HookGuardBroken(
                 f"{OFF}: {self.broken}",
-                hint="the operator has to mend it and restart gitmirror (see `doctor`)",
+                hint="the operator must fix it and restart gitmirror (see `doctor`)",
                 mend=self._mend(),
             )
         room = room_of(self._layout.state)
         if room is not None and room.is_full:
             raise HookGuardBroken(
                 f"{OFF}: {room.complaint(self._layout.state)}",
-                hint="the operator has to make room (see `doctor`)",
-                mend="make room; no restart is needed",
+                hint="the operator must free disk space (see `doctor`)",
+                mend="free disk space; no restart is needed",
             )
 
     def _mend(self) -> str:
         hooks = self._layout.hooks
         if self.may_recover:
-            return f"make room and see who may write {hooks.parent}; it is tried again by itself"
-        return f"see who touched {hooks}, {_RESTART}: the hooks are written anew and proved"
+            return f"free disk space and check who may write {hooks.parent}; serve tries again by itself"
+        return f"find out who changed {hooks}, {_RESTART}: it installs and proves the hooks again"
 
     def _changed(self) -> str | None:
         for hook in self._installed:
@@ -123,11 +124,11 @@ class HookGuard:
         return None
 
     async def prove(self, daemon: list[str]) -> None:
-        """Pushes to a scratch mirror the way a guest's push goes, past the first guard; sets `broken` accordingly.
+        """Pushes to a scratch mirror as a guest would, but without the first guard; sets `broken` to the result.
 
-        `daemon` is the command line of `git daemon --inetd`. A push of `refs/heads/x` must be refused and one of
-        `refs/agents/x` accepted: a hook that never runs fails the one, a hook that always fails the other. The
-        log of the ref that moved must name the push.
+        `daemon` is the command line of `git daemon --inetd`. A push of `refs/heads/x` must be refused, which shows that
+        the hook runs. One of `refs/agents/x` must be accepted, which shows that the hook does not refuse everything.
+        The reflog of the ref that moved must name the push.
         """
         scratch = self._layout.run / "proof.git"
         try:
@@ -150,11 +151,11 @@ class HookGuard:
                     f"git does not run the hook {self._layout.hooks / 'pre-receive'} (is it on a noexec mount?)"
                 )
             elif "refs/agents/x" in refs and "refs/gitmirror/turns/proof" not in refs:
-                self.broken = "git does not run the hook update, which keeps every turn"
+                self.broken = "git does not run the hook update, which keeps a ref for every turn"
             elif "refs/agents/x" not in refs:
-                self.broken = f"the hook refuses what it must allow: {agent or branch}"
+                self.broken = f"the hook refuses a push that it must allow: {agent or branch}"
             elif not was_moved(read_moves(scratch, "refs/agents/x"), "proof", tip, tip):
-                self.broken = "git keeps no log of who moves a ref, by which outcomes are known"
+                self.broken = "git keeps no log of who moves a ref, and outcomes cannot be known without it"
             else:
                 self.broken = self._changed()
         finally:
@@ -179,7 +180,7 @@ class HookGuard:
         return written.stdout.decode().strip()
 
     async def _push(self, daemon: list[str], scratch: Path, tip: str, ref: str) -> str:
-        """Speaks receive-pack by hand; returns everything that came back, for the error message."""
+        """Pushes one ref without git; returns the end of the response, for the error message."""
         ours, theirs = socket.socketpair()
         turns = scratch / "gitmirror-turns"
         turns.write_text("refs/agents/x proof\n")
@@ -207,8 +208,10 @@ class HookGuard:
 
 
 def push_environment(push: str, turns: Path) -> dict[str, str]:
-    """What receive-pack and the hooks get of a push: its id, with which git signs the log of each ref that it moves,
-    and the file that tells which turns it makes."""
+    """The environment variables for receive-pack and the hooks: the id of the push and its turn file.
+
+    The id is also the committer's email, so git writes it into the reflog of each ref that the push moves.
+    """
     return {
         "GITMIRROR_PUSH": push,
         "GITMIRROR_TURNS": str(turns),
@@ -223,11 +226,11 @@ def _packet(payload: bytes) -> bytes:
 
 _TURN_HOOK = """\
 #!/bin/sh
-# Called for each ref once its objects are in place and before it moves: the turn's own ref is there first, so whoever
-# is killed when, no recorded commit is lost. A ref that no turn was opened for does not move.
+# git calls this for each ref after its objects are in place and before it moves. The turn's own ref is created first,
+# so that no recorded commit is lost, whichever process is killed. A ref without an open turn does not move.
 while read -r ref turn; do
     if [ "$ref" = "$1" ]; then
-        # The empty old value: only where there is none. A log that is older than this mirror gives ids a second time.
+        # The empty old value: the ref must not exist. A log that is older than this mirror assigns ids a second time.
         exec git -c core.hooksPath=/dev/null -c core.logAllRefUpdates=false \\
             update-ref "refs/gitmirror/turns/$turn" "$3" ""
     fi

@@ -1,4 +1,4 @@
-"""What became of a push, ref by ref: by receive-pack's word, else by the ref's own log (see decision 002)."""
+"""The outcome of a push for each ref: from receive-pack's report, or from the reflog of the ref (decision 002)."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from appliance.core.text import escape_ascii
 
 
 class Outcomes:
-    """Tells outcomes from the mirrors that `mirror_of` finds, and from what `audit` has of later pushes."""
+    """Finds outcomes in the mirrors of `mirror_of`, and in the later pushes in `audit`."""
 
     def __init__(self, audit: AuditLog, mirror_of: Callable[[str], Mirror]) -> None:
         self._audit = audit
         self._mirror_of = mirror_of
 
     async def of_push(
-        self, ruling: PushDecision, report: Mapping[str, str | None], excess: str | None
+        self, decision: PushDecision, report: Mapping[str, str | None], excess: str | None
     ) -> list[tuple[int, str, str | None]]:
-        """(attempt, `applied` or `failed`, reason) of each ref of a push whose receive-pack has ended. Raises GitError.
+        """(attempt, `applied` or `failed`, reason) per ref of a push whose receive-pack has ended. Raises GitError.
 
-        Its `ok` is true with every git. Whatever else it said or did not come to say, the ref's log is asked: it
-        may have been killed in between, or a batch of refs given up of which some had moved.
+        An `ok` in the report is true with every git. In all other cases the reflog decides, because receive-pack may
+        have been killed in between, or have given up a batch of refs of which some had moved.
         """
         outcomes: list[tuple[int, str, str | None]] = []
-        for attempt, command in zip(ruling.attempts, ruling.commands, strict=True):
-            reason = report.get(command.ref, "the guest left before the push was whole, or it was ended")
+        for attempt, command in zip(decision.attempts, decision.commands, strict=True):
+            reason = report.get(
+                command.ref, "the guest disconnected before the push was complete, or receive-pack was ended"
+            )
             if reason is not None:
-                opened = OpenAttempt(attempt, ruling.push, ruling.repo.name, command.ref, command.old, command.new)
+                opened = OpenAttempt(attempt, decision.push, decision.repo.name, command.ref, command.old, command.new)
                 if await self._moved(opened):
                     reason = None
                 elif excess:
@@ -42,9 +44,9 @@ class Outcomes:
         return outcomes
 
     async def of_open(self, attempt: OpenAttempt) -> tuple[bool, str]:
-        """Whether an attempt that an earlier serve left open was applied, and how that is known.
+        """Whether an attempt that an earlier `serve` left open was applied, and how that is known.
 
-        Raises GitError while the mirror cannot be read: what became of the push is not guessed.
+        Raises GitError if the mirror cannot be read, because the outcome is never guessed.
         """
         if await self._moved(attempt):
             return True, "settled at start: the ref was moved to this commit"
@@ -56,14 +58,14 @@ class Outcomes:
             if attempt.new is None or not mirror.is_there():
                 return False
             refs = await mirror.local_refs(attempt.ref, turn)
-            # Read after the ref: who moved it on meanwhile is in the log by then.
+            # Read after the ref, so that a push that moved it on meanwhile is in the log.
             moves = await asyncio.to_thread(read_moves, mirror.path, attempt.ref)
         except OSError as error:
             raise GitError(f"the log of {attempt.ref} in {attempt.repo} cannot be read: {error}") from error
         moved = was_moved(moves, attempt.push, attempt.new, refs.get(attempt.ref))
         if moved is not None:
             return moved
-        # The turn is there before the ref moves: without it, whoever brought the ref to this commit was not this push.
+        # The turn's ref is created before the ref moves. Without it, another push moved the ref to this commit.
         if turn not in refs:
             return False
         return refs.get(attempt.ref) == attempt.new or await asyncio.to_thread(self._audit.led_on, attempt)

@@ -1,6 +1,6 @@
 """What a guest may write: `refs/agents/<session>` and nothing else. Pure; imports nothing but `re`.
 
-Both guards use it: `serve` imports it, and the pre-receive hook has a copy of this file beside it.
+Both guards use it: the PushAuthorizer imports it, and the pre-receive hook gets a copy of this file beside it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ MOST_REFS = 16
 """The most refs in one push."""
 
 MOST_UNPACKED = 4 * 2**30
-"""The most bytes of a push's new objects when unpacked, because a pack of kilobytes can hold gigabytes."""
+"""The most bytes of all new objects of a push, unpacked, because a pack of kilobytes can hold gigabytes."""
 MOST_FILES = 99_999
 """The most files in the new directories of a push, each counted as often as a checkout would write it."""
 
@@ -26,7 +26,7 @@ _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def session_of(ref: str) -> str | None:
-    """The session that a ref records, or None if guests may not write that ref."""
+    """The session of a ref, or None if guests may not write the ref."""
     session = ref.removeprefix(AGENTS)
     if session == ref or not _SESSION.fullmatch(session):
         return None
@@ -36,7 +36,7 @@ def session_of(ref: str) -> str | None:
 
 
 def refusal_of(old: str, new: str, ref: str) -> str | None:
-    """Why one ref command is refused, or None. `old` and `new` are hex object ids; zeros mean no object."""
+    """Why one ref command is refused, or None. `old` and `new` are object ids in hex; all zeros means none."""
     if not _OID.fullmatch(old) or not _OID.fullmatch(new):
         return "malformed object id"
     if session_of(ref) is None:
@@ -49,7 +49,7 @@ def refusal_of(old: str, new: str, ref: str) -> str | None:
 
 
 def review(commands: list[tuple[str, str, str]]) -> dict[str, str]:
-    """The reason for each refused ref in a push of (old, new, ref) commands; empty if the whole push is allowed."""
+    """The reason for each refused ref of a push of (old, new, ref); empty if the whole push is allowed."""
     if len(commands) > MOST_REFS:
         reason = f"{len(commands)} refs in one push, at most {MOST_REFS} are allowed"
         return {ref: reason for _, _, ref in commands}
@@ -61,17 +61,17 @@ def review(commands: list[tuple[str, str, str]]) -> dict[str, str]:
         if refusal:
             refused[ref] = refusal
     if refused:
-        # All or nothing, because an agent whose push half succeeds does not notice the other half.
+        # All or nothing, because an agent that sees half of its push applied does not look at the other half.
         for _, _, ref in commands:
             refused.setdefault(ref, "another ref of this push was refused")
     return refused
 
 
 def count_files(trees: dict[bytes, list[tuple[bool, bytes]]]) -> int:
-    """How many files the largest of the new trees has, without those in old subtrees; stops counting past MOST_FILES.
+    """The number of files below the largest new tree, without those in old subtrees; at most MOST_FILES + 1.
 
-    `trees` maps each new tree to its entries: whether it is a directory, and its object id. Each tree is visited once,
-    because ten nested trees, each naming the next ten times, already describe ten thousand million files.
+    `trees` has the entries of each new tree: whether an entry is a directory, and its object id. Ten trees that each
+    name the next one ten times are ten thousand million files, so each tree is counted only once.
     """
     counted: dict[bytes, int] = {}
     for top in trees:

@@ -1,7 +1,8 @@
 """The pre-receive hook: the second guard. Stdlib only; it trusts neither `serve` nor the guest.
 
-Installed as a copy with `policy.py` beside it and run by `python -IS`. Standard input is git's
-`<old> <new> <ref>` lines. Exit 0 lets the push go on; anything else, any error of its own too, refuses it.
+It is installed as a copy with `policy.py` beside it, and run by `python -IS`. Standard input is git's
+`<old> <new> <ref>` lines. Exit code 0 lets the push go on. Any other code, also after an error in the hook itself,
+refuses it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ _LISTED = "%(objectname) %(objecttype) %(objectsize)"
 
 
 def main() -> int:
-    """Returns the exit code; says on stderr, which the guest sees, what was refused and what is allowed."""
+    """Returns the exit code. Prints on stderr, which the guest sees, what was refused and what is allowed."""
     if not os.environ.get("GITMIRROR_PUSH"):
         print("gitmirror: refused: this push did not come through gitmirror and is in no log", file=sys.stderr)
         return 1
-    # -I leaves out the script's own directory; it is put first, so that nothing else can be `policy`.
+    # -I removes the script's own directory from the path. It is put first, so that `policy` can be nothing else.
     sys.dont_write_bytecode = True
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import policy  # type: ignore[import-not-found]
@@ -44,20 +45,20 @@ def main() -> int:
 
 
 def not_commits(oids: list[str]) -> str | None:
-    """Why objects are refused: a turn that is no commit has no history to be read, and nothing to check out."""
+    """Why new tips are refused, or None: a turn must be a commit, to have a history and something to check out."""
     kinds = run_git(None, "\n".join([*oids, ""]).encode(), "--batch-check=%(objecttype)").decode().split("\n")[:-1]
     others = [f"{oid} is a {kind}" for oid, kind in zip(oids, kinds, strict=True) if kind != "commit"]
-    return f"what is recorded has to be a commit, and {others[0]}" if others else None
+    return f"a recorded object has to be a commit, but {others[0]}" if others else None
 
 
 def too_much(quarantine: str, policy: Any) -> str | None:
-    """Why the new objects are refused: small packs can hold huge objects, and few trees can name millions of files."""
+    """Why the objects are refused, or None: small packs can hold huge objects, few trees can name millions of files."""
     listed = run_git(quarantine, b"", "--batch-all-objects", "--unordered", f"--batch-check={_LISTED}")
     objects = [line.split() for line in listed.splitlines()]
-    size = sum(int(words[2]) for words in objects)
+    size = sum(int(fields[2]) for fields in objects)
     if size > policy.MOST_UNPACKED:
-        return f"its objects are {size} bytes unpacked, at most {policy.MOST_UNPACKED} are taken"
-    trees = [words[0] for words in objects if words[1] == b"tree"]
+        return f"its objects are {size} bytes unpacked, at most {policy.MOST_UNPACKED} are allowed"
+    trees = [fields[0] for fields in objects if fields[1] == b"tree"]
     if not trees:
         return None
     files = policy.count_files(parse_trees(run_git(quarantine, b"\n".join(trees) + b"\n", "--batch")))
@@ -67,7 +68,7 @@ def too_much(quarantine: str, policy: Any) -> str | None:
 
 
 def run_git(quarantine: str | None, stdin: bytes, *arguments: str) -> bytes:
-    """`git cat-file`, on the quarantine alone if given. `subprocess` would cost more to import than this takes."""
+    """Runs `git cat-file`, only on the quarantine if given. Importing `subprocess` would take longer than this does."""
     environment = dict(os.environ)
     if quarantine:
         environment.pop("GIT_ALTERNATE_OBJECT_DIRECTORIES", None)
@@ -88,7 +89,7 @@ def run_git(quarantine: str | None, stdin: bytes, *arguments: str) -> bytes:
 
 
 def parse_trees(data: bytes) -> dict[bytes, list[tuple[bool, bytes]]]:
-    """`cat-file --batch` output of trees: the entries of each by object id, whether a directory, and its object id."""
+    """Parses `cat-file --batch` output: for each tree, its entries: whether a directory, and the object id."""
     trees: dict[bytes, list[tuple[bool, bytes]]] = {}
     at = 0
     while at < len(data):

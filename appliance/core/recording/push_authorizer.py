@@ -1,4 +1,4 @@
-"""The desk that every push passes: rules on it, logs the attempt, and later what became of it."""
+"""Decides on every push, logs the attempt, and later its outcome."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ from appliance.core.units import rfc3339
 log = logging.getLogger(__name__)
 
 ROLL_UP_AFTER = 20
-"""Refused refs from one address in ROLL_UP_WINDOW that get a row each; the rest is counted into one."""
+"""Refused refs from one address within ROLL_UP_WINDOW that get a row each; the rest are counted in one row."""
 ROLL_UP_WINDOW = 60.0
+"""Seconds."""
 LOGGED_REFS = 16
-"""Refs of one refused push that get a row each."""
+"""The most refs of one refused push that get a row each."""
 
 
 @dataclass
@@ -47,14 +48,14 @@ class _Refusals:
 
 
 class PushAuthorizer:
-    """Rules on pushes by `guard` and policy, and keeps the audit log true. `mirror_of` finds a repository's mirror."""
+    """Decides on pushes by guard, policy and quota, and keeps the audit log true. `mirror_of` finds a mirror."""
 
     def __init__(
         self,
         layout: Layout,
         guard: HookGuard,
         audit: AuditLog,
-        book: TurnRecorder,
+        recorder: TurnRecorder,
         found: FoundTurns,
         quota: Quota,
         mirror_of: Callable[[str], Mirror],
@@ -63,7 +64,7 @@ class PushAuthorizer:
         self._layout = layout
         self._guard = guard
         self._audit = audit
-        self._book = book
+        self._recorder = recorder
         self._found = found
         self._quota = quota
         self._mirror_of = mirror_of
@@ -73,28 +74,28 @@ class PushAuthorizer:
         self._unsettled: list[tuple[PushDecision, Mapping[str, str | None], int]] = []
         self._open: list[OpenAttempt] = []
         self.is_settled = False
-        """Whether what an earlier serve left open was looked at: before, a new attempt could be taken for one of it."""
+        """Whether the attempts that an earlier `serve` left open are examined. Before, a new one could pass for one."""
         self._endurance = Endurance(log, "settling")
         self.accepted = 0
         self.rejected = 0
 
     def open(self) -> str:
-        """A new push's id."""
+        """The id of a new push."""
         return f"{time.time_ns():x}-{secrets.token_hex(4)}"
 
     def environment(self, push: str) -> dict[str, str]:
-        """What receive-pack and the hooks of that push are told: its id, and which turns it makes."""
-        return push_environment(push, self._turns(push))
+        """The environment variables for receive-pack and the hooks of a push: its id and its turn file."""
+        return push_environment(push, self._turn_file(push))
 
     def check(self) -> None:
-        """Raises GitmirrorError while attempts of an earlier serve are not looked at yet."""
+        """Raises GitmirrorError until the attempts that an earlier `serve` left open are examined."""
         if not self.is_settled:
             raise GitmirrorError(
-                f"{OFF}: what an earlier serve left open is not settled yet",
-                hint="nothing: it is tried again by itself; if it goes on, see the log of serve",
+                f"{OFF}: attempts that an earlier serve left open are not settled yet",
+                hint="wait: serve tries again by itself; if this goes on, read its log",
             )
 
-    def _turns(self, push: str) -> Path:
+    def _turn_file(self, push: str) -> Path:
         return self._layout.pushes / f"{push}.turns"
 
     async def rule(
@@ -107,11 +108,12 @@ class PushAuthorizer:
         count_objects: Callable[[], Awaitable[int]],
         fault: str | None = None,
     ) -> PushDecision:
-        """Decides, and logs the attempt before anything of the push is let through.
+        """Decides on a push, and logs the attempt before anything of the push is let through.
 
-        `total` is how many refs the guest sent, of which `commands` may be only the first; `fault` says why the
-        request is malformed. `count_objects` reads how many objects its pack says it holds, or raises PushFault; it is
-        called only when nothing else speaks against the push. Never raises else: what cannot be logged is refused.
+        `total` is the number of refs that the guest sent; `commands` may be only the first of them. `fault` says why
+        the request is malformed. `count_objects` reads the number of objects from the pack's header, or raises
+        PushFault; it is called only if nothing else refuses the push. Never raises: a push that cannot be logged is
+        refused.
         """
         refused = review([(command.old, command.new, command.ref) for command in commands])
         if total > len(commands):
@@ -139,7 +141,7 @@ class PushAuthorizer:
             log.error("push to %s by %s refused, the audit log cannot be written: %s", repo.name, client, error)
             off = GitmirrorError(
                 f"{OFF}: the audit log cannot be written",
-                hint="the operator has to mend it (see `doctor`)",
+                hint="the operator must fix it (see `doctor`)",
             )
             refused, ids = {command.ref: off.message for command in commands}, []
         if refused:
@@ -148,126 +150,132 @@ class PushAuthorizer:
             log.info("push to %s by %s refused: %s: %s", repo.name, client, escape_ascii(ref), reason)
         else:
             self.accepted += 1
-            self._open_turns(push, commands, ids)
+            self._write_turn_file(push, commands, ids)
         advice = (off.message, off.hint) if off else _advice(repo, refused)
-        ruling = PushDecision(push, repo, client, tuple(commands), refused, advice, tuple(ids))
-        self._publish(PushRuled(repo=repo, decision=ruling))
-        return ruling
+        decision = PushDecision(push, repo, client, tuple(commands), refused, advice, tuple(ids))
+        self._publish(PushRuled(repo=repo, decision=decision))
+        return decision
 
     async def _over_limit(self, repo: Repo, commands: Sequence[RefCommand], objects: int) -> str | None:
         sessions = [session for command in commands if (session := session_of(command.ref))]
-        counts = {s: await asyncio.to_thread(self._book.store.turn_count, repo.name, s) for s in sessions}
+        count = self._recorder.store.turn_count
+        counts = {session: await asyncio.to_thread(count, repo.name, session) for session in sessions}
         return self._quota.refuse(repo.name, counts, objects)
 
-    def _open_turns(self, push: str, commands: Sequence[RefCommand], ids: Sequence[int]) -> None:
-        """Without this file the update hook moves no ref: a disk that is full refuses the push, in git's words."""
+    def _write_turn_file(self, push: str, commands: Sequence[RefCommand], ids: Sequence[int]) -> None:
+        """Writes the turn file. Without it the update hook moves no ref, so on a full disk git refuses the push."""
         try:
-            write_turn_file(self._turns(push), dict(zip((command.ref for command in commands), ids, strict=True)))
+            write_turn_file(self._turn_file(push), dict(zip((command.ref for command in commands), ids, strict=True)))
         except OSError as error:
-            log.error("the turns of push %s cannot be opened: %s", push, error)
+            log.error("cannot write the turn file of push %s: %s", push, error)
 
-    async def conclude(self, ruling: PushDecision, report: Mapping[str, str | None], size: int) -> None:
-        """Logs what really became of an accepted push, once receive-pack has ended.
+    async def conclude(self, decision: PushDecision, report: Mapping[str, str | None], size: int) -> None:
+        """Logs the real outcome of an accepted push, after receive-pack has ended.
 
-        `report` is receive-pack's word on each ref, as far as it came: None for done, else the reason; `size` is the
-        bytes that the guest sent. Never raises: what cannot be logged now is tried again.
+        `report` is receive-pack's report on each ref, as far as it was received: None for success, otherwise the
+        reason. `size` is the bytes that the guest sent. Never raises: an outcome that cannot be logged now is retried.
         """
         try:
-            outcomes = await self._outcomes.of_push(ruling, report, self._quota.too_large(size))
+            outcomes = await self._outcomes.of_push(decision, report, self._quota.too_large(size))
         except GitmirrorError as error:
-            log.error("the outcome of push %s is not known yet: %s", ruling.push, error)
-            self._unsettled.append((ruling, report, size))
-            # Refs may have moved, and the guest is told so next: nobody may be shown the old ones then.
-            self._tell(ruling, ruling.commands)
+            log.error("the outcome of push %s is not known yet: %s", decision.push, error)
+            self._unsettled.append((decision, report, size))
+            # Refs may have moved, and the guest gets the report next. From then on no guest may be shown the old refs.
+            self._publish_turns(decision, decision.commands)
             return
         done = {attempt for attempt, outcome, _ in outcomes if outcome == "applied"}
-        pairs = zip(ruling.attempts, ruling.commands, strict=True)
-        with once_stored(partial(self._tell, ruling, [command for attempt, command in pairs if attempt in done])):
+        pairs = zip(decision.attempts, decision.commands, strict=True)
+        applied = [command for attempt, command in pairs if attempt in done]
+        with once_stored(partial(self._publish_turns, decision, applied)):
             try:
                 await asyncio.to_thread(self._audit.record_outcomes, outcomes)
             except GitmirrorError as error:
-                log.error("the outcome of push %s cannot be logged yet: %s", ruling.push, error)
-                self._unsettled.append((ruling, report, size))
+                log.error("cannot log the outcome of push %s yet: %s", decision.push, error)
+                self._unsettled.append((decision, report, size))
                 return
-            with self._endurance.over(f"the turns of push {ruling.push}"):
-                self._turns(ruling.push).unlink(missing_ok=True)
+            with self._endurance.over(f"the turns of push {decision.push}"):
+                self._turn_file(decision.push).unlink(missing_ok=True)
             try:
-                await self._book_turns(ruling, done, size)
+                await self._record_turns(decision, done, size)
             except GitmirrorError as error:
-                log.error("the turns of push %s are booked later: %s", ruling.push, error.message)
+                log.error("the turns of push %s will be recorded later: %s", decision.push, error.message)
 
-    def _tell(self, ruling: PushDecision, applied: Iterable[RefCommand]) -> None:
+    def _publish_turns(self, decision: PushDecision, applied: Iterable[RefCommand]) -> None:
         for command in applied:
             session, change = session_of(command.ref), _change(command)
-            self._publish(TurnRecorded(repo=ruling.repo, session=session, change=change, client=ruling.client))
+            self._publish(TurnRecorded(repo=decision.repo, session=session, change=change, client=decision.client))
 
-    async def _book_turns(self, ruling: PushDecision, done: set[int], size: int) -> None:
-        """What was applied becomes a turn, what was not leaves none; an archived session is back. Raises GitError."""
-        pairs = list(zip(ruling.attempts, ruling.commands, strict=True))
+    async def _record_turns(self, decision: PushDecision, done: set[int], size: int) -> None:
+        """Records applied attempts as turns, and removes the turn refs of the others. Raises GitmirrorError.
+
+        A session that was archived and is written again leaves the archive.
+        """
+        pairs = list(zip(decision.attempts, decision.commands, strict=True))
         applied = [(attempt, command) for attempt, command in pairs if attempt in done]
         share = size // max(1, len(applied))
         self._quota.used_bytes += share * len(applied)
         for attempt, command in applied:
             session = session_of(command.ref) or ""
             at = rfc3339(time.time())
-            push = Unbooked(attempt, ruling.repo.name, session, command.ref, command.new, at, ruling.client)
-            await self._book.book(push, share)
+            push = Unbooked(attempt, decision.repo.name, session, command.ref, command.new, at, decision.client)
+            await self._recorder.book(push, share)
         created = [session_of(command.ref) or "" for _, command in applied if command.old == ZERO_OID]
         if created:
-            await self._book.back_from_archive(ruling.repo.name, created)
+            await self._recorder.back_from_archive(decision.repo.name, created)
         failed = {attempt: command.new for attempt, command in pairs if attempt not in done}
         if failed:
-            await self._book.drop_turn_refs(ruling.repo.name, failed)
+            await self._recorder.drop_turn_refs(decision.repo.name, failed)
 
     async def settle(self) -> int:
-        """Settles what an earlier serve left open, by the refs and their logs; returns how many. Raises StoreError.
+        """Settles the attempts that an earlier `serve` left open; returns their number. Raises StoreError.
 
-        Newest first: a later push that started from an attempt's commit proves that the attempt was applied.
+        The refs and their reflogs give the outcomes. The newest attempt comes first, because a later push that started
+        from an attempt's commit proves that the attempt was applied.
         """
         attempts = await asyncio.to_thread(self._audit.open_attempts)
         self._open = await self._settle_each(attempts)
-        for turns in self._layout.pushes.glob("*"):
-            with self._endurance.over(str(turns)):
-                turns.unlink(missing_ok=True)
+        for turn_file in self._layout.pushes.glob("*"):
+            with self._endurance.over(str(turn_file)):
+                turn_file.unlink(missing_ok=True)
         await self._found.look_everywhere()
-        await self._book.catch_up()
-        self._quota.used_bytes = await asyncio.to_thread(self._book.store.recorded_bytes)
+        await self._recorder.catch_up()
+        self._quota.used_bytes = await asyncio.to_thread(self._recorder.store.recorded_bytes)
         self.is_settled = True
         return len(attempts) - len(self._open)
 
     async def _settle_each(self, attempts: Sequence[OpenAttempt]) -> list[OpenAttempt]:
-        """Returns, in order, those whose mirror cannot be read now: what became of them is not guessed."""
-        left: list[OpenAttempt] = []
+        """Returns, in order, those whose mirror cannot be read now, because their outcome is never guessed."""
+        unsettled: list[OpenAttempt] = []
         for attempt in reversed(attempts):
-            left.insert(0, attempt)
+            unsettled.insert(0, attempt)
             with self._endurance.over(f"attempt {attempt.id} in {attempt.repo}"):
                 await self._settle(attempt)
-                left.remove(attempt)
-        return left
+                unsettled.remove(attempt)
+        return unsettled
 
     async def _settle(self, attempt: OpenAttempt) -> None:
         applied, how = await self._outcomes.of_open(attempt)
         if not applied and self._mirror_of(attempt.repo).is_there():
-            await self._book.drop_turn_refs(attempt.repo, {attempt.id: attempt.new or ""})
+            await self._recorder.drop_turn_refs(attempt.repo, {attempt.id: attempt.new or ""})
         outcome = (attempt.id, "applied" if applied else "failed", how)
         await asyncio.to_thread(self._audit.record_outcomes, [outcome])
 
     async def tidy(self) -> None:
-        """Called now and then: closes roll-ups whose time is over, retries what could not be logged or settled."""
+        """Called periodically: closes old roll-ups, and retries outcomes that could not be logged or settled."""
         now = time.monotonic()
         for client, refusals in list(self._refusals.items()):
             if now - refusals.since > ROLL_UP_WINDOW:
                 await self._close_roll_up(client)
         waiting, self._unsettled = self._unsettled, []
-        for ruling, report, size in waiting:
-            await self.conclude(ruling, report, size)
+        for decision, report, size in waiting:
+            await self.conclude(decision, report, size)
         if self._open:
             self._open = await self._settle_each(self._open)
             if not self._open:
-                await self._book.catch_up()
+                await self._recorder.catch_up()
 
     async def close(self) -> None:
-        """Writes what roll-ups still hold."""
+        """Logs the refusals that the roll-ups still hold."""
         for client in list(self._refusals):
             await self._close_roll_up(client)
 

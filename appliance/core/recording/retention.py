@@ -1,7 +1,7 @@
-"""Ends sessions whose retention is over, and moves idle ones where they do not slow pushes down.
+"""Ends sessions that are older than the retention, and archives idle ones so that they do not slow pushes down.
 
-Nothing here waits for a push or blocks one. Every change of refs names the values that it expects; if a push was
-faster, nothing changes, and the next pass sees the session in its new state.
+Nothing here waits for a push or stops one. Every change of refs names the old values that it expects. If a push was
+quicker, nothing is changed, and the next round sees the session in its new state.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from appliance.core.units import format_duration
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 300.0
+"""Seconds between two rounds."""
 IDLE = 86400.0
 """Seconds without a turn after which a session's ref moves to the archive."""
 AT_ONCE = 500
-"""The most sessions in one transaction, because each ref is a file to sync and a transaction has a deadline."""
+"""Sessions per transaction. git syncs a file for each ref, and a transaction has a deadline."""
 
 
 class Retention:
-    """Ends and archives sessions of `repos()`, according to the retention in `settings()`."""
+    """Ends and archives the sessions of `repos()` by the settings of `settings()`."""
 
     def __init__(
         self,
-        book: TurnRecorder,
+        recorder: TurnRecorder,
         quota: Quota,
         mirror_of: Callable[[str], Mirror],
         locks: MirrorLocks,
@@ -49,8 +50,8 @@ class Retention:
         publish: Publish,
         time: TrustedTime,
     ) -> None:
-        self._book = book
-        self._store = book.store
+        self._recorder = recorder
+        self._store = recorder.store
         self._quota = quota
         self._mirror_of = mirror_of
         self._locks = locks
@@ -60,48 +61,48 @@ class Retention:
         self._time = time
 
     async def run(self) -> None:
-        """The loop; runs until it is cancelled."""
+        """Runs rounds until cancelled."""
         endurance = Endurance(log, "retention")
         while True:
-            with endurance.over("unrecorded turns"):
-                await self._book.catch_up()
+            with endurance.over("turns to be recorded"):
+                await self._recorder.catch_up()
             for repo in self._repos():
                 with endurance.over(repo.name):
                     await self.look_after(repo)
             await asyncio.sleep(LOOK_EVERY)
 
     async def look_after(self, repo: Repo) -> None:
-        """Ends a repository's old sessions and archives its idle ones. Raises GitmirrorError."""
+        """Ends old sessions and archives idle ones of one repository. Raises GitmirrorError."""
         if not self._mirror_of(repo.name).exists():
             return
         now = await self._time.now()
         if now is not None:
-            await self._apply_retention(now, repo)
-        if removed := await self._book.drop_leftovers(repo.name):
+            await self._end_and_archive(repo, now)
+        if removed := await self._recorder.drop_leftovers(repo.name):
             log.info("%s: removed %d turn refs that a kill had left", repo.name, removed)
 
-    async def _apply_retention(self, now: float, repo: Repo) -> None:
+    async def _end_and_archive(self, repo: Repo, now: float) -> None:
         keep_for = self._settings().retention
-        over, idle = [], []
+        old, idle = [], []
         for session in await asyncio.to_thread(self._store.all, repo.name):
             age = now - timestamp(session["last_at"])
             if age > keep_for and not session["kept"]:
-                over.append(session)
+                old.append(session)
             elif age > IDLE and not session["archived"]:
                 idle.append(session)
-        await self.end(repo, over, f"ended by retention after {format_duration(keep_for)}")
+        await self.end(repo, old, f"ended by retention after {format_duration(keep_for)}")
         await self._archive(repo, idle)
 
     async def end(self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str) -> None:
-        """Deletes the refs and turns of sessions, then their rows, and adds a note to the audit log for each.
+        """Removes the refs and turns of sessions, then their rows; adds a note to the log for each.
 
-        Raises GitError if one of them was written meanwhile; that session and others in its batch then stay as they
-        were.
+        Raises GitError if a push wrote one of them meanwhile. That session and the others of its transaction are then
+        unchanged.
         """
         try:
-            for some in _portions(sessions):
+            for batch in _batches(sessions):
                 async with self._locks.shared(repo.name):
-                    await self._end(repo, some, reason)
+                    await self._end(repo, batch, reason)
         finally:
             if sessions:
                 self._quota.used_bytes = await asyncio.to_thread(self._store.recorded_bytes)
@@ -115,12 +116,11 @@ class Retention:
             name = session["session"]
             attempts = await asyncio.to_thread(self._store.applied, repo.name, name)
             ended[name] = max(attempts, default=0)
-            # Delete the agents' ref only at its known value, or verify that it is still absent, so that a turn in
-            # between cancels the transaction.
+            # The agents' ref must still have this value, or be absent; otherwise a push was quicker, and all fails.
             agents = f"{AGENTS}{name}"
             tip = present.get(agents, ZERO_OID)
             if tip not in (ZERO_OID, session["tip"]):
-                raise GitError(f"the session {name} is being written right now")
+                raise GitError(f"a push is writing the session {name} at this moment")
             lines.append(f"verify {agents} {ZERO_OID}\n" if tip == ZERO_OID else f"delete {agents} {tip}\n")
             turns = {f"{TURNS}{attempt}": commit for attempt, commit in attempts.items()}
             refs = [f"{ARCHIVE}{name}", *(ref for ref, commit in turns.items() if present.get(ref) == commit)]
@@ -132,18 +132,16 @@ class Retention:
             log.info("%s: session %s %s", repo.name, name, reason)
 
     async def _archive(self, repo: Repo, sessions: Sequence[dict[str, Any]]) -> None:
-        """Moves idle sessions to the archive, which receive-pack hides.
-
-        Under `refs/agents`, 20,000 refs cost a push 0.2 s.
-        """
+        """Hides idle sessions from receive-pack, because 20,000 refs under `refs/agents` slow a push down by 0.2 s."""
         mirror, count = self._mirror_of(repo.name), 0
-        for some in _portions(sessions):
+        for batch in _batches(sessions):
             async with self._locks.shared(repo.name):
                 present = await mirror.local_refs(AGENTS, ARCHIVE)
-                there = [row["session"] for row in some if present.get(f"{ARCHIVE}{row['session']}") == row["tip"]]
-                moved = [row["session"] for row in some if present.get(f"{AGENTS}{row['session']}") == row["tip"]]
+                expected = {session["session"]: session["tip"] for session in batch}
+                there = [name for name, tip in expected.items() if present.get(f"{ARCHIVE}{name}") == tip]
+                moved = [name for name, tip in expected.items() if present.get(f"{AGENTS}{name}") == tip]
                 try:
-                    # In one transaction git creates refs before it deletes any, so a kill leaves both, never none.
+                    # In one transaction git writes all new refs before it deletes, so a kill leaves both, never none.
                     tips = {name: present[f"{AGENTS}{name}"] for name in moved}
                     lines = [f"update {ARCHIVE}{name} {tip}\n" for name, tip in tips.items()]
                     await mirror.update_refs(lines + [f"delete {AGENTS}{name} {tip}\n" for name, tip in tips.items()])
@@ -158,6 +156,6 @@ class Retention:
             self._publish(SessionsEnded(repo=repo))
 
 
-def _portions(sessions: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:
+def _batches(sessions: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:
     for first in range(0, len(sessions), AT_ONCE):
         yield sessions[first : first + AT_ONCE]

@@ -1,4 +1,4 @@
-"""How many sessions a repository has, counted again whenever a push or the retention may have changed it."""
+"""Counts the sessions of a repository, again whenever a push or the retention may have changed their number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Begin = Callable[[Coroutine[Any, Any, None], str], object]
 
 
 class SessionCount:
-    """Counts in `store`, one count of a repository at a time, and hands the number to `learn` as a health column."""
+    """Counts in `store`, one count per repository at a time; gives the number to `learn` as a health column."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class SessionCount:
         self._again: dict[int, bool] = {}
 
     def changed(self, event: TurnRecorded | SessionsEnded) -> None:
-        """Counts again. However many pushes come meanwhile, they are counted once after."""
+        """Starts a count. Any number of changes during a count cause one more count after it."""
         repo = event.repo
         if repo.id in self._again:
             self._again[repo.id] = True
@@ -49,6 +49,6 @@ class SessionCount:
                 await self._learn(repo.id, sessions=len(sessions))
                 again = self._again[repo.id]
         except GitmirrorError as error:
-            log.warning("%s: sessions cannot be counted: %s", repo.name, error.message)
+            log.warning("%s: cannot count sessions: %s", repo.name, error.message)
         finally:
             del self._again[repo.id]

@@ -1,8 +1,9 @@
 """Decides whether the clock can be trusted for actions that cannot be undone.
 
-A node without a clock battery, or with a broken time server, may start with a clock that is weeks ahead for some
-seconds, and retention by that clock would end every session. So a time far beyond the newest trusted time plus the time
-run since is accepted only after it has held for hours. A node that really was off for weeks then continues.
+A node without a battery, or with a broken time server, may be weeks ahead for some seconds after it starts. Retention
+by such a clock would end every session. So a time that is far ahead of the expected one (the newest trusted time plus
+the running time since) is trusted only after it has held for hours. That lets a node that really was off for long go
+on.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from appliance.core.units import format_duration
 log = logging.getLogger(__name__)
 
 PLAUSIBLE = 86400.0
-"""Seconds that a node may have been off, or its clock may have jumped, before the clock is doubted."""
+"""Seconds that a trusted clock may be ahead of the expected time, for example because the node was off."""
 HOLDS = 6 * 3600.0
 """Seconds of running after which a doubted clock is trusted."""
 STORED_EVERY = 300.0
+"""Seconds."""
 
 
 @dataclass(frozen=True)
 class _Doubt:
-    """A doubted clock: its `offset` from the monotonic one, and since when it has had it (monotonic seconds)."""
+    """A doubted clock: `offset` from the monotonic one, `since` when (monotonic), and its `jump`; all in seconds."""
 
     offset: float
     since: float
@@ -34,7 +36,7 @@ class _Doubt:
 
 
 class TrustedTime:
-    """`clock` gives Unix seconds, `monotonic` seconds of running; `store` keeps the trusted time across restarts."""
+    """`clock` gives Unix seconds, `monotonic` seconds of running. `store` keeps the trusted time across restarts."""
 
     def __init__(self, store: TimeStore, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
         self._store = store
@@ -46,12 +48,12 @@ class TrustedTime:
         self._doubt: _Doubt | None = None
 
     async def now(self) -> float | None:
-        """The current time, or None while the clock is not trusted. Raises StoreError."""
+        """The time, or None while the clock is not trusted. Raises StoreError."""
         wall, running = self.clock(), self._monotonic()
         if self._trusted is None:
             newest = await asyncio.to_thread(self._store.newest)
             first = wall if newest is None else newest
-            # Store it at once, so that rows written with a wrong clock cannot become the newest time at the next start.
+            # Stored at once, so that no time that others write by a wrong clock is the newest one at the next start.
             await asyncio.to_thread(self._store.trust, first)
             self._trusted, self._stored = (first, self._began), first
         at, since = self._trusted
@@ -67,13 +69,13 @@ class TrustedTime:
         return wall
 
     def trouble(self) -> str | None:
-        """The warning in `status` about a doubted clock."""
+        """The warning for `status`, or None."""
         if self._doubt is None:
             return None
         remaining = max(0.0, self._doubt.since + HOLDS - self._monotonic())
         return (
             f"the clock is {format_duration(self._doubt.jump)} ahead of the last trusted time: retention ends no "
-            f"session until it has been stable for another {format_duration(remaining)} (check the node's clock)"
+            f"session until it has held for another {format_duration(remaining)} (check the node's clock)"
         )
 
     def _has_held(self, wall: float, running: float, jump: float) -> bool:

@@ -1,4 +1,4 @@
-"""Records every applied push as a turn of its session; a ref of its own keeps the turn's commit."""
+"""Records every applied push as a turn of its session. A ref of its own keeps the commit of each turn."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ log = logging.getLogger(__name__)
 TURNS = "refs/gitmirror/turns/"
 ARCHIVE = "refs/gitmirror/archive/"
 LATEST = 2**32
-"""Commit times from this value on are ignored, because a guest can write any time."""
+"""Unix seconds. A later commit time is ignored, because guests write any value there."""
 
 
 class TurnRecorder:
-    """Records turns in `store`, with facts read from the repositories of `mirror_of`."""
+    """Records turns in `store`, with facts from the mirrors that `mirror_of` finds."""
 
     def __init__(self, store: SessionStore, mirror_of: Callable[[str], Mirror]) -> None:
         self.store = store
         self._mirror_of = mirror_of
 
     async def book(self, push: Unbooked, size: int) -> None:
-        """Records one applied push as a turn. Raises GitmirrorError; `catch_up` then records it later."""
+        """Records one applied push as a turn. If this raises GitmirrorError, `catch_up` records it later."""
         mirror = self._mirror_of(push.repo)
         facts = await turn_facts(mirror, push.commit)
         at = push.at
         if push.client == UNKNOWN:
-            # This turn was found in a mirror, so all that is known is that it was recorded before now.
+            # The turn was found in a mirror. All that is known is that it was recorded earlier.
             at = min(at, rfc3339(max(0, facts.committed_at))) if facts.committed_at < LATEST else at
         turn = Turn(
             id=push.id,
@@ -56,22 +56,22 @@ class TurnRecorder:
         await asyncio.to_thread(self.store.record, turn)
 
     async def catch_up(self) -> int:
-        """Records applied pushes that have no turn yet, oldest first; returns how many. Raises StoreError."""
-        booked = 0
+        """Records applied pushes that are not recorded yet, oldest first; returns their number. Raises StoreError."""
+        recorded = 0
         for push in await asyncio.to_thread(self.store.unbooked):
             if not self._mirror_of(push.repo).exists():
                 continue
             try:
                 await self.book(push, 0)
-                booked += 1
+                recorded += 1
             except GitmirrorError as error:
-                log.error("turn %d of session %s cannot be recorded: %s", push.id, push.session, error.message)
-        return booked
+                log.error("cannot record turn %d of %s: %s", push.id, push.session, error.message)
+        return recorded
 
     async def drop_turn_refs(self, repo: str, attempts: Mapping[int, str]) -> None:
-        """Deletes the turn refs of attempts (id to commit) that were not applied. Raises GitError.
+        """Removes the turn refs of `attempts` (id: commit) that were not applied. Raises GitError.
 
-        A ref with another commit belongs to another turn, and is the reason why this one was not applied; it stays.
+        A ref that holds another commit belongs to another turn, and is the reason why this attempt was not applied.
         """
         mirror = self._mirror_of(repo)
         commits = {f"{TURNS}{attempt}": commit for attempt, commit in attempts.items()}
@@ -79,9 +79,10 @@ class TurnRecorder:
         await mirror.update_refs(f"delete {ref} {oid}\n" for ref, oid in present.items() if commits.get(ref) == oid)
 
     async def drop_leftovers(self, repo: str) -> int:
-        """Deletes turn refs of failed pushes and ended sessions that a kill left; returns how many. Raises GitError.
+        """Removes turn refs of failed pushes and ended sessions that a kill left; returns how many. Raises GitError.
 
-        Refs that the log does not know stay, because the log may be older than they are, restored from a backup.
+        Refs that the log does not know are left alone, because the log may be older than the mirror, such as a copy
+        that was put back.
         """
         mirror = self._mirror_of(repo)
         present = await mirror.local_refs(TURNS)
@@ -92,12 +93,12 @@ class TurnRecorder:
         return len(gone)
 
     async def back_from_archive(self, repo: str, sessions: list[str]) -> None:
-        """Deletes the archive refs of sessions that a new push has put back under `refs/agents`. Raises GitError."""
+        """Removes sessions from the archive, because a push put them under `refs/agents` again. Raises GitError."""
         mirror = self._mirror_of(repo)
         present = await mirror.local_refs(*(f"{ARCHIVE}{session}" for session in sessions))
         await mirror.update_refs(f"delete {ref} {oid}\n" for ref, oid in present.items())
 
 
 def write_turn_file(path: Path, refs: Mapping[str, int]) -> None:
-    """Writes the file that tells the update hook the turn number of each ref in a push. Raises OSError."""
+    """Writes the file in which the update hook finds the turn of each ref of a push. Raises OSError."""
     path.write_text("".join(f"{ref} {attempt}\n" for ref, attempt in refs.items()), encoding="ascii")

@@ -13,6 +13,7 @@ its lane has a free slot. The refresher lists the upstream's refs, and fetches i
 facts or the error into the new health, which is held in memory. `RefsMoved` is published at once, and `RefreshEnded`
 once the outcome is stored.
 
-What always holds: an upstream that hangs delays no other repository. A failed refresh leaves all refs as they were. Lag
-counts from the start of the last successful refresh, whatever else is known. Guests never wait for an upstream.
+What always holds: an upstream that hangs delays no other repository. A fetch moves all refs or
+none, and what had to be deleted to make way for it is anchored. Lag counts from the start of the last successful
+refresh, whatever else is known. Guests never wait for an upstream.
 """

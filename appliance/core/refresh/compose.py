@@ -37,17 +37,17 @@ def compose_refreshing(
     keyring: Keyring,
     store: HealthStore,
     publish: Publish,
-    told: Callable[[Event], None],
+    publish_stored: Callable[[Event], None],
     begin: Begin,
     on_pass: Callable[[], None],
 ) -> Refreshing:
-    """Builds the parts. A refresh that ended goes to `publish` at once, and to `told` once it is stored."""
+    """Builds the parts. A refresh that ended goes to `publish` at once, and to `publish_stored` once it is stored."""
 
     def record(events: Sequence[RefreshEnded]) -> None:
         store.record_refreshes([(event.repo.id, event.outcome, event.learnt) for event in events])
 
     refresher = Refresher(mirrors.layout, mirrors.git, mirrors.locks, keyring, timeout=config.timeout)
-    history: WriteBehind[RefreshEnded] = WriteBehind("refreshes", record, PACE, told)
+    history: WriteBehind[RefreshEnded] = WriteBehind("refreshes", record, PACE, publish_stored)
     scheduler = Scheduler(refresher, Settings(config.interval, config.concurrency), history, publish, on_pass)
     announcements = Announcements(scheduler, mirrors, begin)
     return Refreshing(refresher, history, scheduler, HealthNotes(scheduler, store), announcements)

@@ -36,7 +36,7 @@ PLACE_TICK = 0.2
 """The most seconds between two passes while a due refresh has no slot."""
 
 MOST_RUNNING = 64
-"""From this many running refreshes on, hung ones keep their slots, so that the number of processes is bounded."""
+"""Once this many refreshes are running, hung ones keep their slots, which bounds the number of processes."""
 
 
 class Cancelled(GitmirrorError):

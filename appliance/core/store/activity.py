@@ -20,7 +20,7 @@ _INSERT = f"INSERT INTO hydrations ({', '.join(_COLUMNS)}) VALUES ({', '.join('?
 
 
 class ActivityStore:
-    """The rows in `database`. `clock` gives Unix seconds."""
+    """The hydrations in `database`. `clock` gives Unix seconds."""
 
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database = database

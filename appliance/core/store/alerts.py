@@ -8,7 +8,7 @@ from appliance.core.store.database import Database, rows
 
 
 class AlertStore:
-    """The rows in `database`: one for each repository reported as stale or failing."""
+    """What was last reported of each repository that is stale or failing, in `database`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

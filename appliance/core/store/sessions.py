@@ -34,7 +34,7 @@ class Unbooked:
 
 
 class SessionStore:
-    """The rows in `database`."""
+    """The sessions and turns in `database`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -55,7 +55,7 @@ class VisibleView(Protocol):
 
 
 class Follower:
-    """Keeps `model` current while the app is open, and tells the view that `visible` returns what changed.
+    """Keeps `model` current while the app is open, and tells the view returned by `visible` what changed.
 
     `app` provides the timers, receives what threads post, and passes each FollowerMessage to `receive`.
     """

@@ -73,7 +73,7 @@ class Model:
     repos: dict[str, RepoView] = field(default_factory=dict)
     read: bool = False
     verified: dict[str, float] = field(default_factory=dict)
-    """Unix seconds by repository, from events: serve stores a refresh that found nothing new only seconds later."""
+    """When each mirror was last verified (Unix seconds), according to events, which arrive before the next read."""
     rates: Rates = field(default_factory=Rates)
     recent: dict[str, list[tuple[float, float, str]]] = field(default_factory=dict)
     activity: ActivityFeed = field(default_factory=ActivityFeed)

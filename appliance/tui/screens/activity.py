@@ -78,7 +78,7 @@ class ActivityScreen(View):
         self.listing.focus()
 
     def reread(self) -> None:
-        """Reads once what happened before; events report the rest."""
+        """Reads earlier activity once; later activity arrives as events."""
         queries = self.context.queries
         if not self.model.activity.read:
             self.context.loader.read("activity", self, lambda: read_activity(queries))

@@ -148,7 +148,7 @@ class DiffScreen(SessionActions):
         self.files.show([])
 
     def on_listing_moved(self, event: Listing.Moved) -> None:
-        """Reads the diff of the file that the cursor came to."""
+        """Reads the diff of the file under the cursor."""
         self._read_file()
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:

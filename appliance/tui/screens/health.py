@@ -87,7 +87,7 @@ class HealthScreen(View):
         self._tell()
 
     def on_listing_moved(self, event: Listing.Moved) -> None:
-        """Says what to do about the check that the cursor came to."""
+        """Says what to do about the check under the cursor."""
         self._advise()
 
     def action_check(self) -> None:

@@ -14,7 +14,7 @@ SPARK = 8
 
 
 class RepoColumns:
-    """Makes the columns from the model; a full bar of the trend stands for `stale_after` seconds."""
+    """Makes the columns from the model; in the trend, a bar of full height is a lag of `stale_after` seconds."""
 
     def __init__(self, model: Model, stale_after: float) -> None:
         self.model = model

@@ -83,7 +83,7 @@ class RepositoriesScreen(RepoActions):
         self.listing.focus()
 
     def on_listing_moved(self, event: Listing.Moved) -> None:
-        """Explains the state of the row that the cursor came to."""
+        """Explains the state of the row under the cursor."""
         self._explain()
         self.context.follower.look_at(self.listing.visible_rows())
 

@@ -146,7 +146,7 @@ class RepositoryScreen(RepoActions):
         listing.show(message.refs)
 
     def cannot_read_refs(self, message: ReadFailed) -> None:
-        """Says that the mirror cannot be read; there may be none yet."""
+        """Says that there is no mirror to read refs from, which is the usual reason."""
         self.query_one("#refs", Listing).empty = "There is no mirror to read yet."
         self.query_one("#refs", Listing).show([])
 

@@ -23,7 +23,7 @@ SESSION_KEYS: list[BindingType] = [
 
 
 class SessionActions(View):
-    """The actions on `session`, or on `turn` of it."""
+    """The actions on `session`, or on its turn number `turn`."""
 
     @property
     def session(self) -> SessionRow | None:

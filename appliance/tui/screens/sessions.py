@@ -157,7 +157,7 @@ class SessionsScreen(SessionActions):
         self.listing.focus()
 
     def on_listing_moved(self, event: Listing.Moved) -> None:
-        """Reads the turns of the session that the cursor came to."""
+        """Reads the turns of the session under the cursor."""
         if event.listing is self.listing:
             self._read_turns()
             self._summarise()

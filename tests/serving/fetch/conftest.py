@@ -1,4 +1,4 @@
-"""Nodes for the hot path: one for all tests that only look, ones with a gate before git, and what they count."""
+"""Nodes for fetches: one shared by tests that only read, nodes with a gate before git, and their counters."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ WAYS = ("hits", "joined", "misses", "direct")
 
 
 class Counting:
-    """What guests were counted as since it was made."""
+    """How the fetches since its creation were counted."""
 
     def __init__(self, serve: Serve) -> None:
         self._serve = serve
@@ -75,7 +75,7 @@ def metric(serve: Serve, name: str, **labels: str) -> float:
 
 
 def wait_warm(serve: Serve, repo: str = WIDGETS, *, tip: str | None = None) -> dict[str, Any]:
-    """Wait until everything wanted of the tip is warm; return what `status` says of it."""
+    """Waits until every usual response for the tip is cached. Returns what `status` says about it."""
 
     def look() -> dict[str, Any] | None:
         warmed = dict(status_of(serve)["warmed"][repo])
@@ -138,7 +138,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory, node: Node) -> Iterator[GitD
 
 
 class Gate:
-    """A `git` in front of the real one. It notes who answers a fetch, and stops packs midway while it is closed."""
+    """A `git` in front of the real one. It notes the upload-packs, and stops packs midway while it is closed."""
 
     def __init__(self, directory: Path) -> None:
         self.bin = directory / "bin"
@@ -171,26 +171,26 @@ class Gate:
 
     @property
     def env(self) -> dict[str, str]:
-        """What puts it in front."""
+        """The environment in which this git is found first."""
         return {"PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"}
 
     def close(self) -> None:
-        """From now on packs stop midway."""
+        """Stops every later pack midway."""
         holding = self.bin.parent / "holding"
         holding.touch()
         self._closed.write_text(str(holding))
 
     def open_for_others(self) -> None:
-        """Who comes from now on is not stopped; who stands stays where it is."""
+        """Later packs are not stopped; those that are stopped stay so."""
         self._closed.unlink()
 
     def open(self) -> None:
-        """All go on."""
+        """Lets all packs continue."""
         self._closed.unlink(missing_ok=True)
         (self.bin.parent / "holding").unlink(missing_ok=True)
 
     def packing(self) -> set[int]:
-        """The pids of all upload-packs so far that had a pack made."""
+        """The pids of all upload-packs so far that made a pack."""
         return {int(each.name) for each in self._packing.iterdir()}
 
     def started(self) -> list[int]:

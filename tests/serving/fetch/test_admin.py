@@ -1,4 +1,4 @@
-"""What operators see: health, readiness, metrics and activity, on a port of their own."""
+"""The operators' port: health, readiness and metrics. Also the activity."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_page_is_what_prometheus_reads(node: Node) -> None:
 
 
 def test_hydrations_are_counted_by_repository_way_and_protocol(gated_node: GatedNode, tmp_path: Path) -> None:
-    """Hit, joined, miss and handed over, git:// and HTTP, with bytes and times; a look at the refs is none."""
+    """Hit, joined, miss and direct, on git:// and HTTP, with bytes and times. Listing refs does not count."""
     node = gated_node
 
     def count(way: str, protocol: str, name: str = "gitmirror_hydrations_total") -> float:
@@ -119,7 +119,7 @@ def test_hydrations_are_counted_by_repository_way_and_protocol(gated_node: Gated
 
 
 def test_refreshes_lag_and_states_are_told_by_repository(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
-    """By their result; lag grows while an upstream fails and falls when it comes back."""
+    """Refreshes by result. Lag grows while an upstream fails and falls when it recovers."""
     refresh = {"interval": "1h", "stale_after": "1s"}
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=refresh).start()
     wait_until(lambda: status_of(serve)["repos"][0]["tip"], message="it is cloned")
@@ -145,7 +145,7 @@ def test_refreshes_lag_and_states_are_told_by_repository(serve_factory: ServeFac
 
 
 def test_clients_the_queue_and_the_cache_are_told(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
-    """Who is connected on either port, who waits, who found no place, and the bytes that are kept."""
+    """Connections on both ports, guests that wait or got no slot, and the bytes in the cache."""
     limits: dict[str, Value] = {"max_clients": 1, "queue_timeout": "1s"}
     serve = serve_factory(
         repos=[upstream.url(WIDGETS)], refresh=SETTLED, serve=limits, cache={"budget": "1GiB"}

@@ -1,4 +1,4 @@
-"""The bytes are right: what guests clone through the cache is what a stock `git daemon` gives on the same mirror."""
+"""Clones through the cache have the same content as clones from a stock `git daemon` on the same mirror."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_older_protocols_give_the_same_clones(
 
 @pytest.mark.parametrize("protocol", ["git", "http"])
 def test_what_follows_a_clone_is_right_too(node: Node, stock: GitDaemonUpstream, tmp_path: Path, protocol: str) -> None:
-    """Deepening, unshallowing, fetching more branches and looking at old blobs: answers that depend on what one has."""
+    """Deepening, unshallowing, fetching more branches and old blobs: responses that depend on the guest's objects."""
     urls = {"stock": stock.url(f"{WIDGETS}.git"), "ours": url_of(node.serve, protocol)}
     for whose, url in urls.items():
         # The maintenance that a fetch of git 2.55 leaves in the background rewrites .git/shallow under the next fetch,

@@ -1,4 +1,4 @@
-"""The response cache by itself: whole answers only, one making for all, a budget, and files that others touched."""
+"""The response cache alone: only complete responses, one production for all guests, a budget, and damaged files."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ async def read(answer: CachedResponse | None) -> bytes:
 
 
 async def fill(cache: ResponseCache, *keys: str, size: int = 1000, repo: int = REPO, pinned: bool = False) -> None:
-    """Have answers made that differ by their key."""
+    """Produces responses with these keys."""
     for key in keys:
         await read(cache.get(key, repo, producing(body(size, key[:1].encode())), pinned=pinned))
 
 
 async def kept(cache: ResponseCache, *keys: str) -> list[str]:
-    """Which of the keys are there."""
+    """Which of the keys are cached."""
     found = []
     for key in keys:
         answer = cache.get(key, REPO, producing(b"0000"))
@@ -94,7 +94,7 @@ async def kept(cache: ResponseCache, *keys: str) -> list[str]:
 
 
 class Slow:
-    """A making that goes on as the test says."""
+    """A production of a response that continues when the test says so."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -139,7 +139,7 @@ def test_the_first_makes_it_and_the_next_have_it(directory: Path) -> None:
 
 
 def test_guests_join_an_answer_that_is_being_written(directory: Path) -> None:
-    """One making; each reads from the beginning, as far as it has come, to the end."""
+    """It is produced once. Each guest reads it from the beginning to the end, as it grows."""
 
     async def test() -> None:
         cache, slow = started(directory), Slow()
@@ -179,7 +179,7 @@ def test_a_guest_that_leaves_does_not_stop_it(directory: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["it fails", "it stops short", "it says nothing"])
 def test_a_bad_answer_is_an_error_for_all_and_is_not_kept(directory: Path, ending: str) -> None:
-    """Whoever joined gets what there was and then an error, never an end; the next one starts anew."""
+    """Guests that joined get the bytes so far and an error, never a regular end. The next fetch produces it anew."""
 
     async def test() -> None:
         cache, slow = started(directory), Slow()
@@ -267,7 +267,7 @@ def test_what_is_pushed_out_is_still_sent_to_its_end(directory: Path) -> None:
 
 
 def test_warmed_answers_are_not_pushed_out_by_guests(directory: Path) -> None:
-    """Whether they were made for warming, were there already, or were being made; until the tip moves on."""
+    """Whether produced for warming, cached already, or in production at that time; until the tip moves."""
 
     async def test() -> None:
         cache, slow = started(directory, budget=4000), Slow()
@@ -293,7 +293,7 @@ def test_warmed_answers_are_not_pushed_out_by_guests(directory: Path) -> None:
 
 
 def test_an_answer_that_outlasts_its_tip_is_not_pinned(directory: Path) -> None:
-    """The tip moved while it was being made: it is as any other then."""
+    """The tip moved while it was being produced, so it can be evicted like any other."""
 
     async def test() -> None:
         cache, slow = started(directory, budget=4000), Slow()
@@ -321,7 +321,7 @@ def test_warming_is_not_counted(directory: Path) -> None:
 
 
 def test_warming_that_is_given_up_ends_unless_somebody_reads(directory: Path) -> None:
-    """With nobody else, the making is ended and leaves nothing; with a guest it goes on."""
+    """Without a reader, the production is ended and leaves nothing; with a guest, it goes on."""
 
     async def test() -> None:
         cache, alone, shared = started(directory), Slow(), Slow()
@@ -347,7 +347,7 @@ def test_warming_that_is_given_up_ends_unless_somebody_reads(directory: Path) ->
 
 
 def test_evicting_a_repository_leaves_the_others(directory: Path) -> None:
-    """What is kept goes at once; what is being made goes to who waits for it, and is not kept."""
+    """Cached responses are deleted at once. One in production still reaches its readers, but is not cached."""
 
     async def test() -> None:
         cache, slow = started(directory), Slow()

@@ -38,7 +38,7 @@ def start_guest(node: Node, path: Path, *options: str, http: bool = False) -> Gu
 
 
 def start_guests(node: GatedNode, directory: Path, count: int) -> tuple[list[Guest], str, int]:
-    """So many guests, on both ports by turns, that wait for one answer which has stopped midway.
+    """That many guests, on both ports in turn, that wait for one response which has stopped midway.
 
     Returns them, the shape they asked for, and the pid of the upload-pack.
     """
@@ -156,7 +156,7 @@ def test_an_upload_pack_that_dies_midway_is_an_error_for_all(
 
 
 def test_an_error_of_git_reaches_all_guests_in_its_words(gated_node: GatedNode) -> None:
-    """An object that the mirror lacks: who asks and who joins read the same; the next time it is looked for again."""
+    """For a missing object, the first guest and those that joined read the same error. The next fetch tries again."""
     node = gated_node
     before = len(node.gate.started())
     request = fetch_request("1" * 40)
@@ -192,7 +192,7 @@ def test_a_cached_file_that_somebody_touched_is_made_again(gated: GatedFactory, 
 
 
 def test_a_small_budget_holds_and_keeps_what_is_warm(gated: GatedFactory, tmp_path: Path) -> None:
-    """Guests with ever other wishes never push the cache past its budget, nor the kit's shapes out of it."""
+    """Guests with ever new shapes never push the cache over its budget, nor the guest kit's responses out of it."""
     node = gated(cache={"budget": "2MiB"})
     warm = cache_of(node.serve)["bytes"]
     assert 0 < warm < 2**20
@@ -247,7 +247,7 @@ def test_it_does_not_matter_who_asks_how_over_which_port(node: Node) -> None:
 
 
 def test_what_depends_on_the_guest_or_on_refs_is_never_kept(node: Node) -> None:
-    """haves, deepen-not, want-ref, sparse filters, unknown words: handed over each time, and nothing is stored."""
+    """haves, deepen-not, want-ref, sparse filters and unknown arguments go to git each time, and nothing is cached."""
     parent = git("rev-parse", "main~1", cwd=node.mirror)
     kept = cache_of(node.serve)["bytes"]
     counting = Counting(node.serve)
@@ -265,7 +265,7 @@ def test_what_depends_on_the_guest_or_on_refs_is_never_kept(node: Node) -> None:
 
 
 def test_a_restart_begins_empty_and_is_warm_at_once(gated: GatedFactory, tmp_path: Path) -> None:
-    """What an earlier serve kept is thrown away, and what guests will ask for is there again before they do."""
+    """The responses of an earlier `serve` are deleted, and the usual ones are produced again before guests ask."""
     node = gated()
     node.serve.clone(tmp_path / "full", WIDGETS)
     node.serve.kill()

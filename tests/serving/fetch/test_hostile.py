@@ -1,4 +1,4 @@
-"""Slow guests and hostile ones: they cost what they cost and nobody else notices."""
+"""Slow and hostile guests: their cost is bounded, and nobody else notices them."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def slow_socket(address: tuple[str, int]) -> socket.socket:
 
 
 def say_slowly(serve: Serve, request: bytes, count: int, stack: contextlib.ExitStack) -> list[socket.socket]:
-    """So many guests that ask for it, on both ports by turns, and read no more than a little."""
+    """That many guests, on both ports in turn, that send this request and read only a little of the response."""
     host, port = serve.http_url.removeprefix("http://").split(":")
     first = pkt(f"git-upload-pack /{BIG}\0host=x\0\0version=2\0")
     lines = [f"POST {POST} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(request)}"]
@@ -179,7 +179,7 @@ def test_two_hundred_slow_guests_cost_two_handles_each_and_no_memory(node: Node,
 
 
 def test_slow_guests_with_answers_of_their_own_keep_no_upload_pack_from_others(node: Node, tmp_path: Path) -> None:
-    """An answer that is not kept goes at its guest's pace, and more of them than places are no obstacle."""
+    """An uncached response goes at its guest's pace. More of them than there are slots block nobody."""
     serve = node.serve
     tip = git("rev-parse", "main", cwd=serve.mirror(BIG))
     request = v2_request("fetch", ["ofs-delta", f"want {tip}", "have " + "1" * 40, "done"])
@@ -315,7 +315,7 @@ def test_guests_that_dribble_hold_up_nobody(serve_factory: ServeFactory, upstrea
 
 
 def test_a_guest_that_never_pauses_leaves_the_others_their_turn(node: Node) -> None:
-    """One that sends requests without end, and one that sends an endless request, while others ask for little."""
+    """One guest sends requests without end and another an endless request, while others send small ones."""
     serve = node.serve
     listing = v2_request("ls-refs", ["peel", "symrefs"])
     done = threading.Event()

@@ -336,7 +336,7 @@ def test_a_hook_that_was_touched_turns_pushes_off(serve_factory: ServeFactory, u
     os.chmod(hook, 0o644)
     _, told, words = report_of(post(serve, body))
     assert "pushes are off: the hook pre-receive was changed" in told["refs/agents/hook"]
-    assert "the operator has to mend it" in words
+    assert "the operator must fix it" in words
     assert refs(node.mirror).get("refs/agents/hook") is None
     assert http_ask(f"{url_of(serve)}/info/refs?service=git-upload-pack").status == 200
     shutil.rmtree(hook.parent)

@@ -1,4 +1,4 @@
-"""The budget for requests: what counts, who waits, and who makes way."""
+"""The budget for requests: what counts, which requests wait, and which give way."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_who_finds_it_spent_waits_until_there_is_room() -> None:
 
 
 def test_a_slow_request_makes_way_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the peer that holds most, the one that came slowest; it is told so, and others stay."""
+    """The slowest request of the peer that holds the most is refused with the reason. The others stay."""
     monkeypatch.setattr(reading, "READING_GRACE", 0.05)
 
     async def work(budget: Budget, tasks: list[asyncio.Task[None]]) -> None:
@@ -102,7 +102,7 @@ def test_nobody_makes_way_for_a_peer_that_holds_more(monkeypatch: pytest.MonkeyP
 
 
 def test_the_same_request_of_many_guests_counts_once() -> None:
-    """It is in memory once; the last one that has it gives it back."""
+    """It is in memory once, and its charge ends with the last guest that uses it."""
 
     async def run() -> None:
         budget = Budget()

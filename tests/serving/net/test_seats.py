@@ -1,4 +1,4 @@
-"""Who has to make way for whom, on real sockets."""
+"""Which connection gives way to which, on real sockets."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def fill(sock: socket.socket) -> None:
 
 
 def test_a_peer_is_an_address_or_a_network_of_a_host() -> None:
-    """A host has 2**64 IPv6 addresses to come from, and a unix socket none."""
+    """A host can use 2**64 IPv6 addresses, and a unix socket has none."""
     assert peer_of("192.0.2.1") != peer_of("192.0.2.2")
     assert peer_of("2001:db8::1") == peer_of("2001:db8::ffff:1") != peer_of("2001:db8:0:1::1")
     assert peer_of("fe80::1%eth0") == peer_of("fe80::2%eth0")
@@ -88,7 +88,7 @@ def test_no_more_than_a_fair_part_is_taken_from_anybody(pairs: Pairs) -> None:
 
 
 def test_who_is_served_keeps_its_seat_and_who_waits_makes_way(pairs: Pairs) -> None:
-    """Of the greediest peer, the one that came to wait last; with all being served, the newcomer is told so."""
+    """The peer with the most connections loses the last that waits. If all are served, the newcomer is refused."""
     seats = Seats(3)
     taken = [pairs.seat("a") for _ in range(3)]
     assert all(map(seats.take, taken))
@@ -101,7 +101,7 @@ def test_who_is_served_keeps_its_seat_and_who_waits_makes_way(pairs: Pairs) -> N
 
 
 def test_a_peer_replaces_its_own_once_they_had_time_to_speak(pairs: Pairs) -> None:
-    """Guests behind one proxy are one peer: a crowd of them is not cut off by its own latecomers."""
+    """Guests behind one proxy are one peer. New connections of a crowd do not cut off its earlier ones."""
     now = 0.0
     seats = Seats(2, clock=lambda: now)
     taken = [pairs.seat("a") for _ in range(2)]
@@ -116,7 +116,7 @@ def test_a_peer_replaces_its_own_once_they_had_time_to_speak(pairs: Pairs) -> No
 
 
 def test_only_so_many_are_told_that_there_is_no_room(pairs: Pairs) -> None:
-    """Telling costs a connection too."""
+    """Because the refusal also takes a connection."""
     seats = Seats(1, clock=lambda: -NEVER)
     seats.take(pairs.seat("a"))
     late = pairs.seat("a")
@@ -205,7 +205,7 @@ def test_who_has_fewest_places_is_next(pairs: Pairs) -> None:
 
 
 def test_who_waits_too_long_is_told_and_leaves_nothing(pairs: Pairs) -> None:
-    """The place that comes free is the next one's, also when a guest gives up in that moment."""
+    """A free slot goes to the next guest, even if another one gives up at that moment."""
 
     async def crowd() -> None:
         admission = Admission(LIMITS)

@@ -50,7 +50,7 @@ def limited(serve_factory: ServeFactory, upstream: HttpUpstream, repo: str = WID
 
 
 def take_place(serve: Serve) -> PushConnection:
-    """A guest that has a place and keeps it: it has asked to push and says no more."""
+    """A guest that occupies a slot: it has requested a push and sends nothing more."""
     return PushConnection(*serve.git_address, f"/{WIDGETS}")
 
 
@@ -109,7 +109,7 @@ def test_a_guest_whose_turn_does_not_come_gets_a_clear_error(
 def test_connections_that_say_nothing_take_no_place(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
-    """Slow and silent connections wait outside: guests that ask are served beside forty of them."""
+    """Forty slow or silent connections take no slot, so other guests are served."""
     serve = limited(serve_factory, upstream, max_clients=2, queue_timeout="5s", request_timeout="60s")
     with contextlib.ExitStack() as stack:
         for number in range(40):
@@ -138,7 +138,7 @@ def test_connections_past_all_bounds_are_told(serve_factory: ServeFactory, upstr
 def test_a_request_that_does_not_come_is_not_waited_for(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """request_timeout holds for the whole first packet: a byte now and then does not put it off."""
     serve = limited(serve_factory, upstream, request_timeout="500ms")
-    expected = b"ERR gitmirror: no request came in 0.5s"
+    expected = b"ERR gitmirror: no request arrived within 0.5s"
     with connect(serve) as silent, connect(serve, b"003agit-up") as half, connect(serve) as dribbling:
         start = time.monotonic()
         dribbling.settimeout(0.1)
@@ -177,7 +177,7 @@ def test_an_idle_guest_is_cut_off(serve_factory: ServeFactory, upstream: HttpUps
 def test_a_guest_that_does_not_read_is_cut_off(
     serve_factory: ServeFactory, bare_upstream: HttpUpstream, version: int
 ) -> None:
-    """A guest that asks for 24 MB and takes none of it does not keep its place past idle_timeout."""
+    """A guest that requests 24 MB and reads nothing loses its slot after idle_timeout."""
     serve = limited(serve_factory, bare_upstream, BIG, idle_timeout="1s", max_clients=1)
     with start_fetch(serve, BIG, version=version):
         wait_until(lambda: clients(serve) == 0, timeout=15, message="it is cut off")
@@ -226,7 +226,7 @@ def refuses(serve: Serve) -> bool:
 def test_sigterm_lets_a_running_clone_finish(
     serve_factory: ServeFactory, bare_upstream: HttpUpstream, version: int
 ) -> None:
-    """At SIGTERM nobody new is accepted; who is being served gets everything; then `serve` exits 0."""
+    """After SIGTERM no new guest is accepted, running responses are sent completely, and then `serve` exits 0."""
     serve = limited(serve_factory, bare_upstream, BIG)
     with start_fetch(serve, BIG, version=version) as sock:
         head = sock.recv(16)
@@ -240,7 +240,7 @@ def test_sigterm_lets_a_running_clone_finish(
 
 
 def test_sigterm_lets_a_running_push_finish(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
-    """A push under way at SIGTERM is taken, told so, and logged."""
+    """A push in progress at SIGTERM is applied, reported to the guest, and logged."""
     serve = limited(serve_factory, upstream)
     turn = make_turn(serve.mirror(WIDGETS), "before the end", size=300_000)
     data = push_bytes([(ZERO, turn.commit, "refs/agents/late")], turn.pack)
@@ -268,7 +268,7 @@ def test_sigterm_ends_what_does_not_finish_in_time(serve_factory: ServeFactory, 
 
 
 def test_a_push_that_is_ended_at_the_end_has_an_outcome(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
-    """A push that drain_timeout cuts is in the log with its outcome before `serve` is gone."""
+    """A push that drain_timeout cuts off is in the log with its outcome before `serve` ends."""
     serve = limited(serve_factory, upstream, drain_timeout="300ms")
     turn = make_turn(serve.mirror(WIDGETS), "cut at the end", size=300_000)
     data = push_bytes([(ZERO, turn.commit, "refs/agents/cut")], turn.pack)

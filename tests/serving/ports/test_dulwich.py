@@ -1,4 +1,4 @@
-"""A guest whose git is not git: dulwich, which says some things otherwise, over both ports."""
+"""A guest with another implementation of git: dulwich, whose requests differ, on both ports."""
 
 from __future__ import annotations
 

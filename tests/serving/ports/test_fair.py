@@ -110,7 +110,7 @@ def test_many_idle_connections_of_one_address_keep_no_other_out(node: Node) -> N
 
 
 def test_stalled_readers_of_one_address_make_way_for_another(node: Node) -> None:
-    """All places are taken by guests that read nothing, and more wait: one elsewhere is served all the same."""
+    """Guests of one address that read nothing take all slots, and more wait. Another address is still served."""
     serve = node.serve
     request = fetch_request(git("rev-parse", "main", cwd=serve.mirror(BIG)), "ofs-delta")
     first = FIRST.replace(WIDGETS.encode(), BIG.encode())
@@ -158,7 +158,7 @@ def half_a_request(size: int) -> bytes:
 
 
 def test_half_sent_requests_keep_no_fetch_from_others(node: Node) -> None:
-    """213 KB that unpack to all that is held for requests at once: small ones go on, large ones after a moment."""
+    """213 KB unpack to the whole budget for requests. Small requests continue, and large ones after a moment."""
     serve = node.serve
     tip = git("rev-parse", "main", cwd=serve.mirror(WIDGETS))
     large = v2_request("fetch", [f"want {tip}", *(f"have {number:040x}" for number in range(20_000)), "done"])
@@ -178,7 +178,7 @@ def test_half_sent_requests_keep_no_fetch_from_others(node: Node) -> None:
 
 
 def test_bodies_of_protocol_v0_are_counted_as_they_unpack(node: Node) -> None:
-    """Twelve requests of 32 KB took 425 MiB: they wait for each other, and none is held twice."""
+    """Twelve requests of 32 KB used to take 425 MiB. Now they wait for each other, and none is held twice."""
     serve = node.serve
     body = gzip.compress(pkt(b"x" * 60_000) * (31 * MIB // 60_000))
     head = f"{POST}Content-Encoding: gzip\r\nContent-Length: {len(body) + 99}\r\n\r\n".encode()

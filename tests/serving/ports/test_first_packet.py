@@ -89,7 +89,7 @@ def test_git_shows_what_the_node_says(node: Node, version: int) -> None:
 
 
 def test_the_path_of_a_mirror_on_disk_is_no_path_of_a_repository(node: Node) -> None:
-    """An absolute path of this machine is not served, though the child behind serves by absolute path."""
+    """An absolute path of this machine is not served, although the git daemon child serves by absolute path."""
     assert "is not mirrored here" in answer_to(node, pkt(f"git-upload-pack {node.mirror}\0host=x\0"))
 
 

@@ -1,4 +1,4 @@
-"""Nothing that a guest sends stops the loop: what one asks for takes its turn among all others."""
+"""No request stops the event loop: each takes its turn among all others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ POST = (
 
 @pytest.fixture(scope="module")
 def watchdog(tmp_path_factory: pytest.TempPathFactory) -> Watchdog:
-    """Inside the node of this module."""
+    """Measures the loop inside the node of this module."""
     return Watchdog(tmp_path_factory.mktemp("watchdog") / "inside")
 
 
@@ -102,7 +102,7 @@ def served_meanwhile(serve: Serve, seconds: float = 3.0) -> None:
 
 
 def test_requests_without_end_on_one_connection_leave_others_their_turn(node: Node, watchdog: Watchdog) -> None:
-    """`GET /healthz` as fast as they can be sent: they held the loop for as long as they came."""
+    """`GET /healthz` as fast as possible. These requests used to hold the loop for as long as they came."""
     watchdog.forget()
     with flooding(http_address(node.serve), b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 2000):
         served_meanwhile(node.serve)
@@ -122,7 +122,7 @@ def test_a_body_in_chunks_of_one_byte_leaves_others_their_turn(node: Node, watch
 
 
 def test_as_many_prefixes_as_fit_against_as_many_refs(node: Node, watchdog: Watchdog) -> None:
-    """Names that are there, names that are not, and more lines than git keeps: refs times lines took 39 s."""
+    """Existing names, unknown names, and more lines than git keeps. Comparing every ref with every line took 39 s."""
     shown = [name for name in refs(node.mirror) if name.startswith(("refs/heads/", "refs/tags/"))]
     there = [f"refs/heads/many/branch-{number:06}" for number in range(MANY_REFS)]
     absent = [f"refs/heads/other/{number:07}" for number in range(45_000)]
@@ -142,7 +142,7 @@ def test_as_many_prefixes_as_fit_against_as_many_refs(node: Node, watchdog: Watc
 
 
 def test_half_a_million_wants_are_worked_on_aside(node: Node, watchdog: Watchdog) -> None:
-    """Read, put in order, hashed, written down for git: also in two shapes, of which one is not kept."""
+    """They are read, sorted, hashed and written for git, in two shapes, one of which is not cached."""
     watchdog.forget()
     wants = [f"want {number * 7919:040x}" for number in range(500_000)]
     for more in (["done"], ["have " + "1" * 40, "done"]):

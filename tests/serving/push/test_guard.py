@@ -1,4 +1,4 @@
-"""The guard: `refs/agents/SESSION` may be written, nothing else, and the refused guest reads why."""
+"""The guard: only `refs/agents/SESSION` may be written, and a refused guest reads why."""
 
 from __future__ import annotations
 

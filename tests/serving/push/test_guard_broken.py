@@ -45,7 +45,7 @@ def test_a_push_without_a_log_to_write_to_is_refused(own_node: Node, tmp_path: P
     code, _, said = git_result("push", "origin", "HEAD:refs/agents/s1", cwd=guest)
     assert code == 1
     assert "remote: gitmirror: pushes are off: the audit log cannot be written" in said
-    assert "remote: gitmirror: the operator has to mend it (see `doctor`)" in said
+    assert "remote: gitmirror: the operator must fix it (see `doctor`)" in said
     assert "[remote rejected] HEAD -> refs/agents/s1 (pushes are off: the audit log cannot be written)" in said
     # What is refused anyway says why, and not that something is broken.
     code, _, said = git_result("push", "origin", "HEAD~0:refs/heads/other", cwd=guest)
@@ -173,7 +173,7 @@ TAMPERINGS = (not_executable, removed, emptied, replaced, rewritten, all_gone, p
 def test_a_hook_that_is_not_what_was_installed_turns_pushes_off(
     own_node: Node, tmp_path: Path, tamper: Callable[[Path], None]
 ) -> None:
-    """git would skip the hook and accept the push: so it is refused before, logged, shown, and mended by a restart."""
+    """git would skip the hook and accept the push. So it is refused before, logged and reported; a restart mends it."""
     node = own_node
     guest = node.guest(tmp_path / "guest")
     before = refs(node.mirror)
@@ -181,7 +181,7 @@ def test_a_hook_that_is_not_what_was_installed_turns_pushes_off(
     code, _, said = git_result("push", "origin", "HEAD:refs/agents/s1", cwd=guest)
     assert code == 1
     assert "remote: gitmirror: pushes are off: the hook " in said
-    assert "the operator has to mend it and restart gitmirror (see `doctor`)" in said
+    assert "the operator must fix it and restart gitmirror (see `doctor`)" in said
     assert git_result("push", "origin", "HEAD:refs/agents/s2", cwd=guest)[0] == 1
     assert refs(node.mirror) == before
     rows = audit(node.serve)
@@ -203,7 +203,7 @@ def test_a_hook_that_is_not_what_was_installed_turns_pushes_off(
 def test_a_git_that_keeps_no_log_of_refs_turns_pushes_off(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
-    """What became of a push could not be known: found by the proof at start, while fetches are served."""
+    """The outcome of a push could not be known. The proof at the start finds this, and fetches are served."""
     program, real = tmp_path / "bin" / "git", shutil.which("git")
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {real} -c core.logAllRefUpdates=false "$@"\n')

@@ -25,7 +25,7 @@ def push_past_the_relay(node: Node, ref: str, **environment: str | None) -> str:
 
 
 def test_the_hook_alone_allows_what_is_allowed(node: Node) -> None:
-    """What follows proves something only when a push past the relay does work."""
+    """The tests below prove something only if an allowed push without the relay succeeds."""
     assert "ok refs/agents/alone" in push_past_the_relay(node, "refs/agents/alone")
     assert git("rev-parse", "refs/agents/alone", cwd=node.mirror) == node.tip
 

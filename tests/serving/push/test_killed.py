@@ -1,4 +1,4 @@
-"""Whoever dies at whatever moment of a push, guest, receive-pack or `serve`: the log tells what became of each ref."""
+"""Guest, receive-pack or `serve` die at any moment of a push: the log has the true outcome of each ref."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ MOMENTS = {
 def test_a_guest_that_dies(
     node: Node, request: pytest.FixtureRequest, moment: Callable[..., int], leave: Leave
 ) -> None:
-    """At any byte, by a close or a reset: what the log says became of the ref is what became of it."""
+    """At any byte, by a close or a reset: the outcome in the log is what really happened to the ref."""
     turn = make_turn(node.mirror, request.node.name, size=200_000)
     ref = f"refs/agents/dies-{turn.commit}"
     data = push_bytes([(ZERO, turn.commit, ref)], turn.pack)
@@ -223,7 +223,7 @@ def test_serve_killed_again_and_again_while_agents_push(own_node: Node) -> None:
 
 
 def test_an_attempt_that_lost_its_journal_is_settled_by_the_ref(own_node: Node) -> None:
-    """`serve` killed between ref and outcome, and its notes lost: the ref itself tells."""
+    """`serve` is killed between the ref and its outcome, and its notes are lost: the ref itself shows the outcome."""
     node = own_node
     turn = make_turn(node.mirror, "notes lost", size=100)
     with PushConnection(*node.serve.git_address, f"/{WIDGETS}") as guest:

@@ -40,7 +40,7 @@ def break_setting(mirror: Path) -> None:
 
 
 def break_objects(mirror: Path) -> None:
-    """For git it is no repository any more."""
+    """git no longer recognises it as a repository."""
     (mirror / "objects").rename(mirror / "objects.away")
 
 
@@ -50,7 +50,7 @@ def break_objects(mirror: Path) -> None:
 def test_a_push_to_a_broken_mirror_fails_at_once(
     own_node: Node, tmp_path: Path, road: str, harm: Callable[[Path], None]
 ) -> None:
-    """Not after `idle_timeout`, with words that say what is wrong and with no directory of the node in them."""
+    """Not only after `idle_timeout`. The error says what is wrong and names no directory of the node."""
     guest = own_node.guest(tmp_path / "guest")
     commit_turn(guest, "a turn")
     harm(own_node.mirror)
@@ -68,7 +68,7 @@ def test_a_push_to_a_broken_mirror_fails_at_once(
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", [break_config, break_setting, break_objects])
 def test_a_guest_that_does_not_wait_leaves_nothing_open(own_node: Node, harm: Callable[[Path], None]) -> None:
-    """A guest that does not wait for the list gets the same words; what it named in time is logged as refused."""
+    """A guest that does not wait for the list of refs gets the same error. Refs named in time are logged as refused."""
     tip = own_node.tip
     harm(own_node.mirror)
     with daemon_request(*own_node.serve.git_address, "git-receive-pack", f"/{WIDGETS}") as sock:

@@ -109,7 +109,7 @@ def test_a_push_without_its_flush_is_refused(node: Node) -> None:
     """A list of refs that breaks off is no push, be it a good one so far; it is told and logged."""
     command = f"{ZERO} {node.tip} refs/agents/no-flush\0 {CAPABILITIES}"
     answer = send_raw(node, [pkt(command)])
-    assert answer.report == {"refs/agents/no-flush": "the push ended before its list of refs was whole"}
+    assert answer.report == {"refs/agents/no-flush": "the push ended before its list of refs was complete"}
     answer = send_raw(node, [pkt(command), b"0003"])
     assert answer.report == {"refs/agents/no-flush": "a packet of length 3"}
     assert "refs/agents/no-flush" not in refs(node.mirror)

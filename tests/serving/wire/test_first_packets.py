@@ -102,7 +102,7 @@ ODD = {
 
 @pytest.mark.parametrize("payload", ODD.values(), ids=ODD.keys())
 def test_what_git_never_sends_is_refused(payload: bytes) -> None:
-    """Strict: what we read one way git daemon might read another."""
+    """Reading is strict, because git daemon might read the same bytes differently."""
     with pytest.raises(RequestError, match="malformed request"):
         parse_daemon_request(payload)
 

@@ -1,4 +1,4 @@
-"""What a refused guest is told, and what receive-pack reports: as a real git reads the one and says the other."""
+"""Reports: a real git reads our refusals, and we read the reports of a real receive-pack."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_a_report_on_refs_that_nobody_pushed_is_left_out() -> None:
 def test_a_report_without_end_is_an_error() -> None:
     """Held back is at most a megabyte."""
     reader = ReportReader(frozenset({"side-band-64k"}))
-    with pytest.raises(PacketError, match="reports without end"):
+    with pytest.raises(PacketError, match="the report of receive-pack is larger than"):
         for _ in range(100):
             reader.feed(packet(b"\1" + b"x" * 60_000))
 

@@ -65,7 +65,7 @@ class _Growing:
 
 
 @dataclass
-class _Kept:
+class _Entry:
     path: Path
     size: int
     repo: int
@@ -114,7 +114,7 @@ class ResponseCache:
     def __init__(self, directory: Path, budget: int) -> None:
         self._directory = directory
         self.budget = budget
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._growing: dict[str, _Growing] = {}
         self._number = 0
         self.bytes = 0
@@ -140,10 +140,10 @@ class ResponseCache:
             self.trouble = None
 
     def _complain(self, error: OSError) -> None:
-        trouble = f"responses to guests cannot be stored in {self._directory.parent}: {error.strerror}"
-        if trouble != self.trouble:
-            log.error("%s", trouble)
-        self.trouble = trouble
+        problem = f"responses to guests cannot be stored in {self._directory.parent}: {error.strerror}"
+        if problem != self.trouble:
+            log.error("%s", problem)
+        self.trouble = problem
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The current values for /metrics: name, help text, value."""
@@ -165,7 +165,7 @@ class ResponseCache:
         """
         response = self._hit(key)
         if response is not None:
-            self._kept[key].pinned |= pinned
+            self._entries[key].pinned |= pinned
         else:
             growing, result = self._growing.get(key), CacheResult.JOINED
             if growing is None:
@@ -194,34 +194,34 @@ class ResponseCache:
 
     def unpin(self, repo: int) -> None:
         """Lets the warmed responses of a repository be evicted like any others, because its tip moved."""
-        for kept in self._kept.values():
-            kept.pinned = kept.pinned and kept.repo != repo
+        for entry in self._entries.values():
+            entry.pinned = entry.pinned and entry.repo != repo
         for growing in self._growing.values():
             growing.pinned = growing.pinned and growing.repo != repo
 
     def evict(self, repo: int) -> None:
         """Drops all responses of a repository id. A guest that is being sent one still gets all of it."""
-        for key in [key for key, kept in self._kept.items() if kept.repo == repo]:
+        for key in [key for key, entry in self._entries.items() if entry.repo == repo]:
             self._drop(key)
         for growing in self._growing.values():
             growing.wanted = growing.wanted and growing.repo != repo
 
     def _hit(self, key: str) -> CachedResponse | None:
-        kept = self._kept.get(key)
-        if kept is None:
+        entry = self._entries.get(key)
+        if entry is None:
             return None
         try:
-            descriptor = os.open(kept.path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             self._drop(key)
             return None
-        if os.fstat(descriptor).st_size != kept.size:
+        if os.fstat(descriptor).st_size != entry.size:
             # Somebody truncated the file. Treat it as a miss, so that the guest gets a complete response.
             os.close(descriptor)
             self._drop(key)
             return None
-        self._kept.move_to_end(key)
-        return CachedResponse(CacheResult.HIT, descriptor, kept.size, None)
+        self._entries.move_to_end(key)
+        return CachedResponse(CacheResult.HIT, descriptor, entry.size, None)
 
     @staticmethod
     def _again(growing: _Growing) -> int | None:
@@ -261,7 +261,7 @@ class ResponseCache:
             if current:
                 del self._growing[growing.key]
             if whole and current and growing.wanted and self._make_room(growing.size):
-                self._kept[growing.key] = _Kept(path, growing.size, growing.repo, growing.pinned)
+                self._entries[growing.key] = _Entry(path, growing.size, growing.repo, growing.pinned)
                 self.bytes += growing.size
             else:
                 with contextlib.suppress(OSError):
@@ -276,6 +276,12 @@ class ResponseCache:
                 growing.size = size
                 growing.grown.set()
                 growing.grown = asyncio.Event()
+
+    def set_budget(self, budget: int) -> None:
+        """Changes the budget. Responses that no longer fit are evicted, the least recently used first."""
+        self.budget = budget
+        while self.bytes > budget and self._drop_oldest():
+            pass
 
     def _make_room(self, size: int) -> bool:
         """Evicts the least recently used until `size` fits the budget and the disk is not low; False if it cannot."""
@@ -294,7 +300,7 @@ class ResponseCache:
         return True
 
     def _drop_oldest(self) -> bool:
-        oldest = next((key for key, kept in self._kept.items() if not kept.pinned), None)
+        oldest = next((key for key, entry in self._entries.items() if not entry.pinned), None)
         if oldest is not None:
             self._drop(oldest)
         return oldest is not None
@@ -308,7 +314,7 @@ class ResponseCache:
         return status.f_bavail * status.f_frsize < LOW_DISK
 
     def _drop(self, key: str) -> None:
-        kept = self._kept.pop(key)
-        self.bytes -= kept.size
+        entry = self._entries.pop(key)
+        self.bytes -= entry.size
         with contextlib.suppress(OSError):
-            kept.path.unlink()
+            entry.path.unlink()

@@ -18,8 +18,8 @@ LOOK_EVERY = 1.0
 class Admission:
     """`max_clients` slots for the guests of all ports together. A guest takes one after its request was read.
 
-    A slot that becomes free goes to the waiting peer that has the fewest. While guests wait, one that does not read its
-    response is cut off, so that stalled readers cannot block all others.
+    A free slot goes to the waiting peer that holds the fewest. While guests wait, a guest that does not read
+    its response is cut off, so that stalled readers cannot block all others.
     """
 
     def __init__(self, limits: Limits) -> None:

@@ -66,7 +66,7 @@ class Budget:
         loop = asyncio.get_running_loop()
         until = loop.time() + WAIT
         while self.used + more > self.MOST and self.used > share.charge.size:
-            self._turn_out(share)
+            self._end_late_request(share)
             remaining = until - loop.time()
             if remaining <= 0:
                 raise Busy("too many large requests are being read at once; try again")
@@ -79,12 +79,12 @@ class Budget:
                 timer.cancel()
                 self._waiting.discard(future)
 
-    def _turn_out(self, share: Share) -> None:
+    def _end_late_request(self, share: Share) -> None:
         """Ends one late request: of the peer that holds the most memory, the one with the most seconds per byte."""
         held: Counter[Peer] = Counter()
         for other in self._shares:
             held[other.peer] += round(other.weight)
-        if any(other.is_turned_out for other in self._shares):
+        if any(other.is_ended for other in self._shares):
             return
         now = time.monotonic()
         late = [
@@ -93,7 +93,7 @@ class Budget:
             if other is not share and other.is_late(now) and held[other.peer] >= held[share.peer]
         ]
         if late:
-            max(late, key=lambda other: (held[other.peer], other.slowness(now))).turn_out()
+            max(late, key=lambda other: (held[other.peer], other.slowness(now))).end()
 
 
 class Share:
@@ -109,7 +109,7 @@ class Share:
         self._total = 0
         self._since = 0.0
         self._grace = READING_GRACE
-        self.is_turned_out = False
+        self.is_ended = False
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
 
@@ -122,7 +122,7 @@ class Share:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._drop()
-        if self.is_turned_out and self._task is not None:
+        if self.is_ended and self._task is not None:
             others = self._task.uncancel() > self._cancelling
             if kind is asyncio.CancelledError and not others:
                 raise Busy("this large request took too long while others waited; try again") from None
@@ -162,15 +162,15 @@ class Share:
 
     def is_late(self, now: float) -> bool:
         """Whether it has held memory for longer than its grace time."""
-        return bool(self.charge.size) and not self.is_turned_out and now - self._since >= self._grace
+        return bool(self.charge.size) and not self.is_ended and now - self._since >= self._grace
 
     def slowness(self, now: float) -> float:
         """Seconds per byte that it holds."""
         return (now - self._since) / max(self.weight, 1)
 
-    def turn_out(self) -> None:
+    def end(self) -> None:
         """Cancels the block of its task."""
-        self.is_turned_out = True
+        self.is_ended = True
         if self._task is not None:
             self._task.cancel()
 

@@ -1,4 +1,4 @@
-"""The admin port's HTTP routes: webhooks and asked-for refreshes beside what only is looked at."""
+"""The admin port's HTTP routes: webhooks, requested refreshes, and the read-only pages."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ REFRESH = "/refresh"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 LARGEST_BODY = 25 * 2**20
-"""Bytes of a webhook: GitHub sends 25 MB at most."""
+"""The most bytes of a webhook, because GitHub sends at most 25 MB."""
 MOST_HELD = 64 * 2**20
-"""Bytes of bodies of all webhooks under way, since whoever reaches the port may send some."""
+"""The most bytes of all webhook bodies at once, because anyone who reaches the port can send some."""
 BODY_TIMEOUT = 30.0
-"""Seconds that a body may take to come in."""
+"""Seconds that a body may take to arrive."""
 IN_A_THREAD = 2**18
-"""Bytes past which a body is read off the loop: 25 MB of JSON take a third of a second."""
+"""Bytes above which a body is parsed in a thread, because 25 MB of JSON take a third of a second."""
 
 
 class AdminRoutes:
-    """Webhooks and asked-for refreshes, and what `metrics` and `health` tell.
+    """Takes webhooks and requested refreshes, and serves `/healthz`, `/readyz` and `/metrics`.
 
-    `secret_file` and `token_file` are where the secret of the one and the token of the other are; empty: it is off.
+    `secret_file` gives the path of the webhook secret, `token_file` that of the refresh token. An empty path turns the
+    route off.
     """
 
     def __init__(
@@ -55,14 +56,14 @@ class AdminRoutes:
         self._gate = gate
         self._metrics = metrics
         self._push_watch = push_watch
-        looks = {"/healthz": alive, "/readyz": self._readiness, "/metrics": self._page_of_metrics}
-        self._looks = plain_routes(looks)
+        pages = {"/healthz": alive, "/readyz": self._readiness, "/metrics": self._metrics_page}
+        self._pages = plain_routes(pages)
         self._held = 0
         self._finder = Finder([])
-        self._found_for: list[Repo] | None = None
+        self._finder_repos: list[Repo] | None = None
 
     async def handle(self, exchange: Exchange) -> None:
-        """One request."""
+        """Answers one request. Raises HttpError, IdleTimeout, OSError."""
         if exchange.path == WEBHOOK:
             try:
                 await self._webhook(exchange)
@@ -72,16 +73,16 @@ class AdminRoutes:
         elif exchange.path.endswith(REFRESH) and exchange.path.count("/") >= 3:
             await self._refresh(exchange, exchange.path.removesuffix(REFRESH))
         else:
-            await self._looks(exchange)
+            await self._pages(exchange)
 
     def complaints(self) -> list[str | None]:
-        """Why a route is off that should not be, in words, or None."""
+        """For each route that is configured but off, the reason; None for the others."""
         return [self._secret.problem(), self._token.problem()]
 
     def _readiness(self) -> TextResponse:
-        """`/readyz`: every enabled repository was tried once. Pushes that are off are said, and are no reason for 503.
+        """`/readyz`: 200 once a refresh of every enabled repository was tried. Also reports whether pushes are off.
 
-        Who asks this sends guests here or elsewhere, and most of what guests want is to read.
+        That is no reason for 503, because the caller decides whether guests are sent here, and most guests only read.
         """
         enabled = [repo for repo in self._repos() if repo.enabled]
         untried = [repo.name for repo in enabled if self._health(repo.id).checked_at is None]
@@ -90,11 +91,11 @@ class AdminRoutes:
         off = self._push_watch.off
         return TextResponse(200, f"ready\n{off.warning}\n" if off else "ready\n")
 
-    def _page_of_metrics(self) -> TextResponse:
+    def _metrics_page(self) -> TextResponse:
         return TextResponse(200, self._metrics.render(), METRICS_TYPE)
 
     async def _webhook(self, exchange: Exchange) -> None:
-        """`POST /hooks/github`. Nothing of the body is looked at before its signature holds."""
+        """`POST /hooks/github`. No part of the body is used before its signature is verified."""
         secret = _read(self._secret)
         _require_post(exchange)
         given = exchange.headers.get("x-hub-signature-256", "")
@@ -103,8 +104,10 @@ class AdminRoutes:
         signature = Signature(secret, given)
         body = await self._body(exchange, signature)
         if not signature.holds():
-            raise HttpError(HTTPStatus.UNAUTHORIZED, "the signature is wrong: is it the same secret on both sides?\n")
-        # Who sends none is taken to push: a script that knows no more than the secret.
+            raise HttpError(
+                HTTPStatus.UNAUTHORIZED, "the signature is wrong; check that both sides have the same secret\n"
+            )
+        # A missing header means push, so that scripts that know only the secret work.
         event = exchange.headers.get("x-github-event", PUSH)
         if event == PING:
             await self._answer(exchange, HTTPStatus.OK, {"pong": True})
@@ -120,12 +123,12 @@ class AdminRoutes:
                 delivery = read_delivery(event, content_type, bytes(body))
         except Malformed as error:
             raise HttpError(HTTPStatus.BAD_REQUEST, f"{error}\n") from None
-        found = self._current_finder().find(delivery)
-        if not found:
+        repos = self._current_finder().find(delivery)
+        if not repos:
             raise HttpError(HTTPStatus.NOT_FOUND, "not mirrored here\n")
-        for repo in found:
+        for repo in repos:
             self._announcements.take(repo, delivery.announcement)
-        await self._answer(exchange, HTTPStatus.ACCEPTED, {"accepted": [repo.name for repo in found]})
+        await self._answer(exchange, HTTPStatus.ACCEPTED, {"accepted": [repo.name for repo in repos]})
 
     async def _refresh(self, exchange: Exchange, path: str) -> None:
         """`POST /OWNER/REPO/refresh`, for platforms without webhooks."""
@@ -133,7 +136,7 @@ class AdminRoutes:
         _require_post(exchange)
         kind, _, given = exchange.headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not is_equal(given.strip().encode("latin-1", "replace"), token):
-            raise HttpError(HTTPStatus.UNAUTHORIZED, "a bearer token is needed\n", {"www-authenticate": "Bearer"})
+            raise HttpError(HTTPStatus.UNAUTHORIZED, "a bearer token is required\n", {"www-authenticate": "Bearer"})
         repo = self._gate.find_any(path)
         if repo is None:
             raise HttpError(HTTPStatus.NOT_FOUND, "not mirrored here\n")
@@ -141,10 +144,10 @@ class AdminRoutes:
         await _answer(exchange, HTTPStatus.ACCEPTED, {"accepted": repo.name})
 
     async def _body(self, exchange: Exchange, signature: Signature) -> bytearray:
-        """The whole body, whichever way it is framed. Raises HttpError 408, 413, 415, 503."""
+        """The whole body, with any framing. Raises HttpError 408, 413, 415, 503."""
         if "content-encoding" in exchange.headers:
-            raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "webhooks are taken without a content-encoding\n")
-        too_large = HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a webhook has {LARGEST_BODY} bytes at most\n")
+            raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "webhooks must have no content-encoding\n")
+        too_large = HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a webhook may have at most {LARGEST_BODY} bytes\n")
         if int(exchange.headers.get("content-length", "0")) > LARGEST_BODY:
             raise too_large
         body = bytearray()
@@ -157,7 +160,11 @@ class AdminRoutes:
                     if len(body) > LARGEST_BODY:
                         raise too_large
                     if self._held > MOST_HELD:
-                        raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "too much at once\n", {"retry-after": "5"})
+                        raise HttpError(
+                            HTTPStatus.SERVICE_UNAVAILABLE,
+                            "too many webhooks at once; try again\n",
+                            {"retry-after": "5"},
+                        )
         except TimeoutError:
             raise HttpError(HTTPStatus.REQUEST_TIMEOUT, "the body took too long\n") from None
         finally:
@@ -166,8 +173,8 @@ class AdminRoutes:
 
     def _current_finder(self) -> Finder:
         repos = self._repos()
-        if repos is not self._found_for:
-            self._finder, self._found_for = Finder(repos), repos
+        if repos is not self._finder_repos:
+            self._finder, self._finder_repos = Finder(repos), repos
         return self._finder
 
     async def _answer(self, exchange: Exchange, status: HTTPStatus, document: object) -> None:
@@ -176,16 +183,16 @@ class AdminRoutes:
 
 
 def _read(secret: SecretFile) -> bytes:
-    """The secret. Raises HttpError: 404 when there is none, 503 when its file cannot be used."""
+    """The secret. Raises HttpError: 404 if none is configured, 503 if its file cannot be used."""
     try:
-        found = secret.read()
+        value = secret.read()
     except SecretError:
-        # Where the file is and what is wrong with it is for `status` to say.
-        text = "the secret of this node cannot be read; its operator sees why in `status`\n"
+        # `status` gives the path of the file and the reason. Callers of this port do not get them.
+        text = "this node cannot read its secret; `status` tells its operator why\n"
         raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, text) from None
-    if found is None:
+    if value is None:
         raise HttpError(HTTPStatus.NOT_FOUND, "there is nothing here\n")
-    return found
+    return value
 
 
 def _require_post(exchange: Exchange) -> None:

@@ -1,4 +1,4 @@
-"""How far behind a mirror is, for guests; and looking upstream when one of them misses a commit."""
+"""Tells guests how far behind a mirror is, and refreshes it when a guest misses a commit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from appliance.core.units import rfc3339
 from appliance.core.workspace.snapshots import Snapshots
 
 LOOK_AGAIN = 2.0
-"""Seconds between two refreshes of one repository that guests set off by missing a commit."""
+"""Seconds between two refreshes of one repository that missing commits cause."""
 LOOK_FOR = 20.0
 """Seconds that a guest waits for such a refresh."""
 
 
 class Freshness:
-    """Answers `/freshness` from what `scheduler` knows, which also looks upstream, and from the snapshots there are."""
+    """Answers `/freshness` from the health that `scheduler` keeps and from the current snapshots."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Freshness:
         self._looking: dict[int, asyncio.Task[bool]] = {}
 
     async def document(self, repo: Repo, want: str | None) -> dict[str, Any]:
-        """`{name, branch, tip, snapshot, lag, verified_at, state}`, and `has` when a commit is wanted."""
+        """`{name, branch, tip, snapshot, lag, verified_at, state}`, and `has` if `want` names a commit."""
         has = None
         if want is not None:
             has = await self._has(repo, want) or (await self._look(repo) and await self._has(repo, want))
@@ -60,13 +60,13 @@ class Freshness:
         return await has_object(self._mirror_of(repo.name), oid)
 
     async def _look(self, repo: Repo) -> bool:
-        """Refreshes, unless that was just done; who comes meanwhile waits along. Returns whether it was done."""
+        """Refreshes, unless that was just done; joins a running refresh. Returns whether it succeeded."""
         looking, now = self._looking.get(repo.id), time.monotonic()
         if looking is None:
             if now - self._looked.get(repo.id, -LOOK_AGAIN) < LOOK_AGAIN:
                 return False
             self._looked[repo.id] = now
-            looking = asyncio.create_task(self._refresh(repo), name=f"look for {repo.name}")
+            looking = asyncio.create_task(self._refresh(repo), name=f"look upstream for {repo.name}")
             self._looking[repo.id] = looking
             looking.add_done_callback(lambda _: self._looking.pop(repo.id, None))
         return await asyncio.shield(looking)

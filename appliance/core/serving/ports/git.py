@@ -1,4 +1,4 @@
-"""The git:// port: reads the first packet of each guest, finds the mirror, and serves it."""
+"""The git:// port: reads the first packet of each connection, finds the mirror, and serves it."""
 
 from __future__ import annotations
 
@@ -45,27 +45,27 @@ LINGER_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Serving:
-    """What a connection needs of the rest of the appliance."""
+    """The parts of the appliance that a connection uses."""
 
     mirror_of: Callable[[str], Mirror]
     children: Children
     daemon: GitDaemon
-    desk: PushAuthority
+    authority: PushAuthority
     engine: Engine
     writing: Callable[[str], AbstractAsyncContextManager[None]]
 
 
 class GitPort:
-    """Serves connections of git://. `door` knows what guests may have."""
+    """Serves the connections of git://. `gate` knows which repositories guests may read."""
 
-    def __init__(self, serving: Serving, door: AccessGate, admission: Admission) -> None:
+    def __init__(self, serving: Serving, gate: AccessGate, admission: Admission) -> None:
         self._serving = serving
-        self._door = door
+        self._gate = gate
         self._admission = admission
         self._limits = admission.limits
 
     async def serve(self, seat: Seat) -> None:
-        """One connection, to its end. What the guest does wrong, it is told; nothing is raised for it."""
+        """Serves one connection to its end. Sends errors to the guest instead of raising them."""
         guest, client = seat.socket, seat.client
         try:
             async with asyncio.timeout(self._limits.total_timeout):
@@ -73,21 +73,21 @@ class GitPort:
         except (RequestError, PacketError, Busy) as error:
             log.info("%s refused: %s", client, error)
             with contextlib.suppress(OSError, TimeoutError, IdleTimeout):
-                await _say_error(guest, str(error))
+                await _send_error(guest, str(error))
         except ReceivePackEnded as error:
             log.error("%s cannot push: %s", client, error)
             with contextlib.suppress(OSError, TimeoutError, IdleTimeout):
-                await _say_error(guest, str(error))
+                await _send_error(guest, str(error))
         except (IdleTimeout, TimeoutError):
-            log.info("%s was too slow and is cut off", client)
+            log.info("%s was cut off: too slow over git://", client)
         except (AnswerFailed, UploadPackError, GitmirrorError) as error:
-            # What came of the answer ends with git's own words; cutting it off there is the error that git sees.
-            log.info("%s: the fetch failed: %s", client, str(error) or "its answer could not be made")
+            # The partial response ends with git's own error message. The guest's git reports that it was cut off there.
+            log.info("%s: the fetch failed: %s", client, str(error) or "the response could not be made")
         except OSError as error:
             log.info("%s: connection ended early: %s", client, error)
             if error.errno in EXHAUSTED:
                 with contextlib.suppress(OSError, TimeoutError, IdleTimeout):
-                    await _say_error(guest, EXHAUSTED_TEXT)
+                    await _send_error(guest, EXHAUSTED_TEXT)
 
     async def _answer(self, seat: Seat) -> None:
         guest, client, port = seat.socket, seat.client, seat.port
@@ -114,18 +114,18 @@ class GitPort:
         except PacketError:
             raise RequestError("malformed request") from None
         except TimeoutError:
-            raise RequestError(f"no request came in {self._limits.request_timeout:g}s") from None
+            raise RequestError(f"no request arrived within {self._limits.request_timeout:g}s") from None
         return request, self._find(request.path)
 
     def _find(self, path: str) -> Repo:
-        """The repository at a path. git:// carries no token: what is private is not here. Raises RequestError."""
-        repo = self._door.find(path)
+        """The repository at a path. Private ones are not found, because git:// has no tokens. Raises RequestError."""
+        repo = self._gate.find(path)
         if repo is None:
             raise RequestError(f"{path} is not mirrored here")
         return repo
 
     async def _serve_v2(self, seat: Seat, path: str, repo: Repo) -> None:
-        """Command by command: v2 keeps no state between them, over git:// either."""
+        """Answers command by command, because v2 keeps no state between commands, on git:// either."""
         engine, caller = self._serving.engine, Caller(seat.client, "git")
         stream, reader = SocketStream(seat.socket, self._limits.idle_timeout), V2Reader(engine.memo)
         await stream.send(await engine.advertise(repo))
@@ -136,26 +136,26 @@ class GitPort:
                 if request is None:
                     return
                 share.answering()
-                # It may have become private meanwhile, or was removed: a connection lasts for as long as it likes.
+                # It may have become private or been removed meanwhile, because a connection may stay open for long.
                 if self._find(path).id != repo.id:
-                    raise RequestError(f"{path} is not mirrored here any more")
-                # A place is for the time of an answer: who says nothing, or takes its time to, keeps nobody out.
+                    raise RequestError(f"{path} is no longer mirrored here")
+                # Hold a slot only while answering, so that idle or slow clients block nobody.
                 async with self._admission.place(seat):
                     if reader.has_more:
-                        # Requests that came together are answered without a wait between them; others want their turn.
+                        # Pipelined requests are answered without a wait in between, so other tasks run here.
                         await asyncio.sleep(0)
                     await engine.answer(repo, request, stream, caller)
 
     async def _relay(self, guest: socket.socket, client: str, port: int, request: DaemonRequest, repo: Repo) -> None:
-        """Protocol v0 and v1, which git daemon speaks."""
+        """Serves protocol v0 and v1, which git daemon speaks."""
         serving = self._serving
         mirror = serving.mirror_of(repo.name).path
         extra = {"REMOTE_ADDR": client, "REMOTE_PORT": str(port)}
         relayed, start = Relayed(), time.monotonic()
 
         def permitted() -> bool:
-            found = self._door.find(request.path)
-            return found is not None and found.id == repo.id
+            current = self._gate.find(request.path)
+            return current is not None and current.id == repo.id
 
         try:
             async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (_, ours):
@@ -165,16 +165,16 @@ class GitPort:
 
     async def _push(self, seat: Seat, request: DaemonRequest, repo: Repo) -> None:
         serving = self._serving
-        push = serving.desk.open()
+        push = serving.authority.open()
         extra = {
             "REMOTE_ADDR": seat.client,
             "REMOTE_PORT": str(seat.port),
-            **serving.desk.environment(push),
+            **serving.authority.environment(push),
         }
         mirror = serving.mirror_of(repo.name).path
         async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (child, ours):
             relay = PushRelay(
-                serving.desk,
+                serving.authority,
                 serving.writing,
                 push,
                 repo,
@@ -192,13 +192,13 @@ async def _read_exactly(stream: SocketStream, size: int) -> bytes:
     while len(data) < size:
         more = await stream.receive(size - len(data))
         if not more:
-            raise ConnectionResetError("the guest left before its request was whole")
+            raise ConnectionResetError("the guest disconnected before its request was complete")
         data += more
     return data
 
 
-async def _say_error(guest: socket.socket, text: str) -> None:
-    """An ERR packet, then a lingering close: unread bytes would make the kernel reset it off the guest's hands."""
+async def _send_error(guest: socket.socket, text: str) -> None:
+    """Sends an ERR packet, then reads on briefly, because closing with unread bytes would reset the connection."""
     stream = SocketStream(guest, LINGER_SECONDS)
     await stream.send(packet(f"ERR gitmirror: {escape(text)}".encode()[:1000]))
     await stream.end()

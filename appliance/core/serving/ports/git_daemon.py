@@ -1,4 +1,4 @@
-"""Carries one guest's connection to a `git daemon --inetd` child and back."""
+"""Relays one guest's connection to a `git daemon --inetd` child and back."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GitDaemon:
-    """How `git daemon` is started: its path, and the environment of receive-pack and upload-pack."""
+    """How `git daemon` is started: its path, the environment of receive-pack and upload-pack, and its timeout (s)."""
 
     program: str
     environment: Mapping[str, str]
     idle_timeout: float
 
     def command(self) -> list[str]:
-        """The command line for one connection on standard input; the one directory it may serve is to follow."""
+        """The command line for one connection on standard input. The caller adds the one directory it may serve."""
         return [
             self.program,
             "--inetd",
@@ -44,7 +44,7 @@ class GitDaemon:
 
 
 async def find_git_daemon(git: Git, environment: Mapping[str, str], idle_timeout: float) -> GitDaemon:
-    """The daemon that belongs to this machine's git. Raises GitError."""
+    """The `git daemon` that belongs to the installed git. Raises GitError."""
     exec_path = (await git.run("--exec-path", cwd=Path("/"), deadline=10)).stdout.decode().strip()
     return GitDaemon(f"{exec_path}/git-daemon", environment, idle_timeout)
 
@@ -53,7 +53,7 @@ async def find_git_daemon(git: Git, environment: Mapping[str, str], idle_timeout
 async def daemon_child(
     children: Children, daemon: GitDaemon, mirror: Path, request: DaemonRequest, extra: Mapping[str, str]
 ) -> AsyncIterator[tuple[Child, socket.socket]]:
-    """A child with the first packet already in its hands, and our end of its socket pair. Ended on the way out."""
+    """A child that was sent the first packet, and our end of its socket pair. The child is ended on exit."""
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
@@ -67,7 +67,7 @@ async def daemon_child(
             )
         try:
             if request.service == RECEIVE_PACK:
-                # It starts nothing before it has its first packet.
+                # The limit applies in time, because the child starts receive-pack only after its first packet.
                 limit_push(child.pid)
             await asyncio.get_running_loop().sock_sendall(ours, request.replay(str(mirror)))
             yield child, ours
@@ -76,21 +76,21 @@ async def daemon_child(
             await asyncio.shield(child.end())
 
 
-UNREADABLE = "git cannot read this mirror: its operator has to look at its log"
+UNREADABLE = "git cannot read this mirror; its operator finds the reason in the log"
 
 
 async def _send_down(guest: socket.socket, child: socket.socket, activity: Activity, relayed: Relayed) -> None:
-    """Copies what the child says until it ends, then ends the guest's side too. Raises OSError."""
+    """Copies the child's output to the guest until it ends, then ends the guest's side too. Raises OSError."""
     loop = asyncio.get_running_loop()
     while data := await loop.sock_recv(child, CHUNK):
         activity.touch()
         if not relayed.sent and is_refusal(data):
-            log.error("git daemon refuses a fetch: %r", data[8:300])
+            log.error("git daemon refused a fetch: %r", data[8:300])
             data = packet(f"ERR gitmirror: {UNREADABLE}".encode())
         await loop.sock_sendall(guest, data)
         activity.touch()
         relayed.down(data)
-        # Two sockets that are both always ready leave nobody else a turn.
+        # Two sockets that are always ready would otherwise keep other tasks from running.
         await asyncio.sleep(0)
     with contextlib.suppress(OSError):
         guest.shutdown(socket.SHUT_WR)
@@ -99,11 +99,11 @@ async def _send_down(guest: socket.socket, child: socket.socket, activity: Activ
 async def relay_fetch(
     guest: socket.socket, child: socket.socket, idle: float, relayed: Relayed, permitted: Callable[[], bool]
 ) -> None:
-    """Carries a fetch until the child has said everything; `relayed` grows with it.
+    """Relays a fetch until the child ends; records it in `relayed`.
 
-    A guest that half-closes still gets the whole answer, and one that never does is not waited for. What a guest asks
-    for is passed on while it is `permitted`: a repository may become private after its refs were shown. Raises
-    IdleTimeout, and OSError when the guest is gone.
+    A guest that half-closes still gets the whole response, and a guest that never does so is not waited for. The
+    guest's bytes are passed on only while `permitted` returns True, because a repository may become private after its
+    refs were shown. Raises IdleTimeout, and OSError if the guest disconnected.
     """
     activity = Activity()
     upwards = asyncio.create_task(_send_up(guest, child, activity, relayed, permitted))
@@ -121,7 +121,7 @@ async def relay_fetch(
 async def _send_up(
     guest: socket.socket, child: socket.socket, activity: Activity, relayed: Relayed, permitted: Callable[[], bool]
 ) -> None:
-    """The guest's side of a fetch may end in any way, by a reset too: for the child that is the end of its requests."""
+    """Copies the guest's requests to the child. Any end of the guest's side, also a reset, ends them."""
     loop = asyncio.get_running_loop()
     with contextlib.suppress(OSError):
         while (data := await loop.sock_recv(guest, CHUNK)) and permitted():

@@ -1,4 +1,4 @@
-"""The guests' HTTP routes besides git: the snapshot, the freshness, the guest kit."""
+"""The guests' HTTP routes other than git's: the snapshot, the freshness, the guest kit."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class GuestRoutes:
-    """`workspaces` has the snapshots, `refs` knows where branches are now, `kit` renders the guest kit.
+    """Answers the routes. `workspaces` has the snapshots, `refs` the current tips; `kit` renders the guest kit.
 
-    A snapshot that is sent is a fetch like any other, and published so.
+    Sending a snapshot is published as a fetch, like any other.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class GuestRoutes:
         await exchange.answer(HTTPStatus.OK, self._kit(), {"content-type": SHELL, "cache-control": "no-cache"})
 
     async def workspace_tar(self, exchange: Exchange, repo: Repo) -> None:
-        """`GET /OWNER/REPO/workspace.tar?ref=BRANCH`; 404 with the reason when there is none."""
+        """`GET /OWNER/REPO/workspace.tar?ref=BRANCH`; 404 with the reason if there is none."""
         require_read(exchange)
         try:
             tar = await self._tar(repo, exchange.query.get("ref"))
@@ -69,16 +69,16 @@ class GuestRoutes:
             sent = await send_file(exchange, tar.path, tar.etag, "application/x-tar", headers)
         finally:
             if sent:
-                # Sent by one sendfile from a file that was there: the first byte left at once.
+                # The file was complete, so its first byte left at once: 0.0 seconds.
                 seconds = time.monotonic() - start
                 facts = (tar.commit, 1, SNAPSHOT, SNAPSHOT, sent, 0.0, seconds, exchange.client, HTTP)
                 self._publish(FetchEnded(repo=repo, fetch=Hydration(repo.name, *facts)))
 
     async def _tar(self, repo: Repo, branch: str | None) -> Tar:
-        """The snapshot of a branch as it is sent. Raises NoSnapshot, GitError."""
+        """The snapshot of a branch, for sending. Raises NoSnapshot, GitError."""
         await self._workspaces.get(repo, branch)
         refs = await self._refs.get(repo)
-        # Again, and nothing waited for until it is opened: it may have been replaced meanwhile.
+        # Again, because it may have been replaced meanwhile. Nothing is awaited from here until the file is opened.
         snapshot, path = await self._workspaces.get(repo, branch)
         tip = refs.tip(f"refs/heads/{snapshot.branch}")
         return Tar(path, snapshot.etag, snapshot.commit, tip)
@@ -88,7 +88,7 @@ class GuestRoutes:
         require_read(exchange)
         want = exchange.query.get("want")
         if want is not None and not _OID.fullmatch(want):
-            raise HttpError(HTTPStatus.BAD_REQUEST, "want takes a full object id, 40 hex digits\n")
+            raise HttpError(HTTPStatus.BAD_REQUEST, "want must be a full object id of 40 or 64 hex digits\n")
         document = await self._freshness.document(repo, want)
         headers = {"content-type": JSON, "cache-control": "no-cache"}
         await exchange.answer(HTTPStatus.OK, json.dumps(document) + "\n", headers)

@@ -1,4 +1,4 @@
-"""git's smart HTTP (gitprotocol-http) on the same engine, cache and push relay as git://."""
+"""git's smart HTTP (gitprotocol-http), with the same engine, cache and push relay as git://."""
 
 from __future__ import annotations
 
@@ -32,43 +32,43 @@ log = logging.getLogger(__name__)
 _ROUTE = re.compile(r"(/.+)/(info/refs|git-upload-pack|git-receive-pack|workspace\.tar|freshness)")
 _VERSION = re.compile(r"version=([012])")
 MOST_CODED = 2**20
-"""Bytes of a compressed request that is looked up as it is: the checkout of 40,000 files."""
+"""The most bytes of a compressed request that is looked up without unpacking it: a checkout of 40,000 files."""
 
 
 class Pushes(Protocol):
     """Takes pushes over HTTP."""
 
     async def advertise(self, repo: Repo, exchange: Exchange) -> bytes:
-        """What `receive-pack` says first."""
+        """The advertisement of `receive-pack`."""
         ...
 
     async def receive(self, repo: Repo, exchange: Exchange) -> None:
-        """The push itself, answered."""
+        """Takes one push and answers it."""
         ...
 
 
 class SmartHttp:
-    """The guests' HTTP port. `door` knows what each guest may have."""
+    """The guests' HTTP port. `gate` knows which repositories each guest may read."""
 
     def __init__(
         self,
         engine: Engine,
-        door: AccessGate,
+        gate: AccessGate,
         admission: Admission,
         pushes: Pushes,
         routes: GuestRoutes,
     ) -> None:
         self._engine = engine
-        self._door = door
+        self._gate = gate
         self._admission = admission
         self._pushes = pushes
         self._routes = routes
-        self._looks = plain_routes({"/healthz": alive})
+        self._pages = plain_routes({"/healthz": alive})
 
     async def handle(self, exchange: Exchange) -> None:
-        """One request. Raises HttpError, IdleTimeout, OSError."""
+        """Answers one request. Raises HttpError, IdleTimeout, OSError."""
         if exchange.path == "/healthz":
-            await self._looks(exchange)
+            await self._pages(exchange)
             return
         if exchange.path == "/guest.sh":
             await self._routes.guest_kit(exchange)
@@ -101,8 +101,8 @@ class SmartHttp:
         except PacketError as error:
             raise HttpError(HTTPStatus.BAD_REQUEST, f"{error}\n") from None
         except (AnswerFailed, UploadPackError, GitmirrorError) as error:
-            log.info("%s: %s failed: %s", exchange.client, action, str(error) or "its answer could not be made")
-            raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, "git failed at this; try again\n") from None
+            log.info("%s: %s failed: %s", exchange.client, action, str(error) or "the response could not be made")
+            raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, "git failed; try again\n") from None
         except OSError as error:
             if error.errno not in EXHAUSTED:
                 raise
@@ -110,25 +110,23 @@ class SmartHttp:
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{EXHAUSTED_TEXT}\n", {"retry-after": "5"}) from None
 
     async def _find(self, exchange: Exchange, path: str) -> Repo | None:
-        """What this guest may have by a path. Raises HttpError when that cannot be told."""
+        """The repository at a path, if this guest may read it. Raises HttpError if its token cannot be looked up."""
         try:
-            return await self._door.find_for(path, exchange.headers.get("authorization"))
+            return await self._gate.find_for(path, exchange.headers.get("authorization"))
         except GitmirrorError as error:
             log.warning("%s: its token cannot be looked up: %s", exchange.client, error.message)
             text = "the token cannot be looked up; try again\n"
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, text, {"retry-after": "5"}) from None
 
     def _redirect(self, path: str, action: str, service: str) -> None:
-        """A host-first path of an upstream host that is known goes on to that upstream, if it is a fetch."""
+        """Redirects a fetch to its upstream by an HttpError, if the path begins with a known upstream host."""
         host, _, rest = path.removeprefix("/").partition("/")
-        base = self._door.catalog.upstream_host(host)
+        base = self._gate.catalog.upstream_host(host)
         if base is None or service != UPLOAD_PACK or rest.count("/") < 1 or ".." in rest:
             return
         query = f"?service={service}" if action == "info/refs" else ""
         location = f"{base}/{_quoted(rest)}/{action}{query}"
-        raise HttpError(
-            HTTPStatus.TEMPORARY_REDIRECT, f"not mirrored here, but at {location}\n", {"location": location}
-        )
+        raise HttpError(HTTPStatus.TEMPORARY_REDIRECT, f"not mirrored here; see {location}\n", {"location": location})
 
     async def _info_refs(self, exchange: Exchange, repo: Repo, service: str) -> None:
         require_read(exchange)
@@ -140,7 +138,7 @@ class SmartHttp:
         elif _version(exchange) == 2:
             body = await self._engine.advertise(repo)
         elif exchange.method == "GET":
-            # As it comes: the refs of 512 guests that take them slowly would be as many copies.
+            # Streamed, because 512 guests that read slowly would otherwise hold 512 copies of the refs in memory.
             sink = ResultSink(exchange, service, "advertisement", _announced(service))
             await self._engine.advertise_v0(repo, _version(exchange), sink)
             await sink.finish()
@@ -156,10 +154,10 @@ class SmartHttp:
         await exchange.finish()
 
     async def _fetch(self, exchange: Exchange, repo: Repo, path: str) -> None:
-        """One command. A place is for the time of its answer: who takes its time to ask keeps nobody out."""
+        """Answers one command. Holds a slot only while answering, so that slow clients block nobody."""
         _require_post(exchange, UPLOAD_PACK)
         version, caller, sink = _version(exchange), Caller(exchange.client, "http"), ResultSink(exchange, UPLOAD_PACK)
-        catalog, engine = self._door.catalog, self._engine
+        catalog, engine = self._gate.catalog, self._engine
         with contextlib.ExitStack() as stack:
             share = stack.enter_context(engine.budget.share(exchange.seat.peer))
             body, request = None, None
@@ -170,10 +168,10 @@ class SmartHttp:
                     body = stack.enter_context(contextlib.closing(Spool()))
                     await _receive_into(body, exchange, share)
             share.answering()
-            if self._door.catalog is not catalog:
-                # It may have become private, or have been removed, while the guest took its time to ask.
-                found = await self._find(exchange, path)
-                if found is None or found.id != repo.id:
+            if self._gate.catalog is not catalog:
+                # It may have become private or been removed while the guest sent its request.
+                current = await self._find(exchange, path)
+                if current is None or current.id != repo.id:
                     raise _not_here(path)
             async with self._admission.place(exchange.seat):
                 if request is not None:
@@ -183,8 +181,10 @@ class SmartHttp:
                 await sink.finish()
 
     async def _v2_request(self, exchange: Exchange, share: Share) -> V2Request | None:
-        """One request. The same compressed bytes, as they come from every guest that checks a tip out, are known again
-        without being unpacked: a hydration of 2,310 files cost 6.8 ms in place of 8.2.
+        """Reads one request. Looks up a compressed one without unpacking it.
+
+        Every guest that checks out a tip sends the same compressed bytes: with this, a hydration of 2,310 files cost
+        6.8 ms instead of 8.2.
         """
         memo, size = self._engine.memo, exchange.coded_size or 0
         if not LARGE // 2 < size <= MOST_CODED:
@@ -209,9 +209,11 @@ class SmartHttp:
 
 def _require_post(exchange: Exchange, service: str) -> None:
     if exchange.method != "POST":
-        raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "git posts here\n", {"allow": "POST"})
+        raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "only POST is answered here\n", {"allow": "POST"})
     if exchange.headers.get("content-type") != f"application/x-{service}-request":
-        raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"application/x-{service}-request is taken here\n")
+        raise HttpError(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the content-type must be application/x-{service}-request\n"
+        )
 
 
 def _not_here(path: str) -> HttpError:
@@ -223,9 +225,9 @@ def _announced(service: str) -> bytes:
 
 
 def _version(exchange: Exchange) -> int:
-    """The protocol that the `Git-Protocol` header asks for, the highest of those it lists."""
-    found = [_VERSION.fullmatch(word) for word in exchange.headers.get("git-protocol", "").split(":")]
-    return max((int(match[1]) for match in found if match), default=0)
+    """The protocol version that the `Git-Protocol` header asks for; the highest if it lists several."""
+    matches = [_VERSION.fullmatch(word) for word in exchange.headers.get("git-protocol", "").split(":")]
+    return max((int(match[1]) for match in matches if match), default=0)
 
 
 async def _receive_into(body: Spool, exchange: Exchange, share: Share) -> None:

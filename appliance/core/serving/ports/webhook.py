@@ -1,4 +1,4 @@
-"""What a webhook of GitHub's says, and which repositories it is about. Pure."""
+"""Parses a GitHub webhook, and finds the repositories that it is about. Pure."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _URLS = ("clone_url", "ssh_url", "html_url", "git_url", "git_ssh_url", "git_http
 
 
 class Malformed(Exception):
-    """The body of a signed webhook is not what GitHub sends; the text says how."""
+    """The body of a signed webhook is not in GitHub's format; the text says why."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One webhook: the URLs and the full name of its repository, and the ref that it announces, if it names one."""
+    """One webhook: the URLs and the full name of its repository, and the ref that it announces, or None."""
 
     urls: tuple[str, ...] = ()
     full_name: str = ""
@@ -36,32 +36,32 @@ class Delivery:
 
 
 class Signature:
-    """The HMAC-SHA256 of a body as it comes in, against `X-Hub-Signature-256`."""
+    """Computes the HMAC-SHA256 of a body as it arrives, and compares it with `X-Hub-Signature-256`."""
 
     def __init__(self, secret: bytes, header: str) -> None:
         self._mac = hmac.new(secret, digestmod=hashlib.sha256)
         self._given = header.strip().lower()
 
     def update(self, data: bytes) -> None:
-        """The next bytes of the body."""
+        """Adds the next bytes of the body."""
         self._mac.update(data)
 
     def holds(self) -> bool:
-        """Whether the header is right; compared in constant time."""
+        """Whether the header matches; the comparison takes constant time."""
         return hmac.compare_digest(f"sha256={self._mac.hexdigest()}".encode(), self._given.encode("utf-8", "replace"))
 
 
 def read_delivery(event: str, content_type: str, body: bytes) -> Delivery:
-    """Reads a body whose signature holds, JSON or the form with `payload`. Raises Malformed."""
+    """Parses a body whose signature is verified: JSON, or a form with `payload`. Raises Malformed."""
     try:
         if content_type.partition(";")[0].strip().lower() == FORM:
             fields = parse_qs(body.decode("utf-8"), max_num_fields=16)
-            # `curl -d` says form whatever it sends.
+            # `curl -d` sends this content type with any body.
             if "payload" in fields or not body.lstrip().startswith(b"{"):
                 body = fields.get("payload", [""])[0].encode("utf-8", "surrogatepass")
         document = json.loads(body)
     except (ValueError, RecursionError):
-        raise Malformed("the body is not the JSON of a webhook") from None
+        raise Malformed("the body is not a webhook in JSON") from None
     repository = document.get("repository") if isinstance(document, dict) else None
     if not isinstance(repository, dict):
         raise Malformed("the body names no repository")
@@ -71,7 +71,7 @@ def read_delivery(event: str, content_type: str, body: bytes) -> Delivery:
 
 
 def _announcement(event: str, document: Mapping[str, Any]) -> Announcement | None:
-    """What a refresh must bring; None for a ref that mirrors do not follow, or that no repository can have."""
+    """The change that a refresh must fetch; None if mirrors do not follow the ref, or its name is invalid."""
     ref, oid = document.get("ref"), document.get("after")
     if not isinstance(ref, str):
         return None
@@ -90,7 +90,7 @@ def _announcement(event: str, document: Mapping[str, Any]) -> Announcement | Non
 
 
 class Finder:
-    """Finds the enabled ones of some repositories by what a webhook says of theirs."""
+    """Finds those of `repos` that a webhook is about. Only enabled ones are found."""
 
     def __init__(self, repos: Sequence[Repo]) -> None:
         self._by_place: dict[Place, list[Repo]] = {}
@@ -101,19 +101,19 @@ class Finder:
             if place is None:
                 continue
             self._by_place.setdefault(place, []).append(repo)
-            # By ssh and by https a host has other ports.
+            # Without the port, because a host has different ports for ssh and https.
             self._by_path.setdefault((place.host, place.path), []).append(repo)
             for name in {repo.name.casefold(), "/".join(place.path.split("/")[-2:])}:
                 self._by_name.setdefault(name, []).append(repo)
 
     def find(self, delivery: Delivery) -> list[Repo]:
-        """By URL, by URL but for port and protocol, by name: the first that finds any."""
+        """The repositories by URL; if there are none, by URL without port and protocol; if there are none, by name."""
         places = [place for url in delivery.urls if (place := place_of(url)) is not None]
-        for found in (
+        for repos in (
             [repo for place in places for repo in self._by_place.get(place, [])],
             [repo for place in places for repo in self._by_path.get((place.host, place.path), [])],
             self._by_name.get(delivery.full_name.casefold(), []),
         ):
-            if found:
-                return list({repo.id: repo for repo in found}.values())
+            if repos:
+                return list({repo.id: repo for repo in repos}.values())
         return []

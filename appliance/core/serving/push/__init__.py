@@ -4,11 +4,11 @@
   ports.
 - `http`: the guest's side of a push over HTTP.
 
-A push: the advertisement goes out; the ref commands come in and are ruled on, which also logs the attempt. When
-accepted, commands and pack go to receive-pack and its report is held back until the outcome is in the log. When
-refused, the guest's pack is read and thrown away, so that its git gets to read why.
+A push: the advertisement goes out. The ref commands come in, and the PushAuthority decides on them and logs the
+attempt. If it accepts, the commands and the pack go to receive-pack, whose report is held back until the outcome is in
+the audit log. If it refuses, the guest's pack is read and discarded, so that the guest's git reads the reason.
 
-What always holds: receive-pack sees nothing of a push before it was ruled on and logged. It always has a peer that
-reads to the end, since it would otherwise stop between moving a ref and telling so. A guest may leave at any byte.
+What always holds: receive-pack sees no byte of a push before the decision is logged. It always has a peer that reads to
+the end, because it could otherwise stop between moving a ref and reporting it. A guest may disconnect at any byte.
 `recording` decides; nothing here knows its rules.
 """

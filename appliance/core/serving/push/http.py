@@ -1,4 +1,4 @@
-"""Pushes over HTTP: `git receive-pack --stateless-rpc` behind the same relay, guard, limits and log as git://."""
+"""Pushes over HTTP: `git receive-pack --stateless-rpc` with the same relay, guard, limits and log as git://."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HttpPushes:
-    """Takes pushes over HTTP. `environment` is receive-pack's, `writing` holds a mirror open; `idle` in seconds.
+    """Takes pushes over HTTP. `environment` is for receive-pack; `writing` locks a mirror; `idle` is in seconds.
 
-    `budget` is charged with ref commands while they come in.
+    `budget` is charged for ref commands while they arrive.
     """
 
     mirror_of: Callable[[str], Mirror]
@@ -42,19 +42,19 @@ class HttpPushes:
     idle: float
 
     async def advertise(self, repo: Repo, exchange: Exchange) -> bytes:
-        """What `receive-pack` says first. Raises HttpError when it says nothing, IdleTimeout, OSError."""
-        said = bytearray()
+        """The advertisement of `receive-pack`. Raises HttpError if it fails, IdleTimeout, OSError."""
+        output = bytearray()
         async with self._child(repo, exchange, "", "--advertise-refs") as (child, ours):
             while data := await ours.receive():
-                said += data
+                output += data
             code = await child.wait()
-        if code or not said:
-            log.error("git receive-pack of %s ended with code %d", repo.name, code)
+        if code or not output:
+            log.error("git receive-pack of %s ended with exit code %d", repo.name, code)
             raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, f"gitmirror: {ENDED}\n")
-        return bytes(said)
+        return bytes(output)
 
     async def receive(self, repo: Repo, exchange: Exchange) -> None:
-        """One push, answered. Raises PacketError, IdleTimeout, OSError."""
+        """Takes one push and answers it. Raises PacketError, IdleTimeout, OSError."""
         push = self.authority.open()
         async with self._child(repo, exchange, push) as (child, ours):
             guest, share = _Posted(exchange), self.budget.share(exchange.seat.peer)
@@ -90,26 +90,26 @@ class HttpPushes:
 
 
 class _Posted:
-    """The guest of a push over HTTP: the request's body comes in, the answer goes out."""
+    """The guest's side of a push over HTTP: receives the body of the request, sends the response."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._answer = ResultSink(exchange, RECEIVE_PACK)
 
     async def receive(self) -> bytes:
-        """The next bytes of the body; a body that breaks off, or is no gzip, ends like a guest that left."""
+        """The next bytes of the body. Raises OSError, also for a body that breaks off or is not valid gzip."""
         try:
             return await self._exchange.receive()
         except (HttpError, h11.RemoteProtocolError) as error:
             raise ConnectionAbortedError(str(error)) from None
 
     async def send(self, data: bytes) -> None:
-        """A piece of the answer."""
+        """Sends a piece of the response."""
         if data:
             await self._answer.send(data)
 
     async def end(self) -> None:
-        """The answer is whole."""
+        """Ends the response."""
         await self._answer.finish()
 
     def abort(self) -> None:

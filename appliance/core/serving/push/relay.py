@@ -1,7 +1,8 @@
-"""Carries one push: reads its ref commands, has them ruled on, and only then lets anything through.
+"""Relays one push: reads its ref commands, asks the PushAuthority, and only then lets anything through.
 
-receive-pack always has a live peer here that reads to the end: a guest that dies otherwise makes it stop between
-"ref moved" and "told so". So the guest's side may end at any byte; the child's side is read until it closes.
+receive-pack always has a live peer here that reads to the end. Connected to a guest that dies, it could stop after it
+moved a ref and before it reported that. So the guest's side may end at any byte, but the child's side is read until it
+closes.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ from appliance.core.serving.wire.requests import PushRequest, ReportReader, is_r
 log = logging.getLogger(__name__)
 
 DRAIN_BYTES = 256 * 2**20
-"""Bytes of a refused push that are read and thrown away, so that the guest's git gets to read why."""
+"""Bytes of a refused push that are read and discarded, so that the guest's git reads the reason."""
 DRAIN_SECONDS = 60.0
 PACK_HEAD = 12
-"""Bytes of a pack's head: `PACK`, its version, the number of objects (gitformat-pack)."""
+"""Bytes of a pack's header: `PACK`, its version, the number of objects (gitformat-pack)."""
 
 
-ENDED = "git receive-pack ended before the push began: the operator of this mirror has to look at its log"
+ENDED = "git receive-pack ended before the push began; the operator of this mirror finds the reason in its log"
 
 
 class ReceivePackEnded(Exception):
-    """The child ended without its list of refs, which the guest waits for; the text is for the guest."""
+    """The child ended without its list of refs, which the guest waits for. The text is sent to the guest."""
 
     def __init__(self) -> None:
         super().__init__(ENDED)
 
 
 class Guest(Protocol):
-    """The guest's side of a push: a socket, or the body of a request and its answer."""
+    """The guest's side of a push: a socket, or an HTTP request and its response."""
 
     async def receive(self) -> bytes:
-        """What has come; empty at the end. Raises OSError."""
+        """The bytes that have arrived; empty at the end. Raises OSError."""
         ...
 
     async def send(self, data: bytes) -> None:
@@ -54,23 +55,23 @@ class Guest(Protocol):
         ...
 
     async def end(self) -> None:
-        """The answer is whole."""
+        """Ends the response."""
         ...
 
     def abort(self) -> None:
-        """Cuts the connection: whoever waits for the guest waits no more."""
+        """Cuts the connection, so that every wait for the guest ends."""
         ...
 
 
 class PushAuthority(Protocol):
-    """Who rules on pushes; the recording room, wired in by the service."""
+    """Decides on pushes. Implemented by `recording`, and wired in by the service."""
 
     def open(self) -> str:
-        """A new push's id."""
+        """The id of a new push."""
         ...
 
     def environment(self, push: str) -> dict[str, str]:
-        """What its hooks are told."""
+        """The environment variables for its hooks."""
         ...
 
     async def rule(
@@ -83,24 +84,24 @@ class PushAuthority(Protocol):
         count_objects: Callable[[], Awaitable[int]],
         fault: str | None = None,
     ) -> PushDecision:
-        """Decides and logs the attempt."""
+        """Decides on the push, and logs the attempt."""
         ...
 
-    async def conclude(self, ruling: PushDecision, report: Mapping[str, str | None], size: int) -> None:
-        """Logs what became of it."""
+    async def conclude(self, decision: PushDecision, report: Mapping[str, str | None], size: int) -> None:
+        """Logs the outcome."""
         ...
 
 
 class PushRelay:
-    """One push of `client` to `repo`, between the guest and the child's socket. `writing` guards the mirror.
+    """One push of `client` to `repo`, between the guest and the child's socket. `writing` locks the mirror.
 
-    A `stateless` child says nothing before it has the guest's commands; another begins with its list of refs. `share`
-    is charged with those commands while they come in.
+    A `stateless` child sends nothing before it has the guest's commands; others begin with their list of refs. `share`
+    is charged for those commands while they arrive.
     """
 
     def __init__(
         self,
-        desk: PushAuthority,
+        authority: PushAuthority,
         writing: Callable[[str], AbstractAsyncContextManager[None]],
         push: str,
         repo: Repo,
@@ -112,7 +113,7 @@ class PushRelay:
         *,
         stateless: bool = False,
     ) -> None:
-        self._desk = desk
+        self._authority = authority
         self._writing = writing
         self._push = push
         self._repo = repo
@@ -123,23 +124,24 @@ class PushRelay:
         self._share = share
         self._activity = Activity()
         self._stateless = stateless
-        self._spoke = asyncio.Event()
+        self._child_sent = asyncio.Event()
         self._advertised = False
         self._child_ended = False
         self._guest_gone = False
         self._sent = 0
 
     async def run(self, idle: float) -> None:
-        """Carries the push to its end.
+        """Relays the push to its end.
 
-        Raises IdleTimeout, OSError (the guest is gone), PacketError, and ReceivePackEnded when none answers the guest.
+        Raises IdleTimeout, PacketError, OSError if the guest disconnected, and ReceivePackEnded if the child ended
+        without sending the guest anything.
         """
         watch = asyncio.create_task(self._activity.expire(idle))
-        work = asyncio.create_task(self._carry())
+        work = asyncio.create_task(self._relay())
         try:
             await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                # The guest's end and the child's end the push; what became of it is then concluded as ever.
+                # With both sides ended, the push ends, and its outcome is then logged as usual.
                 self._guest_gone = True
                 self._guest.abort()
                 await self._child.end()
@@ -156,24 +158,24 @@ class PushRelay:
         finally:
             await end_tasks(work, watch)
 
-    async def _carry(self) -> None:
-        # The advertisement goes out while the guest's commands come in; the child says no more before it has them.
+    async def _relay(self) -> None:
+        # The advertisement goes out while the guest's commands come in. The child sends no more before it has them.
         advertisement = asyncio.create_task(self._advertise())
         reading = asyncio.create_task(self._read_commands())
         try:
             await asyncio.wait({advertisement, reading}, return_when=asyncio.FIRST_COMPLETED)
             listed = self._stateless or self._advertised
             if self._child_ended and not listed and not reading.done() and not self._guest_gone:
-                # The guest says nothing before it has the list, and waits for it as long as it is let.
+                # The guest sends nothing before it has the list of refs, and would wait for it until the timeout.
                 raise ReceivePackEnded
             request = await reading
             if not self._stateless:
-                await self._spoke.wait()
+                await self._child_sent.wait()
         except BaseException:
             await end_tasks(advertisement, reading)
             raise
         if request is None or not request.total:
-            # Nothing to push, or a guest that only looked: let the child say the rest and go.
+            # The guest has nothing to push, or disconnected after the advertisement: let the child finish.
             with contextlib.suppress(OSError):
                 await self._ours.send(bytes(request.raw) if request else b"")
             await self._ours.end()
@@ -184,39 +186,39 @@ class PushRelay:
         async def count_objects() -> int:
             return await self._read_pack_head(request)
 
-        # Nothing can have been written by a child that ended before it had a command: that is a refusal, logged as one.
+        # A child that ended before it had a command cannot have written anything, so the push is logged as refused.
         fault = request.fault or (ENDED if self._child_ended else None)
-        ruling = await self._desk.rule(
+        decision = await self._authority.rule(
             self._push, self._repo, self._client, request.commands, request.total, count_objects, fault
         )
-        if ruling.accepted:
+        if decision.accepted:
             await end_tasks(advertisement)
             async with self._writing(self._repo.name):
-                await self._let_through(request, ruling)
+                await self._let_through(request, decision)
         else:
             await self._ours.end()
             await advertisement
-            await self._refuse(request, ruling)
+            await self._refuse(request, decision)
 
     async def _advertise(self) -> None:
-        """What the child says before it has any command; it ends when the child is told that none comes."""
+        """Sends the guest the child's output before any command, until the child ends or this is cancelled."""
         try:
             with contextlib.suppress(OSError):
                 while data := await self._receive_from_child():
                     self._activity.touch()
-                    if not self._spoke.is_set() and is_refusal(data):
-                        log.error("git daemon refuses a push to %s: %r", self._repo.name, data[8:300])
+                    if not self._child_sent.is_set() and is_refusal(data):
+                        log.error("git daemon refused a push to %s: %r", self._repo.name, data[8:300])
                         self._child_ended = True
                         return
                     self._advertised = data.endswith(FLUSH)
-                    self._spoke.set()
+                    self._child_sent.set()
                     await self._guest.send(data)
                 self._child_ended = True
         finally:
-            self._spoke.set()
+            self._child_sent.set()
 
     async def _receive_from_child(self) -> bytes:
-        """What the child says next; empty once it has ended, by a reset too."""
+        """The next output of the child; empty once it has ended, also by a reset."""
         try:
             return await self._ours.receive()
         except ConnectionError:
@@ -240,12 +242,12 @@ class PushRelay:
             except ConnectionError:
                 data = b""
             self._activity.touch()
-            # A socket that always has more never gives the others their turn.
+            # A socket that always has more would otherwise keep other tasks from running.
             await asyncio.sleep(0)
             if data:
                 request.feed(data)
             elif request.total:
-                request.break_off("the push ended before its list of refs was whole")
+                request.break_off("the push ended before its list of refs was complete")
             else:
                 return None
             if len(request.raw) > held:
@@ -254,7 +256,7 @@ class PushRelay:
         return request
 
     async def _read_pack_head(self, request: PushRequest) -> int:
-        """How many objects the pack says it holds. Raises PushFault when it does not come so far."""
+        """The number of objects in the pack's header. Raises PushFault if there is no valid header."""
         while len(request.rest) < PACK_HEAD:
             try:
                 data = await self._guest.receive()
@@ -266,28 +268,28 @@ class PushRelay:
             request.more(data)
         magic, version, objects = struct.unpack(">4sLL", request.rest[:PACK_HEAD])
         if magic != b"PACK" or version not in (2, 3):
-            raise PushFault("what follows the refs is no pack")
+            raise PushFault("the data after the ref commands is not a pack")
         return int(objects)
 
-    async def _let_through(self, request: PushRequest, ruling: PushDecision) -> None:
+    async def _let_through(self, request: PushRequest, decision: PushDecision) -> None:
         reader = ReportReader(request.capabilities)
         upwards = asyncio.create_task(self._send_up(bytes(request.raw) + request.rest))
         try:
-            await self._read_answer(reader)
+            await self._read_report(reader)
         except PacketError:
             await self._child.end()
             raise
         finally:
             await end_tasks(upwards)
             await self._child.wait()
-            await self._desk.conclude(ruling, reader.outcome(ruling.commands), self._sent)
-        await self._tell_guest(bytes(reader.held))
+            await self._authority.conclude(decision, reader.outcome(decision.commands), self._sent)
+        await self._send_to_guest(bytes(reader.held))
         if self._guest_gone:
-            raise ConnectionAbortedError("the guest left before it was told the outcome")
+            raise ConnectionAbortedError("the guest disconnected before it received the outcome")
         await self._guest.end()
 
     async def _send_up(self, first: bytes) -> None:
-        """The pack, until the guest ends or breaks; either is the end of what the child gets."""
+        """Sends the child the commands and the pack, until the guest's side ends or fails."""
         with contextlib.suppress(OSError):
             await self._ours.send(first)
             self._sent += len(first)
@@ -297,26 +299,26 @@ class PushRelay:
                 await self._ours.send(data)
         await self._ours.end()
 
-    async def _read_answer(self, reader: ReportReader) -> None:
+    async def _read_report(self, reader: ReportReader) -> None:
         while True:
             data = await self._receive_from_child()
             if not data:
                 return
             self._activity.touch()
-            await self._tell_guest(reader.feed(data))
+            await self._send_to_guest(reader.feed(data))
 
-    async def _tell_guest(self, data: bytes) -> None:
+    async def _send_to_guest(self, data: bytes) -> None:
         if data and not self._guest_gone:
             try:
                 await self._guest.send(data)
             except OSError:
                 self._guest_gone = True
 
-    async def _refuse(self, request: PushRequest, ruling: PushDecision) -> None:
-        """Says why while it reads on: git looks at the answer only once it has sent its whole pack."""
+    async def _refuse(self, request: PushRequest, decision: PushDecision) -> None:
+        """Sends the reason while it reads on, because git reads the response only after it has sent its whole pack."""
         drain = asyncio.create_task(self._drain())
         try:
-            await self._guest.send(refusal_report(request, ruling))
+            await self._guest.send(refusal_report(request, decision))
             await self._guest.end()
             await drain
         finally:

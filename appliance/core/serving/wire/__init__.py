@@ -1,14 +1,13 @@
 """git's wire protocol as bytes: pure parsers and writers, no sockets.
 
 - `pktline`: framing: four hex digits of length, then the payload (gitprotocol-common).
-- `requests`: the first packet of git://, the ref commands of a push, and the report that receive-pack gives
-  (gitprotocol-pack).
-- `v2`: requests of protocol v2, and what of a fetch decides its answer (gitprotocol-v2).
+- `requests`: the first packet of git://, the ref commands of a push, and receive-pack's report (gitprotocol-pack).
+- `v2`: requests of protocol v2, and the parts of a fetch that determine its response (gitprotocol-v2).
 
-A request: bytes are fed as they come; what is complete comes out as a frozen dataclass; what cannot be one raises
-PacketError or RequestError with words for the guest.
+A request: bytes are fed as they arrive. A complete request comes out as a dataclass. Bytes that cannot be a request
+raise PacketError or RequestError, whose text is for the guest.
 
-What always holds: a parser keeps at most a bounded number of bytes and lines, and does work in proportion to what
-came in. What git's own server accepts is accepted here; what is not understood is refused, or passed to git itself,
-but never guessed. A fetch whose answer may depend on anything but its words is never given a key for the cache.
+What always holds: a parser keeps a bounded number of bytes and lines, and its work is proportional to its input. It
+accepts what git's own server accepts. A request that it does not understand is refused or passed to git, never guessed
+at. A fetch gets a cache key only if its response depends on nothing but the request and the mirror's objects and tags.
 """

@@ -1,4 +1,4 @@
-"""git's pkt-line framing: four hex digits of length, which count themselves, then the payload."""
+"""git's pkt-line framing: four hex digits of length, which includes these four bytes, then the payload."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ LARGEST = 65520
 
 
 class PacketError(ValueError):
-    """What came is no pkt-line."""
+    """The bytes are not a valid pkt-line."""
 
 
 def packet(payload: bytes) -> bytes:
-    """One packet. The payload may have LARGEST - 4 bytes at most."""
+    """One packet. The payload may have at most LARGEST - 4 bytes."""
     return b"%04x%s" % (len(payload) + 4, payload)
 
 
 class PacketSplitter:
-    """Splits a stream into packets as it comes. A flush, delimiter or response-end packet is None.
+    """Splits a stream into packets as it arrives. A flush, delimiter or response-end packet is None.
 
-    `most` bounds one packet; more raises PacketError, as does a length that is no length.
+    A packet of more than `most` bytes raises PacketError, and so does an invalid length.
     """
 
     def __init__(self, most: int = LARGEST) -> None:
@@ -31,22 +31,22 @@ class PacketSplitter:
 
     @property
     def rest(self) -> bytes:
-        """What came behind the last packet that was handed out."""
+        """The bytes after the last packet that was returned."""
         return self._buffer[self._at :]
 
     def append(self, data: bytes) -> None:
-        """Adds bytes to `rest` without looking at them."""
+        """Adds bytes to `rest` without parsing them."""
         self._buffer, self._at = self.rest + data, 0
 
     def feed(self, data: bytes) -> Iterator[bytes | None]:
-        """The payloads that are whole now. Stopping early leaves the remainder in `rest`."""
-        # By position: cutting the buffer at each packet takes 2 s of the loop for 8 MB of 5-byte packets.
+        """The payloads that are now complete. If the caller stops early, the remainder is in `rest`."""
+        # By position, because cutting the buffer at each packet blocks the loop for 2 s for 8 MB of 5-byte packets.
         self._buffer, self._at = self.rest + data, 0
         while len(self._buffer) - self._at >= 4:
             start = self._at
             size = packet_length(self._buffer[start : start + 4])
             if size > self._most:
-                raise PacketError(f"a packet of {size} bytes, at most {self._most} are taken")
+                raise PacketError(f"a packet of {size} bytes; at most {self._most} are accepted")
             if len(self._buffer) - start < size:
                 return
             self._at = start + max(size, 4)
@@ -54,8 +54,8 @@ class PacketSplitter:
 
 
 def packet_length(digits: bytes) -> int:
-    """The length that four hex digits say; 0, 1 and 2 are the special packets. Raises PacketError."""
-    # int() takes "+1f_", and git does not.
+    """The length in four hex digits; 0, 1 and 2 are the special packets. Raises PacketError."""
+    # int() accepts "+1f_", and git does not.
     if len(digits) != 4 or not all(digit in b"0123456789abcdefABCDEF" for digit in digits):
         raise PacketError(f"{digits!r} is no packet length")
     size = int(digits, 16)

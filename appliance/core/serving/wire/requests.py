@@ -1,4 +1,4 @@
-"""What guests say: the first packet of git://, the ref commands of a push, and what receive-pack answers."""
+"""The first packet of git://, the ref commands of a push, and the report of receive-pack."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _VERSION = re.compile(rb"version=([012])")
 
 
 class RequestError(ValueError):
-    """The guest's request is refused; the text is for the guest."""
+    """The guest's request is refused. The text is sent to the guest."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class DaemonRequest:
     version: int = 0
 
     def replay(self, path: str) -> bytes:
-        """The packet for `git daemon` with the mirror's own path in it; the host is not passed on."""
+        """The packet for `git daemon`, with the mirror's own path. The host is left out."""
         extra = b"\0version=%d\0" % self.version if self.version else b""
         return packet(f"{self.service} {path}\0".encode("utf-8", "surrogateescape") + extra)
 
 
 def parse_daemon_request(payload: bytes) -> DaemonRequest:
-    """Reads what git daemon reads: `SERVICE PATH [LF] [NUL [host=H] [NUL [NUL EXTRA]...]]`. Raises RequestError.
+    """Parses `SERVICE PATH [LF] [NUL [host=H] [NUL [NUL EXTRA]...]]`, as git daemon does. Raises RequestError.
 
-    As there, empty extra parameters are passed over, which dulwich ends its list with, and a host can only come first.
-    Of the path, only ASCII that can be printed is taken: no repository here has another.
+    Like git daemon, it ignores empty extra parameters, with which dulwich ends its list, and accepts a host only as the
+    first one. The path must be printable ASCII, because no repository here has another name.
     """
     line, _, extra = payload.partition(b"\0")
     match = _REQUEST.fullmatch(line.removesuffix(b"\n"))
@@ -53,33 +53,33 @@ def parse_daemon_request(payload: bytes) -> DaemonRequest:
         extra = extra.partition(b"\0")[2]
     if not match[2].isascii() or extra[:1] not in (b"", b"\0"):
         raise RequestError("malformed request")
-    # git daemon joins the parameters by colons and receive-pack and upload-pack split them there again.
-    versions = [int(found[1]) for found in map(_VERSION.fullmatch, re.split(rb"[\0:]", extra)) if found]
+    # git daemon joins the parameters with colons, and receive-pack and upload-pack split them at colons again.
+    versions = [int(match[1]) for match in map(_VERSION.fullmatch, re.split(rb"[\0:]", extra)) if match]
     return DaemonRequest(service, match[2].decode("ascii"), max(versions, default=0))
 
 
 MOST_COMMAND_BYTES = 8 * 2**20
-"""A push of 50,000 refs is 5 MB of commands; more is not read."""
+"""The most bytes of ref commands that are read. A push of 50,000 refs has 5 MB of commands."""
 LONGEST_COMMAND = 4096
-"""Bytes of one ref command. No file system takes a ref that long."""
+"""The most bytes of one ref command. No file system accepts a longer ref."""
 MOST_COMMANDS = 100_000
-"""Ref commands that are counted; at more it is not read on, be they of four bytes each."""
+"""The most ref commands that are counted. Reading stops there, even if each has only four bytes."""
 KEPT_COMMANDS = 32
-"""Ref commands that are kept: more than the policy lets through. The rest of a push that is refused is counted only."""
+"""Ref commands that are stored: more than the policy allows. The rest of a push, which is refused, is only counted."""
 MOST_SHALLOW = 16_384
-"""Shallow lines: 870 KB, all of which are passed on. A clone has one for each commit at which its history ends."""
+"""The most shallow lines (870 KB); all are passed on. A clone sends one per commit at which its history ends."""
 
 _SHALLOW = re.compile(rb"shallow (?:[0-9a-f]{40}|[0-9a-f]{64})")
 _CAPABILITIES = frozenset({"report-status", "report-status-v2", "side-band", "side-band-64k"})
-"""What a guest may be able to do that changes how it is answered."""
+"""The capabilities of a guest that change the format of its response."""
 
 
 @dataclass
 class PushRequest:
-    """The head of a push, as it comes in: feed it until `done`.
+    """Parses the head of a push as it arrives. Feed it until `done`.
 
-    `raw` is everything up to and including the flush, to be passed on as it came, or empty when the push has to be
-    refused anyway: 10 KB of gzip hold megabytes of commands. `rest` is the first bytes behind it.
+    `raw` is everything up to and including the flush, to be passed on unchanged. It is empty if the push is refused
+    anyway, because 10 KB of gzip can hold megabytes of commands. `rest` is the first bytes after the flush.
     """
 
     commands: list[RefCommand] = field(default_factory=list)
@@ -94,11 +94,11 @@ class PushRequest:
 
     @property
     def rest(self) -> bytes:
-        """What came behind the flush: the beginning of the pack."""
+        """The bytes after the flush: the beginning of the pack."""
         return self._splitter.rest
 
     def feed(self, data: bytes) -> None:
-        """Takes bytes. Raises PacketError when what comes is no push at all; a push that breaks off has a `fault`."""
+        """Parses more bytes. Raises PacketError if there is no ref command yet to refuse; otherwise sets `fault`."""
         self._received += len(data)
         try:
             for payload in self._splitter.feed(data):
@@ -113,11 +113,11 @@ class PushRequest:
             self.break_off(str(error))
 
     def more(self, data: bytes) -> None:
-        """Takes bytes behind the flush."""
+        """Adds bytes that follow the flush."""
         self._splitter.append(data)
 
     def break_off(self, reason: str) -> None:
-        """No more comes that could be read. Raises PacketError when there was no ref command yet to be refused."""
+        """Ends the parsing with a `fault`. Raises PacketError instead if there is no ref command yet to refuse."""
         if not self.total:
             raise PacketError(reason)
         self.fault, self.done = reason, True
@@ -148,24 +148,24 @@ class PushRequest:
     def _take_command(self, payload: bytes) -> None:
         text, _, capabilities = payload.removesuffix(b"\n").partition(b"\0")
         if self.total == 1:
-            words = capabilities[:LONGEST_COMMAND].decode("utf-8", "replace").split()
-            self.capabilities = _CAPABILITIES.intersection(words)
+            names = capabilities[:LONGEST_COMMAND].decode("utf-8", "replace").split()
+            self.capabilities = _CAPABILITIES.intersection(names)
         parts = text[:LONGEST_COMMAND].decode("utf-8", "surrogateescape").split(" ", 2)
         if len(parts) != 3 or not parts[2] or "\0" in parts[2] or len(payload) > LONGEST_COMMAND:
-            # push-cert lines land here too: certificates are not advertised, so nobody may send one.
+            # push-cert lines end up here too: certificates are not advertised, so no guest may send one.
             self.fault = "malformed ref command"
             parts = ["0" * 40, "0" * 40, text[:200].decode("utf-8", "replace")]
         self.commands.append(RefCommand(*parts))
 
 
-def refusal_report(request: PushRequest, ruling: PushDecision) -> bytes:
-    """What a guest whose push is refused gets: the advice on its terminal, and git's report of each ref."""
+def refusal_report(request: PushRequest, decision: PushDecision) -> bytes:
+    """The response to a refused push: advice for the guest's terminal, and git's report on each ref."""
     report = b"".join(
         [
             packet(b"unpack ok\n"),
             *(
-                packet(f"ng {command.ref} {ruling.refusals[command.ref]}\n".encode("utf-8", "surrogateescape"))
-                for command in ruling.commands
+                packet(f"ng {command.ref} {decision.refusals[command.ref]}\n".encode("utf-8", "surrogateescape"))
+                for command in decision.commands
             ),
             FLUSH,
         ]
@@ -174,21 +174,21 @@ def refusal_report(request: PushRequest, ruling: PushDecision) -> bytes:
     reported = bool(request.capabilities & {"report-status", "report-status-v2"})
     if not side_band:
         return report if reported else b""
-    advice = "".join(f"gitmirror: {escape(line)}\n" for line in ruling.advice if line)
+    advice = "".join(f"gitmirror: {escape(line)}\n" for line in decision.advice if line)
     messages = _banded(b"\2", advice.encode())
     return messages + (_banded(b"\1", report) if reported else b"") + FLUSH
 
 
 def _banded(band: bytes, data: bytes) -> bytes:
-    """Data on a side band. The older side-band carries 999 bytes a packet at most; both get small ones."""
+    """Data on a side band, in packets of at most 900 bytes, because the older side-band allows at most 999."""
     return b"".join(packet(band + data[at : at + 900]) for at in range(0, len(data), 900))
 
 
 class ReportReader:
-    """Reads receive-pack's answer as it passes: what may go on at once, and what is its report.
+    """Reads receive-pack's output on its way to the guest, and separates its report.
 
-    The report (side band 1, or all of it without a side band) is held back until the outcome is in the log,
-    so that no guest is told of a push that no log knows of. Progress and messages (bands 2 and 3) pass.
+    The report (side band 1, or everything if there is no side band) is held back until the outcome is in the audit log,
+    so that no guest sees the outcome of a push that is not logged. Progress and messages (bands 2 and 3) pass.
     """
 
     MOST = 2**20
@@ -200,7 +200,7 @@ class ReportReader:
         self.held = bytearray()
 
     def feed(self, data: bytes) -> bytes:
-        """Takes what receive-pack sent; returns what to pass on now. Raises PacketError when it makes no sense."""
+        """Takes output of receive-pack; returns what to pass on now. Raises PacketError if it is malformed."""
         if not self._side_band:
             self._hold(data)
             self._report += data
@@ -219,22 +219,22 @@ class ReportReader:
     def _hold(self, data: bytes) -> None:
         self.held += data
         if len(self.held) > self.MOST:
-            raise PacketError("receive-pack reports without end")
+            raise PacketError(f"the report of receive-pack is larger than {self.MOST} bytes")
 
     def outcome(self, commands: Sequence[RefCommand]) -> dict[str, str | None]:
-        """What the report says of each ref as far as it came: None for done, else the reason."""
-        told: dict[str, str | None] = {}
+        """The report on each ref, as far as it was received: None for success, otherwise the reason."""
+        reported: dict[str, str | None] = {}
         unpack = "ok"
         for line in _lines(bytes(self._report)):
             word, _, tail = line.partition(" ")
             if word == "unpack":
                 unpack = tail
             elif word == "ok":
-                told[tail] = None
+                reported[tail] = None
             elif word == "ng":
                 ref, _, reason = tail.partition(" ")
-                told[ref] = reason if unpack == "ok" else f"{reason} ({unpack})"
-        return {ref: reason for ref, reason in told.items() if any(command.ref == ref for command in commands)}
+                reported[ref] = reason if unpack == "ok" else f"{reason} ({unpack})"
+        return {ref: reason for ref, reason in reported.items() if any(command.ref == ref for command in commands)}
 
 
 def _lines(report: bytes) -> Iterator[str]:
@@ -247,5 +247,5 @@ def _lines(report: bytes) -> Iterator[str]:
 
 
 def is_refusal(first: bytes) -> bool:
-    """Whether git daemon begins with a refusal. Its text names the mirror's directory, so it is not passed on."""
+    """Whether git daemon's first output is a refusal. Its text names the mirror's directory, so never pass it on."""
     return first[4:8] == b"ERR "

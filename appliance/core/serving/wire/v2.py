@@ -1,4 +1,4 @@
-"""Protocol v2 requests, and what of a fetch decides its answer (gitprotocol-v2)."""
+"""Requests of protocol v2, and the parts of a fetch that determine its response (gitprotocol-v2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from appliance.core.serving.wire.pktline import FLUSH, packet
 DELIMITER = b"0001"
 MOST_WORDS = 8
 MANY_LINES = 2000
-"""Lines past which a request is worked on aside."""
+"""Lines above which a request is processed in a thread (`aside`)."""
 
 _OID = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _NUMBER = re.compile(rb"[0-9]{1,10}")
@@ -22,7 +22,7 @@ _PURE_FILTER = re.compile(rb"blob:none|blob:limit=[0-9]+[kmg]?|tree:[0-9]+|objec
 
 @dataclass(frozen=True)
 class V2Request:
-    """One command: its name, the capability lines that follow it, and its arguments, without line ends."""
+    """One command: its name, the capability lines after it, and its arguments, all without line ends."""
 
     command: str
     capabilities: tuple[bytes, ...]
@@ -30,18 +30,18 @@ class V2Request:
 
     @cached_property
     def shape(self) -> FetchShape | None:
-        """What decides the answer of this fetch, or None when it may not be kept."""
+        """The parts of this fetch that determine its response, or None if the response must not be cached."""
         return shape_of(self)
 
     @cached_property
     def wants(self) -> tuple[str, int]:
-        """The first object id that is wanted ("" for none), and how many different ones are."""
-        found = [line[5:] for line in self.arguments if line.startswith(b"want ")]
-        return (found[0].decode("ascii", "replace") if found else "", len(set(found)))
+        """The first wanted object id ("" if there is none), and the number of different ones."""
+        oids = [line[5:] for line in self.arguments if line.startswith(b"want ")]
+        return (oids[0].decode("ascii", "replace") if oids else "", len(set(oids)))
 
     @cached_property
     def text(self) -> str:
-        """The shape of a fetch in a few words: `depth 1, blob:none`."""
+        """A short description of the fetch, such as `depth 1, blob:none`."""
         words = []
         for line in self.arguments:
             word, _, value = line.partition(b" ")
@@ -53,23 +53,23 @@ class V2Request:
             elif word == b"have" and "incremental" not in words:
                 words.append("incremental")
             if len(words) >= MOST_WORDS:
-                # It goes into events and the database.
+                # The text goes into events and the database, so it must stay short.
                 break
         return ", ".join(words) or "full"
 
     @property
     def is_plain(self) -> bool:
-        """Whether every capability says who asks or of which hash function, and none changes what is asked."""
+        """Whether each capability only names the client or the hash algorithm, so that none changes the response."""
         return all(map(_INERT.fullmatch, self.capabilities))
 
     def prepare(self) -> None:
-        """Finds out now what is known of it later, for a request so large that the loop must not."""
+        """Computes the cached properties now. Called in a thread if the request is too large for the event loop."""
         _ = self.wants, self.text, self.shape
         if self.shape is not None:
             self.shape.prepare()
 
     def encode(self) -> bytes:
-        """The request as it goes to `git upload-pack --stateless-rpc`."""
+        """The bytes of the request for `git upload-pack --stateless-rpc`."""
         head = b"".join(packet(line + b"\n") for line in (b"command=" + self.command.encode(), *self.capabilities))
         body = b"".join(packet(line + b"\n") for line in self.arguments)
         return head + (DELIMITER + body if body else b"") + FLUSH
@@ -77,10 +77,10 @@ class V2Request:
 
 @dataclass(frozen=True)
 class FetchShape:
-    """A fetch whose answer may be kept: all that decides it, in a canonical order.
+    """A fetch whose response may be cached: all parts that determine the response, in a canonical order.
 
-    Progress messages and the offer of a thin pack do not: without `have` lines a pack is never thin, and progress is
-    for the eye. `wants` and `shallow` are sets of object ids, `rest` every other line that matters.
+    Progress messages and `thin-pack` are left out: without `have` lines a pack is never thin, and progress does not
+    change the pack. `wants` and `shallow` are sets of object ids; `rest` is every other line that matters.
     """
 
     wants: tuple[bytes, ...]
@@ -90,23 +90,23 @@ class FetchShape:
 
     @property
     def include_tag(self) -> bool:
-        """Whether tags that point into the pack come along: then the answer depends on the tags too."""
+        """Whether tags that point into the pack are sent too. The response then depends on the tags."""
         return b"include-tag" in self.rest
 
     def request(self) -> V2Request:
-        """The request that makes the answer."""
+        """The request that produces the response."""
         arguments = [b"no-progress", *self.rest]
         arguments += [b"shallow " + oid for oid in self.shallow]
         arguments += [b"want " + oid for oid in self.wants]
         return V2Request("fetch", (b"object-format=" + self.format,), (*arguments, b"done"))
 
     def key(self, repo_id: int, tags: str) -> str:
-        """The name of the answer. `tags` stands for the state of all tags, and only counts with `include_tag`."""
-        whose = f"{repo_id}\n{tags if self.include_tag else ''}\n".encode()
-        return hashlib.sha256(whose + self._digest).hexdigest()
+        """The cache key of the response. `tags` is a digest of all tags; it counts only with `include_tag`."""
+        prefix = f"{repo_id}\n{tags if self.include_tag else ''}\n".encode()
+        return hashlib.sha256(prefix + self._digest).hexdigest()
 
     def prepare(self) -> None:
-        """Finds out now what `key` needs."""
+        """Computes now what `key` needs."""
         _ = self._digest
 
     @cached_property
@@ -115,10 +115,10 @@ class FetchShape:
 
 
 def shape_of(request: V2Request) -> FetchShape | None:
-    """What decides the answer, or None when that is not only the request: haves, deepen-not, want-ref, sparse filters.
+    """The shape of a fetch, or None if its response depends on more than the request and the objects.
 
-    Any argument or capability that is not known to be pure makes it None, and so do two depths or two filters: for git
-    the last one counts, or the request is none.
+    That is so with haves, deepen-not, want-ref and sparse filters. Any argument or capability that is not known to be
+    pure gives None. So do two depths or two filters, because git uses the last one or rejects the request.
     """
     wants: set[bytes] = set()
     shallow: set[bytes] = set()
@@ -153,17 +153,17 @@ def shape_of(request: V2Request) -> FetchShape | None:
 
 
 def in_order(oids: set[bytes]) -> tuple[bytes, ...]:
-    """Object ids sorted, in steps: to sort 600,000 in one keeps all threads waiting for a third of a second."""
+    """Sorts object ids in steps, because sorting 600,000 in one call blocks all threads for a third of a second."""
     if len(oids) <= MANY_LINES:
         return tuple(sorted(oids))
-    begin_alike: dict[bytes, list[bytes]] = {}
+    by_prefix: dict[bytes, list[bytes]] = {}
     for oid in oids:
-        begin_alike.setdefault(oid[:2], []).append(oid)
-    return tuple(oid for start in sorted(begin_alike) for oid in sorted(begin_alike[start]))
+        by_prefix.setdefault(oid[:2], []).append(oid)
+    return tuple(oid for prefix in sorted(by_prefix) for oid in sorted(by_prefix[prefix]))
 
 
 def is_pure_filter(spec: bytes) -> bool:
-    """Whether a filter's effect is a function of the objects alone; `sparse:oid=` reads a blob that a ref may name."""
+    """Whether a filter depends only on the objects. `sparse:oid=` does not, because its blob may be named by a ref."""
     if spec.startswith(b"combine:"):
         parts = spec[8:].split(b"+")
         return 0 < len(parts) <= 8 and all(_PURE_FILTER.fullmatch(part) for part in parts)
