@@ -140,6 +140,26 @@ def test_commands_make_no_empty_database_in_place_of_a_lost_one(make_node: Calla
     assert done.returncode == 3 and "audit accept-loss" in done.stdout
 
 
+def test_a_lost_database_whose_loss_cannot_be_marked_is_done_without(
+    make_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    """As on a full disk: serve starts and serves, no database is made that lacks the mark, and pushes are off."""
+    node = make_node()
+    node.serve.terminate()
+    without_database(node.serve)
+    head = Layout(node.serve.state).audit_head
+    head.unlink(missing_ok=True)
+    head.symlink_to(tmp_path / "nowhere" / "audit-head")
+    node.serve.start()
+    guest = node.guest(tmp_path / "guest")
+    assert not database(node.serve).exists() and "pushes are off" in warnings(node.serve)
+    head.unlink()
+    node.serve.restart()
+    assert database(node.serve).exists() and "audit accept-loss" in warnings(node.serve)
+    commit_turn(guest, "refused")
+    assert git_result("push", "--force", f"{node.serve.git_url}/{WIDGETS}", f"HEAD:{AGENTS}s1", cwd=guest)[0] != 0
+
+
 def test_a_database_put_back_while_serve_runs_takes_no_push(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """An older file in its place: the log lacks what was told, so the push is refused and nothing is overwritten."""
     node = make_node()
