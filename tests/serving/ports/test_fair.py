@@ -213,3 +213,22 @@ def test_a_node_without_descriptors_serves_again_when_it_has_some(node: Node) ->
             sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b" 200 " in sock.recv(4096)
     assert lists_refs(serve, THERE)
+
+
+def test_guests_that_wait_for_an_upstream_take_no_slots(node: Node) -> None:
+    """More of them than there are slots ask for a commit that is not here, while the upstream hangs."""
+    serve, asked = node.serve, 40
+    request = f"GET /{WIDGETS}/freshness?want={'0' * 39}1 HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    node.upstream.on(WIDGETS).hang = True
+    with contextlib.ExitStack() as stack:
+        try:
+            waiting = [stack.enter_context(connect(serve, HERE, http=True)) for _ in range(asked)]
+            for sock in waiting:
+                sock.sendall(request)
+            wait_until(lambda: node.upstream.hanging, message="a refresh hangs")
+            assert metric(serve, "gitmirror_queue") == 0
+            assert lists_refs(serve, HERE) and lists_refs(serve, THERE)
+            assert node.upstream.hanging, "the guests were served while it hung"
+        finally:
+            node.upstream.on(WIDGETS).hang = False
+        assert all(b'"has": false' in sock.recv(65536) for sock in waiting)

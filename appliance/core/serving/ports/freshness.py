@@ -19,6 +19,8 @@ LOOK_AGAIN = 2.0
 """Seconds between two refreshes of one repository that missing commits cause."""
 LOOK_FOR = 20.0
 """Seconds that a guest waits for such a refresh."""
+MOST_CHECKS = 8
+"""How many git processes look for wanted commits at once."""
 
 
 class Freshness:
@@ -35,6 +37,7 @@ class Freshness:
         self._workspaces = workspaces
         self._mirror_of = mirror_of
         self._stale_after = stale_after
+        self._checks = asyncio.Semaphore(MOST_CHECKS)
         self._looked: dict[int, float] = {}
         self._looking: dict[int, asyncio.Task[bool]] = {}
 
@@ -57,7 +60,8 @@ class Freshness:
         return document if has is None else document | {"has": bool(has)}
 
     async def _has(self, repo: Repo, oid: str) -> bool:
-        return await has_object(self._mirror_of(repo.name), oid)
+        async with self._checks:
+            return await has_object(self._mirror_of(repo.name), oid)
 
     async def _look(self, repo: Repo) -> bool:
         """Refreshes, unless that was just done; joins a running refresh. Returns whether it succeeded."""

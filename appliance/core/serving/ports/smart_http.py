@@ -86,11 +86,13 @@ class SmartHttp:
             if action == UPLOAD_PACK:
                 await self._fetch(exchange, repo, path)
                 return
+            if action == "freshness":
+                # Without a slot: it may wait for a refresh, and an upstream that hangs would block all guests.
+                await self._routes.freshness(exchange, repo)
+                return
             async with self._admission.place(exchange.seat):
                 if action == "workspace.tar":
                     await self._routes.workspace_tar(exchange, repo)
-                elif action == "freshness":
-                    await self._routes.freshness(exchange, repo)
                 elif action == "info/refs":
                     await self._info_refs(exchange, repo, service)
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
@@ -86,7 +87,8 @@ class HttpPushes:
                 yield child, SocketStream(ours, None)
             finally:
                 ours.close()
-                await child.end()
+                # A second cancellation must not leave the child running.
+                await asyncio.shield(child.end())
 
 
 class _Posted:
