@@ -140,6 +140,26 @@ def test_commands_make_no_empty_database_in_place_of_a_lost_one(make_node: Calla
     assert done.returncode == 3 and "audit accept-loss" in done.stdout
 
 
+def test_a_lost_database_whose_loss_cannot_be_marked_is_done_without(
+    make_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    """As on a full disk: serve starts and serves, no database is made that lacks the mark, and pushes are off."""
+    node = make_node()
+    node.serve.terminate()
+    without_database(node.serve)
+    head = Layout(node.serve.state).audit_head
+    head.unlink(missing_ok=True)
+    head.symlink_to(tmp_path / "nowhere" / "audit-head")
+    node.serve.start()
+    guest = node.guest(tmp_path / "guest")
+    assert not database(node.serve).exists() and "pushes are off" in warnings(node.serve)
+    head.unlink()
+    node.serve.restart()
+    assert database(node.serve).exists() and "audit accept-loss" in warnings(node.serve)
+    commit_turn(guest, "refused")
+    assert git_result("push", "--force", f"{node.serve.git_url}/{WIDGETS}", f"HEAD:{AGENTS}s1", cwd=guest)[0] != 0
+
+
 def test_a_database_put_back_while_serve_runs_takes_no_push(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """An older file in its place: the log lacks what was told, so the push is refused and nothing is overwritten."""
     node = make_node()
@@ -201,3 +221,30 @@ def test_verify_tells_of_turns_that_the_log_does_not_know(make_node: Callable[..
     git("update-ref", f"{TURNS}77", commit, cwd=node.mirror)
     done = node.serve.cli("audit", "verify", check=False)
     assert done.returncode == 3 and "77" in done.stderr and WIDGETS in done.stderr
+
+
+def test_a_mirror_that_cannot_be_read_at_start_is_looked_at_later(
+    make_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    """Its turns are found before its next push, not passed over until the next start."""
+    node = make_node()
+    node.serve.keep_ports()
+    guest = node.guest(tmp_path / "guest")
+    commit = record_turn(guest, "s1", "turn")
+    wait_settled(node.serve)
+    node.serve.terminate()
+    foreign = git("commit-tree", "-p", node.tip, "-m", "foreign", f"{commit}^{{tree}}", cwd=node.mirror)
+    git("update-ref", f"{TURNS}9000", foreign, cwd=node.mirror)
+    git("pack-refs", "--all", cwd=node.mirror)
+    packed, kept = node.mirror / "packed-refs", tmp_path / "packed-refs"
+    packed.rename(kept)
+    packed.mkdir()
+    node.serve.start()
+    packed.rmdir()
+    kept.rename(packed)
+    assert "were found" not in warnings(node.serve)
+    record_turn(guest, "s1", "after")
+    assert "were found" in warnings(node.serve)
+    with Book(node.serve) as book:
+        entries = {entry["id"]: entry for entry in book.stores.audit.entries()}
+    assert entries[9000]["new"] == foreign and max(entries) > 9000

@@ -49,8 +49,16 @@ def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, pati
             if head.read() is None:
                 head.write(LOST)
         except OSError as error:
-            raise StoreError(f"{layout.audit_head} cannot be written: {error.strerror}") from error
-        log.error("the database %s was lost: a new one replaces it, pushes are off", layout.database)
+            if not patient or layout.database.exists():
+                raise StoreError(f"{layout.audit_head} cannot be written: {error.strerror}") from error
+            # No new database without the mark in its log: the caller continues without one until the next start.
+            log.error(
+                "the database %s was lost, and %s cannot be written: %s", layout.database, layout.audit_head, error
+            )
+            create = False
+            make_state(layout)
+        else:
+            log.error("the database %s was lost: a new one replaces it, pushes are off", layout.database)
     if create:
         make_state(layout)
     return Stores.over(Database(layout.database, create=create, patient=patient))

@@ -60,7 +60,7 @@ class FoundTurns:
             await self.look([repo])
 
     async def look_everywhere(self) -> None:
-        """Looks at every mirror on disk. Raises StoreError. A mirror that git cannot read is looked at again later."""
+        """Looks at every mirror on disk. Raises StoreError. An unreadable one is looked at before its next push."""
         await self.look(await asyncio.to_thread(lambda: list(self._mirrors())))
         try:
             await self._check()
@@ -72,11 +72,15 @@ class FoundTurns:
         async with self._one_at_a_time:
             seen = {name: _identity(self._mirror_of(name).path) for name in names}
             for _ in range(MOST_PASSES):
-                unknown = await asyncio.to_thread(self._unknown, list(seen))
+                unknown = await asyncio.to_thread(self._unknown, seen)
                 if not unknown:
                     break
                 await self._add(unknown, seen)
-            self._looked_at |= {name: identity for name, identity in seen.items() if identity is not None}
+            for name, identity in seen.items():
+                if identity is not None:
+                    self._looked_at[name] = identity
+                else:
+                    self._looked_at.pop(name, None)
 
     async def accept_loss(self) -> dict[str, int | bool]:
         """Continues the log although events are lost, as an operator ordered. Raises GitmirrorError."""
@@ -100,8 +104,17 @@ class FoundTurns:
     async def _check(self) -> None:
         await asyncio.to_thread(self._audit.check)
 
-    def _unknown(self, names: Iterable[str]) -> list[TurnRef]:
-        return self._audit.unknown(turn for name in names for turn in turns_on_disk(name, self._mirror_of(name).path))
+    def _unknown(self, seen: dict[str, tuple[int, int] | None]) -> list[TurnRef]:
+        """The turns that the log does not know. A mirror that cannot be read loses its mark in `seen`."""
+        return self._audit.unknown(turn for name in seen for turn in self._turns(name, seen))
+
+    def _turns(self, name: str, seen: dict[str, tuple[int, int] | None]) -> list[TurnRef]:
+        try:
+            return list(_read_turns(name, self._mirror_of(name).path))
+        except OSError as error:
+            log.error("cannot read the turns of %s, its next push tries again: %s", name, error)
+            seen[name] = None
+            return []
 
     async def _add(self, unknown: list[TurnRef], seen: dict[str, tuple[int, int] | None]) -> None:
         last = await asyncio.to_thread(self._audit.last_id)
@@ -168,11 +181,13 @@ class FoundTurns:
 def turns_on_disk(name: str, repository: Path) -> Iterator[TurnRef]:
     """The turn refs of the mirror `name`, read from its files; empty if they cannot be read."""
     try:
-        refs = stored_refs(repository, TURNS)
+        yield from _read_turns(name, repository)
     except OSError as error:
         log.error("cannot read the turns of %s: %s", name, error)
-        return
-    for ref, oid in refs.items():
+
+
+def _read_turns(name: str, repository: Path) -> Iterator[TurnRef]:
+    for ref, oid in stored_refs(repository, TURNS).items():
         number = ref.removeprefix(TURNS)
         if number.isascii() and number.isdigit() and len(number) <= MOST_DIGITS and number[0] != "0":
             yield TurnRef(name, int(number), oid)

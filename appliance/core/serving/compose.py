@@ -90,7 +90,10 @@ def compose_ports(
     guests, operators = Seats(limits.max_connections), Seats(limits.max_connections)
     writing = partial(mirrors.locks.shared, preempt=True)
     git = GitPort(Serving(mirrors, children, daemon, authority, fetching.engine, writing), gate, admission)
-    pushes = HttpPushes(mirrors, children, daemon.environment, authority, writing, config.idle_timeout)
+    budget = fetching.engine.budget
+    pushes = HttpPushes(
+        mirrors, children, daemon.environment, authority, writing, budget, config.idle_timeout
+    )  # fmt: skip
     http = SmartHttp(fetching.engine, gate, admission, pushes, routes)
     acceptors = {
         "git": Acceptor("git", git.serve, guests),

@@ -99,7 +99,7 @@ class GitPort:
             return
         async with self._admission.place(seat):
             if request.service == RECEIVE_PACK:
-                await self._push(guest, client, port, request, repo)
+                await self._push(seat, request, repo)
             else:
                 await self._relay(guest, client, port, request, repo)
 
@@ -163,12 +163,12 @@ class GitPort:
         finally:
             serving.engine.handed_over(repo, relayed, request.version, start, Caller(client, "git"))
 
-    async def _push(self, guest: socket.socket, client: str, port: int, request: DaemonRequest, repo: Repo) -> None:
+    async def _push(self, seat: Seat, request: DaemonRequest, repo: Repo) -> None:
         serving = self._serving
         push = serving.authority.open()
         extra = {
-            "REMOTE_ADDR": client,
-            "REMOTE_PORT": str(port),
+            "REMOTE_ADDR": seat.client,
+            "REMOTE_PORT": str(seat.port),
             **serving.authority.environment(push),
         }
         mirror = serving.mirror_of(repo.name).path
@@ -178,10 +178,11 @@ class GitPort:
                 serving.writing,
                 push,
                 repo,
-                client,
-                SocketStream(guest, None),
+                seat.client,
+                SocketStream(seat.socket, None),
                 child,
                 SocketStream(ours, None),
+                serving.engine.budget.share(seat.peer),
             )
             await relay.run(self._limits.idle_timeout)
 

@@ -19,6 +19,7 @@ from appliance.core.models import Repo
 from appliance.core.process.children import Child, Children, limit_push
 from appliance.core.serving.net.http import Exchange, HttpError
 from appliance.core.serving.net.http_result import ResultSink
+from appliance.core.serving.net.reading import Budget
 from appliance.core.serving.net.streams import SocketStream
 from appliance.core.serving.push.relay import ENDED, PushAuthority, PushRelay
 from appliance.core.serving.wire.requests import RECEIVE_PACK
@@ -28,13 +29,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HttpPushes:
-    """Takes pushes over HTTP. `environment` is for receive-pack; `writing` locks a mirror; `idle` is in seconds."""
+    """Takes pushes over HTTP. `environment` is for receive-pack; `writing` locks a mirror; `idle` is in seconds.
+
+    `budget` is charged for ref commands while they arrive.
+    """
 
     mirror_of: Callable[[str], Mirror]
     children: Children
     environment: Mapping[str, str]
     authority: PushAuthority
     writing: Callable[[str], AbstractAsyncContextManager[None]]
+    budget: Budget
     idle: float
 
     async def advertise(self, repo: Repo, exchange: Exchange) -> bytes:
@@ -53,9 +58,9 @@ class HttpPushes:
         """Takes one push and answers it. Raises PacketError, IdleTimeout, OSError."""
         push = self.authority.open()
         async with self._child(repo, exchange, push) as (child, ours):
-            guest = _Posted(exchange)
+            guest, share = _Posted(exchange), self.budget.share(exchange.seat.peer)
             relay = PushRelay(
-                self.authority, self.writing, push, repo, exchange.client, guest, child, ours, stateless=True
+                self.authority, self.writing, push, repo, exchange.client, guest, child, ours, share, stateless=True
             )
             await relay.run(self.idle)
 

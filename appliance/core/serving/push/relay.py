@@ -17,7 +17,9 @@ from typing import Protocol
 
 from appliance.core.models import PushDecision, PushFault, RefCommand, Repo
 from appliance.core.process.children import Child
+from appliance.core.serving.net.acceptor import Busy
 from appliance.core.serving.net.idle import Activity, end_tasks
+from appliance.core.serving.net.reading import Share
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
 from appliance.core.serving.wire.pktline import FLUSH, PacketError
 from appliance.core.serving.wire.requests import PushRequest, ReportReader, is_refusal, refusal_report
@@ -93,7 +95,8 @@ class PushAuthority(Protocol):
 class PushRelay:
     """One push of `client` to `repo`, between the guest and the child's socket. `writing` locks the mirror.
 
-    A `stateless` child sends nothing before it has the guest's commands; others begin with their list of refs.
+    A `stateless` child sends nothing before it has the guest's commands; others begin with their list of refs. `share`
+    is charged for those commands while they arrive.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class PushRelay:
         guest: Guest,
         child: Child,
         ours: SocketStream,
+        share: Share,
         *,
         stateless: bool = False,
     ) -> None:
@@ -117,6 +121,7 @@ class PushRelay:
         self._guest = guest
         self._child = child
         self._ours = ours
+        self._share = share
         self._activity = Activity()
         self._stateless = stateless
         self._child_sent = asyncio.Event()
@@ -221,6 +226,16 @@ class PushRelay:
 
     async def _read_commands(self) -> PushRequest | None:
         request = PushRequest()
+        try:
+            # Nothing after them is charged: a push that is ruled on must not be ended before its outcome is known.
+            with self._share as share:
+                return await self._read_into(request, share)
+        except Busy as error:
+            request.break_off(str(error))
+        return request
+
+    async def _read_into(self, request: PushRequest, share: Share) -> PushRequest | None:
+        held = 0
         while not request.done:
             try:
                 data = await self._guest.receive()
@@ -235,6 +250,9 @@ class PushRelay:
                 request.break_off("the push ended before its list of refs was complete")
             else:
                 return None
+            if len(request.raw) > held:
+                await share.grow(len(request.raw) - held)
+                held = len(request.raw)
         return request
 
     async def _read_pack_head(self, request: PushRequest) -> int:
