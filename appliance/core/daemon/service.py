@@ -171,6 +171,7 @@ class Service:
             "health monitor": rooms.observing.monitor.run(),
             "alerts": rooms.observing.alerts.run(),
             "watch on pushes": rooms.observing.push_watch.run(),
+            "backups": rooms.backups.run(),
         }
         return [self._begin(each, name) for name, each in work.items()]
 
