@@ -129,13 +129,10 @@ def test_verification_names_the_file_in_which_one_byte_changed(stopped: Stopped)
 def test_a_damaged_backup_is_not_restored(stopped: Stopped, tmp_path: Path) -> None:
     """A damaged manifest is passed over; other damage is refused, and an older backup can be named."""
     stopped.back_up()
-    first = stopped.newest().at
+    first, held = stopped.newest().at, set(stopped.newest().files())
     stopped.add_turn(1000)
     stopped.back_up()
-    [bundle] = {each.path for each in stopped.newest().files().values()} - {
-        each.path
-        for each in BackupDirectory(stopped.target).read(BackupDirectory(stopped.target).names()[0]).files().values()
-    } & {str(path.relative_to(stopped.target)) for path in stopped.target.rglob("*.bundle")}
+    [bundle] = [path for path in stopped.newest().files() if path not in held and path.endswith(".bundle")]
     flip(stopped.target / bundle)
     new = Layout(tmp_path / "new")
     with pytest.raises(GitmirrorError, match=re.escape(bundle)) as refused:
@@ -240,6 +237,42 @@ def test_a_mirror_that_is_damaged_keeps_what_was_backed_up(stopped: Stopped, tmp
     assert recorded(new.mirror(WIDGETS)) == expected
 
 
+def test_a_turn_that_is_damaged_does_not_keep_the_others_out(stopped: Stopped) -> None:
+    """It is named; the backup has the others, and the next one has it once it is whole."""
+    broken, whole = stopped.add_turn(1000), stopped.add_turn(1001)
+    path = stopped.mirror / "objects" / broken[:2] / broken[2:]
+    content = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(content[:-4] + b"\0\0\0\0")
+    report = stopped.back_up()
+    assert f"{TURNS}1000" in str(report["problems"]) and f"{TURNS}1001" not in str(report["problems"])
+    refs_now = stopped.newest().repositories[WIDGETS].refs
+    assert whole in refs_now.values() and broken not in refs_now.values()
+    assert stopped.faults() == []
+    path.write_bytes(content)
+    assert not stopped.back_up()["problems"]
+    assert broken in stopped.newest().repositories[WIDGETS].refs.values()
+
+
+def test_a_pack_that_is_damaged_is_not_taken_for_a_backup(stopped: Stopped) -> None:
+    """git would copy what lies there as it is; what earlier bundles hold stays."""
+    stopped.back_up()
+    before = stopped.newest().repositories
+    noise = random.Random(1).randbytes(50_000).hex()
+    blob = git("hash-object", "-w", "--stdin", cwd=stopped.mirror, input=noise)
+    tree = git("mktree", cwd=stopped.mirror, input=f"100644 blob {blob}\tnoise\n")
+    commit = git("commit-tree", tree, "-p", "main", "-m", "noise", cwd=stopped.mirror)
+    git("update-ref", f"{TURNS}1000", commit, cwd=stopped.mirror)
+    packs = set(stopped.mirror.glob("objects/pack/*.pack"))
+    git("repack", "-q", "-d", "--no-write-bitmap-index", cwd=stopped.mirror)
+    [pack] = set(stopped.mirror.glob("objects/pack/*.pack")) - packs
+    pack.chmod(0o644)
+    flip(pack)
+    report = stopped.back_up()
+    assert WIDGETS in str(report["problems"])
+    assert stopped.newest().repositories == before and stopped.faults() == []
+
+
 def test_a_directory_with_the_backups_of_another_log_is_refused(stopped: Stopped, tmp_path: Path) -> None:
     """Those of another node, and those made after the one that was restored."""
     stopped.back_up()
@@ -290,7 +323,7 @@ def _fail(*_: object, **__: object) -> None:
 
 
 def test_files_of_others_are_not_touched(stopped: Stopped) -> None:
-    """Old backups, temporary files and files that no manifest names go; while a manifest is damaged, only temporary ones."""
+    """Temporary files go, and files that no manifest names, but for the latter while a manifest is damaged."""
     stopped.back_up()
     theirs = [
         stopped.target / "README",
