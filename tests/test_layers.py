@@ -32,6 +32,7 @@ LAYERS: list[set[str]] = [
     {"refresh", "recording", "workspace", "maintenance"},
     {"observability"},
     {"serving"},
+    {"backup"},
     {"node"},
     {"daemon", "ops"},
 ]

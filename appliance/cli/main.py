@@ -7,6 +7,7 @@ import click
 from appliance import version_text
 from appliance.cli.activity import activity
 from appliance.cli.audit import audit
+from appliance.cli.backup import backup, restore
 from appliance.cli.context import Options
 from appliance.cli.guest import guest_kit
 from appliance.cli.install import install
@@ -72,6 +73,8 @@ for command in (
     session,
     audit,
     token,
+    backup,
+    restore,
     tui,
     egress,
     guest_kit,

@@ -42,6 +42,9 @@ CONTRACT: dict[str, set[str]] = {
     "token issue": {"--repo", "--ttl", "--note", "--json"},
     "token list": {"--repo", "--json"},
     "token revoke": {"ID"},
+    "backup": {"DIR", "--json"},
+    "backup verify": {"DIR", "--json"},
+    "restore": {"DIR", "--state", "--yes", "--json"},
     "guest-kit": set(),
     "egress": {"--json"},
     "doctor": {"--json"},
@@ -212,15 +215,17 @@ NEEDS: dict[tuple[str, ...], list[str]] = {
     ("token", "issue"): ["--repo", "o/r"],
     ("add-repo",): ["https://h/o/r", "--no-wait"],
     ("session", "show"): ["o/r", "s"],
+    ("backup", "verify"): ["/nowhere"],
+    ("restore",): ["/nowhere"],
 }
-ENDS = {("status",): 4, ("refresh",): 4, ("session", "show"): 1}
+ENDS = {("status",): 4, ("refresh",): 4, ("session", "show"): 1, ("backup", "verify"): 1, ("restore",): 1}
 
 
 @pytest.mark.parametrize("words", JSON, ids=" ".join)
 def test_json_is_one_document_and_nothing_else(state: Path, words: tuple[str, ...]) -> None:
     """With or without anything to tell; where a command fails, stdout stays empty."""
     config = state.with_name("off.toml")
-    config.write_text('[serve]\ngit = "127.0.0.1:9418"\nadmin = ""\n')
+    config.write_text(f'[serve]\ngit = "127.0.0.1:9418"\nadmin = ""\n[backup]\nto = "{state.parent}/backups"\n')
     done = run("--config", str(config), *words, *NEEDS.get(words, []), "--json", state=state)
     assert done.exit_code in (0, 3, ENDS.get(words, 0)), done.output
     if done.stdout or done.exit_code in (0, 3):

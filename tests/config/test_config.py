@@ -64,6 +64,8 @@ GIVEN: dict[tuple[str, str], tuple[str, Any]] = {
     ("alerts", "url"): ('"https://pager.example/a?b=c"', "https://pager.example/a?b=c"),
     ("events", "command"): ("\"/bin/take 'two words'\"", ("/bin/take", "two words")),
     ("events", "url"): ('"http://127.0.0.1:9000/"', "http://127.0.0.1:9000/"),
+    ("backup", "to"): ('"/mnt/backup/node1"', "/mnt/backup/node1"),
+    ("backup", "every"): ('"15m"', 900),
     ("cache", "budget"): ('"1MiB"', 2**20),
     ("workspace", "enabled"): ("false", False),
     ("recording", "max_push"): ('"1KiB"', 1024),

@@ -170,6 +170,22 @@ class EventsConfig:
     url: str = setting("", _url, "URL to which each event is posted as JSON.")
 
 
+def _directory(value: Any) -> str:
+    """Parses an absolute path, or the empty string."""
+    text = _text(value)
+    if text and not text.startswith("/"):
+        raise ValueError('an absolute path such as "/mnt/backup/node1", or "" for none')
+    return text
+
+
+@dataclass(frozen=True)
+class BackupConfig:
+    """`[backup]`: copies of what exists on this node alone."""
+
+    to: str = setting("", _directory, "Directory that backups go to, on another disk; without it serve makes none.")
+    every: float = setting("1h", _interval, "Time between two backups; at least 1s.")
+
+
 @dataclass(frozen=True)
 class RepoConfig:
     """One `[[repos]]`: a repository of the static list."""
@@ -195,6 +211,7 @@ class Config:
     recording: RecordingConfig = field(default_factory=RecordingConfig)
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     events: EventsConfig = field(default_factory=EventsConfig)
+    backup: BackupConfig = field(default_factory=BackupConfig)
     repos: tuple[RepoConfig, ...] = ()
     credentials: tuple[CredentialConfig, ...] = ()
 
@@ -218,6 +235,7 @@ SECTIONS: dict[str, type[Any]] = {
     "recording": RecordingConfig,
     "alerts": AlertsConfig,
     "events": EventsConfig,
+    "backup": BackupConfig,
 }
 
 _Section = TypeVar("_Section")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from appliance.core.access.gate import AccessGate
 from appliance.core.access.read_tokens import ReadTokens
+from appliance.core.backup.schedule import Backups
 from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.daemon.state import ServeState
 from appliance.core.daemon.status import Status
@@ -52,6 +53,7 @@ class Assembly:
     kit: GuestKit
     ports: Ports
     follower: RegistryFollower
+    backups: Backups
     status: Status
 
 
@@ -90,9 +92,10 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges)
 
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
-    status = Status(state, scheduler, recording, workspaces, observing, fetching, ports, admin)
+    backups = Backups(mirrors, state.backup)
+    status = Status(state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups)
     subscribe(bus, stream, refreshing, recording, workspaces, maintainer, observing, fetching, follower)
     return Assembly(
         state, stores, mirrors, stream, refreshing, recording, workspaces, maintainer, observing,
-        fetching, daemon, read_tokens, kit, ports, follower, status,
+        fetching, daemon, read_tokens, kit, ports, follower, backups, status,
     )  # fmt: skip

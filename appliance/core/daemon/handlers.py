@@ -41,6 +41,7 @@ class CommandHandlers:
             "guest-kit": self._guest_kit,
             "session-drop": self._session_drop,
             "accept-loss": self._accept_loss,
+            "backup": self._backup,
         }
 
     async def _change(self, change: Callable[[], Changed]) -> Changed:
@@ -103,6 +104,9 @@ class CommandHandlers:
 
     async def _accept_loss(self, arguments: Arguments, tell: Tell) -> Any:
         return await self._rooms.recording.found.accept_loss()
+
+    async def _backup(self, arguments: Arguments, tell: Tell) -> Any:
+        return (await self._rooms.backups.make(arguments.get("to"))).document()
 
     async def _guest_kit(self, arguments: Arguments, tell: Tell) -> Any:
         return self._rooms.kit.render()

@@ -172,6 +172,7 @@ class Service:
             "health monitor": rooms.observing.monitor.run(),
             "alerts": rooms.observing.alerts.run(),
             "watch on pushes": rooms.observing.push_watch.run(),
+            "backups": rooms.backups.run(),
         }
         return [self._begin(loop, name) for name, loop in work.items()]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from appliance.core.access.privacy import Privacy
-from appliance.core.config.settings import AlertsConfig, Config, RecordingConfig
+from appliance.core.config.settings import AlertsConfig, BackupConfig, Config, RecordingConfig
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.node.state_dir import make_privacy
@@ -62,6 +62,10 @@ class ServeState:
     def alerts(self) -> AlertsConfig:
         """Where alerts are delivered."""
         return self.config.alerts
+
+    def backup(self) -> BackupConfig:
+        """Where backups go, and how often."""
+        return self.config.backup
 
     def webhook_secret_file(self) -> str:
         """The path of the webhook's secret, or an empty string without one."""

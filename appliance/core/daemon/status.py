@@ -9,7 +9,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from appliance.core.backup.schedule import Backups
 from appliance.core.daemon.state import LISTENERS, ServeState
+from appliance.core.git.mirrors import Mirrors
 from appliance.core.health import lag_of, state_of
 from appliance.core.models import UNHEALTHY, Health, Repo, State
 from appliance.core.observability.compose import Observing
@@ -32,6 +34,7 @@ class Status:
     """Reads the rooms at each call."""
 
     state: ServeState
+    mirrors: Mirrors
     scheduler: Scheduler
     recording: Recording
     workspaces: Snapshots
@@ -39,6 +42,7 @@ class Status:
     fetching: Fetching
     ports: Ports
     admin: AdminRoutes
+    backups: Backups
 
     async def status(self) -> dict[str, Any]:
         """The document that `status --json` prints."""
@@ -74,6 +78,7 @@ class Status:
                 "bytes": cache.bytes,
                 "budget": cache.budget,
             },
+            "backup": self.backups.document(),
             "connections": {name: len(acceptor) for name, acceptor in self.ports.acceptors.items()},
             "max_clients": state.config.serve.max_clients,
             "cloning": [repo.name for repo in state.repos if self.scheduler.health(repo.id).cloning],
@@ -93,8 +98,25 @@ class Status:
             else None,
             self.recording.found.trouble(),
             self.recording.time.trouble(),
+            self.backups.trouble(),
+            self._awaiting(),
         ]
         return [complaint for complaint in complaints if complaint]
+
+    def _awaiting(self) -> str | None:
+        """What a restore brought back as far as it can: the sessions, and not the upstream's branches."""
+        names = [
+            repo.name
+            for repo in self.state.repos
+            if not self.scheduler.health(repo.id).cloned and self.mirrors(repo.name).awaits_upstream()
+        ]
+        if not names:
+            return None
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        return (
+            f"restored from a backup and not served before their first refresh: {', '.join(names[:10])}{more}; "
+            "their sessions can be read"
+        )
 
     def repo_documents(self, repos: list[Repo] | None = None) -> list[dict[str, Any]]:
         """The registry, or some of its repositories, as `repos --json` prints them."""

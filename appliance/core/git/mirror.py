@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 MARK = "fetched-with-credential"
 """A file in a mirror that was fetched with a credential; it holds the URL. It is removed together with the mirror."""
 
+AWAITS = "awaits-upstream"
+"""A file in a restored mirror, which holds the sessions, and no branch or tag before its first refresh."""
+
 REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 QUICK = 60.0
 """The deadline of a local command on refs, in seconds."""
@@ -208,6 +211,18 @@ class Mirror:
         with contextlib.suppress(FileNotFoundError, UsageError):
             if same_upstream((self.path / MARK).read_text(encoding="utf-8").strip(), url):
                 (self.path / MARK).unlink()
+
+    def await_upstream(self) -> None:
+        """Records that the mirror holds recordings alone, so that no guest takes it for an empty repository."""
+        (self.path / AWAITS).touch()
+
+    def awaits_upstream(self) -> bool:
+        """Whether the mirror was restored and not refreshed since."""
+        return os.path.exists(f"{self.path}/{AWAITS}")
+
+    def caught_up(self) -> None:
+        """Records that a refresh of the whole mirror succeeded. Raises OSError."""
+        (self.path / AWAITS).unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Removes the repository from disk. Raises OSError."""

@@ -31,8 +31,9 @@ class Mirrors:
         return found
 
     def has(self, repo: Repo) -> bool:
-        """Whether the mirror is there: a first clone may still be under way."""
-        return self(repo.name).exists()
+        """Whether it can be served: a first clone, or the first refresh after a restore, may be under way."""
+        mirror = self(repo.name)
+        return mirror.exists() and not mirror.awaits_upstream()
 
     def on_disk(self) -> list[str]:
         """The names of those that are there."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from appliance.core.access.privacy import Privacy
 from appliance.core.access.read_tokens import issue_token
+from appliance.core.backup.schedule import no_directory
+from appliance.core.backup.writer import BackupWriter
 from appliance.core.config.settings import Config
-from appliance.core.git.mirror import discard_repository
+from appliance.core.git.mirror import Mirror, discard_repository
+from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.layout import Layout
 from appliance.core.node.registration import WAIT_FOR_OWNER, added_document, clone_alone, register, unregister
-from appliance.core.node.state_dir import make_privacy, open_stores, wanted_of_config
+from appliance.core.node.state_dir import make_git, make_privacy, open_stores, wanted_of_config
 from appliance.core.observability.report import repo_documents, status_document
 from appliance.core.process.control import Tell, not_serving
 from appliance.core.process.owner import claim
@@ -113,6 +118,20 @@ class OfflineNode:
     def accept_loss(self) -> dict[str, Any]:
         """Accepts an audit log that lacks events. The next start of `serve` looks for the lost turns in mirrors."""
         return {"accepted": open_stores(self.layout, create=self.create).audit.accept_loss(), "found": 0}
+
+    def backup(self, to: str | None) -> dict[str, Any]:
+        """Makes a backup in this process, to the directory `to` or the configured one."""
+        chosen = to or self.config.backup.to
+        if not chosen:
+            raise no_directory()
+        open_stores(self.layout, create=False).database.close()
+        owned = claim(self.layout, "backup", wait=WAIT_FOR_OWNER)
+        try:
+            git = make_git(self.layout, self.config, owned.children).gently()
+            writer = BackupWriter(self.layout, lambda name: Mirror(self.layout.mirror(name), git), MirrorLocks())
+            return asyncio.run(writer.write(Path(chosen), create=True)).document()
+        finally:
+            owned.release()
 
     def drop_session(self, repo: str, session: str) -> None:
         """Raises NotServing, because only a running `serve` ends sessions: it may be recording into them."""

@@ -67,6 +67,10 @@ class RunningNode:
         """Accepts an audit log that lacks events: `accepted` is whether it did, `found` the turns found in mirrors."""
         return dict(call(self.layout, "accept-loss"))
 
+    def backup(self, to: str | None) -> dict[str, Any]:
+        """Makes a backup now, to the directory `to` or the configured one, and waits for it."""
+        return dict(call(self.layout, "backup", to=to))
+
     def drop_session(self, repo: str, session: str) -> None:
         """Ends a session at once."""
         call(self.layout, "session-drop", repo=repo, session=session)

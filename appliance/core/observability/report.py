@@ -51,6 +51,7 @@ def status_document(
         "clients": 0,
         "audit_head": audit_head,
         "pushes": None,
+        "backup": None,
         "warnings": [],
     }
     document["cache"] = {"hits": 0, "misses": 0, "joined": 0, "bytes": 0, "budget": config.cache.budget}

@@ -105,6 +105,7 @@ class Refresher:
                 if not mirror.is_there():
                     return await self._clone(run, git, upstream, with_credential)
                 facts = await self._update(mirror, run)
+                mirror.caught_up()
                 if not with_credential:
                     # Only a refresh without a credential proves that everybody may read the upstream.
                     mirror.unmark(run.repo.url)

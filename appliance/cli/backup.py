@@ -1,0 +1,132 @@
+"""Backups of what exists on this node alone: `backup`, `backup verify`, `restore`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from appliance.cli.context import Moment, Options, json_option, pass_options
+from appliance.cli.output import print_json, print_line, say
+from appliance.core.units import format_size
+
+DAMAGED = 3
+
+
+class _DirectoryOrCommand(click.Group):
+    """`backup DIR`, or `backup verify`: a first word that is a command is no directory."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses the words after `backup`."""
+        if args and args[0] in self.commands:
+            return super().parse_args(ctx, ["", *args])
+        # Without a command, options may stand after the directory.
+        ctx.allow_interspersed_args = True
+        return super().parse_args(ctx, args)
+
+
+class _OwnArgument(click.Argument):
+    """An argument of a group that its commands do not show as theirs."""
+
+    def get_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """The words of the usage line."""
+        return super().get_usage_pieces(ctx) if isinstance(ctx.command, click.Group) else []
+
+
+@click.group(cls=_DirectoryOrCommand, invoke_without_command=True)
+@click.argument("directory", cls=_OwnArgument, metavar="[DIR]", required=False)
+@json_option
+@pass_options
+@click.pass_context
+def backup(ctx: click.Context, options: Options, directory: str | None, as_json: bool) -> None:
+    """Back up recordings, the audit log and the registry.
+
+    Writes to DIR, or to the directory of [backup] in the configuration. Only what earlier backups there do not hold is
+    added. Works with and without a running serve. Exits with code 3 when a repository could not be backed up.
+
+    \b
+    Examples:
+      gitmirror.pyz backup /mnt/backup/node1
+      gitmirror.pyz backup verify /mnt/backup/node1
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    # A running serve has another working directory.
+    done = options.node().current().backup(os.path.abspath(directory) if directory else None)
+    if as_json:
+        print_json(done)
+    else:
+        for problem in done["problems"]:
+            say(problem)
+        print_line(
+            f"{done['to']}: {done['turns']} turns of {done['repositories']} repositories; "
+            f"{format_size(done['written'])} written, {format_size(done['bytes'])} to restore"
+        )
+    if done["problems"]:
+        sys.exit(DAMAGED)
+
+
+@backup.command()
+@click.argument("directory", metavar="DIR")
+@json_option
+def verify(directory: str, as_json: bool) -> None:
+    """Prove that the backups in DIR can be restored.
+
+    Reads every file, checks each database and its audit log, and unpacks every bundle in a scratch directory. Names
+    each damaged file and exits with code 3 when there is one.
+
+    \b
+    Example:
+      gitmirror.pyz backup verify /mnt/backup/node1
+    """
+    from appliance.core.backup.verification import verify_backups
+
+    report = verify_backups(Path(directory).absolute())
+    if as_json:
+        print_json(report.document())
+    else:
+        for fault in report.faults:
+            say(f"{fault['path']}: {fault['fault']}")
+        summary = f"{report.backups} backups, the newest of {report.newest}; {format_size(report.bytes)}"
+        print_line(f"{summary}, {len(report.faults)} faults" if report.faults else f"{summary}, all can be restored")
+    if report.faults:
+        sys.exit(DAMAGED)
+
+
+@click.command()
+@click.argument("directory", metavar="DIR")
+@click.option(
+    "--state", metavar="NEW", help="The state directory to restore into. Default: the one before the command."
+)
+@click.option("--before", type=Moment(), help="Restore the newest backup made before then: 2h ago, or a time.")
+@click.option("--yes", is_flag=True, help="If the state directory was used, move what is there aside.")
+@json_option
+@pass_options
+def restore(options: Options, directory: str, state: str | None, before: str | None, yes: bool, as_json: bool) -> None:
+    """Restore the newest backup in DIR into an empty or absent state directory.
+
+    Needs no upstream. The next serve fetches branches and tags; the sessions can be read at once. Run it as the user
+    that runs serve. Nothing is deleted: with --yes, what was in the directory is moved into one below it.
+
+    \b
+    Example:
+      gitmirror.pyz restore /mnt/backup/node1 --state /var/lib/gitmirror
+    """
+    from appliance.core.backup.restoring import restore as restore_backup
+
+    node = (replace(options, state=state) if state else options).node()
+    report = restore_backup(Path(directory).absolute(), node.layout, move_aside=yes, before=before)
+    if as_json:
+        print_json(report.document())
+        return
+    for skipped in report.skipped:
+        say(f"skipped: {skipped}")
+    if report.aside:
+        say(f"what was in {report.state} is now in {report.aside}")
+    print_line(
+        f"{report.state} is as of {report.at}: {report.turns} turns in {report.sessions} sessions of "
+        f"{report.repositories} repositories; audit head {report.audit_head}"
+    )

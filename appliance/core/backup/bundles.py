@@ -1,0 +1,172 @@
+"""Git bundles of chosen objects, written without a ref of the mirror having to name them, and read again.
+
+The header is written here and the pack by git, so that a ref that moves meanwhile changes nothing. `git bundle` and
+`git fetch` read the files as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from appliance.core.backup.directory import BackupDirectory, digest
+from appliance.core.backup.manifest import Bundle, StoredFile
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.command import GitError
+from appliance.core.git.mirror import Mirror
+from appliance.core.git.ref_sets import ANCHORS
+
+SIGNATURE = b"# v2 git bundle\n"
+LONG = 6 * 3600.0
+"""The deadline of packing and unpacking, in seconds: nobody waits for it, and a history may be large."""
+_TRAILER = 20
+"""The bytes of SHA-1 at the end of a pack."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a bundle says of itself; `length` is where its pack begins."""
+
+    needs: tuple[str, ...]
+    refs: dict[str, str]
+    length: int
+
+
+async def present(mirror: Mirror, oids: Iterable[str]) -> set[str]:
+    """Those of `oids` that the mirror has. Raises GitError."""
+    asked = sorted(set(oids))
+    if not asked:
+        return set()
+    output = await mirror.git.run(
+        "cat-file", "--batch-check", "--buffer", cwd=mirror.path, deadline=LONG, stdin=_lines(asked)
+    )
+    lines = (line.split(" ") for line in output.stdout.decode("ascii").splitlines())
+    return {words[0] for words in lines if words[-1] != "missing"}
+
+
+async def reachable(mirror: Mirror, oids: Iterable[str]) -> set[str]:
+    """Those of `oids` whose commits and trees can all be read; asked for one by one, when something is damaged."""
+    found = set()
+    for oid in sorted(oids):
+        with contextlib.suppress(GitError):
+            await mirror.git.run("rev-list", "--objects", "--quiet", oid, "--", cwd=mirror.path, deadline=LONG)
+            found.add(oid)
+    return found
+
+
+async def bases_of(mirror: Mirror, commits: Collection[str]) -> set[str]:
+    """The commits of the upstream that recorded `commits` stand on; one that is itself the upstream's is its own base.
+
+    Raises GitError.
+    """
+    output = await mirror.git.run(
+        "rev-list", "--boundary", "--stdin", "--not", "--branches", "--tags", f"--glob={ANCHORS}*", "--",
+        cwd=mirror.path, deadline=LONG, stdin=_lines(commits),
+    )  # fmt: skip
+    listed = set(output.stdout.decode("ascii").split())
+    return {line[1:] for line in listed if line.startswith("-")} | {each for each in commits if each not in listed}
+
+
+async def write_bundle(
+    mirror: Mirror, directory: BackupDirectory, path: str, kind: str, refs: Mapping[str, str], without: Iterable[str]
+) -> Bundle:
+    """Writes a bundle of what `refs` reach and `without` do not, and checks it. Raises GitmirrorError, OSError."""
+    excluded = await present(mirror, without)
+    revisions = _lines([*refs.values(), *(f"^{oid}" for oid in excluded)])
+    needs: list[str] = []
+    if excluded:
+        output = await mirror.git.run(
+            "rev-list", "--boundary", "--stdin", cwd=mirror.path, deadline=LONG, stdin=revisions
+        )
+        needs = sorted({line[1:] for line in output.stdout.decode("ascii").split() if line.startswith("-")})
+    header = SIGNATURE + "".join(f"-{oid} \n" for oid in needs).encode()
+    header += "".join(f"{oid} {ref}\n" for ref, oid in sorted(refs.items())).encode() + b"\n"
+    # In threads, because the disk may be a network's that hangs.
+    new = await asyncio.to_thread(directory.begin, path)
+    try:
+        await asyncio.to_thread(new.write, header)
+        await mirror.git.run(
+            "pack-objects", "--revs", "--thin", "--delta-base-offset", "--stdout", "--quiet",
+            cwd=mirror.path, deadline=LONG, stdin=revisions, into=new.file,
+        )  # fmt: skip
+        await asyncio.to_thread(new.commit)
+    except BaseException:
+        await asyncio.to_thread(new.discard)
+        raise
+    stored = await asyncio.to_thread(_check, directory, path)
+    # git copies what lies in its packs without looking at it: what is damaged there must not count as backed up.
+    with await asyncio.to_thread((directory.path / path).open, "rb", buffering=0) as file:
+        await asyncio.to_thread(file.seek, len(header))
+        await mirror.git.run("unpack-objects", "-n", "-q", "--strict", cwd=mirror.path, deadline=LONG, source=file)
+    return Bundle(stored, kind, tuple(sorted(set(refs.values()))), tuple(needs))
+
+
+def _check(directory: BackupDirectory, path: str) -> StoredFile:
+    """Reads a bundle that was just written: its pack must end in its own SHA-1. Raises GitmirrorError."""
+    whole = directory.path / path
+    with whole.open("rb") as file:
+        length = read_header(file, path).length
+    pack, held, skip = hashlib.sha1(usedforsecurity=False), b"", length
+
+    def take(piece: bytes) -> None:
+        nonlocal held, skip
+        piece, skip = piece[skip:], max(0, skip - len(piece))
+        held += piece
+        pack.update(held[:-_TRAILER])
+        held = held[-_TRAILER:]
+
+    size, sha256 = digest(whole, take)
+    if held != pack.digest():
+        raise GitmirrorError(
+            f"{whole} does not have the content that was written to it", hint="check the disk of the backup directory"
+        )
+    return StoredFile(path, size, sha256)
+
+
+def read_header(file: IO[bytes], name: str) -> Header:
+    """The header of a bundle. Raises GitmirrorError when there is none."""
+    needs: list[str] = []
+    refs: dict[str, str] = {}
+    if file.readline() == SIGNATURE:
+        while line := file.readline():
+            if line == b"\n":
+                return Header(tuple(needs), refs, file.tell())
+            oid, _, ref = line.decode("utf-8", "surrogateescape").rstrip("\n").partition(" ")
+            if oid.startswith("-"):
+                needs.append(oid[1:])
+            else:
+                refs[ref] = oid
+    raise GitmirrorError(f"{name} is no git bundle, or is cut off")
+
+
+async def unbundle(repository: Mirror, path: Path) -> None:
+    """Brings the objects of a bundle into a repository and sets its refs. Raises GitError, GitmirrorError, OSError."""
+    with path.open("rb") as file:
+        refs = read_header(file, path.name).refs
+    await repository.git.run("bundle", "unbundle", str(path), cwd=repository.path, deadline=LONG)
+    await repository.update_refs(f"update {ref} {oid}\n" for ref, oid in refs.items())
+
+
+async def set_refs(repository: Mirror, refs: Mapping[str, str]) -> None:
+    """Makes `refs` all the refs of a repository, and proves that everything they reach is there. Raises GitError."""
+    present_refs = await repository.local_refs("refs/")
+    lines = [f"update {ref} {oid}\n" for ref, oid in refs.items() if present_refs.get(ref) != oid]
+    gone = [f"delete {ref}\n" for ref in present_refs if ref not in refs]
+    await repository.update_refs(lines)
+    await repository.update_refs(gone)
+    try:
+        await repository.git.run(
+            "rev-list", "--objects", "--quiet", "--stdin", cwd=repository.path, deadline=LONG,
+            stdin=_lines(refs.values()),
+        )  # fmt: skip
+    except GitError as error:
+        raise GitmirrorError(f"the bundles lack objects that they should bring: {error.message}") from error
+
+
+def _lines(words: Iterable[str]) -> bytes:
+    return "".join(f"{word}\n" for word in words).encode()

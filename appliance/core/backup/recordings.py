@@ -1,0 +1,64 @@
+"""Which refs of a mirror are recorded work, by a copy of the log and by the mirror as it is after the copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from appliance.core.recording.found import is_turn_number
+from appliance.core.recording.policy import AGENTS
+from appliance.core.recording.turns import ARCHIVE, TURNS
+from appliance.core.store.sessions import Unbooked
+from appliance.core.store.stores import Stores
+
+RECORDED = (AGENTS, ARCHIVE, TURNS)
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What a copied log says of one repository: the commit of each turn by its id, and the ref of each session."""
+
+    turns: dict[int, str] = field(default_factory=dict)
+    sessions: dict[str, str] = field(default_factory=dict)
+
+
+def logged(stores: Stores) -> dict[str, Logged]:
+    """What the log says, by repository. Raises StoreError."""
+    found: dict[str, Logged] = {}
+    for session in stores.sessions.all():
+        of_repo = found.setdefault(session["repo"], Logged())
+        name = session["session"]
+        of_repo.sessions[f"{ARCHIVE if session['archived'] else AGENTS}{name}"] = session["tip"]
+        of_repo.turns.update({turn.id: turn.commit for turn in stores.sessions.turns(session["repo"], name)})
+    for push in stores.sessions.unbooked():
+        _add(found.setdefault(push.repo, Logged()), push)
+    return found
+
+
+def _add(found: Logged, push: Unbooked) -> None:
+    found.turns[push.id] = push.commit
+    found.sessions.pop(f"{ARCHIVE}{push.session}", None)
+    found.sessions[f"{AGENTS}{push.session}"] = push.commit
+
+
+def recorded_refs(stores: Stores, repo: str, log: Logged, in_mirror: Mapping[str, str]) -> dict[str, str]:
+    """The refs to back up, as name to object id. Raises StoreError.
+
+    Turns that the log calls applied are among them even if a session was ended since the copy. Turns that are newer
+    than the copy are too: a restored `serve` finds them. Turns that the log calls failed or ended are not.
+    """
+    refs = {f"{TURNS}{number}": commit for number, commit in log.turns.items()}
+    numbers = {
+        int(number): oid
+        for ref, oid in in_mirror.items()
+        if ref.startswith(TURNS) and is_turn_number(number := ref.removeprefix(TURNS)) and ref not in refs
+    }
+    gone = set(stores.sessions.without_turn(repo, numbers))
+    refs |= {f"{TURNS}{number}": oid for number, oid in numbers.items() if number not in gone}
+    held = set(refs.values())
+    refs |= {ref: oid for ref, oid in in_mirror.items() if ref.startswith((AGENTS, ARCHIVE)) and oid in held}
+    for ref, tip in log.sessions.items():
+        name = ref.removeprefix(AGENTS).removeprefix(ARCHIVE)
+        if f"{AGENTS}{name}" not in refs and f"{ARCHIVE}{name}" not in refs:
+            refs[ref] = tip
+    return refs

@@ -1,0 +1,183 @@
+"""Restores a backup into a state directory: the database, and per repository a mirror that holds its sessions.
+
+Everything is built in `restoring/` below the state directory and moved into place at the end, the database last. The
+branches and tags come with the first refresh; until then such a mirror is not served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from appliance.core.backup.bundles import set_refs, unbundle
+from appliance.core.backup.database_copy import fault_of_copy, make_ready, reading
+from appliance.core.backup.directory import BackupDirectory
+from appliance.core.backup.manifest import Manifest, RepositoryBackup, StoredFile
+from appliance.core.backup.scratch import git_below
+from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.git.command import Git
+from appliance.core.git.mirror import Mirror
+from appliance.core.layout import Layout
+from appliance.core.process.owner import claim
+from appliance.core.units import rfc3339
+
+_ASIDE = "before-restore-"
+"""How the directories begin into which restores moved what was there before."""
+_NOT_USED = frozenset({"run", "restoring", "lost+found"})
+"""What may be in a state directory that counts as empty."""
+
+
+@dataclass
+class RestoreReport:
+    """What was restored. `aside` is where the files that were there before are now; `skipped` are damaged backups."""
+
+    directory: str
+    state: str
+    at: str = ""
+    repositories: int = 0
+    sessions: int = 0
+    turns: int = 0
+    audit_head: str | None = None
+    aside: str | None = None
+    skipped: list[str] = field(default_factory=list)
+
+    def document(self) -> dict[str, Any]:
+        """For `--json`."""
+        return dict(vars(self))
+
+
+def restore(path: Path, layout: Layout, *, move_aside: bool, before: str | None = None) -> RestoreReport:
+    """Restores the newest backup in the directory `path` (made at `before`, RFC 3339, or earlier) to `layout`.
+
+    A state directory that was used is refused, unless `move_aside`. Raises GitmirrorError, and then what was in the
+    state directory is still there.
+    """
+    directory, report = BackupDirectory(path), RestoreReport(str(path), str(layout.state))
+    try:
+        directory.open(create=False)
+        manifest = _choose(directory, before, report)
+        layout.state.mkdir(parents=True, exist_ok=True)
+        used = _used(layout)
+        if used and not move_aside:
+            raise UsageError(
+                f"{layout.state} was used before: it holds {', '.join(used[:3])}",
+                hint="name an empty or absent directory with --state, or move what is there aside with --yes",
+            )
+        owned = claim(layout, "restore")
+        try:
+            building = Layout(layout.state / "restoring")
+            shutil.rmtree(building.state, ignore_errors=True)
+            _build(directory, manifest, building, report)
+            if used:
+                report.aside = str(_move_aside(layout, used))
+            _put_in_place(building, layout)
+        finally:
+            owned.release()
+    except OSError as error:
+        raise GitmirrorError(
+            f"{layout.state} cannot be restored from {path}: {error.strerror} ({error.filename})",
+            hint="nothing that was there is lost; run it again as the user that runs serve, with room on the disk",
+        ) from error
+    return report
+
+
+def _choose(directory: BackupDirectory, before: str | None, report: RestoreReport) -> Manifest:
+    for name in reversed(directory.names()):
+        try:
+            manifest = directory.read(name)
+        except GitmirrorError as error:
+            report.skipped.append(error.message)
+            continue
+        if before is None or manifest.at <= before:
+            return manifest
+    which = "" if before is None else f" of {before} or earlier"
+    raise GitmirrorError(
+        f"{directory.path} holds no undamaged backup{which}",
+        hint="`backup verify` says what is there, and what is damaged",
+    )
+
+
+def _used(layout: Layout) -> list[str]:
+    return sorted(name for name in os.listdir(layout.state) if name not in _NOT_USED and not name.startswith(_ASIDE))
+
+
+def _build(directory: BackupDirectory, manifest: Manifest, building: Layout, report: RestoreReport) -> None:
+    """Restores everything below `building`. Raises GitmirrorError when a file of the backup is damaged."""
+    for file in manifest.files().values():
+        if fault := directory.fault_of(file):
+            raise GitmirrorError(
+                f"the backup of {manifest.at} cannot be restored: {file.path}: {fault}",
+                hint="restore an earlier one with --before TIME; `backup verify` names all that is damaged",
+            )
+    building.mirrors.mkdir(parents=True)
+    _copy(directory, manifest.database, building.database)
+    if manifest.audit_head is not None:
+        _copy(directory, manifest.audit_head, building.audit_head)
+    if fault := fault_of_copy(building):
+        raise GitmirrorError(f"the database of the backup of {manifest.at} is damaged: {fault}")
+    make_ready(building)
+    report.at, report.repositories = manifest.at, len(manifest.repositories)
+    with reading(building) as stores:
+        sessions = stores.sessions.all()
+        report.sessions, report.turns = len(sessions), sum(session["turns"] for session in sessions)
+        report.audit_head = stores.audit.head()
+    asyncio.run(_build_mirrors(directory, manifest, building))
+
+
+def _copy(directory: BackupDirectory, file: StoredFile, to: Path) -> None:
+    with (directory.path / file.path).open("rb") as source, to.open("wb") as target:
+        shutil.copyfileobj(source, target)
+        target.flush()
+        os.fsync(target.fileno())
+
+
+async def _build_mirrors(directory: BackupDirectory, manifest: Manifest, building: Layout) -> None:
+    with git_below(building) as git:
+        for name, each in manifest.repositories.items():
+            try:
+                await _build_mirror(directory, each, building.mirror(name), git)
+            except GitmirrorError as error:
+                raise GitmirrorError(
+                    f"{name} cannot be restored from the backup of {manifest.at}: {error.message}", hint=error.hint
+                ) from error
+
+
+async def _build_mirror(directory: BackupDirectory, backup: RepositoryBackup, path: Path, git: Git) -> None:
+    mirror = Mirror(path, git)
+    await mirror.initialise(backup.url)
+    mirror.await_upstream()
+    if backup.fetched_with_credential is not None:
+        mirror.mark(backup.fetched_with_credential)
+    for bundle in backup.bundles:
+        await unbundle(mirror, directory.path / bundle.file.path)
+    await set_refs(mirror, backup.refs)
+
+
+def _move_aside(layout: Layout, used: Sequence[str]) -> Path:
+    """Moves what was there into a directory below, because the state directory itself may be a mount point."""
+    stamp = rfc3339(time.time()).replace(":", "").replace("-", "").replace(".", "")
+    aside = layout.state / f"{_ASIDE}{stamp}"
+    aside.mkdir()
+    for name in used:
+        (layout.state / name).rename(aside / name)
+    return aside
+
+
+def _put_in_place(building: Layout, layout: Layout) -> None:
+    """Moves what was built into place, the database last: without it the directory counts as not restored."""
+    building.mirrors.rename(layout.mirrors)
+    if building.audit_head.exists():
+        building.audit_head.rename(layout.audit_head)
+    building.database.rename(layout.database)
+    descriptor = os.open(layout.state, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    shutil.rmtree(building.state, ignore_errors=True)

@@ -1,0 +1,142 @@
+"""Makes a backup every `[backup] every` while `serve` runs, and tells how it went."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from appliance.core.backup.directory import BackupDirectory
+from appliance.core.backup.writer import BackupReport, BackupWriter
+from appliance.core.config.settings import BackupConfig
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.mirror import Mirror
+from appliance.core.git.mirrors import Mirrors
+from appliance.core.process.endurance import EXPECTED, Endurance
+from appliance.core.units import format_duration, rfc3339
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY = 1.0
+"""Seconds until a changed setting is noticed."""
+RETRY = 300.0
+"""Seconds after which a backup that failed is tried again, or `every` if that is less."""
+
+
+class Backups:
+    """The backups of one `serve`, by the `settings` of the moment: one at a time, at low priority."""
+
+    def __init__(self, mirrors: Mirrors, settings: Callable[[], BackupConfig]) -> None:
+        git = mirrors.git.gently()
+        self._writer = BackupWriter(
+            mirrors.layout, lambda name: Mirror(mirrors.layout.mirror(name), git), mirrors.locks
+        )
+        self._settings = settings
+        self._one_at_a_time = asyncio.Lock()
+        self._known = ""
+        """The directory that `_at` and `_error` are about."""
+        self._at: float | None = None
+        self._bytes: int | None = None
+        self._error: str | None = None
+        self._due = 0.0
+        self._began: float | None = None
+
+    async def run(self) -> None:
+        """The loop; runs until it is cancelled."""
+        endurance = Endurance(log, "the backup")
+        while True:
+            to, every = self._settings().to, self._settings().every
+            if to:
+                with endurance.over(to):
+                    await self._pass(to, every)
+            await asyncio.sleep(LOOK_EVERY)
+
+    async def make(self, to: str | None) -> BackupReport:
+        """Makes a backup now, to `to` or the configured directory, which is made if it is missing.
+
+        Raises GitmirrorError.
+        """
+        chosen = to or self._settings().to
+        if not chosen:
+            raise no_directory()
+        return await self._make(chosen)
+
+    def document(self) -> dict[str, Any] | None:
+        """`backup` of `status --json`: the last success, and why the last try failed; None if none are configured."""
+        to = self._settings().to
+        if not to:
+            return None
+        is_known = self._known == to
+        at = self._at if is_known else None
+        return {
+            "to": to,
+            "at": None if at is None else rfc3339(at),
+            "bytes": self._bytes if is_known else None,
+            "error": self._error if is_known else None,
+        }
+
+    def trouble(self) -> str | None:
+        """The warning in `status`: backups fail, or one hangs."""
+        found = self.document()
+        if found is None:
+            return None
+        since = f"the last one is of {found['at']}" if found["at"] else "there is none yet"
+        if found["error"]:
+            return f"backups to {found['to']} fail, and {since}: {found['error']}"
+        every = self._settings().every
+        if self._began is not None and time.monotonic() - self._began > max(every, RETRY):
+            taken = format_duration(time.monotonic() - self._began)
+            return f"a backup to {found['to']} has taken {taken} so far, and {since}; does its disk answer?"
+        return None
+
+    async def _pass(self, to: str, every: float) -> None:
+        if self._known != to:
+            await self._look_at(to, every)
+        # A shorter `every` holds at once; a longer one after the next backup.
+        self._due = min(self._due, time.monotonic() + every)
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + min(RETRY, every)
+            await self._make(to)
+            self._due = time.monotonic() + every
+
+    async def _look_at(self, to: str, every: float) -> None:
+        """Learns from a directory when its newest backup was made, so that a restart makes none before its time."""
+        self._began, self._known, self._error, self._due = time.monotonic(), to, None, time.monotonic()
+        self._at = self._bytes = None
+        try:
+            newest = await asyncio.to_thread(BackupDirectory(Path(to)).newest)
+        finally:
+            self._began = None
+        if newest is not None:
+            self._at, self._bytes = newest.seconds, newest.size
+            self._due += max(0.0, newest.seconds + every - time.time())
+
+    async def _make(self, to: str) -> BackupReport:
+        async with self._one_at_a_time:
+            self._began = time.monotonic()
+            try:
+                report = await self._writer.write(Path(to), create=True)
+            except EXPECTED as error:
+                if to == self._settings().to:
+                    hint = f" ({error.hint})" if isinstance(error, GitmirrorError) and error.hint else ""
+                    self._known, self._error = to, f"{error}{hint}"
+                raise
+            finally:
+                self._began = None
+            if to == self._settings().to:
+                self._known, self._error = to, "; ".join(report.problems) or None
+                self._at, self._bytes = time.time(), report.bytes
+            log.info("backup to %s: %d bytes in %d new files", to, report.written, report.files)
+            return report
+
+
+def no_directory() -> GitmirrorError:
+    """The error of a backup that nobody said where to put."""
+    return GitmirrorError(
+        "no backup directory is configured",
+        hint='name one: `backup DIR`, or [backup] to = "/mnt/backup/node1"',
+        exit_code=2,
+    )
