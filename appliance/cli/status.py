@@ -49,6 +49,8 @@ def _print_status(found: dict[str, Any]) -> None:
         print_line("  " + "  ".join(listeners))
     else:
         print_line(f"gitmirror {found['version']}: serve is not running; this is the last state in the database")
+    if found.get("backup") and found["backup"]["at"]:
+        print_line(f"  last backup {found['backup']['at']} to {found['backup']['to']}")
     for warning in found["warnings"]:
         print_line(f"warning: {warning}")
     rows = []

@@ -24,6 +24,7 @@ def restored(node: Node, factory: ServeFactory, target: Path, name: str = "resto
     return Node(serve, node.upstream)
 
 
+@pytest.mark.slow
 def test_a_restored_node_has_everything_that_was_recorded(
     backed: Callable[..., Node], serve_factory: ServeFactory, target: Path, tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_second_backup_writes_only_what_is_new(backed: Callable[..., Node], ta
     assert verify(node.serve, target) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goes", ["force-pushed", "down"])
 def test_nothing_is_needed_of_the_upstream(
     backed: Callable[..., Node], serve_factory: ServeFactory, target: Path, tmp_path: Path, goes: str
@@ -117,6 +119,7 @@ def test_nothing_is_needed_of_the_upstream(
     other.guest(tmp_path / "another")
 
 
+@pytest.mark.slow
 def test_turns_that_the_copied_log_does_not_know_are_found(
     backed: Callable[..., Node], serve_factory: ServeFactory, target: Path, tmp_path: Path
 ) -> None:
@@ -145,6 +148,7 @@ def test_turns_that_the_copied_log_does_not_know_are_found(
     assert other.serve.cli("audit", "verify").returncode == 0
 
 
+@pytest.mark.slow
 def test_serve_backs_up_by_itself(backed: Callable[..., Node], target: Path, tmp_path: Path) -> None:
     """Every `every`; `status` tells of the last one, and warns of one that fails."""
     node = backed(to=str(target), every="1s")
@@ -173,6 +177,7 @@ def test_serve_backs_up_by_itself(backed: Callable[..., Node], target: Path, tmp
     wait_until(lambda: not node.serve.cli_json("status")["backup"]["error"], message="backups go on")
 
 
+@pytest.mark.slow
 def test_restore_refuses_a_state_directory_that_was_used(
     backed: Callable[..., Node], target: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ The header is written here and the pack by git, so that a ref that moves meanwhi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,16 @@ async def present(mirror: Mirror, oids: Iterable[str]) -> set[str]:
     return {words[0] for words in lines if words[-1] != "missing"}
 
 
+async def reachable(mirror: Mirror, oids: Iterable[str]) -> set[str]:
+    """Those of `oids` whose commits and trees can all be read; asked for one by one, when something is damaged."""
+    found = set()
+    for oid in sorted(oids):
+        with contextlib.suppress(GitError):
+            await mirror.git.run("rev-list", "--objects", "--quiet", oid, "--", cwd=mirror.path, deadline=LONG)
+            found.add(oid)
+    return found
+
+
 async def bases_of(mirror: Mirror, commits: Collection[str]) -> set[str]:
     """The commits of the upstream that recorded `commits` stand on; one that is itself the upstream's is its own base.
 
@@ -75,13 +86,23 @@ async def write_bundle(
         needs = sorted({line[1:] for line in output.stdout.decode("ascii").split() if line.startswith("-")})
     header = SIGNATURE + "".join(f"-{oid} \n" for oid in needs).encode()
     header += "".join(f"{oid} {ref}\n" for ref, oid in sorted(refs.items())).encode() + b"\n"
-    with directory.writing(path) as file:
-        file.write(header)
+    # In threads, because the disk may be a network's that hangs.
+    new = await asyncio.to_thread(directory.begin, path)
+    try:
+        await asyncio.to_thread(new.write, header)
         await mirror.git.run(
             "pack-objects", "--revs", "--thin", "--delta-base-offset", "--stdout", "--quiet",
-            cwd=mirror.path, deadline=LONG, stdin=revisions, into=file,
+            cwd=mirror.path, deadline=LONG, stdin=revisions, into=new.file,
         )  # fmt: skip
+        await asyncio.to_thread(new.commit)
+    except BaseException:
+        await asyncio.to_thread(new.discard)
+        raise
     stored = await asyncio.to_thread(_check, directory, path)
+    # git copies what lies in its packs without looking at it: what is damaged there must not count as backed up.
+    with await asyncio.to_thread((directory.path / path).open, "rb", buffering=0) as file:
+        await asyncio.to_thread(file.seek, len(header))
+        await mirror.git.run("unpack-objects", "-n", "-q", "--strict", cwd=mirror.path, deadline=LONG, source=file)
     return Bundle(stored, kind, tuple(sorted(set(refs.values()))), tuple(needs))
 
 

@@ -14,11 +14,10 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO
+from types import TracebackType
 
 from appliance.core.backup.manifest import Manifest, StoredFile, decode, name_of
 from appliance.core.errors import GitmirrorError
@@ -37,6 +36,53 @@ _OURS = (
 )
 _TEMPORARY = re.compile(r"\.(?P<name>[^/]+)\.new")
 _PIECE = 2**20
+
+
+class NewFile:
+    """A file that is being written at `path` under a temporary name; its directory is made.
+
+    As a context manager it is committed at the end, or discarded after an error. Everything raises OSError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.new")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self._temporary.open("wb", buffering=0)
+
+    def write(self, content: bytes) -> None:
+        """Appends all of `content`."""
+        view = memoryview(content)
+        while view:
+            view = view[self.file.write(view) :]
+
+    def commit(self) -> None:
+        """Syncs the file and puts it in place."""
+        os.fsync(self.file.fileno())
+        self.file.close()
+        self._temporary.rename(self._path)
+
+    def discard(self) -> None:
+        """Removes what was written; never raises."""
+        with contextlib.suppress(OSError):
+            self.file.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink()
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.discard()
+            return
+        try:
+            self.commit()
+        except OSError:
+            self.discard()
+            raise
 
 
 class BackupDirectory:
@@ -59,7 +105,8 @@ class BackupDirectory:
             why = "it does not exist" if isinstance(error, FileNotFoundError) else error.strerror
             raise GitmirrorError(
                 f"the backup directory {self.path} cannot be used: {why}",
-                hint="check that its disk is mounted, and that it belongs to the user that runs gitmirror",
+                hint="check that its disk is mounted, that it belongs to the user that runs gitmirror, and that the "
+                "service may write there (ReadWritePaths=)",
             ) from error
 
     # What is there
@@ -109,34 +156,22 @@ class BackupDirectory:
             now = max(now, _moment(names[-1]) + timedelta(microseconds=1))
         return now.strftime(_STAMP)
 
-    @contextmanager
-    def writing(self, path: str) -> Iterator[IO[bytes]]:
-        """A new file below the directory, unbuffered, that is in place once the block has ended without an error."""
-        final = self.path / path
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.with_name(f".{final.name}.new")
-        try:
-            with temporary.open("wb", buffering=0) as file:
-                yield file
-                os.fsync(file.fileno())
-            temporary.rename(final)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+    def begin(self, path: str) -> NewFile:
+        """A new file below the directory, which is in place once it is committed."""
+        return NewFile(self.path / path)
 
     def write(self, path: str, content: bytes) -> StoredFile:
         """Writes a small file and reads it back. Raises GitmirrorError."""
-        with self.writing(path) as file:
-            _write_all(file, content)
+        with self.begin(path) as new:
+            new.write(content)
         return self._read_back(path, len(content), hashlib.sha256(content).hexdigest())
 
     def copy(self, source: Path, path: str) -> StoredFile:
         """Copies a file of this machine and reads it back. Raises GitmirrorError."""
         expected, size = hashlib.sha256(), 0
-        with source.open("rb") as reading, self.writing(path) as file:
+        with source.open("rb") as reading, self.begin(path) as new:
             while piece := reading.read(_PIECE):
-                _write_all(file, piece)
+                new.write(piece)
                 expected.update(piece)
                 size += len(piece)
         return self._read_back(path, size, expected.hexdigest())
@@ -228,9 +263,3 @@ def digest(path: Path, piece_read: Callable[[bytes], None] = lambda piece: None)
             # Lets the threads that serve guests have the interpreter between two pieces.
             time.sleep(0)
     return size, found.hexdigest()
-
-
-def _write_all(file: IO[bytes], content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[file.write(view) :]

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.names import is_repo_name
 from appliance.core.store.told import Head
 
 FORMAT = 1
@@ -104,6 +105,9 @@ def decode(name: str, content: bytes) -> Manifest:
             f"the manifest {name} was written by gitmirror {document['gitmirror']}, in a format that is not known here",
             hint="use that version, or a newer one",
         )
+    for repo in document["repositories"]:
+        if not is_repo_name(repo):
+            raise GitmirrorError(f"the manifest {name} has a repository that cannot be: {repo!r}")
     head, told = document["head"], document["audit_head"]
     return Manifest(
         at=document["at"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from appliance.core.recording.found import is_turn_number
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.turns import ARCHIVE, TURNS
 from appliance.core.store.sessions import Unbooked
@@ -50,7 +51,7 @@ def recorded_refs(stores: Stores, repo: str, log: Logged, in_mirror: Mapping[str
     numbers = {
         int(number): oid
         for ref, oid in in_mirror.items()
-        if ref.startswith(TURNS) and (number := ref.removeprefix(TURNS)).isdigit() and ref not in refs
+        if ref.startswith(TURNS) and is_turn_number(number := ref.removeprefix(TURNS)) and ref not in refs
     }
     gone = set(stores.sessions.without_turn(repo, numbers))
     refs |= {f"{TURNS}{number}": oid for number, oid in numbers.items() if number not in gone}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from appliance import __version__
-from appliance.core.backup.bundles import bases_of, present, write_bundle
+from appliance.core.backup.bundles import bases_of, present, reachable, write_bundle
 from appliance.core.backup.database_copy import copied, has_event, head_of_copy, reading
 from appliance.core.backup.directory import BackupDirectory, seconds_of
 from appliance.core.backup.manifest import HISTORY, TURNS, Bundle, Manifest, RepositoryBackup
 from appliance.core.backup.recordings import RECORDED, Logged, logged, recorded_refs
 from appliance.core.errors import GitmirrorError
+from appliance.core.git.command import GitError
 from appliance.core.git.mirror import MARK, Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.git.mirrors import mirrors_on_disk
@@ -62,28 +64,30 @@ class BackupWriter:
     mirror_of: Callable[[str], Mirror]
     locks: MirrorLocks
 
-    async def write(self, to: Path, *, create: bool) -> BackupReport:
-        """Makes a backup in the directory `to`. Raises GitmirrorError; the backups that were there stay valid.
+    async def write(self, to: Path) -> BackupReport:
+        """Makes a backup in the directory `to`, which is made if it is missing.
 
-        With `create`, `to` is made if it is missing.
+        Raises GitmirrorError; the backups that were there stay valid then.
         """
         try:
-            return await self._write(BackupDirectory(to), create)
+            return await self._write(BackupDirectory(to))
         except OSError as error:
+            hint = "check that its disk is mounted, writable and not full; earlier backups are not affected"
+            if error.errno == errno.EROFS:
+                hint = f"the service may not write there: `systemctl edit gitmirror`, [Service], ReadWritePaths=-{to}"
             raise GitmirrorError(
-                f"the backup to {to} failed: {error.strerror or error} ({error.filename or to})",
-                hint="check that its disk is mounted, writable and not full; earlier backups are not affected",
+                f"the backup to {to} failed: {error.strerror or error} ({error.filename or to})", hint=hint
             ) from error
 
-    async def _write(self, directory: BackupDirectory, create: bool) -> BackupReport:
-        await asyncio.to_thread(directory.open, create=create)
+    async def _write(self, directory: BackupDirectory) -> BackupReport:
+        await asyncio.to_thread(directory.open, create=True)
         before = await asyncio.to_thread(directory.newest)
         stamp = await asyncio.to_thread(directory.stamp)
         report = BackupReport(str(directory.path))
         # The database first, the refs afterwards: a turn's ref is there before the log calls it applied.
         with ExitStack() as stack:
             copy = await asyncio.to_thread(stack.enter_context, copied(self.layout))
-            stores = stack.enter_context(reading(copy))
+            stores = await asyncio.to_thread(stack.enter_context, reading(copy))
             await asyncio.to_thread(_require_same_log, directory, before, stores)
             head = await asyncio.to_thread(head_of_copy, stores)
             repositories = await self._repositories(directory, stamp, before, stores, report)
@@ -170,7 +174,20 @@ class _Repository:
             count, one = len(set(lost.values())), min(lost)
             report.problems.append(f"{self.name}: the mirror lacks {count} recorded commits, among them that of {one}")
             refs = {ref: oid for ref, oid in refs.items() if ref not in lost}
-        chain = (*chain, *await self._new_bundles({ref: oid for ref, oid in refs.items() if oid not in held}, held))
+        new = {ref: oid for ref, oid in refs.items() if oid not in held}
+        try:
+            added = await self._new_bundles(new, held)
+        except GitError as error:
+            # One turn that is damaged must not keep the others from being backed up.
+            whole_ones = await reachable(self.mirror, set(new.values()))
+            damaged = {ref for ref, oid in new.items() if oid not in whole_ones}
+            if not damaged:
+                raise
+            some = ", ".join(sorted(damaged)[:5])
+            report.problems.append(f"{self.name}: {some}: damaged objects cannot be backed up: {error.message}")
+            refs = {ref: oid for ref, oid in refs.items() if ref not in damaged}
+            added = await self._new_bundles({ref: oid for ref, oid in new.items() if ref not in damaged}, held)
+        chain = (*chain, *added)
         if not chain:
             return None
         mark = before.fetched_with_credential if before else None

@@ -212,15 +212,16 @@ class Git:
         on_progress: Callable[[str], None] | None = None,
         asks_upstream: bool = False,
         into: IO[bytes] | None = None,
+        source: IO[bytes] | None = None,
     ) -> GitOutput:
         """Runs `git *arguments` in `cwd` for at most `deadline` seconds. Raises GitError.
 
         `on_progress` gets each line of stderr as it arrives, including those that git overwrites with CR. With
-        `asks_upstream`, an error carries the upstream's Retry-After. With `into`, stdout goes to that file, which may
-        grow to any size. Cancelling ends the whole process group.
+        `asks_upstream`, an error carries the upstream's Retry-After. With `into`, stdout goes to that file, and
+        with `source`, stdin is that file; both may be of any size. Cancelling ends the whole process group.
         """
         with HttpTrace() if asks_upstream else contextlib.nullcontext() as trace:
-            return await self._run(arguments, cwd, deadline, stdin, on_progress, trace, into)
+            return await self._run(arguments, cwd, deadline, stdin, on_progress, trace, into, source)
 
     async def _run(
         self,
@@ -231,6 +232,7 @@ class Git:
         on_progress: Callable[[str], None] | None,
         trace: HttpTrace | None,
         into: IO[bytes] | None,
+        source: IO[bytes] | None,
     ) -> GitOutput:
         argv = [*self._prefix, "git", *arguments]
         errors = _ErrorLines(on_progress, self._secrets)
@@ -245,6 +247,7 @@ class Git:
                 on_error=errors.feed,
                 pass_fds=(*self._pass_fds, *((trace.file,) if trace else ())),
                 into=into,
+                source=source,
             )
         except OSError as error:
             raise GitError(f"git cannot be started: {error}") from error

@@ -28,17 +28,19 @@ async def run_child(
     stdin: bytes = b"",
     pass_fds: Sequence[int] = (),
     into: IO[bytes] | None = None,
+    source: IO[bytes] | None = None,
 ) -> tuple[int | None, bytes]:
     """Runs a program to its end. Returns its exit code and stdout; the code is None when it was ended after `deadline`.
 
-    `deadline` is in seconds. `on_error` gets stderr as it comes. With `into`, stdout goes to that file instead. Raises
-    OSError when the program cannot be started. Cancelling ends the process group.
+    `deadline` is in seconds. `on_error` gets stderr as it comes. With `into`, stdout goes to that file instead; with
+    `source`, stdin is that file from its position on. Raises OSError when the program cannot be started. Cancelling
+    ends the process group.
     """
     child = children.start(
         argv,
         env=env,
         cwd=cwd,
-        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+        stdin=source if source is not None else subprocess.PIPE if stdin else subprocess.DEVNULL,
         stdout=subprocess.PIPE if into is None else into,
         stderr=subprocess.PIPE,
         pass_fds=pass_fds,

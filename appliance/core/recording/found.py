@@ -179,8 +179,13 @@ def turns_on_disk(name: str, repository: Path) -> Iterator[TurnRef]:
         return
     for ref, oid in refs.items():
         number = ref.removeprefix(TURNS)
-        if number.isascii() and number.isdigit() and len(number) <= MOST_DIGITS and number[0] != "0":
+        if is_turn_number(number):
             yield TurnRef(name, int(number), oid)
+
+
+def is_turn_number(text: str) -> bool:
+    """Whether the last part of a turn's ref is an id that a log may have assigned."""
+    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS and text[0] != "0"
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
