@@ -118,7 +118,7 @@ class Backups:
         async with self._one_at_a_time:
             self._began = time.monotonic()
             try:
-                report = await self._writer.write(Path(to), create=True)
+                report = await self._writer.write(Path(to))
             except EXPECTED as error:
                 if to == self._settings().to:
                     hint = f" ({error.hint})" if isinstance(error, GitmirrorError) and error.hint else ""

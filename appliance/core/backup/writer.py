@@ -64,13 +64,13 @@ class BackupWriter:
     mirror_of: Callable[[str], Mirror]
     locks: MirrorLocks
 
-    async def write(self, to: Path, *, create: bool) -> BackupReport:
-        """Makes a backup in the directory `to`. Raises GitmirrorError; the backups that were there stay valid.
+    async def write(self, to: Path) -> BackupReport:
+        """Makes a backup in the directory `to`, which is made if it is missing.
 
-        With `create`, `to` is made if it is missing.
+        Raises GitmirrorError; the backups that were there stay valid then.
         """
         try:
-            return await self._write(BackupDirectory(to), create)
+            return await self._write(BackupDirectory(to))
         except OSError as error:
             hint = "check that its disk is mounted, writable and not full; earlier backups are not affected"
             if error.errno == errno.EROFS:
@@ -79,8 +79,8 @@ class BackupWriter:
                 f"the backup to {to} failed: {error.strerror or error} ({error.filename or to})", hint=hint
             ) from error
 
-    async def _write(self, directory: BackupDirectory, create: bool) -> BackupReport:
-        await asyncio.to_thread(directory.open, create=create)
+    async def _write(self, directory: BackupDirectory) -> BackupReport:
+        await asyncio.to_thread(directory.open, create=True)
         before = await asyncio.to_thread(directory.newest)
         stamp = await asyncio.to_thread(directory.stamp)
         report = BackupReport(str(directory.path))

@@ -129,7 +129,7 @@ class OfflineNode:
         try:
             git = make_git(self.layout, self.config, owned.children).gently()
             writer = BackupWriter(self.layout, lambda name: Mirror(self.layout.mirror(name), git), MirrorLocks())
-            return asyncio.run(writer.write(Path(chosen), create=True)).document()
+            return asyncio.run(writer.write(Path(chosen))).document()
         finally:
             owned.release()
 
