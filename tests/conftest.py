@@ -58,6 +58,14 @@ def git_env(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     return env
 
 
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """Undo what a test did to the umask: `serve`, run in the test's own process, closes what it creates to others."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture(scope="session")
 def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that all workers of this session share."""
