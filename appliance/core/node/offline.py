@@ -12,8 +12,6 @@ from typing import Any, NoReturn
 
 from appliance.core.access.privacy import Privacy
 from appliance.core.access.read_tokens import issue_token
-from appliance.core.backup.schedule import no_directory
-from appliance.core.backup.writer import BackupWriter
 from appliance.core.config.settings import Config
 from appliance.core.git.mirror import Mirror, discard_repository
 from appliance.core.git.mirror_locks import MirrorLocks
@@ -121,6 +119,10 @@ class OfflineNode:
 
     def backup(self, to: str | None) -> dict[str, Any]:
         """Makes a backup in this process, to the directory `to` or the configured one."""
+        # Imported here, because every other command would pay for it: a fifth of the imports of `status`.
+        from appliance.core.backup.schedule import no_directory
+        from appliance.core.backup.writer import BackupWriter
+
         chosen = to or self.config.backup.to
         if not chosen:
             raise no_directory()
