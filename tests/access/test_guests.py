@@ -124,6 +124,7 @@ def test_a_clone_and_a_recording_with_a_token(node: Node, tmp_path: Path) -> Non
     assert [row["session"] for row in node.serve.cli_json("sessions", "--repo", SECRET)] == ["s1"]
 
 
+@pytest.mark.slow
 def test_a_token_ends_with_the_very_next_request(node: Node) -> None:
     """When another process revokes it during a kept connection, or when it expires. `token list` shows both."""
     url = f"{node.serve.http_url}/{SECRET}"

@@ -124,6 +124,7 @@ def test_an_ssh_upstream_is_mirrored_with_its_key(sshd: Sshd, serve_factory: Ser
     assert get(f"{serve.http_url}/{SECRET}/freshness").status == 404
 
 
+@pytest.mark.slow
 def test_no_other_key_is_tried(sshd: Sshd, serve_factory: ServeFactory, tmp_path: Path) -> None:
     """A wrong key in the entry is refused until replaced, even if an agent in the environment has the right one."""
     agent = tmp_path / "agent"

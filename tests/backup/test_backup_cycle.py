@@ -59,6 +59,7 @@ def test_a_restored_node_has_everything_that_was_recorded(
     assert all(int(ref.removeprefix(TURNS)) > last for ref, _ in new if ref.startswith(TURNS))
 
 
+@pytest.mark.slow
 def test_a_second_backup_writes_only_what_is_new(backed: Callable[..., Node], target: Path, tmp_path: Path) -> None:
     """No bundle is written again; without news no bundle is written."""
     node = backed()

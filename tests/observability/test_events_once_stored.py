@@ -114,6 +114,7 @@ def test_who_hears_of_something_and_looks_finds_it(serve: Serve, upstream: HttpU
     stores.database.close()
 
 
+@pytest.mark.slow
 def test_a_database_that_hangs_mutes_nobody(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:

@@ -160,6 +160,7 @@ def test_a_burst_is_a_refresh_now_and_one_after(hooked: Hooked) -> None:
     assert hooked.asked("acme/other") - before <= 5
 
 
+@pytest.mark.slow
 def test_what_is_announced_before_it_is_served_is_looked_for_again(hooked: Hooked) -> None:
     """A commit, a new tag and a deletion that the upstream serves only some time after announcing them."""
     path = hooked.upstream.path(WIDGETS)

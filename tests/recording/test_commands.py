@@ -231,6 +231,7 @@ def test_drop_needs_serve(node: Node) -> None:
         node.serve.cli("session", "drop", WIDGETS, "nobody", "--yes")
 
 
+@pytest.mark.slow
 def test_the_log_by_time_verdict_and_live(node: Node, tmp_path: Path) -> None:
     """`--verdict`, `--since` and `export --since` filter rows; `--follow` prints new ones."""
     serve, guest, name = node.serve, node.guest(tmp_path / "guest"), new_session()

@@ -127,6 +127,7 @@ def test_no_turn_is_lost_with_the_log(make_node: Callable[..., Node], tmp_path: 
     assert node.serve.cli("doctor", check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_commands_make_no_empty_database_in_place_of_a_lost_one(make_node: Callable[..., Node]) -> None:
     """Without serve, errors name the file and the remedy, and no file is created."""
     node = make_node()
@@ -140,6 +141,7 @@ def test_commands_make_no_empty_database_in_place_of_a_lost_one(make_node: Calla
     assert done.returncode == 3 and "audit accept-loss" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_lost_database_whose_loss_cannot_be_marked_is_done_without(
     make_node: Callable[..., Node], tmp_path: Path
 ) -> None:
@@ -181,6 +183,7 @@ def test_a_database_put_back_while_serve_runs_takes_no_push(make_node: Callable[
     assert node.serve.cli("audit", "verify").returncode == 0
 
 
+@pytest.mark.slow
 def test_turns_of_another_node_are_booked_beside_those_of_this_one(
     make_node: Callable[..., Node], tmp_path: Path
 ) -> None:
@@ -223,6 +226,7 @@ def test_verify_tells_of_turns_that_the_log_does_not_know(make_node: Callable[..
     assert done.returncode == 3 and "77" in done.stderr and WIDGETS in done.stderr
 
 
+@pytest.mark.slow
 def test_a_mirror_that_cannot_be_read_at_start_is_looked_at_later(
     make_node: Callable[..., Node], tmp_path: Path
 ) -> None:

@@ -205,6 +205,7 @@ def test_an_archived_session_is_hidden_from_pushes_and_comes_back_when_written(
         assert fetches(node, commit, tmp_path / f"fetch-{number}")
 
 
+@pytest.mark.slow
 def test_keep_exempts_and_off_does_not_and_purge_ends_all(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """`session keep` holds over a start with a retention of no time; a purged repository has no sessions left."""
     node = make_node()

@@ -120,6 +120,7 @@ def test_no_guest_sees_or_moves_a_turn(node: Node, tmp_path: Path) -> None:
     assert {ref: oid for ref, oid in refs(node.mirror).items() if ref.startswith(TURNS)} == before
 
 
+@pytest.mark.slow
 def test_a_refresh_with_prune_and_a_night_of_maintenance_keep_every_turn(
     make_node: Callable[..., Node], tmp_path: Path
 ) -> None:

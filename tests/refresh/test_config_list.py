@@ -143,6 +143,7 @@ def test_a_changed_url_of_a_listed_repository_is_followed_at_once(
     assert listed(serve) == {WIDGETS: ("config", True)}
 
 
+@pytest.mark.slow
 def test_settings_of_one_repository(serve_factory: ServeFactory, two: HttpUpstream) -> None:
     """Name, branch and interval of a `[[repos]]`, and a change of them by reload."""
     entry = {"url": two.url(WIDGETS), "name": "my/own", "branch": "develop", "interval": "2h"}
@@ -225,6 +226,7 @@ def test_a_changed_interval_takes_effect_at_once(serve_factory: ServeFactory, tw
     assert serve.cli_json("repos")[0]["interval"] == 1
 
 
+@pytest.mark.slow
 def test_a_restart_does_not_ask_before_it_is_due(serve_factory: ServeFactory, two: HttpUpstream) -> None:
     """What was verified a moment ago is served as fresh, and the upstream is left alone."""
     serve = serve_factory(repos=[two.url(WIDGETS)], refresh=QUIET).start()

@@ -116,6 +116,7 @@ def test_a_dead_upstream_and_its_return(serve: Serve, upstream: HttpUpstream, tm
     assert serve.wait_for_repo(WIDGETS)["failures"] == 0
 
 
+@pytest.mark.slow
 def test_a_commit_arrives_within_the_interval(serve: Serve, upstream: HttpUpstream) -> None:
     """Of several commits each: the first refresh that begins after it brings it, and refreshes begin each second."""
     made = []

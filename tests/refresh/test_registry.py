@@ -193,6 +193,7 @@ def test_remove_stops_serving_and_keeps_the_mirror(node_like: Serve, upstream: H
     assert followed(node_like.mirror(WIDGETS)) == refs(upstream.path(WIDGETS))
 
 
+@pytest.mark.slow
 def test_purge_asks_and_deletes(either: Serve, upstream: HttpUpstream) -> None:
     """Any answer but yes changes nothing; `--yes` does not ask; the mirror is gone, and what lay beside it is not."""
     either.cli("add-repo", upstream.url(WIDGETS))
@@ -263,6 +264,7 @@ def _count(serve: Serve, name: str) -> int:
     return len(serve.cli_json("refreshes", name))
 
 
+@pytest.mark.slow
 def test_enable_and_disable_without_serve(alone: Serve, upstream: HttpUpstream) -> None:
     """The registry is changed, and the next serve keeps to it."""
     alone.cli("add-repo", upstream.url(WIDGETS))

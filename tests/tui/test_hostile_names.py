@@ -86,6 +86,7 @@ WALK: list[tuple[str, ...]] = [
 
 
 @pytest.mark.parametrize("size", [(130, 36), (80, 24)], ids=["wide", "narrow"])
+@pytest.mark.slow
 def test_no_screen_draws_a_control_character(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:

@@ -47,6 +47,7 @@ async def after(seen: Seen, work: Callable[[], object], look: Callable[[], objec
 
 
 @pytest.mark.usefixtures("no_beats")
+@pytest.mark.slow
 def test_a_commit_a_hydration_and_a_recording_appear_at_once(node: Node) -> None:
     """With no key pressed, each on the screen that is open."""
     guest = node.guest("live")
@@ -81,6 +82,7 @@ def test_a_commit_a_hydration_and_a_recording_appear_at_once(node: Node) -> None
 
 
 @pytest.mark.usefixtures("no_beats")
+@pytest.mark.slow
 def test_a_repository_shows_what_happens_to_it(node: Node) -> None:
     """Refreshes with what they moved, refs, hydrations, sessions."""
     guest = node.guest("watched")
@@ -104,6 +106,7 @@ def test_a_repository_shows_what_happens_to_it(node: Node) -> None:
     drive(make_app(node.serve), script)
 
 
+@pytest.mark.slow
 def test_serve_is_killed_and_comes_back(own: Node) -> None:
     """It says so, keeps what it knew, takes no orders; then it joins the new one by itself."""
 
@@ -127,6 +130,7 @@ def test_serve_is_killed_and_comes_back(own: Node) -> None:
     drive(make_app(own.serve), script, (160, 30))
 
 
+@pytest.mark.slow
 def test_it_opens_before_serve_and_before_there_is_anything(
     serve_factory: ServeFactory, upstream: HttpUpstream
 ) -> None:

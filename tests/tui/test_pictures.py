@@ -101,11 +101,13 @@ async def walk(seen: Seen, form: str, steps: Sequence[Step]) -> None:
         compare(f"{name}-{form}", seen.app.export_screenshot(simplify=True))
 
 
+@pytest.mark.slow
 def test_normal(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every screen, with room."""
     drive(scene.app(monkeypatch), lambda seen: walk(seen, "normal", WALK), NORMAL)
 
 
+@pytest.mark.slow
 def test_small(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every screen at 80x24."""
     drive(scene.app(monkeypatch), lambda seen: walk(seen, "small", WALK), SMALL)
@@ -117,6 +119,7 @@ def test_empty(empty: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     drive(empty.app(monkeypatch), lambda seen: walk(seen, "empty", steps), SMALL)
 
 
+@pytest.mark.slow
 def test_trouble(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """No serve, things to mend, a mirror that is gone."""
     broken = replace(scene, pulse=None, checks=BROKEN)

@@ -47,6 +47,7 @@ def island() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("shell", "tools"), [("dash", CURL), ("busybox sh", BUSYBOX)])
+@pytest.mark.slow
 def test_two_ports_are_enough(
     island: tuple[str, str],
     serve_factory: ServeFactory,

@@ -260,6 +260,7 @@ def test_a_refusal_is_told_at_once(own_node: Node, tmp_path: Path) -> None:
     assert [row["ref"] for row in own_node.serve.cli_json("audit")] == ["refs/agents/taken"]
 
 
+@pytest.mark.slow
 def test_a_mirror_that_lacks_the_base_is_waited_for(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """A workspace of the upstream, newer than the mirror: the push makes it look, and then goes through."""
     node = make_node()

@@ -132,6 +132,7 @@ def test_who_downloads_keeps_the_tar_it_began_with(own_node: Node, tmp_path: Pat
     wait_until(lambda: len(list(place.glob("*.tar"))) == 1, message="the old tar is removed")
 
 
+@pytest.mark.slow
 def test_guests_that_come_while_it_is_rebuilt_all_get_a_whole_one(own_node: Node, tmp_path: Path) -> None:
     """Some commits, and guests without a pause: each answer is one of the tars, never a 404."""
     node = own_node
@@ -273,6 +274,7 @@ def test_a_snapshot_of_an_older_version_is_built_again(own_node: Node, tmp_path:
 
 
 @pytest.mark.parametrize("at", ["fetch", "read-tree", "repack", "tar"])
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_a_build_does_no_harm(own_node: Node, tmp_path: Path, at: str) -> None:
     """kill -9 of serve while it fetches, checks out, repacks or archives: the next start builds what is right."""
     node = own_node

@@ -118,6 +118,7 @@ def test_hydrations_are_counted_by_repository_way_and_protocol(gated_node: Gated
     assert metric(node.serve, "gitmirror_hydration_seconds_sum", way="miss", protocol="git") > 0
 
 
+@pytest.mark.slow
 def test_refreshes_lag_and_states_are_told_by_repository(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """Refreshes by result. Lag grows while an upstream fails and falls when it recovers."""
     refresh = {"interval": "1h", "stale_after": "1s"}
@@ -145,6 +146,7 @@ def test_refreshes_lag_and_states_are_told_by_repository(serve_factory: ServeFac
     assert metric(serve, "gitmirror_lag_seconds", repo=WIDGETS) <= time.monotonic() - start + 0.01
 
 
+@pytest.mark.slow
 def test_clients_the_queue_and_the_cache_are_told(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """Connections on both ports, guests that wait or got no slot, and the bytes in the cache."""
     limits: dict[str, Value] = {"max_clients": 1, "queue_timeout": "6s"}

@@ -101,6 +101,7 @@ def test_older_protocols_give_the_same_clones(
 
 
 @pytest.mark.parametrize("protocol", ["git", "http"])
+@pytest.mark.slow
 def test_what_follows_a_clone_is_right_too(node: Node, stock: GitDaemonUpstream, tmp_path: Path, protocol: str) -> None:
     """Deepening, unshallowing, fetching more branches and old blobs: responses that depend on the guest's objects."""
     urls = {"stock": stock.url(f"{WIDGETS}.git"), "ours": url_of(node.serve, protocol)}

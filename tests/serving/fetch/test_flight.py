@@ -272,6 +272,7 @@ def test_what_depends_on_the_guest_or_on_refs_is_never_kept(node: Node) -> None:
     assert cache_of(node.serve)["bytes"] == kept
 
 
+@pytest.mark.slow
 def test_a_restart_begins_empty_and_is_warm_at_once(gated: GatedFactory, tmp_path: Path) -> None:
     """The responses of an earlier `serve` are deleted, and the usual ones are produced again before guests ask."""
     node = gated()

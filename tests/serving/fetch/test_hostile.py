@@ -157,6 +157,7 @@ class Trickle:
             self._done.wait(max(0.0, 1 - (time.monotonic() - start)))
 
 
+@pytest.mark.slow
 def test_two_hundred_slow_guests_cost_two_handles_each_and_no_memory(node: Node, tmp_path: Path) -> None:
     """1 KiB/s of a large answer each, on both ports: under 50 MB in all, and others are served as ever."""
     serve, count = node.serve, 200

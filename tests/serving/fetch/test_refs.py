@@ -183,6 +183,7 @@ def test_refs_are_never_stale_after_a_push(node: Node) -> None:
             old = turn.commit
 
 
+@pytest.mark.slow
 def test_refs_are_never_stale_after_a_refresh(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """`refresh` returns, and no guest sees the old tip, branch or default branch any more."""
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED).start()
@@ -208,6 +209,7 @@ def test_refs_are_never_stale_after_a_refresh(serve_factory: ServeFactory, upstr
             assert answer == ask_git(serve.mirror(WIDGETS), request)
 
 
+@pytest.mark.slow
 def test_a_clone_right_after_a_refresh_is_of_the_new_tip(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:

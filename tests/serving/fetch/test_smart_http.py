@@ -248,6 +248,7 @@ def test_what_is_not_mirrored_is_not_found(node: Node, path: str) -> None:
         assert reply.status == 404
 
 
+@pytest.mark.slow
 def test_git_says_not_found_for_what_is_unknown_or_disabled(
     serve_factory: ServeFactory, upstream: HttpUpstream
 ) -> None:
@@ -473,6 +474,7 @@ def test_a_failure_of_git_before_the_first_byte_is_a_500(node: Node) -> None:
     assert reply.status == 200 and not reply.complete and b"not our ref" in reply.body
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_503_with_a_time(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """A guest that finds no place is told when to come again; the next one that does is served."""
     limits: dict[str, Value] = {"max_clients": 1, "queue_timeout": "300ms"}
@@ -488,6 +490,7 @@ def test_a_full_queue_is_503_with_a_time(serve_factory: ServeFactory, upstream: 
     wait_until(lambda: http_ask(serve.http_url + INFO).status == 200, message="the place is free")
 
 
+@pytest.mark.slow
 def test_slow_requests_are_cut_off(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """A head that comes byte by byte has request_timeout in all, a body that stops has idle_timeout."""
     limits: dict[str, Value] = {"request_timeout": "2s", "idle_timeout": "3s", "max_clients": 2}

@@ -25,6 +25,7 @@ def move_tip(node: GatedNode, text: str) -> str:
     return tip
 
 
+@pytest.mark.slow
 def test_the_kits_clones_are_hits_after_a_refresh(gated: GatedFactory, tmp_path: Path) -> None:
     """Depth 1, and depth 1 without blobs with its checkout: the first guest after a push waits for no upload-pack."""
     node = gated()
@@ -104,6 +105,7 @@ def test_a_new_tip_supersedes_the_warming_of_the_old_one(gated: GatedFactory, tm
     assert counting.since() == {"hits": 2}
 
 
+@pytest.mark.slow
 def test_a_guest_that_comes_while_it_is_warmed_joins(gated: GatedFactory, tmp_path: Path) -> None:
     """And keeps it alive when the tip moves on meanwhile."""
     node = gated()

@@ -196,6 +196,7 @@ def test_no_connection_outlives_total_timeout(serve_factory: ServeFactory, bare_
     wait_until(lambda: serve.processes() == [serve.pid], message="its child is gone")
 
 
+@pytest.mark.slow
 def test_an_idle_push_is_ended_and_logged(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """A guest that stops in the middle of its pack is ended; the log says that the ref did not move."""
     serve = limited(serve_factory, upstream, idle_timeout="3s")

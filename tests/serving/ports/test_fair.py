@@ -109,6 +109,7 @@ def test_many_idle_connections_of_one_address_keep_no_other_out(node: Node) -> N
     wait_until(lambda: clients_of(node.serve) == 0, timeout=60, message="all connections have ended")
 
 
+@pytest.mark.slow
 def test_stalled_readers_of_one_address_make_way_for_another(node: Node) -> None:
     """Guests of one address that read nothing take all slots, and more wait. Another address is still served."""
     serve = node.serve
@@ -176,6 +177,7 @@ def test_half_sent_requests_keep_no_fetch_from_others(node: Node) -> None:
             assert reply.status == 200 and is_whole_pack(pack_of(reply.body))
 
 
+@pytest.mark.slow
 def test_bodies_of_protocol_v0_are_counted_as_they_unpack(node: Node) -> None:
     """Twelve requests of 32 KB used to take 425 MiB. Now they wait for each other, and none is held twice."""
     serve = node.serve

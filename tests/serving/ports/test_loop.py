@@ -101,6 +101,7 @@ def served_meanwhile(serve: Serve, seconds: float = 3.0) -> None:
         assert http_ask(f"{serve.http_url}/healthz").status == 200
 
 
+@pytest.mark.slow
 def test_requests_without_end_on_one_connection_leave_others_their_turn(node: Node, watchdog: Watchdog) -> None:
     """`GET /healthz` as fast as possible. These requests used to hold the loop for as long as they came."""
     watchdog.forget()
@@ -109,6 +110,7 @@ def test_requests_without_end_on_one_connection_leave_others_their_turn(node: No
     assert watchdog.longest() < SHORT
 
 
+@pytest.mark.slow
 def test_a_body_in_chunks_of_one_byte_leaves_others_their_turn(node: Node, watchdog: Watchdog) -> None:
     """Also when it is only thrown away, behind an answer that was made without it."""
     watchdog.forget()
@@ -121,6 +123,7 @@ def test_a_body_in_chunks_of_one_byte_leaves_others_their_turn(node: Node, watch
     assert watchdog.longest() < SHORT
 
 
+@pytest.mark.slow
 def test_as_many_prefixes_as_fit_against_as_many_refs(node: Node, watchdog: Watchdog) -> None:
     """Existing names, unknown names, and more lines than git keeps. Comparing every ref with every line took 39 s."""
     shown = [name for name in refs(node.mirror) if name.startswith(("refs/heads/", "refs/tags/"))]
@@ -141,6 +144,7 @@ def test_as_many_prefixes_as_fit_against_as_many_refs(node: Node, watchdog: Watc
     assert watchdog.longest() < SHORT
 
 
+@pytest.mark.slow
 def test_half_a_million_wants_are_worked_on_aside(node: Node, watchdog: Watchdog) -> None:
     """They are read, sorted, hashed and written for git, in two shapes, one of which is not cached."""
     watchdog.forget()
@@ -153,6 +157,7 @@ def test_half_a_million_wants_are_worked_on_aside(node: Node, watchdog: Watchdog
     assert watchdog.longest() < SHORT
 
 
+@pytest.mark.slow
 def test_as_many_headers_as_fit_are_soon_read(node: Node, watchdog: Watchdog) -> None:
     """Requests of nothing but short headers, one behind the other."""
     watchdog.forget()

@@ -80,6 +80,7 @@ def test_a_guest_that_dies(
     assert_mirror_is_clean(node.mirror)
 
 
+@pytest.mark.slow
 def test_guests_that_die_at_random(own_node: Node) -> None:
     """Forty guests at once, each cut off at a random byte in a random way, some on one session."""
     node, dice = own_node, random.Random(11)
@@ -115,6 +116,7 @@ def children_of(node: Node) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("victim", ["git-daemon", "receive-pack", "unpack-objects", "index-pack"])
+@pytest.mark.slow
 def test_a_child_that_is_killed_in_the_middle_of_a_push(own_node: Node, victim: str) -> None:
     """Whichever process of the push dies: the guest is not left hanging, the outcome is true, the next push works."""
     node = own_node

@@ -298,6 +298,7 @@ def test_many_agents_on_one_session_each_have_a_true_outcome(own_node: Node) -> 
     )
 
 
+@pytest.mark.slow
 def test_the_log_outlives_its_repository(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """Removing and purging a repository takes nothing out of the log."""
     serve = serve_factory(refresh=SETTLED).start()
