@@ -201,6 +201,7 @@ def test_a_database_that_cannot_be_read_tells_nothing_either(node: Node) -> None
     assert get(f"{node.serve.http_url}/{SECRET}/freshness", authorization=f"Bearer {token}").status == 200
 
 
+@pytest.mark.slow
 def test_a_token_dies_with_the_registration(node: Node, tmp_path: Path) -> None:
     """A repository that was removed and added again, its mirror still on disk, has none of its old tokens."""
     name = "acme/removed"

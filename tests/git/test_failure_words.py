@@ -81,6 +81,7 @@ def test_what_git_says_is_one_word(said: str, kind: str) -> None:
 
 
 @given(st.text())
+@pytest.mark.slow
 def test_any_text_has_a_word_and_words(said: str) -> None:
     """Any other error is reported with its original text."""
     assert said in in_words(kind_of(said), said)

@@ -16,6 +16,7 @@ from tests.support.processes import processes_of
 from tests.support.upstream import HttpUpstream
 
 
+@pytest.mark.slow
 def test_a_command_and_a_url_get_every_event(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def locked(name: str) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9][a-z0-9.-]*)==([^ ;]+)", text, re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_two_builds_of_one_commit_are_the_same_bytes(checkout: Path, tmp_path: Path) -> None:
     """In another directory, by a user with another umask in another time zone, without what git has kept there."""
     other = tmp_path / "another" / "much-longer" / "path"
@@ -72,6 +73,7 @@ def test_a_build_of_the_same_tree_is_not_repeated(checkout: Path, tmp_path: Path
     assert changed["site-packages/appliance/COMMIT"].decode() == f"{head}-dirty\n"
 
 
+@pytest.mark.slow
 def test_a_file_that_was_cut_short_is_built_again(checkout: Path, tmp_path: Path) -> None:
     """What is up to date is asked of the file itself, so half of one is not."""
     mine = tmp_path / "mine"

@@ -162,6 +162,7 @@ def test_a_lost_database_whose_loss_cannot_be_marked_is_done_without(
     assert git_result("push", "--force", f"{node.serve.git_url}/{WIDGETS}", f"HEAD:{AGENTS}s1", cwd=guest)[0] != 0
 
 
+@pytest.mark.slow
 def test_a_database_put_back_while_serve_runs_takes_no_push(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """An older file in its place: the log lacks what was told, so the push is refused and nothing is overwritten."""
     node = make_node()

@@ -50,6 +50,7 @@ def test_turns_of_one_session(make_node: Callable[..., Node], tmp_path: Path) ->
     record(guest, "next")
 
 
+@pytest.mark.slow
 def test_bytes_of_all_recordings_and_room_again_after_a_drop(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """Full is full, also over a restart; ending a session makes room at once."""
     node = make_node(max_bytes="64KiB")

@@ -175,6 +175,7 @@ def test_what_a_kill_left_half_ended_is_ended_by_the_next_look(bench: Bench) -> 
     assert "123456" in names(bench, TURNS), "what no log knows is nobody's to remove"
 
 
+@pytest.mark.slow
 def test_an_archived_session_is_hidden_from_pushes_and_comes_back_when_written(
     make_node: Callable[..., Node], tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def test_a_guest_at_an_old_tip_sends_a_handful_of_objects(make_node: Callable[..
     assert objects == 3 and "git-upload-pack" not in trace
 
 
+@pytest.mark.slow
 def test_blobs_of_a_tip_that_was_forced_away_are_still_fetched(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """A guest without blobs reads its whole commit after upstream has dropped it, a blob of that commit alone too."""
     node = make_node()

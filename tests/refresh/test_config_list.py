@@ -66,6 +66,7 @@ def test_config_and_command_line_fill_one_table(configured: Serve, two: HttpUpst
     assert followed(configured.mirror(WIDGETS)) == refs(two.path(WIDGETS))
 
 
+@pytest.mark.slow
 def test_a_listed_repository_is_changed_in_its_file(configured: Serve, two: HttpUpstream) -> None:
     """Removing it, or changing its options by command, exits 2 and names the file."""
     for command in (

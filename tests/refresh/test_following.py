@@ -123,6 +123,7 @@ def test_an_emptied_upstream_is_followed_too(repo: Followed, tmp_path: Path) -> 
     assert repo.can_fetch(old["refs/heads/main"], tmp_path / "guest")
 
 
+@pytest.mark.slow
 def test_odd_names_reach_guests_and_history(repo: Followed) -> None:
     """Unicode, quotes and bytes that are no text: followed, shown by ls-remote, told by every command."""
     tip = refs(repo.path)["refs/heads/main"]
@@ -143,6 +144,7 @@ def test_odd_names_reach_guests_and_history(repo: Followed) -> None:
     assert serve.cli_json("refreshes", repo.name)[0]["result"] == "moved"
 
 
+@pytest.mark.slow
 def test_thousands_of_refs_are_followed(repo: Followed) -> None:
     """1,000 branches come and half of them go, each in one refresh."""
     tip = refs(repo.path)["refs/heads/main"]

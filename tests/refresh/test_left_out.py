@@ -153,6 +153,7 @@ def test_names_that_do_not_fit_are_told_by_looking_at_them(tmp_path: Path) -> No
     assert set(unholdable(tmp_path, {umlaut: "1"})) == {umlaut}
 
 
+@pytest.mark.slow
 def test_status_names_the_one_and_is_fresh(serve_factory: ServeFactory, upstream: HttpUpstream, bare: Path) -> None:
     """An operator sees which ref, why, and what to do; the repository is fresh."""
     served = upstream.add(ODD, bare)

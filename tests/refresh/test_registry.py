@@ -135,6 +135,7 @@ def test_a_url_of_one_part_needs_a_name(either: Serve, upstream: HttpUpstream) -
     assert names_of(either) == []
 
 
+@pytest.mark.slow
 def test_a_bad_url_is_refused_and_nothing_is_registered(either: Serve) -> None:
     """Exit code 2 with the reason and the way to do it right; no secret of it is repeated anywhere."""
     bad = {
@@ -291,6 +292,7 @@ def test_a_first_clone_without_serve(alone: Serve, upstream: HttpUpstream) -> No
     assert repo_status(alone, WIDGETS)["state"] == "fresh"
 
 
+@pytest.mark.slow
 def test_a_first_clone_that_fails_without_serve(alone: Serve, upstream: HttpUpstream) -> None:
     """Exit code 1, registered, `failing`; a second try by hand, and the next serve, clone it."""
     upstream.everywhere.fail = True
@@ -326,6 +328,7 @@ def test_two_add_repos_at_once_without_serve(alone: Serve, upstream: HttpUpstrea
     assert [entry["state"] for entry in alone.cli_json("repos")] == ["fresh", "fresh"]
 
 
+@pytest.mark.slow
 def test_serve_waits_for_an_add_repo_that_is_cloning(alone: Serve, upstream: HttpUpstream) -> None:
     """A clone by hand is not thrown away because serve starts in the middle of it."""
     upstream.on(WIDGETS).hang_after = 50_000

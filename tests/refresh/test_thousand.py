@@ -55,6 +55,7 @@ def test_a_queue_that_is_asked_all_the_time_does_not_grow() -> None:
     assert len(queue._later) < 200
 
 
+@pytest.mark.slow
 def test_a_restart_refreshes_what_is_due_and_spreads_the_rest() -> None:
     """A thousand on a stored schedule: only those whose time has come, four at a time, the longest overdue first."""
 

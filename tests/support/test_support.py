@@ -276,6 +276,7 @@ def test_commands_run_on_the_same_state(stub: Serve) -> None:
         stub.cli("fail")
 
 
+@pytest.mark.slow
 def test_the_appliance_itself(serve: Serve, upstream: HttpUpstream, tmp_path: Path) -> None:
     upstream.refuse()
     tip = refs(upstream.path(WIDGETS))["refs/heads/main"]

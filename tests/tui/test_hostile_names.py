@@ -110,6 +110,7 @@ def test_no_screen_draws_a_control_character(
     assert {"Repositories", "Repository", "Sessions", "Diff", "Activity", "Health"} <= set(seen_escapes)
 
 
+@pytest.mark.slow
 def test_neither_notices_nor_dialogs_nor_problems_do(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their text may be git's words about a guest's content; brackets in it are no markup."""
 

@@ -165,6 +165,7 @@ def test_the_database_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("form", ["light", "nocolour"])
+@pytest.mark.slow
 def test_other_colours(scene: Scene, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """A light terminal; one that wants no colours."""
     monkeypatch.setenv(*(("COLORFGBG", "0;15") if form == "light" else ("NO_COLOR", "1")))

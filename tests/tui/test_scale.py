@@ -64,6 +64,7 @@ def app(make_once: Callable[[str, Callable[[Path], object]], Path]) -> Callable[
     return lambda: Tui(NodeQueries(Node(Layout(state), load_config(None), create=False)))
 
 
+@pytest.mark.slow
 def test_the_first_screenful_and_all_sessions(app: Callable[[], Tui]) -> None:
     """Rows within the time; the rest comes behind it, down to the last session."""
     start = time.process_time()

@@ -156,6 +156,7 @@ def test_a_workspace_that_was_moved_by_half_is_taken_back(node: Node, tmp_path: 
 
 
 @pytest.mark.parametrize("owner", ["1 1 0b0ot", "4194303 77 {boot}", "{pid} 1 {boot}", None])
+@pytest.mark.slow
 def test_a_claim_of_nobody_is_no_hindrance(node: Node, tmp_path: Path, owner: str | None) -> None:
     """Of another boot, of a process that is gone, of a process id that is another's now, and one that nobody signed."""
     guest = node.guest(tmp_path / "home", tools=CURL)

@@ -231,6 +231,7 @@ def test_a_directory_may_have_a_newline_in_its_name(node: Node, tmp_path: Path) 
         assert git("rev-parse", "HEAD", cwd=workspace) == turn
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_leaves_the_commit_and_can_be_done_again(own_node: Node, tmp_path: Path) -> None:
     """The mirror is gone: tries, then code 1 with the reason; when it is back, the same turn goes through."""
     guest = own_node.guest(tmp_path / "home")

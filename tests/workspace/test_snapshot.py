@@ -118,6 +118,7 @@ def children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.slow
 def test_status_reads_no_file_of_five_thousand(lab: Lab, tmp_path: Path) -> None:
     """`git status` is clean by the index alone: of all files not one is opened, and it is quick."""
     bare = generate_repository(tmp_path / "big.git", files=5000, commits=2, bytes_per_file=200)
@@ -264,6 +265,7 @@ def test_a_branch_may_have_any_name(lab: Lab, tmp_path: Path) -> None:
 # Brought forward
 
 
+@pytest.mark.slow
 def test_bringing_it_forward_comes_to_the_same_as_building_anew(widgets: Builder, tmp_path: Path) -> None:
     """Edits, deletions, moves, a file that becomes a directory and back: the tree is that of a fresh build."""
     changes: list[dict[str, str | bytes | None]] = [

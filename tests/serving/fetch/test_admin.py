@@ -297,6 +297,7 @@ def test_a_database_that_fails_loses_no_row_up_to_a_bound(tmp_path: Path, monkey
     assert len(store.newest(100)) == 5
 
 
+@pytest.mark.slow
 def test_a_guest_that_leaves_midway_is_a_row_too(gated_node: GatedNode, tmp_path: Path) -> None:
     """With the bytes that it got."""
     node = gated_node

@@ -177,6 +177,7 @@ def test_an_error_of_git_reaches_all_guests_in_its_words(gated_node: GatedNode) 
     assert len(node.gate.started()) >= before + 2
 
 
+@pytest.mark.slow
 def test_a_cached_file_that_somebody_touched_is_made_again(gated: GatedFactory, tmp_path: Path) -> None:
     """Truncated or removed behind its back: guests notice nothing, also when the whole directory is gone."""
     node = gated()
@@ -213,6 +214,7 @@ def test_a_small_budget_holds_and_keeps_what_is_warm(gated: GatedFactory, tmp_pa
     assert counting.since() == {"hits": 3}
 
 
+@pytest.mark.slow
 def test_a_repository_that_is_added_again_gets_no_old_answer(
     gated: GatedFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:

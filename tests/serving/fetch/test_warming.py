@@ -53,6 +53,7 @@ def test_warming_runs_at_low_priority(gated_node: GatedNode, tmp_path: Path) -> 
     assert node.gate.priorities()[-1] == own
 
 
+@pytest.mark.slow
 def test_shapes_lately_seen_are_warmed_for_the_next_tip(gated: GatedFactory, tmp_path: Path) -> None:
     """Whatever guests cloned the tip with, and the checkout of a clone without blobs of the whole history."""
     node = gated()
@@ -85,6 +86,7 @@ def test_what_hostile_guests_ask_for_does_not_crowd_out_the_rest(gated: GatedFac
     assert counting.since() == {"hits": 1}
 
 
+@pytest.mark.slow
 def test_a_new_tip_supersedes_the_warming_of_the_old_one(gated: GatedFactory, tmp_path: Path) -> None:
     """What was being made for the old tip is ended, and the new one is warmed."""
     node = gated()

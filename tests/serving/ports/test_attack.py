@@ -152,6 +152,7 @@ def test_few_descriptors_are_made_more(serve_factory: ServeFactory, upstream: Ht
         assert remote_refs(f"{serve.git_url}/{WIDGETS}")
 
 
+@pytest.mark.slow
 def test_a_node_out_of_descriptors_says_so_and_comes_back(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """With a hard limit there is a moment when no more can be served: words, no hang; and then all is as before."""
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED)
@@ -249,6 +250,7 @@ def test_a_push_by_another_path_is_in_the_log_under_the_name(own_node: Node) -> 
         assert (code, "is not mirrored here" in said) == (128, True)
 
 
+@pytest.mark.slow
 def test_capabilities_that_change_in_the_middle_do_not_fool_the_log(own_node: Node) -> None:
     """receive-pack reads capabilities on every line, the relay on the first: the outcome is true all the same."""
     node = own_node

@@ -106,6 +106,7 @@ def test_a_guest_whose_turn_does_not_come_gets_a_clear_error(
     assert remote_refs(f"{serve.git_url}/{WIDGETS}")
 
 
+@pytest.mark.slow
 def test_connections_that_say_nothing_take_no_place(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
@@ -135,6 +136,7 @@ def test_connections_past_all_bounds_are_told(serve_factory: ServeFactory, upstr
 # Deadlines
 
 
+@pytest.mark.slow
 def test_a_request_that_does_not_come_is_not_waited_for(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """request_timeout holds for the whole first packet: a byte now and then does not put it off."""
     serve = limited(serve_factory, upstream, request_timeout="500ms")
@@ -268,6 +270,7 @@ def test_sigterm_ends_what_does_not_finish_in_time(serve_factory: ServeFactory, 
     assert serve.processes() == []
 
 
+@pytest.mark.slow
 def test_a_push_that_is_ended_at_the_end_has_an_outcome(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """A push that drain_timeout cuts off is in the log with its outcome before `serve` ends."""
     serve = limited(serve_factory, upstream, drain_timeout="300ms")

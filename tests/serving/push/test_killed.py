@@ -224,6 +224,7 @@ def test_serve_killed_again_and_again_while_agents_push(own_node: Node) -> None:
     assert_mirror_is_clean(node.mirror)
 
 
+@pytest.mark.slow
 def test_an_attempt_that_lost_its_turn_file_is_settled_by_the_ref(own_node: Node) -> None:
     """`serve` is killed between the ref and its outcome, and its notes are lost: the ref itself shows the outcome."""
     node = own_node

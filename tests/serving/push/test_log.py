@@ -96,6 +96,7 @@ def test_a_row_has_what_the_contract_promises(written: Node) -> None:
         assert re.fullmatch(r"[0-9a-f]{64}", row["hash"])
 
 
+@pytest.mark.slow
 def test_rows_are_chosen_by_repository_session_and_number(written: Node) -> None:
     """--repo, --session and --limit, alone and together."""
     serve = written.serve

@@ -67,6 +67,7 @@ def test_a_pack_over_max_push_is_refused(node: Node, tmp_path: Path) -> None:
     assert_failed(node, "refs/agents/large", "unpacker error")
 
 
+@pytest.mark.slow
 def test_an_endless_pack_is_cut_off(node: Node) -> None:
     """What comes past max_push is not kept on disk, however much it is."""
     turn = make_turn(node.mirror, "endless", size=20_000_000)
