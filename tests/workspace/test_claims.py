@@ -97,7 +97,8 @@ def test_a_hydration_that_lives_is_spared(slow: tuple[Node, Proxy], tmp_path: Pa
         done = guest.hydrate(workspace)
         assert (done.code, done.out) == (1, "")
         assert f"another hydration, process {first.pid}, is at work" in done.err
-        assert tree_of(workspace.parent) == before
+        # The first one may still unpack meanwhile, so more may be there, but nothing may be missing.
+        assert before.keys() <= tree_of(workspace.parent).keys()
         first.terminate()
         first.communicate(timeout=60)
     finally:
