@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 OLDEST_GIT = (2, 39)
 """`fetch --atomic` covers prune since 2.36, and `repack --cruft` exists since 2.37. Tested with 2.39."""
 NEWEST_TRIED = (2, 55)
-"""The newest git that passed the tests ("Which versions" in docs/deploying.md). `doctor` mentions a newer one."""
+"""The newest git that the tests ran with ("Tested versions" in docs/deploying.md). `doctor` mentions a newer one."""
 
 _PASSED_ON = (
     "PATH",
