@@ -41,8 +41,10 @@ def test_it_clones_fetches_and_records(node: Node, tmp_path: Path, road: str, de
     assert git("rev-parse", "HEAD", cwd=workspace) == node.tip
     assert git("status", "--porcelain", cwd=workspace) == ""
     fsck(workspace)
-    for text in ("first turn", "second turn"):
-        made = commit(workspace, text)
+    for turn in ("first turn", "second turn"):
+        # The text names the session: dulwich fetches every ref, and a commit that another session recorded in the same
+        # second, with the same text, would be this one, and a boundary of the shallow clone.
+        made = commit(workspace, f"{turn} of {session}")
         said = io.BytesIO()
         porcelain.push(str(workspace), url, f"HEAD:{session}", outstream=said, errstream=said)
         assert refs(node.mirror)[session] == made, said.getvalue()
