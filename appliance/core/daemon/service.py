@@ -31,6 +31,7 @@ from appliance.core.node.state_dir import (
 )
 from appliance.core.process.children import raise_open_files_limit
 from appliance.core.process.endurance import Endurance
+from appliance.core.process.memory import give_back_memory
 from appliance.core.process.owner import SERVE, claim
 from appliance.core.serving.net.sockets import listen, url_of
 from appliance.core.units import Address
@@ -90,6 +91,7 @@ class Service:
             self._warm()
             self._start.announce(self._state.ready_line())
             self._start.notifier.ready(self._rooms.status.summary())
+            give_back_memory()
             while not stop.is_set():
                 await _first(stop.wait(), reload.wait())
                 if reload.is_set():
