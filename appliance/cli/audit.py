@@ -24,7 +24,9 @@ HEADERS = ("ID", "AT", "REPOSITORY", "REF", "COMMIT", "VERDICT", "OUTCOME", "CLI
 @click.option("--repo", metavar="R", help="Show only this repository.")
 @click.option("--session", metavar="S", help="Show only this session.")
 @click.option("--verdict", type=click.Choice(["accepted", "rejected"]), help="Show only attempts with this verdict.")
-@click.option("--since", type=Moment(), help="Show only attempts since then: a duration such as 2h, or a time.")
+@click.option(
+    "--since", type=Moment(), help="Show only attempts since WHEN: 2h (two hours ago), or 2026-11-26T08:00:00Z."
+)
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Show at most this many rows.")
 @click.option(
     "--follow", is_flag=True, help="Keep printing new rows, one a line, until Ctrl-C; with --json, as JSON lines."
@@ -93,13 +95,13 @@ def _row(entry: dict[str, Any]) -> tuple[Any, ...]:
 
 
 @audit.command()
-@click.option("--head", metavar="HASH", help="A head of the log noted earlier; fail unless the log still contains it.")
+@click.option("--head", metavar="HASH", help="Fail unless the log still contains this head, which you noted earlier.")
 @pass_options
 def verify(options: Options, head: str | None) -> None:
     """Verify the hash chain of the audit log.
 
     If the chain is broken, prints the first event that breaks it and exits with code 3. It also exits with code 3
-    when the log lacks events that it once had, or turns that are in the mirrors.
+    if events that it once had are missing, or turns that are in the mirrors.
 
     \b
     Example:
@@ -135,13 +137,17 @@ def accept_loss(options: Options, as_json: bool) -> None:
     if as_json:
         print_json(done)
     elif done["accepted"]:
-        print_line(f"the loss is noted in the log, pushes are accepted again; turns found in mirrors: {done['found']}")
+        print_line(
+            f"the loss is noted in the log and pushes are accepted again; turns found in mirrors: {done['found']}"
+        )
     else:
         print_line(f"the log lacks no events; turns found in mirrors: {done['found']}")
 
 
 @audit.command()
-@click.option("--since", type=Moment(), help="Print only events since then: a duration such as 2h, or a time.")
+@click.option(
+    "--since", type=Moment(), help="Print only events since WHEN: 2h (two hours ago), or 2026-11-26T08:00:00Z."
+)
 @pass_options
 def export(options: Options, since: str | None) -> None:
     """Print the whole audit log as JSON lines.

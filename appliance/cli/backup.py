@@ -17,7 +17,7 @@ DAMAGED = 3
 
 
 class _DirectoryOrCommand(click.Group):
-    """`backup DIR`, or `backup verify`: a first word that is a command is no directory."""
+    """`backup DIR` or `backup verify`: the first word is a directory unless it is a command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parses the words after `backup`."""
@@ -29,7 +29,7 @@ class _DirectoryOrCommand(click.Group):
 
 
 class _OwnArgument(click.Argument):
-    """An argument of a group that its commands do not show as theirs."""
+    """An argument of a group that the help of its commands does not show."""
 
     def get_usage_pieces(self, ctx: click.Context) -> list[str]:
         """The words of the usage line."""
@@ -99,17 +99,22 @@ def verify(directory: str, as_json: bool) -> None:
 @click.command()
 @click.argument("directory", metavar="DIR")
 @click.option(
-    "--state", metavar="NEW", help="The state directory to restore into. Default: the one before the command."
+    "--state", metavar="NEW", help="The state directory to restore into. Default: the one given before the command."
 )
-@click.option("--before", type=Moment(), help="Restore the newest backup made before then: 2h ago, or a time.")
+@click.option(
+    "--before",
+    type=Moment(),
+    help="Restore the newest backup made before WHEN: 2h (two hours ago), or 2026-11-26T08:00:00Z.",
+)
 @click.option("--yes", is_flag=True, help="If the state directory was used, move what is there aside.")
 @json_option
 @pass_options
 def restore(options: Options, directory: str, state: str | None, before: str | None, yes: bool, as_json: bool) -> None:
-    """Restore the newest backup in DIR into an empty or absent state directory.
+    """Restore a state directory from a backup.
 
-    Needs no upstream. The next serve fetches branches and tags; the sessions can be read at once. Run it as the user
-    that runs serve. Nothing is deleted: with --yes, what was in the directory is moved into one below it.
+    Restores the newest backup in DIR into an empty or absent state directory. Needs no upstream. The next serve fetches
+    branches and tags; the sessions can be read at once. Run it as the user that runs serve. Nothing is deleted: with
+    --yes, what was in the directory is moved into one below it.
 
     \b
     Example:

@@ -1,7 +1,7 @@
-"""Git bundles of chosen objects, written without a ref of the mirror having to name them, and read again.
+"""Writes git bundles of chosen objects, which no ref of the mirror needs to name, and reads them again.
 
-The header is written here and the pack by git, so that a ref that moves meanwhile changes nothing. `git bundle` and
-`git fetch` read the files as they are.
+The header is written here and the pack by git, so that refs may move during the write. `git bundle` and `git fetch`
+can read the files.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from appliance.core.git.ref_sets import ANCHORS
 
 SIGNATURE = b"# v2 git bundle\n"
 LONG = 6 * 3600.0
-"""The deadline of packing and unpacking, in seconds: nobody waits for it, and a history may be large."""
+"""The deadline for packing and unpacking, in seconds. It is long because a history may be large and nobody waits."""
 _TRAILER = 20
 """The bytes of SHA-1 at the end of a pack."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a bundle says of itself; `length` is where its pack begins."""
+    """The header of a bundle. The pack begins at byte `length`."""
 
     needs: tuple[str, ...]
     refs: dict[str, str]
@@ -38,7 +38,7 @@ class Header:
 
 
 async def present(mirror: Mirror, oids: Iterable[str]) -> set[str]:
-    """Those of `oids` that the mirror has. Raises GitError."""
+    """Returns those of `oids` that the mirror has. Raises GitError."""
     asked = sorted(set(oids))
     if not asked:
         return set()
@@ -50,7 +50,7 @@ async def present(mirror: Mirror, oids: Iterable[str]) -> set[str]:
 
 
 async def reachable(mirror: Mirror, oids: Iterable[str]) -> set[str]:
-    """Those of `oids` whose commits and trees can all be read; asked for one by one, when something is damaged."""
+    """Returns those of `oids` whose commits and trees can all be read, tried one by one because some are damaged."""
     found = set()
     for oid in sorted(oids):
         with contextlib.suppress(GitError):
@@ -60,7 +60,7 @@ async def reachable(mirror: Mirror, oids: Iterable[str]) -> set[str]:
 
 
 async def bases_of(mirror: Mirror, commits: Collection[str]) -> set[str]:
-    """The commits of the upstream that recorded `commits` stand on; one that is itself the upstream's is its own base.
+    """Returns the commits of the upstream below the recorded `commits`. A commit of the upstream is its own base.
 
     Raises GitError.
     """
@@ -75,7 +75,7 @@ async def bases_of(mirror: Mirror, commits: Collection[str]) -> set[str]:
 async def write_bundle(
     mirror: Mirror, directory: BackupDirectory, path: str, kind: str, refs: Mapping[str, str], without: Iterable[str]
 ) -> Bundle:
-    """Writes a bundle of what `refs` reach and `without` do not, and checks it. Raises GitmirrorError, OSError."""
+    """Writes and checks a bundle of all that `refs` reach and `without` do not. Raises GitmirrorError, OSError."""
     excluded = await present(mirror, without)
     revisions = _lines([*refs.values(), *(f"^{oid}" for oid in excluded)])
     needs: list[str] = []
@@ -86,7 +86,7 @@ async def write_bundle(
         needs = sorted({line[1:] for line in output.stdout.decode("ascii").split() if line.startswith("-")})
     header = SIGNATURE + "".join(f"-{oid} \n" for oid in needs).encode()
     header += "".join(f"{oid} {ref}\n" for ref, oid in sorted(refs.items())).encode() + b"\n"
-    # In threads, because the disk may be a network's that hangs.
+    # In threads, because the directory may be on a network file system that hangs.
     new = await asyncio.to_thread(directory.begin, path)
     try:
         await asyncio.to_thread(new.write, header)
@@ -99,7 +99,7 @@ async def write_bundle(
         await asyncio.to_thread(new.discard)
         raise
     stored = await asyncio.to_thread(_check, directory, path)
-    # git copies what lies in its packs without looking at it: what is damaged there must not count as backed up.
+    # git copies objects from pack to pack without checking them. Damaged ones must not count as backed up.
     with await asyncio.to_thread((directory.path / path).open, "rb", buffering=0) as file:
         await asyncio.to_thread(file.seek, len(header))
         await mirror.git.run("unpack-objects", "-n", "-q", "--strict", cwd=mirror.path, deadline=LONG, source=file)
@@ -107,7 +107,7 @@ async def write_bundle(
 
 
 def _check(directory: BackupDirectory, path: str) -> StoredFile:
-    """Reads a bundle that was just written: its pack must end in its own SHA-1. Raises GitmirrorError."""
+    """Reads a bundle back after writing it: its pack must end in its own SHA-1. Raises GitmirrorError."""
     whole = directory.path / path
     with whole.open("rb") as file:
         length = read_header(file, path).length
@@ -129,7 +129,7 @@ def _check(directory: BackupDirectory, path: str) -> StoredFile:
 
 
 def read_header(file: IO[bytes], name: str) -> Header:
-    """The header of a bundle. Raises GitmirrorError when there is none."""
+    """Reads the header of a bundle. Raises GitmirrorError if there is none."""
     needs: list[str] = []
     refs: dict[str, str] = {}
     if file.readline() == SIGNATURE:
@@ -141,11 +141,11 @@ def read_header(file: IO[bytes], name: str) -> Header:
                 needs.append(oid[1:])
             else:
                 refs[ref] = oid
-    raise GitmirrorError(f"{name} is no git bundle, or is cut off")
+    raise GitmirrorError(f"{name} is not a git bundle, or is cut off")
 
 
 async def unbundle(repository: Mirror, path: Path) -> None:
-    """Brings the objects of a bundle into a repository and sets its refs. Raises GitError, GitmirrorError, OSError."""
+    """Unpacks a bundle into a repository and sets its refs there. Raises GitError, GitmirrorError, OSError."""
     with path.open("rb") as file:
         refs = read_header(file, path.name).refs
     await repository.git.run("bundle", "unbundle", str(path), cwd=repository.path, deadline=LONG)
@@ -153,7 +153,7 @@ async def unbundle(repository: Mirror, path: Path) -> None:
 
 
 async def set_refs(repository: Mirror, refs: Mapping[str, str]) -> None:
-    """Makes `refs` all the refs of a repository, and proves that everything they reach is there. Raises GitError."""
+    """Gives a repository exactly `refs`, and proves that everything they reach exists. Raises GitError."""
     present_refs = await repository.local_refs("refs/")
     lines = [f"update {ref} {oid}\n" for ref, oid in refs.items() if present_refs.get(ref) != oid]
     gone = [f"delete {ref}\n" for ref in present_refs if ref not in refs]
@@ -165,7 +165,7 @@ async def set_refs(repository: Mirror, refs: Mapping[str, str]) -> None:
             stdin=_lines(refs.values()),
         )  # fmt: skip
     except GitError as error:
-        raise GitmirrorError(f"the bundles lack objects that they should bring: {error.message}") from error
+        raise GitmirrorError(f"the bundles lack objects that they should contain: {error.message}") from error
 
 
 def _lines(words: Iterable[str]) -> bytes:

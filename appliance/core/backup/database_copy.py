@@ -1,4 +1,4 @@
-"""The database as of one moment, in one file, with the reported head that goes with it."""
+"""Copies the database as of one moment into one file, together with the reported head of its audit log."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _UNKNOWN_HEALTH = """UPDATE health SET cloned = 0, tip = NULL, head = NULL, veri
 
 @contextmanager
 def copied(layout: Layout) -> Iterator[Layout]:
-    """A copy of the database, below `run`, for as long as the block lasts: the paths of its own state directory.
+    """Copies the database into a temporary state directory below `run`, and yields its paths for the block.
 
     Raises StoreError.
     """
     for left in layout.run.glob(f"{_PREFIX}*"):
-        # A backup that was killed left it.
+        # Left by a backup that was killed.
         shutil.rmtree(left, ignore_errors=True)
     copy = Layout(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=layout.run)))
     try:
@@ -47,7 +47,7 @@ def copied(layout: Layout) -> Iterator[Layout]:
 
 
 def _copy(layout: Layout, copy: Layout) -> None:
-    # Read before the copy is made, because the log only grows: the copy must contain it, or the log lost events.
+    # Read before the copy is made. The log only grows, so a copy that lacks this event is of a log that lost events.
     told = ToldHead(layout.audit_head).read()
     uri = f"file:{quote(str(layout.database))}?mode=rw"
     with (
@@ -55,7 +55,7 @@ def _copy(layout: Layout, copy: Layout) -> None:
         closing(sqlite3.connect(copy.database)) as target,
     ):
         source.backup(target)
-        # One file: without the write-ahead log that it would have beside it.
+        # Makes it one file, without a write-ahead log beside it.
         target.execute("PRAGMA journal_mode = DELETE")
     with reading(copy) as stores, stores.database.reading() as connection:
         is_behind = told is not None and not contains(connection, told)
@@ -66,7 +66,7 @@ def _copy(layout: Layout, copy: Layout) -> None:
 
 @contextmanager
 def reading(copy: Layout) -> Iterator[Stores]:
-    """The stores of a copied database. Raises StoreError."""
+    """Opens the stores of a copied database. Raises StoreError."""
     database = Database(copy.database, create=False)
     try:
         yield Stores.over(database)
@@ -75,19 +75,19 @@ def reading(copy: Layout) -> Iterator[Stores]:
 
 
 def head_of_copy(stores: Stores) -> Head | None:
-    """The newest event of a copied log; None for an empty log."""
+    """Returns the newest event of a copied log; None for an empty log."""
     with stores.database.reading() as connection:
         return newest_event(connection)
 
 
 def has_event(stores: Stores, head: Head | None) -> bool:
-    """Whether a copied log contains the event; every log contains None."""
+    """Returns whether a copied log contains the event. Every log contains None."""
     with stores.database.reading() as connection:
         return head is None or contains(connection, head)
 
 
 def fault_of_copy(copy: Layout) -> str | None:
-    """What is wrong with a copied database, by reading all of it; None when it is sound."""
+    """Reads all of a copied database and returns what is wrong with it; None if nothing is."""
     try:
         with closing(sqlite3.connect(copy.database)) as connection:
             found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(1)")]
@@ -97,14 +97,14 @@ def fault_of_copy(copy: Layout) -> str | None:
             verdict, last = stores.audit.verify(), stores.audit.last_id()
     except (sqlite3.Error, StoreError) as error:
         return f"it cannot be read: {error}"
-    # A log that had lost its end when it was copied is a true copy; a restored serve refuses pushes as that one did.
+    # A log that had already lost its end is copied faithfully. A restored serve refuses pushes as the original did.
     if verdict.broken is not None and verdict.broken <= last:
         return f"the audit log is broken at event {verdict.broken}: {verdict.reason}"
     return None
 
 
 def make_ready(copy: Layout) -> None:
-    """Prepares a restored database for `serve`: with a write-ahead log, and no mirror known to be fresh.
+    """Prepares a restored database for `serve`: turns the write-ahead log on and marks no mirror as fresh.
 
     Raises StoreError.
     """

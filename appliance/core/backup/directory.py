@@ -1,6 +1,6 @@
-"""The directory that backups are in, made for NFS and rclone mounts: no locks, no links, no rename across directories.
+"""The directory of backups. It works on NFS and rclone mounts: no locks, no links, no rename across directories.
 
-    manifests/STAMP-HASH.json       one backup each
+    manifests/STAMP-HASH.json       one per backup
     databases/STAMP.db              and STAMP.audit-head beside it
     bundles/OWNER/REPO/STAMP-KIND.bundle
 
@@ -23,9 +23,9 @@ from appliance.core.backup.manifest import Manifest, StoredFile, decode, name_of
 from appliance.core.errors import GitmirrorError
 
 NEWEST_KEPT = 24
-"""Backups that are kept whatever their age: a day of hourly ones."""
+"""How many of the newest backups are kept whatever their age: a day of hourly ones."""
 DAYS_KEPT = 30
-"""Days before the newest backup of which the last one of each is kept."""
+"""For how many days before the newest backup the last one of each day is kept."""
 
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
 _MANIFEST = re.compile(r"(\d{8}T\d{6}\.\d{6}Z)-[0-9a-f]{16}\.json")
@@ -39,9 +39,9 @@ _PIECE = 2**20
 
 
 class NewFile:
-    """A file that is being written at `path` under a temporary name; its directory is made.
+    """A file that is being written under a temporary name, and is `path` at the end. Its directory is created.
 
-    As a context manager it is committed at the end, or discarded after an error. Everything raises OSError.
+    As a context manager it is committed at the end, or discarded after an error. All methods raise OSError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,15 +86,15 @@ class NewFile:
 
 
 class BackupDirectory:
-    """The backups below `path`. Every method may raise OSError, and reads or writes what may be a slow disk."""
+    """The backups below `path`. Every method may raise OSError, and may block, because the disk may be slow."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def open(self, *, create: bool) -> None:
-        """Checks that the directory is there. Raises GitmirrorError.
+        """Checks that the directory exists. Raises GitmirrorError.
 
-        With `create` it is made, but not its parents, so that nothing is written below a disk that is not mounted.
+        With `create` it is created, but not its parents, so that nothing is written where no disk is mounted.
         """
         try:
             if create:
@@ -112,31 +112,31 @@ class BackupDirectory:
     # What is there
 
     def names(self) -> list[str]:
-        """The file names of all manifests, oldest first; a damaged one is among them."""
+        """Returns the file names of all manifests, oldest first, including damaged ones."""
         with contextlib.suppress(FileNotFoundError):
             return sorted(name for name in os.listdir(self.path / "manifests") if _MANIFEST.fullmatch(name))
         return []
 
     def read(self, name: str) -> Manifest:
-        """The manifest in the file `name`. Raises GitmirrorError when it is damaged."""
+        """Reads the manifest in the file `name`. Raises GitmirrorError if it is damaged."""
         return decode(name, (self.path / "manifests" / name).read_bytes())
 
     def newest(self) -> Manifest | None:
-        """The newest backup whose manifest is undamaged, None without one."""
+        """Returns the newest backup with an undamaged manifest, or None."""
         for name in reversed(self.names()):
             with contextlib.suppress(GitmirrorError):
                 return self.read(name)
         return None
 
     def has(self, file: StoredFile) -> bool:
-        """Whether a file is there with the right size, which costs no reading."""
+        """Returns whether a file exists with the right size, without reading it."""
         try:
             return (self.path / file.path).stat().st_size == file.size
         except FileNotFoundError:
             return False
 
     def fault_of(self, file: StoredFile) -> str | None:
-        """What is wrong with a file, by reading all of it; None when it is as it was written."""
+        """Reads all of a file and returns what is wrong with it; None if it is as it was written."""
         try:
             size, sha256 = digest(self.path / file.path)
         except FileNotFoundError:
@@ -150,14 +150,14 @@ class BackupDirectory:
     # Writing
 
     def stamp(self) -> str:
-        """The time of a new backup: now, but always after the newest that is there, so that names give the order."""
+        """Returns the time for a new backup: now, but after the newest existing one, so that names sort by age."""
         now = datetime.now(UTC)
         if names := self.names():
             now = max(now, _moment(names[-1]) + timedelta(microseconds=1))
         return now.strftime(_STAMP)
 
     def begin(self, path: str) -> NewFile:
-        """A new file below the directory, which is in place once it is committed."""
+        """Starts a new file below the directory, which takes its name once it is committed."""
         return NewFile(self.path / path)
 
     def write(self, path: str, content: bytes) -> StoredFile:
@@ -177,7 +177,7 @@ class BackupDirectory:
         return self._read_back(path, size, expected.hexdigest())
 
     def add(self, stamp: str, manifest: Manifest) -> None:
-        """Writes the manifest, with which the backup counts. Raises GitmirrorError."""
+        """Writes the manifest, which makes the backup count. Raises GitmirrorError."""
         content = manifest.encode()
         self.write(f"manifests/{name_of(stamp, content)}", content)
 
@@ -195,7 +195,7 @@ class BackupDirectory:
     def tidy(self) -> int:
         """Removes old backups, and files that no manifest names; returns how many files. Touches no other files.
 
-        While a manifest is damaged, nobody knows which files it names: then only temporary files are removed.
+        While a manifest is damaged, only temporary files are removed, because nobody knows which files it names.
         """
         names = self.names()
         kept = kept_names(names)
@@ -206,7 +206,7 @@ class BackupDirectory:
                 needed |= set(self.read(name).files())
             except GitmirrorError:
                 damaged = True
-        # The manifests go first: a kill in between leaves files that nothing names, never a manifest without its files.
+        # The manifests go first: a kill in between leaves files without a manifest, never a manifest without files.
         for path in doomed:
             (self.path / path).unlink(missing_ok=True)
         for path in self._present():
@@ -235,7 +235,7 @@ class BackupDirectory:
 
 
 def kept_names(names: list[str]) -> set[str]:
-    """The manifests that are kept: the newest ones, and the last of each day before them. Pure."""
+    """Returns which manifests are kept: the newest ones, and the last of each day before them. Pure."""
     if not names:
         return set()
     oldest = _moment(names[-1]) - timedelta(days=DAYS_KEPT)
@@ -248,18 +248,18 @@ def _moment(name: str) -> datetime:
 
 
 def seconds_of(stamp: str) -> float:
-    """A stamp in Unix seconds."""
+    """Converts a stamp to Unix seconds."""
     return _moment(stamp).timestamp()
 
 
 def digest(path: Path, piece_read: Callable[[bytes], None] = lambda piece: None) -> tuple[int, str]:
-    """The size and the SHA-256 of a file; `piece_read` gets its content piece by piece. Raises OSError."""
+    """Returns the size and the SHA-256 of a file; `piece_read` gets its content piece by piece. Raises OSError."""
     found, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
             found.update(piece)
             piece_read(piece)
             size += len(piece)
-            # Lets the threads that serve guests have the interpreter between two pieces.
+            # Lets the threads that serve guests run between two pieces.
             time.sleep(0)
     return size, found.hexdigest()

@@ -1,6 +1,6 @@
 """The manifest of one backup: JSON that names every file of it, and per repository the bundles in order.
 
-A manifest's file name ends in the beginning of its content's SHA-256, so that a damaged one is noticed.
+A manifest's file name ends in the first digits of its content's SHA-256, which reveals damage.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class StoredFile:
 class Bundle:
     """A git bundle. `kind` is `history` for commits of the upstream, `turns` for recorded ones.
 
-    `holds` are the objects that its refs name, and `needs` the commits that earlier bundles must have brought.
+    `holds` are the objects that its refs name, and `needs` the commits that earlier bundles must contain.
     """
 
     file: StoredFile
@@ -45,9 +45,9 @@ class Bundle:
 
 @dataclass(frozen=True)
 class RepositoryBackup:
-    """The recorded work of one repository: its refs, and the bundles that bring their objects, in order.
+    """The recorded work of one repository: its refs, and the bundles with their objects, in order.
 
-    `fetched_with_credential` is the URL that its mirror was marked with, because then its content is private.
+    `fetched_with_credential` is the URL that its mirror was marked with, if a credential fetched its private content.
     """
 
     url: str
@@ -102,12 +102,12 @@ def decode(name: str, content: bytes) -> Manifest:
     document = json.loads(content)
     if document["format"] != FORMAT:
         raise GitmirrorError(
-            f"the manifest {name} was written by gitmirror {document['gitmirror']}, in a format that is not known here",
+            f"the manifest {name} was written by gitmirror {document['gitmirror']}, in an unknown format",
             hint="use that version, or a newer one",
         )
     for repo in document["repositories"]:
         if not is_repo_name(repo):
-            raise GitmirrorError(f"the manifest {name} has a repository that cannot be: {repo!r}")
+            raise GitmirrorError(f"the manifest {name} names an invalid repository: {repo!r}")
     head, told = document["head"], document["audit_head"]
     return Manifest(
         at=document["at"],

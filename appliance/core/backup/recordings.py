@@ -1,4 +1,4 @@
-"""Which refs of a mirror are recorded work, by a copy of the log and by the mirror as it is after the copy."""
+"""Finds which refs of a mirror are recorded work, from a copy of the log and from the mirror after the copy."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ RECORDED = (AGENTS, ARCHIVE, TURNS)
 
 @dataclass(frozen=True)
 class Logged:
-    """What a copied log says of one repository: the commit of each turn by its id, and the ref of each session."""
+    """The turns and sessions of one repository in a copied log: commits by turn id, and refs by session."""
 
     turns: dict[int, str] = field(default_factory=dict)
     sessions: dict[str, str] = field(default_factory=dict)
 
 
 def logged(stores: Stores) -> dict[str, Logged]:
-    """What the log says, by repository. Raises StoreError."""
+    """Reads the turns and sessions in the log, by repository. Raises StoreError."""
     found: dict[str, Logged] = {}
     for session in stores.sessions.all():
         of_repo = found.setdefault(session["repo"], Logged())
@@ -42,7 +42,7 @@ def _add(found: Logged, push: Unbooked) -> None:
 
 
 def recorded_refs(stores: Stores, repo: str, log: Logged, in_mirror: Mapping[str, str]) -> dict[str, str]:
-    """The refs to back up, as name to object id. Raises StoreError.
+    """Returns the refs to back up, as name to object id. Raises StoreError.
 
     Turns that the log calls applied are among them even if a session was ended since the copy. Turns that are newer
     than the copy are too: a restored `serve` finds them. Turns that the log calls failed or ended are not.

@@ -28,14 +28,14 @@ from appliance.core.process.owner import claim
 from appliance.core.units import rfc3339
 
 _ASIDE = "before-restore-"
-"""How the directories begin into which restores moved what was there before."""
+"""The prefix of the directories into which restores move what was there before."""
 _NOT_USED = frozenset({"run", "restoring", "lost+found"})
-"""What may be in a state directory that counts as empty."""
+"""The entries that a state directory may hold and still count as empty."""
 
 
 @dataclass
 class RestoreReport:
-    """What was restored. `aside` is where the files that were there before are now; `skipped` are damaged backups."""
+    """What was restored. The files that were there before are now in `aside`; `skipped` names damaged backups."""
 
     directory: str
     state: str
@@ -55,8 +55,8 @@ class RestoreReport:
 def restore(path: Path, layout: Layout, *, move_aside: bool, before: str | None = None) -> RestoreReport:
     """Restores the newest backup in the directory `path` (made at `before`, RFC 3339, or earlier) to `layout`.
 
-    A state directory that was used is refused, unless `move_aside`. Raises GitmirrorError, and then what was in the
-    state directory is still there.
+    Refuses a state directory that was used, unless `move_aside`. Raises GitmirrorError, and then leaves the state
+    directory as it was.
     """
     directory, report = BackupDirectory(path), RestoreReport(str(path), str(layout.state))
     try:
@@ -99,7 +99,7 @@ def _choose(directory: BackupDirectory, before: str | None, report: RestoreRepor
     which = "" if before is None else f" of {before} or earlier"
     raise GitmirrorError(
         f"{directory.path} holds no undamaged backup{which}",
-        hint="`backup verify` says what is there, and what is damaged",
+        hint="`backup verify` lists the backups and what is damaged in them",
     )
 
 
@@ -113,7 +113,7 @@ def _build(directory: BackupDirectory, manifest: Manifest, building: Layout, rep
         if fault := directory.fault_of(file):
             raise GitmirrorError(
                 f"the backup of {manifest.at} cannot be restored: {file.path}: {fault}",
-                hint="restore an earlier one with --before TIME; `backup verify` names all that is damaged",
+                hint="restore an earlier one with --before TIME; `backup verify` names everything that is damaged",
             )
     building.mirrors.mkdir(parents=True)
     _copy(directory, manifest.database, building.database)
@@ -160,7 +160,7 @@ async def _build_mirror(directory: BackupDirectory, backup: RepositoryBackup, pa
 
 
 def _move_aside(layout: Layout, used: Sequence[str]) -> Path:
-    """Moves what was there into a directory below, because the state directory itself may be a mount point."""
+    """Moves what was there into a directory inside, because the state directory itself may be a mount point."""
     stamp = rfc3339(time.time()).replace(":", "").replace("-", "").replace(".", "")
     aside = layout.state / f"{_ASIDE}{stamp}"
     aside.mkdir()
@@ -170,7 +170,7 @@ def _move_aside(layout: Layout, used: Sequence[str]) -> Path:
 
 
 def _put_in_place(building: Layout, layout: Layout) -> None:
-    """Moves what was built into place, the database last: without it the directory counts as not restored."""
+    """Moves what was built into place, the database last, because a directory without it counts as not restored."""
     building.mirrors.rename(layout.mirrors)
     if building.audit_head.exists():
         building.audit_head.rename(layout.audit_head)

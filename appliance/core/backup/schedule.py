@@ -1,4 +1,4 @@
-"""Makes a backup every `[backup] every` while `serve` runs, and tells how it went."""
+"""Makes a backup every `[backup] every` while `serve` runs, and reports how it went."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RETRY = 300.0
 
 
 class Backups:
-    """The backups of one `serve`, by the `settings` of the moment: one at a time, at low priority."""
+    """Makes the backups of one `serve` by its current `settings`, one at a time and at low priority."""
 
     def __init__(self, mirrors: Mirrors, settings: Callable[[], BackupConfig]) -> None:
         git = mirrors.git.gently()
@@ -45,7 +45,7 @@ class Backups:
         self._began: float | None = None
 
     async def run(self) -> None:
-        """The loop; runs until it is cancelled."""
+        """Makes backups until it is cancelled."""
         endurance = Endurance(log, "the backup")
         while True:
             to, every = self._settings().to, self._settings().every
@@ -55,7 +55,7 @@ class Backups:
             await asyncio.sleep(LOOK_EVERY)
 
     async def make(self, to: str | None) -> BackupReport:
-        """Makes a backup now, to `to` or the configured directory, which is made if it is missing.
+        """Makes a backup now, to `to` or to the configured directory, which is created if it is missing.
 
         Raises GitmirrorError.
         """
@@ -65,7 +65,7 @@ class Backups:
         return await self._make(chosen)
 
     def document(self) -> dict[str, Any] | None:
-        """`backup` of `status --json`: the last success, and why the last try failed; None if none are configured."""
+        """Returns `backup` of `status --json`: the last success and the last error; None if there is no setting."""
         to = self._settings().to
         if not to:
             return None
@@ -79,7 +79,7 @@ class Backups:
         }
 
     def trouble(self) -> str | None:
-        """The warning in `status`: backups fail, or one hangs."""
+        """Returns the warning for `status` if backups fail or one hangs."""
         found = self.document()
         if found is None:
             return None
@@ -95,7 +95,7 @@ class Backups:
     async def _pass(self, to: str, every: float) -> None:
         if self._known != to:
             await self._look_at(to, every)
-        # A shorter `every` holds at once; a longer one after the next backup.
+        # A shorter `every` applies at once, a longer one after the next backup.
         self._due = min(self._due, time.monotonic() + every)
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + min(RETRY, every)
@@ -103,7 +103,7 @@ class Backups:
             self._due = time.monotonic() + every
 
     async def _look_at(self, to: str, every: float) -> None:
-        """Learns from a directory when its newest backup was made, so that a restart makes none before its time."""
+        """Reads when the newest backup in a directory was made, so that a restart does not make one too early."""
         self._began, self._known, self._error, self._due = time.monotonic(), to, None, time.monotonic()
         self._at = self._bytes = None
         try:
@@ -134,7 +134,7 @@ class Backups:
 
 
 def no_directory() -> GitmirrorError:
-    """The error of a backup that nobody said where to put."""
+    """Returns the error for a backup without a directory."""
     return GitmirrorError(
         "no backup directory is configured",
         hint='name one: `backup DIR`, or [backup] to = "/mnt/backup/node1"',

@@ -1,4 +1,4 @@
-"""Git on a directory that belongs to no node yet: a scratch directory, or a state directory being restored."""
+"""Runs git on a directory that no node owns: a scratch directory, or a state directory that is being restored."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from appliance.core.layout import Layout
 from appliance.core.process.children import Children, take_lock
 
 _MAX_PUSH = 2**28
-"""Written into the config for serving, which nothing here reads; `serve` writes it again."""
+"""Goes into the config for serving, which is not used here; `serve` writes it again."""
 
 
 @contextmanager
 def git_below(layout: Layout) -> Iterator[Git]:
-    """A runner of git with configs and a record of its children below `layout.run`. Raises OSError."""
+    """Returns a runner of git whose configs and records of children are below `layout.run`. Raises OSError."""
     layout.run.mkdir(parents=True, exist_ok=True)
     lock = take_lock(layout.children_lock, inheritable=True)
     try:

@@ -23,7 +23,7 @@ from appliance.core.layout import Layout
 
 @dataclass
 class VerifyReport:
-    """What was verified. `faults` name a file below the directory each, and say what is wrong with it."""
+    """What was verified. Each of `faults` names a file below the directory and what is wrong with it."""
 
     directory: str
     backups: int = 0
@@ -79,7 +79,7 @@ def _verify(directory: BackupDirectory, names: Sequence[str], scratch: Layout, r
 
 
 def _fault_of_database(directory: BackupDirectory, manifest: Manifest, scratch: Layout) -> str | None:
-    """What is wrong with a database, by a copy of it, because SQLite writes files beside one that it opens."""
+    """Checks a copy of a database, because SQLite writes files beside one that it opens, and returns what is wrong."""
     scratch.database.unlink(missing_ok=True)
     scratch.audit_head.unlink(missing_ok=True)
     shutil.copyfile(directory.path / manifest.database.path, scratch.database)
@@ -91,7 +91,7 @@ def _fault_of_database(directory: BackupDirectory, manifest: Manifest, scratch: 
 async def _unpack_all(
     directory: BackupDirectory, manifests: Sequence[Manifest], damaged: set[str], scratch: Layout, report: VerifyReport
 ) -> None:
-    """Unpacks the bundles of every backup, the newest first; what a newer backup has unpacked is not unpacked again."""
+    """Unpacks the bundles of every backup, the newest first, and each bundle once."""
     proved: dict[str, list[tuple[Bundle, ...]]] = {}
     with git_below(scratch) as git:
         for manifest in reversed(manifests):

@@ -31,14 +31,14 @@ from appliance.core.units import rfc3339
 log = logging.getLogger(__name__)
 
 MOST_BUNDLES = 400
-"""Bundles of a repository above which they are written anew, because restoring runs git for each."""
+"""With more bundles than this, a repository gets new ones, because restoring runs git for each."""
 
 
 @dataclass
 class BackupReport:
-    """What one backup did. `bytes` is what restoring it reads, `written` what was added to the directory.
+    """What one backup did. Restoring it reads `bytes` bytes, of which `written` were new in the directory.
 
-    `problems` say in words which repositories could not be read; what earlier backups have of them is kept.
+    `problems` describe which repositories could not be read. Their part of earlier backups is kept.
     """
 
     to: str
@@ -65,9 +65,9 @@ class BackupWriter:
     locks: MirrorLocks
 
     async def write(self, to: Path) -> BackupReport:
-        """Makes a backup in the directory `to`, which is made if it is missing.
+        """Makes a backup in the directory `to`, which is created if it is missing.
 
-        Raises GitmirrorError; the backups that were there stay valid then.
+        Raises GitmirrorError, and then leaves earlier backups valid.
         """
         try:
             return await self._write(BackupDirectory(to))
@@ -84,7 +84,7 @@ class BackupWriter:
         before = await asyncio.to_thread(directory.newest)
         stamp = await asyncio.to_thread(directory.stamp)
         report = BackupReport(str(directory.path))
-        # The database first, the refs afterwards: a turn's ref is there before the log calls it applied.
+        # The database first and the refs afterwards, because a turn's ref exists before the log calls the turn applied.
         with ExitStack() as stack:
             copy = await asyncio.to_thread(stack.enter_context, copied(self.layout))
             stores = await asyncio.to_thread(stack.enter_context, reading(copy))
@@ -132,7 +132,7 @@ class BackupWriter:
             except GitmirrorError as error:
                 backed_up = earlier.get(name)
                 report.problems.append(
-                    f"{name} could not be backed up, and what the backup before has of it is kept: {error.message}"
+                    f"{name} could not be backed up; its part of the previous backup is kept: {error.message}"
                 )
             if backed_up is not None:
                 found[name] = backed_up
@@ -154,7 +154,7 @@ class _Repository:
     stores: Stores
 
     async def back_up(self, before: RepositoryBackup | None, report: BackupReport) -> RepositoryBackup | None:
-        """What the manifest says of it; None if nothing is recorded in it. Raises GitmirrorError, OSError."""
+        """Returns its entry in the manifest, or None if nothing is recorded in it. Raises GitmirrorError, OSError."""
         is_there = await asyncio.to_thread(self._is_there)
         in_mirror = await self.mirror.local_refs(*RECORDED) if is_there else {}
         refs = await asyncio.to_thread(recorded_refs, self.stores, self.name, self.log, in_mirror)
@@ -178,7 +178,7 @@ class _Repository:
         try:
             added = await self._new_bundles(new, held)
         except GitError as error:
-            # One turn that is damaged must not keep the others from being backed up.
+            # One damaged turn must not prevent the backup of the others.
             whole_ones = await reachable(self.mirror, set(new.values()))
             damaged = {ref for ref, oid in new.items() if oid not in whole_ones}
             if not damaged:
@@ -196,7 +196,7 @@ class _Repository:
         return RepositoryBackup(await self._url(before), mark, refs, chain)
 
     async def _new_bundles(self, refs: Mapping[str, str], held: Iterable[str]) -> list[Bundle]:
-        """Bundles of what no bundle holds yet: first the upstream's history below it, then the turns themselves."""
+        """Writes bundles of what no bundle holds yet: first the upstream's history below the turns, then the turns."""
         if not refs:
             return []
         found, held = [], set(held)
@@ -214,7 +214,7 @@ class _Repository:
         return f"bundles/{self.name}/{self.stamp}-{kind}.bundle"
 
     async def _url(self, before: RepositoryBackup | None) -> str:
-        """The upstream by the registry; by the mirror's config if the repository was removed and not purged."""
+        """Returns the upstream from the registry, or that of a repository that was removed but not purged."""
         if self.url is not None:
             return self.url
         output = await self.mirror.git.run("config", "--get", "remote.origin.url", cwd=self.mirror.path, deadline=60.0)
@@ -236,10 +236,10 @@ class _Repository:
 
 
 def worth_keeping(chain: tuple[Bundle, ...], wanted: set[str]) -> tuple[Bundle, ...]:
-    """The bundles that are not written anew, always from the first on. Pure.
+    """Returns which bundles are kept: always the first ones, without a gap. Pure.
 
-    All of them, unless more than half of their turns (by bytes) are of sessions that are gone, or they are too many.
-    Then only the first is kept if it is the upstream's history, which is the largest and is seldom out of use.
+    All are kept, unless more than half of their turns (by bytes) belong to sessions that are gone, or there are too
+    many bundles. Then only the first is kept, if it is the upstream's history: it is the largest and seldom outdated.
     """
     turns = [bundle for bundle in chain if bundle.kind == TURNS]
     gone = sum(bundle.file.size * len(set(bundle.holds) - wanted) / len(bundle.holds) for bundle in turns)
@@ -249,9 +249,9 @@ def worth_keeping(chain: tuple[Bundle, ...], wanted: set[str]) -> tuple[Bundle, 
 
 
 def _require_same_log(directory: BackupDirectory, before: Manifest | None, stores: Stores) -> None:
-    """Raises GitmirrorError if the newest backup is of another log: tidying would remove what only it has."""
+    """Raises GitmirrorError if the newest backup is of another log, because tidying would remove its only copy."""
     if before is not None and not has_event(stores, before.head):
         raise GitmirrorError(
-            f"{directory.path} holds backups of another node, or of a log that had events which this one lacks",
-            hint="back up to another directory; the backups that are there stay as they are",
+            f"{directory.path} holds backups of another node, or of an audit log with events that this one lacks",
+            hint="back up to another directory; the existing backups stay as they are",
         )

@@ -14,34 +14,34 @@ from appliance.core.names import is_repo_name
 
 
 class Mirrors:
-    """Mirrors below `layout` that `git` works on, each under its lock of `locks`."""
+    """The mirrors below `layout`, on which `git` runs. `locks` has the lock of each mirror."""
 
     def __init__(self, layout: Layout, git: Git) -> None:
         self.layout = layout
         self.git = git
         self.locks = MirrorLocks()
-        # Each request asks for its mirror some times, and making a path costs as much as reading a file.
+        # A request looks its mirror up several times, and building a path costs as much as reading a file.
         self._made: dict[str, Mirror] = {}
 
     def __call__(self, name: str) -> Mirror:
-        """The mirror of that name, whether or not it is there."""
+        """Returns the mirror of that name, which need not exist."""
         found = self._made.get(name)
         if found is None:
             found = self._made[name] = Mirror(self.layout.mirror(name), self.git)
         return found
 
     def has(self, repo: Repo) -> bool:
-        """Whether it can be served: a first clone, or the first refresh after a restore, may be under way."""
+        """Returns whether it can be served: not before its first clone, or its first refresh after a restore."""
         mirror = self(repo.name)
         return mirror.exists() and not mirror.awaits_upstream()
 
     def on_disk(self) -> list[str]:
-        """The names of those that are there."""
+        """Returns the names of the mirrors that exist."""
         return list(mirrors_on_disk(self.layout))
 
 
 def mirrors_on_disk(layout: Layout) -> Iterator[str]:
-    """The names of the mirrors that are there, registered or not."""
+    """Yields the names of the mirrors that exist, registered or not."""
     try:
         found = sorted(layout.mirrors.glob("*/*.git"))
     except OSError:
@@ -56,5 +56,5 @@ def _has_head(mirror: Path) -> bool:
     try:
         return (mirror / "HEAD").exists()
     except OSError:
-        # It may not be looked into, so it is there.
+        # It exists, but this user may not look into it.
         return True

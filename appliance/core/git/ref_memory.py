@@ -26,12 +26,12 @@ class RefMemory:
         self._known: dict[Path, _Known] = {}
 
     def holds(self, mirror: Path, refs: Mapping[str, str]) -> bool:
-        """Whether the mirror is known to have exactly these branches and tags, each at this object."""
+        """Returns whether the mirror is known to have exactly these branches and tags, each at this object."""
         known = self._known.get(mirror)
         return known is not None and known.digest == _digest(refs) and known.traces.hold()
 
     def learn(self, mirror: Path, traces: RefTraces | None, refs: Mapping[str, str]) -> None:
-        """Remembers that the mirror has `refs`, read after `traces` were taken. Forgets it if `traces` is None."""
+        """Remembers `refs`, which were read after `traces`, or forgets the mirror if `traces` is None."""
         self._known.pop(mirror, None)
         if traces is not None:
             self._known[mirror] = _Known(traces, _digest(refs))

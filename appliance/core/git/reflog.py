@@ -1,8 +1,8 @@
-"""The reflog of a ref: who moved it from where to where, as git notes it while it holds the ref's lock.
+"""Reads a ref's reflog, in which git notes each move while it holds the ref's lock.
 
-git takes the lock, appends the line with the value that it found, and then renames the new value into place (seen
-with strace, git 2.39). So the lines are in the order of the moves, and one whose move did not happen is followed
-by one that found another value.
+git takes the lock, appends a line with the value that it found, and then renames the new value into place (observed
+with strace, git 2.39). The lines are therefore in the order of the moves. If a move was logged but did not happen, the
+next line starts from another value.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Not anchored, and a committer's name holds no object id: a line that a full disk cut short has the next on its end.
+# Not anchored, and no object id within a committer's name: after a line that a full disk cut short, the next line
+# follows without a newline.
 _LINE = re.compile(
     rb"(?:([0-9a-f]{64}) ([0-9a-f]{64})|([0-9a-f]{40}) ([0-9a-f]{40})) "
     rb"(?:(?![0-9a-f]{40} )[^<>\n])*<([^<>\n]*)> \d+ [-+]\d{4}\b"
@@ -22,7 +23,7 @@ _LINE = re.compile(
 
 @dataclass(frozen=True)
 class Move:
-    """One line: `by` is the committer's mail address, for a push its id; no value is zeros."""
+    """One line. `by` is the committer's mail address, which is the id of a push. Zeros stand for no value."""
 
     old: str
     new: str
@@ -30,7 +31,7 @@ class Move:
 
 
 def read_moves(mirror: Path, ref: str) -> tuple[Move, ...]:
-    """The log of `ref`, oldest first; empty when there is none. Raises OSError."""
+    """Returns the moves of `ref`, oldest first, and none if it has no reflog. Raises OSError."""
     try:
         log = Path(mirror, "logs", ref).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -40,10 +41,10 @@ def read_moves(mirror: Path, ref: str) -> tuple[Move, ...]:
 
 
 def was_moved(moves: Sequence[Move], by: str, new: str, current: str | None) -> bool | None:
-    """Whether `by` moved the ref to `new`, where its value is `current`. None when the log cannot tell.
+    """Returns whether `by` moved the ref, which is at `current` now, to `new`; None if the log cannot tell.
 
-    Whoever came next found `new` or did not; where nobody came next the ref itself is at it or is not. A log whose last
-    line is not where the ref is has lines missing (an older gitmirror kept none, a power cut may take the last).
+    The move happened if the next line starts from `new` or, after the last line, if the ref is at `new`. If the ref is
+    not where the last line says, lines are missing: an older gitmirror wrote none, and a power cut may lose the last.
     """
     places = [place for place, move in enumerate(moves) if (move.by, move.new) == (by, new)]
     if places:

@@ -44,7 +44,7 @@ class Outcomes:
         return outcomes
 
     async def of_open(self, attempt: OpenAttempt) -> tuple[bool, str]:
-        """Whether an attempt that an earlier `serve` left open was applied, and how that is known.
+        """Returns whether an attempt that an earlier `serve` left open was applied, and the reason for the verdict.
 
         Raises GitError if the mirror cannot be read, because the outcome is never guessed.
         """
@@ -58,14 +58,14 @@ class Outcomes:
             if attempt.new is None or not mirror.is_there():
                 return False
             refs = await mirror.local_refs(attempt.ref, turn)
-            # Read after the ref, so that a push that moved it on meanwhile is in the log.
+            # Read after the ref, so that the log contains a push that moves the ref in between.
             moves = await asyncio.to_thread(read_moves, mirror.path, attempt.ref)
         except OSError as error:
             raise GitError(f"the log of {attempt.ref} in {attempt.repo} cannot be read: {error}") from error
         moved = was_moved(moves, attempt.push, attempt.new, refs.get(attempt.ref))
         if moved is not None:
             return moved
-        # The turn's ref is created before the ref moves. Without it, another push moved the ref to this commit.
+        # The turn's ref is created before the session's moves: without it, another push moved the session here.
         if turn not in refs:
             return False
         return refs.get(attempt.ref) == attempt.new or await asyncio.to_thread(self._audit.led_on, attempt)

@@ -1,4 +1,4 @@
-"""Counts the sessions of a repository, again whenever a push or the retention may have changed their number."""
+"""Counts the sessions of a repository again whenever a push or the retention may have changed their number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Begin = Callable[[Coroutine[Any, Any, None], str], object]
 
 
 class SessionCount:
-    """Counts in `store`, one count per repository at a time; gives the number to `learn` as a health column."""
+    """Counts in `store`, once at a time per repository, and passes the number to `learn` as a health column."""
 
     def __init__(
         self,

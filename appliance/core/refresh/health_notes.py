@@ -1,4 +1,4 @@
-"""What is learnt of a mirror otherwise than by a refresh: its size after a repack, its sessions after a push."""
+"""Records what changes in a mirror between refreshes: its size after a repack, its sessions after a push."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 
 
 class HealthNotes:
-    """Notes health columns with `scheduler`, which knows how every mirror is, and in `store`."""
+    """Records health columns in `scheduler`, which has the health of every mirror in memory, and in `store`."""
 
     def __init__(self, scheduler: Scheduler, store: HealthStore) -> None:
         self._scheduler = scheduler
         self._store = store
 
     async def learn(self, repo_id: int, **columns: Any) -> None:
-        """Known at once, also when it cannot be stored: that is logged."""
+        """Records columns in memory first, then in the database, and logs it if the database fails."""
         self._scheduler.note(repo_id, **columns)
         try:
             await asyncio.to_thread(self._store.update, repo_id, **columns)
