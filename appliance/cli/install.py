@@ -8,14 +8,13 @@ from pathlib import Path
 import click
 
 from appliance.cli.output import print_line
-from appliance.core.ops.install import REAL_ROOT, plan_install, running_program
 
 
 @click.command()
 @click.option(
     "--root",
     type=click.Path(file_okay=False, path_type=Path),
-    default=REAL_ROOT,
+    default=Path("/"),
     help="Write everything below DIR instead, for an image or a dry run; create no user and leave systemd alone.",
     metavar="DIR",
 )
@@ -32,6 +31,8 @@ def install(root: Path, now: bool) -> None:
       sudo ./gitmirror.pyz install --now
       ./gitmirror.pyz install --root /tmp/look
     """
+    from appliance.core.ops.install import plan_install, running_program
+
     plan = plan_install(root, running_program(sys.argv[0]), start=now)
     for step in plan.steps:
         step.apply()
