@@ -74,7 +74,7 @@ def session() -> None:
 def show(options: Options, repo: str, name: str, as_json: bool) -> None:
     """List the turns of a session.
 
-    Shows for each turn the time, the commit, what changed, and how it differs from the turn before.
+    Shows for each turn the time, the commit, what changed, and how it differs from the previous turn.
 
     \b
     Example:
@@ -109,7 +109,7 @@ def diff(options: Options, repo: str, name: str, turn: int | None, stat: bool, n
     """Show what a session changed.
 
     Prints the diff against the commit that the session started from; with --turn, the diff of that turn against the
-    turn before.
+    previous turn.
 
     Control characters in the files are shown as escapes such as \\x1b, on a terminal and in a pipe. git refuses to
     apply a diff that has escapes in it; use --raw for the exact bytes.

@@ -19,7 +19,7 @@ class Layout:
 
     @property
     def audit_head(self) -> Path:
-        """The head of the audit log when somebody was last told, so that an older database is noticed."""
+        """The newest reported event of the audit log, so that an older database is noticed."""
         return self.state / "audit-head"
 
     @property

@@ -87,8 +87,9 @@ class RemoteRefs:
 
 @dataclass(frozen=True)
 class RefreshOutcome:
-    """One refresh: `started_at` in Unix seconds, `duration` in seconds; `error` is a message or None, `kind` its word.
+    """One refresh: `started_at` in Unix seconds, `duration` in seconds.
 
+    `error` is the error message, or None if the refresh succeeded; `kind` is the error word (`Kind` in `git/failures`).
     `asked` is true when somebody waited for the refresh, and false for a scheduled one.
     """
 

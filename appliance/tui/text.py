@@ -135,7 +135,7 @@ def spark(values: Sequence[float], top: float, width: int) -> str:
 
 
 def lags(recent: Sequence[tuple[float, float, str]]) -> list[float]:
-    """Returns the seconds that the mirror was behind at the start of each refresh, since the last good one started."""
+    """Returns the lag at the start of each refresh: the seconds since the previous successful one started."""
     found: list[float] = []
     good: float | None = None
     for started, _, result in recent:

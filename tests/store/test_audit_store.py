@@ -195,7 +195,7 @@ def test_a_changed_event_with_its_hash_made_anew_is_found_at_the_next(log: Audit
     tamper(path, f"UPDATE audit_events SET client = '10.9.9.9', hash = '{digest}' WHERE id = 4")
     verdict = log.verify()
     assert verdict.broken == 5
-    assert "does not follow the event before it" in (verdict.reason or "")
+    assert "does not follow the previous event" in (verdict.reason or "")
 
 
 def test_a_deleted_event_is_found(log: AuditLog, path: Path) -> None:

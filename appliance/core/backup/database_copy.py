@@ -39,7 +39,7 @@ def copied(layout: Layout) -> Iterator[Layout]:
         except (OSError, sqlite3.Error) as error:
             raise StoreError(
                 f"the database {layout.database} cannot be copied: {error}",
-                hint=f"`doctor` checks it; a copy needs room for one more of it on the disk of {layout.state}",
+                hint=f"run `doctor` to check it; the disk of {layout.state} needs free space for a second copy",
             ) from error
         yield copy
     finally:
@@ -104,9 +104,9 @@ def fault_of_copy(copy: Layout) -> str | None:
 
 
 def make_ready(copy: Layout) -> None:
-    """Prepares a restored database for `serve`: turns the write-ahead log on and marks no mirror as fresh.
+    """Prepares a restored database for `serve`: turns the write-ahead log on and clears the health of every mirror.
 
-    Raises StoreError.
+    No mirror counts as fresh or even as cloned after that. Raises StoreError.
     """
     try:
         with closing(sqlite3.connect(copy.database)) as connection:

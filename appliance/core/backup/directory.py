@@ -193,9 +193,10 @@ class BackupDirectory:
     # Removing
 
     def tidy(self) -> int:
-        """Removes old backups, and files that no manifest names; returns how many files. Touches no other files.
+        """Removes old manifests and files that no manifest names, and returns the number of removed files.
 
-        While a manifest is damaged, only temporary files are removed, because nobody knows which files it names.
+        It removes only files with names that backups use. While a manifest that would stay is damaged, it
+        removes only old manifests and temporary files, because nobody knows which files the damaged one names.
         """
         names = self.names()
         kept = kept_names(names)

@@ -1,4 +1,4 @@
-"""Makes one backup: the database, then what each mirror has recorded since the backup before."""
+"""Makes one backup: the database, then what each mirror has recorded since the previous backup."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class _Repository:
     stores: Stores
 
     async def back_up(self, before: RepositoryBackup | None, report: BackupReport) -> RepositoryBackup | None:
-        """Returns its entry in the manifest, or None if nothing is recorded in it. Raises GitmirrorError, OSError."""
+        """Returns the repository's manifest entry, or None if it has no recordings. Raises GitmirrorError, OSError."""
         is_there = await asyncio.to_thread(self._is_there)
         in_mirror = await self.mirror.local_refs(*RECORDED) if is_there else {}
         refs = await asyncio.to_thread(recorded_refs, self.stores, self.name, self.log, in_mirror)

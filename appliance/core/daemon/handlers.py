@@ -29,7 +29,7 @@ class CommandHandlers:
         self._changing: set[asyncio.Task[Any]] = set()
 
     def handlers(self) -> dict[str, Handler]:
-        """The handlers by the command's name on the socket."""
+        """Returns the handler of each command, keyed by the command's name on the socket."""
         return {
             "status": self._status,
             "pulse": self._pulse,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 SETTLED = 1_000_000_000
 """The minimum age of the youngest trace, in nanoseconds. The kernel's clock for files ticks every few milliseconds, so
-a change just before and another just after the look may have the same time."""
+a change just before the traces are taken may have the same time as another just after."""
 
 TRUSTED_FOR = 600.0
 """The most seconds that traces are trusted. After that, a ref file damaged in place (not by git) is read again."""

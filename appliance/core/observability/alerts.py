@@ -82,7 +82,7 @@ class Alerts:
         try:
             stored = await asyncio.to_thread(self._store.all)
         except StoreError as error:
-            log.error("the alerts sent before cannot be read, some may be sent again: %s", error.message)
+            log.error("the stored alerts cannot be read, so some may be sent again: %s", error.message)
             stored = {}
         for repo_id, row in stored.items():
             self._last_alerts[repo_id] = LastAlert(State(row["state"]), row["kind"], row["since"])

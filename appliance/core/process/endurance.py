@@ -22,7 +22,7 @@ class Endurance:
 
     @contextmanager
     def over(self, item: str) -> Iterator[None]:
-        """Catches and logs an expected error of the block; `item` names in the log what it was working on."""
+        """Catches and logs an expected error of the block. `item` is the log's name for what the block works on."""
         try:
             yield
         except EXPECTED as error:

@@ -90,7 +90,10 @@ class Refresher:
         self.left_out = LeftOutRefs()
 
     async def refresh(self, run: RefreshRun) -> MirrorFacts:
-        """Updates one mirror, cloning it if it is missing. Raises GitmirrorError; what changed before is anchored."""
+        """Updates one mirror, or clones it if it is missing. Raises GitmirrorError.
+
+        If it raises after refs have changed, the old values of these refs are anchored.
+        """
         # Check the URL again, because a registered repository outlives a change of what the config allows.
         keyring = self.keyring
         upstream = parse_upstream(run.repo.url, allow_local=True, has_key=keyring.has_key)

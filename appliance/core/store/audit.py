@@ -1,4 +1,4 @@
-"""The audit log: append-only events, each chained by its hash to the one before.
+"""The audit log: append-only events, each chained by its hash to the previous one.
 
 An *attempt* is one ref of one push with the verdict on it. An *outcome* says whether an accepted attempt was applied or
 failed. A *note* says that a session was ended and why, or that an operator accepted a loss.
@@ -298,7 +298,7 @@ class AuditLog:
                 more = f", and so are all events up to {last_missing}" if last_missing > last_id + 1 else ""
                 return Verification(count, prev, last_id + 1, f"it is missing{more}")
             if event["prev"] != prev:
-                reason = "it does not follow the event before it, or that event was changed"
+                reason = "it does not follow the previous event, or that event was changed"
                 return Verification(count, prev, event["id"], reason)
             if hashlib.sha256(canonical_form(event)).hexdigest() != event["hash"]:
                 return Verification(count, prev, event["id"], "its content does not match its hash")

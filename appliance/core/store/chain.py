@@ -1,7 +1,7 @@
 """The hash chain of the audit log: how an event is hashed, how one is appended, where the chain ends.
 
 The hashed form is the JSON object of all columns but `hash`, with sorted keys, no spaces and only ASCII. `hash` is its
-SHA-256 in hex, and `prev` is the hash of the event before (64 zeros for the first). Ids have no gaps, except before a
+SHA-256 in hex, and `prev` is the hash of the previous event (64 zeros for the first). Ids have no gaps, except before a
 turn that was found in a mirror, because that turn keeps the id in its ref.
 """
 

@@ -1,4 +1,4 @@
-"""The reported head: the newest audit event that anybody was told of, in its own file beside the database.
+"""The reported head: the newest audit event that was reported to anybody, in its own file beside the database.
 
 SQLite accepts a database that was deleted and recreated, replaced by an older copy, or that lost its WAL. This file
 reveals such a loss, because the log must contain the event that the file names.

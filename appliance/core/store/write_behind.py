@@ -31,7 +31,7 @@ TELL_WITHIN = 1.0
 def once_stored(tell: Callable[[], None]) -> Iterator[None]:
     """Calls `tell` when the block that stores something has ended, well or not, or after TELL_WITHIN if it still runs.
 
-    When the block is cancelled before that, nothing is told.
+    When the block is cancelled before that, nothing is reported.
     """
     is_over = False
 

@@ -16,7 +16,7 @@ KEPT = 2000
 """The most rows that are kept; a busy node fills them in minutes, and the database has the rest."""
 
 SAME_WITHIN = 1.0
-"""Seconds between the times that the database and an event give for one thing: a push is stored before it is told."""
+"""Seconds between the times that the database and an event give for one thing: a push is stored, then reported."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Rates:
         return sum(slots[slot][0] for slot in range(newest - int(60 / SLOT) + 1, newest + 1) if slot in slots)
 
     def hits(self, repo: str) -> tuple[int, int]:
-        """Returns how many of the last ten minutes were warm, and how many there were that could be."""
+        """Counts the hydrations of the last ten minutes: how many were warm, and how many were warm or a miss."""
         found = self.slots.get(repo, {}).values()
         warm = sum(counts[1] for counts in found)
         return warm, warm + sum(counts[2] for counts in found)

@@ -83,7 +83,7 @@ class Form(ModalScreen[dict[str, str]]):
         return None if entered[self._fields[0][0]] else f"{self._fields[0][1]} is needed"
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Ends with the input if nothing is wrong with it, and says what is otherwise."""
+        """Ends with the input, or says what is wrong with it."""
         entered = {name: self.query_one(f"#{name}", Input).value.strip() for name, *_ in self._fields}
         wrong = self.check(entered)
         if wrong is None:

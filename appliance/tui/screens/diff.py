@@ -35,9 +35,9 @@ class DiffScreen(SessionActions):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "back", "back"),
         Binding("n", "file(1)", "next file"),
-        Binding("N,p", "file(-1)", "file before", show=False),
+        Binding("N,p", "file(-1)", "previous file", show=False),
         Binding("right_square_bracket", "turn(1)", "next turn", tooltip="what the next turn changed"),
-        Binding("left_square_bracket", "turn(-1)", "turn before", show=False, tooltip="what the turn before changed"),
+        Binding("left_square_bracket", "turn(-1)", "previous turn", show=False, tooltip="what that one changed"),
         Binding("w", "whole", "whole", tooltip="what the whole session changed"),
         Binding("tab", "app.focus_next", "files", show=False, tooltip="to the list of files, and back"),
         *SESSION_KEYS,

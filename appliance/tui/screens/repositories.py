@@ -28,7 +28,7 @@ class RepositoriesScreen(RepoActions):
     here = "repositories"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "open", tooltip="open the view of one repository"),
-        Binding("b", "behind", "behind", tooltip="to what is behind, the worst first, and why"),
+        Binding("b", "behind", "behind", tooltip="go to what is behind, worst first, and see why"),
         Binding("slash", "filter", "filter", tooltip="filter by name, state, branch"),
         *REPO_KEYS,
         Binding("s", "sort", "sort", tooltip="sort by state, name, lag, size, …"),

@@ -47,8 +47,8 @@ class V2Reader:
         arguments: list[bytes] = []
         section, lines, prefixes, received = 0, 0, 0, 0
         raw = bytearray()
-        # A request that arrived together with the one before is parsed without the memo, because it would be looked up
-        # with all the requests that follow it.
+        # A request that arrived together with the previous one is parsed without the memo, because the memo looks up
+        # the whole buffer, which may also hold the requests that follow.
         memo = None if self._buffer else self._memo
         while True:
             if memo is not None and not lines and memo.is_worth(self._buffer):
@@ -118,7 +118,7 @@ class V2Reader:
         return len(data)
 
     def _packets(self) -> list[tuple[str, bytes]]:
-        """Takes the complete packets up to the first flush, which ends a request, out of the buffer; SLICE at most."""
+        """Takes complete packets out of the buffer: at most SLICE, and none after a flush, which ends a request."""
         packets: list[tuple[str, bytes]] = []
         at = 0
         while len(self._buffer) - at >= 4 and len(packets) < SLICE:

@@ -16,9 +16,9 @@ WAIT = 10.0
 """Seconds that a guest waits for memory before it gets an error that says to try again."""
 POLL = 0.2
 READING_GRACE = 5.0
-"""Seconds that a large request may take to arrive; after that it may be ended for others that wait."""
+"""Seconds that a large request may take to arrive; after that it may be ended if others wait."""
 ANSWERING_GRACE = 30.0
-"""Seconds that the response to a large request may take; after that it may be ended for others that wait."""
+"""Seconds that the response to a large request may take; after that it may be ended if others wait."""
 
 
 class Charge:

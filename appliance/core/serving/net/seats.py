@@ -98,7 +98,7 @@ class Seat:
     def cut(self, why: str) -> None:
         """Shuts the connection down, so that every wait for it ends."""
         self.cut_off = True
-        log.info("%s was cut off for others that wait: %s", self.client, why)
+        log.info("%s was cut off to make room for others: %s", self.client, why)
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 
