@@ -212,7 +212,7 @@ def test_help_palette_and_themes(node: Node) -> None:
 
     async def script(seen: Seen) -> None:
         await seen.press("question_mark")
-        await seen.shows("In Repositories", "the worst first, and why")
+        await seen.shows("In Repositories", "worst first, and see why")
         await seen.press("escape", "colon")
         await seen.press(*"widgets")
         await seen.shows(f"fresh, {node.upstream.url(WIDGETS)}")
