@@ -13,7 +13,6 @@ from appliance.core.node.offline import OfflineNode
 from appliance.core.node.running import RunningNode
 from appliance.core.node.state_dir import open_stores
 from appliance.core.process.control import is_serving
-from appliance.core.recording.found import turns_on_disk
 from appliance.core.store.audit import TurnRef
 from appliance.core.store.stores import Stores
 
@@ -70,6 +69,9 @@ class Node:
 
     def unknown_turns(self) -> list[TurnRef]:
         """Turns that are in mirrors but not in the audit log. `serve` adds them to the log when it starts."""
+        # Imported here, because every command opens a node and few look into mirrors.
+        from appliance.core.recording.found import turns_on_disk
+
         on_disk = (
             turn for name in mirrors_on_disk(self.layout) for turn in turns_on_disk(name, self.layout.mirror(name))
         )

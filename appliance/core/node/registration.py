@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from appliance.core.config.settings import Config
 from appliance.core.git.mirror import Mirror
@@ -22,10 +22,11 @@ from appliance.core.node.state_dir import (
 )
 from appliance.core.observability.report import repo_documents
 from appliance.core.process.owner import claim
-from appliance.core.refresh.attempt import attempt, conclude
-from appliance.core.refresh.refresher import Progress, Refresher, RefreshRun
 from appliance.core.store.registry import UnknownRepo
 from appliance.core.store.stores import Stores
+
+if TYPE_CHECKING:
+    from appliance.core.refresh.refresher import Progress
 
 WAIT_FOR_OWNER = 600.0
 """Seconds that a command waits for an `add-repo` that is cloning."""
@@ -87,6 +88,10 @@ def clone_alone(
     stores: Stores, layout: Layout, config: Config, repo: Repo, on_progress: Progress | None
 ) -> RefreshOutcome:
     """Makes the first clone in this process while no `serve` runs. Raises StateInUse."""
+    # Imported here, because most commands refresh nothing.
+    from appliance.core.refresh.attempt import attempt, conclude
+    from appliance.core.refresh.refresher import Refresher, RefreshRun
+
     owned = claim(layout, "add-repo", wait=WAIT_FOR_OWNER)
     try:
         clean_up(layout, [Mirror(layout.mirror(repo.name), make_git(layout, config, owned.children))])
