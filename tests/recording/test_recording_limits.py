@@ -211,6 +211,7 @@ def test_a_delta_that_asks_for_more_memory_than_there_is(node: Node, size: int) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_pack_of_kilobytes_that_unpacks_to_gigabytes(node: Node, tmp_path: Path) -> None:
     """4.5 GiB of zeros in nine blobs: unpacked they are too much, and the guest is told how much."""
     name, commit_id = new_session(), ""

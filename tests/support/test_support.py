@@ -278,10 +278,11 @@ def test_commands_run_on_the_same_state(stub: Serve) -> None:
 
 @pytest.mark.slow
 def test_the_appliance_itself(serve: Serve, upstream: HttpUpstream, tmp_path: Path) -> None:
-    upstream.refuse()
     tip = refs(upstream.path(WIDGETS))["refs/heads/main"]
+    assert serve.wait_for_repo(WIDGETS)["tip"] == tip
+    upstream.refuse()
     clone = serve.clone(tmp_path / "made", WIDGETS, "--depth=1")
-    assert git("rev-parse", "HEAD", cwd=clone) == tip == serve.wait_for_repo(WIDGETS)["tip"]
+    assert git("rev-parse", "HEAD", cwd=clone) == tip
     upstream.restore()
     tip = generate.add_commit(upstream.path(WIDGETS), "main", {"new.txt": "1\n"})
     serve.wait_for_ref(WIDGETS, "refs/heads/main", tip)
