@@ -152,12 +152,12 @@ def test_what_cannot_be_read_is_not_right(tmp_path: Path) -> None:
 
 
 def test_all_who_wait_share_one_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fifty guests, of whom some leave: one reading, and the others learn what it found."""
-    readings = []
+    """Fifty guests, of whom some leave: one reading, not by the loop's thread, and the others learn what it found."""
+    readings: list[str] = []
     original = checked._digest
 
     def counted(*args: object) -> str:
-        readings.append(1)
+        readings.append(threading.current_thread().name)
         return original(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(checked, "_digest", counted)
@@ -177,6 +177,9 @@ def test_all_who_wait_share_one_reading(tmp_path: Path, monkeypatch: pytest.Monk
         with contextlib.suppress(NotRight):
             await file.check()
         assert len(readings) == 2
+        with contextlib.suppress(NotRight):
+            await file.check_slowly()
+        assert [name.partition("_")[0] for name in readings] == ["check", "check", "scrub"]
 
     in_loop(test)
 

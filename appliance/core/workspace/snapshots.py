@@ -198,6 +198,7 @@ class Snapshots:
         try:
             await self._judge(repo, branch, branch.tar, slowly=False)
         except OSError as error:
+            self.look()
             raise NoSnapshot(f"the snapshot cannot be read: {error.strerror}") from error
 
     async def _judge(self, repo: Repo, branch: _Branch, tar: CheckedFile, *, slowly: bool) -> bool:
