@@ -47,6 +47,7 @@ class Assembly:
     recording: Recording
     workspaces: Snapshots
     maintainer: Maintainer
+    scrub: Scrub
     observing: Observing
     fetching: Fetching
     daemon: GitDaemon
@@ -55,7 +56,6 @@ class Assembly:
     ports: Ports
     follower: RegistryFollower
     backups: Backups
-    scrub: Scrub
     status: Status
 
 
@@ -92,13 +92,13 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     )  # fmt: skip
     ports = compose_ports(mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, admin)
     observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges, workspaces.gauges)
+    scrub = Scrub({"cached responses": fetching.cache.check_next, "snapshots": workspaces.check_next})
 
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
     backups = Backups(mirrors, state.backup)
-    scrub = Scrub({"cached responses": fetching.cache.check_next, "snapshots": workspaces.check_next})
     status = Status(state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups)
     subscribe(bus, stream, refreshing, recording, workspaces, maintainer, observing, fetching, follower)
     return Assembly(
-        state, stores, mirrors, stream, refreshing, recording, workspaces, maintainer, observing,
-        fetching, daemon, read_tokens, kit, ports, follower, backups, scrub, status,
+        state, stores, mirrors, stream, refreshing, recording, workspaces, maintainer, scrub, observing,
+        fetching, daemon, read_tokens, kit, ports, follower, backups, status,
     )  # fmt: skip

@@ -167,6 +167,7 @@ class Service:
         work = {
             "scheduler": rooms.refreshing.scheduler.run(),
             "maintainer": rooms.maintainer.run(),
+            "check of cached files": rooms.scrub.run(),
             "tidy": self._tidy(),
             "activity": rooms.observing.fetches.run(),
             "refreshes": rooms.refreshing.history.run(),
@@ -175,7 +176,6 @@ class Service:
             "alerts": rooms.observing.alerts.run(),
             "watch on pushes": rooms.observing.push_watch.run(),
             "backups": rooms.backups.run(),
-            "check of cached files": rooms.scrub.run(),
         }
         return [self._begin(loop, name) for name, loop in work.items()]
 
