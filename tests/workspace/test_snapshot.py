@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appliance.core.process.checked_file import NotRight
 from appliance.core.workspace.git_index import UnknownIndex, normalise_index
 from appliance.core.workspace.snapshot_build import SnapshotPlace
 from appliance.core.workspace.times import FIRST_TIME, FIXED_TIME, INDEX_TIME, file_time
@@ -342,10 +343,10 @@ def test_only_a_whole_tar_of_this_upstream_is_taken_up_again(widgets: Builder) -
     tar = place.path(snapshot)
     whole = tar.read_bytes()
     assert snapshot.etag == f"{snapshot.commit}-{hashlib.sha256(whole).hexdigest()[:16]}"
-    tar.write_bytes(whole[:-512])
-    assert place.load(URL) is None
-    tar.write_bytes(whole[:600] + bytes([whole[600] ^ 1]) + whole[601:])
-    assert place.load(URL) is None
+    for changed in (whole[:-512], whole[:600] + bytes([whole[600] ^ 1]) + whole[601:]):
+        tar.write_bytes(changed)
+        with pytest.raises(NotRight):
+            place.load(URL)
     tar.unlink()
     assert place.load(URL) is None
     tar.write_bytes(whole)

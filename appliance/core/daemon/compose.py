@@ -17,6 +17,7 @@ from appliance.core.events.bus import EventBus
 from appliance.core.git.command import git_environment
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.maintenance.maintainer import Maintainer
+from appliance.core.maintenance.scrub import Scrub
 from appliance.core.node.state_dir import make_git, make_keyring, open_stores
 from appliance.core.observability.compose import Observing, compose_observing
 from appliance.core.observability.event_sinks import Begin
@@ -46,6 +47,7 @@ class Assembly:
     recording: Recording
     workspaces: Snapshots
     maintainer: Maintainer
+    scrub: Scrub
     observing: Observing
     fetching: Fetching
     daemon: GitDaemon
@@ -89,13 +91,14 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
         observing.metrics, observing.push_watch,
     )  # fmt: skip
     ports = compose_ports(mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, admin)
-    observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges)
+    observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges, workspaces.gauges)
+    scrub = Scrub({"cached responses": fetching.cache.check_next, "snapshots": workspaces.check_next})
 
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
     backups = Backups(mirrors, state.backup)
     status = Status(state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups)
     subscribe(bus, stream, refreshing, recording, workspaces, maintainer, observing, fetching, follower)
     return Assembly(
-        state, stores, mirrors, stream, refreshing, recording, workspaces, maintainer, observing,
+        state, stores, mirrors, stream, refreshing, recording, workspaces, maintainer, scrub, observing,
         fetching, daemon, read_tokens, kit, ports, follower, backups, status,
     )  # fmt: skip

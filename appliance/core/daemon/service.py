@@ -167,6 +167,7 @@ class Service:
         work = {
             "scheduler": rooms.refreshing.scheduler.run(),
             "maintainer": rooms.maintainer.run(),
+            "check of cached files": rooms.scrub.run(),
             "tidy": self._tidy(),
             "activity": rooms.observing.fetches.run(),
             "refreshes": rooms.refreshing.history.run(),

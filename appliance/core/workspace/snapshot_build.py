@@ -7,6 +7,7 @@ is kept and updated, so that after a small commit git touches only what changed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ from pathlib import Path
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, GitError, write_atomically
 from appliance.core.git.mirror import Mirror
+from appliance.core.process.checked_file import CheckedFile, Identity
 from appliance.core.workspace.git_index import UnknownIndex, normalise_index
 from appliance.core.workspace.tar import write_tar
 
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 BUILD_DEADLINE = 1800.0
 LAYOUT_VERSION = 3
 """Increased when the content of a tar changes for the same commit; tars of an older version are rebuilt."""
+DIGEST_LENGTH = 16
+"""Hex digits of a tar's SHA-256 in its ETag."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class SnapshotPlace:
         readable = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in branch[:60])
         self.directory = directory / f"b-{readable}-{hashlib.sha256(name).hexdigest()[:16]}"
         self.branch = branch
+        self.tar: CheckedFile | None = None
+        """The tar that was loaded or built last."""
 
     @property
     def description(self) -> Path:
@@ -70,16 +76,28 @@ class SnapshotPlace:
         return self.work / "unfinished"
 
     def load(self, url: str) -> Snapshot | None:
-        """The existing snapshot if it is of this upstream and undamaged (every byte is read), otherwise None."""
+        """The existing snapshot if it is of this upstream, otherwise None. Every byte is read.
+
+        Raises NotRight if its tar is not what was written.
+        """
         try:
             snapshot = Snapshot(**json.loads(self.description.read_text(encoding="utf-8")))
             if (snapshot.version, snapshot.url, snapshot.branch) != (LAYOUT_VERSION, url, self.branch):
                 return None
-            with self.path(snapshot).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = snapshot.etag[-DIGEST_LENGTH:]
+            if snapshot.etag != _etag(snapshot.commit, digest):
+                return None
+            tar = CheckedFile(self.path(snapshot), None, digest)
+            tar.verify()
         except (OSError, ValueError, TypeError):
             return None
-        return snapshot if snapshot.etag == _etag(snapshot.commit, digest) else None
+        self.tar = tar
+        return snapshot
+
+    def distrust(self) -> None:
+        """Has the next build start from nothing, because the disk changed what the last one wrote."""
+        with contextlib.suppress(OSError):
+            self.unfinished.touch()
 
     def remove_others(self, snapshot: Snapshot) -> None:
         """Unlinks every tar but that of `snapshot`; transfers that have one open still finish. Raises OSError."""
@@ -232,14 +250,16 @@ def _pack(place: SnapshotPlace, repository: Path, url: str, commit: str) -> Snap
     size = growing.stat().st_size
     etag = _etag(commit, digest)
     snapshot = Snapshot(url, branch, commit, etag, size, f"{etag}.tar")
-    growing.rename(place.path(snapshot))
+    path = place.path(snapshot)
+    growing.rename(path)
+    place.tar = CheckedFile(path, Identity.of(path.stat()), digest)
     write_atomically(place.description, json.dumps(asdict(snapshot)))
     shutil.rmtree(guest, ignore_errors=True)
     return snapshot
 
 
 def _etag(commit: str, digest: str) -> str:
-    return f"{commit}-{digest[:16]}"
+    return f"{commit}-{digest[:DIGEST_LENGTH]}"
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.health import followed_branch
 from appliance.core.layout import Layout
 from appliance.core.models import Health, Repo
+from appliance.core.process.checked_file import CHECK_EVERY, CheckedFile, NotRight
 from appliance.core.process.endurance import EXPECTED, Endurance
 from appliance.core.workspace.snapshot_build import Snapshot, SnapshotPlace, build_snapshot
 
@@ -40,6 +40,8 @@ class _Branch:
     looked: bool = False
     """Whether the disk was checked for a snapshot that an earlier `serve` left."""
     current: Snapshot | None = None
+    tar: CheckedFile | None = None
+    """The tar of `current`."""
     asked_at: float = 0.0
     error: str | None = None
     building: asyncio.Task[None] | None = None
@@ -71,6 +73,8 @@ class Snapshots:
         self._known: dict[int, _Repository] = {}
         self.trouble: str | None = None
         """Why there are no snapshots at all, as a sentence; None if they can be built."""
+        self.damaged = 0
+        """How many were thrown away because their tar was not what was written."""
         self._places = asyncio.Semaphore(BUILDS_AT_ONCE)
         self._ending: set[asyncio.Task[None]] = set()
         self._endurance = Endurance(log, "removing old snapshots")
@@ -90,6 +94,14 @@ class Snapshots:
         if self.trouble and self.trouble != before:
             log.error("%s", self.trouble)
         return before is not None and self.trouble is None
+
+    def gauges(self) -> Iterator[tuple[str, str, float]]:
+        """The current values for /metrics: name, help text, value."""
+        yield (
+            "damaged_snapshots",
+            "Snapshots thrown away because their tar was not what was written, since the start.",
+            self.damaged,
+        )
 
     def refresh(self, repo: Repo) -> None:
         """Rebuilds outdated snapshots, after the repository's refs moved or when `serve` has just started."""
@@ -137,7 +149,10 @@ class Snapshots:
         return found.current if found else None
 
     async def get(self, repo: Repo, branch: str | None) -> tuple[Snapshot, Path]:
-        """The snapshot of a branch and the path of its tar; builds it first if necessary. Raises NoSnapshot."""
+        """The snapshot of a branch and the path of its tar, which nobody has touched since it was known to be right.
+
+        Builds it first if necessary. Raises NoSnapshot.
+        """
         if not self._enabled():
             raise NoSnapshot("snapshots are off here ([workspace] enabled)")
         if self.trouble:
@@ -152,9 +167,8 @@ class Snapshots:
             self._evict(known)
         found = self._branch(known, name)
         found.asked_at = time.monotonic()
-        if found.current is not None and not os.path.exists(found.place.path(found.current)):
-            log.warning("%s: %s is missing from the disk; rebuilding it", repo.name, found.current.file)
-            found.current = None
+        while found.tar is not None and found.current is not None and not found.tar.is_untouched():
+            await self._check(repo, found)
         if found.current is None:
             self._build(repo, found)
             assert found.building is not None
@@ -162,6 +176,53 @@ class Snapshots:
         if found.current is None:
             raise NoSnapshot(found.error or f"the snapshot of {name} is being built; try again")
         return found.current, found.place.path(found.current)
+
+    async def check_next(self) -> bool:
+        """Reads the tar that was not read for longest, if that is due. Returns whether it was. Raises OSError."""
+        oldest: tuple[float, _Repository, _Branch, CheckedFile] | None = None
+        for known in self._known.values():
+            for branch in known.branches.values():
+                tar = branch.tar if branch.current is not None else None
+                if tar is not None and (oldest is None or tar.checked_at < oldest[0]):
+                    oldest = tar.checked_at, known, branch, tar
+        if oldest is None or time.monotonic() - oldest[0] < CHECK_EVERY:
+            return False
+        _, known, branch, tar = oldest
+        if not await self._judge(known.repo, branch, tar, slowly=True) and self._known.get(known.repo.id) is known:
+            self.refresh(known.repo)
+        return True
+
+    async def _check(self, repo: Repo, branch: _Branch) -> None:
+        """Reads a tar that somebody touched, before it is sent. Raises NoSnapshot if it cannot be read now."""
+        assert branch.tar is not None
+        try:
+            await self._judge(repo, branch, branch.tar, slowly=False)
+        except OSError as error:
+            self.look()
+            raise NoSnapshot(f"the snapshot cannot be read: {error.strerror}") from error
+
+    async def _judge(self, repo: Repo, branch: _Branch, tar: CheckedFile, *, slowly: bool) -> bool:
+        """Reads a tar. If it is not right, it is current no longer. Returns whether it is right. Raises OSError."""
+        try:
+            await (tar.check_slowly() if slowly else tar.check())
+        except (FileNotFoundError, NotRight) as error:
+            # All who waited for one check come here, and a build may have replaced the tar meanwhile.
+            if branch.tar is tar and branch.current is not None:
+                if isinstance(error, NotRight):
+                    self._throw_away(repo, branch, error)
+                else:
+                    log.warning("%s: %s is missing from the disk; rebuilding it", repo.name, branch.current.file)
+                    branch.current = None
+            return False
+        return True
+
+    def _throw_away(self, repo: Repo, branch: _Branch, error: NotRight) -> None:
+        self.damaged += 1
+        branch.current = None
+        branch.place.distrust()
+        log.warning(
+            "%s: the snapshot of %s was thrown away, because %s; rebuilding it", repo.name, branch.place.branch, error
+        )
 
     def _followed(self, repo: Repo) -> str | None:
         return followed_branch(repo, self._health(repo.id))
@@ -231,13 +292,17 @@ class Snapshots:
             self._drop(self._repository(repo), branch)
             raise NoSnapshot(f"there is no branch {branch.place.branch}")
         if not branch.looked:
-            branch.current = await asyncio.to_thread(branch.place.load, repo.url)
-            branch.looked = True
+            try:
+                branch.current = await asyncio.to_thread(branch.place.load, repo.url)
+            except NotRight as error:
+                self._throw_away(repo, branch, error)
+            branch.tar, branch.looked = branch.place.tar, True
         if branch.current is not None and branch.current.commit == tip:
             return
         mirror = self._mirror_of(repo.name)
         start = time.monotonic()
         branch.current = await build_snapshot(branch.place, mirror, mirror.git.gently(), repo.url, tip)
+        branch.tar = branch.place.tar
         # Only now, when everybody who was given the previous tar has opened it.
         await asyncio.to_thread(branch.place.remove_others, branch.current)
         log.info(

@@ -109,7 +109,9 @@ class Engine:
             request = await aside(_encode, shape) if large else _encode(shape)
             await self._upload_pack.write(mirror, request, output, slowly=warming)
 
-        return self._cache.get(shape.key(repo.id, tags), repo.id, produce, pinned=warming)
+        key = shape.key(repo.id, tags)
+        await self._cache.check(key)
+        return self._cache.get(key, repo.id, produce, pinned=warming)
 
     async def _fetch(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
         start = time.monotonic()

@@ -11,11 +11,12 @@ import contextlib
 import logging
 import os
 import shutil
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+
+from appliance.core.serving.fetch.kept_responses import KeptResponses
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +66,6 @@ class _Growing:
 
 
 @dataclass
-class _Entry:
-    path: Path
-    size: int
-    repo: int
-    pinned: bool
-
-
-@dataclass
 class CachedResponse:
     """One guest's view of a response: an open file. `ready_beyond` says how much of it may be sent."""
 
@@ -114,10 +107,9 @@ class ResponseCache:
     def __init__(self, directory: Path, budget: int) -> None:
         self._directory = directory
         self.budget = budget
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._kept = KeptResponses()
         self._growing: dict[str, _Growing] = {}
         self._number = 0
-        self.bytes = 0
         self.trouble: str | None = None
         """Why no response can be stored, or None if they can. Guests get theirs directly from upload-pack meanwhile."""
         self.counts = dict.fromkeys(CacheResult, 0)
@@ -145,10 +137,20 @@ class ResponseCache:
             log.error("%s", problem)
         self.trouble = problem
 
+    @property
+    def bytes(self) -> int:
+        """The bytes of the complete responses."""
+        return self._kept.bytes
+
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The current values for /metrics: name, help text, value."""
         yield "cache_bytes", "Bytes of complete responses in the cache.", self.bytes
         yield "cache_budget_bytes", "Most bytes of complete responses in the cache.", self.budget
+        yield (
+            "damaged_responses",
+            "Cached responses thrown away because their file was not what was written, since the start.",
+            self._kept.damaged,
+        )
 
     async def stop(self) -> None:
         """Cancels the responses that are being written."""
@@ -160,12 +162,13 @@ class ResponseCache:
     def get(self, key: str, repo: int, produce: Produce, *, pinned: bool = False) -> CachedResponse | None:
         """The response of repository id `repo` for a key: from the cache, joined, or made by `produce`.
 
-        None if it would have to be made and cannot be written. `pinned` is for warming: such a response is not evicted
-        by guests' traffic until `unpin`, and is not counted.
+        None if it would have to be made and cannot be written. If its file was touched and not checked since, it is
+        made anew. `pinned` is for warming: such a response is not evicted by guests' traffic until `unpin`, and is not
+        counted.
         """
-        response = self._hit(key)
-        if response is not None:
-            self._entries[key].pinned |= pinned
+        kept = self._kept.open(key, pin=pinned)
+        if kept is not None:
+            response = CachedResponse(CacheResult.HIT, *kept, None)
         else:
             growing, result = self._growing.get(key), CacheResult.JOINED
             if growing is None:
@@ -181,6 +184,17 @@ class ResponseCache:
             self.counts[response.way] += 1
         return response
 
+    async def check(self, key: str) -> None:
+        """Reads the response of a key if somebody touched its file, so that `get` finds it only if it is right."""
+        await self._kept.check(key)
+
+    async def check_next(self) -> bool:
+        """Reads a response whose digest is missing, or that was not read for long. Returns whether there was one.
+
+        Raises OSError.
+        """
+        return await self._kept.check_next()
+
     def give_up(self, response: CachedResponse) -> None:
         """Closes a response that is not needed any more, and stops writing it unless another guest reads it."""
         response.close()
@@ -194,34 +208,15 @@ class ResponseCache:
 
     def unpin(self, repo: int) -> None:
         """Lets the warmed responses of a repository be evicted like any others, because its tip moved."""
-        for entry in self._entries.values():
-            entry.pinned = entry.pinned and entry.repo != repo
+        self._kept.unpin(repo)
         for growing in self._growing.values():
             growing.pinned = growing.pinned and growing.repo != repo
 
     def evict(self, repo: int) -> None:
         """Drops all responses of a repository id. A guest that is being sent one still gets all of it."""
-        for key in [key for key, entry in self._entries.items() if entry.repo == repo]:
-            self._drop(key)
+        self._kept.evict(repo)
         for growing in self._growing.values():
             growing.wanted = growing.wanted and growing.repo != repo
-
-    def _hit(self, key: str) -> CachedResponse | None:
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        try:
-            descriptor = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._drop(key)
-            return None
-        if os.fstat(descriptor).st_size != entry.size:
-            # Somebody truncated the file. Treat it as a miss, so that the guest gets a complete response.
-            os.close(descriptor)
-            self._drop(key)
-            return None
-        self._entries.move_to_end(key)
-        return CachedResponse(CacheResult.HIT, descriptor, entry.size, None)
 
     @staticmethod
     def _again(growing: _Growing) -> int | None:
@@ -260,12 +255,22 @@ class ResponseCache:
             current = self._growing.get(growing.key) is growing
             if current:
                 del self._growing[growing.key]
-            if whole and current and growing.wanted and self._make_room(growing.size):
-                self._entries[growing.key] = _Entry(path, growing.size, growing.repo, growing.pinned)
-                self.bytes += growing.size
-            else:
+            if not (whole and current and growing.wanted and self._keep(growing, path)):
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+    def _keep(self, growing: _Growing, path: Path) -> bool:
+        """Keeps a complete response if there is room for it. Returns whether it does."""
+        if not self._make_room(growing.size):
+            return False
+        try:
+            status = os.stat(path)
+        except OSError:
+            return False
+        if status.st_size != growing.size:
+            return False
+        self._kept.add(growing.key, path, status, growing.repo, growing.pinned)
+        return True
 
     @staticmethod
     async def _watch(growing: _Growing) -> None:
@@ -280,7 +285,7 @@ class ResponseCache:
     def set_budget(self, budget: int) -> None:
         """Changes the budget. Responses that no longer fit are evicted, the least recently used first."""
         self.budget = budget
-        while self.bytes > budget and self._drop_oldest():
+        while self.bytes > budget and self._kept.drop_oldest():
             pass
 
     def _make_room(self, size: int) -> bool:
@@ -288,22 +293,16 @@ class ResponseCache:
         if size > self.budget // 2:
             return False
         while self.bytes + size > self.budget:
-            if not self._drop_oldest():
+            if not self._kept.drop_oldest():
                 return False
         return self._has_room()
 
     def _has_room(self) -> bool:
         """Evicts the least recently used while the disk is low. Returns whether responses can be written afterwards."""
         while self.disk_is_low():
-            if not self._drop_oldest():
+            if not self._kept.drop_oldest():
                 return False
         return True
-
-    def _drop_oldest(self) -> bool:
-        oldest = next((key for key, entry in self._entries.items() if not entry.pinned), None)
-        if oldest is not None:
-            self._drop(oldest)
-        return oldest is not None
 
     def disk_is_low(self) -> bool:
         """Whether there is too little space on the disk to write responses."""
@@ -312,9 +311,3 @@ class ResponseCache:
         except OSError:
             return True
         return status.f_bavail * status.f_frsize < LOW_DISK
-
-    def _drop(self, key: str) -> None:
-        entry = self._entries.pop(key)
-        self.bytes -= entry.size
-        with contextlib.suppress(OSError):
-            entry.path.unlink()

@@ -1,0 +1,178 @@
+"""A file that is written once and sent many times: whether it still holds what was written.
+
+Its inode, size and times show every change that went through the file system, and cost one system call to look at. A
+change below the file system, by a disk that lies, shows only when the file is read and its digest compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import hashlib
+import os
+import platform
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
+from pathlib import Path
+from typing import NamedTuple
+
+CHECK_EVERY = 6 * 3600.0
+"""Seconds after which a file that nobody touched is read again."""
+CHECK_RATE = 8 * 2**20
+"""Bytes a second at which it is read then: 10 GiB take 21 minutes and half a percent of a core."""
+CHUNK = 2**20
+READINGS = 3
+"""How often a file is read from the beginning when it is touched meanwhile."""
+
+
+class NotRight(Exception):
+    """The file does not hold what was written. The message says why, as a clause without the file's path."""
+
+
+class Identity(NamedTuple):
+    """What the file system changes when a file is written to, replaced or renamed, or gets another mode or owner."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    changed: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Identity:
+        """The identity in a file's status."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+class CheckedFile:
+    """The file at `path`, whose content was right when it had `identity`; None if it was not looked at yet.
+
+    `digest` is the SHA-256 of the content in hex, or its beginning; if it is None, the first reading takes it.
+    """
+
+    def __init__(self, path: Path, identity: Identity | None, digest: str | None = None) -> None:
+        assert identity or digest
+        self.path = path
+        self.digest = digest
+        self.checked_at = time.monotonic()
+        """When it was last read, or written, on the monotonic clock."""
+        self._identity = identity
+        self._reading: asyncio.Task[None] | None = None
+
+    def is_as_checked(self, file: Path | int) -> bool:
+        """Whether nobody touched the file since it was known to be right. `file` is its path, or it, opened.
+
+        Raises OSError.
+        """
+        return Identity.of(os.stat(file)) == self._identity
+
+    def is_untouched(self) -> bool:
+        """Whether nobody touched or removed the file since it was known to be right."""
+        try:
+            return self.is_as_checked(self.path)
+        except OSError:
+            return False
+
+    async def check(self) -> None:
+        """Reads the file in a thread, once for all who wait for it.
+
+        Raises NotRight, and OSError if the file cannot be opened.
+        """
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._verify_in(_at_once, None), name="check of a file")
+            self._reading.add_done_callback(self._was_read)
+        await asyncio.shield(self._reading)
+
+    async def check_slowly(self, rate: float = CHECK_RATE) -> None:
+        """Reads the file in the background, at most `rate` bytes a second. Raises NotRight, OSError."""
+        await self._verify_in(_background, rate)
+
+    def verify(self, rate: float | None = None, stop: threading.Event | None = None) -> None:
+        """Reads the file, at most `rate` bytes a second, and blocks; `stop` ends that. Raises NotRight, OSError."""
+        pace = _Pace(rate, stop or threading.Event())
+        with self.path.open("rb", buffering=0) as file:
+            for _ in range(READINGS):
+                identity = Identity.of(os.fstat(file.fileno()))
+                if self.digest is None and identity != self._identity:
+                    raise NotRight("its file was changed before its digest was taken")
+                digest = _digest(file, pace)
+                if Identity.of(os.fstat(file.fileno())) == identity:
+                    break
+            else:
+                raise NotRight("its file keeps changing")
+        if self.digest is not None and not digest.startswith(self.digest):
+            raise NotRight("its bytes are not those that were written")
+        self.digest = self.digest or digest
+        self._identity = identity
+
+    async def _verify_in(self, threads: ThreadPoolExecutor, rate: float | None) -> None:
+        stop = threading.Event()
+        try:
+            await asyncio.get_running_loop().run_in_executor(threads, self.verify, rate, stop)
+        finally:
+            # The thread ends by itself, or by this when the task was cancelled, so that no exit waits for a large file.
+            stop.set()
+            self.checked_at = time.monotonic()
+
+    def _was_read(self, reading: asyncio.Task[None]) -> None:
+        self._reading = None
+        if not reading.cancelled():
+            # Looked at here, because everybody who waited for it may have left.
+            reading.exception()
+
+
+class _Stopped(Exception):
+    """Nobody waits for the reading any more."""
+
+
+class _Pace:
+    """Ends a reading when `stop` is set, and slows it down to `rate` bytes a second."""
+
+    def __init__(self, rate: float | None, stop: threading.Event) -> None:
+        self._rate = rate
+        self._stop = stop
+        self._due = time.monotonic()
+
+    def keep(self, count: int) -> None:
+        """Sleeps until `count` more bytes may be read. Raises _Stopped."""
+        if self._rate is not None:
+            self._due += count / self._rate
+            self._stop.wait(max(0.0, self._due - time.monotonic()))
+        if self._stop.is_set():
+            raise _Stopped
+
+
+def _digest(file: FileIO, pace: _Pace) -> str:
+    digest, buffer = hashlib.sha256(), bytearray(CHUNK)
+    view = memoryview(buffer)
+    try:
+        file.seek(0)
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+            pace.keep(count)
+    except OSError as error:
+        # A bad sector, say. That the file could be opened rules out what is wrong with this process alone.
+        raise NotRight(f"its file cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
+"""The number of the system call, for which the C library has no function (ioprio_set(2))."""
+_THIS_THREAD = (1, 0)
+_IDLE_CLASS = 3 << 13
+
+
+def _use_idle_disk() -> None:
+    """Lets this thread have the disk only when nobody else wants it. On other machines, `rate` alone must do."""
+    number = _IOPRIO_SET.get(platform.machine())
+    if number is not None:
+        ctypes.CDLL(None).syscall(number, *_THIS_THREAD, _IDLE_CLASS)
+
+
+# Guests wait for these, but the loop's default threads must stay free for the database.
+_at_once = ThreadPoolExecutor(2, thread_name_prefix="check")
+# Its priority for the processor is the usual one: it holds the interpreter lock now and then, and the loop would wait
+# for it as long as the scheduler lets an idle thread wait (docs/decisions/027-cached-files.md).
+_background = ThreadPoolExecutor(1, thread_name_prefix="scrub", initializer=_use_idle_disk)
