@@ -120,6 +120,9 @@ class Exchange:
         if self._inflate is None:
             return await self._next_piece()
         while True:
+            if self._inflate.unused_data:
+                # zlib would keep these bytes and all that follow, and copy them all for each piece.
+                raise HttpError(HTTPStatus.BAD_REQUEST, "bytes follow the end of the body's gzip\n")
             if rest := self._unread or self._inflate.unconsumed_tail:
                 self._unread = b""
                 if inflated := self._inflated(rest):
