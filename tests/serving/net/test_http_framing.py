@@ -294,6 +294,20 @@ def test_bytes_without_end_behind_a_gzip_are_not_kept() -> None:
     play(script)
 
 
+def test_a_request_with_a_length_and_chunks_is_refused() -> None:
+    """It might be another request to a proxy (RFC 9112, section 6.1), and limits on a body rely on its length."""
+
+    async def script(client: Client) -> None:
+        both = get("/echo", "content-length: 5000", "transfer-encoding: chunked", method="POST")
+        await client.send(both + b"1\r\nx\r\n0\r\n\r\n" + get("/healthz"))
+        status, headers, text = await client.answer()
+        assert (status, headers["connection"]) == (400, "close")
+        assert text == b"a request has either a content-length or chunks\n"
+        assert await client.rest() == b""
+
+    play(script)
+
+
 def test_a_client_that_waits_for_100_continue_is_told_to_go_on() -> None:
     """curl does for more than a kilobyte; an answer without reading the body ends the connection instead."""
 
