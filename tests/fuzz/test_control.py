@@ -22,7 +22,7 @@ from tests.fuzz.test_http import Errors, errors
 
 __all__ = ["errors"]
 
-LINES = Budget.of(700)
+LINES = Budget.of(400)
 
 
 @dataclass

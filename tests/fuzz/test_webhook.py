@@ -17,7 +17,7 @@ from tests.fuzz.mutation import mutations
 
 WIDGETS = Repo(1, "acme/widgets", "https://127.0.0.1/acme/widgets", None, "cli", None, True, 0.0)
 FINDER = Finder([WIDGETS])
-BODIES = Budget.of(1500)
+BODIES = Budget.of(600)
 
 
 @BODIES.settings

@@ -38,7 +38,7 @@ WIDGETS = Repo(1, "acme/widgets", "https://h/acme/widgets", None, "cli", None, T
 CHUNK = 65536
 """Bytes of one read of a socket, at most."""
 
-FIRST, V2, V0, PUSH, REPORT, REFS = map(Budget.of, (1500, 600, 600, 600, 600, 300))
+FIRST, V2, V0, PUSH, REPORT, REFS = map(Budget.of, (1500, 300, 300, 400, 400, 200))
 
 
 def pieces_of(data: bytes, seed: int) -> list[bytes]:
