@@ -18,7 +18,7 @@ from appliance.core.process.control import Tell
 from tests.fuzz import grammar
 from tests.fuzz.budget import LONGEST_TURN, Budget, Timed
 from tests.fuzz.mutation import mutations
-from tests.fuzz.test_http import Errors, errors
+from tests.fuzz.test_fuzz_http import Errors, errors
 
 __all__ = ["errors"]
 
