@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from appliance.core.daemon.control_server import ControlServer
+from appliance.core.daemon.control_server import LONGEST_LINE, ControlServer
 from appliance.core.errors import GitmirrorError, NotServing, UsageError
 from appliance.core.events.facts import Event, FetchBegan
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.observability.event_stream import MOST_WAITING, EventStream
-from appliance.core.process.control import Tell, Watch, call, is_serving
+from appliance.core.process.control import Tell, Watch, call, is_serving, short_name
 from appliance.core.process.owner import SERVE, claim
 from tests.support.gitutil import wait_until
 from tests.support.serve import ROOT
@@ -47,6 +47,7 @@ class Server:
             "wait": self._wait,
             "refuse": self._refuse,
             "break": self._break,
+            "repeat": self._repeat,
         }
         self.feed = EventStream()
         self.server = ControlServer(self.path, handlers, self.feed)
@@ -88,6 +89,9 @@ class Server:
     async def _refuse(self, arguments: Arguments, tell: Tell) -> Any:
         raise UsageError("no such thing", hint="try another")
 
+    async def _repeat(self, arguments: Arguments, tell: Tell) -> Any:
+        return "x" * int(arguments["times"])
+
     async def _break(self, arguments: Arguments, tell: Tell) -> Any:
         raise ZeroDivisionError("oh")
 
@@ -118,8 +122,7 @@ def test_a_command_is_answered_across_a_path_of_any_length(layout: Layout, serve
 
 def test_large_answers_are_whole(layout: Layout, server: Server) -> None:
     """A status of thousands of repositories is more than a socket's buffer."""
-    text = "x" * 5_000_000
-    assert call(layout, "echo", text=text) == {"text": text}
+    assert call(layout, "repeat", times=5_000_000) == "x" * 5_000_000
 
 
 def test_progress_comes_before_the_result_and_need_not_be_listened_to(layout: Layout, server: Server) -> None:
@@ -142,6 +145,53 @@ def test_an_unknown_command_says_that_versions_differ(layout: Layout, server: Se
     with pytest.raises(GitmirrorError, match="does not know the command 'dance'") as caught:
         call(layout, "dance")
     assert "restart serve" in caught.value.hint
+
+
+def said_raw(server: Server, line: bytes) -> Any:
+    """The answer to a line as it is."""
+    with socket.socket(socket.AF_UNIX) as client, short_name(server.path) as name:
+        client.settimeout(60)
+        client.connect(name)
+        client.sendall(line)
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as answers:
+            return json.loads(answers.readline())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[]\n",
+        b"7\n",
+        b'"status"\n',
+        b"{half",
+        b"\xff\n",
+        b"[" * 100_000 + b"\n",
+        b"1" * 5000 + b"\n",
+        b'{"command": ["status"]}\n',
+        b'{"command": {}}\n',
+        b'{"command": "echo", "arguments": []}\n',
+        b'{"command": "echo", "arguments": null}\n',
+    ],
+    ids=lambda line: repr(line[:20]),
+)
+def test_a_line_that_is_no_request_is_an_error_and_no_bug(
+    server: Server, line: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It used to be a traceback in the log, and some lines got no answer at all."""
+    error = said_raw(server, line)["error"]
+    assert (error["exit_code"], error["message"]) == (
+        2,
+        "the request is not one line of JSON with a command and its arguments",
+    )
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_line_that_is_too_long_is_an_error(server: Server, end: bytes) -> None:
+    """Reading 64 MB of JSON took seconds on the loop. The line is read to its end, so that the error arrives."""
+    error = said_raw(server, b'{"command": "echo", "x": "' + b"x" * 5_000_000 + b'"}' + end)["error"]
+    assert error["message"] == f"the request has more than {LONGEST_LINE} bytes"
 
 
 def test_a_bug_in_a_handler_is_an_error_and_serve_goes_on(layout: Layout, server: Server) -> None:

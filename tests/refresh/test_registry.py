@@ -220,6 +220,15 @@ def test_a_mirror_left_on_disk_can_be_purged_later(either: Serve, upstream: Http
         assert done.returncode == 1 and "not registered" in done.stderr
 
 
+def test_a_name_that_leads_out_of_the_mirrors_purges_nothing(either: Serve) -> None:
+    """`../../x` used to name the directory `x.git` beside the state directory, which `--purge` then deleted."""
+    beside = either.state.parent / "beside.git"
+    beside.mkdir()
+    done = either.cli("remove-repo", "../../beside", "--purge", "--yes", check=False)
+    assert done.returncode == 1 and "not registered" in done.stderr
+    assert beside.exists()
+
+
 def test_a_mirror_left_on_disk_is_taken_up_again(either: Serve, upstream: HttpUpstream) -> None:
     """By its own upstream only, and without cloning it anew; agents' refs are there still."""
     either.cli("add-repo", upstream.url(WIDGETS))

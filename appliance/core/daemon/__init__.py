@@ -5,7 +5,7 @@
 - `wiring`: which room subscribes to which event of `core/events`.
 - `service`: starts, reloads and stops. `systemd`: inherited sockets, readiness and the watchdog.
 - `registry_follower`: applies the registry to the scheduler and the access gate. `status`: what `status` reports.
-- `control_server`, `handlers`: answer the other commands over a unix socket.
+- `control_server`, `control_arguments`, `handlers`: answer the other commands over a unix socket.
 
 An `add-repo`: the control server reads the command, and its handler registers the repository in a thread. Then the
 follower reads the registry, replaces the repositories in the state, updates the scheduler and the gate's catalog, and

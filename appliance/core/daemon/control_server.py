@@ -11,14 +11,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from appliance.core.errors import GitmirrorError
+from appliance.core.errors import GitmirrorError, NotServing, UsageError
 from appliance.core.observability.event_stream import EventStream
 from appliance.core.process.control import WATCH, Tell, short_name
 
 log = logging.getLogger(__name__)
 
-LONGEST_LINE = 64 * 2**20
-"""The most bytes in one request."""
+LONGEST_LINE = 2**18
+"""The most bytes in one request: `refresh` with the names of 2,000 repositories has 70 KB. A megabyte of nested JSON
+blocks the loop for a tenth of a second."""
 
 Handler = Callable[[Mapping[str, Any], Tell], Awaitable[Any]]
 
@@ -68,9 +69,8 @@ class ControlServer:
         assert task is not None
         self._clients.add(task)
         try:
-            request = json.loads(await reader.readline() or b"{}")
-            watches = isinstance(request, dict) and request.get("command") == WATCH
-            work = asyncio.create_task(self._stream(writer) if watches else self._answer(request, writer))
+            line = await _read_line(reader)
+            work = asyncio.create_task(self._serve(line, writer))
             hangup = asyncio.create_task(reader.read(1))
             try:
                 # When the client hangs up, its command is cancelled, because nobody waits for the result.
@@ -94,40 +94,74 @@ class ControlServer:
                 for event in await subscription.take():
                     writer.write(json.dumps(event).encode() + b"\n")
 
-    async def _answer(self, request: Any, writer: asyncio.StreamWriter) -> None:
-        def send(document: Mapping[str, Any]) -> None:
-            writer.write(json.dumps(document).encode() + b"\n")
-
+    async def _serve(self, line: bytes | None, writer: asyncio.StreamWriter) -> None:
         try:
-            handler = self._handlers.get(request.get("command", ""))
+            command, arguments = _read_request(line)
+        except GitmirrorError as error:
+            _send(writer, _failure(error))
+            return
+        if command == WATCH:
+            await self._stream(writer)
+        else:
+            await self._answer(command, arguments, writer)
+
+    async def _answer(self, command: str, arguments: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
+        try:
+            handler = self._handlers.get(command)
             if handler is None:
                 raise GitmirrorError(
-                    f"serve does not know the command {request.get('command')!r}",
+                    f"serve does not know the command {command!r}",
                     hint="serve and this file are of different versions: restart serve",
                 )
-            result = await handler(request.get("arguments", {}), lambda text: send({"progress": text}))
-            send({"result": result})
+            result = await handler(arguments, lambda text: _send(writer, {"progress": text}))
+            _send(writer, {"result": result})
         except GitmirrorError as error:
-            send({"error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}})
+            _send(writer, _failure(error))
         except asyncio.CancelledError:
-            send(
-                {
-                    "error": {
-                        "message": "serve is stopping",
-                        "hint": "try again when it has started again",
-                        "exit_code": 4,
-                    }
-                }
-            )
+            _send(writer, _failure(NotServing("serve is stopping", hint="try again when it has started again")))
             raise
         except Exception as error:
-            log.exception("the command %r failed", request)
-            send(
-                {
-                    "error": {
-                        "message": f"serve failed to run this command: {error!r}",
-                        "hint": "see the log of serve",
-                        "exit_code": 1,
-                    }
-                }
-            )
+            log.exception("the command %r failed", command)
+            bug = GitmirrorError(f"serve failed to run this command: {error!r}", hint="see the log of serve")
+            _send(writer, _failure(bug))
+
+
+def _send(writer: asyncio.StreamWriter, document: Mapping[str, Any]) -> None:
+    writer.write(json.dumps(document).encode() + b"\n")
+
+
+def _failure(error: GitmirrorError) -> dict[str, Any]:
+    return {"error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}}
+
+
+async def _read_line(reader: asyncio.StreamReader) -> bytes | None:
+    """The request; None if it is longer than LONGEST_LINE. Reads all of it, or the client would not read the error."""
+    is_too_long = False
+    while True:
+        try:
+            line = await reader.readuntil()
+        except asyncio.IncompleteReadError as error:
+            line = error.partial
+        except asyncio.LimitOverrunError as error:
+            is_too_long = True
+            await reader.readexactly(error.consumed)
+            continue
+        return None if is_too_long else line
+
+
+def _read_request(line: bytes | None) -> tuple[str, dict[str, Any]]:
+    """The command of a request and its arguments. Raises UsageError."""
+    if line is None:
+        raise UsageError(f"the request has more than {LONGEST_LINE} bytes", hint="name fewer repositories at once")
+    try:
+        request = json.loads(line or b"{}")
+    except (ValueError, RecursionError):
+        request = None
+    command = request.get("command", "") if isinstance(request, dict) else None
+    arguments = request.get("arguments", {}) if isinstance(request, dict) else None
+    if not isinstance(command, str) or not isinstance(arguments, dict):
+        raise UsageError(
+            "the request is not one line of JSON with a command and its arguments",
+            hint="serve and this file are of different versions: restart serve",
+        )
+    return command, arguments

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from appliance.core.daemon.compose import Assembly
+from appliance.core.daemon.control_arguments import taking
 from appliance.core.daemon.control_server import Handler
 from appliance.core.errors import GitmirrorError
 from appliance.core.node.registration import added_document, outcome_document, register, unregister
@@ -34,14 +35,22 @@ class CommandHandlers:
             "status": self._status,
             "pulse": self._pulse,
             "repos": self._repos,
-            "add": self._add,
-            "remove": self._remove,
-            "set-enabled": self._set_enabled,
-            "refresh": self._refresh,
+            "add": taking(
+                self._add,
+                url="text",
+                name="text?",
+                branch="text?",
+                interval="seconds?",
+                allow_local="switch?",
+                wait="switch?",
+            ),
+            "remove": taking(self._remove, name="text", purge="switch?"),
+            "set-enabled": taking(self._set_enabled, name="text", enabled="switch"),
+            "refresh": taking(self._refresh, names="texts?"),
             "guest-kit": self._guest_kit,
-            "session-drop": self._session_drop,
+            "session-drop": taking(self._session_drop, repo="text", session="text"),
             "accept-loss": self._accept_loss,
-            "backup": self._backup,
+            "backup": taking(self._backup, to="text?"),
         }
 
     async def _change(self, change: Callable[[], Changed]) -> Changed:

@@ -12,6 +12,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.layout import Layout
 from appliance.core.models import Health, RefreshOutcome, Repo
+from appliance.core.names import is_repo_name
 from appliance.core.node.state_dir import (
     clean_up,
     make_git,
@@ -57,7 +58,8 @@ def unregister(stores: Stores, layout: Layout, config: Config, name: str, *, pur
         if purge:
             stores.sessions.end_all(name, "its repository was purged", time.time())
     except UnknownRepo:
-        if not (purge and layout.mirror(name).exists()):
+        # A name with dots would be a path out of the mirrors.
+        if not (purge and is_repo_name(name) and layout.mirror(name).exists()):
             raise
         return False
     return True

@@ -267,6 +267,47 @@ def test_a_body_that_inflates_to_much_is_read_a_piece_at_a_time() -> None:
     assert max(taken) <= 65536
 
 
+@pytest.mark.parametrize("more", [b"x", gzip.compress(b"more")], ids=["a byte", "another gzip"])
+def test_what_follows_the_end_of_a_gzip_is_refused(more: bytes) -> None:
+    """It might be half of what the client meant to say."""
+    body = gzip.compress(b"hello") + more
+    head = get("/echo", "content-encoding: gzip", f"content-length: {len(body)}", method="POST")
+    status, _, text = asked(head + body)
+    assert (status, text) == (400, b"bytes follow the end of the body's gzip\n")
+
+
+def test_bytes_without_end_behind_a_gzip_are_not_kept() -> None:
+    """zlib keeps them all and copies what it has for each piece that comes: 64 MB held the loop for 20 seconds."""
+    piece = b"x" * 65536
+
+    async def script(client: Client) -> None:
+        await client.send(get("/echo", "content-encoding: gzip", f"content-length: {2**30}", method="POST"))
+        await client.send(gzip.compress(b"hello"))
+        answer, sent = asyncio.create_task(client.answer()), 0
+        while not answer.done() and sent < 2**28:
+            await client.send(piece)
+            sent += len(piece)
+            await asyncio.sleep(0)
+        assert (await answer)[0] == 400
+        assert sent < 2**24, "as much as is in buffers on the way"
+
+    play(script)
+
+
+def test_a_request_with_a_length_and_chunks_is_refused() -> None:
+    """It might be another request to a proxy (RFC 9112, section 6.1), and limits on a body rely on its length."""
+
+    async def script(client: Client) -> None:
+        both = get("/echo", "content-length: 5000", "transfer-encoding: chunked", method="POST")
+        await client.send(both + b"1\r\nx\r\n0\r\n\r\n" + get("/healthz"))
+        status, headers, text = await client.answer()
+        assert (status, headers["connection"]) == (400, "close")
+        assert text == b"a request has either a content-length or chunks\n"
+        assert await client.rest() == b""
+
+    play(script)
+
+
 def test_a_client_that_waits_for_100_continue_is_told_to_go_on() -> None:
     """curl does for more than a kilobyte; an answer without reading the body ends the connection instead."""
 

@@ -77,6 +77,9 @@ class Exchange:
             raise HttpError(HTTPStatus.BAD_REQUEST, "malformed query\n") from None
         self.query = {name: values[-1] for name, values in fields.items()}
         self.headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
+        if {"content-length", "transfer-encoding"} <= self.headers.keys():
+            # To a proxy it may be another request (RFC 9112, section 6.1), and the length says nothing about the body.
+            raise HttpError(HTTPStatus.BAD_REQUEST, "a request has either a content-length or chunks\n")
         self.started = False
         self._held = b""
         self._unread = b""
@@ -120,6 +123,9 @@ class Exchange:
         if self._inflate is None:
             return await self._next_piece()
         while True:
+            if self._inflate.unused_data:
+                # zlib would keep these bytes and all that follow, and copy them all for each piece.
+                raise HttpError(HTTPStatus.BAD_REQUEST, "bytes follow the end of the body's gzip\n")
             if rest := self._unread or self._inflate.unconsumed_tail:
                 self._unread = b""
                 if inflated := self._inflated(rest):
