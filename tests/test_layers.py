@@ -33,6 +33,7 @@ LAYERS: list[set[str]] = [
     {"observability"},
     {"serving"},
     {"backup"},
+    {"integrity"},
     {"node"},
     {"daemon", "ops"},
 ]
