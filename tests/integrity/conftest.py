@@ -16,6 +16,8 @@ from appliance.core.git.keyring import Keyring
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.git.mirrors import Mirrors
+from appliance.core.integrity.exchange import settle
+from appliance.core.integrity.healing import Healer, Healing
 from appliance.core.integrity.inspection import Inspection, inspect, look
 from appliance.core.integrity.recorded_refs import RecordedRefs, recorded_refs
 from appliance.core.layout import Layout
@@ -26,7 +28,7 @@ from appliance.core.refresh.refresher import Refresher, RefreshRun
 from tests.conftest import WIDGETS
 from tests.recording.conftest import AGENTS, ARCHIVE, TURNS, Book, record_turn
 from tests.serving.conftest import SETTLED, Node, wait_settled
-from tests.support.generate import force_push
+from tests.support.generate import add_commit, force_push
 from tests.support.gitutil import git, refs
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
@@ -54,8 +56,9 @@ def record_work(base: Path, generated: Path) -> None:
             git("reset", "--quiet", "--hard", "origin/HEAD", cwd=guest)
             record_turn(guest, "one", "one, anew")
             wait_settled(serve)
-            # An anchor.
-            force_push(upstream.path(WIDGETS), "main")
+            # An anchor, and objects of a branch that are loose.
+            force_push(upstream.path(WIDGETS), "develop")
+            add_commit(upstream.path(WIDGETS), "main", {"NEWS": "new\n"})
             serve.cli("refresh", WIDGETS)
             with Book(serve) as book:
                 book.shift("old", 2 * 86400)
@@ -84,6 +87,7 @@ class Scene:
         self.stores = open_stores(self.layout, create=False)
         [found] = [repo for repo in self.stores.registry.all() if repo.name == WIDGETS]
         self.repo = Repo(found.id, WIDGETS, str(self.upstream), None, "cli", None, True, found.created_at)
+        settle(self.layout)
         self.mirror.configure(self.repo.url)
 
     @property
@@ -118,6 +122,15 @@ class Scene:
         at = Layout(mirror.path.parents[2])
         refresher = Refresher(at, self.git, MirrorLocks(), Keyring(Credentials(), {}), timeout=60.0)
         await refresher.refresh(RefreshRun(repo))
+
+    def heal(self, found: Inspection, backup: Path | None = None) -> Healing:
+        """Have it healed."""
+        healer = Healer(self.mirrors, self.layout, self.stores, self.fetch, lambda: backup)
+        return self.run(healer.heal(self.repo, found))
+
+    def refresh(self) -> None:
+        """Refresh the mirror."""
+        self.run(self.fetch(self.mirror, self.repo))
 
     def object_of(self, revision: str) -> Path:
         """The file of a loose object."""

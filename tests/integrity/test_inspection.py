@@ -102,6 +102,16 @@ def test_what_is_not_the_mirrors_fault_is_no_damage(scene: Scene, tmp_path: Path
     assert scene.inspect().faults
 
 
+def test_what_makes_git_crash_is_damage(scene: Scene, tmp_path: Path) -> None:
+    """SIGBUS: the disk cannot give a page of a file that git has mapped."""
+    fake = tmp_path / "git"
+    fake.write_text("#!/bin/sh\nkill -BUS $$\n")
+    fake.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{scene.git.environment['PATH']}"
+    mirror = Mirror(scene.path, Git(scene.git.children, {**scene.git.environment, "PATH": path}))
+    assert scene.run(inspect(mirror, scene.recorded, full=False)).faults
+
+
 def test_content_that_breaks_gits_rules_is_no_damage(scene: Scene) -> None:
     """Old commits of real repositories do, upstream as here."""
     tree = git("rev-parse", "main^{tree}", cwd=scene.path)

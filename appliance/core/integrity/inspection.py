@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,8 @@ MOST_OUTPUT = 2**20
 SETTLING = 1.0
 """Seconds after which a pack that seems to lack its index is looked at again: git writes and removes one by one."""
 LONGEST_FAULT = 300
+MOST_TRIES = 500
+"""Runs of git that find out which recorded refs lack objects. By halving, ten of ten thousand take 250."""
 
 _NO_DAMAGE = re.compile(
     r"^(?:notice: |warning: |dangling |unreachable |Checking |\s+to\s"
@@ -34,6 +37,8 @@ _NO_DAMAGE = re.compile(
     r"|(?:error|warning) in (?:commit|tree|blob|tag) "
     r"|error: refs/heads/.*: not a commit$)"
 )
+_CRASH = re.compile(r"exit code -(?:4|6|7|8|11)$")
+"""Signals by which git dies of what it reads: ILL, ABRT, BUS (a disk that cannot give a page), FPE, SEGV."""
 _NOT_OF_THE_MIRROR = re.compile(
     r"out of memory|cannot allocate|unable to (?:create thread|fork|mmap)|mmap failed|too many open files"
     r"|no space left|quota exceeded|permission denied|dubious ownership|cannot open shared object"
@@ -62,14 +67,39 @@ class Inspection:
         return self.faults[0] + (f" (and {more} more)" if more else "")
 
 
+@dataclass(frozen=True)
+class Findings:
+    """Everything that was found, unbounded: `faults` of files and objects, and recorded refs that are `lost`."""
+
+    faults: list[str]
+    lost: dict[str, str]
+
+    def in_words(self) -> list[str]:
+        """All of it in sentences that can be shown, each once. What git says of its files comes first."""
+        words = [*self.faults, *(f"{ref} is lost" for ref in sorted(self.lost))]
+        return list(dict.fromkeys(storable(word)[:LONGEST_FAULT] for word in words))
+
+    def summary(self) -> Inspection:
+        """The first of them."""
+        return Inspection(tuple(self.in_words()[:MOST_FAULTS]), self.lost)
+
+
+class Depth(IntEnum):
+    """How much is read: the ends of files, derived files whole, which objects are there, all that objects hold."""
+
+    ENDS = 1
+    FILES = 2
+    OBJECTS = 3
+    CONTENT = 4
+
+
 async def look(mirror: Mirror, recorded: RecordedRefs) -> Inspection:
     """Compares the refs and files with what must be there; reads no objects.
 
     `recorded` must be read before. A session that is ended in between seems to be lost, so read `recorded` again and
     look again before it counts. Raises GitError when the mirror cannot be read now, which is no damage.
     """
-    faults, lost, _ = await _look(mirror, recorded)
-    return _inspection(faults, lost)
+    return (await examine(mirror, recorded, Depth.ENDS)).summary()
 
 
 async def inspect(mirror: Mirror, recorded: RecordedRefs, *, full: bool) -> Inspection:
@@ -79,48 +109,51 @@ async def inspect(mirror: Mirror, recorded: RecordedRefs, *, full: bool) -> Insp
     removes packs meanwhile. Runs at idle priority. Raises GitError when git could not be run, or was not done after
     DEADLINE, which is no damage.
     """
-    faults, lost, files = await _look(mirror, recorded)
-    faults += await _read(_changed_files, mirror.path)
-    if not (mirror.path / "HEAD").exists():
-        return _inspection(faults, lost)
-    idle = Mirror(mirror.path, Git(mirror.git.children, mirror.git.environment, nice=19))
-    found = await _fsck(idle, full)
-    if found:
-        if path := await _read(unreadable, mirror.path):
-            raise GitError(f"{path} cannot be read: permission denied")
-        there = {ref: oid for ref, oid in recorded.items() if ref not in lost and files.refs.get(ref) == oid}
-        broken = await _unreachable(idle, there)
-        lost |= broken
-        faults += [f"{ref} lacks objects" for ref in sorted(broken)]
-    return _inspection([*faults, *found], lost)
+    return (await examine(mirror, recorded, Depth.CONTENT if full else Depth.OBJECTS)).summary()
 
 
-def _inspection(faults: Iterable[str], lost: Mapping[str, str]) -> Inspection:
-    shown = (storable(fault)[:LONGEST_FAULT] for fault in faults)
-    return Inspection(tuple(dict.fromkeys(shown))[:MOST_FAULTS], lost)
-
-
-async def _look(mirror: Mirror, recorded: RecordedRefs) -> tuple[list[str], dict[str, str], RefFiles]:
+async def examine(mirror: Mirror, recorded: RecordedRefs, depth: Depth) -> Findings:
+    """Finds all that is wrong with a mirror, as far as `depth` says. Raises GitError when it cannot be read now."""
     if not await _read(_is_there, mirror.path):
-        lost = dict(recorded)
-        return ["the mirror is missing", *_words_of(lost)], lost, RefFiles()
+        return Findings(["the mirror is missing"], dict(recorded))
     files = await _read(read_ref_files, mirror.path)
     faults = await _read(file_faults, mirror.path)
     if any("lacks its" in fault for fault in faults):
         await asyncio.sleep(SETTLING)
         again = await _read(file_faults, mirror.path)
         faults = [fault for fault in faults if fault in again]
+    faults += files.faults
     lost = _missing(recorded, files)
-    moved = _moved(recorded, files)
-    if moved and not faults and not files.faults:
-        # A ref that a push moved meanwhile is at an object that exists; a damaged line of packed-refs is not.
-        there = await present(mirror, moved.values())
-        lost |= {ref: recorded[ref] for ref, oid in moved.items() if oid not in there}
-    return [*faults, *files.faults, *_words_of(lost)], lost, files
+    if not faults:
+        # While files are damaged, git may not run at all.
+        try:
+            lost = await lost_of(mirror, recorded, files)
+        except GitError as error:
+            if is_of_the_machine(error):
+                raise
+            faults.append(f"git cannot read the mirror: {error.message}")
+    if depth >= Depth.FILES:
+        faults += await _read(_changed_files, mirror.path)
+    if depth >= Depth.OBJECTS and (mirror.path / "HEAD").exists():
+        idle = Mirror(mirror.path, Git(mirror.git.children, mirror.git.environment, nice=19))
+        if found := await _fsck(idle, full=depth is Depth.CONTENT):
+            if path := await _read(unreadable, mirror.path):
+                raise GitError(f"{path} cannot be read: permission denied")
+            there = {ref: oid for ref, oid in recorded.items() if ref not in lost and files.refs.get(ref) == oid}
+            broken = await _unreachable(idle, there)
+            lost |= broken
+            faults += [f"{ref} lacks objects" for ref in sorted(broken)] + found
+    return Findings(faults, lost)
 
 
-def _words_of(lost: Collection[str]) -> list[str]:
-    return [f"{ref} is lost" for ref in sorted(lost)[:MOST_FAULTS]]
+async def lost_of(mirror: Mirror, recorded: RecordedRefs, files: RefFiles) -> dict[str, str]:
+    """The recorded refs that the mirror lacks, or that name an object which it lacks. Raises GitError.
+
+    A ref that a push moved meanwhile is at an object that exists; a damaged line of packed-refs is not.
+    """
+    lost, moved = _missing(recorded, files), _moved(recorded, files)
+    there = await present(mirror, moved.values())
+    return lost | {ref: recorded[ref] for ref, oid in moved.items() if oid not in there}
 
 
 def _is_there(repository: Path) -> bool:
@@ -157,7 +190,7 @@ def _changed_files(repository: Path) -> list[str]:
     return [f"{path.name} {fault}" for path, fault in derived_faults(repository).items()]
 
 
-async def _fsck(mirror: Mirror, full: bool) -> list[str]:
+async def _fsck(mirror: Mirror, *, full: bool) -> list[str]:
     """What git finds, in its words. Raises GitError."""
     reading, writing = os.pipe()
     output = asyncio.create_task(asyncio.to_thread(_read_some, reading))
@@ -176,16 +209,23 @@ async def _fsck(mirror: Mirror, full: bool) -> list[str]:
         printed = await asyncio.shield(output)
     if error is None:
         return []
-    if error.timed_out or _NOT_OF_THE_MIRROR.search(error.stderr):
+    if is_of_the_machine(error):
         raise error
     lines = [*printed.decode("utf-8", "replace").splitlines(), *error.stderr.splitlines()]
     found = [line.strip() for line in lines if line.strip() and not _NO_DAMAGE.match(line)]
+    if not found and _CRASH.search(error.message):
+        return [f"it makes git crash: {error.message}"]
     if not found and not any(_NO_DAMAGE.match(line) for line in lines):
         raise error
     # The missing objects first; that a link to one is broken says less.
     return sorted(
         dict.fromkeys(found), key=lambda line: (line.startswith("broken link"), not line.startswith("missing "))
     )
+
+
+def is_of_the_machine(error: GitError) -> bool:
+    """Whether git failed for a reason that says nothing about the repository: memory, descriptors, disk, time."""
+    return error.timed_out or bool(_NOT_OF_THE_MIRROR.search(error.stderr))
 
 
 def _read_some(descriptor: int) -> bytes:
@@ -195,16 +235,24 @@ def _read_some(descriptor: int) -> bytes:
 
 
 async def _unreachable(mirror: Mirror, refs: Mapping[str, str]) -> dict[str, str]:
-    """Those of `refs` that lack an object above the branches and tags of the mirror, or whose commit is missing."""
+    """Those of `refs` that lack an object above the branches and tags of the mirror, or whose commit is missing.
+
+    After MOST_TRIES all that are left count: what they stand on is missing.
+    """
+    tries = 0
 
     async def are_whole(oids: Collection[str]) -> bool:
+        nonlocal tries
+        tries += 1
+        if tries > MOST_TRIES:
+            return False
         try:
             await mirror.git.run(
                 "rev-list", "--objects", "--quiet", "--stdin", "--not", "--branches", "--tags",
                 cwd=mirror.path, deadline=DEADLINE, stdin="".join(f"{oid}\n" for oid in oids).encode(),
             )  # fmt: skip
         except GitError as error:
-            if error.timed_out or _NOT_OF_THE_MIRROR.search(error.stderr):
+            if is_of_the_machine(error):
                 raise
             return False
         return True

@@ -6,6 +6,7 @@ all that is in it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -23,6 +24,7 @@ _PIECE = 2**20
 _PACKED = re.compile(rb"([0-9a-f]{40}) (refs/[^\n]+)")
 _PEELED = re.compile(rb"\^[0-9a-f]{40}")
 _LOOSE = re.compile(rb"([0-9a-f]{40})(?:\s|$)")
+_OBJECT = re.compile(r"[0-9a-f]{38}")
 _SYMBOLIC = re.compile(rb"ref: *refs/")
 _NOBODYS_FAULT = frozenset({errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Errors that say nothing about the content of a file."""
@@ -141,7 +143,29 @@ def file_faults(repository: Path) -> list[str]:
     if not os.path.isdir(repository / "objects") or not os.path.isdir(repository / "refs"):
         faults.append("the directory of its objects or refs is missing")
     faults += [f"{path.name} {fault}" for path, fault in pack_faults(repository).items()]
-    return faults
+    return faults + [
+        f"the file of the object {path.parent.name}{path.name} is empty" for path in empty_objects(repository)
+    ]
+
+
+def empty_objects(repository: Path) -> list[Path]:
+    """The loose objects whose file is empty, as a power cut leaves them. git takes them for objects until it reads."""
+    found = []
+    for directory in sorted(_names(repository / "objects")):
+        if len(directory) != 2:
+            continue
+        try:
+            entries = list(os.scandir(repository / "objects" / directory))
+        except OSError as error:
+            if error.errno in _NOBODYS_FAULT:
+                raise
+            continue
+        for entry in entries:
+            # They are renamed into place, and a repack may remove one meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                if _OBJECT.fullmatch(entry.name) and not entry.stat(follow_symlinks=False).st_size:
+                    found.append(Path(entry.path))
+    return found
 
 
 def pack_faults(repository: Path) -> dict[Path, str]:
@@ -198,7 +222,7 @@ def derived_faults(repository: Path) -> dict[Path, str]:
 
     Raises OSError when they cannot be read now.
     """
-    return {path: "is damaged" for path in derived_files(repository) if not _has_own_hash(path)}
+    return {path: "is damaged" for path in derived_files(repository) if not has_own_hash(path)}
 
 
 def derived_files(repository: Path) -> list[Path]:
@@ -211,7 +235,7 @@ def derived_files(repository: Path) -> list[Path]:
     return sorted(found)
 
 
-def _has_own_hash(path: Path) -> bool:
+def has_own_hash(path: Path) -> bool:
     """Whether a file ends in the SHA-1 of what is before; also when it is gone meanwhile."""
     found, rest = hashlib.sha1(usedforsecurity=False), b""
     try:
