@@ -34,6 +34,7 @@ LAYERS: list[set[str]] = [
     {"observability"},
     {"serving"},
     {"backup"},
+    {"integrity"},
     {"node"},
     {"daemon", "ops"},
 ]

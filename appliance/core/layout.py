@@ -36,6 +36,16 @@ class Layout:
         return self.state / "incoming" / f"{name}.git"
 
     @property
+    def healing(self) -> Path:
+        """New mirrors that heals are building; each takes the place of a damaged one when it is complete."""
+        return self.state / "healing"
+
+    @property
+    def evidence(self) -> Path:
+        """What heals took out of damaged mirrors, `<owner>/<repo>.<time>`, under a budget; may be deleted."""
+        return self.state / "evidence"
+
+    @property
     def cache(self) -> Path:
         """Cached responses for guests; may be emptied at any time while `serve` is down."""
         return self.state / "cache"

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from appliance.core.recording.found import is_turn_number
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.turns import ARCHIVE, TURNS
-from appliance.core.store.sessions import Unbooked
 from appliance.core.store.stores import Stores
 
 RECORDED = (AGENTS, ARCHIVE, TURNS)
@@ -24,21 +23,18 @@ class Logged:
 
 def logged(stores: Stores) -> dict[str, Logged]:
     """Reads the turns and sessions in the log, by repository. Raises StoreError."""
-    found: dict[str, Logged] = {}
-    for session in stores.sessions.all():
-        of_repo = found.setdefault(session["repo"], Logged())
-        name = session["session"]
-        of_repo.sessions[f"{ARCHIVE if session['archived'] else AGENTS}{name}"] = session["tip"]
-        of_repo.turns.update({turn.id: turn.commit for turn in stores.sessions.turns(session["repo"], name)})
-    for push in stores.sessions.unbooked():
-        _add(found.setdefault(push.repo, Logged()), push)
-    return found
+    names = {*stores.sessions.count_by_repo(), *(push.repo for push in stores.sessions.unbooked())}
+    return {name: logged_of(stores, name) for name in sorted(names)}
 
 
-def _add(found: Logged, push: Unbooked) -> None:
-    found.turns[push.id] = push.commit
-    found.sessions.pop(f"{ARCHIVE}{push.session}", None)
-    found.sessions[f"{AGENTS}{push.session}"] = push.commit
+def logged_of(stores: Stores, repo: str) -> Logged:
+    """Reads the turns and sessions of one repository. A session is at its newest turn. Raises StoreError."""
+    turns, archived = stores.sessions.recorded(repo), stores.sessions.archived(repo)
+    tips = {turn.session: turn.commit for turn in turns}
+    return Logged(
+        {turn.id: turn.commit for turn in turns},
+        {f"{ARCHIVE if name in archived else AGENTS}{name}": tip for name, tip in tips.items()},
+    )
 
 
 def recorded_refs(stores: Stores, repo: str, log: Logged, in_mirror: Mapping[str, str]) -> dict[str, str]:

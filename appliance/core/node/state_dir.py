@@ -17,6 +17,7 @@ from appliance.core.git.command import Git, git_environment, write_git_configs
 from appliance.core.git.keyring import Keyring
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirrors import mirrors_on_disk
+from appliance.core.integrity.exchange import settle
 from appliance.core.layout import Layout
 from appliance.core.names import is_branch_name
 from appliance.core.process.children import Children
@@ -121,6 +122,10 @@ def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
     """
     endurance, removed = Endurance(log, "cleaning up"), []
     shutil.rmtree(layout.state / "incoming", ignore_errors=True)
+    with endurance.over("heals that were killed"):
+        # First, because a mirror may still have to be renamed into its place.
+        for settled in settle(layout):
+            log.warning("%s", settled)
     with endurance.over(str(layout.mirrors)):
         for doomed in layout.mirrors.glob("*/.*.removed"):
             shutil.rmtree(doomed, ignore_errors=True)

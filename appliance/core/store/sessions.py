@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlite_utils
 
@@ -31,6 +31,14 @@ class Unbooked:
     commit: str
     at: str
     client: str
+
+
+class RecordedTurn(NamedTuple):
+    """An applied push of a session that was not ended, booked or not. `id` is its audit id."""
+
+    id: int
+    session: str
+    commit: str
 
 
 class SessionStore:
@@ -136,6 +144,42 @@ class SessionStore:
                    ORDER BY a.id""",
             )
         return [Unbooked(**row) for row in found]
+
+    def recorded(self, repo: str) -> list[RecordedTurn]:
+        """Every turn of a repository, oldest first, including those that are not booked yet."""
+        with self._database.reading() as connection:
+            found = rows(
+                connection,
+                """SELECT id, session, commit_id AS "commit" FROM turns WHERE repo = ?1
+                   UNION ALL
+                   SELECT a.id, a.session, a.new FROM audit_events a
+                   WHERE a.repo = ?1 AND a.kind = 'attempt' AND a.verdict = 'accepted' AND a.session IS NOT NULL
+                   AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.id = a.id)
+                   AND EXISTS (SELECT 1 FROM audit_events o WHERE o.attempt = a.id AND o.outcome = 'applied')
+                   AND a.id > coalesce((SELECT max(e.last_attempt) FROM session_ends e
+                                        WHERE e.repo = a.repo AND e.session = a.session), 0)
+                   ORDER BY id""",
+                repo,
+            )
+        return [RecordedTurn(**row) for row in found]
+
+    def archived(self, repo: str) -> set[str]:
+        """The sessions whose refs are in the archive."""
+        with self._database.reading() as connection:
+            found = rows(connection, "SELECT session FROM sessions WHERE repo = ? AND archived", repo)
+        return {row["session"] for row in found}
+
+    def being_pushed(self, repo: str) -> set[str]:
+        """The sessions with an accepted push whose outcome is not known yet."""
+        with self._database.reading() as connection:
+            found = rows(
+                connection,
+                """SELECT DISTINCT session FROM audit_events a
+                   WHERE repo = ? AND kind = 'attempt' AND verdict = 'accepted' AND session IS NOT NULL
+                   AND NOT EXISTS (SELECT 1 FROM audit_events o WHERE o.attempt = a.id)""",
+                repo,
+            )
+        return {row["session"] for row in found}
 
     def keep(self, repo: str, session: str, kept: bool) -> None:
         """Exempts a session from retention, or ends the exemption."""

@@ -1,0 +1,98 @@
+"""Keeps what was damaged below the state directory, for whoever wants to know why, under a budget."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from pathlib import Path
+
+from appliance.core.layout import Layout
+from appliance.core.units import rfc3339
+
+MOST_KEPT = 2
+"""Damaged mirrors that are kept of one repository."""
+SHARE = 0.1
+"""The part of the disk's free space that all evidence may take."""
+
+
+class Evidence:
+    """What one heal of the repository `name` took out of its mirror. Its directory is made when it is needed."""
+
+    def __init__(self, layout: Layout, name: str) -> None:
+        self._root = layout.evidence
+        self._name = name
+        self._directory: Path | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """The directory, or None while nothing was kept."""
+        return self._directory
+
+    def take(self, path: Path, name: str | None = None) -> None:
+        """Moves a file or directory here, as `name`; nothing if it is gone. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(self._free(name or path.name))
+
+    def copy(self, path: Path) -> None:
+        """Copies a file here that is about to be replaced. What cannot be read is moved here. Raises OSError."""
+        target = self._free(path.name)
+        try:
+            shutil.copyfile(path, target)
+        except FileNotFoundError:
+            return
+        except OSError:
+            self.take(path)
+
+    def _free(self, name: str) -> Path:
+        if self._directory is None:
+            stamp = rfc3339(time.time()).replace(":", "").replace("-", "").replace(".", "")
+            self._directory = self._root / f"{self._name}.{stamp}"
+            self._directory.mkdir(parents=True, exist_ok=True)
+        found, number = self._directory / name, 1
+        while os.path.lexists(found):
+            number += 1
+            found = self._directory / f"{name}.{number}"
+        return found
+
+
+def prune(layout: Layout, spared: Path | None = None) -> list[Path]:
+    """Removes the oldest evidence until the rest is within the budget; returns what is gone. Never raises.
+
+    What is `spared` stays this time, because guests may still be served from it.
+    """
+    gone: list[Path] = []
+    newest_first = sorted(layout.evidence.glob("*/*"), key=lambda path: path.name.rpartition(".")[2], reverse=True)
+    kept: dict[str, int] = {}
+    room = _room(layout.state)
+    for path in newest_first:
+        name = str(path.relative_to(layout.evidence)).rpartition(".")[0]
+        kept[name] = kept.get(name, 0) + 1
+        room -= _size(path)
+        if path != spared and (kept[name] > MOST_KEPT or room < 0):
+            shutil.rmtree(path, ignore_errors=True)
+            gone.append(path)
+    for owner in layout.evidence.glob("*"):
+        with contextlib.suppress(OSError):
+            owner.rmdir()
+    return gone
+
+
+def _room(state: Path) -> float:
+    """What all evidence may take, in bytes."""
+    try:
+        free = shutil.disk_usage(state).free
+    except OSError:
+        return 0.0
+    return SHARE * free
+
+
+def _size(path: Path) -> int:
+    """The bytes that a directory takes on disk."""
+    total = 0
+    for directory, _, files in os.walk(path):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(f"{directory}/{name}").st_blocks * 512
+    return total
