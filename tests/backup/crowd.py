@@ -86,7 +86,7 @@ class Crowd:
         (mirror / "packed-refs").write_text("\n".join(_sorted(lines)) + "\n")
 
     def _commit(self, mirror: Path, base: str, sessions: list[str]) -> dict[str, list[str]]:
-        stream, marks = "", []
+        stream, marks = "", list[tuple[str, int]]()
         for session in sessions:
             for number in range(self.turns):
                 marks.append((session, len(marks) + 1))

@@ -223,10 +223,11 @@ def test_a_missing_bundle_is_written_again(stopped: Stopped) -> None:
 
 
 def test_a_mirror_that_is_damaged_keeps_what_was_backed_up(stopped: Stopped, tmp_path: Path) -> None:
-    """It is named, and the backup goes on without it; so it is when the mirror is gone."""
+    """Once it has something new it is named, and the backup goes on without it; so it is when the mirror is gone."""
     stopped.back_up()
     before = stopped.newest().repositories
     expected = recorded(stopped.mirror)
+    stopped.add_turn(1000)
     (stopped.mirror / "HEAD").write_text("nonsense")
     report = stopped.back_up()
     assert WIDGETS in str(report["problems"]) and stopped.newest().repositories == before
