@@ -41,7 +41,7 @@ KILLS = int(os.environ.get("CHAOS_KILLS", "30"))
 NEW_REPOS = 6
 KEPT_FOR = 12.0
 """Seconds without a turn after which retention ends a session: long enough that most kills find some of all kinds."""
-SEED = 20240517
+SEED = int(os.environ.get("CHAOS_SEED", "20240517"))
 OTHER = "acme/other"
 
 
@@ -95,6 +95,7 @@ def test_kills_in_the_middle_of_everything(
             assert not [pid for pid, started in left if start_time(pid) == started], "the old serve's children live"
             assert "HEAD" in remote_refs(f"{serve.git_url}/{WIDGETS}")
     finally:
+        print(f"{len(heads)} kills, {sum(len(pusher.pushes) for pusher in pushers)} refs pushed, {mover.count} moves")
         for worker in workers:
             worker.finish()
     pushes = [push for pusher in pushers for push in pusher.pushes]
