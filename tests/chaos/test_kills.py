@@ -131,11 +131,19 @@ def _audit_head(serve: Serve) -> str:
 
 def _start_and_kill(serve: Serve, *, after: float) -> None:
     """Start serve and kill it a moment later, ready or not."""
-    timer = threading.Timer(after, lambda: os.kill(serve.pid, signal.SIGKILL))
-    timer.start()
+    dead = serve.pid
+
+    def kill() -> None:
+        # Counted from the start of the process: on a busy machine it may be a while until there is one.
+        wait_until(lambda: serve.pid != dead, message="serve is started")
+        time.sleep(after)
+        os.kill(serve.pid, signal.SIGKILL)
+
+    killing = threading.Thread(target=kill)
+    killing.start()
     with contextlib.suppress(AssertionError):
         serve.start()
-    timer.join()
+    killing.join()
     serve.wait(60)
 
 
