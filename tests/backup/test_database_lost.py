@@ -67,6 +67,7 @@ def test_the_command_that_is_named_brings_it_back(
     newer = record_session(node, guest, "s2", 1)
     wait_settled(node.serve)
     refs_before, turns_before = recorded(node.mirror), turns_of(node, "s1")
+    backups = sorted(target.glob("manifests/*"))
     if damage is not remove_wal:
         into_file(node.serve)
     node.serve.kill()
@@ -84,7 +85,7 @@ def test_the_command_that_is_named_brings_it_back(
     advice = f"gitmirror.pyz restore {target} --state {node.serve.state} --database --yes"
     for told in (status["pushes"]["mend"], node.serve.cli("doctor", check=False).stdout, node.serve.log()):
         assert advice in told, told
-    assert len(list(target.glob("manifests/*"))) == 1
+    assert sorted(target.glob("manifests/*")) == backups, "what is left is not backed up in place of what was"
 
     commands = re.findall(r"`(.*?)`", status["pushes"]["mend"])[0].split("; ")
     assert [command.split()[1] for command in commands] == ["stop", "restore", "start"]
@@ -112,6 +113,7 @@ def test_a_database_that_is_damaged_while_serve_runs_turns_pushes_off(
     """A push that meets the damage tells, and a file put back in its place ends it, without a restart."""
     node = backed(to=str(target), every="1d")
     back_up(node.serve, target)
+    backups = sorted(target.glob("manifests/*"))
     into_file(node.serve)
     database = node.serve.state / "gitmirror.db"
     sound = database.read_bytes()
@@ -119,6 +121,6 @@ def test_a_database_that_is_damaged_while_serve_runs_turns_pushes_off(
     done = node.serve.cli("audit", "verify", check=False)
     assert done.returncode == 1 and f"restore {target}" in done.stderr
     assert node.serve.cli("backup", check=False).returncode == 1
-    assert len(list(target.glob("manifests/*"))) == 1, "the damaged one is not backed up"
+    assert sorted(target.glob("manifests/*")) == backups, "the damaged one is not backed up"
     database.write_bytes(sound)
     wait_until(lambda: node.serve.cli_json("status")["pushes"]["off"] is None, message="pushes are on")
