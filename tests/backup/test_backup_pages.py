@@ -21,7 +21,7 @@ def commands(heading: str) -> list[list[str]]:
     """The lines of the `sh` blocks below a heading, as words."""
     text = (ROOT / "docs" / "operations.md").read_text()
     section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"^ *```sh\n(.*?)^ *```$", section, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     return [words for block in blocks for line in block.splitlines() if (words := shlex.split(line, comments=True))]
 
 
