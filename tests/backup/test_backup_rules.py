@@ -441,7 +441,7 @@ def test_a_database_that_is_damaged_is_not_backed_up(stopped: Stopped) -> None:
         manifest.unlink()
         name = name_of(name.partition("-")[0], yesterday)
         (stopped.target / "manifests" / name).write_bytes(yesterday)
-        with pytest.raises(DatabaseLost, match="is damaged|is malformed") as refused:
+        with pytest.raises(DatabaseLost, match=r"is damaged|is malformed") as refused:
             stopped.back_up()
         advice = remedy(refused.value, stopped.layout.state, str(stopped.target))
         assert f"restore {stopped.target} --state {stopped.layout.state} --database --yes" in advice
