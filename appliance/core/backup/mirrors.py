@@ -58,6 +58,7 @@ class MirrorRestorer:
                 await self._restore(name, git, on_disk.get(name), stay)
 
             await side_by_side(sorted({*on_disk, *self.manifest.repositories}), one)
+        self.notes.unread.sort()
 
     def _on_disk(self) -> dict[str, dict[str, str]]:
         """The recorded refs of each mirror that can be read."""
@@ -78,10 +79,12 @@ class MirrorRestorer:
         if backup is None and not newer.turns and not stay:
             return
         try:
-            if name not in self.registered:
-                self.notes.unregistered[name] = backup.url if backup else await _url_of(old)
-            if backup is None and not stay:
-                backup = RepositoryBackup(await _url_of(old), None, {}, ())
+            if backup is None:
+                url = await _url_of(old)
+                if name not in self.registered:
+                    self.notes.unregistered[name] = url
+                if not stay:
+                    backup = RepositoryBackup(url, None, {}, ())
         except GitmirrorError as error:
             self.notes.unread.append(f"{name}: its mirror cannot be read: {error.message}")
             return
