@@ -355,18 +355,20 @@ def test_leftovers_in_mirrors_are_removed_at_start_and_only_then(
     serve.wait_for_repo(WIDGETS)
     mirror = serve.mirror(WIDGETS)
     lock, half = mirror / "refs" / "heads" / "main.lock", mirror / "objects" / "pack" / "tmp_pack_Ab12"
+    packed = mirror / "packed-refs.new"
     tip = add_commit(upstream.path(WIDGETS), "main", {"x": "1\n"})
     serve.wait_for_ref(WIDGETS, "refs/heads/main", tip)
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.touch()
     half.write_bytes(b"half a pack")
+    packed.write_bytes(b"# pack-refs with: peeled fully-peeled sorted")
     tip = add_commit(upstream.path(WIDGETS), "main", {"x": "2\n"})
     wait_until(
         lambda: "lock" in str(serve.cli_json("status")["repos"][0]["last_error"]), message="the lock is in the way"
     )
-    assert lock.exists() and half.exists()
+    assert lock.exists() and half.exists() and packed.exists()
     serve.kill()
     serve.start()
-    assert not lock.exists() and not half.exists()
+    assert not lock.exists() and not half.exists() and not packed.exists()
     serve.wait_for_ref(WIDGETS, "refs/heads/main", tip)
     fsck(mirror)
