@@ -92,7 +92,7 @@ def test_kills_in_the_middle_of_everything(
             if rng.random() < 0.25:
                 _start_and_kill(serve, after=rng.uniform(0.05, 0.4))
             serve.start()
-            assert not [pid for pid, started in left if start_time(pid) == started], "the old serve's children live"
+            assert not _living(left), "the old serve's children live"
             assert "HEAD" in remote_refs(f"{serve.git_url}/{WIDGETS}")
     finally:
         print(f"{len(heads)} kills, {sum(len(pusher.pushes) for pusher in pushers)} refs pushed, {mover.count} moves")
@@ -120,6 +120,17 @@ def _kill_and_list(serve: Serve, *, after: float) -> list[tuple[int, int | None]
     time.sleep(after)
     serve.kill()
     return [(pid, start_time(pid)) for pid in serve.processes() if start_time(pid) is not None]
+
+
+def _living(left: list[tuple[int, int | None]]) -> list[str]:
+    """Those of the processes that still run. One that has given up its memory is dead, though it may not be reaped."""
+    found = []
+    for pid, started in left:
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if command and start_time(pid) == started:
+                found.append(f"{pid}: {command}")
+    return found
 
 
 def _audit_head(serve: Serve) -> str:
