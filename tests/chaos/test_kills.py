@@ -367,6 +367,12 @@ def test_leftovers_in_mirrors_are_removed_at_start_and_only_then(
     mirror = serve.mirror(WIDGETS)
     lock, half = mirror / "refs" / "heads" / "main.lock", mirror / "objects" / "pack" / "tmp_pack_Ab12"
     packed = mirror / "packed-refs.new"
+    wait_until(lambda: list(serve.state.glob(f"workspaces/{WIDGETS}/*/snapshot.json")), message="there is a snapshot")
+    [snapshot] = serve.state.glob(f"workspaces/{WIDGETS}/*/snapshot.json")
+    half_written = [
+        path.with_name(f".{path.name}.77.new")
+        for path in (snapshot, mirror / "config", serve.state / "run" / "git.config")
+    ]
     tip = add_commit(upstream.path(WIDGETS), "main", {"x": "1\n"})
     serve.wait_for_ref(WIDGETS, "refs/heads/main", tip)
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -378,8 +384,11 @@ def test_leftovers_in_mirrors_are_removed_at_start_and_only_then(
         lambda: "lock" in str(serve.cli_json("status")["repos"][0]["last_error"]), message="the lock is in the way"
     )
     assert lock.exists() and half.exists() and packed.exists()
+    for path in half_written:
+        path.touch()
     serve.kill()
     serve.start()
     assert not lock.exists() and not half.exists() and not packed.exists()
+    assert not [path for path in half_written if path.exists()]
     serve.wait_for_ref(WIDGETS, "refs/heads/main", tip)
     fsck(mirror)

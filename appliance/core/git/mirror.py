@@ -290,6 +290,8 @@ def _leftovers(repository: Path) -> list[Path]:
         *repository.glob("packed-refs.new"),
         *repository.glob("objects/info/**/*.lock"),
         *repository.glob("shallow_*"),
+        # Of write_atomically.
+        *repository.glob(".*.new"),
     ]
     found += repository.glob("refs/**/*.lock")
     found += repository.glob("objects/pack/*.lock")

@@ -124,6 +124,10 @@ def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
     with endurance.over(str(layout.mirrors)):
         for doomed in layout.mirrors.glob("*/.*.removed"):
             shutil.rmtree(doomed, ignore_errors=True)
+    for directory, pattern in ((layout.run, ".*.new"), (layout.workspaces, "*/*/*/.*.new")):
+        with endurance.over(str(directory)):
+            for half_written in directory.glob(pattern):
+                half_written.unlink(missing_ok=True)
     for mirror in mirrors:
         with endurance.over(str(mirror.path)):
             if mirror.exists():
