@@ -446,3 +446,11 @@ def test_a_database_that_is_damaged_is_not_backed_up(stopped: Stopped) -> None:
         advice = remedy(refused.value, stopped.layout.state, str(stopped.target))
         assert f"restore {stopped.target} --state {stopped.layout.state} --database --yes" in advice
         assert BackupDirectory(stopped.target).names() == [name]
+
+
+def test_the_lock_of_a_ref_is_no_ref(stopped: Stopped) -> None:
+    """While git writes a ref, its lock already has the new object id; with it the backup could not be restored."""
+    tip = stopped.add_turn(1000)
+    (stopped.mirror / f"{AGENTS}s9.lock").write_text(f"{tip}\n")
+    stopped.back_up()
+    assert not [ref for ref in stopped.newest().repositories[WIDGETS].refs if ref.endswith(".lock")]
