@@ -106,31 +106,59 @@ def verify(directory: str, as_json: bool) -> None:
     type=Moment(),
     help="Restore the newest backup made before WHEN: 2h (two hours ago), or 2026-11-26T08:00:00Z.",
 )
+@click.option(
+    "--database", "only_database", is_flag=True, help="Replace the database alone; mirrors that can be read stay."
+)
 @click.option("--yes", is_flag=True, help="If the state directory was used, move what is there aside.")
 @json_option
 @pass_options
-def restore(options: Options, directory: str, state: str | None, before: str | None, yes: bool, as_json: bool) -> None:
+def restore(
+    options: Options,
+    directory: str,
+    state: str | None,
+    before: str | None,
+    only_database: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
     """Restore a state directory from a backup.
 
     Restores the newest backup in DIR into an empty or absent state directory. Needs no upstream. The next serve fetches
     branches and tags; the sessions can be read at once. Run it as the user that runs serve. Nothing is deleted: with
-    --yes, what was in the directory is moved into one below it.
+    --yes, what was in the directory is moved into one below it. Turns that its mirrors hold and the backup lacks are
+    taken over, and the next serve records them again. With --database, the mirrors stay and are served at once.
 
     \b
-    Example:
+    Examples:
       gitmirror.pyz restore /mnt/backup/node1 --state /var/lib/gitmirror
+      gitmirror.pyz restore /mnt/backup/node1 --database --yes
     """
     from appliance.core.backup.restoring import restore as restore_backup
+    from appliance.core.node.state_dir import wanted_of_config
 
     node = (replace(options, state=state) if state else options).node()
-    report = restore_backup(Path(directory).absolute(), node.layout, move_aside=yes, before=before)
+    report = restore_backup(
+        Path(directory).absolute(),
+        node.layout,
+        move_aside=yes,
+        before=before,
+        only_database=only_database,
+        listed=frozenset(wanted.name for wanted in wanted_of_config(node.config)),
+    )
     if as_json:
         print_json(report.document())
         return
     for skipped in report.skipped:
         say(f"skipped: {skipped}")
     if report.aside:
-        say(f"what was in {report.state} is now in {report.aside}")
+        replaced = "the database that" if only_database else "what"
+        say(f"{replaced} was in {report.state} is now in {report.aside}")
+    for problem in report.unread:
+        say(f"{problem}; turns newer than the backup, if there were any, are there alone")
+    for name, count in sorted(report.newer.items()):
+        say(f"{name}: {count} turns newer than the backup are kept; the next serve records them again")
+    for name, url in sorted(report.unregistered.items()):
+        say(f"{name} is not in the registry of the backup: gitmirror.pyz add-repo {url} --name {name}")
     print_line(
         f"{report.state} is as of {report.at}: {report.turns} turns in {report.sessions} sessions of "
         f"{report.repositories} repositories; audit head {report.audit_head}"

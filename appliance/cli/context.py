@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from appliance.core.errors import GitmirrorError, UsageError
+
 if TYPE_CHECKING:
     from appliance.core.config.settings import Config
     from appliance.core.node.node import Node
@@ -37,6 +39,16 @@ class Options:
         state = find_state(self.state, os.environ)
         become_owner_of(state)
         return Node(Layout(state), self.load_config())
+
+    def mend(self, error: GitmirrorError) -> str:
+        """Returns what an operator does about an error of a command."""
+        from appliance.core.config.settings import find_state
+        from appliance.core.store.remedies import remedy
+
+        try:
+            return remedy(error, find_state(self.state, os.environ), self.load_config().backup.to)
+        except UsageError:
+            return error.hint
 
 
 pass_options = click.make_pass_decorator(Options)

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from appliance.cli.context import Options
 from appliance.core.errors import GitmirrorError
 from appliance.core.text import escape
 
@@ -92,5 +93,7 @@ class ReportingGroup(click.Group):
             with _escaped_complaints():
                 return super().invoke(ctx)
         except GitmirrorError as error:
+            if isinstance(ctx.obj, Options):
+                error.hint = ctx.obj.mend(error)
             say_error(error)
             ctx.exit(error.exit_code)

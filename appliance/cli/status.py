@@ -50,7 +50,8 @@ def _print_status(found: dict[str, Any]) -> None:
     else:
         print_line(f"gitmirror {found['version']}: serve is not running; this is the last state in the database")
     if found.get("backup") and found["backup"]["at"]:
-        print_line(f"  last backup {found['backup']['at']} to {found['backup']['to']}")
+        backup = found["backup"]
+        print_line(f"  last backup {backup['at']} ({format_duration(backup['age'])} ago) to {backup['to']}")
     for warning in found["warnings"]:
         print_line(f"warning: {warning}")
     rows = []

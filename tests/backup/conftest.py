@@ -53,9 +53,9 @@ def back_up(serve: Serve, to: Path) -> dict[str, Any]:
     return report
 
 
-def verify(serve: Serve, to: Path) -> list[str]:
+def verify(serve: Serve, to: Path, *, timeout: float = 60.0) -> list[str]:
     """The files that `backup verify` finds damaged; its exit code says the same."""
-    done = serve.cli("backup", "verify", str(to), "--json", check=False)
+    done = serve.cli("backup", "verify", str(to), "--json", check=False, timeout=timeout)
     faults = json.loads(done.stdout)["faults"]
     assert done.returncode == (3 if faults else 0), done.stderr
     return [fault["path"] for fault in faults]

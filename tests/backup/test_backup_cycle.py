@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,10 @@ from tests.backup.conftest import back_up, record_session, recorded, told, verif
 from tests.conftest import WIDGETS, ServeFactory
 from tests.recording.conftest import TURNS, record_turn
 from tests.serving.conftest import SETTLED, Node
+from tests.serving.fetch.conftest import metric
 from tests.support.generate import add_commit
 from tests.support.gitutil import fsck, git, git_result, wait_until
+from tests.support.serve import Serve
 
 
 def restored(node: Node, factory: ServeFactory, target: Path, name: str = "restored") -> Node:
@@ -149,6 +152,12 @@ def test_turns_that_the_copied_log_does_not_know_are_found(
     assert other.serve.cli("audit", "verify").returncode == 0
 
 
+def backup_check(serve: Serve) -> dict[str, Any]:
+    """What `doctor` says of the backups."""
+    [check] = [check for check in serve.cli_json("doctor", codes=(0, 3)) if check["name"] == "backup"]
+    return dict(check)
+
+
 @pytest.mark.slow
 def test_serve_backs_up_by_itself(backed: Callable[..., Node], target: Path, tmp_path: Path) -> None:
     """Every `every`; `status` tells of the last one, and warns of one that fails."""
@@ -166,6 +175,10 @@ def test_serve_backs_up_by_itself(backed: Callable[..., Node], target: Path, tmp
     status = node.serve.cli_json("status")
     assert status["backup"]["to"] == str(target) and status["backup"]["bytes"] > 0
     assert status["backup"]["at"] and status["backup"]["error"] is None and not status["warnings"]
+    assert 0 <= status["backup"]["age"] < 60 and " ago) to " in node.serve.cli("status").stdout
+    assert 0 <= metric(node.serve, "gitmirror_backup_age_seconds") < 60
+    assert metric(node.serve, "gitmirror_backup_failing") == 0
+    assert backup_check(node.serve)["ok"] and " old" in backup_check(node.serve)["found"]
 
     moved = target.rename(tmp_path / "moved")
     target.write_text("not a directory")
@@ -173,6 +186,8 @@ def test_serve_backs_up_by_itself(backed: Callable[..., Node], target: Path, tmp
     status = node.serve.cli_json("status")
     assert status["backup"]["at"], "the last success is told"
     assert any(f"backups to {target} fail" in warning for warning in status["warnings"])
+    assert metric(node.serve, "gitmirror_backup_failing") == 1
+    assert not backup_check(node.serve)["ok"]
     target.unlink()
     moved.rename(target)
     wait_until(lambda: not node.serve.cli_json("status")["backup"]["error"], message="backups go on")

@@ -60,3 +60,23 @@ def test_the_commands_of_the_page_move_a_node(
     assert new.running
     assert recorded(new.mirror(WIDGETS)) == recorded(old.mirror(WIDGETS))
     assert new.cli_json("status")["backup"]["to"] == str(target)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_bring_a_database_back(
+    serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
+) -> None:
+    """It is gone while serve runs. The page's commands restore it, and pushes go on."""
+    target = tmp_path / "backup"
+    serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED, backup={"to": str(target)}).start()
+    serve.keep_ports()
+    serve.wait_for_repo(WIDGETS)
+    node = Node(serve, upstream)
+    record_session(node, tmp_path / "guest", "s1")
+    serve.cli("backup")
+    (serve.state / "gitmirror.db").unlink()
+    for words in commands("A lost database"):
+        run(serve, words, target)
+    assert serve.cli_json("status", codes=(0,))["pushes"]["off"] is None
+    record_session(node, tmp_path / "guest", "s2")
+    assert {session["session"] for session in serve.cli_json("sessions")} == {"s1", "s2"}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import re
 import shutil
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 
 from appliance.core.backup import directory as directory_module
 from appliance.core.backup.directory import BackupDirectory, kept_names
-from appliance.core.backup.manifest import HISTORY, Bundle, Manifest, StoredFile
+from appliance.core.backup.manifest import HISTORY, Bundle, Manifest, StoredFile, name_of
 from appliance.core.backup.manifest import TURNS as TURNS_KIND
 from appliance.core.backup.restoring import restore
 from appliance.core.backup.verification import verify_backups
@@ -28,6 +30,8 @@ from appliance.core.layout import Layout
 from appliance.core.node.node import Node as NodeFace
 from appliance.core.node.state_dir import open_stores
 from appliance.core.process.children import Children
+from appliance.core.store.database import DatabaseLost
+from appliance.core.store.remedies import remedy
 from tests.backup.conftest import record_session, recorded
 from tests.conftest import WIDGETS
 from tests.recording.conftest import AGENTS, TURNS
@@ -223,10 +227,11 @@ def test_a_missing_bundle_is_written_again(stopped: Stopped) -> None:
 
 
 def test_a_mirror_that_is_damaged_keeps_what_was_backed_up(stopped: Stopped, tmp_path: Path) -> None:
-    """It is named, and the backup goes on without it; so it is when the mirror is gone."""
+    """Once it has something new it is named, and the backup goes on without it; so it is when the mirror is gone."""
     stopped.back_up()
     before = stopped.newest().repositories
     expected = recorded(stopped.mirror)
+    stopped.add_turn(1000)
     (stopped.mirror / "HEAD").write_text("nonsense")
     report = stopped.back_up()
     assert WIDGETS in str(report["problems"]) and stopped.newest().repositories == before
@@ -406,3 +411,46 @@ def test_bundles_can_be_used_without_gitmirror(stopped: Stopped, tmp_path: Path)
     for bundle in stopped.newest().repositories[WIDGETS].bundles:
         git("fetch", "--quiet", str(stopped.target / bundle.file.path), "refs/*:refs/*", cwd=bare)
     assert recorded(stopped.mirror).items() <= refs(bare).items()
+
+
+def test_a_backup_without_news_runs_no_git(stopped: Stopped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand repositories would take minutes of it, each hour."""
+    stopped.back_up()
+    before = stopped.newest().repositories
+    monkeypatch.setattr(Children, "start", _fail)
+    assert not stopped.back_up()["problems"]
+    assert stopped.newest().repositories == before
+
+
+def test_a_database_that_is_damaged_is_not_backed_up(stopped: Stopped) -> None:
+    """Neither when SQLite notices it, nor when the chain of the log alone does; the advice names the backups."""
+    stopped.back_up()
+    [name] = BackupDirectory(stopped.target).names()
+    sound = stopped.layout.database.read_bytes()
+    with closing(sqlite3.connect(stopped.layout.database)) as database:
+        [(push,)] = database.execute("SELECT push FROM audit_events WHERE id = 1")
+    forged = sound.replace(push.encode(), push[::-1].encode())
+    scrambled = bytearray(sound)
+    for page in range(4096 * 8, len(sound), 4096):
+        scrambled[page : page + 8] = b"\xff" * 8
+    for content in (forged, bytes(scrambled)):
+        stopped.layout.database.write_bytes(content)
+        # The first backup of a day walks the whole log.
+        manifest = stopped.target / "manifests" / name
+        yesterday = stopped.newest().encode().replace(stopped.newest().at.encode(), b"2020-01-01T00:00:00.000Z")
+        manifest.unlink()
+        name = name_of(name.partition("-")[0], yesterday)
+        (stopped.target / "manifests" / name).write_bytes(yesterday)
+        with pytest.raises(DatabaseLost, match=r"is damaged|is malformed") as refused:
+            stopped.back_up()
+        advice = remedy(refused.value, stopped.layout.state, str(stopped.target))
+        assert f"restore {stopped.target} --state {stopped.layout.state} --database --yes" in advice
+        assert BackupDirectory(stopped.target).names() == [name]
+
+
+def test_the_lock_of_a_ref_is_no_ref(stopped: Stopped) -> None:
+    """While git writes a ref, its lock already has the new object id; with it the backup could not be restored."""
+    tip = stopped.add_turn(1000)
+    (stopped.mirror / f"{AGENTS}s9.lock").write_text(f"{tip}\n")
+    stopped.back_up()
+    assert not [ref for ref in stopped.newest().repositories[WIDGETS].refs if ref.endswith(".lock")]

@@ -1,4 +1,4 @@
-"""`kill -9` of serve at any moment: it serves again, every mirror is whole, the log is true, nothing runs on."""
+"""`kill -9` of serve at any moment: it serves again, mirrors and backups are whole, the log is true, all is tidy."""
 
 from __future__ import annotations
 
@@ -6,21 +6,29 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from appliance.core.backup.directory import BackupDirectory
+from appliance.core.backup.restoring import restore
+from appliance.core.layout import Layout
 from appliance.core.process.children import start_time
+from tests.backup.conftest import back_up, verify
+from tests.chaos import impatient
 from tests.chaos.storm import Cloner, Mover, Push, Pusher, Worker
 from tests.conftest import WIDGETS, ServeFactory
 from tests.git.lab import anchored, followed
+from tests.recording.conftest import AGENTS, ARCHIVE, TURNS
 from tests.support.generate import add_commit, force_push, rename_branch
 from tests.support.gitutil import fsck, git, refs, remote_refs, wait_until
 from tests.support.serve import ROOT, Serve
@@ -28,25 +36,35 @@ from tests.support.upstream import HttpUpstream
 
 pytestmark = pytest.mark.slow
 
-KILLS = 30
-SEED = 20240517
+KILLS = int(os.environ.get("CHAOS_KILLS", "30"))
+"""How often serve is killed. A thousand take most of an hour on two cores: `CHAOS_KILLS=1000`."""
+NEW_REPOS = 6
+KEPT_FOR = 12.0
+"""Seconds without a turn after which retention ends a session: long enough that most kills find some of all kinds."""
+SEED = int(os.environ.get("CHAOS_SEED", "20240517"))
 OTHER = "acme/other"
 
 
-@pytest.mark.slow
-def test_thirty_kills_in_the_middle_of_everything(
+@pytest.mark.timeout(600 + 12 * KILLS)
+def test_kills_in_the_middle_of_everything(
     serve_factory: ServeFactory, upstream: HttpUpstream, generated_bare: Path, tmp_path: Path
 ) -> None:
-    """Clones, fetches and pushes are under way, the upstream moves, force pushes included, and serve dies thirty times.
+    """Clones, fetches, pushes, backups, repacks and retention are under way, the upstream moves, and serve dies.
 
     After each restart it serves. At the end: every mirror equals its upstream and passes fsck, a push that its guest
-    saw succeed is in the log as applied and in the mirror, the chain holds, nothing is pending, no process is left.
+    saw succeed is in the log as applied, and its turn is there unless retention ended it, the chain holds, nothing is
+    pending, every backup restores, and neither a process nor a file of a killed one is left.
     """
-    rng = random.Random(SEED)
+    rng, target = random.Random(SEED), tmp_path / "backups"
     upstream.add(OTHER, generated_bare)
     serve = serve_factory(
-        repos=[upstream.url(WIDGETS), upstream.url(OTHER)], refresh={"interval": "1s", "timeout": "30s"}
-    ).start()
+        repos=[upstream.url(WIDGETS), upstream.url(OTHER)],
+        refresh={"interval": "1s", "timeout": "30s"},
+        recording={"retention": f"{KEPT_FOR:g}s", "max_new_sessions": 10**6, "max_turns": 10**6},
+        backup={"to": str(target), "every": "2s"},
+    )
+    serve.command = [sys.executable, impatient.__file__]
+    serve.start()
     serve.keep_ports()
     for name in (WIDGETS, OTHER):
         serve.wait_for_repo(name)
@@ -55,6 +73,8 @@ def test_thirty_kills_in_the_middle_of_everything(
     cloner = Cloner(serve.git_url, [WIDGETS, OTHER], tmp_path, random.Random(SEED + 2))
     for pusher in pushers:
         pusher.prepare()
+        pusher.step()
+        serve.cli("session", "keep", pusher.repo, pusher.name)
     steps = [(mover.step, 0.1), *((pusher.step, 0.1) for pusher in pushers), (cloner.step, 0.2)]
     workers = [Worker(step, pause) for step, pause in steps]
     for worker in workers:
@@ -62,18 +82,20 @@ def test_thirty_kills_in_the_middle_of_everything(
     registered, heads = [WIDGETS, OTHER], list[str]()
     try:
         for kill in range(KILLS):
-            if kill % 5 == 0:
+            if kill % max(1, KILLS // NEW_REPOS) == 0:
                 registered.append(f"new/repo-{kill}")
                 upstream.add(registered[-1], generated_bare)
                 serve.cli("add-repo", upstream.url(registered[-1]), "--no-wait")
-            left = _kill_and_list(serve, after=rng.uniform(0.05, 0.6))
+            # Now and then it lives long enough to end a backup or a repack; mostly it is killed in one.
+            left = _kill_and_list(serve, after=rng.uniform(0.6, 4.0) if kill % 6 == 3 else rng.uniform(0.05, 0.6))
             heads.append(_audit_head(serve))
             if rng.random() < 0.25:
                 _start_and_kill(serve, after=rng.uniform(0.05, 0.4))
             serve.start()
-            assert not [pid for pid, started in left if start_time(pid) == started], "the old serve's children live"
+            assert not _living(left), "the old serve's children live"
             assert "HEAD" in remote_refs(f"{serve.git_url}/{WIDGETS}")
     finally:
+        print(f"{len(heads)} kills, {sum(len(pusher.pushes) for pusher in pushers)} refs pushed, {mover.count} moves")
         for worker in workers:
             worker.finish()
     pushes = [push for pusher in pushers for push in pusher.pushes]
@@ -82,11 +104,15 @@ def test_thirty_kills_in_the_middle_of_everything(
     _settle(serve, upstream, registered)
     for name in registered:
         fsck(serve.mirror(name))
-    _hold_log_true(serve, pushes)
+    _hold_log_true(serve, pushes, [pusher.name for pusher in pushers])
     logged = {json.loads(line)["hash"] for line in serve.cli("audit", "export").stdout.splitlines()}
     assert {head for head in heads if head} <= logged, "rows of the log are lost"
     wait_until(lambda: serve.processes() == [serve.pid], message="serve is alone")
+    for happened in ("maintained in", "ended by retention", "archived", "backup to"):
+        assert happened in serve.log(), f"the storm had none of: {happened}"
     assert serve.terminate() == 0
+    _hold_backups_true(serve, target, logged, tmp_path / "restored")
+    assert _left_over(serve.state) == []
 
 
 def _kill_and_list(serve: Serve, *, after: float) -> list[tuple[int, int | None]]:
@@ -94,6 +120,17 @@ def _kill_and_list(serve: Serve, *, after: float) -> list[tuple[int, int | None]
     time.sleep(after)
     serve.kill()
     return [(pid, start_time(pid)) for pid in serve.processes() if start_time(pid) is not None]
+
+
+def _living(left: list[tuple[int, int | None]]) -> list[str]:
+    """Those of the processes that still run. One that has given up its memory is dead, though it may not be reaped."""
+    found = []
+    for pid, started in left:
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if command and start_time(pid) == started:
+                found.append(f"{pid}: {command}")
+    return found
 
 
 def _audit_head(serve: Serve) -> str:
@@ -105,11 +142,19 @@ def _audit_head(serve: Serve) -> str:
 
 def _start_and_kill(serve: Serve, *, after: float) -> None:
     """Start serve and kill it a moment later, ready or not."""
-    timer = threading.Timer(after, lambda: os.kill(serve.pid, signal.SIGKILL))
-    timer.start()
+    dead = serve.pid
+
+    def kill() -> None:
+        # Counted from the start of the process: on a busy machine it may be a while until there is one.
+        wait_until(lambda: serve.pid != dead, message="serve is started")
+        time.sleep(after)
+        os.kill(serve.pid, signal.SIGKILL)
+
+    killing = threading.Thread(target=kill)
+    killing.start()
     with contextlib.suppress(AssertionError):
         serve.start()
-    timer.join()
+    killing.join()
     serve.wait(60)
 
 
@@ -128,24 +173,74 @@ def _settle(serve: Serve, upstream: HttpUpstream, names: list[str]) -> None:
         serve.wait_for_repo(name)
 
 
-def _hold_log_true(serve: Serve, pushes: list[Push]) -> None:
-    """Every push that a guest saw succeed is applied; what the log says of every ref is so."""
+def _hold_log_true(serve: Serve, pushes: list[Push], kept: Sequence[str]) -> None:
+    """Every push that a guest saw succeed is applied; the refs, turns and sessions are what the log says.
+
+    Each push went to a session of its own, which retention ends, and to one that an operator kept, which has them all.
+    """
     assert serve.cli("audit", "verify").returncode == 0
-    entries = serve.cli_json("audit", "--limit", "100000")
+    entries = serve.cli_json("audit", "--limit", "1000000", timeout=300)
     assert not [entry for entry in entries if entry["outcome"] == "pending"]
     applied = {(entry["repo"], entry["ref"], entry["new"]) for entry in entries if entry["outcome"] == "applied"}
     failed = {(entry["repo"], entry["ref"], entry["new"]) for entry in entries if entry["outcome"] == "failed"}
-    here = {(repo, ref): oid for repo in {p.repo for p in pushes} for ref, oid in refs(serve.mirror(repo)).items()}
+    assert not applied & failed
     for push in pushes:
-        attempt = (push.repo, push.ref, push.oid)
-        if push.seen:
-            assert attempt in applied, f"{push} is not in the log as applied"
-        if push.ref.rpartition("-")[0]:
-            # A ref of its own: it is there exactly when the log says so, whether or not the guest was told.
-            assert (here.get((push.repo, push.ref)) == push.oid) is (attempt in applied), push
-            assert not (attempt in failed and attempt in applied)
-        else:
-            assert (push.repo, here[push.repo, push.ref]) in {(repo, new) for repo, _, new in applied}
+        assert not push.seen or (push.repo, push.ref, push.oid) in applied, f"{push} is not in the log as applied"
+    # Retention has its turn, and from then on nothing changes.
+    wait_until(
+        lambda: {each["session"] for each in serve.cli_json("sessions")} <= set(kept),
+        timeout=120, interval=0.5, message="retention ended the sessions that nobody kept",
+    )  # fmt: skip
+    ended, expected = _ended(serve), dict[str, dict[str, str]]()
+    for entry in entries:
+        if entry["outcome"] == "applied" and entry["session"] in kept:
+            expected.setdefault(entry["repo"], {})[f"{TURNS}{entry['id']}"] = entry["new"]
+        elif entry["outcome"] == "applied":
+            assert ended[entry["repo"], entry["session"]] >= entry["id"], f"{entry} is in no session and was not ended"
+    for repo in {push.repo for push in pushes}:
+        here = {ref: oid for ref, oid in refs(serve.mirror(repo)).items() if ref.startswith((AGENTS, ARCHIVE, TURNS))}
+        turns = {ref: oid for ref, oid in here.items() if ref.startswith(TURNS)}
+        assert turns == expected[repo], f"the turns of {repo} are not those of its kept session"
+        assert {ref.rpartition("/")[2] for ref in here.keys() - turns.keys()} <= set(kept)
+        [session] = [each for each in serve.cli_json("sessions", "--repo", repo)]
+        assert session["turns"] == len(turns) and session["tip"] in turns.values()
+
+
+def _ended(serve: Serve) -> dict[tuple[str, str], int]:
+    """The last attempt of each session that was ended, by repository and name."""
+    with contextlib.closing(sqlite3.connect(serve.state / "gitmirror.db")) as database:
+        found = database.execute("SELECT repo, session, max(last_attempt) FROM session_ends GROUP BY repo, session")
+        return {(repo, session): last for repo, session, last in found}
+
+
+def _hold_backups_true(serve: Serve, target: Path, logged: set[str], base: Path) -> None:
+    """Every backup that is left can be restored, and the newest and the oldest are: each is the log at its time."""
+    back_up(serve, target)
+    assert verify(serve, target, timeout=900) == []
+    directory = BackupDirectory(target)
+    manifests = [directory.read(name) for name in directory.names()]
+    assert len(manifests) > 1
+    for number, manifest in enumerate((manifests[0], manifests[-1])):
+        layout = Layout(base / str(number))
+        assert restore(target, layout, move_aside=False, before=manifest.at).at == manifest.at
+        with contextlib.closing(sqlite3.connect(layout.database)) as database:
+            turns = database.execute("SELECT repo, id, commit_id FROM turns").fetchall()
+            hashes = {each for (each,) in database.execute("SELECT hash FROM audit_events")}
+        assert hashes <= logged
+        for repo in {repo for repo, _, _ in turns}:
+            here = refs(layout.mirror(repo))
+            assert {here.get(f"{TURNS}{number}") == oid for name, number, oid in turns if name == repo} == {True}
+    named = {path for manifest in manifests for path in manifest.files()}
+    left = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+    assert {path for path in left if not path.startswith("manifests/")} == named, "files of killed backups are left"
+
+
+def _left_over(state: Path) -> list[str]:
+    """What killed processes left in a state directory on which nothing runs, but for the files of workspaces."""
+    temporary = re.compile(r"\.|tmp_|database-copy-|incoming-|.*\.(lock|new|removed|turns)$")
+    found = [path.relative_to(state) for path in state.rglob("*") if temporary.match(path.name)]
+    known = {Path("run/owner.lock"), Path("run/children.lock")}
+    return sorted(str(path) for path in found if path not in known and "tree" not in path.parts)
 
 
 @pytest.fixture
@@ -271,18 +366,29 @@ def test_leftovers_in_mirrors_are_removed_at_start_and_only_then(
     serve.wait_for_repo(WIDGETS)
     mirror = serve.mirror(WIDGETS)
     lock, half = mirror / "refs" / "heads" / "main.lock", mirror / "objects" / "pack" / "tmp_pack_Ab12"
+    packed = mirror / "packed-refs.new"
+    wait_until(lambda: list(serve.state.glob(f"workspaces/{WIDGETS}/*/snapshot.json")), message="there is a snapshot")
+    [snapshot] = serve.state.glob(f"workspaces/{WIDGETS}/*/snapshot.json")
+    half_written = [
+        path.with_name(f".{path.name}.77.new")
+        for path in (snapshot, mirror / "config", serve.state / "run" / "git.config")
+    ]
     tip = add_commit(upstream.path(WIDGETS), "main", {"x": "1\n"})
     serve.wait_for_ref(WIDGETS, "refs/heads/main", tip)
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.touch()
     half.write_bytes(b"half a pack")
+    packed.write_bytes(b"# pack-refs with: peeled fully-peeled sorted")
     tip = add_commit(upstream.path(WIDGETS), "main", {"x": "2\n"})
     wait_until(
         lambda: "lock" in str(serve.cli_json("status")["repos"][0]["last_error"]), message="the lock is in the way"
     )
-    assert lock.exists() and half.exists()
+    assert lock.exists() and half.exists() and packed.exists()
+    for path in half_written:
+        path.touch()
     serve.kill()
     serve.start()
-    assert not lock.exists() and not half.exists()
+    assert not lock.exists() and not half.exists() and not packed.exists()
+    assert not [path for path in half_written if path.exists()]
     serve.wait_for_ref(WIDGETS, "refs/heads/main", tip)
     fsck(mirror)

@@ -97,7 +97,7 @@ class HeldLog(Anything):
 def test_a_look_that_waits_for_the_database_hides_nothing() -> None:
     """While the loop's own look waits, `status` still has the head that was read last."""
     log = HeldLog()
-    watch = PushWatch(*cast(Any, (Anything(), Anything(), log, lambda event: None, Anything())))
+    watch = PushWatch(*cast(Any, (Anything(), Anything(), log, lambda event: None, Anything(), str)))
 
     async def script() -> None:
         assert await watch.look() is None and watch.audit_head == "head"

@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from appliance.core.layout import Layout
 from appliance.core.store.chain import contains, newest_event
-from appliance.core.store.database import BUSY_SECONDS, Database, StoreError
+from appliance.core.store.database import BUSY_SECONDS, Database, DatabaseLost, StoreError, fault_of_file
+from appliance.core.store.remedies import remedy
 from appliance.core.store.stores import Stores
 from appliance.core.store.told import Head, ToldHead
 
@@ -86,15 +87,28 @@ def has_event(stores: Stores, head: Head | None) -> bool:
         return head is None or contains(connection, head)
 
 
-def fault_of_copy(copy: Layout) -> str | None:
-    """Reads all of a copied database and returns what is wrong with it; None if nothing is."""
+def require_whole(copy: Layout, layout: Layout, backups: Path, verified: Head | None) -> None:
+    """Raises DatabaseLost if the copy of the database of `layout` is damaged, because it would replace sound backups.
+
+    Its advice is to restore the last one in `backups`. The log was verified up to the event `verified` before.
+    """
+    if fault := fault_of_copy(copy, verified):
+        error = DatabaseLost(f"the database {layout.database} is damaged, so it is not backed up: {fault}")
+        error.hint = remedy(error, layout.state, str(backups))
+        raise error
+
+
+def fault_of_copy(copy: Layout, verified: Head | None = None) -> str | None:
+    """Reads all of a copied database and returns what is wrong with it; None if nothing is.
+
+    The chain of the log is walked from the event `verified` on, if it has that one.
+    """
     try:
-        with closing(sqlite3.connect(copy.database)) as connection:
-            found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(1)")]
-        if found != ["ok"]:
-            return f"SQLite finds it damaged: {found[0]}"
+        if fault := fault_of_file(copy.database, "integrity_check"):
+            return f"SQLite finds it damaged: {fault}"
         with reading(copy) as stores:
-            verdict, last = stores.audit.verify(), stores.audit.last_id()
+            known = verified if has_event(stores, verified) else None
+            verdict, last = stores.audit.verify(after=known), stores.audit.last_id()
     except (sqlite3.Error, StoreError) as error:
         return f"it cannot be read: {error}"
     # A log that had already lost its end is copied faithfully. A restored serve refuses pushes as the original did.

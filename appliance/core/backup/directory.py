@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -146,6 +146,15 @@ class BackupDirectory:
         if size != file.size:
             return f"it has {size} bytes instead of {file.size}"
         return None if sha256 == file.sha256 else "its content has changed"
+
+    def require(self, files: Iterable[StoredFile], at: str) -> None:
+        """Reads files of the backup of `at`. Raises GitmirrorError if one is not as it was written."""
+        for file in files:
+            if fault := self.fault_of(file):
+                raise GitmirrorError(
+                    f"the backup of {at} cannot be restored: {file.path}: {fault}",
+                    hint="restore an earlier one with --before TIME; `backup verify` names everything that is damaged",
+                )
 
     # Writing
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from appliance.core.git.stored_refs import stored_refs
 from appliance.core.recording.found import is_turn_number
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.turns import ARCHIVE, TURNS
 from appliance.core.store.stores import Stores
 
 RECORDED = (AGENTS, ARCHIVE, TURNS)
+
+
+def recorded_on_disk(mirror: Path) -> dict[str, str]:
+    """The refs of recorded work in a mirror, read from its files without git. Raises OSError."""
+    return {ref: oid for below in RECORDED for ref, oid in stored_refs(mirror, below).items()}
 
 
 @dataclass(frozen=True)

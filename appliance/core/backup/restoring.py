@@ -1,7 +1,9 @@
 """Restores a backup into a state directory: the database, and per repository a mirror that holds its sessions.
 
 Everything is built in `restoring/` below the state directory and moved into place at the end, the database last. The
-branches and tags come with the first refresh; until then such a mirror is not served.
+branches and tags come with the first refresh; until then such a mirror is not served. Turns that the mirrors on disk
+hold and the backup lacks are taken over before those mirrors are moved aside. If only the database is restored, the
+mirrors stay where they are.
 """
 
 from __future__ import annotations
@@ -15,14 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appliance.core.backup.bundles import set_refs, unbundle
 from appliance.core.backup.database_copy import fault_of_copy, make_ready, reading
 from appliance.core.backup.directory import BackupDirectory
-from appliance.core.backup.manifest import Manifest, RepositoryBackup, StoredFile
-from appliance.core.backup.scratch import git_below
+from appliance.core.backup.manifest import Manifest, StoredFile
+from appliance.core.backup.mirrors import MirrorRestorer
 from appliance.core.errors import GitmirrorError, UsageError
-from appliance.core.git.command import Git
-from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.process.owner import claim
 from appliance.core.units import rfc3339
@@ -31,11 +30,16 @@ _ASIDE = "before-restore-"
 """The prefix of the directories into which restores move what was there before."""
 _NOT_USED = frozenset({"run", "restoring", "lost+found"})
 """The entries that a state directory may hold and still count as empty."""
+_OF_DATABASE = frozenset(f"gitmirror.db{suffix}" for suffix in ("", "-wal", "-shm", "-journal")) | {"audit-head"}
 
 
 @dataclass
 class RestoreReport:
-    """What was restored. The files that were there before are now in `aside`; `skipped` names damaged backups."""
+    """What was restored. The files that were there before are now in `aside`; `skipped` names damaged backups.
+
+    `newer` counts the turns per repository that mirrors hold and the backup lacks; `unread` says which of them could
+    not be read. `unregistered` are repositories with turns that the restored registry does not have, and their URLs.
+    """
 
     directory: str
     state: str
@@ -46,16 +50,28 @@ class RestoreReport:
     audit_head: str | None = None
     aside: str | None = None
     skipped: list[str] = field(default_factory=list)
+    newer: dict[str, int] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
+    unregistered: dict[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """For `--json`."""
         return dict(vars(self))
 
 
-def restore(path: Path, layout: Layout, *, move_aside: bool, before: str | None = None) -> RestoreReport:
+def restore(
+    path: Path,
+    layout: Layout,
+    *,
+    move_aside: bool,
+    before: str | None = None,
+    only_database: bool = False,
+    listed: frozenset[str] = frozenset(),
+) -> RestoreReport:
     """Restores the newest backup in the directory `path` (made at `before`, RFC 3339, or earlier) to `layout`.
 
-    Refuses a state directory that was used, unless `move_aside`. Raises GitmirrorError, and then leaves the state
+    Refuses a state directory that was used, unless `move_aside`. With `only_database`, mirrors that can be read stay.
+    `listed` are the repositories that the configuration registers. Raises GitmirrorError, and then leaves the state
     directory as it was.
     """
     directory, report = BackupDirectory(path), RestoreReport(str(path), str(layout.state))
@@ -73,7 +89,14 @@ def restore(path: Path, layout: Layout, *, move_aside: bool, before: str | None 
         try:
             building = Layout(layout.state / "restoring")
             shutil.rmtree(building.state, ignore_errors=True)
-            _build(directory, manifest, building, report)
+            registered = _build_database(directory, manifest, building, report) | listed
+            mirrors = MirrorRestorer(directory, manifest, building, layout, registered, report)
+            asyncio.run(mirrors.restore(stay=only_database))
+            # git did not sync what it wrote, and nothing of it counts yet.
+            os.sync()
+            if only_database:
+                replaced = [f"{layout.mirrors.name}/{name}.git" for name in mirrors.replaced]
+                used = [*(name for name in used if name in _OF_DATABASE), *replaced]
             if used:
                 report.aside = str(_move_aside(layout, used))
             _put_in_place(building, layout)
@@ -107,15 +130,13 @@ def _used(layout: Layout) -> list[str]:
     return sorted(name for name in os.listdir(layout.state) if name not in _NOT_USED and not name.startswith(_ASIDE))
 
 
-def _build(directory: BackupDirectory, manifest: Manifest, building: Layout, report: RestoreReport) -> None:
-    """Restores everything below `building`. Raises GitmirrorError when a file of the backup is damaged."""
-    for file in manifest.files().values():
-        if fault := directory.fault_of(file):
-            raise GitmirrorError(
-                f"the backup of {manifest.at} cannot be restored: {file.path}: {fault}",
-                hint="restore an earlier one with --before TIME; `backup verify` names everything that is damaged",
-            )
+def _build_database(
+    directory: BackupDirectory, manifest: Manifest, building: Layout, report: RestoreReport
+) -> frozenset[str]:
+    """Restores the database below `building`; returns the registered repositories. Raises GitmirrorError."""
     building.mirrors.mkdir(parents=True)
+    told = [manifest.audit_head] if manifest.audit_head is not None else []
+    directory.require([manifest.database, *told], manifest.at)
     _copy(directory, manifest.database, building.database)
     if manifest.audit_head is not None:
         _copy(directory, manifest.audit_head, building.audit_head)
@@ -127,36 +148,12 @@ def _build(directory: BackupDirectory, manifest: Manifest, building: Layout, rep
         sessions = stores.sessions.all()
         report.sessions, report.turns = len(sessions), sum(session["turns"] for session in sessions)
         report.audit_head = stores.audit.head()
-    asyncio.run(_build_mirrors(directory, manifest, building))
+        return frozenset(repo.name for repo in stores.registry.all())
 
 
 def _copy(directory: BackupDirectory, file: StoredFile, to: Path) -> None:
     with (directory.path / file.path).open("rb") as source, to.open("wb") as target:
         shutil.copyfileobj(source, target)
-        target.flush()
-        os.fsync(target.fileno())
-
-
-async def _build_mirrors(directory: BackupDirectory, manifest: Manifest, building: Layout) -> None:
-    with git_below(building) as git:
-        for name, each in manifest.repositories.items():
-            try:
-                await _build_mirror(directory, each, building.mirror(name), git)
-            except GitmirrorError as error:
-                raise GitmirrorError(
-                    f"{name} cannot be restored from the backup of {manifest.at}: {error.message}", hint=error.hint
-                ) from error
-
-
-async def _build_mirror(directory: BackupDirectory, backup: RepositoryBackup, path: Path, git: Git) -> None:
-    mirror = Mirror(path, git)
-    await mirror.initialise(backup.url)
-    mirror.await_upstream()
-    if backup.fetched_with_credential is not None:
-        mirror.mark(backup.fetched_with_credential)
-    for bundle in backup.bundles:
-        await unbundle(mirror, directory.path / bundle.file.path)
-    await set_refs(mirror, backup.refs)
 
 
 def _move_aside(layout: Layout, used: Sequence[str]) -> Path:
@@ -165,13 +162,20 @@ def _move_aside(layout: Layout, used: Sequence[str]) -> Path:
     aside = layout.state / f"{_ASIDE}{stamp}"
     aside.mkdir()
     for name in used:
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
         (layout.state / name).rename(aside / name)
     return aside
 
 
 def _put_in_place(building: Layout, layout: Layout) -> None:
     """Moves what was built into place, the database last, because a directory without it counts as not restored."""
-    building.mirrors.rename(layout.mirrors)
+    if layout.mirrors.exists():
+        for mirror in building.mirrors.glob("*/*"):
+            place = layout.mirrors / mirror.relative_to(building.mirrors)
+            place.parent.mkdir(exist_ok=True)
+            mirror.rename(place)
+    else:
+        building.mirrors.rename(layout.mirrors)
     if building.audit_head.exists():
         building.audit_head.rename(layout.audit_head)
     building.database.rename(layout.database)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,22 @@ LOOK_EVERY = 1.0
 """Seconds until a changed setting is noticed."""
 RETRY = 300.0
 """Seconds after which a backup that failed is tried again, or `every` if that is less."""
+
+
+def newest_backup(to: str) -> float | None:
+    """Returns when the newest backup in a directory was made, in Unix seconds. Raises GitmirrorError."""
+    directory = BackupDirectory(Path(to))
+    try:
+        directory.open(create=False)
+        newest = directory.newest()
+    except OSError as error:
+        raise GitmirrorError(f"the backups in {to} cannot be read: {error.strerror}") from error
+    return newest.seconds if newest else None
+
+
+def is_late(made: float, every: float) -> bool:
+    """Whether a backup made at `made` (Unix seconds) should have been followed by another by now."""
+    return time.time() - made > 2 * every + RETRY
 
 
 class Backups:
@@ -74,9 +92,18 @@ class Backups:
         return {
             "to": to,
             "at": None if at is None else rfc3339(at),
+            "age": None if at is None else round(max(0.0, time.time() - at), 3),
             "bytes": self._bytes if is_known else None,
             "error": self._error if is_known else None,
         }
+
+    def gauges(self) -> Iterator[tuple[str, str, float]]:
+        """The gauges for /metrics; none without the setting. Without any backup, the age is infinite."""
+        to = self._settings().to
+        if to and self._known == to:
+            age = math.inf if self._at is None else max(0.0, time.time() - self._at)
+            yield "backup_age_seconds", "Seconds since the last backup was made.", age
+            yield "backup_failing", "1 while the last try to make a backup failed.", self._error is not None
 
     def trouble(self) -> str | None:
         """Returns the warning for `status` if backups fail or one hangs."""
@@ -128,7 +155,7 @@ class Backups:
                 self._began = None
             if to == self._settings().to:
                 self._known, self._error = to, "; ".join(report.problems) or None
-                self._at, self._bytes = time.time(), report.bytes
+                self._at, self._bytes = datetime.fromisoformat(report.at).timestamp(), report.bytes
             log.info("backup to %s: %d bytes in %d new files", to, report.written, report.files)
             return report
 

@@ -14,7 +14,7 @@ from appliance.core.backup.bundles import set_refs, unbundle
 from appliance.core.backup.database_copy import fault_of_copy
 from appliance.core.backup.directory import BackupDirectory
 from appliance.core.backup.manifest import Bundle, Manifest
-from appliance.core.backup.scratch import git_below
+from appliance.core.backup.scratch import git_below, side_by_side
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git
 from appliance.core.git.mirror import Mirror
@@ -92,16 +92,20 @@ async def _unpack_all(
     directory: BackupDirectory, manifests: Sequence[Manifest], damaged: set[str], scratch: Layout, report: VerifyReport
 ) -> None:
     """Unpacks the bundles of every backup, the newest first, and each bundle once."""
-    proved: dict[str, list[tuple[Bundle, ...]]] = {}
+    names = sorted({name for manifest in manifests for name in manifest.repositories})
     with git_below(scratch) as git:
-        for manifest in reversed(manifests):
-            for name, each in manifest.repositories.items():
-                chains = proved.setdefault(name, [])
-                is_proved = any(chain[: len(each.bundles)] == each.bundles for chain in chains)
-                if is_proved or any(bundle.file.path in damaged for bundle in each.bundles):
+
+        async def one(name: str) -> None:
+            proved: list[tuple[Bundle, ...]] = []
+            for each in (manifest.repositories.get(name) for manifest in reversed(manifests)):
+                if each is None or any(chain[: len(each.bundles)] == each.bundles for chain in proved):
                     continue
-                chains.append(each.bundles)
-                await _unpack(directory, name, each.bundles, each.refs, git, scratch, report)
+                if not any(bundle.file.path in damaged for bundle in each.bundles):
+                    proved.append(each.bundles)
+                    await _unpack(directory, name, each.bundles, each.refs, git, scratch, report)
+
+        await side_by_side(names, one)
+    report.faults.sort(key=lambda fault: fault["path"])
 
 
 async def _unpack(

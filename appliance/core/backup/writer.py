@@ -15,10 +15,10 @@ from typing import Any
 
 from appliance import __version__
 from appliance.core.backup.bundles import bases_of, present, reachable, write_bundle
-from appliance.core.backup.database_copy import copied, has_event, head_of_copy, reading
+from appliance.core.backup.database_copy import copied, has_event, head_of_copy, reading, require_whole
 from appliance.core.backup.directory import BackupDirectory, seconds_of
 from appliance.core.backup.manifest import HISTORY, TURNS, Bundle, Manifest, RepositoryBackup
-from appliance.core.backup.recordings import RECORDED, Logged, logged, recorded_refs
+from appliance.core.backup.recordings import RECORDED, Logged, logged, recorded_on_disk, recorded_refs
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import MARK, Mirror
@@ -87,6 +87,10 @@ class BackupWriter:
         # The database first and the refs afterwards, because a turn's ref exists before the log calls the turn applied.
         with ExitStack() as stack:
             copy = await asyncio.to_thread(stack.enter_context, copied(self.layout))
+            # The first of a day walks the whole log, which takes seconds; the others what is new.
+            is_first = before is None or before.at[:10] != rfc3339(seconds_of(stamp))[:10]
+            verified = None if before is None or is_first else before.head
+            await asyncio.to_thread(require_whole, copy, self.layout, directory.path, verified)
             stores = await asyncio.to_thread(stack.enter_context, reading(copy))
             await asyncio.to_thread(_require_same_log, directory, before, stores)
             head = await asyncio.to_thread(head_of_copy, stores)
@@ -156,7 +160,7 @@ class _Repository:
     async def back_up(self, before: RepositoryBackup | None, report: BackupReport) -> RepositoryBackup | None:
         """Returns the repository's manifest entry, or None if it has no recordings. Raises GitmirrorError, OSError."""
         is_there = await asyncio.to_thread(self._is_there)
-        in_mirror = await self.mirror.local_refs(*RECORDED) if is_there else {}
+        in_mirror = await asyncio.to_thread(self._recorded_in_mirror) if is_there else {}
         refs = await asyncio.to_thread(recorded_refs, self.stores, self.name, self.log, in_mirror)
         if not refs:
             return None
@@ -165,10 +169,30 @@ class _Repository:
         if whole != chain:
             report.problems.append(f"{self.name}: {chain[len(whole)].file.path} is missing or cut off; written anew")
             chain = whole
+        wanted, held = set(refs.values()), {oid for bundle in chain for oid in bundle.holds}
+        if not wanted <= held or worth_keeping(chain, wanted) != chain:
+            # Only now, because running git in each of a thousand mirrors without news would take minutes.
+            refs, chain = await self._extended(refs, chain, held, is_there, report)
+        if not chain:
+            return None
+        mark = before.fetched_with_credential if before else None
+        if is_there:
+            mark = await asyncio.to_thread(self._mark)
+        return RepositoryBackup(await self._url(before), mark, refs, chain)
+
+    async def _extended(
+        self,
+        refs: dict[str, str],
+        chain: tuple[Bundle, ...],
+        held: set[str],
+        is_there: bool,
+        report: BackupReport,
+    ) -> tuple[dict[str, str], tuple[Bundle, ...]]:
+        """Writes what no bundle holds yet; returns the refs that can be restored, and all bundles."""
         here = await present(self.mirror, refs.values()) if is_there else set()
         if chain and here.issuperset(refs.values()):
             chain = worth_keeping(chain, set(refs.values()))
-        held = {oid for bundle in chain for oid in bundle.holds}
+            held = {oid for bundle in chain for oid in bundle.holds}
         lost = {ref: oid for ref, oid in refs.items() if oid not in here and oid not in held}
         if lost:
             count, one = len(set(lost.values())), min(lost)
@@ -187,13 +211,7 @@ class _Repository:
             report.problems.append(f"{self.name}: {some}: damaged objects cannot be backed up: {error.message}")
             refs = {ref: oid for ref, oid in refs.items() if ref not in damaged}
             added = await self._new_bundles({ref: oid for ref, oid in new.items() if ref not in damaged}, held)
-        chain = (*chain, *added)
-        if not chain:
-            return None
-        mark = before.fetched_with_credential if before else None
-        if is_there:
-            mark = await asyncio.to_thread(self._mark)
-        return RepositoryBackup(await self._url(before), mark, refs, chain)
+        return refs, (*chain, *added)
 
     async def _new_bundles(self, refs: Mapping[str, str], held: Iterable[str]) -> list[Bundle]:
         """Writes bundles of what no bundle holds yet: first the upstream's history below the turns, then the turns."""
@@ -219,6 +237,12 @@ class _Repository:
             return self.url
         output = await self.mirror.git.run("config", "--get", "remote.origin.url", cwd=self.mirror.path, deadline=60.0)
         return os.fsdecode(output.stdout).strip() or (before.url if before else "")
+
+    def _recorded_in_mirror(self) -> dict[str, str]:
+        try:
+            return recorded_on_disk(self.mirror.path)
+        except OSError as error:
+            raise GitmirrorError(f"its refs cannot be read: {error.strerror}") from error
 
     def _is_there(self) -> bool:
         try:

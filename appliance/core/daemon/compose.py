@@ -76,7 +76,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     workspaces = Snapshots(layout, mirrors, health, enabled=state.keeps_snapshots)
     maintainer = Maintainer(mirrors, mirrors.locks, stores.health, repos=repos, health=health, learn=learn)
     observing = compose_observing(
-        layout, stores, children, scheduler, recording, repos, state.stale_after, state.alerts,
+        layout, stores, children, scheduler, recording, repos, state.stale_after, state.alerts, state.mend,
         stream, bus.publish, begin,
     )  # fmt: skip
 
@@ -96,6 +96,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
 
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
     backups = Backups(mirrors, state.backup)
+    observing.metrics.add_gauges(backups.gauges)
     status = Status(state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups)
     subscribe(bus, stream, refreshing, recording, workspaces, maintainer, observing, fetching, follower)
     return Assembly(

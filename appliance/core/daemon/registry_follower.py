@@ -60,7 +60,7 @@ class RegistryFollower:
             await self.follow()
         except StoreError as error:
             if state.registry_lost is None:
-                log.error("the registry cannot be read: %s (%s)", error.message, error.hint)
+                log.error("the registry cannot be read: %s (%s)", error.message, state.mend(error))
                 state.problems = state.config.warnings()
                 self._follow_salvaged(error)
 

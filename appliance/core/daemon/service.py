@@ -116,6 +116,7 @@ class Service:
         await self._rooms.follower.follow_config()
         await asyncio.to_thread(self._clean_mirrors, self._state.repos)
         await self._prove_guard()
+        await asyncio.to_thread(self._rooms.stores.database.examine)
         await self._settle()
         await self._rooms.observing.push_watch.look()
 
@@ -266,6 +267,8 @@ class Service:
         workspaces, cache, recording = self._rooms.workspaces, self._rooms.fetching.cache, self._rooms.recording
         if cache.trouble:
             cache.look()
+        if self._rooms.stores.database.damage is not None:
+            await asyncio.to_thread(self._rooms.stores.database.examine)
         if (workspaces.trouble and workspaces.look()) or await self._found_registry():
             self._warm()
         if recording.guard.may_recover:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 
 from appliance.core.access.privacy import Privacy
 from appliance.core.config.settings import AlertsConfig, BackupConfig, Config, RecordingConfig
+from appliance.core.errors import GitmirrorError
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.node.state_dir import make_privacy
 from appliance.core.store.database import StoreError
 from appliance.core.store.registry import UnknownRepo
+from appliance.core.store.remedies import remedy
 
 GIT, HTTP, ADMIN = "git", "http", "admin"
 LISTENERS = (GIT, HTTP, ADMIN)
@@ -66,6 +68,10 @@ class ServeState:
     def backup(self) -> BackupConfig:
         """Where backups go, and how often."""
         return self.config.backup
+
+    def mend(self, error: GitmirrorError) -> str:
+        """What an operator does about an error."""
+        return remedy(error, self.layout.state, self.config.backup.to)
 
     def webhook_secret_file(self) -> str:
         """The path of the webhook's secret, or an empty string without one."""

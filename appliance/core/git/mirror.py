@@ -286,8 +286,12 @@ def discard_repository(path: Path) -> None:
 def _leftovers(repository: Path) -> list[Path]:
     found = [
         *repository.glob("*.lock"),
+        # git writes it beside the lock, and with one in the way no ref can be packed or deleted any more.
+        *repository.glob("packed-refs.new"),
         *repository.glob("objects/info/**/*.lock"),
         *repository.glob("shallow_*"),
+        # Of write_atomically.
+        *repository.glob(".*.new"),
     ]
     found += repository.glob("refs/**/*.lock")
     found += repository.glob("objects/pack/*.lock")

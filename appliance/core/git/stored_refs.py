@@ -29,6 +29,9 @@ def stored_refs(repository: Path, below: str) -> dict[str, str]:
 def _loose(directory: Path, below: str) -> Iterator[tuple[str, str]]:
     with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
         for entry in entries:
+            if entry.name.endswith(".lock"):
+                # A ref that is being written: git allows no ref of such a name.
+                continue
             with contextlib.suppress(OSError, UnicodeDecodeError):
                 oid = Path(entry.path).read_text(encoding="ascii").strip()
                 if len(oid) in (40, 64):

@@ -22,6 +22,7 @@ from appliance.core.observability.report import repo_documents, status_document
 from appliance.core.process.control import Tell, not_serving
 from appliance.core.process.owner import claim
 from appliance.core.store.audit import LogBehind
+from appliance.core.store.remedies import remedy
 from appliance.core.store.stores import Stores
 from appliance.core.workspace.guest_kit import render_kit
 
@@ -57,7 +58,8 @@ class OfflineNode:
         try:
             stores.audit.check()
         except LogBehind as behind:
-            document["warnings"] = [f"pushes will be refused: {behind.message}: {behind.hint}"]
+            mend = remedy(behind, self.layout.state, self.config.backup.to)
+            document["warnings"] = [f"pushes will be refused: {behind.message}: {mend}"]
         return document | {"repos": self._privacy.told(document["repos"])}
 
     def pulse(self, timeout: float) -> dict[str, Any] | None:

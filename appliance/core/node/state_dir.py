@@ -22,7 +22,7 @@ from appliance.core.layout import Layout
 from appliance.core.names import is_branch_name
 from appliance.core.process.children import Children
 from appliance.core.process.endurance import Endurance
-from appliance.core.store.database import Database, StoreError
+from appliance.core.store.database import Database, DatabaseLost, StoreError
 from appliance.core.store.registry import Wanted
 from appliance.core.store.stores import Stores
 from appliance.core.store.told import LOST, ToldHead
@@ -40,7 +40,7 @@ def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, pati
     """
     if is_lost(layout):
         if not anew:
-            raise StoreError(
+            raise DatabaseLost(
                 f"the database {layout.database} is missing, and {layout.state} was used before",
                 hint="put it back from a backup; or start serve, which makes a new one, serves what the config lists "
                 "and refuses pushes until `gitmirror.pyz audit accept-loss`",
@@ -129,6 +129,10 @@ def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
     with endurance.over(str(layout.mirrors)):
         for doomed in layout.mirrors.glob("*/.*.removed"):
             shutil.rmtree(doomed, ignore_errors=True)
+    for directory, pattern in ((layout.run, ".*.new"), (layout.workspaces, "*/*/*/.*.new")):
+        with endurance.over(str(directory)):
+            for half_written in directory.glob(pattern):
+                half_written.unlink(missing_ok=True)
     for mirror in mirrors:
         with endurance.over(str(mirror.path)):
             if mirror.exists():

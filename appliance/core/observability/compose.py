@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from appliance.core.config.settings import AlertsConfig
+from appliance.core.errors import GitmirrorError
 from appliance.core.events.facts import FetchEnded, Publish
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
@@ -48,13 +49,14 @@ def compose_observing(
     repos: Callable[[], list[Repo]],
     stale_after: Callable[[], float],
     alert_settings: Callable[[], AlertsConfig],
+    mend: Callable[[GitmirrorError], str],
     stream: EventStream,
     publish: Publish,
     begin: Begin,
 ) -> Observing:
     """Builds the parts. They read the health of `repos` from `scheduler`, and the condition of pushes from `recording`.
 
-    `stale_after` and `alert_settings` are called whenever their value is needed.
+    `stale_after` and `alert_settings` are called whenever their value is needed. `mend` says what to do about an error.
     """
 
     def record(events: Sequence[FetchEnded]) -> None:
@@ -62,7 +64,7 @@ def compose_observing(
 
     metrics = Metrics(repos, scheduler.health, stale_after)
     alerts = Alerts(stores.alerts, children, alert_settings, layout.pushes_told)
-    push_watch = PushWatch(recording.guard, recording.pushes, stores.audit, publish, alerts)
+    push_watch = PushWatch(recording.guard, recording.pushes, stores.audit, publish, alerts, mend)
     metrics.add_gauges(push_watch.gauges, partial(disk_gauges, layout.state))
     return Observing(
         EventSinks(stream, children, begin),

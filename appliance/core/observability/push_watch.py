@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,16 +39,26 @@ class Off:
 
 
 class PushWatch:
-    """Makes the checks that each push meets in `guard`, `audit` and `pushes`. `audit_head` is as of the last look."""
+    """Makes the checks that each push meets in `guard`, `audit` and `pushes`. `audit_head` is as of the last look.
+
+    `mend` says what an operator does about an error.
+    """
 
     def __init__(
-        self, guard: HookGuard, pushes: PushAuthorizer, audit: AuditLog, publish: Publish, alerts: Alerts
+        self,
+        guard: HookGuard,
+        pushes: PushAuthorizer,
+        audit: AuditLog,
+        publish: Publish,
+        alerts: Alerts,
+        mend: Callable[[GitmirrorError], str],
     ) -> None:
         self._guard = guard
         self._pushes = pushes
         self._audit = audit
         self._publish = publish
         self._alerts = alerts
+        self._mend = mend
         self.off: Off | None = None
         self.audit_head: str | None = None
 
@@ -103,7 +113,7 @@ class PushWatch:
                 raise unreadable
             self._pushes.check()
         except GitmirrorError as error:
-            mend = error.mend if isinstance(error, HookGuardBroken) else error.hint
+            mend = error.mend if isinstance(error, HookGuardBroken) else self._mend(error)
             return error.message.removeprefix(f"{OFF}: "), mend
         return None
 

@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from appliance.core.backup.schedule import is_late, newest_backup
 from appliance.core.config.credentials import OPEN
 from appliance.core.config.secret_files import SecretFile
 from appliance.core.config.settings import Config
@@ -22,7 +24,9 @@ from appliance.core.node.state_dir import is_lost, wanted_of_config
 from appliance.core.process.control import is_serving
 from appliance.core.process.disk import room_of
 from appliance.core.serving.net.sockets import listen
-from appliance.core.units import format_size
+from appliance.core.store.database import DatabaseLost
+from appliance.core.store.remedies import remedy
+from appliance.core.units import format_duration, format_size
 
 LOW_DISK = 2 * 2**30
 
@@ -50,7 +54,8 @@ def examine(node: Node) -> list[Check]:
         _state(node),
         _disk(node),
         _hooks(node),
-        _guarded("database", lambda: _database(node), "see the message; a backup is a copy of the file gitmirror.db"),
+        _database(node),
+        *_backup(node, serving),
     ]
     checks += _ports(node) if not serving else []
     if serving:
@@ -179,18 +184,48 @@ def _existing(node: Node) -> Path:
 
 
 def _database(node: Node) -> Check:
+    try:
+        return _look_at_database(node)
+    except GitmirrorError as error:
+        mend = remedy(error, node.layout.state, node.config.backup.to)
+        return Check("database", False, error.message, mend or "a backup is a copy of the file gitmirror.db")
+
+
+def _look_at_database(node: Node) -> Check:
     if not is_lost(node.layout) and not node.layout.database.exists():
         return Check("database", True, "does not exist yet; serve creates it")
     stores = node.stores()
+    stores.database.examine()
+    stores.audit.check()
     verdict = stores.audit.verify()
-    found = f"{len(stores.registry.all())} repositories, {verdict.events} audit events"
     if verdict.broken is not None:
-        found += f"; the audit log is broken at event {verdict.broken}: {verdict.reason}"
+        # Something else than SQLite changed the file, so nobody knows what else is wrong in it.
+        raise DatabaseLost(
+            f"the audit log is broken at event {verdict.broken}: {verdict.reason}",
+            hint="compare with a backup; `audit verify` says more",
+        )
+    found = f"{len(stores.registry.all())} repositories, {verdict.events} audit events"
     unknown = node.unknown_turns()
     if unknown:
         found += f"; {len(unknown)} turns in mirrors are not in the log"
-    sound = verdict.broken is None and not unknown
-    return Check("database", sound, found, "compare with a backup; `audit verify` says more")
+    return Check("database", not unknown, found, "start serve, which records them; `audit verify` says more")
+
+
+def _backup(node: Node, serving: bool) -> list[Check]:
+    """Checks the directory of `[backup]` itself, because a `serve` that hangs or does not run reports nothing."""
+    to, every = node.config.backup.to, node.config.backup.every
+    if not to:
+        return []
+    mend = "see the warnings of `status`, then run `gitmirror.pyz backup`"
+    try:
+        newest = newest_backup(to)
+    except GitmirrorError as error:
+        return [Check("backup", False, error.message, error.hint or mend)]
+    if newest is None:
+        return [Check("backup", not serving, f"there is none in {to} yet", mend)]
+    found = f"the last one in {to} is {format_duration(max(0.0, time.time() - newest))} old"
+    # Without serve nothing is recorded, so the last one does not miss anything.
+    return [Check("backup", not (serving and is_late(newest, every)), found, mend)]
 
 
 def _ports(node: Node) -> list[Check]:

@@ -113,7 +113,12 @@ class AuditLog:
         self._reported = ToldHead(database.path.with_name("audit-head"))
 
     def check(self) -> None:
-        """Raises LogBehind if the log lacks the newest event that was reported, StoreError if it cannot be read."""
+        """Raises LogBehind if the log lacks the newest event that was reported, StoreError if it cannot be read.
+
+        A database that is known to be damaged somewhere is an error too, because nobody knows what it lost.
+        """
+        if self._database.damage is not None:
+            raise self._database.damage
         with self._database.reading() as connection:
             self._check(connection)
 
@@ -265,9 +270,9 @@ class AuditLog:
             )
         return found
 
-    def events(self, since: str | None = None) -> Iterator[dict[str, Any]]:
-        """Every event in order (from `since` on) with its hash. Reads in pages, because the log may be large."""
-        last = 0
+    def events(self, since: str | None = None, above: int = 0) -> Iterator[dict[str, Any]]:
+        """Every event in order (from `since` on, after that id) with its hash, in pages, as the log may be large."""
+        last = above
         while True:
             with self._database.reading() as connection:
                 page = rows(
@@ -286,13 +291,17 @@ class AuditLog:
         with self._database.reading() as connection:
             return head_of(connection)
 
-    def verify(self, expected_head: str | None = None) -> Verification:
-        """Walks the whole chain. With `expected_head`, that hash must be in it, which also reveals a cut-off end."""
+    def verify(self, expected_head: str | None = None, *, after: Head | None = None) -> Verification:
+        """Walks the whole chain, or what follows the event `after`, up to which it was verified before.
+
+        With `expected_head`, that hash must be in it, which also reveals a cut-off end.
+        """
         with self._database.reading() as connection:
             # Read before the walk, so that events appended meanwhile do not look like a gap.
             written = highest_id(connection)
-        prev, count, seen_head, last_id = GENESIS, 0, expected_head in (None, GENESIS), 0
-        for event in self.events():
+        last_id, prev = after or (0, GENESIS)
+        count, seen_head = 0, expected_head in (None, GENESIS)
+        for event in self.events(above=last_id):
             if event["id"] != last_id + 1 and event["push"] != FOUND:
                 last_missing = event["id"] - 1
                 more = f", and so are all events up to {last_missing}" if last_missing > last_id + 1 else ""

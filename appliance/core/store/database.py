@@ -28,6 +28,10 @@ class StoreError(GitmirrorError):
     """The database cannot be read or written. Nothing was changed."""
 
 
+class DatabaseLost(StoreError):
+    """The file is gone or damaged: waiting or giving access to it does not help, only another copy does."""
+
+
 class NewerDatabase(StoreError):
     """The database is intact, but a later version wrote it: the operator started the wrong file and must be told."""
 
@@ -46,6 +50,8 @@ class Database:
         self._identity: tuple[int, int] | None = None
         self._connection: sqlite_utils.Database | None = None
         self._create = create
+        self.damage: DatabaseLost | None = None
+        """Why the file counts as damaged, since an error or an `examine` showed it. Another file ends that."""
         try:
             with self._lock, self._readable_errors():
                 self._open()
@@ -79,6 +85,19 @@ class Database:
                 raise
             connection.commit()
 
+    def examine(self) -> None:
+        """Reads the whole file to see whether it is damaged, and updates `damage`. Takes 0.1 s for 25 MB. Never raises.
+
+        Most queries touch few pages, so without this look a damaged one would only be met by some later push. It has a
+        connection of its own, because nobody may wait for it.
+        """
+        try:
+            fault = fault_of_file(self.path)
+        except (sqlite3.Error, OSError):
+            # It cannot be read now, which each use of it reports.
+            return
+        self.damage = _damaged(self.path, fault) if fault else None
+
     def _checked(self) -> sqlite_utils.Database:
         """The connection, reopened if its file is no longer the file at `path`.
 
@@ -96,12 +115,12 @@ class Database:
         create = self._create
         if not create and not self.path.is_file():
             what = "is not a file" if self.path.exists() else "is missing"
-            raise StoreError(
+            raise DatabaseLost(
                 f"the database {self.path} {what}",
                 hint=f"restore a backup: `cp BACKUP {self.path}`; until then nothing can be recorded",
             )
         if self.path.exists() and not self.path.is_file():
-            raise StoreError(
+            raise DatabaseLost(
                 f"the database {self.path} is not a file",
                 hint=f"`mv {self.path} {self.path}.aside`, then restore the database",
             )
@@ -123,6 +142,7 @@ class Database:
         self._identity = identity or _identity(self.path)
         # From here on, a missing file is a lost one.
         self._create = False
+        self.damage = None
 
     def _migrate(self, connection: sqlite_utils.Database) -> None:
         if not MIGRATIONS.pending(connection) and not self._from_the_future(connection):
@@ -158,19 +178,41 @@ class Database:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"the database {self.path} failed: {error}", hint=_remedy(self.path, error)) from error
+            if _is_damage(error):
+                self.damage = _damaged(self.path, str(error))
+                raise self.damage from error
+            hint = (
+                "check that the disk is not full, and that the file and its directory belong to the service's user: "
+                f"`chown gitmirror: {self.path}*; chmod u+rw {self.path}*`"
+            )
+            raise StoreError(f"the database {self.path} failed: {error}", hint=hint) from error
 
 
-def _remedy(path: Path, error: Exception) -> str:
-    """What to do about a database that failed, with the commands to run."""
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return (
-            f"`systemctl stop gitmirror; mv {path} {path}.damaged; cp BACKUP {path}; systemctl start gitmirror`; "
-            "without a backup, leave out the `cp`: the registry and the log then start empty"
-        )
-    return (
-        "check that the disk is not full, and that the file and its directory belong to the service's user: "
-        f"`chown gitmirror: {path}*; chmod u+rw {path}*`"
+def fault_of_file(path: Path, check: str = "quick_check") -> str | None:
+    """Reads all of a database and returns what is wrong with its structure; None if nothing is.
+
+    `integrity_check` also compares the indices with their tables. Raises sqlite3.Error if it cannot be read.
+    """
+    uri = f"file:{quote(str(path))}?mode=rw"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as connection:
+            found = [str(row[0]) for row in connection.execute(f"PRAGMA {check}(1)")]
+    except sqlite3.Error as error:
+        if _is_damage(error):
+            return str(error)
+        raise
+    return None if found == ["ok"] else " ".join(found[0].split())
+
+
+def _is_damage(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _damaged(path: Path, fault: str) -> DatabaseLost:
+    return DatabaseLost(
+        f"the database {path} failed: {fault}",
+        hint=f"`systemctl stop gitmirror; mv {path} {path}.damaged; cp BACKUP {path}; systemctl start gitmirror`; "
+        "without a backup, leave out the `cp`: the registry and the log then start empty",
     )
 
 
