@@ -32,7 +32,7 @@ LAYERS: list[set[str]] = [
     {"refresh", "recording", "workspace", "maintenance"},
     {"observability"},
     {"serving"},
-    {"backup"},
+    {"backup", "integrity"},
     {"node"},
     {"daemon", "ops"},
 ]

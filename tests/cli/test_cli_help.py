@@ -42,6 +42,8 @@ CONTRACT: dict[str, set[str]] = {
     "token issue": {"--repo", "--ttl", "--note", "--json"},
     "token list": {"--repo", "--json"},
     "token revoke": {"ID"},
+    "verify": {"REPO", "--full", "--json"},
+    "heal": {"REPO", "--json"},
     "backup": {"DIR", "--json"},
     "backup verify": {"DIR", "--json"},
     "restore": {"DIR", "--state", "--yes", "--json"},

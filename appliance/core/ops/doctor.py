@@ -17,6 +17,7 @@ from appliance.core.config.settings import Config
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import NEWEST_TRIED, OLDEST_GIT
 from appliance.core.git.keyring import check_files
+from appliance.core.models import UNHEALTHY
 from appliance.core.node.node import Node
 from appliance.core.node.state_dir import is_lost, wanted_of_config
 from appliance.core.process.control import is_serving
@@ -217,11 +218,11 @@ def _pushes(node: Node) -> Check:
 
 def _serve(node: Node) -> Check:
     found = node.status()
-    unhealthy = [repo["name"] for repo in found["repos"] if repo["state"] in ("stale", "failing")]
+    unhealthy = [f"{repo['name']} ({repo['state']})" for repo in found["repos"] if repo["state"] in UNHEALTHY]
     if found["warnings"]:
         return Check("serve", False, "; ".join(found["warnings"]), "fix what the warnings name, then restart serve")
     if unhealthy:
-        return Check("serve", False, f"stale or failing: {', '.join(unhealthy)}", "see the reason in `status`")
+        return Check("serve", False, f"unhealthy: {', '.join(unhealthy)}", "see the reason in `status`")
     return Check("serve", True, f"process {found['pid']}, pushes are guarded")
 
 

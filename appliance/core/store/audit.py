@@ -1,7 +1,7 @@
 """The audit log: append-only events, each chained by its hash to the one before.
 
 An *attempt* is one ref of one push with the verdict on it. An *outcome* says whether an accepted attempt was applied or
-failed. A *note* says that a session was ended and why, or that an operator accepted a loss.
+failed. A *note* says that a session was ended and why, that an operator accepted a loss, or that a commit is lost.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.store.chain import (
     GENESIS,
     append_event,
+    append_note,
     canonical_form,
     contains,
     head_of,
@@ -200,6 +201,16 @@ class AuditLog:
         if head is not None:
             self._reported.write(head)
         return True
+
+    def note_losses(self, repo: str, lost: Iterable[tuple[str, str, str]], reason: str) -> bool:
+        """Appends a note for each lost (ref, session, commit) that has none yet; whether it did. Raises StoreError."""
+        noted = "SELECT 1 FROM audit_events WHERE kind = 'note' AND repo = ? AND ref = ? AND old = ? AND reason = ?"
+        at = rfc3339(self._clock())
+        with self._appending() as connection:
+            new = [each for each in lost if not rows(connection, noted, repo, each[0], each[2], reason)]
+            for ref, session, commit in new:
+                append_note(connection, at, repo, session, ref, commit, reason)
+        return bool(new)
 
     def last_id(self) -> int:
         """The highest id ever assigned; 0 if none was."""

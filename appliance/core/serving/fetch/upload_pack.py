@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
-import subprocess
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+from appliance.core.git.complaints import Hear, hears_nothing
 from appliance.core.process.children import Child, Children
 from appliance.core.serving.fetch.relayed import RECORDED_BYTES
 from appliance.core.serving.net.streams import CHUNK, Sink, SocketStream
@@ -25,13 +26,23 @@ class UploadPackError(Exception):
     """upload-pack failed, so its output is not a complete response."""
 
 
-class UploadPack:
-    """Runs upload-packs with one environment. `idle` bounds each wait for bytes, in seconds."""
+MOST_ERRORS = 8192
+"""Bytes of git's error output that are read."""
 
-    def __init__(self, children: Children, environment: Mapping[str, str], idle: float) -> None:
+
+class UploadPack:
+    """Runs upload-packs with one environment. `idle` bounds each wait for bytes, in seconds.
+
+    `hear` gets each mirror with the error output of git there.
+    """
+
+    def __init__(
+        self, children: Children, environment: Mapping[str, str], idle: float, hear: Hear = hears_nothing
+    ) -> None:
         self._children = children
         self._environment = dict(environment)
         self._idle = idle
+        self._hear = hear
         self._slots = asyncio.Semaphore(ENOUGH_CHILDREN)
 
     async def write(self, mirror: Path, request: bytes, output: int, *, slowly: bool = False) -> None:
@@ -40,8 +51,10 @@ class UploadPack:
         The whole process group has ended when this returns. `slowly` runs it niced, when no guest waits for it.
         """
         async with self._slot():
-            child = self._start(["--stateless-rpc", str(mirror)], request, output, version=2, slowly=slowly)
-            await _succeed(child)
+            with self._errors(mirror) as errors:
+                options = ["--stateless-rpc", str(mirror)]
+                child = self._start(options, request, output, errors, version=2, slowly=slowly)
+                await _succeed(child)
 
     async def stream(self, mirror: Path, request: bytes | Spool, sink: Sink, *arguments: str, version: int = 2) -> None:
         """Answers one request directly to a guest, as fast as the guest reads.
@@ -73,23 +86,24 @@ class UploadPack:
         setting: str | None = None,
     ) -> None:
         received = 0
-        ours, theirs = socket.socketpair()
-        with ours:
-            ours.setblocking(False)
-            with theirs:
-                options = ["--stateless-rpc", *arguments, str(mirror)]
-                child = self._start(options, request, theirs.fileno(), version=version, setting=setting)
-            try:
-                source = SocketStream(ours, self._idle)
-                while data := await source.receive(CHUNK):
-                    received += len(data)
-                    if received > FLOWING:
-                        on_flowing()
-                    await sink.send(data)
-            except BaseException:
-                await asyncio.shield(child.end())
-                raise
-            await _succeed(child)
+        with self._errors(mirror) as errors:
+            ours, theirs = socket.socketpair()
+            with ours:
+                ours.setblocking(False)
+                with theirs:
+                    options = ["--stateless-rpc", *arguments, str(mirror)]
+                    child = self._start(options, request, theirs.fileno(), errors, version=version, setting=setting)
+                try:
+                    source = SocketStream(ours, self._idle)
+                    while data := await source.receive(CHUNK):
+                        received += len(data)
+                        if received > FLOWING:
+                            on_flowing()
+                        await sink.send(data)
+                except BaseException:
+                    await asyncio.shield(child.end())
+                    raise
+                await _succeed(child)
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[Callable[[], None]]:
@@ -108,11 +122,30 @@ class UploadPack:
         finally:
             release()
 
+    @contextmanager
+    def _errors(self, mirror: Path) -> Iterator[int]:
+        """A memory file for the error output of one child, which is heard at the end.
+
+        It cannot grow, so that git, whatever it prints, neither waits for a reader nor takes memory.
+        """
+        descriptor = os.memfd_create("errors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(descriptor, MOST_ERRORS)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+            try:
+                yield descriptor
+            finally:
+                if printed := os.pread(descriptor, MOST_ERRORS, 0).rstrip(b"\0"):
+                    self._hear(mirror, printed.decode(errors="replace"))
+        finally:
+            os.close(descriptor)
+
     def _start(
         self,
         options: Sequence[str],
         request: bytes | Spool,
         output: int,
+        errors: int,
         *,
         version: int,
         slowly: bool = False,
@@ -128,7 +161,7 @@ class UploadPack:
                 env=environment,
                 stdin=spool.rewind(),
                 stdout=output,
-                stderr=subprocess.DEVNULL,
+                stderr=errors,
             )
         finally:
             if spool is not request:
