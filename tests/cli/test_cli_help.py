@@ -219,8 +219,16 @@ NEEDS: dict[tuple[str, ...], list[str]] = {
     ("session", "show"): ["o/r", "s"],
     ("backup", "verify"): ["/nowhere"],
     ("restore",): ["/nowhere"],
+    ("heal",): ["o/r"],
 }
-ENDS = {("status",): 4, ("refresh",): 4, ("session", "show"): 1, ("backup", "verify"): 1, ("restore",): 1}
+ENDS = {
+    ("status",): 4,
+    ("refresh",): 4,
+    ("session", "show"): 1,
+    ("backup", "verify"): 1,
+    ("restore",): 1,
+    ("heal",): 1,
+}
 
 
 @pytest.mark.parametrize("words", JSON, ids=" ".join)

@@ -66,14 +66,14 @@ class DamagedNode:
 
 @contextlib.contextmanager
 def damaged_node(
-    place: Path, *, repos: Sequence[str] = (WIDGETS, OTHER), start: bool = True, **sections: Section
+    place: Path, *, repos: Sequence[str] = (WIDGETS, OTHER), start: bool = True, alerts: Section | None = None
 ) -> Iterator[DamagedNode]:
     """A node whose mirrors have loose objects alone, so that one can be taken away."""
     with HttpUpstream(place / "upstream") as upstream:
         for name in repos:
             upstream.add(name, generate_repository(place / name.replace("/", "-"), commits=5, files=6))
-        config: dict[str, Section] = {"refresh": {"interval": "1h", "stale_after": "1d"}, **sections}
-        with Serve(place / "state", repos=[upstream.url(name) for name in repos], **config).start() as serve:
+        urls, settled = [upstream.url(name) for name in repos], {"interval": "1h", "stale_after": "1d"}
+        with Serve(place / "state", repos=urls, refresh=settled, alerts=alerts or {}).start() as serve:
             for name in repos:
                 serve.wait_for_repo(name)
             guest = serve.clone(place / "guest", WIDGETS)

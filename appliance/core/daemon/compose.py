@@ -68,7 +68,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     stores, complaints = open_stores(layout, anew=True, patient=True), Complaints(layout, bus.publish)
     mirrors = Mirrors(layout, make_git(layout, config, children, complaints.hear))
     environment = git_environment(layout, layout.serving_config, os.environ)
-    daemon = await find_git_daemon(mirrors.git, environment, config.serve.idle_timeout)
+    daemon = await find_git_daemon(mirrors.git, environment, config.serve.idle_timeout, complaints.hear)
 
     keyring = make_keyring(config)
     refreshing = compose_refreshing(

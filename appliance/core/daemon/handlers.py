@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from appliance.core.daemon.compose import Assembly
 from appliance.core.daemon.control_server import Handler
 from appliance.core.errors import GitmirrorError
-from appliance.core.integrity.examination import failed_document, healing_document
+from appliance.core.integrity.examination import failed_document, healing_document, require_cloned
 from appliance.core.node.registration import added_document, outcome_document, register, unregister
 from appliance.core.process.control import Tell
 
@@ -119,6 +119,7 @@ class CommandHandlers:
         for repo in [state.find(name) for name in names]:
             tell(f"inspecting {repo.name}")
             try:
+                require_cloned(repo, health(repo.id))
                 documents.append((await self._rooms.integrity.inspect(repo, full=full)).document())
             except GitmirrorError as error:
                 documents.append(failed_document(repo.name, full, error))
@@ -126,6 +127,7 @@ class CommandHandlers:
 
     async def _heal(self, arguments: Arguments, tell: Tell) -> Any:
         repo = self._state.find(arguments["name"])
+        require_cloned(repo, self._rooms.refreshing.scheduler.health(repo.id))
         return healing_document(repo.name, await self._rooms.integrity.heal(repo))
 
     async def _guest_kit(self, arguments: Arguments, tell: Tell) -> Any:

@@ -16,7 +16,7 @@ from appliance.core.git.mirrors import Mirrors
 from appliance.core.integrity.healing import Healer, Healing
 from appliance.core.integrity.inspection import Inspection, inspect, look
 from appliance.core.integrity.recorded_refs import RecordedRefs, recorded_refs
-from appliance.core.models import Repo
+from appliance.core.models import Health, Repo
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.turns import ARCHIVE, TURNS
 from appliance.core.store.database import StoreError
@@ -134,6 +134,14 @@ class Examiner:
 
     async def _recorded(self, repo: Repo) -> RecordedRefs:
         return await asyncio.to_thread(recorded_refs, self._stores, repo.name)
+
+
+def require_cloned(repo: Repo, health: Health) -> None:
+    """Raises GitmirrorError for a mirror that was never complete, which cannot be damaged."""
+    if not health.cloned:
+        raise GitmirrorError(
+            f"{repo.name} was not cloned yet", hint="`status` says why; there is nothing to inspect before"
+        )
 
 
 def healed_columns(healing: Healing, at: float) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class IntegrityWatch:
         learn: Callable[..., Awaitable[None]],
         publish: Publish,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self._examiner = examiner
         self._repos = repos
@@ -84,6 +85,7 @@ class IntegrityWatch:
         self._learn = learn
         self._publish = publish
         self._clock = clock
+        self._steady = steady
         self._began = clock()
         self._known: dict[int, _Watched] = {}
         self._one_at_a_time = asyncio.Lock()
@@ -170,9 +172,9 @@ class IntegrityWatch:
 
     async def _look_where_due(self, endurance: Endurance) -> None:
         for watched in self._all():
-            if watched.look_at <= time.monotonic() and not self._health(watched.repo.id).damage:
+            if watched.look_at <= self._steady() and not self._health(watched.repo.id).damage:
                 # Set first, so that an error does not cause a second look at once.
-                watched.look_at = time.monotonic() + LOOK_EVERY
+                watched.look_at = self._steady() + LOOK_EVERY
                 with endurance.over(watched.repo.name):
                     await self._look(watched.repo)
 
@@ -183,7 +185,7 @@ class IntegrityWatch:
 
     async def _work_where_due(self, endurance: Endurance) -> None:
         for watched in self._all():
-            repo, health, now = watched.repo, self._health(watched.repo.id), time.monotonic()
+            repo, health, now = watched.repo, self._health(watched.repo.id), self._steady()
             work: Callable[[Repo], Coroutine[Any, Any, None]]
             if health.damage and watched.heal_from <= now:
                 is_due_now, work = True, self._mend
@@ -199,30 +201,30 @@ class IntegrityWatch:
                     await self._alone(repo, partial(work, repo))
 
     async def _inspect_by_night(self, repo: Repo) -> None:
-        self._watched(repo).inspect_from = time.monotonic() + TRY_AGAIN
+        self._watched(repo).inspect_from = self._steady() + TRY_AGAIN
         await self._inspect(repo, full=is_full(repo, self._health(repo.id), self._clock()))
 
     async def _follow_suspicion(self, repo: Repo) -> None:
         """Inspects refs and links, then the content too, because git's words do not say which of them is damaged."""
         watched = self._watched(repo)
-        watched.suspect_from = time.monotonic() + TRY_AGAIN
-        start = time.monotonic()
+        watched.suspect_from = self._steady() + TRY_AGAIN
+        start = self._steady()
         examined = await self._inspect(repo, full=False)
         if examined.found.damage is None:
             examined = await self._inspect(repo, full=True)
         watched.suspicion = None
         if examined.found.damage is None:
             watched.unfounded += 1
-            pause = pause_after_suspicions(watched.unfounded, time.monotonic() - start)
-            watched.suspect_from = time.monotonic() + pause
+            pause = pause_after_suspicions(watched.unfounded, self._steady() - start)
+            watched.suspect_from = self._steady() + pause
             log.info("%s is whole; suspicions wait for %.0fs", repo.name, pause)
 
     async def _mend(self, repo: Repo) -> None:
         """Heals what was just found. After a restart, or when an earlier heal did not suffice, inspects first."""
         watched = self._watched(repo)
         # Set first, so that an inspection that cannot be made does not cause another one at once.
-        watched.heal_from = time.monotonic() + pause_after_heals([*watched.heals, self._clock()], self._clock())
-        if watched.found is not None and time.monotonic() - watched.found[0] < STILL_TRUE:
+        watched.heal_from = self._steady() + pause_after_heals([*watched.heals, self._clock()], self._clock())
+        if watched.found is not None and self._steady() - watched.found[0] < STILL_TRUE:
             found = watched.found[1]
         else:
             found = (await self._inspect(repo, full=True)).found
@@ -231,7 +233,7 @@ class IntegrityWatch:
 
     async def _check_again(self, repo: Repo) -> None:
         watched = self._watched(repo)
-        watched.check_again, watched.inspect_from = False, time.monotonic() + CHECK_AGAIN
+        watched.check_again, watched.inspect_from = False, self._steady() + CHECK_AGAIN
         await self._inspect(repo, full=True)
 
     # -- what is done --------------------------------------------------------------------------------------
@@ -247,7 +249,7 @@ class IntegrityWatch:
     async def _found(self, repo: Repo, found: Inspection, columns: dict[str, Any]) -> None:
         log.error("%s: the mirror is damaged: %s", repo.name, escape(str(found.damage)))
         watched = self._watched(repo)
-        watched.found, watched.suspicion = (time.monotonic(), found), None
+        watched.found, watched.suspicion = (self._steady(), found), None
         await self._learn(repo.id, **columns)
         self._wake_work.set()
 
@@ -255,7 +257,7 @@ class IntegrityWatch:
         watched = self._watched(repo)
         watched.found = None
         watched.heals.append(self._clock())
-        watched.heal_from = time.monotonic() + pause_after_heals(watched.heals, self._clock())
+        watched.heal_from = self._steady() + pause_after_heals(watched.heals, self._clock())
         healing, loses_more = await self._examiner.heal(repo, found)
         columns = healed_columns(healing, self._clock())
         if healing.whole:
@@ -302,6 +304,6 @@ class IntegrityWatch:
         if known is None:
             # Not all at once after a start: a look costs little, but there may be a thousand mirrors.
             spread = FIRST_LOOKS * (len(self._known) % 100) / 100
-            known = self._known[repo.id] = _Watched(repo, time.monotonic() + spread)
+            known = self._known[repo.id] = _Watched(repo, self._steady() + spread)
         known.repo = repo
         return known

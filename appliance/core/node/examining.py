@@ -12,7 +12,13 @@ from appliance.core.config.settings import Config
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.integrity.compose import compose_examiner
-from appliance.core.integrity.examination import Examiner, failed_document, healed_columns, healing_document
+from appliance.core.integrity.examination import (
+    Examiner,
+    failed_document,
+    healed_columns,
+    healing_document,
+    require_cloned,
+)
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.node.registration import WAIT_FOR_OWNER
@@ -36,6 +42,7 @@ def verify_alone(
                 if tell is not None:
                     tell(f"inspecting {repo.name}")
                 try:
+                    require_cloned(repo, stores.health.get(repo.id))
                     examined = await examiner.inspect(repo, full=full)
                 except GitmirrorError as error:
                     documents.append(failed_document(repo.name, full, error))
@@ -50,6 +57,7 @@ def verify_alone(
 def heal_alone(stores: Stores, layout: Layout, config: Config, name: str) -> dict[str, Any]:
     """Inspects the content of a mirror and heals it. Raises GitmirrorError."""
     repo = stores.registry.get(name)
+    require_cloned(repo, stores.health.get(repo.id))
     with _examiner(stores, layout, config, [repo], "heal") as examiner:
 
         async def heal() -> dict[str, Any]:

@@ -94,7 +94,7 @@ def compose_ports(
     git = GitPort(Serving(mirrors, children, daemon, authority, fetching.engine, writing), gate, admission)
     budget = fetching.engine.budget
     pushes = HttpPushes(
-        mirrors, children, daemon.environment, authority, writing, budget, config.idle_timeout
+        mirrors, children, daemon.environment, authority, writing, budget, config.idle_timeout, daemon.hear
     )  # fmt: skip
     http = SmartHttp(fetching.engine, gate, admission, pushes, routes)
     acceptors = {

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from appliance.core.git.complaints import Hear, hears_nothing
 from appliance.core.process.children import Child, Children
+from appliance.core.process.error_output import error_output
 from appliance.core.serving.fetch.relayed import RECORDED_BYTES
 from appliance.core.serving.net.streams import CHUNK, Sink, SocketStream
 
@@ -24,10 +25,6 @@ the pace."""
 
 class UploadPackError(Exception):
     """upload-pack failed, so its output is not a complete response."""
-
-
-MOST_ERRORS = 8192
-"""Bytes of git's error output that are read."""
 
 
 class UploadPack:
@@ -51,7 +48,7 @@ class UploadPack:
         The whole process group has ended when this returns. `slowly` runs it niced, when no guest waits for it.
         """
         async with self._slot():
-            with self._errors(mirror) as errors:
+            with error_output(partial(self._hear, mirror)) as errors:
                 options = ["--stateless-rpc", str(mirror)]
                 child = self._start(options, request, output, errors, version=2, slowly=slowly)
                 await _succeed(child)
@@ -86,7 +83,7 @@ class UploadPack:
         setting: str | None = None,
     ) -> None:
         received = 0
-        with self._errors(mirror) as errors:
+        with error_output(partial(self._hear, mirror)) as errors:
             ours, theirs = socket.socketpair()
             with ours:
                 ours.setblocking(False)
@@ -121,24 +118,6 @@ class UploadPack:
             yield release
         finally:
             release()
-
-    @contextmanager
-    def _errors(self, mirror: Path) -> Iterator[int]:
-        """A memory file for the error output of one child, which is heard at the end.
-
-        It cannot grow, so that git, whatever it prints, neither waits for a reader nor takes memory.
-        """
-        descriptor = os.memfd_create("errors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(descriptor, MOST_ERRORS)
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
-            try:
-                yield descriptor
-            finally:
-                if printed := os.pread(descriptor, MOST_ERRORS, 0).rstrip(b"\0"):
-                    self._hear(mirror, printed.decode(errors="replace"))
-        finally:
-            os.close(descriptor)
 
     def _start(
         self,
