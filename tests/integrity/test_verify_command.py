@@ -28,6 +28,12 @@ def verify(node: DamagedNode, *words: str) -> tuple[int, dict[str, dict[str, Any
     return done.returncode, {document["repo"]: document for document in json.loads(done.stdout)}
 
 
+def noted(node: DamagedNode) -> list[dict[str, Any]]:
+    """The notes in the log."""
+    events = [json.loads(line) for line in node.serve.cli("audit", "export").stdout.splitlines()]
+    return [event for event in events if event["kind"] == "note"]
+
+
 @pytest.mark.slow
 def test_a_whole_node_and_a_lost_turn(node: DamagedNode) -> None:
     """Whole mirrors are dated; a lost turn and session are named and put back, and the other mirror stays as it is."""
@@ -88,12 +94,15 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
         wait_until(lost, message="an alert names the turn")
         assert all((alert["event"], alert["error"]) == ("damaged", "mirror") for alert in told())
         assert "session drop" in lost()[0]["hint"]
-        rows = [row for row in node.serve.cli_json("audit") if row["kind"] == "note"]
+        shown = {row["id"]: row["reason"] for row in node.serve.cli_json("audit")}
+        number = int(turn.rpartition("/")[2])
+        assert "its commit is lost" in shown[number] and shown[number - 2] is None
+        rows = noted(node)
         assert {(row["ref"], row["session"], row["old"]) for row in rows} >= {(turn, "fix-dns", node.turns[1])}
         assert node.serve.cli("audit", "verify").returncode == 0
         assert node.serve.wait_for_repo(WIDGETS, "damaged")["damage"]
         node.serve.cli("heal", WIDGETS, check=False)
-        assert [row for row in node.serve.cli_json("audit") if row["kind"] == "note"] == rows, "each is noted once"
+        assert noted(node) == rows, "each is noted once"
 
         node.serve.cli("session", "drop", WIDGETS, "fix-dns")
         node.serve.wait_for_repo(WIDGETS, "fresh")
@@ -125,5 +134,9 @@ def test_a_purge_names_what_it_ends(tmp_path: Path) -> None:
             f"{AGENTS}fix-dns",
             *node.turn_refs(),
         }
+        node.serve.configure()
+        node.serve.reload()
+        wait_until(lambda: not node.serve.cli_json("repos")[0]["enabled"], message="the config is read again")
         node.serve.cli("remove-repo", WIDGETS, "--purge", input="y\n")
         assert not node.mirror.exists()
+        assert node.serve.cli_json("sessions") == []

@@ -205,11 +205,10 @@ class AuditLog:
     def note_losses(self, repo: str, lost: Iterable[tuple[str, str, str]], reason: str) -> bool:
         """Appends a note for each lost (ref, session, commit) that has none yet; whether it did. Raises StoreError."""
         noted = "SELECT 1 FROM audit_events WHERE kind = 'note' AND repo = ? AND ref = ? AND old = ? AND reason = ?"
-        at = rfc3339(self._clock())
         with self._appending() as connection:
             new = [each for each in lost if not rows(connection, noted, repo, each[0], each[2], reason)]
             for ref, session, commit in new:
-                append_note(connection, at, repo, session, ref, commit, reason)
+                append_note(connection, rfc3339(self._clock()), repo, session, ref, commit, reason)
         return bool(new)
 
     def last_id(self) -> int:
@@ -262,7 +261,8 @@ class AuditLog:
                 connection,
                 """SELECT a.id, a.at, a.repo, a.session, a.ref, a.old, a.new, a.verdict,
                           CASE WHEN a.verdict = 'accepted' THEN coalesce(o.outcome, 'pending') END AS outcome,
-                          coalesce(o.reason, a.reason) AS reason, a.client, a.hash
+                          coalesce((SELECT n.reason FROM audit_events n WHERE n.kind = 'note' AND n.repo = a.repo AND
+                            n.ref = 'refs/gitmirror/turns/' || a.id), o.reason, a.reason) AS reason, a.client, a.hash
                    FROM audit_events a LEFT JOIN audit_events o ON o.attempt = a.id
                    WHERE a.kind = 'attempt' AND (?1 IS NULL OR a.repo = ?1) AND (?2 IS NULL OR a.session = ?2)
                    AND (?3 IS NULL OR a.verdict = ?3) AND (?4 IS NULL OR a.at >= ?4) AND a.id > ?5
