@@ -107,8 +107,8 @@ def egress(options: Options, as_json: bool) -> None:
 def doctor(options: Options, as_json: bool) -> None:
     """Check everything that serving needs.
 
-    Checks git, git daemon, disk, permissions, ports, config and hooks, and says how to fix each. Exits with code 3
-    when a check fails.
+    Checks git, git daemon, disk, permissions, ports, config, hooks and the known state of the mirrors, and says how to
+    fix each. Exits with code 3 when a check fails.
 
     \b
     Example:

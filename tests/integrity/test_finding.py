@@ -64,3 +64,36 @@ def test_a_fetch_that_fails_makes_the_mirror_suspect(node: DamagedNode, tmp_path
     assert node.status()["damage"] is None
     git("clone", "-q", "--depth=3", url, str(tmp_path / "again"))
     fsck(node.mirror)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guest", ["v0 over git://", "v0 over HTTP", "push over git://", "push over HTTP"])
+def test_what_git_says_to_nobody_is_heard(node: DamagedNode, tmp_path: Path, guest: str) -> None:
+    """git daemon and receive-pack print it on stderr, and the guest alone sees that something failed."""
+    node.upstream.refuse()
+    place = f"{node.serve.http_url if guest.endswith('HTTP') else node.serve.git_url}/{WIDGETS}"
+    if guest.startswith("push"):
+        git("pack-refs", "--all", cwd=node.mirror)
+        packed = node.mirror / "packed-refs"
+        packed.write_bytes(packed.read_bytes()[:-30])
+        other = node.serve.clone(tmp_path / "other", OTHER)
+        assert git_result("push", "-q", place, f"HEAD:{AGENTS}new", cwd=other)[0] != 0
+    else:
+        node.lose(blob_of(node))
+        code, _, _ = git_result("-c", "protocol.version=0", "clone", "-q", place, str(tmp_path / "clone"))
+        assert code != 0
+    node.wait_for_word("git speaks of damage")
+
+
+@pytest.mark.slow
+def test_the_damage_outlives_a_restart(node: DamagedNode) -> None:
+    """`status` shows it without `serve`, too, and the next one heals it."""
+    node.upstream.refuse()
+    node.lose(blob_of(node))
+    assert node.serve.cli("verify", WIDGETS, check=False).returncode == 3
+    node.serve.terminate()
+    assert (node.status()["state"], bool(node.status()["damage"])) == ("damaged", True)
+    node.upstream.restore()
+    node.serve.start()
+    assert node.serve.wait_for_repo(WIDGETS, "fresh")["damage"] is None
+    fsck(node.mirror)

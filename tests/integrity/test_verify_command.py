@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.backup.test_backup_pages import commands
 from tests.conftest import WIDGETS
 from tests.integrity.nodes import OTHER, DamagedNode, damaged_node
 from tests.recording.conftest import AGENTS, TURNS
@@ -108,6 +109,24 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
         node.serve.wait_for_repo(WIDGETS, "fresh")
         wait_until(lambda: told()[-1]["event"] == "recovered", message="the last alert is that all is well")
         assert len(lost()) == 1
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page(tmp_path: Path) -> None:
+    """As "A disk lied" of docs/operations.md has them; `doctor` names the damage before, and no more afterwards."""
+    with damaged_node(tmp_path, repos=[WIDGETS], start=False) as node:
+        node.lose_ref(f"{AGENTS}fix-dns")
+        codes = []
+        for words in commands("A disk lied"):
+            assert words[0] == "gitmirror.pyz"
+            words = [word.replace("jomcgi/homelab", WIDGETS) for word in words[1:]]
+            codes.append(node.serve.cli(*words, check=False).returncode)
+            checks = {check["name"]: check for check in node.serve.cli_json("doctor")}
+            assert checks["mirrors"]["ok"] is (words[0] == "heal"), checks["mirrors"]
+        assert codes == [3, 3, 0]
+        node.serve.cli("verify", "--full")
+        found = {check["name"]: check for check in node.serve.cli_json("doctor")}["mirrors"]["found"]
+        assert found.startswith("1 of 1 were inspected in full")
 
 
 def test_a_repository_that_was_never_cloned(tmp_path: Path) -> None:

@@ -319,12 +319,14 @@ async def test_suspicions_are_no_storm(monkeypatch: pytest.MonkeyPatch) -> None:
             suspect(on)
         await on.until(lambda: len(on.examiner.inspections) == 2)
         assert on.examiner.inspections == [False, True], "refs and links first, then the content"
+        await on.rounds()
         for _ in range(1000):
             suspect(on)
         await on.rounds()
         assert len(on.examiner.inspections) == 2
         on.time.seconds += schedule.SUSPECT_AGAIN + 1
         await on.until(lambda: len(on.examiner.inspections) == 4)
+        await on.rounds()
         on.time.seconds += schedule.SUSPECT_AGAIN + 1
         suspect(on)
         await on.rounds()

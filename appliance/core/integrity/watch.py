@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from appliance.core.errors import GitmirrorError
@@ -33,6 +34,7 @@ from appliance.core.text import escape, storable
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Work = Callable[[Repo], Coroutine[Any, Any, None]]
 
 TICK = 5.0
 """The most seconds between two passes."""
@@ -184,21 +186,25 @@ class IntegrityWatch:
             await self._found(repo, found, {"damage": storable(found.damage)})
 
     async def _work_where_due(self, endurance: Endurance) -> None:
-        for watched in self._all():
-            repo, health, now = watched.repo, self._health(watched.repo.id), self._steady()
-            work: Callable[[Repo], Coroutine[Any, Any, None]]
-            if health.damage and watched.heal_from <= now:
-                is_due_now, work = True, self._mend
-            elif health.damage:
-                is_due_now, work = watched.check_again and watched.inspect_from <= now, self._check_again
-            elif watched.suspicion is not None:
-                is_due_now, work = watched.suspect_from <= now, self._follow_suspicion
-            else:
-                is_due_now = watched.inspect_from <= now and is_due(repo, health, self._clock(), self._began)
-                work = self._inspect_by_night
-            if is_due_now:
-                with endurance.over(repo.name):
-                    await self._alone(repo, partial(work, repo))
+        while (due := self._most_urgent()) is not None:
+            _, repo, work = due
+            with endurance.over(repo.name):
+                await self._alone(repo, partial(work, repo))
+
+    def _most_urgent(self) -> tuple[int, Repo, Work] | None:
+        """What to do next: first what heals, then what somebody may be waiting for, then what the night brings."""
+        return min((due for due in map(self._due, self._all()) if due is not None), key=itemgetter(0), default=None)
+
+    def _due(self, watched: _Watched) -> tuple[int, Repo, Work] | None:
+        repo, health, now = watched.repo, self._health(watched.repo.id), self._steady()
+        if health.damage:
+            if watched.heal_from <= now:
+                return 0, repo, self._mend
+            return (1, repo, self._check_again) if watched.check_again and watched.inspect_from <= now else None
+        if watched.suspicion is not None:
+            return (1, repo, self._follow_suspicion) if watched.suspect_from <= now else None
+        is_nights_turn = watched.inspect_from <= now and is_due(repo, health, self._clock(), self._began)
+        return (2, repo, self._inspect_by_night) if is_nights_turn else None
 
     async def _inspect_by_night(self, repo: Repo) -> None:
         self._watched(repo).inspect_from = self._steady() + TRY_AGAIN
@@ -249,7 +255,7 @@ class IntegrityWatch:
     async def _found(self, repo: Repo, found: Inspection, columns: dict[str, Any]) -> None:
         log.error("%s: the mirror is damaged: %s", repo.name, escape(str(found.damage)))
         watched = self._watched(repo)
-        watched.found, watched.suspicion = (self._steady(), found), None
+        watched.found, watched.suspicion, watched.unfounded = (self._steady(), found), None, 0
         await self._learn(repo.id, **columns)
         self._wake_work.set()
 

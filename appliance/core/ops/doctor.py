@@ -23,9 +23,10 @@ from appliance.core.node.state_dir import is_lost, wanted_of_config
 from appliance.core.process.control import is_serving
 from appliance.core.process.disk import room_of
 from appliance.core.serving.net.sockets import listen
-from appliance.core.units import format_size
+from appliance.core.units import format_size, rfc3339
 
 LOW_DISK = 2 * 2**30
+MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def examine(node: Node) -> list[Check]:
         _disk(node),
         _hooks(node),
         _guarded("database", lambda: _database(node), "see the message; a backup is a copy of the file gitmirror.db"),
+        _guarded("mirrors", lambda: _mirrors(node), "see the message"),
     ]
     checks += _ports(node) if not serving else []
     if serving:
@@ -192,6 +194,26 @@ def _database(node: Node) -> Check:
         found += f"; {len(unknown)} turns in mirrors are not in the log"
     sound = verdict.broken is None and not unknown
     return Check("database", sound, found, "compare with a backup; `audit verify` says more")
+
+
+def _mirrors(node: Node) -> Check:
+    """Reports the damage that is known, and since when no content was inspected. `verify --full` inspects it now."""
+    if not node.layout.database.exists():
+        return Check("mirrors", True, "none yet")
+    stores = node.stores()
+    healths = stores.health.all()
+    known = [(repo.name, healths[repo.id]) for repo in stores.registry.all() if repo.id in healths]
+    damaged = [f"{name}: {health.damage}" for name, health in known if health.damage]
+    if damaged:
+        more = f", and {len(damaged) - MOST_SHOWN} more" if len(damaged) > MOST_SHOWN else ""
+        found = "; ".join(damaged[:MOST_SHOWN])
+        return Check(
+            "mirrors", False, f"damaged: {found}{more}", "`heal REPO` heals one now; check the disk (dmesg, smartctl)"
+        )
+    cloned = [health for _, health in known if health.cloned]
+    whole = [health.verified_whole_at for health in cloned if health.verified_whole_at is not None]
+    oldest = f", the first of them on {rfc3339(min(whole))[:10]}" if whole else ""
+    return Check("mirrors", True, f"{len(whole)} of {len(cloned)} were inspected in full and found whole{oldest}")
 
 
 def _ports(node: Node) -> list[Check]:
