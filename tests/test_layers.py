@@ -32,7 +32,8 @@ LAYERS: list[set[str]] = [
     {"refresh", "recording", "workspace", "maintenance"},
     {"observability"},
     {"serving"},
-    {"backup", "integrity"},
+    {"backup"},
+    {"integrity"},
     {"node"},
     {"daemon", "ops"},
 ]

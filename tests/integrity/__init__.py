@@ -1,0 +1,1 @@
+"""Damage to mirrors: found, and healed."""

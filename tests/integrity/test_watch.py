@@ -26,6 +26,8 @@ from appliance.core.models import Health, Repo
 
 MIDNIGHT = datetime(2026, 11, 26).timestamp()
 HOUR, DAY = 3600.0, 86400.0
+INSPECTED = MIDNIGHT + 30 * HOUR
+"""When the inspections of these tests begin: later than all that is due in them."""
 WHOLE, DAMAGED = Inspection((), {}), Inspection(("a blob is lost",), {})
 
 
@@ -71,6 +73,9 @@ def test_a_node_that_is_off_at_night_inspects_by_day() -> None:
     seen = Health(cloned=True, inspected_at=noon - 2 * DAY)
     assert not schedule.is_due(repo(), seen, noon, noon)
     assert schedule.is_due(repo(), replace(seen, inspected_at=noon - 4 * DAY), noon, noon)
+    # A clock that was set back by a month does not keep it waiting for that month.
+    night = MIDNIGHT + 5.99 * HOUR
+    assert schedule.is_due(repo(), replace(seen, inspected_at=night + 30 * DAY), night, night)
     # A first start is no reason to inspect a thousand old mirrors at noon.
     assert not schedule.is_due(repo(), Health(cloned=True), noon, noon)
     assert schedule.is_due(repo(), Health(cloned=True), noon, noon - 4 * DAY)
@@ -146,7 +151,7 @@ class Played(Examiner):
             await asyncio.Event().wait()
         if self.error is not None:
             raise self.error
-        return Examination(repo, full, 5.0, 0.1, self.found)
+        return Examination(repo, full, INSPECTED, 0.1, self.found)
 
     async def heal(self, repo: Repo, found: Inspection) -> tuple[Healing, bool]:
         self.heals += 1
@@ -356,8 +361,8 @@ async def test_the_night_inspects(monkeypatch: pytest.MonkeyPatch) -> None:
         await on.until(lambda: on.examiner.inspections)
         await on.rounds()
         assert len(on.examiner.inspections) == 1
-        assert on.health[1].inspected_at == 5.0
-        assert (on.health[1].verified_whole_at == 5.0) is on.examiner.inspections[0]
+        assert on.health[1].inspected_at == INSPECTED
+        assert (on.health[1].verified_whole_at == INSPECTED) is on.examiner.inspections[0]
 
 
 @in_a_loop

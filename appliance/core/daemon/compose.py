@@ -98,7 +98,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
 
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
     backups = Backups(mirrors, state.backup)
-    examiner = compose_examiner(mirrors, stores, refreshing.refresher.bring)
+    examiner = compose_examiner(mirrors, stores, refreshing.refresher.bring, state.backup)
     integrity = IntegrityWatch(examiner, repos, health, learn, bus.publish)
     status = Status(state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups)
     subscribe(bus, stream, refreshing, recording, workspaces, maintainer, observing, fetching, follower, integrity)

@@ -36,7 +36,7 @@ cause some of the words."""
 
 def is_due(repo: Repo, health: Health, now: float, began: float) -> bool:
     """Whether a mirror is to be inspected now. `began` is when `serve` started."""
-    last = health.inspected_at if health.inspected_at is not None else repo.created_at
+    last = _last(health.inspected_at, repo, now)
     if now - last > OVERDUE and (health.inspected_at is not None or now - began > OVERDUE):
         return True
     begin = _night(now)
@@ -45,7 +45,7 @@ def is_due(repo: Repo, health: Health, now: float, began: float) -> bool:
 
 def is_full(repo: Repo, health: Health, now: float) -> bool:
     """Whether an inspection reads the content of every object too: once a week, spread over the nights by name."""
-    last = health.verified_whole_at if health.verified_whole_at is not None else repo.created_at
+    last = _last(health.verified_whole_at, repo, now)
     # By the night's own date, so that an inspection after midnight counts for the same night.
     day = datetime.fromtimestamp(_night(now)).toordinal()
     return day % WEEK == zlib.crc32(repo.name.encode()) % WEEK or now - last > WHOLE_OVERDUE
@@ -60,6 +60,11 @@ def pause_after_heals(heals: Sequence[float], now: float) -> float:
 def pause_after_suspicions(unfounded: int, took: float) -> float:
     """Seconds that suspicions wait after `unfounded` inspections in a row, the last of which took `took` seconds."""
     return max(min(SUSPECT_AGAIN * 4.0 ** (unfounded - 1), SUSPECT_LATEST), MOST_OF_THE_TIME * took)
+
+
+def _last(at: float | None, repo: Repo, now: float) -> float:
+    """The time `at`, or that of the registration if there is none or the clock was set back since."""
+    return at if at is not None and at <= now + DAY else repo.created_at
 
 
 def _night(now: float) -> float:

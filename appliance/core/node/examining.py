@@ -87,6 +87,6 @@ def _examiner(stores: Stores, layout: Layout, config: Config, repos: list[Repo],
         mirrors = Mirrors(layout, make_git(layout, config, owned.children))
         clean_up(layout, [mirrors(repo.name) for repo in repos])
         refresher = Refresher(layout, mirrors.git, mirrors.locks, make_keyring(config), timeout=config.refresh.timeout)
-        yield compose_examiner(mirrors, stores, refresher.bring)
+        yield compose_examiner(mirrors, stores, refresher.bring, lambda: config.backup)
     finally:
         owned.release()
