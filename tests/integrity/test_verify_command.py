@@ -90,7 +90,8 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
             return [json.loads(line) for line in text.splitlines()]
 
         def lost() -> list[dict[str, Any]]:
-            return [alert for alert in told() if node.turns[1] in alert["words"] and turn in alert["words"]]
+            named = [(alert, alert["words"] or "") for alert in told()]
+            return [alert for alert, words in named if node.turns[1] in words and turn in words]
 
         wait_until(lost, message="an alert names the turn")
         assert all((alert["event"], alert["error"]) == ("damaged", "mirror") for alert in told())
@@ -105,7 +106,7 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
         node.serve.cli("heal", WIDGETS, check=False)
         assert noted(node) == rows, "each is noted once"
 
-        node.serve.cli("session", "drop", WIDGETS, "fix-dns")
+        node.serve.cli("session", "drop", WIDGETS, "fix-dns", "--yes")
         node.serve.wait_for_repo(WIDGETS, "fresh")
         wait_until(lambda: told()[-1]["event"] == "recovered", message="the last alert is that all is well")
         assert len(lost()) == 1
