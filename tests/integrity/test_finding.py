@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from appliance.core.process.error_output import MOST_BYTES, error_output
 from tests.conftest import WIDGETS
 from tests.integrity.nodes import OTHER, DamagedNode, damaged_node
 from tests.recording.conftest import AGENTS
@@ -102,3 +106,17 @@ def test_the_damage_outlives_a_restart(node: DamagedNode) -> None:
     node.serve.start()
     assert node.serve.wait_for_repo(WIDGETS, "fresh")["damage"] is None
     fsck(node.mirror)
+
+
+def test_a_child_that_prints_without_end_neither_waits_nor_takes_memory() -> None:
+    """Only the beginning of its error output is kept; one that prints nothing is not heard."""
+    heard: list[str] = []
+    program = "import sys\nfor n in range(200000): sys.stderr.write(f'error: line {n}\\n')"
+    with error_output(heard.append) as errors:
+        subprocess.run([sys.executable, "-c", program], stderr=errors, timeout=60)
+        assert os.fstat(errors).st_size == MOST_BYTES
+    assert len(heard) == 1
+    assert heard[0].startswith("error: line 0\nerror: line 1\n") and len(heard[0]) <= MOST_BYTES
+    with error_output(heard.append) as errors:
+        subprocess.run(["true"], stderr=errors, check=True)
+    assert len(heard) == 1
