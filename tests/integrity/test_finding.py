@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from appliance.core.events.facts import MirrorHealed
+from appliance.core.git.failures import MEANINGS, Kind
+from appliance.core.models import Health, Repo, State
+from appliance.core.observability.transitions import MOST_NAMED, condition_changed, losses_document
 from appliance.core.process.error_output import MOST_BYTES, error_output
 from tests.conftest import WIDGETS
 from tests.integrity.nodes import OTHER, DamagedNode, damaged_node
@@ -43,6 +48,10 @@ def test_a_ref_that_vanished_is_found_after_a_refresh_and_put_back(node: Damaged
     entry = node.serve.wait_for_repo(WIDGETS, "fresh")
     assert entry["damage"] is None
     assert node.status(OTHER)["state"] == "fresh"
+    with urllib.request.urlopen(f"{node.serve.admin_url}/metrics", timeout=30) as page:
+        metrics = page.read().decode()
+    assert f'gitmirror_heals_total{{repo="{WIDGETS}",result="whole"}} 1.0' in metrics
+    assert f'gitmirror_repo_state{{repo="{WIDGETS}",state="fresh"}} 1.0' in metrics
 
 
 def test_a_fetch_that_fails_makes_the_mirror_suspect(node: DamagedNode, tmp_path: Path) -> None:
@@ -106,6 +115,20 @@ def test_the_damage_outlives_a_restart(node: DamagedNode) -> None:
     node.serve.start()
     assert node.serve.wait_for_repo(WIDGETS, "fresh")["damage"] is None
     fsck(node.mirror)
+
+
+def test_an_alert_about_losses_has_the_keys_of_every_alert() -> None:
+    """It names what is lost up to a bound, and the state that the repository is in."""
+    repo = Repo(1, WIDGETS, "https://example.com/acme/widgets", None, "cli", None, True, 0.0)
+    lost = {f"refs/gitmirror/turns/{number}": f"{number:040x}" for number in range(1, MOST_NAMED + 6)}
+    event = MirrorHealed(repo=repo, whole=False, done=(), lost=lost, evidence=None, damage="105 turns are lost")
+    health = Health(cloned=True, verified_at=event.at, damage="105 turns are lost")
+    document = losses_document(event, health, 60.0)
+    usual = condition_changed("damaged", repo, health, State.DAMAGED, event.at, event.at).document()
+    assert document.keys() == usual.keys()
+    assert (document["event"], document["state"], document["error"]) == ("damaged", "damaged", "mirror")
+    assert f"refs/gitmirror/turns/1 ({1:040x})" in document["words"] and document["words"].endswith("and 5 more")
+    assert (usual["words"], usual["hint"]) == ("105 turns are lost", MEANINGS[Kind.MIRROR].hint)
 
 
 def test_a_child_that_prints_without_end_neither_waits_nor_takes_memory() -> None:
