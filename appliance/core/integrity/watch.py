@@ -43,7 +43,7 @@ LOOK_EVERY = 3600.0
 TRY_AGAIN = 1800.0
 """Seconds after which an inspection that could not be made is tried again."""
 CHECK_AGAIN = 300.0
-"""Seconds between two inspections of a damaged mirror in which sessions ended."""
+"""Seconds between two inspections of a mirror that was healed, or that is damaged and in which sessions ended."""
 STILL_TRUE = 600.0
 """Seconds for which a heal relies on what was found; later it inspects again."""
 FIRST_LOOKS = 60.0
@@ -64,6 +64,7 @@ class _Watched:
     found: tuple[float, Inspection] | None = None
     """The damage that was found, with the time, until a heal was tried."""
     check_again: bool = False
+    """Whether the content is to be inspected: after a heal, and when what is missing may not be missed any more."""
     heals: deque[float] = field(default_factory=lambda: deque(maxlen=HEALS_KEPT))
     heal_from: float = 0.0
 
@@ -197,10 +198,12 @@ class IntegrityWatch:
 
     def _due(self, watched: _Watched) -> tuple[int, Repo, Work] | None:
         repo, health, now = watched.repo, self._health(watched.repo.id), self._steady()
+        if health.damage and watched.heal_from <= now:
+            return 0, repo, self._mend
+        if watched.check_again and watched.inspect_from <= now:
+            return 1, repo, self._check_again
         if health.damage:
-            if watched.heal_from <= now:
-                return 0, repo, self._mend
-            return (1, repo, self._check_again) if watched.check_again and watched.inspect_from <= now else None
+            return None
         if watched.suspicion is not None:
             return (1, repo, self._follow_suspicion) if watched.suspect_from <= now else None
         is_nights_turn = watched.inspect_from <= now and is_due(repo, health, self._clock(), self._began)
@@ -267,6 +270,8 @@ class IntegrityWatch:
         healing, loses_more = await self._examiner.heal(repo, found)
         columns = healed_columns(healing, self._clock())
         if healing.whole:
+            # The content of all objects is read once more, and the date of that is what `status` shows.
+            watched.check_again = True
             log.warning("%s: the mirror is healed", repo.name)
         else:
             log.error("%s: the mirror is still damaged: %s", repo.name, escape(columns["damage"]))
