@@ -198,8 +198,8 @@ def _database(node: Node) -> Check:
 
 def _mirrors(node: Node) -> Check:
     """Reports the damage that is known, and since when no content was inspected. `verify --full` inspects it now."""
-    if not node.layout.database.exists():
-        return Check("mirrors", True, "none yet")
+    if is_lost(node.layout) or not node.layout.database.exists():
+        return Check("mirrors", True, "nothing is known of them yet")
     stores = node.stores()
     healths = stores.health.all()
     known = [(repo.name, healths[repo.id]) for repo in stores.registry.all() if repo.id in healths]
