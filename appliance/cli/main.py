@@ -11,6 +11,7 @@ from appliance.cli.backup import backup, restore
 from appliance.cli.context import Options
 from appliance.cli.guest import guest_kit
 from appliance.cli.install import install
+from appliance.cli.integrity import heal, verify
 from appliance.cli.output import ReportingGroup
 from appliance.cli.repos import add_repo, disable, enable, refresh, refreshes, remove_repo, repos
 from appliance.cli.serve import serve
@@ -73,6 +74,8 @@ for command in (
     session,
     audit,
     token,
+    verify,
+    heal,
     backup,
     restore,
     tui,

@@ -13,6 +13,9 @@ from appliance.cli.output import ask, print_json, print_line, print_table, say
 from appliance.cli.progress import CloneProgress
 from appliance.core.units import format_duration
 
+MOST_NAMED = 20
+"""The most sessions that a question names."""
+
 
 @click.command("add-repo")
 @click.argument("url")
@@ -79,19 +82,38 @@ def add_repo(
 def remove_repo(options: Options, name: str, purge: bool, yes: bool) -> None:
     """Stop refreshing and serving a repository.
 
-    The mirror stays on disk unless --purge is given. To remove a repository that the config lists, edit the config.
+    The mirror stays on disk unless --purge is given, which names the sessions that it ends and asks. To remove a
+    repository that the config lists, edit the config.
 
     \b
     Example:
       gitmirror.pyz remove-repo jomcgi/homelab --purge --yes
     """
-    if purge and not yes:
-        question = f"Delete the mirror of {name} and every session recorded in it?"
-        if not ask(question):
-            say("Nothing was changed.")
-            sys.exit(1)
-    options.node().current().remove(name, purge=purge)
+    node = options.node()
+    if purge and not yes and not _confirm_purge(name, node.recorded_in(name)):
+        say("Nothing was changed.")
+        sys.exit(1)
+    node.current().remove(name, purge=purge)
     say(f"{name} is removed{' and its mirror deleted' if purge else '; its mirror stays on disk'}")
+
+
+def _confirm_purge(name: str, sessions: list[dict[str, Any]]) -> bool:
+    """Names what a purge would end, and asks."""
+    if not sessions:
+        return ask(f"Delete the mirror of {name}? No session is recorded in it.")
+    turns = sum(session["turns"] for session in sessions)
+    say(f"This deletes the mirror of {name} and ends {_count(len(sessions), 'session')} with {_count(turns, 'turn')}:")
+    for session in sessions[:MOST_NAMED]:
+        kept = ", kept" if session["kept"] else ""
+        say(f"  {session['session']}: {_count(session['turns'], 'turn')}, last {session['last_at']}{kept}")
+    if len(sessions) > MOST_NAMED:
+        say(f"  and {len(sessions) - MOST_NAMED} more; see `sessions --repo {name}`")
+    say(f"A damaged mirror needs no purge: `heal {name}` keeps its sessions.")
+    return ask(f"Delete the mirror of {name} and every session recorded in it?")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 @click.command()

@@ -9,10 +9,11 @@ import click
 
 from appliance.cli.context import Options, json_option, pass_options
 from appliance.cli.output import print_json, print_line, print_table, say
+from appliance.core.models import UNHEALTHY
 from appliance.core.units import format_duration, format_size
 
 NOT_SERVING = 4
-UNHEALTHY = 3
+NOT_HEALTHY = 3
 
 
 @click.command()
@@ -21,7 +22,8 @@ UNHEALTHY = 3
 def status(options: Options, as_json: bool) -> None:
     """Show the health of the node and of each repository.
 
-    Exits with code 3 when a repository is stale or failing or pushes are off, and with 4 when serve is not running.
+    Exits with code 3 when a repository is stale, failing or damaged or pushes are off, and with 4 when serve is not
+    running.
 
     \b
     Example:
@@ -34,8 +36,8 @@ def status(options: Options, as_json: bool) -> None:
         _print_status(found)
     if not found["serving"]:
         sys.exit(NOT_SERVING)
-    if found["pushes"].get("off") or any(repo["state"] in ("stale", "failing") for repo in found["repos"]):
-        sys.exit(UNHEALTHY)
+    if found["pushes"].get("off") or any(repo["state"] in UNHEALTHY for repo in found["repos"]):
+        sys.exit(NOT_HEALTHY)
 
 
 def _print_status(found: dict[str, Any]) -> None:
@@ -67,13 +69,15 @@ def _print_status(found: dict[str, Any]) -> None:
     else:
         say("No repository is registered: gitmirror.pyz add-repo URL")
     for repo in found["repos"]:
+        if repo.get("damage"):
+            print_line(f"{repo['name']}: its mirror is damaged: {repo['damage']}")
         if repo["last_error"]:
             times = f" ({repo['failures']} times in a row)" if repo["failures"] > 1 else ""
             print_line(f"{repo['name']}: {repo['last_error']}{times}")
             if repo.get("retry_at"):
                 print_line(f"  no scheduled refresh before {repo['retry_at']}, because the upstream asked to wait")
-            if repo.get("hint"):
-                print_line(f"  what to do: {repo['hint']}")
+        if repo.get("hint"):
+            print_line(f"  what to do: {repo['hint']}")
 
 
 @click.command()
@@ -104,8 +108,8 @@ def egress(options: Options, as_json: bool) -> None:
 def doctor(options: Options, as_json: bool) -> None:
     """Check everything that serving needs.
 
-    Checks git, git daemon, disk, permissions, ports, config and hooks, and says how to fix each. Exits with code 3
-    when a check fails.
+    Checks git, git daemon, disk, permissions, ports, config, hooks and the known state of the mirrors, and says how to
+    fix each. Exits with code 3 when a check fails.
 
     \b
     Example:
@@ -122,4 +126,4 @@ def doctor(options: Options, as_json: bool) -> None:
             if not check.ok:
                 print_line(f"      fix: {check.mend}")
     if not all(check.ok for check in checks):
-        sys.exit(UNHEALTHY)
+        sys.exit(NOT_HEALTHY)

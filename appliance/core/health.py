@@ -14,10 +14,12 @@ def lag_of(health: Health, now: float) -> float | None:
 
 
 def state_of(repo: Repo, health: Health, now: float, stale_after: float) -> State:
-    """Returns the state that operators see."""
+    """Returns the state that operators see. A damaged mirror is damaged first, whatever its refreshes say."""
     lag = lag_of(health, now)
     if not repo.enabled:
         return State.DISABLED
+    if health.damage:
+        return State.DAMAGED
     if not health.cloned:
         return State.FAILING if health.failures else State.CLONING if health.cloning else State.NEW
     if health.failures >= FAILING_AFTER:

@@ -31,6 +31,11 @@ class Layout:
         """The bare mirror of `OWNER/REPO`."""
         return self.mirrors / f"{name}.git"
 
+    def name_of(self, mirror: Path) -> str | None:
+        """`OWNER/REPO` of a path that `mirror` returned; None for any other path."""
+        name = f"{mirror.parent.name}/{mirror.stem}"
+        return name if mirror == self.mirror(name) else None
+
     def incoming(self, name: str) -> Path:
         """The first clone of `OWNER/REPO` while it runs; when it is complete, it is renamed into place."""
         return self.state / "incoming" / f"{name}.git"

@@ -20,10 +20,12 @@ class State(StrEnum):
     FRESH = "fresh"
     STALE = "stale"
     FAILING = "failing"
+    DAMAGED = "damaged"
     DISABLED = "disabled"
 
 
-UNHEALTHY = frozenset({State.STALE, State.FAILING})
+UNHEALTHY = (State.DAMAGED, State.FAILING, State.STALE)
+"""The states that operators must hear of, the worst first."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class Repo:
 class Health:
     """What is known about one mirror. Times are Unix seconds; `verified_at` is the start of the last good refresh.
 
-    `error_kind` is the error word of `last_error`. The upstream asked not to be contacted before `retry_at`.
+    `error_kind` is the error word of `last_error`. The upstream asked not to be contacted before `retry_at`. `damage`
+    says what is wrong with the mirror on disk, None while nothing is known to be. `inspected_at` is when its objects
+    were last inspected, and `verified_whole_at` when an inspection of their content last found no fault.
     """
 
     tip: str | None = None
@@ -62,6 +66,9 @@ class Health:
     checked_at: float | None = None
     next_due: float = 0.0
     maintained_at: float | None = None
+    damage: str | None = None
+    inspected_at: float | None = None
+    verified_whole_at: float | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ Cell = tuple[Piece, ...]
 BARS = "▁▂▃▄▅▆▇█"
 
 STATES: dict[State, tuple[str, str]] = {
+    State.DAMAGED: ("■", "bad"),
     State.FAILING: ("✗", "bad"),
     State.STALE: ("▲", "warn"),
     State.CLONING: ("◐", "accent"),

@@ -42,6 +42,8 @@ CONTRACT: dict[str, set[str]] = {
     "token issue": {"--repo", "--ttl", "--note", "--json"},
     "token list": {"--repo", "--json"},
     "token revoke": {"ID"},
+    "verify": {"REPO", "--full", "--json"},
+    "heal": {"REPO", "--json"},
     "backup": {"DIR", "--json"},
     "backup verify": {"DIR", "--json"},
     "restore": {"DIR", "--state", "--yes", "--json"},
@@ -217,8 +219,16 @@ NEEDS: dict[tuple[str, ...], list[str]] = {
     ("session", "show"): ["o/r", "s"],
     ("backup", "verify"): ["/nowhere"],
     ("restore",): ["/nowhere"],
+    ("heal",): ["o/r"],
 }
-ENDS = {("status",): 4, ("refresh",): 4, ("session", "show"): 1, ("backup", "verify"): 1, ("restore",): 1}
+ENDS = {
+    ("status",): 4,
+    ("refresh",): 4,
+    ("session", "show"): 1,
+    ("backup", "verify"): 1,
+    ("restore",): 1,
+    ("heal",): 1,
+}
 
 
 @pytest.mark.parametrize("words", JSON, ids=" ".join)

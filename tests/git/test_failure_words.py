@@ -115,9 +115,9 @@ def repository(tmp_path: Path) -> Path:
 
 
 def advice_on(said: str) -> tuple[Kind, str]:
-    """The word for it and the hint that an operator gets, of a mirror with three sessions."""
+    """The word for it and the hint that an operator gets."""
     kind = kind_of(said)
-    return kind, hint_of(kind, 3) or ""
+    return kind, hint_of(kind) or ""
 
 
 def test_what_is_no_damage_advises_no_purge(repository: Path) -> None:
@@ -147,12 +147,12 @@ def test_a_wrong_owner_is_no_damage(repository: Path) -> None:
     assert "purge" not in advice_on(said)[1] and "chown" in advice_on(said)[1]
 
 
-def test_a_purge_is_advised_for_damage_and_says_what_it_ends(repository: Path) -> None:
-    """Real git's error for a directory that is no longer a repository."""
+def test_a_heal_is_advised_for_damage_and_a_purge_for_nothing(repository: Path) -> None:
+    """Real git's error for a directory that is no longer a repository. A purge would end every session."""
     shutil.rmtree(repository / "objects")
     kind, hint = advice_on(said_by_git("for-each-ref", cwd=repository))
-    assert kind is Kind.MIRROR and "--purge" in hint and "session" in hint and "(now 3)" in hint
-    assert [each for each, meaning in MEANINGS.items() if "purge" in meaning.hint] == [Kind.MIRROR]
+    assert kind is Kind.MIRROR and "heal REPO" in hint and "session" in hint
+    assert not [each for each, meaning in MEANINGS.items() if "purge" in meaning.hint]
 
 
 def trace(status: int, *headers: str) -> str:

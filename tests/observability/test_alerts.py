@@ -17,7 +17,14 @@ from appliance.core.config.settings import AlertsConfig
 from appliance.core.models import UNHEALTHY, Health, Repo, State
 from appliance.core.observability import alerts as alerts_module
 from appliance.core.observability.alerts import Alerts
-from appliance.core.observability.transitions import RECOVERED, Condition, LastAlert, alert_between, events_between
+from appliance.core.observability.transitions import (
+    DAMAGED,
+    RECOVERED,
+    Condition,
+    LastAlert,
+    alert_between,
+    events_between,
+)
 from appliance.core.process.children import Children
 from appliance.core.store.alerts import AlertStore
 from appliance.core.store.database import Database
@@ -37,7 +44,10 @@ CONDITIONS = st.builds(
 
 @given(st.lists(st.tuples(st.sampled_from(State), KINDS), max_size=30))
 def test_alerts_come_in_pairs(course: list[tuple[State, str | None]]) -> None:
-    """Whatever happens: one alert, or two of which the second gives the reason, and then one for the recovery."""
+    """Whatever happens: one alert, or two of which the second gives the reason, and then one for the recovery.
+
+    Damage that comes on top is told as well.
+    """
     told, said = None, []
     for state, kind in course:
         event = alert_between(told, state, kind)
@@ -45,7 +55,8 @@ def test_alerts_come_in_pairs(course: list[tuple[State, str | None]]) -> None:
             said.append((event, kind))
             told = None if event == RECOVERED else LastAlert(state, kind, 0.0)
     for (event, kind), (following, next_kind) in itertools.pairwise(said):
-        assert (event == RECOVERED) is not (following == RECOVERED) or (kind is None and next_kind is not None)
+        is_pair = (event == RECOVERED) is not (following == RECOVERED)
+        assert is_pair or following == DAMAGED != event or (kind is None and next_kind is not None)
     assert not said or said[0][0] != RECOVERED
     if course and course[-1][0] in UNHEALTHY:
         assert told is not None

@@ -17,6 +17,7 @@ from appliance.core.events.facts import (
     EventsLost,
     FetchBegan,
     FetchEnded,
+    MirrorHealed,
     PushesSwitched,
     PushRuled,
     RefreshEnded,
@@ -94,6 +95,25 @@ EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
         },
     ),
     (
+        MirrorHealed(
+            at=AT,
+            repo=REPO,
+            whole=False,
+            done=("refs/agents/s-1 was put back",),
+            lost={"refs/agents/s-2": NEW},
+            evidence="/var/lib/gitmirror/damaged/1",
+            damage="refs/agents/s-2 is lost",
+        ),
+        {
+            "event": "healed",
+            "whole": False,
+            "done": ["refs/agents/s-1 was put back"],
+            "lost": [{"ref": "refs/agents/s-2", "commit": NEW}],
+            "evidence": "/var/lib/gitmirror/damaged/1",
+            "damage": "refs/agents/s-2 is lost",
+        },
+    ),
+    (
         PushesSwitched(at=AT, are_off=True, words="the disk is full", hint="make room", since=AT),
         {"event": "pushes-off", "words": "the disk is full", "hint": "make room", "since": WHEN},
     ),
@@ -164,7 +184,7 @@ def test_the_documents_have_the_table_of_these_events() -> None:
 def test_every_event_reaches_who_watches() -> None:
     """By the stream, or by the queue in front of the database that tells the stream."""
     bus, stream, fetches = EventBus(), Mock(), Mock()
-    parts = [Mock() for _ in range(7)]
+    parts = [Mock() for _ in range(8)]
     parts[4].fetches = fetches
     subscribe(bus, stream, *parts)
     for event, _ in EXAMPLES:

@@ -72,4 +72,6 @@ def test_the_registry_has_the_contracts_keys() -> None:
     assert listed.keys() >= LIST_KEYS
     assert (listed["source"], listed["interval"], listed["enabled"], listed["state"]) == ("config", 60.0, True, "fresh")
     assert (other["source"], other["interval"], other["enabled"], other["state"]) == ("cli", 5.0, False, "disabled")
-    assert {str(state) for state in State} == {"new", "cloning", "fresh", "stale", "failing", "disabled"}
+    assert {str(state) for state in State} == {
+        "new", "cloning", "fresh", "stale", "failing", "damaged", "disabled",
+    }  # fmt: skip

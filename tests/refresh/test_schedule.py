@@ -94,12 +94,14 @@ def _repo(*, enabled: bool = True) -> Repo:
         (Health(cloned=True, verified_at=39.9), State.STALE),
         (Health(cloned=True), State.STALE),
         (Health(cloned=True, verified_at=0, failures=FAILING_AFTER), State.FAILING),
+        (Health(cloned=True, verified_at=100, damage="a blob is lost"), State.DAMAGED),
+        (Health(cloned=True, verified_at=0, failures=FAILING_AFTER, damage="a blob is lost"), State.DAMAGED),
     ],
 )
 def test_states(health: Health, state: State) -> None:
     """What an operator is told, at second 100 with `stale_after` of 60."""
     assert state_of(_repo(), health, 100, 60) is state
-    assert (state in UNHEALTHY) is (state in (State.STALE, State.FAILING))
+    assert (state in UNHEALTHY) is (state in (State.STALE, State.FAILING, State.DAMAGED))
     assert state_of(_repo(enabled=False), health, 100, 60) is State.DISABLED
 
 

@@ -64,6 +64,12 @@ def test_it_reads_without_a_serve(old: Serve) -> None:
     assert len(shown["turns"]) == REWRITTEN
     diff = old.cli("session", "diff", "acme/secret", "tidy-up", "--turn", "3").stdout
     assert "+tidy-up turn 3" in diff
+    assert all(
+        each["damage"] is None and each["verified_whole_at"] is None
+        for each in old.cli_json("status", codes=(4,))["repos"]
+    )
+    verified = old.cli_json("verify", "--full")
+    assert len(verified) == 2 and all(each["whole"] for each in verified), verified
 
 
 def test_it_is_served_and_recorded_into(old: Serve, tmp_path: Path) -> None:

@@ -183,6 +183,16 @@ def test_a_diff_has_numbers_marks_and_colours() -> None:
     assert ("import", "code-keyword") in lines[-1].pieces
 
 
+def test_damage_is_explained_before_the_last_error() -> None:
+    """The mirror's damage and what to do about it; an error of the last refresh gives way."""
+    repo = Repo(1, "acme/infra", "https://github.com/acme/infra", None, "cli", None, True, 0.0)
+    health = Health(cloned=True, failures=4, last_error="no route to host", damage="refs/agents/s is lost")
+    view = RepoView(repo, health, State.DAMAGED, "main", 60.0, "refused", "check its disk")
+    texts = ["".join(text for text, _ in left).strip() for left, _ in explain(view, 90.0, 100.0, 120)]
+    assert texts[0].startswith("■ acme/infra is damaged: its mirror is healed without you")
+    assert texts[1:] == ["refs/agents/s is lost", "check its disk", repo.url]
+
+
 def test_what_to_do_is_never_cut() -> None:
     """At 80 columns the error gives way to the hint, and the URL to both; with room, all of it is there."""
     repo = Repo(1, "acme/infra", "https://github.com/acme/infra", None, "cli", None, True, 0.0)

@@ -20,6 +20,7 @@ from appliance.core.store.told import Head, ToldHead
 
 _PREFIX = "database-copy-"
 _UNKNOWN_HEALTH = """UPDATE health SET cloned = 0, tip = NULL, head = NULL, verified_at = NULL, checked_at = NULL,
+    damage = NULL, inspected_at = NULL, verified_whole_at = NULL,
     last_error = NULL, error_kind = NULL, retry_at = NULL, failures = 0, refs = 0, size = 0, next_due = 0,
     maintained_at = NULL"""
 

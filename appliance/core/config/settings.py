@@ -154,7 +154,7 @@ class RecordingConfig:
 
 @dataclass(frozen=True)
 class AlertsConfig:
-    """`[alerts]`: where alerts go: one when a repository turns stale or failing, and one when it has recovered."""
+    """`[alerts]`: where alerts go: one when a repository turns unhealthy, and one when it has recovered."""
 
     command: tuple[str, ...] = setting("", words, "Command to run for each alert; it gets the alert as JSON on stdin.")
     url: str = setting("", _url, "URL to which each alert is posted as JSON.")

@@ -15,7 +15,10 @@ from appliance.core.daemon.status import Status
 from appliance.core.daemon.wiring import subscribe
 from appliance.core.events.bus import EventBus
 from appliance.core.git.command import git_environment
+from appliance.core.git.complaints import Complaints
 from appliance.core.git.mirrors import Mirrors
+from appliance.core.integrity.compose import compose_examiner
+from appliance.core.integrity.watch import IntegrityWatch
 from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.maintenance.scrub import Scrub
 from appliance.core.node.state_dir import make_git, make_keyring, open_stores
@@ -56,6 +59,7 @@ class Assembly:
     ports: Ports
     follower: RegistryFollower
     backups: Backups
+    integrity: IntegrityWatch
     status: Status
 
 
@@ -63,9 +67,10 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     """Builds every room without starting anything. Raises GitmirrorError."""
     layout, config, repos = state.layout, state.config, state.known_repos
     bus, stream = EventBus(), EventStream()
-    stores, mirrors = open_stores(layout, anew=True, patient=True), Mirrors(layout, make_git(layout, config, children))
+    stores, complaints = open_stores(layout, anew=True, patient=True), Complaints(layout, bus.publish)
+    mirrors = Mirrors(layout, make_git(layout, config, children, complaints.hear))
     environment = git_environment(layout, layout.serving_config, os.environ)
-    daemon = await find_git_daemon(mirrors.git, environment, config.serve.idle_timeout)
+    daemon = await find_git_daemon(mirrors.git, environment, config.serve.idle_timeout, complaints.hear)
 
     keyring = make_keyring(config)
     refreshing = compose_refreshing(
@@ -80,7 +85,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
         stream, bus.publish, begin,
     )  # fmt: skip
 
-    fetching = compose_fetching(mirrors, config, children, environment, health, bus.publish)
+    fetching = compose_fetching(mirrors, config, children, environment, health, bus.publish, complaints.hear)
     read_tokens = ReadTokens(stores.tokens)
     gate = AccessGate(mirrors.has, read_tokens.repo_of)
     kit = GuestKit(state.public_url, repos, gate)
@@ -97,9 +102,11 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
     backups = Backups(mirrors, state.backup)
     observing.metrics.add_gauges(backups.gauges)
+    examiner = compose_examiner(mirrors, stores, refreshing.refresher.bring, state.backup)
+    integrity = IntegrityWatch(examiner, repos, health, learn, bus.publish)
     status = Status(state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups)
-    subscribe(bus, stream, refreshing, recording, workspaces, maintainer, observing, fetching, follower)
+    subscribe(bus, stream, refreshing, recording, workspaces, maintainer, observing, fetching, follower, integrity)
     return Assembly(
         state, stores, mirrors, stream, refreshing, recording, workspaces, maintainer, scrub, observing,
-        fetching, daemon, read_tokens, kit, ports, follower, backups, status,
+        fetching, daemon, read_tokens, kit, ports, follower, backups, integrity, status,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from appliance.core.daemon.compose import Assembly
 from appliance.core.daemon.control_arguments import taking
 from appliance.core.daemon.control_server import Handler
 from appliance.core.errors import GitmirrorError
+from appliance.core.integrity.examination import failed_document, healing_document, require_cloned
 from appliance.core.node.registration import added_document, outcome_document, register, unregister
 from appliance.core.process.control import Tell
 
@@ -51,6 +52,8 @@ class CommandHandlers:
             "session-drop": taking(self._session_drop, repo="text", session="text"),
             "accept-loss": self._accept_loss,
             "backup": taking(self._backup, to="text?"),
+            "verify": taking(self._verify, names="texts?", full="switch?"),
+            "heal": taking(self._heal, name="text"),
         }
 
     async def _change(self, change: Callable[[], Changed]) -> Changed:
@@ -116,6 +119,25 @@ class CommandHandlers:
 
     async def _backup(self, arguments: Arguments, tell: Tell) -> Any:
         return (await self._rooms.backups.make(arguments.get("to"))).document()
+
+    async def _verify(self, arguments: Arguments, tell: Tell) -> Any:
+        state, full = self._state, bool(arguments.get("full"))
+        health = self._rooms.refreshing.scheduler.health
+        names = arguments.get("names") or [repo.name for repo in state.repos if health(repo.id).cloned]
+        documents = []
+        for repo in [state.find(name) for name in names]:
+            tell(f"inspecting {repo.name}")
+            try:
+                require_cloned(repo, health(repo.id))
+                documents.append((await self._rooms.integrity.inspect(repo, full=full)).document())
+            except GitmirrorError as error:
+                documents.append(failed_document(repo.name, full, error))
+        return documents
+
+    async def _heal(self, arguments: Arguments, tell: Tell) -> Any:
+        repo = self._state.find(arguments["name"])
+        require_cloned(repo, self._rooms.refreshing.scheduler.health(repo.id))
+        return healing_document(repo.name, await self._rooms.integrity.heal(repo))
 
     async def _guest_kit(self, arguments: Arguments, tell: Tell) -> Any:
         return self._rooms.kit.render()

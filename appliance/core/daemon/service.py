@@ -177,6 +177,7 @@ class Service:
             "alerts": rooms.observing.alerts.run(),
             "watch on pushes": rooms.observing.push_watch.run(),
             "backups": rooms.backups.run(),
+            "integrity": rooms.integrity.run(),
         }
         return [self._begin(loop, name) for name, loop in work.items()]
 

@@ -13,7 +13,7 @@ from appliance.core.backup.schedule import Backups
 from appliance.core.daemon.state import LISTENERS, ServeState
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.health import lag_of, state_of
-from appliance.core.models import UNHEALTHY, Health, Repo, State
+from appliance.core.models import UNHEALTHY, Health, Repo
 from appliance.core.observability.compose import Observing
 from appliance.core.observability.report import repo_documents, status_document
 from appliance.core.process.disk import disk_complaint
@@ -132,14 +132,14 @@ class Status:
         return f"{len(self.ports.guests)} guests; repositories: {states}{self._worst()}{off}"
 
     def _worst(self) -> str:
-        """The unhealthy repository to look at first: failing before stale, then the longest lag."""
+        """The unhealthy repository to look at first: by its state, then the longest lag."""
         now, unhealthy = time.time(), []
         for repo in self.state.repos:
             health = self.scheduler.health(repo.id)
             state = state_of(repo, health, now, self.state.stale_after())
             if state in UNHEALTHY:
                 lag = lag_of(health, now)
-                unhealthy.append((state is State.FAILING, math.inf if lag is None else lag, repo, state, health))
+                unhealthy.append((-UNHEALTHY.index(state), math.inf if lag is None else lag, repo, state, health))
         if not unhealthy:
             return ""
         _, lag, repo, state, health = max(unhealthy, key=lambda entry: entry[:2])

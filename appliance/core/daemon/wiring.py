@@ -8,8 +8,10 @@ from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.events.bus import EventBus
 from appliance.core.events.facts import (
     ConditionChanged,
+    DamageSuspected,
     FetchBegan,
     FetchEnded,
+    MirrorHealed,
     PushesSwitched,
     PushRuled,
     RefreshEnded,
@@ -19,6 +21,7 @@ from appliance.core.events.facts import (
     SessionsEnded,
     TurnRecorded,
 )
+from appliance.core.integrity.watch import IntegrityWatch
 from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.observability.compose import Observing
 from appliance.core.observability.event_stream import EventStream
@@ -41,6 +44,7 @@ def subscribe(
     observing: Observing,
     fetching: Fetching,
     follower: RegistryFollower,
+    integrity: IntegrityWatch,
 ) -> None:
     """Subscribes every room. Ended refreshes and fetches reach the stream through the queues that store them."""
     metrics, monitor, count = observing.metrics, observing.monitor, recording.count
@@ -67,17 +71,22 @@ def subscribe(
             workspaces.forget(repo)
 
     on = bus.subscribe
-    on(RefsMoved, hide_old_refs, mark_for_repack, warm, build_snapshot)
+    on(RefsMoved, hide_old_refs, mark_for_repack, warm, build_snapshot, integrity.moved)
     on(RefreshEnded, metrics.refreshed, follower.reconsider, monitor.refreshed, refreshing.announcements.refreshed)
+    on(RefreshEnded, integrity.refreshed)
     on(FetchBegan, stream.publish)
     on(ShapeAsked, fetching.warmer.saw)
     on(FetchEnded, metrics.fetched, observing.fetches.add, _log_fetch)
     on(PushRuled, metrics.ruled, stream.publish)
     on(TurnRecorded, hide_old_refs, mark_for_repack, count.changed, stream.publish)
-    on(SessionsEnded, hide_old_refs, drop_responses, warm, mark_for_repack, count.changed)
+    on(SessionsEnded, hide_old_refs, drop_responses, warm, mark_for_repack, count.changed, integrity.sessions_ended)
+    on(DamageSuspected, integrity.suspected)
+    # Responses that a damaged mirror made are dropped, because git copies what lies in its packs without a look at it.
+    on(MirrorHealed, hide_old_refs, drop_responses, warm, build_snapshot, mark_for_repack)
+    on(MirrorHealed, metrics.healed, monitor.healed, stream.publish)
     on(ConditionChanged, stream.publish)
     on(PushesSwitched, stream.publish)
-    on(RegistryChanged, forget, monitor.follow)
+    on(RegistryChanged, forget, monitor.follow, integrity.follow)
 
 
 def _log_fetch(event: FetchEnded) -> None:

@@ -170,9 +170,9 @@ class SessionsEnded(RepoEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionChanged(RepoEvent):
-    """A repository became stale or failing, or recovered."""
+    """A repository became stale, failing or damaged, or recovered."""
 
-    names = ("stale", "failing", "recovered")
+    names = ("stale", "failing", "damaged", "recovered")
     goes_out = True
 
     condition: str
@@ -200,6 +200,43 @@ class ConditionChanged(RepoEvent):
             "lag": self.lag,
             "failures": self.failures,
             "since": rfc3339(self.since),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DamageSuspected(Event):
+    """git said something that a damaged mirror explains, while it served, refreshed or recorded."""
+
+    mirror: str
+    """The name of the mirror, OWNER/REPO."""
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MirrorHealed(RepoEvent):
+    """A damaged mirror was healed, or a heal did not suffice."""
+
+    names = ("healed",)
+    goes_out = True
+
+    whole: bool
+    done: tuple[str, ...]
+    """What was done, one sentence each."""
+    lost: Mapping[str, str]
+    """The refs of recordings that could not be saved, with the commit that each had."""
+    evidence: str | None
+    damage: str | None
+    """What is still wrong."""
+    loses_more: bool = False
+    """Whether `lost` names something that no earlier heal named."""
+
+    def facts(self) -> Document:
+        return {
+            "whole": self.whole,
+            "done": list(self.done),
+            "lost": [{"ref": storable(ref), "commit": commit} for ref, commit in list(self.lost.items())[:MOST_TOLD]],
+            "evidence": self.evidence,
+            "damage": self.damage,
         }
 
 
@@ -253,6 +290,7 @@ TOLD: tuple[type[Event], ...] = (
     FetchEnded,
     TurnRecorded,
     ConditionChanged,
+    MirrorHealed,
     PushesSwitched,
     EventsLost,
     RefreshEnded,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.git.complaints import Hear, hears_nothing
 from appliance.core.git.http_trace import HttpTrace
 from appliance.core.git.tls_trust import trust_config
 from appliance.core.layout import Layout
@@ -175,7 +176,8 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
 class Git:
     """Runs git with one environment. `nice` is the niceness added to git's processes.
 
-    git inherits the descriptors in `pass_fds`; `secrets` are removed from its error output.
+    git inherits the descriptors in `pass_fds`; `secrets` are removed from its error output. `hear` gets that output of
+    every command, with the directory it ran in.
     """
 
     def __init__(
@@ -186,22 +188,25 @@ class Git:
         nice: int = 0,
         pass_fds: Sequence[int] = (),
         secrets: Sequence[str] = (),
+        hear: Hear = hears_nothing,
     ) -> None:
         self.children = children
         self.environment = dict(environment)
         self._prefix = ["nice", "-n", str(nice)] if nice else []
         self._pass_fds = tuple(pass_fds)
         self._secrets = tuple(secrets)
+        self._hear = hear
 
     def gently(self) -> Git:
         """The same runner at low priority, for work that nobody waits for."""
-        return Git(self.children, self.environment, nice=10)
+        return Git(self.children, self.environment, nice=10, hear=self._hear)
 
     def with_credential(
         self, environment: Mapping[str, str], *, pass_fds: Sequence[int] = (), secrets: Sequence[str] = ()
     ) -> Git:
         """The same runner with an upstream's credential added to its environment."""
-        return Git(self.children, {**self.environment, **environment}, pass_fds=pass_fds, secrets=secrets)
+        merged = {**self.environment, **environment}
+        return Git(self.children, merged, pass_fds=pass_fds, secrets=secrets, hear=self._hear)
 
     async def run(
         self,
@@ -252,6 +257,7 @@ class Git:
         except OSError as error:
             raise GitError(f"git cannot be started: {error}") from error
         stderr = errors.text()
+        self._hear(cwd, stderr)
         if code is None:
             raise GitError(
                 f"git {arguments[0]} took longer than {deadline:g}s and was ended",

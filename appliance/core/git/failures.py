@@ -114,8 +114,8 @@ MEANINGS: dict[Kind, Meaning] = {
     ),
     Kind.MIRROR: Meaning(
         "the mirror on this node is damaged",
-        "check its disk first; then recreate the mirror with remove-repo --purge and add-repo; that ends every session "
-        "recorded in it",
+        "check its disk; the mirror is inspected and healed without you, and `heal REPO` does it at once; every "
+        "session that can still be read is kept",
     ),
     Kind.OTHER: Meaning("the refresh failed", "the error text is all that is known; see the log"),
 }
@@ -210,12 +210,37 @@ def in_words(kind: Kind | str | None, text: str) -> str:
     return f"{MEANINGS[Kind(kind)].words}: {text}"
 
 
-def hint_of(kind: str | None, sessions: int = 0) -> str | None:
-    """What to do about a kind as it is stored; None if there is no kind, or it is one of another version.
+def hint_of(kind: str | None) -> str | None:
+    """What to do about a kind as it is stored; None if there is no kind, or it is one of another version."""
+    return MEANINGS[Kind(kind)].hint if kind in MEANINGS else None
 
-    `sessions` is how many sessions the mirror has. A hint whose advice ends them includes that number.
+
+_DAMAGE = re.compile(
+    r"possible repository corruption|input/output error|\bis corrupt\b|corrupt (?:loose|packed) object"
+    r"|(?:object|packfile|index file|commit-graph|multi-pack-index)\b.* "
+    r"(?:does not match|cannot be|is empty|is too small)"
+    r"|far too short to be a packfile|bad (?:object|tree object|packed-ref|offset|config)|(?:sha1|hash) mismatch"
+    r"|missing (?:blob|tree|commit|necessary)\b|necessary objects|unresolved delta|invalid sha1 pointer"
+    r"|ignoring (?:broken ref|dangling symref)|broken link|reference broken|not point to a valid object"
+    r"|(?:unexpected|unterminated) line in|(?:could not|unable to) (?:read|find) [0-9a-f]{40}"
+    r"|unable to (?:read (?:tree|sha1 file|object)|unpack|parse)|could not parse (?:object|commit)"
+    r"|failed to (?:read (?:object|delta)|traverse|unpack)|cannot unpack|inflate: |garbage at end of"
+    r"|not a git repository|'origin' does not appear",
+    re.IGNORECASE,
+)
+_OF_THE_MACHINE = frozenset({Kind.DISK_FULL, Kind.OPEN_FILES, Kind.PERMISSION, Kind.LOCKED})
+MOST_WORDS = 300
+"""Characters of a line of git that are kept."""
+
+
+def speaks_of_damage(text: str) -> str | None:
+    """Returns the first line of git's error output that a damaged repository on this node explains; None without one.
+
+    The words prove nothing, because an upstream and a guest can cause some of them too: only an inspection tells. Lines
+    of the upstream (`remote: `) are not read, and no line counts when the machine lacked something.
     """
-    if kind not in MEANINGS:
+    lines = [line for line in text.splitlines() if not line.startswith("remote: ")]
+    found = next((line for line in lines if _DAMAGE.search(_NAMES.sub("''", line))), None)
+    if found is None or kind_of("\n".join(lines)) in _OF_THE_MACHINE:
         return None
-    hint = MEANINGS[Kind(kind)].hint
-    return f"{hint} (now {sessions})" if kind == Kind.MIRROR else hint
+    return found[:MOST_WORDS]

@@ -171,10 +171,12 @@ class Mirror:
         *,
         without: Iterable[str] = (),
         only: Iterable[str] = (),
+        anew: bool = False,
     ) -> None:
         """Fetches branches and tags: all refs move, or none. Raises GitError.
 
-        The refs in `without` stay as they are. With `only`, no other ref is fetched and none is removed.
+        The refs in `without` stay as they are. With `only`, no other ref is fetched and none is removed. With `anew`,
+        every object is fetched, also those that the mirror seems to have.
         """
         chosen = [f"+{ref}:{ref}" for ref in only]
         refspecs = chosen or [*REFSPECS, *(f"^{ref}" for ref in without)]
@@ -182,6 +184,7 @@ class Mirror:
             "fetch",
             "--atomic",
             *(() if chosen else ("--prune",)),
+            *(("--refetch",) if anew else ()),
             "--force",
             "--no-tags",
             "--no-write-fetch-head",

@@ -67,6 +67,10 @@ class Node:
         """Revokes a read token; a running `serve` accepts it no longer."""
         return self.stores().tokens.revoke(token_id)
 
+    def recorded_in(self, name: str) -> list[dict[str, Any]]:
+        """The sessions of a repository, as `sessions` lists them, whether or not it is registered."""
+        return self.stores().sessions.all(name)
+
     def unknown_turns(self) -> list[TurnRef]:
         """Turns that are in mirrors but not in the audit log. `serve` adds them to the log when it starts."""
         # Imported here, because every command opens a node and few look into mirrors.

@@ -137,6 +137,18 @@ class OfflineNode:
         finally:
             owned.release()
 
+    def verify(self, names: list[str], on_progress: Tell | None = None, *, full: bool) -> list[dict[str, Any]]:
+        """Inspects mirrors in this process; no names mean all."""
+        from appliance.core.node.examining import verify_alone
+
+        return verify_alone(self.stores(), self.layout, self.config, names, on_progress, full=full)
+
+    def heal(self, name: str) -> dict[str, Any]:
+        """Inspects one mirror in this process and heals it."""
+        from appliance.core.node.examining import heal_alone
+
+        return heal_alone(self.stores(), self.layout, self.config, name)
+
     def drop_session(self, repo: str, session: str) -> None:
         """Raises NotServing, because only a running `serve` ends sessions: it may be recording into them."""
         self._needs_serve()

@@ -53,16 +53,17 @@ def unregister(stores: Stores, layout: Layout, config: Config, name: str, *, pur
     A mirror on disk that is not registered can be removed with `purge` only; this returns False then. Raises
     UnknownRepo if there is nothing to remove, and UsageError if the config lists the repository.
     """
+    was_registered = True
     try:
         stores.registry.remove(name, str(config.path or "the config"))
-        if purge:
-            stores.sessions.end_all(name, "its repository was purged", time.time())
     except UnknownRepo:
         # A name with dots would be a path out of the mirrors.
         if not (purge and is_repo_name(name) and layout.mirror(name).exists()):
             raise
-        return False
-    return True
+        was_registered = False
+    if purge:
+        stores.sessions.end_all(name, "its repository was purged", time.time())
+    return was_registered
 
 
 def added_document(

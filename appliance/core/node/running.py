@@ -71,6 +71,14 @@ class RunningNode:
         """Makes a backup now, to the directory `to` or the configured one, and waits for it."""
         return dict(call(self.layout, "backup", to=to))
 
+    def verify(self, names: list[str], on_progress: Tell | None = None, *, full: bool) -> list[dict[str, Any]]:
+        """Inspects mirrors now; no names mean all. Damage is healed afterwards."""
+        return list(call(self.layout, "verify", on_progress=on_progress, names=names, full=full))
+
+    def heal(self, name: str) -> dict[str, Any]:
+        """Inspects one mirror now and heals it."""
+        return dict(call(self.layout, "heal", name=name))
+
     def drop_session(self, repo: str, session: str) -> None:
         """Ends a session at once."""
         call(self.layout, "session-drop", repo=repo, session=session)

@@ -14,6 +14,7 @@ from appliance.core.config.credentials import Credentials
 from appliance.core.config.settings import Config, RepoConfig
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.command import Git, git_environment, write_git_configs
+from appliance.core.git.complaints import Hear, hears_nothing
 from appliance.core.git.keyring import Keyring
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirrors import mirrors_on_disk
@@ -100,7 +101,7 @@ def make_state(layout: Layout) -> None:
         ) from error
 
 
-def make_git(layout: Layout, config: Config, children: Children) -> Git:
+def make_git(layout: Layout, config: Config, children: Children, hear: Hear = hears_nothing) -> Git:
     """Writes git's configs and returns the runner for refreshes and maintenance. The state directory must be claimed.
 
     Raises GitmirrorError if the configs cannot be written, because git must not run without them.
@@ -112,7 +113,7 @@ def make_git(layout: Layout, config: Config, children: Children) -> Git:
             f"git's configuration in {layout.run} cannot be written: {error.strerror}",
             hint=f"free space on its disk, and make sure that {layout.run} belongs to the user that runs gitmirror",
         ) from error
-    return Git(children, git_environment(layout, layout.git_config, os.environ))
+    return Git(children, git_environment(layout, layout.git_config, os.environ), hear=hear)
 
 
 def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:

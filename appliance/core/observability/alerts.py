@@ -1,4 +1,4 @@
-"""Sends one alert when a repository becomes stale or failing, and one when it recovers.
+"""Sends one alert when a repository becomes stale, failing or damaged, and one when it recovers.
 
 Pushes that are off get alerts in the same way. They concern all repositories at once.
 """
@@ -20,7 +20,7 @@ from appliance.core.config.settings import AlertsConfig
 from appliance.core.events.facts import PUSHES_OFF
 from appliance.core.models import Health, Repo, State
 from appliance.core.observability.delivery import OutletError, post, run_command
-from appliance.core.observability.transitions import RECOVERED, LastAlert, alert_between, condition_changed
+from appliance.core.observability.transitions import RECOVERED, LastAlert, alert_between, condition_changed, error_of
 from appliance.core.process.children import Children
 from appliance.core.process.endurance import Endurance
 from appliance.core.store.alerts import AlertStore
@@ -38,10 +38,13 @@ HOUR = 3600.0
 PUSHES = 0
 """The key of alerts about pushes, in place of a repository's id. Those start at 1."""
 
+Key = int | str
+"""A repository's id, PUSHES, or for what a heal could not save the repository's name."""
+
 
 @dataclass
 class _Pending:
-    key: int
+    key: Key
     subject: str
     delivered: LastAlert | None
     """The last alert to store once this one is delivered, or None to delete the row."""
@@ -68,8 +71,8 @@ class Alerts:
         self._config = config
         self._last_alerts: dict[int, LastAlert] = {}
         self._loaded = False
-        self._pending: dict[int, _Pending] = {}
-        self._sent: dict[int, deque[float]] = {}
+        self._pending: dict[Key, _Pending] = {}
+        self._sent: dict[Key, deque[float]] = {}
         self._settled: list[int] = []
         self._pushes_told = pushes_told
         self._reported_off = os.path.exists(pushes_told)
@@ -90,7 +93,7 @@ class Alerts:
 
     def keep(self, repo_ids: Collection[int]) -> None:
         """Drops alerts about all other repositories, because those were disabled or removed."""
-        known = {*self._last_alerts, *self._pending, *self._sent} - {PUSHES}
+        known = {key for key in (*self._last_alerts, *self._pending, *self._sent) if isinstance(key, int)} - {PUSHES}
         for gone in [repo_id for repo_id in known if repo_id not in repo_ids]:
             self._pending.pop(gone, None)
             self._sent.pop(gone, None)
@@ -106,7 +109,7 @@ class Alerts:
         if not self._loaded or not (config.command or config.url):
             return
         last = self._last_alerts.get(repo.id)
-        event = alert_between(last, state, health.error_kind)
+        event = alert_between(last, state, error_of(health))
         if event is None:
             self._pending.pop(repo.id, None)
             return
@@ -117,7 +120,7 @@ class Alerts:
             waiting = self._pending[repo.id] = _Pending(repo.id, repo.name, None, {})
         if event == RECOVERED and last is not None:
             since = last.since
-        waiting.delivered = None if event == RECOVERED else LastAlert(state, health.error_kind, since)
+        waiting.delivered = None if event == RECOVERED else LastAlert(state, error_of(health), since)
         waiting.document = condition_changed(event, repo, health, state, now, since, asking_for).document()
         self._wake.set()
 
@@ -130,6 +133,13 @@ class Alerts:
             self._pending.pop(PUSHES, None)
         elif PUSHES not in self._pending and not self._flaps(PUSHES):
             self._pending[PUSHES] = _Pending(PUSHES, "pushes", None, document)
+            self._wake.set()
+
+    def consider_losses(self, repo: Repo, document: dict[str, Any]) -> None:
+        """Queues `document`, which names what a heal could not save. It replaces one that was not delivered yet."""
+        config = self._config()
+        if (config.command or config.url) and not self._flaps(repo.name):
+            self._pending[repo.name] = _Pending(repo.name, repo.name, None, document)
             self._wake.set()
 
     async def run(self) -> None:
@@ -154,8 +164,8 @@ class Alerts:
             except TimeoutError:
                 pass
 
-    def _flaps(self, repo_id: int) -> bool:
-        sent = self._sent.setdefault(repo_id, deque(maxlen=MOST_AN_HOUR))
+    def _flaps(self, key: Key) -> bool:
+        sent = self._sent.setdefault(key, deque(maxlen=MOST_AN_HOUR))
         return len(sent) == MOST_AN_HOUR and time.monotonic() - sent[0] < HOUR
 
     async def _deliver(self, alert: _Pending) -> None:
@@ -177,7 +187,7 @@ class Alerts:
             del self._pending[alert.key]
         if alert.key == PUSHES:
             self._remember_pushes(document["event"] == PUSHES_OFF)
-        else:
+        elif isinstance(alert.key, int):
             await self._remember(alert.key, delivered)
         if self.trouble is None:
             log.info("sent the alert about %s: %s", alert.subject, document["event"])

@@ -6,10 +6,16 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from appliance.core.events.facts import Publish, RefreshEnded, RegistryChanged
+from appliance.core.events.facts import MirrorHealed, Publish, RefreshEnded, RegistryChanged
 from appliance.core.models import UNHEALTHY, Health, Repo, State
 from appliance.core.observability.alerts import Alerts
-from appliance.core.observability.transitions import Condition, condition_changed, condition_of, events_between
+from appliance.core.observability.transitions import (
+    Condition,
+    condition_changed,
+    condition_of,
+    events_between,
+    losses_document,
+)
 from appliance.core.refresh.scheduler import Scheduler
 
 LOOK_EVERY = 2.0
@@ -52,6 +58,14 @@ class HealthMonitor:
         """Looks at a repository whose refresh has ended. It is judged from now on."""
         self._tried.add(event.repo.id)
         self._look_at(event.repo, event.health, 0.0)
+
+    def healed(self, event: MirrorHealed) -> None:
+        """Looks at a repository whose mirror was healed, and has an alert sent that names what is lost."""
+        repo, health = event.repo, self._scheduler.health(event.repo.id)
+        self._tried.add(repo.id)
+        self._look_at(repo, health, 0.0)
+        if event.loses_more:
+            self._alerts.consider_losses(repo, losses_document(event, health, self._stale_after()))
 
     def follow(self, event: RegistryChanged) -> None:
         """Looks at all repositories after the registry changed."""

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from appliance.core.events.facts import FetchEnded, PushRuled, RefreshEnded
+from appliance.core.events.facts import FetchEnded, MirrorHealed, PushRuled, RefreshEnded
 from appliance.core.health import lag_of, state_of
 from appliance.core.models import Health, Repo
 
@@ -60,6 +60,9 @@ class Metrics:
             "gitmirror_webhooks", "Webhooks by the status of their response.", ("status",), registry=registry
         )
         self._pushes = Counter("gitmirror_pushes", "Pushes by verdict.", ("verdict",), registry=registry)
+        self._heals = Counter(
+            "gitmirror_heals", "Heals of damaged mirrors by their result.", ("repo", "result"), registry=registry
+        )
         registry.register(_Repositories(repos, health, stale_after))
 
     def add_gauges(self, *read: ReadGauges) -> None:
@@ -81,6 +84,10 @@ class Metrics:
         self._refreshes.labels(outcome.repo, outcome.result).inc()
         if outcome.kind:
             self._failures.labels(outcome.repo, outcome.kind).inc()
+
+    def healed(self, event: MirrorHealed) -> None:
+        """Counts a heal: `whole` when it sufficed."""
+        self._heals.labels(event.repo.name, "whole" if event.whole else "damaged").inc()
 
     def webhook(self, status: int) -> None:
         """Counts a webhook that was answered with `status`."""
@@ -128,6 +135,11 @@ class _Repositories(Collector):
         error = GaugeMetricFamily(
             "gitmirror_repo_error", "1 for the kind of error of the last refresh.", labels=["repo", "kind"]
         )
+        whole = GaugeMetricFamily(
+            "gitmirror_verified_whole_timestamp_seconds",
+            "When the content of the mirror was last inspected and found whole.",
+            labels=["repo"],
+        )
         for repo in self._repos():
             health = self._health(repo.id)
             seconds = lag_of(health, now)
@@ -137,4 +149,6 @@ class _Repositories(Collector):
             size.add_metric([repo.name], health.size)
             if health.last_error and repo.enabled:
                 error.add_metric([repo.name, health.error_kind or "other"], 1)
-        yield from (lag, state, size, error)
+            if health.verified_whole_at is not None:
+                whole.add_metric([repo.name], health.verified_whole_at)
+        yield from (lag, state, size, error, whole)

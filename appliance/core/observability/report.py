@@ -7,7 +7,7 @@ from typing import Any
 
 from appliance import __version__
 from appliance.core.config.settings import Config
-from appliance.core.git.failures import hint_of
+from appliance.core.git.failures import Kind, hint_of
 from appliance.core.health import followed_branch, lag_of, state_of
 from appliance.core.models import Health, Repo
 from appliance.core.units import rfc3339
@@ -74,10 +74,13 @@ def _repo_status(repo: Repo, health: Health, now: float, stale_after: float) -> 
         "verified_at": None if health.verified_at is None else rfc3339(health.verified_at),
         "last_error": health.last_error,
         "error": health.error_kind,
-        "hint": hint_of(health.error_kind, health.sessions),
+        "hint": hint_of(Kind.MIRROR if health.damage else health.error_kind),
         "retry_at": None if health.retry_at is None else rfc3339(health.retry_at),
         "failures": health.failures,
         "refs": health.refs,
         "size": health.size,
         "sessions": health.sessions,
+        "damage": health.damage,
+        "inspected_at": None if health.inspected_at is None else rfc3339(health.inspected_at),
+        "verified_whole_at": None if health.verified_whole_at is None else rfc3339(health.verified_whole_at),
     }

@@ -19,6 +19,7 @@ from appliance.core.config.settings import Config
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import NEWEST_TRIED, OLDEST_GIT
 from appliance.core.git.keyring import check_files
+from appliance.core.models import UNHEALTHY
 from appliance.core.node.node import Node
 from appliance.core.node.state_dir import is_lost, wanted_of_config
 from appliance.core.process.control import is_serving
@@ -26,9 +27,10 @@ from appliance.core.process.disk import room_of
 from appliance.core.serving.net.sockets import listen
 from appliance.core.store.database import DatabaseLost
 from appliance.core.store.remedies import remedy
-from appliance.core.units import format_duration, format_size
+from appliance.core.units import format_duration, format_size, rfc3339
 
 LOW_DISK = 2 * 2**30
+MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def examine(node: Node) -> list[Check]:
         _disk(node),
         _hooks(node),
         _database(node),
+        _guarded("mirrors", lambda: _mirrors(node), "see the message"),
         *_backup(node, serving),
     ]
     checks += _ports(node) if not serving else []
@@ -228,6 +231,26 @@ def _backup(node: Node, serving: bool) -> list[Check]:
     return [Check("backup", not (serving and is_late(newest, every)), found, mend)]
 
 
+def _mirrors(node: Node) -> Check:
+    """Reports the damage that is known, and since when no content was inspected. `verify --full` inspects it now."""
+    if is_lost(node.layout) or not node.layout.database.exists():
+        return Check("mirrors", True, "nothing is known of them yet")
+    stores = node.stores()
+    healths = stores.health.all()
+    known = [(repo.name, healths[repo.id]) for repo in stores.registry.all() if repo.id in healths]
+    damaged = [f"{name}: {health.damage}" for name, health in known if health.damage]
+    if damaged:
+        more = f", and {len(damaged) - MOST_SHOWN} more" if len(damaged) > MOST_SHOWN else ""
+        found = "; ".join(damaged[:MOST_SHOWN])
+        return Check(
+            "mirrors", False, f"damaged: {found}{more}", "`heal REPO` heals one now; check the disk (dmesg, smartctl)"
+        )
+    cloned = [health for _, health in known if health.cloned]
+    whole = [health.verified_whole_at for health in cloned if health.verified_whole_at is not None]
+    oldest = f", the first of them on {rfc3339(min(whole))[:10]}" if whole else ""
+    return Check("mirrors", True, f"{len(whole)} of {len(cloned)} were inspected in full and found whole{oldest}")
+
+
 def _ports(node: Node) -> list[Check]:
     checks = []
     serve = node.config.serve
@@ -252,11 +275,11 @@ def _pushes(node: Node) -> Check:
 
 def _serve(node: Node) -> Check:
     found = node.status()
-    unhealthy = [repo["name"] for repo in found["repos"] if repo["state"] in ("stale", "failing")]
+    unhealthy = [f"{repo['name']} ({repo['state']})" for repo in found["repos"] if repo["state"] in UNHEALTHY]
     if found["warnings"]:
         return Check("serve", False, "; ".join(found["warnings"]), "fix what the warnings name, then restart serve")
     if unhealthy:
-        return Check("serve", False, f"stale or failing: {', '.join(unhealthy)}", "see the reason in `status`")
+        return Check("serve", False, f"unhealthy: {', '.join(unhealthy)}", "see the reason in `status`")
     return Check("serve", True, f"process {found['pid']}, pushes are guarded")
 
 

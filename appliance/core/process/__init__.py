@@ -1,7 +1,8 @@
 """Processes: the children of this process, and which process owns a state directory.
 
 - `children`: starts a child in a process group of its own, records it on disk, and ends the whole group.
-- `run`: runs one child to its end, with a deadline and a limit on its output.
+- `run`: runs one child to its end, with a deadline and a limit on its output. `error_output`: a bounded part of the
+  stderr of a child whose output goes elsewhere.
 - `owner`: the lock that one `serve` (or one command without it) holds on a state directory, and taking it over from
   an owner that was killed.
 - `control`: how other processes call the owner: one JSON document per line over a unix socket.

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.events.facts import Publish, PushRuled, TurnRecorded
+from appliance.core.events.facts import DamageSuspected, Publish, PushRuled, TurnRecorded
+from appliance.core.git.failures import speaks_of_damage
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import ZERO_OID, PushDecision, PushFault, RefChange, RefCommand, Repo
@@ -175,6 +176,8 @@ class PushAuthorizer:
         `report` is receive-pack's report on each ref, as far as it was received: None for success, otherwise the
         reason. `size` is the bytes that the guest sent. Never raises: an outcome that cannot be logged now is retried.
         """
+        if words := speaks_of_damage("\n".join(reason for reason in report.values() if reason)):
+            self._publish(DamageSuspected(mirror=decision.repo.name, words=words))
         try:
             outcomes = await self._outcomes.of_push(decision, report, self._quota.too_large(size))
         except GitmirrorError as error:

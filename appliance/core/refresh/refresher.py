@@ -124,6 +124,31 @@ class Refresher:
         except OSError as error:
             raise GitmirrorError(f"the mirror of {run.repo.name} cannot be read or written: {error}") from error
 
+    async def bring(self, mirror: Mirror, repo: Repo) -> None:
+        """Fetches everything that the upstream has into `mirror`, at any path, and follows its default branch.
+
+        For a heal: what the mirror seems to have is fetched too. Takes no lock; the caller has the mirror to itself.
+        Raises GitmirrorError.
+        """
+        keyring = self.keyring
+        upstream = parse_upstream(repo.url, allow_local=True, has_key=keyring.has_key)
+        try:
+            if keyring.entry(upstream) is not None:
+                mirror.mark(repo.url)
+            async with asyncio.timeout(self.timeout), keyring.open(upstream, self._git) as git:
+                mirror = Mirror(mirror.path, git)
+                mirror.configure(repo.url)
+                offered = await mirror.remote_refs(self._asking_deadline())
+                left_out = await beside(len(offered.refs), self.left_out.of, mirror, offered)
+                remote = _without(offered, left_out)
+                await mirror.fetch(self.timeout, without=left_out, anew=True)
+                await self._require_brought(mirror, remote, before={})
+                await self._follow_head(mirror, remote)
+        except TimeoutError:
+            raise GitError(f"the upstream took longer than {self.timeout:g}s", timed_out=True) from None
+        except OSError as error:
+            raise GitmirrorError(f"{mirror.path} cannot be read or written: {error}") from error
+
     async def _clone(self, run: RefreshRun, git: Git, upstream: Upstream, with_credential: bool) -> MirrorFacts:
         """Clones into a temporary directory and renames it when complete, so that a mirror is never half there."""
         growing = Mirror(self._layout.incoming(run.repo.name), git)

@@ -9,6 +9,7 @@ from functools import partial
 from appliance.core.access.gate import AccessGate
 from appliance.core.config.settings import Config, ServeConfig
 from appliance.core.events.facts import Publish
+from appliance.core.git.complaints import Hear
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.models import Health
 from appliance.core.process.children import Children
@@ -47,11 +48,12 @@ def compose_fetching(
     environment: Mapping[str, str],
     health: Callable[[int], Health],
     publish: Publish,
+    hear: Hear,
 ) -> Fetching:
-    """Builds the parts that answer fetches. `environment` is the environment of upload-pack."""
+    """Builds the parts that answer fetches. `environment` is that of upload-pack; `hear` gets its error output."""
     cache = ResponseCache(mirrors.layout.cache / "responses", config.cache.budget)
     cache.start()
-    upload_pack = UploadPack(children, environment, config.serve.idle_timeout)
+    upload_pack = UploadPack(children, environment, config.serve.idle_timeout, hear)
     refs = RefSnapshots(upload_pack, mirrors)
     engine = Engine(cache, refs, upload_pack, mirrors, publish)
     return Fetching(cache, refs, engine, Warmer(engine, cache, mirrors, health))
@@ -92,7 +94,7 @@ def compose_ports(
     git = GitPort(Serving(mirrors, children, daemon, authority, fetching.engine, writing), gate, admission)
     budget = fetching.engine.budget
     pushes = HttpPushes(
-        mirrors, children, daemon.environment, authority, writing, budget, config.idle_timeout
+        mirrors, children, daemon.environment, authority, writing, budget, config.idle_timeout, daemon.hear
     )  # fmt: skip
     http = SmartHttp(fetching.engine, gate, admission, pushes, routes)
     acceptors = {

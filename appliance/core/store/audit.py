@@ -1,7 +1,7 @@
 """The audit log: append-only events, each chained by its hash to the previous one.
 
 An *attempt* is one ref of one push with the verdict on it. An *outcome* says whether an accepted attempt was applied or
-failed. A *note* says that a session was ended and why, or that an operator accepted a loss.
+failed. A *note* says that a session was ended and why, that an operator accepted a loss, or that a commit is lost.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.store.chain import (
     GENESIS,
     append_event,
+    append_note,
     canonical_form,
     contains,
     head_of,
@@ -206,6 +207,15 @@ class AuditLog:
             self._reported.write(head)
         return True
 
+    def note_losses(self, repo: str, lost: Iterable[tuple[str, str, str]], reason: str) -> bool:
+        """Appends a note for each lost (ref, session, commit) that has none yet; whether it did. Raises StoreError."""
+        noted = "SELECT 1 FROM audit_events WHERE kind = 'note' AND repo = ? AND ref = ? AND old = ? AND reason = ?"
+        with self._appending() as connection:
+            new = [each for each in lost if not rows(connection, noted, repo, each[0], each[2], reason)]
+            for ref, session, commit in new:
+                append_note(connection, rfc3339(self._clock()), repo, session, ref, commit, reason)
+        return bool(new)
+
     def last_id(self) -> int:
         """The highest id ever assigned; 0 if none was."""
         with self._database.reading() as connection:
@@ -256,7 +266,8 @@ class AuditLog:
                 connection,
                 """SELECT a.id, a.at, a.repo, a.session, a.ref, a.old, a.new, a.verdict,
                           CASE WHEN a.verdict = 'accepted' THEN coalesce(o.outcome, 'pending') END AS outcome,
-                          coalesce(o.reason, a.reason) AS reason, a.client, a.hash
+                          coalesce((SELECT n.reason FROM audit_events n WHERE n.kind = 'note' AND n.repo = a.repo AND
+                            n.ref = 'refs/gitmirror/turns/' || a.id), o.reason, a.reason) AS reason, a.client, a.hash
                    FROM audit_events a LEFT JOIN audit_events o ON o.attempt = a.id
                    WHERE a.kind = 'attempt' AND (?1 IS NULL OR a.repo = ?1) AND (?2 IS NULL OR a.session = ?2)
                    AND (?3 IS NULL OR a.verdict = ?3) AND (?4 IS NULL OR a.at >= ?4) AND a.id > ?5

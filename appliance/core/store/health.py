@@ -16,7 +16,7 @@ REFRESHES_KEPT = 500
 _COLUMNS = frozenset(
     {
         "tip", "head", "verified_at", "checked_at", "last_error", "error_kind", "retry_at", "failures", "cloned",
-        "refs", "size", "sessions", "next_due", "maintained_at",
+        "refs", "size", "sessions", "next_due", "maintained_at", "damage", "inspected_at", "verified_whole_at",
     }
 )  # fmt: skip
 

@@ -209,3 +209,10 @@ _step(
     "0007_trusted_time",
     "CREATE TABLE trusted_time (id INTEGER PRIMARY KEY CHECK (id = 1), at REAL NOT NULL)",
 )
+
+_step(
+    "0008_integrity",
+    "ALTER TABLE health ADD COLUMN damage TEXT",
+    "ALTER TABLE health ADD COLUMN inspected_at REAL",
+    "ALTER TABLE health ADD COLUMN verified_whole_at REAL",
+)

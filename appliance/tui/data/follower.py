@@ -35,6 +35,8 @@ PACE = 0.5
 """The least seconds between two reads while events come all the time."""
 CALM = 0.2
 """The least seconds between two redraws caused by events, because nobody reads hundreds a second one by one."""
+NEWS_OF_REPOS = frozenset({"refreshed", "recorded", "damaged", "healed", "recovered", "lost"})
+"""Events after which the repositories are read again."""
 OF_SERVE = frozenset({"pulse", "events"})
 """The names of reads that ask serve, not the database."""
 RECENT = 60
@@ -245,7 +247,7 @@ class Follower:
             elif event["event"] == "refreshed" and not event["error"]:
                 self._model.verified[event["repo"]] = seconds_of(event["at"]) - event["seconds"]
         self._model.activity.take(events)
-        if any(event["event"] in ("refreshed", "recorded", "lost") for event in events):
+        if any(event["event"] in NEWS_OF_REPOS for event in events):
             self.soon(self.read_repos)
         view = self._visible()
         if view is not None:

@@ -84,6 +84,7 @@ def explain(view: RepoView, lag: float | None, now: float, width: int) -> list[L
     shape, tone = STATES[state]
     behind = "never cloned" if lag is None else f"behind for {span(lag)}"
     said = {
+        State.DAMAGED: "its mirror is healed without you, and guests get what is right in it",
         State.FAILING: f"{behind}, {count(health.failures, 'failure')} in a row",
         State.STALE: f"not verified for {span(lag)}",
         State.CLONING: "its first clone is under way",
@@ -98,9 +99,9 @@ def explain(view: RepoView, lag: float | None, now: float, width: int) -> list[L
         due = f"next try in {span(health.next_due - now)} " if health.next_due > now else "a retry is due "
     first: Cell = ((f" {shape} {view.repo.name} ", tone), (f"is {state}: {said}", ""))
     lines: list[Line] = [(first, cell(due, "dim"))]
-    if health.last_error:
-        word = f"{view.word}: " if view.word and view.word != health.last_error else ""
-        said_by_git = wrapped(word + health.last_error, width - 4, 1 if view.hint else 2)
+    if words := health.damage or health.last_error:
+        word = f"{view.word}: " if view.word and not health.damage and view.word != words else ""
+        said_by_git = wrapped(word + words, width - 4, 1 if view.hint else 2)
         lines += [(cell(f"   {line}"), ()) for line in said_by_git]
         lines += [(cell(f"   {line}", "warn"), ()) for line in wrapped(view.hint or "", width - 4, 2) if line]
     lines.append((cell(f"   {view.repo.url}", "dim"), ()))

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
+from appliance.core.models import UNHEALTHY
 from appliance.core.node.queries import RepoView
 from appliance.tui.context import Context, OpenRepository
 from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
 from appliance.tui.data.model import EVERY
 from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
-from appliance.tui.screens.repo_columns import BEHIND, RepoColumns, explain
+from appliance.tui.screens.repo_columns import RepoColumns, explain
 from appliance.tui.text import STATES, Piece, cell, percent
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Listing
@@ -104,7 +105,7 @@ class RepositoriesScreen(RepoActions):
 
     def action_behind(self) -> None:
         """Goes to the repository that is behind the most, or on to the next when it is on one already."""
-        behind = sorted((view for view in self.model.repos.values() if view.state in BEHIND), key=self._badness)
+        behind = sorted((view for view in self.model.repos.values() if view.state in UNHEALTHY), key=self._badness)
         if not behind:
             self.context.say("Nothing is behind.")
             return
@@ -131,7 +132,7 @@ class RepositoriesScreen(RepoActions):
     @staticmethod
     def _badness(view: RepoView) -> tuple[int, float, str]:
         verified = view.health.verified_at or 0.0
-        return ORDER.index(view.state), verified if view.state in BEHIND else 0.0, view.repo.name
+        return ORDER.index(view.state), verified if view.state in UNHEALTHY else 0.0, view.repo.name
 
     def _arrange(self) -> None:
         model = self.model

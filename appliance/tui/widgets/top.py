@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.core.models import State
+from appliance.core.models import UNHEALTHY
 from appliance.tui.data.model import Model
 from appliance.tui.text import STATES, Piece, count
 from appliance.tui.widgets.lines import Lines
@@ -37,7 +37,7 @@ class Top(Lines):
 def _behind(model: Model) -> tuple[Piece, ...]:
     """Counts what is in trouble, for views that do not list it."""
     counts = model.counts()
-    found = [(state, counts[state]) for state in (State.FAILING, State.STALE) if counts.get(state)]
+    found = [(state, counts[state]) for state in UNHEALTHY if counts.get(state)]
     return tuple((f"{STATES[state][0]} {number:,} {state}  ", STATES[state][1]) for state, number in found)
 
 

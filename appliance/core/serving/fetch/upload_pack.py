@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
+from appliance.core.git.complaints import Hear, hears_nothing
 from appliance.core.process.children import Child, Children
+from appliance.core.process.error_output import error_output
 from appliance.core.serving.fetch.relayed import RECORDED_BYTES
 from appliance.core.serving.net.streams import CHUNK, Sink, SocketStream
 
@@ -26,12 +28,18 @@ class UploadPackError(Exception):
 
 
 class UploadPack:
-    """Runs upload-packs with one environment. `idle` bounds each wait for bytes, in seconds."""
+    """Runs upload-packs with one environment. `idle` bounds each wait for bytes, in seconds.
 
-    def __init__(self, children: Children, environment: Mapping[str, str], idle: float) -> None:
+    `hear` gets each mirror with the error output of git there.
+    """
+
+    def __init__(
+        self, children: Children, environment: Mapping[str, str], idle: float, hear: Hear = hears_nothing
+    ) -> None:
         self._children = children
         self._environment = dict(environment)
         self._idle = idle
+        self._hear = hear
         self._slots = asyncio.Semaphore(ENOUGH_CHILDREN)
 
     async def write(self, mirror: Path, request: bytes, output: int, *, slowly: bool = False) -> None:
@@ -40,8 +48,10 @@ class UploadPack:
         The whole process group has ended when this returns. `slowly` runs it niced, when no guest waits for it.
         """
         async with self._slot():
-            child = self._start(["--stateless-rpc", str(mirror)], request, output, version=2, slowly=slowly)
-            await _succeed(child)
+            with error_output(partial(self._hear, mirror)) as errors:
+                options = ["--stateless-rpc", str(mirror)]
+                child = self._start(options, request, output, errors, version=2, slowly=slowly)
+                await _succeed(child)
 
     async def stream(self, mirror: Path, request: bytes | Spool, sink: Sink, *arguments: str, version: int = 2) -> None:
         """Answers one request directly to a guest, as fast as the guest reads.
@@ -73,23 +83,24 @@ class UploadPack:
         setting: str | None = None,
     ) -> None:
         received = 0
-        ours, theirs = socket.socketpair()
-        with ours:
-            ours.setblocking(False)
-            with theirs:
-                options = ["--stateless-rpc", *arguments, str(mirror)]
-                child = self._start(options, request, theirs.fileno(), version=version, setting=setting)
-            try:
-                source = SocketStream(ours, self._idle)
-                while data := await source.receive(CHUNK):
-                    received += len(data)
-                    if received > FLOWING:
-                        on_flowing()
-                    await sink.send(data)
-            except BaseException:
-                await asyncio.shield(child.end())
-                raise
-            await _succeed(child)
+        with error_output(partial(self._hear, mirror)) as errors:
+            ours, theirs = socket.socketpair()
+            with ours:
+                ours.setblocking(False)
+                with theirs:
+                    options = ["--stateless-rpc", *arguments, str(mirror)]
+                    child = self._start(options, request, theirs.fileno(), errors, version=version, setting=setting)
+                try:
+                    source = SocketStream(ours, self._idle)
+                    while data := await source.receive(CHUNK):
+                        received += len(data)
+                        if received > FLOWING:
+                            on_flowing()
+                        await sink.send(data)
+                except BaseException:
+                    await asyncio.shield(child.end())
+                    raise
+                await _succeed(child)
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[Callable[[], None]]:
@@ -113,6 +124,7 @@ class UploadPack:
         options: Sequence[str],
         request: bytes | Spool,
         output: int,
+        errors: int,
         *,
         version: int,
         slowly: bool = False,
@@ -128,7 +140,7 @@ class UploadPack:
                 env=environment,
                 stdin=spool.rewind(),
                 stdout=output,
-                stderr=subprocess.DEVNULL,
+                stderr=errors,
             )
         finally:
             if spool is not request:

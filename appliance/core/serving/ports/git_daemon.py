@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import logging
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from appliance.core.git.command import Git
+from appliance.core.git.complaints import Hear, hears_nothing
 from appliance.core.process.children import Child, Children, limit_push
+from appliance.core.process.error_output import error_output
 from appliance.core.serving.fetch.relayed import Relayed
 from appliance.core.serving.net.idle import Activity, end_tasks
 from appliance.core.serving.net.streams import CHUNK, IdleTimeout
@@ -24,11 +26,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GitDaemon:
-    """How `git daemon` is started: its path, the environment of receive-pack and upload-pack, and its timeout (s)."""
+    """How `git daemon` is started: its path, the environment of receive-pack and upload-pack, and its timeout (s).
+
+    `hear` gets each mirror with what git printed on stderr there.
+    """
 
     program: str
     environment: Mapping[str, str]
     idle_timeout: float
+    hear: Hear = hears_nothing
 
     def command(self) -> list[str]:
         """The command line for one connection on standard input. The caller adds the one directory it may serve."""
@@ -39,14 +45,17 @@ class GitDaemon:
             "--strict-paths",
             "--enable=receive-pack",
             f"--timeout={max(1, round(self.idle_timeout))}",
-            "--log-destination=none",
+            # With the errors of upload-pack and receive-pack, which it otherwise drops.
+            "--log-destination=stderr",
         ]
 
 
-async def find_git_daemon(git: Git, environment: Mapping[str, str], idle_timeout: float) -> GitDaemon:
+async def find_git_daemon(
+    git: Git, environment: Mapping[str, str], idle_timeout: float, hear: Hear = hears_nothing
+) -> GitDaemon:
     """The `git daemon` that belongs to the installed git. Raises GitError."""
     exec_path = (await git.run("--exec-path", cwd=Path("/"), deadline=10)).stdout.decode().strip()
-    return GitDaemon(f"{exec_path}/git-daemon", environment, idle_timeout)
+    return GitDaemon(f"{exec_path}/git-daemon", environment, idle_timeout, hear)
 
 
 @contextlib.asynccontextmanager
@@ -54,8 +63,10 @@ async def daemon_child(
     children: Children, daemon: GitDaemon, mirror: Path, request: DaemonRequest, extra: Mapping[str, str]
 ) -> AsyncIterator[tuple[Child, socket.socket]]:
     """A child that was sent the first packet, and our end of its socket pair. The child is ended on exit."""
-    ours, theirs = socket.socketpair()
-    with ours:
+    with contextlib.ExitStack() as stack:
+        errors = stack.enter_context(error_output(partial(daemon.hear, mirror)))
+        ours, theirs = socket.socketpair()
+        stack.enter_context(ours)
         with theirs:
             ours.setblocking(False)
             child = children.start(
@@ -63,7 +74,7 @@ async def daemon_child(
                 env=dict(daemon.environment) | dict(extra),
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
-                stderr=subprocess.DEVNULL,
+                stderr=errors,
             )
         try:
             if request.service == RECEIVE_PACK:

@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import logging
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 
 import h11
 
+from appliance.core.git.complaints import Hear
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Repo
 from appliance.core.process.children import Child, Children, limit_push
+from appliance.core.process.error_output import error_output
 from appliance.core.serving.net.http import Exchange, HttpError
 from appliance.core.serving.net.http_result import ResultSink
 from appliance.core.serving.net.reading import Budget
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 class HttpPushes:
     """Takes pushes over HTTP. `environment` is for receive-pack; `writing` locks a mirror; `idle` is in seconds.
 
-    `budget` is charged for ref commands while they arrive.
+    `budget` is charged for ref commands while they arrive. `hear` gets each mirror with what git printed there.
     """
 
     mirror_of: Callable[[str], Mirror]
@@ -41,6 +43,7 @@ class HttpPushes:
     writing: Callable[[str], AbstractAsyncContextManager[None]]
     budget: Budget
     idle: float
+    hear: Hear
 
     async def advertise(self, repo: Repo, exchange: Exchange) -> bytes:
         """The advertisement of `receive-pack`. Raises HttpError if it fails, IdleTimeout, OSError."""
@@ -71,16 +74,19 @@ class HttpPushes:
         environment = {**self.environment, "REMOTE_ADDR": exchange.client}
         if push:
             environment |= self.authority.environment(push)
-        ours, theirs = socket.socketpair()
-        with ours:
+        mirror = self.mirror_of(repo.name).path
+        with contextlib.ExitStack() as stack:
+            errors = stack.enter_context(error_output(partial(self.hear, mirror)))
+            ours, theirs = socket.socketpair()
+            stack.enter_context(ours)
             with theirs:
                 ours.setblocking(False)
                 child = self.children.start(
-                    ["git", "receive-pack", "--stateless-rpc", *arguments, str(self.mirror_of(repo.name).path)],
+                    ["git", "receive-pack", "--stateless-rpc", *arguments, str(mirror)],
                     env=environment,
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
-                    stderr=subprocess.DEVNULL,
+                    stderr=errors,
                 )
             try:
                 limit_push(child.pid)
