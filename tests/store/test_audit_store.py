@@ -309,8 +309,8 @@ def test_what_is_written_during_a_verification_is_no_break(log: AuditLog, monkey
     fill(log)
     walk = log.events
 
-    def walk_then_log() -> Iterator[dict[str, Any]]:
-        yield from walk()
+    def walk_then_log(**bounds: Any) -> Iterator[dict[str, Any]]:
+        yield from walk(**bounds)
         log.record_attempts([attempt()])
 
     monkeypatch.setattr(log, "events", walk_then_log)

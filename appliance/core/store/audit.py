@@ -7,32 +7,31 @@ failed. A *note* says that a session was ended and why, that an operator accepte
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import sqlite_utils
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.store.chain import (
+    FOUND,
     GENESIS,
+    Verification,
     append_event,
     append_note,
-    canonical_form,
     contains,
     head_of,
     highest_id,
     newest_event,
+    verify_chain,
 )
 from appliance.core.store.database import Database, rows
 from appliance.core.store.told import Head, ToldHead
 from appliance.core.units import rfc3339
 
-FOUND = "found"
-"""The `push` of a turn that was found in a mirror; the log has no event of the push that created it."""
 UNKNOWN = "unknown"
-"""The `client` of such a turn."""
+"""The `client` of a turn that was found in a mirror."""
 _FOUND_REASON = "found in the mirror, not seen: its guest and the time of its push are unknown"
 HASHED = (
     "id", "kind", "at", "attempt", "push", "repo", "session", "ref", "old", "new",
@@ -93,16 +92,6 @@ class LogBehind(GitmirrorError):
             hint="put the newest gitmirror.db back and restart; if there is none, `gitmirror.pyz audit accept-loss` "
             "allows pushes again",
         )
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Whether the chain is intact. `broken` is the id of the first event that breaks it, and `reason` says how."""
-
-    events: int
-    head: str
-    broken: int | None = None
-    reason: str | None = None
 
 
 class AuditLog:
@@ -310,29 +299,14 @@ class AuditLog:
         with self._database.reading() as connection:
             # Read before the walk, so that events appended meanwhile do not look like a gap.
             written = highest_id(connection)
-        last_id, prev = after or (0, GENESIS)
-        count, seen_head = 0, expected_head in (None, GENESIS)
-        for event in self.events(above=last_id):
-            if event["id"] != last_id + 1 and event["push"] != FOUND:
-                last_missing = event["id"] - 1
-                more = f", and so are all events up to {last_missing}" if last_missing > last_id + 1 else ""
-                return Verification(count, prev, last_id + 1, f"it is missing{more}")
-            if event["prev"] != prev:
-                reason = "it does not follow the previous event, or that event was changed"
-                return Verification(count, prev, event["id"], reason)
-            if hashlib.sha256(canonical_form(event)).hexdigest() != event["hash"]:
-                return Verification(count, prev, event["id"], "its content does not match its hash")
-            prev, last_id, count = event["hash"], event["id"], count + 1
-            seen_head = seen_head or prev == expected_head
-        if written > last_id:
-            return Verification(count, prev, last_id + 1, f"events up to {written} were written; this one is missing")
-        if not seen_head:
-            return Verification(count, prev, last_id + 1, f"the log no longer contains {expected_head}")
-        try:
-            self.check()
-        except LogBehind as behind:
-            return Verification(count, prev, last_id + 1, f"{behind.message}; {behind.hint}")
-        return Verification(count, prev)
+        start = after or Head(0, GENESIS)
+        found = verify_chain(self.events(above=start.id), start, written, expected_head)
+        if found.broken is None:
+            try:
+                self.check()
+            except LogBehind as behind:
+                return replace(found, broken=written + 1, reason=f"{behind.message}; {behind.hint}")
+        return found
 
     def _check(self, connection: sqlite_utils.Database) -> None:
         reported = self._reported.read()

@@ -1,4 +1,4 @@
-"""The hash chain of the audit log: how an event is hashed, how one is appended, where the chain ends.
+"""The hash chain of the audit log: how an event is hashed and appended, where the chain ends, whether it is intact.
 
 The hashed form is the JSON object of all columns but `hash`, with sorted keys, no spaces and only ASCII. `hash` is its
 SHA-256 in hex, and `prev` is the hash of the previous event (64 zeros for the first). Ids have no gaps, except before a
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import sqlite_utils
@@ -17,6 +19,8 @@ from appliance.core.store.database import rows
 from appliance.core.store.told import Head
 
 GENESIS = "0" * 64
+FOUND = "found"
+"""The `push` of a turn that was found in a mirror; the log has no event of the push that created it."""
 HASHED = (
     "id", "kind", "at", "attempt", "push", "repo", "session", "ref", "old", "new",
     "verdict", "outcome", "reason", "client", "prev",
@@ -70,3 +74,41 @@ def append_event(connection: sqlite_utils.Database, **columns: Any) -> int:
     event["hash"] = hashlib.sha256(canonical_form(event)).hexdigest()
     connection.execute(_INSERT, [event[name] for name in _STORED])
     return int(event["id"])
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether the chain is intact. `broken` is the id of the first event that breaks it, and `reason` says how."""
+
+    events: int
+    head: str
+    broken: int | None = None
+    reason: str | None = None
+
+
+def verify_chain(
+    events: Iterable[dict[str, Any]], after: Head, written: int, expected_head: str | None
+) -> Verification:
+    """Walks the events that follow `after`, of which the newest ever written has the id `written`. Pure.
+
+    With `expected_head`, that hash must be among theirs.
+    """
+    (last_id, prev), count = after, 0
+    seen_head = expected_head in (None, GENESIS)
+    for event in events:
+        if event["id"] != last_id + 1 and event["push"] != FOUND:
+            last_missing = event["id"] - 1
+            more = f", and so are all events up to {last_missing}" if last_missing > last_id + 1 else ""
+            return Verification(count, prev, last_id + 1, f"it is missing{more}")
+        if event["prev"] != prev:
+            reason = "it does not follow the previous event, or that event was changed"
+            return Verification(count, prev, event["id"], reason)
+        if hashlib.sha256(canonical_form(event)).hexdigest() != event["hash"]:
+            return Verification(count, prev, event["id"], "its content does not match its hash")
+        prev, last_id, count = event["hash"], event["id"], count + 1
+        seen_head = seen_head or prev == expected_head
+    if written > last_id:
+        return Verification(count, prev, last_id + 1, f"events up to {written} were written; this one is missing")
+    if not seen_head:
+        return Verification(count, prev, last_id + 1, f"the log no longer contains {expected_head}")
+    return Verification(count, prev)
