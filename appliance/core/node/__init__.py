@@ -7,6 +7,7 @@
 - `examining`: inspects and heals mirrors without `serve`.
 - `sessions`: what agents did: turns, diffs, a checkout. `queries`: what the live view reads, piece by piece.
 - `state_dir`: opens what is in a state directory: stores, git, keyring, privacy.
+- `storage`: how much the state directory takes, and what for.
 - `salvage`: the repositories to serve while the database cannot be read.
 
 A command: the command line makes a `Node` from `--state` and `--config`, calls the operation on `current()`, and prints

@@ -1,0 +1,48 @@
+"""How much a state directory takes on its disk, and what for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from appliance.core.layout import Layout
+from appliance.core.process.disk import room_of
+
+
+def storage_document(layout: Layout, mirrors: int, recordings: int) -> dict[str, Any]:
+    """`storage` of `status --json`: `{used, budget, by}`, in bytes.
+
+    `mirrors` is the size of all mirrors, of which `recordings` are what agents pushed. What heals keep as evidence
+    counts as mirrors. `budget` is what the state directory may grow to: what it takes and what is free on its disk.
+    """
+    by = {
+        "mirrors": max(0, mirrors - recordings) + _size_below(layout.evidence) + _size_below(layout.healing),
+        "answers": _size_below(layout.cache),
+        "workspaces": _size_below(layout.workspaces),
+        "disks": 0,
+        "lfs": 0,
+        "recordings": recordings,
+        "database": sum(_size(Path(f"{layout.database}{end}")) for end in ("", "-wal", "-shm")),
+    }
+    used, room = sum(by.values()), room_of(layout.state)
+    return {"used": used, "budget": used + (room.bytes if room else 0), "by": by}
+
+
+def _size_below(directory: Path) -> int:
+    """The bytes of all files below a directory; what this user may not read counts as nothing."""
+    return sum(_size(path) for path in _files(directory))
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(directory):
+        yield from (Path(parent, name) for name in names)
+
+
+def _size(path: Path) -> int:
+    """The bytes that a file takes on the disk, or 0 if it is gone."""
+    try:
+        return path.lstat().st_blocks * 512
+    except OSError:
+        return 0
