@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -128,6 +128,20 @@ def test_verification_names_the_file_in_which_one_byte_changed(stopped: Stopped)
         assert stopped.faults() == [str(path.relative_to(stopped.target))]
         path.write_bytes(before)
     assert stopped.faults() == []
+
+
+def test_the_refs_of_older_backups_are_verified_too(stopped: Stopped) -> None:
+    """Their bundles are those of the newest, which is fine, but what their refs name must be there as well."""
+    stopped.back_up()
+    directory, good = BackupDirectory(stopped.target), stopped.newest()
+    recorded = good.repositories[WIDGETS]
+    lacking = replace(recorded, refs={**recorded.refs, f"{AGENTS}s9": "1" * 40})
+    directory.add(directory.stamp(), replace(good, repositories={WIDGETS: lacking}))
+    older = replace(recorded, refs={f"{AGENTS}s1/below": recorded.refs[f"{AGENTS}s1"]})
+    directory.add(directory.stamp(), replace(good, repositories={WIDGETS: older}))
+    stopped.add_turn(90)
+    stopped.back_up()
+    assert stopped.faults() == [recorded.bundles[-1].file.path]
 
 
 def test_a_damaged_backup_is_not_restored(stopped: Stopped, tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from appliance.core.backup.bundles import set_refs, unbundle
 from appliance.core.backup.database_copy import fault_of_copy
 from appliance.core.backup.directory import BackupDirectory
-from appliance.core.backup.manifest import Bundle, Manifest
+from appliance.core.backup.manifest import Manifest, RepositoryBackup
 from appliance.core.backup.scratch import git_below, side_by_side
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git
@@ -91,40 +91,75 @@ def _fault_of_database(directory: BackupDirectory, manifest: Manifest, scratch: 
 async def _unpack_all(
     directory: BackupDirectory, manifests: Sequence[Manifest], damaged: set[str], scratch: Layout, report: VerifyReport
 ) -> None:
-    """Unpacks the bundles of every backup, the newest first, and each bundle once."""
+    """Unpacks every bundle once, and sets the refs of every backup."""
     names = sorted({name for manifest in manifests for name in manifest.repositories})
     with git_below(scratch) as git:
 
         async def one(name: str) -> None:
-            proved: list[tuple[Bundle, ...]] = []
-            for each in (manifest.repositories.get(name) for manifest in reversed(manifests)):
-                if each is None or any(chain[: len(each.bundles)] == each.bundles for chain in proved):
-                    continue
-                if not any(bundle.file.path in damaged for bundle in each.bundles):
-                    proved.append(each.bundles)
-                    await _unpack(directory, name, each.bundles, each.refs, git, scratch, report)
+            stages = [
+                _Stage(manifest.at, manifest.repositories[name])
+                for manifest in manifests
+                if name in manifest.repositories and not _files(manifest.repositories[name]) & damaged
+            ]
+            for chain in _chains(stages):
+                await _unpack(directory, name, chain, git, scratch, report)
 
         await side_by_side(names, one)
     report.faults.sort(key=lambda fault: fault["path"])
 
 
+class _Stage(NamedTuple):
+    """One repository in the backup of the time `at`."""
+
+    at: str
+    backup: RepositoryBackup
+
+
+def _files(backup: RepositoryBackup) -> set[str]:
+    return {bundle.file.path for bundle in backup.bundles}
+
+
+def _chains(stages: Sequence[_Stage]) -> list[list[_Stage]]:
+    """Groups backups whose bundles are the first of another's, with the most bundles first. Pure."""
+    chains: list[list[_Stage]] = []
+    for stage in sorted(stages, key=lambda stage: len(stage.backup.bundles), reverse=True):
+        bundles = stage.backup.bundles
+        for chain in chains:
+            if chain[0].backup.bundles[: len(bundles)] == bundles:
+                chain.append(stage)
+                break
+        else:
+            chains.append([stage])
+    return chains
+
+
 async def _unpack(
     directory: BackupDirectory,
     name: str,
-    bundles: Sequence[Bundle],
-    refs: Mapping[str, str],
+    chain: Sequence[_Stage],
     git: Git,
     scratch: Layout,
     report: VerifyReport,
 ) -> None:
+    """Unpacks the bundles of the longest of `chain`, and sets the refs of each."""
     repository = Mirror(scratch.mirror(name), git)
-    path = bundles[0].file.path
+    path, proved = "", list[Mapping[str, str]]()
     try:
         await repository.initialise("")
-        for bundle in bundles:
+        for bundle in chain[0].backup.bundles:
             path = bundle.file.path
             await unbundle(repository, directory.path / path)
-        await set_refs(repository, refs)
+        for at, backup in chain:
+            if backup.refs in proved:
+                continue
+            proved.append(backup.refs)
+            # Without the refs that are there, because a session may have the name of another one's directory.
+            await repository.update_refs([f"delete {ref}\n" for ref in await repository.local_refs("refs/")])
+            try:
+                await set_refs(repository, backup.refs)
+            except GitmirrorError as error:
+                path = backup.bundles[-1].file.path
+                report.add(path, f"{name} as of {at} cannot be restored from it: {error.message}")
     except GitmirrorError as error:
         report.add(path, f"{name} cannot be restored from it: {error.message}")
     finally:
