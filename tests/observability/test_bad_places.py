@@ -120,13 +120,16 @@ def test_an_attempt_in_a_damaged_mirror_waits_until_it_can_be_settled(node: Serv
     attempt = Attempt("push", WIDGETS, "refs/agents/s", "s", None, tip, "accepted", None, "127.0.0.1")
     with closing(Database(node.state / "gitmirror.db")) as database:
         AuditLog(database, time.time).record_attempts([attempt])
-    mirror = node.mirror(WIDGETS)
+    mirror, away = node.mirror(WIDGETS), upstream.path(WIDGETS).with_name("away")
+    # Without its upstream it cannot be healed.
+    upstream.path(WIDGETS).rename(away)
     (mirror / "objects").rename(mirror / "aside")
     node.start()
     follows(node, upstream)
     [row] = node.cli_json("audit")
     assert row["outcome"] == "pending"
-    (mirror / "aside").rename(mirror / "objects")
+    away.rename(upstream.path(WIDGETS))
+    node.cli("heal", WIDGETS)
     wait_until(lambda: node.cli_json("audit")[0]["outcome"] == "failed", timeout=60, message="it is settled")
 
 

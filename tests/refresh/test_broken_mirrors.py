@@ -45,8 +45,8 @@ def _is_a_file(mirror: Path) -> None:
     [
         (_config_is_a_directory, False),
         (_config_is_garbage, True),
-        (_head_is_garbage, False),
-        (_objects_are_gone, False),
+        (_head_is_garbage, True),
+        (_objects_are_gone, True),
         (_is_a_file, False),
     ],
 )
@@ -57,7 +57,7 @@ def test_a_damaged_mirror_stops_neither_serve_nor_the_others(
     damage: Callable[[Path], None],
     heals: bool,
 ) -> None:
-    """serve starts, says what is wrong with the one, and follows and serves the other."""
+    """serve starts, heals the one or says what is wrong with it, and follows and serves the other."""
     upstream.add(OTHER, generated_bare)
     serve = serve_factory(repos=[upstream.url(WIDGETS), upstream.url(OTHER)], refresh={"interval": "1s"}).start()
     for name in (WIDGETS, OTHER):

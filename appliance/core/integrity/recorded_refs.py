@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from appliance.core.backup.recordings import logged_of
+from appliance.core.recording.found import nameless
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.turns import ARCHIVE, TURNS
 from appliance.core.store.stores import Stores
@@ -17,12 +18,14 @@ def recorded_refs(stores: Stores, repo: str) -> RecordedRefs:
     """Returns the refs of all sessions and turns of a repository. Raises StoreError.
 
     Turns that failed or whose session was ended are not among them. While a push to a session is open, the session's
-    own ref is left out, because it may move at any moment; its turns are included.
+    own ref is left out, because it may move at any moment; its turns are included. A session whose name nobody knows,
+    because its turn was found in the mirror, has no ref.
     """
     # Before the turns, so that a push that ends in between is in one of the two.
     moving = stores.sessions.being_pushed(repo)
     found = logged_of(stores, repo)
-    refs = {ref: oid for ref, oid in found.sessions.items() if session_name(ref) not in moving}
+    without_ref = moving | {nameless(number) for number in found.turns}
+    refs = {ref: oid for ref, oid in found.sessions.items() if session_name(ref) not in without_ref}
     return refs | {f"{TURNS}{number}": commit for number, commit in found.turns.items()}
 
 

@@ -143,7 +143,7 @@ class FoundTurns:
             commits = [turn.commit for turn in usable if turn.repo == name]
             sessions = await self._sessions(name, commits)
             found += [
-                FoundTurn(turn, sessions.get(turn.commit, f"found-{turn.id}")) for turn in usable if turn.repo == name
+                FoundTurn(turn, sessions.get(turn.commit, nameless(turn.id))) for turn in usable if turn.repo == name
             ]
         for turn_found in await asyncio.to_thread(self._audit.record_found, found):
             name, number, commit = turn_found.ref
@@ -191,6 +191,11 @@ def _read_turns(name: str, repository: Path) -> Iterator[TurnRef]:
         number = ref.removeprefix(TURNS)
         if is_turn_number(number):
             yield TurnRef(name, int(number), oid)
+
+
+def nameless(turn: int) -> str:
+    """The session of a turn that was found where no session's ref reached it. It has no ref of its own."""
+    return f"found-{turn}"
 
 
 def is_turn_number(text: str) -> bool:
