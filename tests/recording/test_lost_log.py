@@ -15,6 +15,7 @@ from tests.conftest import WIDGETS
 from tests.recording.conftest import AGENTS, TURNS, Book, record_turn
 from tests.serving.conftest import Node, commit_turn, wait_settled
 from tests.support.gitutil import git, git_result, refs, wait_until
+from tests.support.privileges import bound_by_modes
 from tests.support.serve import Serve
 
 
@@ -241,12 +242,12 @@ def test_a_mirror_that_cannot_be_read_at_start_is_looked_at_later(
     foreign = git("commit-tree", "-p", node.tip, "-m", "foreign", f"{commit}^{{tree}}", cwd=node.mirror)
     git("update-ref", f"{TURNS}9000", foreign, cwd=node.mirror)
     git("pack-refs", "--all", cwd=node.mirror)
-    packed, kept = node.mirror / "packed-refs", tmp_path / "packed-refs"
-    packed.rename(kept)
-    packed.mkdir()
+    # A file mode is no damage that would be healed.
+    node.serve.command = [*bound_by_modes(), *node.serve.command]
+    packed = node.mirror / "packed-refs"
+    packed.chmod(0)
     node.serve.start()
-    packed.rmdir()
-    kept.rename(packed)
+    packed.chmod(0o640)
     assert "were found" not in warnings(node.serve)
     record_turn(guest, "s1", "after")
     assert "were found" in warnings(node.serve)
