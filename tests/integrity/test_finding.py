@@ -80,6 +80,20 @@ def test_a_fetch_that_fails_makes_the_mirror_suspect(node: DamagedNode, tmp_path
 
 
 @pytest.mark.slow
+def test_branches_that_are_lost_are_back_without_waiting_for_the_interval(node: DamagedNode) -> None:
+    """The database does not know them, so a refresh follows the heal. Until then the mirror is not served as empty."""
+    git("pack-refs", "--all", cwd=node.mirror)
+    (node.mirror / "packed-refs").unlink()
+    healed = node.serve.cli_json("heal", WIDGETS)
+    assert healed["whole"], healed
+    url = f"{node.serve.git_url}/{WIDGETS}"
+    upstream = refs(node.upstream.path(WIDGETS))["refs/heads/main"]
+    wait_until(
+        lambda: git_result("ls-remote", url, "refs/heads/main")[1].startswith(upstream), message="main is served"
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("guest", ["v0 over git://", "v0 over HTTP", "push over git://", "push over HTTP"])
 def test_what_git_says_to_nobody_is_heard(node: DamagedNode, tmp_path: Path, guest: str) -> None:
     """git daemon and receive-pack print it on stderr, and the guest alone sees that something failed."""

@@ -64,6 +64,10 @@ def subscribe(
     def mark_for_repack(event: RepoEvent) -> None:
         maintainer.mark(event.repo.name)
 
+    def catch_up(event: RepoEvent) -> None:
+        # The database does not know the upstream's branches, so lost ones come back with a refresh.
+        refreshing.scheduler.nudge(event.repo)
+
     def forget(event: RegistryChanged) -> None:
         for repo in event.gone:
             fetching.warmer.forget(repo.id)
@@ -82,7 +86,7 @@ def subscribe(
     on(SessionsEnded, hide_old_refs, drop_responses, warm, mark_for_repack, count.changed, integrity.sessions_ended)
     on(DamageSuspected, integrity.suspected)
     # Responses that a damaged mirror made are dropped, because git copies what lies in its packs without a look at it.
-    on(MirrorHealed, hide_old_refs, drop_responses, warm, build_snapshot, mark_for_repack)
+    on(MirrorHealed, hide_old_refs, drop_responses, warm, build_snapshot, mark_for_repack, catch_up)
     on(MirrorHealed, metrics.healed, monitor.healed, stream.publish)
     on(ConditionChanged, stream.publish)
     on(PushesSwitched, stream.publish)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from appliance.core.backup.recordings import logged_of
-from appliance.core.recording.found import nameless
+from appliance.core.recording.found import unnamed_session
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.turns import ARCHIVE, TURNS
 from appliance.core.store.stores import Stores
@@ -24,7 +24,7 @@ def recorded_refs(stores: Stores, repo: str) -> RecordedRefs:
     # Before the turns, so that a push that ends in between is in one of the two.
     moving = stores.sessions.being_pushed(repo)
     found = logged_of(stores, repo)
-    without_ref = moving | {nameless(number) for number in found.turns}
+    without_ref = moving | {unnamed_session(number) for number in found.turns}
     refs = {ref: oid for ref, oid in found.sessions.items() if session_name(ref) not in without_ref}
     return refs | {f"{TURNS}{number}": commit for number, commit in found.turns.items()}
 

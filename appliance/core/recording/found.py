@@ -142,9 +142,9 @@ class FoundTurns:
         for name in {turn.repo for turn in usable}:
             commits = [turn.commit for turn in usable if turn.repo == name]
             sessions = await self._sessions(name, commits)
-            found += [
-                FoundTurn(turn, sessions.get(turn.commit, nameless(turn.id))) for turn in usable if turn.repo == name
-            ]
+            for turn in usable:
+                if turn.repo == name:
+                    found.append(FoundTurn(turn, sessions.get(turn.commit, unnamed_session(turn.id))))
         for turn_found in await asyncio.to_thread(self._audit.record_found, found):
             name, number, commit = turn_found.ref
             self.counts[name] += 1
@@ -193,7 +193,7 @@ def _read_turns(name: str, repository: Path) -> Iterator[TurnRef]:
             yield TurnRef(name, int(number), oid)
 
 
-def nameless(turn: int) -> str:
+def unnamed_session(turn: int) -> str:
     """The session of a turn that was found where no session's ref reached it. It has no ref of its own."""
     return f"found-{turn}"
 
