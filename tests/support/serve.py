@@ -326,7 +326,7 @@ class Serve:
         """Wait until a ref of the mirror is at `oid` (None: does not exist). Reads the mirror itself."""
 
         def look() -> bool:
-            if not self.mirror(name).exists():
+            if not self.mirror(name).is_dir():
                 return oid is None
             code, found, _ = git_result("rev-parse", "--quiet", "--verify", ref, cwd=self.mirror(name))
             return found == oid if code == 0 else oid is None
