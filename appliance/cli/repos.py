@@ -126,7 +126,7 @@ def enable(options: Options, name: str) -> None:
     Example:
       gitmirror.pyz enable jomcgi/homelab
     """
-    options.node().current().set_enabled(name, True)
+    options.node().current().change(name, {"enabled": True})
     say(f"{name} is enabled")
 
 
@@ -140,7 +140,7 @@ def disable(options: Options, name: str) -> None:
     Example:
       gitmirror.pyz disable jomcgi/homelab
     """
-    options.node().current().set_enabled(name, False)
+    options.node().current().change(name, {"enabled": False})
     say(f"{name} is disabled; nothing was deleted")
 
 

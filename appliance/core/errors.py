@@ -25,6 +25,18 @@ class UsageError(GitmirrorError):
     default_exit_code = 2
 
 
+class NotFound(GitmirrorError):
+    """What the command or the request names does not exist."""
+
+
+class Conflict(UsageError):
+    """The change contradicts what is there, such as a name that belongs to another URL; nothing was changed."""
+
+
+class TooLarge(GitmirrorError):
+    """The response would be larger than its limit, which the message names."""
+
+
 class NotServing(GitmirrorError):
     """The command needs a `serve`, and none is running on this state directory."""
 

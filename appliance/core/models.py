@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +10,9 @@ from pathlib import Path
 from appliance.core.text import storable
 
 ZERO_OID = "0" * 40
+
+Tell = Callable[[str], None]
+"""Receives the progress of an operation, a line at a time."""
 
 
 class State(StrEnum):

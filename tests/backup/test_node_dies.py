@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.api.client import call
 from appliance.core.git.history import Changed, turn_facts
 from appliance.core.layout import Layout
-from appliance.core.process.control import call
 from tests.backup.crowd import Crowd, everything
 from tests.conftest import ServeFactory
 from tests.git.lab import Lab
@@ -105,7 +105,7 @@ def test_a_node_dies_with_its_disk(serve_factory: ServeFactory, tmp_path: Path) 
 
 
 def _all_fresh(serve: Serve) -> bool:
-    return {repo["state"] for repo in call(Layout(serve.state), "status")["repos"]} == {"fresh"}
+    return {repo["state"] for repo in call(Layout(serve.state), "GET", "/v1/status")["repos"]} == {"fresh"}
 
 
 def _are_true(crowd: Crowd) -> None:

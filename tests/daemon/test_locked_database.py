@@ -6,8 +6,8 @@ import sqlite3
 import threading
 from pathlib import Path
 
+from appliance.core.api.client import call
 from appliance.core.layout import Layout
-from appliance.core.process.control import call
 from tests.conftest import WIDGETS, ServeFactory
 from tests.serving.conftest import SETTLED
 from tests.support.gitutil import wait_until
@@ -24,7 +24,7 @@ def test_a_command_that_waits_for_the_database_holds_up_nobody(
     layout, added = Layout(serve.state), list[str]()
 
     def add() -> None:
-        added.append(call(layout, "add", url=upstream.url("acme/other"), wait=False)["name"])
+        added.append(call(layout, "POST", "/v1/repos", {"url": upstream.url("acme/other"), "wait": False})["name"])
 
     other = sqlite3.connect(serve.state / "gitmirror.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -33,9 +33,11 @@ def test_a_command_that_waits_for_the_database_holds_up_nobody(
         adding.start()
         for number in range(3):
             serve.clone(tmp_path / f"guest-{number}", WIDGETS, "--depth=1", http=number % 2 == 1)
-        assert [repo["name"] for repo in call(layout, "repos", timeout=60)] == [WIDGETS]
+        assert [repo["name"] for repo in call(layout, "GET", "/v1/repos", timeout=60)["items"]] == [WIDGETS]
         asked = upstream.count(WIDGETS)
-        refreshing = threading.Thread(target=lambda: call(layout, "refresh", names=[WIDGETS]), daemon=True)
+        refreshing = threading.Thread(
+            target=lambda: call(layout, "POST", "/v1/refresh", {"repos": [WIDGETS]}), daemon=True
+        )
         refreshing.start()
         wait_until(lambda: upstream.count(WIDGETS) > asked, message="a refresh is begun")
         assert adding.is_alive() and not added

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from appliance.core.process.control import short_name
+from appliance.core.process.control_socket import short_name
 from tests.conftest import WIDGETS
 from tests.serving.conftest import Node
 from tests.serving.fetch.wire import ask, fetch_request, http_ask, post_headers

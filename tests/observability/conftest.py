@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from appliance.core.api.client import call
 from appliance.core.layout import Layout
-from appliance.core.process.control import call
 from tests.conftest import WIDGETS
 from tests.serving.fetch.wire import Reply, http_ask
 from tests.support.serve import Serve
@@ -27,7 +27,7 @@ TOKEN = "s3cret-token"
 
 def status_of(serve: Serve) -> dict[str, Any]:
     """`status --json`, by the socket that the command asks."""
-    return dict(call(Layout(serve.state), "status"))
+    return dict(call(Layout(serve.state), "GET", "/v1/status"))
 
 
 def repo_of(serve: Serve, name: str = WIDGETS) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Hooked:
 
     def settle(self, name: str = WIDGETS) -> None:
         """Waits until the refreshes that were requested before have ended."""
-        call(Layout(self.serve.state), "refresh", names=[name])
+        call(Layout(self.serve.state), "POST", "/v1/refresh", {"repos": [name]})
 
     def asked(self, name: str = WIDGETS) -> int:
         """How often the upstream was asked for refs so far."""

@@ -14,13 +14,13 @@ from typing import Any, cast
 
 import pytest
 
+from appliance.core.api.client import Watch
 from appliance.core.config.settings import RecordingConfig
 from appliance.core.events.facts import Event, TurnRecorded
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import ZERO_OID, PushDecision, RefCommand, Repo
 from appliance.core.node.state_dir import open_stores
-from appliance.core.process.control import Watch
 from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer

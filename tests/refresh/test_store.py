@@ -178,7 +178,7 @@ def test_what_is_unknown_is_an_error(registry: Registry) -> None:
     """By name, whatever is asked."""
     asks: list[Callable[[], object]] = [
         lambda: registry.get("no/such"),
-        lambda: registry.set_enabled("no/such", True),
+        lambda: registry.change("no/such", {"enabled": True}),
         lambda: registry.remove("no/such", "the config"),
     ]
     for ask in asks:

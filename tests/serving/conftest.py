@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from appliance.core.api.client import call
 from appliance.core.layout import Layout
 from appliance.core.node.state_dir import open_stores
-from appliance.core.process.control import call
 from tests.conftest import WIDGETS, ServeFactory
 from tests.support.generate import add_commit, copy_repository
 from tests.support.gitutil import clean_env, commit_files, fsck, git, refs, run_process, wait_until
@@ -265,7 +265,7 @@ def close_all(socks: Sequence[socket.socket]) -> None:
 
 def clients(serve: Serve) -> int:
     """The number of connections in `status`, read from the control socket because this is polled."""
-    return int(call(Layout(serve.state), "status")["clients"])
+    return int(call(Layout(serve.state), "GET", "/v1/status")["clients"])
 
 
 def seconds_of(work: Callable[[], object]) -> float:

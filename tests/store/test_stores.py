@@ -90,7 +90,7 @@ def test_a_name_that_another_upstream_has_is_refused(stores: Stores) -> None:
 def test_adding_enables_what_was_disabled(stores: Stores) -> None:
     """Whoever adds it wants it served."""
     stores.registry.add(A)
-    assert not stores.registry.set_enabled("o/a", False).enabled
+    assert not stores.registry.change("o/a", {"enabled": False}).enabled
     assert stores.registry.add(A).enabled
 
 
@@ -120,11 +120,11 @@ def test_what_the_list_dropped_is_disabled_and_not_deleted(stores: Stores) -> No
 def test_what_was_disabled_by_hand_stays_so_across_reloads(stores: Stores) -> None:
     """The list says what is followed; an operator's `disable` is not undone by it, nor by a drop and a return."""
     stores.registry.reconcile([A])
-    stores.registry.set_enabled("o/a", False)
+    stores.registry.change("o/a", {"enabled": False})
     for listed in ([A], [], [A]):
         stores.registry.reconcile(listed)
         assert table(stores.registry) == {"o/a": ("config", False)}
-    stores.registry.set_enabled("o/a", True)
+    stores.registry.change("o/a", {"enabled": True})
     assert table(stores.registry) == {"o/a": ("config", True)}
 
 
@@ -186,7 +186,7 @@ def test_enabling_what_the_list_dropped_makes_it_ones_own(stores: Stores) -> Non
     """Otherwise the next reload would disable it again."""
     stores.registry.reconcile([A])
     stores.registry.reconcile([])
-    assert stores.registry.set_enabled("o/a", True).source == "cli"
+    assert stores.registry.change("o/a", {"enabled": True}).source == "cli"
     stores.registry.reconcile([])
     assert table(stores.registry) == {"o/a": ("cli", True)}
 

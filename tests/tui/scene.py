@@ -126,7 +126,7 @@ def build(state: Path) -> None:
     _register(stores, "acme/search", "2" * 40, lag=1_260, failures=2, error="git fetch failed: it took longer than 10m")
     _register(stores, "acme/new", None, lag=None)
     _register(stores, "acme/web", "3" * 40, lag=4_000, size=9_000_000)
-    stores.registry.set_enabled("acme/web", False)
+    stores.registry.change("acme/web", {"enabled": False})
     _register(stores, LONG, "4" * 40, lag=31, size=52_000_000_000)
     _refreshes(stores, tip)
     _hydrations(stores, tip)

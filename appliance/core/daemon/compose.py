@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from appliance.core.access.gate import AccessGate
 from appliance.core.access.read_tokens import ReadTokens
+from appliance.core.api.compose import compose_api
 from appliance.core.backup.schedule import Backups
+from appliance.core.daemon.operations import Operations
 from appliance.core.daemon.registry_follower import RegistryFollower
-from appliance.core.daemon.state import ServeState
+from appliance.core.daemon.state import ADMIN, ServeState
 from appliance.core.daemon.status import Status
 from appliance.core.daemon.wiring import subscribe
 from appliance.core.events.bus import EventBus
@@ -28,7 +30,9 @@ from appliance.core.observability.event_stream import EventStream
 from appliance.core.process.children import Children
 from appliance.core.recording.compose import Recording, compose_recording
 from appliance.core.refresh.compose import Refreshing, compose_refreshing
-from appliance.core.serving.compose import Fetching, Ports, compose_fetching, compose_ports
+from appliance.core.serving.compose import Fetching, Ports, compose_admin_port, compose_fetching, compose_ports
+from appliance.core.serving.net.acceptor import Acceptor
+from appliance.core.serving.net.asgi import Application, AsgiHandler
 from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.git_daemon import GitDaemon, find_git_daemon
@@ -55,12 +59,18 @@ class Assembly:
     fetching: Fetching
     daemon: GitDaemon
     read_tokens: ReadTokens
-    kit: GuestKit
     ports: Ports
     follower: RegistryFollower
     backups: Backups
     integrity: IntegrityWatch
     status: Status
+    api: Application
+    admin_port: Acceptor
+
+    @property
+    def acceptors(self) -> Mapping[str, Acceptor]:
+        """The acceptor of each listener."""
+        return {**self.ports.acceptors, ADMIN: self.admin_port}
 
 
 async def compose(state: ServeState, children: Children, begin: Begin, on_pass: Callable[[], None]) -> Assembly:
@@ -95,7 +105,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
         state.webhook_secret_file, state.refresh_token_file, refreshing.announcements, repos, health, gate,
         observing.metrics, observing.push_watch,
     )  # fmt: skip
-    ports = compose_ports(mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, admin)
+    ports = compose_ports(mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes)
     observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges, workspaces.gauges)
     scrub = Scrub({"cached responses": fetching.cache.check_next, "snapshots": workspaces.check_next})
 
@@ -104,9 +114,18 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     observing.metrics.add_gauges(backups.gauges)
     examiner = compose_examiner(mirrors, stores, refreshing.refresher.bring, state.backup)
     integrity = IntegrityWatch(examiner, repos, health, learn, bus.publish)
-    status = Status(state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups)
+    status = Status(
+        state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups,
+        stores.sessions,
+    )  # fmt: skip
+    operations = Operations(
+        state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,
+        status,
+    )  # fmt: skip
+    api = compose_api(operations, stores, stream)
+    admin_port = compose_admin_port(config.serve, ports, admin, AsgiHandler(api, is_operator=False))
     subscribe(bus, stream, refreshing, recording, workspaces, maintainer, observing, fetching, follower, integrity)
     return Assembly(
         state, stores, mirrors, stream, refreshing, recording, workspaces, maintainer, scrub, observing,
-        fetching, daemon, read_tokens, kit, ports, follower, backups, integrity, status,
+        fetching, daemon, read_tokens, ports, follower, backups, integrity, status, api, admin_port,
     )  # fmt: skip

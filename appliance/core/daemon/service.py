@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.core.config.settings import Config
+from appliance.core.daemon.api_socket import ApiSocket
 from appliance.core.daemon.compose import Assembly, compose
-from appliance.core.daemon.control_server import ControlServer
-from appliance.core.daemon.handlers import CommandHandlers
 from appliance.core.daemon.state import ADMIN, GIT, HTTP, ServeState
 from appliance.core.daemon.systemd import Notifier
 from appliance.core.errors import GitmirrorError
@@ -33,6 +32,7 @@ from appliance.core.process.children import raise_open_files_limit
 from appliance.core.process.endurance import Endurance
 from appliance.core.process.memory import give_back_memory
 from appliance.core.process.owner import SERVE, claim
+from appliance.core.serving.net.asgi import AsgiHandler
 from appliance.core.serving.net.sockets import listen, url_of
 from appliance.core.units import Address
 
@@ -60,7 +60,7 @@ class Service:
 
     _state: ServeState
     _rooms: Assembly
-    _control: ControlServer
+    _control: ApiSocket
 
     def __init__(self, start: Start) -> None:
         self._start = start
@@ -81,7 +81,7 @@ class Service:
             if owned.survivors:
                 log.warning("ended %d processes that an earlier serve left", owned.survivors)
             self._rooms = await compose(self._state, owned.children, self._begin, self._on_pass)
-            self._control = ControlServer(control_path, CommandHandlers(self._rooms).handlers(), self._rooms.stream)
+            self._control = ApiSocket(control_path, AsgiHandler(self._rooms.api, is_operator=True).handle)
             await self._prepare()
             self._open_listeners()
             await self._open_control()
@@ -153,7 +153,7 @@ class Service:
         config = self._state.config.serve
         for name, address in ((GIT, config.git), (HTTP, config.http), (ADMIN, config.admin)):
             if sockets := self._sockets(name, address):
-                self._rooms.ports.acceptors[name].start(sockets)
+                self._rooms.acceptors[name].start(sockets)
                 self._state.urls[name] = url_of(sockets[0], "git" if name == GIT else "http")
 
     def _sockets(self, name: str, address: Address | None) -> list[socket.socket]:
@@ -216,7 +216,7 @@ class Service:
         rooms, drain = self._rooms, self._state.config.serve.drain_timeout
         log.info("stopping")
         self._start.notifier.stopping(drain + 10)
-        acceptors = rooms.ports.acceptors
+        acceptors = rooms.acceptors
         await asyncio.gather(*(acceptors[name].stop(drain) for name in (GIT, HTTP)), acceptors[ADMIN].stop(0))
         # Report the fetches that have ended while subscribers of the event stream are still connected.
         await rooms.observing.fetches.settle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import time
@@ -14,6 +15,7 @@ from appliance.core.daemon.state import LISTENERS, ServeState
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.health import lag_of, state_of
 from appliance.core.models import UNHEALTHY, Health, Repo
+from appliance.core.node.storage import storage_document
 from appliance.core.observability.compose import Observing
 from appliance.core.observability.report import repo_documents, status_document
 from appliance.core.process.disk import disk_complaint
@@ -23,6 +25,8 @@ from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.serving.compose import Fetching, Ports
 from appliance.core.serving.fetch.response_cache import CacheResult
 from appliance.core.serving.ports.admin_routes import AdminRoutes
+from appliance.core.store.database import StoreError
+from appliance.core.store.sessions import SessionStore
 from appliance.core.units import format_duration
 from appliance.core.workspace.snapshots import Snapshots
 
@@ -43,6 +47,7 @@ class Status:
     ports: Ports
     admin: AdminRoutes
     backups: Backups
+    sessions: SessionStore
 
     async def status(self) -> dict[str, Any]:
         """The document that `status --json` prints."""
@@ -51,7 +56,16 @@ class Status:
         live["warmed"] = {repo.name: self.fetching.warmer.state(repo.id) for repo in state.repos}
         head = live.pop("audit_head")
         document = status_document(state.repos, self._healths(), state.config, time.time(), audit_head=head, live=live)
-        return document | {"repos": state.privacy.told(document["repos"])}
+        storage = await asyncio.to_thread(self._storage, sum(repo["size"] for repo in document["repos"]))
+        return document | {"repos": state.privacy.told(document["repos"]), "storage": storage}
+
+    def _storage(self, mirrors: int) -> dict[str, Any]:
+        try:
+            recorded = self.sessions.recorded_bytes()
+        except StoreError:
+            # A serve whose database is lost still has a status.
+            recorded = 0
+        return storage_document(self.state.layout, mirrors, recorded)
 
     async def pulse(self) -> dict[str, Any]:
         """What only a running `serve` knows, without the repositories, so that it can be read every second.
@@ -79,7 +93,7 @@ class Status:
                 "budget": cache.budget,
             },
             "backup": self.backups.document(),
-            "connections": {name: len(acceptor) for name, acceptor in self.ports.acceptors.items()},
+            "connections": self.ports.connections(),
             "max_clients": state.config.serve.max_clients,
             "cloning": [repo.name for repo in state.repos if self.scheduler.health(repo.id).cloning],
         }
@@ -122,6 +136,12 @@ class Status:
         """The registry, or some of its repositories, as `repos --json` prints them."""
         chosen = self.state.repos if repos is None else repos
         return self.state.privacy.told(repo_documents(chosen, self._healths(), self.state.config, time.time()))
+
+    def repo_whole(self, repo: Repo) -> dict[str, Any]:
+        """One repository, with what `status --json` and `repos --json` print of it."""
+        health = {repo.id: self.scheduler.health(repo.id)}
+        [status] = status_document([repo], health, self.state.config, time.time(), audit_head=None)["repos"]
+        return {**status, **self.repo_documents([repo])[0]}
 
     def summary(self) -> str:
         """The line that `systemctl status` shows: counts, and the repository in the worst state."""

@@ -20,10 +20,9 @@ from appliance.core.integrity.examination import (
     require_cloned,
 )
 from appliance.core.layout import Layout
-from appliance.core.models import Repo
+from appliance.core.models import Repo, Tell
 from appliance.core.node.registration import WAIT_FOR_OWNER
 from appliance.core.node.state_dir import clean_up, make_git, make_keyring
-from appliance.core.process.control import Tell
 from appliance.core.process.owner import claim
 from appliance.core.refresh.refresher import Refresher
 from appliance.core.store.stores import Stores

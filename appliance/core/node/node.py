@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.core.config.settings import Config
-from appliance.core.errors import GitmirrorError, NotServing
+from appliance.core.errors import NotServing
 from appliance.core.git.mirrors import mirrors_on_disk
 from appliance.core.layout import Layout
 from appliance.core.node.offline import OfflineNode
 from appliance.core.node.running import RunningNode
 from appliance.core.node.state_dir import open_stores
-from appliance.core.node.storage import storage_document
-from appliance.core.process.control import is_serving
+from appliance.core.process.control_socket import is_serving
 from appliance.core.store.audit import TurnRef
 from appliance.core.store.stores import Stores
 
@@ -38,21 +37,12 @@ class Node:
     def status(self) -> dict[str, Any]:
         """The document of `status --json`. If `serve` ends during the call, the offline node answers."""
         try:
-            document = self.current().status()
+            return self.current().status()
         except NotServing:
             node = self.current()
             if isinstance(node, RunningNode):
                 raise
-            document = node.status()
-        mirrors = sum(repo["size"] or 0 for repo in document["repos"])
-        return document | {"storage": storage_document(self.layout, mirrors, self._recorded_bytes())}
-
-    def _recorded_bytes(self) -> int:
-        # A serve whose database is lost still has a status.
-        try:
-            return open_stores(self.layout, create=False).sessions.recorded_bytes()
-        except GitmirrorError:
-            return 0
+            return node.status()
 
     def stores(self) -> Stores:
         """The database, created by default if missing, because the first command may run before the first `serve`."""

@@ -16,10 +16,12 @@ from appliance.core.config.settings import Config
 from appliance.core.git.mirror import Mirror, discard_repository
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.layout import Layout
+from appliance.core.models import Tell
 from appliance.core.node.registration import WAIT_FOR_OWNER, added_document, clone_alone, register, unregister
 from appliance.core.node.state_dir import make_git, make_privacy, open_stores, wanted_of_config
+from appliance.core.node.storage import storage_document
 from appliance.core.observability.report import repo_documents, status_document
-from appliance.core.process.control import Tell, not_serving
+from appliance.core.process.control_socket import not_serving
 from appliance.core.process.owner import claim
 from appliance.core.store.audit import LogBehind
 from appliance.core.store.remedies import remedy
@@ -60,7 +62,9 @@ class OfflineNode:
         except LogBehind as behind:
             mend = remedy(behind, self.layout.state, self.config.backup.to)
             document["warnings"] = [f"pushes will be refused: {behind.message}: {mend}"]
-        return document | {"repos": self._privacy.told(document["repos"])}
+        mirrors = sum(repo["size"] for repo in document["repos"])
+        storage = storage_document(self.layout, mirrors, stores.sessions.recorded_bytes())
+        return document | {"repos": self._privacy.told(document["repos"]), "storage": storage}
 
     def pulse(self, timeout: float) -> dict[str, Any] | None:
         """Returns None, because only a running `serve` has a pulse."""
@@ -92,10 +96,10 @@ class OfflineNode:
                 owned.release()
         return {"name": name, "purged": purge}
 
-    def set_enabled(self, name: str, enabled: bool) -> dict[str, Any]:
-        """Enables or disables a repository; returns it as in `repos`."""
+    def change(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Changes `enabled`, `branch` or `interval` of a repository; returns it as in `repos`."""
         stores = self.stores()
-        repo = stores.registry.set_enabled(name, enabled)
+        repo = stores.registry.change(name, changes)
         return self._privacy.told(repo_documents([repo], stores.health.all(), self.config, time.time()))[0]
 
     def refresh(self, names: list[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The operations of a node on which `serve` runs: they call it over its control socket."""
+"""The operations of a node on which `serve` runs: they are requests to its API on the control socket."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.core.access.read_tokens import issue_token
+from appliance.core.api.client import QUICK, call, pages, repo_path
 from appliance.core.config.settings import Config
 from appliance.core.layout import Layout
+from appliance.core.models import Tell
 from appliance.core.node.state_dir import make_privacy, open_stores
-from appliance.core.process.control import QUICK, Tell, call
 from appliance.core.store.stores import Stores
 
 
@@ -28,35 +29,35 @@ class RunningNode:
 
     def status(self) -> dict[str, Any]:
         """The document of `status --json`."""
-        return dict(call(self.layout, "status", timeout=QUICK))
+        return dict(call(self.layout, "GET", "/v1/status", timeout=QUICK))
 
     def pulse(self, timeout: float) -> dict[str, Any] | None:
         """What only a running `serve` knows, without the repositories. It must answer within `timeout` seconds."""
-        return dict(call(self.layout, "pulse", timeout=timeout))
+        return dict(call(self.layout, "GET", "/v1/pulse", timeout=timeout))
 
     def repos(self) -> list[dict[str, Any]]:
         """The registry."""
-        return list(call(self.layout, "repos", timeout=QUICK))
+        return list(pages(self.layout, "/v1/repos"))
 
     def add(self, arguments: Mapping[str, Any], on_progress: Tell | None = None) -> dict[str, Any]:
         """Registers and, unless `wait` is false, waits for the first clone. `error` is why it failed, or null."""
-        return dict(call(self.layout, "add", on_progress=on_progress, **arguments))
+        return dict(call(self.layout, "POST", "/v1/repos", arguments, on_progress=on_progress))
 
     def remove(self, name: str, *, purge: bool) -> dict[str, Any]:
         """Unregisters a repository; with `purge`, also deletes its mirror and its snapshots."""
-        return dict(call(self.layout, "remove", name=name, purge=purge))
+        return dict(call(self.layout, "DELETE", repo_path(name), query={"purge": purge}))
 
-    def set_enabled(self, name: str, enabled: bool) -> dict[str, Any]:
-        """Enables or disables a repository; returns it as in `repos`."""
-        return dict(call(self.layout, "set-enabled", name=name, enabled=enabled))
+    def change(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Changes `enabled`, `branch` or `interval` of a repository; returns it as in `repos`."""
+        return dict(call(self.layout, "PATCH", repo_path(name), changes))
 
     def refresh(self, names: list[str]) -> list[dict[str, Any]]:
         """Refreshes now and waits for the outcomes. No names mean all enabled repositories."""
-        return list(call(self.layout, "refresh", names=names))
+        return list(call(self.layout, "POST", "/v1/refresh", {"repos": names}))
 
     def guest_kit(self) -> str:
         """The guest kit for this mirror."""
-        return str(call(self.layout, "guest-kit"))
+        return str(call(self.layout, "GET", "/v1/guest-kit"))
 
     def issue_token(self, name: str, ttl: float, note: str) -> dict[str, Any]:
         """Issues a read token of a repository, valid for `ttl` seconds. `private` says whether guests need one."""
@@ -65,20 +66,20 @@ class RunningNode:
 
     def accept_loss(self) -> dict[str, Any]:
         """Accepts an audit log that lacks events: `accepted` is whether it did, `found` the turns found in mirrors."""
-        return dict(call(self.layout, "accept-loss"))
+        return dict(call(self.layout, "POST", "/v1/audit/accept-loss"))
 
     def backup(self, to: str | None) -> dict[str, Any]:
         """Makes a backup now, to the directory `to` or the configured one, and waits for it."""
-        return dict(call(self.layout, "backup", to=to))
+        return dict(call(self.layout, "POST", "/v1/backup", {"to": to}))
 
     def verify(self, names: list[str], on_progress: Tell | None = None, *, full: bool) -> list[dict[str, Any]]:
         """Inspects mirrors now; no names mean all. Damage is healed afterwards."""
-        return list(call(self.layout, "verify", on_progress=on_progress, names=names, full=full))
+        return list(call(self.layout, "POST", "/v1/verify", {"repos": names, "full": full}, on_progress=on_progress))
 
     def heal(self, name: str) -> dict[str, Any]:
         """Inspects one mirror now and heals it."""
-        return dict(call(self.layout, "heal", name=name))
+        return dict(call(self.layout, "POST", repo_path(name, "heal")))
 
     def drop_session(self, repo: str, session: str) -> None:
         """Ends a session at once."""
-        call(self.layout, "session-drop", repo=repo, session=session)
+        call(self.layout, "DELETE", repo_path(repo, "sessions", session))

@@ -22,7 +22,7 @@ from appliance.core.git.keyring import check_files
 from appliance.core.models import UNHEALTHY
 from appliance.core.node.node import Node
 from appliance.core.node.state_dir import is_lost, wanted_of_config
-from appliance.core.process.control import is_serving
+from appliance.core.process.control_socket import is_serving
 from appliance.core.process.disk import room_of
 from appliance.core.serving.net.sockets import listen
 from appliance.core.store.database import DatabaseLost

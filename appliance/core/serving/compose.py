@@ -20,7 +20,8 @@ from appliance.core.serving.fetch.upload_pack import UploadPack
 from appliance.core.serving.fetch.warmer import Warmer
 from appliance.core.serving.net.acceptor import Acceptor, Limits
 from appliance.core.serving.net.admission import Admission
-from appliance.core.serving.net.http import HttpPort
+from appliance.core.serving.net.asgi import AsgiHandler
+from appliance.core.serving.net.http import Exchange, HttpPort
 from appliance.core.serving.net.seats import Seats
 from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.git import GitPort, Serving
@@ -29,6 +30,9 @@ from appliance.core.serving.ports.guest_routes import GuestRoutes
 from appliance.core.serving.ports.smart_http import SmartHttp
 from appliance.core.serving.push.http import HttpPushes
 from appliance.core.serving.push.relay import PushAuthority
+
+API = "/v1/"
+"""Where the API begins on the admin port."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,20 @@ def compose_fetching(
 
 @dataclass(frozen=True)
 class Ports:
-    """The acceptors of all ports. `guests` counts the connections of git:// and HTTP together."""
+    """The acceptors of the guests' ports, and the connections of all ports.
+
+    `guests` counts those of git:// and HTTP together. Operators have seats of their own, so that guests cannot lock
+    them out.
+    """
 
     acceptors: Mapping[str, Acceptor]
     admission: Admission
     guests: Seats
+    operators: Seats
+
+    def connections(self) -> dict[str, int]:
+        """The current connections of each port, including those that wait."""
+        return {**{name: len(acceptor) for name, acceptor in self.acceptors.items()}, "admin": len(self.operators)}
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The current values for /metrics: name, help text, value."""
@@ -83,12 +96,10 @@ def compose_ports(
     fetching: Fetching,
     gate: AccessGate,
     routes: GuestRoutes,
-    admin: AdminRoutes,
 ) -> Ports:
-    """Builds each port and its acceptor. Nothing is accepted until the caller starts the acceptors."""
+    """Builds the guests' ports and their acceptors. Nothing is accepted until the caller starts the acceptors."""
     limits = Limits.of(config)
     admission = Admission(limits)
-    # Operators have seats of their own, so that guests cannot lock them out.
     guests, operators = Seats(limits.max_connections), Seats(limits.max_connections)
     writing = partial(mirrors.locks.shared, preempt=True)
     git = GitPort(Serving(mirrors, children, daemon, authority, fetching.engine, writing), gate, admission)
@@ -100,6 +111,14 @@ def compose_ports(
     acceptors = {
         "git": Acceptor("git", git.serve, guests),
         "http": Acceptor("http", HttpPort(http.handle, limits).serve, guests),
-        "admin": Acceptor("admin", HttpPort(admin.handle, limits).serve, operators),
     }
-    return Ports(acceptors, admission, guests)
+    return Ports(acceptors, admission, guests, operators)
+
+
+def compose_admin_port(config: ServeConfig, ports: Ports, routes: AdminRoutes, api: AsgiHandler) -> Acceptor:
+    """Builds the admin port: the API below `/v1`, and everything else."""
+
+    async def handle(exchange: Exchange) -> None:
+        await (api if exchange.path.startswith(API) else routes).handle(exchange)
+
+    return Acceptor("admin", HttpPort(handle, Limits.of(config)).serve, ports.operators)

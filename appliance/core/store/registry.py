@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlite_utils
 
-from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.errors import Conflict, NotFound
 from appliance.core.models import Repo
 from appliance.core.store.database import Database, rows
 
@@ -23,7 +23,7 @@ class Wanted:
     interval: float | None = None
 
 
-class UnknownRepo(GitmirrorError):
+class UnknownRepo(NotFound):
     """No repository of that name is registered."""
 
     def __init__(self, name: str) -> None:
@@ -51,7 +51,7 @@ class Registry:
     def add(self, wanted: Wanted) -> Repo:
         """Registers a repository, or updates the one with the same URL; given options replace the stored ones.
 
-        Raises UsageError if the name belongs to another URL, or if options of a config repository would change.
+        Raises Conflict if the name belongs to another URL, or if options of a config repository would change.
         """
         with self._database.writing() as connection:
             found = rows(connection, "SELECT * FROM repos WHERE name = ?", wanted.name)
@@ -59,7 +59,7 @@ class Registry:
                 return self._insert(connection, wanted, "cli")
             [row] = found
             if not self._same_url(row["url"], wanted.url):
-                raise UsageError(
+                raise Conflict(
                     f"the name {wanted.name} is taken by {row['url']}",
                     hint="give this repository a different name: --name OWNER/REPO",
                 )
@@ -70,7 +70,7 @@ class Registry:
             }
             if row["source"] == "config" and row["listed"]:
                 if changes:
-                    raise UsageError(
+                    raise Conflict(
                         f"{wanted.name} comes from the config file",
                         hint="change its branch or interval there",
                     )
@@ -80,11 +80,11 @@ class Registry:
             return _repo(_row(connection, wanted.name))
 
     def remove(self, name: str, config_file: str) -> Repo:
-        """Unregisters a repository. Raises UnknownRepo, or UsageError for a repository that the config lists."""
+        """Unregisters a repository. Raises UnknownRepo, or Conflict for a repository that the config lists."""
         with self._database.writing() as connection:
             row = _row(connection, name)
             if row["source"] == "config" and row["listed"]:
-                raise UsageError(
+                raise Conflict(
                     f"{name} is listed in the config",
                     hint=f"remove its [[repos]] entry from {config_file} and reload",
                 )
@@ -95,14 +95,23 @@ class Registry:
             )
             return _repo(row)
 
-    def set_enabled(self, name: str, enabled: bool) -> Repo:
-        """Enables or disables. A repository that the config no longer lists then counts as added by `add-repo`."""
+    def change(self, name: str, wanted: Mapping[str, Any]) -> Repo:
+        """Changes `enabled`, `branch` and `interval`, as far as `wanted` has them. Raises UnknownRepo.
+
+        A repository that the config no longer lists then counts as added by `add-repo`. Raises Conflict for the branch
+        or the interval of one that the config lists.
+        """
         with self._database.writing() as connection:
             row = _row(connection, name)
-            changes: dict[str, Any] = {"enabled": int(enabled)}
-            if enabled and not row["listed"]:
-                changes |= {"listed": 1, "source": "cli"}
-            _update(connection, row["id"], **changes)
+            changes = {key: wanted[key] for key in ("branch", "interval") if key in wanted and wanted[key] != row[key]}
+            if changes and row["source"] == "config" and row["listed"]:
+                raise Conflict(f"{name} comes from the config file", hint="change its branch or interval there")
+            if "enabled" in wanted:
+                changes["enabled"] = int(wanted["enabled"])
+                if wanted["enabled"] and not row["listed"]:
+                    changes |= {"listed": 1, "source": "cli"}
+            if changes:
+                _update(connection, row["id"], **changes)
             return _repo(_row(connection, name))
 
     def reconcile(self, listed: Sequence[Wanted]) -> list[str]:

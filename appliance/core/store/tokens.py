@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.errors import NotFound, UsageError
 from appliance.core.models import Repo
 from appliance.core.store.database import Database, rows
 from appliance.core.units import rfc3339
@@ -23,7 +23,7 @@ LONGEST = 3650 * 86400.0
 _TIMES = ("created_at", "expires_at", "last_used_at", "revoked_at")
 
 
-class UnknownToken(GitmirrorError):
+class UnknownToken(NotFound):
     """There is no read token with that number."""
 
     def __init__(self, token_id: int) -> None:

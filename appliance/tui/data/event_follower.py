@@ -8,9 +8,10 @@ from typing import Any
 
 from textual.message_pump import MessagePump
 
+from appliance.core.api.client import Watch
 from appliance.core.errors import GitmirrorError
 from appliance.core.layout import Layout
-from appliance.core.process.control import Watch, is_serving
+from appliance.core.process.control_socket import is_serving
 from appliance.tui.data.loader import tell
 from appliance.tui.data.messages import EventsArrived, StreamChanged
 

@@ -47,7 +47,7 @@ class RepoActions(View):
         node = self.context.node
 
         def work() -> str:
-            node.current().set_enabled(name, enabled)
+            node.current().change(name, {"enabled": enabled})
             return f"{name} is {'enabled' if enabled else 'disabled; nothing was deleted'}"
 
         self.context.act(f"{'enable' if enabled else 'disable'} {name}", work)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from appliance.core.api.client import call
 from appliance.core.layout import Layout
-from appliance.core.process.control import call
 from tests.conftest import WIDGETS, ServeFactory
 from tests.serving.conftest import DEEP, SETTLED, Node
 from tests.serving.conftest import big_bare as big_bare
@@ -30,7 +30,7 @@ TOOLS = "sub/tools"
 
 def status_of(serve: Serve) -> dict[str, Any]:
     """`status --json`, by the socket that the command asks: a tenth of the time."""
-    return dict(call(Layout(serve.state), "status"))
+    return dict(call(Layout(serve.state), "GET", "/v1/status"))
 
 
 def cache_of(serve: Serve) -> dict[str, int]:

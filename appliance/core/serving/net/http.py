@@ -69,6 +69,8 @@ class Exchange:
         self.seat = seat
         self.client = seat.client
         self.method = request.method.decode("ascii", "replace")
+        self.target = request.target
+        self.raw_headers = list(request.headers)
         target, _, query = request.target.decode("ascii", "replace").partition("?")
         self.path = unquote(target, errors="replace")
         try:
@@ -136,6 +138,22 @@ class Exchange:
                 if not self._inflate.eof:
                     raise HttpError(HTTPStatus.BAD_REQUEST, "the body ends in the middle of its gzip\n")
                 return b""
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a body follows the head."""
+        return "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
+
+    async def hung_up(self) -> None:
+        """Returns when the client has disconnected. Call it once the whole body was received."""
+        ahead = 0
+        while data := await self._stream.arrives():
+            # The client's next request, which waits until this one is answered.
+            self._connection.receive_data(data)
+            ahead += len(data)
+            if ahead > LARGEST_HEAD:
+                await asyncio.Event().wait()
+        self._connection.receive_data(b"")
 
     async def _next_piece(self) -> bytes:
         """The next bytes of the body, not decoded; empty at the end, also when called again."""
@@ -219,11 +237,16 @@ class HttpPort:
         self._handler = handler
         self._limits = limits
 
-    async def serve(self, seat: Seat) -> None:
-        """Serves one connection, request by request, until either side ends it."""
+    async def serve(self, seat: Seat, arrived: bytes = b"") -> None:
+        """Serves one connection, request by request, until either side ends it.
+
+        `arrived` are bytes that the caller has read from it.
+        """
         guest, client = seat.socket, seat.client
         stream = SocketStream(guest, self._limits.idle_timeout)
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD)
+        if arrived:
+            connection.receive_data(arrived)
         try:
             async with asyncio.timeout(self._limits.total_timeout):
                 if seat.refused:

@@ -82,6 +82,14 @@ class SocketStream:
                 await self.take_turns()
                 return data
 
+    async def arrives(self) -> bytes:
+        """Waits without a limit for the next bytes and returns them; empty at the end. Raises OSError."""
+        while True:
+            try:
+                return self._socket.recv(CHUNK)
+            except (BlockingIOError, InterruptedError):
+                await self._ready(self._loop.add_reader, self._loop.remove_reader, None)
+
     async def send(self, data: bytes, *, more: bool = False) -> None:
         """Sends all of it; `more` lets it share a packet with the next bytes. Raises IdleTimeout, OSError."""
         view = memoryview(data)

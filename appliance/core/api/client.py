@@ -1,0 +1,199 @@
+"""Calls the API of the `serve` that owns a state directory, over its unix socket.
+
+Without Starlette, because every command that asks `serve` imports this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from appliance import __version__
+from appliance.core.api.problem import MEDIA_TYPE, NO_ROUTE, STOPPING, VERSION_HEADER, error_of
+from appliance.core.errors import GitmirrorError, NotServing
+from appliance.core.layout import Layout
+from appliance.core.models import Tell
+from appliance.core.process.control_socket import connect, unanswered
+from appliance.core.process.owner import OwnerInfo
+
+QUICK = 30.0
+"""Seconds in which a healthy `serve` responds to a request that it only has to look up."""
+NDJSON = "application/x-ndjson"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A response, whatever its status."""
+
+    status: int
+    media_type: str
+    body: bytes
+
+    def document(self) -> Any:
+        """The body as JSON. Raises ValueError."""
+        return json.loads(self.body)
+
+
+def call(
+    layout: Layout,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    *,
+    query: Mapping[str, Any] | None = None,
+    on_progress: Tell | None = None,
+    timeout: float | None = None,
+) -> Any:
+    """Sends a request and returns the JSON document, or the text, of its response.
+
+    `path` begins with `/v1`. `timeout` is in seconds and applies to each read and write; None waits without limit.
+    Raises NotServing, or the error that the response describes.
+    """
+    headers = {"Accept": NDJSON} if on_progress is not None else {}
+    data = None if body is None else json.dumps(body).encode()
+    with _sent(layout, method, _target(path, query), data, headers, timeout) as (response, owner):
+        media_type = response.headers.get_content_type()
+        if media_type == NDJSON and on_progress is not None:
+            return _result(response, owner, on_progress)
+        content = response.read()
+        if media_type == MEDIA_TYPE:
+            raise _error(json.loads(content), response, f"{method} {path}")
+        return json.loads(content) if media_type == "application/json" else content.decode()
+
+
+def send(layout: Layout, method: str, path: str, body: bytes | None, accept: str) -> Iterator[Answered | bytes]:
+    """Sends a request as it is; yields its status first, with an empty body, and then the body piece by piece.
+
+    Raises NotServing.
+    """
+    with _sent(layout, method, path, body, {"Accept": accept}, None) as (response, _):
+        yield Answered(response.status, response.headers.get_content_type(), b"")
+        while piece := response.read1(65536):
+            yield piece
+
+
+def pages(layout: Layout, path: str, query: Mapping[str, Any] | None = None) -> Iterator[Any]:
+    """Every item of a list, page by page. Raises as `call` does."""
+    after = None
+    while True:
+        page = call(layout, "GET", path, query={"limit": 1000, **(query or {}), "after": after}, timeout=QUICK)
+        yield from page["items"]
+        after = page["next"]
+        if after is None:
+            return
+
+
+class Watch:
+    """The events of a running `serve` from now on. Iteration ends when either side hangs up.
+
+    The constructor raises NotServing. `close` may be called from another thread and then ends the iteration.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._connection, owner = connect(layout, QUICK)
+        try:
+            exchange = _exchange(self._connection)
+            exchange.request("GET", "/v1/events", headers={"User-Agent": f"gitmirror/{__version__}"})
+            self._response = exchange.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise _no_answer(owner, error) from None
+        if self._response.status != 200:
+            self._connection.close()
+            raise NotServing("the running serve has another version and sends no events", hint="restart serve")
+        self._connection.settimeout(None)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yields each event: `{event, at, repo, …}`. Half a line, from a serve that was killed, also ends it."""
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+            while line := self._response.readline():
+                if line.startswith(b"data:"):
+                    yield json.loads(line.removeprefix(b"data:"))
+
+    def close(self) -> None:
+        """Hangs up."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+
+def repo_path(name: str, *below: str) -> str:
+    """The path of a repository, or of something `below` it."""
+    return "/".join(["/v1/repos", quote(name), *(quote(part) for part in below)])
+
+
+def _target(path: str, query: Mapping[str, Any] | None) -> str:
+    fields = {
+        name: str(value).lower() if isinstance(value, bool) else value
+        for name, value in (query or {}).items()
+        if value is not None
+    }
+    return f"{path}?{urlencode(fields)}" if fields else path
+
+
+def _exchange(connection: socket.socket) -> http.client.HTTPConnection:
+    exchange = http.client.HTTPConnection("localhost")
+    exchange.sock = connection
+    return exchange
+
+
+@contextlib.contextmanager
+def _sent(
+    layout: Layout, method: str, target: str, data: bytes | None, headers: Mapping[str, str], timeout: float | None
+) -> Iterator[tuple[http.client.HTTPResponse, OwnerInfo]]:
+    connection, owner = connect(layout, timeout)
+    common = {"User-Agent": f"gitmirror/{__version__}", **headers}
+    if data is not None:
+        common["Content-Type"] = "application/json"
+    with connection:
+        try:
+            exchange = _exchange(connection)
+            exchange.request(method, target, data, common)
+            with exchange.getresponse() as response:
+                yield response, owner
+        except (OSError, http.client.HTTPException) as error:
+            raise _no_answer(owner, error) from None
+
+
+def _no_answer(owner: OwnerInfo, error: Exception) -> NotServing:
+    if isinstance(error, http.client.BadStatusLine) and "{" in str(error)[:2]:
+        # Before there was an API, `serve` answered with lines of JSON.
+        return NotServing(f"serve (process {owner.pid}) is older than this file", hint="restart serve")
+    if isinstance(error, (http.client.HTTPException, ConnectionResetError, BrokenPipeError)):
+        return NotServing(f"serve (process {owner.pid}) ended before it answered", hint="see its log")
+    return unanswered(owner, error)
+
+
+def _result(response: http.client.HTTPResponse, owner: OwnerInfo, on_progress: Tell) -> Any:
+    try:
+        while line := response.readline():
+            answer = json.loads(line)
+            if "progress" in answer:
+                on_progress(answer["progress"])
+            elif "error" in answer:
+                raise _error(answer["error"], response, "")
+            else:
+                # Otherwise `serve` would log that we left early.
+                response.read()
+                return answer["result"]
+    except ValueError:
+        # Half a line: serve was killed while it wrote the response.
+        pass
+    raise NotServing(f"serve (process {owner.pid}) ended before it answered", hint="see its log")
+
+
+def _error(document: dict[str, Any], response: http.client.HTTPResponse, request: str) -> GitmirrorError:
+    error = error_of(document)
+    if document.get("type") == STOPPING.type:
+        return NotServing(error.message, hint=error.hint)
+    if document.get("type") == NO_ROUTE.type:
+        running = response.headers.get(VERSION_HEADER, "unknown")
+        message = f"the running serve (version {running}) does not know {request}, and this file is {__version__}"
+        return NotServing(message, hint="restart serve with the file that is installed")
+    return error

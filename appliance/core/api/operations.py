@@ -1,0 +1,71 @@
+"""What a running `serve` does for the API. `daemon/operations.py` implements it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from appliance.core.models import Tell
+
+
+class NodeOperations(Protocol):
+    """The operations on one node. Each raises GitmirrorError and then has changed nothing.
+
+    Documents are those that the commands print with `--json`.
+    """
+
+    async def status(self) -> dict[str, Any]:
+        """The status of the node and of every repository."""
+        ...
+
+    async def pulse(self) -> dict[str, Any]:
+        """What only a running `serve` knows, without the repositories, so that it can be read every second."""
+        ...
+
+    def repos(self) -> list[dict[str, Any]]:
+        """The registry, by name."""
+        ...
+
+    def repo(self, name: str) -> dict[str, Any]:
+        """One repository: its registration and its status. Raises NotFound."""
+        ...
+
+    async def add(self, arguments: Mapping[str, Any], tell: Tell) -> tuple[dict[str, Any], bool]:
+        """Registers a repository and, unless `wait` is false, waits for its first clone. Returns whether it is new."""
+        ...
+
+    async def change(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Changes `enabled`, `branch` or `interval`. Raises NotFound, and Conflict for one that the config lists."""
+        ...
+
+    async def remove(self, name: str, *, purge: bool) -> dict[str, Any]:
+        """Unregisters a repository; with `purge`, also deletes its mirror. Raises NotFound, Conflict."""
+        ...
+
+    async def refresh(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Refreshes now and waits. No names mean all enabled repositories."""
+        ...
+
+    def guest_kit(self) -> str:
+        """The guest kit of this mirror."""
+        ...
+
+    async def drop_session(self, repo: str, session: str) -> dict[str, Any]:
+        """Ends a session at once. Raises NotFound."""
+        ...
+
+    async def accept_loss(self) -> dict[str, Any]:
+        """Accepts an audit log that lacks events."""
+        ...
+
+    async def backup(self, to: str | None) -> dict[str, Any]:
+        """Makes a backup now and waits for it."""
+        ...
+
+    async def verify(self, names: Sequence[str], tell: Tell, *, full: bool) -> list[dict[str, Any]]:
+        """Inspects mirrors now; no names mean all."""
+        ...
+
+    async def heal(self, name: str) -> dict[str, Any]:
+        """Inspects one mirror now and heals it."""
+        ...

@@ -1,0 +1,39 @@
+"""Pages of lists: `limit` and `after` in the query, `items` and `next` in the response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from appliance.core.api.declaration import Call, Parameter
+from appliance.core.api.schemas import GIVEN_TEXT
+
+PAGE = 100
+"""Items of a page unless the caller says how many."""
+MOST_ITEMS = 1000
+
+LIMIT = Parameter(
+    "limit",
+    {"type": "integer", "minimum": 1, "maximum": MOST_ITEMS},
+    f"At most so many items; {PAGE} by default.",
+    "20",
+)
+AFTER = Parameter("after", GIVEN_TEXT, "Go on after this: the `next` of the page before.")
+
+
+def limit_of(call: Call) -> int:
+    """How many items the caller wants at most."""
+    return int(call.query.get("limit", PAGE))
+
+
+def paged(items: Sequence[Any], cursor: str | None) -> dict[str, Any]:
+    """The document of a page."""
+    return {"items": list(items), "next": cursor}
+
+
+def paged_by_name(documents: Sequence[dict[str, Any]], call: Call) -> dict[str, Any]:
+    """A page of documents that are sorted by their unique `name`, which is the cursor."""
+    after, limit = call.query.get("after"), limit_of(call)
+    rest = documents if after is None else [document for document in documents if document["name"] > after]
+    chosen = rest[:limit]
+    return paged(chosen, chosen[-1]["name"] if len(rest) > limit else None)

@@ -1,0 +1,155 @@
+"""What `serve` does for the API, over its rooms."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from appliance.core.backup.schedule import Backups
+from appliance.core.daemon.registry_follower import RegistryFollower
+from appliance.core.daemon.state import ServeState
+from appliance.core.daemon.status import Status
+from appliance.core.errors import GitmirrorError, NotFound
+from appliance.core.git.mirrors import Mirrors
+from appliance.core.integrity.examination import failed_document, healing_document, require_cloned
+from appliance.core.integrity.watch import IntegrityWatch
+from appliance.core.models import Repo, Tell
+from appliance.core.node.registration import added_document, outcome_document, register, unregister
+from appliance.core.recording.compose import Recording
+from appliance.core.refresh.scheduler import Scheduler
+from appliance.core.serving.fetch.warmer import Warmer
+from appliance.core.store.stores import Stores
+from appliance.core.workspace.guest_kit import GuestKit
+from appliance.core.workspace.snapshots import Snapshots
+
+Changed = TypeVar("Changed")
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Implements `api.operations.NodeOperations`.
+
+    Database access runs in a thread, because another process may hold the database for a long time.
+    """
+
+    state: ServeState
+    stores: Stores
+    mirrors: Mirrors
+    scheduler: Scheduler
+    recording: Recording
+    workspaces: Snapshots
+    warmer: Warmer
+    follower: RegistryFollower
+    integrity: IntegrityWatch
+    backups: Backups
+    kit: GuestKit
+    status_of: Status
+    _changing: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    async def status(self) -> dict[str, Any]:
+        """The document of `status --json`."""
+        return await self.status_of.status()
+
+    async def pulse(self) -> dict[str, Any]:
+        """What only a running `serve` knows, without the repositories."""
+        return await self.status_of.pulse()
+
+    def repos(self) -> list[dict[str, Any]]:
+        """The registry, by name."""
+        return self.status_of.repo_documents()
+
+    def repo(self, name: str) -> dict[str, Any]:
+        """One repository: its registration and its status. Raises UnknownRepo."""
+        return self.status_of.repo_whole(self.state.find(name))
+
+    async def add(self, arguments: Mapping[str, Any], tell: Tell) -> tuple[dict[str, Any], bool]:
+        """Registers a repository and, unless `wait` is false, waits for its first clone. Returns whether it is new."""
+        layout, config, known = self.state.layout, self.state.config, {repo.id for repo in self.state.repos}
+        repo = await self._change(partial(register, self.stores, layout, config, arguments))
+        # Its mirror may already be on disk, with turns that the audit log does not know.
+        await self.recording.found.look([repo.name])
+        outcome = None
+        if arguments.get("wait", True) and not self.scheduler.health(repo.id).cloned:
+            outcome = await self.scheduler.refresh_now(repo, tell, insist=True)
+        return added_document(repo, self.scheduler.health(repo.id), layout, config, outcome), repo.id not in known
+
+    async def change(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Changes `enabled`, `branch` or `interval`. Raises UnknownRepo, Conflict."""
+        repo = await self._change(partial(self.stores.registry.change, name, changes))
+        if repo.enabled:
+            self.warmer.warm(repo)
+        return self.status_of.repo_documents([repo])[0]
+
+    async def remove(self, name: str, *, purge: bool) -> dict[str, Any]:
+        """Unregisters a repository; with `purge`, also deletes its mirror and its snapshots."""
+        await self._change(partial(unregister, self.stores, self.state.layout, self.state.config, name, purge=purge))
+        if purge:
+            async with self.mirrors.locks.exclusive(name):
+                await asyncio.to_thread(self.mirrors(name).discard)
+            await self.workspaces.delete(name)
+        return {"name": name, "purged": purge}
+
+    async def refresh(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Refreshes now and waits. No names mean all enabled repositories."""
+        chosen = self._found(names) if names else [repo for repo in self.state.repos if repo.enabled]
+        outcomes = await asyncio.gather(*(self.scheduler.refresh_now(repo, insist=True) for repo in chosen))
+        return [outcome_document(outcome) for outcome in outcomes]
+
+    def guest_kit(self) -> str:
+        """The guest kit of this mirror."""
+        return self.kit.render()
+
+    async def drop_session(self, repo: str, session: str) -> dict[str, Any]:
+        """Ends a session at once. Raises NotFound."""
+        [owner] = self._found([repo])
+        for row in await asyncio.to_thread(self.stores.sessions.matching, repo, session):
+            if row["session"] == session:
+                await self.recording.retention.end(owner, [row], "ended by an operator")
+                return {"repo": repo, "session": session}
+        raise NotFound(f"{repo} has no session {session}", hint=f"`sessions --repo {repo}` lists them")
+
+    async def accept_loss(self) -> dict[str, Any]:
+        """Accepts an audit log that lacks events."""
+        return dict(await self.recording.found.accept_loss())
+
+    async def backup(self, to: str | None) -> dict[str, Any]:
+        """Makes a backup now, to the directory `to` or the configured one."""
+        return (await self.backups.make(to)).document()
+
+    async def verify(self, names: Sequence[str], tell: Tell, *, full: bool) -> list[dict[str, Any]]:
+        """Inspects mirrors now; no names mean all."""
+        health = self.scheduler.health
+        documents = []
+        for repo in self._found(names) if names else [repo for repo in self.state.repos if health(repo.id).cloned]:
+            tell(f"inspecting {repo.name}")
+            try:
+                require_cloned(repo, health(repo.id))
+                documents.append((await self.integrity.inspect(repo, full=full)).document())
+            except GitmirrorError as error:
+                documents.append(failed_document(repo.name, full, error))
+        return documents
+
+    async def heal(self, name: str) -> dict[str, Any]:
+        """Inspects one mirror now and heals it."""
+        [repo] = self._found([name])
+        require_cloned(repo, self.scheduler.health(repo.id))
+        return healing_document(repo.name, await self.integrity.heal(repo))
+
+    def _found(self, names: Sequence[str]) -> list[Repo]:
+        return [self.state.find(name) for name in names]
+
+    async def _change(self, change: Callable[[], Changed]) -> Changed:
+        """Changes the registry and then follows it. Both happen even if the client hangs up in between."""
+
+        async def work() -> Changed:
+            changed = await asyncio.to_thread(change)
+            await self.follower.follow()
+            return changed
+
+        changing = asyncio.create_task(work(), name="change of the registry")
+        self._changing.add(changing)
+        changing.add_done_callback(self._changing.discard)
+        return await asyncio.shield(changing)
