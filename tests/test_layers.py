@@ -32,7 +32,7 @@ LAYERS: list[set[str]] = [
     {"access"},
     {"refresh", "recording", "workspace", "maintenance"},
     {"observability"},
-    {"serving"},
+    {"serving", "api"},
     {"backup"},
     {"integrity"},
     {"node"},
@@ -283,7 +283,7 @@ def test_the_live_view_shows_and_asks(name: str) -> None:
     assert not {each.partition(".")[0] for each in found} & {"sqlite3", "sqlite_utils", "subprocess", "git", "socket"}
     assert not {each for each in found if each.startswith("appliance.cli")}
     used = {part(each) for each in found if each.startswith("appliance.core.")}
-    assert used <= LAYERS[0] | LAYERS[1] | LAYERS[2] | {"config", "process", "node", "ops"}
+    assert used <= LAYERS[0] | LAYERS[1] | LAYERS[2] | {"config", "process", "api", "node", "ops"}
 
 
 @pytest.mark.parametrize(

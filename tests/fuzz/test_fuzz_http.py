@@ -22,8 +22,9 @@ from appliance.core.models import Repo
 from appliance.core.serving.fetch.request_memo import RequestMemo
 from appliance.core.serving.net.acceptor import Acceptor, Busy, Limits
 from appliance.core.serving.net.admission import Admission
-from appliance.core.serving.net.http import Exchange, Handler, HttpPort, require_read
+from appliance.core.serving.net.http import Exchange, Handler, HttpPort
 from appliance.core.serving.net.http_files import send_file
+from appliance.core.serving.net.http_pages import require_read
 from appliance.core.serving.net.reading import Budget as MemoryBudget
 from appliance.core.serving.net.seats import Seat, Seats
 from appliance.core.serving.ports.smart_http import SmartHttp

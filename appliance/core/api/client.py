@@ -10,7 +10,6 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -25,19 +24,6 @@ from appliance.core.process.owner import OwnerInfo
 QUICK = 30.0
 """Seconds in which a healthy `serve` responds to a request that it only has to look up."""
 NDJSON = "application/x-ndjson"
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A response, whatever its status."""
-
-    status: int
-    media_type: str
-    body: bytes
-
-    def document(self) -> Any:
-        """The body as JSON. Raises ValueError."""
-        return json.loads(self.body)
 
 
 def call(
@@ -67,15 +53,19 @@ def call(
         return json.loads(content) if media_type == "application/json" else content.decode()
 
 
-def send(layout: Layout, method: str, path: str, body: bytes | None, accept: str) -> Iterator[Answered | bytes]:
-    """Sends a request as it is; yields its status first, with an empty body, and then the body piece by piece.
+def send(layout: Layout, method: str, path: str, body: bytes | None, accept: str) -> tuple[int, Iterator[bytes]]:
+    """Sends a request as it is; returns its status, and the body piece by piece. Raises NotServing."""
+    sent = _sent(layout, method, path, body, {"Accept": accept}, None)
+    response, _ = sent.__enter__()
 
-    Raises NotServing.
-    """
-    with _sent(layout, method, path, body, {"Accept": accept}, None) as (response, _):
-        yield Answered(response.status, response.headers.get_content_type(), b"")
-        while piece := response.read1(65536):
-            yield piece
+    def pieces() -> Iterator[bytes]:
+        try:
+            while piece := response.read1(65536):
+                yield piece
+        finally:
+            sent.__exit__(None, None, None)
+
+    return response.status, pieces()
 
 
 def pages(layout: Layout, path: str, query: Mapping[str, Any] | None = None) -> Iterator[Any]:

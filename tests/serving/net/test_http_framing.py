@@ -17,16 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.core.serving.net.acceptor import Acceptor, Limits
-from appliance.core.serving.net.http import (
-    LARGEST_HEAD,
-    Exchange,
-    Handler,
-    HttpError,
-    HttpPort,
-    TextResponse,
-    plain_routes,
-    require_read,
-)
+from appliance.core.serving.net.http import LARGEST_HEAD, Exchange, Handler, HttpError, HttpPort
+from appliance.core.serving.net.http_pages import TextResponse, plain_routes, require_read
 from appliance.core.serving.net.seats import Seats
 from appliance.core.serving.net.sockets import listen
 from appliance.core.units import Address

@@ -13,7 +13,8 @@ from appliance.core.models import Health, Repo
 from appliance.core.observability.metrics import Metrics
 from appliance.core.observability.push_watch import PushWatch
 from appliance.core.refresh.announcements import Announcements
-from appliance.core.serving.net.http import Exchange, HttpError, TextResponse, alive, plain_routes
+from appliance.core.serving.net.http import Exchange, HttpError
+from appliance.core.serving.net.http_pages import TextResponse, alive, plain_routes
 from appliance.core.serving.ports.webhook import CREATE, DELETE, PING, PUSH, Finder, Malformed, Signature, read_delivery
 
 WEBHOOK = "/hooks/github"

@@ -13,8 +13,9 @@ from appliance.core.events.facts import FetchBegan, FetchEnded, Publish
 from appliance.core.health import lag_of
 from appliance.core.models import Health, Hydration, Repo, Tar
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
-from appliance.core.serving.net.http import Exchange, HttpError, require_read
+from appliance.core.serving.net.http import Exchange, HttpError
 from appliance.core.serving.net.http_files import send_file
+from appliance.core.serving.net.http_pages import require_read
 from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.workspace.snapshots import Snapshots
 

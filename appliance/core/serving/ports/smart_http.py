@@ -19,7 +19,8 @@ from appliance.core.serving.fetch.response_cache import AnswerFailed
 from appliance.core.serving.fetch.upload_pack import Spool, UploadPackError
 from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Busy
 from appliance.core.serving.net.admission import Admission
-from appliance.core.serving.net.http import Exchange, HttpError, alive, plain_routes, require_read
+from appliance.core.serving.net.http import Exchange, HttpError
+from appliance.core.serving.net.http_pages import alive, plain_routes, require_read
 from appliance.core.serving.net.http_result import NO_CACHE, ResultSink
 from appliance.core.serving.net.reading import Share
 from appliance.core.serving.ports.guest_routes import GuestRoutes
