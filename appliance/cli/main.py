@@ -6,6 +6,7 @@ import click
 
 from appliance import version_text
 from appliance.cli.activity import activity
+from appliance.cli.api_tokens import api_token
 from appliance.cli.audit import audit
 from appliance.cli.backup import backup, restore
 from appliance.cli.context import Options
@@ -74,6 +75,7 @@ for command in (
     session,
     audit,
     token,
+    api_token,
     verify,
     heal,
     backup,
