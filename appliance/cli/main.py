@@ -7,6 +7,7 @@ import click
 from appliance import version_text
 from appliance.cli.activity import activity
 from appliance.cli.api import api
+from appliance.cli.api_tokens import api_token
 from appliance.cli.audit import audit
 from appliance.cli.backup import backup, restore
 from appliance.cli.context import Options
@@ -76,6 +77,7 @@ for command in (
     audit,
     token,
     api,
+    api_token,
     verify,
     heal,
     backup,

@@ -71,7 +71,7 @@ def list_tokens(options: Options, repo: str | None, as_json: bool) -> None:
 
 
 @token.command()
-@click.argument("number", metavar="ID", type=click.IntRange(1))
+@click.argument("number", metavar="ID", type=click.IntRange(1, 2**63 - 1))
 @pass_options
 def revoke(options: Options, number: int) -> None:
     """Revoke a token.

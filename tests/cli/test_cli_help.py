@@ -42,6 +42,9 @@ CONTRACT: dict[str, set[str]] = {
     "token issue": {"--repo", "--ttl", "--note", "--json"},
     "token list": {"--repo", "--json"},
     "token revoke": {"ID"},
+    "api-token issue": {"--scope", "--ttl", "--name", "--json"},
+    "api-token list": {"--json"},
+    "api-token revoke": {"ID", "--json"},
     "verify": {"REPO", "--full", "--json"},
     "heal": {"REPO", "--json"},
     "backup": {"DIR", "--json"},
@@ -215,6 +218,8 @@ def test_an_error_is_what_happened_and_what_to_do(tmp_path: Path) -> None:
 
 NEEDS: dict[tuple[str, ...], list[str]] = {
     ("token", "issue"): ["--repo", "o/r"],
+    ("api-token", "issue"): ["--scope", "read"],
+    ("api-token", "revoke"): ["1"],
     ("add-repo",): ["https://h/o/r", "--no-wait"],
     ("session", "show"): ["o/r", "s"],
     ("backup", "verify"): ["/nowhere"],
@@ -225,6 +230,7 @@ ENDS = {
     ("status",): 4,
     ("refresh",): 4,
     ("session", "show"): 1,
+    ("api-token", "revoke"): 1,
     ("backup", "verify"): 1,
     ("restore",): 1,
     ("heal",): 1,

@@ -13,6 +13,7 @@ from appliance.core.node.offline import OfflineNode
 from appliance.core.node.running import RunningNode
 from appliance.core.node.state_dir import open_stores
 from appliance.core.process.control_socket import is_serving
+from appliance.core.store.api_tokens import Scope
 from appliance.core.store.audit import TurnRef
 from appliance.core.store.stores import Stores
 
@@ -66,6 +67,18 @@ class Node:
     def revoke_token(self, token_id: int) -> dict[str, Any]:
         """Revokes a read token; a running `serve` accepts it no longer."""
         return self.stores().tokens.revoke(token_id)
+
+    def issue_api_token(self, scope: str, ttl: float | None, name: str) -> dict[str, Any]:
+        """Issues an API token, valid for `ttl` seconds or until it is revoked; a running `serve` accepts it at once."""
+        return self.stores().api_tokens.issue(Scope(scope), ttl, name)
+
+    def api_tokens(self) -> list[dict[str, Any]]:
+        """API tokens, newest first."""
+        return self.stores().api_tokens.all()
+
+    def revoke_api_token(self, token_id: int) -> dict[str, Any]:
+        """Revokes an API token; a running `serve` accepts it no longer."""
+        return self.stores().api_tokens.revoke(token_id)
 
     def recorded_in(self, name: str) -> list[dict[str, Any]]:
         """The sessions of a repository, as `sessions` lists them, whether or not it is registered."""

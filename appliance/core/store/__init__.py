@@ -2,8 +2,9 @@
 
 - `database`: opens the file, migrates it, and provides transactions; `migrations` are its numbered steps.
 - `registry` (repositories), `health` (the state of each mirror, and the history of refreshes), `audit` and `chain` (the
-  hash-chained log of pushes), `sessions` (sessions and turns), `activity` (hydrations), `tokens`, `alerts`,
-  `trusted_time` (the newest time that retention relied on).
+  hash-chained log of pushes), `sessions` (sessions and turns), `activity` (hydrations), `tokens` (of guests,
+  for private mirrors), `api_tokens` (of programs), `alerts`, `trusted_time` (the newest that retention relied on).
+- `cursors`: where a page of a list ended.
 - `told`: a file beside the database that names the newest reported audit event, so that a lost database is noticed.
 - `stores`: all stores over one database.
 - `write_behind`: a queue that writes rows in batches when they may wait a second.

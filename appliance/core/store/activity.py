@@ -7,6 +7,7 @@ from dataclasses import astuple, fields
 from typing import Any
 
 from appliance.core.models import Hydration
+from appliance.core.store.cursors import LARGEST, Page, page_by_id
 from appliance.core.store.database import Database, rows
 from appliance.core.units import rfc3339
 
@@ -41,12 +42,21 @@ class ActivityStore:
 
     def newest(self, limit: int, *, repo: str | None = None) -> list[dict[str, Any]]:
         """At most `limit` rows, newest first: the fields of Hydration with `id` and `at`."""
+        return self._below(LARGEST, limit, repo)
+
+    def page(self, repo: str | None = None, *, after: str | None = None, limit: int | None = None) -> Page:
+        """One page of what `newest` returns. Raises UsageError for a cursor of another list."""
+        return page_by_id("activity", lambda below, most: self._below(below, most, repo), after, limit)
+
+    def _below(self, below: int, most: int, repo: str | None) -> list[dict[str, Any]]:
         with self._database.reading() as connection:
             found = rows(
                 connection,
-                "SELECT * FROM hydrations WHERE (?1 IS NULL OR repo = ?1) ORDER BY id DESC LIMIT ?2",
+                """SELECT * FROM hydrations WHERE (?1 IS NULL OR repo = ?1) AND id < ?2
+                   ORDER BY id DESC LIMIT ?3""",
                 repo,
-                limit,
+                below,
+                most,
             )
         return [_document(row) for row in found]
 

@@ -26,6 +26,7 @@ from appliance.core.store.chain import (
     newest_event,
     verify_chain,
 )
+from appliance.core.store.cursors import LARGEST, Page, page_by_id
 from appliance.core.store.database import Database, rows
 from appliance.core.store.told import Head, ToldHead
 from appliance.core.units import rfc3339
@@ -33,10 +34,6 @@ from appliance.core.units import rfc3339
 UNKNOWN = "unknown"
 """The `client` of a turn that was found in a mirror."""
 _FOUND_REASON = "found in the mirror, not seen: its guest and the time of its push are unknown"
-HASHED = (
-    "id", "kind", "at", "attempt", "push", "repo", "session", "ref", "old", "new",
-    "verdict", "outcome", "reason", "client", "prev",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -244,11 +241,12 @@ class AuditLog:
         verdict: str | None = None,
         since: str | None = None,
         above: int = 0,
+        below: int = LARGEST,
         limit: int = -1,
     ) -> list[dict[str, Any]]:
         """One dictionary for each attempted ref, newest first, with the keys that the contract names.
 
-        `since` is a time in the log's own format, RFC 3339 in UTC. Only ids greater than `above` are returned.
+        `since` is a time in the log's own format, RFC 3339 in UTC. Only ids between `above` and `below` are returned.
         """
         with self._database.reading() as connection:
             found = rows(
@@ -260,15 +258,33 @@ class AuditLog:
                    FROM audit_events a LEFT JOIN audit_events o ON o.attempt = a.id
                    WHERE a.kind = 'attempt' AND (?1 IS NULL OR a.repo = ?1) AND (?2 IS NULL OR a.session = ?2)
                    AND (?3 IS NULL OR a.verdict = ?3) AND (?4 IS NULL OR a.at >= ?4) AND a.id > ?5
-                   ORDER BY a.id DESC LIMIT ?6""",
+                   AND a.id < ?6 ORDER BY a.id DESC LIMIT ?7""",
                 repo,
                 session,
                 verdict,
                 since,
                 above,
+                below,
                 limit,
             )
         return found
+
+    def page(
+        self,
+        *,
+        repo: str | None = None,
+        session: str | None = None,
+        verdict: str | None = None,
+        since: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> Page:
+        """One page of `entries`. Raises UsageError for a cursor of another list."""
+
+        def read(below: int, most: int) -> list[dict[str, Any]]:
+            return self.entries(repo=repo, session=session, verdict=verdict, since=since, below=below, limit=most)
+
+        return page_by_id("audit", read, after, limit)
 
     def events(self, since: str | None = None, above: int = 0) -> Iterator[dict[str, Any]]:
         """Every event in order (from `since` on, after that id) with its hash, in pages, as the log may be large."""

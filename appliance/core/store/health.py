@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from appliance.core.models import Health, RefreshOutcome
+from appliance.core.store.cursors import LARGEST, Page, page_by_id
 from appliance.core.store.database import Database, rows
 from appliance.core.units import rfc3339
 
@@ -73,12 +74,21 @@ class HealthStore:
 
     def refreshes(self, repo: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
         """History, newest first: `{id, repo, started_at, duration, result, moved, error, kind}`."""
+        return self._refreshes_below(LARGEST, limit, repo)
+
+    def refreshes_page(self, repo: str | None = None, *, after: str | None = None, limit: int | None = None) -> Page:
+        """One page of what `refreshes` returns. Raises UsageError for a cursor of another list."""
+        return page_by_id("refreshes", lambda below, most: self._refreshes_below(below, most, repo), after, limit)
+
+    def _refreshes_below(self, below: int, most: int, repo: str | None) -> list[dict[str, Any]]:
         with self._database.reading() as connection:
             found = rows(
                 connection,
-                "SELECT * FROM refreshes WHERE (?1 IS NULL OR repo = ?1) ORDER BY id DESC LIMIT ?2",
+                """SELECT * FROM refreshes WHERE (?1 IS NULL OR repo = ?1) AND id < ?2
+                   ORDER BY id DESC LIMIT ?3""",
                 repo,
-                limit,
+                below,
+                most,
             )
         return [row | {"started_at": rfc3339(row["started_at"]), "moved": json.loads(row["moved"])} for row in found]
 

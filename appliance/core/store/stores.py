@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from appliance.core.store.activity import ActivityStore
 from appliance.core.store.alerts import AlertStore
+from appliance.core.store.api_tokens import ApiTokenStore
 from appliance.core.store.audit import AuditLog
 from appliance.core.store.database import Database
 from appliance.core.store.health import HealthStore
@@ -28,6 +29,7 @@ class Stores:
     activity: ActivityStore
     sessions: SessionStore
     tokens: TokenStore
+    api_tokens: ApiTokenStore
     alerts: AlertStore
     time: TimeStore
 
@@ -42,6 +44,7 @@ class Stores:
             ActivityStore(database, time.time),
             SessionStore(database),
             TokenStore(database, time.time),
+            ApiTokenStore(database, time.time),
             AlertStore(database),
             TimeStore(database),
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from appliance.core.errors import NotFound, UsageError
 from appliance.core.models import Repo
+from appliance.core.store.cursors import Page, page_by_id
 from appliance.core.store.database import Database, rows
 from appliance.core.units import rfc3339
 
@@ -21,6 +22,23 @@ LONGEST = 3650 * 86400.0
 """The longest lifetime of a token, in seconds."""
 
 _TIMES = ("created_at", "expires_at", "last_used_at", "revoked_at")
+
+
+def hash_of(token: str) -> str:
+    """What is stored of a token. 256 random bits need no salt and no slow hash. Takes any text that a client sends."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def state_of_token(row: Mapping[str, Any], now: float) -> str:
+    """`revoked`, `expired` or `valid`, from the columns of any token; without `expires_at` a token does not expire."""
+    if row["revoked_at"] is not None:
+        return "revoked"
+    return "valid" if row["expires_at"] is None or row["expires_at"] > now else "expired"
+
+
+def times_of_token(row: Mapping[str, Any]) -> dict[str, str | None]:
+    """The times of any token for its document: RFC 3339, or None for what did not happen."""
+    return {key: None if row[key] is None else rfc3339(row[key]) for key in _TIMES}
 
 
 class UnknownToken(NotFound):
@@ -49,7 +67,7 @@ class TokenStore:
         columns = {
             "repo_id": repo.id,
             "repo": repo.name,
-            "hash": _hash(token),
+            "hash": hash_of(token),
             "note": note,
             "created_at": now,
             "expires_at": now + ttl,
@@ -63,22 +81,37 @@ class TokenStore:
     def find(self, token: str) -> tuple[int, int] | None:
         """The token's number and the id of the repository it currently opens; None if it is not valid.
 
-        256 random bits need no salt and no slow hash. Looking up a hash reveals nothing about how close a guess was.
+        Looking up a hash reveals nothing about how close a guess was.
         """
         with self._database.reading() as connection:
             found = rows(
                 connection,
                 "SELECT id, repo_id FROM read_tokens WHERE hash = ? AND revoked_at IS NULL AND expires_at > ?",
-                _hash(token),
+                hash_of(token),
                 self._clock(),
             )
         return (found[0]["id"], found[0]["repo_id"]) if found else None
 
     def all(self, repo: str | None = None) -> list[dict[str, Any]]:
         """Every token, newest first: id, repo, note, its times (RFC 3339 or None) and its state."""
-        with self._database.reading() as connection:
-            found = rows(connection, "SELECT * FROM read_tokens WHERE (?1 IS NULL OR repo = ?1) ORDER BY id DESC", repo)
-        return [self._document(row) for row in found]
+        return self.page(repo)[0]
+
+    def page(self, repo: str | None = None, *, after: str | None = None, limit: int | None = None) -> Page:
+        """One page of `all`. Raises UsageError for a cursor of another list."""
+
+        def read(below: int, most: int) -> list[dict[str, Any]]:
+            with self._database.reading() as connection:
+                found = rows(
+                    connection,
+                    """SELECT * FROM read_tokens WHERE (?1 IS NULL OR repo = ?1) AND id < ?2
+                       ORDER BY id DESC LIMIT ?3""",
+                    repo,
+                    below,
+                    most,
+                )
+            return [self._document(row) for row in found]
+
+        return page_by_id("tokens", read, after, limit)
 
     def revoke(self, token_id: int) -> dict[str, Any]:
         """Revokes a token at once; returns its row. Raises UnknownToken."""
@@ -98,11 +131,5 @@ class TokenStore:
                 connection.execute("UPDATE read_tokens SET last_used_at = ? WHERE id = ?", [at, token_id])
 
     def _document(self, row: dict[str, Any]) -> dict[str, Any]:
-        state = "valid" if row["expires_at"] > self._clock() else "expired"
-        state = state if row["revoked_at"] is None else "revoked"
-        times = {key: None if row[key] is None else rfc3339(row[key]) for key in _TIMES}
+        state, times = state_of_token(row, self._clock()), times_of_token(row)
         return {"id": row["id"], "repo": row["repo"], "note": row["note"], "state": state, **times}
-
-
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
