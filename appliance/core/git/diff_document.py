@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -17,7 +18,7 @@ from appliance.core.units import format_size
 MOST_BYTES = 8 * 2**20
 """The default limit of a diff that becomes a document."""
 BYTES_OF_A_LINE = 16
-"""A document may have one line for this many bytes of its limit, because Python needs some 60 bytes for the shortest."""
+"""A document may have one line for this many bytes of its limit, because Python needs 60 bytes for the shortest."""
 DIFFING = 120.0
 """Seconds that git may take for a diff, the time that its reader takes not counted."""
 
@@ -37,8 +38,8 @@ async def diff_text(mirror: Mirror, old: str | None, new: str) -> AsyncGenerator
     """The patch from `old` (None: the empty tree) to `new`, as `git diff --binary` prints it; `git apply` takes it.
 
     Both are ids or names as in `commit_of`, and are looked up before this returns: raises UsageError, NotFound,
-    GitError. The generator raises GitError when git fails, or takes longer than DIFFING seconds. git starts at the first
-    piece and ends with the generator: close it (`aclose`) when you leave before its end.
+    GitError. The generator raises GitError when git fails, or takes longer than DIFFING seconds. git starts at the
+    first piece and ends with the generator: close it (`aclose`) when you leave before its end.
     """
     sides = await _sides(mirror, old, new)
     return mirror.git.stream(*_PLAIN, "--binary", *sides, "--", cwd=mirror.path, deadline=DIFFING)
@@ -102,7 +103,7 @@ class _DiffReader:
         self._fields: list[bytes] = []
         self._partial: list[bytes] = []
         self._files: list[dict[str, Any]] = []
-        self._sections: list[dict[str, Any]] = []
+        self._sections: deque[dict[str, Any]] = deque()
         self._file: dict[str, Any] = {}
         self._hunk: dict[str, Any] = {}
         self._old_left = self._new_left = 0
@@ -131,20 +132,17 @@ class _DiffReader:
 
     def _list(self, piece: bytes) -> bytes:
         """Takes the fields of the list, each with NUL at its end. Returns what follows the list."""
-        rest = b"".join([*self._partial, piece])
+        data, start = b"".join([*self._partial, piece]), 0
         self._partial.clear()
-        while self._listing:
-            field, end, after = rest.partition(b"\0")
-            if not end:
-                self._partial.append(rest)
-                return b""
-            rest = after
+        while (end := data.find(b"\0", start)) >= 0:
+            field, start = data[start:end], end + 1
             if not field and not self._fields:
                 self._listing = False
-            else:
-                self._fields.append(field)
-                self._take_entry()
-        return rest
+                return data[start:]
+            self._fields.append(field)
+            self._take_entry()
+        self._partial.append(data[start:])
+        return b""
 
     def _take_entry(self) -> None:
         facts = self._fields[0].decode("ascii").lstrip(":").split()
@@ -194,7 +192,7 @@ class _DiffReader:
         elif line.startswith(b"diff --git "):
             if not self._sections:
                 raise GitError("git diff printed what cannot be read")
-            self._file = self._sections.pop(0)
+            self._file = self._sections.popleft()
         elif line.startswith(b"Binary files "):
             self._file["binary"] = True
 

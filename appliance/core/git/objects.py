@@ -100,7 +100,8 @@ class StoredText:
 async def stored_texts(mirror: Mirror, oids: Sequence[str], *, deadline: float) -> AsyncGenerator[StoredText, None]:
     """The commits and tags with these ids, in this order. Raises GitError.
 
-    One that the mirror lacks has the kind `missing`, and nothing in it. Close it (`contextlib.aclosing`) when you leave before its end.
+    One that the mirror lacks has the kind `missing` and no content. Close the generator (`contextlib.aclosing`) when
+    you leave before its end.
     """
     if not oids:
         return
