@@ -22,7 +22,7 @@ from appliance.core.errors import GitmirrorError, NotServing, UsageError
 from appliance.core.events.facts import Event, FetchBegan
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
-from appliance.core.observability.event_stream import MOST_WAITING, EventStream
+from appliance.core.observability.event_stream import EventStream
 from appliance.core.process.control import Tell, Watch, call, is_serving, short_name
 from appliance.core.process.owner import SERVE, claim
 from tests.support.gitutil import wait_until
@@ -399,17 +399,3 @@ def test_watching_ends_when_either_side_hangs_up(layout: Layout, server: Server)
     left.close()
     with pytest.raises(NotServing):
         Watch(layout)
-
-
-def test_who_does_not_take_events_is_told_how_many_were_lost() -> None:
-    async def watch() -> list[dict[str, Any]]:
-        feed = EventStream()
-        with feed.watching() as watcher:
-            for number in range(MOST_WAITING + 5):
-                feed.publish(fetch("o/x", want=str(number)))
-            return await watcher.take()
-
-    events = asyncio.run(watch())
-    assert (events[0]["event"], events[0]["count"]) == ("lost", 5)
-    assert [events[1]["want"], events[-1]["want"]] == ["5", str(MOST_WAITING + 4)]
-    assert len(events) == MOST_WAITING + 1

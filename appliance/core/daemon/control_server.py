@@ -92,7 +92,7 @@ class ControlServer:
             while True:
                 await writer.drain()
                 for event in await subscription.take():
-                    writer.write(json.dumps(event).encode() + b"\n")
+                    writer.write(event.json + b"\n")
 
     async def _serve(self, line: bytes | None, writer: asyncio.StreamWriter) -> None:
         try:
