@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from appliance.core.models import Health, Hydration, PushDecision, RefChange, RefreshOutcome, Repo
@@ -126,9 +126,8 @@ class FetchEnded(RepoEvent):
     fetch: Hydration
 
     def facts(self) -> Document:
-        facts = asdict(self.fetch)
-        del facts["repo"]
-        return facts
+        # Not asdict, which copies each value and takes four times as long, on the path of every fetch.
+        return {key: value for key, value in vars(self.fetch).items() if key != "repo"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,12 +266,13 @@ class PushesSwitched(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EventsLost(Event):
-    """The receiver was too slow, so its oldest events were dropped."""
+    """Events that the receiver has not got were dropped: it was too slow, or away for too long."""
 
     names = ("lost",)
     goes_out = True
 
-    count: int
+    count: int | None
+    """How many, or None if nobody knows, as after a restart."""
 
     def facts(self) -> Document:
         return {"count": self.count}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import subprocess
@@ -14,9 +13,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from appliance.core.config.settings import EventsConfig
-from appliance.core.events.facts import TOLD, Document
+from appliance.core.events.facts import TOLD
 from appliance.core.observability.delivery import STDERR, OutletError, post, write_all
-from appliance.core.observability.event_stream import EventStream, Subscription
+from appliance.core.observability.event_stream import EventStream, StreamedEvent, Subscription
 from appliance.core.process.children import Child, Children
 
 log = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class EventSinks:
             self._tasks.append(self._begin(self._to_url(config.url), "events to a URL"))
 
     async def _to_command(self, argv: Sequence[str]) -> None:
-        waiting: deque[Document] = deque()
+        waiting: deque[StreamedEvent] = deque()
         delay = RESTART_FIRST
         with self._event_stream.watching(FOR_PLATFORMS) as subscription:
             while True:
@@ -76,7 +75,7 @@ class EventSinks:
                 await asyncio.sleep(delay)
                 delay *= 2
 
-    async def _stream(self, child: Child, subscription: Subscription, waiting: deque[Document]) -> int:
+    async def _stream(self, child: Child, subscription: Subscription, waiting: deque[StreamedEvent]) -> int:
         """Writes events until the command ends and returns its exit code. The next command gets a torn event again."""
         stdin = child.process.stdin
         assert stdin is not None
@@ -95,10 +94,10 @@ class EventSinks:
             code = await child.end()
         return code
 
-    async def _write(self, descriptor: int, subscription: Subscription, waiting: deque[Document]) -> None:
+    async def _write(self, descriptor: int, subscription: Subscription, waiting: deque[StreamedEvent]) -> None:
         while True:
             while waiting:
-                await write_all(descriptor, json.dumps(waiting[0]).encode() + b"\n")
+                await write_all(descriptor, waiting[0].json + b"\n")
                 waiting.popleft()
             waiting.extend(await subscription.take())
 
@@ -108,12 +107,12 @@ class EventSinks:
                 for event in await subscription.take():
                     await self._post(url, event)
 
-    async def _post(self, url: str, event: Document) -> None:
+    async def _post(self, url: str, event: StreamedEvent) -> None:
         for number in range(TRIES):
             try:
-                await post(url, json.dumps(event).encode() + b"\n")
+                await post(url, event.json + b"\n")
             except OutletError as error:
-                log.warning("an event (%s) could not be delivered: %s", event["event"], error.message)
+                log.warning("an event (%s) could not be delivered: %s", event.name, error.message)
                 await asyncio.sleep(RETRY_FIRST * 2**number)
             else:
                 return
