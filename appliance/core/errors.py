@@ -26,7 +26,7 @@ class UsageError(GitmirrorError):
 
 
 class NotFound(GitmirrorError):
-    """What the command or the request names does not exist."""
+    """What was asked for by its name, path or id does not exist."""
 
 
 class Conflict(UsageError):
@@ -34,18 +34,10 @@ class Conflict(UsageError):
 
 
 class TooLarge(GitmirrorError):
-    """The response would be larger than its limit, which the message names."""
+    """The answer would be larger than a limit, which the message names; the hint says how to get it all the same."""
 
 
 class NotServing(GitmirrorError):
     """The command needs a `serve`, and none is running on this state directory."""
 
     default_exit_code = 4
-
-
-class NotFound(GitmirrorError):
-    """What was asked for by its name, path or id does not exist."""
-
-
-class TooLarge(GitmirrorError):
-    """The answer would be larger than a limit, which the message names; the hint says how to get it all the same."""

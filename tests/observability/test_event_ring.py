@@ -67,7 +67,7 @@ async def everything(subscription: Subscription) -> list[StreamedEvent]:
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
     """Runs an asynchronous test, with a deadline for hangs alone."""
-    asyncio.run(asyncio.wait_for(test(), 60))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(test(), 60))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -35,4 +34,4 @@ class EventRoutes:
             yield b": gitmirror\n\n"
             while True:
                 for event in await subscription.take():
-                    yield b"data: " + json.dumps(event).encode() + b"\n\n"
+                    yield b"id: %s\ndata: %s\n\n" % (event.id.encode(), event.json)

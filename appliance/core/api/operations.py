@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from appliance.core.git.mirror import Mirror
 from appliance.core.models import Tell
 
 
@@ -52,6 +53,14 @@ class NodeOperations(Protocol):
 
     async def drop_session(self, repo: str, session: str) -> dict[str, Any]:
         """Ends a session at once. Raises NotFound."""
+        ...
+
+    def mirror(self, name: str) -> Mirror:
+        """The mirror of a repository, to be read. Raises NotFound if there is none on disk."""
+        ...
+
+    def issue_token(self, repo: str, ttl: float, note: str) -> dict[str, Any]:
+        """Issues a read token of a repository, valid for `ttl` seconds. Raises NotFound."""
         ...
 
     async def accept_loss(self) -> dict[str, Any]:

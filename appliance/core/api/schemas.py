@@ -18,6 +18,12 @@ COUNT: Schema = {"type": "integer", "minimum": 0}
 SECONDS: Schema = {"type": "number", "minimum": 0}
 INTERVAL: Schema = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1_000_000_000}
 SWITCH: Schema = {"type": "boolean"}
+MOMENT: Schema = {
+    "type": "string",
+    "format": "date-time",
+    "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$",
+}
+"""A time in UTC, as the database stores it."""
 NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": TEXT_PATTERN}
 
 

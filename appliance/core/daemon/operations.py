@@ -8,19 +8,23 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+from appliance.core.access.read_tokens import issue_token
 from appliance.core.backup.schedule import Backups
 from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.daemon.state import ServeState
 from appliance.core.daemon.status import Status
 from appliance.core.errors import GitmirrorError, NotFound
+from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.integrity.examination import failed_document, healing_document, require_cloned
 from appliance.core.integrity.watch import IntegrityWatch
 from appliance.core.models import Repo, Tell
+from appliance.core.names import is_repo_name
 from appliance.core.node.registration import added_document, outcome_document, register, unregister
 from appliance.core.recording.compose import Recording
 from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.serving.fetch.warmer import Warmer
+from appliance.core.store.registry import UnknownRepo
 from appliance.core.store.stores import Stores
 from appliance.core.workspace.guest_kit import GuestKit
 from appliance.core.workspace.snapshots import Snapshots
@@ -110,6 +114,20 @@ class Operations:
                 await self.recording.retention.end(owner, [row], "ended by an operator")
                 return {"repo": repo, "session": session}
         raise NotFound(f"{repo} has no session {session}", hint=f"`sessions --repo {repo}` lists them")
+
+    def mirror(self, name: str) -> Mirror:
+        """The mirror of a repository, registered or not, to be read. Raises NotFound if there is none on disk."""
+        if not is_repo_name(name):
+            raise UnknownRepo(name)
+        mirror = self.mirrors(name)
+        if not mirror.exists():
+            known = self.state.find(name)
+            raise NotFound(f"{known.name} was not cloned yet", hint="its status says why")
+        return mirror
+
+    def issue_token(self, repo: str, ttl: float, note: str) -> dict[str, Any]:
+        """Issues a read token of a repository, valid for `ttl` seconds. Raises UnknownRepo."""
+        return issue_token(self.stores.tokens, self.state.privacy, self.stores.registry.get(repo), ttl, note)
 
     async def accept_loss(self) -> dict[str, Any]:
         """Accepts an audit log that lacks events."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from appliance.core.git.mirror import QUICK, Mirror
@@ -99,6 +100,25 @@ async def changed_between(mirror: Mirror, old: str | None, new: str) -> Changed:
         "diff", "--shortstat", "--no-ext-diff", "--no-textconv", old, new, "--", cwd=mirror.path, deadline=DEADLINE
     )
     return parse_shortstat(output.stdout.decode())
+
+
+async def sizes_between(mirror: Mirror, pairs: Sequence[tuple[str, str]]) -> list[Changed]:
+    """The numbers of `git diff --shortstat` for each pair (old, new), in one git process. Raises GitError."""
+    if not pairs:
+        return []
+    asked = "".join(f"{new} {old}\n" for old, new in pairs).encode()
+    output = await mirror.git.run(
+        "diff-tree", "--stdin", "-r", "--always", "--shortstat", "--find-renames", "--no-ext-diff", "--no-textconv",
+        cwd=mirror.path, deadline=DEADLINE, stdin=asked,
+    )  # fmt: skip
+    found: list[Changed] = []
+    for line in output.stdout.decode().splitlines():
+        if line.startswith(" "):
+            found[-1] = parse_shortstat(line)
+        elif line:
+            # The id of a pair's new commit; its numbers follow, unless nothing differs.
+            found.append(Changed())
+    return found
 
 
 def parse_shortstat(text: str) -> Changed:

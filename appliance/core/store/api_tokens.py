@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.errors import NotFound, UsageError
 from appliance.core.store.cursors import Page, page_by_id
 from appliance.core.store.database import Database, rows
 from appliance.core.store.tokens import KEPT, LONGEST, hash_of, state_of_token, times_of_token
@@ -35,7 +35,7 @@ class ApiToken:
     scope: Scope
 
 
-class UnknownApiToken(GitmirrorError):
+class UnknownApiToken(NotFound):
     """There is no API token with that number."""
 
     def __init__(self, token_id: int) -> None:

@@ -1,0 +1,123 @@
+"""The routes about what happened (refreshes, hydrations, pushes) and about read tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from appliance.core.api import problem, schemas
+from appliance.core.api.declaration import Answer, Call, Operation, Parameter, Reply, Scope
+from appliance.core.api.operations import NodeOperations
+from appliance.core.api.paging import AFTER, LIMIT, limit_of, paged
+from appliance.core.store.stores import Stores
+from appliance.core.store.tokens import LONGEST
+
+WEEK = 7 * 86400.0
+_REPO = Parameter("repo", schemas.NAME, "Only those of this repository.", "acme/widgets")
+
+_ATTEMPT = schemas.document(
+    id=schemas.COUNT, at=schemas.TIME, repo=schemas.TEXT, session=schemas.nullable(schemas.TEXT), ref=schemas.TEXT,
+    old=schemas.nullable(schemas.TEXT), new=schemas.nullable(schemas.TEXT),
+    verdict=schemas.one_of("accepted", "rejected"), outcome=schemas.nullable(schemas.TEXT),
+    reason=schemas.nullable(schemas.TEXT), client=schemas.TEXT, hash=schemas.TEXT,
+)  # fmt: skip
+_HYDRATION = schemas.document(
+    id=schemas.COUNT, at=schemas.TIME, repo=schemas.TEXT, want=schemas.TEXT, wants=schemas.COUNT, shape=schemas.TEXT,
+    way=schemas.TEXT, bytes=schemas.COUNT, first_byte=schemas.SECONDS, seconds=schemas.SECONDS, client=schemas.TEXT,
+    protocol=schemas.TEXT,
+)  # fmt: skip
+_TOKEN = schemas.document(
+    id=schemas.COUNT, repo=schemas.TEXT, note=schemas.TEXT, state=schemas.one_of("valid", "expired", "revoked"),
+    created_at=schemas.nullable(schemas.TIME), expires_at=schemas.nullable(schemas.TIME),
+    last_used_at=schemas.nullable(schemas.TIME), revoked_at=schemas.nullable(schemas.TIME),
+)  # fmt: skip
+_ISSUED = schemas.document(**_TOKEN["properties"], token=schemas.TEXT, private=schemas.SWITCH)
+
+
+class RecordRoutes:
+    """Answers from `stores`."""
+
+    def __init__(self, node: NodeOperations, stores: Stores) -> None:
+        self._node = node
+        self._stores = stores
+
+    def operations(self) -> list[Operation]:
+        """The routes, in the order of the documentation."""
+        return [
+            Operation(
+                "GET", "/v1/repos/{owner}/{repo}/refreshes", "list-refreshes", "The history of refreshes", Scope.READ,
+                self._refreshes, {200: Answer("A page of it, newest first.", schemas.page(schemas.PAST_REFRESH))},
+                (problem.INVALID, problem.NOT_FOUND), query=(LIMIT, AFTER),
+            ),
+            Operation(
+                "GET", "/v1/activity", "list-hydrations", "Hydrations, newest first", Scope.READ, self._activity,
+                {200: Answer("A page of them, as `activity --json`.", schemas.page(_HYDRATION))}, (problem.INVALID,),
+                query=(_REPO, LIMIT, AFTER),
+            ),
+            Operation(
+                "GET", "/v1/audit", "list-attempts", "Every push attempt, newest first", Scope.READ, self._audit,
+                {200: Answer("A page of them, as `audit --json`.", schemas.page(_ATTEMPT))}, (problem.INVALID,),
+                query=(
+                    _REPO,
+                    Parameter("session", schemas.NAME, "Only those of this session.", "fix-dns"),
+                    Parameter("verdict", schemas.one_of("accepted", "rejected"), "Only those.", "rejected"),
+                    Parameter("since", schemas.MOMENT, "Only those since then (RFC 3339).", "2026-01-31T12:00:00Z"),
+                    LIMIT, AFTER,
+                ),
+            ),
+            Operation(
+                "GET", "/v1/tokens", "list-tokens", "Read tokens of private repositories", Scope.READ, self._tokens,
+                {200: Answer("A page of them, newest first.", schemas.page(_TOKEN))}, (problem.INVALID,),
+                query=(_REPO, LIMIT, AFTER),
+            ),
+            Operation(
+                "POST", "/v1/tokens", "issue-token", "Issue a read token", Scope.OPERATE, self._issue,
+                {201: Answer("The token; it is shown only this once.", _ISSUED)},
+                (problem.INVALID, problem.NOT_FOUND, problem.TOO_LARGE_BODY),
+                body=schemas.given(
+                    ("repo",), repo=schemas.NAME, note={**schemas.NAME, "minLength": 0},
+                    ttl={"type": "number", "minimum": 1, "maximum": LONGEST},
+                ),
+                details="It lets a guest read one private mirror and push its sessions there, for `ttl` seconds (a "
+                "week by default).",
+                example={"repo": "acme/secret", "ttl": 7200},
+            ),
+            Operation(
+                "DELETE", "/v1/tokens/{id}", "revoke-token", "Revoke a read token at once", Scope.OPERATE, self._revoke,
+                {200: Answer("The token as it is now.", _TOKEN)}, (problem.INVALID, problem.NOT_FOUND),
+            ),
+        ]  # fmt: skip
+
+    async def _refreshes(self, call: Call) -> Any:
+        def read() -> tuple[list[dict[str, Any]], str | None]:
+            self._stores.registry.get(call.repo)
+            page = self._stores.health.refreshes_page
+            return page(call.repo, after=call.query.get("after"), limit=limit_of(call))
+
+        return paged(*await asyncio.to_thread(read))
+
+    async def _activity(self, call: Call) -> Any:
+        page, after = self._stores.activity.page, call.query.get("after")
+        return paged(*await asyncio.to_thread(page, call.query.get("repo"), after=after, limit=limit_of(call)))
+
+    async def _audit(self, call: Call) -> Any:
+        chosen = {name: call.query.get(name) for name in ("repo", "session", "verdict", "since", "after")}
+        return paged(*await asyncio.to_thread(self._stores.audit.page, **chosen, limit=limit_of(call)))
+
+    async def _tokens(self, call: Call) -> Any:
+        page, after = self._stores.tokens.page, call.query.get("after")
+        return paged(*await asyncio.to_thread(page, call.query.get("repo"), after=after, limit=limit_of(call)))
+
+    async def _issue(self, call: Call) -> Any:
+        body = call.body
+        note, ttl = str(body.get("note", "")), float(body.get("ttl", WEEK))
+        issued = await asyncio.to_thread(self._node.issue_token, body["repo"], ttl, note)
+        return Reply(issued, 201, headers={"Location": f"/v1/tokens/{issued['id']}"})
+
+    async def _revoke(self, call: Call) -> Any:
+        number = call.path["id"]
+        if not (number.isascii() and number.isdigit() and len(number) < 18):
+            raise problem.Problem(
+                problem.INVALID, f"{ascii(number)[:100]} is no number of a token", hint="see /v1/tokens"
+            )
+        return await asyncio.to_thread(self._stores.tokens.revoke, int(number))

@@ -1,0 +1,187 @@
+"""The routes about what agents recorded."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any
+
+from appliance.core.api import problem, schemas
+from appliance.core.api.declaration import JSON, Answer, Call, Operation, Parameter, Reply, Scope
+from appliance.core.api.operations import NodeOperations
+from appliance.core.api.paging import AFTER, LIMIT, limit_of, paged
+from appliance.core.errors import NotFound
+from appliance.core.git.diff_document import diff_document, diff_text
+from appliance.core.git.history import sizes_between
+from appliance.core.git.session_bundle import bundle
+from appliance.core.models import Turn
+from appliance.core.recording.comparison import Comparison, compare, find_turn
+from appliance.core.store.stores import Stores
+
+DIFF_TYPE = "text/x-diff"
+BUNDLE_TYPE = "application/x-git-bundle"
+_SESSION = "/v1/repos/{owner}/{repo}/sessions/{session}"
+_READING = (problem.INVALID, problem.NOT_FOUND, problem.FAILED)
+_TURN = Parameter("turn", {"type": "integer", "minimum": 1, "maximum": 999_999_999}, "The last by default.", "1")
+_AGAINST = Parameter(
+    "against", schemas.GIVEN_TEXT,
+    "`base`: the commit that the session started from; `previous`: the turn before; another session of the "
+    "repository, SESSION, or a turn of it, SESSION@TURN. By default `base`, with `turn` `previous`.",
+    "previous",
+)  # fmt: skip
+
+_CHANGED = schemas.document(files_changed=schemas.COUNT, insertions=schemas.COUNT, deletions=schemas.COUNT)
+_TURN_DOCUMENT = schemas.document(
+    turn=schemas.COUNT, id=schemas.COUNT, commit=schemas.OID, base=schemas.nullable(schemas.OID), at=schemas.TIME,
+    subject=schemas.TEXT, commits=schemas.COUNT, files_changed=schemas.COUNT, insertions=schemas.COUNT,
+    deletions=schemas.COUNT, client=schemas.TEXT, bytes=schemas.COUNT, since_last=schemas.nullable(_CHANGED),
+)  # fmt: skip
+_WITH_TURNS = schemas.document(**{**schemas.SESSION["properties"], "turns": schemas.listed(_TURN_DOCUMENT)})
+_HUNK = schemas.document(
+    old_start=schemas.COUNT, old_lines=schemas.COUNT, new_start=schemas.COUNT, new_lines=schemas.COUNT,
+    section=schemas.TEXT, lines=schemas.listed(schemas.TEXT),
+)  # fmt: skip
+_FILE = schemas.document(
+    path=schemas.TEXT, before=schemas.nullable(schemas.TEXT), status=schemas.TEXT,
+    old_mode=schemas.nullable(schemas.TEXT), new_mode=schemas.nullable(schemas.TEXT), binary=schemas.SWITCH,
+    lossy=schemas.SWITCH, insertions=schemas.COUNT, deletions=schemas.COUNT, hunks=schemas.listed(_HUNK),
+)  # fmt: skip
+_DIFF = schemas.document(
+    repo=schemas.TEXT, old=schemas.nullable(schemas.OID), new=schemas.OID, words=schemas.TEXT, note=schemas.TEXT,
+    files=schemas.listed(_FILE), files_changed=schemas.COUNT, insertions=schemas.COUNT, deletions=schemas.COUNT,
+)  # fmt: skip
+
+
+class SessionRoutes:
+    """Answers requests about sessions from `stores` and the mirrors of `node`."""
+
+    def __init__(self, node: NodeOperations, stores: Stores) -> None:
+        self._node = node
+        self._stores = stores
+
+    def operations(self) -> list[Operation]:
+        """The routes, in the order of the documentation."""
+        return [
+            Operation(
+                "GET", "/v1/sessions", "list-sessions", "Sessions, newest first", Scope.READ, self._sessions,
+                {200: Answer("A page of them, as `sessions --json`.", schemas.page(schemas.SESSION))},
+                (problem.INVALID,),
+                query=(
+                    Parameter("repo", schemas.NAME, "Only those of this repository.", "acme/widgets"),
+                    Parameter(
+                        "q", schemas.GIVEN_TEXT, "Only those with this text in their name or in a commit message.",
+                        "parser",
+                    ),
+                    Parameter("since", schemas.MOMENT, "Only those with a turn since then (RFC 3339).",
+                              "2026-01-31T12:00:00Z"),
+                    Parameter(
+                        "path", schemas.GIVEN_TEXT, "Only those that touched this file, or something below this "
+                        "directory.", "README.md",
+                    ),
+                    LIMIT, AFTER,
+                ),
+            ),
+            Operation(
+                "GET", _SESSION, "get-session", "One session with its turns", Scope.READ, self._session,
+                {200: Answer("As `session show --json`.", _WITH_TURNS)}, _READING,
+            ),
+            Operation(
+                "PATCH", _SESSION, "keep-session", "Exempt a session from retention, or end the exemption",
+                Scope.OPERATE, self._keep, {200: Answer("The session as it is now.", schemas.SESSION)},
+                (problem.INVALID, problem.NOT_FOUND, problem.TOO_LARGE_BODY),
+                body=schemas.given(("keep",), keep=schemas.SWITCH),
+                example={"keep": True},
+            ),
+            Operation(
+                "DELETE", _SESSION, "drop-session", "End a session at once", Scope.OPERATE, self._drop,
+                {200: Answer("It is gone.", schemas.DROPPED)}, _READING,
+            ),
+            Operation(
+                "GET", f"{_SESSION}/diff", "session-diff", "What a session changed", Scope.READ, self._diff,
+                {200: Answer("A patch for `git apply`.", media_type=DIFF_TYPE, also={JSON: _DIFF})},
+                (*_READING, problem.TOO_LARGE),
+                query=(_TURN, _AGAINST),
+                details="With `Accept: application/json`, its files, hunks and counts; a diff of over 8 MiB is refused "
+                "in this form. The patch is streamed, whatever its size.",
+            ),
+            Operation(
+                "GET", f"{_SESSION}/bundle", "session-bundle", "A session as a git bundle", Scope.READ, self._bundle,
+                {200: Answer("A file that `git fetch` takes in a clone of the upstream.", media_type=BUNDLE_TYPE)},
+                _READING,
+                query=(_TURN,),
+                details="It has the ref refs/agents/SESSION, and everything of it that the upstream's branches and "
+                "tags do not have.",
+            ),
+        ]  # fmt: skip
+
+    async def _sessions(self, call: Call) -> Any:
+        query = call.query
+        items, cursor = await asyncio.to_thread(
+            self._stores.sessions.find,
+            query.get("repo"),
+            query.get("path"),
+            query.get("q"),
+            query.get("since"),
+            query.get("after"),
+            limit_of(call),
+        )
+        return paged(items, cursor)
+
+    async def _session(self, call: Call) -> Any:
+        session, turns = await self._found(call)
+        pairs = [(before.commit, turn.commit) for before, turn in pairwise(turns)]
+        changes = await sizes_between(self._node.mirror(call.repo), pairs)
+        documents = [
+            {key: value for key, value in asdict(turn).items() if key not in ("repo", "session")}
+            | {"turn": number, "since_last": asdict(since) if since else None}
+            for number, (turn, since) in enumerate(zip(turns, [None, *changes], strict=True), 1)
+        ]
+        return session | {"turns": documents}
+
+    async def _keep(self, call: Call) -> Any:
+        session, _ = await self._found(call)
+        keep = bool(call.body["keep"])
+        await asyncio.to_thread(self._stores.sessions.keep, call.repo, session["session"], keep)
+        return session | {"kept": keep}
+
+    async def _drop(self, call: Call) -> Any:
+        return await self._node.drop_session(call.repo, call.path["session"])
+
+    async def _diff(self, call: Call) -> Any:
+        await self._found(call)
+        compared = await asyncio.to_thread(
+            compare, self._stores, call.repo, call.path["session"], call.query.get("turn"), call.query.get("against")
+        )
+        mirror = self._node.mirror(call.repo)
+        if call.accepts(JSON, rather_than=DIFF_TYPE):
+            document = await diff_document(mirror, *compared.commits)
+            return _about(call.repo, compared) | document
+        return Reply(media_type=DIFF_TYPE, stream=await diff_text(mirror, *compared.commits))
+
+    async def _bundle(self, call: Call) -> Any:
+        session, turns = await self._found(call)
+        _, turn = find_turn(session["session"], turns, call.query.get("turn"))
+        stream = await bundle(self._node.mirror(call.repo), turn.commit, session["ref"])
+        name = f"{session['session']}.bundle"
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Reply(media_type=BUNDLE_TYPE, headers=headers, stream=stream)
+
+    async def _found(self, call: Call) -> tuple[dict[str, Any], list[Turn]]:
+        """The session of the path, by its whole name, and its turns. Raises NotFound."""
+        name = call.path["session"]
+
+        def look() -> tuple[dict[str, Any] | None, list[Turn]]:
+            rows = self._stores.sessions.matching(call.repo, name)
+            session = next((row for row in rows if row["session"] == name), None)
+            return session, self._stores.sessions.turns(call.repo, name) if session else []
+
+        session, turns = await asyncio.to_thread(look)
+        if session is None:
+            raise NotFound(f"{call.repo} has no session {ascii(name)[:200]}", hint="GET /v1/sessions lists them")
+        return session, turns
+
+
+def _about(repo: str, compared: Comparison) -> dict[str, Any]:
+    old, new = compared.commits
+    return {"repo": repo, "old": old, "new": new, "words": compared.words, "note": compared.note}
