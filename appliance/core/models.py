@@ -88,6 +88,18 @@ class RefChange:
 
 
 @dataclass(frozen=True)
+class HeadChange:
+    """A mirror's HEAD points at another branch: `old` and `new` are refs; `old` is None when it was not known."""
+
+    old: str | None
+    new: str | None
+
+    def document(self) -> dict[str, str | None]:
+        """Returns the change as events show it."""
+        return {"old": self.old, "new": self.new}
+
+
+@dataclass(frozen=True)
 class RemoteRefs:
     """An upstream's refs as ls-remote lists them: `head` is the branch that HEAD points at, or None."""
 

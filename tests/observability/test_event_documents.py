@@ -11,6 +11,7 @@ import pytest
 from appliance.core.daemon.wiring import subscribe
 from appliance.core.events.bus import EventBus
 from appliance.core.events.facts import (
+    MOST_TOLD,
     TOLD,
     ConditionChanged,
     Event,
@@ -21,10 +22,20 @@ from appliance.core.events.facts import (
     PushesSwitched,
     PushRuled,
     RefreshEnded,
+    RefsMoved,
     RepoEvent,
     TurnRecorded,
 )
-from appliance.core.models import Health, Hydration, PushDecision, RefChange, RefCommand, RefreshOutcome, Repo
+from appliance.core.models import (
+    HeadChange,
+    Health,
+    Hydration,
+    PushDecision,
+    RefChange,
+    RefCommand,
+    RefreshOutcome,
+    Repo,
+)
 from appliance.core.observability.event_sinks import FOR_PLATFORMS
 from tests.support.serve import ROOT
 
@@ -54,6 +65,15 @@ EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
             "seconds": 0.2,
             "client": "10.0.0.7",
             "protocol": "git",
+        },
+    ),
+    (
+        RefsMoved(at=AT, repo=REPO, changes=(MOVED,), head=HeadChange(None, "refs/heads/main")),
+        {
+            "event": "refs-moved",
+            "refs": [{"ref": "refs/heads/main", "old": OLD, "new": NEW}],
+            "more": 0,
+            "head": {"old": None, "new": "refs/heads/main"},
         },
     ),
     (
@@ -162,6 +182,18 @@ def test_the_document_of_an_event(event: Event, document: dict[str, Any]) -> Non
 
 def test_every_kind_has_an_example() -> None:
     assert [type(event) for event, _ in EXAMPLES] == list(TOLD)
+
+
+def test_an_event_names_a_bounded_number_of_refs() -> None:
+    """The followed branch is among them, wherever it stands."""
+    moved = tuple(RefChange(f"refs/heads/{number}", None, NEW) for number in range(MOST_TOLD + 7))
+    facts = RefsMoved(repo=REPO, changes=moved, followed=moved[-1].ref).facts()
+    assert [each["ref"] for each in facts["refs"]] == [each.ref for each in (moved[-1], *moved[: MOST_TOLD - 1])]
+    assert (facts["more"], facts["head"]) == (7, None)
+    facts = RefsMoved(repo=REPO, changes=moved[:MOST_TOLD], followed=moved[-1].ref).facts()
+    assert (len(facts["refs"]), facts["more"]) == (MOST_TOLD, 0)
+    facts = RefsMoved(repo=REPO, changes=(), head=HeadChange("refs/heads/a", "refs/heads/b")).facts()
+    assert facts == {"refs": [], "more": 0, "head": {"old": "refs/heads/a", "new": "refs/heads/b"}}
 
 
 def row(event: Event) -> str:

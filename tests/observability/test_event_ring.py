@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from typing import Any
 
@@ -65,7 +65,7 @@ async def everything(subscription: Subscription) -> list[StreamedEvent]:
     return found
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Runs an asynchronous test, with a deadline for hangs alone."""
     asyncio.run(asyncio.wait_for(test(), 60))
 

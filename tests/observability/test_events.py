@@ -20,7 +20,7 @@ from tests.support.upstream import HttpUpstream
 def test_a_command_and_a_url_get_every_event(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
-    """A hydration, a recording and a failure, as lines and as POSTs. Other events are not sent."""
+    """A first clone, a hydration, a recording and a failure, as lines and as POSTs. Other events are not sent."""
     lines = tmp_path / "lines"
     with catching() as catcher:
         events = {"command": script(tmp_path / "take", f"exec cat >>{lines}"), "url": catcher.url}
@@ -34,14 +34,14 @@ def test_a_command_and_a_url_get_every_event(
         serve.cli("add-repo", upstream.url("acme/broken"), check=False)
 
         def come(found: list[dict[str, Any]]) -> bool:
-            return {"hydrating", "hydrated", "recorded", "failing"} <= {each["event"] for each in found}
+            return {"refs-moved", "hydrating", "hydrated", "recorded", "failing"} <= {each["event"] for each in found}
 
         wait_until(lambda: come(documents(lines)) and come(catcher.bodies), message="all events arrive")
         wait_until(lambda: documents(lines) == catcher.bodies, message="both have the same, in the same order")
         hydrated = [each for each in catcher.bodies if each["event"] == "hydrated"]
         assert len(hydrated) == sum(each["event"] == "hydrating" for each in catcher.bodies) >= 7
         for found in (documents(lines), catcher.bodies):
-            assert {each["event"] for each in found} == {"hydrating", "hydrated", "recorded", "failing"}
+            assert {each["event"] for each in found} == {"refs-moved", "hydrating", "hydrated", "recorded", "failing"}
             assert all(each["at"].endswith("Z") for each in found)
             first = next(each for each in found if each["event"] == "hydrating")
             assert (first["repo"], first["want"], first["client"]) == (WIDGETS, tip, "127.0.0.1")

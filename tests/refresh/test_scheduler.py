@@ -13,7 +13,7 @@ import pytest
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.events.facts import Event, RefreshEnded, RefsMoved
-from appliance.core.models import Health, RefChange, RefreshOutcome, Repo
+from appliance.core.models import HeadChange, Health, RefChange, RefreshOutcome, Repo
 from appliance.core.refresh import schedule, scheduler
 from appliance.core.refresh.refresher import MirrorFacts, Refresher, RefreshRun
 from appliance.core.refresh.scheduler import Cancelled, Scheduler, Settings
@@ -249,6 +249,10 @@ def test_a_changed_default_branch_is_an_event_too() -> None:
         seen = len(loop.outcomes)
         await loop.until(lambda: len(loop.outcomes) > seen + 2)
         assert [event.changes for event in loop.events] == [()]
+        assert loop.events[0].head == HeadChange("refs/heads/main", "refs/heads/trunk")
+        loop.refreshes.moved = (RefChange("refs/heads/trunk", None, "a" * 40),)
+        await loop.until(lambda: len(loop.events) > 1)
+        assert loop.events[1].head is None and loop.events[1].followed == "refs/heads/trunk"
 
     play(script)
 

@@ -76,6 +76,8 @@ def subscribe(
 
     on = bus.subscribe
     on(RefsMoved, hide_old_refs, mark_for_repack, warm, build_snapshot, integrity.moved)
+    # After `hide_old_refs`, so that whoever fetches because of this event gets the new refs.
+    on(RefsMoved, stream.publish)
     on(RefreshEnded, metrics.refreshed, follower.reconsider, monitor.refreshed, refreshing.announcements.refreshed)
     on(RefreshEnded, integrity.refreshed)
     on(FetchBegan, stream.publish)

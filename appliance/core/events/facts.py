@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, ClassVar
 
-from appliance.core.models import Health, Hydration, PushDecision, RefChange, RefreshOutcome, Repo
+from appliance.core.models import HeadChange, Health, Hydration, PushDecision, RefChange, RefreshOutcome, Repo
 from appliance.core.text import storable
 from appliance.core.units import rfc3339
 
@@ -94,9 +95,29 @@ class RefreshEnded(RepoEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class RefsMoved(RepoEvent):
-    """A refresh moved refs of a mirror, or only its HEAD to another branch (then `changes` is empty)."""
+    """A refresh moved refs of a mirror or pointed its HEAD at another branch, and guests get the new ones."""
+
+    names = ("refs-moved",)
+    goes_out = True
 
     changes: tuple[RefChange, ...]
+    """The refs. Empty if only HEAD moved."""
+    head: HeadChange | None = None
+    """How HEAD moved, if it did."""
+    followed: str | None = None
+    """The ref of the followed branch. If it moved, the document names it, however many others moved."""
+
+    def facts(self) -> Document:
+        told = self.changes
+        if len(told) > MOST_TOLD:
+            followed = tuple(change for change in told if change.ref == self.followed)
+            others = (change for change in told if change.ref != self.followed)
+            told = (*followed, *islice(others, MOST_TOLD - len(followed)))
+        return {
+            "refs": [change.document() for change in told],
+            "more": len(self.changes) - len(told),
+            "head": self.head and self.head.document(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +309,7 @@ class RegistryChanged(Event):
 TOLD: tuple[type[Event], ...] = (
     FetchBegan,
     FetchEnded,
+    RefsMoved,
     TurnRecorded,
     ConditionChanged,
     MirrorHealed,

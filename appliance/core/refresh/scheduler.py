@@ -19,10 +19,10 @@ from typing import Any
 from appliance.core.errors import GitmirrorError
 from appliance.core.events.facts import Publish, RefreshEnded, RefsMoved
 from appliance.core.git.http_trace import MOST_PATIENCE
-from appliance.core.models import Health, RefreshOutcome, Repo
+from appliance.core.models import HeadChange, Health, RefreshOutcome, Repo
 from appliance.core.refresh.attempt import attempt, conclude
 from appliance.core.refresh.queue import RefreshQueue
-from appliance.core.refresh.refresher import Progress, Refresher, RefreshRun
+from appliance.core.refresh.refresher import Progress, Refresher, RefreshRun, followed_ref
 from appliance.core.refresh.schedule import Lane, holds_place, lane_of
 from appliance.core.refresh.wall_clock import SteadyClock
 from appliance.core.store.write_behind import WriteBehind, once_stored
@@ -302,12 +302,15 @@ class Scheduler:
             log.warning("%s: refresh failed (%s): %s", repo.name, outcome.kind, outcome.error)
         else:
             entry.verified_here = True
-        turned = outcome.error is None and ended.health.head != entry.health.head
+        head = None
+        if outcome.error is None and ended.health.head != entry.health.head:
+            head = HeadChange(entry.health.head, ended.health.head)
         entry.health = ended.health
-        if outcome.moved or turned:
+        if outcome.moved or head:
             log.info("%s: %d refs moved in %.2fs", repo.name, len(outcome.moved), outcome.duration)
             # Before anything is waited for: from here on no guest is shown the old refs.
-            self._publish(RefsMoved(repo=repo, changes=outcome.moved))
+            followed = followed_ref(repo, ended.health.head)
+            self._publish(RefsMoved(repo=repo, changes=outcome.moved, head=head, followed=followed))
         event = RefreshEnded(repo=repo, outcome=outcome, health=ended.health, learnt=ended.columns)
         with once_stored(partial(self._publish, event)):
             self._history.add(event)
