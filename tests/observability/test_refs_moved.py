@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from appliance.core.api.client import Watch
 from appliance.core.events.facts import MOST_TOLD
 from appliance.core.layout import Layout
-from appliance.core.process.control import Watch
 from tests.conftest import WIDGETS, ServeFactory
 from tests.serving.conftest import SETTLED
 from tests.support.generate import add_commit

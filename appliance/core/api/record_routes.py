@@ -117,7 +117,6 @@ class RecordRoutes:
     async def _revoke(self, call: Call) -> Any:
         number = call.path["id"]
         if not (number.isascii() and number.isdigit() and len(number) < 18):
-            raise problem.Problem(
-                problem.INVALID, f"{ascii(number)[:100]} is no number of a token", hint="see /v1/tokens"
-            )
+            words = f"{ascii(number)[:100]} is no number of a token"
+            raise problem.Problem(problem.INVALID, words, hint="GET /v1/tokens lists them")
         return await asyncio.to_thread(self._stores.tokens.revoke, int(number))

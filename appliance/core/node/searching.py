@@ -9,8 +9,8 @@ from appliance.core.config.settings import Config
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.layout import Layout
+from appliance.core.models import Tell
 from appliance.core.node.state_dir import make_git
-from appliance.core.process.control import Tell
 from appliance.core.process.owner import claim
 from appliance.core.recording.turn_indexer import TurnIndexer
 from appliance.core.store.stores import Stores

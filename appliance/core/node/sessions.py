@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.command import git_environment, write_git_configs
-from appliance.core.models import CommitText, FileChange, Turn
+from appliance.core.models import CommitText, FileChange, Tell, Turn
 from appliance.core.node.node import Node
-from appliance.core.process.control import Tell
 from appliance.core.store.session_search import path_bytes
 
 if TYPE_CHECKING:
