@@ -166,12 +166,13 @@ class Populated:
             "é",
         ]
 
-    def prepare(self, operation: str, path: Mapping[str, Any]) -> None:
-        """Makes what an operation is about to end, so that it is there once more."""
+    def prepare(self, operation: str, path: dict[str, Any]) -> None:
+        """Makes what an operation is about to end, unless it is to end what does not exist."""
         if operation == "remove-repo" and path.get("owner") == "acme":
             self.post("/v1/repos", {"url": self.upstream.url(OWN), "wait": False})
         if operation == "drop-session" and path.get("session") in SESSIONS:
-            self.record(str(path["session"]))
+            path["session"] = f"dropped-{next(self._numbers)}"
+            self.record(path["session"])
 
     def caller(self, kind: str) -> Caller:
         """`socket` is an operator; `operate`, `read` and `revoked` have such a token, and `nobody` has none."""
