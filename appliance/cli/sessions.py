@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.context import Options, json_option, pass_options
+from appliance.cli.context import Moment, Options, json_option, pass_options
 from appliance.cli.output import ask, print_json, print_line, print_table, say
 
 if TYPE_CHECKING:
@@ -28,16 +28,28 @@ def _sessions(options: Options) -> Sessions:
 
 @click.command()
 @click.option("--repo", metavar="NAME", help="Show only this repository.")
+@click.option("--path", metavar="P", help="Show only those that touched this file, or a file below this directory.")
+@click.option("--grep", metavar="TEXT", help="Show only those with TEXT in their name or their commit messages.")
+@click.option(
+    "--since",
+    type=Moment(),
+    help="Show only those with a turn since WHEN: 2h (two hours ago), or 2026-11-26T08:00:00Z.",
+)
 @json_option
 @pass_options
-def sessions(options: Options, repo: str | None, as_json: bool) -> None:
+def sessions(
+    options: Options, repo: str | None, path: str | None, grep: str | None, since: str | None, as_json: bool
+) -> None:
     """List agent sessions, newest first.
 
+    P is a path from the top of the repository; it is no pattern. TEXT is found in upper and in lower case.
+
     \b
-    Example:
+    Examples:
       gitmirror.pyz sessions --repo jomcgi/homelab
+      gitmirror.pyz sessions --path charts/grafana --grep "fix dns" --since 7d
     """
-    found = _sessions(options).listed(repo)
+    found = _sessions(options).search(repo, path, grep, since, say)
     if as_json:
         print_json(found)
         return

@@ -173,6 +173,7 @@ class Service:
             "activity": rooms.observing.fetches.run(),
             "refreshes": rooms.refreshing.history.run(),
             "retention": rooms.recording.retention.run(),
+            "index of turns": rooms.recording.index.run(),
             "health monitor": rooms.observing.monitor.run(),
             "alerts": rooms.observing.alerts.run(),
             "watch on pushes": rooms.observing.push_watch.run(),

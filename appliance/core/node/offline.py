@@ -149,6 +149,12 @@ class OfflineNode:
 
         return heal_alone(self.stores(), self.layout, self.config, name)
 
+    def index_turns(self, tell: Tell) -> int:
+        """Reads the turns that no search knows yet, for a bounded time; returns how many are left."""
+        from appliance.core.node.searching import index_alone
+
+        return index_alone(open_stores(self.layout, create=self.create), self.layout, self.config, tell)
+
     def drop_session(self, repo: str, session: str) -> None:
         """Raises NotServing, because only a running `serve` ends sessions: it may be recording into them."""
         self._needs_serve()

@@ -79,6 +79,10 @@ class RunningNode:
         """Inspects one mirror now and heals it."""
         return dict(call(self.layout, "heal", name=name))
 
+    def index_turns(self, tell: Tell) -> int:
+        """Returns how many turns no search knows yet; `serve` reads them in the background."""
+        return self.stores().turn_index.pending()
+
     def drop_session(self, repo: str, session: str) -> None:
         """Ends a session at once."""
         call(self.layout, "session-drop", repo=repo, session=session)

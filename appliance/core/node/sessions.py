@@ -13,6 +13,8 @@ from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.command import git_environment, write_git_configs
 from appliance.core.models import CommitText, FileChange, Turn
 from appliance.core.node.node import Node
+from appliance.core.process.control import Tell
+from appliance.core.store.session_search import path_bytes
 
 if TYPE_CHECKING:
     from appliance.core.git.browse import Browser
@@ -24,9 +26,24 @@ class Sessions:
 
     node: Node
 
-    def listed(self, repo: str | None) -> list[dict[str, Any]]:
-        """All sessions, newest first, as `sessions --json` prints them."""
-        return self.node.stores().sessions.all(repo)
+    def search(
+        self,
+        repo: str | None = None,
+        path: str | None = None,
+        text: str | None = None,
+        since: str | None = None,
+        tell: Tell = lambda _: None,
+    ) -> list[dict[str, Any]]:
+        """The sessions that match everything given (see SessionStore.find), as `sessions --json` prints them.
+
+        `tell` gets sentences for a person: that turns have to be read first, and that some are not searched.
+        """
+        if path is not None or text:
+            if path is not None:
+                path_bytes(path)
+            if left := self.node.current().index_turns(tell):
+                tell(f"{left} turns are not searched, because they could not be read yet")
+        return self.node.stores().sessions.find(repo, path, text, since)[0]
 
     def find(self, repo: str, name: str) -> dict[str, Any]:
         """The session of that name, or the only one whose name starts with it."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from appliance.core.config.settings import RecordingConfig
 from appliance.core.events.facts import Publish
+from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.models import Repo
 from appliance.core.recording.found import FoundTurns
@@ -17,6 +18,7 @@ from appliance.core.recording.quota import Quota
 from appliance.core.recording.retention import Retention
 from appliance.core.recording.session_count import Begin, SessionCount
 from appliance.core.recording.trusted_time import TrustedTime
+from appliance.core.recording.turn_indexer import TurnIndexer
 from appliance.core.recording.turns import TurnRecorder
 from appliance.core.store.stores import Stores
 
@@ -31,6 +33,7 @@ class Recording:
     time: TrustedTime
     retention: Retention
     count: SessionCount
+    index: TurnIndexer
 
 
 def compose_recording(
@@ -47,8 +50,9 @@ def compose_recording(
 
     `learn` stores health columns of a repository. `begin` starts a task.
     """
-    layout, locks = mirrors.layout, mirrors.locks
-    guard, turns = HookGuard(layout, mirrors.git, environment), TurnRecorder(stores.sessions, mirrors)
+    layout, locks, gentle = mirrors.layout, mirrors.locks, mirrors.git.gently()
+    index = TurnIndexer(stores.turn_index, lambda name: Mirror(layout.mirror(name), gentle), locks)
+    guard, turns = HookGuard(layout, mirrors.git, environment), TurnRecorder(stores.sessions, mirrors, index.wake)
     quota, trusted = Quota(settings, time.monotonic), TrustedTime(stores.time, time.time, time.monotonic)
     found = FoundTurns(stores.audit, turns, mirrors.on_disk, mirrors)
     return Recording(
@@ -58,4 +62,5 @@ def compose_recording(
         trusted,
         Retention(turns, quota, mirrors, locks, repos=repos, settings=settings, publish=publish, time=trusted),
         SessionCount(stores.sessions, learn, begin),
+        index,
     )

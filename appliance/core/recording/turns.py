@@ -24,11 +24,14 @@ LATEST = 2**32
 
 
 class TurnRecorder:
-    """Records turns in `store`, with facts from the mirrors that `mirror_of` finds."""
+    """Records turns in `store`, with facts from the mirrors that `mirror_of` finds; calls `booked` after each."""
 
-    def __init__(self, store: SessionStore, mirror_of: Callable[[str], Mirror]) -> None:
+    def __init__(
+        self, store: SessionStore, mirror_of: Callable[[str], Mirror], booked: Callable[[], None] = lambda: None
+    ) -> None:
         self.store = store
         self._mirror_of = mirror_of
+        self._booked = booked
 
     async def book(self, push: Unbooked, size: int) -> None:
         """Records one applied push as a turn. If this raises GitmirrorError, `catch_up` records it later."""
@@ -54,6 +57,7 @@ class TurnRecorder:
             bytes=size,
         )
         await asyncio.to_thread(self.store.record, turn)
+        self._booked()
 
     async def catch_up(self) -> int:
         """Records applied pushes that are not recorded yet, oldest first; returns their number. Raises StoreError."""

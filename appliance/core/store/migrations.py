@@ -232,19 +232,17 @@ _step(
     # What sessions are found by (decision 029). The rows of a turn end with it.
     "ALTER TABLE turns ADD COLUMN searchable INTEGER NOT NULL DEFAULT 0",
     "CREATE INDEX turns_to_index ON turns (id) WHERE searchable = 0",
-    # The text is the last column, because SQLite reads a long one only for a query that asks for what follows it.
+    # The text is last, because SQLite does not read the pages of a long one for the columns before it.
     """CREATE TABLE turn_texts (
         turn_id INTEGER PRIMARY KEY REFERENCES turns(id) ON DELETE CASCADE,
         paths INTEGER NOT NULL,
         known_to BLOB,
         text TEXT NOT NULL
     )""",
-    "CREATE INDEX turn_texts_cut ON turn_texts (known_to) WHERE known_to IS NOT NULL",
-    # A BLOB, because git allows any bytes in a path, and because bytes compare in the order that a prefix needs.
+    # A BLOB, because git allows any bytes in a path, and because bytes have the order that a prefix needs.
     """CREATE TABLE turn_paths (
-        path BLOB NOT NULL,
         turn_id INTEGER NOT NULL REFERENCES turn_texts(turn_id) ON DELETE CASCADE,
-        PRIMARY KEY (path, turn_id)
+        path BLOB NOT NULL,
+        PRIMARY KEY (turn_id, path)
     ) WITHOUT ROWID""",
-    "CREATE INDEX turn_paths_by_turn ON turn_paths (turn_id)",
 )

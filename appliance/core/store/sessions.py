@@ -11,7 +11,11 @@ import sqlite_utils
 from appliance.core.models import Turn
 from appliance.core.store.audit import UNKNOWN
 from appliance.core.store.chain import append_note
+from appliance.core.store.cursors import Page, cut
 from appliance.core.store.database import Database, rows
+from appliance.core.store.session_search import SESSIONS, conditions, key_of
+from appliance.core.store.session_summary import renumber, summarise
+from appliance.core.store.turn_index import forget_session
 from appliance.core.units import rfc3339
 
 _LISTED = (
@@ -80,10 +84,10 @@ class SessionStore:
             )
             if count["last"] and count["last"] > turn.id:
                 # Pushes may end in another order than they were accepted in. The log has the order of the ref's values.
-                self._renumber(connection, turn.repo, turn.session)
+                renumber(connection, turn.repo, turn.session)
                 [row] = rows(connection, "SELECT turn FROM turns WHERE id = ?", turn.id)
                 number = int(row["turn"])
-            self._summarise(connection, turn.repo, turn.session)
+            summarise(connection, turn.repo, turn.session)
             if turn.client == UNKNOWN:
                 # Its time is a guess, and whether it was marked as kept is lost, so only an operator may end it.
                 connection.execute(
@@ -93,13 +97,33 @@ class SessionStore:
 
     def all(self, repo: str | None = None) -> list[dict[str, Any]]:
         """All sessions, newest first, with the keys that the contract names and `kept`, `archived`, `bytes`."""
+        return self.find(repo)[0]
+
+    def find(
+        self,
+        repo: str | None = None,
+        path: str | None = None,
+        text: str | None = None,
+        since: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> Page:
+        """One page of `all`, of the sessions that match everything given. Raises UsageError for a bad path or cursor.
+
+        `path` is a file or a directory, from the top of the repository: a turn touched it, or something below it.
+        `text` is in the session's name or in the messages of its commits, in upper or lower case. `since` is a time in
+        RFC 3339, in UTC: the last turn is not older. Turns that are not indexed yet have no paths and no messages.
+        """
+        where, values = conditions(repo, path, text, since, after)
         with self._database.reading() as connection:
             found = rows(
                 connection,
-                f"SELECT {_LISTED} FROM sessions WHERE (?1 IS NULL OR repo = ?1) ORDER BY last_at DESC, session",
-                repo,
+                f"SELECT {_LISTED} FROM sessions s WHERE {where} ORDER BY last_at DESC, session, repo LIMIT ?",
+                *values,
+                -1 if limit is None else limit + 1,
             )
-        return [row | {"kept": bool(row["kept"]), "archived": bool(row["archived"])} for row in found]
+        listed = [row | {"kept": bool(row["kept"]), "archived": bool(row["archived"])} for row in found]
+        return cut(SESSIONS, listed, limit, key_of)
 
     def page(self, repo: str | None, limit: int) -> list[dict[str, Any]]:
         """The newest `limit` sessions in the form of `all`, with the `subject` of their last turn."""
@@ -276,46 +300,9 @@ class SessionStore:
         connection.execute("DELETE FROM turns WHERE repo = ? AND session = ? AND id <= ?", [repo, session, last])
         connection.execute("DELETE FROM sessions WHERE repo = ? AND session = ?", [repo, session])
         if rows(connection, "SELECT 1 FROM turns WHERE repo = ? AND session = ? LIMIT 1", repo, session):
-            self._renumber(connection, repo, session)
-            self._summarise(connection, repo, session)
-
-    @staticmethod
-    def _renumber(connection: sqlite_utils.Database, repo: str, session: str) -> None:
-        """Numbers the turns from 1 in the order of the log, through negative numbers so that all stay unique."""
-        of_session = "WHERE repo = ? AND session = ?"
-        connection.execute(f"UPDATE turns SET turn = -id {of_session}", [repo, session])
-        connection.execute(
-            f"""UPDATE turns SET turn = (SELECT count(*) FROM turns t WHERE t.repo = turns.repo
-                AND t.session = turns.session AND t.id <= turns.id) {of_session}""",
-            [repo, session],
-        )
-
-    @staticmethod
-    def _summarise(connection: sqlite_utils.Database, repo: str, session: str) -> None:
-        [first, last] = [
-            rows(
-                connection,
-                f"SELECT * FROM turns WHERE repo = ? AND session = ? ORDER BY turn {order} LIMIT 1",
-                repo,
-                session,
-            )[0]
-            for order in ("ASC", "DESC")
-        ]
-        [total] = rows(connection, "SELECT sum(bytes) AS n FROM turns WHERE repo = ? AND session = ?", repo, session)
-        connection.execute(
-            """INSERT INTO sessions (repo, session, ref, tip, base, turns, commits, files_changed, insertions,
-                   deletions, first_at, last_at, client, bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-               ON CONFLICT (repo, session) DO UPDATE SET tip = excluded.tip, base = excluded.base,
-                   turns = excluded.turns, commits = excluded.commits, files_changed = excluded.files_changed,
-                   insertions = excluded.insertions, deletions = excluded.deletions,
-                   first_at = excluded.first_at, last_at = excluded.last_at,
-                   client = excluded.client, bytes = excluded.bytes, archived = 0""",
-            [
-                repo, session, f"refs/agents/{session}", last["commit_id"], last["base"], last["turn"],
-                last["commits"], last["files_changed"], last["insertions"], last["deletions"],
-                first["at"], last["at"], last["client"], total["n"],
-            ],
-        )  # fmt: skip
+            renumber(connection, repo, session)
+            summarise(connection, repo, session)
+            forget_session(connection, repo, session)
 
 
 def _turn(row: dict[str, Any]) -> Turn:

@@ -15,6 +15,7 @@ from appliance.core.store.registry import Registry
 from appliance.core.store.sessions import SessionStore
 from appliance.core.store.tokens import TokenStore
 from appliance.core.store.trusted_time import TimeStore
+from appliance.core.store.turn_index import TurnIndexStore
 from appliance.core.upstream import same_upstream
 
 
@@ -28,6 +29,7 @@ class Stores:
     audit: AuditLog
     activity: ActivityStore
     sessions: SessionStore
+    turn_index: TurnIndexStore
     tokens: TokenStore
     api_tokens: ApiTokenStore
     alerts: AlertStore
@@ -43,6 +45,7 @@ class Stores:
             AuditLog(database, time.time),
             ActivityStore(database, time.time),
             SessionStore(database),
+            TurnIndexStore(database),
             TokenStore(database, time.time),
             ApiTokenStore(database, time.time),
             AlertStore(database),

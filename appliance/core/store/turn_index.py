@@ -1,0 +1,108 @@
+"""What sessions are found by: the paths that each turn changed, and the messages of its commits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import sqlite_utils
+
+from appliance.core.store.database import Database, rows
+
+
+class TurnToIndex(NamedTuple):
+    """A turn that is not indexed yet.
+
+    `previous` is the commit of the turn before it, and `previous_id` its id, if that one has the same base; else None.
+    """
+
+    id: int
+    repo: str
+    session: str
+    commit: str
+    base: str | None
+    previous_id: int | None
+    previous: str | None
+
+
+@dataclass(frozen=True)
+class TurnContents:
+    """What a turn changed against the turn before it, or against the base. `paths` are in git's order.
+
+    If there were too many, `known_to` is the last one in `paths`, or empty if none is known: the turn may have changed
+    any path after it. None says that `paths` are all.
+    """
+
+    paths: Sequence[bytes] = ()
+    known_to: bytes | None = None
+    messages: str = ""
+
+
+class TurnIndexStore:
+    """The paths and messages in `database`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def missing(self, above: int = 0, limit: int = 100) -> list[TurnToIndex]:
+        """Turns that are not indexed yet, by id, from the first one above that id on."""
+        with self._database.reading() as connection:
+            found = rows(
+                connection,
+                """SELECT t.id, t.repo, t.session, t.commit_id AS "commit", t.base, p.id AS previous_id,
+                       p.commit_id AS previous
+                   FROM turns t LEFT JOIN turns p ON p.repo = t.repo AND p.session = t.session
+                       AND p.turn = t.turn - 1 AND p.base IS t.base
+                   WHERE t.searchable = 0 AND t.id > ? ORDER BY t.id LIMIT ?""",
+                above,
+                limit,
+            )
+        return [TurnToIndex(**row) for row in found]
+
+    def pending(self) -> int:
+        """How many turns are not indexed yet."""
+        with self._database.reading() as connection:
+            [found] = rows(connection, "SELECT count(*) AS n FROM turns WHERE searchable = 0")
+        return int(found["n"])
+
+    def path_count(self) -> int:
+        """How many paths are stored, of all turns together."""
+        with self._database.reading() as connection:
+            [found] = rows(connection, "SELECT coalesce(sum(paths), 0) AS n FROM turn_texts")
+        return int(found["n"])
+
+    def record(self, turn: TurnToIndex, contents: TurnContents) -> bool:
+        """Stores what a turn is found by. Returns False, and stores nothing, if that is no longer asked for.
+
+        That is so if the turn ended, or another process indexed it, or the turn before it ended, which it was compared
+        with.
+        """
+        with self._database.writing() as connection:
+            updated = connection.execute(
+                """UPDATE turns SET searchable = 1 WHERE id = ?1 AND searchable = 0
+                   AND (?2 IS NULL OR EXISTS (SELECT 1 FROM turns p WHERE p.id = ?2))""",
+                [turn.id, turn.previous_id],
+            )
+            if not updated.rowcount:
+                return False
+            connection.execute(
+                "INSERT INTO turn_texts (turn_id, paths, known_to, text) VALUES (?, ?, ?, ?)",
+                [turn.id, len(contents.paths), contents.known_to, folded(contents.messages)],
+            )
+            connection.conn.executemany(
+                "INSERT INTO turn_paths (turn_id, path) VALUES (?, ?)", [(turn.id, path) for path in contents.paths]
+            )
+        return True
+
+
+def forget_session(connection: sqlite_utils.Database, repo: str, session: str) -> None:
+    """Has the turns of a session indexed anew, because some that others were compared with are gone."""
+    of_session = "WHERE repo = ? AND session = ?"
+    connection.execute(f"DELETE FROM turn_texts WHERE turn_id IN (SELECT id FROM turns {of_session})", [repo, session])
+    connection.execute(f"UPDATE turns SET searchable = 0 {of_session}", [repo, session])
+
+
+def folded(text: str) -> str:
+    """Text as it is stored and searched: upper and lower case are the same in every script, not in ASCII alone."""
+    return text.encode("utf-8", "replace").decode().casefold()
