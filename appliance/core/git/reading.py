@@ -178,8 +178,9 @@ async def open_file(mirror: Mirror, ref: str | None, path: str) -> FileAtRef | d
 
     `path` is relative to the top, which is the empty path; bytes that are not UTF-8 are surrogates (`os.fsdecode`).
     A directory: `{kind: "directory", mode, oid, commit, entries: [{name, mode, kind, oid, size}]}`; the size of what is
-    no file, or is missing in a damaged mirror, is None. A submodule: `{kind: "submodule", mode, oid, commit}`, where `oid` is its own commit. `commit` is
-    always the one that was read. Raises NotFound, UsageError, GitError, and TooLarge past MOST_ENTRIES entries.
+    no file, or is missing in a damaged mirror, is None. A submodule: `{kind: "submodule", mode, oid, commit}`, where
+    `oid` is its own commit. `commit` is always the one that was read. Raises NotFound, UsageError, GitError, and
+    TooLarge past MOST_ENTRIES entries.
     """
     commit = await commit_of(mirror, ref)
     wanted = path.rstrip("/")
