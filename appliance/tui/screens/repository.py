@@ -122,7 +122,7 @@ class RepositoryScreen(RepoActions):
 
     def happened(self, events: list[dict[str, Any]]) -> None:
         """Takes the events of this repository."""
-        mine = [event for event in events if event["repo"] == self.repo or event["event"] == "lost"]
+        mine = [event for event in events if event["event"] == "lost" or event["repo"] == self.repo]
         if self._hydrations.take(each for each in mine if each["event"] in ("hydrating", "hydrated", "lost")):
             self._show_hydrations()
         if any(each["event"] in ("refreshed", "recorded", "lost") for each in mine):
