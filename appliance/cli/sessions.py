@@ -15,8 +15,6 @@ from appliance.cli.output import ask, print_json, print_line, print_table, say
 if TYPE_CHECKING:
     from appliance.core.node.sessions import Sessions
 
-UNRELATED = "its history is unrelated to the upstream's"
-
 turn_option = click.option("--turn", type=click.IntRange(1), metavar="N", help="Use this turn; turns count from 1.")
 
 
@@ -80,6 +78,8 @@ def show(options: Options, repo: str, name: str, as_json: bool) -> None:
     Example:
       gitmirror.pyz session show jomcgi/homelab my-session
     """
+    from appliance.core.recording.comparison import UNRELATED
+
     found = _sessions(options).show(repo, name)
     if as_json:
         print_json(found)
@@ -101,15 +101,34 @@ def show(options: Options, repo: str, name: str, as_json: bool) -> None:
 @click.argument("repo")
 @click.argument("name", metavar="SESSION")
 @turn_option
+@click.option(
+    "--against",
+    metavar="WHAT",
+    help="Compare with its base, the previous turn, or another session: base, previous, SESSION or SESSION@TURN.",
+)
 @click.option("--stat", is_flag=True, help="Show only the changed files and how much changed in each.")
 @click.option("--name-only", is_flag=True, help="Show only the names of the changed files.")
 @click.option("--raw", is_flag=True, help="Print the exact patch, control characters and binary files included.")
 @pass_options
-def diff(options: Options, repo: str, name: str, turn: int | None, stat: bool, name_only: bool, raw: bool) -> None:
-    """Show what a session changed.
+def diff(
+    options: Options,
+    repo: str,
+    name: str,
+    turn: int | None,
+    against: str | None,
+    stat: bool,
+    name_only: bool,
+    raw: bool,
+) -> None:
+    """Show what a session changed, or how it differs from another one.
 
     Prints the diff against the commit that the session started from; with --turn, the diff of that turn against the
     previous turn.
+
+    With --against, compares the last turn, or the one that --turn names, with something else: `base` is the commit that
+    it started from, `previous` is the turn before, SESSION is the last turn of another session of the repository, and
+    SESSION@TURN is one turn of it. Two sessions that started from different commits differ also in what the upstream
+    changed between those; stderr then says so. A session that is called base or previous needs its turn.
 
     Control characters in the files are shown as escapes such as \\x1b, on a terminal and in a pipe. git refuses to
     apply a diff that has escapes in it; use --raw for the exact bytes.
@@ -118,15 +137,20 @@ def diff(options: Options, repo: str, name: str, turn: int | None, stat: bool, n
     Examples:
       gitmirror.pyz session diff jomcgi/homelab my-session --stat
       gitmirror.pyz session diff jomcgi/homelab my-session --raw | git apply
+      gitmirror.pyz session diff jomcgi/homelab my-session --turn 2 --against base
+      gitmirror.pyz session diff jomcgi/homelab my-session --against other-session
+      gitmirror.pyz session diff jomcgi/homelab my-session --against other-session@1
     """
     words = [word for word, wanted in (("--stat", stat), ("--name-only", name_only)) if wanted]
     if raw and not words:
         words = ["--binary"]
     sessions = _sessions(options)
-    found = sessions.find(repo, name)
-    if found["base"] is None and turn in (None, 1):
-        say(f"{UNRELATED}: everything is shown")
-    if sessions.print_diff(found, turn, words, raw=raw):
+    comparison = sessions.compare(repo, name, turn, against)
+    if comparison.new.session != comparison.old.session:
+        say(comparison.words)
+    if comparison.note:
+        say(comparison.note)
+    if sessions.print_diff(comparison, words, raw=raw):
         say("control characters in the diff are shown as escapes; --raw prints the exact patch")
 
 
@@ -141,6 +165,7 @@ def log(options: Options, repo: str, name: str) -> None:
     Example:
       gitmirror.pyz session log jomcgi/homelab my-session
     """
+    from appliance.core.recording.comparison import UNRELATED
     from appliance.core.units import rfc3339
 
     sessions = _sessions(options)

@@ -34,7 +34,7 @@ CONTRACT: dict[str, set[str]] = {
     "activity": {"--json", "--follow"},
     "sessions": {"--repo", "--json"},
     "session show": {"REPO", "SESSION", "--json"},
-    "session diff": {"REPO", "SESSION", "--turn"},
+    "session diff": {"REPO", "SESSION", "--turn", "--against"},
     "session checkout": {"REPO", "SESSION", "DIR", "--turn"},
     "audit": {"--repo", "--session", "--limit", "--json"},
     "audit verify": {"--head"},
