@@ -29,3 +29,11 @@ class NotServing(GitmirrorError):
     """The command needs a `serve`, and none is running on this state directory."""
 
     default_exit_code = 4
+
+
+class NotFound(GitmirrorError):
+    """What was asked for by its name, path or id does not exist."""
+
+
+class TooLarge(GitmirrorError):
+    """The answer would be larger than a limit, which the message names; the hint says how to get it all the same."""

@@ -1,6 +1,7 @@
 """Mirrors on disk, and running git on them.
 
 - `command`: runs git with argument lists, a scrubbed environment, a process group of its own and a deadline.
+  `error_lines` keeps what it said on stderr.
 - `mirror`: a bare mirror: create, configure, list the upstream's refs, fetch, anchors, HEAD. `mirrors`: all mirrors of
   a state directory, by name. `mirror_locks`: which operations may work on a mirror at the same time.
 - `ref_sets`: parses and compares sets of refs. `stored_refs`: reads refs from a mirror's files. `reflog`: who moved a
@@ -8,6 +9,8 @@
 - `history`: what a recorded commit changed. `browse`: reads commits for people with GitPython, and checks one out as a
   worktree. `diff_output`: prints a diff with control characters escaped, coloured and paged as git does it.
 - `keyring`: lends git a credential for one refresh. `tls_trust`: which certificate authorities git trusts for https.
+- `reading`: refs, commits and files for the API, paged or streamed; `revisions` finds the commit that a name means, and
+  `objects` parses commits and tags. `diff_document`: a diff as text or as data. `session_bundle`: work as a git bundle.
 - `failures`: maps git's error output to one word of a short list. `complaints`: publishes words that may mean damage.
   `http_trace`: the HTTP headers git does not report.
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.complaints import Hear, hears_nothing
+from appliance.core.git.error_lines import ErrorLines, last_errors
 from appliance.core.git.http_trace import HttpTrace
 from appliance.core.git.tls_trust import trust_config
 from appliance.core.layout import Layout
 from appliance.core.process.children import Children
-from appliance.core.process.run import run_child
+from appliance.core.process.error_output import error_output
+from appliance.core.process.run import ChildFailed, run_child, stream_child
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +242,7 @@ class Git:
         source: IO[bytes] | None,
     ) -> GitOutput:
         argv = [*self._prefix, "git", *arguments]
-        errors = _ErrorLines(on_progress, self._secrets)
+        errors = ErrorLines(on_progress, self._secrets)
         try:
             code, stdout = await run_child(
                 self.children,
@@ -259,58 +261,59 @@ class Git:
         stderr = errors.text()
         self._hear(cwd, stderr)
         if code is None:
-            raise GitError(
-                f"git {arguments[0]} took longer than {deadline:g}s and was ended",
-                stderr=stderr,
-                timed_out=True,
-            )
+            raise _out_of_time(arguments, deadline, stderr)
         if code != 0:
-            raise GitError(
-                f"git {arguments[0]} failed: {_last_errors(stderr) or f'exit code {code}'}",
-                stderr=stderr,
-                retry_after=trace.retry_after() if trace else None,
-            )
+            raise _failed(arguments, code, stderr, trace.retry_after() if trace else None)
         if trace is not None and arguments[0] == "ls-remote" and not stdout and trace.is_of_no_git_server():
             # git reads a blank page as a repository without refs (the dumb protocol), which would empty the mirror.
             raise GitError("the upstream answered with a page that no git server sends", stderr=stderr)
         return GitOutput(stdout, stderr)
 
+    async def stream(
+        self, *arguments: str, cwd: Path, deadline: float, stdin: bytes = b""
+    ) -> AsyncGenerator[bytes, None]:
+        """Runs `git *arguments` in `cwd` and yields its output as it is printed, in small pieces. Raises GitError.
 
-class _ErrorLines:
-    """Passes every line of stderr on, and collects its last 50 lines without those about progress."""
-
-    _PROGRESS = re.compile(r"^(remote: )?[A-Z][a-z]+ (objects|deltas|files).*\d+%|^remote: (Enumerating|Total) ")
-
-    def __init__(self, on_line: Callable[[str], None] | None, secrets: Sequence[str] = ()) -> None:
-        self._on_line = on_line
-        self._secrets = secrets
-        self._rest = b""
-        self._last: list[str] = []
-
-    def feed(self, data: bytes) -> None:
-        *lines, self._rest = re.split(rb"[\r\n]+", (self._rest + data)[-65536:])
-        for line in lines:
-            self._take(line)
-
-    def _take(self, raw: bytes) -> None:
-        line = raw.decode(errors="replace").rstrip()
-        for secret in self._secrets:
-            line = line.replace(secret, "…")
-        if not line:
-            return
-        if self._on_line is not None:
-            self._on_line(line)
-        if not self._PROGRESS.match(line):
-            self._last = [*self._last[-49:], line]
-
-    def text(self) -> str:
-        self._take(self._rest)
-        self._rest = b""
-        return "\n".join(self._last)
+        The error comes after the last piece if git fails, or if it was waited for longer than `deadline` seconds in
+        total; the time that the reader takes does not count. Closing the generator ends the whole process group.
+        """
+        said: list[str] = []
+        pieces = partial(
+            stream_child,
+            self.children,
+            [*self._prefix, "git", *arguments],
+            env=self.environment,
+            cwd=cwd,
+            deadline=deadline,
+            stdin=stdin,
+        )
+        try:
+            # Left before an error is raised, so that what git said can be part of it.
+            with error_output(said.append) as errors:
+                async with contextlib.aclosing(pieces(stderr=errors)) as output:
+                    async for piece in output:
+                        yield piece
+        except TimeoutError:
+            raise _out_of_time(arguments, deadline, "".join(said)) from None
+        except ChildFailed as failed:
+            raise _failed(arguments, failed.code, "".join(said)) from None
+        except OSError as error:
+            raise GitError(f"git cannot be started: {error}") from error
+        finally:
+            self._hear(cwd, "".join(said))
 
 
-def _last_errors(stderr: str) -> str:
-    """The last three lines that git marked as fatal, error or remote; without any, the last three lines."""
-    lines = stderr.splitlines()
-    marked = [line for line in lines if line.startswith(("fatal: ", "error: ", "remote: "))]
-    return "; ".join((marked or lines)[-3:])
+def _out_of_time(arguments: Sequence[str], deadline: float, stderr: str) -> GitError:
+    words = f"git {_command_in(arguments)} took longer than {deadline:g}s and was ended"
+    return GitError(words, stderr=stderr, timed_out=True)
+
+
+def _failed(arguments: Sequence[str], code: int, stderr: str, retry_after: float | None = None) -> GitError:
+    words = f"git {_command_in(arguments)} failed: {last_errors(stderr) or f'exit code {code}'}"
+    return GitError(words, stderr=stderr, retry_after=retry_after)
+
+
+def _command_in(arguments: Sequence[str]) -> str:
+    """The subcommand, after the options of git itself: `-c name=value` and `--literal-pathspecs`."""
+    rest = iter(arguments)
+    return next(word for word in rest if not (word == "-c" and next(rest)) and not word.startswith("--"))

@@ -1,4 +1,4 @@
-"""Runs a child to its end and collects its output, with a deadline and a limit on the output."""
+"""Runs a child with a deadline: to its end, collecting a limited output, or streaming an output of any size."""
 
 from __future__ import annotations
 
@@ -7,14 +7,26 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from appliance.core.process.children import Child, Children
 
+_T = TypeVar("_T")
+
 MOST_OUTPUT = 256 * 2**20
 """Bytes of stdout above which the command is killed. ls-remote of a large forge repository is some tens of MiB."""
+PIECE = 65536
+"""The most bytes of stdout that are read at once; a pipe holds as many."""
+
+
+class ChildFailed(Exception):
+    """A child ended with the exit code `code`; it is negative when a signal ended it."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"exit code {code}")
+        self.code = code
 
 
 async def run_child(
@@ -74,6 +86,75 @@ async def run_child(
     return code, bytes(stdout)
 
 
+async def stream_child(
+    children: Children,
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    deadline: float,
+    stderr: int,
+    stdin: bytes = b"",
+) -> AsyncGenerator[bytes, None]:
+    """Runs a program and yields its stdout in pieces of at most PIECE bytes, as it is printed.
+
+    The program is waited for at most `deadline` seconds in total, however long the reader takes; then this raises
+    TimeoutError. Raises ChildFailed after the last piece unless the exit code is 0, and OSError when the program cannot
+    be started. Whatever ends the generator ends the process group; close it (`contextlib.aclosing`) when you leave
+    before its end.
+    """
+    # A file instead of a pipe, so that a program that prints before it has read everything does not block.
+    source = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    try:
+        with open(source, "wb", closefd=False) as file:
+            file.write(stdin)
+        os.lseek(source, 0, os.SEEK_SET)
+        child = children.start(argv, env=env, cwd=cwd, stdin=source, stdout=subprocess.PIPE, stderr=stderr)
+    finally:
+        os.close(source)
+    stdout = child.process.stdout
+    assert stdout is not None
+    try:
+        waits = _Waits(deadline)
+        os.set_blocking(stdout.fileno(), False)
+        while data := await waits.for_(_read(stdout.fileno())):
+            yield data
+        code = await waits.for_(child.wait())
+    finally:
+        stdout.close()
+        await asyncio.shield(child.end())
+    if code != 0:
+        raise ChildFailed(code)
+
+
+class _Waits:
+    """Allows waits of `budget` seconds in total. A wait beyond that raises TimeoutError."""
+
+    def __init__(self, budget: float) -> None:
+        self._left = budget
+
+    async def for_(self, work: Coroutine[Any, Any, _T]) -> _T:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            async with asyncio.timeout(self._left):
+                return await work
+        finally:
+            self._left -= loop.time() - began
+
+
+async def _read(descriptor: int) -> bytes:
+    """The next bytes of a pipe; empty at its end."""
+    loop = asyncio.get_running_loop()
+    # A child that writes faster than its reader would otherwise starve all other tasks.
+    await asyncio.sleep(0)
+    while True:
+        try:
+            return os.read(descriptor, PIECE)
+        except BlockingIOError:
+            await _ready(loop.add_reader, loop.remove_reader, descriptor)
+
+
 async def _write_stdin(child: Child, data: bytes) -> None:
     if child.process.stdin is None:
         return
@@ -94,19 +175,8 @@ async def _write_stdin(child: Child, data: bytes) -> None:
 async def _drain(stream: IO[bytes] | None, take: Callable[[bytes], None]) -> None:
     if stream is None:
         return
-    descriptor = stream.fileno()
-    os.set_blocking(descriptor, False)
-    loop = asyncio.get_running_loop()
-    while True:
-        # A child that writes faster than this reads would otherwise starve all other tasks.
-        await asyncio.sleep(0)
-        try:
-            data = os.read(descriptor, 65536)
-        except BlockingIOError:
-            await _ready(loop.add_reader, loop.remove_reader, descriptor)
-            continue
-        if not data:
-            return
+    os.set_blocking(stream.fileno(), False)
+    while data := await _read(stream.fileno()):
         take(data)
 
 
