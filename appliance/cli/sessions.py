@@ -1,11 +1,14 @@
-"""Agent sessions: `sessions`, and `session show`, `diff`, `log`, `checkout`, `keep`, `drop`."""
+"""Agent sessions: `sessions`, and `session show`, `diff`, `log`, `checkout`, `bundle`, `keep`, `drop`."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -198,6 +201,40 @@ def checkout(options: Options, repo: str, name: str, directory: Path, turn: int 
 @session.command()
 @click.argument("repo")
 @click.argument("name", metavar="SESSION")
+@turn_option
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write to this new file, not to stdout."
+)
+@pass_options
+def bundle(options: Options, repo: str, name: str, turn: int | None, output: Path | None) -> None:
+    """Write a session as a git bundle.
+
+    `git fetch FILE refs/agents/SESSION` takes it in any clone of the upstream, which needs no access to this node. The
+    bundle has the commits up to the last turn, or the one that --turn names, without what the upstream has.
+
+    \b
+    Examples:
+      gitmirror.pyz session bundle jomcgi/homelab my-session -o my-session.bundle
+      git fetch my-session.bundle refs/agents/my-session && git switch -c my-session FETCH_HEAD
+      ssh node gitmirror.pyz session bundle jomcgi/homelab my-session > my-session.bundle
+    """
+    from appliance.core.errors import UsageError
+    from appliance.core.units import format_size
+
+    if output is None and sys.stdout.isatty():
+        raise UsageError("a bundle is not for a terminal", hint="write it to a file with -o FILE, or into a pipe")
+    sessions = _sessions(options)
+    chosen = sessions.turn(repo, name, turn)
+    with _binary_output(output) as stream:
+        size = sessions.bundle(chosen, stream)
+    file = shlex.quote(str(output)) if output else "FILE"
+    url = sessions.upstream(repo)
+    say(f"{format_size(size)}: `git fetch {file} refs/agents/{chosen.session}` takes it in a clone of {url}")
+
+
+@session.command()
+@click.argument("repo")
+@click.argument("name", metavar="SESSION")
 @click.option("--off", is_flag=True, help="Let retention apply to the session again.")
 @pass_options
 def keep(options: Options, repo: str, name: str, off: bool) -> None:
@@ -232,6 +269,31 @@ def drop(options: Options, repo: str, name: str, yes: bool) -> None:
         sys.exit(1)
     found.drop(repo, whole)
     say(f"{whole} is deleted")
+
+
+@contextmanager
+def _binary_output(path: Path | None) -> Iterator[BinaryIO]:
+    """Opens a new file, which is gone again if the block fails, or stdout. Raises UsageError and GitmirrorError."""
+    from appliance.core.errors import GitmirrorError, UsageError
+
+    try:
+        # Of stdout a writer of its own, because what Python's cannot write is reported once more at exit.
+        with path.open("xb") if path else open(sys.stdout.fileno(), "wb", closefd=False) as file:
+            try:
+                yield file
+                file.flush()
+            except BaseException:
+                if path:
+                    path.unlink(missing_ok=True)
+                raise
+    except FileExistsError:
+        raise UsageError(f"{path} already exists", hint="name a file that does not exist yet") from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise GitmirrorError(
+            f"{path or 'stdout'} cannot be written: {error.strerror}", hint="choose another place for it"
+        ) from error
 
 
 def _since(changed: dict[str, Any] | None) -> str:

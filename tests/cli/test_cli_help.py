@@ -35,6 +35,7 @@ CONTRACT: dict[str, set[str]] = {
     "sessions": {"--repo", "--json"},
     "session show": {"REPO", "SESSION", "--json"},
     "session diff": {"REPO", "SESSION", "--turn", "--against"},
+    "session bundle": {"REPO", "SESSION", "--turn", "-o"},
     "session checkout": {"REPO", "SESSION", "DIR", "--turn"},
     "audit": {"--repo", "--session", "--limit", "--json"},
     "audit verify": {"--head"},

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.command import git_environment, write_git_configs
@@ -95,13 +95,26 @@ class Sessions:
 
     def checkout(self, repo: str, name: str, directory: Path, turn: int | None) -> Turn:
         """Checks out a turn (default: the last) as a worktree outside the mirror, with the upstream as `origin`."""
-        session = self.find(repo, name)
-        stores = self.node.stores()
-        _, chosen = find_turn(session["session"], stores.sessions.turns(repo, session["session"]), turn)
-        url = stores.registry.get(repo).url
+        chosen = self.turn(repo, name, turn)
+        url = self.upstream(repo)
         with open_browser(self.node, repo) as browser:
-            browser.checkout(chosen.commit, directory, branch=f"session/{session['session']}", origin=url)
+            browser.checkout(chosen.commit, directory, branch=f"session/{chosen.session}", origin=url)
         return chosen
+
+    def turn(self, repo: str, name: str, number: int | None) -> Turn:
+        """A turn (default: the last) of a session, as `find` finds it."""
+        session = self.find(repo, name)["session"]
+        return find_turn(session, self.node.stores().sessions.turns(repo, session), number)[1]
+
+    def upstream(self, repo: str) -> str:
+        """The URL of the upstream of a repository."""
+        return self.node.stores().registry.get(repo).url
+
+    def bundle(self, turn: Turn, output: BinaryIO) -> int:
+        """Writes a git bundle of a turn; see `bundling.write_bundle`. Returns its size in bytes."""
+        from appliance.core.node.bundling import write_bundle
+
+        return write_bundle(self.node.layout, turn, output)
 
     def keep(self, repo: str, name: str, kept: bool) -> str:
         """Exempts a session from retention, or ends the exemption. Returns the session's full name."""
