@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Send
 
 from appliance import __version__
 from appliance.core.api import problem
@@ -90,8 +91,8 @@ class _Endpoint:
             may_go_on=may_go_on,
         )
         if operation.tells and preferred(call.accept, (JSON, NDJSON)) == NDJSON:
-            return StreamingResponse(_told(operation, call), media_type=NDJSON)
-        return await _response(await operation.respond(call))
+            return _Stream(_told(operation, call), media_type=NDJSON)
+        return await _response(await operation.respond(call), has_body=request.method != "HEAD")
 
 
 def _tell_nobody(text: str) -> None:
@@ -134,7 +135,9 @@ async def _body_of(operation: Operation, request: Request) -> dict[str, Any]:
                     raise Problem(problem.TOO_LARGE_BODY, f"the body has more than {LARGEST_BODY} bytes", hint=hint)
     except TimeoutError:
         words = f"the body took more than {BODY_TIMEOUT:g} seconds"
-        raise Problem(problem.INVALID, words, hint="send it again") from None
+        # Waiting for the rest of it would take as long again.
+        close = {"Connection": "close"}
+        raise Problem(problem.INVALID, words, hint="send it again", headers=close) from None
     if operation.body is None or (not data and not operation.body.get("required")):
         return {}
     try:
@@ -188,7 +191,7 @@ def _line(document: Any) -> bytes:
     return json.dumps(document).encode() + b"\n"
 
 
-async def _response(result: Any) -> Response:
+async def _response(result: Any, *, has_body: bool) -> Response:
     reply = result if isinstance(result, Reply) else Reply(result)
     if reply.stream is None:
         if reply.media_type == JSON:
@@ -202,11 +205,21 @@ async def _response(result: Any) -> Response:
 
     async def pieces() -> AsyncIterator[bytes]:
         async with aclosing(stream):  # type: ignore[type-var]
-            yield first
-            async for piece in stream:
-                yield piece
+            # The response to HEAD would wait for the end of a body that it does not send.
+            if has_body:
+                yield first
+                async for piece in stream:
+                    yield piece
 
-    return StreamingResponse(pieces(), reply.status, dict(reply.headers), reply.media_type)
+    return _Stream(pieces(), reply.status, dict(reply.headers), reply.media_type)
+
+
+class _Stream(StreamingResponse):
+    """Ends what yields the body as soon as the response ends, also when the client has left."""
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self.body_iterator):  # type: ignore[type-var]
+            await super().stream_response(send)
 
 
 def _problem_response(error: GitmirrorError) -> Response:
