@@ -11,11 +11,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from appliance.core.api import application
-from appliance.core.api.application import LARGEST_BODY
+from appliance.core.api import parsing
+from appliance.core.api.parsing import LARGEST_BODY
 from appliance.core.serving.net import asgi
 from tests.api.server import ApiServer
 from tests.api.wire import Address, Wire, chunked, request
@@ -42,7 +43,7 @@ class _Operate:
     scope = "operate"
 
 
-TOKEN = {"Authorization": "Bearer t"}
+TOKEN: dict[str, Any] = {"Authorization": "Bearer t"}
 PACKED = gzip.compress(b"{}", mtime=0)
 
 
@@ -189,7 +190,7 @@ def _send(wire: Wire, data: bytes) -> None:
 
 def test_a_body_that_is_dribbled_in_is_given_up(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a problem, and the connection ends: what is left of the body is waited for no longer."""
-    monkeypatch.setattr(application, "BODY_TIMEOUT", 0.3)
+    monkeypatch.setattr(parsing, "BODY_TIMEOUT", 0.3)
     with Wire(address) as wire:
         wire.say(echo(b'{"n": 1}')[:-3])
         problem = wire.response().problem(400, "invalid")
@@ -209,7 +210,7 @@ def test_a_body_that_is_dribbled_in_is_given_up(address: Address, monkeypatch: p
     ids=lambda value: str(value)[:30],
 )
 def test_what_the_http_layer_refuses_is_a_problem_too(
-    address: Address, headers: dict[str, str], body: bytes, status: int, name: str, words: str
+    address: Address, headers: dict[str, Any], body: bytes, status: int, name: str, words: str
 ) -> None:
     """The client of an API need not read plain text."""
     with Wire(address) as wire:

@@ -111,12 +111,12 @@ class Wire:
                 body = self._file.read(int(headers.get("content-length", "0")))
         return Response(status, headers, body)
 
-    def ask(self, method: str, target: str, body: bytes | None = None, **headers: str) -> Response:
+    def ask(self, method: str, target: str, body: bytes | None = None, **headers: Any) -> Response:
         """Sends a request and returns its response."""
         return self.say(request(method, target, body, **headers)).response(method)
 
 
-def request(method: str, target: str, body: bytes | None = None, **headers: str) -> bytes:
+def request(method: str, target: str, body: bytes | None = None, **headers: Any) -> bytes:
     """The bytes of a request with a counted body. `_` in a header's name stands for `-`."""
     fields = {"Host": "h", **({} if body is None else {"Content-Length": str(len(body))}), **headers}
     lines = [f"{method} {target} HTTP/1.1", *(f"{name.replace('_', '-')}: {value}" for name, value in fields.items())]
