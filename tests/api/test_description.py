@@ -223,7 +223,7 @@ def try_all(tester: _Tester, schema: BaseSchema, count: Callable[[str], int]) ->
     for operation in _operations(schema):
         name = operation.definition.raw["operationId"]
         modes = [GenerationMode.POSITIVE]
-        if operation.body or operation.query or operation.path_parameters:
+        if operation.body or operation.query:
             modes.append(GenerationMode.NEGATIVE)
         for mode in modes:
             start = time.monotonic()

@@ -45,6 +45,7 @@ _HEADERS = {
     },
 }
 """Headers of problems, by their status."""
+_LARGE_HEAD = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
 
 def described(operations: Sequence[Operation]) -> list[Operation]:
@@ -184,6 +185,9 @@ def _responses(operation: Operation) -> dict[str, Any]:
         words = f"{known['description']} {kind.title}." if known else f"{kind.title}."
         content = {problem.MEDIA_TYPE: {"schema": schemas.PROBLEM}}
         responses[str(int(kind.status))] = _response(words, content, _HEADERS.get(kind.status, {}))
+    # HTTP itself refuses it, whatever it was to be.
+    content = {problem.MEDIA_TYPE: {"schema": schemas.PROBLEM}}
+    responses[str(int(_LARGE_HEAD))] = _response("The request line and the headers are too large.", content, {})
     return responses
 
 
@@ -209,9 +213,9 @@ def _line_of(answer: Answer) -> Schema:
 
 def problems_of(operation: Operation) -> list[ProblemKind]:
     """Every kind of problem that an operation may answer with, each once."""
-    always = [problem.INVALID]
+    always = [problem.INVALID, problem.BUSY, problem.STOPPING]
     if operation.scope is not Scope.NOTHING:
-        always += [problem.UNAUTHORIZED, problem.UNAVAILABLE, problem.STOPPING]
+        always += [problem.UNAUTHORIZED, problem.UNAVAILABLE]
     if operation.scope in (Scope.OPERATE, Scope.SOCKET):
         always.append(problem.FORBIDDEN)
     if operation.body is not None:
