@@ -34,4 +34,4 @@ def compose_api(node: NodeOperations, stores: Stores, stream: EventStream) -> St
         EventRoutes(stream),
     )
     operations = [operation for each in routes for operation in each.operations()]
-    return make_application(described(operations), Access(find))
+    return make_application(described(operations), Access(find, stream.wake))
