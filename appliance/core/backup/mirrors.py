@@ -103,7 +103,7 @@ class MirrorRestorer:
             ) from error
 
     async def _build(self, name: str, git: Git, backup: RepositoryBackup, old: Mirror | None) -> None:
-        """Builds a mirror of recorded work alone, from the backup and from the mirror that it takes the place of."""
+        """Builds a mirror of recorded work alone, from the backup and from the mirror that it replaces."""
         mirror = Mirror(self.building.mirror(name), git)
         await mirror.initialise(backup.url)
         mirror.await_upstream()
@@ -123,7 +123,7 @@ class MirrorRestorer:
         self.notes.unread += [f"{name}: {problem}" for problem in problems]
 
     async def _complete(self, mirror: Mirror, backup: RepositoryBackup, recorded: Mapping[str, str]) -> bool:
-        """Adds what a mirror on disk lacks of the backup. Returns whether it could; if not, its objects are damaged."""
+        """Adds what a mirror on disk lacks of the backup. Returns False if its objects are damaged."""
         newer = newer_than(backup.refs, recorded)
         sessions = {session_of(ref) for ref in recorded if not ref.startswith(TURNS)}
         wanted = {

@@ -22,7 +22,7 @@ def compose_examiner(
 ) -> Examiner:
     """Builds what inspects and heals single mirrors.
 
-    `fetch` brings one to its upstream's state, and `backup` says where backups are, which a heal reads last.
+    `fetch` updates a mirror from its upstream. `backup` returns where the backups are; a heal reads them last.
     """
 
     def directory() -> Path | None:

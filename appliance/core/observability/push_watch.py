@@ -26,7 +26,7 @@ LOOK_EVERY = 2.0
 
 @dataclass(frozen=True)
 class Off:
-    """Why every push is refused (`words`), and what an operator can do about it. `since` is in Unix seconds."""
+    """Why every push is refused (`words`), and how an operator can fix it (`mend`). `since` is in Unix seconds."""
 
     words: str
     mend: str
@@ -41,7 +41,7 @@ class Off:
 class PushWatch:
     """Makes the checks that each push meets in `guard`, `audit` and `pushes`. `audit_head` is as of the last look.
 
-    `mend` says what an operator does about an error.
+    `mend` returns what an operator can do about an error.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class PushWatch:
             await asyncio.to_thread(self._audit.check)
         except GitmirrorError as error:
             unreadable = error
-        # Only now, because two looks may overlap, and nobody may be shown a half-finished one.
+        # Set only now, because two looks may overlap, and nobody may see a half-finished one.
         self.audit_head = head
         try:
             self._guard.check()
