@@ -1,14 +1,14 @@
 """gitmirror: hot git mirrors for agent guests, and a record of what every agent did.
 
 - `core`: everything that gitmirror does.
-- `cli`: the command line. `tui`: the live view. They stand on `core.node`, and know nothing of each other but that
+- `cli`: the command line. `tui`: the live view. Both use `core.node`, and are independent of each other, except that
   one command opens the view.
 - `__main__`: the entry point of `python -m appliance` and of gitmirror.pyz; it answers `--version` by itself.
 
-docs/architecture.md has the picture, and the way of a fetch, a push, a refresh and a snapshot through it.
+docs/architecture.md has the picture, and shows how a fetch, a push, a refresh and a snapshot pass through it.
 
-What always holds: everything that is imported on the way is pure Python, since one file runs on any CPython 3.11 or
-newer. Importing this package costs nothing: scripts ask for the version often.
+What always holds: everything that is imported is pure Python, because one file runs on any CPython 3.11 or newer.
+Importing this package costs nothing: scripts ask for the version often.
 """
 
 from __future__ import annotations

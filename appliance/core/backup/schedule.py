@@ -55,7 +55,7 @@ class Backups:
         self._settings = settings
         self._one_at_a_time = asyncio.Lock()
         self._known = ""
-        """The directory that `_at` and `_error` are about."""
+        """The directory that `_at` and `_error` refer to."""
         self._at: float | None = None
         self._bytes: int | None = None
         self._error: str | None = None

@@ -67,7 +67,7 @@ class Service:
         self._layout = start.layout
         self._tasks: set[asyncio.Task[None]] = set()
         self._watched_at = 0.0
-        self._endurance = Endurance(log, "preparing or repairing it")
+        self._endurance = Endurance(log, "preparing and repairing the node")
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT; SIGHUP reloads. Raises GitmirrorError if it cannot start or a part dies."""

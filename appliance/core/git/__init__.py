@@ -8,7 +8,8 @@
 - `history`: what a recorded commit changed. `browse`: reads commits for people with GitPython, and checks one out as a
   worktree. `diff_output`: prints a diff with control characters escaped, coloured and paged as git does it.
 - `keyring`: lends git a credential for one refresh. `tls_trust`: which certificate authorities git trusts for https.
-- `failures`: maps git's error output to one word of a short list. `complaints`: publishes words that may mean damage.
+- `failures`: maps git's error output to one word of a short list. `complaints`: publishes messages that may mean
+  damage.
   `http_trace`: the HTTP headers git does not report.
 
 A fetch: the refresher opens an upstream with the keyring, lists its refs, anchors the refs that will move, deletes

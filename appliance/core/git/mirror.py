@@ -33,7 +33,7 @@ MARK = "fetched-with-credential"
 """A file in a mirror that was fetched with a credential; it holds the URL. It is removed together with the mirror."""
 
 AWAITS = "awaits-upstream"
-"""A file in a restored mirror, which holds the sessions, and no branch or tag before its first refresh."""
+"""A file in a restored mirror that has the sessions, but no branch or tag before its first refresh."""
 
 REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 QUICK = 60.0
@@ -176,7 +176,7 @@ class Mirror:
         """Fetches branches and tags: all refs move, or none. Raises GitError.
 
         The refs in `without` stay as they are. With `only`, no other ref is fetched and none is removed. With `anew`,
-        every object is fetched, also those that the mirror seems to have.
+        every object is fetched, even those that the mirror seems to have.
         """
         chosen = [f"+{ref}:{ref}" for ref in only]
         refspecs = chosen or [*REFSPECS, *(f"^{ref}" for ref in without)]
@@ -216,7 +216,7 @@ class Mirror:
                 (self.path / MARK).unlink()
 
     def await_upstream(self) -> None:
-        """Records that the mirror holds recordings alone, so that no guest takes it for an empty repository."""
+        """Records that the mirror holds only recordings, so that it is not served to guests as an empty repository."""
         (self.path / AWAITS).touch()
 
     def awaits_upstream(self) -> bool:

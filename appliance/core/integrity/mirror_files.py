@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 _TRAILER = 20
-"""The bytes of the SHA-1 at the end of packs and of all files that git derives from them. Mirrors are SHA-1 alone."""
+"""The bytes of the SHA-1 at the end of packs and of all files that git derives from them. Mirrors use only SHA-1."""
 _COUNT_V2, _COUNT_V1 = 1028, 1020
 """The offset of the number of objects in an index: the end of its fan-out table."""
 _PIECE = 2**20

@@ -53,7 +53,8 @@ def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, pati
         except OSError as error:
             if not patient or layout.database.exists():
                 raise StoreError(f"{layout.audit_head} cannot be written: {error.strerror}") from error
-            # No new database without the mark in its log: the caller continues without one until the next start.
+            # Create no new database without the mark in its log: the caller continues without a database until the next
+            # start.
             log.error(
                 "the database %s was lost, and %s cannot be written: %s", layout.database, layout.audit_head, error
             )
@@ -142,7 +143,7 @@ def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
 
 
 def make_keyring(config: Config) -> Keyring:
-    """The credentials with which refreshes open upstreams."""
+    """The credentials that refreshes use for upstreams."""
     return Keyring(Credentials(config.credentials), os.environ)
 
 

@@ -477,10 +477,10 @@ gitmirror__ask_freshness() {
 }
 
 # Claims DIR for this process, and sets `tmp`, the directory in which the workspace is built. The claim is a directory
-# beside DIR, so that one rename completes the workspace, or inside DIR if that exists (a mount point, a read-only parent).
-#
-# A claim holds turns numbered 1, 2, and so on. `mkdir` gives each turn to one process only, and a process that finds the
-# owner of the last turn dead takes the next one. Numbers are not reused while the claim exists, so no turn is taken twice.
+# beside DIR, so that one rename completes the workspace, or inside DIR if that exists (a mount point, a read-only
+# parent).  A claim holds turns numbered 1, 2, and so on. `mkdir` gives each turn to one process only, and a process
+# that finds that the owner of the last turn is dead takes the next one. Numbers are not reused while the claim exists,
+# so no turn is taken twice.
 gitmirror__claim() {
     target=$1 inside=no
     case $target in -*) target=./$target ;; esac
@@ -957,7 +957,7 @@ gitmirror__commit() {
     *) gitmirror__die 'the files cannot be added; nothing was recorded' ;;
     esac
     if ! git "$@" diff --cached --quiet 2>/dev/null || [ -e "$git_dir/MERGE_HEAD" ]; then
-        # It is no change if git-lfs merely replaces the contents that came with a session by pointers.
+        # It does not count as a change if git-lfs merely replaces contents that came with a session by pointers.
         gitmirror__add_contents
         [ -e "$git_dir/MERGE_HEAD" ] || ! gitmirror__is_tree_of_head || return 0
         git "$@" -c commit.gpgSign=false -c core.editor=true \
@@ -974,8 +974,8 @@ gitmirror__find_base() {
     from=$(git rev-parse --verify --quiet "$from^{tree}") || from=$(git hash-object -t tree /dev/null)
 }
 
-# Sets `tree` to the index with contents in place of the LFS pointers added since `from`, or to "" if there are none. The
-# contents of such a pointer exist only in this guest. The contents of a pointer from elsewhere are not here.
+# Sets `tree` to the index with contents in place of the LFS pointers added since `from`, or to "" if there are none.
+# The contents of these pointers exist only in this guest. For pointers from elsewhere, this guest has no contents.
 gitmirror__add_contents() {
     tree=''
     [ -d "$store/objects" ] || return 0
@@ -1140,8 +1140,8 @@ gitmirror__name_links() {
     done
 }
 
-# Pushes `pushed` to a ref of the mirror, with five tries that alternate between git:// and HTTP, and more while the mirror
-# still lacks the commit that this workspace started from.
+# Pushes `pushed` to a ref of the mirror, with five tries that alternate between git:// and HTTP, and further tries
+# while the mirror still lacks the commit that this workspace started from.
 gitmirror__push() {
     pause=1 try=0 output='no mirror is configured: set GITMIRROR_GIT or GITMIRROR_HTTP'
     set -- "$1" ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}

@@ -42,7 +42,7 @@ class SessionRow:
 
     @property
     def document(self) -> dict[str, Any]:
-        """Returns what the methods of core's `Sessions` take for a session."""
+        """Returns the arguments by which the methods of core's `Sessions` identify a session."""
         return {"repo": self.repo, "session": self.name, "tip": self.tip, "base": self.base}
 
 

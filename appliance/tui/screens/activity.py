@@ -84,7 +84,7 @@ class ActivityScreen(View):
             self.context.loader.read("activity", self, lambda: read_activity(queries))
 
     def on_activity_read(self, message: ActivityRead) -> None:
-        """Shows what the database had."""
+        """Shows the rows that were read from the database."""
         self.model.activity.fill(message.hydrations, message.pushes, message.refreshes)
         self._arrange()
 

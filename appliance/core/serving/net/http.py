@@ -78,7 +78,8 @@ class Exchange:
         self.query = {name: values[-1] for name, values in fields.items()}
         self.headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
         if {"content-length", "transfer-encoding"} <= self.headers.keys():
-            # To a proxy it may be another request (RFC 9112, section 6.1), and the length says nothing about the body.
+            # A proxy may read it as a different request (RFC 9112, section 6.1), and the length says nothing about the
+            # body.
             raise HttpError(HTTPStatus.BAD_REQUEST, "a request has either a content-length or chunks\n")
         self.started = False
         self._held = b""
