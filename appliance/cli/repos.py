@@ -98,7 +98,7 @@ def remove_repo(options: Options, name: str, purge: bool, yes: bool) -> None:
 
 
 def _confirm_purge(name: str, sessions: list[dict[str, Any]]) -> bool:
-    """Names what a purge would end, and asks."""
+    """Lists what a purge would end, and asks for confirmation."""
     if not sessions:
         return ask(f"Delete the mirror of {name}? No session is recorded in it.")
     turns = sum(session["turns"] for session in sessions)

@@ -44,7 +44,7 @@ def cell(text: str, tone: str = "") -> Cell:
 
 
 def plain(text: str) -> str:
-    """Makes the words of a guest or an upstream safe to draw.
+    """Makes text from a guest or an upstream safe to draw.
 
     Control characters become the escapes of `escape`. Others that are not printable become dots, because terminals
     disagree about their width.

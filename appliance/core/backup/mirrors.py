@@ -44,7 +44,7 @@ class MirrorRestorer:
     registered: frozenset[str]
     notes: Notes
     replaced: list[str] = field(default_factory=list)
-    """Repositories whose mirror on disk is to make way for a new one."""
+    """Repositories whose mirror on disk is to be replaced by a new one."""
 
     async def restore(self, *, stay: bool) -> None:
         """Restores all of them. With `stay`, a mirror on disk that can be read is completed where it is.
@@ -109,7 +109,7 @@ class MirrorRestorer:
         mirror.await_upstream()
         mark = backup.fetched_with_credential
         if mark is None and is_marked(self.layout.mirror(name)):
-            # It was fetched with a credential since the backup, or nobody can tell.
+            # It was fetched with a credential since the backup, or that cannot be ruled out.
             mark = backup.url
         if mark is not None:
             mirror.mark(mark)

@@ -173,7 +173,8 @@ class _Repository:
             chain = whole
         wanted, held = set(refs.values()), {oid for bundle in chain for oid in bundle.holds}
         if not wanted <= held or worth_keeping(chain, wanted) != chain:
-            # Only now, because running git in each of a thousand mirrors without news would take minutes.
+            # git runs only from here on, because running it in each of a thousand mirrors without new turns would take
+            # minutes.
             refs, chain = await self._extended(refs, chain, held, is_there, report)
         if not chain:
             return None

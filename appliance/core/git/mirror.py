@@ -267,7 +267,7 @@ class Mirror:
 
 
 def is_marked(path: Path) -> bool:
-    """Whether the mirror at `path` was fetched with a credential; True also when that cannot be read from disk."""
+    """Whether the mirror at `path` was fetched with a credential; also True if that cannot be read from disk."""
     try:
         os.stat(path / MARK)
     except (FileNotFoundError, NotADirectoryError):
@@ -293,7 +293,7 @@ def _leftovers(repository: Path) -> list[Path]:
         *repository.glob("packed-refs.new"),
         *repository.glob("objects/info/**/*.lock"),
         *repository.glob("shallow_*"),
-        # Of write_atomically.
+        # Temporary files of write_atomically.
         *repository.glob(".*.new"),
     ]
     found += repository.glob("refs/**/*.lock")

@@ -60,7 +60,7 @@ def settle(layout: Layout) -> list[str]:
         name = f"{new.parent.name}/{new.stem}"
         mirror, stage = layout.mirror(name), _stage(new)
         if stage == READY and not (mirror / "objects").exists():
-            # On a disk without exchange: the old one is in evidence already.
+            # The disk has no atomic exchange, and the old repository is in evidence already.
             if os.path.lexists(mirror):
                 Evidence(layout, name).take(mirror, "mirror.git")
             mirror.parent.mkdir(parents=True, exist_ok=True)

@@ -51,8 +51,8 @@ _NOT_OF_THE_MIRROR = re.compile(
 class Inspection:
     """What an inspection of one mirror found.
 
-    `faults` are sentences for an operator, at most MOST_FAULTS; it is empty if the mirror is not damaged. `lost_refs`
-    are the recorded refs that the mirror lacks or has damaged, with the object id that each must have.
+    `faults` has at most MOST_FAULTS sentences for an operator; it is empty if the mirror is not damaged. `lost_refs`
+    are the recorded refs that are missing or damaged in the mirror, with the object id that each must have.
     """
 
     faults: tuple[str, ...] = ()
@@ -199,7 +199,7 @@ async def _fsck(mirror: Mirror, *, full: bool) -> list[str]:
     error: GitError | None = None
     try:
         with os.fdopen(writing, "wb") as into:
-            # Without reflogs, because they name commits of failed pushes, which do not exist.
+            # Reflogs are not checked, because they name commits of failed pushes, which do not exist.
             await mirror.git.run(
                 "fsck", *how, "--no-dangling", "--no-reflogs", "--no-progress",
                 cwd=mirror.path, deadline=DEADLINE, into=into,

@@ -100,7 +100,7 @@ class PushWatch:
         unreadable: GitmirrorError | None = None
         head: str | None = None
         try:
-            # In a thread, because a push may hold the database, and the event loop must not wait for it.
+            # Runs in a thread, because a push may hold the database, and the event loop must not wait for it.
             head = await asyncio.to_thread(self._audit.head)
             await asyncio.to_thread(self._audit.check)
         except GitmirrorError as error:

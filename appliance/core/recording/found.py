@@ -105,7 +105,7 @@ class FoundTurns:
         await asyncio.to_thread(self._audit.check)
 
     def _unknown(self, seen: dict[str, tuple[int, int] | None]) -> list[TurnRef]:
-        """The turns that the log does not know. A mirror that cannot be read loses its mark in `seen`."""
+        """The turns that the log does not know. A mirror that cannot be read is removed from `seen`."""
         return self._audit.unknown(turn for name in seen for turn in self._turns(name, seen))
 
     def _turns(self, name: str, seen: dict[str, tuple[int, int] | None]) -> list[TurnRef]:

@@ -306,7 +306,7 @@ class Scheduler:
         entry.health = ended.health
         if outcome.moved or turned:
             log.info("%s: %d refs moved in %.2fs", repo.name, len(outcome.moved), outcome.duration)
-            # Before anything is waited for: from here on no guest is shown the old refs.
+            # Published before anything is awaited: from here on no guest is shown the old refs.
             self._publish(RefsMoved(repo=repo, changes=outcome.moved))
         event = RefreshEnded(repo=repo, outcome=outcome, health=ended.health, learnt=ended.columns)
         with once_stored(partial(self._publish, event)):
@@ -316,7 +316,7 @@ class Scheduler:
         return outcome
 
     def _follow_clock(self) -> None:
-        """If the wall clock was set, shifts the times that this process verified with it, because lag is a duration."""
+        """If the wall clock was set, shifts the times of this process's refreshes by as much, as lag is a duration."""
         step = self._clock.step()
         if step == 0:
             return

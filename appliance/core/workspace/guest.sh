@@ -159,7 +159,7 @@ gitmirror__has() { command -v "$1" >/dev/null 2>&1; }
 gitmirror__begin() {
     # Patterns are expanded only where `set +f` allows it. Lists are split at newlines.
     set +euC -f
-    # Do not trace, because a trace would show the token to whoever keeps the output.
+    # Do not trace, because a trace would show the token to anybody who stores the output.
     [ -z "${GITMIRROR_TOKEN:+set}" ] || set +x
     newline='
 ' tab='	'
@@ -186,7 +186,7 @@ gitmirror__begin() {
     fi
     gitmirror__now
     began=$now
-    # Not always `$$`, which is the caller if the kit was sourced.
+    # This is not always `$$`, because `$$` is the caller if the kit was sourced.
     kit=$$ kit_born=''
     ! gitmirror__look self || kit=$pid kit_born=$start
 }

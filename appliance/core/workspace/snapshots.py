@@ -80,7 +80,7 @@ class Snapshots:
         self._endurance = Endurance(log, "removing old snapshots")
 
     def look(self) -> bool:
-        """Checks whether snapshots can be written. Returns True if they can be again, so that all need a refresh."""
+        """Checks whether snapshots can be written. Returns True if that works again, so all need to be rebuilt."""
         place, before = self._layout.workspaces, self.trouble
         probe = place / ".probe"
         try:

@@ -27,14 +27,14 @@ from appliance.tui.data.messages import (
 from appliance.tui.data.model import RATIO_OVER, SLOT, Model, Rates
 
 REPOS, SERVE, TIME, RATES = "repos", "serve", "time", "rates"
-"""The topics of news."""
+"""The topics of which views get news."""
 
 TICK = 1.0
 """Seconds between two beats, at which ages are redrawn and the status of serve is read."""
 PACE = 0.5
-"""The least seconds between two reads while events keep coming."""
+"""The minimum number of seconds between two reads while events keep coming."""
 CALM = 0.2
-"""The least seconds between two redraws caused by events, because nobody reads hundreds a second one by one."""
+"""The minimum number of seconds between two redraws caused by events, because nobody can read hundreds per second."""
 NEWS_OF_REPOS = frozenset({"refreshed", "recorded", "damaged", "healed", "recovered", "lost"})
 """Events after which the repositories are read again."""
 OF_SERVE = frozenset({"pulse", "events"})

@@ -51,7 +51,7 @@ class SessionList:
         return True
 
     def matching(self, words: str) -> list[SessionRow]:
-        """Returns the sessions that have all the words in name, repository, client or subject."""
+        """Returns the sessions that contain all the words in their name, repository, client or subject."""
         wanted = words.lower().split()
         if not wanted:
             return self.rows

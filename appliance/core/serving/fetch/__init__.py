@@ -3,7 +3,8 @@
 - `engine`: answers one command of protocol v2, the same way for both ports, and hands v0 and v1 to git. `relayed`:
   records a v0 or v1 fetch that git answers.
 - `request_reader`: reads v2 requests strictly and within bounds. `request_memo`: large requests that were read before.
-- `response_cache`: complete responses as files. Each is made once and sent to many, also while it is being written.
+- `response_cache`: complete responses as files. Each is made once and sent to many guests, even while it is being
+  written.
 - `kept_responses`: the complete responses. A response whose file has changed since it was written is thrown away.
 - `ref_snapshots`: the refs that guests are shown, reused until a file shows that one has changed.
 - `upload_pack`: runs `git upload-pack` for one request.

@@ -145,7 +145,7 @@ class ResponseCache:
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The current values for /metrics: name, help text, value."""
         yield "cache_bytes", "Bytes of complete responses in the cache.", self.bytes
-        yield "cache_budget_bytes", "Most bytes of complete responses in the cache.", self.budget
+        yield "cache_budget_bytes", "The most bytes that complete responses may have in the cache.", self.budget
         yield (
             "damaged_responses",
             "Cached responses thrown away because their file had changed since it was written, since the start.",

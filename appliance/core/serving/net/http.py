@@ -139,7 +139,7 @@ class Exchange:
                 return b""
 
     async def _next_piece(self) -> bytes:
-        """The next bytes of the body, not decoded; empty at the end, also when called again."""
+        """The next bytes of the body, not decoded; empty at the end, and empty again if called again."""
         if self._ended:
             return b""
         if self._connection.they_are_waiting_for_100_continue:
@@ -156,7 +156,7 @@ class Exchange:
     def _inflated(self, data: bytes) -> bytes:
         assert self._inflate is not None
         try:
-            # One piece at a time, because a small request can inflate to gigabytes.
+            # Inflates one piece at a time, because a small request can inflate to gigabytes.
             return self._inflate.decompress(data, CHUNK)
         except zlib.error:
             raise HttpError(HTTPStatus.BAD_REQUEST, "the body is not gzip\n") from None

@@ -218,7 +218,7 @@ class PushRelay:
             self._child_sent.set()
 
     async def _receive_from_child(self) -> bytes:
-        """The next output of the child; empty once it has ended, also by a reset."""
+        """The next output of the child; empty once it has ended, even by a reset."""
         try:
             return await self._ours.receive()
         except ConnectionError:
