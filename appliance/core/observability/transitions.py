@@ -45,7 +45,7 @@ def condition_of(repo: Repo, health: Health, now: float, stale_after: float) -> 
 
 
 def events_between(before: Condition | None, after: Condition) -> Sequence[str]:
-    """The events to publish. Without an earlier condition, only a bad one is news."""
+    """The events to publish. Without an earlier condition, only a bad condition causes an event."""
     if before is not None and after.state is State.FRESH:
         return [RECOVERED] if before.state in UNHEALTHY else []
     known = before if before is not None and before.state in UNHEALTHY else None

@@ -29,7 +29,7 @@ class StoreError(GitmirrorError):
 
 
 class DatabaseLost(StoreError):
-    """The file is gone or damaged: waiting or giving access to it does not help, only another copy does."""
+    """The file is gone or damaged: only another copy helps, not waiting or changed permissions."""
 
 
 class NewerDatabase(StoreError):

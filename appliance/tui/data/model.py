@@ -29,7 +29,7 @@ class Rates:
     slots: dict[str, dict[int, list[int]]] = field(default_factory=lambda: defaultdict(dict))
 
     def add(self, repo: str, at: float, way: str, count: int = 1) -> None:
-        """Counts `count` hydrations that ended at Unix second `at`."""
+        """Adds `count` hydrations that ended at Unix second `at`."""
         for key in (repo, EVERY):
             slot = self.slots[key].setdefault(int(at // SLOT), [0, 0, 0])
             slot[0] += count

@@ -71,7 +71,7 @@ class RepositoriesScreen(RepoActions):
             self.context.follower.look_at(self.listing.visible_rows())
 
     def reread(self) -> None:
-        """Reads what is shown only for the visible rows."""
+        """Reads details that are shown only for visible rows."""
         self.context.follower.look_at(self.listing.visible_rows())
 
     def filtered(self) -> None:

@@ -111,7 +111,7 @@ class ResponseCache:
         self._growing: dict[str, _Growing] = {}
         self._number = 0
         self.trouble: str | None = None
-        """Why no response can be stored, or None if they can. Guests get theirs directly from upload-pack meanwhile."""
+        """Why no response can be stored, or None. Guests get theirs directly from upload-pack meanwhile."""
         self.counts = dict.fromkeys(CacheResult, 0)
 
     def start(self) -> None:

@@ -118,7 +118,7 @@ class Seat:
 
 
 class Seats:
-    """Room for `most` connections of all peers. When full, a connection of the peer that has most makes room."""
+    """Room for `most` connections of all peers. When full, the peer with the most connections has to give one up."""
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = most
@@ -160,8 +160,9 @@ class Seats:
     def _make_room(self, peer: Peer) -> bool:
         """Ends one connection, idle or waiting, so that `peer` gets a new one. Returns whether it did.
 
-        It is one of the peer that has most, so that a peer with many connections blocks nobody. If `peer` itself has
-        most, its oldest idle connection is replaced, once that has had SETTLED seconds to send something.
+        It is a connection of the peer that has the most, so that a peer with many connections blocks nobody. If `peer`
+        itself has the most, its oldest idle connection is replaced, once that has had SETTLED seconds to send
+        something.
         """
         greediest = max(self._of, key=lambda other: len(self._of[other]))
         seats = self._of[greediest]
