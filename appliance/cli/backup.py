@@ -29,7 +29,7 @@ class _DirectoryOrCommand(click.Group):
 
 
 class _OwnArgument(click.Argument):
-    """An argument of a group that is not shown in the help of the group's commands."""
+    """A group's argument that is not shown in the help of the group's commands."""
 
     def get_usage_pieces(self, ctx: click.Context) -> list[str]:
         """The parts of the usage line."""

@@ -62,7 +62,7 @@ class Context:
     keys: Sequence[BindingType]
     """The keys that work in every view."""
     command: str
-    """How this program is called, for command lines to copy."""
+    """The command that starts this program, for command lines that the user copies."""
 
     def act(self, what: str, work: Callable[[], str]) -> None:
         """Runs an order off the UI thread and shows what it returns; `what` names it if it fails."""

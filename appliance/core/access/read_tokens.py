@@ -15,7 +15,7 @@ from appliance.core.store.tokens import TokenStore
 log = logging.getLogger(__name__)
 
 MOST_LOOKUPS = 4
-"""Concurrent lookups. Any guest can cause one, and pushes and refreshes need the same threads."""
+"""The most concurrent lookups. Any guest can cause one, and pushes and refreshes need the same threads."""
 
 
 def issue_token(store: TokenStore, privacy: Privacy, repo: Repo, ttl: float, note: str) -> dict[str, Any]:

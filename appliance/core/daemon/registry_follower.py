@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class RegistryFollower:
-    """Keeps `state`, the scheduler and the gate's catalog equal to the registry, and publishes `RegistryChanged`."""
+    """Keeps `state`, the scheduler and the gate's catalog in step with the registry; publishes `RegistryChanged`."""
 
     def __init__(
         self,

@@ -289,7 +289,7 @@ def discard_repository(path: Path) -> None:
 def _leftovers(repository: Path) -> list[Path]:
     found = [
         *repository.glob("*.lock"),
-        # git writes it beside the lock, and with one in the way no ref can be packed or deleted any more.
+        # git writes this file beside the lock, and a leftover one prevents any ref from being packed or deleted.
         *repository.glob("packed-refs.new"),
         *repository.glob("objects/info/**/*.lock"),
         *repository.glob("shallow_*"),

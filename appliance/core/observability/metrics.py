@@ -137,7 +137,7 @@ class _Repositories(Collector):
         )
         whole = GaugeMetricFamily(
             "gitmirror_verified_whole_timestamp_seconds",
-            "When the content of the mirror was last inspected and found whole.",
+            "When the content of the mirror was last inspected and found undamaged.",
             labels=["repo"],
         )
         for repo in self._repos():

@@ -21,7 +21,7 @@ from appliance.core.units import rfc3339
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 2.0
-"""Seconds between two looks, so at most this long until a changed hook, a lost database or a full disk is noticed."""
+"""Seconds between two looks. A changed hook, a lost database or a full disk is noticed after this time at most."""
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,8 @@ gitmirror__begin() {
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS
     child='' born='' watch='' claim='' by_list='' signal=TERM lost=no
     gitmirror__has git || gitmirror__die 'git is not installed'
-    # Commands that only read the index run this guest's fsmonitor too, and others its hooks.
+    # Disable this guest's fsmonitor and hooks, because even commands that only read the index run the fsmonitor, and
+    # others run the hooks.
     gitmirror__configure core.fsmonitor false
     gitmirror__configure core.hooksPath /dev/null
     mirror_git=${GITMIRROR_GIT-$gitmirror__git} mirror_http=${GITMIRROR_HTTP-$gitmirror__http}
@@ -414,7 +415,7 @@ gitmirror__know_wget() {
 # seconds.
 gitmirror__get() {
     if gitmirror__has curl; then
-        # A path, because curl writes headers only to files. Without /proc there are no headers.
+        # This is a path, because curl writes headers only to files. Without /proc there are no headers.
         headers=/dev/null
         [ ! -e /proc/self/fd/3 ] || headers=/proc/self/fd/3
         set -- --fail --silent --show-error --connect-timeout 3 --speed-limit 100 --speed-time 10 --max-time "$left" \

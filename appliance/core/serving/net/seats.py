@@ -24,7 +24,7 @@ SETTLED = 2.0
 TAKES_NOTHING = 10.0
 """Seconds after which a guest that has read less than PACE bytes of unsent data is cut off if others wait."""
 PACE = 16384
-"""Bytes. Even a guest on a very slow line reads this much in TAKES_NOTHING seconds."""
+"""Bytes that even a guest on a very slow line reads in TAKES_NOTHING seconds."""
 SILENT = 60.0
 """Seconds without a byte in either direction after which a guest is cut off if others wait. git sends something every
 five seconds while it works on a pack."""
