@@ -82,8 +82,8 @@ def add_repo(
 def remove_repo(options: Options, name: str, purge: bool, yes: bool) -> None:
     """Stop refreshing and serving a repository.
 
-    The mirror stays on disk unless --purge is given, which names the sessions that it ends and asks. To remove a
-    repository that the config lists, edit the config.
+    The mirror stays on disk unless --purge is given. --purge first lists the sessions that it ends and asks for
+    confirmation. To remove a repository that the config lists, edit the config.
 
     \b
     Example:

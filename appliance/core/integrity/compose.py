@@ -20,7 +20,7 @@ def compose_examiner(
     fetch: Callable[[Mirror, Repo], Awaitable[None]],
     backup: Callable[[], BackupConfig],
 ) -> Examiner:
-    """Builds what inspects and heals single mirrors.
+    """Builds the parts that inspect and heal one mirror at a time.
 
     `fetch` updates a mirror from its upstream. `backup` returns where the backups are; a heal reads them last.
     """

@@ -115,7 +115,7 @@ class ActivityScreen(View):
         self._arrange()
 
     def action_hold(self) -> None:
-        """Holds the rows still to be read, or lets them move on."""
+        """Holds the rows still so that they can be read, or lets them move again."""
         self._held = not self._held
         self._arrange()
 

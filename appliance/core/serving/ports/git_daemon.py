@@ -78,7 +78,7 @@ async def daemon_child(
             )
         try:
             if request.service == RECEIVE_PACK:
-                # The limit applies in time, because the child starts receive-pack only after its first packet.
+                # The limit is set early enough, because the child starts receive-pack only after its first packet.
                 limit_push(child.pid)
             await asyncio.get_running_loop().sock_sendall(ours, request.replay(str(mirror)))
             yield child, ours
