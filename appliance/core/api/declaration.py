@@ -143,7 +143,7 @@ class Operation:
 
 def compiled(schema: Schema, what: str) -> Callable[[Any], Any]:
     """A function that raises Problem unless a value fits the schema."""
-    check = fastjsonschema.compile({**schema}, use_default=False, detailed_exceptions=False)
+    check = fastjsonschema.compile({**schema}, use_default=False)
 
     def validate(value: Any) -> Any:
         try:

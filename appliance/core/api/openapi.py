@@ -141,5 +141,5 @@ def problems_of(operation: Operation) -> list[ProblemKind]:
     if operation.scope in (Scope.OPERATE, Scope.SOCKET):
         always.append(problem.FORBIDDEN)
     if operation.body is not None:
-        always.append(problem.TOO_LARGE_BODY)
+        always += [problem.TOO_LARGE_BODY, problem.CODING]
     return list(dict.fromkeys([*always, *operation.problems]))

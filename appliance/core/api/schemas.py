@@ -7,8 +7,9 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-TEXT_PATTERN = r"^[^\x00\ud800-\udfff]*$"
-"""What SQLite, git and the file system can take: JSON can hold NULs and half a surrogate pair."""
+TEXT_PATTERN = r"^[^\x00]*$"
+"""What git and the file system can take. `parsing` refuses halves of surrogate pairs: many clients know no pattern for
+those."""
 
 TEXT: Schema = {"type": "string"}
 GIVEN_TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": 4096, "pattern": TEXT_PATTERN}
@@ -32,6 +33,12 @@ def nullable(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
+def _or_null(schema: Schema) -> Schema:
+    """The same as `nullable`. An error then says what is wrong, not that no alternative fits."""
+    enum = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
+    return {**schema, "type": [schema["type"], "null"], **enum}
+
+
 def one_of(*values: str) -> Schema:
     """One of these words."""
     return {"type": "string", "enum": list(values)}
@@ -49,7 +56,7 @@ def document(**properties: Schema) -> Schema:
 
 def given(required: tuple[str, ...] = (), /, **properties: Schema) -> Schema:
     """A body: `required` keys and optional ones, which may also be null. Other keys are refused: they are misspelt."""
-    fields = {name: schema if name in required else nullable(schema) for name, schema in properties.items()}
+    fields = {name: schema if name in required else _or_null(schema) for name, schema in properties.items()}
     return {"type": "object", "properties": fields, "required": list(required), "additionalProperties": False}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.core.config.settings import Config
-from appliance.core.daemon.api_socket import ApiSocket
+from appliance.core.daemon.api_socket import ApiSocket, api_handler
 from appliance.core.daemon.compose import Assembly, compose
 from appliance.core.daemon.state import ADMIN, GIT, HTTP, ServeState
 from appliance.core.daemon.systemd import Notifier
@@ -32,7 +32,6 @@ from appliance.core.process.children import raise_open_files_limit
 from appliance.core.process.endurance import Endurance
 from appliance.core.process.memory import give_back_memory
 from appliance.core.process.owner import SERVE, claim
-from appliance.core.serving.net.asgi import AsgiHandler
 from appliance.core.serving.net.sockets import listen, url_of
 from appliance.core.units import Address
 
@@ -81,7 +80,7 @@ class Service:
             if owned.survivors:
                 log.warning("ended %d processes that an earlier serve left", owned.survivors)
             self._rooms = await compose(self._state, owned.children, self._begin, self._on_pass)
-            self._control = ApiSocket(control_path, AsgiHandler(self._rooms.api, is_operator=True).handle)
+            self._control = ApiSocket(control_path, api_handler(self._rooms.api, is_operator=True))
             await self._prepare()
             self._open_listeners()
             await self._open_control()
