@@ -63,6 +63,15 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Header:
+    """A header of a response. `is_required` is false for one that only some responses have."""
+
+    schema: Schema
+    description: str
+    is_required: bool = True
+
+
+@dataclass(frozen=True)
 class Answer:
     """One response: its description, its media type, and its JSON Schema if it is JSON."""
 
@@ -71,6 +80,8 @@ class Answer:
     media_type: str = JSON
     also: Mapping[str, Schema] = field(default_factory=dict)
     """Other media types that a caller may ask for by `Accept`."""
+    headers: Mapping[str, Header] = field(default_factory=dict)
+    """Headers that clients may build on."""
 
 
 @dataclass(frozen=True)
