@@ -12,7 +12,7 @@ from appliance.core.api.declaration import JSON, NDJSON, Answer, Call, Operation
 from appliance.core.api.problem import ProblemKind
 
 PATH = "/v1/openapi.json"
-_PARAMETERS = {
+PATH_PARAMETERS = {
     "owner": "The part of the repository's name before the slash.",
     "repo": "The part of the repository's name after the slash.",
     "session": "The whole name of the session.",
@@ -21,6 +21,7 @@ _PARAMETERS = {
     "name": "The name.",
     "turn": "The number of the turn, from 1.",
 }
+"""What a name in braces stands for, in every path that has it."""
 
 
 def described(operations: Sequence[Operation]) -> list[Operation]:
@@ -101,7 +102,7 @@ def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
             "name": name,
             "in": "path",
             "required": True,
-            "description": _PARAMETERS[name],
+            "description": PATH_PARAMETERS[name],
             "schema": {"type": "string", "minLength": 1},
         }
         for name in re.findall(r"{(\w+)}", operation.path)
