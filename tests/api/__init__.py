@@ -1,0 +1,1 @@
+"""Tests of appliance/core/api, and of what carries it."""
