@@ -1,11 +1,14 @@
-"""Agent sessions: `sessions`, and `session show`, `diff`, `log`, `checkout`, `keep`, `drop`."""
+"""Agent sessions: `sessions`, and `session show`, `diff`, `log`, `checkout`, `bundle`, `keep`, `drop`."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -14,8 +17,6 @@ from appliance.cli.output import ask, print_json, print_line, print_table, say
 
 if TYPE_CHECKING:
     from appliance.core.node.sessions import Sessions
-
-UNRELATED = "its history is unrelated to the upstream's"
 
 turn_option = click.option("--turn", type=click.IntRange(1), metavar="N", help="Use this turn; turns count from 1.")
 
@@ -92,6 +93,8 @@ def show(options: Options, repo: str, name: str, as_json: bool) -> None:
     Example:
       gitmirror.pyz session show jomcgi/homelab my-session
     """
+    from appliance.core.recording.comparison import UNRELATED
+
     found = _sessions(options).show(repo, name)
     if as_json:
         print_json(found)
@@ -113,15 +116,34 @@ def show(options: Options, repo: str, name: str, as_json: bool) -> None:
 @click.argument("repo")
 @click.argument("name", metavar="SESSION")
 @turn_option
+@click.option(
+    "--against",
+    metavar="WHAT",
+    help="Compare with its base, the previous turn, or another session: base, previous, SESSION or SESSION@TURN.",
+)
 @click.option("--stat", is_flag=True, help="Show only the changed files and how much changed in each.")
 @click.option("--name-only", is_flag=True, help="Show only the names of the changed files.")
 @click.option("--raw", is_flag=True, help="Print the exact patch, control characters and binary files included.")
 @pass_options
-def diff(options: Options, repo: str, name: str, turn: int | None, stat: bool, name_only: bool, raw: bool) -> None:
-    """Show what a session changed.
+def diff(
+    options: Options,
+    repo: str,
+    name: str,
+    turn: int | None,
+    against: str | None,
+    stat: bool,
+    name_only: bool,
+    raw: bool,
+) -> None:
+    """Show what a session changed, or how it differs from another one.
 
     Prints the diff against the commit that the session started from; with --turn, the diff of that turn against the
     previous turn.
+
+    With --against, compares the last turn, or the one that --turn names, with something else: `base` is the commit that
+    it started from, `previous` is the turn before, SESSION is the last turn of another session of the repository, and
+    SESSION@TURN is one turn of it. Two sessions that started from different commits differ also in what the upstream
+    changed between those; stderr then says so. A session that is called base or previous needs its turn.
 
     Control characters in the files are shown as escapes such as \\x1b, on a terminal and in a pipe. git refuses to
     apply a diff that has escapes in it; use --raw for the exact bytes.
@@ -130,15 +152,20 @@ def diff(options: Options, repo: str, name: str, turn: int | None, stat: bool, n
     Examples:
       gitmirror.pyz session diff jomcgi/homelab my-session --stat
       gitmirror.pyz session diff jomcgi/homelab my-session --raw | git apply
+      gitmirror.pyz session diff jomcgi/homelab my-session --turn 2 --against base
+      gitmirror.pyz session diff jomcgi/homelab my-session --against other-session
+      gitmirror.pyz session diff jomcgi/homelab my-session --against other-session@1
     """
     words = [word for word, wanted in (("--stat", stat), ("--name-only", name_only)) if wanted]
     if raw and not words:
         words = ["--binary"]
     sessions = _sessions(options)
-    found = sessions.find(repo, name)
-    if found["base"] is None and turn in (None, 1):
-        say(f"{UNRELATED}: everything is shown")
-    if sessions.print_diff(found, turn, words, raw=raw):
+    comparison = sessions.compare(repo, name, turn, against)
+    if comparison.new.session != comparison.old.session:
+        say(comparison.words)
+    if comparison.note:
+        say(comparison.note)
+    if sessions.print_diff(comparison, words, raw=raw):
         say("control characters in the diff are shown as escapes; --raw prints the exact patch")
 
 
@@ -153,6 +180,7 @@ def log(options: Options, repo: str, name: str) -> None:
     Example:
       gitmirror.pyz session log jomcgi/homelab my-session
     """
+    from appliance.core.recording.comparison import UNRELATED
     from appliance.core.units import rfc3339
 
     sessions = _sessions(options)
@@ -180,6 +208,40 @@ def checkout(options: Options, repo: str, name: str, directory: Path, turn: int 
     """
     chosen = _sessions(options).checkout(repo, name, Path(os.path.abspath(directory)), turn)
     say(f"{directory} is at {chosen.commit}: {chosen.subject}")
+
+
+@session.command()
+@click.argument("repo")
+@click.argument("name", metavar="SESSION")
+@turn_option
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write to this new file, not to stdout."
+)
+@pass_options
+def bundle(options: Options, repo: str, name: str, turn: int | None, output: Path | None) -> None:
+    """Write a session as a git bundle.
+
+    `git fetch FILE refs/agents/SESSION` takes it in any clone of the upstream, which needs no access to this node. The
+    bundle has the commits up to the last turn, or the one that --turn names, without what the upstream has.
+
+    \b
+    Examples:
+      gitmirror.pyz session bundle jomcgi/homelab my-session -o my-session.bundle
+      git fetch my-session.bundle refs/agents/my-session && git switch -c my-session FETCH_HEAD
+      ssh node gitmirror.pyz session bundle jomcgi/homelab my-session > my-session.bundle
+    """
+    from appliance.core.errors import UsageError
+    from appliance.core.units import format_size
+
+    if output is None and sys.stdout.isatty():
+        raise UsageError("a bundle is not for a terminal", hint="write it to a file with -o FILE, or into a pipe")
+    sessions = _sessions(options)
+    chosen = sessions.turn(repo, name, turn)
+    with _binary_output(output) as stream:
+        size = sessions.bundle(chosen, stream)
+    file = shlex.quote(str(output)) if output else "FILE"
+    url = sessions.upstream(repo)
+    say(f"{format_size(size)}: `git fetch {file} refs/agents/{chosen.session}` takes it in a clone of {url}")
 
 
 @session.command()
@@ -219,6 +281,31 @@ def drop(options: Options, repo: str, name: str, yes: bool) -> None:
         sys.exit(1)
     found.drop(repo, whole)
     say(f"{whole} is deleted")
+
+
+@contextmanager
+def _binary_output(path: Path | None) -> Iterator[BinaryIO]:
+    """Opens a new file, which is gone again if the block fails, or stdout. Raises UsageError and GitmirrorError."""
+    from appliance.core.errors import GitmirrorError, UsageError
+
+    try:
+        # Of stdout a writer of its own, because what Python's cannot write is reported once more at exit.
+        with path.open("xb") if path else open(sys.stdout.fileno(), "wb", closefd=False) as file:
+            try:
+                yield file
+                file.flush()
+            except BaseException:
+                if path:
+                    path.unlink(missing_ok=True)
+                raise
+    except FileExistsError:
+        raise UsageError(f"{path} already exists", hint="name a file that does not exist yet") from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise GitmirrorError(
+            f"{path or 'stdout'} cannot be written: {error.strerror}", hint="choose another place for it"
+        ) from error
 
 
 def _since(changed: dict[str, Any] | None) -> str:

@@ -151,7 +151,7 @@ class Tui(App[None]):
 
     def on_open_diff(self, message: OpenDiff) -> None:
         """Opens the diff of a session."""
-        self.push_screen(DiffScreen(self.context, message.session, message.turn))
+        self.push_screen(DiffScreen(self.context, message.session, message.turn, message.against))
 
     def action_go(self, mode: str) -> None:
         """Goes to one of the four views, also from a view that opened over it."""

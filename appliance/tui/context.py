@@ -78,7 +78,11 @@ class OpenRepository(Message):
 
 @dataclass
 class OpenDiff(Message):
-    """Open what a session changed over this view; `turn` counts from 1, None is the whole session."""
+    """Open what a session changed over this view; `turn` counts from 1, None is the whole session.
+
+    With `against`, open how the session differs from the last turn of that one.
+    """
 
     session: SessionRow
-    turn: int | None
+    turn: int | None = None
+    against: SessionRow | None = None

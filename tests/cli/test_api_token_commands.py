@@ -8,7 +8,7 @@ import pytest
 
 from appliance.core.layout import Layout
 from appliance.core.node.state_dir import open_stores
-from appliance.core.store.api_tokens import ApiToken, ApiTokenStore, Scope
+from appliance.core.store.api_tokens import ApiToken, ApiTokenStore, TokenScope
 from tests.conftest import ServeFactory
 from tests.support.serve import CommandFailed, Serve
 
@@ -34,8 +34,8 @@ def test_a_token_is_issued_listed_and_revoked(serve: Serve, store: ApiTokenStore
     token = issued.stdout.strip()
     assert token.startswith("gma_") and "valid until it is revoked" in issued.stderr
     brief = serve.cli_json("api-token", "issue", "--scope", "operate", "--ttl", "2h")
-    assert store.find(token) == ApiToken(1, "dashboard", Scope.READ)
-    assert store.find(brief["token"]) == ApiToken(2, "", Scope.OPERATE)
+    assert store.find(token) == ApiToken(1, "dashboard", TokenScope.READ)
+    assert store.find(brief["token"]) == ApiToken(2, "", TokenScope.OPERATE)
     listed = serve.cli_json("api-token", "list")
     assert listed == store.all()
     assert [(row["id"], row["scope"], row["state"]) for row in listed] == [

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from appliance.core.errors import UsageError
 from appliance.core.models import Hydration, RefreshOutcome, Turn
 from appliance.core.store import cursors
-from appliance.core.store.api_tokens import Scope
+from appliance.core.store.api_tokens import TokenScope
 from appliance.core.store.audit import Attempt
 from appliance.core.store.database import Database
 from appliance.core.store.registry import Wanted
@@ -82,7 +82,7 @@ LISTS = {
     ),
     "tokens": Paged(token, lambda stores, **given: stores.tokens.page(**given), lambda s: s.tokens.all()),
     "api tokens": Paged(
-        lambda stores, number: stores.api_tokens.issue(Scope.READ, None, str(number)),
+        lambda stores, number: stores.api_tokens.issue(TokenScope.READ, None, str(number)),
         lambda stores, **given: stores.api_tokens.page(**given),
         lambda stores: stores.api_tokens.all(),
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def index_next(stores: Stores, contents: TurnContents) -> bool:
     return stores.turn_index.record(stores.turn_index.missing()[0], contents)
 
 
-def found(stores: Stores, **wanted: str) -> list[str]:
+def found(stores: Stores, **wanted: Any) -> list[str]:
     return [row["session"] for row in stores.sessions.find(**wanted)[0]]
 
 

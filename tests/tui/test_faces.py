@@ -85,16 +85,16 @@ def test_files_of_a_session_whatever_their_names(node: Node) -> None:
     commit_files(guest, {"*.py": "x = 1\n", "b.bin": b"\0\1", odd: "odd\n", "src/common/__init__.py": None}, "Odd")
     git("push", "--quiet", "origin", "HEAD:refs/agents/odd-1", cwd=guest)
     sessions = Sessions(state_node(node))
-    session = sessions.find(WIDGETS, "odd-1")
-    files = {change.path: change for change in sessions.files(session, None)}
+    whole = sessions.compare(WIDGETS, "odd-1")
+    files = {change.path: change for change in sessions.files(whole)}
     assert set(files) == {"READ ME [1].md", "*.py", "b.bin", odd, "src/common/__init__.py"}
     assert files["READ ME [1].md"].before == "README.md"
     assert files["b.bin"] == FileChange("b.bin", "b.bin", 0, 0, True)
-    text, cut = sessions.file_diff(session, None, files["*.py"], 10_000)
+    text, cut = sessions.file_diff(whole, files["*.py"], 10_000)
     assert text.count("diff --git") == 1 and "+x = 1" in text and not cut
-    text, cut = sessions.file_diff(session, None, files["READ ME [1].md"], 10_000)
+    text, cut = sessions.file_diff(whole, files["READ ME [1].md"], 10_000)
     assert "rename from README.md" in text
-    text, cut = sessions.file_diff(session, None, files[odd], 20)
+    text, cut = sessions.file_diff(whole, files[odd], 20)
     assert len(text) == 20 and cut
 
 
@@ -104,15 +104,15 @@ def test_a_patch_is_the_whole_change(node: Node, tmp_path: Path) -> None:
     commit_files(guest, {"b.bin": bytes(range(256)), "a.txt": "a\n"}, "Patch")
     git("push", "--quiet", "origin", "HEAD:refs/agents/patched-1", cwd=guest)
     sessions, path = Sessions(state_node(node)), tmp_path / "p.patch"
-    session = sessions.find(WIDGETS, "patched-1")
-    assert sessions.export(session, None, path) == path.stat().st_size
+    whole = sessions.compare(WIDGETS, "patched-1")
+    assert sessions.export(whole, path) == path.stat().st_size
     clean = node.guest("unpatched")
     git("apply", "--index", str(path), cwd=clean)
     assert git("write-tree", cwd=clean) == git("rev-parse", "HEAD^{tree}", cwd=guest)
     with pytest.raises(UsageError, match="already exists"):
-        sessions.export(session, 1, path)
+        sessions.export(whole, path)
     with pytest.raises(GitmirrorError, match="cannot be written"):
-        sessions.export(session, 1, tmp_path / "no" / "p.patch")
+        sessions.export(whole, tmp_path / "no" / "p.patch")
 
 
 def test_without_a_terminal_it_says_what_prints(tmp_path: Path) -> None:

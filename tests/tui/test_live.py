@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.events.facts import EventsLost
 from appliance.core.node import queries
 from appliance.tui.data import event_follower, follower
 from appliance.tui.data.messages import ActionDone
+from appliance.tui.screens.repository import RepositoryScreen
 from tests.conftest import WIDGETS, ServeFactory
 from tests.support.generate import add_commit
 from tests.support.upstream import HttpUpstream
@@ -102,6 +104,20 @@ def test_a_repository_shows_what_happens_to_it(node: Node) -> None:
         await after(seen, lambda: node.guest("watcher"), look, "a hydration")
         await seen.press("tab")
         await after(seen, lambda: node.record(guest, "watched-1"), lambda: "watched-1" in seen.text, "a recording")
+
+    drive(make_app(node.serve), script)
+
+
+def test_a_repository_reads_again_when_events_were_lost(node: Node) -> None:
+    """They may have been about it; `lost` itself names no repository."""
+
+    async def script(seen: Seen) -> None:
+        await seen.shows("● fresh")
+        await seen.press("enter")
+        await seen.shows("refreshes", "u: unchanged too")
+        screen = seen.app.screen
+        assert isinstance(screen, RepositoryScreen)
+        screen.happened([EventsLost(count=5).document()])
 
     drive(make_app(node.serve), script)
 

@@ -35,7 +35,9 @@ WALK: list[Step] = [
     ("hydrations", ("tab",)),
     ("repository-sessions", ("tab",)),
     ("sessions", ("escape", "2")),
-    ("diff", ("down", "enter")),
+    ("marked", ("space", "space")),
+    ("comparison", ("equals_sign",)),
+    ("diff", ("escape", "end", "enter")),
     ("turn", ("right_square_bracket",)),
     ("activity", ("escape", "3")),
     ("health", ("4",)),
@@ -169,7 +171,11 @@ def test_the_database_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_other_colours(scene: Scene, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """A light terminal; one that wants no colours."""
     monkeypatch.setenv(*(("COLORFGBG", "0;15") if form == "light" else ("NO_COLOR", "1")))
-    steps: list[Step] = [("repositories", ()), ("diff", ("2", "down", "enter"))]
+    steps: list[Step] = [
+        ("repositories", ()),
+        ("diff", ("2", "down", "enter")),
+        ("comparison", ("escape", "home", "space", "space", "equals_sign")),
+    ]
     drive(scene.app(monkeypatch), lambda seen: walk(seen, form, steps), SMALL)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -99,19 +98,19 @@ class _DiffReader:
 
     def __init__(self, *, most_lines: int) -> None:
         self._lines_left = most_lines
-        self._listing = True
-        self._fields: list[bytes] = []
+        self._listing: bytearray | None = bytearray()
         self._partial: list[bytes] = []
         self._files: list[dict[str, Any]] = []
-        self._sections: deque[dict[str, Any]] = deque()
+        self._unseen: Iterator[dict[str, Any]] = iter(())
+        self._sections_left = 0
         self._file: dict[str, Any] = {}
         self._hunk: dict[str, Any] = {}
         self._old_left = self._new_left = 0
 
     def feed(self, piece: bytes) -> bool:
         """Takes what has arrived. Returns False when there are too many lines, and then takes no more."""
-        if self._listing:
-            piece = self._list(piece)
+        if self._listing is not None:
+            piece = self._list(self._listing, piece)
         *lines, last = piece.split(b"\n")
         if lines:
             lines[0] = b"".join([*self._partial, lines[0]])
@@ -126,46 +125,34 @@ class _DiffReader:
 
     def finish(self) -> list[dict[str, Any]]:
         """The files. Raises GitError when git's output was not a list and the patches of its files."""
-        if self._sections or self._old_left or self._new_left or any(self._partial) or self._fields:
-            raise GitError("git diff printed what cannot be read")
+        missing = self._listing or self._sections_left or next(self._unseen, None)
+        if missing or self._old_left or self._new_left or any(self._partial):
+            raise _unreadable()
         return self._files
 
-    def _list(self, piece: bytes) -> bytes:
-        """Takes the fields of the list, each with NUL at its end. Returns what follows the list."""
-        data, start = b"".join([*self._partial, piece]), 0
-        self._partial.clear()
-        while (end := data.find(b"\0", start)) >= 0:
-            field, start = data[start:end], end + 1
-            if not field and not self._fields:
-                self._listing = False
-                return data[start:]
-            self._fields.append(field)
-            self._take_entry()
-        self._partial.append(data[start:])
-        return b""
+    def _list(self, listing: bytearray, piece: bytes) -> bytes:
+        """Collects the list, which ends with an empty field. Returns what follows it."""
+        start = max(0, len(listing) - 1)
+        listing += piece
+        end = listing.find(b"\0\0", start)
+        if end < 0:
+            return b""
+        self._listing = None
+        # One file at a time, because a document takes more memory than what git lists.
+        self._unseen = _entries(bytes(listing[: end + 1]))
+        return bytes(listing[end + 2 :])
 
-    def _take_entry(self) -> None:
-        facts = self._fields[0].decode("ascii").lstrip(":").split()
-        letter = facts[4][0]
-        if len(self._fields) < (3 if letter in "RC" else 2):
+    def _begin_file(self) -> None:
+        if self._sections_left:
+            self._sections_left -= 1
             return
-        raw, before = self._fields[-1], self._fields[1] if letter in "RC" else None
-        self._fields = []
-        file: dict[str, Any] = {
-            "path": _shown(raw),
-            "before": None if before is None else _shown(before),
-            "status": _STATUS[letter],
-            "old_mode": None if letter == "A" else facts[0],
-            "new_mode": None if letter == "D" else facts[1],
-            "binary": False,
-            "lossy": any(not _is_text(name) for name in (raw, before or b"")),
-            "insertions": 0,
-            "deletions": 0,
-            "hunks": [],
-        }
+        file = next(self._unseen, None)
+        if file is None:
+            raise _unreadable()
+        self._file = file
         self._files.append(file)
         # Where the type changes, git prints the removal of the one and the addition of the other.
-        self._sections += [file] * (2 if letter == "T" else 1)
+        self._sections_left = file["status"] == "type-changed"
 
     def _line(self, line: bytes) -> None:
         first = line[:1]
@@ -190,9 +177,7 @@ class _DiffReader:
             }
             self._file["hunks"].append(self._hunk)
         elif line.startswith(b"diff --git "):
-            if not self._sections:
-                raise GitError("git diff printed what cannot be read")
-            self._file = self._sections.popleft()
+            self._begin_file()
         elif line.startswith(b"Binary files "):
             self._file["binary"] = True
 
@@ -202,6 +187,39 @@ class _DiffReader:
         except UnicodeDecodeError:
             self._file["lossy"] = True
             return line.decode("utf-8", "replace")
+
+
+def _entries(listing: bytes) -> Iterator[dict[str, Any]]:
+    """The files of a list, as documents without hunks."""
+    fields = _fields(listing)
+    for facts in fields:
+        old_mode, new_mode, _, _, status = facts.decode("ascii").removeprefix(":").split()
+        letter = status[0]
+        before = next(fields) if letter in "RC" else None
+        path = next(fields)
+        yield {
+            "path": _shown(path),
+            "before": None if before is None else _shown(before),
+            "status": _STATUS[letter],
+            "old_mode": None if letter == "A" else old_mode,
+            "new_mode": None if letter == "D" else new_mode,
+            "binary": False,
+            "lossy": not (_is_text(path) and _is_text(before or b"")),
+            "insertions": 0,
+            "deletions": 0,
+            "hunks": [],
+        }
+
+
+def _fields(listing: bytes) -> Iterator[bytes]:
+    start = 0
+    while (end := listing.find(b"\0", start)) >= 0:
+        yield listing[start:end]
+        start = end + 1
+
+
+def _unreadable() -> GitError:
+    return GitError("git diff printed what cannot be read")
 
 
 def _shown(path: bytes) -> str:

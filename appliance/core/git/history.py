@@ -93,9 +93,7 @@ async def changed_between(mirror: Mirror, old: str | None, new: str) -> Changed:
     if old == new:
         return Changed()
     if old is None:
-        # git knows the empty tree without storing it; its id depends on the repository's hash algorithm.
-        empty = await mirror.git.run("hash-object", "-t", "tree", "/dev/null", cwd=mirror.path, deadline=QUICK)
-        old = empty.stdout.decode("ascii").strip()
+        old = await empty_tree(mirror)
     output = await mirror.git.run(
         "diff", "--shortstat", "--no-ext-diff", "--no-textconv", old, new, "--", cwd=mirror.path, deadline=DEADLINE
     )
@@ -119,6 +117,12 @@ async def sizes_between(mirror: Mirror, pairs: Sequence[tuple[str, str]]) -> lis
             # The id of a pair's new commit; its numbers follow, unless nothing differs.
             found.append(Changed())
     return found
+
+
+async def empty_tree(mirror: Mirror) -> str:
+    """The id of the empty tree, which git knows without storing it; it depends on the repository's hash algorithm."""
+    output = await mirror.git.run("hash-object", "-t", "tree", "/dev/null", cwd=mirror.path, deadline=QUICK)
+    return output.stdout.decode("ascii").strip()
 
 
 def parse_shortstat(text: str) -> Changed:

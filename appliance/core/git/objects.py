@@ -8,6 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import dropwhile, takewhile
 from typing import Any
 
 from appliance.core.git.command import GitError
@@ -58,8 +59,10 @@ class StoredText:
     @property
     def subject(self) -> str:
         """The first paragraph of the message as one line, as git shows it, of at most LONGEST_SUBJECT characters."""
-        first = re.split(r"\n[ \t\r\v\f]*\n", self.message.lstrip("\n"), maxsplit=1)[0]
-        return " ".join(line.rstrip() for line in first.split("\n")).strip()[:LONGEST_SUBJECT]
+        # What git takes for a blank, which is less than what Python does.
+        lines = [line.rstrip(" \t\r") for line in self.message.split("\n")]
+        paragraph = takewhile(bool, dropwhile(lambda line: not line, lines))
+        return " ".join(paragraph)[:LONGEST_SUBJECT]
 
     @property
     def at(self) -> str | None:

@@ -178,8 +178,9 @@ async def open_file(mirror: Mirror, ref: str | None, path: str) -> FileAtRef | d
 
     `path` is relative to the top, which is the empty path; bytes that are not UTF-8 are surrogates (`os.fsdecode`).
     A directory: `{kind: "directory", mode, oid, commit, entries: [{name, mode, kind, oid, size}]}`; the size of what is
-    no file is None. A submodule: `{kind: "submodule", mode, oid, commit}`, where `oid` is its own commit. `commit` is
-    always the one that was read. Raises NotFound, UsageError, GitError, and TooLarge past MOST_ENTRIES entries.
+    no file, or is missing in a damaged mirror, is None. A submodule: `{kind: "submodule", mode, oid, commit}`, where
+    `oid` is its own commit. `commit` is always the one that was read. Raises NotFound, UsageError, GitError, and
+    TooLarge past MOST_ENTRIES entries.
     """
     commit = await commit_of(mirror, ref)
     wanted = path.rstrip("/")
@@ -187,6 +188,8 @@ async def open_file(mirror: Mirror, ref: str | None, path: str) -> FileAtRef | d
     if entry["kind"] == "submodule":
         return {"kind": "submodule", "mode": entry["mode"], "oid": entry["oid"], "commit": commit}
     if entry["kind"] != "directory":
+        if entry["size"] is None:
+            raise GitError(f"the mirror lacks the content of {escape(path)}: missing blob {entry['oid']}")
         chunks = _content(mirror, entry["oid"], entry["size"])
         return FileAtRef(entry["oid"], entry["size"], entry["mode"], entry["kind"], commit, chunks)
     entries: list[dict[str, Any]] = []
@@ -194,7 +197,7 @@ async def open_file(mirror: Mirror, ref: str | None, path: str) -> FileAtRef | d
         async for each in found:
             if len(entries) == MOST_ENTRIES:
                 raise TooLarge(
-                    f"the directory {escape(storable(wanted)) or '/'} has more than {MOST_ENTRIES:,} entries",
+                    f"the directory {escape(wanted) or '/'} has more than {MOST_ENTRIES:,} entries",
                     hint="ask for a directory or a file below it, or read it with git",
                 )
             entries.append(each)
@@ -213,10 +216,10 @@ async def _entry(mirror: Mirror, commit: str, path: str) -> dict[str, Any]:
         async with aclosing(_entries(mirror, commit, os.fsdecode(raw))) as found:
             async for entry in found:
                 # For a path below a submodule, git lists the submodule.
-                if entry["name"] == storable(path):
+                if entry["name"] == storable(raw.decode("utf-8", "surrogateescape")):
                     return entry
     raise NotFound(
-        f"{commit} has no file {escape(storable(path[:1000]))}", hint="list the directory above it, and mind upper case"
+        f"{commit} has no file {escape(path[:1000])}", hint="list the directory above it, and mind upper case"
     )
 
 
@@ -230,13 +233,13 @@ async def _entries(mirror: Mirror, tree: str, *paths: str) -> AsyncGenerator[dic
             *records, rest = (rest + piece).split(b"\0")
             for record in records:
                 facts, _, name = record.partition(b"\t")
-                mode, kind, oid, size = facts.decode("ascii").split()
+                mode, _, oid, size = facts.decode("ascii").split()
                 yield {
                     "name": storable(name.decode("utf-8", "surrogateescape")),
                     "mode": mode,
                     "kind": _KINDS.get(mode, "file"),
                     "oid": oid,
-                    "size": int(size) if kind == "blob" else None,
+                    "size": int(size) if size.isdigit() else None,
                 }
 
 

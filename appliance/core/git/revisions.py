@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from appliance.core.errors import NotFound, UsageError
 from appliance.core.git.mirror import QUICK, Mirror
-from appliance.core.text import escape, storable
+from appliance.core.text import escape
 
 READABLE = ("refs/heads/", "refs/tags/", "refs/agents/")
 """Prefixes of the refs that can be read by name: the upstream's, and the sessions. Not ours below `refs/gitmirror/`."""
@@ -118,6 +118,6 @@ async def _object_of(mirror: Mirror, name: str) -> str | None:
 
 def _unknown(name: str) -> NotFound:
     return NotFound(
-        f"the mirror has no commit {escape(storable(name))}",
+        f"the mirror has no commit {escape(name)}",
         hint="list its refs; a commit that no ref, session or anchor holds any more is removed after some days",
     )

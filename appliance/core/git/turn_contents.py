@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from appliance.core.git.command import GitError
-from appliance.core.git.history import DEADLINE
+from appliance.core.git.history import DEADLINE, empty_tree
 from appliance.core.git.mirror import QUICK, Mirror
 
 MOST_PATHS = 20_000
@@ -51,11 +51,10 @@ async def changed_paths(mirror: Mirror, old: str | None, new: str, most: int = M
 
     Without `old`, all paths of `new`.
     """
-    if old is None:
-        listing = ["ls-tree", "-r", "-z", "--name-only", "--full-tree", new]
-    else:
-        listing = ["diff-tree", "-r", "-z", "--name-only", "--no-renames", old, new, "--"]
-    printed, complete = await _run_bounded(mirror, MOST_PATH_BYTES, *listing)
+    printed, complete = await _run_bounded(
+        mirror, MOST_PATH_BYTES, "diff-tree", "-r", "-z", "--name-only", "--no-renames",
+        old or await empty_tree(mirror), new, "--",
+    )  # fmt: skip
     *paths, _ = printed.split(b"\0")
     return ChangedPaths(paths[:most], complete and len(paths) <= most)
 

@@ -13,7 +13,7 @@ from appliance.core.node.offline import OfflineNode
 from appliance.core.node.running import RunningNode
 from appliance.core.node.state_dir import open_stores
 from appliance.core.process.control_socket import is_serving
-from appliance.core.store.api_tokens import Scope
+from appliance.core.store.api_tokens import TokenScope
 from appliance.core.store.audit import TurnRef
 from appliance.core.store.stores import Stores
 
@@ -70,7 +70,7 @@ class Node:
 
     def issue_api_token(self, scope: str, ttl: float | None, name: str) -> dict[str, Any]:
         """Issues an API token, valid for `ttl` seconds or until it is revoked; a running `serve` accepts it at once."""
-        return self.stores().api_tokens.issue(Scope(scope), ttl, name)
+        return self.stores().api_tokens.issue(TokenScope(scope), ttl, name)
 
     def api_tokens(self) -> list[dict[str, Any]]:
         """API tokens, newest first."""

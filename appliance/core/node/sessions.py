@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.command import git_environment, write_git_configs
 from appliance.core.models import CommitText, FileChange, Tell, Turn
 from appliance.core.node.node import Node
+from appliance.core.recording.comparison import Comparison, Other, compare, find_session, find_turn
 from appliance.core.store.session_search import path_bytes
 
 if TYPE_CHECKING:
@@ -46,17 +47,18 @@ class Sessions:
 
     def find(self, repo: str, name: str) -> dict[str, Any]:
         """The session of that name, or the only one whose name starts with it."""
-        stores = self.node.stores()
-        matches = stores.sessions.matching(repo, name)
-        if not matches:
-            stores.registry.get(repo)
-            raise GitmirrorError(f"{repo} has no session {name}", hint=f"`sessions --repo {repo}` lists them")
-        if len(matches) > 1:
-            some = ", ".join(row["session"] for row in matches[:5])
-            raise UsageError(
-                f"{len(matches)} sessions of {repo} start with {name}", hint=f"give more of the name: {some}"
-            )
-        return matches[0]
+        return find_session(self.node.stores(), repo, name)
+
+    def compare(self, repo: str, name: str, turn: int | None = None, against: str | None = None) -> Comparison:
+        """What a diff of a session, as `find` finds it, compares; see `recording.comparison.compare`."""
+        return compare(self.node.stores(), repo, self.find(repo, name)["session"], turn, against)
+
+    def compare_listed(self, repo: str, session: str, turn: int | None, other: str | None) -> Comparison:
+        """As `compare`, but with whole names, so that no other session stands in for one that ended meanwhile.
+
+        `other` is a session whose last turn to compare with.
+        """
+        return compare(self.node.stores(), repo, session, turn, Other(other, None) if other else None)
 
     def show(self, repo: str, name: str) -> dict[str, Any]:
         """The session, with `turns` as a list, each turn with what it changed since the one before."""
@@ -74,32 +76,25 @@ class Sessions:
                 before = turn
         return session | {"turns": documents}
 
-    def print_diff(self, session: dict[str, Any], turn: int | None, options: Sequence[str], *, raw: bool) -> bool:
-        """Prints the diff of a session, as `find` returned it, or of one of its turns to stdout.
+    def print_diff(self, comparison: Comparison, options: Sequence[str], *, raw: bool) -> bool:
+        """Prints the diff to stdout. Control characters are escaped unless `raw`. Returns whether there were any."""
+        with open_browser(self.node, comparison.repo) as browser:
+            return browser.print_diff(*comparison.commits, options, raw=raw)
 
-        Control characters are escaped unless `raw`. Returns whether there were any.
-        """
-        old, new = self._ends(session, turn)
-        with open_browser(self.node, session["repo"]) as browser:
-            return browser.print_diff(old, new, options, raw=raw)
+    def files(self, comparison: Comparison) -> list[FileChange]:
+        """The files that differ."""
+        with open_browser(self.node, comparison.repo) as browser:
+            return browser.files(*comparison.commits)
 
-    def files(self, session: dict[str, Any], turn: int | None) -> list[FileChange]:
-        """The files that a session or one of its turns changed."""
-        old, new = self._ends(session, turn)
-        with open_browser(self.node, session["repo"]) as browser:
-            return browser.files(old, new)
-
-    def file_diff(self, session: dict[str, Any], turn: int | None, change: FileChange, limit: int) -> tuple[str, bool]:
+    def file_diff(self, comparison: Comparison, change: FileChange, limit: int) -> tuple[str, bool]:
         """The diff of one of `files` as text, and whether it was cut off after `limit` bytes."""
-        old, new = self._ends(session, turn)
-        with open_browser(self.node, session["repo"]) as browser:
-            return browser.file_diff(old, new, change, limit)
+        with open_browser(self.node, comparison.repo) as browser:
+            return browser.file_diff(*comparison.commits, change, limit)
 
-    def export(self, session: dict[str, Any], turn: int | None, path: Path) -> int:
+    def export(self, comparison: Comparison, path: Path) -> int:
         """Writes the diff to a new file as a patch for `git apply`. Returns its size in bytes."""
-        old, new = self._ends(session, turn)
-        with open_browser(self.node, session["repo"]) as browser:
-            patch = browser.patch(old, new)
+        with open_browser(self.node, comparison.repo) as browser:
+            patch = browser.patch(*comparison.commits)
         try:
             with path.open("xb") as file:
                 file.write(patch)
@@ -116,13 +111,26 @@ class Sessions:
 
     def checkout(self, repo: str, name: str, directory: Path, turn: int | None) -> Turn:
         """Checks out a turn (default: the last) as a worktree outside the mirror, with the upstream as `origin`."""
-        session = self.find(repo, name)
-        stores = self.node.stores()
-        chosen = self._turn(session, stores.sessions.turns(repo, session["session"]), turn)
-        url = stores.registry.get(repo).url
+        chosen = self.turn(repo, name, turn)
+        url = self.upstream(repo)
         with open_browser(self.node, repo) as browser:
-            browser.checkout(chosen.commit, directory, branch=f"session/{session['session']}", origin=url)
+            browser.checkout(chosen.commit, directory, branch=f"session/{chosen.session}", origin=url)
         return chosen
+
+    def turn(self, repo: str, name: str, number: int | None) -> Turn:
+        """A turn (default: the last) of a session, as `find` finds it."""
+        session = self.find(repo, name)["session"]
+        return find_turn(session, self.node.stores().sessions.turns(repo, session), number)[1]
+
+    def upstream(self, repo: str) -> str:
+        """The URL of the upstream of a repository."""
+        return self.node.stores().registry.get(repo).url
+
+    def bundle(self, turn: Turn, output: BinaryIO) -> int:
+        """Writes a git bundle of a turn; see `bundling.write_bundle`. Returns its size in bytes."""
+        from appliance.core.node.bundling import write_bundle
+
+        return write_bundle(self.node.layout, turn, output)
 
     def keep(self, repo: str, name: str, kept: bool) -> str:
         """Exempts a session from retention, or ends the exemption. Returns the session's full name."""
@@ -135,18 +143,6 @@ class Sessions:
         session = self.find(repo, name)["session"]
         self.node.current().drop_session(repo, str(session))
         return str(session)
-
-    def _ends(self, session: dict[str, Any], number: int | None) -> tuple[str | None, str]:
-        """The two commits that the diff of a session, or of one turn, compares."""
-        turns = self.node.stores().sessions.turns(session["repo"], session["session"])
-        chosen = self._turn(session, turns, number)
-        old = turns[number - 2].commit if number is not None and number > 1 else chosen.base
-        return old, chosen.commit
-
-    def _turn(self, session: dict[str, Any], turns: Sequence[Turn], number: int | None) -> Turn:
-        if number is not None and not 1 <= number <= len(turns):
-            raise UsageError(f"{session['session']} has no turn {number}", hint=f"its turns are 1 to {len(turns)}")
-        return turns[(number or len(turns)) - 1]
 
 
 @contextmanager

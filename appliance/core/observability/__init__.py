@@ -1,7 +1,7 @@
 """What a running `serve` reports to operators and platforms.
 
 - `event_ring`: the latest events as JSON. `event_stream`: cursors into it, for the API and for `event_sinks`, which
-  passes events to the command or the URL of `[events]`.
+  passes events to the command or the URL of `[events]`. `event_source`: the same as `text/event-stream`.
 - `health_monitor`: notices when a repository's condition changes. `transitions`: the pure rules for that.
 - `push_watch`: notices when pushes go off or on again, before somebody pushes.
 - `alerts`: sends one alert when a repository becomes unhealthy and one when it recovers. `delivery`: writes to a

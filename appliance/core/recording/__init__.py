@@ -8,7 +8,8 @@
 - `turns`: records an applied push as a turn of its session. `found`: adds to the log the turns that mirrors hold and it
   lacks. `session_count`: counts sessions.
 - `quota`: how much may be recorded. `retention`: ends old sessions and archives idle ones, by `trusted_time`: whether
-  the clock can be believed. `compose`: builds all of this for one `serve`.
+  the clock can be believed. `comparison`: what a diff of a session compares. `compose`: builds all of this for one
+  `serve`.
 
 A push: a port reads its ref commands and asks the PushAuthorizer. The attempt is in the audit log before receive-pack
 sees anything. The hook applies the same policy again, and the update hook puts the new commit under a ref of its own.

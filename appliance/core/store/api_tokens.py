@@ -19,7 +19,7 @@ PREFIX = "gma_"
 """The prefix of every API token, so that a leaked one can be recognised, and told from a guest's read token."""
 
 
-class Scope(StrEnum):
+class TokenScope(StrEnum):
     """What an API token allows: READ shows everything, OPERATE also changes what an operator may change."""
 
     READ = "read"
@@ -32,7 +32,7 @@ class ApiToken:
 
     id: int
     name: str
-    scope: Scope
+    scope: TokenScope
 
 
 class UnknownApiToken(NotFound):
@@ -49,7 +49,7 @@ class ApiTokenStore:
         self._database = database
         self._clock = clock
 
-    def issue(self, scope: Scope, ttl: float | None = None, name: str = "") -> dict[str, Any]:
+    def issue(self, scope: TokenScope, ttl: float | None = None, name: str = "") -> dict[str, Any]:
         """Creates a token that is valid for `ttl` seconds, or until it is revoked if `ttl` is None.
 
         Returns its row in the form of `all`, with the `token`, which is returned only this once. Rows of tokens that
@@ -86,7 +86,7 @@ class ApiTokenStore:
             )
         if not found or not hmac.compare_digest(found[0]["hash"], digest):
             return None
-        return ApiToken(found[0]["id"], found[0]["name"], Scope(found[0]["scope"]))
+        return ApiToken(found[0]["id"], found[0]["name"], TokenScope(found[0]["scope"]))
 
     def all(self) -> list[dict[str, Any]]:
         """Every token, newest first: `{id, name, scope, state, created_at, expires_at, last_used_at, revoked_at}`."""

@@ -129,10 +129,14 @@ class TurnsRead(Message):
 
 @dataclass
 class FilesRead(Message):
-    """The files that a session or one of its turns changed; `turn` is None for the whole session."""
+    """The files that a session or one of its turns changed; `turn` is None for the whole session.
+
+    `note` says why there is more in them than the agent did, and is empty otherwise.
+    """
 
     turn: int | None
     files: list[FileChange]
+    note: str = ""
 
 
 @dataclass

@@ -40,11 +40,6 @@ class SessionRow:
             row["client"], row["kept"], row["archived"], row["bytes"], row["subject"] or "",
         )  # fmt: skip
 
-    @property
-    def document(self) -> dict[str, Any]:
-        """Returns what the methods of core's `Sessions` take for a session."""
-        return {"repo": self.repo, "session": self.name, "tip": self.tip, "base": self.base}
-
 
 @dataclass(frozen=True)
 class DiffLine:

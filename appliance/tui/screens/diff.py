@@ -1,4 +1,4 @@
-"""What an agent changed in a whole session or in one turn of it: the files, and the diff of each."""
+"""What an agent changed in a session or in one turn of it, or how two sessions differ: the files, and their diffs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from appliance.tui.data.messages import DiffRead, FilesRead, ReadFailed, TurnsRe
 from appliance.tui.data.rows import DiffLine, SessionRow
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
 from appliance.tui.screens.view import WIDE
-from appliance.tui.text import Cell, Piece, cell, count, signed
+from appliance.tui.text import Cell, Piece, cell, count, signed, wrapped
 from appliance.tui.widgets.diffview import DiffView
-from appliance.tui.widgets.lines import Lines
+from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing
 
 LIMIT = 512 * 2**10
@@ -27,7 +27,10 @@ LIMIT = 512 * 2**10
 
 
 class DiffScreen(SessionActions):
-    """Shows the diff of `session`; `turn` is None for the whole session."""
+    """Shows the diff of `session`; `turn` is None for the whole session.
+
+    With `against`, shows how the session, or that turn of it, differs from the last turn of another one.
+    """
 
     heading = "Diff"
     here = "sessions"
@@ -43,10 +46,14 @@ class DiffScreen(SessionActions):
         *SESSION_KEYS,
     ]
 
-    def __init__(self, context: Context, session: SessionRow, turn: int | None = None) -> None:
+    def __init__(
+        self, context: Context, session: SessionRow, turn: int | None = None, against: SessionRow | None = None
+    ) -> None:
         super().__init__(context)
         self._session = session
         self._turn = turn
+        self._against = against
+        self._note = ""
         self._turns: list[Turn] = []
         self._files: list[FileChange] | None = None
 
@@ -59,6 +66,11 @@ class DiffScreen(SessionActions):
     def turn(self) -> int | None:
         """The turn that is shown, None for the whole session."""
         return self._turn
+
+    @property
+    def against(self) -> SessionRow | None:
+        """The session that it is compared with."""
+        return self._against
 
     def body(self) -> ComposeResult:
         """Yields the title, the files, and the diff of the chosen file."""
@@ -99,10 +111,12 @@ class DiffScreen(SessionActions):
             self._say()
 
     def happened(self, events: list[dict[str, Any]]) -> None:
-        """Reads the turns again after a recording in this session."""
-        mine = (self._session.repo, self._session.name)
-        if any(event["event"] == "recorded" and (event["repo"], event["session"]) == mine for event in events):
+        """Reads again after a recording in this session, or in the one that it is compared with."""
+        recorded = {(event["repo"], event["session"]) for event in events if event["event"] == "recorded"}
+        if (self._session.repo, self._session.name) in recorded:
             self.context.follower.soon(self._read_turns)
+        if self._against and (self._against.repo, self._against.name) in recorded:
+            self.context.follower.soon(self._read)
 
     def on_turns_read(self, message: TurnsRead) -> None:
         """Takes the turns; when one was added, the diff of the whole session is read again."""
@@ -116,12 +130,13 @@ class DiffScreen(SessionActions):
         """Shows the files, unless another turn was chosen meanwhile."""
         if message.turn != self._turn:
             return
-        self._files = message.files
+        self._files, self._note = message.files, message.note
         self.files.empty = "no file differs"
         self.files.show(message.files)
         self._fit_files()
         if not message.files:
-            self.query_one(DiffView).show([], "Nothing differs: the turn changed no file.")
+            said = "both have the same files." if self._against else "the turn changed no file."
+            self.query_one(DiffView).show([], f"Nothing differs: {said}")
         self._say()
         self._read_file()
 
@@ -160,10 +175,14 @@ class DiffScreen(SessionActions):
         self.files.action_move(by)
 
     def action_turn(self, by: int) -> None:
-        """Goes one turn on, or back; from the whole session to its first or last turn."""
+        """Goes one turn on, or back; from the whole session to its first or last turn.
+
+        With another session, the whole session is its last turn already.
+        """
         last = len(self._turns)
         if last:
-            here = self._turn if self._turn is not None else 0 if by > 0 else last + 1
+            whole = last if self._against else 0 if by > 0 else last + 1
+            here = self._turn if self._turn is not None else whole
             self._choose(max(1, min(last, here + by)))
 
     def action_whole(self) -> None:
@@ -186,18 +205,26 @@ class DiffScreen(SessionActions):
         self.context.loader.read("turns of a diff", self, lambda: TurnsRead(repo, name, queries.turns(repo, name)))
 
     def _read(self) -> None:
-        session, turn, sessions = self._session, self._turn, self.context.sessions
-        self.context.loader.read(
-            "files", self, lambda: FilesRead(turn, sessions.files(session.document, turn)), failed=self.cannot_read
-        )
+        turn, compared, sessions = self._turn, self._compared(), self.context.sessions
+
+        def work() -> FilesRead:
+            comparison = sessions.compare_listed(*compared)
+            return FilesRead(turn, sessions.files(comparison), comparison.note)
+
+        self.context.loader.read("files", self, work, failed=self.cannot_read)
+
+    def _compared(self) -> tuple[str, str, int | None, str | None]:
+        """Returns what `Sessions.compare_listed` takes."""
+        against = self._against.name if self._against else None
+        return self._session.repo, self._session.name, self._turn, against
 
     def _read_file(self) -> None:
-        row, session, turn, sessions = self.files.row, self._session, self._turn, self.context.sessions
+        row, turn, compared, sessions = self.files.row, self._turn, self._compared(), self.context.sessions
         if row is None:
             return
 
         def work() -> DiffRead:
-            text, cut = sessions.file_diff(session.document, turn, row, LIMIT)
+            text, cut = sessions.file_diff(sessions.compare_listed(*compared), row, LIMIT)
             lines = diff_lines(text, row.path)
             if cut:
                 said = f"cut here, after {format_size(LIMIT)}: the key e exports all of it"
@@ -208,9 +235,15 @@ class DiffScreen(SessionActions):
 
     def _say(self) -> None:
         session, turns = self._session, self._turns
-        left: list[Piece] = [(f" {session.name}", "strong"), (f" in {session.repo}  ", "dim")]
-        if self._turn is None:
-            which = f"{'all ' if len(turns) > 1 else ''}{count(len(turns) or session.turns, 'turn')}  "
+        where: Piece = (f" in {session.repo}  ", "dim")
+        left: list[Piece] = [(f" {session.name}", "strong"), where]
+        if self._against:
+            left = [(" +", "good"), (f" {session.name}  ", "strong")]
+        total = len(turns) or session.turns
+        if self._turn is None and self._against:
+            which = f"turn {total} of {total}  "
+        elif self._turn is None:
+            which = f"{'all ' if len(turns) > 1 else ''}{count(total, 'turn')}  "
         else:
             which = f"turn {self._turn} of {len(turns)}  "
             if self._turn <= len(turns):
@@ -220,7 +253,15 @@ class DiffScreen(SessionActions):
             added, gone = sum(file.insertions for file in self._files), sum(file.deletions for file in self._files)
             said = count(len(self._files), "file")
             right += (f"{said}  ", ""), (f"{signed('+', added)} ", "good"), (f"{signed('-', gone)} ", "minus")
-        self.query_one("#title", Lines).show((tuple(left), right))
+        lines: list[Line] = [(tuple(left), right)]
+        if self._against:
+            other = (" -", "minus"), (f" {self._against.name}", "strong"), ("  last turn", "dim")
+            lines.append((other, (where,)))
+        for number, text in enumerate(wrapped(self._note, self.size.width - 5, 3) if self._note else ()):
+            lines.append((((" ▲ " if number == 0 else "   ", "warn"), (text, "")), ()))
+        title = self.query_one("#title", Lines)
+        title.styles.height = len(lines)
+        title.show(*lines)
 
     @staticmethod
     def _path(file: FileChange) -> Cell:

@@ -15,6 +15,7 @@ from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
 from appliance.tui.data.messages import HydrationsRead, ReadFailed, RefreshesRead, RefsRead, SessionsRead
 from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.activity import activity_columns
+from appliance.tui.screens.marking import MARK_KEYS, Marking
 from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
 from appliance.tui.screens.repo_columns import explain
 from appliance.tui.screens.session_list import SessionList
@@ -28,7 +29,7 @@ TABS = ("refreshes", "refs", "hydrations", "sessions")
 READ = 500
 
 
-class RepositoryScreen(RepoActions):
+class RepositoryScreen(RepoActions, Marking):
     """Shows the repository `name`."""
 
     heading = "Repository"
@@ -39,6 +40,7 @@ class RepositoryScreen(RepoActions):
         Binding("tab,right", "tab(1)", "next list", tooltip="refreshes, refs, hydrations, sessions"),
         Binding("shift+tab,left", "tab(-1)", "list before", show=False),
         Binding("u", "quiet", "unchanged too", tooltip="show or hide refreshes that moved nothing"),
+        *MARK_KEYS,
         *REPO_KEYS,
     ]
 
@@ -59,13 +61,13 @@ class RepositoryScreen(RepoActions):
         yield Plot(id="plot")
         yield Lines(id="tabs")
         columns = activity_columns(with_repo=False)
-        sessions = SessionColumns(self.model.clock).all(with_repo=False)
+        sessions = SessionColumns(self.model.clock, self.session_list).all(with_repo=False)
         refreshes, hydrations = columns[:1] + columns[2:4] + columns[5:6], columns[:1] + columns[2:]
         lists: tuple[Listing[Any], ...] = (
             Listing(refreshes, lambda row: row.key, empty="reading…", id="refreshes"),
             Listing(self._ref_columns(), lambda row: row.ref, empty="reading…", id="refs"),
             Listing(hydrations, lambda row: row.key, empty="reading…", id="hydrations"),
-            Listing(sessions, lambda row: row.name, empty="reading…", id="sessions"),
+            Listing(sessions, lambda row: row.name, empty="reading…", marks=True, id="sessions"),
         )
         for listing in lists:
             listing.display = listing.id == TABS[0]
@@ -93,6 +95,19 @@ class RepositoryScreen(RepoActions):
     def listing(self) -> Listing[Any]:
         """The list that is shown now."""
         return self.query_one(f"#{TABS[self._tab]}", Listing)
+
+    @property
+    def session_listing(self) -> Listing[SessionRow] | None:
+        """The list of sessions while it is shown."""
+        return self.listing if TABS[self._tab] == "sessions" else None
+
+    def offers(self, binding: Binding) -> bool:
+        """Whether the key belongs to what the view shows: marks are for sessions."""
+        return binding not in MARK_KEYS or self.session_listing is not None
+
+    def show_marks(self) -> None:
+        """Shows how many sessions are marked."""
+        self._tell()
 
     def on_mount(self) -> None:
         """Focuses the list."""
@@ -122,7 +137,7 @@ class RepositoryScreen(RepoActions):
 
     def happened(self, events: list[dict[str, Any]]) -> None:
         """Takes the events of this repository."""
-        mine = [event for event in events if event["repo"] == self.repo or event["event"] == "lost"]
+        mine = [event for event in events if event["event"] == "lost" or event["repo"] == self.repo]
         if self._hydrations.take(each for each in mine if each["event"] in ("hydrating", "hydrated", "lost")):
             self._show_hydrations()
         if any(each["event"] in ("refreshed", "recorded", "lost") for each in mine):
@@ -163,6 +178,7 @@ class RepositoryScreen(RepoActions):
         listing.empty = "No agent has recorded anything in it yet."
         listing.show(self.session_list.rows)
         self._tell()
+        self.offer_keys()
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
         """Opens what the chosen session changed."""
@@ -176,6 +192,7 @@ class RepositoryScreen(RepoActions):
         self.listing.display = True
         self.listing.focus()
         self._tell()
+        self.offer_keys()
 
     def action_quiet(self) -> None:
         """Shows or hides refreshes that moved nothing."""
@@ -218,6 +235,8 @@ class RepositoryScreen(RepoActions):
         for place, word in enumerate(TABS):
             tabs.append((f" {word} ", "here" if place == self._tab else "dim"))
         hint = "u: unchanged too " if self._tab == 0 and not self._quiet else ""
+        if self.session_listing and (marked := len(self.session_list.marked)):
+            hint = f"{marked:,} marked "
         self.query_one("#tabs", Lines).show((tuple(tabs), cell(hint, "dim")))
 
     def _facts(self, view: RepoView) -> list[Line]:

@@ -35,6 +35,11 @@ class SessionActions(View):
         """The turn that keys act on, None for the whole session."""
         return None
 
+    @property
+    def against(self) -> SessionRow | None:
+        """The session whose last turn the diff is compared with, None for what the diff of one session compares."""
+        return None
+
     def action_checkout(self) -> None:
         """Asks for a directory and checks the files out there."""
         if not (session := self.session):
@@ -63,19 +68,21 @@ class SessionActions(View):
         if not (session := self.session):
             return
         turn, sessions = self.turn, self.context.sessions
+        against = self.against.name if self.against else None
 
         def export(entered: dict[str, str] | None) -> None:
             if entered:
                 path = Path(os.path.abspath(os.path.expanduser(entered["place"])))
 
                 def work() -> str:
-                    return f"{path}: {size(sessions.export(session.document, turn, path))}; `git apply` takes it"
+                    comparison = sessions.compare_listed(session.repo, session.name, turn, against)
+                    return f"{path}: {size(sessions.export(comparison, path))}; `git apply` takes it"
 
                 self.context.act(f"export of {session.name}", work)
 
         suffix = f"-{turn}" if turn else ""
         form = Form(
-            f"Export {session.name}{_of(turn)}",
+            f"Export {session.name}{_of(turn)}{f' against {against}' if against else ''}",
             "Its diff goes to a new file as one patch.",
             [("place", "file", f"./{session.name}{suffix}.patch", "a file that does not exist yet")],
         )

@@ -22,6 +22,7 @@ class SessionList:
         self._found: dict[tuple[str, str], SessionRow] = {}
         self.rows: list[SessionRow] = []
         self.total = 0
+        self._marks: list[tuple[str, str]] = []
 
     def read(self, context: Context, view: Screen[None], *, whole: bool = False) -> None:
         """Reads the newest sessions, or all of them; the view receives a SessionsRead."""
@@ -49,6 +50,24 @@ class SessionList:
         if len(self._found) != min(message.total, MOST):
             self.read(context, view, whole=True)
         return True
+
+    @property
+    def marked(self) -> list[SessionRow]:
+        """The marked sessions in the order they were marked, without those that ended since."""
+        return [self._found[key] for key in self._marks if key in self._found]
+
+    def is_marked(self, session: SessionRow) -> bool:
+        """Whether the session is marked."""
+        return (session.repo, session.name) in self._marks
+
+    def mark(self, session: SessionRow) -> None:
+        """Marks the session, or takes its mark off."""
+        key = (session.repo, session.name)
+        self._marks = [each for each in self._marks if each != key] + ([] if key in self._marks else [key])
+
+    def unmark_all(self) -> None:
+        """Takes all marks off."""
+        self._marks = []
 
     def matching(self, words: str) -> list[SessionRow]:
         """Returns the sessions that have all the words in name, repository, client or subject."""

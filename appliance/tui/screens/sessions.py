@@ -14,6 +14,7 @@ from appliance.tui.data.activity import seconds_of
 from appliance.tui.data.follower import SERVE, TIME
 from appliance.tui.data.messages import SessionsRead, TurnsRead
 from appliance.tui.data.rows import SessionRow
+from appliance.tui.screens.marking import MARK, MARK_KEYS, Marking
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
 from appliance.tui.screens.session_list import SessionList
 from appliance.tui.text import Cell, cell, count, signed, size, span
@@ -22,10 +23,11 @@ from appliance.tui.widgets.listing import Column, Listing
 
 
 class SessionColumns:
-    """Makes the columns of a list of sessions; `clock` gives Unix seconds."""
+    """Makes the columns of a list of sessions; `clock` gives Unix seconds, and `session_list` knows what is marked."""
 
-    def __init__(self, clock: Any) -> None:
+    def __init__(self, clock: Any, session_list: SessionList) -> None:
         self._clock = clock
+        self._session_list = session_list
 
     def all(self, *, with_repo: bool = True) -> list[Column[SessionRow]]:
         """Returns the columns, from left to right."""
@@ -43,9 +45,9 @@ class SessionColumns:
             Column("STATE", lambda session: cell(fate(session), "accent"), 10, 7),
         ]
 
-    @staticmethod
-    def _name(session: SessionRow) -> Cell:
-        return ("◆ " if session.kept else "", "accent"), (session.name, "strong")
+    def _name(self, session: SessionRow) -> Cell:
+        mark = MARK if self._session_list.is_marked(session) else ""
+        return (mark + ("◆ " if session.kept else ""), "accent"), (session.name, "strong")
 
 
 def fate(session: SessionRow) -> str:
@@ -66,7 +68,7 @@ def turn_columns(clock: Any) -> list[Column[tuple[int, Turn, float]]]:
     ]
 
 
-class SessionsScreen(SessionActions):
+class SessionsScreen(SessionActions, Marking):
     """Lists every session of every repository."""
 
     heading = "Sessions"
@@ -74,9 +76,10 @@ class SessionsScreen(SessionActions):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "what it changed", tooltip="what it changed, or what the chosen turn did"),
         Binding("slash", "filter", "filter", tooltip="filter by name, repository, client, subject"),
+        *MARK_KEYS,
         *SESSION_KEYS,
         Binding("tab", "app.focus_next", "turns", show=False, tooltip="to its turns, and back"),
-        Binding("escape", "back", "clear the filter", show=False),
+        Binding("escape", "back", "clear the filter", show=False, tooltip="clear the filter, then take all marks off"),
     ]
 
     def __init__(self, context: Context) -> None:
@@ -87,9 +90,9 @@ class SessionsScreen(SessionActions):
         """Yields the list, and the turns of the chosen session."""
         yield Lines(id="summary")
         with Container(id="halves"):
-            columns = SessionColumns(self.model.clock).all()
+            columns = SessionColumns(self.model.clock, self.session_list).all()
             listing: Listing[SessionRow] = Listing(
-                columns, lambda row: (row.repo, row.name), empty="reading…", id="list"
+                columns, lambda row: (row.repo, row.name), empty="reading…", marks=True, id="list"
             )
             yield listing
             turns: Listing[tuple[int, Turn, float]] = Listing(
@@ -101,6 +104,11 @@ class SessionsScreen(SessionActions):
     def listing(self) -> Listing[SessionRow]:
         """The list of sessions."""
         return self.query_one("#list", Listing)
+
+    @property
+    def session_listing(self) -> Listing[SessionRow]:
+        """The list of sessions."""
+        return self.listing
 
     @property
     def session(self) -> SessionRow | None:
@@ -141,12 +149,25 @@ class SessionsScreen(SessionActions):
         """Shows the sessions that were read."""
         if self.session_list.take(message, self.context, self):
             self._arrange()
+            self.offer_keys()
 
     def on_turns_read(self, message: TurnsRead) -> None:
         """Shows the turns, unless another session was chosen meanwhile."""
         session = self.session
         if session and (session.repo, session.name) == (message.repo, message.session):
             self.query_one("#turns", Listing).show(turn_rows(message.turns))
+
+    def show_marks(self) -> None:
+        """Shows how many are marked."""
+        self._summarise()
+
+    def action_back(self) -> None:
+        """Clears the filter; without one, takes all marks off."""
+        if not self.query_one("#filter").has_class("-shown") and self.session_list.marked:
+            self.session_list.unmark_all()
+            self.marks_changed()
+        else:
+            super().action_back()
 
     def filtered(self) -> None:
         """Lists the rows that match now."""
@@ -196,7 +217,9 @@ class SessionsScreen(SessionActions):
             "newest first " if len(self.session_list.rows) >= total else f"{len(self.session_list.rows):,} read so far "
         )
         chosen = f"{fate(listing.row)}  " if listing.row is not None and fate(listing.row) else ""
-        self.query_one("#summary", Lines).show((cell(f" {said}"), ((chosen, "accent"), (right, "dim"))))
+        marked = len(self.session_list.marked)
+        left: Cell = ((f" {said}", ""), (f", {marked:,} marked" if marked else "", "accent"))
+        self.query_one("#summary", Lines).show((left, ((chosen, "accent"), (right, "dim"))))
 
 
 def turn_rows(turns: list[Turn]) -> list[tuple[int, Turn, float]]:

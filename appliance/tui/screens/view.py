@@ -85,8 +85,16 @@ class View(Screen[None]):
 
     def _offered(self) -> Iterator[tuple[Binding, bool]]:
         for binding in [*self.BINDINGS, *self.context.keys]:
-            if isinstance(binding, Binding) and binding.show:
-                yield binding, self.model.serving or binding.action not in WRITES
+            if isinstance(binding, Binding) and binding.show and self.offers(binding):
+                yield binding, self.usable(binding)
+
+    def offers(self, binding: Binding) -> bool:
+        """Whether the key belongs to what the view shows at the moment."""
+        return True
+
+    def usable(self, binding: Binding) -> bool:
+        """Whether the key does something now."""
+        return self.model.serving or binding.action not in WRITES
 
     def on_screen_resume(self) -> None:
         """Catches up with what changed while another view was seen."""

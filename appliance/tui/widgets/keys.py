@@ -13,6 +13,7 @@ from appliance.tui.widgets.lines import Lines
 NAMES = {
     "slash": "/",
     "question_mark": "?",
+    "equals_sign": "=",
     "exclamation_mark": "!",
     "left_square_bracket": "[",
     "right_square_bracket": "]",

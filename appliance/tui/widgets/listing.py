@@ -76,7 +76,10 @@ def lay_out(columns: Sequence[Column[Any]], width: int) -> list[tuple[int, int, 
 
 
 class Listing(ScrollView, Generic[Row], can_focus=True):
-    """Shows rows under a header. `key` tells rows apart, so that the cursor stays on its row wherever that moves."""
+    """Shows rows under a header. `key` tells rows apart, so that the cursor stays on its row wherever that moves.
+
+    With `marks`, the list leaves the space key to the view, which marks rows with it.
+    """
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "listing--header",
@@ -89,7 +92,8 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
         Binding("up,k", "move(-1)", "up", show=False),
         Binding("down,j", "move(1)", "down", show=False),
         Binding("pageup,ctrl+b", "page(-1)", "a page up", show=False),
-        Binding("pagedown,ctrl+f,space", "page(1)", "a page down", show=False),
+        Binding("pagedown,ctrl+f", "page(1)", "a page down", show=False),
+        Binding("space", "space", "a page down", show=False, tooltip="a page down; in a list of sessions, mark it"),
         Binding("home,g", "end(0)", "first", show=False),
         Binding("end,G", "end(1)", "last", show=False),
         Binding("enter", "choose", "open", show=False),
@@ -115,9 +119,11 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
         key: Callable[[Row], Hashable],
         *,
         empty: str = "",
+        marks: bool = False,
         id: str | None = None,
     ) -> None:
         super().__init__(id=id)
+        self._marks = marks
         self.columns = columns
         self.key = key
         self.empty = empty
@@ -207,6 +213,14 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
     def action_page(self, by: int) -> None:
         """Moves the cursor by pages, which overlap by one row."""
         self._go(self._cursor + by * max(1, self.size.height - 2))
+
+    def action_space(self) -> None:
+        """Moves the cursor a page down."""
+        self.action_page(1)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Whether the list acts on a key; one that it does not act on goes to the view."""
+        return not (self._marks and action == "space")
 
     def action_end(self, last: int) -> None:
         """Moves the cursor to the first or the last row."""

@@ -32,18 +32,20 @@ class AsgiHandler:
     async def handle(self, exchange: Exchange) -> None:
         """Answers one request. Raises HttpError, IdleTimeout, OSError, and whatever the application raises."""
         call = _Call(exchange)
+        if not exchange.has_body:
+            # Only one task may read from a connection, and from here on `left` waits for it to end.
+            await exchange.receive()
+            call.is_body_read.set()
         answering = asyncio.ensure_future(self._application(self._scope(exchange), call.receive, call.send))
         leaving = asyncio.ensure_future(call.left())
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             leaving.cancel()
-            with contextlib.suppress(asyncio.CancelledError, OSError):
-                await leaving
             if not answering.done():
                 # The application may still say why it ends early.
                 answering.cancel()
-            await asyncio.wait({answering})
+            await asyncio.wait({leaving, answering})
         if answering.cancelled():
             raise ConnectionAbortedError("the client disconnected before it was answered")
         answering.result()
@@ -76,7 +78,7 @@ class _Call:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._is_body_read = asyncio.Event()
+        self.is_body_read = asyncio.Event()
         self._is_end_passed_on = False
         self._is_gone = asyncio.Event()
         self.is_finished = False
@@ -88,16 +90,13 @@ class _Call:
             return {"type": "http.disconnect"}
         piece = await self._exchange.receive()
         if not piece:
-            self._is_body_read.set()
+            self.is_body_read.set()
             self._is_end_passed_on = True
         return {"type": "http.request", "body": piece, "more_body": bool(piece)}
 
     async def left(self) -> None:
         """Returns when the client disconnects. While the body is being read, `receive` is the one who notices."""
-        if not self._exchange.has_body:
-            await self._exchange.receive()
-            self._is_body_read.set()
-        await self._is_body_read.wait()
+        await self.is_body_read.wait()
         with contextlib.suppress(OSError):
             await self._exchange.hung_up()
         self._is_gone.set()
