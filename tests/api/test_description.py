@@ -115,8 +115,7 @@ class _Tester:
             case = draw(operation.as_strategy(generation_mode=mode))
             if case.path_parameters and draw(st.integers(0, 3)):
                 case.path_parameters |= {
-                    name: draw(st.sampled_from(self._known(name, operation)))
-                    for name in case.path_parameters
+                    name: draw(st.sampled_from(self._known(name, operation))) for name in case.path_parameters
                 }
                 if "owner" in case.path_parameters:
                     case.path_parameters |= self._repo(draw, operation)

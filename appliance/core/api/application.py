@@ -78,7 +78,7 @@ class _Endpoint:
 
     async def _answer(self, operation: Operation, request: Request) -> Response:
         is_operator = bool(request.state.is_operator)
-        may_go_on = await self._access.admit(operation.scope, request.headers.get("authorization", ""), is_operator)
+        lasting = await self._access.admit(operation.scope, request.headers.get("authorization", ""), is_operator)
         call = Call(
             path=read_path(request),
             query=read_query(operation, request),
@@ -87,7 +87,7 @@ class _Endpoint:
             tell=_tell_nobody,
             is_operator=is_operator,
             last_event_id=request.headers.get("last-event-id"),
-            may_go_on=may_go_on,
+            lasting=lasting,
         )
         if operation.tells and preferred(call.accept, (JSON, NDJSON)) == NDJSON:
             return _Stream(_told(operation, call), media_type=NDJSON)

@@ -8,6 +8,7 @@ from starlette.applications import Starlette
 
 from appliance.core.api.access import Access, Token
 from appliance.core.api.application import make_application
+from appliance.core.api.declaration import Operation
 from appliance.core.api.event_routes import EventRoutes
 from appliance.core.api.mirror_routes import MirrorRoutes
 from appliance.core.api.node_routes import NodeRoutes
@@ -19,13 +20,8 @@ from appliance.core.observability.event_stream import EventStream
 from appliance.core.store.stores import Stores
 
 
-def compose_api(node: NodeOperations, stores: Stores, stream: EventStream) -> Starlette:
-    """The ASGI application with every route."""
-
-    async def find(token: str) -> Token | None:
-        # Never cached, so that a token that any process revokes admits nobody from then on.
-        return await asyncio.to_thread(stores.api_tokens.find, token)
-
+def declare(node: NodeOperations, stores: Stores, stream: EventStream) -> list[Operation]:
+    """Every operation, in the order of the documentation."""
     routes = (
         NodeRoutes(node),
         MirrorRoutes(node),
@@ -33,5 +29,14 @@ def compose_api(node: NodeOperations, stores: Stores, stream: EventStream) -> St
         RecordRoutes(node, stores),
         EventRoutes(stream),
     )
-    operations = [operation for each in routes for operation in each.operations()]
-    return make_application(described(operations), Access(find))
+    return described([operation for each in routes for operation in each.operations()])
+
+
+def compose_api(node: NodeOperations, stores: Stores, stream: EventStream) -> Starlette:
+    """The ASGI application with every route."""
+
+    async def find(token: str) -> Token | None:
+        # Never cached, so that a token that any process revokes admits nobody from then on.
+        return await asyncio.to_thread(stores.api_tokens.find, token)
+
+    return make_application(declare(node, stores, stream), Access(find, stream.wake))

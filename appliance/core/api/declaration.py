@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -88,7 +89,8 @@ class Call:
     """A validated request, as the function that answers it gets it.
 
     `path` has the names in the route's path, `query` and `body` only what was given. `tell` reports progress; it
-    costs nothing when the caller did not ask for it. `is_operator` is true on the operator's socket.
+    costs nothing when the caller did not ask for it. `is_operator` is true on the operator's socket. `lasting` opens a
+    context for a response that lasts, with a function that says whether the caller may still have it.
     """
 
     path: Mapping[str, str]
@@ -98,7 +100,7 @@ class Call:
     tell: Tell
     is_operator: bool
     last_event_id: str | None
-    may_go_on: Callable[[], Awaitable[bool]]
+    lasting: Callable[[], AbstractAsyncContextManager[Callable[[], bool]]]
 
     @property
     def repo(self) -> str:

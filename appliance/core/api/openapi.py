@@ -29,7 +29,7 @@ _TAG_OF = {
     "events": "events",
 }
 """By the first word of a path, or the first one behind the repository. Anything else is about the node."""
-_PARAMETERS = {
+PATH_PARAMETERS = {
     "owner": ("The part of the repository's name before the slash.", "acme"),
     "repo": ("The part of the repository's name after the slash.", "widgets"),
     "session": ("The whole name of the session.", "fix-dns"),
@@ -156,9 +156,9 @@ def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
             "name": name,
             "in": "path",
             "required": True,
-            "description": _PARAMETERS[name][0],
+            "description": PATH_PARAMETERS[name][0],
             "schema": {"type": "string", "minLength": 1},
-            "example": _PARAMETERS[name][1],
+            "example": PATH_PARAMETERS[name][1],
         }
         for name in re.findall(r"{(\w+)}", operation.path)
     ]

@@ -31,9 +31,7 @@ _AGAINST = Parameter(
     "previous",
 )  # fmt: skip
 
-_CHANGED = schemas.document(
-    "Changes", files_changed=schemas.COUNT, insertions=schemas.COUNT, deletions=schemas.COUNT
-)
+_CHANGED = schemas.document("Changes", files_changed=schemas.COUNT, insertions=schemas.COUNT, deletions=schemas.COUNT)
 _TURN_DOCUMENT = schemas.document(
     "Turn",
     turn=schemas.PAST_ID, id=schemas.PAST_ID, commit=schemas.OID, base=schemas.nullable(schemas.OID), at=schemas.TIME,

@@ -66,7 +66,7 @@ class Service:
         self._layout = start.layout
         self._tasks: set[asyncio.Task[None]] = set()
         self._watched_at = 0.0
-        self._endurance = Endurance(log, "preparing or repairing it")
+        self._endurance = Endurance(log, "preparing and repairing the node")
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT; SIGHUP reloads. Raises GitmirrorError if it cannot start or a part dies."""
@@ -201,7 +201,7 @@ class Service:
             rooms.refreshing.refresher.timeout = config.refresh.timeout
             rooms.refreshing.refresher.keyring = make_keyring(config)
             rooms.fetching.cache.set_budget(config.cache.budget)
-            # First, so that a repository that became private is hidden even if the database cannot be read.
+            # Done first, so that a repository that became private is hidden even if the database cannot be read.
             rooms.follower.open_catalog()
             make_git(self._layout, config, rooms.mirrors.git.children)
             await rooms.follower.follow_new_config()

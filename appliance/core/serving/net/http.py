@@ -66,7 +66,8 @@ class Exchange:
         self.path = unquote(target, errors="replace")
         self.headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
         if {"content-length", "transfer-encoding"} <= self.headers.keys():
-            # To a proxy it may be another request (RFC 9112, section 6.1), and the length says nothing about the body.
+            # A proxy may read it as a different request (RFC 9112, section 6.1), and the length says nothing about the
+            # body.
             raise HttpError(HTTPStatus.BAD_REQUEST, "a request has either a content-length or chunks\n")
         self.started = False
         self._held = b""
@@ -152,7 +153,7 @@ class Exchange:
         self._connection.receive_data(b"")
 
     async def _next_piece(self) -> bytes:
-        """The next bytes of the body, not decoded; empty at the end, also when called again."""
+        """The next bytes of the body, not decoded; empty at the end, and empty again if called again."""
         if self._ended:
             return b""
         if self._connection.they_are_waiting_for_100_continue:
@@ -169,7 +170,7 @@ class Exchange:
     def _inflated(self, data: bytes) -> bytes:
         assert self._inflate is not None
         try:
-            # One piece at a time, because a small request can inflate to gigabytes.
+            # Inflates one piece at a time, because a small request can inflate to gigabytes.
             return self._inflate.decompress(data, CHUNK)
         except zlib.error:
             raise HttpError(HTTPStatus.BAD_REQUEST, "the body is not gzip\n") from None

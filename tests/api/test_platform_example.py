@@ -1,0 +1,63 @@
+"""docs/examples/platform.py does what it shows, on the admin port with a token and on the control socket."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import WIDGETS, ServeFactory
+from tests.support.gitutil import git
+from tests.support.serve import ROOT, Serve
+from tests.support.upstream import HttpUpstream
+
+EXAMPLE = ROOT / "docs" / "examples" / "platform.py"
+
+
+def run(serve: Serve, tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs the example with a Python that knows the standard library alone."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    return subprocess.run(
+        [sys.executable, "-I", str(EXAMPLE), *arguments],
+        env={**serve.env, "TMPDIR": str(scratch), **env},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+@pytest.mark.parametrize("face", ["admin port", "control socket"])
+def test_the_platform_takes_an_agents_work_home(
+    face: str, upstream: HttpUpstream, serve_factory: ServeFactory, tmp_path: Path
+) -> None:
+    """From an upstream that the node does not know to the agent's commit in a clone of it."""
+    serve = serve_factory().start()
+    if face == "admin port":
+        token = serve.cli("api-token", "issue", "--scope", "operate").stdout.strip()
+        env = {"GITMIRROR_API": serve.admin_url, "GITMIRROR_TOKEN": token}
+    else:
+        env = {"GITMIRROR_API": str(serve.state / "control.sock")}
+    done = run(serve, tmp_path, upstream.url(WIDGETS), **env)
+    assert done.returncode == 0, done.stderr
+    [scratch] = (tmp_path / "scratch").iterdir()
+    head = git("rev-parse", "HEAD", cwd=scratch / "guest")
+    assert git("rev-parse", "fix-dns", cwd=scratch / "clone") == head
+    assert git("rev-parse", "fix-dns^", cwd=scratch / "clone") == git("rev-parse", "HEAD", cwd=scratch / "clone")
+    lines = done.stdout.splitlines()
+    assert f"fix-dns is recorded at {head}" in lines and f"{head} Fix DNS" in lines
+    assert "+An agent was here." in lines and lines[-1] == "fix-dns is dropped"
+    assert serve.cli_json("sessions") == []
+
+
+def test_the_platform_reports_what_went_wrong(serve_factory: ServeFactory, tmp_path: Path) -> None:
+    """A token that does not suffice: the problem and its hint, in one line."""
+    serve = serve_factory().start()
+    token = serve.cli("api-token", "issue", "--scope", "read").stdout.strip()
+    url = "https://127.0.0.1:1/acme/widgets"
+    done = run(serve, tmp_path, url, GITMIRROR_API=serve.admin_url, GITMIRROR_TOKEN=token)
+    assert done.returncode == 1
+    assert done.stderr.startswith("POST /v1/repos: a token of scope read may not do this (")
