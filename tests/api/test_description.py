@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
@@ -204,16 +203,17 @@ def _operations(schema: BaseSchema) -> list[APIOperation]:
 @pytest.mark.parametrize("kind", CALLERS)
 def test_every_answer_is_as_described(node: Populated, schema: BaseSchema, kind: str) -> None:
     """A few cases of each operation, valid and invalid."""
-    try_all(_Tester(node, kind), schema, lambda name: 4 if name in SLOW_ONES else 8)
+    count = {"socket": 6, "operate": 3, "read": 3}.get(kind, 1)
+    try_all(_Tester(node, kind), schema, lambda name: min(count, 3) if name in SLOW_ONES else count)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", CALLERS)
 def test_every_answer_of_thousands_is_as_described(node: Populated, schema: BaseSchema, kind: str) -> None:
     """Many cases of each operation."""
-    many = 150 if kind in ("socket", "operate") else 40
-    try_all(_Tester(node, kind), schema, lambda name: 20 if name in SLOW_ONES else many)
+    count = {"socket": 100, "operate": 50, "read": 50}.get(kind, 10)
+    try_all(_Tester(node, kind), schema, lambda name: min(count, 15) if name in SLOW_ONES else count)
 
 
 def try_all(tester: _Tester, schema: BaseSchema, count: Callable[[str], int]) -> None:
@@ -225,12 +225,10 @@ def try_all(tester: _Tester, schema: BaseSchema, count: Callable[[str], int]) ->
         if operation.body or operation.query:
             modes.append(GenerationMode.NEGATIVE)
         for mode in modes:
-            start = time.monotonic()
             try:
                 tester.run(operation, mode, count(name))
             except (Exception, FailureGroup) as error:
                 found.append(f"--- {name}, {mode.value} cases, as {tester.kind}:\n{error}")
-            print(name, mode.value, tester.sent, round(time.monotonic() - start, 2))
     print(f"{tester.kind}: {tester.sent} cases; {tester.statuses}")
     assert not found, "\n".join(found)
     if tester.kind == "socket":
