@@ -48,7 +48,7 @@ class _UnixAdapter(HTTPAdapter):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._pool = urllib3.HTTPConnectionPool("localhost")
-        self._pool.ConnectionCls = lambda *_, **__: _UnixConnection(path)  # type: ignore[assignment,misc]
+        self._pool.ConnectionCls = lambda *_, **__: _UnixConnection(path)  # type: ignore[assignment]
 
     def get_connection_with_tls_context(self, *_: Any, **__: Any) -> Any:
         """The pool of connections to the socket, whatever the URL."""

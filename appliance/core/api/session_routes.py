@@ -92,7 +92,7 @@ class SessionRoutes:
             ),
             Operation(
                 "GET", _SESSION, "get-session", "One session with its turns", Scope.READ, self._session,
-                {200: Answer("As `session show --json`.", _WITH_TURNS)}, _READING,
+                {200: Answer("As `session show --json`.", _WITH_TURNS)}, _READING, reads_mirror=True,
             ),
             Operation(
                 "PATCH", _SESSION, "keep-session", "Exempt a session from retention, or end the exemption",
@@ -110,6 +110,7 @@ class SessionRoutes:
                 {200: Answer("A patch for `git apply`.", media_type=DIFF_TYPE, also={JSON: _DIFF})},
                 (*_READING, problem.TOO_LARGE),
                 query=(_TURN, _AGAINST),
+                reads_mirror=True,
                 details="With `Accept: application/json`, its files, hunks and counts; a diff of over 8 MiB is refused "
                 "in this form. The patch is streamed, whatever its size.",
             ),
@@ -119,6 +120,7 @@ class SessionRoutes:
                              headers=_DISPOSITION)},
                 _READING,
                 query=(_TURN,),
+                reads_mirror=True,
                 details="It has the ref refs/agents/SESSION, and everything of it that the upstream's branches and "
                 "tags do not have.",
             ),
