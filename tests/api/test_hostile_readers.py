@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from appliance.core.api.session_routes import DOCUMENTS
 from appliance.core.api.slots import MOST, MOST_EACH
 from tests.api.wire import Wire, request
 from tests.support.generate import generate_repository
@@ -42,6 +43,8 @@ class Node:
         lines = "".join(f"{number:015x}\n" for number in range(SIZE // 16))
         commit_files(work, {"large.txt": lines}, "A large file")
         git("push", "-q", "origin", "HEAD:refs/agents/large", cwd=work)
+        commit_files(work, {"large.txt": lines[: SIZE // 2]}, "A file of half the size")
+        git("push", "-q", "origin", "HEAD:refs/agents/medium", cwd=work)
         commit_files(work, {"small.txt": "x\n"}, "A small file")
         git("push", "-q", "origin", "HEAD:refs/agents/small", cwd=work)
         self.tokens = [self.issue() for _ in range(2)]
@@ -57,11 +60,11 @@ class Node:
         headers = {"Authorization": f"Bearer {self.tokens[token][1]}", **headers}
         return requests.request(method, self.serve.admin_url + path, headers=headers, timeout=60)
 
-    def open(self, path: str, token: int = 0) -> Wire:
+    def open(self, path: str, token: int = 0, **headers: str) -> Wire:
         """A connection on which a request was sent."""
         assert self.address.hostname and self.address.port
         wire = Wire((self.address.hostname, self.address.port))
-        return wire.say(request("GET", path, Authorization=f"Bearer {self.tokens[token][1]}"))
+        return wire.say(request("GET", path, Authorization=f"Bearer {self.tokens[token][1]}", **headers))
 
     def readers(self) -> list[int]:
         """The pids of git that reads the mirror."""
@@ -82,7 +85,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     made.serve.close()
 
 
-LARGE, SMALL = (f"/v1/repos/{REPO}/sessions/{name}/diff" for name in ("large", "small"))
+LARGE, MEDIUM, SMALL = (f"/v1/repos/{REPO}/sessions/{name}/diff" for name in ("large", "medium", "small"))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,8 @@ LARGE, SMALL = (f"/v1/repos/{REPO}/sessions/{name}/diff" for name in ("large", "
         )
     ]
     + [
-        f"/v1/repos/{REPO}/refs?prefix={prefix}" for prefix in ("refs/gitmirror/", "--count=1", "*", "/", "refs/heads/../")
+        f"/v1/repos/{REPO}/refs?prefix={prefix}"
+        for prefix in ("refs/gitmirror/", "--count=1", "*", "/", "refs/heads/../")
     ]
     + [
         f"/v1/repos/{REPO}/sessions/{name}{end}"
@@ -144,7 +148,7 @@ def test_cursors_of_other_lists_are_refused(node: Node) -> None:
                 assert response.status_code == 400, (path, other, response.text)
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "1001", "99999999999999999999", "1e3", "0x10", "1 ", "", "١"])
+@pytest.mark.parametrize("limit", ["0", "-1", "1001", "99999999999999999999", "1e3", "0x10", "1 ", "", "\u0661"])
 def test_a_limit_out_of_bounds_is_refused(node: Node, limit: str) -> None:
     """Nobody gets a page of a million."""
     for path in ("/v1/sessions", f"/v1/repos/{REPO}/commits"):
@@ -160,7 +164,8 @@ def test_head_of_a_stream_has_its_headers_and_leaves_no_git(node: Node) -> None:
     wait_until(lambda: not node.readers(), message="no git is left")
 
 
-def test_many_requests_at_once_run_few_processes(node: Node) -> None:
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_many_requests_at_once_run_few_processes(node: Node, count: int) -> None:
     """Each gets its patch, or is told to come back."""
     most, ended = 0, threading.Event()
 
@@ -172,8 +177,8 @@ def test_many_requests_at_once_run_few_processes(node: Node) -> None:
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        with ThreadPoolExecutor(100) as pool:
-            responses = list(pool.map(lambda _: node.get(SMALL), range(200)))
+        with ThreadPoolExecutor(count) as pool:
+            responses = list(pool.map(lambda _: node.get(SMALL), range(count)))
     finally:
         ended.set()
         watching.join()
@@ -186,6 +191,7 @@ def test_many_requests_at_once_run_few_processes(node: Node) -> None:
             assert response.json()["type"] == "urn:gitmirror:problem:busy"
 
 
+@pytest.mark.slow
 def test_readers_that_stop_neither_hold_up_others_nor_git_for_ever(node: Node) -> None:
     """One token has its share of the slots, and a connection on which nothing moves is closed."""
     stopped = [node.open(LARGE) for _ in range(MOST)]
@@ -247,12 +253,28 @@ def _rss(pid: int) -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def test_a_large_diff_takes_little_memory(node: Node) -> None:
-    """As a patch, and as a document, which is refused."""
+def test_a_large_patch_takes_little_memory(node: Node) -> None:
+    """It passes through, at any size."""
     node.get(SMALL)
     before = _rss(node.serve.pid)
-    response = node.get(LARGE)
-    assert len(response.content) > SIZE
-    refused = node.get(LARGE, Accept="application/json")
+    assert len(node.get(LARGE).content) > SIZE
+    assert _rss(node.serve.pid) - before < SIZE / 2
+
+
+@pytest.mark.slow
+def test_diffs_as_documents_take_bounded_memory(node: Node) -> None:
+    """One that is too large is refused. Of those that are not, few are in memory, also when nobody takes them."""
+    json_ = {"Accept": "application/json"}
+    refused = node.get(LARGE, **json_)
     assert (refused.status_code, refused.json()["type"]) == (422, "urn:gitmirror:problem:too-large")
-    assert _rss(node.serve.pid) - before < SIZE
+    one = node.get(MEDIUM, **json_)
+    assert one.json()["insertions"] == SIZE // 32
+    before = _rss(node.serve.pid)
+    stopped = [node.open(MEDIUM, token=number % 2, **json_) for number in range(4 * MOST)]
+    try:
+        for wire in stopped[:MOST]:
+            assert wire.head()[0] in (200, 503)
+        assert _rss(node.serve.pid) - before < DOCUMENTS * 45_000_000 + MOST * 1.2 * len(one.content)
+    finally:
+        for wire in stopped:
+            wire.close()

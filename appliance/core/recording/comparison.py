@@ -84,7 +84,8 @@ def compare(stores: Stores, repo: str, session: str, turn: int | None, against: 
 
     `session` is a whole name: `find_session` finds it by its beginning. `against` is `base`, which is the base of the
     turn; `previous`, which is the turn before, and for the first turn its base; or another session of the repository,
-    in the words of `find_other`. None means `base` without a turn and `previous` with one. Raises NotFound and UsageError.
+    in the words of `find_other`. None means `base` without a turn and `previous` with one. Raises NotFound and
+    UsageError.
     """
     turns = stores.sessions.turns(repo, session)
     number, chosen = find_turn(session, turns, turn)
@@ -120,9 +121,7 @@ def find_session(stores: Stores, repo: str, name: str) -> dict[str, Any]:
     matches = stores.sessions.matching(repo, name) if name else []
     if not matches:
         stores.registry.get(repo)
-        raise NotFound(
-            f"{repo} has no session {name or 'without a name'}", hint=f"`sessions --repo {repo}` lists them"
-        )
+        raise NotFound(f"{repo} has no session {name or 'without a name'}", hint=f"`sessions --repo {repo}` lists them")
     if len(matches) > 1:
         some = ", ".join(row["session"] for row in matches[:5])
         raise UsageError(f"{len(matches)} sessions of {repo} start with {name}", hint=f"give more of the name: {some}")
@@ -132,9 +131,7 @@ def find_session(stores: Stores, repo: str, name: str) -> dict[str, Any]:
 def find_turn(session: str, turns: Sequence[Turn], number: int | None) -> tuple[int, Turn]:
     """A turn of `turns` and its number, or the last one for None. Raises NotFound and UsageError."""
     if not turns:
-        raise NotFound(
-            f"{session} has no turns any more", hint="it was ended meanwhile; `sessions` lists what is"
-        )
+        raise NotFound(f"{session} has no turns any more", hint="it was ended meanwhile; `sessions` lists what is")
     if number is not None and not 1 <= number <= len(turns):
         raise UsageError(f"{session} has no turn {number}", hint=f"its turns are 1 to {len(turns)}")
     chosen = number or len(turns)
