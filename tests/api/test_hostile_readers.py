@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from appliance.core.api.declaration import JSON
 from appliance.core.api.session_routes import DOCUMENTS
 from appliance.core.api.slots import MOST, MOST_EACH
 from tests.api.wire import Wire, request
@@ -55,16 +56,16 @@ class Node:
         issued = self.serve.cli_json("api-token", "issue", "--scope", scope)
         return issued["id"], issued["token"]
 
-    def get(self, path: str, token: int = 0, method: str = "GET", **headers: str) -> requests.Response:
+    def get(self, path: str, token: int = 0, method: str = "GET", accept: str = "*/*") -> requests.Response:
         """The response to one request, with the first or the second token."""
-        headers = {"Authorization": f"Bearer {self.tokens[token][1]}", **headers}
+        headers = {"Authorization": f"Bearer {self.tokens[token][1]}", "Accept": accept}
         return requests.request(method, self.serve.admin_url + path, headers=headers, timeout=60)
 
-    def open(self, path: str, token: int = 0, **headers: str) -> Wire:
+    def open(self, path: str, token: int = 0, accept: str = "*/*") -> Wire:
         """A connection on which a request was sent."""
         assert self.address.hostname and self.address.port
         wire = Wire((self.address.hostname, self.address.port))
-        return wire.say(request("GET", path, Authorization=f"Bearer {self.tokens[token][1]}", **headers))
+        return wire.say(request("GET", path, Authorization=f"Bearer {self.tokens[token][1]}", Accept=accept))
 
     def readers(self) -> list[int]:
         """The pids of git that reads the mirror."""
@@ -138,7 +139,6 @@ def test_cursors_of_other_lists_are_refused(node: Node) -> None:
     for path in ("/v1/sessions", "/v1/audit", f"{below}/commits", f"{below}/refreshes", "/v1/activity"):
         for other, cursor in cursors.items():
             if cursor and other != path:
-                assert node.get(path, after="").status_code == 200
                 response = requests.get(
                     node.serve.admin_url + path,
                     params={"after": cursor},
@@ -264,13 +264,12 @@ def test_a_large_patch_takes_little_memory(node: Node) -> None:
 @pytest.mark.slow
 def test_diffs_as_documents_take_bounded_memory(node: Node) -> None:
     """One that is too large is refused. Of those that are not, few are in memory, also when nobody takes them."""
-    json_ = {"Accept": "application/json"}
-    refused = node.get(LARGE, **json_)
+    refused = node.get(LARGE, accept=JSON)
     assert (refused.status_code, refused.json()["type"]) == (422, "urn:gitmirror:problem:too-large")
-    one = node.get(MEDIUM, **json_)
+    one = node.get(MEDIUM, accept=JSON)
     assert one.json()["insertions"] == SIZE // 32
     before = _rss(node.serve.pid)
-    stopped = [node.open(MEDIUM, token=number % 2, **json_) for number in range(4 * MOST)]
+    stopped = [node.open(MEDIUM, token=number % 2, accept=JSON) for number in range(4 * MOST)]
     try:
         for wire in stopped[:MOST]:
             assert wire.head()[0] in (200, 503)

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from appliance import __version__
-from appliance.core.api import problem, schemas
+from appliance.core.api import problem, schemas, slots
 from appliance.core.api.declaration import JSON, NDJSON, Answer, Call, Header, Operation, Schema, Scope
 from appliance.core.api.problem import ProblemKind
 
@@ -77,7 +77,9 @@ def description(operations: Sequence[Operation]) -> dict[str, Any]:
         "info": {
             "title": "gitmirror",
             "version": __version__,
-            "description": "A hot git mirror on a node. The operator's socket needs no token; the admin port does.",
+            "description": "A hot git mirror on a node. The operator's socket needs no token; the admin port does. "
+            f"At most {slots.MOST} requests read mirrors at once, and {slots.MOST_EACH} of one token. The others wait "
+            f"for at most {slots.PATIENCE:g} seconds and then get status 503 with Retry-After.",
         },
         "tags": [{"name": name, "description": words} for name, words in _TAGS.items()],
         "paths": paths,
