@@ -243,3 +243,31 @@ def try_all(tester: _Tester, schema: BaseSchema, count: Callable[[str], int]) ->
     if tester.kind == "socket":
         # Otherwise only errors were looked at.
         assert [name for name, statuses in tester.statuses.items() if min(statuses) >= 300] == []
+
+
+@pytest.mark.parametrize("kind", ["socket", "read"])
+def test_a_method_that_a_route_does_not_have_is_named(node: Populated, schema: BaseSchema, kind: str) -> None:
+    """405, with all that it has in `Allow`; HEAD is there wherever GET is."""
+    caller = node.caller(kind)
+    known = {"owner": "acme", "repo": "widgets", "session": SESSIONS[0], "path": "README.md", "id": "1"}
+    for path, methods in schema.raw_schema["paths"].items():
+        declared = {method.upper() for method in methods} | ({"HEAD"} if "get" in methods else set())
+        for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} - declared:
+            response = caller.request(method, node.url + path.format(**known))
+            assert response.status_code == 405, (method, path)
+            assert set(response.headers["allow"].split(", ")) == declared, (method, path)
+            if method != "HEAD":
+                assert response.json()["type"] == "urn:gitmirror:problem:no-method"
+
+
+@pytest.mark.parametrize("kind", ["nobody", "revoked"])
+def test_without_a_token_nobody_learns_which_routes_there_are(node: Populated, schema: BaseSchema, kind: str) -> None:
+    """Whatever the method and the path: 401, and what to send instead."""
+    caller = node.caller(kind)
+    for path in [*schema.raw_schema["paths"], "/v1", "/v1/", "/v1/nothing", "/v1/repos/", "/v1/../v1/status"]:
+        for method in ("GET", "HEAD", "POST", "DELETE", "OPTIONS"):
+            if (path, method) in {("/v1/openapi.json", "GET"), ("/v1/openapi.json", "HEAD")}:
+                continue
+            response = caller.request(method, node.url + path)
+            assert response.status_code == 401, (method, path)
+            assert response.headers["www-authenticate"].startswith("Bearer")

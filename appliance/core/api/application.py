@@ -216,7 +216,8 @@ def _stopping() -> GitmirrorError:
 
 
 def _bug(error: Exception) -> GitmirrorError:
-    return Problem(problem.BUG, f"serve failed to do this: {error!r}", hint="see the log of serve")
+    # What it says may have paths of this node, and credentials; the log has all of it.
+    return Problem(problem.BUG, f"serve failed to do this: {type(error).__name__}", hint="see the log of serve")
 
 
 class _NoRoute:
