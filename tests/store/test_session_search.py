@@ -55,7 +55,7 @@ def record(stores: Stores) -> Record:
 
 
 def index_next(stores: Stores, contents: TurnContents) -> bool:
-    """Stores what the oldest turn that is not indexed is found by."""
+    """Stores what the newest turn that is not indexed is found by."""
     return stores.turn_index.record(stores.turn_index.missing()[0], contents)
 
 
@@ -185,8 +185,9 @@ def test_a_turn_is_compared_with_the_one_before_on_the_same_base(stores: Stores,
     record("s", indexed=False)
     record("s", indexed=False, base="c" * 40)
     record("s", indexed=False, repo=B)
-    assert [turn.previous_id for turn in stores.turn_index.missing()] == [None, first, None, None]
-    assert [turn.id for turn in stores.turn_index.missing(above=2, limit=1)] == [3]
+    assert [turn.previous_id for turn in stores.turn_index.missing()] == [None, None, first, None]
+    assert [turn.previous_id for turn in stores.turn_index.missing(below=first + 2, limit=1)] == [None]
+    assert [turn.id for turn in stores.turn_index.missing(below=first + 1)] == [first]
 
 
 def test_rows_end_with_their_turns(stores: Stores, record: Record) -> None:
@@ -220,7 +221,7 @@ def test_what_was_read_of_a_turn_that_ended_meanwhile_is_not_stored(stores: Stor
     """Neither of the turn itself, nor of one that was compared with it."""
     first = record("s", indexed=False)
     record("s", indexed=False)
-    gone, compared = stores.turn_index.missing()
+    compared, gone = stores.turn_index.missing()
     stores.sessions.end(A, {"s": first}, "dropped", 0.0)
     assert not stores.turn_index.record(gone, TurnContents([b"a.py"]))
     assert not stores.turn_index.record(compared, TurnContents([b"b.py"]))

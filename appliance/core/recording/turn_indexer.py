@@ -19,6 +19,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.git.turn_contents import MOST_PATHS, changed_paths, messages_of, present_commits
 from appliance.core.process.endurance import Endurance
+from appliance.core.store.cursors import LARGEST
 from appliance.core.store.turn_index import TurnContents, TurnIndexStore, TurnToIndex
 
 log = logging.getLogger(__name__)
@@ -62,13 +63,20 @@ class TurnIndexer:
                     await self._wake.wait()
 
     async def catch_up(self, until: float | None = None) -> None:
-        """Reads every turn that was not read yet, oldest first, up to the monotonic time `until`. Raises StoreError."""
-        above = 0
-        while turns := await asyncio.to_thread(self.store.missing, above):
+        """Reads every turn that was not read yet, newest first, up to the monotonic time `until`. Raises StoreError.
+
+        A turn that is recorded meanwhile comes first: reading all turns of an older database takes minutes.
+        """
+        below = LARGEST
+        while turns := await asyncio.to_thread(self.store.missing, below):
             for turn in turns:
                 if until is not None and time.monotonic() > until:
                     return
-                above = turn.id
+                if self._wake.is_set():
+                    self._wake.clear()
+                    below = LARGEST
+                    break
+                below = turn.id
                 if time.monotonic() >= self._retry_at.get(turn.id, 0):
                     await self._index(turn)
 
