@@ -179,6 +179,12 @@ def test_a_turn_is_missing_until_it_is_indexed(stores: Stores, record: Record) -
     assert stored(stores) == (1, 1)
 
 
+def test_a_path_that_git_names_twice_is_stored_once(stores: Stores, record: Record) -> None:
+    """A tree that an old tool made may hold a name twice."""
+    record("s", "a.py", "a.py", "b.py")
+    assert stored(stores) == (1, 2) and found(stores, path="a.py") == ["s"]
+
+
 def test_a_turn_is_compared_with_the_one_before_on_the_same_base(stores: Stores, record: Record) -> None:
     """On another base, what changed since the turn before is mostly what others did upstream."""
     first = record("s", indexed=False)

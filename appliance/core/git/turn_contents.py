@@ -43,7 +43,7 @@ async def present_commits(mirror: Mirror, *commits: str) -> set[str]:
         "cat-file", "--batch-check=%(objecttype)", cwd=mirror.path, deadline=QUICK, stdin=asked.encode("ascii")
     )
     answers = output.stdout.decode("utf-8", "replace").splitlines()
-    return {commit for commit, answer in zip(commits, answers, strict=True) if answer == "commit"}
+    return {commit for commit, answer in zip(commits, answers, strict=False) if answer == "commit"}
 
 
 async def changed_paths(mirror: Mirror, old: str | None, new: str, most: int = MOST_PATHS) -> ChangedPaths:

@@ -12,13 +12,12 @@ import logging
 import time
 from collections.abc import Callable
 
-from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import GitError
 from appliance.core.git.failures import speaks_of_damage
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.git.turn_contents import MOST_PATHS, changed_paths, messages_of, present_commits
-from appliance.core.process.endurance import Endurance
+from appliance.core.process.endurance import EXPECTED, Endurance
 from appliance.core.store.cursors import LARGEST
 from appliance.core.store.turn_index import TurnContents, TurnIndexStore, TurnToIndex
 
@@ -91,7 +90,7 @@ class TurnIndexer:
                 # Packs that a repack replaces while git reads them look like damage; the lock keeps it away.
                 async with self._locks.shared(turn.repo):
                     contents = await self._read(mirror, turn)
-        except GitmirrorError as error:
+        except EXPECTED as error:
             log.warning("turn %d of %s in %s cannot be searched yet: %s", turn.id, turn.session, turn.repo, error)
             self._retry_at[turn.id] = time.monotonic() + LOOK_EVERY
             return

@@ -91,8 +91,10 @@ class TurnIndexStore:
                 "INSERT INTO turn_texts (turn_id, paths, known_to, text) VALUES (?, ?, ?, ?)",
                 [turn.id, len(contents.paths), contents.known_to, folded(contents.messages)],
             )
+            # git names a path twice if a tree of the upstream does, and such a turn must not hold up the others.
             connection.conn.executemany(
-                "INSERT INTO turn_paths (turn_id, path) VALUES (?, ?)", [(turn.id, path) for path in contents.paths]
+                "INSERT OR IGNORE INTO turn_paths (turn_id, path) VALUES (?, ?)",
+                [(turn.id, path) for path in contents.paths],
             )
         return True
 
