@@ -77,6 +77,8 @@ def test_a_file_or_a_directory_finds_the_sessions_that_touched_it(stores: Stores
     record("one", "src/app.py", "README.md")
     record("two", "src/app.py.orig", "src-old/app.py")
     record("three", "src/sub/deep/app.py", "a*b", b"caf\xe9/x")
+    # "0" comes next after "/".
+    record("four", "src0", "src0.py", "src!")
     assert found(stores, path="src/app.py") == ["one"]
     assert found(stores, path="src") == ["three", "two", "one"]
     assert found(stores, path="src-old") == ["two"]
