@@ -22,8 +22,9 @@ from tests.support.gitutil import commit_files, git, git_result, wait_until
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 
-READ, SECRET, OWN, FAILING = "acme/widgets", "acme/secret", "acme/own", "acme/gone"
-"""The repositories: an open one that is only read, a private one, one that calls may change, one without upstream."""
+READ, SECRET, OWN, FAILING = "acme/gadgets", "acme/secret", "acme/own", "acme/gone"
+"""The repositories: an open one that is only read, a private one, one that calls may change, one without upstream.
+None is `acme/widgets`: that is the example in the description, so any operation may be tried on it."""
 SESSIONS = ("fix-dns", "tidy_2.0", "kept")
 NOWHERE = "http://127.0.0.1:9"
 """The proxy of `serve`: nothing listens there, so no URL that is made up leads out of this machine."""

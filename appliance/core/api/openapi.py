@@ -219,7 +219,7 @@ def problems_of(operation: Operation) -> list[ProblemKind]:
     if operation.scope is not Scope.NOTHING:
         always += [problem.UNAUTHORIZED, problem.UNAVAILABLE]
     if operation.scope in (Scope.OPERATE, Scope.SOCKET):
-        always.append(problem.FORBIDDEN)
+        always += [problem.FORBIDDEN, problem.FAILED]
     if operation.body is not None:
         always += [problem.TOO_LARGE_BODY, problem.CODING]
     return list(dict.fromkeys([*always, *operation.problems]))

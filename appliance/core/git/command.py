@@ -11,15 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from appliance.core.errors import GitmirrorError
+from appliance.core.errors import GitmirrorError, TooLarge
 from appliance.core.git.complaints import Hear, hears_nothing
 from appliance.core.git.error_lines import ErrorLines, last_errors
 from appliance.core.git.http_trace import HttpTrace
 from appliance.core.git.tls_trust import trust_config
 from appliance.core.layout import Layout
-from appliance.core.process.children import Children
+from appliance.core.process.children import MOST_DATA_OF_A_READER, Children, limited_reader
 from appliance.core.process.error_output import error_output
 from appliance.core.process.run import ChildFailed, run_child, stream_child
+from appliance.core.units import format_size
 
 log = logging.getLogger(__name__)
 
@@ -275,13 +276,14 @@ class Git:
         """Runs `git *arguments` in `cwd` and yields its output as it is printed, in small pieces. Raises GitError.
 
         The error comes after the last piece if git fails, or if it was waited for longer than `deadline` seconds in
-        total; the time that the reader takes does not count. Closing the generator ends the whole process group.
+        total; the time that the reader takes does not count. It is TooLarge if git needs more memory than a reader may
+        have. Closing the generator ends the whole process group.
         """
         said: list[str] = []
         pieces = partial(
             stream_child,
             self.children,
-            [*self._prefix, "git", *arguments],
+            limited_reader([*self._prefix, "git", *arguments]),
             env=self.environment,
             cwd=cwd,
             deadline=deadline,
@@ -296,11 +298,24 @@ class Git:
         except TimeoutError:
             raise _out_of_time(arguments, deadline, "".join(said)) from None
         except ChildFailed as failed:
+            if failed.code in _NOT_STARTED:
+                raise GitError(f"git cannot be started: {''.join(said).strip()}") from None
+            if _OUT_OF_MEMORY in "".join(said).lower():
+                raise TooLarge(
+                    f"git {_command_in(arguments)} needs more than {format_size(MOST_DATA_OF_A_READER)} of memory",
+                    hint="fetch with git what is so large, and look at it there",
+                ) from None
             raise _failed(arguments, failed.code, "".join(said)) from None
         except OSError as error:
             raise GitError(f"git cannot be started: {error}") from error
         finally:
             self._hear(cwd, "".join(said))
+
+
+_NOT_STARTED = (126, 127)
+"""Exit codes of the shell in `limited_reader`."""
+_OUT_OF_MEMORY = "out of memory"
+"""What git says when it may not have more."""
 
 
 def _out_of_time(arguments: Sequence[str], deadline: float, stderr: str) -> GitError:

@@ -13,6 +13,8 @@ from appliance.core.text import escape
 
 WALK = 60.0
 """Seconds for finding what the upstream does not have."""
+_FRUGAL = ("-c", "pack.threads=1", "-c", "pack.windowMemory=100m", "-c", "core.bigFileThreshold=32m")
+"""With the defaults, git holds ten files of 500 MB for each processor to find out whether they are alike."""
 PACKING = 600.0
 """Seconds that git may take for the pack, the time that its reader takes not counted."""
 
@@ -53,7 +55,7 @@ async def _bundle(
     # pack would lack what the header does not ask for.
     revisions = "".join([f"{commit}\n", *(f"^{each}\n" for each in prerequisites)]).encode()
     stream = mirror.git.stream(
-        "pack-objects", "--stdout", "--revs", "--thin", "--delta-base-offset", "-q",
+        *_FRUGAL, "pack-objects", "--stdout", "--revs", "--thin", "--delta-base-offset", "-q",
         cwd=mirror.path, deadline=PACKING, stdin=revisions,
     )  # fmt: skip
     async with aclosing(stream):

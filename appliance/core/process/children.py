@@ -55,6 +55,18 @@ def limit_push(pid: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_CPU, (MOST_CPU, MOST_CPU))
 
 
+MOST_DATA_OF_A_READER = 3 * 2**29
+"""Bytes of memory for a process that reads a mirror for somebody who has no git. A diff takes five times the size of a
+file that it adds; one that an agent made of zeros is a gigabyte, although it took next to nothing to push."""
+
+
+def limited_reader(argv: Sequence[str]) -> list[str]:
+    """The command `argv` with limits on its memory and CPU time, from its first instruction on."""
+    # Limits set from outside would come after git has begun. Where less is allowed already, a limit cannot be set.
+    script = f'ulimit -d {MOST_DATA_OF_A_READER // 1024}; ulimit -t {MOST_CPU}; exec "$@"'
+    return ["/bin/sh", "-c", script, "sh", *argv]
+
+
 class LockHeld(GitmirrorError):
     """Another process holds a required lock."""
 
