@@ -20,7 +20,7 @@ from appliance.core.errors import GitmirrorError, NotServing
 from appliance.core.layout import Layout
 from appliance.core.models import Tell
 from appliance.core.process.control_socket import connect, unanswered
-from appliance.core.process.owner import OwnerInfo
+from appliance.core.process.owner import OwnerInfo, find_owner
 
 QUICK = 30.0
 """Seconds in which a healthy `serve` responds to a request that it only has to look up."""
@@ -108,7 +108,7 @@ class Watch:
             self._response = exchange.getresponse()
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
-            raise _no_answer(owner, error) from None
+            raise _no_answer(layout, owner, error) from None
         if self._response.status != 200:
             self._connection.close()
             raise NotServing("the running serve has another version and sends no events", hint="restart serve")
@@ -163,14 +163,17 @@ def _sent(
             with exchange.getresponse() as response:
                 yield response, owner
         except (OSError, http.client.HTTPException) as error:
-            raise _no_answer(owner, error) from None
+            raise _no_answer(layout, owner, error) from None
 
 
-def _no_answer(owner: OwnerInfo, error: Exception) -> NotServing:
-    if isinstance(error, http.client.BadStatusLine) and "{" in str(error)[:2]:
-        # Before there was an API, `serve` answered with lines of JSON.
+def _no_answer(layout: Layout, owner: OwnerInfo, error: Exception) -> NotServing:
+    """The error for a `serve` that did not answer in HTTP, or not to the end."""
+    is_cut = isinstance(error, (ConnectionResetError, BrokenPipeError))
+    is_no_http = isinstance(error, http.client.BadStatusLine)
+    if (is_no_http and not is_cut) or ((is_no_http or is_cut) and find_owner(layout) == owner):
+        # Before there was an API, `serve` answered with a line of JSON, or hung up on what it did not understand.
         return NotServing(f"serve (process {owner.pid}) is older than this file", hint="restart serve")
-    if isinstance(error, (http.client.HTTPException, ConnectionResetError, BrokenPipeError)):
+    if is_cut or isinstance(error, http.client.HTTPException):
         return NotServing(f"serve (process {owner.pid}) ended before it answered", hint="see its log")
     return unanswered(owner, error)
 
