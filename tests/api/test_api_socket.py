@@ -137,8 +137,8 @@ def test_what_is_no_request_breaks_nothing(
 
 def test_a_connection_for_which_there_is_no_room_is_told_so(server: ApiServer) -> None:
     """As a problem, and those that are served go on."""
-    server.socket._acceptor._seats = Seats(0)
-    with Wire(server.path) as wire:
+    server.socket._acceptor._seats = Seats(1)
+    with Wire(server.path), Wire(server.path) as wire:
         assert wire.say(request("GET", "/v1/query")).response().problem(503, "busy")["hint"] == "try again"
         assert wire.is_ended()
 

@@ -169,7 +169,7 @@ def _sent(
 def _no_answer(layout: Layout, owner: OwnerInfo, error: Exception) -> NotServing:
     """The error for a `serve` that did not answer in HTTP, or not to the end."""
     is_cut = isinstance(error, (ConnectionResetError, BrokenPipeError))
-    is_no_http = isinstance(error, http.client.BadStatusLine)
+    is_no_http = isinstance(error, http.client.BadStatusLine) and not str(error).startswith("HTTP/")
     if (is_no_http and not is_cut) or ((is_no_http or is_cut) and find_owner(layout) == owner):
         # Before there was an API, `serve` answered with a line of JSON, or hung up on what it did not understand.
         return NotServing(f"serve (process {owner.pid}) is older than this file", hint="restart serve")
