@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -71,14 +71,16 @@ def test_a_name_in_a_path_is_escaped(name: str) -> None:
 
 def test_bytes_that_are_no_text_are_refused_and_no_bug(layout: Layout, server: ApiServer) -> None:
     """Arguments of a command may be any bytes, which Python shows as halves of surrogate pairs."""
-    for ask in (
-        lambda: call(layout, "GET", "/v1/query", query={"q": "\udcff"}),
-        lambda: call(layout, "GET", repo_path("\udcff/x").replace("/v1/repos", "/v1/things").removesuffix("/x")),
-        lambda: call(layout, "POST", "/v1/checked", {"name": "\udcff"}),
-        lambda: call(layout, "POST", "/v1/checked", {"interval": float("nan")}),
-    ):
+    thing = repo_path("\udcff/x").replace("/v1/repos", "/v1/things").removesuffix("/x")
+    asked: list[tuple[str, str, Any, Any]] = [
+        ("GET", "/v1/query", None, {"q": "\udcff"}),
+        ("GET", thing, None, None),
+        ("POST", "/v1/checked", {"name": "\udcff"}, None),
+        ("POST", "/v1/checked", {"interval": float("nan")}, None),
+    ]
+    for method, path, body, query in asked:
         with pytest.raises(GitmirrorError) as caught:
-            ask()
+            call(layout, method, path, body, query=query)
         assert caught.value.exit_code == 2
 
 
@@ -221,12 +223,13 @@ OLD = (
 @pytest.mark.parametrize("fake_serve", [OLD], indirect=True)
 def test_a_serve_that_is_older_is_said_to_be_so(layout: Layout, fake_serve: FakeServe) -> None:
     """In one sentence, by every way to ask."""
-    for ask in (
+    asks: list[Callable[[], object]] = [
         lambda: call(layout, "GET", "/v1/status"),
         lambda: call(layout, "POST", "/v1/refresh", {"repos": ["x" * 1000] * 100}),
         lambda: send(layout, "GET", "/v1/status", None, "*/*"),
         lambda: Watch(layout),
-    ):
+    ]
+    for ask in asks:
         with pytest.raises(NotServing, match=rf"^serve \(process {os.getpid()}\) is older than this file$") as caught:
             ask()
         assert (caught.value.exit_code, caught.value.hint) == (4, "restart serve")
