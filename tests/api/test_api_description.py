@@ -13,8 +13,13 @@ from starlette.routing import Route
 
 from appliance.core.api import problem
 from appliance.core.api.compose import compose_api
+from appliance.core.api.event_routes import EventRoutes
+from appliance.core.api.mirror_routes import MirrorRoutes
+from appliance.core.api.node_routes import NodeRoutes
 from appliance.core.api.openapi import description, problems_of
 from appliance.core.api.problem import KINDS, Problem, error_of, http_problem, problem_document
+from appliance.core.api.record_routes import RecordRoutes
+from appliance.core.api.session_routes import SessionRoutes
 from appliance.core.observability.event_stream import EventStream
 from tests.api.server import ApiServer
 from tests.api.wire import Wire
@@ -85,6 +90,15 @@ def test_routes_and_description_are_the_same(application: Any, document: dict[st
     assert routed == set(operations(document))
     assert ("GET", "/v1/openapi.json") in routed
     assert ("POST", "/v1/repos") in routed
+
+
+def test_everything_that_is_declared_is_there(document: dict[str, Any]) -> None:
+    nothing: Any = object()
+    rooms: list[Any] = [NodeRoutes(nothing), MirrorRoutes(nothing), SessionRoutes(nothing, nothing)]
+    rooms += [RecordRoutes(nothing, nothing), EventRoutes(EventStream())]
+    declared = {(each.method, each.path): each.name for room in rooms for each in room.operations()}
+    found = {key: each["operationId"] for key, each in operations(document).items()}
+    assert found == declared | {("GET", "/v1/openapi.json"): "describe"}
 
 
 def test_no_route_hides_another(application: Any) -> None:

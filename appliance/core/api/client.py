@@ -69,16 +69,12 @@ def send(layout: Layout, method: str, path: str, body: bytes | None, accept: str
     """
     target = quote(path, safe=string.punctuation, errors="surrogateescape")
     stack = contextlib.ExitStack()
-    response, owner = stack.enter_context(_sent(layout, method, target, body, {"Accept": accept}, None))
+    response, _ = stack.enter_context(_sent(layout, method, target, body, {"Accept": accept}, None))
 
     def pieces() -> Iterator[bytes]:
         with stack:
-            try:
-                while piece := response.read1(65536):
-                    yield piece
-            except ValueError:
-                # http.client reads the size of a chunk that does not come as a number.
-                raise _ended(owner) from None
+            while piece := response.read1(65536):
+                yield piece
 
     return response.status, pieces()
 
