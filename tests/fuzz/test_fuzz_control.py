@@ -28,7 +28,7 @@ from tests.fuzz.test_fuzz_http import Errors, errors
 
 __all__ = ["errors"]
 
-REQUESTS = Budget.of(400)
+REQUESTS = Budget.of(1500)
 TURNS = 200
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n")
 REPO: dict[str, Any] = {"name": "acme/widgets", "url": "https://h/acme/widgets", "state": "fresh"}
