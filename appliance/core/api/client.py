@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import socket
+import string
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -23,6 +24,7 @@ from appliance.core.process.owner import OwnerInfo, find_owner
 
 QUICK = 30.0
 """Seconds in which a healthy `serve` responds to a request that it only has to look up."""
+JSON = "application/json"
 NDJSON = "application/x-ndjson"
 
 
@@ -48,22 +50,31 @@ def call(
         if media_type == NDJSON and on_progress is not None:
             return _result(response, owner, on_progress)
         content = response.read()
-        if media_type == MEDIA_TYPE:
-            raise _error(json.loads(content), response, f"{method} {path}")
-        return json.loads(content) if media_type == "application/json" else content.decode()
+        try:
+            document = json.loads(content) if media_type in (JSON, MEDIA_TYPE) else content.decode()
+        except ValueError:
+            document = None
+        if media_type == MEDIA_TYPE and isinstance(document, dict):
+            raise _error(document, response, f"{method} {path}")
+        if response.status >= 400 or (document is None and content.strip() != b"null"):
+            words = f"{method} {path} was answered with status {response.status} and no document"
+            raise GitmirrorError(f"serve (process {owner.pid}) failed: {words}", hint="see its log")
+        return document
 
 
 def send(layout: Layout, method: str, path: str, body: bytes | None, accept: str) -> tuple[int, Iterator[bytes]]:
-    """Sends a request as it is; returns its status, and the body piece by piece. Raises NotServing."""
-    sent = _sent(layout, method, path, body, {"Accept": accept}, None)
-    response, _ = sent.__enter__()
+    """Sends a request as it is; returns its status, and the body piece by piece. Raises NotServing, the pieces too.
+
+    What a URL cannot have, such as a space, is escaped in `path`.
+    """
+    target = quote(path, safe=string.punctuation, errors="surrogateescape")
+    stack = contextlib.ExitStack()
+    response, _ = stack.enter_context(_sent(layout, method, target, body, {"Accept": accept}, None))
 
     def pieces() -> Iterator[bytes]:
-        try:
+        with stack:
             while piece := response.read1(65536):
                 yield piece
-        finally:
-            sent.__exit__(None, None, None)
 
     return response.status, pieces()
 
@@ -115,7 +126,7 @@ class Watch:
 
 def repo_path(name: str, *below: str) -> str:
     """The path of a repository, or of something `below` it."""
-    return "/".join(["/v1/repos", quote(name), *(quote(part) for part in below)])
+    return "/".join(["/v1/repos", *(quote(part, errors="surrogateescape") for part in (name, *below))])
 
 
 def _target(path: str, query: Mapping[str, Any] | None) -> str:
@@ -124,7 +135,7 @@ def _target(path: str, query: Mapping[str, Any] | None) -> str:
         for name, value in (query or {}).items()
         if value is not None
     }
-    return f"{path}?{urlencode(fields)}" if fields else path
+    return f"{path}?{urlencode(fields, errors='surrogateescape')}" if fields else path
 
 
 def _exchange(connection: socket.socket) -> http.client.HTTPConnection:
@@ -154,7 +165,7 @@ def _sent(
 def _no_answer(layout: Layout, owner: OwnerInfo, error: Exception) -> NotServing:
     """The error for a `serve` that did not answer in HTTP, or not to the end."""
     is_cut = isinstance(error, (ConnectionResetError, BrokenPipeError))
-    is_no_http = isinstance(error, http.client.BadStatusLine)
+    is_no_http = isinstance(error, http.client.BadStatusLine) and not str(error).startswith("HTTP/")
     if (is_no_http and not is_cut) or ((is_no_http or is_cut) and find_owner(layout) == owner):
         # Before there was an API, `serve` answered with a line of JSON, or hung up on what it did not understand.
         return NotServing(f"serve (process {owner.pid}) is older than this file", hint="restart serve")
@@ -178,7 +189,11 @@ def _result(response: http.client.HTTPResponse, owner: OwnerInfo, on_progress: T
     except ValueError:
         # Half a line: serve was killed while it wrote the response.
         pass
-    raise NotServing(f"serve (process {owner.pid}) ended before it answered", hint="see its log")
+    raise _ended(owner)
+
+
+def _ended(owner: OwnerInfo) -> NotServing:
+    return NotServing(f"serve (process {owner.pid}) ended before it answered", hint="see its log")
 
 
 def _error(document: dict[str, Any], response: http.client.HTTPResponse, request: str) -> GitmirrorError:

@@ -209,11 +209,11 @@ def _line_of(answer: Answer) -> Schema:
 
 def problems_of(operation: Operation) -> list[ProblemKind]:
     """Every kind of problem that an operation may answer with, each once."""
-    always = [problem.INVALID]
+    always = [problem.INVALID, problem.CODING]
     if operation.scope is not Scope.NOTHING:
         always += [problem.UNAUTHORIZED, problem.UNAVAILABLE, problem.STOPPING]
     if operation.scope in (Scope.OPERATE, Scope.SOCKET):
         always.append(problem.FORBIDDEN)
     if operation.body is not None:
-        always += [problem.TOO_LARGE_BODY, problem.CODING]
+        always.append(problem.TOO_LARGE_BODY)
     return list(dict.fromkeys([*always, *operation.problems]))
