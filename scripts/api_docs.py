@@ -29,6 +29,8 @@ from appliance.core.api.schemas import OID, Schema  # noqa: E402
 
 PAGE = ROOT / "docs" / "api.md"
 WIDTH = 110
+MOST_WORDS = 10
+"""Of a longer list of words only the first are shown; all are in the OpenAPI document."""
 EXAMPLES = {"owner": "acme", "repo": "widgets", "session": "fix-dns", "path": "README.md", "id": "1", "turn": "1"}
 """What the `curl` lines put in place of the names in a path."""
 SCOPES = {
@@ -37,7 +39,7 @@ SCOPES = {
     Scope.OPERATE: "`operate`",
     Scope.SOCKET: "the control socket alone",
 }
-EVERYWHERE = (problem.UNAUTHORIZED, problem.UNAVAILABLE, problem.STOPPING)
+EVERYWHERE = (problem.UNAUTHORIZED, problem.UNAVAILABLE, problem.BUSY, problem.STOPPING)
 """The introduction says that every route may answer with these."""
 
 
@@ -133,8 +135,14 @@ def body(operation: Operation) -> Iterator[str]:
     yield "|---|---|---|"
     for name, schema in operation.body["properties"].items():
         need = "required" if name in required else "optional"
-        yield f"| `{name}` | {cell(schema if name in required else schema['anyOf'][0])} | {need} |"
+        yield f"| `{name}` | {cell(schema if name in required else without_null(schema))} | {need} |"
     yield ""
+
+
+def without_null(schema: Schema) -> Schema:
+    """The schema of a key that may also be null, which means the same as leaving it out."""
+    words = {"enum": [each for each in schema["enum"] if each is not None]} if "enum" in schema else {}
+    return {**schema, "type": schema["type"][0], **words}
 
 
 def response(status: int, answer: Answer, *, tells: bool) -> Iterator[str]:
@@ -187,10 +195,11 @@ def cell(schema: Schema) -> str:
 
 def in_line(schema: Schema) -> str:
     """A type in one line, in the notation that the page explains."""
-    if "anyOf" in schema:
-        return " | ".join(in_line(each) for each in schema["anyOf"])
+    if alternatives := schema.get("anyOf", schema.get("oneOf")):
+        return " | ".join(in_line(each) for each in alternatives)
     if "enum" in schema:
-        return " | ".join(json.dumps(value) for value in schema["enum"])
+        words = [json.dumps(value) for value in schema["enum"]]
+        return " | ".join(words if len(words) <= MOST_WORDS else [*words[:3], "…"])
     if schema.get("pattern") == OID["pattern"]:
         return "oid"
     if schema.get("format") == "date-time":
@@ -220,7 +229,10 @@ def laid_out(schema: Schema, indent: int = 0, before: str = "", after: str = "")
     while "anyOf" in schema and len(schema["anyOf"]) == 2 and schema["anyOf"][1] == {"type": "null"}:
         schema, null = schema["anyOf"][0], " | null"
     kind = schema.get("type")
-    if len(whole) <= WIDTH or not (kind == "array" or "properties" in schema):
+    if len(whole) > WIDTH and "oneOf" in schema:
+        for number, each in enumerate(schema["oneOf"]):
+            yield from laid_out(each, indent, before if number == 0 else "| ", after)
+    elif len(whole) <= WIDTH or not (kind == "array" or "properties" in schema):
         yield whole
     elif kind == "array":
         yield from laid_out(schema["items"], indent, f"{before}[", f"]{null}{after}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from appliance.core.errors import UsageError
+
 _NAME_PART = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -30,3 +32,11 @@ def is_branch_name(branch: str) -> bool:
         and "@{" not in branch
         and all(char.isprintable() and char not in " ~^:?*[\\" for char in branch)
     )
+
+
+def check_branch_name(branch: str | None) -> None:
+    """Raises UsageError unless a branch may have this name. None stands for the default branch."""
+    if branch is not None and not is_branch_name(branch):
+        raise UsageError(
+            f"{branch!r} is not a branch's name", hint="give the name without refs/heads/, as in --branch main"
+        )

@@ -12,10 +12,13 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
+from appliance.core.layout import Layout
+from appliance.core.node.state_dir import open_stores
 from appliance.core.process.control_socket import short_name
+from appliance.core.store.api_tokens import TokenScope
 from tests.access.conftest import TOKEN, lock, write_secret
 from tests.support.generate import add_commit, generate_repository
-from tests.support.gitutil import commit_files, git, git_result
+from tests.support.gitutil import commit_files, git, git_result, wait_until
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 
@@ -48,7 +51,7 @@ class _UnixAdapter(HTTPAdapter):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._pool = urllib3.HTTPConnectionPool("localhost")
-        self._pool.ConnectionCls = lambda *_, **__: _UnixConnection(path)  # type: ignore[assignment,misc]
+        self._pool.ConnectionCls = lambda *_, **__: _UnixConnection(path)  # type: ignore[assignment]
 
     def get_connection_with_tls_context(self, *_: Any, **__: Any) -> Any:
         """The pool of connections to the socket, whatever the URL."""
@@ -108,10 +111,15 @@ class Populated:
         self.upstream.close()
 
     def _fill(self) -> None:
-        for name in (READ, SECRET):
-            self.serve.wait_for_repo(name)
-        self.tokens = {scope: self._issue(scope) for scope in ("read", "operate", "revoked")}
         self.operator = self.caller("socket")
+        stores = open_stores(Layout(self.serve.state))
+        self.tokens = {scope: stores.api_tokens.issue(TokenScope(scope))["token"] for scope in ("read", "operate")}
+        revoked = stores.api_tokens.issue(TokenScope.OPERATE)
+        self.tokens["revoked"] = revoked["token"]
+        stores.api_tokens.revoke(revoked["id"])
+        for name in (READ, SECRET):
+            path = f"/v1/repos/{name}"
+            wait_until(lambda path=path: self.ask("GET", path)["state"] == "fresh", message=f"{name} is cloned")  # type: ignore[misc]
         self.post("/v1/repos", {"url": self.upstream.url(OWN)})
         self.post("/v1/repos", {"url": self.upstream.url(FAILING)})
         for number in (1, 2, 3):
@@ -129,12 +137,6 @@ class Populated:
         self.post("/v1/backup", {})
         self.post("/v1/verify", {"repos": [READ], "full": True})
         self.commit = git("rev-parse", "main", cwd=self.upstream.path(READ))
-
-    def _issue(self, scope: str) -> str:
-        issued = self.serve.cli_json("api-token", "issue", "--scope", "operate" if scope == "revoked" else scope)
-        if scope == "revoked":
-            self.serve.cli("api-token", "revoke", str(issued["id"]))
-        return str(issued["token"])
 
     def record(self, session: str, *, turns: int = 1, repo: str = READ) -> None:
         """Pushes the turns of a new session."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ class ApiServer:
     async def _pieces(self, call: Call) -> Any:
         return Reply(media_type="text/x", stream=self._endless())
 
-    async def _endless(self) -> AsyncIterator[bytes]:
+    async def _endless(self) -> AsyncGenerator[bytes, None]:
         self.seen.append("began")
         try:
             while True:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.errors import GitmirrorError, NotFound, UsageError
 from appliance.core.layout import Layout
 from appliance.core.models import Turn
 from appliance.core.node.state_dir import open_stores
@@ -110,15 +110,15 @@ def test_a_session_may_be_called_base(stores: Stores) -> None:
 @pytest.mark.parametrize(
     ("against", "error", "said", "hint"),
     [
-        ("nobody", GitmirrorError, f"{WIDGETS} has no session nobody", f"`sessions --repo {WIDGETS}`"),
-        ("nobody@1", GitmirrorError, f"{WIDGETS} has no session nobody", f"`sessions --repo {WIDGETS}`"),
-        ("", GitmirrorError, "no session without a name", "lists them"),
-        ("@1", GitmirrorError, "no session @1", "lists them"),
+        ("nobody", NotFound, f"{WIDGETS} has no session nobody", f"`sessions --repo {WIDGETS}`"),
+        ("nobody@1", NotFound, f"{WIDGETS} has no session nobody", f"`sessions --repo {WIDGETS}`"),
+        ("", NotFound, "no session without a name", "lists them"),
+        ("@1", NotFound, "no session @1", "lists them"),
         ("tw", UsageError, "2 sessions", "give more of the name"),
         ("tw@1", UsageError, "2 sessions", "give more of the name"),
         ("two-a@3", UsageError, "two-a has no turn 3", "its turns are 1 to 1"),
         ("two-a@0", UsageError, "two-a has no turn 0", "its turns are 1 to 1"),
-        (f"two-a@{'9' * 5000}", GitmirrorError, "no session two-a@999", "lists them"),
+        (f"two-a@{'9' * 5000}", NotFound, "no session two-a@999", "lists them"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_said(

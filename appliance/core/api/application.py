@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from http import HTTPStatus
@@ -25,6 +25,7 @@ from appliance.core.api.access import Access
 from appliance.core.api.declaration import JSON, NDJSON, Call, Operation, Reply, Scope, preferred
 from appliance.core.api.parsing import read_body, read_path, read_query
 from appliance.core.api.problem import VERSION_HEADER, Problem, kind_of, problem_document
+from appliance.core.api.slots import Slots
 from appliance.core.errors import GitmirrorError, NotServing
 
 log = logging.getLogger(__name__)
@@ -32,22 +33,26 @@ log = logging.getLogger(__name__)
 ENDPOINT = Callable[[Request], Awaitable[Response]]
 
 
-def make_application(operations: Iterable[Operation], access: Access) -> Starlette:
-    """The application that answers `operations`. Each request's `state.is_operator` says whether it needs no token."""
+def make_application(operations: Iterable[Operation], access: Access, slots: Slots | None = None) -> Starlette:
+    """The application that answers `operations`. Each request's `state.is_operator` says whether it needs no token.
+
+    `slots` bounds the requests that read mirrors at once.
+    """
+    slots = slots or Slots()
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in operations:
         by_path.setdefault(operation.path, {})[operation.method] = operation
-    routes = [_route(path, methods, access) for path, methods in by_path.items()]
+    routes = [_route(path, methods, access, slots) for path, methods in by_path.items()]
     application = Starlette(routes=routes, exception_handlers={HTTPException: _NoRoute(access).answer})
     # A redirect to the path without a slash at its end would tell anybody which routes there are.
     application.router.redirect_slashes = False
     return application
 
 
-def _route(path: str, methods: Mapping[str, Operation], access: Access) -> Route:
+def _route(path: str, methods: Mapping[str, Operation], access: Access, slots: Slots) -> Route:
     # The name of a file takes the slashes in it.
     template = path.replace("{path}", "{path:path}")
-    route = Route(template, _Endpoint(methods, access).answer, methods=sorted(methods))
+    route = Route(template, _Endpoint(methods, access, slots).answer, methods=sorted(methods))
     # In the pattern of Starlette, `$` also matches before a line break at the end, and `.` matches none.
     route.path_regex = re.compile(rf"{route.path_regex.pattern.removesuffix('$')}\Z", re.DOTALL)
     return route
@@ -56,9 +61,10 @@ def _route(path: str, methods: Mapping[str, Operation], access: Access) -> Route
 class _Endpoint:
     """Answers the methods of one route."""
 
-    def __init__(self, methods: Mapping[str, Operation], access: Access) -> None:
+    def __init__(self, methods: Mapping[str, Operation], access: Access, slots: Slots) -> None:
         self._methods = methods
         self._access = access
+        self._slots = slots
 
     async def answer(self, request: Request) -> Response:
         """The response to one request. Every error becomes a problem."""
@@ -78,7 +84,8 @@ class _Endpoint:
 
     async def _answer(self, operation: Operation, request: Request) -> Response:
         is_operator = bool(request.state.is_operator)
-        lasting = await self._access.admit(operation.scope, request.headers.get("authorization", ""), is_operator)
+        authorization = request.headers.get("authorization", "")
+        lasting = await self._access.admit(operation.scope, authorization, is_operator)
         call = Call(
             path=read_path(request),
             query=read_query(operation, request),
@@ -91,7 +98,18 @@ class _Endpoint:
         )
         if operation.tells and preferred(call.accept, (JSON, NDJSON)) == NDJSON:
             return _Stream(_told(operation, call), media_type=NDJSON)
-        return await _response(await operation.respond(call), has_body=request.method != "HEAD")
+        has_body = request.method != "HEAD"
+        if not operation.reads_mirror:
+            return await _response(await operation.respond(call), has_body=has_body)
+        slot = await self._slots.take("" if is_operator else authorization)
+        try:
+            response = await _response(await operation.respond(call), has_body=has_body, at_end=slot.release)
+        except BaseException:
+            slot.release()
+            raise
+        if not isinstance(response, _Stream):
+            slot.release()
+        return response
 
 
 def _tell_nobody(text: str) -> None:
@@ -138,7 +156,8 @@ def _line(document: Any) -> bytes:
     return json.dumps(document).encode() + b"\n"
 
 
-async def _response(result: Any, *, has_body: bool) -> Response:
+async def _response(result: Any, *, has_body: bool, at_end: Callable[[], None] = lambda: None) -> Response:
+    """The response to send. `at_end` is called when one that is a stream has ended."""
     reply = result if isinstance(result, Reply) else Reply(result)
     if reply.stream is None:
         if reply.media_type == JSON:
@@ -146,19 +165,36 @@ async def _response(result: Any, *, has_body: bool) -> Response:
         else:
             content = str(reply.document).encode("utf-8", "replace")
         return Response(content, reply.status, dict(reply.headers), reply.media_type)
-    stream = reply.stream
     # What fails at once still becomes a problem, because nothing was sent yet.
-    first = await anext(stream, b"")
+    first = await anext(reply.stream, b"")
+    if not has_body:
+        # The response to HEAD would wait for the end of a body that it does not send.
+        await reply.stream.aclose()
+    pieces = _Pieces(first if has_body else b"", reply.stream, at_end)
+    return _Stream(pieces, reply.status, dict(reply.headers), reply.media_type)
 
-    async def pieces() -> AsyncIterator[bytes]:
-        async with aclosing(stream):  # type: ignore[type-var]
-            # The response to HEAD would wait for the end of a body that it does not send.
-            if has_body:
-                yield first
-                async for piece in stream:
-                    yield piece
 
-    return _Stream(pieces(), reply.status, dict(reply.headers), reply.media_type)
+class _Pieces:
+    """A stream whose first piece was read already. Closing it before its start ends it too, unlike a generator."""
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], at_end: Callable[[], None]) -> None:
+        self._first: bytes | None = first
+        self._rest = rest
+        self._at_end = at_end
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        first, self._first = self._first, None
+        return first if first is not None else await anext(self._rest)
+
+    async def aclose(self) -> None:
+        """Ends the stream."""
+        try:
+            await self._rest.aclose()
+        finally:
+            self._at_end()
 
 
 class _Stream(StreamingResponse):
@@ -180,7 +216,8 @@ def _stopping() -> GitmirrorError:
 
 
 def _bug(error: Exception) -> GitmirrorError:
-    return Problem(problem.BUG, f"serve failed to do this: {error!r}", hint="see the log of serve")
+    # What it says may have paths of this node, and credentials; the log has all of it.
+    return Problem(problem.BUG, f"serve failed to do this: {type(error).__name__}", hint="see the log of serve")
 
 
 class _NoRoute:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -123,7 +123,7 @@ class Reply:
     status: int = 200
     media_type: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
-    stream: AsyncIterator[bytes] | None = None
+    stream: AsyncGenerator[bytes, None] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,8 @@ class Operation:
     """A body for the `curl` line in the documentation."""
     tells: bool = False
     """Whether it reports progress, for a caller that accepts NDJSON."""
+    reads_mirror: bool = False
+    """Whether it runs git to read a mirror. Only so many requests do that at once."""
 
     @cached_property
     def validate(self) -> Callable[[Any], Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from appliance.core.api.declaration import Answer, Call, Operation, Reply, Scope
@@ -30,7 +30,7 @@ class EventRoutes:
     async def _events(self, call: Call) -> Any:
         return Reply(media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"}, stream=self._pieces(call))
 
-    async def _pieces(self, call: Call) -> AsyncIterator[bytes]:
+    async def _pieces(self, call: Call) -> AsyncGenerator[bytes, None]:
         with self._stream.watching(after=call.last_event_id) as subscription:
             async with call.lasting() as is_allowed:
                 async for piece in event_source(subscription, is_allowed):

@@ -65,11 +65,13 @@ class MirrorRoutes:
                 query=(
                     Parameter("prefix", schemas.GIVEN_TEXT, "Only names that begin so.", "refs/heads/"), LIMIT, AFTER,
                 ),
+                reads_mirror=True,
             ),
             Operation(
                 "GET", f"{_REPO}/commits", "list-commits", "The history of a ref, newest first", Scope.READ,
                 self._commits, {200: Answer("A page of it.", schemas.page(_COMMIT))}, _READING,
                 query=(_REF, LIMIT, AFTER),
+                reads_mirror=True,
                 details="The pages of one history fit together also when the ref moves meanwhile.",
             ),
             Operation(
@@ -78,6 +80,7 @@ class MirrorRoutes:
                 {200: Answer("Its bytes.", media_type=FILE_TYPE, also={JSON: _NO_FILE}, headers=_FILE_HEADERS)},
                 (*_READING, problem.TOO_LARGE),
                 query=(_REF,),
+                reads_mirror=True,
                 details="A directory or a submodule is a JSON document instead. `Gitmirror-Kind` says file, "
                 "executable, symlink, directory or submodule; `Gitmirror-Commit` which commit was read. A file of any "
                 "size is streamed; a directory has at most 10,000 entries.",

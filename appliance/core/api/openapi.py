@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from appliance import __version__
-from appliance.core.api import problem, schemas
+from appliance.core.api import problem, schemas, slots
 from appliance.core.api.declaration import JSON, NDJSON, Answer, Call, Header, Operation, Schema, Scope
 from appliance.core.api.problem import ProblemKind
 
@@ -45,6 +45,7 @@ _HEADERS = {
     },
 }
 """Headers of problems, by their status."""
+_LARGE_HEAD = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
 
 def described(operations: Sequence[Operation]) -> list[Operation]:
@@ -76,7 +77,9 @@ def description(operations: Sequence[Operation]) -> dict[str, Any]:
         "info": {
             "title": "gitmirror",
             "version": __version__,
-            "description": "A hot git mirror on a node. The operator's socket needs no token; the admin port does.",
+            "description": "A hot git mirror on a node. The operator's socket needs no token; the admin port does. "
+            f"At most {slots.MOST} requests read mirrors at once, and {slots.MOST_EACH} of one token. The others wait "
+            f"for at most {slots.PATIENCE:g} seconds and then get status 503 with Retry-After.",
         },
         "tags": [{"name": name, "description": words} for name, words in _TAGS.items()],
         "paths": paths,
@@ -184,6 +187,9 @@ def _responses(operation: Operation) -> dict[str, Any]:
         words = f"{known['description']} {kind.title}." if known else f"{kind.title}."
         content = {problem.MEDIA_TYPE: {"schema": schemas.PROBLEM}}
         responses[str(int(kind.status))] = _response(words, content, _HEADERS.get(kind.status, {}))
+    # HTTP itself refuses it, whatever it was to be.
+    content = {problem.MEDIA_TYPE: {"schema": schemas.PROBLEM}}
+    responses[str(int(_LARGE_HEAD))] = _response("The request line and the headers are too large.", content, {})
     return responses
 
 
@@ -209,9 +215,9 @@ def _line_of(answer: Answer) -> Schema:
 
 def problems_of(operation: Operation) -> list[ProblemKind]:
     """Every kind of problem that an operation may answer with, each once."""
-    always = [problem.INVALID, problem.CODING]
+    always = [problem.INVALID, problem.CODING, problem.BUSY, problem.STOPPING]
     if operation.scope is not Scope.NOTHING:
-        always += [problem.UNAUTHORIZED, problem.UNAVAILABLE, problem.STOPPING]
+        always += [problem.UNAUTHORIZED, problem.UNAVAILABLE]
     if operation.scope in (Scope.OPERATE, Scope.SOCKET):
         always.append(problem.FORBIDDEN)
     if operation.body is not None:

@@ -43,7 +43,7 @@ TOO_LARGE = ProblemKind("too-large", HTTPStatus.UNPROCESSABLE_ENTITY, "The respo
 FAILED = ProblemKind("failed", HTTPStatus.UNPROCESSABLE_ENTITY, "The operation failed")
 BUG = ProblemKind("bug", HTTPStatus.INTERNAL_SERVER_ERROR, "serve has a defect")
 UNAVAILABLE = ProblemKind("unavailable", HTTPStatus.SERVICE_UNAVAILABLE, "The database cannot be used")
-BUSY = ProblemKind("busy", HTTPStatus.SERVICE_UNAVAILABLE, "There are too many connections")
+BUSY = ProblemKind("busy", HTTPStatus.SERVICE_UNAVAILABLE, "Too much is being asked at once")
 STOPPING = ProblemKind("stopping", HTTPStatus.SERVICE_UNAVAILABLE, "serve is stopping", 4)
 
 KINDS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
@@ -16,12 +16,16 @@ from appliance.core.api.paging import AFTER, LIMIT, limit_of, paged
 from appliance.core.errors import NotFound
 from appliance.core.git.diff_document import diff_document, diff_text
 from appliance.core.git.history import sizes_between
+from appliance.core.git.mirror import Mirror
 from appliance.core.git.session_bundle import bundle
 from appliance.core.models import Turn
 from appliance.core.recording.comparison import Comparison, compare, find_turn
 from appliance.core.store.stores import Stores
 
 DIFF_TYPE = "text/x-diff"
+DOCUMENTS = 2
+"""Diffs that are turned into documents at once. One may take 45 MB meanwhile."""
+PIECE = 65536
 BUNDLE_TYPE = "application/x-git-bundle"
 _SESSION = "/v1/repos/{owner}/{repo}/sessions/{session}"
 _READING = (problem.INVALID, problem.NOT_FOUND, problem.FAILED)
@@ -69,6 +73,7 @@ class SessionRoutes:
     def __init__(self, node: NodeOperations, stores: Stores) -> None:
         self._node = node
         self._stores = stores
+        self._reading = asyncio.Semaphore(DOCUMENTS)
 
     def operations(self) -> list[Operation]:
         """The routes, in the order of the documentation."""
@@ -94,7 +99,7 @@ class SessionRoutes:
             ),
             Operation(
                 "GET", _SESSION, "get-session", "One session with its turns", Scope.READ, self._session,
-                {200: Answer("As `session show --json`.", _WITH_TURNS)}, _READING,
+                {200: Answer("As `session show --json`.", _WITH_TURNS)}, _READING, reads_mirror=True,
             ),
             Operation(
                 "PATCH", _SESSION, "keep-session", "Exempt a session from retention, or end the exemption",
@@ -112,6 +117,7 @@ class SessionRoutes:
                 {200: Answer("A patch for `git apply`.", media_type=DIFF_TYPE, also={JSON: _DIFF})},
                 (*_READING, problem.TOO_LARGE),
                 query=(_TURN, _AGAINST),
+                reads_mirror=True,
                 details="With `Accept: application/json`, its files, hunks and counts; a diff of over 8 MiB is refused "
                 "in this form. The patch is streamed, whatever its size.",
             ),
@@ -121,6 +127,7 @@ class SessionRoutes:
                              headers=_DISPOSITION)},
                 _READING,
                 query=(_TURN,),
+                reads_mirror=True,
                 details="It has the ref refs/agents/SESSION, and everything of it that the upstream's branches and "
                 "tags do not have.",
             ),
@@ -166,9 +173,19 @@ class SessionRoutes:
         )
         mirror = self._node.mirror(call.repo)
         if call.accepts(JSON, rather_than=DIFF_TYPE):
-            document = await diff_document(mirror, *compared.commits)
-            return Reply(media_type=JSON, stream=_in_pieces(_about(call.repo, compared) | document))
+            return Reply(media_type=JSON, stream=self._diff_document(mirror, call.repo, compared))
         return Reply(media_type=DIFF_TYPE, stream=await diff_text(mirror, *compared.commits))
+
+    async def _diff_document(self, mirror: Mirror, repo: str, compared: Comparison) -> AsyncGenerator[bytes, None]:
+        # As objects a diff takes five times the memory that its JSON takes, so few may be objects at once, and none
+        # while a slow reader takes it.
+        async with self._reading:
+            document = _about(repo, compared) | await diff_document(mirror, *compared.commits)
+            content = b"".join([piece async for piece in _in_pieces(document)])
+            del document
+        # A hunk may be most of it, and whatever sends a piece copies it.
+        for start in range(0, len(content), PIECE):
+            yield content[start : start + PIECE]
 
     async def _bundle(self, call: Call) -> Any:
         session, turns = await self._found(call)
@@ -193,7 +210,7 @@ class SessionRoutes:
         return session, turns
 
 
-async def _in_pieces(document: dict[str, Any]) -> AsyncIterator[bytes]:
+async def _in_pieces(document: dict[str, Any]) -> AsyncGenerator[bytes, None]:
     """The JSON of a diff, hunk by hunk: encoding 8 MiB at once would hold the interpreter for a fifth of a second."""
     yield json.dumps({key: value for key, value in document.items() if key != "files"}).encode()[:-1] + b', "files": ['
     for number, file in enumerate(document["files"]):

@@ -81,7 +81,7 @@ class Operations:
         return added_document(repo, self.scheduler.health(repo.id), layout, config, outcome), repo.id not in known
 
     async def change(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Changes `enabled`, `branch` or `interval`. Raises UnknownRepo, Conflict."""
+        """Changes `enabled`, `branch` or `interval`. Raises UnknownRepo, Conflict, UsageError."""
         repo = await self._change(partial(self.stores.registry.change, name, changes))
         if repo.enabled:
             self.warmer.warm(repo)

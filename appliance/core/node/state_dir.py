@@ -20,7 +20,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirrors import mirrors_on_disk
 from appliance.core.integrity.exchange import settle
 from appliance.core.layout import Layout
-from appliance.core.names import is_branch_name
+from appliance.core.names import check_branch_name
 from appliance.core.process.children import Children
 from appliance.core.process.endurance import Endurance
 from appliance.core.store.database import Database, DatabaseLost, StoreError
@@ -163,10 +163,7 @@ def wanted_repo(
 ) -> Wanted:
     """Checks a repository that is to be registered. Raises UsageError."""
     upstream = parse_upstream(url, allow_local=allow_local, has_key=has_key)
-    if branch is not None and not is_branch_name(branch):
-        raise UsageError(
-            f"{branch!r} is not a branch's name", hint="give the name without refs/heads/, as in --branch main"
-        )
+    check_branch_name(branch)
     return Wanted(choose_name(upstream, name), upstream.url, branch, interval)
 
 

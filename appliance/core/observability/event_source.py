@@ -6,7 +6,7 @@ client would have to know all types to listen to each; the document's `event` sa
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from appliance.core.observability.event_stream import StreamedEvent, Subscription
 
@@ -19,7 +19,7 @@ KEEP_ALIVE = 15.0
 
 async def event_source(
     subscription: Subscription, is_allowed: Callable[[], bool] = lambda: True
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yields the bytes of a response that lasts until it is closed or no longer allowed.
 
     The first ones come at once and hold the subscriber's place, so that a client that is disconnected before the first

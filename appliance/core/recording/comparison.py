@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.errors import NotFound, UsageError
 from appliance.core.models import Turn
 from appliance.core.store.stores import Stores
 
@@ -84,7 +84,7 @@ def compare(stores: Stores, repo: str, session: str, turn: int | None, against: 
 
     `session` is a whole name: `find_session` finds it by its beginning. `against` is `base`, which is the base of the
     turn; `previous`, which is the turn before, and for the first turn its base; or another session of the repository,
-    in the words of `find_other`. None means `base` without a turn and `previous` with one. Raises GitmirrorError and
+    in the words of `find_other`. None means `base` without a turn and `previous` with one. Raises NotFound and
     UsageError.
     """
     turns = stores.sessions.turns(repo, session)
@@ -107,7 +107,7 @@ def find_other(stores: Stores, repo: str, text: str) -> Other:
 
     Names that guests push hold no `@`, but a session that was found in a mirror may have one. So a session of exactly
     that name comes first, and `SESSION@TURN` is never the beginning of a longer name. A session that is called `base`
-    or `previous` is named with its turn. Raises GitmirrorError and UsageError.
+    or `previous` is named with its turn. Raises NotFound and UsageError.
     """
     exact = any(row["session"] == text for row in stores.sessions.matching(repo, text))
     if not exact and (match := _NAME_AND_TURN.fullmatch(text)):
@@ -116,14 +116,12 @@ def find_other(stores: Stores, repo: str, text: str) -> Other:
 
 
 def find_session(stores: Stores, repo: str, name: str) -> dict[str, Any]:
-    """The session of that name, or the only one whose name starts with it. Raises GitmirrorError and UsageError."""
+    """The session of that name, or the only one whose name starts with it. Raises NotFound and UsageError."""
     # An empty name is a script's unset variable, and not the beginning of every name.
     matches = stores.sessions.matching(repo, name) if name else []
     if not matches:
         stores.registry.get(repo)
-        raise GitmirrorError(
-            f"{repo} has no session {name or 'without a name'}", hint=f"`sessions --repo {repo}` lists them"
-        )
+        raise NotFound(f"{repo} has no session {name or 'without a name'}", hint=f"`sessions --repo {repo}` lists them")
     if len(matches) > 1:
         some = ", ".join(row["session"] for row in matches[:5])
         raise UsageError(f"{len(matches)} sessions of {repo} start with {name}", hint=f"give more of the name: {some}")
@@ -131,11 +129,9 @@ def find_session(stores: Stores, repo: str, name: str) -> dict[str, Any]:
 
 
 def find_turn(session: str, turns: Sequence[Turn], number: int | None) -> tuple[int, Turn]:
-    """A turn of `turns` and its number, or the last one for None. Raises GitmirrorError and UsageError."""
+    """A turn of `turns` and its number, or the last one for None. Raises NotFound and UsageError."""
     if not turns:
-        raise GitmirrorError(
-            f"{session} has no turns any more", hint="it was ended meanwhile; `sessions` lists what is"
-        )
+        raise NotFound(f"{session} has no turns any more", hint="it was ended meanwhile; `sessions` lists what is")
     if number is not None and not 1 <= number <= len(turns):
         raise UsageError(f"{session} has no turn {number}", hint=f"its turns are 1 to {len(turns)}")
     chosen = number or len(turns)

@@ -10,6 +10,7 @@ import sqlite_utils
 
 from appliance.core.errors import Conflict, NotFound
 from appliance.core.models import Repo
+from appliance.core.names import check_branch_name
 from appliance.core.store.cursors import page_by_name
 from appliance.core.store.database import Database, rows
 
@@ -104,8 +105,9 @@ class Registry:
         """Changes `enabled`, `branch` and `interval`, as far as `wanted` has them. Raises UnknownRepo.
 
         A repository that the config no longer lists then counts as added by `add-repo`. Raises Conflict for the branch
-        or the interval of one that the config lists.
+        or the interval of one that the config lists, and UsageError for what is no branch's name.
         """
+        check_branch_name(wanted.get("branch"))
         with self._database.writing() as connection:
             row = _row(connection, name)
             changes = {key: wanted[key] for key in ("branch", "interval") if key in wanted and wanted[key] != row[key]}
