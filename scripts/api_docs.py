@@ -118,7 +118,7 @@ def parameters(operation: Operation) -> Iterator[str]:
         yield "| parameter | in | type | meaning |"
         yield "|---|---|---|---|"
         for name in names:
-            yield f"| `{name}` | path | string | {PATH_PARAMETERS[name]} |"
+            yield f"| `{name}` | path | string | {PATH_PARAMETERS[name][0]} |"
         for parameter in operation.query:
             yield f"| `{parameter.name}` | query | {cell(parameter.schema)} | {parameter.description} |"
         yield ""

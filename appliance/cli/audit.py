@@ -100,8 +100,8 @@ def _row(entry: dict[str, Any]) -> tuple[Any, ...]:
 def verify(options: Options, head: str | None) -> None:
     """Verify the hash chain of the audit log.
 
-    If the chain is broken, prints the first event that breaks it and exits with code 3. It also exits with code 3
-    if events that it once had are missing, or turns that are in the mirrors.
+    If the chain is broken, prints the first event that breaks it and exits with code 3. It also exits with code 3 if
+    the log lacks events that it once had, or turns that are in the mirrors.
 
     \b
     Example:

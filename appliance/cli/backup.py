@@ -1,4 +1,4 @@
-"""Backups of what exists on this node alone: `backup`, `backup verify`, `restore`."""
+"""Backups of what exists only on this node: `backup`, `backup verify`, `restore`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ DAMAGED = 3
 
 
 class _DirectoryOrCommand(click.Group):
-    """`backup DIR` or `backup verify`: the first word is a directory unless it is a command."""
+    """`backup DIR` or `backup verify`: the first argument is a directory unless it is a command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parses the words after `backup`."""
+        """Parses the arguments after `backup`."""
         if args and args[0] in self.commands:
             return super().parse_args(ctx, ["", *args])
         # Without a command, options may stand after the directory.
@@ -29,10 +29,10 @@ class _DirectoryOrCommand(click.Group):
 
 
 class _OwnArgument(click.Argument):
-    """An argument of a group that the help of its commands does not show."""
+    """A group's argument that is not shown in the help of the group's commands."""
 
     def get_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """The words of the usage line."""
+        """The parts of the usage line."""
         return super().get_usage_pieces(ctx) if isinstance(ctx.command, click.Group) else []
 
 
@@ -44,8 +44,8 @@ class _OwnArgument(click.Argument):
 def backup(ctx: click.Context, options: Options, directory: str | None, as_json: bool) -> None:
     """Back up recordings, the audit log and the registry.
 
-    Writes to DIR, or to the directory of [backup] in the configuration. Only what earlier backups there do not hold is
-    added. Works with and without a running serve. Exits with code 3 when a repository could not be backed up.
+    Writes to DIR, or to the directory of [backup] in the configuration. Adds only what earlier backups there do not
+    hold. Works with and without a running serve. Exits with code 3 when a repository could not be backed up.
 
     \b
     Examples:
@@ -107,7 +107,7 @@ def verify(directory: str, as_json: bool) -> None:
     help="Restore the newest backup made before WHEN: 2h (two hours ago), or 2026-11-26T08:00:00Z.",
 )
 @click.option(
-    "--database", "only_database", is_flag=True, help="Replace the database alone; mirrors that can be read stay."
+    "--database", "only_database", is_flag=True, help="Replace only the database; mirrors that can be read stay."
 )
 @click.option("--yes", is_flag=True, help="If the state directory was used, move what is there aside.")
 @json_option
@@ -154,7 +154,7 @@ def restore(
         replaced = "the database that" if only_database else "what"
         say(f"{replaced} was in {report.state} is now in {report.aside}")
     for problem in report.unread:
-        say(f"{problem}; turns newer than the backup, if there were any, are there alone")
+        say(f"{problem}; turns newer than the backup, if there were any, exist only there")
     for name, count in sorted(report.newer.items()):
         say(f"{name}: {count} turns newer than the backup are kept; the next serve records them again")
     for name, url in sorted(report.unregistered.items()):

@@ -41,7 +41,7 @@ class Options:
         return Node(Layout(state), self.load_config())
 
     def mend(self, error: GitmirrorError) -> str:
-        """Returns what an operator does about an error of a command."""
+        """Returns what an operator can do about an error of a command."""
         from appliance.core.config.settings import find_state
         from appliance.core.store.remedies import remedy
 

@@ -1,4 +1,4 @@
-"""Whether mirrors are whole: `verify`, `heal`."""
+"""Finds and heals damaged mirrors: `verify`, `heal`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MOST_SHOWN = 20
 def verify(options: Options, names: tuple[str, ...], full: bool, as_json: bool) -> None:
     """Inspect mirrors for damage now.
 
-    Checks that every object and every recorded turn is there; with --full, that the content of each object is right,
-    too. Without a REPO, inspects all. A running serve heals what is found. Exits with code 3 when a mirror is damaged,
-    and with 1 when one could not be inspected.
+    Checks that every object and every recorded turn exists; with --full, also that the content of each object is right.
+    Without a REPO, inspects all mirrors. A running serve heals what is found. Exits with code 3 when a mirror is
+    damaged, and with 1 when one could not be inspected.
 
     \b
     Example:
@@ -50,9 +50,9 @@ def verify(options: Options, names: tuple[str, ...], full: bool, as_json: bool) 
 def heal(options: Options, name: str, as_json: bool) -> None:
     """Inspect one mirror and heal it now.
 
-    A running serve heals mirrors by itself; this does it at once. Puts the refs of sessions and turns back, and fetches
-    what is missing or damaged from the upstream. Every session that can still be read is kept. Exits with code 3 when
-    the mirror is still damaged afterwards.
+    A running serve heals mirrors by itself; this command does it at once. Restores the refs of sessions and turns, and
+    fetches what is missing or damaged from the upstream. Every session that can still be read is kept. Exits with code
+    3 when the mirror is still damaged afterwards.
 
     \b
     Example:

@@ -24,7 +24,7 @@ def print_json(document: Any) -> None:
 
 
 def print_json_line(document: Any) -> None:
-    """Prints one JSON document of several, on a line of its own."""
+    """Prints one of several JSON documents, on a line of its own."""
     click.echo(json.dumps(document, ensure_ascii=True))
 
 

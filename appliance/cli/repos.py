@@ -82,8 +82,8 @@ def add_repo(
 def remove_repo(options: Options, name: str, purge: bool, yes: bool) -> None:
     """Stop refreshing and serving a repository.
 
-    The mirror stays on disk unless --purge is given, which names the sessions that it ends and asks. To remove a
-    repository that the config lists, edit the config.
+    The mirror stays on disk unless --purge is given. --purge first lists the sessions that it ends and asks for
+    confirmation. To remove a repository that the config lists, edit the config.
 
     \b
     Example:
@@ -98,7 +98,7 @@ def remove_repo(options: Options, name: str, purge: bool, yes: bool) -> None:
 
 
 def _confirm_purge(name: str, sessions: list[dict[str, Any]]) -> bool:
-    """Names what a purge would end, and asks."""
+    """Lists what a purge would end, and asks for confirmation."""
     if not sessions:
         return ask(f"Delete the mirror of {name}? No session is recorded in it.")
     turns = sum(session["turns"] for session in sessions)

@@ -47,7 +47,7 @@ class Layout:
 
     @property
     def evidence(self) -> Path:
-        """What heals took out of damaged mirrors, `<owner>/<repo>.<time>`, under a budget; may be deleted."""
+        """Files that heals took out of damaged mirrors, `<owner>/<repo>.<time>`, within a budget; may be deleted."""
         return self.state / "evidence"
 
     @property

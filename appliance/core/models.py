@@ -50,8 +50,8 @@ class Health:
     """What is known about one mirror. Times are Unix seconds; `verified_at` is the start of the last good refresh.
 
     `error_kind` is the error word of `last_error`. The upstream asked not to be contacted before `retry_at`. `damage`
-    says what is wrong with the mirror on disk, None while nothing is known to be. `inspected_at` is when its objects
-    were last inspected, and `verified_whole_at` when an inspection of their content last found no fault.
+    says what is wrong with the mirror on disk, or is None if nothing is known to be wrong. `inspected_at` is when its
+    objects were last inspected, and `verified_whole_at` when an inspection of their content last found no fault.
     """
 
     tip: str | None = None

@@ -6,11 +6,12 @@
 - `screens`: the views and dialogs. `widgets`: what they are made of.
 - `palette`: commands found by name. `themes`: the colours. `text`: the wording of states, times and numbers.
 
-A key: Textual calls the action of the screen that is seen. The screen gives the order to `Context.act`, which runs it
-in a thread against `core/node`; the outcome comes back as a message, which the app shows, and what the order may have
-changed is read again. A key that goes somewhere else posts a message such as `OpenDiff`, which the app handles.
+The life of a key press: Textual calls the action of the visible screen. The screen passes an order to `Context.act`,
+which runs it in a thread against `core/node`. The outcome comes back as a message, which the app shows, and everything
+that the order may have changed is read again. A key that goes somewhere else posts a message such as `OpenDiff`, which
+the app handles.
 
 What always holds: nothing that may block runs on the UI thread. There is no git, SQL or socket here; core does all
-three. A screen imports nothing of the app, and no module imports another in a circle. Words of strangers pass
-`text.plain` before they are drawn. Looking at a node creates nothing on disk.
+three. A screen imports nothing of the app, and no module imports another in a circle. Text from guests and upstreams
+passes `text.plain` before it is drawn. Viewing a node creates nothing on disk.
 """

@@ -88,11 +88,11 @@ class Tui(App[None]):
             self.add_mode(mode, partial(screen, self.context))
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
-        """Gives our tones to a theme that has none."""
+        """Adds our tones to a theme that lacks them."""
         return dict(THEMES[0].variables)
 
     def on_mount(self) -> None:
-        """Starts to read."""
+        """Starts reading."""
         self.context.follower.start()
 
     def on_unmount(self) -> None:
@@ -100,7 +100,7 @@ class Tui(App[None]):
         self.context.follower.close()
 
     def _view(self) -> View | None:
-        """The view that is seen, below a dialog too, once it has its widgets."""
+        """The visible view, even below a dialog, once it has its widgets."""
         views = (s for s in reversed(self.screen_stack) if isinstance(s, View) and s.is_mounted)
         view = next(views, None)
         return view if view is not None and view.has_widgets else None
@@ -126,7 +126,7 @@ class Tui(App[None]):
         self.notify(line, title="copied", timeout=8, markup=False)
 
     def on_action_done(self, message: ActionDone) -> None:
-        """Says what was done, and reads what it may have changed."""
+        """Shows what was done, and reads again what it may have changed."""
         self.say(message.text)
         self.context.follower.read_repos()
         view = self._view()
@@ -134,13 +134,13 @@ class Tui(App[None]):
             view.done()
 
     def on_action_failed(self, message: ActionFailed) -> None:
-        """Says what went wrong and what to do."""
+        """Shows what went wrong and what to do."""
         hint = f"\n{message.error.hint}" if message.error.hint else ""
         self.notify(f"{message.error.message}{hint}", title=message.what, severity="error", timeout=12, markup=False)
 
     @on(FollowerMessage)
     def follow(self, message: FollowerMessage) -> None:
-        """Passes on what the follower waits for."""
+        """Passes a message to the follower."""
         self.context.follower.receive(message)
 
     # Navigation
@@ -154,7 +154,7 @@ class Tui(App[None]):
         self.push_screen(DiffScreen(self.context, message.session, message.turn, message.against))
 
     def action_go(self, mode: str) -> None:
-        """Goes to one of the four views, also from a view that opened over it."""
+        """Goes to one of the four views, even from a view that opened over it."""
         if mode == self.current_mode:
             while len(self.screen_stack) > 1:
                 self.pop_screen()

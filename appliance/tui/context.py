@@ -29,14 +29,14 @@ class Say(Protocol):
     """Shows a notice for some seconds."""
 
     def __call__(self, text: str, *, severity: SeverityLevel = "information") -> None:
-        """`text` may quote a stranger: control characters are shown as escapes, and brackets are no markup."""
+        """`text` may quote a guest or upstream: control characters are shown as escapes; brackets are not markup."""
 
 
 class AskUser(Protocol):
     """Opens a dialog."""
 
     def __call__(self, dialog: ModalScreen[Answer], answered: Callable[[Answer | None], None]) -> None:
-        """Calls `answered` on the UI thread with what the dialog ended with."""
+        """Calls `answered` on the UI thread with the result of the dialog."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,17 @@ class Context:
     """One live view as its screens see it. All but `node`, `queries` and `sessions` is for the UI thread alone."""
 
     node: Node
-    """Takes orders, each of which may block: call it in `act`."""
+    """Carries out orders, each of which may block: call it in `act`."""
     queries: NodeQueries
     """Reads the node, and may block: call it in work given to `loader`."""
     sessions: Sessions
-    """Reads sessions and takes orders about them; blocks as `node` and `queries` do."""
+    """Reads sessions and carries out orders about them; blocks as `node` and `queries` do."""
     model: Model
     """What is known now. `model.clock` gives Unix seconds."""
     loader: Loader
     """Runs reads off the UI thread."""
     follower: Follower
-    """Keeps `model` true, and reads again what events announce."""
+    """Keeps `model` current, and reads what events announce."""
     say: Say
     ask: AskUser
     copy: Callable[[str], None]
@@ -62,7 +62,7 @@ class Context:
     keys: Sequence[BindingType]
     """The keys that work in every view."""
     command: str
-    """How this program is called, for command lines to copy."""
+    """The command that starts this program, for command lines that the user copies."""
 
     def act(self, what: str, work: Callable[[], str]) -> None:
         """Runs an order off the UI thread and shows what it returns; `what` names it if it fails."""

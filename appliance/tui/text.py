@@ -44,7 +44,7 @@ def cell(text: str, tone: str = "") -> Cell:
 
 
 def plain(text: str) -> str:
-    """Makes the words of a guest or an upstream safe to draw.
+    """Makes text from a guest or an upstream safe to draw.
 
     Control characters become the escapes of `escape`. Others that are not printable become dots, because terminals
     disagree about their width.
@@ -113,7 +113,7 @@ def count(number: int, word: str, plural: str | None = None) -> str:
 
 
 def percent(part: int, whole: int) -> str:
-    """Writes a share: `97%`, or `-` of nothing. Only all is 100%."""
+    """Writes a share: `97%`, or `-` if the whole is 0. Only the whole itself is 100%."""
     return "-" if whole == 0 else f"{min(99, round(100 * part / whole)) if part < whole else 100}%"
 
 

@@ -1,4 +1,4 @@
-"""The themes: dark, light, and the terminal's own colours. All have the same names, so one style sheet serves all."""
+"""The themes: dark, light, and the terminal's own. All have the same colour names, so one style sheet serves all."""
 
 from __future__ import annotations
 

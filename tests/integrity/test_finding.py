@@ -62,7 +62,7 @@ def test_a_fetch_that_fails_makes_the_mirror_suspect(node: DamagedNode, tmp_path
     url = f"{node.serve.git_url}/{WIDGETS}"
     # A shape that no response was prepared for, so that git has to make it.
     assert git_result("clone", "-q", "--depth=3", url, str(tmp_path / "clone"))[0] != 0
-    node.wait_for_word("git speaks of damage")
+    node.wait_for_word("git reports damage")
     entry = node.serve.wait_for_repo(WIDGETS, "damaged")
     assert entry["damage"]
     assert "heal REPO" in entry["hint"] and "purge" not in entry["hint"]
@@ -114,7 +114,7 @@ def test_what_git_says_to_nobody_is_heard(node: DamagedNode, tmp_path: Path, gue
         node.lose(blob_of(node))
         code, _, _ = git_result("-c", "protocol.version=0", "clone", "-q", place, str(tmp_path / "clone"))
         assert code != 0
-    node.wait_for_word("git speaks of damage")
+    node.wait_for_word("git reports damage")
 
 
 @pytest.mark.slow

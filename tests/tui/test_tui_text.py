@@ -189,7 +189,7 @@ def test_damage_is_explained_before_the_last_error() -> None:
     health = Health(cloned=True, failures=4, last_error="no route to host", damage="refs/agents/s is lost")
     view = RepoView(repo, health, State.DAMAGED, "main", 60.0, "refused", "check its disk")
     texts = ["".join(text for text, _ in left).strip() for left, _ in explain(view, 90.0, 100.0, 120)]
-    assert texts[0].startswith("■ acme/infra is damaged: its mirror is healed without you")
+    assert texts[0].startswith("■ acme/infra is damaged: its mirror is healed automatically")
     assert texts[1:] == ["refs/agents/s is lost", "check its disk", repo.url]
 
 

@@ -48,7 +48,7 @@ class AccessGate:
         return self.find(path)
 
     def find_any(self, path: str) -> Repo | None:
-        """Returns the enabled repository at a path for an operator: also if it is private, or not cloned yet."""
+        """Returns the enabled repository at a path for an operator, even if it is private or not cloned yet."""
         return self.catalog.find(path) or self.catalog.find_private(path)
 
     def _there(self, repo: Repo | None) -> Repo | None:

@@ -15,13 +15,13 @@ from appliance.core.store.tokens import TokenStore
 log = logging.getLogger(__name__)
 
 MOST_LOOKUPS = 4
-"""Concurrent lookups. Any guest can cause one, and pushes and refreshes need the same threads."""
+"""The most concurrent lookups. Any guest can cause one, and pushes and refreshes need the same threads."""
 
 
 def issue_token(store: TokenStore, privacy: Privacy, repo: Repo, ttl: float, note: str) -> dict[str, Any]:
     """Creates a read token for `repo` that is valid for `ttl` seconds; `private` is whether guests need one.
 
-    A running `serve` needs no notice, because it looks tokens up in the database at each request.
+    A running `serve` need not be notified, because it looks tokens up in the database at each request.
     """
     return store.issue(repo, ttl, note) | {"private": privacy.is_private(repo)}
 

@@ -2,6 +2,7 @@
 
 - `declaration`: what a route is. `node_routes`, `session_routes`, `mirror_routes`, `record_routes`, `event_routes`
   declare all of them; `schemas` has their JSON Schemas, `paging` what lists have in common.
+- `parsing` reads a request as its operation declares it.
 - `application`: the ASGI application made from the declarations. `access` admits callers, `problem` words errors.
 - `openapi`: the description, made from the same declarations. `operations`: what `serve` itself must do.
 - `client`: calls the API over the control socket. It is all that commands and the live view import.

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Protocol
 
 from appliance.core.api.declaration import Scope
 from appliance.core.api.problem import FORBIDDEN, UNAUTHORIZED, Problem
+from appliance.core.errors import GitmirrorError
+
+log = logging.getLogger(__name__)
 
 
 class Token(Protocol):
@@ -22,14 +29,27 @@ FindToken = Callable[[str], Awaitable[Token | None]]
 """Returns the API token if it is valid now, or None."""
 
 
+LOOKED_UP_EVERY = 0.7
+"""Seconds between two lookups of a token on which an open response depends: a revoked one works for a second."""
+
+IsAllowed = Callable[[], bool]
+Lasting = Callable[[], AbstractAsyncContextManager[IsAllowed]]
+"""Opens a context, for a response that lasts, with a function that says whether its caller still may have it."""
+
+
 class Access:
-    """Decides by the token of each request, looked up anew, so that a revoked one stops at once."""
+    """Decides by the token of each request, looked up anew, so that a revoked one stops at once.
 
-    def __init__(self, find: FindToken) -> None:
+    `wake` makes open responses look at whether they are still allowed.
+    """
+
+    def __init__(self, find: FindToken, wake: Callable[[], None]) -> None:
         self._find = find
+        self._wake = wake
+        self._open: dict[str, _OpenToken] = {}
 
-    async def admit(self, scope: Scope, authorization: str, is_operator: bool) -> Callable[[], Awaitable[bool]]:
-        """Returns a function that says whether the caller still may, for responses that last. Raises Problem."""
+    async def admit(self, scope: Scope, authorization: str, is_operator: bool) -> Lasting:
+        """Raises Problem unless the caller may do this. Returns what a response that lasts needs."""
         if is_operator or scope is Scope.NOTHING:
             return _always
         kind, _, value = authorization.partition(" ")
@@ -46,12 +66,48 @@ class Access:
         if scope is Scope.OPERATE and found.scope != Scope.OPERATE:
             hint = "`api-token issue --scope operate` makes one that may"
             raise Problem(FORBIDDEN, f"a token of scope {found.scope} may not do this", hint=hint)
+        return partial(self._lasting, token)
 
-        async def may_go_on() -> bool:
-            return await self._find(token) is not None
+    @asynccontextmanager
+    async def _lasting(self, token: str) -> AsyncIterator[IsAllowed]:
+        """All open responses of one token share the lookups: a thousand streams need one a second."""
+        opened = self._open.get(token)
+        if opened is None:
+            opened = self._open[token] = _OpenToken()
+            opened.watching = asyncio.create_task(self._watch(token, opened), name="token of an event stream")
+        opened.responses += 1
+        try:
+            yield opened.is_valid
+        finally:
+            opened.responses -= 1
+            if not opened.responses:
+                del self._open[token]
+                opened.watching.cancel()
 
-        return may_go_on
+    async def _watch(self, token: str, opened: _OpenToken) -> None:
+        while opened.valid:
+            await asyncio.sleep(LOOKED_UP_EVERY)
+            try:
+                opened.valid = await self._find(token) is not None
+            except GitmirrorError as error:
+                # What cannot be looked up now was valid a moment ago.
+                log.warning("the token of an open event stream cannot be looked up: %s", error.message)
+        self._wake()
 
 
-async def _always() -> bool:
-    return True
+class _OpenToken:
+    """A token on which open responses depend."""
+
+    watching: asyncio.Task[None]
+
+    def __init__(self) -> None:
+        self.valid = True
+        self.responses = 0
+
+    def is_valid(self) -> bool:
+        return self.valid
+
+
+@asynccontextmanager
+async def _always() -> AsyncIterator[IsAllowed]:
+    yield lambda: True

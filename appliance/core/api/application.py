@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -16,23 +17,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Send
 
 from appliance import __version__
 from appliance.core.api import problem
 from appliance.core.api.access import Access
 from appliance.core.api.declaration import JSON, NDJSON, Call, Operation, Reply, Scope, preferred
+from appliance.core.api.parsing import read_body, read_path, read_query
 from appliance.core.api.problem import VERSION_HEADER, Problem, kind_of, problem_document
 from appliance.core.errors import GitmirrorError, NotServing
 
 log = logging.getLogger(__name__)
 
-LARGEST_BODY = 2**18
-"""The most bytes of a request's body: a refresh of 2,000 repositories by name has 70 KB. A megabyte of nested JSON
-blocks the loop for a tenth of a second."""
-BODY_TIMEOUT = 30.0
-"""Seconds that a body may take to arrive."""
-MOST_FIELDS = 32
-"""The most fields in a query."""
 ENDPOINT = Callable[[Request], Awaitable[Response]]
 
 
@@ -41,16 +37,20 @@ def make_application(operations: Iterable[Operation], access: Access) -> Starlet
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in operations:
         by_path.setdefault(operation.path, {})[operation.method] = operation
-    routes = [
-        Route(_starlette_path(path), _Endpoint(methods, access).answer, methods=sorted(methods))
-        for path, methods in by_path.items()
-    ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _NoRoute(access).answer})
+    routes = [_route(path, methods, access) for path, methods in by_path.items()]
+    application = Starlette(routes=routes, exception_handlers={HTTPException: _NoRoute(access).answer})
+    # A redirect to the path without a slash at its end would tell anybody which routes there are.
+    application.router.redirect_slashes = False
+    return application
 
 
-def _starlette_path(path: str) -> str:
-    """A path that ends in a file's name takes the slashes in it."""
-    return path.replace("{path}", "{path:path}")
+def _route(path: str, methods: Mapping[str, Operation], access: Access) -> Route:
+    # The name of a file takes the slashes in it.
+    template = path.replace("{path}", "{path:path}")
+    route = Route(template, _Endpoint(methods, access).answer, methods=sorted(methods))
+    # In the pattern of Starlette, `$` also matches before a line break at the end, and `.` matches none.
+    route.path_regex = re.compile(rf"{route.path_regex.pattern.removesuffix('$')}\Z", re.DOTALL)
+    return route
 
 
 class _Endpoint:
@@ -78,74 +78,24 @@ class _Endpoint:
 
     async def _answer(self, operation: Operation, request: Request) -> Response:
         is_operator = bool(request.state.is_operator)
-        may_go_on = await self._access.admit(operation.scope, request.headers.get("authorization", ""), is_operator)
+        lasting = await self._access.admit(operation.scope, request.headers.get("authorization", ""), is_operator)
         call = Call(
-            path=_path_of(request),
-            query=_query_of(operation, request),
-            body=await _body_of(operation, request),
+            path=read_path(request),
+            query=read_query(operation, request),
+            body=await read_body(operation, request),
             accept=request.headers.get("accept", "*/*"),
             tell=_tell_nobody,
             is_operator=is_operator,
             last_event_id=request.headers.get("last-event-id"),
-            may_go_on=may_go_on,
+            lasting=lasting,
         )
         if operation.tells and preferred(call.accept, (JSON, NDJSON)) == NDJSON:
-            return StreamingResponse(_told(operation, call), media_type=NDJSON)
-        return await _response(await operation.respond(call))
+            return _Stream(_told(operation, call), media_type=NDJSON)
+        return await _response(await operation.respond(call), has_body=request.method != "HEAD")
 
 
 def _tell_nobody(text: str) -> None:
     pass
-
-
-def _path_of(request: Request) -> dict[str, str]:
-    path = {name: str(value) for name, value in request.path_params.items()}
-    for value in path.values():
-        if "\0" in value:
-            raise Problem(problem.INVALID, "the path has a NUL", hint="no name holds one")
-    return path
-
-
-def _query_of(operation: Operation, request: Request) -> dict[str, Any]:
-    """The parameters that were given, as their schemas want them. Unknown ones are refused: they are misspelt."""
-    known = {parameter.name: parameter for parameter in operation.query}
-    fields = request.query_params.multi_items()
-    if len(fields) > MOST_FIELDS:
-        raise Problem(problem.INVALID, f"the query has more than {MOST_FIELDS} fields", hint="send fewer")
-    query: dict[str, Any] = {}
-    for name, text in fields:
-        if name not in known:
-            some = ", ".join(known) or "none"
-            raise Problem(problem.INVALID, f"there is no parameter {ascii(name)[:100]} here", hint=f"there are: {some}")
-        if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
-            raise Problem(problem.INVALID, f"{name} is no text", hint="send UTF-8 without NUL")
-        query[name] = known[name].read(text)
-    return query
-
-
-async def _body_of(operation: Operation, request: Request) -> dict[str, Any]:
-    data = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT):
-            async for piece in request.stream():
-                data += piece
-                if len(data) > LARGEST_BODY:
-                    hint = "name fewer things in one request"
-                    raise Problem(problem.TOO_LARGE_BODY, f"the body has more than {LARGEST_BODY} bytes", hint=hint)
-    except TimeoutError:
-        words = f"the body took more than {BODY_TIMEOUT:g} seconds"
-        raise Problem(problem.INVALID, words, hint="send it again") from None
-    if operation.body is None or (not data and not operation.body.get("required")):
-        return {}
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        raise Problem(problem.INVALID, "the body is not a JSON object", hint="GET /v1/openapi.json describes it")
-    operation.validate(document)
-    # A null means the same as leaving the key out.
-    return {key: value for key, value in document.items() if value is not None}
 
 
 async def _told(operation: Operation, call: Call) -> AsyncIterator[bytes]:
@@ -188,7 +138,7 @@ def _line(document: Any) -> bytes:
     return json.dumps(document).encode() + b"\n"
 
 
-async def _response(result: Any) -> Response:
+async def _response(result: Any, *, has_body: bool) -> Response:
     reply = result if isinstance(result, Reply) else Reply(result)
     if reply.stream is None:
         if reply.media_type == JSON:
@@ -202,11 +152,21 @@ async def _response(result: Any) -> Response:
 
     async def pieces() -> AsyncIterator[bytes]:
         async with aclosing(stream):  # type: ignore[type-var]
-            yield first
-            async for piece in stream:
-                yield piece
+            # The response to HEAD would wait for the end of a body that it does not send.
+            if has_body:
+                yield first
+                async for piece in stream:
+                    yield piece
 
-    return StreamingResponse(pieces(), reply.status, dict(reply.headers), reply.media_type)
+    return _Stream(pieces(), reply.status, dict(reply.headers), reply.media_type)
+
+
+class _Stream(StreamingResponse):
+    """Ends what yields the body as soon as the response ends, also when the client has left."""
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self.body_iterator):  # type: ignore[type-var]
+            await super().stream_response(send)
 
 
 def _problem_response(error: GitmirrorError) -> Response:
@@ -239,7 +199,9 @@ class _NoRoute:
         except GitmirrorError as refusal:
             return _problem_response(refusal)
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = {"Allow": dict(error.headers or {}).get("Allow", "")}
+            # Starlette lists them in the order of a set.
+            methods = dict(error.headers or {}).get("Allow", "").split(", ")
+            allowed = {"Allow": ", ".join(sorted(methods))}
             words = f"there is no {request.method!a} here"
             return _problem_response(
                 Problem(problem.NO_METHOD, words, hint=f"it has {allowed['Allow']}", headers=allowed)

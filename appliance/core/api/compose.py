@@ -39,4 +39,4 @@ def compose_api(node: NodeOperations, stores: Stores, stream: EventStream) -> St
         # Never cached, so that a token that any process revokes admits nobody from then on.
         return await asyncio.to_thread(stores.api_tokens.find, token)
 
-    return make_application(declare(node, stores, stream), Access(find))
+    return make_application(declare(node, stores, stream), Access(find, stream.wake))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -62,6 +63,15 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Header:
+    """A header of a response. `is_required` is false for one that only some responses have."""
+
+    schema: Schema
+    description: str
+    is_required: bool = True
+
+
+@dataclass(frozen=True)
 class Answer:
     """One response: its description, its media type, and its JSON Schema if it is JSON."""
 
@@ -70,6 +80,8 @@ class Answer:
     media_type: str = JSON
     also: Mapping[str, Schema] = field(default_factory=dict)
     """Other media types that a caller may ask for by `Accept`."""
+    headers: Mapping[str, Header] = field(default_factory=dict)
+    """Headers that clients may build on."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,8 @@ class Call:
     """A validated request, as the function that answers it gets it.
 
     `path` has the names in the route's path, `query` and `body` only what was given. `tell` reports progress; it
-    costs nothing when the caller did not ask for it. `is_operator` is true on the operator's socket.
+    costs nothing when the caller did not ask for it. `is_operator` is true on the operator's socket. `lasting` opens a
+    context for a response that lasts, with a function that says whether the caller may still have it.
     """
 
     path: Mapping[str, str]
@@ -87,7 +100,7 @@ class Call:
     tell: Tell
     is_operator: bool
     last_event_id: str | None
-    may_go_on: Callable[[], Awaitable[bool]]
+    lasting: Callable[[], AbstractAsyncContextManager[Callable[[], bool]]]
 
     @property
     def repo(self) -> str:
@@ -141,7 +154,7 @@ class Operation:
 
 def compiled(schema: Schema, what: str) -> Callable[[Any], Any]:
     """A function that raises Problem unless a value fits the schema."""
-    check = fastjsonschema.compile({**schema}, use_default=False, detailed_exceptions=False)
+    check = fastjsonschema.compile({**schema}, use_default=False)
 
     def validate(value: Any) -> Any:
         try:

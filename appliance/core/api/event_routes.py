@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from appliance.core.api.declaration import Answer, Call, Operation, Reply, Scope
+from appliance.core.observability.event_source import MEDIA_TYPE, event_source
 from appliance.core.observability.event_stream import EventStream
-
-EVENT_STREAM = "text/event-stream"
 
 
 class EventRoutes:
@@ -22,16 +21,17 @@ class EventRoutes:
         return [
             Operation(
                 "GET", "/v1/events", "events", "Every event as it happens", Scope.READ, self._events,
-                {200: Answer("One JSON document an event.", media_type=EVENT_STREAM)},
+                {200: Answer("One JSON document an event, until either side hangs up.", media_type=MEDIA_TYPE)},
+                details="A client that comes back with the id of the last event in `Last-Event-ID` gets all that "
+                "happened since then, as far as it is among the latest 10,000; otherwise the first event is `lost`.",
             )
         ]  # fmt: skip
 
     async def _events(self, call: Call) -> Any:
-        return Reply(media_type=EVENT_STREAM, stream=self._told(call))
+        return Reply(media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"}, stream=self._pieces(call))
 
-    async def _told(self, call: Call) -> AsyncIterator[bytes]:
-        with self._stream.watching() as subscription:
-            yield b": gitmirror\n\n"
-            while True:
-                for event in await subscription.take():
-                    yield b"id: %s\ndata: %s\n\n" % (event.id.encode(), event.json)
+    async def _pieces(self, call: Call) -> AsyncIterator[bytes]:
+        with self._stream.watching(after=call.last_event_id) as subscription:
+            async with call.lasting() as is_allowed:
+                async for piece in event_source(subscription, is_allowed):
+                    yield piece

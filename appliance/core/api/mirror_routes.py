@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.core.api import problem, schemas
-from appliance.core.api.declaration import JSON, Answer, Call, Operation, Parameter, Reply, Scope
+from appliance.core.api.declaration import JSON, Answer, Call, Header, Operation, Parameter, Reply, Scope
 from appliance.core.api.operations import NodeOperations
 from appliance.core.api.paging import AFTER, LIMIT, limit_of, paged
 from appliance.core.git.reading import FileAtRef, list_commits, list_refs, open_file
@@ -15,23 +15,39 @@ _REPO = "/v1/repos/{owner}/{repo}"
 _READING = (problem.INVALID, problem.NOT_FOUND, problem.FAILED)
 _REF = Parameter("ref", schemas.GIVEN_TEXT, "A branch, tag, session's ref or commit; HEAD by default.", "main")
 
+_KIND = schemas.one_of("file", "executable", "symlink", "directory", "submodule")
 _REF_DOCUMENT = schemas.document(
+    "Ref",
     ref=schemas.TEXT, oid=schemas.OID, peeled=schemas.nullable(schemas.OID), at=schemas.nullable(schemas.TIME),
     subject=schemas.TEXT,
 )  # fmt: skip
-_PERSON = schemas.document(name=schemas.TEXT, email=schemas.TEXT, at=schemas.nullable(schemas.TIME))
+_PERSON = schemas.document("Person", name=schemas.TEXT, email=schemas.TEXT, at=schemas.nullable(schemas.TIME))
 _COMMIT = schemas.document(
+    "Commit",
     oid=schemas.OID, parents=schemas.listed(schemas.OID), author=_PERSON, committer=_PERSON, subject=schemas.TEXT,
     message=schemas.TEXT,
 )  # fmt: skip
 _ENTRY = schemas.document(
-    name=schemas.TEXT, mode=schemas.TEXT, kind=schemas.TEXT, oid=schemas.OID, size=schemas.nullable(schemas.COUNT)
+    "TreeEntry",
+    name=schemas.TEXT, mode=schemas.MODE, kind=_KIND, oid=schemas.OID, size=schemas.nullable(schemas.COUNT),
+)  # fmt: skip
+_DIRECTORY = schemas.document(
+    "Directory",
+    kind=schemas.one_of("directory"), mode=schemas.MODE, oid=schemas.OID, commit=schemas.OID,
+    entries=schemas.listed(_ENTRY),
+)  # fmt: skip
+_SUBMODULE = schemas.document(
+    "Submodule", kind=schemas.one_of("submodule"), mode=schemas.MODE, oid=schemas.OID, commit=schemas.OID
 )
 _NO_FILE = {
-    **schemas.document(kind=schemas.TEXT, mode=schemas.TEXT, oid=schemas.OID, commit=schemas.OID),
+    "oneOf": [_DIRECTORY, _SUBMODULE],
     "description": "A directory has `entries`; a submodule has its own commit as `oid`.",
 }
-_NO_FILE["properties"] = {**_NO_FILE["properties"], "entries": schemas.listed(_ENTRY)}
+_FILE_HEADERS = {
+    "Gitmirror-Kind": Header(_KIND, "What is there."),
+    "Gitmirror-Commit": Header(schemas.OID, "The commit that was read."),
+    "ETag": Header(schemas.TEXT, "The id of the file's content, quoted.", is_required=False),
+}
 
 
 class MirrorRoutes:
@@ -58,7 +74,7 @@ class MirrorRoutes:
             ),
             Operation(
                 "GET", f"{_REPO}/files/{{path}}", "read-file", "A file at a ref", Scope.READ,
-                self._file, {200: Answer("Its bytes.", media_type=FILE_TYPE, also={JSON: _NO_FILE})},
+                self._file, {200: Answer("Its bytes.", media_type=FILE_TYPE, also={JSON: _NO_FILE}, headers=_FILE_HEADERS)},
                 (*_READING, problem.TOO_LARGE),
                 query=(_REF,),
                 details="A directory or a submodule is a JSON document instead. `Gitmirror-Kind` says file, "

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.core.api import problem, schemas
-from appliance.core.api.declaration import Answer, Call, Operation, Parameter, Reply, Scope
+from appliance.core.api.declaration import Answer, Call, Header, Operation, Parameter, Reply, Scope
 from appliance.core.api.operations import NodeOperations
 from appliance.core.api.paging import AFTER, LIMIT, paged_by_name
 
 KIT_TYPE = "text/x-shellscript"
+_LOCATION = {"Location": Header(schemas.TEXT, "The path of the repository.")}
 
 
 class NodeRoutes:
@@ -44,8 +45,8 @@ class NodeRoutes:
                 "POST", "/v1/repos", "add-repo", "Register a repository and wait for its first clone", Scope.OPERATE,
                 self._add,
                 {
-                    200: Answer("It was registered already, for this URL.", schemas.ADDED),
-                    201: Answer("It is registered now.", schemas.ADDED),
+                    200: Answer("It was registered already, for this URL.", schemas.ADDED, headers=_LOCATION),
+                    201: Answer("It is registered now.", schemas.ADDED, headers=_LOCATION),
                 },
                 (problem.INVALID, problem.FORBIDDEN, problem.CONFLICT, problem.TOO_LARGE_BODY, problem.FAILED),
                 body=schemas.given(

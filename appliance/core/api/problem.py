@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -37,15 +38,17 @@ NO_ROUTE = ProblemKind("no-route", HTTPStatus.NOT_FOUND, "There is no such route
 NO_METHOD = ProblemKind("no-method", HTTPStatus.METHOD_NOT_ALLOWED, "The route does not have this method")
 CONFLICT = ProblemKind("conflict", HTTPStatus.CONFLICT, "It contradicts what is there", 2)
 TOO_LARGE_BODY = ProblemKind("too-large-body", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request is too large", 2)
+CODING = ProblemKind("encoding", HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body has an unknown content-encoding", 2)
 TOO_LARGE = ProblemKind("too-large", HTTPStatus.UNPROCESSABLE_ENTITY, "The response would be too large")
 FAILED = ProblemKind("failed", HTTPStatus.UNPROCESSABLE_ENTITY, "The operation failed")
 BUG = ProblemKind("bug", HTTPStatus.INTERNAL_SERVER_ERROR, "serve has a defect")
 UNAVAILABLE = ProblemKind("unavailable", HTTPStatus.SERVICE_UNAVAILABLE, "The database cannot be used")
+BUSY = ProblemKind("busy", HTTPStatus.SERVICE_UNAVAILABLE, "There are too many connections")
 STOPPING = ProblemKind("stopping", HTTPStatus.SERVICE_UNAVAILABLE, "serve is stopping", 4)
 
 KINDS = (
-    INVALID, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, NO_ROUTE, NO_METHOD, CONFLICT, TOO_LARGE_BODY, TOO_LARGE, FAILED,
-    BUG, UNAVAILABLE, STOPPING,
+    INVALID, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, NO_ROUTE, NO_METHOD, CONFLICT, TOO_LARGE_BODY, CODING, TOO_LARGE,
+    FAILED, BUG, UNAVAILABLE, BUSY, STOPPING,
 )  # fmt: skip
 
 
@@ -87,6 +90,14 @@ def problem_document(error: GitmirrorError) -> dict[str, Any]:
         "detail": error.message,
         "hint": error.hint,
     }
+
+
+def http_problem(status: int, text: str) -> tuple[str, str]:
+    """The media type and the text of the problem for a request that HTTP itself refuses, such as a malformed head."""
+    kind = next((kind for kind in (CODING, BUSY) if kind.status == status), INVALID)
+    hint = {CODING: "send it plain or with gzip", BUSY: "try again"}.get(kind, "send HTTP/1.1 as RFC 9112 has it")
+    document = problem_document(Problem(kind, text.strip(), hint=hint)) | {"status": status}
+    return MEDIA_TYPE, json.dumps(document) + "\n"
 
 
 def error_of(document: dict[str, Any]) -> GitmirrorError:

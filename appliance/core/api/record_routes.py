@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from appliance.core.api import problem, schemas
-from appliance.core.api.declaration import Answer, Call, Operation, Parameter, Reply, Scope
+from appliance.core.api.declaration import Answer, Call, Header, Operation, Parameter, Reply, Scope
 from appliance.core.api.operations import NodeOperations
 from appliance.core.api.paging import AFTER, LIMIT, limit_of, paged
 from appliance.core.store.stores import Stores
@@ -15,23 +15,29 @@ from appliance.core.store.tokens import LONGEST
 WEEK = 7 * 86400.0
 _REPO = Parameter("repo", schemas.NAME, "Only those of this repository.", "acme/widgets")
 
+# What a guest asked for is recorded as it was said, so `old`, `new` and `want` may be no object ids.
 _ATTEMPT = schemas.document(
-    id=schemas.COUNT, at=schemas.TIME, repo=schemas.TEXT, session=schemas.nullable(schemas.TEXT), ref=schemas.TEXT,
+    "Attempt",
+    id=schemas.PAST_ID, at=schemas.TIME, repo=schemas.TEXT, session=schemas.nullable(schemas.TEXT), ref=schemas.TEXT,
     old=schemas.nullable(schemas.TEXT), new=schemas.nullable(schemas.TEXT),
-    verdict=schemas.one_of("accepted", "rejected"), outcome=schemas.nullable(schemas.TEXT),
-    reason=schemas.nullable(schemas.TEXT), client=schemas.TEXT, hash=schemas.TEXT,
+    verdict=schemas.one_of("accepted", "rejected"),
+    outcome=schemas.nullable(schemas.one_of("pending", "applied", "failed")),
+    reason=schemas.nullable(schemas.TEXT), client=schemas.TEXT, hash=schemas.HASH,
 )  # fmt: skip
 _HYDRATION = schemas.document(
-    id=schemas.COUNT, at=schemas.TIME, repo=schemas.TEXT, want=schemas.TEXT, wants=schemas.COUNT, shape=schemas.TEXT,
-    way=schemas.TEXT, bytes=schemas.COUNT, first_byte=schemas.SECONDS, seconds=schemas.SECONDS, client=schemas.TEXT,
-    protocol=schemas.TEXT,
+    "Hydration",
+    id=schemas.PAST_ID, at=schemas.TIME, repo=schemas.TEXT, want=schemas.TEXT, wants=schemas.COUNT, shape=schemas.TEXT,
+    way=schemas.one_of("hit", "joined", "miss", "direct", "snapshot"), bytes=schemas.COUNT, first_byte=schemas.SECONDS,
+    seconds=schemas.SECONDS, client=schemas.TEXT, protocol=schemas.one_of("git", "http"),
 )  # fmt: skip
 _TOKEN = schemas.document(
-    id=schemas.COUNT, repo=schemas.TEXT, note=schemas.TEXT, state=schemas.one_of("valid", "expired", "revoked"),
+    "Token",
+    id=schemas.PAST_ID, repo=schemas.TEXT, note=schemas.TEXT, state=schemas.one_of("valid", "expired", "revoked"),
     created_at=schemas.nullable(schemas.TIME), expires_at=schemas.nullable(schemas.TIME),
     last_used_at=schemas.nullable(schemas.TIME), revoked_at=schemas.nullable(schemas.TIME),
 )  # fmt: skip
-_ISSUED = schemas.document(**_TOKEN["properties"], token=schemas.TEXT, private=schemas.SWITCH)
+_ISSUED = schemas.extended("IssuedToken", _TOKEN, token=schemas.TEXT, private=schemas.SWITCH)
+_LOCATION = {"Location": Header(schemas.TEXT, "The path of the token.")}
 
 
 class RecordRoutes:
@@ -72,7 +78,7 @@ class RecordRoutes:
             ),
             Operation(
                 "POST", "/v1/tokens", "issue-token", "Issue a read token", Scope.OPERATE, self._issue,
-                {201: Answer("The token; it is shown only this once.", _ISSUED)},
+                {201: Answer("The token; it is shown only this once.", _ISSUED, headers=_LOCATION)},
                 (problem.INVALID, problem.NOT_FOUND, problem.TOO_LARGE_BODY),
                 body=schemas.given(
                     ("repo",), repo=schemas.NAME, note={**schemas.NAME, "minLength": 0},

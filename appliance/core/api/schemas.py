@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from appliance.core.git.failures import Kind
+from appliance.core.models import State
+
 Schema = Mapping[str, Any]
 
-TEXT_PATTERN = r"^[^\x00\ud800-\udfff]*$"
-"""What SQLite, git and the file system can take: JSON can hold NULs and half a surrogate pair."""
+TEXT_PATTERN = r"^[^\x00]*$"
+"""What git and the file system can take. `parsing` refuses halves of surrogate pairs: many clients know no pattern for
+those."""
 
 TEXT: Schema = {"type": "string"}
 GIVEN_TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": 4096, "pattern": TEXT_PATTERN}
@@ -32,9 +36,15 @@ def nullable(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
+def _or_null(schema: Schema) -> Schema:
+    """The same as `nullable`. An error then says what is wrong, not that no alternative fits."""
+    enum = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
+    return {**schema, "type": [schema["type"], "null"], **enum}
+
+
 def one_of(*values: str) -> Schema:
     """One of these words."""
-    return {"type": "string", "enum": list(values)}
+    return {"type": "string", "enum": [str(value) for value in values]}
 
 
 def listed(schema: Schema) -> Schema:
@@ -42,49 +52,73 @@ def listed(schema: Schema) -> Schema:
     return {"type": "array", "items": schema}
 
 
-def document(**properties: Schema) -> Schema:
-    """An object with all of these keys. It may get more keys in a later version."""
-    return {"type": "object", "properties": properties, "required": list(properties)}
+def document(name: str = "", /, **properties: Schema) -> Schema:
+    """An object with all of these keys. It may get more keys in a later version.
+
+    One with a `name` is a component of the description, and a type of that name in generated clients.
+    """
+    title = {"title": name} if name else {}
+    return {**title, "type": "object", "properties": properties, "required": list(properties)}
+
+
+def extended(name: str, schema: Schema, /, **properties: Schema) -> Schema:
+    """The object of `schema` with more keys."""
+    return document(name, **schema["properties"], **properties)
 
 
 def given(required: tuple[str, ...] = (), /, **properties: Schema) -> Schema:
     """A body: `required` keys and optional ones, which may also be null. Other keys are refused: they are misspelt."""
-    fields = {name: schema if name in required else nullable(schema) for name, schema in properties.items()}
+    fields = {name: schema if name in required else _or_null(schema) for name, schema in properties.items()}
     return {"type": "object", "properties": fields, "required": list(required), "additionalProperties": False}
 
 
 def page(schema: Schema) -> Schema:
     """A page of a list: `next` is the `after` of the next page, or null at the end."""
-    return document(items=listed(schema), next=nullable(TEXT))
+    return document(f"{schema['title']}Page", items=listed(schema), next=nullable(TEXT))
 
 
-STATE = one_of("new", "cloning", "fresh", "stale", "failing", "damaged", "disabled")
-CHANGE = document(ref=TEXT, old=nullable(OID), new=nullable(OID))
-LOST = listed(document(ref=TEXT, commit=OID))
+STATE = one_of(*State)
+FAILURE = one_of(*Kind)
+RESULT = one_of("failed", "moved", "unchanged")
+MODE: Schema = {"type": "string", "pattern": "^[0-7]{6}$"}
+"""A mode in a tree, as git prints it."""
+PAST_ID: Schema = {"type": "integer", "minimum": 1}
+HASH: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+"""A SHA-256 in the audit log's chain."""
+CHANGE = document("RefChange", ref=TEXT, old=nullable(OID), new=nullable(OID))
+LOST = listed(document("LostRecording", ref=TEXT, commit=OID))
 
 REPO = document(
+    "Repo",
     name=TEXT, url=TEXT, branch=nullable(TEXT), source=one_of("config", "cli"), state=STATE, interval=SECONDS,
-    enabled=SWITCH, private=SWITCH, readers=nullable(TEXT),
+    enabled=SWITCH, private=SWITCH, readers=nullable(one_of("open", "token")),
 )  # fmt: skip
-ADDED = document(**REPO["properties"], error=nullable(TEXT))
+ADDED = extended("AddedRepo", REPO, error=nullable(TEXT))
 REPO_STATUS = document(
+    "RepoStatus",
     name=TEXT, url=TEXT, branch=nullable(TEXT), state=STATE, tip=nullable(OID), lag=nullable(SECONDS),
-    verified_at=nullable(TIME), last_error=nullable(TEXT), error=nullable(TEXT), hint=nullable(TEXT),
+    verified_at=nullable(TIME), last_error=nullable(TEXT), error=nullable(FAILURE), hint=nullable(TEXT),
     retry_at=nullable(TIME), failures=COUNT, refs=COUNT, size=COUNT, sessions=COUNT, damage=nullable(TEXT),
-    inspected_at=nullable(TIME), verified_whole_at=nullable(TIME), private=SWITCH, readers=nullable(TEXT),
+    inspected_at=nullable(TIME), verified_whole_at=nullable(TIME), private=SWITCH,
+    readers=REPO["properties"]["readers"],
 )  # fmt: skip
-REPO_WHOLE = document(**{**REPO["properties"], **REPO_STATUS["properties"]})
-REMOVED = document(name=TEXT, purged=SWITCH)
-PUSHES = document(accepted=COUNT, rejected=COUNT, off=nullable(TEXT), mend=nullable(TEXT))
-CACHE = document(hits=COUNT, misses=COUNT, joined=COUNT, bytes=COUNT, budget=COUNT)
-BACKUP_STATE = document(to=TEXT, at=nullable(TIME), age=nullable(SECONDS), bytes=nullable(COUNT), error=nullable(TEXT))
+REPO_WHOLE = document("WholeRepo", **{**REPO["properties"], **REPO_STATUS["properties"]})
+REMOVED = document("RemovedRepo", name=TEXT, purged=SWITCH)
+PUSHES = document("Pushes", accepted=COUNT, rejected=COUNT, off=nullable(TEXT), mend=nullable(TEXT))
+CACHE = document("Cache", hits=COUNT, misses=COUNT, joined=COUNT, direct=COUNT, bytes=COUNT, budget=COUNT)
+BACKUP_STATE = document(
+    "BackupState", to=TEXT, at=nullable(TIME), age=nullable(SECONDS), bytes=nullable(COUNT), error=nullable(TEXT)
+)
 STORAGE = document(
+    "Storage",
     used=COUNT,
     budget=COUNT,
     by=document(
-        mirrors=COUNT, answers=COUNT, workspaces=COUNT, disks=COUNT, lfs=COUNT, recordings=COUNT, database=COUNT
+        "StorageByKind",
+        mirrors=COUNT, answers=COUNT, workspaces=COUNT, disks=COUNT, lfs=COUNT, recordings=COUNT, database=COUNT,
     ),
-)
+)  # fmt: skip
+WARMED = document("Warmed", tip=nullable(OID), answers=COUNT, wanted=COUNT)
 _LIVE: Mapping[str, Schema] = {
     "serving": SWITCH,
     "pid": COUNT,
@@ -92,38 +126,46 @@ _LIVE: Mapping[str, Schema] = {
     "http": nullable(TEXT),
     "admin": nullable(TEXT),
     "clients": COUNT,
-    "audit_head": nullable(TEXT),
+    "audit_head": nullable(HASH),
     "pushes": PUSHES,
     "warnings": listed(TEXT),
     "cache": CACHE,
     "backup": nullable(BACKUP_STATE),
 }
 STATUS = document(
+    "Status",
     **_LIVE, version=TEXT, repos=listed(REPO_STATUS), storage=STORAGE,
-    warmed={"type": "object", "additionalProperties": nullable(TEXT)},
+    warmed={"type": "object", "additionalProperties": WARMED},
 )  # fmt: skip
 PULSE = document(
-    **_LIVE, connections={"type": "object", "additionalProperties": COUNT}, max_clients=COUNT, cloning=listed(TEXT)
-)
+    "Pulse",
+    **_LIVE, connections={"type": "object", "additionalProperties": COUNT}, max_clients=COUNT, cloning=listed(TEXT),
+)  # fmt: skip
 REFRESHED = document(
-    repo=TEXT, result=one_of("failed", "moved", "unchanged"), duration=SECONDS, moved=listed(CHANGE),
-    error=nullable(TEXT), kind=nullable(TEXT),
+    "Refresh",
+    repo=TEXT, result=RESULT, duration=SECONDS, moved=listed(CHANGE), error=nullable(TEXT), kind=nullable(FAILURE),
 )  # fmt: skip
-PAST_REFRESH = document(
-    id=COUNT, repo=TEXT, started_at=TIME, duration=SECONDS, result=one_of("failed", "moved", "unchanged"),
-    moved=listed(CHANGE), error=nullable(TEXT), kind=nullable(TEXT),
-)  # fmt: skip
+PAST_REFRESH = extended("PastRefresh", REFRESHED, id=PAST_ID, started_at=TIME)
 INSPECTED = document(
+    "Inspection",
     repo=TEXT, whole=nullable(SWITCH), full=SWITCH, seconds=nullable(SECONDS), damage=nullable(TEXT),
     faults=listed(TEXT), lost=LOST, error=nullable(TEXT),
 )  # fmt: skip
-HEALED = document(repo=TEXT, whole=SWITCH, done=listed(TEXT), lost=LOST, evidence=nullable(TEXT), damage=nullable(TEXT))
-BACKED_UP: Schema = {"type": "object"}
-ACCEPTED_LOSS = document(accepted=SWITCH, found=COUNT)
+HEALED = document(
+    "Healing",
+    repo=TEXT, whole=SWITCH, done=listed(TEXT), lost=LOST, evidence=nullable(TEXT), damage=nullable(TEXT),
+)  # fmt: skip
+BACKED_UP = document(
+    "Backup",
+    to=TEXT, at=TIME, bytes=COUNT, written=COUNT, files=COUNT, removed=COUNT, repositories=COUNT, turns=COUNT,
+    problems=listed(TEXT),
+)  # fmt: skip
+ACCEPTED_LOSS = document("AcceptedLoss", accepted=SWITCH, found=COUNT)
 SESSION = document(
+    "Session",
     repo=TEXT, session=TEXT, ref=TEXT, tip=OID, base=nullable(OID), turns=COUNT, commits=COUNT, files_changed=COUNT,
     insertions=COUNT, deletions=COUNT, first_at=TIME, last_at=TIME, client=TEXT, kept=SWITCH, archived=SWITCH,
     bytes=COUNT,
 )  # fmt: skip
-DROPPED = document(repo=TEXT, session=TEXT)
-PROBLEM = document(type=TEXT, title=TEXT, status=COUNT, detail=TEXT, hint=TEXT)
+DROPPED = document("DroppedSession", repo=TEXT, session=TEXT)
+PROBLEM = document("Problem", type=TEXT, title=TEXT, status=COUNT, detail=TEXT, hint=TEXT)

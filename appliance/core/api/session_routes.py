@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from appliance.core.api import problem, schemas
-from appliance.core.api.declaration import JSON, Answer, Call, Operation, Parameter, Reply, Scope
+from appliance.core.api.declaration import JSON, Answer, Call, Header, Operation, Parameter, Reply, Scope
 from appliance.core.api.operations import NodeOperations
 from appliance.core.api.paging import AFTER, LIMIT, limit_of, paged
 from appliance.core.errors import NotFound
@@ -31,26 +31,34 @@ _AGAINST = Parameter(
     "previous",
 )  # fmt: skip
 
-_CHANGED = schemas.document(files_changed=schemas.COUNT, insertions=schemas.COUNT, deletions=schemas.COUNT)
+_CHANGED = schemas.document("Changes", files_changed=schemas.COUNT, insertions=schemas.COUNT, deletions=schemas.COUNT)
 _TURN_DOCUMENT = schemas.document(
-    turn=schemas.COUNT, id=schemas.COUNT, commit=schemas.OID, base=schemas.nullable(schemas.OID), at=schemas.TIME,
+    "Turn",
+    turn=schemas.PAST_ID, id=schemas.PAST_ID, commit=schemas.OID, base=schemas.nullable(schemas.OID), at=schemas.TIME,
     subject=schemas.TEXT, commits=schemas.COUNT, files_changed=schemas.COUNT, insertions=schemas.COUNT,
     deletions=schemas.COUNT, client=schemas.TEXT, bytes=schemas.COUNT, since_last=schemas.nullable(_CHANGED),
 )  # fmt: skip
-_WITH_TURNS = schemas.document(**{**schemas.SESSION["properties"], "turns": schemas.listed(_TURN_DOCUMENT)})
+_WITH_TURNS = schemas.document(
+    "SessionWithTurns", **{**schemas.SESSION["properties"], "turns": schemas.listed(_TURN_DOCUMENT)}
+)
 _HUNK = schemas.document(
+    "Hunk",
     old_start=schemas.COUNT, old_lines=schemas.COUNT, new_start=schemas.COUNT, new_lines=schemas.COUNT,
-    section=schemas.TEXT, lines=schemas.listed(schemas.TEXT),
+    section=schemas.TEXT, lines=schemas.listed({"type": "string", "pattern": r"^[-+ \\]"}),
 )  # fmt: skip
 _FILE = schemas.document(
-    path=schemas.TEXT, before=schemas.nullable(schemas.TEXT), status=schemas.TEXT,
-    old_mode=schemas.nullable(schemas.TEXT), new_mode=schemas.nullable(schemas.TEXT), binary=schemas.SWITCH,
+    "FileDiff",
+    path=schemas.TEXT, before=schemas.nullable(schemas.TEXT),
+    status=schemas.one_of("added", "deleted", "modified", "renamed", "copied", "type-changed"),
+    old_mode=schemas.nullable(schemas.MODE), new_mode=schemas.nullable(schemas.MODE), binary=schemas.SWITCH,
     lossy=schemas.SWITCH, insertions=schemas.COUNT, deletions=schemas.COUNT, hunks=schemas.listed(_HUNK),
 )  # fmt: skip
 _DIFF = schemas.document(
+    "Diff",
     repo=schemas.TEXT, old=schemas.nullable(schemas.OID), new=schemas.OID, words=schemas.TEXT, note=schemas.TEXT,
     files=schemas.listed(_FILE), files_changed=schemas.COUNT, insertions=schemas.COUNT, deletions=schemas.COUNT,
 )  # fmt: skip
+_DISPOSITION = {"Content-Disposition": Header(schemas.TEXT, "A name for the file.")}
 
 
 class SessionRoutes:
@@ -107,7 +115,8 @@ class SessionRoutes:
             ),
             Operation(
                 "GET", f"{_SESSION}/bundle", "session-bundle", "A session as a git bundle", Scope.READ, self._bundle,
-                {200: Answer("A file that `git fetch` takes in a clone of the upstream.", media_type=BUNDLE_TYPE)},
+                {200: Answer("A file that `git fetch` takes in a clone of the upstream.", media_type=BUNDLE_TYPE,
+                             headers=_DISPOSITION)},
                 _READING,
                 query=(_TURN,),
                 details="It has the ref refs/agents/SESSION, and everything of it that the upstream's branches and "

@@ -76,7 +76,7 @@ async def write_bundle(
         needs = sorted({line[1:] for line in output.stdout.decode("ascii").split() if line.startswith("-")})
     header = SIGNATURE + "".join(f"-{oid} \n" for oid in needs).encode()
     header += "".join(f"{oid} {ref}\n" for ref, oid in sorted(refs.items())).encode() + b"\n"
-    # In threads, because the directory may be on a network file system that hangs.
+    # Run in threads, because the directory may be on a network file system that hangs.
     new = await asyncio.to_thread(directory.begin, path)
     try:
         await asyncio.to_thread(new.write, header)

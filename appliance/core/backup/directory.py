@@ -23,9 +23,9 @@ from appliance.core.backup.manifest import Manifest, StoredFile, decode, name_of
 from appliance.core.errors import GitmirrorError
 
 NEWEST_KEPT = 24
-"""How many of the newest backups are kept whatever their age: a day of hourly ones."""
+"""How many of the newest backups are kept whatever their age: one day of hourly backups."""
 DAYS_KEPT = 30
-"""For how many days before the newest backup the last one of each day is kept."""
+"""The last backup of each day is kept for this many days before the newest one."""
 
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
 _MANIFEST = re.compile(r"(\d{8}T\d{6}\.\d{6}Z)-[0-9a-f]{16}\.json")

@@ -44,7 +44,7 @@ class MirrorRestorer:
     registered: frozenset[str]
     notes: Notes
     replaced: list[str] = field(default_factory=list)
-    """Repositories whose mirror on disk is to make way for a new one."""
+    """Repositories whose mirror on disk is to be replaced by a new one."""
 
     async def restore(self, *, stay: bool) -> None:
         """Restores all of them. With `stay`, a mirror on disk that can be read is completed where it is.
@@ -103,13 +103,13 @@ class MirrorRestorer:
             ) from error
 
     async def _build(self, name: str, git: Git, backup: RepositoryBackup, old: Mirror | None) -> None:
-        """Builds a mirror of recorded work alone, from the backup and from the mirror that it takes the place of."""
+        """Builds a mirror of recorded work alone, from the backup and from the mirror that it replaces."""
         mirror = Mirror(self.building.mirror(name), git)
         await mirror.initialise(backup.url)
         mirror.await_upstream()
         mark = backup.fetched_with_credential
         if mark is None and is_marked(self.layout.mirror(name)):
-            # It was fetched with a credential since the backup, or nobody can tell.
+            # It was fetched with a credential since the backup, or that cannot be ruled out.
             mark = backup.url
         if mark is not None:
             mirror.mark(mark)
@@ -123,7 +123,7 @@ class MirrorRestorer:
         self.notes.unread += [f"{name}: {problem}" for problem in problems]
 
     async def _complete(self, mirror: Mirror, backup: RepositoryBackup, recorded: Mapping[str, str]) -> bool:
-        """Adds what a mirror on disk lacks of the backup. Returns whether it could; if not, its objects are damaged."""
+        """Adds what a mirror on disk lacks of the backup. Returns False if its objects are damaged."""
         newer = newer_than(backup.refs, recorded)
         sessions = {session_of(ref) for ref in recorded if not ref.startswith(TURNS)}
         wanted = {

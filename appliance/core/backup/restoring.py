@@ -105,7 +105,7 @@ def restore(
     except OSError as error:
         raise GitmirrorError(
             f"{layout.state} cannot be restored from {path}: {error.strerror} ({error.filename})",
-            hint="nothing that was there is lost; run it again as the user that runs serve, with room on the disk",
+            hint="nothing that was there is lost; free disk space, then run it again as the user that runs serve",
         ) from error
     return report
 
@@ -157,7 +157,7 @@ def _copy(directory: BackupDirectory, file: StoredFile, to: Path) -> None:
 
 
 def _move_aside(layout: Layout, used: Sequence[str]) -> Path:
-    """Moves what was there into a directory inside, because the state directory itself may be a mount point."""
+    """Moves what was there into a subdirectory, because the state directory itself may be a mount point."""
     stamp = rfc3339(time.time()).replace(":", "").replace("-", "").replace(".", "")
     aside = layout.state / f"{_ASIDE}{stamp}"
     aside.mkdir()

@@ -40,7 +40,7 @@ def newest_backup(to: str) -> float | None:
 
 
 def is_late(made: float, every: float) -> bool:
-    """Whether a backup made at `made` (Unix seconds) should have been followed by another by now."""
+    """Whether the next backup is overdue, when the last one was made at `made` (Unix seconds)."""
     return time.time() - made > 2 * every + RETRY
 
 
@@ -55,7 +55,7 @@ class Backups:
         self._settings = settings
         self._one_at_a_time = asyncio.Lock()
         self._known = ""
-        """The directory that `_at` and `_error` are about."""
+        """The directory that `_at` and `_error` refer to."""
         self._at: float | None = None
         self._bytes: int | None = None
         self._error: str | None = None
@@ -103,7 +103,7 @@ class Backups:
         if to and self._known == to:
             age = math.inf if self._at is None else max(0.0, time.time() - self._at)
             yield "backup_age_seconds", "Seconds since the last backup was made.", age
-            yield "backup_failing", "1 while the last try to make a backup failed.", self._error is not None
+            yield "backup_failing", "1 if the last try to make a backup failed.", self._error is not None
 
     def trouble(self) -> str | None:
         """Returns the warning for `status` if backups fail or one hangs."""

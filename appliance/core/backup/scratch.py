@@ -13,9 +13,9 @@ from appliance.core.layout import Layout
 from appliance.core.process.children import Children, take_lock
 
 _MAX_PUSH = 2**28
-"""Goes into the config for serving, which is not used here; `serve` writes it again."""
+"""A value for the config for serving, which is not used here; `serve` writes that config again."""
 _WITHOUT_SYNC = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.fsync", "GIT_CONFIG_VALUE_0": "none"}
-"""Nothing counts before all of it is in place, so one sync at the end does: 10,000 of them take minutes."""
+"""Nothing counts before all of it is in place, so one sync at the end is enough: 10,000 syncs would take minutes."""
 
 Item = TypeVar("Item")
 
@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 def git_below(layout: Layout) -> Iterator[Git]:
     """Returns a runner of git whose configs and records of children are below `layout.run`. Raises OSError.
 
-    What it writes is not synced.
+    Files that git writes are not synced.
     """
     layout.run.mkdir(parents=True, exist_ok=True)
     lock = take_lock(layout.children_lock, inheritable=True)
@@ -37,7 +37,7 @@ def git_below(layout: Layout) -> Iterator[Git]:
 
 
 async def side_by_side(items: Iterable[Item], work: Callable[[Item], Awaitable[None]]) -> None:
-    """Does `work` for each item, as many at a time as there are processors. The first error ends all and is raised."""
+    """Runs `work` for each item, one per processor at a time. The first error cancels the rest and is raised."""
     waiting = iter(items)
 
     async def take() -> None:

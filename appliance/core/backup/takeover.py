@@ -23,9 +23,9 @@ from appliance.core.recording.turns import ARCHIVE, TURNS
 
 @dataclass(frozen=True)
 class Newer:
-    """The turns of a mirror that a backup lacks, and the sessions whose last turn is one of them: refs and object ids.
+    """The turns of a mirror that a backup lacks, and the sessions that end in such a turn: refs and object ids.
 
-    `moved` are the refs of the mirror that have another name here, because the backup has another turn of that id.
+    `moved` are the refs of the mirror that get another name here, because the backup has a different turn with that id.
     """
 
     turns: dict[str, str] = field(default_factory=dict)

@@ -120,7 +120,7 @@ def _files(backup: RepositoryBackup) -> set[str]:
 
 
 def _chains(stages: Sequence[_Stage]) -> list[list[_Stage]]:
-    """Groups backups whose bundles are the first of another's, with the most bundles first. Pure."""
+    """Groups backups whose bundles are a prefix of another's bundles, the longest list first. Pure."""
     chains: list[list[_Stage]] = []
     for stage in sorted(stages, key=lambda stage: len(stage.backup.bundles), reverse=True):
         bundles = stage.backup.bundles
@@ -153,7 +153,7 @@ async def _unpack(
             if backup.refs in proved:
                 continue
             proved.append(backup.refs)
-            # Without the refs that are there, because a session may have the name of another one's directory.
+            # Drop the refs that exist first, because one session's name may be a directory in another's ref.
             await repository.update_refs([f"delete {ref}\n" for ref in await repository.local_refs("refs/")])
             try:
                 await set_refs(repository, backup.refs)

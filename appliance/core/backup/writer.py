@@ -31,7 +31,7 @@ from appliance.core.units import rfc3339
 log = logging.getLogger(__name__)
 
 MOST_BUNDLES = 400
-"""With more bundles than this, a repository gets new ones, because restoring runs git for each."""
+"""A repository with more bundles than this gets new ones, because restoring runs git once for each bundle."""
 
 
 @dataclass
@@ -87,7 +87,7 @@ class BackupWriter:
         # The database first and the refs afterwards, because a turn's ref exists before the log calls the turn applied.
         with ExitStack() as stack:
             copy = await asyncio.to_thread(stack.enter_context, copied(self.layout))
-            # The first of a day walks the whole log, which takes seconds; the others what is new.
+            # The first backup of a day verifies the whole log, which takes seconds; the others verify only what is new.
             is_first = before is None or before.at[:10] != rfc3339(seconds_of(stamp))[:10]
             verified = None if before is None or is_first else before.head
             await asyncio.to_thread(require_whole, copy, self.layout, directory.path, verified)
@@ -167,11 +167,14 @@ class _Repository:
         chain = before.bundles if before else ()
         whole = await asyncio.to_thread(lambda: tuple(takewhile(lambda bundle: self.directory.has(bundle.file), chain)))
         if whole != chain:
-            report.problems.append(f"{self.name}: {chain[len(whole)].file.path} is missing or cut off; written anew")
+            report.problems.append(
+                f"{self.name}: {chain[len(whole)].file.path} is missing or cut off; it is written again"
+            )
             chain = whole
         wanted, held = set(refs.values()), {oid for bundle in chain for oid in bundle.holds}
         if not wanted <= held or worth_keeping(chain, wanted) != chain:
-            # Only now, because running git in each of a thousand mirrors without news would take minutes.
+            # git runs only from here on, because running it in each of a thousand mirrors without new turns would take
+            # minutes.
             refs, chain = await self._extended(refs, chain, held, is_there, report)
         if not chain:
             return None
@@ -196,7 +199,9 @@ class _Repository:
         lost = {ref: oid for ref, oid in refs.items() if oid not in here and oid not in held}
         if lost:
             count, one = len(set(lost.values())), min(lost)
-            report.problems.append(f"{self.name}: the mirror lacks {count} recorded commits, among them that of {one}")
+            report.problems.append(
+                f"{self.name}: the mirror lacks {count} recorded commits, among them the commit of {one}"
+            )
             refs = {ref: oid for ref, oid in refs.items() if ref not in lost}
         new = {ref: oid for ref, oid in refs.items() if oid not in held}
         try:

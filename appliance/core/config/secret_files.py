@@ -16,7 +16,7 @@ LARGEST = 65536
 
 
 class SecretError(GitmirrorError):
-    """The file of a secret cannot be used. Callers refuse the request, because a missing secret is not an empty one."""
+    """The file of a secret cannot be used. Callers then refuse the request instead of using an empty secret."""
 
 
 class SecretFile:
@@ -60,7 +60,7 @@ class SecretFile:
 
 
 def open_secret(path: Path) -> BinaryIO:
-    """Opens a file that an operator named. Raises OSError, also when it is not a regular file.
+    """Opens a file that an operator named. Raises OSError, even if it is not a regular file.
 
     Opening a named pipe would block until somebody writes to it, and all of `serve` would wait with it.
     """

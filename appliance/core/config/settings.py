@@ -180,9 +180,9 @@ def _directory(value: Any) -> str:
 
 @dataclass(frozen=True)
 class BackupConfig:
-    """`[backup]`: copies of what exists on this node alone."""
+    """`[backup]`: copies of what exists only on this node."""
 
-    to: str = setting("", _directory, "Directory that backups go to, on another disk; without it serve makes none.")
+    to: str = setting("", _directory, "Directory for backups, on another disk; without it serve makes none.")
     every: float = setting("1h", _interval, "Time between two backups; at least 1s.")
 
 

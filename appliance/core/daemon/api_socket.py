@@ -8,10 +8,12 @@ import os
 import socket
 from pathlib import Path
 
+from appliance.core.api.problem import http_problem
 from appliance.core.errors import GitmirrorError
 from appliance.core.process.control_socket import short_name
 from appliance.core.serving.net.acceptor import Acceptor, Limits
-from appliance.core.serving.net.http import Handler, HttpPort
+from appliance.core.serving.net.asgi import Application, AsgiHandler
+from appliance.core.serving.net.http import HttpError, HttpPort
 from appliance.core.serving.net.seats import Seat, Seats
 from appliance.core.serving.net.streams import CHUNK, IdleTimeout, SocketStream
 
@@ -24,12 +26,21 @@ LIMITS = Limits(MOST_CONNECTIONS, A_YEAR, request_timeout=3600.0, idle_timeout=A
 """Operators are trusted to end what they begin: a first clone may take hours, and a live view is open for weeks."""
 
 
-class ApiSocket:
-    """Answers HTTP with `handle` on the socket at `path`, mode 0660."""
+def api_handler(application: Application, *, is_operator: bool) -> AsgiHandler:
+    """Answers HTTP with the API. Errors that it does not see, such as a malformed head, become problems too."""
 
-    def __init__(self, path: Path, handle: Handler) -> None:
+    def explain(error: HttpError, target: bytes) -> tuple[str, str]:
+        return http_problem(error.status, error.text)
+
+    return AsgiHandler(application, explain, is_operator=is_operator)
+
+
+class ApiSocket:
+    """Answers HTTP with `api` on the socket at `path`, mode 0660."""
+
+    def __init__(self, path: Path, api: AsgiHandler) -> None:
         self._path = path
-        self._http = HttpPort(handle, LIMITS)
+        self._http = HttpPort(api.handle, LIMITS, api.explain)
         self._acceptor = Acceptor("control", self._serve, Seats(MOST_CONNECTIONS))
         self._is_open = False
 

@@ -10,6 +10,7 @@ from appliance.core.access.gate import AccessGate
 from appliance.core.access.read_tokens import ReadTokens
 from appliance.core.api.compose import compose_api
 from appliance.core.backup.schedule import Backups
+from appliance.core.daemon.api_socket import api_handler
 from appliance.core.daemon.operations import Operations
 from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.daemon.state import ADMIN, ServeState
@@ -32,7 +33,7 @@ from appliance.core.recording.compose import Recording, compose_recording
 from appliance.core.refresh.compose import Refreshing, compose_refreshing
 from appliance.core.serving.compose import Fetching, Ports, compose_admin_port, compose_fetching, compose_ports
 from appliance.core.serving.net.acceptor import Acceptor
-from appliance.core.serving.net.asgi import Application, AsgiHandler
+from appliance.core.serving.net.asgi import Application
 from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.git_daemon import GitDaemon, find_git_daemon
@@ -123,7 +124,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
         status,
     )  # fmt: skip
     api = compose_api(operations, stores, stream)
-    admin_port = compose_admin_port(config.serve, ports, admin, AsgiHandler(api, is_operator=False))
+    admin_port = compose_admin_port(config.serve, ports, admin, api_handler(api, is_operator=False))
     subscribe(bus, stream, refreshing, recording, workspaces, maintainer, observing, fetching, follower, integrity)
     return Assembly(
         state, stores, mirrors, stream, refreshing, recording, workspaces, maintainer, scrub, observing,

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class RegistryFollower:
-    """Keeps `state`, the scheduler and the gate's catalog equal to the registry, and publishes `RegistryChanged`."""
+    """Keeps `state`, the scheduler and the gate's catalog in step with the registry; publishes `RegistryChanged`."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class RegistryFollower:
 
     async def follow(self) -> None:
         """Applies the registry as it is now. Raises StoreError and then has changed nothing."""
-        # One at a time, so that an older reading is never applied after a newer one.
+        # Runs one at a time, so that an older state of the registry is never applied after a newer one.
         async with self._one_at_a_time:
             repos, healths = await asyncio.to_thread(self._read)
             self._state.registry_lost = None

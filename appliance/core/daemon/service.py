@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.core.config.settings import Config
-from appliance.core.daemon.api_socket import ApiSocket
+from appliance.core.daemon.api_socket import ApiSocket, api_handler
 from appliance.core.daemon.compose import Assembly, compose
 from appliance.core.daemon.state import ADMIN, GIT, HTTP, ServeState
 from appliance.core.daemon.systemd import Notifier
@@ -32,7 +32,6 @@ from appliance.core.process.children import raise_open_files_limit
 from appliance.core.process.endurance import Endurance
 from appliance.core.process.memory import give_back_memory
 from appliance.core.process.owner import SERVE, claim
-from appliance.core.serving.net.asgi import AsgiHandler
 from appliance.core.serving.net.sockets import listen, url_of
 from appliance.core.units import Address
 
@@ -67,7 +66,7 @@ class Service:
         self._layout = start.layout
         self._tasks: set[asyncio.Task[None]] = set()
         self._watched_at = 0.0
-        self._endurance = Endurance(log, "preparing or repairing it")
+        self._endurance = Endurance(log, "preparing and repairing the node")
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT; SIGHUP reloads. Raises GitmirrorError if it cannot start or a part dies."""
@@ -81,7 +80,7 @@ class Service:
             if owned.survivors:
                 log.warning("ended %d processes that an earlier serve left", owned.survivors)
             self._rooms = await compose(self._state, owned.children, self._begin, self._on_pass)
-            self._control = ApiSocket(control_path, AsgiHandler(self._rooms.api, is_operator=True).handle)
+            self._control = ApiSocket(control_path, api_handler(self._rooms.api, is_operator=True))
             await self._prepare()
             self._open_listeners()
             await self._open_control()
@@ -202,7 +201,7 @@ class Service:
             rooms.refreshing.refresher.timeout = config.refresh.timeout
             rooms.refreshing.refresher.keyring = make_keyring(config)
             rooms.fetching.cache.set_budget(config.cache.budget)
-            # First, so that a repository that became private is hidden even if the database cannot be read.
+            # Done first, so that a repository that became private is hidden even if the database cannot be read.
             rooms.follower.open_catalog()
             make_git(self._layout, config, rooms.mirrors.git.children)
             await rooms.follower.follow_new_config()

@@ -70,7 +70,7 @@ class ServeState:
         return self.config.backup
 
     def mend(self, error: GitmirrorError) -> str:
-        """What an operator does about an error."""
+        """What an operator can do about an error."""
         return remedy(error, self.layout.state, self.config.backup.to)
 
     def webhook_secret_file(self) -> str:

@@ -118,7 +118,7 @@ class Status:
         return [complaint for complaint in complaints if complaint]
 
     def _awaiting(self) -> str | None:
-        """What a restore brought back as far as it can: the sessions, and not the upstream's branches."""
+        """The warning about mirrors that were restored with their sessions, but without the upstream's branches."""
         names = [
             repo.name
             for repo in self.state.repos

@@ -87,7 +87,7 @@ def subscribe(
     on(TurnRecorded, hide_old_refs, mark_for_repack, count.changed, stream.publish)
     on(SessionsEnded, hide_old_refs, drop_responses, warm, mark_for_repack, count.changed, integrity.sessions_ended)
     on(DamageSuspected, integrity.suspected)
-    # Responses that a damaged mirror made are dropped, because git copies what lies in its packs without a look at it.
+    # Responses from a damaged mirror are dropped, because git copies packed objects without checking them.
     on(MirrorHealed, hide_old_refs, drop_responses, warm, build_snapshot, mark_for_repack, catch_up)
     on(MirrorHealed, metrics.healed, monitor.healed, stream.publish)
     on(ConditionChanged, stream.publish)

@@ -1,4 +1,4 @@
-"""Hears what git says on stderr about the mirrors, and publishes what may mean damage."""
+"""Reads what git prints on stderr about the mirrors, and publishes messages that may mean damage."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from appliance.core.git.failures import speaks_of_damage
 from appliance.core.layout import Layout
 
 Hear = Callable[[Path, str], None]
-"""Gets a repository and what git printed on stderr while it worked there."""
+"""Receives a repository and what git printed on stderr while it worked there."""
 
 
 def hears_nothing(repository: Path, text: str) -> None:
-    """For a process that does not watch over its mirrors."""
+    """Ignores the output, for a process that does not watch its mirrors."""
 
 
 class Complaints:
-    """Publishes a `DamageSuspected` for words about a mirror below `layout`."""
+    """Publishes a `DamageSuspected` for a message about a mirror below `layout`."""
 
     def __init__(self, layout: Layout, publish: Publish) -> None:
         self._layout = layout

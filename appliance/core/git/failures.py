@@ -114,7 +114,7 @@ MEANINGS: dict[Kind, Meaning] = {
     ),
     Kind.MIRROR: Meaning(
         "the mirror on this node is damaged",
-        "check its disk; the mirror is inspected and healed without you, and `heal REPO` does it at once; every "
+        "check its disk; the mirror is inspected and healed automatically, and `heal REPO` does it at once; every "
         "session that can still be read is kept",
     ),
     Kind.OTHER: Meaning("the refresh failed", "the error text is all that is known; see the log"),
@@ -230,14 +230,14 @@ _DAMAGE = re.compile(
 )
 _OF_THE_MACHINE = frozenset({Kind.DISK_FULL, Kind.OPEN_FILES, Kind.PERMISSION, Kind.LOCKED})
 MOST_WORDS = 300
-"""Characters of a line of git that are kept."""
+"""How many characters of a line from git are kept."""
 
 
 def speaks_of_damage(text: str) -> str | None:
     """Returns the first line of git's error output that a damaged repository on this node explains; None without one.
 
-    The words prove nothing, because an upstream and a guest can cause some of them too: only an inspection tells. Lines
-    of the upstream (`remote: `) are not read, and no line counts when the machine lacked something.
+    Such a line proves nothing, because an upstream or a guest can cause some of them too: only an inspection shows
+    damage. Lines from the upstream (`remote: `) are ignored, and no line counts if the machine lacked something.
     """
     lines = [line for line in text.splitlines() if not line.startswith("remote: ")]
     found = next((line for line in lines if _DAMAGE.search(_NAMES.sub("''", line))), None)

@@ -33,7 +33,7 @@ MARK = "fetched-with-credential"
 """A file in a mirror that was fetched with a credential; it holds the URL. It is removed together with the mirror."""
 
 AWAITS = "awaits-upstream"
-"""A file in a restored mirror, which holds the sessions, and no branch or tag before its first refresh."""
+"""A file in a restored mirror that has the sessions, but no branch or tag before its first refresh."""
 
 REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 QUICK = 60.0
@@ -176,7 +176,7 @@ class Mirror:
         """Fetches branches and tags: all refs move, or none. Raises GitError.
 
         The refs in `without` stay as they are. With `only`, no other ref is fetched and none is removed. With `anew`,
-        every object is fetched, also those that the mirror seems to have.
+        every object is fetched, even those that the mirror seems to have.
         """
         chosen = [f"+{ref}:{ref}" for ref in only]
         refspecs = chosen or [*REFSPECS, *(f"^{ref}" for ref in without)]
@@ -216,7 +216,7 @@ class Mirror:
                 (self.path / MARK).unlink()
 
     def await_upstream(self) -> None:
-        """Records that the mirror holds recordings alone, so that no guest takes it for an empty repository."""
+        """Records that the mirror holds only recordings, so that it is not served to guests as an empty repository."""
         (self.path / AWAITS).touch()
 
     def awaits_upstream(self) -> bool:
@@ -267,7 +267,7 @@ class Mirror:
 
 
 def is_marked(path: Path) -> bool:
-    """Whether the mirror at `path` was fetched with a credential; True also when that cannot be read from disk."""
+    """Whether the mirror at `path` was fetched with a credential; also True if that cannot be read from disk."""
     try:
         os.stat(path / MARK)
     except (FileNotFoundError, NotADirectoryError):
@@ -289,11 +289,11 @@ def discard_repository(path: Path) -> None:
 def _leftovers(repository: Path) -> list[Path]:
     found = [
         *repository.glob("*.lock"),
-        # git writes it beside the lock, and with one in the way no ref can be packed or deleted any more.
+        # git writes this file beside the lock, and a leftover one prevents any ref from being packed or deleted.
         *repository.glob("packed-refs.new"),
         *repository.glob("objects/info/**/*.lock"),
         *repository.glob("shallow_*"),
-        # Of write_atomically.
+        # Temporary files of write_atomically.
         *repository.glob(".*.new"),
     ]
     found += repository.glob("refs/**/*.lock")

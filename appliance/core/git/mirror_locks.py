@@ -29,7 +29,7 @@ class MirrorLocks:
 
     @contextlib.asynccontextmanager
     async def shared(self, name: str, *, preempt: bool = False) -> AsyncIterator[None]:
-        """For a fetch or a push. With `preempt`, a repack that holds the lock is asked to give it up."""
+        """Holds the lock for a fetch or a push. With `preempt`, a repack that holds the lock is asked to give it up."""
         lock = self._locks.setdefault(name, _MirrorLock())
         async with lock.changed:
             if preempt and lock.yield_place is not None:
@@ -45,7 +45,7 @@ class MirrorLocks:
 
     @contextlib.asynccontextmanager
     async def exclusive(self, name: str, yield_place: Callable[[], None] | None = None) -> AsyncIterator[None]:
-        """For a repack or a purge. `yield_place` is called when a push needs the mirror."""
+        """Holds the lock alone, for a repack or a purge. `yield_place` is called when a push needs the mirror."""
         lock = self._locks.setdefault(name, _MirrorLock())
         async with lock.changed:
             await lock.changed.wait_for(lambda: not lock.exclusive and lock.sharers == 0)

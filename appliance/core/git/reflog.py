@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Not anchored, and no object id within a committer's name: after a line that a full disk cut short, the next line
-# follows without a newline.
+# The pattern is not anchored, and does not match an object id within a committer's name: after a line that a full disk
+# cut short, the next line follows without a newline.
 _LINE = re.compile(
     rb"(?:([0-9a-f]{64}) ([0-9a-f]{64})|([0-9a-f]{40}) ([0-9a-f]{40})) "
     rb"(?:(?![0-9a-f]{40} )[^<>\n])*<([^<>\n]*)> \d+ [-+]\d{4}\b"

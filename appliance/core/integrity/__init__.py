@@ -8,14 +8,15 @@
 - `schedule`: pure rules for when a mirror is looked at, inspected and healed. `watch`: does so while `serve` runs.
 - `examination`: the same for one command without `serve`. `compose`: builds the healer and the watch.
 
-The life of damage: git says something about a broken object, a look after a refresh misses a ref, or an inspection by
-night finds it. The mirror is inspected, its `damage` is in `status`, and it is healed at once: files in place, recorded
+The life of damage: git reports a broken object, the look after a refresh finds a ref missing, or an inspection at night
+finds a fault. The mirror is inspected, `status` shows its `damage`, and it is healed at once: files in place, recorded
 refs from the database. If objects are missing, the upstream is fetched into a new repository beside the mirror, and
-everything readable of sessions, turns and anchors goes over, from the old mirror, then from the backup and evidence.
-The new one takes the old one's place in one rename. When that does not suffice, each next heal comes later.
+everything readable of sessions, turns and anchors is copied into it, from the old mirror, then from the backup and the
+evidence. The new mirror replaces the old one in one rename. If that does not suffice, the heal is tried again after
+longer and longer pauses.
 
-Invariants: one mirror is inspected or healed at a time, at low priority. An inspection that git could not make is never
-damage. No heal without the database. A heal never ends a session, and one unreadable turn never costs another. Nothing
-is deleted before it is in evidence. A kill at any moment leaves the old mirror or the new one, and the next heal ends
-where the first would have.
+Invariants: one mirror is inspected or healed at a time, at low priority. An inspection that git could not finish never
+counts as damage. Without the database, nothing is healed. A heal never ends a session, and one unreadable turn never
+costs another. Nothing is deleted before a copy is in the evidence directory. A kill at any moment leaves the old mirror
+or the new one, and the next heal reaches the same result.
 """

@@ -20,9 +20,9 @@ def compose_examiner(
     fetch: Callable[[Mirror, Repo], Awaitable[None]],
     backup: Callable[[], BackupConfig],
 ) -> Examiner:
-    """Builds what inspects and heals single mirrors.
+    """Builds the parts that inspect and heal one mirror at a time.
 
-    `fetch` brings one to its upstream's state, and `backup` says where backups are, which a heal reads last.
+    `fetch` updates a mirror from its upstream. `backup` returns where the backups are; a heal reads them last.
     """
 
     def directory() -> Path | None:

@@ -1,4 +1,4 @@
-"""Keeps what was damaged below the state directory, for whoever wants to know why, under a budget."""
+"""Keeps damaged files below the state directory, within a budget, so that an operator can find out what happened."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from appliance.core.layout import Layout
 from appliance.core.units import rfc3339
 
 MOST_KEPT = 2
-"""Damaged mirrors that are kept of one repository."""
+"""How many damaged mirrors of one repository are kept."""
 SHARE = 0.1
 """The part of the disk's free space that all evidence may take."""
 
 
 class Evidence:
-    """What one heal of the repository `name` took out of its mirror. Its directory is made when it is needed."""
+    """The files that one heal took out of the mirror `name`. The directory is created when it is needed."""
 
     def __init__(self, layout: Layout, name: str) -> None:
         self._root = layout.evidence
@@ -27,16 +27,16 @@ class Evidence:
 
     @property
     def path(self) -> Path | None:
-        """The directory, or None while nothing was kept."""
+        """The directory, or None if nothing has been kept yet."""
         return self._directory
 
     def take(self, path: Path, name: str | None = None) -> None:
-        """Moves a file or directory here, as `name`; nothing if it is gone. Raises OSError."""
+        """Moves a file or directory here, as `name`. Does nothing if it is gone. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             path.rename(self._free(name or path.name))
 
     def copy(self, path: Path) -> None:
-        """Copies a file here that is about to be replaced. What cannot be read is moved here. Raises OSError."""
+        """Copies here a file that is about to be replaced, or moves it if it cannot be read. Raises OSError."""
         target = self._free(path.name)
         try:
             shutil.copyfile(path, target)
@@ -58,9 +58,9 @@ class Evidence:
 
 
 def prune(layout: Layout, spared: Path | None = None) -> list[Path]:
-    """Removes the oldest evidence until the rest is within the budget; returns what is gone. Never raises.
+    """Removes the oldest evidence until the rest is within the budget; returns what was removed. Never raises.
 
-    What is `spared` stays this time, because guests may still be served from it.
+    Evidence in `spared` is not removed this time, because guests may still be served from it.
     """
     gone: list[Path] = []
     newest_first = sorted(layout.evidence.glob("*/*"), key=lambda path: path.name.rpartition(".")[2], reverse=True)
@@ -80,7 +80,7 @@ def prune(layout: Layout, spared: Path | None = None) -> list[Path]:
 
 
 def _room(state: Path) -> float:
-    """What all evidence may take, in bytes."""
+    """How many bytes all evidence together may take."""
     try:
         free = shutil.disk_usage(state).free
     except OSError:

@@ -1,4 +1,4 @@
-"""Inspects and heals one mirror, and says what of its health follows: the same for `serve` and for a lone command."""
+"""Inspects and heals one mirror, and derives its health columns: the same for `serve` and for a command without it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 LOST = "could not be healed: its commit is lost"
 QUIET_WITHIN = 60.0
-"""Seconds in which a mirror gets quiet enough for a look without pushes."""
+"""Seconds to wait for a moment without pushes in which to look at a mirror."""
 
 
 @dataclass(frozen=True)
 class Examination:
-    """One inspection that ended: when it began (Unix seconds), how long it took (seconds), and what it found."""
+    """A finished inspection: when it began (Unix seconds), how long it took (seconds), and what it found."""
 
     repo: Repo
     full: bool
@@ -41,7 +41,7 @@ class Examination:
     found: Inspection
 
     def columns(self) -> dict[str, Any]:
-        """The columns of Health that follow."""
+        """The columns of Health that follow from it."""
         columns: dict[str, Any] = {"damage": _damage(self.found), "inspected_at": self.started_at}
         if self.full and self.found.damage is None:
             columns["verified_whole_at"] = self.started_at
@@ -62,7 +62,7 @@ class Examination:
 
 
 class Examiner:
-    """Examines the mirrors of a node, and heals them with `healer`. `stores` know what was recorded."""
+    """Examines the mirrors of a node, and heals them with `healer`. `stores` hold what was recorded."""
 
     def __init__(self, mirrors: Mirrors, stores: Stores, healer: Healer) -> None:
         self._mirrors = mirrors
@@ -70,10 +70,10 @@ class Examiner:
         self._healer = healer
 
     async def look(self, repo: Repo) -> Inspection:
-        """Looks for refs that are lost. Raises GitmirrorError if that cannot be done now.
+        """Looks for lost refs. Raises GitmirrorError if that is not possible now.
 
-        A push or an ended session changes refs and database one after the other. So a loss counts only if it is there
-        while no push is under way.
+        A push or the end of a session changes the refs first and the database afterwards. So a loss counts only if it
+        is seen while no push is under way.
         """
         found = await look(self._mirrors(repo.name), await self._recorded(repo))
         if found.damage is None:
@@ -90,7 +90,7 @@ class Examiner:
             return await look(self._mirrors(repo.name), await self._recorded(repo))
 
     async def inspect(self, repo: Repo, *, full: bool) -> Examination:
-        """Has git check the objects of a mirror, at low priority. Raises GitmirrorError if that cannot be done now."""
+        """Has git check the objects of a mirror, at low priority. Raises GitmirrorError if that is not possible now."""
         started_at, start = time.time(), time.monotonic()
         found = await self._inspect(repo, full)
         if found.lost_refs and (await self._look_alone(repo)).damage is None:
@@ -105,7 +105,7 @@ class Examiner:
             return await inspect(gentle, await self._recorded(repo), full=full)
 
     async def heal(self, repo: Repo, found: Inspection) -> tuple[Healing, bool]:
-        """Heals a damaged mirror, and adds to the audit log what could not be saved; returns whether that was news.
+        """Heals a damaged mirror, and notes in the audit log what could not be saved; returns whether that was new.
 
         Raises GitmirrorError.
         """
@@ -151,7 +151,7 @@ def healed_columns(healing: Healing, at: float) -> dict[str, Any]:
 
 
 def healing_document(repo: str, healing: Healing | None) -> dict[str, Any]:
-    """What `heal --json` prints. Without a healing, the mirror was whole."""
+    """What `heal --json` prints. `healing` is None if the mirror was not damaged."""
     return {
         "repo": repo,
         "whole": healing is None or healing.whole,
@@ -163,7 +163,7 @@ def healing_document(repo: str, healing: Healing | None) -> dict[str, Any]:
 
 
 def failed_document(repo: str, full: bool, error: GitmirrorError) -> dict[str, Any]:
-    """What `verify --json` prints for a mirror that could not be inspected, which is no damage."""
+    """What `verify --json` prints for a mirror that could not be inspected. That is not damage."""
     keys: dict[str, Any] = {
         "repo": repo,
         "whole": None,

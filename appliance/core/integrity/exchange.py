@@ -1,7 +1,7 @@
-"""Puts a repository in the place of another in one rename, and settles what a kill left in between.
+"""Puts a repository in the place of another in one rename, and finishes or undoes what a kill interrupted.
 
-A new repository is built with a file NEW in it, which says how far it is. The file stays until the old repository is in
-evidence, so at every moment the files alone tell which of the two is which.
+A new repository contains a file NEW, which says whether it is ready. The file stays until the old repository has been
+moved into evidence, so at every moment the files on disk show which of the two is the new one.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
 
 
 def building(layout: Layout, name: str) -> Path:
-    """Where the new mirror of `OWNER/REPO` grows: a mirror of a layout of its own."""
+    """Where the new mirror of `OWNER/REPO` is built: as a mirror in a separate layout."""
     return Layout(layout.healing).mirror(name)
 
 
 def replace(layout: Layout, name: str, evidence: Evidence) -> None:
     """Puts the repository at `building` in the mirror's place, and the old one into evidence. Raises OSError.
 
-    Nobody else may work on the mirror. A guest that is being served from the old one goes on: its git keeps the
-    directory that it started in.
+    Nobody else may work on the mirror. A guest that is being served from the old one is not interrupted: its git keeps
+    using the directory that it started in.
     """
     new, mirror = building(layout, name), layout.mirror(name)
     write_atomically(new / NEW, READY)
@@ -51,16 +51,16 @@ def replace(layout: Layout, name: str, evidence: Evidence) -> None:
 
 
 def settle(layout: Layout) -> list[str]:
-    """Finishes or undoes every heal that a kill ended; returns what was done. Raises OSError.
+    """Finishes or undoes every heal that was killed; returns what was done. Raises OSError.
 
-    Call it at the start, before anything writes below `mirrors`, or as the only heal.
+    Call it at the start, before anything writes below `mirrors`, or while no other heal runs.
     """
     done = []
     for new in sorted(Layout(layout.healing).mirrors.glob("*/*.git")):
         name = f"{new.parent.name}/{new.stem}"
         mirror, stage = layout.mirror(name), _stage(new)
         if stage == READY and not (mirror / "objects").exists():
-            # On a disk without exchange: the old one is in evidence already.
+            # The disk has no atomic exchange, and the old repository is in evidence already.
             if os.path.lexists(mirror):
                 Evidence(layout, name).take(mirror, "mirror.git")
             mirror.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def settle(layout: Layout) -> list[str]:
 
 
 def _stage(repository: Path) -> str | None:
-    """What NEW says. A directory without it is no product of a heal, and may be the only copy of something."""
+    """The content of NEW. A directory without NEW was not made by a heal, and may be the only copy of something."""
     try:
         return (repository / NEW).read_text(encoding="ascii")
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Mends the files of a mirror in place: HEAD, config, refs, and what git derives from packs.
+"""Mends the files of a mirror in place: HEAD, config, refs, and the files that git derives from packs.
 
-What is changed or removed is in evidence before. A kill in between loses nothing: recorded refs come from the database,
-branches from the upstream, and an index from its pack.
+Every file is copied into evidence before it is changed or removed. A kill in between loses nothing: recorded refs come
+from the database, branches from the upstream, and an index from its pack.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def repair_files(mirror: Mirror, url: str, head: str | None, evidence: Evi
 
 
 def _repair_frame(mirror: Mirror, url: str, evidence: Evidence) -> list[str]:
-    """What git needs to take the directory for a repository: HEAD comes with the refs."""
+    """Creates what git needs to recognise a repository, except HEAD, which is set with the refs."""
     done = []
     for name in ("objects/pack", "objects/info", "refs"):
         path = mirror.path / name
@@ -54,12 +54,12 @@ def _repair_frame(mirror: Mirror, url: str, evidence: Evidence) -> list[str]:
             if os.path.lexists(path):
                 evidence.take(path)
             path.mkdir(parents=True)
-            done.append(f"the directory {name} was made")
+            done.append(f"the directory {name} was created")
     config = mirror.path / "config"
     if any("config" in fault for fault in file_faults(mirror.path)):
         evidence.copy(config)
         write_atomically(config, mirror_config(url))
-        done.append("the config was written anew")
+        done.append("the config was rewritten")
     return done
 
 
@@ -70,7 +70,7 @@ def _repair_refs(mirror: Mirror, head: str | None, evidence: Evidence) -> list[s
         packed = mirror.path / "packed-refs"
         evidence.copy(packed)
         _write_packed_refs(packed, files.packed)
-        done.append(f"packed-refs was written anew with the refs that could be read: {len(_sorted(files.packed))}")
+        done.append(f"packed-refs was rewritten with the refs that could be read: {len(_sorted(files.packed))}")
     for ref, path in files.broken.items():
         evidence.take(path, ref.replace("/", "."))
         done.append(f"the file of {ref}, which held no ref, was removed")
@@ -83,7 +83,7 @@ def _repair_refs(mirror: Mirror, head: str | None, evidence: Evidence) -> list[s
 
 
 def _write_packed_refs(path: Path, lines: Iterable[bytes]) -> None:
-    """Without `peeled`, git finds out by itself what a tag points at."""
+    """Without the `peeled` header, git finds out by itself what a tag points at."""
     with NewFile(path) as new:
         new.write(b"# pack-refs with: sorted \n" + b"".join(line + b"\n" for line in _sorted(lines)))
 
@@ -100,9 +100,9 @@ def _branch(head: str | None, refs: Mapping[str, str]) -> str:
 
 
 def _remove_what_misleads(repository: Path, evidence: Evidence) -> list[str]:
-    """Removes derived files that are damaged, those of a pack that is gone, and empty objects: git would rely on them.
+    """Removes damaged derived files, those of a pack that is gone, and empty objects, because git would rely on them.
 
-    The commit-graphs are a chain, and the multi-pack-index names packs, so each goes as a whole.
+    The commit-graphs are a chain, and the multi-pack-index names packs, so each of these is removed entirely.
     """
     info, pack = repository / "objects" / "info", repository / "objects" / "pack"
     doomed = {**derived_faults(repository), **dict.fromkeys(empty_objects(repository), "is empty")}
@@ -126,18 +126,18 @@ async def _make_indexes(mirror: Mirror) -> list[str]:
     done = []
     for path, fault in (await asyncio.to_thread(pack_faults, mirror.path)).items():
         if path.suffix == ".pack" and fault.startswith("lacks"):
-            # git reads all of the pack, and refuses a damaged one.
+            # git reads the whole pack, and refuses a damaged one.
             with contextlib.suppress(GitError):
                 await mirror.git.run("index-pack", "--no-rev-index", str(path), cwd=mirror.path, deadline=LONG)
-                done.append(f"the index of {path.name} was made anew")
+                done.append(f"the index of {path.name} was rebuilt")
     return done
 
 
 async def put_refs_back(mirror: Mirror, recorded: RecordedRefs) -> list[str]:
     """Sets recorded refs that are lost, if their objects are there; returns what was done. Raises GitError, OSError.
 
-    A turn's ref that is at another object than the database says stays, because it may be a turn that the database
-    does not know.
+    A turn's ref that points at a different object than the database says is left alone, because it may be a turn that
+    the database does not know.
     """
     files = await asyncio.to_thread(read_ref_files, mirror.path)
     lost = await lost_of(mirror, recorded, files)
@@ -147,7 +147,7 @@ async def put_refs_back(mirror: Mirror, recorded: RecordedRefs) -> list[str]:
 
 
 async def set_refs_that_can(mirror: Mirror, refs: Mapping[str, str]) -> set[str]:
-    """Sets refs, and returns those that git set: it refuses one whose commit is damaged. Raises GitError."""
+    """Sets refs, and returns those that git accepted: it refuses a ref whose commit is damaged. Raises GitError."""
 
     async def works(names: Collection[str]) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""Heals one mirror: its files in place first, then by a new mirror that takes over everything that can be read."""
+"""Heals one mirror: repairs its files in place, then if needed builds a new mirror with everything that can be read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PRIVATE = "refs/gitmirror/"
 class Healing:
     """What healing one mirror did.
 
-    `whole` says that an inspection afterwards found nothing, otherwise `remaining` is the damage that is left. `done`
+    `whole` means that an inspection afterwards found nothing; otherwise `remaining` is the damage that is left. `done`
     has a sentence for each step. `lost` are the recorded refs that could not be saved, with their object ids.
     `evidence` is where the damaged files are kept.
     """
@@ -53,7 +53,7 @@ class Healing:
 
 
 class Healer:
-    """Heals the mirrors of `layout`. `fetch` brings a mirror at any path to its upstream's state; it takes no lock.
+    """Heals the mirrors of `layout`. `fetch` updates a mirror at any path from its upstream; it takes no lock.
 
     `backup` returns the directory of backups, or None without one. `fetch` raises GitmirrorError.
     """
@@ -74,11 +74,11 @@ class Healer:
         self._one_at_a_time = asyncio.Lock()
 
     async def heal(self, repo: Repo, found: Inspection) -> Healing:
-        """Heals the mirror of `repo`, in which `found` was found; one step after the other, as far as needed.
+        """Heals the damage `found` in the mirror of `repo`, step by step, as far as needed.
 
         Guests are served meanwhile. Pushes wait only while files are mended in place, and for the exchange. Raises
-        GitmirrorError if the machine does not let it (no database, no space, git cannot be run). A kill at any moment
-        does no harm, and the next heal ends where this one would have.
+        GitmirrorError if the machine prevents it (no database, no space, git cannot be run). A kill at any moment does
+        no harm, and the next heal reaches the same result.
         """
         async with self._one_at_a_time:
             try:
@@ -90,7 +90,7 @@ class Healer:
                 ) from error
 
     async def _heal(self, repo: Repo, found: Inspection) -> Healing:
-        # What a killed heal left may be the only copy of something, and is about to be in the way.
+        # The remains of a killed heal may be the only copy of something, and would be in the way of this one.
         for settled in await asyncio.to_thread(settle, self._layout):
             log.warning("%s", settled)
         evidence = Evidence(self._layout, repo.name)
@@ -103,7 +103,7 @@ class Healer:
                 await self._replace(repo, mirror, evidence, done)
             except GitmirrorError as error:
                 log.warning("%s: no new mirror can be made: %s", repo.name, error.message)
-                # What cannot be read now may come from the upstream later, so nothing counts as lost.
+                # Objects that cannot be read now may come from the upstream later, so nothing counts as lost.
                 after, failure = Findings(after.faults, {}), f"; no new mirror can be made: {error.message}"
             else:
                 after = await self._examine(repo, mirror, Depth.OBJECTS)
@@ -121,7 +121,7 @@ class Healer:
             return await examine(mirror, await self._recorded(repo), depth)
 
     async def _lost(self, repo: Repo, mirror: Mirror) -> dict[str, str]:
-        """The recorded refs that are lost, without asking git for what they reach."""
+        """The recorded refs that are lost, found without asking git whether everything they reach exists."""
         files = await asyncio.to_thread(read_ref_files, mirror.path)
         return await lost_of(mirror, await self._recorded(repo), files)
 
@@ -143,16 +143,17 @@ class Healer:
                     raise
                 log.warning("%s: refs cannot be put back in place: %s", repo.name, error.message)
             if not has_followed(await asyncio.to_thread(read_ref_files, mirror.path)):
-                # Otherwise guests would take it for an empty repository, until the next refresh.
+                # Otherwise guests would see an empty repository until the next refresh.
                 mirror.await_upstream()
-        # What was found by reading objects is not gone because it is not found without reading them.
+        # Damage that was found by reading objects is not gone just because an inspection that does not read them finds
+        # none.
         depth = Depth.OBJECTS if of_files.issuperset(found.faults) else Depth.CONTENT
         return await self._examine(repo, mirror, depth)
 
     # A new mirror
 
     async def _replace(self, repo: Repo, mirror: Mirror, evidence: Evidence, done: list[str]) -> None:
-        """Builds a new mirror and puts it in the place of the old one. Raises GitmirrorError, OSError."""
+        """Builds a new mirror and replaces the old one with it. Raises GitmirrorError, OSError."""
         await asyncio.to_thread(self._require_room, mirror)
         async with self._new_mirror(repo, mirror) as new:
             await self._fetch(new, repo)
@@ -161,16 +162,16 @@ class Healer:
             carrier = Carrier(new, sources, set((await new.local_refs(*FOLLOWED)).values()))
             await self._carry(repo, mirror, carrier)
             if await self._lost(repo, new) and (at := await self._add_backup(repo, sources, new)):
-                done.append(f"what could not be read was looked for in the backup of {at}")
+                done.append(f"unreadable objects were looked for in the backup of {at}")
                 await self._carry(repo, mirror, carrier)
             if faults := (await examine(new, await self._recorded(repo), Depth.OBJECTS)).faults:
-                raise GitmirrorError(f"the new one is not whole: {faults[0]}")
+                raise GitmirrorError(f"the new mirror is damaged: {faults[0]}")
             async with self._mirrors.locks.exclusive(repo.name):
-                # What was pushed meanwhile.
+                # Takes over what was pushed meanwhile.
                 await self._carry(repo, mirror, carrier)
                 await copy_reflogs(mirror.path, new)
                 await asyncio.to_thread(replace, self._layout, repo.name, evidence)
-        done.append("a new mirror was fetched from the upstream, and took over what could be read of the old one")
+        done.append("a new mirror was fetched from the upstream, with everything that could be read from the old one")
 
     @property
     def _scratch(self) -> Path:
@@ -186,7 +187,7 @@ class Healer:
 
     @contextlib.asynccontextmanager
     async def _new_mirror(self, repo: Repo, mirror: Mirror) -> AsyncIterator[Mirror]:
-        """A repository beside the mirror. What is left of it at the end is removed."""
+        """A repository beside the mirror. If it is still there at the end, it is removed."""
         new = Mirror(building(self._layout, repo.name), mirror.git.gently())
         async with self._emptied():
             new.path.mkdir(parents=True)
@@ -208,10 +209,11 @@ class Healer:
             await asyncio.to_thread(shutil.rmtree, self._layout.healing, ignore_errors=True)
 
     async def _carry(self, repo: Repo, mirror: Mirror, carrier: Carrier) -> None:
-        """Gives the new mirror the refs of the old one and of the database, as far as what they reach can be read.
+        """Gives the new mirror the refs of the old one and of the database, if everything that they reach can be read.
 
-        The old mirror's values first, because a push may not be booked yet; then the database's, where they are lost;
-        then anchors, also of where the branches were. What was ended since an earlier call is removed.
+        The old mirror's values come first, because a push may not be in the database yet; then the database's values of
+        lost refs; then anchors, including new ones for where the branches were. Refs of sessions that ended since an
+        earlier call are removed.
         """
         new = carrier.target
         old = (await asyncio.to_thread(read_ref_files, mirror.path)).refs
@@ -231,7 +233,7 @@ class Healer:
     # From elsewhere
 
     async def _take_from_elsewhere(self, repo: Repo, mirror: Mirror, done: list[str]) -> bool:
-        """Takes lost recorded refs from the newest backup, and from evidence, into a mirror that is whole otherwise.
+        """Copies lost recorded refs from the newest backup and from evidence into a mirror that is otherwise intact.
 
         Returns whether it could.
         """
@@ -251,7 +253,7 @@ class Healer:
         return bool(taken)
 
     async def _add_backup(self, repo: Repo, sources: Sources, mirror: Mirror) -> str | None:
-        """Adds the newest backup to the sources; returns when it was made, None if there is none that can be read."""
+        """Adds the newest backup to the sources; returns when it was made, or None if no backup can be read."""
         directory = self._backup()
         if directory is None:
             return None
@@ -263,7 +265,7 @@ class Healer:
 
 
 async def _take(carrier: Carrier, refs: Mapping[str, str]) -> set[str]:
-    """Takes over what `refs` reach and sets them; returns those for which both could be done."""
+    """Copies everything that `refs` reach and sets them; returns the refs for which both succeeded."""
     present = await carrier.target.local_refs(AGENTS, PRIVATE)
     wanted = {ref: oid for ref, oid in refs.items() if present.get(ref) != oid}
     failed = await carrier.carry(wanted)
@@ -271,9 +273,9 @@ async def _take(carrier: Carrier, refs: Mapping[str, str]) -> set[str]:
 
 
 async def copy_reflogs(old: Path, new: Mirror) -> None:
-    """Copies who moved the refs of sessions, from which the outcome of a push that is still open is known.
+    """Copies the reflogs of session refs, because the outcome of a push that is still open is read from them.
 
-    Lines that name an object which the new mirror lacks are left out: git would take them for damage. Raises GitError.
+    Lines that name an object that the new mirror lacks are left out, because git would report them as damage.
     """
     logs = await asyncio.to_thread(_read_reflogs, old / "logs")
     named = {oid for lines in logs.values() for line in lines for oid in _oids_of(line)}

@@ -1,4 +1,4 @@
-"""Finds out whether a mirror is whole: `look` after each refresh, `inspect` now and then."""
+"""Finds out whether a mirror is damaged: `look` after each refresh, `inspect` at longer intervals."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _T = TypeVar("_T")
 
 MOST_FAULTS = 20
 DEADLINE = 6 * 3600.0
-"""Seconds for one fsck, at idle priority. The full one of a large mirror takes an hour."""
+"""The deadline for one fsck at idle priority, in seconds. A full fsck of a large mirror takes an hour."""
 MOST_OUTPUT = 2**20
-"""Bytes of fsck's findings that are read. One lost pack makes it print a line for each object."""
+"""How many bytes of fsck's output are read. One lost pack makes fsck print a line for each object."""
 SETTLING = 1.0
-"""Seconds after which a pack that seems to lack its index is looked at again: git writes and removes one by one."""
+"""Seconds after which a pack without an index is checked again, because git writes and removes the two one by one."""
 LONGEST_FAULT = 300
 MOST_TRIES = 500
-"""Runs of git that find out which recorded refs lack objects. By halving, ten of ten thousand take 250."""
+"""The most runs of git to find the recorded refs that lack objects. Halving finds ten of ten thousand in 250 runs."""
 
 _NO_DAMAGE = re.compile(
     r"^(?:notice: |warning: |dangling |unreachable |Checking |\s+to\s"
-    # The content breaks a rule of today's git, as it does at the upstream.
+    # The content breaks a rule of newer versions of git, and does so at the upstream too.
     r"|(?:error|warning) in (?:commit|tree|blob|tag) "
     r"|error: refs/heads/.*: not a commit$)"
 )
 _CRASH = re.compile(r"exit code -(?:4|6|7|8|11)$")
-"""Signals by which git dies of what it reads: ILL, ABRT, BUS (a disk that cannot give a page), FPE, SEGV."""
+"""Signals that kill git because of the data it reads: ILL, ABRT, BUS (the disk cannot deliver a page), FPE, SEGV."""
 _NOT_OF_THE_MIRROR = re.compile(
     r"out of memory|cannot allocate|unable to (?:create thread|fork|mmap)|mmap failed|too many open files"
     r"|no space left|quota exceeded|permission denied|dubious ownership|cannot open shared object"
@@ -51,8 +51,8 @@ _NOT_OF_THE_MIRROR = re.compile(
 class Inspection:
     """What an inspection of one mirror found.
 
-    `faults` are sentences for an operator, at most MOST_FAULTS; none when the mirror is whole. `lost_refs` are the
-    recorded refs that the mirror lacks or has damaged, with the object id that each must have.
+    `faults` has at most MOST_FAULTS sentences for an operator; it is empty if the mirror is not damaged. `lost_refs`
+    are the recorded refs that are missing or damaged in the mirror, with the object id that each must have.
     """
 
     faults: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Inspection:
 
     @property
     def damage(self) -> str | None:
-        """The line for `damage` of `status`: the first fault and how many more. None when the mirror is whole."""
+        """The line for `damage` of `status`: the first fault and how many more there are. None without a fault."""
         if not self.faults:
             return None
         more = len(self.faults) - 1
@@ -75,17 +75,17 @@ class Findings:
     lost: dict[str, str]
 
     def in_words(self) -> list[str]:
-        """All of it in sentences that can be shown, each once. What git says of its files comes first."""
+        """All findings as sentences to show, each once. Faults of files come first."""
         words = [*self.faults, *(f"{ref} is lost" for ref in sorted(self.lost))]
         return list(dict.fromkeys(storable(word)[:LONGEST_FAULT] for word in words))
 
     def summary(self) -> Inspection:
-        """The first of them."""
+        """The first MOST_FAULTS of them."""
         return Inspection(tuple(self.in_words()[:MOST_FAULTS]), self.lost)
 
 
 class Depth(IntEnum):
-    """How much is read: the ends of files, derived files whole, which objects are there, all that objects hold."""
+    """How much is read: the ends of files, all of the derived files, which objects exist, or all objects' content."""
 
     ENDS = 1
     FILES = 2
@@ -94,26 +94,27 @@ class Depth(IntEnum):
 
 
 async def look(mirror: Mirror, recorded: RecordedRefs) -> Inspection:
-    """Compares the refs and files with what must be there; reads no objects.
+    """Compares the refs and files with what must exist; reads no objects.
 
-    `recorded` must be read before. A session that is ended in between seems to be lost, so read `recorded` again and
-    look again before it counts. Raises GitError when the mirror cannot be read now, which is no damage.
+    `recorded` must be read before the call. A session that is ended in between seems to be lost, so read `recorded`
+    again and look again before you count it as lost. Raises GitError if the mirror cannot be read now, which is not
+    damage.
     """
     return (await examine(mirror, recorded, Depth.ENDS)).summary()
 
 
 async def inspect(mirror: Mirror, recorded: RecordedRefs, *, full: bool) -> Inspection:
-    """Does the same as `look`, and has git check that every object that a ref reaches is there.
+    """Does the same as `look`, and has git check that every object that a ref reaches exists.
 
     With `full`, git also reads every object and computes its hash. Hold the mirror's shared lock, so that no repack
-    removes packs meanwhile. Runs at idle priority. Raises GitError when git could not be run, or was not done after
-    DEADLINE, which is no damage.
+    removes packs meanwhile. Runs at idle priority. Raises GitError if git could not be run, or had not finished after
+    DEADLINE, which is not damage.
     """
     return (await examine(mirror, recorded, Depth.CONTENT if full else Depth.OBJECTS)).summary()
 
 
 async def examine(mirror: Mirror, recorded: RecordedRefs, depth: Depth) -> Findings:
-    """Finds all that is wrong with a mirror, as far as `depth` says. Raises GitError when it cannot be read now."""
+    """Finds everything that is wrong with a mirror, down to `depth`. Raises GitError if it cannot be read now."""
     if not await _read(_is_there, mirror.path):
         return Findings(["the mirror is missing"], dict(recorded))
     files = await _read(read_ref_files, mirror.path)
@@ -125,7 +126,7 @@ async def examine(mirror: Mirror, recorded: RecordedRefs, depth: Depth) -> Findi
     faults += files.faults
     lost = _missing(recorded, files)
     if not faults:
-        # While files are damaged, git may not run at all.
+        # git may not run at all while files are damaged.
         try:
             lost = await lost_of(mirror, recorded, files)
         except GitError as error:
@@ -149,7 +150,7 @@ async def examine(mirror: Mirror, recorded: RecordedRefs, depth: Depth) -> Findi
 async def lost_of(mirror: Mirror, recorded: RecordedRefs, files: RefFiles) -> dict[str, str]:
     """The recorded refs that the mirror lacks, or that name an object which it lacks. Raises GitError.
 
-    A ref that a push moved meanwhile is at an object that exists; a damaged line of packed-refs is not.
+    A ref that a push moved meanwhile names an object that exists; a damaged line of packed-refs does not.
     """
     lost, moved = _missing(recorded, files), _moved(recorded, files)
     there = await present(mirror, moved.values())
@@ -165,10 +166,10 @@ def _is_there(repository: Path) -> bool:
 
 
 def _missing(recorded: RecordedRefs, files: RefFiles) -> dict[str, str]:
-    """Recorded refs that are not there, and sessions that are back at an earlier turn.
+    """Recorded refs that do not exist, and sessions that have fallen back to an earlier turn.
 
-    A session may be in the archive or not: it is moved before the database is told. git falls back to an older value in
-    `packed-refs` when the loose file is lost.
+    A session may be in the archive or not, because it is moved before the database is updated. git falls back to an
+    older value in `packed-refs` when the loose file is lost.
     """
     refs, lost = files.refs, {}
     known = set(recorded.values())
@@ -181,7 +182,7 @@ def _missing(recorded: RecordedRefs, files: RefFiles) -> dict[str, str]:
 
 
 def _moved(recorded: RecordedRefs, files: RefFiles) -> dict[str, str]:
-    """Recorded refs that are at another object, with that object."""
+    """Recorded refs that point at a different object, with that object."""
     found = {ref: files.refs.get(ref) for ref in recorded}
     return {ref: oid for ref, oid in found.items() if oid is not None and oid != recorded[ref]}
 
@@ -191,14 +192,14 @@ def _changed_files(repository: Path) -> list[str]:
 
 
 async def _fsck(mirror: Mirror, *, full: bool) -> list[str]:
-    """What git finds, in its words. Raises GitError."""
+    """What git finds, in git's own words. Raises GitError."""
     reading, writing = os.pipe()
     output = asyncio.create_task(asyncio.to_thread(_read_some, reading))
     how = ("--full",) if full else ("--connectivity-only",)
     error: GitError | None = None
     try:
         with os.fdopen(writing, "wb") as into:
-            # No reflogs: they name commits of pushes that failed, which are nowhere.
+            # Reflogs are not checked, because they name commits of failed pushes, which do not exist.
             await mirror.git.run(
                 "fsck", *how, "--no-dangling", "--no-reflogs", "--no-progress",
                 cwd=mirror.path, deadline=DEADLINE, into=into,
@@ -217,7 +218,7 @@ async def _fsck(mirror: Mirror, *, full: bool) -> list[str]:
         return [f"it makes git crash: {error.message}"]
     if not found and not any(_NO_DAMAGE.match(line) for line in lines):
         raise error
-    # The missing objects first; that a link to one is broken says less.
+    # Missing objects come first, because a broken link to one says less.
     return sorted(
         dict.fromkeys(found), key=lambda line: (line.startswith("broken link"), not line.startswith("missing "))
     )
@@ -235,9 +236,9 @@ def _read_some(descriptor: int) -> bytes:
 
 
 async def _unreachable(mirror: Mirror, refs: Mapping[str, str]) -> dict[str, str]:
-    """Those of `refs` that lack an object above the branches and tags of the mirror, or whose commit is missing.
+    """Those of `refs` whose commit, or an object that the branches and tags do not reach, is missing.
 
-    After MOST_TRIES all that are left count: what they stand on is missing.
+    After MOST_TRIES, all that are left count, because something that they are based on is missing.
     """
     tries = 0
 
@@ -262,7 +263,7 @@ async def _unreachable(mirror: Mirror, refs: Mapping[str, str]) -> dict[str, str
 
 
 async def those_that_fail(each: list[str], works: Callable[[Collection[str]], Awaitable[bool]]) -> set[str]:
-    """Those of `each` for which `works` is false. All are tried at once first, then halves of them."""
+    """Those of `each` for which `works` is false. All are tried at once first, then in halves."""
     if not each or await works(each):
         return set()
     if len(each) == 1:

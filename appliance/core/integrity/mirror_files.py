@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO
 
 _TRAILER = 20
-"""The bytes of the SHA-1 at the end of packs and of all files that git derives from them. Mirrors are SHA-1 alone."""
+"""The bytes of the SHA-1 at the end of packs and of all files that git derives from them. Mirrors use only SHA-1."""
 _COUNT_V2, _COUNT_V1 = 1028, 1020
-"""Where an index has the number of objects: at the end of its fan-out table."""
+"""The offset of the number of objects in an index: the end of its fan-out table."""
 _PIECE = 2**20
 _PACKED = re.compile(rb"([0-9a-f]{40}) (refs/[^\n]+)")
 _PEELED = re.compile(rb"\^[0-9a-f]{40}")
@@ -29,15 +29,15 @@ _SYMBOLIC = re.compile(rb"ref: *refs/")
 _NOBODYS_FAULT = frozenset({errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Errors that say nothing about the content of a file."""
 DERIVED = (".idx", ".rev", ".bitmap", ".mtimes")
-"""What git computes from a pack; each ends in the SHA-1 of itself."""
+"""Files that git computes from a pack; each ends in the SHA-1 of itself."""
 
 
 @dataclass
 class RefFiles:
-    """The refs of a repository as its files have them, and which files are no refs.
+    """The refs of a repository as its files store them, and the files that hold no valid ref.
 
     `broken` are loose files that hold no ref, by ref name. `packed` are the valid lines of `packed-refs`, each with its
-    peeled line; None when the file is valid, or not there.
+    peeled line; None if the file is valid or does not exist.
     """
 
     refs: dict[str, str] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class RefFiles:
 
 
 def read_ref_files(repository: Path) -> RefFiles:
-    """Reads every ref. Raises OSError when the files may be right but cannot be read now."""
+    """Reads every ref. Raises OSError if the files cannot be read now, which does not mean that they are damaged."""
     found = RefFiles()
     loose: dict[str, str] = {}
     # Loose ones first, because git writes packed-refs before it removes the loose refs.
@@ -86,7 +86,7 @@ def _loose_files(directory: Path, name: str) -> Iterator[tuple[str, Path]]:
 
 
 def _content(path: Path) -> bytes | None:
-    """What a small file holds; None when the disk cannot give it, or when it is gone."""
+    """The content of a small file; None if it cannot be read or is gone."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -120,9 +120,9 @@ def _read_packed(path: Path, found: RefFiles) -> None:
     elif lines[-1]:
         fault = "packed-refs is cut off in the middle of a line"
     elif bad:
-        fault = f"packed-refs has {bad} lines that are no refs"
+        fault = f"packed-refs has {bad} invalid lines"
     elif not data.startswith(b"#") or b" sorted" in lines[0]:
-        # git searches a sorted file by halving, and would not find a ref that is out of its place.
+        # git does a binary search in a file that is marked as sorted, and would not find a ref that is out of order.
         fault = None if all(map(bytes.__lt__, names, names[1:])) else "packed-refs is not sorted"
     if fault is not None:
         found.faults.append(fault)
@@ -132,16 +132,16 @@ def _read_packed(path: Path, found: RefFiles) -> None:
 def file_faults(repository: Path) -> list[str]:
     """What is wrong with HEAD, config and the pack files. Raises OSError when they cannot be read now.
 
-    A pack that git is just writing or removing seems to lack its index; look again before it counts.
+    A pack that git is just writing or removing seems to lack its index; check again before you count it.
     """
     faults = []
     head, config = _content(repository / "HEAD"), _content(repository / "config")
     if head is None or not (_SYMBOLIC.match(head) or _LOOSE.match(head)):
         faults.append("HEAD is missing" if head is None else "HEAD names no branch")
     if config is None or b"[core]" not in config or b"[remote " not in config:
-        faults.append("the config is missing" if config is None else "the config is not that of a mirror")
+        faults.append("the config is missing" if config is None else "the config is not one of a mirror")
     if not os.path.isdir(repository / "objects") or not os.path.isdir(repository / "refs"):
-        faults.append("the directory of its objects or refs is missing")
+        faults.append("its objects or refs directory is missing")
     faults += [f"{path.name} {fault}" for path, fault in pack_faults(repository).items()]
     return faults + [
         f"the file of the object {path.parent.name}{path.name} is empty" for path in empty_objects(repository)
@@ -149,7 +149,7 @@ def file_faults(repository: Path) -> list[str]:
 
 
 def empty_objects(repository: Path) -> list[Path]:
-    """The loose objects whose file is empty, as a power cut leaves them. git takes them for objects until it reads."""
+    """The loose objects whose file is empty, as after a power cut. git counts them as present until it reads them."""
     found = []
     for directory in sorted(_names(repository / "objects")):
         if len(directory) != 2:
@@ -169,7 +169,7 @@ def empty_objects(repository: Path) -> list[Path]:
 
 
 def pack_faults(repository: Path) -> dict[Path, str]:
-    """Packs and indexes that cannot be used, and why; judged by their ends, without reading them."""
+    """Packs and indexes that cannot be used, and why. Only their first and last bytes are read."""
     faults = {}
     names = _names(repository / "objects" / "pack")
     for name in sorted(names):
@@ -207,7 +207,7 @@ def _pack_fault(path: Path) -> str | None:
             raise
         return f"cannot be read: {error.strerror}"
     if begins[:4] != b"PACK" or begins[8:] != count:
-        return "does not begin as its index says"
+        return "does not begin as its index expects"
     return None if ends == expected and len(ends) == _TRAILER else "is cut off or changed at its end"
 
 
@@ -218,7 +218,7 @@ def _last(file: IO[bytes], offset: int, count: int) -> bytes:
 
 
 def derived_faults(repository: Path) -> dict[Path, str]:
-    """The indexes, bitmaps and commit-graphs whose content has changed. Reads them all: 5% of what the packs take.
+    """The indexes, bitmaps and commit-graphs whose content has changed. Reads them fully: 5% of the size of the packs.
 
     Raises OSError when they cannot be read now.
     """
@@ -226,7 +226,7 @@ def derived_faults(repository: Path) -> dict[Path, str]:
 
 
 def derived_files(repository: Path) -> list[Path]:
-    """Every file that git derives from the packs, the chain of commit-graphs left out, which is text."""
+    """Every file that git derives from the packs, except the chain file of commit-graphs, which is text."""
     pack, info = repository / "objects" / "pack", repository / "objects" / "info"
     found = [pack / name for name in _names(pack) if name.endswith(DERIVED) or name == "multi-pack-index"]
     found += [info / name for name in _names(info) if name == "commit-graph"]
@@ -236,7 +236,7 @@ def derived_files(repository: Path) -> list[Path]:
 
 
 def has_own_hash(path: Path) -> bool:
-    """Whether a file ends in the SHA-1 of what is before; also when it is gone meanwhile."""
+    """Whether a file ends in the SHA-1 of the bytes before it. Also true if the file has gone meanwhile."""
     found, rest = hashlib.sha1(usedforsecurity=False), b""
     try:
         with path.open("rb") as file:
@@ -254,7 +254,7 @@ def has_own_hash(path: Path) -> bool:
 
 
 def unreadable(repository: Path) -> Path | None:
-    """A file or directory of objects that this user may not read, so that git takes it for missing."""
+    """A file or directory of objects that this user may not read, so git would report it as missing."""
     objects = repository / "objects"
     for directory in (repository, objects, objects / "pack", *(objects / name for name in _names(objects))):
         if directory.exists() and not os.access(directory, os.R_OK | (os.X_OK if directory.is_dir() else 0)):

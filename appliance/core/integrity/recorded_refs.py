@@ -21,7 +21,7 @@ def recorded_refs(stores: Stores, repo: str) -> RecordedRefs:
     own ref is left out, because it may move at any moment; its turns are included. A session whose name nobody knows,
     because its turn was found in the mirror, has no ref.
     """
-    # Before the turns, so that a push that ends in between is in one of the two.
+    # Read before the turns, so that a push that ends in between is in one of the two.
     moving = stores.sessions.being_pushed(repo)
     found = logged_of(stores, repo)
     without_ref = moving | {unnamed_session(number) for number in found.turns}
@@ -30,12 +30,12 @@ def recorded_refs(stores: Stores, repo: str) -> RecordedRefs:
 
 
 def session_name(ref: str) -> str:
-    """The session of a ref below `refs/agents/` or of the archive."""
+    """The session that a ref below `refs/agents/` or in the archive belongs to."""
     return ref.removeprefix(AGENTS).removeprefix(ARCHIVE)
 
 
 def twin(ref: str) -> str | None:
-    """The other name under which a session's ref may be: of one that is archived, or back. None for other refs."""
+    """The other name that a session's ref may have, in or out of the archive. None for other refs."""
     if ref.startswith(AGENTS):
         return f"{ARCHIVE}{session_name(ref)}"
     return f"{AGENTS}{session_name(ref)}" if ref.startswith(ARCHIVE) else None

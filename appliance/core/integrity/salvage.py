@@ -1,8 +1,8 @@
-"""Takes every readable object out of damaged repositories, ref by ref, into one that is whole.
+"""Copies every readable object out of damaged repositories, ref by ref, into an undamaged one.
 
 git is good at this: when an object or the base of a delta is damaged, it looks for another copy. But it does not open a
-pack that is cut off or damaged at its ends. So it gets a view of the damaged repository, with copies of such packs that
-have the ends that their indexes expect. Each object in between is damaged or not.
+pack that is cut off or damaged at its beginning or end. So git is given a view of the damaged repository with copies of
+such packs, in which header and trailer are as the index expects. git then judges each object in between by itself.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from appliance.core.integrity.inspection import is_of_the_machine, those_that_fa
 from appliance.core.integrity.mirror_files import has_own_hash, pack_faults
 
 _BEYOND = 2**16
-"""Bytes of zeros after the last offset of an index. git dies at an offset beyond the file; zeros it calls damaged."""
+"""Zero bytes after the last offset of an index. git dies at an offset beyond the file, but reports zeros as damage."""
 _PLAIN = {
-    # Files that git derives may be damaged too, and are needed for nothing here.
+    # Files that git derives may be damaged too, and are not needed here.
     "core.multiPackIndex": "false",
     "core.commitGraph": "false",
     "pack.useBitmaps": "false",
     "pack.readReverseIndex": "false",
-    # With fsyncMethod = batch, what unpack-objects wrote is gone when it dies at the end of a truncated pack.
+    # With fsyncMethod = batch, the objects that unpack-objects wrote would be lost when it dies at the end of a
+    # truncated pack.
     "core.fsync": "none",
 }
 
 
 @dataclass
 class Sources:
-    """Directories of objects to read from, in the order of preference. `scratch` holds what is made of damaged ones."""
+    """Object directories to read from, in order of preference. `scratch` holds views of damaged ones."""
 
     scratch: Path
     objects: list[Path] = field(default_factory=list)
@@ -54,7 +55,7 @@ class Sources:
             await self._add_streams(unreadable, git)
 
     async def _add_streams(self, packs: Sequence[Path], git: Git) -> None:
-        """Adds packs without a usable index: one is made, or all is unpacked up to the first damage."""
+        """Adds packs without a usable index: builds an index, or unpacks the pack up to the first damage."""
         rest = Mirror(self._room("stream"), git)
         await rest.initialise("")
         reading = Mirror(rest.path, _reading(git, self.objects))
@@ -72,7 +73,7 @@ class Sources:
         self.objects.append(rest.path / "objects")
 
     async def add_backup(self, directory: Path, name: str, git: Git) -> str | None:
-        """Adds the newest backup of the repository `name`; returns when it was made. None if there is none.
+        """Adds the newest backup of the repository `name`; returns when it was made, or None without a backup.
 
         Raises OSError, GitError.
         """
@@ -87,7 +88,7 @@ class Sources:
             into = Mirror(self._room("backup"), git)
             await into.initialise("")
             for bundle in manifest.repositories[name].bundles:
-                # One that is damaged costs only what it holds.
+                # A damaged bundle costs only its own content.
                 with contextlib.suppress(GitError):
                     path = directory / bundle.file.path
                     await into.git.run("bundle", "unbundle", str(path), cwd=into.path, deadline=LONG)
@@ -100,7 +101,7 @@ class Sources:
 
 
 def _reading(git: Git, objects: Iterable[Path]) -> Git:
-    """A runner of git that also reads those directories of objects."""
+    """A runner of git that also reads these object directories."""
     pairs = list(_PLAIN.items())
     environment = {"GIT_CONFIG_COUNT": str(len(pairs))}
     for number, (key, value) in enumerate(pairs):
@@ -110,21 +111,21 @@ def _reading(git: Git, objects: Iterable[Path]) -> Git:
 
 
 def _quoted(path: Path) -> str:
-    """As git reads a list of paths, in which a path may hold a colon."""
+    """Quotes a path for git's colon-separated list, because it may contain a colon."""
     escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
 @dataclass
 class Carrier:
-    """Takes objects from `sources` into `target`, which is whole. `held` are objects whose history it has."""
+    """Copies objects from `sources` into the undamaged `target`. `held` are objects whose history it already has."""
 
     target: Mirror
     sources: Sources
     held: set[str]
 
     async def carry(self, refs: Mapping[str, str]) -> set[str]:
-        """Takes over everything that `refs` reach; returns those of which something cannot be read.
+        """Copies everything that `refs` reach; returns the refs for which something cannot be read.
 
         git computes the hash of each object anew on the way in. Sets no refs. Raises GitError, OSError.
         """
@@ -133,9 +134,9 @@ class Carrier:
         return {ref for ref, oid in refs.items() if oid in failed}
 
     async def _take(self, oids: Collection[str]) -> bool:
-        """Takes some objects over; False if something that they reach cannot be read.
+        """Copies what some objects reach; False if any of it cannot be read.
 
-        git would copy what is in a pack without reading it, and not notice that another copy is the right one.
+        git would copy packed objects without reading them, and would not notice that only another copy is undamaged.
         """
         revisions = "".join([*(f"{oid}\n" for oid in oids), *(f"^{oid}\n" for oid in sorted(self.held))]).encode()
         reading = _reading(self.target.git, self.sources.objects)
@@ -157,7 +158,7 @@ class Carrier:
 
 
 def _build_view(objects: Path, view: Path) -> list[Path]:
-    """Makes a directory of objects in which git can open everything; returns packs without a usable index."""
+    """Makes an object directory in which git can open every pack; returns the packs without a usable index."""
     (view / "pack").mkdir(parents=True)
     faults = pack_faults(objects.parent)
     without_index = []
@@ -209,14 +210,14 @@ def _copy_with_right_ends(pack: Path, index: Path, copy: Path) -> None:
 
 
 def _count_and_last_offset(index: bytes) -> tuple[int, int]:
-    """How many objects an index lists, and the highest offset of one."""
+    """How many objects an index lists, and the highest offset among them."""
     if not index.startswith(b"\xfftOc"):
         [count] = struct.unpack_from(">I", index, 1020)
         return count, max((struct.unpack_from(">I", index, 1024 + 24 * n)[0] for n in range(count)), default=0)
     [count] = struct.unpack_from(">I", index, 1028)
     small = 1032 + count * 24
     offsets = struct.unpack_from(f">{count}I", index, small)
-    # An offset with the highest bit set is the number of one with 64 bits.
+    # An offset with the highest bit set is a position in the table of 64-bit offsets.
     large = [offset & 0x7FFFFFFF for offset in offsets if offset & 0x80000000]
     wide = [struct.unpack_from(">Q", index, small + count * 4 + number * 8)[0] for number in large]
     return count, max([0, *(offset for offset in offsets if not offset & 0x80000000), *wide])

@@ -1,4 +1,4 @@
-"""Watches over the mirrors of one `serve`: looks, inspects, and heals, one mirror at a time and at low priority."""
+"""Watches the mirrors of one `serve`: looks, inspects and heals, one mirror at a time and at low priority."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ Work = Callable[[Repo], Coroutine[Any, Any, None]]
 TICK = 5.0
 """The most seconds between two passes."""
 LOOK_EVERY = 3600.0
-"""Seconds between two looks at a mirror in which no ref moves."""
+"""Seconds between two looks at a mirror whose refs do not move."""
 TRY_AGAIN = 1800.0
-"""Seconds after which an inspection that could not be made is tried again."""
+"""Seconds after which an inspection that could not be finished is tried again."""
 CHECK_AGAIN = 300.0
-"""Seconds between two inspections of a mirror that was healed, or that is damaged and in which sessions ended."""
+"""Seconds between two inspections of a mirror that was healed, or of a damaged one after a session was ended."""
 STILL_TRUE = 600.0
-"""Seconds for which a heal relies on what was found; later it inspects again."""
+"""Seconds for which a heal relies on the last inspection; after that it inspects again."""
 FIRST_LOOKS = 60.0
 """Seconds over which the first looks after a start are spread."""
 HEALS_KEPT = 8
@@ -53,7 +53,7 @@ HEALS_KEPT = 8
 
 @dataclass
 class _Watched:
-    """What is known about one mirror beside its health. Times are monotonic, those of heals are Unix seconds."""
+    """What is known about one mirror besides its health. Times are monotonic, but those of heals are Unix seconds."""
 
     repo: Repo
     look_at: float
@@ -62,9 +62,9 @@ class _Watched:
     unfounded: int = 0
     inspect_from: float = 0.0
     found: tuple[float, Inspection] | None = None
-    """The damage that was found, with the time, until a heal was tried."""
+    """The damage that was found, with the time, until a heal is tried."""
     check_again: bool = False
-    """Whether the content is to be inspected: after a heal, and when what is missing may not be missed any more."""
+    """Whether to inspect the content: after a heal, and when lost recordings may have been given up."""
     heals: deque[float] = field(default_factory=lambda: deque(maxlen=HEALS_KEPT))
     heal_from: float = 0.0
 
@@ -95,32 +95,32 @@ class IntegrityWatch:
         self._current: tuple[int, asyncio.Task[Any]] | None = None
         self._wake_looks, self._wake_work = asyncio.Event(), asyncio.Event()
 
-    # -- what happens elsewhere ----------------------------------------------------------------------------
+    # -- reports from other parts ----------------------------------------------------------------------------
 
     def moved(self, event: RefsMoved) -> None:
-        """Has a mirror looked at, because a refresh changed it."""
+        """Schedules a look at a mirror, because a refresh changed it."""
         self._watched(event.repo).look_at = 0.0
         self._wake_looks.set()
 
     def refreshed(self, event: RefreshEnded) -> None:
-        """Suspects a mirror whose refresh failed for a reason that lies in the mirror."""
+        """Suspects a mirror whose refresh failed because of the mirror itself."""
         if event.outcome.kind == Kind.MIRROR:
             self._suspect(event.repo, event.outcome.error or "")
 
     def suspected(self, event: DamageSuspected) -> None:
-        """Suspects a mirror of which git said something that damage explains."""
+        """Suspects a mirror after git printed an error that damage would explain."""
         repo = next((repo for repo in self._repos() if repo.name == event.mirror), None)
         if repo is not None:
             self._suspect(repo, event.words)
 
     def sessions_ended(self, event: SessionsEnded) -> None:
-        """Has a damaged mirror inspected again, because what was lost may not be missed any more."""
+        """Schedules another inspection of a damaged mirror, because its lost recordings may have been given up."""
         if self._health(event.repo.id).damage:
             self._watched(event.repo).check_again = True
             self._wake_work.set()
 
     def follow(self, event: RegistryChanged) -> None:
-        """Forgets the repositories that are gone, and stops work on one of them, because a purge waits for it."""
+        """Forgets the repositories that are gone, and stops any work on them, because a purge waits for it."""
         for repo in event.gone:
             self._known.pop(repo.id, None)
             if self._current is not None and self._current[0] == repo.id:
@@ -133,20 +133,20 @@ class IntegrityWatch:
         watched = self._watched(repo)
         if watched.suspicion is None:
             watched.suspicion = words
-            log.warning("%s: git speaks of damage, so the mirror is inspected: %s", repo.name, escape(words))
+            log.warning("%s: git reports damage, so the mirror is inspected: %s", repo.name, escape(words))
             self._wake_work.set()
 
     # -- commands ------------------------------------------------------------------------------------------
 
     async def inspect(self, repo: Repo, *, full: bool) -> Examination:
-        """Inspects a mirror now, as soon as no other one is inspected. Damage is healed afterwards.
+        """Inspects a mirror as soon as no other one is being inspected. Damage is healed afterwards.
 
         Raises GitmirrorError if it cannot be done.
         """
         return await self._alone(repo, lambda: self._inspect(repo, full=full))
 
     async def heal(self, repo: Repo) -> Healing | None:
-        """Inspects the content of a mirror now and heals it. None if it is whole. Raises GitmirrorError."""
+        """Inspects the content of a mirror now and heals it. None if it is not damaged. Raises GitmirrorError."""
 
         async def work() -> Healing | None:
             examined = await self._inspect(repo, full=True)
@@ -176,7 +176,7 @@ class IntegrityWatch:
     async def _look_where_due(self, endurance: Endurance) -> None:
         for watched in self._all():
             if watched.look_at <= self._steady() and not self._health(watched.repo.id).damage:
-                # Set first, so that an error does not cause a second look at once.
+                # Set first, so that an error does not cause a second look immediately.
                 watched.look_at = self._steady() + LOOK_EVERY
                 with endurance.over(watched.repo.name):
                     await self._look(watched.repo)
@@ -193,7 +193,7 @@ class IntegrityWatch:
                 await self._alone(repo, partial(work, repo))
 
     def _most_urgent(self) -> tuple[int, Repo, Work] | None:
-        """What to do next: first what heals, then what somebody may be waiting for, then what the night brings."""
+        """What to do next: heals first, then what somebody may be waiting for, then the inspections of the night."""
         return min((due for due in map(self._due, self._all()) if due is not None), key=itemgetter(0), default=None)
 
     def _due(self, watched: _Watched) -> tuple[int, Repo, Work] | None:
@@ -214,7 +214,7 @@ class IntegrityWatch:
         await self._inspect(repo, full=is_full(repo, self._health(repo.id), self._clock()))
 
     async def _follow_suspicion(self, repo: Repo) -> None:
-        """Inspects refs and links, then the content too, because git's words do not say which of them is damaged."""
+        """Inspects refs and links, then the content too, because git's message does not say which is damaged."""
         watched = self._watched(repo)
         watched.suspect_from = self._steady() + TRY_AGAIN
         start = self._steady()
@@ -226,12 +226,12 @@ class IntegrityWatch:
             watched.unfounded += 1
             pause = pause_after_suspicions(watched.unfounded, self._steady() - start)
             watched.suspect_from = self._steady() + pause
-            log.info("%s is whole; suspicions wait for %.0fs", repo.name, pause)
+            log.info("%s is not damaged; further suspicions wait for %.0fs", repo.name, pause)
 
     async def _mend(self, repo: Repo) -> None:
-        """Heals what was just found. After a restart, or when an earlier heal did not suffice, inspects first."""
+        """Heals the damage that was just found. After a restart or a heal that did not suffice, inspects first."""
         watched = self._watched(repo)
-        # Set first, so that an inspection that cannot be made does not cause another one at once.
+        # Set first, so that an inspection that fails does not cause another one immediately.
         watched.heal_from = self._steady() + pause_after_heals([*watched.heals, self._clock()], self._clock())
         if watched.found is not None and self._steady() - watched.found[0] < STILL_TRUE:
             found = watched.found[1]
@@ -245,7 +245,7 @@ class IntegrityWatch:
         watched.check_again, watched.inspect_from = False, self._steady() + CHECK_AGAIN
         await self._inspect(repo, full=True)
 
-    # -- what is done --------------------------------------------------------------------------------------
+    # -- the work on one mirror --------------------------------------------------------------------------------------
 
     async def _inspect(self, repo: Repo, *, full: bool) -> Examination:
         examined = await self._examiner.inspect(repo, full=full)
@@ -270,7 +270,7 @@ class IntegrityWatch:
         healing, loses_more = await self._examiner.heal(repo, found)
         columns = healed_columns(healing, self._clock())
         if healing.whole:
-            # The content of all objects is read once more, and the date of that is what `status` shows.
+            # The content of all objects is read once more, and `status` shows the time of that inspection.
             watched.check_again = True
             log.warning("%s: the mirror is healed", repo.name)
         else:
@@ -286,7 +286,7 @@ class IntegrityWatch:
         return healing
 
     async def _alone(self, repo: Repo, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-        """Does the only work on a mirror at this time. Raises GitmirrorError if its repository goes meanwhile."""
+        """Runs `work`, one at a time for all mirrors. Raises GitmirrorError if the repository is removed meanwhile."""
         async with self._one_at_a_time:
             task = asyncio.create_task(work(), name=f"watch over {repo.name}")
             self._current = (repo.id, task)
@@ -301,10 +301,10 @@ class IntegrityWatch:
             raise GitmirrorError(f"{repo.name} was disabled or removed meanwhile")
         return task.result()
 
-    # -- who is watched ------------------------------------------------------------------------------------
+    # -- which mirrors are watched ------------------------------------------------------------------------------------
 
     def _is_watched(self, repo: Repo) -> bool:
-        """Whether the mirror is complete: a first clone, and one that a restore began, has nothing to miss yet."""
+        """Whether the mirror was complete before: an unfinished first clone or restore cannot lack anything yet."""
         return repo.enabled and self._health(repo.id).cloned
 
     def _all(self) -> list[_Watched]:
@@ -313,7 +313,7 @@ class IntegrityWatch:
     def _watched(self, repo: Repo) -> _Watched:
         known = self._known.get(repo.id)
         if known is None:
-            # Not all at once after a start: a look costs little, but there may be a thousand mirrors.
+            # Looks are spread after a start: each costs little, but there may be a thousand mirrors.
             spread = FIRST_LOOKS * (len(self._known) % 100) / 100
             known = self._known[repo.id] = _Watched(repo, self._steady() + spread)
         known.repo = repo

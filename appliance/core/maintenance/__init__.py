@@ -2,7 +2,7 @@
 
 - `maintainer`: finds mirrors in which packs and loose objects pile up, repacks them as needed, repacks each mirror
   completely once a night, and writes the commit-graph.
-- `scrub`: reads cached files again, slowly, because a disk may change what nobody touched.
+- `scrub`: reads cached files again, slowly, because a disk may corrupt files that nobody touched.
 - `anchors`: decides when an old value of a ref may be deleted; pure.
 
 The life of a repack: a refresh or push that moved refs marks the mirror. When the mirror is cluttered enough, the

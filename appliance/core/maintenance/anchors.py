@@ -10,7 +10,7 @@ ANCHOR_AGE = 10 * 86400.0
 """Seconds for which old values of refs stay fetchable by object id. Guests live for hours, snapshots for days."""
 
 MOST_TIPS = 2000
-"""Old tips that receive-pack advertises. 20,000 visible refs cost a push 0.2 s; this many cost 20 ms."""
+"""The most old tips that receive-pack advertises. 20,000 visible refs cost a push 0.2 s; this many cost 20 ms."""
 
 
 def sort_out(present: Iterable[str], first_seen: Mapping[str, float], now: float) -> tuple[dict[str, float], list[str]]:

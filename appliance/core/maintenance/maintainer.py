@@ -30,11 +30,11 @@ MOST_PACKS = 20
 MOST_LOOSE = 2000
 MOST_LOOSE_REFS = 500
 LOOK_EVERY = 30.0
-"""Seconds between two checks of the mirrors that moved."""
+"""Seconds between two checks of the mirrors whose refs moved."""
 NIGHT = range(2, 6)
-"""Local hours in which the full repack runs."""
+"""The local hours between which full repacks run."""
 DAY = 20 * 3600.0
-"""Seconds after its last full repack from which a mirror is due again the next night."""
+"""Seconds after its last full repack until a mirror is due again, on the following night."""
 REPACK_DEADLINE = 4 * 3600.0
 CRUFT_EXPIRES = "2.weeks.ago"
 """Unreachable objects stay this long, because a guest may be about to fetch a commit that a force-push just dropped."""

@@ -1,4 +1,4 @@
-"""Reads cached files again, slowly and one at a time, because a disk may change what nobody touched."""
+"""Reads cached files again, slowly and one at a time, because a disk may corrupt files that nobody touched."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOOK_EVERY = 2.0
 """Seconds between two looks for files that are due."""
 
 CheckNext = Callable[[], Awaitable[bool]]
-"""Checks the file that was not read for longest if that is due, and returns whether it was."""
+"""Checks the file that was read longest ago if it is due, and returns whether it was."""
 
 
 class Scrub:

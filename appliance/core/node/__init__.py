@@ -2,12 +2,12 @@
 
 - `node`: the interface. `current()` checks once whether a `serve` runs and returns one of the next two.
 - `running`: calls `serve` over the control socket (`process/control`).
-- `offline`: reads the database, and does without `serve` whatever does not need it.
+- `offline`: reads the database, and does in this process whatever does not need `serve`.
 - `registration`: the steps of adding and removing a repository, the same for `serve` and for `offline`.
 - `examining`: inspects and heals mirrors without `serve`.
 - `sessions`: what agents did: turns, diffs, a checkout. `queries`: what the live view reads, piece by piece.
 - `state_dir`: opens what is in a state directory: stores, git, keyring, privacy.
-- `storage`: how much the state directory takes, and what for.
+- `storage`: how much disk space the state directory takes, by purpose.
 - `salvage`: the repositories to serve while the database cannot be read.
 
 A command: the command line makes a `Node` from `--state` and `--config`, calls the operation on `current()`, and prints

@@ -23,7 +23,7 @@ class Node:
     """One state directory and its configuration. Every method raises GitmirrorError.
 
     `create` is whether a missing database is created; a caller that only reads must not replace a lost one by an empty
-    one. Methods here read the database alone. Operations that differ while `serve` runs are on `current()`.
+    one. Methods here only read the database. Operations that differ while `serve` runs are on `current()`.
     """
 
     layout: Layout
@@ -65,7 +65,7 @@ class Node:
         return self.stores().tokens.all(repo)
 
     def revoke_token(self, token_id: int) -> dict[str, Any]:
-        """Revokes a read token; a running `serve` accepts it no longer."""
+        """Revokes a read token; a running `serve` no longer accepts it."""
         return self.stores().tokens.revoke(token_id)
 
     def issue_api_token(self, scope: str, ttl: float | None, name: str) -> dict[str, Any]:

@@ -77,7 +77,8 @@ class NodeQueries:
         """All repositories from the database, by name; `cloning` are the names that `serve` reports as cloning."""
         stores, config = self._open(), self.node.config
         repos, healths = stores.registry.all(), stores.health.all()
-        # The health gets its number of sessions only after `serve` told of a recording, so they are counted here.
+        # `serve` updates the number of sessions in the health only after it reported a recording, so they are counted
+        # here.
         sessions = stores.sessions.count_by_repo()
         healths = {
             repo.id: _updated(healths.get(repo.id, Health()), sessions.get(repo.name, 0), repo.name in cloning)
@@ -167,7 +168,7 @@ class NodeQueries:
 
 
 def _updated(health: Health, sessions: int, cloning: bool) -> Health:
-    """The same one where nothing differs: a copy of each of 1,000 costs milliseconds that keys would wait for."""
+    """Returns the same object if nothing differs, because copying 1,000 of them would delay keys by milliseconds."""
     if (health.sessions, health.cloning) == (sessions, cloning):
         return health
     return replace(health, sessions=sessions, cloning=cloning)

@@ -17,7 +17,7 @@ from appliance.core.upstream import choose_name, read_upstream
 
 
 def salvaged_repos(layout: Layout, config: Config) -> list[Repo]:
-    """The repositories as they would be registered, by name. Their ids are negative, which no row's id is.
+    """The repositories as they would be registered, by name. Their ids are negative, unlike those of rows.
 
     A mirror on disk whose repository was disabled or removed is included, because only the database knew of that.
     """

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, patient: bool = False) -> Stores:
-    """Opens the database. Raises GitmirrorError, also if it is missing and `create` is false.
+    """Opens the database. Raises GitmirrorError, for example if it is missing and `create` is false.
 
     A database that was lost is an error too, unless `anew`: then a new one is created, and its audit log is marked as
     lacking events. `patient` is for a caller that can continue without it: each use tries again to open the database
@@ -53,7 +53,8 @@ def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, pati
         except OSError as error:
             if not patient or layout.database.exists():
                 raise StoreError(f"{layout.audit_head} cannot be written: {error.strerror}") from error
-            # No new database without the mark in its log: the caller continues without one until the next start.
+            # Create no new database without the mark in its log: the caller continues without a database until the next
+            # start.
             log.error(
                 "the database %s was lost, and %s cannot be written: %s", layout.database, layout.audit_head, error
             )
@@ -124,7 +125,7 @@ def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
     endurance, removed = Endurance(log, "cleaning up"), []
     shutil.rmtree(layout.state / "incoming", ignore_errors=True)
     with endurance.over("heals that were killed"):
-        # First, because a mirror may still have to be renamed into its place.
+        # Done first, because a mirror may still have to be renamed into its place.
         for settled in settle(layout):
             log.warning("%s", settled)
     with endurance.over(str(layout.mirrors)):
@@ -142,7 +143,7 @@ def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
 
 
 def make_keyring(config: Config) -> Keyring:
-    """The credentials with which refreshes open upstreams."""
+    """The credentials that refreshes use for upstreams."""
     return Keyring(Credentials(config.credentials), os.environ)
 
 

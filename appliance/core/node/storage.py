@@ -1,4 +1,4 @@
-"""How much a state directory takes on its disk, and what for."""
+"""How much disk space a state directory takes, by purpose."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from appliance.core.process.disk import room_of
 def storage_document(layout: Layout, mirrors: int, recordings: int) -> dict[str, Any]:
     """`storage` of `status --json`: `{used, budget, by}`, in bytes.
 
-    `mirrors` is the size of all mirrors, of which `recordings` are what agents pushed. What heals keep as evidence
-    counts as mirrors. `budget` is what the state directory may grow to: what it takes and what is free on its disk.
+    `mirrors` is the size of all mirrors, of which `recordings` are what agents pushed. The evidence of heals counts as
+    mirrors. `budget` is the size that the state directory can grow to: what it takes now plus what is free on its disk.
     """
     by = {
         "mirrors": max(0, mirrors - recordings) + _size_below(layout.evidence) + _size_below(layout.healing),
@@ -31,7 +31,7 @@ def storage_document(layout: Layout, mirrors: int, recordings: int) -> dict[str,
 
 
 def _size_below(directory: Path) -> int:
-    """The bytes of all files below a directory; what this user may not read counts as nothing."""
+    """The bytes of all files below a directory, without those that this user may not read."""
     return sum(_size(path) for path in _files(directory))
 
 

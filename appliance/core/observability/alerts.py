@@ -39,7 +39,7 @@ PUSHES = 0
 """The key of alerts about pushes, in place of a repository's id. Those start at 1."""
 
 Key = int | str
-"""A repository's id, PUSHES, or for what a heal could not save the repository's name."""
+"""A repository's id, or PUSHES, or the repository's name in an alert about what a heal could not save."""
 
 
 @dataclass
@@ -218,7 +218,7 @@ class Alerts:
             else:
                 self._pushes_told.unlink(missing_ok=True)
         except OSError as error:
-            log.error("the sent alert cannot be recorded, a restart will send it again: %s", error)
+            log.error("the sent alert cannot be recorded, so a restart will send it again: %s", error)
 
     async def _remember(self, repo_id: int, delivered: LastAlert | None) -> None:
         try:
@@ -230,4 +230,4 @@ class Alerts:
                 state, kind, since = str(delivered.state), delivered.kind, delivered.since
                 await asyncio.to_thread(self._store.told, repo_id, state, kind, since)
         except StoreError as error:
-            log.error("the sent alert cannot be recorded, a restart will send it again: %s", error.message)
+            log.error("the sent alert cannot be recorded, so a restart will send it again: %s", error.message)

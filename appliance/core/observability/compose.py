@@ -25,7 +25,7 @@ from appliance.core.store.stores import Stores
 from appliance.core.store.write_behind import WriteBehind
 
 PACE = 0.4
-"""Seconds for which a fetch that ended waits to be stored, in one batch with others that end meanwhile."""
+"""Seconds that a finished fetch waits before it is stored, in one batch with others that finish meanwhile."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ DEADLINE = 30.0
 STDERR = 2
 """The descriptor of this process's stderr. Commands write there, so their errors appear in the log of `serve`."""
 MOST_RESPONSE = 65536
-"""The most bytes of a response that are read to find its status, which is all that is used."""
+"""The most bytes of a response that are read. Only its status is used."""
 
 
 class OutletError(GitmirrorError):

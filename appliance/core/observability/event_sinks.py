@@ -24,12 +24,12 @@ FOR_PLATFORMS = frozenset(name for kind in TOLD if kind.goes_out for name in kin
 """The names of the events that are passed to platforms."""
 
 RESTART_FIRST, RESTART_MOST = 1.0, 60.0
-"""Seconds until an ended command is started again. The delay doubles each time it ran less than RESTART_MOST."""
+"""Seconds until a command that ended is restarted. The delay doubles each time it ran for less than RESTART_MOST."""
 TRIES = 4
 RETRY_FIRST = 0.5
 """Seconds until an event that could not be posted is tried again. The delay doubles after each further failure."""
 LAST_WORDS = 2.0
-"""Seconds that a command has to end by itself after its stdin was closed."""
+"""Seconds that a command has to exit by itself after its stdin was closed."""
 
 Begin = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
@@ -76,7 +76,7 @@ class EventSinks:
                 delay *= 2
 
     async def _stream(self, child: Child, subscription: Subscription, waiting: deque[StreamedEvent]) -> int:
-        """Writes events until the command ends and returns its exit code. The next command gets a torn event again."""
+        """Writes events until the command ends; returns its exit code. The next command gets a cut-off event again."""
         stdin = child.process.stdin
         assert stdin is not None
         os.set_blocking(stdin.fileno(), False)

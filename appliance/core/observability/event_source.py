@@ -6,7 +6,6 @@ client would have to know all types to listen to each; the document's `event` sa
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from appliance.core.observability.event_stream import StreamedEvent, Subscription
@@ -16,8 +15,6 @@ RETRY_MS = 1000
 """Milliseconds after which a client that was disconnected comes back."""
 KEEP_ALIVE = 15.0
 """Seconds without an event until a comment is sent, so that no proxy ends the connection as idle."""
-ASK_EVERY = 1.0
-"""Seconds until a quiet stream notices that it is no longer allowed."""
 
 
 async def event_source(
@@ -26,23 +23,18 @@ async def event_source(
     """Yields the bytes of a response that lasts until it is closed or no longer allowed.
 
     The first ones come at once and hold the subscriber's place, so that a client that is disconnected before the first
-    event misses nothing. `is_allowed` is called before each batch and at least once in ASK_EVERY seconds, so it has to
-    be quick. The next bytes are made only when they are asked for: a slow client holds one batch.
+    event misses nothing. `is_allowed` is called before each batch and after each `EventStream.wake`, so it has to be
+    quick. The next bytes are made only when they are asked for: a slow client holds one batch.
     """
-    loop = asyncio.get_running_loop()
     yield f": events of gitmirror\nretry: {RETRY_MS}\n{_place(subscription)}".encode()
-    spoke_at = loop.time()
     while True:
-        events = await subscription.take(within=ASK_EVERY)
+        events = await subscription.take(KEEP_ALIVE, is_allowed)
         if not is_allowed():
             return
         if events:
             yield b"".join(_message(event) for event in events)
-        elif loop.time() - spoke_at >= KEEP_ALIVE:
-            yield f": nothing happened\n{_place(subscription)}".encode()
         else:
-            continue
-        spoke_at = loop.time()
+            yield f": nothing happened\n{_place(subscription)}".encode()
 
 
 def _place(subscription: Subscription) -> str:

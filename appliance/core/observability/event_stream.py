@@ -14,7 +14,7 @@ import json
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -106,6 +106,11 @@ class EventStream:
             if timer is not None:
                 timer.cancel()
 
+    def wake(self) -> None:
+        """Lets all who wait look at whether they still may."""
+        for woken in list(self._waiting):
+            _set(woken)
+
     def _wake(self) -> None:
         for _ in range(WOKEN_AT_ONCE):
             if not self._waiting or next(iter(self._waiting.values())) == self.ring.newest:
@@ -137,8 +142,12 @@ class Subscription:
         """The id after which the next `take` goes on."""
         return self._stream.id_of(self._cursor)
 
-    async def take(self, within: float | None = None) -> list[StreamedEvent]:
+    async def take(
+        self, within: float | None = None, is_allowed: Callable[[], bool] = lambda: True
+    ) -> list[StreamedEvent]:
         """Waits for events and returns some, oldest first. Returns none if none came `within` so many seconds.
+
+        It also returns none once `is_allowed` is false, which it looks at when `EventStream.wake` was called.
 
         If some were dropped, `lost` is first. Its id is that of the last one dropped, so that nobody who comes back
         with it is told of them again.
@@ -147,7 +156,7 @@ class Subscription:
         deadline = None if within is None else loop.time() + within
         while not (events := self._take_kept()):
             left = None if deadline is None else deadline - loop.time()
-            if left is not None and left <= 0:
+            if (left is not None and left <= 0) or not is_allowed():
                 break
             await self._stream.wait(left)
         return events

@@ -71,7 +71,7 @@ class Metrics:
             self._registry.register(_Gauges(reader))
 
     def fetched(self, event: FetchEnded) -> None:
-        """Counts a fetch that ended, also one that the guest aborted."""
+        """Counts a fetch that ended, even if the guest aborted it."""
         fetch = event.fetch
         self._hydrations.labels(fetch.repo, fetch.way, fetch.protocol).inc()
         self._bytes.labels(fetch.repo, fetch.way, fetch.protocol).inc(fetch.bytes)
@@ -86,7 +86,7 @@ class Metrics:
             self._failures.labels(outcome.repo, outcome.kind).inc()
 
     def healed(self, event: MirrorHealed) -> None:
-        """Counts a heal: `whole` when it sufficed."""
+        """Counts a heal by result: `whole` if no damage is left."""
         self._heals.labels(event.repo.name, "whole" if event.whole else "damaged").inc()
 
     def webhook(self, status: int) -> None:
@@ -137,7 +137,7 @@ class _Repositories(Collector):
         )
         whole = GaugeMetricFamily(
             "gitmirror_verified_whole_timestamp_seconds",
-            "When the content of the mirror was last inspected and found whole.",
+            "When the content of the mirror was last inspected and found undamaged.",
             labels=["repo"],
         )
         for repo in self._repos():

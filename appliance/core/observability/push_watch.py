@@ -21,12 +21,12 @@ from appliance.core.units import rfc3339
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 2.0
-"""Seconds between two looks, so at most this long until a changed hook, a lost database or a full disk is noticed."""
+"""Seconds between two looks. A changed hook, a lost database or a full disk is noticed after this time at most."""
 
 
 @dataclass(frozen=True)
 class Off:
-    """Why every push is refused (`words`), and what an operator can do about it. `since` is in Unix seconds."""
+    """Why every push is refused (`words`), and how an operator can fix it (`mend`). `since` is in Unix seconds."""
 
     words: str
     mend: str
@@ -41,7 +41,7 @@ class Off:
 class PushWatch:
     """Makes the checks that each push meets in `guard`, `audit` and `pushes`. `audit_head` is as of the last look.
 
-    `mend` says what an operator does about an error.
+    `mend` returns what an operator can do about an error.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class PushWatch:
         unreadable: GitmirrorError | None = None
         head: str | None = None
         try:
-            # In a thread, because a push may hold the database, and the event loop must not wait for it.
+            # Runs in a thread, because a push may hold the database, and the event loop must not wait for it.
             head = await asyncio.to_thread(self._audit.head)
             await asyncio.to_thread(self._audit.check)
         except GitmirrorError as error:
             unreadable = error
-        # Only now, because two looks may overlap, and nobody may be shown a half-finished one.
+        # Set only now, because two looks may overlap, and nobody may see a half-finished one.
         self.audit_head = head
         try:
             self._guard.check()

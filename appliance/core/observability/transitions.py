@@ -45,7 +45,7 @@ def condition_of(repo: Repo, health: Health, now: float, stale_after: float) -> 
 
 
 def events_between(before: Condition | None, after: Condition) -> Sequence[str]:
-    """The events to publish. Without an earlier condition, only a bad one is news."""
+    """The events to publish. Without an earlier condition, only a bad condition causes an event."""
     if before is not None and after.state is State.FRESH:
         return [RECOVERED] if before.state in UNHEALTHY else []
     known = before if before is not None and before.state in UNHEALTHY else None
@@ -63,7 +63,7 @@ def alert_between(last: LastAlert | None, state: State, kind: str | None) -> str
     """The event that is due as an alert: one when a repository becomes unhealthy, one when it recovers.
 
     An alert without a kind of error, because the upstream only hung, is followed by one with the kind once it is known.
-    Damage is also reported of a repository that was reported for another reason.
+    Damage is also reported if the repository was reported before for another reason.
     """
     if state in UNHEALTHY:
         is_new_damage = state is State.DAMAGED and last is not None and last.state is not State.DAMAGED

@@ -202,7 +202,7 @@ def _look_at_database(node: Node) -> Check:
     stores.audit.check()
     verdict = stores.audit.verify()
     if verdict.broken is not None:
-        # Something else than SQLite changed the file, so nobody knows what else is wrong in it.
+        # Something other than SQLite changed the file, so nobody knows what else is wrong in it.
         raise DatabaseLost(
             f"the audit log is broken at event {verdict.broken}: {verdict.reason}",
             hint="compare with a backup; `audit verify` says more",
@@ -227,14 +227,14 @@ def _backup(node: Node, serving: bool) -> list[Check]:
     if newest is None:
         return [Check("backup", not serving, f"there is none in {to} yet", mend)]
     found = f"the last one in {to} is {format_duration(max(0.0, time.time() - newest))} old"
-    # Without serve nothing is recorded, so the last one does not miss anything.
+    # Without serve nothing is recorded, so an old backup lacks nothing.
     return [Check("backup", not (serving and is_late(newest, every)), found, mend)]
 
 
 def _mirrors(node: Node) -> Check:
-    """Reports the damage that is known, and since when no content was inspected. `verify --full` inspects it now."""
+    """Reports known damage, and when the content of each mirror was last inspected. `verify --full` inspects it now."""
     if is_lost(node.layout) or not node.layout.database.exists():
-        return Check("mirrors", True, "nothing is known of them yet")
+        return Check("mirrors", True, "none was inspected yet")
     stores = node.stores()
     healths = stores.health.all()
     known = [(repo.name, healths[repo.id]) for repo in stores.registry.all() if repo.id in healths]
@@ -248,7 +248,7 @@ def _mirrors(node: Node) -> Check:
     cloned = [health for _, health in known if health.cloned]
     whole = [health.verified_whole_at for health in cloned if health.verified_whole_at is not None]
     oldest = f", the first of them on {rfc3339(min(whole))[:10]}" if whole else ""
-    return Check("mirrors", True, f"{len(whole)} of {len(cloned)} were inspected in full and found whole{oldest}")
+    return Check("mirrors", True, f"{len(whole)} of {len(cloned)} were inspected in full and found undamaged{oldest}")
 
 
 def _ports(node: Node) -> list[Check]:

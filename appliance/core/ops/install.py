@@ -41,7 +41,7 @@ EXAMPLE_CREDENTIAL = {"url": "https://github.com/acme", "token_file": "/etc/gitm
 
 
 class InstallError(GitmirrorError):
-    """Installing cannot go on. Every file that was written before is complete."""
+    """The installation cannot continue. Every file that was written before the error is complete."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@
   an owner that was killed.
 - `control`: how other processes call the owner: one JSON document per line over a unix socket.
 - `disk`: how many bytes and inodes are free, and the warning when that is too little.
-- `checked_file`: whether a file that is written once and sent many times still holds what was written.
-- `memory`: gives memory that nothing uses any more back to the kernel.
+- `checked_file`: checks that a file that is written once and sent many times has not changed.
+- `memory`: returns unused memory to the kernel.
 - `endurance`: how a background loop survives expected errors: it logs each cause once and goes on.
 
 The life of a child: it inherits an open lock file, and a record of its process group is written as soon as it runs. It

@@ -1,7 +1,7 @@
-"""A file that is written once and sent many times: whether it still holds what was written.
+"""Checks that a file that is written once and sent many times has not changed.
 
-Its inode, size and times show every change that went through the file system, and cost one system call to look at. A
-change below the file system, by a disk that lies, shows only when the file is read and its digest compared.
+Its inode, size and times reveal every change that went through the file system, and checking them takes one system
+call. A change below the file system, by a faulty disk, shows only when the file is read and its digest compared.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import NamedTuple
 CHECK_EVERY = 6 * 3600.0
 """Seconds after which a file that nobody touched is read again."""
 CHECK_RATE = 8 * 2**20
-"""Bytes a second at which it is read then: 10 GiB take 21 minutes and half a percent of a core."""
+"""Bytes per second of these reads: 10 GiB take 21 minutes and half a percent of a core."""
 CHUNK = 2**20
 READINGS = 3
-"""How often a file is read from the beginning when it is touched meanwhile."""
+"""How many times a file is read from the beginning if it is touched meanwhile."""
 
 
 class NotRight(Exception):
-    """The file does not hold what was written. The message says why, as a clause without the file's path."""
+    """The file has changed since it was written. The message says how, as a clause without the file's path."""
 
 
 class Identity(NamedTuple):
-    """What the file system changes when a file is written to, replaced or renamed, or gets another mode or owner."""
+    """The attributes that change when a file is written to, replaced or renamed, or gets another mode or owner."""
 
     device: int
     inode: int
@@ -42,12 +42,12 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Identity:
-        """The identity in a file's status."""
+        """The identity from the result of a stat call."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class CheckedFile:
-    """The file at `path`, whose content was right when it had `identity`; None if it was not looked at yet.
+    """The file at `path`, whose content was right when it had `identity`; None if it was not checked yet.
 
     `digest` is the SHA-256 of the content in hex, or its beginning; if it is None, the first reading takes it.
     """
@@ -57,26 +57,26 @@ class CheckedFile:
         self.path = path
         self.digest = digest
         self.checked_at = time.monotonic()
-        """When it was last read, or written, on the monotonic clock."""
+        """When it was last read or written, on the monotonic clock."""
         self._identity = identity
         self._reading: asyncio.Task[None] | None = None
 
     def is_as_checked(self, file: Path | int) -> bool:
-        """Whether nobody touched the file since it was known to be right. `file` is its path, or it, opened.
+        """Whether the file is untouched since it was known to be right. `file` is its path or a descriptor.
 
         Raises OSError.
         """
         return Identity.of(os.stat(file)) == self._identity
 
     def is_untouched(self) -> bool:
-        """Whether nobody touched or removed the file since it was known to be right."""
+        """Whether the file exists and is untouched since it was known to be right."""
         try:
             return self.is_as_checked(self.path)
         except OSError:
             return False
 
     async def check(self) -> None:
-        """Reads the file in a thread, once for all who wait for it.
+        """Reads the file in a thread, once for all callers that wait for it.
 
         Raises NotRight, and OSError if the file cannot be opened.
         """
@@ -86,11 +86,11 @@ class CheckedFile:
         await asyncio.shield(self._reading)
 
     async def check_slowly(self, rate: float = CHECK_RATE) -> None:
-        """Reads the file in the background, at most `rate` bytes a second. Raises NotRight, OSError."""
+        """Reads the file in the background, at most `rate` bytes per second. Raises NotRight, OSError."""
         await self._verify_in(_background, rate)
 
     def verify(self, rate: float | None = None, stop: threading.Event | None = None) -> None:
-        """Reads the file, at most `rate` bytes a second, and blocks; `stop` ends that. Raises NotRight, OSError."""
+        """Reads the file and blocks, at most `rate` bytes per second, until `stop` is set. Raises NotRight, OSError."""
         pace = _Pace(rate, stop or threading.Event())
         with self.path.open("rb", buffering=0) as file:
             for _ in range(READINGS):
@@ -112,23 +112,23 @@ class CheckedFile:
         try:
             await asyncio.get_running_loop().run_in_executor(threads, self.verify, rate, stop)
         finally:
-            # The thread ends by itself, or by this when the task was cancelled, so that no exit waits for a large file.
+            # If the task was cancelled, this ends the thread, so that no exit waits for a large file.
             stop.set()
             self.checked_at = time.monotonic()
 
     def _was_read(self, reading: asyncio.Task[None]) -> None:
         self._reading = None
         if not reading.cancelled():
-            # Looked at here, because everybody who waited for it may have left.
+            # Retrieved here, because every caller that waited for it may have been cancelled.
             reading.exception()
 
 
 class _Stopped(Exception):
-    """Nobody waits for the reading any more."""
+    """No caller waits for the read any more."""
 
 
 class _Pace:
-    """Ends a reading when `stop` is set, and slows it down to `rate` bytes a second."""
+    """Ends a read when `stop` is set, and limits it to `rate` bytes per second."""
 
     def __init__(self, rate: float | None, stop: threading.Event) -> None:
         self._rate = rate
@@ -153,26 +153,26 @@ def _digest(file: FileIO, pace: _Pace) -> str:
             digest.update(view[:count])
             pace.keep(count)
     except OSError as error:
-        # A bad sector, say. That the file could be opened rules out what is wrong with this process alone.
+        # A bad sector, for example. The file could be opened, so the error is not caused by this process.
         raise NotRight(f"its file cannot be read: {error.strerror}") from error
     return digest.hexdigest()
 
 
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
-"""The number of the system call, for which the C library has no function (ioprio_set(2))."""
+"""The number of ioprio_set(2), for which the C library has no function."""
 _THIS_THREAD = (1, 0)
 _IDLE_CLASS = 3 << 13
 
 
 def _use_idle_disk() -> None:
-    """Lets this thread have the disk only when nobody else wants it. On other machines, `rate` alone must do."""
+    """Gives this thread the disk only when nobody else needs it. On other architectures only `rate` limits it."""
     number = _IOPRIO_SET.get(platform.machine())
     if number is not None:
         ctypes.CDLL(None).syscall(number, *_THIS_THREAD, _IDLE_CLASS)
 
 
-# Guests wait for these, but the loop's default threads must stay free for the database.
+# Guests wait for these reads, but the loop's default threads must stay free for the database.
 _at_once = ThreadPoolExecutor(2, thread_name_prefix="check")
-# Its priority for the processor is the usual one: it holds the interpreter lock now and then, and the loop would wait
-# for it as long as the scheduler lets an idle thread wait (docs/decisions/027-cached-files.md).
+# This thread has normal CPU priority: it holds the interpreter lock now and then, and the event loop would wait for it
+# as long as the scheduler keeps an idle-priority thread waiting (docs/decisions/027-cached-files.md).
 _background = ThreadPoolExecutor(1, thread_name_prefix="scrub", initializer=_use_idle_disk)

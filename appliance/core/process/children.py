@@ -81,7 +81,7 @@ def start_time(pid: int) -> int | None:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    # The command name is in parentheses and may itself contain any byte, also a parenthesis.
+    # The command name is in parentheses and may itself contain any byte, even a parenthesis.
     fields = stat.rpartition(b")")[2].split()
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 

@@ -55,7 +55,7 @@ def free_bytes(path: Path) -> float:
 
 
 def disk_gauges(path: Path) -> Iterator[tuple[str, str, float]]:
-    """What /metrics tells of the disk that `path` is on."""
+    """The metrics of the disk that `path` is on."""
     yield "disk_free_bytes", "Free on the state directory's disk.", free_bytes(path)
 
 

@@ -51,7 +51,7 @@ class FoundTurns:
         self.counts: Counter[str] = Counter()
 
     async def require_whole_log(self, repo: str) -> None:
-        """For a push: raises LogBehind if the log lacks events that were reported; StoreError.
+        """Checks before a push. Raises LogBehind if the log lacks events that were reported; StoreError.
 
         Looks at the mirror first if it is not the one that was there at the last look.
         """
@@ -105,14 +105,14 @@ class FoundTurns:
         await asyncio.to_thread(self._audit.check)
 
     def _unknown(self, seen: dict[str, tuple[int, int] | None]) -> list[TurnRef]:
-        """The turns that the log does not know. A mirror that cannot be read loses its mark in `seen`."""
+        """The turns that the log does not know. A mirror that cannot be read is removed from `seen`."""
         return self._audit.unknown(turn for name in seen for turn in self._turns(name, seen))
 
     def _turns(self, name: str, seen: dict[str, tuple[int, int] | None]) -> list[TurnRef]:
         try:
             return list(_read_turns(name, self._mirror_of(name).path))
         except OSError as error:
-            log.error("cannot read the turns of %s, its next push tries again: %s", name, error)
+            log.error("cannot read the turns of %s, the next push to it tries again: %s", name, error)
             seen[name] = None
             return []
 
@@ -149,7 +149,7 @@ class FoundTurns:
             name, number, commit = turn_found.ref
             self.counts[name] += 1
             session = turn_found.session
-            log.warning("%s: the log lacked turn %d (%s); it is recorded in %s", name, number, commit, session)
+            log.warning("%s: the log lacked turn %d (%s); it is now recorded in %s", name, number, commit, session)
 
     async def _sessions(self, name: str, commits: Iterable[str]) -> dict[str, str]:
         """Maps each commit at a session's ref, or reachable from one, to the nearest such session."""

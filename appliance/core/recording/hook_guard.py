@@ -77,7 +77,8 @@ class HookGuard:
             hooks.mkdir(parents=True)
             for name in ("policy.py", "pre_receive.py"):
                 write_atomically(hooks / name, source.joinpath(name).read_text(encoding="utf-8"))
-            # Through sh, because a shebang allows neither a space in the path of the interpreter nor a very long path.
+            # The hook runs through sh, because a shebang allows neither a space in the path of the interpreter nor a
+            # very long path.
             command = f"exec {shlex.quote(sys.executable)} -IS {shlex.quote(str(hooks / 'pre_receive.py'))}\n"
             write_atomically(hooks / "pre-receive", f"#!/bin/sh\n{command}", mode=0o755)
             write_atomically(hooks / "update", _TURN_HOOK, mode=0o755)
@@ -110,7 +111,7 @@ class HookGuard:
         hooks = self._layout.hooks
         if self.may_recover:
             return f"free disk space and check who may write {hooks.parent}; serve tries again by itself"
-        return f"find out who changed {hooks}, {_RESTART}: it installs and proves the hooks again"
+        return f"find out who changed {hooks}, {_RESTART}, which installs and proves the hooks again"
 
     def _changed(self) -> str | None:
         for hook in self._installed:

@@ -65,7 +65,8 @@ class Outcomes:
         moved = was_moved(moves, attempt.push, attempt.new, refs.get(attempt.ref))
         if moved is not None:
             return moved
-        # The turn's ref is created before the session's moves: without it, another push moved the session here.
+        # The turn's ref is created before the session's ref moves. If it is missing, another push moved the session
+        # here.
         if turn not in refs:
             return False
         return refs.get(attempt.ref) == attempt.new or await asyncio.to_thread(self._audit.led_on, attempt)

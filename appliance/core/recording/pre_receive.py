@@ -1,8 +1,7 @@
 """The pre-receive hook: the second guard. Stdlib only; it trusts neither `serve` nor the guest.
 
-It is installed as a copy with `policy.py` beside it, and run by `python -IS`. Standard input is git's
-`<old> <new> <ref>` lines. Exit code 0 lets the push go on. Any other code, also after an error in the hook itself,
-refuses it.
+It is installed as a copy with `policy.py` beside it, and run by `python -IS`. Standard input is git's `<old> <new>
+<ref>` lines. Exit code 0 lets the push go on. Any other code, including after an error in the hook itself, refuses it.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class _Refusals:
 
 
 class PushAuthorizer:
-    """Decides on pushes by guard, policy and quota, and keeps the audit log true. `mirror_of` finds a mirror."""
+    """Decides on pushes by guard, policy and quota, and keeps the audit log correct. `mirror_of` finds a mirror."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class PushAuthorizer:
         self._unsettled: list[tuple[PushDecision, Mapping[str, str | None], int]] = []
         self._open: list[OpenAttempt] = []
         self.is_settled = False
-        """Whether the attempts that an earlier `serve` left open are examined. Before, a new one could pass for one."""
+        """Whether the open attempts of an earlier `serve` are examined. Until then, a new one could pass for one."""
         self._endurance = Endurance(log, "settling")
         self.accepted = 0
         self.rejected = 0

@@ -18,7 +18,7 @@ Begin = Callable[[Coroutine[Any, Any, None], str], object]
 
 
 class SessionCount:
-    """Counts in `store`, once at a time per repository, and passes the number to `learn` as a health column."""
+    """Counts in `store`, one count at a time per repository, and passes the number to `learn` as a health column."""
 
     def __init__(
         self,

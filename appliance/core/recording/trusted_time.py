@@ -1,9 +1,9 @@
 """Decides whether the clock can be trusted for actions that cannot be undone.
 
-A node without a battery, or with a broken time server, may be weeks ahead for some seconds after it starts. Retention
-by such a clock would end every session. So a time that is far ahead of the expected one (the newest trusted time plus
-the running time since) is trusted only after it has held for hours. That lets a node that really was off for long go
-on.
+The clock of a node without a clock battery, or with a broken time server, may be weeks ahead for some seconds after the
+start. Retention by such a clock would end every session. So a time that is far ahead of the expected one (the newest
+trusted time plus the running time since) is trusted only after it has held for hours. So a node that really was off for
+a long time also continues after these hours.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ FAILURES_FIRST = 2
 
 _MAY_BE_OF_A_REF = frozenset({Kind.LOCKED, Kind.MIRROR, Kind.BROKEN, Kind.OTHER})
 _LOCAL = frozenset({Kind.REF, Kind.LOCKED})
-"""Kinds caused by this disk: each ref is to blame for them, even if all refs fail."""
+"""Kinds of errors caused by this disk: each ref is blamed by itself, even if all refs fail."""
 LONGEST_SHOWN = 80
 
 

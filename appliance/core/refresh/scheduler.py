@@ -308,7 +308,7 @@ class Scheduler:
         entry.health = ended.health
         if outcome.moved or head:
             log.info("%s: %d refs moved in %.2fs", repo.name, len(outcome.moved), outcome.duration)
-            # Before anything is waited for: from here on no guest is shown the old refs.
+            # Published before anything is awaited: from here on no guest is shown the old refs.
             followed = followed_ref(repo, ended.health.head)
             self._publish(RefsMoved(repo=repo, changes=outcome.moved, head=head, followed=followed))
         event = RefreshEnded(repo=repo, outcome=outcome, health=ended.health, learnt=ended.columns)
@@ -319,7 +319,7 @@ class Scheduler:
         return outcome
 
     def _follow_clock(self) -> None:
-        """If the wall clock was set, shifts the times that this process verified with it, because lag is a duration."""
+        """If the wall clock was set, shifts the times of this process's refreshes by as much, as lag is a duration."""
         step = self._clock.step()
         if step == 0:
             return

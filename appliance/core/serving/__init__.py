@@ -10,8 +10,8 @@
 A connection: `net` accepts it. A port reads the request and finds the repository through `access`. Then `fetch` or
 `push` answers, and the result is published as an event.
 
-What always holds: nothing that a guest sends stops the others from being served. A guest holds one of the
-`max_clients` slots only while its response is made or sent. The work for one request is bounded by the request's
-size, and no single step holds the event loop for longer than a few milliseconds. A short or failed response is cut
-off, so no guest takes it for a complete one.
+What always holds: nothing that a guest sends stops the others from being served. A guest holds one of the `max_clients`
+slots only while its response is made or sent. The work for one request is bounded by the request's size, and no single
+step holds the event loop for longer than a few milliseconds. A short or failed response is cut off, so that no guest
+mistakes it for a complete one.
 """

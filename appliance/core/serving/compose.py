@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from urllib.parse import unquote
 
 from appliance.core.access.gate import AccessGate
 from appliance.core.config.settings import Config, ServeConfig
@@ -21,7 +22,7 @@ from appliance.core.serving.fetch.warmer import Warmer
 from appliance.core.serving.net.acceptor import Acceptor, Limits
 from appliance.core.serving.net.admission import Admission
 from appliance.core.serving.net.asgi import AsgiHandler
-from appliance.core.serving.net.http import Exchange, HttpPort
+from appliance.core.serving.net.http import Exchange, HttpError, HttpPort, in_plain_text
 from appliance.core.serving.net.seats import Seats
 from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.git import GitPort, Serving
@@ -31,7 +32,7 @@ from appliance.core.serving.ports.smart_http import SmartHttp
 from appliance.core.serving.push.http import HttpPushes
 from appliance.core.serving.push.relay import PushAuthority
 
-API = "/v1/"
+API = "/v1"
 """Where the API begins on the admin port."""
 
 
@@ -119,6 +120,14 @@ def compose_admin_port(config: ServeConfig, ports: Ports, routes: AdminRoutes, a
     """Builds the admin port: the API below `/v1`, and everything else."""
 
     async def handle(exchange: Exchange) -> None:
-        await (api if exchange.path.startswith(API) else routes).handle(exchange)
+        await (api if _is_of_api(exchange.path) else routes).handle(exchange)
 
-    return Acceptor("admin", HttpPort(handle, Limits.of(config)).serve, ports.operators)
+    def explain(error: HttpError, target: bytes) -> tuple[str, str]:
+        path = unquote(target.partition(b"?")[0].decode("ascii", "replace"), errors="replace")
+        return (api.explain if _is_of_api(path) else in_plain_text)(error, target)
+
+    return Acceptor("admin", HttpPort(handle, Limits.of(config), explain).serve, ports.operators)
+
+
+def _is_of_api(path: str) -> bool:
+    return path == API or path.startswith(f"{API}/")

@@ -8,7 +8,7 @@ from appliance.core.store.database import Database, rows
 
 
 class AlertStore:
-    """What was last reported of each unhealthy repository, in `database`."""
+    """What was last reported about each unhealthy repository, in `database`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -194,7 +194,10 @@ class AuditLog:
         return True
 
     def note_losses(self, repo: str, lost: Iterable[tuple[str, str, str]], reason: str) -> bool:
-        """Appends a note for each lost (ref, session, commit) that has none yet; whether it did. Raises StoreError."""
+        """Appends a note for each lost (ref, session, commit) that has none yet; returns whether it appended any.
+
+        Raises StoreError.
+        """
         noted = "SELECT 1 FROM audit_events WHERE kind = 'note' AND repo = ? AND ref = ? AND old = ? AND reason = ?"
         with self._appending() as connection:
             new = [each for each in lost if not rows(connection, noted, repo, each[0], each[2], reason)]
@@ -308,7 +311,7 @@ class AuditLog:
             return head_of(connection)
 
     def verify(self, expected_head: str | None = None, *, after: Head | None = None) -> Verification:
-        """Walks the whole chain, or what follows the event `after`, up to which it was verified before.
+        """Verifies the whole chain, or the events that follow `after`, up to which it was verified before.
 
         With `expected_head`, that hash must be in it, which also reveals a cut-off end.
         """

@@ -89,9 +89,9 @@ class Verification:
 def verify_chain(
     events: Iterable[dict[str, Any]], after: Head, written: int, expected_head: str | None
 ) -> Verification:
-    """Walks the events that follow `after`, of which the newest ever written has the id `written`. Pure.
+    """Verifies the events that follow `after`. `written` is the id of the newest event ever written. Pure.
 
-    With `expected_head`, that hash must be among theirs.
+    With `expected_head`, one of them must have that hash.
     """
     (last_id, prev), count = after, 0
     seen_head = expected_head in (None, GENESIS)

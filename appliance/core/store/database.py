@@ -29,7 +29,7 @@ class StoreError(GitmirrorError):
 
 
 class DatabaseLost(StoreError):
-    """The file is gone or damaged: waiting or giving access to it does not help, only another copy does."""
+    """The file is gone or damaged: only another copy helps, not waiting or changed permissions."""
 
 
 class NewerDatabase(StoreError):
@@ -51,7 +51,7 @@ class Database:
         self._connection: sqlite_utils.Database | None = None
         self._create = create
         self.damage: DatabaseLost | None = None
-        """Why the file counts as damaged, since an error or an `examine` showed it. Another file ends that."""
+        """Why the file counts as damaged, since an error or `examine` showed it; cleared when the file is replaced."""
         try:
             with self._lock, self._readable_errors():
                 self._open()
@@ -86,15 +86,15 @@ class Database:
             connection.commit()
 
     def examine(self) -> None:
-        """Reads the whole file to see whether it is damaged, and updates `damage`. Takes 0.1 s for 25 MB. Never raises.
+        """Checks the whole file for damage, and updates `damage`. Takes 0.1 s for 25 MB. Never raises.
 
-        Most queries touch few pages, so without this look a damaged one would only be met by some later push. It has a
-        connection of its own, because nobody may wait for it.
+        Most queries touch few pages, so without this check only some later push would find a damaged page. The check
+        has a connection of its own, because nobody may wait for it.
         """
         try:
             fault = fault_of_file(self.path)
         except (sqlite3.Error, OSError):
-            # It cannot be read now, which each use of it reports.
+            # The file cannot be read now, which every query reports anyway.
             return
         self.damage = _damaged(self.path, fault) if fault else None
 
@@ -131,7 +131,7 @@ class Database:
         conn = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             connection = sqlite_utils.Database(conn, execute_plugins=False)
-            # FULL, so that an audit event that a guest was told of survives a power cut, not only a kill.
+            # FULL, so that an audit event that was reported to a guest survives a power cut, not only a kill.
             conn.execute("PRAGMA synchronous = FULL")
             conn.execute("PRAGMA foreign_keys = ON")
             self._migrate(connection)
@@ -140,7 +140,7 @@ class Database:
             raise
         self._connection = connection
         self._identity = identity or _identity(self.path)
-        # From here on, a missing file is a lost one.
+        # From now on, a missing file counts as lost.
         self._create = False
         self.damage = None
 

@@ -1,4 +1,4 @@
-"""What an operator does about a database that is gone, damaged, or behind its mirrors."""
+"""What an operator can do about a database that is gone, damaged, or behind its mirrors."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def remedy(error: GitmirrorError, state: Path, backups: str) -> str:
     command = f"gitmirror.pyz restore {shlex.quote(backups)} --state {shlex.quote(str(state))} --database --yes"
     advice = (
         f"restore the last backup: `systemctl stop gitmirror; {command}; systemctl start gitmirror`; mirrors stay as "
-        "they are, and turns that they hold and the backup lacks are recorded again"
+        "they are, and their turns that the backup lacks are recorded again"
     )
     return f"{advice}; or {error.hint}" if isinstance(error, LogBehind) else advice

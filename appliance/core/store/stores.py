@@ -21,7 +21,7 @@ from appliance.core.upstream import same_upstream
 
 @dataclass(frozen=True)
 class Stores:
-    """The database of one state directory and what is kept in it."""
+    """The database of one state directory, and the stores in it."""
 
     database: Database
     registry: Registry

@@ -1,7 +1,7 @@
 """Writes rows to the database in batches, because syncing the disk for each one would cost more than it is worth.
 
-Listeners hear of a row once it is stored, so that whoever looks it up finds it. They wait TELL_WITHIN at most, so that
-a database that hangs silences nothing.
+Listeners are notified of a row once it is stored, so that a listener that looks it up finds it. They wait TELL_WITHIN
+at most, so that a database that hangs silences nothing.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Row = TypeVar("Row")
 MOST_WAITING = 20_000
 """The most rows that wait while the database refuses writes; beyond that, the oldest are lost first."""
 TELL_WITHIN = 1.0
-"""Seconds after which listeners hear of a row that is still not stored."""
+"""Seconds after which listeners are notified of a row that is still not stored."""
 
 
 @contextlib.contextmanager
 def once_stored(tell: Callable[[], None]) -> Iterator[None]:
-    """Calls `tell` when the block that stores something has ended, well or not, or after TELL_WITHIN if it still runs.
+    """Calls `tell` when the block that stores something has ended or failed, or after TELL_WITHIN if it still runs.
 
     When the block is cancelled before that, nothing is reported.
     """
@@ -121,7 +121,7 @@ class WriteBehind(Generic[Row]):
             self._tell(batch[-1])
 
     async def settle(self) -> None:
-        """Has all that was added until now told, once it is stored, but TELL_WITHIN from now at the latest."""
+        """Reports all rows added so far once they are stored, but TELL_WITHIN from now at the latest."""
         last = self._untold[-1] if self._untold else None
         writing = asyncio.ensure_future(self.write())
         await asyncio.wait([writing], timeout=TELL_WITHIN)
@@ -129,14 +129,14 @@ class WriteBehind(Generic[Row]):
             self._tell(last)
 
     def _tell(self, last: _Queued[Row]) -> None:
-        """Tells all that came before `last`, and itself, as far as they were not told."""
+        """Reports all rows up to and including `last` that were not reported yet."""
         while not last.told:
             queued = self._untold.popleft()
             queued.told = True
             self._told(queued.row)
 
     def _tell_late(self) -> None:
-        """Tells what has waited for the database for too long."""
+        """Reports rows that have waited for the database for too long."""
         now = time.monotonic()
         while self._untold and self._untold[0].tell_at <= now:
             self._tell(self._untold[0])

@@ -7,8 +7,8 @@
 
 A snapshot: when a refresh moves the followed branch, `snapshots` starts a build at low priority. The build checks out
 only what differs from the last one, writes the tar under another name, and renames it when it is complete. Until then
-guests get the old tar. After a restart, and when somebody touched it, a tar is sent only if its checksum is right;
-otherwise everything is built from nothing.
+guests get the old tar. After a restart, or if somebody touched it, a tar is sent only if its checksum is right;
+otherwise everything is built from scratch.
 
 What always holds: a tar is complete and of one commit, or it does not exist. `git status` sees every edit that a guest
 makes. `guest.sh` runs under any POSIX shell, leaves DIR complete or untouched, and reports its progress on stderr.

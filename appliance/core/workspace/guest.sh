@@ -159,7 +159,7 @@ gitmirror__has() { command -v "$1" >/dev/null 2>&1; }
 gitmirror__begin() {
     # Patterns are expanded only where `set +f` allows it. Lists are split at newlines.
     set +euC -f
-    # Do not trace, because a trace would show the token to whoever keeps the output.
+    # Do not trace, because a trace would show the token to anybody who stores the output.
     [ -z "${GITMIRROR_TOKEN:+set}" ] || set +x
     newline='
 ' tab='	'
@@ -171,7 +171,8 @@ gitmirror__begin() {
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS
     child='' born='' watch='' claim='' by_list='' signal=TERM lost=no
     gitmirror__has git || gitmirror__die 'git is not installed'
-    # Commands that only read the index run this guest's fsmonitor too, and others its hooks.
+    # Disable this guest's fsmonitor and hooks, because even commands that only read the index run the fsmonitor, and
+    # others run the hooks.
     gitmirror__configure core.fsmonitor false
     gitmirror__configure core.hooksPath /dev/null
     mirror_git=${GITMIRROR_GIT-$gitmirror__git} mirror_http=${GITMIRROR_HTTP-$gitmirror__http}
@@ -186,7 +187,7 @@ gitmirror__begin() {
     fi
     gitmirror__now
     began=$now
-    # Not always `$$`, which is the caller if the kit was sourced.
+    # This is not always `$$`, because `$$` is the caller if the kit was sourced.
     kit=$$ kit_born=''
     ! gitmirror__look self || kit=$pid kit_born=$start
 }
@@ -414,7 +415,7 @@ gitmirror__know_wget() {
 # seconds.
 gitmirror__get() {
     if gitmirror__has curl; then
-        # A path, because curl writes headers only to files. Without /proc there are no headers.
+        # This is a path, because curl writes headers only to files. Without /proc there are no headers.
         headers=/dev/null
         [ ! -e /proc/self/fd/3 ] || headers=/proc/self/fd/3
         set -- --fail --silent --show-error --connect-timeout 3 --speed-limit 100 --speed-time 10 --max-time "$left" \
@@ -477,10 +478,10 @@ gitmirror__ask_freshness() {
 }
 
 # Claims DIR for this process, and sets `tmp`, the directory in which the workspace is built. The claim is a directory
-# beside DIR, so that one rename completes the workspace, or inside DIR if that exists (a mount point, a read-only parent).
-#
-# A claim holds turns numbered 1, 2, and so on. `mkdir` gives each turn to one process only, and a process that finds the
-# owner of the last turn dead takes the next one. Numbers are not reused while the claim exists, so no turn is taken twice.
+# beside DIR, so that one rename completes the workspace, or inside DIR if that exists (a mount point, a read-only
+# parent).  A claim holds turns numbered 1, 2, and so on. `mkdir` gives each turn to one process only, and a process
+# that finds that the owner of the last turn is dead takes the next one. Numbers are not reused while the claim exists,
+# so no turn is taken twice.
 gitmirror__claim() {
     target=$1 inside=no
     case $target in -*) target=./$target ;; esac
@@ -957,7 +958,7 @@ gitmirror__commit() {
     *) gitmirror__die 'the files cannot be added; nothing was recorded' ;;
     esac
     if ! git "$@" diff --cached --quiet 2>/dev/null || [ -e "$git_dir/MERGE_HEAD" ]; then
-        # It is no change if git-lfs merely replaces the contents that came with a session by pointers.
+        # It does not count as a change if git-lfs merely replaces contents that came with a session by pointers.
         gitmirror__add_contents
         [ -e "$git_dir/MERGE_HEAD" ] || ! gitmirror__is_tree_of_head || return 0
         git "$@" -c commit.gpgSign=false -c core.editor=true \
@@ -974,8 +975,8 @@ gitmirror__find_base() {
     from=$(git rev-parse --verify --quiet "$from^{tree}") || from=$(git hash-object -t tree /dev/null)
 }
 
-# Sets `tree` to the index with contents in place of the LFS pointers added since `from`, or to "" if there are none. The
-# contents of such a pointer exist only in this guest. The contents of a pointer from elsewhere are not here.
+# Sets `tree` to the index with contents in place of the LFS pointers added since `from`, or to "" if there are none.
+# The contents of these pointers exist only in this guest. For pointers from elsewhere, this guest has no contents.
 gitmirror__add_contents() {
     tree=''
     [ -d "$store/objects" ] || return 0
@@ -1140,8 +1141,8 @@ gitmirror__name_links() {
     done
 }
 
-# Pushes `pushed` to a ref of the mirror, with five tries that alternate between git:// and HTTP, and more while the mirror
-# still lacks the commit that this workspace started from.
+# Pushes `pushed` to a ref of the mirror, with five tries that alternate between git:// and HTTP, and further tries
+# while the mirror still lacks the commit that this workspace started from.
 gitmirror__push() {
     pause=1 try=0 output='no mirror is configured: set GITMIRROR_GIT or GITMIRROR_HTTP'
     set -- "$1" ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}

@@ -78,7 +78,7 @@ class SnapshotPlace:
     def load(self, url: str) -> Snapshot | None:
         """The existing snapshot if it is of this upstream, otherwise None. Every byte is read.
 
-        Raises NotRight if its tar is not what was written.
+        Raises NotRight if its tar has changed since it was written.
         """
         try:
             snapshot = Snapshot(**json.loads(self.description.read_text(encoding="utf-8")))
@@ -95,7 +95,7 @@ class SnapshotPlace:
         return snapshot
 
     def distrust(self) -> None:
-        """Has the next build start from nothing, because the disk changed what the last one wrote."""
+        """Makes the next build start from scratch, because the disk changed what the last one wrote."""
         with contextlib.suppress(OSError):
             self.unfinished.touch()
 

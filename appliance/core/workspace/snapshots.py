@@ -56,7 +56,7 @@ class _Repository:
 
 
 class Snapshots:
-    """The snapshots of all repositories. `health(id)` gives a mirror's health, which tells its default branch."""
+    """The snapshots of all repositories. `health(id)` gives a mirror's health, which includes its default branch."""
 
     def __init__(
         self,
@@ -74,13 +74,13 @@ class Snapshots:
         self.trouble: str | None = None
         """Why there are no snapshots at all, as a sentence; None if they can be built."""
         self.damaged = 0
-        """How many were thrown away because their tar was not what was written."""
+        """How many were thrown away because their tar had changed since it was written."""
         self._places = asyncio.Semaphore(BUILDS_AT_ONCE)
         self._ending: set[asyncio.Task[None]] = set()
         self._endurance = Endurance(log, "removing old snapshots")
 
     def look(self) -> bool:
-        """Checks whether snapshots can be written. Returns True if they can be again, so that all need a refresh."""
+        """Checks whether snapshots can be written. Returns True if that works again, so all need to be rebuilt."""
         place, before = self._layout.workspaces, self.trouble
         probe = place / ".probe"
         try:
@@ -99,7 +99,7 @@ class Snapshots:
         """The current values for /metrics: name, help text, value."""
         yield (
             "damaged_snapshots",
-            "Snapshots thrown away because their tar was not what was written, since the start.",
+            "Snapshots thrown away because their tar had changed since it was written, since the start.",
             self.damaged,
         )
 
@@ -149,7 +149,7 @@ class Snapshots:
         return found.current if found else None
 
     async def get(self, repo: Repo, branch: str | None) -> tuple[Snapshot, Path]:
-        """The snapshot of a branch and the path of its tar, which nobody has touched since it was known to be right.
+        """The snapshot of a branch and the path of its tar, which is untouched since it was known to be right.
 
         Builds it first if necessary. Raises NoSnapshot.
         """
@@ -178,7 +178,7 @@ class Snapshots:
         return found.current, found.place.path(found.current)
 
     async def check_next(self) -> bool:
-        """Reads the tar that was not read for longest, if that is due. Returns whether it was. Raises OSError."""
+        """Reads the tar that was read longest ago, if it is due. Returns whether it was. Raises OSError."""
         oldest: tuple[float, _Repository, _Branch, CheckedFile] | None = None
         for known in self._known.values():
             for branch in known.branches.values():
@@ -193,7 +193,7 @@ class Snapshots:
         return True
 
     async def _check(self, repo: Repo, branch: _Branch) -> None:
-        """Reads a tar that somebody touched, before it is sent. Raises NoSnapshot if it cannot be read now."""
+        """Checks a tar that somebody touched before it is sent. Raises NoSnapshot if it cannot be read now."""
         assert branch.tar is not None
         try:
             await self._judge(repo, branch, branch.tar, slowly=False)
@@ -202,11 +202,11 @@ class Snapshots:
             raise NoSnapshot(f"the snapshot cannot be read: {error.strerror}") from error
 
     async def _judge(self, repo: Repo, branch: _Branch, tar: CheckedFile, *, slowly: bool) -> bool:
-        """Reads a tar. If it is not right, it is current no longer. Returns whether it is right. Raises OSError."""
+        """Reads a tar and returns whether it is right. If not, it is no longer current. Raises OSError."""
         try:
             await (tar.check_slowly() if slowly else tar.check())
         except (FileNotFoundError, NotRight) as error:
-            # All who waited for one check come here, and a build may have replaced the tar meanwhile.
+            # Every caller that waited for the check gets here, and a build may have replaced the tar meanwhile.
             if branch.tar is tar and branch.current is not None:
                 if isinstance(error, NotRight):
                     self._throw_away(repo, branch, error)
@@ -303,7 +303,7 @@ class Snapshots:
         start = time.monotonic()
         branch.current = await build_snapshot(branch.place, mirror, mirror.git.gently(), repo.url, tip)
         branch.tar = branch.place.tar
-        # Only now, when everybody who was given the previous tar has opened it.
+        # Only now has everybody who was given the previous tar opened it.
         await asyncio.to_thread(branch.place.remove_others, branch.current)
         log.info(
             "%s: snapshot of %s at %s in %.2fs", repo.name, branch.place.branch, tip[:12], time.monotonic() - start

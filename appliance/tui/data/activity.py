@@ -16,7 +16,7 @@ KEPT = 2000
 """The most rows that are kept; a busy node fills them in minutes, and the database has the rest."""
 
 SAME_WITHIN = 1.0
-"""Seconds between the times that the database and an event give for one thing: a push is stored, then reported."""
+"""The most seconds by which an event's time differs from the database's: a push is stored, then reported."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ActivityEntry:
     match: tuple[Any, ...] = ()
 
     def is_same(self, other: ActivityEntry) -> bool:
-        """Whether both tell of one thing; the database and an event may give it slightly different times."""
+        """Whether both are about the same thing; the database and an event may give slightly different times for it."""
         facts = (self.kind, self.repo, self.what, self.client)
         same = facts == (other.kind, other.repo, other.what, other.client)
         return same and abs(self.at - other.at) < SAME_WITHIN
@@ -70,7 +70,7 @@ class ActivityFeed:
         return list(self._rows)
 
     def fill(self, hydrations: Rows, pushes: Rows, refreshes: Rows) -> None:
-        """Adds what the database has below what events have reported already."""
+        """Adds the rows from the database below those that events have already reported."""
         earliest = min((row.at for row in self._rows), default=float("inf"))
         told = [row for row in self._rows if row.at < earliest + SAME_WITHIN]
         found = [

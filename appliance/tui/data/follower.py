@@ -1,4 +1,4 @@
-"""Keeps the model current: decides what is read when, and what an event sets off."""
+"""Keeps the model current: decides what is read when, and what follows from an event."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from appliance.tui.data.messages import (
 from appliance.tui.data.model import RATIO_OVER, SLOT, Model, Rates
 
 REPOS, SERVE, TIME, RATES = "repos", "serve", "time", "rates"
-"""The topics of news."""
+"""The topics of which views get news."""
 
 TICK = 1.0
-"""Seconds between two beats, at which ages are drawn again and serve is asked how it is."""
+"""Seconds between two beats, at which ages are redrawn and the status of serve is read."""
 PACE = 0.5
-"""The least seconds between two reads while events come all the time."""
+"""The minimum number of seconds between two reads while events keep coming."""
 CALM = 0.2
-"""The least seconds between two redraws caused by events, because nobody reads hundreds a second one by one."""
+"""The minimum number of seconds between two redraws caused by events, because nobody can read hundreds per second."""
 NEWS_OF_REPOS = frozenset({"refreshed", "recorded", "damaged", "healed", "recovered", "lost"})
 """Events after which the repositories are read again."""
 OF_SERVE = frozenset({"pulse", "events"})
-"""The names of reads that ask serve, not the database."""
+"""The names of the reads that call serve instead of the database."""
 RECENT = 60
 """The most refreshes that the trend of one repository shows."""
 
 
 class VisibleView(Protocol):
-    """What the follower needs of the view that is on screen."""
+    """What the follower needs from the view that is on screen."""
 
     def take(self, news: frozenset[str]) -> None:
         """Shows what changed; `news` has the topics."""
@@ -82,7 +82,7 @@ class Follower:
         self.beats = 0
 
     def start(self) -> None:
-        """Starts to read, to follow events, and to watch the clock."""
+        """Starts reading, following events, and watching the clock."""
         self.read_repos()
         self.events.start()
         self.read_rates()
@@ -100,7 +100,7 @@ class Follower:
         self._loader.read("repos", self._app, lambda: ReposRead(self._queries.repos(cloning)))
 
     def read_pulse(self) -> None:
-        """Asks serve how it is."""
+        """Reads the status of serve."""
         self._loader.read("pulse", self._app, lambda: PulseRead(self._queries.pulse()))
 
     def read_rates(self) -> None:
@@ -201,20 +201,20 @@ class Follower:
             message.failed(message)
             return
         if self._model.problems.get(message.name) != message.error.message:
-            # Told once, because a view that hears of it reads again what failed.
+            # Reported once, because a view that gets this news repeats the read that failed.
             self._model.problems[message.name] = message.error.message
             self._model.read = True
             self.tell(SERVE, REPOS)
 
     def _read_recovered(self, message: ReadRecovered) -> None:
-        """Clears the problem, and reads again what else may have failed with it."""
+        """Clears the problem, and repeats the reads that may have failed with it."""
         self._model.problems.pop(message.name, None)
         if message.name == "repos":
             self._reread()
         self.tell(SERVE, REPOS)
 
     def _reread(self) -> None:
-        """Reads again whatever failed, or may have, while the database could not be read."""
+        """Repeats every read that failed, or may have failed, while the database could not be read."""
         self._model.problems = {name: text for name, text in self._model.problems.items() if name in OF_SERVE}
         self.read_rates()
         view = self._visible()
@@ -222,7 +222,7 @@ class Follower:
             view.reread()
 
     def _stream_changed(self, message: StreamChanged) -> None:
-        """Joins a serve that started, or forgets what only the one that ended knew."""
+        """Follows a serve that has started, or drops what only a serve that has ended knew."""
         model = self._model
         model.looked = True
         model.serving = message.serving
@@ -262,7 +262,7 @@ class Follower:
         self.tell(RATES)
 
     def soon(self, read: Callable[[], None]) -> None:
-        """Reads what events announced: at once, but at most every PACE seconds while events keep coming."""
+        """Reads what events announced: immediately, but at most every PACE seconds while events keep coming."""
         if read not in self._later:
             self._later.append(read)
         if self._pacing is None:

@@ -1,4 +1,4 @@
-"""Reads and orders off the UI thread. Of the reads with one name, one runs at a time."""
+"""Runs reads and orders off the UI thread. Only one read of each name runs at a time."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Loader:
     def read(self, name: str, target: MessagePump, work: Work, *, failed: Failed | None = None) -> None:
         """Runs `work` and posts what it returns to `target`.
 
-        While a read of that name runs, the newest request waits for it and replaces older ones. `failed` is called on
-        the UI thread with an error that concerns this view alone; without it the error goes to every view.
+        While a read of that name runs, the newest request waits for it and replaces older requests. `failed` is called
+        on the UI thread with an error that concerns this view alone; without it the error goes to every view.
         """
         job = (target, work, failed)
         with self._lock:

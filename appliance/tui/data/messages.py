@@ -33,7 +33,7 @@ class EventsArrived(FollowerMessage):
 
 @dataclass
 class PulseRead(FollowerMessage):
-    """What a running serve reports about itself; None without one."""
+    """What a running serve reports about itself; None if no serve is running."""
 
     pulse: dict[str, Any] | None
 

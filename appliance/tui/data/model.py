@@ -12,9 +12,7 @@ from appliance.core.node.queries import RepoView
 from appliance.tui.data.activity import ActivityFeed
 
 WARM = frozenset({"hit", "joined", "snapshot"})
-"""The ways of a hydration for which nothing had to be computed. `direct` is neither warm nor a miss, because nothing of
-such a fetch can be cached.
-"""
+"""The ways to serve a hydration without computing. `direct` is neither warm nor a miss, because it cannot be cached."""
 
 SLOT = 10.0
 """Seconds in one slot of the counts."""
@@ -31,7 +29,7 @@ class Rates:
     slots: dict[str, dict[int, list[int]]] = field(default_factory=lambda: defaultdict(dict))
 
     def add(self, repo: str, at: float, way: str, count: int = 1) -> None:
-        """Counts `count` hydrations that ended at Unix second `at`."""
+        """Adds `count` hydrations that ended at Unix second `at`."""
         for key in (repo, EVERY):
             slot = self.slots[key].setdefault(int(at // SLOT), [0, 0, 0])
             slot[0] += count
@@ -82,7 +80,7 @@ class Model:
     def lag(self, view: RepoView) -> float | None:
         """Returns the seconds since the mirror was last verified equal to its upstream; None if it never was.
 
-        The database and the events both tell of it, and the later one counts.
+        The database and the events both report this, and the later report counts.
         """
         verified = view.health.verified_at
         if verified is None:

@@ -1,14 +1,15 @@
 """The views and dialogs of the live view, a module each.
 
-- `view`: what all views have: tabs, filter, keys, and news. `repositories`, `sessions`, `activity` and `health` are
-  always there; `repository` and `diff` open over them.
+- `view`: what all views have in common: tabs, filter, keys, and news. `repositories`, `sessions`, `activity` and
+  `health` are always there; `repository` and `diff` open over them.
 - `repo_actions`, `session_actions`: the orders that several views share, with their keys.
 - `repo_columns`: columns and explanations of repositories. `session_list`: sessions, read piece by piece.
 - `dialogs`: questions and forms. `help`: every key.
 
 A view: the app makes it with a `Context`. When it appears, `reread` asks the loader for what only this view shows, and
 `take` draws what the model knows. From then on `take` is called with the topics that have news, and `happened` with
-events; what was read arrives as messages. A view that is not seen gets neither, and catches up when it is seen again.
+events; what was read arrives as messages. A view that is not visible gets neither, and catches up when it is visible
+again.
 
 What always holds: a screen knows its `Context` and never the app. Whatever cannot be undone asks first, with the focus
 on Cancel. Actions that need a `serve` say so when there is none. A result that arrives after another row was chosen is

@@ -84,7 +84,7 @@ class ActivityScreen(View):
             self.context.loader.read("activity", self, lambda: read_activity(queries))
 
     def on_activity_read(self, message: ActivityRead) -> None:
-        """Shows what the database had."""
+        """Shows the rows that were read from the database."""
         self.model.activity.fill(message.hydrations, message.pushes, message.refreshes)
         self._arrange()
 
@@ -115,7 +115,7 @@ class ActivityScreen(View):
         self._arrange()
 
     def action_hold(self) -> None:
-        """Holds the rows still to be read, or lets them move on."""
+        """Holds the rows still so that they can be read, or lets them move again."""
         self._held = not self._held
         self._arrange()
 

@@ -51,7 +51,7 @@ class Ask(ModalScreen[str]):
         self.dismiss(CANCEL if event.button.id == "cancel" else str(event.button.id))
 
     def action_cancel(self) -> None:
-        """Ends as if never asked."""
+        """Ends as if the question had not been asked."""
         self.dismiss(CANCEL)
 
 
@@ -83,7 +83,7 @@ class Form(ModalScreen[dict[str, str]]):
         return None if entered[self._fields[0][0]] else f"{self._fields[0][1]} is needed"
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Ends with the input, or says what is wrong with it."""
+        """Ends with the input, or shows what is wrong with it."""
         entered = {name: self.query_one(f"#{name}", Input).value.strip() for name, *_ in self._fields}
         wrong = self.check(entered)
         if wrong is None:
@@ -92,12 +92,12 @@ class Form(ModalScreen[dict[str, str]]):
             self.query_one("#wrong", Label).update(plain(wrong))
 
     def action_cancel(self) -> None:
-        """Ends with nothing entered."""
+        """Ends with empty input."""
         self.dismiss({})
 
 
 class AddRepo(Form):
-    """Asks for what `add-repo` takes."""
+    """Asks for the arguments of `add-repo`."""
 
     def __init__(self) -> None:
         super().__init__(

@@ -40,7 +40,7 @@ class DiffScreen(SessionActions):
         Binding("n", "file(1)", "next file"),
         Binding("N,p", "file(-1)", "previous file", show=False),
         Binding("right_square_bracket", "turn(1)", "next turn", tooltip="what the next turn changed"),
-        Binding("left_square_bracket", "turn(-1)", "previous turn", show=False, tooltip="what that one changed"),
+        Binding("left_square_bracket", "turn(-1)", "previous turn", show=False, tooltip="what the turn before changed"),
         Binding("w", "whole", "whole", tooltip="what the whole session changed"),
         Binding("tab", "app.focus_next", "files", show=False, tooltip="to the list of files, and back"),
         *SESSION_KEYS,
@@ -175,7 +175,7 @@ class DiffScreen(SessionActions):
         self.files.action_move(by)
 
     def action_turn(self, by: int) -> None:
-        """Goes one turn on, or back; from the whole session to its first or last turn.
+        """Goes to the next or previous turn; from the whole session to its first or last turn.
 
         With another session, the whole session is its last turn already.
         """

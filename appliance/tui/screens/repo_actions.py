@@ -70,7 +70,7 @@ class RepoActions(View):
         self.context.ask(AddRepo(), add)
 
     def action_remove(self) -> None:
-        """Asks, and unregisters the repository."""
+        """Unregisters the repository after asking for confirmation."""
         if not (view := self.chosen) or not self.may_write():
             return
         name, sessions = view.repo.name, view.health.sessions

@@ -84,7 +84,7 @@ def explain(view: RepoView, lag: float | None, now: float, width: int) -> list[L
     shape, tone = STATES[state]
     behind = "never cloned" if lag is None else f"behind for {span(lag)}"
     said = {
-        State.DAMAGED: "its mirror is healed without you, and guests get what is right in it",
+        State.DAMAGED: "its mirror is healed automatically; guests get what is intact",
         State.FAILING: f"{behind}, {count(health.failures, 'failure')} in a row",
         State.STALE: f"not verified for {span(lag)}",
         State.CLONING: "its first clone is under way",

@@ -1,4 +1,4 @@
-"""The start screen: every repository, those in trouble first, and why the chosen one is in its state."""
+"""The start screen: every repository, the unhealthy ones first, and why the chosen one is in its state."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class RepositoriesScreen(RepoActions):
             self.context.follower.look_at(self.listing.visible_rows())
 
     def reread(self) -> None:
-        """Reads what is shown of the visible rows alone."""
+        """Reads details that are shown only for visible rows."""
         self.context.follower.look_at(self.listing.visible_rows())
 
     def filtered(self) -> None:

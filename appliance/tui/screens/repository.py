@@ -55,7 +55,7 @@ class RepositoryScreen(RepoActions, Marking):
         self._hydrations = ActivityFeed()
 
     def body(self) -> ComposeResult:
-        """Yields the explanation, the plot, and four lists of which one is shown."""
+        """Yields the explanation, the plot, and four lists, one of which is shown."""
         yield Lines(id="why")
         yield Lines(id="facts")
         yield Plot(id="plot")
@@ -161,7 +161,7 @@ class RepositoryScreen(RepoActions, Marking):
         listing.show(message.refs)
 
     def cannot_read_refs(self, message: ReadFailed) -> None:
-        """Says that there is no mirror to read refs from, which is the usual reason."""
+        """Shows that there is no mirror to read refs from, the usual reason for the error."""
         self.query_one("#refs", Listing).empty = "There is no mirror to read yet."
         self.query_one("#refs", Listing).show([])
 

@@ -111,7 +111,7 @@ class SessionActions(View):
         self.context.act(f"keep {session.name}", work)
 
     def action_drop(self) -> None:
-        """Asks, and ends the session."""
+        """Ends the session after asking for confirmation."""
         if not (session := self.session) or not self.may_write():
             return
         sessions = self.context.sessions

@@ -9,9 +9,9 @@ from appliance.tui.data.messages import SessionsRead
 from appliance.tui.data.rows import SessionRow
 
 FIRST = 200
-"""Rows of a read of the newest: more than a screenful, in a few milliseconds."""
+"""How many rows a read of the newest sessions returns: more than a screenful, in a few milliseconds."""
 MOST = 20_000
-"""The most sessions that are read."""
+"""The most sessions that are read in total."""
 
 
 class SessionList:
@@ -37,11 +37,11 @@ class SessionList:
     def take(self, message: SessionsRead, context: Context, view: Screen[None]) -> bool:
         """Merges what was read and returns whether anything is new.
 
-        When the total says that some are missing or gone, it reads all of them.
+        If the total shows that some are missing or gone, it reads all of them.
         """
         found = {(row.repo, row.name): row for row in message.sessions}
         same = message.total == self.total and all(self._found.get(key) == row for key, row in found.items())
-        # More than the total are held when one ended between the reads of the rows and of the total.
+        # There are more rows than the total if a session ended between the reads of the rows and of the total.
         if same and 0 < len(self._found) <= message.total:
             return False
         self.total = message.total
@@ -70,7 +70,7 @@ class SessionList:
         self._marks = []
 
     def matching(self, words: str) -> list[SessionRow]:
-        """Returns the sessions that have all the words in name, repository, client or subject."""
+        """Returns the sessions that contain all the words in their name, repository, client or subject."""
         wanted = words.lower().split()
         if not wanted:
             return self.rows

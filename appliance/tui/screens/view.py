@@ -21,7 +21,7 @@ from appliance.tui.widgets.top import Top
 ALL = frozenset({REPOS, SERVE, TIME, RATES})
 
 WRITES = frozenset({"refresh", "refresh_all", "add", "switch", "remove", "keep", "drop"})
-"""The actions that need a running serve."""
+"""The names of the actions that need a running serve."""
 
 TALL = 15
 """Terminals of fewer rows show the list alone."""
@@ -72,7 +72,7 @@ class View(Screen[None]):
             self.offer_keys()
 
     def _complain(self) -> None:
-        """Says above the keys what cannot be read at the moment."""
+        """Shows above the keys what cannot be read at the moment."""
         trouble = self.query_one("#trouble", Lines)
         text = next(iter(self.model.problems.values()), "")
         lines = wrapped(text, self.size.width - 5, 3) if text else []
@@ -97,7 +97,7 @@ class View(Screen[None]):
         return self.model.serving or binding.action not in WRITES
 
     def on_screen_resume(self) -> None:
-        """Catches up with what changed while another view was seen."""
+        """Catches up with what changed while another view was visible."""
         self.reread()
         self.take(ALL)
 
@@ -113,7 +113,7 @@ class View(Screen[None]):
     filter_words = ""
 
     def action_filter(self) -> None:
-        """Opens the line of the filter."""
+        """Opens the filter line."""
         field = self.query_one("#filter", Input)
         field.add_class("-shown")
         field.focus()
@@ -152,10 +152,10 @@ class View(Screen[None]):
     # Without a serve
 
     def may_write(self) -> bool:
-        """Returns whether a serve is there to take an order, and says so if not."""
-        said = "serve is not running: nothing can be changed from here.\nStart it, and this view joins it by itself."
+        """Returns whether a serve is running to carry out an order, and shows a notice if not."""
+        said = "serve is not running: nothing can be changed from here.\nStart it, and this view connects by itself."
         if not self.model.serving:
-            looking = "still looking for serve: press it again in a moment"
+            looking = "still looking for serve: press the key again in a moment"
             self.context.say(said if self.model.looked else looking, severity="warning")
         return self.model.serving
 
@@ -164,7 +164,7 @@ class View(Screen[None]):
 
     @property
     def has_widgets(self) -> bool:
-        """Whether the widgets are there to show news."""
+        """Whether the widgets exist, so that news can be shown."""
         return bool(self.query("#keys"))
 
     def happened(self, events: list[dict[str, Any]]) -> None:

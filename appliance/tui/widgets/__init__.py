@@ -1,8 +1,8 @@
 """What screens are made of, drawn line by line.
 
 - `listing`: a list of rows with a cursor and columns. `diffview`: the diff of one file.
-- `lines`: some lines of text, each with a left and a right part. Made of it: `top` (tabs, and how serve is), `keys`
-  (which keys there are) and `plot` (refreshes as bars).
+- `lines`: some lines of text, each with a left and a right part. Built on it: `top` (tabs, and the state of serve),
+  `keys` (the available keys) and `plot` (refreshes as bars).
 
 A row: a screen calls `Listing.show` with the rows in order. The list keeps its cursor on the same row, scrolls so that
 it stays where it was on screen, and renders the cells of the rows that can be seen. It compares them with what is

@@ -34,7 +34,7 @@ class Column(Generic[Row]):
     """A column of at least `least` characters, up to `most` if there is room, and beyond if it `grows`.
 
     Where not all columns fit, those with the highest `rank` are left out first. A text that is too long loses its end,
-    or its beginning when the `tail` says more, as in a path.
+    or its beginning if the `tail` is more informative, as in a path.
     """
 
     title: str
@@ -137,7 +137,7 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
 
     @property
     def rows(self) -> Sequence[Row]:
-        """The rows, in the order they were given."""
+        """The rows, in the order in which `show` got them."""
         return self._rows
 
     @property
@@ -147,7 +147,7 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
 
     @property
     def cursor(self) -> int:
-        """The place of the cursor among the rows."""
+        """The cursor's position among the rows."""
         return self._cursor
 
     def show(self, rows: Sequence[Row]) -> None:
@@ -199,7 +199,7 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
     # Moving
 
     def select(self, key: Hashable) -> bool:
-        """Puts the cursor on the row of that key, and returns whether there is one."""
+        """Moves the cursor to the row with that key, and returns whether there is such a row."""
         for place, row in enumerate(self._rows):
             if self.key(row) == key:
                 self._go(place)

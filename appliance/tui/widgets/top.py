@@ -1,4 +1,4 @@
-"""The first line: the tabs, and how serve is."""
+"""The first line: the tabs, and the state of serve."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ TABS = (
 )
 
 ROOM = 100
-"""Terminals of at least as many columns have room for what is in trouble."""
+"""Terminals of at least this many columns have room for the counts of unhealthy repositories."""
 
 
 class Top(Lines):
     """Shows tabs on the left and serve on the right."""
 
     def tell(self, model: Model, here: str) -> None:
-        """Shows what the model says now; `here` is the mode whose tab is marked."""
+        """Shows the current state of the model; `here` is the mode whose tab is marked."""
         right = _serve(model)
         if self.size.width >= ROOM and here != "repositories":
             right = (*_behind(model), *right)
@@ -35,7 +35,7 @@ class Top(Lines):
 
 
 def _behind(model: Model) -> tuple[Piece, ...]:
-    """Counts what is in trouble, for views that do not list it."""
+    """Counts unhealthy repositories, for views that do not list them."""
     counts = model.counts()
     found = [(state, counts[state]) for state in UNHEALTHY if counts.get(state)]
     return tuple((f"{STATES[state][0]} {number:,} {state}  ", STATES[state][1]) for state, number in found)

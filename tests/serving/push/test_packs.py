@@ -43,12 +43,10 @@ def assert_failed(node: Node, ref: str, *reasons: str) -> None:
     assert (entry["verdict"], entry["outcome"]) == ("accepted", "failed")
     assert any(reason in entry["reason"] for reason in reasons), entry["reason"]
     assert ref not in refs(node.mirror)
-    assert not [name for name in refs(node.mirror) if name.startswith("refs/gitmirror/turns/")]
+    assert f"refs/gitmirror/turns/{entry['id']}" not in refs(node.mirror)
     assert_mirror_is_clean(node.mirror)
+    # It stays: serve would heal a recording that somebody deletes in the mirror, and not at once.
     assert raw_push(*node.serve.git_address, f"/{WIDGETS}", [(ZERO, node.tip, f"{ref}-after")]).accepted
-    git("update-ref", "-d", f"{ref}-after", cwd=node.mirror)
-    for turn in git("for-each-ref", "--format=%(refname)", "refs/gitmirror/turns/", cwd=node.mirror).split():
-        git("update-ref", "-d", turn, cwd=node.mirror)
 
 
 def push(node: Node, commit: str, ref: str, pack: bytes) -> PushAnswer:

@@ -1,4 +1,4 @@
-"""The complete responses of the cache. One whose file is not what was written is thrown away, and then made anew."""
+"""The complete responses of the cache. One whose file changed after it was written is thrown away and made again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from appliance.core.process.checked_file import CHECK_EVERY, CHECK_RATE, Checked
 log = logging.getLogger(__name__)
 
 DIGEST_RATE = 64 * 2**20
-"""Bytes a second at which the digest of a new response is taken. Its file is still in memory, so the disk is idle."""
+"""Bytes per second when the digest of a new response is computed. Its file is still in memory, so the disk is idle."""
 
 
 @dataclass
@@ -31,22 +31,22 @@ class KeptResponses:
 
     def __init__(self) -> None:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        """The least recently used first."""
+        """The responses by key, the least recently used first."""
         self._without_digest: dict[str, None] = {}
         self._with_digest: OrderedDict[str, None] = OrderedDict()
-        """The one that was not read for longest first."""
+        """The keys, the one whose file was read longest ago first."""
         self.bytes = 0
         self.damaged = 0
-        """How many were thrown away because their file was not what was written."""
+        """How many were thrown away because their file had changed since it was written."""
 
     def add(self, key: str, path: Path, status: os.stat_result, repo: int, pinned: bool) -> None:
-        """Keeps the response in the file `path`, which has this `status` and is complete."""
+        """Stores the complete response in the file `path`, which has this `status`."""
         self._entries[key] = _Entry(CheckedFile(path, Identity.of(status)), status.st_size, repo, pinned)
         self._without_digest[key] = None
         self.bytes += status.st_size
 
     def open(self, key: str, *, pin: bool) -> tuple[int, int] | None:
-        """A descriptor of a response, and its size in bytes; None if there is none that is right. `pin` pins it."""
+        """A descriptor of a response, and its size in bytes; None if there is no undamaged one. `pin` pins it."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -64,14 +64,14 @@ class KeptResponses:
         return descriptor, entry.size
 
     async def check(self, key: str) -> None:
-        """Reads the file of a response if somebody touched it. Call this before `open`, which trusts no such file."""
+        """Checks the file of a response if somebody touched it. Call this before `open`, which ignores such a file."""
         entry = self._entries.get(key)
         if entry is not None and not entry.file.is_untouched():
             with contextlib.suppress(OSError):
                 await self._judge(key, entry, None)
 
     async def check_next(self) -> bool:
-        """Takes a digest that is missing, or reads a file again that is due. Returns whether there was one.
+        """Computes a missing digest, or reads a file again that is due. Returns whether there was such a file.
 
         Raises OSError if the file cannot be opened.
         """
@@ -91,7 +91,7 @@ class KeptResponses:
         return True
 
     async def _judge(self, key: str, entry: _Entry, rate: float | None) -> None:
-        """Reads a response's file, at once or at a rate, and drops it if it is gone or not right. Raises OSError."""
+        """Reads a response's file, at once or at a rate, and drops it if it is gone or damaged. Raises OSError."""
         try:
             await (entry.file.check() if rate is None else entry.file.check_slowly(rate))
         except FileNotFoundError:
@@ -101,7 +101,7 @@ class KeptResponses:
             self._throw_away(key, entry, str(error))
 
     def _throw_away(self, key: str, entry: _Entry, reason: str) -> None:
-        # All who waited for one check come here.
+        # Every caller that waited for the check gets here.
         if self._entries.get(key) is entry:
             self.damaged += 1
             log.warning("the cached response %s was thrown away, because %s", entry.file.path.name, reason)

@@ -1,4 +1,4 @@
-"""Remembers large requests that were read before, because guests that do the same send the same bytes."""
+"""Remembers large requests that were read before, because guests that do the same thing send the same bytes."""
 
 from __future__ import annotations
 

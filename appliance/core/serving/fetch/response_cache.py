@@ -111,7 +111,7 @@ class ResponseCache:
         self._growing: dict[str, _Growing] = {}
         self._number = 0
         self.trouble: str | None = None
-        """Why no response can be stored, or None if they can. Guests get theirs directly from upload-pack meanwhile."""
+        """Why no response can be stored, or None. Guests get theirs directly from upload-pack meanwhile."""
         self.counts = dict.fromkeys(CacheResult, 0)
 
     def start(self) -> None:
@@ -145,10 +145,10 @@ class ResponseCache:
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The current values for /metrics: name, help text, value."""
         yield "cache_bytes", "Bytes of complete responses in the cache.", self.bytes
-        yield "cache_budget_bytes", "Most bytes of complete responses in the cache.", self.budget
+        yield "cache_budget_bytes", "The most bytes that complete responses may have in the cache.", self.budget
         yield (
             "damaged_responses",
-            "Cached responses thrown away because their file was not what was written, since the start.",
+            "Cached responses thrown away because their file had changed since it was written, since the start.",
             self._kept.damaged,
         )
 
@@ -163,7 +163,7 @@ class ResponseCache:
         """The response of repository id `repo` for a key: from the cache, joined, or made by `produce`.
 
         None if it would have to be made and cannot be written. If its file was touched and not checked since, it is
-        made anew. `pinned` is for warming: such a response is not evicted by guests' traffic until `unpin`, and is not
+        made again. `pinned` is for warming: such a response is not evicted by guests' traffic until `unpin`, and is not
         counted.
         """
         kept = self._kept.open(key, pin=pinned)
@@ -185,11 +185,11 @@ class ResponseCache:
         return response
 
     async def check(self, key: str) -> None:
-        """Reads the response of a key if somebody touched its file, so that `get` finds it only if it is right."""
+        """Checks the response of a key if somebody touched its file, so that `get` finds it only if it is undamaged."""
         await self._kept.check(key)
 
     async def check_next(self) -> bool:
-        """Reads a response whose digest is missing, or that was not read for long. Returns whether there was one.
+        """Reads a response whose digest is missing, or that is due to be read again. Returns whether there was one.
 
         Raises OSError.
         """

@@ -91,8 +91,9 @@ class Acceptor:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     def _listen(self, listening: socket.socket) -> None:
-        # Not sock_accept: if it is cancelled at the moment a guest connects, it takes the connection from the backlog
-        # and drops it (InvalidStateError in its callback), so guests that connect during a restart are reset.
+        # Does not use sock_accept: if that is cancelled at the moment a guest connects, it takes the connection from
+        # the backlog and drops it (InvalidStateError in its callback), so guests that connect during a restart are
+        # reset.
         asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
     def _accept(self, listening: socket.socket) -> None:

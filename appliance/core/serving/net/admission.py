@@ -112,7 +112,7 @@ class Admission:
         self._watch = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look) if full else None
 
     def _relieve(self) -> None:
-        """Cuts off stalled guests, one for each waiting guest, beginning with the peer that has most slots."""
+        """Cuts off stalled guests, one for each waiting guest, beginning with the peer that has the most slots."""
         now, wanted = time.monotonic(), self.waiting
         seats = [seat for held in self._held.values() for seat in held]
         wanted -= sum(seat.cut_off for seat in seats)

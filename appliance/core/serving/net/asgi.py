@@ -1,4 +1,4 @@
-"""Runs an ASGI application on our HTTP connections, so that one server has all limits (asgi.readthedocs.io, HTTP 2.3).
+"""Runs an ASGI application on our HTTP connections, so that one server has all limits (asgi.readthedocs.io, HTTP 2.4).
 
 Only what HTTP needs is here: no WebSocket, no lifespan, no extensions.
 """
@@ -11,8 +11,13 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from appliance.core.serving.net.http import Exchange
+import h11
 
+from appliance.core.serving.net.http import Exchange, Explain, HttpError, in_plain_text
+from appliance.core.serving.net.streams import IdleTimeout
+
+FAREWELL = 2.0
+"""Seconds that a client has to read why its request ends early."""
 Message = MutableMapping[str, Any]
 Application = Callable[
     [MutableMapping[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
@@ -22,11 +27,14 @@ Application = Callable[
 class AsgiHandler:
     """Answers exchanges with `application`. `state` is in each request's scope, as `request.state` in Starlette.
 
-    A request whose client disconnects is cancelled, because nobody waits for its response.
+    A request whose client disconnects is cancelled, because nobody waits for its response. A client that ends only its
+    sending side has disconnected too: over TCP, the two look the same. `explain` words errors that the application
+    does not see.
     """
 
-    def __init__(self, application: Application, **state: Any) -> None:
+    def __init__(self, application: Application, explain: Explain = in_plain_text, **state: Any) -> None:
         self._application = application
+        self.explain = explain
         self._state = state
 
     async def handle(self, exchange: Exchange) -> None:
@@ -43,12 +51,20 @@ class AsgiHandler:
         finally:
             leaving.cancel()
             if not answering.done():
-                # The application may still say why it ends early.
+                # The application may still say why it ends early, to a client that reads it.
                 answering.cancel()
+                await asyncio.wait({answering}, timeout=FAREWELL)
+                if not answering.done():
+                    exchange.abort()
             await asyncio.wait({leaving, answering})
+            # Otherwise asyncio complains that nobody saw it.
+            error = None if answering.cancelled() else answering.exception()
+        if call.failure is not None:
+            raise call.failure
         if answering.cancelled():
             raise ConnectionAbortedError("the client disconnected before it was answered")
-        answering.result()
+        if error is not None:
+            raise error
         if not call.is_finished:
             exchange.abort()
 
@@ -57,7 +73,7 @@ class AsgiHandler:
         path = unquote_to_bytes(target)
         return {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": "1.1",
             "method": exchange.method,
             "scheme": "http",
@@ -74,7 +90,11 @@ class AsgiHandler:
 
 
 class _Call:
-    """One request as the application sees it."""
+    """One request as the application sees it.
+
+    `failure` is why its body cannot be read or its response cannot be sent. To the application, the client has
+    disconnected then.
+    """
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
@@ -82,13 +102,18 @@ class _Call:
         self._is_end_passed_on = False
         self._is_gone = asyncio.Event()
         self.is_finished = False
+        self.failure: Exception | None = None
 
     async def receive(self) -> Message:
         """The next piece of the body; after its end, waits for the client to disconnect."""
         if self._is_end_passed_on:
             await self._is_gone.wait()
             return {"type": "http.disconnect"}
-        piece = await self._exchange.receive()
+        try:
+            piece = await self._exchange.receive()
+        except (HttpError, IdleTimeout, OSError, h11.RemoteProtocolError) as error:
+            self.failure = error
+            return {"type": "http.disconnect"}
         if not piece:
             self.is_body_read.set()
             self._is_end_passed_on = True
@@ -102,7 +127,16 @@ class _Call:
         self._is_gone.set()
 
     async def send(self, message: Message) -> None:
-        """Sends the head or a piece of the body."""
+        """Sends the head or a piece of the body. Raises OSError if the client has disconnected."""
+        try:
+            if self.failure is not None or self._is_gone.is_set():
+                raise ConnectionAbortedError("the client disconnected before it was answered")
+            await self._send(message)
+        except (IdleTimeout, OSError) as error:
+            self.failure = self.failure or error
+            raise ConnectionAbortedError("the client takes no more of its response") from error
+
+    async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in message["headers"]}
             await self._exchange.start(message["status"], headers)

@@ -9,6 +9,7 @@ import socket
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from http import HTTPStatus
 from urllib.parse import parse_qs, unquote
 
@@ -61,16 +62,12 @@ class Exchange:
         self.method = request.method.decode("ascii", "replace")
         self.target = request.target
         self.raw_headers = list(request.headers)
-        target, _, query = request.target.decode("ascii", "replace").partition("?")
+        target, _, self._query = request.target.decode("ascii", "replace").partition("?")
         self.path = unquote(target, errors="replace")
-        try:
-            fields = parse_qs(query, max_num_fields=16) if query else {}
-        except ValueError:
-            raise HttpError(HTTPStatus.BAD_REQUEST, "malformed query\n") from None
-        self.query = {name: values[-1] for name, values in fields.items()}
         self.headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
         if {"content-length", "transfer-encoding"} <= self.headers.keys():
-            # To a proxy it may be another request (RFC 9112, section 6.1), and the length says nothing about the body.
+            # A proxy may read it as a different request (RFC 9112, section 6.1), and the length says nothing about the
+            # body.
             raise HttpError(HTTPStatus.BAD_REQUEST, "a request has either a content-length or chunks\n")
         self.started = False
         self._held = b""
@@ -78,9 +75,19 @@ class Exchange:
         self._ended = False
         self.body_held_back = False
         """The client waited for `100 Continue` and got a response instead, so it may never send its body."""
-        self._inflate = self._inflater()
 
-    def _inflater(self) -> zlib._Decompress | None:
+    @cached_property
+    def query(self) -> dict[str, str]:
+        """The fields of the query, each with its last value. Raises HttpError."""
+        try:
+            fields = parse_qs(self._query, max_num_fields=16) if self._query else {}
+        except ValueError:
+            raise HttpError(HTTPStatus.BAD_REQUEST, "malformed query\n") from None
+        return {name: values[-1] for name, values in fields.items()}
+
+    @cached_property
+    def _inflate(self) -> zlib._Decompress | None:
+        """What decodes the body; None if it is not compressed. Raises HttpError."""
         encoding = self.headers.get("content-encoding", "identity").lower()
         if encoding in ("gzip", "x-gzip"):
             return zlib.decompressobj(wbits=31)
@@ -146,7 +153,7 @@ class Exchange:
         self._connection.receive_data(b"")
 
     async def _next_piece(self) -> bytes:
-        """The next bytes of the body, not decoded; empty at the end, also when called again."""
+        """The next bytes of the body, not decoded; empty at the end, and empty again if called again."""
         if self._ended:
             return b""
         if self._connection.they_are_waiting_for_100_continue:
@@ -163,7 +170,7 @@ class Exchange:
     def _inflated(self, data: bytes) -> bytes:
         assert self._inflate is not None
         try:
-            # One piece at a time, because a small request can inflate to gigabytes.
+            # Inflates one piece at a time, because a small request can inflate to gigabytes.
             return self._inflate.decompress(data, CHUNK)
         except zlib.error:
             raise HttpError(HTTPStatus.BAD_REQUEST, "the body is not gzip\n") from None
@@ -218,14 +225,22 @@ class Exchange:
 
 
 Handler = Callable[[Exchange], Awaitable[None]]
+Explain = Callable[[HttpError, bytes], tuple[str, str]]
+"""Returns the content type and the text for an error. The target is empty when no whole head was read."""
+
+
+def in_plain_text(error: HttpError, target: bytes) -> tuple[str, str]:
+    """Explains an error to a person."""
+    return TEXT, error.text
 
 
 class HttpPort:
     """Serves the connections of one port: passes each request to `handler`, and turns its errors into responses."""
 
-    def __init__(self, handler: Handler, limits: Limits) -> None:
+    def __init__(self, handler: Handler, limits: Limits, explain: Explain = in_plain_text) -> None:
         self._handler = handler
         self._limits = limits
+        self._explain = explain
 
     async def serve(self, seat: Seat, arrived: bytes = b"") -> None:
         """Serves one connection, request by request, until either side ends it.
@@ -243,7 +258,7 @@ class HttpPort:
                     busy = HttpError(
                         HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again\n", {"retry-after": "1"}
                     )
-                    await _answer_unread(connection, stream, busy)
+                    await self._answer_unread(connection, stream, busy)
                     await _linger(guest, stream)
                     return
                 while await self._exchange(connection, stream, seat):
@@ -260,40 +275,42 @@ class HttpPort:
     async def _exchange(self, connection: h11.Connection, stream: SocketStream, seat: Seat) -> bool:
         """Serves one request; returns whether another may follow on this connection."""
         exchange: Exchange | None = None
+        target = b""
         try:
             with stream.within(self._limits.request_timeout):
                 request = await _next_event(connection, stream)
             if not isinstance(request, h11.Request):
                 return False
+            target = request.target
             exchange = Exchange(connection, stream, request, seat)
             await self._handler(exchange)
         except HttpError as error:
             if exchange is None:
-                await _answer_unread(connection, stream, error)
+                await self._answer_unread(connection, stream, error, target)
             elif exchange.started:
                 return False
             else:
-                await exchange.answer(error.status, error.text, error.headers)
+                content_type, text = self._explain(error, target)
+                await exchange.answer(error.status, text, {"content-type": content_type, **error.headers})
         except h11.RemoteProtocolError as error:
-            await _answer_unread(connection, stream, HttpError(_hint(error), "malformed request\n"))
+            malformed = HttpError(HTTPStatus(error.error_status_hint), "malformed request\n")
+            await self._answer_unread(connection, stream, malformed, target)
             return False
         if exchange is not None and exchange.body_held_back:
             return False
         return await _rest_of_request(connection, stream)
 
-
-def _hint(error: h11.RemoteProtocolError) -> HTTPStatus:
-    return HTTPStatus(error.error_status_hint)
-
-
-async def _answer_unread(connection: h11.Connection, stream: SocketStream, error: HttpError) -> None:
-    if connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-        return
-    body = error.text.encode()
-    head = [("content-type", TEXT), ("content-length", str(len(body))), ("connection", "close")]
-    response = h11.Response(status_code=error.status, headers=head, reason=error.status.phrase.encode())
-    for event in (response, h11.Data(data=body), h11.EndOfMessage()):
-        await stream.send(connection.send(event) or b"")
+    async def _answer_unread(
+        self, connection: h11.Connection, stream: SocketStream, error: HttpError, target: bytes = b""
+    ) -> None:
+        if connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        content_type, text = self._explain(error, target)
+        body = text.encode()
+        head = [("content-type", content_type), ("content-length", str(len(body))), ("connection", "close")]
+        response = h11.Response(status_code=error.status, headers=head, reason=error.status.phrase.encode())
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            await stream.send(connection.send(event) or b"")
 
 
 async def _next_event(connection: h11.Connection, stream: SocketStream) -> h11.Event | type[h11.PAUSED]:
@@ -307,7 +324,8 @@ async def _next_event(connection: h11.Connection, stream: SocketStream) -> h11.E
 async def _rest_of_request(connection: h11.Connection, stream: SocketStream) -> bool:
     """Reads at most LINGER_BYTES of the body that the handler left; returns whether the connection can be reused."""
     remaining = LINGER_BYTES
-    while connection.their_state is h11.SEND_BODY and remaining > 0:
+    # After `connection: close` nobody waits for the rest.
+    while connection.their_state is h11.SEND_BODY and connection.our_state is h11.DONE and remaining > 0:
         event = await _next_event(connection, stream)
         remaining -= len(event.data) if isinstance(event, h11.Data) else 0
     return connection.our_state is h11.DONE and connection.their_state is h11.DONE

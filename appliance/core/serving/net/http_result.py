@@ -33,6 +33,6 @@ class ResultSink:
         await self._exchange.send_file(file, offset, count)
 
     async def finish(self) -> None:
-        """Ends the response, also one without a body."""
+        """Ends the response, even one without a body."""
         await self._start()
         await self._exchange.finish()

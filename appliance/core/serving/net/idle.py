@@ -1,4 +1,4 @@
-"""When a connection was last used, and ending the tasks that serve it."""
+"""Notes when a connection was last used, and ends the tasks that serve it."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ SETTLED = 2.0
 TAKES_NOTHING = 10.0
 """Seconds after which a guest that has read less than PACE bytes of unsent data is cut off if others wait."""
 PACE = 16384
-"""Bytes. Even a guest on a very slow line reads this much in TAKES_NOTHING seconds."""
+"""Bytes that even a guest on a very slow line reads in TAKES_NOTHING seconds."""
 SILENT = 60.0
 """Seconds without a byte in either direction after which a guest is cut off if others wait. git sends something every
 five seconds while it works on a pack."""
@@ -118,7 +118,7 @@ class Seat:
 
 
 class Seats:
-    """Room for `most` connections of all peers. When full, a connection of the peer that has most makes room."""
+    """Room for `most` connections of all peers. When full, the peer with the most connections has to give one up."""
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = most
@@ -160,8 +160,9 @@ class Seats:
     def _make_room(self, peer: Peer) -> bool:
         """Ends one connection, idle or waiting, so that `peer` gets a new one. Returns whether it did.
 
-        It is one of the peer that has most, so that a peer with many connections blocks nobody. If `peer` itself has
-        most, its oldest idle connection is replaced, once that has had SETTLED seconds to send something.
+        It is a connection of the peer that has the most, so that a peer with many connections blocks nobody. If `peer`
+        itself has the most, its oldest idle connection is replaced, once that has had SETTLED seconds to send
+        something.
         """
         greediest = max(self._of, key=lambda other: len(self._of[other]))
         seats = self._of[greediest]

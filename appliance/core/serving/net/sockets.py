@@ -8,7 +8,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.units import Address
 
 BACKLOG = 4096
-"""Connections in the backlog: a thousand guests may start in one second. The kernel caps it at net.core.somaxconn."""
+"""The length of the backlog: a thousand guests may start in one second. The kernel caps it at net.core.somaxconn."""
 
 
 def listen(address: Address, setting: str) -> socket.socket:

@@ -54,7 +54,7 @@ class SocketStream:
     def within(self, seconds: float) -> Iterator[None]:
         """Makes `receive` raise IdleTimeout after the block has taken `seconds`, even if bytes keep arriving.
 
-        This sets one number, because an asyncio timer for each request of a fetch would cost more.
+        It only sets a number, because an asyncio timer for each request of a fetch would cost more.
         """
         before = self._until
         self._until = self._loop.time() + seconds
@@ -100,7 +100,7 @@ class SocketStream:
                 await self._ready(self._loop.add_writer, self._loop.remove_writer, self._idle)
 
     async def send_file(self, file: int, offset: int, count: int) -> None:
-        """Sends a part of an open file by sendfile. Raises IdleTimeout, and OSError, also if the file is too short."""
+        """Sends a part of an open file by sendfile. Raises IdleTimeout, and OSError even if the file is too short."""
         transfer = _FileTransfer(self._socket.fileno(), file, offset, count, self._loop)
         if not transfer.advance():
             await transfer.finish(self._idle)
@@ -127,7 +127,7 @@ class SocketStream:
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     async def _ready(self, add: Callable[..., None], remove: Callable[[int], bool], idle: float | None) -> None:
-        # Without asyncio.timeout or a closure, because this is the hot path of every fetch.
+        # Uses no asyncio.timeout and no closure, because this is the hot path of every fetch.
         future: asyncio.Future[None] = self._loop.create_future()
         descriptor = self._socket.fileno()
         add(descriptor, _resolve, future)

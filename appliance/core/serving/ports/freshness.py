@@ -1,4 +1,4 @@
-"""Tells guests how far behind a mirror is, and refreshes it when a guest misses a commit."""
+"""Tells guests how far behind a mirror is, and refreshes it when a guest asks for a commit that it lacks."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class GitDaemon:
             "--strict-paths",
             "--enable=receive-pack",
             f"--timeout={max(1, round(self.idle_timeout))}",
-            # With the errors of upload-pack and receive-pack, which it otherwise drops.
+            # So that git daemon passes on the errors of upload-pack and receive-pack, which it otherwise drops.
             "--log-destination=stderr",
         ]
 
@@ -78,7 +78,7 @@ async def daemon_child(
             )
         try:
             if request.service == RECEIVE_PACK:
-                # The limit applies in time, because the child starts receive-pack only after its first packet.
+                # The limit is set early enough, because the child starts receive-pack only after its first packet.
                 limit_push(child.pid)
             await asyncio.get_running_loop().sock_sendall(ours, request.replay(str(mirror)))
             yield child, ours
@@ -132,7 +132,7 @@ async def relay_fetch(
 async def _send_up(
     guest: socket.socket, child: socket.socket, activity: Activity, relayed: Relayed, permitted: Callable[[], bool]
 ) -> None:
-    """Copies the guest's requests to the child. Any end of the guest's side, also a reset, ends them."""
+    """Copies the guest's requests to the child until the guest's side ends, even if by a reset."""
     loop = asyncio.get_running_loop()
     with contextlib.suppress(OSError):
         while (data := await loop.sock_recv(guest, CHUNK)) and permitted():

@@ -79,7 +79,8 @@ class GuestRoutes:
         """The snapshot of a branch, for sending. Raises NoSnapshot, GitError."""
         await self._workspaces.get(repo, branch)
         refs = await self._refs.get(repo)
-        # Again, because it may have been replaced meanwhile. Nothing is awaited from here until the file is opened.
+        # Look it up again, because it may have been replaced meanwhile. Nothing is awaited from here until the file is
+        # opened.
         snapshot, path = await self._workspaces.get(repo, branch)
         tip = refs.tip(f"refs/heads/{snapshot.branch}")
         return Tar(path, snapshot.etag, snapshot.commit, tip)

@@ -88,7 +88,8 @@ class SmartHttp:
                 await self._fetch(exchange, repo, path)
                 return
             if action == "freshness":
-                # Without a slot: it may wait for a refresh, and an upstream that hangs would block all guests.
+                # Takes no slot, because it may wait for a refresh, and an upstream that hangs would then block all
+                # guests.
                 await self._routes.freshness(exchange, repo)
                 return
             async with self._admission.place(exchange.seat):

@@ -101,7 +101,7 @@ class Finder:
             if place is None:
                 continue
             self._by_place.setdefault(place, []).append(repo)
-            # Without the port, because a host has different ports for ssh and https.
+            # Indexed without the port, because a host has different ports for ssh and https.
             self._by_path.setdefault((place.host, place.path), []).append(repo)
             for name in {repo.name.casefold(), "/".join(place.path.split("/")[-2:])}:
                 self._by_name.setdefault(name, []).append(repo)

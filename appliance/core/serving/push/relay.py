@@ -1,8 +1,8 @@
 """Relays one push: reads its ref commands, asks the PushAuthority, and only then lets anything through.
 
-receive-pack always has a live peer here that reads to the end. Connected to a guest that dies, it could stop after it
-moved a ref and before it reported that. So the guest's side may end at any byte, but the child's side is read until it
-closes.
+receive-pack always has a live peer here that reads to the end. If it were connected to a guest that dies, it could stop
+after it moved a ref and before it reported that. So the guest's side may end at any byte, but the child's side is read
+until it closes.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class PushRelay:
             self._child_sent.set()
 
     async def _receive_from_child(self) -> bytes:
-        """The next output of the child; empty once it has ended, also by a reset."""
+        """The next output of the child; empty once it has ended, even by a reset."""
         try:
             return await self._ours.receive()
         except ConnectionError:

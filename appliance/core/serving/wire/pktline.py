@@ -40,7 +40,8 @@ class PacketSplitter:
 
     def feed(self, data: bytes) -> Iterator[bytes | None]:
         """The payloads that are now complete. If the caller stops early, the remainder is in `rest`."""
-        # By position, because cutting the buffer at each packet blocks the loop for 2 s for 8 MB of 5-byte packets.
+        # Reads by position, because cutting the buffer at each packet blocks the loop for 2 s for 8 MB of 5-byte
+        # packets.
         self._buffer, self._at = self.rest + data, 0
         while len(self._buffer) - self._at >= 4:
             start = self._at

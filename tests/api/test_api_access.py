@@ -1,0 +1,109 @@
+"""Who may call what: the admin port by token and scope, the control socket without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.api.server import ApiServer, FakeToken
+from tests.api.wire import Response, Wire
+from tests.serving.conftest import Node, node
+
+__all__ = ["node"]
+
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"]
+TARGETS = [
+    "/v1", "/v1/", "/v1?x=1", "/v1/query", "/v1/query/", "/v1/query?limit=x", "/v1/echo", "/v1/nothing", "/v1/private",
+    "/v1/events", "/v1/things/a%2Fb", "/v1/things/%00", "/%76%31/query", "/v1/openapi.json/", "/v1//query", "/v1/%ff",
+]  # fmt: skip
+
+
+def admin(server: ApiServer, method: str, target: str, token: str | None = None, body: bytes | None = None) -> Response:
+    """The response of the admin port."""
+    headers: dict[str, Any] = {} if token is None else {"Authorization": token}
+    with Wire(server.admin) as wire:
+        return wire.ask(method, target, body, **headers)
+
+
+def assert_unauthorized(answer: Response, method: str) -> None:
+    """401, and how to come by a token."""
+    assert answer.status == 401, answer
+    assert answer.headers["www-authenticate"] == 'Bearer realm="gitmirror"'
+    if method != "HEAD":
+        assert "api-token issue" in answer.problem(401, "unauthorized")["hint"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_without_a_token_nothing_is_told(server: ApiServer, target: str) -> None:
+    """Neither which routes there are, nor their methods, nor whether a query is right; 401 to all alike."""
+    for method in METHODS:
+        assert_unauthorized(admin(server, method, target), method)
+        assert_unauthorized(admin(server, method, target, "Bearer wrong"), method)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "Bearer", "Bearer ", "Basic eDp5", "Bearer \xff", "t", "Bearer  u", "Bearer t u"]
+)
+def test_what_is_no_token_is_none(server: ApiServer, value: str) -> None:
+    server.tokens["t"] = FakeToken("operate")
+    assert_unauthorized(admin(server, "GET", "/v1/query", value), "GET")
+
+
+def test_only_the_description_is_open(server: ApiServer) -> None:
+    """Also with a wrong token, because a generated client sends it always. Its other methods are not."""
+    for value in (None, "Bearer wrong"):
+        assert admin(server, "GET", "/v1/openapi.json", value).document()["openapi"] == "3.1.0"
+        assert admin(server, "HEAD", "/v1/openapi.json", value).status == 200
+        assert_unauthorized(admin(server, "POST", "/v1/openapi.json", value), "POST")
+
+
+def test_scopes(server: ApiServer) -> None:
+    """A token that may read does not operate; none does what is the socket's alone."""
+    server.tokens |= {"r": FakeToken("read"), "o": FakeToken("operate"), "x": FakeToken("odd")}
+    for token in ("r", "o", "x"):
+        assert admin(server, "GET", "/v1/query", f"Bearer {token}").status == 200
+        assert admin(server, "GET", "/v1/nothing", f"bearer {token}").problem(404, "no-route")
+        assert "socket" in admin(server, "POST", "/v1/private", f"Bearer {token}").problem(403, "forbidden")["hint"]
+    for token in ("r", "x"):
+        problem = admin(server, "POST", "/v1/echo", f"Bearer {token}", b"{}").problem(403, "forbidden")
+        assert "--scope operate" in problem["hint"]
+    assert admin(server, "POST", "/v1/echo", "Bearer o", b'{"n": 1}').document() == {"n": 1}
+
+
+def test_a_revoked_token_stops_at_once(server: ApiServer) -> None:
+    """Also on a connection that it opened."""
+    server.tokens["r"] = FakeToken("read")
+    with Wire(server.admin) as wire:
+        assert wire.ask("GET", "/v1/query", Authorization="Bearer r").status == 200
+        del server.tokens["r"]
+        assert_unauthorized(wire.ask("GET", "/v1/query", Authorization="Bearer r"), "GET")
+
+
+def test_who_opens_the_socket_needs_no_token(server: ApiServer) -> None:
+    """A wrong one does no harm."""
+    given: list[dict[str, Any]] = [{}, {"Authorization": "Bearer wrong"}]
+    for headers in given:
+        with Wire(server.path) as wire:
+            assert wire.ask("GET", "/v1/query", **headers).status == 200
+            assert wire.ask("POST", "/v1/private", **headers).status == 200
+            assert wire.ask("GET", "/v1/nothing", **headers).problem(404, "no-route")
+
+
+def test_a_method_that_a_route_lacks(server: ApiServer) -> None:
+    with Wire(server.path) as wire:
+        answer = wire.ask("DELETE", "/v1/query")
+        assert "it has GET, HEAD" in answer.problem(405, "no-method")["hint"]
+        assert answer.headers["allow"] == "GET, HEAD"
+
+
+def test_the_admin_port_of_a_node_asks_for_a_token(node: Node) -> None:
+    """As `serve` composes it. What is no API there needs none, as before."""
+    host, _, port = (node.serve.admin_url or "").removeprefix("http://").partition(":")
+    with Wire((host, int(port))) as wire:
+        for target in ("/v1", "/v1/", "/v1/status", "/v1/nothing", "/v1/repos/acme/widgets"):
+            assert_unauthorized(wire.ask("GET", target), "GET")
+            assert_unauthorized(wire.ask("GET", target, Authorization="Bearer gmt_wrong"), "GET")
+        assert wire.ask("GET", "/v1/openapi.json").status == 200
+        assert wire.ask("GET", "/healthz").body == b"ok\n"
+        assert wire.ask("GET", "/v1x").status == 404

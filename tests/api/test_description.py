@@ -1,0 +1,238 @@
+"""The description is true: what a schema-driven tester sends gets an answer that the description has.
+
+Schemathesis makes requests from `GET /v1/openapi.json` itself, valid ones and invalid ones; a good share of them name
+things that exist. Each is sent to a real `serve` as each kind of caller.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any
+from urllib.parse import quote
+
+import jsonschema_rs
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import load_all_checks, not_a_server_error
+from schemathesis.core.failures import FailureGroup
+from schemathesis.schemas import APIOperation, BaseSchema
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
+
+from tests.api.populated import FAILING, OWN, READ, SECRET, SESSIONS, Caller, Populated
+
+load_all_checks()
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+]
+CALLERS = ("socket", "operate", "read", "nobody", "revoked")
+JSON, NDJSON, PROBLEM = "application/json", "application/x-ndjson", "application/problem+json"
+SLOW_ONES = {"backup", "verify", "refresh", "refresh-repo", "heal", "remove-repo", "add-repo", "drop-session"}
+"""Operations that take a tenth of a second and more, of which the quick run tries fewer cases."""
+_settings = settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    # Nothing is made smaller: much is not undone, so a case may do something else when it is sent again.
+    phases=[Phase.generate],
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Populated]:
+    """A node for all tests of this module."""
+    populated = Populated(tmp_path_factory.mktemp("populated"))
+    yield populated
+    populated.close()
+
+
+@pytest.fixture(scope="module")
+def document(node: Populated) -> dict[str, Any]:
+    """The description that `serve` gives."""
+    found: dict[str, Any] = node.ask("GET", "/v1/openapi.json")
+    return found
+
+
+@pytest.fixture(scope="module")
+def schema(document: dict[str, Any]) -> BaseSchema:
+    """The description for Schemathesis. Here, a key that it does not have is an error too."""
+    closed = deepcopy(document)
+    for operation in [operation for path in closed["paths"].values() for operation in path.values()]:
+        _close(operation["responses"])
+        # Each caller has its own token, or none.
+        operation["security"] = []
+    _close(closed["components"]["schemas"])
+    return schemathesis.openapi.from_dict(closed)
+
+
+def _close(schema: Any) -> None:
+    """Forbids keys that are not declared, in all objects."""
+    if isinstance(schema, dict):
+        if "properties" in schema and schema.get("type") == "object":
+            schema.setdefault("additionalProperties", False)
+        for each in schema.values():
+            _close(each)
+    elif isinstance(schema, list):
+        for each in schema:
+            _close(each)
+
+
+class _Tester:
+    """Sends cases as one caller and checks the responses."""
+
+    def __init__(self, node: Populated, kind: str) -> None:
+        self.node = node
+        self.kind = kind
+        self.caller: Caller = node.caller(kind)
+        self.sent = 0
+        self.statuses: dict[str, set[int]] = {}
+
+    def strategy(self, operation: APIOperation, mode: GenerationMode) -> st.SearchStrategy[Case]:
+        """Cases of an operation. Most are about things that exist, whatever else is wrong with them."""
+
+        @st.composite
+        def cases(draw: st.DrawFn) -> Case:
+            case = draw(operation.as_strategy(generation_mode=mode))
+            if case.path_parameters and draw(st.integers(0, 3)):
+                case.path_parameters |= {
+                    name: draw(st.sampled_from(self._known(name, operation))) for name in case.path_parameters
+                }
+                if "owner" in case.path_parameters:
+                    case.path_parameters |= self._repo(draw, operation)
+            case.headers["Accept"] = draw(st.sampled_from(["*/*", *sorted(_media_types(operation))]))
+            self._bound(draw, case)
+            return case
+
+        return cases()
+
+    def _known(self, name: str, operation: APIOperation) -> list[str]:
+        return {
+            "session": list(SESSIONS),
+            "path": ["README.md", "src", "run.sh", "docs/latest", "../../HEAD", "src/../README.md", "new-1.txt"],
+            "id": [str(self.node.read_token["id"]), str(self.node.revoked["id"])],
+        }.get(name, ["1"])
+
+    def _repo(self, draw: st.DrawFn, operation: APIOperation) -> dict[str, str]:
+        names = [OWN] if operation.method != "get" else [READ, READ, SECRET, FAILING]
+        if "session" in operation.path:
+            names = [READ]
+        owner, repo = draw(st.sampled_from(names)).split("/")
+        return {"owner": owner, "repo": repo}
+
+    def _bound(self, draw: st.DrawFn, case: Case) -> None:
+        """Keeps a case on this machine and short."""
+        body = case.body
+        if isinstance(body, dict):
+            if isinstance(body.get("url"), str):
+                body["url"] = draw(st.sampled_from(self.node.urls))
+            if body.get("name") and draw(st.booleans()):
+                body["name"] = draw(st.sampled_from([READ, OWN, "acme/other", "acme/one-more"]))
+            if isinstance(body.get("repo"), str) and draw(st.booleans()):
+                body["repo"] = draw(st.sampled_from([SECRET, READ]))
+            if isinstance(body.get("repos"), list) and draw(st.booleans()):
+                body["repos"] = [OWN, READ][: len(body["repos"])]
+            if isinstance(body.get("to"), str):
+                body["to"] = draw(st.sampled_from([str(self.node.place / "elsewhere"), "relative", "/proc/none"]))
+            if case.operation.method == "patch" and "interval" in body and isinstance(body["interval"], float):
+                body["interval"] = max(body["interval"], 600.0)
+
+    def run(self, operation: APIOperation, mode: GenerationMode, count: int) -> None:
+        """Sends `count` cases. Raises what Schemathesis finds."""
+
+        @settings(_settings, max_examples=count)
+        @given(self.strategy(operation, mode))
+        def test(case: Case) -> None:
+            self.send(case)
+
+        test()
+
+    def send(self, case: Case) -> None:
+        """Sends one case and checks its response."""
+        operation = case.operation
+        if self.kind in ("socket", "operate"):
+            self.node.prepare(operation.definition.raw["operationId"], case.path_parameters)
+        response = case.call(base_url=self.node.url, session=self.caller)
+        self.sent += 1
+        self.statuses.setdefault(operation.definition.raw["operationId"], set()).add(response.status_code)
+        if response.headers.get("content-type", [""])[0] == NDJSON:
+            _check_lines(operation, response.status_code, response.content)
+        case.validate_response(response, checks=CHECKS)
+        if self.kind in ("nobody", "revoked") and operation.path != "/v1/openapi.json":
+            assert response.status_code == 401, response.status_code
+
+
+def _media_types(operation: APIOperation) -> set[str]:
+    responses = operation.definition.raw["responses"]
+    return {media_type for answer in responses.values() for media_type in answer["content"]} - {PROBLEM}
+
+
+def _check_lines(operation: APIOperation, status: int, content: bytes) -> None:
+    """Progress, and then the result or the problem of the same operation."""
+    *progress, last = map(json.loads, content.splitlines())
+    assert all(line.keys() == {"progress"} and isinstance(line["progress"], str) for line in progress), progress
+    assert last.keys() in ({"result"}, {"error"}), last
+    content = operation.definition.raw["responses"][str(status)]["content"]
+    schema = {**content[NDJSON]["x-item-schema"], "components": operation.schema.raw_schema["components"]}
+    for line in (*progress, last):
+        jsonschema_rs.validator_for(schema).validate(line)
+
+
+def _operations(schema: BaseSchema) -> list[APIOperation]:
+    return [result.ok() for result in schema.get_all_operations()]
+
+
+@pytest.mark.parametrize("kind", CALLERS)
+def test_every_answer_is_as_described(node: Populated, schema: BaseSchema, kind: str) -> None:
+    """A few cases of each operation, valid and invalid."""
+    try_all(_Tester(node, kind), schema, lambda name: 4 if name in SLOW_ONES else 8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", CALLERS)
+def test_every_answer_of_thousands_is_as_described(node: Populated, schema: BaseSchema, kind: str) -> None:
+    """Many cases of each operation."""
+    many = 150 if kind in ("socket", "operate") else 40
+    try_all(_Tester(node, kind), schema, lambda name: 20 if name in SLOW_ONES else many)
+
+
+def try_all(tester: _Tester, schema: BaseSchema, count: Callable[[str], int]) -> None:
+    """Tries all operations, and tells all that was found together."""
+    found: list[str] = []
+    for operation in _operations(schema):
+        name = operation.definition.raw["operationId"]
+        modes = [GenerationMode.POSITIVE]
+        if operation.body or operation.query or operation.path_parameters:
+            modes.append(GenerationMode.NEGATIVE)
+        for mode in modes:
+            start = time.monotonic()
+            try:
+                tester.run(operation, mode, count(name))
+            except (Exception, FailureGroup) as error:
+                found.append(f"--- {name}, {mode.value} cases, as {tester.kind}:\n{error}")
+            print(name, mode.value, tester.sent, round(time.monotonic() - start, 2))
+    print(f"{tester.kind}: {tester.sent} cases; {tester.statuses}")
+    assert not found, "\n".join(found)
+    if tester.kind == "socket":
+        # Otherwise only errors were looked at.
+        assert [name for name, statuses in tester.statuses.items() if min(statuses) >= 300] == []
