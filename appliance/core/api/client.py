@@ -10,6 +10,7 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -53,19 +54,32 @@ def call(
         return json.loads(content) if media_type == "application/json" else content.decode()
 
 
-def send(layout: Layout, method: str, path: str, body: bytes | None, accept: str) -> tuple[int, Iterator[bytes]]:
-    """Sends a request as it is; returns its status, and the body piece by piece. Raises NotServing."""
-    sent = _sent(layout, method, path, body, {"Accept": accept}, None)
-    response, _ = sent.__enter__()
+@dataclass(frozen=True)
+class Raw:
+    """A response as it came. Iterating over `pieces` to the end raises NotServing if it was cut off."""
+
+    status: int
+    media_type: str
+    pieces: Iterator[bytes]
+
+
+def send(layout: Layout, method: str, path: str, body: bytes | None, accept: str) -> Raw:
+    """Sends a request as it is, whatever its response says. Raises NotServing."""
+    sent = contextlib.ExitStack()
+    response, _ = sent.enter_context(_sent(layout, method, path, body, {"Accept": accept}, None))
+    left = response.length
 
     def pieces() -> Iterator[bytes]:
-        try:
+        nonlocal left
+        with sent:
             while piece := response.read1(65536):
+                left = None if left is None else left - len(piece)
                 yield piece
-        finally:
-            sent.__exit__(None, None, None)
+            if left:
+                # `read1` does not count.
+                raise http.client.IncompleteRead(b"", left)
 
-    return response.status, pieces()
+    return Raw(response.status, response.headers.get_content_type(), pieces())
 
 
 def pages(layout: Layout, path: str, query: Mapping[str, Any] | None = None) -> Iterator[Any]:
@@ -144,7 +158,9 @@ def _sent(
     with connection:
         try:
             exchange = _exchange(connection)
-            exchange.request(method, target, data, common)
+            # `serve` may refuse a body before it has read all of it.
+            with contextlib.suppress(BrokenPipeError):
+                exchange.request(method, target, data, common)
             with exchange.getresponse() as response:
                 yield response, owner
         except (OSError, http.client.HTTPException) as error:
