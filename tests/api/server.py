@@ -68,7 +68,7 @@ class ApiServer:
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self.operations = described([*self._operations(), *EventRoutes(self.stream).operations()])
-        self.application = make_application(self.operations, Access(self._find))
+        self.application = make_application(self.operations, Access(self._find, self.stream.wake))
         self.socket = ApiSocket(self.path, api_handler(self.application, is_operator=True))
         self.run(self.socket.start())
         listening = listen(Address("127.0.0.1", 0), "http")

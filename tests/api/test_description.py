@@ -7,12 +7,10 @@ things that exist. Each is sent to a real `serve` as each kind of caller.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
-from urllib.parse import quote
 
 import jsonschema_rs
 import pytest
@@ -30,7 +28,6 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 from tests.api.populated import FAILING, OWN, READ, SECRET, SESSIONS, Caller, Populated
 

@@ -74,7 +74,8 @@ class MirrorRoutes:
             ),
             Operation(
                 "GET", f"{_REPO}/files/{{path}}", "read-file", "A file at a ref", Scope.READ,
-                self._file, {200: Answer("Its bytes.", media_type=FILE_TYPE, also={JSON: _NO_FILE}, headers=_FILE_HEADERS)},
+                self._file,
+                {200: Answer("Its bytes.", media_type=FILE_TYPE, also={JSON: _NO_FILE}, headers=_FILE_HEADERS)},
                 (*_READING, problem.TOO_LARGE),
                 query=(_REF,),
                 details="A directory or a submodule is a JSON document instead. `Gitmirror-Kind` says file, "

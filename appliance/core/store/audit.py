@@ -113,23 +113,7 @@ class AuditLog:
         """Appends attempts in one transaction; returns their ids. Raises StoreError, and then none is logged."""
         at = rfc3339(self._clock())
         with self._appending() as connection:
-            return [
-                append_event(
-                    connection,
-                    kind="attempt",
-                    at=at,
-                    push=attempt.push,
-                    repo=attempt.repo,
-                    session=attempt.session,
-                    ref=attempt.ref,
-                    old=attempt.old,
-                    new=attempt.new,
-                    verdict=attempt.verdict,
-                    reason=attempt.reason,
-                    client=attempt.client,
-                )
-                for attempt in attempts
-            ]
+            return [append_event(connection, kind="attempt", at=at, **vars(attempt)) for attempt in attempts]
 
     def record_outcomes(self, outcomes: Iterable[tuple[int, str, str | None]]) -> None:
         """Appends (attempt id, `applied` or `failed`, reason). An attempt that already has an outcome keeps it."""
