@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from urllib.parse import urlsplit
 
 API = os.environ["GITMIRROR_API"]
@@ -42,20 +43,24 @@ class Events:
     """The event stream. When its connection ends, it goes on after the last event that it got."""
 
     def __init__(self):
-        self.last_id, self.lines = None, call("GET", "/v1/events")
+        self.last_id = None
+        self.lines = call("GET", "/v1/events")
 
     def wait_for(self, repo, name):
         """Returns the next event of `repo` with this name."""
         while True:
-            for line in self.lines:
-                field, _, value = line.decode().rstrip("\n").partition(": ")
-                if field == "id":
-                    self.last_id = value
-                elif field == "data":
-                    event = json.loads(value)
-                    if event["event"] == name and event["repo"] == repo:
-                        return event
-            self.lines = call("GET", "/v1/events", **({"Last-Event-ID": self.last_id} if self.last_id else {}))
+            try:
+                for line in self.lines:
+                    field, _, value = line.decode().rstrip("\n").partition(": ")
+                    if field == "id":
+                        self.last_id = value
+                    elif field == "data":
+                        event = json.loads(value)
+                        if event["event"] == name and event["repo"] == repo:
+                            return event
+            except (OSError, http.client.HTTPException):
+                time.sleep(1)
+            self.lines = call("GET", "/v1/events", **{"Last-Event-ID": self.last_id})
 
 
 def git(*arguments):
