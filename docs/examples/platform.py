@@ -5,7 +5,8 @@
     GITMIRROR_API=/run/gitmirror/control.sock python3 platform.py https://github.com/acme/widgets
 
 The first line uses the admin port and an API token with scope `operate`. The second uses the control socket, where an
-operator of the node needs no token.
+operator of the node needs no token. Do not pass this environment on to a guest: the guest kit has a variable
+GITMIRROR_TOKEN, too, which is the read token of one repository.
 """
 
 import http.client
