@@ -11,7 +11,7 @@ import pytest
 
 from tests.backup.conftest import back_up, record_session, recorded, told, verify
 from tests.conftest import WIDGETS, ServeFactory
-from tests.recording.conftest import TURNS, record_turn
+from tests.recording.conftest import TURNS, Book, record_turn
 from tests.serving.conftest import SETTLED, Node
 from tests.serving.fetch.conftest import metric
 from tests.support.generate import add_commit
@@ -50,6 +50,8 @@ def test_a_restored_node_has_everything_that_was_recorded(
     assert told(other.serve) == before
     assert other.serve.cli("audit", "verify").returncode == 0
     assert not other.serve.cli_json("status")["warnings"]
+    assert_all_is_searched(other.serve)
+    assert {row["session"] for row in other.serve.cli_json("sessions", "--path", "turn.txt")} == {"s1", "s2"}
     fsck(other.mirror)
     other.serve.cli("session", "checkout", WIDGETS, "s1", str(tmp_path / "replay"), "--turn", "1")
     assert git("rev-parse", "HEAD", cwd=tmp_path / "replay") == commits[0]
@@ -150,6 +152,16 @@ def test_turns_that_the_copied_log_does_not_know_are_found(
     )
     assert late in recorded(other.mirror).values()
     assert other.serve.cli("audit", "verify").returncode == 0
+    assert_all_is_searched(other.serve)
+    assert {row["session"] for row in other.serve.cli_json("sessions", "--path", "turn.txt")} == {"s1", "s2"}
+
+
+def assert_all_is_searched(serve: Serve) -> None:
+    """Every turn is indexed, and nothing is left of turns that there are not."""
+    with Book(serve) as book:
+        wait_until(lambda: book.stores.turn_index.pending() == 0, message="every turn is indexed")
+        with book.stores.database.reading() as connection:
+            assert not list(connection.query("PRAGMA foreign_key_check"))
 
 
 def backup_check(serve: Serve) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_without_a_base_everything_is_new(lab: Lab, tree: Path) -> None:
     assert found == ChangedPaths([b"gone.txt", b"kept.txt", b"moved.txt"], True)
 
 
-@pytest.mark.parametrize("length", [10, 200], ids=["by number", "by bytes"])
+@pytest.mark.parametrize("length", [10, 400], ids=["by number", "by bytes"])
 def test_more_paths_than_the_bound_are_cut_and_said_to_be(lab: Lab, tmp_path: Path, length: int) -> None:
     """The first ones stay, whole, and memory does not grow with what a guest pushes."""
     path = tmp_path / "many"

@@ -20,6 +20,7 @@ from appliance.core.recording import turn_indexer
 from appliance.core.recording.turn_indexer import TurnIndexer
 from appliance.core.store.audit import Attempt
 from appliance.core.store.stores import Stores
+from appliance.core.store.turn_index import TurnContents, TurnIndexStore, TurnToIndex
 from tests.conftest import WIDGETS
 from tests.git.lab import Lab
 from tests.recording.conftest import Book, new_session, record, record_turn
@@ -228,6 +229,38 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path / "state")
     yield made
     made.close()
+
+
+class Watched(TurnIndexStore):
+    """Notes in which order turns are stored, and has one more recorded after the first."""
+
+    order: list[int]
+    meanwhile: Callable[[], object]
+
+    def record(self, turn: TurnToIndex, contents: TurnContents) -> bool:
+        """Stores it."""
+        self.order.append(turn.id)
+        if len(self.order) == 1:
+            self.meanwhile()
+        return super().record(turn, contents)
+
+
+def test_the_newest_turn_is_read_first(bench: Bench) -> None:
+    """Also one that is recorded while all turns of an older database are read, which takes minutes."""
+    bench.mirror()
+    commits = [bench.commit(f"{number}.txt") for number in range(5)]
+    for commit in commits[:4]:
+        bench.turn(commit)
+    store = Watched(bench.stores.database)
+    indexer = TurnIndexer(store, bench.lab.mirror, MirrorLocks())
+
+    def record_another() -> None:
+        bench.turn(commits[4])
+        indexer.wake()
+
+    store.order, store.meanwhile = [], record_another
+    bench.index(indexer)
+    assert store.order == [4, 5, 3, 2, 1]
 
 
 def test_a_turn_whose_commit_is_gone_is_indexed_with_nothing(bench: Bench) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gitutil import commit_files, git, refs
+from tests.support.gitutil import commit_files, git, refs, wait_until
 from tests.support.serve import Serve
 
 PACKED = Path(__file__).parent / "fixtures" / "state-0.1.0.tar.xz"
@@ -68,6 +68,8 @@ def test_it_reads_without_a_serve(old: Serve) -> None:
         each["damage"] is None and each["verified_whole_at"] is None
         for each in old.cli_json("status", codes=(4,))["repos"]
     )
+    # Its turns were recorded before there was an index of what they touched and said.
+    assert_sessions_are_found(old)
     verified = old.cli_json("verify", "--full")
     assert len(verified) == 2 and all(each["whole"] for each in verified), verified
 
@@ -76,6 +78,9 @@ def test_it_is_served_and_recorded_into(old: Serve, tmp_path: Path) -> None:
     """Its upstreams are out of reach: guests get what the mirror has, and sessions go on where they were."""
     with old.start():
         assert_all_is_there(old)
+        waiting = "turns are not searched"
+        wait_until(lambda: waiting not in old.cli("sessions", "--path", "src").stderr, message="every turn is indexed")
+        assert_sessions_are_found(old)
         guest = old.clone(tmp_path / "guest", "acme/widgets", "--depth=1")
         git("fetch", "-q", "origin", "refs/agents/fix-dns", cwd=guest)
         git("checkout", "-q", "FETCH_HEAD", cwd=guest)
@@ -91,6 +96,14 @@ def test_it_is_served_and_recorded_into(old: Serve, tmp_path: Path) -> None:
 
 
 WIDGETS_FIX_DNS = ("acme/widgets", "fix-dns")
+
+
+def assert_sessions_are_found(serve: Serve) -> None:
+    """By what their turns touched and said, also a turn that a later one rewrote."""
+    for options in (("--path", "new-tidy-up-3.txt"), ("--grep", "TIDY-UP: turn 3")):
+        found = {(row["repo"], row["session"]) for row in serve.cli_json("sessions", *options)}
+        assert found == {("acme/secret", "tidy-up"), ("acme/widgets", "tidy-up")}, options
+    assert len(serve.cli_json("sessions", "--path", "src")) == 5
 
 
 def assert_turn_refs_stand(serve: Serve) -> None:

@@ -106,7 +106,7 @@ def pages(listed: Paged, stores: Stores, limit: int, between: Callable[[], objec
     found, after = [], None
     while True:
         rows, after = listed.page(stores, after=after, limit=limit)
-        assert len(rows) == limit or after is None
+        assert rows and (len(rows) == limit or after is None), "a cursor has something after it"
         found += rows
         if after is None:
             return found

@@ -55,7 +55,7 @@ def record(stores: Stores) -> Record:
 
 
 def index_next(stores: Stores, contents: TurnContents) -> bool:
-    """Stores what the oldest turn that is not indexed is found by."""
+    """Stores what the newest turn that is not indexed is found by."""
     return stores.turn_index.record(stores.turn_index.missing()[0], contents)
 
 
@@ -77,6 +77,8 @@ def test_a_file_or_a_directory_finds_the_sessions_that_touched_it(stores: Stores
     record("one", "src/app.py", "README.md")
     record("two", "src/app.py.orig", "src-old/app.py")
     record("three", "src/sub/deep/app.py", "a*b", b"caf\xe9/x")
+    # "0" comes next after "/".
+    record("four", "src0", "src0.py", "src!")
     assert found(stores, path="src/app.py") == ["one"]
     assert found(stores, path="src") == ["three", "two", "one"]
     assert found(stores, path="src-old") == ["two"]
@@ -179,14 +181,21 @@ def test_a_turn_is_missing_until_it_is_indexed(stores: Stores, record: Record) -
     assert stored(stores) == (1, 1)
 
 
+def test_a_path_that_git_names_twice_is_stored_once(stores: Stores, record: Record) -> None:
+    """A tree that an old tool made may hold a name twice."""
+    record("s", "a.py", "a.py", "b.py")
+    assert stored(stores) == (1, 2) and found(stores, path="a.py") == ["s"]
+
+
 def test_a_turn_is_compared_with_the_one_before_on_the_same_base(stores: Stores, record: Record) -> None:
     """On another base, what changed since the turn before is mostly what others did upstream."""
     first = record("s", indexed=False)
     record("s", indexed=False)
     record("s", indexed=False, base="c" * 40)
     record("s", indexed=False, repo=B)
-    assert [turn.previous_id for turn in stores.turn_index.missing()] == [None, first, None, None]
-    assert [turn.id for turn in stores.turn_index.missing(above=2, limit=1)] == [3]
+    assert [turn.previous_id for turn in stores.turn_index.missing()] == [None, None, first, None]
+    assert [turn.previous_id for turn in stores.turn_index.missing(below=first + 2, limit=1)] == [None]
+    assert [turn.id for turn in stores.turn_index.missing(below=first + 1)] == [first]
 
 
 def test_rows_end_with_their_turns(stores: Stores, record: Record) -> None:
@@ -220,7 +229,7 @@ def test_what_was_read_of_a_turn_that_ended_meanwhile_is_not_stored(stores: Stor
     """Neither of the turn itself, nor of one that was compared with it."""
     first = record("s", indexed=False)
     record("s", indexed=False)
-    gone, compared = stores.turn_index.missing()
+    compared, gone = stores.turn_index.missing()
     stores.sessions.end(A, {"s": first}, "dropped", 0.0)
     assert not stores.turn_index.record(gone, TurnContents([b"a.py"]))
     assert not stores.turn_index.record(compared, TurnContents([b"b.py"]))

@@ -2,7 +2,8 @@
 
 - `privacy`: decides which mirrors are private, from `[[credentials]]` and from a mark on the mirror itself.
 - `catalog`: finds the repository for a path; private repositories are kept apart from the rest.
-- `read_tokens`: issues read tokens, and looks them up at each request.
+- `read_tokens`: issues read tokens, and looks them up at each request. `api_tokens`: looks up the tokens of programs.
+  `token_uses`: stores when each was last used.
 - `gate`: finds the repository that a guest may read at a path. The git and the HTTP port both use it.
 
 The life of a request: the port passes its path, and over HTTP the Authorization header, to the AccessGate. The gate

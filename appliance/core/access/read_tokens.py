@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from typing import Any
 
 from appliance.core.access.privacy import Privacy
+from appliance.core.access.token_uses import TokenUses
 from appliance.core.models import Repo
-from appliance.core.store.database import StoreError
 from appliance.core.store.tokens import TokenStore
-
-log = logging.getLogger(__name__)
 
 MOST_LOOKUPS = 4
 """The most concurrent lookups. Any guest can cause one, and pushes and refreshes need the same threads."""
@@ -31,7 +27,7 @@ class ReadTokens:
 
     def __init__(self, store: TokenStore) -> None:
         self._store = store
-        self._used: dict[int, float] = {}
+        self._uses = TokenUses("read tokens", store.used)
         self._slots = asyncio.Semaphore(MOST_LOOKUPS)
 
     async def repo_of(self, token: str) -> int | None:
@@ -44,16 +40,9 @@ class ReadTokens:
         if found is None:
             return None
         number, repo_id = found
-        self._used[number] = time.time()
+        self._uses.note(number)
         return repo_id
 
     async def write(self) -> None:
         """Stores when tokens were last used. If that fails, logs it and keeps the times for the next call."""
-        if not self._used:
-            return
-        times, self._used = self._used, {}
-        try:
-            await asyncio.to_thread(self._store.used, times)
-        except StoreError as error:
-            log.warning("the last use of %d read tokens cannot be recorded yet: %s", len(times), error.message)
-            self._used = times | self._used
+        await self._uses.write()

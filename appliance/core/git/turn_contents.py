@@ -43,7 +43,7 @@ async def present_commits(mirror: Mirror, *commits: str) -> set[str]:
         "cat-file", "--batch-check=%(objecttype)", cwd=mirror.path, deadline=QUICK, stdin=asked.encode("ascii")
     )
     answers = output.stdout.decode("utf-8", "replace").splitlines()
-    return {commit for commit, answer in zip(commits, answers, strict=True) if answer == "commit"}
+    return {commit for commit, answer in zip(commits, answers, strict=False) if answer == "commit"}
 
 
 async def changed_paths(mirror: Mirror, old: str | None, new: str, most: int = MOST_PATHS) -> ChangedPaths:
@@ -62,7 +62,7 @@ async def changed_paths(mirror: Mirror, old: str | None, new: str, most: int = M
 async def messages_of(mirror: Mirror, commit: str, *without: str) -> str:
     """The messages of the commits that `commit` has and those in `without` lack, newest first. Raises GitError."""
     printed, _ = await _run_bounded(
-        mirror, MOST_TEXT + 2 * _PAGE, "log", "-z", "--format=%B", "--encoding=UTF-8", f"--max-count={MOST_COMMITS}",
+        mirror, MOST_TEXT + 2 * _PAGE, "log", "-z", "--format=%B", f"--max-count={MOST_COMMITS}",
         commit, "--not", *without, "--",
     )  # fmt: skip
     return printed[:MOST_TEXT].decode("utf-8", "replace").replace("\0", "\n")

@@ -4,7 +4,7 @@
 - `running`: calls the API of `serve` over the control socket (`api/client`).
 - `offline`: reads the database, and does in this process whatever does not need `serve`.
 - `registration`: the steps of adding and removing a repository, the same for `serve` and for `offline`.
-- `examining`: inspects and heals mirrors without `serve`.
+- `examining`: inspects and heals mirrors without `serve`. `searching`: reads turns for a search without `serve`.
 - `sessions`: what agents did: turns, diffs, a checkout. `queries`: what the live view reads, piece by piece.
 - `state_dir`: opens what is in a state directory: stores, git, keyring, privacy.
 - `storage`: how much disk space the state directory takes, by purpose.

@@ -16,9 +16,9 @@ from appliance.core.recording.turn_indexer import TurnIndexer
 from appliance.core.store.stores import Stores
 
 LONGEST = 20.0
-"""Seconds that a command reads turns before it searches those it has: some thousand turns."""
+"""Seconds that a command reads turns before it searches those it has: about a thousand turns, the newest."""
 SAID_FROM = 200
-"""Turns from which on reading them takes a person's patience, about two seconds."""
+"""The number of turns from which on a person is told, because reading them takes seconds."""
 
 
 def index_alone(stores: Stores, layout: Layout, config: Config, tell: Tell) -> int:

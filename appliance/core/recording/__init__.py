@@ -6,7 +6,7 @@
 - `pre_receive`: the hook, a second guard that trusts neither `serve` nor the guest. `hook_guard`: installs the hooks,
   and proves at start that git runs them.
 - `turns`: records an applied push as a turn of its session. `found`: adds to the log the turns that mirrors hold and it
-  lacks. `session_count`: counts sessions.
+  lacks. `session_count`: counts sessions. `turn_indexer`: reads what sessions are found by.
 - `quota`: how much may be recorded. `retention`: ends old sessions and archives idle ones, by `trusted_time`: whether
   the clock can be believed. `comparison`: what a diff of a session compares. `compose`: builds all of this for one
   `serve`.

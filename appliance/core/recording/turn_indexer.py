@@ -12,13 +12,13 @@ import logging
 import time
 from collections.abc import Callable
 
-from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import GitError
 from appliance.core.git.failures import speaks_of_damage
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.git.turn_contents import MOST_PATHS, changed_paths, messages_of, present_commits
-from appliance.core.process.endurance import Endurance
+from appliance.core.process.endurance import EXPECTED, Endurance
+from appliance.core.store.cursors import LARGEST
 from appliance.core.store.turn_index import TurnContents, TurnIndexStore, TurnToIndex
 
 log = logging.getLogger(__name__)
@@ -62,13 +62,20 @@ class TurnIndexer:
                     await self._wake.wait()
 
     async def catch_up(self, until: float | None = None) -> None:
-        """Reads every turn that was not read yet, oldest first, up to the monotonic time `until`. Raises StoreError."""
-        above = 0
-        while turns := await asyncio.to_thread(self.store.missing, above):
+        """Reads every turn that was not read yet, newest first, up to the monotonic time `until`. Raises StoreError.
+
+        A turn that is recorded meanwhile comes first: reading all turns of an older database takes minutes.
+        """
+        below = LARGEST
+        while turns := await asyncio.to_thread(self.store.missing, below):
             for turn in turns:
                 if until is not None and time.monotonic() > until:
                     return
-                above = turn.id
+                if self._wake.is_set():
+                    self._wake.clear()
+                    below = LARGEST
+                    break
+                below = turn.id
                 if time.monotonic() >= self._retry_at.get(turn.id, 0):
                     await self._index(turn)
 
@@ -83,7 +90,7 @@ class TurnIndexer:
                 # Packs that a repack replaces while git reads them look like damage; the lock keeps it away.
                 async with self._locks.shared(turn.repo):
                     contents = await self._read(mirror, turn)
-        except GitmirrorError as error:
+        except EXPECTED as error:
             log.warning("turn %d of %s in %s cannot be searched yet: %s", turn.id, turn.session, turn.repo, error)
             self._retry_at[turn.id] = time.monotonic() + LOOK_EVERY
             return

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import sqlite_utils
 
+from appliance.core.store.cursors import LARGEST
 from appliance.core.store.database import Database, rows
 
 
@@ -45,8 +46,8 @@ class TurnIndexStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def missing(self, above: int = 0, limit: int = 100) -> list[TurnToIndex]:
-        """Turns that are not indexed yet, by id, from the first one above that id on."""
+    def missing(self, below: int = LARGEST, limit: int = 100) -> list[TurnToIndex]:
+        """Turns that are not indexed yet, newest first, with ids below the given one."""
         with self._database.reading() as connection:
             found = rows(
                 connection,
@@ -54,8 +55,8 @@ class TurnIndexStore:
                        p.commit_id AS previous
                    FROM turns t LEFT JOIN turns p ON p.repo = t.repo AND p.session = t.session
                        AND p.turn = t.turn - 1 AND p.base IS t.base
-                   WHERE t.searchable = 0 AND t.id > ? ORDER BY t.id LIMIT ?""",
-                above,
+                   WHERE t.searchable = 0 AND t.id < ? ORDER BY t.id DESC LIMIT ?""",
+                below,
                 limit,
             )
         return [TurnToIndex(**row) for row in found]
@@ -90,8 +91,10 @@ class TurnIndexStore:
                 "INSERT INTO turn_texts (turn_id, paths, known_to, text) VALUES (?, ?, ?, ?)",
                 [turn.id, len(contents.paths), contents.known_to, folded(contents.messages)],
             )
+            # git names a path twice if a tree of the upstream does, and such a turn must not hold up the others.
             connection.conn.executemany(
-                "INSERT INTO turn_paths (turn_id, path) VALUES (?, ?)", [(turn.id, path) for path in contents.paths]
+                "INSERT OR IGNORE INTO turn_paths (turn_id, path) VALUES (?, ?)",
+                [(turn.id, path) for path in contents.paths],
             )
         return True
 
