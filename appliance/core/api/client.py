@@ -11,6 +11,7 @@ import json
 import socket
 import string
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -62,21 +63,36 @@ def call(
         return document
 
 
-def send(layout: Layout, method: str, path: str, body: bytes | None, accept: str) -> tuple[int, Iterator[bytes]]:
-    """Sends a request as it is; returns its status, and the body piece by piece. Raises NotServing, the pieces too.
+@dataclass(frozen=True)
+class Raw:
+    """A response as it came. Iterating over `pieces` to the end raises NotServing if it was cut off."""
+
+    status: int
+    media_type: str
+    pieces: Iterator[bytes]
+
+
+def send(layout: Layout, method: str, path: str, body: bytes | None, accept: str) -> Raw:
+    """Sends a request as it is, whatever its response says. Raises NotServing.
 
     What a URL cannot have, such as a space, is escaped in `path`.
     """
     target = quote(path, safe=string.punctuation, errors="surrogateescape")
-    stack = contextlib.ExitStack()
-    response, _ = stack.enter_context(_sent(layout, method, target, body, {"Accept": accept}, None))
+    sent = contextlib.ExitStack()
+    response, _ = sent.enter_context(_sent(layout, method, target, body, {"Accept": accept}, None))
+    left = response.length
 
     def pieces() -> Iterator[bytes]:
-        with stack:
+        nonlocal left
+        with sent:
             while piece := response.read1(65536):
+                left = None if left is None else left - len(piece)
                 yield piece
+            if left:
+                # `read1` does not count.
+                raise http.client.IncompleteRead(b"", left)
 
-    return response.status, pieces()
+    return Raw(response.status, response.headers.get_content_type(), pieces())
 
 
 def pages(layout: Layout, path: str, query: Mapping[str, Any] | None = None) -> Iterator[Any]:
@@ -155,7 +171,9 @@ def _sent(
     with connection:
         try:
             exchange = _exchange(connection)
-            exchange.request(method, target, data, common)
+            # `serve` may refuse a body before it has read all of it.
+            with contextlib.suppress(BrokenPipeError):
+                exchange.request(method, target, data, common)
             with exchange.getresponse() as response:
                 yield response, owner
         except (OSError, http.client.HTTPException) as error:
