@@ -91,10 +91,10 @@ def test_pages_are_all_read(layout: Layout, server: ApiServer) -> None:
 
 def test_a_request_is_sent_as_it_is(layout: Layout, server: ApiServer) -> None:
     """For the command `api`: any status, and paths that a person types."""
-    status, pieces = send(layout, "GET", "/v1/things/ö %41", None, "*/*")
-    assert (status, b"".join(pieces)) == (200, b'{"name": "\\u00f6 A"}\n')
-    status, pieces = send(layout, "GET", "/v1/nothing", None, "*/*")
-    assert (status, b"no-route" in b"".join(pieces)) == (404, True)
+    response = send(layout, "GET", "/v1/things/ö %41", None, "*/*")
+    assert (response.status, b"".join(response.pieces)) == (200, b'{"name": "\\u00f6 A"}\n')
+    response = send(layout, "GET", "/v1/nothing", None, "*/*")
+    assert (response.status, b"no-route" in b"".join(response.pieces)) == (404, True)
 
 
 def test_many_may_ask_at_once(layout: Layout, server: ApiServer) -> None:
@@ -315,8 +315,7 @@ def test_a_serve_that_is_killed_while_its_answer_is_read(layout: Layout) -> None
     assert serve.stdout
     assert serve.stdout.readline() == "ready\n"
     with pytest.raises(NotServing, match=rf"serve \(process {serve.pid}\) ended before it answered"):
-        _, pieces = send(layout, "GET", "/v1/events", None, "*/*")
-        for _ in pieces:
+        for _ in send(layout, "GET", "/v1/events", None, "*/*").pieces:
             pass
     serve.communicate()
 

@@ -11,6 +11,7 @@ import schemathesis
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 from starlette.routing import Route
 
+from appliance.core.access.api_tokens import ApiTokens
 from appliance.core.api import problem
 from appliance.core.api.compose import compose_api
 from appliance.core.api.event_routes import EventRoutes
@@ -29,7 +30,7 @@ from tests.api.wire import Wire
 def application() -> Any:
     """The API of a `serve`, whose routes are not called here."""
     nothing: Any = object()
-    return compose_api(nothing, nothing, EventStream())
+    return compose_api(nothing, nothing, EventStream(), ApiTokens(nothing))
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ class Control:
             return None
 
         operations = described(NodeRoutes(node).operations())
-        application = make_application(operations, Access(find))
+        application = make_application(operations, Access(find, EventStream().wake))
         self.server = ApiSocket(self.path, api_handler(application, is_operator=True))
 
     def said_to(self, parts: list[bytes]) -> tuple[bytes, float]:

@@ -10,6 +10,7 @@ import http.client
 import json
 import socket
 import string
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from appliance.core.process.owner import OwnerInfo, find_owner
 
 QUICK = 30.0
 """Seconds in which a healthy `serve` responds to a request that it only has to look up."""
+ENDING = 0.5
+"""Seconds that a `serve` which hung up may take to end."""
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 
@@ -184,12 +187,20 @@ def _no_answer(layout: Layout, owner: OwnerInfo, error: Exception) -> NotServing
     """The error for a `serve` that did not answer in HTTP, or not to the end."""
     is_cut = isinstance(error, (ConnectionResetError, BrokenPipeError))
     is_no_http = isinstance(error, http.client.BadStatusLine) and not str(error).startswith("HTTP/")
-    if (is_no_http and not is_cut) or ((is_no_http or is_cut) and find_owner(layout) == owner):
+    if (is_no_http and not is_cut) or ((is_no_http or is_cut) and _stays(layout, owner)):
         # Before there was an API, `serve` answered with a line of JSON, or hung up on what it did not understand.
         return NotServing(f"serve (process {owner.pid}) is older than this file", hint="restart serve")
     if is_cut or isinstance(error, http.client.HTTPException):
         return NotServing(f"serve (process {owner.pid}) ended before it answered", hint="see its log")
     return unanswered(owner, error)
+
+
+def _stays(layout: Layout, owner: OwnerInfo) -> bool:
+    """Whether the owner still runs. One that is killed loses its connections a moment before its ownership."""
+    until = time.monotonic() + ENDING
+    while (stays := find_owner(layout) == owner) and time.monotonic() < until:
+        time.sleep(0.02)
+    return stays
 
 
 def _result(response: http.client.HTTPResponse, owner: OwnerInfo, on_progress: Tell) -> Any:
