@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema_rs
@@ -11,7 +12,6 @@ import schemathesis
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 from starlette.routing import Route
 
-from appliance.core.access.api_tokens import ApiTokens
 from appliance.core.api import problem
 from appliance.core.api.compose import compose_api
 from appliance.core.api.event_routes import EventRoutes
@@ -30,7 +30,8 @@ from tests.api.wire import Wire
 def application() -> Any:
     """The API of a `serve`, whose routes are not called here."""
     nothing: Any = object()
-    return compose_api(nothing, nothing, EventStream(), ApiTokens(nothing))
+    tokens: Any = SimpleNamespace(holder_of=nothing)
+    return compose_api(nothing, nothing, EventStream(), tokens)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,7 @@ def test_routes_and_description_are_the_same(application: Any, document: dict[st
 
 def test_everything_that_is_declared_is_there(document: dict[str, Any]) -> None:
     nothing: Any = object()
+    tokens: Any = SimpleNamespace(holder_of=nothing)
     rooms: list[Any] = [NodeRoutes(nothing), MirrorRoutes(nothing), SessionRoutes(nothing, nothing)]
     rooms += [RecordRoutes(nothing, nothing), EventRoutes(EventStream())]
     declared = {(each.method, each.path): each.name for room in rooms for each in room.operations()}

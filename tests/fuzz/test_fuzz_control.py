@@ -20,6 +20,7 @@ from appliance.core.api.node_routes import NodeRoutes
 from appliance.core.api.openapi import described
 from appliance.core.daemon.api_socket import ApiSocket, api_handler
 from appliance.core.errors import NotFound
+from appliance.core.observability.event_stream import EventStream
 from appliance.core.serving.net.seats import Seat
 from tests.fuzz import grammar
 from tests.fuzz.budget import LONGEST_TURN, Budget, Timed
