@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -29,17 +30,13 @@ from appliance.core.api.schemas import OID, Schema  # noqa: E402
 
 PAGE = ROOT / "docs" / "api.md"
 WIDTH = 110
-MOST_WORDS = 10
-"""Of a longer list of words only the first are shown; all are in the OpenAPI document."""
-EXAMPLES = {"owner": "acme", "repo": "widgets", "session": "fix-dns", "path": "README.md", "id": "1", "turn": "1"}
-"""What the `curl` lines put in place of the names in a path."""
 SCOPES = {
     Scope.NOTHING: "none; needs no token",
     Scope.READ: "`read`",
     Scope.OPERATE: "`operate`",
     Scope.SOCKET: "the control socket alone",
 }
-EVERYWHERE = (problem.UNAUTHORIZED, problem.UNAVAILABLE, problem.BUSY, problem.STOPPING)
+EVERYWHERE = (problem.UNAUTHORIZED, problem.UNAVAILABLE, problem.STOPPING)
 """The introduction says that every route may answer with these."""
 
 
@@ -51,7 +48,8 @@ def operations() -> list[Operation]:
 
 def render(page: str) -> str:
     """The page with its generated parts made anew. Raises ValueError if it lacks the marks of one."""
-    for name, lines in (("problems", problems()), ("routes", routes(operations()))):
+    declared = operations()
+    for name, lines in (("problems", problems()), ("routes", routes(declared)), ("types", types(declared))):
         pattern = re.compile(rf"(<!-- {name}: .*? -->\n).*?(\n<!-- end of {name} -->)", re.DOTALL)
         text = "\n".join(lines)
         page, count = pattern.subn(lambda match, text=text: f"{match[1]}\n{text}\n{match[2]}", page)  # type: ignore[misc]
@@ -93,14 +91,14 @@ def route(operation: Operation) -> Iterator[str]:
     """The section of one route."""
     yield f"### {title(operation)}"
     yield ""
-    yield f"{operation.summary}. Scope: {SCOPES[operation.scope]}. {operation.details}".strip()
+    yield from wrapped(f"{operation.summary}. Scope: {SCOPES[operation.scope]}. {operation.details}")
     yield ""
     yield from parameters(operation)
     yield from body(operation)
     shown: Schema | None = None
     for status, answer in operation.answers.items():
         if answer.schema is not None and answer.schema == shown:
-            yield f"**{status}** {answer.description} The document has the same keys."
+            yield f"**{status}** {answer.description} The rest is as for the status above."
             yield ""
         else:
             yield from response(status, answer, tells=operation.tells)
@@ -134,33 +132,66 @@ def body(operation: Operation) -> Iterator[str]:
     yield "| key of the body | type | |"
     yield "|---|---|---|"
     for name, schema in operation.body["properties"].items():
-        need = "required" if name in required else "optional"
-        yield f"| `{name}` | {cell(schema if name in required else without_null(schema))} | {need} |"
+        if name in required:
+            yield f"| `{name}` | {cell(schema)} | required |"
+        else:
+            # An optional key may also be null, as the introduction says.
+            kind = next(each for each in schema["type"] if each != "null")
+            yield f"| `{name}` | {cell({**schema, 'type': kind})} | optional |"
     yield ""
-
-
-def without_null(schema: Schema) -> Schema:
-    """The schema of a key that may also be null, which means the same as leaving it out."""
-    words = {"enum": [each for each in schema["enum"] if each is not None]} if "enum" in schema else {}
-    return {**schema, "type": schema["type"][0], **words}
 
 
 def response(status: int, answer: Answer, *, tells: bool) -> Iterator[str]:
     """What one status comes with."""
-    types = [answer.media_type, *answer.also, *([NDJSON] if tells else [])]
-    yield f"**{status}** {answer.description} {' or '.join(f'`{each}`' for each in types)}"
+    media_types = [answer.media_type, *answer.also, *([NDJSON] if tells else [])]
+    yield f"**{status}** {answer.description} {' or '.join(f'`{each}`' for each in media_types)}"
     yield ""
+    for name, header in answer.headers.items():
+        yield f"- Header `{name}`: {header.description}"
+    if answer.headers:
+        yield ""
     for media_type, schema in {answer.media_type: answer.schema, **answer.also}.items():
         if schema is not None and media_type == JSON:
             yield "```"
-            yield from laid_out(schema)
+            yield from laid_out(unnamed(schema))
             yield "```"
             yield ""
 
 
+def types(declared: Sequence[Operation]) -> Iterator[str]:
+    """Every type that the responses name, by name."""
+    named: dict[str, Schema] = {}
+    for operation in declared:
+        for answer in operation.answers.values():
+            for schema in (answer.schema, *answer.also.values()):
+                if schema is not None:
+                    collect(unnamed(schema), named)
+    yield "```"
+    for name, schema in sorted(named.items()):
+        yield from laid_out(unnamed(schema), 0, f"{name}: ")
+    yield "```"
+
+
+def collect(value: Any, named: dict[str, Schema]) -> None:
+    """Adds the named types in `value` to `named`."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("title"), str):
+            named[value["title"]] = value
+        for each in value.values():
+            collect(each, named)
+    elif isinstance(value, list):
+        for each in value:
+            collect(each, named)
+
+
+def unnamed(schema: Schema) -> Schema:
+    """The type itself, where its name would stand."""
+    return {key: value for key, value in schema.items() if key != "title"}
+
+
 def curl(operation: Operation) -> str:
     """A command that calls the route."""
-    path = re.sub(r"{(\w+)}", lambda match: quote(EXAMPLES[match[1]]), operation.path)
+    path = re.sub(r"{(\w+)}", lambda match: quote(PATH_PARAMETERS[match[1]][1]), operation.path)
     given = [(each.name, each.example) for each in operation.query if each.example]
     query = "&".join(f"{name}={quote(value, safe='/:')}" for name, value in given)
     words = ["curl -sS"]
@@ -177,6 +208,8 @@ def curl(operation: Operation) -> str:
         words.append(f'"$GITMIRROR_API{target}"')
     else:
         words.append(f'-H "Authorization: Bearer $TOKEN" "$GITMIRROR_API{target}"')
+    if len(" ".join(words)) > WIDTH:
+        words[-1] = words[-1].replace(' "$GIT', ' \\\n  "$GIT')
     if operation.body is not None:
         words.append(f"\\\n  -H 'Content-Type: application/json' -d '{json.dumps(operation.example or {})}'")
     return " ".join(words)
@@ -195,11 +228,13 @@ def cell(schema: Schema) -> str:
 
 def in_line(schema: Schema) -> str:
     """A type in one line, in the notation that the page explains."""
-    if alternatives := schema.get("anyOf", schema.get("oneOf")):
-        return " | ".join(in_line(each) for each in alternatives)
+    if "title" in schema:
+        return str(schema["title"])
+    for either in ("anyOf", "oneOf"):
+        if either in schema:
+            return " | ".join(in_line(each) for each in schema[either])
     if "enum" in schema:
-        words = [json.dumps(value) for value in schema["enum"]]
-        return " | ".join(words if len(words) <= MOST_WORDS else [*words[:3], "…"])
+        return " | ".join(json.dumps(value) for value in schema["enum"])
     if schema.get("pattern") == OID["pattern"]:
         return "oid"
     if schema.get("format") == "date-time":
@@ -229,11 +264,8 @@ def laid_out(schema: Schema, indent: int = 0, before: str = "", after: str = "")
     while "anyOf" in schema and len(schema["anyOf"]) == 2 and schema["anyOf"][1] == {"type": "null"}:
         schema, null = schema["anyOf"][0], " | null"
     kind = schema.get("type")
-    if len(whole) > WIDTH and "oneOf" in schema:
-        for number, each in enumerate(schema["oneOf"]):
-            yield from laid_out(each, indent, before if number == 0 else "| ", after)
-    elif len(whole) <= WIDTH or not (kind == "array" or "properties" in schema):
-        yield whole
+    if len(whole) <= WIDTH or "title" in schema or not (kind == "array" or "properties" in schema):
+        yield from wrapped(whole, f"{space}  ")
     elif kind == "array":
         yield from laid_out(schema["items"], indent, f"{before}[", f"]{null}{after}")
     else:
@@ -251,6 +283,11 @@ def laid_out(schema: Schema, indent: int = 0, before: str = "", after: str = "")
         if line:
             yield f"{space}  {line}"
         yield f"{space}}}{null}{after}"
+
+
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """The text in lines, broken at spaces alone."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def main() -> int:

@@ -5,7 +5,8 @@
     GITMIRROR_API=/run/gitmirror/control.sock python3 platform.py https://github.com/acme/widgets
 
 The first line uses the admin port and an API token with scope `operate`. The second uses the control socket, where an
-operator of the node needs no token.
+operator of the node needs no token. Do not pass this environment on to a guest: the guest kit has a variable
+GITMIRROR_TOKEN, too, which is the read token of one repository.
 """
 
 import http.client
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from urllib.parse import urlsplit
 
 API = os.environ["GITMIRROR_API"]
@@ -42,20 +44,24 @@ class Events:
     """The event stream. When its connection ends, it goes on after the last event that it got."""
 
     def __init__(self):
-        self.last_id, self.lines = None, call("GET", "/v1/events")
+        self.last_id = None
+        self.lines = call("GET", "/v1/events")
 
     def wait_for(self, repo, name):
         """Returns the next event of `repo` with this name."""
         while True:
-            for line in self.lines:
-                field, _, value = line.decode().rstrip("\n").partition(": ")
-                if field == "id":
-                    self.last_id = value
-                elif field == "data":
-                    event = json.loads(value)
-                    if event["event"] == name and event["repo"] == repo:
-                        return event
-            self.lines = call("GET", "/v1/events", **({"Last-Event-ID": self.last_id} if self.last_id else {}))
+            try:
+                for line in self.lines:
+                    field, _, value = line.decode().rstrip("\n").partition(": ")
+                    if field == "id":
+                        self.last_id = value
+                    elif field == "data":
+                        event = json.loads(value)
+                        if event["event"] == name and event["repo"] == repo:
+                            return event
+            except (OSError, http.client.HTTPException):
+                time.sleep(1)
+            self.lines = call("GET", "/v1/events", **{"Last-Event-ID": self.last_id})
 
 
 def git(*arguments):

@@ -18,7 +18,7 @@ import pytest
 from appliance.core.api import parsing
 from appliance.core.api.parsing import LARGEST_BODY
 from appliance.core.serving.net import asgi
-from tests.api.server import ApiServer
+from tests.api.server import ApiServer, FakeToken
 from tests.api.wire import Address, Wire, chunked, request
 from tests.support.gitutil import wait_until
 
@@ -35,12 +35,8 @@ def clean_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 @pytest.fixture(params=["socket", "admin"])
 def address(server: ApiServer, request: pytest.FixtureRequest) -> Address:
     """Of the control socket, and of the admin port, where the tests have a token."""
-    server.tokens["t"] = _Operate()
+    server.tokens["t"] = FakeToken("operate")
     return server.path if request.param == "socket" else server.admin
-
-
-class _Operate:
-    scope = "operate"
 
 
 TOKEN: dict[str, Any] = {"Authorization": "Bearer t"}

@@ -371,16 +371,71 @@ WEBHOOKS = or_any(
 """Bodies of webhooks."""
 
 
-def requests_of(commands: Sequence[str], arguments: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[bytes]:
-    """Lines to the control socket: known and unknown commands, with some of `arguments`."""
-    document = st.fixed_dictionaries(
-        {},
-        optional={
-            "command": or_any(st.sampled_from([*commands, "dance", ""])),
-            "arguments": or_any(st.fixed_dictionaries({}, optional=arguments)),
-        },
-    )
-    return st.tuples(
-        or_any(document).map(lambda made: json.dumps(made).encode()),
-        st.sampled_from([b"\n", b"\n", b"\n", b"", b"\r\n", b"\n{}\n"]),
-    ).map(b"".join)
+_API_NAMES = st.sampled_from(
+    ["acme/widgets", "gone/gone", "acme/%00", "%ff/x", "%ed%a0%80/x", "../..", "a%2Fb/c", "a/b%0a", "*/%25", "ö/x", ""]
+)
+_API_FIELDS = st.sampled_from(
+    [
+        *("limit=3", "limit=0", "limit=" + "9" * 400, "limit=%D9%A3", "after=a", "after=%00", "state=fresh", "state=x"),
+        *("q=widgets", "q=%ff", "q=", "q", "=", "&&", "purge=false", "purge=1", "dance=1", "limit=%", "a=1" * 300),
+    ]
+)
+_API_ROUTES = (
+    *(("GET", "/v1/status"), ("GET", "/v1/pulse"), ("GET", "/v1/repos"), ("GET", "/v1/openapi.json")),
+    *(("POST", "/v1/repos"), ("POST", "/v1/refresh"), ("GET", "/v1/guest-kit"), ("POST", "/v1/audit/accept-loss")),
+    *(("GET", "/v1/repos/{}"), ("PATCH", "/v1/repos/{}"), ("DELETE", "/v1/repos/{}"), ("POST", "/v1/repos/{}/refresh")),
+    *(("DELETE", "/v1/repos/{}/sessions/gone"), ("GET", "/v1/repos/{}/refs"), ("GET", "/v1/sessions"), ("GET", "/v1")),
+)
+_API_CHANGES = (("POST", "/v1/repos"), ("POST", "/v1/refresh"), ("PATCH", "/v1/repos/{}"))
+_API_HEADERS = st.sampled_from(
+    [
+        *("Accept: application/x-ndjson", "Accept: */*;q=nan, ,;", "Authorization: Bearer x", "Last-Event-ID: 7"),
+        *("Content-Type: text/plain", "Connection: close", "X: " + "y" * 20000, "Expect: 100-continue"),
+    ]
+)
+API_ARGUMENTS = {
+    # No host but this machine, where nobody listens.
+    "url": or_any(st.sampled_from(["http://127.0.0.1:1/gone/gone", "file:///gone/gone", "http://[", "\0", "\ud800"])),
+    "name": or_any(st.sampled_from(["acme/widgets", "gone/gone", "../../x", "\0", "\ud800", "", "a/b\n"])),
+    "repos": or_any(st.lists(st.sampled_from(["acme/widgets", "gone/gone", "\ud800"]), max_size=3)),
+    "branch": or_any(st.sampled_from(["main", "\ud800", "-x", "\0"])),
+    "interval": or_any(st.sampled_from([1, 0, -1, float("nan"), float("inf"), 10**400])),
+    "allow_local": or_any(st.just(False)),
+    "wait": st.just(False),
+    "enabled": or_any(st.just(True)),
+}
+
+_API_KEYS = {
+    "/v1/repos": ("url", "name", "branch", "interval", "allow_local", "wait"),
+    "/v1/refresh": ("repos",),
+    "/v1/repos/{}": ("enabled", "branch", "interval"),
+}
+
+
+@st.composite
+def api_requests(draw: st.DrawFn, *, ends: bool = False) -> Said:
+    """One to three requests to the API, whole and counted; with `ends`, one after which the connection ends."""
+    said = b""
+    for _ in range(1 if ends else draw(st.sampled_from([1, 1, 2, 3]))):
+        # Mostly a request that gets as far as its body, since what is refused before was seen soon.
+        method, route = draw(st.sampled_from([*_API_ROUTES, *_API_CHANGES * 4]))
+        method = draw(st.sampled_from([method] * 15 + ["HEAD", "OPTIONS", "PUT"]))
+        target = route.format(draw(st.one_of(*[st.just("acme/widgets")] * 5, _API_NAMES)))
+        target += draw(st.sampled_from([*[""] * 12, "/", "%0a", "//x"]))
+        if method == "GET" or not draw(st.integers(0, 7)):
+            target += "?" + "&".join(draw(st.lists(_API_FIELDS, max_size=2)))
+        lines = [f"{method} {target} HTTP/1.1", "Host: h", *draw(st.lists(_API_HEADERS, max_size=2, unique=True))]
+        lines += ["Connection: close"] if ends else []
+        body = b""
+        if method in ("POST", "PATCH", "PUT"):
+            known = _API_KEYS.get(route, tuple(API_ARGUMENTS))
+            fields_of = {key: API_ARGUMENTS[key] for key in known}
+            made = draw(or_any(st.fixed_dictionaries({}, optional=fields_of)))
+            if ends and route == "/v1/repos" and isinstance(made, dict):
+                made["wait"] = False
+            body = json.dumps(made).encode()
+        if body and draw(st.booleans()):
+            said += "\r\n".join([*lines, "Transfer-Encoding: chunked", "", ""]).encode() + _chunked(body, 100)
+        else:
+            said += "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+    return Said(said)

@@ -36,8 +36,8 @@ def address_of(url: str) -> tuple[str, int]:
     return split.hostname, split.port
 
 
-def say(address: Address, parts: list[bytes]) -> bytes:
-    """What a guest is answered that says this and half-closes. Less when it is cut off."""
+def say(address: Address, parts: list[bytes], *, ends: bool = True) -> bytes:
+    """What a guest is answered that says this and, with `ends`, half-closes. Less when it is cut off."""
     family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET
     answer = bytearray()
     with socket.socket(family) as sock:
@@ -50,7 +50,8 @@ def say(address: Address, parts: list[bytes]) -> bytes:
         with contextlib.suppress(ConnectionError):
             for part in parts:
                 sock.sendall(part)
-            sock.shutdown(socket.SHUT_WR)
+            if ends:
+                sock.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
             while data := sock.recv(65536):
                 answer += data

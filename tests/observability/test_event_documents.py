@@ -213,6 +213,13 @@ def test_the_documents_have_the_table_of_these_events() -> None:
     assert named == FOR_PLATFORMS
 
 
+def test_the_page_of_the_api_has_the_other_events() -> None:
+    """api.md says what GET /v1/events has besides."""
+    section = (ROOT / "docs" / "api.md").read_text().partition("## Events")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    assert rows == [row(event) for event, _ in EXAMPLES if not event.goes_out]
+
+
 def test_every_event_reaches_who_watches() -> None:
     """By the stream, or by the queue in front of the database that tells the stream."""
     bus, stream, fetches = EventBus(), Mock(), Mock()

@@ -9,7 +9,10 @@ import contextlib
 import http.client
 import json
 import socket
+import string
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -23,6 +26,9 @@ from appliance.core.process.owner import OwnerInfo, find_owner
 
 QUICK = 30.0
 """Seconds in which a healthy `serve` responds to a request that it only has to look up."""
+ENDING = 0.5
+"""Seconds that a `serve` which hung up may take to end."""
+JSON = "application/json"
 NDJSON = "application/x-ndjson"
 
 
@@ -48,24 +54,48 @@ def call(
         if media_type == NDJSON and on_progress is not None:
             return _result(response, owner, on_progress)
         content = response.read()
-        if media_type == MEDIA_TYPE:
-            raise _error(json.loads(content), response, f"{method} {path}")
-        return json.loads(content) if media_type == "application/json" else content.decode()
+        try:
+            document = json.loads(content) if media_type in (JSON, MEDIA_TYPE) else content.decode()
+        except ValueError:
+            document = None
+        if media_type == MEDIA_TYPE and isinstance(document, dict):
+            raise _error(document, response, f"{method} {path}")
+        if response.status >= 400 or (document is None and content.strip() != b"null"):
+            words = f"{method} {path} was answered with status {response.status} and no document"
+            raise GitmirrorError(f"serve (process {owner.pid}) failed: {words}", hint="see its log")
+        return document
 
 
-def send(layout: Layout, method: str, path: str, body: bytes | None, accept: str) -> tuple[int, Iterator[bytes]]:
-    """Sends a request as it is; returns its status, and the body piece by piece. Raises NotServing."""
-    sent = _sent(layout, method, path, body, {"Accept": accept}, None)
-    response, _ = sent.__enter__()
+@dataclass(frozen=True)
+class Raw:
+    """A response as it came. Iterating over `pieces` to the end raises NotServing if it was cut off."""
+
+    status: int
+    media_type: str
+    pieces: Iterator[bytes]
+
+
+def send(layout: Layout, method: str, path: str, body: bytes | None, accept: str) -> Raw:
+    """Sends a request as it is, whatever its response says. Raises NotServing.
+
+    What a URL cannot have, such as a space, is escaped in `path`.
+    """
+    target = quote(path, safe=string.punctuation, errors="surrogateescape")
+    sent = contextlib.ExitStack()
+    response, _ = sent.enter_context(_sent(layout, method, target, body, {"Accept": accept}, None))
+    left = response.length
 
     def pieces() -> Iterator[bytes]:
-        try:
+        nonlocal left
+        with sent:
             while piece := response.read1(65536):
+                left = None if left is None else left - len(piece)
                 yield piece
-        finally:
-            sent.__exit__(None, None, None)
+            if left:
+                # `read1` does not count.
+                raise http.client.IncompleteRead(b"", left)
 
-    return response.status, pieces()
+    return Raw(response.status, response.headers.get_content_type(), pieces())
 
 
 def pages(layout: Layout, path: str, query: Mapping[str, Any] | None = None) -> Iterator[Any]:
@@ -115,7 +145,7 @@ class Watch:
 
 def repo_path(name: str, *below: str) -> str:
     """The path of a repository, or of something `below` it."""
-    return "/".join(["/v1/repos", quote(name), *(quote(part) for part in below)])
+    return "/".join(["/v1/repos", *(quote(part, errors="surrogateescape") for part in (name, *below))])
 
 
 def _target(path: str, query: Mapping[str, Any] | None) -> str:
@@ -124,7 +154,7 @@ def _target(path: str, query: Mapping[str, Any] | None) -> str:
         for name, value in (query or {}).items()
         if value is not None
     }
-    return f"{path}?{urlencode(fields)}" if fields else path
+    return f"{path}?{urlencode(fields, errors='surrogateescape')}" if fields else path
 
 
 def _exchange(connection: socket.socket) -> http.client.HTTPConnection:
@@ -144,7 +174,9 @@ def _sent(
     with connection:
         try:
             exchange = _exchange(connection)
-            exchange.request(method, target, data, common)
+            # `serve` may refuse a body before it has read all of it.
+            with contextlib.suppress(BrokenPipeError):
+                exchange.request(method, target, data, common)
             with exchange.getresponse() as response:
                 yield response, owner
         except (OSError, http.client.HTTPException) as error:
@@ -154,13 +186,21 @@ def _sent(
 def _no_answer(layout: Layout, owner: OwnerInfo, error: Exception) -> NotServing:
     """The error for a `serve` that did not answer in HTTP, or not to the end."""
     is_cut = isinstance(error, (ConnectionResetError, BrokenPipeError))
-    is_no_http = isinstance(error, http.client.BadStatusLine)
-    if (is_no_http and not is_cut) or ((is_no_http or is_cut) and find_owner(layout) == owner):
+    is_no_http = isinstance(error, http.client.BadStatusLine) and not str(error).startswith("HTTP/")
+    if (is_no_http and not is_cut) or ((is_no_http or is_cut) and _stays(layout, owner)):
         # Before there was an API, `serve` answered with a line of JSON, or hung up on what it did not understand.
         return NotServing(f"serve (process {owner.pid}) is older than this file", hint="restart serve")
     if is_cut or isinstance(error, http.client.HTTPException):
         return NotServing(f"serve (process {owner.pid}) ended before it answered", hint="see its log")
     return unanswered(owner, error)
+
+
+def _stays(layout: Layout, owner: OwnerInfo) -> bool:
+    """Whether the owner still runs. One that is killed loses its connections a moment before its ownership."""
+    until = time.monotonic() + ENDING
+    while (stays := find_owner(layout) == owner) and time.monotonic() < until:
+        time.sleep(0.02)
+    return stays
 
 
 def _result(response: http.client.HTTPResponse, owner: OwnerInfo, on_progress: Tell) -> Any:
@@ -178,7 +218,11 @@ def _result(response: http.client.HTTPResponse, owner: OwnerInfo, on_progress: T
     except ValueError:
         # Half a line: serve was killed while it wrote the response.
         pass
-    raise NotServing(f"serve (process {owner.pid}) ended before it answered", hint="see its log")
+    raise _ended(owner)
+
+
+def _ended(owner: OwnerInfo) -> NotServing:
+    return NotServing(f"serve (process {owner.pid}) ended before it answered", hint="see its log")
 
 
 def _error(document: dict[str, Any], response: http.client.HTTPResponse, request: str) -> GitmirrorError:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from starlette.applications import Starlette
 
-from appliance.core.api.access import Access, Token
+from appliance.core.access.api_tokens import ApiTokens
+from appliance.core.api.access import Access
 from appliance.core.api.application import make_application
 from appliance.core.api.declaration import Operation
 from appliance.core.api.event_routes import EventRoutes
@@ -32,11 +31,6 @@ def declare(node: NodeOperations, stores: Stores, stream: EventStream) -> list[O
     return described([operation for each in routes for operation in each.operations()])
 
 
-def compose_api(node: NodeOperations, stores: Stores, stream: EventStream) -> Starlette:
+def compose_api(node: NodeOperations, stores: Stores, stream: EventStream, tokens: ApiTokens) -> Starlette:
     """The ASGI application with every route."""
-
-    async def find(token: str) -> Token | None:
-        # Never cached, so that a token that any process revokes admits nobody from then on.
-        return await asyncio.to_thread(stores.api_tokens.find, token)
-
-    return make_application(declare(node, stores, stream), Access(find, stream.wake))
+    return make_application(declare(node, stores, stream), Access(tokens.holder_of, stream.wake))

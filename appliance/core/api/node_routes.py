@@ -74,7 +74,7 @@ class NodeRoutes:
                 ),
                 details="A repository of the config can be enabled and disabled; its branch and interval are the "
                 "config's (409).",
-                example={"enabled": False},
+                example={"interval": 30},
             ),
             Operation(
                 "DELETE", repo_path, "remove-repo", "Stop following and serving a repository", Scope.OPERATE,

@@ -215,11 +215,11 @@ def _line_of(answer: Answer) -> Schema:
 
 def problems_of(operation: Operation) -> list[ProblemKind]:
     """Every kind of problem that an operation may answer with, each once."""
-    always = [problem.INVALID, problem.BUSY, problem.STOPPING]
+    always = [problem.INVALID, problem.CODING, problem.BUSY, problem.STOPPING]
     if operation.scope is not Scope.NOTHING:
         always += [problem.UNAUTHORIZED, problem.UNAVAILABLE]
     if operation.scope in (Scope.OPERATE, Scope.SOCKET):
         always += [problem.FORBIDDEN, problem.FAILED]
     if operation.body is not None:
-        always += [problem.TOO_LARGE_BODY, problem.CODING]
+        always.append(problem.TOO_LARGE_BODY)
     return list(dict.fromkeys([*always, *operation.problems]))

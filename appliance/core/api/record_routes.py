@@ -86,7 +86,7 @@ class RecordRoutes:
                 ),
                 details="It lets a guest read one private mirror and push its sessions there, for `ttl` seconds (a "
                 "week by default).",
-                example={"repo": "acme/secret", "ttl": 7200},
+                example={"repo": "acme/widgets", "ttl": 7200},
             ),
             Operation(
                 "DELETE", "/v1/tokens/{id}", "revoke-token", "Revoke a read token at once", Scope.OPERATE, self._revoke,

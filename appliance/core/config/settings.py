@@ -91,7 +91,9 @@ class ServeConfig:
     )
     http: Address | None = setting("127.0.0.1:9419", parse_address, "Address for guests over HTTP.")
     admin: Address | None = setting(
-        "127.0.0.1:9420", parse_address, "Address for metrics, readiness and webhooks. Guests must not reach it."
+        "127.0.0.1:9420",
+        parse_address,
+        "Address for the API, metrics, readiness and webhooks. Guests must not reach it.",
     )
     public_git: str = setting(
         "", _public("git"), 'URL that guests use for the git listener, when it differs: "git://mirror:9418".'

@@ -5,12 +5,12 @@
 - `wiring`: which room subscribes to which event of `core/events`.
 - `service`: starts, reloads and stops. `systemd`: inherited sockets, readiness and the watchdog.
 - `registry_follower`: applies the registry to the scheduler and the access gate. `status`: what `status` reports.
-- `control_server`, `control_arguments`, `handlers`: answer the other commands over a unix socket.
+- `operations`: what the API asks `serve` to do. `api_socket`: the control socket, which carries the API for operators.
 
-An `add-repo`: the control server reads the command, and its handler registers the repository in a thread. Then the
-follower reads the registry, replaces the repositories in the state, updates the scheduler and the gate's catalog, and
-publishes `RegistryChanged`, so that caches drop removed repositories. The scheduler clones. The events of the clone
-reach the rooms that `wiring` names, and subscribers of the event stream once they are stored.
+An `add-repo`: the API checks the request, and `operations` registers the repository in a thread. Then the follower
+reads the registry, replaces the repositories in the state, updates the scheduler and the gate's catalog, and publishes
+`RegistryChanged`, so that caches drop removed repositories. The scheduler clones. The events of the clone reach the
+rooms that `wiring` names, and subscribers of the event stream once they are stored.
 
 What always holds: config and repositories are replaced as a whole, in one place each, and rooms read them when they
 need them. The event loop never waits for the database, for git, or for a file system that hangs. A repository that

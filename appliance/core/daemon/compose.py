@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from appliance.core.access.api_tokens import ApiTokens
 from appliance.core.access.gate import AccessGate
 from appliance.core.access.read_tokens import ReadTokens
 from appliance.core.api.compose import compose_api
@@ -60,6 +61,7 @@ class Assembly:
     fetching: Fetching
     daemon: GitDaemon
     read_tokens: ReadTokens
+    api_tokens: ApiTokens
     ports: Ports
     follower: RegistryFollower
     backups: Backups
@@ -123,10 +125,11 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
         state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,
         status,
     )  # fmt: skip
-    api = compose_api(operations, stores, stream)
+    api_tokens = ApiTokens(stores.api_tokens)
+    api = compose_api(operations, stores, stream, api_tokens)
     admin_port = compose_admin_port(config.serve, ports, admin, api_handler(api, is_operator=False))
     subscribe(bus, stream, refreshing, recording, workspaces, maintainer, observing, fetching, follower, integrity)
     return Assembly(
         state, stores, mirrors, stream, refreshing, recording, workspaces, maintainer, scrub, observing,
-        fetching, daemon, read_tokens, ports, follower, backups, integrity, status, api, admin_port,
+        fetching, daemon, read_tokens, api_tokens, ports, follower, backups, integrity, status, api, admin_port,
     )  # fmt: skip

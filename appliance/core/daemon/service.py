@@ -231,6 +231,7 @@ class Service:
         await rooms.recording.pushes.close()
         await rooms.observing.fetches.write()
         await rooms.read_tokens.write()
+        await rooms.api_tokens.write()
         await rooms.refreshing.history.write()
         rooms.stores.database.close()
 
@@ -253,6 +254,7 @@ class Service:
         chores: dict[str, Callable[[], Awaitable[None]]] = {
             "pushes": self._rooms.recording.pushes.tidy,
             "read tokens": self._rooms.read_tokens.write,
+            "API tokens": self._rooms.api_tokens.write,
             "recovery": self._recover,
         }
         while True:

@@ -159,6 +159,10 @@ class OfflineNode:
 
         return index_alone(open_stores(self.layout, create=self.create), self.layout, self.config, tell)
 
+    def keep_session(self, repo: str, session: str, kept: bool) -> None:
+        """Exempts a session from retention, or ends the exemption."""
+        open_stores(self.layout, create=self.create).sessions.keep(repo, session, kept)
+
     def drop_session(self, repo: str, session: str) -> None:
         """Raises NotServing, because only a running `serve` ends sessions: it may be recording into them."""
         self._needs_serve()

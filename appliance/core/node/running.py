@@ -84,6 +84,10 @@ class RunningNode:
         """Returns how many turns no search knows yet; `serve` reads them in the background."""
         return self.stores().turn_index.pending()
 
+    def keep_session(self, repo: str, session: str, kept: bool) -> None:
+        """Exempts a session from retention, or ends the exemption. Raises NotFound."""
+        call(self.layout, "PATCH", repo_path(repo, "sessions", session), {"keep": kept})
+
     def drop_session(self, repo: str, session: str) -> None:
         """Ends a session at once."""
         call(self.layout, "DELETE", repo_path(repo, "sessions", session))

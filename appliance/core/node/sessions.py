@@ -135,7 +135,7 @@ class Sessions:
     def keep(self, repo: str, name: str, kept: bool) -> str:
         """Exempts a session from retention, or ends the exemption. Returns the session's full name."""
         session = self.find(repo, name)["session"]
-        self.node.stores().sessions.keep(repo, session, kept)
+        self.node.current().keep_session(repo, session, kept)
         return str(session)
 
     def drop(self, repo: str, name: str) -> str:

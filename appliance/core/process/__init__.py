@@ -5,7 +5,7 @@
   stderr of a child whose output goes elsewhere.
 - `owner`: the lock that one `serve` (or one command without it) holds on a state directory, and taking it over from
   an owner that was killed.
-- `control`: how other processes call the owner: one JSON document per line over a unix socket.
+- `control_socket`: how other processes connect to the owner. What they say there is `core/api`.
 - `disk`: how many bytes and inodes are free, and the warning when that is too little.
 - `checked_file`: checks that a file that is written once and sent many times has not changed.
 - `memory`: returns unused memory to the kernel.
