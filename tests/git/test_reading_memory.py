@@ -31,7 +31,9 @@ def test_a_diff_of_a_file_that_is_too_large_is_refused(lab: Lab, monkeypatch: py
 
     async def refused(diff: Coroutine[Any, Any, Any]) -> None:
         with pytest.raises(TooLarge) as caught:
-            await whole(await diff)
+            # The first that is heard of it: no half a patch comes before.
+            made = await diff
+            await anext(made)
         assert caught.value.message.startswith("git diff needs more than ") and caught.value.hint
 
     async def read() -> None:

@@ -41,7 +41,7 @@ async def diff_text(mirror: Mirror, old: str | None, new: str) -> AsyncGenerator
     first piece and ends with the generator: close it (`aclose`) when you leave before its end.
     """
     sides = await _sides(mirror, old, new)
-    return mirror.git.stream(*_PLAIN, "--binary", *sides, "--", cwd=mirror.path, deadline=DIFFING)
+    return _one_behind(mirror.git.stream(*_PLAIN, "--binary", *sides, "--", cwd=mirror.path, deadline=DIFFING))
 
 
 async def diff_document(mirror: Mirror, old: str | None, new: str, *, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
@@ -78,6 +78,19 @@ async def diff_document(mirror: Mirror, old: str | None, new: str, *, most_bytes
         "deletions": sum(file["deletions"] for file in files),
         "files_changed": len(files),
     }
+
+
+async def _one_behind(stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Holds each piece back until there is another. So if git fails after a few lines, that is the first to be heard:
+    of a file that is too large for it, git prints what it is called before it finds out."""
+    async with aclosing(stream):
+        held = b""
+        async for piece in stream:
+            if held:
+                yield held
+            held = piece
+        if held:
+            yield held
 
 
 async def _sides(mirror: Mirror, old: str | None, new: str) -> tuple[str, str]:
