@@ -37,6 +37,12 @@ Lasting = Callable[[], AbstractAsyncContextManager[IsAllowed]]
 """Opens a context, for a response that lasts, with a function that says whether its caller still may have it."""
 
 
+def token_in(authorization: str) -> str:
+    """The token in an `Authorization` header, or an empty string. However it is written, a token is the same."""
+    kind, _, value = authorization.partition(" ")
+    return value.strip() if kind.lower() == "bearer" else ""
+
+
 class Access:
     """Decides by the token of each request, looked up anew, so that a revoked one stops at once.
 
@@ -52,8 +58,7 @@ class Access:
         """Raises Problem unless the caller may do this. Returns what a response that lasts needs."""
         if is_operator or scope is Scope.NOTHING:
             return _always
-        kind, _, value = authorization.partition(" ")
-        token = value.strip() if kind.lower() == "bearer" else ""
+        token = token_in(authorization)
         found = await self._find(token) if token else None
         if found is None:
             hint = "send Authorization: Bearer TOKEN; `api-token issue --scope read` makes one"

@@ -21,7 +21,7 @@ from starlette.types import Send
 
 from appliance import __version__
 from appliance.core.api import problem
-from appliance.core.api.access import Access
+from appliance.core.api.access import Access, token_in
 from appliance.core.api.declaration import JSON, NDJSON, Call, Operation, Reply, Scope, preferred
 from appliance.core.api.parsing import read_body, read_path, read_query
 from appliance.core.api.problem import VERSION_HEADER, Problem, kind_of, problem_document
@@ -101,7 +101,7 @@ class _Endpoint:
         has_body = request.method != "HEAD"
         if not operation.reads_mirror:
             return await _response(await operation.respond(call), has_body=has_body)
-        slot = await self._slots.take("" if is_operator else authorization)
+        slot = await self._slots.take("" if is_operator else token_in(authorization))
         try:
             response = await _response(await operation.respond(call), has_body=has_body, at_end=slot.release)
         except BaseException:

@@ -119,7 +119,8 @@ class SessionRoutes:
                 query=(_TURN, _AGAINST),
                 reads_mirror=True,
                 details="With `Accept: application/json`, its files, hunks and counts; a diff of over 8 MiB is refused "
-                "in this form. The patch is streamed, whatever its size.",
+                "in this form. The patch is streamed, whatever its size, but git may take 1.5 GiB of memory for it, "
+                "about five times the size of a file that is new.",
             ),
             Operation(
                 "GET", f"{_SESSION}/bundle", "session-bundle", "A session as a git bundle", Scope.READ, self._bundle,

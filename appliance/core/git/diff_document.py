@@ -37,8 +37,9 @@ async def diff_text(mirror: Mirror, old: str | None, new: str) -> AsyncGenerator
     """The patch from `old` (None: the empty tree) to `new`, as `git diff --binary` prints it; `git apply` takes it.
 
     Both are ids or names as in `commit_of`, and are looked up before this returns: raises UsageError, NotFound,
-    GitError. The generator raises GitError when git fails, or takes longer than DIFFING seconds. git starts at the
-    first piece and ends with the generator: close it (`aclose`) when you leave before its end.
+    GitError. The generator raises GitError when git fails, or takes longer than DIFFING seconds, and TooLarge when it
+    needs more memory than a reader may have. git starts at the first piece and ends with the generator: close it
+    (`aclose`) when you leave before its end.
     """
     sides = await _sides(mirror, old, new)
     return _one_behind(mirror.git.stream(*_PLAIN, "--binary", *sides, "--", cwd=mirror.path, deadline=DIFFING))
