@@ -70,8 +70,7 @@ def test_it_is_valid(document: dict[str, Any]) -> None:
     assert len(found) > 100
     for schema in found:
         jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
-        if "$ref" not in schema:
-            jsonschema_rs.Draft202012Validator(schema)
+        jsonschema_rs.Draft202012Validator({**schema, "components": document["components"]})
 
 
 def test_a_tool_that_reads_descriptions_finds_every_operation(document: dict[str, Any]) -> None:
@@ -96,7 +95,6 @@ def test_routes_and_description_are_the_same(application: Any, document: dict[st
 
 def test_everything_that_is_declared_is_there(document: dict[str, Any]) -> None:
     nothing: Any = object()
-    tokens: Any = SimpleNamespace(holder_of=nothing)
     rooms: list[Any] = [NodeRoutes(nothing), MirrorRoutes(nothing), SessionRoutes(nothing, nothing)]
     rooms += [RecordRoutes(nothing, nothing), EventRoutes(EventStream())]
     declared = {(each.method, each.path): each.name for room in rooms for each in room.operations()}
@@ -123,7 +121,7 @@ def test_operations_have_their_own_names_and_say_what_they_need(document: dict[s
         if path == "/v1/openapi.json":
             assert operation["security"] == []
         else:
-            assert operation["security"] == [{"token": []}]
+            assert operation["security"][0].keys() == {"token"}
             assert {"401", "503"} <= set(operation["responses"])
         assert "400" in operation["responses"]
 
