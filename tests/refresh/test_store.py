@@ -174,6 +174,16 @@ def test_a_repository_added_again_is_another_one(registry: Registry) -> None:
     assert registry.add(Wanted(WIDGETS, URL)).id > first.id
 
 
+@pytest.mark.parametrize("branch", ["a b", "../x", "-x", "a\tb", "x.lock", ""])
+def test_a_branch_that_no_ref_can_have_is_refused(registry: Registry, branch: str) -> None:
+    """When it is changed as well as when it is added, and then nothing is changed."""
+    before = registry.add(Wanted(WIDGETS, URL))
+    with pytest.raises(UsageError, match="is not a branch's name"):
+        registry.change(WIDGETS, {"branch": branch, "enabled": False})
+    assert registry.get(WIDGETS) == before
+    assert registry.change(WIDGETS, {"branch": "release/1.0"}).branch == "release/1.0"
+
+
 def test_what_is_unknown_is_an_error(registry: Registry) -> None:
     """By name, whatever is asked."""
     asks: list[Callable[[], object]] = [
