@@ -21,8 +21,10 @@ from appliance.core.api.problem import MEDIA_TYPE, NO_ROUTE, STOPPING, VERSION_H
 from appliance.core.errors import GitmirrorError, NotServing
 from appliance.core.layout import Layout
 from appliance.core.models import Tell
+from appliance.core.names import is_repo_name
 from appliance.core.process.control_socket import connect, unanswered
 from appliance.core.process.owner import OwnerInfo, find_owner
+from appliance.core.store.registry import UnknownRepo
 
 QUICK = 30.0
 """Seconds in which a healthy `serve` responds to a request that it only has to look up."""
@@ -144,7 +146,10 @@ class Watch:
 
 
 def repo_path(name: str, *below: str) -> str:
-    """The path of a repository, or of something `below` it."""
+    """The path of a repository, or of something `below` it. Raises UnknownRepo for what no repository can be called."""
+    if not is_repo_name(name):
+        # Its slashes would make it the path of another route.
+        raise UnknownRepo(name)
     return "/".join(["/v1/repos", *(quote(part, errors="surrogateescape") for part in (name, *below))])
 
 

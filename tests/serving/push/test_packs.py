@@ -46,7 +46,9 @@ def assert_failed(node: Node, ref: str, *reasons: str) -> None:
     assert f"refs/gitmirror/turns/{entry['id']}" not in refs(node.mirror)
     assert_mirror_is_clean(node.mirror)
     # It stays: serve would heal a recording that somebody deletes in the mirror, and not at once.
-    assert raw_push(*node.serve.git_address, f"/{WIDGETS}", [(ZERO, node.tip, f"{ref}-after")]).accepted
+    assert raw_push(
+        *node.serve.git_address, f"/{WIDGETS}", [(ZERO, node.tip, f"refs/agents/after-{entry['id']}")]
+    ).accepted
 
 
 def push(node: Node, commit: str, ref: str, pack: bytes) -> PushAnswer:
