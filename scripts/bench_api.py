@@ -40,6 +40,8 @@ from benchlib.processes import (
 
 ROOT = Path(__file__).resolve().parents[1]
 GUESTS = 2
+PAUSE = 560
+"""Sessions recorded between two pauses."""
 ASKED = ("/v1/pulse", "/v1/repos", "/v1/repos/bench/one", "/v1/sessions?limit=20", "/v1/audit?limit=20")
 """What a platform's screens poll, in turns."""
 
@@ -200,6 +202,7 @@ def _hydrate(scratch: Path, url: str, env: Mapping[str, str], seconds: float) ->
 def _record(scratch: Path, url: str, sessions: int, env: Mapping[str, str]) -> None:
     work = scratch / "agent"
     run_git("clone", "-q", "--depth=1", url, str(work), cwd=scratch, env=env)
+    begun = time.monotonic()
     paths = sorted(path for path in work.iterdir() if path.is_file())
     for number in range(sessions):
         changed = paths[number % len(paths)]
@@ -210,6 +213,10 @@ def _record(scratch: Path, url: str, sessions: int, env: Mapping[str, str]) -> N
             first = number - number % 16
             refs = [f"HEAD~{number - each}:refs/agents/session-{each}" for each in range(first, number + 1)]
             run_git("push", "-q", "origin", *refs, cwd=work, env=env)
+        if number % PAUSE == PAUSE - 1:
+            # A node takes so many new sessions a minute, and no more.
+            time.sleep(max(0.0, begun + 61.0 - time.monotonic()))
+            begun = time.monotonic()
 
 
 def _latencies(api: Api) -> dict[str, float]:

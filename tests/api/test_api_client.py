@@ -62,16 +62,20 @@ def test_values_of_a_query(layout: Layout, server: ApiServer) -> None:
     assert call(layout, "GET", "/v1/query", query=query) == {"q": "a&b=ö +%", "flag": True}
 
 
-@pytest.mark.parametrize("name", ["ö/x y", "a/b%2F", "a/?#"])
-def test_a_name_in_a_path_is_escaped(name: str) -> None:
-    path = repo_path(name, "sessions", "s/ö")
-    assert path.isascii()
-    assert not set(" ?#") & set(path)
+def test_a_name_in_a_path_is_escaped() -> None:
+    assert repo_path("a/b", "sessions", "s/ö ?#") == "/v1/repos/a/b/sessions/s/%C3%B6%20%3F%23"
+
+
+@pytest.mark.parametrize("name", ["ö/x y", "a/b%2F", "a/?#", "../x", "a/b/c", "\udcff/x"], ids=ascii)
+def test_what_is_no_name_leads_to_no_other_route(name: str) -> None:
+    """The command says what it says without `serve`."""
+    with pytest.raises(UnknownRepo):
+        repo_path(name)
 
 
 def test_bytes_that_are_no_text_are_refused_and_no_bug(layout: Layout, server: ApiServer) -> None:
     """Arguments of a command may be any bytes, which Python shows as halves of surrogate pairs."""
-    thing = repo_path("\udcff/x").replace("/v1/repos", "/v1/things").removesuffix("/x")
+    thing = "/v1/things/%FF"
     asked: list[tuple[str, str, Any, Any]] = [
         ("GET", "/v1/query", None, {"q": "\udcff"}),
         ("GET", thing, None, None),
