@@ -21,6 +21,7 @@ from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.process.control_socket import is_serving, short_name
 from appliance.core.process.owner import SERVE, claim
+from appliance.core.store.registry import UnknownRepo
 from tests.api.server import NAMES, ApiServer
 from tests.support.gitutil import wait_until
 from tests.support.serve import ROOT
