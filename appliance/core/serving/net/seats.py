@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
 import logging
 import math
 import socket
 import struct
-import termios
 import time
 from collections.abc import Callable
 from typing import NewType
+
+from appliance.core.serving.net.sockets import unsent_bytes
 
 log = logging.getLogger(__name__)
 
@@ -112,9 +112,7 @@ class Seat:
 
     def _unsent(self) -> bool:
         """Whether the socket holds bytes that the guest has not acknowledged."""
-        with contextlib.suppress(OSError):
-            return bool(struct.unpack("=i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)))[0])
-        return False
+        return unsent_bytes(self.socket.fileno()) > 0
 
 
 class Seats:

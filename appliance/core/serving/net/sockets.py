@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import struct
+import termios
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.units import Address
@@ -32,3 +35,12 @@ def url_of(listening: socket.socket, scheme: str) -> str:
     """`scheme://HOST:PORT` of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def unsent_bytes(descriptor: int) -> int:
+    """The bytes in a socket's buffer that its peer has not acknowledged; 0 if it is closed."""
+    try:
+        [count] = struct.unpack("=i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))
+    except (OSError, ValueError):
+        return 0
+    return int(count)

@@ -9,6 +9,8 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from appliance.core.serving.net.sockets import unsent_bytes
+
 CHUNK = 65536
 SENDFILE_CHUNK = 2**21
 """Bytes per sendfile call. It blocks the loop while the bytes are read from disk, so two MiB bound that time."""
@@ -97,13 +99,25 @@ class SocketStream:
             try:
                 view = view[self._socket.send(view, socket.MSG_MORE if more else 0) :]
             except (BlockingIOError, InterruptedError):
-                await self._ready(self._loop.add_writer, self._loop.remove_writer, self._idle)
+                await self._writable()
 
     async def send_file(self, file: int, offset: int, count: int) -> None:
         """Sends a part of an open file by sendfile. Raises IdleTimeout, and OSError even if the file is too short."""
         transfer = _FileTransfer(self._socket.fileno(), file, offset, count, self._loop)
         if not transfer.advance():
             await transfer.finish(self._idle)
+
+    async def _writable(self) -> None:
+        """Waits until the socket takes more. That needs a third of its buffer to be free, which a slow guest may take
+        longer for than `idle` seconds although it reads all the time."""
+        while True:
+            before = unsent_bytes(self._socket.fileno())
+            try:
+                await self._ready(self._loop.add_writer, self._loop.remove_writer, self._idle)
+                return
+            except IdleTimeout:
+                if unsent_bytes(self._socket.fileno()) >= before:
+                    raise
 
     async def end(self) -> None:
         """Ends the sending side. More can still be received."""
@@ -196,9 +210,17 @@ class _FileTransfer:
             future.set_result(None)
 
     async def _watch(self, future: asyncio.Future[None], idle: float) -> None:
-        while (wait := self._moved_at + idle - self._loop.time()) > 0:
-            await asyncio.sleep(wait)
-        _expire(future)
+        before = unsent_bytes(self._descriptor)
+        while True:
+            await asyncio.sleep(self._moved_at + idle - self._loop.time())
+            after, now = unsent_bytes(self._descriptor), self._loop.time()
+            if now >= self._moved_at + idle:
+                if after >= before:
+                    _expire(future)
+                    return
+                # It reads, although too little for the socket to take more.
+                self._moved_at = now
+            before = after
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
