@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
 """A small agent platform: mirrors a repository, lets an agent work on it, and takes the agent's work home.
 
-    GITMIRROR_API=http://127.0.0.1:9420 GITMIRROR_TOKEN=gma_… python3 platform.py https://github.com/acme/widgets
+    GITMIRROR_API=http://127.0.0.1:9420 GITMIRROR_API_TOKEN=gma_… python3 platform.py https://github.com/acme/widgets
     GITMIRROR_API=/run/gitmirror/control.sock python3 platform.py https://github.com/acme/widgets
 
 The first line uses the admin port and an API token with scope `operate`. The second uses the control socket, where an
-operator of the node needs no token. Do not pass this environment on to a guest: the guest kit has a variable
-GITMIRROR_TOKEN, too, which is the read token of one repository.
+operator of the node needs no token. Guests get neither: their GITMIRROR_TOKEN is the read token of one repository.
 """
 
 import http.client
@@ -20,7 +19,7 @@ import time
 from urllib.parse import urlsplit
 
 API = os.environ["GITMIRROR_API"]
-TOKEN = os.environ.get("GITMIRROR_TOKEN")
+TOKEN = os.environ.get("GITMIRROR_API_TOKEN")
 
 
 def call(method, path, body=None, **headers):

@@ -68,7 +68,7 @@ def test_the_platform_takes_an_agents_work_home(
     serve = serve_factory().start()
     if face == "admin port":
         token = serve.cli("api-token", "issue", "--scope", "operate").stdout.strip()
-        env = {"GITMIRROR_API": serve.admin_url, "GITMIRROR_TOKEN": token}
+        env = {"GITMIRROR_API": serve.admin_url, "GITMIRROR_API_TOKEN": token}
     else:
         env = {"GITMIRROR_API": str(serve.state / "control.sock")}
     done = run(serve, tmp_path, upstream.url(WIDGETS), **env)
@@ -94,7 +94,7 @@ def test_a_stream_that_is_cut_off_loses_no_event(
     with CuttingProxy((split.hostname, split.port)) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
         here = f"http://127.0.0.1:{proxy.server_address[1]}"
-        done = run(serve, tmp_path, upstream.url(WIDGETS), GITMIRROR_API=here, GITMIRROR_TOKEN=token)
+        done = run(serve, tmp_path, upstream.url(WIDGETS), GITMIRROR_API=here, GITMIRROR_API_TOKEN=token)
         proxy.shutdown()
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "fix-dns is dropped"), done.stderr
     streams = [request for request in proxy.requests if request.startswith(b"GET /v1/events ")]
@@ -106,6 +106,6 @@ def test_the_platform_reports_what_went_wrong(serve_factory: ServeFactory, tmp_p
     serve = serve_factory().start()
     token = serve.cli("api-token", "issue", "--scope", "read").stdout.strip()
     url = "https://127.0.0.1:1/acme/widgets"
-    done = run(serve, tmp_path, url, GITMIRROR_API=serve.admin_url, GITMIRROR_TOKEN=token)
+    done = run(serve, tmp_path, url, GITMIRROR_API=serve.admin_url, GITMIRROR_API_TOKEN=token)
     assert done.returncode == 1
     assert done.stderr.startswith("POST /v1/repos: a token of scope read may not do this (")

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from http import HTTPStatus
@@ -30,7 +30,8 @@ from appliance.core.errors import GitmirrorError, NotServing
 
 log = logging.getLogger(__name__)
 
-ENDPOINT = Callable[[Request], Awaitable[Response]]
+MOST_PROGRESS = 1000
+"""Lines of progress that wait for a slow client. It misses those that come meanwhile, and not the result."""
 
 
 def make_application(operations: Iterable[Operation], access: Access, slots: Slots | None = None) -> Starlette:
@@ -121,7 +122,8 @@ async def _told(operation: Operation, call: Call) -> AsyncIterator[bytes]:
     lines: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     def tell(text: str) -> None:
-        lines.put_nowait(_line({"progress": text}))
+        if lines.qsize() < MOST_PROGRESS:
+            lines.put_nowait(_line({"progress": text}))
 
     async def work() -> bytes:
         try:

@@ -107,7 +107,7 @@ class ServeConfig:
     queue_timeout: float = setting("30s", _positive, "How long a guest waits to be served before it gets an error.")
     request_timeout: float = setting("10s", _positive, "How long a guest may take to send its first packet.")
     idle_timeout: float = setting("5m", _positive, "Close a connection when no byte has passed for this long.")
-    total_timeout: float = setting("1h", _positive, "The longest time that a connection may last.")
+    total_timeout: float = setting("1h", _positive, "The longest time that a guest's connection may last.")
     drain_timeout: float = setting("30s", _positive, "How long running transfers may take to finish after SIGTERM.")
 
 

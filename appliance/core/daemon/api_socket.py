@@ -11,7 +11,7 @@ from pathlib import Path
 from appliance.core.api.problem import http_problem
 from appliance.core.errors import GitmirrorError
 from appliance.core.process.control_socket import short_name
-from appliance.core.serving.net.acceptor import Acceptor, Limits
+from appliance.core.serving.net.acceptor import A_YEAR, Acceptor, Limits
 from appliance.core.serving.net.asgi import Application, AsgiHandler
 from appliance.core.serving.net.http import HttpError, HttpPort
 from appliance.core.serving.net.seats import Seat, Seats
@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 MOST_CONNECTIONS = 2048
 """Connections at once. Each holds a descriptor and some 30 kB."""
-A_YEAR = 365 * 86400.0
 LIMITS = Limits(MOST_CONNECTIONS, A_YEAR, request_timeout=3600.0, idle_timeout=A_YEAR, total_timeout=A_YEAR)
 """Operators are trusted to end what they begin: a first clone may take hours, and a live view is open for weeks."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from urllib.parse import unquote
 
@@ -19,7 +19,7 @@ from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
 from appliance.core.serving.fetch.response_cache import ResponseCache
 from appliance.core.serving.fetch.upload_pack import UploadPack
 from appliance.core.serving.fetch.warmer import Warmer
-from appliance.core.serving.net.acceptor import Acceptor, Limits
+from appliance.core.serving.net.acceptor import A_YEAR, Acceptor, Limits
 from appliance.core.serving.net.admission import Admission
 from appliance.core.serving.net.asgi import AsgiHandler
 from appliance.core.serving.net.http import Exchange, HttpError, HttpPort, in_plain_text
@@ -126,7 +126,9 @@ def compose_admin_port(config: ServeConfig, ports: Ports, routes: AdminRoutes, a
         path = unquote(target.partition(b"?")[0].decode("ascii", "replace"), errors="replace")
         return (api.explain if _is_of_api(path) else in_plain_text)(error, target)
 
-    return Acceptor("admin", HttpPort(handle, Limits.of(config), explain).serve, ports.operators)
+    # An event stream has no end, and a first clone that somebody waits for may take hours.
+    limits = replace(Limits.of(config), total_timeout=A_YEAR)
+    return Acceptor("admin", HttpPort(handle, limits, explain).serve, ports.operators)
 
 
 def _is_of_api(path: str) -> bool:

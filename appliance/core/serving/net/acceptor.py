@@ -15,6 +15,9 @@ from appliance.core.serving.net.seats import Seat, Seats
 
 log = logging.getLogger(__name__)
 
+A_YEAR = 365 * 86400.0
+"""Seconds, for what is not limited."""
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -44,11 +44,14 @@ class AsgiHandler:
             # Only one task may read from a connection, and from here on `left` waits for it to end.
             await exchange.receive()
             call.is_body_read.set()
+        # Otherwise it would count as idle when connections are scarce, and make room for another.
+        exchange.seat.begin()
         answering = asyncio.ensure_future(self._application(self._scope(exchange), call.receive, call.send))
         leaving = asyncio.ensure_future(call.left())
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            exchange.seat.end()
             leaving.cancel()
             if not answering.done():
                 # The application may still say why it ends early, to a client that reads it.
