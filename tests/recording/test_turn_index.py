@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from appliance.core.config.settings import Config
+from appliance.core.events.facts import MirrorHealed
 from appliance.core.git import turn_contents
 from appliance.core.git.mirror_locks import MirrorLocks
-from appliance.core.models import Turn
+from appliance.core.models import Repo, Turn
 from appliance.core.node import searching
 from appliance.core.node.state_dir import open_stores
 from appliance.core.recording import turn_indexer
@@ -283,6 +285,34 @@ def test_a_damaged_turn_is_indexed_with_nothing(bench: Bench) -> None:
     bench.turn(commit)
     bench.index()
     assert bench.stores.turn_index.pending() == 0 and not bench.finds("a.txt")
+
+
+def test_what_was_damaged_is_read_again_after_a_heal(bench: Bench) -> None:
+    """And what was read is not: it may be much."""
+    mirror = bench.mirror()
+    whole, commit = bench.commit("whole.txt"), bench.commit("a.txt")
+    tree = git("rev-parse", f"{commit}^{{tree}}", cwd=mirror)
+    hidden = mirror / "objects" / tree[:2] / tree[2:]
+    hidden.rename(mirror / "hidden")
+    bench.turn(whole)
+    bench.turn(commit)
+    indexer = bench.index()
+    assert bench.finds("whole.txt") and not bench.finds("a.txt")
+    (mirror / "hidden").rename(hidden)
+    bench.index(indexer)
+    assert not bench.finds("a.txt")
+
+    async def heal() -> None:
+        repo = Repo(1, WIDGETS, "https://example.com/acme/widgets", None, "cli", None, True, 0.0)
+        indexer.healed(MirrorHealed(repo=repo, whole=True, done=(), lost={}, evidence=None, damage=None))
+        running = asyncio.create_task(indexer.run())
+        async with asyncio.timeout(60):
+            while not bench.finds("a.txt"):
+                await asyncio.sleep(0.01)
+        running.cancel()
+
+    bench.lab.run(heal())
+    assert bench.finds("whole.txt") and bench.stores.turn_index.pending() == 0
 
 
 def test_without_its_mirror_a_turn_waits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def subscribe(
     on(DamageSuspected, integrity.suspected)
     # Responses from a damaged mirror are dropped, because git copies packed objects without checking them.
     on(MirrorHealed, hide_old_refs, drop_responses, warm, build_snapshot, mark_for_repack, catch_up)
-    on(MirrorHealed, metrics.healed, monitor.healed, stream.publish)
+    on(MirrorHealed, recording.index.healed, metrics.healed, monitor.healed, stream.publish)
     on(ConditionChanged, stream.publish)
     on(PushesSwitched, stream.publish)
     on(RegistryChanged, forget, monitor.follow, integrity.follow)

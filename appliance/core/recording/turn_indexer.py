@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from appliance.core.events.facts import MirrorHealed
 from appliance.core.git.command import GitError
 from appliance.core.git.failures import speaks_of_damage
 from appliance.core.git.mirror import Mirror
@@ -42,6 +43,7 @@ class TurnIndexer:
         self._mirror_of = mirror_of
         self._locks = locks
         self._wake = asyncio.Event()
+        self._healed: set[str] = set()
         self._retry_at: dict[int, float] = {}
         self._room = 0
         self._counted_at: float | None = None
@@ -50,12 +52,20 @@ class TurnIndexer:
         """Says that a turn was recorded."""
         self._wake.set()
 
+    def healed(self, event: MirrorHealed) -> None:
+        """Has turns read again that were damaged before the mirror was healed."""
+        self._healed.add(event.repo.name)
+        self._wake.set()
+
     async def run(self) -> None:
         """The loop; runs until it is cancelled."""
         endurance = Endurance(log, "reading turns that sessions are found by")
         while True:
             self._wake.clear()
             with endurance.over("the database"):
+                for repo in list(self._healed):
+                    await asyncio.to_thread(self.store.forget_empty, repo)
+                    self._healed.discard(repo)
                 await self.catch_up()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY):

@@ -98,6 +98,13 @@ class TurnIndexStore:
             )
         return True
 
+    def forget_empty(self, repo: str) -> None:
+        """Has the turns of a repository that were indexed with nothing indexed again."""
+        empty = "SELECT x.turn_id FROM turn_texts x JOIN turns t ON t.id = x.turn_id WHERE t.repo = ? AND x.text = ''"
+        with self._database.writing() as connection:
+            connection.execute(f"UPDATE turns SET searchable = 0 WHERE id IN ({empty} AND x.paths = 0)", [repo])
+            connection.execute("DELETE FROM turn_texts WHERE turn_id IN (SELECT id FROM turns WHERE searchable = 0)")
+
 
 def forget_session(connection: sqlite_utils.Database, repo: str, session: str) -> None:
     """Has the turns of a session indexed anew, because some that others were compared with are gone."""
