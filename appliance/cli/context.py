@@ -81,19 +81,12 @@ class Moment(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Returns RFC 3339 in UTC, the form that the database stores."""
-        from datetime import UTC, datetime
-
-        from appliance.core.units import parse_duration, rfc3339
+        from appliance.core.units import parse_moment
 
         try:
-            return rfc3339(time.time() - parse_duration(value))
-        except ValueError:
-            pass
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a duration such as 2h nor a time such as 2026-01-31T12:00:00Z", param, ctx)
-        return rfc3339((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+            return parse_moment(value, time.time())
+        except ValueError as error:
+            self.fail(f"{value!r} is not {error}", param, ctx)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")

@@ -82,6 +82,22 @@ def parse_address(text: str) -> Address | None:
     return Address(host, int(port))
 
 
+def parse_moment(text: str, now: float) -> str:
+    """Parses `2h` (before `now`, in Unix seconds), `2026-01-31` or `2026-01-31T12:00:00+01:00` into RFC 3339 in UTC.
+
+    A time without an offset is in UTC. Raises ValueError that says what is allowed.
+    """
+    try:
+        return rfc3339(now - parse_duration(text))
+    except (ValueError, OverflowError):
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+        return rfc3339((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError):
+        raise ValueError("a duration such as 2h or a time such as 2026-01-31T12:00:00Z") from None
+
+
 def rfc3339(timestamp: float) -> str:
     """Formats Unix seconds as RFC 3339 in UTC with milliseconds: `2026-01-31T12:00:00.123Z`."""
     moment = datetime.fromtimestamp(timestamp, UTC)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from appliance.core.api.paging import since
 from appliance.core.api.parsing import LARGEST_BODY, MOST_FIELDS
+from appliance.core.api.problem import Problem
 from tests.api.server import NAMES, ApiServer
 from tests.api.wire import Response, Wire
 
@@ -86,6 +88,23 @@ def test_paths_are_exact(server: ApiServer, target: str) -> None:
     get(server, target).problem(404, "no-route")
 
 
+@pytest.mark.parametrize(("given", "seconds"), [(b"1.5", 1.5), (b'"5m"', 300.0), (b'"250ms"', 0.25), (b'"2h"', 7200.0)])
+def test_a_duration_is_a_number_or_as_in_the_configuration(server: ApiServer, given: bytes, seconds: float) -> None:
+    assert post(server, b'{"interval": %s}' % given).document() == {"interval": seconds}
+
+
+def test_since_takes_a_time_or_a_duration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the commands do; what the database compares is RFC 3339 in UTC."""
+    monkeypatch.setattr("time.time", lambda: 1_800_000_000.0)
+    read = since("those").read
+    assert read("2h") == "2027-01-15T06:00:00.000Z"
+    assert read("2026-01-31T12:00:00+02:00") == "2026-01-31T10:00:00.000Z"
+    assert read("2026-01-31") == "2026-01-31T00:00:00.000Z"
+    for wrong in ("yesterday", "2026-02-30", "99999999999999d", "0001-01-01T00:00:00+23:59", "-2h"):
+        with pytest.raises(Problem, match="since"):
+            read(wrong)
+
+
 def test_names_in_paths_are_decoded_once(server: ApiServer) -> None:
     assert get(server, "/v1/things/%C3%B6%2541%20+").document() == {"name": "ö%41 +"}
 
@@ -108,7 +127,9 @@ def test_names_in_paths_are_decoded_once(server: ApiServer) -> None:
         (b'{"interval": 1e400}', "interval"),
         (b'{"interval": ' + b"1" * 400 + b"}", "interval"),
         (b'{"interval": 0}', "interval"),
-        (b'{"interval": "5m"}', "interval"),
+        (b'{"interval": "5 m"}', "interval"),
+        (b'{"interval": "0s"}', "interval"),
+        (b'{"interval": "999999999999d"}', "interval"),
         (b'{"interval": true}', "interval"),
         (b'{"interval": [1]}', "interval"),
         (b'{"interval": 1, "interval": 2}', "interval"),

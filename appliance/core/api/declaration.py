@@ -37,6 +37,8 @@ class Parameter:
     schema: Schema
     description: str
     example: str = ""
+    parse: Callable[[str], str] | None = None
+    """Turns valid text into the value. It raises ValueError that says what is allowed."""
 
     def read(self, text: str) -> str | int | bool:
         """The value that `text` stands for. Raises Problem."""
@@ -52,7 +54,12 @@ class Parameter:
         else:
             value = text
         self._check(value)
-        return value
+        if self.parse is None:
+            return value
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            raise Problem(INVALID, f"{self.name} is {ascii(text)[:100]}", hint=f"it must be {error}") from None
 
     @cached_property
     def _validate(self) -> Callable[[Any], Any]:

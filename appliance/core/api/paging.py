@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from appliance.core.api.declaration import Call, Parameter
-from appliance.core.api.schemas import GIVEN_TEXT
+from appliance.core.api.schemas import GIVEN_TEXT, MOMENT
+from appliance.core.units import parse_moment
 
 PAGE = 100
 """Items of a page unless the caller says how many."""
@@ -19,6 +21,16 @@ LIMIT = Parameter(
     "20",
 )
 AFTER = Parameter("after", GIVEN_TEXT, "Go on after this: the `next` of the page before.")
+
+
+def since(what: str) -> Parameter:
+    """The parameter `since` of a list; the value is RFC 3339 in UTC, as the database stores it."""
+
+    def parse(text: str) -> str:
+        return parse_moment(text, time.time())
+
+    words = f"Only {what} since then: a time (RFC 3339), or a duration before now such as `2h`."
+    return Parameter("since", MOMENT, words, "2026-01-31T12:00:00Z", parse)
 
 
 def limit_of(call: Call) -> int:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from appliance.core.api.declaration import Operation
 from appliance.core.api.problem import INVALID, TOO_LARGE_BODY, Problem
+from appliance.core.units import parse_duration
 
 LARGEST_BODY = 2**18
 """The most bytes of a request's body: a refresh of 2,000 repositories by name has 70 KB. A megabyte of nested JSON
@@ -21,6 +22,8 @@ BODY_TIMEOUT = 30.0
 """Seconds that a body may take to arrive."""
 MOST_FIELDS = 32
 """The most fields in a query."""
+DURATIONS = ("interval", "ttl")
+"""The keys of bodies that may be text such as `5m`; their value is in seconds."""
 _DESCRIBED = "GET /v1/openapi.json describes it"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -73,6 +76,11 @@ async def read_body(operation: Operation, request: Request) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise Problem(INVALID, "the body is not a JSON object", hint=_DESCRIBED)
     operation.validate(document)
+    for key in DURATIONS:
+        if isinstance(document.get(key), str):
+            document[key] = parse_duration(document[key])
+            # As a number it has limits.
+            operation.validate(document)
     return {key: value for key, value in document.items() if value is not None}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from appliance.core.api import problem, schemas
 from appliance.core.api.declaration import Answer, Call, Header, Operation, Parameter, Reply, Scope
 from appliance.core.api.operations import NodeOperations
-from appliance.core.api.paging import AFTER, LIMIT, limit_of, paged
+from appliance.core.api.paging import AFTER, LIMIT, limit_of, paged, since
 from appliance.core.store.stores import Stores
 from appliance.core.store.tokens import LONGEST
 
@@ -67,7 +67,7 @@ class RecordRoutes:
                     _REPO,
                     Parameter("session", schemas.NAME, "Only those of this session.", "fix-dns"),
                     Parameter("verdict", schemas.one_of("accepted", "rejected"), "Only those.", "rejected"),
-                    Parameter("since", schemas.MOMENT, "Only those since then (RFC 3339).", "2026-01-31T12:00:00Z"),
+                    since("those"),
                     LIMIT, AFTER,
                 ),
             ),
@@ -82,9 +82,9 @@ class RecordRoutes:
                 (problem.INVALID, problem.NOT_FOUND, problem.TOO_LARGE_BODY),
                 body=schemas.given(
                     ("repo",), repo=schemas.NAME, note={**schemas.NAME, "minLength": 0},
-                    ttl={"type": "number", "minimum": 1, "maximum": LONGEST},
+                    ttl=schemas.duration(1, LONGEST),
                 ),
-                details="It lets a guest read one private mirror and push its sessions there, for `ttl` seconds (a "
+                details="It lets a guest read one private mirror and push its sessions there, for `ttl` (a "
                 "week by default).",
                 example={"repo": "acme/widgets", "ttl": 7200},
             ),

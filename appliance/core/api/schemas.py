@@ -20,15 +20,19 @@ OID: Schema = {"type": "string", "pattern": "^([0-9a-f]{40}|[0-9a-f]{64})$"}
 TIME: Schema = {"type": "string", "format": "date-time"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 SECONDS: Schema = {"type": "number", "minimum": 0}
-INTERVAL: Schema = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1_000_000_000}
 SWITCH: Schema = {"type": "boolean"}
-MOMENT: Schema = {
-    "type": "string",
-    "format": "date-time",
-    "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$",
-}
-"""A time in UTC, as the database stores it."""
+MOMENT: Schema = {"type": "string", "minLength": 1, "maxLength": 40}
+"""A time, or a duration before now."""
 NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": TEXT_PATTERN}
+
+
+def duration(least: float, most: float) -> Schema:
+    """Seconds as a number, or a duration as in the configuration, such as `5m`."""
+    pattern = r"^[0-9]{1,12}(\.[0-9]{1,9})?(ms|s|m|h|d)$"
+    return {"type": ["number", "string"], "minimum": least, "maximum": most, "pattern": pattern}
+
+
+INTERVAL = duration(0.001, 1_000_000_000)
 
 
 def nullable(schema: Schema) -> Schema:
@@ -38,8 +42,9 @@ def nullable(schema: Schema) -> Schema:
 
 def _or_null(schema: Schema) -> Schema:
     """The same as `nullable`. An error then says what is wrong, not that no alternative fits."""
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     enum = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
-    return {**schema, "type": [schema["type"], "null"], **enum}
+    return {**schema, "type": [*kinds, "null"], **enum}
 
 
 def one_of(*values: str) -> Schema:

@@ -12,7 +12,7 @@ from typing import Any
 from appliance.core.api import problem, schemas
 from appliance.core.api.declaration import JSON, Answer, Call, Header, Operation, Parameter, Reply, Scope
 from appliance.core.api.operations import NodeOperations
-from appliance.core.api.paging import AFTER, LIMIT, limit_of, paged
+from appliance.core.api.paging import AFTER, LIMIT, limit_of, paged, since
 from appliance.core.errors import NotFound
 from appliance.core.git.diff_document import diff_document, diff_text
 from appliance.core.git.history import sizes_between
@@ -88,8 +88,7 @@ class SessionRoutes:
                         "q", schemas.GIVEN_TEXT, "Only those with this text in their name or in a commit message.",
                         "parser",
                     ),
-                    Parameter("since", schemas.MOMENT, "Only those with a turn since then (RFC 3339).",
-                              "2026-01-31T12:00:00Z"),
+                    since("those with a turn"),
                     Parameter(
                         "path", schemas.GIVEN_TEXT, "Only those that touched this file, or something below this "
                         "directory.", "README.md",
