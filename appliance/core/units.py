@@ -89,12 +89,12 @@ def parse_moment(text: str, now: float) -> str:
     """
     try:
         return rfc3339(now - parse_duration(text))
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):
         pass
     try:
         moment = datetime.fromisoformat(text)
         return rfc3339((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):
         raise ValueError("a duration such as 2h or a time such as 2026-01-31T12:00:00Z") from None
 
 
