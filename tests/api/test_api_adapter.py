@@ -214,13 +214,20 @@ def test_what_the_http_layer_refuses_is_a_problem_too(
         assert words in problem["detail"]
 
 
-def test_what_is_no_http_is_a_problem_on_the_socket(server: ApiServer) -> None:
-    """All that is said there is meant for the API. On the admin port it is not known for whom it was."""
-    with Wire(server.path) as wire:
+def test_what_is_no_http_is_a_problem(address: Address) -> None:
+    """On the admin port, nobody knows what it was for; a client of the API is promised a problem."""
+    with Wire(address) as wire:
         wire.say(b"\0nonsense\r\n\r\n").response().problem(400, "invalid")
         assert wire.is_ended()
-    with Wire(server.admin) as wire:
-        assert wire.say(b"\0nonsense\r\n\r\n").response().media_type == "text/plain"
+    with Wire(address) as wire:
+        head = b"GET /v1/query HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 400_000 + b"\r\n\r\n"
+        wire.say(head).response().problem(431, "invalid")
+
+
+def test_a_coding_without_a_body_is_asked_for_a_token_first(server: ApiServer) -> None:
+    for coding in ("br", "gzip"):
+        with Wire(server.admin) as wire:
+            wire.say(request("GET", "/v1/query", **{"Content-Encoding": coding})).response().problem(401, "unauthorized")
 
 
 def test_a_request_whose_client_hangs_up_is_cancelled(address: Address, server: ApiServer) -> None:

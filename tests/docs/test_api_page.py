@@ -69,9 +69,9 @@ def test_a_repository_and_a_session_live_as_the_page_says(
     upstream: HttpUpstream, serve_factory: ServeFactory, tmp_path: Path
 ) -> None:
     """Typed into one shell as it stands, with the settings of this node."""
-    assert {"GITMIRROR_API", "TOKEN", "UPSTREAM"} == set(re.findall(r"\b([A-Z_]+)=", SETTINGS))
+    assert {"GITMIRROR_API", "TOKEN", "UPSTREAM", "REPO"} == set(re.findall(r"\b([A-Z_]+)=", SETTINGS))
     serve = serve_factory().start()
-    printed = sh("".join(STEPS), tmp_path, serve, UPSTREAM=upstream.url(WIDGETS), **access(serve))
+    printed = sh("".join(STEPS), tmp_path, serve, UPSTREAM=upstream.url(WIDGETS), REPO=WIDGETS, **access(serve))
     assert "recorded ref=refs/agents/fix-dns" in printed
     assert "+An agent was here." in printed and '"lines": ["+An agent was here."]' in printed
     assert git("ls-tree", "--name-only", "fix-dns", "AGENT.md", cwd=tmp_path / "clone") == "AGENT.md"

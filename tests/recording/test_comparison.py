@@ -116,8 +116,8 @@ def test_a_session_may_be_called_base(stores: Stores) -> None:
         ("@1", NotFound, "no session @1", "lists them"),
         ("tw", UsageError, "2 sessions", "give more of the name"),
         ("tw@1", UsageError, "2 sessions", "give more of the name"),
-        ("two-a@3", UsageError, "two-a has no turn 3", "its turns are 1 to 1"),
-        ("two-a@0", UsageError, "two-a has no turn 0", "its turns are 1 to 1"),
+        ("two-a@3", NotFound, "two-a has no turn 3", "its turns are 1 to 1"),
+        ("two-a@0", NotFound, "two-a has no turn 0", "its turns are 1 to 1"),
         (f"two-a@{'9' * 5000}", NotFound, "no session two-a@999", "lists them"),
     ],
 )  # fmt: skip

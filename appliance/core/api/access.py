@@ -10,8 +10,9 @@ from functools import partial
 from typing import Protocol
 
 from appliance.core.api.declaration import Scope
-from appliance.core.api.problem import FORBIDDEN, UNAUTHORIZED, Problem
+from appliance.core.api.problem import FORBIDDEN, UNAUTHORIZED, UNAVAILABLE, Problem
 from appliance.core.errors import GitmirrorError
+from appliance.core.store.database import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,13 @@ class Access:
         if is_operator or scope is Scope.NOTHING:
             return _always
         token = token_in(authorization)
-        found = await self._find(token) if token else None
+        try:
+            found = await self._find(token) if token else None
+        except StoreError as error:
+            # It names paths of the node, and nobody knows who this is.
+            log.warning("an API token cannot be looked up: %s", error.message)
+            hint = "try again; `status` on the node says what is wrong"
+            raise Problem(UNAVAILABLE, "API tokens cannot be looked up now", hint=hint) from None
         if found is None:
             hint = "send Authorization: Bearer TOKEN; `api-token issue --scope read` makes one"
             challenge = {"WWW-Authenticate": 'Bearer realm="gitmirror"'}

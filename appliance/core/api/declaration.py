@@ -169,11 +169,21 @@ def compiled(schema: Schema, what: str) -> Callable[[Any], Any]:
         try:
             return check(value)
         except fastjsonschema.JsonSchemaValueException as error:
-            message = str(error.message).removeprefix("data").removeprefix(".").strip()
             hint = "GET /v1/openapi.json describes it"
-            raise Problem(INVALID, f"{what} is not valid: {ascii(message)[:300]}", hint=hint) from None
+            raise Problem(INVALID, f"{what} is not valid: {_words_of(error)}", hint=hint) from None
 
     return validate
+
+
+def _words_of(error: fastjsonschema.JsonSchemaValueException) -> str:
+    """What is wrong, by the name of the key."""
+    keys = error.value.keys() if isinstance(error.value, dict) else set()
+    if error.rule == "required":
+        return f"it lacks {', '.join(key for key in error.rule_definition if key not in keys)}"
+    if error.rule == "additionalProperties":
+        unknown = ascii(", ".join(sorted(keys - error.definition["properties"].keys())))[:200]
+        return f"there is no {unknown} here, but there are {', '.join(error.definition['properties'])}"
+    return ascii(str(error.message).removeprefix("data").removeprefix(".").strip())[1:300].rstrip("'")
 
 
 def preferred(accept: str, offered: tuple[str, ...]) -> str:

@@ -6,8 +6,12 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from appliance.core.api.declaration import Answer, Call, Operation, Reply, Scope
+from appliance.core.api.problem import BUSY, Problem
 from appliance.core.observability.event_source import MEDIA_TYPE, event_source
 from appliance.core.observability.event_stream import EventStream
+
+MOST_STREAMS = 1500
+"""Open streams at once, which leaves connections for everything else."""
 
 
 class EventRoutes:
@@ -23,11 +27,15 @@ class EventRoutes:
                 "GET", "/v1/events", "events", "Every event as it happens", Scope.READ, self._events,
                 {200: Answer("One JSON document an event, until either side hangs up.", media_type=MEDIA_TYPE)},
                 details="A client that comes back with the id of the last event in `Last-Event-ID` gets all that "
-                "happened since then, as far as it is among the latest 10,000; otherwise the first event is `lost`.",
+                "happened since then, as far as it is among the latest 10,000 events or 16 MiB of them; otherwise the "
+                "first event is `lost`.",
             )
         ]  # fmt: skip
 
     async def _events(self, call: Call) -> Any:
+        if self._stream.watchers >= MOST_STREAMS:
+            hint = "close some, and come back with Last-Event-ID"
+            raise Problem(BUSY, f"{MOST_STREAMS} event streams are open", hint=hint, headers={"Retry-After": "5"})
         return Reply(media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"}, stream=self._pieces(call))
 
     async def _pieces(self, call: Call) -> AsyncGenerator[bytes, None]:

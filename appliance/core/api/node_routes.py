@@ -53,7 +53,8 @@ class NodeRoutes:
                     ("url",), url=schemas.GIVEN_TEXT, name=schemas.NAME, branch=schemas.NAME,
                     interval=schemas.INTERVAL, wait=schemas.SWITCH, allow_local=schemas.SWITCH,
                 ),
-                details="`error` says why the first clone failed, or is null; it is tried again in either case. With "
+                details="For a URL that is registered, the given options replace the stored ones, and it is enabled. "
+                "`error` says why the first clone failed, or is null; it is tried again in either case. With "
                 "`wait` false the response comes at once. `allow_local` is for the operator's socket alone. "
                 "With `Accept: application/x-ndjson`, lines with `progress` come first, then one with `result` or "
                 "`error`.",
@@ -85,7 +86,8 @@ class NodeRoutes:
                         "purge", schemas.SWITCH, "Whether to delete its mirror with all its sessions too.", "true"
                     ),
                 ),
-                details="One of the config answers 409: its entry is to be removed there.",
+                details="One of the config answers 409: its entry is to be removed there. Without `purge`, its mirror "
+                "stays on disk, where its sessions and refs can be read.",
             ),
             Operation(
                 "POST", f"{repo_path}/refresh", "refresh-repo", "Refresh a repository now and wait", Scope.OPERATE,

@@ -32,7 +32,7 @@ def duration(least: float, most: float) -> Schema:
     return {"type": ["number", "string"], "minimum": least, "maximum": most, "pattern": pattern}
 
 
-INTERVAL = duration(0.001, 1_000_000_000)
+INTERVAL = duration(1, 1_000_000_000)
 
 
 def nullable(schema: Schema) -> Schema:

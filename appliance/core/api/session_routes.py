@@ -64,6 +64,11 @@ _DIFF = schemas.document(
     repo=schemas.TEXT, old=schemas.nullable(schemas.OID), new=schemas.OID, words=schemas.TEXT, note=schemas.TEXT,
     files=schemas.listed(_FILE), files_changed=schemas.COUNT, insertions=schemas.COUNT, deletions=schemas.COUNT,
 )  # fmt: skip
+_NOTE = {
+    "Gitmirror-Note": Header(
+        schemas.TEXT, "Why the diff has more in it than agents did, such as different bases.", is_required=False
+    )
+}
 _DISPOSITION = {"Content-Disposition": Header(schemas.TEXT, "A name for the file.")}
 
 
@@ -113,7 +118,7 @@ class SessionRoutes:
             ),
             Operation(
                 "GET", f"{_SESSION}/diff", "session-diff", "What a session changed", Scope.READ, self._diff,
-                {200: Answer("A patch for `git apply`.", media_type=DIFF_TYPE, also={JSON: _DIFF})},
+                {200: Answer("A patch for `git apply`.", media_type=DIFF_TYPE, also={JSON: _DIFF}, headers=_NOTE)},
                 (*_READING, problem.TOO_LARGE),
                 query=(_TURN, _AGAINST),
                 reads_mirror=True,
@@ -174,7 +179,8 @@ class SessionRoutes:
         mirror = self._node.mirror(call.repo)
         if call.accepts(JSON, rather_than=DIFF_TYPE):
             return Reply(media_type=JSON, stream=self._diff_document(mirror, call.repo, compared))
-        return Reply(media_type=DIFF_TYPE, stream=await diff_text(mirror, *compared.commits))
+        headers = {"Gitmirror-Note": ascii(compared.note)[1:-1]} if compared.note else {}
+        return Reply(media_type=DIFF_TYPE, headers=headers, stream=await diff_text(mirror, *compared.commits))
 
     async def _diff_document(self, mirror: Mirror, repo: str, compared: Comparison) -> AsyncGenerator[bytes, None]:
         # As objects a diff takes five times the memory that its JSON takes, so few may be objects at once, and none

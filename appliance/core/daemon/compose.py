@@ -67,6 +67,7 @@ class Assembly:
     backups: Backups
     integrity: IntegrityWatch
     status: Status
+    operations: Operations
     api: Application
     admin_port: Acceptor
 
@@ -131,5 +132,6 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     subscribe(bus, stream, refreshing, recording, workspaces, maintainer, observing, fetching, follower, integrity)
     return Assembly(
         state, stores, mirrors, stream, refreshing, recording, workspaces, maintainer, scrub, observing,
-        fetching, daemon, read_tokens, api_tokens, ports, follower, backups, integrity, status, api, admin_port,
+        fetching, daemon, read_tokens, api_tokens, ports, follower, backups, integrity, status,
+        operations, api, admin_port,
     )  # fmt: skip

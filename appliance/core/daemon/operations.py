@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -31,6 +31,9 @@ from appliance.core.workspace.snapshots import Snapshots
 
 Changed = TypeVar("Changed")
 
+SETTLED = 10.0
+"""Seconds that a change may take to end when `serve` stops."""
+
 
 @dataclass(frozen=True)
 class Operations:
@@ -52,6 +55,7 @@ class Operations:
     kit: GuestKit
     status_of: Status
     _changing: set[asyncio.Task[Any]] = field(default_factory=set)
+    _registering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def status(self) -> dict[str, Any]:
         """The document of `status --json`."""
@@ -71,14 +75,22 @@ class Operations:
 
     async def add(self, arguments: Mapping[str, Any], tell: Tell) -> tuple[dict[str, Any], bool]:
         """Registers a repository and, unless `wait` is false, waits for its first clone. Returns whether it is new."""
-        layout, config, known = self.state.layout, self.state.config, {repo.id for repo in self.state.repos}
-        repo = await self._change(partial(register, self.stores, layout, config, arguments))
+        layout, config = self.state.layout, self.state.config
+
+        def look_and_register() -> tuple[Repo, bool]:
+            known = {repo.id for repo in self.stores.registry.all()}
+            repo = register(self.stores, layout, config, arguments)
+            return repo, repo.id not in known
+
+        # One after the other, so that only one of two at once is told that it is new.
+        async with self._registering:
+            repo, is_new = await self._change(look_and_register)
         # Its mirror may already be on disk, with turns that the audit log does not know.
         await self.recording.found.look([repo.name])
         outcome = None
         if arguments.get("wait", True) and not self.scheduler.health(repo.id).cloned:
             outcome = await self.scheduler.refresh_now(repo, tell, insist=True)
-        return added_document(repo, self.scheduler.health(repo.id), layout, config, outcome), repo.id not in known
+        return added_document(repo, self.scheduler.health(repo.id), layout, config, outcome), is_new
 
     async def change(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Changes `enabled`, `branch` or `interval`. Raises UnknownRepo, Conflict, UsageError."""
@@ -89,12 +101,17 @@ class Operations:
 
     async def remove(self, name: str, *, purge: bool) -> dict[str, Any]:
         """Unregisters a repository; with `purge`, also deletes its mirror and its snapshots."""
-        await self._change(partial(unregister, self.stores, self.state.layout, self.state.config, name, purge=purge))
-        if purge:
-            async with self.mirrors.locks.exclusive(name):
-                await asyncio.to_thread(self.mirrors(name).discard)
-            await self.workspaces.delete(name)
-        return {"name": name, "purged": purge}
+        gone = partial(unregister, self.stores, self.state.layout, self.state.config, name, purge=purge)
+
+        async def work() -> dict[str, Any]:
+            await self._change(gone)
+            if purge:
+                async with self.mirrors.locks.exclusive(name):
+                    await asyncio.to_thread(self.mirrors(name).discard)
+                await self.workspaces.delete(name)
+            return {"name": name, "purged": purge}
+
+        return await self._to_the_end(work())
 
     async def refresh(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Refreshes now and waits. No names mean all enabled repositories."""
@@ -111,7 +128,7 @@ class Operations:
         [owner] = self._found([repo])
         for row in await asyncio.to_thread(self.stores.sessions.matching, repo, session):
             if row["session"] == session:
-                await self.recording.retention.end(owner, [row], "ended by an operator")
+                await self._to_the_end(self.recording.retention.end(owner, [row], "ended by an operator"))
                 return {"repo": repo, "session": session}
         raise NotFound(f"{repo} has no session {session}", hint=f"`sessions --repo {repo}` lists them")
 
@@ -167,7 +184,16 @@ class Operations:
             await self.follower.follow()
             return changed
 
-        changing = asyncio.create_task(work(), name="change of the registry")
+        return await self._to_the_end(work())
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, Changed]) -> Changed:
+        """Does all of `work` even if the client hangs up in between: half of it would be a node that nobody wanted."""
+        changing = asyncio.create_task(work, name="change that a client asked for")
         self._changing.add(changing)
         changing.add_done_callback(self._changing.discard)
         return await asyncio.shield(changing)
+
+    async def settle(self) -> None:
+        """Waits for changes whose clients have gone, for SETTLED seconds at most."""
+        if self._changing:
+            await asyncio.wait(self._changing, timeout=SETTLED)

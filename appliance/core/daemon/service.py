@@ -221,6 +221,7 @@ class Service:
         # Report the fetches that have ended while subscribers of the event stream are still connected.
         await rooms.observing.fetches.settle()
         await self._control.stop()
+        await rooms.operations.settle()
         await rooms.fetching.warmer.stop()
         await rooms.workspaces.stop()
         await rooms.fetching.cache.stop()

@@ -30,7 +30,7 @@ class Event:
 
     names: ClassVar[tuple[str, ...]] = ()
     goes_out: ClassVar[bool] = False
-    """Whether `[events]` passes it to a platform. The others are for operators of this node alone."""
+    """Whether `[events]` passes it to a platform. The others are many, and only `/v1/events` has them."""
 
     at: float = field(default_factory=time.time)
 

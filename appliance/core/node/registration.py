@@ -34,7 +34,10 @@ WAIT_FOR_OWNER = 600.0
 
 
 def register(stores: Stores, layout: Layout, config: Config, arguments: Mapping[str, Any]) -> Repo:
-    """Registers a repository from `add-repo`'s url, name, branch, interval and allow_local. Raises UsageError."""
+    """Registers a repository from `add-repo`'s url, name, branch, interval and allow_local.
+
+    Raises UsageError, and Conflict if the name is another upstream's.
+    """
     wanted = wanted_repo(
         arguments["url"],
         name=arguments.get("name"),
@@ -43,7 +46,11 @@ def register(stores: Stores, layout: Layout, config: Config, arguments: Mapping[
         allow_local=bool(arguments.get("allow_local")) or config.refresh.allow_local,
         has_key=make_keyring(config).has_key,
     )
-    refuse_foreign_leftover(layout, wanted)
+    try:
+        # Of one that is registered, the registry knows the upstream.
+        stores.registry.get(wanted.name)
+    except UnknownRepo:
+        refuse_foreign_leftover(layout, wanted)
     return stores.registry.add(wanted)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from appliance.core.access.privacy import Privacy
 from appliance.core.config.credentials import Credentials
 from appliance.core.config.settings import Config, RepoConfig
-from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.errors import Conflict, GitmirrorError, UsageError
 from appliance.core.git.command import Git, git_environment, write_git_configs
 from appliance.core.git.complaints import Hear, hears_nothing
 from appliance.core.git.keyring import Keyring
@@ -195,12 +195,12 @@ def _wanted_entry(repo: RepoConfig, config: Config) -> Wanted:
 
 
 def refuse_foreign_leftover(layout: Layout, wanted: Wanted) -> None:
-    """Checks that a mirror that `remove-repo` left on disk is of the same upstream. Raises UsageError if it is not."""
+    """Checks that a mirror that `remove-repo` left on disk is of the same upstream. Raises Conflict if it is not."""
     config = layout.mirror(wanted.name) / "config"
     url = configured_url(config)
     if url is not None and not same_upstream(url, wanted.url):
-        raise UsageError(
-            f"{layout.mirror(wanted.name)} is still the mirror of {url}",
+        raise Conflict(
+            f"{wanted.name} on this node's disk is still the mirror of {url}",
             hint=f"give this repository another --name; remove-repo {wanted.name} --purge deletes that mirror with all "
             "sessions recorded in it",
         )

@@ -138,9 +138,12 @@ class Subscription:
         """How many events with one of `names` came until then; None if nobody knows."""
 
     @property
-    def position(self) -> str:
-        """The id after which the next `take` goes on."""
-        return self._stream.id_of(self._cursor)
+    def position(self) -> str | None:
+        """The id after which the next `take` goes on; None while it has yet to be told that it lost an unknown number.
+
+        Whoever came back with an id would no longer be told.
+        """
+        return None if self._is_stranger else self._stream.id_of(self._cursor)
 
     async def take(
         self, within: float | None = None, is_allowed: Callable[[], bool] = lambda: True

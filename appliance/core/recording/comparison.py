@@ -129,11 +129,13 @@ def find_session(stores: Stores, repo: str, name: str) -> dict[str, Any]:
 
 
 def find_turn(session: str, turns: Sequence[Turn], number: int | None) -> tuple[int, Turn]:
-    """A turn of `turns` and its number, or the last one for None. Raises NotFound and UsageError."""
+    """A turn of `turns` and its number, or the last one for None. Raises NotFound."""
     if not turns:
         raise NotFound(f"{session} has no turns any more", hint="it was ended meanwhile; `sessions` lists what is")
     if number is not None and not 1 <= number <= len(turns):
-        raise UsageError(f"{session} has no turn {number}", hint=f"its turns are 1 to {len(turns)}")
+        # A command is used wrongly then, as before.
+        hint = f"its turns are 1 to {len(turns)}"
+        raise NotFound(f"{session} has no turn {number}", hint=hint, exit_code=UsageError.default_exit_code)
     chosen = number or len(turns)
     return chosen, turns[chosen - 1]
 

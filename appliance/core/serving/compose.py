@@ -34,6 +34,9 @@ from appliance.core.serving.push.relay import PushAuthority
 
 API = "/v1"
 """Where the API begins on the admin port."""
+MOST_OPERATORS = 2048
+"""Connections to the admin port at once, a thousand event streams among them. What guests are allowed says nothing
+about it."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def compose_ports(
     """Builds the guests' ports and their acceptors. Nothing is accepted until the caller starts the acceptors."""
     limits = Limits.of(config)
     admission = Admission(limits)
-    guests, operators = Seats(limits.max_connections), Seats(limits.max_connections)
+    guests, operators = Seats(limits.max_connections), Seats(MOST_OPERATORS)
     writing = partial(mirrors.locks.shared, preempt=True)
     git = GitPort(Serving(mirrors, children, daemon, authority, fetching.engine, writing), gate, admission)
     budget = fetching.engine.budget
@@ -124,7 +127,7 @@ def compose_admin_port(config: ServeConfig, ports: Ports, routes: AdminRoutes, a
 
     def explain(error: HttpError, target: bytes) -> tuple[str, str]:
         path = unquote(target.partition(b"?")[0].decode("ascii", "replace"), errors="replace")
-        return (api.explain if _is_of_api(path) else in_plain_text)(error, target)
+        return (api.explain if _is_of_api(path) or not target else in_plain_text)(error, target)
 
     # An event stream has no end, and a first clone that somebody waits for may take hours.
     limits = replace(Limits.of(config), total_timeout=A_YEAR)

@@ -42,7 +42,7 @@ class AsgiHandler:
         call = _Call(exchange)
         if not exchange.has_body:
             # Only one task may read from a connection, and from here on `left` waits for it to end.
-            await exchange.receive()
+            await exchange.end_request()
             call.is_body_read.set()
         # Otherwise it would count as idle when connections are scarce, and make room for another.
         exchange.seat.begin()

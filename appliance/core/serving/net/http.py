@@ -152,6 +152,10 @@ class Exchange:
                 await asyncio.Event().wait()
         self._connection.receive_data(b"")
 
+    async def end_request(self) -> None:
+        """Receives the end of a request without a body."""
+        await self._next_piece()
+
     async def _next_piece(self) -> bytes:
         """The next bytes of the body, not decoded; empty at the end, and empty again if called again."""
         if self._ended:
