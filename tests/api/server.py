@@ -30,6 +30,7 @@ from appliance.core.serving.net.admission import Admission
 from appliance.core.serving.net.http_pages import plain_routes
 from appliance.core.serving.net.seats import Seats
 from appliance.core.serving.net.sockets import listen
+from appliance.core.store.database import StoreError
 from appliance.core.units import Address
 
 
@@ -59,6 +60,7 @@ class ApiServer:
         self.path = path or layout.control_socket
         self.seen: list[str] = []
         self.tokens: dict[str, FakeToken] = {}
+        self.tokens_lost: StoreError | None = None
         self.stream = EventStream()
         self._claim = claim(layout, SERVE, control=self.path)
         self.loop = asyncio.new_event_loop()
@@ -117,6 +119,8 @@ class ApiServer:
         self._admin.start([listening])
 
     async def _find(self, token: str) -> Token | None:
+        if self.tokens_lost is not None:
+            raise self.tokens_lost
         return self.tokens.get(token)
 
     def _operations(self) -> list[Operation]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from appliance.core.store.database import StoreError
 from tests.api.server import ApiServer, FakeToken
-from tests.api.wire import Response, Wire
+from tests.api.wire import Response, Wire, request
 from tests.serving.conftest import Node, node
 
 __all__ = ["node"]
@@ -78,6 +79,15 @@ def test_a_revoked_token_stops_at_once(server: ApiServer) -> None:
         assert wire.ask("GET", "/v1/query", Authorization="Bearer r").status == 200
         del server.tokens["r"]
         assert_unauthorized(wire.ask("GET", "/v1/query", Authorization="Bearer r"), "GET")
+
+
+def test_a_broken_database_tells_strangers_nothing(server: ApiServer) -> None:
+    """Its error names paths of the node."""
+    server.tokens_lost = StoreError("the database /secret/gitmirror.db is missing")
+    with Wire(server.admin) as wire:
+        answer = wire.say(request("GET", "/v1/query", Authorization="Bearer guess")).response()
+    problem = answer.problem(503, "unavailable")
+    assert "/secret" not in str(problem) and "cannot be looked up" in problem["detail"]
 
 
 def test_who_opens_the_socket_needs_no_token(server: ApiServer) -> None:

@@ -143,6 +143,26 @@ def test_who_comes_back_after_a_restart_is_told_and_goes_on() -> None:
     run(test)
 
 
+def test_who_is_cut_off_before_it_is_told_of_a_loss_is_told_the_next_time() -> None:
+    """The first bytes gave it an id of this `serve`, with which nothing is lost."""
+
+    async def test() -> None:
+        before, stream, client = EventStream(), EventStream(), Client()
+        stream.publish(fetch("1"))
+        client.last_id = before.id_of(0)
+        for _ in range(2):
+            with stream.watching(after=client.last_id) as subscription:
+                async with opened(subscription) as source:
+                    await read(source, client)
+        with stream.watching(after=client.last_id) as subscription:
+            async with opened(subscription) as source:
+                await read(source, client)
+                await read(source, client)
+        assert client.wants == ["lost", "1"]
+
+    run(test)
+
+
 def test_a_quiet_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a comment, which moves the place of a client over events that it did not ask for."""
     monkeypatch.setattr(event_source, "KEEP_ALIVE", 0.01)

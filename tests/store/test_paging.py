@@ -40,7 +40,6 @@ class Paged:
     add: Callable[[Stores, int], object]
     page: Callable[..., tuple[list[Any], str | None]]
     whole: Callable[[Stores], list[Any]]
-    at_the_front: bool = True
 
 
 def push(stores: Stores, number: int, repo: str = REPO) -> int:
@@ -86,12 +85,6 @@ LISTS = {
         lambda stores, **given: stores.api_tokens.page(**given),
         lambda stores: stores.api_tokens.all(),
     ),
-    "repos": Paged(
-        lambda stores, number: stores.registry.add(Wanted(f"o/r{number:03}", f"https://h/o/{number}")),
-        lambda stores, **given: stores.registry.page(**given),
-        lambda stores: stores.registry.all(),
-        at_the_front=False,
-    ),
 }
 
 
@@ -129,7 +122,7 @@ def test_rows_that_arrive_meanwhile_neither_repeat_nor_hide_any(listed: Paged, s
         listed.add(stores, number)
     before = listed.whole(stores)
     arriving = iter(range(9, 99))
-    found = pages(listed, stores, 2, lambda: listed.add(stores, next(arriving)) if listed.at_the_front else None)
+    found = pages(listed, stores, 2, lambda: listed.add(stores, next(arriving)))
     assert found == before
 
 

@@ -39,8 +39,7 @@ async def event_source(
 
 def _place(subscription: Subscription) -> str:
     """An id without data, which a client remembers, and which is no event to it."""
-    position = subscription.position
-    return "\n" if position is None else f"id: {position}\n\n"
+    return f"id: {subscription.position}\n\n"
 
 
 def _message(event: StreamedEvent) -> bytes:

@@ -27,6 +27,9 @@ taken is memory of its own: 16 MiB for a thousand of them."""
 WOKEN_AT_ONCE = 32
 """The most subscribers that wake in one turn of the event loop. Between two turns, it serves other connections."""
 
+UNKNOWN = "unknown"
+"""The id of a place that nobody knows."""
+
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
 
 
@@ -138,12 +141,13 @@ class Subscription:
         """How many events with one of `names` came until then; None if nobody knows."""
 
     @property
-    def position(self) -> str | None:
-        """The id after which the next `take` goes on; None while it has yet to be told that it lost an unknown number.
+    def position(self) -> str:
+        """The id after which the next `take` goes on.
 
-        Whoever came back with an id would no longer be told.
+        While it has yet to be told that nobody knows what it lost, this is no id of this `serve`: whoever came back
+        with one would no longer be told.
         """
-        return None if self._is_stranger else self._stream.id_of(self._cursor)
+        return UNKNOWN if self._is_stranger else self._stream.id_of(self._cursor)
 
     async def take(
         self, within: float | None = None, is_allowed: Callable[[], bool] = lambda: True

@@ -71,12 +71,3 @@ def cut(
     if limit is None or len(found) <= limit:
         return found, None
     return found[:limit], encode(of, *key(found[limit - 1]))
-
-
-def page_by_name(
-    of: str, found: Sequence[Row], name: Callable[[Row], str], after: str | None, limit: int | None
-) -> tuple[list[Row], str | None]:
-    """One page of a list in memory that is sorted by a unique name."""
-    last = None if after is None else str(decode(of, after, str)[0])
-    rest = [row for row in found if last is None or name(row) > last]
-    return cut(of, rest, limit, lambda row: (name(row),))

@@ -11,7 +11,6 @@ import sqlite_utils
 from appliance.core.errors import Conflict, NotFound
 from appliance.core.models import Repo
 from appliance.core.names import check_branch_name
-from appliance.core.store.cursors import page_by_name
 from appliance.core.store.database import Database, rows
 
 
@@ -44,10 +43,6 @@ class Registry:
         """Every registered repository, sorted by name."""
         with self._database.reading() as connection:
             return [_repo(row) for row in rows(connection, "SELECT * FROM repos ORDER BY name")]
-
-    def page(self, *, after: str | None = None, limit: int | None = None) -> tuple[list[Repo], str | None]:
-        """One page of `all`, and the cursor of the next. Raises UsageError for a cursor of another list."""
-        return page_by_name("repos", self.all(), lambda repo: repo.name, after, limit)
 
     def get(self, name: str) -> Repo:
         """The repository with that name. Raises UnknownRepo."""
