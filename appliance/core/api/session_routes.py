@@ -200,8 +200,7 @@ class SessionRoutes:
         name = call.path["session"]
 
         def look() -> tuple[dict[str, Any] | None, list[Turn]]:
-            rows = self._stores.sessions.matching(call.repo, name)
-            session = next((row for row in rows if row["session"] == name), None)
+            session = self._stores.sessions.get(call.repo, name)
             return session, self._stores.sessions.turns(call.repo, name) if session else []
 
         session, turns = await asyncio.to_thread(look)
