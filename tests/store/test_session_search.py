@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from appliance.core.errors import UsageError
 from appliance.core.models import Turn
+from appliance.core.store import sessions as sessions_module
 from appliance.core.store.audit import Attempt
 from appliance.core.store.database import Database
 from appliance.core.store.sessions import SessionStore
@@ -243,3 +245,31 @@ def test_listing_has_the_rows_and_order_that_it_had(stores: Stores, record: Reco
     assert isinstance(stores.sessions, SessionStore)
     assert stores.sessions.all() == stores.sessions.find()[0]
     assert [row["session"] for row in stores.sessions.all(A)] == ["c", "b", "a"]
+
+
+# Beside others
+
+
+@pytest.mark.parametrize("wanted", [{"text": "a"}, {"path": "a.py"}, {}])
+def test_a_search_holds_up_no_push(
+    stores: Stores, record: Record, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, str]
+) -> None:
+    """While it runs, another thread reads and writes."""
+    record("agent", "a.py")
+    read, waited = sessions_module.rows, list[bool]()
+
+    def rows(connection: Any, sql: str, *values: Any) -> list[dict[str, Any]]:
+        connection.execute("BEGIN")
+        connection.execute("SELECT 1 FROM sessions").fetchall()
+        other = threading.Thread(target=stores.sessions.keep, args=(A, "agent", True), daemon=True)
+        monkeypatch.setattr(sessions_module, "rows", read)
+        other.start()
+        other.join(10)
+        waited.append(other.is_alive())
+        return read(connection, sql, *values)
+
+    monkeypatch.setattr(sessions_module, "rows", rows)
+    # Its view is that of its beginning, and the next search has the change.
+    assert [row["kept"] for row in stores.sessions.find(**wanted)[0]] == [False]
+    assert waited == [False]
+    assert [row["kept"] for row in stores.sessions.find(**wanted)[0]] == [True]

@@ -115,7 +115,7 @@ class SessionStore:
         RFC 3339, in UTC: the last turn is not older. Turns that are not indexed yet have no paths and no messages.
         """
         where, values = conditions(repo, path, text, since, after)
-        with self._database.reading() as connection:
+        with self._database.searching() as connection:
             found = rows(
                 connection,
                 f"SELECT {_LISTED} FROM sessions s WHERE {where} ORDER BY last_at DESC, session, repo LIMIT ?",
