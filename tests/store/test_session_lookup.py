@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,6 @@ def test_one_of_many_sessions_is_found_at_once(database: Database) -> None:
     store = SessionStore(database)
     assert steps(database, store.all) > 30
     for prefix, count in (("s777", 1), ("s77", 1), ("s299", 1), ("s300", 1), ("t", 0)):
-        assert steps(database, lambda prefix=prefix: store.matching(REPO, prefix)) <= 1
+        assert steps(database, partial(store.matching, REPO, prefix)) <= 1
         assert len(store.matching(REPO, prefix)) == count
     assert steps(database, lambda: store.get(REPO, "s1234")) <= 1

@@ -11,14 +11,14 @@ import pytest
 
 from appliance.core.errors import UsageError
 from appliance.core.models import Turn
-from appliance.core.store import sessions as sessions_module
 from appliance.core.store.audit import Attempt
-from appliance.core.store.database import Database
+from appliance.core.store.database import Database, rows
 from appliance.core.store.sessions import SessionStore
 from appliance.core.store.stores import Stores
 from appliance.core.store.turn_index import TurnContents
 
 A, B = "o/a", "o/b"
+ROWS = "appliance.core.store.sessions.rows"
 AT = "2026-01-01T00:00:{:02}.000Z"
 
 
@@ -252,23 +252,23 @@ def test_listing_has_the_rows_and_order_that_it_had(stores: Stores, record: Reco
 
 @pytest.mark.parametrize("wanted", [{"text": "a"}, {"path": "a.py"}, {}])
 def test_a_search_holds_up_no_push(
-    stores: Stores, record: Record, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, str]
+    stores: Stores, record: Record, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any]
 ) -> None:
     """While it runs, another thread reads and writes."""
     record("agent", "a.py")
-    read, waited = sessions_module.rows, list[bool]()
+    waited = list[bool]()
 
-    def rows(connection: Any, sql: str, *values: Any) -> list[dict[str, Any]]:
+    def beside(connection: Any, sql: str, *values: Any) -> list[dict[str, Any]]:
         connection.execute("BEGIN")
         connection.execute("SELECT 1 FROM sessions").fetchall()
         other = threading.Thread(target=stores.sessions.keep, args=(A, "agent", True), daemon=True)
-        monkeypatch.setattr(sessions_module, "rows", read)
+        monkeypatch.setattr(ROWS, rows)
         other.start()
         other.join(10)
         waited.append(other.is_alive())
-        return read(connection, sql, *values)
+        return rows(connection, sql, *values)
 
-    monkeypatch.setattr(sessions_module, "rows", rows)
+    monkeypatch.setattr(ROWS, beside)
     # Its view is that of its beginning, and the next search has the change.
     assert [row["kept"] for row in stores.sessions.find(**wanted)[0]] == [False]
     assert waited == [False]
