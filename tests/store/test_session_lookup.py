@@ -91,7 +91,7 @@ def test_one_of_many_sessions_is_found_at_once(database: Database) -> None:
     """Every request about a session looks it up, under the lock that pushes wait for."""
     insert(database, *(f"s{number}" for number in range(3000)))
     store = SessionStore(database)
-    assert steps(database, store.all) > 30
+    assert steps(database, partial(store.page, REPO, 3000)) > 30
     for prefix, count in (("s777", 1), ("s77", 1), ("s299", 1), ("s300", 1), ("t", 0)):
         assert steps(database, partial(store.matching, REPO, prefix)) <= 1
         assert len(store.matching(REPO, prefix)) == count
