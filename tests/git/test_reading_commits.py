@@ -131,6 +131,25 @@ def test_what_names_a_commit(lab: Lab, mirror: Mirror) -> None:
         assert lab.run(commit_of(mirror, name)) == tagged
 
 
+def test_the_ref_of_an_archived_session_is_read_by_its_own_name(lab: Lab, mirror: Mirror) -> None:
+    """A session that was idle for a day has moved to where pushes do not see it, and is no other session for that."""
+    path = mirror.path
+    tip, older = git("rev-parse", "main", cwd=path), git("rev-parse", "main~2", cwd=path)
+    git("update-ref", "refs/gitmirror/archive/s-1", older, cwd=path)
+    for name in ("refs/agents/s-1", "agents/s-1"):
+        assert lab.run(commit_of(mirror, name)) == older
+        assert lab.run(list_commits(mirror, name, None, 1)).items[0]["oid"] == older
+    for name in ("refs/gitmirror/archive/s-1", "gitmirror/archive/s-1", "s-1", "refs/agents/s", "refs/agents/s-1/x"):
+        with pytest.raises(NotFound):
+            lab.run(commit_of(mirror, name))
+    # A push has put it back, and a branch has the short name.
+    git("update-ref", "refs/agents/s-1", tip, cwd=path)
+    assert lab.run(commit_of(mirror, "refs/agents/s-1")) == tip
+    git("update-ref", "-d", "refs/agents/s-1", cwd=path)
+    git("update-ref", "refs/heads/agents/s-1", tip, cwd=path)
+    assert lab.run(commit_of(mirror, "agents/s-1")) == tip
+
+
 def test_a_branch_goes_before_a_tag_and_a_ref_before_a_short_id(lab: Lab, mirror: Mirror) -> None:
     """As people mean it; a full id is always an id."""
     path = mirror.path

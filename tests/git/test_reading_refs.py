@@ -152,3 +152,44 @@ def test_an_empty_mirror_has_no_refs(lab: Lab, tmp_path: Path) -> None:
     """It is served, with nothing in it."""
     page = lab.run(list_refs(Mirror(create_repository(tmp_path / "empty.git"), lab.git)))
     assert (page.items, page.next) == ([], None)
+
+
+def archive(path: Path, *sessions: str) -> None:
+    """What retention does with idle sessions."""
+    for session in sessions:
+        tip = git("rev-parse", f"refs/agents/{session}", cwd=path)
+        git("update-ref", f"refs/gitmirror/archive/{session}", tip, cwd=path)
+        git("update-ref", "-d", f"refs/agents/{session}", cwd=path)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, MOST_ITEMS])
+@pytest.mark.parametrize("prefix", ["", "refs/", "refs/agents/", "refs/agents/s", "refs/agents/deep/"])
+def test_an_archived_session_is_listed_as_before(lab: Lab, mirror: Mirror, limit: int, prefix: str) -> None:
+    """In the same place, with the same facts, under the name that was pushed."""
+    tip = git("rev-parse", "main", cwd=mirror.path)
+    for session in ("a", "s-1", "s-2", "s-3", "deep/er", "zz"):
+        git("update-ref", f"refs/agents/{session}", tip, cwd=mirror.path)
+    before = listed(lab, mirror, limit, prefix)
+    archive(mirror.path, "a", "s-2", "deep/er", "zz")
+    assert listed(lab, mirror, limit, prefix) == before
+    assert {each["ref"] for each in before} & {"refs/agents/s-2", "refs/agents/deep/er"}
+    git("pack-refs", "--all", cwd=mirror.path)
+    assert listed(lab, mirror, limit, prefix) == before
+
+
+@pytest.mark.parametrize("prefix", ["refs/gitmirror/", "refs/gitmirror/archive/s", "refs/heads/", "refs/tags/"])
+def test_the_archive_is_listed_under_no_other_name(lab: Lab, mirror: Mirror, prefix: str) -> None:
+    """Its place is private, and it holds no branch and no tag."""
+    before = listed(lab, mirror, 5, prefix)
+    archive(mirror.path, "agent-1")
+    assert listed(lab, mirror, 5, prefix) == before
+
+
+def test_a_session_that_is_in_both_places_is_listed_once(lab: Lab, mirror: Mirror) -> None:
+    """A push put it back a moment ago: its own ref is newer."""
+    older = git("rev-parse", "main~1", cwd=mirror.path)
+    git("update-ref", "refs/gitmirror/archive/agent-1", older, cwd=mirror.path)
+    [session] = listed(lab, mirror, 1, "refs/agents/")
+    assert (session["ref"], session["oid"]) == ("refs/agents/agent-1", git("rev-parse", "main", cwd=mirror.path))
+    page = lab.run(list_refs(mirror, "refs/agents/", None, 1))
+    assert page.next is None

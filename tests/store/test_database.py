@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.store import database as database_module
-from appliance.core.store.database import Database, StoreError, rows
+from appliance.core.store.database import Database, DatabaseLost, StoreError, rows
 from appliance.core.store.migrations import MIGRATIONS
 
 
@@ -177,3 +177,55 @@ def test_one_that_is_taken_away_while_it_is_opened_is_not_made_anew(
     with pytest.raises(StoreError, match="unable to open"):
         Database(path, create=False)
     assert not path.exists()
+
+
+def search(database: Database) -> list[str]:
+    with database.searching() as connection:
+        return [row["repo"] for row in rows(connection, "SELECT repo FROM refreshes ORDER BY id")]
+
+
+def test_a_search_reads_what_was_committed_and_writes_nothing(path: Path) -> None:
+    """Its connection is its own, and ends with it."""
+    database = Database(path)
+    add_row(database, "o/r")
+    with database.searching() as connection:
+        add_row(database, "o/s")
+        assert [row["repo"] for row in rows(connection, "SELECT repo FROM refreshes ORDER BY id")] == ["o/r", "o/s"]
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            connection.execute("DELETE FROM refreshes")
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
+    assert names(database) == ["o/r", "o/s"]
+
+
+def test_a_search_finds_a_missing_or_replaced_file_as_others_do(path: Path, tmp_path: Path) -> None:
+    """It makes none, says in words what is wrong, and reads the file that is there now."""
+    database, other = Database(path), Database(tmp_path / "other.db")
+    add_row(database, "o/r")
+    add_row(other, "o/other")
+    other.close()
+    for left in (path, *path.parent.glob("gitmirror.db-*")):
+        left.unlink()
+    with pytest.raises(StoreError, match="is missing"):
+        search(database)
+    assert not list(path.parent.glob("gitmirror.db*"))
+    shutil.copy(tmp_path / "other.db", path)
+    assert search(database) == ["o/other"]
+    with pytest.raises(StoreError, match="no such table"), database.searching() as connection:
+        rows(connection, "SELECT 1 FROM nonsense")
+
+
+def test_a_search_that_finds_damage_reports_it(path: Path) -> None:
+    """As every other read does: the log takes no push until the file is whole."""
+    database = Database(path)
+    for number in range(500):
+        add_row(database, f"o/{number}")
+    database.close()
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096 * 2)
+        file.write(b"\xff" * (size - 4096 * 2))
+    damaged = Database(path, create=False, patient=True)
+    with pytest.raises(DatabaseLost):
+        search(damaged)
+    assert damaged.damage is not None

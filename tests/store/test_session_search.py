@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import pytest
 from appliance.core.errors import UsageError
 from appliance.core.models import Turn
 from appliance.core.store.audit import Attempt
-from appliance.core.store.database import Database
+from appliance.core.store.database import Database, rows
 from appliance.core.store.sessions import SessionStore
 from appliance.core.store.stores import Stores
 from appliance.core.store.turn_index import TurnContents
 
 A, B = "o/a", "o/b"
+ROWS = "appliance.core.store.sessions.rows"
 AT = "2026-01-01T00:00:{:02}.000Z"
 
 
@@ -243,3 +245,31 @@ def test_listing_has_the_rows_and_order_that_it_had(stores: Stores, record: Reco
     assert isinstance(stores.sessions, SessionStore)
     assert stores.sessions.all() == stores.sessions.find()[0]
     assert [row["session"] for row in stores.sessions.all(A)] == ["c", "b", "a"]
+
+
+# Beside others
+
+
+@pytest.mark.parametrize("wanted", [{"text": "a"}, {"path": "a.py"}, {}])
+def test_a_search_holds_up_no_push(
+    stores: Stores, record: Record, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any]
+) -> None:
+    """While it runs, another thread reads and writes."""
+    record("agent", "a.py")
+    waited = list[bool]()
+
+    def beside(connection: Any, sql: str, *values: Any) -> list[dict[str, Any]]:
+        connection.execute("BEGIN")
+        connection.execute("SELECT 1 FROM sessions").fetchall()
+        other = threading.Thread(target=stores.sessions.keep, args=(A, "agent", True), daemon=True)
+        monkeypatch.setattr(ROWS, rows)
+        other.start()
+        other.join(10)
+        waited.append(other.is_alive())
+        return rows(connection, sql, *values)
+
+    monkeypatch.setattr(ROWS, beside)
+    # Its view is that of its beginning, and the next search has the change.
+    assert [row["kept"] for row in stores.sessions.find(**wanted)[0]] == [False]
+    assert waited == [False]
+    assert [row["kept"] for row in stores.sessions.find(**wanted)[0]] == [True]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
@@ -79,6 +80,8 @@ class SessionRoutes:
         self._node = node
         self._stores = stores
         self._reading = asyncio.Semaphore(DOCUMENTS)
+        # A thread and no semaphore, because a search goes on after whoever asked has left.
+        self._searches = ThreadPoolExecutor(1, thread_name_prefix="search")
 
     def operations(self) -> list[Operation]:
         """The routes, in the order of the documentation."""
@@ -140,7 +143,10 @@ class SessionRoutes:
 
     async def _sessions(self, call: Call) -> Any:
         query = call.query
-        items, cursor = await asyncio.to_thread(
+        # A search reads the text of every turn, which takes a processor from those who serve guests: one at a time.
+        searches = self._searches if query.get("q") or query.get("path") else None
+        items, cursor = await asyncio.get_running_loop().run_in_executor(
+            searches,
             self._stores.sessions.find,
             query.get("repo"),
             query.get("path"),
@@ -206,8 +212,7 @@ class SessionRoutes:
         name = call.path["session"]
 
         def look() -> tuple[dict[str, Any] | None, list[Turn]]:
-            rows = self._stores.sessions.matching(call.repo, name)
-            session = next((row for row in rows if row["session"] == name), None)
+            session = self._stores.sessions.get(call.repo, name)
             return session, self._stores.sessions.turns(call.repo, name) if session else []
 
         session, turns = await asyncio.to_thread(look)

@@ -17,7 +17,7 @@ from appliance.core.errors import NotFound, TooLarge, UsageError
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import QUICK, Mirror
 from appliance.core.git.objects import StoredText, stored_texts
-from appliance.core.git.ref_sets import beside
+from appliance.core.git.ref_sets import archived, beside, shown
 from appliance.core.git.revisions import FULL_ID, READABLE, commit_of, commits_of, raw_name, raw_text
 from appliance.core.text import escape, storable
 
@@ -98,17 +98,22 @@ async def _names(mirror: Mirror, prefix: bytes, after: bytes, limit: int) -> tup
     begins = [max(prefix, each.encode(), key=len) for each in READABLE if _overlap(prefix, each.encode())]
     if not begins or any(byte in prefix for byte in b"*?[\\"):
         return [], False
-    patterns = [os.fsdecode(begin[: begin.rindex(b"/") + 1]) for begin in begins]
+    below = [begin[: begin.rindex(b"/") + 1] for begin in begins]
+    below += [name for name in map(archived, below) if name is not None]
     output = await mirror.git.run(
-        "for-each-ref", "--format=%(objectname) %(refname)", *patterns, cwd=mirror.path, deadline=QUICK
+        "for-each-ref", "--format=%(objectname) %(refname)", *map(os.fsdecode, below), cwd=mirror.path, deadline=QUICK
     )
 
     def choose() -> tuple[list[tuple[str, str]], bool]:
-        pairs = (line.split(b" ", 1) for line in output.stdout.split(b"\n") if line)
-        chosen = [(ref, oid) for oid, ref in pairs if ref > after and ref.startswith(prefix)]
-        chosen.sort()
-        page = [(oid.decode(), ref.decode("utf-8", "surrogateescape")) for ref, oid in chosen[:limit]]
-        return page, len(chosen) > limit
+        oids: dict[bytes, bytes] = {}
+        for line in output.stdout.split(b"\n"):
+            oid, _, name = line.partition(b" ")
+            ref = shown(name)
+            if ref > after and ref.startswith(prefix):
+                # git sorts, so the ref of a session that is in the archive still comes before the one there.
+                oids.setdefault(ref, oid)
+        chosen = sorted(oids)
+        return [(oids[ref].decode(), os.fsdecode(ref)) for ref in chosen[:limit]], len(chosen) > limit
 
     return await beside(len(output.stdout) // 64, choose)
 

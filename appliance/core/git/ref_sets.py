@@ -15,6 +15,10 @@ _T = TypeVar("_T")
 
 FOLLOWED = ("refs/heads/", "refs/tags/")
 """Prefixes of the refs that a mirror copies from its upstream."""
+AGENTS = "refs/agents/"
+"""Sessions with a turn of late: the only refs that guests push."""
+ARCHIVE = "refs/gitmirror/archive/"
+"""Idle sessions, which receive-pack need not read. Whoever reads a mirror finds them under their names below AGENTS."""
 ANCHORS = "refs/gitmirror/anchors/"
 TIPS = "refs/gitmirror/tips/"
 """Old tips of the registered branch: the only private refs that receive-pack advertises. Without them, a guest that
@@ -37,6 +41,16 @@ def parse_local(output: bytes) -> dict[str, str]:
     """Parses lines of `OID NAME` into refs by name."""
     lines = output.decode("utf-8", "surrogateescape").splitlines()
     return {name: oid for oid, _, name in (line.partition(" ") for line in lines)}
+
+
+def archived(ref: bytes) -> bytes | None:
+    """What a session's ref, or the beginning of one, is called in the archive; None if it is no session's."""
+    return ARCHIVE.encode() + ref.removeprefix(AGENTS.encode()) if ref.startswith(AGENTS.encode()) else None
+
+
+def shown(ref: bytes) -> bytes:
+    """The name under which a ref is read: that of an archived session is the one that was pushed."""
+    return AGENTS.encode() + ref.removeprefix(ARCHIVE.encode()) if ref.startswith(ARCHIVE.encode()) else ref
 
 
 def anchoring(changes: Iterable[RefChange], branch: str | None) -> dict[str, None]:

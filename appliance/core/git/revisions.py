@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 from appliance.core.errors import NotFound, UsageError
 from appliance.core.git.mirror import QUICK, Mirror
+from appliance.core.git.ref_sets import AGENTS, archived
 from appliance.core.text import escape
 
-READABLE = ("refs/heads/", "refs/tags/", "refs/agents/")
+READABLE = ("refs/heads/", "refs/tags/", AGENTS)
 """Prefixes of the refs that can be read by name: the upstream's, and the sessions. Not ours below `refs/gitmirror/`."""
 
 FULL_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -100,6 +101,8 @@ async def _object_of(mirror: Mirror, name: str) -> str | None:
     raw = raw_name(name)
     candidates = [raw] if raw.startswith(b"refs/") else [b"refs/heads/" + raw, b"refs/tags/" + raw, b"refs/" + raw]
     readable = [each for each in candidates if each.startswith(tuple(prefix.encode() for prefix in READABLE))]
+    # After its own name, because a push may have put a session back that is in the archive still.
+    readable += [name for name in map(archived, readable) if name is not None]
     if readable:
         # A list of refs, because `rev-parse` would also take the branch `refs/heads/x` for the ref of this name.
         output = await mirror.git.run(

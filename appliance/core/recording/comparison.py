@@ -109,8 +109,7 @@ def find_other(stores: Stores, repo: str, text: str) -> Other:
     that name comes first, and `SESSION@TURN` is never the beginning of a longer name. A session that is called `base`
     or `previous` is named with its turn. Raises NotFound and UsageError.
     """
-    exact = any(row["session"] == text for row in stores.sessions.matching(repo, text))
-    if not exact and (match := _NAME_AND_TURN.fullmatch(text)):
+    if stores.sessions.get(repo, text) is None and (match := _NAME_AND_TURN.fullmatch(text)):
         return Other(find_session(stores, repo, match[1])["session"], int(match[2]))
     return Other(find_session(stores, repo, text)["session"], None)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.git import ref_sets
 from appliance.core.git.history import turn_facts
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Turn
@@ -18,7 +19,7 @@ from appliance.core.units import rfc3339
 log = logging.getLogger(__name__)
 
 TURNS = "refs/gitmirror/turns/"
-ARCHIVE = "refs/gitmirror/archive/"
+ARCHIVE = ref_sets.ARCHIVE
 LATEST = 2**32
 """Unix seconds. A later commit time is ignored, because guests write any value there."""
 

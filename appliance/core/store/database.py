@@ -1,7 +1,8 @@
 """The SQLite file: opening it, its migrations, its transactions, and readable errors.
 
-There is one connection, used by one thread at a time. Every write is a `BEGIN IMMEDIATE`, because the default deferred
-BEGIN of a read-then-write fails at once under load ("database is locked") instead of waiting for its turn.
+There is one connection, used by one thread at a time; a search has one of its own while it runs. Every write is a
+`BEGIN IMMEDIATE`, because the default deferred BEGIN of a read-then-write fails at once under load ("database is
+locked") instead of waiting for its turn.
 """
 
 from __future__ import annotations
@@ -73,6 +74,19 @@ class Database:
             yield self._checked()
 
     @contextlib.contextmanager
+    def searching(self) -> Iterator[sqlite_utils.Database]:
+        """A read-only connection for one long read, during which everybody else reads and writes. Raises StoreError.
+
+        It sees everything that was committed before, and nothing of a transaction that is open in this thread.
+        """
+        with self._readable_errors():
+            with self._lock:
+                self._checked()
+            # Opened anew each time, which takes less than a millisecond, so that it is always the file at `path`.
+            with contextlib.closing(self._connect("ro")) as conn:
+                yield sqlite_utils.Database(conn, execute_plugins=False)
+
+    @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite_utils.Database]:
         """The connection inside one IMMEDIATE transaction, which any error rolls back whole. Raises StoreError."""
         with self._lock, self._readable_errors():
@@ -127,8 +141,7 @@ class Database:
         # Read before opening, so that a file swapped in meanwhile does not count as the one that was opened.
         identity = _identity(self.path)
         # `rw` creates no file, in case it was removed since the check above.
-        uri = f"file:{quote(str(self.path))}?mode={'rwc' if create else 'rw'}"
-        conn = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        conn = self._connect("rwc" if create else "rw")
         try:
             connection = sqlite_utils.Database(conn, execute_plugins=False)
             # FULL, so that an audit event that was reported to a guest survives a power cut, not only a kill.
@@ -143,6 +156,10 @@ class Database:
         # From now on, a missing file counts as lost.
         self._create = False
         self.damage = None
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        uri = f"file:{quote(str(self.path))}?mode={mode}"
+        return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
     def _migrate(self, connection: sqlite_utils.Database) -> None:
         if not MIGRATIONS.pending(connection) and not self._from_the_future(connection):

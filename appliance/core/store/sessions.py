@@ -115,15 +115,14 @@ class SessionStore:
         RFC 3339, in UTC: the last turn is not older. Turns that are not indexed yet have no paths and no messages.
         """
         where, values = conditions(repo, path, text, since, after)
-        with self._database.reading() as connection:
+        with self._database.searching() as connection:
             found = rows(
                 connection,
                 f"SELECT {_LISTED} FROM sessions s WHERE {where} ORDER BY last_at DESC, session, repo LIMIT ?",
                 *values,
                 -1 if limit is None else limit + 1,
             )
-        listed = [row | {"kept": bool(row["kept"]), "archived": bool(row["archived"])} for row in found]
-        return cut(SESSIONS, listed, limit, key_of)
+        return cut(SESSIONS, [_listed(row) for row in found], limit, key_of)
 
     def page(self, repo: str | None, limit: int) -> list[dict[str, Any]]:
         """The newest `limit` sessions in the form of `all`, with the `subject` of their last turn."""
@@ -136,7 +135,7 @@ class SessionStore:
                 repo,
                 limit,
             )
-        return [row | {"kept": bool(row["kept"]), "archived": bool(row["archived"])} for row in found]
+        return [_listed(row) for row in found]
 
     def count(self, repo: str | None) -> int:
         """How many sessions there are."""
@@ -144,10 +143,18 @@ class SessionStore:
             [found] = rows(connection, "SELECT count(*) AS n FROM sessions WHERE (?1 IS NULL OR repo = ?1)", repo)
         return int(found["n"])
 
+    def get(self, repo: str, session: str) -> dict[str, Any] | None:
+        """The session with exactly that name, in the form of `all`, or None."""
+        return next(iter(self._listed_where("session = CAST(? AS TEXT)", repo, _raw(session))), None)
+
     def matching(self, repo: str, prefix: str) -> list[dict[str, Any]]:
-        """The session with exactly that name, otherwise all whose names begin with it."""
-        candidates = [row for row in self.all(repo) if row["session"].startswith(prefix)]
-        return [row for row in candidates if row["session"] == prefix] or candidates
+        """The session with exactly that name, otherwise all whose names begin with it, newest first."""
+        if exact := self.get(repo, prefix):
+            return [exact]
+        begin = _raw(prefix)
+        # UTF-8 has no byte 0xff, so every name that begins so lies below the second bound, and an index has them.
+        between = "session >= CAST(? AS TEXT) AND session < CAST(? AS TEXT)"
+        return self._listed_where(between, repo, begin, begin + b"\xff")
 
     def turns(self, repo: str, session: str) -> list[Turn]:
         """A session's turns, oldest first."""
@@ -293,6 +300,16 @@ class SessionStore:
             found = rows(connection, "SELECT turns FROM sessions WHERE repo = ? AND session = ?", repo, session)
         return int(found[0]["turns"]) if found else 0
 
+    def _listed_where(self, condition: str, repo: str, *values: Any) -> list[dict[str, Any]]:
+        with self._database.reading() as connection:
+            found = rows(
+                connection,
+                f"SELECT {_LISTED} FROM sessions WHERE repo = ? AND {condition} ORDER BY last_at DESC, session",
+                repo,
+                *values,
+            )
+        return [_listed(row) for row in found]
+
     def _end(self, connection: sqlite_utils.Database, row: dict[str, Any], last: int, reason: str, at: float) -> None:
         repo, session = row["repo"], row["session"]
         append_note(connection, rfc3339(at), repo, session, row["ref"], row["tip"], reason)
@@ -303,6 +320,15 @@ class SessionStore:
             renumber(connection, repo, session)
             summarise(connection, repo, session)
             forget_session(connection, repo, session)
+
+
+def _raw(name: str) -> bytes:
+    # Half a character can be in an address and in no stored name; as text, SQLite would refuse to compare it.
+    return name.encode("utf-8", "surrogatepass")
+
+
+def _listed(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"kept": bool(row["kept"]), "archived": bool(row["archived"])}
 
 
 def _turn(row: dict[str, Any]) -> Turn:
