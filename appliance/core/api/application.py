@@ -23,7 +23,7 @@ from appliance.core.api.access import Access, token_in
 from appliance.core.api.declaration import JSON, NDJSON, Call, Lasting, Operation, Reply, Scope, preferred
 from appliance.core.api.parsing import read_body, read_path, read_query
 from appliance.core.api.problem import VERSION_HEADER, Problem, kind_of, problem_document
-from appliance.core.api.slots import Slots
+from appliance.core.api.slots import OPERATOR, Slots
 from appliance.core.api.streams import GuardedStream, Pieces, Stream
 from appliance.core.errors import GitmirrorError, NotServing
 
@@ -101,9 +101,13 @@ class _Endpoint:
         has_body = request.method != "HEAD"
         if not operation.reads_mirror:
             return await _response(await operation.respond(call), lasting, has_body=has_body)
-        slot = await self._slots.take("" if is_operator else token_in(authorization))
+        slot = await self._slots.take(OPERATOR if is_operator else token_in(authorization))
         try:
-            response = await _response(await operation.respond(call), lasting, has_body=has_body, at_end=slot.release)
+            result = await operation.respond(call)
+            # Operators are trusted to end what they begin, and hold only some of the slots.
+            response = await _response(
+                result, lasting, has_body=has_body, at_end=slot.release, is_paced=not is_operator
+            )
         except BaseException:
             slot.release()
             raise
@@ -158,9 +162,17 @@ def _line(document: Any) -> bytes:
 
 
 async def _response(
-    result: Any, lasting: Lasting, *, has_body: bool, at_end: Callable[[], None] = lambda: None
+    result: Any,
+    lasting: Lasting,
+    *,
+    has_body: bool,
+    at_end: Callable[[], None] = lambda: None,
+    is_paced: bool = False,
 ) -> Response:
-    """The response to send. One that is a stream lasts while `lasting` allows it; `at_end` is called when it ended."""
+    """The response to send. One that is a stream lasts while `lasting` allows it; `at_end` is called when it ended.
+
+    With `is_paced`, its client has to take it at a least pace.
+    """
     reply = result if isinstance(result, Reply) else Reply(result)
     if reply.stream is None:
         if reply.media_type == JSON:
@@ -174,7 +186,7 @@ async def _response(
         # The response to HEAD would wait for the end of a body that it does not send.
         await reply.stream.aclose()
     pieces = Pieces(first if has_body else b"", reply.stream, at_end)
-    return GuardedStream(pieces, reply.status, dict(reply.headers), reply.media_type, lasting)
+    return GuardedStream(pieces, reply.status, dict(reply.headers), reply.media_type, lasting, is_paced=is_paced)
 
 
 def _problem_response(error: GitmirrorError) -> Response:
