@@ -148,7 +148,8 @@ class ApiServer:
             Operation("POST", "/v1/refuse", "refuse", "Refuse", Scope.OPERATE, self._refuse, answers, tells=True),
             Operation("POST", "/v1/break", "break", "Break", Scope.OPERATE, self._break, answers, tells=True),
             Operation("GET", "/v1/text", "text", "Text", Scope.READ, self._text, text, query=(TIMES,)),
-            Operation("GET", "/v1/pieces", "pieces", "Pieces", Scope.READ, self._pieces, text),
+            Operation("GET", "/v1/pieces", "pieces", "Pieces", Scope.READ, self._pieces, text,
+                      reads_mirror=True),
             Operation("POST", "/v1/private", "private", "Private", Scope.SOCKET, self._echo, answers),
         )  # fmt: skip
         return list(paths)

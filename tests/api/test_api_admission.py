@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from appliance.core.api.access import Access
+from appliance.core.api.declaration import Scope
+from appliance.core.events.facts import EventsLost
 from appliance.core.store.database import StoreError
 from tests.api.server import ApiServer, FakeToken
 from tests.api.wire import Response, Wire, request
 from tests.serving.conftest import Node, node
+from tests.support.gitutil import wait_until
 
 __all__ = ["node"]
 
@@ -88,6 +93,46 @@ def test_a_broken_database_tells_strangers_nothing(server: ApiServer) -> None:
         answer = wire.say(request("GET", "/v1/query", Authorization="Bearer guess")).response()
     problem = answer.problem(503, "unavailable")
     assert "/secret" not in str(problem) and "cannot be looked up" in problem["detail"]
+
+
+@pytest.mark.parametrize(("target", "is_read"), [("/v1/pieces", True), ("/v1/pieces", False), ("/v1/events", True)])
+def test_a_revoked_token_ends_what_is_being_sent(server: ApiServer, target: str, is_read: bool) -> None:
+    """Also to a reader that does not read. What has an end lacks it, so that nobody takes it for the whole."""
+    server.tokens |= {"r": FakeToken("read"), "o": FakeToken("read")}
+    with Wire(server.admin) as wire, Wire(server.admin) as other:
+        for each, token in ((wire, "r"), (other, "o")):
+            each.say(request("GET", target, Authorization=f"Bearer {token}"))
+            assert each.head()[0] == 200
+            assert each.piece()
+        del server.tokens["r"]
+        if is_read:
+            rest = wire.rest(within=5)
+            assert rest.endswith(b"0\r\n\r\n") == (target == "/v1/events")
+        if target == "/v1/pieces":
+            wait_until(lambda: server.seen == ["began", "began", "ended"], timeout=5, message="one has ended")
+        else:
+            wait_until(lambda: server.on_loop(server.watching) == 1, timeout=5, message="one has ended")
+            server.publish(EventsLost(count=1))
+        assert other.piece()
+
+
+def test_a_response_that_begins_after_its_token_was_revoked_is_cut(server: ApiServer) -> None:
+    """Also while another of the same token, which was cut, has not ended yet."""
+    server.tokens["r"] = FakeToken("read")
+    access = Access(server._find, server.stream.wake)
+
+    async def test() -> list[str]:
+        lasting, said = await access.admit(Scope.READ, "Bearer r", False), []
+        async with lasting(lambda: said.append("first")) as is_allowed:
+            del server.tokens["r"]
+            while not said:
+                await asyncio.sleep(0.01)
+            assert not is_allowed()
+            async with lasting(lambda: said.append("second")):
+                pass
+        return said
+
+    assert server.run(test()) == ["first", "second"]
 
 
 def test_who_opens_the_socket_needs_no_token(server: ApiServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -98,6 +99,14 @@ class Wire:
         data = self._file.read(size)
         self._file.readline()
         return data
+
+    def rest(self, within: float) -> bytes:
+        """The last bytes until the server ends the connection, which it does in so many seconds."""
+        end, last = time.monotonic() + within, b""
+        while piece := self._file.read1(1 << 20):
+            last = (last + piece)[-16:]
+            assert time.monotonic() < end
+        return last
 
     def response(self, method: str = "GET") -> Response:
         """The next response."""

@@ -4,6 +4,8 @@
   declare all of them; `schemas` has their JSON Schemas, `paging` what lists have in common.
 - `parsing` reads a request as its operation declares it.
 - `application`: the ASGI application made from the declarations. `access` admits callers, `problem` words errors.
+  `slots` bounds the requests that read mirrors, `streams` sends bodies that are made as they are sent.
+  `spool` keeps one on disk that was made before.
 - `openapi`: the description, made from the same declarations. `operations`: what `serve` itself must do.
 - `client`: calls the API over the control socket. It is all that commands and the live view import.
 - `compose`: builds the application.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Protocol
 
-from appliance.core.api.declaration import Scope
+from appliance.core.api.declaration import IsAllowed, Lasting, Scope
 from appliance.core.api.problem import FORBIDDEN, UNAUTHORIZED, UNAVAILABLE, Problem
 from appliance.core.errors import GitmirrorError
 from appliance.core.store.database import StoreError
@@ -32,16 +32,18 @@ FindToken = Callable[[str], Awaitable[Token | None]]
 
 LOOKED_UP_EVERY = 0.7
 """Seconds between two lookups of a token on which an open response depends: a revoked one works for a second."""
-
-IsAllowed = Callable[[], bool]
-Lasting = Callable[[], AbstractAsyncContextManager[IsAllowed]]
-"""Opens a context, for a response that lasts, with a function that says whether its caller still may have it."""
+TO_END = 0.1
+"""Seconds that a response has to end by itself, as one does that waits for events, before it is cut."""
 
 
 def token_in(authorization: str) -> str:
     """The token in an `Authorization` header, or an empty string. However it is written, a token is the same."""
     kind, _, value = authorization.partition(" ")
     return value.strip() if kind.lower() == "bearer" else ""
+
+
+def _nothing() -> None:
+    pass
 
 
 class Access:
@@ -81,17 +83,20 @@ class Access:
         return partial(self._lasting, token)
 
     @asynccontextmanager
-    async def _lasting(self, token: str) -> AsyncIterator[IsAllowed]:
+    async def _lasting(self, token: str, cut: Callable[[], None] = _nothing) -> AsyncIterator[IsAllowed]:
         """All open responses of one token share the lookups: a thousand streams need one a second."""
         opened = self._open.get(token)
         if opened is None:
             opened = self._open[token] = _OpenToken()
-            opened.watching = asyncio.create_task(self._watch(token, opened), name="token of an event stream")
-        opened.responses += 1
+            opened.watching = asyncio.create_task(self._watch(token, opened), name="token of an open response")
+        response = object()
+        opened.responses[response] = cut
+        if opened.is_cut:
+            cut()
         try:
             yield opened.is_valid
         finally:
-            opened.responses -= 1
+            del opened.responses[response]
             if not opened.responses:
                 del self._open[token]
                 opened.watching.cancel()
@@ -103,8 +108,12 @@ class Access:
                 opened.valid = await self._find(token) is not None
             except GitmirrorError as error:
                 # What cannot be looked up now was valid a moment ago.
-                log.warning("the token of an open event stream cannot be looked up: %s", error.message)
+                log.warning("the token of an open response cannot be looked up: %s", error.message)
         self._wake()
+        await asyncio.sleep(TO_END)
+        opened.is_cut = True
+        for cut in opened.responses.values():
+            cut()
 
 
 class _OpenToken:
@@ -114,12 +123,14 @@ class _OpenToken:
 
     def __init__(self) -> None:
         self.valid = True
-        self.responses = 0
+        self.is_cut = False
+        self.responses: dict[object, Callable[[], None]] = {}
+        """What cuts each response."""
 
     def is_valid(self) -> bool:
         return self.valid
 
 
 @asynccontextmanager
-async def _always() -> AsyncIterator[IsAllowed]:
+async def _always(cut: Callable[[], None] = _nothing) -> AsyncIterator[IsAllowed]:
     yield lambda: True

@@ -6,8 +6,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -15,17 +14,17 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Send
 
 from appliance import __version__
 from appliance.core.api import problem
 from appliance.core.api.access import Access, token_in
-from appliance.core.api.declaration import JSON, NDJSON, Call, Operation, Reply, Scope, preferred
+from appliance.core.api.declaration import JSON, NDJSON, Call, Lasting, Operation, Reply, Scope, preferred
 from appliance.core.api.parsing import read_body, read_path, read_query
 from appliance.core.api.problem import VERSION_HEADER, Problem, kind_of, problem_document
-from appliance.core.api.slots import Slots
+from appliance.core.api.slots import OPERATOR, Slots
+from appliance.core.api.streams import GuardedStream, Pieces, Stream
 from appliance.core.errors import GitmirrorError, NotServing
 
 log = logging.getLogger(__name__)
@@ -98,17 +97,21 @@ class _Endpoint:
             lasting=lasting,
         )
         if operation.tells and preferred(call.accept, (JSON, NDJSON)) == NDJSON:
-            return _Stream(_told(operation, call), media_type=NDJSON)
+            return Stream(_told(operation, call), media_type=NDJSON)
         has_body = request.method != "HEAD"
         if not operation.reads_mirror:
-            return await _response(await operation.respond(call), has_body=has_body)
-        slot = await self._slots.take("" if is_operator else token_in(authorization))
+            return await _response(await operation.respond(call), lasting, has_body=has_body)
+        slot = await self._slots.take(OPERATOR if is_operator else token_in(authorization))
         try:
-            response = await _response(await operation.respond(call), has_body=has_body, at_end=slot.release)
+            result = await operation.respond(call)
+            # Operators are trusted to end what they begin, and hold only some of the slots.
+            response = await _response(
+                result, lasting, has_body=has_body, at_end=slot.release, is_paced=not is_operator
+            )
         except BaseException:
             slot.release()
             raise
-        if not isinstance(response, _Stream):
+        if not isinstance(response, Stream):
             slot.release()
         return response
 
@@ -158,8 +161,18 @@ def _line(document: Any) -> bytes:
     return json.dumps(document).encode() + b"\n"
 
 
-async def _response(result: Any, *, has_body: bool, at_end: Callable[[], None] = lambda: None) -> Response:
-    """The response to send. `at_end` is called when one that is a stream has ended."""
+async def _response(
+    result: Any,
+    lasting: Lasting,
+    *,
+    has_body: bool,
+    at_end: Callable[[], None] = lambda: None,
+    is_paced: bool = False,
+) -> Response:
+    """The response to send. One that is a stream lasts while `lasting` allows it; `at_end` is called when it ended.
+
+    With `is_paced`, its client has to take it at a least pace.
+    """
     reply = result if isinstance(result, Reply) else Reply(result)
     if reply.stream is None:
         if reply.media_type == JSON:
@@ -172,39 +185,8 @@ async def _response(result: Any, *, has_body: bool, at_end: Callable[[], None] =
     if not has_body:
         # The response to HEAD would wait for the end of a body that it does not send.
         await reply.stream.aclose()
-    pieces = _Pieces(first if has_body else b"", reply.stream, at_end)
-    return _Stream(pieces, reply.status, dict(reply.headers), reply.media_type)
-
-
-class _Pieces:
-    """A stream whose first piece was read already. Closing it before its start ends it too, unlike a generator."""
-
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], at_end: Callable[[], None]) -> None:
-        self._first: bytes | None = first
-        self._rest = rest
-        self._at_end = at_end
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        first, self._first = self._first, None
-        return first if first is not None else await anext(self._rest)
-
-    async def aclose(self) -> None:
-        """Ends the stream."""
-        try:
-            await self._rest.aclose()
-        finally:
-            self._at_end()
-
-
-class _Stream(StreamingResponse):
-    """Ends what yields the body as soon as the response ends, also when the client has left."""
-
-    async def stream_response(self, send: Send) -> None:
-        async with aclosing(self.body_iterator):  # type: ignore[type-var]
-            await super().stream_response(send)
+    pieces = Pieces(first if has_body else b"", reply.stream, at_end)
+    return GuardedStream(pieces, reply.status, dict(reply.headers), reply.media_type, lasting, is_paced=is_paced)
 
 
 def _problem_response(error: GitmirrorError) -> Response:

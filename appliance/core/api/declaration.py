@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import fastjsonschema
 
@@ -91,13 +91,24 @@ class Answer:
     """Headers that clients may build on."""
 
 
+IsAllowed = Callable[[], bool]
+
+
+class Lasting(Protocol):
+    """Opens a context for a response that lasts, with a function that says whether its caller still may have it.
+
+    Soon after the caller no longer may, `cut` is called, within the context, for a response that did not end by itself.
+    """
+
+    def __call__(self, cut: Callable[[], None] = ..., /) -> AbstractAsyncContextManager[IsAllowed]: ...
+
+
 @dataclass(frozen=True)
 class Call:
     """A validated request, as the function that answers it gets it.
 
     `path` has the names in the route's path, `query` and `body` only what was given. `tell` reports progress; it
-    costs nothing when the caller did not ask for it. `is_operator` is true on the operator's socket. `lasting` opens a
-    context for a response that lasts, with a function that says whether the caller may still have it.
+    costs nothing when the caller did not ask for it. `is_operator` is true on the operator's socket.
     """
 
     path: Mapping[str, str]
@@ -107,7 +118,7 @@ class Call:
     tell: Tell
     is_operator: bool
     last_event_id: str | None
-    lasting: Callable[[], AbstractAsyncContextManager[Callable[[], bool]]]
+    lasting: Lasting
 
     @property
     def repo(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from appliance.core.git.mirror import Mirror
@@ -53,6 +54,10 @@ class NodeOperations(Protocol):
 
     async def drop_session(self, repo: str, session: str) -> dict[str, Any]:
         """Ends a session at once. Raises NotFound."""
+        ...
+
+    def scratch(self) -> Path:
+        """A directory on disk for temporary files."""
         ...
 
     def mirror(self, name: str) -> Mirror:

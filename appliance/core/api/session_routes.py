@@ -14,6 +14,7 @@ from appliance.core.api import problem, schemas
 from appliance.core.api.declaration import JSON, Answer, Call, Header, Operation, Parameter, Reply, Scope
 from appliance.core.api.operations import NodeOperations
 from appliance.core.api.paging import AFTER, LIMIT, limit_of, paged, since
+from appliance.core.api.spool import spool, spooled
 from appliance.core.errors import NotFound
 from appliance.core.git.diff_document import diff_document, diff_text
 from appliance.core.git.history import sizes_between
@@ -26,7 +27,8 @@ from appliance.core.store.stores import Stores
 DIFF_TYPE = "text/x-diff"
 DOCUMENTS = 2
 """Diffs that are turned into documents at once. One may take 45 MB meanwhile."""
-PIECE = 65536
+LINES = 1000
+"""Lines that are encoded at once."""
 BUNDLE_TYPE = "application/x-git-bundle"
 _SESSION = "/v1/repos/{owner}/{repo}/sessions/{session}"
 _READING = (problem.INVALID, problem.NOT_FOUND, problem.FAILED)
@@ -189,15 +191,15 @@ class SessionRoutes:
         return Reply(media_type=DIFF_TYPE, headers=headers, stream=await diff_text(mirror, *compared.commits))
 
     async def _diff_document(self, mirror: Mirror, repo: str, compared: Comparison) -> AsyncGenerator[bytes, None]:
-        # As objects a diff takes five times the memory that its JSON takes, so few may be objects at once, and none
-        # while a slow reader takes it.
+        # As objects a diff takes five times the memory that its JSON takes, and its JSON up to six times that of the
+        # text. So few may be objects at once, and none is in memory while a slow reader takes it.
         async with self._reading:
             document = _about(repo, compared) | await diff_document(mirror, *compared.commits)
-            content = b"".join([piece async for piece in _in_pieces(document)])
+            file = await spool(_in_pieces(document), self._node.scratch())
             del document
-        # A hunk may be most of it, and whatever sends a piece copies it.
-        for start in range(0, len(content), PIECE):
-            yield content[start : start + PIECE]
+        with file:
+            async for piece in spooled(file):
+                yield piece
 
     async def _bundle(self, call: Call) -> Any:
         session, turns = await self._found(call)
@@ -222,14 +224,22 @@ class SessionRoutes:
 
 
 async def _in_pieces(document: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-    """The JSON of a diff, hunk by hunk: encoding 8 MiB at once would hold the interpreter for a fifth of a second."""
+    """The JSON of a diff, by and by: encoding 8 MiB at once would hold the interpreter for a fifth of a second.
+
+    A hunk may be most of it, so its lines are not encoded at once either.
+    """
     yield json.dumps({key: value for key, value in document.items() if key != "files"}).encode()[:-1] + b', "files": ['
     for number, file in enumerate(document["files"]):
         about = json.dumps({key: value for key, value in file.items() if key != "hunks"}).encode()
         yield (b", " if number else b"") + about[:-1] + b', "hunks": ['
         for place, hunk in enumerate(file["hunks"]):
-            yield (b", " if place else b"") + json.dumps(hunk).encode()
-            await asyncio.sleep(0)
+            about = json.dumps({key: value for key, value in hunk.items() if key != "lines"}).encode()
+            yield (b", " if place else b"") + about[:-1] + b', "lines": ['
+            for first in range(0, len(hunk["lines"]), LINES):
+                lines = json.dumps(hunk["lines"][first : first + LINES]).encode()
+                yield (b", " if first else b"") + lines[1:-1]
+                await asyncio.sleep(0)
+            yield b"]}"
         yield b"]}"
     yield b"]}\n"
 

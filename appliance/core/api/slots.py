@@ -11,19 +11,30 @@ MOST = 16
 """Requests at once, and so git processes: one request runs one after the other. A git takes some 10 MB, or twice the
 size of a blob that it diffs, so this is a bound on memory as much as on load."""
 MOST_EACH = 8
-"""Those of one caller. The rest is for the others: a reader that takes a stream slowly keeps its slot."""
+"""Those of one caller. The rest is for the others: a reader that takes a stream slowly keeps its slot for a while."""
+FOR_OPERATOR = 4
+"""Those that no token gets: operators look at the node also while tokens keep it busy."""
+OPERATOR = ""
+"""The caller on the operator's socket."""
 PATIENCE = 10.0
 """Seconds that a request waits for a slot before it is told to come back."""
 
 
 class Slots:
-    """At most `most` slots, of which one caller has at most `most_each`. Whoever has waited longest is next.
+    """At most `most` slots, of which one caller has at most `most_each`, and all but OPERATOR leave `for_operator`.
 
-    A caller is whatever stands for one, such as its token.
+    Whoever has waited longest is next. A caller is whatever stands for one, such as its token.
     """
 
-    def __init__(self, most: int = MOST, most_each: int = MOST_EACH, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        most: int = MOST,
+        most_each: int = MOST_EACH,
+        patience: float = PATIENCE,
+        for_operator: int = FOR_OPERATOR,
+    ) -> None:
         self._most = most
+        self._most_of_tokens = most - for_operator
         self._most_each = most_each
         self._patience = patience
         self._held: Counter[str] = Counter()
@@ -58,10 +69,14 @@ class Slots:
         for turn, caller in list(self._waiting.items()):
             if self._held.total() >= self._most:
                 return
-            if self._held[caller] < self._most_each and not turn.done():
+            if self._may_have_one(caller) and not turn.done():
                 self._held[caller] += 1
                 del self._waiting[turn]
                 turn.set_result(None)
+
+    def _may_have_one(self, caller: str) -> bool:
+        of_tokens = self._held.total() - self._held[OPERATOR]
+        return self._held[caller] < self._most_each and (caller == OPERATOR or of_tokens < self._most_of_tokens)
 
     def _take_back(self, caller: str) -> None:
         self._held[caller] -= 1

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from appliance.core.access.read_tokens import issue_token
@@ -131,6 +132,10 @@ class Operations:
                 await self._to_the_end(self.recording.retention.end(owner, [row], "ended by an operator"))
                 return {"repo": repo, "session": session}
         raise NotFound(f"{repo} has no session {session}", hint=f"`sessions --repo {repo}` lists them")
+
+    def scratch(self) -> Path:
+        """A directory on disk for temporary files."""
+        return self.state.layout.cache
 
     def mirror(self, name: str) -> Mirror:
         """The mirror of a repository, registered or not, to be read. Raises NotFound if there is none on disk."""
