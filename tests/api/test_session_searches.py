@@ -29,7 +29,7 @@ def stores(tmp_path: Path) -> Iterator[Stores]:
 
 
 @asynccontextmanager
-async def lasting() -> AsyncIterator[Callable[[], bool]]:
+async def lasting(cut: Callable[[], None] = lambda: None, /) -> AsyncIterator[Callable[[], bool]]:
     """A response that may last."""
     yield lambda: True
 
