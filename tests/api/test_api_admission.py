@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
@@ -96,8 +97,11 @@ def test_a_broken_database_tells_strangers_nothing(server: ApiServer) -> None:
 
 
 @pytest.mark.parametrize(("target", "is_read"), [("/v1/pieces", True), ("/v1/pieces", False), ("/v1/events", True)])
-def test_a_revoked_token_ends_what_is_being_sent(server: ApiServer, target: str, is_read: bool) -> None:
+def test_a_revoked_token_ends_what_is_being_sent(
+    server: ApiServer, target: str, is_read: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """Also to a reader that does not read. What has an end lacks it, so that nobody takes it for the whole."""
+    caplog.set_level(logging.INFO)
     server.tokens |= {"r": FakeToken("read"), "o": FakeToken("read")}
     with Wire(server.admin) as wire, Wire(server.admin) as other:
         for each, token in ((wire, "r"), (other, "o")):
@@ -114,6 +118,9 @@ def test_a_revoked_token_ends_what_is_being_sent(server: ApiServer, target: str,
             wait_until(lambda: server.on_loop(server.watching) == 1, timeout=5, message="one has ended")
             server.publish(EventsLost(count=1))
         assert other.piece()
+    cut = "its API token was revoked or has expired"
+    assert caplog.text.count(cut) == (target == "/v1/pieces")
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING or each.exc_info]
 
 
 def test_a_response_that_begins_after_its_token_was_revoked_is_cut(server: ApiServer) -> None:
