@@ -154,7 +154,8 @@ class _Tester:
             if body.get("repos") and draw(st.booleans()):
                 body["repos"] = [OWN, READ][: len(body["repos"])]
             if case.operation.method == "patch" and body.get("interval"):
-                body["interval"] = max(body["interval"], 600.0)
+                given = body["interval"]
+                body["interval"] = "10m" if isinstance(given, str) else max(given, 600.0)
 
     def run(self, operation: _Operation, mode: GenerationMode, count: int) -> None:
         """Sends `count` cases. Raises what Schemathesis finds."""

@@ -200,7 +200,8 @@ def test_a_failure_is_told_counted_and_cleared() -> None:
     async def script(loop: Loop) -> None:
         loop.refreshes.broken["a/b"] = GitmirrorError("the upstream says no")
         loop.follow(Settings(interval=0.01, concurrency=2), CLONED, "a/b")
-        await loop.until(lambda: loop.scheduler.health(1).failures >= 3)
+        # It is stored a moment after it is known.
+        await loop.until(lambda: loop.columns.get(1, {}).get("failures", 0) >= 3)
         health = loop.scheduler.health(1)
         assert health.last_error == "the upstream says no" and health.verified_at is None and health.cloned
         assert loop.columns[1]["failures"] >= 3 and "verified_at" not in loop.columns[1]
