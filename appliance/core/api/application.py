@@ -130,7 +130,7 @@ async def _told(operation: Operation, call: Call) -> AsyncIterator[bytes]:
 
     async def work() -> bytes:
         try:
-            result = await operation.respond(_telling(call, tell))
+            result = await operation.respond(replace(call, tell=tell))
             return _line({"result": result.document if isinstance(result, Reply) else result})
         except GitmirrorError as error:
             return _line({"error": problem_document(error)})
@@ -151,10 +151,6 @@ async def _told(operation: Operation, call: Call) -> AsyncIterator[bytes]:
         yield await working
     finally:
         working.cancel()
-
-
-def _telling(call: Call, tell: Callable[[str], None]) -> Call:
-    return replace(call, tell=tell)
 
 
 def _line(document: Any) -> bytes:

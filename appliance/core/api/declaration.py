@@ -13,6 +13,7 @@ import fastjsonschema
 
 from appliance.core.api.problem import INVALID, Problem, ProblemKind
 from appliance.core.models import Tell
+from appliance.core.text import escape
 
 Schema = Mapping[str, Any]
 JSON = "application/json"
@@ -108,7 +109,8 @@ class Call:
     """A validated request, as the function that answers it gets it.
 
     `path` has the names in the route's path, `query` and `body` only what was given. `tell` reports progress; it
-    costs nothing when the caller did not ask for it. `is_operator` is true on the operator's socket.
+    costs nothing when the caller did not ask for it. `is_operator` is true on the operator's socket. `accept` and
+    `last_event_id` are the headers of these names. `lasting` binds a response that lasts to its caller's token.
     """
 
     path: Mapping[str, str]
@@ -194,7 +196,7 @@ def _words_of(error: fastjsonschema.JsonSchemaValueException) -> str:
     if error.rule == "additionalProperties":
         unknown = ascii(", ".join(sorted(keys - error.definition["properties"].keys())))[:200]
         return f"there is no {unknown} here, but there are {', '.join(error.definition['properties'])}"
-    return ascii(str(error.message).removeprefix("data").removeprefix(".").strip())[1:300].rstrip("'")
+    return escape(str(error.message).removeprefix("data").removeprefix(".").strip())[:300]
 
 
 def preferred(accept: str, offered: tuple[str, ...]) -> str:

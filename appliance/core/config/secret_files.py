@@ -60,7 +60,7 @@ class SecretFile:
 
 
 def open_secret(path: Path) -> BinaryIO:
-    """Opens a file that an operator named. Raises OSError, even if it is not a regular file.
+    """Opens a file that an operator named. Raises OSError, among others for what is not a regular file.
 
     Opening a named pipe would block until somebody writes to it, and all of `serve` would wait with it.
     """

@@ -173,7 +173,7 @@ def check_files(entry: CredentialConfig) -> list[str]:
 
 
 def _read_secret(path: Path, what: str) -> str:
-    """The text of a file without its final newline. Raises CredentialError, even if other users can read it."""
+    """The text of a file without its final newline. Raises CredentialError, among others if other users can read it."""
     try:
         with open_secret(path) as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)

@@ -102,7 +102,7 @@ class SocketStream:
                 await self._writable()
 
     async def send_file(self, file: int, offset: int, count: int) -> None:
-        """Sends a part of an open file by sendfile. Raises IdleTimeout, and OSError even if the file is too short."""
+        """Sends a part of an open file by sendfile. Raises IdleTimeout; OSError, also if the file is too short."""
         transfer = _FileTransfer(self._socket.fileno(), file, offset, count, self._loop)
         if not transfer.advance():
             await transfer.finish(self._idle)

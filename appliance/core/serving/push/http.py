@@ -105,7 +105,7 @@ class _Posted:
         self._answer = ResultSink(exchange, RECEIVE_PACK)
 
     async def receive(self) -> bytes:
-        """The next bytes of the body. Raises OSError, even for a body that breaks off or is not valid gzip."""
+        """The next bytes of the body. Raises OSError, among others for a body cut short or not valid gzip."""
         try:
             return await self._exchange.receive()
         except (HttpError, h11.RemoteProtocolError) as error:
