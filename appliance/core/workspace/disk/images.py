@@ -1,0 +1,107 @@
+"""What lies on disk for the drives of one repository.
+
+Below `disks/OWNER/REPO` each generation is a directory with a number for its name. It holds one blob file (`data`), the
+catalogue of that file (`catalogue.db`), and `images/`, with one tree drive and one description for each image. All
+images of a generation share its blob file. A new generation is begun when the blob file must not, or need not, go on:
+upstream dropped a commit that is in it, most of it is of no kept image, or the repository's visibility changed. Images
+of older generations are only kept while somebody has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+LAYOUT_VERSION = 1
+"""Increased when an image of the same commit would come out differently; images of another version are not used."""
+
+
+class DiskForm(StrEnum):
+    """What an image is: EROFS on two drives, EROFS on one, or ext4 on one."""
+
+    EROFS = "erofs"
+    SINGLE = "erofs-single"
+    EXT4 = "ext4"
+
+
+@dataclass(frozen=True)
+class DiskImage:
+    """A complete image: the `commit` of `branch`, with `history` "full" or "tip".
+
+    `url` is the upstream, and `visibility` "open", or "private" while the repository is. `size` is the bytes of the tree
+    drive, and `data_size` those of the data drive that it refers to. `made_at` is in Unix seconds.
+    """
+
+    repo: str
+    url: str
+    branch: str
+    commit: str
+    form: DiskForm
+    history: str
+    visibility: str
+    generation: int
+    name: str
+    size: int
+    data_size: int
+    made_at: float
+    version: int = LAYOUT_VERSION
+
+
+class DiskPlace:
+    """The drives of one repository, below `directory`. Every method raises OSError."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def generation(self, number: int) -> Path:
+        """The directory of a generation."""
+        return self.directory / str(number)
+
+    def generations(self) -> list[int]:
+        """The numbers of all generations, the oldest first. The last one is that which new images are built in."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(int(entry.name) for entry in self.directory.iterdir() if entry.name.isdecimal())
+        return []
+
+    def tree(self, image: DiskImage) -> Path:
+        """The tree drive of an image; it has no other path as long as it exists."""
+        return self.generation(image.generation) / "images" / image.name
+
+    def data(self, image: DiskImage) -> Path | None:
+        """The data drive of an image, or None if it needs none."""
+        return self.generation(image.generation) / "data" if image.form is DiskForm.EROFS else None
+
+    def images(self) -> list[DiskImage]:
+        """All complete images of this layout version, the oldest first."""
+        found = [image for number in self.generations() for image in self._described(number)]
+        return sorted(found, key=lambda image: (image.made_at, image.name))
+
+    def _described(self, number: int) -> Iterator[DiskImage]:
+        for path in (self.generation(number) / "images").glob("*.json"):
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                document = json.loads(path.read_text(encoding="utf-8"))
+                image = DiskImage(**document | {"form": DiskForm(document["form"])})
+                if (image.version, image.generation) == (LAYOUT_VERSION, number) and self.tree(image).exists():
+                    yield image
+
+    def describe(self, image: DiskImage) -> str:
+        """The text of an image's description."""
+        return json.dumps(asdict(image), indent=1) + "\n"
+
+    def description(self, image: DiskImage) -> Path:
+        """The file with an image's description; it is written last, so an image that has one is complete."""
+        return self.tree(image).with_suffix(".json")
+
+    def remove(self, image: DiskImage) -> None:
+        """Removes an image. A guest that has it mounted keeps it, because its VMM has the file open."""
+        self.description(image).unlink(missing_ok=True)
+        self.tree(image).unlink(missing_ok=True)
+
+    def remove_generation(self, number: int) -> None:
+        """Removes a generation with everything in it."""
+        shutil.rmtree(self.generation(number))
