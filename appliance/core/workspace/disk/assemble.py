@@ -1,0 +1,220 @@
+"""Puts an image together: the tree of a commit, the `.git` beside it, and the drive's header in front."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.text import escape
+from appliance.core.workspace.disk.erofs import DataFile, Directory, Link, Node, OwnFile, write_image
+from appliance.core.workspace.disk.generation import Extent, Generation, Pack
+from appliance.core.workspace.disk.header import BLOCK, Cksum, header
+from appliance.core.workspace.disk.history import Tag
+from appliance.core.workspace.disk.index_file import IndexEntry, write_index
+from appliance.core.workspace.disk.mirror_reader import GITLINK, LINK, TREE, TreeEntry
+from appliance.core.workspace.snapshot_build import workspace_config
+from appliance.core.workspace.times import FIXED_TIME, INDEX_TIME, file_time
+
+LABEL = b"gitmirror"
+_EXECUTABLE = 0o100
+_CHUNK = 2**22
+
+
+class Workspace:
+    """The files of a commit, as nodes of an image and as entries of its index.
+
+    `extents` maps the path of a file that a checkout converts, or else the id of its blob, to where its contents are;
+    `targets` maps the id of a symbolic link to its target. Raises GitmirrorError for a tree that cannot be.
+    """
+
+    def __init__(
+        self, entries: Iterable[TreeEntry], extents: Mapping[bytes, Extent], targets: Mapping[bytes, bytes]
+    ) -> None:
+        self.root = Directory()
+        self.index: list[IndexEntry] = []
+        directories: dict[bytes, Directory] = {b"": self.root}
+        add = self.index.append
+        for mode, oid, path in entries:
+            if mode == TREE:
+                add(IndexEntry(TREE, oid, path, 0, 0))
+                continue
+            cut = path.rfind(b"/")
+            parent = directories.get(path[:cut] if cut > 0 else b"") or _parent(directories, path)
+            when, node, size = file_time(oid), None, 0
+            if mode == LINK:
+                target = targets[oid]
+                node, size = Link(target, when), len(target)
+            elif mode == GITLINK:
+                node, when = Directory(), 0
+            else:
+                block, size = extents.get(path) or extents[oid]
+                node = DataFile(block, size, when, bool(mode & _EXECUTABLE))
+            if parent.entries.setdefault(path[cut + 1 :], node) is not node:
+                raise _impossible(path)
+            add(IndexEntry(mode, oid, path, when, size))
+
+
+def _parent(directories: dict[bytes, Directory], path: bytes) -> Directory:
+    """The directory that `path` is in, made with those above it where they are not there yet."""
+    cut = path.rfind(b"/")
+    parent = directories[b""]
+    at = path.find(b"/")
+    while 0 < at <= cut:
+        here = path[:at]
+        known = directories.get(here)
+        if known is None:
+            name = here[here.rfind(b"/") + 1 :]
+            known = directories[here] = Directory()
+            if parent.entries.setdefault(name, known) is not known:
+                raise _impossible(here)
+        parent = known
+        at = path.find(b"/", at + 1)
+    return parent
+
+
+def _impossible(path: bytes) -> GitmirrorError:
+    name = escape(path.decode("utf-8", "replace"))
+    return GitmirrorError(f"there can be no disk of this commit: {name} is a file and a directory in its tree")
+
+
+def references(branch: str, commit: str, tags: Sequence[Tag]) -> bytes:
+    """The `packed-refs` of a workspace: its branch, the same branch of `origin`, and tags."""
+    lines = [(f"refs/heads/{branch}", commit, ""), (f"refs/remotes/origin/{branch}", commit, ""), *tags]
+    text = "# pack-refs with: peeled fully-peeled sorted \n"
+    for ref, oid, peeled in sorted(lines, key=lambda line: line[0].encode("utf-8", "surrogateescape")):
+        text += f"{oid} {ref}\n" + (f"^{peeled}\n" if peeled else "")
+    return text.encode("utf-8", "surrogateescape")
+
+
+def repository(
+    url: str, branch: str, commit: str, *, refs: bytes, index: bytes, packs: Iterable[Pack], tip: bytes | None
+) -> Directory:
+    """The `.git` of a workspace. `tip` is the commit's object where the history ends with it, otherwise None."""
+
+    def text(content: str | bytes) -> OwnFile:
+        return OwnFile(
+            content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape"), FIXED_TIME
+        )
+
+    pack_files: dict[bytes, Node] = {}
+    for pack in packs:
+        name = pack.name.encode()
+        pack_files[name + b".pack"] = DataFile(pack.pack.block, pack.pack.size, FIXED_TIME, False)
+        pack_files[name + b".idx"] = DataFile(pack.idx.block, pack.idx.size, FIXED_TIME, False)
+    objects: dict[bytes, Node] = {b"info": Directory(), b"pack": _directory(pack_files)}
+    entries: dict[bytes, Node] = {
+        b"HEAD": text(f"ref: refs/heads/{branch}\n"),
+        b"config": text(workspace_config(url, branch)),
+        b"packed-refs": text(refs),
+        b"info": _directory({b"exclude": text("")}),
+        b"refs": _directory({b"heads": Directory(), b"tags": Directory()}),
+        b"objects": _directory(objects),
+        b"index": OwnFile(index, INDEX_TIME),
+    }
+    if tip is not None:
+        loose = zlib.compress(b"commit %d\0" % len(tip) + tip, 1)
+        objects[commit[:2].encode()] = _directory({commit[2:].encode(): text(loose)})
+        entries[b"shallow"] = text(f"{commit}\n")
+    return _directory(entries)
+
+
+def _directory(entries: dict[bytes, Node]) -> Directory:
+    directory = Directory()
+    directory.entries.update(entries)
+    return directory
+
+
+def index_of(tree: bytes, workspace: Workspace) -> bytes:
+    """The index of a workspace."""
+    return write_index(tree, workspace.index)
+
+
+def write_tree_drive(
+    path: Path, root: Directory, generation: Generation, *, repo: str, commit: str, single: bool
+) -> tuple[int, int]:
+    """Writes the tree drive of `root` to the new file `path`, synced. Returns its bytes, and those of data it needs.
+
+    With `single`, the data stands behind the tree in the same file, and no other drive is needed.
+    """
+    identity = hashlib.sha256(f"{generation.id} {path.name}".encode()).digest()[:16]
+    with path.open("w+b") as file:
+        extents = _move_together(root) if single else []
+        blocks = sum(extent.blocks for extent in extents) if single else generation.end
+        tag = None if single else generation.id.encode()
+        tree_size = write_image(
+            file, root, label=LABEL, uuid=identity, build_time=FIXED_TIME, data_blocks=blocks, data_tag=tag
+        ).metadata
+        check = _check(file, tree_size)
+        if single:
+            _copy(generation, extents, file)
+        size = tree_size + (blocks * BLOCK if single else 0)
+        fields = {
+            "role": "tree",
+            "format": "erofs",
+            "repository": repo,
+            "commit": commit,
+            "size": str(size),
+            "check": f"{check} {tree_size - BLOCK}",
+        }
+        if not single:
+            fields["data"] = f"{generation.id} {blocks * BLOCK}"
+        file.seek(0)
+        file.write(header(fields))
+        file.flush()
+        os.fsync(file.fileno())
+    return size, 0 if single else blocks * BLOCK
+
+
+def _check(file: BinaryIO, size: int) -> int:
+    """What `cksum` says of the file from its second block up to `size`."""
+    cksum, left = Cksum(), size - BLOCK
+    file.flush()
+    file.seek(BLOCK)
+    while left:
+        piece = file.read(min(left, _CHUNK))
+        cksum.update(piece)
+        left -= len(piece)
+    return cksum.value()
+
+
+def _move_together(root: Directory) -> list[Extent]:
+    """Gives all data files of a tree new blocks, one behind the other from 0 on. Returns where they were, in order."""
+    extents: dict[Extent, int] = {}
+    free = 0
+    for node in _data_files(root):
+        extent = Extent(node.block, node.size)
+        if extent not in extents:
+            extents[extent] = free
+            free += extent.blocks
+        node.block = extents[extent]
+    return list(extents)
+
+
+def _data_files(directory: Directory) -> Iterator[DataFile]:
+    pending = [directory]
+    while pending:
+        for node in pending.pop().entries.values():
+            if isinstance(node, DataFile):
+                if node.size:
+                    yield node
+            elif isinstance(node, Directory):
+                pending.append(node)
+
+
+def _copy(generation: Generation, extents: Iterable[Extent], file: BinaryIO) -> None:
+    """Appends these parts of the blob file; the file system shares their blocks where it can."""
+    file.seek(0, os.SEEK_END)
+    file.flush()
+    with open(generation.directory / "data", "rb") as data:
+        for extent in extents:
+            at, left = extent.block * BLOCK, extent.blocks * BLOCK
+            while left:
+                copied = os.copy_file_range(data.fileno(), file.fileno(), left, at)
+                if not copied:
+                    raise OSError("the blob file is shorter than its catalogue says")
+                at, left = at + copied, left - copied

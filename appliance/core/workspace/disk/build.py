@@ -1,0 +1,52 @@
+"""Has an image built by a child process, at low priority."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import appliance
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.mirror import Mirror
+from appliance.core.process.run import run_child
+from appliance.core.workspace.disk.images import DiskForm, DiskImage, DiskPlace
+from appliance.core.workspace.disk.order import DiskOrder
+
+BUILD_DEADLINE = 3600.0
+"""Seconds. The first image of a very large repository copies its whole history."""
+_PYTHON = (sys.executable, "-S", "-P", "-m", "appliance.core.workspace.disk.worker")
+"""The worker needs the standard library and this package, so no site directory is searched."""
+
+
+async def build_disk(place: DiskPlace, mirror: Mirror, order: DiskOrder) -> DiskImage:
+    """Builds the image that `order` describes, unless it is there, and returns it. Raises GitmirrorError.
+
+    The worker decides whether the present generation can go on. Only one build at a time may run for a place. When this
+    is cancelled or the process is killed, what was built before stays as it was.
+    """
+    git, said = mirror.git, bytearray()
+    document = asdict(order) | {"place": str(place.directory), "mirror": str(mirror.path)}
+    package = str(Path(appliance.__file__).parents[1])
+    environment = {**git.environment, "PYTHONPATH": package, "PYTHONDONTWRITEBYTECODE": "1"}
+    place.directory.mkdir(parents=True, exist_ok=True)
+    try:
+        code, output = await run_child(
+            git.children, ["nice", "-n", "10", *_PYTHON],
+            env=environment, cwd=place.directory, deadline=BUILD_DEADLINE, on_error=said.extend,
+            stdin=json.dumps(document).encode(),
+        )  # fmt: skip
+    except OSError as error:
+        raise GitmirrorError(f"the disk of {order.branch} cannot be built: {error}") from error
+    if code is None:
+        raise GitmirrorError(f"the disk of {order.branch} was not built within {BUILD_DEADLINE:.0f} s")
+    try:
+        answer: dict[str, Any] = json.loads(output)
+    except ValueError:
+        reason = said.decode("utf-8", "replace").strip().rpartition("\n")[2] or f"exit code {code}"
+        raise GitmirrorError(f"the disk of {order.branch} cannot be built: {reason}") from None
+    if "error" in answer:
+        raise GitmirrorError(answer["error"], hint=answer["hint"])
+    return DiskImage(**answer | {"form": DiskForm(answer["form"])})

@@ -1,0 +1,112 @@
+"""What a checkout of a commit has at each path: which names git refuses, and which contents it converts.
+
+Most files are the bytes of their blob. `.gitattributes` may ask for CRLF line endings, for another encoding, or for
+expanded `$Id$`. git itself then writes these files, and its bytes are kept by object id and attributes.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.text import escape
+from appliance.core.workspace.disk.mirror_reader import GITLINK, LINK, TREE, MirrorReader, TreeEntry
+
+ATTRIBUTES = b".gitattributes"
+_CONVERTS = re.compile(rb"eol=crlf|ident|working-tree-encoding")
+"""What stands in the attributes of every repository in which a checkout on Linux converts a file. Filters do not run,
+because no config names one, and `text` alone means LF."""
+_ASKED = ("eol", "ident", "text", "crlf", "working-tree-encoding")
+_DOT_GIT = re.compile(rb"(?:\.git|git~1)[ .]*(?::.*)?", re.IGNORECASE | re.DOTALL)
+"""What Windows, too, may take for `.git` (`is_ntfs_dotgit` of git). A backslash separates names there."""
+_DOT_GITMODULES = (b".gitmod", b"gitmod~", b"gi7eba~")
+LONGEST_NAME = 255
+LONGEST_TARGET = 4095
+
+
+def refuse_hostile_names(entries: Iterable[TreeEntry]) -> None:
+    """Raises GitmirrorError for a tree that git refuses to check out, or that Linux cannot hold."""
+    known: set[bytes] = set()
+    before = b""
+    for mode, _, path in entries:
+        if mode != TREE:
+            # git writes trees in the order of the index; another order may hide a second entry of the same name.
+            if path <= before:
+                raise _refused(path, "its tree is not sorted")
+            before = path
+        name = path[path.rfind(b"/") + 1 :]
+        if mode == LINK and name.lower().startswith(_DOT_GITMODULES):
+            raise _refused(path, "it is a symbolic link")
+        if name in known:
+            continue
+        if name in (b"", b".", b"..") or any(_DOT_GIT.fullmatch(part) for part in name.split(b"\\")):
+            raise _refused(path, "git does not check out such a name")
+        if len(name) > LONGEST_NAME:
+            raise _refused(path, f"its name is longer than {LONGEST_NAME} bytes")
+        known.add(name)
+
+
+def _refused(path: bytes, why: str) -> GitmirrorError:
+    return GitmirrorError(f"there can be no disk of this commit: {escape(path.decode('utf-8', 'replace'))}: {why}")
+
+
+def conversions(reader: MirrorReader, commit: str, entries: Iterable[TreeEntry]) -> dict[bytes, bytes]:
+    """The attributes of each path whose file a checkout may write differently from its blob."""
+    files = [entry for entry in entries if entry.mode not in (TREE, LINK, GITLINK)]
+    attributes = [entry.oid for entry in files if entry.path.rpartition(b"/")[2] == ATTRIBUTES]
+    if not any(_CONVERTS.search(text) for text in reader.whole(attributes).values()):
+        return {}
+    reader.run("read-tree", commit, environment=_index(reader))
+    paths = (b"%s\0" % entry.path for entry in files)
+    words = ("check-attr", "--cached", "--stdin", "-z", *_ASKED)
+    output = reader.run(*words, stdin=paths, environment=_index(reader), before=_tree(reader))
+    found: dict[bytes, bytes] = {}
+    fields = iter(output.split(b"\0"))
+    while answers := list(islice(fields, 3 * len(_ASKED))):
+        if len(answers) < 3 * len(_ASKED):
+            break
+        values = dict(zip(_ASKED, answers[2::3], strict=True))
+        if (
+            values["eol"] == b"crlf"
+            or values["ident"] == b"set"
+            or values["working-tree-encoding"] not in (b"unspecified", b"unset", b"set")
+        ):
+            found[answers[0]] = b"\0".join(answers[2::3])
+    return found
+
+
+def converted_key(oid: bytes, attributes: bytes) -> bytes:
+    """The key of a file's bytes in the catalogue. That of unconverted bytes is the object id alone."""
+    return oid + attributes
+
+
+def check_out(reader: MirrorReader, paths: Mapping[bytes, bytes]) -> Iterator[tuple[bytes, Path]]:
+    """Has git write these paths (with a key each) from the index that `conversions` left, and yields key and file.
+
+    The files are gone after the last one.
+    """
+    if not paths:
+        return
+    top = reader.scratch / "checkout"
+    listed = (b"%s\0" % path for path in paths)
+    reader.run(
+        "checkout-index", "--force", "-z", "--stdin", stdin=listed, environment=_index(reader), before=_tree(reader)
+    )
+    for path, key in paths.items():
+        yield key, Path(str(top) + "/" + path.decode("utf-8", "surrogateescape"))
+    shutil.rmtree(top)
+
+
+def _index(reader: MirrorReader) -> dict[str, str]:
+    return {"GIT_INDEX_FILE": str(reader.scratch / "index")}
+
+
+def _tree(reader: MirrorReader) -> tuple[str, ...]:
+    top = reader.scratch / "checkout"
+    top.mkdir(exist_ok=True)
+    harmless = ("core.hooksPath=/dev/null", "core.fsmonitor=false", "core.attributesFile=/dev/null", "core.bare=false")
+    return (f"--work-tree={top}", *(word for setting in harmless for word in ("-c", setting)))

@@ -1,0 +1,204 @@
+"""One generation of drives: the blob file that all its images share, and the catalogue of what lies where in it.
+
+The blob file only grows. New contents are written behind its end and synced. Then one transaction of the catalogue
+adds them and moves the end. What a killed build left behind the end is cut off by the next one. No image refers to it,
+because an image is published after that transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, NamedTuple, Self
+
+from appliance.core.workspace.disk.header import BLOCK, header
+
+_SCHEMA = """
+CREATE TABLE facts (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+CREATE TABLE contents (key BLOB PRIMARY KEY, block INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE packs (id INTEGER PRIMARY KEY, name TEXT NOT NULL, pack_block INTEGER NOT NULL, pack_size INTEGER NOT NULL,
+    idx_block INTEGER NOT NULL, idx_size INTEGER NOT NULL, in_use INTEGER NOT NULL DEFAULT 1);
+CREATE TABLE packed (ref TEXT PRIMARY KEY, oid TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE segments (start INTEGER PRIMARY KEY, size INTEGER NOT NULL, sha256 TEXT NOT NULL);
+"""
+_PER_QUERY = 500
+_COPY = 2**22
+_ZEROS = bytes(BLOCK)
+
+
+class Extent(NamedTuple):
+    """Where contents lie in the blob file: from which block on, and how many bytes. Empty contents take no block."""
+
+    block: int
+    size: int
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the contents take."""
+        return -(-self.size // BLOCK)
+
+
+class Pack(NamedTuple):
+    """A pack in the blob file; `name` is that of its files without the suffix."""
+
+    id: int
+    name: str
+    pack: Extent
+    idx: Extent
+
+
+class Generation:
+    """The generation in `directory`, opened to be built in. Its methods raise OSError and sqlite3.Error."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._catalogue = sqlite3.connect(directory / "catalogue.db", isolation_level=None)
+        self._catalogue.execute("PRAGMA synchronous = FULL")
+        self._facts: dict[str, str] = dict(self._catalogue.execute("SELECT key, value FROM facts"))
+        self._contents: list[tuple[bytes, int, int]] = []
+        self._segment = hashlib.sha256()
+        self._data: BinaryIO | None = None
+        self.end = int(self._facts["end"])
+        """The first block of the blob file that is free; all before it is of finished builds, or of this one."""
+        self._committed = self.end
+
+    @classmethod
+    def create(cls, directory: Path, facts: Mapping[str, str]) -> Self:
+        """Creates an empty generation in a new directory, with `facts` that say what it was made for."""
+        (directory / "images").mkdir(parents=True)
+        catalogue = sqlite3.connect(directory / "catalogue.db", isolation_level=None)
+        try:
+            catalogue.executescript(_SCHEMA)
+            data_id = secrets.token_hex(16)
+            first = header({"role": "data", "id": data_id}).ljust(BLOCK, b"\0")
+            (directory / "data").write_bytes(first)
+            everything = {**facts, "id": data_id, "end": "1"}
+            catalogue.execute("BEGIN")
+            catalogue.executemany("INSERT INTO facts VALUES (?, ?)", everything.items())
+            catalogue.execute("INSERT INTO segments VALUES (0, ?, ?)", [BLOCK, hashlib.sha256(first).hexdigest()])
+            catalogue.execute("COMMIT")
+        finally:
+            catalogue.close()
+        return cls(directory)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._data is not None:
+            self._data.close()
+        self._catalogue.close()
+
+    @property
+    def id(self) -> str:
+        """The id of the data drive, which is in its header and in those of all tree drives."""
+        return self._facts["id"]
+
+    def fact(self, key: str) -> str | None:
+        """What was stored under `key`."""
+        return self._facts.get(key)
+
+    def is_whole(self) -> bool:
+        """Whether the blob file has all that the catalogue says is in it."""
+        try:
+            return os.stat(self.directory / "data").st_size >= self._committed * BLOCK
+        except FileNotFoundError:
+            return False
+
+    def find(self, keys: Iterable[bytes]) -> dict[bytes, Extent]:
+        """Where the contents with these keys are, of those that are there."""
+        wanted, found = list(set(keys)), {}
+        for at in range(0, len(wanted), _PER_QUERY):
+            some = wanted[at : at + _PER_QUERY]
+            query = f"SELECT key, block, size FROM contents WHERE key IN ({','.join('?' * len(some))})"
+            for key, block, size in self._catalogue.execute(query, some):
+                found[key] = Extent(block, size)
+        return found
+
+    # -- the blob file ------------------------------------------------------------------------------------------------
+
+    def _grown(self) -> BinaryIO:
+        """The blob file, positioned at its end."""
+        if self._data is None:
+            self._data = open(self.directory / "data", "r+b", buffering=2**20)
+            self._data.truncate(self._committed * BLOCK)
+            self._data.seek(self._committed * BLOCK)
+        return self._data
+
+    def append(self, pieces: Iterable[bytes]) -> Extent:
+        """Writes contents behind the end of the blob file."""
+        data, size, start = self._grown(), 0, self.end
+        for piece in pieces:
+            data.write(piece)
+            self._segment.update(piece)
+            size += len(piece)
+        if padding := -size % BLOCK:
+            zeros = _ZEROS[:padding]
+            data.write(zeros)
+            self._segment.update(zeros)
+        self.end += -(-size // BLOCK)
+        return Extent(start if size else 0, size)
+
+    def append_file(self, path: Path) -> Extent:
+        """Writes the contents of a file behind the end of the blob file."""
+        with path.open("rb", buffering=0) as file:
+            return self.append(iter(lambda: file.read(_COPY), b""))
+
+    def add(self, key: bytes, pieces: Iterable[bytes]) -> Extent:
+        """Writes contents, and has them found under `key` once they are committed."""
+        extent = self.append(pieces)
+        self._contents.append((key, *extent))
+        return extent
+
+    def commit(
+        self,
+        *,
+        facts: Mapping[str, str] | None = None,
+        packs: Sequence[tuple[str, Extent, Extent]] = (),
+        replaced: Iterable[int] = (),
+        packed: Mapping[str, str] | None = None,
+    ) -> None:
+        """Syncs the blob file, and stores what was added to it.
+
+        `packs` are new packs, which take the place of those with the ids `replaced`. `packed` maps refs to the objects
+        that packs now reach, beyond what they reached before.
+        """
+        if self._data is not None:
+            self._data.flush()
+            os.fsync(self._data.fileno())
+        size, run = (self.end - self._committed) * BLOCK, self._catalogue
+        self._facts |= {**(facts or {}), "end": str(self.end)}
+        run.execute("BEGIN IMMEDIATE")
+        run.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?, ?)", self._contents)
+        run.executemany("UPDATE packs SET in_use = 0 WHERE id = ?", [[number] for number in replaced])
+        run.executemany(
+            "INSERT INTO packs (name, pack_block, pack_size, idx_block, idx_size) VALUES (?, ?, ?, ?, ?)",
+            [(name, *pack, *index) for name, pack, index in packs],
+        )
+        run.executemany("INSERT OR REPLACE INTO packed VALUES (?, ?)", (packed or {}).items())
+        run.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", self._facts.items())
+        if size:
+            segment = [self._committed * BLOCK, size, self._segment.hexdigest()]
+            run.execute("INSERT INTO segments VALUES (?, ?, ?)", segment)
+        run.execute("COMMIT")
+        self._committed, self._contents, self._segment = self.end, [], hashlib.sha256()
+
+    # -- packs --------------------------------------------------------------------------------------------------------
+
+    def packs(self) -> list[Pack]:
+        """The packs of a new image, the oldest first."""
+        rows = self._catalogue.execute(
+            "SELECT id, name, pack_block, pack_size, idx_block, idx_size FROM packs WHERE in_use ORDER BY id"
+        )
+        return [Pack(row[0], row[1], Extent(*row[2:4]), Extent(*row[4:6])) for row in rows]
+
+    def packed(self) -> dict[str, str]:
+        """The refs that the packs reach, with the object that each named when it was packed."""
+        return dict(self._catalogue.execute("SELECT ref, oid FROM packed"))

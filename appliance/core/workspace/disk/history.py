@@ -1,0 +1,119 @@
+"""The packs of a generation: the objects that a workspace has.
+
+With the whole history, the packs together hold everything reachable from the branches and tags that were built, and
+each build adds one pack of what they lack. With the tip alone, a pack holds trees and blobs but no commit, because a
+pack with a commit whose parent is missing looks damaged to git; the commit is a loose object of the image.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from appliance.core.workspace.disk.generation import Extent, Generation, Pack
+from appliance.core.workspace.disk.mirror_reader import MirrorReader
+
+MOST_PACKS = 20
+"""git looks at each pack for each object, and from 50 packs on (`gc.autoPackLimit`) it wants to repack them."""
+
+_ENTRY = re.compile(rb"^\d+ ([0-9a-f]{40}) ", re.MULTILINE)
+
+
+class Tag(NamedTuple):
+    """A tag of the workspace; `peeled` is the commit that an annotated one names, else empty."""
+
+    ref: str
+    oid: str
+    peeled: str
+
+
+def tags_on(reader: MirrorReader, commit: str) -> list[Tag]:
+    """The tags on a commit and its ancestors, sorted by name."""
+    layout = "%(refname)%00%(objectname)%00%(*objectname)"
+    output = reader.run("for-each-ref", f"--merged={commit}", f"--format={layout}", "refs/tags")
+    lines = output.decode("utf-8", "surrogateescape").split("\n")
+    return sorted(Tag(*line.split("\0")) for line in lines if line)
+
+
+def dropped(reader: MirrorReader, packed: Mapping[str, str]) -> str | None:
+    """A ref of those packed whose object upstream no longer has on any branch or tag, if there is one."""
+    if not packed:
+        return None
+    output = reader.run("for-each-ref", "--format=%(objectname)", "refs/heads", "refs/tags")
+    present = set(output.decode().split())
+    gone = {oid: ref for ref, oid in packed.items() if oid not in present}
+    # A tag object that no ref names is gone. A commit that no ref names may still be on a branch.
+    missing = reader.run("cat-file", "--batch-check=%(objectname) %(objecttype)", stdin=_lines(gone))
+    for line in missing.decode().splitlines():
+        oid, kind = line.split()[:2]
+        if kind != "commit":
+            return gone[oid]
+    # Older versions of git take no `--not --branches` from stdin.
+    revisions = [*_lines(gone), *_lines(f"^{oid}" for oid in present)]
+    if gone and reader.run("rev-list", "--max-count=1", "--stdin", stdin=revisions):
+        return next(iter(gone.values()))
+    return None
+
+
+def _lines(words: Iterable[str]) -> list[bytes]:
+    return [f"{word}\n".encode() for word in words]
+
+
+def pack_history(reader: MirrorReader, generation: Generation, tips: Iterable[str]) -> Path | None:
+    """Packs what is reachable from `tips` and not from what is packed already. None if that is nothing."""
+    known = sorted(set(generation.packed().values()))
+    revisions = [*_lines(sorted(set(tips) - set(known))), *_lines(f"^{oid}" for oid in known)]
+    return _pack(reader, revisions, "--revs")
+
+
+def pack_objects(reader: MirrorReader, oids: Iterable[str]) -> Path | None:
+    """Packs exactly these objects. None if there are none."""
+    return _pack(reader, _lines(oids))
+
+
+def _pack(reader: MirrorReader, stdin: Sequence[bytes], *options: str) -> Path | None:
+    """Has git write a pack below the scratch directory; returns its path without the suffix."""
+    output = reader.run(
+        "-c", "pack.writeReverseIndex=false", "-c", "pack.packSizeLimit=0",
+        "pack-objects", "--quiet", "--non-empty", "--delta-base-offset", *options, str(reader.packs / "pack"),
+        stdin=stdin,
+    )  # fmt: skip
+    name = output.decode().strip()
+    return reader.packs / f"pack-{name}" if name else None
+
+
+def store_pack(generation: Generation, path: Path) -> tuple[str, Extent, Extent]:
+    """Appends a pack and its index to the blob file, and removes the files."""
+    files = [path.with_name(path.name + suffix) for suffix in (".pack", ".idx")]
+    pack, index = (generation.append_file(file) for file in files)
+    for file in files:
+        file.unlink()
+    return path.name, pack, index
+
+
+def packs_to_merge(packs: Sequence[Pack], most: int = MOST_PACKS) -> Sequence[Pack]:
+    """The newest of these packs that are to become one, so that there are never more than `most`; none if few.
+
+    Like `git repack --geometric=2`, it takes packs as long as the next one is less than twice as large as all taken
+    together, so an object is copied a number of times that grows with the logarithm of what is packed.
+    """
+    if len(packs) < most:
+        return []
+    taken, total = 1, packs[-1].pack.size
+    while taken < len(packs) and (packs[-taken - 1].pack.size < 2 * total or len(packs) - taken >= most - 1):
+        total += packs[-taken - 1].pack.size
+        taken += 1
+    return packs[-taken:]
+
+
+def merge_packs(reader: MirrorReader, generation: Generation, packs: Sequence[Pack]) -> Path | None:
+    """Packs the objects of several packs of the generation into one."""
+    oids: dict[str, None] = {}
+    with open(generation.directory / "data", "rb") as data:
+        for pack in packs:
+            data.seek(pack.idx.block * 4096)
+            listed = reader.run("show-index", stdin=[data.read(pack.idx.size)])
+            oids |= dict.fromkeys(oid.decode() for oid in _ENTRY.findall(listed))
+    return pack_objects(reader, oids)

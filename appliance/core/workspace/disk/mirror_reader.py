@@ -1,0 +1,145 @@
+"""Reads a mirror for a build, with git as a child of this process, and never writes into it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.error_lines import last_errors
+
+_PIECE = 2**20
+
+TREE = 0o040000
+LINK = 0o120000
+GITLINK = 0o160000
+
+
+class TreeEntry(NamedTuple):
+    """One line of a listing: `mode` as in a tree object, the object's id in binary, and its path from the top."""
+
+    mode: int
+    oid: bytes
+    path: bytes
+
+
+class MirrorReader:
+    """The mirror at `mirror`. What git has to write goes below the directory `scratch`.
+
+    Every method raises GitmirrorError if git fails, and OSError.
+    """
+
+    def __init__(self, mirror: Path, scratch: Path) -> None:
+        self.scratch = scratch
+        objects = scratch / "objects"
+        (objects / "pack").mkdir(parents=True, exist_ok=True)
+        (objects / "info").mkdir(exist_ok=True)
+        self.packs = objects / "pack"
+        self._words = ("git", f"--git-dir={mirror}")
+        # pack-objects puts its temporary files below the object directory, so this is not the mirror's.
+        # git separates alternates by colons, so one that has a colon must be quoted.
+        quoted = str(mirror / "objects").replace("\\", "\\\\").replace('"', '\\"')
+        self.environment = os.environ | {
+            "GIT_OBJECT_DIRECTORY": str(objects),
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": f'"{quoted}"',
+            "GIT_OPTIONAL_LOCKS": "0",
+        }
+
+    def run(
+        self,
+        *words: str,
+        stdin: Iterable[bytes] = (),
+        environment: dict[str, str] | None = None,
+        before: Sequence[str] = (),
+        cwd: Path | None = None,
+    ) -> bytes:
+        """Runs a command to its end and returns what it printed. `stdin` goes to a file first, so both may be large."""
+        with self._spooled(stdin) as source, tempfile.TemporaryFile() as errors:
+            done = subprocess.run(
+                [*self._words, *before, *words],
+                stdin=source, stdout=subprocess.PIPE, stderr=errors, cwd=cwd or self.scratch,
+                env=self.environment | (environment or {}), check=False,
+            )  # fmt: skip
+            if done.returncode:
+                raise _failure(words, done.returncode, errors)
+            return done.stdout
+
+    @contextlib.contextmanager
+    def stream(self, *words: str, stdin: Iterable[bytes] = ()) -> Iterator[IO[bytes]]:
+        """Runs a command, whose output is to be read to its end."""
+        with self._spooled(stdin) as source, tempfile.TemporaryFile() as errors:
+            child = subprocess.Popen(
+                [*self._words, *words],
+                stdin=source, stdout=subprocess.PIPE, stderr=errors, cwd=self.scratch, env=self.environment,
+                bufsize=_PIECE,
+            )  # fmt: skip
+            assert child.stdout is not None
+            try:
+                yield child.stdout
+            except BaseException:
+                child.kill()
+                raise
+            finally:
+                child.stdout.close()
+                code = child.wait()
+            if code:
+                raise _failure(words, code, errors)
+
+    @contextlib.contextmanager
+    def _spooled(self, lines: Iterable[bytes]) -> Iterator[IO[bytes]]:
+        with tempfile.TemporaryFile(dir=self.scratch) as file:
+            file.writelines(lines)
+            file.seek(0)
+            yield file
+
+    def tree_of(self, commit: str) -> str:
+        """The id of a commit's tree."""
+        return self.run("rev-parse", "--verify", "--quiet", f"{commit}^{{tree}}").decode().strip()
+
+    def listing(self, commit: str) -> Iterator[TreeEntry]:
+        """Everything in the tree of a commit: a directory before what is in it, otherwise in the order of the index."""
+        output = self.run("ls-tree", "-r", "-t", "-z", "--full-tree", commit)
+        at = 0
+        while at < len(output):
+            end = output.index(b"\0", at)
+            head = output.index(b"\t", at)
+            mode, _, oid = output[at:head].split(b" ")
+            yield TreeEntry(int(mode, 8), bytes.fromhex(oid.decode()), output[head + 1 : end])
+            at = end + 1
+
+    def contents(self, oids: Sequence[bytes]) -> Iterator[tuple[bytes, Iterator[bytes]]]:
+        """The bytes of each of these objects, in pieces that are to be taken before the next object is asked for."""
+        ids = (b"%s\n" % oid.hex().encode() for oid in oids)
+        with self.stream("cat-file", "--batch", "--buffer", stdin=ids) as output:
+            for oid in oids:
+                words = output.readline().split()
+                if len(words) != 3:
+                    raise GitmirrorError(f"the mirror lacks object {oid.hex()}", hint="verify it: `verify REPO --full`")
+                yield oid, _pieces(output, int(words[2]))
+                output.read(1)
+
+    def whole(self, oids: Iterable[bytes]) -> dict[bytes, bytes]:
+        """The bytes of small objects, by id."""
+        wanted = list(dict.fromkeys(oids))
+        return {oid: b"".join(pieces) for oid, pieces in self.contents(wanted)} if wanted else {}
+
+
+def _pieces(output: IO[bytes], left: int) -> Iterator[bytes]:
+    while left:
+        piece = output.read(min(left, _PIECE))
+        if not piece:
+            raise GitmirrorError("git cat-file ended in the middle of an object")
+        left -= len(piece)
+        yield piece
+
+
+def _failure(words: Sequence[str], code: int, errors: IO[bytes]) -> GitmirrorError:
+    errors.seek(0)
+    text = errors.read(65536).decode("utf-8", "replace")
+    command = next(word for word in words if word != "-c" and "=" not in word)
+    return GitmirrorError(f"git {command} failed: {last_errors(text) or f'exit code {code}'}")

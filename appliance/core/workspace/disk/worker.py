@@ -1,0 +1,282 @@
+"""Builds one image in a process of its own: `python -m appliance.core.workspace.disk.worker`.
+
+Plain Python that takes seconds and a hundred megabytes would hold up everything that `serve` does. The order comes as
+JSON on stdin. The image's description, or the error, goes to stdout. A kill at any moment leaves the images there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.command import write_atomically
+from appliance.core.workspace.disk.assemble import Workspace, index_of, references, repository, write_tree_drive
+from appliance.core.workspace.disk.checkout import (
+    check_out,
+    conversions,
+    converted_key,
+    refuse_hostile_names,
+)
+from appliance.core.workspace.disk.generation import Extent, Generation
+from appliance.core.workspace.disk.history import (
+    Tag,
+    dropped,
+    merge_packs,
+    pack_history,
+    pack_objects,
+    packs_to_merge,
+    store_pack,
+    tags_on,
+)
+from appliance.core.workspace.disk.images import LAYOUT_VERSION, DiskForm, DiskImage, DiskPlace
+from appliance.core.workspace.disk.mirror_reader import GITLINK, LINK, TREE, MirrorReader, TreeEntry
+from appliance.core.workspace.disk.order import DiskOrder
+
+SLACK = 4096
+"""Blocks (16 MiB) of a blob file that may be of no use, however small the rest is."""
+
+
+class Build:
+    """The build of one order. `place` is the repository's."""
+
+    def __init__(self, place: DiskPlace, mirror: Path, order: DiskOrder) -> None:
+        self.place, self.order = place, order
+        self.scratch = place.directory / "scratch"
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir(parents=True)
+        self.reader = MirrorReader(mirror, self.scratch)
+        self.refs: list[Tag] = []
+        self.entries: list[TreeEntry] = []
+        self.converted: dict[bytes, bytes] = {}
+
+    def run(self) -> DiskImage:
+        """Builds the image, or finds it built. Raises GitmirrorError, OSError, sqlite3.Error."""
+        try:
+            order = self.order
+            self.refs = tags_on(self.reader, order.commit) if order.history == "full" else []
+            name = self._name()
+            current = self._current()
+            if current is not None and (image := self._built(current, name)):
+                return image
+            self.entries = list(self.reader.listing(order.commit))
+            refuse_hostile_names(self.entries)
+            self.converted = conversions(self.reader, order.commit, self.entries)
+            if current is not None and not self._is_worn(current):
+                with self._opened(current) as generation:
+                    return self._build(generation, current, name)
+            return self._begin(name)
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+    # -- which generation ---------------------------------------------------------------------------------------------
+
+    def _facts(self) -> dict[str, str]:
+        order = self.order
+        return {
+            "version": str(LAYOUT_VERSION), "url": order.url, "visibility": order.visibility, "history": order.history
+        }  # fmt: skip
+
+    def _current(self) -> int | None:
+        """The newest generation, if this order may go into it."""
+        numbers = self.place.generations()
+        if not numbers:
+            return None
+        try:
+            with self._opened(numbers[-1]) as generation:
+                fits = all(generation.fact(key) == value for key, value in self._facts().items())
+                if fits and generation.is_whole() and dropped(self.reader, generation.packed()) is None:
+                    return numbers[-1]
+        except (OSError, sqlite3.Error, KeyError, ValueError) as error:
+            print(f"beginning anew, because generation {numbers[-1]} cannot be read: {error}", file=sys.stderr)
+        return None
+
+    def _opened(self, number: int) -> Generation:
+        return Generation(self.place.generation(number))
+
+    def _is_worn(self, number: int) -> bool:
+        """Whether over half of the blob file is of no image that is there, and not of the ordered one either."""
+        with self._opened(number) as generation:
+            packs = sum(pack.pack.blocks + pack.idx.blocks for pack in generation.packs())
+
+            def needed(keys: set[bytes]) -> int:
+                return packs + sum(extent.blocks for extent in generation.find(keys).values())
+
+            keys = set(self._keys(self.entries).values())
+            if generation.end <= 2 * needed(keys) + SLACK:
+                return False
+            for commit in {image.commit for image in self.place.images() if image.generation == number}:
+                with contextlib.suppress(GitmirrorError):
+                    keys |= {entry.oid for entry in self.reader.listing(commit)}
+            return generation.end > 2 * needed(keys) + SLACK
+
+    def _begin(self, name: str) -> DiskImage:
+        """Builds the first image of a new generation, which appears as a whole."""
+        number = (self.place.generations() or [0])[-1] + 1
+        directory = self.place.directory / f"{number}.new"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        with Generation.create(directory, self._facts()) as generation:
+            image = self._build(generation, number, name)
+        self._hand_over(directory / "data")
+        self._hand_over(directory / "images")
+        self._hand_over(directory)
+        directory.rename(self.place.generation(number))
+        _sync(self.place.directory)
+        return image
+
+    # -- the image ----------------------------------------------------------------------------------------------------
+
+    def _name(self) -> str:
+        """The file name of the image: readable, and another for other contents."""
+        order = self.order
+        readable = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in order.branch[:60])
+        what = references(order.branch, order.commit, self.refs) + f"{order.form} {order.repo}".encode()
+        return f"{readable}-{order.commit[:12]}-{hashlib.sha256(what).hexdigest()[:12]}.img"
+
+    def _built(self, number: int, name: str) -> DiskImage | None:
+        for image in self.place.images():
+            if (image.generation, image.name) == (number, name):
+                return image
+        return None
+
+    def _build(self, generation: Generation, number: int, name: str) -> DiskImage:
+        order = self.order
+        by_path, targets = self._store_contents(generation)
+        self._store_history(generation)
+        workspace = Workspace(self.entries, by_path, targets)
+        tree = bytes.fromhex(self.reader.tree_of(order.commit))
+        tip = None
+        if order.history == "tip":
+            tip = self.reader.run("cat-file", "commit", order.commit)
+        workspace.root.entries[b".git"] = repository(
+            order.url, order.branch, order.commit,
+            refs=references(order.branch, order.commit, self.refs), index=index_of(tree, workspace),
+            packs=generation.packs(), tip=tip,
+        )  # fmt: skip
+        workspace.index.clear()
+        path = generation.directory / "images" / name
+        unfinished = path.with_suffix(".new")
+        single = order.form is DiskForm.SINGLE
+        size, data_size = write_tree_drive(
+            unfinished, workspace.root, generation, repo=order.repo, commit=order.commit, single=single
+        )
+        self._hand_over(unfinished)
+        unfinished.rename(path)
+        image = DiskImage(
+            order.repo, order.url, order.branch, order.commit, order.form, order.history, order.visibility, number,
+            name, size, data_size, time.time(),
+        )  # fmt: skip
+        write_atomically(path.with_suffix(".json"), self.place.describe(image))
+        _sync(path.parent)
+        return image
+
+    def _keys(self, entries: Sequence[TreeEntry]) -> dict[bytes, bytes]:
+        """The catalogue's key for each file, by its path if a checkout converts it, else by the id of its blob."""
+        keys = {}
+        for mode, oid, path in entries:
+            if mode not in (TREE, LINK, GITLINK):
+                attributes = self.converted.get(path)
+                if attributes is None:
+                    keys[oid] = oid
+                else:
+                    keys[path] = converted_key(oid, attributes)
+        return keys
+
+    def _store_contents(self, generation: Generation) -> tuple[Mapping[bytes, Extent], Mapping[bytes, bytes]]:
+        """Adds to the blob file what it lacks. Returns where each file is, and the targets of links."""
+        keys = self._keys(self.entries)
+        found = generation.find(keys.values())
+        missing = {name: key for name, key in keys.items() if key not in found}
+        plain = [oid for oid, key in missing.items() if oid == key]
+        for oid, pieces in self.reader.contents(plain) if plain else ():
+            found[oid] = generation.add(oid, pieces)
+        paths = {path: key for path, key in missing.items() if path != key}
+        for key, file in check_out(self.reader, paths):
+            if key not in found:
+                found[key] = generation.add(key, _read(file))
+        targets = self.reader.whole(entry.oid for entry in self.entries if entry.mode == LINK)
+        return {name: found[key] for name, key in keys.items()}, targets
+
+    def _store_history(self, generation: Generation) -> None:
+        """Adds the packs that this image needs, and commits everything."""
+        order, reader = self.order, self.reader
+        ref = f"refs/heads/{order.branch}"
+        if order.history == "full":
+            packed = {ref: order.commit, **{tag.ref: tag.oid for tag in self.refs}}
+            packed = {key: oid for key, oid in packed.items() if generation.packed().get(key) != oid}
+            new = pack_history(reader, generation, packed.values()) if packed else None
+        else:
+            packed = {ref: order.commit}
+            new = pack_objects(reader, self._objects_of_tip(generation.packed().get(ref)))
+        packs = [store_pack(generation, new)] if new else []
+        generation.commit(packs=packs, packed=packed)
+        if old := packs_to_merge(generation.packs()):
+            merged = merge_packs(reader, generation, old)
+            if merged is not None:
+                generation.commit(packs=[store_pack(generation, merged)], replaced=[pack.id for pack in old])
+
+    def _objects_of_tip(self, before: str | None) -> Iterator[str]:
+        """The trees and blobs of the commit, or those that its branch's last image did not have."""
+        commit = self.order.commit
+        if before is None:
+            yield self.reader.tree_of(commit)
+            yield from dict.fromkeys(entry.oid.hex() for entry in self.entries if entry.mode != GITLINK)
+        elif before != commit:
+            yield self.reader.tree_of(commit)
+            changed = self.reader.run("diff-tree", "-r", "-t", "--raw", "-z", "--no-renames", before, commit)
+            fields = [field.split(b" ") for field in changed.split(b"\0") if field.startswith(b":")]
+            yield from dict.fromkeys(field[3].decode() for field in fields if field[1] not in (b"160000", b"000000"))
+
+    def _hand_over(self, path: Path) -> None:
+        """Makes a file or directory readable for the group that the VMM runs in."""
+        group, is_directory = self.order.group, path.is_dir()
+        if group:
+            shutil.chown(path, group=group)
+        path.chmod((0o751 if group else 0o750) if is_directory else 0o640)
+
+
+def _read(file: Path) -> Iterator[bytes]:
+    with file.open("rb", buffering=0) as opened:
+        yield from iter(lambda: opened.read(2**20), b"")
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def main() -> int:
+    """Builds the order on stdin; prints the image as JSON, or an object with `error` and `hint`."""
+    order: dict[str, Any] = json.load(sys.stdin)
+    place, mirror = DiskPlace(Path(order.pop("place"))), Path(order.pop("mirror"))
+    try:
+        wanted = DiskOrder(**order | {"form": DiskForm(order["form"])})
+        print(json.dumps(asdict(Build(place, mirror, wanted).run())))
+    except GitmirrorError as error:
+        print(json.dumps({"error": error.message, "hint": error.hint}))
+        return 1
+    except OSError as error:
+        print(json.dumps({"error": f"the disk cannot be written: {error.strerror or error}", "hint": ""}))
+        return 1
+    except (sqlite3.Error, LookupError) as error:
+        print(json.dumps({"error": f"the disk cannot be built: {error}", "hint": "delete its directory"}))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
