@@ -28,12 +28,13 @@ _CHUNK = 2**22
 class Workspace:
     """The files of a commit, as nodes of an image and as entries of its index.
 
-    `extents` maps the path of a file that a checkout converts, or else the id of its blob, to where its contents are;
-    `targets` maps the id of a symbolic link to its target. Raises GitmirrorError for a tree that cannot be.
+    `extents` maps the path of a file that a checkout converts, or else the id of its blob, to the first block and the
+    size of its contents. `targets` maps the id of a symbolic link to its target. Raises GitmirrorError for a tree that
+    cannot be.
     """
 
     def __init__(
-        self, entries: Iterable[TreeEntry], extents: Mapping[bytes, Extent], targets: Mapping[bytes, bytes]
+        self, entries: Iterable[TreeEntry], extents: Mapping[bytes, tuple[int, int]], targets: Mapping[bytes, bytes]
     ) -> None:
         self.root = Directory()
         self.index: list[IndexEntry] = []
@@ -41,22 +42,23 @@ class Workspace:
         add = self.index.append
         for mode, oid, path in entries:
             if mode == TREE:
-                add(IndexEntry(TREE, oid, path, 0, 0))
+                add((TREE, oid, path, 0, 0))
                 continue
             cut = path.rfind(b"/")
             parent = directories.get(path[:cut] if cut > 0 else b"") or _parent(directories, path)
-            when, node, size = file_time(oid), None, 0
+            when, size = file_time(oid), 0
+            node: Node
             if mode == LINK:
                 target = targets[oid]
                 node, size = Link(target, when), len(target)
             elif mode == GITLINK:
                 node, when = Directory(), 0
             else:
-                block, size = extents.get(path) or extents[oid]
+                block, size = extents[oid] if oid in extents else extents[path]
                 node = DataFile(block, size, when, bool(mode & _EXECUTABLE))
             if parent.entries.setdefault(path[cut + 1 :], node) is not node:
                 raise _impossible(path)
-            add(IndexEntry(mode, oid, path, when, size))
+            add((mode, oid, path, when, size))
 
 
 def _parent(directories: dict[bytes, Directory], path: bytes) -> Directory:

@@ -23,6 +23,8 @@ because no config names one, and `text` alone means LF."""
 _ASKED = ("eol", "ident", "text", "crlf", "working-tree-encoding")
 _DOT_GIT = re.compile(rb"(?:\.git|git~1)[ .]*(?::.*)?", re.IGNORECASE | re.DOTALL)
 """What Windows, too, may take for `.git` (`is_ntfs_dotgit` of git). A backslash separates names there."""
+_SUSPECT = re.compile(rb"(?:^|/)\.{0,2}(?:/|$)|git|gi7eba~", re.IGNORECASE)
+"""A path without this has no name that git refuses."""
 _DOT_GITMODULES = (b".gitmod", b"gitmod~", b"gi7eba~")
 LONGEST_NAME = 255
 LONGEST_TARGET = 4095
@@ -30,24 +32,21 @@ LONGEST_TARGET = 4095
 
 def refuse_hostile_names(entries: Iterable[TreeEntry]) -> None:
     """Raises GitmirrorError for a tree that git refuses to check out, or that Linux cannot hold."""
-    known: set[bytes] = set()
-    before = b""
+    before, suspect = b"", _SUSPECT.search
     for mode, _, path in entries:
         if mode != TREE:
             # git writes trees in the order of the index; another order may hide a second entry of the same name.
             if path <= before:
                 raise _refused(path, "its tree is not sorted")
             before = path
-        name = path[path.rfind(b"/") + 1 :]
-        if mode == LINK and name.lower().startswith(_DOT_GITMODULES):
-            raise _refused(path, "it is a symbolic link")
-        if name in known:
-            continue
-        if name in (b"", b".", b"..") or any(_DOT_GIT.fullmatch(part) for part in name.split(b"\\")):
-            raise _refused(path, "git does not check out such a name")
-        if len(name) > LONGEST_NAME:
-            raise _refused(path, f"its name is longer than {LONGEST_NAME} bytes")
-        known.add(name)
+        if len(path) > LONGEST_NAME and max(map(len, path.split(b"/"))) > LONGEST_NAME:
+            raise _refused(path, f"a name in it is longer than {LONGEST_NAME} bytes")
+        if suspect(path):
+            for name in path.split(b"/"):
+                if name in (b"", b".", b"..") or any(_DOT_GIT.fullmatch(part) for part in name.split(b"\\")):
+                    raise _refused(path, "git does not check out such a name")
+            if mode == LINK and path.rpartition(b"/")[2].lower().startswith(_DOT_GITMODULES):
+                raise _refused(path, "it is a symbolic link")
 
 
 def _refused(path: bytes, why: str) -> GitmirrorError:
@@ -56,12 +55,12 @@ def _refused(path: bytes, why: str) -> GitmirrorError:
 
 def conversions(reader: MirrorReader, commit: str, entries: Iterable[TreeEntry]) -> dict[bytes, bytes]:
     """The attributes of each path whose file a checkout may write differently from its blob."""
-    files = [entry for entry in entries if entry.mode not in (TREE, LINK, GITLINK)]
-    attributes = [entry.oid for entry in files if entry.path.rpartition(b"/")[2] == ATTRIBUTES]
+    files = [entry for entry in entries if entry[0] not in (TREE, LINK, GITLINK)]
+    attributes = [oid for _, oid, path in files if path.endswith(ATTRIBUTES) and path.rpartition(b"/")[2] == ATTRIBUTES]
     if not any(_CONVERTS.search(text) for text in reader.whole(attributes).values()):
         return {}
     reader.run("read-tree", commit, environment=_index(reader))
-    paths = (b"%s\0" % entry.path for entry in files)
+    paths = (b"%s\0" % path for _, _, path in files)
     words = ("check-attr", "--cached", "--stdin", "-z", *_ASKED)
     output = reader.run(*words, stdin=paths, environment=_index(reader), before=_tree(reader))
     found: dict[bytes, bytes] = {}

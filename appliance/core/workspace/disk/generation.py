@@ -112,14 +112,14 @@ class Generation:
         except FileNotFoundError:
             return False
 
-    def find(self, keys: Iterable[bytes]) -> dict[bytes, Extent]:
-        """Where the contents with these keys are, of those that are there."""
-        wanted, found = list(set(keys)), {}
+    def find(self, keys: Iterable[bytes]) -> dict[bytes, tuple[int, int]]:
+        """The first block and the size of the contents with these keys, of those that are there."""
+        wanted, found = list(keys), {}
         for at in range(0, len(wanted), _PER_QUERY):
             some = wanted[at : at + _PER_QUERY]
             query = f"SELECT key, block, size FROM contents WHERE key IN ({','.join('?' * len(some))})"
             for key, block, size in self._catalogue.execute(query, some):
-                found[key] = Extent(block, size)
+                found[key] = (block, size)
         return found
 
     # -- the blob file ------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class Generation:
     def _grown(self) -> BinaryIO:
         """The blob file, positioned at its end."""
         if self._data is None:
-            self._data = open(self.directory / "data", "r+b", buffering=2**20)
+            self._data = (self.directory / "data").open("r+b", buffering=2**20)
             self._data.truncate(self._committed * BLOCK)
             self._data.seek(self._committed * BLOCK)
         return self._data

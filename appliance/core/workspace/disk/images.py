@@ -33,8 +33,8 @@ class DiskForm(StrEnum):
 class DiskImage:
     """A complete image: the `commit` of `branch`, with `history` "full" or "tip".
 
-    `url` is the upstream, and `visibility` "open", or "private" while the repository is. `size` is the bytes of the tree
-    drive, and `data_size` those of the data drive that it refers to. `made_at` is in Unix seconds.
+    `url` is the upstream, and `visibility` "open", or "private" while the repository is. `size` is the bytes of the
+    tree drive, and `data_size` those of the data drive that it refers to. `made_at` is in Unix seconds.
     """
 
     repo: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from appliance.core.workspace.disk.mirror_reader import TREE
 
@@ -16,14 +15,9 @@ _PADDING = [bytes(8 - (_ENTRY.size + length) % 8) for length in range(8)]
 """An entry is padded with one to eight NULs to a multiple of eight bytes, by the length of its name modulo eight."""
 
 
-class IndexEntry(NamedTuple):
-    """A file, link or submodule, with the mtime and size of its file; or, with the mode TREE, a directory."""
-
-    mode: int
-    oid: bytes
-    path: bytes
-    mtime: int
-    size: int
+IndexEntry = tuple[int, bytes, bytes, int, int]
+"""The mode, object id and path of a file, link or submodule, with the mtime and size of its file. With the mode TREE, a
+directory."""
 
 
 def write_index(tree: bytes, entries: Iterable[IndexEntry]) -> bytes:

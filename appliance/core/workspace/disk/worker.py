@@ -7,6 +7,7 @@ JSON on stdin. The image's description, or the error, goes to stdout. A kill at 
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from appliance.core.workspace.disk.checkout import (
     converted_key,
     refuse_hostile_names,
 )
-from appliance.core.workspace.disk.generation import Extent, Generation
+from appliance.core.workspace.disk.generation import Generation
+from appliance.core.workspace.disk.header import BLOCK
 from appliance.core.workspace.disk.history import (
     Tag,
     dropped,
@@ -59,6 +61,7 @@ class Build:
         self.refs: list[Tag] = []
         self.entries: list[TreeEntry] = []
         self.converted: dict[bytes, bytes] = {}
+        self.keys: dict[bytes, bytes] = {}
 
     def run(self) -> DiskImage:
         """Builds the image, or finds it built. Raises GitmirrorError, OSError, sqlite3.Error."""
@@ -69,9 +72,10 @@ class Build:
             current = self._current()
             if current is not None and (image := self._built(current, name)):
                 return image
-            self.entries = list(self.reader.listing(order.commit))
+            self.entries = self.reader.listing(order.commit)
             refuse_hostile_names(self.entries)
             self.converted = conversions(self.reader, order.commit, self.entries)
+            self.keys = self._keys()
             if current is not None and not self._is_worn(current):
                 with self._opened(current) as generation:
                     return self._build(generation, current, name)
@@ -107,18 +111,14 @@ class Build:
     def _is_worn(self, number: int) -> bool:
         """Whether over half of the blob file is of no image that is there, and not of the ordered one either."""
         with self._opened(number) as generation:
-            packs = sum(pack.pack.blocks + pack.idx.blocks for pack in generation.packs())
-
-            def needed(keys: set[bytes]) -> int:
-                return packs + sum(extent.blocks for extent in generation.find(keys).values())
-
-            keys = set(self._keys(self.entries).values())
-            if generation.end <= 2 * needed(keys) + SLACK:
+            # What the last image needed is a first guess that costs nothing.
+            if generation.end <= 2 * int(generation.fact("needed") or 0) + SLACK:
                 return False
+            keys = set(self.keys.values())
             for commit in {image.commit for image in self.place.images() if image.generation == number}:
                 with contextlib.suppress(GitmirrorError):
-                    keys |= {entry.oid for entry in self.reader.listing(commit)}
-            return generation.end > 2 * needed(keys) + SLACK
+                    keys |= {oid for _, oid, _ in self.reader.listing(commit)}
+            return generation.end > 2 * _blocks(generation, generation.find(keys)) + SLACK
 
     def _begin(self, name: str) -> DiskImage:
         """Builds the first image of a new generation, which appears as a whole."""
@@ -152,9 +152,10 @@ class Build:
 
     def _build(self, generation: Generation, number: int, name: str) -> DiskImage:
         order = self.order
-        by_path, targets = self._store_contents(generation)
-        self._store_history(generation)
-        workspace = Workspace(self.entries, by_path, targets)
+        extents = self._store_contents(generation)
+        self._store_history(generation, extents)
+        targets = self.reader.whole(oid for mode, oid, _ in self.entries if mode == LINK)
+        workspace = Workspace(self.entries, extents, targets)
         tree = bytes.fromhex(self.reader.tree_of(order.commit))
         tip = None
         if order.history == "tip":
@@ -181,10 +182,12 @@ class Build:
         _sync(path.parent)
         return image
 
-    def _keys(self, entries: Sequence[TreeEntry]) -> dict[bytes, bytes]:
+    def _keys(self) -> dict[bytes, bytes]:
         """The catalogue's key for each file, by its path if a checkout converts it, else by the id of its blob."""
+        if not self.converted:
+            return {oid: oid for mode, oid, _ in self.entries if mode not in (TREE, LINK, GITLINK)}
         keys = {}
-        for mode, oid, path in entries:
+        for mode, oid, path in self.entries:
             if mode not in (TREE, LINK, GITLINK):
                 attributes = self.converted.get(path)
                 if attributes is None:
@@ -193,11 +196,10 @@ class Build:
                     keys[path] = converted_key(oid, attributes)
         return keys
 
-    def _store_contents(self, generation: Generation) -> tuple[Mapping[bytes, Extent], Mapping[bytes, bytes]]:
-        """Adds to the blob file what it lacks. Returns where each file is, and the targets of links."""
-        keys = self._keys(self.entries)
-        found = generation.find(keys.values())
-        missing = {name: key for name, key in keys.items() if key not in found}
+    def _store_contents(self, generation: Generation) -> dict[bytes, tuple[int, int]]:
+        """Adds to the blob file what it lacks. Returns where the contents of each of `keys` are."""
+        found = generation.find(set(self.keys.values()) if self.converted else self.keys)
+        missing = {name: key for name, key in self.keys.items() if key not in found}
         plain = [oid for oid, key in missing.items() if oid == key]
         for oid, pieces in self.reader.contents(plain) if plain else ():
             found[oid] = generation.add(oid, pieces)
@@ -205,10 +207,9 @@ class Build:
         for key, file in check_out(self.reader, paths):
             if key not in found:
                 found[key] = generation.add(key, _read(file))
-        targets = self.reader.whole(entry.oid for entry in self.entries if entry.mode == LINK)
-        return {name: found[key] for name, key in keys.items()}, targets
+        return {name: found[key] for name, key in self.keys.items()} if self.converted else found
 
-    def _store_history(self, generation: Generation) -> None:
+    def _store_history(self, generation: Generation, extents: Mapping[bytes, tuple[int, int]]) -> None:
         """Adds the packs that this image needs, and commits everything."""
         order, reader = self.order, self.reader
         ref = f"refs/heads/{order.branch}"
@@ -220,7 +221,8 @@ class Build:
             packed = {ref: order.commit}
             new = pack_objects(reader, self._objects_of_tip(generation.packed().get(ref)))
         packs = [store_pack(generation, new)] if new else []
-        generation.commit(packs=packs, packed=packed)
+        needed = _blocks(generation, extents) + sum(pack.blocks + idx.blocks for _, pack, idx in packs)
+        generation.commit(facts={"needed": str(needed)}, packs=packs, packed=packed)
         if old := packs_to_merge(generation.packs()):
             merged = merge_packs(reader, generation, old)
             if merged is not None:
@@ -231,7 +233,7 @@ class Build:
         commit = self.order.commit
         if before is None:
             yield self.reader.tree_of(commit)
-            yield from dict.fromkeys(entry.oid.hex() for entry in self.entries if entry.mode != GITLINK)
+            yield from dict.fromkeys(oid.hex() for mode, oid, _ in self.entries if mode != GITLINK)
         elif before != commit:
             yield self.reader.tree_of(commit)
             changed = self.reader.run("diff-tree", "-r", "-t", "--raw", "-z", "--no-renames", before, commit)
@@ -244,6 +246,12 @@ class Build:
         if group:
             shutil.chown(path, group=group)
         path.chmod((0o751 if group else 0o750) if is_directory else 0o640)
+
+
+def _blocks(generation: Generation, extents: Mapping[bytes, tuple[int, int]]) -> int:
+    """How many blocks of the blob file these contents and the packs of a new image take."""
+    packs = sum(pack.pack.blocks + pack.idx.blocks for pack in generation.packs())
+    return packs + sum(-(-size // BLOCK) for _, size in set(extents.values()))
 
 
 def _read(file: Path) -> Iterator[bytes]:
@@ -261,6 +269,8 @@ def _sync(directory: Path) -> None:
 
 def main() -> int:
     """Builds the order on stdin; prints the image as JSON, or an object with `error` and `hint`."""
+    # Nothing here has circles, and a collection looks at everything again and again while the tree grows.
+    gc.disable()
     order: dict[str, Any] = json.load(sys.stdin)
     place, mirror = DiskPlace(Path(order.pop("place"))), Path(order.pop("mirror"))
     try:
