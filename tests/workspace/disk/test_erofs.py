@@ -58,7 +58,7 @@ def test_a_small_tree_reads_back(tmp_path: Path, single: bool) -> None:
     assert drives.size.metadata % 4096 == 0
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(tree=trees, single=st.booleans())
 def test_any_tree_reads_back(tree: Tree, single: bool) -> None:
     """Any names, any contents, inline or in blocks, and nothing overlaps."""
@@ -86,7 +86,7 @@ def test_directories_of_every_size_read_back(lengths: list[int], before: int, li
 def test_a_directory_that_fills_blocks_to_the_byte(tmp_path: Path) -> None:
     """From a few bytes less than one, two or three blocks to a few more."""
     for blocks in (1, 2, 3):
-        for spare in range(-3, 70, 1):
+        for spare in (*range(-2, 40), 63, 64):
             tree: Tree = {}
             left = blocks * 4096 - 27 - spare
             while left > 12 + 200:
