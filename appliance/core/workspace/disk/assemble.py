@@ -28,13 +28,17 @@ _CHUNK = 2**22
 class Workspace:
     """The files of a commit, as nodes of an image and as entries of its index.
 
-    `extents` maps the path of a file that a checkout converts, or else the id of its blob, to the first block and the
-    size of its contents. `targets` maps the id of a symbolic link to its target. Raises GitmirrorError for a tree that
-    cannot be.
+    `extents` maps the id of a blob, or the key of what a checkout makes of it, to the first block and the size of the
+    contents. `converted` has the keys of the latter by path. `targets` maps the id of a symbolic link to its target.
+    Raises GitmirrorError for a tree that cannot be.
     """
 
     def __init__(
-        self, entries: Iterable[TreeEntry], extents: Mapping[bytes, tuple[int, int]], targets: Mapping[bytes, bytes]
+        self,
+        entries: Iterable[TreeEntry],
+        extents: Mapping[bytes, tuple[int, int]],
+        converted: Mapping[bytes, bytes],
+        targets: Mapping[bytes, bytes],
     ) -> None:
         self.root = Directory()
         self.index: list[IndexEntry] = []
@@ -54,7 +58,7 @@ class Workspace:
             elif mode == GITLINK:
                 node, when = Directory(), 0
             else:
-                block, size = extents[oid] if oid in extents else extents[path]
+                block, size = extents[converted.get(path, oid) if converted else oid]
                 node = DataFile(block, size, when, bool(mode & _EXECUTABLE))
             if parent.entries.setdefault(path[cut + 1 :], node) is not node:
                 raise _impossible(path)
@@ -109,6 +113,9 @@ def repository(
         pack_files[name + b".pack"] = DataFile(pack.pack.block, pack.pack.size, FIXED_TIME, False)
         pack_files[name + b".idx"] = DataFile(pack.idx.block, pack.idx.size, FIXED_TIME, False)
     objects: dict[bytes, Node] = {b"info": Directory(), b"pack": _directory(pack_files)}
+    if tip is not None:
+        loose = zlib.compress(b"commit %d\0" % len(tip) + tip, 1)
+        objects[commit[:2].encode()] = _directory({commit[2:].encode(): text(loose)})
     entries: dict[bytes, Node] = {
         b"HEAD": text(f"ref: refs/heads/{branch}\n"),
         b"config": text(workspace_config(url, branch)),
@@ -119,8 +126,6 @@ def repository(
         b"index": OwnFile(index, INDEX_TIME),
     }
     if tip is not None:
-        loose = zlib.compress(b"commit %d\0" % len(tip) + tip, 1)
-        objects[commit[:2].encode()] = _directory({commit[2:].encode(): text(loose)})
         entries[b"shallow"] = text(f"{commit}\n")
     return _directory(entries)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import count
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
@@ -54,7 +54,10 @@ def _refused(path: bytes, why: str) -> GitmirrorError:
 
 
 def conversions(reader: MirrorReader, commit: str, entries: Iterable[TreeEntry]) -> dict[bytes, bytes]:
-    """The attributes of each path whose file a checkout may write differently from its blob."""
+    """The keys in the catalogue of the files that a checkout may write differently from their blobs, by path.
+
+    A key is the object id and the attributes, so it is longer than that of other contents, which is the id alone.
+    """
     files = [entry for entry in entries if entry[0] not in (TREE, LINK, GITLINK)]
     attributes = [oid for _, oid, path in files if path.endswith(ATTRIBUTES) and path.rpartition(b"/")[2] == ATTRIBUTES]
     if not any(_CONVERTS.search(text) for text in reader.whole(attributes).values()):
@@ -64,23 +67,17 @@ def conversions(reader: MirrorReader, commit: str, entries: Iterable[TreeEntry])
     words = ("check-attr", "--cached", "--stdin", "-z", *_ASKED)
     output = reader.run(*words, stdin=paths, environment=_index(reader), before=_tree(reader))
     found: dict[bytes, bytes] = {}
-    fields = iter(output.split(b"\0"))
-    while answers := list(islice(fields, 3 * len(_ASKED))):
-        if len(answers) < 3 * len(_ASKED):
-            break
+    fields = output.split(b"\0")
+    for (_, oid, path), at in zip(files, count(0, 3 * len(_ASKED)), strict=False):
+        answers = fields[at : at + 3 * len(_ASKED)]
         values = dict(zip(_ASKED, answers[2::3], strict=True))
         if (
             values["eol"] == b"crlf"
             or values["ident"] == b"set"
             or values["working-tree-encoding"] not in (b"unspecified", b"unset", b"set")
         ):
-            found[answers[0]] = b"\0".join(answers[2::3])
+            found[path] = oid + b"\0".join(answers[2::3])
     return found
-
-
-def converted_key(oid: bytes, attributes: bytes) -> bytes:
-    """The key of a file's bytes in the catalogue. That of unconverted bytes is the object id alone."""
-    return oid + attributes
 
 
 def check_out(reader: MirrorReader, paths: Mapping[bytes, bytes]) -> Iterator[tuple[bytes, Path]]:

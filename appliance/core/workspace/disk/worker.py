@@ -23,12 +23,7 @@ from typing import Any
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import write_atomically
 from appliance.core.workspace.disk.assemble import Workspace, index_of, references, repository, write_tree_drive
-from appliance.core.workspace.disk.checkout import (
-    check_out,
-    conversions,
-    converted_key,
-    refuse_hostile_names,
-)
+from appliance.core.workspace.disk.checkout import check_out, conversions, refuse_hostile_names
 from appliance.core.workspace.disk.generation import Generation
 from appliance.core.workspace.disk.header import BLOCK
 from appliance.core.workspace.disk.history import (
@@ -61,7 +56,7 @@ class Build:
         self.refs: list[Tag] = []
         self.entries: list[TreeEntry] = []
         self.converted: dict[bytes, bytes] = {}
-        self.keys: dict[bytes, bytes] = {}
+        self.keys: dict[bytes, None] = {}
 
     def run(self) -> DiskImage:
         """Builds the image, or finds it built. Raises GitmirrorError, OSError, sqlite3.Error."""
@@ -114,7 +109,7 @@ class Build:
             # What the last image needed is a first guess that costs nothing.
             if generation.end <= 2 * int(generation.fact("needed") or 0) + SLACK:
                 return False
-            keys = set(self.keys.values())
+            keys = set(self.keys)
             for commit in {image.commit for image in self.place.images() if image.generation == number}:
                 with contextlib.suppress(GitmirrorError):
                     keys |= {oid for _, oid, _ in self.reader.listing(commit)}
@@ -155,7 +150,7 @@ class Build:
         extents = self._store_contents(generation)
         self._store_history(generation, extents)
         targets = self.reader.whole(oid for mode, oid, _ in self.entries if mode == LINK)
-        workspace = Workspace(self.entries, extents, targets)
+        workspace = Workspace(self.entries, extents, self.converted, targets)
         tree = bytes.fromhex(self.reader.tree_of(order.commit))
         tip = None
         if order.history == "tip":
@@ -182,32 +177,27 @@ class Build:
         _sync(path.parent)
         return image
 
-    def _keys(self) -> dict[bytes, bytes]:
-        """The catalogue's key for each file, by its path if a checkout converts it, else by the id of its blob."""
+    def _keys(self) -> dict[bytes, None]:
+        """The catalogue's keys of all files, in their order."""
         if not self.converted:
-            return {oid: oid for mode, oid, _ in self.entries if mode not in (TREE, LINK, GITLINK)}
-        keys = {}
-        for mode, oid, path in self.entries:
-            if mode not in (TREE, LINK, GITLINK):
-                attributes = self.converted.get(path)
-                if attributes is None:
-                    keys[oid] = oid
-                else:
-                    keys[path] = converted_key(oid, attributes)
-        return keys
+            return {oid: None for mode, oid, _ in self.entries if mode not in (TREE, LINK, GITLINK)}
+        converted = self.converted
+        files = (entry for entry in self.entries if entry[0] not in (TREE, LINK, GITLINK))
+        return {converted.get(path, oid): None for _, oid, path in files}
 
     def _store_contents(self, generation: Generation) -> dict[bytes, tuple[int, int]]:
-        """Adds to the blob file what it lacks. Returns where the contents of each of `keys` are."""
-        found = generation.find(set(self.keys.values()) if self.converted else self.keys)
-        missing = {name: key for name, key in self.keys.items() if key not in found}
-        plain = [oid for oid, key in missing.items() if oid == key]
+        """Adds to the blob file what it lacks. Returns where the contents with each of `keys` are."""
+        found = generation.find(self.keys)
+        missing = self.keys.keys() - found.keys()
+        paths = {path: key for path, key in self.converted.items() if key in missing}
+        missing -= set(paths.values())
+        plain = [oid for oid in self.keys if oid in missing] if missing else []
         for oid, pieces in self.reader.contents(plain) if plain else ():
             found[oid] = generation.add(oid, pieces)
-        paths = {path: key for path, key in missing.items() if path != key}
         for key, file in check_out(self.reader, paths):
             if key not in found:
                 found[key] = generation.add(key, _read(file))
-        return {name: found[key] for name, key in self.keys.items()} if self.converted else found
+        return found
 
     def _store_history(self, generation: Generation, extents: Mapping[bytes, tuple[int, int]]) -> None:
         """Adds the packs that this image needs, and commits everything."""
