@@ -13,7 +13,7 @@ from appliance.core.workspace.disk.images import DiskForm, DiskImage, DiskPlace
 from appliance.core.workspace.disk.order import DiskOrder
 from appliance.core.workspace.disk.worker import Build
 from tests.support.erofs_reader import Found, read_image
-from tests.support.gitutil import git, git_bytes
+from tests.support.gitutil import fsck, git, git_bytes
 
 Entry = tuple[bytes, bytes]
 """A mode and contents."""
@@ -116,6 +116,20 @@ def clone(bare: Path, to: Path, commit: str) -> Path:
 def is_untouched(workspace: Path) -> bool:
     """Whether git takes every file for unchanged by its stat data alone, without reading one."""
     return git("diff-files", "--raw", "-z", cwd=workspace) == ""
+
+
+def check(lab: DiskLab, image: DiskImage, to: Path) -> Path:
+    """Unpack an image and see that it equals a clone, path by path and byte by byte, and that git likes it."""
+    to.mkdir()
+    workspace = lab.unpack(image, to / "disk")
+    assert files_of(workspace) == files_of(clone(lab.bare, to / "clone", image.commit))
+    assert git("rev-parse", "HEAD", cwd=workspace) == image.commit
+    assert git("symbolic-ref", "HEAD", cwd=workspace) == f"refs/heads/{image.branch}"
+    assert is_untouched(workspace), "git would read files again"
+    assert git("status", "--porcelain", cwd=workspace) == ""
+    assert git("write-tree", cwd=workspace) == git("rev-parse", "HEAD^{tree}", cwd=workspace)
+    fsck(workspace)
+    return workspace
 
 
 # -- a nasty repository -----------------------------------------------------------------------------------------------

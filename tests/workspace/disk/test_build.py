@@ -8,39 +8,9 @@ from pathlib import Path
 import pytest
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.workspace.disk.images import DiskForm, DiskImage
-from tests.support.gitutil import fsck, git, git_bytes
-from tests.workspace.disk.disk_lab import (
-    DiskLab,
-    Entry,
-    clone,
-    fast_import,
-    files_of,
-    is_untouched,
-    nasty_entries,
-)
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> DiskLab:
-    """An empty bare repository, and a place for its disks."""
-    bare = tmp_path / "bare.git"
-    git("init", "--quiet", "--bare", "--initial-branch=main", str(bare))
-    return DiskLab(bare, tmp_path / "disks")
-
-
-def check(lab: DiskLab, image: DiskImage, to: Path) -> Path:
-    """Unpack an image and see that it equals a clone, path by path and byte by byte, and that git likes it."""
-    to.mkdir()
-    workspace = lab.unpack(image, to / "disk")
-    assert files_of(workspace) == files_of(clone(lab.bare, to / "clone", image.commit))
-    assert git("rev-parse", "HEAD", cwd=workspace) == image.commit
-    assert git("symbolic-ref", "HEAD", cwd=workspace) == f"refs/heads/{image.branch}"
-    assert is_untouched(workspace), "git would read files again"
-    assert git("status", "--porcelain", cwd=workspace) == ""
-    assert git("write-tree", cwd=workspace) == git("rev-parse", "HEAD^{tree}", cwd=workspace)
-    fsck(workspace)
-    return workspace
+from appliance.core.workspace.disk.images import DiskForm
+from tests.support.gitutil import git, git_bytes
+from tests.workspace.disk.disk_lab import DiskLab, Entry, check, clone, fast_import, files_of, nasty_entries
 
 
 @pytest.mark.parametrize("history", ["full", "tip"])

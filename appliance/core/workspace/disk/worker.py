@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from appliance.core.workspace.disk.checkout import check_out, conversions, refus
 from appliance.core.workspace.disk.generation import Generation
 from appliance.core.workspace.disk.header import BLOCK
 from appliance.core.workspace.disk.history import (
+    MOST_PACKS,
     Tag,
     dropped,
     merge_packs,
@@ -213,22 +214,34 @@ class Build:
         packs = [store_pack(generation, new)] if new else []
         needed = _blocks(generation, extents) + sum(pack.blocks + idx.blocks for _, pack, idx in packs)
         generation.commit(facts={"needed": str(needed)}, packs=packs, packed=packed)
-        if old := packs_to_merge(generation.packs()):
-            merged = merge_packs(reader, generation, old)
-            if merged is not None:
-                generation.commit(packs=[store_pack(generation, merged)], replaced=[pack.id for pack in old])
+        if order.history == "full":
+            old = packs_to_merge(generation.packs())
+            merged = merge_packs(reader, generation, old) if old else None
+        else:
+            old = generation.packs() if len(generation.packs()) >= MOST_PACKS else []
+            merged = pack_objects(reader, self._objects_of_all_tips(generation)) if old else None
+        if merged is not None:
+            generation.commit(packs=[store_pack(generation, merged)], replaced=[pack.id for pack in old])
 
     def _objects_of_tip(self, before: str | None) -> Iterator[str]:
         """The trees and blobs of the commit, or those that its branch's last image did not have."""
         commit = self.order.commit
         if before is None:
-            yield self.reader.tree_of(commit)
-            yield from dict.fromkeys(oid.hex() for mode, oid, _ in self.entries if mode != GITLINK)
+            yield from self._objects_in(commit, self.entries)
         elif before != commit:
             yield self.reader.tree_of(commit)
             changed = self.reader.run("diff-tree", "-r", "-t", "--raw", "-z", "--no-renames", before, commit)
             fields = [field.split(b" ") for field in changed.split(b"\0") if field.startswith(b":")]
             yield from dict.fromkeys(field[3].decode() for field in fields if field[1] not in (b"160000", b"000000"))
+
+    def _objects_of_all_tips(self, generation: Generation) -> dict[str, None]:
+        """The trees and blobs of the last tip of each branch in the generation."""
+        tips = set(generation.packed().values())
+        return {oid: None for tip in tips for oid in self._objects_in(tip, self.reader.listing(tip))}
+
+    def _objects_in(self, commit: str, entries: Iterable[TreeEntry]) -> Iterator[str]:
+        yield self.reader.tree_of(commit)
+        yield from dict.fromkeys(oid.hex() for mode, oid, _ in entries if mode != GITLINK)
 
     def _hand_over(self, path: Path) -> None:
         """Makes a file or directory readable for the group that the VMM runs in."""
