@@ -84,6 +84,21 @@ def test_what_upstream_dropped_is_in_no_later_drive(
     assert code == 0 and SECRET not in found
 
 
+@pytest.mark.parametrize("history", ["full", "tip"])
+def test_a_disk_of_an_older_commit_does_not_hide_what_was_dropped_later(
+    lab: DiskLab, tmp_path: Path, history: str
+) -> None:
+    """The blob file still has the newer tip, although the last image was of an older one."""
+    lab.history = history
+    older = push(lab, "main", {b"a": b"1\n"})
+    push(lab, "main", {b"secret": SECRET})
+    assert has_secret(lab, lab.build())
+    check(lab, lab.build("main", older), tmp_path / "older")
+    rewritten(lab)
+    image = lab.build()
+    assert image.generation == 2 and not has_secret(lab, image)
+
+
 def test_a_branch_that_goes_on_elsewhere_but_stays_reachable_drops_nothing(lab: DiskLab) -> None:
     """A merge, or a branch renamed: everything that is in the blob file is still upstream's."""
     push(lab, "main", {b"a": b"1\n"})

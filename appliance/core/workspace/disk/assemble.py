@@ -12,9 +12,11 @@ from typing import BinaryIO
 from appliance.core.errors import GitmirrorError
 from appliance.core.text import escape
 from appliance.core.workspace.disk.erofs import DataFile, Directory, Link, Node, OwnFile, write_image
+from appliance.core.workspace.disk.ext4 import write_ext4
 from appliance.core.workspace.disk.generation import Extent, Generation, Pack
 from appliance.core.workspace.disk.header import BLOCK, Cksum, header
 from appliance.core.workspace.disk.history import Tag
+from appliance.core.workspace.disk.images import DiskForm
 from appliance.core.workspace.disk.index_file import IndexEntry, write_index
 from appliance.core.workspace.disk.mirror_reader import GITLINK, LINK, TREE, TreeEntry
 from appliance.core.workspace.snapshot_build import workspace_config
@@ -142,14 +144,36 @@ def index_of(tree: bytes, workspace: Workspace) -> bytes:
 
 
 def write_tree_drive(
-    path: Path, root: Directory, generation: Generation, *, repo: str, commit: str, single: bool
+    path: Path, root: Directory, generation: Generation, form: DiskForm, scratch: Path, *, repo: str, commit: str
 ) -> tuple[int, int]:
-    """Writes the tree drive of `root` to the new file `path`, synced. Returns its bytes, and those of data it needs.
+    """Writes the tree drive of `root` to the new file `path`, synced. Returns its bytes, and those of data it needs."""
+    identity = hashlib.sha256(f"{generation.id} {path.name}".encode()).digest()[:16]
+    fields = {"role": "tree", "format": "erofs", "repository": repo, "commit": commit}
+    data_size = 0
+    if form is DiskForm.EXT4:
+        fields["format"] = "ext4"
+        size = write_ext4(path, root, generation.data, scratch, identity=identity)
+        fields["size"] = str(size)
+    else:
+        size = _write_erofs(path, root, generation, fields, identity, single=form is DiskForm.SINGLE)
+        if form is DiskForm.EROFS:
+            data_size = generation.end * BLOCK
+            fields["data"] = f"{generation.id} {data_size}"
+    with path.open("r+b") as file:
+        file.write(header(fields))
+        file.flush()
+        os.fsync(file.fileno())
+    return size, data_size
+
+
+def _write_erofs(
+    path: Path, root: Directory, generation: Generation, fields: dict[str, str], identity: bytes, *, single: bool
+) -> int:
+    """Writes an EROFS image, and its size and check into `fields`.
 
     With `single`, the data stands behind the tree in the same file, and no other drive is needed.
     """
-    identity = hashlib.sha256(f"{generation.id} {path.name}".encode()).digest()[:16]
-    with path.open("w+b") as file:
+    with path.open("x+b") as file:
         extents = _move_together(root) if single else []
         blocks = sum(extent.blocks for extent in extents) if single else generation.end
         tag = None if single else generation.id.encode()
@@ -159,22 +183,9 @@ def write_tree_drive(
         check = _check(file, tree_size)
         if single:
             _copy(generation, extents, file)
-        size = tree_size + (blocks * BLOCK if single else 0)
-        fields = {
-            "role": "tree",
-            "format": "erofs",
-            "repository": repo,
-            "commit": commit,
-            "size": str(size),
-            "check": f"{check} {tree_size - BLOCK}",
-        }
-        if not single:
-            fields["data"] = f"{generation.id} {blocks * BLOCK}"
-        file.seek(0)
-        file.write(header(fields))
-        file.flush()
-        os.fsync(file.fileno())
-    return size, 0 if single else blocks * BLOCK
+    size = tree_size + (blocks * BLOCK if single else 0)
+    fields |= {"size": str(size), "check": f"{check} {tree_size - BLOCK}"}
+    return size
 
 
 def _check(file: BinaryIO, size: int) -> int:
@@ -217,7 +228,7 @@ def _copy(generation: Generation, extents: Iterable[Extent], file: BinaryIO) -> 
     """Appends these parts of the blob file; the file system shares their blocks where it can."""
     file.seek(0, os.SEEK_END)
     file.flush()
-    with open(generation.directory / "data", "rb") as data:
+    with generation.data.open("rb") as data:
         for extent in extents:
             at, left = extent.block * BLOCK, extent.blocks * BLOCK
             while left:

@@ -62,7 +62,7 @@ class Generation:
         self._facts: dict[str, str] = dict(self._catalogue.execute("SELECT key, value FROM facts"))
         self._contents: list[tuple[bytes, int, int]] = []
         self._segment = hashlib.sha256()
-        self._data: BinaryIO | None = None
+        self._file: BinaryIO | None = None
         self.end = int(self._facts["end"])
         """The first block of the blob file that is free; all before it is of finished builds, or of this one."""
         self._committed = self.end
@@ -86,14 +86,19 @@ class Generation:
             catalogue.close()
         return cls(directory)
 
+    @property
+    def data(self) -> Path:
+        """The blob file."""
+        return self.directory / "data"
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._data is not None:
-            self._data.close()
+        if self._file is not None:
+            self._file.close()
         self._catalogue.close()
 
     @property
@@ -108,7 +113,7 @@ class Generation:
     def is_whole(self) -> bool:
         """Whether the blob file has all that the catalogue says is in it."""
         try:
-            return os.stat(self.directory / "data").st_size >= self._committed * BLOCK
+            return os.stat(self.data).st_size >= self._committed * BLOCK
         except FileNotFoundError:
             return False
 
@@ -126,11 +131,11 @@ class Generation:
 
     def _grown(self) -> BinaryIO:
         """The blob file, positioned at its end."""
-        if self._data is None:
-            self._data = (self.directory / "data").open("r+b", buffering=2**20)
-            self._data.truncate(self._committed * BLOCK)
-            self._data.seek(self._committed * BLOCK)
-        return self._data
+        if self._file is None:
+            self._file = self.data.open("r+b", buffering=2**20)
+            self._file.truncate(self._committed * BLOCK)
+            self._file.seek(self._committed * BLOCK)
+        return self._file
 
     def append(self, pieces: Iterable[bytes]) -> Extent:
         """Writes contents behind the end of the blob file."""
@@ -170,9 +175,9 @@ class Generation:
         `packs` are new packs, which take the place of those with the ids `replaced`. `packed` maps refs to the objects
         that packs now reach, beyond what they reached before.
         """
-        if self._data is not None:
-            self._data.flush()
-            os.fsync(self._data.fileno())
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
         size, run = (self.end - self._committed) * BLOCK, self._catalogue
         self._facts |= {**(facts or {}), "end": str(self.end)}
         run.execute("BEGIN IMMEDIATE")

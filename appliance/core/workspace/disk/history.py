@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from appliance.core.workspace.disk.generation import Extent, Generation, Pack
+from appliance.core.workspace.disk.header import BLOCK
 from appliance.core.workspace.disk.mirror_reader import MirrorReader
 
 MOST_PACKS = 20
@@ -111,9 +112,9 @@ def packs_to_merge(packs: Sequence[Pack], most: int = MOST_PACKS) -> Sequence[Pa
 def merge_packs(reader: MirrorReader, generation: Generation, packs: Sequence[Pack]) -> Path | None:
     """Packs the objects of several packs of the generation into one."""
     oids: dict[str, None] = {}
-    with open(generation.directory / "data", "rb") as data:
+    with generation.data.open("rb") as data:
         for pack in packs:
-            data.seek(pack.idx.block * 4096)
+            data.seek(pack.idx.block * BLOCK)
             listed = reader.run("show-index", stdin=[data.read(pack.idx.size)])
             oids |= dict.fromkeys(oid.decode() for oid in _ENTRY.findall(listed))
     return pack_objects(reader, oids)

@@ -164,9 +164,9 @@ class Build:
         workspace.index.clear()
         path = generation.directory / "images" / name
         unfinished = path.with_suffix(".new")
-        single = order.form is DiskForm.SINGLE
+        unfinished.unlink(missing_ok=True)
         size, data_size = write_tree_drive(
-            unfinished, workspace.root, generation, repo=order.repo, commit=order.commit, single=single
+            unfinished, workspace.root, generation, order.form, self.scratch, repo=order.repo, commit=order.commit
         )
         self._hand_over(unfinished)
         unfinished.rename(path)
@@ -202,15 +202,17 @@ class Build:
 
     def _store_history(self, generation: Generation, extents: Mapping[bytes, tuple[int, int]]) -> None:
         """Adds the packs that this image needs, and commits everything."""
-        order, reader = self.order, self.reader
+        order, reader, known = self.order, self.reader, generation.packed()
         ref = f"refs/heads/{order.branch}"
+        packed = {ref: order.commit, **{tag.ref: tag.oid for tag in self.refs}}
+        if ref in known and not reader.run("rev-list", "--max-count=1", order.commit, f"^{known[ref]}"):
+            # An older commit was ordered. What the branch had since stays on record, to notice when upstream drops it.
+            del packed[ref]
+        packed = {key: oid for key, oid in packed.items() if known.get(key) != oid}
         if order.history == "full":
-            packed = {ref: order.commit, **{tag.ref: tag.oid for tag in self.refs}}
-            packed = {key: oid for key, oid in packed.items() if generation.packed().get(key) != oid}
             new = pack_history(reader, generation, packed.values()) if packed else None
         else:
-            packed = {ref: order.commit}
-            new = pack_objects(reader, self._objects_of_tip(generation.packed().get(ref)))
+            new = pack_objects(reader, self._objects_of_tip(known.get(ref)))
         packs = [store_pack(generation, new)] if new else []
         needed = _blocks(generation, extents) + sum(pack.blocks + idx.blocks for _, pack, idx in packs)
         generation.commit(facts={"needed": str(needed)}, packs=packs, packed=packed)
