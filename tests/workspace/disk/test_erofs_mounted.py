@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.workspace.disk.erofs import DataFile, Directory, write_image
+from appliance.core.workspace.disk.header import header
 from tests.support.drives import mounted, needs_mount
 from tests.support.erofs_reader import read_image
 from tests.workspace.disk.test_erofs import SMALL
@@ -35,6 +37,25 @@ def deep(depth: int) -> Tree:
     return tree
 
 
+def scattered(seed: int, nodes: int) -> Tree:
+    """A tree of directories of all sizes, with names of any bytes, files of some sizes and links."""
+    pick = random.Random(seed)
+    directories: list[Tree] = [{}]
+    for _ in range(nodes):
+        name = pick.randbytes(min(255, int(pick.paretovariate(0.7)))).replace(b"/", b"|").replace(b"\0", b" ")
+        if name in (b".", b".."):
+            continue
+        size = pick.choice((0, 1, pick.randrange(300), 4032, 4096, 9000))
+        value: Tree | Data | Own | Symlink = pick.choice(
+            ({}, Data(b"d" * size, pick.randrange(1 << 31), pick.random() < 0.5), Own(b"o" * size), Symlink(name))
+        )
+        # One that is chosen often becomes large.
+        into = directories[int(len(directories) * pick.random() ** 4)]
+        if into.setdefault(name, value) is value and isinstance(value, dict):
+            directories.append(value)
+    return directories[0]
+
+
 def fsck(drives: Drives) -> None:
     """Asserts that fsck.erofs has nothing to say."""
     # On one drive it reads contents too. erofs-utils 1.5 looks for those of a second one on the first.
@@ -43,7 +64,14 @@ def fsck(drives: Drives) -> None:
     assert (result.returncode, result.stderr) == (0, ""), result
 
 
-TREES = {"small": SMALL, "empty": {}, "long names": LONG, "deep": deep(200)}
+TREES = {
+    "small": SMALL,
+    "empty": {},
+    "long names": LONG,
+    "deep": deep(200),
+    "scattered": scattered(1, 1000),
+    "otherwise": scattered(2, 1000),
+}
 
 
 @pytest.mark.parametrize("single", [False, True], ids=["two drives", "one drive"])
@@ -62,6 +90,31 @@ def test_the_kernel_finds_all(tmp_path: Path, name: str, single: bool) -> None:
     drives = write(TREES[name], tmp_path, single=single)
     with mounted(drives.tree, drives.data) as top:
         assert on_disk(top) == expected(TREES[name])
+
+
+@needs_mount
+def test_a_header_changes_nothing(tmp_path: Path) -> None:
+    """The text in the first kilobyte is written when the image is complete, and no checksum covers it."""
+    drives = write(SMALL, tmp_path)
+    with drives.tree.open("r+b") as file:
+        file.write(header({"role": "tree", "format": "erofs"}))
+    if shutil.which("fsck.erofs"):
+        fsck(drives)
+    with mounted(drives.tree, drives.data) as top:
+        assert on_disk(top) == expected(SMALL)
+
+
+@needs_mount
+def test_a_changed_superblock_is_refused_by_the_kernel(tmp_path: Path) -> None:
+    """The kernel verifies the checksum, so a mount is a check of the first block; nothing of the mount stays."""
+    drives = write(SMALL, tmp_path)
+    with drives.tree.open("r+b") as file:
+        file.seek(1024 + 64)
+        file.write(b"another label")
+    with pytest.raises(subprocess.CalledProcessError), mounted(drives.tree, drives.data):
+        pass
+    loops = subprocess.run(["losetup", "--all"], check=True, capture_output=True, text=True).stdout
+    assert str(tmp_path) not in loops
 
 
 @pytest.mark.parametrize("count", [20_000, pytest.param(70_000, marks=pytest.mark.slow)])

@@ -27,6 +27,8 @@ LEAST_MAPPED = 1 << 24
 
 _MOST_COMPACT_LINKS = 0xFFFF
 _MOST_COMPACT_SIZE = 0xFFFFFFFF
+_NIDS = BLOCK // NID_UNIT
+"""How many nids a block of inodes has."""
 _ONE_LINK = form.extended_links(1)
 _PLAIN_FILE = form.extended_head(form.PLAIN, form.FILE_MODE)
 _PLAIN_EXECUTABLE = form.extended_head(form.PLAIN, form.EXECUTABLE_MODE)
@@ -138,9 +140,10 @@ def write_image(
     blocks = form.INODES_BLOCK + _place(nodes)
     # A power of two, so that an address tells at a glance whether it is on the second device, and where.
     data_at = blocks if data_tag is None else max(LEAST_MAPPED, 1 << blocks.bit_length())
-    if (most := data_at + data_blocks) > form.MOST_BLOCKS:
+    data_end = data_at + data_blocks
+    if data_end > form.MOST_BLOCKS:
         raise GitmirrorError(
-            f"the disk would need {most} block addresses, and EROFS has {form.MOST_BLOCKS}",
+            f"the disk would need {data_end} block addresses, and EROFS has {form.MOST_BLOCKS}",
             hint="leave large files or old history out",
         )
     file.write(
@@ -154,7 +157,7 @@ def write_image(
             device=(data_tag, data_blocks, data_at) if data_tag else None,
         )
     )
-    _write_nodes(file, nodes, data_at, data_blocks, build_time)
+    _write_nodes(file, nodes, data_at, data_end, build_time)
     return ImageSize(blocks * BLOCK, len(nodes), data_at)
 
 
@@ -170,7 +173,6 @@ def _walk(root: Directory) -> list[Node]:
             continue
         entries = node.entries
         _check_names(node)
-        node.names = sorted([*entries, b".", b".."])
         below = set()
         for name, child in entries.items():
             if type(child) is Directory:
@@ -179,11 +181,14 @@ def _walk(root: Directory) -> list[Node]:
             elif type(child) is Link and (not 0 < len(child.content) <= form.TARGET_BYTES or b"\0" in child.content):
                 raise _refused(node, name, f"a link needs a target of 1 to {form.TARGET_BYTES} bytes other than NUL")
         node.links = 2 + len(below)
-        # git compares whole paths, in which a slash follows the name of a directory.
-        order = sorted(entries, key=lambda name: name + b"/" if name in below else name) if below else node.names
+        order = sorted(entries)
+        node.names = sorted([b".", b"..", *order])
+        if below:  # git compares whole paths, in which a slash follows the name of a directory.
+            order.sort(key=lambda name: name + b"/" if name in below else name)
         if node is root and b".git" in entries:
-            order = [*(name for name in order if name != b".git"), b".git"]
-        stack.extend([entries[name] for name in reversed(order) if name in entries])
+            order.remove(b".git")
+            order.append(b".git")
+        stack += [entries[name] for name in reversed(order)]
     return nodes
 
 
@@ -218,31 +223,30 @@ def _place(nodes: list[Node]) -> int:
     Returns the number of blocks behind the first one. Whole blocks are taken from behind the block that inodes are
     being put into, and that block is still filled before another is begun.
     """
-    at, end, free = NID_UNIT, BLOCK, 1  # Readers of directories take nid 0 for an entry that was removed.
+    nid, end, free = 1, _NIDS, 1  # Readers of directories take nid 0 for an entry that was removed.
+    extended = EXTENDED.size // NID_UNIT
     for node in nodes:
-        if type(node) is DataFile:
-            if at + EXTENDED.size > end:
-                at, end, free = free * BLOCK, (free + 1) * BLOCK, free + 1
-            node.nid = at // NID_UNIT
-            at += EXTENDED.size
-            continue
+        whole, length = 0, extended
         if type(node) is Directory:
-            node.size = size = _directory_size(node.names)
-            head = COMPACT.size if _is_compact(node) else EXTENDED.size
-        else:
-            size, head = len(node.content), EXTENDED.size
-        whole, tail = _split(size, head)
-        if at + head + tail > end:
-            at, end, free = free * BLOCK, (free + 1) * BLOCK, free + 1
-        node.nid = at // NID_UNIT
-        at += (head + tail + NID_UNIT - 1) // NID_UNIT * NID_UNIT
-        node.first = form.INODES_BLOCK + free if whole else 0
-        free += whole
+            node.size = _directory_size(node.names)
+            whole, tail = _split(node.size, head := _head_size(node))
+            length = -(-(head + tail) // NID_UNIT)
+        elif type(node) is not DataFile:
+            whole, tail = _split(len(node.content), EXTENDED.size)
+            length = -(-(EXTENDED.size + tail) // NID_UNIT)
+        if nid + length > end:
+            nid, end, free = free * _NIDS, (free + 1) * _NIDS, free + 1
+        node.nid = nid
+        nid += length
+        if type(node) is not DataFile:
+            node.first = form.INODES_BLOCK + free if whole else 0
+            free += whole
     return free
 
 
-def _is_compact(directory: Directory) -> bool:
-    return directory.links <= _MOST_COMPACT_LINKS and directory.size <= _MOST_COMPACT_SIZE
+def _head_size(directory: Directory) -> int:
+    compact = directory.links <= _MOST_COMPACT_LINKS and directory.size <= _MOST_COMPACT_SIZE
+    return COMPACT.size if compact else EXTENDED.size
 
 
 def _split(size: int, head: int) -> tuple[int, int]:
@@ -282,41 +286,39 @@ def _directory_content(directory: Directory) -> bytes:
     return b"".join([block.ljust(BLOCK, b"\0") for block in blocks[:-1]] + blocks[-1:])
 
 
-def _write_nodes(file: BinaryIO, nodes: list[Node], data_at: int, data_blocks: int, build_time: int) -> None:
+def _write_nodes(file: BinaryIO, nodes: list[Node], data_at: int, data_end: int, build_time: int) -> None:
     """Writes all that `_place` gave a place: each block with inodes, and then the whole blocks that lie behind it."""
     pack_extended = EXTENDED.pack_into
-    block, current, behind = bytearray(BLOCK), 0, list[bytes | memoryview]()
+    block, first_nid, behind = bytearray(BLOCK), 0, list[bytes | memoryview]()
     for number, node in enumerate(nodes, 1):
-        nid = node.nid
-        if nid // (BLOCK // NID_UNIT) != current:
+        at = (node.nid - first_nid) * NID_UNIT
+        if at >= BLOCK:
             file.write(block)
             file.writelines(behind)
-            block, current, behind = bytearray(BLOCK), nid // (BLOCK // NID_UNIT), []
-        at = nid * NID_UNIT % BLOCK
+            block, first_nid, behind = bytearray(BLOCK), node.nid // _NIDS * _NIDS, []
+            at = (node.nid - first_nid) * NID_UNIT
         if type(node) is DataFile:
-            size, first = node.size, node.block
-            if first + -(-size // BLOCK) > data_blocks and size:
-                raise GitmirrorError(
-                    f"a file of {size} bytes at block {first} is not within the {data_blocks} blocks of data"
-                )
+            size = node.size
+            first = data_at + node.block if size else 0
+            if first + -(-size // BLOCK) > data_end:
+                raise GitmirrorError(f"a file of {size} bytes at block {node.block} is not within the data area")
             head = _PLAIN_EXECUTABLE if node.executable else _PLAIN_FILE
-            pack_extended(block, at, head, size, data_at + first if size else 0, number, node.mtime, _ONE_LINK)
+            pack_extended(block, at, head, size, first, number, node.mtime, _ONE_LINK)
             continue
         content = _directory_content(node) if type(node) is Directory else node.content
-        size = len(content)
-        compact = type(node) is Directory and _is_compact(node)
-        begin = at + (COMPACT.size if compact else EXTENDED.size)
+        size, first = len(content), node.first
+        begin = at + (_head_size(node) if type(node) is Directory else EXTENDED.size)
         whole, tail = _split(size, begin - at)
         layout = form.INLINE if tail else form.PLAIN
         if type(node) is not Directory:
             head = form.extended_head(layout, node.mode)
-            pack_extended(block, at, head, size, node.first, number, node.mtime, _ONE_LINK)
-        elif compact:
-            head = form.compact_format(layout)
-            COMPACT.pack_into(block, at, head, 0, form.DIRECTORY_MODE, node.links, size, node.first, number)
-        else:
+            pack_extended(block, at, head, size, first, number, node.mtime, _ONE_LINK)
+        elif begin - at == EXTENDED.size:
             head, links = form.extended_head(layout, form.DIRECTORY_MODE), form.extended_links(node.links)
-            pack_extended(block, at, head, size, node.first, number, build_time, links)
+            pack_extended(block, at, head, size, first, number, build_time, links)
+        else:
+            head = form.compact_format(layout)
+            COMPACT.pack_into(block, at, head, 0, form.DIRECTORY_MODE, node.links, size, first, number)
         block[begin : begin + tail] = content[size - tail :]
         if whole:
             behind += (memoryview(content)[: size - tail], bytes(whole * BLOCK - (size - tail)))
