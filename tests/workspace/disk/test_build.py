@@ -224,9 +224,8 @@ def test_an_edit_of_the_same_size_is_seen(lab: DiskLab, tmp_path: Path) -> None:
     assert git("status", "--porcelain", cwd=workspace).split() == ["M", "a", "M", "b"]
 
 
-def test_real_repositories_come_out_as_clones_do(
-    bundles: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+@pytest.mark.slow
+def test_real_repositories_come_out_as_clones_do(bundles: dict[str, Path], tmp_path: Path) -> None:
     """Whatever is in them."""
     if not bundles:
         pytest.skip("the real repositories are not here")

@@ -153,6 +153,7 @@ def test_a_blob_file_of_mostly_old_contents_is_left_behind(
     check(lab, last, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_packs_of_tips_are_replaced_by_one_of_what_the_tips_have(lab: DiskLab, tmp_path: Path) -> None:
     """Without history, objects that no tip has are of no use. Each branch keeps its own."""
     lab.history = "tip"

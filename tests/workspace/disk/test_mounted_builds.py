@@ -49,8 +49,17 @@ def test_checkers_of_file_systems_find_nothing(lab: DiskLab, form: DiskForm) -> 
 
 
 @needs_mount
-@pytest.mark.parametrize("history", ["full", "tip"])
-@pytest.mark.parametrize("form", [DiskForm.EROFS, DiskForm.SINGLE, pytest.param(DiskForm.EXT4, marks=needs_ext4)])
+@pytest.mark.parametrize(
+    ("form", "history"),
+    [
+        (DiskForm.EROFS, "full"),
+        pytest.param(DiskForm.EROFS, "tip", marks=pytest.mark.slow),
+        pytest.param(DiskForm.SINGLE, "full", marks=pytest.mark.slow),
+        pytest.param(DiskForm.SINGLE, "tip", marks=pytest.mark.slow),
+        pytest.param(DiskForm.EXT4, "full", marks=needs_ext4),
+        pytest.param(DiskForm.EXT4, "tip", marks=[needs_ext4, pytest.mark.slow]),
+    ],
+)
 def test_the_kernel_shows_what_a_clone_has(lab: DiskLab, tmp_path: Path, form: DiskForm, history: str) -> None:
     """Path by path and byte by byte, owned by root, and git has nothing to read again."""
     fast_import(lab.bare, [{b"first": (b"100644", b"1\n")}, nasty_entries()])
@@ -67,6 +76,7 @@ def test_the_kernel_shows_what_a_clone_has(lab: DiskLab, tmp_path: Path, form: D
         }
 
 
+@pytest.mark.slow
 @needs_ext4
 @needs_mount
 def test_an_ext4_disk_that_another_user_built_is_owned_by_root(lab: DiskLab, tmp_path: Path) -> None:
