@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pushes=1 if options.quick else 5,
         row_seconds=5.0 if options.quick else 60.0,
         pyz=options.pyz,
+        workspaces_only=options.workspaces_only,
         tell=lambda text: print(f"[{time.monotonic() - began:5.0f} s] {text}", file=sys.stderr, flush=True),
     )
     began = time.monotonic()
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
             settings.tell(f"http-backend is left out: {reason}")
         repositories = [(path, path.resolve().name.removesuffix(".git")) for path in options.repositories]
         if options.generate:
-            plan = TINY if options.quick else Plan()
+            plan = TINY if options.quick else Plan(files=options.files, size=options.files * 10_000)
             settings.tell(f"{plan.name}: generating it, or reusing an earlier one")
             repositories.append((generate(plan, options.cache or places.scratch / "cache", env), plan.name))
         measured = []
@@ -101,6 +102,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("repositories", nargs="*", type=Path, metavar="REPO", help="a bare repository")
     parser.add_argument("--generate", action="store_true", help="also measure a generated one (tiny with --quick)")
+    parser.add_argument(
+        "--files", type=_positive, metavar="N", default=Plan().files, help="files of the generated one (default: 5000)"
+    )
+    parser.add_argument(
+        "--workspaces-only", action="store_true", help="measure ready workspaces and disks, but no clones and pushes"
+    )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the generated repository here for the next run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--quick", action="store_true", help="few runs and small bursts, only to show that it works")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchlib.clones import HYDRATIONS, SHAPES, TIP_ONLY, Burst, Guests, Sample, Shape
+from benchlib.disks import measure_next_tips
 from benchlib.nginx import http_backend, http_backend_reason
 from benchlib.processes import BenchError, Places, run_git
 from benchlib.servers import Gitmirror, Server, answers_of, floor, git_daemon
@@ -28,6 +29,7 @@ class Settings:
     pushes: int
     row_seconds: float
     pyz: Path | None
+    workspaces_only: bool
     tell: Callable[[str], None]
 
 
@@ -71,22 +73,25 @@ def measure(repository: Path, name: str, places: Places, env: Mapping[str, str],
         contenders = [
             (server, protocol) for protocol in ("git", "http") for server in servers if protocol in server.urls
         ]
-        for shape in SHAPES:
+        for shape in () if settings.workspaces_only else SHAPES:
             settings.tell(f"{name}: {shape.text}")
             _warm_up(guests, shape, contenders)
             with _nothing_recorded(replay):
                 measured.clones[shape.key] = _clone_in_turns(guests, shape, contenders, settings)
-        for number in settings.at_once:
+        for number in () if settings.workspaces_only else settings.at_once:
             settings.tell(f"{name}: {number} at once")
             with _nothing_recorded(replay):
                 measured.bursts[number] = _burst_in_turns(guests, number, contenders, settings)
         settings.tell(f"{name}: ready workspaces")
         daemon = next(server for server in servers if server.name == "git daemon")
         runs, many = settings.runs, min(50, max(settings.at_once))
-        measured.workspaces = measure_workspaces(guests, ours, daemon, appliance.name, places, env, runs, many)
+        measured.workspaces = measure_workspaces(guests, ours, daemon, appliance, places, env, runs, many)
+        if measured.workspaces.disk is not None:
+            settings.tell(f"{name}: disks of next tips")
+            measure_next_tips(appliance, upstream, branch, env, measured.workspaces.disk)
         counts = appliance.status()["cache"]
         measured.cache = {key: int(counts[key]) for key in ("hits", "misses", "joined", "direct")}
-        for shape in HYDRATIONS:
+        for shape in () if settings.workspaces_only else HYDRATIONS:
             settings.tell(f"{name}: after a push, {shape.text}")
             for _ in range(settings.pushes):
                 _measure_after_push(guests, shape, upstream, branch, appliance, ours, measured, env)

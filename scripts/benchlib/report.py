@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchlib.clones import HYDRATIONS, SHAPES, Burst, Sample
+from benchlib.disks import DiskFigures
 from benchlib.measure import Measured
-from benchlib.workspaces import COPY, KIT, TAR, Workspaces
+from benchlib.workspaces import DISK, KIT, TAR, WAYS, Workspaces
 
 FLOOR, OURS, DAEMON, BACKEND = "floor", "gitmirror", "git daemon", "http-backend"
 OTHERS = ((DAEMON, "git"), (BACKEND, "http"))
@@ -41,11 +42,11 @@ def document(measured: Measured) -> dict[str, Any]:
     return {
         "name": measured.name,
         "about": measured.about,
-        "clones": {shape.key: _clones(measured, shape.key) for shape in SHAPES},
+        "clones": {shape.key: _clones(measured, shape.key) for shape in SHAPES if shape.key in measured.clones},
         "at_once": {str(number): _bursts(measured, number) for number in measured.bursts},
         "after_push": {
             "warming": _rounded(measured.warming),
-            **{shape.key: _after_push(measured, shape.key) for shape in HYDRATIONS},
+            **{shape.key: _after_push(measured, shape.key) for shape in HYDRATIONS if shape.key in measured.first},
         },
         "workspaces": _workspaces(measured.workspaces),
         "cache": measured.cache,
@@ -118,8 +119,23 @@ def _workspaces(found: Workspaces) -> dict[str, Any]:
         "median": middles,
         "runs": {way: _rounded(seconds) for way, seconds in found.seconds.items()},
         "kit_to_tar": ratio(middles[KIT], middles[TAR]),
+        "disk_to_kit": ratio(middles[DISK], middles[KIT]),
         "daemon_to_kit": ratio(middles[DAEMON], middles[KIT]),
         "at_once": {"guests": found.guests, "served": found.served, "seconds": round(found.burst_seconds, 4)},
+        "disk": _disk(found.disk) if found.disk is not None else None,
+        "no_disk": found.no_disk,
+    }
+
+
+def _disk(found: DiskFigures) -> dict[str, Any]:
+    return {
+        "first_build": round(found.first_build, 3),
+        "tree_bytes": found.tree_bytes,
+        "data_bytes": found.data_bytes,
+        "kit": _rounded(found.kit),
+        "kit_and_status": _rounded(found.status),
+        "next_tip": _rounded(found.next_tip),
+        "grown": found.grown,
     }
 
 
@@ -143,16 +159,11 @@ def tables(found: Mapping[str, Any]) -> str:
         f"{about['files']:,} files of {about['bytes'] / 1e6:.1f} MB, {about['commits']:,} commits, {about['refs']:,} "
         f"refs; {about['disk'] / 1e6:.1f} MB on disk, packs: {about['packs']}, loose objects: {about['loose']:,}.",
         "",
-        *_clone_table(found["clones"]),
-        "",
-        *_cpu_table(found["clones"]),
-        "",
-        *_burst_table(found["at_once"]),
-        "",
-        *_push_table(found["after_push"]),
-        "",
-        *_workspace_table(found["workspaces"]),
     ]
+    if found["clones"]:
+        lines += [*_clone_table(found["clones"]), "", *_cpu_table(found["clones"]), ""]
+        lines += [*_burst_table(found["at_once"]), "", *_push_table(found["after_push"]), ""]
+    lines += [*_workspace_table(found["workspaces"]), "", *_disk_table(found["workspaces"])]
     return "\n".join(lines) + "\n"
 
 
@@ -215,19 +226,38 @@ def _push_table(after: Mapping[str, Any]) -> list[str]:
 
 def _workspace_table(found: Mapping[str, Any]) -> list[str]:
     middles, many = found["median"], found["at_once"]
-    head = [
-        "ready workspace",
-        KIT,
-        TAR.replace("|", "\\|"),
-        COPY,
-        DAEMON,
-        "kit to tar",
-        "git daemon to kit",
-        "at once by the kit",
-    ]
-    times = [_seconds(middles[way]) for way in (KIT, TAR, COPY, DAEMON)]
+    ratios = ["disk to kit", "kit to tar", "git daemon to kit"]
+    head = ["ready workspace", *(way.replace("|", "\\|") for way in WAYS), *ratios, "at once by the kit"]
+    times = [_seconds(middles[way]) for way in WAYS]
+    quotients = [_times(found[key]) for key in ("disk_to_kit", "kit_to_tar", "daemon_to_kit")]
     burst = f"{many['served']} of {many['guests']} in {many['seconds']:.2f} s"
-    return _table(head, [["depth 1", *times, _times(found["kit_to_tar"]), _times(found["daemon_to_kit"]), burst]])
+    return _table(head, [["depth 1; by disk, all history", *times, *quotients, burst]])
+
+
+def _disk_table(found: Mapping[str, Any]) -> list[str]:
+    disk = found["disk"]
+    if disk is None:
+        return [f"No figures of disks: {found['no_disk']}."]
+    head = [
+        "disk",
+        "kit, first",
+        "kit and `git status`, first",
+        "kit and `git status`",
+        "first build",
+        "next tip",
+        "written",
+    ]
+    grown = statistics.median(disk["grown"]) / 1e3
+    row = [
+        f"{disk['tree_bytes'] / 1e6:.1f} MB tree, {disk['data_bytes'] / 1e6:.0f} MB data",
+        _seconds(disk["kit"][0]),
+        _seconds(disk["kit_and_status"][0]),
+        _seconds(statistics.median(disk["kit_and_status"][1:])),
+        _seconds(disk["first_build"]),
+        _seconds(statistics.median(disk["next_tip"])),
+        f"{grown:.0f} kB beside the tree drive",
+    ]
+    return _table(head, [row])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Ready workspaces: the guest kit with a snapshot, compared with `curl | tar x`, `cp -a` and git daemon."""
+"""Ready workspaces: the guest kit by snapshot and by disk, compared with `curl | tar x`, `cp -a` and git daemon."""
 
 from __future__ import annotations
 
@@ -14,23 +14,29 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from benchlib.clones import BURST, HYDRATIONS, Guests
+from benchlib.disks import DiskFigures, leased, why_no_disks
 from benchlib.processes import BenchError, Places, run_git, wait_until
-from benchlib.servers import Server
+from benchlib.servers import Gitmirror, Server
 
-KIT, TAR, COPY, DAEMON = "kit", "curl | tar x", "cp -a", "git daemon"
-WAYS = (KIT, TAR, COPY, DAEMON)
+KIT, DISK, TAR, COPY, DAEMON = "kit", "kit by disk", "curl | tar x", "cp -a", "git daemon"
+WAYS = (KIT, DISK, TAR, COPY, DAEMON)
 SNAPSHOT = 120.0
 """Seconds that the first snapshot may take."""
 
 
 @dataclass
 class Workspaces:
-    """Seconds by method, and one burst with the kit: `served` of `guests` were correct after `burst_seconds`."""
+    """Seconds by method, and one burst with the kit: `served` of `guests` were correct after `burst_seconds`.
+
+    `disk` is None where disks cannot be measured; `no_disk` says why.
+    """
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: {way: [] for way in WAYS})
     guests: int = 0
     served: int = 0
     burst_seconds: float = 0.0
+    disk: DiskFigures | None = None
+    no_disk: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,14 @@ def measure_workspaces(
     guests: Guests,
     ours: Server,
     daemon: Server,
-    name: str,
+    appliance: Gitmirror,
     places: Places,
     env: Mapping[str, str],
     runs: int,
     many: int,
 ) -> Workspaces:
     """Measures every method in turns, then `many` guests at once with the kit. Raises BenchError."""
+    name = appliance.name
     base = ours.urls["http"].removesuffix(f"/{name}.git")
     kit = places.scratch / "guest.sh"
     with urlopen(f"{base}/guest.sh") as answer:
@@ -63,9 +70,14 @@ def measure_workspaces(
     # The upstream is unreachable on purpose, because a fallback to it would be another measurement.
     place = Place(base, name, guests.tip, kit, places.fast, {**env, "GITMIRROR_UPSTREAM": "http://127.0.0.1:9/none"})
     wait_until(lambda: _snapshot(place) == place.tip, "the snapshot is built", SNAPSHOT)
-    found = Workspaces()
-    with _folder(places.fast) as ready:
+    found = Workspaces(no_disk=why_no_disks() or "")
+    with contextlib.ExitStack() as stack:
+        ready = stack.enter_context(_folder(places.fast))
         _tar(place, ready / "workspace")
+        drives = None
+        if not found.no_disk:
+            found.disk = DiskFigures()
+            drives = stack.enter_context(leased(appliance, guests.tip, kit, places.fast, place.env, found.disk))
         ways: dict[str, Callable[[Path], object]] = {
             KIT: lambda path: _kit(place, path),
             TAR: lambda path: _tar(place, path),
@@ -73,9 +85,15 @@ def measure_workspaces(
         }
         for turn in range(runs + 1):
             for way in (*WAYS[turn % len(WAYS) :], *WAYS[: turn % len(WAYS)]):
-                seconds = guests.sample(daemon, "git", HYDRATIONS[-1]).seconds if way == DAEMON else 0.0
-                if way in ways:
+                if way == DAEMON:
+                    seconds = guests.sample(daemon, "git", HYDRATIONS[-1]).seconds
+                elif way != DISK:
                     seconds = _timed(place, ways[way])
+                elif drives is None or found.disk is None:
+                    continue
+                else:
+                    drives.hydrate(found.disk)
+                    seconds = found.disk.kit[-1]
                 # The first turn warms up.
                 if turn:
                     found.seconds[way].append(seconds)
