@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -191,6 +192,23 @@ def test_names_that_git_or_linux_refuse_are_refused(lab: DiskLab, name: bytes) -
     if len(name) < 256:
         code, _, said = git_bytes("read-tree", "--index-output=/dev/null", commit, cwd=lab.bare)
         assert code != 0 and b"invalid path" in said, "git takes this name"
+
+
+def test_a_branch_and_a_tag_may_have_names_of_any_bytes(lab: DiskLab, tmp_path: Path) -> None:
+    """Git does not ask for UTF-8."""
+    name = os.fsdecode(b'caf\xe9/\xf0\x9f\x90\x99"x')
+    tips(lab, 9, 2)
+    git("branch", name, "main", cwd=lab.bare)
+    git("tag", name, "main", cwd=lab.bare)
+    workspace = check(lab, lab.build(name), tmp_path / "out")
+    assert git_bytes("tag", "--list", cwd=workspace)[1] == os.fsencode(name) + b"\n"
+
+
+def test_a_path_that_linux_cannot_open_is_refused(lab: DiskLab) -> None:
+    """Git could not check it out either."""
+    fast_import(lab.bare, [{b"/".join([b"d" * 200] * 21): (b"100644", b"x")}])
+    with pytest.raises(GitmirrorError, match="longer than 4095 bytes"):
+        lab.build()
 
 
 def test_a_commit_with_an_empty_directory_comes_out_as_git_checks_it_out(lab: DiskLab, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -247,6 +248,24 @@ def test_a_single_drive_is_made_from_the_same_blob_file(lab: DiskLab, tmp_path: 
     assert (one.generation, one.data_size, lab.place.data(one)) == (1, 0, None)
     assert lab.place.tree(one).stat().st_size == one.size <= two.size + two.data_size
     check(lab, one, tmp_path / "out")
+
+
+def test_a_build_that_fails_leaves_the_blob_file_as_it_was(lab: DiskLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk, what it wrote would otherwise stay until the next build."""
+    push(lab, "main", {b"a": b"1\n"})
+    image = lab.build()
+    before = lab.data(image)
+    push(lab, "main", {b"b": random.Random(7).randbytes(100_000)})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("appliance.core.workspace.disk.worker.store_pack", full)
+        with pytest.raises(OSError, match="No space left"):
+            lab.build()
+    assert lab.data(image) == before
+    assert lab.data(lab.build()).startswith(before)
 
 
 def test_the_worker_says_what_is_wrong(lab: DiskLab) -> None:

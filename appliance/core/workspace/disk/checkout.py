@@ -28,6 +28,7 @@ _SUSPECT = re.compile(rb"(?:^|/)\.{0,2}(?:/|$)|git|gi7eba~", re.IGNORECASE)
 _DOT_GITMODULES = (b".gitmod", b"gitmod~", b"gi7eba~")
 LONGEST_NAME = 255
 LONGEST_TARGET = 4095
+"""Bytes of a path, and so of a link's target."""
 
 
 def refuse_hostile_names(entries: Iterable[TreeEntry]) -> None:
@@ -39,6 +40,8 @@ def refuse_hostile_names(entries: Iterable[TreeEntry]) -> None:
             if path <= before:
                 raise _refused(path, "its tree is not sorted")
             before = path
+        if len(path) > LONGEST_TARGET:
+            raise _refused(path, f"its path is longer than {LONGEST_TARGET} bytes")
         if len(path) > LONGEST_NAME and max(map(len, path.split(b"/"))) > LONGEST_NAME:
             raise _refused(path, f"a name in it is longer than {LONGEST_NAME} bytes")
         if suspect(path):

@@ -7,6 +7,7 @@ because an image is published after that transaction.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -23,7 +24,7 @@ CREATE TABLE facts (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 CREATE TABLE contents (key BLOB PRIMARY KEY, block INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE packs (id INTEGER PRIMARY KEY, name TEXT NOT NULL, pack_block INTEGER NOT NULL, pack_size INTEGER NOT NULL,
     idx_block INTEGER NOT NULL, idx_size INTEGER NOT NULL, in_use INTEGER NOT NULL DEFAULT 1);
-CREATE TABLE packed (ref TEXT PRIMARY KEY, oid TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE packed (ref BLOB PRIMARY KEY, oid TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE segments (start INTEGER PRIMARY KEY, size INTEGER NOT NULL, sha256 TEXT NOT NULL);
 """
 _PER_QUERY = 500
@@ -98,7 +99,10 @@ class Generation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            # What a failed build wrote takes no room until the next one. On a full disk, closing may fail, too.
+            with contextlib.suppress(OSError):
+                self._file.close()
+            os.truncate(self.data, self._committed * BLOCK)
         self._catalogue.close()
 
     @property
@@ -187,7 +191,8 @@ class Generation:
             "INSERT INTO packs (name, pack_block, pack_size, idx_block, idx_size) VALUES (?, ?, ?, ?, ?)",
             [(name, *pack, *index) for name, pack, index in packs],
         )
-        run.executemany("INSERT OR REPLACE INTO packed VALUES (?, ?)", (packed or {}).items())
+        refs = [(ref.encode("utf-8", "surrogateescape"), oid) for ref, oid in (packed or {}).items()]
+        run.executemany("INSERT OR REPLACE INTO packed VALUES (?, ?)", refs)
         run.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", self._facts.items())
         if size:
             segment = [self._committed * BLOCK, size, self._segment.hexdigest()]
@@ -206,4 +211,5 @@ class Generation:
 
     def packed(self) -> dict[str, str]:
         """The refs that the packs reach, with the object that each named when it was packed."""
-        return dict(self._catalogue.execute("SELECT ref, oid FROM packed"))
+        rows = self._catalogue.execute("SELECT ref, oid FROM packed")
+        return {ref.decode("utf-8", "surrogateescape"): oid for ref, oid in rows}

@@ -63,6 +63,8 @@ class Build:
         """Builds the image, or finds it built. Raises GitmirrorError, OSError, sqlite3.Error."""
         try:
             order = self.order
+            if len(order.commit) != 40:
+                raise GitmirrorError(f"there can be no disk of {order.repo}: its object ids are not SHA-1")
             self.refs = tags_on(self.reader, order.commit) if order.history == "full" else []
             name = self._name()
             current = self._current()
