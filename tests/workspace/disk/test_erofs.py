@@ -147,6 +147,20 @@ def test_small_files_of_the_image_lie_behind_their_inodes(tmp_path: Path) -> Non
     assert found[b"c"].size == 18 * 213 + 8 * 1 + 2 * 12 + 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("subdirectories", "length"), [(65_533, 32), (65_534, 64)])
+def test_directories_with_more_links_than_16_bits_have_larger_inodes(
+    tmp_path: Path, subdirectories: int, length: int
+) -> None:
+    """A directory has a link from itself, one from above, and one from each directory below it."""
+    tree: Tree = {b"many": {b"%d" % number: {} for number in range(subdirectories)}}
+    drives = write(tree, tmp_path, single=True)
+    with drives.tree.open("rb") as file:
+        image = Image(file)
+        assert image.paths() == expected(tree)
+    assert (image.inodes[1].length, image.inodes[1].links) == (length, subdirectories + 2)
+
+
 def test_one_drive_counts_its_data(tmp_path: Path) -> None:
     """The data area follows the metadata in the same file."""
     drives = write(SMALL, tmp_path, single=True)

@@ -105,6 +105,22 @@ def test_a_header_changes_nothing(tmp_path: Path) -> None:
 
 
 @needs_mount
+def test_data_that_is_cut_fails_and_data_that_grew_does_not(tmp_path: Path) -> None:
+    """The kernel does not compare the size of the data drive when it mounts; later tips append to it."""
+    drives = write({b"first": Data(b"1" * 4096), b"second": Data(b"2" * 4096)}, tmp_path)
+    assert drives.data
+    whole = drives.data.read_bytes()
+    drives.data.write_bytes(whole + b"more" * 4096)
+    with mounted(drives.tree, drives.data) as top:
+        assert (top / "second").read_bytes() == b"2" * 4096
+    drives.data.write_bytes(whole[:-4096])
+    with mounted(drives.tree, drives.data) as top:
+        assert (top / "first").read_bytes() == b"1" * 4096
+        with pytest.raises(OSError, match="Input/output"):
+            (top / "second").read_bytes()
+
+
+@needs_mount
 def test_a_changed_superblock_is_refused_by_the_kernel(tmp_path: Path) -> None:
     """The kernel verifies the checksum, so a mount is a check of the first block; nothing of the mount stays."""
     drives = write(SMALL, tmp_path)
