@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from datetime import datetime
@@ -90,14 +91,22 @@ def disk(
 
 
 def _print_lease(leased: dict[str, Any]) -> None:
-    print_line(f"{leased['repo']} {leased['branch'] or 'without a branch'} at {leased['commit']}")
+    print_line(f"{leased['repo']} {leased['branch']} at {leased['commit']}")
     print_line("")
-    rows = [(drive["role"], format_size(drive["size"]), drive["path"]) for drive in leased["drives"]]
+    rows = [(drive["role"], _size_of(drive["path"]), drive["path"]) for drive in leased["drives"]]
     print_table(("DRIVE", "SIZE", "PATH"), rows, right=("SIZE",))
     print_line("")
     print_line(f"in the guest:  {leased['mount']}")
-    print_line(f"leased until:  {leased['expires_at']} (for {_ends_in(leased)})")
+    print_line(f"leased until:  {leased['expires_at']} (in {_ends_in(leased)})")
     print_line(f"to end it:     gitmirror.pyz disk release {leased['id']}")
+
+
+def _size_of(path: str) -> str | None:
+    """The size of a drive, or None if this user may not look."""
+    try:
+        return format_size(os.stat(path).st_size)
+    except OSError:
+        return None
 
 
 @disk.command()

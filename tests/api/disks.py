@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any, cast
 
 from appliance.core.api.declaration import Operation
@@ -24,15 +25,17 @@ NOW = 4_000_000_000.0
 
 
 class FakeDisks:
-    """Leases drives that are nowhere: those of `main`, whose tip is TIP, and of the commit OLD.
+    """Leases drives in `place`: those of `main`, whose tip is TIP, and of the commit OLD.
 
     `asked` is what each call of `lease` wanted. With `failure`, `lease` raises it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, place: Path) -> None:
+        self.place = place
         self.asked: list[dict[str, Any]] = []
         self.failure: GitmirrorError | None = None
         self._leases: dict[str, dict[str, Any]] = {}
+        self._ended: dict[str, dict[str, Any]] = {}
         self._numbers = itertools.count(1)
 
     async def lease(
@@ -51,13 +54,11 @@ class FakeDisks:
         self._leases[lease_id] = {
             "id": lease_id,
             "repo": repo.name,
-            "branch": None if commit else "main",
+            "branch": "main",
             "commit": commit or TIP,
             "guest": guest,
             "form": str(form),
-            "drives": [
-                {"path": f"/disks/{role}", "role": role, "readonly": True, "size": 3 << 20} for role in roles
-            ],
+            "drives": [{"path": str(self.place / role), "role": role, "readonly": True} for role in roles],
             "mount": "mount -t erofs -o ro,device=/dev/vdc /dev/vdb /workspace",
             "created_at": rfc3339(NOW),
             "expires_at": rfc3339(NOW + ttl),
@@ -69,17 +70,19 @@ class FakeDisks:
         return list(self._leases.values())
 
     async def release(self, lease_id: str) -> dict[str, Any]:
-        """Ends a lease."""
-        if lease_id not in self._leases:
+        """Ends a lease; nothing changes if it has ended."""
+        if lease_id in self._leases:
+            self._ended[lease_id] = self._leases.pop(lease_id)
+        if lease_id not in self._ended:
             raise NotFound(f"there is no lease {lease_id}", hint="`disks` lists them")
-        return self._leases.pop(lease_id)
+        return self._ended[lease_id]
 
 
 class DiskServer(ApiServer):
     """An API with the routes of disks, over `disks`."""
 
     def __init__(self, layout: Layout) -> None:
-        self.disks = FakeDisks()
+        self.disks = FakeDisks(layout.state)
         self._state = ServeState(layout, Config(), [REPO])
         super().__init__(layout)
 

@@ -42,8 +42,9 @@ def test_a_disk_is_leased_listed_and_released(node: DiskServer) -> None:
     second = run(node, "disk", "--commit", OLD, "acme/widgets", "--format", "ext4").stdout
     lines = run(node, "disks").stdout.splitlines()
     assert re.split(" {2,}", lines[0]) == ["ID", "REPOSITORY", "BRANCH", "COMMIT", "GUEST", "FORM", "ENDS IN"]
-    assert lines[1].split()[:4] == ["lease-0002", "acme/widgets", OLD[:12], "ext4"]
+    assert lines[1].split()[:4] == ["lease-0002", "acme/widgets", "main", OLD[:12]]
     assert lines[2].split()[:6] == ["lease-0001", "acme/widgets", "main", TIP[:12], "vm-7", "erofs"]
+    assert f"tree         {node.disks.place}/tree" in second, "a drive whose size nobody may look at has none"
     assert "gitmirror.pyz disk release lease-0002" in second
     done = run(node, "disk", "release", "lease-0001", "--json")
     assert (json.loads(done.stdout), done.stderr) == (leased, "lease lease-0001 of acme/widgets has ended\n")
@@ -54,12 +55,14 @@ def test_a_disk_is_leased_listed_and_released(node: DiskServer) -> None:
 
 def test_what_a_person_is_shown(node: DiskServer) -> None:
     """The paths to attach, the line for the guest, and how long it lasts."""
+    (node.disks.place / "tree").write_bytes(bytes(3 << 20))
+    (node.disks.place / "data").write_bytes(bytes(7 << 10))
     lines = run(node, "disk", "acme/widgets").stdout.splitlines()
     assert lines[0] == f"acme/widgets main at {TIP}"
     assert lines[2:5] == [
         "DRIVE     SIZE  PATH",
-        "tree   3.0 MiB  /disks/tree",
-        "data   3.0 MiB  /disks/data",
+        f"tree   3.0 MiB  {node.disks.place}/tree",
+        f"data   7.0 KiB  {node.disks.place}/data",
     ]
     assert lines[6] == "in the guest:  mount -t erofs -o ro,device=/dev/vdc /dev/vdb /workspace"
     assert lines[7].startswith("leased until:  2096-10-03T")

@@ -19,11 +19,11 @@ _LOCATION = {"Location": Header(schemas.TEXT, "The path of the lease.")}
 
 _DRIVE = schemas.document(
     "Drive",
-    path=schemas.TEXT, role=schemas.one_of("tree", "data"), readonly=schemas.SWITCH, size=schemas.COUNT,
+    path=schemas.TEXT, role=schemas.one_of("tree", "data"), readonly=schemas.SWITCH,
 )  # fmt: skip
 _DISK = schemas.document(
     "Disk",
-    id=schemas.TEXT, repo=schemas.TEXT, branch=schemas.nullable(schemas.TEXT), commit=schemas.OID,
+    id=schemas.TEXT, repo=schemas.TEXT, branch=schemas.TEXT, commit=schemas.OID,
     guest=schemas.nullable(schemas.TEXT), form=schemas.one_of(*DiskForm), drives=schemas.listed(_DRIVE),
     mount=schemas.TEXT, created_at=schemas.TIME, expires_at=schemas.TIME,
 )  # fmt: skip
@@ -47,12 +47,12 @@ class DiskRoutes:
                     branch=schemas.NAME, commit=schemas.OID, guest=schemas.NAME, ttl=schemas.duration(1, LONGEST),
                     single=schemas.SWITCH, format=schemas.one_of("erofs", "ext4"),
                 ),
-                details="The tip of `branch`, or `commit`, but not both; without either, the tip of the followed "
-                "branch. The response comes when the drives are there, so it may wait until "
-                "they are built. They stay as they are until the lease ends, `ttl` later (24 hours by default). "
-                "`single` puts everything on one drive, as does `format` \"ext4\". `guest` is a note of who has it. "
-                "`mount` is the command for a guest in which the drives are `/dev/vdb` and `/dev/vdc`. "
-                "docs/disks.md describes both sides.",
+                details="Of the tip of `branch`, or of `commit`, which a branch of the upstream must have, but not of "
+                "both; without either, of the tip of the followed branch. The response comes when the drives are "
+                "there, so it may wait until they are built. They stay as they are until the lease ends, `ttl` later "
+                "(24 hours by default). `single` puts everything on one drive, as does `format` \"ext4\". `guest` is "
+                "a note of who has it. `mount` is the command for a guest in which the drives are `/dev/vdb` and "
+                "`/dev/vdc`. docs/disks.md describes both sides.",
                 example={"branch": "main", "guest": "vm-7", "ttl": "2h"},
             ),
             Operation(
@@ -68,7 +68,7 @@ class DiskRoutes:
                 "DELETE", _LEASE, "release-disk", "End a lease", Scope.OPERATE, self._release,
                 {200: Answer("The lease that has ended.", _DISK)}, (problem.NOT_FOUND,),
                 details="Its drives may be removed from then on. A guest that still has them attached keeps what it "
-                "has, because its VMM holds the files open.",
+                "has, because its VMM holds the files open. Ending a lease again changes nothing.",
             ),
         ]  # fmt: skip
 

@@ -34,11 +34,11 @@ class Disks:
         document = {
             "id": lease_id,
             "repo": repo.name,
-            "branch": branch,
+            "branch": branch or "main",
             "commit": commit or "0" * 40,
             "guest": guest,
             "form": str(form),
-            "drives": [{"path": "/tree", "role": "tree", "readonly": True, "size": 4096}],
+            "drives": [{"path": "/tree", "role": "tree", "readonly": True}],
             "mount": "mount -t erofs -o ro /dev/vdb /mnt",
             "created_at": rfc3339(now),
             "expires_at": rfc3339(now + ttl),
