@@ -158,7 +158,7 @@ class OfflineNode:
         self._needs_serve()
 
     def disks(self) -> list[dict[str, Any]]:
-        """Raises NotServing, because leases end while no `serve` runs."""
+        """Raises NotServing, because only a running `serve` ends leases in time."""
         self._needs_serve()
 
     def release_disk(self, lease_id: str) -> dict[str, Any]:
