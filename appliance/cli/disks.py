@@ -69,7 +69,7 @@ def disk(
     Examples:
       gitmirror.pyz disk jomcgi/homelab --guest vm-7 --ttl 2h
       gitmirror.pyz disk jomcgi/homelab --branch main --format ext4 --json
-      gitmirror.pyz disk release 1f0c2a9b7d3e4856
+      gitmirror.pyz disk release 1f0c2a9b
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -120,7 +120,7 @@ def release(options: Options, lease: str, as_json: bool) -> None:
 
     \b
     Example:
-      gitmirror.pyz disk release 1f0c2a9b7d3e4856
+      gitmirror.pyz disk release 1f0c2a9b
     """
     released = options.node().current().release_disk(lease)
     if as_json:

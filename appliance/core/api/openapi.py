@@ -37,7 +37,7 @@ PATH_PARAMETERS = {
     "session": ("The whole name of the session.", "fix-dns"),
     "path": ("The path of a file or directory; slashes need no escape.", "README.md"),
     "id": ("The number of the token.", "1"),
-    "disk": ("The id of the lease.", "1f0c2a9b7d3e4856"),
+    "disk": ("The id of the lease.", "1f0c2a9b"),
     "name": ("The name.", "builder-7"),
     "turn": ("The number of the turn, from 1.", "1"),
 }
