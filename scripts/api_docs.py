@@ -137,7 +137,8 @@ def body(operation: Operation) -> Iterator[str]:
         else:
             # An optional key may also be null, as the introduction says.
             kind = next(each for each in schema["type"] if each != "null")
-            yield f"| `{name}` | {cell({**schema, 'type': kind})} | optional |"
+            words = {"enum": [word for word in schema["enum"] if word is not None]} if "enum" in schema else {}
+            yield f"| `{name}` | {cell({**schema, 'type': kind, **words})} | optional |"
     yield ""
 
 

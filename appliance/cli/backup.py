@@ -10,34 +10,15 @@ from pathlib import Path
 import click
 
 from appliance.cli.context import Moment, Options, json_option, pass_options
+from appliance.cli.groups import OwnArgument, ValueOrCommand
 from appliance.cli.output import print_json, print_line, say
 from appliance.core.units import format_size
 
 DAMAGED = 3
 
 
-class _DirectoryOrCommand(click.Group):
-    """`backup DIR` or `backup verify`: the first argument is a directory unless it is a command."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parses the arguments after `backup`."""
-        if args and args[0] in self.commands:
-            return super().parse_args(ctx, ["", *args])
-        # Without a command, options may stand after the directory.
-        ctx.allow_interspersed_args = True
-        return super().parse_args(ctx, args)
-
-
-class _OwnArgument(click.Argument):
-    """A group's argument that is not shown in the help of the group's commands."""
-
-    def get_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """The parts of the usage line."""
-        return super().get_usage_pieces(ctx) if isinstance(ctx.command, click.Group) else []
-
-
-@click.group(cls=_DirectoryOrCommand, invoke_without_command=True)
-@click.argument("directory", cls=_OwnArgument, metavar="[DIR]", required=False)
+@click.group(cls=ValueOrCommand, invoke_without_command=True)
+@click.argument("directory", cls=OwnArgument, metavar="[DIR]", required=False)
 @json_option
 @pass_options
 @click.pass_context

@@ -11,6 +11,7 @@ from appliance.cli.api_tokens import api_token
 from appliance.cli.audit import audit
 from appliance.cli.backup import backup, restore
 from appliance.cli.context import Options
+from appliance.cli.disks import disk, disks
 from appliance.cli.guest import guest_kit
 from appliance.cli.install import install
 from appliance.cli.integrity import heal, verify
@@ -78,6 +79,8 @@ for command in (
     token,
     api,
     api_token,
+    disk,
+    disks,
     verify,
     heal,
     backup,

@@ -37,6 +37,14 @@ class TooLarge(GitmirrorError):
     """The answer would be larger than a limit, which the message names; the hint says how to get it all the same."""
 
 
+class TryLater(GitmirrorError):
+    """It cannot be done now, and probably can be in `retry_after` seconds."""
+
+    def __init__(self, message: str, *, retry_after: int, hint: str = "try again") -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
 class NotServing(GitmirrorError):
     """The command needs a `serve`, and none is running on this state directory."""
 

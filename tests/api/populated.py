@@ -135,6 +135,7 @@ class Populated:
         self.revoked = self.post("/v1/tokens", {"repo": SECRET, "ttl": 60})
         self.ask("DELETE", f"/v1/tokens/{self.revoked['id']}")
         self.ask("PATCH", f"/v1/repos/{READ}/sessions/kept", {"keep": True})
+        self.lease = self.post(f"/v1/repos/{READ}/disks", {"guest": "vm-7"})
         self.post("/v1/backup", {})
         self.post("/v1/verify", {"repos": [READ], "full": True})
         self.commit = git("rev-parse", "main", cwd=self.upstream.path(READ))
@@ -176,6 +177,8 @@ class Populated:
         if operation == "drop-session" and path.get("session") in SESSIONS:
             path["session"] = f"dropped-{next(self._numbers)}"
             self.record(path["session"])
+        if operation == "release-disk" and path.get("disk") == self.lease["id"]:
+            path["disk"] = self.post(f"/v1/repos/{READ}/disks")["id"]
 
     def caller(self, kind: str) -> Caller:
         """`socket` is an operator; `operate`, `read` and `revoked` have such a token, and `nobody` has none."""

@@ -44,7 +44,17 @@ CHECKS = [
 ]
 CALLERS = ("socket", "operate", "read", "nobody", "revoked")
 JSON, NDJSON, PROBLEM = "application/json", "application/x-ndjson", "application/problem+json"
-SLOW_ONES = {"backup", "verify", "refresh", "refresh-repo", "heal", "remove-repo", "add-repo", "drop-session"}
+SLOW_ONES = {
+    "backup",
+    "verify",
+    "refresh",
+    "refresh-repo",
+    "heal",
+    "remove-repo",
+    "add-repo",
+    "drop-session",
+    "lease-disk",
+}
 """Operations that take a tenth of a second and more, of which the quick run tries fewer cases."""
 _settings = settings(
     derandomize=True,
@@ -127,12 +137,13 @@ class _Tester:
         return {
             "session": list(SESSIONS),
             "path": ["README.md", "src", "run.sh", "docs/latest", "../../HEAD", "src/../README.md", "new-1.txt"],
+            "disk": [self.node.lease["id"]],
             "id": [str(self.node.read_token["id"]), str(self.node.revoked["id"])],
         }.get(name, ["1"])
 
     def _repo(self, draw: st.DrawFn, operation: _Operation) -> dict[str, str]:
         names = [OWN] if operation.method != "get" else [READ, READ, SECRET, FAILING]
-        if "session" in operation.path:
+        if "session" in operation.path or "disks" in operation.path:
             names = [READ]
         owner, repo = draw(st.sampled_from(names)).split("/")
         return {"owner": owner, "repo": repo}
@@ -151,6 +162,10 @@ class _Tester:
                 body["name"] = draw(st.sampled_from([READ, OWN, "acme/other", "acme/one-more"]))
             if body.get("repo") and draw(st.booleans()):
                 body["repo"] = draw(st.sampled_from([SECRET, READ]))
+            if body.get("branch") and operation_of(case) == "lease-disk":
+                body["branch"] = "main"
+            if body.get("commit") and draw(st.booleans()):
+                body["commit"] = self.node.commit
             if body.get("repos") and draw(st.booleans()):
                 body["repos"] = [OWN, READ][: len(body["repos"])]
             if case.operation.method == "patch" and body.get("interval"):
@@ -181,10 +196,16 @@ class _Tester:
         case.validate_response(response, checks=CHECKS, excluded_checks=[negative_data_rejection] * bool(was_bounded))
         said = response.content + repr(response.headers).encode()
         assert TOKEN.encode() not in said and b"user:secret" not in said, "it has a credential"
-        if self.kind not in ("socket", "operate"):
+        # The path of a drive is what a lease is about.
+        if self.kind not in ("socket", "operate") and operation_of(case) not in ("list-disks", "get-disk"):
             assert str(self.node.serve.state).encode() not in said, "it tells where the state is"
         if self.kind in ("nobody", "revoked") and operation.path != "/v1/openapi.json":
             assert response.status_code == 401, response.status_code
+
+
+def operation_of(case: _Case) -> str:
+    """The name of the operation that a case calls."""
+    return str(case.operation.definition.raw["operationId"])
 
 
 def _media_types(operation: _Operation) -> set[str]:
@@ -250,7 +271,7 @@ def try_all(tester: _Tester, schema: BaseSchema, count: Callable[[str], int]) ->
 def test_a_method_that_a_route_does_not_have_is_named(node: Populated, schema: BaseSchema, kind: str) -> None:
     """405, with all that it has in `Allow`; HEAD is there wherever GET is."""
     caller = node.caller(kind)
-    known = {"owner": "acme", "repo": "widgets", "session": SESSIONS[0], "path": "README.md", "id": "1"}
+    known = {"owner": "acme", "repo": "widgets", "session": SESSIONS[0], "path": "README.md", "id": "1", "disk": "1f0c"}
     for path, methods in schema.raw_schema["paths"].items():
         declared = {method.upper() for method in methods} | ({"HEAD"} if "get" in methods else set())
         for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} - declared:

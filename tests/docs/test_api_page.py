@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.api.openapi import PATH_PARAMETERS
 from tests.conftest import WIDGETS, ServeFactory
 from tests.support.gitutil import commit_files, git
 from tests.support.serve import ROOT, Serve, wait_until
@@ -19,6 +20,7 @@ HAND, _, WALK = PAGE.partition("## The life of a repository and a session")
 ROUTES = re.findall(r"^### (\w+ \S+)$.*?^```sh\n(.*?)^```$", HAND, re.MULTILINE | re.DOTALL)
 SETTINGS, *STEPS = re.findall(r"^```sh\n(.*?)^```$", WALK, re.MULTILINE | re.DOTALL)
 GITHUB = "https://github.com/acme/widgets"
+LEASE_ID = PATH_PARAMETERS["disk"][1]
 CURL = """#!/bin/sh
 PATH=${PATH#*:}
 exec curl --fail-with-body --max-time 60 "$@"
@@ -90,11 +92,13 @@ def test_the_command_of_every_route_works(upstream: HttpUpstream, serve_factory:
         commit_files(guest, {"README.md": f"parser {number}\n"}, "Mend the parser")
         git("push", "--quiet", "origin", "HEAD:refs/agents/fix-dns", cwd=guest)
     serve.cli("token", "issue", "--repo", WIDGETS)
+    # The page has the id of a lease from another node.
+    lease_id = serve.cli_json("disk", WIDGETS)["id"]
     variables = access(serve)
     last = ("DELETE /v1/repos/{owner}/{repo}/sessions/{session}", "DELETE /v1/repos/{owner}/{repo}")
     commands = dict(ROUTES)
     for name in [*(name for name in commands if name not in last), *last]:
-        command = commands[name].replace(GITHUB, upstream.url(WIDGETS)).strip()
+        command = commands[name].replace(GITHUB, upstream.url(WIDGETS)).replace(LEASE_ID, lease_id).strip()
         if name == "GET /v1/events":
             command = f"{command} > events.log & until [ -s events.log ]; do sleep 0.1; done; kill $!"
         printed = sh(f"{command}\n", tmp_path, serve, **variables)

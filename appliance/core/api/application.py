@@ -22,7 +22,7 @@ from appliance.core.api import problem
 from appliance.core.api.access import Access, token_in
 from appliance.core.api.declaration import JSON, NDJSON, Call, Lasting, Operation, Reply, Scope, preferred
 from appliance.core.api.parsing import read_body, read_path, read_query
-from appliance.core.api.problem import VERSION_HEADER, Problem, kind_of, problem_document
+from appliance.core.api.problem import VERSION_HEADER, Problem, headers_of, kind_of, problem_document
 from appliance.core.api.slots import OPERATOR, Slots
 from appliance.core.api.streams import GuardedStream, Pieces, Stream
 from appliance.core.errors import GitmirrorError, NotServing
@@ -186,9 +186,8 @@ async def _response(
 
 
 def _problem_response(error: GitmirrorError) -> Response:
-    headers = dict(error.headers) if isinstance(error, Problem) else {}
     content = json.dumps(problem_document(error)).encode() + b"\n"
-    return Response(content, int(kind_of(error).status), headers, problem.MEDIA_TYPE)
+    return Response(content, int(kind_of(error).status), headers_of(error), problem.MEDIA_TYPE)
 
 
 def _stopping() -> GitmirrorError:

@@ -8,6 +8,7 @@ from appliance.core.access.api_tokens import ApiTokens
 from appliance.core.api.access import Access
 from appliance.core.api.application import make_application
 from appliance.core.api.declaration import Operation
+from appliance.core.api.disk_routes import DiskRoutes
 from appliance.core.api.event_routes import EventRoutes
 from appliance.core.api.mirror_routes import MirrorRoutes
 from appliance.core.api.node_routes import NodeRoutes
@@ -24,6 +25,7 @@ def declare(node: NodeOperations, stores: Stores, stream: EventStream) -> list[O
     routes = (
         NodeRoutes(node),
         MirrorRoutes(node),
+        DiskRoutes(node),
         SessionRoutes(node, stores),
         RecordRoutes(node, stores),
         EventRoutes(stream),

@@ -17,6 +17,7 @@ _TAGS = {
     "node": "The node as a whole.",
     "repos": "Its repositories: registering, refreshing, inspecting.",
     "mirror": "What is in a mirror, read without git.",
+    "disks": "Workspaces as drives for the VM of a guest.",
     "sessions": "What agents recorded.",
     "records": "What happened, and who may read.",
     "events": "What happens.",
@@ -25,6 +26,7 @@ _TAG_OF = {
     **dict.fromkeys(("repos", "refresh", "verify", "heal"), "repos"),
     **dict.fromkeys(("refs", "commits", "files"), "mirror"),
     **dict.fromkeys(("refreshes", "activity", "audit", "tokens"), "records"),
+    "disks": "disks",
     "sessions": "sessions",
     "events": "events",
 }
@@ -35,6 +37,7 @@ PATH_PARAMETERS = {
     "session": ("The whole name of the session.", "fix-dns"),
     "path": ("The path of a file or directory; slashes need no escape.", "README.md"),
     "id": ("The number of the token.", "1"),
+    "disk": ("The id of the lease.", "1f0c2a9b"),
     "name": ("The name.", "builder-7"),
     "turn": ("The number of the turn, from 1.", "1"),
 }

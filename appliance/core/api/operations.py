@@ -52,6 +52,18 @@ class NodeOperations(Protocol):
         """The guest kit of this mirror."""
         ...
 
+    async def lease_disk(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Leases the drives of a `branch` or a `commit` for `ttl` seconds. Raises NotFound."""
+        ...
+
+    async def disks(self) -> list[dict[str, Any]]:
+        """The leases that have not ended."""
+        ...
+
+    async def release_disk(self, lease_id: str) -> dict[str, Any]:
+        """Ends a lease. Raises NotFound."""
+        ...
+
     async def drop_session(self, repo: str, session: str) -> dict[str, Any]:
         """Ends a session at once. Raises NotFound."""
         ...

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from appliance.core.errors import Conflict, GitmirrorError, NotFound, NotServing, TooLarge, UsageError
+from appliance.core.errors import Conflict, GitmirrorError, NotFound, NotServing, TooLarge, TryLater, UsageError
 from appliance.core.store.database import StoreError
 
 MEDIA_TYPE = "application/problem+json"
@@ -71,6 +71,7 @@ def kind_of(error: GitmirrorError) -> ProblemKind:
         (NotFound, NOT_FOUND),
         (Conflict, CONFLICT),
         (TooLarge, TOO_LARGE),
+        (TryLater, BUSY),
         (UsageError, INVALID),
         (NotServing, STOPPING),
         (StoreError, UNAVAILABLE),
@@ -78,6 +79,13 @@ def kind_of(error: GitmirrorError) -> ProblemKind:
         if isinstance(error, raised):
             return kind
     return INVALID if error.exit_code == INVALID.exit_code else FAILED
+
+
+def headers_of(error: GitmirrorError) -> dict[str, str]:
+    """The headers that the response to an error needs."""
+    if isinstance(error, TryLater):
+        return {"Retry-After": str(error.retry_after)}
+    return dict(error.headers) if isinstance(error, Problem) else {}
 
 
 def problem_document(error: GitmirrorError) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.git_daemon import GitDaemon, find_git_daemon
 from appliance.core.serving.ports.guest_routes import GuestRoutes
 from appliance.core.store.stores import Stores
+from appliance.core.workspace.disk.disks import Disks
 from appliance.core.workspace.guest_kit import GuestKit
 from appliance.core.workspace.snapshots import Snapshots
 
@@ -124,7 +125,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     )  # fmt: skip
     operations = Operations(
         state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,
-        status,
+        status, Disks(),
     )  # fmt: skip
     api_tokens = ApiTokens(stores.api_tokens)
     api = compose_api(operations, stores, stream, api_tokens)

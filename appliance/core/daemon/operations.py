@@ -20,18 +20,22 @@ from appliance.core.git.mirrors import Mirrors
 from appliance.core.integrity.examination import failed_document, healing_document, require_cloned
 from appliance.core.integrity.watch import IntegrityWatch
 from appliance.core.models import Repo, Tell
-from appliance.core.names import is_repo_name
+from appliance.core.names import check_branch_name, is_repo_name
 from appliance.core.node.registration import added_document, outcome_document, register, unregister
 from appliance.core.recording.compose import Recording
 from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.serving.fetch.warmer import Warmer
 from appliance.core.store.registry import UnknownRepo
 from appliance.core.store.stores import Stores
+from appliance.core.workspace.disk.disks import Disks
+from appliance.core.workspace.disk.images import DiskForm
 from appliance.core.workspace.guest_kit import GuestKit
 from appliance.core.workspace.snapshots import Snapshots
 
 Changed = TypeVar("Changed")
 
+LEASE = 86400.0
+"""Seconds that a disk is leased for unless the request says how long."""
 SETTLED = 10.0
 """Seconds that a change may take to end when `serve` stops."""
 
@@ -55,6 +59,7 @@ class Operations:
     backups: Backups
     kit: GuestKit
     status_of: Status
+    leases: Disks
     _changing: set[asyncio.Task[Any]] = field(default_factory=set)
     _registering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -123,6 +128,27 @@ class Operations:
     def guest_kit(self) -> str:
         """The guest kit of this mirror."""
         return self.kit.render()
+
+    async def lease_disk(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Leases the drives of a `branch` or a `commit` for `ttl` seconds. Raises UnknownRepo, NotFound, UsageError."""
+        check_branch_name(request.get("branch"))
+        form = DiskForm.SINGLE if request.get("single") else DiskForm.EROFS
+        return await self.leases.lease(
+            self.state.find(name),
+            branch=request.get("branch"),
+            commit=request.get("commit"),
+            guest=request.get("guest"),
+            ttl=float(request.get("ttl", LEASE)),
+            form=DiskForm.EXT4 if request.get("format") == DiskForm.EXT4 else form,
+        )
+
+    async def disks(self) -> list[dict[str, Any]]:
+        """The leases that have not ended."""
+        return await self.leases.documents()
+
+    async def release_disk(self, lease_id: str) -> dict[str, Any]:
+        """Ends a lease, even if the client hangs up meanwhile. Raises NotFound."""
+        return await self._to_the_end(self.leases.release(lease_id))
 
     async def drop_session(self, repo: str, session: str) -> dict[str, Any]:
         """Ends a session at once. Raises NotFound."""

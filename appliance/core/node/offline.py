@@ -153,6 +153,18 @@ class OfflineNode:
 
         return heal_alone(self.stores(), self.layout, self.config, name)
 
+    def lease_disk(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises NotServing, because only a running `serve` builds disks and keeps those that guests hold."""
+        self._needs_serve()
+
+    def disks(self) -> list[dict[str, Any]]:
+        """Raises NotServing, because only a running `serve` ends leases in time."""
+        self._needs_serve()
+
+    def release_disk(self, lease_id: str) -> dict[str, Any]:
+        """Raises NotServing, because only a running `serve` ends leases."""
+        self._needs_serve()
+
     def index_turns(self, tell: Tell) -> int:
         """Reads the turns that no search knows yet, for a bounded time; returns how many are left."""
         from appliance.core.node.searching import index_alone

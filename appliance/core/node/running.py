@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from appliance.core.access.read_tokens import issue_token
 from appliance.core.api.client import QUICK, call, pages, repo_path
 from appliance.core.config.settings import Config
+from appliance.core.errors import NotFound
 from appliance.core.layout import Layout
 from appliance.core.models import Tell
 from appliance.core.node.state_dir import make_privacy, open_stores
@@ -79,6 +81,21 @@ class RunningNode:
     def heal(self, name: str) -> dict[str, Any]:
         """Inspects one mirror now and heals it."""
         return dict(call(self.layout, "POST", repo_path(name, "heal")))
+
+    def lease_disk(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Leases the drives of a branch or a commit, and waits until they are built."""
+        return dict(call(self.layout, "POST", repo_path(name, "disks"), request))
+
+    def disks(self) -> list[dict[str, Any]]:
+        """The leases that have not ended, newest first."""
+        return list(pages(self.layout, "/v1/disks"))
+
+    def release_disk(self, lease_id: str) -> dict[str, Any]:
+        """Ends a lease. Raises NotFound."""
+        if not lease_id or "/" in lease_id:
+            # It would be the path of another route.
+            raise NotFound(f"there is no lease {lease_id!a}", hint="`disks` lists them")
+        return dict(call(self.layout, "DELETE", f"/v1/disks/{quote(lease_id, errors='surrogateescape')}"))
 
     def index_turns(self, tell: Tell) -> int:
         """Returns how many turns no search knows yet; `serve` reads them in the background."""

@@ -1,0 +1,161 @@
+"""Workspaces as drives for the VM of a guest: `disk`, `disk release`, `disks`."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from datetime import datetime
+from typing import Any
+
+import click
+
+from appliance.cli.context import Duration, Options, json_option, pass_options
+from appliance.cli.groups import OwnArgument, ValueOrCommand
+from appliance.cli.output import print_json, print_line, print_table, say
+from appliance.core.errors import UsageError
+from appliance.core.units import format_duration, format_size
+
+
+class _Commit(click.ParamType[str]):
+    """The whole id of a commit."""
+
+    name = "commit"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Returns the id as git writes it."""
+        if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", str(value).lower()):
+            self.fail(f"{value!r} is not the whole id of a commit, 40 or 64 hexadecimal digits", param, ctx)
+        return str(value).lower()
+
+
+@click.group(cls=ValueOrCommand, invoke_without_command=True)
+@click.argument("repo", cls=OwnArgument, metavar="REPO")
+@click.option("--branch", metavar="B", help="The branch. Default: the one that the repository follows.")
+@click.option("--commit", type=_Commit(), metavar="OID", help="A commit instead of a branch, by its whole id.")
+@click.option("--guest", metavar="NAME", help="A note of who has it, which `disks` shows.")
+@click.option("--ttl", type=Duration(), default="24h", show_default=True, metavar="D", help="How long it is leased.")
+@click.option("--single", is_flag=True, help="Put everything on one drive, with no data drive.")
+@click.option(
+    "--format",
+    "file_system",
+    type=click.Choice(["erofs", "ext4"]),
+    default="erofs",
+    show_default=True,
+    help="The file system. ext4, for kernels without EROFS, is always one drive.",
+)
+@json_option
+@pass_options
+@click.pass_context
+def disk(
+    ctx: click.Context,
+    options: Options,
+    repo: str,
+    branch: str | None,
+    commit: str | None,
+    guest: str | None,
+    ttl: float,
+    single: bool,
+    file_system: str,
+    as_json: bool,
+) -> None:
+    """Lease a workspace as read-only drives.
+
+    Waits until the drives are built, and prints the paths to attach to the guest's VM. They stay as they are until the
+    lease ends. The guest mounts them instead of copying a workspace. Needs a running serve. docs/disks.md describes
+    both sides.
+
+    \b
+    Examples:
+      gitmirror.pyz disk jomcgi/homelab --guest vm-7 --ttl 2h
+      gitmirror.pyz disk jomcgi/homelab --branch main --format ext4 --json
+      gitmirror.pyz disk release 1f0c2a9b
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    if branch is not None and commit is not None:
+        raise UsageError("a disk is of a branch or of a commit, and both are given", hint="give one of them")
+    request = {
+        "branch": branch,
+        "commit": commit,
+        "guest": guest,
+        "ttl": ttl,
+        "single": single,
+        "format": file_system,
+    }
+    leased = options.node().current().lease_disk(repo, request)
+    if as_json:
+        print_json(leased)
+    else:
+        _print_lease(leased)
+
+
+def _print_lease(leased: dict[str, Any]) -> None:
+    print_line(f"{leased['repo']} {leased['branch']} at {leased['commit']}")
+    print_line("")
+    rows = [(drive["role"], _size_of(drive["path"]), drive["path"]) for drive in leased["drives"]]
+    print_table(("DRIVE", "SIZE", "PATH"), rows, right=("SIZE",))
+    print_line("")
+    print_line(f"in the guest:  {leased['mount']}")
+    print_line(f"leased until:  {leased['expires_at']} (in {_ends_in(leased)})")
+    print_line(f"to end it:     gitmirror.pyz disk release {leased['id']}")
+
+
+def _size_of(path: str) -> str | None:
+    """The size of a drive, or None if this user may not look."""
+    try:
+        return format_size(os.stat(path).st_size)
+    except OSError:
+        return None
+
+
+@disk.command()
+@click.argument("lease", metavar="ID")
+@json_option
+@pass_options
+def release(options: Options, lease: str, as_json: bool) -> None:
+    """End a lease.
+
+    Its drives may be removed from then on. A guest that still has them attached keeps what it has.
+
+    \b
+    Example:
+      gitmirror.pyz disk release 1f0c2a9b
+    """
+    released = options.node().current().release_disk(lease)
+    if as_json:
+        print_json(released)
+    say(f"lease {lease} of {released['repo']} has ended")
+
+
+@click.command()
+@json_option
+@pass_options
+def disks(options: Options, as_json: bool) -> None:
+    """List leases of disks, newest first.
+
+    \b
+    Example:
+      gitmirror.pyz disks
+    """
+    found = options.node().current().disks()
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        say("No disk is leased: gitmirror.pyz disk REPO")
+        return
+    headers = ("ID", "REPOSITORY", "BRANCH", "COMMIT", "GUEST", "FORM", "ENDS IN")
+    rows = [
+        (
+            lease["id"], lease["repo"], lease["branch"], lease["commit"][:12], lease["guest"], lease["form"],
+            _ends_in(lease),
+        )
+        for lease in found
+    ]  # fmt: skip
+    print_table(headers, rows, right=("ENDS IN",))
+
+
+def _ends_in(lease: dict[str, Any]) -> str:
+    """The time that a lease has left."""
+    return format_duration(max(datetime.fromisoformat(lease["expires_at"]).timestamp() - time.time(), 0.0))

@@ -1,0 +1,100 @@
+"""The routes about disks: a branch's tree as drives that a platform attaches to the VM of a guest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appliance.core.api import problem, schemas
+from appliance.core.api.declaration import Answer, Call, Header, Operation, Reply, Scope
+from appliance.core.api.operations import NodeOperations
+from appliance.core.api.paging import AFTER, LIMIT, limit_of, paged
+from appliance.core.errors import NotFound, UsageError
+from appliance.core.store import cursors
+from appliance.core.workspace.disk.images import DiskForm
+
+LONGEST = 365 * 86400
+"""The longest lease, in seconds. A lease that is forgotten keeps its drives on disk until it ends."""
+_LEASE = "/v1/disks/{disk}"
+_LOCATION = {"Location": Header(schemas.TEXT, "The path of the lease.")}
+
+_DRIVE = schemas.document(
+    "Drive",
+    path=schemas.TEXT, role=schemas.one_of("tree", "data"), readonly=schemas.SWITCH,
+)  # fmt: skip
+_DISK = schemas.document(
+    "Disk",
+    id=schemas.TEXT, repo=schemas.TEXT, branch=schemas.TEXT, commit=schemas.OID,
+    guest=schemas.nullable(schemas.TEXT), form=schemas.one_of(*DiskForm), drives=schemas.listed(_DRIVE),
+    mount=schemas.TEXT, created_at=schemas.TIME, expires_at=schemas.TIME,
+)  # fmt: skip
+
+
+class DiskRoutes:
+    """Answers requests about the disks of `node`."""
+
+    def __init__(self, node: NodeOperations) -> None:
+        self._node = node
+
+    def operations(self) -> list[Operation]:
+        """The routes, in the order of the documentation."""
+        return [
+            Operation(
+                "POST", "/v1/repos/{owner}/{repo}/disks", "lease-disk", "Lease a workspace as read-only drives",
+                Scope.OPERATE, self._lease,
+                {201: Answer("The lease, as `disk --json`.", _DISK, headers=_LOCATION)},
+                (problem.INVALID, problem.NOT_FOUND, problem.CONFLICT, problem.TOO_LARGE_BODY, problem.FAILED),
+                body=schemas.given(
+                    branch=schemas.NAME, commit=schemas.OID, guest=schemas.NAME, ttl=schemas.duration(1, LONGEST),
+                    single=schemas.SWITCH, format=schemas.one_of("erofs", "ext4"),
+                ),
+                details="Of the tip of `branch`, or of `commit`, which a branch of the upstream must have, but not of "
+                "both; without either, of the tip of the followed branch. The response comes when the drives are "
+                "there, so it may wait until they are built. They stay as they are until the lease ends, `ttl` later "
+                "(24 hours by default). `single` puts everything on one drive, as does `format` \"ext4\". `guest` is "
+                "a note of who has it. `mount` is the command for a guest in which the drives are `/dev/vdb` and "
+                "`/dev/vdc`. docs/disks.md describes both sides.",
+                example={"branch": "main", "guest": "vm-7", "ttl": "2h"},
+            ),
+            Operation(
+                "GET", "/v1/disks", "list-disks", "Leases of disks, newest first", Scope.READ, self._leases,
+                {200: Answer("A page of those that have not ended, as `disks --json`.", schemas.page(_DISK))},
+                (problem.INVALID,), query=(LIMIT, AFTER),
+            ),
+            Operation(
+                "GET", _LEASE, "get-disk", "One lease", Scope.READ, self._one,
+                {200: Answer("The lease.", _DISK)}, (problem.NOT_FOUND,),
+            ),
+            Operation(
+                "DELETE", _LEASE, "release-disk", "End a lease", Scope.OPERATE, self._release,
+                {200: Answer("The lease that has ended.", _DISK)}, (problem.NOT_FOUND,),
+                details="Its drives may be removed from then on. A guest that still has them attached keeps what it "
+                "has, because its VMM holds the files open. Ending a lease again changes nothing.",
+            ),
+        ]  # fmt: skip
+
+    async def _lease(self, call: Call) -> Any:
+        if "branch" in call.body and "commit" in call.body:
+            raise UsageError("a disk is of a branch or of a commit, and both are given", hint="send one of them")
+        leased = await self._node.lease_disk(call.repo, call.body)
+        return Reply(leased, 201, headers={"Location": f"/v1/disks/{leased['id']}"})
+
+    async def _leases(self, call: Call) -> Any:
+        found = sorted(await self._node.disks(), key=_place, reverse=True)
+        if "after" in call.query:
+            after = tuple(cursors.decode("disks", call.query["after"], str, str))
+            found = [lease for lease in found if _place(lease) < after]
+        return paged(*cursors.cut("disks", found, limit_of(call), _place))
+
+    async def _one(self, call: Call) -> Any:
+        for lease in await self._node.disks():
+            if lease["id"] == call.path["disk"]:
+                return lease
+        raise NotFound(f"there is no lease {call.path['disk']!a:.100}", hint="GET /v1/disks lists them")
+
+    async def _release(self, call: Call) -> Any:
+        return await self._node.release_disk(call.path["disk"])
+
+
+def _place(lease: dict[str, Any]) -> tuple[str, str]:
+    """Where a lease stands in the list. Several may have been made in one millisecond."""
+    return lease["created_at"], lease["id"]
