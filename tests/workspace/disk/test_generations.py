@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import appliance
+from appliance.core.workspace.disk.build import WORKER
 from appliance.core.workspace.disk.images import DiskForm, DiskImage
 from appliance.core.workspace.disk.order import DiskOrder
 from tests.support.gitutil import git, git_bytes
@@ -194,7 +194,7 @@ def start_worker(lab: DiskLab, wanted: DiskOrder | None = None) -> subprocess.Po
     order = asdict(wanted or lab.order()) | {"place": str(lab.directory), "mirror": str(lab.bare)}
     package = str(Path(appliance.__file__).parents[1])
     worker = subprocess.Popen(
-        [sys.executable, "-S", "-P", "-m", "appliance.core.workspace.disk.worker"],
+        WORKER,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": package},
         start_new_session=True,
     )  # fmt: skip

@@ -17,8 +17,11 @@ from appliance.core.workspace.disk.order import DiskOrder
 
 BUILD_DEADLINE = 3600.0
 """Seconds. The first image of a very large repository copies its whole history."""
-_PYTHON = (sys.executable, "-S", "-P", "-m", "appliance.core.workspace.disk.worker")
-"""The worker needs the standard library and this package, so no site directory is searched."""
+WORKER = (
+    sys.executable, "-S", "-P", "-c",
+    "import sys; from appliance.core.workspace.disk import worker; sys.exit(worker.main(sys.stdin, sys.stdout))",
+)  # fmt: skip
+"""The command of the worker. It needs the standard library and this package, so no site directory is searched."""
 
 
 async def build_disk(place: DiskPlace, mirror: Mirror, order: DiskOrder) -> DiskImage:
@@ -34,7 +37,7 @@ async def build_disk(place: DiskPlace, mirror: Mirror, order: DiskOrder) -> Disk
     place.directory.mkdir(parents=True, exist_ok=True)
     try:
         code, output = await run_child(
-            git.children, ["nice", "-n", "10", *_PYTHON],
+            git.children, ["nice", "-n", "10", *WORKER],
             env=environment, cwd=place.directory, deadline=BUILD_DEADLINE, on_error=said.extend,
             stdin=json.dumps(document).encode(),
         )  # fmt: skip

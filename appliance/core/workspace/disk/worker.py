@@ -1,4 +1,4 @@
-"""Builds one image in a process of its own: `python -m appliance.core.workspace.disk.worker`.
+"""Builds one image in a process of its own, which `build` starts.
 
 Plain Python that takes seconds and a hundred megabytes would hold up everything that `serve` does. The order comes as
 JSON on stdin. The image's description, or the error, goes to stdout. A kill at any moment leaves the images there are.
@@ -10,15 +10,15 @@ import contextlib
 import gc
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sqlite3
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import write_atomically
@@ -40,6 +40,8 @@ from appliance.core.workspace.disk.history import (
 from appliance.core.workspace.disk.images import LAYOUT_VERSION, DiskForm, DiskImage, DiskPlace
 from appliance.core.workspace.disk.mirror_reader import GITLINK, LINK, TREE, MirrorReader, TreeEntry
 from appliance.core.workspace.disk.order import DiskOrder
+
+log = logging.getLogger(__name__)
 
 SLACK = 4096
 """Blocks (16 MiB) of a blob file that may be of no use, however small the rest is."""
@@ -100,7 +102,7 @@ class Build:
                 if fits and generation.is_whole() and dropped(self.reader, generation.packed()) is None:
                     return numbers[-1]
         except (OSError, sqlite3.Error, KeyError, ValueError) as error:
-            print(f"beginning anew, because generation {numbers[-1]} cannot be read: {error}", file=sys.stderr)
+            log.warning("beginning anew, because generation %d cannot be read: %s", numbers[-1], error)
         return None
 
     def _opened(self, number: int) -> Generation:
@@ -274,26 +276,23 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-def main() -> int:
-    """Builds the order on stdin; prints the image as JSON, or an object with `error` and `hint`."""
+def main(orders: TextIO, answers: TextIO) -> int:
+    """Builds the one order in `orders`. Writes the image as JSON, or an object with `error` and `hint`.
+
+    Returns the exit code.
+    """
     # Nothing here has circles, and a collection looks at everything again and again while the tree grows.
     gc.disable()
-    order: dict[str, Any] = json.load(sys.stdin)
+    order: dict[str, Any] = json.load(orders)
     place, mirror = DiskPlace(Path(order.pop("place"))), Path(order.pop("mirror"))
+    wanted = DiskOrder(**order | {"form": DiskForm(order["form"])})
     try:
-        wanted = DiskOrder(**order | {"form": DiskForm(order["form"])})
-        print(json.dumps(asdict(Build(place, mirror, wanted).run())))
+        answer = asdict(Build(place, mirror, wanted).run())
     except GitmirrorError as error:
-        print(json.dumps({"error": error.message, "hint": error.hint}))
-        return 1
+        answer = {"error": error.message, "hint": error.hint}
     except OSError as error:
-        print(json.dumps({"error": f"the disk cannot be written: {error.strerror or error}", "hint": ""}))
-        return 1
+        answer = {"error": f"the disk cannot be written: {error.strerror or error}", "hint": ""}
     except (sqlite3.Error, LookupError) as error:
-        print(json.dumps({"error": f"the disk cannot be built: {error}", "hint": "delete its directory"}))
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        answer = {"error": f"the disk cannot be built: {error}", "hint": f"delete {place.directory}"}
+    json.dump(answer, answers)
+    return 1 if "error" in answer else 0
