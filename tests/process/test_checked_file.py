@@ -143,7 +143,7 @@ def test_what_cannot_be_read_is_not_right(tmp_path: Path) -> None:
     try:
         with pytest.raises(NotRight) as caught, open(os.devnull, "rb", buffering=0) as stand_in:
             os.dup2(descriptor, stand_in.fileno())
-            checked._digest(stand_in, checked._Pace(None, threading.Event()))
+            checked._digest(stand_in, checked.Pace(None, threading.Event()))
     finally:
         os.close(descriptor)
     assert str(caught.value) == "its file cannot be read: Is a directory"

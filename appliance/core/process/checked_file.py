@@ -91,7 +91,7 @@ class CheckedFile:
 
     def verify(self, rate: float | None = None, stop: threading.Event | None = None) -> None:
         """Reads the file and blocks, at most `rate` bytes per second, until `stop` is set. Raises NotRight, OSError."""
-        pace = _Pace(rate, stop or threading.Event())
+        pace = Pace(rate, stop or threading.Event())
         with self.path.open("rb", buffering=0) as file:
             for _ in range(READINGS):
                 identity = Identity.of(os.fstat(file.fileno()))
@@ -123,11 +123,11 @@ class CheckedFile:
             reading.exception()
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """No caller waits for the read any more."""
 
 
-class _Pace:
+class Pace:
     """Ends a read when `stop` is set, and limits it to `rate` bytes per second."""
 
     def __init__(self, rate: float | None, stop: threading.Event) -> None:
@@ -136,15 +136,15 @@ class _Pace:
         self._due = time.monotonic()
 
     def keep(self, count: int) -> None:
-        """Sleeps until `count` more bytes may be read. Raises _Stopped."""
+        """Sleeps until `count` more bytes may be read. Raises Stopped."""
         if self._rate is not None:
             self._due += count / self._rate
             self._stop.wait(max(0.0, self._due - time.monotonic()))
         if self._stop.is_set():
-            raise _Stopped
+            raise Stopped
 
 
-def _digest(file: FileIO, pace: _Pace) -> str:
+def _digest(file: FileIO, pace: Pace) -> str:
     digest, buffer = hashlib.sha256(), bytearray(CHUNK)
     view = memoryview(buffer)
     try:
@@ -164,7 +164,7 @@ _THIS_THREAD = (1, 0)
 _IDLE_CLASS = 3 << 13
 
 
-def _use_idle_disk() -> None:
+def use_idle_disk() -> None:
     """Gives this thread the disk only when nobody else needs it. On other architectures only `rate` limits it."""
     number = _IOPRIO_SET.get(platform.machine())
     if number is not None:
@@ -175,4 +175,4 @@ def _use_idle_disk() -> None:
 _at_once = ThreadPoolExecutor(2, thread_name_prefix="check")
 # This thread has normal CPU priority: it holds the interpreter lock now and then, and the event loop would wait for it
 # as long as the scheduler keeps an idle-priority thread waiting (docs/decisions/027-cached-files.md).
-_background = ThreadPoolExecutor(1, thread_name_prefix="scrub", initializer=_use_idle_disk)
+_background = ThreadPoolExecutor(1, thread_name_prefix="scrub", initializer=use_idle_disk)

@@ -27,6 +27,7 @@ CREATE TABLE packs (id INTEGER PRIMARY KEY, name TEXT NOT NULL, pack_block INTEG
 CREATE TABLE packed (ref BLOB PRIMARY KEY, oid TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE segments (start INTEGER PRIMARY KEY, size INTEGER NOT NULL, sha256 TEXT NOT NULL);
 """
+CATALOGUE = "catalogue.db"
 _PER_QUERY = 500
 _COPY = 2**22
 _ZEROS = bytes(BLOCK)
@@ -58,7 +59,7 @@ class Generation:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._catalogue = sqlite3.connect(directory / "catalogue.db", isolation_level=None)
+        self._catalogue = sqlite3.connect(directory / CATALOGUE, isolation_level=None)
         self._catalogue.execute("PRAGMA synchronous = FULL")
         self._facts: dict[str, str] = dict(self._catalogue.execute("SELECT key, value FROM facts"))
         self._contents: list[tuple[bytes, int, int]] = []
@@ -72,7 +73,7 @@ class Generation:
     def create(cls, directory: Path, facts: Mapping[str, str]) -> Self:
         """Creates an empty generation in a new directory, with `facts` that say what it was made for."""
         (directory / "images").mkdir(parents=True)
-        catalogue = sqlite3.connect(directory / "catalogue.db", isolation_level=None)
+        catalogue = sqlite3.connect(directory / CATALOGUE, isolation_level=None)
         try:
             catalogue.executescript(_SCHEMA)
             data_id = secrets.token_hex(16)

@@ -34,7 +34,8 @@ class DiskImage:
     """A complete image: the `commit` of `branch`, with `history` "full" or "tip".
 
     `url` is the upstream, and `visibility` "open", or "private" while the repository is. `size` is the bytes of the
-    tree drive, and `data_size` those of the data drive that it refers to. `made_at` is in Unix seconds.
+    tree drive, and `data_size` those of the data drive that it refers to. `sha256` is of the tree drive, in hex.
+    `made_at` is in Unix seconds.
     """
 
     repo: str
@@ -48,6 +49,7 @@ class DiskImage:
     name: str
     size: int
     data_size: int
+    sha256: str
     made_at: float
     version: int = LAYOUT_VERSION
 

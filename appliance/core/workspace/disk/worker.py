@@ -176,7 +176,7 @@ class Build:
         unfinished.rename(path)
         image = DiskImage(
             order.repo, order.url, order.branch, order.commit, order.form, order.history, order.visibility, number,
-            name, size, data_size, time.time(),
+            name, size, data_size, _digest(path), time.time(),
         )  # fmt: skip
         write_atomically(path.with_suffix(".json"), self.place.describe(image))
         _sync(path.parent)
@@ -266,6 +266,11 @@ def _blocks(generation: Generation, extents: Mapping[bytes, tuple[int, int]]) ->
 def _read(file: Path) -> Iterator[bytes]:
     with file.open("rb", buffering=0) as opened:
         yield from iter(lambda: opened.read(2**20), b"")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(directory: Path) -> None:
