@@ -49,8 +49,8 @@ gitmirror__hydrate() {
     signal=KILL
     late=''
     trap 'late=yes' HUP INT TERM
-    gitmirror__claim "$2"
     gitmirror__choose_hold
+    gitmirror__claim "$2"
     trap gitmirror__interrupted HUP INT TERM
     [ -z "$late" ] || gitmirror__interrupted
     gitmirror__await gitmirror__obtain || { gitmirror__release; exit 1; }

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,7 +187,11 @@ class Machine:
 
     def guest(self, guest: Guest, **env: str) -> Guest:
         """The same guest in this namespace."""
-        shell = guest.shell if guest.shell.startswith("nsenter") else " ".join([*self.enter, *_shell(guest.shell)])
+        shell = guest.shell
+        if not shell.startswith("nsenter"):
+            # Whoever enters a namespace begins at its root.
+            where = [*shell_argv("env"), "-C", str(guest.home)]
+            shell = " ".join([*self.enter, *where, *_shell(shell)])
         return Guest(guest.home, guest.kit, shell, guest.tools, guest.env | env)
 
     def run(self, *words: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, check: bool = True) -> str:
@@ -219,13 +223,3 @@ class Machine:
 def _shell(shell: str) -> list[str]:
     words = {"busybox": "busybox sh", "bash": "bash --posix"}.get(shell, shell)
     return shell_argv(words)
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    """A machine of this test alone."""
-    made = Machine()
-    try:
-        yield made
-    finally:
-        made.close()
