@@ -117,9 +117,8 @@ def test_drives_behind_their_branch_are_brought_forward(
     new = add_commit(bare, "main", {"README.md": "new\n", "run.sh": None, "a/new.txt": "new\n"})
     git("tag", "later", new, cwd=bare)
     moving.refresh()
-    for tools in (CURL, BUSYBOX, NOTHING):
-        home = tmp_path / f"home{len(tools)}-{tools[:1]}".replace("=", "")
-        guest = machine.guest(moving.guest(home, tools=(*tools, *MOUNTING)), GITMIRROR_DRIVES=named)
+    for name, tools in {"curl": CURL, "busybox": BUSYBOX, "git": NOTHING}.items():
+        guest = machine.guest(moving.guest(tmp_path / name, tools=(*tools, *MOUNTING)), GITMIRROR_DRIVES=named)
         assert guest.hydrate("ws").hydrated(via="disk") == new
         workspace = guest.home / "ws"
         assert_whole(machine, workspace, new, history=history)
