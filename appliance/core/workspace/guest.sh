@@ -943,10 +943,11 @@ gitmirror__forget_disk() {
 
 # Mounts the drives on `hold/lower`, and on `hold/merged` the overlay of them and of what is changed.
 gitmirror__mount_drives() {
+    said='' layers=$hold/memory
+    [ -z "${GITMIRROR_UPPER-}" ] || layers=$hold/disk/${hold##*/}
     # All of `hold` is in one tmpfs, so that one umount takes down all that is mounted in it.
-    said=''
-    { mkdir "$hold" && gitmirror__mount -t tmpfs -o mode=700 gitmirror "$hold" && 
-        mkdir "$hold/lower" "$hold/merged" "$hold/disk"; } || {
+    { mkdir "$hold" && gitmirror__mount -t tmpfs -o mode=700 gitmirror "$hold" &&
+        mkdir -p "$hold/lower" "$hold/merged" "$hold/disk" "$hold/memory/upper/.git" "$hold/memory/work"; } || {
         gitmirror__refuse_drive "$hold cannot be prepared${said:+: $said}"
         return 1
     }
@@ -955,13 +956,12 @@ gitmirror__mount_drives() {
     ext4) gitmirror__mount -t ext4 -o ro,noload "$tree" "$hold/lower" ;;
     esac || gitmirror__refuse_drive "$said" || return 1
     if [ -n "${GITMIRROR_UPPER-}" ]; then
-        [ -b "$GITMIRROR_UPPER" ] && gitmirror__mount -t ext4 "$GITMIRROR_UPPER" "$hold/disk" ||
-            gitmirror__refuse_drive "GITMIRROR_UPPER, $GITMIRROR_UPPER, cannot be mounted${said:+: $said}" || return 1
-        layers=$hold/disk/${hold##*/}
-    else
-        layers=$hold/memory
+        { [ -b "$GITMIRROR_UPPER" ] && gitmirror__mount -t ext4 "$GITMIRROR_UPPER" "$hold/disk" &&
+            mkdir -p "$layers/upper/.git" "$layers/work"; } || {
+            gitmirror__refuse_drive "GITMIRROR_UPPER, $GITMIRROR_UPPER, cannot be mounted and written${said:+: $said}"
+            return 1
+        }
     fi
-    mkdir -p "$layers/upper/.git" "$layers/work" || gitmirror__refuse_drive 'what is changed cannot be stored' || return 1
     set -- -t overlay -o "lowerdir=$hold/lower,upperdir=$layers/upper,workdir=$layers/work" gitmirror "$hold/merged"
     # With redirect_dir, directories of the drive can be renamed, which `git mv` needs. Old kernels do not have it.
     gitmirror__mount -o redirect_dir=on "$@" || gitmirror__mount "$@" || gitmirror__refuse_drive "$said"
@@ -1051,27 +1051,32 @@ gitmirror__catch_up() {
     gitmirror__work reset --quiet --hard "refs/remotes/origin/$branch" && read -r commit <"$tmp/.git/refs/heads/$branch"
 }
 
-# Sets `tip` to the tip of `branch` on the mirror, or to `commit` if the mirror does not tell.
+# Sets `tip` to the tip of `branch` on the mirror, or to `commit` if the mirror does not tell. Over git:// that takes half
+# the time of loading curl; over HTTP, git takes longer.
 gitmirror__ask_branch() {
     tip=$commit
-    set -- ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}
+    if [ -n "$mirror_git" ] && gitmirror__list "refs/heads/$branch" "$mirror_git/$repo"; then
+        gitmirror__pick_tip
+        return
+    fi
+    [ -n "$mirror_http" ] || return 0
     if gitmirror__can_get; then
         gitmirror__share 4
         [ "$left" -le 5 ] || left=5
-        if answer=$(gitmirror__get "$mirror_http/$repo/freshness" 2>/dev/null 3>/dev/null); then
-            case $answer in
-            *"\"branch\": \"$branch\""*)
-                answer=${answer#*'"tip": "'} answer=${answer%%'"'*}
-                ! gitmirror__is_oid "$answer" || tip=$answer
-                return
-                ;;
-            esac
-        else
-            # The other port may be open. This one would only be waited for again.
-            set -- ${mirror_git:+"$mirror_git/$repo"}
-        fi
+        answer=$(gitmirror__get "$mirror_http/$repo/freshness" 2>/dev/null 3>/dev/null) || return 0
+        case $answer in
+        *"\"branch\": \"$branch\""*)
+            answer=${answer#*'"tip": "'} answer=${answer%%'"'*}
+            ! gitmirror__is_oid "$answer" || tip=$answer
+            return
+            ;;
+        esac
     fi
-    gitmirror__list "refs/heads/$branch" "$@"
+    ! gitmirror__list "refs/heads/$branch" "$mirror_http/$repo" || gitmirror__pick_tip
+}
+
+# Sets `tip` to what `listed` has for `branch`, if anything.
+gitmirror__pick_tip() {
     for line in $listed; do
         case $line in *"${tab}refs/heads/$branch") tip=${line%%"$tab"*} ;; esac
     done

@@ -159,6 +159,8 @@ class Machine:
         if self._holder.stdout.read(1) != b"\n":
             pytest.skip("mount namespaces are not allowed here")
         self._open: list[int] = []
+        self._others: list[str] = []
+        self._others = self.mounts()
 
     @property
     def enter(self) -> list[str]:
@@ -207,9 +209,10 @@ class Machine:
         return Path(f"/proc/{self._holder.pid}/root{path}")
 
     def mounts(self) -> list[str]:
-        """The mount points in the namespace that a kit or a test made."""
+        """The mount points of workspaces and drives that were made in the namespace."""
         lines = Path(f"/proc/{self._holder.pid}/mounts").read_text().splitlines()
-        return [line.split()[1] for line in lines if line.split()[2] in ("overlay", "erofs") or "gitmirror" in line]
+        found = [line.split()[1] for line in lines if line.split()[2] in ("overlay", "erofs") or "gitmirror" in line]
+        return [place for place in found if place not in self._others]
 
     def close(self) -> None:
         """Ends the namespace, and with it its mounts."""

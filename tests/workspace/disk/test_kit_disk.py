@@ -288,4 +288,4 @@ def test_changes_may_go_to_a_disk_of_the_machine(
     machine.run("umount", str(tmp_path / "look"))
     bad = guest.with_(GITMIRROR_UPPER="/dev/missing").hydrate("four")
     bad.hydrated(via="upstream")
-    assert "GITMIRROR_UPPER, /dev/missing, cannot be mounted" in bad.err
+    assert "GITMIRROR_UPPER, /dev/missing, cannot be mounted and written" in bad.err
