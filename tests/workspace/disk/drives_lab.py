@@ -196,7 +196,9 @@ class Machine:
             shell = " ".join([*self.enter, *where, *_shell(shell)])
         return Guest(guest.home, guest.kit, shell, guest.tools, guest.env | env)
 
-    def run(self, *words: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, check: bool = True) -> str:
+    def run(
+        self, *words: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, check: bool = True
+    ) -> str:
         """Run a command in the namespace, in `cwd` as it is there; return what it prints."""
         script = 'cd "$1" && shift && exec "$@"'
         argv = [*self.enter, "sh", "-c", script, "sh", str(cwd or "/"), *words]

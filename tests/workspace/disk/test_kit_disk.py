@@ -226,9 +226,7 @@ def test_devices_that_cannot_be_read_are_named(machine: Machine, lone_guest: Gue
 
 
 @pytest.mark.parametrize("lost", ["sys_admin", "mount", "cksum"])
-def test_a_guest_that_may_not_or_cannot_mount(
-    machine: Machine, lone_guest: Guest, made: MakeDrives, lost: str
-) -> None:
+def test_a_guest_that_may_not_or_cannot_mount(machine: Machine, lone_guest: Guest, made: MakeDrives, lost: str) -> None:
     """Without the right to mount, or without a program for it, the next source is taken."""
     guest = lone_guest.with_(GITMIRROR_DRIVES=machine.drives(made("erofs")))
     if lost == "sys_admin":
@@ -251,7 +249,13 @@ def test_sizes_beyond_32_bits(machine: Machine, lone_guest: Guest, tmp_path: Pat
     with (tmp_path / "large").open("wb") as file:
         file.truncate(size)
     device = machine.attach(tmp_path / "large")
-    cases = [(size, "same"), (size - 1, "more"), (size + 1, "less"), (size - (1 << 32), "more"), (size + (1 << 32), "less")]
+    cases = [
+        (size, "same"),
+        (size - 1, "more"),
+        (size + 1, "less"),
+        (size - (1 << 32), "more"),
+        (size + (1 << 32), "less"),
+    ]
     script = "gitmirror__begin\n" + "".join(
         f'gitmirror__compare_size {device} {wanted}; echo "$than"\n' for wanted, _ in cases
     )

@@ -182,8 +182,11 @@ def test_of_several_at_once_one_fills_the_directory(
         assert codes == [0] + [1] * (len(running) - 1), ended
         for process, _, said in ended:
             text = said.decode()
-            assert process.returncode == 0 or "another hydration" in text or "is not empty" in text or (
-                "another process" in text
+            assert (
+                process.returncode == 0
+                or "another hydration" in text
+                or "is not empty" in text
+                or ("another process" in text)
             ), text
             assert holds(process.pid) == []
         assert_whole(machine, workspace, tip_of(planted_bare))
@@ -191,9 +194,7 @@ def test_of_several_at_once_one_fills_the_directory(
 
 
 @pytest.mark.slow
-def test_several_directories_at_once(
-    machine: Machine, lone_guest: Guest, made: MakeDrives, planted_bare: Path
-) -> None:
+def test_several_directories_at_once(machine: Machine, lone_guest: Guest, made: MakeDrives, planted_bare: Path) -> None:
     """The same drives serve any number of workspaces, each with its own changes."""
     guest = lone_guest.with_(GITMIRROR_DRIVES=machine.drives(made("erofs")))
     running = [guest.start("hydrate", WIDGETS, str(guest.home / f"ws{number}")) for number in range(6)]

@@ -39,9 +39,7 @@ def test_it_takes_branches_tags_commits_and_sessions(
     """What is on the drives comes from there, the rest from the mirror; a whole history stays whole."""
     bare = disk_node.upstream.path(WIDGETS)
     old = git("rev-parse", "main~3", cwd=bare)
-    maker = machine.guest(
-        disk_node.guest(tmp_path / "maker"), GITMIRROR_DRIVES=machine.drives(made("erofs", history))
-    )
+    maker = machine.guest(disk_node.guest(tmp_path / "maker"), GITMIRROR_DRIVES=machine.drives(made("erofs", history)))
     session = f"kinds-{history}-{len(tools)}"
     maker.hydrate("made").hydrated(via="disk")
     (machine.path(maker.home) / "made" / "session.txt").write_text("made\n")
@@ -76,9 +74,7 @@ def test_it_takes_branches_tags_commits_and_sessions(
         assert machine.run("git", "status", "--porcelain", cwd=workspace) == ""
 
 
-def test_without_the_mirror_it_is_what_the_drives_have(
-    machine: Machine, disk_node: Node, guest: Guest
-) -> None:
+def test_without_the_mirror_it_is_what_the_drives_have(machine: Machine, disk_node: Node, guest: Guest) -> None:
     """The branch, its old commits and its tags; anything else is refused, with nothing left."""
     guest = guest.with_(
         GITMIRROR_HTTP="http://127.0.0.1:9", GITMIRROR_GIT="git://127.0.0.1:9", GITMIRROR_UPSTREAM="file:///missing"
@@ -156,10 +152,14 @@ def test_a_turn_is_recorded_and_gone_on_with(machine: Machine, disk_node: Node, 
     last = second.record("turns", second.home / "ws").recorded("turns")
     bare = disk_node.serve.state / "mirrors"
     assert machine.run("git", "rev-parse", "HEAD~1", cwd=second.home / "ws") == commit
-    assert git("ls-remote", f"{disk_node.serve.http_url}/{WIDGETS}", "refs/agents/turns", cwd=bare.parent).startswith(last)
+    assert git("ls-remote", f"{disk_node.serve.http_url}/{WIDGETS}", "refs/agents/turns", cwd=bare.parent).startswith(
+        last
+    )
     # The redirect sends the upstream's URL to the mirror.
     env = guest.environment()
-    fetched = machine.run("git", "ls-remote", disk_node.upstream.url(WIDGETS), "refs/agents/turns", cwd=guest.home, env=env)
+    fetched = machine.run(
+        "git", "ls-remote", disk_node.upstream.url(WIDGETS), "refs/agents/turns", cwd=guest.home, env=env
+    )
     assert fetched.startswith(last)
 
 
