@@ -1,6 +1,6 @@
 """Drives made by other programs than gitmirror, and a mount namespace in which a guest uses them.
 
-`mkfs.erofs` and `mke2fs` make the file systems, and git the checkout in them. All mounts are in the namespace, and every
+`mkfs.erofs` and `mke2fs` make the file systems, and git the checkout in them. All mounts are in the namespace, and each
 loop device is detached by the kernel when its last user is gone, so that a test that dies leaves neither.
 """
 
@@ -196,14 +196,12 @@ class Machine:
             shell = " ".join([*self.enter, *where, *_shell(shell)])
         return Guest(guest.home, guest.kit, shell, guest.tools, guest.env | env)
 
-    def run(
-        self, *words: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, check: bool = True
-    ) -> str:
-        """Run a command in the namespace, in `cwd` as it is there; return what it prints."""
+    def run(self, *words: str, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
+        """Run a command in the namespace, in `cwd` as it is there; return what it prints. It must succeed."""
         script = 'cd "$1" && shift && exec "$@"'
         argv = [*self.enter, "sh", "-c", script, "sh", str(cwd or "/"), *words]
         done = run_process(argv, env=env, timeout=120)
-        assert not check or done.returncode == 0, (words, done.stdout, done.stderr)
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
         return done.stdout.decode(errors="surrogateescape").removesuffix("\n")
 
     def path(self, path: Path) -> Path:

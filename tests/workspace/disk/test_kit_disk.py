@@ -249,13 +249,8 @@ def test_sizes_beyond_32_bits(machine: Machine, lone_guest: Guest, tmp_path: Pat
     with (tmp_path / "large").open("wb") as file:
         file.truncate(size)
     device = machine.attach(tmp_path / "large")
-    cases = [
-        (size, "same"),
-        (size - 1, "more"),
-        (size + 1, "less"),
-        (size - (1 << 32), "more"),
-        (size + (1 << 32), "less"),
-    ]
+    more, less = (size - 1, size - (1 << 32)), (size + 1, size + (1 << 32))
+    cases = [(size, "same"), *((number, "more") for number in more), *((number, "less") for number in less)]
     script = "gitmirror__begin\n" + "".join(
         f'gitmirror__compare_size {device} {wanted}; echo "$than"\n' for wanted, _ in cases
     )

@@ -1,4 +1,4 @@
-"""A workspace of drives and a running `serve`: what is asked for, what moved since, sessions, and git on the overlay."""
+"""A workspace of drives and a running `serve`: what is asked for, what has moved, sessions, and git on an overlay."""
 
 from __future__ import annotations
 
@@ -150,17 +150,13 @@ def test_a_turn_is_recorded_and_gone_on_with(machine: Machine, disk_node: Node, 
     assert not shallow(machine, second.home / "ws")
     (machine.path(second.home) / "ws" / "second.txt").write_text("second\n")
     last = second.record("turns", second.home / "ws").recorded("turns")
-    bare = disk_node.serve.state / "mirrors"
     assert machine.run("git", "rev-parse", "HEAD~1", cwd=second.home / "ws") == commit
-    assert git("ls-remote", f"{disk_node.serve.http_url}/{WIDGETS}", "refs/agents/turns", cwd=bare.parent).startswith(
-        last
-    )
+    on_the_mirror = git("ls-remote", f"{disk_node.serve.http_url}/{WIDGETS}", "refs/agents/turns", cwd=tmp_path)
+    assert on_the_mirror.startswith(last)
     # The redirect sends the upstream's URL to the mirror.
+    url = disk_node.upstream.url(WIDGETS)
     env = guest.environment()
-    fetched = machine.run(
-        "git", "ls-remote", disk_node.upstream.url(WIDGETS), "refs/agents/turns", cwd=guest.home, env=env
-    )
-    assert fetched.startswith(last)
+    assert machine.run("git", "ls-remote", url, "refs/agents/turns", cwd=guest.home, env=env).startswith(last)
 
 
 @pytest.mark.slow
