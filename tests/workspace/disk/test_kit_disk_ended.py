@@ -22,7 +22,7 @@ MOUNTS = {1: "tmpfs", 2: "drives", 3: "overlay", 4: "target"}
 
 
 def pausing_mount(guest: Guest, number: int, when: str) -> Path:
-    """Put a `mount` first on the guest's PATH that stops before or after its nth call; return the file it makes then."""
+    """Put a `mount` first on the guest's PATH that stops before or after its nth call; return the file it makes."""
     tools = guest.home / "bin"
     tools.mkdir(exist_ok=True)
     stopped, count = guest.home / "stopped", guest.home / "count"
