@@ -910,7 +910,7 @@ gitmirror__choose_hold() {
     held_in=$hold
     set +f
     for hold in "$held_in"/gitmirror.disk.[0-9]*.*; do
-        { [ -d "$hold" ] && [ ! -L "$hold" ]; } || continue
+        { [ -d "$hold" ] && [ -w "$hold" ] && [ ! -L "$hold" ]; } || continue
         line=${hold##*/gitmirror.disk.}
         gitmirror__lives "${line%.*}" "${line#*.}" || gitmirror__close_disk
     done
@@ -927,8 +927,8 @@ gitmirror__close_disk() {
         rm -rf "${hold:?}/disk/${hold##*/}"
     fi
     tries=0
-    # A mount that a killed process had begun may be completed a moment later.
-    until umount -l "$hold" 2>/dev/null; rmdir "$hold" 2>/dev/null; do
+    # A mount that a killed process had begun may be completed a moment later. Another hydration may be faster.
+    until umount -l "$hold" 2>/dev/null; rmdir "$hold" 2>/dev/null || [ ! -d "$hold" ]; do
         tries=$((tries + 1))
         [ "$tries" -lt 30 ] || { gitmirror__say "$hold cannot be removed"; return 0; }
         sleep 0.1 2>/dev/null || sleep 1

@@ -91,6 +91,23 @@ def test_without_the_mirror_it_is_what_the_drives_have(machine: Machine, disk_no
         assert machine.mounts() == [] and not (guest.home / "none").exists()
 
 
+@pytest.mark.slow
+def test_a_tip_that_cannot_be_fetched_is_not_waited_for(machine: Machine, moving: Node, tmp_path: Path) -> None:
+    """If the mirror tells the tip but does not hand it out, the workspace is what the drives have."""
+    bare = moving.upstream.path(WIDGETS)
+    drives = make_drives(bare, tmp_path / "made", repository=WIDGETS, url=moving.upstream.url(WIDGETS))
+    old = moving.tip
+    new = add_commit(bare, "main", {"README.md": "new\n"})
+    moving.refresh()
+    guest = machine.guest(moving.guest(tmp_path / "home"), GITMIRROR_DRIVES=machine.drives(drives))
+    # git cannot use the port for HTTP, which answers all the same.
+    guest.env |= {"GITMIRROR_GIT": "git://127.0.0.1:9", "GIT_ALLOW_PROTOCOL": "git"}
+    done = guest.hydrate("ws")
+    assert done.hydrated(via="disk") == old
+    assert f"{new} cannot be fetched from the mirror: the workspace is at {old}" in done.err
+    assert_whole(machine, guest.home / "ws", old)
+
+
 @pytest.fixture
 def moving(make_node: Callable[..., Node]) -> Node:
     """A node of this test alone, whose upstream moves."""
