@@ -11,8 +11,8 @@ import pytest
 from tests.conftest import WIDGETS
 from tests.support.gitutil import git, run_process
 from tests.workspace.conftest import EVERY_SHELL, Guest
-from tests.workspace.disk.conftest import UPSTREAM, MakeDrives
 from tests.workspace.disk.drives_lab import DATA_ID, SECTOR, Drives, Machine
+from tests.workspace.disk.guest.conftest import UPSTREAM, MakeDrives
 
 BLOCK = 4096
 

@@ -13,9 +13,9 @@ from tests.conftest import WIDGETS
 from tests.support.gitutil import git, kill_group, run_process, wait_until
 from tests.support.processes import processes_of
 from tests.workspace.conftest import EVERY_SHELL, Guest
-from tests.workspace.disk.conftest import MakeDrives
 from tests.workspace.disk.drives_lab import Machine
-from tests.workspace.disk.test_kit_disk import assert_whole, tip_of
+from tests.workspace.disk.guest.conftest import MakeDrives
+from tests.workspace.disk.guest.test_kit_disk import assert_whole, tip_of
 
 MOUNTS = {1: "tmpfs", 2: "drives", 3: "overlay", 4: "target"}
 """What the kit mounts, in this order."""

@@ -11,9 +11,9 @@ from tests.conftest import WIDGETS
 from tests.support.generate import add_commit
 from tests.support.gitutil import fsck, git
 from tests.workspace.conftest import BUSYBOX, CURL, NOTHING, Guest, Node
-from tests.workspace.disk.conftest import UPSTREAM, MakeDrives
 from tests.workspace.disk.drives_lab import Machine, make_drives, plant_data_header
-from tests.workspace.disk.test_kit_disk import assert_whole
+from tests.workspace.disk.guest.conftest import UPSTREAM, MakeDrives
+from tests.workspace.disk.guest.test_kit_disk import assert_whole
 
 MOUNTING = ("mount", "umount", "dd", "cksum")
 """What the kit needs for drives."""
