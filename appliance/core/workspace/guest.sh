@@ -747,13 +747,13 @@ gitmirror__work() { gitmirror__git -C "$tmp" "$@" >&2; }
 # Finds the drives that hold `repo`, checks and mounts them, and sets `branch` and `commit` to what they hold. Without
 # drives, it returns 1 without a word; a drive that cannot be used is named.
 gitmirror__open_disk() {
-    [ -n "$hold" ] && gitmirror__find_drives && gitmirror__check_tree && gitmirror__check_data || return 1
+    [ -n "$hold" ] && gitmirror__find_drives || return 1
     # A process with this directory as its current one would not see what is mounted on it.
     if [ "$inside" = yes ] && [ "$(cd -P "$target" && pwd)" = "$(pwd -P)" ]; then
         gitmirror__refuse_drive 'a workspace of drives cannot be mounted on the current directory'
         return 1
     fi
-    gitmirror__mount_drives && gitmirror__read_head
+    gitmirror__check_tree && gitmirror__check_data && gitmirror__mount_drives && gitmirror__read_head
 }
 
 # Reports why the tree drive is not used; returns 1.
@@ -794,7 +794,11 @@ gitmirror__find_drives() {
         done
     fi
     [ -z "$tree" ] || return 0
-    [ -z "$foreign" ] || gitmirror__say "not using the drives: they hold $foreign, not $repo"
+    if [ -n "$foreign" ]; then
+        gitmirror__say "not using the drives: they hold $foreign, not $repo"
+    elif [ "$data_drives" != "$newline" ]; then
+        gitmirror__say 'not using the drives: there is a data drive, but no tree drive'
+    fi
     return 1
 }
 
