@@ -179,7 +179,8 @@ class Node:
         home.mkdir(parents=True, exist_ok=True)
         kit = home / "guest.sh"
         kit.write_bytes(get(f"{self.serve.http_url}/guest.sh").body)
-        return Guest(home, kit, shell, tools, {"GITMIRROR_DEADLINE": "20", **env})
+        # Drives of other tests are for these alone.
+        return Guest(home, kit, shell, tools, {"GITMIRROR_DEADLINE": "20", "GITMIRROR_DRIVES": "", **env})
 
 
 @pytest.fixture(scope="module")

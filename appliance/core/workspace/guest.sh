@@ -14,15 +14,19 @@
 # GITMIRROR_MAX_LAG and GITMIRROR_DEADLINE. Durations are in seconds, or like 30s or 5m. The deadline covers the whole
 # call and is 120 by default. GITMIRROR_TOKEN is the read token of a private repository: it is sent to the mirror over
 # HTTP only, and never appears in an argument, a file or a message.
+#
+# A machine may bring the workspace as read-only drives. GITMIRROR_DRIVES names their block devices, with commas between
+# them, and is empty if none should be used; without it, the kit finds them by their text. Changes go to memory (a tmpfs),
+# or to the ext4 on the block device GITMIRROR_UPPER. DIR is then a mount point, and `umount DIR` takes it down.
 gitmirror__git='@GIT@'
 gitmirror__http='@HTTP@'
 # One line for each mirrored repository: OWNER/REPO and its upstream's URL.
 gitmirror__repositories='@REPOSITORIES@'
 
 # gitmirror_hydrate OWNER/REPO DIR [BRANCH | TAG | COMMIT | session:SESSION]
-# Creates a workspace in DIR, which may exist if it is empty. It comes from the snapshot, otherwise by git from the
-# mirror, otherwise from the upstream itself. The last line on stdout is
-# `hydrated via=snapshot|mirror|upstream commit=OID ms=N`.
+# Creates a workspace in DIR, which may exist if it is empty. It comes from the machine's drives, otherwise from the
+# snapshot, otherwise by git from the mirror, otherwise from the upstream itself. The last line on stdout is
+# `hydrated via=disk|snapshot|mirror|upstream commit=OID ms=N`.
 gitmirror_hydrate() (gitmirror__hydrate "$@")
 gitmirror__hydrate() {
     gitmirror__begin
@@ -45,25 +49,29 @@ gitmirror__hydrate() {
     signal=KILL
     late=''
     trap 'late=yes' HUP INT TERM
+    gitmirror__choose_hold
     gitmirror__claim "$2"
     trap gitmirror__interrupted HUP INT TERM
     [ -z "$late" ] || gitmirror__interrupted
     gitmirror__await gitmirror__obtain || { gitmirror__release; exit 1; }
     # The workspace is complete, so ignore signals from here on.
     trap '' HUP INT TERM
-    gitmirror__settle || { gitmirror__release; gitmirror__die "the workspace cannot be moved to $2"; }
     { read -r via && read -r commit; } <"$claim/$turn/result"
+    gitmirror__settle || { gitmirror__release; gitmirror__die "the workspace cannot be moved to $2"; }
     gitmirror__release
     gitmirror__now
     echo "hydrated via=$via commit=$commit ms=$(((now - began) * 10))"
 }
 
-# Creates a workspace in `tmp`, and writes its source and its commit to `result` beside it.
+# Creates a workspace in `tmp`, or with drives in `hold`, and writes its source and its commit to `result` beside it.
 gitmirror__obtain() {
     exec >&2
     usable=yes
-    if [ -n "$max_lag" ] || [ "$kind" = commit ]; then gitmirror__ask_freshness; fi
-    if [ "$usable" = yes ] && gitmirror__from_snapshot; then
+    ! gitmirror__open_disk || disk=yes
+    if { [ -n "$max_lag" ] || [ "$kind" = commit ]; } && ! gitmirror__disk_has_commit; then gitmirror__ask_freshness; fi
+    if [ "$usable" = yes ] && [ "$disk" = yes ] && gitmirror__from_disk; then
+        via=disk
+    elif gitmirror__forget_disk && [ "$usable" = yes ] && gitmirror__from_snapshot; then
         via=snapshot
     elif [ "$usable" = yes ] && gitmirror__from_mirror; then
         via=mirror
@@ -169,7 +177,7 @@ gitmirror__begin() {
     export LC_ALL GIT_TERMINAL_PROMPT
     unset CDPATH TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES \
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS
-    child='' born='' watch='' claim='' by_list='' signal=TERM lost=no
+    child='' born='' watch='' claim='' hold='' disk=no whole=no by_list='' signal=TERM lost=no
     gitmirror__has git || gitmirror__die 'git is not installed'
     # Disable this guest's fsmonitor and hooks, because even commands that only read the index run the fsmonitor, and
     # others run the hooks.
@@ -621,6 +629,7 @@ gitmirror__is_free() {
 # Releases the claim, and removes everything in this process's turn.
 gitmirror__release() {
     [ -n "$claim" ] || return 0
+    gitmirror__close_disk
     gitmirror__remove "$claim/$turn"
     # This fails if another process already has a turn in the claim.
     rmdir "$claim" 2>/dev/null
@@ -723,8 +732,422 @@ gitmirror__advance() {
     esac
 }
 
-gitmirror__fetch() { gitmirror__work fetch --quiet --depth "$1" --no-tags "$address" "$2"; }
+# Fetches $2, $1 commits deep. A workspace with the whole history fetches all that is new, because it must not become
+# shallow, and with it the new tags, as a clone would.
+gitmirror__fetch() {
+    if [ "$whole" = yes ]; then
+        gitmirror__work fetch --quiet "$address" "$2"
+    else
+        gitmirror__work fetch --quiet --depth "$1" --no-tags "$address" "$2"
+    fi
+}
+
 gitmirror__work() { gitmirror__git -C "$tmp" "$@" >&2; }
+
+# Finds the drives that hold `repo`, checks and mounts them, and sets `branch` and `commit` to what they hold. Without
+# drives, it returns 1 without a word; a drive that cannot be used is named.
+gitmirror__open_disk() {
+    [ -n "$hold" ] && gitmirror__find_drives || return 1
+    # A process with this directory as its current one would not see what is mounted on it.
+    if [ "$inside" = yes ] && [ "$(cd -P "$target" && pwd)" = "$(pwd -P)" ]; then
+        gitmirror__refuse_drive 'a workspace of drives cannot be mounted on the current directory'
+        return 1
+    fi
+    gitmirror__check_tree && gitmirror__check_data && gitmirror__mount_drives && gitmirror__read_head
+}
+
+# Reports why the tree drive is not used; returns 1.
+gitmirror__refuse_drive() { gitmirror__say "not using the drive $tree: $1"; return 1; }
+
+# Sets `tree` to the tree drive of `repo`, the fields of its text, and `data_drives` to the data drives that there are.
+gitmirror__find_drives() {
+    tree='' data_drives=$newline foreign=''
+    [ -z "${GITMIRROR_DRIVES+set}" ] || [ -n "$GITMIRROR_DRIVES" ] || return 1
+    for tool in mount umount dd; do
+        gitmirror__has "$tool" && continue
+        [ -z "${GITMIRROR_DRIVES-}" ] || gitmirror__say "not using the drives: $tool is not installed"
+        return 1
+    done
+    if [ -n "${GITMIRROR_DRIVES-}" ]; then
+        IFS=,
+        for drive in $GITMIRROR_DRIVES; do
+            IFS=$newline
+            if [ ! -b "$drive" ] || [ ! -r "$drive" ]; then
+                gitmirror__say "the drive $drive cannot be read, or is not a block device"
+            elif ! gitmirror__look_at_drive "$drive"; then
+                gitmirror__say "the drive $drive has no text of gitmirror"
+            fi
+        done
+        IFS=$newline
+    else
+        set +f
+        set -- /sys/class/block/*
+        set -f
+        for entry; do
+            # Reading from a removable or composed device may take seconds.
+            case ${entry##*/} in
+            zram* | ram* | sr* | fd* | nbd* | dm-* | md* | mtdblock*) continue ;;
+            loop*) [ -e "$entry/loop/backing_file" ] || continue ;;
+            esac
+            drive=/dev/${entry##*/}
+            [ -e "$entry/partition" ] || [ ! -b "$drive" ] || [ ! -r "$drive" ] || gitmirror__look_at_drive "$drive"
+        done
+    fi
+    [ -z "$tree" ] || return 0
+    if [ -n "$foreign" ]; then
+        gitmirror__say "not using the drives: they hold $foreign, not $repo"
+    elif [ "$data_drives" != "$newline" ]; then
+        gitmirror__say 'not using the drives: there is a data drive, but no tree drive'
+    fi
+    return 1
+}
+
+# Reads the text of a drive, its first 1024 bytes. Returns 1 if it has none.
+gitmirror__look_at_drive() {
+    # bash reports the NULs behind the text.
+    { text=$(dd if="$1" bs=1024 count=1 2>/dev/null); } 2>/dev/null
+    case $text in 'gitmirror disk '[0-9]*) ;; *) return 1 ;; esac
+    role='' id='' of=''
+    for line in $text; do
+        case $line in
+        'role '*) role=${line#* } ;;
+        'id '*) id=${line#* } ;;
+        'repository '*) of=${line#* } ;;
+        esac
+    done
+    case $role in
+    data) data_drives=$data_drives$id\ $1$newline ;;
+    tree)
+        if [ "$of" != "$repo" ]; then
+            gitmirror__is_repo "$of" || of='something else'
+            foreign=${foreign:+"$foreign and "}$of
+        elif [ -z "$tree" ]; then
+            tree=$1 tree_text=$text
+        fi
+        ;;
+    esac
+}
+
+# Checks the tree drive against its text.
+gitmirror__check_tree() {
+    format='' held='' size='' sum='' summed='' data_id='' data_size=0
+    for line in $tree_text; do
+        value=${line#* }
+        case $line in
+        'format '*) format=$value ;;
+        'commit '*) held=$value ;;
+        'size '*) size=$value ;;
+        'check '*) sum=${value% *} summed=${value#* } ;;
+        'data '*) data_id=${value% *} data_size=${value#* } ;;
+        esac
+    done
+    case $tree_text in
+    "gitmirror disk 1$newline"*) ;;
+    *) gitmirror__refuse_drive 'this kit does not know its version' || return 1 ;;
+    esac
+    case $format in erofs | ext4) ;; *) gitmirror__refuse_drive 'this kit does not know its format' || return 1 ;; esac
+    case $size$summed$data_size in *[!0-9]*) size='' ;; esac
+    if [ -z "$size" ] || ! gitmirror__is_oid "$held"; then
+        gitmirror__refuse_drive 'its text is incomplete'
+        return 1
+    fi
+    gitmirror__compare_size "$tree" "$size"
+    [ "$than" = same ] || gitmirror__refuse_drive "it is not $size bytes long" || return 1
+    [ -n "$sum" ] || return 0
+    gitmirror__has cksum || gitmirror__refuse_drive 'there is no cksum to check it with' || return 1
+    # The file system checks the first block itself. `dd` reads exactly that, so that the others continue behind it.
+    # `cksum` alone reads fastest; busybox's `head` is slow.
+    found=$({
+        dd bs=4096 count=1 of=/dev/null
+        if [ $((size - 4096)) = "$summed" ]; then cksum; else head -c "$summed" | cksum; fi
+    } <"$tree" 2>/dev/null)
+    found=${found%"${found##*[0-9]}"}
+    [ "$found" = "$sum $summed" ] || gitmirror__refuse_drive 'it is damaged: its checksum is another one'
+}
+
+# Sets `data` to the drive with the contents that the tree drive refers to, or to "" if it refers to none.
+gitmirror__check_data() {
+    data=''
+    [ -n "$data_id" ] || return 0
+    case $data_drives in
+    *"$newline$data_id "*) ;;
+    *) gitmirror__refuse_drive "its data drive, $data_id, is missing" || return 1 ;;
+    esac
+    data=${data_drives#*"$newline$data_id "} data=${data%%"$newline"*}
+    gitmirror__compare_size "$data" "$data_size"
+    # Such a drive could be mounted, but reading files would fail later.
+    [ "$than" != less ] || gitmirror__refuse_drive "its data drive, $data, has less than $data_size bytes"
+}
+
+# Sets `than` to less, same or more, which is how the size of drive $1 compares with $2 bytes.
+gitmirror__compare_size() {
+    unit=512
+    if ! read -r bytes 2>/dev/null <"/sys/class/block/${1##*/}/size"; then
+        unit=1
+        bytes=$(blockdev --getsize64 "$1" 2>/dev/null) || bytes=$(wc -c <"$1")
+    fi
+    # In two parts, because a shell may have arithmetic of only 32 bits.
+    gitmirror__split "${bytes#"${bytes%%[0-9]*}"}"
+    this=$((low * unit)) these=$((high * unit))
+    these=$((these + this / 1000000)) this=$((this % 1000000))
+    gitmirror__split "$2"
+    than=same
+    if [ "$these" -ne "$high" ]; then this=$these low=$high; fi
+    if [ "$this" -lt "$low" ]; then than='less'; elif [ "$this" -gt "$low" ]; then than='more'; fi
+}
+
+# Sets `low` to the last six digits of a number, and `high` to those before.
+gitmirror__split() {
+    low=$1 high=0
+    case $1 in ???????*) high=${1%??????} low=${1#"$high"} ;; esac
+    # Remove leading zeros, because arithmetic would read the number as octal.
+    while :; do case $low in 0?*) low=${low#0} ;; *) break ;; esac; done
+}
+
+# Sets `hold` to the directory that the drives are mounted in. It is neither in DIR nor in the claim, because what removes
+# these must never descend into a mount. Takes down what dead processes left there.
+gitmirror__choose_hold() {
+    for hold in /run /dev/shm /tmp ''; do
+        [ ! -d "$hold" ] || [ ! -w "$hold" ] || break
+    done
+    [ -n "$hold" ] || return 0
+    held_in=$hold
+    set +f
+    for hold in "$held_in"/gitmirror.disk.[0-9]*.*; do
+        { [ -d "$hold" ] && [ -w "$hold" ] && [ ! -L "$hold" ]; } || continue
+        line=${hold##*/gitmirror.disk.}
+        gitmirror__lives "${line%.*}" "${line#*.}" || gitmirror__close_disk
+    done
+    set -f
+    hold=$held_in/gitmirror.disk.$kit.$kit_born
+}
+
+# Takes down the mounts in `hold`. What is mounted on DIR stays, because an overlay keeps its layers by itself.
+gitmirror__close_disk() {
+    [ -n "$hold" ] && [ -d "$hold" ] || return 0
+    if [ -d "$hold/disk/${hold##*/}" ] && [ ! -e "$hold/placed" ]; then
+        # Nothing is mounted in the directory for changes itself, and no workspace will have these changes.
+        umount -l "$hold/merged" 2>/dev/null
+        rm -rf "${hold:?}/disk/${hold##*/}"
+    fi
+    tries=0
+    # A mount that a killed process had begun may be completed a moment later. Another hydration may be faster.
+    until umount -l "$hold" 2>/dev/null; rmdir "$hold" 2>/dev/null || [ ! -d "$hold" ]; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 30 ] || { gitmirror__say "$hold cannot be removed"; return 0; }
+        sleep 0.1 2>/dev/null || sleep 1
+    done
+}
+
+# Takes down the drives so that another source can be used.
+gitmirror__forget_disk() {
+    gitmirror__close_disk
+    tmp=$claim/$turn/.gitmirror.$kit whole=no
+}
+
+# Mounts the drives on `hold/lower`, and on `hold/merged` the overlay of them and of what is changed.
+gitmirror__mount_drives() {
+    said='' layers=$hold/memory
+    [ -z "${GITMIRROR_UPPER-}" ] || layers=$hold/disk/${hold##*/}
+    # All of `hold` is in one tmpfs, so that one umount takes down all that is mounted in it.
+    { mkdir "$hold" && gitmirror__mount -t tmpfs -o mode=700 gitmirror "$hold" &&
+        mkdir -p "$hold/lower" "$hold/merged" "$hold/disk" "$hold/memory/upper/.git" "$hold/memory/work"; } || {
+        gitmirror__refuse_drive "$hold cannot be prepared${said:+: $said}"
+        return 1
+    }
+    case $format in
+    erofs) gitmirror__mount -t erofs -o "ro${data:+,device=$data}" "$tree" "$hold/lower" ;;
+    ext4) gitmirror__mount -t ext4 -o ro,noload "$tree" "$hold/lower" ;;
+    esac || gitmirror__refuse_drive "$said" || return 1
+    if [ -n "${GITMIRROR_UPPER-}" ]; then
+        { [ -b "$GITMIRROR_UPPER" ] && gitmirror__mount -t ext4 "$GITMIRROR_UPPER" "$hold/disk" &&
+            mkdir -p "$layers/upper/.git" "$layers/work"; } || {
+            gitmirror__refuse_drive "GITMIRROR_UPPER, $GITMIRROR_UPPER, cannot be mounted and written${said:+: $said}"
+            return 1
+        }
+    fi
+    set -- -t overlay -o "lowerdir=$hold/lower,upperdir=$layers/upper,workdir=$layers/work" gitmirror "$hold/merged"
+    # With redirect_dir, directories of the drive can be renamed, which `git mv` needs. Old kernels do not have it.
+    gitmirror__mount -o redirect_dir=on "$@" || gitmirror__mount "$@" || gitmirror__refuse_drive "$said"
+}
+
+# Runs mount, and sets `said` to the first line of what it says.
+gitmirror__mount() {
+    said=$(mount "$@" 2>&1) && return
+    said=${said%%"$newline"*} said=${said:-mount failed}
+    return 1
+}
+
+# Sets `branch` and `commit` to HEAD of the drive, and `whole` to whether all of its history is there.
+gitmirror__read_head() {
+    branch='' commit=''
+    read -r line 2>/dev/null <"$hold/lower/.git/HEAD"
+    case $line in
+    'ref: refs/heads/'*)
+        branch=${line#ref: refs/heads/}
+        if ! read -r commit 2>/dev/null <"$hold/lower/.git/refs/heads/$branch"; then
+            # Branches come first in this file, so only a few of its lines are read.
+            while read -r line; do
+                case $line in *" refs/heads/$branch") commit=${line%% *} && break ;; esac
+            done 2>/dev/null <"$hold/lower/.git/packed-refs"
+        fi
+        ;;
+    *) commit=$line ;;
+    esac
+    [ "$commit" = "$held" ] || gitmirror__refuse_drive "its HEAD is ${commit:-unknown}, not $held" || return 1
+    [ -e "$hold/lower/.git/shallow" ] || whole=yes
+}
+
+# Whether the drives have the wanted commit, so that nobody needs to be asked for it.
+gitmirror__disk_has_commit() {
+    [ "$disk" = yes ] && [ "$kind" = commit ] || return 1
+    [ "$commit" = "$want" ] || git --git-dir="$hold/lower/.git" cat-file -e "$want^{commit}" 2>/dev/null
+}
+
+# Makes the drives the wanted workspace: writes its config, and fetches and checks out what is missing.
+gitmirror__from_disk() {
+    tmp=$hold/merged
+    gitmirror__copy_config || return 1
+    [ -z "${GITMIRROR_UPSTREAM-}" ] || gitmirror__write_config || return 1
+    case $kind in
+    commit) [ "$commit" = "$want" ] || gitmirror__go_to_commit || return 1 ;;
+    session) gitmirror__advance || return 1 ;;
+    name) if [ "$branch" = "$want" ]; then gitmirror__catch_up || return 1; else gitmirror__switch || return 1; fi ;;
+    # A drive of a commit that is on no branch stays there.
+    default) [ -z "$branch" ] || gitmirror__catch_up || return 1 ;;
+    esac
+    gitmirror__note
+}
+
+# Replaces the config by a copy that can be appended to, and sets `upstream` to the one in it.
+gitmirror__copy_config() {
+    text='' section=''
+    while IFS= read -r line; do
+        text=$text$line$newline
+        case $line in
+        '['*) section=$line ;;
+        "$tab"'url = "'*[\"\\]*\") ;;
+        "$tab"'url = "'*\")
+            line=${line#*\"}
+            [ -n "${GITMIRROR_UPSTREAM-}" ] || [ "$section" != '[remote "origin"]' ] || upstream=${line%\"}
+            ;;
+        esac
+    done <"$hold/lower/.git/config" && printf %s "$text" >"$tmp/.git/config"
+}
+
+# Checks out a commit that is on the drives, or else on the mirror.
+gitmirror__go_to_commit() {
+    gitmirror__disk_has_commit || { gitmirror__advance; return; }
+    gitmirror__share 2
+    exact=gitmirror:none
+    gitmirror__work checkout --quiet --detach "$want" && commit=$want
+}
+
+# Moves the branch of the drives to its tip on the mirror. If the mirror does not tell, it stays where it is.
+gitmirror__catch_up() {
+    gitmirror__ask_branch
+    [ "$tip" != "$commit" ] || return 0
+    if ! gitmirror__fetch_from_any "+refs/heads/$branch:refs/remotes/origin/$branch"; then
+        [ -z "$max_lag" ] || return 1
+        gitmirror__say "$tip cannot be fetched from the mirror: the workspace is at $commit, as on the drives"
+        return 0
+    fi
+    gitmirror__work reset --quiet --hard "refs/remotes/origin/$branch" && read -r commit <"$tmp/.git/refs/heads/$branch"
+}
+
+# Sets `tip` to the tip of `branch` on the mirror, or to `commit` if the mirror does not tell. Over git:// that takes half
+# the time of loading curl; over HTTP, git takes longer.
+gitmirror__ask_branch() {
+    tip=$commit
+    if [ -n "$mirror_git" ] && gitmirror__list "refs/heads/$branch" "$mirror_git/$repo"; then
+        gitmirror__pick_tip
+        return
+    fi
+    [ -n "$mirror_http" ] || return 0
+    if gitmirror__can_get; then
+        gitmirror__share 4
+        [ "$left" -le 5 ] || left=5
+        answer=$(gitmirror__get "$mirror_http/$repo/freshness" 2>/dev/null 3>/dev/null) || return 0
+        case $answer in
+        *"\"branch\": \"$branch\""*)
+            answer=${answer#*'"tip": "'} answer=${answer%%'"'*}
+            ! gitmirror__is_oid "$answer" || tip=$answer
+            return
+            ;;
+        esac
+    fi
+    ! gitmirror__list "refs/heads/$branch" "$mirror_http/$repo" || gitmirror__pick_tip
+}
+
+# Sets `tip` to what `listed` has for `branch`, if anything.
+gitmirror__pick_tip() {
+    for line in $listed; do
+        case $line in *"${tab}refs/heads/$branch") tip=${line%%"$tab"*} ;; esac
+    done
+}
+
+# Sets `listed` to what `ls-remote` prints for $1 at the first of the other arguments, addresses, that answers.
+gitmirror__list() {
+    refs=$1
+    shift
+    for exact; do
+        gitmirror__share 4
+        [ "$left" -le 5 ] || left=5
+        # shellcheck disable=SC2086
+        listed=$(gitmirror__git ls-remote --quiet "$exact" $refs 2>/dev/null) && return
+    done
+    listed=''
+    return 1
+}
+
+gitmirror__fetch_from_any() {
+    for address in ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}; do
+        exact=$address
+        gitmirror__share 4
+        ! gitmirror__fetch 1 "$1" || return 0
+    done
+    return 1
+}
+
+# Checks out a branch that the drives are not of, or a tag. Without the mirror, only the tags on the drives are known.
+gitmirror__switch() {
+    gitmirror__list "refs/heads/$want${newline}refs/tags/$want" \
+        ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}
+    case $newline$listed$newline in
+    *"${tab}refs/heads/$want$newline"*)
+        gitmirror__fetch_from_any "+refs/heads/$want:refs/remotes/origin/$want" &&
+            gitmirror__work checkout --quiet --no-track -B "$want" "refs/remotes/origin/$want" &&
+            read -r commit <"$tmp/.git/refs/heads/$want" || return 1
+        branch=$want
+        gitmirror__write_config
+        return
+        ;;
+    *"${tab}refs/tags/$want$newline"*) gitmirror__fetch_from_any "+refs/tags/$want:refs/tags/$want" || return 1 ;;
+    esac
+    gitmirror__share 2
+    exact=gitmirror:none
+    commit=$(git -C "$tmp" rev-parse --verify --quiet "refs/tags/$want^{commit}") &&
+        gitmirror__work checkout --quiet --detach "$commit"
+}
+
+# Mounts the workspace of drives on DIR. It takes one step, so DIR is empty before it and whole afterwards.
+gitmirror__mount_on_target() {
+    if [ "$inside" = no ]; then
+        mkdir "$target" || return 1
+    else
+        # The mount hides the claim in DIR, which can still be reached from here.
+        cd -P "$target" || return 1
+        target=$PWD claim=./.gitmirror
+    fi
+    # From here on, the changes on GITMIRROR_UPPER belong to a workspace.
+    : >"$hold/placed"
+    # Not a move, because mounts below a shared one cannot be moved.
+    if gitmirror__mount -o bind "$hold/merged" "$target"; then return 0; fi
+    gitmirror__say "$said"
+    rm -f "$hold/placed"
+    [ "$inside" = yes ] || rmdir "$target"
+    return 1
+}
 
 # Clones from the mirror over git://, otherwise over HTTP. A short ls-remote comes first, because a hanging clone would
 # take longer to give up.
@@ -828,12 +1251,13 @@ gitmirror__quote() {
     done
 }
 
-# Adds to the config what `record` needs, and the mirror as the first source of missing objects.
+# Adds to the config what `record` needs, and the mirror as the first source of missing objects. A workspace with the
+# whole history lacks none: a promisor remote would make git treat it as a partial clone.
 gitmirror__note() {
     gitmirror__set_address
     {
-        [ -z "$address" ] || printf '[remote "gitmirror"]\n\turl = "%s"\n\tpromisor = true\n\tpartialclonefilter = blob:none\n' \
-            "$address"
+        [ -z "$address" ] || printf '[remote "gitmirror"]\n\turl = "%s"\n' "$address"
+        [ -z "$address" ] || [ "$whole" = yes ] || printf '\tpromisor = true\n\tpartialclonefilter = blob:none\n'
         [ -z "$address" ] || printf '\ttagOpt = --no-tags\n\tskipFetchAll = true\n[url "%s"]\n\tinsteadOf = "%s"\n' \
             "$address" "$address"
         printf '[gitmirror]\n\trepository = %s\n\tbase = %s\n' "$repo" "$commit"
@@ -843,6 +1267,7 @@ gitmirror__note() {
 # Moves `tmp` to DIR: by one rename, or entry by entry with `.git` last, so that half a workspace is never a repository.
 gitmirror__settle() {
     gitmirror__is_free || { gitmirror__say "another process put files into $target meanwhile"; return 1; }
+    [ "$via" != disk ] || { gitmirror__mount_on_target; return; }
     if [ "$inside" = no ]; then
         mv "$tmp" "$target" || return 1
         # If DIR was created at this very moment, mv put the workspace inside it.

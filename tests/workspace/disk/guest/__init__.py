@@ -1,0 +1,1 @@
+"""The guest kit and drives: a workspace that is mounted."""
