@@ -11,6 +11,7 @@ import pytest
 from appliance.core.errors import GitmirrorError
 from appliance.core.workspace.disk.images import DiskForm
 from tests.support.gitutil import git, git_bytes
+from tests.support.serve import ROOT
 from tests.workspace.disk.disk_lab import DiskLab, Entry, check, clone, fast_import, files_of, nasty_entries
 
 
@@ -244,15 +245,20 @@ def test_an_edit_of_the_same_size_is_seen(lab: DiskLab, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_real_repositories_come_out_as_clones_do(bundles: dict[str, Path], tmp_path: Path) -> None:
-    """Whatever is in them."""
-    if not bundles:
+    """Whatever is in them. This checkout's own repository is one of them."""
+    sources = dict(bundles)
+    if git_bytes("rev-parse", "--git-dir", cwd=ROOT)[0] == 0:
+        sources["own"] = ROOT
+    if not sources:
         pytest.skip("the real repositories are not here")
-    for name, bundle in bundles.items():
+    for name, source in sources.items():
         bare = tmp_path / f"{name}.git"
-        git("clone", "--quiet", "--mirror", str(bundle), str(bare))
+        git("clone", "--quiet", "--bare", str(source), str(bare))
+        if git("rev-parse", "--is-shallow-repository", cwd=bare) == "true":
+            continue
         lab = DiskLab(bare, tmp_path / f"disks-{name}")
-        branch = git("symbolic-ref", "--short", "HEAD", cwd=bare)
+        branch, tip = "built", git("rev-parse", "HEAD", cwd=bare)
         git("update-ref", f"refs/heads/{branch}", "HEAD~3", cwd=bare)
         lab.build(branch)
-        git("fetch", "--quiet", str(bundle), f"+refs/heads/{branch}:refs/heads/{branch}", cwd=bare)
+        git("update-ref", f"refs/heads/{branch}", tip, cwd=bare)
         check(lab, lab.build(branch), tmp_path / f"out-{name}")
