@@ -27,6 +27,7 @@ from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.serving.fetch.warmer import Warmer
 from appliance.core.store.registry import UnknownRepo
 from appliance.core.store.stores import Stores
+from appliance.core.workspace.disk.disks import Disks
 from appliance.core.workspace.guest_kit import GuestKit
 from appliance.core.workspace.snapshots import Snapshots
 
@@ -55,6 +56,7 @@ class Operations:
     backups: Backups
     kit: GuestKit
     status_of: Status
+    leases: Disks
     _changing: set[asyncio.Task[Any]] = field(default_factory=set)
     _registering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -101,7 +103,7 @@ class Operations:
         return self.status_of.repo_documents([repo])[0]
 
     async def remove(self, name: str, *, purge: bool) -> dict[str, Any]:
-        """Unregisters a repository; with `purge`, also deletes its mirror and its snapshots."""
+        """Unregisters a repository; with `purge`, also deletes its mirror, its snapshots and its disks."""
         gone = partial(unregister, self.stores, self.state.layout, self.state.config, name, purge=purge)
 
         async def work() -> dict[str, Any]:
@@ -110,6 +112,7 @@ class Operations:
                 async with self.mirrors.locks.exclusive(name):
                     await asyncio.to_thread(self.mirrors(name).discard)
                 await self.workspaces.delete(name)
+                await self.leases.delete(name)
             return {"name": name, "purged": purge}
 
         return await self._to_the_end(work())
