@@ -1,0 +1,1 @@
+"""Workspaces as drives: what is written, and what a kernel makes of it."""
