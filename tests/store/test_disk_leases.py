@@ -50,7 +50,7 @@ class Clocked:
 
     def issue(self, repo: Repo = WIDGETS, **changed: Any) -> DiskLease:
         """Lease one image, for an hour unless told otherwise."""
-        given = {
+        given: dict[str, Any] = {
             "branch": "main", "commit": "a" * 40, "form": "erofs", "generation": 1, "name": "main-1", "guest": None,
             "ttl": 3600.0, "of_tip": True,
         }  # fmt: skip

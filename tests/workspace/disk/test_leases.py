@@ -11,8 +11,8 @@ import pytest
 from appliance.core.errors import GitmirrorError, NotFound, UsageError
 from appliance.core.store.disk_leases import UnknownLease
 from appliance.core.workspace.disk import disks as disks_module
-from appliance.core.workspace.disk.disks import NoDisk
 from appliance.core.workspace.disk.images import DiskForm
+from appliance.core.workspace.disk.repository import NoDisk
 from tests.support.gitutil import git
 from tests.workspace.disk.leasing import (
     NAME,
@@ -471,15 +471,34 @@ def test_a_build_that_waits_for_its_turn_can_be_ended(bench: Bench) -> None:
     """Stopping does not wait for what has not begun."""
 
     async def test(bench: Bench) -> None:
-        repo = bench.add()
+        repo, other = bench.add(), bench.add("acme/other", repo_id=2)
         branch_off(repo, "side")
         await bench.sync(repo)
+        await bench.sync(other)
         bench.builder.gate = asyncio.Event()
-        asked = [asyncio.create_task(bench.lease(repo, branch=name)) for name in ("main", "side")]
-        await until(lambda: bench.builder.running)
+        asked = [asyncio.create_task(bench.lease(repo))]
+        await until(lambda: bench.builder.running == 1)
+        # The second waits for the first; when the third has begun, it was asked for long ago.
+        asked += [asyncio.create_task(bench.lease(each, branch=name)) for each, name in ((repo, "side"), (other, None))]
+        await until(lambda: bench.builder.running == 2)
         await bench.disks.stop()
         for each in asked:
             assert "no longer served" in await fails(each, NoDisk)
-        assert len(bench.builder.orders) == 1
+        assert len(bench.builder.orders) == 2 and bench.builder.running == 0
+
+    bench.run(test)
+
+
+def test_nothing_is_built_for_a_request_that_was_looking_for_its_commit(bench: Bench) -> None:
+    """When the repository goes, git is still asked for the tip; the build would go on after the end."""
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        await bench.sync(repo)
+        asked = asyncio.create_task(bench.lease(repo))
+        await asyncio.sleep(0)
+        bench.disks.forget(repo)
+        assert "no longer served" in await fails(asked, NoDisk)
+        assert bench.builder.orders == []
 
     bench.run(test)

@@ -124,7 +124,7 @@ def sweep(place: DiskPlace, leased: Collection[Key]) -> None:
         return
     for entry in list(place.directory.iterdir()):
         if entry.name.startswith(GONE):
-            shutil.rmtree(entry)
+            _discard(entry)
     kept: dict[int, set[str]] = {}
     complete: Iterator[ImageKey] = iter(place.images())
     for generation, name in [*((image.generation, image.name) for image in complete), *leased]:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from appliance.core.config.settings import WorkspaceConfig
-from appliance.core.errors import GitmirrorError, NotFound
+from appliance.core.errors import NotFound
 from appliance.core.git.mirror import Mirror
 from appliance.core.health import followed_branch
 from appliance.core.layout import Layout
@@ -23,7 +23,7 @@ from appliance.core.workspace.disk.collection import discard_disks, is_whole
 from appliance.core.workspace.disk.collector import DiskCollector
 from appliance.core.workspace.disk.images import DiskForm, DiskImage, DiskPlace
 from appliance.core.workspace.disk.lease_documents import lease_document
-from appliance.core.workspace.disk.repository import BuildDisk, RepositoryDisks
+from appliance.core.workspace.disk.repository import BuildDisk, NoDisk, RepositoryDisks
 from appliance.core.workspace.disk.sharing import share_drives
 from appliance.core.workspace.disk.upstream_commits import branch_with, raw_branch, tips_of
 
@@ -34,10 +34,6 @@ DEMAND_WAIT = 60.0
 """Seconds that a request waits for an image that has yet to be built."""
 MOST_TRIES = 3
 """How often one request begins again, because upstream dropped the commit or the disk changed the image meanwhile."""
-
-
-class NoDisk(GitmirrorError):
-    """There is no disk; the message says why."""
 
 
 class Disks:
@@ -99,6 +95,7 @@ class Disks:
         for _ in range(MOST_TRIES):
             name, oid = await self._target(repo, branch, commit)
             order = self._order(repo, name, oid, form)
+            known.require(repo)
             try:
                 image = known.ready(order) or await self._built(known, order, deadline)
                 lease = await self._give(known, repo, image, issue) if image is not None else None
@@ -183,9 +180,11 @@ class Disks:
             lease = await asyncio.to_thread(
                 issue, branch=image.branch, commit=image.commit, generation=image.generation, name=image.name
             )
-            if known.repo is None or known.repo.id != repo.id:
+            try:
+                known.require(repo)
+            except NoDisk:
                 await asyncio.to_thread(self._leases.release, lease.id)
-                raise NoDisk(f"{repo.name} is no longer served")
+                raise
             return lease
 
     async def _throw_away(self, known: RepositoryDisks, repo: Repo, image: DiskImage) -> None:

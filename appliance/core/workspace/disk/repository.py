@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Repo
 from appliance.core.process.endurance import EXPECTED
@@ -19,6 +20,10 @@ log = logging.getLogger(__name__)
 
 BuildDisk = Callable[[DiskPlace, Mirror, DiskOrder], Awaitable[DiskImage]]
 """Returns the image of an order, built if there is none. Begins a new generation if the present one must not go on."""
+
+
+class NoDisk(GitmirrorError):
+    """There is no disk; the message says why."""
 
 
 class RepositoryDisks:
@@ -65,6 +70,11 @@ class RepositoryDisks:
             self.followed, self.is_loaded, self._images = {}, False, {}
             self._moves += 1
         self.repo = repo
+
+    def require(self, repo: Repo) -> None:
+        """Raises NoDisk if this registration is no longer served."""
+        if self.repo is None or self.repo.id != repo.id:
+            raise NoDisk(f"{repo.name} is no longer served")
 
     def moved(self) -> None:
         """Trusts no image until a build has seen the refs again, because it may have begun a new generation."""
