@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from appliance.core.config.credentials import CredentialConfig
-from appliance.core.config.fields import setting, words
+from appliance.core.config.fields import group, history, setting, words
 from appliance.core.config.fields import text as _text
 from appliance.core.errors import UsageError
 from appliance.core.units import Address, format_duration, parse_address, parse_duration, parse_size
@@ -135,30 +135,17 @@ class CacheConfig:
     budget: int = setting("10GiB", parse_size, "The most bytes that cached responses may take on disk.")
 
 
-def _history(value: Any) -> str:
-    if value not in ("full", "tip"):
-        raise ValueError('"full" or "tip"')
-    return str(value)
-
-
-def _group(value: Any) -> str:
-    text = _text(value)
-    if text and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?", text):
-        raise ValueError('the name of a group such as "vmm", or "" for the service\'s own')
-    return text
-
-
 @dataclass(frozen=True)
 class WorkspaceConfig:
     """`[workspace]`: snapshots, and disks for guests whose VMM attaches drives."""
 
     enabled: bool = setting(True, _flag, "Keep a ready workspace (snapshot) of each repository's branch.")
-    disk_history: str = setting("full", _history, 'History of a disk: "full", or "tip" for the commit alone (depth 1).')
+    disk_history: str = setting("full", history, 'History of a disk: "full", or "tip" for the commit alone (depth 1).')
     disk_budget: int = setting(
         "50GiB", parse_size, "The most bytes that disks may take; those that are leased stay beyond that."
     )
     disk_group: str = setting(
-        "", _group, "Group whose members, such as the VMM, may read the drives; without it the service's own group."
+        "", group, "Group whose members, such as the VMM, may read the drives; without it the service's own group."
     )
 
 

@@ -59,6 +59,36 @@ def share_drives(top: Path, place: DiskPlace, image: DiskImage, group: str) -> N
         _set_mode(drive, 0o640)
 
 
+def problem_of_group(group: str, state: Path, pid: int | None) -> tuple[str, str] | None:
+    """What keeps members of a group from the drives below `state`, and what to do about it; None if nothing does.
+
+    `pid` is the running service, which alone shows the groups that systemd gave it. Never raises.
+    """
+    try:
+        number = group_id(group)
+        status = state.stat()
+        if pid is not None and number not in groups_of(pid):
+            return f"the service is not in the group {group}, so it may not give files to it", HINT.format(group=group)
+    except NotShared as error:
+        return error.message, error.hint
+    except OSError:
+        # Before the first start, or without the right to look: another check says so.
+        return None
+    if not status.st_mode & stat.S_IXOTH and not (status.st_gid == number and status.st_mode & stat.S_IXGRP):
+        return f"members of {group} cannot pass through {state}", HINT.format(group=group)
+    return None
+
+
+def groups_of(pid: int) -> set[int]:
+    """The groups that a process may give its files to. Raises OSError."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    found = dict(line.split(":", 1) for line in lines)
+    # With the capability CAP_CHOWN (bit 0) it may give them to every group.
+    if int(found["CapEff"], 16) & 1:
+        return {entry.gr_gid for entry in grp.getgrall()}
+    return {int(number) for key in ("Gid", "Groups") for number in found[key].split()}
+
+
 def _directories(top: Path, lowest: Path) -> Iterator[Path]:
     yield lowest
     while lowest != top:
