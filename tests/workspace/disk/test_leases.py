@@ -132,6 +132,28 @@ def test_releasing(bench: Bench) -> None:
     bench.run(test)
 
 
+def test_a_branch_of_any_bytes(bench: Bench) -> None:
+    """In documents its bytes are escaped; that name can be asked for, and is followed over a restart."""
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        git("update-ref", "refs/heads/caf\udce9", tip(repo), cwd=Path(repo.url))
+        await bench.sync(repo)
+        document = await bench.lease(repo, branch="caf\\xe9")
+        assert document["branch"] == "caf\\xe9"
+        await bench.disks.stop()
+        advance(repo)
+        moved = tip(repo)
+        git("update-ref", "refs/heads/caf\udce9", moved, cwd=Path(repo.url))
+        bench.make()
+        await bench.sync(repo)
+        await until(lambda: bench.builder.built("caf\udce9")[1:] == [moved])
+        await bench.disks.tidy()
+        assert (await bench.lease(repo, branch="caf\\xe9"))["commit"] == moved
+
+    bench.run(test)
+
+
 # -- which commit
 
 

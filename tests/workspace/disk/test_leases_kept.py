@@ -90,6 +90,26 @@ def test_a_restart_goes_on_following(bench: Bench) -> None:
     bench.run(test)
 
 
+def test_a_repository_that_is_disabled_and_enabled_again_is_followed(bench: Bench) -> None:
+    """Also when what ran for it before has not ended yet."""
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        await bench.sync(repo)
+        await bench.lease(repo)
+        bench.builder.gate = asyncio.Event()
+        moved = advance(repo)
+        await bench.sync(repo)
+        await until(lambda: bench.builder.running)
+        bench.disks.forget(repo)
+        bench.disks.refresh(repo)
+        bench.builder.gate.set()
+        await until(lambda: moved in bench.commits(repo))
+        assert (await bench.lease(repo))["commit"] == moved
+
+    bench.run(test)
+
+
 def test_a_branch_is_followed_for_a_week(bench: Bench) -> None:
     """After that, its next tip is built when somebody asks again."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
@@ -34,8 +35,8 @@ from appliance.core.workspace.disk.upstream_commits import raw_branch, tips_of
 
 log = logging.getLogger(__name__)
 
-COLLECT_EVERY = 300.0
-"""Seconds between two looks for what can be removed, while nothing happens that calls for one."""
+LOOK_EVERY = 300.0
+"""Seconds between two looks at everything on disk. In between, only what may have changed is looked at."""
 
 
 class DiskCollector:
@@ -60,14 +61,17 @@ class DiskCollector:
         self._repos = repos
         self._disks_of = disks_of
         self._endurance = Endurance(log, "removing old disks")
-        self._last: tuple[float, WorkspaceConfig] | None = None
+        self._last = -math.inf
+        self._called = True
+        self._settings_then: WorkspaceConfig | None = None
+        self._stocks: dict[str, tuple[object, Stock]] = {}
         self._is_over = False
         self.images = self.leased = self.bytes = 0
         """What was there at the end of the last collection: images, leases, and the bytes of all disks."""
 
     def call(self) -> None:
         """Calls for a collection at the next `tidy`, because something may have become useless."""
-        self._last = None
+        self._called = True
 
     async def tidy(self) -> None:
         """Ends leases whose time is over, and collects if something calls for it. Raises StoreError."""
@@ -75,31 +79,41 @@ class DiskCollector:
         expired = await asyncio.to_thread(self._leases.expire)
         for lease in expired:
             log.info("%s: the lease %s of the disk of %s expired", lease.repo, lease.id, escape(lease.branch))
-        last = self._last
-        if not expired and last is not None and last[1] == settings and now - last[0] < COLLECT_EVERY:
+        if settings != self._settings_then or now - self._last >= LOOK_EVERY:
+            self._stocks.clear()
+            self._settings_then, self._last = settings, now
+        elif not expired and not self._called:
             return
-        # Set first, because what happens meanwhile calls for another collection.
-        self._last = now, settings
+        # Cleared first, because what happens meanwhile calls for another collection.
+        self._called = False
         try:
             await self._collect(settings)
         except BaseException:
-            self._last = None
+            self._called = True
             raise
 
     async def _collect(self, settings: WorkspaceConfig) -> None:
         leases = await asyncio.to_thread(self._leases.live)
-        repos, stocks = {repo.name: repo for repo in self._repos() if repo.enabled}, []
+        repos = {repo.name: repo for repo in self._repos() if repo.enabled}
+        stocks, fresh = [], set()
         for name in await asyncio.to_thread(lambda: list(names_on_disk(self._disks))):
             with self._endurance.over(name):
-                held = {(lease.generation, lease.name) for lease in leases if lease.repo == name}
-                place = self._disks_of(name).place
-                stock = await asyncio.to_thread(take_stock, name, place, held)
-                stocks.append(await self._judged(stock, repos.get(name)))
-                await asyncio.to_thread(self._share, place, stock.images, settings.disk_group)
+                known, repo = self._disks_of(name), repos.get(name)
+                held = frozenset((lease.generation, lease.name) for lease in leases if lease.repo == name)
+                state = known.changes, repo, held
+                then, stock = self._stocks.get(name, (None, Stock(name)))
+                if then != state:
+                    fresh.add(name)
+                    stock = await self._judged(await asyncio.to_thread(take_stock, name, known.place, held), repo)
+                stocks.append(stock)
+                if name in fresh:
+                    await asyncio.to_thread(self._share, known.place, stock.images, settings.disk_group)
+                    self._stocks[name] = state, stock
         removals, left = plan_removals(stocks, settings.disk_budget)
         for name, removal in removals.items():
-            with self._endurance.over(name):
-                await self._remove(self._disks_of(name), name, removal)
+            if name in fresh or removal.images or removal.generations:
+                with self._endurance.over(name):
+                    await self._remove(self._disks_of(name), name, removal)
         self._complain(left, settings.disk_budget)
         self.images = sum(len(stock.images) - len(removals[stock.name].images) for stock in stocks)
         self.leased, self.bytes = len(leases), left
@@ -137,6 +151,7 @@ class DiskCollector:
         if known.building.locked():
             self.call()
             return
+        self._stocks.pop(name, None)
         async with known.building, known.giving:
             leased = await self.leased_of(name)
             held = {generation for generation, _ in leased}

@@ -55,20 +55,22 @@ class RepositoryDisks:
         self._build_disk = build
         self._places = places
         self._built = built
+        self.changes = 0
+        """Grows whenever something on disk, or the refs that it is judged by, may have changed."""
         self._moves = 0
         self._seen = -1
         self._generation = 0
         self._images: dict[DiskOrder, DiskImage] = {}
         self._builds: dict[tuple[DiskOrder, int], asyncio.Task[DiskImage]] = {}
         self._following: asyncio.Task[None] | None = None
-        self._again = False
+        self._work: Callable[[], Awaitable[None]] | None = None
         self._failed: dict[str, str] = {}
 
     def serve(self, repo: Repo) -> None:
         """Serves this registration from now on. What is known of another one of the same name is forgotten."""
         if self.repo is None or self.repo.id != repo.id:
             self.followed, self.is_loaded, self._images = {}, False, {}
-            self._moves += 1
+            self.moved()
         self.repo = repo
 
     def require(self, repo: Repo) -> None:
@@ -79,6 +81,7 @@ class RepositoryDisks:
     def moved(self) -> None:
         """Trusts no image until a build has seen the refs again, because it may have begun a new generation."""
         self._moves += 1
+        self.changes += 1
 
     def ready(self, order: DiskOrder) -> DiskImage | None:
         """The image of an order, if a build that saw the present refs left it valid."""
@@ -91,6 +94,7 @@ class RepositoryDisks:
     def drop(self, image: DiskImage) -> None:
         """Forgets an image that is no longer on disk as it was."""
         self._images = {order: each for order, each in self._images.items() if each != image}
+        self.changes += 1
 
     def build(self, order: DiskOrder) -> asyncio.Task[DiskImage]:
         """Begins to build an order, or joins its build if no ref has moved since that was begun."""
@@ -101,10 +105,10 @@ class RepositoryDisks:
         return self._builds[key]
 
     def follow(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Runs `work` in the background; if it runs already, once more after it."""
-        self._again = True
-        if self._following is None or self._following.done():
-            self._following = asyncio.create_task(self._follow(work), name=f"disks of {self.place.directory.name}")
+        """Runs `work` in the background, after what runs there already."""
+        self._work = work
+        if self._following is None or self._following.done() or self._following.cancelling():
+            self._following = asyncio.create_task(self._follow(), name=f"disks of {self.place.directory.name}")
 
     def forget(self) -> set[asyncio.Task[Any]]:
         """Ends everything that runs for a repository that is no longer served; returns what has yet to end."""
@@ -115,9 +119,9 @@ class RepositoryDisks:
             task.cancel()
         return running
 
-    async def _follow(self, work: Callable[[], Awaitable[None]]) -> None:
-        while self._again:
-            self._again = False
+    async def _follow(self) -> None:
+        while self._work is not None:
+            work, self._work = self._work, None
             await work()
 
     async def _run(self, order: DiskOrder) -> DiskImage:
@@ -135,6 +139,7 @@ class RepositoryDisks:
         moves, begun, start = self._moves, time.time(), time.monotonic()
         image = await self._build_disk(self.place, self._mirror, order)
         self._seen, self._generation = moves, image.generation
+        self.changes += 1
         kept = {known: each for known, each in self._images.items() if each.generation == image.generation}
         self._images = kept | {order: image}
         self._failed.pop(order.branch, None)
