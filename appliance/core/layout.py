@@ -61,6 +61,11 @@ class Layout:
         return self.state / "workspaces"
 
     @property
+    def disks(self) -> Path:
+        """Workspaces as drives, `<owner>/<repo>/<generation>`; only what nobody has leased may be deleted."""
+        return self.state / "disks"
+
+    @property
     def run(self) -> Path:
         """Files that are only valid while a `serve` runs; a killed `serve` leaves them behind."""
         return self.state / "run"

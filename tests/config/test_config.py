@@ -35,7 +35,7 @@ CONTRACT: dict[str, dict[str, Any]] = {
         "webhook_secret_file": "",
     },
     "cache": {"budget": 10 * 2**30},
-    "workspace": {"enabled": True},
+    "workspace": {"enabled": True, "disk_history": "full", "disk_budget": 50 * 2**30, "disk_group": ""},
     "recording": {"max_push": 256 * 2**20, "retention": 30 * 86400},
 }
 # fmt: on
@@ -68,6 +68,9 @@ GIVEN: dict[tuple[str, str], tuple[str, Any]] = {
     ("backup", "every"): ('"15m"', 900),
     ("cache", "budget"): ('"1MiB"', 2**20),
     ("workspace", "enabled"): ("false", False),
+    ("workspace", "disk_history"): ('"tip"', "tip"),
+    ("workspace", "disk_budget"): ('"1TiB"', 2**40),
+    ("workspace", "disk_group"): ('"vmm"', "vmm"),
     ("recording", "max_push"): ('"1KiB"', 1024),
     ("recording", "retention"): ('"1d"', 86400),
     ("recording", "max_objects"): ("11", 11),

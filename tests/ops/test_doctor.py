@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from appliance.core.layout import Layout
 from appliance.core.node.node import Node
 from appliance.core.node.state_dir import open_stores
 from appliance.core.ops.doctor import Check, examine
+from appliance.core.workspace.disk.sharing import problem_of_group
 from tests.conftest import ServeFactory
 
 OFF = '[serve]\ngit = ""\nhttp = ""\nadmin = ""\n'
@@ -198,6 +201,55 @@ def test_an_interpreter_that_is_too_old(tmp_path: Path, monkeypatch: pytest.Monk
     """As far as an old one gets at all."""
     monkeypatch.setattr(sys, "version_info", (3, 10, 4, "final", 0))
     assert "3.11" in mended(looked_at(tmp_path, "python"))
+
+
+def test_a_group_for_drives_that_is_not_there(tmp_path: Path) -> None:
+    """Nothing is said without one."""
+    check = looked_at(tmp_path, "disk_group", OFF + '[workspace]\ndisk_group = "no-such-group"\n')
+    assert "no group no-such-group" in check.found and "[workspace] disk_group" in mended(check)
+    assert "disk_group" not in {each.name for each in examine(appliance(tmp_path))}
+
+
+def test_a_group_for_drives_that_cannot_pass(tmp_path: Path) -> None:
+    """Others must be able to pass through the state directory, or its group be that group."""
+    name = OTHER_GROUP.gr_name
+    settings = f'{OFF}[workspace]\ndisk_group = "{name}"\n'
+    (tmp_path / "state").mkdir(mode=0o750)
+    check = looked_at(tmp_path, "disk_group", settings)
+    assert f"members of {name} cannot pass through {tmp_path / 'state'}" == check.found
+    assert "StateDirectoryMode=0751" in mended(check) and f"SupplementaryGroups={name}" in check.mend
+    (tmp_path / "state").chmod(0o751)
+    assert looked_at(tmp_path, "disk_group", settings).ok
+
+
+OTHER_GROUP = next(entry for entry in grp.getgrall() if entry.gr_gid not in (os.getegid(), *os.getgroups()))
+
+
+def test_a_service_that_may_not_give_files_to_the_group(tmp_path: Path) -> None:
+    """The groups that count are those of the running process, which only systemd and the kernel know."""
+    argv = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+    if os.geteuid() == 0:
+        argv = ["setpriv", "--bounding-set=-chown", "--inh-caps=-all", *argv]
+        if shutil.which("setpriv") is None:
+            pytest.skip("root gives files to every group, and setpriv is missing to change that")
+    tmp_path.chmod(0o751)
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as service:
+        try:
+            assert service.stdout is not None and service.stdout.readline()
+            problem = problem_of_group(OTHER_GROUP.gr_name, tmp_path, service.pid)
+            assert problem is not None and "may not give files" in problem[0] and "SupplementaryGroups=" in problem[1]
+            own = grp.getgrgid(os.getegid()).gr_name
+            assert problem_of_group(own, tmp_path, service.pid) is None
+        finally:
+            service.kill()
+
+
+def test_without_mke2fs_only_one_form_of_disks_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is said, and nothing to mend."""
+    real = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name, *rest, **more: None if name == "mke2fs" else real(name))
+    check = looked_at(tmp_path, "mke2fs")
+    assert check.ok and "--format ext4" in check.found and "e2fsprogs" in check.found
 
 
 def test_the_command_exits_3_and_says_how_to_mend(serve_factory: ServeFactory) -> None:

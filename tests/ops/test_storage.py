@@ -20,6 +20,10 @@ def test_files_count_where_they_belong(tmp_path: Path) -> None:
     for path in (layout.cache / "answer", layout.workspaces / "acme" / "widgets" / "main.tar", layout.database):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * 3 * BLOCK)
+    generation = layout.disks / "acme" / "widgets" / "1"
+    (generation / "images").mkdir(parents=True)
+    (generation / "data").write_bytes(b"x" * 4 * BLOCK)
+    (generation / "images" / "main").write_bytes(b"x" * BLOCK)
     (layout.evidence / "acme" / "widgets.1").mkdir(parents=True)
     (layout.evidence / "acme" / "widgets.1" / "pack").write_bytes(b"x" * BLOCK)
     found = storage_document(layout, mirrors=10 * BLOCK, recordings=4 * BLOCK)
@@ -27,7 +31,7 @@ def test_files_count_where_they_belong(tmp_path: Path) -> None:
         "mirrors": 7 * BLOCK,
         "answers": 3 * BLOCK,
         "workspaces": 3 * BLOCK,
-        "disks": 0,
+        "disks": 5 * BLOCK,
         "lfs": 0,
         "recordings": 4 * BLOCK,
         "database": 3 * BLOCK,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import field
@@ -32,3 +33,18 @@ def words(value: Any) -> tuple[str, ...]:
     if found and not found[0]:
         raise ValueError(wanted)
     return tuple(found)
+
+
+def history(value: Any) -> str:
+    """Parses how much history a disk has. Raises ValueError."""
+    if value not in ("full", "tip"):
+        raise ValueError('"full" or "tip"')
+    return str(value)
+
+
+def group(value: Any) -> str:
+    """Parses the name of a group, or the empty string. Raises ValueError."""
+    name = text(value)
+    if name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise ValueError('the name of a group such as "vmm", or "" for the service\'s own')
+    return name

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from appliance.core.config.credentials import CredentialConfig
-from appliance.core.config.fields import setting, words
+from appliance.core.config.fields import group, history, setting, words
 from appliance.core.config.fields import text as _text
 from appliance.core.errors import UsageError
 from appliance.core.units import Address, format_duration, parse_address, parse_duration, parse_size
@@ -137,9 +137,16 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class WorkspaceConfig:
-    """`[workspace]`: snapshots."""
+    """`[workspace]`: snapshots, and disks for guests whose VMM attaches drives."""
 
     enabled: bool = setting(True, _flag, "Keep a ready workspace (snapshot) of each repository's branch.")
+    disk_history: str = setting("full", history, 'History of a disk: "full", or "tip" for the commit alone (depth 1).')
+    disk_budget: int = setting(
+        "50GiB", parse_size, "The most bytes that disks may take; those that are leased stay beyond that."
+    )
+    disk_group: str = setting(
+        "", group, "Group whose members, such as the VMM, may read the drives; without it the service's own group."
+    )
 
 
 @dataclass(frozen=True)

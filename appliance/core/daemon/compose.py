@@ -40,6 +40,7 @@ from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.git_daemon import GitDaemon, find_git_daemon
 from appliance.core.serving.ports.guest_routes import GuestRoutes
 from appliance.core.store.stores import Stores
+from appliance.core.workspace.disk.build import build_disk
 from appliance.core.workspace.disk.disks import Disks
 from appliance.core.workspace.guest_kit import GuestKit
 from appliance.core.workspace.snapshots import Snapshots
@@ -56,6 +57,7 @@ class Assembly:
     refreshing: Refreshing
     recording: Recording
     workspaces: Snapshots
+    disks: Disks
     maintainer: Maintainer
     scrub: Scrub
     observing: Observing
@@ -94,6 +96,10 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     scheduler, health, learn = refreshing.scheduler, refreshing.scheduler.health, refreshing.notes.learn
     recording = compose_recording(mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin)
     workspaces = Snapshots(layout, mirrors, health, enabled=state.keeps_snapshots)
+    disks = Disks(
+        layout, mirrors, health, stores.disk_leases, settings=state.workspace, repos=repos,
+        is_private=state.is_private, build=build_disk,
+    )  # fmt: skip
     maintainer = Maintainer(mirrors, mirrors.locks, stores.health, repos=repos, health=health, learn=learn)
     observing = compose_observing(
         layout, stores, children, scheduler, recording, repos, state.stale_after, state.alerts, state.mend,
@@ -111,7 +117,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
         observing.metrics, observing.push_watch,
     )  # fmt: skip
     ports = compose_ports(mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes)
-    observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges, workspaces.gauges)
+    observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges, workspaces.gauges, disks.gauges)
     scrub = Scrub({"cached responses": fetching.cache.check_next, "snapshots": workspaces.check_next})
 
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
@@ -125,14 +131,16 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     )  # fmt: skip
     operations = Operations(
         state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,
-        status, Disks(),
+        status, disks,
     )  # fmt: skip
     api_tokens = ApiTokens(stores.api_tokens)
     api = compose_api(operations, stores, stream, api_tokens)
     admin_port = compose_admin_port(config.serve, ports, admin, api_handler(api, is_operator=False))
-    subscribe(bus, stream, refreshing, recording, workspaces, maintainer, observing, fetching, follower, integrity)
+    subscribe(
+        bus, stream, refreshing, recording, workspaces, disks, maintainer, observing, fetching, follower, integrity
+    )
     return Assembly(
-        state, stores, mirrors, stream, refreshing, recording, workspaces, maintainer, scrub, observing,
+        state, stores, mirrors, stream, refreshing, recording, workspaces, disks, maintainer, scrub, observing,
         fetching, daemon, read_tokens, api_tokens, ports, follower, backups, integrity, status,
         operations, api, admin_port,
     )  # fmt: skip

@@ -106,7 +106,7 @@ class Operations:
         return self.status_of.repo_documents([repo])[0]
 
     async def remove(self, name: str, *, purge: bool) -> dict[str, Any]:
-        """Unregisters a repository; with `purge`, also deletes its mirror and its snapshots."""
+        """Unregisters a repository; with `purge`, also deletes its mirror, its snapshots and its disks."""
         gone = partial(unregister, self.stores, self.state.layout, self.state.config, name, purge=purge)
 
         async def work() -> dict[str, Any]:
@@ -115,6 +115,7 @@ class Operations:
                 async with self.mirrors.locks.exclusive(name):
                     await asyncio.to_thread(self.mirrors(name).discard)
                 await self.workspaces.delete(name)
+                await self.leases.delete(name)
             return {"name": name, "purged": purge}
 
         return await self._to_the_end(work())

@@ -114,6 +114,9 @@ class Service:
         self._rooms.workspaces.look()
         await self._rooms.follower.follow_config()
         await asyncio.to_thread(self._clean_mirrors, self._state.repos)
+        with self._endurance.over("disks"):
+            # Before anything is built, because only then it is certain what a kill left.
+            await self._rooms.disks.tidy()
         await self._prove_guard()
         await asyncio.to_thread(self._rooms.stores.database.examine)
         await self._settle()
@@ -182,11 +185,12 @@ class Service:
         return [self._begin(loop, name) for name, loop in work.items()]
 
     def _warm(self) -> None:
-        """Prepares responses and snapshots of every enabled repository before guests ask for them."""
+        """Prepares responses, snapshots and disks of every enabled repository before guests ask for them."""
         for repo in self._state.repos:
             if repo.enabled:
                 self._rooms.fetching.warmer.warm(repo)
                 self._rooms.workspaces.refresh(repo)
+                self._rooms.disks.refresh(repo)
 
     # -- reload and stop -----------------------------------------------------------------------------------
 
@@ -224,6 +228,7 @@ class Service:
         await rooms.operations.settle()
         await rooms.fetching.warmer.stop()
         await rooms.workspaces.stop()
+        await rooms.disks.stop()
         await rooms.fetching.cache.stop()
         tasks = list(self._tasks)
         for task in tasks:
@@ -256,6 +261,7 @@ class Service:
             "pushes": self._rooms.recording.pushes.tidy,
             "read tokens": self._rooms.read_tokens.write,
             "API tokens": self._rooms.api_tokens.write,
+            "disks": self._rooms.disks.tidy,
             "recovery": self._recover,
         }
         while True:

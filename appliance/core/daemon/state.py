@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from appliance.core.access.privacy import Privacy
-from appliance.core.config.settings import AlertsConfig, BackupConfig, Config, RecordingConfig
+from appliance.core.config.settings import AlertsConfig, BackupConfig, Config, RecordingConfig, WorkspaceConfig
 from appliance.core.errors import GitmirrorError
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
@@ -60,6 +60,14 @@ class ServeState:
     def keeps_snapshots(self) -> bool:
         """Whether snapshots are built and served."""
         return self.config.workspace.enabled
+
+    def workspace(self) -> WorkspaceConfig:
+        """How disks are built, who may read them, and what they may take."""
+        return self.config.workspace
+
+    def is_private(self, repo: Repo) -> bool:
+        """Whether guests need a read token to read the repository."""
+        return self.privacy.is_private(repo)
 
     def alerts(self) -> AlertsConfig:
         """Where alerts are delivered."""

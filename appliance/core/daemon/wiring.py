@@ -29,6 +29,7 @@ from appliance.core.recording.compose import Recording
 from appliance.core.refresh.compose import Refreshing
 from appliance.core.serving.compose import Fetching
 from appliance.core.serving.fetch.engine import ShapeAsked
+from appliance.core.workspace.disk.disks import Disks
 from appliance.core.workspace.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def subscribe(
     refreshing: Refreshing,
     recording: Recording,
     workspaces: Snapshots,
+    disks: Disks,
     maintainer: Maintainer,
     observing: Observing,
     fetching: Fetching,
@@ -61,6 +63,9 @@ def subscribe(
     def build_snapshot(event: RepoEvent) -> None:
         workspaces.refresh(event.repo)
 
+    def build_disks(event: RepoEvent) -> None:
+        disks.refresh(event.repo)
+
     def mark_for_repack(event: RepoEvent) -> None:
         maintainer.mark(event.repo.name)
 
@@ -73,9 +78,10 @@ def subscribe(
             fetching.warmer.forget(repo.id)
             fetching.cache.evict(repo.id)
             workspaces.forget(repo)
+            disks.forget(repo)
 
     on = bus.subscribe
-    on(RefsMoved, hide_old_refs, mark_for_repack, warm, build_snapshot, integrity.moved)
+    on(RefsMoved, hide_old_refs, mark_for_repack, warm, build_snapshot, build_disks, integrity.moved)
     # After `hide_old_refs`, so that whoever fetches because of this event gets the new refs.
     on(RefsMoved, stream.publish)
     on(RefreshEnded, metrics.refreshed, follower.reconsider, monitor.refreshed, refreshing.announcements.refreshed)
@@ -88,7 +94,7 @@ def subscribe(
     on(SessionsEnded, hide_old_refs, drop_responses, warm, mark_for_repack, count.changed, integrity.sessions_ended)
     on(DamageSuspected, integrity.suspected)
     # Responses from a damaged mirror are dropped, because git copies packed objects without checking them.
-    on(MirrorHealed, hide_old_refs, drop_responses, warm, build_snapshot, mark_for_repack, catch_up)
+    on(MirrorHealed, hide_old_refs, drop_responses, warm, build_snapshot, build_disks, mark_for_repack, catch_up)
     on(MirrorHealed, recording.index.healed, metrics.healed, monitor.healed, stream.publish)
     on(ConditionChanged, stream.publish)
     on(PushesSwitched, stream.publish)

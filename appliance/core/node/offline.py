@@ -26,6 +26,8 @@ from appliance.core.process.owner import claim
 from appliance.core.store.audit import LogBehind
 from appliance.core.store.remedies import remedy
 from appliance.core.store.stores import Stores
+from appliance.core.workspace.disk.collection import discard_disks
+from appliance.core.workspace.disk.images import DiskPlace
 from appliance.core.workspace.guest_kit import render_kit
 
 
@@ -85,13 +87,16 @@ class OfflineNode:
         return added_document(repo, stores.health.get(repo.id), self.layout, self.config, outcome)
 
     def remove(self, name: str, *, purge: bool) -> dict[str, Any]:
-        """Unregisters a repository; with `purge`, also deletes its mirror and its snapshots."""
-        unregister(self.stores(), self.layout, self.config, name, purge=purge)
+        """Unregisters a repository; with `purge`, also deletes its mirror, its snapshots and its disks."""
+        stores = self.stores()
+        unregister(stores, self.layout, self.config, name, purge=purge)
         if purge:
             owned = claim(self.layout, "remove-repo", wait=WAIT_FOR_OWNER)
             try:
                 discard_repository(self.layout.mirror(name))
                 shutil.rmtree(self.layout.workspaces / name, ignore_errors=True)
+                stores.disk_leases.release_all(name)
+                discard_disks(DiskPlace(self.layout.disks / name))
             finally:
                 owned.release()
         return {"name": name, "purged": purge}

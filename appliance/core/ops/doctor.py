@@ -28,9 +28,11 @@ from appliance.core.serving.net.sockets import listen
 from appliance.core.store.database import DatabaseLost
 from appliance.core.store.remedies import remedy
 from appliance.core.units import format_duration, format_size, rfc3339
+from appliance.core.workspace.disk.sharing import problem_of_group
 
 LOW_DISK = 2 * 2**30
 MOST_SHOWN = 5
+NO_MKE2FS = "not installed; disks with `--format ext4` need it (package e2fsprogs), others do not"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def examine(node: Node) -> list[Check]:
         _database(node),
         _guarded("mirrors", lambda: _mirrors(node), "see the message"),
         *_backup(node, serving),
+        *_drives(node, serving),
     ]
     checks += _ports(node) if not serving else []
     if serving:
@@ -229,6 +232,23 @@ def _backup(node: Node, serving: bool) -> list[Check]:
     found = f"the last one in {to} is {format_duration(max(0.0, time.time() - newest))} old"
     # Without serve nothing is recorded, so an old backup lacks nothing.
     return [Check("backup", not (serving and is_late(newest, every)), found, mend)]
+
+
+def _drives(node: Node, serving: bool) -> list[Check]:
+    """Checks what disks need: readers that can reach the drives, and a tool of the system for one of their forms."""
+    places = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+    checks = [] if shutil.which("mke2fs", path=places) else [Check("mke2fs", True, NO_MKE2FS)]
+    if node.config.workspace.disk_group:
+        checks.append(_guarded("disk_group", lambda: _disk_group(node, serving), "see the log of serve"))
+    return checks
+
+
+def _disk_group(node: Node, serving: bool) -> Check:
+    group = node.config.workspace.disk_group
+    problem = problem_of_group(group, node.layout.state, int(node.status()["pid"]) if serving else None)
+    if problem is not None:
+        return Check("disk_group", False, *problem)
+    return Check("disk_group", True, f"members of {group} can read the drives of disks")
 
 
 def _mirrors(node: Node) -> Check:

@@ -246,3 +246,24 @@ _step(
         PRIMARY KEY (turn_id, path)
     ) WITHOUT ROWID""",
 )
+
+_step(
+    "0010_disks",
+    # `repo_id` is the registration, as for read tokens; a lease itself outlives it, because its drives are in use.
+    """CREATE TABLE disk_leases (
+        id TEXT PRIMARY KEY,
+        repo TEXT NOT NULL,
+        repo_id INTEGER NOT NULL,
+        branch TEXT NOT NULL,
+        commit_id TEXT NOT NULL,
+        form TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        guest TEXT,
+        of_tip INTEGER NOT NULL,
+        created_at REAL NOT NULL,
+        expires_at REAL NOT NULL,
+        released_at REAL
+    )""",
+    "CREATE INDEX disk_leases_by_repo ON disk_leases (repo_id, created_at)",
+)

@@ -10,6 +10,7 @@ from appliance.core.store.alerts import AlertStore
 from appliance.core.store.api_tokens import ApiTokenStore
 from appliance.core.store.audit import AuditLog
 from appliance.core.store.database import Database
+from appliance.core.store.disk_leases import DiskLeaseStore
 from appliance.core.store.health import HealthStore
 from appliance.core.store.registry import Registry
 from appliance.core.store.sessions import SessionStore
@@ -32,6 +33,7 @@ class Stores:
     turn_index: TurnIndexStore
     tokens: TokenStore
     api_tokens: ApiTokenStore
+    disk_leases: DiskLeaseStore
     alerts: AlertStore
     time: TimeStore
 
@@ -48,6 +50,7 @@ class Stores:
             TurnIndexStore(database),
             TokenStore(database, time.time),
             ApiTokenStore(database, time.time),
+            DiskLeaseStore(database, time.time),
             AlertStore(database),
             TimeStore(database),
         )

@@ -1,57 +1,286 @@
-"""Who holds which drives, and until when."""
+"""Leases the disks of all repositories, and keeps those of followed branches at their tips."""
 
 from __future__ import annotations
 
-import secrets
+import asyncio
+import logging
 import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
+from appliance.core.config.settings import WorkspaceConfig
 from appliance.core.errors import NotFound
-from appliance.core.models import Repo
-from appliance.core.units import rfc3339
-from appliance.core.workspace.disk.images import DiskForm
+from appliance.core.git.mirror import Mirror
+from appliance.core.health import followed_branch
+from appliance.core.layout import Layout
+from appliance.core.models import Health, Repo
+from appliance.core.process.endurance import Endurance
+from appliance.core.store.disk_leases import FOLLOWED, DiskLease, DiskLeaseStore, check_ttl
+from appliance.core.text import escape
+from appliance.core.workspace.disk.collection import discard_disks, is_whole
+from appliance.core.workspace.disk.collector import DiskCollector
+from appliance.core.workspace.disk.images import DiskForm, DiskImage, DiskPlace
+from appliance.core.workspace.disk.lease_documents import lease_document
+from appliance.core.workspace.disk.order import DiskOrder
+from appliance.core.workspace.disk.repository import BuildDisk, NoDisk, RepositoryDisks
+from appliance.core.workspace.disk.sharing import share_drives
+from appliance.core.workspace.disk.upstream_commits import branch_with, raw_branch, tips_of
 
+log = logging.getLogger(__name__)
 
-class UnknownLease(NotFound):
-    """No lease of that id holds a disk."""
-
-    def __init__(self, lease_id: str) -> None:
-        super().__init__(f"there is no lease {lease_id!a:.100}", hint="`disks` lists them; one that ended is gone")
+BUILDS_AT_ONCE = 2
+DEMAND_WAIT = 60.0
+"""Seconds that a request waits for an image that has yet to be built."""
+MOST_TRIES = 3
+"""How often one request begins again, because upstream dropped the commit or the disk changed the image meanwhile."""
 
 
 class Disks:
-    """Leases disks, and keeps every drive that somebody holds. The documents are those that `disk --json` prints."""
+    """The disks of all repositories. `health(id)` gives a mirror's health, which includes its default branch.
 
-    def __init__(self) -> None:
-        self._leases: dict[str, dict[str, Any]] = {}
+    Only an image that a build has seen since refs last moved is handed out, because upstream may have dropped its
+    commit, or another one that is in the same blob file. Nothing that is leased is ever removed but by `delete`.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        mirror_of: Callable[[str], Mirror],
+        health: Callable[[int], Health],
+        leases: DiskLeaseStore,
+        *,
+        settings: Callable[[], WorkspaceConfig],
+        repos: Callable[[], Iterable[Repo]],
+        is_private: Callable[[Repo], bool],
+        build: BuildDisk,
+    ) -> None:
+        self._layout = layout
+        self._mirror_of = mirror_of
+        self._health = health
+        self._leases = leases
+        self._settings = settings
+        self._is_private = is_private
+        self._build_disk = build
+        self._known: dict[str, RepositoryDisks] = {}
+        self._places = asyncio.Semaphore(BUILDS_AT_ONCE)
+        self._ending: set[asyncio.Task[Any]] = set()
+        self._endurance = Endurance(log, "keeping disks at the tips of their branches")
+        self._build_seconds = 0.0
+        self._collector = DiskCollector(
+            layout.disks, mirror_of, health, leases, settings=settings, repos=repos, disks_of=self._repository
+        )
+
+    def gauges(self) -> Iterator[tuple[str, str, float]]:
+        """The current values for /metrics: name, help text, value."""
+        counted = self._collector
+        yield "disk_images", "Images of disks, when they were last counted.", counted.images
+        yield "disk_leases", "Leases of disks that have not ended, when they were last counted.", counted.leased
+        yield "disk_image_bytes", "Bytes that disks take with their blob files, when last counted.", counted.bytes
+        yield "disk_build_seconds", "Seconds spent building images of disks, since the start.", self._build_seconds
+
+    # -- leases --------------------------------------------------------------------------------------------
 
     async def lease(
         self, repo: Repo, *, branch: str | None, commit: str | None, guest: str | None, ttl: float, form: DiskForm
     ) -> dict[str, Any]:
-        """Leases the disk of a branch (default: the followed one) or of a commit for `ttl` seconds."""
-        now = time.time()
-        lease_id = secrets.token_hex(8)
-        document = {
-            "id": lease_id,
-            "repo": repo.name,
-            "branch": branch or "main",
-            "commit": commit or "0" * 40,
-            "guest": guest,
-            "form": str(form),
-            "drives": [{"path": "/tree", "role": "tree", "readonly": True}],
-            "mount": "mount -t erofs -o ro /dev/vdb /mnt",
-            "created_at": rfc3339(now),
-            "expires_at": rfc3339(now + ttl),
-        }
-        self._leases[lease_id] = document
-        return document
+        """Leases the image of a branch's tip (default: the followed branch), or of a commit of upstream's branches.
+
+        `ttl` is in seconds, `guest` the platform's name for who gets it. Builds the image first if necessary. Returns
+        the lease as in `documents`. Raises UsageError, NotFound, NoDisk, StoreError and what the build raises.
+        """
+        check_ttl(ttl)
+        known, deadline = self._served(repo), asyncio.get_running_loop().time() + DEMAND_WAIT
+        issue = partial(self._leases.issue, repo, form=form, guest=guest, ttl=ttl, of_tip=commit is None)
+        for _ in range(MOST_TRIES):
+            name, oid = await self._target(repo, branch, commit)
+            order = self._order(repo, name, oid, form)
+            known.require(repo)
+            try:
+                image = known.ready(order) or await self._built(known, order, deadline)
+                lease = await self._give(known, repo, image, issue) if image is not None else None
+            except OSError as error:
+                # Left without the path, which callers on other machines need not know; it is in the log.
+                log.warning("%s: the disk of %s cannot be used: %s", repo.name, escape(name), error)
+                reason = error.strerror or type(error).__name__
+                raise NoDisk(
+                    f"the disk of {escape(name)} cannot be used: {reason}", hint="see the log of serve"
+                ) from error
+            if lease is not None:
+                if commit is None:
+                    known.followed[name, form] = lease.created_at
+                return self._document(lease)
+        raise NoDisk(f"the disk of {repo.name} changed while it was given out", hint="try again")
 
     async def documents(self) -> list[dict[str, Any]]:
-        """The leases that hold a disk now."""
-        return list(self._leases.values())
+        """The leases that have not ended, newest first: `{id, repo, branch, commit, drives, mount, …}`."""
+        return [self._document(lease) for lease in await asyncio.to_thread(self._leases.live)]
 
     async def release(self, lease_id: str) -> dict[str, Any]:
-        """Ends a lease, and returns its document. Raises UnknownLease."""
-        if lease_id not in self._leases:
-            raise UnknownLease(lease_id)
-        return self._leases.pop(lease_id)
+        """Ends a lease and returns its document. Raises UnknownLease; ending one again changes nothing."""
+        lease = await asyncio.to_thread(self._leases.release, lease_id)
+        self._collector.call()
+        return self._document(lease)
+
+    def _document(self, lease: DiskLease) -> dict[str, Any]:
+        return lease_document(lease, self._place(lease.repo))
+
+    async def _target(self, repo: Repo, branch: str | None, commit: str | None) -> tuple[str, str]:
+        """The branch and the commit that a request means. Raises NotFound, NoDisk, GitError."""
+        mirror, followed = self._mirror_of(repo.name), followed_branch(repo, self._health(repo.id))
+        if not mirror.exists() or mirror.awaits_upstream():
+            raise NoDisk(f"{repo.name} was not cloned yet", hint="its status says why")
+        named = None if branch is None else raw_branch(branch)
+        if commit is not None:
+            return await branch_with(mirror, commit, named=named, followed=followed)
+        name = named or followed
+        if name is None:
+            raise NoDisk(f"{repo.name} has no branch yet")
+        tip = (await tips_of(mirror, name)).get(name)
+        if tip is None:
+            raise NotFound(f"{repo.name} has no branch {escape(name)}", hint="the list of its refs has the branches")
+        return name, tip
+
+    def _order(self, repo: Repo, branch: str, commit: str, form: DiskForm) -> DiskOrder:
+        settings, visibility = self._settings(), "private" if self._is_private(repo) else "open"
+        return DiskOrder(
+            repo.name, repo.url, branch, commit, form, settings.disk_history, visibility, settings.disk_group
+        )
+
+    async def _built(self, known: RepositoryDisks, order: DiskOrder, deadline: float) -> DiskImage | None:
+        """The image of an order once it is built; None if upstream has dropped its commit meanwhile. Raises OSError."""
+        task, branch = known.build(order), escape(order.branch)
+        await asyncio.wait([task], timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+        if not task.done():
+            raise NoDisk(f"the disk of {branch} is being built", hint="try again; the build goes on without you")
+        if task.cancelled():
+            raise NoDisk(f"{order.repo} is no longer served")
+        image = task.result()
+        try:
+            await branch_with(self._mirror_of(order.repo), order.commit, named=order.branch, followed=None)
+        except NotFound:
+            return None
+        return image
+
+    async def _give(
+        self, known: RepositoryDisks, repo: Repo, image: DiskImage, issue: Callable[..., DiskLease]
+    ) -> DiskLease | None:
+        """Leases an image, unless another generation has begun or its drives are no longer as they were written.
+
+        Nothing of the repository is removed meanwhile. Raises OSError, NoDisk, NotShared, StoreError.
+        """
+        async with known.giving:
+            if not known.is_present(image):
+                return None
+            if not await asyncio.to_thread(is_whole, known.place, image):
+                await self._throw_away(known, repo, image)
+                return None
+            group = self._settings().disk_group
+            await asyncio.to_thread(share_drives, self._layout.disks, known.place, image, group)
+            lease = await asyncio.to_thread(
+                issue, branch=image.branch, commit=image.commit, generation=image.generation, name=image.name
+            )
+            try:
+                known.require(repo)
+            except NoDisk:
+                await asyncio.to_thread(self._leases.release, lease.id)
+                raise
+            return lease
+
+    async def _throw_away(self, known: RepositoryDisks, repo: Repo, image: DiskImage) -> None:
+        """Removes an image that is not as it was written, so that it is built again."""
+        known.drop(image)
+        if (image.generation, image.name) in await self._collector.leased_of(repo.name):
+            raise NoDisk(
+                f"the drives of {repo.name} at {image.commit[:12]} were changed on disk, and somebody has them",
+                hint="release those leases; then they are built again",
+            )
+        log.error("%s: the disk at %s was thrown away, because it is incomplete", repo.name, image.commit[:12])
+        await asyncio.to_thread(known.place.remove, image)
+
+    # -- following upstream --------------------------------------------------------------------------------
+
+    def refresh(self, repo: Repo) -> None:
+        """Rebuilds the followed branches, after the repository's refs moved or when `serve` has just started."""
+        known = self._repository(repo.name)
+        known.serve(repo)
+        known.moved()
+        known.follow(partial(self._follow, known, repo))
+
+    async def _follow(self, known: RepositoryDisks, repo: Repo) -> None:
+        if not known.is_loaded:
+            with self._endurance.over("the leases of disks"):
+                found = await asyncio.to_thread(self._leases.followed, repo)
+                loaded = {(raw_branch(name), DiskForm(form)): at for (name, form), at in found.items()}
+                known.followed, known.is_loaded = loaded | known.followed, True
+        since = time.time() - FOLLOWED
+        known.followed = {key: at for key, at in known.followed.items() if at > since}
+        # Images of branches that were deleted can go.
+        self._collector.call()
+        if known.followed:
+            with self._endurance.over(repo.name):
+                await self._bring_forward(known, repo)
+
+    async def _bring_forward(self, known: RepositoryDisks, repo: Repo) -> None:
+        tips = await tips_of(self._mirror_of(repo.name))
+        for name, form in sorted(known.followed, key=lambda key: known.followed[key], reverse=True):
+            tip = tips.get(name)
+            order = self._order(repo, name, tip, form) if tip else None
+            # The first build sees all refs, so what it leaves valid need not be built again.
+            if order is not None and known.ready(order) is None:
+                await asyncio.wait([known.build(order)])
+
+    def forget(self, repo: Repo) -> None:
+        """Stops building for a repository that is no longer served. Its leases last until they end."""
+        known = self._known.get(repo.name)
+        if known is not None and known.repo is not None and known.repo.id == repo.id:
+            for task in known.forget():
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)
+
+    async def delete(self, name: str) -> None:
+        """Ends the leases of a forgotten repository and removes its disks. Raises StoreError."""
+        await self._ended()
+        known = self._repository(name)
+        async with known.building, known.giving:
+            await asyncio.to_thread(self._leases.release_all, name)
+            await asyncio.to_thread(discard_disks, known.place)
+        self._collector.call()
+
+    async def stop(self) -> None:
+        """Ends all running builds."""
+        for known in self._known.values():
+            if known.repo is not None:
+                self.forget(known.repo)
+        await self._ended()
+
+    async def _ended(self) -> None:
+        if self._ending:
+            await asyncio.wait(self._ending)
+
+    async def tidy(self) -> None:
+        """Ends leases whose time is over, and removes what nobody needs. Raises StoreError."""
+        await self._collector.tidy()
+
+    # -- repositories --------------------------------------------------------------------------------------
+
+    def _served(self, repo: Repo) -> RepositoryDisks:
+        if not repo.enabled:
+            raise NoDisk(f"{repo.name} is disabled", hint=f"`enable {repo.name}` serves it again")
+        known = self._repository(repo.name)
+        if known.repo is None or known.repo.id != repo.id:
+            self.refresh(repo)
+        return known
+
+    def _repository(self, name: str) -> RepositoryDisks:
+        if name not in self._known:
+            place, mirror = self._place(name), self._mirror_of(name)
+            self._known[name] = RepositoryDisks(place, mirror, self._build_disk, self._places, self._count)
+        return self._known[name]
+
+    def _place(self, name: str) -> DiskPlace:
+        return DiskPlace(self._layout.disks / name)
+
+    def _count(self, seconds: float) -> None:
+        self._build_seconds += seconds
+        self._collector.call()

@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
 
 LAYOUT_VERSION = 1
 """Increased when an image of the same commit would come out differently; images of another version are not used."""
+
+
+GONE = ".gone-"
+"""How the name of a generation begins that is being removed."""
 
 
 class DiskForm(StrEnum):
@@ -27,6 +33,25 @@ class DiskForm(StrEnum):
     EROFS = "erofs"
     SINGLE = "erofs-single"
     EXT4 = "ext4"
+
+
+class ImageKey(Protocol):
+    """What says which image it is: the image itself, or a lease of it."""
+
+    @property
+    def generation(self) -> int:
+        """The number of its generation."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The name of its tree drive."""
+        ...
+
+    @property
+    def form(self) -> str:
+        """A `DiskForm`, or its value."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,13 +95,13 @@ class DiskPlace:
             return sorted(int(entry.name) for entry in self.directory.iterdir() if entry.name.isdecimal())
         return []
 
-    def tree(self, image: DiskImage) -> Path:
+    def tree(self, image: ImageKey) -> Path:
         """The tree drive of an image; it has no other path as long as it exists."""
         return self.generation(image.generation) / "images" / image.name
 
-    def data(self, image: DiskImage) -> Path | None:
+    def data(self, image: ImageKey) -> Path | None:
         """The data drive of an image, or None if it needs none."""
-        return self.generation(image.generation) / "data" if image.form is DiskForm.EROFS else None
+        return self.generation(image.generation) / "data" if image.form == DiskForm.EROFS else None
 
     def images(self) -> list[DiskImage]:
         """All complete images of this layout version, the oldest first."""
@@ -95,7 +120,7 @@ class DiskPlace:
         """The text of an image's description."""
         return json.dumps(asdict(image), indent=1) + "\n"
 
-    def description(self, image: DiskImage) -> Path:
+    def description(self, image: ImageKey) -> Path:
         """The file with an image's description; it is written last, so an image that has one is complete."""
         return self.tree(image).with_suffix(".json")
 
@@ -106,4 +131,7 @@ class DiskPlace:
 
     def remove_generation(self, number: int) -> None:
         """Removes a generation with everything in it."""
-        shutil.rmtree(self.generation(number))
+        # Renamed first, so that a kill leaves no image whose blob file is gone. `sweep` removes what it leaves.
+        gone = self.directory / f"{GONE}{number}-{secrets.token_hex(4)}"
+        self.generation(number).rename(gone)
+        shutil.rmtree(gone)

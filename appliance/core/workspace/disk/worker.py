@@ -128,9 +128,6 @@ class Build:
         directory.mkdir(parents=True)
         with Generation.create(directory, self._facts()) as generation:
             image = self._build(generation, number, name)
-        self._hand_over(directory / "data")
-        self._hand_over(directory / "images")
-        self._hand_over(directory)
         directory.rename(self.place.generation(number))
         _sync(self.place.directory)
         return image
@@ -172,7 +169,6 @@ class Build:
         size, data_size = write_tree_drive(
             unfinished, workspace.root, generation, order.form, self.scratch, repo=order.repo, commit=order.commit
         )
-        self._hand_over(unfinished)
         unfinished.rename(path)
         image = DiskImage(
             order.repo, order.url, order.branch, order.commit, order.form, order.history, order.visibility, number,
@@ -248,13 +244,6 @@ class Build:
     def _objects_in(self, commit: str, entries: Iterable[TreeEntry]) -> Iterator[str]:
         yield self.reader.tree_of(commit)
         yield from dict.fromkeys(oid.hex() for mode, oid, _ in entries if mode != GITLINK)
-
-    def _hand_over(self, path: Path) -> None:
-        """Makes a file or directory readable for the group that the VMM runs in."""
-        group, is_directory = self.order.group, path.is_dir()
-        if group:
-            shutil.chown(path, group=group)
-        path.chmod((0o751 if group else 0o750) if is_directory else 0o640)
 
 
 def _blocks(generation: Generation, extents: Mapping[bytes, tuple[int, int]]) -> int:

@@ -1,0 +1,172 @@
+"""Which images and generations go: those that nobody can be given any more, and the oldest beyond the budget."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from appliance.core.names import is_repo_name
+from appliance.core.workspace.disk.images import GONE, DiskImage, DiskPlace, ImageKey
+
+Key = tuple[int, str]
+"""An image within a repository: its generation and its name."""
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What lies on disk for the repository `name`: its images, and the bytes of each generation and each image.
+
+    The images in `useless` are never handed out again, because their branch or their upstream is gone. Those in
+    `current` go last, because the next guest will ask for them. Those in `leased` are somebody's.
+    """
+
+    name: str
+    sizes: Mapping[int, int] = field(default_factory=dict)
+    images: Mapping[DiskImage, int] = field(default_factory=dict)
+    leased: Collection[Key] = frozenset()
+    useless: Collection[DiskImage] = frozenset()
+    current: Collection[DiskImage] = frozenset()
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all generations."""
+        return sum(self.sizes.values())
+
+
+@dataclass
+class Removal:
+    """What goes of one repository."""
+
+    images: list[DiskImage] = field(default_factory=list)
+    generations: list[int] = field(default_factory=list)
+
+
+def take_stock(name: str, place: DiskPlace, leased: Collection[Key]) -> Stock:
+    """Looks at the disk. Raises OSError."""
+    sizes = {number: _size_below(place.generation(number)) for number in place.generations()}
+    images = {image: _size(place.tree(image)) + _size(place.description(image)) for image in place.images()}
+    return Stock(name, sizes, images, leased)
+
+
+def names_on_disk(disks: Path) -> Iterator[str]:
+    """The names of the repositories that have disks, registered or not. What cannot be read is left out."""
+    for path in sorted(disks.glob("*/*")):
+        name = f"{path.parent.name}/{path.name}"
+        if is_repo_name(name) and path.is_dir():
+            yield name
+
+
+def plan_removals(stocks: Sequence[Stock], budget: int) -> tuple[dict[str, Removal], int]:
+    """What goes of each repository, and the bytes that all disks take afterwards.
+
+    A generation goes when it is not the newest, or has no image, and nobody has leased any of it. An image goes when it
+    is useless. Beyond `budget` bytes the oldest images go, and with the last image of a generation its blob file.
+    Nothing leased goes.
+    """
+    removals = {stock.name: Removal() for stock in stocks}
+    total = sum(stock.bytes for stock in stocks)
+    candidates: list[tuple[bool, float, Stock, DiskImage]] = []
+    left: Counter[tuple[str, int]] = Counter()
+    rest: dict[tuple[str, int], int] = {}
+    for stock in stocks:
+        held = {generation for generation, _ in stock.leased}
+        newest = max((image.generation for image in stock.images), default=0)
+        for number, size in stock.sizes.items():
+            mine = [image for image in stock.images if image.generation == number]
+            if number not in held and (not mine or number != newest):
+                removals[stock.name].generations.append(number)
+                total -= size
+                continue
+            free = [image for image in mine if (number, image.name) not in stock.leased]
+            # A lease also counts whose image this version cannot read.
+            left[stock.name, number] = len(free) + sum(generation == number for generation, _ in stock.leased)
+            rest[stock.name, number] = size - sum(stock.images[image] for image in free)
+            for image in free:
+                if number != newest or image in stock.useless:
+                    total -= _remove(stock, image, removals, left, rest)
+                else:
+                    candidates.append((image in stock.current, image.made_at, stock, image))
+    for _, _, stock, image in sorted(candidates, key=lambda each: each[:2]):
+        if total <= budget:
+            break
+        total -= _remove(stock, image, removals, left, rest)
+    return removals, total
+
+
+def _remove(
+    stock: Stock,
+    image: DiskImage,
+    removals: Mapping[str, Removal],
+    left: Counter[tuple[str, int]],
+    rest: Mapping[tuple[str, int], int],
+) -> int:
+    """Plans the removal of an image, and of its generation if it is the last one in it; returns the bytes of both."""
+    place = stock.name, image.generation
+    removals[stock.name].images.append(image)
+    left[place] -= 1
+    if left[place]:
+        return stock.images[image]
+    removals[stock.name].generations.append(image.generation)
+    return stock.images[image] + rest[place]
+
+
+def sweep(place: DiskPlace, leased: Collection[Key]) -> None:
+    """Removes what killed builds and removals left, and images that this version cannot use. Raises OSError.
+
+    Call it only while nothing is being built there.
+    """
+    if not place.directory.is_dir():
+        return
+    for entry in list(place.directory.iterdir()):
+        if entry.name.startswith(GONE):
+            _discard(entry)
+    kept: dict[int, set[str]] = {}
+    complete: Iterator[ImageKey] = iter(place.images())
+    for generation, name in [*((image.generation, image.name) for image in complete), *leased]:
+        kept.setdefault(generation, set()).update({name, Path(name).with_suffix(".json").name})
+    for number in place.generations():
+        images = place.generation(number) / "images"
+        for entry in list(images.iterdir()) if images.is_dir() else ():
+            if entry.name not in kept.get(number, ()):
+                _discard(entry)
+
+
+def discard_disks(place: DiskPlace) -> None:
+    """Removes all disks of a repository, as far as that is possible."""
+    with contextlib.suppress(OSError):
+        for number in place.generations():
+            place.remove_generation(number)
+    shutil.rmtree(place.directory, ignore_errors=True)
+
+
+def _discard(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink(missing_ok=True)
+
+
+def is_whole(place: DiskPlace, image: DiskImage) -> bool:
+    """Whether both drives of an image have the bytes that were written. Raises OSError if they cannot be looked at."""
+    data = place.data(image)
+    with contextlib.suppress(FileNotFoundError):
+        return place.tree(image).stat().st_size == image.size and (
+            data is None or data.stat().st_size >= image.data_size
+        )
+    return False
+
+
+def _size_below(directory: Path) -> int:
+    return sum(_size(Path(parent, name)) for parent, _, names in os.walk(directory) for name in names)
+
+
+def _size(path: Path) -> int:
+    """The bytes that a file takes on the disk, or 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        return path.lstat().st_blocks * 512
+    return 0

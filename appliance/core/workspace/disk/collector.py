@@ -1,0 +1,178 @@
+"""Ends leases whose time is over and removes what `collection` plans, while `serve` builds and leases other disks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from appliance.core.config.settings import WorkspaceConfig
+from appliance.core.git.mirror import Mirror
+from appliance.core.health import followed_branch
+from appliance.core.models import Health, Repo
+from appliance.core.process.endurance import Endurance
+from appliance.core.store.disk_leases import DiskLeaseStore
+from appliance.core.text import escape
+from appliance.core.units import format_size
+from appliance.core.workspace.disk.collection import (
+    Key,
+    Removal,
+    Stock,
+    is_whole,
+    names_on_disk,
+    plan_removals,
+    sweep,
+    take_stock,
+)
+from appliance.core.workspace.disk.images import DiskImage, DiskPlace
+from appliance.core.workspace.disk.repository import RepositoryDisks
+from appliance.core.workspace.disk.sharing import share_drives
+from appliance.core.workspace.disk.upstream_commits import raw_branch, tips_of
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY = 300.0
+"""Seconds between two looks at everything on disk. In between, only what may have changed is looked at."""
+
+
+class DiskCollector:
+    """Looks after everything below `disks`. `disks_of(name)` has the locks of a repository, registered or not."""
+
+    def __init__(
+        self,
+        disks: Path,
+        mirror_of: Callable[[str], Mirror],
+        health: Callable[[int], Health],
+        leases: DiskLeaseStore,
+        *,
+        settings: Callable[[], WorkspaceConfig],
+        repos: Callable[[], Iterable[Repo]],
+        disks_of: Callable[[str], RepositoryDisks],
+    ) -> None:
+        self._disks = disks
+        self._mirror_of = mirror_of
+        self._health = health
+        self._leases = leases
+        self._settings = settings
+        self._repos = repos
+        self._disks_of = disks_of
+        self._endurance = Endurance(log, "removing old disks")
+        self._last = -math.inf
+        self._called = True
+        self._settings_then: WorkspaceConfig | None = None
+        self._stocks: dict[str, tuple[object, Stock]] = {}
+        self._is_over = False
+        self.images = self.leased = self.bytes = 0
+        """What was there at the end of the last collection: images, leases, and the bytes of all disks."""
+
+    def call(self) -> None:
+        """Calls for a collection at the next `tidy`, because something may have become useless."""
+        self._called = True
+
+    async def tidy(self) -> None:
+        """Ends leases whose time is over, and collects if something calls for it. Raises StoreError."""
+        settings, now = self._settings(), time.monotonic()
+        expired = await asyncio.to_thread(self._leases.expire)
+        for lease in expired:
+            log.info("%s: the lease %s of the disk of %s expired", lease.repo, lease.id, escape(lease.branch))
+        if settings != self._settings_then or now - self._last >= LOOK_EVERY:
+            self._stocks.clear()
+            self._settings_then, self._last = settings, now
+        elif not expired and not self._called:
+            return
+        # Cleared first, because what happens meanwhile calls for another collection.
+        self._called = False
+        try:
+            await self._collect(settings)
+        except BaseException:
+            self._called = True
+            raise
+
+    async def _collect(self, settings: WorkspaceConfig) -> None:
+        leases = await asyncio.to_thread(self._leases.live)
+        repos = {repo.name: repo for repo in self._repos() if repo.enabled}
+        stocks, fresh = [], set()
+        for name in await asyncio.to_thread(lambda: list(names_on_disk(self._disks))):
+            with self._endurance.over(name):
+                known, repo = self._disks_of(name), repos.get(name)
+                held = frozenset((lease.generation, lease.name) for lease in leases if lease.repo == name)
+                state = known.changes, repo, held
+                then, stock = self._stocks.get(name, (None, Stock(name)))
+                if then != state:
+                    fresh.add(name)
+                    stock = await self._judged(await asyncio.to_thread(take_stock, name, known.place, held), repo)
+                stocks.append(stock)
+                if name in fresh:
+                    await asyncio.to_thread(self._share, known.place, stock.images, settings.disk_group)
+                    self._stocks[name] = state, stock
+        removals, left = plan_removals(stocks, settings.disk_budget)
+        for name, removal in removals.items():
+            if name in fresh or removal.images or removal.generations:
+                with self._endurance.over(name):
+                    await self._remove(self._disks_of(name), name, removal)
+        self._complain(left, settings.disk_budget)
+        self.images = sum(len(stock.images) - len(removals[stock.name].images) for stock in stocks)
+        self.leased, self.bytes = len(leases), left
+
+    def _complain(self, left: int, budget: int) -> None:
+        if left > budget and not self._is_over:
+            log.warning(
+                "disks take %s, more than [workspace] disk_budget (%s), because the rest is leased",
+                format_size(left), format_size(budget),
+            )  # fmt: skip
+        self._is_over = left > budget
+
+    async def _judged(self, stock: Stock, repo: Repo | None) -> Stock:
+        """Adds which images are useless and which are current, as far as the repository is served and cloned."""
+        mirror = self._mirror_of(stock.name)
+        if repo is None or not mirror.exists() or mirror.awaits_upstream():
+            return stock
+        tips = await tips_of(mirror)
+        asked = await asyncio.to_thread(self._leases.followed, repo)
+        followed = {followed_branch(repo, self._health(repo.id)), *(raw_branch(name) for name, _ in asked)}
+        useless = {image for image in stock.images if image.url != repo.url or image.branch not in tips}
+        current = {
+            image for image in stock.images if image.branch in followed and tips.get(image.branch) == image.commit
+        }  # fmt: skip
+        return replace(stock, useless=useless, current=current)
+
+    def _share(self, place: DiskPlace, images: Iterable[DiskImage], group: str) -> None:
+        """Gives drives that an earlier setting gave to another group to the present one."""
+        for image in images:
+            if is_whole(place, image):
+                share_drives(self._disks, place, image, group)
+
+    async def _remove(self, known: RepositoryDisks, name: str, removal: Removal) -> None:
+        """Removes what was planned and is still not leased; a repository that is being built has its turn later."""
+        if known.building.locked():
+            self.call()
+            return
+        self._stocks.pop(name, None)
+        async with known.building, known.giving:
+            leased = await self.leased_of(name)
+            held = {generation for generation, _ in leased}
+            doomed = [image for image in removal.images if (image.generation, image.name) not in leased]
+            for image in doomed:
+                known.drop(image)
+            generations = [number for number in removal.generations if number not in held]
+            await asyncio.to_thread(_remove_from_disk, known.place, doomed, generations, leased)
+        for image in doomed:
+            log.info("%s: removed the disk of %s at %s", name, escape(image.branch), image.commit[:12])
+
+    async def leased_of(self, name: str) -> set[Key]:
+        """The images of a repository that somebody has leased. Raises StoreError."""
+        return {(lease.generation, lease.name) for lease in await asyncio.to_thread(self._leases.live, name)}
+
+
+def _remove_from_disk(
+    place: DiskPlace, images: Iterable[DiskImage], generations: Iterable[int], leased: Collection[Key]
+) -> None:
+    for image in images:
+        place.remove(image)
+    for number in generations:
+        place.remove_generation(number)
+    sweep(place, leased)

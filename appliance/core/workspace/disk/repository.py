@@ -1,0 +1,156 @@
+"""The disks of one repository in a running `serve`: what is being built, and what may be handed out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.mirror import Mirror
+from appliance.core.models import Repo
+from appliance.core.process.endurance import EXPECTED
+from appliance.core.text import escape
+from appliance.core.workspace.disk.images import DiskForm, DiskImage, DiskPlace
+from appliance.core.workspace.disk.order import DiskOrder
+
+log = logging.getLogger(__name__)
+
+BuildDisk = Callable[[DiskPlace, Mirror, DiskOrder], Awaitable[DiskImage]]
+"""Returns the image of an order, built if there is none. Begins a new generation if the present one must not go on."""
+
+
+class NoDisk(GitmirrorError):
+    """There is no disk; the message says why."""
+
+
+class RepositoryDisks:
+    """Builds one image at a time, and knows which of them are right for the refs as they are.
+
+    `places` bounds the builds of all repositories; `built` is told the seconds of each one that wrote an image.
+    """
+
+    def __init__(
+        self,
+        place: DiskPlace,
+        mirror: Mirror,
+        build: BuildDisk,
+        places: asyncio.Semaphore,
+        built: Callable[[float], None],
+    ) -> None:
+        self.place = place
+        self.repo: Repo | None = None
+        """The registration that is served; None while there is none."""
+        self.followed: dict[tuple[str, DiskForm], float] = {}
+        """The branches and forms to rebuild when their tip moves, with the Unix time of the last request for each."""
+        self.is_loaded = False
+        """Whether `followed` has the requests that an earlier `serve` got."""
+        self.building = asyncio.Lock()
+        """Held while an image is built, and while something is removed."""
+        self.giving = asyncio.Lock()
+        """Held while an image is leased, and while something is removed."""
+        self._mirror = mirror
+        self._build_disk = build
+        self._places = places
+        self._built = built
+        self.changes = 0
+        """Grows whenever something on disk, or the refs that it is judged by, may have changed."""
+        self._moves = 0
+        self._seen = -1
+        self._generation = 0
+        self._images: dict[DiskOrder, DiskImage] = {}
+        self._builds: dict[tuple[DiskOrder, int], asyncio.Task[DiskImage]] = {}
+        self._following: asyncio.Task[None] | None = None
+        self._work: Callable[[], Awaitable[None]] | None = None
+        self._failed: dict[str, str] = {}
+
+    def serve(self, repo: Repo) -> None:
+        """Serves this registration from now on. What is known of another one of the same name is forgotten."""
+        if self.repo is None or self.repo.id != repo.id:
+            self.followed, self.is_loaded, self._images = {}, False, {}
+            self.moved()
+        self.repo = repo
+
+    def require(self, repo: Repo) -> None:
+        """Raises NoDisk if this registration is no longer served."""
+        if self.repo is None or self.repo.id != repo.id:
+            raise NoDisk(f"{repo.name} is no longer served")
+
+    def moved(self) -> None:
+        """Trusts no image until a build has seen the refs again, because it may have begun a new generation."""
+        self._moves += 1
+        self.changes += 1
+
+    def ready(self, order: DiskOrder) -> DiskImage | None:
+        """The image of an order, if a build that saw the present refs left it valid."""
+        return self._images.get(order) if self._seen == self._moves else None
+
+    def is_present(self, image: DiskImage) -> bool:
+        """Whether an image is of the generation that the last build found or began."""
+        return image.generation == self._generation
+
+    def drop(self, image: DiskImage) -> None:
+        """Forgets an image that is no longer on disk as it was."""
+        self._images = {order: each for order, each in self._images.items() if each != image}
+        self.changes += 1
+
+    def build(self, order: DiskOrder) -> asyncio.Task[DiskImage]:
+        """Begins to build an order, or joins its build if no ref has moved since that was begun."""
+        key = order, self._moves
+        if key not in self._builds:
+            self._builds[key] = task = asyncio.create_task(self._run(order), name=f"disk {order.repo}")
+            task.add_done_callback(lambda done: self._ended(key, done))
+        return self._builds[key]
+
+    def follow(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Runs `work` in the background, after what runs there already."""
+        self._work = work
+        if self._following is None or self._following.done() or self._following.cancelling():
+            self._following = asyncio.create_task(self._follow(), name=f"disks of {self.place.directory.name}")
+
+    def forget(self) -> set[asyncio.Task[Any]]:
+        """Ends everything that runs for a repository that is no longer served; returns what has yet to end."""
+        self.repo = None
+        tasks = {*self._builds.values(), *([self._following] if self._following else [])}
+        running: set[asyncio.Task[Any]] = {task for task in tasks if not task.done()}
+        for task in running:
+            task.cancel()
+        return running
+
+    async def _follow(self) -> None:
+        while self._work is not None:
+            work, self._work = self._work, None
+            await work()
+
+    async def _run(self, order: DiskOrder) -> DiskImage:
+        try:
+            async with self.building, self._places:
+                return await self._build_once(order)
+        except EXPECTED as error:
+            cause = str(error) or type(error).__name__
+            if self._failed.get(order.branch) != cause:
+                self._failed[order.branch] = cause
+                log.warning("%s: the disk of %s failed: %s", order.repo, escape(order.branch), cause)
+            raise
+
+    async def _build_once(self, order: DiskOrder) -> DiskImage:
+        moves, begun, start = self._moves, time.time(), time.monotonic()
+        image = await self._build_disk(self.place, self._mirror, order)
+        self._seen, self._generation = moves, image.generation
+        self.changes += 1
+        kept = {known: each for known, each in self._images.items() if each.generation == image.generation}
+        self._images = kept | {order: image}
+        self._failed.pop(order.branch, None)
+        if image.made_at >= begun:
+            seconds = time.monotonic() - start
+            self._built(seconds)
+            log.info("%s: disk of %s at %s in %.2fs", order.repo, escape(order.branch), order.commit[:12], seconds)
+        return image
+
+    def _ended(self, key: tuple[DiskOrder, int], task: asyncio.Task[DiskImage]) -> None:
+        self._builds.pop(key, None)
+        if not task.cancelled():
+            # Retrieved here, because whoever waited for it may be gone. `_run` has logged what is no bug.
+            task.exception()

@@ -1,0 +1,101 @@
+"""Who may read the drives: the service's own group, or the group of `[workspace] disk_group`.
+
+The service's umask lets nobody else read what it writes, so modes are set by name. A VMM that is no member of the
+service's group reaches a drive by its path: it may pass through the directories, and list none of them.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.workspace.disk.images import DiskImage, DiskPlace
+
+HINT = (
+    "`systemctl edit gitmirror` with [Service], SupplementaryGroups={group} and StateDirectoryMode=0751; then restart"
+)
+
+
+class NotShared(GitmirrorError):
+    """The group of `[workspace] disk_group` cannot be given the drives."""
+
+
+def group_id(group: str) -> int:
+    """The number of the group that drives belong to: that of the name, or the service's own if empty.
+
+    Raises NotShared if there is no such group.
+    """
+    if not group:
+        return os.getegid()
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise NotShared(
+            f"there is no group {group} on this node", hint="create it, or correct [workspace] disk_group"
+        ) from None
+
+
+def share_drives(top: Path, place: DiskPlace, image: DiskImage, group: str) -> None:
+    """Lets the group read an image's drives, and pass through the directories from `top` down to them.
+
+    Changes only what differs. Raises OSError; NotShared if the service may not give files to the group.
+    """
+    number, directory_mode = group_id(group), 0o751 if group else 0o750
+    data, tree = place.data(image), place.tree(image)
+    for directory in _directories(top, tree.parent):
+        _set_mode(directory, directory_mode)
+    for drive in (tree, data) if data else (tree,):
+        if drive.stat().st_gid != number:
+            try:
+                os.chown(drive, -1, number)
+            except PermissionError as error:
+                raise NotShared(
+                    f"this service may not give files to the group {group}", hint=HINT.format(group=group)
+                ) from error
+        _set_mode(drive, 0o640)
+
+
+def problem_of_group(group: str, state: Path, pid: int | None) -> tuple[str, str] | None:
+    """What keeps members of a group from the drives below `state`, and what to do about it; None if nothing does.
+
+    `pid` is the running service, which alone shows the groups that systemd gave it. Never raises.
+    """
+    try:
+        number = group_id(group)
+        status = state.stat()
+        if pid is not None and number not in groups_of(pid):
+            return f"the service is not in the group {group}, so it may not give files to it", HINT.format(group=group)
+    except NotShared as error:
+        return error.message, error.hint
+    except OSError:
+        # Before the first start, or without the right to look: another check says so.
+        return None
+    if not status.st_mode & stat.S_IXOTH and not (status.st_gid == number and status.st_mode & stat.S_IXGRP):
+        return f"members of {group} cannot pass through {state}", HINT.format(group=group)
+    return None
+
+
+def groups_of(pid: int) -> set[int]:
+    """The groups that a process may give its files to. Raises OSError."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    found = dict(line.split(":", 1) for line in lines)
+    # With the capability CAP_CHOWN (bit 0) it may give them to every group.
+    if int(found["CapEff"], 16) & 1:
+        return {entry.gr_gid for entry in grp.getgrall()}
+    return {int(number) for key in ("Gid", "Groups") for number in found[key].split()}
+
+
+def _directories(top: Path, lowest: Path) -> Iterator[Path]:
+    yield lowest
+    while lowest != top:
+        lowest = lowest.parent
+        yield lowest
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)

@@ -1,0 +1,55 @@
+"""Which commits disks may be built of: those of upstream's branches. What sessions recorded never goes into a disk."""
+
+from __future__ import annotations
+
+import os
+
+from appliance.core.errors import NotFound, UsageError
+from appliance.core.git.mirror import QUICK, Mirror
+from appliance.core.git.revisions import FULL_ID, raw_name
+from appliance.core.text import escape
+
+HEADS = "refs/heads/"
+
+
+def raw_branch(name: str) -> str:
+    """The name of a branch as git has it, of one that `storable` may have written."""
+    return os.fsdecode(raw_name(name))
+
+
+async def tips_of(mirror: Mirror, branch: str = "") -> dict[str, str]:
+    """The tips of upstream's branches by name, or of one. Raises GitError."""
+    # Without the slash at the end of the prefix, a branch is found by its whole name.
+    refs = await mirror.local_refs(f"{HEADS}{branch}")
+    return {ref.removeprefix(HEADS): oid for ref, oid in refs.items()}
+
+
+async def branch_with(mirror: Mirror, commit: str, *, named: str | None, followed: str | None) -> tuple[str, str]:
+    """The branch whose history has a commit, and the commit.
+
+    That is the branch `named`, or without one the followed branch, or else any. Raises UsageError unless `commit` is a
+    whole id; NotFound if no branch has it, also if a session does; GitError.
+    """
+    oid = commit.lower()
+    if not FULL_ID.fullmatch(oid):
+        raise UsageError(f"{escape(commit)[:100]} is no id of a commit", hint="give all of its 40 digits")
+    if await _is_commit(mirror, oid):
+        patterns = [f"{HEADS}{named}"] if named else [f"{HEADS}{followed}", HEADS] if followed else [HEADS]
+        for pattern in patterns:
+            output = await mirror.git.run(
+                "for-each-ref", "--count=1", f"--contains={oid}", "--format=%(refname)", pattern,
+                cwd=mirror.path, deadline=QUICK,
+            )  # fmt: skip
+            if ref := output.stdout.decode("utf-8", "surrogateescape").strip():
+                return ref.removeprefix(HEADS), oid
+    where = f"the branch {escape(named)} does not have" if named else "no branch has"
+    raise NotFound(
+        f"{where} the commit {oid}", hint="a disk is of a commit of upstream's branches, not of what a session recorded"
+    )
+
+
+async def _is_commit(mirror: Mirror, oid: str) -> bool:
+    output = await mirror.git.run(
+        "cat-file", "--batch-check=%(objecttype)", cwd=mirror.path, deadline=QUICK, stdin=f"{oid}\n".encode()
+    )
+    return output.stdout == b"commit\n"
