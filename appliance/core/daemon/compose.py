@@ -118,7 +118,9 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     )  # fmt: skip
     ports = compose_ports(mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes)
     observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges, workspaces.gauges, disks.gauges)
-    scrub = Scrub({"cached responses": fetching.cache.check_next, "snapshots": workspaces.check_next})
+    scrub = Scrub(
+        {"cached responses": fetching.cache.check_next, "snapshots": workspaces.check_next, "disks": disks.check_next}
+    )
 
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
     backups = Backups(mirrors, state.backup)

@@ -18,6 +18,7 @@ from appliance.core.models import Health, Repo
 from appliance.core.process.endurance import Endurance
 from appliance.core.store.disk_leases import FOLLOWED, DiskLease, DiskLeaseStore, check_ttl
 from appliance.core.text import escape
+from appliance.core.workspace.disk.checking import DiskCheck
 from appliance.core.workspace.disk.collection import discard_disks, is_whole
 from appliance.core.workspace.disk.collector import DiskCollector
 from appliance.core.workspace.disk.images import DiskForm, DiskImage, DiskPlace
@@ -67,6 +68,7 @@ class Disks:
         self._ending: set[asyncio.Task[Any]] = set()
         self._endurance = Endurance(log, "keeping disks at the tips of their branches")
         self._build_seconds = 0.0
+        self._check = DiskCheck(layout.disks, self._distrust)
         self._collector = DiskCollector(
             layout.disks, mirror_of, health, leases, settings=settings, repos=repos, disks_of=self._repository
         )
@@ -78,6 +80,16 @@ class Disks:
         yield "disk_leases", "Leases of disks that have not ended, when they were last counted.", counted.leased
         yield "disk_image_bytes", "Bytes that disks take with their blob files, when last counted.", counted.bytes
         yield "disk_build_seconds", "Seconds spent building images of disks, since the start.", self._build_seconds
+        damaged = "Generations of disks with a byte that is not as it was written, found since the start."
+        yield "damaged_disks", damaged, self._check.damaged
+
+    async def check_next(self) -> bool:
+        """Reads the drives that were read longest ago, if they are due. Returns whether they were. Raises OSError."""
+        return await self._check.check_next()
+
+    def _distrust(self, name: str) -> None:
+        """Has the next lease of a repository wait for a build, which begins a new generation."""
+        self._repository(name).moved()
 
     # -- leases --------------------------------------------------------------------------------------------
 
