@@ -5,7 +5,7 @@
 #     scripts/try_in_vm.sh [FILES]
 #
 # FILES is the number of files in the repository, 2000 by default. Needs qemu-system-x86_64, busybox-static, cpio,
-# mkfs.erofs, git, curl, and apt, from which it downloads the kernel without installing it. Everything is in a temporary
+# git, curl, and apt, from which it downloads the kernel without installing it. Everything is in a temporary
 # directory, which is removed at the end; the kernel stays in build/vm. The listeners are on loopback. Takes about a minute,
 # and gives up after five.
 set -euo pipefail
@@ -21,7 +21,7 @@ fail() {
     exit 2
 }
 
-for tool in qemu-system-x86_64 busybox cpio mkfs.erofs git curl apt-get dpkg-deb; do
+for tool in qemu-system-x86_64 busybox cpio git curl apt-get dpkg-deb; do
     command -v "$tool" >/dev/null || fail "$tool is missing"
 done
 files=${1:-2000}

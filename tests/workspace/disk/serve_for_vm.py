@@ -1,4 +1,4 @@
-"""A mirror and two drives of one repository, for a guest in a virtual machine: `scripts/try_in_vm.sh` runs this.
+"""A mirror that leases two drives of one repository, for a guest in a virtual machine: `scripts/try_in_vm.sh` runs this.
 
 Writes `tree`, `data`, `guest.sh` and `addresses` (a shell file) to the given directory, prints `ready`, and serves on
 loopback until its stdin ends.
@@ -16,27 +16,21 @@ from tests.support.generate import add_commit, generate_repository
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 from tests.workspace.conftest import SETTLED
-from tests.workspace.disk.drives_lab import make_drives, plant_data_header
 
 HOST = "10.0.2.2"
 """The loopback of this machine, as a guest of qemu's user-mode network sees it."""
 
 
 def main(directory: Path, files: int) -> None:
-    """Serve until stdin ends. The mirror is one commit ahead of the drives."""
+    """Serve until stdin ends."""
     bare = directory / "bare.git"
     generate_repository(bare, files=files, commits=12)
-    plant_data_header(bare)
     with HttpUpstream(directory / "upstream") as upstream:
         upstream.add(WIDGETS, bare)
-        drives = make_drives(
-            bare, directory / "made", repository=WIDGETS, url=upstream.url(WIDGETS), history="full", form="erofs"
-        )
-        assert drives.data
-        drives.tree.rename(directory / "tree")
-        drives.data.rename(directory / "data")
         with Serve(directory / "state", repos=[upstream.url(WIDGETS)], refresh=SETTLED).start() as serve:
             serve.wait_for_repo(WIDGETS)
+            for drive in serve.cli_json("disk", WIDGETS)["drives"]:
+                (directory / drive["role"]).symlink_to(drive["path"])
             with urlopen(f"{serve.http_url}/guest.sh") as answer:
                 (directory / "guest.sh").write_bytes(answer.read())
             http, (_, git_port) = urlsplit(serve.http_url).port, serve.git_address

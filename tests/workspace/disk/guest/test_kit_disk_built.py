@@ -11,10 +11,9 @@ from tests.conftest import WIDGETS
 from tests.support.generate import add_commit
 from tests.support.gitutil import git
 from tests.workspace.conftest import Guest
+from tests.workspace.disk import disk_lab
 from tests.workspace.disk.drives_lab import Drives, Machine
 from tests.workspace.disk.guest.test_kit_disk import assert_whole
-
-disk_lab = pytest.importorskip("tests.workspace.disk.disk_lab", reason="there is no builder of disks")
 
 
 @pytest.mark.slow
