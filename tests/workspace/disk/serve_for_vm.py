@@ -1,4 +1,4 @@
-"""A mirror that leases two drives of one repository, for a guest in a virtual machine: `scripts/try_in_vm.sh` runs this.
+"""A mirror that leases two drives of a repository, for a guest in a virtual machine: `scripts/try_in_vm.sh` runs this.
 
 Writes `tree`, `data`, `guest.sh` and `addresses` (a shell file) to the given directory, prints `ready`, and serves on
 loopback until its stdin ends.
