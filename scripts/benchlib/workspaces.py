@@ -68,7 +68,9 @@ def measure_workspaces(
     with urlopen(f"{base}/guest.sh") as answer:
         kit.write_bytes(answer.read())
     # The upstream is unreachable on purpose, because a fallback to it would be another measurement.
-    place = Place(base, name, guests.tip, kit, places.fast, {**env, "GITMIRROR_UPSTREAM": "http://127.0.0.1:9/none"})
+    # The kit would also find the drives by itself.
+    environment = {**env, "GITMIRROR_UPSTREAM": "http://127.0.0.1:9/none", "GITMIRROR_DRIVES": ""}
+    place = Place(base, name, guests.tip, kit, places.fast, environment)
     wait_until(lambda: _snapshot(place) == place.tip, "the snapshot is built", SNAPSHOT)
     found = Workspaces(no_disk=why_no_disks() or "")
     with contextlib.ExitStack() as stack:
