@@ -35,7 +35,7 @@ GONE = "1" * 40
 
 def found(node: Node, *options: str) -> set[str]:
     """The sessions that a search finds."""
-    return {row["session"] for row in node.serve.cli_json("sessions", *options)}
+    return {row["session"] for row in node.serve.asked_here("sessions", *options)}
 
 
 def wait_indexed(node: Node) -> None:

@@ -18,6 +18,9 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
+from click.testing import CliRunner
+
+from appliance.cli.main import cli
 from appliance.core.api.client import call
 from appliance.core.errors import NotServing
 from appliance.core.layout import Layout
@@ -306,6 +309,17 @@ class Serve:
         done = self.cli(*args, "--json", check=False, timeout=timeout)
         if done.returncode not in codes:
             raise CommandFailed(done)
+        return json.loads(done.stdout)
+
+    def asked_here(self, *args: str) -> Any:
+        """`cli_json`, but run in the test's own process, in a tenth of the time. For what is asked many times over.
+
+        Raises CommandFailed when the exit code is not 0.
+        """
+        argv = ["--state", str(self.state), "--config", str(self.config), *args, "--json"]
+        done = CliRunner().invoke(cli, argv, prog_name="gitmirror.pyz")
+        if done.exit_code:
+            raise CommandFailed(subprocess.CompletedProcess(argv, done.exit_code, done.stdout, done.stderr))
         return json.loads(done.stdout)
 
     def status(self) -> dict[str, Any]:
