@@ -92,7 +92,9 @@ def test_status_with_and_without_serve(either: Serve, upstream: HttpUpstream) ->
     assert WIDGETS in either.cli("status", check=False).stdout
 
 
-@pytest.mark.parametrize("suffix", ["", ".git", "/", ".git/"])
+@pytest.mark.parametrize(
+    "suffix", ["", *(pytest.param(each, marks=pytest.mark.slow) for each in (".git", "/")), ".git/"]
+)
 def test_adding_the_same_url_again_changes_nothing(node_like: Serve, upstream: HttpUpstream, suffix: str) -> None:
     """Idempotent, however the URL is written, and without asking the upstream again."""
     node_like.cli("add-repo", upstream.url(WIDGETS))
