@@ -163,7 +163,7 @@ class Node:
 
     def refresh(self) -> None:
         """Follow the upstream now."""
-        self.serve.cli("refresh", WIDGETS)
+        self.serve.here("refresh", WIDGETS)
 
     def wait_for_snapshot(self, commit: str | None = None) -> str:
         """Wait until the followed branch's snapshot is at `commit` (default: the upstream's tip); return it."""
