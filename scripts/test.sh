@@ -65,4 +65,7 @@ if [ "${1-}" = --all ]; then
     selection=()
     shift
 fi
-step "pytest" "$python" -m pytest -n auto "${selection[@]}" "$@"
+# Otherwise each worker compiles all tests anew at each run.
+unset PYTHONDONTWRITEBYTECODE
+# Each worker has neighbours in a row, which share what is built for their module, until one has nothing left to do.
+step "pytest" "$python" -m pytest -n auto --dist worksteal "${selection[@]}" "$@"
