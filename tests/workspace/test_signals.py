@@ -15,7 +15,15 @@ import pytest
 from tests.conftest import WIDGETS
 from tests.support.gitutil import git, kill_group, wait_until
 from tests.support.processes import processes_of
-from tests.workspace.conftest import CURL, EVERY_SHELL, GNU_WGET, NOTHING, Guest, Node
+from tests.workspace.conftest import (
+    CURL,
+    EVERY_SHELL,
+    GNU_WGET,
+    NOTHING,
+    Guest,
+    Node,
+    skip_where_the_shell_has_tools,
+)
 from tests.workspace.proxy import Fault, Proxy
 
 AT_ONCE = 60.0
@@ -69,6 +77,8 @@ def test_term_ends_it_all_at_once(
     node: Node, ports: tuple[Proxy, Proxy], tmp_path: Path, shell: str, tools: tuple[str, ...], exists: bool
 ) -> None:
     """While a snapshot or a clone stalls: code 1, pipes closed, no process, DIR as it was, and the next one gets it."""
+    if tools == NOTHING:
+        skip_where_the_shell_has_tools(shell)
     guest = guest_of(node, ports, tmp_path / "home", shell, tools)
     workspace = guest.home / "place" / "ws"
     workspace.mkdir(parents=True) if exists else workspace.parent.mkdir()
@@ -99,6 +109,8 @@ def test_what_is_killed_runs_on_for_a_moment_only(
     node: Node, ports: tuple[Proxy, Proxy], tmp_path: Path, shell: str, tools: tuple[str, ...]
 ) -> None:
     """KILL reaches only the kit; the processes it started notice, end, and close the harness's pipes."""
+    if tools == NOTHING:
+        skip_where_the_shell_has_tools(shell)
     guest = guest_of(node, ports, tmp_path / "home", shell, tools)
     process = guest.start("hydrate", WIDGETS, str(guest.home / "ws"))
     wait_until(lambda: (ports[0] if tools else ports[1]).stalled, message="it stalls")
