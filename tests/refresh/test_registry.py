@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -42,7 +43,7 @@ def either(request: pytest.FixtureRequest, alone: Serve) -> Serve:
 
 def names_of(serve: Serve) -> list[str]:
     """Return the registered names."""
-    return [entry["name"] for entry in serve.cli_json("repos")]
+    return [entry["name"] for entry in json.loads(serve.here("repos", "--json"))]
 
 
 def test_add_and_list(either: Serve, upstream: HttpUpstream) -> None:
