@@ -65,10 +65,12 @@ if [ "${1-}" = --all ]; then
     selection=()
     shift
 fi
-# The tests create many thousands of small files, and on a disk that is a fifth of their time. Where there is room, they
-# are in memory, and only those of tests that failed stay there. PYTEST_DEBUG_TEMPROOT names another place.
+# The tests create many thousands of small files, and on a disk that is a fifth of their time. Where there is room and
+# programs may run, they are in memory, and only those of tests that failed stay. PYTEST_DEBUG_TEMPROOT names another
+# place.
 memory=/dev/shm
 if [ -z "${PYTEST_DEBUG_TEMPROOT-}" ] && [ -w $memory ] && [ "$(stat -f -c %T $memory 2>/dev/null)" = tmpfs ] &&
+    ! grep -q "^[^ ]* $memory [^ ]* [^ ]*noexec" /proc/mounts &&
     [ "$(df -Pk $memory | awk 'NR == 2 { print $4 }')" -ge 8000000 ] &&
     [ "$(awk '/^MemAvailable:/ { print $2 }' /proc/meminfo)" -ge 12000000 ]; then
     export PYTEST_DEBUG_TEMPROOT=$memory
