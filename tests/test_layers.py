@@ -108,6 +108,12 @@ def look(*names: str) -> dict[str, set[str]]:
 
 
 @cache
+def parsed(path: Path) -> ast.Module:
+    """A file as a tree, which is not to be changed."""
+    return ast.parse(path.read_text())
+
+
+@cache
 def imported(path: Path) -> set[str]:
     """Every module that a file imports when it runs: not what is for type checkers only."""
     tree = ast.parse(path.read_text())
@@ -117,9 +123,14 @@ def imported(path: Path) -> set[str]:
     return {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
 
 
-def at_the_top(path: Path) -> Iterator[str]:
+@cache
+def at_the_top(path: Path) -> tuple[str, ...]:
     """Every module that a file imports when it is imported itself: nothing in functions, nothing for type checkers."""
-    pending: list[ast.AST] = [ast.parse(path.read_text())]
+    return tuple(_at_the_top(path))
+
+
+def _at_the_top(path: Path) -> Iterator[str]:
+    pending: list[ast.AST] = [parsed(path)]
     while pending:
         node = pending.pop()
         if isinstance(node, ast.Import):
@@ -153,7 +164,7 @@ def brought(name: str) -> set[str]:
 def mentioned(path: Path) -> set[str]:
     """Every module that a file imports anywhere: at the top, in functions, for type checkers only."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {each.name for each in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -230,7 +241,7 @@ def test_a_name_means_one_thing() -> None:
     """No two public classes of one name, and no two files of tests."""
     classes: dict[str, list[str]] = {}
     for name, path in FILES.items():
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 classes.setdefault(node.name, []).append(name)
     assert not {name: where for name, where in classes.items() if len(where) > 1}
@@ -241,14 +252,14 @@ def test_a_name_means_one_thing() -> None:
 @pytest.mark.parametrize("name", sorted(PACKAGES))
 def test_a_package_says_what_it_is(name: str) -> None:
     """Its parts, the life of one item through it, and what must always hold, in ten to twenty-five lines."""
-    said = ast.get_docstring(ast.parse(FILES[name].read_text()))
+    said = ast.get_docstring(parsed(FILES[name]))
     assert said and 10 <= len(said.splitlines()) <= 25, f"{name}: {len((said or '').splitlines())} lines"
 
 
 @pytest.mark.parametrize("name", CORE)
 def test_core_neither_prints_nor_exits(name: str) -> None:
     """It raises and returns; who called it speaks."""
-    for node in ast.walk(ast.parse(FILES[name].read_text())):
+    for node in ast.walk(parsed(FILES[name])):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             assert called not in ("print", "sys.exit", "exit", "quit", "input"), f"{name}: {called}, line {node.lineno}"
@@ -263,7 +274,7 @@ def test_git_is_run_by_its_room_and_what_serves(name: str) -> None:
         "appliance.core.serving.push.http",
     ):
         return
-    for node in ast.walk(ast.parse(FILES[name].read_text())):
+    for node in ast.walk(parsed(FILES[name])):
         if isinstance(node, ast.List) and node.elts and isinstance(node.elts[0], ast.Constant):
             assert node.elts[0].value != "git", f"{name}, line {node.lineno}"
 
@@ -311,6 +322,11 @@ def test_no_circle_in_the_live_view() -> None:
 def test_help_needs_nothing_heavy() -> None:
     """The group and all its commands: what only one of them uses is imported when it runs."""
     assert not look("appliance.cli.main")["appliance.cli.main"] & HEAVY
+
+
+def test_a_command_that_asks_serve_needs_nothing_heavy_either() -> None:
+    """Opening the node and asking it: what reads the database or runs git is imported when it is used."""
+    assert not look("appliance.core.node.node")["appliance.core.node.node"] & (HEAVY - {"sqlite3"})
 
 
 def test_the_version_needs_no_command_line() -> None:

@@ -6,10 +6,13 @@ import base64
 import http.client
 import sqlite3
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from appliance.core.layout import Layout
+from appliance.core.node.state_dir import open_stores
 from tests.access.conftest import NOWHERE, OTHER, SECRET, Node, bearer, raw_http, tip
 from tests.conftest import WIDGETS
 from tests.support.gitutil import clean_env, commit_files, git, git_result, wait_until
@@ -163,11 +166,18 @@ def test_the_database_holds_hashes_and_the_last_use(node: Node) -> None:
     issued = node.issue()
     assert node.ls_remote(f"{node.serve.http_url}/{SECRET}", issued["token"])[0] == 0
 
-    def last_used() -> bool:
-        [row] = [row for row in node.serve.cli_json("token", "list") if row["id"] == issued["id"]]
-        return row["last_used_at"] is not None
+    stores = open_stores(Layout(node.serve.state), create=False)
 
-    wait_until(last_used, message="the use is written", timeout=60)
+    def last_used(rows: list[dict[str, Any]]) -> str | None:
+        found: str | None = next(row["last_used_at"] for row in rows if row["id"] == issued["id"])
+        return found
+
+    try:
+        # The database itself, because a command asked again and again would keep a processor busy.
+        wait_until(lambda: last_used(stores.tokens.all()), message="the use is written", timeout=60)
+    finally:
+        stores.database.close()
+    assert last_used(node.serve.cli_json("token", "list"))
     for path in node.serve.state.glob("gitmirror.db*"):
         assert issued["token"].encode() not in path.read_bytes()
     assert issued["token"] not in node.serve.log()

@@ -9,7 +9,7 @@ import pytest
 from tests.access.conftest import OTHER, SECRET, Node, Sampling, bearer, tip
 from tests.conftest import WIDGETS
 from tests.support.gitutil import commit_files, git, wait_until
-from tests.workspace.conftest import BUSYBOX, CURL, GNU_WGET, NOTHING, Guest, Result
+from tests.workspace.conftest import BUSYBOX, CURL, GNU_WGET, NOTHING, Guest, Result, skip_where_the_shell_has_tools
 from tests.workspace.web import get
 
 GUESTS = [
@@ -62,6 +62,8 @@ def test_hydrate_and_record(
     node: Node, tmp_path: Path, token: str, shell: str, tools: tuple[str, ...], via: str
 ) -> None:
     """With every set of guest tools. The token is in no process's arguments, no file and no message."""
+    if "wget" in tools:
+        skip_where_the_shell_has_tools(shell)
     guest = guest_of(node, tmp_path / "home", token, shell, tools)
     place, session = tmp_path / "work", f"kit-{shell}-{len(tools)}-{via}"
     with Sampling([token.encode()], files=["cmdline"]) as sampling:

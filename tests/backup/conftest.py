@@ -68,12 +68,16 @@ def recorded(mirror: Path) -> dict[str, str]:
 
 def told(serve: Serve) -> dict[str, Any]:
     """What the commands tell of recorded work, without what only the mirror's refreshes change."""
-    sessions = serve.cli_json("sessions")
+
+    def told_here(*command: str) -> Any:
+        return json.loads(serve.here(*command, "--json"))
+
+    sessions = told_here("sessions")
     return {
         "sessions": sessions,
-        "turns": [serve.cli_json("session", "show", each["repo"], each["session"])["turns"] for each in sessions],
+        "turns": [told_here("session", "show", each["repo"], each["session"])["turns"] for each in sessions],
         "diffs": [serve.cli("session", "diff", each["repo"], each["session"], "--raw").stdout for each in sessions],
-        "audit": serve.cli("audit", "export").stdout,
-        "tokens": serve.cli_json("token", "list"),
-        "repos": [(each["name"], each["url"]) for each in serve.cli_json("repos")],
+        "audit": serve.here("audit", "export"),
+        "tokens": told_here("token", "list"),
+        "repos": [(each["name"], each["url"]) for each in told_here("repos")],
     }

@@ -111,7 +111,7 @@ def test_nothing_is_needed_of_the_upstream(
     assert told(other.serve) == before
     if goes == "down":
         # Nobody takes a mirror without branches for the upstream as it is.
-        wait_until(lambda: other.serve.cli_json("status")["repos"][0]["last_error"], message="a refresh failed")
+        wait_until(lambda: other.serve.status()["repos"][0]["last_error"], message="a refresh failed")
         assert any("restored from a backup" in warning for warning in other.serve.cli_json("status")["warnings"])
         assert git_result("ls-remote", other.url)[0] != 0
         node.upstream.restore()
@@ -194,7 +194,7 @@ def test_serve_backs_up_by_itself(backed: Callable[..., Node], target: Path, tmp
 
     moved = target.rename(tmp_path / "moved")
     target.write_text("not a directory")
-    wait_until(lambda: node.serve.cli_json("status")["backup"]["error"], message="a backup fails")
+    wait_until(lambda: node.serve.status()["backup"]["error"], message="a backup fails")
     status = node.serve.cli_json("status")
     assert status["backup"]["at"], "the last success is told"
     assert any(f"backups to {target} fail" in warning for warning in status["warnings"])
@@ -202,7 +202,7 @@ def test_serve_backs_up_by_itself(backed: Callable[..., Node], target: Path, tmp
     assert not backup_check(node.serve)["ok"]
     target.unlink()
     moved.rename(target)
-    wait_until(lambda: not node.serve.cli_json("status")["backup"]["error"], message="backups go on")
+    wait_until(lambda: not node.serve.status()["backup"]["error"], message="backups go on")
 
 
 @pytest.mark.slow

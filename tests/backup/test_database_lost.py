@@ -128,7 +128,7 @@ def test_a_database_that_is_damaged_while_serve_runs_turns_pushes_off(
     assert done.returncode == 1 and f"restore {target}" in done.stderr
     assert node.serve.cli("backup", check=False).returncode == 1
     assert sorted(target.glob("manifests/*")) == backups, "the damaged one is not backed up"
-    wait_until(lambda: node.serve.cli_json("status")["pushes"]["off"], message="pushes are off")
+    wait_until(lambda: node.serve.status()["pushes"]["off"], message="pushes are off")
     remove(node.serve)
     database.write_bytes(sound)
-    wait_until(lambda: node.serve.cli_json("status")["pushes"]["off"] is None, message="pushes are on")
+    wait_until(lambda: node.serve.status()["pushes"]["off"] is None, message="pushes are on")

@@ -380,9 +380,7 @@ def test_leftovers_in_mirrors_are_removed_at_start_and_only_then(
     half.write_bytes(b"half a pack")
     packed.write_bytes(b"# pack-refs with: peeled fully-peeled sorted")
     tip = add_commit(upstream.path(WIDGETS), "main", {"x": "2\n"})
-    wait_until(
-        lambda: "lock" in str(serve.cli_json("status")["repos"][0]["last_error"]), message="the lock is in the way"
-    )
+    wait_until(lambda: "lock" in str(serve.status()["repos"][0]["last_error"]), message="the lock is in the way")
     assert lock.exists() and half.exists() and packed.exists()
     for path in half_written:
         path.touch()

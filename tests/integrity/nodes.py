@@ -34,7 +34,7 @@ class DamagedNode:
 
     def status(self, name: str = WIDGETS) -> dict[str, Any]:
         """The entry of a repository in `status`."""
-        return next(entry for entry in self.serve.cli_json("status", codes=(0, 3, 4))["repos"] if entry["name"] == name)
+        return next(entry for entry in self.serve.status()["repos"] if entry["name"] == name)
 
     def lose(self, oid: str) -> None:
         """Removes an object from the mirror, whose objects are all loose."""
@@ -57,7 +57,7 @@ class DamagedNode:
 
     def refresh(self) -> None:
         """Moves the upstream and has it fetched, so that a look follows."""
-        self.serve.cli("refresh", WIDGETS)
+        self.serve.here("refresh", WIDGETS)
 
     def wait_for_word(self, words: str) -> None:
         """Waits until the log of `serve` has these words."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,9 +33,11 @@ from tests.recording.conftest import (
     session_of,
     turns_of,
 )
-from tests.serving.conftest import Node, entry_of
+from tests.serving.conftest import SETTLED, Node, entry_of
 from tests.support.gitutil import git, refs, wait_until
 from tests.support.pkt import PushConnection
+from tests.support.serve import Serve
+from tests.support.upstream import HttpUpstream
 
 DAY = 86400.0
 MONTH = 30 * DAY
@@ -43,9 +46,9 @@ MONTH = 30 * DAY
 class Bench:
     """The retention of a node that was shut down, with a clock of the test's."""
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.lab = Lab(node.serve.state)
+    def __init__(self, state: Path) -> None:
+        self.mirror = state / "mirrors" / f"{WIDGETS}.git"
+        self.lab = Lab(state)
         self.stores: Stores = open_stores(self.lab.layout)
         self.now, self.running = time.time(), 0.0
         self.told = 0
@@ -87,29 +90,46 @@ class Bench:
         self.lab.close()
 
 
+def record_sessions(base: Path, generated: Path) -> None:
+    """Makes `state` below `base`, of a node to which guests pushed and that was shut down."""
+    with HttpUpstream(base / "upstream") as upstream:
+        upstream.add(WIDGETS, generated)
+        with Serve(base / "state", repos=[upstream.url(WIDGETS)], refresh=SETTLED).start() as serve:
+            serve.wait_for_repo(WIDGETS)
+            guest = Node(serve, upstream).guest(base / "guest")
+            for number in range(3):
+                record_turn(guest, "old", f"turn {number}")
+                git("reset", "--quiet", "--hard", "HEAD~1", cwd=guest)
+            for name in ("kept", "young"):
+                record_turn(guest, name, name)
+            with Book(serve) as book:
+                book.stores.sessions.keep(WIDGETS, "kept", True)
+            serve.terminate()
+
+
 @pytest.fixture
-def bench(make_node: Callable[..., Node], tmp_path: Path) -> Iterator[Bench]:
-    """A node with the sessions `old` (three turns, rewritten), `kept` and `young`, shut down."""
-    node = make_node()
-    guest = node.guest(tmp_path / "guest")
-    for number in range(3):
-        record_turn(guest, "old", f"turn {number}")
-        git("reset", "--quiet", "--hard", "HEAD~1", cwd=guest)
-    for name in ("kept", "young"):
-        record_turn(guest, name, name)
-    with Book(node.serve) as book:
-        book.stores.sessions.keep(WIDGETS, "kept", True)
+def bench(
+    generated_bare: Path, make_once: Callable[[str, Callable[[Path], object]], Path], tmp_path: Path
+) -> Iterator[Bench]:
+    """A node with the sessions `old` (three turns, rewritten), `kept` and `young`, shut down; a copy for this test."""
+
+    def build(path: Path) -> None:
+        path.mkdir()
+        record_sessions(path, generated_bare)
+
+    state = make_once("retained-sessions", build) / "state"
+    shutil.copytree(state, tmp_path / "state", symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
+    with Book(Serve(tmp_path / "state")) as book:
         for name in ("old", "kept"):
             book.shift(name, 2 * DAY)
-    node.serve.terminate()
-    bench = Bench(node)
+    bench = Bench(tmp_path / "state")
     yield bench
     bench.close()
 
 
 def names(bench: Bench, prefix: str) -> set[str]:
     """What the refs below a prefix are called."""
-    return {ref.removeprefix(prefix) for ref in refs(bench.node.mirror) if ref.startswith(prefix)}
+    return {ref.removeprefix(prefix) for ref in refs(bench.mirror) if ref.startswith(prefix)}
 
 
 def test_idle_sessions_go_to_the_archive_and_stay_sessions(bench: Bench) -> None:
@@ -117,7 +137,7 @@ def test_idle_sessions_go_to_the_archive_and_stay_sessions(bench: Bench) -> None
     turns = names(bench, TURNS)
     bench.look(0)
     assert names(bench, AGENTS) == {"young"} and names(bench, ARCHIVE) == {"old", "kept"}
-    logs = (bench.node.mirror / "logs").rglob("*")
+    logs = (bench.mirror / "logs").rglob("*")
     assert [path.name for path in logs if path.is_file()] == ["young"], "a ref's log goes with the ref, a turn has none"
     assert names(bench, TURNS) == turns and len(turns) == 5
     rows = {row["session"]: row for row in bench.stores.sessions.all(WIDGETS)}
@@ -151,9 +171,9 @@ def test_sessions_end_by_their_last_turn_and_the_kept_one_does_not(bench: Bench)
 
 def test_a_session_that_is_written_meanwhile_does_not_end(bench: Bench) -> None:
     """The ref is not where the session table has it, because a push is running, so nothing is removed."""
-    before = refs(bench.node.mirror)
+    before = refs(bench.mirror)
     other = next(oid for ref, oid in before.items() if ref.startswith(TURNS) and oid != before[f"{AGENTS}old"])
-    git("update-ref", f"{AGENTS}old", other, cwd=bench.node.mirror)
+    git("update-ref", f"{AGENTS}old", other, cwd=bench.mirror)
     with pytest.raises(GitError, match="a push is writing the session old"):
         bench.look(MONTH)
     assert names(bench, TURNS) == {ref.removeprefix(TURNS) for ref in before if ref.startswith(TURNS)}
@@ -162,7 +182,7 @@ def test_a_session_that_is_written_meanwhile_does_not_end(bench: Bench) -> None:
 
 def test_what_a_kill_left_half_ended_is_ended_by_the_next_look(bench: Bench) -> None:
     """The refs were gone and the rows not yet; or a turn's ref is left of a session that ended."""
-    mirror = bench.node.mirror
+    mirror = bench.mirror
     first = bench.stores.sessions.turns(WIDGETS, "old")[0]
     number, left = first.id, first.commit
     git("update-ref", "-d", f"{AGENTS}old", cwd=mirror)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ GONE = "1" * 40
 
 def found(node: Node, *options: str) -> set[str]:
     """The sessions that a search finds."""
-    return {row["session"] for row in node.serve.cli_json("sessions", *options)}
+    return {row["session"] for row in json.loads(node.serve.here("sessions", *options, "--json"))}
 
 
 def wait_indexed(node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Node:
     def follow(self, name: str, source: Path | None, *options: str) -> Followed:
         """Put a copy of `source` (None: an empty repository) upstream as `name`, register it, and wait."""
         path = self.upstream.add(name, source)
-        self.serve.cli("add-repo", self.upstream.url(name), *options)
+        self.serve.here("add-repo", self.upstream.url(name), *options)
         return Followed(self, name, path)
 
 
@@ -55,7 +56,7 @@ class Followed:
 
     def refresh_all(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Refresh by the command and return its answer, whatever came of it."""
-        done = self.node.serve.cli_json("refresh", *names, codes=(0, 1))
+        done = json.loads(self.node.serve.here("refresh", *names, "--json", codes=(0, 1)))
         assert isinstance(done, list)
         return done
 
@@ -75,7 +76,7 @@ class Followed:
 
 def repo_status(serve: Serve, name: str) -> dict[str, Any]:
     """Return one repository's entry of `status`, with and without a running serve."""
-    for entry in serve.cli_json("status", codes=(0, 3, 4))["repos"]:
+    for entry in serve.status()["repos"]:
         if entry["name"] == name:
             return dict(entry)
     raise AssertionError(f"{name} is not in the status")

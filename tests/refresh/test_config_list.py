@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def two(upstream: HttpUpstream, generated_bare: Path) -> HttpUpstream:
 
 def listed(serve: Serve) -> dict[str, tuple[str, bool]]:
     """Return source and `enabled` of every repository by name."""
-    return {entry["name"]: (entry["source"], entry["enabled"]) for entry in serve.cli_json("repos")}
+    return {entry["name"]: (entry["source"], entry["enabled"]) for entry in json.loads(serve.here("repos", "--json"))}
 
 
 def reconfigure(serve: Serve, repos: Repos, **refresh: Value) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -42,7 +43,7 @@ def either(request: pytest.FixtureRequest, alone: Serve) -> Serve:
 
 def names_of(serve: Serve) -> list[str]:
     """Return the registered names."""
-    return [entry["name"] for entry in serve.cli_json("repos")]
+    return [entry["name"] for entry in json.loads(serve.here("repos", "--json"))]
 
 
 def test_add_and_list(either: Serve, upstream: HttpUpstream) -> None:
@@ -92,7 +93,9 @@ def test_status_with_and_without_serve(either: Serve, upstream: HttpUpstream) ->
     assert WIDGETS in either.cli("status", check=False).stdout
 
 
-@pytest.mark.parametrize("suffix", ["", ".git", "/", ".git/"])
+@pytest.mark.parametrize(
+    "suffix", ["", *(pytest.param(each, marks=pytest.mark.slow) for each in (".git", "/")), ".git/"]
+)
 def test_adding_the_same_url_again_changes_nothing(node_like: Serve, upstream: HttpUpstream, suffix: str) -> None:
     """Idempotent, however the URL is written, and without asking the upstream again."""
     node_like.cli("add-repo", upstream.url(WIDGETS))

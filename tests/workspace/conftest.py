@@ -71,6 +71,13 @@ def shell_argv(words: str) -> list[str]:
     return [found, *rest]
 
 
+def skip_where_the_shell_has_tools(shell: str) -> None:
+    """Skips a test of a guest without tools where the shell has its own, as that of Debian's busybox-static does."""
+    argv = [*shell_argv(SHELL_WORDS.get(shell, shell)), "-c", "command -v wget || command -v curl"]
+    if run_process(argv, env={"PATH": "/nonexistent"}).returncode == 0:
+        pytest.skip(f"the shell of this {shell} has wget and tar built in")
+
+
 @dataclass
 class Guest:
     """A machine with a HOME of its own, a kit, a shell, and only the named tools on its PATH (None: all there are)."""
@@ -163,7 +170,7 @@ class Node:
 
     def refresh(self) -> None:
         """Follow the upstream now."""
-        self.serve.cli("refresh", WIDGETS)
+        self.serve.here("refresh", WIDGETS)
 
     def wait_for_snapshot(self, commit: str | None = None) -> str:
         """Wait until the followed branch's snapshot is at `commit` (default: the upstream's tip); return it."""

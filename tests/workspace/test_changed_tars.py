@@ -45,7 +45,9 @@ def assert_thrown_away(node: Node, times: int) -> None:
     assert node.serve.log().count("was thrown away") == times
 
 
-@pytest.mark.parametrize("at", [0.05, 0.5, 0.97])
+@pytest.mark.parametrize(
+    "at", [pytest.param(0.05, marks=pytest.mark.slow), 0.5, pytest.param(0.97, marks=pytest.mark.slow)]
+)
 def test_a_tar_changed_in_place_is_built_again_before_it_is_sent(own_node: Node, tmp_path: Path, at: float) -> None:
     """Same inode, size and mtime, in the pack or in a file, while it serves."""
     change_in_place(tar_of(own_node), at=at)
@@ -54,6 +56,7 @@ def test_a_tar_changed_in_place_is_built_again_before_it_is_sent(own_node: Node,
     assert_thrown_away(own_node, 1)
 
 
+@pytest.mark.slow
 def test_a_guest_hydrates_from_what_was_built_again(own_node: Node, tmp_path: Path) -> None:
     """By the kit, as if nothing had been."""
     change_in_place(tar_of(own_node))
@@ -100,6 +103,7 @@ def test_one_changed_between_two_starts_is_found_before_it_is_sent(own_node: Nod
     assert_thrown_away(own_node, 1)
 
 
+@pytest.mark.slow
 def test_a_description_with_no_digest_vouches_for_nothing(own_node: Node, tmp_path: Path) -> None:
     """An ETag that was cut off is that of no tar."""
     tar = tar_of(own_node)

@@ -109,7 +109,7 @@ def test_a_hydration_that_lives_is_spared(slow: tuple[Node, Proxy], tmp_path: Pa
 
 
 @PLACES
-@pytest.mark.parametrize("shell", ["dash", "busybox"])
+@pytest.mark.parametrize("shell", ["dash", pytest.param("busybox", marks=pytest.mark.slow)])
 def test_what_a_killed_one_left_is_taken_over_once(
     slow: tuple[Node, Proxy], tmp_path: Path, shell: str, exists: bool
 ) -> None:

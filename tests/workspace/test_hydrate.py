@@ -13,7 +13,16 @@ import pytest
 from tests.conftest import WIDGETS
 from tests.support.generate import add_commit
 from tests.support.gitutil import fsck, git, git_result, refs
-from tests.workspace.conftest import BUSYBOX, CURL, GNU_WGET, NOTHING, SHELLS, Guest, Node
+from tests.workspace.conftest import (
+    BUSYBOX,
+    CURL,
+    GNU_WGET,
+    NOTHING,
+    SHELLS,
+    Guest,
+    Node,
+    skip_where_the_shell_has_tools,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +49,8 @@ def test_it_works_with_what_a_guest_has(
     node: Node, tmp_path: Path, shell: str, tools: tuple[str, ...], via: str
 ) -> None:
     """curl, busybox or GNU wget, and none of them; GNU and busybox tar; with `timeout` and without; every shell."""
+    if tools == NOTHING:
+        skip_where_the_shell_has_tools(shell)
     guest = node.guest(tmp_path / "home", shell=shell, tools=tools)
     workspace = guest.home / "a work space"
     commit = guest.hydrate(workspace).hydrated(via=via)

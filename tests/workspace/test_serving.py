@@ -202,7 +202,14 @@ def test_a_branch_follows_its_upstream_to_the_end(own_node: Node, tmp_path: Path
     wait_until(lambda: len(places(node)) == 1, message="its snapshot is gone too")
 
 
-@pytest.mark.parametrize("name", ["a/" + "/".join("x" * 60 for _ in range(5)), "naïve☃", "a+b&c=%d#1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("a/" + "/".join("x" * 60 for _ in range(5)), marks=pytest.mark.slow),
+        pytest.param("naïve☃", marks=pytest.mark.slow),
+        "a+b&c=%d#1",
+    ],
+)
 def test_a_branch_of_any_name_is_found_by_its_query(own_node: Node, tmp_path: Path, name: str) -> None:
     """However long or odd."""
     commit = add_commit(own_node.upstream.path(WIDGETS), name, {"name.txt": name})
@@ -223,7 +230,15 @@ def test_switched_off_there_is_none_and_it_says_so(make_node: Callable[..., Node
 # What may happen to it
 
 
-@pytest.mark.parametrize("harm", ["tar", "garbage", "description", "everything"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "tar",
+        pytest.param("garbage", marks=pytest.mark.slow),
+        "description",
+        pytest.param("everything", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_broken_on_disk_is_built_again(own_node: Node, tmp_path: Path, harm: str) -> None:
     """A missing or damaged tar, or an invalid description, is replaced at the next start or the next request."""
     node = own_node

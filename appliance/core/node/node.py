@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from appliance.core.config.settings import Config
 from appliance.core.errors import NotServing
-from appliance.core.git.mirrors import mirrors_on_disk
 from appliance.core.layout import Layout
-from appliance.core.node.offline import OfflineNode
 from appliance.core.node.running import RunningNode
-from appliance.core.node.state_dir import open_stores
 from appliance.core.process.control_socket import is_serving
-from appliance.core.store.api_tokens import TokenScope
-from appliance.core.store.audit import TurnRef
-from appliance.core.store.stores import Stores
+
+if TYPE_CHECKING:
+    from appliance.core.node.offline import OfflineNode
+    from appliance.core.store.audit import TurnRef
+    from appliance.core.store.stores import Stores
+
+# What reads the database and runs git is imported where it is used: it is most of the time that a command takes which
+# only asks `serve`.
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,11 @@ class Node:
 
     def current(self) -> RunningNode | OfflineNode:
         """The node with or without a `serve`, as it is now. Call it once for each operation, not again within it."""
-        chosen = RunningNode if is_serving(self.layout) else OfflineNode
-        return chosen(self.layout, self.config, self.create)
+        if is_serving(self.layout):
+            return RunningNode(self.layout, self.config, self.create)
+        from appliance.core.node.offline import OfflineNode
+
+        return OfflineNode(self.layout, self.config, self.create)
 
     def status(self) -> dict[str, Any]:
         """The document of `status --json`. If `serve` ends during the call, the offline node answers."""
@@ -47,6 +52,8 @@ class Node:
 
     def stores(self) -> Stores:
         """The database, created by default if missing, because the first command may run before the first `serve`."""
+        from appliance.core.node.state_dir import open_stores
+
         return open_stores(self.layout, create=self.create)
 
     def refreshes(self, name: str | None, limit: int) -> list[dict[str, Any]]:
@@ -70,6 +77,8 @@ class Node:
 
     def issue_api_token(self, scope: str, ttl: float | None, name: str) -> dict[str, Any]:
         """Issues an API token, valid for `ttl` seconds or until it is revoked; a running `serve` accepts it at once."""
+        from appliance.core.store.api_tokens import TokenScope
+
         return self.stores().api_tokens.issue(TokenScope(scope), ttl, name)
 
     def api_tokens(self) -> list[dict[str, Any]]:
@@ -86,7 +95,7 @@ class Node:
 
     def unknown_turns(self) -> list[TurnRef]:
         """Turns that are in mirrors but not in the audit log. `serve` adds them to the log when it starts."""
-        # Imported here, because every command opens a node and few look into mirrors.
+        from appliance.core.git.mirrors import mirrors_on_disk
         from appliance.core.recording.found import turns_on_disk
 
         on_disk = (

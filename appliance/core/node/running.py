@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from appliance.core.access.read_tokens import issue_token
 from appliance.core.api.client import QUICK, call, pages, repo_path
 from appliance.core.config.settings import Config
 from appliance.core.errors import NotFound
 from appliance.core.layout import Layout
 from appliance.core.models import Tell
-from appliance.core.node.state_dir import make_privacy, open_stores
-from appliance.core.store.stores import Stores
+
+if TYPE_CHECKING:
+    from appliance.core.store.stores import Stores
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class RunningNode:
 
     def stores(self) -> Stores:
         """The database, which `serve` has reconciled with the config."""
+        # Imported here, because most commands only ask `serve`, and this is more than half of their time.
+        from appliance.core.node.state_dir import open_stores
+
         return open_stores(self.layout, create=self.create)
 
     def status(self) -> dict[str, Any]:
@@ -63,6 +66,9 @@ class RunningNode:
 
     def issue_token(self, name: str, ttl: float, note: str) -> dict[str, Any]:
         """Issues a read token of a repository, valid for `ttl` seconds. `private` says whether guests need one."""
+        from appliance.core.access.read_tokens import issue_token
+        from appliance.core.node.state_dir import make_privacy
+
         stores = self.stores()
         return issue_token(stores.tokens, make_privacy(self.layout, self.config), stores.registry.get(name), ttl, note)
 

@@ -8,26 +8,29 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from appliance.core.access.privacy import Privacy
 from appliance.core.config.credentials import Credentials
 from appliance.core.config.settings import Config, RepoConfig
 from appliance.core.errors import Conflict, GitmirrorError, UsageError
-from appliance.core.git.command import Git, git_environment, write_git_configs
-from appliance.core.git.complaints import Hear, hears_nothing
-from appliance.core.git.keyring import Keyring
-from appliance.core.git.mirror import Mirror
-from appliance.core.git.mirrors import mirrors_on_disk
-from appliance.core.integrity.exchange import settle
 from appliance.core.layout import Layout
 from appliance.core.names import check_branch_name
-from appliance.core.process.children import Children
 from appliance.core.process.endurance import Endurance
 from appliance.core.store.database import Database, DatabaseLost, StoreError
 from appliance.core.store.registry import Wanted
 from appliance.core.store.stores import Stores
 from appliance.core.store.told import LOST, ToldHead
 from appliance.core.upstream import Upstream, choose_name, no_ssh, parse_upstream, same_upstream
+
+if TYPE_CHECKING:
+    from appliance.core.access.privacy import Privacy
+    from appliance.core.git.command import Git
+    from appliance.core.git.complaints import Hear
+    from appliance.core.git.keyring import Keyring
+    from appliance.core.git.mirror import Mirror
+    from appliance.core.process.children import Children
+
+# What runs git is imported where it is used: most commands open the stores alone, and it is a third of their time.
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +84,8 @@ def is_lost(layout: Layout) -> bool:
     except OSError:
         if layout.database.exists():
             return False
+    from appliance.core.git.mirrors import mirrors_on_disk
+
     return layout.audit_head.exists() or any(mirrors_on_disk(layout))
 
 
@@ -102,11 +107,14 @@ def make_state(layout: Layout) -> None:
         ) from error
 
 
-def make_git(layout: Layout, config: Config, children: Children, hear: Hear = hears_nothing) -> Git:
+def make_git(layout: Layout, config: Config, children: Children, hear: Hear | None = None) -> Git:
     """Writes git's configs and returns the runner for refreshes and maintenance. The state directory must be claimed.
 
     Raises GitmirrorError if the configs cannot be written, because git must not run without them.
     """
+    from appliance.core.git.command import Git, git_environment, write_git_configs
+    from appliance.core.git.complaints import hears_nothing
+
     try:
         write_git_configs(layout, max_push=config.recording.max_push)
     except OSError as error:
@@ -114,7 +122,7 @@ def make_git(layout: Layout, config: Config, children: Children, hear: Hear = he
             f"git's configuration in {layout.run} cannot be written: {error.strerror}",
             hint=f"free space on its disk, and make sure that {layout.run} belongs to the user that runs gitmirror",
         ) from error
-    return Git(children, git_environment(layout, layout.git_config, os.environ), hear=hear)
+    return Git(children, git_environment(layout, layout.git_config, os.environ), hear=hear or hears_nothing)
 
 
 def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
@@ -122,6 +130,8 @@ def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
 
     A directory that cannot be cleaned is logged and skipped; the code that uses it will report the error.
     """
+    from appliance.core.integrity.exchange import settle
+
     endurance, removed = Endurance(log, "cleaning up"), []
     shutil.rmtree(layout.state / "incoming", ignore_errors=True)
     with endurance.over("heals that were killed"):
@@ -144,11 +154,15 @@ def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
 
 def make_keyring(config: Config) -> Keyring:
     """The credentials that refreshes use for upstreams."""
+    from appliance.core.git.keyring import Keyring
+
     return Keyring(Credentials(config.credentials), os.environ)
 
 
 def make_privacy(layout: Layout, config: Config) -> Privacy:
     """Who may read which mirror."""
+    from appliance.core.access.privacy import Privacy
+
     return Privacy(layout, Credentials(config.credentials))
 
 

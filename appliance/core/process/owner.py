@@ -11,10 +11,13 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.layout import Layout
-from appliance.core.process.children import Children, LockHeld, end_survivors, take_lock
+
+if TYPE_CHECKING:
+    from appliance.core.process.children import Children
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,9 @@ def claim(layout: Layout, role: str, *, control: Path | None = None, wait: float
     Waits up to `wait` seconds for an owner other than `serve`. Raises StateInUse that names the owner, LockHeld when
     processes of a killed owner cannot be ended, and GitmirrorError when the directory cannot be used.
     """
+    # Imported here, because every command looks for the owner, few become one, and asyncio takes a while to load.
+    from appliance.core.process.children import Children, LockHeld, end_survivors, take_lock
+
     try:
         layout.run.mkdir(parents=True, exist_ok=True)
         lock = _take_owner_lock(layout, wait)
@@ -91,6 +97,8 @@ def _write_info(lock: int, info: bytes) -> None:
 
 
 def _take_owner_lock(layout: Layout, wait: float) -> int:
+    from appliance.core.process.children import LockHeld, take_lock
+
     until = time.monotonic() + wait
     while True:
         try:

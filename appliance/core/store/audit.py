@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
-
-import sqlite_utils
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.store.chain import (
@@ -30,6 +28,9 @@ from appliance.core.store.cursors import LARGEST, Page, page_by_id
 from appliance.core.store.database import Database, rows
 from appliance.core.store.told import Head, ToldHead
 from appliance.core.units import rfc3339
+
+if TYPE_CHECKING:
+    import sqlite_utils
 
 UNKNOWN = "unknown"
 """The `client` of a turn that was found in a mirror."""

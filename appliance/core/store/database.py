@@ -14,13 +14,13 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import sqlite_utils
-
 from appliance.core.errors import GitmirrorError
-from appliance.core.store.migrations import MIGRATIONS
+
+if TYPE_CHECKING:
+    import sqlite_utils
 
 BUSY_SECONDS = 30.0
 
@@ -79,6 +79,8 @@ class Database:
 
         It sees everything that was committed before, and nothing of a transaction that is open in this thread.
         """
+        import sqlite_utils
+
         with self._readable_errors():
             with self._lock:
                 self._checked()
@@ -126,6 +128,10 @@ class Database:
         return self._connection
 
     def _open(self) -> None:
+        # Imported where a database is opened: a command that only asks `serve` knows the errors here, and would take
+        # half as long again.
+        import sqlite_utils
+
         create = self._create
         if not create and not self.path.is_file():
             what = "is not a file" if self.path.exists() else "is missing"
@@ -162,6 +168,8 @@ class Database:
         return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
     def _migrate(self, connection: sqlite_utils.Database) -> None:
+        from appliance.core.store.migrations import MIGRATIONS
+
         if not MIGRATIONS.pending(connection) and not self._from_the_future(connection):
             return
         # sqlite-utils applies migrations without a lock, and switching to WAL ignores the busy timeout: of three
@@ -187,6 +195,8 @@ class Database:
 
     @staticmethod
     def _from_the_future(connection: sqlite_utils.Database) -> bool:
+        from appliance.core.store.migrations import MIGRATIONS
+
         applied = {migration.name for migration in MIGRATIONS.applied(connection)}
         return bool(applied - MIGRATIONS.names)
 

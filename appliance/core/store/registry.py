@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import sqlite_utils
+from typing import TYPE_CHECKING, Any
 
 from appliance.core.errors import Conflict, NotFound
 from appliance.core.models import Repo
 from appliance.core.names import check_branch_name
 from appliance.core.store.database import Database, rows
+
+if TYPE_CHECKING:
+    import sqlite_utils
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite_utils
+from typing import TYPE_CHECKING
 
 from appliance.core.store.database import rows
+
+if TYPE_CHECKING:
+    import sqlite_utils
 
 
 def renumber(connection: sqlite_utils.Database, repo: str, session: str) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import sqlite_utils
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from appliance.core.models import Turn
 from appliance.core.store.audit import UNKNOWN
@@ -17,6 +15,9 @@ from appliance.core.store.session_search import SESSIONS, conditions, key_of
 from appliance.core.store.session_summary import renumber, summarise
 from appliance.core.store.turn_index import forget_session
 from appliance.core.units import rfc3339
+
+if TYPE_CHECKING:
+    import sqlite_utils
 
 _LISTED = (
     "repo, session, ref, tip, base, turns, commits, files_changed, insertions, deletions, first_at, last_at, client, "

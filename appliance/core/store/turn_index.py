@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import sqlite_utils
+from typing import TYPE_CHECKING, NamedTuple
 
 from appliance.core.store.cursors import LARGEST
 from appliance.core.store.database import Database, rows
+
+if TYPE_CHECKING:
+    import sqlite_utils
 
 
 class TurnToIndex(NamedTuple):

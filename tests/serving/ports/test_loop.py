@@ -51,7 +51,8 @@ def node(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path, watchdo
             node = Node(serve, upstream)
             # Written by hand: git takes half a minute to make so many.
             known = [f"{oid} {name}" for name, oid in refs(node.mirror).items()]
-            known += [f"{node.tip} refs/heads/many/branch-{each:06}" for each in range(MANY_REFS)]
+            tip = node.tip
+            known += [f"{tip} refs/heads/many/branch-{each:06}" for each in range(MANY_REFS)]
             lines = ["# pack-refs with: sorted ", *sorted(known, key=lambda line: line.split()[1])]
             (base / "packed-refs").write_text("\n".join([*lines, ""]))
             (base / "packed-refs").rename(node.mirror / "packed-refs")

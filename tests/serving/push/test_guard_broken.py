@@ -65,6 +65,7 @@ def test_a_push_without_a_log_to_write_to_is_refused(own_node: Node, tmp_path: P
     assert node.serve.cli_json("status")["warnings"] == []
 
 
+@pytest.mark.slow
 def test_a_log_that_is_lost_in_the_middle_of_a_push_is_made_up_for(own_node: Node) -> None:
     """The outcome that could not be written is settled later, and truly."""
     node = own_node

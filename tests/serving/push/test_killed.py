@@ -143,7 +143,10 @@ def test_a_child_that_is_killed_in_the_middle_of_a_push(own_node: Node, victim: 
 # serve itself
 
 
-@pytest.mark.parametrize("moment", ["mid-pack", "whole pack, answer unread", "answered"])
+@pytest.mark.parametrize(
+    "moment",
+    ["mid-pack", *(pytest.param(each, marks=pytest.mark.slow) for each in ("whole pack, answer unread", "answered"))],
+)
 def test_serve_killed_at_a_moment_of_a_push(own_node: Node, moment: str) -> None:
     """`kill -9` of `serve` leaves an attempt without an outcome; the next start settles it by what the refs are."""
     node = own_node

@@ -78,7 +78,7 @@ def test_a_guest_that_does_not_wait_leaves_nothing_open(own_node: Node, harm: Ca
         assert ENDED in entry["reason"]
 
 
-@pytest.mark.parametrize("version", [0, 1, 2])
+@pytest.mark.parametrize("version", [*(pytest.param(each, marks=pytest.mark.slow) for each in (0, 1)), 2])
 def test_a_fetch_from_a_broken_mirror_names_no_directory(own_node: Node, version: int) -> None:
     """In each protocol version the guest gets an error, and nothing of where the node keeps its mirrors."""
     break_objects(own_node.mirror)
