@@ -39,6 +39,8 @@ class StandIn:
     """Every order, in the order in which they began."""
     gate: asyncio.Event | None = None
     """What each build waits for, if anything."""
+    late: asyncio.Event | None = None
+    """The same when it has begun a generation and not yet written an image."""
     error: Exception | None = None
     running: int = 0
     most: int = 0
@@ -72,6 +74,8 @@ class StandIn:
         images.mkdir(parents=True, exist_ok=True)
         with (place.generation(number) / "data").open("ab") as data:
             data.write(b"d" * self.data_size)
+        if self.late is not None:
+            await self.late.wait()
         name = f"{order.commit[:12]}-{len(self.orders)}.{order.form}"
         image = DiskImage(
             order.repo, order.url, order.branch, order.commit, order.form, order.history, order.visibility,
@@ -161,8 +165,9 @@ class Bench:
                 async with asyncio.timeout(2 * SOON):
                     return await work(self)
             finally:
-                if self.builder.gate is not None:
-                    self.builder.gate.set()
+                for gate in (self.builder.gate, self.builder.late):
+                    if gate is not None:
+                        gate.set()
                 await self.disks.stop()
 
         return asyncio.run(whole())

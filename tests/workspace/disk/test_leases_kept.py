@@ -19,6 +19,7 @@ from appliance.core.workspace.disk import collector
 from appliance.core.workspace.disk.collection import Stock, plan_removals, take_stock
 from appliance.core.workspace.disk.images import DiskForm, DiskImage
 from tests.support.generate import delete_branch
+from tests.support.gitutil import wait_until
 from tests.workspace.disk.leasing import (
     BLOCK,
     NAME,
@@ -344,6 +345,37 @@ def test_a_build_is_not_disturbed(bench: Bench) -> None:
     bench.run(test)
 
 
+def test_a_generation_that_was_begun_during_a_collection_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had no image when the collection looked, and has one before that acts."""
+
+    async def test(bench: Bench) -> None:
+        repo, other = bench.add("acme/a"), bench.add("acme/b", repo_id=2)
+        await bench.sync(repo)
+        await bench.sync(other)
+        await bench.disks.release((await bench.lease(other))["id"])
+        bench.builder.late = late = asyncio.Event()
+        asked = asyncio.create_task(bench.lease(repo))
+        await until(lambda: bench.place(repo).generations() == [1])
+        loop = asyncio.get_running_loop()
+
+        def take(name: str, *rest: Any) -> Stock:
+            if name == other.name:
+                loop.call_soon_threadsafe(late.set)
+                wait_until(asked.done, message="the image is there and leased")
+                bench.leases.release(bench.leases.live()[0].id)
+            return take_stock(name, *rest)
+
+        monkeypatch.setattr(collector, "take_stock", take)
+        await bench.disks.tidy()
+        assert all(path.exists() for path in paths(await asked))
+        # The next one sees it as it is.
+        monkeypatch.undo()
+        await bench.disks.tidy()
+        assert bench.commits(repo) == [tip(repo)]
+
+    bench.run(test)
+
+
 def test_disks_of_a_repository_that_is_gone_stay_within_the_budget(bench: Bench) -> None:
     """Its leases hold; what nobody has can be used again if it comes back, and goes when room is needed."""
 
@@ -476,7 +508,7 @@ def test_what_is_wrong_with_one_repository_stays_with_it(
             bench.settings = WorkspaceConfig(disk_budget=budget)
             await bench.disks.tidy()
         assert bench.place(other).generations() == []
-        assert len([line for line in caplog.messages if f"{NAME}: removing old disks failed" in line]) == 1
+        assert len([line for line in caplog.messages if f"{NAME}: looking at its disks failed" in line]) == 1
         assert await bench.disks.documents() == [held] and all(path.exists() for path in paths(held))
 
     bench.run(test)
@@ -493,6 +525,43 @@ def test_more_than_the_budget_is_said_when_it_is_leased(bench: Bench, caplog: py
             bench.settings = WorkspaceConfig(disk_budget=budget)
             await bench.disks.tidy()
         assert len([line for line in caplog.messages if "more than [workspace] disk_budget" in line]) == 1
+
+    bench.run(test)
+
+
+def test_a_collection_looks_again_at_what_may_have_changed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refs of some repository always move; that is no reason to read the disks of all others."""
+    looked: list[str] = []
+
+    def take(name: str, *rest: Any) -> Stock:
+        looked.append(name)
+        return take_stock(name, *rest)
+
+    async def test(bench: Bench) -> None:
+        repo, other = bench.add(), bench.add("acme/other", repo_id=2)
+        await bench.sync(repo)
+        await bench.sync(other)
+        await bench.lease(repo)
+        held = await bench.lease(other)
+        monkeypatch.setattr(collector, "take_stock", take)
+        await bench.disks.tidy()
+        assert sorted(looked) == sorted([repo.name, other.name])
+        looked.clear()
+        advance(repo)
+        await bench.sync(repo)
+        await until(lambda: tip(repo) in bench.commits(repo))
+        await bench.disks.tidy()
+        assert looked == [repo.name]
+        looked.clear()
+        await bench.disks.release(held["id"])
+        await bench.disks.tidy()
+        assert looked == [other.name]
+        looked.clear()
+        await bench.disks.tidy()
+        assert looked == []
+        monkeypatch.setattr(collector, "LOOK_EVERY", 0.0)
+        await bench.disks.tidy()
+        assert sorted(looked) == sorted([repo.name, other.name])
 
     bench.run(test)
 

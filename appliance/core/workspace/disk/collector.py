@@ -60,7 +60,8 @@ class DiskCollector:
         self._settings = settings
         self._repos = repos
         self._disks_of = disks_of
-        self._endurance = Endurance(log, "removing old disks")
+        self._looking = Endurance(log, "looking at its disks")
+        self._removing = Endurance(log, "removing old disks")
         self._last = -math.inf
         self._called = True
         self._settings_then: WorkspaceConfig | None = None
@@ -95,12 +96,13 @@ class DiskCollector:
     async def _collect(self, settings: WorkspaceConfig) -> None:
         leases = await asyncio.to_thread(self._leases.live)
         repos = {repo.name: repo for repo in self._repos() if repo.enabled}
-        stocks, fresh = [], set()
+        stocks, fresh, changes = [], set(), {}
         for name in await asyncio.to_thread(lambda: list(names_on_disk(self._disks))):
-            with self._endurance.over(name):
+            with self._looking.over(name):
                 known, repo = self._disks_of(name), repos.get(name)
                 held = frozenset((lease.generation, lease.name) for lease in leases if lease.repo == name)
-                state = known.changes, repo, held
+                changes[name] = known.changes
+                state = changes[name], repo, held
                 then, stock = self._stocks.get(name, (None, Stock(name)))
                 if then != state:
                     fresh.add(name)
@@ -112,8 +114,8 @@ class DiskCollector:
         removals, left = plan_removals(stocks, settings.disk_budget)
         for name, removal in removals.items():
             if name in fresh or removal.images or removal.generations:
-                with self._endurance.over(name):
-                    await self._remove(self._disks_of(name), name, removal)
+                with self._removing.over(name):
+                    await self._remove(self._disks_of(name), name, removal, changes[name])
         self._complain(left, settings.disk_budget)
         self.images = sum(len(stock.images) - len(removals[stock.name].images) for stock in stocks)
         self.leased, self.bytes = len(leases), left
@@ -146,12 +148,16 @@ class DiskCollector:
             if is_whole(place, image):
                 share_drives(self._disks, place, image, group)
 
-    async def _remove(self, known: RepositoryDisks, name: str, removal: Removal) -> None:
-        """Removes what was planned and is still not leased; a repository that is being built has its turn later."""
-        if known.building.locked():
+    async def _remove(self, known: RepositoryDisks, name: str, removal: Removal, changes: int) -> None:
+        """Removes what was planned and is still not leased. `changes` is of the moment when its stock was taken.
+
+        A repository in which something is built, or was since then, has its turn later.
+        """
+        if known.building.locked() or known.changes != changes:
             self.call()
             return
-        self._stocks.pop(name, None)
+        if removal.images or removal.generations:
+            self._stocks.pop(name, None)
         async with known.building, known.giving:
             leased = await self.leased_of(name)
             held = {generation for generation, _ in leased}
