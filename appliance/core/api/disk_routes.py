@@ -10,10 +10,9 @@ from appliance.core.api.operations import NodeOperations
 from appliance.core.api.paging import AFTER, LIMIT, limit_of, paged
 from appliance.core.errors import NotFound, UsageError
 from appliance.core.store import cursors
+from appliance.core.store.disk_leases import LONGEST
 from appliance.core.workspace.disk.images import DiskForm
 
-LONGEST = 365 * 86400
-"""The longest lease, in seconds. A lease that is forgotten keeps its drives on disk until it ends."""
 _LEASE = "/v1/disks/{disk}"
 _LOCATION = {"Location": Header(schemas.TEXT, "The path of the lease.")}
 
@@ -44,7 +43,7 @@ class DiskRoutes:
                 {201: Answer("The lease, as `disk --json`.", _DISK, headers=_LOCATION)},
                 (problem.INVALID, problem.NOT_FOUND, problem.CONFLICT, problem.TOO_LARGE_BODY, problem.FAILED),
                 body=schemas.given(
-                    branch=schemas.NAME, commit=schemas.OID, guest=schemas.NAME, ttl=schemas.duration(1, LONGEST),
+                    branch=schemas.NAME, commit=schemas.OID, guest=schemas.NAME, ttl=schemas.duration(1, int(LONGEST)),
                     single=schemas.SWITCH, format=schemas.one_of("erofs", "ext4"),
                 ),
                 details="Of the tip of `branch`, or of `commit`, which a branch of the upstream must have, but not of "

@@ -41,7 +41,7 @@ class DiskLab:
     def order(self, branch: str = "main", commit: str | None = None) -> DiskOrder:
         """What is ordered for a branch's tip, or another commit."""
         commit = commit or git("rev-parse", f"refs/heads/{branch}", cwd=self.bare)
-        return DiskOrder(REPO, self.url, branch, commit, self.form, self.history, self.visibility, "")
+        return DiskOrder(REPO, self.url, branch, commit, self.form, self.history, self.visibility)
 
     def build(self, branch: str = "main", commit: str | None = None) -> DiskImage:
         """Build the disk of a branch's tip, or of another commit."""

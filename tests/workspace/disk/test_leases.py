@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.errors import GitmirrorError, NotFound, UsageError
+from appliance.core.errors import GitmirrorError, NotFound, TryLater, UsageError
 from appliance.core.store.disk_leases import UnknownLease
 from appliance.core.workspace.disk import disks as disks_module
 from appliance.core.workspace.disk.images import DiskForm
@@ -353,7 +353,7 @@ def test_a_request_waits_for_a_bounded_time(bench: Bench, monkeypatch: pytest.Mo
         await bench.sync(repo)
         bench.builder.gate = asyncio.Event()
         monkeypatch.setattr(disks_module, "DEMAND_WAIT", 0.05)
-        with pytest.raises(NoDisk, match="the disk of main is being built") as caught:
+        with pytest.raises(TryLater, match="the disk of main is being built") as caught:
             await bench.lease(repo)
         assert "try again" in caught.value.hint
         bench.builder.gate.set()

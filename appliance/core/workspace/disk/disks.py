@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from appliance.core.config.settings import WorkspaceConfig
-from appliance.core.errors import NotFound
+from appliance.core.errors import NotFound, TryLater
 from appliance.core.git.mirror import Mirror
 from appliance.core.health import followed_branch
 from appliance.core.layout import Layout
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 BUILDS_AT_ONCE = 2
 DEMAND_WAIT = 60.0
 """Seconds that a request waits for an image that has yet to be built."""
+RETRY = 10
+"""Seconds after which a platform may ask again for an image that takes longer."""
 MOST_TRIES = 3
 """How often one request begins again, because upstream dropped the commit or the disk changed the image meanwhile."""
 
@@ -99,7 +101,8 @@ class Disks:
         """Leases the image of a branch's tip (default: the followed branch), or of a commit of upstream's branches.
 
         `ttl` is in seconds, `guest` the platform's name for who gets it. Builds the image first if necessary. Returns
-        the lease as in `documents`. Raises UsageError, NotFound, NoDisk, StoreError and what the build raises.
+        the lease as in `documents`. Raises UsageError, NotFound, NoDisk, TryLater, StoreError, and what the build
+        raises.
         """
         check_ttl(ttl)
         known, deadline = self._served(repo), asyncio.get_running_loop().time() + DEMAND_WAIT
@@ -155,16 +158,18 @@ class Disks:
 
     def _order(self, repo: Repo, branch: str, commit: str, form: DiskForm) -> DiskOrder:
         settings, visibility = self._settings(), "private" if self._is_private(repo) else "open"
-        return DiskOrder(
-            repo.name, repo.url, branch, commit, form, settings.disk_history, visibility, settings.disk_group
-        )
+        return DiskOrder(repo.name, repo.url, branch, commit, form, settings.disk_history, visibility)
 
     async def _built(self, known: RepositoryDisks, order: DiskOrder, deadline: float) -> DiskImage | None:
         """The image of an order once it is built; None if upstream has dropped its commit meanwhile. Raises OSError."""
         task, branch = known.build(order), escape(order.branch)
         await asyncio.wait([task], timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
         if not task.done():
-            raise NoDisk(f"the disk of {branch} is being built", hint="try again; the build goes on without you")
+            raise TryLater(
+                f"the disk of {branch} is being built",
+                retry_after=RETRY,
+                hint="try again; the build goes on without you",
+            )
         if task.cancelled():
             raise NoDisk(f"{order.repo} is no longer served")
         image = task.result()

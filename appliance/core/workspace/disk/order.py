@@ -11,8 +11,7 @@ from appliance.core.workspace.disk.images import DiskForm
 class DiskOrder:
     """An image of `commit` on `branch` of the repository `repo`, whose upstream is `url`.
 
-    `history` is "full" or "tip", `visibility` "open" or "private". Members of `group` may read the drives; "" leaves
-    them to this process's own group.
+    `history` is "full" or "tip", `visibility` "open" or "private".
     """
 
     repo: str
@@ -22,4 +21,3 @@ class DiskOrder:
     form: DiskForm
     history: str
     visibility: str
-    group: str
