@@ -17,6 +17,7 @@ from appliance.core.git.error_lines import ErrorLines, last_errors
 from appliance.core.git.http_trace import HttpTrace
 from appliance.core.git.tls_trust import trust_config
 from appliance.core.layout import Layout
+from appliance.core.process.atomic_file import write_atomically
 from appliance.core.process.children import MOST_DATA_OF_A_READER, Children, limited_reader
 from appliance.core.process.error_output import error_output
 from appliance.core.process.run import ChildFailed, run_child, stream_child
@@ -156,24 +157,6 @@ def _write_if_changed(path: Path, text: str) -> None:
 def _quoted(path: Path) -> str:
     escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
-
-
-def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Writes a temporary file, syncs it and renames it: a kill leaves the old file or the new one. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)
-            file.write(text.encode())
-            file.flush()
-            os.fsync(descriptor)
-        temporary.rename(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 class Git:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.errors import UsageError
-from appliance.core.git.command import Git, GitError, write_atomically
+from appliance.core.git.command import Git, GitError
 from appliance.core.git.ref_sets import (
     FOLLOWED,
     anchoring,
@@ -25,6 +25,7 @@ from appliance.core.git.ref_sets import (
     refs_in_the_way,
 )
 from appliance.core.models import RefChange, RemoteRefs
+from appliance.core.process.atomic_file import write_atomically
 from appliance.core.upstream import same_upstream
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ import os
 import shutil
 from pathlib import Path
 
-from appliance.core.git.command import write_atomically
 from appliance.core.integrity.evidence import Evidence
 from appliance.core.layout import Layout
+from appliance.core.process.atomic_file import write_atomically
 
 NEW = "made-by-healing"
 """A file in a repository that a heal builds: UNFINISHED, then READY."""

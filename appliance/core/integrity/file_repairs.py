@@ -14,7 +14,7 @@ from pathlib import Path
 
 from appliance.core.backup.bundles import LONG, present
 from appliance.core.backup.directory import NewFile
-from appliance.core.git.command import GitError, write_atomically
+from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror, mirror_config
 from appliance.core.git.ref_sets import FOLLOWED
 from appliance.core.integrity.evidence import Evidence
@@ -28,6 +28,7 @@ from appliance.core.integrity.mirror_files import (
     read_ref_files,
 )
 from appliance.core.integrity.recorded_refs import RecordedRefs
+from appliance.core.process.atomic_file import write_atomically
 
 AT_ONCE = 500
 """Refs per transaction. git syncs a file for each ref, and a transaction has a deadline."""

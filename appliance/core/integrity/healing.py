@@ -13,7 +13,7 @@ from pathlib import Path
 
 from appliance.core.backup.bundles import present
 from appliance.core.errors import GitmirrorError
-from appliance.core.git.command import GitError, write_atomically
+from appliance.core.git.command import GitError
 from appliance.core.git.mirror import MARK, QUICK, Mirror
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.git.ref_sets import ANCHORS, FOLLOWED, TIPS
@@ -26,6 +26,7 @@ from appliance.core.integrity.recorded_refs import RecordedRefs, recorded_refs
 from appliance.core.integrity.salvage import Carrier, Sources
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
+from appliance.core.process.atomic_file import write_atomically
 from appliance.core.process.disk import LOW, room_of
 from appliance.core.recording.policy import AGENTS
 from appliance.core.store.stores import Stores

@@ -20,9 +20,10 @@ from importlib import resources
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.git.command import Git, write_atomically
+from appliance.core.git.command import Git
 from appliance.core.git.reflog import read_moves, was_moved
 from appliance.core.layout import Layout
+from appliance.core.process.atomic_file import write_atomically
 from appliance.core.process.disk import room_of
 
 _EMPTY_PACK = bytes.fromhex("5041434b0000000200000000029d08823bd8a8eab510ad6ac75c823cfd3ed31e")

@@ -17,9 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.git.command import Git, GitError, write_atomically
+from appliance.core.git.command import Git, GitError
 from appliance.core.git.mirror import Mirror
+from appliance.core.process.atomic_file import write_atomically
 from appliance.core.process.checked_file import CheckedFile, Identity
+from appliance.core.workspace.config import workspace_config
 from appliance.core.workspace.git_index import UnknownIndex, normalise_index
 from appliance.core.workspace.tar import write_tar
 
@@ -201,26 +203,6 @@ _HARMLESS = (
 )  # fmt: skip
 """A tree may be hostile, so hooks, fsmonitor and submodules are off. Filters run only if a config names them, and none
 does."""
-
-
-def workspace_config(url: str, branch: str) -> str:
-    """The config of the workspace in the guest: `origin` is the upstream, and fetches this branch only."""
-    quoted_url, quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in (url, branch))
-    return f"""\
-[core]
-\trepositoryformatversion = 0
-\tfilemode = true
-\tbare = false
-\tlogallrefupdates = true
-\tcheckStat = minimal
-\ttrustctime = false
-[remote "origin"]
-\turl = "{quoted_url}"
-\tfetch = "+refs/heads/{quoted}:refs/remotes/origin/{quoted}"
-[branch "{quoted}"]
-\tremote = origin
-\tmerge = "refs/heads/{quoted}"
-"""
 
 
 def _pack(place: SnapshotPlace, repository: Path, url: str, commit: str) -> Snapshot:

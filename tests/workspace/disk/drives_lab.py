@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.workspace.config import workspace_config
 from appliance.core.workspace.disk.header import BLOCK, Cksum, header
-from appliance.core.workspace.snapshot_build import workspace_config
 from tests.support.generate import add_commit
 from tests.support.gitutil import git, run_process
 from tests.workspace.conftest import Guest, shell_argv

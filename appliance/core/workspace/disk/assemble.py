@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.text import escape
+from appliance.core.workspace.config import workspace_config
 from appliance.core.workspace.disk.erofs import DataFile, Directory, Link, Node, OwnFile, write_image
 from appliance.core.workspace.disk.ext4 import write_ext4
 from appliance.core.workspace.disk.generation import Extent, Generation, Pack
@@ -19,7 +20,6 @@ from appliance.core.workspace.disk.history import Tag
 from appliance.core.workspace.disk.images import DiskForm
 from appliance.core.workspace.disk.index_file import IndexEntry, write_index
 from appliance.core.workspace.disk.mirror_reader import GITLINK, LINK, TREE, TreeEntry
-from appliance.core.workspace.snapshot_build import workspace_config
 from appliance.core.workspace.times import FIXED_TIME, INDEX_TIME, file_time
 
 LABEL = b"gitmirror"

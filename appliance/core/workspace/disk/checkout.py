@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -23,8 +23,8 @@ because no config names one, and `text` alone means LF."""
 _ASKED = ("eol", "ident", "text", "crlf", "working-tree-encoding")
 _DOT_GIT = re.compile(rb"(?:\.git|git~1)[ .]*(?::.*)?", re.IGNORECASE | re.DOTALL)
 """What Windows, too, may take for `.git` (`is_ntfs_dotgit` of git). A backslash separates names there."""
-_SUSPECT = re.compile(rb"(?:^|/)\.{0,2}(?:/|$)|git|gi7eba~", re.IGNORECASE)
-"""A path without this has no name that git refuses."""
+_SUSPECT = re.compile(rb"//|/\.|^\.|^/|/$|[gG][iI][tT7]")
+"""A path without this has no name that git refuses. It is plain, because it looks at every path of every commit."""
 _DOT_GITMODULES = (b".gitmod", b"gitmod~", b"gi7eba~")
 LONGEST_NAME = 255
 LONGEST_TARGET = 4095
@@ -40,31 +40,39 @@ def refuse_hostile_names(entries: Iterable[TreeEntry]) -> None:
             if path <= before:
                 raise _refused(path, "its tree is not sorted")
             before = path
-        if len(path) > LONGEST_TARGET:
-            raise _refused(path, f"its path is longer than {LONGEST_TARGET} bytes")
-        if len(path) > LONGEST_NAME and max(map(len, path.split(b"/"))) > LONGEST_NAME:
+        if len(path) > LONGEST_NAME or suspect(path):
+            _look_closely(mode, path)
+
+
+def _look_closely(mode: int, path: bytes) -> None:
+    if len(path) > LONGEST_TARGET:
+        raise _refused(path, f"its path is longer than {LONGEST_TARGET} bytes")
+    for name in path.split(b"/"):
+        if len(name) > LONGEST_NAME:
             raise _refused(path, f"a name in it is longer than {LONGEST_NAME} bytes")
-        if suspect(path):
-            for name in path.split(b"/"):
-                if name in (b"", b".", b"..") or any(_DOT_GIT.fullmatch(part) for part in name.split(b"\\")):
-                    raise _refused(path, "git does not check out such a name")
-            if mode == LINK and path.rpartition(b"/")[2].lower().startswith(_DOT_GITMODULES):
-                raise _refused(path, "it is a symbolic link")
+        if name in (b"", b".", b"..") or any(_DOT_GIT.fullmatch(part) for part in name.split(b"\\")):
+            raise _refused(path, "git does not check out such a name")
+    if mode == LINK and path.rpartition(b"/")[2].lower().startswith(_DOT_GITMODULES):
+        raise _refused(path, "it is a symbolic link")
 
 
 def _refused(path: bytes, why: str) -> GitmirrorError:
     return GitmirrorError(f"there can be no disk of this commit: {escape(path.decode('utf-8', 'replace'))}: {why}")
 
 
-def conversions(reader: MirrorReader, commit: str, entries: Iterable[TreeEntry]) -> dict[bytes, bytes]:
+def conversions(reader: MirrorReader, commit: str, entries: Sequence[TreeEntry]) -> dict[bytes, bytes]:
     """The keys in the catalogue of the files that a checkout may write differently from their blobs, by path.
 
     A key is the object id and the attributes, so it is longer than that of other contents, which is the id alone.
     """
-    files = [entry for entry in entries if entry[0] not in (TREE, LINK, GITLINK)]
-    attributes = [oid for _, oid, path in files if path.endswith(ATTRIBUTES) and path.rpartition(b"/")[2] == ATTRIBUTES]
+    attributes = [
+        oid
+        for mode, oid, path in entries
+        if path.endswith(ATTRIBUTES) and mode not in (TREE, LINK, GITLINK) and path.rpartition(b"/")[2] == ATTRIBUTES
+    ]
     if not any(_CONVERTS.search(text) for text in reader.whole(attributes).values()):
         return {}
+    files = [entry for entry in entries if entry[0] not in (TREE, LINK, GITLINK)]
     reader.run("read-tree", commit, environment=_index(reader))
     paths = (b"%s\0" % path for _, _, path in files)
     words = ("check-attr", "--cached", "--stdin", "-z", *_ASKED)

@@ -124,12 +124,18 @@ class Generation:
 
     def find(self, keys: Iterable[bytes]) -> dict[bytes, tuple[int, int]]:
         """The first block and the size of the contents with these keys, of those that are there."""
-        wanted, found = list(keys), {}
-        for at in range(0, len(wanted), _PER_QUERY):
-            some = wanted[at : at + _PER_QUERY]
+        wanted = set(keys)
+        [(known,)] = self._catalogue.execute("SELECT count(*) FROM contents")
+        if known < 4 * len(wanted):
+            # Reading everything in its order is then several times faster than looking for each key.
+            rows = self._catalogue.execute("SELECT key, block, size FROM contents")
+            return {key: (block, size) for key, block, size in rows if key in wanted}
+        found: dict[bytes, tuple[int, int]] = {}
+        ordered = sorted(wanted)
+        for at in range(0, len(ordered), _PER_QUERY):
+            some = ordered[at : at + _PER_QUERY]
             query = f"SELECT key, block, size FROM contents WHERE key IN ({','.join('?' * len(some))})"
-            for key, block, size in self._catalogue.execute(query, some):
-                found[key] = (block, size)
+            found |= {key: (block, size) for key, block, size in self._catalogue.execute(query, some)}
         return found
 
     # -- the blob file ------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.git.command import write_atomically
+from appliance.core.process.atomic_file import write_atomically
 from appliance.core.workspace.disk.assemble import Workspace, index_of, references, repository, write_tree_drive
 from appliance.core.workspace.disk.checkout import check_out, conversions, refuse_hostile_names
 from appliance.core.workspace.disk.generation import Generation
@@ -249,7 +249,7 @@ class Build:
 def _blocks(generation: Generation, extents: Mapping[bytes, tuple[int, int]]) -> int:
     """How many blocks of the blob file these contents and the packs of a new image take."""
     packs = sum(pack.pack.blocks + pack.idx.blocks for pack in generation.packs())
-    return packs + sum(-(-size // BLOCK) for _, size in set(extents.values()))
+    return packs + sum(-(-size // BLOCK) for _, size in extents.values())
 
 
 def _read(file: Path) -> Iterator[bytes]:

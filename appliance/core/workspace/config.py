@@ -1,0 +1,23 @@
+"""The git config that a ready workspace starts with."""
+
+from __future__ import annotations
+
+
+def workspace_config(url: str, branch: str) -> str:
+    """The config of the workspace in the guest: `origin` is the upstream, and fetches this branch only."""
+    quoted_url, quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in (url, branch))
+    return f"""\
+[core]
+\trepositoryformatversion = 0
+\tfilemode = true
+\tbare = false
+\tlogallrefupdates = true
+\tcheckStat = minimal
+\ttrustctime = false
+[remote "origin"]
+\turl = "{quoted_url}"
+\tfetch = "+refs/heads/{quoted}:refs/remotes/origin/{quoted}"
+[branch "{quoted}"]
+\tremote = origin
+\tmerge = "refs/heads/{quoted}"
+"""
