@@ -61,6 +61,14 @@ def test_a_path_may_have_any_letters(node: Serve) -> None:
     assert "acme/no%20ne" not in node.cli("api", "GET", "/v1/repos/acme/no%20ne", check=False).stdout
 
 
+def test_a_backup_to_a_relative_path_is_refused(node: Serve) -> None:
+    """It would land in the working directory of serve, which the caller does not know."""
+    done = node.cli("api", "POST", "/v1/backup", "--input", "-", input='{"to": "relative"}', check=False)
+    assert done.returncode == 1
+    assert "the directory relative of the backup is not an absolute path" in json.loads(done.stdout)["detail"]
+    assert node.cwd is None or not (Path(node.cwd) / "relative").exists()
+
+
 def test_a_body_comes_from_a_file_or_from_stdin(node: Serve, upstream: HttpUpstream, tmp_path: Path) -> None:
     """With `--accept`, progress is printed, too."""
     body = tmp_path / "body.json"

@@ -14,10 +14,11 @@ from typing import Any
 from appliance.core.backup.directory import BackupDirectory
 from appliance.core.backup.writer import BackupReport, BackupWriter
 from appliance.core.config.settings import BackupConfig
-from appliance.core.errors import GitmirrorError
+from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.process.endurance import EXPECTED, Endurance
+from appliance.core.text import escape
 from appliance.core.units import format_duration, rfc3339
 
 log = logging.getLogger(__name__)
@@ -75,11 +76,17 @@ class Backups:
     async def make(self, to: str | None) -> BackupReport:
         """Makes a backup now, to `to` or to the configured directory, which is created if it is missing.
 
-        Raises GitmirrorError.
+        `to` must be an absolute path, because the caller's working directory is not this process's. Raises
+        GitmirrorError.
         """
         chosen = to or self._settings().to
         if not chosen:
             raise no_directory()
+        if not chosen.startswith("/"):
+            raise UsageError(
+                f"the directory {escape(chosen)} of the backup is not an absolute path",
+                hint="name it from the root on, such as /mnt/backup/node1",
+            )
         return await self._make(chosen)
 
     def document(self) -> dict[str, Any] | None:
