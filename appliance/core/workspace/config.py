@@ -21,3 +21,8 @@ def workspace_config(url: str, branch: str) -> str:
 \tremote = origin
 \tmerge = "refs/heads/{quoted}"
 """
+
+
+def kit_config(repo: str, commit: str) -> str:
+    """What the guest kit notes in the config of each workspace, so that one mounted by hand can be recorded, too."""
+    return f"[gitmirror]\n\trepository = {repo}\n\tbase = {commit}\n"

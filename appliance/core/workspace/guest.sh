@@ -830,13 +830,14 @@ gitmirror__look_at_drive() {
 
 # Checks the tree drive against its text.
 gitmirror__check_tree() {
-    format='' held='' size='' sum='' summed='' data_id='' data_size=0
+    format='' held='' size='' sum='' summed='' git_sum='' data_id='' data_size=0
     for line in $tree_text; do
         value=${line#* }
         case $line in
         'format '*) format=$value ;;
         'commit '*) held=$value ;;
         'size '*) size=$value ;;
+        'git '*) git_sum=$value ;;
         'check '*) sum=${value% *} summed=${value#* } ;;
         'data '*) data_id=${value% *} data_size=${value#* } ;;
         esac
@@ -853,8 +854,10 @@ gitmirror__check_tree() {
     fi
     gitmirror__compare_size "$tree" "$size"
     [ "$than" = same ] || gitmirror__refuse_drive "it is not $size bytes long" || return 1
-    [ -n "$sum" ] || return 0
+    [ -n "$sum$git_sum" ] || return 0
     gitmirror__has cksum || gitmirror__refuse_drive 'there is no cksum to check it with' || return 1
+    # The files of an ext4 are checked when it is mounted.
+    [ -n "$sum" ] || return 0
     # The file system checks the first block itself. `dd` reads exactly that, so that the others continue behind it.
     # `cksum` alone reads fastest; busybox's `head` is slow.
     found=$({
@@ -981,6 +984,12 @@ gitmirror__mount() {
 # Sets `branch` and `commit` to HEAD of the drive, and `whole` to whether all of its history is there.
 gitmirror__read_head() {
     branch='' commit=''
+    if [ -n "$git_sum" ]; then
+        found=$({ cd "$hold/lower/.git" && cat HEAD config packed-refs index | cksum; } 2>/dev/null)
+        found=${found%"${found##*[0-9]}"}
+        [ "$found" = "$git_sum" ] || gitmirror__refuse_drive 'it is damaged: the checksum of its .git does not match' ||
+            return 1
+    fi
     read -r line 2>/dev/null <"$hold/lower/.git/HEAD"
     case $line in
     'ref: refs/heads/'*)

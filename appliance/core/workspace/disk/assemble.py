@@ -11,11 +11,11 @@ from typing import BinaryIO
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.text import escape
-from appliance.core.workspace.config import workspace_config
+from appliance.core.workspace.config import kit_config, workspace_config
 from appliance.core.workspace.disk.erofs import DataFile, Directory, Link, Node, OwnFile, write_image
 from appliance.core.workspace.disk.ext4 import write_ext4
 from appliance.core.workspace.disk.generation import Extent, Generation, Pack
-from appliance.core.workspace.disk.header import BLOCK, Cksum, header
+from appliance.core.workspace.disk.header import BLOCK, CHECKED_FILES, Cksum, header
 from appliance.core.workspace.disk.history import Tag
 from appliance.core.workspace.disk.images import DiskForm
 from appliance.core.workspace.disk.index_file import IndexEntry, write_index
@@ -100,9 +100,20 @@ def references(branch: str, commit: str, tags: Sequence[Tag]) -> bytes:
 
 
 def repository(
-    url: str, branch: str, commit: str, *, refs: bytes, index: bytes, packs: Iterable[Pack], tip: bytes | None
+    repo: str,
+    url: str,
+    branch: str,
+    commit: str,
+    *,
+    refs: bytes,
+    index: bytes,
+    packs: Iterable[Pack],
+    tip: bytes | None,
 ) -> Directory:
-    """The `.git` of a workspace. `tip` is the commit's object where the history ends with it, otherwise None."""
+    """The `.git` of a workspace of the mirror `repo`.
+
+    `tip` is the commit's object where the history ends with it, otherwise None.
+    """
 
     def text(content: str | bytes) -> OwnFile:
         return OwnFile(
@@ -120,7 +131,7 @@ def repository(
         objects[commit[:2].encode()] = _directory({commit[2:].encode(): text(loose)})
     entries: dict[bytes, Node] = {
         b"HEAD": text(f"ref: refs/heads/{branch}\n"),
-        b"config": text(workspace_config(url, branch)),
+        b"config": text(workspace_config(url, branch) + kit_config(repo, commit)),
         b"packed-refs": text(refs),
         b"info": _directory({b"exclude": text("")}),
         b"refs": _directory({b"heads": Directory(), b"tags": Directory()}),
@@ -153,7 +164,7 @@ def write_tree_drive(
     if form is DiskForm.EXT4:
         fields["format"] = "ext4"
         size = write_ext4(path, root, generation.data, scratch, identity=identity)
-        fields["size"] = str(size)
+        fields |= {"size": str(size), "git": _check_files(root)}
     else:
         size = _write_erofs(path, root, generation, fields, identity, single=form is DiskForm.SINGLE)
         if form is DiskForm.EROFS:
@@ -186,6 +197,18 @@ def _write_erofs(
     size = tree_size + (blocks * BLOCK if single else 0)
     fields |= {"size": str(size), "check": f"{check} {tree_size - BLOCK}"}
     return size
+
+
+def _check_files(root: Directory) -> str:
+    """What `cksum` prints for the files of `.git` that say what the workspace is."""
+    cksum, size, entries = Cksum(), 0, root.entries[b".git"]
+    assert isinstance(entries, Directory)
+    for name in CHECKED_FILES:
+        file = entries.entries[name]
+        assert isinstance(file, OwnFile)
+        cksum.update(file.content)
+        size += len(file.content)
+    return f"{cksum.value()} {size}"
 
 
 def _check(file: BinaryIO, size: int) -> int:

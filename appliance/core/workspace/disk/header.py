@@ -13,6 +13,8 @@ LENGTH = 1024
 """Bytes from the beginning of a drive that hold the text, filled up with NULs."""
 BLOCK = 4096
 """Bytes of a block. The check covers what follows the first block, because EROFS checks that block itself."""
+CHECKED_FILES = (b"HEAD", b"config", b"packed-refs", b"index")
+"""The files that say what the workspace is. ext4 has checksums of its metadata, but none of files."""
 FIRST_LINE = "gitmirror disk 1"
 """The first line: what it is, and the version of the text."""
 
@@ -23,9 +25,10 @@ def header(fields: Mapping[str, str]) -> bytes:
     """The text with one line `KEY VALUE` for each field, filled up to LENGTH bytes.
 
     The fields of a tree drive, in this order: `role tree`, `format erofs|ext4`, `repository OWNER/REPO`, `commit OID`,
-    `size BYTES` (of the whole drive), `check CRC BYTES` (what `cksum` says of as many bytes behind the first block; no
-    such line where the file system checks itself) and, if it needs a second drive, `data ID BYTES` (the id of the data
-    drive, and how many of its bytes the tree refers to). Those of a data drive: `role data`, `id ID`.
+    `size BYTES` (of the whole drive), `check CRC BYTES` (what `cksum` says of as many bytes behind the first block) or
+    `git CRC BYTES` (what it says of the files of `.git` in CHECKED_FILES, one behind the other, where the tree drive is
+    not written in one place) and, if it needs a second drive, `data ID BYTES` (the id of the data drive, and how many
+    of its bytes the tree refers to). Those of a data drive: `role data`, `id ID`.
     """
     text = "".join(f"{line}\n" for line in [FIRST_LINE, *(f"{key} {value}" for key, value in fields.items())]).encode()
     assert len(text) <= LENGTH

@@ -1,7 +1,7 @@
 """Builds one image in a process of its own, which `build` starts.
 
 Plain Python that takes seconds and a hundred megabytes would hold up everything that `serve` does. The order comes as
-JSON on stdin. The image's description, or the error, goes to stdout. A kill at any moment leaves the images there are.
+JSON on stdin. The image's description, or the error, goes to stdout. Existing images survive a kill at any point.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Build:
         return Generation(self.place.generation(number))
 
     def _is_worn(self, number: int) -> bool:
-        """Whether over half of the blob file is of no image that is there, and not of the ordered one either."""
+        """Whether over half of the blob file belongs to no existing image, nor to the ordered one."""
         with self._opened(number) as generation:
             # What the last image needed is a first guess that costs nothing.
             if generation.end <= 2 * int(generation.fact("needed") or 0) + SLACK:
@@ -158,7 +158,7 @@ class Build:
         if order.history == "tip":
             tip = self.reader.run("cat-file", "commit", order.commit)
         workspace.root.entries[b".git"] = repository(
-            order.url, order.branch, order.commit,
+            order.repo, order.url, order.branch, order.commit,
             refs=references(order.branch, order.commit, self.refs), index=index_of(tree, workspace),
             packs=generation.packs(), tip=tip,
         )  # fmt: skip
@@ -275,7 +275,7 @@ def main(orders: TextIO, answers: TextIO) -> int:
 
     Returns the exit code.
     """
-    # Nothing here has circles, and a collection looks at everything again and again while the tree grows.
+    # No reference cycles are created here, and each collection would scan the growing tree.
     gc.disable()
     order: dict[str, Any] = json.load(orders)
     place, mirror = DiskPlace(Path(order.pop("place"))), Path(order.pop("mirror"))
@@ -287,6 +287,7 @@ def main(orders: TextIO, answers: TextIO) -> int:
     except OSError as error:
         answer = {"error": f"the disk cannot be written: {error.strerror or error}", "hint": ""}
     except (sqlite3.Error, LookupError) as error:
-        answer = {"error": f"the disk cannot be built: {error}", "hint": f"delete {place.directory}"}
+        hint = "verify the mirror; if that is right, release the leases of this repository and delete its disks"
+        answer = {"error": f"the disk cannot be built: {error}", "hint": hint}
     json.dump(answer, answers)
     return 1 if "error" in answer else 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.workspace.disk.ext4 import why_not
 from appliance.core.workspace.disk.images import DiskForm
 from tests.conftest import WIDGETS
 from tests.support.generate import add_commit
@@ -41,3 +42,20 @@ def test_drives_as_they_are_built(
     assert machine.run("git", "status", "--porcelain", cwd=guest.home / "0") == ""
     machine.run("umount", str(guest.home / "0"))
     assert_whole(machine, workspace, image.commit, history=history)
+
+
+def test_an_ext4_drive_whose_index_is_damaged_is_refused(
+    machine: Machine, lone_guest: Guest, planted_bare: Path, tmp_path: Path
+) -> None:
+    """ext4 itself has no checksums of what files hold."""
+    if reason := why_not():
+        pytest.skip(reason)
+    lab = disk_lab.DiskLab(planted_bare, tmp_path / "disks", form=DiskForm.EXT4)
+    tree = lab.place.tree(lab.build())
+    image = bytearray(tree.read_bytes())
+    image[image.index(b"DIRC") + 200] ^= 1
+    tree.write_bytes(image)
+    done = lone_guest.with_(GITMIRROR_DRIVES=machine.drives(Drives(tree, None))).hydrate("ws")
+    assert done.hydrated(via="upstream")
+    assert "it is damaged: the checksum of its .git does not match" in done.err
+    assert machine.mounts() == []
