@@ -51,6 +51,8 @@ def clean_env(home: Path, **extra: str | None) -> dict[str, str]:
         "GIT_COMMITTER_EMAIL": "tester@example.com",
         "GIT_COMMITTER_DATE": DATE,
         "no_proxy": "*",
+        # The guest kit would find the drives that another test has attached at this moment.
+        "GITMIRROR_DRIVES": "",
         **extra,
     }
     return {name: value for name, value in env.items() if value is not None}

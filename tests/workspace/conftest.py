@@ -91,7 +91,7 @@ class Guest:
     def environment(self) -> dict[str, str]:
         """The whole environment. It has no identity for commits."""
         names = [f"GIT_{who}_{what}" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL", "DATE")]
-        base = clean_env(self.home, GIT_CONFIG_GLOBAL=None, **dict.fromkeys(names))
+        base = clean_env(self.home, GIT_CONFIG_GLOBAL=None, GITMIRROR_DRIVES=None, **dict.fromkeys(names))
         if self.tools is not None:
             base["PATH"] = str(self._path())
         return base | self.env

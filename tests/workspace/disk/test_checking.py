@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,34 @@ def test_a_short_data_drive_and_a_broken_catalogue_are_found(lab: DiskLab) -> No
         verify_generation(copy)
     (generation / "catalogue.db").write_bytes(b"y" * 4096)
     with pytest.raises(NotRight, match="catalogue"):
+        verify_generation(generation)
+
+
+def test_a_catalogue_that_is_being_written_is_no_damage(lab: DiskLab) -> None:
+    """Neither is one whose last transaction a kill cut short: the next build puts it in order."""
+    generation = built(lab)
+    copy = shutil.copytree(generation, lab.directory / "2")
+    connection = sqlite3.connect(generation / "catalogue.db", isolation_level=None)
+    connection.execute("PRAGMA cache_spill = ON")
+    connection.execute("PRAGMA cache_size = 1")
+    connection.execute("BEGIN EXCLUSIVE")
+    connection.execute("CREATE TABLE more AS SELECT * FROM contents")
+    for name in ("catalogue.db", "catalogue.db-journal"):
+        shutil.copy(generation / name, copy / name)
+    verify_generation(copy)
+    connection.execute("ROLLBACK")
+    connection.close()
+    verify_generation(generation)
+
+
+@pytest.mark.parametrize("column", ["start", "size"])
+def test_a_catalogue_without_sense_is_damage(lab: DiskLab, column: str) -> None:
+    """One bit may turn a number into nothing, or make it negative."""
+    generation = built(lab)
+    with sqlite3.connect(generation / "catalogue.db") as connection:
+        connection.execute(f"UPDATE segments SET {column} = {column} - 10000000")
+    connection.close()
+    with pytest.raises(NotRight, match="no sense"):
         verify_generation(generation)
 
 

@@ -48,6 +48,42 @@ def test_the_whole_history_is_there_with_tags_on_the_branch(lab: DiskLab, tmp_pa
     assert code != 0
 
 
+def test_a_tag_of_a_tag_is_peeled_to_its_commit(lab: DiskLab, tmp_path: Path) -> None:
+    """As a clone does it; older versions of git peel one level only where they list refs."""
+    [commit] = fast_import(lab.bare, [{b"a": (b"100644", b"1\n")}])
+    git("tag", "-m", "one", "one", "main", cwd=lab.bare)
+    git("tag", "-m", "two", "two", "one", cwd=lab.bare)
+    workspace = check(lab, lab.build(), tmp_path / "out")
+    assert f"{commit} refs/tags/two^{{}}" in git("show-ref", "-d", cwd=workspace)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "mode"),
+    [
+        (b"*.txt eol=crlf\n", b"100644"),
+        (b"# ident, eol=crlf\n*.txt diff=identifiers\n", b"100644"),
+        (b"*.txt eol=crlf", b"120000"),
+        (b"*.txt -ident\n*.txt text\n", b"100644"),
+    ],
+)
+def test_attributes_mean_what_they_mean_to_git(lab: DiskLab, tmp_path: Path, attributes: bytes, mode: bytes) -> None:
+    """In a comment, as a part of a word, and as the target of a symbolic link."""
+    fast_import(lab.bare, [{b".gitattributes": (mode, attributes), b"a.txt": (b"100644", b"$Id$\none\n")}])
+    to = tmp_path / "out"
+    to.mkdir()
+    image = lab.build()
+    workspace = lab.unpack(image, to / "disk")
+    assert files_of(workspace) == files_of(clone(lab.bare, to / "clone", image.commit))
+    assert git("status", "--porcelain", cwd=workspace) == ""
+
+
+def test_what_git_does_not_check_out_has_no_disk(lab: DiskLab) -> None:
+    """An encoding without a name ends a checkout."""
+    fast_import(lab.bare, [{b".gitattributes": (b"100644", b"a working-tree-encoding\n"), b"a": (b"100644", b"x\n")}])
+    with pytest.raises(GitmirrorError, match="working-tree-encoding"):
+        lab.build()
+
+
 def test_a_tip_has_one_commit_and_is_shallow(lab: DiskLab, tmp_path: Path) -> None:
     """Also the second one of a branch, whose pack has only what is new."""
     lab.history = "tip"

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import appliance
+from appliance.core.errors import GitmirrorError
 from appliance.core.workspace.disk.build import WORKER
 from appliance.core.workspace.disk.images import DiskForm, DiskImage
 from appliance.core.workspace.disk.order import DiskOrder
@@ -100,6 +102,46 @@ def test_a_disk_of_an_older_commit_does_not_hide_what_was_dropped_later(
     assert image.generation == 2 and not has_secret(lab, image)
 
 
+@pytest.mark.parametrize("history", ["full", "tip"])
+def test_a_branch_that_left_a_commit_to_another_ref_does_not_hide_that_it_was_dropped(
+    lab: DiskLab, tmp_path: Path, history: str
+) -> None:
+    """First the branch moves off it, then the ref that still had it goes."""
+    lab.history = history
+    base = push(lab, "main", {b"a": b"1\n"})
+    push(lab, "main", {b"secret": SECRET})
+    assert has_secret(lab, lab.build())
+    git("branch", "old", "main", cwd=lab.bare)
+    push(lab, "main", {b"b": b"2\n"}, base)
+    assert lab.build().generation == 1, "everything is still upstream's"
+    git("update-ref", "-d", "refs/heads/old", cwd=lab.bare)
+    image = lab.build()
+    assert image.generation == 2 and not has_secret(lab, image)
+    check(lab, image, tmp_path / "out")
+
+
+def test_a_tag_that_moved_does_not_hide_that_its_object_was_dropped(lab: DiskLab) -> None:
+    """Another tag kept it for a while."""
+    push(lab, "main", {b"a": b"1\n"})
+    git("tag", "-m", SECRET.decode(), "moving", "main", cwd=lab.bare)
+    git("update-ref", "refs/tags/other", "refs/tags/moving", cwd=lab.bare)
+    lab.build()
+    git("tag", "-f", "-m", "harmless", "moving", "main", cwd=lab.bare)
+    assert lab.build().generation == 1
+    git("update-ref", "-d", "refs/tags/other", cwd=lab.bare)
+    assert lab.build().generation == 2
+
+
+def test_what_a_killed_build_appended_is_cut_off_before_anybody_gets_the_drive(lab: DiskLab) -> None:
+    """Upstream may have dropped it meanwhile, and the image of before is found without building anything."""
+    push(lab, "main", {b"a": b"1\n"})
+    image = lab.build()
+    with (lab.directory / "1" / "data").open("ab") as data:
+        data.write(SECRET)
+    assert lab.build() == image
+    assert not has_secret(lab, image)
+
+
 def test_a_branch_that_goes_on_elsewhere_but_stays_reachable_drops_nothing(lab: DiskLab) -> None:
     """A merge, or a branch renamed: everything that is in the blob file is still upstream's."""
     push(lab, "main", {b"a": b"1\n"})
@@ -169,9 +211,14 @@ def test_packs_of_tips_are_replaced_by_one_of_what_the_tips_have(lab: DiskLab, t
     assert sum(len(one.content) for one in packs) < 450_000
     check(lab, last, tmp_path / "main")
     check(lab, lab.build("side"), tmp_path / "side")
+    older = git("rev-parse", "main~15", cwd=lab.bare)
+    for number in range(20):
+        push(lab, "main", {b"large": random.Random(number).randbytes(5_000)})
+        lab.build()
+        check(lab, lab.build("main", older), tmp_path / f"older{number}")
 
 
-@pytest.mark.parametrize("damage", ["short", "gone", "catalogue"])
+@pytest.mark.parametrize("damage", ["short", "gone", "catalogue", "null"])
 def test_a_damaged_generation_is_left_behind(lab: DiskLab, tmp_path: Path, damage: str) -> None:
     """The next image is built anew from the mirror."""
     push(lab, "main", {b"a": b"1\n"})
@@ -181,6 +228,10 @@ def test_a_damaged_generation_is_left_behind(lab: DiskLab, tmp_path: Path, damag
         os.truncate(data, data.stat().st_size - 4096)
     elif damage == "gone":
         data.unlink()
+    elif damage == "null":
+        with sqlite3.connect(catalogue) as connection:
+            connection.execute("UPDATE facts SET value = 'x' WHERE key = 'end'")
+        connection.close()
     else:
         catalogue.write_bytes(b"x" * 5000)
     push(lab, "main", {b"b": b"2\n"})
@@ -237,6 +288,36 @@ def test_a_kill_at_any_moment_leaves_the_last_good_image(lab: DiskLab, tmp_path:
     check(lab, lab.build(), tmp_path / "out")
     leftovers = [path.name for path in lab.directory.rglob("*") if path.name.endswith(".new")]
     assert leftovers == [] and not (lab.directory / "scratch").exists()
+
+
+def test_a_first_build_that_fails_leaves_nothing(lab: DiskLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blob file of a large repository is gigabytes."""
+    push(lab, "main", {b"a": b"1\n"})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("appliance.core.workspace.disk.worker.write_tree_drive", full)
+    with pytest.raises(OSError, match="No space left"):
+        lab.build()
+    assert list(lab.directory.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_bomb_ends_its_own_build(lab: DiskLab) -> None:
+    """A hundred kilobytes that name 10^9 paths, and a link whose target is 400 MB."""
+    tree = git("mktree", cwd=lab.bare, input=f"100644 blob {git('hash-object', '-w', '--stdin', cwd=lab.bare)}\ta\n")
+    for _ in range(9):
+        tree = git("mktree", cwd=lab.bare, input="".join(f"040000 tree {tree}\t{name}\n" for name in "abcdefghij"))
+    git("update-ref", "refs/heads/main", git("commit-tree", "-m", "x", tree, cwd=lab.bare), cwd=lab.bare)
+    worker = start_worker(lab)
+    assert worker.stdout is not None
+    assert "over 2,000,000 entries" in json.loads(worker.stdout.read())["error"]
+    blob = git("hash-object", "-w", "--stdin", cwd=lab.bare, input=bytes(400_000_000).decode())
+    tree = git("mktree", cwd=lab.bare, input=f"120000 blob {blob}\tlink\n")
+    git("update-ref", "refs/heads/main", git("commit-tree", "-m", "x", tree, cwd=lab.bare), cwd=lab.bare)
+    with pytest.raises(GitmirrorError, match="target"):
+        lab.build()
 
 
 def test_a_single_drive_is_made_from_the_same_blob_file(lab: DiskLab, tmp_path: Path) -> None:

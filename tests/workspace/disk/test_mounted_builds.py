@@ -111,6 +111,16 @@ def test_an_ext4_disk_that_another_user_built_is_owned_by_root(lab: DiskLab, tmp
         assert git("status", "--porcelain", cwd=top) == ""
 
 
+@needs_ext4
+def test_a_directory_that_mke2fs_would_need_hours_for_is_refused(lab: DiskLab) -> None:
+    """EROFS has no such limit."""
+    fast_import(lab.bare, [{b"d/%d" % number: (b"100644", b"") for number in range(10_001)}])
+    lab.form = DiskForm.EXT4
+    with pytest.raises(GitmirrorError, match="a directory has 10,001 entries, too many for mke2fs") as caught:
+        lab.build()
+    assert "use EROFS" in caught.value.hint
+
+
 def test_without_e2fsprogs_the_refusal_says_what_to_install(lab: DiskLab, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing is left behind."""
     fast_import(lab.bare, [{b"a": (b"100644", b"1\n")}])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -16,6 +17,7 @@ from asyncio import get_running_loop
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 from appliance.core.process.checked_file import CHECK_EVERY, CHECK_RATE, CheckedFile, NotRight, Pace, use_idle_disk
 from appliance.core.workspace.disk.generation import CATALOGUE
@@ -23,6 +25,7 @@ from appliance.core.workspace.disk.images import DiskImage, DiskPlace
 
 log = logging.getLogger(__name__)
 
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 _CHUNK = 2**20
 LEFT_BEHIND = "catalogue.damaged"
 """What the catalogue of a generation with a wrong byte is called, so that no build goes on in it."""
@@ -42,7 +45,7 @@ class DiskCheck:
 
     async def check_next(self, rate: float = CHECK_RATE) -> bool:
         """Reads the generation that was read longest ago, if it is due. Returns whether it was. Raises OSError."""
-        due = self._next()
+        due = await get_running_loop().run_in_executor(self._thread, self._next)
         if due is None:
             return False
         stop = threading.Event()
@@ -94,14 +97,24 @@ def _verify_tree(place: DiskPlace, image: DiskImage, rate: float | None, stop: t
 
 def _verify_data(directory: Path, pace: Pace) -> None:
     try:
-        catalogue = sqlite3.connect(f"file:{directory / CATALOGUE}?mode=ro", uri=True)
+        catalogue = sqlite3.connect(f"file:{quote(str(directory / CATALOGUE))}?mode=ro", uri=True)
         with contextlib.closing(catalogue):
             segments = catalogue.execute("SELECT start, size, sha256 FROM segments ORDER BY start").fetchall()
-    except sqlite3.DatabaseError as error:
-        if not (directory / CATALOGUE).exists():
-            return
-        raise NotRight(f"its catalogue cannot be read: {error}") from None
-    with (directory / "data").open("rb", buffering=0) as data:
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode in _DAMAGE:
+            raise NotRight(f"its catalogue cannot be read: {error}") from None
+        # It is being written, or was when a build was killed: the next build puts it in order.
+        log.info("generation %s is checked later: %s", directory.name, error)
+        return
+    if not all(isinstance(start, int) and isinstance(size, int) and size > 0 <= start for start, size, _ in segments):
+        raise NotRight("its catalogue has no sense")
+    try:
+        opened = (directory / "data").open("rb", buffering=0)
+    except FileNotFoundError:
+        if directory.exists():
+            raise NotRight("its data drive is gone") from None
+        return
+    with opened as data:
         for start, size, expected in segments:
             digest, left = hashlib.sha256(), size
             data.seek(start)
@@ -112,6 +125,9 @@ def _verify_data(directory: Path, pace: Pace) -> None:
                     raise NotRight(f"its data drive cannot be read: {error.strerror}") from None
                 if not piece:
                     raise NotRight("its data drive is shorter than it was written")
+                if not os.fstat(data.fileno()).st_nlink:
+                    # It was removed, and would take its room as long as this reads.
+                    return
                 digest.update(piece)
                 left -= len(piece)
                 pace.keep(len(piece))

@@ -17,7 +17,9 @@ from appliance.core.text import escape
 from appliance.core.workspace.disk.mirror_reader import GITLINK, LINK, TREE, MirrorReader, TreeEntry
 
 ATTRIBUTES = b".gitattributes"
-_CONVERTS = re.compile(rb"eol=crlf|ident|working-tree-encoding")
+_CONVERTS = re.compile(rb"^[^#\n]*(?:eol=crlf|(?<![\w-])ident\b|working-tree-encoding)", re.MULTILINE)
+_LONGEST_ATTRIBUTES = 2**22
+"""Bytes of a `.gitattributes` that are searched; git itself is asked about a larger one."""
 """What stands in the attributes of every repository in which a checkout on Linux converts a file. Filters do not run,
 because no config names one, and `text` alone means LF."""
 _ASKED = ("eol", "ident", "text", "crlf", "working-tree-encoding")
@@ -68,9 +70,11 @@ def conversions(reader: MirrorReader, commit: str, entries: Sequence[TreeEntry])
     attributes = [
         oid
         for mode, oid, path in entries
-        if path.endswith(ATTRIBUTES) and mode not in (TREE, LINK, GITLINK) and path.rpartition(b"/")[2] == ATTRIBUTES
+        # git reads a symbolic link here, too: the text of its target.
+        if path.endswith(ATTRIBUTES) and mode not in (TREE, GITLINK) and path.rpartition(b"/")[2] == ATTRIBUTES
     ]
-    if not any(_CONVERTS.search(text) for text in reader.whole(attributes).values()):
+    texts = reader.whole(attributes, _LONGEST_ATTRIBUTES).values()
+    if not any(text is None or _CONVERTS.search(text) for text in texts):
         return {}
     files = [entry for entry in entries if entry[0] not in (TREE, LINK, GITLINK)]
     reader.run("read-tree", commit, environment=_index(reader))
@@ -85,7 +89,8 @@ def conversions(reader: MirrorReader, commit: str, entries: Sequence[TreeEntry])
         if (
             values["eol"] == b"crlf"
             or values["ident"] == b"set"
-            or values["working-tree-encoding"] not in (b"unspecified", b"unset", b"set")
+            # "set", without a value, makes git refuse the checkout.
+            or values["working-tree-encoding"] not in (b"unspecified", b"unset")
         ):
             found[path] = oid + b"\0".join(answers[2::3])
     return found

@@ -25,6 +25,12 @@ _FEATURES = (
     "none,64bit,dir_index,dir_nlink,extent,extra_isize,filetype,flex_bg,huge_file,large_file,metadata_csum,sparse_super"
 )
 """No journal, because nothing is ever written. All of these are in every kernel since 3.18."""
+MOST_NAMES = 10_000
+"""The most entries of a directory. mke2fs looks at all of them for each one that it adds."""
+MOST_NAME_BYTES = 2**20
+"""The most bytes of the names in a directory, for the same reason."""
+_DEADLINE = 900.0
+"""Seconds for mke2fs."""
 _FIRST_INODE = 11
 _INODE = 256
 _COPY = 2**22
@@ -42,7 +48,7 @@ def write_ext4(path: Path, root: Directory, data: Path, scratch: Path, *, identi
     `identity` is the file system's UUID. Raises OSError, and GitmirrorError where the tools are missing or fail.
     """
     if reason := why_not():
-        raise GitmirrorError(f"there can be no ext4 disk: {reason}", hint="install e2fsprogs on this node")
+        raise GitmirrorError(f"cannot build an ext4 disk: {reason}", hint="install e2fsprogs on this node")
     tree = scratch / "tree"
     with data.open("rb") as file:
         copy = _Copy(file.fileno())
@@ -91,6 +97,13 @@ class _Copy:
             os.mkdir(path)
             made.append(path)
             self.inodes += 1
+            names = sum(map(len, directory.entries))
+            if len(directory.entries) > MOST_NAMES or names > MOST_NAME_BYTES:
+                count = f"{len(directory.entries):,} entries"
+                raise GitmirrorError(
+                    f"cannot build an ext4 disk: a directory has {count}, too many for mke2fs",
+                    hint="use EROFS, which has no such limit",
+                )
             # An entry takes its name and 8 bytes, and a block that was split is half empty.
             self.blocks += 2 + 2 * sum(12 + len(name) for name in directory.entries) // BLOCK
             for name, node in directory.entries.items():
@@ -134,7 +147,14 @@ class _Copy:
 
 def _run(*words: str) -> None:
     environment = {"PATH": _PATH, "LC_ALL": "C", "E2FSPROGS_FAKE_TIME": str(FIXED_TIME)}
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=environment)
+    try:
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=environment, timeout=_DEADLINE
+        )
+    except subprocess.TimeoutExpired:
+        raise GitmirrorError(
+            f"cannot build an ext4 disk: {words[0]} took longer than {_DEADLINE:.0f} s", hint="use EROFS"
+        ) from None
     said = done.stderr.decode("utf-8", "replace")
     # debugfs ends with 0 whatever happens. Its first line is its version.
     complaints = [line for line in said.splitlines() if not line.startswith(words[0])]

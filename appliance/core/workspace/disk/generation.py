@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
+from urllib.parse import quote
 
 from appliance.core.workspace.disk.header import BLOCK, header
 
@@ -24,7 +25,7 @@ CREATE TABLE facts (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 CREATE TABLE contents (key BLOB PRIMARY KEY, block INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE packs (id INTEGER PRIMARY KEY, name TEXT NOT NULL, pack_block INTEGER NOT NULL, pack_size INTEGER NOT NULL,
     idx_block INTEGER NOT NULL, idx_size INTEGER NOT NULL, in_use INTEGER NOT NULL DEFAULT 1);
-CREATE TABLE packed (ref BLOB PRIMARY KEY, oid TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE packed (id INTEGER PRIMARY KEY, ref BLOB NOT NULL, oid TEXT NOT NULL, UNIQUE (ref, oid));
 CREATE TABLE segments (start INTEGER PRIMARY KEY, size INTEGER NOT NULL, sha256 TEXT NOT NULL);
 """
 CATALOGUE = "catalogue.db"
@@ -59,7 +60,9 @@ class Generation:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._catalogue = sqlite3.connect(directory / CATALOGUE, isolation_level=None)
+        # Not created where it is missing: what was left behind must stay so.
+        self._catalogue = sqlite3.connect(f"file:{quote(str(directory / CATALOGUE))}?mode=rw", uri=True)
+        self._catalogue.isolation_level = None
         self._catalogue.execute("PRAGMA synchronous = FULL")
         self._facts: dict[str, str] = dict(self._catalogue.execute("SELECT key, value FROM facts"))
         self._contents: list[tuple[bytes, int, int]] = []
@@ -68,6 +71,10 @@ class Generation:
         self.end = int(self._facts["end"])
         """The first block of the blob file that is free; all before it is of finished builds, or of this one."""
         self._committed = self.end
+        # A killed build may have left contents that upstream has dropped since. Whoever has the drive could read them.
+        with contextlib.suppress(FileNotFoundError):
+            if self.data.stat().st_size > self._committed * BLOCK:
+                os.truncate(self.data, self._committed * BLOCK)
 
     @classmethod
     def create(cls, directory: Path, facts: Mapping[str, str]) -> Self:
@@ -180,11 +187,12 @@ class Generation:
         packs: Sequence[tuple[str, Extent, Extent]] = (),
         replaced: Iterable[int] = (),
         packed: Mapping[str, str] | None = None,
+        superseded: Iterable[tuple[str, str]] = (),
     ) -> None:
         """Syncs the blob file, and stores what was added to it.
 
         `packs` are new packs, which take the place of those with the ids `replaced`. `packed` maps refs to the objects
-        that packs now reach, beyond what they reached before.
+        that packs now reach, beyond what they reached before. `superseded` are earlier ones that these reach, too.
         """
         if self._file is not None:
             self._file.flush()
@@ -198,8 +206,8 @@ class Generation:
             "INSERT INTO packs (name, pack_block, pack_size, idx_block, idx_size) VALUES (?, ?, ?, ?, ?)",
             [(name, *pack, *index) for name, pack, index in packs],
         )
-        refs = [(ref.encode("utf-8", "surrogateescape"), oid) for ref, oid in (packed or {}).items()]
-        run.executemany("INSERT OR REPLACE INTO packed VALUES (?, ?)", refs)
+        run.executemany("DELETE FROM packed WHERE ref = ? AND oid = ?", _in_bytes(superseded))
+        run.executemany("INSERT OR REPLACE INTO packed (ref, oid) VALUES (?, ?)", _in_bytes((packed or {}).items()))
         run.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", self._facts.items())
         if size:
             segment = [self._committed * BLOCK, size, self._segment.hexdigest()]
@@ -216,7 +224,15 @@ class Generation:
         )
         return [Pack(row[0], row[1], Extent(*row[2:4]), Extent(*row[4:6])) for row in rows]
 
-    def packed(self) -> dict[str, str]:
-        """The refs that the packs reach, with the object that each named when it was packed."""
-        rows = self._catalogue.execute("SELECT ref, oid FROM packed")
-        return {ref.decode("utf-8", "surrogateescape"): oid for ref, oid in rows}
+    def packed(self) -> list[tuple[str, str]]:
+        """What the packs reach: each ref with each object that it named when it was packed, the oldest first.
+
+        A ref is there with several objects if a later one does not reach an earlier one.
+        """
+        rows = self._catalogue.execute("SELECT ref, oid FROM packed ORDER BY id")
+        return [(ref.decode("utf-8", "surrogateescape"), oid) for ref, oid in rows]
+
+
+def _in_bytes(pairs: Iterable[tuple[str, str]]) -> list[tuple[bytes, str]]:
+    """The same with refs as bytes, because they need not be UTF-8."""
+    return [(ref.encode("utf-8", "surrogateescape"), oid) for ref, oid in pairs]

@@ -8,7 +8,7 @@ pack with a commit whose parent is missing looks damaged to git; the commit is a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,30 +32,43 @@ class Tag(NamedTuple):
 
 def tags_on(reader: MirrorReader, commit: str) -> list[Tag]:
     """The tags on a commit and its ancestors, sorted by name."""
-    layout = "%(refname)%00%(objectname)%00%(*objectname)"
+    layout = "%(refname)%00%(objectname)%00%(*objectname)%00%(*objecttype)"
     output = reader.run("for-each-ref", f"--merged={commit}", f"--format={layout}", "refs/tags")
-    lines = output.decode("utf-8", "surrogateescape").split("\n")
-    return sorted(Tag(*line.split("\0")) for line in lines if line)
+    fields = [line.split("\0") for line in output.decode("utf-8", "surrogateescape").split("\n") if line]
+    # Before 2.45, git peels one level here.
+    nested = [oid for _, oid, _, kind in fields if kind == "tag"]
+    asked = [f"{oid}^{{}}" for oid in nested]
+    answers = reader.run("cat-file", "--batch-check=%(objectname)", stdin=_lines(asked)) if nested else b""
+    peeled = dict(zip(nested, answers.decode().split(), strict=True))
+    return sorted(Tag(ref, oid, peeled.get(oid, one_level)) for ref, oid, one_level, _ in fields)
 
 
-def dropped(reader: MirrorReader, packed: Mapping[str, str]) -> str | None:
+def dropped(reader: MirrorReader, packed: Iterable[tuple[str, str]]) -> str | None:
     """A ref of those packed whose object upstream no longer has on any branch or tag, if there is one."""
-    if not packed:
+    refs = {oid: ref for ref, oid in packed}
+    if not refs:
         return None
     output = reader.run("for-each-ref", "--format=%(objectname)", "refs/heads", "refs/tags")
     present = set(output.decode().split())
-    gone = {oid: ref for ref, oid in packed.items() if oid not in present}
+    gone = {oid: ref for oid, ref in refs.items() if oid not in present}
+    if not gone:
+        return None
     # A tag object that no ref names is gone. A commit that no ref names may still be on a branch.
-    missing = reader.run("cat-file", "--batch-check=%(objectname) %(objecttype)", stdin=_lines(gone))
-    for line in missing.decode().splitlines():
+    answers = reader.run("cat-file", "--batch-check=%(objectname) %(objecttype)", stdin=_lines(gone))
+    for line in answers.decode().splitlines():
         oid, kind = line.split()[:2]
         if kind != "commit":
             return gone[oid]
     # Older versions of git take no `--not --branches` from stdin.
     revisions = [*_lines(gone), *_lines(f"^{oid}" for oid in present)]
-    if gone and reader.run("rev-list", "--max-count=1", "--stdin", stdin=revisions):
+    if reader.run("rev-list", "--max-count=1", "--stdin", stdin=revisions):
         return next(iter(gone.values()))
     return None
+
+
+def is_reached(reader: MirrorReader, old: str, new: str) -> bool:
+    """Whether the commit `new` has the commit `old` among its ancestors, or is it."""
+    return old == new or not reader.run("rev-list", "--max-count=1", old, f"^{new}")
 
 
 def _lines(words: Iterable[str]) -> list[bytes]:
@@ -64,8 +77,9 @@ def _lines(words: Iterable[str]) -> list[bytes]:
 
 def pack_history(reader: MirrorReader, generation: Generation, tips: Iterable[str]) -> Path | None:
     """Packs what is reachable from `tips` and not from what is packed already. None if that is nothing."""
-    known = sorted(set(generation.packed().values()))
-    revisions = [*_lines(sorted(set(tips) - set(known))), *_lines(f"^{oid}" for oid in known)]
+    # Tags need not be excluded, because they are on branches, and there may be a hundred thousand of them.
+    known = {oid for ref, oid in generation.packed() if ref.startswith("refs/heads/")}
+    revisions = [*_lines(sorted(set(tips) - known)), *_lines(f"^{oid}" for oid in sorted(known))]
     return _pack(reader, revisions, "--revs")
 
 

@@ -15,6 +15,8 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.error_lines import last_errors
 
 _PIECE = 2**20
+MOST_ENTRIES = 2_000_000
+"""The most files and directories of a tree; twenty times those of linux."""
 
 TREE = 0o040000
 LINK = 0o120000
@@ -101,35 +103,48 @@ class MirrorReader:
 
     def listing(self, commit: str) -> list[TreeEntry]:
         """Everything in the tree of a commit: a directory before what is in it, otherwise in the order of the index."""
-        output = self.run("ls-tree", "-r", "-t", "-z", "--full-tree", commit)
         modes: dict[bytes, int] = {}
-        entries = []
-        for record in output.split(b"\0"):
-            # "100644 blob OID\tPATH", and "160000 commit OID\tPATH" for a submodule.
-            at = 14 if record.startswith(b"160000") else 12
-            mode = modes.get(record[:6])
-            if mode is None:
-                if not record:
-                    continue
-                mode = modes[record[:6]] = int(record[:6], 8)
-            entries.append((mode, unhexlify(record[at : at + 40]), record[at + 41 :]))
+        entries: list[TreeEntry] = []
+        rest = b""
+        with self.stream("ls-tree", "-r", "-t", "-z", "--full-tree", commit) as output:
+            while piece := output.read(_PIECE):
+                *records, rest = (rest + piece).split(b"\0")
+                for record in records:
+                    # "100644 blob OID\tPATH", and "160000 commit OID\tPATH" for a submodule.
+                    at = 14 if record.startswith(b"160000") else 12
+                    mode = modes.get(record[:6])
+                    if mode is None:
+                        mode = modes[record[:6]] = int(record[:6], 8)
+                    entries.append((mode, unhexlify(record[at : at + 40]), record[at + 41 :]))
+                if len(entries) > MOST_ENTRIES:
+                    raise GitmirrorError(
+                        f"there can be no disk of {commit}: its tree has over {MOST_ENTRIES:,} entries"
+                    )
         return entries
 
-    def contents(self, oids: Sequence[bytes]) -> Iterator[tuple[bytes, Iterator[bytes]]]:
-        """The bytes of each of these objects, in pieces that are to be taken before the next object is asked for."""
+    def contents(self, oids: Sequence[bytes]) -> Iterator[tuple[bytes, int, Iterator[bytes]]]:
+        """The size and the bytes of each of these objects; all pieces must be taken before the next is asked for."""
         ids = (b"%s\n" % oid.hex().encode() for oid in oids)
         with self.stream("cat-file", "--batch", "--buffer", stdin=ids) as output:
             for oid in oids:
                 words = output.readline().split()
                 if len(words) != 3:
                     raise GitmirrorError(f"the mirror lacks object {oid.hex()}", hint="verify it: `verify REPO --full`")
-                yield oid, _pieces(output, int(words[2]))
+                yield oid, int(words[2]), _pieces(output, int(words[2]))
                 output.read(1)
 
-    def whole(self, oids: Iterable[bytes]) -> dict[bytes, bytes]:
-        """The bytes of small objects, by id."""
+    def whole(self, oids: Iterable[bytes], most: int) -> dict[bytes, bytes | None]:
+        """The bytes of objects by id, None for those with more than `most` bytes."""
         wanted = list(dict.fromkeys(oids))
-        return {oid: b"".join(pieces) for oid, pieces in self.contents(wanted)} if wanted else {}
+        found: dict[bytes, bytes | None] = {}
+        for oid, size, pieces in self.contents(wanted) if wanted else ():
+            if size <= most:
+                found[oid] = b"".join(pieces)
+            else:
+                found[oid] = None
+                for _ in pieces:
+                    pass
+        return found
 
 
 def _pieces(output: IO[bytes], left: int) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import resource
 import shutil
 import sqlite3
 import time
@@ -22,14 +23,16 @@ from typing import Any, TextIO
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.process.atomic_file import write_atomically
+from appliance.core.units import format_size
 from appliance.core.workspace.disk.assemble import Workspace, index_of, references, repository, write_tree_drive
-from appliance.core.workspace.disk.checkout import check_out, conversions, refuse_hostile_names
+from appliance.core.workspace.disk.checkout import LONGEST_TARGET, check_out, conversions, refuse_hostile_names
 from appliance.core.workspace.disk.generation import Generation
 from appliance.core.workspace.disk.header import BLOCK
 from appliance.core.workspace.disk.history import (
     MOST_PACKS,
     Tag,
     dropped,
+    is_reached,
     merge_packs,
     pack_history,
     pack_objects,
@@ -43,6 +46,8 @@ from appliance.core.workspace.disk.order import DiskOrder
 
 log = logging.getLogger(__name__)
 
+MOST_MEMORY = 2 * 2**30
+"""Bytes for the worker and for each git that it starts. A repository of 100 kB can have a tree of 10^9 paths."""
 SLACK = 4096
 """Blocks (16 MiB) of a blob file that may be of no use, however small the rest is."""
 
@@ -101,7 +106,7 @@ class Build:
                 fits = all(generation.fact(key) == value for key, value in self._facts().items())
                 if fits and generation.is_whole() and dropped(self.reader, generation.packed()) is None:
                     return numbers[-1]
-        except (OSError, sqlite3.Error, KeyError, ValueError) as error:
+        except (OSError, sqlite3.Error, LookupError, TypeError, ValueError) as error:
             log.warning("beginning anew, because generation %d cannot be read: %s", numbers[-1], error)
         return None
 
@@ -114,11 +119,17 @@ class Build:
             # What the last image needed is a first guess that costs nothing.
             if generation.end <= 2 * int(generation.fact("needed") or 0) + SLACK:
                 return False
+            # Looking at every image takes a while, so it is done again only after the file grew by a quarter.
+            if generation.end <= int(generation.fact("unworn") or 0) * 5 // 4:
+                return False
             keys = set(self.keys)
             for commit in {image.commit for image in self.place.images() if image.generation == number}:
                 with contextlib.suppress(GitmirrorError):
                     keys |= {oid for _, oid, _ in self.reader.listing(commit)}
-            return generation.end > 2 * _blocks(generation, generation.find(keys)) + SLACK
+            if generation.end > 2 * _blocks(generation, generation.find(keys)) + SLACK:
+                return True
+            generation.commit(facts={"unworn": str(generation.end)})
+            return False
 
     def _begin(self, name: str) -> DiskImage:
         """Builds the first image of a new generation, which appears as a whole."""
@@ -126,8 +137,12 @@ class Build:
         directory = self.place.directory / f"{number}.new"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        with Generation.create(directory, self._facts()) as generation:
-            image = self._build(generation, number, name)
+        try:
+            with Generation.create(directory, self._facts()) as generation:
+                image = self._build(generation, number, name)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         directory.rename(self.place.generation(number))
         _sync(self.place.directory)
         return image
@@ -151,7 +166,8 @@ class Build:
         order = self.order
         extents = self._store_contents(generation)
         self._store_history(generation, extents)
-        targets = self.reader.whole(oid for mode, oid, _ in self.entries if mode == LINK)
+        links = [oid for mode, oid, _ in self.entries if mode == LINK]
+        targets = {oid: target or b"" for oid, target in self.reader.whole(links, LONGEST_TARGET).items()}
         workspace = Workspace(self.entries, extents, self.converted, targets)
         tree = bytes.fromhex(self.reader.tree_of(order.commit))
         tip = None
@@ -174,7 +190,7 @@ class Build:
             order.repo, order.url, order.branch, order.commit, order.form, order.history, order.visibility, number,
             name, size, data_size, _digest(path), time.time(),
         )  # fmt: skip
-        write_atomically(path.with_suffix(".json"), self.place.describe(image))
+        write_atomically(path.with_suffix(".json"), self.place.describe(image), 0o640)
         _sync(path.parent)
         return image
 
@@ -193,7 +209,7 @@ class Build:
         paths = {path: key for path, key in self.converted.items() if key in missing}
         missing -= set(paths.values())
         plain = [oid for oid in self.keys if oid in missing] if missing else []
-        for oid, pieces in self.reader.contents(plain) if plain else ():
+        for oid, _, pieces in self.reader.contents(plain) if plain else ():
             found[oid] = generation.add(oid, pieces)
         for key, file in check_out(self.reader, paths):
             if key not in found:
@@ -203,19 +219,22 @@ class Build:
     def _store_history(self, generation: Generation, extents: Mapping[bytes, tuple[int, int]]) -> None:
         """Adds the packs that this image needs, and commits everything."""
         order, reader, known = self.order, self.reader, generation.packed()
-        ref = f"refs/heads/{order.branch}"
+        ref, recorded = f"refs/heads/{order.branch}", set(known)
+        before = [oid for name, oid in known if name == ref]
         packed = {ref: order.commit, **{tag.ref: tag.oid for tag in self.refs}}
-        if ref in known and not reader.run("rev-list", "--max-count=1", order.commit, f"^{known[ref]}"):
-            # An older commit was ordered. What the branch had since stays on record, to notice when upstream drops it.
+        if any(is_reached(reader, order.commit, oid) for oid in before):
+            # An older commit was ordered, or the same. What the branch had since stays on record.
             del packed[ref]
-        packed = {key: oid for key, oid in packed.items() if known.get(key) != oid}
+        packed = {name: oid for name, oid in packed.items() if (name, oid) not in recorded}
+        # What the new tip does not reach stays on record too, to be noticed when upstream drops it.
+        superseded = [(ref, oid) for oid in before if ref in packed and is_reached(reader, oid, order.commit)]
         if order.history == "full":
             new = pack_history(reader, generation, packed.values()) if packed else None
         else:
-            new = pack_objects(reader, self._objects_of_tip(known.get(ref)))
+            new = pack_objects(reader, self._objects_of_tip(before[-1] if before else None))
         packs = [store_pack(generation, new)] if new else []
         needed = _blocks(generation, extents) + sum(pack.blocks + idx.blocks for _, pack, idx in packs)
-        generation.commit(facts={"needed": str(needed)}, packs=packs, packed=packed)
+        generation.commit(facts={"needed": str(needed)}, packs=packs, packed=packed, superseded=superseded)
         if order.history == "full":
             old = packs_to_merge(generation.packs())
             merged = merge_packs(reader, generation, old) if old else None
@@ -237,8 +256,8 @@ class Build:
             yield from dict.fromkeys(field[3].decode() for field in fields if field[1] not in (b"160000", b"000000"))
 
     def _objects_of_all_tips(self, generation: Generation) -> dict[str, None]:
-        """The trees and blobs of the last tip of each branch in the generation."""
-        tips = set(generation.packed().values())
+        """The trees and blobs of the ordered commit, and of the tips of all branches in the generation."""
+        tips = {self.order.commit, *(oid for ref, oid in generation.packed() if ref.startswith("refs/heads/"))}
         return {oid: None for tip in tips for oid in self._objects_in(tip, self.reader.listing(tip))}
 
     def _objects_in(self, commit: str, entries: Iterable[TreeEntry]) -> Iterator[str]:
@@ -277,6 +296,7 @@ def main(orders: TextIO, answers: TextIO) -> int:
     """
     # No reference cycles are created here, and each collection would scan the growing tree.
     gc.disable()
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     order: dict[str, Any] = json.load(orders)
     place, mirror = DiskPlace(Path(order.pop("place"))), Path(order.pop("mirror"))
     wanted = DiskOrder(**order | {"form": DiskForm(order["form"])})
@@ -286,8 +306,9 @@ def main(orders: TextIO, answers: TextIO) -> int:
         answer = {"error": error.message, "hint": error.hint}
     except OSError as error:
         answer = {"error": f"the disk cannot be written: {error.strerror or error}", "hint": ""}
-    except (sqlite3.Error, LookupError) as error:
-        hint = "verify the mirror; if that is right, release the leases of this repository and delete its disks"
-        answer = {"error": f"the disk cannot be built: {error}", "hint": hint}
+    except MemoryError:
+        answer = {"error": f"the disk needs more than {format_size(MOST_MEMORY)} of memory to be built", "hint": ""}
+    except (sqlite3.Error, LookupError, TypeError, ValueError) as error:
+        answer = {"error": f"the disk cannot be built: {error}", "hint": "see the log of serve"}
     json.dump(answer, answers)
     return 1 if "error" in answer else 0
