@@ -181,7 +181,7 @@ def scribble(path: Path) -> None:
 REFUSALS: dict[str, tuple[Callable[[Drives], object], str]] = {
     "truncated": (lambda drives: cut(drives.tree), "bytes long"),
     "longer": (lambda drives: grow(drives.tree), "bytes long"),
-    "damaged": (lambda drives: flip(drives.tree), "it is damaged: its checksum is another one"),
+    "damaged": (lambda drives: flip(drives.tree), "it is damaged: its checksum does not match"),
     "foreign": (lambda drives: drives.rewrite(repository="acme/other"), "they hold acme/other, not acme/widgets"),
     "no data": (lambda drives: data_of(drives).write_bytes(bytes(BLOCK)), f"its data drive, {DATA_ID}, is missing"),
     "other data": (lambda drives: drives.rewrite(data="other 4096"), "its data drive, other, is missing"),
@@ -193,7 +193,7 @@ REFUSALS: dict[str, tuple[Callable[[Drives], object], str]] = {
     "other format": (lambda drives: drives.rewrite(format="xfs"), "this kit does not know its format"),
     "other file system": (lambda drives: drives.rewrite(format="ext4"), "mount: "),
     "no file system": (lambda drives: scribble(drives.tree), "mount: "),
-    "no text": (lambda drives: drives.tree.write_bytes(bytes(BLOCK)), "has no text of gitmirror"),
+    "no text": (lambda drives: drives.tree.write_bytes(bytes(BLOCK)), "is not a gitmirror drive"),
     "a later version": (
         lambda drives: drives.tree.write_bytes(drives.tree.read_bytes().replace(b"disk 1", b"disk 2", 1)),
         "this kit does not know its version",
