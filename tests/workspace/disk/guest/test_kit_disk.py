@@ -231,7 +231,7 @@ def test_a_data_drive_alone_is_not_used(machine: Machine, lone_guest: Guest, mad
     """It is named, because somebody attached it."""
     done = lone_guest.with_(GITMIRROR_DRIVES=machine.attach(data_of(made("erofs")))).hydrate("ws")
     done.hydrated(via="upstream")
-    assert "not using the drives: there is a data drive, but no tree drive" in done.err
+    assert "not using the drives: a data drive is attached, but no tree drive" in done.err
 
 
 @pytest.mark.parametrize("lost", ["sys_admin", "mount", "cksum"])
