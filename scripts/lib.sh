@@ -56,6 +56,19 @@ EOF
     echo "$stamp" >"$folder/stamp"
 }
 
+# Makes .venv with everything that tests need. The checkout is installed as a link to itself, so the environment works for
+# this directory only. Installs the checkout again when pyproject.toml changes.
+make_test_venv() {
+    hold_lock build/venv.lock
+    make_venv .venv requirements/dev.txt "$PWD"
+    if ! [ .venv/installed -nt pyproject.toml ]; then
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+            --no-deps --no-index --no-build-isolation --editable .
+        touch .venv/installed
+    fi
+    release_lock
+}
+
 # Usage: hold_lock LOCK_FILE
 # Lets only one script at a time continue: waits while another holds LOCK_FILE. Does not wait without flock(1).
 hold_lock() {

@@ -15,15 +15,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 command -v git >/dev/null || fail "git is missing; the tests run real git"
 
-hold_lock build/venv.lock
-# The checkout is installed as a link to itself, so the environment works for this directory only.
-make_venv .venv requirements/dev.txt "$PWD"
-if ! [ .venv/installed -nt pyproject.toml ]; then
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
-        --no-deps --no-index --no-build-isolation --editable .
-    touch .venv/installed
-fi
-release_lock
+make_test_venv
 
 step() {
     echo "== $1" >&2

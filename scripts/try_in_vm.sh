@@ -4,28 +4,30 @@
 #
 #     scripts/try_in_vm.sh [FILES]
 #
-# FILES is the number of files in the repository, 2000 by default. Needs qemu-system-x86_64, busybox-static, cpio,
-# git, curl, and apt, from which it downloads the kernel without installing it. Everything is in a temporary
-# directory, which is removed at the end; the kernel stays in build/vm. The listeners are on loopback. Takes about a minute,
-# and gives up after five.
+# FILES is the number of files in the repository, 2000 by default. Needs qemu-system-x86_64, busybox-static, cpio, git, curl,
+# and apt, from which it downloads the kernel (27 MB) without installing it. The mirror runs from .venv, which is created
+# like that of scripts/test.sh. Everything else is in a temporary directory, which is removed at the end; the kernel stays in
+# build/vm. The listeners are on loopback. Takes about a minute, and gives up after five.
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+
+here=$PWD
 deadline=300
 # In this order, each needs only those before it. What a kernel has built in is no file, and is left out.
 modules="libcrc32c virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk erofs overlay
     failover net_failover virtio_net"
-
-fail() {
-    echo "${0##*/}: $*" >&2
-    exit 2
-}
 
 for tool in qemu-system-x86_64 busybox cpio git curl apt-get dpkg-deb; do
     command -v "$tool" >/dev/null || fail "$tool is missing"
 done
 files=${1:-2000}
 [[ $files =~ ^[0-9]+$ ]] || fail "usage: ${0##*/} [FILES]"
+
+# Before the download, because it can fail: without a package index, for example.
+make_test_venv
 
 # --- the kernel -------------------------------------------------------------------------------------------------------
 kernel=$here/build/vm
@@ -34,14 +36,21 @@ if ! compgen -G "$kernel/boot/vmlinuz-*" >/dev/null; then
     [ -n "$package" ] || fail "apt knows no linux-image-cloud-amd64"
     rm -rf "$kernel" "$kernel.new"
     mkdir -p "$kernel.new"
-    (cd "$kernel.new" && apt-get --quiet download "$package" >&2 && dpkg-deb --extract ./*.deb . && rm ./*.deb)
+    # apt downloads as the user _apt, who may not be able to reach the checkout.
+    download=$(mktemp -d)
+    trap 'rm -rf "$download"' EXIT
+    if [ "$(id -u)" = 0 ] && id _apt >/dev/null 2>&1; then chown _apt "$download"; fi
+    (cd "$download" && apt-get --quiet download "$package" >&2)
+    dpkg-deb --extract "$download"/*.deb "$kernel.new"
+    rm -rf "$download"
+    trap - EXIT
     mv "$kernel.new" "$kernel"
 fi
 image=$(compgen -G "$kernel/boot/vmlinuz-*" | head -n 1)
 
 # --- the mirror and the drives ----------------------------------------------------------------------------------------
 work=$(mktemp -d)
-coproc MIRROR { cd "$here" && exec .venv/bin/python -m tests.workspace.disk.serve_for_vm "$work" "$files"; }
+coproc MIRROR { exec .venv/bin/python -m tests.workspace.disk.serve_for_vm "$work" "$files"; }
 mirror=$MIRROR_PID
 clean_up() {
     # The mirror ends when its stdin does.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,14 @@ class Options:
 
     state: str | None
     config: str | None
+
+    @property
+    def command(self) -> str:
+        """The beginning of a command for a shell that means the same node: the program and these options."""
+        words = ["gitmirror.pyz"]
+        for name, value in (("--state", self.state), ("--config", self.config)):
+            words += [name, value] if value else []
+        return shlex.join(words)
 
     def load_config(self) -> Config:
         """Reads the configuration. Raises UsageError."""

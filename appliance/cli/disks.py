@@ -18,23 +18,23 @@ from appliance.core.units import format_duration, format_size
 
 
 class _Commit(click.ParamType[str]):
-    """The whole id of a commit."""
+    """A full commit id."""
 
     name = "commit"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Returns the id as git writes it."""
+        """Returns the id in lower case, as git writes it."""
         if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", str(value).lower()):
-            self.fail(f"{value!r} is not the whole id of a commit, 40 or 64 hexadecimal digits", param, ctx)
+            self.fail(f"{value!r} is not a full commit id, which has 40 or 64 hexadecimal digits", param, ctx)
         return str(value).lower()
 
 
 @click.group(cls=ValueOrCommand, invoke_without_command=True)
 @click.argument("repo", cls=OwnArgument, metavar="REPO")
-@click.option("--branch", metavar="B", help="The branch. Default: the one that the repository follows.")
-@click.option("--commit", type=_Commit(), metavar="OID", help="A commit instead of a branch, by its whole id.")
-@click.option("--guest", metavar="NAME", help="A note of who has it, which `disks` shows.")
-@click.option("--ttl", type=Duration(), default="24h", show_default=True, metavar="D", help="How long it is leased.")
+@click.option("--branch", metavar="B", help="The branch. Default: the followed branch.")
+@click.option("--commit", type=_Commit(), metavar="OID", help="A full commit id, instead of a branch.")
+@click.option("--guest", metavar="NAME", help="A label for the guest, shown by `disks`.")
+@click.option("--ttl", type=Duration(), default="24h", show_default=True, metavar="D", help="Lease duration.")
 @click.option("--single", is_flag=True, help="Put everything on one drive, with no data drive.")
 @click.option(
     "--format",
@@ -61,9 +61,9 @@ def disk(
 ) -> None:
     """Lease a workspace as read-only drives.
 
-    Waits until the drives are built, and prints the paths to attach to the guest's VM. They stay as they are until the
-    lease ends. The guest mounts them instead of copying a workspace. Needs a running serve. docs/disks.md describes
-    both sides.
+    Waits until the drives are built, and prints the paths to attach to the guest's VM. The drives do not change until
+    the lease ends. The guest mounts them instead of copying a workspace. Needs a running serve. docs/disks.md describes
+    what the node and the guest have to do.
 
     \b
     Examples:
@@ -73,8 +73,15 @@ def disk(
     """
     if ctx.invoked_subcommand is not None:
         return
+    from appliance.core.store.disk_leases import LONGEST
+
     if branch is not None and commit is not None:
-        raise UsageError("a disk is of a branch or of a commit, and both are given", hint="give one of them")
+        raise UsageError("--branch and --commit cannot be combined", hint="give one of them")
+    for name, value in (("--branch", branch), ("--guest", guest)):
+        if value == "":
+            raise UsageError(f"{name} must not be empty", hint="leave the option out, or give it a name")
+    if ttl > LONGEST:
+        raise UsageError(f"--ttl may be at most {format_duration(LONGEST)}", hint="for example --ttl 24h")
     request = {
         "branch": branch,
         "commit": commit,
@@ -87,10 +94,10 @@ def disk(
     if as_json:
         print_json(leased)
     else:
-        _print_lease(leased)
+        _print_lease(leased, options)
 
 
-def _print_lease(leased: dict[str, Any]) -> None:
+def _print_lease(leased: dict[str, Any], options: Options) -> None:
     print_line(f"{leased['repo']} {leased['branch']} at {leased['commit']}")
     print_line("")
     rows = [(drive["role"], _size_of(drive["path"]), drive["path"]) for drive in leased["drives"]]
@@ -98,11 +105,11 @@ def _print_lease(leased: dict[str, Any]) -> None:
     print_line("")
     print_line(f"in the guest:  {leased['mount']}")
     print_line(f"leased until:  {leased['expires_at']} (in {_ends_in(leased)})")
-    print_line(f"to end it:     gitmirror.pyz disk release {leased['id']}")
+    print_line(f"to end it:     {options.command} disk release {leased['id']}")
 
 
 def _size_of(path: str) -> str | None:
-    """The size of a drive, or None if this user may not look."""
+    """The size of a drive, or None if this user may not look at it."""
     try:
         return format_size(os.stat(path).st_size)
     except OSError:
@@ -116,7 +123,7 @@ def _size_of(path: str) -> str | None:
 def release(options: Options, lease: str, as_json: bool) -> None:
     """End a lease.
 
-    Its drives may be removed from then on. A guest that still has them attached keeps what it has.
+    Its drives may be removed from then on. A guest that still has them attached can go on reading them.
 
     \b
     Example:
@@ -132,7 +139,7 @@ def release(options: Options, lease: str, as_json: bool) -> None:
 @json_option
 @pass_options
 def disks(options: Options, as_json: bool) -> None:
-    """List leases of disks, newest first.
+    """List leases, newest first.
 
     \b
     Example:

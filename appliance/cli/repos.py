@@ -76,29 +76,31 @@ def add_repo(
 
 @click.command("remove-repo")
 @click.argument("name")
-@click.option("--purge", is_flag=True, help="Also delete the mirror and every session recorded in it.")
+@click.option("--purge", is_flag=True, help="Also delete the mirror, every session recorded in it, and its disks.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @pass_options
 def remove_repo(options: Options, name: str, purge: bool, yes: bool) -> None:
     """Stop refreshing and serving a repository.
 
-    The mirror stays on disk unless --purge is given. --purge first lists the sessions that it ends and asks for
-    confirmation. To remove a repository that the config lists, edit the config.
+    The mirror stays on disk unless --purge is given. --purge first lists the sessions and counts the leases of disks
+    that it ends, and asks for confirmation. To remove a repository that the config lists, edit the config.
 
     \b
     Example:
       gitmirror.pyz remove-repo jomcgi/homelab --purge --yes
     """
     node = options.node()
-    if purge and not yes and not _confirm_purge(name, node.recorded_in(name)):
+    if purge and not yes and not _confirm_purge(name, node.recorded_in(name), node.leases_of(name)):
         say("Nothing was changed.")
         sys.exit(1)
     node.current().remove(name, purge=purge)
     say(f"{name} is removed{' and its mirror deleted' if purge else '; its mirror stays on disk'}")
 
 
-def _confirm_purge(name: str, sessions: list[dict[str, Any]]) -> bool:
+def _confirm_purge(name: str, sessions: list[dict[str, Any]], leases: int) -> bool:
     """Lists what a purge would end, and asks for confirmation."""
+    if leases:
+        say(f"This deletes the disks of {name} and ends {_count(leases, 'lease')} of them; see `disks`.")
     if not sessions:
         return ask(f"Delete the mirror of {name}? No session is recorded in it.")
     turns = sum(session["turns"] for session in sessions)

@@ -54,6 +54,8 @@ def _print_status(found: dict[str, Any]) -> None:
     if found.get("backup") and found["backup"]["at"]:
         backup = found["backup"]
         print_line(f"  last backup {backup['at']} ({format_duration(backup['age'])} ago) to {backup['to']}")
+    if found["storage"]["by"]["disks"]:
+        print_line(f"  disks take {format_size(found['storage']['by']['disks'])}; `disks` lists their leases")
     for warning in found["warnings"]:
         print_line(f"warning: {warning}")
     rows = []

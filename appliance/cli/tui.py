@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shlex
 import sys
 from dataclasses import replace
 
@@ -39,7 +38,4 @@ def tui(options: Options) -> None:
     sys.setswitchinterval(0.001)
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
-    words = ["gitmirror.pyz"]
-    for name, value in (("--state", options.state), ("--config", options.config)):
-        words += [name, value] if value else []
-    Tui(NodeQueries(replace(options.node(), create=False)), command=shlex.join(words)).run()
+    Tui(NodeQueries(replace(options.node(), create=False)), command=options.command).run()

@@ -59,7 +59,7 @@ class Drives:
     env: Mapping[str, str]
 
     def hydrate(self, figures: DiskFigures) -> None:
-        """Hydrates one workspace, has git look at it, and takes it down. Raises BenchError."""
+        """Hydrates one workspace, runs `git status` in it and unmounts it. Raises BenchError."""
         path = self.fast / "disk-workspace"
         start = time.perf_counter()
         output = self._run("sh", str(self.kit), "hydrate", self.name, str(path))

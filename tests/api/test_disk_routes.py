@@ -118,6 +118,20 @@ def test_a_bad_body_is_refused_before_anything_is_built(node: DiskServer, body: 
 
 
 @pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ({"branch": "main", "commit": OLD}, "branch and commit cannot be combined"),
+        ({"ttl": "soon"}, "the body is not valid: ttl must be a duration such as 30s or 2h"),
+        ({"format": "squashfs"}, "the body is not valid: format must be one of erofs, ext4"),
+    ],
+    ids=repr,
+)
+def test_what_is_wrong_with_a_body_is_said_in_plain_words(node: DiskServer, body: Any, detail: str) -> None:
+    """Without patterns of a schema, and without values that only mean that the key may be left out."""
+    assert ask(node, "POST", LEASES, body).problem(400, "invalid")["detail"] == detail
+
+
+@pytest.mark.parametrize(
     ("path", "body", "said"),
     [
         ("/v1/repos/acme/nothing/disks", {}, "acme/nothing is not registered"),

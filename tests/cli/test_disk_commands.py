@@ -45,7 +45,7 @@ def test_a_disk_is_leased_listed_and_released(node: DiskServer) -> None:
     assert lines[1].split()[:4] == ["lease-0002", "acme/widgets", "main", OLD[:12]]
     assert lines[2].split()[:6] == ["lease-0001", "acme/widgets", "main", TIP[:12], "vm-7", "erofs"]
     assert f"tree         {node.disks.place}/tree" in second, "a drive whose size nobody may look at has none"
-    assert "gitmirror.pyz disk release lease-0002" in second
+    assert f"gitmirror.pyz --state {node.path.parent} disk release lease-0002" in second
     done = run(node, "disk", "release", "lease-0001", "--json")
     assert (json.loads(done.stdout), done.stderr) == (leased, "lease lease-0001 of acme/widgets has ended\n")
     assert run(node, "disk", "release", "lease-0002").stdout == ""
@@ -54,7 +54,7 @@ def test_a_disk_is_leased_listed_and_released(node: DiskServer) -> None:
 
 
 def test_what_a_person_is_shown(node: DiskServer) -> None:
-    """The paths to attach, the line for the guest, and how long it lasts."""
+    """The paths to attach, the line for the guest, how long it lasts, and the command that ends it on the same node."""
     (node.disks.place / "tree").write_bytes(bytes(3 << 20))
     (node.disks.place / "data").write_bytes(bytes(7 << 10))
     lines = run(node, "disk", "acme/widgets").stdout.splitlines()
@@ -66,7 +66,7 @@ def test_what_a_person_is_shown(node: DiskServer) -> None:
     ]
     assert lines[6] == "in the guest:  mount -t erofs -o ro,device=/dev/vdc /dev/vdb /workspace"
     assert lines[7].startswith("leased until:  2096-10-03T")
-    assert lines[8] == "to end it:     gitmirror.pyz disk release lease-0001"
+    assert lines[8] == f"to end it:     gitmirror.pyz --state {node.path.parent} disk release lease-0001"
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,13 @@ def test_options_stand_before_and_after_the_repository(
     [
         (["disk"], 2, "Missing argument 'REPO'"),
         (["disk", "acme/widgets", "surplus"], 2, "surplus"),
-        (["disk", "acme/widgets", "--branch", "main", "--commit", OLD], 2, "give one of them"),
-        (["disk", "acme/widgets", "--commit", OLD[:12]], 2, "not the whole id of a commit"),
+        (["disk", "acme/widgets", "--branch", "main", "--commit", OLD], 2, "--branch and --commit cannot be combined"),
+        (["disk", "acme/widgets", "--commit", OLD[:12]], 2, "not a full commit id"),
         (["disk", "acme/widgets", "--branch", "-x"], 2, "not a branch's name"),
         (["disk", "acme/widgets", "--ttl", "0s"], 2, "less than 1s"),
-        (["disk", "acme/widgets", "--ttl", "9999d"], 2, "ttl"),
-        (["disk", "acme/widgets", "--guest", ""], 2, "guest"),
+        (["disk", "acme/widgets", "--ttl", "366d"], 2, "--ttl may be at most 365d"),
+        (["disk", "acme/widgets", "--guest", ""], 2, "--guest must not be empty"),
+        (["disk", "acme/widgets", "--branch", ""], 2, "--branch must not be empty"),
         (["disk", "acme/widgets", "--format", "squashfs"], 2, "squashfs"),
         (["disk", "acme/widgets", "--branch", "other"], 1, "no branch other"),
         (["disk", "acme/nothing"], 1, "acme/nothing is not registered"),

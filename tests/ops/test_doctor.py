@@ -244,11 +244,13 @@ def test_a_service_that_may_not_give_files_to_the_group(tmp_path: Path) -> None:
             service.kill()
 
 
-def test_without_mke2fs_only_one_form_of_disks_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is said, and nothing to mend."""
-    real = shutil.which
-    monkeypatch.setattr(shutil, "which", lambda name, *rest, **more: None if name == "mke2fs" else real(name))
-    check = looked_at(tmp_path, "mke2fs")
+@pytest.mark.parametrize("tool", ["mke2fs", "debugfs"])
+def test_without_e2fsprogs_only_one_form_of_disks_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: str
+) -> None:
+    """Doctor mentions it, and reports nothing to mend."""
+    monkeypatch.setattr(shutil, "which", lambda name, *rest, **more: None if name == tool else f"/usr/sbin/{name}")
+    check = looked_at(tmp_path, "e2fsprogs")
     assert check.ok and "--format ext4" in check.found and "e2fsprogs" in check.found
 
 

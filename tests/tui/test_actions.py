@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from appliance.core.layout import Layout
+from appliance.core.node.state_dir import open_stores
 from tests.conftest import WIDGETS
 from tests.support.generate import add_commit
 from tests.support.gitutil import git
@@ -56,6 +58,27 @@ def test_disable_and_enable(node: Node) -> None:
         assert repos(node)[WIDGETS]["enabled"]
 
     drive(make_app(node.serve), script, NARROW)
+
+
+def test_leases_of_disks_are_shown_where_they_matter(node: Node) -> None:
+    """Health counts them, and so does the question before a repository with its disks is removed."""
+    stores = open_stores(Layout(node.serve.state))
+    repo = stores.registry.get(WIDGETS)
+    for _ in range(2):
+        stores.disk_leases.issue(
+            repo, branch="main", commit="1" * 40, form="erofs", generation=1, name="one.img", guest=None, ttl=600,
+            of_tip=False,
+        )  # fmt: skip
+    stores.database.close()
+
+    async def script(seen: Seen) -> None:
+        await seen.shows("● fresh", "● serving")
+        await seen.press("D")
+        await seen.shows("Deleting also removes its disks", "2 leases of them")
+        await seen.press("escape", "4")
+        await seen.shows("with 2 leases")
+
+    drive(make_app(node.serve), script)
 
 
 def test_add_and_remove(node: Node) -> None:

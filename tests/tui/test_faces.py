@@ -66,6 +66,31 @@ def test_sessions_are_counted_when_they_are_recorded(tmp_path: Path) -> None:
     stores.database.close()
 
 
+def test_leases_of_disks_are_counted(tmp_path: Path) -> None:
+    """Those that have not ended: by repository, and for the whole node with the bytes that disks take."""
+    stores = open_stores(Layout(tmp_path))
+    repo = stores.registry.add(Wanted(WIDGETS, "https://github.com/acme/widgets"))
+    stores.registry.add(Wanted("acme/other", "https://github.com/acme/other"))
+    queries = NodeQueries(StateNode(Layout(tmp_path), load_config(None), create=False))
+    assert {view.repo.name: view.leases for view in queries.repos()} == {WIDGETS: 0, "acme/other": 0}
+    assert (queries.disk().disks, queries.disk().leases) == (0, 0)
+    image = Layout(tmp_path).disks / WIDGETS / "1" / "images" / "one.img"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(os.urandom(8192))
+    leases = [
+        stores.disk_leases.issue(
+            repo, branch="main", commit="1" * 40, form="erofs", generation=1, name=image.name, guest=None, ttl=60,
+            of_tip=True,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    stores.disk_leases.release(leases[0].id)
+    assert {view.repo.name: view.leases for view in queries.repos()} == {WIDGETS: 2, "acme/other": 0}
+    assert (queries.disk().disks, queries.disk().leases) == (image.stat().st_blocks * 512, 2)
+    queries.close()
+    stores.database.close()
+
+
 def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
     """Neither a state directory nor an empty database."""
     bare = StateNode(Layout(tmp_path / "state"), load_config(None), create=False)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import fastjsonschema
 
 from appliance.core.api.problem import INVALID, Problem, ProblemKind
+from appliance.core.api.schemas import DURATION_PATTERN
 from appliance.core.models import Tell
 from appliance.core.text import escape
 
@@ -196,7 +197,14 @@ def _words_of(error: fastjsonschema.JsonSchemaValueException) -> str:
     if error.rule == "additionalProperties":
         unknown = ascii(", ".join(sorted(keys - error.definition["properties"].keys())))[:200]
         return f"there is no {unknown} here, but there are {', '.join(error.definition['properties'])}"
-    return escape(str(error.message).removeprefix("data").removeprefix(".").strip())[:300]
+    name = str(error.name).removeprefix("data").removeprefix(".")
+    if error.rule == "enum":
+        words = f"{name} must be one of {', '.join(str(word) for word in error.rule_definition if word is not None)}"
+    elif error.rule == "pattern" and error.rule_definition == DURATION_PATTERN:
+        words = f"{name} must be a duration such as 30s or 2h"
+    else:
+        words = str(error.message).removeprefix("data").removeprefix(".")
+    return escape(words.strip())[:300]
 
 
 def preferred(accept: str, offered: tuple[str, ...]) -> str:

@@ -46,17 +46,17 @@ class DiskRoutes:
                     branch=schemas.NAME, commit=schemas.OID, guest=schemas.NAME, ttl=schemas.duration(1, int(LONGEST)),
                     single=schemas.SWITCH, format=schemas.one_of("erofs", "ext4"),
                 ),
-                details="Of the tip of `branch`, or of `commit`, which a branch of the upstream must have, but not of "
-                "both; without either, of the tip of the followed branch. The response comes when the drives are "
-                "there, so it may wait until they are built. They stay as they are until the lease ends, `ttl` later "
-                "(24 hours by default). `single` puts everything on one drive, as does `format` \"ext4\". `guest` is "
-                "a note of who has it. `mount` is the command for a guest in which the drives are `/dev/vdb` and "
-                "`/dev/vdc`. docs/disks.md describes both sides.",
+                details="The workspace is the tip of `branch`, or `commit`, which must be on an upstream branch. Send "
+                "one of them at most; the default is the tip of the followed branch. The response comes when the "
+                "drives are built. They do not change until the lease ends, `ttl` later (24 hours by default). "
+                "`single` puts everything on one drive, as does `format` \"ext4\". `guest` is a label for the guest, "
+                "which the list of leases shows. `mount` is the command for a guest in which the drives are "
+                "`/dev/vdb` and `/dev/vdc`. docs/disks.md describes what the node and the guest have to do.",
                 example={"branch": "main", "guest": "vm-7", "ttl": "2h"},
             ),
             Operation(
-                "GET", "/v1/disks", "list-disks", "Leases of disks, newest first", Scope.READ, self._leases,
-                {200: Answer("A page of those that have not ended, as `disks --json`.", schemas.page(_DISK))},
+                "GET", "/v1/disks", "list-disks", "List leases, newest first", Scope.READ, self._leases,
+                {200: Answer("A page of the leases that have not ended, as `disks --json`.", schemas.page(_DISK))},
                 (problem.INVALID,), query=(LIMIT, AFTER),
             ),
             Operation(
@@ -66,14 +66,14 @@ class DiskRoutes:
             Operation(
                 "DELETE", _LEASE, "release-disk", "End a lease", Scope.OPERATE, self._release,
                 {200: Answer("The lease that has ended.", _DISK)}, (problem.NOT_FOUND,),
-                details="Its drives may be removed from then on. A guest that still has them attached keeps what it "
-                "has, because its VMM holds the files open. Ending a lease again changes nothing.",
+                details="Its drives may be removed from then on. A guest that still has them attached can go on "
+                "reading them, because its VMM holds the files open. Ending a lease again changes nothing.",
             ),
         ]  # fmt: skip
 
     async def _lease(self, call: Call) -> Any:
         if "branch" in call.body and "commit" in call.body:
-            raise UsageError("a disk is of a branch or of a commit, and both are given", hint="send one of them")
+            raise UsageError("branch and commit cannot be combined", hint="send one of them")
         leased = await self._node.lease_disk(call.repo, call.body)
         return Reply(leased, 201, headers={"Location": f"/v1/disks/{leased['id']}"})
 
@@ -95,5 +95,5 @@ class DiskRoutes:
 
 
 def _place(lease: dict[str, Any]) -> tuple[str, str]:
-    """Where a lease stands in the list. Several may have been made in one millisecond."""
+    """The position of a lease in the list. Several may have been made in one millisecond."""
     return lease["created_at"], lease["id"]

@@ -13,6 +13,7 @@ Schema = Mapping[str, Any]
 TEXT_PATTERN = r"^[^\x00]*$"
 """What git and the file system can take. `parsing` refuses halves of surrogate pairs: many clients know no pattern for
 those."""
+DURATION_PATTERN = r"^[0-9]{1,12}(\.[0-9]{1,9})?(ms|s|m|h|d)$"
 
 TEXT: Schema = {"type": "string"}
 GIVEN_TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": 4096, "pattern": TEXT_PATTERN}
@@ -28,8 +29,7 @@ NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": T
 
 def duration(least: float, most: float) -> Schema:
     """Seconds as a number, or a duration as in the configuration, such as `5m`."""
-    pattern = r"^[0-9]{1,12}(\.[0-9]{1,9})?(ms|s|m|h|d)$"
-    return {"type": ["number", "string"], "minimum": least, "maximum": most, "pattern": pattern}
+    return {"type": ["number", "string"], "minimum": least, "maximum": most, "pattern": DURATION_PATTERN}
 
 
 INTERVAL = duration(1, 1_000_000_000)

@@ -139,10 +139,12 @@ class CacheConfig:
 class WorkspaceConfig:
     """`[workspace]`: snapshots, and disks for guests whose VMM attaches drives."""
 
-    enabled: bool = setting(True, _flag, "Keep a ready workspace (snapshot) of each repository's branch.")
+    enabled: bool = setting(
+        True, _flag, "Keep a ready workspace (snapshot) of each repository's branch. Does not turn disks off."
+    )
     disk_history: str = setting("full", history, 'History of a disk: "full", or "tip" for the commit alone (depth 1).')
     disk_budget: int = setting(
-        "50GiB", parse_size, "The most bytes that disks may take; those that are leased stay beyond that."
+        "50GiB", parse_size, "The most bytes that disks may take; leased disks stay even beyond it."
     )
     disk_group: str = setting(
         "", group, "Group whose members, such as the VMM, may read the drives; without it the service's own group."

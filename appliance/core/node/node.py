@@ -93,6 +93,10 @@ class Node:
         """The sessions of a repository, as `sessions` lists them, whether or not it is registered."""
         return self.stores().sessions.all(name)
 
+    def leases_of(self, name: str) -> int:
+        """How many leases of a repository's disks have not ended, whether or not it is registered."""
+        return len(self.stores().disk_leases.live(name))
+
     def unknown_turns(self) -> list[TurnRef]:
         """Turns that are in mirrors but not in the audit log. `serve` adds them to the log when it starts."""
         from appliance.core.git.mirrors import mirrors_on_disk

@@ -13,6 +13,7 @@ from appliance.core.models import CommitText, Health, RefText, Repo, State, Turn
 from appliance.core.node.node import Node
 from appliance.core.node.sessions import open_browser
 from appliance.core.node.state_dir import make_privacy, open_stores
+from appliance.core.node.storage import size_below
 from appliance.core.observability.report import status_document
 from appliance.core.store.stores import Stores
 
@@ -29,6 +30,7 @@ class RepoView:
     """One repository: its registration, its health, and what follows from them.
 
     `word` and `hint` are the kind of the last error and what to do about it. `private` means that guests need a token.
+    `leases` is the number of leases of its disks that have not ended.
     """
 
     repo: Repo
@@ -39,16 +41,22 @@ class RepoView:
     word: str | None = None
     hint: str | None = None
     private: bool = False
+    leases: int = 0
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Sizes in bytes: the file system with the state directory, its free space, the mirrors, and the recorded packs."""
+    """Sizes in bytes: the file system with the state directory, its free space, the mirrors, and the recorded packs.
+
+    `disks` is the size of the disks that guests lease, and `leases` the number of leases that have not ended.
+    """
 
     total: int
     free: int
     mirrors: int
     recorded: int
+    disks: int = 0
+    leases: int = 0
 
 
 class NodeQueries:
@@ -79,7 +87,7 @@ class NodeQueries:
         repos, healths = stores.registry.all(), stores.health.all()
         # `serve` updates the number of sessions in the health only after it reported a recording, so they are counted
         # here.
-        sessions = stores.sessions.count_by_repo()
+        sessions, leases = stores.sessions.count_by_repo(), stores.disk_leases.count_by_repo()
         healths = {
             repo.id: _updated(healths.get(repo.id, Health()), sessions.get(repo.name, 0), repo.name in cloning)
             for repo in repos
@@ -96,6 +104,7 @@ class NodeQueries:
                 document.get("error"),
                 document.get("hint"),
                 repo.id in private,
+                leases.get(repo.name, 0),
             )
             for repo, document in zip(repos, documents, strict=True)
         ]
@@ -159,7 +168,9 @@ class NodeQueries:
         stores = self._open()
         usage = shutil.disk_usage(self.node.layout.state)
         mirrors = sum(health.size for health in stores.health.all().values())
-        return Disk(usage.total, usage.free, mirrors, stores.sessions.recorded_bytes())
+        leases = sum(stores.disk_leases.count_by_repo().values())
+        disks = size_below(self.node.layout.disks)
+        return Disk(usage.total, usage.free, mirrors, stores.sessions.recorded_bytes(), disks, leases)
 
     def _open(self) -> Stores:
         if self._stores is None:

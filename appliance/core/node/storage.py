@@ -18,10 +18,10 @@ def storage_document(layout: Layout, mirrors: int, recordings: int) -> dict[str,
     mirrors. `budget` is the size that the state directory can grow to: what it takes now plus what is free on its disk.
     """
     by = {
-        "mirrors": max(0, mirrors - recordings) + _size_below(layout.evidence) + _size_below(layout.healing),
-        "answers": _size_below(layout.cache),
-        "workspaces": _size_below(layout.workspaces),
-        "disks": _size_below(layout.disks),
+        "mirrors": max(0, mirrors - recordings) + size_below(layout.evidence) + size_below(layout.healing),
+        "answers": size_below(layout.cache),
+        "workspaces": size_below(layout.workspaces),
+        "disks": size_below(layout.disks),
         "lfs": 0,
         "recordings": recordings,
         "database": sum(_size(Path(f"{layout.database}{end}")) for end in ("", "-wal", "-shm")),
@@ -30,7 +30,7 @@ def storage_document(layout: Layout, mirrors: int, recordings: int) -> dict[str,
     return {"used": used, "budget": used + (room.bytes if room else 0), "by": by}
 
 
-def _size_below(directory: Path) -> int:
+def size_below(directory: Path) -> int:
     """The bytes of all files below a directory, without those that this user may not read."""
     return sum(_size(path) for path in _files(directory))
 

@@ -32,7 +32,7 @@ from appliance.core.workspace.disk.sharing import problem_of_group
 
 LOW_DISK = 2 * 2**30
 MOST_SHOWN = 5
-NO_MKE2FS = "not installed; disks with `--format ext4` need it (package e2fsprogs), others do not"
+NO_E2FSPROGS = "mke2fs or debugfs is not installed (package e2fsprogs); only disks with `--format ext4` need them"
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,8 @@ def _backup(node: Node, serving: bool) -> list[Check]:
 def _drives(node: Node, serving: bool) -> list[Check]:
     """Checks what disks need: readers that can reach the drives, and a tool of the system for one of their forms."""
     places = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
-    checks = [] if shutil.which("mke2fs", path=places) else [Check("mke2fs", True, NO_MKE2FS)]
+    has_tools = all(shutil.which(tool, path=places) for tool in ("mke2fs", "debugfs"))
+    checks = [] if has_tools else [Check("e2fsprogs", True, NO_E2FSPROGS)]
     if node.config.workspace.disk_group:
         checks.append(_guarded("disk_group", lambda: _disk_group(node, serving), "see the log of serve"))
     return checks

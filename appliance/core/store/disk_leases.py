@@ -1,4 +1,4 @@
-"""Leases of disks: which guest may use which image, and until when. They outlive restarts."""
+"""Leases: which guest may use which image of a disk, and until when. They outlive restarts."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ LONGEST = 365 * 86400.0
 FOLLOWED = 7 * 86400.0
 """Seconds after a request for the tip of a branch during which its next tips are built before anybody asks."""
 KEPT = 30 * 86400.0
-"""Seconds that the row of a lease is kept after its end; more than FOLLOWED, because branches are followed by it."""
+"""Seconds that the row of an ended lease stays; more than FOLLOWED, because `followed` reads these rows."""
 LONGEST_GUEST = 200
-"""Characters that are stored of a guest's name."""
+"""The most characters that are stored of a guest's name."""
 
 
 @dataclass(frozen=True)
 class DiskLease:
-    """One lease. `generation` and `name` say which image it is of, `form` in which form; times are Unix seconds.
+    """One lease. `generation` and `name` identify the image, `form` is its form; times are Unix seconds.
 
-    `released_at` is when it was given back or expired, and None before. `guest` is the platform's name for who has it.
+    `released_at` is when the lease was released or expired, and None before that. `guest` is the platform's label for
+    the guest that has it.
     """
 
     id: str
@@ -43,7 +44,7 @@ class DiskLease:
 
 
 class UnknownLease(NotFound):
-    """There is no lease with that id."""
+    """No lease has that id."""
 
     def __init__(self, lease_id: str) -> None:
         super().__init__(f"there is no lease {escape(lease_id)[:100]}", hint="`disks` lists them")
@@ -71,8 +72,8 @@ class DiskLeaseStore:
     ) -> DiskLease:
         """Creates a lease that ends `ttl` seconds from now. Raises UsageError for less than a second or over LONGEST.
 
-        `of_tip` says that the tip of the branch was asked for, so that the branch is followed. Rows of leases that
-        ended long ago are deleted.
+        `of_tip` says that the request was for the tip of the branch, so the branch is followed. Deletes rows of leases
+        that ended more than KEPT seconds ago.
         """
         check_ttl(ttl)
         now = self._clock()
@@ -99,7 +100,7 @@ class DiskLeaseStore:
         return _lease(row)
 
     def find(self, lease_id: str) -> DiskLease:
-        """A lease, also one that ended. Raises UnknownLease."""
+        """A lease, whether or not it has ended. Raises UnknownLease."""
         with self._database.reading() as connection:
             found = rows(connection, "SELECT * FROM disk_leases WHERE id = ?", storable(lease_id))
         if not found:
@@ -118,8 +119,19 @@ class DiskLeaseStore:
             )
         return [_lease(row) for row in found]
 
+    def count_by_repo(self) -> dict[str, int]:
+        """How many leases of each repository have not ended, without repositories that have none."""
+        with self._database.reading() as connection:
+            found = rows(
+                connection,
+                """SELECT repo, count(*) AS leases FROM disk_leases
+                   WHERE released_at IS NULL AND expires_at > ? GROUP BY repo""",
+                self._clock(),
+            )
+        return {row["repo"]: row["leases"] for row in found}
+
     def release(self, lease_id: str) -> DiskLease:
-        """Ends a lease at once; one that has ended stays as it is. Raises UnknownLease."""
+        """Ends a lease at once. A lease that has already ended does not change. Raises UnknownLease."""
         with self._database.writing() as connection:
             connection.execute(
                 "UPDATE disk_leases SET released_at = ? WHERE id = ? AND released_at IS NULL",
@@ -139,7 +151,7 @@ class DiskLeaseStore:
         now = self._clock()
         due = "released_at IS NULL AND expires_at <= ?"
         with self._database.reading() as connection:
-            # Nearly always there is none, and then nobody needs the lock for writing.
+            # Nearly always no lease is due, and then the lock for writing is not needed.
             if not rows(connection, f"SELECT 1 FROM disk_leases WHERE {due} LIMIT 1", now):
                 return []
         with self._database.writing() as connection:
@@ -148,9 +160,9 @@ class DiskLeaseStore:
         return [_lease(row) for row in found]
 
     def followed(self, repo: Repo) -> dict[tuple[str, str], float]:
-        """The branches and forms whose tip was asked for within FOLLOWED seconds, each with the last time.
+        """The branches and forms whose tip was requested within FOLLOWED seconds, each with its last request's time.
 
-        Only requests for this registration count, because another of the same name may be of another upstream.
+        Only requests for this registration count, because another one of the same name may have another upstream.
         """
         with self._database.reading() as connection:
             found = rows(
@@ -166,7 +178,7 @@ class DiskLeaseStore:
 def check_ttl(ttl: float) -> None:
     """Raises UsageError unless a lease may be this long, in seconds."""
     if not 1 <= ttl <= LONGEST:
-        raise UsageError("a disk is leased for at least a second and at most 365 days", hint="for example --ttl 24h")
+        raise UsageError("a lease lasts at least one second and at most 365 days", hint="for example --ttl 24h")
 
 
 def _lease(row: dict[str, Any]) -> DiskLease:

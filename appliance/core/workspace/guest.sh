@@ -744,8 +744,8 @@ gitmirror__fetch() {
 
 gitmirror__work() { gitmirror__git -C "$tmp" "$@" >&2; }
 
-# Finds the drives that hold `repo`, checks and mounts them, and sets `branch` and `commit` to what they hold. Without
-# drives, it returns 1 without a word; a drive that cannot be used is named.
+# Finds the drives of `repo`, checks and mounts them, and sets `branch` and `commit` to those of the drives. Without drives,
+# it returns 1 and prints nothing; it names a drive that cannot be used.
 gitmirror__open_disk() {
     [ -n "$hold" ] && gitmirror__find_drives || return 1
     # A process with this directory as its current one would not see what is mounted on it.
@@ -759,7 +759,7 @@ gitmirror__open_disk() {
 # Reports why the tree drive is not used; returns 1.
 gitmirror__refuse_drive() { gitmirror__say "not using the drive $tree: $1"; return 1; }
 
-# Sets `tree` to the tree drive of `repo`, the fields of its text, and `data_drives` to the data drives that there are.
+# Sets `tree` to the tree drive of `repo`, the fields of its text, and `data_drives` to all data drives.
 gitmirror__find_drives() {
     tree='' data_drives=$newline foreign=''
     [ -z "${GITMIRROR_DRIVES+set}" ] || [ -n "$GITMIRROR_DRIVES" ] || return 1
@@ -775,7 +775,7 @@ gitmirror__find_drives() {
             if [ ! -b "$drive" ] || [ ! -r "$drive" ]; then
                 gitmirror__say "the drive $drive cannot be read, or is not a block device"
             elif ! gitmirror__look_at_drive "$drive"; then
-                gitmirror__say "the drive $drive has no text of gitmirror"
+                gitmirror__say "the drive $drive is not a gitmirror drive"
             fi
         done
         IFS=$newline
@@ -797,14 +797,14 @@ gitmirror__find_drives() {
     if [ -n "$foreign" ]; then
         gitmirror__say "not using the drives: they hold $foreign, not $repo"
     elif [ "$data_drives" != "$newline" ]; then
-        gitmirror__say 'not using the drives: there is a data drive, but no tree drive'
+        gitmirror__say 'not using the drives: a data drive is attached, but no tree drive'
     fi
     return 1
 }
 
-# Reads the text of a drive, its first 1024 bytes. Returns 1 if it has none.
+# Reads the text in the first 1024 bytes of a drive. Returns 1 if the drive has none.
 gitmirror__look_at_drive() {
-    # bash reports the NULs behind the text.
+    # bash complains about the NULs after the text.
     { text=$(dd if="$1" bs=1024 count=1 2>/dev/null); } 2>/dev/null
     case $text in 'gitmirror disk '[0-9]*) ;; *) return 1 ;; esac
     role='' id='' of=''
@@ -855,20 +855,20 @@ gitmirror__check_tree() {
     gitmirror__compare_size "$tree" "$size"
     [ "$than" = same ] || gitmirror__refuse_drive "it is not $size bytes long" || return 1
     [ -n "$sum$git_sum" ] || return 0
-    gitmirror__has cksum || gitmirror__refuse_drive 'there is no cksum to check it with' || return 1
+    gitmirror__has cksum || gitmirror__refuse_drive 'cksum, which would check it, is not installed' || return 1
     # The files of an ext4 are checked when it is mounted.
     [ -n "$sum" ] || return 0
-    # The file system checks the first block itself. `dd` reads exactly that, so that the others continue behind it.
+    # The file system checks the first block itself. `dd` reads exactly that, so that the next program continues after it.
     # `cksum` alone reads fastest; busybox's `head` is slow.
     found=$({
         dd bs=4096 count=1 of=/dev/null
         if [ $((size - 4096)) = "$summed" ]; then cksum; else head -c "$summed" | cksum; fi
     } <"$tree" 2>/dev/null)
     found=${found%"${found##*[0-9]}"}
-    [ "$found" = "$sum $summed" ] || gitmirror__refuse_drive 'it is damaged: its checksum is another one'
+    [ "$found" = "$sum $summed" ] || gitmirror__refuse_drive 'it is damaged: its checksum does not match'
 }
 
-# Sets `data` to the drive with the contents that the tree drive refers to, or to "" if it refers to none.
+# Sets `data` to the data drive that the tree drive refers to, or to "" if it refers to none.
 gitmirror__check_data() {
     data=''
     [ -n "$data_id" ] || return 0
@@ -925,7 +925,7 @@ gitmirror__choose_hold() {
     hold=$held_in/gitmirror.disk.$kit.$kit_born
 }
 
-# Takes down the mounts in `hold`. What is mounted on DIR stays, because an overlay keeps its layers by itself.
+# Unmounts everything in `hold`. The mount on DIR stays, because an overlay keeps its layers by itself.
 gitmirror__close_disk() {
     [ -n "$hold" ] && [ -d "$hold" ] || return 0
     if [ -d "$hold/disk/${hold##*/}" ] && [ ! -e "$hold/placed" ]; then
@@ -942,7 +942,7 @@ gitmirror__close_disk() {
     done
 }
 
-# Takes down the drives so that another source can be used.
+# Unmounts the drives so that another source can be used.
 gitmirror__forget_disk() {
     gitmirror__close_disk
     tmp=$claim/$turn/.gitmirror.$kit whole=no
@@ -974,7 +974,7 @@ gitmirror__mount_drives() {
     gitmirror__mount -o redirect_dir=on "$@" || gitmirror__mount "$@" || gitmirror__refuse_drive "$said"
 }
 
-# Runs mount, and sets `said` to the first line of what it says.
+# Runs mount, and sets `said` to the first line of its output.
 gitmirror__mount() {
     said=$(mount "$@" 2>&1) && return
     said=${said%%"$newline"*} said=${said:-mount failed}
@@ -1007,7 +1007,7 @@ gitmirror__read_head() {
     [ -e "$hold/lower/.git/shallow" ] || whole=yes
 }
 
-# Whether the drives have the wanted commit, so that nobody needs to be asked for it.
+# Whether the drives have the wanted commit, so that it need not be fetched.
 gitmirror__disk_has_commit() {
     [ "$disk" = yes ] && [ "$kind" = commit ] || return 1
     [ "$commit" = "$want" ] || git --git-dir="$hold/lower/.git" cat-file -e "$want^{commit}" 2>/dev/null
@@ -1052,7 +1052,7 @@ gitmirror__go_to_commit() {
     gitmirror__work checkout --quiet --detach "$want" && commit=$want
 }
 
-# Moves the branch of the drives to its tip on the mirror. If the mirror does not tell, it stays where it is.
+# Moves the branch of the drives to its tip on the mirror. If the mirror does not answer, the branch stays where it is.
 gitmirror__catch_up() {
     gitmirror__ask_branch
     [ "$tip" != "$commit" ] || return 0
@@ -1064,7 +1064,7 @@ gitmirror__catch_up() {
     gitmirror__work reset --quiet --hard "refs/remotes/origin/$branch" && read -r commit <"$tmp/.git/refs/heads/$branch"
 }
 
-# Sets `tip` to the tip of `branch` on the mirror, or to `commit` if the mirror does not tell. Over git:// that takes half
+# Sets `tip` to the tip of `branch` on the mirror, or to `commit` if the mirror does not answer. Over git:// that takes half
 # the time of loading curl; over HTTP, git takes longer.
 gitmirror__ask_branch() {
     tip=$commit

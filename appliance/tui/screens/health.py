@@ -190,7 +190,7 @@ class HealthScreen(View):
             ("   disk   ", ""), (bar(used, disk.total, BAR), "bad" if tight else "accent"),
             (f" {size(disk.free)} free of {size(disk.total)}", "bad" if tight else ""),
         )  # fmt: skip
-        return [
-            (left, ()),
-            (cell(f"          mirrors {size(disk.mirrors)}, recorded {size(disk.recorded)}", "dim"), ()),
-        ]
+        parts = f"          mirrors {size(disk.mirrors)}, recorded {size(disk.recorded)}"
+        if disk.disks or disk.leases:
+            parts += f", disks {size(disk.disks)} with {count(disk.leases, 'lease')}"
+        return [(left, ()), (cell(parts, "dim"), ())]

@@ -87,6 +87,8 @@ class RepoActions(View):
             self.context.act(f"remove {name}", work)
 
         recorded = f", with the {count(sessions, 'session')} recorded in it" if sessions else ""
+        if view.leases:
+            recorded += f". Deleting also removes its disks and ends {count(view.leases, 'lease')} of them"
         self.context.ask(
             Ask(
                 f"Remove {name}?",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,14 @@ class Stored:
         finally:
             database.close()
 
+    def release(self, lease: DiskLease) -> None:
+        """End a lease."""
+        database = Database(self.database)
+        try:
+            DiskLeaseStore(database, time.time).release(lease.id)
+        finally:
+            database.close()
+
     def live(self) -> list[str]:
         """The ids of the leases that have not ended."""
         database = Database(self.database)
@@ -126,6 +135,29 @@ def test_a_purge_takes_disks_and_leases_along(serve: Serve, running: bool) -> No
     assert stored.live() == [lease.id] and stored.files()
     serve.cli("remove-repo", WIDGETS, "--purge", "--yes")
     assert stored.live() == [] and not stored.place.directory.exists()
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["with serve", "without serve"])
+def test_a_purge_counts_the_leases_that_it_ends(serve: Serve, running: bool) -> None:
+    """Before it asks. Without leases it says nothing about disks."""
+    stored = Stored(serve)
+    image = stored.image(1)
+    leases = [stored.lease(image), stored.lease(image)]
+    if not running:
+        serve.terminate()
+    for text in (f"ends {len(leases)} leases", "ends 1 lease of"):
+        done = serve.cli("remove-repo", WIDGETS, "--purge", check=False, input="n\n")
+        assert done.returncode == 1 and f"deletes the disks of {WIDGETS} and {text}" in done.stderr
+        stored.release(leases.pop())
+    assert "disks" not in serve.cli("remove-repo", WIDGETS, "--purge", check=False, input="n\n").stderr
+    assert [repo["name"] for repo in serve.cli_json("repos")] == [WIDGETS] and stored.files()
+
+
+def test_status_shows_what_disks_take(serve: Serve) -> None:
+    """One line, and none without disks."""
+    assert "disks take" not in serve.cli("status").stdout
+    Stored(serve).image(1)
+    assert re.search(r"^  disks take [0-9.]+ [KM]iB; `disks` lists their leases$", serve.cli("status").stdout, re.M)
 
 
 def test_a_backup_has_no_disks(serve: Serve, tmp_path: Path) -> None:

@@ -1,17 +1,17 @@
 """Workspaces as disks: the tree of a branch tip as a read-only file system that a guest mounts.
 
 - `erofs`: writes an EROFS image: superblock, device table, inodes, directories.
-- `header`: the text in the first kilobyte of each drive, by which a guest knows what it holds and whether all is there.
-- `images`: what lies on disk for one repository: its generations, and in each a blob file and its images.
+- `header`: the text in the first kilobyte of each drive, which tells a guest what it holds and whether it is complete.
+- `images`: the files of one repository: its generations, each with a blob file and its images.
 - `build`: builds the image of one commit.
-- `disks`: leases disks, and rebuilds those of followed branches. `repository` has what is known of each repository,
-  `upstream_commits` says which commits may be in a disk, `sharing` who may read the drives.
+- `disks`: leases disks, and rebuilds those of followed branches. `repository` has the state of each repository,
+  `upstream_commits` says which commits may be in a disk, and `sharing` who may read the drives.
 - `collector`: ends leases and removes what `collection` plans.
 
-A lease: a platform asks for a branch or a commit, the image is built unless there is one, and the lease is stored in
-the database. When the branch moves, its next image is built before anybody asks. Once nobody has leased an image, it
-may go: at once if upstream has dropped it, or else when the budget needs the room.
+A lease: a platform requests a branch or a commit, the image is built unless it exists, and the lease is stored in the
+database. When the branch moves, its next image is built before the next request. An image that is not leased may be
+removed: at once if upstream has dropped its commit, or else when the budget is exceeded.
 
-What always holds: nothing that is leased is removed or changed, but by a purge. Nobody gets an image of a commit that
-upstream has dropped, nor the blob file of an older generation.
+Invariants: nothing leased is removed or changed, except by a purge. No new lease gets an image of a commit that
+upstream has dropped, or the blob file of an older generation.
 """

@@ -1,4 +1,4 @@
-"""Which images and generations go: those that nobody can be given any more, and the oldest beyond the budget."""
+"""Which images and generations to remove: those that can no longer be leased, and the oldest beyond the budget."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Key = tuple[int, str]
 
 @dataclass(frozen=True)
 class Stock:
-    """What lies on disk for the repository `name`: its images, and the bytes of each generation and each image.
+    """What the repository `name` has on disk: its images, and the bytes of each generation and each image.
 
-    The images in `useless` are never handed out again, because their branch or their upstream is gone. Those in
-    `current` go last, because the next guest will ask for them. Those in `leased` are somebody's.
+    The images in `useless` are never leased again, because their branch or their upstream is gone. Those in `current`
+    are removed last, because the next guest will need them. Those in `leased` are in use.
     """
 
     name: str
@@ -40,21 +40,21 @@ class Stock:
 
 @dataclass
 class Removal:
-    """What goes of one repository."""
+    """What to remove from one repository."""
 
     images: list[DiskImage] = field(default_factory=list)
     generations: list[int] = field(default_factory=list)
 
 
 def take_stock(name: str, place: DiskPlace, leased: Collection[Key]) -> Stock:
-    """Looks at the disk. Raises OSError."""
+    """Reads from the file system what a repository has. Raises OSError."""
     sizes = {number: _size_below(place.generation(number)) for number in place.generations()}
     images = {image: _size(place.tree(image)) + _size(place.description(image)) for image in place.images()}
     return Stock(name, sizes, images, leased)
 
 
 def names_on_disk(disks: Path) -> Iterator[str]:
-    """The names of the repositories that have disks, registered or not. What cannot be read is left out."""
+    """The names of the repositories that have disks, registered or not. Leaves out what cannot be read."""
     for path in sorted(disks.glob("*/*")):
         name = f"{path.parent.name}/{path.name}"
         if is_repo_name(name) and path.is_dir():
@@ -62,11 +62,11 @@ def names_on_disk(disks: Path) -> Iterator[str]:
 
 
 def plan_removals(stocks: Sequence[Stock], budget: int) -> tuple[dict[str, Removal], int]:
-    """What goes of each repository, and the bytes that all disks take afterwards.
+    """What to remove from each repository, and the bytes that all disks take afterwards.
 
-    A generation goes when it is not the newest, or has no image, and nobody has leased any of it. An image goes when it
-    is useless. Beyond `budget` bytes the oldest images go, and with the last image of a generation its blob file.
-    Nothing leased goes.
+    Removes a generation that is not the newest, or has no image, when none of it is leased; and an image that is
+    useless. Beyond `budget` bytes, it removes the oldest images, and with the last image of a generation its blob file.
+    It removes nothing that is leased.
     """
     removals = {stock.name: Removal() for stock in stocks}
     total = sum(stock.bytes for stock in stocks)
@@ -83,7 +83,7 @@ def plan_removals(stocks: Sequence[Stock], budget: int) -> tuple[dict[str, Remov
                 total -= size
                 continue
             free = [image for image in mine if (number, image.name) not in stock.leased]
-            # A lease also counts whose image this version cannot read.
+            # Leases count even if this version cannot read their images.
             left[stock.name, number] = len(free) + sum(generation == number for generation, _ in stock.leased)
             rest[stock.name, number] = size - sum(stock.images[image] for image in free)
             for image in free:
@@ -105,7 +105,7 @@ def _remove(
     left: Counter[tuple[str, int]],
     rest: Mapping[tuple[str, int], int],
 ) -> int:
-    """Plans the removal of an image, and of its generation if it is the last one in it; returns the bytes of both."""
+    """Plans the removal of an image, and of its generation if this was its last image; returns the bytes of both."""
     place = stock.name, image.generation
     removals[stock.name].images.append(image)
     left[place] -= 1
@@ -116,7 +116,7 @@ def _remove(
 
 
 def sweep(place: DiskPlace, leased: Collection[Key]) -> None:
-    """Removes what killed builds and removals left, and images that this version cannot use. Raises OSError.
+    """Removes the remains of killed builds and removals, and images that this version cannot use. Raises OSError.
 
     Call it only while nothing is being built there.
     """
@@ -137,7 +137,7 @@ def sweep(place: DiskPlace, leased: Collection[Key]) -> None:
 
 
 def discard_disks(place: DiskPlace) -> None:
-    """Removes all disks of a repository, as far as that is possible."""
+    """Removes all disks of a repository, as far as possible."""
     with contextlib.suppress(OSError):
         for number in place.generations():
             place.remove_generation(number)
@@ -152,7 +152,7 @@ def _discard(entry: Path) -> None:
 
 
 def is_whole(place: DiskPlace, image: DiskImage) -> bool:
-    """Whether both drives of an image have the bytes that were written. Raises OSError if they cannot be looked at."""
+    """Whether the drives of an image exist with their right sizes. Raises OSError if they cannot be looked at."""
     data = place.data(image)
     with contextlib.suppress(FileNotFoundError):
         return place.tree(image).stat().st_size == image.size and (

@@ -1,4 +1,4 @@
-"""Ends leases whose time is over and removes what `collection` plans, while `serve` builds and leases other disks."""
+"""Ends expired leases and removes what `collection` plans, while `serve` builds and leases other disks."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from appliance.core.workspace.disk.upstream_commits import raw_branch, tips_of
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 300.0
-"""Seconds between two looks at everything on disk. In between, only what may have changed is looked at."""
+"""Seconds between two complete looks at the file system. In between, only what may have changed is looked at."""
 
 
 class DiskCollector:
-    """Looks after everything below `disks`. `disks_of(name)` has the locks of a repository, registered or not."""
+    """Collects everything below `disks`. `disks_of(name)` has the locks of a repository, registered or not."""
 
     def __init__(
         self,
@@ -68,14 +68,14 @@ class DiskCollector:
         self._stocks: dict[str, tuple[object, Stock]] = {}
         self._is_over = False
         self.images = self.leased = self.bytes = 0
-        """What was there at the end of the last collection: images, leases, and the bytes of all disks."""
+        """The numbers of images and leases, and the bytes of all disks, at the end of the last collection."""
 
     def call(self) -> None:
-        """Calls for a collection at the next `tidy`, because something may have become useless."""
+        """Requests a collection at the next `tidy`, because something may have become useless."""
         self._called = True
 
     async def tidy(self) -> None:
-        """Ends leases whose time is over, and collects if something calls for it. Raises StoreError."""
+        """Ends expired leases, and collects if that may remove something. Raises StoreError."""
         settings, now = self._settings(), time.monotonic()
         expired = await asyncio.to_thread(self._leases.expire)
         for lease in expired:
@@ -85,7 +85,7 @@ class DiskCollector:
             self._settings_then, self._last = settings, now
         elif not expired and not self._called:
             return
-        # Cleared first, because what happens meanwhile calls for another collection.
+        # Cleared first, because a change during this collection requires another one.
         self._called = False
         try:
             await self._collect(settings)
@@ -129,7 +129,7 @@ class DiskCollector:
         self._is_over = left > budget
 
     async def _judged(self, stock: Stock, repo: Repo | None) -> Stock:
-        """Adds which images are useless and which are current, as far as the repository is served and cloned."""
+        """Adds which images are useless and which are current, if the repository is served and cloned."""
         mirror = self._mirror_of(stock.name)
         if repo is None or not mirror.exists() or mirror.awaits_upstream():
             return stock
@@ -143,15 +143,15 @@ class DiskCollector:
         return replace(stock, useless=useless, current=current)
 
     def _share(self, place: DiskPlace, images: Iterable[DiskImage], group: str) -> None:
-        """Gives drives that an earlier setting gave to another group to the present one."""
+        """Gives drives to the present group, if they belong to that of an earlier setting."""
         for image in images:
             if is_whole(place, image):
                 share_drives(self._disks, place, image, group)
 
     async def _remove(self, known: RepositoryDisks, name: str, removal: Removal, changes: int) -> None:
-        """Removes what was planned and is still not leased. `changes` is of the moment when its stock was taken.
+        """Removes what was planned and is still not leased. `changes` is from when the stock was taken.
 
-        A repository in which something is built, or was since then, has its turn later.
+        Skips a repository in which something is being built, or was built since then; a later collection handles it.
         """
         if known.building.locked() or known.changes != changes:
             self.call()
@@ -170,7 +170,7 @@ class DiskCollector:
             log.info("%s: removed the disk of %s at %s", name, escape(image.branch), image.commit[:12])
 
     async def leased_of(self, name: str) -> set[Key]:
-        """The images of a repository that somebody has leased. Raises StoreError."""
+        """The leased images of a repository. Raises StoreError."""
         return {(lease.generation, lease.name) for lease in await asyncio.to_thread(self._leases.live, name)}
 
 

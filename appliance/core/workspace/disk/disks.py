@@ -1,4 +1,4 @@
-"""Leases the disks of all repositories, and keeps those of followed branches at their tips."""
+"""Leases disks of all repositories, and rebuilds those of followed branches when their tips move."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ log = logging.getLogger(__name__)
 
 BUILDS_AT_ONCE = 2
 DEMAND_WAIT = 60.0
-"""Seconds that a request waits for an image that has yet to be built."""
+"""Seconds that a request waits for an image to be built."""
 RETRY = 10
-"""Seconds after which a platform may ask again for an image that takes longer."""
+"""The Retry-After, in seconds, of a request for an image that takes longer."""
 MOST_TRIES = 3
-"""How often one request begins again, because upstream dropped the commit or the disk changed the image meanwhile."""
+"""How many times a request is retried because upstream dropped the commit or the image changed on disk meanwhile."""
 
 
 class Disks:
     """The disks of all repositories. `health(id)` gives a mirror's health, which includes its default branch.
 
-    Only an image that a build has seen since refs last moved is handed out, because upstream may have dropped its
-    commit, or another one that is in the same blob file. Nothing that is leased is ever removed but by `delete`.
+    An image is handed out only after a build has checked it against the present refs, because upstream may have dropped
+    its commit, or another commit in the same blob file. Nothing leased is ever removed, except by `delete`.
     """
 
     def __init__(
@@ -78,19 +78,19 @@ class Disks:
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The current values for /metrics: name, help text, value."""
         counted = self._collector
-        yield "disk_images", "Images of disks, when they were last counted.", counted.images
-        yield "disk_leases", "Leases of disks that have not ended, when they were last counted.", counted.leased
-        yield "disk_image_bytes", "Bytes that disks take with their blob files, when last counted.", counted.bytes
-        yield "disk_build_seconds", "Seconds spent building images of disks, since the start.", self._build_seconds
-        damaged = "Generations of disks with a byte that is not as it was written, found since the start."
+        yield "disk_images", "Disk images, as last counted.", counted.images
+        yield "disk_leases", "Leases of disks that have not ended, as last counted.", counted.leased
+        yield "disk_image_bytes", "Bytes that disks take, with their data drives, as last counted.", counted.bytes
+        yield "disk_build_seconds", "Seconds spent building disk images since the start.", self._build_seconds
+        damaged = "Generations of disks that were found corrupted since the start."
         yield "damaged_disks", damaged, self._check.damaged
 
     async def check_next(self) -> bool:
-        """Reads the drives that were read longest ago, if they are due. Returns whether they were. Raises OSError."""
+        """Checks the generation that was checked longest ago, if it is due. Returns whether it was. Raises OSError."""
         return await self._check.check_next()
 
     def _distrust(self, name: str) -> None:
-        """Has the next lease of a repository wait for a build, which begins a new generation."""
+        """Makes the next lease of a repository wait for a build, which begins a new generation."""
         self._repository(name).moved()
 
     # -- leases --------------------------------------------------------------------------------------------
@@ -98,11 +98,11 @@ class Disks:
     async def lease(
         self, repo: Repo, *, branch: str | None, commit: str | None, guest: str | None, ttl: float, form: DiskForm
     ) -> dict[str, Any]:
-        """Leases the image of a branch's tip (default: the followed branch), or of a commit of upstream's branches.
+        """Leases the image of a branch's tip (default: the followed branch), or of a commit on an upstream branch.
 
-        `ttl` is in seconds, `guest` the platform's name for who gets it. Builds the image first if necessary. Returns
-        the lease as in `documents`. Raises UsageError, NotFound, NoDisk, TryLater, StoreError, and what the build
-        raises.
+        `ttl` is in seconds, `guest` is the platform's label for the guest. Builds the image first if necessary. Returns
+        the lease as in `documents`. Raises UsageError, NotFound, NoDisk, TryLater, StoreError, and the errors of the
+        build.
         """
         check_ttl(ttl)
         known, deadline = self._served(repo), asyncio.get_running_loop().time() + DEMAND_WAIT
@@ -115,7 +115,7 @@ class Disks:
                 image = known.ready(order) or await self._built(known, order, deadline)
                 lease = await self._give(known, repo, image, issue) if image is not None else None
             except OSError as error:
-                # Left without the path, which callers on other machines need not know; it is in the log.
+                # The message leaves out the path, which callers on other machines need not know. The log has it.
                 log.warning("%s: the disk of %s cannot be used: %s", repo.name, escape(name), error)
                 reason = error.strerror or type(error).__name__
                 raise NoDisk(
@@ -125,7 +125,7 @@ class Disks:
                 if commit is None:
                     known.followed[name, form] = lease.created_at
                 return self._document(lease)
-        raise NoDisk(f"the disk of {repo.name} changed while it was given out", hint="try again")
+        raise NoDisk(f"the disk of {repo.name} kept changing while it was being leased", hint="try again")
 
     async def documents(self) -> list[dict[str, Any]]:
         """The leases that have not ended, newest first: `{id, repo, branch, commit, drives, mount, …}`."""
@@ -153,7 +153,8 @@ class Disks:
             raise NoDisk(f"{repo.name} has no branch yet")
         tip = (await tips_of(mirror, name)).get(name)
         if tip is None:
-            raise NotFound(f"{repo.name} has no branch {escape(name)}", hint="the list of its refs has the branches")
+            hint = f"GET /v1/repos/{repo.name}/refs lists its branches"
+            raise NotFound(f"{repo.name} has no branch {escape(name)}", hint=hint)
         return name, tip
 
     def _order(self, repo: Repo, branch: str, commit: str, form: DiskForm) -> DiskOrder:
@@ -161,14 +162,14 @@ class Disks:
         return DiskOrder(repo.name, repo.url, branch, commit, form, settings.disk_history, visibility)
 
     async def _built(self, known: RepositoryDisks, order: DiskOrder, deadline: float) -> DiskImage | None:
-        """The image of an order once it is built; None if upstream has dropped its commit meanwhile. Raises OSError."""
+        """Waits for the image of an order. Returns None if upstream dropped its commit meanwhile. Raises OSError."""
         task, branch = known.build(order), escape(order.branch)
         await asyncio.wait([task], timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
         if not task.done():
             raise TryLater(
                 f"the disk of {branch} is being built",
                 retry_after=RETRY,
-                hint="try again; the build goes on without you",
+                hint="try again later; the build continues",
             )
         if task.cancelled():
             raise NoDisk(f"{order.repo} is no longer served")
@@ -205,20 +206,20 @@ class Disks:
             return lease
 
     async def _throw_away(self, known: RepositoryDisks, repo: Repo, image: DiskImage) -> None:
-        """Removes an image that is not as it was written, so that it is built again."""
+        """Removes an image that differs from what was written, so that it is built again."""
         known.drop(image)
         if (image.generation, image.name) in await self._collector.leased_of(repo.name):
             raise NoDisk(
-                f"the drives of {repo.name} at {image.commit[:12]} were changed on disk, and somebody has them",
-                hint="release those leases; then they are built again",
+                f"the drives of {repo.name} at {image.commit[:12]} were changed on disk, and they are leased",
+                hint="release these leases; the drives are then built again",
             )
-        log.error("%s: the disk at %s was thrown away, because it is incomplete", repo.name, image.commit[:12])
+        log.error("%s: removed the disk at %s: a drive is missing or has the wrong size", repo.name, image.commit[:12])
         await asyncio.to_thread(known.place.remove, image)
 
     # -- following upstream --------------------------------------------------------------------------------
 
     def refresh(self, repo: Repo) -> None:
-        """Rebuilds the followed branches, after the repository's refs moved or when `serve` has just started."""
+        """Starts rebuilding the followed branches, when refs of the repository moved or `serve` has just started."""
         known = self._repository(repo.name)
         known.serve(repo)
         known.moved()
@@ -243,7 +244,7 @@ class Disks:
         for name, form in sorted(known.followed, key=lambda key: known.followed[key], reverse=True):
             tip = tips.get(name)
             order = self._order(repo, name, tip, form) if tip else None
-            # The first build sees all refs, so what it leaves valid need not be built again.
+            # The first build checks all refs, so an image that is still valid after it need not be built again.
             if order is not None and known.ready(order) is None:
                 await asyncio.wait([known.build(order)])
 
@@ -276,7 +277,7 @@ class Disks:
             await asyncio.wait(self._ending)
 
     async def tidy(self) -> None:
-        """Ends leases whose time is over, and removes what nobody needs. Raises StoreError."""
+        """Ends expired leases, and removes images that are not needed. Raises StoreError."""
         await self._collector.tidy()
 
     # -- repositories --------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 """Writes an EROFS image of a tree: superblock, device table, inodes, directories and small files.
 
-The contents of other files lie in a data area, on a second device or behind what is written here. The writer goes over
-the tree twice. First each node gets its place, then the blocks are written from the first to the last, so the image is
-never in memory.
+The contents of other files are in a data area, on a second device or after everything that is written here. The writer
+walks the tree twice. It first assigns each node its position, then it writes the blocks from the first to the last, so
+the image is never in memory.
 
-Inodes lie in the order in which git walks its index, and a directory's contents near its inode. So a cold `git status`,
-which asks for every file once, reads the image from its beginning to its end. `.git` follows behind everything else.
-An inode and what lies inline behind it never cross the end of a block, because the kernel refuses that.
+Inodes are in the order in which git walks its index, and a directory's contents are near its inode. So a cold `git
+status`, which looks at every file once, reads the image from its beginning to its end. `.git` comes after everything
+else. An inode and its inline data never cross the end of a block, because the kernel refuses that.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from appliance.core.workspace.disk import erofs_format as form
 from appliance.core.workspace.disk.erofs_format import BLOCK, COMPACT, ENTRY, EXTENDED, NID_UNIT
 
 LEAST_MAPPED = 1 << 24
-"""The block address from which a second device is seen, unless the image itself has more blocks (64 GiB)."""
+"""The block address at which a second device begins, unless the image itself has more blocks (64 GiB)."""
 
 _MOST_COMPACT_LINKS = 0xFFFF
 _MOST_COMPACT_SIZE = 0xFFFFFFFF
 _NIDS = BLOCK // NID_UNIT
-"""How many nids a block of inodes has."""
+"""Nids in a block."""
 _ONE_LINK = form.extended_links(1)
 _PLAIN_FILE = form.extended_head(form.PLAIN, form.FILE_MODE)
 _PLAIN_EXECUTABLE = form.extended_head(form.PLAIN, form.EXECUTABLE_MODE)
@@ -36,7 +36,7 @@ _PLAIN_EXECUTABLE = form.extended_head(form.PLAIN, form.EXECUTABLE_MODE)
 
 @final
 class DataFile:
-    """A file whose contents lie in the data area, from its block `block` on.
+    """A file whose contents are in the data area, from its block `block` on.
 
     `size` is in bytes and `mtime` in whole Unix seconds. If `size` is 0, `block` means nothing.
     """
@@ -54,7 +54,7 @@ class DataFile:
 
 @final
 class OwnFile:
-    """A file whose contents lie in the image itself. `mtime` is in whole Unix seconds."""
+    """A file whose contents are in the image itself. `mtime` is in whole Unix seconds."""
 
     __slots__ = ("content", "first", "mtime", "nid")
     type: ClassVar[int] = form.FILE
@@ -84,7 +84,7 @@ class Link:
 
 @final
 class Directory:
-    """A directory. A node may be an entry of one directory only, and once."""
+    """A directory. A node may be an entry of one directory only, and only once."""
 
     __slots__ = ("entries", "first", "links", "names", "nid", "parent", "size")
     type: ClassVar[int] = form.DIRECTORY
@@ -108,7 +108,7 @@ Node: TypeAlias = Directory | DataFile | OwnFile | Link
 class ImageSize:
     """What was written: `metadata` bytes, a multiple of BLOCK, with `inodes` inodes.
 
-    The data area is seen from block address `data_at` on. On one device, this is where the metadata end.
+    The data area begins at block address `data_at`. On one device, this is where the metadata ends.
     """
 
     metadata: int
@@ -162,7 +162,7 @@ def write_image(
 
 
 def _walk(root: Directory) -> list[Node]:
-    """All nodes, in the order in which their inodes lie. Sets `parent`, `names` and `links` of directories."""
+    """All nodes, in the order of their inodes. Sets `parent`, `names` and `links` of directories."""
     root.parent = root
     nodes: list[Node] = []
     stack: list[Node] = [root]
@@ -220,10 +220,10 @@ def _refused(directory: Directory, name: bytes, what: str) -> GitmirrorError:
 def _place(nodes: list[Node]) -> int:
     """Sets `nid` of each node, `first` where contents have whole blocks, and `size` of directories.
 
-    Returns the number of blocks behind the first one. Whole blocks are taken from behind the block that inodes are
-    being put into, and that block is still filled before another is begun.
+    Returns the number of blocks after the first one. Whole blocks of contents come after the block that is being filled
+    with inodes, and that block is filled before another one is begun.
     """
-    nid, end, free = 1, _NIDS, 1  # Readers of directories take nid 0 for an entry that was removed.
+    nid, end, free = 1, _NIDS, 1  # Readers of directories take nid 0 for a removed entry.
     extended = EXTENDED.size // NID_UNIT
     for node in nodes:
         whole, length = 0, extended
@@ -250,7 +250,7 @@ def _head_size(directory: Directory) -> int:
 
 
 def _split(size: int, head: int) -> tuple[int, int]:
-    """How many whole blocks contents of `size` bytes take, and how many bytes lie behind the inode of `head` bytes."""
+    """How many whole blocks contents of `size` bytes take, and how many bytes are inline, after an inode of `head`."""
     whole, tail = divmod(size, BLOCK)
     return (whole, tail) if head + tail <= BLOCK else (whole + 1, 0)
 
@@ -264,7 +264,7 @@ def _directory_size(names: list[bytes]) -> int:
 
 
 def _blocks_of(names: list[bytes]) -> Iterator[list[bytes]]:
-    """Splits the names of a directory's entries into blocks; an entry and its name are in one block."""
+    """Splits the names of a directory's entries into blocks; an entry and its name are in the same block."""
     begin = used = 0
     for index, name in enumerate(names):
         used += ENTRY.size + len(name)
@@ -287,7 +287,7 @@ def _directory_content(directory: Directory) -> bytes:
 
 
 def _write_nodes(file: BinaryIO, nodes: list[Node], data_at: int, data_end: int, build_time: int) -> None:
-    """Writes all that `_place` gave a place: each block with inodes, and then the whole blocks that lie behind it."""
+    """Writes everything that `_place` positioned: each block of inodes, then the whole blocks that follow it."""
     pack_extended = EXTENDED.pack_into
     block, first_nid, behind = bytearray(BLOCK), 0, list[bytes | memoryview]()
     for number, node in enumerate(nodes, 1):

@@ -12,13 +12,13 @@ import struct
 BLOCK = 4096
 """Bytes of a block."""
 SUPERBLOCK_AT = 1024
-"""Where the superblock begins. EROFS leaves the bytes before it to others."""
+"""Where the superblock begins. EROFS does not use the bytes before it."""
 INODES_BLOCK = 1
-"""The block from which nids count. Behind the superblock, block 0 has the device table."""
+"""The block from which nids count. In block 0, the device table follows the superblock."""
 NID_UNIT = 32
 """Bytes to which inodes are aligned."""
 MOST_BLOCKS = 0xFFFFFFFF
-"""More block addresses there are not."""
+"""The largest block address."""
 LABEL_BYTES = 15
 """The most bytes of a label: the field has 16, and some kernels want a NUL at its end."""
 TAG_BYTES = 64

@@ -1,10 +1,10 @@
-"""What lies on disk for the drives of one repository.
+"""The files of one repository's disks.
 
 Below `disks/OWNER/REPO` each generation is a directory with a number for its name. It holds one blob file (`data`), the
 catalogue of that file (`catalogue.db`), and `images/`, with one tree drive and one description for each image. All
-images of a generation share its blob file. A new generation is begun when the blob file must not, or need not, go on:
-upstream dropped a commit that is in it, most of it is of no kept image, or the repository's visibility changed. Images
-of older generations are only kept while somebody has them.
+images of a generation share its blob file. A new generation is begun when the blob file must not be used further, for
+example because upstream dropped a commit that is in it, or is mostly unused (docs/decisions/034). Images of older
+generations are only kept while they are leased.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ from pathlib import Path
 from typing import Protocol
 
 LAYOUT_VERSION = 1
-"""Increased when an image of the same commit would come out differently; images of another version are not used."""
-
-
+"""Increased when an image of the same commit would come out differently. Images of another version are not used."""
 GONE = ".gone-"
-"""How the name of a generation begins that is being removed."""
+"""Name prefix of a generation being removed."""
 
 
 class DiskForm(StrEnum):
-    """What an image is: EROFS on two drives, EROFS on one, or ext4 on one."""
+    """The form of an image: EROFS on two drives, EROFS on one, or ext4 on one."""
 
     EROFS = "erofs"
     SINGLE = "erofs-single"
@@ -36,7 +34,7 @@ class DiskForm(StrEnum):
 
 
 class ImageKey(Protocol):
-    """What says which image it is: the image itself, or a lease of it."""
+    """What identifies an image: the image itself, or a lease of it."""
 
     @property
     def generation(self) -> int:
@@ -58,9 +56,9 @@ class ImageKey(Protocol):
 class DiskImage:
     """A complete image: the `commit` of `branch`, with `history` "full" or "tip".
 
-    `url` is the upstream, and `visibility` "open", or "private" while the repository is. `size` is the bytes of the
-    tree drive, and `data_size` those of the data drive that it refers to. `sha256` is of the tree drive, in hex.
-    `made_at` is in Unix seconds.
+    `url` is the upstream, and `visibility` is "open" or "private". `size` is the size of the tree drive in bytes, and
+    `data_size` how many bytes of the data drive it needs. `sha256` is of the tree drive, in hex. `made_at` is in Unix
+    seconds.
     """
 
     repo: str
@@ -90,17 +88,17 @@ class DiskPlace:
         return self.directory / str(number)
 
     def generations(self) -> list[int]:
-        """The numbers of all generations, the oldest first. The last one is that which new images are built in."""
+        """The numbers of all generations, the oldest first. New images are built in the last one."""
         with contextlib.suppress(FileNotFoundError):
             return sorted(int(entry.name) for entry in self.directory.iterdir() if entry.name.isdecimal())
         return []
 
     def tree(self, image: ImageKey) -> Path:
-        """The tree drive of an image; it has no other path as long as it exists."""
+        """The tree drive of an image. Its path does not change as long as it exists."""
         return self.generation(image.generation) / "images" / image.name
 
     def data(self, image: ImageKey) -> Path | None:
-        """The data drive of an image, or None if it needs none."""
+        """The data drive of an image, or None for a form without one."""
         return self.generation(image.generation) / "data" if image.form == DiskForm.EROFS else None
 
     def images(self) -> list[DiskImage]:
@@ -121,7 +119,7 @@ class DiskPlace:
         return json.dumps(asdict(image), indent=1) + "\n"
 
     def description(self, image: ImageKey) -> Path:
-        """The file with an image's description; it is written last, so an image that has one is complete."""
+        """The file with an image's description. It is written last, so an image that has one is complete."""
         return self.tree(image).with_suffix(".json")
 
     def remove(self, image: DiskImage) -> None:
@@ -131,7 +129,7 @@ class DiskPlace:
 
     def remove_generation(self, number: int) -> None:
         """Removes a generation with everything in it."""
-        # Renamed first, so that a kill leaves no image whose blob file is gone. `sweep` removes what it leaves.
+        # Renamed first, so that a kill leaves no image without its blob file. `sweep` removes the renamed directory.
         gone = self.directory / f"{GONE}{number}-{secrets.token_hex(4)}"
         self.generation(number).rename(gone)
         shutil.rmtree(gone)

@@ -15,7 +15,8 @@ def lease_document(lease: DiskLease, place: DiskPlace) -> dict[str, Any]:
     `mount` is the command for a guest in which the drives are `/dev/vdb` and, if there are two, `/dev/vdc`.
     """
     drives, data = [{"path": str(place.tree(lease)), "readonly": True, "role": "tree"}], place.data(lease)
-    kind, options = ("ext4" if lease.form == DiskForm.EXT4 else "erofs"), "ro"
+    # A journal cannot be replayed on a read-only drive. `noload` makes sure that the kernel does not try.
+    kind, options = ("ext4", "ro,noload") if lease.form == DiskForm.EXT4 else ("erofs", "ro")
     if data is not None:
         drives.append({"path": str(data), "readonly": True, "role": "data"})
         options = "ro,device=/dev/vdc"

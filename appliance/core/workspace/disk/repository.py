@@ -1,4 +1,4 @@
-"""The disks of one repository in a running `serve`: what is being built, and what may be handed out."""
+"""The disks of one repository in a running `serve`: which are being built, and which may be handed out."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from appliance.core.workspace.disk.order import DiskOrder
 log = logging.getLogger(__name__)
 
 BuildDisk = Callable[[DiskPlace, Mirror, DiskOrder], Awaitable[DiskImage]]
-"""Returns the image of an order, built if there is none. Begins a new generation if the present one must not go on."""
+"""Returns the image of an order, and builds it if it does not exist. Begins a new generation where necessary."""
 
 
 class NoDisk(GitmirrorError):
-    """There is no disk; the message says why."""
+    """No disk can be leased; the message says why."""
 
 
 class RepositoryDisks:
-    """Builds one image at a time, and knows which of them are right for the refs as they are.
+    """Builds one image at a time, and knows which images are valid for the present refs.
 
-    `places` bounds the builds of all repositories; `built` is told the seconds of each one that wrote an image.
+    `places` limits how many builds run at once in all repositories. `built` is called with the seconds of each build
+    that wrote an image.
     """
 
     def __init__(
@@ -42,11 +43,11 @@ class RepositoryDisks:
     ) -> None:
         self.place = place
         self.repo: Repo | None = None
-        """The registration that is served; None while there is none."""
+        """The registration that is served, or None."""
         self.followed: dict[tuple[str, DiskForm], float] = {}
         """The branches and forms to rebuild when their tip moves, with the Unix time of the last request for each."""
         self.is_loaded = False
-        """Whether `followed` has the requests that an earlier `serve` got."""
+        """Whether `followed` includes the requests that an earlier `serve` got."""
         self.building = asyncio.Lock()
         """Held while an image is built, and while something is removed."""
         self.giving = asyncio.Lock()
@@ -56,7 +57,7 @@ class RepositoryDisks:
         self._places = places
         self._built = built
         self.changes = 0
-        """Grows whenever something on disk, or the refs that it is judged by, may have changed."""
+        """Increases whenever something on disk, or the refs that decide about it, may have changed."""
         self._moves = 0
         self._seen = -1
         self._generation = 0
@@ -67,7 +68,7 @@ class RepositoryDisks:
         self._failed: dict[str, str] = {}
 
     def serve(self, repo: Repo) -> None:
-        """Serves this registration from now on. What is known of another one of the same name is forgotten."""
+        """Serves this registration from now on, and forgets an earlier one of the same name."""
         if self.repo is None or self.repo.id != repo.id:
             self.followed, self.is_loaded, self._images = {}, False, {}
             self.moved()
@@ -79,25 +80,25 @@ class RepositoryDisks:
             raise NoDisk(f"{repo.name} is no longer served")
 
     def moved(self) -> None:
-        """Trusts no image until a build has seen the refs again, because it may have begun a new generation."""
+        """Trusts no image until a build has read the refs again, because that build may begin a new generation."""
         self._moves += 1
         self.changes += 1
 
     def ready(self, order: DiskOrder) -> DiskImage | None:
-        """The image of an order, if a build that saw the present refs left it valid."""
+        """The image of an order, if a build that read the present refs left it valid."""
         return self._images.get(order) if self._seen == self._moves else None
 
     def is_present(self, image: DiskImage) -> bool:
-        """Whether an image is of the generation that the last build found or began."""
+        """Whether an image belongs to the generation that the last build used or began."""
         return image.generation == self._generation
 
     def drop(self, image: DiskImage) -> None:
-        """Forgets an image that is no longer on disk as it was."""
+        """Forgets an image that was removed or changed on disk."""
         self._images = {order: each for order, each in self._images.items() if each != image}
         self.changes += 1
 
     def build(self, order: DiskOrder) -> asyncio.Task[DiskImage]:
-        """Begins to build an order, or joins its build if no ref has moved since that was begun."""
+        """Starts building an order, or joins its build if no ref has moved since that build started."""
         key = order, self._moves
         if key not in self._builds:
             self._builds[key] = task = asyncio.create_task(self._run(order), name=f"disk {order.repo}")
@@ -105,13 +106,13 @@ class RepositoryDisks:
         return self._builds[key]
 
     def follow(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Runs `work` in the background, after what runs there already."""
+        """Runs `work` in the background, after the work that is running there."""
         self._work = work
         if self._following is None or self._following.done() or self._following.cancelling():
             self._following = asyncio.create_task(self._follow(), name=f"disks of {self.place.directory.name}")
 
     def forget(self) -> set[asyncio.Task[Any]]:
-        """Ends everything that runs for a repository that is no longer served; returns what has yet to end."""
+        """Cancels all builds of a repository that is no longer served; returns the tasks that have not ended yet."""
         self.repo = None
         tasks = {*self._builds.values(), *([self._following] if self._following else [])}
         running: set[asyncio.Task[Any]] = {task for task in tasks if not task.done()}
@@ -132,7 +133,7 @@ class RepositoryDisks:
             cause = str(error) or type(error).__name__
             if self._failed.get(order.branch) != cause:
                 self._failed[order.branch] = cause
-                log.warning("%s: the disk of %s failed: %s", order.repo, escape(order.branch), cause)
+                log.warning("%s: the %s disk of %s failed: %s", order.repo, order.form, escape(order.branch), cause)
             raise
 
     async def _build_once(self, order: DiskOrder) -> DiskImage:
@@ -146,11 +147,14 @@ class RepositoryDisks:
         if image.made_at >= begun:
             seconds = time.monotonic() - start
             self._built(seconds)
-            log.info("%s: disk of %s at %s in %.2fs", order.repo, escape(order.branch), order.commit[:12], seconds)
+            log.info(
+                "%s: built the %s disk of %s at %s in %.2fs",
+                order.repo, order.form, escape(order.branch), order.commit[:12], seconds,
+            )  # fmt: skip
         return image
 
     def _ended(self, key: tuple[DiskOrder, int], task: asyncio.Task[DiskImage]) -> None:
         self._builds.pop(key, None)
         if not task.cancelled():
-            # Retrieved here, because whoever waited for it may be gone. `_run` has logged what is no bug.
+            # Retrieved here, because the request that waited may be gone. `_run` has logged every error but bugs.
             task.exception()

@@ -1,7 +1,7 @@
 """Who may read the drives: the service's own group, or the group of `[workspace] disk_group`.
 
-The service's umask lets nobody else read what it writes, so modes are set by name. A VMM that is no member of the
-service's group reaches a drive by its path: it may pass through the directories, and list none of them.
+Because of the service's umask, nobody else can read the files that it writes, so this module sets the modes explicitly.
+A VMM that is not in the service's group reaches a drive by its path: it may traverse the directories, but list none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class NotShared(GitmirrorError):
 
 
 def group_id(group: str) -> int:
-    """The number of the group that drives belong to: that of the name, or the service's own if empty.
+    """The id of the group that drives belong to: the named group, or the service's own if the name is empty.
 
     Raises NotShared if there is no such group.
     """
@@ -40,9 +40,9 @@ def group_id(group: str) -> int:
 
 
 def share_drives(top: Path, place: DiskPlace, image: DiskImage, group: str) -> None:
-    """Lets the group read an image's drives, and pass through the directories from `top` down to them.
+    """Lets the group read an image's drives, and traverse the directories from `top` down to them.
 
-    Changes only what differs. Raises OSError; NotShared if the service may not give files to the group.
+    Changes only modes and owners that differ. Raises OSError; NotShared if the service may not give files to the group.
     """
     number, directory_mode = group_id(group), 0o751 if group else 0o750
     data, tree = place.data(image), place.tree(image)
@@ -60,9 +60,9 @@ def share_drives(top: Path, place: DiskPlace, image: DiskImage, group: str) -> N
 
 
 def problem_of_group(group: str, state: Path, pid: int | None) -> tuple[str, str] | None:
-    """What keeps members of a group from the drives below `state`, and what to do about it; None if nothing does.
+    """What keeps members of a group from reading the drives below `state`, and how to fix it; None if nothing does.
 
-    `pid` is the running service, which alone shows the groups that systemd gave it. Never raises.
+    `pid` is the running service: only the process itself shows the groups that systemd gave it. Never raises.
     """
     try:
         number = group_id(group)
@@ -72,7 +72,7 @@ def problem_of_group(group: str, state: Path, pid: int | None) -> tuple[str, str
     except NotShared as error:
         return error.message, error.hint
     except OSError:
-        # Before the first start, or without the right to look: another check says so.
+        # Before the first start, or without permission to look: another check reports both.
         return None
     if not status.st_mode & stat.S_IXOTH and not (status.st_gid == number and status.st_mode & stat.S_IXGRP):
         return f"members of {group} cannot pass through {state}", HINT.format(group=group)
@@ -80,10 +80,10 @@ def problem_of_group(group: str, state: Path, pid: int | None) -> tuple[str, str
 
 
 def groups_of(pid: int) -> set[int]:
-    """The groups that a process may give its files to. Raises OSError."""
+    """The ids of the groups that a process may give its files to. Raises OSError."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
     found = dict(line.split(":", 1) for line in lines)
-    # With the capability CAP_CHOWN (bit 0) it may give them to every group.
+    # With CAP_CHOWN (bit 0) it may give them to every group.
     if int(found["CapEff"], 16) & 1:
         return {entry.gr_gid for entry in grp.getgrall()}
     return {int(number) for key in ("Gid", "Groups") for number in found[key].split()}

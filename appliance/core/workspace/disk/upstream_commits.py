@@ -1,4 +1,4 @@
-"""Which commits disks may be built of: those of upstream's branches. What sessions recorded never goes into a disk."""
+"""Which commits disks may be built of: those on upstream branches. Recordings of agents never go into a disk."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ HEADS = "refs/heads/"
 
 
 def raw_branch(name: str) -> str:
-    """The name of a branch as git has it, of one that `storable` may have written."""
+    """The name of a branch as git has it, from a name that `storable` may have written."""
     return os.fsdecode(raw_name(name))
 
 
 async def tips_of(mirror: Mirror, branch: str = "") -> dict[str, str]:
-    """The tips of upstream's branches by name, or of one. Raises GitError."""
-    # Without the slash at the end of the prefix, a branch is found by its whole name.
+    """The tips of upstream branches by name, or of one branch. Raises GitError."""
+    # Without a slash at the end, `local_refs` takes the prefix for the whole name of a ref.
     refs = await mirror.local_refs(f"{HEADS}{branch}")
     return {ref.removeprefix(HEADS): oid for ref, oid in refs.items()}
 
 
 async def branch_with(mirror: Mirror, commit: str, *, named: str | None, followed: str | None) -> tuple[str, str]:
-    """The branch whose history has a commit, and the commit.
+    """A branch whose history contains a commit, and the commit.
 
-    That is the branch `named`, or without one the followed branch, or else any. Raises UsageError unless `commit` is a
-    whole id; NotFound if no branch has it, also if a session does; GitError.
+    This is the branch `named`; without it, the followed branch, or else any branch. Raises UsageError unless `commit`
+    is a full id; NotFound if no upstream branch contains it, even if a session does; GitError.
     """
     oid = commit.lower()
     if not FULL_ID.fullmatch(oid):
-        raise UsageError(f"{escape(commit)[:100]} is no id of a commit", hint="give all of its 40 digits")
+        raise UsageError(f"{escape(commit)[:100]} is not a full commit id", hint="give all of its 40 digits")
     if await _is_commit(mirror, oid):
         patterns = [f"{HEADS}{named}"] if named else [f"{HEADS}{followed}", HEADS] if followed else [HEADS]
         for pattern in patterns:
@@ -42,10 +42,8 @@ async def branch_with(mirror: Mirror, commit: str, *, named: str | None, followe
             )  # fmt: skip
             if ref := output.stdout.decode("utf-8", "surrogateescape").strip():
                 return ref.removeprefix(HEADS), oid
-    where = f"the branch {escape(named)} does not have" if named else "no branch has"
-    raise NotFound(
-        f"{where} the commit {oid}", hint="a disk is of a commit of upstream's branches, not of what a session recorded"
-    )
+    where = f"not on the branch {escape(named)}" if named else "on no upstream branch"
+    raise NotFound(f"{oid} is {where}", hint="only commits on upstream branches can be leased, and no recordings")
 
 
 async def _is_commit(mirror: Mirror, oid: str) -> bool:

@@ -181,7 +181,7 @@ def scribble(path: Path) -> None:
 REFUSALS: dict[str, tuple[Callable[[Drives], object], str]] = {
     "truncated": (lambda drives: cut(drives.tree), "bytes long"),
     "longer": (lambda drives: grow(drives.tree), "bytes long"),
-    "damaged": (lambda drives: flip(drives.tree), "it is damaged: its checksum is another one"),
+    "damaged": (lambda drives: flip(drives.tree), "it is damaged: its checksum does not match"),
     "foreign": (lambda drives: drives.rewrite(repository="acme/other"), "they hold acme/other, not acme/widgets"),
     "no data": (lambda drives: data_of(drives).write_bytes(bytes(BLOCK)), f"its data drive, {DATA_ID}, is missing"),
     "other data": (lambda drives: drives.rewrite(data="other 4096"), "its data drive, other, is missing"),
@@ -193,7 +193,7 @@ REFUSALS: dict[str, tuple[Callable[[Drives], object], str]] = {
     "other format": (lambda drives: drives.rewrite(format="xfs"), "this kit does not know its format"),
     "other file system": (lambda drives: drives.rewrite(format="ext4"), "mount: "),
     "no file system": (lambda drives: scribble(drives.tree), "mount: "),
-    "no text": (lambda drives: drives.tree.write_bytes(bytes(BLOCK)), "has no text of gitmirror"),
+    "no text": (lambda drives: drives.tree.write_bytes(bytes(BLOCK)), "is not a gitmirror drive"),
     "a later version": (
         lambda drives: drives.tree.write_bytes(drives.tree.read_bytes().replace(b"disk 1", b"disk 2", 1)),
         "this kit does not know its version",
@@ -231,7 +231,7 @@ def test_a_data_drive_alone_is_not_used(machine: Machine, lone_guest: Guest, mad
     """It is named, because somebody attached it."""
     done = lone_guest.with_(GITMIRROR_DRIVES=machine.attach(data_of(made("erofs")))).hydrate("ws")
     done.hydrated(via="upstream")
-    assert "not using the drives: there is a data drive, but no tree drive" in done.err
+    assert "not using the drives: a data drive is attached, but no tree drive" in done.err
 
 
 @pytest.mark.parametrize("lost", ["sys_admin", "mount", "cksum"])
