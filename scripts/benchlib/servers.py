@@ -97,7 +97,7 @@ class Gitmirror:
     def disk_builds(self) -> list[float]:
         """Returns the seconds that each build of a disk took so far, from the log of `serve`."""
         text = (self._scratch / "serve.log").read_text(encoding="utf-8", errors="replace")
-        return [float(seconds) for seconds in re.findall(r": disk of .* in ([0-9.]+)s$", text, re.MULTILINE)]
+        return [float(seconds) for seconds in re.findall(r"disk of .* in ([0-9.]+)s$", text, re.MULTILINE)]
 
     def wait_until_warm(self, tip: str) -> None:
         """Waits until every response warmed for this tip is cached and the snapshot is built. Raises BenchError."""

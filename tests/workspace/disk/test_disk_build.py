@@ -223,7 +223,7 @@ def test_names_that_git_or_linux_refuse_are_refused(lab: DiskLab, name: bytes) -
     parent = git("rev-parse", "main", cwd=lab.bare)
     commit = git("commit-tree", "-m", "x", "-p", parent, tree, cwd=lab.bare)
     git("update-ref", "refs/heads/main", commit, cwd=lab.bare)
-    with pytest.raises(GitmirrorError, match="there can be no disk of this commit"):
+    with pytest.raises(GitmirrorError, match="cannot build a disk of this commit"):
         lab.build()
     assert (lab.place.tree(image).read_bytes(), lab.data(image)) == before
     if len(name) < 256:

@@ -87,7 +87,7 @@ def _parent(directories: dict[bytes, Directory], path: bytes) -> Directory:
 
 def _impossible(path: bytes) -> GitmirrorError:
     name = escape(path.decode("utf-8", "replace"))
-    return GitmirrorError(f"there can be no disk of this commit: {name} is a file and a directory in its tree")
+    return GitmirrorError(f"cannot build a disk of this commit: {name} is a file and a directory in its tree")
 
 
 def references(branch: str, commit: str, tags: Sequence[Tag]) -> bytes:

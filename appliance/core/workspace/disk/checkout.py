@@ -59,7 +59,7 @@ def _look_closely(mode: int, path: bytes) -> None:
 
 
 def _refused(path: bytes, why: str) -> GitmirrorError:
-    return GitmirrorError(f"there can be no disk of this commit: {escape(path.decode('utf-8', 'replace'))}: {why}")
+    return GitmirrorError(f"cannot build a disk of this commit: {escape(path.decode('utf-8', 'replace'))}: {why}")
 
 
 def conversions(reader: MirrorReader, commit: str, entries: Sequence[TreeEntry]) -> dict[bytes, bytes]:

@@ -118,7 +118,7 @@ class MirrorReader:
                     entries.append((mode, unhexlify(record[at : at + 40]), record[at + 41 :]))
                 if len(entries) > MOST_ENTRIES:
                     raise GitmirrorError(
-                        f"there can be no disk of {commit}: its tree has over {MOST_ENTRIES:,} entries"
+                        f"cannot build a disk of {commit}: its tree has over {MOST_ENTRIES:,} entries"
                     )
         return entries
 

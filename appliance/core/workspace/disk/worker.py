@@ -71,7 +71,7 @@ class Build:
         try:
             order = self.order
             if len(order.commit) != 40:
-                raise GitmirrorError(f"there can be no disk of {order.repo}: its object ids are not SHA-1")
+                raise GitmirrorError(f"cannot build a disk of {order.repo}: its object ids are not SHA-1")
             self.refs = tags_on(self.reader, order.commit) if order.history == "full" else []
             name = self._name()
             current = self._current()
