@@ -117,9 +117,7 @@ class MirrorReader:
                         mode = modes[record[:6]] = int(record[:6], 8)
                     entries.append((mode, unhexlify(record[at : at + 40]), record[at + 41 :]))
                 if len(entries) > MOST_ENTRIES:
-                    raise GitmirrorError(
-                        f"cannot build a disk of {commit}: its tree has over {MOST_ENTRIES:,} entries"
-                    )
+                    raise GitmirrorError(f"cannot build a disk of {commit}: its tree has over {MOST_ENTRIES:,} entries")
         return entries
 
     def contents(self, oids: Sequence[bytes]) -> Iterator[tuple[bytes, int, Iterator[bytes]]]:
