@@ -753,15 +753,23 @@ gitmirror__open_disk() {
         gitmirror__refuse_drive 'a workspace of drives cannot be mounted on the current directory'
         return 1
     fi
-    gitmirror__check_tree && gitmirror__check_data && gitmirror__mount_drives && gitmirror__read_head
+    for tree in $trees; do
+        # Only the text of the first one is still there.
+        [ -n "$tree_text" ] || { gitmirror__read_text "$tree" && tree_text=$text; }
+        gitmirror__check_tree && gitmirror__check_data && gitmirror__mount_drives && gitmirror__read_head && return
+        gitmirror__close_disk
+        tree_text=''
+    done
+    return 1
 }
 
 # Reports why the tree drive is not used; returns 1.
 gitmirror__refuse_drive() { gitmirror__say "not using the drive $tree: $1"; return 1; }
 
 # Sets `tree` to the tree drive of `repo`, the fields of its text, and `data_drives` to the data drives that there are.
+# `trees` are all tree drives of `repo`, of which `tree` is the first.
 gitmirror__find_drives() {
-    tree='' data_drives=$newline foreign=''
+    tree='' trees='' data_drives=$newline foreign=''
     [ -z "${GITMIRROR_DRIVES+set}" ] || [ -n "$GITMIRROR_DRIVES" ] || return 1
     for tool in mount umount dd; do
         gitmirror__has "$tool" && continue
@@ -804,8 +812,7 @@ gitmirror__find_drives() {
 
 # Reads the text of a drive, its first 1024 bytes. Returns 1 if it has none.
 gitmirror__look_at_drive() {
-    # bash reports the NULs behind the text.
-    { text=$(dd if="$1" bs=1024 count=1 2>/dev/null); } 2>/dev/null
+    gitmirror__read_text "$1"
     case $text in 'gitmirror disk '[0-9]*) ;; *) return 1 ;; esac
     role='' id='' of=''
     for line in $text; do
@@ -821,11 +828,17 @@ gitmirror__look_at_drive() {
         if [ "$of" != "$repo" ]; then
             gitmirror__is_repo "$of" || of='something else'
             foreign=${foreign:+"$foreign and "}$of
-        elif [ -z "$tree" ]; then
-            tree=$1 tree_text=$text
+        else
+            trees=$trees$1$newline
+            [ -n "$tree" ] || tree=$1 tree_text=$text
         fi
         ;;
     esac
+}
+
+gitmirror__read_text() {
+    # bash reports the NULs behind the text.
+    { text=$(dd if="$1" bs=1024 count=1 2>/dev/null); } 2>/dev/null
 }
 
 # Checks the tree drive against its text.
@@ -872,14 +885,14 @@ gitmirror__check_tree() {
 gitmirror__check_data() {
     data=''
     [ -n "$data_id" ] || return 0
-    case $data_drives in
-    *"$newline$data_id "*) ;;
-    *) gitmirror__refuse_drive "its data drive, $data_id, is missing" || return 1 ;;
-    esac
-    data=${data_drives#*"$newline$data_id "} data=${data%%"$newline"*}
-    gitmirror__compare_size "$data" "$data_size"
-    # Such a drive could be mounted, but reading files would fail later.
-    [ "$than" != less ] || gitmirror__refuse_drive "its data drive, $data, has less than $data_size bytes"
+    for line in $data_drives; do
+        case $line in "$data_id "*) data=${line#"$data_id "} ;; *) continue ;; esac
+        gitmirror__compare_size "$data" "$data_size"
+        # A shorter one, an older copy, could be mounted, but reading files would fail later.
+        [ "$than" = less ] || return 0
+    done
+    [ -n "$data" ] || gitmirror__refuse_drive "its data drive, $data_id, is missing" || return 1
+    gitmirror__refuse_drive "its data drive, $data, has less than $data_size bytes"
 }
 
 # Sets `than` to less, same or more, which is how the size of drive $1 compares with $2 bytes.
