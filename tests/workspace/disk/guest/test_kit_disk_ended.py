@@ -131,9 +131,9 @@ def test_an_ended_hydration_leaves_nothing_on_the_disk_for_changes(
     device = upper_of(machine, tmp_path)
     guest = lone_guest.with_(GITMIRROR_DRIVES=machine.drives(made("erofs")), GITMIRROR_UPPER=device)
     guest.hydrate("other").hydrated(via="disk")
-    # With an upper there is one mount more, before the overlay.
+    # With an upper there are two mounts more, before the overlay.
     (guest.home / "place").mkdir()
-    process = pause(guest, machine, 4, "after")
+    process = pause(guest, machine, 5, "after")
     end(process, sent, guest)
     guest.hydrate("ws").hydrated(via="disk")
     (tmp_path / "look").mkdir()
@@ -152,7 +152,7 @@ def test_a_killed_one_that_had_mounted_dir_keeps_its_changes(
         GITMIRROR_DRIVES=machine.drives(made("erofs")), GITMIRROR_UPPER=upper_of(machine, tmp_path)
     )
     (guest.home / "place").mkdir()
-    process = pause(guest, machine, 5, "after")
+    process = pause(guest, machine, 6, "after")
     end(process, signal.SIGKILL, guest, last=True)
     workspace = guest.home / "place" / "ws"
     (machine.path(workspace) / "kept.txt").write_text("kept\n")
