@@ -753,15 +753,23 @@ gitmirror__open_disk() {
         gitmirror__refuse_drive 'a workspace of drives cannot be mounted on the current directory'
         return 1
     fi
-    gitmirror__check_tree && gitmirror__check_data && gitmirror__mount_drives && gitmirror__read_head
+    for tree in $trees; do
+        # Only the text of the first one is still there.
+        [ -n "$tree_text" ] || { gitmirror__read_text "$tree" && tree_text=$text; }
+        gitmirror__check_tree && gitmirror__check_data && gitmirror__mount_drives && gitmirror__read_head && return
+        gitmirror__close_disk
+        tree_text=''
+    done
+    return 1
 }
 
 # Reports why the tree drive is not used; returns 1.
 gitmirror__refuse_drive() { gitmirror__say "not using the drive $tree: $1"; return 1; }
 
-# Sets `tree` to the tree drive of `repo`, the fields of its text, and `data_drives` to all data drives.
+# Sets `tree` to the tree drive of `repo`, the fields of its text, and `data_drives` to all data drives. `trees` are all
+# tree drives of `repo`, of which `tree` is the first.
 gitmirror__find_drives() {
-    tree='' data_drives=$newline foreign=''
+    tree='' trees='' data_drives=$newline foreign=''
     [ -z "${GITMIRROR_DRIVES+set}" ] || [ -n "$GITMIRROR_DRIVES" ] || return 1
     for tool in mount umount dd; do
         gitmirror__has "$tool" && continue
@@ -804,8 +812,7 @@ gitmirror__find_drives() {
 
 # Reads the text in the first 1024 bytes of a drive. Returns 1 if the drive has none.
 gitmirror__look_at_drive() {
-    # bash complains about the NULs after the text.
-    { text=$(dd if="$1" bs=1024 count=1 2>/dev/null); } 2>/dev/null
+    gitmirror__read_text "$1"
     case $text in 'gitmirror disk '[0-9]*) ;; *) return 1 ;; esac
     role='' id='' of=''
     for line in $text; do
@@ -821,11 +828,17 @@ gitmirror__look_at_drive() {
         if [ "$of" != "$repo" ]; then
             gitmirror__is_repo "$of" || of='something else'
             foreign=${foreign:+"$foreign and "}$of
-        elif [ -z "$tree" ]; then
-            tree=$1 tree_text=$text
+        else
+            trees=$trees$1$newline
+            [ -n "$tree" ] || tree=$1 tree_text=$text
         fi
         ;;
     esac
+}
+
+gitmirror__read_text() {
+    # bash complains about the NULs after the text.
+    { text=$(dd if="$1" bs=1024 count=1 2>/dev/null); } 2>/dev/null
 }
 
 # Checks the tree drive against its text.
@@ -872,14 +885,14 @@ gitmirror__check_tree() {
 gitmirror__check_data() {
     data=''
     [ -n "$data_id" ] || return 0
-    case $data_drives in
-    *"$newline$data_id "*) ;;
-    *) gitmirror__refuse_drive "its data drive, $data_id, is missing" || return 1 ;;
-    esac
-    data=${data_drives#*"$newline$data_id "} data=${data%%"$newline"*}
-    gitmirror__compare_size "$data" "$data_size"
-    # Such a drive could be mounted, but reading files would fail later.
-    [ "$than" != less ] || gitmirror__refuse_drive "its data drive, $data, has less than $data_size bytes"
+    for line in $data_drives; do
+        case $line in "$data_id "*) data=${line#"$data_id "} ;; *) continue ;; esac
+        gitmirror__compare_size "$data" "$data_size"
+        # A shorter one, an older copy, could be mounted, but reading files would fail later.
+        [ "$than" = less ] || return 0
+    done
+    [ -n "$data" ] || gitmirror__refuse_drive "its data drive, $data_id, is missing" || return 1
+    gitmirror__refuse_drive "its data drive, $data, has less than $data_size bytes"
 }
 
 # Sets `than` to less, same or more, which is how the size of drive $1 compares with $2 bytes.
@@ -928,10 +941,10 @@ gitmirror__choose_hold() {
 # Unmounts everything in `hold`. The mount on DIR stays, because an overlay keeps its layers by itself.
 gitmirror__close_disk() {
     [ -n "$hold" ] && [ -d "$hold" ] || return 0
-    if [ -d "$hold/disk/${hold##*/}" ] && [ ! -e "$hold/placed" ]; then
+    if read -r suffix 2>/dev/null <"$hold/suffix" && [ ! -e "$hold/placed" ]; then
         # Nothing is mounted in the directory for changes itself, and no workspace will have these changes.
         umount -l "$hold/merged" 2>/dev/null
-        rm -rf "${hold:?}/disk/${hold##*/}"
+        case $suffix in */*) ;; *) rm -rf "${hold:?}/disk/${hold##*/}$suffix" ;; esac
     fi
     tries=0
     # A mount that a killed process had begun may be completed a moment later. Another hydration may be faster.
@@ -951,7 +964,6 @@ gitmirror__forget_disk() {
 # Mounts the drives on `hold/lower`, and on `hold/merged` the overlay of them and of what is changed.
 gitmirror__mount_drives() {
     said='' layers=$hold/memory
-    [ -z "${GITMIRROR_UPPER-}" ] || layers=$hold/disk/${hold##*/}
     # All of `hold` is in one tmpfs, so that one umount takes down all that is mounted in it.
     { mkdir "$hold" && gitmirror__mount -t tmpfs -o mode=700 gitmirror "$hold" &&
         mkdir -p "$hold/lower" "$hold/merged" "$hold/disk" "$hold/memory/upper/.git" "$hold/memory/work"; } || {
@@ -963,8 +975,7 @@ gitmirror__mount_drives() {
     ext4) gitmirror__mount -t ext4 -o ro,noload "$tree" "$hold/lower" ;;
     esac || gitmirror__refuse_drive "$said" || return 1
     if [ -n "${GITMIRROR_UPPER-}" ]; then
-        { [ -b "$GITMIRROR_UPPER" ] && gitmirror__mount -t ext4 "$GITMIRROR_UPPER" "$hold/disk" &&
-            mkdir -p "$layers/upper/.git" "$layers/work"; } || {
+        { [ -b "$GITMIRROR_UPPER" ] && gitmirror__mount_upper && gitmirror__make_layers; } || {
             gitmirror__refuse_drive "GITMIRROR_UPPER, $GITMIRROR_UPPER, cannot be mounted and written${said:+: $said}"
             return 1
         }
@@ -972,6 +983,52 @@ gitmirror__mount_drives() {
     set -- -t overlay -o "lowerdir=$hold/lower,upperdir=$layers/upper,workdir=$layers/work" gitmirror "$hold/merged"
     # With redirect_dir, directories of the drive can be renamed, which `git mv` needs. Old kernels do not have it.
     gitmirror__mount -o redirect_dir=on "$@" || gitmirror__mount "$@" || gitmirror__refuse_drive "$said"
+}
+
+# Mounts GITMIRROR_UPPER on `hold/disk`. If nobody had it mounted, removes what earlier workspaces left there.
+gitmirror__mount_upper() {
+    # This fails if it is mounted for writing anywhere, in another namespace or by a detached workspace too: the kernel mounts
+    # a device only once, and for writing or not. Repeated, because another kit may do the same at this moment.
+    for try in 1 2 3; do
+        if gitmirror__mount -t ext4 -o ro "$GITMIRROR_UPPER" "$hold/disk"; then
+            set +f
+            set -- "$hold"/disk/gitmirror.disk.*
+            set -f
+            # Judge after listing them, because others may use what is made once it can be written.
+            { [ -e "$1" ] && gitmirror__is_unused; } || set --
+            gitmirror__mount -o remount,rw "$GITMIRROR_UPPER" "$hold/disk" || return 1
+            [ $# -eq 0 ] || rm -rf "$@" 2>/dev/null
+            return 0
+        fi
+        # Without `-w`, and with `-o rw` too, some programs mount it read-only if it cannot be written.
+        ! gitmirror__mount -w -t ext4 "$GITMIRROR_UPPER" "$hold/disk" || return 0
+    done
+    return 1
+}
+
+# Whether `hold/disk`, which was mounted read-only, has not become writable through another mount of it, and no other kit
+# is about to write to such a device.
+gitmirror__is_unused() {
+    unused=no
+    while read -r line; do
+        case $line in
+        *" $hold/disk "*' - ext4 '*' ro' | *" $hold/disk "*' - ext4 '*' ro,'*) unused=yes ;;
+        */gitmirror.disk.*'/disk '*) return 1 ;;
+        esac
+    done 2>/dev/null </proc/self/mountinfo
+    [ "$unused" = yes ]
+}
+
+# Sets `layers` to a new directory on GITMIRROR_UPPER, and writes how its name ends to `hold/suffix`. One that is there has
+# the changes of another workspace: after a reboot, process ids and start times may be the same.
+gitmirror__make_layers() {
+    suffix='' number=0 layers=$hold/disk/${hold##*/}
+    until mkdir "$layers" 2>/dev/null; do
+        [ -e "$layers" ] || return 1
+        number=$((number + 1))
+        suffix=.$number layers=$hold/disk/${hold##*/}.$number
+    done
+    echo "$suffix" >"$hold/suffix" && mkdir -p "$layers/upper/.git" "$layers/work"
 }
 
 # Runs mount, and sets `said` to the first line of its output.

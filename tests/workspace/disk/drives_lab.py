@@ -159,6 +159,8 @@ class Machine:
         if self._holder.stdout.read(1) != b"\n":
             pytest.skip("mount namespaces are not allowed here")
         self._open: list[int] = []
+        # Kits take down what dead ones left in /run, also those of other tests, whose mounts are in another namespace.
+        self.run("mount", "-t", "tmpfs", "run", "/run")
         self._others: list[str] = []
         self._others = self.mounts()
 

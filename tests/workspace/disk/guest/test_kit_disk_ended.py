@@ -67,9 +67,9 @@ def end(process: subprocess.Popen[bytes], number: signal.Signals, guest: Guest, 
     return said
 
 
-def holds(kit: int) -> list[Path]:
+def holds(machine: Machine, kit: int) -> list[Path]:
     """What a kit left in the directory for its mounts."""
-    return list(Path("/run").glob(f"gitmirror.disk.{kit}.*"))
+    return list(machine.path(Path("/run")).glob(f"gitmirror.disk.{kit}.*"))
 
 
 def upper_of(machine: Machine, tmp_path: Path) -> str:
@@ -106,17 +106,17 @@ def test_a_hydration_that_is_ended_leaves_dir_as_it_was(
     complete = MOUNTS[number] == "target" and when == "after"
     if sent == signal.SIGTERM:
         assert process.returncode == 1 and b"ended by a signal" in said
-        assert machine.mounts() == [] and holds(process.pid) == []
+        assert machine.mounts() == [] and holds(machine, process.pid) == []
         assert workspace.exists() == exists and not list(workspace.parent.glob("ws/*"))
         assert not list(workspace.parent.glob("**/.gitmirror*"))
     if complete:
         assert machine.run("git", "status", "--porcelain", cwd=workspace) == ""
         refused = guest.hydrate(workspace)
         assert refused.code == 1 and "is not empty; nothing was changed" in refused.err
-        assert holds(process.pid) == []
+        assert holds(machine, process.pid) == []
         machine.run("umount", str(workspace))
     guest.hydrate(workspace).hydrated(via="disk")
-    assert holds(process.pid) == []
+    assert holds(machine, process.pid) == []
     assert_whole(machine, workspace, tip_of(planted_bare))
     machine.run("umount", str(workspace))
     assert machine.mounts() == [] and list(workspace.iterdir()) == []
@@ -131,9 +131,9 @@ def test_an_ended_hydration_leaves_nothing_on_the_disk_for_changes(
     device = upper_of(machine, tmp_path)
     guest = lone_guest.with_(GITMIRROR_DRIVES=machine.drives(made("erofs")), GITMIRROR_UPPER=device)
     guest.hydrate("other").hydrated(via="disk")
-    # With an upper there is one mount more, before the overlay.
+    # With an upper there are two mounts more, before the overlay.
     (guest.home / "place").mkdir()
-    process = pause(guest, machine, 4, "after")
+    process = pause(guest, machine, 5, "after")
     end(process, sent, guest)
     guest.hydrate("ws").hydrated(via="disk")
     (tmp_path / "look").mkdir()
@@ -152,12 +152,12 @@ def test_a_killed_one_that_had_mounted_dir_keeps_its_changes(
         GITMIRROR_DRIVES=machine.drives(made("erofs")), GITMIRROR_UPPER=upper_of(machine, tmp_path)
     )
     (guest.home / "place").mkdir()
-    process = pause(guest, machine, 5, "after")
+    process = pause(guest, machine, 6, "after")
     end(process, signal.SIGKILL, guest, last=True)
     workspace = guest.home / "place" / "ws"
     (machine.path(workspace) / "kept.txt").write_text("kept\n")
     guest.hydrate("other").hydrated(via="disk")
-    assert holds(process.pid) == []
+    assert holds(machine, process.pid) == []
     assert (machine.path(workspace) / "kept.txt").read_text() == "kept\n"
     assert machine.run("git", "config", "gitmirror.repository", cwd=workspace) == WIDGETS
 
@@ -188,7 +188,7 @@ def test_of_several_at_once_one_fills_the_directory(
                 or "is not empty" in text
                 or ("another process" in text)
             ), text
-            assert holds(process.pid) == []
+            assert holds(machine, process.pid) == []
         assert_whole(machine, workspace, tip_of(planted_bare))
         machine.run("umount", str(workspace))
 
