@@ -60,8 +60,8 @@ class DiskCollector:
         self._settings = settings
         self._repos = repos
         self._disks_of = disks_of
-        self._looking = Endurance(log, "looking at its disks")
-        self._removing = Endurance(log, "removing old disks")
+        self._looking = Endurance(log, "looking at its disks", bugs=True)
+        self._removing = Endurance(log, "removing old disks", bugs=True)
         self._last = -math.inf
         self._called = True
         self._settings_then: WorkspaceConfig | None = None

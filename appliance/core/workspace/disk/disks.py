@@ -68,7 +68,10 @@ class Disks:
         self._known: dict[str, RepositoryDisks] = {}
         self._places = asyncio.Semaphore(BUILDS_AT_ONCE)
         self._ending: set[asyncio.Task[Any]] = set()
-        self._endurance = Endurance(log, "keeping disks at the tips of their branches")
+        # A bug in what nobody waits for must not end `serve`, which can do without disks.
+        self._endurance = Endurance(log, "keeping disks at the tips of their branches", bugs=True)
+        self._tidying = Endurance(log, "removing what nobody needs", bugs=True)
+        self._checking = Endurance(log, "checking them", bugs=True)
         self._build_seconds = 0.0
         self._check = DiskCheck(layout.disks, self._distrust)
         self._collector = DiskCollector(
@@ -86,8 +89,10 @@ class Disks:
         yield "damaged_disks", damaged, self._check.damaged
 
     async def check_next(self) -> bool:
-        """Reads the drives that were read longest ago, if they are due. Returns whether they were. Raises OSError."""
-        return await self._check.check_next()
+        """Reads the drives that were read longest ago, if they are due. Returns whether they were. Never raises."""
+        with self._checking.over("disks"):
+            return await self._check.check_next()
+        return False
 
     def _distrust(self, name: str) -> None:
         """Has the next lease of a repository wait for a build, which begins a new generation."""
@@ -276,8 +281,9 @@ class Disks:
             await asyncio.wait(self._ending)
 
     async def tidy(self) -> None:
-        """Ends leases whose time is over, and removes what nobody needs. Raises StoreError."""
-        await self._collector.tidy()
+        """Ends leases whose time is over, and removes what nobody needs. Never raises; what fails is in the log."""
+        with self._tidying.over("disks"):
+            await self._collector.tidy()
 
     # -- repositories --------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -110,10 +110,12 @@ class DiskPlace:
 
     def _described(self, number: int) -> Iterator[DiskImage]:
         for path in (self.generation(number) / "images").glob("*.json"):
-            with contextlib.suppress(OSError, ValueError, TypeError):
-                document = json.loads(path.read_text(encoding="utf-8"))
-                image = DiskImage(**document | {"form": DiskForm(document["form"])})
-                if (image.version, image.generation) == (LAYOUT_VERSION, number) and self.tree(image).exists():
+            # An error of `json` is a ValueError, but for one: what is nested too deeply is a RecursionError.
+            with contextlib.suppress(OSError, ValueError, RecursionError):
+                image = _image_of(json.loads(path.read_text(encoding="utf-8")))
+                is_own = (image.version, image.generation) == (LAYOUT_VERSION, number)
+                # A damaged name would lead to another file, or out of the directory.
+                if is_own and self.description(image) == path and self.tree(image).exists():
                     yield image
 
     def describe(self, image: DiskImage) -> str:
@@ -135,3 +137,23 @@ class DiskPlace:
         gone = self.directory / f"{GONE}{number}-{secrets.token_hex(4)}"
         self.generation(number).rename(gone)
         shutil.rmtree(gone)
+
+
+def _image_of(document: object) -> DiskImage:
+    """The image that a description, which may be damaged, has in it. Raises ValueError."""
+    if not isinstance(document, dict) or document.keys() != _KINDS.keys():
+        raise ValueError("a description has other keys")
+    for key, value in document.items():
+        # Exactly of its kind, because True is an int. No number of an image is below 0, and NaN is not above it.
+        if type(value) not in _KINDS[key] or (not isinstance(value, str) and not 0 <= value < _MOST):
+            raise ValueError(f"{key} of a description is {value!r:.100}")
+    return DiskImage(**document | {"form": DiskForm(document["form"])})
+
+
+_TEXT, _WHOLE, _NUMBER = (str,), (int,), (int, float)
+_KINDS: dict[str, tuple[type, ...]] = {
+    field.name: {"int": _WHOLE, "float": _NUMBER}.get(str(field.type), _TEXT) for field in fields(DiskImage)
+}
+"""The types that each value of a description may have."""
+_MOST = 2**63
+"""More than any number of an image; as many bytes are more than a file may have."""

@@ -134,6 +134,10 @@ class RepositoryDisks:
                 self._failed[order.branch] = cause
                 log.warning("%s: the disk of %s failed: %s", order.repo, escape(order.branch), cause)
             raise
+        except Exception:
+            # A bug. Nobody may be waiting to report it.
+            log.exception("%s: the disk of %s failed", order.repo, escape(order.branch))
+            raise
 
     async def _build_once(self, order: DiskOrder) -> DiskImage:
         moves, begun, start = self._moves, time.time(), time.monotonic()
