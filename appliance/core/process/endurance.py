@@ -26,7 +26,7 @@ class Endurance:
 
     @contextmanager
     def over(self, item: str) -> Iterator[None]:
-        """Catches and logs an error of the block that is to be survived. `item` is the log's name for what the block works on."""
+        """Catches and logs an error of the block that is no reason to end. `item` is the log's name for its work."""
         try:
             yield
         except self._caught as error:

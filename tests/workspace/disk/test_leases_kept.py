@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from appliance.core.config.settings import WorkspaceConfig
+from appliance.core.errors import GitmirrorError
 from appliance.core.store.disk_leases import FOLLOWED
 from appliance.core.workspace.disk import collector
 from appliance.core.workspace.disk.collection import Stock, plan_removals, take_stock
@@ -28,6 +29,7 @@ from tests.workspace.disk.leasing import (
     advance,
     benches,
     branch_off,
+    fails,
     paths,
     rewrite,
     tip,
@@ -439,6 +441,31 @@ def test_what_a_kill_left_is_swept_at_the_start(bench: Bench) -> None:
         assert {path.name for path in place.directory.iterdir()} == {"1"}
         tree = paths(held)[0]
         assert {path.name for path in images.iterdir()} == {tree.name, tree.with_suffix(".json").name}
+
+    bench.run(test)
+
+
+def test_what_a_first_build_left_is_swept(bench: Bench) -> None:
+    """Though nobody asks again for a disk of that repository: the budget does not count what is no generation."""
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        await bench.sync(repo)
+        directory = bench.place(repo).directory
+        for left in ("1.new/images/half", "scratch/objects/pack/x"):
+            (directory / left).parent.mkdir(parents=True)
+            (directory / left).write_bytes(b"x")
+        bench.builder.gate = asyncio.Event()
+        asked = asyncio.create_task(bench.lease(repo))
+        await until(lambda: bench.builder.running)
+        await bench.disks.tidy()
+        # While a build runs, they may be its own.
+        assert {path.name for path in directory.iterdir()} == {"1.new", "scratch"}
+        bench.builder.error = GitmirrorError("the disk cannot be built")
+        bench.builder.gate.set()
+        await fails(asked, GitmirrorError)
+        await bench.disks.tidy()
+        assert list(directory.iterdir()) == []
 
     bench.run(test)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.core.names import is_repo_name
-from appliance.core.workspace.disk.images import GONE, DiskImage, DiskPlace, ImageKey
+from appliance.core.workspace.disk.images import BEGUN, GONE, SCRATCH, DiskImage, DiskPlace, ImageKey
 
 Key = tuple[int, str]
 """An image within a repository: its generation and its name."""
@@ -123,7 +123,7 @@ def sweep(place: DiskPlace, leased: Collection[Key]) -> None:
     if not place.directory.is_dir():
         return
     for entry in list(place.directory.iterdir()):
-        if entry.name.startswith(GONE):
+        if entry.name.startswith(GONE) or entry.name.endswith(BEGUN) or entry.name == SCRATCH:
             _discard(entry)
     kept: dict[int, set[str]] = {}
     complete: Iterator[ImageKey] = iter(place.images())

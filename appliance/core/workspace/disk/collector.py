@@ -154,6 +154,7 @@ class DiskCollector:
         A repository in which something is built, or was since then, has its turn later.
         """
         if known.building.locked() or known.changes != changes:
+            self._stocks.pop(name, None)
             self.call()
             return
         if removal.images or removal.generations:

@@ -22,9 +22,12 @@ from typing import Protocol
 LAYOUT_VERSION = 1
 """Increased when an image of the same commit would come out differently; images of another version are not used."""
 
-
 GONE = ".gone-"
 """How the name of a generation begins that is being removed."""
+BEGUN = ".new"
+"""How the name of a generation ends that has no image yet."""
+SCRATCH = "scratch"
+"""The directory of a build for what it needs only while it runs."""
 
 
 class DiskForm(StrEnum):
