@@ -1,10 +1,10 @@
 """What lies on disk for the drives of one repository.
 
-Below `disks/OWNER/REPO` each generation is a directory with a number for its name. It holds one blob file (`data`), the
-catalogue of that file (`catalogue.db`), and `images/`, with one tree drive and one description for each image. All
-images of a generation share its blob file. A new generation is begun when the blob file must not, or need not, go on:
-upstream dropped a commit that is in it, most of it is of no kept image, or the repository's visibility changed. Images
-of older generations are only kept while somebody has them.
+Below `disks/OWNER/REPO` each generation is a directory with a number for its name, which never comes back. It holds one
+blob file (`data`), the catalogue of that file (`catalogue.db`), and `images/`, with one tree drive and one description
+for each image. All images of a generation share its blob file. A new generation is begun when the blob file must not,
+or need not, go on: upstream dropped a commit that is in it, most of it is of no kept image, or the repository's
+visibility changed. Images of older generations are only kept while somebody has them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import json
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -97,6 +98,14 @@ class DiskPlace:
         with contextlib.suppress(FileNotFoundError):
             return sorted(int(entry.name) for entry in self.directory.iterdir() if entry.name.isdecimal())
         return []
+
+    def next_generation(self) -> int:
+        """The number of a generation that is about to begin: higher than all that are there, and never used before.
+
+        It is of the clock, in milliseconds, because the directory may have been emptied or purged since the last one.
+        A platform may still have the path of a drive from then, and must not find another one there.
+        """
+        return max([number + 1 for number in self.generations()] + [time.time_ns() // 1_000_000])
 
     def tree(self, image: ImageKey) -> Path:
         """The tree drive of an image; it has no other path as long as it exists."""
