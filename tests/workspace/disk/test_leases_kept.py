@@ -18,8 +18,8 @@ import pytest
 from appliance.core.config.settings import WorkspaceConfig
 from appliance.core.errors import GitmirrorError
 from appliance.core.store.disk_leases import FOLLOWED
-from appliance.core.workspace.disk import collector
-from appliance.core.workspace.disk.collection import Stock, plan_removals, take_stock
+from appliance.core.workspace.disk import collection, collector
+from appliance.core.workspace.disk.collection import MOST_SPARE, SPARE_FOR, Stock, plan_removals, take_stock
 from appliance.core.workspace.disk.images import DiskForm, DiskImage
 from tests.support.generate import delete_branch
 from tests.support.gitutil import wait_until
@@ -285,9 +285,9 @@ def image(number: int, **changed: object) -> DiskImage:
     return replace(made, **changed)  # type: ignore[arg-type]
 
 
-def planned(*stocks: Stock, budget: int) -> dict[str, tuple[list[str], list[int]]]:
+def planned(*stocks: Stock, budget: int, now: float = 0.0) -> dict[str, tuple[list[str], list[int]]]:
     """The names of the images that go, and the generations, by repository."""
-    removals, _ = plan_removals(stocks, budget)
+    removals, _ = plan_removals(stocks, budget, now)
     return {
         name: ([each.name for each in removal.images], removal.generations)
         for name, removal in removals.items()
@@ -323,6 +323,43 @@ def test_the_plan_drops_what_is_of_no_use_whatever_the_budget() -> None:
     assert planned(stock, budget=GIB) == {"a/one": (["i4"], [1, 3])}
     stock = replace(stock, leased={(1, "i2")})
     assert planned(stock, budget=GIB) == {"a/one": (["i1", "i4"], [3])}
+
+
+def test_the_plan_drops_old_tips_that_nobody_has() -> None:
+    """After a day, and beyond the newest of a repository at once; nothing of a repository whose tips are not known."""
+    images = [image(number) for number in range(1, MOST_SPARE + 5)]
+    held, current, *spare = images
+    stock = Stock(
+        "a/one", {1: 10**6}, dict.fromkeys(images, 1), leased={(1, held.name)}, current={current}, is_judged=True
+    )
+    names = [each.name for each in spare]
+    assert planned(stock, budget=GIB) == {"a/one": (names[:2], [])}
+    assert planned(stock, budget=GIB, now=spare[9].made_at + SPARE_FOR) == {"a/one": (names[:9], [])}
+    assert planned(stock, budget=GIB, now=10 * SPARE_FOR) == {"a/one": (names, [])}
+    assert planned(replace(stock, is_judged=False), budget=GIB, now=10 * SPARE_FOR) == {}
+
+
+def test_old_tips_do_not_pile_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a branch that moves often, some are kept for those who ask for a commit."""
+    monkeypatch.setattr(collection, "MOST_SPARE", 2)
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        await bench.sync(repo)
+        held = await bench.lease(repo)
+        commits = [held["commit"]]
+        for number in range(5):
+            commits.append(advance(repo, text=f"{number}\n"))
+            await bench.sync(repo)
+            await bench.disks.release((await bench.lease(repo))["id"])
+        await bench.disks.tidy()
+        assert bench.commits(repo) == [commits[0], *commits[-3:]]
+        monkeypatch.setattr(collection, "SPARE_FOR", -1.0)
+        await bench.disks.release(held["id"])
+        await bench.disks.tidy()
+        assert bench.commits(repo) == commits[-1:]
+
+    bench.run(test)
 
 
 def test_a_build_is_not_disturbed(bench: Bench) -> None:

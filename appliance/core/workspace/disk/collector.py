@@ -111,7 +111,7 @@ class DiskCollector:
                 if name in fresh:
                     await asyncio.to_thread(self._share, known.place, stock.images, settings.disk_group)
                     self._stocks[name] = state, stock
-        removals, left = plan_removals(stocks, settings.disk_budget)
+        removals, left = plan_removals(stocks, settings.disk_budget, time.time())
         for name, removal in removals.items():
             if name in fresh or removal.images or removal.generations:
                 with self._removing.over(name):
@@ -137,10 +137,11 @@ class DiskCollector:
         asked = await asyncio.to_thread(self._leases.followed, repo)
         followed = {followed_branch(repo, self._health(repo.id)), *(raw_branch(name) for name, _ in asked)}
         useless = {image for image in stock.images if image.url != repo.url or image.branch not in tips}
-        current = {
-            image for image in stock.images if image.branch in followed and tips.get(image.branch) == image.commit
-        }  # fmt: skip
-        return replace(stock, useless=useless, current=current)
+        at_tip = [image for image in stock.images if tips.get(image.branch) == image.commit]
+        # The newest of each, because a tag that moved left an image with the old tag.
+        newest = {(image.branch, image.form): image for image in at_tip if image.branch in followed}
+        current = set(newest.values())
+        return replace(stock, useless=useless, current=current, is_judged=True)
 
     def _share(self, place: DiskPlace, images: Iterable[DiskImage], group: str) -> None:
         """Gives drives that an earlier setting gave to another group to the present one."""
