@@ -277,6 +277,34 @@ def test_beyond_the_budget_the_oldest_go_first_and_the_tip_last(bench: Bench) ->
     bench.run(test)
 
 
+def test_a_tip_without_room_is_not_built_ahead(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """It would be built for nobody and go again. The log says once how much is needed; asking for it builds it."""
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        await bench.sync(repo)
+        bench.settings, known = WorkspaceConfig(disk_budget=3 * BLOCK), bench.disks._repository(repo.name)
+        for _ in range(2):
+            await bench.disks.release((await bench.lease(repo))["id"])
+            await bench.disks.tidy()
+            assert bench.commits(repo) == []
+            count = len(bench.builder.orders)
+            advance(repo, text=f"{count}\n")
+            await bench.sync(repo)
+            await until(lambda: known._following is not None and known._following.done())
+            assert len(bench.builder.orders) == count
+        [said] = [each.getMessage() for each in caplog.records if "disk_budget" in each.getMessage()]
+        assert said.startswith(f"{NAME}: there is no room for the disk of main: [workspace] disk_budget is 12.0 KiB,")
+        assert " KiB are needed;" in said
+        bench.settings = WorkspaceConfig()
+        await bench.lease(repo)
+        moved = advance(repo, text="last\n")
+        await bench.sync(repo)
+        await until(lambda: moved in bench.commits(repo))
+
+    bench.run(test)
+
+
 def image(number: int, **changed: object) -> DiskImage:
     """An image of one generation, made at that time."""
     made = DiskImage(

@@ -47,10 +47,13 @@ class Stock:
 
 @dataclass
 class Removal:
-    """What goes of one repository."""
+    """What goes of one repository. `crowded` are those of `images` that are current and go for the budget alone."""
 
     images: list[DiskImage] = field(default_factory=list)
     generations: list[int] = field(default_factory=list)
+    crowded: list[DiskImage] = field(default_factory=list)
+    needed: int = 0
+    """The bytes that all disks would take with what is `crowded`."""
 
 
 def take_stock(name: str, place: DiskPlace, leased: Collection[Key]) -> Stock:
@@ -99,9 +102,13 @@ def plan_removals(stocks: Sequence[Stock], budget: int, now: float) -> tuple[dic
                     total -= _remove(stock, image, removals, left, rest)
                 else:
                     candidates.append((image in stock.current, image.made_at, stock, image))
+    needed = 0
     for _, _, stock, image in sorted(candidates, key=lambda each: each[:2]):
         if total <= budget:
             break
+        if image in stock.current:
+            removals[stock.name].needed = needed = needed or total
+            removals[stock.name].crowded.append(image)
         total -= _remove(stock, image, removals, left, rest)
     return removals, total
 

@@ -67,6 +67,7 @@ class DiskCollector:
         self._settings_then: WorkspaceConfig | None = None
         self._stocks: dict[str, tuple[object, Stock]] = {}
         self._is_over = False
+        self._crowded: set[tuple[str, str]] = set()
         self.images = self.leased = self.bytes = 0
         """What was there at the end of the last collection: images, leases, and the bytes of all disks."""
 
@@ -82,6 +83,8 @@ class DiskCollector:
             log.info("%s: the lease %s of the disk of %s expired", lease.repo, lease.id, escape(lease.branch))
         if settings != self._settings_then or now - self._last >= LOOK_EVERY:
             self._stocks.clear()
+            if settings != self._settings_then:
+                self._crowded.clear()
             self._settings_then, self._last = settings, now
         elif not expired and not self._called:
             return
@@ -170,6 +173,20 @@ class DiskCollector:
             await asyncio.to_thread(_remove_from_disk, known.place, doomed, generations, leased)
         for image in doomed:
             log.info("%s: removed the disk of %s at %s", name, escape(image.branch), image.commit[:12])
+        for image in doomed:
+            if image in removal.crowded:
+                # Built again, it would only go again, with the whole history of the repository each time.
+                known.set_aside.add((image.branch, image.form))
+                self._say_crowded(image, removal.needed)
+
+    def _say_crowded(self, image: DiskImage, needed: int) -> None:
+        if (image.repo, image.branch) not in self._crowded:
+            self._crowded.add((image.repo, image.branch))
+            log.warning(
+                "%s: there is no room for the disk of %s: [workspace] disk_budget is %s, and with all that is in use "
+                "%s are needed; its next tip is not built until somebody asks for it",
+                image.repo, escape(image.branch), format_size(self._settings().disk_budget), format_size(needed),
+            )  # fmt: skip
 
     async def leased_of(self, name: str) -> set[Key]:
         """The images of a repository that somebody has leased. Raises StoreError."""

@@ -129,6 +129,7 @@ class Disks:
             if lease is not None:
                 if commit is None:
                     known.followed[name, form] = lease.created_at
+                    known.set_aside.discard((name, form))
                 return self._document(lease)
         raise NoDisk(f"the disk of {repo.name} changed while it was given out", hint="try again")
 
@@ -249,7 +250,7 @@ class Disks:
             tip = tips.get(name)
             order = self._order(repo, name, tip, form) if tip else None
             # The first build sees all refs, so what it leaves valid need not be built again.
-            if order is not None and known.ready(order) is None:
+            if order is not None and (name, form) not in known.set_aside and known.ready(order) is None:
                 await asyncio.wait([known.build(order)])
 
     def forget(self, repo: Repo) -> None:

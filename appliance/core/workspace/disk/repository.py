@@ -45,6 +45,8 @@ class RepositoryDisks:
         """The registration that is served; None while there is none."""
         self.followed: dict[tuple[str, DiskForm], float] = {}
         """The branches and forms to rebuild when their tip moves, with the Unix time of the last request for each."""
+        self.set_aside: set[tuple[str, DiskForm]] = set()
+        """Those of `followed` that the budget has no room for; they are not rebuilt until somebody asks."""
         self.is_loaded = False
         """Whether `followed` has the requests that an earlier `serve` got."""
         self.building = asyncio.Lock()
@@ -70,6 +72,7 @@ class RepositoryDisks:
         """Serves this registration from now on. What is known of another one of the same name is forgotten."""
         if self.repo is None or self.repo.id != repo.id:
             self.followed, self.is_loaded, self._images = {}, False, {}
+            self.set_aside.clear()
             self.moved()
         self.repo = repo
 
