@@ -117,7 +117,7 @@ class Disks:
             order = self._order(repo, name, oid, form)
             known.require(repo)
             try:
-                image = known.ready(order) or await self._built(known, order, deadline)
+                image = known.ready(order) or await self._built(known, order, deadline, is_tip=commit is None)
                 lease = await self._give(known, repo, image, issue) if image is not None else None
             except OSError as error:
                 # Left without the path, which callers on other machines need not know; it is in the log.
@@ -166,13 +166,15 @@ class Disks:
         settings, visibility = self._settings(), "private" if self._is_private(repo) else "open"
         return DiskOrder(repo.name, repo.url, branch, commit, form, settings.disk_history, visibility)
 
-    async def _built(self, known: RepositoryDisks, order: DiskOrder, deadline: float) -> DiskImage | None:
+    async def _built(
+        self, known: RepositoryDisks, order: DiskOrder, deadline: float, *, is_tip: bool
+    ) -> DiskImage | None:
         """The image of an order once it is built; None if upstream has dropped its commit meanwhile. Raises OSError."""
-        task, branch = known.build(order), escape(order.branch)
-        await asyncio.wait([task], timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+        left = max(0.0, deadline - asyncio.get_running_loop().time())
+        task = await known.build(order, is_tip=is_tip, timeout=left)
         if not task.done():
             raise TryLater(
-                f"the disk of {branch} is being built",
+                f"the disk of {escape(order.branch)} is being built",
                 retry_after=RETRY,
                 hint="try again; the build goes on without you",
             )
@@ -251,7 +253,7 @@ class Disks:
             order = self._order(repo, name, tip, form) if tip else None
             # The first build sees all refs, so what it leaves valid need not be built again.
             if order is not None and (name, form) not in known.set_aside and known.ready(order) is None:
-                await asyncio.wait([known.build(order)])
+                await known.build(order, is_tip=True)
 
     def forget(self, repo: Repo) -> None:
         """Stops building for a repository that is no longer served. Its leases last until they end."""

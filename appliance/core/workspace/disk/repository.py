@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
@@ -22,8 +23,27 @@ BuildDisk = Callable[[DiskPlace, Mirror, DiskOrder], Awaitable[DiskImage]]
 """Returns the image of an order, built if there is none. Begins a new generation if the present one must not go on."""
 
 
+COME_BACK = 60.0
+"""Seconds for which an order keeps its turn for a client that was told to try again."""
+
+
 class NoDisk(GitmirrorError):
     """There is no disk; the message says why."""
+
+
+@dataclass
+class _Ordered:
+    """An order that is built or waits for its turn. `is_tip` says whether it is of the tip of a branch."""
+
+    task: asyncio.Task[DiskImage]
+    is_tip: bool
+    waiting: int = 0
+    """How many wait for it now."""
+    until: float = 0.0
+    """The time of the loop until which one may come back who was told to try again."""
+
+    def is_wanted(self) -> bool:
+        return bool(self.waiting) or asyncio.get_running_loop().time() < self.until
 
 
 class RepositoryDisks:
@@ -63,7 +83,7 @@ class RepositoryDisks:
         self._seen = -1
         self._generation = 0
         self._images: dict[DiskOrder, DiskImage] = {}
-        self._builds: dict[tuple[DiskOrder, int], asyncio.Task[DiskImage]] = {}
+        self._builds: dict[tuple[DiskOrder, int], _Ordered] = {}
         self._following: asyncio.Task[None] | None = None
         self._work: Callable[[], Awaitable[None]] | None = None
         self._failed: dict[str, str] = {}
@@ -99,13 +119,26 @@ class RepositoryDisks:
         self._images = {order: each for order, each in self._images.items() if each != image}
         self.changes += 1
 
-    def build(self, order: DiskOrder) -> asyncio.Task[DiskImage]:
-        """Begins to build an order, or joins its build if no ref has moved since that was begun."""
+    async def build(self, order: DiskOrder, *, is_tip: bool, timeout: float | None = None) -> asyncio.Task[DiskImage]:
+        """Builds an order, or joins its build if no ref has moved since that was begun; returns its task.
+
+        That may not be done after `timeout` seconds. An order that nobody waits for when its turn comes is skipped, and
+        one of an older commit lets those of tips (`is_tip`) go first.
+        """
         key = order, self._moves
         if key not in self._builds:
-            self._builds[key] = task = asyncio.create_task(self._run(order), name=f"disk {order.repo}")
+            task = asyncio.create_task(self._run(key), name=f"disk {order.repo}")
+            self._builds[key] = _Ordered(task, is_tip)
             task.add_done_callback(lambda done: self._ended(key, done))
-        return self._builds[key]
+        ordered = self._builds[key]
+        ordered.is_tip |= is_tip
+        ordered.waiting += 1
+        try:
+            await asyncio.wait([ordered.task], timeout=timeout)
+            ordered.until = asyncio.get_running_loop().time() + COME_BACK
+        finally:
+            ordered.waiting -= 1
+        return ordered.task
 
     def follow(self, work: Callable[[], Awaitable[None]]) -> None:
         """Runs `work` in the background, after what runs there already."""
@@ -116,7 +149,7 @@ class RepositoryDisks:
     def forget(self) -> set[asyncio.Task[Any]]:
         """Ends everything that runs for a repository that is no longer served; returns what has yet to end."""
         self.repo = None
-        tasks = {*self._builds.values(), *([self._following] if self._following else [])}
+        tasks = {*(each.task for each in self._builds.values()), *([self._following] if self._following else [])}
         running: set[asyncio.Task[Any]] = {task for task in tasks if not task.done()}
         for task in running:
             task.cancel()
@@ -127,10 +160,23 @@ class RepositoryDisks:
             work, self._work = self._work, None
             await work()
 
-    async def _run(self, order: DiskOrder) -> DiskImage:
+    async def _run(self, key: tuple[DiskOrder, int]) -> DiskImage:
+        ordered, may_yield = self._builds[key], True
+        while True:
+            async with self.building:
+                if not ordered.is_wanted():
+                    # At once, so that whoever asks from now on begins another build.
+                    self._builds.pop(key)
+                    raise NoDisk("nobody waits for this disk any more")
+                # Whoever yields goes to the end of the queue, and only once, so that its turn comes.
+                if not (may_yield and not ordered.is_tip and any(each.is_tip for each in self._builds.values())):
+                    async with self._places:
+                        return await self._build_and_log(key[0])
+                may_yield = False
+
+    async def _build_and_log(self, order: DiskOrder) -> DiskImage:
         try:
-            async with self.building, self._places:
-                return await self._build_once(order)
+            return await self._build_once(order)
         except EXPECTED as error:
             cause = str(error) or type(error).__name__
             if self._failed.get(order.branch) != cause:
@@ -157,7 +203,8 @@ class RepositoryDisks:
         return image
 
     def _ended(self, key: tuple[DiskOrder, int], task: asyncio.Task[DiskImage]) -> None:
-        self._builds.pop(key, None)
+        if key in self._builds and self._builds[key].task is task:
+            self._builds.pop(key)
         if not task.cancelled():
-            # Retrieved here, because whoever waited for it may be gone. `_run` has logged what is no bug.
+            # Retrieved here, because whoever waited for it may be gone. `_build_and_log` has logged what is no bug.
             task.exception()
