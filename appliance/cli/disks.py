@@ -14,6 +14,7 @@ from appliance.cli.context import Duration, Options, json_option, pass_options
 from appliance.cli.groups import OwnArgument, ValueOrCommand
 from appliance.cli.output import print_json, print_line, print_table, say
 from appliance.core.errors import UsageError
+from appliance.core.text import storable
 from appliance.core.units import format_duration, format_size
 
 
@@ -76,7 +77,7 @@ def disk(
     if branch is not None and commit is not None:
         raise UsageError("a disk is of a branch or of a commit, and both are given", hint="give one of them")
     request = {
-        "branch": branch,
+        "branch": branch and storable(branch),
         "commit": commit,
         "guest": guest,
         "ttl": ttl,
