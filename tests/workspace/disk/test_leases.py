@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.errors import GitmirrorError, NotFound, TryLater, UsageError
+from appliance.core.git import ref_traces
 from appliance.core.store.disk_leases import UnknownLease
 from appliance.core.workspace.disk import disks as disks_module
 from appliance.core.workspace.disk import repository as repository_module
@@ -274,6 +275,32 @@ def test_an_older_generation_is_never_handed_out(bench: Bench) -> None:
         new = await bench.lease(repo, branch="side")
         assert (old["commit"], new["commit"]) == (side, side)
         assert paths(old)[1] != paths(new)[1]
+
+    bench.run(test)
+
+
+@pytest.mark.parametrize("settled", [True, False], ids=["long after the last move", "just after the last move"])
+def test_what_was_dropped_a_moment_ago_is_not_handed_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, settled: bool
+) -> None:
+    """A refresh has moved the refs, and nobody was told so yet: the blob file of another branch has the commit too."""
+    if settled:
+        monkeypatch.setattr(ref_traces, "SETTLED", 0)
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        advance(repo)
+        branch_off(repo, "side", "main~1")
+        await bench.sync(repo)
+        await bench.lease(repo)
+        old = await bench.lease(repo, branch="side")
+        count = len(bench.builder.orders)
+        assert paths(await bench.lease(repo, branch="side")) == paths(old)
+        assert len(bench.builder.orders) == count
+        rewrite(repo)
+        await asyncio.to_thread(bench.lab.refresh, repo)
+        new = await bench.lease(repo, branch="side")
+        assert old["commit"] == new["commit"] and not set(paths(old)) & set(paths(new))
 
     bench.run(test)
 

@@ -115,6 +115,7 @@ class Disks:
         for _ in range(MOST_TRIES):
             name, oid = await self._target(repo, branch, commit)
             order = self._order(repo, name, oid, form)
+            await known.look()
             known.require(repo)
             try:
                 image = known.ready(order) or await self._built(known, order, deadline, is_tip=commit is None)

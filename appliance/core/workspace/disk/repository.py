@@ -16,6 +16,7 @@ from appliance.core.process.endurance import EXPECTED
 from appliance.core.text import escape
 from appliance.core.workspace.disk.images import DiskForm, DiskImage, DiskPlace
 from appliance.core.workspace.disk.order import DiskOrder
+from appliance.core.workspace.disk.upstream_commits import UpstreamRefs
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ class RepositoryDisks:
         self.giving = asyncio.Lock()
         """Held while an image is leased, and while something is removed."""
         self._mirror = mirror
+        self._refs = UpstreamRefs(mirror)
+        self._refs_seen = b""
         self._build_disk = build
         self._places = places
         self._built = built
@@ -105,6 +108,14 @@ class RepositoryDisks:
         """Trusts no image until a build has seen the refs again, because it may have begun a new generation."""
         self._moves += 1
         self.changes += 1
+
+    async def look(self) -> None:
+        """Trusts no image if the refs are not those that the last build saw. Raises GitError.
+
+        A refresh moves them some time before it says so, and in between a blob file may have what was just dropped.
+        """
+        if self._seen == self._moves and await self._refs.digest() != self._refs_seen:
+            self.moved()
 
     def ready(self, order: DiskOrder) -> DiskImage | None:
         """The image of an order, if a build that saw the present refs left it valid."""
@@ -190,8 +201,9 @@ class RepositoryDisks:
 
     async def _build_once(self, order: DiskOrder) -> DiskImage:
         moves, begun, start = self._moves, time.time(), time.monotonic()
+        refs = await self._refs.digest()
         image = await self._build_disk(self.place, self._mirror, order)
-        self._seen, self._generation = moves, image.generation
+        self._seen, self._refs_seen, self._generation = moves, refs, image.generation
         self.changes += 1
         kept = {known: each for known, each in self._images.items() if each.generation == image.generation}
         self._images = kept | {order: image}
