@@ -55,9 +55,12 @@ pass_options = click.make_pass_decorator(Options)
 
 
 class Duration(click.ParamType[float]):
-    """A duration of at least one second: `30s`, `5m`, `2h`, `7d`."""
+    """A duration of at least one second, and at most `longest` if that is given: `30s`, `5m`, `2h`, `7d`."""
 
     name = "duration"
+
+    def __init__(self, longest: str | None = None) -> None:
+        self._longest = longest
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Returns seconds."""
@@ -71,6 +74,8 @@ class Duration(click.ParamType[float]):
             self.fail(f"{value!r} is not {error}", param, ctx)
         if seconds < 1:
             self.fail(f"{value!r} is less than 1s", param, ctx)
+        if self._longest is not None and seconds > parse_duration(self._longest):
+            self.fail(f"{value!r} is more than {self._longest}", param, ctx)
         return seconds
 
 

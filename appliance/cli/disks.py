@@ -17,6 +17,16 @@ from appliance.core.errors import UsageError
 from appliance.core.text import storable
 from appliance.core.units import format_duration, format_size
 
+LONGEST = "365d"
+"""The longest lease, which `store.disk_leases` has in seconds; importing that here would slow down every command."""
+
+
+def _not_empty(_ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuses an empty value, as a script passes it that has lost a variable."""
+    if value == "":
+        raise click.BadParameter("it is empty; leave it out, or give a name", param=param)
+    return value
+
 
 class _Commit(click.ParamType[str]):
     """The whole id of a commit."""
@@ -34,8 +44,10 @@ class _Commit(click.ParamType[str]):
 @click.argument("repo", cls=OwnArgument, metavar="REPO")
 @click.option("--branch", metavar="B", help="The branch. Default: the one that the repository follows.")
 @click.option("--commit", type=_Commit(), metavar="OID", help="A commit instead of a branch, by its whole id.")
-@click.option("--guest", metavar="NAME", help="A note of who has it, which `disks` shows.")
-@click.option("--ttl", type=Duration(), default="24h", show_default=True, metavar="D", help="How long it is leased.")
+@click.option("--guest", callback=_not_empty, metavar="NAME", help="A note of who has it, which `disks` shows.")
+@click.option(
+    "--ttl", type=Duration(LONGEST), default="24h", show_default=True, metavar="D", help="How long it is leased."
+)
 @click.option("--single", is_flag=True, help="Put everything on one drive, with no data drive.")
 @click.option(
     "--format",

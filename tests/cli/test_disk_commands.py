@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from appliance.cli import disks
 from appliance.cli.main import cli
 from appliance.core.errors import TryLater
 from appliance.core.layout import Layout
 from appliance.core.node.state_dir import open_stores
+from appliance.core.store.disk_leases import LONGEST
+from appliance.core.units import parse_duration
 from tests.api.disks import OLD, TIP, DiskServer
 
 
@@ -100,8 +103,9 @@ def test_options_stand_before_and_after_the_repository(
         (["disk", "acme/widgets", "--commit", OLD[:12]], 2, "not the whole id of a commit"),
         (["disk", "acme/widgets", "--branch", "-x"], 2, "not a branch's name"),
         (["disk", "acme/widgets", "--ttl", "0s"], 2, "less than 1s"),
-        (["disk", "acme/widgets", "--ttl", "9999d"], 2, "ttl"),
-        (["disk", "acme/widgets", "--guest", ""], 2, "guest"),
+        (["disk", "acme/widgets", "--ttl", "400d"], 2, "Invalid value for '--ttl': '400d' is more than 365d"),
+        (["disk", "acme/widgets", "--ttl", "31536001s"], 2, "is more than 365d"),
+        (["disk", "acme/widgets", "--guest", ""], 2, "Invalid value for '--guest': it is empty"),
         (["disk", "acme/widgets", "--format", "squashfs"], 2, "squashfs"),
         (["disk", "acme/widgets", "--branch", "other"], 1, "no branch other"),
         (["disk", "acme/nothing"], 1, "acme/nothing is not registered"),
@@ -146,3 +150,9 @@ def test_a_branch_whose_name_is_not_utf_8(node: DiskServer) -> None:
         done = run(node, "disk", "acme/widgets", "--branch", given)
         assert done.exit_code != 0 and "has no branch b\\xff\\xe9x" in done.stderr
     assert [asked["branch"] for asked in node.disks.asked] == ["b\\xff\\xe9x"] * 2
+
+
+def test_the_longest_lease_is_that_of_the_store(node: DiskServer) -> None:
+    """The command has a number of its own."""
+    assert parse_duration(disks.LONGEST) == LONGEST
+    assert run(node, "disk", "acme/widgets", "--ttl", disks.LONGEST).exit_code == 0
