@@ -14,6 +14,7 @@ from appliance.cli.context import Duration, Options, json_option, pass_options
 from appliance.cli.groups import OwnArgument, ValueOrCommand
 from appliance.cli.output import print_json, print_line, print_table, say
 from appliance.core.errors import UsageError
+from appliance.core.text import storable
 from appliance.core.units import format_duration, format_size
 
 
@@ -83,7 +84,7 @@ def disk(
     if ttl > LONGEST:
         raise UsageError(f"--ttl may be at most {format_duration(LONGEST)}", hint="for example --ttl 24h")
     request = {
-        "branch": branch,
+        "branch": branch and storable(branch),
         "commit": commit,
         "guest": guest,
         "ttl": ttl,

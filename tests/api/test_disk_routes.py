@@ -93,6 +93,10 @@ def test_what_a_body_asks_for(node: DiskServer, body: Any, asked: dict[str, Any]
         {"branch": "-x"},
         {"branch": "a..b"},
         {"branch": "a\0b"},
+        {"branch": "a\\x00b"},
+        {"branch": "a\\b"},
+        {"branch": "refs/heads/*"},
+        {"branch": "main~1"},
         {"commit": "main"},
         {"commit": OLD[:12]},
         {"commit": f"{OLD}\n"},
@@ -145,6 +149,13 @@ def test_what_is_not_there_is_named(node: DiskServer, path: str, body: Any, said
     document = response.document()
     assert (response.status, document["type"]) == (404, "urn:gitmirror:problem:not-found")
     assert said in document["detail"]
+
+
+@pytest.mark.parametrize("branch", ["b\\xff\\xe9x", "zweig/\u00e4", "a\u200bb"], ids=ascii)
+def test_a_branch_of_any_name_can_be_asked_for(node: DiskServer, branch: str) -> None:
+    """As the list of refs has it, with bytes that are not UTF-8 escaped."""
+    assert ask(node, "POST", LEASES, {"branch": branch}).status == 404
+    assert [asked["branch"] for asked in node.disks.asked] == [branch]
 
 
 @pytest.mark.parametrize(

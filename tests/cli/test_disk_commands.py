@@ -139,3 +139,11 @@ def test_without_a_serve_they_refuse(tmp_path: Path, words: list[str], more: lis
     done = run(None, *words, *more, state=tmp_path / "state")
     assert (done.exit_code, done.stdout) == (4, "")
     assert done.stderr.startswith("error: serve is not running on ")
+
+
+def test_a_branch_whose_name_is_not_utf_8(node: DiskServer) -> None:
+    """As the list of refs shows it, or as a shell passes its bytes on."""
+    for given in ("b\\xff\\xe9x", "b\udcff\udce9x"):
+        done = run(node, "disk", "acme/widgets", "--branch", given)
+        assert done.exit_code != 0 and "has no branch b\\xff\\xe9x" in done.stderr
+    assert [asked["branch"] for asked in node.disks.asked] == ["b\\xff\\xe9x"] * 2

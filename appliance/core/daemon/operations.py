@@ -14,19 +14,21 @@ from appliance.core.backup.schedule import Backups
 from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.daemon.state import ServeState
 from appliance.core.daemon.status import Status
-from appliance.core.errors import GitmirrorError, NotFound
+from appliance.core.errors import GitmirrorError, NotFound, UsageError
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirrors import Mirrors
+from appliance.core.git.revisions import is_ref_name
 from appliance.core.integrity.examination import failed_document, healing_document, require_cloned
 from appliance.core.integrity.watch import IntegrityWatch
 from appliance.core.models import Repo, Tell
-from appliance.core.names import check_branch_name, is_repo_name
+from appliance.core.names import is_repo_name
 from appliance.core.node.registration import added_document, outcome_document, register, unregister
 from appliance.core.recording.compose import Recording
 from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.serving.fetch.warmer import Warmer
 from appliance.core.store.registry import UnknownRepo
 from appliance.core.store.stores import Stores
+from appliance.core.text import escape
 from appliance.core.workspace.disk.disks import Disks
 from appliance.core.workspace.disk.images import DiskForm
 from appliance.core.workspace.guest_kit import GuestKit
@@ -132,11 +134,16 @@ class Operations:
 
     async def lease_disk(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """Leases the drives of a `branch` or a `commit` for `ttl` seconds. Raises UnknownRepo, NotFound, UsageError."""
-        check_branch_name(request.get("branch"))
+        branch = request.get("branch")
+        # By the rules of git, because the list of refs escapes bytes of a name, and what it lists can be leased.
+        if branch is not None and not is_ref_name(branch):
+            raise UsageError(
+                f"{escape(branch)[:300]} is not a branch's name", hint="give it as `refs` does, without refs/heads/"
+            )
         form = DiskForm.SINGLE if request.get("single") else DiskForm.EROFS
         return await self.leases.lease(
             self.state.find(name),
-            branch=request.get("branch"),
+            branch=branch,
             commit=request.get("commit"),
             guest=request.get("guest"),
             ttl=float(request.get("ttl", LEASE)),

@@ -114,9 +114,8 @@ class Service:
         self._rooms.workspaces.look()
         await self._rooms.follower.follow_config()
         await asyncio.to_thread(self._clean_mirrors, self._state.repos)
-        with self._endurance.over("disks"):
-            # Before anything is built, because only then it is certain what a kill left.
-            await self._rooms.disks.tidy()
+        # Before anything is built, because only then it is certain what a kill left.
+        await self._rooms.disks.tidy()
         await self._prove_guard()
         await asyncio.to_thread(self._rooms.stores.database.examine)
         await self._settle()

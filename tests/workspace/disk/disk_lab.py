@@ -47,6 +47,11 @@ class DiskLab:
         """Build the disk of a branch's tip, or of another commit."""
         return Build(self.place, self.bare, self.order(branch, commit)).run()
 
+    @property
+    def newest(self) -> Path:
+        """The directory of the newest generation."""
+        return self.place.generation(self.place.generations()[-1])
+
     def read(self, image: DiskImage) -> dict[bytes, Found]:
         """Everything in an image."""
         return read_image(self.place.tree(image), self.place.data(image))

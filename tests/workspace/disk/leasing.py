@@ -66,7 +66,7 @@ class StandIn:
         number = max(place.generations(), default=0)
         mine = [image for image in place.images() if image.generation == number]
         if not number or any([await self._is_out(image, order, mirror) for image in mine]):
-            number, mine = number + 1, []
+            number, mine = place.next_generation(), []
         for image in mine:
             if (image.branch, image.commit, image.form) == (order.branch, order.commit, order.form):
                 return image

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from appliance.core.errors import GitmirrorError, NotFound, TryLater, UsageError
+from appliance.core.git import ref_traces
 from appliance.core.store.disk_leases import UnknownLease
 from appliance.core.workspace.disk import disks as disks_module
+from appliance.core.workspace.disk import repository as repository_module
 from appliance.core.workspace.disk.images import DiskForm
 from appliance.core.workspace.disk.repository import NoDisk
 from tests.support.gitutil import git
@@ -277,6 +279,32 @@ def test_an_older_generation_is_never_handed_out(bench: Bench) -> None:
     bench.run(test)
 
 
+@pytest.mark.parametrize("settled", [True, False], ids=["long after the last move", "just after the last move"])
+def test_what_was_dropped_a_moment_ago_is_not_handed_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, settled: bool
+) -> None:
+    """A refresh has moved the refs, and nobody was told so yet: the blob file of another branch has the commit too."""
+    if settled:
+        monkeypatch.setattr(ref_traces, "SETTLED", 0)
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        advance(repo)
+        branch_off(repo, "side", "main~1")
+        await bench.sync(repo)
+        await bench.lease(repo)
+        old = await bench.lease(repo, branch="side")
+        count = len(bench.builder.orders)
+        assert paths(await bench.lease(repo, branch="side")) == paths(old)
+        assert len(bench.builder.orders) == count
+        rewrite(repo)
+        await asyncio.to_thread(bench.lab.refresh, repo)
+        new = await bench.lease(repo, branch="side")
+        assert old["commit"] == new["commit"] and not set(paths(old)) & set(paths(new))
+
+    bench.run(test)
+
+
 def test_a_commit_that_is_dropped_while_it_is_built_is_not_handed_out(bench: Bench) -> None:
     """The request begins again with what upstream has now."""
 
@@ -377,6 +405,80 @@ def test_a_client_that_hangs_up_does_not_stop_the_build(bench: Bench) -> None:
         bench.builder.gate.set()
         assert (await waiting)["commit"] == tip(repo)
         assert len(bench.leases.live()) == 1
+
+    bench.run(test)
+
+
+def test_nothing_is_built_for_clients_that_have_gone(bench: Bench) -> None:
+    """What they asked for is skipped when its turn comes, and whoever asks for it again gets it."""
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        commits = [tip(repo), *(advance(repo, text=f"{number}\n") for number in range(6))]
+        await bench.sync(repo)
+        bench.builder.gate = asyncio.Event()
+        first = asyncio.create_task(bench.lease(repo))
+        await until(lambda: bench.builder.running)
+        gone = [asyncio.create_task(bench.lease(repo, commit=commit)) for commit in commits[:-1]]
+        known = bench.disks._repository(repo.name)
+        await until(lambda: len(known._builds) == len(commits))
+        for each in gone:
+            each.cancel()
+        await asyncio.wait(gone)
+        last = asyncio.create_task(bench.lease(repo, form=DiskForm.EXT4))
+        await until(lambda: len(known._builds) == len(commits) + 1)
+        bench.builder.gate.set()
+        await asyncio.gather(first, last)
+        await until(lambda: not known._builds)
+        assert bench.builder.built("main") == [commits[-1]] * 2
+        assert (await bench.lease(repo, commit=commits[0]))["commit"] == commits[0]
+
+    bench.run(test)
+
+
+def test_a_client_that_was_told_to_try_again_keeps_its_turn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was promised that the build goes on; one that does not come back is forgotten after a while."""
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        first = tip(repo)
+        second = advance(repo)
+        advance(repo)
+        await bench.sync(repo)
+        bench.builder.gate = asyncio.Event()
+        running = asyncio.create_task(bench.lease(repo))
+        await until(lambda: bench.builder.running)
+        monkeypatch.setattr(disks_module, "DEMAND_WAIT", 0.05)
+        await fails(bench.lease(repo, commit=first), TryLater)
+        monkeypatch.setattr(repository_module, "COME_BACK", 0.0)
+        await fails(bench.lease(repo, commit=second), TryLater)
+        bench.builder.gate.set()
+        await running
+        known = bench.disks._repository(repo.name)
+        await until(lambda: not known._builds)
+        assert bench.builder.built("main") == [tip(repo), first]
+
+    bench.run(test)
+
+
+def test_tips_go_before_older_commits(bench: Bench) -> None:
+    """Most guests want those; the others keep their order."""
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        old = [tip(repo), advance(repo, text="1\n"), advance(repo, text="2\n")]
+        advance(repo)
+        side = branch_off(repo, "side")
+        await bench.sync(repo)
+        bench.builder.gate = asyncio.Event()
+        known = bench.disks._repository(repo.name)
+        asked = []
+        for wanted in ({}, *({"commit": commit} for commit in old), {"branch": "side"}):
+            asked.append(asyncio.create_task(bench.lease(repo, **wanted)))
+            await until(lambda: len(known._builds) == len(asked))
+        bench.builder.gate.set()
+        await asyncio.gather(*asked)
+        assert [order.commit for order in bench.builder.orders] == [tip(repo), side, *old]
 
     bench.run(test)
 

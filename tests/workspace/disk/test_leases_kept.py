@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import grp
+import json
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ from typing import Any
 import pytest
 
 from appliance.core.config.settings import WorkspaceConfig
+from appliance.core.errors import GitmirrorError
 from appliance.core.store.disk_leases import FOLLOWED
-from appliance.core.workspace.disk import collector
-from appliance.core.workspace.disk.collection import Stock, plan_removals, take_stock
+from appliance.core.workspace.disk import collection, collector
+from appliance.core.workspace.disk.collection import MOST_SPARE, SPARE_FOR, Stock, plan_removals, take_stock
 from appliance.core.workspace.disk.images import DiskForm, DiskImage
 from tests.support.generate import delete_branch
 from tests.support.gitutil import wait_until
@@ -27,6 +30,7 @@ from tests.workspace.disk.leasing import (
     advance,
     benches,
     branch_off,
+    fails,
     paths,
     rewrite,
     tip,
@@ -164,15 +168,17 @@ def test_after_a_rewrite_every_followed_branch_is_in_the_new_generation(bench: B
         old = [await bench.lease(repo), await bench.lease(repo, branch="side")]
         instead = rewrite(repo)
         await bench.sync(repo)
-        await until(lambda: sorted(bench.commits(repo)[-2:]) == sorted([instead, side]))
-        assert bench.place(repo).generations() == [1, 2]
+        # The old image of `side` is of the same commit.
+        await until(lambda: len(bench.commits(repo)) == 4)
+        assert sorted(bench.commits(repo)[-2:]) == sorted([instead, side])
+        first, second = bench.place(repo).generations()
         await bench.disks.release(old[0]["id"])
         await bench.disks.tidy()
         # The image itself is of no use any more; the one that is leased holds its blob file.
         assert [path.exists() for path in (*paths(old[0]), *paths(old[1]))] == [False, True, True, True]
         await bench.disks.release(old[1]["id"])
         await bench.disks.tidy()
-        assert bench.place(repo).generations() == [2]
+        assert bench.place(repo).generations() == [second] and first < second
         assert not any(path.exists() for path in paths(old[1]))
 
     bench.run(test)
@@ -195,7 +201,7 @@ def test_images_of_a_deleted_branch_go(bench: Bench) -> None:
         delete_branch(Path(repo.url), "side")
         await bench.sync(repo)
         # The builder is asked about the branch that is left, and begins a new generation.
-        await until(lambda: bench.place(repo).generations() == [1, 2])
+        await until(lambda: bench.place(repo).generations()[1:])
         await until(lambda: len(bench.commits(repo)) == 4)
         await bench.disks.tidy()
         assert sorted(bench.commits(repo)) == sorted([tip(repo), tip(repo), held["commit"]])
@@ -273,6 +279,34 @@ def test_beyond_the_budget_the_oldest_go_first_and_the_tip_last(bench: Bench) ->
     bench.run(test)
 
 
+def test_a_tip_without_room_is_not_built_ahead(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """It would be built for nobody and go again. The log says once how much is needed; asking for it builds it."""
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        await bench.sync(repo)
+        bench.settings, known = WorkspaceConfig(disk_budget=3 * BLOCK), bench.disks._repository(repo.name)
+        for _ in range(2):
+            await bench.disks.release((await bench.lease(repo))["id"])
+            await bench.disks.tidy()
+            assert bench.commits(repo) == []
+            count = len(bench.builder.orders)
+            advance(repo, text=f"{count}\n")
+            await bench.sync(repo)
+            await until(lambda: known._following is not None and known._following.done())
+            assert len(bench.builder.orders) == count
+        [said] = [each.getMessage() for each in caplog.records if "disk_budget" in each.getMessage()]
+        assert said.startswith(f"{NAME}: there is no room for the disk of main: [workspace] disk_budget is 12.0 KiB,")
+        assert " KiB are needed;" in said
+        bench.settings = WorkspaceConfig()
+        await bench.lease(repo)
+        moved = advance(repo, text="last\n")
+        await bench.sync(repo)
+        await until(lambda: moved in bench.commits(repo))
+
+    bench.run(test)
+
+
 def image(number: int, **changed: object) -> DiskImage:
     """An image of one generation, made at that time."""
     made = DiskImage(
@@ -281,9 +315,9 @@ def image(number: int, **changed: object) -> DiskImage:
     return replace(made, **changed)  # type: ignore[arg-type]
 
 
-def planned(*stocks: Stock, budget: int) -> dict[str, tuple[list[str], list[int]]]:
+def planned(*stocks: Stock, budget: int, now: float = 0.0) -> dict[str, tuple[list[str], list[int]]]:
     """The names of the images that go, and the generations, by repository."""
-    removals, _ = plan_removals(stocks, budget)
+    removals, _ = plan_removals(stocks, budget, now)
     return {
         name: ([each.name for each in removal.images], removal.generations)
         for name, removal in removals.items()
@@ -321,6 +355,43 @@ def test_the_plan_drops_what_is_of_no_use_whatever_the_budget() -> None:
     assert planned(stock, budget=GIB) == {"a/one": (["i1", "i4"], [3])}
 
 
+def test_the_plan_drops_old_tips_that_nobody_has() -> None:
+    """After a day, and beyond the newest of a repository at once; nothing of a repository whose tips are not known."""
+    images = [image(number) for number in range(1, MOST_SPARE + 5)]
+    held, current, *spare = images
+    stock = Stock(
+        "a/one", {1: 10**6}, dict.fromkeys(images, 1), leased={(1, held.name)}, current={current}, is_judged=True
+    )
+    names = [each.name for each in spare]
+    assert planned(stock, budget=GIB) == {"a/one": (names[:2], [])}
+    assert planned(stock, budget=GIB, now=spare[9].made_at + SPARE_FOR) == {"a/one": (names[:9], [])}
+    assert planned(stock, budget=GIB, now=10 * SPARE_FOR) == {"a/one": (names, [])}
+    assert planned(replace(stock, is_judged=False), budget=GIB, now=10 * SPARE_FOR) == {}
+
+
+def test_old_tips_do_not_pile_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a branch that moves often, some are kept for those who ask for a commit."""
+    monkeypatch.setattr(collection, "MOST_SPARE", 2)
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        await bench.sync(repo)
+        held = await bench.lease(repo)
+        commits = [held["commit"]]
+        for number in range(5):
+            commits.append(advance(repo, text=f"{number}\n"))
+            await bench.sync(repo)
+            await bench.disks.release((await bench.lease(repo))["id"])
+        await bench.disks.tidy()
+        assert bench.commits(repo) == [commits[0], *commits[-3:]]
+        monkeypatch.setattr(collection, "SPARE_FOR", -1.0)
+        await bench.disks.release(held["id"])
+        await bench.disks.tidy()
+        assert bench.commits(repo) == commits[-1:]
+
+    bench.run(test)
+
+
 def test_a_build_is_not_disturbed(bench: Bench) -> None:
     """Nothing of that repository is removed meanwhile, but afterwards."""
 
@@ -355,7 +426,7 @@ def test_a_generation_that_was_begun_during_a_collection_stays(bench: Bench, mon
         await bench.disks.release((await bench.lease(other))["id"])
         bench.builder.late = late = asyncio.Event()
         asked = asyncio.create_task(bench.lease(repo))
-        await until(lambda: bench.place(repo).generations() == [1])
+        await until(lambda: bench.place(repo).generations())
         loop = asyncio.get_running_loop()
 
         def take(name: str, *rest: Any) -> Stock:
@@ -424,20 +495,178 @@ def test_what_a_kill_left_is_swept_at_the_start(bench: Bench) -> None:
         held = await bench.lease(repo)
         await bench.disks.stop()
         place = bench.place(repo)
-        images = place.generation(1) / "images"
+        [number] = place.generations()
+        images = place.generation(number) / "images"
         (images / "half.new").write_bytes(b"x")
         (images / ".description.json.1.new").write_bytes(b"x")
         (images / "no-description.erofs").write_bytes(b"x")
         (images / "broken.json").write_text("{")
-        (place.generation(2) / "images").mkdir(parents=True)
-        (place.generation(2) / "data").write_bytes(b"x")
-        place.generation(3).mkdir()
-        shutil.copytree(place.generation(1), place.directory / ".gone-4-abcd")
+        (place.generation(number + 1) / "images").mkdir(parents=True)
+        (place.generation(number + 1) / "data").write_bytes(b"x")
+        place.generation(number + 2).mkdir()
+        shutil.copytree(place.generation(number), place.directory / ".gone-4-abcd")
         bench.make()
         await bench.disks.tidy()
-        assert {path.name for path in place.directory.iterdir()} == {"1"}
+        assert {path.name for path in place.directory.iterdir()} == {str(number)}
         tree = paths(held)[0]
         assert {path.name for path in images.iterdir()} == {tree.name, tree.with_suffix(".json").name}
+
+    bench.run(test)
+
+
+def test_what_a_first_build_left_is_swept(bench: Bench) -> None:
+    """Though nobody asks again for a disk of that repository: the budget does not count what is no generation."""
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        await bench.sync(repo)
+        directory = bench.place(repo).directory
+        for left in ("1.new/images/half", "scratch/objects/pack/x"):
+            (directory / left).parent.mkdir(parents=True)
+            (directory / left).write_bytes(b"x")
+        bench.builder.gate = asyncio.Event()
+        asked = asyncio.create_task(bench.lease(repo))
+        await until(lambda: bench.builder.running)
+        await bench.disks.tidy()
+        # While a build runs, they may be its own.
+        assert {path.name for path in directory.iterdir()} == {"1.new", "scratch"}
+        bench.builder.error = GitmirrorError("the disk cannot be built")
+        bench.builder.gate.set()
+        await fails(asked, GitmirrorError)
+        await bench.disks.tidy()
+        assert list(directory.iterdir()) == []
+
+    bench.run(test)
+
+
+@pytest.mark.parametrize("how", ["purge", "budget", "clock"])
+def test_the_path_of_a_drive_never_comes_back(bench: Bench, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """A platform that kept it beyond the lease finds nothing there, and never other bytes."""
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        await bench.sync(repo)
+        before = await bench.lease(repo)
+        if how == "clock":
+            # Set back in the middle of it, with another generation beside the first one.
+            monkeypatch.setattr(time, "time_ns", lambda: 0)
+            instead = advance(repo)
+            bench.private = True
+            await bench.sync(repo)
+            after = await bench.lease(repo)
+            assert after["commit"] == instead
+        else:
+            await bench.disks.release(before["id"])
+            if how == "purge":
+                await bench.disks.delete(repo.name)
+            else:
+                bench.settings = WorkspaceConfig(disk_budget=1)
+                await bench.disks.tidy()
+            assert bench.place(repo).generations() == []
+            bench.builder.orders.clear()
+            bench.make()
+            await bench.sync(repo)
+            after = await bench.lease(repo)
+        assert not set(paths(before)) & set(paths(after))
+        numbers = [int(path[0].parent.parent.name) for path in (paths(before), paths(after))]
+        assert numbers == sorted(numbers)
+
+    bench.run(test)
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a key with a wrong bit": lambda whole: {"fobm" if key == "form" else key: value for key, value in whole.items()},
+    "a key too few": lambda whole: {key: whole[key] for key in whole if key != "version"},
+    "a list": lambda whole: [whole],
+    "a number": lambda _: 7,
+    "an unhashable commit": lambda whole: whole | {"commit": [whole["commit"]]},
+    "a time in words": lambda whole: whole | {"made_at": "now"},
+    "no time": lambda whole: whole | {"made_at": float("nan")},
+    "a size that is none": lambda whole: whole | {"size": None},
+    "a negative size": lambda whole: whole | {"data_size": -1},
+    "an immense time": lambda whole: whole | {"made_at": 10**400},
+    "a truth for a number": lambda whole: whole | {"version": True},
+    "another form": lambda whole: whole | {"form": "eroft"},
+    "a name that leads out": lambda whole: whole | {"name": "../images/" + whole["name"]},
+    "a name of no file": lambda whole: whole | {"name": "\0"},
+    "an empty name": lambda whole: whole | {"name": ""},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_description_is_of_no_image(bench: Bench, damage: Callable[[dict[str, Any]], object]) -> None:
+    """A disk may change any of its bits; what a guest has leased stays all the same, and others get a new image."""
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        await bench.sync(repo)
+        held = await bench.lease(repo)
+        await bench.disks.stop()
+        place = bench.place(repo)
+        [whole] = place.images()
+        place.description(whole).write_text(json.dumps(damage(json.loads(place.describe(whole)))))
+        assert place.images() == []
+        bench.make()
+        await bench.disks.tidy()
+        assert all(path.exists() for path in paths(held))
+        assert (await bench.lease(repo))["commit"] == tip(repo)
+
+    bench.run(test)
+
+
+def test_a_description_that_is_nested_too_deeply_is_of_no_image(bench: Bench) -> None:
+    """The parser gives up in another way."""
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        await bench.sync(repo)
+        await bench.lease(repo)
+        place = bench.place(repo)
+        [whole] = place.images()
+        place.description(whole).write_text("[" * 100_000)
+        assert place.images() == []
+
+    bench.run(test)
+
+
+@pytest.mark.parametrize("place", ["names_on_disk", "take_stock", "sweep"])
+def test_a_bug_in_the_tidying_stays_with_the_disks(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The log has its traceback once, and leases go on."""
+
+    def fail(*_: Any) -> None:
+        raise KeyError("a bug")
+
+    async def test(bench: Bench) -> None:
+        repo = bench.add()
+        await bench.sync(repo)
+        await bench.lease(repo)
+        bench.make()
+        monkeypatch.setattr(collector, place, fail)
+        for _ in range(2):
+            await bench.disks.tidy()
+        [logged] = [record for record in caplog.records if "KeyError('a bug')" in record.getMessage()]
+        assert logged.exc_info
+        await bench.sync(repo)
+        assert await bench.lease(repo)
+
+    bench.run(test)
+
+
+def test_a_bug_in_the_check_stays_with_the_disks(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has its traceback once, however often it is asked."""
+
+    async def fail() -> bool:
+        raise KeyError("a bug")
+
+    async def test(bench: Bench) -> None:
+        monkeypatch.setattr(bench.disks._check, "check_next", fail)
+        assert [await bench.disks.check_next() for _ in range(2)] == [False, False]
+        [logged] = caplog.records
+        assert logged.exc_info and "KeyError('a bug')" in logged.getMessage()
 
     bench.run(test)
 
@@ -465,7 +694,7 @@ def test_an_image_of_another_version_stays_while_it_is_leased(bench: Bench) -> N
     bench.run(test)
 
 
-def test_without_the_leases_nothing_is_removed(bench: Bench) -> None:
+def test_without_the_leases_nothing_is_removed(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """A database that cannot be read does not say that nobody has leased anything."""
 
     async def test(bench: Bench) -> None:
@@ -476,8 +705,8 @@ def test_without_the_leases_nothing_is_removed(bench: Bench) -> None:
         path, aside = bench.lab.layout.database, bench.top / "aside"
         path.rename(aside)
         path.mkdir()
-        with pytest.raises(Exception, match="database"):
-            await bench.disks.tidy()
+        await bench.disks.tidy()
+        assert "disks: removing what nobody needs failed: the database" in caplog.text
         assert all(path.exists() for path in paths(held))
         path.rmdir()
         aside.rename(path)

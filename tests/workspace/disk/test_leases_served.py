@@ -112,6 +112,19 @@ def test_a_kill_leaves_what_is_leased_and_nothing_half_done(serve: Serve) -> Non
         serve.kill()
 
 
+def test_a_damaged_description_keeps_nobody_from_being_served(serve: Serve, tmp_path: Path) -> None:
+    """One wrong bit in a key: `serve` starts, and the drives of who has leased them stay."""
+    stored = Stored(serve)
+    serve.terminate()
+    image = stored.image(1, made_at=1.0)
+    stored.lease(image)
+    description = stored.place.description(image)
+    description.write_text(description.read_text().replace('"form"', '"fobm"'))
+    serve.start()
+    serve.clone(tmp_path / "guest", WIDGETS)
+    assert stored.place.tree(image).exists()
+
+
 def test_a_directory_of_disks_that_cannot_be_used_stops_nothing(serve: Serve, tmp_path: Path) -> None:
     """`serve` starts, guests are served, and the log names the directory."""
     stored = Stored(serve)

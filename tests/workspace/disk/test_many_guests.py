@@ -50,8 +50,8 @@ def test_what_happens_to_the_files_harms_no_guest_that_has_them(lab: DiskLab, tm
             lab.place.remove(image)
         git("update-ref", "refs/heads/main", images[0].commit, cwd=lab.bare)
         fast_import(lab.bare, [{b"rewritten": (b"100644", b"1\n")}])
-        assert lab.build().generation == 2
-        lab.place.remove_generation(1)
+        assert lab.build().generation > images[0].generation
+        lab.place.remove_generation(images[0].generation)
         assert all_is_well()
         shutil.rmtree(lab.directory)
         assert all_is_well()

@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.core.names import is_repo_name
-from appliance.core.workspace.disk.images import GONE, DiskImage, DiskPlace, ImageKey
+from appliance.core.workspace.disk.images import BEGUN, GONE, SCRATCH, DiskImage, DiskPlace, ImageKey
+
+MOST_SPARE = 16
+"""Images of a repository that are kept for another request, beside the tips of followed branches and what is leased."""
+SPARE_FOR = 86400.0
+"""Seconds after which such an image goes. Building it again costs little, because its blob file is there."""
 
 Key = tuple[int, str]
 """An image within a repository: its generation and its name."""
@@ -22,7 +27,8 @@ class Stock:
     """What the repository `name` has on disk: its images, and the bytes of each generation and each image.
 
     The images in `useless` are never leased again, because their branch or their upstream is gone. Those in `current`
-    are removed last, because the next guest will need them. Those in `leased` are in use.
+    are removed last, because the next guest will need them. Those in `leased` are in use. Neither `useless` nor
+    `current` is known unless the stock `is_judged`.
     """
 
     name: str
@@ -31,6 +37,7 @@ class Stock:
     leased: Collection[Key] = frozenset()
     useless: Collection[DiskImage] = frozenset()
     current: Collection[DiskImage] = frozenset()
+    is_judged: bool = False
 
     @property
     def bytes(self) -> int:
@@ -40,10 +47,16 @@ class Stock:
 
 @dataclass
 class Removal:
-    """What to remove from one repository."""
+    """What to remove from one repository.
+
+    `crowded` are those of `images` that are current and go for the budget alone.
+    """
 
     images: list[DiskImage] = field(default_factory=list)
     generations: list[int] = field(default_factory=list)
+    crowded: list[DiskImage] = field(default_factory=list)
+    needed: int = 0
+    """The bytes that all disks would take with what is `crowded`."""
 
 
 def take_stock(name: str, place: DiskPlace, leased: Collection[Key]) -> Stock:
@@ -61,12 +74,13 @@ def names_on_disk(disks: Path) -> Iterator[str]:
             yield name
 
 
-def plan_removals(stocks: Sequence[Stock], budget: int) -> tuple[dict[str, Removal], int]:
-    """What to remove from each repository, and the bytes that all disks take afterwards.
+def plan_removals(stocks: Sequence[Stock], budget: int, now: float) -> tuple[dict[str, Removal], int]:
+    """What to remove from each repository at Unix time `now`, and the bytes that all disks take afterwards.
 
-    Removes a generation that is not the newest, or has no image, when none of it is leased; and an image that is
-    useless. Beyond `budget` bytes, it removes the oldest images, and with the last image of a generation its blob file.
-    It removes nothing that is leased.
+    Removes a generation that is not the newest, or has no image, when none of it is leased. Removes an image that is
+    useless, or neither current nor leased and older than SPARE_FOR or the MOST_SPARE newest of its kind. Beyond
+    `budget` bytes, it removes the oldest images, and with the last image of a generation its blob file. It removes
+    nothing that is leased.
     """
     removals = {stock.name: Removal() for stock in stocks}
     total = sum(stock.bytes for stock in stocks)
@@ -76,6 +90,7 @@ def plan_removals(stocks: Sequence[Stock], budget: int) -> tuple[dict[str, Remov
     for stock in stocks:
         held = {generation for generation, _ in stock.leased}
         newest = max((image.generation for image in stock.images), default=0)
+        doomed = {*stock.useless, *_too_old(stock, now)}
         for number, size in stock.sizes.items():
             mine = [image for image in stock.images if image.generation == number]
             if number not in held and (not mine or number != newest):
@@ -87,15 +102,29 @@ def plan_removals(stocks: Sequence[Stock], budget: int) -> tuple[dict[str, Remov
             left[stock.name, number] = len(free) + sum(generation == number for generation, _ in stock.leased)
             rest[stock.name, number] = size - sum(stock.images[image] for image in free)
             for image in free:
-                if number != newest or image in stock.useless:
+                if number != newest or image in doomed:
                     total -= _remove(stock, image, removals, left, rest)
                 else:
                     candidates.append((image in stock.current, image.made_at, stock, image))
+    needed = 0
     for _, _, stock, image in sorted(candidates, key=lambda each: each[:2]):
         if total <= budget:
             break
+        if image in stock.current:
+            removals[stock.name].needed = needed = needed or total
+            removals[stock.name].crowded.append(image)
         total -= _remove(stock, image, removals, left, rest)
     return removals, total
+
+
+def _too_old(stock: Stock, now: float) -> Iterator[DiskImage]:
+    """The images of old tips that nobody has leased and that are not kept for another request."""
+    if stock.is_judged:
+        free = (image for image in stock.images if (image.generation, image.name) not in stock.leased)
+        spare = sorted((image for image in free if image not in stock.current), key=lambda image: -image.made_at)
+        for place, image in enumerate(spare):
+            if place >= MOST_SPARE or now - image.made_at > SPARE_FOR:
+                yield image
 
 
 def _remove(
@@ -123,7 +152,7 @@ def sweep(place: DiskPlace, leased: Collection[Key]) -> None:
     if not place.directory.is_dir():
         return
     for entry in list(place.directory.iterdir()):
-        if entry.name.startswith(GONE):
+        if entry.name.startswith(GONE) or entry.name.endswith(BEGUN) or entry.name == SCRATCH:
             _discard(entry)
     kept: dict[int, set[str]] = {}
     complete: Iterator[ImageKey] = iter(place.images())

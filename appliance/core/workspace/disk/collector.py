@@ -60,13 +60,14 @@ class DiskCollector:
         self._settings = settings
         self._repos = repos
         self._disks_of = disks_of
-        self._looking = Endurance(log, "looking at its disks")
-        self._removing = Endurance(log, "removing old disks")
+        self._looking = Endurance(log, "looking at its disks", bugs=True)
+        self._removing = Endurance(log, "removing old disks", bugs=True)
         self._last = -math.inf
         self._called = True
         self._settings_then: WorkspaceConfig | None = None
         self._stocks: dict[str, tuple[object, Stock]] = {}
         self._is_over = False
+        self._crowded: set[tuple[str, str]] = set()
         self.images = self.leased = self.bytes = 0
         """The numbers of images and leases, and the bytes of all disks, at the end of the last collection."""
 
@@ -82,6 +83,8 @@ class DiskCollector:
             log.info("%s: the lease %s of the disk of %s expired", lease.repo, lease.id, escape(lease.branch))
         if settings != self._settings_then or now - self._last >= LOOK_EVERY:
             self._stocks.clear()
+            if settings != self._settings_then:
+                self._crowded.clear()
             self._settings_then, self._last = settings, now
         elif not expired and not self._called:
             return
@@ -111,7 +114,7 @@ class DiskCollector:
                 if name in fresh:
                     await asyncio.to_thread(self._share, known.place, stock.images, settings.disk_group)
                     self._stocks[name] = state, stock
-        removals, left = plan_removals(stocks, settings.disk_budget)
+        removals, left = plan_removals(stocks, settings.disk_budget, time.time())
         for name, removal in removals.items():
             if name in fresh or removal.images or removal.generations:
                 with self._removing.over(name):
@@ -137,10 +140,11 @@ class DiskCollector:
         asked = await asyncio.to_thread(self._leases.followed, repo)
         followed = {followed_branch(repo, self._health(repo.id)), *(raw_branch(name) for name, _ in asked)}
         useless = {image for image in stock.images if image.url != repo.url or image.branch not in tips}
-        current = {
-            image for image in stock.images if image.branch in followed and tips.get(image.branch) == image.commit
-        }  # fmt: skip
-        return replace(stock, useless=useless, current=current)
+        at_tip = [image for image in stock.images if tips.get(image.branch) == image.commit]
+        # The newest of each, because a tag that moved left an image with the old tag.
+        newest = {(image.branch, image.form): image for image in at_tip if image.branch in followed}
+        current = set(newest.values())
+        return replace(stock, useless=useless, current=current, is_judged=True)
 
     def _share(self, place: DiskPlace, images: Iterable[DiskImage], group: str) -> None:
         """Gives drives to the present group, if they belong to that of an earlier setting."""
@@ -154,6 +158,7 @@ class DiskCollector:
         Skips a repository in which something is being built, or was built since then; a later collection handles it.
         """
         if known.building.locked() or known.changes != changes:
+            self._stocks.pop(name, None)
             self.call()
             return
         if removal.images or removal.generations:
@@ -168,6 +173,20 @@ class DiskCollector:
             await asyncio.to_thread(_remove_from_disk, known.place, doomed, generations, leased)
         for image in doomed:
             log.info("%s: removed the disk of %s at %s", name, escape(image.branch), image.commit[:12])
+        for image in doomed:
+            if image in removal.crowded:
+                # Built again, it would only go again, with the whole history of the repository each time.
+                known.set_aside.add((image.branch, image.form))
+                self._say_crowded(image, removal.needed)
+
+    def _say_crowded(self, image: DiskImage, needed: int) -> None:
+        if (image.repo, image.branch) not in self._crowded:
+            self._crowded.add((image.repo, image.branch))
+            log.warning(
+                "%s: there is no room for the disk of %s: [workspace] disk_budget is %s, and with all that is in use "
+                "%s are needed; its next tip is not built until somebody asks for it",
+                image.repo, escape(image.branch), format_size(self._settings().disk_budget), format_size(needed),
+            )  # fmt: skip
 
     async def leased_of(self, name: str) -> set[Key]:
         """The leased images of a repository. Raises StoreError."""

@@ -68,7 +68,10 @@ class Disks:
         self._known: dict[str, RepositoryDisks] = {}
         self._places = asyncio.Semaphore(BUILDS_AT_ONCE)
         self._ending: set[asyncio.Task[Any]] = set()
-        self._endurance = Endurance(log, "keeping disks at the tips of their branches")
+        # A bug in what nobody waits for must not end `serve`, which can do without disks.
+        self._endurance = Endurance(log, "keeping disks at the tips of their branches", bugs=True)
+        self._tidying = Endurance(log, "removing what nobody needs", bugs=True)
+        self._checking = Endurance(log, "checking them", bugs=True)
         self._build_seconds = 0.0
         self._check = DiskCheck(layout.disks, self._distrust)
         self._collector = DiskCollector(
@@ -86,8 +89,10 @@ class Disks:
         yield "damaged_disks", damaged, self._check.damaged
 
     async def check_next(self) -> bool:
-        """Checks the generation that was checked longest ago, if it is due. Returns whether it was. Raises OSError."""
-        return await self._check.check_next()
+        """Checks the generation that was checked longest ago, if it is due. Returns whether it was. Never raises."""
+        with self._checking.over("disks"):
+            return await self._check.check_next()
+        return False
 
     def _distrust(self, name: str) -> None:
         """Makes the next lease of a repository wait for a build, which begins a new generation."""
@@ -110,9 +115,10 @@ class Disks:
         for _ in range(MOST_TRIES):
             name, oid = await self._target(repo, branch, commit)
             order = self._order(repo, name, oid, form)
+            await known.look()
             known.require(repo)
             try:
-                image = known.ready(order) or await self._built(known, order, deadline)
+                image = known.ready(order) or await self._built(known, order, deadline, is_tip=commit is None)
                 lease = await self._give(known, repo, image, issue) if image is not None else None
             except OSError as error:
                 # The message leaves out the path, which callers on other machines need not know. The log has it.
@@ -124,6 +130,7 @@ class Disks:
             if lease is not None:
                 if commit is None:
                     known.followed[name, form] = lease.created_at
+                    known.set_aside.discard((name, form))
                 return self._document(lease)
         raise NoDisk(f"the disk of {repo.name} kept changing while it was being leased", hint="try again")
 
@@ -161,13 +168,15 @@ class Disks:
         settings, visibility = self._settings(), "private" if self._is_private(repo) else "open"
         return DiskOrder(repo.name, repo.url, branch, commit, form, settings.disk_history, visibility)
 
-    async def _built(self, known: RepositoryDisks, order: DiskOrder, deadline: float) -> DiskImage | None:
+    async def _built(
+        self, known: RepositoryDisks, order: DiskOrder, deadline: float, *, is_tip: bool
+    ) -> DiskImage | None:
         """Waits for the image of an order. Returns None if upstream dropped its commit meanwhile. Raises OSError."""
-        task, branch = known.build(order), escape(order.branch)
-        await asyncio.wait([task], timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+        left = max(0.0, deadline - asyncio.get_running_loop().time())
+        task = await known.build(order, is_tip=is_tip, timeout=left)
         if not task.done():
             raise TryLater(
-                f"the disk of {branch} is being built",
+                f"the disk of {escape(order.branch)} is being built",
                 retry_after=RETRY,
                 hint="try again later; the build continues",
             )
@@ -245,8 +254,8 @@ class Disks:
             tip = tips.get(name)
             order = self._order(repo, name, tip, form) if tip else None
             # The first build checks all refs, so an image that is still valid after it need not be built again.
-            if order is not None and known.ready(order) is None:
-                await asyncio.wait([known.build(order)])
+            if order is not None and (name, form) not in known.set_aside and known.ready(order) is None:
+                await known.build(order, is_tip=True)
 
     def forget(self, repo: Repo) -> None:
         """Stops building for a repository that is no longer served. Its leases last until they end."""
@@ -277,8 +286,9 @@ class Disks:
             await asyncio.wait(self._ending)
 
     async def tidy(self) -> None:
-        """Ends expired leases, and removes images that are not needed. Raises StoreError."""
-        await self._collector.tidy()
+        """Ends expired leases, and removes images that are not needed. Never raises; the log has what fails."""
+        with self._tidying.over("disks"):
+            await self._collector.tidy()
 
     # -- repositories --------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
@@ -15,6 +16,7 @@ from appliance.core.process.endurance import EXPECTED
 from appliance.core.text import escape
 from appliance.core.workspace.disk.images import DiskForm, DiskImage, DiskPlace
 from appliance.core.workspace.disk.order import DiskOrder
+from appliance.core.workspace.disk.upstream_commits import UpstreamRefs
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +24,27 @@ BuildDisk = Callable[[DiskPlace, Mirror, DiskOrder], Awaitable[DiskImage]]
 """Returns the image of an order, and builds it if it does not exist. Begins a new generation where necessary."""
 
 
+COME_BACK = 60.0
+"""Seconds for which an order keeps its turn for a client that was told to try again."""
+
+
 class NoDisk(GitmirrorError):
     """No disk can be leased; the message says why."""
+
+
+@dataclass
+class _Ordered:
+    """An order that is built or waits for its turn. `is_tip` says whether it is of the tip of a branch."""
+
+    task: asyncio.Task[DiskImage]
+    is_tip: bool
+    waiting: int = 0
+    """How many wait for it now."""
+    until: float = 0.0
+    """The time of the loop until which one may come back who was told to try again."""
+
+    def is_wanted(self) -> bool:
+        return bool(self.waiting) or asyncio.get_running_loop().time() < self.until
 
 
 class RepositoryDisks:
@@ -46,6 +67,8 @@ class RepositoryDisks:
         """The registration that is served, or None."""
         self.followed: dict[tuple[str, DiskForm], float] = {}
         """The branches and forms to rebuild when their tip moves, with the Unix time of the last request for each."""
+        self.set_aside: set[tuple[str, DiskForm]] = set()
+        """Those of `followed` that the budget has no room for; they are not rebuilt until somebody asks."""
         self.is_loaded = False
         """Whether `followed` includes the requests that an earlier `serve` got."""
         self.building = asyncio.Lock()
@@ -53,6 +76,8 @@ class RepositoryDisks:
         self.giving = asyncio.Lock()
         """Held while an image is leased, and while something is removed."""
         self._mirror = mirror
+        self._refs = UpstreamRefs(mirror)
+        self._refs_seen = b""
         self._build_disk = build
         self._places = places
         self._built = built
@@ -62,7 +87,7 @@ class RepositoryDisks:
         self._seen = -1
         self._generation = 0
         self._images: dict[DiskOrder, DiskImage] = {}
-        self._builds: dict[tuple[DiskOrder, int], asyncio.Task[DiskImage]] = {}
+        self._builds: dict[tuple[DiskOrder, int], _Ordered] = {}
         self._following: asyncio.Task[None] | None = None
         self._work: Callable[[], Awaitable[None]] | None = None
         self._failed: dict[str, str] = {}
@@ -71,6 +96,7 @@ class RepositoryDisks:
         """Serves this registration from now on, and forgets an earlier one of the same name."""
         if self.repo is None or self.repo.id != repo.id:
             self.followed, self.is_loaded, self._images = {}, False, {}
+            self.set_aside.clear()
             self.moved()
         self.repo = repo
 
@@ -83,6 +109,14 @@ class RepositoryDisks:
         """Trusts no image until a build has read the refs again, because that build may begin a new generation."""
         self._moves += 1
         self.changes += 1
+
+    async def look(self) -> None:
+        """Trusts no image if the refs are not those that the last build saw. Raises GitError.
+
+        A refresh moves them some time before it says so, and in between a blob file may have what was just dropped.
+        """
+        if self._seen == self._moves and await self._refs.digest() != self._refs_seen:
+            self.moved()
 
     def ready(self, order: DiskOrder) -> DiskImage | None:
         """The image of an order, if a build that read the present refs left it valid."""
@@ -97,13 +131,26 @@ class RepositoryDisks:
         self._images = {order: each for order, each in self._images.items() if each != image}
         self.changes += 1
 
-    def build(self, order: DiskOrder) -> asyncio.Task[DiskImage]:
-        """Starts building an order, or joins its build if no ref has moved since that build started."""
+    async def build(self, order: DiskOrder, *, is_tip: bool, timeout: float | None = None) -> asyncio.Task[DiskImage]:
+        """Builds an order, or joins its build if no ref has moved since that was begun; returns its task.
+
+        That may not be done after `timeout` seconds. An order that nobody waits for when its turn comes is skipped, and
+        one of an older commit lets those of tips (`is_tip`) go first.
+        """
         key = order, self._moves
         if key not in self._builds:
-            self._builds[key] = task = asyncio.create_task(self._run(order), name=f"disk {order.repo}")
+            task = asyncio.create_task(self._run(key), name=f"disk {order.repo}")
+            self._builds[key] = _Ordered(task, is_tip)
             task.add_done_callback(lambda done: self._ended(key, done))
-        return self._builds[key]
+        ordered = self._builds[key]
+        ordered.is_tip |= is_tip
+        ordered.waiting += 1
+        try:
+            await asyncio.wait([ordered.task], timeout=timeout)
+            ordered.until = asyncio.get_running_loop().time() + COME_BACK
+        finally:
+            ordered.waiting -= 1
+        return ordered.task
 
     def follow(self, work: Callable[[], Awaitable[None]]) -> None:
         """Runs `work` in the background, after the work that is running there."""
@@ -114,7 +161,7 @@ class RepositoryDisks:
     def forget(self) -> set[asyncio.Task[Any]]:
         """Cancels all builds of a repository that is no longer served; returns the tasks that have not ended yet."""
         self.repo = None
-        tasks = {*self._builds.values(), *([self._following] if self._following else [])}
+        tasks = {*(each.task for each in self._builds.values()), *([self._following] if self._following else [])}
         running: set[asyncio.Task[Any]] = {task for task in tasks if not task.done()}
         for task in running:
             task.cancel()
@@ -125,21 +172,39 @@ class RepositoryDisks:
             work, self._work = self._work, None
             await work()
 
-    async def _run(self, order: DiskOrder) -> DiskImage:
+    async def _run(self, key: tuple[DiskOrder, int]) -> DiskImage:
+        ordered, may_yield = self._builds[key], True
+        while True:
+            async with self.building:
+                if not ordered.is_wanted():
+                    # At once, so that whoever asks from now on begins another build.
+                    self._builds.pop(key)
+                    raise NoDisk("nobody waits for this disk any more")
+                # Whoever yields goes to the end of the queue, and only once, so that its turn comes.
+                if not (may_yield and not ordered.is_tip and any(each.is_tip for each in self._builds.values())):
+                    async with self._places:
+                        return await self._build_and_log(key[0])
+                may_yield = False
+
+    async def _build_and_log(self, order: DiskOrder) -> DiskImage:
         try:
-            async with self.building, self._places:
-                return await self._build_once(order)
+            return await self._build_once(order)
         except EXPECTED as error:
             cause = str(error) or type(error).__name__
             if self._failed.get(order.branch) != cause:
                 self._failed[order.branch] = cause
                 log.warning("%s: the %s disk of %s failed: %s", order.repo, order.form, escape(order.branch), cause)
             raise
+        except Exception:
+            # A bug. Nobody may be waiting to report it.
+            log.exception("%s: the disk of %s failed", order.repo, escape(order.branch))
+            raise
 
     async def _build_once(self, order: DiskOrder) -> DiskImage:
         moves, begun, start = self._moves, time.time(), time.monotonic()
+        refs = await self._refs.digest()
         image = await self._build_disk(self.place, self._mirror, order)
-        self._seen, self._generation = moves, image.generation
+        self._seen, self._refs_seen, self._generation = moves, refs, image.generation
         self.changes += 1
         kept = {known: each for known, each in self._images.items() if each.generation == image.generation}
         self._images = kept | {order: image}
@@ -154,7 +219,8 @@ class RepositoryDisks:
         return image
 
     def _ended(self, key: tuple[DiskOrder, int], task: asyncio.Task[DiskImage]) -> None:
-        self._builds.pop(key, None)
+        if key in self._builds and self._builds[key].task is task:
+            self._builds.pop(key)
         if not task.cancelled():
-            # Retrieved here, because the request that waited may be gone. `_run` has logged every error but bugs.
+            # Retrieved here, because the request that waited may be gone. `_build_and_log` logs every error but bugs.
             task.exception()

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import os
+import time
 
 from appliance.core.errors import NotFound, UsageError
 from appliance.core.git.mirror import QUICK, Mirror
+from appliance.core.git.ref_sets import FOLLOWED
+from appliance.core.git.ref_traces import RefTraces, take_traces
 from appliance.core.git.revisions import FULL_ID, raw_name
 from appliance.core.text import escape
 
 HEADS = "refs/heads/"
+
+
+class UpstreamRefs:
+    """Says whether upstream's branches and tags in a mirror are the same as before."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+        self._traces: RefTraces | None = None
+        self._digest = b""
+
+    async def digest(self) -> bytes:
+        """A digest of all branches and tags as they are now. Raises GitError.
+
+        Costs no run of git while no file of a ref is touched.
+        """
+        if self._traces is None or not self._traces.hold():
+            # Taken before the refs are read, so that a change during that counts as one.
+            traces = await asyncio.to_thread(take_traces, self._mirror.path, time.time(), *FOLLOWED)
+            refs = await self._mirror.local_refs()
+            text = "\n".join(f"{oid} {ref}" for ref, oid in sorted(refs.items()))
+            self._digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+            self._traces = traces
+        return self._digest
 
 
 def raw_branch(name: str) -> str:

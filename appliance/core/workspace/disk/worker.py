@@ -40,7 +40,7 @@ from appliance.core.workspace.disk.history import (
     store_pack,
     tags_on,
 )
-from appliance.core.workspace.disk.images import LAYOUT_VERSION, DiskForm, DiskImage, DiskPlace
+from appliance.core.workspace.disk.images import BEGUN, LAYOUT_VERSION, SCRATCH, DiskForm, DiskImage, DiskPlace
 from appliance.core.workspace.disk.mirror_reader import GITLINK, LINK, TREE, MirrorReader, TreeEntry
 from appliance.core.workspace.disk.order import DiskOrder
 
@@ -57,7 +57,7 @@ class Build:
 
     def __init__(self, place: DiskPlace, mirror: Path, order: DiskOrder) -> None:
         self.place, self.order = place, order
-        self.scratch = place.directory / "scratch"
+        self.scratch = place.directory / SCRATCH
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True)
         self.reader = MirrorReader(mirror, self.scratch)
@@ -133,8 +133,8 @@ class Build:
 
     def _begin(self, name: str) -> DiskImage:
         """Builds the first image of a new generation, which appears as a whole."""
-        number = (self.place.generations() or [0])[-1] + 1
-        directory = self.place.directory / f"{number}.new"
+        number = self.place.next_generation()
+        directory = self.place.directory / f"{number}{BEGUN}"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         try:
