@@ -51,7 +51,9 @@ def say(address: Address, parts: list[bytes], *, ends: bool = True) -> bytes:
             for part in parts:
                 sock.sendall(part)
             if ends:
-                sock.shutdown(socket.SHUT_WR)
+                # The server may have hung up already.
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
             while data := sock.recv(65536):
                 answer += data

@@ -58,7 +58,9 @@ class Build:
     def __init__(self, place: DiskPlace, mirror: Path, order: DiskOrder) -> None:
         self.place, self.order = place, order
         self.scratch = place.directory / SCRATCH
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        # Builds of a place run one at a time, so this is what killed ones left.
+        for left in [self.scratch, *place.directory.glob(f"*{BEGUN}")]:
+            shutil.rmtree(left, ignore_errors=True)
         self.scratch.mkdir(parents=True)
         self.reader = MirrorReader(mirror, self.scratch)
         self.refs: list[Tag] = []
@@ -135,7 +137,6 @@ class Build:
         """Builds the first image of a new generation, which appears as a whole."""
         number = self.place.next_generation()
         directory = self.place.directory / f"{number}{BEGUN}"
-        shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         try:
             with Generation.create(directory, self._facts()) as generation:
