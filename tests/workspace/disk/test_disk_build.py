@@ -263,6 +263,24 @@ def test_a_commit_with_an_empty_directory_comes_out_as_git_checks_it_out(lab: Di
     assert git("status", "--porcelain", cwd=workspace) == ""
 
 
+def test_modes_of_old_trees_are_what_git_makes_of_them(lab: DiskLab, tmp_path: Path) -> None:
+    """Early versions of git wrote group bits, and fsck complains about them to this day."""
+    blob = git("hash-object", "-w", "--stdin", cwd=lab.bare, input="x")
+    raw = b"".join(
+        b"%s %s\0" % (mode, name) + bytes.fromhex(blob) for mode, name in [(b"100664", b"a"), (b"100775", b"b")]
+    )
+    code, out, _ = git_bytes("hash-object", "-w", "-t", "tree", "--literally", "--stdin", cwd=lab.bare, input=raw)
+    assert code == 0
+    commit = git("commit-tree", "-m", "x", out.decode().strip(), cwd=lab.bare)
+    git("update-ref", "refs/heads/main", commit, cwd=lab.bare)
+    to = tmp_path / "out"
+    to.mkdir()
+    workspace = lab.unpack(lab.build(), to / "disk")
+    assert files_of(workspace) == files_of(clone(lab.bare, to / "clone", commit))
+    assert git("status", "--porcelain", cwd=workspace) == ""
+    assert git("ls-files", "--stage", cwd=workspace) == git("ls-files", "--stage", cwd=to / "clone")
+
+
 def test_a_commit_without_files_has_a_disk(lab: DiskLab, tmp_path: Path) -> None:
     """Such commits begin many repositories."""
     tree = git("hash-object", "-w", "-t", "tree", "--stdin", cwd=lab.bare, input="")

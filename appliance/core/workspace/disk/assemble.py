@@ -19,11 +19,11 @@ from appliance.core.workspace.disk.header import BLOCK, CHECKED_FILES, Cksum, he
 from appliance.core.workspace.disk.history import Tag
 from appliance.core.workspace.disk.images import DiskForm
 from appliance.core.workspace.disk.index_file import IndexEntry, write_index
-from appliance.core.workspace.disk.mirror_reader import GITLINK, LINK, TREE, TreeEntry
+from appliance.core.workspace.disk.mirror_reader import EXECUTABLE, GITLINK, LINK, REGULAR, TREE, TreeEntry
 from appliance.core.workspace.times import FIXED_TIME, INDEX_TIME, file_time
 
 LABEL = b"gitmirror"
-_EXECUTABLE = 0o100
+_EXECUTABLE_BIT = 0o100
 _CHUNK = 2**22
 
 
@@ -46,12 +46,15 @@ class Workspace:
         self.index: list[IndexEntry] = []
         directories: dict[bytes, Directory] = {b"": self.root}
         add = self.index.append
+        here, names = None, self.root.entries
         for mode, oid, path in entries:
             if mode == TREE:
                 add((TREE, oid, path, 0, 0))
                 continue
             cut = path.rfind(b"/")
-            parent = directories.get(path[:cut] if cut > 0 else b"") or _parent(directories, path)
+            directory = path[:cut] if cut > 0 else b""
+            if directory != here:
+                here, names = directory, (directories.get(directory) or _parent(directories, path)).entries
             when, size = file_time(oid), 0
             node: Node
             if mode == LINK:
@@ -61,8 +64,10 @@ class Workspace:
                 node, when = Directory(), 0
             else:
                 block, size = extents[converted.get(path, oid) if converted else oid]
-                node = DataFile(block, size, when, bool(mode & _EXECUTABLE))
-            if parent.entries.setdefault(path[cut + 1 :], node) is not node:
+                # Old trees have other bits, which git ignores.
+                mode = EXECUTABLE if mode & _EXECUTABLE_BIT else REGULAR
+                node = DataFile(block, size, when, mode == EXECUTABLE)
+            if names.setdefault(path[cut + 1 :], node) is not node:
                 raise _impossible(path)
             add((mode, oid, path, when, size))
 

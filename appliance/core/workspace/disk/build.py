@@ -15,6 +15,8 @@ from appliance.core.process.run import run_child
 from appliance.core.workspace.disk.images import DiskForm, DiskImage, DiskPlace
 from appliance.core.workspace.disk.order import DiskOrder
 
+NICENESS = "5"
+"""Below guests, but above the snapshots that are built at the same time and take ten times as long."""
 BUILD_DEADLINE = 3600.0
 """Seconds. The first image of a very large repository copies its whole history."""
 WORKER = (
@@ -37,7 +39,7 @@ async def build_disk(place: DiskPlace, mirror: Mirror, order: DiskOrder) -> Disk
     place.directory.mkdir(parents=True, exist_ok=True)
     try:
         code, output = await run_child(
-            git.children, ["nice", "-n", "10", *WORKER],
+            git.children, ["nice", "-n", NICENESS, *WORKER],
             env=environment, cwd=place.directory, deadline=BUILD_DEADLINE, on_error=said.extend,
             stdin=json.dumps(document).encode(),
         )  # fmt: skip

@@ -131,7 +131,7 @@ class Generation:
 
     def find(self, keys: Iterable[bytes]) -> dict[bytes, tuple[int, int]]:
         """The first block and the size of the contents with these keys, of those that are there."""
-        wanted = set(keys)
+        wanted = keys if isinstance(keys, dict) else set(keys)
         [(known,)] = self._catalogue.execute("SELECT count(*) FROM contents")
         if known < 4 * len(wanted):
             # Reading everything in its order is then several times faster than looking for each key.

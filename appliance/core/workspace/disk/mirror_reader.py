@@ -18,6 +18,8 @@ _PIECE = 2**20
 MOST_ENTRIES = 2_000_000
 """The most files and directories of a tree; twenty times those of linux."""
 
+REGULAR = 0o100644
+EXECUTABLE = 0o100755
 TREE = 0o040000
 LINK = 0o120000
 GITLINK = 0o160000
