@@ -152,9 +152,11 @@ def tips(lab: DiskLab, seed: int, count: int) -> list[str]:
     ],
 )
 def test_successive_tips_equal_those_built_anew(
-    lab: DiskLab, tmp_path: Path, seed: int, history: str, count: int
+    lab: DiskLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, history: str, count: int
 ) -> None:
     """Each is built on the one before. It has the same files, index and refs as one from nothing, and git likes it."""
+    # Otherwise only the listings of large trees are remembered.
+    monkeypatch.setattr("appliance.core.workspace.disk.worker.WORTH_REMEMBERING", 0)
     lab.history = history
     commits, generations = tips(lab, seed, count), set()
     for number, commit in enumerate(commits):
@@ -184,6 +186,36 @@ def test_the_first_image_stays_right_through_all_later_ones(lab: DiskLab, tmp_pa
     assert lab.place.tree(first).read_bytes() == tree
     assert lab.data(last).startswith(data)
     check(lab, first, tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", ["wrong", "short", "empty", "other"])
+def test_a_remembered_listing_that_is_damaged_is_not_used(
+    lab: DiskLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """It is only a memory: the build lists the tree instead."""
+    monkeypatch.setattr("appliance.core.workspace.disk.worker.WORTH_REMEMBERING", 0)
+    commits = tips(lab, 10, 4)
+    git("update-ref", "refs/heads/main", commits[0], cwd=lab.bare)
+    image = lab.build()
+    [listing] = lab.place.generation(image.generation).glob("listing-*")
+    data = bytearray(listing.read_bytes())
+    if damage == "wrong":
+        data[len(data) // 2] ^= 1
+    elif damage == "other":
+        monkeypatch.setattr("appliance.core.workspace.disk.last_listing._VERSION", b"2")
+    listing.write_bytes({"short": bytes(data[:-5]), "empty": b""}.get(damage, bytes(data)))
+    git("update-ref", "refs/heads/main", commits[3], cwd=lab.bare)
+    check(lab, lab.build(), tmp_path / "out")
+
+
+def test_a_name_that_comes_with_a_later_commit_is_looked_at(lab: DiskLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is new is checked, so it must be."""
+    monkeypatch.setattr("appliance.core.workspace.disk.worker.WORTH_REMEMBERING", 0)
+    fast_import(lab.bare, [{b"a": (b"100644", b"1\n")}])
+    lab.build()
+    fast_import(lab.bare, [{b"d/%s" % (b"n" * 256): (b"100644", b"2\n")}])
+    with pytest.raises(GitmirrorError, match="longer than 255 bytes"):
+        lab.build()
 
 
 def test_the_same_order_again_writes_nothing(lab: DiskLab) -> None:

@@ -3,7 +3,10 @@
 - `erofs`: writes an EROFS image: superblock, device table, inodes, directories.
 - `header`: the text in the first kilobyte of each drive, which tells a guest what it holds and whether it is complete.
 - `images`: the files of one repository: its generations, each with a blob file and its images.
-- `build`: builds the image of one commit.
+- `build`: starts `worker`, a process that builds the image of one commit, as `order` says. `mirror_reader` and
+  `checkout` find what a checkout has, `generation` and `history` append it to the blob file, `assemble` writes the
+  image with `index_file`, and `ext4` one without EROFS. `last_listing` saves listing a large tree again.
+- `checking`: reads drives again in the background.
 - `disks`: leases disks, and rebuilds those of followed branches. `repository` has the state of each repository,
   `upstream_commits` says which commits may be in a disk, and `sharing` who may read the drives.
 - `collector`: ends leases and removes what `collection` plans.

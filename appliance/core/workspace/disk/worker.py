@@ -24,6 +24,7 @@ from typing import Any, TextIO
 from appliance.core.errors import GitmirrorError
 from appliance.core.process.atomic_file import write_atomically
 from appliance.core.units import format_size
+from appliance.core.workspace.disk import last_listing
 from appliance.core.workspace.disk.assemble import Workspace, index_of, references, repository, write_tree_drive
 from appliance.core.workspace.disk.checkout import LONGEST_TARGET, check_out, conversions, refuse_hostile_names
 from appliance.core.workspace.disk.generation import Generation
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 
 MOST_MEMORY = 2 * 2**30
 """Bytes for the worker and for each git that it starts. A repository of 100 kB can have a tree of 10^9 paths."""
+WORTH_REMEMBERING = 5000
+"""Entries from which on the listing of a tree is kept for the next build."""
 SLACK = 4096
 """Blocks (16 MiB) of a blob file that may be of no use, however small the rest is."""
 
@@ -67,6 +70,8 @@ class Build:
         self.entries: list[TreeEntry] = []
         self.converted: dict[bytes, bytes] = {}
         self.keys: dict[bytes, None] = {}
+        self.last: last_listing.Listing | None = None
+        """What the last build of this branch in this generation knew."""
 
     def run(self) -> DiskImage:
         """Builds the image, or finds it built. Raises GitmirrorError, OSError, sqlite3.Error."""
@@ -79,16 +84,29 @@ class Build:
             current = self._current()
             if current is not None and (image := self._built(current, name)):
                 return image
-            self.entries = self.reader.listing(order.commit)
-            refuse_hostile_names(self.entries)
+            self.entries = self._listed(current)
             self.converted = conversions(self.reader, order.commit, self.entries)
             self.keys = self._keys()
             if current is not None and not self._is_worn(current):
                 with self._opened(current) as generation:
                     return self._build(generation, current, name)
+            self.last = None
             return self._begin(name)
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _listed(self, current: int | None) -> list[TreeEntry]:
+        """The listing of the commit's tree, with names that git does not refuse."""
+        if current is not None:
+            place = last_listing.place_of(self.place.generation(current), self.order.branch)
+            self.last = last_listing.load(place)
+        if self.last is None:
+            entries = new = self.reader.listing(self.order.commit)
+        else:
+            changes = last_listing.changes_since(self.reader, self.last.commit, self.order.commit)
+            entries, new = last_listing.apply(self.last.entries, changes)
+        refuse_hostile_names(new)
+        return entries
 
     # -- which generation ---------------------------------------------------------------------------------------------
 
@@ -193,6 +211,9 @@ class Build:
         )  # fmt: skip
         write_atomically(path.with_suffix(".json"), self.place.describe(image), 0o640)
         _sync(path.parent)
+        if len(self.entries) >= WORTH_REMEMBERING:
+            place = last_listing.place_of(generation.directory, order.branch)
+            last_listing.store(place, last_listing.Listing(order.commit, self.entries, extents))
         return image
 
     def _keys(self) -> dict[bytes, None]:
@@ -205,16 +226,20 @@ class Build:
 
     def _store_contents(self, generation: Generation) -> dict[bytes, tuple[int, int]]:
         """Adds to the blob file what it lacks. Returns where the contents with each of `keys` are."""
-        found = generation.find(self.keys)
+        found = last_listing.contents_of(self.last.extents, self.keys) if self.last is not None else {}
         missing = self.keys.keys() - found.keys()
+        found |= generation.find(missing)
+        missing -= found.keys()
         paths = {path: key for path, key in self.converted.items() if key in missing}
         missing -= set(paths.values())
         plain = [oid for oid in self.keys if oid in missing] if missing else []
         for oid, _, pieces in self.reader.contents(plain) if plain else ():
-            found[oid] = generation.add(oid, pieces)
+            extent = generation.add(oid, pieces)
+            found[oid] = (extent.block, extent.size)
         for key, file in check_out(self.reader, paths):
             if key not in found:
-                found[key] = generation.add(key, _read(file))
+                extent = generation.add(key, _read(file))
+                found[key] = (extent.block, extent.size)
         return found
 
     def _store_history(self, generation: Generation, extents: Mapping[bytes, tuple[int, int]]) -> None:
