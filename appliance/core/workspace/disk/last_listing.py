@@ -21,7 +21,7 @@ _VERSION = f"1 {sys.version}".encode()
 """Python's own format may change with its version."""
 
 
-class Listing(NamedTuple):
+class LastListing(NamedTuple):
     """The tree of `commit`, and where the contents of its files are."""
 
     commit: str
@@ -35,17 +35,17 @@ def place_of(generation: Path, branch: str) -> Path:
     return generation / f"listing-{hashlib.sha256(name).hexdigest()[:16]}"
 
 
-def load(path: Path) -> Listing | None:
+def load(path: Path) -> LastListing | None:
     """What was stored there, or None if there is nothing of use."""
     with contextlib.suppress(OSError, ValueError, EOFError, TypeError):
         data = path.read_bytes()
         digest, body = data[:_DIGEST], memoryview(data)[_DIGEST:]
         if hashlib.sha256(_VERSION + body).digest() == digest:
-            return Listing(*marshal.loads(body))
+            return LastListing(*marshal.loads(body))
     return None
 
 
-def store(path: Path, listing: Listing) -> None:
+def store(path: Path, listing: LastListing) -> None:
     """Stores a listing in place of the last one. Raises OSError."""
     body = marshal.dumps(tuple(listing))
     unfinished = path.with_suffix(".new")
@@ -53,16 +53,16 @@ def store(path: Path, listing: Listing) -> None:
     unfinished.rename(path)
 
 
-class Changes(NamedTuple):
+class TreeChanges(NamedTuple):
     """What a commit has that another one had not: entries by path, None for those that are gone."""
 
     files: dict[bytes, TreeEntry | None]
     trees: dict[bytes, TreeEntry | None]
 
 
-def changes_since(reader: MirrorReader, before: str, commit: str) -> Changes:
+def changes_since(reader: MirrorReader, before: str, commit: str) -> TreeChanges:
     """What `git diff-tree` tells about two commits. Raises GitmirrorError."""
-    changes = Changes({}, {})
+    changes = TreeChanges({}, {})
     fields = reader.run("diff-tree", "-r", "-t", "-z", "--raw", "--no-renames", before, commit).split(b"\0")
     for head, path in zip(fields[::2], fields[1::2], strict=False):
         old_mode, mode, _, oid, _ = head[1:].split(b" ")
@@ -74,11 +74,11 @@ def changes_since(reader: MirrorReader, before: str, commit: str) -> Changes:
     return changes
 
 
-def _kind(changes: Changes, mode: int) -> dict[bytes, TreeEntry | None]:
+def _kind(changes: TreeChanges, mode: int) -> dict[bytes, TreeEntry | None]:
     return changes.trees if mode == TREE else changes.files
 
 
-def apply(entries: list[TreeEntry], changes: Changes) -> tuple[list[TreeEntry], list[TreeEntry]]:
+def apply(entries: list[TreeEntry], changes: TreeChanges) -> tuple[list[TreeEntry], list[TreeEntry]]:
     """The listing after the changes, in the order of `MirrorReader.listing`, and the entries that are new in it."""
     files, trees = changes
     kept = [entry for entry in entries if entry[2] not in (trees if entry[0] == TREE else files)]

@@ -70,7 +70,7 @@ class Build:
         self.entries: list[TreeEntry] = []
         self.converted: dict[bytes, bytes] = {}
         self.keys: dict[bytes, None] = {}
-        self.last: last_listing.Listing | None = None
+        self.last: last_listing.LastListing | None = None
         """What the last build of this branch in this generation knew."""
 
     def run(self) -> DiskImage:
@@ -213,7 +213,7 @@ class Build:
         _sync(path.parent)
         if len(self.entries) >= WORTH_REMEMBERING:
             place = last_listing.place_of(generation.directory, order.branch)
-            last_listing.store(place, last_listing.Listing(order.commit, self.entries, extents))
+            last_listing.store(place, last_listing.LastListing(order.commit, self.entries, extents))
         return image
 
     def _keys(self) -> dict[bytes, None]:
