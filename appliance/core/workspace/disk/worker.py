@@ -64,6 +64,8 @@ class Build:
         # Builds of a place run one at a time, so this is what killed ones left.
         for left in [self.scratch, *place.directory.glob(f"*{BEGUN}")]:
             shutil.rmtree(left, ignore_errors=True)
+        for left in [*place.directory.glob("*/images/*.new"), *place.directory.glob("*/listing-*.new")]:
+            left.unlink(missing_ok=True)
         self.scratch.mkdir(parents=True)
         self.reader = MirrorReader(mirror, self.scratch)
         self.refs: list[Tag] = []
