@@ -220,16 +220,22 @@ def test_packs_of_tips_are_replaced_by_one_of_what_the_tips_have(lab: DiskLab, t
         check(lab, lab.build("main", older), tmp_path / f"older{number}")
 
 
-@pytest.mark.parametrize("damage", ["short", "gone", "catalogue", "null"])
+@pytest.mark.parametrize("damage", ["short", "gone", "catalogue", "null", "end"])
 def test_a_damaged_generation_is_left_behind(lab: DiskLab, tmp_path: Path, damage: str) -> None:
     """The next image is built anew from the mirror."""
     push(lab, "main", {b"a": b"1\n"})
     first = lab.build()
     data, catalogue = lab.newest / "data", lab.newest / "catalogue.db"
+    before = data.read_bytes()
     if damage == "short":
         os.truncate(data, data.stat().st_size - 4096)
     elif damage == "gone":
         data.unlink()
+    elif damage == "end":
+        # Guests may have the drive: it must not be cut there.
+        with sqlite3.connect(catalogue) as connection:
+            connection.execute("UPDATE facts SET value = '1' WHERE key = 'end'")
+        connection.close()
     elif damage == "null":
         with sqlite3.connect(catalogue) as connection:
             connection.execute("UPDATE facts SET value = 'x' WHERE key = 'end'")
@@ -239,6 +245,7 @@ def test_a_damaged_generation_is_left_behind(lab: DiskLab, tmp_path: Path, damag
     push(lab, "main", {b"b": b"2\n"})
     image = lab.build()
     assert image.generation > first.generation
+    assert damage in ("short", "gone") or data.read_bytes() == before
     check(lab, image, tmp_path / "out")
 
 

@@ -18,7 +18,7 @@ from appliance.core.workspace.disk.generation import Extent, Generation, Pack
 from appliance.core.workspace.disk.header import BLOCK, CHECKED_FILES, Cksum, header
 from appliance.core.workspace.disk.history import Tag
 from appliance.core.workspace.disk.images import DiskForm
-from appliance.core.workspace.disk.index_file import IndexEntry, write_index
+from appliance.core.workspace.disk.index_file import IndexEntry
 from appliance.core.workspace.disk.mirror_reader import EXECUTABLE, GITLINK, LINK, REGULAR, TREE, TreeEntry
 from appliance.core.workspace.times import FIXED_TIME, INDEX_TIME, file_time
 
@@ -152,11 +152,6 @@ def _directory(entries: dict[bytes, Node]) -> Directory:
     directory = Directory()
     directory.entries.update(entries)
     return directory
-
-
-def index_of(tree: bytes, workspace: Workspace) -> bytes:
-    """The index of a workspace."""
-    return write_index(tree, workspace.index)
 
 
 def write_tree_drive(

@@ -56,7 +56,10 @@ class Pack(NamedTuple):
 
 
 class Generation:
-    """The generation in `directory`, opened to be built in. Its methods raise OSError and sqlite3.Error."""
+    """The generation in `directory`, opened to be built in. Its methods raise OSError and sqlite3.Error.
+
+    Opening one whose catalogue is damaged may raise ValueError, TypeError or LookupError too.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -71,6 +74,10 @@ class Generation:
         self.end = int(self._facts["end"])
         """The first block of the blob file that is free; all before it is of finished builds, or of this one."""
         self._committed = self.end
+        # Cutting the file at a wrong end would take contents from guests.
+        [(written,)] = self._catalogue.execute("SELECT max(start + size) FROM segments")
+        if written != self.end * BLOCK:
+            raise ValueError("its catalogue contradicts itself about the end of the blob file")
         # A killed build may have left contents that upstream has dropped since. Whoever has the drive could read them.
         with contextlib.suppress(FileNotFoundError):
             if self.data.stat().st_size > self._committed * BLOCK:

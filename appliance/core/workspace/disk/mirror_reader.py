@@ -58,13 +58,12 @@ class MirrorReader:
         stdin: Iterable[bytes] = (),
         environment: dict[str, str] | None = None,
         before: Sequence[str] = (),
-        cwd: Path | None = None,
     ) -> bytes:
         """Runs a command to its end and returns what it printed. `stdin` goes to a file first, so both may be large."""
         with self._spooled(stdin) as source, tempfile.TemporaryFile() as errors:
             done = subprocess.run(
                 [*self._words, *before, *words],
-                stdin=source, stdout=subprocess.PIPE, stderr=errors, cwd=cwd or self.scratch,
+                stdin=source, stdout=subprocess.PIPE, stderr=errors, cwd=self.scratch,
                 env=self.environment | (environment or {}), check=False,
             )  # fmt: skip
             if done.returncode:

@@ -25,7 +25,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.process.atomic_file import write_atomically
 from appliance.core.units import format_size
 from appliance.core.workspace.disk import last_listing
-from appliance.core.workspace.disk.assemble import Workspace, index_of, references, repository, write_tree_drive
+from appliance.core.workspace.disk.assemble import Workspace, references, repository, write_tree_drive
 from appliance.core.workspace.disk.checkout import LONGEST_TARGET, check_out, conversions, refuse_hostile_names
 from appliance.core.workspace.disk.generation import Generation
 from appliance.core.workspace.disk.header import BLOCK
@@ -42,6 +42,7 @@ from appliance.core.workspace.disk.history import (
     tags_on,
 )
 from appliance.core.workspace.disk.images import BEGUN, LAYOUT_VERSION, SCRATCH, DiskForm, DiskImage, DiskPlace
+from appliance.core.workspace.disk.index_file import write_index
 from appliance.core.workspace.disk.mirror_reader import GITLINK, LINK, TREE, MirrorReader, TreeEntry
 from appliance.core.workspace.disk.order import DiskOrder
 
@@ -196,7 +197,7 @@ class Build:
             tip = self.reader.run("cat-file", "commit", order.commit)
         workspace.root.entries[b".git"] = repository(
             order.repo, order.url, order.branch, order.commit,
-            refs=references(order.branch, order.commit, self.refs), index=index_of(tree, workspace),
+            refs=references(order.branch, order.commit, self.refs), index=write_index(tree, workspace.index),
             packs=generation.packs(), tip=tip,
         )  # fmt: skip
         workspace.index.clear()
