@@ -7,6 +7,12 @@ import shlex
 from collections.abc import Callable
 from dataclasses import field
 from typing import Any
+from urllib.parse import urlsplit
+
+from appliance.core.units import parse_duration
+
+ANYONE, GUESTS = "anyone", "guests"
+"""Who may push sessions: every guest, or known guests alone."""
 
 
 def setting(default: Any, parse: Callable[[Any], Any], text: str) -> Any:
@@ -48,3 +54,85 @@ def group(value: Any) -> str:
     if name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise ValueError('the name of a group such as "vmm", or "" for the service\'s own')
     return name
+
+
+def writers(value: Any) -> str:
+    """Parses who may push sessions. Raises ValueError."""
+    if value not in (ANYONE, GUESTS):
+        raise ValueError(f'"{ANYONE}" or "{GUESTS}"')
+    return str(value)
+
+
+def directories(value: Any) -> tuple[str, ...]:
+    """Parses a list of absolute paths. Raises ValueError."""
+    if not isinstance(value, list) or not all(isinstance(path, str) and path.startswith("/") for path in value):
+        raise ValueError('a list of absolute paths such as ["/run/fc"]')
+    return tuple(value)
+
+
+def parse_flag(value: Any) -> bool:
+    """Parses true or false. Raises ValueError."""
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def parse_count(value: Any) -> int:
+    """Parses a whole number of at least 1. Raises ValueError."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError("a whole number of at least 1")
+    return value
+
+
+def parse_interval(value: Any) -> float:
+    """Parses a duration of at least a second, in seconds. Raises ValueError."""
+    seconds = parse_duration(value)
+    if seconds < 1:
+        raise ValueError("a duration of at least 1s")
+    return seconds
+
+
+def parse_positive(value: Any) -> float:
+    """Parses a duration above zero, in seconds. Raises ValueError."""
+    seconds = parse_duration(value)
+    if seconds <= 0:
+        raise ValueError("a duration above 0s")
+    return seconds
+
+
+def public_url(*schemes: str) -> Callable[[Any], str]:
+    """Returns a parser for a URL with one of these schemes, or the empty string."""
+
+    def parse(value: Any) -> str:
+        given = text(value)
+        try:
+            parts = urlsplit(given)
+            usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if given and not usable:
+            raise ValueError(f'a URL such as "{schemes[0]}://mirror:9418", or "" for the address it listens on')
+        return given
+
+    return parse
+
+
+def parse_url(value: Any) -> str:
+    """Parses a URL that documents are posted to, or the empty string."""
+    given = text(value)
+    try:
+        parts = urlsplit(given)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in given
+    except ValueError:
+        usable = False
+    if given and not usable:
+        raise ValueError('a URL such as "http://127.0.0.1:9000/alerts", without user and password, or "" for none')
+    return given
+
+
+def parse_directory(value: Any) -> str:
+    """Parses an absolute path, or the empty string."""
+    given = text(value)
+    if given and not given.startswith("/"):
+        raise ValueError('an absolute path such as "/mnt/backup/node1", or "" for none')
+    return given

@@ -10,76 +10,34 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from appliance.core.config.credentials import CredentialConfig
-from appliance.core.config.fields import group, history, setting, words
+from appliance.core.config.fields import (
+    ANYONE,
+    directories,
+    group,
+    history,
+    parse_count,
+    parse_directory,
+    parse_flag,
+    parse_interval,
+    parse_positive,
+    parse_url,
+    public_url,
+    setting,
+    words,
+    writers,
+)
 from appliance.core.config.fields import text as _text
 from appliance.core.errors import UsageError
-from appliance.core.units import Address, format_duration, parse_address, parse_duration, parse_size
+from appliance.core.units import Address, format_duration, parse_address, parse_size
 
 SYSTEM_STATE = Path("/var/lib/gitmirror")
 SYSTEM_CONFIG = Path("/etc/gitmirror/gitmirror.toml")
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError("a whole number of at least 1")
-    return value
-
-
-def _interval(value: Any) -> float:
-    seconds = parse_duration(value)
-    if seconds < 1:
-        raise ValueError("a duration of at least 1s")
-    return seconds
-
-
-def _positive(value: Any) -> float:
-    seconds = parse_duration(value)
-    if seconds <= 0:
-        raise ValueError("a duration above 0s")
-    return seconds
-
-
-def _public(*schemes: str) -> Callable[[Any], str]:
-    """Returns a parser for a URL with one of these schemes, or the empty string."""
-
-    def parse(value: Any) -> str:
-        text = _text(value)
-        try:
-            parts = urlsplit(text)
-            usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if text and not usable:
-            raise ValueError(f'a URL such as "{schemes[0]}://mirror:9418", or "" for the address it listens on')
-        return text
-
-    return parse
-
-
-def _url(value: Any) -> str:
-    """Parses a URL that documents are posted to, or the empty string."""
-    text = _text(value)
-    try:
-        parts = urlsplit(text)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in text
-    except ValueError:
-        usable = False
-    if text and not usable:
-        raise ValueError('a URL such as "http://127.0.0.1:9000/alerts", without user and password, or "" for none')
-    return text
 
 
 @dataclass(frozen=True)
@@ -96,30 +54,30 @@ class ServeConfig:
         "Address for the API, metrics, readiness and webhooks. Guests must not reach it.",
     )
     public_git: str = setting(
-        "", _public("git"), 'URL that guests use for the git listener, when it differs: "git://mirror:9418".'
+        "", public_url("git"), 'URL that guests use for the git listener, when it differs: "git://mirror:9418".'
     )
     public_http: str = setting(
         "",
-        _public("http", "https"),
+        public_url("http", "https"),
         'URL that guests use for the HTTP listener, when it differs: "http://mirror:9419".',
     )
-    max_clients: int = setting(512, _count, "Guests served at once; further guests wait.")
-    queue_timeout: float = setting("30s", _positive, "How long a guest waits to be served before it gets an error.")
-    request_timeout: float = setting("10s", _positive, "How long a guest may take to send its first packet.")
-    idle_timeout: float = setting("5m", _positive, "Close a connection when no byte has passed for this long.")
-    total_timeout: float = setting("1h", _positive, "The longest time that a guest's connection may last.")
-    drain_timeout: float = setting("30s", _positive, "How long running transfers may take to finish after SIGTERM.")
+    max_clients: int = setting(512, parse_count, "Guests served at once; further guests wait.")
+    queue_timeout: float = setting("30s", parse_positive, "How long a guest waits for a slot before it gets an error.")
+    request_timeout: float = setting("10s", parse_positive, "How long a guest may take to send its first packet.")
+    idle_timeout: float = setting("5m", parse_positive, "Close a connection when no byte has passed for this long.")
+    total_timeout: float = setting("1h", parse_positive, "The longest time that a guest's connection may last.")
+    drain_timeout: float = setting("30s", parse_positive, "How long running transfers may take to end after SIGTERM.")
 
 
 @dataclass(frozen=True)
 class RefreshConfig:
     """`[refresh]`: how mirrors follow their upstreams."""
 
-    interval: float = setting("60s", _interval, "Time between two refreshes of a repository; at least 1s.")
-    timeout: float = setting("10m", _positive, "Kill a refresh, with all its processes, when it takes longer.")
-    concurrency: int = setting(4, _count, "How many refreshes run at once.")
-    stale_after: float = setting("10m", _positive, "A repository whose lag is above this is stale.")
-    allow_local: bool = setting(False, _flag, "Allow file:// URLs and paths as upstreams.")
+    interval: float = setting("60s", parse_interval, "Time between two refreshes of a repository; at least 1s.")
+    timeout: float = setting("10m", parse_positive, "Kill a refresh, with all its processes, when it takes longer.")
+    concurrency: int = setting(4, parse_count, "How many refreshes run at once.")
+    stale_after: float = setting("10m", parse_positive, "A repository whose lag is above this is stale.")
+    allow_local: bool = setting(False, parse_flag, "Allow file:// URLs and paths as upstreams.")
     webhook_secret_file: str = setting(
         "", _text, "File with the secret of POST /hooks/github; without it that route is off."
     )
@@ -140,7 +98,7 @@ class WorkspaceConfig:
     """`[workspace]`: snapshots, and disks for guests whose VMM attaches drives."""
 
     enabled: bool = setting(
-        True, _flag, "Keep a ready workspace (snapshot) of each repository's branch. Does not turn disks off."
+        True, parse_flag, "Keep a ready workspace (snapshot) of each repository's branch. Does not turn disks off."
     )
     disk_history: str = setting("full", history, 'History of a disk: "full", or "tip" for the commit alone (depth 1).')
     disk_budget: int = setting(
@@ -155,12 +113,27 @@ class WorkspaceConfig:
 class RecordingConfig:
     """`[recording]`: what agents push."""
 
+    writers: str = setting(
+        ANYONE, writers, 'Who may push sessions: "anyone", or "guests" for known guests (`guest add`) alone.'
+    )
     max_push: int = setting("256MiB", parse_size, "The largest pack that a push may send.")
-    max_objects: int = setting(50_000, _count, "The most objects that the pack of a push may hold.")
-    max_new_sessions: int = setting(600, _count, "The most new sessions per minute and mirror.")
-    max_turns: int = setting(1000, _count, "The most turns of a session.")
+    max_objects: int = setting(50_000, parse_count, "The most objects that the pack of a push may hold.")
+    max_new_sessions: int = setting(600, parse_count, "The most new sessions per minute and mirror.")
+    max_turns: int = setting(1000, parse_count, "The most turns of a session.")
     max_bytes: int = setting("50GiB", parse_size, "The most bytes that all recorded packs may take together.")
-    retention: float = setting("30d", _positive, "A session is deleted this long after its last turn.")
+    retention: float = setting("30d", parse_positive, "A session is deleted this long after its last turn.")
+
+
+@dataclass(frozen=True)
+class GuestsConfig:
+    """`[guests]`: the sockets of known guests."""
+
+    socket_directories: tuple[str, ...] = setting(
+        [], directories, "Directories that may hold guests' sockets; under systemd, serve can write to no others."
+    )
+    socket_group: str = setting(
+        "", group, "Group whose members, such as the VMM, may connect to guests' sockets; else the service's own group."
+    )
 
 
 @dataclass(frozen=True)
@@ -168,7 +141,7 @@ class AlertsConfig:
     """`[alerts]`: where alerts go: one when a repository turns unhealthy, and one when it has recovered."""
 
     command: tuple[str, ...] = setting("", words, "Command to run for each alert; it gets the alert as JSON on stdin.")
-    url: str = setting("", _url, "URL to which each alert is posted as JSON.")
+    url: str = setting("", parse_url, "URL to which each alert is posted as JSON.")
 
 
 @dataclass(frozen=True)
@@ -178,23 +151,15 @@ class EventsConfig:
     command: tuple[str, ...] = setting(
         "", words, "Command that runs as long as serve does and gets each event as a line of JSON on stdin."
     )
-    url: str = setting("", _url, "URL to which each event is posted as JSON.")
-
-
-def _directory(value: Any) -> str:
-    """Parses an absolute path, or the empty string."""
-    text = _text(value)
-    if text and not text.startswith("/"):
-        raise ValueError('an absolute path such as "/mnt/backup/node1", or "" for none')
-    return text
+    url: str = setting("", parse_url, "URL to which each event is posted as JSON.")
 
 
 @dataclass(frozen=True)
 class BackupConfig:
     """`[backup]`: copies of what exists only on this node."""
 
-    to: str = setting("", _directory, "Directory for backups, on another disk; without it serve makes none.")
-    every: float = setting("1h", _interval, "Time between two backups; at least 1s.")
+    to: str = setting("", parse_directory, "Directory for backups, on another disk; without it serve makes none.")
+    every: float = setting("1h", parse_interval, "Time between two backups; at least 1s.")
 
 
 @dataclass(frozen=True)
@@ -206,7 +171,7 @@ class RepoConfig:
     branch: str = setting("", _text, "The branch of the snapshot and of cache warming; default: the upstream's HEAD.")
     interval: float | None = field(
         default=None,
-        metadata={"parse": _interval, "default": "", "help": "A refresh interval for this repository."},
+        metadata={"parse": parse_interval, "default": "", "help": "A refresh interval for this repository."},
     )
 
 
@@ -220,6 +185,7 @@ class Config:
     cache: CacheConfig = field(default_factory=CacheConfig)
     workspace: WorkspaceConfig = field(default_factory=WorkspaceConfig)
     recording: RecordingConfig = field(default_factory=RecordingConfig)
+    guests: GuestsConfig = field(default_factory=GuestsConfig)
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     events: EventsConfig = field(default_factory=EventsConfig)
     backup: BackupConfig = field(default_factory=BackupConfig)
@@ -244,6 +210,7 @@ SECTIONS: dict[str, type[Any]] = {
     "cache": CacheConfig,
     "workspace": WorkspaceConfig,
     "recording": RecordingConfig,
+    "guests": GuestsConfig,
     "alerts": AlertsConfig,
     "events": EventsConfig,
     "backup": BackupConfig,
