@@ -130,6 +130,41 @@ class RefreshOutcome:
 
 
 @dataclass(frozen=True)
+class Guest:
+    """A known guest: who comes by its socket, from its address or with its token is this guest. Times in Unix seconds.
+
+    It may write `sessions` alone (a name that ends in `*` stands for all that begin so), and read the registrations
+    `repos` (name: id), and unless `only`, every repository that is open. `unix` is the path of its sockets without
+    their port, `address` an IP address. Without `expires_at` it stays known until it is removed.
+    """
+
+    id: int
+    name: str
+    sessions: tuple[str, ...]
+    repos: Mapping[str, int]
+    only: bool
+    unix: str | None
+    address: str | None
+    has_token: bool
+    created_at: float
+    expires_at: float | None
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request: the address for the record, the protocol (`git` or `http`), and the guest if it is known."""
+
+    client: str
+    protocol: str
+    guest: Guest | None = None
+
+    @property
+    def guest_name(self) -> str | None:
+        """The name of the known guest, or None."""
+        return None if self.guest is None else self.guest.name
+
+
+@dataclass(frozen=True)
 class Hydration:
     """A guest received its objects. `way` is how they were served (hit, joined, miss, direct, snapshot).
 
@@ -147,6 +182,7 @@ class Hydration:
     seconds: float
     client: str
     protocol: str
+    guest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +218,7 @@ class Turn:
     deletions: int
     client: str
     bytes: int
+    guest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -233,7 +270,8 @@ class PushDecision:
     """The decision on a push, made before any of it reaches receive-pack.
 
     `refusals` has the reason for each refused ref and is empty when the push may go on. `advice` holds lines for the
-    guest's terminal. `attempts` are the audit ids of the refs, in the order of `commands`.
+    guest's terminal. `attempts` are the audit ids of the refs, in the order of `commands`. `guest` is the name
+    of a known guest.
     """
 
     push: str
@@ -243,6 +281,7 @@ class PushDecision:
     refusals: Mapping[str, str] = field(default_factory=dict)
     advice: tuple[str, ...] = ()
     attempts: tuple[int, ...] = ()
+    guest: str | None = None
 
     @property
     def accepted(self) -> bool:

@@ -14,6 +14,7 @@ import pytest
 
 from appliance.core.access.catalog import Catalog
 from appliance.core.access.gate import READ_TOKEN, AccessGate
+from appliance.core.access.known_guests import KnownGuests
 from appliance.core.access.privacy import Privacy
 from appliance.core.config.credentials import CredentialConfig, Credentials
 from appliance.core.config.secret_files import SecretFile
@@ -172,7 +173,7 @@ def test_the_door_knows_a_token_by_its_repository_alone() -> None:
         asked.append(given)
         return 1 if given == token else None
 
-    door = AccessGate(lambda _: True, grants)
+    door = AccessGate(lambda _: True, grants, KnownGuests(lambda: 0.0))
     door.catalog = Catalog([secret, other, shown], lambda each: each.id in (1, 2))
 
     def find(path: str, header: str | None) -> Repo | None:

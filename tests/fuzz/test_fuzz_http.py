@@ -7,6 +7,7 @@ import contextlib
 import logging
 import re
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from appliance.core.access.catalog import Catalog
 from appliance.core.access.gate import AccessGate
+from appliance.core.access.known_guests import KnownGuests
 from appliance.core.models import Repo
 from appliance.core.serving.fetch.request_memo import RequestMemo
 from appliance.core.serving.net.acceptor import Acceptor, Busy, Limits
@@ -99,7 +101,7 @@ class StandIns:
     def handler(self) -> Handler:
         """SmartHttp over these."""
         repo = Repo(1, "acme/widgets", "http://127.0.0.1:1/acme/widgets", None, "cli", None, True, 0.0)
-        gate = AccessGate(lambda _: True, self.grants)
+        gate = AccessGate(lambda _: True, self.grants, KnownGuests(time.time))
         gate.catalog = Catalog([repo])
         alike: Any = self
         return SmartHttp(alike, gate, Admission(LIMITS), alike, alike).handle

@@ -163,6 +163,7 @@ def test_a_turn_is_told_while_its_outcome_cannot_be_logged(tmp_path: Path) -> No
             cast(TurnRecorder, audit),
             cast(FoundTurns, None),
             Quota(RecordingConfig, time.monotonic),
+            RecordingConfig,
             cast(Callable[[str], Mirror], None),
             lambda event: told.append((event, time.monotonic() - began)),
         )

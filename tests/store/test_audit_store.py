@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from appliance.core.store import chain
 from appliance.core.store.audit import Attempt, AuditLog, FoundTurn, LogBehind, TurnRef
-from appliance.core.store.chain import GENESIS, HASHED, canonical_form
+from appliance.core.store.chain import GENESIS, HASHED, VERSION, canonical_form
 from appliance.core.store.database import Database, StoreError
 from tests.support.serve import ROOT
 
@@ -153,11 +154,12 @@ def test_the_canonical_form_is_what_the_documents_say(log: AuditLog) -> None:
     """Anybody can check an export with nothing but this sentence."""
     fill(log)
     text = (ROOT / "docs" / "operations.md").read_text()
-    assert ", ".join(HASHED) in " ".join(text.split())
+    text = " ".join(text.split())
+    assert ", ".join(HASHED[1]) in text and ", ".join(HASHED[VERSION][len(HASHED[1]) :]) in text
     prev = "0" * 64
     for event in log.events():
         hashed = {key: value for key, value in event.items() if key != "hash"}
-        assert set(hashed) == set(HASHED)
+        assert set(hashed) == set(HASHED[VERSION])
         canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
         assert canonical == canonical_form(event)
         assert event["prev"] == prev
@@ -175,15 +177,48 @@ def test_an_untouched_log_holds(log: AuditLog) -> None:
     assert (verdict.broken, verdict.events, verdict.head) == (None, 8, log.head())
 
 
-@pytest.mark.parametrize("column", [name for name in HASHED if name not in ("id", "prev")])
+@pytest.mark.parametrize("column", [name for name in HASHED[VERSION] if name not in ("id", "prev")])
 def test_a_changed_column_is_found(log: AuditLog, path: Path, column: str) -> None:
     """The report names the changed event, whichever column it is."""
     fill(log)
     value = "2" if column == "attempt" else "'applied'" if column == "outcome" else "'changed'"
     if column in ("kind", "verdict"):
         value = {"kind": "'outcome'", "verdict": "'rejected'"}[column]
+    if column == "version":
+        value = "1"
     tamper(path, f"UPDATE audit_events SET {column} = {value} WHERE id = 4")
     assert log.verify().broken == 4
+
+
+@pytest.mark.parametrize("version", [0, 3, "'2 '", "NULL"])
+def test_an_event_of_an_unknown_version_breaks_the_chain(log: AuditLog, path: Path, version: object) -> None:
+    """It is never taken for one that cannot be checked."""
+    fill(log)
+    if version == "NULL":
+        tamper(path, "UPDATE audit_events SET version = '' WHERE id = 4")
+    else:
+        tamper(path, f"UPDATE audit_events SET version = {version} WHERE id = 4")
+    assert log.verify().broken == 4
+
+
+def test_events_of_both_versions_form_one_chain(log: AuditLog, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old log goes on in the new form; an event of the old form after one of the new is found."""
+    monkeypatch.setattr(chain, "VERSION", 1)
+    fill(log)
+    assert {event["version"] for event in log.events()} == {1}
+    monkeypatch.undo()
+    log.record_attempts([attempt(guest="vm-7")])
+    newest = list(log.events())[-1]
+    assert (newest["version"], newest["guest"]) == (2, "vm-7")
+    assert log.verify().broken is None
+    tamper(path, f"UPDATE audit_events SET guest = 'vm-8' WHERE id = {newest['id']}")
+    assert log.verify().broken == newest["id"]
+    tamper(path, f"UPDATE audit_events SET guest = 'vm-7' WHERE id = {newest['id']}")
+    monkeypatch.setattr(chain, "VERSION", 1)
+    log.record_attempts([attempt()])
+    verdict = log.verify()
+    assert verdict.broken == newest["id"] + 1
+    assert "older" in (verdict.reason or "")
 
 
 def test_a_changed_event_with_its_hash_made_anew_is_found_at_the_next(log: AuditLog, path: Path) -> None:

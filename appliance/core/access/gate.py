@@ -11,7 +11,8 @@ import re
 from collections.abc import Awaitable, Callable
 
 from appliance.core.access.catalog import Catalog
-from appliance.core.models import Repo
+from appliance.core.access.known_guests import KnownGuests
+from appliance.core.models import Guest, Repo
 
 READ_TOKEN = re.compile(r"gmt_[A-Za-z0-9_-]{43}")
 
@@ -25,27 +26,38 @@ class AccessGate:
     `mirrored` returns whether a repository's mirror exists.
     """
 
-    def __init__(self, mirrored: Callable[[Repo], bool], grants: Grants) -> None:
+    def __init__(self, mirrored: Callable[[Repo], bool], grants: Grants, guests: KnownGuests) -> None:
         self._mirrored = mirrored
         self._grants = grants
+        self._guests = guests
         self.catalog = Catalog()
 
-    def find(self, path: str) -> Repo | None:
-        """Returns the repository at a path if everybody may read it, or None."""
+    def guest_of(self, socket_of: int | None, address: str, authorization: str | None = None) -> Guest | None:
+        """Returns the known guest that a request comes from, or None; see `KnownGuests.of`."""
+        return self._guests.of(socket_of, address, token_in(authorization or ""))
+
+    def find(self, path: str, guest: Guest | None = None) -> Repo | None:
+        """Returns the repository at a path if a guest may read it without a token, or None."""
+        if guest is not None:
+            repo = self.catalog.find_private(path) or self.catalog.find(path)
+            if repo is not None and guest.repos.get(repo.name) == repo.id:
+                return self._there(repo)
+            if guest.only:
+                return None
         return self._there(self.catalog.find(path))
 
-    async def find_for(self, path: str, authorization: str | None) -> Repo | None:
+    async def find_for(self, path: str, authorization: str | None, guest: Guest | None = None) -> Repo | None:
         """Returns the repository at a path if a guest with this `Authorization` header may read it, or None.
 
         The token is looked up whatever the path is, so that an unknown path takes as long as a private one. Raises
         GitmirrorError when the lookup fails.
         """
-        token = _token_of(authorization or "")
-        if token is not None and (granted := await self._grants(token)) is not None:
+        token = token_in(authorization or "")
+        if token is not None and READ_TOKEN.fullmatch(token) and (granted := await self._grants(token)) is not None:
             repo = self.catalog.find_private(path)
             if repo is not None and repo.id == granted:
                 return self._there(repo)
-        return self.find(path)
+        return self.find(path, guest)
 
     def find_any(self, path: str) -> Repo | None:
         """Returns the enabled repository at a path for an operator, even if it is private or not cloned yet."""
@@ -55,8 +67,8 @@ class AccessGate:
         return repo if repo is not None and self._mirrored(repo) else None
 
 
-def _token_of(authorization: str) -> str | None:
-    """Returns the read token in a header: a bearer token, or the password of any user (RFC 6750, RFC 7617)."""
+def token_in(authorization: str) -> str | None:
+    """Returns the token in a header: a bearer token, or the password of any user (RFC 6750, RFC 7617)."""
     kind, _, value = authorization.strip().partition(" ")
     token = value.strip()
     if kind.lower() == "basic":
@@ -66,4 +78,4 @@ def _token_of(authorization: str) -> str | None:
             return None
     elif kind.lower() != "bearer":
         return None
-    return token if READ_TOKEN.fullmatch(token) else None
+    return token

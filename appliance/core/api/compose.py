@@ -10,6 +10,7 @@ from appliance.core.api.application import make_application
 from appliance.core.api.declaration import Operation
 from appliance.core.api.disk_routes import DiskRoutes
 from appliance.core.api.event_routes import EventRoutes
+from appliance.core.api.guest_routes import KnownGuestRoutes
 from appliance.core.api.mirror_routes import MirrorRoutes
 from appliance.core.api.node_routes import NodeRoutes
 from appliance.core.api.openapi import described
@@ -26,6 +27,7 @@ def declare(node: NodeOperations, stores: Stores, stream: EventStream) -> list[O
         NodeRoutes(node),
         MirrorRoutes(node),
         DiskRoutes(node),
+        KnownGuestRoutes(node),
         SessionRoutes(node, stores),
         RecordRoutes(node, stores),
         EventRoutes(stream),

@@ -18,6 +18,7 @@ _TAGS = {
     "repos": "Its repositories: registering, refreshing, inspecting.",
     "mirror": "What is in a mirror, read without git.",
     "disks": "Workspaces as drives for the VM of a guest.",
+    "guests": "Guests that are known by their socket, their address or a token.",
     "sessions": "What agents recorded.",
     "records": "What happened, and who may read.",
     "events": "What happens.",
@@ -27,6 +28,7 @@ _TAG_OF = {
     **dict.fromkeys(("refs", "commits", "files"), "mirror"),
     **dict.fromkeys(("refreshes", "activity", "audit", "tokens"), "records"),
     "disks": "disks",
+    "guests": "guests",
     "sessions": "sessions",
     "events": "events",
 }
@@ -38,6 +40,7 @@ PATH_PARAMETERS = {
     "path": ("The path of a file or directory; slashes need no escape.", "README.md"),
     "id": ("The number of the token.", "1"),
     "disk": ("The id of the lease.", "1f0c2a9b"),
+    "guest": ("The name of the guest.", "vm-7"),
     "name": ("The name.", "builder-7"),
     "turn": ("The number of the turn, from 1.", "1"),
 }

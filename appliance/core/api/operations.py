@@ -64,6 +64,18 @@ class NodeOperations(Protocol):
         """Ends a lease. Raises NotFound."""
         ...
 
+    async def add_guest(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Makes a guest known. Raises NotFound for a repository, Conflict."""
+        ...
+
+    async def known_guests(self) -> list[dict[str, Any]]:
+        """The known guests, by name."""
+        ...
+
+    async def remove_guest(self, name: str) -> dict[str, Any]:
+        """Forgets a guest. Raises NotFound."""
+        ...
+
     async def drop_session(self, repo: str, session: str) -> dict[str, Any]:
         """Ends a session at once. Raises NotFound."""
         ...

@@ -22,13 +22,15 @@ _ATTEMPT = schemas.document(
     old=schemas.nullable(schemas.TEXT), new=schemas.nullable(schemas.TEXT),
     verdict=schemas.one_of("accepted", "rejected"),
     outcome=schemas.nullable(schemas.one_of("pending", "applied", "failed")),
-    reason=schemas.nullable(schemas.TEXT), client=schemas.TEXT, hash=schemas.HASH,
+    reason=schemas.nullable(schemas.TEXT), client=schemas.TEXT,
+    guest=schemas.nullable(schemas.TEXT), hash=schemas.HASH,
 )  # fmt: skip
 _HYDRATION = schemas.document(
     "Hydration",
     id=schemas.PAST_ID, at=schemas.TIME, repo=schemas.TEXT, want=schemas.TEXT, wants=schemas.COUNT, shape=schemas.TEXT,
     way=schemas.one_of("hit", "joined", "miss", "direct", "snapshot"), bytes=schemas.COUNT, first_byte=schemas.SECONDS,
     seconds=schemas.SECONDS, client=schemas.TEXT, protocol=schemas.one_of("git", "http"),
+    guest=schemas.nullable(schemas.TEXT),
 )  # fmt: skip
 _TOKEN = schemas.document(
     "Token",

@@ -45,7 +45,8 @@ _TURN_DOCUMENT = schemas.document(
     "Turn",
     turn=schemas.PAST_ID, id=schemas.PAST_ID, commit=schemas.OID, base=schemas.nullable(schemas.OID), at=schemas.TIME,
     subject=schemas.TEXT, commits=schemas.COUNT, files_changed=schemas.COUNT, insertions=schemas.COUNT,
-    deletions=schemas.COUNT, client=schemas.TEXT, bytes=schemas.COUNT, since_last=schemas.nullable(_CHANGED),
+    deletions=schemas.COUNT, client=schemas.TEXT, guest=schemas.nullable(schemas.TEXT),
+    bytes=schemas.COUNT, since_last=schemas.nullable(_CHANGED),
 )  # fmt: skip
 _WITH_TURNS = schemas.document(
     "SessionWithTurns", **{**schemas.SESSION["properties"], "turns": schemas.listed(_TURN_DOCUMENT)}

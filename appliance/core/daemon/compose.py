@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from appliance.core.access.api_tokens import ApiTokens
 from appliance.core.access.gate import AccessGate
+from appliance.core.access.known_guests import KnownGuests
 from appliance.core.access.read_tokens import ReadTokens
 from appliance.core.api.compose import compose_api
 from appliance.core.backup.schedule import Backups
 from appliance.core.daemon.api_socket import api_handler
+from appliance.core.daemon.guest_registry import GuestRegistry
 from appliance.core.daemon.operations import Operations
 from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.daemon.state import ADMIN, ServeState
@@ -35,6 +38,7 @@ from appliance.core.refresh.compose import Refreshing, compose_refreshing
 from appliance.core.serving.compose import Fetching, Ports, compose_admin_port, compose_fetching, compose_ports
 from appliance.core.serving.net.acceptor import Acceptor
 from appliance.core.serving.net.asgi import Application
+from appliance.core.serving.net.guest_sockets import GuestSockets
 from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.git_daemon import GitDaemon, find_git_daemon
@@ -58,6 +62,7 @@ class Assembly:
     recording: Recording
     workspaces: Snapshots
     disks: Disks
+    guests: GuestRegistry
     maintainer: Maintainer
     scrub: Scrub
     observing: Observing
@@ -108,7 +113,8 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
 
     fetching = compose_fetching(mirrors, config, children, environment, health, bus.publish, complaints.hear)
     read_tokens = ReadTokens(stores.tokens)
-    gate = AccessGate(mirrors.has, read_tokens.repo_of)
+    guests = KnownGuests(time.time)
+    gate = AccessGate(mirrors.has, read_tokens.repo_of, guests)
     kit = GuestKit(state.public_url, repos, gate)
     freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)
     routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish)
@@ -131,9 +137,10 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
         state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups,
         stores.sessions,
     )  # fmt: skip
+    registry = GuestRegistry(stores.guests, guests, GuestSockets(ports.acceptors), ports.guests)
     operations = Operations(
         state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,
-        status, disks,
+        status, disks, registry,
     )  # fmt: skip
     api_tokens = ApiTokens(stores.api_tokens)
     api = compose_api(operations, stores, stream, api_tokens)
@@ -142,7 +149,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
         bus, stream, refreshing, recording, workspaces, disks, maintainer, observing, fetching, follower, integrity
     )
     return Assembly(
-        state, stores, mirrors, stream, refreshing, recording, workspaces, disks, maintainer, scrub, observing,
-        fetching, daemon, read_tokens, api_tokens, ports, follower, backups, integrity, status,
+        state, stores, mirrors, stream, refreshing, recording, workspaces, disks, registry, maintainer, scrub,
+        observing, fetching, daemon, read_tokens, api_tokens, ports, follower, backups, integrity, status,
         operations, api, admin_port,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from appliance.core.access.read_tokens import issue_token
 from appliance.core.backup.schedule import Backups
+from appliance.core.daemon.guest_registry import GuestRegistry
 from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.daemon.state import ServeState
 from appliance.core.daemon.status import Status
@@ -26,6 +27,7 @@ from appliance.core.node.registration import added_document, outcome_document, r
 from appliance.core.recording.compose import Recording
 from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.serving.fetch.warmer import Warmer
+from appliance.core.store.guests import GuestOrder
 from appliance.core.store.registry import UnknownRepo
 from appliance.core.store.stores import Stores
 from appliance.core.text import escape
@@ -62,6 +64,7 @@ class Operations:
     kit: GuestKit
     status_of: Status
     leases: Disks
+    guests: GuestRegistry
     _changing: set[asyncio.Task[Any]] = field(default_factory=set)
     _registering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -157,6 +160,29 @@ class Operations:
     async def release_disk(self, lease_id: str) -> dict[str, Any]:
         """Ends a lease, even if the client hangs up meanwhile. Raises NotFound."""
         return await self._to_the_end(self.leases.release(lease_id))
+
+    async def add_guest(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Makes a guest known. Raises UsageError, Conflict, UnknownRepo."""
+        repos = tuple(self.state.find(name) for name in request.get("repos", ()))
+        order = GuestOrder(
+            name=request["name"],
+            sessions=tuple(request.get("sessions", ())),
+            repos=repos,
+            only=request.get("only", False),
+            unix=request.get("unix"),
+            address=request.get("address"),
+            token=request.get("token", False),
+            ttl=request.get("ttl"),
+        )
+        return await self._to_the_end(self.guests.add(order))
+
+    async def known_guests(self) -> list[dict[str, Any]]:
+        """The known guests, by name."""
+        return await self.guests.documents()
+
+    async def remove_guest(self, name: str) -> dict[str, Any]:
+        """Forgets a guest, ends its connections and removes its sockets. Raises UnknownGuest."""
+        return await self._to_the_end(self.guests.remove(name))
 
     async def drop_session(self, repo: str, session: str) -> dict[str, Any]:
         """Ends a session at once. Raises NotFound."""

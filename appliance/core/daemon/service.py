@@ -83,6 +83,7 @@ class Service:
             self._control = ApiSocket(control_path, api_handler(self._rooms.api, is_operator=True))
             await self._prepare()
             self._open_listeners()
+            await self._open_guests()
             await self._open_control()
             parts = self._begin_parts()
             for part in parts:
@@ -157,6 +158,11 @@ class Service:
                 self._rooms.acceptors[name].start(sockets)
                 self._state.urls[name] = url_of(sockets[0], "git" if name == GIT else "http")
 
+    async def _open_guests(self) -> None:
+        """Opens the sockets of known guests. Without a database, guests are unknown until the next start."""
+        with self._endurance.over("the known guests"):
+            await self._rooms.guests.open()
+
     def _sockets(self, name: str, address: Address | None) -> list[socket.socket]:
         if inherited := self._start.sockets.get(name):
             return list(inherited)
@@ -180,6 +186,7 @@ class Service:
             "watch on pushes": rooms.observing.push_watch.run(),
             "backups": rooms.backups.run(),
             "integrity": rooms.integrity.run(),
+            "known guests": rooms.guests.run(),
         }
         return [self._begin(loop, name) for name, loop in work.items()]
 
@@ -220,6 +227,7 @@ class Service:
         log.info("stopping")
         self._start.notifier.stopping(drain + 10)
         acceptors = rooms.acceptors
+        rooms.guests.sockets.close_all()
         await asyncio.gather(*(acceptors[name].stop(drain) for name in (GIT, HTTP)), acceptors[ADMIN].stop(0))
         # Report the fetches that have ended while subscribers of the event stream are still connected.
         await rooms.observing.fetches.settle()

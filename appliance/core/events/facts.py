@@ -132,9 +132,17 @@ class FetchBegan(RepoEvent):
     shape: str
     client: str
     protocol: str
+    guest: str | None = None
+    """The name of a known guest."""
 
     def facts(self) -> Document:
-        return {"want": self.want, "shape": self.shape, "client": self.client, "protocol": self.protocol}
+        return {
+            "want": self.want,
+            "shape": self.shape,
+            "client": self.client,
+            "protocol": self.protocol,
+            "guest": self.guest,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +173,7 @@ class PushRuled(RepoEvent):
             "refs": [storable(command.ref) for command in self.decision.commands],
             "reason": next(iter(self.decision.refusals.values()), None),
             "client": self.decision.client,
+            "guest": self.decision.guest,
         }
 
 
@@ -178,9 +187,10 @@ class TurnRecorded(RepoEvent):
     session: str | None
     change: RefChange
     client: str
+    guest: str | None = None
 
     def facts(self) -> Document:
-        return {"session": self.session, **self.change.document(), "client": self.client}
+        return {"session": self.session, **self.change.document(), "client": self.client, "guest": self.guest}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def compose_recording(
     found = FoundTurns(stores.audit, turns, mirrors.on_disk, mirrors)
     return Recording(
         guard,
-        PushAuthorizer(layout, guard, stores.audit, turns, found, quota, mirrors, publish),
+        PushAuthorizer(layout, guard, stores.audit, turns, found, quota, settings, mirrors, publish),
         found,
         trusted,
         Retention(turns, quota, mirrors, locks, repos=repos, settings=settings, publish=publish, time=trusted),

@@ -14,7 +14,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -25,6 +25,7 @@ from appliance.core.git.reflog import read_moves, was_moved
 from appliance.core.layout import Layout
 from appliance.core.process.atomic_file import write_atomically
 from appliance.core.process.disk import room_of
+from appliance.core.recording.policy import EVERY_SESSION
 
 _EMPTY_PACK = bytes.fromhex("5041434b0000000200000000029d08823bd8a8eab510ad6ac75c823cfd3ed31e")
 _PROOF_DEADLINE = 20.0
@@ -186,7 +187,7 @@ class HookGuard:
         ours, theirs = socket.socketpair()
         turns = scratch / "gitmirror-turns"
         turns.write_text("refs/agents/x proof\n")
-        environment = self._environment | push_environment("proof", turns)
+        environment = self._environment | push_environment("proof", turns, EVERY_SESSION)
         with ours:
             with theirs:
                 child = self._git.children.start(
@@ -209,14 +210,15 @@ class HookGuard:
         return answer.decode("utf-8", "replace")[-300:]
 
 
-def push_environment(push: str, turns: Path) -> dict[str, str]:
-    """The environment variables for receive-pack and the hooks: the id of the push and its turn file.
+def push_environment(push: str, turns: Path, sessions: Sequence[str]) -> dict[str, str]:
+    """The environment variables for receive-pack and the hooks: a push, its turn file, the sessions it may write.
 
     The id is also the committer's email, so git writes it into the reflog of each ref that the push moves.
     """
     return {
         "GITMIRROR_PUSH": push,
         "GITMIRROR_TURNS": str(turns),
+        "GITMIRROR_SESSIONS": " ".join(sessions),
         "GIT_COMMITTER_NAME": "gitmirror",
         "GIT_COMMITTER_EMAIL": push,
     }

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import re
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 MOST_REFS = 16
 """The most refs in one push."""
 
@@ -16,6 +20,9 @@ MOST_FILES = 99_999
 """The most files in the new directories of a push, each counted as often as a checkout would write it."""
 
 AGENTS = "refs/agents/"
+EVERY_SESSION = ("*",)
+MOST_NAMED = 5
+"""The most sessions that a refusal names."""
 ALLOWED = (
     "refs/agents/SESSION, where SESSION is 1 to 128 of A-Z a-z 0-9 . _ -, "
     "not starting with . or -, without .., not ending in . or .lock"
@@ -35,6 +42,13 @@ def session_of(ref: str) -> str | None:
     return session
 
 
+def may_write(session: str, patterns: Iterable[str]) -> bool:
+    """Whether `patterns` allow a session: each is the name of one, or with `*` at its end, a beginning of names."""
+    return any(
+        session.startswith(pattern[:-1]) if pattern.endswith("*") else session == pattern for pattern in patterns
+    )
+
+
 def refusal_of(old: str, new: str, ref: str) -> str | None:
     """Why one ref command is refused, or None. `old` and `new` are object ids in hex; all zeros means none."""
     if not _OID.fullmatch(old) or not _OID.fullmatch(new):
@@ -48,8 +62,11 @@ def refusal_of(old: str, new: str, ref: str) -> str | None:
     return None
 
 
-def review(commands: list[tuple[str, str, str]]) -> dict[str, str]:
-    """The reason for each refused ref of a push of (old, new, ref); empty if the whole push is allowed."""
+def review(commands: list[tuple[str, str, str]], sessions: tuple[str, ...] = EVERY_SESSION) -> dict[str, str]:
+    """The reason for each refused ref of a push of (old, new, ref); empty if the whole push is allowed.
+
+    `sessions` are the patterns of those that this guest may write.
+    """
     if len(commands) > MOST_REFS:
         reason = f"{len(commands)} refs in one push, at most {MOST_REFS} are allowed"
         return {ref: reason for _, _, ref in commands}
@@ -57,6 +74,8 @@ def review(commands: list[tuple[str, str, str]]) -> dict[str, str]:
     seen: set[str] = set()
     for old, new, ref in commands:
         refusal = "named twice in one push" if ref in seen else refusal_of(old, new, ref)
+        if refusal is None and not may_write(session_of(ref) or "", sessions):
+            refusal = _not_its_own(sessions)
         seen.add(ref)
         if refusal:
             refused[ref] = refusal
@@ -65,6 +84,13 @@ def review(commands: list[tuple[str, str, str]]) -> dict[str, str]:
         for _, _, ref in commands:
             refused.setdefault(ref, "another ref of this push was refused")
     return refused
+
+
+def _not_its_own(sessions: tuple[str, ...]) -> str:
+    if not sessions:
+        return "this guest may write no session"
+    more = ", …" if len(sessions) > MOST_NAMED else ""
+    return f"this guest may only write {', '.join(AGENTS + session for session in sessions[:MOST_NAMED])}{more}"
 
 
 def count_files(trees: dict[bytes, list[tuple[bool, bytes]]]) -> int:

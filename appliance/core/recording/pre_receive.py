@@ -30,7 +30,11 @@ def main() -> int:
     for line in sys.stdin.buffer:
         old, new, ref = line.decode("utf-8", "surrogateescape").rstrip("\n").split(" ", 2)
         commands.append((old, new, ref))
-    refused = policy.review(commands)
+    sessions = os.environ.get("GITMIRROR_SESSIONS")
+    if sessions is None:
+        print("gitmirror: refused: nothing says which sessions this guest may write", file=sys.stderr)
+        return 1
+    refused = policy.review(commands, tuple(sessions.split()))
     quarantine = os.environ.get("GIT_QUARANTINE_PATH")
     if not refused and (reason := not_commits([new for _, new, _ in commands])):
         refused = {ref: reason for _, _, ref in commands}

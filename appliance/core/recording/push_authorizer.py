@@ -7,21 +7,23 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from appliance.core.config.fields import ANYONE
+from appliance.core.config.settings import RecordingConfig
 from appliance.core.errors import GitmirrorError
 from appliance.core.events.facts import DamageSuspected, Publish, PushRuled, TurnRecorded
 from appliance.core.git.failures import speaks_of_damage
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
-from appliance.core.models import ZERO_OID, PushDecision, PushFault, RefChange, RefCommand, Repo
+from appliance.core.models import ZERO_OID, Caller, Guest, PushDecision, PushFault, RefChange, RefCommand, Repo
 from appliance.core.process.endurance import Endurance
 from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import OFF, HookGuard, push_environment
 from appliance.core.recording.outcomes import Outcomes
-from appliance.core.recording.policy import ALLOWED, MOST_REFS, review, session_of
+from appliance.core.recording.policy import ALLOWED, EVERY_SESSION, MOST_REFS, review, session_of
 from appliance.core.recording.quota import Quota
 from appliance.core.recording.turns import TurnRecorder, write_turn_file
 from appliance.core.store.audit import Attempt, AuditLog, OpenAttempt
@@ -32,6 +34,7 @@ from appliance.core.units import rfc3339
 
 log = logging.getLogger(__name__)
 
+ONLY_KNOWN = "only guests that the operator made known may push here (recording.writers)"
 ROLL_UP_AFTER = 20
 """Refused refs from one address within ROLL_UP_WINDOW that get a row each; the rest are counted in one row."""
 ROLL_UP_WINDOW = 60.0
@@ -59,6 +62,7 @@ class PushAuthorizer:
         recorder: TurnRecorder,
         found: FoundTurns,
         quota: Quota,
+        settings: Callable[[], RecordingConfig],
         mirror_of: Callable[[str], Mirror],
         publish: Publish,
     ) -> None:
@@ -68,6 +72,7 @@ class PushAuthorizer:
         self._recorder = recorder
         self._found = found
         self._quota = quota
+        self._settings = settings
         self._mirror_of = mirror_of
         self._outcomes = Outcomes(audit, mirror_of)
         self._publish = publish
@@ -84,9 +89,15 @@ class PushAuthorizer:
         """The id of a new push."""
         return f"{time.time_ns():x}-{secrets.token_hex(4)}"
 
-    def environment(self, push: str) -> dict[str, str]:
-        """The environment variables for receive-pack and the hooks of a push: its id and its turn file."""
-        return push_environment(push, self._turn_file(push))
+    def environment(self, push: str, guest: Guest | None) -> dict[str, str]:
+        """The environment variables for receive-pack and the hooks of a push by a guest, which may be unknown."""
+        return push_environment(push, self._turn_file(push), self._sessions_of(guest))
+
+    def _sessions_of(self, guest: Guest | None) -> tuple[str, ...]:
+        """The patterns of the sessions that a guest may write."""
+        if guest is not None:
+            return guest.sessions
+        return EVERY_SESSION if self._settings().writers == ANYONE else ()
 
     def check(self) -> None:
         """Raises GitmirrorError until the attempts that an earlier `serve` left open are examined."""
@@ -103,7 +114,7 @@ class PushAuthorizer:
         self,
         push: str,
         repo: Repo,
-        client: str,
+        caller: Caller,
         commands: Sequence[RefCommand],
         total: int,
         count_objects: Callable[[], Awaitable[int]],
@@ -116,7 +127,10 @@ class PushAuthorizer:
         PushFault; it is called only if nothing else refuses the push. Never raises: a push that cannot be logged is
         refused.
         """
-        refused = review([(command.old, command.new, command.ref) for command in commands])
+        client, sessions = caller.client, self._sessions_of(caller.guest)
+        refused = review([(command.old, command.new, command.ref) for command in commands], sessions)
+        if caller.guest is None and not sessions:
+            refused = {command.ref: ONLY_KNOWN for command in commands}
         if total > len(commands):
             reason = f"{total} refs in one push, at most {MOST_REFS} are allowed"
             refused = {command.ref: reason for command in commands}
@@ -135,9 +149,9 @@ class PushAuthorizer:
             except GitmirrorError as error:
                 off = error
                 refused = {command.ref: error.message for command in commands}
-        attempts = [self._attempt(push, repo, client, command, refused) for command in commands]
+        attempts = [self._attempt(push, repo, caller, command, refused) for command in commands]
         try:
-            ids = await self._log(attempts, client, total, bool(refused))
+            ids = await self._log(attempts, caller.guest_name or client, total, bool(refused))
         except GitmirrorError as error:
             log.error("push to %s by %s refused, the audit log cannot be written: %s", repo.name, client, error)
             off = GitmirrorError(
@@ -153,7 +167,7 @@ class PushAuthorizer:
             self.accepted += 1
             self._write_turn_file(push, commands, ids)
         advice = (off.message, off.hint) if off else _advice(repo, refused)
-        decision = PushDecision(push, repo, client, tuple(commands), refused, advice, tuple(ids))
+        decision = PushDecision(push, repo, client, tuple(commands), refused, advice, tuple(ids), caller.guest_name)
         self._publish(PushRuled(repo=repo, decision=decision))
         return decision
 
@@ -206,7 +220,11 @@ class PushAuthorizer:
     def _publish_turns(self, decision: PushDecision, applied: Iterable[RefCommand]) -> None:
         for command in applied:
             session, change = session_of(command.ref), _change(command)
-            self._publish(TurnRecorded(repo=decision.repo, session=session, change=change, client=decision.client))
+            self._publish(
+                TurnRecorded(
+                    repo=decision.repo, session=session, change=change, client=decision.client, guest=decision.guest
+                )
+            )
 
     async def _record_turns(self, decision: PushDecision, done: set[int], size: int) -> None:
         """Records applied attempts as turns, and removes the turn refs of the others. Raises GitmirrorError.
@@ -220,7 +238,9 @@ class PushAuthorizer:
         for attempt, command in applied:
             session = session_of(command.ref) or ""
             at = rfc3339(time.time())
-            push = Unbooked(attempt, decision.repo.name, session, command.ref, command.new, at, decision.client)
+            push = Unbooked(
+                attempt, decision.repo.name, session, command.ref, command.new, at, decision.client, decision.guest
+            )
             await self._recorder.book(push, share)
         created = [session_of(command.ref) or "" for _, command in applied if command.old == ZERO_OID]
         if created:
@@ -266,9 +286,9 @@ class PushAuthorizer:
     async def tidy(self) -> None:
         """Called periodically: closes old roll-ups, and retries outcomes that could not be logged or settled."""
         now = time.monotonic()
-        for client, refusals in list(self._refusals.items()):
+        for sender, refusals in list(self._refusals.items()):
             if now - refusals.since > ROLL_UP_WINDOW:
-                await self._close_roll_up(client)
+                await self._close_roll_up(sender)
         waiting, self._unsettled = self._unsettled, []
         for decision, report, size in waiting:
             await self.conclude(decision, report, size)
@@ -279,10 +299,12 @@ class PushAuthorizer:
 
     async def close(self) -> None:
         """Logs the refusals that the roll-ups still hold."""
-        for client in list(self._refusals):
-            await self._close_roll_up(client)
+        for sender in list(self._refusals):
+            await self._close_roll_up(sender)
 
-    def _attempt(self, push: str, repo: Repo, client: str, command: RefCommand, refused: Mapping[str, str]) -> Attempt:
+    def _attempt(
+        self, push: str, repo: Repo, caller: Caller, command: RefCommand, refused: Mapping[str, str]
+    ) -> Attempt:
         ref = escape_ascii(command.ref)
         return Attempt(
             push=push,
@@ -293,29 +315,30 @@ class PushAuthorizer:
             new=escape_ascii(command.new) if command.new.strip("0") else None,
             verdict="rejected" if refused else "accepted",
             reason=refused.get(command.ref),
-            client=client,
+            client=caller.client,
+            guest=caller.guest_name,
         )
 
-    async def _log(self, attempts: list[Attempt], client: str, total: int, refused: bool) -> list[int]:
+    async def _log(self, attempts: list[Attempt], sender: str, total: int, refused: bool) -> list[int]:
         if not refused:
             return await asyncio.to_thread(self._audit.record_attempts, attempts)
-        seen = self._refusals.setdefault(client, _Refusals(since=time.monotonic()))
+        seen = self._refusals.setdefault(sender, _Refusals(since=time.monotonic()))
         if time.monotonic() - seen.since > ROLL_UP_WINDOW:
-            await self._close_roll_up(client)
-            seen = self._refusals.setdefault(client, _Refusals(since=time.monotonic()))
+            await self._close_roll_up(sender)
+            seen = self._refusals.setdefault(sender, _Refusals(since=time.monotonic()))
         rows = attempts[: max(0, min(LOGGED_REFS, ROLL_UP_AFTER - seen.logged))]
         seen.logged += len(rows)
         seen.unlogged += total - len(rows)
         seen.last = attempts[-1] if attempts else seen.last
         return await asyncio.to_thread(self._audit.record_attempts, rows) if rows else []
 
-    async def _close_roll_up(self, client: str) -> None:
-        refusals = self._refusals.pop(client, None)
+    async def _close_roll_up(self, sender: str) -> None:
+        refusals = self._refusals.pop(sender, None)
         if refusals is None or not refusals.unlogged or refusals.last is None:
             return
-        last = refusals.last
-        summary = f"{refusals.unlogged} more refused refs from this address, the last: {last.reason}"
-        row = Attempt(last.push, last.repo, last.ref, last.session, last.old, last.new, "rejected", summary, client)
+        last, who = refusals.last, "address" if refusals.last.guest is None else "guest"
+        summary = f"{refusals.unlogged} more refused refs from this {who}, the last: {last.reason}"
+        row = replace(last, verdict="rejected", reason=summary)
         try:
             await asyncio.to_thread(self._audit.record_attempts, [row])
         except GitmirrorError as error:

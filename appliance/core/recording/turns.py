@@ -55,6 +55,7 @@ class TurnRecorder:
             insertions=facts.changed.insertions,
             deletions=facts.changed.deletions,
             client=push.client,
+            guest=push.guest,
             bytes=size,
         )
         await asyncio.to_thread(self.store.record, turn)

@@ -32,6 +32,8 @@ from appliance.core.units import rfc3339
 if TYPE_CHECKING:
     import sqlite_utils
 
+_OF_ATTEMPT = ("push", "repo", "session", "ref", "old", "new", "client", "guest")
+"""The columns that an outcome repeats."""
 UNKNOWN = "unknown"
 """The `client` of a turn that was found in a mirror."""
 _FOUND_REASON = "found in the mirror, not seen: its guest and the time of its push are unknown"
@@ -39,7 +41,7 @@ _FOUND_REASON = "found in the mirror, not seen: its guest and the time of its pu
 
 @dataclass(frozen=True)
 class Attempt:
-    """One ref that a guest tried to write. `old` and `new` are the object ids that the guest sent."""
+    """One ref that a guest tried to write; `old` and `new` are the ids that it sent, `guest` its name if it is known."""
 
     push: str
     repo: str
@@ -50,6 +52,7 @@ class Attempt:
     verdict: str
     reason: str | None
     client: str
+    guest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,9 @@ class AuditLog:
                 if rows(connection, "SELECT 1 FROM audit_events WHERE attempt = ?", attempt_id):
                     continue
                 [attempt] = rows(connection, "SELECT * FROM audit_events WHERE id = ?", attempt_id)
-                copied = {key: attempt[key] for key in ("push", "repo", "session", "ref", "old", "new", "client")}
+                copied = {
+                    key: attempt[key] for key in ("push", "repo", "session", "ref", "old", "new", "client", "guest")
+                }
                 append_event(
                     connection,
                     kind="outcome",
@@ -242,7 +247,8 @@ class AuditLog:
                 """SELECT a.id, a.at, a.repo, a.session, a.ref, a.old, a.new, a.verdict,
                           CASE WHEN a.verdict = 'accepted' THEN coalesce(o.outcome, 'pending') END AS outcome,
                           coalesce((SELECT n.reason FROM audit_events n WHERE n.kind = 'note' AND n.repo = a.repo AND
-                            n.ref = 'refs/gitmirror/turns/' || a.id), o.reason, a.reason) AS reason, a.client, a.hash
+                            n.ref = 'refs/gitmirror/turns/' || a.id), o.reason, a.reason) AS reason, a.client,
+                          a.guest, a.hash
                    FROM audit_events a LEFT JOIN audit_events o ON o.attempt = a.id
                    WHERE a.kind = 'attempt' AND (?1 IS NULL OR a.repo = ?1) AND (?2 IS NULL OR a.session = ?2)
                    AND (?3 IS NULL OR a.verdict = ?3) AND (?4 IS NULL OR a.at >= ?4) AND a.id > ?5

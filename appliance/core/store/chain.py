@@ -3,6 +3,10 @@
 The hashed form is the JSON object of all columns but `hash`, with sorted keys, no spaces and only ASCII. `hash` is its
 SHA-256 in hex, and `prev` is the hash of the previous event (64 zeros for the first). Ids have no gaps, except before a
 turn that was found in a mirror, because that turn keeps the id in its ref.
+
+Events of version 1 were hashed before there were known guests: without `version`, `guest` and `digest`. Version 2
+hashes all three, so an event cannot be passed off as one of the other version. No event of version 1 follows one of
+version 2.
 """
 
 from __future__ import annotations
@@ -22,17 +26,21 @@ if TYPE_CHECKING:
 GENESIS = "0" * 64
 FOUND = "found"
 """The `push` of a turn that was found in a mirror; the log has no event of the push that created it."""
-HASHED = (
+VERSION = 2
+"""The version of the canonical form in which new events are hashed."""
+_OF_VERSION_1 = (
     "id", "kind", "at", "attempt", "push", "repo", "session", "ref", "old", "new",
     "verdict", "outcome", "reason", "client", "prev",
 )  # fmt: skip
-_STORED = (*HASHED, "hash")
+HASHED = {1: _OF_VERSION_1, 2: (*_OF_VERSION_1, "version", "guest", "digest")}
+"""The columns that each version hashes. `guest` is who it was, if known. `digest` is the SHA-256 of an attachment."""
+_STORED = (*HASHED[VERSION], "hash")
 _INSERT = f"INSERT INTO audit_events ({', '.join(_STORED)}) VALUES ({', '.join('?' * len(_STORED))})"
 
 
 def canonical_form(event: dict[str, Any]) -> bytes:
-    """The bytes whose SHA-256 is the event's hash."""
-    hashed = {key: event[key] for key in HASHED}
+    """The bytes whose SHA-256 is the event's hash. Raises KeyError for a version that this code does not know."""
+    hashed = {key: event[key] for key in HASHED[event["version"]]}
     return json.dumps(hashed, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
@@ -70,8 +78,8 @@ def append_event(connection: sqlite_utils.Database, **columns: Any) -> int:
 
     Its id is the next one, unless `columns` contains an id.
     """
-    event: dict[str, Any] = dict.fromkeys(HASHED)
-    event |= {"id": highest_id(connection) + 1} | columns | {"prev": head_of(connection)}
+    event: dict[str, Any] = dict.fromkeys(HASHED[VERSION])
+    event |= {"id": highest_id(connection) + 1} | columns | {"prev": head_of(connection), "version": VERSION}
     event["hash"] = hashlib.sha256(canonical_form(event)).hexdigest()
     connection.execute(_INSERT, [event[name] for name in _STORED])
     return int(event["id"])
@@ -94,7 +102,7 @@ def verify_chain(
 
     With `expected_head`, one of them must have that hash.
     """
-    (last_id, prev), count = after, 0
+    (last_id, prev), count, version = after, 0, 1
     seen_head = expected_head in (None, GENESIS)
     for event in events:
         if event["id"] != last_id + 1 and event["push"] != FOUND:
@@ -104,6 +112,11 @@ def verify_chain(
         if event["prev"] != prev:
             reason = "it does not follow the previous event, or that event was changed"
             return Verification(count, prev, event["id"], reason)
+        if event["version"] not in HASHED:
+            return Verification(count, prev, event["id"], f"its form has the unknown version {event['version']!r}")
+        if event["version"] < version:
+            return Verification(count, prev, event["id"], "its form is older than that of the previous event")
+        version = event["version"]
         if hashlib.sha256(canonical_form(event)).hexdigest() != event["hash"]:
             return Verification(count, prev, event["id"], "its content does not match its hash")
         prev, last_id, count = event["hash"], event["id"], count + 1

@@ -267,3 +267,44 @@ _step(
     )""",
     "CREATE INDEX disk_leases_by_repo ON disk_leases (repo_id, created_at)",
 )
+
+_step(
+    "0011_guests",
+    # See store/chain.py: events that are there stay in version 1 of the hashed form.
+    "ALTER TABLE audit_events ADD COLUMN version INTEGER NOT NULL DEFAULT 1",
+    "ALTER TABLE audit_events ADD COLUMN guest TEXT",
+    "ALTER TABLE audit_events ADD COLUMN digest TEXT",
+    "ALTER TABLE turns ADD COLUMN guest TEXT",
+    "ALTER TABLE sessions ADD COLUMN guest TEXT",
+    "ALTER TABLE hydrations ADD COLUMN guest TEXT",
+    """CREATE TABLE guests (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL UNIQUE,
+        only INTEGER NOT NULL,
+        unix TEXT UNIQUE,
+        address TEXT UNIQUE,
+        hash TEXT UNIQUE,
+        created_at REAL NOT NULL,
+        expires_at REAL
+    )""",
+    """CREATE TABLE guest_sessions (
+        guest_id INTEGER NOT NULL REFERENCES guests(id) ON DELETE CASCADE,
+        session TEXT NOT NULL,
+        PRIMARY KEY (guest_id, session)
+    ) WITHOUT ROWID""",
+    # `repo_id` is the registration, as for read tokens: what is registered later under the name is another repository.
+    """CREATE TABLE guest_repos (
+        guest_id INTEGER NOT NULL REFERENCES guests(id) ON DELETE CASCADE,
+        repo TEXT NOT NULL,
+        repo_id INTEGER NOT NULL,
+        PRIMARY KEY (guest_id, repo)
+    ) WITHOUT ROWID""",
+    # The files that `serve` bound, so that it never removes one of somebody else, not even after a kill.
+    """CREATE TABLE guest_sockets (
+        guest_id INTEGER NOT NULL REFERENCES guests(id) ON DELETE CASCADE,
+        path TEXT NOT NULL UNIQUE,
+        identity TEXT NOT NULL
+    )""",
+    "CREATE INDEX hydrations_by_guest ON hydrations (guest, id) WHERE guest IS NOT NULL",
+    "CREATE INDEX turns_by_guest ON turns (guest, id) WHERE guest IS NOT NULL",
+)

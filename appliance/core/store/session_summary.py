@@ -35,15 +35,16 @@ def summarise(connection: sqlite_utils.Database, repo: str, session: str) -> Non
     [total] = rows(connection, "SELECT sum(bytes) AS n FROM turns WHERE repo = ? AND session = ?", repo, session)
     connection.execute(
         """INSERT INTO sessions (repo, session, ref, tip, base, turns, commits, files_changed, insertions,
-               deletions, first_at, last_at, client, bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+               deletions, first_at, last_at, client, guest, bytes)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
            ON CONFLICT (repo, session) DO UPDATE SET tip = excluded.tip, base = excluded.base,
                turns = excluded.turns, commits = excluded.commits, files_changed = excluded.files_changed,
                insertions = excluded.insertions, deletions = excluded.deletions,
                first_at = excluded.first_at, last_at = excluded.last_at,
-               client = excluded.client, bytes = excluded.bytes, archived = 0""",
+               client = excluded.client, guest = excluded.guest, bytes = excluded.bytes, archived = 0""",
         [
             repo, session, f"refs/agents/{session}", last["commit_id"], last["base"], last["turn"],
             last["commits"], last["files_changed"], last["insertions"], last["deletions"],
-            first["at"], last["at"], last["client"], total["n"],
+            first["at"], last["at"], last["client"], last["guest"], total["n"],
         ],
     )  # fmt: skip

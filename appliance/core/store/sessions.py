@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _LISTED = (
     "repo, session, ref, tip, base, turns, commits, files_changed, insertions, deletions, first_at, last_at, client, "
-    "kept, archived, bytes"
+    "guest, kept, archived, bytes"
 )
 
 
@@ -36,6 +36,7 @@ class Unbooked:
     commit: str
     at: str
     client: str
+    guest: str | None = None
 
 
 class RecordedTurn(NamedTuple):
@@ -80,6 +81,7 @@ class SessionStore:
                     "insertions": turn.insertions,
                     "deletions": turn.deletions,
                     "client": turn.client,
+                    "guest": turn.guest,
                     "bytes": turn.bytes,
                 }
             )
@@ -168,7 +170,7 @@ class SessionStore:
         with self._database.reading() as connection:
             found = rows(
                 connection,
-                """SELECT a.id, a.repo, a.session, a.ref, a.new AS "commit", a.at, a.client FROM audit_events a
+                """SELECT a.id, a.repo, a.session, a.ref, a.new AS "commit", a.at, a.client, a.guest FROM audit_events a
                    JOIN audit_events o ON o.attempt = a.id AND o.outcome = 'applied'
                    WHERE a.session IS NOT NULL AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.id = a.id)
                    AND a.id > coalesce((SELECT max(e.last_attempt) FROM session_ends e
@@ -347,4 +349,5 @@ def _turn(row: dict[str, Any]) -> Turn:
         deletions=row["deletions"],
         client=row["client"],
         bytes=row["bytes"],
+        guest=row["guest"],
     )

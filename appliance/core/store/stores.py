@@ -11,6 +11,7 @@ from appliance.core.store.api_tokens import ApiTokenStore
 from appliance.core.store.audit import AuditLog
 from appliance.core.store.database import Database
 from appliance.core.store.disk_leases import DiskLeaseStore
+from appliance.core.store.guests import GuestStore
 from appliance.core.store.health import HealthStore
 from appliance.core.store.registry import Registry
 from appliance.core.store.sessions import SessionStore
@@ -34,6 +35,7 @@ class Stores:
     tokens: TokenStore
     api_tokens: ApiTokenStore
     disk_leases: DiskLeaseStore
+    guests: GuestStore
     alerts: AlertStore
     time: TimeStore
 
@@ -51,6 +53,7 @@ class Stores:
             TokenStore(database, time.time),
             ApiTokenStore(database, time.time),
             DiskLeaseStore(database, time.time),
+            GuestStore(database, time.time),
             AlertStore(database),
             TimeStore(database),
         )

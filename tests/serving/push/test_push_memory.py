@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from appliance.core.models import PushDecision, RefCommand, Repo
+from appliance.core.models import Caller, PushDecision, RefCommand, Repo
+from appliance.core.models import Guest as Known
 from appliance.core.serving.net import reading
 from appliance.core.serving.net.reading import SMALL, Budget
 from appliance.core.serving.net.seats import Peer
@@ -37,7 +38,7 @@ class Authority:
         """A push's id."""
         return "push"
 
-    def environment(self, push: str) -> dict[str, str]:
+    def environment(self, push: str, guest: Known | None) -> dict[str, str]:
         """Nothing."""
         return {}
 
@@ -45,7 +46,7 @@ class Authority:
         self,
         push: str,
         repo: Repo,
-        client: str,
+        caller: Caller,
         commands: Sequence[RefCommand],
         total: int,
         count_objects: Callable[[], Awaitable[int]],
@@ -54,7 +55,7 @@ class Authority:
         """No."""
         self.fault, self.used = fault, self._budget.used
         refusals = {command.ref: fault or "no" for command in commands}
-        return PushDecision(push, repo, client, tuple(commands), refusals, (), ())
+        return PushDecision(push, repo, caller.client, tuple(commands), refusals, (), ())
 
     async def conclude(self, ruling: PushDecision, report: Mapping[str, str | None], size: int) -> None:
         """Never reached."""
@@ -99,7 +100,7 @@ async def push(budget: Budget, guest: Guest) -> Authority:
     ours.setblocking(False)
     with ours:
         relay = PushRelay(
-            authority, no_lock, "push", REPO, "a", guest, cast(Any, None), SocketStream(ours, None),
+            authority, no_lock, "push", REPO, Caller("a", "http"), guest, cast(Any, None), SocketStream(ours, None),
             budget.share(Peer("a")), stateless=True,
         )  # fmt: skip
         await relay.run(10)

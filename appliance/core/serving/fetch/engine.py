@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from appliance.core.events.facts import FetchBegan, FetchEnded, Publish, RepoEvent
 from appliance.core.git.mirror import Mirror
-from appliance.core.models import Hydration, Repo
+from appliance.core.models import Caller, Hydration, Repo
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshot, RefSnapshots, is_understood
 from appliance.core.serving.fetch.relayed import Relayed
 from appliance.core.serving.fetch.request_memo import RequestMemo
@@ -23,14 +23,6 @@ from appliance.core.serving.wire.pktline import PacketError, PacketSplitter
 from appliance.core.serving.wire.v2 import MANY_LINES, FetchShape, V2Request
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Caller:
-    """The guest that sent a request, for the record: its address, and `git` or `http`."""
-
-    client: str
-    protocol: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +114,16 @@ class Engine:
         shape = request.shape
         result = CacheResult.DIRECT
         want, text = request.wants[0], request.text
-        self._publish(FetchBegan(repo=repo, want=want, shape=text, client=caller.client, protocol=caller.protocol))
+        self._publish(
+            FetchBegan(
+                repo=repo,
+                want=want,
+                shape=text,
+                client=caller.client,
+                protocol=caller.protocol,
+                guest=caller.guest_name,
+            )
+        )
         try:
             if shape is not None:
                 self._publish(ShapeAsked(repo=repo, shape=shape))
@@ -171,6 +172,7 @@ class Engine:
             seconds=now - start,
             client=caller.client,
             protocol=caller.protocol,
+            guest=caller.guest_name,
         )
         self._publish(FetchEnded(repo=repo, fetch=fetch))
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from appliance.core.config.settings import ServeConfig
-from appliance.core.serving.net.seats import Seat, Seats
+from appliance.core.serving.net.seats import Peer, Seat, Seats
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,18 @@ Handle = Callable[[Seat], Awaitable[None]]
 """Serves one connection to its end."""
 
 
+@dataclass(frozen=True)
+class Road:
+    """The socket of one known guest: its name, and its id."""
+
+    guest: str
+    guest_id: int
+
+    def seat(self, connection: socket.socket) -> Seat:
+        """The seat of a connection that came by it. The guest is a peer of its own."""
+        return Seat(connection, f"unix:{self.guest}", 0, Peer(f"guest {self.guest}"), self.guest_id)
+
+
 class Acceptor:
     """Accepts connections on the sockets of one port, and runs `handle` for each one that `seats` has room for."""
 
@@ -67,7 +79,7 @@ class Acceptor:
         self._handle = handle
         self._seats = seats
         self._connections: set[asyncio.Task[None]] = set()
-        self._listening: list[socket.socket] = []
+        self._listening: dict[socket.socket, Road | None] = {}
 
     def __len__(self) -> int:
         """The current connections, including those that wait."""
@@ -75,9 +87,20 @@ class Acceptor:
 
     def start(self, sockets: list[socket.socket]) -> None:
         """Starts accepting on `sockets`, which must be listening and non-blocking."""
-        self._listening = list(sockets)
         for listening in sockets:
-            self._listen(listening)
+            self.add(listening)
+
+    def add(self, listening: socket.socket, road: Road | None = None) -> None:
+        """Also accepts on this socket. With a `road`, who comes by it is known, whatever its address."""
+        self._listening[listening] = road
+        self._listen(listening)
+
+    def remove(self, listening: socket.socket) -> None:
+        """Stops accepting on a socket and closes it. Connections that came by it go on."""
+        if listening in self._listening:
+            del self._listening[listening]
+            asyncio.get_running_loop().remove_reader(listening)
+            listening.close()
 
     async def stop(self, drain: float) -> None:
         """Stops accepting, lets open connections finish for up to `drain` seconds, then cancels them."""
@@ -85,7 +108,7 @@ class Acceptor:
         for listening in self._listening:
             loop.remove_reader(listening)
             listening.close()
-        self._listening = []
+        self._listening = {}
         if self._connections and drain:
             log.info("draining %d %s connections for up to %gs", len(self._connections), self._name, drain)
             await asyncio.wait(self._connections, timeout=drain)
@@ -114,7 +137,8 @@ class Acceptor:
                 loop.call_later(0.1, self._resume, listening)
             return
         connection.setblocking(False)
-        seat = _seat_of(connection, address)
+        road = self._listening[listening]
+        seat = _seat_of(connection, address) if road is None else road.seat(connection)
         if not self._seats.take(seat):
             connection.close()
             return

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, unquote
 
 import h11
 
+from appliance.core.models import Caller, Guest
 from appliance.core.serving.net.acceptor import Limits
 from appliance.core.serving.net.seats import Seat
 from appliance.core.serving.net.streams import CHUNK, IdleTimeout, SocketStream
@@ -59,6 +60,7 @@ class Exchange:
         self._stream = stream
         self.seat = seat
         self.client = seat.client
+        self.guest: Guest | None = None
         self.method = request.method.decode("ascii", "replace")
         self.target = request.target
         self.raw_headers = list(request.headers)
@@ -75,6 +77,11 @@ class Exchange:
         self._ended = False
         self.body_held_back = False
         """The client waited for `100 Continue` and got a response instead, so it may never send its body."""
+
+    @property
+    def caller(self) -> Caller:
+        """Who sent this request. `guest` is set by who looks it up."""
+        return Caller(self.client, "http", self.guest)
 
     @cached_property
     def query(self) -> dict[str, str]:

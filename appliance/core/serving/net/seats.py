@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import NewType
 
+from appliance.core.models import Guest
 from appliance.core.serving.net.sockets import unsent_bytes
 
 log = logging.getLogger(__name__)
@@ -47,13 +48,24 @@ def peer_of(address: str) -> Peer:
 class Seat:
     """One connection, from its acceptance to its end. `client` is the guest's address for the record.
 
+    `socket_of` is the id of the known guest whose socket it came by, and `guest` who sent its last request, if known.
+
     `refused` marks a connection for which there was no room: it only gets an error.
     """
 
-    def __init__(self, connection: socket.socket, client: str, port: int, peer: Peer | None = None) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        client: str,
+        port: int,
+        peer: Peer | None = None,
+        socket_of: int | None = None,
+    ) -> None:
         self.socket = connection
         self.client = client
         self.port = port
+        self.socket_of = socket_of
+        self.guest: Guest | None = None
         self.peer = peer_of(client) if peer is None else peer
         self.refused = False
         self.serving = False
@@ -98,7 +110,7 @@ class Seat:
     def cut(self, why: str) -> None:
         """Shuts the connection down, so that every wait for it ends."""
         self.cut_off = True
-        log.info("%s was cut off to make room for others: %s", self.client, why)
+        log.info("%s was cut off: %s", self.client, why)
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 
@@ -146,6 +158,13 @@ class Seats:
             self.turned_away -= 1
         else:
             self._remove(seat)
+
+    def end_guest(self, guest_id: int) -> None:
+        """Cuts every connection that came by the socket of a guest, or whose last request the guest sent."""
+        for seats in list(self._of.values()):
+            for seat in list(seats):
+                if seat.socket_of == guest_id or (seat.guest is not None and seat.guest.id == guest_id):
+                    seat.cut("this guest is no longer known")
 
     def _remove(self, seat: Seat) -> None:
         of_peer = self._of.get(seat.peer, {})

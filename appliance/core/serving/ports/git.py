@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from appliance.core.access.gate import AccessGate
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
-from appliance.core.models import Repo
+from appliance.core.models import Caller, Repo
 from appliance.core.process.children import Children
-from appliance.core.serving.fetch.engine import Caller, Engine
+from appliance.core.serving.fetch.engine import Engine
 from appliance.core.serving.fetch.relayed import Relayed
 from appliance.core.serving.fetch.request_reader import V2Reader
 from appliance.core.serving.fetch.response_cache import AnswerFailed
@@ -90,10 +90,10 @@ class GitPort:
                     await _send_error(guest, EXHAUSTED_TEXT)
 
     async def _answer(self, seat: Seat) -> None:
-        guest, client, port = seat.socket, seat.client, seat.port
         if seat.refused:
             raise Busy("too many connections; try again later")
-        request, repo = await self._read_request(guest)
+        request = await self._read_request(seat.socket)
+        repo = self._find(seat, request.path)
         if request.service != RECEIVE_PACK and request.version == 2:
             await self._serve_v2(seat, request.path, repo)
             return
@@ -101,32 +101,38 @@ class GitPort:
             if request.service == RECEIVE_PACK:
                 await self._push(seat, request, repo)
             else:
-                await self._relay(guest, client, port, request, repo)
+                await self._relay(seat, request, repo)
 
-    async def _read_request(self, guest: socket.socket) -> tuple[DaemonRequest, Repo]:
+    async def _read_request(self, guest: socket.socket) -> DaemonRequest:
         stream = SocketStream(guest, None)
         try:
             async with asyncio.timeout(self._limits.request_timeout):
                 size = packet_length(await _read_exactly(stream, 4))
                 if not 4 < size <= LARGEST_REQUEST:
                     raise RequestError("malformed request")
-                request = parse_daemon_request(await _read_exactly(stream, size - 4))
+                return parse_daemon_request(await _read_exactly(stream, size - 4))
         except PacketError:
             raise RequestError("malformed request") from None
         except TimeoutError:
             raise RequestError(f"no request arrived within {self._limits.request_timeout:g}s") from None
-        return request, self._find(request.path)
 
-    def _find(self, path: str) -> Repo:
-        """The repository at a path. Private ones are not found, because git:// has no tokens. Raises RequestError."""
-        repo = self._gate.find(path)
+    def _find(self, seat: Seat, path: str) -> Repo:
+        """The repository at a path. Private ones are those of a known guest, as git:// has no tokens.
+
+        Raises RequestError.
+        """
+        repo = self._find_now(seat, path)
         if repo is None:
             raise RequestError(f"{path} is not mirrored here")
         return repo
 
+    def _find_now(self, seat: Seat, path: str) -> Repo | None:
+        seat.guest = self._gate.guest_of(seat.socket_of, seat.client)
+        return self._gate.find(path, seat.guest)
+
     async def _serve_v2(self, seat: Seat, path: str, repo: Repo) -> None:
         """Answers command by command, because v2 keeps no state between commands, on git:// either."""
-        engine, caller = self._serving.engine, Caller(seat.client, "git")
+        engine = self._serving.engine
         stream, reader = SocketStream(seat.socket, self._limits.idle_timeout), V2Reader(engine.memo)
         await stream.send(await engine.advertise(repo))
         while True:
@@ -137,31 +143,31 @@ class GitPort:
                     return
                 share.answering()
                 # It may have become private or been removed meanwhile, because a connection may stay open for long.
-                if self._find(path).id != repo.id:
+                if self._find(seat, path).id != repo.id:
                     raise RequestError(f"{path} is no longer mirrored here")
                 # Hold a slot only while answering, so that idle or slow clients block nobody.
                 async with self._admission.place(seat):
                     if reader.has_more:
                         # Pipelined requests are answered without a wait in between, so other tasks run here.
                         await asyncio.sleep(0)
-                    await engine.answer(repo, request, stream, caller)
+                    await engine.answer(repo, request, stream, _caller(seat))
 
-    async def _relay(self, guest: socket.socket, client: str, port: int, request: DaemonRequest, repo: Repo) -> None:
+    async def _relay(self, seat: Seat, request: DaemonRequest, repo: Repo) -> None:
         """Serves protocol v0 and v1, which git daemon speaks."""
         serving = self._serving
         mirror = serving.mirror_of(repo.name).path
-        extra = {"REMOTE_ADDR": client, "REMOTE_PORT": str(port)}
+        extra = {"REMOTE_ADDR": seat.client, "REMOTE_PORT": str(seat.port)}
         relayed, start = Relayed(), time.monotonic()
 
         def permitted() -> bool:
-            current = self._gate.find(request.path)
+            current = self._find_now(seat, request.path)
             return current is not None and current.id == repo.id
 
         try:
             async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (_, ours):
-                await relay_fetch(guest, ours, self._limits.idle_timeout, relayed, permitted)
+                await relay_fetch(seat.socket, ours, self._limits.idle_timeout, relayed, permitted)
         finally:
-            serving.engine.handed_over(repo, relayed, request.version, start, Caller(client, "git"))
+            serving.engine.handed_over(repo, relayed, request.version, start, _caller(seat))
 
     async def _push(self, seat: Seat, request: DaemonRequest, repo: Repo) -> None:
         serving = self._serving
@@ -169,7 +175,7 @@ class GitPort:
         extra = {
             "REMOTE_ADDR": seat.client,
             "REMOTE_PORT": str(seat.port),
-            **serving.authority.environment(push),
+            **serving.authority.environment(push, seat.guest),
         }
         mirror = serving.mirror_of(repo.name).path
         async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (child, ours):
@@ -178,13 +184,17 @@ class GitPort:
                 serving.writing,
                 push,
                 repo,
-                seat.client,
+                _caller(seat),
                 SocketStream(seat.socket, None),
                 child,
                 SocketStream(ours, None),
                 serving.engine.budget.share(seat.peer),
             )
             await relay.run(self._limits.idle_timeout)
+
+
+def _caller(seat: Seat) -> Caller:
+    return Caller(seat.client, "git", seat.guest)
 
 
 async def _read_exactly(stream: SocketStream, size: int) -> bytes:

@@ -65,7 +65,16 @@ class GuestRoutes:
             headers["x-gitmirror-lag"] = f"{lag:.3f}"
         start, sent = time.monotonic(), 0
         if exchange.method == "GET" and "if-none-match" not in exchange.headers:
-            self._publish(FetchBegan(repo=repo, want=tar.commit, shape=SNAPSHOT, client=exchange.client, protocol=HTTP))
+            self._publish(
+                FetchBegan(
+                    repo=repo,
+                    want=tar.commit,
+                    shape=SNAPSHOT,
+                    client=exchange.client,
+                    protocol=HTTP,
+                    guest=exchange.caller.guest_name,
+                )
+            )
         try:
             sent = await send_file(exchange, tar.path, tar.etag, "application/x-tar", headers)
         finally:
@@ -73,7 +82,8 @@ class GuestRoutes:
                 # The file was complete, so its first byte left at once: 0.0 seconds.
                 seconds = time.monotonic() - start
                 facts = (tar.commit, 1, SNAPSHOT, SNAPSHOT, sent, 0.0, seconds, exchange.client, HTTP)
-                self._publish(FetchEnded(repo=repo, fetch=Hydration(repo.name, *facts)))
+                guest = exchange.caller.guest_name
+                self._publish(FetchEnded(repo=repo, fetch=Hydration(repo.name, *facts, guest=guest)))
 
     async def _tar(self, repo: Repo, branch: str | None) -> Tar:
         """The snapshot of a branch, for sending. Raises NoSnapshot, GitError."""

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from appliance.core.access.gate import AccessGate
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import Repo
-from appliance.core.serving.fetch.engine import Caller, Engine
+from appliance.core.serving.fetch.engine import Engine
 from appliance.core.serving.fetch.request_memo import LARGE
 from appliance.core.serving.fetch.request_reader import MOST_REQUEST_BYTES, V2Reader
 from appliance.core.serving.fetch.response_cache import AnswerFailed
@@ -115,8 +115,10 @@ class SmartHttp:
 
     async def _find(self, exchange: Exchange, path: str) -> Repo | None:
         """The repository at a path, if this guest may read it. Raises HttpError if its token cannot be looked up."""
+        seat, authorization = exchange.seat, exchange.headers.get("authorization")
+        exchange.guest = seat.guest = self._gate.guest_of(seat.socket_of, seat.client, authorization)
         try:
-            return await self._gate.find_for(path, exchange.headers.get("authorization"))
+            return await self._gate.find_for(path, authorization, exchange.guest)
         except GitmirrorError as error:
             log.warning("%s: its token cannot be looked up: %s", exchange.client, error.message)
             text = "the token cannot be looked up; try again\n"
@@ -160,7 +162,7 @@ class SmartHttp:
     async def _fetch(self, exchange: Exchange, repo: Repo, path: str) -> None:
         """Answers one command. Holds a slot only while answering, so that slow clients block nobody."""
         _require_post(exchange, UPLOAD_PACK)
-        version, caller, sink = _version(exchange), Caller(exchange.client, "http"), ResultSink(exchange, UPLOAD_PACK)
+        version, caller, sink = _version(exchange), exchange.caller, ResultSink(exchange, UPLOAD_PACK)
         catalog, engine = self._gate.catalog, self._engine
         with contextlib.ExitStack() as stack:
             share = stack.enter_context(engine.budget.share(exchange.seat.peer))

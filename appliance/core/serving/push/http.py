@@ -59,11 +59,11 @@ class HttpPushes:
 
     async def receive(self, repo: Repo, exchange: Exchange) -> None:
         """Takes one push and answers it. Raises PacketError, IdleTimeout, OSError."""
-        push = self.authority.open()
+        push, caller = self.authority.open(), exchange.caller
         async with self._child(repo, exchange, push) as (child, ours):
             guest, share = _Posted(exchange), self.budget.share(exchange.seat.peer)
             relay = PushRelay(
-                self.authority, self.writing, push, repo, exchange.client, guest, child, ours, share, stateless=True
+                self.authority, self.writing, push, repo, caller, guest, child, ours, share, stateless=True
             )
             await relay.run(self.idle)
 
@@ -73,7 +73,7 @@ class HttpPushes:
     ) -> AsyncIterator[tuple[Child, SocketStream]]:
         environment = {**self.environment, "REMOTE_ADDR": exchange.client}
         if push:
-            environment |= self.authority.environment(push)
+            environment |= self.authority.environment(push, exchange.caller.guest)
         mirror = self.mirror_of(repo.name).path
         with contextlib.ExitStack() as stack:
             errors = stack.enter_context(error_output(partial(self.hear, mirror)))

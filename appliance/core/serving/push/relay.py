@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from appliance.core.models import PushDecision, PushFault, RefCommand, Repo
+from appliance.core.models import Caller, Guest, PushDecision, PushFault, RefCommand, Repo
 from appliance.core.process.children import Child
 from appliance.core.serving.net.acceptor import Busy
 from appliance.core.serving.net.idle import Activity, end_tasks
@@ -43,7 +43,7 @@ class ReceivePackEnded(Exception):
         super().__init__(ENDED)
 
 
-class Guest(Protocol):
+class Sender(Protocol):
     """The guest's side of a push: a socket, or an HTTP request and its response."""
 
     async def receive(self) -> bytes:
@@ -70,15 +70,15 @@ class PushAuthority(Protocol):
         """The id of a new push."""
         ...
 
-    def environment(self, push: str) -> dict[str, str]:
-        """The environment variables for its hooks."""
+    def environment(self, push: str, guest: Guest | None) -> dict[str, str]:
+        """The environment variables for its hooks; `guest` is who pushes, if it is known."""
         ...
 
     async def rule(
         self,
         push: str,
         repo: Repo,
-        client: str,
+        caller: Caller,
         commands: Sequence[RefCommand],
         total: int,
         count_objects: Callable[[], Awaitable[int]],
@@ -93,7 +93,7 @@ class PushAuthority(Protocol):
 
 
 class PushRelay:
-    """One push of `client` to `repo`, between the guest and the child's socket. `writing` locks the mirror.
+    """One push of `caller` to `repo`, between the guest and the child's socket. `writing` locks the mirror.
 
     A `stateless` child sends nothing before it has the guest's commands; others begin with their list of refs. `share`
     is charged for those commands while they arrive.
@@ -105,8 +105,8 @@ class PushRelay:
         writing: Callable[[str], AbstractAsyncContextManager[None]],
         push: str,
         repo: Repo,
-        client: str,
-        guest: Guest,
+        caller: Caller,
+        guest: Sender,
         child: Child,
         ours: SocketStream,
         share: Share,
@@ -117,7 +117,7 @@ class PushRelay:
         self._writing = writing
         self._push = push
         self._repo = repo
-        self._client = client
+        self._caller = caller
         self._guest = guest
         self._child = child
         self._ours = ours
@@ -189,7 +189,7 @@ class PushRelay:
         # A child that ended before it had a command cannot have written anything, so the push is logged as refused.
         fault = request.fault or (ENDED if self._child_ended else None)
         decision = await self._authority.rule(
-            self._push, self._repo, self._client, request.commands, request.total, count_objects, fault
+            self._push, self._repo, self._caller, request.commands, request.total, count_objects, fault
         )
         if decision.accepted:
             await end_tasks(advertisement)

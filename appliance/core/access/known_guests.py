@@ -1,0 +1,60 @@
+"""The guests that are known now: who comes by which socket, from which address, with which token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from appliance.core.models import Guest
+from appliance.core.store.tokens import hash_of
+
+GUEST_TOKEN = re.compile(r"gmg_[A-Za-z0-9_-]{43}")
+
+
+class KnownGuests:
+    """Finds guests in memory, because every request asks. `clock` gives Unix seconds.
+
+    What is here is what holds: a guest that was removed, or whose time is over, is unknown from the next request on.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._by_id: dict[int, Guest] = {}
+        self._by_address: dict[str, Guest] = {}
+        self._by_hash: dict[str, Guest] = {}
+
+    def follow(self, guests: Iterable[tuple[Guest, str | None]]) -> None:
+        """Replaces all by these, each with the hash of its token."""
+        known = list(guests)
+        self._by_id = {guest.id: guest for guest, _ in known}
+        self._by_address = {guest.address: guest for guest, _ in known if guest.address is not None}
+        self._by_hash = {token: guest for guest, token in known if token is not None}
+
+    def all(self) -> list[Guest]:
+        """Every guest that is known, expired or not."""
+        return list(self._by_id.values())
+
+    def expired(self) -> list[Guest]:
+        """Those whose time is over."""
+        return [guest for guest in self._by_id.values() if not self._is_current(guest)]
+
+    def is_known(self, guest: Guest) -> bool:
+        """Whether this guest, and not another of its name, is still known."""
+        return self._by_id.get(guest.id) == guest and self._is_current(guest)
+
+    def of(self, socket_of: int | None, address: str, token: str | None = None) -> Guest | None:
+        """The guest that a request comes from, or None.
+
+        `socket_of` is the id of the guest whose socket it came by. The way that it came comes first, and nothing that
+        the request says changes that; a token counts for a request that came no known way.
+        """
+        if socket_of is not None:
+            found = self._by_id.get(socket_of)
+        else:
+            found = self._by_address.get(address)
+            if found is None and token is not None and GUEST_TOKEN.fullmatch(token):
+                found = self._by_hash.get(hash_of(token))
+        return found if found is not None and self._is_current(found) else None
+
+    def _is_current(self, guest: Guest) -> bool:
+        return guest.expires_at is None or guest.expires_at > self._clock()

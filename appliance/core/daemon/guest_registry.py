@@ -1,0 +1,100 @@
+"""Adds, removes and ends known guests: in the database, in what requests look up, and on disk as sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance.core.access.known_guests import KnownGuests
+from appliance.core.errors import GitmirrorError
+from appliance.core.models import Guest
+from appliance.core.serving.net.guest_sockets import GuestSockets
+from appliance.core.serving.net.seats import Seats
+from appliance.core.store.guests import GuestOrder, GuestStore, guest_document, overlapping
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks for guests whose time is over. Their requests are refused at once in any case."""
+
+
+@dataclass
+class GuestRegistry:
+    """Keeps `known` and `sockets` in step with `store`. `seats` has the connections of all guests."""
+
+    store: GuestStore
+    known: KnownGuests
+    sockets: GuestSockets
+    seats: Seats
+    problems: dict[int, str] = field(default_factory=dict)
+    """Why a guest cannot come by its sockets, by its id."""
+    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def open(self) -> None:
+        """Reads the guests and opens their sockets, when `serve` starts. A socket that fails does not stop the rest.
+
+        Raises StoreError.
+        """
+        async with self._one_at_a_time:
+            await self._follow()
+            for guest in self.known.all():
+                try:
+                    self.sockets.open(guest)
+                except GitmirrorError as error:
+                    self.problems[guest.id] = error.message
+                    log.error("the guest %s cannot come: %s", guest.name, error.message)
+
+    async def add(self, order: GuestOrder) -> dict[str, Any]:
+        """Makes a guest known, and returns its document with its `token` and `shared`, sessions that others may write.
+
+        Raises UsageError, Conflict, GitmirrorError, and then it is not known.
+        """
+        async with self._one_at_a_time:
+            others = self.known.all()
+            guest, token = await asyncio.to_thread(self.store.add, order)
+            try:
+                self.sockets.open(guest)
+            except BaseException:
+                await asyncio.to_thread(self.store.remove, guest.name)
+                raise
+            await self._follow()
+        return guest_document(guest) | {"token": token, "shared": overlapping(guest.sessions, others)}
+
+    async def remove(self, name: str) -> dict[str, Any]:
+        """Forgets a guest, ends its connections and removes its sockets. Raises UnknownGuest, StoreError."""
+        async with self._one_at_a_time:
+            guest = await asyncio.to_thread(self.store.get, name)
+            await asyncio.to_thread(self.store.remove, name)
+            await self._follow()
+            self._end(guest)
+        return guest_document(guest)
+
+    async def documents(self) -> list[dict[str, Any]]:
+        """Every known guest, by name, as `guests --json` shows it. Raises StoreError."""
+        last = await asyncio.to_thread(self.store.last_seen)
+        return [
+            guest_document(guest, last.get(guest.name), self.problems.get(guest.id))
+            for guest in sorted(self.known.all(), key=lambda guest: guest.name)
+        ]
+
+    async def run(self) -> None:
+        """Removes guests whose time is over, without end."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            for guest in self.known.expired():
+                try:
+                    log.info("the guest %s is no longer known: its time is over", guest.name)
+                    await self.remove(guest.name)
+                except GitmirrorError as error:
+                    log.error("the guest %s cannot be removed yet: %s", guest.name, error.message)
+                    self._end(guest)
+
+    def _end(self, guest: Guest) -> None:
+        self.problems.pop(guest.id, None)
+        self.sockets.close(guest.id)
+        self.seats.end_guest(guest.id)
+
+    async def _follow(self) -> None:
+        self.known.follow(await asyncio.to_thread(self.store.all))

@@ -1,0 +1,253 @@
+"""Known guests: who they are, what they may do, and the socket files that `serve` made for them."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.core.errors import Conflict, NotFound, UsageError
+from appliance.core.models import Guest, Repo
+from appliance.core.store.database import Database, rows
+from appliance.core.store.tokens import LONGEST, hash_of
+from appliance.core.text import escape_ascii
+from appliance.core.units import rfc3339
+
+PREFIX = "gmg_"
+"""The prefix of every guest token, so that a leaked one can be recognised."""
+MOST_SESSIONS = 256
+"""The most sessions of a guest. They travel to the hooks in one environment variable, which holds 128 KiB."""
+MOST_REPOS = 256
+LONGEST_PATH = 4000
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+_SESSION = re.compile(r"\*|[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\*?")
+
+
+class UnknownGuest(NotFound):
+    """No guest of that name is known."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no known guest {escape_ascii(name)}", hint="`guests` lists those that are known")
+
+
+@dataclass(frozen=True)
+class GuestOrder:
+    """What a guest that is to be made known is and may do; see `models.Guest`. `ttl` is in seconds, None for no end."""
+
+    name: str
+    sessions: tuple[str, ...] = ()
+    repos: tuple[Repo, ...] = ()
+    only: bool = False
+    unix: str | None = None
+    address: str | None = None
+    token: bool = False
+    ttl: float | None = None
+
+
+class GuestStore:
+    """The known guests in `database`. `clock` gives Unix seconds. Every method raises StoreError."""
+
+    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+        self._database = database
+        self._clock = clock
+
+    def add(self, order: GuestOrder) -> tuple[Guest, str | None]:
+        """Makes a guest known; returns it with its token, which is returned only this once.
+
+        Raises UsageError for an invalid order, Conflict if its name, its socket or its address is another guest's.
+        """
+        columns = _checked(order)
+        token, now = (PREFIX + secrets.token_urlsafe(32) if order.token else None), self._clock()
+        with self._database.writing() as connection:
+            for column in ("name", "unix", "address"):
+                taken = rows(connection, f"SELECT name FROM guests WHERE {column} = ?", columns[column])
+                if taken:
+                    raise _conflict(column, str(columns[column]), str(taken[0]["name"]))
+            ended = None if order.ttl is None else now + order.ttl
+            columns |= {"hash": token and hash_of(token), "created_at": now, "expires_at": ended}
+            connection.table("guests").insert(columns)
+            [row] = rows(connection, "SELECT id FROM guests WHERE name = ?", order.name)
+            for session in dict.fromkeys(order.sessions):
+                connection.execute("INSERT INTO guest_sessions VALUES (?, ?)", [row["id"], session])
+            for repo in order.repos:
+                connection.execute(
+                    "INSERT OR IGNORE INTO guest_repos VALUES (?, ?, ?)", [row["id"], repo.name, repo.id]
+                )
+        return self.get(order.name), token
+
+    def get(self, name: str) -> Guest:
+        """The guest of that name, expired or not. Raises UnknownGuest."""
+        found = self._read("WHERE name = ?", name)
+        if not found:
+            raise UnknownGuest(name)
+        return found[0][0]
+
+    def all(self) -> list[tuple[Guest, str | None]]:
+        """Every guest, by name, with the hash of its token; those that have expired and are not removed yet too."""
+        return self._read("")
+
+    def _read(self, where: str, *values: str) -> list[tuple[Guest, str | None]]:
+        chosen = f"guest_id IN (SELECT id FROM guests {where})"
+        with self._database.reading() as connection:
+            guests = rows(connection, f"SELECT * FROM guests {where} ORDER BY name", *values)
+            sessions = rows(connection, f"SELECT * FROM guest_sessions WHERE {chosen} ORDER BY session", *values)
+            repos = rows(connection, f"SELECT * FROM guest_repos WHERE {chosen} ORDER BY repo", *values)
+        sessions_of: dict[int, list[str]] = {}
+        repos_of: dict[int, dict[str, int]] = {}
+        for row in sessions:
+            sessions_of.setdefault(row["guest_id"], []).append(row["session"])
+        for row in repos:
+            repos_of.setdefault(row["guest_id"], {})[row["repo"]] = row["repo_id"]
+        return [
+            (_guest(row, sessions_of.get(row["id"], ()), repos_of.get(row["id"], {})), row["hash"]) for row in guests
+        ]
+
+    def remove(self, name: str) -> None:
+        """Forgets a guest. What it recorded keeps its name. Raises UnknownGuest."""
+        with self._database.writing() as connection:
+            if not connection.execute("DELETE FROM guests WHERE name = ?", [name]).rowcount:
+                raise UnknownGuest(name)
+
+    def sockets(self) -> dict[str, tuple[int, str]]:
+        """The socket files that were made, by path: the guest's id, and what identifies the file."""
+        with self._database.reading() as connection:
+            found = rows(connection, "SELECT path, guest_id, identity FROM guest_sockets")
+        return {row["path"]: (row["guest_id"], row["identity"]) for row in found}
+
+    def note_sockets(self, guest_id: int, identities: Mapping[str, str]) -> None:
+        """Remembers the socket files of a guest, by path, in place of those remembered before."""
+        with self._database.writing() as connection:
+            connection.execute("DELETE FROM guest_sockets WHERE guest_id = ?", [guest_id])
+            for path, identity in identities.items():
+                connection.execute(
+                    "INSERT OR REPLACE INTO guest_sockets (guest_id, path, identity) VALUES (?, ?, ?)",
+                    [guest_id, path, identity],
+                )
+
+    def last_seen(self) -> dict[str, dict[str, Any]]:
+        """What each guest did last, by name: `{at, what, repo}`, its newest hydration or turn."""
+        with self._database.reading() as connection:
+            found = rows(
+                connection,
+                """SELECT name, at, what, repo FROM (
+                     SELECT g.name AS name, h.at AS at, 'hydrated' AS what, h.repo AS repo FROM guests g
+                       JOIN hydrations h ON h.id = (SELECT max(id) FROM hydrations WHERE guest = g.name)
+                     UNION ALL
+                     SELECT g.name, CAST(strftime('%s', t.at) AS REAL), 'recorded ' || t.session, t.repo FROM guests g
+                       JOIN turns t ON t.id = (SELECT max(id) FROM turns WHERE guest = g.name)
+                   ) ORDER BY at""",
+            )
+        return {row["name"]: {"at": rfc3339(row["at"]), "what": row["what"], "repo": row["repo"]} for row in found}
+
+
+def guest_document(guest: Guest, last: Mapping[str, Any] | None = None, problem: str | None = None) -> dict[str, Any]:
+    """One guest as `guests --json` shows it. `last` is what it did last; `problem` is why it cannot come."""
+    return {
+        "name": guest.name,
+        "sessions": list(guest.sessions),
+        "repos": list(guest.repos),
+        "only": guest.only,
+        "unix": guest.unix,
+        "address": guest.address,
+        "has_token": guest.has_token,
+        "created_at": rfc3339(guest.created_at),
+        "expires_at": None if guest.expires_at is None else rfc3339(guest.expires_at),
+        "last": None if last is None else dict(last),
+        "problem": problem,
+    }
+
+
+def overlapping(sessions: Iterable[str], others: Iterable[Guest]) -> dict[str, list[str]]:
+    """Which of the session patterns other guests may write too, with the names of those guests."""
+    shared = {}
+    for pattern in sessions:
+        names = [guest.name for guest in others if any(_meet(pattern, other) for other in guest.sessions)]
+        if names:
+            shared[pattern] = names
+    return shared
+
+
+def _meet(one: str, other: str) -> bool:
+    """Whether a session can match both patterns."""
+    first, second = one.removesuffix("*"), other.removesuffix("*")
+    if one.endswith("*") and other.endswith("*"):
+        return first.startswith(second) or second.startswith(first)
+    if one.endswith("*"):
+        return other.startswith(first)
+    return first.startswith(second) if other.endswith("*") else one == other
+
+
+def _checked(order: GuestOrder) -> dict[str, Any]:
+    """The columns of an order. Raises UsageError."""
+    if not _NAME.fullmatch(order.name):
+        raise UsageError(
+            f"{escape_ascii(order.name)!r} is not a guest's name", hint="1 to 64 of A-Z a-z 0-9 . _ -, such as vm-7"
+        )
+    for session in order.sessions:
+        plain = session.removesuffix("*")
+        if not _SESSION.fullmatch(session) or ".." in plain or plain.endswith(".lock"):
+            raise UsageError(
+                f"{escape_ascii(session)!r} is not a session",
+                hint="a name such as fix-dns, or with * at its end all that begin so",
+            )
+    if len(order.sessions) > MOST_SESSIONS or len(order.repos) > MOST_REPOS:
+        raise UsageError(
+            f"a guest has at most {MOST_SESSIONS} sessions and {MOST_REPOS} repositories",
+            hint="a session that ends in * stands for many",
+        )
+    if order.unix is None and order.address is None and not order.token:
+        raise UsageError(f"nothing says how {order.name} comes", hint="give it --unix PATH, --address IP or --token")
+    if order.ttl is not None and not 1 <= order.ttl <= LONGEST:
+        raise UsageError("a guest is known for at least one second and at most ten years", hint="for example --ttl 8h")
+    return {
+        "name": order.name,
+        "only": order.only,
+        "unix": None if order.unix is None else _path(order.unix),
+        "address": None if order.address is None else _address(order.address),
+    }
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/") or len(text) > LONGEST_PATH or not text.isprintable() or text.endswith("/"):
+        raise UsageError(
+            f"{escape_ascii(text[:200])!r} is not the path of a socket",
+            hint="an absolute path such as /run/fc/vm-7/v.sock; serve adds _9418 and _9419",
+        )
+    if any(part in (".", "..", "") for part in text.split("/")[1:]):
+        raise UsageError(f"{escape_ascii(text)!r} has empty parts, . or ..", hint="give the path without them")
+    return text
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise UsageError(
+            f"{escape_ascii(text)!r} is not an IP address", hint="one address, such as 172.16.0.7"
+        ) from None
+
+
+def _conflict(column: str, value: str, name: str) -> Conflict:
+    if column == "name":
+        return Conflict(f"the guest {name} is known already", hint=f"`guest remove {name}` first, or another name")
+    called = {"unix": "the socket", "address": "the address"}[column]
+    return Conflict(f"{called} {escape_ascii(value)} is that of the guest {name}", hint=f"`guest remove {name}` first")
+
+
+def _guest(row: dict[str, Any], sessions: Iterable[str], repos: Mapping[str, int]) -> Guest:
+    return Guest(
+        id=row["id"],
+        name=row["name"],
+        sessions=tuple(sessions),
+        repos=dict(repos),
+        only=bool(row["only"]),
+        unix=row["unix"],
+        address=row["address"],
+        has_token=row["hash"] is not None,
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+    )
