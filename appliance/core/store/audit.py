@@ -41,7 +41,7 @@ _FOUND_REASON = "found in the mirror, not seen: its guest and the time of its pu
 
 @dataclass(frozen=True)
 class Attempt:
-    """One ref that a guest tried to write; `old` and `new` are the ids that it sent, `guest` its name if it is known."""
+    """One ref that a guest tried to write; `old` and `new` are the ids that it sent, `guest` is its name, if known."""
 
     push: str
     repo: str
