@@ -50,7 +50,7 @@ FETCH = Hydration("acme/widgets", NEW, 1, "depth 1", "hit", 7, 0.1, 0.2, "10.0.0
 EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
     (
         FetchBegan(at=AT, repo=REPO, want=NEW, shape="depth 1", client="10.0.0.7", protocol="git"),
-        {"event": "hydrating", "want": NEW, "shape": "depth 1", "client": "10.0.0.7", "protocol": "git"},
+        {"event": "hydrating", "want": NEW, "shape": "depth 1", "client": "10.0.0.7", "protocol": "git", "guest": None},
     ),
     (
         FetchEnded(at=AT, repo=REPO, fetch=FETCH),
@@ -65,6 +65,7 @@ EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
             "seconds": 0.2,
             "client": "10.0.0.7",
             "protocol": "git",
+            "guest": None,
         },
     ),
     (
@@ -87,6 +88,7 @@ EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
             "old": None,
             "new": NEW,
             "client": "10.0.0.7",
+            "guest": None,
         },
     ),
     (
@@ -163,6 +165,7 @@ EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
             "refs": ["refs/heads/main"],
             "reason": "no",
             "client": "10.0.0.7",
+            "guest": None,
         },
     ),
 ]

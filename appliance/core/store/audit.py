@@ -248,7 +248,7 @@ class AuditLog:
                           CASE WHEN a.verdict = 'accepted' THEN coalesce(o.outcome, 'pending') END AS outcome,
                           coalesce((SELECT n.reason FROM audit_events n WHERE n.kind = 'note' AND n.repo = a.repo AND
                             n.ref = 'refs/gitmirror/turns/' || a.id), o.reason, a.reason) AS reason, a.client,
-                          a.guest, a.hash
+                          a.hash, a.guest
                    FROM audit_events a LEFT JOIN audit_events o ON o.attempt = a.id
                    WHERE a.kind = 'attempt' AND (?1 IS NULL OR a.repo = ?1) AND (?2 IS NULL OR a.session = ?2)
                    AND (?3 IS NULL OR a.verdict = ?3) AND (?4 IS NULL OR a.at >= ?4) AND a.id > ?5

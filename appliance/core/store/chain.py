@@ -78,7 +78,7 @@ def append_event(connection: sqlite_utils.Database, **columns: Any) -> int:
 
     Its id is the next one, unless `columns` contains an id.
     """
-    event: dict[str, Any] = dict.fromkeys(HASHED[VERSION])
+    event: dict[str, Any] = dict.fromkeys(_STORED)
     event |= {"id": highest_id(connection) + 1} | columns | {"prev": head_of(connection), "version": VERSION}
     event["hash"] = hashlib.sha256(canonical_form(event)).hexdigest()
     connection.execute(_INSERT, [event[name] for name in _STORED])

@@ -15,7 +15,7 @@ def push_past_the_relay(node: Node, ref: str, **environment: str | None) -> str:
     """Push with git daemon itself, configured as `serve` does it; return all that it says."""
     turns = node.serve.home / "turns"
     turns.write_text("".join(f"{each} 1\n" for each in (ref, "refs/heads/main")))
-    given = {"GITMIRROR_PUSH": "test", "GITMIRROR_TURNS": str(turns)}
+    given = {"GITMIRROR_PUSH": "test", "GITMIRROR_TURNS": str(turns), "GITMIRROR_SESSIONS": "*"}
     config = str(node.serve.state / "run" / "serving.config")
     env = clean_env(node.serve.home, GIT_CONFIG_GLOBAL=config, **{**given, **environment})
     daemon = f"{git('--exec-path')}/git-daemon"

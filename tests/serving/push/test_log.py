@@ -23,7 +23,7 @@ from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 
 # Of the contract, in its order.
-KEYS = ["id", "at", "repo", "session", "ref", "old", "new", "verdict", "outcome", "reason", "client", "hash"]
+KEYS = ["id", "at", "repo", "session", "ref", "old", "new", "verdict", "outcome", "reason", "client", "hash", "guest"]
 
 
 def push(serve: Serve, *commands: tuple[str, str, str], pack: bytes = EMPTY_PACK, repo: str = WIDGETS) -> bool:
