@@ -1,0 +1,125 @@
+"""Each git client clones, fetches and records, and its user can read why a push is refused."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.clients.conftest import Client, Hub
+from tests.conftest import WIDGETS
+from tests.serving.conftest import entry_of, wait_settled
+from tests.support.gitutil import commit_files, fsck, git, refs
+
+pytestmark = pytest.mark.slow
+
+BRANCH = "branches and tags are the upstream's: push them there"
+SESSION = "only refs/agents/SESSION may be written"
+
+
+def cloned(hub: Hub, client: Client, directory: Path, depth: int = 0) -> Path:
+    """A clone by this client."""
+    said = client.clone(hub.url(client), directory, depth)
+    assert said.code == 0, said.text
+    assert git("rev-parse", "HEAD", cwd=directory) == hub.tip()
+    assert git("status", "--porcelain", cwd=directory) == ""
+    fsck(directory)
+    return directory
+
+
+def record(hub: Hub, client: Client, workspace: Path, session: str) -> None:
+    """Push HEAD as this session: the ref moves, and the log tells so."""
+    said = client.push(workspace, f"+HEAD:refs/agents/{session}")
+    commit = git("rev-parse", "HEAD", cwd=workspace)
+    assert (said.code, hub.tip(f"refs/agents/{session}")) == (0, commit), said.text
+    wait_settled(hub.serve)
+    entry = entry_of(hub.serve, f"refs/agents/{session}")
+    assert (entry["verdict"], entry["outcome"], entry["new"]) == ("accepted", "applied", commit)
+
+
+def commit_many(workspace: Path, count: int) -> None:
+    """So many commits on the current branch that the mirror does not have."""
+    lines = []
+    for number in range(count):
+        text = f"local {number}"
+        lines.append(
+            f"commit refs/heads/local\ncommitter A Tester <tester@example.com> {1700000000 + number} +0000\n"
+            f"data {len(text)}\n{text}\n" + ("from HEAD\n" if number == 0 else "")
+        )
+    git("fast-import", "--quiet", cwd=workspace, input="".join(lines))
+    git("reset", "--quiet", "--hard", "refs/heads/local", cwd=workspace)
+
+
+def test_it_clones_fetches_and_records(hub_of_clients: Hub, client: Client, tmp_path: Path) -> None:
+    """The clone is whole; turns are recorded, rewritten ones too; a fetch finds the common history."""
+    hub = hub_of_clients
+    workspace = cloned(hub, client, tmp_path / "clone")
+    assert git("rev-list", "--count", "HEAD", cwd=workspace) == git("rev-list", "--count", "main", cwd=hub.mirror)
+    session = f"whole-{client.id}"
+    commit_files(workspace, {"turn.txt": f"first of {client.id}"}, f"first turn of {client.id}")
+    record(hub, client, workspace, session)
+    git("commit", "--quiet", "--amend", "-m", f"the first turn of {client.id}, again", cwd=workspace)
+    record(hub, client, workspace, session)
+    # A client sends 16 or 32 of its commits at a time until one is known: this takes it several rounds.
+    commit_many(workspace, 100)
+    tip = hub.move(client.id)
+    said = client.fetch(workspace)
+    assert said.code == 0, said.text
+    assert git("rev-parse", "refs/remotes/origin/main", cwd=workspace) == tip
+    fsck(workspace)
+    record(hub, client, workspace, session)
+
+
+def test_it_records_from_a_shallow_clone(hub_of_clients: Hub, client: Client, tmp_path: Path) -> None:
+    """A depth of 1 is one commit; a turn of megabytes is recorded from it, and a fetch brings what is new."""
+    hub = hub_of_clients
+    workspace = cloned(hub, client, tmp_path / "clone", depth=1)
+    assert git("rev-list", "--count", "HEAD", cwd=workspace) == "1"
+    # Past the size at which git and JGit send a request in chunks.
+    noise = random.Random(client.id).randbytes(3 * 2**20)
+    commit_files(workspace, {"noise.bin": noise}, f"a large turn of {client.id}")
+    record(hub, client, workspace, f"shallow-{client.id}")
+    tip = hub.move(client.id)
+    said = client.fetch(workspace)
+    assert said.code == 0, said.text
+    assert git("rev-parse", "refs/remotes/origin/main", cwd=workspace) == tip
+    assert git("show", "refs/remotes/origin/main:moved.txt", cwd=workspace) == client.id
+    fsck(workspace)
+
+
+@pytest.mark.parametrize(
+    ("ref", "reason"),
+    [
+        ("refs/heads/mine", BRANCH),
+        ("refs/heads/main", BRANCH),
+        ("refs/agents/two/parts", SESSION),
+        ("refs/agents/-dash", SESSION),
+    ],
+    ids=["new-branch", "branch", "two-parts", "dash"],
+)
+def test_its_user_reads_why_a_push_is_refused(
+    hub_of_clients: Hub, client: Client, tmp_path: Path, ref: str, reason: str
+) -> None:
+    """The client fails, prints the reason of this ref and what is allowed, and no ref of the mirror has moved."""
+    hub = hub_of_clients
+    workspace = cloned(hub, client, tmp_path / "clone", depth=1)
+    before = refs(hub.mirror)
+    # Large enough that the pack is still on its way when the push is refused.
+    noise = random.Random(client.id).randbytes(3 * 2**20)
+    commit_files(workspace, {"noise.bin": noise}, f"a refused turn of {client.id}")
+    said = client.push(workspace, f"+HEAD:{ref}")
+    assert said.code != 0, said.text
+    assert reason in said.text
+    assert "gitmirror: allowed here: git push MIRROR HEAD:refs/agents/SESSION" in said.text
+    assert refs(hub.mirror) == before
+
+
+def test_its_user_reads_that_a_repository_is_not_here(hub_of_clients: Hub, client: Client, tmp_path: Path) -> None:
+    """The client fails at once and leaves no clone that looks like one."""
+    said = client.clone(hub_of_clients.url(client, "acme/elsewhere"), tmp_path / "clone")
+    assert said.code != 0, said.text
+    if client.road == "git" or client.name not in ("dulwich", "pygit2"):
+        # Over HTTP these two print the status at most.
+        assert "/acme/elsewhere is not mirrored here" in said.text
+    assert WIDGETS not in said.text
