@@ -80,7 +80,7 @@ def test_it_records_from_a_shallow_clone(hub_of_clients: Hub, client: Client, tm
     noise = random.Random(client.id).randbytes(3 * 2**20)
     commit_files(workspace, {"noise.bin": noise}, f"a large turn of {client.id}")
     record(hub, client, workspace, f"shallow-{client.id}")
-    # With a tree that is new: go-git does not say that its history is cut off, so git leaves out what is in the history.
+    # With a tree that is new: go-git does not say that its history is cut off, and git leaves out what is in all of it.
     tip = hub.move(f"after a shallow clone by {client.id}")
     said = client.fetch(workspace)
     assert said.code == 0, said.text
@@ -113,6 +113,31 @@ def test_its_user_reads_why_a_push_is_refused(
     assert reason in said.text
     assert "gitmirror: allowed here: git push MIRROR HEAD:refs/agents/SESSION" in said.text
     assert refs(hub.mirror) == before
+
+
+def test_its_user_reads_why_what_was_packed_is_refused(hub_of_clients: Hub, client: Client, tmp_path: Path) -> None:
+    """Of a tag the hook finds out only when it is unpacked. The reason is also in the report on the ref."""
+    hub = hub_of_clients
+    workspace = cloned(hub, client, tmp_path / "clone", depth=1)
+    git("tag", "-a", "-m", f"a tag of {client.id}", "new", cwd=workspace)
+    before = refs(hub.mirror)
+    said = client.push(workspace, "refs/tags/new:refs/agents/tagged")
+    assert said.code != 0, said.text
+    reports = [line for line in said.text.splitlines() if "gitmirror: " not in line]
+    assert any("a recorded object has to be a commit" in line for line in reports), said.text
+    assert refs(hub.mirror) == before
+
+
+def test_its_user_reads_that_a_session_cannot_be_deleted(hub_of_clients: Hub, client: Client, tmp_path: Path) -> None:
+    """The session stays as it is."""
+    hub, session = hub_of_clients, f"deleted-{client.id}"
+    workspace = cloned(hub, client, tmp_path / "clone", depth=1)
+    commit_files(workspace, {"turn.txt": session}, session)
+    record(hub, client, workspace, session)
+    said = client.push(workspace, f":refs/agents/{session}")
+    assert said.code != 0, said.text
+    assert "recorded sessions cannot be deleted" in said.text
+    assert hub.tip(f"refs/agents/{session}") == git("rev-parse", "HEAD", cwd=workspace)
 
 
 def test_its_user_reads_that_a_repository_is_not_here(hub_of_clients: Hub, client: Client, tmp_path: Path) -> None:

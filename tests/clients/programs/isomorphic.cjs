@@ -14,14 +14,19 @@ async function main(action, ...args) {
   } else {
     const [dir, refspec] = args
     const [source, remoteRef] = refspec.replace(/^\+/, '').split(':')
-    const ref = source === 'HEAD' ? await git.currentBranch({ fs, dir, fullname: true }) : source
-    await git.push({ fs, http, dir, remote: 'origin', ref, remoteRef, force: refspec.startsWith('+'), onMessage })
+    const branch = await git.currentBranch({ fs, dir, fullname: true })
+    await git.push({
+      fs, http, dir, onMessage, remoteRef,
+      remote: 'origin',
+      ref: source === 'HEAD' || source === '' ? branch : source,
+      force: refspec.startsWith('+'),
+      delete: source === '',
+    })
   }
 }
 
 main(...process.argv.slice(2)).catch((error) => {
   // What a program prints that catches its errors.
   console.error(`${error.name}: ${error.message}`)
-  if (process.env.VERBOSE) console.error(error.stack, JSON.stringify(error.data))
   process.exitCode = 1
 })
