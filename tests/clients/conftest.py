@@ -12,6 +12,7 @@ import pytest
 
 from appliance.core.api.client import call
 from appliance.core.layout import Layout
+from tests.access.conftest import TOKEN, lock, write_secret
 from tests.conftest import WIDGETS
 from tests.serving.conftest import SETTLED
 from tests.support.generate import add_commit
@@ -38,7 +39,8 @@ class Said:
 class Client:
     """A git client, and how it talks: over git:// or HTTP, in which version of git's protocol (None: as it likes).
 
-    `argv` runs git itself, or a program that takes `clone URL DIR DEPTH`, `fetch DIR` and `push DIR REFSPEC`.
+    `argv` runs git itself, or a program that takes `clone URL DIR DEPTH`, `fetch DIR` and `push DIR REFSPEC`. A `$HOME`
+    in it is the test's.
     """
 
     name: str
@@ -87,11 +89,12 @@ class Client:
 
     def _run(self, *args: str) -> Said:
         home = Path(os.environ["HOME"])
-        # Where JGit looks for it, too.
+        # JGit knows no other place.
         config = home / ".gitconfig"
         config.write_text("" if self.version is None else f"[protocol]\n\tversion = {self.version}\n")
         env = clean_env(home, GIT_CONFIG_GLOBAL=str(config), **self.env)
-        done = run_process([*self.argv, *args], env=env, timeout=120)
+        argv = [each.replace("$HOME", str(home)) for each in self.argv]
+        done = run_process([*argv, *args], env=env, timeout=120)
         return Said(done.returncode, (done.stdout + done.stderr).decode(errors="replace"))
 
 
@@ -108,7 +111,7 @@ def _python(name: str, program: str) -> list[Client]:
 def _jgit() -> list[Client]:
     folder = GOT / "jgit"
     quick = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
-    argv = ("java", *quick, "-cp", f"{folder}/classes:{folder}/lib/*", "JgitClient")
+    argv = ("java", *quick, "-Duser.home=$HOME", "-cp", f"{folder}/classes:{folder}/lib/*", "JgitClient")
     # Java takes the encoding of file names from the locale.
     env = {"LC_ALL": "C.UTF-8"}
     return [
@@ -167,6 +170,20 @@ def hub_of_clients(tmp_path_factory: pytest.TempPathFactory, generated_bare: Pat
     with HttpUpstream(base / "upstream") as upstream:
         upstream.add(WIDGETS, generated_bare)
         with Serve(base / "state", repos=[upstream.url(WIDGETS)], refresh=SETTLED).start() as serve:
+            serve.wait_for_repo(WIDGETS)
+            yield Hub(serve, upstream)
+
+
+@pytest.fixture(scope="module")
+def private_hub(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iterator[Hub]:
+    """A node that mirrors `acme/widgets` with a credential, so that guests need a read token."""
+    base = tmp_path_factory.mktemp("private")
+    with HttpUpstream(base / "upstream") as upstream:
+        upstream.add(WIDGETS, generated_bare)
+        lock(upstream, WIDGETS)
+        url, secret = upstream.url(WIDGETS), write_secret(base / "token", TOKEN)
+        entries = [{"url": url, "token_file": str(secret)}]
+        with Serve(base / "state", repos=[url], refresh=SETTLED, credentials=entries).start() as serve:
             serve.wait_for_repo(WIDGETS)
             yield Hub(serve, upstream)
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import Client, Hub
+from tests.clients.conftest import CLIENTS, Client, Hub
 from tests.conftest import WIDGETS
 from tests.serving.conftest import entry_of, wait_settled
-from tests.support.gitutil import commit_files, fsck, git, refs
+from tests.support.gitutil import clean_env, commit_files, fsck, git, git_result, refs
 
 pytestmark = pytest.mark.slow
 
 BRANCH = "branches and tags are the upstream's: push them there"
 SESSION = "only refs/agents/SESSION may be written"
+OVER_HTTP = [client for client in CLIENTS if client.road == "http" and client.name not in ("git-oldest", "git-newest")]
+"""Those to which a read token is given in another way than to git."""
 
 
 def cloned(hub: Hub, client: Client, directory: Path, depth: int = 0) -> Path:
@@ -148,3 +151,31 @@ def test_its_user_reads_that_a_repository_is_not_here(hub_of_clients: Hub, clien
         # Over HTTP these two print the status at most.
         assert "/acme/elsewhere is not mirrored here" in said.text
     assert WIDGETS not in said.text
+
+
+@pytest.mark.parametrize("client", OVER_HTTP, ids=[client.id for client in OVER_HTTP], indirect=True)
+def test_it_reads_and_records_with_a_token(private_hub: Hub, client: Client, tmp_path: Path) -> None:
+    """As the password in the URL, or as a header of libgit2; without it, there is no repository."""
+    hub, url = private_hub, private_hub.url(client)
+    said = client.clone(url, tmp_path / "without")
+    assert said.code != 0, said.text
+    token = hub.serve.cli_json("token", "issue", "--repo", WIDGETS, "--ttl", "1h")["token"]
+    if client.name == "pygit2":
+        # libgit2 sends the password of a URL only when it is asked for it.
+        client = replace(client, env={**client.env, "HEADER": f"Authorization: Bearer {token}"})
+    else:
+        url = url.replace("//", f"//guest:{token}@")
+    workspace = tmp_path / "clone"
+    said = client.clone(url, workspace)
+    assert said.code == 0, said.text
+    assert git("rev-parse", "HEAD", cwd=workspace) == hub.tip()
+    commit_files(workspace, {"turn.txt": client.id}, f"with a token, by {client.id}")
+    record(hub, client, workspace, f"token-{client.id}")
+
+
+def test_a_client_of_the_dumb_protocol_is_told(hub_of_clients: Hub, tmp_path: Path) -> None:
+    """It asks for `info/refs` without a service."""
+    env = clean_env(tmp_path, GIT_SMART_HTTP="0")
+    code, _, said = git_result("ls-remote", f"{hub_of_clients.serve.http_url}/{WIDGETS}", env=env)
+    assert code != 0
+    assert "remote: only git's smart protocol is served: fetch and push" in said

@@ -17,7 +17,7 @@ def main(action: str, *args: str) -> int:
             url, directory, depth = args
             porcelain.clone(url, directory, depth=int(depth) or None, errstream=said).close()
         elif action == "fetch":
-            porcelain.fetch(*args, errstream=said)
+            porcelain.fetch(args[0], errstream=said)
         else:
             directory, refspec = args
             result = porcelain.push(directory, "origin", refspec, outstream=said, errstream=said)

@@ -1,13 +1,17 @@
-"""libgit2 as a client: `clone URL DIR DEPTH`, `fetch DIR`, `push DIR REFSPEC`. A depth of 0 is the whole history."""
+"""libgit2 as a client: `clone URL DIR DEPTH`, `fetch DIR`, `push DIR REFSPEC`. A depth of 0 is the whole history.
+
+`$HEADER` is sent with each request, if it is set.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pygit2
 
 
-class Callbacks(pygit2.RemoteCallbacks):
+class Callbacks(pygit2.RemoteCallbacks):  # type: ignore[misc]
     """Prints what the server says, and what became of each ref, as every program on libgit2 has to."""
 
     refused = False
@@ -15,6 +19,11 @@ class Callbacks(pygit2.RemoteCallbacks):
     def sideband_progress(self, string: str) -> None:
         """Called with what the server prints."""
         print(string, end="", file=sys.stderr)
+
+    def custom_headers(self) -> list[str] | None:
+        """Called before each connection."""
+        header = os.environ.get("HEADER")
+        return [header] if header else None
 
     def push_update_reference(self, refname: str, message: str | None) -> None:
         """Called for each ref that was pushed, with the reason if it was refused."""
