@@ -50,8 +50,8 @@ debian_git() {
     done
     rm -rf apt
     local loader libraries file
-    loader=$(find "$PWD/root" -name 'ld-linux*.so.*' | head -n 1)
-    libraries=$(find "$PWD/root/usr/lib" "$PWD/root/lib" -name '*.so.*' -printf '%h\n' 2>/dev/null | sort -u | paste -sd :)
+    loader=$(find "$PWD/root" -name 'ld-linux*.so.*' -print -quit)
+    libraries=$(find "$PWD/root" -name '*.so.*' -printf '%h\n' | sort -u | paste -sd :)
     for file in root/usr/bin/git root/usr/lib/git-core/git-*; do
         # Scripts run as they are. Programs are not found by the kernel's own loader.
         if [ "$(head -c 4 "$file" | tail -c 3)" = ELF ]; then
@@ -113,10 +113,20 @@ make_go-git() {
     echo "$go_git" >version
 }
 
-# Usage: get CLIENT  Makes it, unless it is there with the program of this checkout.
+# Usage: is_there CLIENT  Whether it is there, with the program of this checkout, for the Python of the tests.
+is_there() {
+    local folder=$clients/$1
+    [ -e "$folder/version" ] || return 1
+    case $1 in
+        pygit2) PYTHONPATH=$folder/lib "$(find_python)" -c 'import pygit2' 2>/dev/null ;;
+        jgit | go-git) cmp -s "$folder/program" "${program[$1]}" ;;
+    esac
+}
+
+# Usage: get CLIENT  Makes it, unless it is there.
 get() {
     local folder=$clients/$1
-    if [ -e "$folder/version" ] && { ! [ -e "$folder/program" ] || cmp -s "$folder/program" "${program[$1]}"; }; then
+    if is_there "$1"; then
         echo "$1: $(cat "$folder/version"), as before"
     elif bash "$here/scripts/get_clients.sh" --make "$1" >"$folder.log" 2>&1; then
         echo "$1: $(cat "$folder/version")"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,8 @@ class Client:
             return None
         if not (GOT / self.name / "version").exists():
             return f"{self.name} is not in {GOT}: scripts/get_clients.sh gets it"
+        if self.name == "pygit2" and not list(GOT.glob(f"pygit2/lib/pygit2/*{sysconfig.get_config_var('EXT_SUFFIX')}")):
+            return f"pygit2 in {GOT} is for another Python: scripts/get_clients.sh makes it anew"
         if self.source and (GOT / self.name / "program").read_bytes() != (PROGRAMS / self.source).read_bytes():
             return f"{self.name} in {GOT} is of another {self.source}: scripts/get_clients.sh makes it anew"
         return None
