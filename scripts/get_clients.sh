@@ -21,7 +21,7 @@ clients=${GITMIRROR_CLIENTS:-${XDG_CACHE_HOME:-$HOME/.cache}/gitmirror/clients}
 all=(git-oldest git-newest pygit2 isomorphic-git jgit go-git)
 pygit2=1.21.0
 isomorphic_git=1.44.17
-jgit=7.8.0.202609011348-r
+jgit=7.8.1.202611041320-r
 go_git=v5.19.3
 
 # Each of these makes one client in the current directory, which is empty, and leaves its version in the file `version`.
