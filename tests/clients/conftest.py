@@ -73,24 +73,25 @@ class Client:
     def clone(self, url: str, directory: Path, depth: int = 0) -> Said:
         """Clone everything, or so many commits of the default branch."""
         if self._is_git:
-            return self._run("clone", *([f"--depth={depth}"] if depth else []), url, str(directory))
-        return self._run("clone", url, str(directory), str(depth))
+            return self.run("clone", *([f"--depth={depth}"] if depth else []), url, str(directory))
+        return self.run("clone", url, str(directory), str(depth))
 
     def fetch(self, directory: Path) -> Said:
         """Fetch what is new from origin."""
-        return self._run("-C", str(directory), "fetch") if self._is_git else self._run("fetch", str(directory))
+        return self.run("-C", str(directory), "fetch") if self._is_git else self.run("fetch", str(directory))
 
     def push(self, directory: Path, refspec: str) -> Said:
         """Push to origin."""
         if self._is_git:
-            return self._run("-C", str(directory), "push", "origin", refspec)
-        return self._run("push", str(directory), refspec)
+            return self.run("-C", str(directory), "push", "origin", refspec)
+        return self.run("push", str(directory), refspec)
 
     @property
     def _is_git(self) -> bool:
         return self.name in ("git-oldest", "git-newest")
 
-    def _run(self, *args: str) -> Said:
+    def run(self, *args: str) -> Said:
+        """Run it with these arguments."""
         home = Path(os.environ["HOME"])
         # JGit knows no other place.
         config = home / ".gitconfig"

@@ -110,7 +110,8 @@ def test_its_user_reads_why_a_push_is_refused(hub_of_clients: Hub, client: Clien
     ):
         said = client.push(workspace, refspec)
         assert said.code != 0, f"{refspec}: {said.text}"
-        reports, messages = [], []
+        reports: list[str] = []
+        messages: list[str] = []
         for line in said.text.splitlines():
             (messages if "gitmirror: " in line else reports).append(line)
         assert any(reason in line for line in reports), f"{refspec}: {said.text}"
