@@ -100,8 +100,11 @@ def test_a_recording_is_a_commit(node: Node, tmp_path: Path) -> None:
         name = new_session()
         code, _, stderr = git_result("push", "origin", f"{revision}:{AGENTS}{name}", cwd=guest)
         assert code == 1
-        assert f"is a {kind}" in stderr and "has to be a commit" in stderr
-        assert entry_of(node.serve, f"{AGENTS}{name}")["outcome"] == "failed"
+        reason = f"a recorded object has to be a commit, but {git('rev-parse', revision, cwd=guest)} is a {kind}"
+        assert f"remote: gitmirror: refused '{AGENTS}{name}': {reason}" in stderr
+        assert f"-> {AGENTS}{name} ({reason})" in stderr, "also where git reports on the ref"
+        entry = entry_of(node.serve, f"{AGENTS}{name}")
+        assert (entry["outcome"], entry["reason"]) == ("failed", reason)
         assert session_of(node, name) is None
     assert_turns_are_kept(node)
 

@@ -454,6 +454,31 @@ def test_an_error_of_the_handler_is_its_answer() -> None:
     play(script)
 
 
+@pytest.mark.parametrize(
+    ("target", "line"),
+    [
+        (b"/acme/widgets", "HTTP/1.1 404 /acme/widgets is not here"),
+        (b"/a%0d%0aset-cookie:%20x%00%1b", "HTTP/1.1 404 /a\\r"),
+        (b"/caf%C3%A9%FF", "HTTP/1.1 404 /caf\\xe9\\ufffd is not here"),
+        (b"/" + b"a" * 1000, "HTTP/1.1 404 /" + "a" * 196 + "..."),
+    ],
+    ids=["path", "line-break", "not-ascii", "long"],
+)
+def test_the_reason_phrase_of_an_error_says_what_is_wrong(target: bytes, line: str) -> None:
+    """Clients that print no body of an error print this: one line of printable ASCII, whatever the guest said."""
+
+    async def missing(exchange: Exchange) -> None:
+        raise HttpError(HTTPStatus.NOT_FOUND, f"{exchange.path} is not here\nand a second line\n")
+
+    async def script(client: Client) -> None:
+        await client.send(get(target.decode()))
+        head = await client.reader.readuntil(b"\r\n\r\n")
+        assert head.decode("ascii").splitlines()[0] == line
+        assert b"set-cookie" not in head.partition(b"\r\n")[2]
+
+    play(script, missing)
+
+
 def test_an_error_in_the_middle_of_an_answer_cuts_it_off() -> None:
     """The client sees that it is not whole: the last chunk never comes."""
 

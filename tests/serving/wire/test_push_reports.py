@@ -133,6 +133,30 @@ def banded(report: bytes, size: int) -> bytes:
 SOME = [RefCommand(ZERO, OID, "refs/agents/a"), RefCommand(ZERO, OID, "refs/agents/b")]
 
 
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_the_reason_of_the_hook_is_in_the_report(size: int) -> None:
+    """For guests that show no messages, and for the log; a ref that the hook did not name keeps git's words."""
+    report = report_of(
+        "unpack ok", "ng refs/agents/a pre-receive hook declined", "ng refs/agents/b failed to update ref"
+    )
+    said = b"gitmirror: refused 'refs/agents/a': it is a tag\ngitmirror: refused 'refs/agents/b': it is too large\n"
+    bands = packet(b"\2" + said[:30]) + packet(b"\2" + said[30:])
+    reader, passed = read_report(bands + banded(report, 900), frozenset({"side-band-64k"}), size)
+    assert passed == bands
+    assert reader.outcome(SOME) == {"refs/agents/a": "it is a tag", "refs/agents/b": "failed to update ref"}
+    explained = report_of("unpack ok", "ng refs/agents/a it is a tag", "ng refs/agents/b failed to update ref")
+    assert reader.answer() == banded(explained, 900)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 60])
+def test_a_report_that_is_cut_off_is_passed_on_as_it_came(cut: int) -> None:
+    """It is not made to look whole."""
+    said = packet(b"\2gitmirror: refused 'refs/agents/a': it is a tag\n")
+    answer = banded(report_of("unpack ok", "ng refs/agents/a pre-receive hook declined")[:-cut], 900)[:-4]
+    reader, passed = read_report(said + answer, frozenset({"side-band-64k"}), 4096)
+    assert (passed, reader.answer()) == (said, answer)
+
+
 @pytest.mark.parametrize("band", ["side-band", "side-band-64k", ""])
 @pytest.mark.parametrize("size", [1, 3, 900])
 def test_the_report_is_the_same_on_every_band(band: str, size: int) -> None:

@@ -19,7 +19,7 @@ from appliance.core.models import Caller, Guest
 from appliance.core.serving.net.acceptor import Limits
 from appliance.core.serving.net.seats import Seat
 from appliance.core.serving.net.streams import CHUNK, IdleTimeout, SocketStream
-from appliance.core.text import escape
+from appliance.core.text import escape, escape_ascii
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ class HttpError(Exception):
         super().__init__(text)
         self.status = status
         self.text = escape(text, keep="\n")
+        # Stands in the status line, too, because JGit and isomorphic-git show their users no more of an error.
+        self.reason = escape_ascii(text.partition("\n")[0], 200).encode()
         self.headers = dict(headers or {})
 
 
@@ -186,13 +188,14 @@ class Exchange:
         except zlib.error:
             raise HttpError(HTTPStatus.BAD_REQUEST, "the body is not gzip\n") from None
 
-    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+    async def start(self, status: int, headers: Mapping[str, str], reason: bytes = b"") -> None:
         """Prepares the head, sent with the first bytes of the body. Without `content-length`, the body is chunked."""
         fields = [("server", "gitmirror"), *headers.items()]
         self.started = True
         # h11 resets this when the response begins.
         self.body_held_back = self._connection.they_are_waiting_for_100_continue
-        response = h11.Response(status_code=status, headers=fields, reason=HTTPStatus(status).phrase.encode())
+        reason = reason or HTTPStatus(status).phrase.encode()
+        response = h11.Response(status_code=status, headers=fields, reason=reason)
         self._held += self._connection.send(response) or b""
 
     async def send(self, data: bytes) -> None:
@@ -225,11 +228,13 @@ class Exchange:
         """Cuts the connection."""
         self._stream.abort()
 
-    async def answer(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+    async def answer(
+        self, status: int, text: str, headers: Mapping[str, str] | None = None, reason: bytes = b""
+    ) -> None:
         """Sends a complete response."""
         body = text.encode("utf-8", "replace")
         fields = {"content-type": TEXT, "content-length": str(len(body)), **(headers or {})}
-        await self.start(status, fields)
+        await self.start(status, fields, reason)
         if self.method != "HEAD":
             await self.send(body)
         await self.finish()
@@ -302,7 +307,7 @@ class HttpPort:
                 return False
             else:
                 content_type, text = self._explain(error, target)
-                await exchange.answer(error.status, text, {"content-type": content_type, **error.headers})
+                await exchange.answer(error.status, text, {"content-type": content_type, **error.headers}, error.reason)
         except h11.RemoteProtocolError as error:
             malformed = HttpError(HTTPStatus(error.error_status_hint), "malformed request\n")
             await self._answer_unread(connection, stream, malformed, target)
@@ -319,7 +324,7 @@ class HttpPort:
         content_type, text = self._explain(error, target)
         body = text.encode()
         head = [("content-type", content_type), ("content-length", str(len(body))), ("connection", "close")]
-        response = h11.Response(status_code=error.status, headers=head, reason=error.status.phrase.encode())
+        response = h11.Response(status_code=error.status, headers=head, reason=error.reason)
         for event in (response, h11.Data(data=body), h11.EndOfMessage()):
             await stream.send(connection.send(event) or b"")
 

@@ -283,7 +283,7 @@ class PushRelay:
             await end_tasks(upwards)
             await self._child.wait()
             await self._authority.conclude(decision, reader.outcome(decision.commands), self._sent)
-        await self._send_to_guest(bytes(reader.held))
+        await self._send_to_guest(reader.answer())
         if self._guest_gone:
             raise ConnectionAbortedError("the guest disconnected before it received the outcome")
         await self._guest.end()

@@ -184,11 +184,19 @@ def _banded(band: bytes, data: bytes) -> bytes:
     return b"".join(packet(band + data[at : at + 900]) for at in range(0, len(data), 900))
 
 
+_DECLINED = "pre-receive hook declined"
+_HOOK_SAID = re.compile(r"^gitmirror: refused '(\S+)': (.+)$", re.MULTILINE)
+"""What `recording/pre_receive.py` prints for each ref."""
+
+
 class ReportReader:
     """Reads receive-pack's output on its way to the guest, and separates its report.
 
     The report (side band 1, or everything if there is no side band) is held back until the outcome is in the audit log,
     so that no guest sees the outcome of a push that is not logged. Progress and messages (bands 2 and 3) pass.
+
+    Of a ref that our hook refused, git reports only that the hook declined. The reason, which the hook prints, replaces
+    that, because programs that use a library often show the report and no messages.
     """
 
     MOST = 2**20
@@ -197,6 +205,7 @@ class ReportReader:
         self._side_band = bool(capabilities & {"side-band-64k", "side-band"})
         self._splitter = PacketSplitter()
         self._report = bytearray()
+        self._said = bytearray()
         self.held = bytearray()
 
     def feed(self, data: bytes) -> bytes:
@@ -214,6 +223,8 @@ class ReportReader:
                 self._report += payload[1:]
             else:
                 passed += packet(payload)
+                if payload[:1] == b"\2" and len(self._said) < self.MOST:
+                    self._said += payload[1:]
         return bytes(passed)
 
     def _hold(self, data: bytes) -> None:
@@ -221,11 +232,27 @@ class ReportReader:
         if len(self.held) > self.MOST:
             raise PacketError(f"the report of receive-pack is larger than {self.MOST} bytes")
 
+    def answer(self) -> bytes:
+        """What was held back, for the guest."""
+        report = bytes(self._report)
+        lines = list(_lines(report))
+        explained = self._explain(lines)
+        if explained == lines or not report.endswith(FLUSH):
+            return bytes(self.held)
+        report = b"".join(packet(f"{line}\n".encode("utf-8", "surrogateescape")) for line in explained) + FLUSH
+        return _banded(b"\1", report) + FLUSH
+
+    def _explain(self, lines: Sequence[str]) -> list[str]:
+        """The lines of a report, with the hook's own reasons."""
+        reasons = dict(_HOOK_SAID.findall(self._said.decode("utf-8", "replace")))
+        declined = {f"ng {ref} {_DECLINED}": f"ng {ref} {reason}" for ref, reason in reasons.items()}
+        return [declined.get(line, line) for line in lines]
+
     def outcome(self, commands: Sequence[RefCommand]) -> dict[str, str | None]:
         """The report on each ref, as far as it was received: None for success, otherwise the reason."""
         reported: dict[str, str | None] = {}
         unpack = "ok"
-        for line in _lines(bytes(self._report)):
+        for line in self._explain(list(_lines(bytes(self._report)))):
             word, _, tail = line.partition(" ")
             if word == "unpack":
                 unpack = tail
