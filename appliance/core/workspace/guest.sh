@@ -1,5 +1,6 @@
 #!/bin/sh
-# The gitmirror guest kit. `. ./guest.sh` defines gitmirror_hydrate, gitmirror_record and gitmirror_redirect.
+# The gitmirror guest kit. `. ./guest.sh` defines gitmirror_hydrate, gitmirror_record, gitmirror_backfill and
+# gitmirror_redirect.
 # As a program, it takes one of these names without the gitmirror_ prefix as its first argument.
 #
 #     . ./guest.sh
@@ -126,6 +127,50 @@ gitmirror__record_turn() {
     done
     echo "$result"
     [ "$lost" = no ] || exit 3
+}
+
+# gitmirror_backfill [PATH]...
+# Fetches all the old contents of these paths (default: of everything) that this workspace lacks, in one request. git
+# itself would make a connection for each version that `git blame` or `git log -p` reads. The last line on stdout is
+# `backfilled objects=N via=mirror|upstream ms=N` or `backfilled nothing`.
+gitmirror_backfill() (gitmirror__backfill "$@")
+gitmirror__backfill() {
+    gitmirror__begin
+    case ${1-} in
+    --) shift ;;
+    -*) gitmirror__usage 'gitmirror_backfill [PATH]...' ;;
+    esac
+    trap gitmirror__interrupted HUP INT TERM
+    gitmirror__await gitmirror__fill "$@"
+}
+
+gitmirror__fill() {
+    [ "$(git rev-parse --is-inside-work-tree 2>/dev/null)" = true ] || gitmirror__refuse_directory "$PWD"
+    gitmirror__read_notes
+    gitmirror__is_repo "$repo" || repo=''
+    given=$#
+    for path; do
+        shift
+        if gitmirror__is_known_path "$path"; then
+            set -- "$@" "$path"
+        else
+            gitmirror__say "no commit in this workspace has '$path'"
+        fi
+    done
+    [ $# -gt 0 ] || [ "$given" -eq 0 ] || exit 1
+    gitmirror__find_missing "$@"
+    [ "$objects" -gt 0 ] || gitmirror__end_without_missing
+    if gitmirror__fill_from_mirror; then
+        via=mirror
+    else
+        gitmirror__set_upstream
+        [ -n "${GITMIRROR_UPSTREAM-}" ] || upstream=${origin:-$upstream}
+        [ -n "$upstream" ] && gitmirror__from_upstream gitmirror__fetch_missing || gitmirror__die \
+            "$objects old objects could not be fetched from the mirror${upstream:+ or from $upstream}; nothing was changed"
+        via=upstream
+    fi
+    gitmirror__now
+    echo "backfilled objects=$objects via=$via ms=$(((now - began) * 10))"
 }
 
 # gitmirror_redirect
@@ -1229,8 +1274,10 @@ gitmirror__from_mirror() {
     return 1
 }
 
-# Clones from the upstream itself, with this guest's own redirects, except one that leads back to the mirror.
+# Clones from the upstream itself, or runs $1 for its address, with this guest's own redirects, except one that leads back
+# to the mirror.
 gitmirror__from_upstream() {
+    step=${1-gitmirror__from_git}
     gitmirror__say "fetching from $upstream"
     [ -z "$token" ] || gitmirror__say 'the mirror did not serve this repository with GITMIRROR_TOKEN, which may be expired, revoked
 gitmirror: or for another repository; the upstream of a private repository needs a credential of its own'
@@ -1240,19 +1287,19 @@ gitmirror: or for another repository; the upstream of a private repository needs
     "$upstream")
         address=$upstream exact=gitmirror:none
         gitmirror__share 1
-        gitmirror__from_git
+        "$step"
         return
         ;;
     *)
         # The rewritten URL may add this guest's credential, or be the mirror under another name.
         address=$upstream exact=gitmirror:none
         gitmirror__share 2
-        ! gitmirror__from_git || return 0
+        ! "$step" || return 0
         ;;
     esac
     address=$upstream/ exact=$upstream/
     gitmirror__share 1
-    gitmirror__from_git
+    "$step"
 }
 
 # Makes a shallow clone of `address` with as few processes as possible.
@@ -1664,6 +1711,80 @@ gitmirror__push() {
     return 1
 }
 
+# Whether $1 exists or ever did.
+gitmirror__is_known_path() {
+    [ -e "$1" ] || [ -L "$1" ] || [ -n "$(git rev-list --all --full-history --max-count=1 -- "$1")" ]
+}
+
+# Sets `missing` to the ids of the objects that are in the history of the given paths but not in this workspace, and
+# `objects` to their number. Without --full-history, git would leave out what only merged branches had.
+gitmirror__find_missing() {
+    gitmirror__share 1
+    missing=$(gitmirror__bounded "$left" git rev-list --quiet --objects --missing=print --all --full-history -- "$@") ||
+        gitmirror__die 'the history of this workspace cannot be read, or not within GITMIRROR_DEADLINE'
+    # Each line is an id behind a question mark. Both are split off at once, because a loop takes long for 100,000 lines.
+    IFS="$newline?"
+    # shellcheck disable=SC2086
+    set -- $missing
+    IFS=$newline
+    # The first of the fields is the empty one before the first question mark.
+    [ $# -eq 0 ] || shift
+    objects=$# missing=$*
+}
+
+# Ends the kit, because nothing is missing; but old contents are not there either if the history is not.
+gitmirror__end_without_missing() {
+    if [ "$(git rev-parse --is-shallow-repository)" = true ]; then
+        from=origin
+        [ -z "$(git config remote.gitmirror.url)" ] || from=gitmirror
+        gitmirror__die "this workspace is shallow: its history ends before the old contents. Fetch the history first, with
+gitmirror: git fetch --unshallow $from"
+    fi
+    gitmirror__say 'nothing is missing'
+    echo 'backfilled nothing'
+    exit
+}
+
+gitmirror__fill_from_mirror() {
+    [ -n "$repo" ] || { gitmirror__say 'this workspace names no repository of the mirror'; return 1; }
+    for address in ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}; do
+        exact=$address
+        gitmirror__share 2
+        ! gitmirror__fetch_missing || return 0
+    done
+    gitmirror__say "the mirror did not send the old contents of $repo"
+    return 1
+}
+
+# Fetches `missing` from `address`, in one request without negotiation, as git fetches what a checkout lacks.
+gitmirror__fetch_missing() {
+    gitmirror__start "$left" gitmirror__send_wants
+    wait "$child"
+    code=$?
+    kill "$watch" 2>/dev/null
+    return "$code"
+}
+
+# A function, because a shell gives a command in the background no input.
+gitmirror__send_wants() {
+    echo "$missing" | git -c "url.$exact.insteadOf=$exact" -c protocol.version=2 -c fetch.negotiationAlgorithm=noop \
+        -c fetch.unpackLimit=1 -c gc.auto=0 -c maintenance.auto=false \
+        fetch --quiet --no-tags --no-write-fetch-head --recurse-submodules=no --stdin "$address" >&2
+}
+
+# Ends the kit because git does not work in directory $1: either it is no workspace, or it is somebody else's.
+gitmirror__refuse_directory() {
+    said=$(git rev-parse --git-dir 2>&1)
+    case $said in
+    *'dubious ownership'* | *'unsafe repository'*)
+        path=${said#*\'} path=${path%%\'*}
+        gitmirror__die "$1 belongs to another user, so git refuses to work in it. Run this as that user, or trust them with
+gitmirror: git config --global --add safe.directory '$path'"
+        ;;
+    esac
+    gitmirror__die "$1 is not a git workspace"
+}
+
 # Prints the redirect rules of each mirrored repository. git applies the rule with the longest matching prefix, so a rule
 # for U would also catch U2 and U-infra. Identity rules for U followed by each possible character exempt those.
 gitmirror__rules() {
@@ -1692,14 +1813,14 @@ esac
 case $gitmirror__line in
 '# The gitmirror guest kit.'*)
     case ${1-} in
-    hydrate | record | redirect)
+    hydrate | record | backfill | redirect)
         gitmirror__line=$1
         shift
         # No subshell, so that a signal reaches the process that cleans up.
         "gitmirror__$gitmirror__line" "$@"
         exit
         ;;
-    *) gitmirror__usage "${0##*/} hydrate | record | redirect ..." ;;
+    *) gitmirror__usage "${0##*/} hydrate | record | backfill | redirect ..." ;;
     esac
     ;;
 esac
