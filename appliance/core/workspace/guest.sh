@@ -81,7 +81,7 @@ gitmirror__obtain() {
     else
         gitmirror__die "no workspace of $repo${want:+ at $want} could be fetched from the mirror or from $upstream"
     fi
-    echo "$via$newline$commit" >"$claim/$turn/result"
+    echo "$via$newline$commit" >"$claim/$turn/result" || { gitmirror__check_room; exit 1; }
 }
 
 # gitmirror_record SESSION [DIR]
@@ -101,7 +101,7 @@ gitmirror__record() {
 gitmirror__record_turn() {
     case $dir in -*) dir=./$dir ;; esac
     cd "$dir" || gitmirror__die "there is no directory $dir"
-    gitmirror__enter || gitmirror__die "$dir is not a git workspace"
+    gitmirror__enter 2>/dev/null || gitmirror__refuse_directory "$dir"
     gitmirror__is_repo "$repo" || gitmirror__die \
         'this workspace names no repository: hydrate it, or run git config gitmirror.repository OWNER/REPO'
     # Commit in the submodules first, because the workspace's commit links to theirs; but push the workspace first.
@@ -145,7 +145,9 @@ gitmirror__backfill() {
 }
 
 gitmirror__fill() {
-    [ "$(git rev-parse --is-inside-work-tree 2>/dev/null)" = true ] || gitmirror__refuse_directory "$PWD"
+    places=$(git rev-parse --is-inside-work-tree --absolute-git-dir 2>/dev/null && echo .)
+    case $places in "true$newline"*) ;; *) gitmirror__refuse_directory "$PWD" ;; esac
+    git_dir=${places#*"$newline"} git_dir=${git_dir%"$newline".}
     gitmirror__read_notes
     gitmirror__is_repo "$repo" || repo=''
     given=$#
@@ -165,8 +167,8 @@ gitmirror__fill() {
     else
         gitmirror__set_upstream
         [ -n "${GITMIRROR_UPSTREAM-}" ] || upstream=${origin:-$upstream}
-        [ -n "$upstream" ] && gitmirror__from_upstream gitmirror__fetch_missing || gitmirror__die \
-            "$objects old objects could not be fetched from the mirror${upstream:+ or from $upstream}; nothing was changed"
+        gitmirror__from_upstream gitmirror__fetch_missing || gitmirror__die \
+            "$objects old objects could not be fetched from the mirror or from $upstream; nothing was changed"
         via=upstream
     fi
     gitmirror__now
@@ -222,7 +224,7 @@ gitmirror__begin() {
     export LC_ALL GIT_TERMINAL_PROMPT
     unset CDPATH TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES \
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS
-    child='' born='' watch='' claim='' hold='' disk=no whole=no by_list='' signal=TERM lost=no
+    child='' born='' watch='' claim='' hold='' disk=no whole=no by_list='' signal=TERM lost=no full=no
     gitmirror__has git || gitmirror__die 'git is not installed'
     # Disable this guest's fsmonitor and hooks, because even commands that only read the index run the fsmonitor, and
     # others run the hooks.
@@ -434,6 +436,45 @@ gitmirror__end() {
     for pid in $family; do
         [ "$pid" = "$kit" ] || { kill -s "$signal" "$pid" && kill -s CONT "$pid"; } 2>/dev/null
     done
+}
+
+# Runs a command, passes on what it prints to stderr, and sets `full` if that says that the disk is full. Without /proc,
+# nothing is read, because a helper of git that outlives git would keep the pipe open.
+gitmirror__heed() {
+    [ -n "$kit_born" ] || { "$@" >&2; return; }
+    said=$("$@" 2>&1)
+    code=$?
+    [ -z "$said" ] || printf '%s\n' "$said" >&2
+    gitmirror__read_reason
+    return "$code"
+}
+
+gitmirror__read_reason() {
+    case $said in *'No space left on device'* | *'Disk quota exceeded'*) full=yes ;; esac
+}
+
+# Whether a command failed because the disk of directory $1 is full: it said so, or 64 KiB cannot be written there.
+gitmirror__is_full() {
+    if [ "$full" = no ]; then
+        block=0123456789abcdef
+        while [ ${#block} -lt 65536 ]; do block=$block$block; done
+        # `cat` names the reason, which not every shell does.
+        said=$({ echo "$block" | cat >"$1/.gitmirror.probe.$kit"; } 2>&1)
+        rm -f "$1/.gitmirror.probe.$kit"
+        gitmirror__read_reason
+    fi
+    [ "$full" = yes ]
+}
+
+# Ends a hydration that failed because the disk of DIR is full, as all other sources need the same room. What is changed in a
+# workspace of drives is elsewhere: another source may have room.
+gitmirror__check_room() {
+    if [ -d "$tmp" ]; then place=$tmp; else place=$claim/$turn; fi
+    gitmirror__is_full "$place" || return 0
+    [ "$tmp" = "$hold/merged" ] || gitmirror__die \
+        "the disk of $target is full: make room on it, or choose another place; nothing was changed"
+    gitmirror__refuse_drive "there is no room for changes on ${GITMIRROR_UPPER:-the tmpfs of $hold}"
+    full=no
 }
 
 # Runs git without hooks, without guest settings that change its behaviour, and without a redirect of `exact`: the longest
@@ -705,8 +746,14 @@ gitmirror__from_snapshot() {
         query="?ref=$encoded"
     fi
     # The tar has the modes of the usual umask, and root's tar applies them unchanged.
-    masked=''
-    case $(umask) in 22 | 022 | 0022) ;; *) masked=--no-same-permissions ;; esac
+    masked='' loose=no mask=$(umask)
+    case $mask in 22 | 022 | 0022) ;; *) masked=--no-same-permissions ;; esac
+    # Both digits have the bit that takes the right to write away, or files need more rights than they have in the tar.
+    case $mask in *[2367][2367]) ;; *) loose=yes ;; esac
+    if [ "$loose" = yes ] && ! gitmirror__has chmod; then
+        gitmirror__say "not using the snapshot: there is no chmod to apply the umask $mask"
+        return 1
+    fi
     if [ -n "$masked" ]; then
         case $(tar --help 2>&1) in
         *"$masked"*) ;;
@@ -733,8 +780,10 @@ gitmirror__from_snapshot() {
     done
     if [ "$got" != 0 ] || [ "$unpacked" != 0 ]; then
         gitmirror__say "the snapshot failed: the download ended with code ${got:-?}, tar with code ${unpacked:-?}"
+        gitmirror__check_room
         return 1
     fi
+    [ "$loose" = no ] || gitmirror__loosen || return 1
     read -r commit 2>/dev/null <"$tmp/.git/shallow" || return 1
     read -r branch <"$tmp/.git/HEAD"
     branch=${branch#ref: refs/heads/}
@@ -748,6 +797,19 @@ gitmirror__from_snapshot() {
         ;;
     esac
     gitmirror__note
+}
+
+# Makes `tmp` writable for all whom the umask does not exclude, except the objects, which git makes read-only.
+gitmirror__loosen() {
+    # Without naming users, `+w` goes by the umask.
+    chmod -R +w "$tmp" || return 1
+    set --
+    set +f
+    for entry in "$tmp"/.git/objects/*/*; do
+        [ ! -f "$entry" ] || set -- "$@" "$entry"
+    done
+    set -f
+    [ $# -eq 0 ] || chmod a-w "$@"
 }
 
 # Asks the mirror for the branch's tip if the headers did not have it. Without an answer, takes the snapshot's commit.
@@ -787,7 +849,12 @@ gitmirror__fetch() {
     fi
 }
 
-gitmirror__work() { gitmirror__git -C "$tmp" "$@" >&2; }
+gitmirror__work() { gitmirror__make -C "$tmp" "$@"; }
+
+# Runs a git command that writes a workspace.
+gitmirror__make() {
+    gitmirror__heed gitmirror__git "$@" || { gitmirror__check_room; return 1; }
+}
 
 # Finds the drives of `repo`, checks and mounts them, and sets `branch` and `commit` to those of the drives. Without drives,
 # it returns 1 and prints nothing; it names a drive that cannot be used.
@@ -1307,9 +1374,9 @@ gitmirror__from_git() {
     gitmirror__fresh_tmp
     set -- clone --quiet --template= --origin origin --depth 1 --no-tags
     case $kind in
-    default) gitmirror__git "$@" "$address" "$tmp" >&2 || return 1 ;;
-    name) gitmirror__git "$@" --branch "$want" "$address" "$tmp" >&2 || return 1 ;;
-    session) gitmirror__git "$@" --no-checkout "$address" "$tmp" >&2 || return 1 ;;
+    default) gitmirror__make "$@" "$address" "$tmp" || return 1 ;;
+    name) gitmirror__make "$@" --branch "$want" "$address" "$tmp" || return 1 ;;
+    session) gitmirror__make "$@" --no-checkout "$address" "$tmp" || return 1 ;;
     commit) git init --quiet --template= "$tmp" >&2 || return 1 ;;
     esac
     read -r branch <"$tmp/.git/HEAD"
@@ -1342,6 +1409,7 @@ gitmirror__write_config() {
         printf '%s[remote "origin"]\n\turl = "%s"\n' "$kept" "$url"
         printf '\tfetch = "+refs/heads/%s:refs/remotes/origin/%s"\n' "$quoted" "$quoted"
         [ -z "$branch" ] || printf '[branch "%s"]\n\tremote = origin\n\tmerge = "refs/heads/%s"\n' "$quoted" "$quoted"
+        printf '[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n'
     } >"$tmp/.git/config"
 }
 
@@ -1367,6 +1435,7 @@ gitmirror__quote() {
 # Adds to the config what `record` needs, and the mirror as the first source of missing objects. A workspace with the
 # whole history lacks none: a promisor remote would make git treat it as a partial clone.
 gitmirror__note() {
+    [ -d "$tmp/.git/hooks" ] || mkdir "$tmp/.git/hooks" || return 1
     gitmirror__set_address
     {
         [ -z "$address" ] || printf '[remote "gitmirror"]\n\turl = "%s"\n' "$address"
@@ -1482,8 +1551,9 @@ gitmirror__drop_locks() {
 gitmirror__commit() {
     set -- -c core.hooksPath=/dev/null -c core.fsmonitor=false -c gc.auto=0 -c maintenance.auto=false \
         -c advice.addEmbeddedRepo=false
-    git "$@" add -A --ignore-errors >&2
+    gitmirror__heed git "$@" add -A --ignore-errors
     code=$?
+    [ "$code" -eq 0 ] || gitmirror__end_if_full
     if [ "$code" -gt 1 ]; then
         gitmirror__say 'git add failed, perhaps because of git-lfs: adding files without it'
         set -- "$@" -c filter.lfs.required=false -c filter.lfs.process= -c filter.lfs.clean=
@@ -1500,8 +1570,19 @@ gitmirror__commit() {
         gitmirror__add_contents
         [ -e "$git_dir/MERGE_HEAD" ] || ! gitmirror__is_tree_of_head || return 0
         git "$@" -c commit.gpgSign=false -c core.editor=true \
-            commit --quiet --no-verify -m "Turn of $session" >&2 || gitmirror__die 'the commit failed; nothing was recorded'
+            commit --quiet --no-verify -m "Turn of $session" >&2 || {
+            gitmirror__end_if_full
+            gitmirror__die 'the commit failed; nothing was recorded'
+        }
     fi
+}
+
+# Ends a recording that failed because no more objects can be stored.
+gitmirror__end_if_full() {
+    ! gitmirror__is_full "$git_dir" ||
+        gitmirror__die "the disk of $git_dir is full; nothing was recorded: make room on it, and record again"
+    [ -w "$git_dir/objects" ] || gitmirror__die \
+        "$git_dir cannot be written by this user; nothing was recorded: record as the user who owns the workspace"
 }
 
 gitmirror__is_tree_of_head() { [ -n "$tree" ] && [ "$tree" = "$(git rev-parse --verify --quiet 'HEAD^{tree}')" ]; }
@@ -1749,8 +1830,13 @@ gitmirror__fill_from_mirror() {
     [ -n "$repo" ] || { gitmirror__say 'this workspace names no repository of the mirror'; return 1; }
     for address in ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}; do
         exact=$address
-        gitmirror__share 2
+        # Most of the time, because a mirror that can be reached is never slower than the upstream. No look at it first, because
+        # there are tunnels that drop a second connection.
+        gitmirror__share 1
+        left=$(((left * 3 + 3) / 4))
         ! gitmirror__fetch_missing || return 0
+        [ "$code" -le 128 ] || gitmirror__say \
+            "given up after $left seconds: GITMIRROR_DEADLINE is $deadline, and $objects objects may need more"
     done
     gitmirror__say "the mirror did not send the old contents of $repo"
     return 1
@@ -1758,6 +1844,15 @@ gitmirror__fill_from_mirror() {
 
 # Fetches `missing` from `address`, in one request without negotiation, as git fetches what a checkout lacks.
 gitmirror__fetch_missing() {
+    gitmirror__heed gitmirror__send_in_time
+    code=$?
+    [ "$code" -gt 0 ] || return 0
+    ! gitmirror__is_full "$git_dir" || gitmirror__die \
+        "the disk of $git_dir is full, so the old contents cannot be stored: make room on it, and run this again"
+    return "$code"
+}
+
+gitmirror__send_in_time() {
     gitmirror__start "$left" gitmirror__send_wants
     wait "$child"
     code=$?
