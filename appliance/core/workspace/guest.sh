@@ -1794,14 +1794,16 @@ gitmirror__push() {
 
 # Whether $1 exists or ever did.
 gitmirror__is_known_path() {
-    [ -e "$1" ] || [ -L "$1" ] || [ -n "$(git rev-list --all --full-history --max-count=1 -- "$1")" ]
+    [ -e "$1" ] || [ -L "$1" ] || [ -n "$(git --literal-pathspecs rev-list --all --full-history --max-count=1 -- "$1")" ]
 }
 
 # Sets `missing` to the ids of the objects that are in the history of the given paths but not in this workspace, and
 # `objects` to their number. Without --full-history, git would leave out what only merged branches had.
 gitmirror__find_missing() {
     gitmirror__share 1
-    missing=$(gitmirror__bounded "$left" git rev-list --quiet --objects --missing=print --all --full-history -- "$@") ||
+    # Paths are no patterns, because with these git lists the objects of the top directory only.
+    missing=$(gitmirror__bounded "$left" git --literal-pathspecs \
+        rev-list --quiet --objects --missing=print --all --full-history -- "$@") ||
         gitmirror__die 'the history of this workspace cannot be read, or not within GITMIRROR_DEADLINE'
     # Each line is an id behind a question mark. Both are split off at once, because a loop takes long for 100,000 lines.
     IFS="$newline?"
