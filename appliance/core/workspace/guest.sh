@@ -442,15 +442,16 @@ gitmirror__end() {
 # nothing is read, because a helper of git that outlives git would keep the pipe open.
 gitmirror__heed() {
     [ -n "$kit_born" ] || { "$@" >&2; return; }
-    said=$("$@" 2>&1)
+    reason=$("$@" 2>&1)
     code=$?
-    [ -z "$said" ] || printf '%s\n' "$said" >&2
+    [ -z "$reason" ] || printf '%s\n' "$reason" >&2
     gitmirror__read_reason
     return "$code"
 }
 
+# Sets `full` if `reason`, what a command printed, is that.
 gitmirror__read_reason() {
-    case $said in *'No space left on device'* | *'Disk quota exceeded'*) full=yes ;; esac
+    case $reason in *'No space left on device'* | *'Disk quota exceeded'*) full=yes ;; esac
 }
 
 # Whether a command failed because the disk of directory $1 is full: it said so, or 64 KiB cannot be written there.
@@ -459,7 +460,7 @@ gitmirror__is_full() {
         block=0123456789abcdef
         while [ ${#block} -lt 65536 ]; do block=$block$block; done
         # `cat` names the reason, which not every shell does.
-        said=$({ echo "$block" | cat >"$1/.gitmirror.probe.$kit"; } 2>&1)
+        reason=$({ echo "$block" | cat >"$1/.gitmirror.probe.$kit"; } 2>&1)
         rm -f "$1/.gitmirror.probe.$kit"
         gitmirror__read_reason
     fi
@@ -473,7 +474,7 @@ gitmirror__check_room() {
     gitmirror__is_full "$place" || return 0
     [ "$tmp" = "$hold/merged" ] || gitmirror__die \
         "the disk of $target is full: make room on it, or choose another place; nothing was changed"
-    gitmirror__refuse_drive "there is no room for changes on ${GITMIRROR_UPPER:-the tmpfs of $hold}"
+    gitmirror__refuse_drive "${GITMIRROR_UPPER:-the tmpfs on $hold}, which takes what is changed, is full"
     full=no
 }
 
@@ -1088,6 +1089,7 @@ gitmirror__mount_drives() {
     esac || gitmirror__refuse_drive "$said" || return 1
     if [ -n "${GITMIRROR_UPPER-}" ]; then
         { [ -b "$GITMIRROR_UPPER" ] && gitmirror__mount_upper && gitmirror__make_layers; } || {
+            ! gitmirror__is_full "$hold/disk" || said='it is full' full=no
             gitmirror__refuse_drive "GITMIRROR_UPPER, $GITMIRROR_UPPER, cannot be mounted and written${said:+: $said}"
             return 1
         }
