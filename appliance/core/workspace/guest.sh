@@ -162,6 +162,9 @@ gitmirror__fill() {
     [ $# -gt 0 ] || [ "$given" -eq 0 ] || exit 1
     gitmirror__find_missing "$@"
     [ "$objects" -gt 0 ] || gitmirror__end_without_missing
+    # The mirror reads no longer requests.
+    [ "$objects" -le 500000 ] || gitmirror__die \
+        "$objects old objects are missing, but one request may name 500000 at most: name the paths that you need"
     if gitmirror__fill_from_mirror; then
         via=mirror
     else
@@ -223,7 +226,8 @@ gitmirror__begin() {
     LC_ALL=C GIT_TERMINAL_PROMPT=0
     export LC_ALL GIT_TERMINAL_PROMPT
     unset CDPATH TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES \
-        GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS
+        GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS GIT_GLOB_PATHSPECS GIT_NOGLOB_PATHSPECS \
+        GIT_ICASE_PATHSPECS
     child='' born='' watch='' claim='' hold='' disk=no whole=no by_list='' signal=TERM lost=no full=no
     gitmirror__has git || gitmirror__die 'git is not installed'
     # Disable this guest's fsmonitor and hooks, because even commands that only read the index run the fsmonitor, and
@@ -470,8 +474,8 @@ gitmirror__is_full() {
 # Ends a hydration that failed because the disk of DIR is full, as all other sources need the same room. What is changed in a
 # workspace of drives is elsewhere: another source may have room.
 gitmirror__check_room() {
-    if [ -d "$tmp" ]; then place=$tmp; else place=$claim/$turn; fi
-    gitmirror__is_full "$place" || return 0
+    if [ -d "$tmp" ]; then at=$tmp; else at=$claim/$turn; fi
+    gitmirror__is_full "$at" || return 0
     [ "$tmp" = "$hold/merged" ] || gitmirror__die \
         "the disk of $target is full: make room on it, or choose another place; nothing was changed"
     gitmirror__refuse_drive "${GITMIRROR_UPPER:-the tmpfs on $hold}, which takes what is changed, is full"
