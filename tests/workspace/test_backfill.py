@@ -81,7 +81,7 @@ def road(node: Node, tmp_path: Path, blobless: Path) -> Iterator[Road]:
     assert http.hostname and http.port
     with Proxy((http.hostname, http.port)) as web, Proxy(node.serve.git_address) as plain:
         addresses = {"GITMIRROR_HTTP": f"http://127.0.0.1:{web.port}", "GITMIRROR_GIT": f"git://127.0.0.1:{plain.port}"}
-        guest = node.guest(tmp_path / "home", **addresses)
+        guest = node.guest(tmp_path / "home").with_(**addresses)
         shutil.copytree(blobless, guest.home / "ws", symlinks=True)
         for key, value in {
             "remote.origin.url": node.upstream.url(WIDGETS),
