@@ -248,6 +248,20 @@ def test_a_full_clone_lacks_nothing(road: Road) -> None:
     assert road.connections == 0
 
 
+@pytest.mark.parametrize("shell", EVERY_SHELL)
+def test_a_short_command_is_not_waited_for(road: Road, shell: str) -> None:
+    """What watches over a command may outlive it for a moment, but must not hold the pipe that the kit reads."""
+    full = road.guest.home / "full"
+    git("clone", "--quiet", "--depth=1", f"file://{road.node.upstream.path(WIDGETS)}", str(full))
+    git("repack", "-adq", cwd=full)
+    (full / ".git" / "shallow").unlink()
+    git("replace", "--graft", "HEAD", cwd=full)
+    guest = Guest(road.guest.home, road.guest.kit, shell, None, road.guest.env).with_(GITMIRROR_DEADLINE="1h")
+    # In mksh, one of seven did so.
+    done = guest.run("gitmirror_backfill; " * 20, cwd=full, timeout=50)
+    assert done.out == "backfilled nothing\n" * 20
+
+
 def test_a_shallow_workspace_is_told_how_to_get_its_history(node: Node, tmp_path: Path) -> None:
     """What it is told to run works against the mirror, brings no old contents, and then they can be fetched."""
     guest = node.guest(tmp_path / "home", tools=CURL)

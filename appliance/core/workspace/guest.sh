@@ -370,6 +370,9 @@ gitmirror__start() {
     child=$! born=''
     ! gitmirror__look "$child" || born=$start
     {
+        # Not behind the braces, because there mksh keeps the old descriptors open, and a caller that reads from a pipe would
+        # wait for this.
+        exec </dev/null >/dev/null 2>&1 3>&- 4>&-
         nap=''
         # `exit` too, because the signal may arrive before there is a `sleep` to end.
         trap 'kill $nap; exit' TERM
@@ -384,7 +387,7 @@ gitmirror__start() {
         # When `child` ends, the kit sends TERM, which must not stop this before the child's descendants are ended too.
         trap '' TERM
         gitmirror__end "$child" "$born"
-    } </dev/null >/dev/null 2>&1 3>&- 4>&- &
+    } &
     watch=$!
 }
 
