@@ -364,7 +364,7 @@ def test_it_runs_as_a_program_too(node: Node, tmp_path: Path, shell: str) -> Non
     assert guest.run(f"{words} '{guest.kit}' record life \"$HOME/ws\"").out == "recorded nothing\n"
     for arguments in ("", "fly"):
         done = guest.run(f"{words} '{guest.kit}' {arguments}")
-        assert done.code == 2 and "hydrate | record | redirect" in done.err
+        assert done.code == 2 and "hydrate | record | backfill | redirect" in done.err
     guest.kit.chmod(0o755)
     assert guest.run(f"'{guest.kit}' record life \"$HOME/ws\"").out == "recorded nothing\n"
 

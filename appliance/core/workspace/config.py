@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 def workspace_config(url: str, branch: str) -> str:
-    """The config of the workspace in the guest: `origin` is the upstream, and fetches this branch only."""
+    """The config of the workspace in the guest: `origin` is the upstream, and fetches this branch only.
+
+    Automatic maintenance is off, because a workspace is short-lived, and git would repack it in the middle of a turn.
+    """
     quoted_url, quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in (url, branch))
     return f"""\
 [core]
@@ -20,6 +23,10 @@ def workspace_config(url: str, branch: str) -> str:
 [branch "{quoted}"]
 \tremote = origin
 \tmerge = "refs/heads/{quoted}"
+[gc]
+\tauto = 0
+[maintenance]
+\tauto = false
 """
 
 

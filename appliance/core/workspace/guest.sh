@@ -1,5 +1,6 @@
 #!/bin/sh
-# The gitmirror guest kit. `. ./guest.sh` defines gitmirror_hydrate, gitmirror_record and gitmirror_redirect.
+# The gitmirror guest kit. `. ./guest.sh` defines gitmirror_hydrate, gitmirror_record, gitmirror_backfill and
+# gitmirror_redirect.
 # As a program, it takes one of these names without the gitmirror_ prefix as its first argument.
 #
 #     . ./guest.sh
@@ -80,7 +81,7 @@ gitmirror__obtain() {
     else
         gitmirror__die "no workspace of $repo${want:+ at $want} could be fetched from the mirror or from $upstream"
     fi
-    echo "$via$newline$commit" >"$claim/$turn/result"
+    echo "$via$newline$commit" >"$claim/$turn/result" || { gitmirror__check_room; exit 1; }
 }
 
 # gitmirror_record SESSION [DIR]
@@ -100,7 +101,7 @@ gitmirror__record() {
 gitmirror__record_turn() {
     case $dir in -*) dir=./$dir ;; esac
     cd "$dir" || gitmirror__die "there is no directory $dir"
-    gitmirror__enter || gitmirror__die "$dir is not a git workspace"
+    gitmirror__enter 2>/dev/null || gitmirror__refuse_directory "$dir"
     gitmirror__is_repo "$repo" || gitmirror__die \
         'this workspace names no repository: hydrate it, or run git config gitmirror.repository OWNER/REPO'
     # Commit in the submodules first, because the workspace's commit links to theirs; but push the workspace first.
@@ -126,6 +127,55 @@ gitmirror__record_turn() {
     done
     echo "$result"
     [ "$lost" = no ] || exit 3
+}
+
+# gitmirror_backfill [PATH]...
+# Fetches all the old contents of these paths (default: of everything) that this workspace lacks, in one request. git
+# itself would make a connection for each version that `git blame` or `git log -p` reads. The last line on stdout is
+# `backfilled objects=N via=mirror|upstream ms=N` or `backfilled nothing`.
+gitmirror_backfill() (gitmirror__backfill "$@")
+gitmirror__backfill() {
+    gitmirror__begin
+    case ${1-} in
+    --) shift ;;
+    -*) gitmirror__usage 'gitmirror_backfill [PATH]...' ;;
+    esac
+    trap gitmirror__interrupted HUP INT TERM
+    gitmirror__await gitmirror__fill "$@"
+}
+
+gitmirror__fill() {
+    places=$(git rev-parse --is-inside-work-tree --absolute-git-dir 2>/dev/null && echo .)
+    case $places in "true$newline"*) ;; *) gitmirror__refuse_directory "$PWD" ;; esac
+    git_dir=${places#*"$newline"} git_dir=${git_dir%"$newline".}
+    gitmirror__read_notes
+    gitmirror__is_repo "$repo" || repo=''
+    given=$#
+    for path; do
+        shift
+        if gitmirror__is_known_path "$path"; then
+            set -- "$@" "$path"
+        else
+            gitmirror__say "no commit in this workspace has '$path'"
+        fi
+    done
+    [ $# -gt 0 ] || [ "$given" -eq 0 ] || exit 1
+    gitmirror__find_missing "$@"
+    [ "$objects" -gt 0 ] || gitmirror__end_without_missing
+    # The mirror reads no longer requests.
+    [ "$objects" -le 500000 ] || gitmirror__die \
+        "$objects old objects are missing, but one request may name 500000 at most: name the paths that you need"
+    if gitmirror__fill_from_mirror; then
+        via=mirror
+    else
+        gitmirror__set_upstream
+        [ -n "${GITMIRROR_UPSTREAM-}" ] || upstream=${origin:-$upstream}
+        gitmirror__from_upstream gitmirror__fetch_missing || gitmirror__die \
+            "$objects old objects could not be fetched from the mirror or from $upstream; nothing was changed"
+        via=upstream
+    fi
+    gitmirror__now
+    echo "backfilled objects=$objects via=$via ms=$(((now - began) * 10))"
 }
 
 # gitmirror_redirect
@@ -176,8 +226,9 @@ gitmirror__begin() {
     LC_ALL=C GIT_TERMINAL_PROMPT=0
     export LC_ALL GIT_TERMINAL_PROMPT
     unset CDPATH TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES \
-        GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS
-    child='' born='' watch='' claim='' hold='' disk=no whole=no by_list='' signal=TERM lost=no
+        GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS GIT_GLOB_PATHSPECS GIT_NOGLOB_PATHSPECS \
+        GIT_ICASE_PATHSPECS
+    child='' born='' watch='' claim='' hold='' disk=no whole=no by_list='' signal=TERM lost=no full=no
     gitmirror__has git || gitmirror__die 'git is not installed'
     # Disable this guest's fsmonitor and hooks, because even commands that only read the index run the fsmonitor, and
     # others run the hooks.
@@ -319,6 +370,9 @@ gitmirror__start() {
     child=$! born=''
     ! gitmirror__look "$child" || born=$start
     {
+        # Not behind the braces, because there mksh keeps the old descriptors open, and a caller that reads from a pipe would
+        # wait for this.
+        exec </dev/null >/dev/null 2>&1 3>&- 4>&-
         nap=''
         # `exit` too, because the signal may arrive before there is a `sleep` to end.
         trap 'kill $nap; exit' TERM
@@ -333,7 +387,7 @@ gitmirror__start() {
         # When `child` ends, the kit sends TERM, which must not stop this before the child's descendants are ended too.
         trap '' TERM
         gitmirror__end "$child" "$born"
-    } </dev/null >/dev/null 2>&1 3>&- 4>&- &
+    } &
     watch=$!
 }
 
@@ -389,6 +443,46 @@ gitmirror__end() {
     for pid in $family; do
         [ "$pid" = "$kit" ] || { kill -s "$signal" "$pid" && kill -s CONT "$pid"; } 2>/dev/null
     done
+}
+
+# Runs a command, passes on what it prints to stderr, and sets `full` if that says that the disk is full. Without /proc,
+# nothing is read, because a helper of git that outlives git would keep the pipe open.
+gitmirror__heed() {
+    [ -n "$kit_born" ] || { "$@" >&2; return; }
+    reason=$("$@" 2>&1)
+    code=$?
+    [ -z "$reason" ] || printf '%s\n' "$reason" >&2
+    gitmirror__read_reason
+    return "$code"
+}
+
+# Sets `full` if `reason`, what a command printed, is that.
+gitmirror__read_reason() {
+    case $reason in *'No space left on device'* | *'Disk quota exceeded'*) full=yes ;; esac
+}
+
+# Whether a command failed because the disk of directory $1 is full: it said so, or 64 KiB cannot be written there.
+gitmirror__is_full() {
+    if [ "$full" = no ]; then
+        block=0123456789abcdef
+        while [ ${#block} -lt 65536 ]; do block=$block$block; done
+        # `cat` names the reason, which not every shell does.
+        reason=$({ echo "$block" | cat >"$1/.gitmirror.probe.$kit"; } 2>&1)
+        rm -f "$1/.gitmirror.probe.$kit"
+        gitmirror__read_reason
+    fi
+    [ "$full" = yes ]
+}
+
+# Ends a hydration that failed because the disk of DIR is full, as all other sources need the same room. What is changed in a
+# workspace of drives is elsewhere: another source may have room.
+gitmirror__check_room() {
+    if [ -d "$tmp" ]; then at=$tmp; else at=$claim/$turn; fi
+    gitmirror__is_full "$at" || return 0
+    [ "$tmp" = "$hold/merged" ] || gitmirror__die \
+        "the disk of $target is full: make room on it, or choose another place; nothing was changed"
+    gitmirror__refuse_drive "${GITMIRROR_UPPER:-the tmpfs on $hold}, which takes what is changed, is full"
+    full=no
 }
 
 # Runs git without hooks, without guest settings that change its behaviour, and without a redirect of `exact`: the longest
@@ -660,8 +754,14 @@ gitmirror__from_snapshot() {
         query="?ref=$encoded"
     fi
     # The tar has the modes of the usual umask, and root's tar applies them unchanged.
-    masked=''
-    case $(umask) in 22 | 022 | 0022) ;; *) masked=--no-same-permissions ;; esac
+    masked='' loose=no mask=$(umask)
+    case $mask in 22 | 022 | 0022) ;; *) masked=--no-same-permissions ;; esac
+    # Both digits have the bit that takes the right to write away, or files need more rights than they have in the tar.
+    case $mask in *[2367][2367]) ;; *) loose=yes ;; esac
+    if [ "$loose" = yes ] && ! gitmirror__has chmod; then
+        gitmirror__say "not using the snapshot: there is no chmod to apply the umask $mask"
+        return 1
+    fi
     if [ -n "$masked" ]; then
         case $(tar --help 2>&1) in
         *"$masked"*) ;;
@@ -688,8 +788,10 @@ gitmirror__from_snapshot() {
     done
     if [ "$got" != 0 ] || [ "$unpacked" != 0 ]; then
         gitmirror__say "the snapshot failed: the download ended with code ${got:-?}, tar with code ${unpacked:-?}"
+        gitmirror__check_room
         return 1
     fi
+    [ "$loose" = no ] || gitmirror__loosen || return 1
     read -r commit 2>/dev/null <"$tmp/.git/shallow" || return 1
     read -r branch <"$tmp/.git/HEAD"
     branch=${branch#ref: refs/heads/}
@@ -703,6 +805,19 @@ gitmirror__from_snapshot() {
         ;;
     esac
     gitmirror__note
+}
+
+# Makes `tmp` writable for all whom the umask does not exclude, except the objects, which git makes read-only.
+gitmirror__loosen() {
+    # Without naming users, `+w` goes by the umask.
+    chmod -R +w "$tmp" || return 1
+    set --
+    set +f
+    for entry in "$tmp"/.git/objects/*/*; do
+        [ ! -f "$entry" ] || set -- "$@" "$entry"
+    done
+    set -f
+    [ $# -eq 0 ] || chmod a-w "$@"
 }
 
 # Asks the mirror for the branch's tip if the headers did not have it. Without an answer, takes the snapshot's commit.
@@ -742,7 +857,12 @@ gitmirror__fetch() {
     fi
 }
 
-gitmirror__work() { gitmirror__git -C "$tmp" "$@" >&2; }
+gitmirror__work() { gitmirror__make -C "$tmp" "$@"; }
+
+# Runs a git command that writes a workspace.
+gitmirror__make() {
+    gitmirror__heed gitmirror__git "$@" || { gitmirror__check_room; return 1; }
+}
 
 # Finds the drives of `repo`, checks and mounts them, and sets `branch` and `commit` to those of the drives. Without drives,
 # it returns 1 and prints nothing; it names a drive that cannot be used.
@@ -976,6 +1096,7 @@ gitmirror__mount_drives() {
     esac || gitmirror__refuse_drive "$said" || return 1
     if [ -n "${GITMIRROR_UPPER-}" ]; then
         { [ -b "$GITMIRROR_UPPER" ] && gitmirror__mount_upper && gitmirror__make_layers; } || {
+            ! gitmirror__is_full "$hold/disk" || said='it is full' full=no
             gitmirror__refuse_drive "GITMIRROR_UPPER, $GITMIRROR_UPPER, cannot be mounted and written${said:+: $said}"
             return 1
         }
@@ -1229,8 +1350,10 @@ gitmirror__from_mirror() {
     return 1
 }
 
-# Clones from the upstream itself, with this guest's own redirects, except one that leads back to the mirror.
+# Clones from the upstream itself, or runs $1 for its address, with this guest's own redirects, except one that leads back
+# to the mirror.
 gitmirror__from_upstream() {
+    step=${1-gitmirror__from_git}
     gitmirror__say "fetching from $upstream"
     [ -z "$token" ] || gitmirror__say 'the mirror did not serve this repository with GITMIRROR_TOKEN, which may be expired, revoked
 gitmirror: or for another repository; the upstream of a private repository needs a credential of its own'
@@ -1240,19 +1363,19 @@ gitmirror: or for another repository; the upstream of a private repository needs
     "$upstream")
         address=$upstream exact=gitmirror:none
         gitmirror__share 1
-        gitmirror__from_git
+        "$step"
         return
         ;;
     *)
         # The rewritten URL may add this guest's credential, or be the mirror under another name.
         address=$upstream exact=gitmirror:none
         gitmirror__share 2
-        ! gitmirror__from_git || return 0
+        ! "$step" || return 0
         ;;
     esac
     address=$upstream/ exact=$upstream/
     gitmirror__share 1
-    gitmirror__from_git
+    "$step"
 }
 
 # Makes a shallow clone of `address` with as few processes as possible.
@@ -1260,9 +1383,9 @@ gitmirror__from_git() {
     gitmirror__fresh_tmp
     set -- clone --quiet --template= --origin origin --depth 1 --no-tags
     case $kind in
-    default) gitmirror__git "$@" "$address" "$tmp" >&2 || return 1 ;;
-    name) gitmirror__git "$@" --branch "$want" "$address" "$tmp" >&2 || return 1 ;;
-    session) gitmirror__git "$@" --no-checkout "$address" "$tmp" >&2 || return 1 ;;
+    default) gitmirror__make "$@" "$address" "$tmp" || return 1 ;;
+    name) gitmirror__make "$@" --branch "$want" "$address" "$tmp" || return 1 ;;
+    session) gitmirror__make "$@" --no-checkout "$address" "$tmp" || return 1 ;;
     commit) git init --quiet --template= "$tmp" >&2 || return 1 ;;
     esac
     read -r branch <"$tmp/.git/HEAD"
@@ -1295,6 +1418,7 @@ gitmirror__write_config() {
         printf '%s[remote "origin"]\n\turl = "%s"\n' "$kept" "$url"
         printf '\tfetch = "+refs/heads/%s:refs/remotes/origin/%s"\n' "$quoted" "$quoted"
         [ -z "$branch" ] || printf '[branch "%s"]\n\tremote = origin\n\tmerge = "refs/heads/%s"\n' "$quoted" "$quoted"
+        printf '[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n'
     } >"$tmp/.git/config"
 }
 
@@ -1320,6 +1444,7 @@ gitmirror__quote() {
 # Adds to the config what `record` needs, and the mirror as the first source of missing objects. A workspace with the
 # whole history lacks none: a promisor remote would make git treat it as a partial clone.
 gitmirror__note() {
+    [ -d "$tmp/.git/hooks" ] || mkdir "$tmp/.git/hooks" || return 1
     gitmirror__set_address
     {
         [ -z "$address" ] || printf '[remote "gitmirror"]\n\turl = "%s"\n' "$address"
@@ -1435,8 +1560,9 @@ gitmirror__drop_locks() {
 gitmirror__commit() {
     set -- -c core.hooksPath=/dev/null -c core.fsmonitor=false -c gc.auto=0 -c maintenance.auto=false \
         -c advice.addEmbeddedRepo=false
-    git "$@" add -A --ignore-errors >&2
+    gitmirror__heed git "$@" add -A --ignore-errors
     code=$?
+    [ "$code" -eq 0 ] || gitmirror__end_if_full
     if [ "$code" -gt 1 ]; then
         gitmirror__say 'git add failed, perhaps because of git-lfs: adding files without it'
         set -- "$@" -c filter.lfs.required=false -c filter.lfs.process= -c filter.lfs.clean=
@@ -1453,8 +1579,19 @@ gitmirror__commit() {
         gitmirror__add_contents
         [ -e "$git_dir/MERGE_HEAD" ] || ! gitmirror__is_tree_of_head || return 0
         git "$@" -c commit.gpgSign=false -c core.editor=true \
-            commit --quiet --no-verify -m "Turn of $session" >&2 || gitmirror__die 'the commit failed; nothing was recorded'
+            commit --quiet --no-verify -m "Turn of $session" >&2 || {
+            gitmirror__end_if_full
+            gitmirror__die 'the commit failed; nothing was recorded'
+        }
     fi
+}
+
+# Ends a recording that failed because no more objects can be stored.
+gitmirror__end_if_full() {
+    ! gitmirror__is_full "$git_dir" ||
+        gitmirror__die "the disk of $git_dir is full; nothing was recorded: make room on it, and record again"
+    [ -w "$git_dir/objects" ] || gitmirror__die \
+        "$git_dir cannot be written by this user; nothing was recorded: record as the user who owns the workspace"
 }
 
 gitmirror__is_tree_of_head() { [ -n "$tree" ] && [ "$tree" = "$(git rev-parse --verify --quiet 'HEAD^{tree}')" ]; }
@@ -1664,6 +1801,96 @@ gitmirror__push() {
     return 1
 }
 
+# Whether $1 exists or ever did.
+gitmirror__is_known_path() {
+    [ -e "$1" ] || [ -L "$1" ] || [ -n "$(git --literal-pathspecs rev-list --all --full-history --max-count=1 -- "$1")" ]
+}
+
+# Sets `missing` to the ids of the objects that are in the history of the given paths but not in this workspace, and
+# `objects` to their number. Without --full-history, git would leave out what only merged branches had.
+gitmirror__find_missing() {
+    gitmirror__share 1
+    # Paths are no patterns, because with these git lists the objects of the top directory only.
+    missing=$(gitmirror__bounded "$left" git --literal-pathspecs \
+        rev-list --quiet --objects --missing=print --all --full-history -- "$@") ||
+        gitmirror__die 'the history of this workspace cannot be read, or not within GITMIRROR_DEADLINE'
+    # Each line is an id behind a question mark. Both are split off at once, because a loop takes long for 100,000 lines.
+    IFS="$newline?"
+    # shellcheck disable=SC2086
+    set -- $missing
+    IFS=$newline
+    # The first of the fields is the empty one before the first question mark.
+    [ $# -eq 0 ] || shift
+    objects=$# missing=$*
+}
+
+# Ends the kit, because nothing is missing; but old contents are not there either if the history is not.
+gitmirror__end_without_missing() {
+    if [ "$(git rev-parse --is-shallow-repository)" = true ]; then
+        from=origin
+        [ -z "$(git config remote.gitmirror.url)" ] || from=gitmirror
+        gitmirror__die "this workspace is shallow: its history ends before the old contents. Fetch the history first, with
+gitmirror: git fetch --unshallow $from"
+    fi
+    gitmirror__say 'nothing is missing'
+    echo 'backfilled nothing'
+    exit
+}
+
+gitmirror__fill_from_mirror() {
+    [ -n "$repo" ] || { gitmirror__say 'this workspace names no repository of the mirror'; return 1; }
+    for address in ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}; do
+        exact=$address
+        # Most of the time, because a mirror that can be reached is never slower than the upstream. No look at it first, because
+        # there are tunnels that drop a second connection.
+        gitmirror__share 1
+        left=$(((left * 3 + 3) / 4))
+        ! gitmirror__fetch_missing || return 0
+        [ "$code" -le 128 ] || gitmirror__say \
+            "given up after $left seconds: GITMIRROR_DEADLINE is $deadline, and $objects objects may need more"
+    done
+    gitmirror__say "the mirror did not send the old contents of $repo"
+    return 1
+}
+
+# Fetches `missing` from `address`, in one request without negotiation, as git fetches what a checkout lacks.
+gitmirror__fetch_missing() {
+    gitmirror__heed gitmirror__send_in_time
+    code=$?
+    [ "$code" -gt 0 ] || return 0
+    ! gitmirror__is_full "$git_dir" || gitmirror__die \
+        "the disk of $git_dir is full, so the old contents cannot be stored: make room on it, and run this again"
+    return "$code"
+}
+
+gitmirror__send_in_time() {
+    gitmirror__start "$left" gitmirror__send_wants
+    wait "$child"
+    code=$?
+    kill "$watch" 2>/dev/null
+    return "$code"
+}
+
+# A function, because a shell gives a command in the background no input.
+gitmirror__send_wants() {
+    echo "$missing" | git -c "url.$exact.insteadOf=$exact" -c protocol.version=2 -c fetch.negotiationAlgorithm=noop \
+        -c fetch.unpackLimit=1 -c gc.auto=0 -c maintenance.auto=false \
+        fetch --quiet --no-tags --no-write-fetch-head --recurse-submodules=no --stdin "$address" >&2
+}
+
+# Ends the kit because git does not work in directory $1: either it is no workspace, or it is somebody else's.
+gitmirror__refuse_directory() {
+    said=$(git rev-parse --git-dir 2>&1)
+    case $said in
+    *'dubious ownership'* | *'unsafe repository'*)
+        path=${said#*\'} path=${path%%\'*}
+        gitmirror__die "$1 belongs to another user, so git refuses to work in it. Run this as that user, or trust them with
+gitmirror: git config --global --add safe.directory '$path'"
+        ;;
+    esac
+    gitmirror__die "$1 is not a git workspace"
+}
+
 # Prints the redirect rules of each mirrored repository. git applies the rule with the longest matching prefix, so a rule
 # for U would also catch U2 and U-infra. Identity rules for U followed by each possible character exempt those.
 gitmirror__rules() {
@@ -1692,14 +1919,14 @@ esac
 case $gitmirror__line in
 '# The gitmirror guest kit.'*)
     case ${1-} in
-    hydrate | record | redirect)
+    hydrate | record | backfill | redirect)
         gitmirror__line=$1
         shift
         # No subshell, so that a signal reaches the process that cleans up.
         "gitmirror__$gitmirror__line" "$@"
         exit
         ;;
-    *) gitmirror__usage "${0##*/} hydrate | record | redirect ..." ;;
+    *) gitmirror__usage "${0##*/} hydrate | record | backfill | redirect ..." ;;
     esac
     ;;
 esac

@@ -28,7 +28,7 @@ from appliance.core.workspace.tar import write_tar
 log = logging.getLogger(__name__)
 
 BUILD_DEADLINE = 1800.0
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 """Increased when the content of a tar changes for the same commit; tars of an older version are rebuilt."""
 DIGEST_LENGTH = 16
 """Hex digits of a tar's SHA-256 in its ETag."""
@@ -212,6 +212,7 @@ def _pack(place: SnapshotPlace, repository: Path, url: str, commit: str) -> Snap
     (guest / "objects" / "info").mkdir(parents=True)
     (guest / "refs" / "tags").mkdir(parents=True)
     (guest / "info").mkdir()
+    (guest / "hooks").mkdir()
     branch = place.branch
     _write(guest / "HEAD", f"ref: refs/heads/{branch}\n")
     _write(guest / "config", workspace_config(url, branch))

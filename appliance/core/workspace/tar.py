@@ -73,5 +73,8 @@ def _add(archive: tarfile.TarFile, path: str, name: str, mtime: int) -> None:
         archive.addfile(entry)
     elif stat.S_ISREG(status.st_mode):
         entry.size, entry.mode = status.st_size, 0o755 if status.st_mode & 0o100 else 0o644
+        if name.startswith(".git/objects/"):
+            # git makes objects read-only.
+            entry.mode = 0o444
         with open(path, "rb") as file:
             archive.addfile(entry, file)

@@ -139,6 +139,7 @@ def repository(
         b"config": text(workspace_config(url, branch) + kit_config(repo, commit)),
         b"packed-refs": text(refs),
         b"info": _directory({b"exclude": text("")}),
+        b"hooks": Directory(),
         b"refs": _directory({b"heads": Directory(), b"tags": Directory()}),
         b"objects": _directory(objects),
         b"index": OwnFile(index, INDEX_TIME),

@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Increased when an image of the same commit would come out differently. Images of another version are not used."""
 GONE = ".gone-"
 """Name prefix of a generation being removed."""

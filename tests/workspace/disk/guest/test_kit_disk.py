@@ -63,6 +63,8 @@ def test_a_workspace_of_drives(
     assert_whole(machine, workspace, tip_of(planted_bare), history=history)
     config = machine.run("git", "config", "--list", "--local", cwd=workspace).splitlines()
     assert {f"remote.origin.url={UPSTREAM}", f"gitmirror.repository={WIDGETS}"} <= set(config)
+    assert {"gc.auto=0", "maintenance.auto=false"} <= set(config)
+    assert list((machine.path(workspace) / ".git" / "hooks").iterdir()) == []
     assert f"gitmirror.base={tip_of(planted_bare)}" in config
     assert not [line for line in config if "promisor" in line]
     (machine.path(workspace) / "new.txt").write_text("new\n")

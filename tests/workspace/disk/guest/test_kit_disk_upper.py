@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import shutil
 import signal
 import subprocess
@@ -220,4 +222,27 @@ def test_a_disk_that_cannot_be_written_is_named(machine: Machine, guest: Guest, 
     done = guest.with_(GITMIRROR_UPPER=machine.attach(tmp_path / "upper")).hydrate("ws")
     done.hydrated(via="upstream")
     assert "cannot be mounted and written: mount: " in done.err
+    assert machine.mounts() == []
+
+
+@pytest.mark.parametrize("content", ["blocks", "inodes"])
+def test_a_disk_for_changes_without_room(
+    machine: Machine, guest: Guest, upper: str, planted_bare: Path, tmp_path: Path, content: str
+) -> None:
+    """That is named, nothing stays mounted, and the workspace comes from the next source."""
+    look = tmp_path / "look"
+    look.mkdir()
+    # Twice, because the kernel keeps a few blocks back until the file system is mounted again.
+    for turn in range(2):
+        machine.run("mount", "-t", "ext4", upper, str(look))
+        with contextlib.suppress(OSError):
+            for number in itertools.count():
+                with (machine.path(look) / f"filler-{turn}-{number}").open("wb", buffering=0) as file:
+                    while content == "blocks":
+                        file.write(bytes(4096))
+        machine.run("umount", str(look))
+    workspace = guest.home / "ws"
+    done = guest.hydrate(workspace)
+    assert done.hydrated(via="upstream") == tip_of(planted_bare)
+    assert f"{upper}" in done.err and "is full" in done.err, done.err
     assert machine.mounts() == []
