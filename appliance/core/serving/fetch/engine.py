@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from appliance.core.events.facts import FetchBegan, FetchEnded, Publish, RepoEvent
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Hydration, Repo
+from appliance.core.serving.fetch.negotiation import Negotiation
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshot, RefSnapshots, is_understood
 from appliance.core.serving.fetch.relayed import Relayed
 from appliance.core.serving.fetch.request_memo import RequestMemo
@@ -19,10 +20,16 @@ from appliance.core.serving.fetch.upload_pack import Spool, UploadPack
 from appliance.core.serving.net.aside import aside
 from appliance.core.serving.net.reading import Budget
 from appliance.core.serving.net.streams import Sink
-from appliance.core.serving.wire.pktline import PacketError, PacketSplitter
+from appliance.core.serving.wire.pktline import PacketError, PacketSplitter, packet
 from appliance.core.serving.wire.v2 import MANY_LINES, FetchShape, V2Request
 
 log = logging.getLogger(__name__)
+
+_DONE = packet(b"done\n")
+
+
+def _ignore() -> None:
+    """What a caller does that keeps its connection anyway."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,17 @@ class Engine:
         mirror = self._mirror_of(repo.name).path
         await self._upload_pack.stream(mirror, b"", sink, "--advertise-refs", version=version)
 
-    async def answer_v0(self, repo: Repo, body: Spool, version: int, sink: Sink, caller: Caller) -> None:
-        """Answers one request of protocol v0 or v1 over HTTP. Raises UploadPackError, IdleTimeout, OSError."""
+    async def answer_v0(
+        self, repo: Repo, body: Spool, version: int, sink: Sink, caller: Caller, on_last: Callable[[], None] = _ignore
+    ) -> None:
+        """Answers one request of protocol v0 or v1 over HTTP. Raises UploadPackError, IdleTimeout, OSError.
+
+        Calls `on_last` as `answer` does.
+        """
         start = time.monotonic()
         meter = _Meter(sink)
+        if bytes(body.head).endswith(_DONE) and body.size == len(body.head):
+            on_last()
         try:
             await self._upload_pack.stream(self._mirror_of(repo.name).path, body, meter, version=version)
         finally:
@@ -86,13 +100,18 @@ class Engine:
         """Records a fetch of protocol v0 or v1 that git daemon served, after its connection has ended."""
         self._record_v0(repo, bytes(relayed.received), version, relayed, start, caller)
 
-    async def answer(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
-        """Answers one command. Raises AnswerFailed, UploadPackError, IdleTimeout, OSError."""
+    async def answer(
+        self, repo: Repo, request: V2Request, sink: Sink, caller: Caller, on_last: Callable[[], None] = _ignore
+    ) -> None:
+        """Answers one command. Raises AnswerFailed, UploadPackError, IdleTimeout, OSError.
+
+        Calls `on_last` before an answer after which a guest asks for nothing more on its connection: one with the pack.
+        """
         if request.command == "ls-refs" and is_understood(request):
             snapshot = await self._snapshots.get(repo)
             await _list_refs(snapshot, request.arguments, sink)
         elif request.command == "fetch":
-            await self._fetch(repo, request, sink, caller)
+            await self._fetch(repo, request, sink, caller, on_last)
         else:
             await self._upload_pack.stream(self._mirror_of(repo.name).path, request.encode(), sink)
 
@@ -113,7 +132,9 @@ class Engine:
         await self._cache.check(key)
         return self._cache.get(key, repo.id, produce, pinned=warming)
 
-    async def _fetch(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
+    async def _fetch(
+        self, repo: Repo, request: V2Request, sink: Sink, caller: Caller, on_last: Callable[[], None]
+    ) -> None:
         start = time.monotonic()
         meter = _Meter(sink)
         large = len(request.arguments) > MANY_LINES
@@ -130,15 +151,26 @@ class Engine:
             if response is None:
                 self._cache.counts[CacheResult.DIRECT] += 1
                 encoded = await aside(request.encode) if large else request.encode()
-                await self._upload_pack.stream(self._mirror_of(repo.name).path, encoded, meter)
+                await self._direct(repo, encoded, meter, request.is_done, on_last)
             else:
                 result = response.way
+                on_last()
                 try:
                     await send_answer(response, meter)
                 finally:
                     response.close()
         finally:
             self._record(repo, request, result, meter, start, caller)
+
+    async def _direct(self, repo: Repo, encoded: bytes, sink: Sink, done: bool, on_last: Callable[[], None]) -> None:
+        mirror = self._mirror_of(repo.name).path
+        if done:
+            on_last()
+            await self._upload_pack.stream(mirror, encoded, sink)
+            return
+        negotiation = Negotiation(sink, on_last)
+        await self._upload_pack.stream(mirror, encoded, negotiation)
+        await negotiation.finish()
 
     def _record_v0(
         self, repo: Repo, received: bytes, version: int, meter: _Meter | Relayed, start: float, caller: Caller

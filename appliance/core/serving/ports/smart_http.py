@@ -179,9 +179,9 @@ class SmartHttp:
                     raise _not_here(path)
             async with self._admission.place(exchange.seat):
                 if request is not None:
-                    await engine.answer(repo, request, sink, caller)
+                    await engine.answer(repo, request, sink, caller, sink.make_last)
                 elif body is not None:
-                    await engine.answer_v0(repo, body, version, sink, caller)
+                    await engine.answer_v0(repo, body, version, sink, caller, sink.make_last)
                 await sink.finish()
 
     async def _v2_request(self, exchange: Exchange, share: Share) -> V2Request | None:
