@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -56,23 +56,31 @@ ROADS = {
 }
 
 
+@dataclass
+class _Gate:
+    """What lets connections through, one at a time or not too soon, for one or more ports."""
+
+    free: threading.Condition = field(default_factory=threading.Condition)
+    queue: collections.deque[object] = field(default_factory=collections.deque)
+    last: float = float("-inf")
+
+
 class Road:
     """Listens on a free port of 127.0.0.1 and carries connections to `target` as `kind` says. A context manager.
 
-    `came` counts the connections, and `turned_away` those that were reset or dropped.
+    A road `beside` another is the same tunnel with another port. `came` counts the connections, and `turned_away` those
+    that were reset or dropped.
     """
 
-    def __init__(self, target: tuple[str, int], kind: Kind = PLAIN) -> None:
+    def __init__(self, target: tuple[str, int], kind: Kind = PLAIN, beside: Road | None = None) -> None:
         self._target = target
         self._kind = kind
+        self._gate = beside._gate if beside is not None else _Gate()
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port: int = self._socket.getsockname()[1]
         self.came = 0
         self.turned_away = 0
         self._closing = threading.Event()
-        self._free = threading.Condition()
-        self._queue: collections.deque[int] = collections.deque()
-        self._last = float("-inf")
         self._threads: list[threading.Thread] = []
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._acceptor.start()
@@ -84,8 +92,8 @@ class Road:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing.set()
-        with self._free:
-            self._free.notify_all()
+        with self._gate.free:
+            self._gate.free.notify_all()
         self._acceptor.join(60)
         self._socket.close()
         for thread in self._threads:
@@ -97,25 +105,32 @@ class Road:
             if select.select([self._socket], [], [], 0.05)[0]:
                 guest, _ = self._socket.accept()
                 self.came += 1
-                now, gap = time.monotonic(), self._kind.gap
-                if now - self._last < gap or (self._kind.single == "reset" and self._queue):
+                if not self._lets_in(guest):
                     self.turned_away += 1
                     if self._kind.single == "reset":
                         guest.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                     guest.close()
                     continue
-                self._last = now
-                self._queue.append(self.came)
-                thread = threading.Thread(target=self._serve, args=(guest, self.came), daemon=True)
+                thread = threading.Thread(target=self._serve, args=(guest,), daemon=True)
                 self._threads.append(thread)
                 thread.start()
 
-    def _serve(self, guest: socket.socket, number: int) -> None:
+    def _lets_in(self, guest: socket.socket) -> bool:
+        now, gate = time.monotonic(), self._gate
+        with gate.free:
+            if now - gate.last < self._kind.gap or (self._kind.single == "reset" and gate.queue):
+                return False
+            gate.last = now
+            gate.queue.append(guest)
+        return True
+
+    def _serve(self, guest: socket.socket) -> None:
+        gate = self._gate
         with guest, contextlib.suppress(OSError):
             try:
-                with self._free:
-                    while self._kind.single == "wait" and self._queue[0] != number and not self._closing.is_set():
-                        self._free.wait()
+                with gate.free:
+                    while self._kind.single == "wait" and gate.queue[0] is not guest and not self._closing.is_set():
+                        gate.free.wait(0.1)
                 # What a handshake takes on a road that is this long.
                 self._closing.wait(2 * self._kind.delay)
                 first, target = self._begin(guest)
@@ -124,9 +139,9 @@ class Road:
                         mirror.sendall(first)
                         self._carry(guest, mirror)
             finally:
-                with self._free:
-                    self._queue.remove(number)
-                    self._free.notify_all()
+                with gate.free:
+                    gate.queue.remove(guest)
+                    gate.free.notify_all()
 
     def _begin(self, guest: socket.socket) -> tuple[bytes, tuple[str, int] | None]:
         """What the mirror gets first, and where it is; None if this connection goes nowhere."""

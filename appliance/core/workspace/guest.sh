@@ -399,6 +399,32 @@ gitmirror__git() {
         -c submodule.recurse=false -c protocol.version=2 -c advice.detachedHead=false "$@"
 }
 
+# Runs git as gitmirror__git does, for a command that asks a server. If the connection was dropped at once, it tries again
+# after a second: some tunnels drop a connection that comes within a second of another one, or before that one has ended.
+gitmirror__ask_git() {
+    for try in 1 2; do
+        gitmirror__now
+        asked=$now code=0
+        { said=$(gitmirror__git "$@" 2>&1 >&4 4>&-) || code=$?; } 4>&1
+        if [ "$code" = 0 ] || [ "$try" = 2 ]; then break; fi
+        case "$code $said" in
+        '141 '* | *'hung up'* | *'reset by peer'* | *'Broken pipe'* | *'Empty reply'* | *'Recv failure'* | *'Send failure'* | \
+            *'early EOF'* | *'unexpected disconnect'*) ;;
+        *) break ;;
+        esac
+        gitmirror__now
+        if [ $((now - asked)) -gt 300 ] || ! gitmirror__pause; then break; fi
+    done
+    [ -z "$said" ] || echo "$said" >&2
+    return "$code"
+}
+
+# Waits for a second if the deadline leaves time for it.
+gitmirror__pause() {
+    gitmirror__now
+    [ $(((now - began) / 100 + 2)) -lt "$deadline" ] && sleep 1
+}
+
 # Whether a program that can download from the mirror is installed. With a token, it must accept the token other than as
 # an argument.
 gitmirror__can_get() {
@@ -409,25 +435,27 @@ gitmirror__can_get() {
     [ -z "$token" ] || [ "$by_list" = yes ]
 }
 
-# Sets what this wget supports: `stall` is its option to give up a stalled transfer, and `by_list` is yes if it can read
+# Sets what this wget supports: `stall` is its option to give up a stalled transfer, `once` that to end the connection, and `by_list` is yes if it can read
 # URLs with a password from a descriptor. Not every busybox supports -T, and one without it may crash.
 gitmirror__know_wget() {
     [ -z "$by_list" ] || return 0
-    stall=none by_list=no
+    stall=none by_list=no once=''
     help=$(wget --help 2>&1)
+    # busybox does so by itself.
+    case $help in *--no-http-keep-alive*) once=--no-http-keep-alive ;; esac
     case $help in *-T\ SEC* | *-T,*) stall=-T10 ;; esac
     case $help in *--auth-no-challenge*) [ ! -e /proc/self/fd/0 ] || by_list=yes ;; esac
 }
 
 # Downloads a URL of the mirror to stdout, and its headers to descriptor 3. Gives up when the transfer stalls for ten
-# seconds.
+# seconds. Asks the mirror to end the connection: some tunnels let nobody else through until it does.
 gitmirror__get() {
     if gitmirror__has curl; then
         # This is a path, because curl writes headers only to files. Without /proc there are no headers.
         headers=/dev/null
         [ ! -e /proc/self/fd/3 ] || headers=/proc/self/fd/3
         set -- --fail --silent --show-error --connect-timeout 3 --speed-limit 100 --speed-time 10 --max-time "$left" \
-            --dump-header "$headers" "$1"
+            --header 'Connection: close' --dump-header "$headers" "$1"
         if [ -z "$token" ]; then
             curl "$@"
         else
@@ -439,6 +467,7 @@ gitmirror__get() {
         # No second try, because it would continue where the first one ended, perhaps in another tar.
         set -- -q -S -t 1 -O -
         [ "$stall" = none ] || set -- "$@" "$stall"
+        [ -z "$once" ] || set -- "$@" "$once"
         if [ -z "$token" ]; then
             gitmirror__bounded "$left" wget "$@" "$url" 2>&3 3>&-
         else
@@ -449,17 +478,33 @@ gitmirror__get() {
     fi
 }
 
+# Sets `answer` to what a URL of the mirror answers, headers included.
+gitmirror__read() {
+    code=0
+    answer=$(gitmirror__get "$1" 2>/dev/null 3>&1) || code=$?
+    ! gitmirror__was_dropped "$code" "$answer" || { code=0 && answer=$(gitmirror__get "$1" 2>/dev/null 3>&1) || code=$?; }
+    return "$code"
+}
+
+# Whether a download that ended with code $1, and with $2 for headers, was dropped before it was answered. If so, waits for a
+# second, so that it can be tried again: see gitmirror__ask_git. The codes are those of curl, and 1 and 4 those of wget.
+gitmirror__was_dropped() {
+    case $1 in 1 | 4 | 52 | 55 | 56) ;; *) return 1 ;; esac
+    case $2 in *HTTP/* | *refused*) return 1 ;; esac
+    gitmirror__pause
+}
+
 # Whether the mirror responds within five seconds.
 gitmirror__answers() {
     gitmirror__share 4
     [ "$left" -le 5 ] || left=5
     if gitmirror__can_get; then
-        gitmirror__get "$mirror_http/healthz" >/dev/null 2>&1 3>&1
+        gitmirror__read "$mirror_http/healthz"
         return
     fi
     repo=${gitmirror__repositories%%"$newline"*} repo=${repo%% *}
     gitmirror__set_address
-    [ -n "$address" ] && gitmirror__git ls-remote "$address" HEAD >/dev/null 2>&1
+    [ -n "$address" ] && gitmirror__ask_git ls-remote "$address" HEAD >/dev/null 2>&1
 }
 
 # Checks how far behind the mirror is, and whether it has the wanted commit; the mirror refreshes if it lacks the commit.
@@ -468,7 +513,7 @@ gitmirror__ask_freshness() {
     query=''
     [ "$kind" != commit ] || query="?want=$want"
     answer=''
-    ! gitmirror__can_get || answer=$(gitmirror__get "$mirror_http/$repo/freshness$query" 2>/dev/null 3>/dev/null) || answer=''
+    ! gitmirror__can_get || gitmirror__read "$mirror_http/$repo/freshness$query" || answer=''
     case $answer in
     *'"has": false'*)
         usable=no
@@ -668,24 +713,8 @@ gitmirror__from_snapshot() {
         *) gitmirror__say 'not using the snapshot: this tar cannot apply the umask' && return 1 ;;
         esac
     fi
-    gitmirror__share 2
-    gitmirror__fresh_tmp
-    # Both ends of the pipe must succeed, because to some tar programs an archive cut off between two files looks complete.
-    # Their exit codes come back with the headers, which needs no file and no further process.
-    ends=$({
-        { gitmirror__get "$mirror_http/$repo/workspace.tar$query" 2>/dev/null; echo "get: $?" >&3; } |
-            { tar -xf - ${masked:+"$masked"} -C "$tmp" 2>/dev/null 3>&-; echo "tar: $?" >&3; }
-    } 3>&1)
-    got='' unpacked='' tip=''
-    for line in $ends; do
-        # wget indents headers with spaces.
-        line=${line#"${line%%[! ]*}"}
-        case $line in
-        'get: '*) got=${line#* } ;;
-        'tar: '*) unpacked=${line#* } ;;
-        [Xx]-[Gg]itmirror-[Tt]ip:*) tip=${line#*: } tip=${tip%%[!0-9a-f]*} ;;
-        esac
-    done
+    gitmirror__unpack_snapshot
+    ! gitmirror__was_dropped "$got" "$ends" || gitmirror__unpack_snapshot
     if [ "$got" != 0 ] || [ "$unpacked" != 0 ]; then
         gitmirror__say "the snapshot failed: the download ended with code ${got:-?}, tar with code ${unpacked:-?}"
         return 1
@@ -705,10 +734,33 @@ gitmirror__from_snapshot() {
     gitmirror__note
 }
 
+# Downloads the snapshot and unpacks it into a new `tmp`. Sets `ends` to the headers, `tip` to the branch's tip in them, and
+# `got` and `unpacked` to the exit codes of both.
+gitmirror__unpack_snapshot() {
+    gitmirror__share 2
+    gitmirror__fresh_tmp
+    # Both ends of the pipe must succeed, because to some tar programs an archive cut off between two files looks complete.
+    # Their exit codes come back with the headers, which needs no file and no further process.
+    ends=$({
+        { gitmirror__get "$mirror_http/$repo/workspace.tar$query" 2>/dev/null; echo "get: $?" >&3; } |
+            { tar -xf - ${masked:+"$masked"} -C "$tmp" 2>/dev/null 3>&-; echo "tar: $?" >&3; }
+    } 3>&1)
+    got='' unpacked='' tip=''
+    for line in $ends; do
+        # wget indents headers with spaces.
+        line=${line#"${line%%[! ]*}"}
+        case $line in
+        'get: '*) got=${line#* } ;;
+        'tar: '*) unpacked=${line#* } ;;
+        [Xx]-[Gg]itmirror-[Tt]ip:*) tip=${line#*: } tip=${tip%%[!0-9a-f]*} ;;
+        esac
+    done
+}
+
 # Asks the mirror for the branch's tip if the headers did not have it. Without an answer, takes the snapshot's commit.
 gitmirror__ask_tip() {
     gitmirror__share 4
-    answer=$(gitmirror__get "$mirror_http/$repo/freshness" 2>/dev/null 3>/dev/null)
+    gitmirror__read "$mirror_http/$repo/freshness"
     tip=${answer#*'"tip": "'} tip=${tip%%'"'*}
     if [ -n "$query" ] || ! gitmirror__is_oid "$tip"; then tip=$commit; fi
 }
@@ -736,9 +788,9 @@ gitmirror__advance() {
 # shallow, and with it the new tags, as a clone would.
 gitmirror__fetch() {
     if [ "$whole" = yes ]; then
-        gitmirror__work fetch --quiet "$address" "$2"
+        gitmirror__ask_git -C "$tmp" fetch --quiet "$address" "$2" >&2
     else
-        gitmirror__work fetch --quiet --depth "$1" --no-tags "$address" "$2"
+        gitmirror__ask_git -C "$tmp" fetch --quiet --depth "$1" --no-tags "$address" "$2" >&2
     fi
 }
 
@@ -1133,7 +1185,7 @@ gitmirror__ask_branch() {
     if gitmirror__can_get; then
         gitmirror__share 4
         [ "$left" -le 5 ] || left=5
-        answer=$(gitmirror__get "$mirror_http/$repo/freshness" 2>/dev/null 3>/dev/null) || return 0
+        gitmirror__read "$mirror_http/$repo/freshness" || return 0
         case $answer in
         *"\"branch\": \"$branch\""*)
             answer=${answer#*'"tip": "'} answer=${answer%%'"'*}
@@ -1160,7 +1212,7 @@ gitmirror__list() {
         gitmirror__share 4
         [ "$left" -le 5 ] || left=5
         # shellcheck disable=SC2086
-        listed=$(gitmirror__git ls-remote --quiet "$exact" $refs 2>/dev/null) && return
+        listed=$(gitmirror__ask_git ls-remote --quiet "$exact" $refs 2>/dev/null) && return
     done
     listed=''
     return 1
@@ -1222,7 +1274,7 @@ gitmirror__from_mirror() {
         exact=$address
         gitmirror__share 4
         [ "$left" -le 5 ] || left=5
-        gitmirror__git ls-remote --quiet "$address" HEAD >/dev/null || continue
+        gitmirror__ask_git ls-remote --quiet "$address" HEAD >/dev/null || continue
         gitmirror__share 2
         ! gitmirror__from_git || return 0
     done
@@ -1260,9 +1312,9 @@ gitmirror__from_git() {
     gitmirror__fresh_tmp
     set -- clone --quiet --template= --origin origin --depth 1 --no-tags
     case $kind in
-    default) gitmirror__git "$@" "$address" "$tmp" >&2 || return 1 ;;
-    name) gitmirror__git "$@" --branch "$want" "$address" "$tmp" >&2 || return 1 ;;
-    session) gitmirror__git "$@" --no-checkout "$address" "$tmp" >&2 || return 1 ;;
+    default) gitmirror__ask_git "$@" "$address" "$tmp" >&2 || return 1 ;;
+    name) gitmirror__ask_git "$@" --branch "$want" "$address" "$tmp" >&2 || return 1 ;;
+    session) gitmirror__ask_git "$@" --no-checkout "$address" "$tmp" >&2 || return 1 ;;
     commit) git init --quiet --template= "$tmp" >&2 || return 1 ;;
     esac
     read -r branch <"$tmp/.git/HEAD"
@@ -1608,7 +1660,7 @@ gitmirror__set_submodule() {
 gitmirror__is_mirrored() {
     for exact in ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}; do
         gitmirror__share 4
-        ! gitmirror__git -c http.followRedirects=false ls-remote --quiet "$exact" HEAD >/dev/null 2>&1 || return 0
+        ! gitmirror__ask_git -c http.followRedirects=false ls-remote --quiet "$exact" HEAD >/dev/null 2>&1 || return 0
     done
     return 1
 }

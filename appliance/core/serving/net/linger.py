@@ -20,16 +20,17 @@ async def linger(stream: SocketStream) -> bool:
     everything, and before that by the idle time of `stream`.
     """
     await stream.end()
-    drained, unsent, moved_at = 0, stream.unsent, time.monotonic()
+    drained, unsent = 0, stream.unsent
+    moved_at = looked_at = time.monotonic()
     while drained < LINGER_BYTES:
         try:
-            with stream.within(LINGER_SECONDS):
+            with stream.within(looked_at + LINGER_SECONDS - time.monotonic()):
                 data = await stream.receive()
         except IdleTimeout:
-            before, unsent, now = unsent, stream.unsent, time.monotonic()
+            before, unsent, looked_at = unsent, stream.unsent, time.monotonic()
             if unsent < before:
-                moved_at = now
-            elif not unsent or now - moved_at >= (stream.idle or 0):
+                moved_at = looked_at
+            elif not unsent or looked_at - moved_at >= (stream.idle or 0):
                 return False
         except OSError:
             return False
