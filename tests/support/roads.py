@@ -74,8 +74,8 @@ class Road:
 
     def __init__(self, target: tuple[str, int], kind: Kind = PLAIN, beside: Road | None = None) -> None:
         self._target = target
-        self._kind = kind
-        self._gate = beside._gate if beside is not None else _Gate()
+        self._kind = self.kind = kind
+        self._gate: _Gate = beside._gate if beside is not None else _Gate()
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port: int = self._socket.getsockname()[1]
         self.came = 0

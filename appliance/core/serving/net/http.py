@@ -286,8 +286,8 @@ class HttpPort:
                         break
                     # Pipelined requests are answered without a wait in between, so other tasks run here.
                     await asyncio.sleep(0)
-            if connection.their_state is not h11.CLOSED:
-                await linger(stream)
+            if connection.their_state is not h11.CLOSED and await linger(stream) and seat.on_closed is not None:
+                seat.on_closed()
         except (IdleTimeout, TimeoutError):
             log.info("%s was cut off: too slow over HTTP", client)
         except (OSError, h11.ProtocolError) as error:
