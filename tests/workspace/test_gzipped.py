@@ -69,7 +69,7 @@ def test_a_road_is_as_fast_as_it_last_was() -> None:
 
 def ask(node: Node, **headers: str) -> Reply:
     """A snapshot, from whoever accepts gzip."""
-    return get(node.tar_url(), accept_encoding="gzip", **headers)
+    return get(node.tar_url(), "GET", 60.0, accept_encoding="gzip", **headers)
 
 
 def is_gzipped(reply: Reply) -> bool:
