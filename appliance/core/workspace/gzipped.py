@@ -51,15 +51,15 @@ class GzippedTars:
 
     def __init__(self, children: Children) -> None:
         self._children = children
-        self._kept: dict[Path, CheckedFile] = {}
+        self._kept: dict[Path, tuple[Identity, CheckedFile]] = {}
         self._making: dict[Path, asyncio.Task[None]] = {}
         self._one_at_a_time = asyncio.Semaphore(1)
         self._endurance = Endurance(log, "compressing a snapshot")
 
     def get(self, tar: Path) -> GzippedTar | None:
         """The copy of a tar. If there is none, begins to make it, and returns None."""
-        kept = self._kept.get(tar)
-        if kept is not None and kept.digest and kept.is_untouched():
+        source, kept = self._kept.get(tar, (None, None))
+        if kept is not None and kept.digest and kept.is_untouched() and source == _identity(tar):
             return GzippedTar(kept.path, kept.digest[:DIGEST_LENGTH])
         if tar not in self._making:
             self._making[tar] = asyncio.create_task(self._make(tar), name=f"compress {tar.name}")
@@ -87,10 +87,13 @@ class GzippedTars:
 
     async def _compress(self, tar: Path) -> None:
         growing, copy = tar.with_name(tar.name + _GROWING), tar.with_name(tar.name + _SUFFIX)
-        errors = bytearray()
+        errors, source = bytearray(), _identity(tar)
+        if source is None:
+            return
         argv = ["nice", "-n", "19", sys.executable, "-IS", "-c", _COMPRESS, str(tar), str(growing)]
+        environment = {"PATH": os.environ.get("PATH", os.defpath)}
         code, output = await run_child(
-            self._children, argv, env=dict(os.environ), cwd=tar.parent, deadline=DEADLINE, on_error=errors.extend
+            self._children, argv, env=environment, cwd=tar.parent, deadline=DEADLINE, on_error=errors.extend
         )
         if code != 0:
             growing.unlink(missing_ok=True)
@@ -100,4 +103,12 @@ class GzippedTars:
             lines = errors.decode(errors="replace").split("\n")
             raise OSError(f"the compressor ended with code {code}: {' '.join(lines[-2:]).strip()}")
         growing.rename(copy)
-        self._kept[tar] = CheckedFile(copy, Identity.of(copy.stat()), output.decode().strip())
+        self._kept[tar] = source, CheckedFile(copy, Identity.of(copy.stat()), output.decode().strip())
+
+
+def _identity(tar: Path) -> Identity | None:
+    """That of a tar, which another one of the same name does not have; None if there is none."""
+    try:
+        return Identity.of(tar.stat())
+    except OSError:
+        return None
