@@ -34,10 +34,14 @@ def _ignore() -> None:
 
 @dataclass(frozen=True)
 class Caller:
-    """The guest that sent a request, for the record: its address, and `git` or `http`."""
+    """The guest that sent a request, for the record: its address, and `git` or `http`.
+
+    `on_last` is called before an answer after which git asks for nothing more on its connection: one with the pack.
+    """
 
     client: str
     protocol: str
+    on_last: Callable[[], None] = _ignore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +84,12 @@ class Engine:
         mirror = self._mirror_of(repo.name).path
         await self._upload_pack.stream(mirror, b"", sink, "--advertise-refs", version=version)
 
-    async def answer_v0(
-        self, repo: Repo, body: Spool, version: int, sink: Sink, caller: Caller, on_last: Callable[[], None] = _ignore
-    ) -> None:
-        """Answers one request of protocol v0 or v1 over HTTP. Raises UploadPackError, IdleTimeout, OSError.
-
-        Calls `on_last` as `answer` does.
-        """
+    async def answer_v0(self, repo: Repo, body: Spool, version: int, sink: Sink, caller: Caller) -> None:
+        """Answers one request of protocol v0 or v1 over HTTP. Raises UploadPackError, IdleTimeout, OSError."""
         start = time.monotonic()
         meter = _Meter(sink)
         if bytes(body.head).endswith(_DONE) and body.size == len(body.head):
-            on_last()
+            caller.on_last()
         try:
             await self._upload_pack.stream(self._mirror_of(repo.name).path, body, meter, version=version)
         finally:
@@ -100,18 +99,13 @@ class Engine:
         """Records a fetch of protocol v0 or v1 that git daemon served, after its connection has ended."""
         self._record_v0(repo, bytes(relayed.received), version, relayed, start, caller)
 
-    async def answer(
-        self, repo: Repo, request: V2Request, sink: Sink, caller: Caller, on_last: Callable[[], None] = _ignore
-    ) -> None:
-        """Answers one command. Raises AnswerFailed, UploadPackError, IdleTimeout, OSError.
-
-        Calls `on_last` before an answer after which a guest asks for nothing more on its connection: one with the pack.
-        """
+    async def answer(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
+        """Answers one command. Raises AnswerFailed, UploadPackError, IdleTimeout, OSError."""
         if request.command == "ls-refs" and is_understood(request):
             snapshot = await self._snapshots.get(repo)
             await _list_refs(snapshot, request.arguments, sink)
         elif request.command == "fetch":
-            await self._fetch(repo, request, sink, caller, on_last)
+            await self._fetch(repo, request, sink, caller)
         else:
             await self._upload_pack.stream(self._mirror_of(repo.name).path, request.encode(), sink)
 
@@ -132,9 +126,7 @@ class Engine:
         await self._cache.check(key)
         return self._cache.get(key, repo.id, produce, pinned=warming)
 
-    async def _fetch(
-        self, repo: Repo, request: V2Request, sink: Sink, caller: Caller, on_last: Callable[[], None]
-    ) -> None:
+    async def _fetch(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
         start = time.monotonic()
         meter = _Meter(sink)
         large = len(request.arguments) > MANY_LINES
@@ -151,10 +143,10 @@ class Engine:
             if response is None:
                 self._cache.counts[CacheResult.DIRECT] += 1
                 encoded = await aside(request.encode) if large else request.encode()
-                await self._direct(repo, encoded, meter, request.is_done, on_last)
+                await self._direct(repo, encoded, meter, request.is_done, caller.on_last)
             else:
                 result = response.way
-                on_last()
+                caller.on_last()
                 try:
                     await send_answer(response, meter)
                 finally:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 from appliance.core.serving.net.seats import Peer, Seat
 
-SLOW = 25e6
+SLOW = 20e6
 """Bytes per second below which a road is slow. A guest unpacks a tar at 150 to 270 MB/s."""
 LONG = 0.005
 """Seconds of a round trip from which a road is slow until it has shown otherwise."""

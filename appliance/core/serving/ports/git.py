@@ -129,7 +129,8 @@ class GitPort:
         The pack is the last answer: git asks for nothing after it on the same connection. Waiting for it to close would
         keep a tunnel busy that never tells us so.
         """
-        engine, caller, last = self._serving.engine, Caller(seat.client, "git"), asyncio.Event()
+        engine, last = self._serving.engine, asyncio.Event()
+        caller = Caller(seat.client, "git", last.set)
         stream, reader = SocketStream(seat.socket, self._limits.idle_timeout), V2Reader(engine.memo)
         await stream.send(await engine.advertise(repo))
         while True:
@@ -147,7 +148,7 @@ class GitPort:
                     if reader.has_more:
                         # Pipelined requests are answered without a wait in between, so other tasks run here.
                         await asyncio.sleep(0)
-                    await engine.answer(repo, request, stream, caller, last.set)
+                    await engine.answer(repo, request, stream, caller)
             # Whoever sent more ahead is answered all the same.
             if last.is_set() and not reader.has_more:
                 return

@@ -160,7 +160,8 @@ class SmartHttp:
     async def _fetch(self, exchange: Exchange, repo: Repo, path: str) -> None:
         """Answers one command. Holds a slot only while answering, so that slow clients block nobody."""
         _require_post(exchange, UPLOAD_PACK)
-        version, caller, sink = _version(exchange), Caller(exchange.client, "http"), ResultSink(exchange, UPLOAD_PACK)
+        version, sink = _version(exchange), ResultSink(exchange, UPLOAD_PACK)
+        caller = Caller(exchange.client, "http", sink.make_last)
         catalog, engine = self._gate.catalog, self._engine
         with contextlib.ExitStack() as stack:
             share = stack.enter_context(engine.budget.share(exchange.seat.peer))
@@ -179,9 +180,9 @@ class SmartHttp:
                     raise _not_here(path)
             async with self._admission.place(exchange.seat):
                 if request is not None:
-                    await engine.answer(repo, request, sink, caller, sink.make_last)
+                    await engine.answer(repo, request, sink, caller)
                 elif body is not None:
-                    await engine.answer_v0(repo, body, version, sink, caller, sink.make_last)
+                    await engine.answer_v0(repo, body, version, sink, caller)
                 await sink.finish()
 
     async def _v2_request(self, exchange: Exchange, share: Share) -> V2Request | None:
