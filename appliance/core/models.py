@@ -150,13 +150,21 @@ class Guest:
     expires_at: float | None
 
 
+def _keep() -> None:
+    """What a caller does that keeps its connection in any case."""
+
+
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request: the address for the record, the protocol (`git` or `http`), and the guest if it is known."""
+    """Who sent a request: the address for the record, the protocol (`git` or `http`), and the guest if it is known.
+
+    `on_last` is called before an answer after which git asks for nothing more on its connection: one with the pack.
+    """
 
     client: str
     protocol: str
     guest: Guest | None = None
+    on_last: Callable[[], None] = _keep
 
     @property
     def guest_name(self) -> str | None:

@@ -43,10 +43,12 @@ from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.git_daemon import GitDaemon, find_git_daemon
 from appliance.core.serving.ports.guest_routes import GuestRoutes
+from appliance.core.serving.ports.tar_codings import TarCodings
 from appliance.core.store.stores import Stores
 from appliance.core.workspace.disk.build import build_disk
 from appliance.core.workspace.disk.disks import Disks
 from appliance.core.workspace.guest_kit import GuestKit
+from appliance.core.workspace.gzipped import GzippedTars
 from appliance.core.workspace.snapshots import Snapshots
 
 
@@ -117,7 +119,8 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     gate = AccessGate(mirrors.has, read_tokens.repo_of, guests)
     kit = GuestKit(state.public_url, repos, gate)
     freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)
-    routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish)
+    codings = TarCodings(GzippedTars(children))
+    routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish, codings)
     admin = AdminRoutes(
         state.webhook_secret_file, state.refresh_token_file, refreshing.announcements, repos, health, gate,
         observing.metrics, observing.push_watch,

@@ -34,6 +34,9 @@ from appliance.core.serving.push.relay import PushAuthority
 
 API = "/v1"
 """Where the API begins on the admin port."""
+KEPT_SECONDS = 3.0
+"""How long a guest's HTTP connection waits for its next request. Some tunnels do not tell us that the guest has ended,
+and let nobody else through until we end it."""
 MOST_OPERATORS = 2048
 """Connections to the admin port at once, a thousand event streams among them. What guests are allowed says nothing
 about it."""
@@ -114,7 +117,7 @@ def compose_ports(
     http = SmartHttp(fetching.engine, gate, admission, pushes, routes)
     acceptors = {
         "git": Acceptor("git", git.serve, guests),
-        "http": Acceptor("http", HttpPort(http.handle, limits).serve, guests),
+        "http": Acceptor("http", HttpPort(http.handle, limits, kept=KEPT_SECONDS).serve, guests),
     }
     return Ports(acceptors, admission, guests, operators)
 

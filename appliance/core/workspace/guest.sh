@@ -228,7 +228,7 @@ gitmirror__begin() {
     unset CDPATH TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES \
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS GIT_GLOB_PATHSPECS GIT_NOGLOB_PATHSPECS \
         GIT_ICASE_PATHSPECS
-    child='' born='' watch='' claim='' hold='' disk=no whole=no by_list='' signal=TERM lost=no full=no
+    coding='' child='' born='' watch='' claim='' hold='' disk=no whole=no by_list='' signal=TERM lost=no full=no
     gitmirror__has git || gitmirror__die 'git is not installed'
     # Disable this guest's fsmonitor and hooks, because even commands that only read the index run the fsmonitor, and
     # others run the hooks.
@@ -493,6 +493,32 @@ gitmirror__git() {
         -c submodule.recurse=false -c protocol.version=2 -c advice.detachedHead=false "$@"
 }
 
+# Runs git as gitmirror__git does, for a command that asks a server. If the connection was dropped at once, it tries again
+# after a second: some tunnels drop a connection that comes within a second of another one, or before that one has ended.
+gitmirror__ask_git() {
+    for try in 1 2; do
+        gitmirror__now
+        asked=$now code=0
+        { said=$(gitmirror__git "$@" 2>&1 >&4 4>&-) || code=$?; } 4>&1
+        if [ "$code" = 0 ] || [ "$try" = 2 ]; then break; fi
+        case "$code $said" in
+        '141 '* | *'hung up'* | *'reset by peer'* | *'Broken pipe'* | *'Empty reply'* | *'Recv failure'* | *'Send failure'* | \
+            *'early EOF'* | *'unexpected disconnect'*) ;;
+        *) break ;;
+        esac
+        gitmirror__now
+        if [ $((now - asked)) -gt 300 ] || ! gitmirror__pause; then break; fi
+    done
+    [ -z "$said" ] || echo "$said" >&2
+    return "$code"
+}
+
+# Waits for a second if the deadline leaves time for it.
+gitmirror__pause() {
+    gitmirror__now
+    [ $(((now - began) / 100 + 2)) -lt "$deadline" ] && sleep 1
+}
+
 # Whether a program that can download from the mirror is installed. With a token, it must accept the token other than as
 # an argument.
 gitmirror__can_get() {
@@ -503,25 +529,28 @@ gitmirror__can_get() {
     [ -z "$token" ] || [ "$by_list" = yes ]
 }
 
-# Sets what this wget supports: `stall` is its option to give up a stalled transfer, and `by_list` is yes if it can read
+# Sets what this wget supports: `stall` is its option to give up a stalled transfer, `once` that to end the connection, and `by_list` is yes if it can read
 # URLs with a password from a descriptor. Not every busybox supports -T, and one without it may crash.
 gitmirror__know_wget() {
     [ -z "$by_list" ] || return 0
-    stall=none by_list=no
+    stall=none by_list=no once=''
     help=$(wget --help 2>&1)
+    # busybox does so by itself.
+    case $help in *--no-http-keep-alive*) once=--no-http-keep-alive ;; esac
     case $help in *-T\ SEC* | *-T,*) stall=-T10 ;; esac
     case $help in *--auth-no-challenge*) [ ! -e /proc/self/fd/0 ] || by_list=yes ;; esac
 }
 
 # Downloads a URL of the mirror to stdout, and its headers to descriptor 3. Gives up when the transfer stalls for ten
-# seconds.
+# seconds. Asks the mirror to end the connection: some tunnels let nobody else through until it does.
 gitmirror__get() {
     if gitmirror__has curl; then
         # This is a path, because curl writes headers only to files. Without /proc there are no headers.
         headers=/dev/null
         [ ! -e /proc/self/fd/3 ] || headers=/proc/self/fd/3
         set -- --fail --silent --show-error --connect-timeout 3 --speed-limit 100 --speed-time 10 --max-time "$left" \
-            --dump-header "$headers" "$1"
+            --header 'Connection: close' --dump-header "$headers" "$1"
+        [ -z "$coding" ] || set -- "$@" --compressed --header "$coding"
         if [ -z "$token" ]; then
             curl "$@"
         else
@@ -533,6 +562,7 @@ gitmirror__get() {
         # No second try, because it would continue where the first one ended, perhaps in another tar.
         set -- -q -S -t 1 -O -
         [ "$stall" = none ] || set -- "$@" "$stall"
+        [ -z "$once" ] || set -- "$@" "$once"
         if [ -z "$token" ]; then
             gitmirror__bounded "$left" wget "$@" "$url" 2>&3 3>&-
         else
@@ -543,17 +573,33 @@ gitmirror__get() {
     fi
 }
 
+# Sets `answer` to what a URL of the mirror answers, headers included.
+gitmirror__read() {
+    code=0
+    answer=$(gitmirror__get "$1" 2>/dev/null 3>&1) || code=$?
+    ! gitmirror__was_dropped "$code" "$answer" || { code=0 && answer=$(gitmirror__get "$1" 2>/dev/null 3>&1) || code=$?; }
+    return "$code"
+}
+
+# Whether a download that ended with code $1, and with $2 for headers, was dropped before it was answered. If so, waits for a
+# second, so that it can be tried again: see gitmirror__ask_git. The codes are those of curl, and 1 and 4 those of wget.
+gitmirror__was_dropped() {
+    case $1 in 1 | 4 | 52 | 55 | 56) ;; *) return 1 ;; esac
+    case $2 in *HTTP/* | *refused*) return 1 ;; esac
+    gitmirror__pause
+}
+
 # Whether the mirror responds within five seconds.
 gitmirror__answers() {
     gitmirror__share 4
     [ "$left" -le 5 ] || left=5
     if gitmirror__can_get; then
-        gitmirror__get "$mirror_http/healthz" >/dev/null 2>&1 3>&1
+        gitmirror__read "$mirror_http/healthz"
         return
     fi
     repo=${gitmirror__repositories%%"$newline"*} repo=${repo%% *}
     gitmirror__set_address
-    [ -n "$address" ] && gitmirror__git ls-remote "$address" HEAD >/dev/null 2>&1
+    [ -n "$address" ] && gitmirror__ask_git ls-remote "$address" HEAD >/dev/null 2>&1
 }
 
 # Checks how far behind the mirror is, and whether it has the wanted commit; the mirror refreshes if it lacks the commit.
@@ -562,7 +608,7 @@ gitmirror__ask_freshness() {
     query=''
     [ "$kind" != commit ] || query="?want=$want"
     answer=''
-    ! gitmirror__can_get || answer=$(gitmirror__get "$mirror_http/$repo/freshness$query" 2>/dev/null 3>/dev/null) || answer=''
+    ! gitmirror__can_get || gitmirror__read "$mirror_http/$repo/freshness$query" || answer=''
     case $answer in
     *'"has": false'*)
         usable=no
@@ -768,24 +814,15 @@ gitmirror__from_snapshot() {
         *) gitmirror__say 'not using the snapshot: this tar cannot apply the umask' && return 1 ;;
         esac
     fi
-    gitmirror__share 2
-    gitmirror__fresh_tmp
-    # Both ends of the pipe must succeed, because to some tar programs an archive cut off between two files looks complete.
-    # Their exit codes come back with the headers, which needs no file and no further process.
-    ends=$({
-        { gitmirror__get "$mirror_http/$repo/workspace.tar$query" 2>/dev/null; echo "get: $?" >&3; } |
-            { tar -xf - ${masked:+"$masked"} -C "$tmp" 2>/dev/null 3>&-; echo "tar: $?" >&3; }
-    } 3>&1)
-    got='' unpacked='' tip=''
-    for line in $ends; do
-        # wget indents headers with spaces.
-        line=${line#"${line%%[! ]*}"}
-        case $line in
-        'get: '*) got=${line#* } ;;
-        'tar: '*) unpacked=${line#* } ;;
-        [Xx]-[Gg]itmirror-[Tt]ip:*) tip=${line#*: } tip=${tip%%[!0-9a-f]*} ;;
-        esac
-    done
+    # Take it plain or gzipped, whichever the mirror finds faster on this road.
+    coding='Accept-Encoding: identity, gzip;q=0.5'
+    gitmirror__unpack_snapshot
+    if gitmirror__has curl; then
+        # With these codes, this curl cannot decompress.
+        case $got in 2 | 4) coding='' && gitmirror__unpack_snapshot ;; esac
+    fi
+    ! gitmirror__was_dropped "$got" "$ends" || gitmirror__unpack_snapshot
+    coding=''
     if [ "$got" != 0 ] || [ "$unpacked" != 0 ]; then
         gitmirror__say "the snapshot failed: the download ended with code ${got:-?}, tar with code ${unpacked:-?}"
         gitmirror__check_room
@@ -820,10 +857,33 @@ gitmirror__loosen() {
     [ $# -eq 0 ] || chmod a-w "$@"
 }
 
+# Downloads the snapshot and unpacks it into a new `tmp`. Sets `ends` to the headers, `tip` to the branch's tip in them, and
+# `got` and `unpacked` to the exit codes of both.
+gitmirror__unpack_snapshot() {
+    gitmirror__share 2
+    gitmirror__fresh_tmp
+    # Both ends of the pipe must succeed, because to some tar programs an archive cut off between two files looks complete.
+    # Their exit codes come back with the headers, which needs no file and no further process.
+    ends=$({
+        { gitmirror__get "$mirror_http/$repo/workspace.tar$query" 2>/dev/null; echo "get: $?" >&3; } |
+            { tar -xf - ${masked:+"$masked"} -C "$tmp" 2>/dev/null 3>&-; echo "tar: $?" >&3; }
+    } 3>&1)
+    got='' unpacked='' tip=''
+    for line in $ends; do
+        # wget indents headers with spaces.
+        line=${line#"${line%%[! ]*}"}
+        case $line in
+        'get: '*) got=${line#* } ;;
+        'tar: '*) unpacked=${line#* } ;;
+        [Xx]-[Gg]itmirror-[Tt]ip:*) tip=${line#*: } tip=${tip%%[!0-9a-f]*} ;;
+        esac
+    done
+}
+
 # Asks the mirror for the branch's tip if the headers did not have it. Without an answer, takes the snapshot's commit.
 gitmirror__ask_tip() {
     gitmirror__share 4
-    answer=$(gitmirror__get "$mirror_http/$repo/freshness" 2>/dev/null 3>/dev/null)
+    gitmirror__read "$mirror_http/$repo/freshness"
     tip=${answer#*'"tip": "'} tip=${tip%%'"'*}
     if [ -n "$query" ] || ! gitmirror__is_oid "$tip"; then tip=$commit; fi
 }
@@ -851,9 +911,9 @@ gitmirror__advance() {
 # shallow, and with it the new tags, as a clone would.
 gitmirror__fetch() {
     if [ "$whole" = yes ]; then
-        gitmirror__work fetch --quiet "$address" "$2"
+        gitmirror__ask_git -C "$tmp" fetch --quiet "$address" "$2" >&2
     else
-        gitmirror__work fetch --quiet --depth "$1" --no-tags "$address" "$2"
+        gitmirror__ask_git -C "$tmp" fetch --quiet --depth "$1" --no-tags "$address" "$2" >&2
     fi
 }
 
@@ -862,6 +922,11 @@ gitmirror__work() { gitmirror__make -C "$tmp" "$@"; }
 # Runs a git command that writes a workspace.
 gitmirror__make() {
     gitmirror__heed gitmirror__git "$@" || { gitmirror__check_room; return 1; }
+}
+
+# The same for one that asks a server.
+gitmirror__make_asking() {
+    gitmirror__heed gitmirror__ask_git "$@" || { gitmirror__check_room; return 1; }
 }
 
 # Finds the drives of `repo`, checks and mounts them, and sets `branch` and `commit` to those of the drives. Without drives,
@@ -1254,7 +1319,7 @@ gitmirror__ask_branch() {
     if gitmirror__can_get; then
         gitmirror__share 4
         [ "$left" -le 5 ] || left=5
-        answer=$(gitmirror__get "$mirror_http/$repo/freshness" 2>/dev/null 3>/dev/null) || return 0
+        gitmirror__read "$mirror_http/$repo/freshness" || return 0
         case $answer in
         *"\"branch\": \"$branch\""*)
             answer=${answer#*'"tip": "'} answer=${answer%%'"'*}
@@ -1281,7 +1346,7 @@ gitmirror__list() {
         gitmirror__share 4
         [ "$left" -le 5 ] || left=5
         # shellcheck disable=SC2086
-        listed=$(gitmirror__git ls-remote --quiet "$exact" $refs 2>/dev/null) && return
+        listed=$(gitmirror__ask_git ls-remote --quiet "$exact" $refs 2>/dev/null) && return
     done
     listed=''
     return 1
@@ -1343,7 +1408,7 @@ gitmirror__from_mirror() {
         exact=$address
         gitmirror__share 4
         [ "$left" -le 5 ] || left=5
-        gitmirror__git ls-remote --quiet "$address" HEAD >/dev/null || continue
+        gitmirror__ask_git ls-remote --quiet "$address" HEAD >/dev/null || continue
         gitmirror__share 2
         ! gitmirror__from_git || return 0
     done
@@ -1383,9 +1448,9 @@ gitmirror__from_git() {
     gitmirror__fresh_tmp
     set -- clone --quiet --template= --origin origin --depth 1 --no-tags
     case $kind in
-    default) gitmirror__make "$@" "$address" "$tmp" || return 1 ;;
-    name) gitmirror__make "$@" --branch "$want" "$address" "$tmp" || return 1 ;;
-    session) gitmirror__make "$@" --no-checkout "$address" "$tmp" || return 1 ;;
+    default) gitmirror__make_asking "$@" "$address" "$tmp" || return 1 ;;
+    name) gitmirror__make_asking "$@" --branch "$want" "$address" "$tmp" || return 1 ;;
+    session) gitmirror__make_asking "$@" --no-checkout "$address" "$tmp" || return 1 ;;
     commit) git init --quiet --template= "$tmp" >&2 || return 1 ;;
     esac
     read -r branch <"$tmp/.git/HEAD"
@@ -1745,7 +1810,7 @@ gitmirror__set_submodule() {
 gitmirror__is_mirrored() {
     for exact in ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}; do
         gitmirror__share 4
-        ! gitmirror__git -c http.followRedirects=false ls-remote --quiet "$exact" HEAD >/dev/null 2>&1 || return 0
+        ! gitmirror__ask_git -c http.followRedirects=false ls-remote --quiet "$exact" HEAD >/dev/null 2>&1 || return 0
     done
     return 1
 }

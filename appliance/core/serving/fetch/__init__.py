@@ -2,6 +2,7 @@
 
 - `engine`: answers one command of protocol v2, the same way for both ports, and hands v0 and v1 to git. `relayed`:
   records a v0 or v1 fetch that git answers.
+- `negotiation`: finds out whether an answer has the pack, which is the last of its connection.
 - `request_reader`: reads v2 requests strictly and within bounds. `request_memo`: large requests that were read before.
 - `response_cache`: complete responses as files. Each is made once and sent to many guests, even while it is being
   written.

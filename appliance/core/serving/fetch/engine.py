@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from appliance.core.events.facts import FetchBegan, FetchEnded, Publish, RepoEvent
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Caller, Hydration, Repo
+from appliance.core.serving.fetch.negotiation import Negotiation
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshot, RefSnapshots, is_understood
 from appliance.core.serving.fetch.relayed import Relayed
 from appliance.core.serving.fetch.request_memo import RequestMemo
@@ -19,10 +20,12 @@ from appliance.core.serving.fetch.upload_pack import Spool, UploadPack
 from appliance.core.serving.net.aside import aside
 from appliance.core.serving.net.reading import Budget
 from appliance.core.serving.net.streams import Sink
-from appliance.core.serving.wire.pktline import PacketError, PacketSplitter
+from appliance.core.serving.wire.pktline import PacketError, PacketSplitter, packet
 from appliance.core.serving.wire.v2 import MANY_LINES, FetchShape, V2Request
 
 log = logging.getLogger(__name__)
+
+_DONE = packet(b"done\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,8 @@ class Engine:
         """Answers one request of protocol v0 or v1 over HTTP. Raises UploadPackError, IdleTimeout, OSError."""
         start = time.monotonic()
         meter = _Meter(sink)
+        if bytes(body.head).endswith(_DONE) and body.size == len(body.head):
+            caller.on_last()
         try:
             await self._upload_pack.stream(self._mirror_of(repo.name).path, body, meter, version=version)
         finally:
@@ -131,15 +136,26 @@ class Engine:
             if response is None:
                 self._cache.counts[CacheResult.DIRECT] += 1
                 encoded = await aside(request.encode) if large else request.encode()
-                await self._upload_pack.stream(self._mirror_of(repo.name).path, encoded, meter)
+                await self._direct(repo, encoded, meter, request.is_done, caller.on_last)
             else:
                 result = response.way
+                caller.on_last()
                 try:
                     await send_answer(response, meter)
                 finally:
                     response.close()
         finally:
             self._record(repo, request, result, meter, start, caller)
+
+    async def _direct(self, repo: Repo, encoded: bytes, sink: Sink, done: bool, on_last: Callable[[], None]) -> None:
+        mirror = self._mirror_of(repo.name).path
+        if done:
+            on_last()
+            await self._upload_pack.stream(mirror, encoded, sink)
+            return
+        negotiation = Negotiation(sink, on_last)
+        await self._upload_pack.stream(mirror, encoded, negotiation)
+        await negotiation.finish()
 
     def _record_v0(
         self, repo: Repo, received: bytes, version: int, meter: _Meter | Relayed, start: float, caller: Caller

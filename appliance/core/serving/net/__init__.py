@@ -3,8 +3,10 @@
 - `sockets`: listening, and the URL of a listener. `acceptor`: accepts connections, and ends them when `serve` stops.
 - `seats`: who is connected, and each peer's fair share of the connections. `admission`: the slots for responses.
   `reading`: the memory budget for requests.
-- `streams`: one connection; sends files by sendfile. `idle`: when a connection was last used.
-- `http`: HTTP/1.1 by h11 on such a stream. `http_files`: a file with ranges and validators. `http_result`: a response
+- `streams`: one connection; sends files by sendfile. `idle`: when a connection was last used. `linger`: ends one after
+  its last answer. `road_speeds`: how fast the roads to peers are.
+- `http`: HTTP/1.1 by h11 on such a stream, whose events `http_requests` reads.
+  `http_files`: a file with ranges and validators. `http_result`: a response
   whose head goes out with its first byte.
 - `aside`: runs heavy work on a request in a thread.
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import socket
+import re
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
@@ -17,6 +16,8 @@ import h11
 
 from appliance.core.models import Caller, Guest
 from appliance.core.serving.net.acceptor import Limits
+from appliance.core.serving.net.http_requests import another_begins, next_event, rest_of_request
+from appliance.core.serving.net.linger import linger
 from appliance.core.serving.net.seats import Seat
 from appliance.core.serving.net.streams import CHUNK, IdleTimeout, SocketStream
 from appliance.core.text import escape, escape_ascii
@@ -25,9 +26,8 @@ log = logging.getLogger(__name__)
 
 LARGEST_HEAD = 32768
 """The most bytes of a request line and headers together."""
-LINGER_BYTES = 2**20
-LINGER_SECONDS = 2.0
 TEXT = "text/plain; charset=utf-8"
+_ABSOLUTE = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
 
 
 class HttpError(Exception):
@@ -64,9 +64,10 @@ class Exchange:
         self.client = seat.client
         self.guest: Guest | None = None
         self.method = request.method.decode("ascii", "replace")
-        self.target = request.target
+        # A proxy may pass on the whole address, which a server must accept (RFC 9112, section 3.2.2).
+        self.target = _ABSOLUTE.sub(b"", request.target, count=1) if request.target[:1] != b"/" else request.target
         self.raw_headers = list(request.headers)
-        target, _, self._query = request.target.decode("ascii", "replace").partition("?")
+        target, _, self._query = self.target.decode("ascii", "replace").partition("?")
         self.path = unquote(target, errors="replace")
         self.headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
         if {"content-length", "transfer-encoding"} <= self.headers.keys():
@@ -77,6 +78,8 @@ class Exchange:
         self._held = b""
         self._unread = b""
         self._ended = False
+        self.is_last = False
+        """Whether the connection ends with this response."""
         self.body_held_back = False
         """The client waited for `100 Continue` and got a response instead, so it may never send its body."""
 
@@ -171,7 +174,7 @@ class Exchange:
             return b""
         if self._connection.they_are_waiting_for_100_continue:
             await self._stream.send(self._connection.send(h11.InformationalResponse(status_code=100, headers=[])))
-        event = await _next_event(self._connection, self._stream)
+        event = await next_event(self._connection, self._stream)
         if isinstance(event, h11.ConnectionClosed):
             raise ConnectionResetError("the client disconnected in the middle of its request")
         if isinstance(event, h11.Data):
@@ -191,6 +194,8 @@ class Exchange:
     async def start(self, status: int, headers: Mapping[str, str], reason: bytes = b"") -> None:
         """Prepares the head, sent with the first bytes of the body. Without `content-length`, the body is chunked."""
         fields = [("server", "gitmirror"), *headers.items()]
+        if self.is_last:
+            fields.append(("connection", "close"))
         self.started = True
         # h11 resets this when the response begins.
         self.body_held_back = self._connection.they_are_waiting_for_100_continue
@@ -224,6 +229,10 @@ class Exchange:
         if held:
             await self._stream.send(held, more=more)
 
+    def make_last(self) -> None:
+        """Ends the connection after this response, which says so unless its head is already on its way."""
+        self.is_last = True
+
     def abort(self) -> None:
         """Cuts the connection."""
         self._stream.abort()
@@ -251,20 +260,26 @@ def in_plain_text(error: HttpError, target: bytes) -> tuple[str, str]:
 
 
 class HttpPort:
-    """Serves the connections of one port: passes each request to `handler`, and turns its errors into responses."""
+    """Serves the connections of one port: passes each request to `handler`, and turns its errors into responses.
 
-    def __init__(self, handler: Handler, limits: Limits, explain: Explain = in_plain_text) -> None:
+    `kept` is how long a connection may wait for its next request, in seconds; by default `request_timeout`.
+    """
+
+    def __init__(
+        self, handler: Handler, limits: Limits, explain: Explain = in_plain_text, kept: float | None = None
+    ) -> None:
         self._handler = handler
         self._limits = limits
         self._explain = explain
+        self._kept = limits.request_timeout if kept is None else kept
 
     async def serve(self, seat: Seat, arrived: bytes = b"") -> None:
         """Serves one connection, request by request, until either side ends it.
 
         `arrived` are bytes that the caller has read from it.
         """
-        guest, client = seat.socket, seat.client
-        stream = SocketStream(guest, self._limits.idle_timeout)
+        client = seat.client
+        stream = SocketStream(seat.socket, self._limits.idle_timeout)
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD)
         if arrived:
             connection.receive_data(arrived)
@@ -275,14 +290,16 @@ class HttpPort:
                         HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again\n", {"retry-after": "1"}
                     )
                     await self._answer_unread(connection, stream, busy)
-                    await _linger(guest, stream)
+                    await linger(stream)
                     return
                 while await self._exchange(connection, stream, seat):
                     connection.start_next_cycle()
+                    if not await another_begins(connection, stream, self._kept):
+                        break
                     # Pipelined requests are answered without a wait in between, so other tasks run here.
                     await asyncio.sleep(0)
-            if connection.their_state is not h11.CLOSED:
-                await _linger(guest, stream)
+            if connection.their_state is not h11.CLOSED and await linger(stream) and seat.on_closed is not None:
+                seat.on_closed()
         except (IdleTimeout, TimeoutError):
             log.info("%s was cut off: too slow over HTTP", client)
         except (OSError, h11.ProtocolError) as error:
@@ -294,7 +311,7 @@ class HttpPort:
         target = b""
         try:
             with stream.within(self._limits.request_timeout):
-                request = await _next_event(connection, stream)
+                request = await next_event(connection, stream)
             if not isinstance(request, h11.Request):
                 return False
             target = request.target
@@ -312,9 +329,9 @@ class HttpPort:
             malformed = HttpError(HTTPStatus(error.error_status_hint), "malformed request\n")
             await self._answer_unread(connection, stream, malformed, target)
             return False
-        if exchange is not None and exchange.body_held_back:
+        if exchange is not None and (exchange.body_held_back or exchange.is_last):
             return False
-        return await _rest_of_request(connection, stream)
+        return await rest_of_request(connection, stream)
 
     async def _answer_unread(
         self, connection: h11.Connection, stream: SocketStream, error: HttpError, target: bytes = b""
@@ -327,31 +344,3 @@ class HttpPort:
         response = h11.Response(status_code=error.status, headers=head, reason=error.reason)
         for event in (response, h11.Data(data=body), h11.EndOfMessage()):
             await stream.send(connection.send(event) or b"")
-
-
-async def _next_event(connection: h11.Connection, stream: SocketStream) -> h11.Event | type[h11.PAUSED]:
-    # One read of the socket can hold ten thousand chunks of one byte, so other tasks must run between them.
-    await stream.take_turns()
-    while (event := connection.next_event()) is h11.NEED_DATA:
-        connection.receive_data(await stream.receive())
-    return event  # type: ignore[return-value]
-
-
-async def _rest_of_request(connection: h11.Connection, stream: SocketStream) -> bool:
-    """Reads at most LINGER_BYTES of the body that the handler left; returns whether the connection can be reused."""
-    remaining = LINGER_BYTES
-    # After `connection: close` nobody waits for the rest.
-    while connection.their_state is h11.SEND_BODY and connection.our_state is h11.DONE and remaining > 0:
-        event = await _next_event(connection, stream)
-        remaining -= len(event.data) if isinstance(event, h11.Data) else 0
-    return connection.our_state is h11.DONE and connection.their_state is h11.DONE
-
-
-async def _linger(guest: socket.socket, stream: SocketStream) -> None:
-    """Ends our side and reads on briefly, because closing with unread bytes would reset the client's response away."""
-    with contextlib.suppress(OSError, TimeoutError, IdleTimeout):
-        guest.shutdown(socket.SHUT_WR)
-        drained = 0
-        async with asyncio.timeout(LINGER_SECONDS):
-            while drained < LINGER_BYTES and (data := await stream.receive()):
-                drained += len(data)

@@ -17,6 +17,15 @@ class ResultSink:
         self._headers = {"content-type": f"application/x-{service}-{what}", **NO_CACHE}
         self._first = first
 
+    def make_last(self) -> None:
+        """Ends the connection after this result, the last one of an operation.
+
+        Some tunnels let nobody else through until we do, and do not tell us that the guest has ended. Only for git and
+        what calls itself so: it opens another connection for its next operation anyway, and other clients may not.
+        """
+        if self._exchange.headers.get("user-agent", "").startswith("git/"):
+            self._exchange.make_last()
+
     async def _start(self) -> None:
         if not self._exchange.started:
             await self._exchange.start(HTTPStatus.OK, self._headers)

@@ -71,6 +71,8 @@ class Seat:
         self.serving = False
         self.waiting = False
         self.cut_off = False
+        self.on_closed: Callable[[], None] | None = None
+        """Called when the guest has closed after the last response."""
         self.idle_since = time.monotonic()
         self._moved = -1
         self._moved_at = self._paced_at = 0.0

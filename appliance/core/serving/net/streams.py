@@ -45,6 +45,16 @@ class SocketStream:
         self._until: float | None = None
         self._unbroken = 0
 
+    @property
+    def idle(self) -> float | None:
+        """Seconds that a wait in which no byte moves may last; None: without a limit."""
+        return self._idle
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were sent and that the peer has not acknowledged."""
+        return unsent_bytes(self._socket.fileno())
+
     async def take_turns(self) -> None:
         """Lets other tasks run after each TURN pieces of work, because a busy guest never makes us wait."""
         self._unbroken += 1

@@ -3,7 +3,8 @@
 - `git`: git://. Protocol v2 is answered command by command, everything else is one request per connection.
   `git_daemon`: the child that speaks v0 and v1 and takes pushes.
 - `smart_http`: git over HTTP. `guest_routes`: the snapshot, the freshness and the guest kit beside it. `freshness`: how
-  far a mirror is behind; refreshes it when a guest asks for a commit that it lacks.
+  far a mirror is behind; refreshes it when a guest asks for a commit that it lacks. `tar_codings`: whether a guest gets
+  the snapshot gzipped.
 - `admin_routes`: `/readyz` and `/metrics`, requested refreshes, and webhooks. `webhook` reads the latter; it is pure.
 
 A fetch over HTTP: the port reads the head under a deadline and has the gate find the repository for this guest. It

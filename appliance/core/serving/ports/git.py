@@ -23,6 +23,7 @@ from appliance.core.serving.fetch.response_cache import AnswerFailed
 from appliance.core.serving.fetch.upload_pack import UploadPackError
 from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Busy
 from appliance.core.serving.net.admission import Admission
+from appliance.core.serving.net.linger import LINGER_SECONDS, linger
 from appliance.core.serving.net.seats import Seat
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
 from appliance.core.serving.ports.git_daemon import GitDaemon, daemon_child, relay_fetch
@@ -38,9 +39,6 @@ from appliance.core.serving.wire.requests import (
 from appliance.core.text import escape
 
 log = logging.getLogger(__name__)
-
-LINGER_SECONDS = 2.0
-LINGER_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,7 @@ class GitPort:
         try:
             async with asyncio.timeout(self._limits.total_timeout):
                 await self._answer(seat)
+                await linger(SocketStream(guest, self._limits.idle_timeout))
         except (RequestError, PacketError, Busy) as error:
             log.info("%s refused: %s", client, error)
             with contextlib.suppress(OSError, TimeoutError, IdleTimeout):
@@ -131,8 +130,12 @@ class GitPort:
         return self._gate.find(path, seat.guest)
 
     async def _serve_v2(self, seat: Seat, path: str, repo: Repo) -> None:
-        """Answers command by command, because v2 keeps no state between commands, on git:// either."""
-        engine = self._serving.engine
+        """Answers command by command, because v2 keeps no state between commands, on git:// either.
+
+        The pack is the last answer: git asks for nothing after it on the same connection. Waiting for it to close would
+        keep a tunnel busy that never tells us so.
+        """
+        engine, last = self._serving.engine, asyncio.Event()
         stream, reader = SocketStream(seat.socket, self._limits.idle_timeout), V2Reader(engine.memo)
         await stream.send(await engine.advertise(repo))
         while True:
@@ -150,7 +153,11 @@ class GitPort:
                     if reader.has_more:
                         # Pipelined requests are answered without a wait in between, so other tasks run here.
                         await asyncio.sleep(0)
-                    await engine.answer(repo, request, stream, _caller(seat))
+                    caller = Caller(seat.client, "git", seat.guest, last.set)
+                    await engine.answer(repo, request, stream, caller)
+            # Whoever sent more ahead is answered all the same.
+            if last.is_set() and not reader.has_more:
+                return
 
     async def _relay(self, seat: Seat, request: DaemonRequest, repo: Repo) -> None:
         """Serves protocol v0 and v1, which git daemon speaks."""
@@ -208,11 +215,7 @@ async def _read_exactly(stream: SocketStream, size: int) -> bytes:
 
 
 async def _send_error(guest: socket.socket, text: str) -> None:
-    """Sends an ERR packet, then reads on briefly, because closing with unread bytes would reset the connection."""
+    """Sends an ERR packet and ends the connection."""
     stream = SocketStream(guest, LINGER_SECONDS)
     await stream.send(packet(f"ERR gitmirror: {escape(text)}".encode()[:1000]))
-    await stream.end()
-    drained = 0
-    async with asyncio.timeout(LINGER_SECONDS):
-        while drained < LINGER_BYTES and (data := await stream.receive()):
-            drained += len(data)
+    await linger(stream)

@@ -17,6 +17,7 @@ from appliance.core.serving.net.http import Exchange, HttpError
 from appliance.core.serving.net.http_files import send_file
 from appliance.core.serving.net.http_pages import require_read
 from appliance.core.serving.ports.freshness import Freshness
+from appliance.core.serving.ports.tar_codings import TarCodings
 from appliance.core.workspace.snapshots import Snapshots
 
 JSON = "application/json"
@@ -40,6 +41,7 @@ class GuestRoutes:
         health: Callable[[int], Health],
         kit: Callable[[], str],
         publish: Publish,
+        codings: TarCodings,
     ) -> None:
         self._workspaces = workspaces
         self._refs = refs
@@ -47,6 +49,7 @@ class GuestRoutes:
         self._health = health
         self._kit = kit
         self._publish = publish
+        self._codings = codings
 
     async def guest_kit(self, exchange: Exchange) -> None:
         """`GET /guest.sh`."""
@@ -60,7 +63,8 @@ class GuestRoutes:
             tar = await self._tar(repo, exchange.query.get("ref"))
         except GitmirrorError as error:
             raise HttpError(HTTPStatus.NOT_FOUND, f"{error.message}\n") from None
-        headers = {"x-gitmirror-commit": tar.commit, "x-gitmirror-tip": tar.tip or tar.commit}
+        coded = self._codings.choose(exchange, tar)
+        headers = {"x-gitmirror-commit": tar.commit, "x-gitmirror-tip": tar.tip or tar.commit, **coded.headers}
         if (lag := lag_of(self._health(repo.id), time.time())) is not None:
             headers["x-gitmirror-lag"] = f"{lag:.3f}"
         start, sent = time.monotonic(), 0
@@ -76,9 +80,10 @@ class GuestRoutes:
                 )
             )
         try:
-            sent = await send_file(exchange, tar.path, tar.etag, "application/x-tar", headers)
+            sent = await send_file(exchange, coded.path, coded.etag, "application/x-tar", headers)
         finally:
             if sent:
+                self._codings.watch(exchange, sent, start)
                 # The file was complete, so its first byte left at once: 0.0 seconds.
                 seconds = time.monotonic() - start
                 facts = (tar.commit, 1, SNAPSHOT, SNAPSHOT, sent, 0.0, seconds, exchange.client, HTTP)

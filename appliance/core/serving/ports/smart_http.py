@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import quote
@@ -162,7 +163,8 @@ class SmartHttp:
     async def _fetch(self, exchange: Exchange, repo: Repo, path: str) -> None:
         """Answers one command. Holds a slot only while answering, so that slow clients block nobody."""
         _require_post(exchange, UPLOAD_PACK)
-        version, caller, sink = _version(exchange), exchange.caller, ResultSink(exchange, UPLOAD_PACK)
+        version, sink = _version(exchange), ResultSink(exchange, UPLOAD_PACK)
+        caller = replace(exchange.caller, on_last=sink.make_last)
         catalog, engine = self._gate.catalog, self._engine
         with contextlib.ExitStack() as stack:
             share = stack.enter_context(engine.budget.share(exchange.seat.peer))

@@ -114,6 +114,8 @@ class _Posted:
     async def send(self, data: bytes) -> None:
         """Sends a piece of the response."""
         if data:
+            # A report, after which the guest asks for nothing more. The probe before a large push gets none.
+            self._answer.make_last()
             await self._answer.send(data)
 
     async def end(self) -> None:

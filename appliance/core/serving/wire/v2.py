@@ -33,6 +33,11 @@ class V2Request:
         """The parts of this fetch that determine its response, or None if the response must not be cached."""
         return shape_of(self)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the guest has ended the negotiation, so that the pack is in the answer."""
+        return b"done" in self.arguments
+
     @cached_property
     def wants(self) -> tuple[str, int]:
         """The first wanted object id ("" if there is none), and the number of different ones."""
