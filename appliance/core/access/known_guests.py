@@ -34,6 +34,10 @@ class KnownGuests:
         """Every guest that is known, expired or not."""
         return list(self._by_id.values())
 
+    def current(self) -> list[Guest]:
+        """Every guest whose time is not over."""
+        return [guest for guest in self._by_id.values() if self._is_current(guest)]
+
     def expired(self) -> list[Guest]:
         """Those whose time is over."""
         return [guest for guest in self._by_id.values() if not self._is_current(guest)]
