@@ -51,12 +51,12 @@ class KnownGuestRoutes:
                 (problem.INVALID, problem.NOT_FOUND, problem.CONFLICT, problem.TOO_LARGE_BODY, problem.FAILED),
                 body=schemas.given(
                     ("name",), name=schemas.NAME, sessions=schemas.listed(schemas.NAME),
-                    repos=schemas.listed(schemas.NAME), only=schemas.SWITCH, unix=schemas.NAME, address=schemas.NAME,
-                    token=schemas.SWITCH, ttl=schemas.duration(1, int(LONGEST)),
+                    repos=schemas.listed(schemas.NAME), only=schemas.SWITCH, unix=schemas.GIVEN_TEXT,
+                    address=schemas.NAME, token=schemas.SWITCH, ttl=schemas.duration(1, int(LONGEST)),
                 ),
-                details="It comes by its sockets (`unix`), from its `address` or with its `token`, of which it needs one. "
-                "`shared` has those of its sessions that other guests may write too, with their names. A request may be "
-                "repeated, except one with `token`.",
+                details="It needs one way to come: its sockets (`unix`), its `address` or its `token`. `shared` has "
+                "those of its sessions that other guests may write too, with their names. A request may be repeated, "
+                "except one with `token`.",
                 example={"name": "vm-7", "sessions": ["fix-dns"], "unix": "/run/fc/vm-7/v.sock"},
             ),
             Operation(
