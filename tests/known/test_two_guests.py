@@ -69,7 +69,7 @@ def test_two_guests_of_one_repository(node: KnownNode, tmp_path: Path) -> None:
     [turn] = serve.cli_json("session", "show", WIDGETS, "tidy-up")["turns"]
     assert turn["guest"] == "vm-8"
     shown = {each["name"]: each for each in serve.cli_json("guests")}
-    assert shown["vm-8"]["last"]["what"] == "recorded tidy-up" and shown["vm-8"]["last"]["repo"] == WIDGETS
+    assert shown["vm-8"]["last"]["repo"] == WIDGETS and shown["vm-8"]["sessions"] == ["tidy-up"]
     serve.here("audit", "verify")
 
     # A restart keeps them; who is removed leaves no file behind.
