@@ -36,7 +36,9 @@ class Cast:
         node.add("vm-7", sessions=["fix-dns", "try-*"], repos=[SECRET])
         self.token = node.add("vm-8", sessions=["tidy-up"], repos=[OTHER], token=True)["token"]
         node.add("vm-9", sessions=["by-address"], repos=[SECRET], only=True, address=ADDRESS)
+        node.add("vm-10", sessions=["by-address-too"], address="127.0.0.10")
         self.road, self.address = node.by_socket("vm-7"), node.by_address(ADDRESS)
+        self.open_address = node.by_address("127.0.0.10")
         self.stranger = node.by_address("127.0.0.1")
 
     def push(self, protocol: str, *commands: tuple[str, str, str], road: Road | None = None, **more: Any) -> Any:
@@ -62,8 +64,9 @@ def assert_refused(cast: Cast, told: Any, before: dict[str, str], who: str = "vm
     assert not accepted
     assert f"this is the guest {who}" in messages, messages
     assert cast.node.refs_of_agents() == before
-    row = cast.node.newest()
-    assert (row["guest"], row["verdict"]) == (who, "rejected"), row
+    # After the first twenty, refusals of a guest share a row.
+    assert any((row["guest"], row["verdict"]) == (who, "rejected") for row in audit(cast.node.serve))
+    assert not any(row["guest"] == "vm-8" for row in audit(cast.node.serve)), "nothing was logged as another's"
 
 
 @PROTOCOLS
@@ -153,7 +156,7 @@ def test_a_connection_that_wrote_its_own_writes_no_other(cast: Cast) -> None:
             (f"{PATTERN}kept-2", b"ok refs/"),
         ):
             body = push_bytes([(cast.node.refs_of_agents().get(ref, ZERO), cast.node.tip, ref)])
-            lines = [f"POST /{WIDGETS}/git-receive-pack HTTP/1.1", "Host: mirror", f"Content-Length: {len(body)}"]
+            lines = [f"POST /{WIDGETS}/git-receive-pack HTTP/1.1", "Host: vm-8", f"Content-Length: {len(body)}"]
             lines += [f"{name}: {text}" for name, text in HEADERS.items()]
             sock.sendall("\r\n".join([*lines, "", ""]).encode() + body)
             assert expected in _answer(sock), ref
@@ -184,7 +187,7 @@ def spoofs(cast: Cast) -> list[dict[str, str]]:
     """Headers that claim to be `vm-8`."""
     basic = base64.b64encode(f"vm-8:{cast.token}".encode()).decode()
     told = [{name: ADDRESS} for name in ("X_Forwarded_For", "X_Real_IP", "Client_IP", "True_Client_IP", "Remote_Addr")]
-    told += [{"Forwarded": f"for={ADDRESS}"}, {"Host": "vm-8"}, {"X_Gitmirror_Guest": "vm-8"}, {"Guest": "vm-8"}]
+    told += [{"Forwarded": f"for={ADDRESS}"}, {"X_Gitmirror_Guest": "vm-8"}, {"Guest": "vm-8"}]
     return [*told, {"Authorization": f"Bearer {cast.token}"}, {"Authorization": f"Basic {basic}"}]
 
 
@@ -193,8 +196,8 @@ def test_no_header_makes_a_guest_another(cast: Cast) -> None:
     before = cast.node.refs_of_agents()
     for headers in spoofs(cast):
         assert_refused(cast, cast.push("http", (ZERO, cast.node.tip, THEIRS), **headers), before)
-        told = cast.push("http", (ZERO, cast.node.tip, THEIRS), road=cast.address, **headers)
-        assert_refused(cast, told, before, "vm-9")
+        told = cast.push("http", (ZERO, cast.node.tip, THEIRS), road=cast.open_address, **headers)
+        assert_refused(cast, told, before, "vm-10")
 
 
 def test_no_header_makes_a_stranger_known(cast: Cast) -> None:
@@ -205,7 +208,6 @@ def test_no_header_makes_a_stranger_known(cast: Cast) -> None:
     for protocol, headers in tried:
         accepted, _, said = cast.push(protocol, (ZERO, cast.node.tip, THEIRS), road=cast.stranger, **headers)
         assert not accepted and "the mirror does not know this guest" in said and "`guest add NAME" in said
-        assert cast.node.newest()["guest"] is None
     assert cast.node.refs_of_agents() == before
 
 

@@ -151,7 +151,7 @@ class PushAuthorizer:
                 refused = {command.ref: error.message for command in commands}
         attempts = [self._attempt(push, repo, caller, command, refused) for command in commands]
         try:
-            ids = await self._log(attempts, caller.guest_name or client, total, bool(refused))
+            ids = await self._log(attempts, caller, total, bool(refused))
         except GitmirrorError as error:
             log.error("push to %s by %s refused, the audit log cannot be written: %s", repo.name, client, error)
             off = GitmirrorError(
@@ -319,9 +319,10 @@ class PushAuthorizer:
             guest=caller.guest_name,
         )
 
-    async def _log(self, attempts: list[Attempt], sender: str, total: int, refused: bool) -> list[int]:
+    async def _log(self, attempts: list[Attempt], caller: Caller, total: int, refused: bool) -> list[int]:
         if not refused:
             return await asyncio.to_thread(self._audit.record_attempts, attempts)
+        sender = caller.client if caller.guest is None else f"guest {caller.guest.name}"
         seen = self._refusals.setdefault(sender, _Refusals(since=time.monotonic()))
         if time.monotonic() - seen.since > ROLL_UP_WINDOW:
             await self._close_roll_up(sender)
