@@ -57,7 +57,7 @@ class KnownGuestRoutes:
                 details="It needs one way to come: its sockets (`unix`), its `address` or its `token`. `shared` has "
                 "those of its sessions that other guests may write too, with their names. A request may be repeated, "
                 "except one with `token`.",
-                example={"name": "vm-7", "sessions": ["fix-dns"], "unix": "/run/fc/vm-7/v.sock"},
+                example={"name": "vm-7", "sessions": ["fix-dns"], "address": "172.16.0.7"},
             ),
             Operation(
                 "GET", _GUEST_PATH, "get-guest", "One guest", Scope.READ, self._one,

@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import re
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 MOST_REFS = 16
 """The most refs in one push."""
 
@@ -42,7 +38,7 @@ def session_of(ref: str) -> str | None:
     return session
 
 
-def may_write(session: str, patterns: Iterable[str]) -> bool:
+def may_write(session: str, patterns: tuple[str, ...]) -> bool:
     """Whether `patterns` allow a session: each is the name of one, or with `*` at its end, a beginning of names."""
     return any(
         session.startswith(pattern[:-1]) if pattern.endswith("*") else session == pattern for pattern in patterns
