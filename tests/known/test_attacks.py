@@ -13,7 +13,7 @@ import pytest
 
 from tests.access.conftest import NOWHERE, OTHER, SECRET
 from tests.conftest import WIDGETS
-from tests.known.conftest import KnownNode, Road, from_address, work_of
+from tests.known.conftest import KnownNode, from_address, work_of
 from tests.serving.conftest import audit
 from tests.serving.fetch.test_http_push import report_of
 from tests.serving.fetch.wire import http_ask, post_headers
@@ -41,7 +41,7 @@ class Cast:
         self.open_address = node.by_address("127.0.0.10")
         self.stranger = node.by_address("127.0.0.1")
 
-    def push(self, protocol: str, *commands: tuple[str, str, str], road: Road | None = None, **more: Any) -> Any:
+    def push(self, protocol: str, *commands: tuple[str, str, str], road: Any = None, **more: Any) -> Any:
         """A push by hand of the attacker: whether it was accepted, each ref's report, and what its terminal shows."""
         road, capabilities = road or self.road, more.pop("capabilities", CAPABILITIES)
         headers = HEADERS | {name.replace("_", "-"): text for name, text in more.items()}
