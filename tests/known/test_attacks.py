@@ -43,13 +43,14 @@ class Cast:
 
     def push(self, protocol: str, *commands: tuple[str, str, str], road: Any = None, **more: Any) -> Any:
         """A push by hand of the attacker: whether it was accepted, each ref's report, and what its terminal shows."""
-        road, capabilities = road or self.road, more.pop("capabilities", CAPABILITIES)
+        way: Road = road or self.road
+        capabilities = more.pop("capabilities", CAPABILITIES)
         headers = HEADERS | {name.replace("_", "-"): text for name, text in more.items()}
         if protocol == "git":
-            answer = raw_push(*road.git.address, f"/{WIDGETS}", commands, capabilities=capabilities)
+            answer = raw_push(*way.git.address, f"/{WIDGETS}", commands, capabilities=capabilities)
             return answer.accepted, answer.report, answer.messages
         body = push_bytes(commands, EMPTY_PACK, capabilities)
-        told = report_of(http_ask(f"{road.http_url}/{WIDGETS}/git-receive-pack", "POST", headers, body))
+        told = report_of(http_ask(f"{way.http_url}/{WIDGETS}/git-receive-pack", "POST", headers, body))
         return told[0] == "ok" and set(told[1].values()) == {"ok"}, told[1], told[2]
 
 

@@ -277,14 +277,8 @@ class AuditLog:
         """One page of `entries`. Raises UsageError for a cursor of another list."""
 
         def read(below: int, most: int) -> list[dict[str, Any]]:
-            wanted: dict[str, Any] = {
-                "repo": repo,
-                "session": session,
-                "verdict": verdict,
-                "since": since,
-                "guest": guest,
-            }
-            return self.entries(**wanted, below=below, limit=most)
+            wanted: dict[str, Any] = {"session": session, "verdict": verdict, "since": since, "guest": guest}
+            return self.entries(repo=repo, **wanted, below=below, limit=most)
 
         return page_by_id("audit", read, after, limit)
 
