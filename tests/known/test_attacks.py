@@ -42,9 +42,12 @@ class Cast:
         self.stranger = node.by_address("127.0.0.1")
 
     def push(self, protocol: str, *commands: tuple[str, str, str], road: Any = None, **more: Any) -> Any:
-        """A push by hand of the attacker: whether it was accepted, each ref's report, and what its terminal shows."""
+        """A push by hand, of the attacker unless `road` is another's.
+
+        Returns whether it was accepted, each ref's report, and what the terminal shows.
+        """
         way: Road = road or self.road
-        capabilities = more.pop("capabilities", CAPABILITIES)
+        capabilities: str = more.pop("capabilities", CAPABILITIES)
         headers = HEADERS | {name.replace("_", "-"): text for name, text in more.items()}
         if protocol == "git":
             answer = raw_push(*way.git.address, f"/{WIDGETS}", commands, capabilities=capabilities)

@@ -77,7 +77,7 @@ def test_an_attempt_and_its_outcome_are_two_events_and_one_entry(log: AuditLog) 
     [second] = log.record_attempts([attempt("refs/heads/main", "rejected", session=None, reason="branches ...")])
     found = log.entries()
     assert [list(entry) for entry in found] == 2 * [
-        ["id", "at", "repo", "session", "ref", "old", "new", "verdict", "outcome", "reason", "client", "hash"]
+        ["id", "at", "repo", "session", "ref", "old", "new", "verdict", "outcome", "reason", "client", "guest", "hash"]
     ]
     assert [(e["id"], e["verdict"], e["outcome"], e["reason"]) for e in found] == [
         (second, "rejected", None, "branches ..."),
