@@ -13,7 +13,7 @@ import pytest
 
 from tests.access.conftest import NOWHERE, OTHER, SECRET
 from tests.conftest import WIDGETS
-from tests.known.conftest import KnownNode, from_address, work_of
+from tests.known.conftest import KnownNode, Road, from_address, work_of
 from tests.serving.conftest import audit
 from tests.serving.fetch.test_http_push import report_of
 from tests.serving.fetch.wire import http_ask, post_headers
