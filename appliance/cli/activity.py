@@ -12,19 +12,20 @@ from appliance.cli.output import print_cells, print_json, print_json_line, print
 from appliance.core.units import format_duration, format_size
 
 POLL = 0.5
-HEADERS = ("AT", "REPOSITORY", "SHAPE", "WAY", "PROTOCOL", "BYTES", "FIRST BYTE", "TOOK", "CLIENT")
+HEADERS = ("AT", "REPOSITORY", "SHAPE", "WAY", "PROTOCOL", "BYTES", "FIRST BYTE", "TOOK", "CLIENT", "GUEST")
 RIGHT = ("BYTES", "FIRST BYTE", "TOOK")
 
 
 @click.command()
 @click.option("--repo", metavar="R", help="Show only this repository.")
+@click.option("--guest", metavar="NAME", help="Show only those of this known guest.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Show at most this many rows.")
 @click.option(
     "--follow", is_flag=True, help="Keep printing new rows, one a line, until Ctrl-C; with --json, as JSON lines."
 )
 @json_option
 @pass_options
-def activity(options: Options, repo: str | None, limit: int, follow: bool, as_json: bool) -> None:
+def activity(options: Options, repo: str | None, guest: str | None, limit: int, follow: bool, as_json: bool) -> None:
     """List hydrations, newest first.
 
     Each row says which guest fetched what, how it was served, and how fast. With --follow, the oldest come first.
@@ -34,7 +35,7 @@ def activity(options: Options, repo: str | None, limit: int, follow: bool, as_js
       gitmirror.pyz activity --follow
     """
     store = options.node().stores().activity
-    found = store.newest(limit, repo=repo)
+    found = store.newest(limit, repo=repo, guest=guest)
     if not follow:
         if as_json:
             print_json(found)
@@ -47,7 +48,7 @@ def activity(options: Options, repo: str | None, limit: int, follow: bool, as_js
         while True:
             for row in batch:
                 last = max(last, row["id"])
-                if repo is None or row["repo"] == repo:
+                if repo in (None, row["repo"]) and guest in (None, row["guest"]):
                     if as_json:
                         print_json_line(row)
                     else:
@@ -69,4 +70,5 @@ def _row(row: dict[str, Any]) -> tuple[Any, ...]:
         format_duration(row["first_byte"]),
         format_duration(row["seconds"]),
         row["client"],
+        row["guest"],
     )

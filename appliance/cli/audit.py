@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BROKEN = 3
 MOST_NAMED = 20
 POLL = 0.5
-HEADERS = ("ID", "AT", "REPOSITORY", "REF", "COMMIT", "VERDICT", "OUTCOME", "CLIENT", "REASON")
+HEADERS = ("ID", "AT", "REPOSITORY", "REF", "COMMIT", "VERDICT", "OUTCOME", "CLIENT", "GUEST", "REASON")
 
 
 @click.group(invoke_without_command=True)
@@ -27,6 +27,7 @@ HEADERS = ("ID", "AT", "REPOSITORY", "REF", "COMMIT", "VERDICT", "OUTCOME", "CLI
 @click.option(
     "--since", type=Moment(), help="Show only attempts since WHEN: 2h (two hours ago), or 2026-11-26T08:00:00Z."
 )
+@click.option("--guest", metavar="NAME", help="Show only those of this known guest.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Show at most this many rows.")
 @click.option(
     "--follow", is_flag=True, help="Keep printing new rows, one a line, until Ctrl-C; with --json, as JSON lines."
@@ -41,6 +42,7 @@ def audit(
     session: str | None,
     verdict: str | None,
     since: str | None,
+    guest: str | None,
     limit: int,
     follow: bool,
     as_json: bool,
@@ -59,7 +61,7 @@ def audit(
     if ctx.invoked_subcommand is not None:
         return
     log = options.node().stores().audit
-    wanted: dict[str, Any] = {"repo": repo, "session": session, "verdict": verdict, "since": since}
+    wanted: dict[str, Any] = {"repo": repo, "session": session, "verdict": verdict, "since": since, "guest": guest}
     found = log.entries(**wanted, limit=limit)
     if follow:
         _follow(log, wanted, found, as_json)
@@ -90,7 +92,7 @@ def _follow(log: AuditLog, wanted: dict[str, Any], found: list[dict[str, Any]], 
 
 def _row(entry: dict[str, Any]) -> tuple[Any, ...]:
     commit = (entry["new"] or "")[:12]
-    who = (entry["client"], entry["reason"])
+    who = (entry["client"], entry["guest"], entry["reason"])
     return (entry["id"], entry["at"], entry["repo"], entry["ref"], commit, entry["verdict"], entry["outcome"], *who)
 
 

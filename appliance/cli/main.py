@@ -13,6 +13,7 @@ from appliance.cli.backup import backup, restore
 from appliance.cli.context import Options
 from appliance.cli.disks import disk, disks
 from appliance.cli.guest import guest_kit
+from appliance.cli.guests import guest, guests
 from appliance.cli.install import install
 from appliance.cli.integrity import heal, verify
 from appliance.cli.output import ReportingGroup
@@ -77,6 +78,8 @@ for command in (
     session,
     audit,
     token,
+    guest,
+    guests,
     api,
     api_token,
     disk,

@@ -36,10 +36,17 @@ def _sessions(options: Options) -> Sessions:
     type=Moment(),
     help="Show only those with a turn since WHEN: 2h (two hours ago), or 2026-11-26T08:00:00Z.",
 )
+@click.option("--guest", metavar="NAME", help="Show only those of this known guest.")
 @json_option
 @pass_options
 def sessions(
-    options: Options, repo: str | None, path: str | None, grep: str | None, since: str | None, as_json: bool
+    options: Options,
+    repo: str | None,
+    path: str | None,
+    grep: str | None,
+    since: str | None,
+    guest: str | None,
+    as_json: bool,
 ) -> None:
     """List agent sessions, newest first.
 
@@ -50,15 +57,15 @@ def sessions(
       gitmirror.pyz sessions --repo jomcgi/homelab
       gitmirror.pyz sessions --path charts/grafana --grep "fix dns" --since 7d
     """
-    found = _sessions(options).search(repo, path, grep, since, say)
+    found = _sessions(options).search(repo, path, grep, since, say, guest)
     if as_json:
         print_json(found)
         return
-    headers = ("SESSION", "REPOSITORY", "TURNS", "COMMITS", "FILES", "+", "-", "BASE", "LAST", "CLIENT", "")
+    headers = ("SESSION", "REPOSITORY", "TURNS", "COMMITS", "FILES", "+", "-", "BASE", "LAST", "CLIENT", "GUEST", "")
     rows = [
         (
             s["session"], s["repo"], s["turns"], s["commits"], s["files_changed"], s["insertions"], s["deletions"],
-            (s["base"] or "unrelated")[:12], s["last_at"], s["client"], "kept" if s["kept"] else "",
+            (s["base"] or "unrelated")[:12], s["last_at"], s["client"], s["guest"], "kept" if s["kept"] else "",
         )
         for s in found
     ]  # fmt: skip
@@ -104,11 +111,11 @@ def show(options: Options, repo: str, name: str, as_json: bool) -> None:
     rows = [
         (
             t["turn"], t["at"], t["commit"][:12], t["files_changed"], t["insertions"], t["deletions"],
-            _since(t["since_last"]), t["client"], t["subject"],
+            _since(t["since_last"]), t["client"], t["guest"], t["subject"],
         )
         for t in found["turns"]
     ]  # fmt: skip
-    headers = ("TURN", "AT", "COMMIT", "FILES", "+", "-", "SINCE LAST", "CLIENT", "SUBJECT")
+    headers = ("TURN", "AT", "COMMIT", "FILES", "+", "-", "SINCE LAST", "CLIENT", "GUEST", "SUBJECT")
     print_table(headers, rows, right=("TURN", "FILES", "+", "-"))
 
 

@@ -1,4 +1,4 @@
-"""Which names are valid for a repository or a branch. Pure."""
+"""Which names are valid for a repository, a branch or a guest. Pure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 
 from appliance.core.errors import UsageError
 
+_GUEST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _NAME_PART = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -20,6 +21,11 @@ def is_repo_name(name: str) -> bool:
         and all(_NAME_PART.fullmatch(part) and part not in (".", "..") and len(part) <= 128 for part in parts)
         and not parts[1].endswith(".git")
     )
+
+
+def is_guest_name(name: str) -> bool:
+    """Whether a guest can be known by this name: 1 to 64 of `[A-Za-z0-9._-]`, not starting with `.` or `-`."""
+    return _GUEST.fullmatch(name) is not None
 
 
 def is_branch_name(branch: str) -> bool:

@@ -80,12 +80,18 @@ class Caller(requests.Session):
         return response
 
 
+def place_of_guest(place: Path) -> Path:
+    """Where the sockets of the known guest are."""
+    return place / "sockets" / "vm-7.sock"
+
+
 class Populated:
     """A node and what is in it."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
         self.upstream = HttpUpstream(place / "upstream")
+        (place / "sockets").mkdir()
         token_file = write_secret(place / "token", TOKEN + "\n")
         for name in (READ, SECRET, OWN):
             generate_repository(self.upstream.path(name), files=12, commits=6, branches=2, tags=3)
@@ -98,6 +104,8 @@ class Populated:
             credentials=[{"url": self.upstream.url(SECRET), "token_file": str(token_file)}],
             refresh={"interval": "1h", "stale_after": "1d", "allow_local": True},
             backup={"to": str(place / "backups"), "every": "1h"},
+            # Tests may run as root, and paths are made up: a guest's sockets can be nowhere else.
+            guests={"socket_directories": [str(place / "sockets")]},
         ).start()
         self._numbers = itertools.count(1)
         try:
@@ -136,6 +144,13 @@ class Populated:
         self.ask("DELETE", f"/v1/tokens/{self.revoked['id']}")
         self.ask("PATCH", f"/v1/repos/{READ}/sessions/kept", {"keep": True})
         self.lease = self.post(f"/v1/repos/{READ}/disks", {"guest": "vm-7"})
+        self.guest = {
+            "name": "vm-7",
+            "sessions": ["fix-dns"],
+            "unix": str(place_of_guest(self.place)),
+            "repos": [SECRET],
+        }
+        self.post("/v1/guests", self.guest)
         self.post("/v1/backup", {})
         self.post("/v1/verify", {"repos": [READ], "full": True})
         self.commit = git("rev-parse", "main", cwd=self.upstream.path(READ))
@@ -177,6 +192,9 @@ class Populated:
         if operation == "drop-session" and path.get("session") in SESSIONS:
             path["session"] = f"dropped-{next(self._numbers)}"
             self.record(path["session"])
+        if operation == "remove-guest" and path.get("guest") == "vm-7":
+            path["guest"] = f"vm-{next(self._numbers)}-gone"
+            self.post("/v1/guests", {"name": path["guest"], "token": True})
         if operation == "release-disk" and path.get("disk") == self.lease["id"]:
             path["disk"] = self.post(f"/v1/repos/{READ}/disks")["id"]
 

@@ -16,6 +16,7 @@ from appliance.core.api import problem
 from appliance.core.api.compose import compose_api
 from appliance.core.api.disk_routes import DiskRoutes
 from appliance.core.api.event_routes import EventRoutes
+from appliance.core.api.guest_routes import KnownGuestRoutes
 from appliance.core.api.mirror_routes import MirrorRoutes
 from appliance.core.api.node_routes import NodeRoutes
 from appliance.core.api.openapi import description, problems_of
@@ -97,7 +98,12 @@ def test_routes_and_description_are_the_same(application: Any, document: dict[st
 def test_everything_that_is_declared_is_there(document: dict[str, Any]) -> None:
     nothing: Any = object()
     rooms: list[Any] = [NodeRoutes(nothing), MirrorRoutes(nothing), SessionRoutes(nothing, nothing)]
-    rooms += [DiskRoutes(nothing), RecordRoutes(nothing, nothing), EventRoutes(EventStream())]
+    rooms += [
+        DiskRoutes(nothing),
+        KnownGuestRoutes(nothing),
+        RecordRoutes(nothing, nothing),
+        EventRoutes(EventStream()),
+    ]
     declared = {(each.method, each.path): each.name for room in rooms for each in room.operations()}
     found = {key: each["operationId"] for key, each in operations(document).items()}
     assert found == declared | {("GET", "/v1/openapi.json"): "describe"}

@@ -56,6 +56,8 @@ SLOW_ONES = {
     "lease-disk",
 }
 """Operations that take a tenth of a second and more, of which the quick run tries fewer cases."""
+_PATHS = ("list-disks", "get-disk", "list-guests", "get-guest")
+"""Operations whose answers have paths of this machine."""
 _settings = settings(
     derandomize=True,
     deadline=None,
@@ -138,6 +140,7 @@ class _Tester:
             "session": list(SESSIONS),
             "path": ["README.md", "src", "run.sh", "docs/latest", "../../HEAD", "src/../README.md", "new-1.txt"],
             "disk": [self.node.lease["id"]],
+            "guest": ["vm-7"],
             "id": [str(self.node.read_token["id"]), str(self.node.revoked["id"])],
         }.get(name, ["1"])
 
@@ -166,11 +169,19 @@ class _Tester:
                 body["branch"] = "main"
             if body.get("commit") and draw(st.booleans()):
                 body["commit"] = self.node.commit
-            if body.get("repos") and draw(st.booleans()):
+            if operation_of(case) == "add-guest":
+                self._bound_guest(draw, body)
+            elif body.get("repos") and draw(st.booleans()):
                 body["repos"] = [OWN, READ][: len(body["repos"])]
             if case.operation.method == "patch" and body.get("interval"):
                 given = body["interval"]
                 body["interval"] = "10m" if isinstance(given, str) else max(given, 600.0)
+
+    def _bound_guest(self, draw: st.DrawFn, body: dict[str, Any]) -> None:
+        number = draw(st.integers(1, 10**9))
+        body |= {"name": f"vm-{number}", "sessions": ["fix-*"], "repos": [SECRET], "token": draw(st.booleans())}
+        body["unix"] = str(self.node.place / "sockets" / draw(st.sampled_from([f"{number}.sock", "none/v.sock"])))
+        body["address"] = f"127.{number % 250}.{number % 249}.{number % 248}"
 
     def run(self, operation: _Operation, mode: GenerationMode, count: int) -> None:
         """Sends `count` cases. Raises what Schemathesis finds."""
@@ -197,7 +208,7 @@ class _Tester:
         said = response.content + repr(response.headers).encode()
         assert TOKEN.encode() not in said and b"user:secret" not in said, "it has a credential"
         # The path of a drive is what a lease is about.
-        if self.kind not in ("socket", "operate") and operation_of(case) not in ("list-disks", "get-disk"):
+        if self.kind not in ("socket", "operate") and operation_of(case) not in _PATHS:
             assert str(self.node.serve.state).encode() not in said, "it tells where the state is"
         if self.kind in ("nobody", "revoked") and operation.path != "/v1/openapi.json":
             assert response.status_code == 401, response.status_code
@@ -272,6 +283,7 @@ def test_a_method_that_a_route_does_not_have_is_named(node: Populated, schema: B
     """405, with all that it has in `Allow`; HEAD is there wherever GET is."""
     caller = node.caller(kind)
     known = {"owner": "acme", "repo": "widgets", "session": SESSIONS[0], "path": "README.md", "id": "1", "disk": "1f0c"}
+    known["guest"] = "vm-7"
     for path, methods in schema.raw_schema["paths"].items():
         declared = {method.upper() for method in methods} | ({"HEAD"} if "get" in methods else set())
         for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} - declared:

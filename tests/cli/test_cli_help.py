@@ -46,6 +46,9 @@ CONTRACT: dict[str, set[str]] = {
     "api-token issue": {"--scope", "--ttl", "--name", "--json"},
     "api-token list": {"--json"},
     "api-token revoke": {"ID", "--json"},
+    "guest add": {"NAME", "--session", "--repo", "--only", "--unix", "--address", "--token", "--ttl", "--json"},
+    "guest remove": {"NAME", "--json"},
+    "guests": {"--json"},
     "disk": {"REPO", "--branch", "--commit", "--guest", "--ttl", "--single", "--format", "--json"},
     "disk release": {"ID", "--json"},
     "disks": {"--json"},
@@ -226,6 +229,8 @@ NEEDS: dict[tuple[str, ...], list[str]] = {
     ("api-token", "revoke"): ["1"],
     ("add-repo",): ["https://h/o/r", "--no-wait"],
     ("session", "show"): ["o/r", "s"],
+    ("guest", "add"): ["vm-7", "--token"],
+    ("guest", "remove"): ["vm-7"],
     ("disk",): ["o/r"],
     ("disk", "release"): ["1f0c"],
     ("backup", "verify"): ["/nowhere"],
@@ -243,6 +248,7 @@ ENDS = {
     ("backup", "verify"): 1,
     ("restore",): 1,
     ("heal",): 1,
+    ("guest", "remove"): 1,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from appliance.core.models import Guest
 from appliance.core.store.tokens import hash_of
@@ -14,7 +15,8 @@ GUEST_TOKEN = re.compile(r"gmg_[A-Za-z0-9_-]{43}")
 class KnownGuests:
     """Finds guests in memory, because every request asks. `clock` gives Unix seconds.
 
-    What is here is what holds: a guest that was removed, or whose time is over, is unknown from the next request on.
+    What is here is what holds: a guest that was removed, or whose time is over, is unknown from the next request on. On
+    a socket that is its own, it may do nothing from then on.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -34,6 +36,10 @@ class KnownGuests:
         """Every guest that is known, expired or not."""
         return list(self._by_id.values())
 
+    def current(self) -> list[Guest]:
+        """Every guest whose time is not over."""
+        return [guest for guest in self._by_id.values() if self._is_current(guest)]
+
     def expired(self) -> list[Guest]:
         """Those whose time is over."""
         return [guest for guest in self._by_id.values() if not self._is_current(guest)]
@@ -50,6 +56,9 @@ class KnownGuests:
         """
         if socket_of is not None:
             found = self._by_id.get(socket_of)
+            if found is not None and not self._is_current(found):
+                # Its socket is still open for a moment, and must not give more than it did before.
+                return replace(found, sessions=(), repos={}, only=True)
         else:
             found = self._by_address.get(address)
             if found is None and token is not None and GUEST_TOKEN.fullmatch(token):

@@ -20,7 +20,7 @@ _GUEST = schemas.document(
     name=schemas.TEXT, sessions=schemas.listed(schemas.TEXT), repos=schemas.listed(schemas.TEXT), only=schemas.SWITCH,
     unix=schemas.nullable(schemas.TEXT), address=schemas.nullable(schemas.TEXT),
     has_token=schemas.SWITCH, created_at=schemas.TIME, expires_at=schemas.nullable(schemas.TIME),
-    last=schemas.nullable(_LAST),    problem=schemas.nullable(schemas.TEXT),
+    last=schemas.nullable(_LAST), problem=schemas.nullable(schemas.TEXT),
 )  # fmt: skip
 _ADDED = schemas.extended(
     "AddedGuest", _GUEST, token=schemas.nullable(schemas.TEXT),
@@ -44,14 +44,20 @@ class KnownGuestRoutes:
             ),
             Operation(
                 "POST", "/v1/guests", "add-guest", "Make a guest known", Scope.OPERATE, self._add,
-                {201: Answer("The guest. `token` is shown only this once.", _ADDED, headers=_LOCATION)},
+                {
+                    200: Answer("The same request made it known before.", _ADDED, headers=_LOCATION),
+                    201: Answer("The guest. `token` is shown only this once.", _ADDED, headers=_LOCATION),
+                },
                 (problem.INVALID, problem.NOT_FOUND, problem.CONFLICT, problem.TOO_LARGE_BODY, problem.FAILED),
                 body=schemas.given(
                     ("name",), name=schemas.NAME, sessions=schemas.listed(schemas.NAME),
-                    repos=schemas.listed(schemas.NAME), only=schemas.SWITCH, unix=schemas.NAME, address=schemas.NAME,
-                    token=schemas.SWITCH, ttl=schemas.duration(1, int(LONGEST)),
+                    repos=schemas.listed(schemas.NAME), only=schemas.SWITCH, unix=schemas.GIVEN_TEXT,
+                    address=schemas.NAME, token=schemas.SWITCH, ttl=schemas.duration(1, int(LONGEST)),
                 ),
-                example={"name": "vm-7", "sessions": ["fix-dns"], "unix": "/run/fc/vm-7/v.sock"},
+                details="It needs one way to come: its sockets (`unix`), its `address` or its `token`. `shared` has "
+                "those of its sessions that other guests may write too, with their names. A request may be repeated, "
+                "except one with `token`.",
+                example={"name": "vm-7", "sessions": ["fix-dns"], "address": "172.16.0.7"},
             ),
             Operation(
                 "GET", _GUEST_PATH, "get-guest", "One guest", Scope.READ, self._one,
@@ -67,8 +73,8 @@ class KnownGuestRoutes:
         return paged_by_name(await self._node.known_guests(), call)
 
     async def _add(self, call: Call) -> Any:
-        added = await self._node.add_guest(call.body)
-        return Reply(added, 201, headers={"Location": f"/v1/guests/{added['name']}"})
+        added, is_new = await self._node.add_guest(call.body)
+        return Reply(added, 201 if is_new else 200, headers={"Location": f"/v1/guests/{added['name']}"})
 
     async def _one(self, call: Call) -> Any:
         for guest in await self._node.known_guests():

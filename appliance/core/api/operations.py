@@ -64,8 +64,8 @@ class NodeOperations(Protocol):
         """Ends a lease. Raises NotFound."""
         ...
 
-    async def add_guest(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Makes a guest known. Raises NotFound for a repository, Conflict."""
+    async def add_guest(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """Makes a guest known; returns whether it is new. Raises NotFound for a repository, Conflict."""
         ...
 
     async def known_guests(self) -> list[dict[str, Any]]:

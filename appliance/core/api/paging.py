@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from appliance.core.api.declaration import Call, Parameter
-from appliance.core.api.schemas import GIVEN_TEXT, MOMENT
+from appliance.core.api.schemas import GIVEN_TEXT, MOMENT, NAME
 from appliance.core.units import parse_moment
 
 PAGE = 100
@@ -21,6 +21,8 @@ LIMIT = Parameter(
     "20",
 )
 AFTER = Parameter("after", GIVEN_TEXT, "Go on after this: the `next` of the page before.")
+
+BY_GUEST = Parameter("guest", NAME, "Only those of this known guest.", "vm-7")
 
 
 def since(what: str) -> Parameter:

@@ -8,7 +8,7 @@ from typing import Any
 from appliance.core.api import problem, schemas
 from appliance.core.api.declaration import Answer, Call, Header, Operation, Parameter, Reply, Scope
 from appliance.core.api.operations import NodeOperations
-from appliance.core.api.paging import AFTER, LIMIT, limit_of, paged, since
+from appliance.core.api.paging import AFTER, BY_GUEST, LIMIT, limit_of, paged, since
 from appliance.core.store.stores import Stores
 from appliance.core.store.tokens import LONGEST
 
@@ -60,7 +60,7 @@ class RecordRoutes:
             Operation(
                 "GET", "/v1/activity", "list-hydrations", "Hydrations, newest first", Scope.READ, self._activity,
                 {200: Answer("A page of them, as `activity --json`.", schemas.page(_HYDRATION))}, (problem.INVALID,),
-                query=(_REPO, LIMIT, AFTER),
+                query=(_REPO, BY_GUEST, LIMIT, AFTER),
             ),
             Operation(
                 "GET", "/v1/audit", "list-attempts", "Every push attempt, newest first", Scope.READ, self._audit,
@@ -70,6 +70,7 @@ class RecordRoutes:
                     Parameter("session", schemas.NAME, "Only those of this session.", "fix-dns"),
                     Parameter("verdict", schemas.one_of("accepted", "rejected"), "Only those.", "rejected"),
                     since("those"),
+                    BY_GUEST,
                     LIMIT, AFTER,
                 ),
             ),
@@ -105,11 +106,11 @@ class RecordRoutes:
         return paged(*await asyncio.to_thread(read))
 
     async def _activity(self, call: Call) -> Any:
-        page, after = self._stores.activity.page, call.query.get("after")
-        return paged(*await asyncio.to_thread(page, call.query.get("repo"), after=after, limit=limit_of(call)))
+        page, chosen = self._stores.activity.page, {name: call.query.get(name) for name in ("repo", "guest", "after")}
+        return paged(*await asyncio.to_thread(page, **chosen, limit=limit_of(call)))
 
     async def _audit(self, call: Call) -> Any:
-        chosen = {name: call.query.get(name) for name in ("repo", "session", "verdict", "since", "after")}
+        chosen = {name: call.query.get(name) for name in ("repo", "session", "verdict", "since", "guest", "after")}
         return paged(*await asyncio.to_thread(self._stores.audit.page, **chosen, limit=limit_of(call)))
 
     async def _tokens(self, call: Call) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from appliance.core.api import problem, schemas
 from appliance.core.api.declaration import JSON, Answer, Call, Header, Operation, Parameter, Reply, Scope
 from appliance.core.api.operations import NodeOperations
-from appliance.core.api.paging import AFTER, LIMIT, limit_of, paged, since
+from appliance.core.api.paging import AFTER, BY_GUEST, LIMIT, limit_of, paged, since
 from appliance.core.api.spool import spool, spooled
 from appliance.core.errors import NotFound
 from appliance.core.git.diff_document import diff_document, diff_text
@@ -104,6 +104,7 @@ class SessionRoutes:
                         "path", schemas.GIVEN_TEXT, "Only those that touched this file, or something below this "
                         "directory.", "README.md",
                     ),
+                    BY_GUEST,
                     LIMIT, AFTER,
                 ),
             ),
@@ -157,6 +158,7 @@ class SessionRoutes:
             query.get("since"),
             query.get("after"),
             limit_of(call),
+            query.get("guest"),
         )
         return paged(items, cursor)
 

@@ -119,15 +119,17 @@ def fault_of_copy(copy: Layout, verified: Head | None = None) -> str | None:
 
 
 def make_ready(copy: Layout) -> None:
-    """Prepares a restored database for `serve`: turns the write-ahead log on and clears the health of every mirror.
+    """Prepares a restored database for `serve`: turns the write-ahead log on and clears what was true of its machine.
 
-    No mirror counts as fresh or even as cloned after that. Raises StoreError.
+    No mirror counts as fresh or even as cloned after that, and no socket file as one that `serve` made, so that none of
+    another program is removed for it. Raises StoreError.
     """
     try:
         with closing(sqlite3.connect(copy.database)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
         with reading(copy) as stores, stores.database.writing() as rows:
             rows.execute(_UNKNOWN_HEALTH)
+            rows.execute("DELETE FROM guest_sockets")
         with closing(sqlite3.connect(copy.database)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         descriptor = os.open(copy.database, os.O_RDONLY)

@@ -141,6 +141,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
         stores.sessions,
     )  # fmt: skip
     registry = GuestRegistry(stores.guests, guests, GuestSockets(ports.acceptors), ports.guests)
+    observing.metrics.add_gauges(registry.gauges)
     operations = Operations(
         state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,
         status, disks, registry,

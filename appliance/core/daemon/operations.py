@@ -23,11 +23,11 @@ from appliance.core.integrity.examination import failed_document, healing_docume
 from appliance.core.integrity.watch import IntegrityWatch
 from appliance.core.models import Repo, Tell
 from appliance.core.names import is_repo_name
+from appliance.core.node.guests import guest_order
 from appliance.core.node.registration import added_document, outcome_document, register, unregister
 from appliance.core.recording.compose import Recording
 from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.serving.fetch.warmer import Warmer
-from appliance.core.store.guests import GuestOrder
 from appliance.core.store.registry import UnknownRepo
 from appliance.core.store.stores import Stores
 from appliance.core.text import escape
@@ -161,19 +161,10 @@ class Operations:
         """Ends a lease, even if the client hangs up meanwhile. Raises NotFound."""
         return await self._to_the_end(self.leases.release(lease_id))
 
-    async def add_guest(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Makes a guest known. Raises UsageError, Conflict, UnknownRepo."""
-        repos = tuple(self.state.find(name) for name in request.get("repos", ()))
-        order = GuestOrder(
-            name=request["name"],
-            sessions=tuple(request.get("sessions", ())),
-            repos=repos,
-            only=request.get("only", False),
-            unix=request.get("unix"),
-            address=request.get("address"),
-            token=request.get("token", False),
-            ttl=request.get("ttl"),
-        )
+    async def add_guest(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """Makes a guest known; returns whether it is new. Raises UsageError, Conflict, UnknownRepo."""
+        directories = self.state.config.guests.socket_directories
+        order = await asyncio.to_thread(guest_order, request, self.state.find, directories)
         return await self._to_the_end(self.guests.add(order))
 
     async def known_guests(self) -> list[dict[str, Any]]:

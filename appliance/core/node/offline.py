@@ -17,6 +17,7 @@ from appliance.core.git.mirror import Mirror, discard_repository
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.layout import Layout
 from appliance.core.models import Tell
+from appliance.core.node.guests import add_alone, guests_alone, remove_alone
 from appliance.core.node.registration import WAIT_FOR_OWNER, added_document, clone_alone, register, unregister
 from appliance.core.node.state_dir import make_git, make_privacy, open_stores, wanted_of_config
 from appliance.core.node.storage import storage_document
@@ -169,6 +170,18 @@ class OfflineNode:
     def release_disk(self, lease_id: str) -> dict[str, Any]:
         """Raises NotServing, because only a running `serve` ends leases."""
         self._needs_serve()
+
+    def add_guest(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Makes a guest known from the next start of `serve` on."""
+        return add_alone(self.stores(), request, self.config.guests.socket_directories)
+
+    def guests(self) -> list[dict[str, Any]]:
+        """Known guests, by name."""
+        return guests_alone(self.stores())
+
+    def remove_guest(self, name: str) -> dict[str, Any]:
+        """Forgets a guest."""
+        return remove_alone(self.stores(), name)
 
     def index_turns(self, tell: Tell) -> int:
         """Reads the turns that no search knows yet, for a bounded time; returns how many are left."""

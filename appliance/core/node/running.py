@@ -12,6 +12,7 @@ from appliance.core.config.settings import Config
 from appliance.core.errors import NotFound
 from appliance.core.layout import Layout
 from appliance.core.models import Tell
+from appliance.core.names import is_guest_name
 
 if TYPE_CHECKING:
     from appliance.core.store.stores import Stores
@@ -102,6 +103,21 @@ class RunningNode:
             # It would be the path of another route.
             raise NotFound(f"there is no lease {lease_id!a}", hint="`disks` lists them")
         return dict(call(self.layout, "DELETE", f"/v1/disks/{quote(lease_id, errors='surrogateescape')}"))
+
+    def add_guest(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Makes a guest known. Raises Conflict, and NotFound for a repository."""
+        return dict(call(self.layout, "POST", "/v1/guests", request))
+
+    def guests(self) -> list[dict[str, Any]]:
+        """Known guests, by name."""
+        return list(pages(self.layout, "/v1/guests"))
+
+    def remove_guest(self, name: str) -> dict[str, Any]:
+        """Forgets a known guest and ends its connections. Raises NotFound."""
+        if not is_guest_name(name):
+            # It may be the path of another route.
+            raise NotFound(f"there is no known guest {name!a:.100}", hint="`guests` lists those that are known")
+        return dict(call(self.layout, "DELETE", f"/v1/guests/{quote(name)}"))
 
     def index_turns(self, tell: Tell) -> int:
         """Returns how many turns no search knows yet; `serve` reads them in the background."""

@@ -33,6 +33,7 @@ class Sessions:
         text: str | None = None,
         since: str | None = None,
         tell: Tell = lambda _: None,
+        guest: str | None = None,
     ) -> list[dict[str, Any]]:
         """The sessions that match everything given (see SessionStore.find), as `sessions --json` prints them.
 
@@ -43,7 +44,7 @@ class Sessions:
                 path_bytes(path)
             if left := self.node.current().index_turns(tell):
                 tell(f"{left} turns are not searched, because they could not be read yet")
-        return self.node.stores().sessions.find(repo, path, text, since)[0]
+        return self.node.stores().sessions.find(repo, path, text, since, guest=guest)[0]
 
     def find(self, repo: str, name: str) -> dict[str, Any]:
         """The session of that name, or the only one whose name starts with it."""

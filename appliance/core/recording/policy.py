@@ -85,8 +85,13 @@ def review(commands: list[tuple[str, str, str]], sessions: tuple[str, ...] = EVE
 def _not_its_own(sessions: tuple[str, ...]) -> str:
     if not sessions:
         return "this guest may write no session"
-    more = ", …" if len(sessions) > MOST_NAMED else ""
-    return f"this guest may only write {', '.join(AGENTS + session for session in sessions[:MOST_NAMED])}{more}"
+    return f"this guest may only write {named(sessions)}"
+
+
+def named(sessions: tuple[str, ...]) -> str:
+    """The refs of session patterns, or of the first of many."""
+    more = f" and {len(sessions) - MOST_NAMED} more" if len(sessions) > MOST_NAMED else ""
+    return ", ".join(AGENTS + session for session in sessions[:MOST_NAMED]) + more
 
 
 def count_files(trees: dict[bytes, list[tuple[bool, bytes]]]) -> int:

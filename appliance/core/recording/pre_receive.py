@@ -34,7 +34,8 @@ def main() -> int:
     if sessions is None:
         print("gitmirror: refused: nothing says which sessions this guest may write", file=sys.stderr)
         return 1
-    refused = policy.review(commands, tuple(sessions.split()))
+    patterns = tuple(sessions.split())
+    refused = policy.review(commands, patterns)
     quarantine = os.environ.get("GIT_QUARANTINE_PATH")
     if not refused and (reason := not_commits([new for _, new, _ in commands])):
         refused = {ref: reason for _, _, ref in commands}
@@ -43,7 +44,8 @@ def main() -> int:
     for ref, reason in list(refused.items())[: policy.MOST_REFS]:
         print(f"gitmirror: refused {ref!a}: {reason}", file=sys.stderr)
     if refused:
-        print(f"gitmirror: allowed is {policy.ALLOWED}", file=sys.stderr)
+        allowed = policy.ALLOWED if patterns == policy.EVERY_SESSION else policy.named(patterns) or "nothing"
+        print(f"gitmirror: allowed is {allowed}", file=sys.stderr)
     return 1 if refused or not commands else 0
 
 

@@ -19,12 +19,13 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import ZERO_OID, Caller, Guest, PushDecision, PushFault, RefChange, RefCommand, Repo
 from appliance.core.process.endurance import Endurance
+from appliance.core.recording.advice import ONLY_KNOWN, advice
 from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import OFF, HookGuard, push_environment
 from appliance.core.recording.outcomes import Outcomes
-from appliance.core.recording.policy import ALLOWED, EVERY_SESSION, MOST_REFS, review, session_of
+from appliance.core.recording.policy import EVERY_SESSION, MOST_REFS, review, session_of
 from appliance.core.recording.quota import Quota
-from appliance.core.recording.refusals import LOGGED_REFS, Refusals
+from appliance.core.recording.refusals import Refusals
 from appliance.core.recording.turns import TurnRecorder, write_turn_file
 from appliance.core.store.audit import Attempt, AuditLog, OpenAttempt
 from appliance.core.store.sessions import Unbooked
@@ -33,8 +34,6 @@ from appliance.core.text import escape_ascii
 from appliance.core.units import rfc3339
 
 log = logging.getLogger(__name__)
-
-ONLY_KNOWN = "only guests that the operator made known may push here (recording.writers)"
 
 
 class PushAuthorizer:
@@ -138,7 +137,8 @@ class PushAuthorizer:
         attempts = [self._attempt(push, repo, caller, command, refused) for command in commands]
         try:
             if refused:
-                ids = await self._refusals.record(attempts, caller.guest_name or client, total)
+                sender = client if caller.guest is None else f"guest {caller.guest.name}"
+                ids = await self._refusals.record(attempts, sender, total)
             else:
                 ids = await asyncio.to_thread(self._audit.record_attempts, attempts)
         except GitmirrorError as error:
@@ -155,8 +155,8 @@ class PushAuthorizer:
         else:
             self.accepted += 1
             self._write_turn_file(push, commands, ids)
-        advice = (off.message, off.hint) if off else _advice(repo, refused)
-        decision = PushDecision(push, repo, client, tuple(commands), refused, advice, tuple(ids), caller.guest_name)
+        told = (off.message, off.hint) if off else advice(repo, refused, sessions, caller.guest_name)
+        decision = PushDecision(push, repo, client, tuple(commands), refused, told, tuple(ids), caller.guest_name)
         self._publish(PushRuled(repo=repo, decision=decision))
         return decision
 
@@ -307,15 +307,3 @@ class PushAuthorizer:
 
 def _change(command: RefCommand) -> RefChange:
     return RefChange(command.ref, None if command.old == ZERO_OID else command.old, command.new)
-
-
-def _advice(repo: Repo, refused: Mapping[str, str]) -> tuple[str, ...]:
-    if not refused:
-        return ()
-    lines = [f"refused {escape_ascii(ref)}: {reason}" for ref, reason in list(refused.items())[:LOGGED_REFS]]
-    lines.append(f"allowed here: git push MIRROR HEAD:refs/agents/SESSION ({ALLOWED.partition(', where ')[2]})")
-    if any(ref.startswith(("refs/heads/", "refs/tags/")) for ref in refused):
-        lines.append(
-            f"real branches and tags go to the upstream: git push {repo.url} (a redirected guest: pushInsteadOf)"
-        )
-    return tuple(lines)

@@ -40,23 +40,31 @@ class ActivityStore:
                 [len(events) + 100, self._clock() - LONGEST],
             )
 
-    def newest(self, limit: int, *, repo: str | None = None) -> list[dict[str, Any]]:
+    def newest(self, limit: int, *, repo: str | None = None, guest: str | None = None) -> list[dict[str, Any]]:
         """At most `limit` rows, newest first: the fields of Hydration with `id` and `at`."""
-        return self._below(LARGEST, limit, repo)
+        return self._below(LARGEST, limit, repo, guest)
 
-    def page(self, repo: str | None = None, *, after: str | None = None, limit: int | None = None) -> Page:
+    def page(
+        self,
+        repo: str | None = None,
+        *,
+        guest: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> Page:
         """One page of what `newest` returns. Raises UsageError for a cursor of another list."""
-        return page_by_id("activity", lambda below, most: self._below(below, most, repo), after, limit)
+        return page_by_id("activity", lambda below, most: self._below(below, most, repo, guest), after, limit)
 
-    def _below(self, below: int, most: int, repo: str | None) -> list[dict[str, Any]]:
+    def _below(self, below: int, most: int, repo: str | None, guest: str | None) -> list[dict[str, Any]]:
         with self._database.reading() as connection:
             found = rows(
                 connection,
                 """SELECT * FROM hydrations WHERE (?1 IS NULL OR repo = ?1) AND id < ?2
-                   ORDER BY id DESC LIMIT ?3""",
+                   AND (?4 IS NULL OR guest = ?4) ORDER BY id DESC LIMIT ?3""",
                 repo,
                 below,
                 most,
+                guest,
             )
         return [_document(row) for row in found]
 

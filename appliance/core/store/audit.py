@@ -41,7 +41,7 @@ _FOUND_REASON = "found in the mirror, not seen: its guest and the time of its pu
 
 @dataclass(frozen=True)
 class Attempt:
-    """One ref that a guest tried to write; `old` and `new` are the ids that it sent, `guest` is its name, if known."""
+    """One ref that a guest tried to write; `old` and `new` are the ids that it sent, `guest` its name if known."""
 
     push: str
     repo: str
@@ -127,9 +127,7 @@ class AuditLog:
                 if rows(connection, "SELECT 1 FROM audit_events WHERE attempt = ?", attempt_id):
                     continue
                 [attempt] = rows(connection, "SELECT * FROM audit_events WHERE id = ?", attempt_id)
-                copied = {
-                    key: attempt[key] for key in ("push", "repo", "session", "ref", "old", "new", "client", "guest")
-                }
+                copied = {key: attempt[key] for key in _OF_ATTEMPT}
                 append_event(
                     connection,
                     kind="outcome",
@@ -233,6 +231,7 @@ class AuditLog:
         session: str | None = None,
         verdict: str | None = None,
         since: str | None = None,
+        guest: str | None = None,
         above: int = 0,
         below: int = LARGEST,
         limit: int = -1,
@@ -252,7 +251,7 @@ class AuditLog:
                    FROM audit_events a LEFT JOIN audit_events o ON o.attempt = a.id
                    WHERE a.kind = 'attempt' AND (?1 IS NULL OR a.repo = ?1) AND (?2 IS NULL OR a.session = ?2)
                    AND (?3 IS NULL OR a.verdict = ?3) AND (?4 IS NULL OR a.at >= ?4) AND a.id > ?5
-                   AND a.id < ?6 ORDER BY a.id DESC LIMIT ?7""",
+                   AND a.id < ?6 AND (?8 IS NULL OR a.guest = ?8) ORDER BY a.id DESC LIMIT ?7""",
                 repo,
                 session,
                 verdict,
@@ -260,6 +259,7 @@ class AuditLog:
                 above,
                 below,
                 limit,
+                guest,
             )
         return found
 
@@ -270,13 +270,15 @@ class AuditLog:
         session: str | None = None,
         verdict: str | None = None,
         since: str | None = None,
+        guest: str | None = None,
         after: str | None = None,
         limit: int | None = None,
     ) -> Page:
         """One page of `entries`. Raises UsageError for a cursor of another list."""
 
         def read(below: int, most: int) -> list[dict[str, Any]]:
-            return self.entries(repo=repo, session=session, verdict=verdict, since=since, below=below, limit=most)
+            wanted: dict[str, Any] = {"session": session, "verdict": verdict, "since": since, "guest": guest}
+            return self.entries(repo=repo, **wanted, below=below, limit=most)
 
         return page_by_id("audit", read, after, limit)
 

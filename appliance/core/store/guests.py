@@ -11,6 +11,7 @@ from typing import Any
 
 from appliance.core.errors import Conflict, NotFound, UsageError
 from appliance.core.models import Guest, Repo
+from appliance.core.names import is_guest_name
 from appliance.core.store.database import Database, rows
 from appliance.core.store.tokens import LONGEST, hash_of
 from appliance.core.text import escape_ascii
@@ -23,7 +24,6 @@ MOST_SESSIONS = 256
 MOST_REPOS = 256
 LONGEST_PATH = 4000
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _SESSION = re.compile(r"\*|[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\*?")
 
 
@@ -79,6 +79,40 @@ class GuestStore:
                 )
         return self.get(order.name), token
 
+    def known_as(self, order: GuestOrder) -> Guest | None:
+        """The guest that this very order made known already, so that a client may send it again; otherwise None.
+
+        None for an order with a token too, because the token cannot be shown again. Raises UsageError.
+        """
+        columns = _checked(order)
+        found = self._read("WHERE name = ?", order.name)
+        if not found or order.token:
+            return None
+        guest = found[0][0]
+        lasts = None if guest.expires_at is None else round(guest.expires_at - guest.created_at, 3)
+        same = (
+            (guest.unix, guest.address, guest.only, guest.has_token)
+            == (columns["unix"], columns["address"], order.only, False)
+            and set(guest.sessions) == set(order.sessions)
+            and dict(guest.repos) == {repo.name: repo.id for repo in order.repos}
+            and lasts == (None if order.ttl is None else round(order.ttl, 3))
+        )
+        return guest if same else None
+
+    def expired(self) -> list[Guest]:
+        """The guests whose time is over and that are not removed yet."""
+        now = self._clock()
+        return [guest for guest, _ in self.all() if guest.expires_at is not None and guest.expires_at <= now]
+
+    def count(self) -> int:
+        """How many guests are known."""
+        now = self._clock()
+        with self._database.reading() as connection:
+            [found] = rows(
+                connection, "SELECT count(*) AS n FROM guests WHERE expires_at IS NULL OR expires_at > ?", now
+            )
+        return int(found["n"])
+
     def get(self, name: str) -> Guest:
         """The guest of that name, expired or not. Raises UnknownGuest."""
         found = self._read("WHERE name = ?", name)
@@ -106,10 +140,13 @@ class GuestStore:
             (_guest(row, sessions_of.get(row["id"], ()), repos_of.get(row["id"], {})), row["hash"]) for row in guests
         ]
 
-    def remove(self, name: str) -> None:
-        """Forgets a guest. What it recorded keeps its name. Raises UnknownGuest."""
+    def remove(self, name: str, guest_id: int) -> None:
+        """Forgets a guest, and not another one that has its name by now. What it recorded keeps its name.
+
+        Raises UnknownGuest.
+        """
         with self._database.writing() as connection:
-            if not connection.execute("DELETE FROM guests WHERE name = ?", [name]).rowcount:
+            if not connection.execute("DELETE FROM guests WHERE name = ? AND id = ?", [name, guest_id]).rowcount:
                 raise UnknownGuest(name)
 
     def sockets(self) -> dict[str, tuple[int, str]]:
@@ -137,7 +174,8 @@ class GuestStore:
                      SELECT g.name AS name, h.at AS at, 'hydrated' AS what, h.repo AS repo FROM guests g
                        JOIN hydrations h ON h.id = (SELECT max(id) FROM hydrations WHERE guest = g.name)
                      UNION ALL
-                     SELECT g.name, CAST(strftime('%s', t.at) AS REAL), 'recorded ' || t.session, t.repo FROM guests g
+                     SELECT g.name, round((julianday(t.at) - 2440587.5) * 86400.0, 3), 'recorded ' || t.session, t.repo
+                       FROM guests g
                        JOIN turns t ON t.id = (SELECT max(id) FROM turns WHERE guest = g.name)
                    ) ORDER BY at""",
             )
@@ -161,9 +199,14 @@ def guest_document(guest: Guest, last: Mapping[str, Any] | None = None, problem:
     }
 
 
+def added_document(guest: Guest, token: str | None, others: Iterable[Guest]) -> dict[str, Any]:
+    """What `guest add --json` prints: the guest, its `token` if it is new and has one, and `shared`; see below."""
+    return guest_document(guest) | {"token": token, "shared": overlapping(guest.sessions, others)}
+
+
 def overlapping(sessions: Iterable[str], others: Iterable[Guest]) -> dict[str, list[str]]:
     """Which of the session patterns other guests may write too, with the names of those guests."""
-    shared = {}
+    shared, others = {}, list(others)
     for pattern in sessions:
         names = [guest.name for guest in others if any(_meet(pattern, other) for other in guest.sessions)]
         if names:
@@ -183,7 +226,7 @@ def _meet(one: str, other: str) -> bool:
 
 def _checked(order: GuestOrder) -> dict[str, Any]:
     """The columns of an order. Raises UsageError."""
-    if not _NAME.fullmatch(order.name):
+    if not is_guest_name(order.name):
         raise UsageError(
             f"{escape_ascii(order.name)!r} is not a guest's name", hint="1 to 64 of A-Z a-z 0-9 . _ -, such as vm-7"
         )
@@ -233,7 +276,10 @@ def _address(text: str) -> str:
 
 def _conflict(column: str, value: str, name: str) -> Conflict:
     if column == "name":
-        return Conflict(f"the guest {name} is known already", hint=f"`guest remove {name}` first, or another name")
+        return Conflict(
+            f"the guest {name} is known already",
+            hint=f"`guest remove {name}` first, or choose another name; a token cannot be shown again",
+        )
     called = {"unix": "the socket", "address": "the address"}[column]
     return Conflict(f"{called} {escape_ascii(value)} is that of the guest {name}", hint=f"`guest remove {name}` first")
 

@@ -20,6 +20,8 @@ _TOUCHED = """EXISTS (SELECT 1 FROM turns t JOIN turn_texts x ON x.turn_id = t.i
 # Looks at each turn and not first at the paths, so that a directory that everybody works in costs no more than a file.
 # `known_to` is the last path that is stored of a turn with too many: it may have touched any path after that one.
 
+_BY_GUEST = "EXISTS (SELECT 1 FROM turns t WHERE t.repo = s.repo AND t.session = s.session AND t.guest = ?)"
+
 _SAID = """(instr(lower(s.session), ?) OR EXISTS (SELECT 1 FROM turns t JOIN turn_texts x ON x.turn_id = t.id
     WHERE t.repo = s.repo AND t.session = s.session AND instr(x.text, ?)))"""
 
@@ -30,13 +32,16 @@ def key_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def conditions(
-    repo: str | None, path: str | None, text: str | None, since: str | None, after: str | None
+    repo: str | None, path: str | None, text: str | None, since: str | None, after: str | None, guest: str | None = None
 ) -> tuple[str, list[Any]]:
     """The WHERE clause over `sessions s`, and its values. Raises UsageError for a path or cursor that cannot be one."""
     clauses, values = ["1"], list[Any]()
     if repo is not None:
         clauses.append("s.repo = ?")
         values.append(repo)
+    if guest is not None:
+        clauses.append(_BY_GUEST)
+        values.append(guest)
     if since is not None:
         clauses.append("s.last_at >= ?")
         values.append(since)
@@ -71,3 +76,9 @@ def path_bytes(path: str) -> bytes:
             hint="give a file or a directory from the top of the repository, such as src/app.py",
         )
     return b"/".join(parts)
+
+
+def raw_name(name: str) -> bytes:
+    """A session's name as SQLite compares it."""
+    # Half a character can be in an address and in no stored name; as text, SQLite would refuse to compare it.
+    return name.encode("utf-8", "surrogatepass")

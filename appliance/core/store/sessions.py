@@ -11,7 +11,7 @@ from appliance.core.store.audit import UNKNOWN
 from appliance.core.store.chain import append_note
 from appliance.core.store.cursors import Page, cut
 from appliance.core.store.database import Database, rows
-from appliance.core.store.session_search import SESSIONS, conditions, key_of
+from appliance.core.store.session_search import SESSIONS, conditions, key_of, raw_name
 from appliance.core.store.session_summary import renumber, summarise
 from appliance.core.store.turn_index import forget_session
 from appliance.core.units import rfc3339
@@ -110,14 +110,16 @@ class SessionStore:
         since: str | None = None,
         after: str | None = None,
         limit: int | None = None,
+        guest: str | None = None,
     ) -> Page:
         """One page of `all`, of the sessions that match everything given. Raises UsageError for a bad path or cursor.
 
         `path` is a file or a directory, from the top of the repository: a turn touched it, or something below it.
         `text` is in the session's name or in the messages of its commits, in upper or lower case. `since` is a time in
-        RFC 3339, in UTC: the last turn is not older. Turns that are not indexed yet have no paths and no messages.
+        RFC 3339, in UTC: the last turn is not older. `guest` is a known guest that recorded a turn. Turns
+        that are not indexed yet have no paths and no messages.
         """
-        where, values = conditions(repo, path, text, since, after)
+        where, values = conditions(repo, path, text, since, after, guest)
         with self._database.searching() as connection:
             found = rows(
                 connection,
@@ -148,13 +150,13 @@ class SessionStore:
 
     def get(self, repo: str, session: str) -> dict[str, Any] | None:
         """The session with exactly that name, in the form of `all`, or None."""
-        return next(iter(self._listed_where("session = CAST(? AS TEXT)", repo, _raw(session))), None)
+        return next(iter(self._listed_where("session = CAST(? AS TEXT)", repo, raw_name(session))), None)
 
     def matching(self, repo: str, prefix: str) -> list[dict[str, Any]]:
         """The session with exactly that name, otherwise all whose names begin with it, newest first."""
         if exact := self.get(repo, prefix):
             return [exact]
-        begin = _raw(prefix)
+        begin = raw_name(prefix)
         # UTF-8 has no byte 0xff, so every name that begins so lies below the second bound, and an index has them.
         between = "session >= CAST(? AS TEXT) AND session < CAST(? AS TEXT)"
         return self._listed_where(between, repo, begin, begin + b"\xff")
@@ -323,11 +325,6 @@ class SessionStore:
             renumber(connection, repo, session)
             summarise(connection, repo, session)
             forget_session(connection, repo, session)
-
-
-def _raw(name: str) -> bytes:
-    # Half a character can be in an address and in no stored name; as text, SQLite would refuse to compare it.
-    return name.encode("utf-8", "surrogatepass")
 
 
 def _listed(row: dict[str, Any]) -> dict[str, Any]:
