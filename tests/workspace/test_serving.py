@@ -16,8 +16,8 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from appliance.core.workspace.snapshot_build import LAYOUT_VERSION
-from appliance.core.workspace.snapshots import MOST_BRANCHES
+from appliance.core.workspace.snapshot_place import LAYOUT_VERSION
+from appliance.core.workspace.snapshot_registry import MOST_EXTRA
 from tests.conftest import WIDGETS
 from tests.support.generate import add_commit, delete_branch
 from tests.support.gitutil import fsck, git, wait_until
@@ -169,13 +169,13 @@ def test_guests_that_come_while_it_is_rebuilt_all_get_a_whole_one(own_node: Node
 def test_only_so_many_branches_are_kept(own_node: Node) -> None:
     """Of too many branches the least recently requested is dropped; the followed one stays."""
     node = own_node
-    names = [f"topic/{number}" for number in range(MOST_BRANCHES + 2)]
+    names = [f"topic/{number}" for number in range(MOST_EXTRA + 2)]
     for name in names:
         git("update-ref", f"refs/heads/{name}", node.tip, cwd=node.upstream.path(WIDGETS))
     node.refresh()
     for name in names:
         assert get(node.tar_url(name)).status == 200
-    wait_until(lambda: len(places(node)) == MOST_BRANCHES + 1, message="the oldest are gone")
+    wait_until(lambda: len(places(node)) == MOST_EXTRA + 1, message="the oldest are gone")
     kept = " ".join(path.name for path in places(node))
     assert "b-topic_0-" not in kept and "b-topic_1-" not in kept and "b-main-" in kept
     assert get(node.tar_url(names[0])).status == 200

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from appliance.core.config.credentials import CredentialConfig
-from appliance.core.config.fields import group, history, setting, words
+from appliance.core.config.fields import group, setting, words, workspace_history
+from appliance.core.config.fields import history as disk_words
 from appliance.core.config.fields import text as _text
 from appliance.core.errors import UsageError
 from appliance.core.units import Address, format_duration, parse_address, parse_duration, parse_size
@@ -142,7 +143,13 @@ class WorkspaceConfig:
     enabled: bool = setting(
         True, _flag, "Keep a ready workspace (snapshot) of each repository's branch. Does not turn disks off."
     )
-    disk_history: str = setting("full", history, 'History of a disk: "full", or "tip" for the commit alone (depth 1).')
+    history: str = setting(
+        "auto", workspace_history, 'History of a snapshot: "full", "trees", "tip", or "auto" by size.'
+    )
+    history_below: int = setting("2GiB", parse_size, 'Above this size of all history, packed, "auto" means "tip".')
+    disk_history: str = setting(
+        "full", disk_words, 'History of a disk: "full", or "tip" for the commit alone (depth 1).'
+    )
     disk_budget: int = setting(
         "50GiB", parse_size, "The most bytes that disks may take; leased disks stay even beyond it."
     )
