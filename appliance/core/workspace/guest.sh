@@ -1339,7 +1339,8 @@ gitmirror__from_git() {
     commit=$(git -C "$tmp" rev-parse --verify --quiet HEAD) || return 1
     if [ "$history" = trees ]; then
         # A server may ignore the filter, and git ignores it for a path.
-        set +f -- "$tmp"/.git/objects/pack/*.promisor
+        set +f
+        set -- "$tmp"/.git/objects/pack/*.promisor
         set -f
         [ -e "$1" ] || history=full
     fi
