@@ -197,13 +197,14 @@ class Hydration:
 class Tar:
     """A snapshot to send: the file at `path`, its strong `etag` (without quotes), and the `commit` it contains.
 
-    `tip` is the current tip of the branch in the mirror, or None when it is not known.
+    `tip` is the current tip of the branch in the mirror, or None when it is not known. `history` is its shape.
     """
 
     path: Path
     etag: str
     commit: str
     tip: str | None
+    history: str
 
 
 @dataclass(frozen=True)

@@ -367,8 +367,8 @@ def test_leftovers_in_mirrors_are_removed_at_start_and_only_then(
     mirror = serve.mirror(WIDGETS)
     lock, half = mirror / "refs" / "heads" / "main.lock", mirror / "objects" / "pack" / "tmp_pack_Ab12"
     packed = mirror / "packed-refs.new"
-    wait_until(lambda: list(serve.state.glob(f"workspaces/{WIDGETS}/*/snapshot.json")), message="there is a snapshot")
-    [snapshot] = serve.state.glob(f"workspaces/{WIDGETS}/*/snapshot.json")
+    wait_until(lambda: list(serve.state.glob(f"workspaces/{WIDGETS}/*/*/snapshot.json")), message="there is a snapshot")
+    [snapshot] = serve.state.glob(f"workspaces/{WIDGETS}/*/*/snapshot.json")
     half_written = [
         path.with_name(f".{path.name}.77.new")
         for path in (snapshot, mirror / "config", serve.state / "run" / "git.config")

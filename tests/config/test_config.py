@@ -68,6 +68,8 @@ GIVEN: dict[tuple[str, str], tuple[str, Any]] = {
     ("backup", "every"): ('"15m"', 900),
     ("cache", "budget"): ('"1MiB"', 2**20),
     ("workspace", "enabled"): ("false", False),
+    ("workspace", "history"): ('"trees"', "trees"),
+    ("workspace", "history_below"): ('"1GiB"', 2**30),
     ("workspace", "disk_history"): ('"tip"', "tip"),
     ("workspace", "disk_budget"): ('"1TiB"', 2**40),
     ("workspace", "disk_group"): ('"vmm"', "vmm"),

@@ -48,7 +48,8 @@ class Result:
         assert words[:2] == ["hydrated", f"via={via}"], f"{self.out}{self.err}"
         key, _, commit = words[2].partition("=")
         assert key == "commit" and len(commit) == 40
-        assert words[3].startswith("ms=") and words[3][3:].isdigit() and len(words) == 4
+        assert words[3].startswith("ms=") and words[3][3:].isdigit() and len(words) == 5
+        assert words[4] in ("history=full", "history=trees", "history=tip")
         return commit
 
     def recorded(self, session: str, code: int = 0) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from appliance.core.git.mirror import Mirror
-from appliance.core.workspace.snapshot_build import Snapshot, SnapshotPlace, build_snapshot
+from appliance.core.workspace.history import History
+from appliance.core.workspace.snapshot_build import build_snapshot
+from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace
 from tests.git.lab import Lab
 from tests.support.gitutil import git, run_process
 
@@ -13,16 +15,20 @@ URL = "https://github.com/acme/widgets"
 
 
 class Builder:
-    """Builds snapshots of branches of `bare`, kept below `directory`, and unpacks them as a guest does."""
+    """Builds snapshots of branches of `bare`, kept below `directory`, and unpacks them as a guest does.
 
-    def __init__(self, lab: Lab, bare: Path, directory: Path) -> None:
+    They have the shape `history`.
+    """
+
+    def __init__(self, lab: Lab, bare: Path, directory: Path, history: History = History.TIP) -> None:
         self.lab = lab
         self.bare = bare
         self.directory = directory
+        self.history = history
 
     def place(self, branch: str = "main") -> SnapshotPlace:
         """Where the snapshot of a branch lives."""
-        return SnapshotPlace(self.directory, branch)
+        return SnapshotPlace(self.directory, branch, self.history)
 
     def build(self, branch: str = "main") -> Snapshot:
         """Build the snapshot of the branch's tip as `serve` does."""

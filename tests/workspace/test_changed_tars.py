@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.config.settings import WorkspaceConfig
 from appliance.core.models import Health, Repo
 from appliance.core.workspace import snapshots as rooms
 from appliance.core.workspace.snapshots import Snapshots
@@ -22,14 +23,13 @@ from tests.support.generate import copy_repository
 from tests.support.gitutil import fsck, git
 from tests.support.in_place import change_in_place, touch_all_but_the_content
 from tests.workspace.conftest import Node
-from tests.workspace.test_serving import assert_whole, places
+from tests.workspace.test_serving import assert_whole, shape
 from tests.workspace.web import Reply, get
 
 
 def tar_of(node: Node) -> Path:
     """The tar of the followed branch."""
-    [place] = places(node)
-    [tar] = place.glob("*.tar")
+    [tar] = shape(node).glob("*.tar")
     return tar
 
 
@@ -73,7 +73,7 @@ def test_a_guest_hydrates_from_what_was_built_again(own_node: Node, tmp_path: Pa
 def test_a_tar_that_was_only_touched_is_not_built_again(own_node: Node, tmp_path: Path) -> None:
     """A new inode or another mode with the same bytes: read once, and sent as it is."""
     before = get(own_node.tar_url())
-    work = tar_of(own_node).parent / "work"
+    work = tar_of(own_node).parent.parent / "checkout"
     built = work.stat().st_mtime_ns
     touch_all_but_the_content(tar_of(own_node))
     assert get(own_node.tar_url()).body == before.body
@@ -120,7 +120,7 @@ def test_a_description_with_no_digest_vouches_for_nothing(own_node: Node, tmp_pa
 def test_it_is_built_from_nothing_because_the_disk_is_not_trusted(own_node: Node, tmp_path: Path) -> None:
     """What the last build left beside the tar lies on the same disk."""
     tar = tar_of(own_node)
-    mark = tar.parent / "work" / "mark"
+    mark = tar.parent.parent / "checkout" / "mark"
     mark.touch()
     change_in_place(tar)
     assert_right(own_node, get(own_node.tar_url()), tmp_path / "guest")
@@ -141,7 +141,7 @@ class Room:
     @property
     def tar(self) -> Path:
         """The tar of `main`."""
-        [tar] = self.lab.layout.workspaces.glob("*/*/b-main-*/*.tar")
+        [tar] = self.lab.layout.workspaces.glob("*/*/b-main-*/full/*.tar")
         return tar
 
 
@@ -151,7 +151,7 @@ def room(tmp_path: Path, generated_bare: Path) -> Iterator[Room]:
     lab = Lab(tmp_path / "state")
     copy_repository(generated_bare, lab.layout.mirror(WIDGETS))
     health = Health(cloned=True, head="refs/heads/main")
-    snapshots = Snapshots(lab.layout, lab.mirror, lambda _: health, enabled=lambda: True)
+    snapshots = Snapshots(lab.layout, lab.mirror, lambda _: health, settings=WorkspaceConfig)
     snapshots.look()
     yield Room(lab, lab.repo(generated_bare, name=WIDGETS), snapshots)
     lab.close()

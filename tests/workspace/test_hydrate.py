@@ -116,8 +116,8 @@ def test_a_snapshot_behind_its_branch_is_brought_forward(own_node: Node, tmp_pat
     guests = [node.guest(tmp_path / "curl", tools=CURL), node.guest(tmp_path / "bb", shell="busybox", tools=BUSYBOX)]
     # A work directory that cannot be written keeps the snapshot where it is.
     [place] = (node.serve.state / "workspaces" / WIDGETS).iterdir()
-    shutil.rmtree(place / "work")
-    (place / "work").write_text("in the way")
+    shutil.rmtree(place / "checkout")
+    (place / "checkout").write_text("in the way")
     old = node.tip
     new = add_commit(node.upstream.path(WIDGETS), "main", {"README.md": "new\n", "run.sh": None})
     node.refresh()
@@ -383,7 +383,7 @@ def test_work_goes_on_as_in_any_clone(node: Node, tmp_path: Path) -> None:
     """Commit, diff, stash, branches, and the whole history when it is asked for, by the redirect."""
     guest = node.guest(tmp_path / "home")
     workspace = guest.home / "ws"
-    guest.hydrate(workspace).hydrated(via="snapshot")
+    guest.run(f"gitmirror_hydrate --tip {WIDGETS} ws").hydrated(via="snapshot")
     run = ("-c", "user.name=me", "-c", "user.email=me@example.com")
     (workspace / "README.md").write_text("edited\n")
     assert "edited" in guest.git("diff", cwd=workspace)

@@ -71,7 +71,7 @@ def test_two_ports_are_enough(
     guest = node.guest(tmp_path / "home", tools=tools)
     script = f"""
         . '{guest.kit}'
-        gitmirror_hydrate {WIDGETS} ws
+        gitmirror_hydrate --tip {WIDGETS} ws
         echo new >ws/new.txt
         gitmirror_record island ws
         gitmirror_hydrate {WIDGETS} again session:island

@@ -16,8 +16,8 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from appliance.core.workspace.snapshot_build import LAYOUT_VERSION
-from appliance.core.workspace.snapshots import MOST_BRANCHES
+from appliance.core.workspace.snapshot_place import LAYOUT_VERSION
+from appliance.core.workspace.snapshot_registry import MOST_EXTRA
 from tests.conftest import WIDGETS
 from tests.support.generate import add_commit, delete_branch
 from tests.support.gitutil import fsck, git, wait_until
@@ -37,6 +37,12 @@ def places(node: Node) -> list[Path]:
     """The directories of the snapshots that are kept."""
     found = (node.serve.state / "workspaces" / WIDGETS).glob("b-*")
     return sorted(found)
+
+
+def shape(node: Node) -> Path:
+    """The directory of the only snapshot, which has the whole history."""
+    [place] = places(node)
+    return place / "full"
 
 
 # What HTTP says of it
@@ -128,8 +134,7 @@ def test_who_downloads_keeps_the_tar_it_began_with(own_node: Node, tmp_path: Pat
     connection.close()
     assert_whole(Reply(200, headers, body), tmp_path / "old", old)
     assert_whole(get(node.tar_url()), tmp_path / "new", new)
-    [place] = places(node)
-    wait_until(lambda: len(list(place.glob("*.tar"))) == 1, message="the old tar is removed")
+    wait_until(lambda: len(list(shape(node).glob("*.tar"))) == 1, message="the old tar is removed")
 
 
 @pytest.mark.slow
@@ -169,13 +174,13 @@ def test_guests_that_come_while_it_is_rebuilt_all_get_a_whole_one(own_node: Node
 def test_only_so_many_branches_are_kept(own_node: Node) -> None:
     """Of too many branches the least recently requested is dropped; the followed one stays."""
     node = own_node
-    names = [f"topic/{number}" for number in range(MOST_BRANCHES + 2)]
+    names = [f"topic/{number}" for number in range(MOST_EXTRA + 2)]
     for name in names:
         git("update-ref", f"refs/heads/{name}", node.tip, cwd=node.upstream.path(WIDGETS))
     node.refresh()
     for name in names:
         assert get(node.tar_url(name)).status == 200
-    wait_until(lambda: len(places(node)) == MOST_BRANCHES + 1, message="the oldest are gone")
+    wait_until(lambda: len(places(node)) == MOST_EXTRA + 1, message="the oldest are gone")
     kept = " ".join(path.name for path in places(node))
     assert "b-topic_0-" not in kept and "b-topic_1-" not in kept and "b-main-" in kept
     assert get(node.tar_url(names[0])).status == 200
@@ -242,7 +247,7 @@ def test_switched_off_there_is_none_and_it_says_so(make_node: Callable[..., Node
 def test_what_is_broken_on_disk_is_built_again(own_node: Node, tmp_path: Path, harm: str) -> None:
     """A missing or damaged tar, or an invalid description, is replaced at the next start or the next request."""
     node = own_node
-    [place] = places(node)
+    place = shape(node)
     [tar] = place.glob("*.tar")
     node.serve.keep_ports()
     if harm == "tar":
@@ -263,7 +268,7 @@ def test_what_is_broken_on_disk_is_built_again(own_node: Node, tmp_path: Path, h
 def test_a_snapshot_of_an_older_version_is_built_again(own_node: Node, tmp_path: Path) -> None:
     """One that is whole and at the tip, but laid out as before files had mtimes of their own: it is never served."""
     node = own_node
-    [place] = places(node)
+    place = shape(node)
     description = place / "snapshot.json"
     stored = json.loads(description.read_text())
     node.serve.keep_ports()
@@ -288,10 +293,27 @@ def test_a_snapshot_of_an_older_version_is_built_again(own_node: Node, tmp_path:
     wait_until(lambda: len(list(place.glob("*.tar"))) == 1, message="the old tar is removed")
 
 
-@pytest.mark.parametrize("at", ["fetch", "read-tree", "repack", "tar"])
+def test_what_a_version_without_history_left_is_removed_and_built_again(own_node: Node, tmp_path: Path) -> None:
+    """The snapshot, the tree and the packs of depth 1 that lay where the shapes of a branch are now."""
+    node = own_node
+    place, tip = shape(node), node.tip
+    node.serve.terminate()
+    branch = place.parent
+    stored = json.loads((place / "snapshot.json").read_text())
+    del stored["history"]
+    (place / stored["file"]).rename(branch / stored["file"])
+    (branch / "snapshot.json").write_text(json.dumps(stored | {"version": 3}))
+    shutil.rmtree(place)
+    (branch / "checkout").rename(branch / "work")
+    node.serve.start()
+    assert_whole(get(node.tar_url()), tmp_path / "new", tip)
+    assert sorted(entry.name for entry in branch.iterdir()) == ["checkout", "full"]
+
+
+@pytest.mark.parametrize("at", ["read-tree", "pack-objects", "commit-graph", "tar"])
 @pytest.mark.slow
 def test_a_kill_in_the_middle_of_a_build_does_no_harm(own_node: Node, tmp_path: Path, at: str) -> None:
-    """kill -9 of serve while it fetches, checks out, repacks or archives: the next start builds what is right."""
+    """kill -9 of serve while it checks out, packs, writes the graph or archives; the next start builds it right."""
     node = own_node
     node.serve.keep_ports()
     bin_ = tmp_path / "bin"
@@ -308,14 +330,15 @@ def test_a_kill_in_the_middle_of_a_build_does_no_harm(own_node: Node, tmp_path: 
     node.serve.restart()
     node.wait_for_snapshot()
     gate.touch()
-    [place] = places(node)
+    place = shape(node)
+    work = place.parent / "checkout"
     if at == "tar":
         # A pipe in the place of the tar that grows: whoever opens it waits.
         os.mkfifo(place / "growing.tar")
     new = add_commit(node.upstream.path(WIDGETS), "main", {"new.txt": "x\n"})
     node.refresh()
     if at == "tar":
-        wait_until(lambda: not (place / "work" / "unfinished").exists() and (place / "work" / "guest").exists())
+        wait_until(lambda: not (work / "unfinished").exists() and (work / "guest").exists())
     else:
         wait_until(lambda: Path(f"{gate}.hit").exists(), message=f"the build is at {at}")
     assert get(node.tar_url()).status == 200

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from appliance.core.process.checked_file import NotRight
 from appliance.core.workspace.git_index import UnknownIndex, normalise_index
-from appliance.core.workspace.snapshot_build import SnapshotPlace
+from appliance.core.workspace.history import History
+from appliance.core.workspace.snapshot_place import SnapshotPlace
 from appliance.core.workspace.times import FIRST_TIME, FIXED_TIME, INDEX_TIME, file_time
 from tests.git.lab import Lab
 from tests.support.generate import add_commit, copy_repository, create_repository, generate_repository
@@ -317,7 +318,7 @@ def test_a_broken_work_directory_is_made_anew(widgets: Builder, tmp_path: Path, 
     if harm == "index":
         (repository / "index").write_bytes(b"garbage")
     elif harm == "objects":
-        shutil.rmtree(repository / "objects" / "pack")
+        shutil.rmtree(widgets.place().packs / "objects" / "pack")
     elif harm == "tree":
         shutil.rmtree(work / "tree")
     elif harm == "config":
@@ -339,7 +340,7 @@ def test_only_a_whole_tar_of_this_upstream_is_taken_up_again(widgets: Builder) -
     place = widgets.place()
     assert place.load(URL) == snapshot
     assert place.load("https://github.com/other/widgets") is None
-    assert SnapshotPlace(widgets.directory, "other").load(URL) is None
+    assert SnapshotPlace(widgets.directory, "other", History.TIP).load(URL) is None
     tar = place.path(snapshot)
     whole = tar.read_bytes()
     assert snapshot.etag == f"{snapshot.commit}-{hashlib.sha256(whole).hexdigest()[:16]}"

@@ -48,6 +48,13 @@ def history(value: Any) -> str:
     return str(value)
 
 
+def workspace_history(value: Any) -> str:
+    """Parses how much history a snapshot has. Raises ValueError."""
+    if value not in ("auto", "full", "trees", "tip"):
+        raise ValueError('"auto", "full", "trees" or "tip"')
+    return str(value)
+
+
 def group(value: Any) -> str:
     """Parses the name of a group, or the empty string. Raises ValueError."""
     name = text(value)

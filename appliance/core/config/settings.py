@@ -20,7 +20,6 @@ from appliance.core.config.fields import (
     ANYONE,
     directories,
     group,
-    history,
     parse_count,
     parse_directory,
     parse_flag,
@@ -30,8 +29,10 @@ from appliance.core.config.fields import (
     public_url,
     setting,
     words,
+    workspace_history,
     writers,
 )
+from appliance.core.config.fields import history as disk_words
 from appliance.core.config.fields import text as _text
 from appliance.core.errors import UsageError
 from appliance.core.units import Address, format_duration, parse_address, parse_size
@@ -100,7 +101,13 @@ class WorkspaceConfig:
     enabled: bool = setting(
         True, parse_flag, "Keep a ready workspace (snapshot) of each repository's branch. Does not turn disks off."
     )
-    disk_history: str = setting("full", history, 'History of a disk: "full", or "tip" for the commit alone (depth 1).')
+    history: str = setting(
+        "auto", workspace_history, 'History of a snapshot: "full", "trees", "tip", or "auto" by size.'
+    )
+    history_below: int = setting("2GiB", parse_size, 'Above this size of all history, packed, "auto" means "tip".')
+    disk_history: str = setting(
+        "full", disk_words, 'History of a disk: "full", or "tip" for the commit alone (depth 1).'
+    )
     disk_budget: int = setting(
         "50GiB", parse_size, "The most bytes that disks may take; leased disks stay even beyond it."
     )

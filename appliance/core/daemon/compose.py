@@ -102,7 +102,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     )
     scheduler, health, learn = refreshing.scheduler, refreshing.scheduler.health, refreshing.notes.learn
     recording = compose_recording(mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin)
-    workspaces = Snapshots(layout, mirrors, health, enabled=state.keeps_snapshots)
+    workspaces = Snapshots(layout, mirrors, health, settings=state.workspace)
     disks = Disks(
         layout, mirrors, health, stores.disk_leases, settings=state.workspace, repos=repos,
         is_private=state.is_private, build=build_disk,
@@ -117,7 +117,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     read_tokens = ReadTokens(stores.tokens)
     guests = KnownGuests(time.time)
     gate = AccessGate(mirrors.has, read_tokens.repo_of, guests)
-    kit = GuestKit(state.public_url, repos, gate)
+    kit = GuestKit(state.public_url, repos, gate, workspaces.usual_shape)
     freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)
     codings = TarCodings(GzippedTars(children))
     routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish, codings)

@@ -62,7 +62,7 @@ class ServeState:
         return self.config.workspace.enabled
 
     def workspace(self) -> WorkspaceConfig:
-        """How disks are built, who may read them, and what they may take."""
+        """What snapshots and disks are of, who may read disks, and what they may take."""
         return self.config.workspace
 
     def is_private(self, repo: Repo) -> bool:

@@ -141,7 +141,8 @@ def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
     with endurance.over(str(layout.mirrors)):
         for doomed in layout.mirrors.glob("*/.*.removed"):
             shutil.rmtree(doomed, ignore_errors=True)
-    for directory, pattern in ((layout.run, ".*.new"), (layout.workspaces, "*/*/*/.*.new")):
+    workspaces = [(layout.workspaces, f"*/*/*/{below}.*.new") for below in ("", "*/", "*/packs/")]
+    for directory, pattern in ((layout.run, ".*.new"), *workspaces):
         with endurance.over(str(directory)):
             for half_written in directory.glob(pattern):
                 half_written.unlink(missing_ok=True)

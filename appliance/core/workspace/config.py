@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 
-def workspace_config(url: str, branch: str) -> str:
+def workspace_config(url: str, branch: str, *, partial: bool = False) -> str:
     """The config of the workspace in the guest: `origin` is the upstream, and fetches this branch only.
 
-    Automatic maintenance is off, because a workspace is short-lived, and git would repack it in the middle of a turn.
+    A `partial` one lacks the contents of old files, and git fetches them when it needs them (git-config,
+    `extensions.partialClone`). Automatic maintenance is off, because a workspace is short-lived, and git would repack
+    it in the middle of a turn.
     """
     quoted_url, quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in (url, branch))
+    version, promisor, extension = 0, "", ""
+    if partial:
+        version, extension = 1, "[extensions]\n\tpartialClone = origin\n"
+        promisor = "\tpromisor = true\n\tpartialclonefilter = blob:none\n"
     return f"""\
 [core]
-\trepositoryformatversion = 0
+\trepositoryformatversion = {version}
 \tfilemode = true
 \tbare = false
 \tlogallrefupdates = true
 \tcheckStat = minimal
 \ttrustctime = false
-[remote "origin"]
+{extension}[remote "origin"]
 \turl = "{quoted_url}"
 \tfetch = "+refs/heads/{quoted}:refs/remotes/origin/{quoted}"
-[branch "{quoted}"]
+{promisor}[branch "{quoted}"]
 \tremote = origin
 \tmerge = "refs/heads/{quoted}"
 [gc]

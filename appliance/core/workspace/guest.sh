@@ -23,16 +23,27 @@ gitmirror__git='@GIT@'
 gitmirror__http='@HTTP@'
 # One line for each mirrored repository: OWNER/REPO and its upstream's URL.
 gitmirror__repositories='@REPOSITORIES@'
+# One line for each repository whose workspaces have a known shape: OWNER/REPO and full, trees or tip.
+gitmirror__histories='@HISTORIES@'
 
-# gitmirror_hydrate OWNER/REPO DIR [BRANCH | TAG | COMMIT | session:SESSION]
+# gitmirror_hydrate [--history | --tip] OWNER/REPO DIR [BRANCH | TAG | COMMIT | session:SESSION]
 # Creates a workspace in DIR, which may exist if it is empty. It comes from the machine's drives, otherwise from the
 # snapshot, otherwise by git from the mirror, otherwise from the upstream itself. The last line on stdout is
-# `hydrated via=disk|snapshot|mirror|upstream commit=OID ms=N`.
+# `hydrated via=disk|snapshot|mirror|upstream commit=OID ms=N history=full|trees|tip`: it has all objects of the history,
+# all but the old contents of files, which git fetches when it needs them, or only the commit. --history demands all
+# commits and trees at least, --tip only the commit.
 gitmirror_hydrate() (gitmirror__hydrate "$@")
 gitmirror__hydrate() {
     gitmirror__begin
+    asked=''
+    while :; do
+        case ${asked:+again}${1-} in
+        --history | --tip) asked=${1#--} && shift ;;
+        *) break ;;
+        esac
+    done
     if [ $# -lt 2 ] || [ $# -gt 3 ] || [ -z "$2" ]; then
-        gitmirror__usage 'gitmirror_hydrate OWNER/REPO DIR [BRANCH | TAG | COMMIT | session:SESSION]'
+        gitmirror__usage 'gitmirror_hydrate [--history | --tip] OWNER/REPO DIR [BRANCH | TAG | COMMIT | session:SESSION]'
     fi
     repo=${1%.git} want=${3-} commit=''
     gitmirror__is_repo "$repo" || gitmirror__usage "$1 is not OWNER/REPO"
@@ -43,6 +54,7 @@ gitmirror__hydrate() {
     *) if gitmirror__is_oid "$want"; then kind=commit; else kind=name; fi ;;
     esac
     gitmirror__set_upstream
+    gitmirror__set_usual
     # LFS pointers stay pointers, as in the snapshot, because the mirror does not have their contents.
     GIT_LFS_SKIP_SMUDGE=1
     export GIT_LFS_SKIP_SMUDGE
@@ -57,18 +69,22 @@ gitmirror__hydrate() {
     gitmirror__await gitmirror__obtain || { gitmirror__release; exit 1; }
     # The workspace is complete, so ignore signals from here on.
     trap '' HUP INT TERM
-    { read -r via && read -r commit; } <"$claim/$turn/result"
+    { read -r via && read -r commit && read -r history; } <"$claim/$turn/result"
     gitmirror__settle || { gitmirror__release; gitmirror__die "the workspace cannot be moved to $2"; }
     gitmirror__release
     gitmirror__now
-    echo "hydrated via=$via commit=$commit ms=$(((now - began) * 10))"
+    echo "hydrated via=$via commit=$commit ms=$(((now - began) * 10)) history=$history"
 }
 
-# Creates a workspace in `tmp`, or with drives in `hold`, and writes its source and its commit to `result` beside it.
+# Creates a workspace in `tmp`, or with drives in `hold`, and writes its source, commit and shape to `result` beside it.
 gitmirror__obtain() {
     exec >&2
     usable=yes
     ! gitmirror__open_disk || disk=yes
+    if [ "$disk" = yes ] && [ "$asked" = history ] && [ "$history" = tip ]; then
+        disk=no
+        gitmirror__say "not using the drive $tree: it has no history"
+    fi
     if { [ -n "$max_lag" ] || [ "$kind" = commit ]; } && ! gitmirror__disk_has_commit; then gitmirror__ask_freshness; fi
     if [ "$usable" = yes ] && [ "$disk" = yes ] && gitmirror__from_disk; then
         via=disk
@@ -81,7 +97,7 @@ gitmirror__obtain() {
     else
         gitmirror__die "no workspace of $repo${want:+ at $want} could be fetched from the mirror or from $upstream"
     fi
-    echo "$via$newline$commit" >"$claim/$turn/result" || { gitmirror__check_room; exit 1; }
+    echo "$via$newline$commit$newline$history" >"$claim/$turn/result" || { gitmirror__check_room; exit 1; }
 }
 
 # gitmirror_record SESSION [DIR]
@@ -228,7 +244,7 @@ gitmirror__begin() {
     unset CDPATH TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES \
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS GIT_GLOB_PATHSPECS GIT_NOGLOB_PATHSPECS \
         GIT_ICASE_PATHSPECS
-    coding='' child='' born='' watch='' claim='' hold='' disk=no whole=no by_list='' signal=TERM lost=no full=no
+    coding='' child='' born='' watch='' claim='' hold='' disk=no history=tip by_list='' signal=TERM lost=no full=no
     gitmirror__has git || gitmirror__die 'git is not installed'
     # Disable this guest's fsmonitor and hooks, because even commands that only read the index run the fsmonitor, and
     # others run the hooks.
@@ -327,6 +343,14 @@ gitmirror__set_upstream() {
         done
     fi
     upstream=${upstream%/}
+}
+
+# Sets `usual` to the shape that workspaces of `repo` have by default, or to "" if that is not known.
+gitmirror__set_usual() {
+    usual=''
+    for line in $gitmirror__histories; do
+        case $line in "$repo "*) usual=${line#* } ;; esac
+    done
 }
 
 # Sets `address` to the URL of `repo` on the mirror, or to "" if no mirror is configured.
@@ -498,7 +522,7 @@ gitmirror__git() {
 gitmirror__ask_git() {
     for try in 1 2; do
         gitmirror__now
-        asked=$now code=0
+        asked_at=$now code=0
         { said=$(gitmirror__git "$@" 2>&1 >&4 4>&-) || code=$?; } 4>&1
         if [ "$code" = 0 ] || [ "$try" = 2 ]; then break; fi
         case "$code $said" in
@@ -507,7 +531,7 @@ gitmirror__ask_git() {
         *) break ;;
         esac
         gitmirror__now
-        if [ $((now - asked)) -gt 300 ] || ! gitmirror__pause; then break; fi
+        if [ $((now - asked_at)) -gt 300 ] || ! gitmirror__pause; then break; fi
     done
     [ -z "$said" ] || echo "$said" >&2
     return "$code"
@@ -795,10 +819,16 @@ gitmirror__fresh_tmp() {
 gitmirror__from_snapshot() {
     gitmirror__can_get && gitmirror__has tar || return 1
     query=''
+    case $asked$usual in
+    tip*) query=history=tip ;;
+    historyfull | historytrees) ;;
+    history*) query=history=trees ;;
+    esac
     if [ "$kind" = name ]; then
         gitmirror__encode "$want"
-        query="?ref=$encoded"
+        query=${query:+"$query&"}ref=$encoded
     fi
+    query=${query:+"?$query"}
     # The tar has the modes of the usual umask, and root's tar applies them unchanged.
     masked='' loose=no mask=$(umask)
     case $mask in 22 | 022 | 0022) ;; *) masked=--no-same-permissions ;; esac
@@ -829,9 +859,7 @@ gitmirror__from_snapshot() {
         return 1
     fi
     [ "$loose" = no ] || gitmirror__loosen || return 1
-    read -r commit 2>/dev/null <"$tmp/.git/shallow" || return 1
-    read -r branch <"$tmp/.git/HEAD"
-    branch=${branch#ref: refs/heads/}
+    gitmirror__read_snapshot || return 1
     [ -z "${GITMIRROR_UPSTREAM-}" ] || gitmirror__write_config || return 1
     case $kind in
     commit) [ "$commit" = "$want" ] || gitmirror__advance || return 1 ;;
@@ -850,7 +878,7 @@ gitmirror__loosen() {
     chmod -R +w "$tmp" || return 1
     set --
     set +f
-    for entry in "$tmp"/.git/objects/*/*; do
+    for entry in "$tmp"/.git/objects/*/* "$tmp"/.git/objects/*/*/*; do
         [ ! -f "$entry" ] || set -- "$@" "$entry"
     done
     set -f
@@ -880,12 +908,32 @@ gitmirror__unpack_snapshot() {
     done
 }
 
+# Sets `branch`, `commit` and `history` to those of the snapshot in `tmp`. Returns 1 if that is not what was asked for.
+gitmirror__read_snapshot() {
+    commit=''
+    read -r branch 2>/dev/null <"$tmp/.git/HEAD" || return 1
+    branch=${branch#ref: refs/heads/}
+    # Branches come first in this file, so only a few of its lines are read.
+    while read -r line; do
+        case $line in *" refs/heads/$branch") commit=${line%% *} && break ;; esac
+    done 2>/dev/null <"$tmp/.git/packed-refs"
+    gitmirror__is_oid "$commit" || return 1
+    history=full
+    [ ! -e "$tmp/.git/shallow" ] || history=tip
+    while read -r line; do
+        case $line in '[extensions]') history=trees && break ;; esac
+    done <"$tmp/.git/config"
+    case $asked$history in
+    historytip) gitmirror__say 'not using the snapshot: it has no history' && return 1 ;;
+    esac
+}
+
 # Asks the mirror for the branch's tip if the headers did not have it. Without an answer, takes the snapshot's commit.
 gitmirror__ask_tip() {
     gitmirror__share 4
     gitmirror__read "$mirror_http/$repo/freshness"
     tip=${answer#*'"tip": "'} tip=${tip%%'"'*}
-    if [ -n "$query" ] || ! gitmirror__is_oid "$tip"; then tip=$commit; fi
+    if [ "$kind" = name ] || ! gitmirror__is_oid "$tip"; then tip=$commit; fi
 }
 
 # Fetches from the mirror what `tmp` still lacks, and checks it out: HEAD detached at a commit, or the branch moved.
@@ -907,17 +955,27 @@ gitmirror__advance() {
     esac
 }
 
-# Fetches $2, $1 commits deep. A workspace with the whole history fetches all that is new, because it must not become
-# shallow, and with it the new tags, as a clone would.
+# Fetches $2, $1 commits deep. A workspace with history fetches all that is new, because it must not become shallow, and
+# with it the new tags, as a clone would.
 gitmirror__fetch() {
-    if [ "$whole" = yes ]; then
-        gitmirror__ask_git -C "$tmp" fetch --quiet "$address" "$2" >&2
+    if [ "$history" != tip ]; then
+        gitmirror__in_tmp gitmirror__make_asking fetch --quiet "$address" "$2"
     else
-        gitmirror__ask_git -C "$tmp" fetch --quiet --depth "$1" --no-tags "$address" "$2" >&2
+        gitmirror__in_tmp gitmirror__make_asking fetch --quiet --depth "$1" --no-tags "$address" "$2"
     fi
 }
 
-gitmirror__work() { gitmirror__make -C "$tmp" "$@"; }
+# Runs $1 with a git command in `tmp`. What a partial clone lacks comes from the mirror, which its config does not name yet.
+gitmirror__in_tmp() {
+    how=$1
+    shift
+    if [ "$history" = trees ] && [ "$address" = "$exact" ]; then
+        set -- -c "remote.gitmirror.url=$address" -c remote.gitmirror.promisor=true "$@"
+    fi
+    "$how" -C "$tmp" "$@"
+}
+
+gitmirror__work() { gitmirror__in_tmp gitmirror__make "$@"; }
 
 # Runs a git command that writes a workspace.
 gitmirror__make() {
@@ -1143,7 +1201,7 @@ gitmirror__close_disk() {
 # Unmounts the drives so that another source can be used.
 gitmirror__forget_disk() {
     gitmirror__close_disk
-    tmp=$claim/$turn/.gitmirror.$kit whole=no
+    tmp=$claim/$turn/.gitmirror.$kit history=tip
 }
 
 # Mounts the drives on `hold/lower`, and on `hold/merged` the overlay of them and of what is changed.
@@ -1224,7 +1282,7 @@ gitmirror__mount() {
     return 1
 }
 
-# Sets `branch` and `commit` to HEAD of the drive, and `whole` to whether all of its history is there.
+# Sets `branch` and `commit` to HEAD of the drive, and `history` to its shape.
 gitmirror__read_head() {
     branch='' commit=''
     if [ -n "$git_sum" ]; then
@@ -1247,7 +1305,7 @@ gitmirror__read_head() {
     *) commit=$line ;;
     esac
     [ "$commit" = "$held" ] || gitmirror__refuse_drive "its HEAD is ${commit:-unknown}, not $held" || return 1
-    [ -e "$hold/lower/.git/shallow" ] || whole=yes
+    [ -e "$hold/lower/.git/shallow" ] || history=full
 }
 
 # Whether the drives have the wanted commit, so that it need not be fetched.
@@ -1443,10 +1501,16 @@ gitmirror: or for another repository; the upstream of a private repository needs
     "$step"
 }
 
-# Makes a shallow clone of `address` with as few processes as possible.
+# Clones one branch of `address` with as few processes as possible, in the shape that was asked for or is usual.
 gitmirror__from_git() {
     gitmirror__fresh_tmp
-    set -- clone --quiet --template= --origin origin --depth 1 --no-tags
+    set -- clone --quiet --template= --origin origin --single-branch
+    case $asked$usual in
+    tip*) history=tip && set -- "$@" --depth 1 --no-tags ;;
+    full | historyfull) history=full ;;
+    # Without the contents of old files, because of a history of unknown size these may be most.
+    *) history=trees && set -- "$@" --filter=blob:none ;;
+    esac
     case $kind in
     default) gitmirror__make_asking "$@" "$address" "$tmp" || return 1 ;;
     name) gitmirror__make_asking "$@" --branch "$want" "$address" "$tmp" || return 1 ;;
@@ -1460,12 +1524,29 @@ gitmirror__from_git() {
         gitmirror__fetch 20 "refs/agents/${want#session:}" && gitmirror__work reset --quiet --hard FETCH_HEAD || return 1
         ;;
     commit)
-        gitmirror__fetch 1 "$want" && gitmirror__work checkout --quiet --detach FETCH_HEAD || return 1
+        gitmirror__fetch_commit && gitmirror__work checkout --quiet --detach FETCH_HEAD || return 1
         branch=''
         ;;
     esac
     commit=$(git -C "$tmp" rev-parse --verify --quiet HEAD) || return 1
+    if [ "$history" = trees ]; then
+        # A server may ignore the filter, and git ignores it for a path.
+        set +f
+        set -- "$tmp"/.git/objects/pack/*.promisor
+        set -f
+        [ -e "$1" ] || history=full
+    fi
     gitmirror__write_config && gitmirror__note
+}
+
+# Fetches the wanted commit into the empty repository `tmp`. git stores a filter for a remote that has a name.
+gitmirror__fetch_commit() {
+    [ "$history" != tip ] || { gitmirror__fetch 1 "$want"; return; }
+    gitmirror__quote "$address"
+    printf '[remote "origin"]\n\turl = "%s"\n' "$quoted" >>"$tmp/.git/config"
+    set -- --quiet --no-tags
+    [ "$history" = full ] || set -- "$@" --filter=blob:none
+    gitmirror__work fetch "$@" origin "$want"
 }
 
 # Writes the workspace's config as a whole, because each edit by git would be a process. It keeps what git detected about
@@ -1482,6 +1563,7 @@ gitmirror__write_config() {
     {
         printf '%s[remote "origin"]\n\turl = "%s"\n' "$kept" "$url"
         printf '\tfetch = "+refs/heads/%s:refs/remotes/origin/%s"\n' "$quoted" "$quoted"
+        [ "$history" != trees ] || printf '\tpromisor = true\n\tpartialclonefilter = blob:none\n'
         [ -z "$branch" ] || printf '[branch "%s"]\n\tremote = origin\n\tmerge = "refs/heads/%s"\n' "$quoted" "$quoted"
         printf '[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n'
     } >"$tmp/.git/config"
@@ -1513,7 +1595,7 @@ gitmirror__note() {
     gitmirror__set_address
     {
         [ -z "$address" ] || printf '[remote "gitmirror"]\n\turl = "%s"\n' "$address"
-        [ -z "$address" ] || [ "$whole" = yes ] || printf '\tpromisor = true\n\tpartialclonefilter = blob:none\n'
+        [ -z "$address" ] || [ "$history" = full ] || printf '\tpromisor = true\n\tpartialclonefilter = blob:none\n'
         [ -z "$address" ] || printf '\ttagOpt = --no-tags\n\tskipFetchAll = true\n[url "%s"]\n\tinsteadOf = "%s"\n' \
             "$address" "$address"
         printf '[gitmirror]\n\trepository = %s\n\tbase = %s\n' "$repo" "$commit"

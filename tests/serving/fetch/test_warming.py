@@ -27,12 +27,12 @@ def move_tip(node: GatedNode, text: str) -> str:
 
 @pytest.mark.slow
 def test_the_kits_clones_are_hits_after_a_refresh(gated: GatedFactory, tmp_path: Path) -> None:
-    """Depth 1, and depth 1 without blobs with its checkout: the first guest after a push waits for no upload-pack."""
+    """Depth 1, and clones without blobs with their checkout: the first guest after a push waits for no upload-pack."""
     node = gated()
     for number, protocol in enumerate(("git", "http")):
         tip = move_tip(node, protocol)
         warmed = wait_warm(node.serve, tip=tip)
-        assert (warmed["tip"], warmed["answers"], warmed["wanted"]) == (tip, 3, 3)
+        assert (warmed["tip"], warmed["answers"], warmed["wanted"]) == (tip, 6, 6)
         packing, counting = node.gate.packing(), Counting(node.serve)
         for options in KIT:
             path = tmp_path / f"clone{number}{len(options)}"
@@ -65,7 +65,7 @@ def test_shapes_lately_seen_are_warmed_for_the_next_tip(gated: GatedFactory, tmp
     for number, options in enumerate(shapes):
         node.serve.clone(tmp_path / f"before{number}", WIDGETS, *options)
     tip = move_tip(node, "seen")
-    assert wait_warm(node.serve, tip=tip)["wanted"] == 3 + len(shapes) + 1
+    assert wait_warm(node.serve, tip=tip)["wanted"] == 6 + len(shapes) - 1
     counting = Counting(node.serve)
     for number, options in enumerate(shapes):
         node.serve.clone(tmp_path / f"after{number}", WIDGETS, *options)
@@ -80,7 +80,7 @@ def test_what_hostile_guests_ask_for_does_not_crowd_out_the_rest(gated: GatedFac
         ask(node.serve, WIDGETS, fetch_request(node.tip, "ofs-delta", f"deepen {depth}"))
     node.serve.clone(tmp_path / "before", WIDGETS, "--depth=2", "--no-tags")
     tip = move_tip(node, "crowd")
-    assert wait_warm(node.serve, tip=tip)["wanted"] == 3 + 16
+    assert wait_warm(node.serve, tip=tip)["wanted"] == 6 + 16
     counting = Counting(node.serve)
     node.serve.clone(tmp_path / "after", WIDGETS, "--depth=2", "--no-tags")
     assert counting.since() == {"hits": 1}
@@ -94,7 +94,7 @@ def test_a_new_tip_supersedes_the_warming_of_the_old_one(gated: GatedFactory, tm
     before = node.gate.packing()
     old = move_tip(node, "old")
     wait_until(lambda: node.gate.packing() - before, message="it is being warmed")
-    assert status_of(node.serve)["warmed"][WIDGETS] == {"tip": old, "answers": 0, "wanted": 3}
+    assert status_of(node.serve)["warmed"][WIDGETS] == {"tip": old, "answers": 0, "wanted": 6}
     superseded = node.gate.packing() - before
     node.gate.open_for_others()
     new = move_tip(node, "new")

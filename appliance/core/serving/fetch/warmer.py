@@ -21,13 +21,18 @@ log = logging.getLogger(__name__)
 REMEMBER = 3600.0
 """Seconds for which a shape is warmed for new tips after a guest last asked for it."""
 MOST_SHAPES = 16
+LARGEST_PART = 20
+"""A response that takes more than the cache's budget divided by this is not warmed: it would drive out many others."""
 
 _USUAL = (b"include-tag", b"ofs-delta")
 KIT_SHAPES = (
     tuple(sorted((*_USUAL, b"deepen 1"))),
     tuple(sorted((*_USUAL, b"deepen 1", b"filter blob:none"))),
+    tuple(sorted((*_USUAL, b"filter blob:none"))),
+    tuple(sorted(_USUAL)),
 )
-"""The shapes that the guest kit asks for when there is no snapshot: depth 1, and depth 1 without blobs."""
+"""The shapes in which workspaces are cloned when there is no snapshot: depth 1, with and without blobs, then one branch
+with its history, without blobs and with all of them."""
 CHECKOUT = (b"filter blob:none", b"ofs-delta")
 """The shape in which git asks for the blobs that a checkout of a `blob:none` clone lacks: all in one request."""
 
@@ -37,7 +42,8 @@ class _Known:
     """The state of one repository: the shapes that guests asked for, with the last time, and the running warming."""
 
     shapes: dict[tuple[bytes, ...], float] = field(default_factory=dict)
-    deep_checkout: float = 0.0
+    too_large: dict[tuple[bytes, ...], float] = field(default_factory=dict)
+    """Shapes whose response was too large to be warmed, with the time when that was found."""
     task: asyncio.Task[None] | None = None
     tip: str = ""
     done: int = 0
@@ -72,8 +78,6 @@ class Warmer:
             known.shapes[shape.rest] = now
             if len(known.shapes) > MOST_SHAPES:
                 del known.shapes[next(iter(known.shapes))]
-        elif shape.rest == CHECKOUT and not shape.shallow and len(shape.wants) > 1:
-            known.deep_checkout = now
 
     def warm(self, repo: Repo) -> None:
         """Warms the current tip, after it moved or when `serve` starts. Cancels the warming of an earlier tip."""
@@ -111,7 +115,7 @@ class Warmer:
                 shapes = await self._shapes(repo, known, tip)
                 known.wanted = len(shapes)
                 for shape in shapes:
-                    known.done += await self._warm_one(repo, shape)
+                    known.done += await self._warm_one(repo, known, shape)
             except (GitmirrorError, AnswerFailed, UploadPackError, OSError) as error:
                 log.info("%s: warming stopped: %s", repo.name, str(error) or type(error).__name__)
 
@@ -121,15 +125,18 @@ class Warmer:
         wants = (tip.encode(),)
         object_format = b"sha256" if len(tip) == 64 else b"sha1"
         shapes = [FetchShape(wants, (), rest, object_format) for rest in dict.fromkeys([*KIT_SHAPES, *recent])]
+        shapes = [shape for shape in shapes if now - known.too_large.get(shape.rest, -REMEMBER) >= REMEMBER]
         blobs = tuple(sorted(set(await self._mirror_of(repo.name).blobs(tip))))
         if blobs:
-            shapes.append(FetchShape(blobs, wants, CHECKOUT, object_format))
-            if now - known.deep_checkout < REMEMBER and known.deep_checkout:
-                shapes.append(FetchShape(blobs, (), CHECKOUT, object_format))
+            # The checkout of a clone of depth 1, and that of a clone with history.
+            shapes += [FetchShape(blobs, shallow, CHECKOUT, object_format) for shallow in (wants, ())]
         return shapes
 
-    async def _warm_one(self, repo: Repo, shape: FetchShape) -> bool:
-        """Returns whether the response is ready; a full disk prevents it. Raises UploadPackError, AnswerFailed."""
+    async def _warm_one(self, repo: Repo, known: _Known, shape: FetchShape) -> bool:
+        """Returns whether the response is ready; a full disk prevents it, and so does its size.
+
+        Raises UploadPackError, AnswerFailed.
+        """
         response = await self._engine.open_answer(repo, shape, warming=True)
         if response is None:
             return False
@@ -137,6 +144,11 @@ class Warmer:
             size = 0
             while (grown := await response.ready_beyond(size)) > size:
                 size = grown
+                if size > self._cache.budget // LARGEST_PART:
+                    known.too_large[shape.rest] = time.monotonic()
+                    log.info("%s: a response is not warmed, because it has over %d bytes", repo.name, size)
+                    self._cache.give_up(response)
+                    return False
         except asyncio.CancelledError:
             self._cache.give_up(response)
             raise

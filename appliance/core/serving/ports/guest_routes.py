@@ -18,6 +18,7 @@ from appliance.core.serving.net.http_files import send_file
 from appliance.core.serving.net.http_pages import require_read
 from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.tar_codings import TarCodings
+from appliance.core.workspace.history import History
 from appliance.core.workspace.snapshots import Snapshots
 
 JSON = "application/json"
@@ -57,14 +58,20 @@ class GuestRoutes:
         await exchange.answer(HTTPStatus.OK, self._kit(), {"content-type": SHELL, "cache-control": "no-cache"})
 
     async def workspace_tar(self, exchange: Exchange, repo: Repo) -> None:
-        """`GET /OWNER/REPO/workspace.tar?ref=BRANCH`; 404 with the reason if there is none."""
+        """`GET /OWNER/REPO/workspace.tar?ref=BRANCH&history=SHAPE`; 404 with the reason if there is none."""
         require_read(exchange)
+        history = _history(exchange)
         try:
-            tar = await self._tar(repo, exchange.query.get("ref"))
+            tar = await self._tar(repo, exchange.query.get("ref"), history)
         except GitmirrorError as error:
             raise HttpError(HTTPStatus.NOT_FOUND, f"{error.message}\n") from None
         coded = self._codings.choose(exchange, tar)
-        headers = {"x-gitmirror-commit": tar.commit, "x-gitmirror-tip": tar.tip or tar.commit, **coded.headers}
+        headers = {
+            "x-gitmirror-commit": tar.commit,
+            "x-gitmirror-tip": tar.tip or tar.commit,
+            "x-gitmirror-history": tar.history,
+            **coded.headers,
+        }
         if (lag := lag_of(self._health(repo.id), time.time())) is not None:
             headers["x-gitmirror-lag"] = f"{lag:.3f}"
         start, sent = time.monotonic(), 0
@@ -90,15 +97,15 @@ class GuestRoutes:
                 guest = exchange.caller.guest_name
                 self._publish(FetchEnded(repo=repo, fetch=Hydration(repo.name, *facts, guest=guest)))
 
-    async def _tar(self, repo: Repo, branch: str | None) -> Tar:
+    async def _tar(self, repo: Repo, branch: str | None, history: History | None) -> Tar:
         """The snapshot of a branch, for sending. Raises NoSnapshot, GitError."""
-        await self._workspaces.get(repo, branch)
+        await self._workspaces.get(repo, branch, history)
         refs = await self._refs.get(repo)
         # Look it up again, because it may have been replaced meanwhile. Nothing is awaited from here until the file is
         # opened.
-        snapshot, path = await self._workspaces.get(repo, branch)
+        snapshot, path = await self._workspaces.get(repo, branch, history)
         tip = refs.tip(f"refs/heads/{snapshot.branch}")
-        return Tar(path, snapshot.etag, snapshot.commit, tip)
+        return Tar(path, snapshot.etag, snapshot.commit, tip, snapshot.history)
 
     async def freshness(self, exchange: Exchange, repo: Repo) -> None:
         """`GET /OWNER/REPO/freshness[?want=OID]`."""
@@ -109,3 +116,15 @@ class GuestRoutes:
         document = await self._freshness.document(repo, want)
         headers = {"content-type": JSON, "cache-control": "no-cache"}
         await exchange.answer(HTTPStatus.OK, json.dumps(document) + "\n", headers)
+
+
+def _history(exchange: Exchange) -> History | None:
+    """The shape that a guest asks for, or None. Raises HttpError."""
+    wanted = exchange.query.get("history")
+    if wanted is None:
+        return None
+    try:
+        return History(wanted)
+    except ValueError:
+        allowed = ", ".join(History)
+        raise HttpError(HTTPStatus.BAD_REQUEST, f"history must be one of {allowed}\n") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +16,6 @@ from appliance.core.workspace.disk.erofs import DataFile, Directory, Link, Node,
 from appliance.core.workspace.disk.ext4 import write_ext4
 from appliance.core.workspace.disk.generation import Extent, Generation, Pack
 from appliance.core.workspace.disk.header import BLOCK, CHECKED_FILES, Cksum, header
-from appliance.core.workspace.disk.history import Tag
 from appliance.core.workspace.disk.images import DiskForm
 from appliance.core.workspace.disk.index_file import IndexEntry
 from appliance.core.workspace.disk.mirror_reader import EXECUTABLE, GITLINK, LINK, REGULAR, TREE, TreeEntry
@@ -93,15 +92,6 @@ def _parent(directories: dict[bytes, Directory], path: bytes) -> Directory:
 def _impossible(path: bytes) -> GitmirrorError:
     name = escape(path.decode("utf-8", "replace"))
     return GitmirrorError(f"cannot build a disk of this commit: {name} is a file and a directory in its tree")
-
-
-def references(branch: str, commit: str, tags: Sequence[Tag]) -> bytes:
-    """The `packed-refs` of a workspace: its branch, the same branch of `origin`, and tags."""
-    lines = [(f"refs/heads/{branch}", commit, ""), (f"refs/remotes/origin/{branch}", commit, ""), *tags]
-    text = "# pack-refs with: peeled fully-peeled sorted \n"
-    for ref, oid, peeled in sorted(lines, key=lambda line: line[0].encode("utf-8", "surrogateescape")):
-        text += f"{oid} {ref}\n" + (f"^{peeled}\n" if peeled else "")
-    return text.encode("utf-8", "surrogateescape")
 
 
 def repository(

@@ -10,37 +10,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from appliance.core.workspace.consolidation import MOST_PACKS, newest_to_merge
 from appliance.core.workspace.disk.generation import Extent, Generation, Pack
 from appliance.core.workspace.disk.header import BLOCK
 from appliance.core.workspace.disk.mirror_reader import MirrorReader
-
-MOST_PACKS = 20
-"""git looks at each pack for each object, and from 50 packs on (`gc.autoPackLimit`) it wants to repack them."""
+from appliance.core.workspace.refs import TAGS_FORMAT, Tag, peel_nested, read_tags
 
 _ENTRY = re.compile(rb"^\d+ ([0-9a-f]{40}) ", re.MULTILINE)
 
 
-class Tag(NamedTuple):
-    """A tag of the workspace; `peeled` is the commit that an annotated one names, else empty."""
-
-    ref: str
-    oid: str
-    peeled: str
-
-
 def tags_on(reader: MirrorReader, commit: str) -> list[Tag]:
     """The tags on a commit and its ancestors, sorted by name."""
-    layout = "%(refname)%00%(objectname)%00%(*objectname)%00%(*objecttype)"
-    output = reader.run("for-each-ref", f"--merged={commit}", f"--format={layout}", "refs/tags")
-    fields = [line.split("\0") for line in output.decode("utf-8", "surrogateescape").split("\n") if line]
-    # Before 2.45, git peels one level here.
-    nested = [oid for _, oid, _, kind in fields if kind == "tag"]
+    output = reader.run("for-each-ref", f"--merged={commit}", f"--format={TAGS_FORMAT}", "refs/tags")
+    tags, nested = read_tags(output)
     asked = [f"{oid}^{{}}" for oid in nested]
     answers = reader.run("cat-file", "--batch-check=%(objectname)", stdin=_lines(asked)) if nested else b""
-    peeled = dict(zip(nested, answers.decode().split(), strict=True))
-    return sorted(Tag(ref, oid, peeled.get(oid, one_level)) for ref, oid, one_level, _ in fields)
+    return peel_nested(tags, nested, answers.decode().split())
 
 
 def dropped(reader: MirrorReader, packed: Iterable[tuple[str, str]]) -> str | None:
@@ -109,18 +95,8 @@ def store_pack(generation: Generation, path: Path) -> tuple[str, Extent, Extent]
 
 
 def packs_to_merge(packs: Sequence[Pack], most: int = MOST_PACKS) -> Sequence[Pack]:
-    """The newest of these packs that are to become one, so that there are never more than `most`; none if few.
-
-    Like `git repack --geometric=2`, it takes packs as long as the next one is less than twice as large as all taken
-    together, so an object is copied a number of times that grows with the logarithm of what is packed.
-    """
-    if len(packs) < most:
-        return []
-    taken, total = 1, packs[-1].pack.size
-    while taken < len(packs) and (packs[-taken - 1].pack.size < 2 * total or len(packs) - taken >= most - 1):
-        total += packs[-taken - 1].pack.size
-        taken += 1
-    return packs[-taken:]
+    """The newest of these packs that are to become one, so that there are never more than `most`; none if few."""
+    return packs[len(packs) - newest_to_merge([pack.pack.size for pack in packs], most) :]
 
 
 def merge_packs(reader: MirrorReader, generation: Generation, packs: Sequence[Pack]) -> Path | None:

@@ -24,14 +24,13 @@ from typing import Any, TextIO
 from appliance.core.errors import GitmirrorError
 from appliance.core.process.atomic_file import write_atomically
 from appliance.core.units import format_size
+from appliance.core.workspace.consolidation import MOST_PACKS
 from appliance.core.workspace.disk import last_listing
-from appliance.core.workspace.disk.assemble import Workspace, references, repository, write_tree_drive
+from appliance.core.workspace.disk.assemble import Workspace, repository, write_tree_drive
 from appliance.core.workspace.disk.checkout import LONGEST_TARGET, check_out, conversions, refuse_hostile_names
 from appliance.core.workspace.disk.generation import Generation
 from appliance.core.workspace.disk.header import BLOCK
 from appliance.core.workspace.disk.history import (
-    MOST_PACKS,
-    Tag,
     dropped,
     is_reached,
     merge_packs,
@@ -45,6 +44,7 @@ from appliance.core.workspace.disk.images import BEGUN, LAYOUT_VERSION, SCRATCH,
 from appliance.core.workspace.disk.index_file import write_index
 from appliance.core.workspace.disk.mirror_reader import GITLINK, LINK, TREE, MirrorReader, TreeEntry
 from appliance.core.workspace.disk.order import DiskOrder
+from appliance.core.workspace.refs import Tag, packed_refs
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class Build:
         """The file name of the image: readable, and another for other contents."""
         order = self.order
         readable = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in order.branch[:60])
-        what = references(order.branch, order.commit, self.refs) + f"{order.form} {order.repo}".encode()
+        what = packed_refs(order.branch, order.commit, self.refs) + f"{order.form} {order.repo}".encode()
         return f"{readable}-{order.commit[:12]}-{hashlib.sha256(what).hexdigest()[:12]}.img"
 
     def _built(self, number: int, name: str) -> DiskImage | None:
@@ -197,7 +197,7 @@ class Build:
             tip = self.reader.run("cat-file", "commit", order.commit)
         workspace.root.entries[b".git"] = repository(
             order.repo, order.url, order.branch, order.commit,
-            refs=references(order.branch, order.commit, self.refs), index=write_index(tree, workspace.index),
+            refs=packed_refs(order.branch, order.commit, self.refs), index=write_index(tree, workspace.index),
             packs=generation.packs(), tip=tip,
         )  # fmt: skip
         workspace.index.clear()
