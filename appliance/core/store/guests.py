@@ -137,7 +137,8 @@ class GuestStore:
                      SELECT g.name AS name, h.at AS at, 'hydrated' AS what, h.repo AS repo FROM guests g
                        JOIN hydrations h ON h.id = (SELECT max(id) FROM hydrations WHERE guest = g.name)
                      UNION ALL
-                     SELECT g.name, CAST(strftime('%s', t.at) AS REAL), 'recorded ' || t.session, t.repo FROM guests g
+                     SELECT g.name, round((julianday(t.at) - 2440587.5) * 86400, 3),
+                       'recorded ' || t.session, t.repo FROM guests g
                        JOIN turns t ON t.id = (SELECT max(id) FROM turns WHERE guest = g.name)
                    ) ORDER BY at""",
             )
