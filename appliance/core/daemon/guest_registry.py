@@ -79,6 +79,12 @@ class GuestRegistry:
             for guest in sorted(self.known.all(), key=lambda guest: guest.name)
         ]
 
+    def pulse(self) -> dict[str, Any]:
+        """How many guests are known, and what only a running `serve` knows: why some cannot come, by their names."""
+        names = {guest.id: guest.name for guest in self.known.all()}
+        problems = {names[guest]: problem for guest, problem in self.problems.items() if guest in names}
+        return {"count": len(names), "problems": problems}
+
     async def run(self) -> None:
         """Removes guests whose time is over, without end."""
         while True:

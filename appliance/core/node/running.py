@@ -103,6 +103,10 @@ class RunningNode:
             raise NotFound(f"there is no lease {lease_id!a}", hint="`disks` lists them")
         return dict(call(self.layout, "DELETE", f"/v1/disks/{quote(lease_id, errors='surrogateescape')}"))
 
+    def remove_guest(self, name: str) -> dict[str, Any]:
+        """Forgets a known guest and ends its connections. Raises NotFound."""
+        return dict(call(self.layout, "DELETE", f"/v1/guests/{quote(name, safe='', errors='surrogateescape')}"))
+
     def index_turns(self, tell: Tell) -> int:
         """Returns how many turns no search knows yet; `serve` reads them in the background."""
         return self.stores().turn_index.pending()

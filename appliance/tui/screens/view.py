@@ -118,6 +118,11 @@ class View(Screen[None]):
         field.add_class("-shown")
         field.focus()
 
+    def filter_by(self, words: str) -> None:
+        """Filters by these words, as if they had been typed."""
+        self.query_one("#filter", Input).value = words
+        self._close_filter()
+
     def on_input_changed(self, event: Input.Changed) -> None:
         """Filters while words are typed."""
         if event.input.id == "filter" and event.value.strip() != self.filter_words:
