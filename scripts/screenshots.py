@@ -120,7 +120,7 @@ class Stage:
         wait_until(self._behind, timeout=60, message="a repository is behind")
 
     def _know(self) -> None:
-        """Makes guests known: the one that records everything here, one of a VM, one with a token, one that cannot come."""
+        """Makes guests known: the one that records everything here, one of a VM, and one with a token."""
         for guest in (
             {"name": "builder", "sessions": ["*"], "address": "127.0.0.1"},
             {"name": "vm-7", "sessions": ["fix-dns", "docs-*"], "unix": str(self.base / "v.sock"), "ttl": 30_000},

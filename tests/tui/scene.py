@@ -245,7 +245,7 @@ def _guests(stores: Stores) -> None:
         GuestOrder("vm-9", ("fix-dns",), unix="/run/fc/vm-9/v.sock"),
     ]
     for order in orders:
-        GuestStore(stores.database, lambda: NOW - 7200.0 if order.ttl == 60.0 else NOW - 600.0).add(order)
+        GuestStore(stores.database, lambda: NOW - 600.0).add(order)
 
 
 def remake() -> bool:

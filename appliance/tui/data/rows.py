@@ -72,8 +72,8 @@ class GuestRow:
 
     @property
     def ways(self) -> str:
-        """Which ways it comes."""
-        return ", ".join(filter(None, (self.unix, self.address, "token" if self.has_token else None)))
+        """Which ways it comes; the path is last, because its end says the most."""
+        return ", ".join(filter(None, ("token" if self.has_token else None, self.address, self.unix)))
 
 
 @dataclass(frozen=True)
