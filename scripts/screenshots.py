@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from appliance.core.api.client import call  # noqa: E402
 from appliance.core.config.settings import load_config  # noqa: E402
 from appliance.core.layout import Layout  # noqa: E402
 from appliance.core.node.node import Node  # noqa: E402
@@ -104,6 +105,7 @@ class Stage:
         self.serve.start()
         for name in names:
             self.serve.wait_for_repo(name, timeout=120)
+        self._know()
         for number, (session, turns) in enumerate(TURNS.items()):
             name = ("acme/widgets", "acme/billing", "acme/search")[number]
             guest = self.serve.clone(self.base / "guests" / session, name, "--depth=1")
@@ -116,6 +118,15 @@ class Stage:
             self.serve.clone(self.base / "guests" / f"clone-{number}", name, "--depth=1", http=number % 2 == 1)
         self.move("acme/search", "Rank recent documents higher")
         wait_until(self._behind, timeout=60, message="a repository is behind")
+
+    def _know(self) -> None:
+        """Makes guests known: the one that records everything here, one of a VM, and one with a token."""
+        for guest in (
+            {"name": "builder", "sessions": ["*"], "address": "127.0.0.1"},
+            {"name": "vm-7", "sessions": ["fix-dns", "docs-*"], "unix": str(self.base / "v.sock"), "ttl": 30_000},
+            {"name": "reviewer", "repos": ["acme/billing"], "only": True, "token": True},
+        ):
+            call(Layout(self.serve.state), "POST", "/v1/guests", guest)
 
     def move(self, name: str, message: str) -> None:
         """Adds a commit to an upstream."""
@@ -182,6 +193,9 @@ async def take(stage: Stage) -> None:
         await asyncio.sleep(5)
         await settle()
         write("activity")
+        await pilot.press("5")
+        await settle()
+        write("guests")
 
 
 def main() -> None:

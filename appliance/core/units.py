@@ -44,6 +44,11 @@ def parse_size(text: str) -> int:
     return int(match[1]) * _BYTES[match[2]]
 
 
+def counted(number: int, word: str, plural: str) -> str:
+    """Formats a number with what it counts: `1 repository`, `1,024 repositories`."""
+    return f"{number:,} {word if number == 1 else plural}"
+
+
 def format_size(size: int) -> str:
     """Formats bytes in binary units, with one decimal below 100: `512 B`, `1.4 MiB`."""
     value = float(size)

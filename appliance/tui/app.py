@@ -16,7 +16,7 @@ from textual.screen import ModalScreen
 
 from appliance.core.node.queries import NodeQueries
 from appliance.core.node.sessions import Sessions
-from appliance.tui.context import Answer, Context, OpenDiff, OpenRepository
+from appliance.tui.context import Answer, Context, OpenDiff, OpenGuestSessions, OpenRepository
 from appliance.tui.data.follower import Follower
 from appliance.tui.data.loader import Loader
 from appliance.tui.data.messages import ActionDone, ActionFailed, FollowerMessage
@@ -24,10 +24,12 @@ from appliance.tui.data.model import Model
 from appliance.tui.palette import PaletteCommands
 from appliance.tui.screens.activity import ActivityScreen
 from appliance.tui.screens.diff import DiffScreen
+from appliance.tui.screens.guests import GuestsScreen
 from appliance.tui.screens.health import HealthScreen
 from appliance.tui.screens.help import HelpScreen
 from appliance.tui.screens.repositories import RepositoriesScreen
 from appliance.tui.screens.repository import RepositoryScreen
+from appliance.tui.screens.session_list import OF_GUEST
 from appliance.tui.screens.sessions import SessionsScreen
 from appliance.tui.screens.view import View
 from appliance.tui.text import plain
@@ -40,8 +42,9 @@ STARTS: dict[str, type[View]] = {
     "sessions": SessionsScreen,
     "activity": ActivityScreen,
     "health": HealthScreen,
+    "guests": GuestsScreen,
 }
-"""The four views that are always there, by mode; the other two open over them."""
+"""The five views that are always there, by mode; the other two open over them."""
 
 
 class Tui(App[None]):
@@ -56,6 +59,7 @@ class Tui(App[None]):
         Binding("2", "go('sessions')", "sessions", show=False),
         Binding("3", "go('activity')", "activity", show=False),
         Binding("4", "go('health')", "health", show=False),
+        Binding("5", "go('guests')", "guests", show=False),
         Binding("colon,ctrl+p", "command_palette", "commands", tooltip="every command and repository, by name"),
         Binding("q", "quit", "quit"),
         Binding("question_mark", "help", "help", show=False),
@@ -149,12 +153,20 @@ class Tui(App[None]):
         """Opens the view of a repository."""
         self.push_screen(RepositoryScreen(self.context, message.name))
 
+    async def on_open_guest_sessions(self, message: OpenGuestSessions) -> None:
+        """Goes to the sessions, and shows those of one known guest."""
+        await self.switch_mode("sessions")
+        while len(self.screen_stack) > 1:
+            await self.pop_screen()
+        if view := self._view():
+            view.filter_by(f"{OF_GUEST}{message.name}")
+
     def on_open_diff(self, message: OpenDiff) -> None:
         """Opens the diff of a session."""
         self.push_screen(DiffScreen(self.context, message.session, message.turn, message.against))
 
     def action_go(self, mode: str) -> None:
-        """Goes to one of the four views, even from a view that opened over it."""
+        """Goes to one of the five views, even from a view that opened over it."""
         if mode == self.current_mode:
             while len(self.screen_stack) > 1:
                 self.pop_screen()
@@ -180,6 +192,7 @@ def help_sections(here: View | None) -> list[tuple[str, list[BindingType]]]:
         DiffScreen,
         ActivityScreen,
         HealthScreen,
+        GuestsScreen,
     ]
     views.sort(key=lambda view: view is not type(here))
     return [

@@ -77,6 +77,13 @@ class OpenRepository(Message):
 
 
 @dataclass
+class OpenGuestSessions(Message):
+    """Go to the sessions of the known guest of that name."""
+
+    name: str
+
+
+@dataclass
 class OpenDiff(Message):
     """Open what a session changed over this view; `turn` counts from 1, None is the whole session.
 

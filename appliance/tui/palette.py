@@ -29,6 +29,7 @@ class PaletteCommands(Provider):
             ("sessions", "Sessions"),
             ("activity", "Activity"),
             ("health", "Health"),
+            ("guests", "Guests"),
         ):
             yield title, f"go to {title}", partial(app.run_action, f"go({mode!r})")
         if isinstance(self.screen, View):

@@ -9,7 +9,7 @@ from rich.cells import cell_len, chop_cells
 
 from appliance.core.models import State
 from appliance.core.text import escape
-from appliance.core.units import format_size
+from appliance.core.units import counted, format_size
 
 Piece = tuple[str, str]
 """A text and its tone, which is empty or a class `tone--…` of the style sheet."""
@@ -109,7 +109,17 @@ def size(number: int) -> str:
 
 def count(number: int, word: str, plural: str | None = None) -> str:
     """Writes a count: `1 turn`, `1,024 turns`."""
-    return f"{number:,} {word if number == 1 else plural or word + 's'}"
+    return counted(number, word, plural or f"{word}s")
+
+
+def client_cell(client: str, guest: str | None) -> Cell:
+    """Makes a cell of who it was: the name of a known guest, or the address of any other."""
+    return cell(guest) if guest else cell(client, "dim")
+
+
+def origin(client: str, guest: str | None) -> str:
+    """Writes who a known guest is and where it came from: `vm-7 from 10.0.3.2`; empty for any other."""
+    return f"{guest} from {client}" if guest else ""
 
 
 def percent(part: int, whole: int) -> str:

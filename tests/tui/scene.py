@@ -18,6 +18,7 @@ from appliance.core.node.queries import Disk, NodeQueries
 from appliance.core.node.state_dir import open_stores
 from appliance.core.ops import doctor
 from appliance.core.store.audit import Attempt
+from appliance.core.store.guests import GuestOrder, GuestStore
 from appliance.core.store.registry import Wanted
 from appliance.core.store.stores import Stores
 from appliance.core.units import rfc3339
@@ -43,6 +44,10 @@ PULSE: dict[str, Any] = {
     "warnings": [],
     "cache": {"hits": 980, "joined": 12, "misses": 41, "direct": 7, "bytes": 3 * 2**30, "budget": 10 * 2**30},
     "cloning": ["acme/new"],
+    "known_guests": {
+        "count": 4,
+        "problems": {"vm-9": "cannot listen on /run/fc/vm-9/v.sock_9418: No such file or directory"},
+    },
 }
 CHECKS = [
     doctor.Check("git", True, "git version 2.47.3"),
@@ -131,6 +136,7 @@ def build(state: Path) -> None:
     _refreshes(stores, tip)
     _hydrations(stores, tip)
     _sessions(stores, mirror, tip)
+    _guests(stores)
     stores.database.close()
 
 
@@ -181,8 +187,9 @@ def _hydrations(stores: Stores, tip: str) -> None:
         shape = "workspace.tar" if way == "snapshot" else "depth 1, blob:none"
         seconds = 0.004 + 0.11 * (number % 3)
         client = f"10.0.3.{number % 7 + 2}"
+        guest = "vm-7" if number % 7 == 6 else None
         protocol = "http" if way == "snapshot" else "git"
-        what = Hydration(WIDGETS, tip, 1, shape, way, 1_400_000 + number, 0.003, seconds, client, protocol)
+        what = Hydration(WIDGETS, tip, 1, shape, way, 1_400_000 + number, 0.003, seconds, client, protocol, guest)
         rows.append((NOW - 9.0 * (40 - number), what))
     stores.database.close()
     # The rows' age is measured by the store's own clock: only this one lives at NOW.
@@ -208,13 +215,16 @@ def _sessions(stores: Stores, mirror: Path, tip: str) -> None:
             git("update-ref", f"refs/agents/{session}", commit, cwd=mirror)
             number += 1
             ref, client, at = f"refs/agents/{session}", f"10.0.3.{number}", NOW - 3600.0 / number
+            guest = "vm-7" if session == "fix-login-timeout" else None
             stores.audit._clock = lambda at=at: at  # type: ignore[misc]
-            push = Attempt(f"p{number}", WIDGETS, ref, session, None, commit, "accepted", None, client)
+            push = Attempt(f"p{number}", WIDGETS, ref, session, None, commit, "accepted", None, client, guest)
             [attempt] = stores.audit.record_attempts([push])
             stores.audit.record_outcomes([(attempt, "applied", None)])
             figures = (turn, len(files), 3 * turn, turn - 1)
             stores.sessions.record(
-                Turn(attempt, WIDGETS, session, commit, tip, rfc3339(at), subject, *figures, client, 2048 * number)
+                Turn(
+                    attempt, WIDGETS, session, commit, tip, rfc3339(at), subject, *figures, client, 2048 * number, guest
+                )
             )
     refused = Attempt(
         "p9", WIDGETS, "refs/heads/main", None, None, "6" * 40, "rejected", "only refs/agents", "10.0.3.9"
@@ -223,6 +233,19 @@ def _sessions(stores: Stores, mirror: Path, tip: str) -> None:
     stores.audit.record_attempts([refused])
     stores.sessions.keep(WIDGETS, "fix-login-timeout", True)
     git("branch", "-D", "--quiet", "work", cwd=mirror)
+
+
+def _guests(stores: Stores) -> None:
+    """Four that are known, of every way; the time of one is over. Nobody opens their sockets."""
+    search = stores.registry.get("acme/search")
+    orders = [
+        GuestOrder("builder-with-a-rather-long-name", ("*",), address="10.0.3.200", token=True),
+        GuestOrder("reviewer", repos=(search,), only=True, token=True, ttl=60.0),
+        GuestOrder("vm-7", ("docs-*", "fix-login-timeout"), (search,), unix="/run/fc/vm-7/v.sock", ttl=30_000.0),
+        GuestOrder("vm-9", ("fix-dns",), unix="/run/fc/vm-9/v.sock"),
+    ]
+    for order in orders:
+        GuestStore(stores.database, lambda: NOW - 600.0).add(order)
 
 
 def remake() -> bool:

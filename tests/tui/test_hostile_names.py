@@ -45,24 +45,32 @@ def build_hostile(state: Path) -> None:
     stores.health.record_refresh(repos["acme/infra"], RefreshOutcome("acme/infra", NOW - 1, 1.0, (), WORDS), refs=14)
     stores.activity._clock = lambda: NOW
     stores.activity.record(
-        [(NOW - 1, Hydration(WIDGETS, tip, 1, f"deepen-not {WORDS}", "miss", 1, 0.1, 0.1, EVIL, "git"))]
+        [(NOW - 1, Hydration(WIDGETS, tip, 1, f"deepen-not {WORDS}", "miss", 1, 0.1, 0.1, EVIL, "git", EVIL))]
     )
     refused = Attempt("h1", WIDGETS, f"refs/heads/{WORDS}", None, None, tip, "rejected", WORDS, EVIL)
-    taken = Attempt("h2", WIDGETS, f"refs/agents/{SESSION}", SESSION, None, commit, "accepted", None, EVIL)
+    taken = Attempt("h2", WIDGETS, f"refs/agents/{SESSION}", SESSION, None, commit, "accepted", None, EVIL, EVIL)
     stores.audit._clock = lambda: NOW - 1
     _, attempt = stores.audit.record_attempts([refused, taken])
     stores.audit.record_outcomes([(attempt, "applied", None)])
     stores.sessions.record(
-        Turn(attempt, WIDGETS, SESSION, commit, tip, rfc3339(NOW - 1), f"see {WORDS}", 1, 2, 2, 0, EVIL, 2048)
+        Turn(attempt, WIDGETS, SESSION, commit, tip, rfc3339(NOW - 1), f"see {WORDS}", 1, 2, 2, 0, EVIL, 2048, EVIL)
     )
+    with stores.database.writing() as connection:
+        # `guest add` refuses such names; whoever writes to the file does not.
+        connection.execute("UPDATE guests SET name = ?1, unix = ?1 WHERE name = 'vm-7'", [EVIL])
+        connection.execute("UPDATE guest_sessions SET session = ?1 WHERE session = 'docs-*'", [EVIL])
+        connection.execute("UPDATE guest_repos SET repo = ?1", [EVIL])
     stores.database.close()
 
 
 @pytest.fixture
 def scene(make_once: Callable[[str, Callable[[Path], object]], Path]) -> Scene:
     """A node of strangers."""
+    known = {"count": 4, "problems": {EVIL: WORDS}}
     checks = [doctor.Check(EVIL, False, WORDS, WORDS), doctor.Check(f"{EVIL}ok", True, WORDS)]
-    return Scene(make_once("hostile-scene", build_hostile), {**PULSE, "warnings": [WORDS]}, checks)
+    return Scene(
+        make_once("hostile-scene", build_hostile), {**PULSE, "warnings": [WORDS], "known_guests": known}, checks
+    )
 
 
 WALK: list[tuple[str, ...]] = [
@@ -81,6 +89,9 @@ WALK: list[tuple[str, ...]] = [
     ("right_square_bracket",),
     ("escape", "3"),
     ("4",),
+    ("5",),
+    ("D",),
+    ("escape", "enter"),
 ]
 """Keys from one screen to the next: every screen, the dialogs, the palette."""
 
@@ -107,7 +118,7 @@ def test_no_screen_draws_a_control_character(
                 seen_escapes.append(getattr(seen.app.screen, "heading", ""))
 
     drive(scene.app(monkeypatch), script, size)
-    assert {"Repositories", "Repository", "Sessions", "Diff", "Activity", "Health"} <= set(seen_escapes)
+    assert {"Repositories", "Repository", "Sessions", "Diff", "Activity", "Health", "Guests"} <= set(seen_escapes)
 
 
 @pytest.mark.slow

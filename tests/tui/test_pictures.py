@@ -41,6 +41,8 @@ WALK: list[Step] = [
     ("turn", ("right_square_bracket",)),
     ("activity", ("escape", "3")),
     ("health", ("4",)),
+    ("guests", ("5",)),
+    ("guest-sessions", ("s", "s", "home", "enter")),
 ]
 
 
@@ -118,6 +120,7 @@ def test_small(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_empty(empty: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing registered: each screen says what it is for."""
     steps: list[Step] = [("repositories", ()), ("sessions", ("2",)), ("activity", ("3",)), ("health", ("4",))]
+    steps.append(("guests", ("5",)))
     drive(empty.app(monkeypatch), lambda seen: walk(seen, "empty", steps), SMALL)
 
 
@@ -132,6 +135,7 @@ def test_trouble(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         ("sessions", ("escape", "2", "slash", "z", "z", "enter")),
         ("activity", ("3", "f")),
         ("health", ("4",)),
+        ("guests", ("5",)),
     ]
     drive(broken.app(monkeypatch), lambda seen: walk(seen, "trouble", steps), SMALL)
 

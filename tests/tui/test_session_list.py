@@ -11,7 +11,7 @@ from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.session_list import SessionList
 
 
-def row(name: str) -> SessionRow:
+def row(name: str, guest: str | None = None) -> SessionRow:
     """A session of one turn."""
     return SessionRow(
         "o/x",
@@ -30,6 +30,7 @@ def row(name: str) -> SessionRow:
         archived=False,
         bytes=1,
         subject="",
+        guest=guest,
     )
 
 

@@ -145,6 +145,7 @@ STATUS = document(
 PULSE = document(
     "Pulse",
     **_LIVE, connections={"type": "object", "additionalProperties": COUNT}, max_clients=COUNT, cloning=listed(TEXT),
+    known_guests=document("KnownGuests", count=COUNT, problems={"type": "object", "additionalProperties": TEXT}),
 )  # fmt: skip
 REFRESHED = document(
     "Refresh",

@@ -99,6 +99,12 @@ class GuestRegistry:
         cannot = sum(guest.id in self.problems for guest in known)
         yield "gitmirror_known_guests_cut_off", "Known guests that cannot come by their sockets.", cannot
 
+    def pulse(self) -> dict[str, Any]:
+        """How many guests are known, and what only a running `serve` knows: why some cannot come, by their names."""
+        names = {guest.id: guest.name for guest in self.known.current()}
+        problems = {names[guest]: problem for guest, problem in self.problems.items() if guest in names}
+        return {"count": len(names), "problems": problems}
+
     async def run(self) -> None:
         """Removes guests whose time is over, without end."""
         while True:

@@ -74,7 +74,7 @@ class Operations:
 
     async def pulse(self) -> dict[str, Any]:
         """What only a running `serve` knows, without the repositories."""
-        return await self.status_of.pulse()
+        return await self.status_of.pulse() | {"known_guests": self.guests.pulse()}
 
     def repos(self) -> list[dict[str, Any]]:
         """The registry, by name."""

@@ -15,6 +15,7 @@ from appliance.core.node.sessions import open_browser
 from appliance.core.node.state_dir import make_privacy, open_stores
 from appliance.core.node.storage import size_below
 from appliance.core.observability.report import status_document
+from appliance.core.store.guests import guest_document
 from appliance.core.store.stores import Stores
 
 ANSWERS_WITHIN = 3.0
@@ -158,6 +159,12 @@ class NodeQueries:
         """The newest sessions, and the number of all sessions."""
         stores = self._open()
         return stores.sessions.page(name, limit), stores.sessions.count(name)
+
+    def guests(self) -> list[dict[str, Any]]:
+        """Known guests, by name, as `guests --json` shows them, but for `problem`, which only the pulse knows."""
+        stores = self._open()
+        last = stores.guests.last_seen()
+        return [guest_document(guest, last.get(guest.name)) for guest, _ in stores.guests.all()]
 
     def turns(self, name: str, session: str) -> list[Turn]:
         """A session's turns, oldest first."""

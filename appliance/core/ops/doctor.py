@@ -27,7 +27,7 @@ from appliance.core.process.disk import room_of
 from appliance.core.serving.net.sockets import listen
 from appliance.core.store.database import DatabaseLost
 from appliance.core.store.remedies import remedy
-from appliance.core.units import format_duration, format_size, rfc3339
+from appliance.core.units import counted, format_duration, format_size, rfc3339
 from appliance.core.workspace.disk.sharing import problem_of_group
 
 LOW_DISK = 2 * 2**30
@@ -110,7 +110,7 @@ def _config(node: Node) -> Check:
     listed = wanted_of_config(node.config)
     warnings = node.config.warnings()
     where = str(node.config.path or "defaults, no file")
-    found = "; ".join([f"{where} ({len(listed)} repositories)", *warnings])
+    found = "; ".join([f"{where} ({counted(len(listed), 'repository', 'repositories')})", *warnings])
     return Check("config", not warnings, found, "change what the warning names")
 
 
@@ -210,10 +210,11 @@ def _look_at_database(node: Node) -> Check:
             f"the audit log is broken at event {verdict.broken}: {verdict.reason}",
             hint="compare with a backup; `audit verify` says more",
         )
-    found = f"{len(stores.registry.all())} repositories, {verdict.events} audit events"
+    repos, events = len(stores.registry.all()), verdict.events
+    found = f"{counted(repos, 'repository', 'repositories')}, {counted(events, 'audit event', 'audit events')}"
     unknown = node.unknown_turns()
     if unknown:
-        found += f"; {len(unknown)} turns in mirrors are not in the log"
+        found += f"; {counted(len(unknown), 'turn in a mirror is', 'turns in mirrors are')} not in the log"
     return Check("database", not unknown, found, "start serve, which records them; `audit verify` says more")
 
 

@@ -39,6 +39,8 @@ class ActivityEntry:
     open: bool = False
     quiet: bool = False
     match: tuple[Any, ...] = ()
+    guest: str | None = None
+    """The name of a known guest."""
 
     def is_same(self, other: ActivityEntry) -> bool:
         """Whether both are about the same thing; the database and an event may give slightly different times for it."""
@@ -128,14 +130,18 @@ class ActivityFeed:
     def _hydrating(self, event: dict[str, Any], at: float) -> ActivityEntry:
         said: Cell = (("◌ sending", "accent"),)
         key, repo, shape, client = self._key(HYDRATION, event), event["repo"], event["shape"], event["client"]
-        return ActivityEntry(key, HYDRATION, at, repo, said, shape, client, open=True, match=_fetch(event))
+        return ActivityEntry(
+            key, HYDRATION, at, repo, said, shape, client, open=True, match=_fetch(event), guest=_guest(event)
+        )
 
     def _hydrated(self, event: dict[str, Any], at: float) -> ActivityEntry:
         shape, tone = WAYS.get(event["way"], ("○", ""))
         said: Cell = ((f"{shape} {event['way']}", tone),)
         key, repo, client = self._key(HYDRATION, event), event["repo"], event["client"]
         figures = (event["bytes"], event["seconds"])
-        return ActivityEntry(key, HYDRATION, at, repo, said, event["shape"], client, *figures, match=_fetch(event))
+        return ActivityEntry(
+            key, HYDRATION, at, repo, said, event["shape"], client, *figures, match=_fetch(event), guest=_guest(event)
+        )
 
     def _pushed(self, event: dict[str, Any], at: float) -> ActivityEntry:
         refs = [ref.removeprefix("refs/agents/") for ref in event["refs"]]
@@ -144,15 +150,28 @@ class ActivityFeed:
         key, repo, client = self._key(PUSH, event), event["repo"], event["client"]
         if event["verdict"] == "accepted":
             match = (repo, *event["refs"][:1], client)
-            return ActivityEntry(key, PUSH, at, repo, (("◌ pushing", "accent"),), what, client, open=True, match=match)
+            return ActivityEntry(
+                key,
+                PUSH,
+                at,
+                repo,
+                (("◌ pushing", "accent"),),
+                what,
+                client,
+                open=True,
+                match=match,
+                guest=_guest(event),
+            )
         what = f"{what}: {event['reason']}" if event["reason"] else what
-        return ActivityEntry(key, PUSH, at, repo, (("✗ refused", "bad"),), what, client)
+        return ActivityEntry(key, PUSH, at, repo, (("✗ refused", "bad"),), what, client, guest=_guest(event))
 
     def _recorded(self, event: dict[str, Any], at: float) -> ActivityEntry:
         what = f"{event['session'] or event['ref']}  {(event['new'] or '')[:10]}"
         key, repo, client = self._key(PUSH, event), event["repo"], event["client"]
         match = (repo, event["ref"], client)
-        return ActivityEntry(key, PUSH, at, repo, (("▲ recorded", "good"),), what, client, match=match)
+        return ActivityEntry(
+            key, PUSH, at, repo, (("▲ recorded", "good"),), what, client, match=match, guest=_guest(event)
+        )
 
     def _attempted(self, row: dict[str, Any]) -> ActivityEntry:
         what = f"{row['session'] or row['ref']}  {(row['new'] or '')[:10]}"
@@ -162,7 +181,8 @@ class ActivityFeed:
             what = f"{row['session'] or row['ref']}: {row['reason']}"
         elif row["outcome"] == "pending":
             said = (("◌ pushing", "accent"),)
-        return ActivityEntry(self._key(PUSH, row), PUSH, seconds_of(row["at"]), row["repo"], said, what, row["client"])
+        at, repo, client = seconds_of(row["at"]), row["repo"], row["client"]
+        return ActivityEntry(self._key(PUSH, row), PUSH, at, repo, said, what, client, guest=_guest(row))
 
     def _refreshed(self, event: dict[str, Any], at: float) -> ActivityEntry:
         seconds = event.get("duration", event.get("seconds"))
@@ -189,6 +209,11 @@ def moved_words(moved: list[dict[str, Any]]) -> str:
         words.append(f"{ref} {change['new'][:10]}" if change["new"] else f"{ref} deleted")
     more = len(moved) - 3
     return ", ".join(words) + (f" and {count(more, 'more', 'more')}" if more > 0 else "")
+
+
+def _guest(row: dict[str, Any]) -> str | None:
+    """The name of a known guest; a `serve` of the version before says nothing about it."""
+    return row.get("guest")
 
 
 def _fetch(event: dict[str, Any]) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from textual.message import Message
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import CommitText, FileChange, RefText, Turn
 from appliance.core.node.queries import Disk, RepoView
-from appliance.tui.data.rows import CheckRow, DiffLine, SessionRow
+from appliance.tui.data.rows import CheckRow, DiffLine, GuestRow, SessionRow
 
 
 class FollowerMessage(Message):
@@ -116,6 +116,13 @@ class SessionsRead(Message):
     repo: str | None
     sessions: list[SessionRow]
     total: int
+
+
+@dataclass
+class GuestsRead(Message):
+    """All known guests, by name."""
+
+    guests: list[GuestRow]
 
 
 @dataclass

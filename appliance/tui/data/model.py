@@ -87,6 +87,12 @@ class Model:
             return None
         return max(0.0, self.clock() - max(verified, self.verified.get(view.repo.name, 0.0)))
 
+    @property
+    def guest_problems(self) -> dict[str, str]:
+        """Why known guests cannot come, by name; empty without a `serve`, or with one that knows of no guests."""
+        known = (self.pulse or {}).get("known_guests")
+        return known["problems"] if known else {}
+
     def counts(self) -> dict[State, int]:
         """Returns how many repositories are in each state."""
         found: dict[State, int] = {}

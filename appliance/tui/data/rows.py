@@ -30,6 +30,8 @@ class SessionRow:
     archived: bool
     bytes: int
     subject: str
+    guest: str | None = None
+    """The known guest that recorded the last turn."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> SessionRow:
@@ -37,8 +39,41 @@ class SessionRow:
         return cls(
             row["repo"], row["session"], row["tip"], row["base"], row["turns"], row["commits"], row["files_changed"],
             row["insertions"], row["deletions"], seconds_of(row["first_at"]), seconds_of(row["last_at"]),
-            row["client"], row["kept"], row["archived"], row["bytes"], row["subject"] or "",
+            row["client"], row["kept"], row["archived"], row["bytes"], row["subject"] or "", row["guest"],
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GuestRow:
+    """One known guest; see `models.Guest`. Times are Unix seconds, and what it never did is None or empty."""
+
+    name: str
+    sessions: tuple[str, ...]
+    repos: tuple[str, ...]
+    only: bool
+    unix: str | None
+    address: str | None
+    has_token: bool
+    created_at: float
+    expires_at: float | None
+    last_at: float | None
+    last_what: str
+    last_repo: str
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> GuestRow:
+        """Makes one from an element of a listing."""
+        last, expires_at = row["last"], row["expires_at"]
+        return cls(
+            row["name"], tuple(row["sessions"]), tuple(row["repos"]), row["only"], row["unix"], row["address"],
+            row["has_token"], seconds_of(row["created_at"]), None if expires_at is None else seconds_of(expires_at),
+            seconds_of(last["at"]) if last else None, last["what"] if last else "", last["repo"] if last else "",
+        )  # fmt: skip
+
+    @property
+    def ways(self) -> str:
+        """Which ways it comes; the path is last, because its end says the most."""
+        return ", ".join(filter(None, ("token" if self.has_token else None, self.address, self.unix)))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from appliance.tui.data.follower import RATES, TIME
 from appliance.tui.data.messages import ActivityRead
 from appliance.tui.data.model import EVERY
 from appliance.tui.screens.view import View
-from appliance.tui.text import Cell, Piece, cell, percent, size, took
+from appliance.tui.text import Cell, Piece, cell, client_cell, origin, percent, size, took
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
 
@@ -34,7 +34,7 @@ def activity_columns(*, with_repo: bool = True) -> list[Column[ActivityEntry]]:
         Column("WHAT", lambda entry: cell(entry.what), 16, 0, 40, grows=True),
         Column("BYTES", lambda entry: cell("" if entry.bytes is None else size(entry.bytes)), 8, 4, right=True),
         Column("TOOK", lambda entry: cell("" if entry.seconds is None else took(entry.seconds)), 6, 2, right=True),
-        Column("CLIENT", lambda entry: cell(entry.client, "dim"), 9, 5, 15),
+        Column("CLIENT", lambda entry: client_cell(entry.client, entry.guest), 9, 5, 15),
     ]
 
 
@@ -119,6 +119,10 @@ class ActivityScreen(View):
         self._held = not self._held
         self._arrange()
 
+    def on_listing_moved(self, event: Listing.Moved) -> None:
+        """Says where the guest of the row under the cursor came from."""
+        self._summarise()
+
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
         """Opens the view of the entry's repository."""
         if event.row.repo in self.model.repos:
@@ -151,12 +155,16 @@ class ActivityScreen(View):
             left.append(("   ‖ held; z lets go", "warn"))
         rate = f"{model.rates.per_minute(EVERY, model.clock()):,} hyd/min, {percent(warm, counted)} hits "
         right: Cell = ((rate, "dim"),)
-        self.query_one("#summary", Lines).show((tuple(left), right))
+        summary = self.query_one("#summary", Lines)
+        if (row := self.listing.row) and (who := f"{origin(row.client, row.guest)}  ").strip():
+            taken = sum(len(text) for text, _ in left) + len(who) + len(rate)
+            right = ((who, "accent"), *(right if taken < summary.size.width else ()))
+        summary.show((tuple(left), right))
 
 
 def _text(entry: ActivityEntry) -> str:
     said = "".join(text for text, _ in entry.said)
-    return f"{entry.kind} {said} {entry.repo} {entry.what} {entry.client}".lower()
+    return f"{entry.kind} {said} {entry.repo} {entry.what} {entry.client} {entry.guest or ''}".lower()
 
 
 def read_activity(queries: NodeQueries) -> ActivityRead:

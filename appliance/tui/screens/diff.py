@@ -17,7 +17,7 @@ from appliance.tui.data.messages import DiffRead, FilesRead, ReadFailed, TurnsRe
 from appliance.tui.data.rows import DiffLine, SessionRow
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
 from appliance.tui.screens.view import WIDE
-from appliance.tui.text import Cell, Piece, cell, count, signed, wrapped
+from appliance.tui.text import Cell, Piece, cell, count, origin, signed, wrapped
 from appliance.tui.widgets.diffview import DiffView
 from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing
@@ -248,6 +248,9 @@ class DiffScreen(SessionActions):
             which = f"turn {self._turn} of {len(turns)}  "
             if self._turn <= len(turns):
                 left.append((turns[self._turn - 1].subject, ""))
+        shown = turns[(self._turn or total) - 1] if (self._turn or total) <= len(turns) else session
+        if who := origin(shown.client, shown.guest):
+            left.append((f"{'  ' if self._turn else ''}by {who}", "dim"))
         right: Cell = ((which, "accent"),)
         if self._files is not None:
             added, gone = sum(file.insertions for file in self._files), sum(file.deletions for file in self._files)

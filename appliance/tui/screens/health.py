@@ -166,7 +166,16 @@ class HealthScreen(View):
         ruled = cell(f"   pushes {pushes['accepted']:,} accepted, {pushes['rejected']:,} refused")
         if pushes.get("off"):
             ruled = cell("   pushes are off: every one is refused", "bad")
-        return [*lines, (clients, ()), (ruled, ())]
+        return [*lines, (clients, self._known(pulse)), (ruled, ())]
+
+    @staticmethod
+    def _known(pulse: dict[str, Any]) -> Cell:
+        """How many guests are known, and how many of them cannot come; a `serve` of the version before knows none."""
+        known = pulse.get("known_guests")
+        if not known:
+            return ()
+        held = len(known["problems"])
+        return (f"{known['count']:,} known ", ""), (f" ▲ {held:,} cannot come " if held else "", "warn")
 
     def _cache(self, pulse: dict[str, Any] | None) -> list[Line]:
         if pulse is None:

@@ -20,7 +20,7 @@ from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
 from appliance.tui.screens.repo_columns import explain
 from appliance.tui.screens.session_list import SessionList
 from appliance.tui.screens.sessions import SessionColumns
-from appliance.tui.text import Cell, Piece, cell, count, percent, size, span
+from appliance.tui.text import Cell, Piece, cell, count, origin, percent, size, span
 from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing
 from appliance.tui.widgets.plot import Plot
@@ -180,6 +180,10 @@ class RepositoryScreen(RepoActions, Marking):
         self._tell()
         self.offer_keys()
 
+    def on_listing_moved(self, event: Listing.Moved) -> None:
+        """Says where the guest of the row under the cursor came from."""
+        self._tell()
+
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
         """Opens what the chosen session changed."""
         if isinstance(event.row, SessionRow):
@@ -237,6 +241,8 @@ class RepositoryScreen(RepoActions, Marking):
         hint = "u: unchanged too " if self._tab == 0 and not self._quiet else ""
         if self.session_listing and (marked := len(self.session_list.marked)):
             hint = f"{marked:,} marked "
+        if isinstance(row := self.listing.row, (ActivityEntry, SessionRow)) and (who := origin(row.client, row.guest)):
+            hint = f"{who}  {hint}"
         self.query_one("#tabs", Lines).show((tuple(tabs), cell(hint, "dim")))
 
     def _facts(self, view: RepoView) -> list[Line]:

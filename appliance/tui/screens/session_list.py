@@ -12,6 +12,8 @@ FIRST = 200
 """How many rows a read of the newest sessions returns: more than a screenful, in a few milliseconds."""
 MOST = 20_000
 """The most sessions that are read in total."""
+OF_GUEST = "guest:"
+"""Begins the word of a filter that stands for the sessions of one known guest."""
 
 
 class SessionList:
@@ -70,12 +72,15 @@ class SessionList:
         self._marks = []
 
     def matching(self, words: str) -> list[SessionRow]:
-        """Returns the sessions that contain all the words in their name, repository, client or subject."""
-        wanted = words.lower().split()
-        if not wanted:
-            return self.rows
-        return [
-            row
-            for row in self.rows
-            if all(word in f"{row.name} {row.repo} {row.client} {row.subject}".lower() for word in wanted)
-        ]
+        """Returns the sessions that contain all the words in their name, repository, client, guest or subject.
+
+        The word `guest:NAME` stands for those whose last turn is of exactly that known guest.
+        """
+        guests = [word.removeprefix(OF_GUEST) for word in words.split() if word.startswith(OF_GUEST)]
+        wanted = [word.lower() for word in words.split() if not word.startswith(OF_GUEST)]
+        found = [row for row in self.rows if all(row.guest == guest for guest in guests)] if guests else self.rows
+        return [row for row in found if all(word in _text(row) for word in wanted)] if wanted else found
+
+
+def _text(row: SessionRow) -> str:
+    return f"{row.name} {row.repo} {row.client} {row.guest or ''} {row.subject}".lower()

@@ -17,7 +17,7 @@ from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.marking import MARK, MARK_KEYS, Marking
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
 from appliance.tui.screens.session_list import SessionList
-from appliance.tui.text import Cell, cell, count, signed, size, span
+from appliance.tui.text import Cell, cell, client_cell, count, origin, signed, size, span
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
 
@@ -41,7 +41,7 @@ class SessionColumns:
             Column("LAST", lambda session: cell(span(self._clock() - session.last_at)), 6, 0, right=True),
             Column("SUBJECT", lambda session: cell(session.subject), 16, 4, 60, grows=True),
             Column("BYTES", lambda session: cell(size(session.bytes), "dim"), 8, 6, right=True),
-            Column("CLIENT", lambda session: cell(session.client, "dim"), 9, 5, 21),
+            Column("CLIENT", lambda session: client_cell(session.client, session.guest), 9, 5, 21),
             Column("STATE", lambda session: cell(fate(session), "accent"), 10, 7),
         ]
 
@@ -75,7 +75,7 @@ class SessionsScreen(SessionActions, Marking):
     here = "sessions"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "what it changed", tooltip="what it changed, or what the chosen turn did"),
-        Binding("slash", "filter", "filter", tooltip="filter by name, repository, client, subject"),
+        Binding("slash", "filter", "filter", tooltip="filter by name, repository, subject, guest:NAME, …"),
         *MARK_KEYS,
         *SESSION_KEYS,
         Binding("tab", "app.focus_next", "turns", show=False, tooltip="to its turns, and back"),
@@ -216,7 +216,8 @@ class SessionsScreen(SessionActions, Marking):
         right = (
             "newest first " if len(self.session_list.rows) >= total else f"{len(self.session_list.rows):,} read so far "
         )
-        chosen = f"{fate(listing.row)}  " if listing.row is not None and fate(listing.row) else ""
+        row = listing.row
+        chosen = "".join(f"{word}  " for word in (origin(row.client, row.guest), fate(row)) if word) if row else ""
         marked = len(self.session_list.marked)
         left: Cell = ((f" {said}", ""), (f", {marked:,} marked" if marked else "", "accent"))
         self.query_one("#summary", Lines).show((left, ((chosen, "accent"), (right, "dim"))))

@@ -13,7 +13,7 @@ from textual.widgets import Input
 from appliance.tui.context import Context
 from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
 from appliance.tui.data.model import Model
-from appliance.tui.text import wrapped
+from appliance.tui.text import plain, wrapped
 from appliance.tui.widgets.keys import Keys
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.top import Top
@@ -117,6 +117,11 @@ class View(Screen[None]):
         field = self.query_one("#filter", Input)
         field.add_class("-shown")
         field.focus()
+
+    def filter_by(self, words: str) -> None:
+        """Filters by these words, as if they had been typed; an input draws what it is given, so they are made safe."""
+        self.query_one("#filter", Input).value = plain(words)
+        self._close_filter()
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Filters while words are typed."""

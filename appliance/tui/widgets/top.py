@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from appliance.core.models import UNHEALTHY
 from appliance.tui.data.model import Model
-from appliance.tui.text import STATES, Piece, count
+from appliance.tui.text import STATES, Cell, Piece, count
 from appliance.tui.widgets.lines import Lines
 
 TABS = (
@@ -12,10 +14,12 @@ TABS = (
     ("2", "Sessions", "sessions"),
     ("3", "Activity", "activity"),
     ("4", "Health", "health"),
+    ("5", "Guests", "guests"),
 )
-
-ROOM = 100
-"""Terminals of at least this many columns have room for the counts of unhealthy repositories."""
+SHORT = {"Repositories": "Repos"}
+"""What fits 80 columns, beside serve."""
+ROOM = 25
+"""The columns that the state of serve takes, so that the tabs are named alike whatever that is."""
 
 
 class Top(Lines):
@@ -24,14 +28,29 @@ class Top(Lines):
     def tell(self, model: Model, here: str) -> None:
         """Shows the current state of the model; `here` is the mode whose tab is marked."""
         right = _serve(model)
-        if self.size.width >= ROOM and here != "repositories":
-            right = (*_behind(model), *right)
-        short = self.size.width < 76
+        left = next((tabs for tabs in _tabs(here) if _width(tabs) + ROOM <= self.size.width), _tabs(here)[-1])
+        if here != "repositories":
+            more = (*_behind(model), *right)
+            right = more if _width(left) + _width(more) < self.size.width else right
+        self.show((left, right))
+
+
+def _tabs(here: str) -> list[Cell]:
+    """The tabs with their whole names, with shorter ones, and with the beginnings of all but the one that is marked."""
+    forms: list[Callable[[str], str]] = [str, lambda title: SHORT.get(title, title), lambda title: title[:4]]
+    found: list[Cell] = []
+    for number, form in enumerate(forms):
         left: list[Piece] = [(" ", "")]
         for key, title, mode in TABS:
-            word = title[:4] if short and mode != here else title
-            left += [(f" {key}", "here" if mode == here else "key"), (f" {word} ", "here" if mode == here else "")]
-        self.show((tuple(left), right))
+            is_here = mode == here
+            word = title if is_here and number == 2 else form(title)
+            left += [(f" {key}", "here" if is_here else "key"), (f" {word} ", "here" if is_here else "")]
+        found.append(tuple(left))
+    return found
+
+
+def _width(pieces: Cell) -> int:
+    return sum(len(text) for text, _ in pieces)
 
 
 def _behind(model: Model) -> tuple[Piece, ...]:
