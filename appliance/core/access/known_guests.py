@@ -30,6 +30,22 @@ class KnownGuests:
         self._by_address = {guest.address: guest for guest, _ in known if guest.address is not None}
         self._by_hash = {token: guest for guest, token in known if token is not None}
 
+    def put(self, guest: Guest, token: str | None) -> None:
+        """Adds one, with the hash of its token."""
+        self._by_id[guest.id] = guest
+        if guest.address is not None:
+            self._by_address[guest.address] = guest
+        if token is not None:
+            self._by_hash[token] = guest
+
+    def discard(self, guest: Guest) -> None:
+        """Forgets one."""
+        self._by_id.pop(guest.id, None)
+        for found in (self._by_address, self._by_hash):
+            # A guest has at most one entry in each, and the token's hash is not part of it.
+            for key in [key for key, other in found.items() if other.id == guest.id]:
+                del found[key]
+
     def all(self) -> list[Guest]:
         """Every guest that is known, expired or not."""
         return list(self._by_id.values())

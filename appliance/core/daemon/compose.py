@@ -38,7 +38,7 @@ from appliance.core.refresh.compose import Refreshing, compose_refreshing
 from appliance.core.serving.compose import Fetching, Ports, compose_admin_port, compose_fetching, compose_ports
 from appliance.core.serving.net.acceptor import Acceptor
 from appliance.core.serving.net.asgi import Application
-from appliance.core.serving.net.guest_sockets import GuestSockets
+from appliance.core.serving.net.guest_sockets import GuestSockets, SocketKeeper
 from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.git_daemon import GitDaemon, find_git_daemon
@@ -85,7 +85,9 @@ class Assembly:
         return {**self.ports.acceptors, ADMIN: self.admin_port}
 
 
-async def compose(state: ServeState, children: Children, begin: Begin, on_pass: Callable[[], None]) -> Assembly:
+async def compose(
+    state: ServeState, children: Children, begin: Begin, on_pass: Callable[[], None], keeper: SocketKeeper | None = None
+) -> Assembly:
     """Builds every room without starting anything. Raises GitmirrorError."""
     layout, config, repos = state.layout, state.config, state.known_repos
     bus, stream = EventBus(), EventStream()
@@ -115,7 +117,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     read_tokens = ReadTokens(stores.tokens)
     guests = KnownGuests(time.time)
     gate = AccessGate(mirrors.has, read_tokens.repo_of, guests)
-    kit = GuestKit(state.public_url, repos, gate)
+    kit = GuestKit(state.client_url, state.is_public, repos, gate)
     freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)
     routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish)
     admin = AdminRoutes(
@@ -133,11 +135,12 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     observing.metrics.add_gauges(backups.gauges)
     examiner = compose_examiner(mirrors, stores, refreshing.refresher.bring, state.backup)
     integrity = IntegrityWatch(examiner, repos, health, learn, bus.publish)
+    sockets = GuestSockets(ports.acceptors, stores.guests.note_sockets, state.guests, keeper)
+    registry = GuestRegistry(stores.guests, guests, sockets, ports.guests)
     status = Status(
         state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups,
-        stores.sessions,
+        stores.sessions, registry,
     )  # fmt: skip
-    registry = GuestRegistry(stores.guests, guests, GuestSockets(ports.acceptors), ports.guests)
     operations = Operations(
         state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,
         status, disks, registry,

@@ -24,7 +24,7 @@ from appliance.core.node.node import Node
 from appliance.core.node.state_dir import is_lost, wanted_of_config
 from appliance.core.process.control_socket import is_serving
 from appliance.core.process.disk import room_of
-from appliance.core.serving.net.sockets import listen
+from appliance.core.serving.net.sockets import try_to_listen
 from appliance.core.store.database import DatabaseLost
 from appliance.core.store.remedies import remedy
 from appliance.core.units import format_duration, format_size, rfc3339
@@ -275,15 +275,15 @@ def _mirrors(node: Node) -> Check:
 def _ports(node: Node) -> list[Check]:
     checks = []
     serve = node.config.serve
-    for name, address in (("git", serve.git), ("http", serve.http), ("admin", serve.admin)):
-        if address is None:
+    for name, addresses in (("git", serve.git), ("http", serve.http), ("admin", serve.admin)):
+        if not addresses:
             checks.append(Check(f"port {name}", True, "off"))
-            continue
-        try:
-            listen(address, name).close()
-            checks.append(Check(f"port {name}", True, f"{address} is free"))
-        except GitmirrorError as error:
-            checks.append(Check(f"port {name}", False, error.message, error.hint))
+        for address in addresses:
+            try:
+                try_to_listen(address, name)
+                checks.append(Check(f"port {name}", True, f"{address} is free"))
+            except GitmirrorError as error:
+                checks.append(Check(f"port {name}", False, error.message, error.hint))
     return checks
 
 

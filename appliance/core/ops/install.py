@@ -217,7 +217,9 @@ def default_config() -> bytes:
 
 
 def _toml(value: Any) -> str:
-    """Formats a default as TOML. Defaults are strings without quotes, whole numbers and booleans."""
+    """Formats a default as TOML. Defaults are strings without quotes, whole numbers, booleans and lists of them."""
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(each) for each in value)}]"
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, int) else f'"{value}"'

@@ -17,6 +17,7 @@ from appliance.core.serving.net.http import Exchange, HttpError
 from appliance.core.serving.net.http_files import send_file
 from appliance.core.serving.net.http_pages import require_read
 from appliance.core.serving.ports.freshness import Freshness
+from appliance.core.workspace.guest_kit import Asked
 from appliance.core.workspace.snapshots import Snapshots
 
 JSON = "application/json"
@@ -38,7 +39,7 @@ class GuestRoutes:
         refs: RefSnapshots,
         freshness: Freshness,
         health: Callable[[int], Health],
-        kit: Callable[[], str],
+        kit: Callable[[Asked], str],
         publish: Publish,
     ) -> None:
         self._workspaces = workspaces
@@ -51,7 +52,10 @@ class GuestRoutes:
     async def guest_kit(self, exchange: Exchange) -> None:
         """`GET /guest.sh`."""
         require_read(exchange)
-        await exchange.answer(HTTPStatus.OK, self._kit(), {"content-type": SHELL, "cache-control": "no-cache"})
+        # The host that was asked for is what reaches us on a road of its own: there, our own addresses mean nothing.
+        host = exchange.headers.get("host") if exchange.is_off_network else None
+        kit = self._kit(Asked(exchange.guest, host, exchange.seat.socket_of is not None))
+        await exchange.answer(HTTPStatus.OK, kit, {"content-type": SHELL, "cache-control": "no-cache"})
 
     async def workspace_tar(self, exchange: Exchange, repo: Repo) -> None:
         """`GET /OWNER/REPO/workspace.tar?ref=BRANCH`; 404 with the reason if there is none."""
