@@ -117,7 +117,7 @@ async def compose(
     read_tokens = ReadTokens(stores.tokens)
     guests = KnownGuests(time.time)
     gate = AccessGate(mirrors.has, read_tokens.repo_of, guests)
-    kit = GuestKit(state.client_url, state.is_public, repos, gate)
+    kit = GuestKit(state.public_url, state.is_public, repos, gate)
     freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)
     routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish)
     admin = AdminRoutes(

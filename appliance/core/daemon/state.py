@@ -114,11 +114,6 @@ class ServeState:
         bound = self.listening[listener]
         return (self._public(listener) or bound[0]) if bound else None
 
-    def client_url(self, listener: str) -> str | None:
-        """The URL of a listener for clients that need one, or None if it has none: see `public_url`."""
-        found = self.public_url(listener)
-        return found if found is not None and "://" in found else None
-
     def is_public(self, listener: str) -> bool:
         """Whether the config says what guests should call a listener."""
         return bool(self._public(listener))

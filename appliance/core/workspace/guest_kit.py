@@ -50,11 +50,14 @@ class GuestKit:
     def render(self, asked: Asked | None = None) -> str:
         """The kit as a POSIX sh file, for who asked, or for a guest that nobody knows."""
         asked = asked or Asked()
-        git, http = self.address_of("git"), self.address_of("http")
+        git_listener, http = self.address_of("git"), self.address_of("http")
+        git = git_listener
         if asked.host is not None and (host := _HOST.fullmatch(asked.host)):
             # The guest's forwarder listens wherever it asked, and for git:// at the usual port beside it.
             if not self.is_public("http"):
                 http = f"http://{host[0]}"
-            if not self.is_public("git") and (asked.own_sockets or git):
+            if not self.is_public("git") and (asked.own_sockets or git_listener):
                 git = f"git://{host[1]}:{GIT_PORT}"
+        # git takes neither the path of a socket nor a port of vsock.
+        git, http = (url if url is not None and "://" in url else None for url in (git, http))
         return render_kit(git, http, [repo for repo in self.repos() if self.gate.shows(repo, asked.guest)])
