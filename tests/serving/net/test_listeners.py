@@ -187,7 +187,10 @@ def many(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iter
         options = [f"--git=unix:{top}/git.sock", "--git=127.0.0.1:0", "--git=127.0.0.1:0", "--http=127.0.0.1:0",
                    f"--http=unix:{top}/http.sock", f"--admin=unix:{top}/admin.sock"]  # fmt: skip
         with Serve(
-            top / "state", repos=[upstream.url(WIDGETS)], options=options, refresh={"interval": "1h", "stale_after": "1d"}
+            top / "state",
+            repos=[upstream.url(WIDGETS)],
+            options=options,
+            refresh={"interval": "1h", "stale_after": "1d"},
         ) as serve:
             serve.start()
             serve.wait_for_repo(WIDGETS)

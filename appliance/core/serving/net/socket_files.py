@@ -56,7 +56,7 @@ def open_directory(path: Path) -> int:
         hint = {
             errno.ENOENT: "create it before the guest is added, with write permission for the service's user",
             errno.EACCES: "the service's user must be able to enter it",
-        }.get(error.errno or 0, "")
+        }.get(error.errno or 0, "choose a path in another directory")
         raise SocketPathError(f"the directory {path} cannot be used: {error.strerror}", hint=hint) from None
 
 
@@ -161,5 +161,5 @@ def explained(error: OSError, path: str, group: str) -> SocketPathError:
         errno.ENOENT: "the directory was removed meanwhile",
         errno.EMFILE: "raise LimitNOFILE= of the service: each guest takes three descriptors",
         errno.ENAMETOOLONG: "choose a shorter name",
-    }.get(error.errno or 0, "")
+    }.get(error.errno or 0, "choose another path")
     return SocketPathError(f"cannot listen at {path}: {error.strerror}", hint=hint)
