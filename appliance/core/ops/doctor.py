@@ -22,6 +22,7 @@ from appliance.core.git.keyring import check_files
 from appliance.core.models import UNHEALTHY
 from appliance.core.node.node import Node
 from appliance.core.node.state_dir import is_lost, wanted_of_config
+from appliance.core.ops.guest_checks import problems_of_sockets
 from appliance.core.process.control_socket import is_serving
 from appliance.core.process.disk import room_of
 from appliance.core.serving.net.sockets import try_to_listen
@@ -62,6 +63,7 @@ def examine(node: Node) -> list[Check]:
         _guarded("mirrors", lambda: _mirrors(node), "see the message"),
         *_backup(node, serving),
         *_drives(node, serving),
+        *_guest_sockets(node, serving),
     ]
     checks += _ports(node) if not serving else []
     if serving:
@@ -250,6 +252,20 @@ def _disk_group(node: Node, serving: bool) -> Check:
     if problem is not None:
         return Check("disk_group", False, *problem)
     return Check("disk_group", True, f"members of {group} can read the drives of disks")
+
+
+def _guest_sockets(node: Node, serving: bool) -> list[Check]:
+    """Checks that the service can make guests' sockets where the config allows them."""
+    config = node.config.guests
+    if not config.socket_directories and not config.socket_group:
+        return []
+    try:
+        problems = list(problems_of_sockets(config, int(node.status()["pid"]) if serving else None))
+    except GitmirrorError as error:
+        problems = [(error.message, error.hint or "see the log of serve")]
+    if problems:
+        return [Check("guest sockets", False, found, mend) for found, mend in problems]
+    return [Check("guest sockets", True, ", ".join(config.socket_directories) or "in any directory")]
 
 
 def _mirrors(node: Node) -> Check:
