@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from appliance.core.config.settings import GuestsConfig, parse_config
-from appliance.core.ops.guest_checks import problems_of_sockets
-from appliance.core.ops.install import DROP_IN, guests_drop_in, plan_install
+from appliance.core.ops.guest_checks import guests_drop_in, problems_of_sockets
+from appliance.core.ops.install import DROP_IN, plan_install
 from tests.support.serve import ROOT
 
 SETTINGS = """

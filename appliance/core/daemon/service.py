@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from appliance.core.config.addresses import ListenAddress, UnixAddress
 from appliance.core.config.settings import Config
 from appliance.core.daemon.api_socket import ApiSocket, api_handler
 from appliance.core.daemon.compose import Assembly, compose
@@ -35,7 +34,7 @@ from appliance.core.process.memory import give_back_memory
 from appliance.core.process.owner import SERVE, claim
 from appliance.core.serving.net.guest_sockets import KEPT_PREFIX, SocketKeeper
 from appliance.core.serving.net.socket_files import SocketFile
-from appliance.core.serving.net.sockets import listen, listen_at, shown_address
+from appliance.core.serving.net.sockets import listen_on, shown_address
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +163,9 @@ class Service:
             scheme = "git" if name == GIT else "http"
             inherited = self._start.sockets.get(name, ())
             sockets = {listening: shown_address(listening, scheme) for listening in inherited}
-            sockets = sockets or self._listen(name, addresses, scheme)
+            if not sockets:
+                sockets, socket_files = listen_on(addresses, name, scheme)
+                self._socket_files += socket_files
             self._rooms.acceptors[name].start(list(sockets))
             self._state.listening[name] = sorted(sockets.values(), key=lambda shown: "://" not in shown)
 
@@ -173,20 +174,6 @@ class Service:
         with self._endurance.over("the known guests"):
             kept = {name: kept[0] for name, kept in self._start.sockets.items() if name.startswith(KEPT_PREFIX)}
             await self._rooms.guests.open(kept)
-
-    def _listen(self, name: str, addresses: Sequence[ListenAddress], scheme: str) -> dict[socket.socket, str]:
-        """Listens on the addresses of the config; returns the sockets and their addresses. Raises GitmirrorError."""
-        sockets = {}
-        for address in addresses:
-            if isinstance(address, UnixAddress):
-                listening, socket_file = listen_at(address, name)
-                self._socket_files.append(socket_file)
-                # It was bound by a short name, which does not say where it is.
-                sockets[listening] = str(address)
-            else:
-                listening = listen(address, name)
-                sockets[listening] = shown_address(listening, scheme)
-        return sockets
 
     def _begin_parts(self) -> list[asyncio.Task[None]]:
         """Starts the background loops. If one of them ends, `serve` ends too."""

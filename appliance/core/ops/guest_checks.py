@@ -1,4 +1,4 @@
-"""What `doctor` looks at for guests' sockets: their directories, as the service sees them, and their group."""
+"""What guests' sockets need of the system: the unit's drop-in, and what `doctor` looks at."""
 
 from __future__ import annotations
 
@@ -6,10 +6,33 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from appliance.core.config.settings import GuestsConfig
+from appliance.core.config.addresses import UnixAddress, VsockAddress
+from appliance.core.config.settings import Config, GuestsConfig
 from appliance.core.process.groups import find_group, groups_of
 
 REINSTALL = "run `gitmirror.pyz install` again, which opens the sandbox for it, and restart the service"
+
+
+def guests_drop_in(config: Config) -> bytes:
+    """The drop-in that opens the service's sandbox for the guests' sockets of a config; empty if that needs none."""
+    lines = [f'ReadWritePaths="-{_for_unit(place)}"' for place in config.guests.socket_directories]
+    if config.guests.socket_group:
+        lines.append(f"SupplementaryGroups={config.guests.socket_group}")
+    serve = config.serve
+    if any(isinstance(address, VsockAddress) for address in (*serve.git, *serve.http, *serve.admin)):
+        lines.append("RestrictAddressFamilies=AF_VSOCK")
+    paths = {
+        str(Path(each.path).parent) for each in (*serve.git, *serve.http, *serve.admin) if isinstance(each, UnixAddress)
+    }
+    lines += [f'ReadWritePaths="-{_for_unit(place)}"' for place in sorted(paths)]
+    if not lines:
+        return b""
+    head = "# Written by `gitmirror.pyz install` from [guests] and [serve] of the config. After a change, run it again"
+    return "\n".join([head, "# and restart the service.", "[Service]", *lines, ""]).encode()
+
+
+def _for_unit(path: str) -> str:
+    return path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
 
 
 def problems_of_sockets(config: GuestsConfig, pid: int | None) -> Iterator[tuple[str, str]]:

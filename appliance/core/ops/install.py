@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from appliance.core.config.credentials import CredentialConfig
-from appliance.core.config.addresses import VsockAddress
-from appliance.core.config.settings import SECTIONS, SYSTEM_CONFIG, SYSTEM_STATE, Config, RepoConfig, load_config
+from appliance.core.config.settings import SECTIONS, SYSTEM_CONFIG, SYSTEM_STATE, RepoConfig, load_config
 from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.ops.guest_checks import guests_drop_in
 
 USER = "gitmirror"
 PROGRAM = Path("/usr/local/bin/gitmirror.pyz")
@@ -265,26 +265,6 @@ def _guests_step(path: Path, config: Path) -> Step:
     if not content and not path.exists():
         return Step(f"leave out {path} (the configuration names no directory for guests' sockets)")
     return _file_step(path, content or b"# [guests] of the configuration needs nothing.\n")
-
-
-def guests_drop_in(config: Config) -> bytes:
-    """The drop-in that opens the service's sandbox for the guests' sockets of a config; empty if that needs none."""
-    lines = [f'ReadWritePaths="-{_for_unit(place)}"' for place in config.guests.socket_directories]
-    if config.guests.socket_group:
-        lines.append(f"SupplementaryGroups={config.guests.socket_group}")
-    serve = config.serve
-    if any(isinstance(address, VsockAddress) for address in (*serve.git, *serve.http, *serve.admin)):
-        lines.append("RestrictAddressFamilies=AF_VSOCK")
-    paths = {str(Path(each.path).parent) for each in (*serve.git, *serve.http, *serve.admin) if hasattr(each, "path")}
-    lines += [f'ReadWritePaths="-{_for_unit(place)}"' for place in sorted(paths)]
-    if not lines:
-        return b""
-    head = "# Written by `gitmirror.pyz install` from [guests] and [serve] of the configuration. Run it again after a change,"
-    return "\n".join([head, "# and restart the service.", "[Service]", *lines, ""]).encode()
-
-
-def _for_unit(path: str) -> str:
-    return path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
 
 
 def _program_step(root: Path, program: Path) -> Step:

@@ -83,11 +83,6 @@ class Exchange:
         """Who sent this request. `guest` is set by who looks it up."""
         return Caller(self.client, "http", self.guest)
 
-    @property
-    def is_off_network(self) -> bool:
-        """Whether it came by a unix socket or vsock, whose clients reach none of our TCP addresses."""
-        return self.seat.socket.family not in (socket.AF_INET, socket.AF_INET6)
-
     @cached_property
     def query(self) -> dict[str, str]:
         """The fields of the query, each with its last value. Raises HttpError."""

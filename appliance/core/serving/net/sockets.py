@@ -10,7 +10,7 @@ import socket
 import stat
 import struct
 import termios
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from appliance.core.config.addresses import ListenAddress, UnixAddress, VsockAddress
@@ -48,6 +48,26 @@ def listen_at(address: UnixAddress, setting: str) -> tuple[socket.socket, Socket
     """
     with _naming(address, setting):
         return _listen_unix(Path(address.path), ADMIN_MODE if setting == "admin" else GUESTS_MODE)
+
+
+def listen_on(
+    addresses: Sequence[ListenAddress], setting: str, scheme: str
+) -> tuple[dict[socket.socket, str], list[SocketFile]]:
+    """Listens on all addresses: the sockets with what to show as their addresses, and the files of unix sockets.
+
+    Raises GitmirrorError, which names the `setting` to change.
+    """
+    sockets, files = {}, []
+    for address in addresses:
+        if isinstance(address, UnixAddress):
+            listening, socket_file = listen_at(address, setting)
+            files.append(socket_file)
+            # It was bound by a short name, which does not say where it is.
+            sockets[listening] = str(address)
+        else:
+            listening = listen(address, setting)
+            sockets[listening] = shown_address(listening, scheme)
+    return sockets, files
 
 
 def try_to_listen(address: ListenAddress, setting: str) -> None:

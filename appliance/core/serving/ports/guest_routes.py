@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -52,8 +53,9 @@ class GuestRoutes:
     async def guest_kit(self, exchange: Exchange) -> None:
         """`GET /guest.sh`."""
         require_read(exchange)
-        # The host that was asked for is what reaches us on a road of its own: there, our own addresses mean nothing.
-        host = exchange.headers.get("host") if exchange.is_off_network else None
+        # Clients by a unix socket or vsock reach none of our TCP addresses, but the host that they asked for.
+        is_tcp = exchange.seat.socket.family in (socket.AF_INET, socket.AF_INET6)
+        host = None if is_tcp else exchange.headers.get("host")
         kit = self._kit(Asked(exchange.guest, host, exchange.seat.socket_of is not None))
         await exchange.answer(HTTPStatus.OK, kit, {"content-type": SHELL, "cache-control": "no-cache"})
 
