@@ -27,7 +27,8 @@ FILE = Path("/etc/gitmirror/gitmirror.toml")
 # fmt: off
 CONTRACT: dict[str, dict[str, Any]] = {
     "serve": {
-        "git": Address("127.0.0.1", 9418), "http": Address("127.0.0.1", 9419), "admin": Address("127.0.0.1", 9420),
+        "git": (Address("127.0.0.1", 9418),), "http": (Address("127.0.0.1", 9419),),
+        "admin": (Address("127.0.0.1", 9420),),
         "public_git": "", "public_http": "", "max_clients": 512,
     },
     "refresh": {

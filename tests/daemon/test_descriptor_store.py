@@ -36,6 +36,9 @@ class Caller:
             except (OSError, AssertionError, IndexError, ValueError) as error:
                 self.refused.append(repr(error))
 
+    def wait_past(self, served: int) -> None:
+        wait_until(lambda: self.served > served, message="it is served again")
+
     def end(self) -> None:
         self._ended.set()
         self._thread.join(60)
@@ -54,10 +57,10 @@ def test_none_is_refused_while_serve_restarts(serve_factory: Callable[..., Serve
         caller = Caller(tmp_path / "a" / "v_9419")
         wait_until(lambda: caller.served, message="it is served")
         for end in (manager.stop, manager.kill):
-            before = caller.served
             end()
+            served = caller.served
             manager.start()
-            wait_until(lambda before=before: caller.served > before + 1, message="it is served again")
+            caller.wait_past(served + 1)
             assert end == manager.kill or caller.refused == []
         caller.end()
         assert len(caller.refused) <= 1, "a kill may cut one connection"

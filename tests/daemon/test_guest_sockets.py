@@ -306,7 +306,7 @@ def _kill_after(sockets: GuestSockets, step: str, count: int) -> None:
         sockets._remember = after(sockets._remember)
     elif step in ("bind", "listen"):
         kind = type("Doomed", (socket.socket,), {step: after(getattr(socket.socket, step))})
-        socket.socket = kind  # type: ignore[misc]
+        socket.socket = kind  # type: ignore[misc, assignment]
     else:
         setattr(os, step, after(getattr(os, step)))
 
