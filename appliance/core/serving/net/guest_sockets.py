@@ -28,6 +28,7 @@ from appliance.core.serving.net.socket_files import (
     bind,
     explained,
     grant,
+    identity_of,
     is_dead,
     is_file,
     open_directory,
@@ -311,14 +312,9 @@ def _kept_name(guest_id: int, port: str, identity: str) -> str:
 
 
 def _is_at(path: str, identity: str) -> bool:
-    try:
-        directory = open_directory(Path(path).parent)
-    except GitmirrorError:
-        return False
-    try:
-        return is_file(directory, Path(path).name, identity)
-    finally:
-        os.close(directory)
+    with contextlib.suppress(OSError):
+        return identity_of(os.stat(path, follow_symlinks=False)) == identity
+    return False
 
 
 def _close_directory(opened: Iterable[_Opened]) -> None:
