@@ -19,21 +19,30 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--git", "git_address", metavar="ADDR", help='git:// address for guests, HOST:PORT; "" turns it off.')
-@click.option("--http", "http_address", metavar="ADDR", help='HTTP address for guests, HOST:PORT; "" turns it off.')
+@click.option(
+    "--git",
+    "git_addresses",
+    multiple=True,
+    metavar="ADDR",
+    help='git:// address for guests: HOST:PORT, unix:/path or vsock:PORT; may be repeated. "" turns it off.',
+)
+@click.option(
+    "--http", "http_addresses", multiple=True, metavar="ADDR", help="HTTP address for guests, in the same forms."
+)
 @click.option(
     "--admin",
-    "admin_address",
+    "admin_addresses",
+    multiple=True,
     metavar="ADDR",
-    help='HTTP address for operators, HOST:PORT; "" turns it off. Guests must not reach it.',
+    help="HTTP address for operators, in the same forms. Guests must not reach it.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log debug messages too.")
 @pass_options
 def serve(
     options: Options,
-    git_address: str | None,
-    http_address: str | None,
-    admin_address: str | None,
+    git_addresses: tuple[str, ...],
+    http_addresses: tuple[str, ...],
+    admin_addresses: tuple[str, ...],
     verbose: bool,
 ) -> None:
     """Run the mirror in the foreground.
@@ -44,9 +53,11 @@ def serve(
     \b
     Example:
       gitmirror.pyz --state ./state serve --git 0.0.0.0:9418 --http "" --admin 127.0.0.1:9420
+      gitmirror.pyz --state ./state serve --http 127.0.0.1:9419 --http unix:/run/gitmirror/http.sock
     """
     import asyncio
 
+    from appliance.core.daemon.descriptor_store import DescriptorStore
     from appliance.core.daemon.service import Service, Start
     from appliance.core.daemon.systemd import Notifier, inherited_sockets, take_environment
 
@@ -54,7 +65,7 @@ def serve(
     handler.setFormatter(LogFormatter.for_environment(os.environ))
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    given = {"git": git_address, "http": http_address, "admin": admin_address}
+    given = {"git": git_addresses, "http": http_addresses, "admin": admin_addresses}
 
     def load() -> Config:
         return _overridden(options.load_config(), given)
@@ -73,20 +84,22 @@ def serve(
         load,
         Notifier.from_environment(environment),
         sockets,
+        DescriptorStore.from_environment(environment),
         announce=print_line,
     )
     asyncio.run(Service(start).run())
 
 
-def _overridden(config: Config, given: dict[str, str | None]) -> Config:
+def _overridden(config: Config, given: dict[str, tuple[str, ...]]) -> Config:
+    from appliance.core.config.addresses import parse_listeners
     from appliance.core.errors import UsageError
-    from appliance.core.units import parse_address
 
     changes: dict[str, Any] = {}
-    for name, text in given.items():
-        if text is not None:
+    for name, texts in given.items():
+        if texts:
             try:
-                changes[name] = parse_address(text)
+                changes[name] = parse_listeners(texts[0] if len(texts) == 1 else texts)
             except ValueError as error:
-                raise UsageError(f"--{name} is {text!r}", hint=f"it must be {error}") from None
+                shown = texts[0] if len(texts) == 1 else list(texts)
+                raise UsageError(f"--{name} is {shown!r}", hint=f"it must be {error}") from None
     return replace(config, serve=replace(config.serve, **changes))

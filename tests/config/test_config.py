@@ -27,7 +27,8 @@ FILE = Path("/etc/gitmirror/gitmirror.toml")
 # fmt: off
 CONTRACT: dict[str, dict[str, Any]] = {
     "serve": {
-        "git": Address("127.0.0.1", 9418), "http": Address("127.0.0.1", 9419), "admin": Address("127.0.0.1", 9420),
+        "git": (Address("127.0.0.1", 9418),), "http": (Address("127.0.0.1", 9419),),
+        "admin": (Address("127.0.0.1", 9420),),
         "public_git": "", "public_http": "", "max_clients": 512,
     },
     "refresh": {
@@ -42,9 +43,9 @@ CONTRACT: dict[str, dict[str, Any]] = {
 """Every key of the contract with its default."""
 
 GIVEN: dict[tuple[str, str], tuple[str, Any]] = {
-    ("serve", "git"): ('"0.0.0.0:1"', Address("0.0.0.0", 1)),
-    ("serve", "http"): ('""', None),
-    ("serve", "admin"): ('"[::1]:0"', Address("::1", 0)),
+    ("serve", "git"): ('"0.0.0.0:1"', (Address("0.0.0.0", 1),)),
+    ("serve", "http"): ('""', ()),
+    ("serve", "admin"): ('["[::1]:0", "127.0.0.1:0"]', (Address("::1", 0), Address("127.0.0.1", 0))),
     ("serve", "public_git"): ('"git://mirror:9418"', "git://mirror:9418"),
     ("serve", "public_http"): ('"http://mirror"', "http://mirror"),
     ("serve", "max_clients"): ("7", 7),
@@ -75,6 +76,9 @@ GIVEN: dict[tuple[str, str], tuple[str, Any]] = {
     ("workspace", "disk_group"): ('"vmm"', "vmm"),
     ("recording", "max_push"): ('"1KiB"', 1024),
     ("recording", "retention"): ('"1d"', 86400),
+    ("recording", "writers"): ('"guests"', "guests"),
+    ("guests", "socket_directories"): ('["/run/fc"]', ("/run/fc",)),
+    ("guests", "socket_group"): ('"vmm"', "vmm"),
     ("recording", "max_objects"): ("11", 11),
     ("recording", "max_new_sessions"): ("12", 12),
     ("recording", "max_turns"): ("13", 13),

@@ -214,7 +214,7 @@ def test_without_a_serve_only_its_own_files_are_removed(alone: Serve, tmp_path: 
     held = [bound(path) for path in paths[:2]]
     paths[2].touch()
     identities = {str(path): socket_identity(str(path)) or "" for path in paths[:2]}
-    store.note_sockets(guest.id, {**identities, str(paths[2]): "1:2:3"})
+    store.note_sockets({guest.id: {**identities, str(paths[2]): "1:2:3"}})
     paths[1].unlink()
     held.append(bound(paths[1]))
     alone.here("guest", "remove", "vm-7")

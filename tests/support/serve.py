@@ -39,7 +39,9 @@ Section = Mapping[str, Value] | Sequence[Mapping[str, Value]]
 """A section, or the tables of a list such as `[[credentials]]`."""
 
 _ANY_PORTS = ["--git", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
-_READY = re.compile(r"^ready(?: (git://\S+))?(?: (http://\S+))?(?: admin (http://\S+))?\n", re.MULTILINE)
+_READY = re.compile(
+    r"^ready(?: (git://\S+)| git \S+)?(?: (http://\S+)| http \S+)?(?: admin (?:(http://\S+)|\S+))?\n", re.MULTILINE
+)
 
 
 class CommandFailed(AssertionError):

@@ -36,6 +36,12 @@ class AccessGate:
         """Returns the known guest that a request comes from, or None; see `KnownGuests.of`."""
         return self._guests.of(socket_of, address, token_in(authorization or ""))
 
+    def shows(self, repo: Repo, guest: Guest | None = None) -> bool:
+        """Returns whether a guest may know of a repository without a token."""
+        if guest is not None and guest.repos.get(repo.name) == repo.id:
+            return True
+        return not (guest is not None and guest.only) and self.catalog.private(repo.id) is None
+
     def find(self, path: str, guest: Guest | None = None) -> Repo | None:
         """Returns the repository at a path if a guest may read it without a token, or None."""
         if guest is not None:

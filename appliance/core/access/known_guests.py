@@ -9,6 +9,8 @@ from dataclasses import replace
 from appliance.core.models import Guest
 from appliance.core.store.tokens import hash_of
 
+MOST_GONE = 1024
+"""The most guests that are remembered after they were forgotten, for as long as their connections may last."""
 GUEST_TOKEN = re.compile(r"gmg_[A-Za-z0-9_-]{43}")
 
 
@@ -24,6 +26,7 @@ class KnownGuests:
         self._by_id: dict[int, Guest] = {}
         self._by_address: dict[str, Guest] = {}
         self._by_hash: dict[str, Guest] = {}
+        self._gone: dict[int, Guest] = {}
 
     def follow(self, guests: Iterable[tuple[Guest, str | None]]) -> None:
         """Replaces all by these, each with the hash of its token."""
@@ -31,6 +34,25 @@ class KnownGuests:
         self._by_id = {guest.id: guest for guest, _ in known}
         self._by_address = {guest.address: guest for guest, _ in known if guest.address is not None}
         self._by_hash = {token: guest for guest, token in known if token is not None}
+
+    def put(self, guest: Guest, token: str | None) -> None:
+        """Adds one, with the hash of its token."""
+        self._by_id[guest.id] = guest
+        if guest.address is not None:
+            self._by_address[guest.address] = guest
+        if token is not None:
+            self._by_hash[token] = guest
+
+    def discard(self, guest: Guest) -> None:
+        """Forgets one."""
+        self._by_id.pop(guest.id, None)
+        self._gone[guest.id] = guest
+        while len(self._gone) > MOST_GONE:
+            del self._gone[next(iter(self._gone))]
+        for found in (self._by_address, self._by_hash):
+            # A guest has at most one entry in each, and the token's hash is not part of it.
+            for key in [key for key, other in found.items() if other.id == guest.id]:
+                del found[key]
 
     def all(self) -> list[Guest]:
         """Every guest that is known, expired or not."""
@@ -55,9 +77,9 @@ class KnownGuests:
         the request says changes that; a token counts for a request that came no known way.
         """
         if socket_of is not None:
-            found = self._by_id.get(socket_of)
-            if found is not None and not self._is_current(found):
-                # Its socket is still open for a moment, and must not give more than it did before.
+            found = self._by_id.get(socket_of) or self._gone.get(socket_of)
+            if found is not None and (found.id in self._gone or not self._is_current(found)):
+                # Its connections last a moment longer, and must not give more than before: a stranger has other rights.
                 return replace(found, sessions=(), repos={}, only=True)
         else:
             found = self._by_address.get(address)

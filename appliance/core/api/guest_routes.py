@@ -9,11 +9,13 @@ from appliance.core.api.declaration import Answer, Call, Header, Operation, Repl
 from appliance.core.api.operations import NodeOperations
 from appliance.core.api.paging import AFTER, LIMIT, paged_by_name
 from appliance.core.errors import NotFound
+from appliance.core.store.guests import LONGEST_PATH
 from appliance.core.store.tokens import LONGEST
 
 _GUEST_PATH = "/v1/guests/{guest}"
 _LOCATION = {"Location": Header(schemas.TEXT, "The path of the guest.")}
 
+_PATH = {**schemas.NAME, "maxLength": LONGEST_PATH}
 _LAST = schemas.document("LastSeen", at=schemas.TIME, what=schemas.TEXT, repo=schemas.TEXT)
 _GUEST = schemas.document(
     "Guest",
@@ -51,8 +53,8 @@ class KnownGuestRoutes:
                 (problem.INVALID, problem.NOT_FOUND, problem.CONFLICT, problem.TOO_LARGE_BODY, problem.FAILED),
                 body=schemas.given(
                     ("name",), name=schemas.NAME, sessions=schemas.listed(schemas.NAME),
-                    repos=schemas.listed(schemas.NAME), only=schemas.SWITCH, unix=schemas.GIVEN_TEXT,
-                    address=schemas.NAME, token=schemas.SWITCH, ttl=schemas.duration(1, int(LONGEST)),
+                    repos=schemas.listed(schemas.NAME), only=schemas.SWITCH, unix=_PATH, address=schemas.NAME,
+                    token=schemas.SWITCH, ttl=schemas.duration(1, int(LONGEST)),
                 ),
                 details="It needs one way to come: its sockets (`unix`), its `address` or its `token`. `shared` has "
                 "those of its sessions that other guests may write too, with their names. A request may be repeated, "

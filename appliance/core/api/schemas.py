@@ -130,6 +130,7 @@ _LIVE: Mapping[str, Schema] = {
     "git": nullable(TEXT),
     "http": nullable(TEXT),
     "admin": nullable(TEXT),
+    "listeners": document("Listeners", git=listed(TEXT), http=listed(TEXT), admin=listed(TEXT)),
     "clients": COUNT,
     "audit_head": nullable(HASH),
     "pushes": PUSHES,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from appliance.core.config.addresses import ListenAddress, parse_listeners
 from appliance.core.config.credentials import CredentialConfig
 from appliance.core.config.fields import (
     ANYONE,
@@ -35,7 +36,7 @@ from appliance.core.config.fields import (
 from appliance.core.config.fields import history as disk_words
 from appliance.core.config.fields import text as _text
 from appliance.core.errors import UsageError
-from appliance.core.units import Address, format_duration, parse_address, parse_size
+from appliance.core.units import format_duration, parse_size
 
 SYSTEM_STATE = Path("/var/lib/gitmirror")
 SYSTEM_CONFIG = Path("/etc/gitmirror/gitmirror.toml")
@@ -45,14 +46,19 @@ SYSTEM_CONFIG = Path("/etc/gitmirror/gitmirror.toml")
 class ServeConfig:
     """`[serve]`: the addresses for guests and operators, and the limits of connections."""
 
-    git: Address | None = setting(
-        "127.0.0.1:9418", parse_address, 'Address for guests over git://; "" turns it off, port 0 picks a free port.'
+    git: tuple[ListenAddress, ...] = setting(
+        "127.0.0.1:9418",
+        parse_listeners,
+        'Address for guests over git://, or a list of them: HOST:PORT, unix:/path or vsock:PORT; "" turns it off, '
+        "port 0 picks a free port.",
     )
-    http: Address | None = setting("127.0.0.1:9419", parse_address, "Address for guests over HTTP.")
-    admin: Address | None = setting(
+    http: tuple[ListenAddress, ...] = setting(
+        "127.0.0.1:9419", parse_listeners, "Address for guests over HTTP, or a list of them."
+    )
+    admin: tuple[ListenAddress, ...] = setting(
         "127.0.0.1:9420",
-        parse_address,
-        "Address for the API, metrics, readiness and webhooks. Guests must not reach it.",
+        parse_listeners,
+        "Address for the API, metrics, readiness and webhooks, or a list of them. Guests must not reach it.",
     )
     public_git: str = setting(
         "", public_url("git"), 'URL that guests use for the git listener, when it differs: "git://mirror:9418".'

@@ -38,7 +38,7 @@ from appliance.core.refresh.compose import Refreshing, compose_refreshing
 from appliance.core.serving.compose import Fetching, Ports, compose_admin_port, compose_fetching, compose_ports
 from appliance.core.serving.net.acceptor import Acceptor
 from appliance.core.serving.net.asgi import Application
-from appliance.core.serving.net.guest_sockets import GuestSockets
+from appliance.core.serving.net.guest_sockets import GuestSockets, SocketKeeper
 from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.git_daemon import GitDaemon, find_git_daemon
@@ -87,7 +87,9 @@ class Assembly:
         return {**self.ports.acceptors, ADMIN: self.admin_port}
 
 
-async def compose(state: ServeState, children: Children, begin: Begin, on_pass: Callable[[], None]) -> Assembly:
+async def compose(
+    state: ServeState, children: Children, begin: Begin, on_pass: Callable[[], None], keeper: SocketKeeper | None = None
+) -> Assembly:
     """Builds every room without starting anything. Raises GitmirrorError."""
     layout, config, repos = state.layout, state.config, state.known_repos
     bus, stream = EventBus(), EventStream()
@@ -117,7 +119,7 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     read_tokens = ReadTokens(stores.tokens)
     guests = KnownGuests(time.time)
     gate = AccessGate(mirrors.has, read_tokens.repo_of, guests)
-    kit = GuestKit(state.public_url, repos, gate, workspaces.usual_shape)
+    kit = GuestKit(state.public_url, state.is_public, repos, gate, workspaces.usual_shape)
     freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)
     codings = TarCodings(GzippedTars(children))
     routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish, codings)
@@ -136,11 +138,12 @@ async def compose(state: ServeState, children: Children, begin: Begin, on_pass: 
     observing.metrics.add_gauges(backups.gauges)
     examiner = compose_examiner(mirrors, stores, refreshing.refresher.bring, state.backup)
     integrity = IntegrityWatch(examiner, repos, health, learn, bus.publish)
+    sockets = GuestSockets(ports.acceptors, stores.guests.note_sockets, state.guests, keeper)
+    registry = GuestRegistry(stores.guests, guests, sockets, ports.guests)
     status = Status(
         state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups,
-        stores.sessions,
+        stores.sessions, registry,
     )  # fmt: skip
-    registry = GuestRegistry(stores.guests, guests, GuestSockets(ports.acceptors), ports.guests)
     observing.metrics.add_gauges(registry.gauges)
     operations = Operations(
         state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,

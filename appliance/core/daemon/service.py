@@ -32,8 +32,9 @@ from appliance.core.process.children import raise_open_files_limit
 from appliance.core.process.endurance import Endurance
 from appliance.core.process.memory import give_back_memory
 from appliance.core.process.owner import SERVE, claim
-from appliance.core.serving.net.sockets import listen, url_of
-from appliance.core.units import Address
+from appliance.core.serving.net.guest_sockets import KEPT_PREFIX, SocketKeeper
+from appliance.core.serving.net.socket_files import SocketFile
+from appliance.core.serving.net.sockets import listen_on, shown_address
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +46,16 @@ TIDY_EVERY = 10.0
 
 @dataclass(frozen=True)
 class Start:
-    """How `serve` was started. `sockets` are those inherited from systemd, by listener; `load` reads the config."""
+    """How `serve` was started. `load` reads the config.
+
+    `sockets` are those inherited from systemd, by name; `keeper` is systemd if it keeps sockets for the next start.
+    """
 
     layout: Layout
     load: Callable[[], Config]
     notifier: Notifier
     sockets: Mapping[str, list[socket.socket]] = field(default_factory=dict)
+    keeper: SocketKeeper | None = None
     announce: Callable[[str], None] = print
 
 
@@ -65,6 +70,7 @@ class Service:
         self._start = start
         self._layout = start.layout
         self._tasks: set[asyncio.Task[None]] = set()
+        self._socket_files: list[SocketFile] = []
         self._watched_at = 0.0
         self._endurance = Endurance(log, "preparing and repairing the node")
 
@@ -79,7 +85,7 @@ class Service:
         try:
             if owned.survivors:
                 log.warning("ended %d processes that an earlier serve left", owned.survivors)
-            self._rooms = await compose(self._state, owned.children, self._begin, self._on_pass)
+            self._rooms = await compose(self._state, owned.children, self._begin, self._on_pass, self._start.keeper)
             self._control = ApiSocket(control_path, api_handler(self._rooms.api, is_operator=True))
             await self._prepare()
             self._open_listeners()
@@ -153,20 +159,21 @@ class Service:
 
     def _open_listeners(self) -> None:
         config = self._state.config.serve
-        for name, address in ((GIT, config.git), (HTTP, config.http), (ADMIN, config.admin)):
-            if sockets := self._sockets(name, address):
-                self._rooms.acceptors[name].start(sockets)
-                self._state.urls[name] = url_of(sockets[0], "git" if name == GIT else "http")
+        for name, addresses in ((GIT, config.git), (HTTP, config.http), (ADMIN, config.admin)):
+            scheme = "git" if name == GIT else "http"
+            inherited = self._start.sockets.get(name, ())
+            sockets = {listening: shown_address(listening, scheme) for listening in inherited}
+            if not sockets:
+                sockets, socket_files = listen_on(addresses, name, scheme)
+                self._socket_files += socket_files
+            self._rooms.acceptors[name].start(list(sockets))
+            self._state.listening[name] = sorted(sockets.values(), key=lambda shown: "://" not in shown)
 
     async def _open_guests(self) -> None:
-        """Opens the sockets of known guests. Without a database, guests are unknown until the next start."""
+        """Opens the sockets of known guests. Without a database, nobody is known until it can be read."""
         with self._endurance.over("the known guests"):
-            await self._rooms.guests.open()
-
-    def _sockets(self, name: str, address: Address | None) -> list[socket.socket]:
-        if inherited := self._start.sockets.get(name):
-            return list(inherited)
-        return [listen(address, name)] if address else []
+            kept = {name: kept[0] for name, kept in self._start.sockets.items() if name.startswith(KEPT_PREFIX)}
+            await self._rooms.guests.open(kept)
 
     def _begin_parts(self) -> list[asyncio.Task[None]]:
         """Starts the background loops. If one of them ends, `serve` ends too."""
@@ -228,6 +235,8 @@ class Service:
         self._start.notifier.stopping(drain + 10)
         acceptors = rooms.acceptors
         rooms.guests.sockets.close_all()
+        for socket_file in self._socket_files:
+            socket_file.remove()
         await asyncio.gather(*(acceptors[name].stop(drain) for name in (GIT, HTTP)), acceptors[ADMIN].stop(0))
         # Report the fetches that have ended while subscribers of the event stream are still connected.
         await rooms.observing.fetches.settle()

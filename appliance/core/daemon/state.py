@@ -10,7 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from appliance.core.access.privacy import Privacy
-from appliance.core.config.settings import AlertsConfig, BackupConfig, Config, RecordingConfig, WorkspaceConfig
+from appliance.core.config.settings import (
+    AlertsConfig,
+    BackupConfig,
+    Config,
+    GuestsConfig,
+    RecordingConfig,
+    WorkspaceConfig,
+)
 from appliance.core.errors import GitmirrorError
 from appliance.core.layout import Layout
 from appliance.core.models import Repo
@@ -27,14 +34,15 @@ LISTENERS = (GIT, HTTP, ADMIN)
 class ServeState:
     """The config in use, the known repositories, the listeners' addresses, and what is wrong with the config.
 
-    `urls` has None for a listener that is off. `problems` are messages for `status`. `registry_lost` is why the
-    database could not be read; until it can be read, `repos` is made from the config and the mirrors on disk.
+    `listening` has every address of a listener, URLs of TCP before `unix:/path` and `vsock:PORT`; none if it is off.
+    `problems` are messages for `status`. `registry_lost` is why the database could not be read; until it can be read,
+    `repos` is made from the config and the mirrors on disk.
     """
 
     layout: Layout
     config: Config
     repos: list[Repo] = field(default_factory=list)
-    urls: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(LISTENERS))
+    listening: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in LISTENERS})
     problems: list[str] = field(default_factory=list)
     registry_lost: StoreError | None = None
 
@@ -64,6 +72,10 @@ class ServeState:
     def workspace(self) -> WorkspaceConfig:
         """What snapshots and disks are of, who may read disks, and what they may take."""
         return self.config.workspace
+
+    def guests(self) -> GuestsConfig:
+        """Where the sockets of guests may be, and whose they are."""
+        return self.config.guests
 
     def is_private(self, repo: Repo) -> bool:
         """Whether guests need a read token to read the repository."""
@@ -95,11 +107,28 @@ class ServeState:
         return make_privacy(self.layout, self.config)
 
     def public_url(self, listener: str) -> str | None:
-        """The address of a listener for guests: the configured public one, else the one it is bound to."""
-        configured = {GIT: self.config.serve.public_git, HTTP: self.config.serve.public_http}.get(listener)
-        return (configured or self.urls[listener]) if self.urls[listener] else None
+        """The address of a listener for guests: the configured public one, else the first that it is bound to.
+
+        None for a listener that is off. That of a listener without TCP is no URL: `unix:/path` or `vsock:PORT`.
+        """
+        bound = self.listening[listener]
+        return (self._public(listener) or bound[0]) if bound else None
+
+    def is_public(self, listener: str) -> bool:
+        """Whether the config says what guests should call a listener."""
+        return bool(self._public(listener))
+
+    def _public(self, listener: str) -> str:
+        return {GIT: self.config.serve.public_git, HTTP: self.config.serve.public_http}.get(listener, "")
 
     def ready_line(self) -> str:
-        """What `serve` prints when it accepts guests: the bound addresses, without listeners that are off."""
-        labelled = [("", self.urls[GIT]), ("", self.urls[HTTP]), ("admin ", self.urls[ADMIN])]
-        return " ".join(["ready", *(f"{label}{url}" for label, url in labelled if url)])
+        """What `serve` prints when it accepts guests: the bound addresses, without listeners that are off.
+
+        A listener has its first address there. One without TCP is named, because `unix:/path` does not say which it is.
+        """
+        words = ["ready"]
+        for listener, addresses in self.listening.items():
+            if addresses:
+                named = listener == ADMIN or "://" not in addresses[0]
+                words += [f"{listener} {addresses[0]}" if named else addresses[0]]
+        return " ".join(words)

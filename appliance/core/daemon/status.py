@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.core.backup.schedule import Backups
+from appliance.core.daemon.guest_registry import GuestRegistry
 from appliance.core.daemon.state import LISTENERS, ServeState
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.health import lag_of, state_of
@@ -48,6 +49,7 @@ class Status:
     admin: AdminRoutes
     backups: Backups
     sessions: SessionStore
+    guests: GuestRegistry
 
     async def status(self) -> dict[str, Any]:
         """The document that `status --json` prints."""
@@ -80,6 +82,7 @@ class Status:
             "serving": True,
             "pid": os.getpid(),
             **{name: state.public_url(name) for name in LISTENERS},
+            "listeners": {name: list(addresses) for name, addresses in state.listening.items()},
             "clients": len(self.ports.guests),
             "audit_head": push_watch.audit_head,
             "pushes": push_watch.document(),
@@ -114,6 +117,7 @@ class Status:
             self.recording.time.trouble(),
             self.backups.trouble(),
             self._awaiting(),
+            self.guests.trouble(),
         ]
         return [complaint for complaint in complaints if complaint]
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, MutableMapping
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.serving.net.guest_sockets import KEPT_PREFIX
 from appliance.core.text import escape
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ VARIABLES = (
     "LISTEN_PIDFDID",
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
+    "FDSTORE",
 )
 """Variables that systemd sets for this process alone. A child that inherits them could act as the service."""
 
@@ -147,6 +149,8 @@ def _watchdog_interval(environ: Mapping[str, str]) -> float | None:
 def inherited_sockets(environ: Mapping[str, str], pid: int) -> dict[str, list[socket.socket]]:
     """The listening sockets that systemd passed to process `pid`, by name; empty without any.
 
+    Those of the socket units have a name of LISTENERS, and those that `serve` let systemd keep begin with KEPT_PREFIX.
+
     They are non-blocking, and children do not inherit them. A socket unit may have several addresses under one name,
     hence the lists. Raises InheritedSocketError for a socket that no unit of gitmirror passes, because serving on a
     socket of unknown purpose could expose the admin port to guests.
@@ -163,7 +167,7 @@ def inherited_sockets(environ: Mapping[str, str], pid: int) -> dict[str, list[so
             f"systemd passed sockets, {count} of them, but LISTEN_FDNAMES is {named!r}",
             hint=f"each socket unit needs a FileDescriptorName= of {', '.join(LISTENERS)}",
         )
-    unknown = sorted(set(names) - set(LISTENERS))
+    unknown = sorted({name for name in names if not name.startswith(KEPT_PREFIX)} - set(LISTENERS))
     if unknown:
         raise InheritedSocketError(
             f"systemd passed sockets with unknown names: {', '.join(repr(name) for name in unknown)}",

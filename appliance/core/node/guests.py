@@ -81,9 +81,8 @@ def remove_alone(stores: Stores, name: str) -> dict[str, Any]:
 
 def _forget(guests: GuestStore, guest: Guest) -> None:
     """Removes only files that are still those that `serve` made: another program's may have taken their path."""
-    mine = {path: identity for path, (guest_id, identity) in guests.sockets().items() if guest_id == guest.id}
-    guests.remove(guest.name, guest.id)
-    for path, identity in mine.items():
+    for path, identity in guests.sockets(guest.id).items():
         if socket_identity(path) == identity:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+    guests.remove(guest.name, guest.id)

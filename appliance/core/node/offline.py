@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from appliance.core.access.privacy import Privacy
 from appliance.core.access.read_tokens import issue_token
+from appliance.core.config.addresses import tcp_url
 from appliance.core.config.settings import Config
 from appliance.core.git.mirror import Mirror, discard_repository
 from appliance.core.git.mirror_locks import MirrorLocks
@@ -116,8 +117,8 @@ class OfflineNode:
         """The guest kit, with the addresses from the config."""
         serve, known = self.config.serve, self.stores().registry.all()
         repos = [repo for repo in known if not self._privacy.is_private(repo)]
-        git = serve.public_git or (f"git://{serve.git}" if serve.git else None)
-        http = serve.public_http or (f"http://{serve.http}" if serve.http else None)
+        git = serve.public_git or tcp_url(serve.git, "git")
+        http = serve.public_http or tcp_url(serve.http, "http")
         return render_kit(git, http, repos)
 
     def issue_token(self, name: str, ttl: float, note: str) -> dict[str, Any]:

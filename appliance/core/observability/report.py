@@ -48,6 +48,7 @@ def status_document(
         "git": None,
         "http": None,
         "admin": None,
+        "listeners": {"git": [], "http": [], "admin": []},
         "clients": 0,
         "audit_head": audit_head,
         "pushes": None,

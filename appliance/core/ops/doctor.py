@@ -22,9 +22,10 @@ from appliance.core.git.keyring import check_files
 from appliance.core.models import UNHEALTHY
 from appliance.core.node.node import Node
 from appliance.core.node.state_dir import is_lost, wanted_of_config
+from appliance.core.ops.guest_checks import problems_of_sockets
 from appliance.core.process.control_socket import is_serving
 from appliance.core.process.disk import room_of
-from appliance.core.serving.net.sockets import listen
+from appliance.core.serving.net.sockets import try_to_listen
 from appliance.core.store.database import DatabaseLost
 from appliance.core.store.remedies import remedy
 from appliance.core.units import counted, format_duration, format_size, rfc3339
@@ -62,6 +63,7 @@ def examine(node: Node) -> list[Check]:
         _guarded("mirrors", lambda: _mirrors(node), "see the message"),
         *_backup(node, serving),
         *_drives(node, serving),
+        *_guest_sockets(node, serving),
     ]
     checks += _ports(node) if not serving else []
     if serving:
@@ -253,6 +255,20 @@ def _disk_group(node: Node, serving: bool) -> Check:
     return Check("disk_group", True, f"members of {group} can read the drives of disks")
 
 
+def _guest_sockets(node: Node, serving: bool) -> list[Check]:
+    """Checks that the service can make guests' sockets where the config allows them."""
+    config = node.config.guests
+    if not config.socket_directories and not config.socket_group:
+        return []
+    try:
+        problems = list(problems_of_sockets(config, int(node.status()["pid"]) if serving else None))
+    except GitmirrorError as error:
+        problems = [(error.message, error.hint or "see the log of serve")]
+    if problems:
+        return [Check("guest sockets", False, found, mend) for found, mend in problems]
+    return [Check("guest sockets", True, ", ".join(config.socket_directories) or "in any directory")]
+
+
 def _mirrors(node: Node) -> Check:
     """Reports known damage, and when the content of each mirror was last inspected. `verify --full` inspects it now."""
     if is_lost(node.layout) or not node.layout.database.exists():
@@ -276,15 +292,15 @@ def _mirrors(node: Node) -> Check:
 def _ports(node: Node) -> list[Check]:
     checks = []
     serve = node.config.serve
-    for name, address in (("git", serve.git), ("http", serve.http), ("admin", serve.admin)):
-        if address is None:
+    for name, addresses in (("git", serve.git), ("http", serve.http), ("admin", serve.admin)):
+        if not addresses:
             checks.append(Check(f"port {name}", True, "off"))
-            continue
-        try:
-            listen(address, name).close()
-            checks.append(Check(f"port {name}", True, f"{address} is free"))
-        except GitmirrorError as error:
-            checks.append(Check(f"port {name}", False, error.message, error.hint))
+        for address in addresses:
+            try:
+                try_to_listen(address, name)
+                checks.append(Check(f"port {name}", True, f"{address} is free"))
+            except GitmirrorError as error:
+                checks.append(Check(f"port {name}", False, error.message, error.hint))
     return checks
 
 

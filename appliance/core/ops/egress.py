@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from appliance.core.config.addresses import tcp_url
 from appliance.core.errors import UsageError
 from appliance.core.node.node import Node
-from appliance.core.units import Address
 
 _EVERYWHERE = ("0.0.0.0", "::")
 _DEFAULT_PORTS = {"git": 9418, "http": 80, "https": 443}
@@ -16,11 +16,12 @@ def egress_entries(node: Node) -> list[str]:
     """Returns `host:port` of the git and the HTTP listener as guests use them. Raises UsageError when unknown."""
     found = node.status()
     serve = node.config.serve
-    git = found["git"] or serve.public_git or _url("git", serve.git)
-    http = found["http"] or serve.public_http or _url("http", serve.http)
+    git = found["git"] or serve.public_git or tcp_url(serve.git, "git")
+    http = found["http"] or serve.public_http or tcp_url(serve.http, "http")
     entries = []
     for url, setting in ((git, "public_git"), (http, "public_http")):
-        if not url:
+        # A unix socket or vsock alone is reached by no network that an allowlist could open.
+        if not url or "://" not in url:
             continue
         parts = urlsplit(url)
         host, port = parts.hostname or "", _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
@@ -33,7 +34,3 @@ def egress_entries(node: Node) -> list[str]:
             raise UsageError(f"{url} gets its port only when serve starts", hint="start serve, or configure a port")
         entries.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     return list(dict.fromkeys(entries))
-
-
-def _url(scheme: str, address: Address | None) -> str:
-    return f"{scheme}://{address}" if address else ""

@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from appliance.core.config.credentials import CredentialConfig
-from appliance.core.config.settings import SECTIONS, SYSTEM_CONFIG, SYSTEM_STATE, RepoConfig
+from appliance.core.config.settings import SECTIONS, SYSTEM_CONFIG, SYSTEM_STATE, RepoConfig, load_config
 from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.ops.guest_checks import guests_drop_in
 
 USER = "gitmirror"
 PROGRAM = Path("/usr/local/bin/gitmirror.pyz")
 UNIT_DIRECTORY = Path("/etc/systemd/system")
 SYSUSERS = Path("/etc/sysusers.d/gitmirror.conf")
 SERVICE = "gitmirror.service"
+DROP_IN = UNIT_DIRECTORY / f"{SERVICE}.d" / "guests.conf"
 SOCKETS = ("gitmirror-git.socket", "gitmirror-http.socket", "gitmirror-admin.socket")
 UNITS = (SERVICE, *SOCKETS)
 REAL_ROOT = Path("/")
@@ -144,6 +146,7 @@ def plan_install(root: Path, program: Path, *, start: bool = False) -> Installat
         _program_step(root, program),
         *(_file_step(_below(root, UNIT_DIRECTORY / unit), _unit(unit)) for unit in UNITS),
         _file_step(_below(root, SYSUSERS), _unit("gitmirror.sysusers")),
+        _guests_step(_below(root, DROP_IN), _below(root, SYSTEM_CONFIG)),
         # The mode does not depend on root's umask, because the service must be able to read its configuration.
         MakeDirectory(f"create {_below(root, SYSTEM_CONFIG.parent)}", _below(root, SYSTEM_CONFIG.parent), 0o755),
         _config_step(_below(root, SYSTEM_CONFIG)),
@@ -217,7 +220,9 @@ def default_config() -> bytes:
 
 
 def _toml(value: Any) -> str:
-    """Formats a default as TOML. Defaults are strings without quotes, whole numbers and booleans."""
+    """Formats a default as TOML. Defaults are strings without quotes, whole numbers, booleans and lists of them."""
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(each) for each in value)}]"
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, int) else f'"{value}"'
@@ -249,6 +254,17 @@ def _config_step(path: Path) -> Step:
     if path.exists():
         return Step(f"keep {path} (yours)")
     return WriteFile(f"write {path} (all defaults)", path=path, mode=0o644, content=default_config())
+
+
+def _guests_step(path: Path, config: Path) -> Step:
+    """Lets the service reach what `[guests]` and `[serve]` of an existing config name, and nothing more."""
+    try:
+        content = guests_drop_in(load_config(config if config.exists() else None))
+    except UsageError as error:
+        return Step(f"keep {path} as it is: {error.message}")
+    if not content and not path.exists():
+        return Step(f"leave out {path} (the configuration names no directory for guests' sockets)")
+    return _file_step(path, content or b"# [guests] of the configuration needs nothing.\n")
 
 
 def _program_step(root: Path, program: Path) -> Step:

@@ -149,21 +149,25 @@ class GuestStore:
             if not connection.execute("DELETE FROM guests WHERE name = ? AND id = ?", [name, guest_id]).rowcount:
                 raise UnknownGuest(name)
 
-    def sockets(self) -> dict[str, tuple[int, str]]:
-        """The socket files that were made, by path: the guest's id, and what identifies the file."""
+    def sockets(self, guest_id: int | None = None) -> dict[str, str]:
+        """What identifies each socket file that was made, by path; of one guest, or of all."""
         with self._database.reading() as connection:
-            found = rows(connection, "SELECT path, guest_id, identity FROM guest_sockets")
-        return {row["path"]: (row["guest_id"], row["identity"]) for row in found}
+            of_guest = "WHERE ?1 IS NULL OR guest_id = ?1"
+            found = rows(connection, f"SELECT path, identity FROM guest_sockets {of_guest}", guest_id)
+        return {row["path"]: row["identity"] for row in found}
 
-    def note_sockets(self, guest_id: int, identities: Mapping[str, str]) -> None:
-        """Remembers the socket files of a guest, by path, in place of those remembered before."""
+    def note_sockets(self, identities: Mapping[int, Mapping[str, str]]) -> None:
+        """Remembers the socket files of guests, by guest and path, in place of those remembered before."""
+        noted = [(guest_id, path, each) for guest_id, files in identities.items() for path, each in files.items()]
+        if not noted:
+            return
         with self._database.writing() as connection:
-            connection.execute("DELETE FROM guest_sockets WHERE guest_id = ?", [guest_id])
-            for path, identity in identities.items():
-                connection.execute(
-                    "INSERT OR REPLACE INTO guest_sockets (guest_id, path, identity) VALUES (?, ?, ?)",
-                    [guest_id, path, identity],
-                )
+            connection.conn.executemany(
+                "DELETE FROM guest_sockets WHERE guest_id = ?", [(each,) for each in identities]
+            )
+            connection.conn.executemany(
+                "INSERT OR REPLACE INTO guest_sockets (guest_id, path, identity) VALUES (?, ?, ?)", noted
+            )
 
     def last_seen(self) -> dict[str, dict[str, Any]]:
         """What each guest did last, by name: `{at, what, repo}`, its newest hydration or turn."""

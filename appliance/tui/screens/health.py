@@ -142,7 +142,7 @@ class HealthScreen(View):
         if pulse is None:
             said = "serve is not running: guests are refused, nothing is refreshed" if self.model.looked else "looking…"
             serve = self.context.node.config.serve
-            addresses = {"git": serve.git, "http": serve.http, "admin": serve.admin}
+            addresses = {name: ", ".join(map(str, getattr(serve, name))) for name, _ in LISTENERS}
             closed = [
                 (cell(f" ○ {word:<6} {addresses[name] or 'off'}", "dim"), cell("not listening ", "dim"))
                 for name, word in LISTENERS
@@ -156,7 +156,11 @@ class HealthScreen(View):
                 lines.append((((f" ◇ {word:<6} ", "dim"), ("off", "dim")), ()))
                 continue
             guests = connections.get(name, 0)
-            lines.append((((f" ● {word:<6} ", "good"), (url, "")), cell(f"{count(guests, 'connection')} ")))
+            others = len(pulse.get("listeners", {}).get(name, ())) - 1
+            more = f" and {others} more" if others > 0 else ""
+            lines.append(
+                (((f" ● {word:<6} ", "good"), (url, ""), (more, "dim")), cell(f"{count(guests, 'connection')} "))
+            )
         most = pulse["max_clients"]
         pushes = pulse["pushes"]
         clients: Cell = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textual.binding import Binding, BindingType
 
+from appliance.core.config.addresses import tcp_url
 from appliance.core.errors import GitmirrorError
 from appliance.core.node.queries import RepoView
 from appliance.tui.data.activity import moved_words
@@ -107,10 +108,12 @@ class RepoActions(View):
         """Returns the command by which a guest clones it; git:// is preferred because it costs less."""
         serve = self.context.node.config.serve
         pulse = self.model.pulse or {
-            "git": serve.public_git or (f"git://{serve.git}" if serve.git else None),
-            "http": serve.public_http or (f"http://{serve.http}" if serve.http else None),
+            "git": serve.public_git or tcp_url(serve.git, "git"),
+            "http": serve.public_http or tcp_url(serve.http, "http"),
         }
-        return f"git clone {pulse['git'] or pulse['http'] or ''}/{name}"
+        # A listener on a unix socket or vsock alone has no URL that git takes.
+        urls = [url for url in (pulse["git"], pulse["http"]) if url and "://" in url]
+        return f"git clone {urls[0] if urls else ''}/{name}"
 
     def _refresh(self, names: list[str]) -> None:
         """Refreshes the named repositories, or all of them for an empty list, and says what moved."""

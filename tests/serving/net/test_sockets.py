@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.serving.net.sockets import listen, url_of
+from appliance.core.serving.net.sockets import listen, shown_address
 from appliance.core.units import Address
 
 
@@ -16,7 +16,7 @@ def test_port_0_picks_a_free_one_and_the_url_says_which() -> None:
     with listen(Address("127.0.0.1", 0), "git") as listening:
         port = listening.getsockname()[1]
         assert port > 0
-        assert url_of(listening, "git") == f"git://127.0.0.1:{port}"
+        assert shown_address(listening, "git") == f"git://127.0.0.1:{port}"
         with socket.create_connection(("127.0.0.1", port), timeout=60):
             assert listening.accept()
 
@@ -69,4 +69,4 @@ def test_ipv6_is_shown_in_brackets() -> None:
     except OSError:
         pytest.skip("this machine has no IPv6")
     with listen(Address("::1", 0), "git") as listening:
-        assert url_of(listening, "http") == f"http://[::1]:{listening.getsockname()[1]}"
+        assert shown_address(listening, "http") == f"http://[::1]:{listening.getsockname()[1]}"

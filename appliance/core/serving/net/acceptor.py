@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from appliance.core.config.settings import ServeConfig
 from appliance.core.serving.net.seats import Peer, Seat, Seats
+from appliance.core.serving.net.sockets import client_of
 
 log = logging.getLogger(__name__)
 
@@ -96,10 +97,15 @@ class Acceptor:
         self._listen(listening)
 
     def remove(self, listening: socket.socket) -> None:
-        """Stops accepting on a socket and closes it. Connections that came by it go on."""
+        """Stops accepting on a socket and closes it. Connections that came by it go on; those that wait are refused.
+
+        It is shut down before, because the service manager may hold another descriptor of it.
+        """
         if listening in self._listening:
             del self._listening[listening]
             asyncio.get_running_loop().remove_reader(listening)
+            with contextlib.suppress(OSError):
+                listening.shutdown(socket.SHUT_RDWR)
             listening.close()
 
     async def stop(self, drain: float) -> None:
@@ -138,7 +144,7 @@ class Acceptor:
             return
         connection.setblocking(False)
         road = self._listening[listening]
-        seat = _seat_of(connection, address) if road is None else road.seat(connection)
+        seat = Seat(connection, *client_of(listening, address)) if road is None else road.seat(connection)
         if not self._seats.take(seat):
             connection.close()
             return
@@ -161,10 +167,3 @@ class Acceptor:
                 log.exception("serving %s failed", seat.client)
             finally:
                 self._seats.leave(seat)
-
-
-def _seat_of(connection: socket.socket, address: object) -> Seat:
-    if isinstance(address, tuple):
-        # A dual-stack socket reports an IPv4 address with this prefix.
-        return Seat(connection, str(address[0]).removeprefix("::ffff:"), address[1])
-    return Seat(connection, "unix", 0)

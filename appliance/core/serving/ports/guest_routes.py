@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -18,6 +19,7 @@ from appliance.core.serving.net.http_files import send_file
 from appliance.core.serving.net.http_pages import require_read
 from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.tar_codings import TarCodings
+from appliance.core.workspace.guest_kit import Asked
 from appliance.core.workspace.history import History
 from appliance.core.workspace.snapshots import Snapshots
 
@@ -40,7 +42,7 @@ class GuestRoutes:
         refs: RefSnapshots,
         freshness: Freshness,
         health: Callable[[int], Health],
-        kit: Callable[[], str],
+        kit: Callable[[Asked], str],
         publish: Publish,
         codings: TarCodings,
     ) -> None:
@@ -55,7 +57,11 @@ class GuestRoutes:
     async def guest_kit(self, exchange: Exchange) -> None:
         """`GET /guest.sh`."""
         require_read(exchange)
-        await exchange.answer(HTTPStatus.OK, self._kit(), {"content-type": SHELL, "cache-control": "no-cache"})
+        # Clients by a unix socket or vsock reach none of our TCP addresses, but the host that they asked for.
+        is_tcp = exchange.seat.socket.family in (socket.AF_INET, socket.AF_INET6)
+        host = None if is_tcp else exchange.headers.get("host")
+        kit = self._kit(Asked(exchange.guest, host, exchange.seat.socket_of is not None))
+        await exchange.answer(HTTPStatus.OK, kit, {"content-type": SHELL, "cache-control": "no-cache"})
 
     async def workspace_tar(self, exchange: Exchange, repo: Repo) -> None:
         """`GET /OWNER/REPO/workspace.tar?ref=BRANCH&history=SHAPE`; 404 with the reason if there is none."""

@@ -73,7 +73,7 @@ class SmartHttp:
             await self._pages(exchange)
             return
         if exchange.path == "/guest.sh":
-            await self._routes.guest_kit(exchange)
+            await self._guest_kit(exchange)
             return
         match = _ROUTE.fullmatch(exchange.path)
         if match is None:
@@ -113,6 +113,11 @@ class SmartHttp:
                 raise
             log.warning("%s: %s failed: %s", exchange.client, action, error)
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{EXHAUSTED_TEXT}\n", {"retry-after": "5"}) from None
+
+    async def _guest_kit(self, exchange: Exchange) -> None:
+        seat, authorization = exchange.seat, exchange.headers.get("authorization")
+        exchange.guest = seat.guest = self._gate.guest_of(seat.socket_of, seat.client, authorization)
+        await self._routes.guest_kit(exchange)
 
     async def _find(self, exchange: Exchange, path: str) -> Repo | None:
         """The repository at a path, if this guest may read it. Raises HttpError if its token cannot be looked up."""

@@ -6,13 +6,13 @@ A VMM that is not in the service's group reaches a drive by its path: it may tra
 
 from __future__ import annotations
 
-import grp
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.process.groups import find_group, groups_of
 from appliance.core.workspace.disk.images import DiskImage, DiskPlace
 
 HINT = (
@@ -29,14 +29,10 @@ def group_id(group: str) -> int:
 
     Raises NotShared if there is no such group.
     """
-    if not group:
-        return os.getegid()
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise NotShared(
-            f"there is no group {group} on this node", hint="create it, or correct [workspace] disk_group"
-        ) from None
+    number = find_group(group)
+    if number is None:
+        raise NotShared(f"there is no group {group} on this node", hint="create it, or correct [workspace] disk_group")
+    return number
 
 
 def share_drives(top: Path, place: DiskPlace, image: DiskImage, group: str) -> None:
@@ -77,16 +73,6 @@ def problem_of_group(group: str, state: Path, pid: int | None) -> tuple[str, str
     if not status.st_mode & stat.S_IXOTH and not (status.st_gid == number and status.st_mode & stat.S_IXGRP):
         return f"members of {group} cannot pass through {state}", HINT.format(group=group)
     return None
-
-
-def groups_of(pid: int) -> set[int]:
-    """The ids of the groups that a process may give its files to. Raises OSError."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
-    found = dict(line.split(":", 1) for line in lines)
-    # With CAP_CHOWN (bit 0) it may give them to every group.
-    if int(found["CapEff"], 16) & 1:
-        return {entry.gr_gid for entry in grp.getgrall()}
-    return {int(number) for key in ("Gid", "Groups") for number in found[key].split()}
 
 
 def _directories(top: Path, lowest: Path) -> Iterator[Path]:
