@@ -141,7 +141,11 @@ def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
     with endurance.over(str(layout.mirrors)):
         for doomed in layout.mirrors.glob("*/.*.removed"):
             shutil.rmtree(doomed, ignore_errors=True)
-    for directory, pattern in ((layout.run, ".*.new"), (layout.workspaces, "*/*/*/.*.new")):
+    for directory, pattern in (
+        (layout.run, ".*.new"),
+        (layout.uploads, "*"),
+        (layout.workspaces, "*/*/*/.*.new"),
+    ):
         with endurance.over(str(directory)):
             for half_written in directory.glob(pattern):
                 half_written.unlink(missing_ok=True)

@@ -7,13 +7,12 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from appliance.core.config.fields import ANYONE
 from appliance.core.config.settings import RecordingConfig
-from appliance.core.errors import GitmirrorError
+from appliance.core.errors import Forbidden, GitmirrorError
 from appliance.core.events.facts import DamageSuspected, Publish, PushRuled, TurnRecorded
 from appliance.core.git.failures import speaks_of_damage
 from appliance.core.git.mirror import Mirror
@@ -22,9 +21,11 @@ from appliance.core.models import ZERO_OID, Caller, Guest, PushDecision, PushFau
 from appliance.core.process.endurance import Endurance
 from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import OFF, HookGuard, push_environment
+from appliance.core.recording.notes import notes_of
 from appliance.core.recording.outcomes import Outcomes
-from appliance.core.recording.policy import ALLOWED, EVERY_SESSION, MOST_REFS, review, session_of
+from appliance.core.recording.policy import ALLOWED, EVERY_SESSION, MOST_REFS, may_write, review, session_of
 from appliance.core.recording.quota import Quota
+from appliance.core.recording.refusals import LOGGED_REFS, RefusalLog
 from appliance.core.recording.turns import TurnRecorder, write_turn_file
 from appliance.core.store.audit import Attempt, AuditLog, OpenAttempt
 from appliance.core.store.sessions import Unbooked
@@ -35,20 +36,6 @@ from appliance.core.units import rfc3339
 log = logging.getLogger(__name__)
 
 ONLY_KNOWN = "only guests that the operator made known may push here (recording.writers)"
-ROLL_UP_AFTER = 20
-"""Refused refs from one address within ROLL_UP_WINDOW that get a row each; the rest are counted in one row."""
-ROLL_UP_WINDOW = 60.0
-"""Seconds."""
-LOGGED_REFS = 16
-"""The most refs of one refused push that get a row each."""
-
-
-@dataclass
-class _Refusals:
-    since: float
-    logged: int = 0
-    unlogged: int = 0
-    last: Attempt | None = None
 
 
 class PushAuthorizer:
@@ -76,7 +63,7 @@ class PushAuthorizer:
         self._mirror_of = mirror_of
         self._outcomes = Outcomes(audit, mirror_of)
         self._publish = publish
-        self._refusals: dict[str, _Refusals] = {}
+        self._refusals = RefusalLog(audit)
         self._unsettled: list[tuple[PushDecision, Mapping[str, str | None], int]] = []
         self._open: list[OpenAttempt] = []
         self.is_settled = False
@@ -91,9 +78,9 @@ class PushAuthorizer:
 
     def environment(self, push: str, guest: Guest | None) -> dict[str, str]:
         """The environment variables for receive-pack and the hooks of a push by a guest, which may be unknown."""
-        return push_environment(push, self._turn_file(push), self._sessions_of(guest))
+        return push_environment(push, self._turn_file(push), self.sessions_of(guest))
 
-    def _sessions_of(self, guest: Guest | None) -> tuple[str, ...]:
+    def sessions_of(self, guest: Guest | None) -> tuple[str, ...]:
         """The patterns of the sessions that a guest may write."""
         if guest is not None:
             return guest.sessions
@@ -107,6 +94,17 @@ class PushAuthorizer:
                 hint="wait: serve tries again by itself; if this goes on, read its log",
             )
 
+    async def require_writable(self, repo: Repo, session: str, caller: Caller) -> None:
+        """Raises Forbidden unless `caller` may push to a session, and GitmirrorError if pushes are off."""
+        sessions = self.sessions_of(caller.guest)
+        if caller.guest is None and not sessions:
+            raise Forbidden(ONLY_KNOWN)
+        if session_of(f"refs/agents/{session}") is None or not may_write(session, sessions):
+            raise Forbidden(f"this guest may not write the session {escape_ascii(session)}")
+        self._guard.check()
+        self.check()
+        await self._found.require_whole_log(repo.name)
+
     def _turn_file(self, push: str) -> Path:
         return self._layout.pushes / f"{push}.turns"
 
@@ -119,15 +117,21 @@ class PushAuthorizer:
         total: int,
         count_objects: Callable[[], Awaitable[int]],
         fault: str | None = None,
+        options: Sequence[bytes] = (),
     ) -> PushDecision:
         """Decides on a push, and logs the attempt before anything of the push is let through.
 
         `total` is the number of refs that the guest sent; `commands` may be only the first of them. `fault` says why
         the request is malformed. `count_objects` reads the number of objects from the pack's header, or raises
-        PushFault; it is called only if nothing else refuses the push. Never raises: a push that cannot be logged is
-        refused.
+        PushFault; it is called only if nothing else refuses the push. `options` are its push options, which may have
+        notes. Never raises: a push that cannot be logged is refused.
         """
-        client, sessions = caller.client, self._sessions_of(caller.guest)
+        notes: Mapping[str, str] = {}
+        try:
+            notes = notes_of(options)
+        except PushFault as fault_of_notes:
+            fault = fault or str(fault_of_notes)
+        client, sessions = caller.client, self.sessions_of(caller.guest)
         refused = review([(command.old, command.new, command.ref) for command in commands], sessions)
         if caller.guest is None and not sessions:
             refused = {command.ref: ONLY_KNOWN for command in commands}
@@ -151,7 +155,10 @@ class PushAuthorizer:
                 refused = {command.ref: error.message for command in commands}
         attempts = [self._attempt(push, repo, caller, command, refused) for command in commands]
         try:
-            ids = await self._log(attempts, caller.guest_name or client, total, bool(refused))
+            if refused:
+                ids = await self._refusals.record(attempts, caller.guest_name or client, total)
+            else:
+                ids = await asyncio.to_thread(self._audit.record_attempts, attempts, notes)
         except GitmirrorError as error:
             log.error("push to %s by %s refused, the audit log cannot be written: %s", repo.name, client, error)
             off = GitmirrorError(
@@ -285,10 +292,7 @@ class PushAuthorizer:
 
     async def tidy(self) -> None:
         """Called periodically: closes old roll-ups, and retries outcomes that could not be logged or settled."""
-        now = time.monotonic()
-        for sender, refusals in list(self._refusals.items()):
-            if now - refusals.since > ROLL_UP_WINDOW:
-                await self._close_roll_up(sender)
+        await self._refusals.tidy()
         waiting, self._unsettled = self._unsettled, []
         for decision, report, size in waiting:
             await self.conclude(decision, report, size)
@@ -299,8 +303,7 @@ class PushAuthorizer:
 
     async def close(self) -> None:
         """Logs the refusals that the roll-ups still hold."""
-        for sender in list(self._refusals):
-            await self._close_roll_up(sender)
+        await self._refusals.close()
 
     def _attempt(
         self, push: str, repo: Repo, caller: Caller, command: RefCommand, refused: Mapping[str, str]
@@ -318,31 +321,6 @@ class PushAuthorizer:
             client=caller.client,
             guest=caller.guest_name,
         )
-
-    async def _log(self, attempts: list[Attempt], sender: str, total: int, refused: bool) -> list[int]:
-        if not refused:
-            return await asyncio.to_thread(self._audit.record_attempts, attempts)
-        seen = self._refusals.setdefault(sender, _Refusals(since=time.monotonic()))
-        if time.monotonic() - seen.since > ROLL_UP_WINDOW:
-            await self._close_roll_up(sender)
-            seen = self._refusals.setdefault(sender, _Refusals(since=time.monotonic()))
-        rows = attempts[: max(0, min(LOGGED_REFS, ROLL_UP_AFTER - seen.logged))]
-        seen.logged += len(rows)
-        seen.unlogged += total - len(rows)
-        seen.last = attempts[-1] if attempts else seen.last
-        return await asyncio.to_thread(self._audit.record_attempts, rows) if rows else []
-
-    async def _close_roll_up(self, sender: str) -> None:
-        refusals = self._refusals.pop(sender, None)
-        if refusals is None or not refusals.unlogged or refusals.last is None:
-            return
-        last, who = refusals.last, "address" if refusals.last.guest is None else "guest"
-        summary = f"{refusals.unlogged} more refused refs from this {who}, the last: {last.reason}"
-        row = replace(last, verdict="rejected", reason=summary)
-        try:
-            await asyncio.to_thread(self._audit.record_attempts, [row])
-        except GitmirrorError as error:
-            log.error("%s, and the audit log cannot be written: %s", summary, error)
 
 
 def _change(command: RefCommand) -> RefChange:
