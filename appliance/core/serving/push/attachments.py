@@ -77,9 +77,9 @@ class HttpAttachments(Generic[_Upload]):
 
         `still_there` says whether the guest may still have the repository, after it sent the body.
         """
-        if exchange.method not in ("PUT", "POST"):
-            # POST, because busybox wget knows no PUT. There is no GET: what others attached is not for guests.
-            raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "only PUT is answered here\n", {"allow": "PUT, POST"})
+        if exchange.method != "PUT":
+            # There is no GET, because what others attached is not for guests.
+            raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "only PUT is answered here\n", {"allow": "PUT"})
         try:
             is_new = await self._receive(repo, exchange, target, still_there)
         except TryLater as error:
