@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import click
 
@@ -97,3 +99,28 @@ class ReportingGroup(click.Group):
                 error.hint = ctx.obj.mend(error)
             say_error(error)
             ctx.exit(error.exit_code)
+
+
+@contextmanager
+def binary_output(path: Path | None) -> Iterator[BinaryIO]:
+    """Opens a new file, which is gone again if the block fails, or stdout. Raises UsageError and GitmirrorError."""
+    from appliance.core.errors import GitmirrorError, UsageError
+
+    try:
+        # Of stdout a writer of its own, because what Python's cannot write is reported once more at exit.
+        with path.open("xb") if path else open(sys.stdout.fileno(), "wb", closefd=False) as file:
+            try:
+                yield file
+                file.flush()
+            except BaseException:
+                if path:
+                    path.unlink(missing_ok=True)
+                raise
+    except FileExistsError:
+        raise UsageError(f"{path} already exists", hint="name a file that does not exist yet") from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise GitmirrorError(
+            f"{path or 'stdout'} cannot be written: {error.strerror}", hint="choose another place for it"
+        ) from error

@@ -1,19 +1,18 @@
-"""Agent sessions: `sessions`, and `session show`, `diff`, `log`, `checkout`, `bundle`, `keep`, `drop`."""
+"""Agent sessions: `sessions`, and `session show`, `attachment`, `diff`, `log`, `checkout`, `bundle`, `keep`, `drop`."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.context import Moment, Options, json_option, pass_options
-from appliance.cli.output import ask, print_json, print_line, print_table, say
+from appliance.cli.output import ask, binary_output, print_json, print_line, print_table, say
 
 if TYPE_CHECKING:
     from appliance.core.node.sessions import Sessions
@@ -94,13 +93,15 @@ def session() -> None:
 def show(options: Options, repo: str, name: str, as_json: bool) -> None:
     """List the turns of a session.
 
-    Shows for each turn the time, the commit, what changed, and how it differs from the previous turn.
+    Shows for each turn the time, the commit, what changed, and how it differs from the previous turn; then the notes
+    and the attachments of turns that have any.
 
     \b
     Example:
       gitmirror.pyz session show jomcgi/homelab my-session
     """
     from appliance.core.recording.comparison import UNRELATED
+    from appliance.core.units import format_size
 
     found = _sessions(options).show(repo, name)
     if as_json:
@@ -117,6 +118,42 @@ def show(options: Options, repo: str, name: str, as_json: bool) -> None:
     ]  # fmt: skip
     headers = ("TURN", "AT", "COMMIT", "FILES", "+", "-", "SINCE LAST", "CLIENT", "GUEST", "SUBJECT")
     print_table(headers, rows, right=("TURN", "FILES", "+", "-"))
+    for turn in found["turns"]:
+        for key, value in turn["notes"].items():
+            print_line(f"turn {turn['turn']}  note {key}: {value}")
+        for file in turn["attachments"]:
+            size = format_size(file["size"])
+            print_line(f"turn {turn['turn']}  attachment {file['name']}: {size}, sha256 {file['sha256']}")
+
+
+@session.command()
+@click.argument("repo")
+@click.argument("name", metavar="SESSION")
+@click.argument("attachment", metavar="NAME")
+@click.option(
+    "--turn", type=click.IntRange(1), metavar="N", help="That of this turn, not of the newest turn that has NAME."
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write to this new file, not to stdout."
+)
+@pass_options
+def attachment(options: Options, repo: str, name: str, attachment: str, turn: int | None, output: Path | None) -> None:
+    """Write an attachment of a session to stdout.
+
+    An agent attached the file NAME to a turn when it recorded. It may hold anything, so it is not written to a
+    terminal.
+
+    \b
+    Examples:
+      gitmirror.pyz session attachment jomcgi/homelab my-session transcript.json | less
+      gitmirror.pyz session attachment jomcgi/homelab my-session screen.png --turn 2 -o screen.png
+    """
+    from appliance.core.errors import UsageError
+
+    if output is None and sys.stdout.isatty():
+        raise UsageError("an attachment is not for a terminal", hint="write it to a file with -o FILE, or into a pipe")
+    with _sessions(options).attachment(repo, name, attachment, turn) as file, binary_output(output) as stream:
+        shutil.copyfileobj(file, stream)
 
 
 @session.command()
@@ -244,7 +281,7 @@ def bundle(options: Options, repo: str, name: str, turn: int | None, output: Pat
         raise UsageError("a bundle is not for a terminal", hint="write it to a file with -o FILE, or into a pipe")
     sessions = _sessions(options)
     chosen = sessions.turn(repo, name, turn)
-    with _binary_output(output) as stream:
+    with binary_output(output) as stream:
         size = sessions.bundle(chosen, stream)
     file = shlex.quote(str(output)) if output else "FILE"
     url = sessions.upstream(repo)
@@ -288,31 +325,6 @@ def drop(options: Options, repo: str, name: str, yes: bool) -> None:
         sys.exit(1)
     found.drop(repo, whole)
     say(f"{whole} is deleted")
-
-
-@contextmanager
-def _binary_output(path: Path | None) -> Iterator[BinaryIO]:
-    """Opens a new file, which is gone again if the block fails, or stdout. Raises UsageError and GitmirrorError."""
-    from appliance.core.errors import GitmirrorError, UsageError
-
-    try:
-        # Of stdout a writer of its own, because what Python's cannot write is reported once more at exit.
-        with path.open("xb") if path else open(sys.stdout.fileno(), "wb", closefd=False) as file:
-            try:
-                yield file
-                file.flush()
-            except BaseException:
-                if path:
-                    path.unlink(missing_ok=True)
-                raise
-    except FileExistsError:
-        raise UsageError(f"{path} already exists", hint="name a file that does not exist yet") from None
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise GitmirrorError(
-            f"{path or 'stdout'} cannot be written: {error.strerror}", hint="choose another place for it"
-        ) from error
 
 
 def _since(changed: dict[str, Any] | None) -> str:

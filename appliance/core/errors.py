@@ -37,6 +37,14 @@ class TooLarge(GitmirrorError):
     """The answer would be larger than a limit, which the message names; the hint says how to get it all the same."""
 
 
+class Forbidden(GitmirrorError):
+    """Whoever asks may not do this; nothing was changed."""
+
+
+class NoRoom(GitmirrorError):
+    """The disk is full, or a limit on what may be stored is reached; nothing was changed."""
+
+
 class TryLater(GitmirrorError):
     """It cannot be done now, and probably can be in `retry_after` seconds."""
 

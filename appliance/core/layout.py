@@ -66,6 +66,11 @@ class Layout:
         return self.state / "disks"
 
     @property
+    def attachments(self) -> Path:
+        """What guests attached to turns, `<owner>/<repo>/<turn id>/<SHA-256>`; nothing else has it."""
+        return self.state / "attachments"
+
+    @property
     def run(self) -> Path:
         """Files that are only valid while a `serve` runs; a killed `serve` leaves them behind."""
         return self.state / "run"
@@ -89,6 +94,11 @@ class Layout:
     def pushes(self) -> Path:
         """One file for each push in progress: which turn each of its refs becomes."""
         return self.run / "pushes"
+
+    @property
+    def uploads(self) -> Path:
+        """Attachments that are still being received; each is renamed into place when it is complete."""
+        return self.run / "uploads"
 
     @property
     def hooks(self) -> Path:

@@ -13,8 +13,9 @@ from appliance.core.config.settings import RecordingConfig
 from appliance.core.events.facts import Event, SessionsEnded
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror_locks import MirrorLocks
-from appliance.core.models import RefreshOutcome, Repo
+from appliance.core.models import Caller, RefreshOutcome, Repo
 from appliance.core.node.state_dir import open_stores
+from appliance.core.recording.attachments import Attachments
 from appliance.core.recording.quota import Quota
 from appliance.core.recording.retention import IDLE, Retention
 from appliance.core.recording.trusted_time import HOLDS, TrustedTime
@@ -43,6 +44,10 @@ DAY = 86400.0
 MONTH = 30 * DAY
 
 
+async def require_nothing(repo: Repo, session: str, caller: Caller) -> None:
+    """Whoever asks may attach."""
+
+
 class Bench:
     """The retention of a node that was shut down, with a clock of the test's."""
 
@@ -54,11 +59,15 @@ class Bench:
         self.told = 0
         self.quota = Quota(RecordingConfig, time.monotonic)
         self.repo: Repo = self.stores.registry.get(WIDGETS)
+        self.attachments = Attachments(
+            self.lab.layout, self.stores.details, self.quota, RecordingConfig, require_nothing, lambda: self.now
+        )
         self.room = Retention(
             TurnRecorder(self.stores.sessions, self.lab.mirror),
             self.quota,
             self.lab.mirror,
             MirrorLocks(),
+            self.attachments,
             repos=lambda: [self.repo],
             settings=lambda: RecordingConfig(retention=MONTH),
             publish=self._published,

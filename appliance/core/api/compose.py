@@ -7,6 +7,7 @@ from starlette.applications import Starlette
 from appliance.core.access.api_tokens import ApiTokens
 from appliance.core.api.access import Access
 from appliance.core.api.application import make_application
+from appliance.core.api.attachment_routes import AttachmentRoutes
 from appliance.core.api.declaration import Operation
 from appliance.core.api.disk_routes import DiskRoutes
 from appliance.core.api.event_routes import EventRoutes
@@ -29,6 +30,7 @@ def declare(node: NodeOperations, stores: Stores, stream: EventStream) -> list[O
         DiskRoutes(node),
         KnownGuestRoutes(node),
         SessionRoutes(node, stores),
+        AttachmentRoutes(node, stores),
         RecordRoutes(node, stores),
         EventRoutes(stream),
     )

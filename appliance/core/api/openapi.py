@@ -43,6 +43,7 @@ PATH_PARAMETERS = {
     "guest": ("The name of the guest.", "vm-7"),
     "name": ("The name.", "builder-7"),
     "turn": ("The number of the turn, from 1.", "1"),
+    "attachment": ("The name of the attachment.", "transcript.json"),
 }
 _HEADERS = {
     HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": Header(schemas.TEXT, "Always `Bearer`, as RFC 6750 has it.")},

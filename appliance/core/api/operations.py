@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Tell
+from appliance.core.store.turn_details import AttachmentRow
 
 
 class NodeOperations(Protocol):
@@ -78,6 +79,10 @@ class NodeOperations(Protocol):
 
     async def drop_session(self, repo: str, session: str) -> dict[str, Any]:
         """Ends a session at once. Raises NotFound."""
+        ...
+
+    def open_attachment(self, row: AttachmentRow) -> BinaryIO:
+        """Opens an attachment, whose bytes were checked. Raises GitmirrorError if it is missing or damaged."""
         ...
 
     def scratch(self) -> Path:

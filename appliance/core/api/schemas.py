@@ -174,5 +174,6 @@ SESSION = document(
     insertions=COUNT, deletions=COUNT, first_at=TIME, last_at=TIME, client=TEXT, guest=nullable(TEXT), kept=SWITCH,
     archived=SWITCH, bytes=COUNT,
 )  # fmt: skip
+ATTACHMENT = document("Attachment", name=TEXT, size=COUNT, sha256=HASH)
 DROPPED = document("DroppedSession", repo=TEXT, session=TEXT)
 PROBLEM = document("Problem", type=TEXT, title=TEXT, status=COUNT, detail=TEXT, hint=TEXT)

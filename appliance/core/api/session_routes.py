@@ -23,6 +23,7 @@ from appliance.core.git.session_bundle import bundle
 from appliance.core.models import Turn
 from appliance.core.recording.comparison import Comparison, compare, find_turn
 from appliance.core.store.stores import Stores
+from appliance.core.store.turn_details import no_details
 
 DIFF_TYPE = "text/x-diff"
 DOCUMENTS = 2
@@ -47,6 +48,7 @@ _TURN_DOCUMENT = schemas.document(
     subject=schemas.TEXT, commits=schemas.COUNT, files_changed=schemas.COUNT, insertions=schemas.COUNT,
     deletions=schemas.COUNT, client=schemas.TEXT, guest=schemas.nullable(schemas.TEXT),
     bytes=schemas.COUNT, since_last=schemas.nullable(_CHANGED),
+    notes={"type": "object", "additionalProperties": schemas.TEXT}, attachments=schemas.listed(schemas.ATTACHMENT),
 )  # fmt: skip
 _WITH_TURNS = schemas.document(
     "SessionWithTurns", **{**schemas.SESSION["properties"], "turns": schemas.listed(_TURN_DOCUMENT)}
@@ -166,9 +168,11 @@ class SessionRoutes:
         session, turns = await self._found(call)
         pairs = [(before.commit, turn.commit) for before, turn in pairwise(turns)]
         changes = await sizes_between(self._node.mirror(call.repo), pairs)
+        details = await asyncio.to_thread(self._stores.details.of_session, call.repo, session["session"])
         documents = [
             {key: value for key, value in asdict(turn).items() if key not in ("repo", "session")}
             | {"turn": number, "since_last": asdict(since) if since else None}
+            | details.get(turn.id, no_details())
             for number, (turn, since) in enumerate(zip(turns, [None, *changes], strict=True), 1)
         ]
         return session | {"turns": documents}

@@ -3,6 +3,7 @@
     manifests/STAMP-HASH.json       one per backup
     databases/STAMP.db              and STAMP.audit-head beside it
     bundles/OWNER/REPO/STAMP-KIND.bundle
+    attachments/OWNER/REPO/SHA256
 
 A file is written under a temporary name, synced, renamed in its directory, and read back.
 """
@@ -33,6 +34,7 @@ _OURS = (
     re.compile(r"manifests/\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{16}\.json"),
     re.compile(r"databases/\d{8}T\d{6}\.\d{6}Z\.(db|audit-head)"),
     re.compile(r"bundles/[^/]+/[^/]+/\d{8}T\d{6}\.\d{6}Z-(history|turns)\.bundle"),
+    re.compile(r"attachments/[^/]+/[^/]+/[0-9a-f]{64}"),
 )
 _TEMPORARY = re.compile(r"\.(?P<name>[^/]+)\.new")
 _PIECE = 2**20
@@ -232,13 +234,14 @@ class BackupDirectory:
 
     def _present(self) -> list[str]:
         found = []
-        for top in ("manifests", "databases", "bundles"):
+        for top in ("manifests", "databases", "bundles", "attachments"):
             for directory, _, files in os.walk(self.path / top):
                 found += [str(Path(directory, name).relative_to(self.path)) for name in files]
         return found
 
     def _remove_empty(self) -> None:
-        for directory in sorted((self.path / "bundles").glob("*/*"), reverse=True):
+        tops = (self.path / "bundles", self.path / "attachments")
+        for directory in sorted((found for top in tops for found in top.glob("*/*")), reverse=True):
             for each in (directory, directory.parent):
                 with contextlib.suppress(OSError):
                     each.rmdir()

@@ -58,7 +58,10 @@ class RepositoryBackup:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One backup. `at` is RFC 3339; `head` is the newest event of the copied audit log, None for an empty log."""
+    """One backup. `at` is RFC 3339; `head` is the newest event of the copied audit log, None for an empty log.
+
+    `attachments` has what was attached to turns, by its path below `Layout.attachments`.
+    """
 
     at: str
     gitmirror: str
@@ -66,11 +69,13 @@ class Manifest:
     database: StoredFile
     audit_head: StoredFile | None
     repositories: Mapping[str, RepositoryBackup] = field(default_factory=dict)
+    attachments: Mapping[str, StoredFile] = field(default_factory=dict)
 
     def files(self) -> dict[str, StoredFile]:
         """Every file that restoring it needs, by path."""
         found = [self.database, *([self.audit_head] if self.audit_head else [])]
         found += [bundle.file for each in self.repositories.values() for bundle in each.bundles]
+        found += self.attachments.values()
         return {file.path: file for file in found}
 
     @property
@@ -115,8 +120,19 @@ def decode(name: str, content: bytes) -> Manifest:
         head=Head(**head) if head else None,
         database=StoredFile(**document["database"]),
         audit_head=StoredFile(**told) if told else None,
+        attachments={
+            path: StoredFile(**file) for path, file in document.get("attachments", {}).items() if _is_plain(path)
+        },
         repositories={name: _repository(each) for name, each in document["repositories"].items()},
     )
+
+
+def _is_plain(path: str) -> bool:
+    """Whether the path of an attachment stays below its directory."""
+    owner, _, rest = path.partition("/")
+    repo, _, rest = rest.partition("/")
+    turn, _, digest = rest.partition("/")
+    return is_repo_name(f"{owner}/{repo}") and turn.isdecimal() and digest.isalnum()
 
 
 def _repository(document: Mapping[str, Any]) -> RepositoryBackup:

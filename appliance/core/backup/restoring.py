@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from appliance.core.backup.attached_files import put_attachments_in_place, restore_attachments
 from appliance.core.backup.database_copy import fault_of_copy, make_ready, reading
 from appliance.core.backup.directory import BackupDirectory
 from appliance.core.backup.manifest import Manifest, StoredFile
@@ -92,6 +93,7 @@ def restore(
             registered = _build_database(directory, manifest, building, report) | listed
             mirrors = MirrorRestorer(directory, manifest, building, layout, registered, report)
             asyncio.run(mirrors.restore(stay=only_database))
+            restore_attachments(directory, manifest, building, report.skipped)
             # git did not sync what it wrote, and nothing of it counts yet.
             os.sync()
             if only_database:
@@ -176,6 +178,7 @@ def _put_in_place(building: Layout, layout: Layout) -> None:
             mirror.rename(place)
     else:
         building.mirrors.rename(layout.mirrors)
+    put_attachments_in_place(building, layout)
     if building.audit_head.exists():
         building.audit_head.rename(layout.audit_head)
     building.database.rename(layout.database)

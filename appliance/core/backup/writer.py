@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance import __version__
+from appliance.core.backup.attached_files import back_up_attachments
 from appliance.core.backup.bundles import bases_of, present, reachable, write_bundle
 from appliance.core.backup.database_copy import copied, has_event, head_of_copy, reading, require_whole
 from appliance.core.backup.directory import BackupDirectory, seconds_of
@@ -95,13 +96,17 @@ class BackupWriter:
             await asyncio.to_thread(_require_same_log, directory, before, stores)
             head = await asyncio.to_thread(head_of_copy, stores)
             repositories = await self._repositories(directory, stamp, before, stores, report)
+            attached = await asyncio.to_thread(stores.details.all_attachments)
+            attachments = await asyncio.to_thread(
+                back_up_attachments, directory, self.layout, attached, report.problems
+            )
             stores.database.close()
             database = await asyncio.to_thread(directory.copy, copy.database, f"databases/{stamp}.db")
             told = None
             if copy.audit_head.exists():
                 told = await asyncio.to_thread(directory.copy, copy.audit_head, f"databases/{stamp}.audit-head")
         at = rfc3339(seconds_of(stamp))
-        manifest = Manifest(at, __version__, head, database, told, repositories)
+        manifest = Manifest(at, __version__, head, database, told, repositories, attachments)
         await asyncio.to_thread(directory.add, stamp, manifest)
         known = before.files() if before else {}
         added = [file for path, file in manifest.files().items() if path not in known]

@@ -33,6 +33,7 @@ from appliance.core.observability.compose import Observing, compose_observing
 from appliance.core.observability.event_sinks import Begin
 from appliance.core.observability.event_stream import EventStream
 from appliance.core.process.children import Children
+from appliance.core.recording.attachments import LARGEST
 from appliance.core.recording.compose import Recording, compose_recording
 from appliance.core.refresh.compose import Refreshing, compose_refreshing
 from appliance.core.serving.compose import Fetching, Ports, compose_admin_port, compose_fetching, compose_ports
@@ -44,6 +45,7 @@ from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.git_daemon import GitDaemon, find_git_daemon
 from appliance.core.serving.ports.guest_routes import GuestRoutes
 from appliance.core.serving.ports.tar_codings import TarCodings
+from appliance.core.serving.push.attachments import HttpAttachments
 from appliance.core.store.stores import Stores
 from appliance.core.workspace.disk.build import build_disk
 from appliance.core.workspace.disk.disks import Disks
@@ -127,7 +129,10 @@ async def compose(
         state.webhook_secret_file, state.refresh_token_file, refreshing.announcements, repos, health, gate,
         observing.metrics, observing.push_watch,
     )  # fmt: skip
-    ports = compose_ports(mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes)
+    attachments = HttpAttachments(recording.attachments, LARGEST)
+    ports = compose_ports(
+        mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, attachments
+    )  # fmt: skip
     observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges, workspaces.gauges, disks.gauges)
     scrub = Scrub(
         {"cached responses": fetching.cache.check_next, "snapshots": workspaces.check_next, "disks": disks.check_next}

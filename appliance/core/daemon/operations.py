@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from appliance.core.access.read_tokens import issue_token
 from appliance.core.backup.schedule import Backups
@@ -25,11 +25,13 @@ from appliance.core.models import Repo, Tell
 from appliance.core.names import is_repo_name
 from appliance.core.node.guests import guest_order
 from appliance.core.node.registration import added_document, outcome_document, register, unregister
+from appliance.core.recording.attached import open_attachment
 from appliance.core.recording.compose import Recording
 from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.serving.fetch.warmer import Warmer
 from appliance.core.store.registry import UnknownRepo
 from appliance.core.store.stores import Stores
+from appliance.core.store.turn_details import AttachmentRow
 from appliance.core.text import escape
 from appliance.core.workspace.disk.disks import Disks
 from appliance.core.workspace.disk.images import DiskForm
@@ -121,6 +123,7 @@ class Operations:
                     await asyncio.to_thread(self.mirrors(name).discard)
                 await self.workspaces.delete(name)
                 await self.leases.delete(name)
+                await self.recording.attachments.sweep(name)
             return {"name": name, "purged": purge}
 
         return await self._to_the_end(work())
@@ -183,6 +186,10 @@ class Operations:
                 await self._to_the_end(self.recording.retention.end(owner, [row], "ended by an operator"))
                 return {"repo": repo, "session": session}
         raise NotFound(f"{repo} has no session {session}", hint=f"`sessions --repo {repo}` lists them")
+
+    def open_attachment(self, row: AttachmentRow) -> BinaryIO:
+        """Opens an attachment, whose bytes were checked. Raises GitmirrorError if it is missing or damaged."""
+        return open_attachment(self.state.layout, row)
 
     def scratch(self) -> Path:
         """A directory on disk for temporary files."""

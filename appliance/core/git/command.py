@@ -132,7 +132,7 @@ def write_git_configs(layout: Layout, *, max_push: int) -> None:
 \tmaxInputSize = {max_push}
 \tshallowUpdate = false
 \tautogc = false
-\tadvertisePushOptions = false
+\tadvertisePushOptions = true
 \tkeepAlive = 5
 [uploadpack]
 \tallowFilter = true

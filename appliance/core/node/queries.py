@@ -170,6 +170,10 @@ class NodeQueries:
         """A session's turns, oldest first."""
         return self._open().sessions.turns(name, session)
 
+    def details(self, name: str, session: str) -> dict[int, dict[str, Any]]:
+        """`notes` and `attachments` of each turn of a session that has any, by the turn's id."""
+        return self._open().details.of_session(name, session)
+
     def disk(self) -> Disk:
         """The disk usage of the node."""
         stores = self._open()

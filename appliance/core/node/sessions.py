@@ -15,6 +15,7 @@ from appliance.core.models import CommitText, FileChange, Tell, Turn
 from appliance.core.node.node import Node
 from appliance.core.recording.comparison import Comparison, Other, compare, find_session, find_turn
 from appliance.core.store.session_search import path_bytes
+from appliance.core.store.turn_details import no_details
 
 if TYPE_CHECKING:
     from appliance.core.git.browse import Browser
@@ -65,6 +66,7 @@ class Sessions:
         """The session, with `turns` as a list, each turn with what it changed since the one before."""
         session = self.find(repo, name)
         turns = self.node.stores().sessions.turns(repo, session["session"])
+        details = self.node.stores().details.of_session(repo, session["session"])
         documents: list[dict[str, Any]] = []
         before: Turn | None = None
         with open_browser(self.node, repo) as browser:
@@ -73,6 +75,7 @@ class Sessions:
                 documents.append(
                     {key: value for key, value in asdict(turn).items() if key not in ("repo", "session")}
                     | {"turn": number, "since_last": asdict(since) if since else None}
+                    | details.get(turn.id, no_details())
                 )
                 before = turn
         return session | {"turns": documents}
@@ -132,6 +135,14 @@ class Sessions:
         from appliance.core.node.bundling import write_bundle
 
         return write_bundle(self.node.layout, turn, output)
+
+    def attachment(self, repo: str, name: str, attachment: str, number: int | None) -> BinaryIO:
+        """Opens an attachment of a turn of a session, as `find` finds it; by default of the newest that has it."""
+        from appliance.core.recording.attached import find_attachment, open_attachment
+
+        stores, session = self.node.stores(), self.find(repo, name)["session"]
+        row = find_attachment(stores.details, session, stores.sessions.turns(repo, session), attachment, number)
+        return open_attachment(self.node.layout, row)
 
     def keep(self, repo: str, name: str, kept: bool) -> str:
         """Exempts a session from retention, or ends the exemption. Returns the session's full name."""

@@ -142,7 +142,7 @@ def clean_up(layout: Layout, mirrors: Sequence[Mirror]) -> list[str]:
         for doomed in layout.mirrors.glob("*/.*.removed"):
             shutil.rmtree(doomed, ignore_errors=True)
     workspaces = [(layout.workspaces, f"*/*/*/{below}.*.new") for below in ("", "*/", "*/packs/")]
-    for directory, pattern in ((layout.run, ".*.new"), *workspaces):
+    for directory, pattern in ((layout.run, ".*.new"), (layout.uploads, "*"), *workspaces):
         with endurance.over(str(directory)):
             for half_written in directory.glob(pattern):
                 half_written.unlink(missing_ok=True)

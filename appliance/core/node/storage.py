@@ -14,16 +14,18 @@ from appliance.core.process.disk import room_of
 def storage_document(layout: Layout, mirrors: int, recordings: int) -> dict[str, Any]:
     """`storage` of `status --json`: `{used, budget, by}`, in bytes.
 
-    `mirrors` is the size of all mirrors, of which `recordings` are what agents pushed. The evidence of heals counts as
-    mirrors. `budget` is the size that the state directory can grow to: what it takes now plus what is free on its disk.
+    `mirrors` is the size of all mirrors. `recordings` is the size of what agents recorded: packs, which are in the
+    mirrors, and attachments, which are not. The evidence of heals counts as mirrors. `budget` is the size that the
+    state directory can grow to: what it takes now plus what is free on its disk.
     """
+    packs = max(0, recordings - sum(_length(path) for path in _files(layout.attachments)))
     by = {
-        "mirrors": max(0, mirrors - recordings) + size_below(layout.evidence) + size_below(layout.healing),
+        "mirrors": max(0, mirrors - packs) + size_below(layout.evidence) + size_below(layout.healing),
         "answers": size_below(layout.cache),
         "workspaces": size_below(layout.workspaces),
         "disks": size_below(layout.disks),
         "lfs": 0,
-        "recordings": recordings,
+        "recordings": packs + size_below(layout.attachments),
         "database": sum(_size(Path(f"{layout.database}{end}")) for end in ("", "-wal", "-shm")),
     }
     used, room = sum(by.values()), room_of(layout.state)
@@ -38,6 +40,14 @@ def size_below(directory: Path) -> int:
 def _files(directory: Path) -> Iterator[Path]:
     for parent, _, names in os.walk(directory):
         yield from (Path(parent, name) for name in names)
+
+
+def _length(path: Path) -> int:
+    """The bytes that a file has, or 0 if it is gone."""
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
 
 
 def _size(path: Path) -> int:

@@ -11,6 +11,7 @@ from appliance.core.events.facts import Publish
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.models import Repo
+from appliance.core.recording.attachments import Attachments
 from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
@@ -34,6 +35,7 @@ class Recording:
     retention: Retention
     count: SessionCount
     index: TurnIndexer
+    attachments: Attachments
 
 
 def compose_recording(
@@ -55,12 +57,18 @@ def compose_recording(
     guard, turns = HookGuard(layout, mirrors.git, environment), TurnRecorder(stores.sessions, mirrors, index.wake)
     quota, trusted = Quota(settings, time.monotonic), TrustedTime(stores.time, time.time, time.monotonic)
     found = FoundTurns(stores.audit, turns, mirrors.on_disk, mirrors)
+    pushes = PushAuthorizer(layout, guard, stores.audit, turns, found, quota, settings, mirrors, publish)
+    attachments = Attachments(layout, stores.details, quota, settings, pushes.require_writable)
     return Recording(
         guard,
-        PushAuthorizer(layout, guard, stores.audit, turns, found, quota, settings, mirrors, publish),
+        pushes,
         found,
         trusted,
-        Retention(turns, quota, mirrors, locks, repos=repos, settings=settings, publish=publish, time=trusted),
+        Retention(
+            turns, quota, mirrors, locks, attachments,
+            repos=repos, settings=settings, publish=publish, time=trusted,
+        ),
         SessionCount(stores.sessions, learn, begin),
         index,
-    )
+        attachments,
+    )  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from appliance.core.config.fields import ANYONE
 from appliance.core.config.settings import RecordingConfig
-from appliance.core.errors import GitmirrorError
+from appliance.core.errors import Forbidden, GitmirrorError
 from appliance.core.events.facts import DamageSuspected, Publish, PushRuled, TurnRecorded
 from appliance.core.git.failures import speaks_of_damage
 from appliance.core.git.mirror import Mirror
@@ -22,8 +22,9 @@ from appliance.core.process.endurance import Endurance
 from appliance.core.recording.advice import ONLY_KNOWN, advice
 from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import OFF, HookGuard, push_environment
+from appliance.core.recording.notes import notes_of
 from appliance.core.recording.outcomes import Outcomes
-from appliance.core.recording.policy import EVERY_SESSION, MOST_REFS, review, session_of
+from appliance.core.recording.policy import EVERY_SESSION, MOST_REFS, may_write, review, session_of
 from appliance.core.recording.quota import Quota
 from appliance.core.recording.refusals import Refusals
 from appliance.core.recording.turns import TurnRecorder, write_turn_file
@@ -76,9 +77,9 @@ class PushAuthorizer:
 
     def environment(self, push: str, guest: Guest | None) -> dict[str, str]:
         """The environment variables for receive-pack and the hooks of a push by a guest, which may be unknown."""
-        return push_environment(push, self._turn_file(push), self._sessions_of(guest))
+        return push_environment(push, self._turn_file(push), self.sessions_of(guest))
 
-    def _sessions_of(self, guest: Guest | None) -> tuple[str, ...]:
+    def sessions_of(self, guest: Guest | None) -> tuple[str, ...]:
         """The patterns of the sessions that a guest may write."""
         if guest is not None:
             return guest.sessions
@@ -92,6 +93,17 @@ class PushAuthorizer:
                 hint="wait: serve tries again by itself; if this goes on, read its log",
             )
 
+    async def require_writable(self, repo: Repo, session: str, caller: Caller) -> None:
+        """Raises Forbidden unless `caller` may push to a session, and GitmirrorError if pushes are off."""
+        sessions = self.sessions_of(caller.guest)
+        if caller.guest is None and not sessions:
+            raise Forbidden(ONLY_KNOWN)
+        if session_of(f"refs/agents/{session}") is None or not may_write(session, sessions):
+            raise Forbidden(f"this guest may not write the session {escape_ascii(session)}")
+        self._guard.check()
+        self.check()
+        await self._found.require_whole_log(repo.name)
+
     def _turn_file(self, push: str) -> Path:
         return self._layout.pushes / f"{push}.turns"
 
@@ -104,15 +116,21 @@ class PushAuthorizer:
         total: int,
         count_objects: Callable[[], Awaitable[int]],
         fault: str | None = None,
+        options: Sequence[bytes] = (),
     ) -> PushDecision:
         """Decides on a push, and logs the attempt before anything of the push is let through.
 
         `total` is the number of refs that the guest sent; `commands` may be only the first of them. `fault` says why
         the request is malformed. `count_objects` reads the number of objects from the pack's header, or raises
-        PushFault; it is called only if nothing else refuses the push. Never raises: a push that cannot be logged is
-        refused.
+        PushFault; it is called only if nothing else refuses the push. `options` are its push options, which may have
+        notes. Never raises: a push that cannot be logged is refused.
         """
-        client, sessions = caller.client, self._sessions_of(caller.guest)
+        notes: Mapping[str, str] = {}
+        try:
+            notes = notes_of(options)
+        except PushFault as fault_of_notes:
+            fault = fault or str(fault_of_notes)
+        client, sessions = caller.client, self.sessions_of(caller.guest)
         refused = review([(command.old, command.new, command.ref) for command in commands], sessions)
         if caller.guest is None and not sessions:
             refused = {command.ref: ONLY_KNOWN for command in commands}
@@ -140,7 +158,7 @@ class PushAuthorizer:
                 sender = client if caller.guest is None else f"guest {caller.guest.name}"
                 ids = await self._refusals.record(attempts, sender, total)
             else:
-                ids = await asyncio.to_thread(self._audit.record_attempts, attempts)
+                ids = await asyncio.to_thread(self._audit.record_attempts, attempts, notes)
         except GitmirrorError as error:
             log.error("push to %s by %s refused, the audit log cannot be written: %s", repo.name, client, error)
             off = GitmirrorError(

@@ -18,6 +18,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.models import ZERO_OID, Repo
 from appliance.core.process.endurance import Endurance
+from appliance.core.recording.attachments import Attachments
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.quota import Quota
 from appliance.core.recording.trusted_time import TrustedTime
@@ -44,6 +45,7 @@ class Retention:
         quota: Quota,
         mirror_of: Callable[[str], Mirror],
         locks: MirrorLocks,
+        attachments: Attachments,
         *,
         repos: Callable[[], list[Repo]],
         settings: Callable[[], RecordingConfig],
@@ -55,14 +57,18 @@ class Retention:
         self._quota = quota
         self._mirror_of = mirror_of
         self._locks = locks
+        self._attachments = attachments
         self._repos = repos
         self._settings = settings
         self._publish = publish
         self._time = time
+        self._endurance = Endurance(log, "retention")
 
     async def run(self) -> None:
         """Runs rounds until cancelled."""
-        endurance = Endurance(log, "retention")
+        endurance = self._endurance
+        with endurance.over("attachments that a kill left"):
+            await self._attachments.sweep()
         while True:
             with endurance.over("turns to be recorded"):
                 await self._recorder.catch_up()
@@ -105,6 +111,8 @@ class Retention:
                     await self._end(repo, batch, reason)
         finally:
             if sessions:
+                with self._endurance.over(f"attachments of {repo.name}"):
+                    await self._attachments.sweep(repo.name)
                 self._quota.used_bytes = await asyncio.to_thread(self._store.recorded_bytes)
                 self._publish(SessionsEnded(repo=repo))
 

@@ -28,7 +28,7 @@ from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.git import GitPort, Serving
 from appliance.core.serving.ports.git_daemon import GitDaemon
 from appliance.core.serving.ports.guest_routes import GuestRoutes
-from appliance.core.serving.ports.smart_http import SmartHttp
+from appliance.core.serving.ports.smart_http import AttachmentPuts, SmartHttp
 from appliance.core.serving.push.http import HttpPushes
 from appliance.core.serving.push.relay import PushAuthority
 
@@ -103,6 +103,7 @@ def compose_ports(
     fetching: Fetching,
     gate: AccessGate,
     routes: GuestRoutes,
+    attachments: AttachmentPuts,
 ) -> Ports:
     """Builds the guests' ports and their acceptors. Nothing is accepted until the caller starts the acceptors."""
     limits = Limits.of(config)
@@ -114,7 +115,7 @@ def compose_ports(
     pushes = HttpPushes(
         mirrors, children, daemon.environment, authority, writing, budget, config.idle_timeout, daemon.hear
     )  # fmt: skip
-    http = SmartHttp(fetching.engine, gate, admission, pushes, routes)
+    http = SmartHttp(fetching.engine, gate, admission, pushes, attachments, routes)
     acceptors = {
         "git": Acceptor("git", git.serve, guests),
         "http": Acceptor("http", HttpPort(http.handle, limits, kept=KEPT_SECONDS).serve, guests),

@@ -7,7 +7,7 @@ failed. A *note* says that a session was ended and why, that an operator accepte
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +27,7 @@ from appliance.core.store.chain import (
 from appliance.core.store.cursors import LARGEST, Page, page_by_id
 from appliance.core.store.database import Database, rows
 from appliance.core.store.told import Head, ToldHead
+from appliance.core.store.turn_details import drop_notes, store_notes
 from appliance.core.units import rfc3339
 
 if TYPE_CHECKING:
@@ -113,16 +114,21 @@ class AuditLog:
         with self._database.reading() as connection:
             self._check(connection)
 
-    def record_attempts(self, attempts: Sequence[Attempt]) -> list[int]:
-        """Appends attempts in one transaction; returns their ids. Raises StoreError, and then none is logged."""
+    def record_attempts(self, attempts: Sequence[Attempt], notes: Mapping[str, str] | None = None) -> list[int]:
+        """Appends attempts in one transaction; returns their ids. Raises StoreError, and then none is logged.
+
+        `notes` are those of the turns that the attempts become.
+        """
         at = rfc3339(self._clock())
-        with self._appending() as connection:
-            return [append_event(connection, kind="attempt", at=at, **vars(attempt)) for attempt in attempts]
+        with self.appending() as connection:
+            ids = [append_event(connection, kind="attempt", at=at, **vars(attempt)) for attempt in attempts]
+            store_notes(connection, ids, notes or {})
+            return ids
 
     def record_outcomes(self, outcomes: Iterable[tuple[int, str, str | None]]) -> None:
         """Appends (attempt id, `applied` or `failed`, reason). An attempt that already has an outcome keeps it."""
         at = rfc3339(self._clock())
-        with self._appending() as connection:
+        with self.appending() as connection:
             for attempt_id, outcome, reason in outcomes:
                 if rows(connection, "SELECT 1 FROM audit_events WHERE attempt = ?", attempt_id):
                     continue
@@ -137,6 +143,8 @@ class AuditLog:
                     reason=reason,
                     **copied,
                 )
+                if outcome == "failed":
+                    drop_notes(connection, attempt_id)
 
     def unknown(self, turns: Iterable[TurnRef]) -> list[TurnRef]:
         """The `turns` whose accepted attempt the log lacks: the log is older than they are, or another node's."""
@@ -152,7 +160,7 @@ class AuditLog:
         Skips a turn whose id the log has assigned to another event meanwhile.
         """
         at = rfc3339(self._clock())
-        with self._appending() as connection:
+        with self.appending() as connection:
             last, taken = highest_id(connection), []
             for turn in sorted(turns, key=lambda turn: turn.ref.id):
                 if turn.ref.id > last:
@@ -187,7 +195,7 @@ class AuditLog:
         Raises StoreError.
         """
         noted = "SELECT 1 FROM audit_events WHERE kind = 'note' AND repo = ? AND ref = ? AND old = ? AND reason = ?"
-        with self._appending() as connection:
+        with self.appending() as connection:
             new = [each for each in lost if not rows(connection, noted, repo, each[0], each[2], reason)]
             for ref, session, commit in new:
                 append_note(connection, rfc3339(self._clock()), repo, session, ref, commit, reason)
@@ -326,7 +334,7 @@ class AuditLog:
             raise LogBehind(reported)
 
     @contextlib.contextmanager
-    def _appending(self) -> Iterator[sqlite_utils.Database]:
+    def appending(self) -> Iterator[sqlite_utils.Database]:
         """A transaction whose last event becomes the reported head when it commits.
 
         If the log lacks the event that was reported before, the reported head stays: only an operator may replace it.

@@ -308,3 +308,24 @@ _step(
     "CREATE INDEX hydrations_by_guest ON hydrations (guest, id) WHERE guest IS NOT NULL",
     "CREATE INDEX turns_by_guest ON turns (guest, id) WHERE guest IS NOT NULL",
 )
+
+_step(
+    "0012_turn_details",
+    # By the id of the attempt, because notes are stored before the push, and its turn is recorded after it.
+    """CREATE TABLE turn_notes (
+        turn_id INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        value TEXT NOT NULL,
+        PRIMARY KEY (turn_id, key)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE turn_attachments (
+        turn_id INTEGER NOT NULL REFERENCES turns(id) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        sha256 TEXT NOT NULL,
+        PRIMARY KEY (turn_id, name)
+    ) WITHOUT ROWID""",
+    """CREATE TRIGGER turn_notes_end AFTER DELETE ON turns BEGIN
+        DELETE FROM turn_notes WHERE turn_id = OLD.id;
+    END""",
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from appliance.core.models import Turn
 from appliance.core.store.database import rows
 
 if TYPE_CHECKING:
@@ -48,3 +49,23 @@ def summarise(connection: sqlite_utils.Database, repo: str, session: str) -> Non
             first["at"], last["at"], last["client"], last["guest"], total["n"],
         ],
     )  # fmt: skip
+
+
+def turn_of(row: dict[str, Any]) -> Turn:
+    """The turn that a row of `turns` describes."""
+    return Turn(
+        id=row["id"],
+        repo=row["repo"],
+        session=row["session"],
+        commit=row["commit_id"],
+        base=row["base"],
+        at=row["at"],
+        subject=row["subject"],
+        commits=row["commits"],
+        files_changed=row["files_changed"],
+        insertions=row["insertions"],
+        deletions=row["deletions"],
+        client=row["client"],
+        bytes=row["bytes"],
+        guest=row["guest"],
+    )

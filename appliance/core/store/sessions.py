@@ -12,7 +12,7 @@ from appliance.core.store.chain import append_note
 from appliance.core.store.cursors import Page, cut
 from appliance.core.store.database import Database, rows
 from appliance.core.store.session_search import SESSIONS, conditions, key_of, raw_name
-from appliance.core.store.session_summary import renumber, summarise
+from appliance.core.store.session_summary import renumber, summarise, turn_of
 from appliance.core.store.turn_index import forget_session
 from appliance.core.units import rfc3339
 
@@ -165,7 +165,7 @@ class SessionStore:
         """A session's turns, oldest first."""
         with self._database.reading() as connection:
             found = rows(connection, "SELECT * FROM turns WHERE repo = ? AND session = ? ORDER BY turn", repo, session)
-        return [_turn(row) for row in found]
+        return [turn_of(row) for row in found]
 
     def unbooked(self) -> list[Unbooked]:
         """Applied pushes without a turn, oldest first, except those of sessions that have been ended since."""
@@ -286,9 +286,10 @@ class SessionStore:
             return [number for number, commit in attempts.items() if rows(connection, settled, number, repo, commit)]
 
     def recorded_bytes(self) -> int:
-        """The total size of all recorded packs, in bytes."""
+        """The total size of all recorded packs and attachments, in bytes."""
+        packs, files = "SELECT sum(bytes) FROM sessions", "SELECT sum(size) FROM turn_attachments"
         with self._database.reading() as connection:
-            [total] = rows(connection, "SELECT coalesce(sum(bytes), 0) AS n FROM sessions")
+            [total] = rows(connection, f"SELECT coalesce(({packs}), 0) + coalesce(({files}), 0) AS n")
         return int(total["n"])
 
     def count_by_repo(self) -> dict[str, int]:
@@ -329,22 +330,3 @@ class SessionStore:
 
 def _listed(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"kept": bool(row["kept"]), "archived": bool(row["archived"])}
-
-
-def _turn(row: dict[str, Any]) -> Turn:
-    return Turn(
-        id=row["id"],
-        repo=row["repo"],
-        session=row["session"],
-        commit=row["commit_id"],
-        base=row["base"],
-        at=row["at"],
-        subject=row["subject"],
-        commits=row["commits"],
-        files_changed=row["files_changed"],
-        insertions=row["insertions"],
-        deletions=row["deletions"],
-        client=row["client"],
-        bytes=row["bytes"],
-        guest=row["guest"],
-    )

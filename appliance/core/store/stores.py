@@ -17,6 +17,7 @@ from appliance.core.store.registry import Registry
 from appliance.core.store.sessions import SessionStore
 from appliance.core.store.tokens import TokenStore
 from appliance.core.store.trusted_time import TimeStore
+from appliance.core.store.turn_details import TurnDetailStore
 from appliance.core.store.turn_index import TurnIndexStore
 from appliance.core.upstream import same_upstream
 
@@ -32,6 +33,7 @@ class Stores:
     activity: ActivityStore
     sessions: SessionStore
     turn_index: TurnIndexStore
+    details: TurnDetailStore
     tokens: TokenStore
     api_tokens: ApiTokenStore
     disk_leases: DiskLeaseStore
@@ -42,14 +44,16 @@ class Stores:
     @classmethod
     def over(cls, database: Database) -> Stores:
         """The stores of an open database; they use this machine's clock."""
+        audit = AuditLog(database, time.time)
         return cls(
             database,
             Registry(database, time.time, same_upstream),
             HealthStore(database),
-            AuditLog(database, time.time),
+            audit,
             ActivityStore(database, time.time),
             SessionStore(database),
             TurnIndexStore(database),
+            TurnDetailStore(database, audit),
             TokenStore(database, time.time),
             ApiTokenStore(database, time.time),
             DiskLeaseStore(database, time.time),

@@ -1,4 +1,4 @@
-"""What sessions are found by: the paths that each turn changed, and the messages of its commits."""
+"""What sessions are found by: the paths that each turn changed, the messages of its commits, and its notes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from appliance.core.store.cursors import LARGEST
 from appliance.core.store.database import Database, rows
+from appliance.core.store.turn_details import words_of_notes
 
 if TYPE_CHECKING:
     import sqlite_utils
@@ -90,7 +91,12 @@ class TurnIndexStore:
                 return False
             connection.execute(
                 "INSERT INTO turn_texts (turn_id, paths, known_to, text) VALUES (?, ?, ?, ?)",
-                [turn.id, len(contents.paths), contents.known_to, folded(contents.messages)],
+                [
+                    turn.id,
+                    len(contents.paths),
+                    contents.known_to,
+                    folded(contents.messages + words_of_notes(connection, turn.id)),
+                ],
             )
             # git names a path twice if a tree of the upstream does, and such a turn must not hold up the others.
             connection.conn.executemany(

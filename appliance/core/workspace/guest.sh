@@ -100,15 +100,40 @@ gitmirror__obtain() {
     echo "$via$newline$commit$newline$history" >"$claim/$turn/result" || { gitmirror__check_room; exit 1; }
 }
 
-# gitmirror_record SESSION [DIR]
+# gitmirror_record SESSION [DIR] [--message TEXT] [--note KEY=VALUE]... [--attach FILE]...
 # Commits all changes in DIR (default: the current directory) and force-pushes HEAD to refs/agents/SESSION on the mirror,
 # which keeps every turn. The last line on stdout is `recorded ref=REF commit=OID` or `recorded nothing`. The exit code is
 # 3 if something could not be recorded; stderr says what.
+#
+# TEXT is the message of the turn's commit. Notes (at most 64, each a line of at most 4 KiB) and attachments (at most
+# 16 MiB each, 64 MiB together) are kept with the turn. If one of these is given and nothing has changed, the turn gets an
+# empty commit. FILE is relative to the current directory, not to DIR.
 gitmirror_record() (gitmirror__record "$@")
 gitmirror__record() {
     gitmirror__begin
-    if [ $# -lt 1 ] || [ $# -gt 2 ] || [ "${2-.}" = '' ]; then gitmirror__usage 'gitmirror_record SESSION [DIR]'; fi
-    session=$1 dir=${2-.}
+    session='' dir=. places=0 message='' notes='' note_count=0 options='' files=''
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --message | --note | --attach)
+            [ $# -gt 1 ] || gitmirror__record_usage
+            "gitmirror__take_${1#--}" "$2"
+            shift
+            ;;
+        --message=* | --note=* | --attach=*)
+            option=${1%%=*}
+            "gitmirror__take_${option#--}" "${1#*=}"
+            ;;
+        --)
+            shift
+            for word in "$@"; do gitmirror__take_place "$word"; done
+            break
+            ;;
+        --*) gitmirror__record_usage ;;
+        *) gitmirror__take_place "$1" ;;
+        esac
+        shift
+    done
+    [ "$places" -ge 1 ] || gitmirror__record_usage
     gitmirror__check_session "$session"
     trap gitmirror__interrupted HUP INT TERM
     gitmirror__await gitmirror__record_turn
@@ -126,16 +151,20 @@ gitmirror__record_turn() {
     gitmirror__commit_submodules '' "$from"
     gitmirror__commit
     gitmirror__name_links
-    commit=$(git rev-parse --verify --quiet HEAD) || commit=''
     case $recorded in
     "$session "*) known=${recorded#* } ;;
     *) known=$base ;;
     esac
+    gitmirror__commit_words
+    commit=$(git rev-parse --verify --quiet HEAD) || commit=''
     result='recorded nothing'
     if [ "$commit" != "$known" ]; then
         gitmirror__push_turn ||
             gitmirror__die "$commit could not be pushed to the mirror; it remains the HEAD of this workspace"
         result="recorded ref=refs/agents/$session commit=$pushed"
+        for file in $files; do gitmirror__attach "$file"; done
+        # The repositories of submodules have turns of their own.
+        options=''
     fi
     for path in $submodules; do
         (cd "$path" && gitmirror__enter && gitmirror__set_submodule && gitmirror__push_submodule && [ "$lost" = no ]) ||
@@ -244,7 +273,7 @@ gitmirror__begin() {
     unset CDPATH TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES \
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS GIT_GLOB_PATHSPECS GIT_NOGLOB_PATHSPECS \
         GIT_ICASE_PATHSPECS
-    coding='' child='' born='' watch='' claim='' hold='' disk=no history=tip by_list='' signal=TERM lost=no full=no
+    coding='' child='' born='' watch='' more='' claim='' hold='' disk=no history=tip by_list='' signal=TERM lost=no full=no
     gitmirror__has git || gitmirror__die 'git is not installed'
     # Disable this guest's fsmonitor and hooks, because even commands that only read the index run the fsmonitor, and
     # others run the hooks.
@@ -1725,12 +1754,38 @@ gitmirror__commit() {
         # It does not count as a change if git-lfs merely replaces contents that came with a session by pointers.
         gitmirror__add_contents
         [ -e "$git_dir/MERGE_HEAD" ] || ! gitmirror__is_tree_of_head || return 0
-        git "$@" -c commit.gpgSign=false -c core.editor=true \
-            commit --quiet --no-verify -m "Turn of $session" >&2 || {
-            gitmirror__end_if_full
-            gitmirror__die 'the commit failed; nothing was recorded'
-        }
+        gitmirror__commit_index "$@"
     fi
+}
+
+# Commits the index with the message of the turn. $@ are options of git; `more` is one of `git commit`.
+gitmirror__commit_index() {
+    gitmirror__print_message | git "$@" -c commit.gpgSign=false -c core.editor=true \
+        commit --quiet --no-verify ${more:+"$more"} --cleanup=whitespace --file=- >&2 || {
+        gitmirror__end_if_full
+        gitmirror__die 'the commit failed; nothing was recorded'
+    }
+}
+
+# A here-document, because `echo` would take a message apart, and `printf` is a program in some shells, which takes 128 KiB.
+gitmirror__print_message() {
+    cat <<EOF
+${message:-Turn of $session}
+EOF
+}
+
+# Makes an empty commit for a message, note or attachment that no other commit of this turn carries.
+gitmirror__commit_words() {
+    [ -n "$message$notes$files" ] || return 0
+    if [ "$(git rev-parse --verify --quiet HEAD)" != "$known" ]; then
+        [ -n "$message" ] || return 0
+        # This turn's commit has it already, perhaps since a try that could not push.
+        [ "$(git log --max-count=1 --no-show-signature --format=%B)" != "$(gitmirror__print_message | git stripspace)" ] ||
+            return 0
+    fi
+    more=--allow-empty
+    gitmirror__commit_index -c core.hooksPath=/dev/null -c core.fsmonitor=false -c gc.auto=0 -c maintenance.auto=false
+    more=''
 }
 
 # Ends a recording that failed because no more objects can be stored.
@@ -1826,7 +1881,8 @@ gitmirror__push_turn() {
     commit=$(git rev-parse --verify --quiet HEAD) pushed=$commit
     gitmirror__add_contents
     if [ -n "$tree" ] && ! gitmirror__is_tree_of_head; then
-        pushed=$(git commit-tree -p HEAD -m "LFS files of the turn of $session" "$tree") || pushed=$commit
+        [ -n "$message" ] || message="LFS files of the turn of $session"
+        pushed=$(gitmirror__print_message | git commit-tree -p HEAD "$tree") || pushed=$commit
     fi
     if ! gitmirror__push "refs/agents/$session"; then
         [ "$pushed" != "$commit" ] || return 1
@@ -1925,10 +1981,22 @@ gitmirror__push() {
         address=$2 exact=$2
         [ $# -eq 2 ] || set -- "$1" "$3" "$2"
         gitmirror__share $(($# - 1))
+        # shellcheck disable=SC2086
         output=$(gitmirror__git -c push.gpgSign=false -c push.pushOption= -c push.negotiate=false \
-            push --porcelain --no-verify --no-follow-tags --no-recurse-submodules --force "$address" "$pushed:$1" 2>&1) &&
+            push --porcelain --no-verify --no-follow-tags --no-recurse-submodules --force $options \
+            "$address" "$pushed:$1" 2>&1) &&
             return 0
         try=$((try + 1))
+        if [ -n "$options" ]; then
+            case $output in
+            *'does not support push options'* | *'unknown option'* | *'notes of this push are refused'*)
+                options=''
+                gitmirror__say "$output"
+                gitmirror__lose 'the notes are not kept: this mirror or this git does not take them'
+                continue
+                ;;
+            esac
+        fi
         case $output in
         *'shallow update not allowed'* | *'missing necessary objects'*)
             # Asking for the commit makes the mirror refresh.
@@ -2036,6 +2104,105 @@ gitmirror: git config --global --add safe.directory '$path'"
         ;;
     esac
     gitmirror__die "$1 is not a git workspace"
+}
+
+gitmirror__record_usage() {
+    gitmirror__usage 'gitmirror_record SESSION [DIR] [--message TEXT] [--note KEY=VALUE]... [--attach FILE]...'
+}
+
+# The next of the words that are no options: the session, then the directory.
+gitmirror__take_place() {
+    places=$((places + 1))
+    case $places in
+    1) session=$1 ;;
+    2) dir=$1 ;;
+    *) gitmirror__record_usage ;;
+    esac
+    [ "$places" -ne 2 ] || [ -n "$dir" ] || gitmirror__record_usage
+}
+
+# A message of blanks alone is none.
+gitmirror__take_message() { case $1 in *[![:space:]]*) message=$1 ;; *) message='' ;; esac; }
+
+# Adds a note to `notes`, and to `options` as git sends it. A note that cannot be kept must not cost the turn.
+gitmirror__take_note() {
+    key=${1%%=*} value=${1#*=}
+    case $1 in *=*) ;; *) key='' ;; esac
+    case $key in '' | [.-]* | *[!A-Za-z0-9._-]*)
+        gitmirror__lose "the note '$1' is not kept: it is not KEY=VALUE with a key of A-Z a-z 0-9 . _ -"
+        return
+        ;;
+    esac
+    note_count=$((note_count + 1))
+    case $value in *"$newline"*)
+        gitmirror__lose "the note $key is not kept: it has a line break; attach such a text as a file"
+        return
+        ;;
+    esac
+    if [ ${#key} -gt 64 ] || [ ${#value} -gt 4096 ] || [ "$note_count" -gt 64 ]; then
+        gitmirror__lose "the note $key is not kept: at most 64 notes are, of at most 4 KiB, with keys of at most 64"
+        return
+    fi
+    notes=$notes$key$newline options=${options}--push-option${newline}gitmirror.note=$1$newline
+}
+
+# Adds the absolute path of a file to `files`.
+gitmirror__take_attach() {
+    file=$1
+    case $file in
+    /*) ;;
+    *) file=$(pwd && echo .) && file=${file%"$newline".}/$1 ;;
+    esac
+    case $file in
+    *"$newline"*) gitmirror__lose "$1 is not attached: its path has a line break" ;;
+    *) files=$files$file$newline ;;
+    esac
+}
+
+# Attaches a file to the turn with the commit `pushed`.
+gitmirror__attach() {
+    name=${1##*/} why=''
+    case $name in '' | .* | *[!A-Za-z0-9._-]*) why='its name must be of A-Z a-z 0-9 . _ -, not starting with a dot' ;; esac
+    [ ${#name} -le 128 ] || why='its name has more than 128 characters'
+    if [ ! -f "$1" ] || [ ! -r "$1" ]; then why='it is not a file that can be read'; fi
+    [ -n "$mirror_http" ] || why='the mirror has no HTTP address: set GITMIRROR_HTTP'
+    if [ -z "$why" ] && ! gitmirror__can_get; then why='it takes curl, or a wget that can send files'; fi
+    if [ -z "$why" ]; then
+        gitmirror__share 2
+        why=$(gitmirror__send "$1" "$mirror_http/$repo/agents/$session/$pushed/attachments/$name" 2>&1) && return 0
+        why=${why##*"$newline"}
+    fi
+    gitmirror__lose "$1 is not attached: ${why:-the mirror did not take it}"
+}
+
+# Sends file $1 to URL $2. Prints why that failed.
+gitmirror__send() {
+    if gitmirror__has curl; then
+        set -- --globoff --silent --show-error --connect-timeout 3 --speed-limit 100 --speed-time 10 \
+            --max-time "$left" --write-out '%{http_code}' --upload-file "$1" "$2"
+        if [ -z "$token" ]; then
+            answer=$(curl "$@")
+        else
+            answer=$(echo "header = \"Authorization: Bearer $token\"" | curl --config - "$@")
+        fi
+        case $answer in
+        *"$newline"20[01]) return 0 ;;
+        *"$newline"[1-5]??) echo "${answer%"$newline"*}" ;;
+        esac
+        return 1
+    fi
+    gitmirror__know_wget
+    # That of busybox has --post-file, but sends a file only up to its first NUL.
+    case $help in *--body-file*) ;; *) echo 'this wget cannot send files: it takes curl or GNU wget'; return 1 ;; esac
+    url=$2
+    set -- --no-verbose -t 1 -O /dev/null --method=PUT --body-file="$1"
+    [ "$stall" = none ] || set -- "$@" "$stall"
+    if [ -z "$token" ]; then
+        gitmirror__bounded "$left" wget "$@" "$url"
+    else
+        echo "${url%%://*}://token:$token@${url#*://}" | gitmirror__bounded "$left" wget "$@" --auth-no-challenge \
+            --max-redirect=0 -i /proc/self/fd/4 4<&0
+    fi
 }
 
 # Prints the redirect rules of each mirrored repository. git applies the rule with the longest matching prefix, so a rule

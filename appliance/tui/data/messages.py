@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from textual.message import Message
@@ -127,11 +127,12 @@ class GuestsRead(Message):
 
 @dataclass
 class TurnsRead(Message):
-    """The turns of one session, oldest first."""
+    """The turns of one session, oldest first; `details` are the notes and attachments by the turn's id, if read."""
 
     repo: str
     session: str
     turns: list[Turn]
+    details: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass

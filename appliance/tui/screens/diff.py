@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
@@ -55,6 +56,7 @@ class DiffScreen(SessionActions):
         self._against = against
         self._note = ""
         self._turns: list[Turn] = []
+        self._details: Mapping[int, Mapping[str, Any]] = {}
         self._files: list[FileChange] | None = None
 
     @property
@@ -121,7 +123,7 @@ class DiffScreen(SessionActions):
     def on_turns_read(self, message: TurnsRead) -> None:
         """Takes the turns; when one was added, the diff of the whole session is read again."""
         grew = bool(self._turns) and len(message.turns) > len(self._turns)
-        self._turns = message.turns
+        self._turns, self._details = message.turns, message.details
         if grew and self._turn is None:
             self._read()
         self._say()
@@ -202,7 +204,11 @@ class DiffScreen(SessionActions):
     def _read_turns(self) -> None:
         session, queries = self._session, self.context.queries
         repo, name = session.repo, session.name
-        self.context.loader.read("turns of a diff", self, lambda: TurnsRead(repo, name, queries.turns(repo, name)))
+
+        def work() -> TurnsRead:
+            return TurnsRead(repo, name, queries.turns(repo, name), queries.details(repo, name))
+
+        self.context.loader.read("turns of a diff", self, work)
 
     def _read(self) -> None:
         turn, compared, sessions = self._turn, self._compared(), self.context.sessions
@@ -262,9 +268,23 @@ class DiffScreen(SessionActions):
             lines.append((other, (where,)))
         for number, text in enumerate(wrapped(self._note, self.size.width - 5, 3) if self._note else ()):
             lines.append((((" ▲ " if number == 0 else "   ", "warn"), (text, "")), ()))
+        words = self._words()
+        for text in wrapped(words, self.size.width - 5, 3) if words else ():
+            lines.append((((f"   {text}", "dim"),), ()))
         title = self.query_one("#title", Lines)
         title.styles.height = len(lines)
         title.show(*lines)
+
+    def _words(self) -> str:
+        """The notes and attachments of the turn that is shown: the chosen one, or the only one."""
+        number = self._turn or len(self._turns)
+        if not 1 <= number <= len(self._turns) or (self._turn is None and number > 1):
+            return ""
+        details = self._details.get(self._turns[number - 1].id, {"notes": {}, "attachments": []})
+        words = [f"{key}={value}" for key, value in details["notes"].items()]
+        return "  ".join(
+            [*words, *(f"{file['name']} ({format_size(file['size'])})" for file in details["attachments"])]
+        )
 
     @staticmethod
     def _path(file: FileChange) -> Cell:

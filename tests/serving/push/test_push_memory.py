@@ -51,6 +51,7 @@ class Authority:
         total: int,
         count_objects: Callable[[], Awaitable[int]],
         fault: str | None = None,
+        options: Sequence[bytes] = (),
     ) -> PushDecision:
         """No."""
         self.fault, self.used = fault, self._budget.used

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Protocol
@@ -25,6 +26,7 @@ from appliance.core.serving.net.http_pages import alive, plain_routes, require_r
 from appliance.core.serving.net.http_result import NO_CACHE, ResultSink
 from appliance.core.serving.net.reading import Share
 from appliance.core.serving.ports.guest_routes import GuestRoutes
+from appliance.core.serving.push.attachments import Target
 from appliance.core.serving.wire.pktline import FLUSH, PacketError, packet
 from appliance.core.serving.wire.requests import RECEIVE_PACK, UPLOAD_PACK
 from appliance.core.serving.wire.v2 import V2Request
@@ -32,6 +34,7 @@ from appliance.core.serving.wire.v2 import V2Request
 log = logging.getLogger(__name__)
 
 _ROUTE = re.compile(r"(/.+)/(info/refs|git-upload-pack|git-receive-pack|workspace\.tar|freshness)")
+_ATTACHMENT = re.compile(r"(/.+)/agents/([^/]+)/([0-9a-f]{40}|[0-9a-f]{64})/attachments/([^/]+)")
 _VERSION = re.compile(r"version=([012])")
 MOST_CODED = 2**20
 """The most bytes of a compressed request that is looked up without unpacking it: a checkout of 40,000 files."""
@@ -49,6 +52,14 @@ class Pushes(Protocol):
         ...
 
 
+class AttachmentPuts(Protocol):
+    """Takes attachments over HTTP."""
+
+    async def receive(self, repo: Repo, exchange: Exchange, target: Target, still_there: Callable[[], bool]) -> None:
+        """Takes one attachment and answers it."""
+        ...
+
+
 class SmartHttp:
     """The guests' HTTP port. `gate` knows which repositories each guest may read."""
 
@@ -58,12 +69,14 @@ class SmartHttp:
         gate: AccessGate,
         admission: Admission,
         pushes: Pushes,
+        attachments: AttachmentPuts,
         routes: GuestRoutes,
     ) -> None:
         self._engine = engine
         self._gate = gate
         self._admission = admission
         self._pushes = pushes
+        self._attachments = attachments
         self._routes = routes
         self._pages = plain_routes({"/healthz": alive})
 
@@ -74,6 +87,9 @@ class SmartHttp:
             return
         if exchange.path == "/guest.sh":
             await self._guest_kit(exchange)
+            return
+        if (attached := _ATTACHMENT.fullmatch(exchange.path)) is not None:
+            await self._attach(exchange, *attached.groups())
             return
         match = _ROUTE.fullmatch(exchange.path)
         if match is None:
@@ -118,6 +134,18 @@ class SmartHttp:
         seat, authorization = exchange.seat, exchange.headers.get("authorization")
         exchange.guest = seat.guest = self._gate.guest_of(seat.socket_of, seat.client, authorization)
         await self._routes.guest_kit(exchange)
+
+    async def _attach(self, exchange: Exchange, path: str, session: str, commit: str, name: str) -> None:
+        """Takes an attachment. It takes no slot, because a guest that sends slowly would block the others."""
+        repo = await self._find(exchange, path)
+        if repo is None:
+            raise _not_here(path)
+        catalog = self._gate.catalog
+
+        def still_there() -> bool:
+            return self._gate.catalog is catalog or self._gate.find_any(path) == repo
+
+        await self._attachments.receive(repo, exchange, Target(session, commit, name), still_there)
 
     async def _find(self, exchange: Exchange, path: str) -> Repo | None:
         """The repository at a path, if this guest may read it. Raises HttpError if its token cannot be looked up."""

@@ -83,6 +83,7 @@ class PushAuthority(Protocol):
         total: int,
         count_objects: Callable[[], Awaitable[int]],
         fault: str | None = None,
+        options: Sequence[bytes] = (),
     ) -> PushDecision:
         """Decides on the push, and logs the attempt."""
         ...
@@ -189,8 +190,9 @@ class PushRelay:
         # A child that ended before it had a command cannot have written anything, so the push is logged as refused.
         fault = request.fault or (ENDED if self._child_ended else None)
         decision = await self._authority.rule(
-            self._push, self._repo, self._caller, request.commands, request.total, count_objects, fault
-        )
+            self._push, self._repo, self._caller, request.commands, request.total, count_objects, fault,
+            request.options,
+        )  # fmt: skip
         if decision.accepted:
             await end_tasks(advertisement)
             async with self._writing(self._repo.name):
@@ -250,9 +252,9 @@ class PushRelay:
                 request.break_off("the push ended before its list of refs was complete")
             else:
                 return None
-            if len(request.raw) > held:
-                await share.grow(len(request.raw) - held)
-                held = len(request.raw)
+            if request.held > held:
+                await share.grow(request.held - held)
+                held = request.held
         return request
 
     async def _read_pack_head(self, request: PushRequest) -> int:

@@ -69,9 +69,15 @@ KEPT_COMMANDS = 32
 MOST_SHALLOW = 16_384
 """The most shallow lines (870 KB); all are passed on. A clone sends one per commit at which its history ends."""
 
+MOST_OPTIONS = 256
+"""The most push options of one push."""
+MOST_OPTION_BYTES = 512 * 2**10
+"""The most bytes of push options. The hooks get them as environment variables, of which Linux takes 2 MiB."""
+
 _SHALLOW = re.compile(rb"shallow (?:[0-9a-f]{40}|[0-9a-f]{64})")
-_CAPABILITIES = frozenset({"report-status", "report-status-v2", "side-band", "side-band-64k"})
-"""The capabilities of a guest that change the format of its response."""
+_OPTIONS = "push-options"
+_CAPABILITIES = frozenset({"report-status", "report-status-v2", "side-band", "side-band-64k", _OPTIONS})
+"""The capabilities of a guest that change the format of its request or of its response."""
 
 
 @dataclass
@@ -79,7 +85,8 @@ class PushRequest:
     """Parses the head of a push as it arrives. Feed it until `done`.
 
     `raw` is everything up to and including the flush, to be passed on unchanged. It is empty if the push is refused
-    anyway, because 10 KB of gzip can hold megabytes of commands. `rest` is the first bytes after the flush.
+    anyway, because 10 KB of gzip can hold megabytes of commands. `rest` is the first bytes after the flush. With the
+    capability push-options, these `options` follow the commands, and end with a flush of their own.
     """
 
     commands: list[RefCommand] = field(default_factory=list)
@@ -88,9 +95,18 @@ class PushRequest:
     raw: bytearray = field(default_factory=bytearray)
     fault: str | None = None
     done: bool = False
+    options: list[bytes] = field(default_factory=list)
     _splitter: PacketSplitter = field(default_factory=PacketSplitter)
     _received: int = 0
     _shallow: int = 0
+    _listed: bool = False
+    """Whether the commands are complete, and options follow."""
+    _option_bytes: int = 0
+
+    @property
+    def held(self) -> int:
+        """The bytes that it holds in memory."""
+        return len(self.raw) + self._option_bytes
 
     @property
     def rest(self) -> bytes:
@@ -104,9 +120,15 @@ class PushRequest:
             for payload in self._splitter.feed(data):
                 if payload is None:
                     self._keep(FLUSH)
+                    if not self._listed and self._options_follow:
+                        self._listed = True
+                        continue
                     self.done = True
                     return
-                self._take(payload)
+                if self._listed:
+                    self._take_option(payload)
+                else:
+                    self._take(payload)
             if self._received > MOST_COMMAND_BYTES:
                 raise PacketError(f"more than {MOST_COMMAND_BYTES} bytes of ref commands")
         except PacketError as error:
@@ -128,6 +150,19 @@ class PushRequest:
             self.raw.clear()
         else:
             self.raw += data
+
+    @property
+    def _options_follow(self) -> bool:
+        """Whether options are to be read: those of a push that is refused anyway are drained with its pack."""
+        return _OPTIONS in self.capabilities and not self.fault and self.total <= KEPT_COMMANDS
+
+    def _take_option(self, payload: bytes) -> None:
+        self._option_bytes += len(payload)
+        if len(self.options) >= MOST_OPTIONS or self._option_bytes > MOST_OPTION_BYTES:
+            self.options.clear()
+            raise PacketError(f"more than {MOST_OPTIONS} push options, or more than {MOST_OPTION_BYTES} bytes of them")
+        self.options.append(payload.removesuffix(b"\n"))
+        self._keep(packet(payload))
 
     def _take(self, payload: bytes) -> None:
         if payload.startswith(b"shallow "):
