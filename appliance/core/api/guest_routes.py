@@ -53,7 +53,7 @@ class KnownGuestRoutes:
                     repos=schemas.listed(schemas.NAME), only=schemas.SWITCH, unix=_PATH, address=schemas.NAME,
                     token=schemas.SWITCH, ttl=schemas.duration(1, int(LONGEST)),
                 ),
-                example={"name": "vm-7", "sessions": ["fix-dns"], "unix": "/run/fc/vm-7/v.sock"},
+                example={"name": "vm-7", "sessions": ["fix-dns"], "address": "172.16.0.7"},
             ),
             Operation(
                 "GET", _GUEST_PATH, "get-guest", "One guest", Scope.READ, self._one,
