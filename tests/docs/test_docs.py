@@ -60,7 +60,7 @@ def test_every_option_that_the_readme_names_is_there() -> None:
     known = {option for each in (cli, *COMMANDS.values()) for param in each.params for option in param.opts} | {
         "--help"
     }
-    text = re.sub(r"^(?:git|sudo git) .*$", "", README.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^(?:git|sudo git) .*$|gitmirror_[a-z]+ [^`]*`", "", README.read_text(), flags=re.MULTILINE)
     mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     assert mentioned <= known
 

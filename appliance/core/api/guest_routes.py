@@ -56,12 +56,9 @@ class KnownGuestRoutes:
                     repos=schemas.listed(schemas.NAME), only=schemas.SWITCH, unix=_PATH, address=schemas.NAME,
                     token=schemas.SWITCH, ttl=schemas.duration(1, int(LONGEST)),
                 ),
-<<<<<<< HEAD
                 details="It needs one way to come: its sockets (`unix`), its `address` or its `token`. `shared` has "
                 "those of its sessions that other guests may write too, with their names. A request may be repeated, "
                 "except one with `token`.",
-=======
->>>>>>> sockets
                 example={"name": "vm-7", "sessions": ["fix-dns"], "address": "172.16.0.7"},
             ),
             Operation(

@@ -111,7 +111,7 @@ gitmirror__obtain() {
 gitmirror_record() (gitmirror__record "$@")
 gitmirror__record() {
     gitmirror__begin
-    session='' dir=. places=0 message='' notes='' note_count=0 options='' files=''
+    session='' dir=. places=0 message='' notes='' note_count=0 options='' attached=''
     while [ $# -gt 0 ]; do
         case $1 in
         --message | --note | --attach)
@@ -162,7 +162,7 @@ gitmirror__record_turn() {
         gitmirror__push_turn ||
             gitmirror__die "$commit could not be pushed to the mirror; it remains the HEAD of this workspace"
         result="recorded ref=refs/agents/$session commit=$pushed"
-        for file in $files; do gitmirror__attach "$file"; done
+        for file in $attached; do gitmirror__attach "$file"; done
         # The repositories of submodules have turns of their own.
         options=''
     fi
@@ -511,7 +511,8 @@ gitmirror__heed() {
 
 # Sets `full` if `reason`, what a command printed, is that.
 gitmirror__read_reason() {
-    case $reason in *'No space left on device'* | *'Disk quota exceeded'*) full=yes ;; esac
+    # git says of a ref's lock file only that it "couldn't write" it.
+    case $reason in *'No space left on device'* | *'Disk quota exceeded'* | *"couldn't write '"*".lock'"*) full=yes ;; esac
 }
 
 # Whether a command failed because the disk of directory $1 is full: it said so, or 64 KiB cannot be written there.
@@ -1776,7 +1777,7 @@ EOF
 
 # Makes an empty commit for a message, note or attachment that no other commit of this turn carries.
 gitmirror__commit_words() {
-    [ -n "$message$notes$files" ] || return 0
+    [ -n "$message$notes$attached" ] || return 0
     if [ "$(git rev-parse --verify --quiet HEAD)" != "$known" ]; then
         [ -n "$message" ] || return 0
         # This turn's commit has it already, perhaps since a try that could not push.
@@ -2146,7 +2147,7 @@ gitmirror__take_note() {
     notes=$notes$key$newline options=${options}--push-option${newline}gitmirror.note=$1$newline
 }
 
-# Adds the absolute path of a file to `files`.
+# Adds the absolute path of a file to `attached`.
 gitmirror__take_attach() {
     file=$1
     case $file in
@@ -2155,7 +2156,7 @@ gitmirror__take_attach() {
     esac
     case $file in
     *"$newline"*) gitmirror__lose "$1 is not attached: its path has a line break" ;;
-    *) files=$files$file$newline ;;
+    *) attached=$attached$file$newline ;;
     esac
 }
 

@@ -116,6 +116,7 @@ class Warmer:
                 known.wanted = len(shapes)
                 for shape in shapes:
                     known.done += await self._warm_one(repo, known, shape)
+                    known.wanted -= shape.rest in known.too_large
             except (GitmirrorError, AnswerFailed, UploadPackError, OSError) as error:
                 log.info("%s: warming stopped: %s", repo.name, str(error) or type(error).__name__)
 

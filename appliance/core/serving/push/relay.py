@@ -318,6 +318,9 @@ class PushRelay:
 
     async def _refuse(self, request: PushRequest, decision: PushDecision) -> None:
         """Sends the reason while it reads on, because git reads the response only after it has sent its whole pack."""
+        if self._stateless:
+            # An HTTP client that has its response stops sending: git's helper then takes the rest for its own output.
+            await self._drain()
         drain = asyncio.create_task(self._drain())
         try:
             await self._guest.send(refusal_report(request, decision))
