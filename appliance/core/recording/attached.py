@@ -52,12 +52,3 @@ def open_attachment(layout: Layout, row: AttachmentRow) -> BinaryIO:
         file.close()
         raise GitmirrorError(f"the attachment {row.name} is damaged: its bytes are not those that came", hint=hint)
     return file
-
-
-def fault_of(layout: Layout, row: AttachmentRow) -> str | None:
-    """Reads all of an attachment and returns what is wrong with it, or None."""
-    try:
-        open_attachment(layout, row).close()
-    except GitmirrorError as error:
-        return f"turn {row.turn_id} of {row.repo}: {error.message}"
-    return None

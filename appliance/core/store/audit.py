@@ -219,18 +219,10 @@ class AuditLog:
 
     def led_on(self, attempt: OpenAttempt) -> bool:
         """Whether a later applied push started from this attempt's commit, which proves that this one was applied."""
+        later = """SELECT 1 FROM audit_events WHERE repo = ? AND ref = ? AND id > ?
+                   AND kind = 'outcome' AND outcome = 'applied' AND old = ? LIMIT 1"""
         with self._database.reading() as connection:
-            return bool(
-                rows(
-                    connection,
-                    """SELECT 1 FROM audit_events WHERE repo = ? AND ref = ? AND id > ?
-                       AND kind = 'outcome' AND outcome = 'applied' AND old = ? LIMIT 1""",
-                    attempt.repo,
-                    attempt.ref,
-                    attempt.id,
-                    attempt.new,
-                )
-            )
+            return bool(rows(connection, later, attempt.repo, attempt.ref, attempt.id, attempt.new))
 
     def entries(
         self,
