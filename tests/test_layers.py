@@ -174,6 +174,7 @@ def mentioned(path: Path) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_what_the_source_says_is_what_is_loaded() -> None:
     """The rooms at the top bring nearly everything along: there the source is compared with the interpreter."""
     seen = look(
@@ -212,6 +213,7 @@ def test_every_part_has_a_layer() -> None:
     assert {part(name) for name in CORE} == set().union(*LAYERS)
 
 
+@pytest.mark.slow
 def test_no_higher_than_it_was_drawn() -> None:
     """Folders of core by the longest way down, imports inside functions counted too."""
     below: dict[str, set[str]] = {}

@@ -107,6 +107,7 @@ def test_nothing_that_a_guest_can_read_names_it(node: Node) -> None:
         assert SECRET not in get(f"{node.serve.http_url}{route}").text
 
 
+@pytest.mark.slow
 def test_a_clone_and_a_recording_with_a_token(node: Node, tmp_path: Path) -> None:
     """By plain git, the token in its environment: clone, blobless clone, push to refs/agents; without it nothing."""
     url, token = f"{node.serve.http_url}/{SECRET}", node.issue()["token"]
@@ -161,6 +162,7 @@ def test_a_token_ends_with_the_very_next_request(node: Node) -> None:
         assert (refused.returncode, refused.stdout) == (code, "") and "hint:" in refused.stderr
 
 
+@pytest.mark.slow
 def test_the_database_holds_hashes_and_the_last_use(node: Node) -> None:
     """The token is printed once; its last use is written behind."""
     issued = node.issue()

@@ -96,6 +96,7 @@ def test_a_broken_database_tells_strangers_nothing(server: ApiServer) -> None:
     assert "/secret" not in str(problem) and "cannot be looked up" in problem["detail"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "is_read"), [("/v1/pieces", True), ("/v1/pieces", False), ("/v1/events", True)])
 def test_a_revoked_token_ends_what_is_being_sent(
     server: ApiServer, target: str, is_read: bool, caplog: pytest.LogCaptureFixture
@@ -124,6 +125,7 @@ def test_a_revoked_token_ends_what_is_being_sent(
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING or each.exc_info]
 
 
+@pytest.mark.slow
 def test_a_response_that_begins_after_its_token_was_revoked_is_cut(server: ApiServer) -> None:
     """Also while another of the same token, which was cut, has not ended yet."""
     server.tokens["r"] = FakeToken("read")

@@ -96,6 +96,7 @@ def test_a_name_that_is_taken_is_a_conflict(serve_factory: ServeFactory, upstrea
     assert caught.value.kind == CONFLICT and "still the mirror of" in caught.value.message
 
 
+@pytest.mark.slow
 def test_a_change_of_the_registry_is_finished_without_its_client(
     serve_factory: ServeFactory, upstream: HttpUpstream
 ) -> None:

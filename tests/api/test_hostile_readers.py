@@ -208,6 +208,7 @@ def test_readers_that_stop_neither_hold_up_others_nor_git_for_ever(node: Node) -
             wire.close()
 
 
+@pytest.mark.slow
 def test_a_reader_that_hangs_up_leaves_no_git(node: Node) -> None:
     """Its slot is free at once."""
     for _ in range(MOST + 1):
@@ -218,6 +219,7 @@ def test_a_reader_that_hangs_up_leaves_no_git(node: Node) -> None:
     wait_until(lambda: not node.readers(), timeout=IDLE * 10, message="git has ended")
 
 
+@pytest.mark.slow
 def test_a_slow_reader_gets_all_of_it(node: Node) -> None:
     """Only one on which nothing moves is cut off."""
     with node.open(LARGE) as wire:
@@ -231,6 +233,7 @@ def test_a_slow_reader_gets_all_of_it(node: Node) -> None:
     assert size > SIZE
 
 
+@pytest.mark.slow
 def test_a_revoked_token_ends_its_streams(node: Node) -> None:
     """Within about a second, while those of another token go on."""
     number, token = node.issue()

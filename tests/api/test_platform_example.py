@@ -60,6 +60,7 @@ def run(serve: Serve, tmp_path: Path, *arguments: str, **env: str) -> subprocess
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("face", ["admin port", "control socket"])
 def test_the_platform_takes_an_agents_work_home(
     face: str, upstream: HttpUpstream, serve_factory: ServeFactory, tmp_path: Path
@@ -83,6 +84,7 @@ def test_the_platform_takes_an_agents_work_home(
     assert serve.cli_json("sessions") == []
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_cut_off_loses_no_event(
     upstream: HttpUpstream, serve_factory: ServeFactory, tmp_path: Path
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_stream_that_is_cut_off_loses_no_event(
     assert len(streams) > 1 and all(b"Last-Event-ID: " in request for request in streams[1:])
 
 
+@pytest.mark.slow
 def test_the_platform_reports_what_went_wrong(serve_factory: ServeFactory, tmp_path: Path) -> None:
     """A token that does not suffice: the problem and its hint, in one line."""
     serve = serve_factory().start()

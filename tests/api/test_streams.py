@@ -18,6 +18,7 @@ from tests.api.wire import Wire, request
 from tests.support.gitutil import wait_until
 
 
+@pytest.mark.slow
 def test_readers_that_take_a_little_now_and_then_lose_their_slots(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

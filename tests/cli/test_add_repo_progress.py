@@ -12,6 +12,7 @@ from tests.conftest import WIDGETS, ServeFactory
 from tests.support.upstream import HttpUpstream
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [True, False], ids=["with serve", "without serve"])
 def test_a_terminal_sees_the_first_clone(upstream: HttpUpstream, serve_factory: ServeFactory, runs: bool) -> None:
     """As NDJSON of the API, or from git directly; the line is erased before the result is printed."""

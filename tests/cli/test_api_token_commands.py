@@ -28,6 +28,7 @@ def store(serve: Serve) -> Iterator[ApiTokenStore]:
     stores.database.close()
 
 
+@pytest.mark.slow
 def test_a_token_is_issued_listed_and_revoked(serve: Serve, store: ApiTokenStore) -> None:
     """What is printed on stdout is the token alone; a revocation holds for whoever asks the database next."""
     issued = serve.cli("api-token", "issue", "--scope", "read", "--name", "dashboard")

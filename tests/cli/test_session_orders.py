@@ -31,6 +31,7 @@ def is_kept(serve: Serve) -> bool:
     return bool(session["kept"])
 
 
+@pytest.mark.slow
 def test_a_session_is_kept_with_and_without_a_serve(recorded: Serve) -> None:
     """The beginning of its name is enough."""
     assert "fix-dns is exempt from retention" in recorded.cli("session", "keep", WIDGETS, "fix").stderr

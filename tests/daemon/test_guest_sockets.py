@@ -179,6 +179,7 @@ def test_removal_ends_every_connection(node: Serve, tmp_path: Path) -> None:
         connection.close()
 
 
+@pytest.mark.slow
 def test_the_end_of_a_guests_time(node: Serve, tmp_path: Path) -> None:
     """Its sockets and connections go by themselves."""
     add_guest(node, "short", unix=str(tmp_path / "v"), ttl=1)

@@ -6,6 +6,8 @@ import sqlite3
 import threading
 from pathlib import Path
 
+import pytest
+
 from appliance.core.api.client import call
 from appliance.core.layout import Layout
 from tests.conftest import WIDGETS, ServeFactory
@@ -14,6 +16,7 @@ from tests.support.gitutil import wait_until
 from tests.support.upstream import HttpUpstream
 
 
+@pytest.mark.slow
 def test_a_command_that_waits_for_the_database_holds_up_nobody(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def test_every_route_has_a_command() -> None:
     assert len(listed) > 30
 
 
+@pytest.mark.slow
 def test_a_repository_and_a_session_live_as_the_page_says(
     upstream: HttpUpstream, serve_factory: ServeFactory, tmp_path: Path
 ) -> None:

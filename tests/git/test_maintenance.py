@@ -289,6 +289,7 @@ def test_a_whole_repack_is_done_once_a_night(lab: Lab, repo: Repo, monkeypatch: 
     _watch(lab, worker, lambda: worker.columns["maintained_at"] > first)
 
 
+@pytest.mark.slow
 def test_by_day_only_what_moved_and_is_cluttered_is_repacked(
     lab: Lab, repo: Repo, widgets_bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -343,6 +343,7 @@ def test_a_damaged_mirror_is_an_error(lab: Lab, mirror: Mirror) -> None:
         lab.run(diff_document(mirror, None, new))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("many", "content", "words"),
     [

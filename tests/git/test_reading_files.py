@@ -66,6 +66,7 @@ async def told(mirror: Mirror, ref: str | None, path: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_every_file_of_a_tree(lab: Lab, mirror: Mirror) -> None:
     """Content, size, mode and kind; git's own listing is the measure."""
     tip = git("rev-parse", "main", cwd=mirror.path)
@@ -188,6 +189,7 @@ def large_blob(bare: Mirror, tmp_path: Path, size: int, *, packed: bool) -> str:
     return oid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_large_file_takes_no_memory(lab: Lab, bare: Mirror, tmp_path: Path, packed: bool) -> None:
     """Neither here nor in git: 128 MiB are read in a few."""

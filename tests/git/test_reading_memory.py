@@ -22,6 +22,7 @@ LIMIT = 32 * 2**20
 SIZE = 2 * LIMIT
 
 
+@pytest.mark.slow
 def test_a_diff_of_a_file_that_is_too_large_is_refused(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what to do instead. A file and a bundle are streamed, so they need no more for a large one."""
     mirror = lab.mirror()

@@ -130,6 +130,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
         assert found.startswith("1 of 1 were inspected in full")
 
 
+@pytest.mark.slow
 def test_a_repository_that_was_never_cloned(tmp_path: Path) -> None:
     """It is not damaged, and there is nothing to heal."""
     with damaged_node(tmp_path, repos=[WIDGETS]) as node:
@@ -143,6 +144,7 @@ def test_a_repository_that_was_never_cloned(tmp_path: Path) -> None:
         assert code == 0 and said.keys() == {WIDGETS}
 
 
+@pytest.mark.slow
 def test_a_purge_names_what_it_ends(tmp_path: Path) -> None:
     """The session, and how many turns; no answer changes nothing."""
     with damaged_node(tmp_path, repos=[WIDGETS]) as node:

@@ -275,6 +275,7 @@ def git_error(address: tuple[str, int], path: str, version: list[str]) -> bytes:
         return read_pkt(sock) or b""
 
 
+@pytest.mark.slow
 def test_a_guest_reads_what_it_was_given_and_no_other(cast: Cast) -> None:
     """Of the others it learns nothing: byte by byte as for what nobody registered. With --only, open ones too."""
     host = f"127.0.0.1:{cast.node.upstream.port}"

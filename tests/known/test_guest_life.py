@@ -36,6 +36,7 @@ def api(serve: Serve, method: str, path: str, body: dict[str, Any] | None = None
     return call(Layout(serve.state), method, path, body)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_a_platform_needs(node: KnownNode) -> None:
     """The token alone on stdout, once; sessions that two may write are named; the same order may come again."""
     serve, order = node.serve, ["--session", "a-*", "--session", "own", "--address", "127.1.0.1"]
@@ -143,6 +144,7 @@ def test_a_removed_guest_is_cut_off_and_its_name_is_another(node: KnownNode) -> 
     node.remove("vm-gone")
 
 
+@pytest.mark.slow
 def test_time_ends_a_guest_by_itself(node: KnownNode) -> None:
     """As `guest remove` does; its name and its way are free at once."""
     node.add("vm-brief", repos=[SECRET], ttl=1, address="127.3.0.1")
@@ -190,6 +192,7 @@ def test_writers_takes_effect_with_a_reload(own_known_node: KnownNode) -> None:
 # Without a `serve`
 
 
+@pytest.mark.slow
 def test_without_a_serve_the_database_knows(alone: Serve, tmp_path: Path) -> None:
     """The same commands and answers; the guest is known from the next start."""
     unix = str(tmp_path / "v.sock")

@@ -262,6 +262,7 @@ def test_the_bytes_of_an_event_are_kept_once() -> None:
     run(test)
 
 
+@pytest.mark.slow
 def test_a_thousand_who_take_nothing_cost_their_cursors() -> None:
     """However much is published meanwhile: beyond the ring itself, at most 512 bytes each."""
 

@@ -88,6 +88,7 @@ def serve(serve_factory: ServeFactory, upstream: HttpUpstream) -> Serve:
     return serve
 
 
+@pytest.mark.slow
 def test_who_hears_of_something_and_looks_finds_it(serve: Serve, upstream: HttpUpstream, tmp_path: Path) -> None:
     """A refresh in the history, with the health; a fetch in the activity; a turn in its session."""
     stores = open_stores(Layout(serve.state), create=False)
@@ -148,6 +149,7 @@ class Hanging:
         raise StoreError("it is gone")
 
 
+@pytest.mark.slow
 def test_a_turn_is_told_while_its_outcome_cannot_be_logged(tmp_path: Path) -> None:
     """Once, after a second. The push itself is answered only once the database has stored its outcome."""
     audit, told = Hanging(), list[tuple[Event, float]]()
@@ -232,6 +234,7 @@ def test_rows_are_told_in_order_when_they_are_stored() -> None:
     assert [(row, stored) for row, stored, _ in clocked.told] == [(1, True), (2, True), (3, True)]
 
 
+@pytest.mark.slow
 def test_rows_that_hang_are_told_in_order_after_a_second() -> None:
     """This includes rows that come while the database hangs. None is reported twice."""
     clocked = Clocked(hang=20)
@@ -247,6 +250,7 @@ def test_rows_that_cannot_be_stored_are_told_at_once(monkeypatch: pytest.MonkeyP
     assert [(row, stored) for row, stored, _ in clocked.told] == [(1, False)]
 
 
+@pytest.mark.slow
 def test_what_waits_is_told_before_an_end() -> None:
     """Also when the database hangs just then."""
 
@@ -261,6 +265,7 @@ def test_what_waits_is_told_before_an_end() -> None:
         assert asyncio.run(main(Clocked(hang))) == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_block_that_stores_is_told_of_once() -> None:
     """The report comes when the block ends or fails, or after a second, but not when it is cancelled."""
     told = list[str]()

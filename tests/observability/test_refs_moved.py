@@ -46,6 +46,7 @@ def advertised(serve: Serve, base: str) -> dict[str, str]:
     return {name: value for value, _, name in (line.partition("\t") for line in lines)}
 
 
+@pytest.mark.slow
 def test_who_hears_that_refs_moved_and_fetches_gets_them(serve: Serve, upstream: HttpUpstream) -> None:
     """Over both ports, at once, though the old refs were asked for just before."""
     old = advertised(serve, serve.git_url)["refs/heads/main"]
@@ -64,6 +65,7 @@ def test_who_hears_that_refs_moved_and_fetches_gets_them(serve: Serve, upstream:
             old = new
 
 
+@pytest.mark.slow
 def test_new_refs_deleted_refs_and_another_head(serve: Serve, upstream: HttpUpstream) -> None:
     path = upstream.path(WIDGETS)
     with watching(serve) as events:

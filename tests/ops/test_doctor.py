@@ -254,6 +254,7 @@ def test_without_e2fsprogs_only_one_form_of_disks_is_missing(
     assert check.ok and "--format ext4" in check.found and "e2fsprogs" in check.found
 
 
+@pytest.mark.slow
 def test_the_command_exits_3_and_says_how_to_mend(serve_factory: ServeFactory) -> None:
     """On the terminal and as JSON; in order it exits 0."""
     serve = serve_factory(serve={"git": "", "http": "", "admin": ""})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from appliance.core.layout import Layout
 from appliance.core.node.storage import storage_document
 from tests.conftest import WIDGETS, ServeFactory
@@ -39,6 +41,7 @@ def test_files_count_where_they_belong(tmp_path: Path) -> None:
     assert found["used"] == sum(found["by"].values()) < found["budget"]
 
 
+@pytest.mark.slow
 def test_status_has_it_with_and_without_serve(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:

@@ -155,6 +155,7 @@ def test_a_child_that_ends_by_itself_leaves_nothing_of_its_group(room: Path) -> 
     with_children(room, script)
 
 
+@pytest.mark.slow
 def test_all_children_are_ended_at_once(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopping takes as long as the most stubborn of them: all are asked to end before the first is killed."""
     monkeypatch.setattr(processes_module, "TERM_GRACE", 1.0)

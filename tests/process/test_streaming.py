@@ -98,6 +98,7 @@ def test_waits_add_up(children: Children, tmp_path: Path) -> None:
     asyncio.run(work())
 
 
+@pytest.mark.slow
 def test_the_time_of_the_reader_does_not_count(children: Children, tmp_path: Path) -> None:
     """A guest on a slow line gets all of it."""
     deadline = 1.0

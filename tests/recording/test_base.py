@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import WIDGETS
 from tests.recording.conftest import new_session, record, record_turn, session_of
 from tests.serving.conftest import Node, commit_turn
@@ -46,6 +48,7 @@ def test_a_session_that_changed_nothing(node: Node, tmp_path: Path) -> None:
     assert facts(node, name) == (node.tip, 0, 0, 0, 0)
 
 
+@pytest.mark.slow
 def test_a_branch_a_tag_and_an_old_commit(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """A session recorded from another branch, from a commit that only a tag has, or from far back has that as base."""
     node = make_node()
@@ -65,6 +68,7 @@ def test_a_branch_a_tag_and_an_old_commit(make_node: Callable[..., Node], tmp_pa
         assert facts(node, name) == (start, 1, 1, 1, 0)
 
 
+@pytest.mark.slow
 def test_an_agent_that_merges_its_upstream(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """After a merge the base is the newest upstream commit in it: the diff is what the agent did, not the upstream."""
     node = make_node()
@@ -79,6 +83,7 @@ def test_an_agent_that_merges_its_upstream(make_node: Callable[..., Node], tmp_p
     assert facts(node, name) == (moved, 2, 1, 1, 0)
 
 
+@pytest.mark.slow
 def test_an_upstream_that_rewrites_its_history(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """A guest that started before the forced push has the old tip as base: the mirror's anchor kept it."""
     node = make_node()
@@ -91,6 +96,7 @@ def test_an_upstream_that_rewrites_its_history(make_node: Callable[..., Node], t
     assert facts(node, name) == (old, 1, 1, 1, 0)
 
 
+@pytest.mark.slow
 def test_unrelated_history_is_said(node: Node, tmp_path: Path) -> None:
     """No base is guessed: the listing has none, every command says so, and the diff is all of it."""
     name, guest = new_session(), node.guest(tmp_path / "guest")

@@ -103,6 +103,7 @@ def test_it_is_not_written_to_a_terminal(node: Node, rewritten: Recorded) -> Non
     assert done.returncode == 2 and b"not for a terminal" in done.stderr and b"-o FILE" in done.stderr
 
 
+@pytest.mark.slow
 def test_no_file_is_overwritten_or_left(node: Node, rewritten: Recorded, tmp_path: Path) -> None:
     """What is there stays; a failure, at the session or in the middle of the mirror, leaves no file."""
     serve, there = node.serve, tmp_path / "there"

@@ -114,6 +114,7 @@ def test_show_tells_each_turn_and_how_it_differs_from_the_one_before(node: Node,
     assert two_turns.base in text and "the second turn" in text and "2 files, +2 -1" in text
 
 
+@pytest.mark.slow
 def test_diff_of_the_session_and_of_one_turn(node: Node, two_turns: Recorded) -> None:
     """The whole session against its base, a turn against the one before; a patch that applies, a stat, or names."""
     serve, name = node.serve, two_turns.name
@@ -146,6 +147,7 @@ def test_checkout_lays_a_turn_out_to_run_or_to_push(node: Node, two_turns: Recor
     git("update-ref", "-d", "refs/heads/from-replay", cwd=node.upstream.path(WIDGETS))
 
 
+@pytest.mark.slow
 def test_checkout_touches_no_directory_that_is_not_empty(node: Node, two_turns: Recorded, tmp_path: Path) -> None:
     """A non-empty directory stays as it was; an empty one is used; a failed checkout leaves nothing."""
     (tmp_path / "full").mkdir()
@@ -187,6 +189,7 @@ def test_a_prefix_of_several_sessions_is_refused(node: Node, tmp_path: Path) -> 
     assert node.serve.cli_json("session", "show", WIDGETS, "pre-a")["session"] == "pre-a"
 
 
+@pytest.mark.slow
 def test_no_control_character_of_a_guest_reaches_the_terminal(node: Node, tmp_path: Path) -> None:
     """A subject, an author and a refused ref with escapes are shown without them, also on a terminal."""
     name, guest = new_session(), node.guest(tmp_path / "guest")
@@ -202,6 +205,7 @@ def test_no_control_character_of_a_guest_reaches_the_terminal(node: Node, tmp_pa
     assert "\x1b" not in done.stderr and "see" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_session_that_is_dropped_is_gone_and_its_rows_stay(node: Node, tmp_path: Path) -> None:
     """Ref, turns and listing go at once; the log keeps its rows and gets a note; the name can be used again."""
     serve, name, guest = node.serve, new_session(), node.guest(tmp_path / "guest")

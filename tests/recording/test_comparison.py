@@ -210,6 +210,7 @@ def diffed(pair: Pair, *args: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_two_sessions_of_one_task(pair: Pair) -> None:
     """What they did differently and nothing else: not the base, not what both did alike."""
     stdout, stderr = diffed(pair, "cmp-second", "--against", "cmp-first")
@@ -231,6 +232,7 @@ def test_different_bases_are_said(pair: Pair) -> None:
     assert f"{pair.late_base[:12]} of turn 1 of cmp-third" in stderr
 
 
+@pytest.mark.slow
 def test_the_patch_makes_one_session_of_the_other(pair: Pair, tmp_path: Path) -> None:
     """`--raw` applies to the files of the session that was compared with, whatever their bases are."""
     serve = pair.node.serve

@@ -215,6 +215,7 @@ def test_turns_of_another_node_are_booked_beside_those_of_this_one(
     assert node.serve.cli("audit", "verify").returncode == 0
 
 
+@pytest.mark.slow
 def test_verify_tells_of_turns_that_the_log_does_not_know(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """While no serve runs: the chain holds, and yet something is missing from it."""
     node = make_node()

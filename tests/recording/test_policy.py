@@ -74,6 +74,7 @@ def test_the_rule_equals_the_contracts_sentence(ref: str) -> None:
     assert (session_of(ref) is not None) == (head == "refs/agents/" and is_session(name))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(OLDS, NEWS, ANY_REF), max_size=20))
 @settings(max_examples=500)
 def test_a_push_that_is_let_through_writes_sessions_only(commands: list[tuple[str, str, str]]) -> None:

@@ -30,6 +30,7 @@ def refused(node: Node, guest: Path, name: str, reason: str) -> None:
     assert refs(node.mirror) == before
 
 
+@pytest.mark.slow
 def test_new_sessions_a_minute(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """Beyond the limit new names are refused; existing sessions still accept turns."""
     node = make_node(max_new_sessions=2)
@@ -40,6 +41,7 @@ def test_new_sessions_a_minute(make_node: Callable[..., Node], tmp_path: Path) -
     record_turn(guest, "a", "a again")
 
 
+@pytest.mark.slow
 def test_turns_of_one_session(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """A full session reports it and keeps its turns; another session can start."""
     node = make_node(max_turns=2)
@@ -68,6 +70,7 @@ def test_bytes_of_all_recordings_and_room_again_after_a_drop(make_node: Callable
     record_turn(guest, "other", "small")
 
 
+@pytest.mark.slow
 def test_objects_of_one_push(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """The number that the pack's head says is enough to refuse it: not a byte of it reaches git."""
     node = make_node(max_objects=10)
@@ -76,6 +79,7 @@ def test_objects_of_one_push(make_node: Callable[..., Node], tmp_path: Path) -> 
     refused(node, guest, "many", "12 objects in one push, at most 10 are allowed")
 
 
+@pytest.mark.slow
 def test_the_size_of_one_push(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """A pack larger than max_push is cut off; the guest and the row both say why."""
     node = make_node(max_push="256KiB")
@@ -251,6 +255,7 @@ def test_a_pack_of_kilobytes_that_unpacks_to_gigabytes(node: Node, tmp_path: Pat
     assert_refused(node, name, answer, "bytes unpacked, at most")
 
 
+@pytest.mark.slow
 def test_a_push_within_all_limits_is_taken(node: Node, tmp_path: Path) -> None:
     """A large, legitimate push succeeds, so the limits above refuse only what they should."""
     name, guest = new_session(), node.guest(tmp_path / "guest")

@@ -215,6 +215,7 @@ def test_a_diff_without_control_characters_is_gits_own(hostile: Hostile, tmp_pat
     assert git("write-tree", cwd=guest) == git("rev-parse", f"{commit}^{{tree}}", cwd=guest)
 
 
+@pytest.mark.slow
 def test_a_pager_gets_no_control_character_but_our_colours(hostile: Hostile, tmp_path: Path) -> None:
     """It is git's choice of pager, and gets the whole of it; `less -R` would obey what it gets."""
     words, kept = ("session", "diff", WIDGETS, hostile.session), tmp_path / "paged"
@@ -229,6 +230,7 @@ def test_a_pager_gets_no_control_character_but_our_colours(hostile: Hostile, tmp
     assert not unsafe_bytes(kept.read_bytes(), allowed="\n\t")
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_is_no_failure(hostile: Hostile, tmp_path: Path) -> None:
     """`session diff | head -1` ends without a complaint, however much there is."""
     guest, name = hostile.node.guest(tmp_path / "guest", "--depth=1"), new_session()

@@ -65,6 +65,7 @@ def test_a_guest_of_five_hundred_tips_ago_sends_a_handful_of_objects(
         assert row is not None and (row["base"], row["files_changed"], row["insertions"]) == (start, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_guest_at_an_old_tip_sends_a_handful_of_objects(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """The same over one refresh with a forced push: the old tip is shown to the push as one that the mirror has."""
     node = make_node()

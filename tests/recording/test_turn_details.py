@@ -279,6 +279,7 @@ def test_only_for_an_hour(node: Node, guest: Path) -> None:
     assert status == 403 and "ago" in text
 
 
+@pytest.mark.slow
 def test_a_damaged_one_is_not_given(node: Node, guest: Path) -> None:
     """The command says so, and so does the API."""
     session = new_session()
@@ -308,6 +309,7 @@ def test_files_end_with_their_session(node: Node, guest: Path) -> None:
     assert not any(f"/{turn['id']}/" in path for path in files_of(node.serve))
 
 
+@pytest.mark.slow
 def test_a_full_store_takes_no_more(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """`max_bytes` counts attachments, and a restart counts them again."""
     node = make_node(max_bytes="1MiB")
@@ -349,6 +351,7 @@ def test_a_kill_leaves_nothing_half(make_node: Callable[..., Node], tmp_path: Pa
     assert put(node.serve, "s", commit, "half", b"whole")[0] == 201
 
 
+@pytest.mark.slow
 def test_other_guests_may_not(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """A turn of a known guest takes attachments of that guest alone, and its session is its own."""
     node = make_node(writers="guests")

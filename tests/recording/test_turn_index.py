@@ -55,6 +55,7 @@ def forget(stores: Stores) -> None:
 # With a serve
 
 
+@pytest.mark.slow
 def test_a_session_is_found_by_what_it_touched_and_said(node: Node, tmp_path: Path) -> None:
     """Soon after the push, by file, directory, message, name and time, on the command line."""
     name, guest = f"Search-{new_session()}", node.guest(tmp_path / "guest")
@@ -82,6 +83,7 @@ def test_a_session_is_found_by_what_it_touched_and_said(node: Node, tmp_path: Pa
         node.serve.cli("sessions", "--path", "/etc/passwd")
 
 
+@pytest.mark.slow
 def test_what_others_did_upstream_is_not_the_sessions(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """A turn that merged the upstream is compared with its new base, and not with the turn before."""
     node = make_node()
@@ -101,6 +103,7 @@ def test_what_others_did_upstream_is_not_the_sessions(make_node: Callable[..., N
     assert found(node, "--path", "theirs.txt") == found(node, "--grep", "said upstream") == set()
 
 
+@pytest.mark.slow
 def test_no_push_waits_for_the_index(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """With a git that hangs there, turns are recorded as ever, and a search says that it does not know them."""
     real, trap = shutil.which("git"), tmp_path / "trap"
@@ -123,6 +126,7 @@ def test_no_push_waits_for_the_index(make_node: Callable[..., Node], tmp_path: P
     assert found(node, "--path", "turn.txt") == {"quick"}
 
 
+@pytest.mark.slow
 def test_turns_that_a_kill_or_an_older_version_left_are_caught_up(
     make_node: Callable[..., Node], tmp_path: Path
 ) -> None:
@@ -145,6 +149,7 @@ def test_turns_that_a_kill_or_an_older_version_left_are_caught_up(
     assert found(node, "--path", "turn.txt") == {"old"}
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_session_that_was_dropped_or_purged(
     make_node: Callable[..., Node], tmp_path: Path
 ) -> None:

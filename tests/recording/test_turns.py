@@ -32,6 +32,7 @@ from tests.support.gitutil import git, git_result, refs
 from tests.support.pkt import ZERO, raw_push
 
 
+@pytest.mark.slow
 def test_a_forced_push_loses_no_turn(node: Node, tmp_path: Path) -> None:
     """A session that is rewritten, rewound and replaced keeps each commit that it was at, fetchable."""
     name, guest = new_session(), node.guest(tmp_path / "guest")

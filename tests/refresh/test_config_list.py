@@ -122,6 +122,7 @@ def test_a_disabled_repository_of_the_config_stays_disabled(configured: Serve, t
     assert listed(configured) == {OTHER: ("config", True), WIDGETS: ("config", False)}
 
 
+@pytest.mark.slow
 def test_a_name_that_add_repo_gave_to_another_url(serve_factory: ServeFactory, two: HttpUpstream) -> None:
     """The config does not take its mirror over: told as a warning, and the rest of the list holds."""
     serve = serve_factory(refresh=QUIET).start()
@@ -240,6 +241,7 @@ def test_a_restart_does_not_ask_before_it_is_due(serve_factory: ServeFactory, tw
     assert two.count() == asked
 
 
+@pytest.mark.slow
 def test_local_upstreams_of_the_config_need_allow_local(serve_factory: ServeFactory, widgets_bare: Path) -> None:
     """Refused with the way out; with `allow_local` followed."""
     repos = [{"url": str(widgets_bare), "name": WIDGETS}]

@@ -134,6 +134,7 @@ def test_a_commit_arrives_within_the_interval(serve: Serve, upstream: HttpUpstre
     assert min(later - earlier for earlier, later in zip(ended, begun[1:], strict=False)) < 1.5, rows
 
 
+@pytest.mark.slow
 def test_no_ambient_credential_is_used(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path, git_env: dict[str, str]
 ) -> None:

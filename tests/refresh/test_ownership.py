@@ -100,6 +100,7 @@ def ids_of(pid: int) -> tuple[set[str], set[str], set[str]]:
     return set(lines["Uid"].split()), set(lines["Gid"].split()), set(lines["Groups"].split())
 
 
+@pytest.mark.slow
 def test_commands_of_root_leave_nothing_of_roots(
     serve: Serve, upstream: HttpUpstream, owner: pwd.struct_passwd
 ) -> None:
@@ -114,6 +115,7 @@ def test_commands_of_root_leave_nothing_of_roots(
     assert owners(serve.state) == {owner.pw_uid}
 
 
+@pytest.mark.slow
 def test_serve_of_root_acts_as_the_owner(
     serve: Serve, upstream: HttpUpstream, owner: pwd.struct_passwd, tmp_path: Path
 ) -> None:
@@ -140,6 +142,7 @@ def test_serve_of_root_acts_as_the_owner(
     assert owners(serve.state) == {owner.pw_uid}
 
 
+@pytest.mark.slow
 def test_after_root_the_owner_can_go_on(serve: Serve, upstream: HttpUpstream, owner: pwd.struct_passwd) -> None:
     """What root's commands made, the service's own user can read and change."""
     serve.cli("add-repo", upstream.url(WIDGETS))
@@ -148,6 +151,7 @@ def test_after_root_the_owner_can_go_on(serve: Serve, upstream: HttpUpstream, ow
     assert serve.cli_json("repos")[0]["enabled"] is False
 
 
+@pytest.mark.slow
 def test_somebody_else_is_told_whose_it_is(serve: Serve, owner: pwd.struct_passwd) -> None:
     """A third user gets an error in words, and no traceback."""
     serve.cli("repos")

@@ -46,6 +46,7 @@ def names_of(serve: Serve) -> list[str]:
     return [entry["name"] for entry in json.loads(serve.here("repos", "--json"))]
 
 
+@pytest.mark.slow
 def test_add_and_list(either: Serve, upstream: HttpUpstream) -> None:
     """A repository is cloned and listed with the keys that the contract names, in both documents."""
     added = either.cli_json("add-repo", upstream.url(WIDGETS))
@@ -72,6 +73,7 @@ def test_add_and_list(either: Serve, upstream: HttpUpstream) -> None:
     assert WIDGETS in either.cli("repos").stdout
 
 
+@pytest.mark.slow
 def test_status_with_and_without_serve(either: Serve, upstream: HttpUpstream) -> None:
     """Without serve the exit code is 4 and the database's knowledge is printed; with it 0, and the listeners."""
     either.cli("add-repo", upstream.url(WIDGETS))
@@ -119,6 +121,7 @@ def test_adding_again_takes_new_options(either: Serve, upstream: HttpUpstream) -
     assert (listed["branch"], listed["interval"]) == ("develop", 30.0)
 
 
+@pytest.mark.slow
 def test_a_name_taken_by_another_url(either: Serve, upstream: HttpUpstream, generated_bare: Path) -> None:
     """Refused with the way out, and nothing changed; under a name of its own it is taken."""
     upstream.add("other/acme/widgets", generated_bare)
@@ -175,6 +178,7 @@ def test_a_bad_option_is_refused(alone: Serve, options: tuple[str, str]) -> None
     assert names_of(alone) == []
 
 
+@pytest.mark.slow
 def test_local_upstreams_are_allowed_on_demand(either: Serve, widgets_bare: Path) -> None:
     """A path, relative to where the user stands, and a file:// URL, each with --allow-local."""
     local = copy_repository(widgets_bare, either.state.parent / "acme" / "local.git")
@@ -212,6 +216,7 @@ def test_purge_asks_and_deletes(either: Serve, upstream: HttpUpstream) -> None:
     assert names_of(either) == [] and list(either.state.glob("mirrors/*/*")) == []
 
 
+@pytest.mark.slow
 def test_a_mirror_left_on_disk_can_be_purged_later(either: Serve, upstream: HttpUpstream) -> None:
     """Removed without --purge, then with it."""
     either.cli("add-repo", upstream.url(WIDGETS))
@@ -232,6 +237,7 @@ def test_a_name_that_leads_out_of_the_mirrors_purges_nothing(either: Serve) -> N
     assert beside.exists()
 
 
+@pytest.mark.slow
 def test_a_mirror_left_on_disk_is_taken_up_again(either: Serve, upstream: HttpUpstream) -> None:
     """By its own upstream only, and without cloning it anew; agents' refs are there still."""
     either.cli("add-repo", upstream.url(WIDGETS))
@@ -293,6 +299,7 @@ def test_enable_and_disable_without_serve(alone: Serve, upstream: HttpUpstream) 
         assert alone.cli(command, "no/such", check=False).returncode == 1
 
 
+@pytest.mark.slow
 def test_a_first_clone_without_serve(alone: Serve, upstream: HttpUpstream) -> None:
     """`add-repo` clones by itself, leaves nothing running, and the next serve needs no upstream for it."""
     alone.cli("add-repo", upstream.url(WIDGETS))
@@ -318,6 +325,7 @@ def test_a_first_clone_that_fails_without_serve(alone: Serve, upstream: HttpUpst
     alone.wait_for_repo(WIDGETS)
 
 
+@pytest.mark.slow
 def test_no_wait_only_registers(alone: Serve, upstream: HttpUpstream) -> None:
     """Without serve it is `new` until there is one."""
     added = alone.cli_json("add-repo", upstream.url(WIDGETS), "--no-wait")
@@ -327,6 +335,7 @@ def test_no_wait_only_registers(alone: Serve, upstream: HttpUpstream) -> None:
     alone.wait_for_repo(WIDGETS)
 
 
+@pytest.mark.slow
 def test_two_add_repos_at_once_without_serve(alone: Serve, upstream: HttpUpstream, generated_bare: Path) -> None:
     """One waits for the other; both succeed."""
     upstream.add("acme/other", generated_bare)

@@ -137,6 +137,7 @@ def test_what_hangs_in_one_lane_does_not_stop_another() -> None:
     assert play(script).refreshes.most <= 2 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_places")
 def test_healthy_upstreams_that_hang_give_their_places_back() -> None:
     """More upstreams than places go quiet at once: the last healthy one is refreshed all the same."""
@@ -162,6 +163,7 @@ def test_no_more_than_the_configured_number_run_at_once() -> None:
     assert play(script).refreshes.most == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_places")
 def test_processes_are_bounded_when_everything_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past a number of hung refreshes nothing more is started; when they come back, everything is."""
@@ -182,6 +184,7 @@ def test_processes_are_bounded_when_everything_hangs(monkeypatch: pytest.MonkeyP
     play(script)
 
 
+@pytest.mark.slow
 def test_the_loop_goes_on_while_everything_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each pass notifies the watchdog."""
     monkeypatch.setattr(scheduler, "TICK", 0.01)
@@ -304,6 +307,7 @@ def test_out_of_turn_goes_first_and_ignores_the_schedule() -> None:
     play(script)
 
 
+@pytest.mark.slow
 def test_a_changed_interval_holds_for_what_is_scheduled_already() -> None:
     """From an hour to a moment: by the setting of all, by that of one, and across a restart."""
 
@@ -337,6 +341,7 @@ def test_a_changed_upstream_is_asked_at_once() -> None:
     play(script)
 
 
+@pytest.mark.slow
 def test_a_schedule_survives_a_restart() -> None:
     """A mirror that was refreshed just now is not refreshed again because serve was started again."""
 

@@ -51,6 +51,7 @@ def database(tmp_path: Path) -> Database:
     return Database(tmp_path / "gitmirror.db")
 
 
+@pytest.mark.slow
 def test_many_processes_make_a_database_at_once(tmp_path: Path) -> None:
     """Four processes race for each of ten fresh files: none fails, each file is whole, nobody's row is lost."""
     argv = [sys.executable, "-c", _OPEN, str(tmp_path), "10"]
@@ -78,6 +79,7 @@ def test_commands_make_the_state_directory_at_once(serve_factory: ServeFactory) 
     assert all(out.strip() == b"[]" for out, _ in answers)
 
 
+@pytest.mark.slow
 def test_a_database_of_a_newer_version_is_refused_and_left_alone(
     serve_factory: ServeFactory, upstream: HttpUpstream
 ) -> None:

@@ -127,6 +127,7 @@ def test_a_stored_wish_for_patience_holds_after_a_restart() -> None:
     play(script)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3600.0, -3600.0])
 def test_a_clock_that_is_set_changes_no_lag(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
     """By an hour, either way: lag is a duration; what was verified before this start is left as it was stored."""

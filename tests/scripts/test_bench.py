@@ -110,6 +110,7 @@ def test_a_clone_with_another_tip_is_a_fault(tmp_path: Path, monkeypatch: pytest
     assert guests.faults == [f"no checkout, depth 1 by git from here: the tip is {tip}, not {'0' * 40}"]
 
 
+@pytest.mark.slow
 def test_the_generated_repository_is_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same plan, same ids; many packs and some loose objects."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))

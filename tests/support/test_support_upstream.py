@@ -41,6 +41,7 @@ def test_partial_and_shallow_clones_over_http(upstream: HttpUpstream, tmp_path: 
     assert git("status", "--porcelain", cwd=tmp_path / "made") == ""
 
 
+@pytest.mark.slow
 def test_a_long_negotiation_is_sent_compressed(upstream: HttpUpstream, tmp_path: Path) -> None:
     git("clone", "--quiet", upstream.url(WIDGETS), str(tmp_path / "made"))
     for number in range(40):

@@ -76,6 +76,7 @@ def test_what_is_known_of_them(scene: Scene, monkeypatch: pytest.MonkeyPatch, si
     drive(scene.app(monkeypatch), script, size)
 
 
+@pytest.mark.slow
 def test_one_that_cannot_come_is_first_and_says_why(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a shape and in the colour of warnings; Health counts it; it is mended without a key."""
 
@@ -96,6 +97,7 @@ def test_one_that_cannot_come_is_first_and_says_why(scene: Scene, monkeypatch: p
     drive(scene.app(monkeypatch), script, NARROW)
 
 
+@pytest.mark.slow
 def test_filter_and_order(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every word of a row can be typed, the reason of a problem too; the order is named."""
 
@@ -130,6 +132,7 @@ def test_filter_and_order(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None
     drive(scene.app(monkeypatch), script, NARROW)
 
 
+@pytest.mark.slow
 def test_enter_goes_to_its_sessions(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Filtered by exactly that guest, from a view that was never open and from one with a diff over it."""
 
@@ -168,6 +171,7 @@ def test_a_filter_by_guest_is_exact() -> None:
     assert found("vm-7") == ["one", "two", "vm-7", "three", "four"]
 
 
+@pytest.mark.slow
 def test_names_instead_of_addresses(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """In activity, in all sessions, in a repository's lists; the address of the chosen row is said above the list."""
 
@@ -225,6 +229,7 @@ def test_nobody_is_known(make_once: Make, monkeypatch: pytest.MonkeyPatch) -> No
     drive(Scene(make_once("empty-scene", build_empty), pulse).app(monkeypatch), script, NARROW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pulse", [None, {key: PULSE[key] for key in PULSE if key != "known_guests"}], ids=["no", "older"]
 )
@@ -276,6 +281,7 @@ def forget(node: Node, name: str) -> None:
     call(Layout(node.serve.state), "DELETE", f"/v1/guests/{name}")
 
 
+@pytest.mark.slow
 def test_what_it_does_appears_at_once(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the events alone: that it hydrated, that it recorded, and in whose name."""
     monkeypatch.setattr(follower, "TICK", 3600.0)
@@ -298,6 +304,7 @@ def test_what_it_does_appears_at_once(node: Node, monkeypatch: pytest.MonkeyPatc
         forget(node, "vm-1")
 
 
+@pytest.mark.slow
 def test_one_is_removed(node: Node, tmp_path: Path) -> None:
     """From here after a question, by somebody else while it is chosen, and by somebody else while it is asked about."""
     for number in range(4):
@@ -376,6 +383,7 @@ def build_many(state: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_thousand_are_fast(make_once: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The read of all takes no longer than a frame or two of the database; a filter and an order answer like a key."""
     scene = Scene(make_once("many-guests", build_many), PULSE | {"known_guests": {"count": GUESTS, "problems": {}}})
@@ -401,6 +409,7 @@ def test_a_thousand_are_fast(make_once: Make, monkeypatch: pytest.MonkeyPatch) -
     drive(app, script, NARROW)
 
 
+@pytest.mark.slow
 def test_the_view_is_one_of_five(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tab fits 80 columns whole, beside serve; in 70 the tabs are shorter; the palette and the help know it."""
 

@@ -68,6 +68,7 @@ def key_is_lit(seen: Seen, word: str) -> bool:
     return pieces[place - 1][1] == "key"
 
 
+@pytest.mark.slow
 def test_two_marked_sessions_are_compared(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second against the first, titled by both; the marks are in the rows, and `=` is lit by the second."""
 
@@ -95,6 +96,7 @@ def test_two_marked_sessions_are_compared(scene: Scene, monkeypatch: pytest.Monk
     drive(scene.app(monkeypatch), script, NARROW)
 
 
+@pytest.mark.slow
 def test_what_to_mark_is_said(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """With none, one and three marks, and with marks in two repositories; nothing is opened."""
 
@@ -121,6 +123,7 @@ def test_what_to_mark_is_said(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> 
     drive(scene.app(monkeypatch), script, NARROW)
 
 
+@pytest.mark.slow
 def test_from_one_repository(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """In its list of sessions, whose keys are offered only there; in its other lists space is a page down."""
 
@@ -144,6 +147,7 @@ def test_from_one_repository(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> N
     drive(scene.app(monkeypatch), script, NARROW)
 
 
+@pytest.mark.slow
 def test_different_bases_are_in_the_heading(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the two names, wrapped: a file that only the upstream changed is in the list."""
 
@@ -159,6 +163,7 @@ def test_different_bases_are_in_the_heading(scene: Scene, monkeypatch: pytest.Mo
     drive(scene.app(monkeypatch), script, NARROW)
 
 
+@pytest.mark.slow
 def test_a_space_in_the_filter_marks_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does `=` compare there; marks outlast a filter that hides their rows."""
 
@@ -193,6 +198,7 @@ def test_the_mark_of_a_session_that_ended_goes(scene: Scene) -> None:
     assert sessions.marked == [one] and not sessions.is_marked(replace(two, name="three"))
 
 
+@pytest.mark.slow
 def test_export_of_a_comparison(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A patch that makes the files of the second session from those of the first; a new turn of it is shown at once."""
     one, other = node.guest("one"), node.guest("other")

@@ -117,6 +117,7 @@ def test_small(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     drive(scene.app(monkeypatch), lambda seen: walk(seen, "small", WALK), SMALL)
 
 
+@pytest.mark.slow
 def test_empty(empty: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing registered: each screen says what it is for."""
     steps: list[Step] = [("repositories", ()), ("sessions", ("2",)), ("activity", ("3",)), ("health", ("4",))]
@@ -188,6 +189,7 @@ def test_tiny(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     drive(scene.app(monkeypatch), lambda seen: walk(seen, "tiny", [("repositories", ())]), (20, 5))
 
 
+@pytest.mark.slow
 def test_a_filter_and_an_order(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is typed filters at once; escape drops it; the order is named."""
 

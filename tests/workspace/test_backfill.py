@@ -248,6 +248,7 @@ def test_a_full_clone_lacks_nothing(road: Road) -> None:
     assert road.connections == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", EVERY_SHELL)
 def test_a_short_command_is_not_waited_for(road: Road, shell: str) -> None:
     """What watches over a command may outlive it for a moment, but must not hold the pipe that the kit reads."""

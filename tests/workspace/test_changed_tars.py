@@ -93,6 +93,7 @@ def test_guests_who_come_together_have_it_thrown_away_once(own_node: Node, tmp_p
     assert_thrown_away(own_node, 1)
 
 
+@pytest.mark.slow
 def test_one_changed_between_two_starts_is_found_before_it_is_sent(own_node: Node, tmp_path: Path) -> None:
     """As before, and now the log and the metric say so."""
     own_node.serve.keep_ports()

@@ -154,6 +154,7 @@ def test_a_git_lfs_that_fails_loses_no_turn(work: Work) -> None:
     assert work.recorded_bytes(turn, "big.bin") == b"x" * 1000
 
 
+@pytest.mark.slow
 @needs_lfs
 def test_contents_that_the_mirror_refuses_are_named(lfs_node: Node, work: Work, tmp_path: Path) -> None:
     """They are larger than it takes: the turn is recorded with their pointers, and code 3 says so."""

@@ -61,6 +61,7 @@ def test_it_has_the_whole_history_and_the_tags_on_it(widgets: Builder, tmp_path:
     assert git("describe", "--tags", cwd=guest) == git("describe", "--tags", "main", cwd=widgets.bare)
 
 
+@pytest.mark.slow
 def test_each_tip_adds_to_the_packs(widgets: Builder, tmp_path: Path) -> None:
     """The first pack stays for many tips, and what is there afterwards is what git's walk says."""
     widgets.build()

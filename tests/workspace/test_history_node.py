@@ -47,6 +47,7 @@ def test_each_shape_has_a_tar_and_a_tag_of_its_own(node: Node, other: str, tmp_p
     assert refused.status == 400 and b"full, trees, tip" in refused.body
 
 
+@pytest.mark.slow
 def test_guests_that_ask_for_a_new_shape_wait_for_one_build(make_node: Callable[..., Node]) -> None:
     """All of them get the same tar."""
     node = make_node()
@@ -107,6 +108,7 @@ def test_a_guest_works_with_history(node: Node, other: str, tmp_path: Path, tool
     assert git_result("merge-base", "--is-ancestor", other, "HEAD", cwd=workspace)[0] == 0
 
 
+@pytest.mark.slow
 def test_trees_are_a_partial_clone_that_the_mirror_completes(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """All commits at once and no old file; what is old comes from the mirror, what is new is all that is fetched."""
     node = make_node(workspace={"history": "trees"})

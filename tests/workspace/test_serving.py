@@ -293,6 +293,7 @@ def test_a_snapshot_of_an_older_version_is_built_again(own_node: Node, tmp_path:
     wait_until(lambda: len(list(place.glob("*.tar"))) == 1, message="the old tar is removed")
 
 
+@pytest.mark.slow
 def test_what_a_version_without_history_left_is_removed_and_built_again(own_node: Node, tmp_path: Path) -> None:
     """The snapshot, the tree and the packs of depth 1 that lay where the shapes of a branch are now."""
     node = own_node

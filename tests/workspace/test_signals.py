@@ -155,6 +155,7 @@ def test_no_run_waits_for_what_watches_it(node: Node, tmp_path: Path, shell: str
         shutil.rmtree(workspace)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", QUICKLY)
 def test_a_command_over_its_time_ends_with_all_its_helpers(node: Node, tmp_path: Path, shell: str) -> None:
     """The shell that waited for the command goes on at once, while its many helpers are still being ended."""

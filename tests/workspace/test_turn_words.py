@@ -172,6 +172,7 @@ def test_words_without_a_change_get_an_empty_commit(node: Node, tmp_path: Path) 
     assert message_of(node, record(guest, "words", "--note", "a=b", change="").recorded("words")) == "mine"
 
 
+@pytest.mark.slow
 def test_a_try_that_failed_is_not_repeated_as_a_commit(node: Node, tmp_path: Path) -> None:
     """The commit of a turn that could not be pushed is pushed by the next try."""
     guest = workspace(node, tmp_path / "home")

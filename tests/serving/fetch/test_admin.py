@@ -82,6 +82,7 @@ def test_the_page_is_what_prometheus_reads(node: Node) -> None:
     assert all(family.name.startswith("gitmirror_") and family.documentation for family in families)
 
 
+@pytest.mark.slow
 def test_hydrations_are_counted_by_repository_way_and_protocol(gated_node: GatedNode, tmp_path: Path) -> None:
     """Hit, joined, miss and direct, on git:// and HTTP, with bytes and times. Listing refs does not count."""
     node = gated_node
@@ -169,6 +170,7 @@ def test_clients_the_queue_and_the_cache_are_told(serve_factory: ServeFactory, u
 # Activity
 
 
+@pytest.mark.slow
 def test_a_hydration_is_a_row_within_a_second(node: Node, tmp_path: Path) -> None:
     """Repository, object, shape, way, bytes, times, client and protocol, newest first; for old protocols too."""
     node.serve.clone(tmp_path / "one", WIDGETS, "--depth=5", "--filter=blob:none", "--no-checkout")
@@ -228,6 +230,7 @@ def test_activity_can_be_followed(node: Node, tmp_path: Path) -> None:
         following.communicate()
 
 
+@pytest.mark.slow
 def test_rows_survive_the_end_of_serve(serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path) -> None:
     """What waits is written when serve stops, and can be read without it."""
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED).start()

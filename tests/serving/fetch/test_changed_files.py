@@ -167,6 +167,7 @@ def test_the_background_survives_what_vanishes(directory: Path) -> None:
     in_loop(test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["git", "http"])
 def test_a_clone_gets_none_of_a_changed_response(gated: GatedFactory, tmp_path: Path, protocol: str) -> None:
     """It is changed in the middle. The next guest has what the first one had, made anew."""

@@ -179,6 +179,7 @@ def test_two_hundred_slow_guests_cost_two_handles_each_and_no_memory(node: Node,
             assert resident(serve) - before < 50 * 2**20
 
 
+@pytest.mark.slow
 def test_slow_guests_with_answers_of_their_own_keep_no_upload_pack_from_others(node: Node, tmp_path: Path) -> None:
     """An uncached response goes at its guest's pace. More of them than there are slots block nobody."""
     serve = node.serve
@@ -287,6 +288,7 @@ def test_ten_thousand_wants_of_absent_objects_are_an_error(node: Node) -> None:
         guests_that_say(node.serve, [head + body] * 20, http=True)
 
 
+@pytest.mark.slow
 def test_guests_that_dribble_hold_up_nobody(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """A hundred heads and requests that never become whole, and connections that ask for nothing: others are served.
 
@@ -413,6 +415,7 @@ def test_guests_that_come_and_go_leave_nothing(node: Node) -> None:
             leave(sock, reset)
 
 
+@pytest.mark.slow
 def test_a_miss_that_nobody_waits_for_any_more_does_not_hold_a_place_for_ever(gated: GatedFactory) -> None:
     """Guests that reset while git is still thinking are noticed with the next bytes at the latest."""
     node = gated(serve={"idle_timeout": "2s"})

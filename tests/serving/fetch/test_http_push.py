@@ -221,6 +221,7 @@ def test_a_guest_that_is_killed_midway_leaves_nothing(node: Node, ending: str) -
     assert_mirror_is_clean(node.mirror)
 
 
+@pytest.mark.slow
 def test_a_gzip_bomb_costs_no_memory(node: Node) -> None:
     """A gigabyte of zeros in a megabyte, behind a good head: refused by git, with the memory of one small piece."""
     turn = make_turn(node.mirror, "bomb")
@@ -325,6 +326,7 @@ def test_refs_are_not_stale_when_the_outcome_cannot_be_logged(small: Node) -> No
     assert "refs/agents/two" not in refs(small.mirror)
 
 
+@pytest.mark.slow
 def test_a_hook_that_was_touched_turns_pushes_off(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """Not executable, or replaced: refused before git is asked, with what the operator has to do."""
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED).start()

@@ -168,6 +168,7 @@ def test_a_request_that_makes_no_sense_gets_words(node: Node) -> None:
 # Never stale
 
 
+@pytest.mark.slow
 def test_refs_are_never_stale_after_a_push(node: Node) -> None:
     """A guest that was told that its push is done sees it at once, and so does everybody else, also on the way."""
     turns = [make_turn(node.mirror, f"seen at once {number}") for number in range(8)]
@@ -228,6 +229,7 @@ def test_a_clone_right_after_a_refresh_is_of_the_new_tip(
         assert git("rev-parse", f"extra-{number}^{{commit}}", cwd=clone) == tip
 
 
+@pytest.mark.slow
 def test_a_ref_that_somebody_else_moved_is_seen_within_a_second(node: Node) -> None:
     """What is done to a mirror by hand is seen as soon as the snapshot is old."""
     request = v2_request("ls-refs", ["ref-prefix refs/agents/by-hand"])

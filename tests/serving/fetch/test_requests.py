@@ -89,6 +89,7 @@ def recorded(node: Node, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return _record(node, tmp_path_factory.mktemp("recorded"))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_what_git_sends_is_read_the_same_in_any_chunking(recorded: dict[str, bytes], data: st.DataObject) -> None:
@@ -141,6 +142,7 @@ def test_clones_are_cacheable_and_what_depends_on_the_guest_is_not(recorded: dic
 # Garbage
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_garbage_is_refused_in_words(recorded: dict[str, bytes], data: st.DataObject) -> None:
@@ -183,6 +185,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", BROKEN.values(), ids=BROKEN.keys())
 def test_what_is_no_request_is_refused(stream: bytes) -> None:
     """Each rule of the framing, broken."""
@@ -200,6 +203,7 @@ def test_the_largest_line_that_git_takes_is_taken_and_stays_one() -> None:
         assert parse(request.encode()) == [request]
 
 
+@pytest.mark.slow
 def test_large_requests_are_remembered_by_all_their_bytes_and_within_bounds() -> None:
     """The same bytes are the same request; one byte more, another. Old ones are forgotten."""
 

@@ -421,6 +421,7 @@ def test_a_kept_connection_that_says_nothing_more_is_closed() -> None:
     play(script, limits=IMPATIENT)
 
 
+@pytest.mark.slow
 def test_a_client_that_takes_nothing_is_cut_off() -> None:
     """Its answer is larger than all buffers between."""
     done = asyncio.Event()

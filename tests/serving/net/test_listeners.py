@@ -161,6 +161,7 @@ def test_vsock_listens_for_every_cid_and_names_its_peers() -> None:
             listen(VsockAddress(port), "git")
 
 
+@pytest.mark.slow
 def test_a_clone_over_vsock() -> None:
     """By the loopback of vsock, where the kernel has one."""
     needs_vsock()
@@ -213,6 +214,7 @@ def test_the_first_tcp_address_is_the_listeners(many: Serve) -> None:
     assert entries == [each.split("//")[1] for each in (many.ready.git, many.ready.http) if each]
 
 
+@pytest.mark.slow
 def test_guests_at_paths(many: Serve, tmp_path: Path) -> None:
     """Clones, pushes and pages; the log names the socket."""
     top = many.state.parent
@@ -242,6 +244,7 @@ def test_the_kit_at_a_path_has_the_host_that_was_asked(many: Serve) -> None:
         assert f"gitmirror__http='{many.http_url}'\n" in kit or "malformed" in kit, host
 
 
+@pytest.mark.slow
 def test_sockets_are_gone_with_their_serve(many: Serve) -> None:
     """And a killed one's are replaced by the next."""
     top = many.state.parent

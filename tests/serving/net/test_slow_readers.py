@@ -53,6 +53,7 @@ async def send(ours: socket.socket, by_file: bool, path: Path) -> None:
     await stream.end()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_file", [False, True], ids=["bytes", "file"])
 def test_a_guest_that_reads_slowly_gets_all(tmp_path: Path, by_file: bool) -> None:
     """It was cut off, because a socket takes more only when a third of its buffer is free."""

@@ -63,6 +63,7 @@ def start_clone(serve: Serve, path: Path) -> subprocess.Popen[bytes]:
 # Places
 
 
+@pytest.mark.slow
 def test_a_guest_past_max_clients_is_served_when_a_place_comes_free(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
@@ -242,6 +243,7 @@ def test_sigterm_lets_a_running_clone_finish(
     assert serve.processes() == []
 
 
+@pytest.mark.slow
 def test_sigterm_lets_a_running_push_finish(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """A push in progress at SIGTERM is applied, reported to the guest, and logged."""
     serve = limited(serve_factory, upstream)

@@ -158,6 +158,7 @@ def half_a_request(size: int) -> bytes:
     return head.encode() + b"%x\r\n%s\r\n" % (len(body), body)
 
 
+@pytest.mark.slow
 def test_half_sent_requests_keep_no_fetch_from_others(node: Node) -> None:
     """213 KB unpack to the whole budget for requests. Small requests continue, and large ones after a moment."""
     serve = node.serve

@@ -204,6 +204,7 @@ def test_two_events_that_change_places_are_found(log_copy: Serve) -> None:
     assert verify(log_copy)[0] == 3
 
 
+@pytest.mark.slow
 def test_a_cut_off_end_is_found(log_copy: Serve) -> None:
     """The end is missed by the count that SQLite keeps; with that changed too, by a head that was noted before."""
     events = export(log_copy)
@@ -230,6 +231,7 @@ def test_the_log_cannot_be_changed_by_mistake(log_copy: Serve) -> None:
                 connection.execute(statement)
 
 
+@pytest.mark.slow
 def test_repeated_refusals_are_rolled_up(own_node: Node) -> None:
     """Past twenty from one address they are counted into one row; accepted ones always have their own."""
     node, tip = own_node, own_node.tip

@@ -199,6 +199,7 @@ def test_what_git_sends_for_a_push_is_read_in_any_pieces(
         assert recorded.up.startswith(bytes(request.raw) + request.rest)
 
 
+@pytest.mark.slow
 @given(st.lists(COMMANDS, min_size=1, max_size=20), st.binary(max_size=50), st.integers(1, 100))
 def test_any_commands_in_any_pieces_are_the_same(commands: list[tuple[str, str, str]], pack: bytes, size: int) -> None:
     """With odd ref names too: those are for the policy to refuse, not to be misread."""

@@ -174,6 +174,7 @@ def test_successive_tips_equal_those_built_anew(
     assert len(packs) <= 20 and len(generations) == 1
 
 
+@pytest.mark.slow
 def test_the_first_image_stays_right_through_all_later_ones(lab: DiskLab, tmp_path: Path) -> None:
     """The blob file only grows, so a drive in use never changes."""
     commits = tips(lab, 5, 30)

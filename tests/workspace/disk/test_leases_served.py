@@ -89,6 +89,7 @@ class Stored:
         return {str(path.relative_to(self.place.directory)) for path in self.place.directory.rglob("*.*")}
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_what_is_leased_and_nothing_half_done(serve: Serve) -> None:
     """Twice: each start finds the same, and the paths of the drives stay."""
     stored = Stored(serve)
@@ -112,6 +113,7 @@ def test_a_kill_leaves_what_is_leased_and_nothing_half_done(serve: Serve) -> Non
         serve.kill()
 
 
+@pytest.mark.slow
 def test_a_damaged_description_keeps_nobody_from_being_served(serve: Serve, tmp_path: Path) -> None:
     """One wrong bit in a key: `serve` starts, and the drives of who has leased them stay."""
     stored = Stored(serve)
@@ -125,6 +127,7 @@ def test_a_damaged_description_keeps_nobody_from_being_served(serve: Serve, tmp_
     assert stored.place.tree(image).exists()
 
 
+@pytest.mark.slow
 def test_a_directory_of_disks_that_cannot_be_used_stops_nothing(serve: Serve, tmp_path: Path) -> None:
     """`serve` starts, guests are served, and the log names the directory."""
     stored = Stored(serve)
@@ -137,6 +140,7 @@ def test_a_directory_of_disks_that_cannot_be_used_stops_nothing(serve: Serve, tm
     serve.clone(tmp_path / "guest", WIDGETS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("running", [True, False], ids=["with serve", "without serve"])
 def test_a_purge_takes_disks_and_leases_along(serve: Serve, running: bool) -> None:
     """Removing alone leaves both."""
@@ -150,6 +154,7 @@ def test_a_purge_takes_disks_and_leases_along(serve: Serve, running: bool) -> No
     assert stored.live() == [] and not stored.place.directory.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("running", [True, False], ids=["with serve", "without serve"])
 def test_a_purge_counts_the_leases_that_it_ends(serve: Serve, running: bool) -> None:
     """Before it asks. Without leases it says nothing about disks."""

@@ -113,6 +113,7 @@ def test_a_repeated_process_id_brings_no_changes_back(
     assert len(left_on(machine, upper, tmp_path)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["complete", "failed", "killed"])
 def test_the_name_of_a_living_workspace_is_not_taken(
     machine: Machine, guest: Guest, upper: str, planted_bare: Path, tmp_path: Path, how: str
@@ -173,6 +174,7 @@ def test_changes_that_are_in_use_are_kept(
     assert len(left_on(machine, upper, tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_kit_that_looks_at_the_disk_does_not_keep_others_from_it(
     machine: Machine, guest: Guest, upper: str, planted_bare: Path, tmp_path: Path
 ) -> None:
