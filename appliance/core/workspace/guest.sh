@@ -1823,7 +1823,7 @@ gitmirror__add_contents() {
     done
     gitmirror__find_contents
     [ -n "$pointers" ] || return 0
-    contents=$(cd "$store/objects" && echo "$files" | git --git-dir="$git_dir" hash-object -w --no-filters --stdin-paths) ||
+    contents=$(cd "$store/objects" && echo "$stored" | git --git-dir="$git_dir" hash-object -w --no-filters --stdin-paths) ||
         return 0
     # Pair the nth pointer with the nth contents.
     pairs=$newline
@@ -1852,9 +1852,9 @@ gitmirror__add_contents() {
     )
 }
 
-# Sets `pointers` to the blobs of `small` that are LFS pointers with contents in this guest, and `files` to their files.
+# Sets `pointers` to the blobs of `small` that are LFS pointers with contents in this guest, and `stored` to their files.
 gitmirror__find_contents() {
-    pointers='' files='' blob='' pointer=no
+    pointers='' stored='' blob='' pointer=no
     for line in $({ echo "$small" | git cat-file --batch; } 2>/dev/null); do
         case $line in
         *' blob '*)
@@ -1866,13 +1866,13 @@ gitmirror__find_contents() {
             rest=${object#??}
             object=${object%"$rest"}/${rest%"${rest#??}"}/$object
             if [ "$pointer" = yes ] && [ -f "$store/objects/$object" ]; then
-                pointers=$pointers$blob$newline files=$files$object$newline
+                pointers=$pointers$blob$newline stored=$stored$object$newline
             fi
             pointer=no
             ;;
         esac
     done
-    files=${files%"$newline"}
+    stored=${stored%"$newline"}
 }
 
 # Pushes HEAD, and on top of it, for the mirror only, a commit with the contents of LFS files. The agent continues at its
