@@ -141,6 +141,7 @@ def test_a_copy_goes_with_its_tar(own_node: Node) -> None:
     add_commit(own_node.upstream.path(WIDGETS), "main", {"new": "file"})
     own_node.refresh()
     own_node.wait_for_snapshot()
+    wait_until(lambda: not old.exists(), message="the copy has gone, though nobody has asked for another")
     wait_until(lambda: is_gzipped(ask(own_node)), message="there is a new copy")
     [new] = (own_node.serve.state / "workspaces").rglob("*.tar.gz*")
     assert new != old

@@ -5,6 +5,7 @@ Each operation is done twice over one road, because a connection that does not e
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import pytest
 
 from tests.conftest import WIDGETS
 from tests.support.gitutil import fsck, git, git_result
-from tests.support.roads import BOTH_CLOSE_QUEUE, GAP, ROADS, HttpProxy, Kind, Road
+from tests.support.roads import BOTH_CLOSE_QUEUE, GAP, RESET, ROADS, HttpProxy, Kind, Road
 from tests.workspace.conftest import BUSYBOX, CURL, GNU_WGET, Guest, Node
 
 pytestmark = pytest.mark.slow
@@ -100,6 +101,22 @@ def test_a_turn_and_the_session_it_is_in(guests: Guests) -> None:
     twice(lambda: guests.hydrate(f"session:{session}"))
     (again / "made").write_text("by another\n")
     guests.guest.record(session, again).recorded(session)
+
+
+@pytest.mark.parametrize("tools", [CURL, GNU_WGET], ids=["curl", "wget"])
+@pytest.mark.parametrize("kind", [GAP, RESET, BOTH_CLOSE_QUEUE], ids=["gap", "reset", "both-close-queue"])
+def test_attachments_of_a_turn(node: Node, tmp_path: Path, kind: Kind, tools: tuple[str, ...]) -> None:
+    """Each comes by a connection of its own, right after that of the push, and none is lost."""
+    with behind(node, tmp_path / "home", kind, tools) as guests:
+        workspace, session = guests.hydrate(), f"attached-{guests.web.port}"
+        for name in ("one", "two"):
+            (guests.guest.home / name).write_text(name)
+        start = time.monotonic()
+        said = guests.guest.run(f"gitmirror_record {session} {workspace} --attach one --attach two")
+        assert time.monotonic() - start < SOON
+        said.recorded(session)
+        [turn] = json.loads(node.serve.here("session", "show", WIDGETS, session, "--json"))["turns"]
+        assert [file["name"] for file in turn["attachments"]] == ["one", "two"]
 
 
 @pytest.mark.parametrize("protocol", ["git", "http"])

@@ -188,3 +188,12 @@ def test_a_wrong_call_records_nothing(node: Node, tmp_path: Path, words: list[st
     guest = node.guest(tmp_path / "home", tools=NOTHING)
     said = guest.run("gitmirror_record s " + ("ws " if words != [""] else "") + " ".join(map(quote, words)))
     assert said.code == 2 and "usage: gitmirror_record SESSION [DIR] [--message TEXT]" in said.err
+
+
+def test_files_are_attached_beside_lfs(node: Node, tmp_path: Path) -> None:
+    """Where git-lfs keeps contents, which the kit looks for when it commits and when it pushes."""
+    guest = workspace(node, tmp_path / "home")
+    (guest.home / "ws" / ".git" / "lfs" / "objects").mkdir(parents=True)
+    (guest.home / "file").write_text("x")
+    record(guest, "beside-lfs", "--attach", "file").recorded("beside-lfs")
+    assert [file["name"] for file in turns(node, "beside-lfs")[0]["attachments"]] == ["file"]

@@ -1824,7 +1824,7 @@ gitmirror__add_contents() {
     done
     gitmirror__find_contents
     [ -n "$pointers" ] || return 0
-    contents=$(cd "$store/objects" && echo "$files" | git --git-dir="$git_dir" hash-object -w --no-filters --stdin-paths) ||
+    contents=$(cd "$store/objects" && echo "$stored" | git --git-dir="$git_dir" hash-object -w --no-filters --stdin-paths) ||
         return 0
     # Pair the nth pointer with the nth contents.
     pairs=$newline
@@ -1853,9 +1853,9 @@ gitmirror__add_contents() {
     )
 }
 
-# Sets `pointers` to the blobs of `small` that are LFS pointers with contents in this guest, and `files` to their files.
+# Sets `pointers` to the blobs of `small` that are LFS pointers with contents in this guest, and `stored` to their files.
 gitmirror__find_contents() {
-    pointers='' files='' blob='' pointer=no
+    pointers='' stored='' blob='' pointer=no
     for line in $({ echo "$small" | git cat-file --batch; } 2>/dev/null); do
         case $line in
         *' blob '*)
@@ -1867,13 +1867,13 @@ gitmirror__find_contents() {
             rest=${object#??}
             object=${object%"$rest"}/${rest%"${rest#??}"}/$object
             if [ "$pointer" = yes ] && [ -f "$store/objects/$object" ]; then
-                pointers=$pointers$blob$newline files=$files$object$newline
+                pointers=$pointers$blob$newline stored=$stored$object$newline
             fi
             pointer=no
             ;;
         esac
     done
-    files=${files%"$newline"}
+    stored=${stored%"$newline"}
 }
 
 # Pushes HEAD, and on top of it, for the mirror only, a commit with the contents of LFS files. The agent continues at its
@@ -2169,28 +2169,44 @@ gitmirror__attach() {
     [ -n "$mirror_http" ] || why='the mirror has no HTTP address: set GITMIRROR_HTTP'
     if [ -z "$why" ] && ! gitmirror__can_get; then why='it takes curl, or a wget that can send files'; fi
     if [ -z "$why" ]; then
-        gitmirror__share 2
-        why=$(gitmirror__send "$1" "$mirror_http/$repo/agents/$session/$pushed/attachments/$name" 2>&1) && return 0
-        why=${why##*"$newline"}
+        for pause in 1 2 4 0; do
+            gitmirror__share 2
+            code=0
+            why=$(gitmirror__send "$1" "$mirror_http/$repo/agents/$session/$pushed/attachments/$name" 2>&1) || code=$?
+            [ "$code" != 0 ] || return 0
+            why=${why##*"$newline"}
+            # The mirror was busy, or the connection was dropped or refused: codes of curl, and 4 and 8 of wget.
+            case "$code $why" in 4\ * | 7\ * | 52\ * | 55\ * | 56\ * | 75\ * | '8 '*' 503'*) ;; *) break ;; esac
+            gitmirror__now
+            if [ "$pause" = 0 ] || [ $(((now - began) / 100 + pause)) -ge "$deadline" ]; then break; fi
+            sleep "$pause"
+        done
     fi
     gitmirror__lose "$1 is not attached: ${why:-the mirror did not take it}"
 }
 
-# Sends file $1 to URL $2. Prints why that failed.
+# Sends file $1 to URL $2. Prints why that failed; returns 75 if the mirror was busy. Asks the mirror to end the connection,
+# as gitmirror__get does.
 gitmirror__send() {
     if gitmirror__has curl; then
         set -- --globoff --silent --show-error --connect-timeout 3 --speed-limit 100 --speed-time 10 \
-            --max-time "$left" --write-out '%{http_code}' --upload-file "$1" "$2"
+            --max-time "$left" --header 'Connection: close' --write-out '%{http_code}' --upload-file "$1" "$2"
+        sent=0
         if [ -z "$token" ]; then
-            answer=$(curl "$@")
+            answer=$(curl "$@") || sent=$?
         else
-            answer=$(echo "header = \"Authorization: Bearer $token\"" | curl --config - "$@")
+            answer=$(echo "header = \"Authorization: Bearer $token\"" | curl --config - "$@") || sent=$?
         fi
         case $answer in
         *"$newline"20[01]) return 0 ;;
-        *"$newline"[1-5]??) echo "${answer%"$newline"*}" ;;
+        *"$newline"[1-5]??)
+            echo "${answer%"$newline"*}"
+            case $answer in *"$newline"503) return 75 ;; esac
+            return 1
+            ;;
         esac
-        return 1
+        [ "$sent" != 0 ] || sent=1
+        return "$sent"
     fi
     gitmirror__know_wget
     # That of busybox has --post-file, but sends a file only up to its first NUL.
@@ -2198,6 +2214,7 @@ gitmirror__send() {
     url=$2
     set -- --no-verbose -t 1 -O /dev/null --method=PUT --body-file="$1"
     [ "$stall" = none ] || set -- "$@" "$stall"
+    [ -z "$once" ] || set -- "$@" "$once"
     if [ -z "$token" ]; then
         gitmirror__bounded "$left" wget "$@" "$url"
     else

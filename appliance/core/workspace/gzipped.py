@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 DEADLINE = 1800.0
 DIGEST_LENGTH = 16
 """Hex digits of a copy's SHA-256 in its ETag."""
-_SUFFIX = ".gz"
+COPY_SUFFIX = ".gz"
+"""What the name of a copy has after that of its tar."""
 _GROWING = ".gz-growing"
 
 # Level 1 makes the tars of real repositories 1.9 to 2.7 times smaller at 70 MB/s. Higher levels take several times as
@@ -78,7 +79,7 @@ class GzippedTars:
         """Removes the copies of tars that are gone, and what a killed process left. Raises OSError."""
         for copy in directory.glob(f"*{_GROWING}"):
             copy.unlink()
-        for copy in directory.glob(f"*{_SUFFIX}"):
+        for copy in directory.glob(f"*{COPY_SUFFIX}"):
             tar = copy.with_suffix("")
             if tar not in self._kept or not tar.exists():
                 copy.unlink()
@@ -86,7 +87,7 @@ class GzippedTars:
             del self._kept[tar]
 
     async def _compress(self, tar: Path) -> None:
-        growing, copy = tar.with_name(tar.name + _GROWING), tar.with_name(tar.name + _SUFFIX)
+        growing, copy = tar.with_name(tar.name + _GROWING), tar.with_name(tar.name + COPY_SUFFIX)
         errors, source = bytearray(), _identity(tar)
         if source is None:
             return
@@ -102,6 +103,10 @@ class GzippedTars:
                 return
             lines = errors.decode(errors="replace").split("\n")
             raise OSError(f"the compressor ended with code {code}: {' '.join(lines[-2:]).strip()}")
+        if _identity(tar) != source:
+            # Replaced while it was read to the end.
+            growing.unlink()
+            return
         growing.rename(copy)
         self._kept[tar] = source, CheckedFile(copy, Identity.of(copy.stat()), output.decode().strip())
 

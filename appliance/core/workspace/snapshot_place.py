@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.process.checked_file import CheckedFile
+from appliance.core.workspace.gzipped import COPY_SUFFIX
 from appliance.core.workspace.history import History
 
 LAYOUT_VERSION = 5
@@ -99,10 +100,13 @@ class SnapshotPlace:
         shutil.rmtree(self.packs, ignore_errors=True)
 
     def remove_others(self, snapshot: Snapshot) -> None:
-        """Unlinks every tar but that of `snapshot`; transfers that have one open still finish. Raises OSError."""
-        for old in self.directory.glob("*.tar"):
-            if old.name != snapshot.file:
-                old.unlink()
+        """Unlinks every tar but that of `snapshot`, with its gzipped copy; transfers that have one open still finish.
+
+        Raises OSError.
+        """
+        for old in [*self.directory.glob("*.tar"), *self.directory.glob(f"*.tar{COPY_SUFFIX}")]:
+            if old.name not in (snapshot.file, f"{snapshot.file}{COPY_SUFFIX}"):
+                old.unlink(missing_ok=True)
 
     def path(self, snapshot: Snapshot) -> Path:
         """The tar of a snapshot."""
