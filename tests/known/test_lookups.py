@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import pytest
 
 from appliance.core.access import known_guests
 from appliance.core.access.known_guests import KnownGuests
+from appliance.core.config.settings import GuestsConfig
+from appliance.core.daemon.guest_registry import GuestRegistry
 from appliance.core.errors import Conflict, UsageError
 from appliance.core.models import Guest
-from appliance.core.store.database import Database
+from appliance.core.serving.net.guest_sockets import GuestSockets
+from appliance.core.serving.net.seats import Seats
+from appliance.core.store.database import Database, StoreError
 from appliance.core.store.guests import GuestOrder, GuestStore
 
 GUEST = Guest(
@@ -63,3 +68,25 @@ def test_a_socket_never_makes_a_stranger(monkeypatch: pytest.MonkeyPatch) -> Non
     for number in (1, 2, 3):
         found = known.of(number, "unix:vm-1")
         assert found is not None and found.only and not found.sessions and not found.repos
+
+
+def test_an_order_after_a_removal_that_failed_is_obeyed(store: GuestStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk kept its row, so the order looks like one that was sent twice; but nobody knew the guest."""
+    known = KnownGuests(lambda: 0.0)
+    sockets = GuestSockets({}, store.note_sockets, GuestsConfig)
+    registry, order = GuestRegistry(store, known, sockets, Seats(1)), GuestOrder("vm-1", address="10.0.0.7")
+
+    def fail(name: str, guest_id: int) -> None:
+        raise StoreError("full")
+
+    async def main() -> None:
+        await registry.add(order)
+        with monkeypatch.context() as patch, pytest.raises(StoreError):
+            patch.setattr(store, "remove", fail)
+            await registry.remove("vm-1")
+        assert known.of(None, "10.0.0.7") is None
+        await registry.add(order)
+        found = known.of(None, "10.0.0.7")
+        assert found is not None and found.name == "vm-1"
+
+    asyncio.run(main())
