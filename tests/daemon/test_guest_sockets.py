@@ -18,6 +18,7 @@ from appliance.core.config.settings import GuestsConfig
 from appliance.core.errors import GitmirrorError
 from appliance.core.layout import Layout
 from appliance.core.models import Guest
+from appliance.core.node.guests import remove_alone
 from appliance.core.node.state_dir import open_stores
 from appliance.core.serving.net.guest_sockets import GuestSockets
 from appliance.core.store.guests import GuestOrder
@@ -259,9 +260,13 @@ def sockets_of(layout: Layout, settings: GuestsConfig | None = None) -> tuple[An
     return store, GuestSockets({}, store.note_sockets, lambda: settings or GuestsConfig())
 
 
+@pytest.mark.parametrize("by_command", [False, True], ids=["start", "remove"])
 @pytest.mark.parametrize("at", STEPS, ids=str)
-def test_a_kill_at_each_step_leaves_nothing(tmp_path: Path, at: tuple[str, int]) -> None:
-    """A child is killed after the step; the next start opens the sockets and removes every trace of the first."""
+def test_a_kill_at_each_step_leaves_nothing(tmp_path: Path, at: tuple[str, int], by_command: bool) -> None:
+    """A child is killed after the step; the next start opens the sockets and removes every trace of the first.
+
+    So does `guest remove` without a start.
+    """
     layout = Layout(tmp_path / "state")
     layout.state.mkdir()
     place = tmp_path / "vm"
@@ -279,6 +284,10 @@ def test_a_kill_at_each_step_leaves_nothing(tmp_path: Path, at: tuple[str, int])
             os._exit(9)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), status
+    if by_command:
+        remove_alone(open_stores(layout), "vm")
+        assert files(place) == ["stranger"]
+        return
     made, problems = sockets.open([guest], store.sockets())
     assert not problems
     assert files(place) == ["stranger", "v_9418", "v_9419"]

@@ -168,6 +168,7 @@ def test_a_turn_is_told_while_its_outcome_cannot_be_logged(tmp_path: Path) -> No
             RecordingConfig,
             cast(Callable[[str], Mirror], None),
             lambda event: told.append((event, time.monotonic() - began)),
+            lambda guest: True,
         )
         ruling = PushDecision("p", repo, "10.0.0.7", (command,), attempts=(1,))
         concluding = asyncio.create_task(pushes.conclude(ruling, {command.ref: None}, 10))

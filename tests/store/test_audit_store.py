@@ -198,6 +198,17 @@ def test_an_event_of_an_unknown_version_breaks_the_chain(log: AuditLog, path: Pa
     assert log.verify().broken == 4
 
 
+@pytest.mark.parametrize("column", ["guest", "digest"])
+def test_an_old_event_cannot_be_given_a_guest(
+    log: AuditLog, path: Path, monkeypatch: pytest.MonkeyPatch, column: str
+) -> None:
+    """The hash of version 1 does not cover these columns, and every command shows them."""
+    monkeypatch.setattr(chain, "VERSION", 1)
+    fill(log)
+    tamper(path, f"UPDATE audit_events SET {column} = 'vm-7' WHERE id = 4")
+    assert log.verify().broken == 4
+
+
 def test_events_of_both_versions_form_one_chain(log: AuditLog, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An old log goes on in the new form; an event of the old form after one of the new is found."""
     monkeypatch.setattr(chain, "VERSION", 1)

@@ -11,6 +11,8 @@ from appliance.core.store.tokens import hash_of
 
 MOST_GONE = 1024
 """The most guests that are remembered after they were forgotten, for as long as their connections may last."""
+_FORGOTTEN = Guest(0, "?", (), {}, only=True, unix=None, address=None, has_token=False, created_at=0.0, expires_at=None)
+"""Who comes by the socket of a guest that is not even remembered as gone."""
 GUEST_TOKEN = re.compile(r"gmg_[A-Za-z0-9_-]{43}")
 
 
@@ -77,10 +79,11 @@ class KnownGuests:
         the request says changes that; a token counts for a request that came no known way.
         """
         if socket_of is not None:
-            found = self._by_id.get(socket_of) or self._gone.get(socket_of)
-            if found is not None and (found.id in self._gone or not self._is_current(found)):
+            found = self._by_id.get(socket_of)
+            if found is None or not self._is_current(found):
                 # Its connections last a moment longer, and must not give more than before: a stranger has other rights.
-                return replace(found, sessions=(), repos={}, only=True)
+                gone = found or self._gone.get(socket_of) or replace(_FORGOTTEN, id=socket_of)
+                return replace(gone, sessions=(), repos={}, only=True)
         else:
             found = self._by_address.get(address)
             if found is None and token is not None and GUEST_TOKEN.fullmatch(token):

@@ -105,7 +105,10 @@ async def compose(
         mirrors, config.refresh, keyring, stores.health, bus.publish, stream.publish, begin, on_pass
     )
     scheduler, health, learn = refreshing.scheduler, refreshing.scheduler.health, refreshing.notes.learn
-    recording = compose_recording(mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin)
+    guests = KnownGuests(time.time)
+    recording = compose_recording(
+        mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin, guests.is_known
+    )
     workspaces = Snapshots(layout, mirrors, health, settings=state.workspace)
     disks = Disks(
         layout, mirrors, health, stores.disk_leases, settings=state.workspace, repos=repos,
@@ -119,7 +122,6 @@ async def compose(
 
     fetching = compose_fetching(mirrors, config, children, environment, health, bus.publish, complaints.hear)
     read_tokens = ReadTokens(stores.tokens)
-    guests = KnownGuests(time.time)
     gate = AccessGate(mirrors.has, read_tokens.repo_of, guests)
     kit = GuestKit(state.public_url, state.is_public, repos, gate, workspaces.usual_shape)
     freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)

@@ -66,6 +66,10 @@ class GuestRegistry:
             others = [guest for guest in self.known.all() if guest.name != order.name]
             known = await asyncio.to_thread(self.store.known_as, order)
             if known is not None:
+                if not self.known.is_known(known):
+                    # Its removal could not be stored, or the guests could not be read.
+                    self.known.put(known, None)
+                    await self._open([known])
                 return added_document(known, None, others), False
             guest, token = await asyncio.to_thread(self.store.add, order)
             try:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from appliance.core.errors import UsageError
+from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.models import Guest, Repo
 from appliance.core.process.socket_identity import socket_identity
+from appliance.core.serving.net.socket_files import open_directory, remove_dead, temporary_name
 from appliance.core.store.guests import GuestOrder, GuestStore, added_document, guest_document
 from appliance.core.store.stores import Stores
 from appliance.core.text import escape_ascii
@@ -85,4 +86,11 @@ def _forget(guests: GuestStore, guest: Guest) -> None:
         if socket_identity(path) == identity:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+    if guest.unix is not None:
+        with contextlib.suppress(GitmirrorError):
+            directory = open_directory(Path(guest.unix).parent)
+            # A `serve` that was killed while it made them leaves them under these names.
+            for port in (9418, 9419):
+                remove_dead(directory, temporary_name(guest, port))
+            os.close(directory)
     guests.remove(guest.name, guest.id)

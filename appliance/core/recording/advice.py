@@ -12,6 +12,8 @@ MOST_LINES = 16
 """The most refused refs that are named."""
 ONLY_KNOWN = "only guests that the operator made known may push here (recording.writers)"
 
+NO_LONGER_KNOWN = "this guest is no longer known"
+
 
 def advice(repo: Repo, refused: Mapping[str, str], sessions: Sequence[str], guest: str | None) -> tuple[str, ...]:
     """The lines; none if nothing was refused. `sessions` are what the guest may write, `guest` its name if known."""

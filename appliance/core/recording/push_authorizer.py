@@ -19,7 +19,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import ZERO_OID, Caller, Guest, PushDecision, PushFault, RefChange, RefCommand, Repo
 from appliance.core.process.endurance import Endurance
-from appliance.core.recording.advice import ONLY_KNOWN, advice
+from appliance.core.recording.advice import NO_LONGER_KNOWN, ONLY_KNOWN, advice
 from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import OFF, HookGuard, push_environment
 from appliance.core.recording.notes import notes_of
@@ -51,6 +51,7 @@ class PushAuthorizer:
         settings: Callable[[], RecordingConfig],
         mirror_of: Callable[[str], Mirror],
         publish: Publish,
+        is_known: Callable[[Guest], bool],
     ) -> None:
         self._layout = layout
         self._guard = guard
@@ -62,6 +63,7 @@ class PushAuthorizer:
         self._mirror_of = mirror_of
         self._outcomes = Outcomes(audit, mirror_of)
         self._publish = publish
+        self._is_known = is_known
         self._refusals = Refusals(audit, time.monotonic)
         self._unsettled: list[tuple[PushDecision, Mapping[str, str | None], int]] = []
         self._open: list[OpenAttempt] = []
@@ -82,7 +84,8 @@ class PushAuthorizer:
     def sessions_of(self, guest: Guest | None) -> tuple[str, ...]:
         """The patterns of the sessions that a guest may write."""
         if guest is not None:
-            return guest.sessions
+            # A push or an attachment may have waited since the guest was looked up.
+            return guest.sessions if self._is_known(guest) else ()
         return EVERY_SESSION if self._settings().writers == ANYONE else ()
 
     def check(self) -> None:
@@ -134,6 +137,8 @@ class PushAuthorizer:
         refused = review([(command.old, command.new, command.ref) for command in commands], sessions)
         if caller.guest is None and not sessions:
             refused = {command.ref: ONLY_KNOWN for command in commands}
+        if caller.guest is not None and not self._is_known(caller.guest):
+            refused = {command.ref: NO_LONGER_KNOWN for command in commands}
         if total > len(commands):
             reason = f"{total} refs in one push, at most {MOST_REFS} are allowed"
             refused = {command.ref: reason for command in commands}

@@ -32,7 +32,9 @@ _OF_VERSION_1 = (
     "id", "kind", "at", "attempt", "push", "repo", "session", "ref", "old", "new",
     "verdict", "outcome", "reason", "client", "prev",
 )  # fmt: skip
-HASHED = {1: _OF_VERSION_1, 2: (*_OF_VERSION_1, "version", "guest", "digest")}
+NEW_IN_2 = ("guest", "digest")
+"""The columns that are NULL in events of version 1, because nothing would reveal that somebody changed them."""
+HASHED = {1: _OF_VERSION_1, 2: (*_OF_VERSION_1, "version", *NEW_IN_2)}
 """The columns that each version hashes. `guest` is who it was, if known. `digest` is the SHA-256 of an attachment."""
 _STORED = (*HASHED[VERSION], "hash")
 _INSERT = f"INSERT INTO audit_events ({', '.join(_STORED)}) VALUES ({', '.join('?' * len(_STORED))})"
@@ -117,6 +119,8 @@ def verify_chain(
         if event["version"] < version:
             return Verification(count, prev, event["id"], "its form is older than that of the previous event")
         version = event["version"]
+        if any(event[name] is not None for name in NEW_IN_2 if name not in HASHED[version]):
+            return Verification(count, prev, event["id"], "it has columns that its form does not hash")
         if hashlib.sha256(canonical_form(event)).hexdigest() != event["hash"]:
             return Verification(count, prev, event["id"], "its content does not match its hash")
         prev, last_id, count = event["hash"], event["id"], count + 1

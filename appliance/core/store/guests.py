@@ -25,6 +25,8 @@ MOST_REPOS = 256
 LONGEST_PATH = 4000
 
 _SESSION = re.compile(r"\*|[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\*?")
+_ZONE = re.compile(r"(?!\d+\Z)[!-.0-~]{1,15}")
+"""The name of a network interface. Its number names it too, but not in the address of a connection."""
 
 
 class UnknownGuest(NotFound):
@@ -270,12 +272,24 @@ def _path(text: str) -> str:
 
 
 def _address(text: str) -> str:
+    """The address as connections have it: IPv4 as such, IPv6 in lower case, and with a zone only where one is."""
     try:
-        return str(ipaddress.ip_address(text))
+        address = ipaddress.ip_address(text)
     except ValueError:
         raise UsageError(
             f"{escape_ascii(text)!r} is not an IP address", hint="one address, such as 172.16.0.7"
         ) from None
+    zone = None
+    if isinstance(address, ipaddress.IPv6Address):
+        zone, address = address.scope_id, address.ipv4_mapped or address
+    if address.is_multicast or address.is_unspecified:
+        raise UsageError(f"nobody comes from {escape_ascii(text)}", hint="one address, such as 172.16.0.7")
+    if (address.version == 6 and address.is_link_local) != (zone is not None) or not _ZONE.fullmatch(zone or "eth0"):
+        raise UsageError(
+            f"{escape_ascii(text)!r} is not an address as connections have it",
+            hint="a link-local address has the name of its interface, such as fe80::1%tap7; no other address has one",
+        )
+    return str(address)
 
 
 def _conflict(column: str, value: str, name: str) -> Conflict:

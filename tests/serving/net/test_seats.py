@@ -152,6 +152,31 @@ def test_a_reader_that_takes_nothing_is_seen_as_stalled(pairs: Pairs) -> None:
     assert not stalled.is_stalled(now)
 
 
+def test_a_reader_by_a_unix_socket_is_seen_as_stalled() -> None:
+    """A known guest that reads nothing would keep its slots from all others; one that reads, or waits, is not."""
+    with contextlib.ExitStack() as stack:
+        pairs = [[stack.enter_context(each) for each in socket.socketpair()] for _ in range(3)]
+        stalled, slow, waits = (Seat(ours, "unix:a", 0) for ours, _ in pairs)
+        for seat in (stalled, slow, waits):
+            seat.socket.setblocking(False)
+            seat.begin()
+        for seat in (stalled, slow):
+            fill(seat.socket)
+        now = 0.0
+        for _ in range(4):
+            for seat in (stalled, slow, waits):
+                seat.look(now)
+            now += TAKES_NOTHING * 0.6
+            pairs[1][1].recv(2**17)
+            fill(slow.socket)
+            pairs[1][1].recv(2**16)
+        for seat in (stalled, slow, waits):
+            seat.look(now)
+        assert stalled.is_stalled(now)
+        assert not slow.is_stalled(now)
+        assert not waits.is_stalled(now)
+
+
 async def hold(admission: Admission, seat: Seat, entered: asyncio.Event) -> None:
     """Takes a place and keeps it until the connection is cut."""
     async with admission.place(seat):

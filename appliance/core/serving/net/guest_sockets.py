@@ -8,7 +8,6 @@ they get their names. Under systemd, the service manager keeps them open while `
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import socket
@@ -34,6 +33,7 @@ from appliance.core.serving.net.socket_files import (
     open_directory,
     remove_dead,
     require_below,
+    temporary_name,
 )
 from appliance.core.serving.net.sockets import BACKLOG
 
@@ -212,7 +212,7 @@ class GuestSockets:
             self._clear(directory, guest, remembered, but=taken)
             for port, number in PORTS.items():
                 if port not in taken:
-                    listening, file = bind(directory, _temporary(guest, number), MODE, group, BACKLOG)
+                    listening, file = bind(directory, temporary_name(guest, number), MODE, group, BACKLOG)
                     file = SocketFile(directory, f"{path.name}_{number}", file.identity)
                     opened.append(_Opened(port, f"{guest.unix}_{number}", listening, file))
         except (OSError, GitmirrorError) as error:
@@ -229,7 +229,7 @@ class GuestSockets:
         for each in opened:
             if each.kept:
                 continue
-            directory, temporary = each.file.directory, _temporary(guest, PORTS[each.port])
+            directory, temporary = each.file.directory, temporary_name(guest, PORTS[each.port])
             try:
                 os.link(temporary, each.file.name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
                 os.unlink(temporary, dir_fd=directory)
@@ -241,7 +241,7 @@ class GuestSockets:
         opened = list(opened)
         for each in opened:
             each.file.remove()
-            temporary = SocketFile(each.file.directory, _temporary(guest, PORTS[each.port]), each.file.identity)
+            temporary = SocketFile(each.file.directory, temporary_name(guest, PORTS[each.port]), each.file.identity)
             temporary.remove()
             with contextlib.suppress(OSError):
                 each.listening.shutdown(socket.SHUT_RDWR)
@@ -257,7 +257,7 @@ class GuestSockets:
         name = Path(guest.unix or "").name
         for port, number in PORTS.items():
             # The name is made from what only this guest's row has, so what has it was made here.
-            remove_dead(directory, _temporary(guest, number))
+            remove_dead(directory, temporary_name(guest, number))
             identity = remembered.get(f"{guest.unix}_{number}")
             if port in but or identity is None or not is_file(directory, f"{name}_{number}", identity):
                 continue
@@ -298,12 +298,6 @@ class GuestSockets:
         listening.close()
         if self._keeper is not None:
             self._keeper.drop(name)
-
-
-def _temporary(guest: Guest, port: int) -> str:
-    """The name under which a guest's socket is made. It is the same after a restart."""
-    tag = hashlib.sha256(f"{guest.name} {guest.created_at!r} {guest.unix}".encode()).hexdigest()[:16]
-    return f".gitmirror-{guest.id}-{tag}_{port}"
 
 
 def _kept_name(guest_id: int, port: str, identity: str) -> str:

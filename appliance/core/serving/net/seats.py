@@ -95,7 +95,7 @@ class Seat:
         """Measures its progress with one or two system calls. Called from time to time while slots are scarce."""
         moved = self._bytes()
         if moved is None:
-            self._look_at_queue(now)
+            self._look_at_unsent(now)
             return
         if self._moved < 0 or moved != self._moved:
             if self._moved < 0:
@@ -104,10 +104,10 @@ class Seat:
         if moved - self._paced >= PACE or not self._unsent():
             self._paced, self._paced_at = moved, now
 
-    def _look_at_queue(self, now: float) -> None:
-        """The same for a socket that counts no bytes: only what waits to be read is known, and whether that changes."""
+    def _look_at_unsent(self, now: float) -> None:
+        """Of a socket that is not TCP only what is unsent is known: whether that changes, or there is nothing."""
         unsent = unsent_bytes(self.socket.fileno())
-        if not unsent or unsent != self._moved:
+        if self._moved < 0 or unsent != self._moved or not unsent:
             self._moved, self._moved_at, self._paced_at = unsent, now, now
 
     def is_stalled(self, now: float) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import socket
 import stat
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.models import Guest
 from appliance.core.process.socket_identity import identity_of
 
 LONGEST_NAME = 255
@@ -40,6 +42,12 @@ class SocketFile:
         with contextlib.suppress(OSError):
             if is_file(self.directory, self.name, self.identity):
                 os.unlink(self.name, dir_fd=self.directory)
+
+
+def temporary_name(guest: Guest, port: int) -> str:
+    """The name under which a guest's socket is made. It is the same after a restart."""
+    tag = hashlib.sha256(f"{guest.name} {guest.created_at!r} {guest.unix}".encode()).hexdigest()[:16]
+    return f".gitmirror-{guest.id}-{tag}_{port}"
 
 
 def open_directory(path: Path) -> int:

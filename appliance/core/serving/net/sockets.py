@@ -121,8 +121,9 @@ def client_of(listening: socket.socket, address: object) -> tuple[str, int]:
         return "unknown", 0
     if listening.family == socket.AF_VSOCK:
         return f"vsock:{address[0]}", address[1]
+    host = str(address[0])
     # A dual-stack socket reports an IPv4 address with this prefix.
-    return str(address[0]).removeprefix("::ffff:"), address[1]
+    return host.removeprefix("::ffff:") if "." in host else host, address[1]
 
 
 def _unix_name(listening: socket.socket) -> str:
