@@ -115,6 +115,10 @@ class Attachments:
         # Held from the rename to the row, and by sweeps, which would take the file for one that a kill left.
         self._placing = asyncio.Lock()
 
+    async def require_writable(self, repo: Repo, session: str, caller: Caller) -> None:
+        """Raises Forbidden unless a guest may attach to this session now, which may end while it sends."""
+        await self._require_writable(repo, session, caller)
+
     @contextlib.asynccontextmanager
     async def upload(
         self, repo: Repo, session: str, commit: str, name: str, caller: Caller, size: int | None
@@ -126,12 +130,12 @@ class Attachments:
         """
         if not is_attachment_name(name):
             raise UsageError("an attachment's name is 1 to 128 of A-Z a-z 0-9 . _ -, and does not start with a dot")
-        await self._require_writable(repo, session, caller)
+        await self.require_writable(repo, session, caller)
         turn = await self._open_turn(repo, session, commit, caller)
         require_size(size or 0)
         present = {row.name: row for row in await asyncio.to_thread(self._details.attachments, turn.id)}
         require_room(present, name, size)
-        sender = caller.guest_name or caller.client
+        sender = caller.client if caller.guest is None else f"guest {caller.guest.name}"
         if self._receiving.total() >= MOST_AT_ONCE or self._receiving[sender] >= MOST_OF_ONE:
             raise TryLater("too many attachments are being received at once", retry_after=1)
         expected = LARGEST if size is None else size

@@ -106,6 +106,7 @@ class HttpAttachments(Generic[_Upload]):
                     await upload.write(data)
             if not still_there():
                 raise NotFound(f"{repo.name} is not mirrored here")
+            await self.store.require_writable(repo, target.session, caller)
             return await self.store.add(upload, target.session, target.commit, caller)
 
     @staticmethod
