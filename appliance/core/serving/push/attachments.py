@@ -60,6 +60,10 @@ class AttachmentStore(Protocol[_Upload]):
         """Decides whether the guest may attach, before its body is read. Raises GitmirrorError."""
         ...
 
+    async def require_writable(self, repo: Repo, session: str, caller: Caller) -> None:
+        """Raises GitmirrorError unless the guest may attach now, after its body was read."""
+        ...
+
     def add(self, upload: _Upload, session: str, commit: str, caller: Caller) -> Awaitable[bool]:
         """Adds it; returns False if it was there before. Raises GitmirrorError."""
         ...
