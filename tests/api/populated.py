@@ -85,6 +85,12 @@ def place_of_guest(place: Path) -> Path:
     return place / "sockets" / "vm-7.sock"
 
 
+def attach(serve: Serve, repo: str, session: str, commit: str) -> None:
+    """Attaches a transcript to a turn, as the kit does."""
+    url = f"{serve.http_url}/{repo}/agents/{session}/{commit}/attachments/transcript.json"
+    assert requests.put(url, b"{}", timeout=60).status_code == 201
+
+
 class Populated:
     """A node and what is in it."""
 
@@ -136,6 +142,7 @@ class Populated:
             self.post(f"/v1/repos/{READ}/refresh")
         for session in SESSIONS:
             self.record(session, turns=3 if session == SESSIONS[0] else 1)
+        attach(self.serve, READ, SESSIONS[0], git("rev-parse", "HEAD~2", cwd=self.place / "work-1"))
         work = self.place / "work-1"
         for ref in ("refs/heads/main", "refs/agents/-rejected"):
             assert git_result("push", "-q", "origin", f"HEAD:{ref}", cwd=work)[0] != 0

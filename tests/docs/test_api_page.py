@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.api.openapi import PATH_PARAMETERS
+from tests.api.populated import attach
 from tests.conftest import WIDGETS, ServeFactory
 from tests.support.gitutil import commit_files, git
 from tests.support.serve import ROOT, Serve, wait_until
@@ -92,6 +93,8 @@ def test_the_command_of_every_route_works(upstream: HttpUpstream, serve_factory:
     for number in range(2):
         commit_files(guest, {"README.md": f"parser {number}\n"}, "Mend the parser")
         git("push", "--quiet", "origin", "HEAD:refs/agents/fix-dns", cwd=guest)
+        if number == 0:
+            attach(serve, WIDGETS, "fix-dns", git("rev-parse", "HEAD", cwd=guest))
     serve.cli("token", "issue", "--repo", WIDGETS)
     # The page has the id of a lease from another node.
     lease_id = serve.cli_json("disk", WIDGETS)["id"]
