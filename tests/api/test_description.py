@@ -141,6 +141,7 @@ class _Tester:
             "path": ["README.md", "src", "run.sh", "docs/latest", "../../HEAD", "src/../README.md", "new-1.txt"],
             "disk": [self.node.lease["id"]],
             "guest": ["vm-7"],
+            "attachment": ["transcript.json"],
             "id": [str(self.node.read_token["id"]), str(self.node.revoked["id"])],
         }.get(name, ["1"])
 

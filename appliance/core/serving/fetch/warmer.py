@@ -22,7 +22,7 @@ REMEMBER = 3600.0
 """Seconds for which a shape is warmed for new tips after a guest last asked for it."""
 MOST_SHAPES = 16
 LARGEST_PART = 20
-"""A response that takes more than the cache's budget divided by this is not warmed: it would drive out many others."""
+"""A response with history that takes more than the budget divided by this is not warmed: it would drive out others."""
 
 _USUAL = (b"include-tag", b"ofs-delta")
 KIT_SHAPES = (
@@ -145,7 +145,7 @@ class Warmer:
             size = 0
             while (grown := await response.ready_beyond(size)) > size:
                 size = grown
-                if size > self._cache.budget // LARGEST_PART:
+                if _has_history(shape) and size > self._cache.budget // LARGEST_PART:
                     known.too_large[shape.rest] = time.monotonic()
                     log.info("%s: a response is not warmed, because it has over %d bytes", repo.name, size)
                     self._cache.give_up(response)
@@ -158,3 +158,8 @@ class Warmer:
             raise
         response.close()
         return True
+
+
+def _has_history(shape: FetchShape) -> bool:
+    """Whether a response grows with the history, and not with the tip alone."""
+    return not shape.shallow and b"deepen 1" not in shape.rest
