@@ -247,7 +247,7 @@ def test_ten_thousand_guests_are_listed_in_pages(alone: Serve) -> None:
         assert (len(first["items"]), first["next"]) == (1000, "vm-00999")
         last = api(alone, "GET", "/v1/guests?limit=1000&after=vm-08999")
         assert ([each["name"] for each in last["items"]][-1], last["next"]) == ("vm-09999", None)
-        assert f"gitmirror_known_guests {10_000:.1f}" in get(f"{alone.admin_url}/metrics").text
+        assert f"\ngitmirror_known_guests {10_000:.1f}\n" in get(f"{alone.admin_url}/metrics").text
 
 
 def test_a_conflict_is_one(node: KnownNode) -> None:

@@ -109,9 +109,9 @@ class GuestRegistry:
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The gauges for /metrics."""
         known = self.known.current()
-        yield "gitmirror_known_guests", "Guests that are known.", len(known)
+        yield "known_guests", "Guests that are known.", len(known)
         cannot = sum(guest.id in self.problems for guest in known)
-        yield "gitmirror_known_guests_cut_off", "Known guests that cannot come by their sockets.", cannot
+        yield "known_guests_cut_off", "Known guests that cannot come by their sockets.", cannot
 
     def pulse(self) -> dict[str, Any]:
         """How many guests are known, and what only a running `serve` knows: why some cannot come, by their names."""
