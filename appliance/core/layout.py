@@ -66,6 +66,11 @@ class Layout:
         return self.state / "disks"
 
     @property
+    def lfs(self) -> Path:
+        """LFS objects, `<owner>/<repo>/<two hex digits>/<SHA-256>`; all of them can be fetched again."""
+        return self.state / "lfs"
+
+    @property
     def attachments(self) -> Path:
         """What guests attached to turns, `<owner>/<repo>/<turn id>/<SHA-256>`; nothing else has it."""
         return self.state / "attachments"

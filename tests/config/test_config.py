@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from appliance.core.config import settings as config_module
+from appliance.core.config.repositories import RepoConfig
 from appliance.core.config.settings import (
     SECTIONS,
     Config,
-    RepoConfig,
     find_config,
     find_state,
     load_config,
@@ -54,6 +54,7 @@ GIVEN: dict[tuple[str, str], tuple[str, Any]] = {
     ("serve", "idle_timeout"): ('"500ms"', 0.5),
     ("serve", "total_timeout"): ('"2h"', 7200),
     ("serve", "drain_timeout"): ('"3s"', 3),
+    ("serve", "wait_for_clone"): ('"4s"', 4),
     ("refresh", "interval"): ('"1s"', 1),
     ("refresh", "timeout"): ('"1h"', 3600),
     ("refresh", "concurrency"): ("1", 1),
@@ -68,6 +69,10 @@ GIVEN: dict[tuple[str, str], tuple[str, Any]] = {
     ("backup", "to"): ('"/mnt/backup/node1"', "/mnt/backup/node1"),
     ("backup", "every"): ('"15m"', 900),
     ("cache", "budget"): ('"1MiB"', 2**20),
+    ("cache", "lfs_budget"): ('"0B"', 0),
+    ("storage", "budget"): ('"200GiB"', 200 * 2**30),
+    ("workspace", "submodules"): ("true", True),
+    ("workspace", "lfs"): ('"content"', "content"),
     ("workspace", "enabled"): ("false", False),
     ("workspace", "history"): ('"trees"', "trees"),
     ("workspace", "history_below"): ('"1GiB"', 2**30),

@@ -13,7 +13,8 @@ import pytest
 
 from appliance.cli.main import cli
 from appliance.core.config.credentials import CredentialConfig
-from appliance.core.config.settings import SECTIONS, RepoConfig
+from appliance.core.config.repositories import AllowConfig, RepoConfig
+from appliance.core.config.settings import SECTIONS
 from appliance.core.units import parse_duration, parse_size
 from tests.support.serve import ROOT
 
@@ -71,6 +72,8 @@ def keys() -> Iterator[tuple[str, Any, Any]]:
             yield f"[{section}] {each.name}", each.metadata["default"], each.default
     for each in fields(RepoConfig):
         yield f"[[repos]] {each.name}", "", each.default
+    for each in fields(AllowConfig):
+        yield f"[[allow]] {each.name}", each.metadata["default"], each.default
     for each in fields(CredentialConfig):
         yield f"[[credentials]] {each.name}", each.metadata["default"], each.default
 

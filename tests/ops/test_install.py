@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from appliance.cli.main import cli
 from appliance.core.config.credentials import CredentialConfig
+from appliance.core.config.repositories import AllowConfig
 from appliance.core.config.settings import SECTIONS, Config, parse_config
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.ops import install as core
@@ -171,13 +172,15 @@ def test_the_default_configuration_is_the_default() -> None:
     document = tomllib.loads(uncommented)
     [repo] = document.pop("repos")
     assert set(repo) == {"url", "name", "branch", "interval"}
+    [allow] = document.pop("allow")
+    assert set(allow) == {item.name for item in dataclasses.fields(AllowConfig)}
     [credential] = document.pop("credentials")
     assert set(credential) == {item.name for item in dataclasses.fields(CredentialConfig)}
     assert {name: set(keys) for name, keys in document.items()} == {
         name: {item.name for item in dataclasses.fields(section)} for name, section in SECTIONS.items()
     }
     parsed = parse_config(uncommented, Path("gitmirror.toml"))
-    assert dataclasses.replace(parsed, path=None, repos=(), credentials=()) == Config()
+    assert dataclasses.replace(parsed, path=None, repos=(), credentials=(), allow=()) == Config()
 
 
 def test_every_setting_has_a_line_of_help() -> None:

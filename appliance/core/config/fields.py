@@ -9,10 +9,12 @@ from dataclasses import field
 from typing import Any
 from urllib.parse import urlsplit
 
-from appliance.core.units import parse_duration
+from appliance.core.units import parse_duration, parse_size
 
 ANYONE, GUESTS = "anyone", "guests"
 """Who may push sessions: every guest, or known guests alone."""
+POINTERS, CONTENT = "pointers", "content"
+"""What a workspace has in the place of LFS files."""
 
 
 def setting(default: Any, parse: Callable[[Any], Any], text: str) -> Any:
@@ -68,6 +70,18 @@ def writers(value: Any) -> str:
     if value not in (ANYONE, GUESTS):
         raise ValueError(f'"{ANYONE}" or "{GUESTS}"')
     return str(value)
+
+
+def lfs(value: Any) -> str:
+    """Parses what a workspace has in the place of LFS files. Raises ValueError."""
+    if value not in (POINTERS, CONTENT):
+        raise ValueError(f'"{POINTERS}" or "{CONTENT}"')
+    return str(value)
+
+
+def parse_budget(value: Any) -> int | None:
+    """Parses a size in bytes, or the empty string for none. Raises ValueError."""
+    return None if value == "" else parse_size(value)
 
 
 def directories(value: Any) -> tuple[str, ...]:

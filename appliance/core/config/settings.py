@@ -19,8 +19,11 @@ from appliance.core.config.addresses import ListenAddress, parse_listeners
 from appliance.core.config.credentials import CredentialConfig
 from appliance.core.config.fields import (
     ANYONE,
+    POINTERS,
     directories,
     group,
+    lfs,
+    parse_budget,
     parse_count,
     parse_directory,
     parse_flag,
@@ -35,6 +38,7 @@ from appliance.core.config.fields import (
 )
 from appliance.core.config.fields import history as disk_words
 from appliance.core.config.fields import text as _text
+from appliance.core.config.repositories import AllowConfig, RepoConfig
 from appliance.core.errors import UsageError
 from appliance.core.units import format_duration, parse_size
 
@@ -74,6 +78,9 @@ class ServeConfig:
     idle_timeout: float = setting("5m", parse_positive, "Close a connection when no byte has passed for this long.")
     total_timeout: float = setting("1h", parse_positive, "The longest time that a guest's connection may last.")
     drain_timeout: float = setting("30s", parse_positive, "How long running transfers may take to end after SIGTERM.")
+    wait_for_clone: float = setting(
+        "10s", parse_positive, "How long a guest waits for the first clone of a repository that [[allow]] allows."
+    )
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,11 @@ class CacheConfig:
     """`[cache]`: responses cached for guests."""
 
     budget: int = setting("10GiB", parse_size, "The most bytes that cached responses may take on disk.")
+    lfs_budget: int = setting(
+        "20GiB",
+        parse_size,
+        "The most bytes that LFS objects may take on disk; 0 sends git-lfs to the upstream.",
+    )
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,12 @@ class WorkspaceConfig:
         "auto", workspace_history, 'History of a snapshot: "full", "trees", "tip", or "auto" by size.'
     )
     history_below: int = setting("2GiB", parse_size, 'Above this size of all history, packed, "auto" means "tip".')
+    submodules: bool = setting(
+        False, parse_flag, "Include the submodules whose upstreams are mirrored here in each workspace."
+    )
+    lfs: str = setting(
+        POINTERS, lfs, 'LFS files of a workspace: "content", or "pointers" for git-lfs to fetch from the mirror.'
+    )
     disk_history: str = setting(
         "full", disk_words, 'History of a disk: "full", or "tip" for the commit alone (depth 1).'
     )
@@ -176,15 +194,11 @@ class BackupConfig:
 
 
 @dataclass(frozen=True)
-class RepoConfig:
-    """One `[[repos]]`: a repository of the static list."""
+class StorageConfig:
+    """`[storage]`: what the state directory may take on its disk."""
 
-    url: str = setting("", _text, "The upstream's URL.")
-    name: str = setting("", _text, "OWNER/REPO, the name guests use; default: the last two parts of the URL's path.")
-    branch: str = setting("", _text, "The branch of the snapshot and of cache warming; default: the upstream's HEAD.")
-    interval: float | None = field(
-        default=None,
-        metadata={"parse": parse_interval, "default": "", "help": "A refresh interval for this repository."},
+    budget: int | None = setting(
+        "", parse_budget, "The most bytes that the state directory may take; past it, what can be fetched again goes."
     )
 
 
@@ -202,8 +216,10 @@ class Config:
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     events: EventsConfig = field(default_factory=EventsConfig)
     backup: BackupConfig = field(default_factory=BackupConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
     repos: tuple[RepoConfig, ...] = ()
     credentials: tuple[CredentialConfig, ...] = ()
+    allow: tuple[AllowConfig, ...] = ()
 
     def warnings(self) -> list[str]:
         """Returns warnings about values that are allowed but surely not intended."""
@@ -227,6 +243,7 @@ SECTIONS: dict[str, type[Any]] = {
     "alerts": AlertsConfig,
     "events": EventsConfig,
     "backup": BackupConfig,
+    "storage": StorageConfig,
 }
 
 _Section = TypeVar("_Section")
@@ -272,7 +289,7 @@ def parse_config(text: str, path: Path) -> Config:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
-    _refuse_unknown(path, "", document, [*SECTIONS, "repos", "credentials"])
+    _refuse_unknown(path, "", document, [*SECTIONS, "repos", "credentials", "allow"])
     sections = {key: _section(path, key, SECTIONS[key], value) for key, value in document.items() if key in SECTIONS}
     repos = _tables(path, "repos", RepoConfig, document)
     for number, repo in enumerate(repos, 1):
@@ -286,7 +303,11 @@ def parse_config(text: str, path: Path) -> Config:
             raise UsageError(
                 f"{path}: credentials[{number}]: {credential.url} already has an entry", hint="remove one of the two"
             )
-    return Config(path=path, repos=repos, credentials=credentials, **sections)
+    allowed = _tables(path, "allow", AllowConfig, document)
+    for number, entry in enumerate(allowed, 1):
+        if not entry.url:
+            raise UsageError(f"{path}: allow[{number}].url is missing", hint='url = "https://github.com/OWNER/*"')
+    return Config(path=path, repos=repos, credentials=credentials, allow=allowed, **sections)
 
 
 def load_config(path: Path | None) -> Config:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.core.config.credentials import Credentials
-from appliance.core.config.settings import Config, RepoConfig
+from appliance.core.config.repositories import RepoConfig
+from appliance.core.config.settings import Config
 from appliance.core.errors import Conflict, GitmirrorError, UsageError
 from appliance.core.layout import Layout
 from appliance.core.names import check_branch_name

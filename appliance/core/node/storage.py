@@ -24,7 +24,7 @@ def storage_document(layout: Layout, mirrors: int, recordings: int) -> dict[str,
         "answers": size_below(layout.cache),
         "workspaces": size_below(layout.workspaces),
         "disks": size_below(layout.disks),
-        "lfs": 0,
+        "lfs": size_below(layout.lfs),
         "recordings": packs + size_below(layout.attachments),
         "database": sum(_size(Path(f"{layout.database}{end}")) for end in ("", "-wal", "-shm")),
     }

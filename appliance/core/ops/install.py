@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.core.config.credentials import CredentialConfig
-from appliance.core.config.settings import SECTIONS, SYSTEM_CONFIG, SYSTEM_STATE, RepoConfig, load_config
+from appliance.core.config.repositories import AllowConfig, RepoConfig
+from appliance.core.config.settings import SECTIONS, SYSTEM_CONFIG, SYSTEM_STATE, load_config
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.ops.guest_checks import guests_drop_in
 
@@ -39,6 +40,7 @@ EXAMPLE_REPO = {
     "branch": "main",
     "interval": "30s",
 }
+EXAMPLE_ALLOW = {"url": "https://github.com/acme/*", "interval": "5m"}
 EXAMPLE_CREDENTIAL = {"url": "https://github.com/acme", "token_file": "/etc/gitmirror/acme.token"}
 
 
@@ -207,6 +209,14 @@ def default_config() -> bytes:
     ]
     for item in fields(RepoConfig):
         lines += [f"## {item.metadata['help']}", f"# {item.name} = {_toml(EXAMPLE_REPO[item.name])}"]
+    lines += [
+        "",
+        "# Repositories that are mirrored when a guest asks for one: one [[allow]] for each.",
+        "# [[allow]]",
+    ]
+    for item in fields(AllowConfig):
+        value = EXAMPLE_ALLOW.get(item.name, item.metadata["default"])
+        lines += [f"## {item.metadata['help']}", f"# {item.name} = {_toml(value)}"]
     lines += [
         "",
         "# Credentials for private upstreams: one [[credentials]] for each. Guests need a read token",
