@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"config"},
     {"process"},
     {"git", "store"},
-    {"access"},
+    {"access", "lfs"},
     {"refresh", "recording", "workspace", "maintenance"},
     {"observability"},
     {"serving", "api"},
