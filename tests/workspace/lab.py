@@ -6,6 +6,7 @@ from pathlib import Path
 
 from appliance.core.git.mirror import Mirror
 from appliance.core.workspace.history import History
+from appliance.core.workspace.shape import Shape
 from appliance.core.workspace.snapshot_build import build_snapshot
 from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace
 from tests.git.lab import Lab
@@ -28,7 +29,7 @@ class Builder:
 
     def place(self, branch: str = "main") -> SnapshotPlace:
         """Where the snapshot of a branch lives."""
-        return SnapshotPlace(self.directory, branch, self.history)
+        return SnapshotPlace(self.directory, branch, Shape(self.history))
 
     def build(self, branch: str = "main") -> Snapshot:
         """Build the snapshot of the branch's tip as `serve` does."""

@@ -11,7 +11,7 @@ import pytest
 from appliance.core.git.mirror import Mirror
 from appliance.core.workspace import history
 from appliance.core.workspace.history import WHOLE_BELOW, History, choose
-from appliance.core.workspace.shape_choice import AUTO, shape_for
+from appliance.core.workspace.shape_choice import AUTO, history_for
 from tests.git.lab import Lab
 from tests.support.generate import copy_repository
 from tests.support.gitutil import git
@@ -59,7 +59,7 @@ def test_the_history_of_the_branch_is_measured_not_the_mirror(
 
     def shape(place: str, whole: int, below: int, setting: str = AUTO) -> History:
         monkeypatch.setattr(history, "WHOLE_BELOW", whole)
-        return asyncio.run(shape_for(setting, below, mirror, tmp_path / place, tip))
+        return asyncio.run(history_for(setting, below, mirror, tmp_path / place, tip))
 
     assert shape("a", size + 1, 10 * size) is History.FULL
     assert shape("b", size, 10 * size) is History.TREES

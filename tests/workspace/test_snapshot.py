@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from appliance.core.process.checked_file import NotRight
 from appliance.core.workspace.git_index import UnknownIndex, normalise_index
 from appliance.core.workspace.history import History
+from appliance.core.workspace.shape import Shape
 from appliance.core.workspace.snapshot_place import SnapshotPlace
 from appliance.core.workspace.times import FIRST_TIME, FIXED_TIME, INDEX_TIME, file_time
 from tests.git.lab import Lab
@@ -340,7 +341,7 @@ def test_only_a_whole_tar_of_this_upstream_is_taken_up_again(widgets: Builder) -
     place = widgets.place()
     assert place.load(URL) == snapshot
     assert place.load("https://github.com/other/widgets") is None
-    assert SnapshotPlace(widgets.directory, "other", History.TIP).load(URL) is None
+    assert SnapshotPlace(widgets.directory, "other", Shape(History.TIP)).load(URL) is None
     tar = place.path(snapshot)
     whole = tar.read_bytes()
     assert snapshot.etag == f"{snapshot.commit}-{hashlib.sha256(whole).hexdigest()[:16]}"

@@ -123,7 +123,7 @@ async def compose(
     fetching = compose_fetching(mirrors, config, children, environment, health, bus.publish, complaints.hear)
     read_tokens = ReadTokens(stores.tokens)
     gate = AccessGate(mirrors.has, read_tokens.repo_of, guests)
-    kit = GuestKit(state.public_url, state.is_public, repos, gate, workspaces.usual_shape)
+    kit = GuestKit(state.public_url, state.is_public, repos, gate, workspaces.usual_history, state.workspace)
     freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)
     codings = TarCodings(GzippedTars(children))
     routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish, codings)

@@ -120,7 +120,7 @@ class OfflineNode:
         repos = [repo for repo in known if not self._privacy.is_private(repo)]
         git = serve.public_git or tcp_url(serve.git, "git")
         http = serve.public_http or tcp_url(serve.http, "http")
-        return render_kit(git, http, repos)
+        return render_kit(git, http, repos, settings=self.config.workspace)
 
     def issue_token(self, name: str, ttl: float, note: str) -> dict[str, Any]:
         """Issues a read token of a repository, valid for `ttl` seconds. `private` says whether guests need one."""

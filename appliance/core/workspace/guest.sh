@@ -25,6 +25,9 @@ gitmirror__http='@HTTP@'
 gitmirror__repositories='@REPOSITORIES@'
 # One line for each repository whose workspaces have a known shape: OWNER/REPO and full, trees or tip.
 gitmirror__histories='@HISTORIES@'
+# Whether workspaces have submodules by default (yes or no), and what they have in the place of LFS files: content or pointers.
+gitmirror__submodules='@SUBMODULES@'
+gitmirror__lfs='@LFS@'
 
 # gitmirror_hydrate [--history | --tip] OWNER/REPO DIR [BRANCH | TAG | COMMIT | session:SESSION]
 # Creates a workspace in DIR, which may exist if it is empty. It comes from the machine's drives, otherwise from the

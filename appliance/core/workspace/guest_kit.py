@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from appliance.core.access.gate import AccessGate
+from appliance.core.config.settings import WorkspaceConfig
 from appliance.core.models import Guest, Repo
 from appliance.core.workspace.history import History
 
@@ -17,16 +18,29 @@ _HOST = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9.-]{0,253}[A-Za-z0-9])?|\[[0-9a-fA
 
 
 def render_kit(
-    git: str | None, http: str | None, repos: Iterable[Repo], shapes: Iterable[tuple[str, History]] = ()
+    git: str | None,
+    http: str | None,
+    repos: Iterable[Repo],
+    shapes: Iterable[tuple[str, History]] = (),
+    settings: WorkspaceConfig | None = None,
 ) -> str:
     """The kit as a POSIX sh file. `git` and `http` are the listeners' URLs for guests, None for one that is off.
 
-    `shapes` are the names of repositories whose workspaces have a known shape by default, and that shape.
+    `shapes` are the names of repositories whose workspaces have a known history by default, and that history.
+    `settings` are those of `[workspace]`.
     """
     template = resources.files("appliance.core.workspace").joinpath("guest.sh").read_text(encoding="utf-8")
     listed = "\n".join(f"{repo.name} {repo.url}" for repo in repos if repo.enabled)
     known = "\n".join(f"{name} {shape}" for name, shape in shapes)
-    values = {"@GIT@": git or "", "@HTTP@": http or "", "@REPOSITORIES@": listed, "@HISTORIES@": known}
+    settings = settings or WorkspaceConfig()
+    values = {
+        "@GIT@": git or "",
+        "@HTTP@": http or "",
+        "@REPOSITORIES@": listed,
+        "@HISTORIES@": known,
+        "@SUBMODULES@": "yes" if settings.submodules else "no",
+        "@LFS@": settings.lfs,
+    }
     for mark, value in values.items():
         template = template.replace(mark, value.replace("'", "'\\''"), 1)
     return template
@@ -53,7 +67,8 @@ class GuestKit:
     is_public: Callable[[str], bool]
     repos: Callable[[], list[Repo]]
     gate: AccessGate
-    usual_shape: Callable[[Repo], History | None]
+    usual_history: Callable[[Repo], History | None]
+    settings: Callable[[], WorkspaceConfig]
 
     def render(self, asked: Asked | None = None) -> str:
         """The kit as a POSIX sh file, for who asked, or for a guest that nobody knows."""
@@ -69,5 +84,5 @@ class GuestKit:
         # git takes neither the path of a socket nor a port of vsock.
         git, http = (url if url is not None and "://" in url else None for url in (git, http))
         shown = [repo for repo in self.repos() if self.gate.shows(repo, asked.guest)]
-        shapes = [(repo.name, shape) for repo in shown if (shape := self.usual_shape(repo)) is not None]
-        return render_kit(git, http, shown, shapes)
+        shapes = [(repo.name, shape) for repo in shown if (shape := self.usual_history(repo)) is not None]
+        return render_kit(git, http, shown, shapes, self.settings())

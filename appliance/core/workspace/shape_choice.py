@@ -1,11 +1,11 @@
-"""Decides how much history the workspaces of a branch have, by the setting and by the size of the history."""
+"""Decides what the workspaces of a branch have: by the settings, the size of the history, and what a guest asks for."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from appliance.core.git.command import GitError
@@ -13,12 +13,18 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.process.atomic_file import write_atomically
 from appliance.core.workspace import history
 from appliance.core.workspace.history import History, choose
+from appliance.core.workspace.shape import Shape, WantedShape
 from appliance.core.workspace.snapshot_place import measured_file
 
 AUTO = "auto"
 MEASURE_AGAIN = 0.1
 """The part by which a mirror's size must change before a branch's history is measured again."""
 MEASURE_DEADLINE = 300.0
+
+
+def shape_of(wanted: WantedShape, usual: Shape) -> Shape:
+    """The shape of what a guest wants, where `usual` is that of the branch."""
+    return replace(usual, history=wanted.history or usual.history)
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,8 @@ class _Measured:
     shape: str
 
 
-async def shape_for(setting: str, below: int, mirror: Mirror, directory: Path, tip: str) -> History:
-    """The shape of the workspaces of a branch whose snapshots are in `directory`.
+async def history_for(setting: str, below: int, mirror: Mirror, directory: Path, tip: str) -> History:
+    """The history of the workspaces of a branch whose snapshots are in `directory`.
 
     `setting` is `auto` or a shape, and `below` the size in bytes from which on `auto` is the tip. Raises OSError.
     """

@@ -26,7 +26,7 @@ from appliance.core.workspace.history import History
 from appliance.core.workspace.refs import Tag, packed_refs
 from appliance.core.workspace.snapshot_packs import DamagedPacks, SnapshotPacks
 from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace, etag_of
-from appliance.core.workspace.tar import write_tar
+from appliance.core.workspace.tar import TarPart, write_tar
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def _remove(*directories: Path) -> None:
 async def _build(place: SnapshotPlace, mirror: Mirror, git: Git, url: str, commit: str) -> Snapshot:
     place.directory.mkdir(parents=True, exist_ok=True)
     repository = await _bring_forward(place, mirror, git, commit)
-    packs = SnapshotPacks(place.packs, place.history, mirror, git)
+    packs = SnapshotPacks(place.packs, place.shape.history, mirror, git)
     tags = await packs.bring_forward(commit)
     packing = asyncio.ensure_future(asyncio.to_thread(_pack, place, repository, packs, tags, url, commit))
     try:
@@ -145,8 +145,8 @@ def _pack(
         (guest / directory).mkdir(parents=True)
     branch = place.branch
     _write(guest / "HEAD", f"ref: refs/heads/{branch}\n")
-    _write(guest / "config", workspace_config(url, branch, partial=place.history is History.TREES))
-    if place.history is History.TIP:
+    _write(guest / "config", workspace_config(url, branch, partial=place.shape.history is History.TREES))
+    if place.shape.history is History.TIP:
         _write(guest / "shallow", f"{commit}\n")
     _write(guest / "info" / "exclude", "")
     (guest / "packed-refs").write_bytes(packed_refs(branch, commit, tags))
@@ -154,16 +154,16 @@ def _pack(
         target = guest / "objects" / name
         target.parent.mkdir(exist_ok=True)
         os.link(place.packs / "objects" / name, target)
-        if name.suffix == ".pack" and place.history is History.TREES:
+        if name.suffix == ".pack" and place.shape.history is History.TREES:
             # What the objects of such a pack refer to need not be there.
             _write(target.with_suffix(".promisor"), "")
     index, times = normalise_index((repository / "index").read_bytes())
     (guest / "index").write_bytes(index)
     growing = place.directory / "growing.tar"
-    digest = write_tar(place.work / "tree", times, guest, growing)
+    digest = write_tar([TarPart(place.work / "tree", times, guest)], growing)
     size = growing.stat().st_size
     etag = etag_of(commit, digest)
-    snapshot = Snapshot(url, branch, commit, etag, size, f"{etag}.tar", place.history)
+    snapshot = Snapshot(url, branch, commit, etag, size, f"{etag}.tar", place.shape.history, place.shape.key)
     path = place.path(snapshot)
     growing.rename(path)
     place.tar = CheckedFile(path, Identity.of(path.stat()), digest)

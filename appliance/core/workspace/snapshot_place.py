@@ -10,14 +10,15 @@ import contextlib
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.process.checked_file import CheckedFile
 from appliance.core.workspace.gzipped import COPY_SUFFIX
-from appliance.core.workspace.history import History
+from appliance.core.workspace.shape import Shape
 
-LAYOUT_VERSION = 5
+LAYOUT_VERSION = 6
 """Increased when the content of a tar changes for the same commit; tars of an older version are rebuilt."""
 DIGEST_LENGTH = 16
 """Hex digits of a tar's SHA-256 in its ETag."""
@@ -29,7 +30,7 @@ _MEASURED = "measured.json"
 class Snapshot:
     """An existing tar: the `commit` and `branch` of the checkout, the file's `etag` and its `size` in bytes.
 
-    `url` is the upstream, which is the `origin` of the checkout. `history` is its shape.
+    `url` is the upstream, which is the `origin` of the checkout. `history` is that of its shape, and `shape` its key.
     """
 
     url: str
@@ -39,17 +40,18 @@ class Snapshot:
     size: int
     file: str
     history: str
+    shape: str
     version: int = LAYOUT_VERSION
 
 
 class SnapshotPlace:
     """The files of one branch's snapshot in one shape, below `directory`, which is the repository's."""
 
-    def __init__(self, directory: Path, branch: str, history: History) -> None:
+    def __init__(self, directory: Path, branch: str, shape: Shape) -> None:
         self.of_branch = directory / branch_directory(branch)
-        self.directory = self.of_branch / history
+        self.directory = self.of_branch / shape.key
         self.branch = branch
-        self.history = history
+        self.shape = shape
         self.tar: CheckedFile | None = None
         """The tar that was loaded or built last."""
 
@@ -80,8 +82,8 @@ class SnapshotPlace:
         """
         try:
             snapshot = Snapshot(**json.loads(self.description.read_text(encoding="utf-8")))
-            found = (snapshot.version, snapshot.url, snapshot.branch, snapshot.history)
-            if found != (LAYOUT_VERSION, url, self.branch, self.history):
+            found = (snapshot.version, snapshot.url, snapshot.branch, snapshot.shape)
+            if found != (LAYOUT_VERSION, url, self.branch, self.shape.key):
                 return None
             digest = snapshot.etag[-DIGEST_LENGTH:]
             if snapshot.etag != etag_of(snapshot.commit, digest):
@@ -123,9 +125,9 @@ def branch_directory(branch: str) -> str:
     return f"b-{readable}-{hashlib.sha256(name).hexdigest()[:16]}"
 
 
-def remove_foreign(directory: Path, shapes: set[History]) -> None:
+def remove_foreign(directory: Path, shapes: Iterable[Shape]) -> None:
     """Removes from a branch's directory the shapes that are not in `shapes`, and what an older version left."""
-    kept = {_WORK, _MEASURED, *shapes}
+    kept = {_WORK, _MEASURED, *(shape.key for shape in shapes)}
     for entry in directory.iterdir() if directory.is_dir() else ():
         if entry.name in kept:
             continue

@@ -15,7 +15,7 @@ from appliance.core.health import followed_branch
 from appliance.core.layout import Layout
 from appliance.core.models import Health, Repo
 from appliance.core.process.checked_file import CheckedFile
-from appliance.core.workspace.history import History
+from appliance.core.workspace.shape import Shape
 from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace, branch_directory
 
 MOST_EXTRA = 8
@@ -57,9 +57,9 @@ class KeptBranch:
 
     name: str
     directory: Path
-    usual: History | None = None
+    usual: Shape | None = None
     """The shape for guests that ask for none, once it is known."""
-    kept: dict[History, KeptSnapshot] = field(default_factory=dict)
+    kept: dict[Shape, KeptSnapshot] = field(default_factory=dict)
     swept: bool = False
     choosing: asyncio.Lock = field(default_factory=asyncio.Lock)
     building: asyncio.Task[None] | None = None
@@ -125,13 +125,13 @@ class KeptSnapshots:
             known.branches[name] = KeptBranch(name, directory)
         return known.branches[name]
 
-    def keep(self, known: KeptRepository, branch: KeptBranch, history: History) -> KeptSnapshot:
+    def keep(self, known: KeptRepository, branch: KeptBranch, shape: Shape) -> KeptSnapshot:
         """The place for one more snapshot, for which others may have to go. Raises NoSnapshot if none of them can."""
-        if history not in branch.kept:
-            self._make_room(known, branch, history)
-            place = SnapshotPlace(self.directory(known.repo.name), branch.name, history)
-            branch.kept[history] = KeptSnapshot(place)
-        return branch.kept[history]
+        if shape not in branch.kept:
+            self._make_room(known, branch, shape)
+            place = SnapshotPlace(self.directory(known.repo.name), branch.name, shape)
+            branch.kept[shape] = KeptSnapshot(place)
+        return branch.kept[shape]
 
     def sweep(self, known: KeptRepository) -> None:
         """Removes the snapshots that an earlier `serve` left for branches that nobody has requested from this one."""
@@ -141,15 +141,15 @@ class KeptSnapshots:
             if entry.name not in kept:
                 _remove(entry)
 
-    def is_extra(self, known: KeptRepository, branch: KeptBranch, history: History) -> bool:
+    def is_extra(self, known: KeptRepository, branch: KeptBranch, shape: Shape) -> bool:
         """Whether it is another than the snapshot that every repository has."""
-        return branch.name != self.followed(known.repo) or history is not (branch.usual or history)
+        return branch.name != self.followed(known.repo) or shape != (branch.usual or shape)
 
-    def _make_room(self, known: KeptRepository, branch: KeptBranch, history: History) -> None:
+    def _make_room(self, known: KeptRepository, branch: KeptBranch, shape: Shape) -> None:
         """Drops what was not requested for the longest time. Raises NoSnapshot when all of it is being built."""
-        if not self.is_extra(known, branch, history):
+        if not self.is_extra(known, branch, shape):
             return
-        extra = [each for each in self.all() if self.is_extra(each[0], each[1], each[2].place.history)]
+        extra = [each for each in self.all() if self.is_extra(each[0], each[1], each[2].place.shape)]
         extra.sort(key=lambda each: each[2].asked_at)
         idle = [each for each in extra if each[1].is_idle()]
         while idle and sum(kept.bytes() for _, _, kept in extra) > MOST_EXTRA_BYTES:
@@ -165,7 +165,7 @@ class KeptSnapshots:
         """Removes a snapshot, and with the last one the branch."""
         kept.current = None
         kept.ended.set()
-        branch.kept.pop(kept.place.history, None)
+        branch.kept.pop(kept.place.shape, None)
         if branch.kept:
             _remove(kept.place.directory)
             return

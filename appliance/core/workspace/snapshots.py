@@ -18,7 +18,8 @@ from appliance.core.models import Health, Repo
 from appliance.core.process.checked_file import CHECK_EVERY, CheckedFile, NotRight
 from appliance.core.process.endurance import EXPECTED, Endurance
 from appliance.core.workspace.history import History
-from appliance.core.workspace.shape_choice import AUTO, shape_for
+from appliance.core.workspace.shape import Shape, WantedShape
+from appliance.core.workspace.shape_choice import AUTO, history_for, shape_of
 from appliance.core.workspace.snapshot_build import build_snapshot
 from appliance.core.workspace.snapshot_place import Snapshot, remove_foreign
 from appliance.core.workspace.snapshot_registry import (
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 BUILDS_AT_ONCE = 2
 DEMAND_WAIT = 60.0
 """Seconds that a guest waits for a snapshot that was never requested before."""
+_AS_USUAL = WantedShape()
 
 
 class Snapshots:
@@ -133,19 +135,19 @@ class Snapshots:
         kept = found.kept.get(found.usual) if found and found.usual else None
         return kept.current if kept else None
 
-    def usual_shape(self, repo: Repo) -> History | None:
-        """The shape in which guests get the followed branch when they ask for none; None if it is not known yet."""
+    def usual_history(self, repo: Repo) -> History | None:
+        """The history that guests get of the followed branch when they ask for none; None if it is not known yet."""
         setting = self._settings().history
         known, name = self._kept.find(repo), self._kept.followed(repo)
         found = known.branches.get(name) if known and name else None
         if found is not None and found.usual is not None:
-            return found.usual
+            return found.usual.history
         return None if setting == AUTO else History(setting)
 
-    async def get(self, repo: Repo, branch: str | None, history: History | None = None) -> tuple[Snapshot, Path]:
+    async def get(self, repo: Repo, branch: str | None, wanted: WantedShape = _AS_USUAL) -> tuple[Snapshot, Path]:
         """The snapshot of a branch and the path of its tar, which is untouched since it was known to be right.
 
-        Builds it first if necessary. Without `history`, it has the usual shape of the branch. Raises NoSnapshot.
+        Builds it first if necessary. Raises NoSnapshot.
         """
         if not self._settings().enabled:
             raise NoSnapshot("snapshots are off here ([workspace] enabled)")
@@ -158,7 +160,8 @@ class Snapshots:
         if name not in known.branches and name != self._kept.followed(repo) and await self._tip(repo, name) is None:
             raise NoSnapshot(f"there is no branch {name}")
         found = self._kept.branch(known, name)
-        kept = self._kept.keep(known, found, history or found.usual or await self._choose(repo, found))
+        usual = found.usual or await self._choose(repo, found)
+        kept = self._kept.keep(known, found, shape_of(wanted, usual))
         kept.asked_at = time.monotonic()
         while kept.tar is not None and kept.current is not None and not kept.tar.is_untouched():
             await self._check(repo, kept)
@@ -217,16 +220,17 @@ class Snapshots:
             "%s: the snapshot of %s was thrown away, because %s; rebuilding it", repo.name, kept.place.branch, error
         )
 
-    async def _choose(self, repo: Repo, branch: KeptBranch) -> History:
+    async def _choose(self, repo: Repo, branch: KeptBranch) -> Shape:
         """The usual shape of a branch. Raises NoSnapshot, GitError, OSError."""
         async with branch.choosing:
             tip = await self._tip(repo, branch.name)
             if tip is None:
                 raise NoSnapshot(f"there is no branch {branch.name}")
             settings = self._settings()
-            return await shape_for(
+            history = await history_for(
                 settings.history, settings.history_below, self._mirror_of(repo.name), branch.directory, tip
             )
+            return Shape(history)
 
     def _build(self, repo: Repo, branch: KeptBranch) -> None:
         if not branch.is_idle():
@@ -267,10 +271,10 @@ class Snapshots:
         if not branch.swept:
             branch.swept = True
             with self._endurance.over(repo.name):
-                await asyncio.to_thread(remove_foreign, branch.directory, set(branch.kept))
-        for kept in sorted(branch.kept.values(), key=lambda kept: kept.place.history is not usual):
-            is_usual = kept.place.history is usual
-            if self._kept.is_extra(known, branch, kept.place.history) and time.monotonic() - kept.asked_at > UNASKED:
+                await asyncio.to_thread(remove_foreign, branch.directory, list(branch.kept))
+        for kept in sorted(branch.kept.values(), key=lambda kept: kept.place.shape != usual):
+            is_usual = kept.place.shape == usual
+            if self._kept.is_extra(known, branch, kept.place.shape) and time.monotonic() - kept.asked_at > UNASKED:
                 self._kept.drop(known, branch, kept)
                 continue
             try:
@@ -310,7 +314,7 @@ class Snapshots:
         # Only now has everybody who was given the previous tar opened it.
         await asyncio.to_thread(place.remove_others, kept.current)
         seconds = time.monotonic() - start
-        log.info("%s: snapshot of %s (%s) at %s in %.2fs", repo.name, place.branch, place.history, tip[:12], seconds)
+        log.info("%s: snapshot of %s (%s) at %s in %.2fs", repo.name, place.branch, place.shape.key, tip[:12], seconds)
 
     async def _tip(self, repo: Repo, branch: str) -> str | None:
         ref = f"refs/heads/{branch}"

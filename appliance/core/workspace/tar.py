@@ -1,4 +1,4 @@
-"""Writes a tree on disk as one tar with a stable order, owner 0:0, and times independent of this machine."""
+"""Writes trees on disk as one tar with a stable order, owner 0:0, and times independent of this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import os
 import stat
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,23 +26,51 @@ class _Hashing:
         return self._file.write(data)
 
 
-def write_tar(tree: Path, times: Mapping[str, int], repository: Path, tar: Path) -> str:
-    """Archives `repository` as `.git` and `tree` beside it into the new file `tar`, synced; returns its SHA-256 in hex.
+@dataclass(frozen=True)
+class TarPart:
+    """A working tree and its repository on disk, and where they are in the workspace.
 
-    `times` maps the path of each file and link below `tree` to its mtime. Symbolic links are archived, never followed.
-    Raises OSError.
+    `times` maps the path of each file and link below `tree` to its mtime. `top` is where the tree is, `git` where the
+    repository is: a submodule has `libs/x` and `.git/modules/x`. `contents` are files that take the place of files of
+    the tree, by path.
+    """
+
+    tree: Path
+    times: Mapping[str, int]
+    repository: Path
+    top: str = ""
+    git: str = ".git"
+    contents: Mapping[str, Path] = field(default_factory=dict)
+
+
+def write_tar(parts: Sequence[TarPart], tar: Path) -> str:
+    """Archives the parts into the new file `tar`, synced; returns its SHA-256 in hex.
+
+    Repositories come first, the workspace's own before those of submodules. Symbolic links are archived, never
+    followed. Raises OSError.
     """
     with tar.open("wb", buffering=2**20) as file:
         hashing = _Hashing(file)
         # GNU format, because both GNU tar and busybox support its long names; times are whole seconds anyway.
         with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.GNU_FORMAT, bufsize=2**18) as archive:  # type: ignore[call-overload]
-            for path, name in _entries(repository, ".git"):
-                _add(archive, path, name, INDEX_TIME if name == ".git/index" else FIXED_TIME)
-            for path, name in _entries(tree, ""):
-                _add(archive, path, name, times.get(name, FIXED_TIME))
+            for part in parts:
+                for path, name in _entries(part.repository, part.git):
+                    _add(archive, path, name, INDEX_TIME if name == f"{part.git}/index" else FIXED_TIME)
+            for part in parts:
+                _add_tree(archive, part)
         file.flush()
         os.fsync(file.fileno())
     return hashing.digest.hexdigest()
+
+
+def _add_tree(archive: tarfile.TarFile, part: TarPart) -> None:
+    skipped = len(f"{part.top}/") if part.top else 0
+    for path, name in _entries(part.tree, part.top):
+        if name == part.top:
+            # The tree of the part above has this directory.
+            continue
+        inside = name[skipped:]
+        _add(archive, str(part.contents.get(inside, path)), name, part.times.get(inside, FIXED_TIME))
 
 
 def _entries(top: Path, prefix: str) -> Iterator[tuple[str, str]]:

@@ -21,6 +21,7 @@ from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.tar_codings import TarCodings
 from appliance.core.workspace.guest_kit import Asked
 from appliance.core.workspace.history import History
+from appliance.core.workspace.shape import WantedShape
 from appliance.core.workspace.snapshots import Snapshots
 
 JSON = "application/json"
@@ -66,9 +67,9 @@ class GuestRoutes:
     async def workspace_tar(self, exchange: Exchange, repo: Repo) -> None:
         """`GET /OWNER/REPO/workspace.tar?ref=BRANCH&history=SHAPE`; 404 with the reason if there is none."""
         require_read(exchange)
-        history = _history(exchange)
+        wanted = _wanted(exchange)
         try:
-            tar = await self._tar(repo, exchange.query.get("ref"), history)
+            tar = await self._tar(repo, exchange.query.get("ref"), wanted)
         except GitmirrorError as error:
             raise HttpError(HTTPStatus.NOT_FOUND, f"{error.message}\n") from None
         coded = self._codings.choose(exchange, tar)
@@ -103,13 +104,13 @@ class GuestRoutes:
                 guest = exchange.caller.guest_name
                 self._publish(FetchEnded(repo=repo, fetch=Hydration(repo.name, *facts, guest=guest)))
 
-    async def _tar(self, repo: Repo, branch: str | None, history: History | None) -> Tar:
+    async def _tar(self, repo: Repo, branch: str | None, wanted: WantedShape) -> Tar:
         """The snapshot of a branch, for sending. Raises NoSnapshot, GitError."""
-        await self._workspaces.get(repo, branch, history)
+        await self._workspaces.get(repo, branch, wanted)
         refs = await self._refs.get(repo)
         # Look it up again, because it may have been replaced meanwhile. Nothing is awaited from here until the file is
         # opened.
-        snapshot, path = await self._workspaces.get(repo, branch, history)
+        snapshot, path = await self._workspaces.get(repo, branch, wanted)
         tip = refs.tip(f"refs/heads/{snapshot.branch}")
         return Tar(path, snapshot.etag, snapshot.commit, tip, snapshot.history)
 
@@ -122,6 +123,11 @@ class GuestRoutes:
         document = await self._freshness.document(repo, want)
         headers = {"content-type": JSON, "cache-control": "no-cache"}
         await exchange.answer(HTTPStatus.OK, json.dumps(document) + "\n", headers)
+
+
+def _wanted(exchange: Exchange) -> WantedShape:
+    """What a guest asks for. Raises HttpError."""
+    return WantedShape(_history(exchange))
 
 
 def _history(exchange: Exchange) -> History | None:
