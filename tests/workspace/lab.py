@@ -18,18 +18,21 @@ URL = "https://github.com/acme/widgets"
 class Builder:
     """Builds snapshots of branches of `bare`, kept below `directory`, and unpacks them as a guest does.
 
-    They have the shape `history`.
+    They have the shape `history`, and `only` these directories.
     """
 
-    def __init__(self, lab: Lab, bare: Path, directory: Path, history: History = History.TIP) -> None:
+    def __init__(
+        self, lab: Lab, bare: Path, directory: Path, history: History = History.TIP, only: tuple[str, ...] = ()
+    ) -> None:
         self.lab = lab
         self.bare = bare
         self.directory = directory
         self.history = history
+        self.only = only
 
     def place(self, branch: str = "main") -> SnapshotPlace:
         """Where the snapshot of a branch lives."""
-        return SnapshotPlace(self.directory, branch, Shape(self.history))
+        return SnapshotPlace(self.directory, branch, Shape(self.history, self.only))
 
     def build(self, branch: str = "main") -> Snapshot:
         """Build the snapshot of the branch's tip as `serve` does."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 
-def workspace_config(url: str, branch: str, *, partial: bool = False) -> str:
+def workspace_config(url: str, branch: str, *, partial: bool = False, sparse: bool = False) -> str:
     """The config of the workspace in the guest: `origin` is the upstream, and fetches this branch only.
 
     A `partial` one lacks the contents of old files, and git fetches them when it needs them (git-config,
-    `extensions.partialClone`). Automatic maintenance is off, because a workspace is short-lived, and git would repack
-    it in the middle of a turn.
+    `extensions.partialClone`). A `sparse` one has a part of the tree. git itself keeps this setting in a config of the
+    worktree, but some other clients refuse a repository with `extensions.worktreeConfig`, and git reads both. Automatic
+    maintenance is off, because a workspace is short-lived, and git would repack it in the middle of a turn.
     """
     quoted_url, quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in (url, branch))
     version, promisor, extension = 0, "", ""
     if partial:
         version, extension = 1, "[extensions]\n\tpartialClone = origin\n"
         promisor = "\tpromisor = true\n\tpartialclonefilter = blob:none\n"
+    cone = "\tsparseCheckout = true\n\tsparseCheckoutCone = true\n" if sparse else ""
     return f"""\
 [core]
 \trepositoryformatversion = {version}
@@ -23,7 +25,7 @@ def workspace_config(url: str, branch: str, *, partial: bool = False) -> str:
 \tlogallrefupdates = true
 \tcheckStat = minimal
 \ttrustctime = false
-{extension}[remote "origin"]
+{cone}{extension}[remote "origin"]
 \turl = "{quoted_url}"
 \tfetch = "+refs/heads/{quoted}:refs/remotes/origin/{quoted}"
 {promisor}[branch "{quoted}"]

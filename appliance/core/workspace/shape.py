@@ -29,6 +29,11 @@ class Shape:
     content: bool = False
 
     @property
+    def is_partial(self) -> bool:
+        """Whether blobs that the commits refer to are not there, so that git fetches them when it needs them."""
+        return self.history is History.TREES or (self.history is History.TIP and bool(self.only))
+
+    @property
     def key(self) -> str:
         """A name for the shape that is unique, and a file name."""
         words = [str(self.history)]

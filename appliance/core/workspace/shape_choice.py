@@ -23,8 +23,14 @@ MEASURE_DEADLINE = 300.0
 
 
 def shape_of(wanted: WantedShape, usual: Shape) -> Shape:
-    """The shape of what a guest wants, where `usual` is that of the branch."""
-    return replace(usual, history=wanted.history or usual.history)
+    """The shape of what a guest wants, where `usual` is that of the branch.
+
+    What is sent of a part should be in proportion to what was asked for, so it has old contents only on demand.
+    """
+    history = wanted.history or usual.history
+    if wanted.only and wanted.history is None and history is History.FULL:
+        history = History.TREES
+    return replace(usual, history=history, only=wanted.only)
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,14 @@ from appliance.core.git.command import Git, GitError
 from appliance.core.git.mirror import Mirror
 from appliance.core.process.atomic_file import write_atomically
 from appliance.core.process.checked_file import CheckedFile, Identity
+from appliance.core.workspace.cone import patterns
 from appliance.core.workspace.config import workspace_config
 from appliance.core.workspace.git_index import UnknownIndex, normalise_index
 from appliance.core.workspace.history import History
 from appliance.core.workspace.refs import Tag, packed_refs
 from appliance.core.workspace.snapshot_packs import DamagedPacks, SnapshotPacks
 from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace, etag_of
+from appliance.core.workspace.sparse_index import leave_out
 from appliance.core.workspace.tar import TarPart, write_tar
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ async def build_snapshot(place: SnapshotPlace, mirror: Mirror, git: Git, url: st
             # Start over, because a new tree and new packs do not depend on whatever broke the old ones.
             log.warning("building %s at %s from scratch: %s", place.branch, place.directory, error)
             await asyncio.to_thread(_remove, place.work, place.packs)
-            return await _build(place, mirror, git, url, commit)
+            return await _build(place, mirror, git, url, commit, alone=True)
     except (OSError, UnknownIndex) as error:
         raise GitmirrorError(f"the snapshot of {place.branch} cannot be written: {error}") from error
 
@@ -60,10 +62,14 @@ def _remove(*directories: Path) -> None:
             shutil.rmtree(directory)
 
 
-async def _build(place: SnapshotPlace, mirror: Mirror, git: Git, url: str, commit: str) -> Snapshot:
+async def _build(
+    place: SnapshotPlace, mirror: Mirror, git: Git, url: str, commit: str, *, alone: bool = False
+) -> Snapshot:
+    """`alone` takes over nothing from other shapes, whose packs may be what is damaged."""
     place.directory.mkdir(parents=True, exist_ok=True)
     repository = await _bring_forward(place, mirror, git, commit)
-    packs = SnapshotPacks(place.packs, place.shape.history, mirror, git)
+    others = [] if alone else place.other_packs()
+    packs = SnapshotPacks(place.packs, place.shape.history, mirror, git, place.shape.only, others)
     tags = await packs.bring_forward(commit)
     packing = asyncio.ensure_future(asyncio.to_thread(_pack, place, repository, packs, tags, url, commit))
     try:
@@ -145,7 +151,10 @@ def _pack(
         (guest / directory).mkdir(parents=True)
     branch = place.branch
     _write(guest / "HEAD", f"ref: refs/heads/{branch}\n")
-    _write(guest / "config", workspace_config(url, branch, partial=place.shape.history is History.TREES))
+    only = place.shape.only
+    _write(guest / "config", workspace_config(url, branch, partial=place.shape.is_partial, sparse=bool(only)))
+    if only:
+        (guest / "info" / "sparse-checkout").write_bytes(patterns(only))
     if place.shape.history is History.TIP:
         _write(guest / "shallow", f"{commit}\n")
     _write(guest / "info" / "exclude", "")
@@ -154,13 +163,16 @@ def _pack(
         target = guest / "objects" / name
         target.parent.mkdir(exist_ok=True)
         os.link(place.packs / "objects" / name, target)
-        if name.suffix == ".pack" and place.shape.history is History.TREES:
+        if name.suffix == ".pack" and place.shape.is_partial:
             # What the objects of such a pack refer to need not be there.
             _write(target.with_suffix(".promisor"), "")
     index, times = normalise_index((repository / "index").read_bytes())
+    there = None
+    if only:
+        index, there = leave_out(index, only)
     (guest / "index").write_bytes(index)
     growing = place.directory / "growing.tar"
-    digest = write_tar([TarPart(place.work / "tree", times, guest)], growing)
+    digest = write_tar([TarPart(place.work / "tree", times, guest, only=there)], growing)
     size = growing.stat().st_size
     etag = etag_of(commit, digest)
     snapshot = Snapshot(url, branch, commit, etag, size, f"{etag}.tar", place.shape.history, place.shape.key)

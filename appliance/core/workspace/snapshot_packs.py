@@ -10,25 +10,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, GitError
 from appliance.core.git.mirror import Mirror
-from appliance.core.process.atomic_file import write_atomically
+from appliance.core.workspace.cone import in_cone
 from appliance.core.workspace.consolidation import newest_to_merge
 from appliance.core.workspace.history import History
+from appliance.core.workspace.kept_packs import KeptPacks, load_packs, take_over
 from appliance.core.workspace.refs import TAGS_FORMAT, Tag, peel_nested, read_tags
 
 DEADLINE = 1800.0
 """Seconds for one git command."""
 MOST_BLOB_PACKS = 8
 """Packs of blobs from which on they become one, of exactly the tip's: what earlier tips had is dropped then."""
-_VERSION = 1
 _CHECKSUM = 20
 """Bytes of SHA-1 with which packs, their indexes and commit-graphs end (gitformat-pack, gitformat-commit-graph)."""
 _BLOB_MODES = (b"100644", b"100755", b"120000", b"100664")
@@ -39,66 +39,60 @@ class DamagedPacks(GitmirrorError):
     """A kept pack is not what was written."""
 
 
-@dataclass
-class _Kept:
-    """What the packs have: `commit` is the tip, and the names are those of pack files without the suffix."""
-
-    version: int = _VERSION
-    commit: str = ""
-    tags: list[list[str]] = field(default_factory=list)
-    history: list[list[str]] = field(default_factory=list)
-    """The name and the tip of each pack of the history, oldest first."""
-    blobs: list[str] = field(default_factory=list)
-    tagged: str = ""
-
-    def names(self) -> list[str]:
-        """All packs that count."""
-        names = [*(name for name, _ in self.history), *self.blobs, *([self.tagged] if self.tagged else [])]
-        # A change that was taken back and made again is twice the same pack.
-        return list(dict.fromkeys(names))
-
-
 class SnapshotPacks:
-    """The packs in the repository at `path`, for one shape of the workspace. `mirror` has the objects."""
+    """The packs in the repository at `path`, for one shape of the workspace. `mirror` has the objects.
 
-    def __init__(self, path: Path, history: History, mirror: Mirror, git: Git) -> None:
+    With `only`, blobs outside of these directories are left out, except from a whole history. `others` are the packs of
+    other shapes of the branch, whose history may be the same; then its packs are linked.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        history: History,
+        mirror: Mirror,
+        git: Git,
+        only: tuple[str, ...] = (),
+        others: Sequence[Path] = (),
+    ) -> None:
         self._path = path
         self._history = history
         self._mirror = mirror
         self._git = git
+        self._only = only
+        self._others = others
         self._objects = path / "objects"
-        self._kept = _Kept()
+        self._lacks_blobs = False
+        self._kept = KeptPacks()
 
     async def bring_forward(self, commit: str) -> list[Tag]:
         """Makes the packs those of `commit`; returns the tags on it. Raises GitError, OSError."""
         tags = await self._tags(commit) if self._history is not History.TIP else []
-        self._kept = self._load() or _Kept()
+        self._kept = load_packs(self._path) or KeptPacks()
         before = self._kept.commit
         if not before or not await self._is_ancestor(before, commit):
             self._begin()
+            await self._take_over(commit)
         self._remove_unknown()
         # The mirror's directory may have any name, and git wants it quoted.
         quoted = str(self._mirror.path / "objects").replace("\\", "\\\\").replace('"', '\\"')
         alternates = self._objects / "info" / "alternates"
         alternates.write_text(f'"{quoted}"\n', errors="surrogateescape")
-        if self._kept.commit != commit:
+        if self._kept.commit != commit or self._lacks_blobs:
             await (self._pack_tip(commit) if self._history is History.TIP else self._add(commit))
         await self._pack_tags(tags)
         self._kept.commit = commit
         alternates.unlink()
         if self._history is not History.TIP:
             await self._write_graph(commit)
-        write_atomically(self._path / "packs.json", json.dumps(asdict(self._kept)))
+        self._kept.shape = self._history
+        self._kept.note(self._path)
         self._remove_unknown()
         return tags
 
     def files(self) -> list[Path]:
         """What goes into the tar's `.git/objects`, relative to `path`/objects. Raises OSError."""
-        found = [Path("pack") / f"{name}{suffix}" for name in self._kept.names() for suffix in (".pack", ".idx")]
-        graphs = self._objects / "info" / "commit-graphs"
-        if graphs.is_dir():
-            found += sorted(Path("info") / "commit-graphs" / entry.name for entry in graphs.iterdir())
-        return found
+        return self._kept.files(self._objects)
 
     def verify(self) -> None:
         """Reads the packs, and compares their checksums. Raises DamagedPacks, OSError."""
@@ -108,18 +102,6 @@ class SnapshotPacks:
 
     # -- what is kept -------------------------------------------------------------------------------------------------
 
-    def _load(self) -> _Kept | None:
-        try:
-            kept = _Kept(**json.loads((self._path / "packs.json").read_text(encoding="utf-8")))
-            if kept.version != _VERSION:
-                return None
-            pack = self._objects / "pack"
-            if all((pack / f"{name}{suffix}").exists() for name in kept.names() for suffix in (".pack", ".idx")):
-                return kept
-        except (OSError, ValueError, TypeError):
-            pass
-        return None
-
     def _begin(self) -> None:
         """Forgets all packs. Another repository takes the place of the old one."""
         if self._path.exists():
@@ -128,7 +110,21 @@ class SnapshotPacks:
         (self._path / "refs").mkdir()
         (self._path / "HEAD").write_text("ref: refs/heads/none\n")
         (self._path / "config").write_text("[core]\n\trepositoryformatversion = 0\n\tbare = true\n")
-        self._kept = _Kept()
+        self._kept = KeptPacks()
+
+    async def _take_over(self, commit: str) -> None:
+        """Begins with the history of another shape of the branch, instead of packing the same again."""
+        for other in self._others if self._history is not History.TIP else ():
+            kept = load_packs(other)
+            if kept is None or kept.shape != self._history or not await self._is_ancestor(kept.commit, commit):
+                continue
+            if (taken := take_over(kept, other, self._path)) is None:
+                self._begin()
+                continue
+            self._kept = taken
+            # A whole history has the blobs of the tip.
+            self._lacks_blobs = self._history is not History.FULL
+            return
 
     def _remove_unknown(self) -> None:
         """Removes the packs that do not count, and what a killed git left."""
@@ -164,6 +160,9 @@ class SnapshotPacks:
         before = kept.commit
         if self._history is History.TREES:
             await self._add_blobs(before, commit)
+        self._lacks_blobs = False
+        if before == commit:
+            return
         kept.history.append([await self._pack_history(before, commit), commit])
         sizes = [(self._objects / "pack" / f"{name}.pack").stat().st_size for name, _ in kept.history]
         if count := newest_to_merge(sizes):
@@ -195,30 +194,41 @@ class SnapshotPacks:
 
     async def _pack_tip(self, commit: str) -> None:
         """Makes one pack of exactly the commit, its trees and its blobs."""
-        listed = await self._run("rev-list", "--objects", "--no-walk", commit)
-        self._kept.blobs = [await self._pack_listed(listed.splitlines())]
+        words = ("--filter=blob:none",) if self._only else ()
+        listed = await self._run("rev-list", "--objects", "--no-walk", *words, commit)
+        lines = listed.splitlines() + (await self._blobs_of(commit) if self._only else [])
+        self._kept.blobs = [await self._pack_listed(lines)]
 
     async def _add_blobs(self, before: str, commit: str) -> None:
         """Adds a pack of the blobs of the tip that the last tip did not have, or makes one of all."""
         kept, lines = self._kept, []
-        if before and len(kept.blobs) < MOST_BLOB_PACKS:
+        if before and not self._lacks_blobs and len(kept.blobs) < MOST_BLOB_PACKS:
             changed = await self._run("diff-tree", "-r", "--raw", "-z", "--no-renames", before, commit)
             fields = iter(changed.split(b"\0"))
             for entry in fields:
                 # ":100644 100644 OLD NEW M", and the path after a NUL.
                 if entry:
                     words, path = entry.split(b" "), next(fields)
-                    if words[1] in _BLOB_MODES:
+                    if words[1] in _BLOB_MODES and self._has(path):
                         lines.append(_line(words[3], path))
             if lines:
                 kept.blobs.append(await self._pack_listed(lines))
             return
-        listed = await self._run("ls-tree", "-r", "-z", "--full-tree", commit)
-        for entry in listed.split(b"\0"):
-            facts, _, path = entry.partition(b"\t")
-            if facts[7:11] == b"blob":
-                lines.append(_line(facts[12:], path))
+        lines = await self._blobs_of(commit)
         kept.blobs = [await self._pack_listed(lines)] if lines else []
+
+    async def _blobs_of(self, commit: str) -> list[bytes]:
+        """The lines for the blobs of a commit that the workspace has."""
+        lines = []
+        for entry in (await self._run("ls-tree", "-r", "-z", "--full-tree", commit)).split(b"\0"):
+            facts, _, path = entry.partition(b"\t")
+            if facts[7:11] == b"blob" and self._has(path):
+                lines.append(_line(facts[12:], path))
+        return lines
+
+    def _has(self, path: bytes) -> bool:
+        """Whether the workspace has the file at `path`."""
+        return in_cone(os.fsdecode(path), self._only)
 
     # -- tags ---------------------------------------------------------------------------------------------------------
 

@@ -65,6 +65,12 @@ class SnapshotPlace:
         """The repository whose packs go into the tar."""
         return self.directory / "packs"
 
+    def other_packs(self) -> list[Path]:
+        """Those of the branch's other shapes. Raises OSError."""
+        # What is being removed begins with a dot.
+        others = [each for each in self.of_branch.iterdir() if each != self.directory and each.name[:1] != "."]
+        return sorted(each / "packs" for each in others if (each / "packs").is_dir())
+
     @property
     def work(self) -> Path:
         """The tree and the index, for all shapes of the branch."""

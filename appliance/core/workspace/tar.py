@@ -32,7 +32,7 @@ class TarPart:
 
     `times` maps the path of each file and link below `tree` to its mtime. `top` is where the tree is, `git` where the
     repository is: a submodule has `libs/x` and `.git/modules/x`. `contents` are files that take the place of files of
-    the tree, by path.
+    the tree, by path. `only` are the paths of the tree that go into the tar, with their directories; None is all.
     """
 
     tree: Path
@@ -41,6 +41,7 @@ class TarPart:
     top: str = ""
     git: str = ".git"
     contents: Mapping[str, Path] = field(default_factory=dict)
+    only: frozenset[str] | None = None
 
 
 def write_tar(parts: Sequence[TarPart], tar: Path) -> str:
@@ -65,7 +66,7 @@ def write_tar(parts: Sequence[TarPart], tar: Path) -> str:
 
 def _add_tree(archive: tarfile.TarFile, part: TarPart) -> None:
     skipped = len(f"{part.top}/") if part.top else 0
-    for path, name in _entries(part.tree, part.top):
+    for path, name in _entries(part.tree, part.top, part.only):
         if name == part.top:
             # The tree of the part above has this directory.
             continue
@@ -73,8 +74,12 @@ def _add_tree(archive: tarfile.TarFile, part: TarPart) -> None:
         _add(archive, str(part.contents.get(inside, path)), name, part.times.get(inside, FIXED_TIME))
 
 
-def _entries(top: Path, prefix: str) -> Iterator[tuple[str, str]]:
-    """Every path below `top` with its name in the tar, sorted by bytes, each directory before its content."""
+def _entries(top: Path, prefix: str, only: frozenset[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Every path below `top` with its name in the tar, sorted by bytes, each directory before its content.
+
+    `only` has the paths, relative to `top`, that count.
+    """
+    skipped = len(f"{prefix}/") if prefix else 0
     if prefix:
         yield str(top), prefix
     pending = [(str(top), prefix)]
@@ -84,6 +89,8 @@ def _entries(top: Path, prefix: str) -> Iterator[tuple[str, str]]:
         with os.scandir(directory) as found:
             for entry in sorted(found, key=lambda entry: os.fsencode(entry.name)):
                 inside = f"{name}/{entry.name}" if name else entry.name
+                if only is not None and inside[skipped:] not in only:
+                    continue
                 yield entry.path, inside
                 if entry.is_dir(follow_symlinks=False):
                     below.append((entry.path, inside))
