@@ -60,10 +60,12 @@ def history_of(key: str) -> str:
 class WantedShape:
     """What a guest asks for. What is None is as usual for the repository.
 
-    `may_read` says whether the guest may read a private repository, which then may be among the submodules.
+    `asker` tells guests apart, so that each gets its share of what is kept. `may_read` says whether the guest may read
+    a private repository, which then may be among the submodules.
     """
 
     history: History | None = None
     only: tuple[str, ...] = ()
     submodules: bool | None = None
+    asker: str = ""
     may_read: Callable[[Repo], bool] = _reads_nothing

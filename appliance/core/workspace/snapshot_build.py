@@ -169,7 +169,7 @@ def _pack(
     index, times = normalise_index((repository / "index").read_bytes())
     there = None
     if only:
-        index, there = leave_out(index, only)
+        index, there, place.left_out = leave_out(index, only)
     (guest / "index").write_bytes(index)
     growing = place.directory / "growing.tar"
     digest = write_tar([TarPart(place.work / "tree", times, guest, only=there)], growing)

@@ -54,6 +54,8 @@ class SnapshotPlace:
         self.shape = shape
         self.tar: CheckedFile | None = None
         """The tar that was loaded or built last."""
+        self.left_out = 0
+        """Bytes of the tree that the tar built last does not have."""
 
     @property
     def description(self) -> Path:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace, bra
 MOST_EXTRA = 8
 """The most snapshots of one repository that are kept ready besides that of the followed branch in its usual shape.
 Beyond that, the least recently requested one is dropped."""
+MOST_PARTS = 16
+"""The most snapshots of parts of the tree of one repository that are kept besides these."""
 MOST_EXTRA_BYTES = 20 * 2**30
 """The most bytes that these take in all repositories, tars and packs together."""
 UNASKED = 6 * 3600.0
@@ -45,6 +48,23 @@ class KeptSnapshot:
     error: str | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a build has ended, well or not."""
+    asked_by: set[str] = field(default_factory=set)
+    """Who requested it: two of them at most, because what matters is whether more than one did."""
+    due: bool = False
+    """Whether a part of a tree is to be built."""
+    in_work: bool = False
+    """Whether it is being built now, as a part of a tree."""
+
+    @property
+    def owner(self) -> str:
+        """Who alone requested it, or nothing if several did."""
+        return next(iter(self.asked_by)) if len(self.asked_by) == 1 else ""
+
+    def note(self, asker: str) -> None:
+        """Notes a request."""
+        self.asked_at = time.monotonic()
+        if len(self.asked_by) < 2:
+            self.asked_by.add(asker)
 
     def bytes(self) -> int:
         """About what it takes on disk: the tar, and the packs, which are most of it."""
@@ -64,10 +84,37 @@ class KeptBranch:
     choosing: asyncio.Lock = field(default_factory=asyncio.Lock)
     building: asyncio.Task[None] | None = None
     again: bool = False
+    building_parts: asyncio.Task[None] | None = None
+    tree: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while one of its snapshots is built."""
+    turns: dict[str, int] = field(default_factory=dict)
+    """The number of the last turn of each guest for whom parts are built."""
 
     def is_idle(self) -> bool:
-        """Whether nothing of it is being built."""
+        """Whether nothing of it is being built, except for parts of the tree."""
         return self.building is None or self.building.done()
+
+    def parts(self) -> list[KeptSnapshot]:
+        """The snapshots of parts of its tree."""
+        return [kept for shape, kept in self.kept.items() if shape.only]
+
+    def next_part(self) -> KeptSnapshot | None:
+        """The part that is to be built next, if any: of the guest whose last turn was longest ago."""
+        due = [part for part in self.parts() if part.due]
+        order = [(self.turns.get(part.owner, 0), part.current is not None, part.asked_at) for part in due]
+        return due[order.index(min(order))] if due else None
+
+    def took_turn(self, part: KeptSnapshot) -> None:
+        """Notes that a part is built now, so that all other guests with parts that are due come before its own."""
+        waiting = {each.owner for each in self.parts() if each.due}
+        number = max(self.turns.values(), default=0) + 1
+        self.turns = {owner: turn for owner, turn in self.turns.items() if owner in waiting} | {part.owner: number}
+
+    def can_go(self, kept: KeptSnapshot) -> bool:
+        """Whether one of its snapshots can be dropped now."""
+        if kept.place.shape.only:
+            return not kept.in_work and (self.is_idle() or len(self.kept) > 1)
+        return self.is_idle()
 
 
 @dataclass
@@ -125,12 +172,17 @@ class KeptSnapshots:
             known.branches[name] = KeptBranch(name, directory)
         return known.branches[name]
 
-    def keep(self, known: KeptRepository, branch: KeptBranch, shape: Shape) -> KeptSnapshot:
-        """The place for one more snapshot, for which others may have to go. Raises NoSnapshot if none of them can."""
+    def keep(self, known: KeptRepository, branch: KeptBranch, shape: Shape, asker: str | None = None) -> KeptSnapshot:
+        """The place for one more snapshot, for which others may have to go. Raises NoSnapshot if none of them can.
+
+        `asker` is the guest that requests it, if one does.
+        """
         if shape not in branch.kept:
             self._make_room(known, branch, shape)
             place = SnapshotPlace(self.directory(known.repo.name), branch.name, shape)
             branch.kept[shape] = KeptSnapshot(place)
+        if asker is not None:
+            branch.kept[shape].note(asker)
         return branch.kept[shape]
 
     def sweep(self, known: KeptRepository) -> None:
@@ -143,23 +195,35 @@ class KeptSnapshots:
 
     def is_extra(self, known: KeptRepository, branch: KeptBranch, shape: Shape) -> bool:
         """Whether it is another than the snapshot that every repository has."""
-        return branch.name != self.followed(known.repo) or shape != (branch.usual or shape)
+        return bool(shape.only) or branch.name != self.followed(known.repo) or shape != (branch.usual or shape)
 
     def _make_room(self, known: KeptRepository, branch: KeptBranch, shape: Shape) -> None:
-        """Drops what was not requested for the longest time. Raises NoSnapshot when all of it is being built."""
+        """Drops what can best be missed. Raises NoSnapshot when all of it is being built.
+
+        What several guests request stays longest. Of the others, the guest with the most gives one up, so a guest that
+        requests ever more replaces its own. Of equals, what was not requested for the longest time goes.
+        """
         if not self.is_extra(known, branch, shape):
             return
         extra = [each for each in self.all() if self.is_extra(each[0], each[1], each[2].place.shape)]
-        extra.sort(key=lambda each: each[2].asked_at)
-        idle = [each for each in extra if each[1].is_idle()]
-        while idle and sum(kept.bytes() for _, _, kept in extra) > MOST_EXTRA_BYTES:
+        extra = _first_to_go(extra)
+        idle = [each for each in extra if each[1].can_go(each[2])]
+        while idle and self._bytes(extra) > MOST_EXTRA_BYTES:
             extra.remove(idle[0])
             self.drop(*idle.pop(0))
-        here = [each for each in extra if each[0] is known]
-        if len(here) >= MOST_EXTRA:
-            if not (mine := [each for each in idle if each[0] is known]):
+        here = [each for each in extra if each[0] is known and bool(each[2].place.shape.only) == bool(shape.only)]
+        if len(here) >= (MOST_PARTS if shape.only else MOST_EXTRA):
+            if not (mine := [each for each in idle if each in here]):
                 raise NoSnapshot(f"{len(here)} other snapshots are being built right now; try again")
             self.drop(*mine[0])
+
+    def _bytes(self, extra: Iterable[_Kept]) -> int:
+        """What these take, with the trees of branches that nobody follows, of which a part is less than the whole."""
+        trees: dict[Path, int] = {}
+        for known, branch, kept in extra:
+            if branch.name != self.followed(known.repo):
+                trees[branch.directory] = max(trees.get(branch.directory, 0), kept.place.left_out)
+        return sum(kept.bytes() for _, _, kept in extra) + sum(trees.values())
 
     def drop(self, known: KeptRepository, branch: KeptBranch, kept: KeptSnapshot) -> None:
         """Removes a snapshot, and with the last one the branch."""
@@ -172,6 +236,26 @@ class KeptSnapshots:
         if known.branches.get(branch.name) is branch:
             del known.branches[branch.name]
         _remove(branch.directory)
+
+
+_Kept = tuple[KeptRepository, KeptBranch, KeptSnapshot]
+
+
+def _first_to_go(extra: Iterable[_Kept]) -> list[_Kept]:
+    """Snapshots in the order in which they are dropped."""
+    ranks: dict[int, int] = {}
+    had: Counter[str] = Counter()
+    newest_first = sorted(extra, key=lambda each: each[2].asked_at, reverse=True)
+    for _, _, kept in newest_first:
+        ranks[id(kept)] = had[kept.owner]
+        had[kept.owner] += 1
+
+    def order(each: _Kept) -> tuple[bool, int, float]:
+        kept = each[2]
+        is_shared = len(kept.asked_by) > 1
+        return is_shared, 0 if is_shared else -ranks[id(kept)], kept.asked_at
+
+    return sorted(newest_first, key=order)
 
 
 def _remove(directory: Path) -> None:

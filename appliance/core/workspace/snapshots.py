@@ -18,6 +18,8 @@ from appliance.core.models import Health, Repo
 from appliance.core.process.checked_file import CHECK_EVERY, CheckedFile, NotRight
 from appliance.core.process.endurance import EXPECTED, Endurance
 from appliance.core.workspace.history import History
+from appliance.core.workspace.part_builds import PartBuilds
+from appliance.core.workspace.parts import require_directories
 from appliance.core.workspace.shape import Shape, WantedShape
 from appliance.core.workspace.shape_choice import AUTO, history_for, shape_of
 from appliance.core.workspace.snapshot_build import build_snapshot
@@ -64,6 +66,7 @@ class Snapshots:
         self._places = asyncio.Semaphore(BUILDS_AT_ONCE)
         self._ending: set[asyncio.Task[None]] = set()
         self._endurance = Endurance(log, "removing old snapshots")
+        self._parts = PartBuilds(self._kept, self._places, self._build_once, self._failed)
 
     def look(self) -> bool:
         """Checks whether snapshots can be written. Returns True if that works again, so all need to be rebuilt."""
@@ -101,16 +104,19 @@ class Snapshots:
             with self._endurance.over(repo.name):
                 self._kept.sweep(known)
         for branch in list(known.branches.values()):
-            self._build(repo, branch)
+            if branch.name == followed or len(branch.parts()) < len(branch.kept):
+                self._build(repo, branch)
+            self._parts.refresh(repo, branch)
 
     def forget(self, repo: Repo) -> None:
         """Stops building snapshots of a repository that is no longer served; its snapshots stay on disk."""
         known = self._kept.forget(repo)
         for branch in known.branches.values() if known else ():
-            if branch.building is not None and not branch.building.done():
-                branch.building.cancel()
-                self._ending.add(branch.building)
-                branch.building.add_done_callback(self._ending.discard)
+            for building in (branch.building, branch.building_parts):
+                if building is not None and not building.done():
+                    building.cancel()
+                    self._ending.add(building)
+                    building.add_done_callback(self._ending.discard)
 
     async def delete(self, name: str) -> None:
         """Removes a forgotten repository's snapshots from disk."""
@@ -161,13 +167,23 @@ class Snapshots:
             raise NoSnapshot(f"there is no branch {name}")
         found = self._kept.branch(known, name)
         usual = found.usual or await self._choose(repo, found)
-        kept = self._kept.keep(known, found, shape_of(wanted, usual))
-        kept.asked_at = time.monotonic()
+        shape = shape_of(wanted, usual)
+        if shape.only and ((before := found.kept.get(shape)) is None or before.current is None):
+            # Only what can be built may take the place of something else.
+            if (tip := await self._tip(repo, name)) is None:
+                raise NoSnapshot(f"there is no branch {name}")
+            await require_directories(self._mirror_of(repo.name), tip, name, shape.only)
+            found = self._kept.branch(known, name)
+        kept = self._kept.keep(known, found, shape, wanted.asker)
         while kept.tar is not None and kept.current is not None and not kept.tar.is_untouched():
             await self._check(repo, kept)
         if kept.current is None:
             kept.ended.clear()
-            self._build(repo, found)
+            if shape.only:
+                kept.due = True
+                self._parts.start(repo, found)
+            else:
+                self._build(repo, found)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(kept.ended.wait(), DEMAND_WAIT)
         if kept.current is None:
@@ -248,8 +264,9 @@ class Snapshots:
                     await self._build_all(repo, branch)
                 again = branch.again
         finally:
-            for kept in branch.kept.values():
-                kept.ended.set()
+            for shape, kept in branch.kept.items():
+                if not shape.only:
+                    kept.ended.set()
 
     async def _build_all(self, repo: Repo, branch: KeptBranch) -> None:
         """Builds the usual snapshot of a branch, and then the others that guests still ask for."""
@@ -262,7 +279,7 @@ class Snapshots:
             usual = await self._choose(repo, branch)
             self._kept.keep(known, branch, usual)
         except EXPECTED as error:
-            self._failed(repo, branch, list(branch.kept.values()), error)
+            self._failed(repo, branch, [kept for shape, kept in branch.kept.items() if not shape.only], error)
             if isinstance(error, NoSnapshot):
                 # The branch was deleted upstream.
                 for kept in list(branch.kept.values()):
@@ -272,13 +289,15 @@ class Snapshots:
             branch.swept = True
             with self._endurance.over(repo.name):
                 await asyncio.to_thread(remove_foreign, branch.directory, list(branch.kept))
-        for kept in sorted(branch.kept.values(), key=lambda kept: kept.place.shape != usual):
+        whole = [kept for shape, kept in branch.kept.items() if not shape.only]
+        for kept in sorted(whole, key=lambda kept: kept.place.shape != usual):
             is_usual = kept.place.shape == usual
             if self._kept.is_extra(known, branch, kept.place.shape) and time.monotonic() - kept.asked_at > UNASKED:
                 self._kept.drop(known, branch, kept)
                 continue
             try:
-                await self._build_once(repo, kept)
+                async with branch.tree:
+                    await self._build_once(repo, kept)
                 kept.error = None
                 if is_usual:
                     branch.usual = usual
@@ -308,6 +327,7 @@ class Snapshots:
         if kept.current is not None and kept.current.commit == tip:
             return
         mirror = self._mirror_of(repo.name)
+        await require_directories(mirror, tip, place.branch, place.shape.only)
         start = time.monotonic()
         kept.current = await build_snapshot(place, mirror, mirror.git.gently(), repo.url, tip)
         kept.tar = place.tar

@@ -15,19 +15,22 @@ from appliance.core.workspace.cone import cone_of, directories_above
 _HEADER = struct.Struct(">4sLL")
 _FIXED = 62
 _FLAGS = struct.Struct(">H")
+_SIZE = struct.Struct(">L")
 _EXTENDED = 0x4000
 _SKIP_WORKTREE = b"\x40\x00"
 _NO_STAT = bytes(24)
 """Both times, device and inode."""
 
 
-def leave_out(index: bytes, only: tuple[str, ...]) -> tuple[bytes, frozenset[str]]:
+def leave_out(index: bytes, only: tuple[str, ...]) -> tuple[bytes, frozenset[str], int]:
     """An index of version 2 as version 3 in which the entries outside of the cone of `only` are marked.
 
-    Also returns what the cone has: the paths of its entries, and of all directories that these are in.
+    Also returns what the cone has: the paths of its entries, and of all directories that these are in. Then the bytes
+    of the files that it does not have.
     """
     _, _, count = _HEADER.unpack_from(index)
-    cone, there, marked = cone_of(only), set[str](), False
+    cone, there, bytes_left_out = cone_of(only), set[str](), 0
+    marked = False
     out, at = [b""], _HEADER.size
     for _ in range(count):
         flags = _FLAGS.unpack_from(index, at + 60)[0]
@@ -40,6 +43,7 @@ def leave_out(index: bytes, only: tuple[str, ...]) -> tuple[bytes, frozenset[str
             out.append(index[at:padded])
         else:
             marked = True
+            bytes_left_out += _SIZE.unpack_from(index, at + 36)[0]
             # The mode stands between the inode and the owner.
             entry = _NO_STAT + index[at + 24 : at + 28] + bytes(12) + index[at + 40 : at + 60]
             entry += _FLAGS.pack(flags | _EXTENDED) + _SKIP_WORKTREE + index[at + _FIXED : end]
@@ -49,4 +53,4 @@ def leave_out(index: bytes, only: tuple[str, ...]) -> tuple[bytes, frozenset[str
     out.append(index[at:-20])
     data = b"".join(out)
     there.update([above for path in there for above in directories_above(path)])
-    return data + hashlib.sha1(data, usedforsecurity=False).digest(), frozenset(there)
+    return data + hashlib.sha1(data, usedforsecurity=False).digest(), frozenset(there), bytes_left_out

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from http import HTTPStatus
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote
 
 import h11
 
@@ -18,6 +18,7 @@ from appliance.core.models import Caller, Guest
 from appliance.core.serving.net.acceptor import Limits
 from appliance.core.serving.net.http_requests import another_begins, next_event, rest_of_request
 from appliance.core.serving.net.linger import linger
+from appliance.core.serving.net.query import Query
 from appliance.core.serving.net.seats import Seat
 from appliance.core.serving.net.streams import CHUNK, IdleTimeout, SocketStream
 from appliance.core.text import escape, escape_ascii
@@ -89,13 +90,12 @@ class Exchange:
         return Caller(self.client, "http", self.guest)
 
     @cached_property
-    def query(self) -> dict[str, str]:
-        """The fields of the query, each with its last value. Raises HttpError."""
+    def query(self) -> Query:
+        """The fields of the query. Raises HttpError."""
         try:
-            fields = parse_qs(self._query, max_num_fields=16) if self._query else {}
+            return Query(self._query)
         except ValueError:
             raise HttpError(HTTPStatus.BAD_REQUEST, "malformed query\n") from None
-        return {name: values[-1] for name, values in fields.items()}
 
     @cached_property
     def _inflate(self) -> zlib._Decompress | None:

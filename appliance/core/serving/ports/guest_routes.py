@@ -21,6 +21,7 @@ from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.tar_codings import TarCodings
 from appliance.core.workspace.guest_kit import Asked
 from appliance.core.workspace.history import History
+from appliance.core.workspace.parts import read_directories
 from appliance.core.workspace.shape import WantedShape
 from appliance.core.workspace.snapshots import Snapshots
 
@@ -65,7 +66,7 @@ class GuestRoutes:
         await exchange.answer(HTTPStatus.OK, kit, {"content-type": SHELL, "cache-control": "no-cache"})
 
     async def workspace_tar(self, exchange: Exchange, repo: Repo) -> None:
-        """`GET /OWNER/REPO/workspace.tar?ref=BRANCH&history=SHAPE`; 404 with the reason if there is none."""
+        """`GET /OWNER/REPO/workspace.tar?ref=BRANCH&history=SHAPE&only=DIR`; 404 with the reason if there is none."""
         require_read(exchange)
         wanted = _wanted(exchange)
         try:
@@ -127,7 +128,22 @@ class GuestRoutes:
 
 def _wanted(exchange: Exchange) -> WantedShape:
     """What a guest asks for. Raises HttpError."""
-    return WantedShape(_history(exchange))
+    return WantedShape(_history(exchange), only=_only(exchange), asker=_asker(exchange))
+
+
+def _only(exchange: Exchange) -> tuple[str, ...]:
+    """The directories that a guest asks for, or none. Raises HttpError."""
+    try:
+        return read_directories(exchange.query.every("only"))
+    except GitmirrorError as error:
+        text = f"{error.message}: {error.hint}" if error.hint else error.message
+        raise HttpError(HTTPStatus.BAD_REQUEST, f"{text}\n") from None
+
+
+def _asker(exchange: Exchange) -> str:
+    """Who asks: a known guest by its name, others by what their connections are counted for."""
+    name = exchange.caller.guest_name
+    return f"guest {name}" if name is not None else exchange.seat.peer
 
 
 def _history(exchange: Exchange) -> History | None:

@@ -1,0 +1,83 @@
+"""Builds the parts of trees that guests ask for.
+
+There may be any number of different parts, so they get a share of the work that cannot grow: one is built at a time on
+the node, what every repository has comes first, and guests take turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+
+from appliance.core.models import Repo
+from appliance.core.process.endurance import EXPECTED
+from appliance.core.workspace.snapshot_place import remove_foreign
+from appliance.core.workspace.snapshot_registry import UNASKED, KeptBranch, KeptSnapshot, KeptSnapshots, NoSnapshot
+
+Failed = Callable[[Repo, KeptBranch, Iterable[KeptSnapshot], BaseException], None]
+
+
+class PartBuilds:
+    """`places` is how many builds of any kind run at once, `build` builds one snapshot, and `failed` notes an error."""
+
+    def __init__(
+        self,
+        kept: KeptSnapshots,
+        places: asyncio.Semaphore,
+        build: Callable[[Repo, KeptSnapshot], Awaitable[None]],
+        failed: Failed,
+    ) -> None:
+        self._kept = kept
+        self._places = places
+        self._build = build
+        self._failed = failed
+        self._one = asyncio.Semaphore(1)
+
+    def refresh(self, repo: Repo, branch: KeptBranch) -> None:
+        """Builds the parts of a branch that moved."""
+        for part in branch.parts():
+            part.due = True
+        self.start(repo, branch)
+
+    def start(self, repo: Repo, branch: KeptBranch) -> None:
+        """Builds the parts of a branch that are due."""
+        if branch.next_part() is not None and (branch.building_parts is None or branch.building_parts.done()):
+            name = f"parts {repo.name}"
+            branch.building_parts = asyncio.create_task(self._run(repo, branch), name=name)
+
+    async def _run(self, repo: Repo, branch: KeptBranch) -> None:
+        try:
+            while branch.next_part() is not None:
+                if branch.building is not None and not branch.building.done():
+                    # It makes the tree that the parts are taken from.
+                    await asyncio.wait([branch.building])
+                    continue
+                async with self._one, self._places, branch.tree:
+                    if (part := branch.next_part()) is not None:
+                        branch.took_turn(part)
+                        await self._build_part(repo, branch, part)
+        finally:
+            for part in branch.parts():
+                part.ended.set()
+
+    async def _build_part(self, repo: Repo, branch: KeptBranch, part: KeptSnapshot) -> None:
+        known = self._kept.repository(repo)
+        part.due, part.in_work = False, True
+        try:
+            if not branch.swept:
+                branch.swept = True
+                await asyncio.to_thread(remove_foreign, branch.directory, list(branch.kept))
+            if time.monotonic() - part.asked_at > UNASKED:
+                self._kept.drop(known, branch, part)
+                return
+            await self._build(repo, part)
+            part.error = None
+        except EXPECTED as error:
+            self._failed(repo, branch, [part], error)
+            if isinstance(error, NoSnapshot):
+                # The branch or the directory is no longer there.
+                self._kept.drop(known, branch, part)
+        finally:
+            part.in_work = False
+            part.ended.set()
