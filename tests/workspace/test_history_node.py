@@ -47,6 +47,17 @@ def test_each_shape_has_a_tar_and_a_tag_of_its_own(node: Node, other: str, tmp_p
     assert refused.status == 400 and b"full, trees, tip" in refused.body
 
 
+def test_a_part_of_the_tree_has_a_tar_of_its_own(node: Node, other: str) -> None:
+    """It has the directory and the files at the top; what is no directory is named."""
+    reply = get(f"{node.tar_url()}?only=src&only=./src/")
+    assert reply.status == 200 and reply.headers["x-gitmirror-history"] == "trees"
+    with reply.tar() as tar:
+        tops = {name.partition("/")[0] for name in tar.getnames() if "/" in name}
+    assert tops == {".git", "src"}
+    assert get(f"{node.tar_url()}?only=src&only=nowhere").status == 404
+    assert get(f"{node.tar_url()}?only=src&only=").status == 400
+
+
 @pytest.mark.slow
 def test_guests_that_ask_for_a_new_shape_wait_for_one_build(make_node: Callable[..., Node]) -> None:
     """All of them get the same tar."""

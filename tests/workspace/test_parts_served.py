@@ -20,6 +20,7 @@ from tests.support.gitutil import fsck, git, wait_until
 from tests.workspace.conftest import Node
 from tests.workspace.web import Reply, get, unpack
 
+pytestmark = pytest.mark.slow
 ODD = 'c++ & "d\\e/*[x]?'
 """A directory whose name means something in a URL, a pattern and a config."""
 
@@ -82,7 +83,6 @@ def test_what_is_no_directory_is_named(with_parts: Node, directory: str, status:
     assert reply.status == status and words in reply.text
 
 
-@pytest.mark.slow
 def test_a_guest_that_asks_for_many_parts_replaces_its_own(make_node: Callable[..., Node]) -> None:
     """What another guest and several guests use stays, few are kept, and the branch's own snapshot is not held up."""
     node = make_node()
@@ -117,7 +117,6 @@ def get_from(address: str, node: Node, directory: str) -> str:
     return str(answer.headers["etag"])
 
 
-@pytest.mark.slow
 def test_a_part_follows_its_branch_until_its_directory_goes(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """It is rebuilt when the branch moves, also on a branch that nobody follows; then the 404 names it."""
     node = make_node()
