@@ -49,11 +49,12 @@ class PartBuilds:
     async def _run(self, repo: Repo, branch: KeptBranch) -> None:
         try:
             while branch.next_part() is not None:
-                if branch.building is not None and not branch.building.done():
-                    # It makes the tree that the parts are taken from.
-                    await asyncio.wait([branch.building])
-                    continue
-                async with self._one, self._places, branch.tree:
+                async with branch.tree:
+                    # A whole snapshot may take minutes, during which parts of other branches are built.
+                    pass
+                # The tree comes before the place, so that no place is held while waiting for it. Whole snapshots take
+                # them the other way round, but of the places, one part can keep only the one of its own branch waiting.
+                async with self._one, branch.tree, self._places:
                     if (part := branch.next_part()) is not None:
                         branch.took_turn(part)
                         await self._build_part(repo, branch, part)

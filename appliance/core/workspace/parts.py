@@ -61,5 +61,5 @@ async def require_directories(mirror: Mirror, commit: str, branch: str, only: Se
 
 
 def _listed(paths: Sequence[str]) -> str:
-    shown = ", ".join(escape(path) for path in paths[:5])
+    shown = ", ".join(escape(path[:100]) for path in paths[:5])
     return f"{shown} and {len(paths) - 5} more" if len(paths) > 5 else shown

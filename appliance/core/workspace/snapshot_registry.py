@@ -98,6 +98,10 @@ class KeptBranch:
         """The snapshots of parts of its tree."""
         return [kept for shape, kept in self.kept.items() if shape.only]
 
+    def has_only_parts(self) -> bool:
+        """Whether guests asked for nothing but parts of its tree."""
+        return bool(self.kept) and all(shape.only for shape in self.kept)
+
     def next_part(self) -> KeptSnapshot | None:
         """The part that is to be built next, if any: of the guest whose last turn was longest ago."""
         due = [part for part in self.parts() if part.due]

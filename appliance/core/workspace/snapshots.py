@@ -104,7 +104,7 @@ class Snapshots:
             with self._endurance.over(repo.name):
                 self._kept.sweep(known)
         for branch in list(known.branches.values()):
-            if branch.name == followed or len(branch.parts()) < len(branch.kept):
+            if branch.name == followed or not branch.has_only_parts():
                 self._build(repo, branch)
             self._parts.refresh(repo, branch)
 
@@ -288,7 +288,8 @@ class Snapshots:
         if not branch.swept:
             branch.swept = True
             with self._endurance.over(repo.name):
-                await asyncio.to_thread(remove_foreign, branch.directory, list(branch.kept))
+                async with branch.tree:
+                    await asyncio.to_thread(remove_foreign, branch.directory, list(branch.kept))
         whole = [kept for shape, kept in branch.kept.items() if not shape.only]
         for kept in sorted(whole, key=lambda kept: kept.place.shape != usual):
             is_usual = kept.place.shape == usual
