@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ class Snapshot:
     """An existing tar: the `commit` and `branch` of the checkout, the file's `etag` and its `size` in bytes.
 
     `url` is the upstream, which is the `origin` of the checkout. `history` is that of its shape, and `shape` its key.
+    With LFS files in place, there are `lfs_files`, of which `lfs_pointers` are pointers, and `lfs_bytes` is what their
+    objects take. `lfs_missing` has the id and size of each object that nobody gave.
     """
 
     url: str
@@ -42,6 +44,10 @@ class Snapshot:
     history: str
     shape: str
     version: int = LAYOUT_VERSION
+    lfs_files: int = 0
+    lfs_pointers: int = 0
+    lfs_bytes: int = 0
+    lfs_missing: Sequence[tuple[str, int]] = ()
 
 
 class SnapshotPlace:

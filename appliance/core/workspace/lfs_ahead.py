@@ -1,0 +1,245 @@
+"""Fetches the LFS objects of tips before their tars are built, and decides how long a tar waits for them.
+
+A tip whose objects are not all here has no tar yet: guests get that of the tip before, until the fetch has ended or has
+taken too long. Then the tar is built with what is here. What nobody gave is asked for again later, and the tar is built
+again once some of it has come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from appliance.core.config.fields import CONTENT
+from appliance.core.config.settings import WorkspaceConfig
+from appliance.core.lfs.pointers import Pointer
+from appliance.core.models import Repo
+from appliance.core.process.endurance import EXPECTED
+from appliance.core.units import format_size
+from appliance.core.workspace.lfs_files import Choice, Contents, LfsSource, NotYet
+from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace
+from appliance.core.workspace.snapshot_registry import KeptSnapshot
+from appliance.core.workspace.tar import ContentLost
+
+log = logging.getLogger(__name__)
+
+WAIT = 600.0
+"""Seconds that a new tip waits for its objects while the tar of the one before is served."""
+FIRST_WAIT = 45.0
+"""The same without such a tar. Guests wait a little longer than this for a snapshot."""
+FIRST_RETRY = 300.0
+"""Seconds after which objects that nobody gave are asked for again; then after twice as many, up to `LAST_RETRY`."""
+LAST_RETRY = 3600.0
+MOST_LOSSES = 3
+"""How often in a row a build begins anew because an LFS object was not what it was when it was chosen."""
+_SLACK = 0.1
+
+
+@dataclass(eq=False)
+class _Tip:
+    """What is known of the newest tip of one snapshot."""
+
+    repo: Repo
+    directory: Path
+    again: Callable[[], None]
+    until: float | None = None
+    """When the tip has waited long enough, on the monotonic clock; None when it does not wait."""
+    fetching: asyncio.Task[None] | None = None
+    lacking: list[Pointer] = field(default_factory=list)
+    """The objects that were not here when it was looked at last."""
+    settled: set[Pointer] = field(default_factory=set)
+    """Those of them that nobody gave, or for which it has waited long enough: no tar waits for these."""
+    delay: float = FIRST_RETRY
+    timers: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
+
+    def at(self, what: str, seconds: float, act: Callable[[], None]) -> None:
+        """Sets the timer of that name, in place of the one before."""
+        self.unset(what)
+        self.timers[what] = asyncio.get_running_loop().call_later(seconds, act)
+
+    def unset(self, what: str) -> None:
+        """Stops a timer."""
+        if timer := self.timers.pop(what, None):
+            timer.cancel()
+
+
+class FetchAhead:
+    """Which LFS files of each tip are in place. `budget` is what the store may take, in bytes. Of one event loop."""
+
+    def __init__(self, objects: LfsSource, budget: Callable[[], int]) -> None:
+        self._objects = objects
+        self.budget = budget
+        self._tips: dict[Path, _Tip] = {}
+
+    async def build(
+        self,
+        repo: Repo,
+        kept: KeptSnapshot,
+        build: Callable[[Choice], Awaitable[Snapshot]],
+        again: Callable[[], None],
+    ) -> Snapshot | None:
+        """Builds the tar of a tip; None if it waits for LFS objects.
+
+        Then `again` is called when it should be built. It is called as well when more of what is missing has come.
+        Raises GitmirrorError.
+        """
+        place, served = kept.place, kept.current is not None
+        try:
+            built = await build(lambda files: self._choose(repo, place, files, again, served=served))
+        except NotYet:
+            kept.waits = True
+            return None
+        except ContentLost as error:
+            kept.losses += 1
+            if kept.losses > MOST_LOSSES:
+                raise
+            log.warning("%s: building the snapshot of %s again: %s", repo.name, place.branch, error)
+            kept.waits = True
+            again()
+            return None
+        kept.losses = 0
+        if built.lfs_pointers:
+            log.warning("%s", _complaint(repo, built, self.budget()))
+        return built
+
+    def _choose(
+        self, repo: Repo, place: SnapshotPlace, files: Mapping[str, Pointer], again: Callable[[], None], *, served: bool
+    ) -> Contents:
+        """Decides about the LFS files of a tip, by path. `served` says whether an older tar is there for guests.
+
+        Raises NotYet if the tar should wait.
+        """
+        tip = self._tip(repo, place, again)
+        objects = list(dict.fromkeys(files.values()))
+        here = {pointer: path for pointer in objects if (path := self._here(repo, pointer)) is not None}
+        tip.lacking = [pointer for pointer in self._fitting(objects) if pointer not in here]
+        tip.settled &= set(tip.lacking)
+        if not tip.settled.issuperset(tip.lacking):
+            self._wait(tip, served=served)
+        tip.until = None
+        tip.unset("until")
+        in_place = {path: here[pointer] for path, pointer in files.items() if pointer in here}
+        return Contents(
+            in_place,
+            {path: files[path].size for path in in_place},
+            [(pointer.oid, pointer.size) for pointer in tip.lacking],
+            len(files),
+            sum(pointer.size for pointer in objects),
+        )
+
+    def is_outdated(self, repo: Repo, place: SnapshotPlace, snapshot: Snapshot, again: Callable[[], None]) -> bool:
+        """Whether a tar of the tip lacks LFS files that can be in place now. If not, it sees to it that they come."""
+        missing = [Pointer(oid, size) for oid, size in snapshot.lfs_missing]
+        if any(self._here(repo, pointer) for pointer in missing):
+            return True
+        if missing and place.directory not in self._tips:
+            # An earlier `serve` built it.
+            tip = self._tip(repo, place, again)
+            tip.lacking, tip.settled = missing, set(missing)
+            self._start(tip)
+        # Without missing ones, the others did not fit into the budget.
+        return bool(snapshot.lfs_pointers and not missing and snapshot.lfs_bytes <= self.budget())
+
+    def forget(self, repo: Repo) -> None:
+        """Ends what is done for a repository."""
+        for key in [key for key, tip in self._tips.items() if tip.repo.id == repo.id]:
+            self._end(key)
+
+    def _end(self, key: Path) -> None:
+        tip = self._tips.pop(key)
+        for timer in tip.timers.values():
+            timer.cancel()
+        if tip.fetching is not None:
+            tip.fetching.cancel()
+
+    def _tip(self, repo: Repo, place: SnapshotPlace, again: Callable[[], None]) -> _Tip:
+        return self._tips.setdefault(place.directory, _Tip(repo, place.directory, again))
+
+    def _fitting(self, objects: Iterable[Pointer]) -> Iterator[Pointer]:
+        """Those that fit into the budget together, the first ones first."""
+        left = self.budget()
+        for pointer in objects:
+            if pointer.size <= left:
+                left -= pointer.size
+                yield pointer
+
+    def _here(self, repo: Repo, pointer: Pointer) -> Path | None:
+        path = self._objects.path_if_here(repo, pointer.oid)
+        try:
+            # For a file of another size than its pointer says, git-lfs would make another pointer.
+            return path if path is not None and path.stat().st_size == pointer.size else None
+        except OSError:
+            return None
+
+    def _wait(self, tip: _Tip, *, served: bool) -> None:
+        """Has what is lacking fetched. Raises NotYet while it is worth waiting for."""
+        if tip.fetching is None:
+            size = format_size(sum(pointer.size for pointer in tip.lacking))
+            log.info("%s: fetching %d LFS objects (%s) for a snapshot", tip.repo.name, len(tip.lacking), size)
+            self._start(tip)
+        now = time.monotonic()
+        if tip.until is None:
+            seconds = WAIT if served else FIRST_WAIT
+            tip.until = now + seconds
+            tip.at("until", seconds, tip.again)
+        if now + _SLACK < tip.until:
+            raise NotYet("the LFS files of the newest commit are being fetched; try again")
+        tip.settled.update(tip.lacking)
+
+    def _start(self, tip: _Tip) -> None:
+        tip.unset("retry")
+        tip.fetching = asyncio.create_task(self._fetch(tip, tip.lacking), name=f"LFS files of {tip.repo.name}")
+
+    async def _fetch(self, tip: _Tip, pointers: Sequence[Pointer]) -> None:
+        try:
+            await self._objects.fetch(tip.repo, pointers)
+        except EXPECTED as error:
+            log.warning("%s: LFS objects were not fetched: %s", tip.repo.name, error)
+        tip.fetching = None
+        lost = {pointer for pointer in pointers if self._here(tip.repo, pointer) is None}
+        tip.settled |= lost
+        has_come = len(lost) < len(pointers)
+        if not set(pointers).issuperset(tip.lacking):
+            # A newer tip lacks others.
+            self._start(tip)
+        elif lost:
+            tip.delay = FIRST_RETRY if has_come else tip.delay
+            tip.at("retry", tip.delay, lambda: self._retry(tip))
+            tip.delay = min(2 * tip.delay, LAST_RETRY)
+        if has_come or tip.until is not None:
+            tip.again()
+
+    def _retry(self, tip: _Tip) -> None:
+        if not tip.directory.exists():
+            # The snapshot was dropped, because guests no longer ask for it.
+            self._end(tip.directory)
+        elif tip.fetching is None and tip.lacking:
+            self._start(tip)
+
+
+def has_content(settings: WorkspaceConfig, lfs: FetchAhead | None) -> bool:
+    """Whether LFS files are in place in workspaces, as far as their contents can be had."""
+    return settings.lfs == CONTENT and lfs is not None and lfs.budget() > 0
+
+
+def complaints(settings: WorkspaceConfig, lfs: FetchAhead | None, built: Iterable[tuple[Repo, Snapshot]]) -> list[str]:
+    """What to tell an operator of LFS files that are not in place."""
+    if settings.lfs != CONTENT or lfs is None:
+        return []
+    if not has_content(settings, lfs):
+        return ['[workspace] lfs = "content" has no effect, because [cache] lfs_budget is 0: LFS files are pointers']
+    found = [_complaint(repo, snapshot, lfs.budget()) for repo, snapshot in built if snapshot.lfs_pointers]
+    return list(dict.fromkeys(found))
+
+
+def _complaint(repo: Repo, snapshot: Snapshot, budget: int) -> str:
+    reason = "the upstream has not given their contents, for which it is asked again"
+    if snapshot.lfs_bytes > budget:
+        taken, limit = format_size(snapshot.lfs_bytes), format_size(budget)
+        reason = f"the contents of all of them take {taken}, and [cache] lfs_budget is only {limit}"
+    count = f"{snapshot.lfs_pointers} of {snapshot.lfs_files}"
+    return f"{repo.name}: {count} LFS files of {snapshot.branch} are pointers in its workspace: {reason}"
