@@ -53,7 +53,8 @@ class _Tip:
     """The objects that were not here when it was looked at last."""
     settled: set[Pointer] = field(default_factory=set)
     """Those of them that nobody gave, or for which it has waited long enough: no tar waits for these."""
-    delay: float = FIRST_RETRY
+    delay: float = 0.0
+    """Seconds before the last retry."""
     timers: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
 
     def at(self, what: str, seconds: float, act: Callable[[], None]) -> None:
@@ -126,14 +127,14 @@ class FetchAhead:
         return Contents(
             in_place,
             {path: files[path].size for path in in_place},
-            [(pointer.oid, pointer.size) for pointer in tip.lacking],
+            {pointer.oid: pointer.size for pointer in tip.lacking},
             len(files),
             sum(pointer.size for pointer in objects),
         )
 
     def is_outdated(self, repo: Repo, place: SnapshotPlace, snapshot: Snapshot, again: Callable[[], None]) -> bool:
         """Whether a tar of the tip lacks LFS files that can be in place now. If not, it sees to it that they come."""
-        missing = [Pointer(oid, size) for oid, size in snapshot.lfs_missing]
+        missing = [Pointer(oid, size) for oid, size in snapshot.lfs_missing.items()]
         if any(self._here(repo, pointer) for pointer in missing):
             return True
         if missing and place.directory not in self._tips:
@@ -207,9 +208,8 @@ class FetchAhead:
             # A newer tip lacks others.
             self._start(tip)
         elif lost:
-            tip.delay = FIRST_RETRY if has_come else tip.delay
+            tip.delay = min(2 * tip.delay, LAST_RETRY) if tip.delay and not has_come else FIRST_RETRY
             tip.at("retry", tip.delay, lambda: self._retry(tip))
-            tip.delay = min(2 * tip.delay, LAST_RETRY)
         if has_come or tip.until is not None:
             tip.again()
 

@@ -37,13 +37,13 @@ class NotYet(GitmirrorError):
 class Contents:
     """The LFS files of a tar.
 
-    `files` has the object of each path that is in place, and `sizes` its size. `missing` has the id and size of each
+    `files` has the object of each path that is in place, and `sizes` its size. `missing` has the size, by id, of each
     object that nobody gave, so that its files are pointers. There are `total` LFS files, whose objects take `bytes`.
     """
 
     files: Mapping[str, Path] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
-    missing: Sequence[tuple[str, int]] = ()
+    missing: Mapping[str, int] = field(default_factory=dict)
     total: int = 0
     bytes: int = 0
 
