@@ -68,7 +68,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Answer:
+class LfsAnswer:
     """The head of an answer. `length` is that of the body in bytes, None if it is not known; `read` gives the body."""
 
     status: int
@@ -98,7 +98,7 @@ def request(
     *,
     seconds: float,
     body: bytes | None = None,
-) -> Iterator[Answer]:
+) -> Iterator[LfsAnswer]:
     """Sends a request, follows redirects, and yields the answer, whose body may take `seconds` in all.
 
     `headers` are sent to the origin of `url` alone, but for those that say what is understood. Raises Unreachable,
@@ -115,7 +115,7 @@ def request(
             location = response.headers.get("location")
             if response.status not in _REDIRECTS or location is None:
                 found = {name.lower(): value for name, value in response.getheaders()}
-                yield Answer(response.status, found, response.length, response, until)
+                yield LfsAnswer(response.status, found, response.length, response, until)
                 return
         url = _joined(url, location)
         if response.status not in _KEPT_METHOD and method == "POST":

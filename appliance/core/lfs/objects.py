@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from appliance.core.errors import Forbidden, GitmirrorError, NoRoom, NotFound, TooLarge, TryLater
 from appliance.core.lfs.flight import Flight
@@ -18,8 +18,8 @@ from appliance.core.lfs.stock import Evicted, LfsStock
 from appliance.core.models import Repo
 
 if TYPE_CHECKING:
-    from appliance.core.lfs.endpoint import Endpoint
-    from appliance.core.lfs.upstream_lfs import Action, Sink
+    from appliance.core.lfs.upstream import LfsUpstreams
+    from appliance.core.lfs.upstream_lfs import Action
 
 log = logging.getLogger(__name__)
 _Value = TypeVar("_Value")
@@ -46,26 +46,10 @@ class _Key(NamedTuple):
     size: int
 
 
-class Upstreams(Protocol):
-    """The LFS servers of upstreams."""
-
-    async def endpoint(self, repo: Repo) -> Endpoint:
-        """The LFS server of a repository. Raises GitmirrorError."""
-        ...
-
-    async def ask(self, repo: Repo, pointers: Sequence[Pointer]) -> dict[Pointer, Action | GitmirrorError]:
-        """How each object is fetched, or why not. Raises GitmirrorError if that fails for all of them."""
-        ...
-
-    async def fetch(self, repo: Repo, pointer: Pointer, action: Action, begin: Sink, sink: Sink) -> None:
-        """Fetches an object into `sink`. Raises GitmirrorError, and what `sink` raises."""
-        ...
-
-
 class LfsObjects:
     """The objects of all repositories. Belongs to one event loop."""
 
-    def __init__(self, stock: LfsStock, upstreams: Upstreams) -> None:
+    def __init__(self, stock: LfsStock, upstreams: LfsUpstreams) -> None:
         self.stock = stock
         self.upstreams = upstreams
         self._flights: dict[_Key, Flight] = {}

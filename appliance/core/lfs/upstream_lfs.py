@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from appliance.core.errors import Forbidden, GitmirrorError, NotFound, TryLater
 from appliance.core.lfs.endpoint import Endpoint
-from appliance.core.lfs.http_client import Answer, Line, NotAllowed, Reach, Unreachable, request
+from appliance.core.lfs.http_client import LfsAnswer, Line, NotAllowed, Reach, Unreachable, request
 from appliance.core.lfs.pointers import Pointer
 from appliance.core.text import escape
 from appliance.core.units import format_size
@@ -124,7 +124,7 @@ def _wrong_size(pointer: Pointer, size: int) -> GitmirrorError:
     return GitmirrorError(f"the upstream has {format_size(size)} for an LFS object of {format_size(pointer.size)}")
 
 
-def _read_whole(answer: Answer) -> bytes:
+def _read_whole(answer: LfsAnswer) -> bytes:
     data = bytearray()
     while piece := answer.read(PIECE):
         data += piece
@@ -189,7 +189,7 @@ def _until(download: Mapping[str, Any]) -> float:
     return float("inf")
 
 
-def _raise_for(answer: Answer, what: str) -> NoReturn:
+def _raise_for(answer: LfsAnswer, what: str) -> NoReturn:
     status = answer.status
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         raise Forbidden(f"{what} demands another credential ({status})")
@@ -200,7 +200,7 @@ def _raise_for(answer: Answer, what: str) -> NoReturn:
     raise GitmirrorError(f"{what} answers {status}")
 
 
-def _retry_after(answer: Answer) -> int:
+def _retry_after(answer: LfsAnswer) -> int:
     given = answer.headers.get("retry-after", "")
     return max(1, min(int(given), MOST_WAIT)) if given.isascii() and given.isdigit() and len(given) < 9 else 5
 
