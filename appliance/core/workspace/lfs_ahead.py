@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from appliance.core.config.fields import CONTENT
 from appliance.core.config.settings import WorkspaceConfig
@@ -20,7 +21,7 @@ from appliance.core.lfs.pointers import Pointer
 from appliance.core.models import Repo
 from appliance.core.process.endurance import EXPECTED
 from appliance.core.units import format_size
-from appliance.core.workspace.lfs_files import Choice, Contents, LfsSource, NotYet
+from appliance.core.workspace.lfs_files import Choice, Chosen, Contents, LfsFiles, LfsSource, NotYet
 from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace
 from appliance.core.workspace.snapshot_registry import KeptSnapshot
 from appliance.core.workspace.tar import ContentLost
@@ -39,6 +40,13 @@ MOST_LOSSES = 3
 _SLACK = 0.1
 
 
+class _Object(NamedTuple):
+    """An object of the repository through which it is had."""
+
+    repo: Repo
+    pointer: Pointer
+
+
 @dataclass(eq=False)
 class _Tip:
     """What is known of the newest tip of one snapshot."""
@@ -49,9 +57,9 @@ class _Tip:
     until: float | None = None
     """When the tip has waited long enough, on the monotonic clock; None when it does not wait."""
     fetching: asyncio.Task[None] | None = None
-    lacking: list[Pointer] = field(default_factory=list)
+    lacking: list[_Object] = field(default_factory=list)
     """The objects that were not here when it was looked at last."""
-    settled: set[Pointer] = field(default_factory=set)
+    settled: set[_Object] = field(default_factory=set)
     """Those of them that nobody gave, or for which it has waited long enough: no tar waits for these."""
     delay: float = 0.0
     """Seconds before the last retry."""
@@ -82,15 +90,24 @@ class FetchAhead:
         kept: KeptSnapshot,
         build: Callable[[Choice], Awaitable[Snapshot]],
         again: Callable[[], None],
+        same: Snapshot | None = None,
     ) -> Snapshot | None:
         """Builds the tar of a tip; None if it waits for LFS objects.
 
         Then `again` is called when it should be built. It is called as well when more of what is missing has come.
+        `same` is the current tar if only its LFS files are a reason to build it; None as well if they are none.
         Raises GitmirrorError.
         """
         place, served = kept.place, kept.current is not None
+
+        def choose(trees: Sequence[LfsFiles]) -> Chosen:
+            chosen = self._choose(repo, place, trees, again, served=served)
+            if same is not None and chosen.pointers >= same.lfs_pointers:
+                raise NotYet("no more LFS files can be in place")
+            return chosen
+
         try:
-            built = await build(lambda files: self._choose(repo, place, files, again, served=served))
+            built = await build(choose)
         except NotYet:
             kept.waits = True
             return None
@@ -108,42 +125,44 @@ class FetchAhead:
         return built
 
     def _choose(
-        self, repo: Repo, place: SnapshotPlace, files: Mapping[str, Pointer], again: Callable[[], None], *, served: bool
-    ) -> Contents:
-        """Decides about the LFS files of a tip, by path. `served` says whether an older tar is there for guests.
+        self, repo: Repo, place: SnapshotPlace, trees: Sequence[LfsFiles], again: Callable[[], None], *, served: bool
+    ) -> Chosen:
+        """Decides about the LFS files of a tip. `served` says whether an older tar is there for guests.
 
         Raises NotYet if the tar should wait.
         """
-        tip = self._tip(repo, place, again)
-        objects = list(dict.fromkeys(files.values()))
-        here = {pointer: path for pointer in objects if (path := self._here(repo, pointer)) is not None}
-        tip.lacking = [pointer for pointer in self._fitting(objects) if pointer not in here]
+        tip = self._tips.setdefault(place.directory, _Tip(repo, place.directory, again))
+        files = [{path: _Object(tree.repo or repo, each) for path, each in tree.files.items()} for tree in trees]
+        objects = list(dict.fromkeys(each for tree in files for each in tree.values()))
+        here = {each: path for each in objects if (path := self._here(each)) is not None}
+        tip.lacking = [each for each in self._fitting(objects) if each not in here]
         tip.settled &= set(tip.lacking)
         if not tip.settled.issuperset(tip.lacking):
             self._wait(tip, served=served)
         tip.until = None
         tip.unset("until")
-        in_place = {path: here[pointer] for path, pointer in files.items() if pointer in here}
-        return Contents(
-            in_place,
-            {path: files[path].size for path in in_place},
-            {pointer.oid: pointer.size for pointer in tip.lacking},
-            len(files),
-            sum(pointer.size for pointer in objects),
+        in_place = [{path: here[each] for path, each in tree.items() if each in here} for tree in files]
+        return Chosen(
+            [
+                Contents(paths, {path: tree[path].pointer.size for path in paths})
+                for paths, tree in zip(in_place, files, strict=True)
+            ],
+            sum(map(len, files)),
+            sum(each.pointer.size for each in objects),
         )
 
-    def is_outdated(self, repo: Repo, place: SnapshotPlace, snapshot: Snapshot, again: Callable[[], None]) -> bool:
-        """Whether a tar of the tip lacks LFS files that can be in place now. If not, it sees to it that they come."""
-        missing = [Pointer(oid, size) for oid, size in snapshot.lfs_missing.items()]
-        if any(self._here(repo, pointer) for pointer in missing):
-            return True
-        if missing and place.directory not in self._tips:
+    def is_outdated(self, place: SnapshotPlace, snapshot: Snapshot) -> bool:
+        """Whether a tar of the tip may lack LFS files that can be in place now."""
+        if not snapshot.lfs_pointers:
+            return False
+        tip = self._tips.get(place.directory)
+        if tip is None:
             # An earlier `serve` built it.
-            tip = self._tip(repo, place, again)
-            tip.lacking, tip.settled = missing, set(missing)
-            self._start(tip)
-        # Without missing ones, the others did not fit into the budget.
-        return bool(snapshot.lfs_pointers and not missing and snapshot.lfs_bytes <= self.budget())
+            return True
+        if not tip.lacking:
+            # What it lacks did not fit into the budget.
+            return snapshot.lfs_bytes <= self.budget()
+        return any(self._here(each) for each in tip.lacking)
 
     def forget(self, repo: Repo) -> None:
         """Ends what is done for a repository."""
@@ -157,29 +176,26 @@ class FetchAhead:
         if tip.fetching is not None:
             tip.fetching.cancel()
 
-    def _tip(self, repo: Repo, place: SnapshotPlace, again: Callable[[], None]) -> _Tip:
-        return self._tips.setdefault(place.directory, _Tip(repo, place.directory, again))
-
-    def _fitting(self, objects: Iterable[Pointer]) -> Iterator[Pointer]:
+    def _fitting(self, objects: Iterable[_Object]) -> Iterator[_Object]:
         """Those that fit into the budget together, the first ones first."""
         left = self.budget()
-        for pointer in objects:
-            if pointer.size <= left:
-                left -= pointer.size
-                yield pointer
+        for each in objects:
+            if each.pointer.size <= left:
+                left -= each.pointer.size
+                yield each
 
-    def _here(self, repo: Repo, pointer: Pointer) -> Path | None:
-        path = self._objects.path_if_here(repo, pointer.oid)
+    def _here(self, wanted: _Object) -> Path | None:
+        path = self._objects.path_if_here(wanted.repo, wanted.pointer.oid)
         try:
             # For a file of another size than its pointer says, git-lfs would make another pointer.
-            return path if path is not None and path.stat().st_size == pointer.size else None
+            return path if path is not None and path.stat().st_size == wanted.pointer.size else None
         except OSError:
             return None
 
     def _wait(self, tip: _Tip, *, served: bool) -> None:
         """Has what is lacking fetched. Raises NotYet while it is worth waiting for."""
         if tip.fetching is None:
-            size = format_size(sum(pointer.size for pointer in tip.lacking))
+            size = format_size(sum(each.pointer.size for each in tip.lacking))
             log.info("%s: fetching %d LFS objects (%s) for a snapshot", tip.repo.name, len(tip.lacking), size)
             self._start(tip)
         now = time.monotonic()
@@ -195,16 +211,19 @@ class FetchAhead:
         tip.unset("retry")
         tip.fetching = asyncio.create_task(self._fetch(tip, tip.lacking), name=f"LFS files of {tip.repo.name}")
 
-    async def _fetch(self, tip: _Tip, pointers: Sequence[Pointer]) -> None:
+    async def _fetch(self, tip: _Tip, wanted: Sequence[_Object]) -> None:
+        by_repo: dict[Repo, list[Pointer]] = {}
+        for each in wanted:
+            by_repo.setdefault(each.repo, []).append(each.pointer)
         try:
-            await self._objects.fetch(tip.repo, pointers)
+            await asyncio.gather(*(self._objects.fetch(repo, pointers) for repo, pointers in by_repo.items()))
         except EXPECTED as error:
             log.warning("%s: LFS objects were not fetched: %s", tip.repo.name, error)
         tip.fetching = None
-        lost = {pointer for pointer in pointers if self._here(tip.repo, pointer) is None}
+        lost = {each for each in wanted if self._here(each) is None}
         tip.settled |= lost
-        has_come = len(lost) < len(pointers)
-        if not set(pointers).issuperset(tip.lacking):
+        has_come = len(lost) < len(wanted)
+        if not set(wanted).issuperset(tip.lacking):
             # A newer tip lacks others.
             self._start(tip)
         elif lost:

@@ -34,22 +34,37 @@ class NotYet(GitmirrorError):
 
 
 @dataclass(frozen=True)
-class Contents:
-    """The LFS files of a tar.
+class LfsFiles:
+    """The LFS files of one tree, by path. `repo` is that of a submodule, or None for that of the workspace."""
 
-    `files` has the object of each path that is in place, and `sizes` its size. `missing` has the size, by id, of each
-    object that nobody gave, so that its files are pointers. There are `total` LFS files, whose objects take `bytes`.
-    """
+    files: Mapping[str, Pointer]
+    repo: Repo | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The files of one tree that are in place: the object of each path, and its size."""
 
     files: Mapping[str, Path] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
-    missing: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is in place in each tree. There are `total` LFS files, whose objects take `bytes`."""
+
+    trees: Sequence[Contents] = (Contents(),)
     total: int = 0
     bytes: int = 0
 
+    @property
+    def pointers(self) -> int:
+        """How many files are pointers."""
+        return self.total - sum(len(tree.files) for tree in self.trees)
 
-Choice = Callable[[Mapping[str, Pointer]], Contents]
-"""Chooses from the LFS files of a tip, by path, those that are in place. Raises NotYet."""
+
+Choice = Callable[[Sequence[LfsFiles]], Chosen]
+"""Chooses from the LFS files of the trees of a tip those that are in place. Raises NotYet."""
 
 _NAMES = ("ls-files", "-z", "--", ":(attr:filter=lfs)")
 """git itself applies the attributes: nested files, macros and exceptions."""

@@ -24,7 +24,7 @@ from appliance.core.process.checked_file import CheckedFile, Identity
 from appliance.core.workspace.config import workspace_config
 from appliance.core.workspace.git_index import UnknownIndex, normalise_index
 from appliance.core.workspace.history import History
-from appliance.core.workspace.lfs_files import Choice, Contents, find_lfs_files
+from appliance.core.workspace.lfs_files import Choice, Chosen, LfsFiles, find_lfs_files
 from appliance.core.workspace.refs import Tag, packed_refs
 from appliance.core.workspace.snapshot_packs import DamagedPacks, SnapshotPacks
 from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace, etag_of
@@ -70,12 +70,12 @@ async def _build(
 ) -> Snapshot:
     place.directory.mkdir(parents=True, exist_ok=True)
     repository = await _bring_forward(place, mirror, git, commit)
-    contents = Contents()
+    chosen = Chosen()
     if place.shape.content and choose is not None:
-        contents = choose(await _lfs_files(place, git))
+        chosen = choose([LfsFiles(await _lfs_files(place.work, git))])
     packs = SnapshotPacks(place.packs, place.shape.history, mirror, git)
     tags = await packs.bring_forward(commit)
-    packing = asyncio.ensure_future(asyncio.to_thread(_pack, place, repository, packs, tags, url, commit, contents))
+    packing = asyncio.ensure_future(asyncio.to_thread(_pack, place, repository, packs, tags, url, commit, chosen))
     try:
         return await asyncio.shield(packing)
     except asyncio.CancelledError:
@@ -141,12 +141,12 @@ _HARMLESS = (
 does."""
 
 
-async def _lfs_files(place: SnapshotPlace, git: Git) -> dict[str, Pointer]:
-    """The LFS files of the tip that is checked out, by path."""
-    tree = place.work / "tree"
+async def _lfs_files(work: Path, git: Git) -> dict[str, Pointer]:
+    """The LFS files of what is checked out below `work`, by path."""
+    tree = work / "tree"
 
     async def run(*words: str) -> bytes:
-        where = (f"--git-dir={place.work / 'repository'}", f"--work-tree={tree}")
+        where = (f"--git-dir={work / 'repository'}", f"--work-tree={tree}")
         return (await git.run(*_HARMLESS, *where, *words, cwd=tree, deadline=BUILD_DEADLINE)).stdout
 
     return await find_lfs_files(run, tree)
@@ -159,7 +159,7 @@ def _pack(
     tags: Sequence[Tag],
     url: str,
     commit: str,
-    contents: Contents,
+    chosen: Chosen,
 ) -> Snapshot:
     """Builds the guest's `.git`, archives it with the tree, and makes the tar current.
 
@@ -184,16 +184,16 @@ def _pack(
         if name.suffix == ".pack" and place.shape.history is History.TREES:
             # What the objects of such a pack refer to need not be there.
             _write(target.with_suffix(".promisor"), "")
-    index, times = normalise_index((repository / "index").read_bytes(), contents.sizes)
+    [content] = chosen.trees
+    index, times = normalise_index((repository / "index").read_bytes(), content.sizes)
     (guest / "index").write_bytes(index)
     growing = place.directory / "growing.tar"
-    digest = write_tar([TarPart(place.work / "tree", times, guest, contents=contents.files)], growing)
+    digest = write_tar([TarPart(place.work / "tree", times, guest, contents=content.files)], growing)
     size = growing.stat().st_size
     etag = etag_of(commit, digest)
     snapshot = Snapshot(
         url, branch, commit, etag, size, f"{etag}.tar", place.shape.history, place.shape.key,
-        lfs_files=contents.total, lfs_pointers=contents.total - len(contents.files), lfs_bytes=contents.bytes,
-        lfs_missing=contents.missing,
+        lfs_files=chosen.total, lfs_pointers=chosen.pointers, lfs_bytes=chosen.bytes,
     )  # fmt: skip
     path = place.path(snapshot)
     growing.rename(path)

@@ -10,8 +10,8 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.process.checked_file import CheckedFile
@@ -31,8 +31,8 @@ class Snapshot:
     """An existing tar: the `commit` and `branch` of the checkout, the file's `etag` and its `size` in bytes.
 
     `url` is the upstream, which is the `origin` of the checkout. `history` is that of its shape, and `shape` its key.
-    With LFS files in place, there are `lfs_files`, of which `lfs_pointers` are pointers, and `lfs_bytes` is what their
-    objects take. `lfs_missing` has the size, by id, of each object that nobody gave.
+    With LFS files in place, there are `lfs_files`, of which `lfs_pointers` are pointers, and `lfs_bytes` is what all
+    of their objects take.
     """
 
     url: str
@@ -47,7 +47,6 @@ class Snapshot:
     lfs_files: int = 0
     lfs_pointers: int = 0
     lfs_bytes: int = 0
-    lfs_missing: Mapping[str, int] = field(default_factory=dict)
 
 
 class SnapshotPlace:

@@ -321,12 +321,13 @@ class Snapshots:
             kept.tar, kept.looked = place.tar, True
         again = functools.partial(self._build_again, repo, place.branch)
         lfs, before = self._lfs if place.shape.content else None, kept.current
-        if before and before.commit == tip and not (lfs and lfs.is_outdated(repo, place, before, again)):
+        same = before if before and before.commit == tip else None
+        if same and not (lfs and lfs.is_outdated(place, same)):
             return
         mirror = self._mirror_of(repo.name)
         start = time.monotonic()
         build = functools.partial(build_snapshot, place, mirror, mirror.git.gently(), repo.url, tip)
-        built = await (lfs.build(repo, kept, build, again) if lfs else build())
+        built = await (lfs.build(repo, kept, build, again, same) if lfs else build())
         if built is None:
             return
         kept.current, kept.tar = built, place.tar
