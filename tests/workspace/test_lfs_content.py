@@ -264,14 +264,15 @@ def test_what_cannot_be_had_is_a_pointer_and_asked_for_again(
 @pytest.mark.slow
 def test_more_than_the_budget_is_said_and_not_fetched(room: LfsRoom, tmp_path: Path) -> None:
     """What fits is in place, by the order of the paths; with a larger budget, all of it."""
-    commit = room.commit({".gitattributes": ATTRIBUTES, "a.bin": room.store.add(SMALL), "b.bin": room.store.add(BIG)})
-    room.budget = len(BIG)
+    room.commit({".gitattributes": ATTRIBUTES, "a.bin": room.store.add(SMALL), "b.bin": room.store.add(BIG)})
+    commit = room.commit({"c.bin": room.store.add(SMALL), "d.bin": room.store.add(SMALL)})
+    room.budget = len(BIG) - 1
 
     async def test() -> None:
         guest = unpack(await room.tar(), tmp_path / "guest")
         assert (guest / "a.bin").read_bytes() == SMALL and (guest / "b.bin").read_bytes() == pointer_of(BIG)
         [warning] = room.snapshots.complaints()
-        assert "1 of 2 LFS files of main are pointers" in warning and "lfs_budget is only 100 KiB" in warning
+        assert "1 of 4 LFS files of main are pointers" in warning and "lfs_budget is only 100" in warning
         room.snapshots.refresh(room.repo)
         room.budget = 2**20
         room.snapshots.refresh(room.repo)

@@ -28,15 +28,15 @@ def lfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LfsNode]:
         yield made
 
 
-def tar(lfs: LfsNode, name: str, **headers: str) -> Reply:
+def tar(lfs: LfsNode, name: str, token: str = "") -> Reply:
     """The tar of a repository."""
-    return get(f"{lfs.serve.http_url}/{name}/workspace.tar", **headers)
+    return get(f"{lfs.serve.http_url}/{name}/workspace.tar", authorization=f"Bearer {token}")
 
 
 def test_content_of_a_private_repository_is_for_those_who_may_read_it(lfs: LfsNode, tmp_path: Path) -> None:
     """It is fetched with the node's credential; without a token there is no such repository."""
     token = lfs.token(SECRET)
-    guest = unpack(tar(lfs, SECRET, authorization=f"Bearer {token}"), tmp_path / "guest")
+    guest = unpack(tar(lfs, SECRET, token), tmp_path / "guest")
     assert (guest / "hidden.bin").read_bytes() == HIDDEN
     assert_clean(guest)
     assert tar(lfs, SECRET).status == 404

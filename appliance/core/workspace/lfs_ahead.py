@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +38,7 @@ LAST_RETRY = 3600.0
 MOST_LOSSES = 3
 """How often in a row a build begins anew because an LFS object was not what it was when it was chosen."""
 _SLACK = 0.1
+_AT_ONCE = 500
 
 
 class _Object(NamedTuple):
@@ -100,8 +101,8 @@ class FetchAhead:
         """
         place, served = kept.place, kept.current is not None
 
-        def choose(trees: Sequence[LfsFiles]) -> Chosen:
-            chosen = self._choose(repo, place, trees, again, served=served)
+        async def choose(trees: Sequence[LfsFiles]) -> Chosen:
+            chosen = await self._choose(repo, place, trees, again, served=served)
             if same is not None and chosen.pointers >= same.lfs_pointers:
                 raise NotYet("no more LFS files can be in place")
             return chosen
@@ -109,14 +110,14 @@ class FetchAhead:
         try:
             built = await build(choose)
         except NotYet:
-            kept.waits = True
+            kept.waits = not served
             return None
         except ContentLost as error:
             kept.losses += 1
             if kept.losses > MOST_LOSSES:
                 raise
             log.warning("%s: building the snapshot of %s again: %s", repo.name, place.branch, error)
-            kept.waits = True
+            kept.waits = not served
             again()
             return None
         kept.losses = 0
@@ -124,7 +125,7 @@ class FetchAhead:
             log.warning("%s", _complaint(repo, built, self.budget()))
         return built
 
-    def _choose(
+    async def _choose(
         self, repo: Repo, place: SnapshotPlace, trees: Sequence[LfsFiles], again: Callable[[], None], *, served: bool
     ) -> Chosen:
         """Decides about the LFS files of a tip. `served` says whether an older tar is there for guests.
@@ -133,22 +134,23 @@ class FetchAhead:
         """
         tip = self._tips.setdefault(place.directory, _Tip(repo, place.directory, again))
         files = [{path: _Object(tree.repo or repo, each) for path, each in tree.files.items()} for tree in trees]
-        objects = list(dict.fromkeys(each for tree in files for each in tree.values()))
-        here = {each: path for each in objects if (path := self._here(each)) is not None}
-        tip.lacking = [each for each in self._fitting(objects) if each not in here]
+        fitting = self._fitting(files)
+        objects = list(dict.fromkeys(each for tree in fitting for each in tree.values()))
+        here = await self._find(objects)
+        tip.lacking = [each for each in objects if each not in here]
         tip.settled &= set(tip.lacking)
         if not tip.settled.issuperset(tip.lacking):
             self._wait(tip, served=served)
         tip.until = None
         tip.unset("until")
-        in_place = [{path: here[each] for path, each in tree.items() if each in here} for tree in files]
+        in_place = [{path: here[each] for path, each in tree.items() if each in here} for tree in fitting]
         return Chosen(
             [
                 Contents(paths, {path: tree[path].pointer.size for path in paths})
                 for paths, tree in zip(in_place, files, strict=True)
             ],
             sum(map(len, files)),
-            sum(each.pointer.size for each in objects),
+            sum(each.pointer.size for tree in files for each in tree.values()),
         )
 
     def is_outdated(self, place: SnapshotPlace, snapshot: Snapshot) -> bool:
@@ -176,13 +178,31 @@ class FetchAhead:
         if tip.fetching is not None:
             tip.fetching.cancel()
 
-    def _fitting(self, objects: Iterable[_Object]) -> Iterator[_Object]:
-        """Those that fit into the budget together, the first ones first."""
-        left = self.budget()
-        for each in objects:
-            if each.pointer.size <= left:
-                left -= each.pointer.size
-                yield each
+    def _fitting(self, trees: Iterable[Mapping[str, _Object]]) -> list[dict[str, _Object]]:
+        """Those files that fit into the budget together, the first ones first.
+
+        An object counts once for each of its files, because a tree with many of them would fill the disk.
+        """
+        left, fitting = self.budget(), []
+        for tree in trees:
+            some = {}
+            for path, each in tree.items():
+                if each.pointer.size <= left:
+                    left -= each.pointer.size
+                    some[path] = each
+            fitting.append(some)
+        return fitting
+
+    async def _find(self, wanted: Sequence[_Object]) -> dict[_Object, Path]:
+        """The files of those that are here."""
+        found = {}
+        for number, each in enumerate(wanted):
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                # There may be a hundred thousand, and others wait for this event loop.
+                await asyncio.sleep(0)
+            if (path := self._here(each)) is not None:
+                found[each] = path
+        return found
 
     def _here(self, wanted: _Object) -> Path | None:
         path = self._objects.path_if_here(wanted.repo, wanted.pointer.oid)
@@ -219,8 +239,8 @@ class FetchAhead:
             await asyncio.gather(*(self._objects.fetch(repo, pointers) for repo, pointers in by_repo.items()))
         except EXPECTED as error:
             log.warning("%s: LFS objects were not fetched: %s", tip.repo.name, error)
+        lost = set(wanted) - (await self._find(wanted)).keys()
         tip.fetching = None
-        lost = {each for each in wanted if self._here(each) is None}
         tip.settled |= lost
         has_come = len(lost) < len(wanted)
         if not set(wanted).issuperset(tip.lacking):

@@ -51,7 +51,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is in place in each tree. There are `total` LFS files, whose objects take `bytes`."""
+    """What is in place in each tree. There are `total` LFS files, whose contents take `bytes`."""
 
     trees: Sequence[Contents] = (Contents(),)
     total: int = 0
@@ -63,7 +63,7 @@ class Chosen:
         return self.total - sum(len(tree.files) for tree in self.trees)
 
 
-Choice = Callable[[Sequence[LfsFiles]], Chosen]
+Choice = Callable[[Sequence[LfsFiles]], Awaitable[Chosen]]
 """Chooses from the LFS files of the trees of a tip those that are in place. Raises NotYet."""
 
 _NAMES = ("ls-files", "-z", "--", ":(attr:filter=lfs)")

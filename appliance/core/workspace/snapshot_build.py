@@ -72,7 +72,7 @@ async def _build(
     repository = await _bring_forward(place, mirror, git, commit)
     chosen = Chosen()
     if place.shape.content and choose is not None:
-        chosen = choose([LfsFiles(await _lfs_files(place.work, git))])
+        chosen = await choose([LfsFiles(await _lfs_files(place.work, git))])
     packs = SnapshotPacks(place.packs, place.shape.history, mirror, git)
     tags = await packs.bring_forward(commit)
     packing = asyncio.ensure_future(asyncio.to_thread(_pack, place, repository, packs, tags, url, commit, chosen))
