@@ -98,7 +98,10 @@ def add_repository(
 
 @contextmanager
 def lfs_node(
-    place: Path, cache: Mapping[str, Value] | None = None, serve: Mapping[str, Value] | None = None
+    place: Path,
+    cache: Mapping[str, Value] | None = None,
+    serve: Mapping[str, Value] | None = None,
+    workspace: Mapping[str, Value] | None = None,
 ) -> Iterator[LfsNode]:
     """A node that mirrors an open repository and a private one, both with LFS."""
     token_file = write_secret(place / "token", TOKEN + "\n")
@@ -117,6 +120,7 @@ def lfs_node(
             cache=cache or {},
             credentials=[{"url": lfs.url(SECRET), "token_file": str(token_file)}],
             serve=serve or {},
+            workspace=workspace or {},
         ).start() as running:
             for name in (WIDGETS, SECRET, ELSEWHERE):
                 running.wait_for_repo(name)
