@@ -14,7 +14,7 @@ import pytest
 
 from appliance.core.config.settings import WorkspaceConfig
 from appliance.core.models import Health, Repo
-from appliance.core.workspace import snapshots as rooms
+from appliance.core.workspace import tar_checks
 from appliance.core.workspace.snapshots import Snapshots
 from tests.conftest import WIDGETS
 from tests.git.lab import Lab
@@ -168,12 +168,12 @@ def test_the_background_reads_tars_again_and_has_changed_ones_rebuilt(
         snapshot, _ = await snapshots.get(room.repo, None)
         whole = room.tar.read_bytes()
         assert not await snapshots.check_next()
-        monkeypatch.setattr(rooms, "CHECK_EVERY", 0.0)
+        monkeypatch.setattr(tar_checks, "CHECK_EVERY", 0.0)
         assert await snapshots.check_next()
-        assert snapshots.damaged == 0 and snapshots.current(room.repo) == snapshot
+        assert snapshots.checks.damaged == 0 and snapshots.current(room.repo) == snapshot
         change_in_place(room.tar)
         assert await snapshots.check_next()
-        assert snapshots.damaged == 1 and snapshots.current(room.repo) is None
+        assert snapshots.checks.damaged == 1 and snapshots.current(room.repo) is None
         async with asyncio.timeout(60):
             while (again := snapshots.current(room.repo)) is None:
                 await asyncio.sleep(0.01)
@@ -188,7 +188,7 @@ def test_the_background_reads_tars_again_and_has_changed_ones_rebuilt(
 
 def test_the_background_leaves_alone_what_is_no_longer_served(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """A repository that is forgotten while its tar is read is not built again."""
-    monkeypatch.setattr(rooms, "CHECK_EVERY", 0.0)
+    monkeypatch.setattr(tar_checks, "CHECK_EVERY", 0.0)
 
     async def test() -> None:
         snapshots = room.snapshots
@@ -198,7 +198,7 @@ def test_the_background_leaves_alone_what_is_no_longer_served(room: Room, monkey
         await asyncio.sleep(0)
         snapshots.forget(room.repo)
         assert await reading
-        assert snapshots.damaged == 1
+        assert snapshots.checks.damaged == 1
         assert not [task for task in asyncio.all_tasks() if task.get_name() == f"snapshot {WIDGETS}"]
         assert not await snapshots.check_next()
         await snapshots.delete(WIDGETS)

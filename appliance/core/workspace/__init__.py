@@ -2,7 +2,8 @@
 
 - `snapshot_build`: builds the workspace of one branch tip (`.git`, index and files) as one tar.
 - `snapshots`: holds the snapshots of all repositories, and rebuilds them when a branch moves.
-- `gzipped`: makes gzipped copies of tars, for slow roads.
+- `lfs_files`, `lfs_ahead`: find the LFS files of a tip, fetch their contents, and decide which are in place in its tar.
+- `tar_checks`: checks whether tars are what was written. `gzipped` makes gzipped copies of them, for slow roads.
 - `cone`, `sparse_index`, `parts`, `part_builds`: parts of a tree, which guests ask for by naming directories.
 - `config`: the git config of a workspace.
 - `tar`, `git_index`, `times`: write the two formats so that `git status` in a guest has nothing to rehash.

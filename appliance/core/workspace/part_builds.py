@@ -60,11 +60,12 @@ class PartBuilds:
                         await self._build_part(repo, branch, part)
         finally:
             for part in branch.parts():
-                part.ended.set()
+                if not part.waits:
+                    part.ended.set()
 
     async def _build_part(self, repo: Repo, branch: KeptBranch, part: KeptSnapshot) -> None:
         known = self._kept.repository(repo)
-        part.due, part.in_work = False, True
+        part.due, part.in_work, part.waits = False, True, False
         try:
             if not branch.swept:
                 branch.swept = True
@@ -81,4 +82,5 @@ class PartBuilds:
                 self._kept.drop(known, branch, part)
         finally:
             part.in_work = False
-            part.ended.set()
+            if not part.waits:
+                part.ended.set()

@@ -66,6 +66,11 @@ class KeptSnapshot:
         if len(self.asked_by) < 2:
             self.asked_by.add(asker)
 
+    waits: bool = False
+    """Whether it is built only when LFS objects have come."""
+    losses: int = 0
+    """How many builds in a row lost an LFS object."""
+
     def bytes(self) -> int:
         """About what it takes on disk: the tar, and the packs, which are most of it."""
         return 2 * self.current.size if self.current else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import shutil
 import time
@@ -15,23 +16,24 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import Health, Repo
-from appliance.core.process.checked_file import CHECK_EVERY, CheckedFile, NotRight
+from appliance.core.process.checked_file import NotRight
 from appliance.core.process.endurance import EXPECTED, Endurance
 from appliance.core.workspace.history import History
+from appliance.core.workspace.lfs_ahead import FetchAhead, complaints, has_content
 from appliance.core.workspace.part_builds import PartBuilds
 from appliance.core.workspace.parts import require_directories
 from appliance.core.workspace.shape import Shape, WantedShape
 from appliance.core.workspace.shape_choice import AUTO, history_for, shape_of
 from appliance.core.workspace.snapshot_build import build_snapshot
-from appliance.core.workspace.snapshot_place import Snapshot, remove_foreign
+from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace, remove_foreign
 from appliance.core.workspace.snapshot_registry import (
     UNASKED,
     KeptBranch,
-    KeptRepository,
     KeptSnapshot,
     KeptSnapshots,
     NoSnapshot,
 )
+from appliance.core.workspace.tar_checks import TarChecks
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ _AS_USUAL = WantedShape()
 class Snapshots:
     """The snapshots of all repositories. `health(id)` gives a mirror's health, which includes its default branch.
 
-    `settings` are those of `[workspace]`.
+    `settings` are those of `[workspace]`. Without `lfs`, LFS files are always pointers.
     """
 
     def __init__(
@@ -54,15 +56,16 @@ class Snapshots:
         health: Callable[[int], Health],
         *,
         settings: Callable[[], WorkspaceConfig],
+        lfs: FetchAhead | None = None,
     ) -> None:
         self._layout = layout
         self._mirror_of = mirror_of
         self._settings = settings
+        self._lfs = lfs
         self._kept = KeptSnapshots(layout, health)
+        self.checks = TarChecks(self._kept)
         self.trouble: str | None = None
         """Why there are no snapshots at all, as a sentence; None if they can be built."""
-        self.damaged = 0
-        """How many were thrown away because their tar had changed since it was written."""
         self._places = asyncio.Semaphore(BUILDS_AT_ONCE)
         self._ending: set[asyncio.Task[None]] = set()
         self._endurance = Endurance(log, "removing old snapshots")
@@ -86,11 +89,12 @@ class Snapshots:
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The current values for /metrics: name, help text, value."""
-        yield (
-            "damaged_snapshots",
-            "Snapshots thrown away because their tar had changed since it was written, since the start.",
-            self.damaged,
-        )
+        return self.checks.gauges()
+
+    def complaints(self) -> list[str]:
+        """Warnings about LFS files that are not in place."""
+        built = [(known.repo, kept.current) for known, _, kept in self._kept.all() if kept.current]
+        return complaints(self._settings(), self._lfs, built)
 
     def refresh(self, repo: Repo) -> None:
         """Rebuilds outdated snapshots, after the repository's refs moved or when `serve` has just started."""
@@ -117,6 +121,8 @@ class Snapshots:
                     building.cancel()
                     self._ending.add(building)
                     building.add_done_callback(self._ending.discard)
+        if self._lfs is not None:
+            self._lfs.forget(repo)
 
     async def delete(self, name: str) -> None:
         """Removes a forgotten repository's snapshots from disk."""
@@ -192,49 +198,19 @@ class Snapshots:
 
     async def check_next(self) -> bool:
         """Reads the tar that was read longest ago, if it is due. Returns whether it was. Raises OSError."""
-        oldest: tuple[float, KeptRepository, KeptSnapshot, CheckedFile] | None = None
-        for known, _, kept in self._kept.all():
-            tar = kept.tar if kept.current is not None else None
-            if tar is not None and (oldest is None or tar.checked_at < oldest[0]):
-                oldest = tar.checked_at, known, kept, tar
-        if oldest is None or time.monotonic() - oldest[0] < CHECK_EVERY:
-            return False
-        _, known, kept, tar = oldest
-        if not await self._judge(known.repo, kept, tar, slowly=True) and self._kept.find(known.repo) is known:
-            self.refresh(known.repo)
-        return True
+        was_due, repo = await self.checks.check_next()
+        if repo is not None and self._kept.find(repo) is not None:
+            self.refresh(repo)
+        return was_due
 
     async def _check(self, repo: Repo, kept: KeptSnapshot) -> None:
         """Checks a tar that somebody touched before it is sent. Raises NoSnapshot if it cannot be read now."""
         assert kept.tar is not None
         try:
-            await self._judge(repo, kept, kept.tar, slowly=False)
+            await self.checks.judge(repo, kept, kept.tar, slowly=False)
         except OSError as error:
             self.look()
             raise NoSnapshot(f"the snapshot cannot be read: {error.strerror}") from error
-
-    async def _judge(self, repo: Repo, kept: KeptSnapshot, tar: CheckedFile, *, slowly: bool) -> bool:
-        """Reads a tar and returns whether it is right. If not, it is no longer current. Raises OSError."""
-        try:
-            await (tar.check_slowly() if slowly else tar.check())
-        except (FileNotFoundError, NotRight) as error:
-            # Every caller that waited for the check gets here, and a build may have replaced the tar meanwhile.
-            if kept.tar is tar and kept.current is not None:
-                if isinstance(error, NotRight):
-                    self._throw_away(repo, kept, error)
-                else:
-                    log.warning("%s: %s is missing from the disk; rebuilding it", repo.name, kept.current.file)
-                    kept.current = None
-            return False
-        return True
-
-    def _throw_away(self, repo: Repo, kept: KeptSnapshot, error: NotRight) -> None:
-        self.damaged += 1
-        kept.current = None
-        kept.place.distrust()
-        log.warning(
-            "%s: the snapshot of %s was thrown away, because %s; rebuilding it", repo.name, kept.place.branch, error
-        )
 
     async def _choose(self, repo: Repo, branch: KeptBranch) -> Shape:
         """The usual shape of a branch. Raises NoSnapshot, GitError, OSError."""
@@ -246,7 +222,7 @@ class Snapshots:
             history = await history_for(
                 settings.history, settings.history_below, self._mirror_of(repo.name), branch.directory, tip
             )
-            return Shape(history)
+            return Shape(history, content=has_content(settings, self._lfs))
 
     def _build(self, repo: Repo, branch: KeptBranch) -> None:
         if not branch.is_idle():
@@ -265,7 +241,7 @@ class Snapshots:
                 again = branch.again
         finally:
             for shape, kept in branch.kept.items():
-                if not shape.only:
+                if not shape.only and not kept.waits:
                     kept.ended.set()
 
     async def _build_all(self, repo: Repo, branch: KeptBranch) -> None:
@@ -296,15 +272,17 @@ class Snapshots:
             if self._kept.is_extra(known, branch, kept.place.shape) and time.monotonic() - kept.asked_at > UNASKED:
                 self._kept.drop(known, branch, kept)
                 continue
+            kept.waits = False
             try:
                 async with branch.tree:
                     await self._build_once(repo, kept)
                 kept.error = None
-                if is_usual:
+                if is_usual and kept.current is not None:
                     branch.usual = usual
             except EXPECTED as error:
                 self._failed(repo, branch, [kept], error)
-            kept.ended.set()
+            if not kept.waits:
+                kept.ended.set()
 
     def _failed(self, repo: Repo, branch: KeptBranch, kept: Iterable[KeptSnapshot], error: BaseException) -> None:
         # Guests see this text, so leave out the paths of this node that an OSError names.
@@ -323,19 +301,37 @@ class Snapshots:
             try:
                 kept.current = await asyncio.to_thread(place.load, repo.url)
             except NotRight as error:
-                self._throw_away(repo, kept, error)
+                self.checks.throw_away(repo, kept, error)
             kept.tar, kept.looked = place.tar, True
-        if kept.current is not None and kept.current.commit == tip:
+        again = functools.partial(self._build_again, repo, place)
+        lfs, before = self._lfs if place.shape.content else None, kept.current
+        same = before if before and before.commit == tip else None
+        if same and not (lfs and lfs.is_outdated(place, same)):
             return
         mirror = self._mirror_of(repo.name)
         await require_directories(mirror, tip, place.branch, place.shape.only)
         start = time.monotonic()
-        kept.current = await build_snapshot(place, mirror, mirror.git.gently(), repo.url, tip)
-        kept.tar = place.tar
+        build = functools.partial(build_snapshot, place, mirror, mirror.git.gently(), repo.url, tip)
+        built = await (lfs.build(repo, kept, build, again, same) if lfs else build())
+        if built is None:
+            return
+        kept.current, kept.tar = built, place.tar
         # Only now has everybody who was given the previous tar opened it.
-        await asyncio.to_thread(place.remove_others, kept.current)
+        await asyncio.to_thread(place.remove_others, built)
         seconds = time.monotonic() - start
         log.info("%s: snapshot of %s (%s) at %s in %.2fs", repo.name, place.branch, place.shape.key, tip[:12], seconds)
+
+    def _build_again(self, repo: Repo, place: SnapshotPlace) -> None:
+        """Builds a snapshot if it is still wanted, and with it the others of its branch that are outdated."""
+        known = self._kept.find(repo)
+        branch = known.branches.get(place.branch) if known else None
+        if branch is None:
+            return
+        if not place.shape.only:
+            self._build(repo, branch)
+        elif (part := branch.kept.get(place.shape)) is not None:
+            part.due = True
+            self._parts.start(repo, branch)
 
     async def _tip(self, repo: Repo, branch: str) -> str | None:
         ref = f"refs/heads/{branch}"
