@@ -70,17 +70,29 @@ class LfsObjects:
         return self.stock.path(repo, oid) if self.is_on else None
 
     async def fetch(self, repo: Repo, pointers: Sequence[Pointer]) -> set[str]:
-        """Fetches what is missing from the upstream. Returns the ids of those that are here then. Never raises."""
-        if not self.is_on:
-            return set()
-        wanted = list(dict.fromkeys(pointers))
-        await self.offer(repo, wanted, None)
-        waiting = iter(wanted)
-        await asyncio.gather(*(self._fetch_ahead(repo, waiting) for _ in range(AHEAD)))
-        return {pointer.oid for pointer in wanted if self.stock.path(repo, pointer.oid) is not None}
+        """Fetches what is missing from the upstream. Returns the ids of those that are here then. Never raises.
 
-    async def _fetch_ahead(self, repo: Repo, waiting: Iterator[Pointer]) -> None:
-        """Fetches one after the other, until the upstream cannot be asked or there is no room."""
+        Those that are here are read if they were touched, or not read since the start.
+        """
+        here: set[str] = set()
+        if not self.is_on:
+            return here
+        wanted, goes_on = list(dict.fromkeys(pointers)), True
+        for at in range(0, len(wanted), AT_ONCE):
+            # Each look at a file takes time on the event loop, and a repository may have fifty thousand.
+            await asyncio.sleep(0)
+            part = wanted[at : at + AT_ONCE]
+            for pointer in part:
+                await self.stock.check(repo, pointer.oid)
+            if goes_on:
+                await self.offer(repo, part, None)
+                waiting = iter(part)
+                goes_on = all(await asyncio.gather(*(self._fetch_ahead(repo, waiting) for _ in range(AHEAD))))
+            here |= {pointer.oid for pointer in part if self.stock.path(repo, pointer.oid) is not None}
+        return here
+
+    async def _fetch_ahead(self, repo: Repo, waiting: Iterator[Pointer]) -> bool:
+        """Fetches one after the other. Returns False once the upstream cannot be asked, or there is no room."""
         for pointer in waiting:
             try:
                 if (flight := self._fly(repo, pointer)) is not None:
@@ -88,9 +100,10 @@ class LfsObjects:
                     if flight.fault is not None:
                         raise flight.fault
             except (TryLater, NoRoom):
-                return
+                return False
             except GitmirrorError:
                 continue
+        return True
 
     # For guests
 
@@ -245,10 +258,13 @@ class LfsObjects:
         pointer, loop = flight.pointer, asyncio.get_running_loop()
         action = await self._action(repo, pointer)
         path = self.stock.begin(repo)
-        reserved = False
+        reserved = is_over = False
 
         async def make_room() -> None:
             nonlocal reserved
+            if is_over:
+                # The thread had not noticed yet that it was cancelled, and nobody would give the room back.
+                raise TryLater("the LFS object is not fetched any more", retry_after=1)
             self.stock.make_room(pointer.size)
             reserved = True
 
@@ -271,6 +287,7 @@ class LfsObjects:
             self.fetched += 1
             self.fetched_bytes += pointer.size
         finally:
+            is_over = True
             if reserved:
                 self.stock.give_back(pointer.size)
             with contextlib.suppress(OSError):
@@ -318,18 +335,13 @@ class LfsObjects:
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The current values for /metrics: name, help text, value."""
-        stock = self.stock
-        yield "lfs_bytes", "Bytes of LFS objects on disk.", stock.bytes
-        yield "lfs_budget_bytes", "The most bytes that LFS objects may take on disk.", stock.budget
-        yield "lfs_objects", "LFS objects on disk.", len(stock)
+        yield from self.stock.gauges()
         yield "lfs_hits", "LFS objects that guests asked for and that were here, since the start.", self.hits
         yield "lfs_misses", "LFS objects that guests asked for and that were not here, since the start.", self.misses
         yield "lfs_fetched", "LFS objects fetched from upstreams since the start.", self.fetched
         yield "lfs_fetched_bytes", "Bytes of LFS objects fetched from upstreams since the start.", self.fetched_bytes
         yield "lfs_fetching", "LFS objects that are being fetched.", len(self._flights)
         yield "lfs_failed", "LFS objects that could not be fetched since the start.", self.failed
-        yield "lfs_evicted", "LFS objects removed to make room since the start.", stock.evicted
-        yield "damaged_lfs_objects", "LFS objects that were found changed, since the start.", stock.damaged
 
 
 def _key(repo: Repo, pointer: Pointer) -> _Key:

@@ -234,6 +234,14 @@ class LfsStock:
             log.info("%s: its LFS objects were removed, because it has no mirror", name)
             self.purge(name)
 
+    def gauges(self) -> Iterator[tuple[str, str, float]]:
+        """The current values for /metrics: name, help text, value."""
+        yield "lfs_bytes", "Bytes of LFS objects on disk.", self.bytes
+        yield "lfs_budget_bytes", "The most bytes that LFS objects may take on disk.", self.budget
+        yield "lfs_objects", "LFS objects on disk.", len(self)
+        yield "lfs_evicted", "LFS objects removed to make room since the start.", self.evicted
+        yield "damaged_lfs_objects", "LFS objects that were found changed, since the start.", self.damaged
+
     def __len__(self) -> int:
         return len(self._objects)
 
