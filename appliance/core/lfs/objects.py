@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from appliance.core.errors import Forbidden, GitmirrorError, NoRoom, NotFound, TooLarge, TryLater
 from appliance.core.lfs.flight import Flight
 from appliance.core.lfs.pointers import Pointer
-from appliance.core.lfs.stock import Evicted, LfsStock
+from appliance.core.lfs.stock import LfsStock
 from appliance.core.models import Repo
 
 if TYPE_CHECKING:
@@ -305,10 +305,6 @@ class LfsObjects:
             self.stock.keep_only(mirrored)
         self.stock.set_budget(self.stock.budget)
 
-    def evict_oldest(self, reason: str) -> Evicted | None:
-        """Removes the object that was used longest ago, for `reason`, which is logged; None if none can go now."""
-        return self.stock.evict_oldest(reason)
-
     def forget(self, repo: Repo) -> None:
         """Stops fetching for a repository that is not followed any more. What is here stays until it is purged."""
         for key, flight in list(self._flights.items()):
@@ -320,18 +316,12 @@ class LfsObjects:
 
     async def purge(self, name: str) -> None:
         """Removes all objects of a repository that is removed."""
-        tasks = [flight.task for flight in self._flights.values() if flight.repo == name and flight.task]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end([flight.task for flight in self._flights.values() if flight.repo == name])
         self.stock.purge(name)
 
     async def stop(self) -> None:
         """Ends what is being fetched."""
-        tasks = [*self._asking.values(), *(flight.task for flight in self._flights.values() if flight.task is not None)]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end([*self._asking.values(), *(flight.task for flight in self._flights.values())])
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The current values for /metrics: name, help text, value."""
@@ -342,6 +332,13 @@ class LfsObjects:
         yield "lfs_fetched_bytes", "Bytes of LFS objects fetched from upstreams since the start.", self.fetched_bytes
         yield "lfs_fetching", "LFS objects that are being fetched.", len(self._flights)
         yield "lfs_failed", "LFS objects that could not be fetched since the start.", self.failed
+
+
+async def _end(tasks: Sequence[asyncio.Task[None] | None]) -> None:
+    running = [task for task in tasks if task is not None]
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
 
 
 def _key(repo: Repo, pointer: Pointer) -> _Key:
