@@ -127,16 +127,14 @@ class LfsObjects:
 
         A flight must be opened before anything is awaited.
         """
-        pointer = None if size is None else Pointer(oid, size)
         await self.stock.check(repo, oid)
         if (path := self.stock.path(repo, oid)) is not None:
             self.hits += 1
             return path
-        if pointer is None:
+        if size is None:
             raise NotFound("this LFS object is not here; ask the batch API for it")
         self.misses += 1
-        flight = self._fly(repo, pointer)
-        if flight is not None:
+        if (flight := self._fly(repo, Pointer(oid, size))) is not None:
             if not await flight.begins(seconds):
                 raise TryLater("the upstream has not sent this LFS object yet; try again", retry_after=5)
             if flight.fault is not None:
@@ -198,8 +196,7 @@ class LfsObjects:
             await asyncio.wait([task])
         if (fault := self._fault(repo, pointer)) is not None:
             raise fault
-        action = self._actions.pop(key, None)
-        if action is None:
+        if (action := self._actions.pop(key, None)) is None:
             raise TryLater("the upstream was not asked for this LFS object; try again", retry_after=1)
         return action
 
