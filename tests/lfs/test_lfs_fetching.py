@@ -209,7 +209,7 @@ def test_a_batch_that_hangs_is_waited_for_a_while(lab: LfsLab, server: LfsServer
 def test_a_full_disk(lab: LfsLab, server: LfsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said, and nothing is left; when there is room, the object comes."""
     repo = stored(server)
-    monkeypatch.setattr(stock, "free_bytes", lambda _: 2**30)
+    monkeypatch.setattr(stock, "free_bytes", lambda _: len(DATA))
     assert isinstance(failure(lab, repo), NoRoom)
     monkeypatch.undo()
     assert lab.run(lab.bytes_of(repo, POINTER)) == DATA

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import json
 import os
 import shutil
+import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,7 @@ from tests.access.conftest import SECRET
 from tests.conftest import WIDGETS
 from tests.lfs.node import DATA, HIDDEN, LfsNode, contents, lfs_node, needs_git_lfs, run_git
 from tests.support.gitutil import git, run_process, wait_until
+from tests.support.lfs_server import MEDIA
 
 pytestmark = pytest.mark.slow
 
@@ -163,3 +167,27 @@ def test_the_redirect_of_the_kit(node: LfsNode) -> None:
         assert run_process(["sh", str(kit), "redirect"], env=away).returncode == 0
         assert not list((Path(env["HOME"]) / ".config/git").iterdir())
         shutil.rmtree(work)
+
+
+def test_a_known_guest_by_its_socket(node: LfsNode) -> None:
+    """It needs no token, and is named the address that it asked for; with `--only`, open repositories are not there."""
+    with tempfile.TemporaryDirectory(prefix="gm") as place:
+        path, oid = f"{place}/v.sock", hashlib.sha256(HIDDEN).hexdigest()
+        node.serve.cli("guest", "add", "vm", "--repo", SECRET, "--only", "--unix", path)
+
+        def ask(method: str, target: str, body: bytes = b"") -> tuple[int, bytes]:
+            connection = http.client.HTTPConnection("inside.example:9419", timeout=60)
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(f"{path}_9419")
+            with contextlib.closing(connection):
+                connection.request(method, target, body, {"Content-Type": MEDIA})
+                answer = connection.getresponse()
+                return answer.status, answer.read()
+
+        wanted = {"operation": "download", "objects": [{"oid": oid, "size": len(HIDDEN)}]}
+        body = json.dumps(wanted).encode()
+        status, data = ask("POST", f"/{SECRET}/info/lfs/objects/batch", body)
+        href = json.loads(data)["objects"][0]["actions"]["download"]["href"]
+        assert status == 200 and href.startswith(f"http://inside.example:9419/{SECRET}/info/lfs/objects/{oid}")
+        assert ask("GET", href.removeprefix("http://inside.example:9419")) == (200, HIDDEN)
+        assert ask("POST", f"/{WIDGETS}/info/lfs/objects/batch", body)[0] == 404

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,23 @@ def test_a_purge_leaves_nothing(stock: LfsStock, tmp_path: Path) -> None:
     assert stock.path(OTHER, kept) is not None and stock.bytes == 1
     stock.keep_only(["acme/third"])
     assert stock.bytes == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fills up to what stays free for recordings; then the oldest objects go."""
+    age(monkeypatch)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(disk)], capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        stock = LfsStock(disk / "lfs", 2**30)
+        oids = [put(stock, bytes([number]) * 2**20) for number in range(24)]
+        assert stock.path(REPO, oids[0]) is None and stock.path(REPO, oids[-1]) is not None
+        assert 10 <= len(stock) <= 16 and os.statvfs(disk).f_bavail * 4096 >= 2**20 - 2**16
+        with pytest.raises(NoRoom, match="no room"):
+            stock.make_room(17 * 2**20)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

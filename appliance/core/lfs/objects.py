@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from appliance.core.errors import Forbidden, GitmirrorError, NoRoom, NotFound, TooLarge, TryLater
 from appliance.core.lfs.flight import Flight
 from appliance.core.lfs.pointers import Pointer
-from appliance.core.lfs.stock import Evicted, LfsStock
+from appliance.core.lfs.stock import LfsStock
 from appliance.core.models import Repo
 
 if TYPE_CHECKING:
@@ -70,17 +70,29 @@ class LfsObjects:
         return self.stock.path(repo, oid) if self.is_on else None
 
     async def fetch(self, repo: Repo, pointers: Sequence[Pointer]) -> set[str]:
-        """Fetches what is missing from the upstream. Returns the ids of those that are here then. Never raises."""
-        if not self.is_on:
-            return set()
-        wanted = list(dict.fromkeys(pointers))
-        await self.offer(repo, wanted, None)
-        waiting = iter(wanted)
-        await asyncio.gather(*(self._fetch_ahead(repo, waiting) for _ in range(AHEAD)))
-        return {pointer.oid for pointer in wanted if self.stock.path(repo, pointer.oid) is not None}
+        """Fetches what is missing from the upstream. Returns the ids of those that are here then. Never raises.
 
-    async def _fetch_ahead(self, repo: Repo, waiting: Iterator[Pointer]) -> None:
-        """Fetches one after the other, until the upstream cannot be asked or there is no room."""
+        Those that are here are read if they were touched, or not read since the start.
+        """
+        here: set[str] = set()
+        if not self.is_on:
+            return here
+        wanted, goes_on = list(dict.fromkeys(pointers)), True
+        for at in range(0, len(wanted), AT_ONCE):
+            # Each look at a file takes time on the event loop, and a repository may have fifty thousand.
+            await asyncio.sleep(0)
+            part = wanted[at : at + AT_ONCE]
+            for pointer in part:
+                await self.stock.check(repo, pointer.oid)
+            if goes_on:
+                await self.offer(repo, part, None)
+                waiting = iter(part)
+                goes_on = all(await asyncio.gather(*(self._fetch_ahead(repo, waiting) for _ in range(AHEAD))))
+            here |= {pointer.oid for pointer in part if self.stock.path(repo, pointer.oid) is not None}
+        return here
+
+    async def _fetch_ahead(self, repo: Repo, waiting: Iterator[Pointer]) -> bool:
+        """Fetches one after the other. Returns False once the upstream cannot be asked, or there is no room."""
         for pointer in waiting:
             try:
                 if (flight := self._fly(repo, pointer)) is not None:
@@ -88,9 +100,10 @@ class LfsObjects:
                     if flight.fault is not None:
                         raise flight.fault
             except (TryLater, NoRoom):
-                return
+                return False
             except GitmirrorError:
                 continue
+        return True
 
     # For guests
 
@@ -114,16 +127,14 @@ class LfsObjects:
 
         A flight must be opened before anything is awaited.
         """
-        pointer = None if size is None else Pointer(oid, size)
         await self.stock.check(repo, oid)
         if (path := self.stock.path(repo, oid)) is not None:
             self.hits += 1
             return path
-        if pointer is None:
+        if size is None:
             raise NotFound("this LFS object is not here; ask the batch API for it")
         self.misses += 1
-        flight = self._fly(repo, pointer)
-        if flight is not None:
+        if (flight := self._fly(repo, Pointer(oid, size))) is not None:
             if not await flight.begins(seconds):
                 raise TryLater("the upstream has not sent this LFS object yet; try again", retry_after=5)
             if flight.fault is not None:
@@ -185,8 +196,7 @@ class LfsObjects:
             await asyncio.wait([task])
         if (fault := self._fault(repo, pointer)) is not None:
             raise fault
-        action = self._actions.pop(key, None)
-        if action is None:
+        if (action := self._actions.pop(key, None)) is None:
             raise TryLater("the upstream was not asked for this LFS object; try again", retry_after=1)
         return action
 
@@ -245,10 +255,13 @@ class LfsObjects:
         pointer, loop = flight.pointer, asyncio.get_running_loop()
         action = await self._action(repo, pointer)
         path = self.stock.begin(repo)
-        reserved = False
+        reserved = is_over = False
 
         async def make_room() -> None:
             nonlocal reserved
+            if is_over:
+                # The thread had not noticed yet that it was cancelled, and nobody would give the room back.
+                raise TryLater("the LFS object is not fetched any more", retry_after=1)
             self.stock.make_room(pointer.size)
             reserved = True
 
@@ -271,6 +284,7 @@ class LfsObjects:
             self.fetched += 1
             self.fetched_bytes += pointer.size
         finally:
+            is_over = True
             if reserved:
                 self.stock.give_back(pointer.size)
             with contextlib.suppress(OSError):
@@ -288,10 +302,6 @@ class LfsObjects:
             self.stock.keep_only(mirrored)
         self.stock.set_budget(self.stock.budget)
 
-    def evict_oldest(self, reason: str) -> Evicted | None:
-        """Removes the object that was used longest ago, for `reason`, which is logged; None if none can go now."""
-        return self.stock.evict_oldest(reason)
-
     def forget(self, repo: Repo) -> None:
         """Stops fetching for a repository that is not followed any more. What is here stays until it is purged."""
         for key, flight in list(self._flights.items()):
@@ -303,33 +313,29 @@ class LfsObjects:
 
     async def purge(self, name: str) -> None:
         """Removes all objects of a repository that is removed."""
-        tasks = [flight.task for flight in self._flights.values() if flight.repo == name and flight.task]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end([flight.task for flight in self._flights.values() if flight.repo == name])
         self.stock.purge(name)
 
     async def stop(self) -> None:
         """Ends what is being fetched."""
-        tasks = [*self._asking.values(), *(flight.task for flight in self._flights.values() if flight.task is not None)]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end([*self._asking.values(), *(flight.task for flight in self._flights.values())])
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The current values for /metrics: name, help text, value."""
-        stock = self.stock
-        yield "lfs_bytes", "Bytes of LFS objects on disk.", stock.bytes
-        yield "lfs_budget_bytes", "The most bytes that LFS objects may take on disk.", stock.budget
-        yield "lfs_objects", "LFS objects on disk.", len(stock)
+        yield from self.stock.gauges()
         yield "lfs_hits", "LFS objects that guests asked for and that were here, since the start.", self.hits
         yield "lfs_misses", "LFS objects that guests asked for and that were not here, since the start.", self.misses
         yield "lfs_fetched", "LFS objects fetched from upstreams since the start.", self.fetched
         yield "lfs_fetched_bytes", "Bytes of LFS objects fetched from upstreams since the start.", self.fetched_bytes
         yield "lfs_fetching", "LFS objects that are being fetched.", len(self._flights)
         yield "lfs_failed", "LFS objects that could not be fetched since the start.", self.failed
-        yield "lfs_evicted", "LFS objects removed to make room since the start.", stock.evicted
-        yield "damaged_lfs_objects", "LFS objects that were found changed, since the start.", stock.damaged
+
+
+async def _end(tasks: Sequence[asyncio.Task[None] | None]) -> None:
+    running = [task for task in tasks if task is not None]
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
 
 
 def _key(repo: Repo, pointer: Pointer) -> _Key:

@@ -192,7 +192,9 @@ class LfsStock:
         while self.bytes + self.reserved + size > self.budget:
             if self.evict_oldest("[cache] lfs_budget is used up") is None:
                 raise NoRoom("[cache] lfs_budget is used up by LFS objects that are in use; try again")
-        while free_bytes(self._disk()) - size < LOW:
+        disk = self._disk()
+        kept = _kept_free(disk)
+        while free_bytes(disk) - size < kept:
             if self.evict_oldest("the disk is nearly full") is None:
                 raise NoRoom("this node's disk has no room for LFS objects")
         self.reserved += size
@@ -234,6 +236,14 @@ class LfsStock:
             log.info("%s: its LFS objects were removed, because it has no mirror", name)
             self.purge(name)
 
+    def gauges(self) -> Iterator[tuple[str, str, float]]:
+        """The current values for /metrics: name, help text, value."""
+        yield "lfs_bytes", "Bytes of LFS objects on disk.", self.bytes
+        yield "lfs_budget_bytes", "The most bytes that LFS objects may take on disk.", self.budget
+        yield "lfs_objects", "LFS objects on disk.", len(self)
+        yield "lfs_evicted", "LFS objects removed to make room since the start.", self.evicted
+        yield "damaged_lfs_objects", "LFS objects that were found changed, since the start.", self.damaged
+
     def __len__(self) -> int:
         return len(self._objects)
 
@@ -251,3 +261,12 @@ class LfsStock:
         if unlink:
             with contextlib.suppress(OSError):
                 found.file.path.unlink()
+
+
+def _kept_free(disk: Path) -> int:
+    """Bytes that stay free for mirrors and recordings: a gigabyte, or a sixteenth of a small disk."""
+    try:
+        found = os.statvfs(disk)
+    except OSError:
+        return LOW
+    return min(LOW, found.f_blocks * found.f_frsize // 16)

@@ -141,11 +141,11 @@ class LfsRoutes:
 
     def _base(self, exchange: Exchange) -> str:
         """The address by which this guest reached us, as in the kit that it gets: the public one, else what it says."""
-        address = self._address(_LISTENER)
-        host = exchange.headers.get("host", "")
+        address, host = self._address(_LISTENER) or "", exchange.headers.get("host", "")
         if not self._is_public(_LISTENER) and _HOST.fullmatch(host):
             return f"http://{host}"
-        return (address or "").rstrip("/")
+        # The path of a socket is no URL, and a client of HTTP/1.0 need not say more.
+        return address.rstrip("/") if "://" in address else "http://localhost"
 
     async def _object(
         self, exchange: Exchange, repo: Repo, oid: str, admission: Admission, there: Callable[[], bool]

@@ -1,0 +1,137 @@
+"""What somebody may try who writes to a repository, runs its LFS server, or sits in a guest."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from appliance.core.errors import GitmirrorError, TryLater
+from appliance.core.lfs import upstream_lfs
+from appliance.core.lfs.flight import Flight
+from appliance.core.lfs.pointers import Pointer
+from tests.lfs.lab import WIDGETS, LfsLab, repo_of
+from tests.support.gitutil import wait_until
+from tests.support.lfs_server import LfsServer
+
+DATA = b"x" * 50_000
+POINTER = Pointer(hashlib.sha256(DATA).hexdigest(), len(DATA))
+
+
+def test_an_answer_without_end(lab: LfsLab, server: LfsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch answer is read up to a bound."""
+    server.add(WIDGETS, DATA)
+    monkeypatch.setattr(upstream_lfs, "MOST_ANSWER", 1000)
+    server.faults.header = {"X": "y" * 2000}
+    with pytest.raises(GitmirrorError, match="too large"):
+        lab.run(lab.bytes_of(repo_of(server.url(WIDGETS)), POINTER))
+
+
+def test_an_object_without_end(lab: LfsLab, server: LfsServer) -> None:
+    """What is longer than it should be is not read to its end, whatever length the server states."""
+    server.add(WIDGETS, DATA)
+    server.faults.mangle, server.faults.length = lambda data: data * 100, len(DATA)
+    repo = repo_of(server.url(WIDGETS))
+    assert lab.run(lab.bytes_of(repo, POINTER)) == DATA
+    lab.objects.stock.purge(WIDGETS)
+    server.faults.length = None
+    with pytest.raises(GitmirrorError, match="the upstream has"):
+        lab.run(lab.bytes_of(repo, POINTER))
+
+
+def test_a_thousand_objects_that_are_not_there(lab: LfsLab, server: LfsServer) -> None:
+    """Ten requests, no matter how often a guest asks."""
+    repo = repo_of(server.url(WIDGETS))
+    pointers = [Pointer(f"{number:064x}", 1) for number in range(1000)]
+    for _ in range(3):
+        found = lab.run(lab.objects.offer(repo, pointers, 20))
+        assert all(found.values())
+    assert server.count("batch") == 10
+
+
+def test_a_thousand_objects_that_nobody_takes(lab: LfsLab, server: LfsServer) -> None:
+    """None is fetched for a batch request alone."""
+    repo = repo_of(server.url(WIDGETS))
+    pointers = [Pointer(server.add(WIDGETS, str(number).encode()), len(str(number))) for number in range(1000)]
+    assert not any(lab.run(lab.objects.offer(repo, pointers, 20)).values())
+    assert server.count("object") == 0 and not lab.lab.layout.lfs.exists()
+
+
+def test_a_guest_that_leaves_stops_nothing(lab: LfsLab, server: LfsServer) -> None:
+    """The object is fetched to its end for the next one."""
+    server.add(WIDGETS, DATA)
+    server.faults.slow = len(DATA) * 5
+    repo = repo_of(server.url(WIDGETS))
+
+    async def leave() -> None:
+        task = asyncio.create_task(lab.bytes_of(repo, POINTER))
+        while not server.count("object"):
+            await asyncio.sleep(0.005)
+        task.cancel()
+        flight = await lab.objects.open(repo, POINTER.oid, POINTER.size, 20)
+        if isinstance(flight, Flight):
+            await flight.ends()
+
+    lab.run(leave())
+    assert lab.objects.path_if_here(repo, POINTER.oid) is not None and server.count("object") == 1
+
+
+def test_a_repository_that_goes_while_its_object_comes(lab: LfsLab, server: LfsServer) -> None:
+    """The transfer ends, and nothing of it is left."""
+    server.add(WIDGETS, DATA)
+    server.faults.slow = len(DATA)
+    repo = repo_of(server.url(WIDGETS))
+
+    async def purge() -> None:
+        task = asyncio.create_task(lab.bytes_of(repo, POINTER))
+        while not server.count("object"):
+            await asyncio.sleep(0.005)
+        await lab.objects.purge(WIDGETS)
+        with pytest.raises(TryLater):
+            await task
+
+    lab.run(purge())
+    assert not (lab.lab.layout.lfs / WIDGETS).exists() and lab.objects.stock.reserved == 0
+
+
+def test_a_link_in_the_place_of_an_object(lab: LfsLab, server: LfsServer, tmp_path: Path) -> None:
+    """Somebody who can write to the state directory has won anyway; a start follows no link all the same."""
+    server.add(WIDGETS, DATA)
+    repo = repo_of(server.url(WIDGETS))
+    lab.run(lab.objects.fetch(repo, [POINTER]))
+    path = lab.objects.path_if_here(repo, POINTER.oid)
+    assert path is not None
+    path.unlink()
+    path.symlink_to("/etc/hostname")
+    assert lab.again().path_if_here(repo, POINTER.oid) is None
+
+
+def test_no_thread_and_no_descriptor_is_left(lab: LfsLab, server: LfsServer) -> None:
+    """After a hundred transfers, good and bad ones."""
+    repo = repo_of(server.url(WIDGETS))
+    pointers = [
+        Pointer(server.add(WIDGETS, f"{number}".encode() * 100), len(f"{number}") * 100) for number in range(50)
+    ]
+    pointers += [Pointer(f"{number:064x}", 3) for number in range(50)]
+    lab.run(lab.objects.fetch(repo, pointers[:1]))
+    before = len(os.listdir("/proc/self/fd"))
+    assert len(lab.run(lab.objects.fetch(repo, pointers))) == 50
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before + 2, message="the descriptors are closed")
+
+
+def test_what_is_sent_names_what_is_asked(lab: LfsLab, server: LfsServer) -> None:
+    """The batch request of the node is one of the LFS API."""
+    server.add(WIDGETS, DATA)
+    lab.run(lab.objects.fetch(repo_of(server.url(WIDGETS)), [POINTER]))
+    asked = server.requests[0]
+    assert asked.headers["accept"] == asked.headers["content-type"] == "application/vnd.git-lfs+json"
+    assert json.loads(asked.body) == {
+        "operation": "download",
+        "transfers": ["basic"],
+        "objects": [{"oid": POINTER.oid, "size": POINTER.size}],
+        "hash_algo": "sha256",
+    }
