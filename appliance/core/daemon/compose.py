@@ -13,8 +13,10 @@ from appliance.core.access.known_guests import KnownGuests
 from appliance.core.access.read_tokens import ReadTokens
 from appliance.core.api.compose import compose_api
 from appliance.core.backup.schedule import Backups
+from appliance.core.daemon.allowed_repos import AllowedRepos
 from appliance.core.daemon.api_socket import api_handler
 from appliance.core.daemon.guest_registry import GuestRegistry
+from appliance.core.daemon.mirror_files import MirrorFiles
 from appliance.core.daemon.operations import Operations
 from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.daemon.state import ADMIN, ServeState
@@ -36,6 +38,7 @@ from appliance.core.process.children import Children
 from appliance.core.recording.attachments import LARGEST
 from appliance.core.recording.compose import Recording, compose_recording
 from appliance.core.refresh.compose import Refreshing, compose_refreshing
+from appliance.core.refresh.on_demand import OnDemand
 from appliance.core.serving.compose import Fetching, Ports, compose_admin_port, compose_fetching, compose_ports
 from appliance.core.serving.net.acceptor import Acceptor
 from appliance.core.serving.net.asgi import Application
@@ -82,6 +85,8 @@ class Assembly:
     operations: Operations
     api: Application
     admin_port: Acceptor
+    allowed: AllowedRepos
+    on_demand: OnDemand
 
     @property
     def acceptors(self) -> Mapping[str, Acceptor]:
@@ -126,6 +131,13 @@ async def compose(
     kit = GuestKit(state.public_url, state.is_public, repos, gate, workspaces.usual_shape)
     freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)
     codings = TarCodings(GzippedTars(children))
+    follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
+    files = MirrorFiles(mirrors, workspaces, disks, recording.attachments)
+    allowed = AllowedRepos(state, stores.allowed, mirrors, follower, recording, files, bus.publish, begin)
+    gate.on_use = allowed.used
+    on_demand = OnDemand(
+        allowed, scheduler, mirrors.git, refreshing.refresher.current_keyring, layout.home, state.concurrency
+    )  # fmt: skip
     routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish, codings)
     admin = AdminRoutes(
         state.webhook_secret_file, state.refresh_token_file, refreshing.announcements, repos, health, gate,
@@ -133,14 +145,13 @@ async def compose(
     )  # fmt: skip
     attachments = HttpAttachments(recording.attachments, LARGEST)
     ports = compose_ports(
-        mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, attachments
+        mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, attachments, on_demand
     )  # fmt: skip
     observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges, workspaces.gauges, disks.gauges)
     scrub = Scrub(
         {"cached responses": fetching.cache.check_next, "snapshots": workspaces.check_next, "disks": disks.check_next}
     )
 
-    follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
     backups = Backups(mirrors, state.backup)
     observing.metrics.add_gauges(backups.gauges)
     examiner = compose_examiner(mirrors, stores, refreshing.refresher.bring, state.backup)
@@ -154,16 +165,17 @@ async def compose(
     observing.metrics.add_gauges(registry.gauges)
     operations = Operations(
         state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,
-        status, disks, registry,
+        status, disks, registry, files,
     )  # fmt: skip
     api_tokens = ApiTokens(stores.api_tokens)
     api = compose_api(operations, stores, stream, api_tokens)
     admin_port = compose_admin_port(config.serve, ports, admin, api_handler(api, is_operator=False))
     subscribe(
-        bus, stream, refreshing, recording, workspaces, disks, maintainer, observing, fetching, follower, integrity
-    )
+        bus, stream, refreshing, recording, workspaces, disks, maintainer, observing, fetching, follower, integrity,
+        allowed,
+    )  # fmt: skip
     return Assembly(
         state, stores, mirrors, stream, refreshing, recording, workspaces, disks, registry, maintainer, scrub,
         observing, fetching, daemon, read_tokens, api_tokens, ports, follower, backups, integrity, status,
-        operations, api, admin_port,
+        operations, api, admin_port, allowed, on_demand,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, TypeVar
 from appliance.core.access.read_tokens import issue_token
 from appliance.core.backup.schedule import Backups
 from appliance.core.daemon.guest_registry import GuestRegistry
+from appliance.core.daemon.mirror_files import MirrorFiles
 from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.daemon.state import ServeState
 from appliance.core.daemon.status import Status
@@ -67,6 +68,7 @@ class Operations:
     status_of: Status
     leases: Disks
     guests: GuestRegistry
+    files: MirrorFiles
     _changing: set[asyncio.Task[Any]] = field(default_factory=set)
     _registering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -119,11 +121,7 @@ class Operations:
         async def work() -> dict[str, Any]:
             await self._change(gone)
             if purge:
-                async with self.mirrors.locks.exclusive(name):
-                    await asyncio.to_thread(self.mirrors(name).discard)
-                await self.workspaces.delete(name)
-                await self.leases.delete(name)
-                await self.recording.attachments.sweep(name)
+                await self.files.delete(name)
             return {"name": name, "purged": purge}
 
         return await self._to_the_end(work())

@@ -194,6 +194,7 @@ class Service:
             "backups": rooms.backups.run(),
             "integrity": rooms.integrity.run(),
             "known guests": rooms.guests.run(),
+            "allowed repositories": rooms.allowed.run(),
         }
         return [self._begin(loop, name) for name, loop in work.items()]
 
@@ -241,6 +242,7 @@ class Service:
         # Report the fetches that have ended while subscribers of the event stream are still connected.
         await rooms.observing.fetches.settle()
         await self._control.stop()
+        await rooms.on_demand.stop()
         await rooms.operations.settle()
         await rooms.fetching.warmer.stop()
         await rooms.workspaces.stop()
@@ -254,6 +256,7 @@ class Service:
         await rooms.observing.fetches.write()
         await rooms.read_tokens.write()
         await rooms.api_tokens.write()
+        await rooms.allowed.write_last()
         await rooms.refreshing.history.write()
         rooms.stores.database.close()
 

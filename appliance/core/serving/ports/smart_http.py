@@ -26,6 +26,7 @@ from appliance.core.serving.net.http_pages import alive, plain_routes, require_r
 from appliance.core.serving.net.http_result import NO_CACHE, ResultSink
 from appliance.core.serving.net.reading import Share
 from appliance.core.serving.ports.guest_routes import GuestRoutes
+from appliance.core.serving.ports.wishes import GuestWishes
 from appliance.core.serving.push.attachments import Target
 from appliance.core.serving.wire.pktline import FLUSH, PacketError, packet
 from appliance.core.serving.wire.requests import RECEIVE_PACK, UPLOAD_PACK
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 _ROUTE = re.compile(r"(/.+)/(info/refs|git-upload-pack|git-receive-pack|workspace\.tar|freshness)")
 _ATTACHMENT = re.compile(r"(/.+)/agents/([^/]+)/([0-9a-f]{40}|[0-9a-f]{64})/attachments/([^/]+)")
+_BESIDE_GIT = ("workspace.tar", "freshness")
+"""What only a mirror has. A guest gets no redirect for it, but an error with Retry-After."""
 _VERSION = re.compile(r"version=([012])")
 MOST_CODED = 2**20
 """The most bytes of a compressed request that is looked up without unpacking it: a checkout of 40,000 files."""
@@ -71,6 +74,7 @@ class SmartHttp:
         pushes: Pushes,
         attachments: AttachmentPuts,
         routes: GuestRoutes,
+        wishes: GuestWishes,
     ) -> None:
         self._engine = engine
         self._gate = gate
@@ -78,6 +82,7 @@ class SmartHttp:
         self._pushes = pushes
         self._attachments = attachments
         self._routes = routes
+        self._wishes = wishes
         self._pages = plain_routes({"/healthz": alive})
 
     async def handle(self, exchange: Exchange) -> None:
@@ -97,6 +102,8 @@ class SmartHttp:
         path, action = match.groups()
         service = exchange.query.get("service", "") if action == "info/refs" else action
         repo = await self._find(exchange, path)
+        if repo is None and (service == UPLOAD_PACK or action in _BESIDE_GIT):
+            repo = await self._brought(exchange, path, None if action in _BESIDE_GIT else _below(action, service))
         if repo is None:
             self._redirect(path, action, service)
             raise _not_here(path)
@@ -158,14 +165,20 @@ class SmartHttp:
             text = "the token cannot be looked up; try again\n"
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, text, {"retry-after": "5"}) from None
 
+    async def _brought(self, exchange: Exchange, path: str, rest: str | None) -> Repo | None:
+        """The repository at a path once it is here, if `[[allow]]` lets it come for this guest.
+
+        Raises HttpError if that takes longer than a guest waits: a redirect to `rest` at the upstream, else 503.
+        """
+        return await self._find(exchange, path) if await self._wishes.over_http(exchange, path, rest) else None
+
     def _redirect(self, path: str, action: str, service: str) -> None:
         """Redirects a fetch to its upstream by an HttpError, if the path begins with a known upstream host."""
         host, _, rest = path.removeprefix("/").partition("/")
-        base = self._gate.catalog.upstream_host(host)
+        base = self._gate.catalog.upstream_host(host) or self._wishes.http_host(host)
         if base is None or service != UPLOAD_PACK or rest.count("/") < 1 or ".." in rest:
             return
-        query = f"?service={service}" if action == "info/refs" else ""
-        location = f"{base}/{_quoted(rest)}/{action}{query}"
+        location = f"{base}/{_quoted(rest)}/{_below(action, service)}"
         raise HttpError(HTTPStatus.TEMPORARY_REDIRECT, f"not mirrored here; see {location}\n", {"location": location})
 
     async def _info_refs(self, exchange: Exchange, repo: Repo, service: str) -> None:
@@ -277,6 +290,11 @@ async def _receive_into(body: Spool, exchange: Exchange, share: Share) -> None:
             raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the request is too large\n")
         await share.grow(len(data))
         body.write(data)
+
+
+def _below(action: str, service: str) -> str:
+    """The same request at another server, below the URL of a repository."""
+    return f"{action}?service={service}" if action == "info/refs" else action
 
 
 def _quoted(path: str) -> str:

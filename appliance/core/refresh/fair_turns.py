@@ -1,0 +1,109 @@
+"""Turns at something that costs an upstream or this node work: at a bounded rate, a few at once, shared between peers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+MINUTE = 60.0
+LOOK_EVERY = 0.1
+"""The most seconds between two looks for a turn to give, while somebody waits for one."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What turns may take: `per_minute` of them begin, after `burst` at once.
+
+    `at_once` run at the same time. One that takes longer than `holds` seconds, because its upstream hangs or is large,
+    no longer counts for that, unless `most_running` run. One peer has at most half of `most_running`.
+    """
+
+    per_minute: float
+    burst: int
+    at_once: Callable[[], int]
+    holds: float
+    most_running: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    peer: str
+    since: float
+
+
+class FairTurns:
+    """Gives turns. The next one goes to the waiting peer that began the fewest within the last minute."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._queues: dict[str, deque[asyncio.Future[_Turn]]] = {}
+        self._running: set[_Turn] = set()
+        self._begun: deque[_Turn] = deque()
+        self._tokens = float(limits.burst)
+        self._filled_at = clock()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @contextlib.asynccontextmanager
+    async def turn(self, peer: str) -> AsyncIterator[None]:
+        """Waits for a turn of `peer`, and has it until the block ends."""
+        future: asyncio.Future[_Turn] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(peer, deque()).append(future)
+        self._give()
+        try:
+            turn = await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                # The turn was given at the same moment.
+                self._running.discard(future.result())
+            self._give()
+            raise
+        try:
+            yield
+        finally:
+            self._running.discard(turn)
+            self._give()
+
+    def _give(self) -> None:
+        """Gives all turns that can be given now. While somebody waits, looks again soon, because time passes."""
+        now, limits = self._clock(), self._limits
+        self._tokens = min(limits.burst, self._tokens + (now - self._filled_at) * limits.per_minute / MINUTE)
+        self._filled_at = now
+        while self._begun and now - self._begun[0].since > MINUTE:
+            self._begun.popleft()
+        holding = sum(now - turn.since < limits.holds for turn in self._running)
+        while self._tokens >= 1 and holding < limits.at_once() and len(self._running) < limits.most_running:
+            future = self._next()
+            if future is None:
+                break
+            peer, waiting = future
+            turn = _Turn(peer, now)
+            self._running.add(turn)
+            self._begun.append(turn)
+            self._tokens -= 1
+            holding += 1
+            waiting.set_result(turn)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._queues:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY, self._give)
+
+    def _next(self) -> tuple[str, asyncio.Future[_Turn]] | None:
+        """Takes the longest waiting one of the peer whose turn it is; None if nobody may have one."""
+        for peer, queue in list(self._queues.items()):
+            while queue and queue[0].done():
+                queue.popleft()
+            if not queue:
+                del self._queues[peer]
+        running, begun = (Counter(turn.peer for turn in turns) for turns in (self._running, self._begun))
+        share = max(1, self._limits.most_running // 2)
+        peers = [peer for peer in self._queues if running[peer] < share]
+        if not peers:
+            return None
+        peer = min(peers, key=lambda other: begun[other])
+        return peer, self._queues[peer].popleft()
