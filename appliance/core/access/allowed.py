@@ -75,7 +75,7 @@ class AllowedUpstreams:
         meant = [
             *(pattern for pattern in on_host if directory == pattern.directory[1:]),
             *(pattern for pattern in on_host if directory == pattern.owner),
-            *(pattern for pattern in self._patterns if not directory and first == pattern.owner),
+            *(pattern for pattern in self._patterns if rest == repo and first == pattern.owner),
         ]
         for pattern in meant:
             if (found := pattern.upstream(repo)) is not None:

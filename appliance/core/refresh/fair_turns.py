@@ -1,4 +1,4 @@
-"""Turns at something that costs an upstream or this node work: at a bounded rate, a few at once, shared between peers."""
+"""Turns at something that costs an upstream or this node work: at a bounded rate, a few at once, fair between peers."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Registrar(Protocol):
         ...
 
     def is_open(self, upstream: AllowedUpstream) -> bool:
-        """Whether a guest may have the upstream mirrored: nobody needs a token for it, and its name is free or its own."""
+        """Whether a guest may have the upstream mirrored: it needs no token, and its name is free or its own."""
         ...
 
     def find(self, upstream: AllowedUpstream) -> Repo | None:
@@ -102,7 +102,7 @@ class _Wish:
 
 
 class OnDemand:
-    """Fulfils wishes. `keyring` gives the credentials in use, `directory` is where git runs before there is a mirror."""
+    """Fulfils wishes. `keyring` gives the credentials in use; git asks upstreams in `directory`, without a mirror."""
 
     def __init__(
         self,

@@ -69,7 +69,8 @@ class AllowedRepoStore:
     def is_held(self, repo: Repo) -> bool:
         """Whether something keeps the repository here.
 
-        That is a session, a turn, an accepted push whose outcome is not known, a grant to a known guest, or a read token.
+        That is a session, a turn, an accepted push whose outcome is not known, a grant to a known guest or a read
+        token.
         """
         with self._database.reading() as connection:
             return self._is_held(connection, repo)

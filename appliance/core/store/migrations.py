@@ -339,6 +339,6 @@ _step(
         expire_after REAL NOT NULL,
         used_at REAL NOT NULL
     )""",
-    # Names whose files are to be deleted: an entry is written with the end of a repository, and deleted after its files.
+    # Names that ended and whose files are still to be deleted.
     "CREATE TABLE allowed_ends (name TEXT PRIMARY KEY) WITHOUT ROWID",
 )

@@ -74,8 +74,8 @@ class GuestWishes:
     async def over_git(self, seat: Seat, path: str, *, more_follows: bool) -> None:
         """Returns when the repository is here, or nothing will come. Raises RequestError if it is on its way.
 
-        With `more_follows`, the guest speaks protocol v2 and has more to send, so that the end of its side means that it
-        has gone. Raises OSError then. Others may end their side and wait for the answer.
+        With `more_follows`, the guest speaks protocol v2 and has more to send, so that the end of its side means that
+        it has gone. Raises OSError then. Others may end their side and wait for the answer.
         """
         if not self._may_wish(seat.guest):
             return
