@@ -70,6 +70,7 @@ def test_twenty_guests_ask_at_once(allowing: Allowing, upstream: HttpUpstream, t
     assert "allowed" in serve.cli("repos").stdout
 
 
+@pytest.mark.slow
 def test_tar_and_freshness_wait_too(allowing: Allowing, upstream: HttpUpstream) -> None:
     serve = allowing()
     status, _, body = get(serve, f"/{WIDGETS}/freshness")
@@ -78,6 +79,7 @@ def test_tar_and_freshness_wait_too(allowing: Allowing, upstream: HttpUpstream) 
     assert status == 200 and headers["x-gitmirror-commit"] == git("rev-parse", "HEAD", cwd=upstream.path(WIDGETS))
 
 
+@pytest.mark.slow
 def test_what_does_not_exist_is_remembered_and_leaves_nothing(allowing: Allowing, upstream: HttpUpstream) -> None:
     """And a name that needs a credential; both get what an unknown path gets."""
     serve = allowing()
@@ -108,8 +110,9 @@ def get_admin(serve: Serve, path: str) -> int:
         connection.close()
 
 
+@pytest.mark.slow
 def test_an_upstream_that_hangs_stops_nobody_else(allowing: Allowing, upstream: HttpUpstream, tmp_path: Path) -> None:
-    """Ten names hang when asked, one in the middle of its clone; another is brought meanwhile, and a fetch is served."""
+    """Ten names hang when asked, one in the middle of its clone; another one is brought and served meanwhile."""
     serve = allowing(wait="5s")
     upstream.add("acme/other", upstream.path(WIDGETS))
     upstream.add("acme/halfway", upstream.path(WIDGETS))
@@ -140,6 +143,7 @@ def test_an_upstream_that_hangs_stops_nobody_else(allowing: Allowing, upstream: 
     serve.wait_for_repo("acme/halfway")
 
 
+@pytest.mark.slow
 def test_a_slow_clone_redirects_a_fetch(allowing: Allowing, upstream: HttpUpstream, tmp_path: Path) -> None:
     """git follows the redirect and has its workspace from the upstream, while the clone goes on."""
     serve = allowing(wait="0.5s")
@@ -147,16 +151,16 @@ def test_a_slow_clone_redirects_a_fetch(allowing: Allowing, upstream: HttpUpstre
     ls = threading.Thread(target=git_result, args=("ls-remote", f"{serve.git_url}/{WIDGETS}"))
     ls.start()
     wait_until(lambda: upstream.hanging, message="the clone hangs")
-    code, out, err = git_result("ls-remote", f"{serve.git_url}/{WIDGETS}")
+    code, _, err = git_result("ls-remote", f"{serve.git_url}/{WIDGETS}")
     assert code and "is being cloned" in err
-    status, headers, _ = get(serve, f"/{WIDGETS}/info/refs?service={UPLOAD_PACK}")
-    assert status == 307
+    assert get(serve, f"/{WIDGETS}/info/refs?service={UPLOAD_PACK}")[0] == 307
     upstream.reset()
     ls.join()
     serve.wait_for_repo(WIDGETS)
     serve.clone(tmp_path / "work", WIDGETS, http=True)
 
 
+@pytest.mark.slow
 def test_a_guest_that_hangs_up_ends_its_wait_alone(allowing: Allowing, upstream: HttpUpstream, tmp_path: Path) -> None:
     """One that is alone ends the question, too."""
     serve = allowing(wait="60s")
@@ -182,6 +186,7 @@ def test_a_guest_that_hangs_up_ends_its_wait_alone(allowing: Allowing, upstream:
     assert leaves_nothing(serve)
 
 
+@pytest.mark.slow
 def test_a_flood_of_names_starves_nobody(allowing: Allowing, upstream: HttpUpstream, tmp_path: Path) -> None:
     """One address asks for 60 names that do not exist. The upstream is asked at a rate, and another guest is served."""
     serve = allowing(wait="3s")
@@ -197,6 +202,7 @@ def test_a_flood_of_names_starves_nobody(allowing: Allowing, upstream: HttpUpstr
     serve.clone(tmp_path / "work", WIDGETS)
 
 
+@pytest.mark.slow
 def test_only_what_is_allowed_is_asked_for(allowing: Allowing, upstream: HttpUpstream) -> None:
     """A push, another owner and a path out of the pattern cause no request, and no wait."""
     serve = allowing()
@@ -208,6 +214,7 @@ def test_only_what_is_allowed_is_asked_for(allowing: Allowing, upstream: HttpUps
     assert upstream.requests == [] and time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over_http", [False, True], ids=["git", "http"])
 def test_a_name_that_is_registered_is_never_taken_over(
     serve_factory: Any, upstream: HttpUpstream, over_http: bool
@@ -232,8 +239,7 @@ def test_a_name_that_is_registered_is_never_taken_over(
     before = sources(serve)
     base = serve.http_url if over_http else serve.git_url
     for path in ("acme/aside", "acme/Aside", "acme/off", "acme/Taken"):
-        code, _, err = git_result("-c", "http.followRedirects=false", "ls-remote", f"{base}/{path}")
-        assert code, path
+        assert git_result("-c", "http.followRedirects=false", "ls-remote", f"{base}/{path}")[0], path
     assert sources(serve) == before
     # It is still the other upstream's; the one that would have the name is empty.
     assert git_result("ls-remote", f"{base}/acme/taken")[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -69,6 +70,7 @@ class AllowedRepos:
         self._endurance = Endurance(log, "ending repositories that nobody uses")
         self._used: dict[int, float] = {}
         self._ending: set[str] = set()
+        self._is_new = asyncio.Event()
         self._registering: set[asyncio.Task[Repo | None]] = set()
         self._parsed: tuple[tuple[AllowConfig, ...], bool] = ((), False)
         self._allowed = AllowedUpstreams()
@@ -161,6 +163,7 @@ class AllowedRepos:
                 return None
             self._used[repo.id] = time.time()
             await self._follower.follow()
+            self._is_new.set()
             if self._mirrors.has(repo):
                 # A mirror that `remove-repo` left may have turns that the audit log does not know.
                 await self._recording.found.look([repo.name])
@@ -221,8 +224,11 @@ class AllowedRepos:
         while True:
             pause = LOOK_EVERY
             with self._endurance.over("the registry"):
+                self._is_new.clear()
                 pause = await self.look()
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._is_new.wait()
 
     async def look(self) -> float:
         """Ends what nobody uses; returns in how many seconds to look again. Raises StoreError."""

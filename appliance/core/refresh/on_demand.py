@@ -39,15 +39,19 @@ ASKING_HOLDS = 1.0
 CLONES_PER_MINUTE = 30
 """How many clones guests begin, after CLONES_AT_ONCE of them."""
 CLONES_AT_ONCE = 10
-MOST_CLONING = 8
+MOST_CLONING = 16
 """The most first clones for guests that run, hung and large ones included, out of the scheduler's MOST_RUNNING."""
-CLONING_HOLDS = 30.0
-"""Seconds after which a clone delays no other of them, as in the scheduler's own lane for clones."""
+CLONING_HOLDS = 5.0
+"""Seconds after which a clone delays no other, as in the scheduler's lane: less than a guest waits."""
 REMEMBERED = 60.0
 """Seconds for which a name is remembered that the upstream does not have, or that could not be brought."""
 LONGEST_REMEMBERED = 3600.0
 """The longest such time after a clone that failed again and again, or that an upstream's Retry-After asks for."""
 MOST_REMEMBERED = 10_000
+MOST_ALONE = 8
+"""The most wishes of one peer that go on although the guests' time is over, before anything is registered for them."""
+NOT_AGAIN = 15.0
+"""Seconds for which a peer that has waited in vain for a name does not wait for it again."""
 OURSELVES = "this node"
 """The peer that wishes of the node itself count for."""
 
@@ -89,7 +93,7 @@ class Registrar(Protocol):
 class _Wish:
     """One upstream on its way. It stays while anybody waits for it, and once its clone runs, until that ends.
 
-    `repo` is known, and `is_settled` set, once it is registered. `waited` are the peers whose time was over.
+    `repo` is known, and `is_settled` set, once it is registered.
     """
 
     upstream: AllowedUpstream
@@ -98,7 +102,6 @@ class _Wish:
     waiting: int = 0
     repo: Repo | None = None
     is_settled: asyncio.Event = field(default_factory=asyncio.Event)
-    waited: set[str] = field(default_factory=set)
 
 
 class OnDemand:
@@ -122,31 +125,39 @@ class OnDemand:
         self._directory = directory
         self._clock = clock
         self._asking: dict[str, FairTurns] = {}
-        # Half of the scheduler's lane, so that the operator's own first clones always find a slot.
-        limits = Limits(
-            CLONES_PER_MINUTE, CLONES_AT_ONCE, lambda: max(1, concurrency() // 2), CLONING_HOLDS, MOST_CLONING
-        )
-        self._cloning = FairTurns(limits)
+        # As many as the scheduler's lane for them has slots, so that none begins to wait there, out of turn.
+        self._cloning = FairTurns(Limits(CLONES_PER_MINUTE, CLONES_AT_ONCE, concurrency, CLONING_HOLDS, MOST_CLONING))
         self._wishes: dict[tuple[str, bool], _Wish] = {}
         self._remembered: dict[str, float] = {}
         self._failures: dict[str, int] = {}
+        self._waited: dict[tuple[str, str], float] = {}
 
     async def wait(self, path: str, peer: str, seconds: float) -> tuple[Coming, AllowedUpstream | None]:
         """Waits until what a guest of `peer` asks for is here, or cannot be, for `seconds` at most.
 
         Returns what became of it, and the upstream if the guest may know of it. A peer that has waited for this long
-        already does not wait again: a guest tries several ways, one after the other. Cancelling ends this wait alone.
+        just now does not wait again, because a guest tries several ways, one after the other. Cancelling ends this wait
+        alone.
         """
         upstream = self._registrar.allowed().at(path)
         if upstream is None or self._is_remembered(upstream):
             return Coming.NOTHING, None
-        wish = self._wish(upstream, peer, of_guest=True)
+        wish, began = self._wish(upstream, peer, of_guest=True), self._clock()
+        key = (upstream.name, peer)
+        has_waited = self._waited.get(key, 0.0) > began
         try:
-            async with asyncio.timeout(0 if peer in wish.waited else seconds):
+            async with asyncio.timeout(0 if has_waited else seconds):
                 coming = await self._joined(wish)
         except TimeoutError:
-            wish.waited.add(peer)
             coming = Coming.ASKED if wish.repo is None else Coming.CLONING
+        finally:
+            # A client whose own patience ends hangs up a moment before ours does.
+            if is_over := self._clock() - began > 0.9 * seconds:
+                self._waited.pop(key, None)
+                self._waited[key] = self._clock() + NOT_AGAIN
+                while len(self._waited) > MOST_REMEMBERED:
+                    del self._waited[next(iter(self._waited))]
+            self._left(wish, goes_on=is_over or has_waited)
         return coming, None if coming is Coming.NOTHING else upstream
 
     async def bring(self, url: str) -> Repo | None:
@@ -161,11 +172,10 @@ class OnDemand:
         if (found := self._registrar.find(upstream)) is not None or self._is_remembered(upstream):
             return found
         wish = self._wish(upstream, OURSELVES, of_guest=False)
-        wish.waiting += 1
         try:
             await wish.is_settled.wait()
         finally:
-            self._left(wish)
+            self._left(wish, goes_on=False)
         return wish.repo
 
     def http_host(self, host: str) -> str | None:
@@ -180,12 +190,14 @@ class OnDemand:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _wish(self, upstream: AllowedUpstream, peer: str, *, of_guest: bool) -> _Wish:
+        """The wish for an upstream, with one more who waits for it. Whoever waits calls `_left` once."""
         key = (upstream.name, of_guest)
         wish = self._wishes.get(key)
         if wish is None:
             wish = self._wishes[key] = _Wish(upstream, peer)
             wish.task = asyncio.create_task(self._fulfil(wish, of_guest=of_guest), name=f"bring {upstream.name}")
             wish.task.add_done_callback(lambda _: self._settled(wish))
+        wish.waiting += 1
         return wish
 
     def _settled(self, wish: _Wish) -> None:
@@ -195,16 +207,16 @@ class OnDemand:
 
     async def _joined(self, wish: _Wish) -> Coming:
         assert wish.task is not None
-        wish.waiting += 1
-        try:
-            await asyncio.wait([wish.task])
-            return Coming.NOTHING if wish.task.cancelled() else wish.task.result()
-        finally:
-            self._left(wish)
+        await asyncio.wait([wish.task])
+        return Coming.NOTHING if wish.task.cancelled() else wish.task.result()
 
-    def _left(self, wish: _Wish) -> None:
+    def _left(self, wish: _Wish, *, goes_on: bool) -> None:
+        """Notes that one who waited has left. With `goes_on`, the wish is still fulfilled, if that is not too many."""
         wish.waiting -= 1
-        if not wish.waiting and wish.repo is None and wish.task is not None:
+        if wish.waiting or wish.repo is not None or wish.task is None:
+            return
+        alone = sum(not other.waiting and other.peer == wish.peer for other in self._wishes.values())
+        if not goes_on or alone > MOST_ALONE:
             # Nobody wants it any more, and nothing is registered yet. Whoever asks from now on begins another.
             wish.task.cancel()
             self._settled(wish)
