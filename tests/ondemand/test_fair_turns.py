@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from appliance.core.refresh.fair_turns import FairTurns, Limits
+from appliance.core.refresh.fair_turns import FairTurns, TurnLimits
 
-LIMITS = Limits(per_minute=60, burst=100, at_once=lambda: 2, holds=10.0, most_running=4)
+LIMITS = TurnLimits(per_minute=60, burst=100, at_once=lambda: 2, holds=10.0, most_running=4)
 
 
 class Clock:
@@ -59,7 +59,7 @@ class Players:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
-def run(test: Callable[[Players, Clock], Coroutine[Any, Any, None]], limits: Limits = LIMITS) -> None:
+def run(test: Callable[[Players, Clock], Coroutine[Any, Any, None]], limits: TurnLimits = LIMITS) -> None:
     """Run a test in a loop of its own."""
 
     async def main() -> None:

@@ -336,10 +336,10 @@ TOLD: tuple[type[Event], ...] = (
     TurnRecorded,
     ConditionChanged,
     MirrorHealed,
+    AllowedRepoExpired,
     PushesSwitched,
     EventsLost,
     RefreshEnded,
     PushRuled,
-    AllowedRepoExpired,
 )
 """Every class of event that goes to the event stream."""

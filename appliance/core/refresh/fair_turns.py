@@ -15,7 +15,7 @@ LOOK_EVERY = 0.1
 
 
 @dataclass(frozen=True)
-class Limits:
+class TurnLimits:
     """What turns may take: `per_minute` of them begin, after `burst` at once.
 
     `at_once` run at the same time. One that takes longer than `holds` seconds, because its upstream hangs or is large,
@@ -38,7 +38,7 @@ class _Turn:
 class FairTurns:
     """Gives turns. The next one goes to the waiting peer that began the fewest within the last minute."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limits: TurnLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
         self._queues: dict[str, deque[asyncio.Future[_Turn]]] = {}

@@ -21,7 +21,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, GitError
 from appliance.core.git.keyring import Keyring
 from appliance.core.models import Repo
-from appliance.core.refresh.fair_turns import FairTurns, Limits
+from appliance.core.refresh.fair_turns import FairTurns, TurnLimits
 from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.upstream import parse_upstream
 
@@ -126,7 +126,9 @@ class OnDemand:
         self._clock = clock
         self._asking: dict[str, FairTurns] = {}
         # As many as the scheduler's lane for them has slots, so that none begins to wait there, out of turn.
-        self._cloning = FairTurns(Limits(CLONES_PER_MINUTE, CLONES_AT_ONCE, concurrency, CLONING_HOLDS, MOST_CLONING))
+        self._cloning = FairTurns(
+            TurnLimits(CLONES_PER_MINUTE, CLONES_AT_ONCE, concurrency, CLONING_HOLDS, MOST_CLONING)
+        )
         self._wishes: dict[tuple[str, bool], _Wish] = {}
         self._remembered: dict[str, float] = {}
         self._failures: dict[str, int] = {}
@@ -278,7 +280,7 @@ class OnDemand:
 
     def _turns_of(self, host: str) -> FairTurns:
         """The turns at one upstream host. The hosts are those of `[[allow]]`, whatever guests ask for."""
-        limits = Limits(ASKED_PER_MINUTE, ASKED_AT_ONCE, lambda: ASKING_AT_ONCE, ASKING_HOLDS, MOST_ASKING)
+        limits = TurnLimits(ASKED_PER_MINUTE, ASKED_AT_ONCE, lambda: ASKING_AT_ONCE, ASKING_HOLDS, MOST_ASKING)
         return self._asking.setdefault(host, FairTurns(limits))
 
     def _remember(self, upstream: AllowedUpstream, seconds: float) -> None:
