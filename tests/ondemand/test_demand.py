@@ -188,7 +188,7 @@ def test_a_guest_that_hangs_up_ends_its_wait_alone(allowing: Allowing, upstream:
 
 @pytest.mark.slow
 def test_a_flood_of_names_starves_nobody(allowing: Allowing, upstream: HttpUpstream) -> None:
-    """One address asks for 100 names that do not exist. The upstream is asked at a rate, and another guest is served."""
+    """One address asks for 100 names that do not exist. The upstream is asked at a rate, another guest is served."""
     serve = allowing(wait="10s")
     names = [f"acme/made-up-{number}" for number in range(100)]
     with ThreadPoolExecutor(100) as pool:

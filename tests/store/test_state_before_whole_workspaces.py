@@ -1,7 +1,7 @@
 """A state directory from before there were whole workspaces opens, and nothing in it is lost.
 
-`fixtures/state-before-whole-workspaces.tar.xz` was written by the file of that time: two repositories, one of the config
-and one of the command line, a session with two turns that have notes, and a known guest.
+`fixtures/state-before-whole-workspaces.tar.xz` was written by the file of that time: two repositories, one of the
+config and one of the command line, a session with two turns that have notes, and a known guest.
 """
 
 from __future__ import annotations

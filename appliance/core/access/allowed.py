@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 from appliance.core.config.repositories import AllowConfig
 from appliance.core.errors import UsageError
@@ -12,6 +13,15 @@ from appliance.core.names import is_repo_name
 from appliance.core.upstream import Upstream, parse_upstream, read_upstream
 
 _PORT = re.compile(r":\d+$")
+
+
+class Coming(Enum):
+    """What became of a guest's wish. NOTHING is all that a guest learns of what it must not know."""
+
+    NOTHING = "nothing"
+    ASKED = "asked"
+    CLONING = "cloning"
+    HERE = "here"
 
 
 @dataclass(frozen=True)

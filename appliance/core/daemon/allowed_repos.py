@@ -43,7 +43,7 @@ LOCKED = 5.0
 
 
 class AllowedRepos:
-    """Registers and ends them. Implements `refresh.on_demand.Registrar`.
+    """Registers and ends them. Implements `on_demand.Registrar`.
 
     Every answer to a guest counts as use, and so do a lease of a disk and recordings, for as long as they are there.
     """

@@ -10,9 +10,8 @@ from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from appliance.core.access.allowed import AllowedUpstream
+from appliance.core.access.allowed import AllowedUpstream, Coming
 from appliance.core.models import Guest
-from appliance.core.refresh.on_demand import Coming
 from appliance.core.serving.net.http import Exchange, HttpError
 from appliance.core.serving.net.seats import Seat
 from appliance.core.serving.wire.requests import RequestError
@@ -22,7 +21,7 @@ TRY_AGAIN = 30
 
 
 class Brings(Protocol):
-    """Brings repositories: `refresh.on_demand.OnDemand`."""
+    """Brings repositories: `daemon.on_demand.OnDemand`."""
 
     async def wait(self, path: str, peer: str, seconds: float) -> tuple[Coming, AllowedUpstream | None]:
         """Waits until what is asked for is here; see there."""

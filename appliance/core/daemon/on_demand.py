@@ -12,11 +12,10 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from appliance.core.access.allowed import AllowedUpstream, AllowedUpstreams
+from appliance.core.access.allowed import AllowedUpstream, AllowedUpstreams, Coming
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, GitError
 from appliance.core.git.keyring import Keyring
@@ -54,15 +53,6 @@ NOT_AGAIN = 15.0
 """Seconds for which a peer that has waited in vain for a name does not wait for it again."""
 OURSELVES = "this node"
 """The peer that wishes of the node itself count for."""
-
-
-class Coming(Enum):
-    """What became of a guest's wish. NOTHING is all that a guest learns of what it must not know."""
-
-    NOTHING = "nothing"
-    ASKED = "asked"
-    CLONING = "cloning"
-    HERE = "here"
 
 
 class Registrar(Protocol):
