@@ -48,6 +48,7 @@ def test_a_slow_clone(allowing: Allowing, upstream: HttpUpstream, tmp_path: Path
     assert "was asked for" in result.err and "redirecting to" in result.err
     upstream.reset()
     serve.wait_for_repo("acme/hangs")
+    serve.wait_for_repo(WIDGETS)
     guest.hydrate(tmp_path / "again").hydrated("snapshot")
     result = guest.run(f"gitmirror_record s1 {tmp_path / 'again'}")
     assert result.code == 0, result.err

@@ -165,7 +165,7 @@ async def compose(
     observing.metrics.add_gauges(registry.gauges)
     operations = Operations(
         state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,
-        status, disks, registry, files,
+        status, disks, registry, files, allowed,
     )  # fmt: skip
     api_tokens = ApiTokens(stores.api_tokens)
     api = compose_api(operations, stores, stream, api_tokens)

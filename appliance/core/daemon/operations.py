@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from appliance.core.access.read_tokens import issue_token
 from appliance.core.backup.schedule import Backups
+from appliance.core.daemon.allowed_repos import AllowedRepos
 from appliance.core.daemon.guest_registry import GuestRegistry
 from appliance.core.daemon.mirror_files import MirrorFiles
 from appliance.core.daemon.registry_follower import RegistryFollower
@@ -69,6 +70,7 @@ class Operations:
     leases: Disks
     guests: GuestRegistry
     files: MirrorFiles
+    allowed: AllowedRepos
     _changing: set[asyncio.Task[Any]] = field(default_factory=set)
     _registering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -144,9 +146,12 @@ class Operations:
             raise UsageError(
                 f"{escape(branch)[:300]} is not a branch's name", hint="give it as `refs` does, without refs/heads/"
             )
+        repo = self.state.find(name)
+        # Now, because a disk takes a while to build, and its lease begins only then.
+        self.allowed.used(repo)
         form = DiskForm.SINGLE if request.get("single") else DiskForm.EROFS
         return await self.leases.lease(
-            self.state.find(name),
+            repo,
             branch=branch,
             commit=request.get("commit"),
             guest=request.get("guest"),

@@ -95,9 +95,11 @@ class GitPort:
         if seat.refused:
             raise Busy("too many connections; try again later")
         request = await self._read_request(seat.socket)
-        if request.service == UPLOAD_PACK and self._find_now(seat, request.path) is None:
-            await self._wishes.over_git(seat, request.path, more_follows=request.version == 2)
-        repo = self._find(seat, request.path)
+        repo = self._find_now(seat, request.path)
+        if repo is None:
+            if request.service == UPLOAD_PACK:
+                await self._wishes.over_git(seat, request.path, more_follows=request.version == 2)
+            repo = self._find(seat, request.path)
         if request.service != RECEIVE_PACK and request.version == 2:
             await self._serve_v2(seat, request.path, repo)
             return

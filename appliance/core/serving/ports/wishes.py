@@ -50,17 +50,12 @@ class GuestWishes:
     async def over_http(self, exchange: Exchange, path: str, rest: str | None = None) -> bool:
         """Returns whether it is worth looking again for the repository at a path that the gate does not know.
 
-        Raises HttpError if it is on its way: a redirect to `rest` below its upstream, or 503 without `rest`. Raises
-        OSError if the guest hangs up.
+        Raises HttpError if it is on its way: a redirect to `rest` below its upstream, or 503 without `rest`.
         """
         if not self._may_wish(exchange.guest):
             return False
-        hung_up = None
-        if not exchange.has_body:
-            # The guest sends nothing more, so that the end of its side means that it has gone.
-            await exchange.end_request()
-            hung_up = exchange.hung_up()
-        coming, upstream = await self._wait(exchange.seat, path, hung_up)
+        # A client may end its side once it has sent its request, and wait for the response.
+        coming, upstream = await self._wait(exchange.seat, path, None)
         if upstream is None or coming in (Coming.HERE, Coming.NOTHING):
             return coming is Coming.HERE
         if rest is not None and upstream.url.startswith("http"):
