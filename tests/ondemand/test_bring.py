@@ -107,6 +107,8 @@ def test_a_private_one_is_brought_for_the_node_and_not_for_a_guest() -> None:
         brings = on_demand(node)
         assert await brings.wait("/acme/other", "guest", 5) == (Coming.NOTHING, None)
         assert node.asked == ["https://github.com/acme/other"] and node.repos == {}
+        # A guest cannot make the node believe that it is not there.
+        assert await brings.bring("https://github.com/acme/other") is not None
         assert await brings.bring(URL) is not None
 
     asyncio.run(main())

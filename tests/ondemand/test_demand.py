@@ -46,6 +46,7 @@ def leaves_nothing(serve: Serve) -> bool:
     return sources(serve) == {} and not any(any(each.glob("*")) for each in directories if each.exists())
 
 
+@pytest.mark.slow
 def test_twenty_guests_ask_at_once(allowing: Allowing, upstream: HttpUpstream, tmp_path: Path) -> None:
     """Over git:// and HTTP, by both forms of a path: one clone, and all get a right workspace."""
     serve = allowing()

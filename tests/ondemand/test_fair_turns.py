@@ -43,7 +43,7 @@ class Players:
         await self.settle()
 
     async def _play(self, peer: str, end: asyncio.Event) -> None:
-        async with self.turns.turn(peer):
+        async with self.turns.turn([peer]):
             self.order.append(peer)
             await end.wait()
 
@@ -80,6 +80,26 @@ def test_a_peer_with_many_wishes_does_not_delay_another() -> None:
         players.ends[0].set()
         await players.settle()
         assert players.order == ["greedy", "greedy", "other"]
+
+    run(test)
+
+
+def test_what_a_greedy_peer_wanted_first_is_not_late_for_another() -> None:
+    async def test(players: Players, clock: Clock) -> None:
+        await players.want(*["greedy"] * 50)
+        peers = {"greedy"}
+        order = []
+
+        async def shared() -> None:
+            async with players.turns.turn(peers):
+                order.append("shared")
+
+        players.tasks.append(asyncio.create_task(shared()))
+        await players.settle()
+        peers.add("other")
+        players.ends[0].set()
+        await players.settle()
+        assert order == ["shared"]
 
     run(test)
 

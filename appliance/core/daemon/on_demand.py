@@ -83,11 +83,12 @@ class Registrar(Protocol):
 class _Wish:
     """One upstream on its way. It stays while anybody waits for it, and once its clone runs, until that ends.
 
-    `repo` is known, and `is_settled` set, once it is registered.
+    `peers` are those who asked. `repo` is known, and `is_settled` set, once it is registered.
     """
 
     upstream: AllowedUpstream
-    peer: str
+    of_guest: bool
+    peers: set[str] = field(default_factory=set)
     task: asyncio.Task[Coming] | None = None
     waiting: int = 0
     repo: Repo | None = None
@@ -120,7 +121,7 @@ class OnDemand:
             TurnLimits(CLONES_PER_MINUTE, CLONES_AT_ONCE, concurrency, CLONING_HOLDS, MOST_CLONING)
         )
         self._wishes: dict[tuple[str, bool], _Wish] = {}
-        self._remembered: dict[str, float] = {}
+        self._remembered: dict[tuple[str, bool], float] = {}
         self._failures: dict[str, int] = {}
         self._waited: dict[tuple[str, str], float] = {}
 
@@ -132,7 +133,7 @@ class OnDemand:
         alone.
         """
         upstream = self._registrar.allowed().at(path)
-        if upstream is None or self._is_remembered(upstream):
+        if upstream is None or self._is_remembered(upstream, of_guest=True):
             return Coming.NOTHING, None
         wish, began = self._wish(upstream, peer, of_guest=True), self._clock()
         key = (upstream.name, peer)
@@ -161,7 +162,7 @@ class OnDemand:
         upstream = self._registrar.allowed().of(url)
         if upstream is None:
             return None
-        if (found := self._registrar.find(upstream)) is not None or self._is_remembered(upstream):
+        if (found := self._registrar.find(upstream)) is not None or self._is_remembered(upstream, of_guest=False):
             return found
         wish = self._wish(upstream, OURSELVES, of_guest=False)
         try:
@@ -186,9 +187,10 @@ class OnDemand:
         key = (upstream.name, of_guest)
         wish = self._wishes.get(key)
         if wish is None:
-            wish = self._wishes[key] = _Wish(upstream, peer)
-            wish.task = asyncio.create_task(self._fulfil(wish, of_guest=of_guest), name=f"bring {upstream.name}")
+            wish = self._wishes[key] = _Wish(upstream, of_guest)
+            wish.task = asyncio.create_task(self._fulfil(wish), name=f"bring {upstream.name}")
             wish.task.add_done_callback(lambda _: self._settled(wish))
+        wish.peers.add(peer)
         wish.waiting += 1
         return wish
 
@@ -207,37 +209,37 @@ class OnDemand:
         wish.waiting -= 1
         if wish.waiting or wish.repo is not None or wish.task is None:
             return
-        alone = sum(not other.waiting and other.peer == wish.peer for other in self._wishes.values())
+        alone = sum(not other.waiting and not wish.peers.isdisjoint(other.peers) for other in self._wishes.values())
         if not goes_on or alone > MOST_ALONE:
             # Nobody wants it any more, and nothing is registered yet. Whoever asks from now on begins another.
             wish.task.cancel()
             self._settled(wish)
 
-    async def _fulfil(self, wish: _Wish, *, of_guest: bool) -> Coming:
-        upstream = wish.upstream
+    async def _fulfil(self, wish: _Wish) -> Coming:
+        upstream, of_guest = wish.upstream, wish.of_guest
         try:
             with_credential = not of_guest or self._registrar.is_open(upstream)
-            async with self._turns_of(upstream.host).turn(wish.peer):
-                if not await self._exists(upstream, with_credential=with_credential):
+            async with self._turns_of(upstream.host).turn(wish.peers):
+                if not await self._exists(wish, with_credential=with_credential):
                     return Coming.NOTHING
             # Asked for like any other until here, because a guest must not tell it from a name that does not exist.
             if of_guest and not self._registrar.is_open(upstream):
-                self._remember(upstream, REMEMBERED)
+                self._remember(wish, REMEMBERED)
                 return Coming.NOTHING
-            async with self._cloning.turn(wish.peer):
+            async with self._cloning.turn(wish.peers):
                 return await self._clone(wish)
         except GitmirrorError as error:
             log.info("%s: cannot be brought: %s", upstream.name, error.message)
         except Exception:
             log.exception("%s: cannot be brought", upstream.name)
-        self._remember(upstream, REMEMBERED)
+        self._remember(wish, REMEMBERED)
         return Coming.NOTHING
 
     async def _clone(self, wish: _Wish) -> Coming:
         upstream = wish.upstream
         repo = await self._registrar.register(upstream)
         if repo is None:
-            self._remember(upstream, REMEMBERED)
+            self._remember(wish, REMEMBERED)
             return Coming.NOTHING
         wish.repo = repo
         wish.is_settled.set()
@@ -246,11 +248,12 @@ class OnDemand:
             self._failures.pop(upstream.name, None)
             return Coming.HERE
         failures = self._failures[upstream.name] = self._failures.get(upstream.name, 0) + 1
-        self._remember(upstream, min(REMEMBERED * 2 ** min(failures - 1, 10), LONGEST_REMEMBERED))
+        self._remember(wish, min(REMEMBERED * 2 ** min(failures - 1, 10), LONGEST_REMEMBERED))
         return Coming.NOTHING
 
-    async def _exists(self, upstream: AllowedUpstream, *, with_credential: bool) -> bool:
+    async def _exists(self, wish: _Wish, *, with_credential: bool) -> bool:
         """Asks the upstream. A failure of any kind is remembered, so that the upstream is not asked again at once."""
+        upstream = wish.upstream
         place, words = parse_upstream(upstream.url, allow_local=True), ("ls-remote", "--quiet", upstream.url, "HEAD")
         try:
             if with_credential:
@@ -260,7 +263,7 @@ class OnDemand:
                 await self._ask(self._git, words)
         except (GitmirrorError, TimeoutError) as error:
             patience = (error.retry_after or 0.0) if isinstance(error, GitError) else 0.0
-            self._remember(upstream, min(max(REMEMBERED, patience), LONGEST_REMEMBERED))
+            self._remember(wish, min(max(REMEMBERED, patience), LONGEST_REMEMBERED))
             log.info("%s is not brought: %s", upstream.name, str(error) or "its upstream took too long")
             return False
         return True
@@ -273,13 +276,15 @@ class OnDemand:
         limits = TurnLimits(ASKED_PER_MINUTE, ASKED_AT_ONCE, lambda: ASKING_AT_ONCE, ASKING_HOLDS, MOST_ASKING)
         return self._asking.setdefault(host, FairTurns(limits))
 
-    def _remember(self, upstream: AllowedUpstream, seconds: float) -> None:
-        self._remembered.pop(upstream.name, None)
-        self._remembered[upstream.name] = self._clock() + seconds
+    def _remember(self, wish: _Wish, seconds: float) -> None:
+        # Apart from what the node itself wants, of which guests may have made it believe that it is not there.
+        key = (wish.upstream.name, wish.of_guest)
+        self._remembered.pop(key, None)
+        self._remembered[key] = self._clock() + seconds
         while len(self._remembered) > MOST_REMEMBERED:
             oldest = next(iter(self._remembered))
             del self._remembered[oldest]
-            self._failures.pop(oldest, None)
+            self._failures.pop(oldest[0], None)
 
-    def _is_remembered(self, upstream: AllowedUpstream) -> bool:
-        return self._remembered.get(upstream.name, 0.0) > self._clock()
+    def _is_remembered(self, upstream: AllowedUpstream, *, of_guest: bool) -> bool:
+        return self._remembered.get((upstream.name, of_guest), 0.0) > self._clock()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 
 MINUTE = 60.0
@@ -35,13 +35,19 @@ class _Turn:
     since: float
 
 
+@dataclass(frozen=True, eq=False)
+class _Waiter:
+    peers: Collection[str]
+    future: asyncio.Future[_Turn]
+
+
 class FairTurns:
     """Gives turns. The next one goes to the waiting peer that began the fewest within the last minute."""
 
     def __init__(self, limits: TurnLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
-        self._queues: dict[str, deque[asyncio.Future[_Turn]]] = {}
+        self._queue: list[_Waiter] = []
         self._running: set[_Turn] = set()
         self._begun: deque[_Turn] = deque()
         self._tokens = float(limits.burst)
@@ -49,10 +55,13 @@ class FairTurns:
         self._timer: asyncio.TimerHandle | None = None
 
     @contextlib.asynccontextmanager
-    async def turn(self, peer: str) -> AsyncIterator[None]:
-        """Waits for a turn of `peer`, and has it until the block ends."""
+    async def turn(self, peers: Collection[str]) -> AsyncIterator[None]:
+        """Waits for a turn of one of `peers`, which may become more meanwhile, and has it until the block ends.
+
+        So what a greedy peer wanted first comes no later for the others who want it, too.
+        """
         future: asyncio.Future[_Turn] = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(peer, deque()).append(future)
+        self._queue.append(_Waiter(peers, future))
         self._give()
         try:
             turn = await future
@@ -77,10 +86,10 @@ class FairTurns:
             self._begun.popleft()
         holding = sum(now - turn.since < limits.holds for turn in self._running)
         while self._tokens >= 1 and holding < limits.at_once() and len(self._running) < limits.most_running:
-            future = self._next()
-            if future is None:
+            found = self._next()
+            if found is None:
                 break
-            peer, waiting = future
+            peer, waiting = found
             turn = _Turn(peer, now)
             self._running.add(turn)
             self._begun.append(turn)
@@ -90,20 +99,21 @@ class FairTurns:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._queues:
+        if self._queue:
             self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY, self._give)
 
     def _next(self) -> tuple[str, asyncio.Future[_Turn]] | None:
-        """Takes the longest waiting one of the peer whose turn it is; None if nobody may have one."""
-        for peer, queue in list(self._queues.items()):
-            while queue and queue[0].done():
-                queue.popleft()
-            if not queue:
-                del self._queues[peer]
+        """Takes the one whose turn it is, with the peer that it counts for; None if nobody may have one."""
+        self._queue = [waiter for waiter in self._queue if not waiter.future.done()]
         running, begun = (Counter(turn.peer for turn in turns) for turns in (self._running, self._begun))
         share = max(1, self._limits.most_running // 2)
-        peers = [peer for peer in self._queues if running[peer] < share]
-        if not peers:
+        found: tuple[str, _Waiter] | None = None
+        for waiter in self._queue:
+            for peer in waiter.peers:
+                # Of those that began equally few, the one that has waited longest.
+                if running[peer] < share and (found is None or begun[peer] < begun[found[0]]):
+                    found = (peer, waiter)
+        if found is None:
             return None
-        peer = min(peers, key=lambda other: begun[other])
-        return peer, self._queues[peer].popleft()
+        self._queue.remove(found[1])
+        return found[0], found[1].future
