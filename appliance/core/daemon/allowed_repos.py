@@ -210,17 +210,25 @@ class AllowedRepos:
         """Unregisters a repository whose first clone failed, unless the operator has made it theirs. Never raises."""
         with self._endurance.over(repo.name):
             # A mirror that `remove-repo` or a restore left may have recordings.
-            if not self._mirrors(repo.name).exists() and await self._unregister(repo):
-                await self._delete_rest(repo.name)
-                log.warning("%s is given up: its first clone failed", repo.name)
+            if self._mirrors(repo.name).exists():
+                return
+            self._ending.add(repo.name)
+            try:
+                if await self._unregister(repo):
+                    await self._delete_rest(repo.name)
+                    log.warning("%s is given up: its first clone failed", repo.name)
+            finally:
+                self._ending.discard(repo.name)
+
+    async def finish_ends(self) -> None:
+        """Deletes what a kill left of repositories that had ended. Call it before a guest can bring them again."""
+        with self._endurance.over("what a kill left"):
+            for name in await asyncio.to_thread(self._store.ending):
+                await self._files.delete_mirror(name)
+                await self._delete_rest(name)
 
     async def run(self) -> None:
         """Looks for what nobody uses until cancelled."""
-        with self._endurance.over("what a kill left"):
-            for name in await asyncio.to_thread(self._store.ending):
-                async with self._mirrors.locks.exclusive(name):
-                    await self._files.delete_mirror(name)
-                await self._delete_rest(name)
         while True:
             pause = LOOK_EVERY
             with self._endurance.over("the registry"):
@@ -288,35 +296,30 @@ class AllowedRepos:
                 # Pushes wait for the lock. Whoever came before it has used the repository, or recorded something.
                 if self._used.get(repo.id, 0.0) > since or await self._is_held(repo):
                     return False
+                # Until its files are gone, nobody brings it again.
+                self._ending.add(repo.name)
                 if not await self._unregister(repo):
                     return False
                 # Before the lock is released, so that no push that waits for it can succeed and then be lost.
                 await self._files.delete_mirror(repo.name)
+            await self._delete_rest(repo.name)
         except TimeoutError:
             return False
-        await self._delete_rest(repo.name)
+        finally:
+            self._ending.discard(repo.name)
         return True
 
     async def _unregister(self, repo: Repo) -> bool:
         """Takes the first step to the end of a repository. A kill after it leaves a note to delete its files."""
-        self._ending.add(repo.name)
-        try:
-            if not await asyncio.to_thread(self._store.end, repo):
-                self._ending.discard(repo.name)
-                return False
-            await self._follower.follow()
-        except BaseException:
-            self._ending.discard(repo.name)
-            raise
+        if not await asyncio.to_thread(self._store.end, repo):
+            return False
+        await self._follower.follow()
         self._used.pop(repo.id, None)
         return True
 
     async def _delete_rest(self, name: str) -> None:
-        try:
-            await self._files.delete_others(name)
-            await asyncio.to_thread(self._store.ended, name)
-        finally:
-            self._ending.discard(name)
+        await self._files.delete_others(name)
+        await asyncio.to_thread(self._store.ended, name)
 
 
 def _has_files(directory: Path) -> bool:

@@ -74,10 +74,6 @@ class Registrar(Protocol):
         """Registers the upstream, unless it is; None if that cannot be done now, which was logged. Never raises."""
         ...
 
-    async def give_up(self, repo: Repo) -> None:
-        """Unregisters a repository whose first clone failed, unless it is not this room's any more. Never raises."""
-        ...
-
 
 @dataclass(eq=False)
 class _Wish:

@@ -123,6 +123,7 @@ class Service:
         await asyncio.to_thread(self._clean_mirrors, self._state.repos)
         # Before anything is built, because only then it is certain what a kill left.
         await self._rooms.disks.tidy()
+        await self._rooms.allowed.finish_ends()
         await self._prove_guard()
         await asyncio.to_thread(self._rooms.stores.database.examine)
         await self._settle()
