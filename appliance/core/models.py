@@ -31,9 +31,16 @@ UNHEALTHY = (State.DAMAGED, State.FAILING, State.STALE)
 """The states that operators must hear of, the worst first."""
 
 
+ALLOWED = "allowed"
+"""The source of a repository that nobody registered: a guest asked for it, and `[[allow]]` allows it."""
+
+
 @dataclass(frozen=True)
 class Repo:
-    """A registered repository. Each registration gets a new `id`, so a repository that is added again has another."""
+    """A registered repository. Each registration gets a new `id`, so a repository that is added again has another.
+
+    `source` is `config`, `cli` (which means the API, too) or ALLOWED.
+    """
 
     id: int
     name: str

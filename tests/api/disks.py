@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 from appliance.core.api.declaration import Operation
 from appliance.core.api.disk_routes import DiskRoutes
@@ -90,7 +91,7 @@ class DiskServer(ApiServer):
         # The other rooms of `serve` have no part in it.
         rooms = cast(dict[str, Any], dict.fromkeys(
             ("stores", "mirrors", "scheduler", "recording", "workspaces", "warmer", "follower", "integrity", "backups",
-             "kit", "status_of", "guests"))
+             "kit", "status_of", "guests", "files"))
         )  # fmt: skip
-        node = Operations(state=self._state, leases=cast(Any, self.disks), **rooms)
+        node = Operations(state=self._state, leases=cast(Any, self.disks), allowed=Mock(), **rooms)
         return DiskRoutes(node).operations()

@@ -98,13 +98,21 @@ class StandIns:
         """Too many at once."""
         raise Busy("try again")
 
+    async def over_http(self, exchange: Exchange, path: str, rest: str | None = None) -> bool:
+        """Nothing is allowed on demand."""
+        return False
+
+    def http_host(self, host: str) -> str | None:
+        """Nothing is allowed on demand."""
+        return None
+
     def handler(self) -> Handler:
         """SmartHttp over these."""
         repo = Repo(1, "acme/widgets", "http://127.0.0.1:1/acme/widgets", None, "cli", None, True, 0.0)
         gate = AccessGate(lambda _: True, self.grants, KnownGuests(time.time))
         gate.catalog = Catalog([repo])
         alike: Any = self
-        return SmartHttp(alike, gate, Admission(LIMITS), alike, alike, alike, alike).handle
+        return SmartHttp(alike, gate, Admission(LIMITS), alike, alike, alike, alike, alike).handle
 
 
 @dataclass

@@ -13,6 +13,7 @@ from appliance.core.events.bus import EventBus
 from appliance.core.events.facts import (
     MOST_TOLD,
     TOLD,
+    AllowedRepoExpired,
     ConditionChanged,
     Event,
     EventsLost,
@@ -136,6 +137,10 @@ EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
         },
     ),
     (
+        AllowedRepoExpired(at=AT, repo=REPO, words="nobody has fetched it for 7d"),
+        {"event": "expired", "url": REPO.url, "words": "nobody has fetched it for 7d"},
+    ),
+    (
         PushesSwitched(at=AT, are_off=True, words="the disk is full", hint="make room", since=AT),
         {"event": "pushes-off", "words": "the disk is full", "hint": "make room", "since": WHEN},
     ),
@@ -226,7 +231,7 @@ def test_the_page_of_the_api_has_the_other_events() -> None:
 def test_every_event_reaches_who_watches() -> None:
     """By the stream, or by the queue in front of the database that tells the stream."""
     bus, stream, fetches = EventBus(), Mock(), Mock()
-    parts = [Mock() for _ in range(9)]
+    parts = [Mock() for _ in range(10)]
     parts[5].fetches = fetches
     subscribe(bus, stream, *parts)
     for event, _ in EXAMPLES:

@@ -5,6 +5,7 @@
 - `read_tokens`: issues read tokens, and looks them up at each request. `api_tokens`: looks up the tokens of programs.
   `token_uses`: stores when each was last used.
 - `gate`: finds the repository that a guest may read at a path. The git and the HTTP port both use it.
+- `allowed`: which upstream a path means that `[[allow]]` lets guests bring.
 
 The life of a request: the port passes its path, and over HTTP the Authorization header, to the AccessGate. The gate
 looks the token up, finds the repository in the catalog, and returns it or None. After a reload or a change of the

@@ -23,13 +23,15 @@ Grants = Callable[[str], Awaitable[int | None]]
 class AccessGate:
     """Finds repositories in `catalog`, which is replaced when the registry or the config changes.
 
-    `mirrored` returns whether a repository's mirror exists.
+    `mirrored` returns whether a repository's mirror exists. `on_use` is called with each repository that a guest gets;
+    it is replaced once there is somebody who wants to know.
     """
 
     def __init__(self, mirrored: Callable[[Repo], bool], grants: Grants, guests: KnownGuests) -> None:
         self._mirrored = mirrored
         self._grants = grants
         self._guests = guests
+        self.on_use: Callable[[Repo], None] = _ignore
         self.catalog = Catalog()
 
     def guest_of(self, socket_of: int | None, address: str, authorization: str | None = None) -> Guest | None:
@@ -70,7 +72,14 @@ class AccessGate:
         return self.catalog.find(path) or self.catalog.find_private(path)
 
     def _there(self, repo: Repo | None) -> Repo | None:
-        return repo if repo is not None and self._mirrored(repo) else None
+        if repo is None or not self._mirrored(repo):
+            return None
+        self.on_use(repo)
+        return repo
+
+
+def _ignore(repo: Repo) -> None:
+    """Nobody wants to know which repositories are used."""
 
 
 def token_in(authorization: str) -> str | None:

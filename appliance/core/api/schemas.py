@@ -93,15 +93,16 @@ HASH: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 CHANGE = document("RefChange", ref=TEXT, old=nullable(OID), new=nullable(OID))
 LOST = listed(document("LostRecording", ref=TEXT, commit=OID))
 
+SOURCE = one_of("config", "cli", "allowed")
 REPO = document(
     "Repo",
-    name=TEXT, url=TEXT, branch=nullable(TEXT), source=one_of("config", "cli"), state=STATE, interval=SECONDS,
+    name=TEXT, url=TEXT, branch=nullable(TEXT), source=SOURCE, state=STATE, interval=SECONDS,
     enabled=SWITCH, private=SWITCH, readers=nullable(one_of("open", "token")),
 )  # fmt: skip
 ADDED = extended("AddedRepo", REPO, error=nullable(TEXT))
 REPO_STATUS = document(
     "RepoStatus",
-    name=TEXT, url=TEXT, branch=nullable(TEXT), state=STATE, tip=nullable(OID), lag=nullable(SECONDS),
+    name=TEXT, url=TEXT, branch=nullable(TEXT), source=SOURCE, state=STATE, tip=nullable(OID), lag=nullable(SECONDS),
     verified_at=nullable(TIME), last_error=nullable(TEXT), error=nullable(FAILURE), hint=nullable(TEXT),
     retry_at=nullable(TIME), failures=COUNT, refs=COUNT, size=COUNT, sessions=COUNT, damage=nullable(TEXT),
     inspected_at=nullable(TIME), verified_whole_at=nullable(TIME), private=SWITCH,

@@ -13,8 +13,11 @@ from appliance.core.access.known_guests import KnownGuests
 from appliance.core.access.read_tokens import ReadTokens
 from appliance.core.api.compose import compose_api
 from appliance.core.backup.schedule import Backups
+from appliance.core.daemon.allowed_repos import AllowedRepos
 from appliance.core.daemon.api_socket import api_handler
 from appliance.core.daemon.guest_registry import GuestRegistry
+from appliance.core.daemon.mirror_files import MirrorFiles
+from appliance.core.daemon.on_demand import OnDemand
 from appliance.core.daemon.operations import Operations
 from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.daemon.state import ADMIN, ServeState
@@ -88,6 +91,8 @@ class Assembly:
     operations: Operations
     api: Application
     admin_port: Acceptor
+    allowed: AllowedRepos
+    on_demand: OnDemand
 
     @property
     def acceptors(self) -> Mapping[str, Acceptor]:
@@ -135,6 +140,13 @@ async def compose(
     kit = GuestKit(state.public_url, state.is_public, repos, gate, workspaces.usual_history, state.workspace)
     freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)
     codings = TarCodings(GzippedTars(children))
+    follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
+    files = MirrorFiles(mirrors, workspaces, disks, recording.attachments, lfs)
+    allowed = AllowedRepos(state, stores.allowed, mirrors, follower, recording, files, bus.publish, begin)
+    gate.on_use = allowed.used
+    on_demand = OnDemand(
+        allowed, scheduler, mirrors.git, refreshing.refresher.current_keyring, layout.home, state.concurrency
+    )  # fmt: skip
     routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish, codings)
     admin = AdminRoutes(
         state.webhook_secret_file, state.refresh_token_file, refreshing.announcements, repos, health, gate,
@@ -143,7 +155,8 @@ async def compose(
     attachments = HttpAttachments(recording.attachments, LARGEST)
     lfs_routes = LfsRoutes(lfs, fetching.engine.budget, state.public_url, state.is_public)
     ports = compose_ports(
-        mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, attachments, lfs_routes
+        mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, attachments, lfs_routes,
+        on_demand,
     )  # fmt: skip
     observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges, workspaces.gauges, disks.gauges)
     observing.metrics.add_gauges(lfs.gauges)
@@ -156,7 +169,6 @@ async def compose(
         }
     )
 
-    follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
     backups = Backups(mirrors, state.backup)
     observing.metrics.add_gauges(backups.gauges)
     examiner = compose_examiner(mirrors, stores, refreshing.refresher.bring, state.backup)
@@ -170,16 +182,17 @@ async def compose(
     observing.metrics.add_gauges(registry.gauges)
     operations = Operations(
         state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,
-        status, disks, registry, lfs,
+        status, disks, registry, files, allowed,
     )  # fmt: skip
     api_tokens = ApiTokens(stores.api_tokens)
     api = compose_api(operations, stores, stream, api_tokens)
     admin_port = compose_admin_port(config.serve, ports, admin, api_handler(api, is_operator=False))
     subscribe(
-        bus, stream, refreshing, recording, workspaces, disks, lfs, maintainer, observing, fetching, follower, integrity
-    )
+        bus, stream, refreshing, recording, workspaces, disks, lfs, maintainer, observing, fetching, follower,
+        integrity, allowed,
+    )  # fmt: skip
     return Assembly(
         state, stores, mirrors, stream, refreshing, recording, workspaces, disks, lfs, registry, maintainer, scrub,
         observing, fetching, daemon, read_tokens, api_tokens, ports, follower, backups, integrity, status,
-        operations, api, admin_port,
+        operations, api, admin_port, allowed, on_demand,
     )  # fmt: skip

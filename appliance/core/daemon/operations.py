@@ -11,7 +11,9 @@ from typing import Any, BinaryIO, TypeVar
 
 from appliance.core.access.read_tokens import issue_token
 from appliance.core.backup.schedule import Backups
+from appliance.core.daemon.allowed_repos import AllowedRepos
 from appliance.core.daemon.guest_registry import GuestRegistry
+from appliance.core.daemon.mirror_files import MirrorFiles
 from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.daemon.state import ServeState
 from appliance.core.daemon.status import Status
@@ -21,7 +23,6 @@ from appliance.core.git.mirrors import Mirrors
 from appliance.core.git.revisions import is_ref_name
 from appliance.core.integrity.examination import failed_document, healing_document, require_cloned
 from appliance.core.integrity.watch import IntegrityWatch
-from appliance.core.lfs.objects import LfsObjects
 from appliance.core.models import Repo, Tell
 from appliance.core.names import is_repo_name
 from appliance.core.node.guests import guest_order
@@ -68,7 +69,8 @@ class Operations:
     status_of: Status
     leases: Disks
     guests: GuestRegistry
-    lfs: LfsObjects
+    files: MirrorFiles
+    allowed: AllowedRepos
     _changing: set[asyncio.Task[Any]] = field(default_factory=set)
     _registering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -121,12 +123,7 @@ class Operations:
         async def work() -> dict[str, Any]:
             await self._change(gone)
             if purge:
-                async with self.mirrors.locks.exclusive(name):
-                    await asyncio.to_thread(self.mirrors(name).discard)
-                await self.workspaces.delete(name)
-                await self.leases.delete(name)
-                await self.lfs.purge(name)
-                await self.recording.attachments.sweep(name)
+                await self.files.delete(name)
             return {"name": name, "purged": purge}
 
         return await self._to_the_end(work())
@@ -149,9 +146,12 @@ class Operations:
             raise UsageError(
                 f"{escape(branch)[:300]} is not a branch's name", hint="give it as `refs` does, without refs/heads/"
             )
+        repo = self.state.find(name)
+        # Now, because a disk takes a while to build, and its lease begins only then.
+        self.allowed.used(repo)
         form = DiskForm.SINGLE if request.get("single") else DiskForm.EROFS
         return await self.leases.lease(
-            self.state.find(name),
+            repo,
             branch=branch,
             commit=request.get("commit"),
             guest=request.get("guest"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from appliance.core.access.allowed import unusable
 from appliance.core.access.catalog import Catalog
 from appliance.core.access.gate import AccessGate
 from appliance.core.daemon.state import ServeState
@@ -86,7 +87,8 @@ class RegistryFollower:
         """Writes the config's list into the registry. Raises StoreError."""
         state, registry = self._state, self._stores.registry
         known = {repo.name for repo in registry.all()}
-        problems, usable = state.config.warnings(), []
+        allow_local = state.config.refresh.allow_local
+        problems, usable = [*state.config.warnings(), *unusable(state.config.allow, allow_local=allow_local)], []
         for wanted in wanted_of_config(state.config):
             try:
                 if wanted.name not in known:

@@ -124,6 +124,7 @@ class Service:
         # Before anything is built, because only then it is certain what a kill left.
         await self._rooms.disks.tidy()
         await self._rooms.lfs.start(self._rooms.mirrors.on_disk())
+        await self._rooms.allowed.finish_ends()
         await self._prove_guard()
         await asyncio.to_thread(self._rooms.stores.database.examine)
         await self._settle()
@@ -195,6 +196,7 @@ class Service:
             "backups": rooms.backups.run(),
             "integrity": rooms.integrity.run(),
             "known guests": rooms.guests.run(),
+            "allowed repositories": rooms.allowed.run(),
         }
         return [self._begin(loop, name) for name, loop in work.items()]
 
@@ -243,6 +245,7 @@ class Service:
         # Report the fetches that have ended while subscribers of the event stream are still connected.
         await rooms.observing.fetches.settle()
         await self._control.stop()
+        await rooms.on_demand.stop()
         await rooms.operations.settle()
         await rooms.fetching.warmer.stop()
         await rooms.workspaces.stop()
@@ -257,6 +260,7 @@ class Service:
         await rooms.observing.fetches.write()
         await rooms.read_tokens.write()
         await rooms.api_tokens.write()
+        await rooms.allowed.write_last()
         await rooms.refreshing.history.write()
         rooms.stores.database.close()
 

@@ -61,6 +61,10 @@ class ServeState:
         """Seconds of lag above which a repository is stale."""
         return self.config.refresh.stale_after
 
+    def concurrency(self) -> int:
+        """How many refreshes of a lane run at once."""
+        return self.config.refresh.concurrency
+
     def recording(self) -> RecordingConfig:
         """What guests may record, and how long it is stored."""
         return self.config.recording

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 
+from appliance.core.daemon.allowed_repos import AllowedRepos
 from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.events.bus import EventBus
 from appliance.core.events.facts import (
+    AllowedRepoExpired,
     ConditionChanged,
     DamageSuspected,
     FetchBegan,
@@ -49,6 +51,7 @@ def subscribe(
     fetching: Fetching,
     follower: RegistryFollower,
     integrity: IntegrityWatch,
+    allowed: AllowedRepos,
 ) -> None:
     """Subscribes every room. Ended refreshes and fetches reach the stream through the queues that store them."""
     metrics, monitor, count = observing.metrics, observing.monitor, recording.count
@@ -88,13 +91,15 @@ def subscribe(
     # After `hide_old_refs`, so that whoever fetches because of this event gets the new refs.
     on(RefsMoved, stream.publish)
     on(RefreshEnded, metrics.refreshed, follower.reconsider, monitor.refreshed, refreshing.announcements.refreshed)
-    on(RefreshEnded, integrity.refreshed)
+    on(RefreshEnded, integrity.refreshed, allowed.refreshed)
     on(FetchBegan, stream.publish)
     on(ShapeAsked, fetching.warmer.saw)
     on(FetchEnded, metrics.fetched, observing.fetches.add, _log_fetch)
     on(PushRuled, metrics.ruled, stream.publish)
     on(TurnRecorded, hide_old_refs, mark_for_repack, count.changed, stream.publish)
     on(SessionsEnded, hide_old_refs, drop_responses, warm, mark_for_repack, count.changed, integrity.sessions_ended)
+    on(SessionsEnded, allowed.recordings_ended)
+    on(AllowedRepoExpired, stream.publish)
     on(DamageSuspected, integrity.suspected)
     # Responses from a damaged mirror are dropped, because git copies packed objects without checking them.
     on(MirrorHealed, hide_old_refs, drop_responses, warm, build_snapshot, build_disks, mark_for_repack, catch_up)

@@ -199,6 +199,19 @@ class SessionsEnded(RepoEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AllowedRepoExpired(RepoEvent):
+    """A repository that `[[allow]]` brought was removed, with its mirror, because nobody used it."""
+
+    names = ("expired",)
+    goes_out = True
+
+    words: str
+
+    def facts(self) -> Document:
+        return {"url": self.repo.url, "words": self.words}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConditionChanged(RepoEvent):
     """A repository became stale, failing or damaged, or recovered."""
 
@@ -323,6 +336,7 @@ TOLD: tuple[type[Event], ...] = (
     TurnRecorded,
     ConditionChanged,
     MirrorHealed,
+    AllowedRepoExpired,
     PushesSwitched,
     EventsLost,
     RefreshEnded,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from appliance.core.events.facts import MirrorHealed, Publish, RefreshEnded, RegistryChanged
-from appliance.core.models import UNHEALTHY, Health, Repo, State
+from appliance.core.models import ALLOWED, UNHEALTHY, Health, Repo, State
 from appliance.core.observability.alerts import Alerts
 from appliance.core.observability.transitions import (
     Condition,
@@ -85,6 +85,9 @@ class HealthMonitor:
     def _look_at(self, repo: Repo, health: Health, asking_for: float) -> None:
         stale_after = self._stale_after()
         if repo.id not in self._tried and time.monotonic() - self._began <= stale_after:
+            return
+        if repo.source == ALLOWED and not health.cloned:
+            # Nobody registered it, and it is unregistered again if its first clone fails.
             return
         now = time.time()
         before, after = self._conditions.get(repo.id), condition_of(repo, health, now, stale_after)

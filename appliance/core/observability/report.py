@@ -69,6 +69,7 @@ def _repo_status(repo: Repo, health: Health, now: float, stale_after: float) -> 
         "name": repo.name,
         "url": repo.url,
         "branch": followed_branch(repo, health),
+        "source": repo.source,
         "state": state_of(repo, health, now, stale_after),
         "tip": health.tip,
         "lag": None if lag is None else round(lag, 3),

@@ -6,6 +6,7 @@
 - `failure`: explains an error in one word and in a sentence.
 - `announcements`: repeats refreshes until the refs that a webhook announced have arrived.
 - `wall_clock`: notices that the clock was set, so that lag stays a duration.
+- `fair_turns`: bounds what guests may cause of upstreams, and shares it between them.
 - `health_notes`: records what is learnt of a mirror in other ways. `compose`: builds these parts for a `serve`.
 
 A refresh: the scheduler finds a repository due, or is nudged by a webhook or a command, and starts the refresher when
@@ -15,5 +16,5 @@ once the outcome is stored.
 
 What always holds: an upstream that hangs delays no other repository. A fetch moves all refs or
 none, and what had to be deleted to make way for it is anchored. Lag counts from the start of the last successful
-refresh, whatever else is known. Guests never wait for an upstream.
+refresh, whatever else is known. Guests never wait for an upstream, except for a first clone that they asked for.
 """

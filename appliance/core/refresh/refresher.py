@@ -89,6 +89,10 @@ class Refresher:
         self._memory = RefMemory()
         self.left_out = LeftOutRefs()
 
+    def current_keyring(self) -> Keyring:
+        """The keyring in use now."""
+        return self.keyring
+
     async def refresh(self, run: RefreshRun) -> MirrorFacts:
         """Updates one mirror, or clones it if it is missing. Raises GitmirrorError.
 

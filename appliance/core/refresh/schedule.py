@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from appliance.core.models import Health
+from appliance.core.models import ALLOWED, Health
 
 BACKOFF_START = 5.0
 
@@ -21,15 +21,19 @@ class Lane(StrEnum):
     """Refreshes wait only for others in their lane, so a clone or a failing upstream never delays healthy mirrors."""
 
     CLONE = "clone"
+    DEMAND = "demand"
+    """First clones that guests wait for, so that none of the operator's own waits for one of these."""
     HEALTHY = "healthy"
     TROUBLED = "troubled"
 
 
-def lane_of(health: Health) -> Lane:
-    """The lane that a mirror's next refresh runs in."""
+def lane_of(health: Health, source: str = "") -> Lane:
+    """The lane that a mirror's next refresh runs in. `source` is its repository's."""
     if health.failures:
         return Lane.TROUBLED
-    return Lane.HEALTHY if health.cloned else Lane.CLONE
+    if health.cloned:
+        return Lane.HEALTHY
+    return Lane.DEMAND if source == ALLOWED else Lane.CLONE
 
 
 def delay_after(interval: float, failures: int, jitter: float) -> float:

@@ -223,7 +223,7 @@ class Scheduler:
         if entry.running is None:
             due = max(time.monotonic() if entry.asked else entry.due, entry.not_before)
             last = -math.inf if entry.asked else due + self._interval(entry.repo)
-            self._queue.put(entry.repo.id, due, lane_of(entry.health), last)
+            self._queue.put(entry.repo.id, due, lane_of(entry.health, entry.repo.source), last)
 
     def _drop(self, entry: _Entry) -> None:
         if entry.running is not None:

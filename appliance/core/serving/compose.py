@@ -30,6 +30,7 @@ from appliance.core.serving.ports.git_daemon import GitDaemon
 from appliance.core.serving.ports.guest_routes import GuestRoutes
 from appliance.core.serving.ports.lfs_routes import LfsRoutes
 from appliance.core.serving.ports.smart_http import AttachmentPuts, SmartHttp
+from appliance.core.serving.ports.wishes import Brings, GuestWishes
 from appliance.core.serving.push.http import HttpPushes
 from appliance.core.serving.push.relay import PushAuthority
 
@@ -106,18 +107,20 @@ def compose_ports(
     routes: GuestRoutes,
     attachments: AttachmentPuts,
     lfs: LfsRoutes,
+    brings: Brings,
 ) -> Ports:
     """Builds the guests' ports and their acceptors. Nothing is accepted until the caller starts the acceptors."""
     limits = Limits.of(config)
     admission = Admission(limits)
     guests, operators = Seats(limits.max_connections), Seats(MOST_OPERATORS)
     writing = partial(mirrors.locks.shared, preempt=True)
-    git = GitPort(Serving(mirrors, children, daemon, authority, fetching.engine, writing), gate, admission)
+    wishes = GuestWishes(brings, config.wait_for_clone)
+    git = GitPort(Serving(mirrors, children, daemon, authority, fetching.engine, writing), gate, admission, wishes)
     budget = fetching.engine.budget
     pushes = HttpPushes(
         mirrors, children, daemon.environment, authority, writing, budget, config.idle_timeout, daemon.hear
     )  # fmt: skip
-    http = SmartHttp(fetching.engine, gate, admission, pushes, attachments, routes, lfs)
+    http = SmartHttp(fetching.engine, gate, admission, pushes, attachments, routes, lfs, wishes)
     acceptors = {
         "git": Acceptor("git", git.serve, guests),
         "http": Acceptor("http", HttpPort(http.handle, limits, kept=KEPT_SECONDS).serve, guests),

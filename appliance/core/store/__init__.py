@@ -4,6 +4,7 @@
 - `registry` (repositories), `health` (the state of each mirror, and the history of refreshes), `audit` and `chain` (the
   hash-chained log of pushes), `sessions` (sessions and turns), `activity` (hydrations), `tokens` (of guests,
   for private mirrors), `api_tokens` (of programs), `alerts`, `trusted_time` (the newest that retention relied on).
+- `allowed_repos`: when repositories that guests brought were last used, and which of them have ended.
 - `turn_index`: the paths and messages of turns; `session_search` finds sessions by them. `session_summary`: what
   follows from a session's turns. `cursors`: where a page of a list ended.
 - `told`: a file beside the database that names the newest reported audit event, so that a lost database is noticed.

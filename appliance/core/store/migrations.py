@@ -329,3 +329,16 @@ _step(
         DELETE FROM turn_notes WHERE turn_id = OLD.id;
     END""",
 )
+
+_step(
+    "0013_allowed",
+    # A table beside `repos`, whose CHECK knows two sources: SQLite cannot change it without a copy of the table, and
+    # dropping the old one would delete the health of every repository.
+    """CREATE TABLE allowed_repos (
+        repo_id INTEGER PRIMARY KEY REFERENCES repos(id) ON DELETE CASCADE,
+        expire_after REAL NOT NULL,
+        used_at REAL NOT NULL
+    )""",
+    # Names that ended and whose files are still to be deleted.
+    "CREATE TABLE allowed_ends (name TEXT PRIMARY KEY) WITHOUT ROWID",
+)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from appliance.core.errors import Conflict, NotFound
-from appliance.core.models import Repo
+from appliance.core.models import ALLOWED, Repo
 from appliance.core.names import check_branch_name
 from appliance.core.store.database import Database, rows
 
@@ -43,7 +43,7 @@ class Registry:
     def all(self) -> list[Repo]:
         """Every registered repository, sorted by name."""
         with self._database.reading() as connection:
-            return [_repo(row) for row in rows(connection, "SELECT * FROM repos ORDER BY name")]
+            return [_repo(row) for row in rows(connection, f"{_SELECT} ORDER BY name")]
 
     def get(self, name: str) -> Repo:
         """The repository with that name. Raises UnknownRepo."""
@@ -56,9 +56,9 @@ class Registry:
         Raises Conflict if the name belongs to another URL, or if options of a config repository would change.
         """
         with self._database.writing() as connection:
-            found = rows(connection, "SELECT * FROM repos WHERE name = ?", wanted.name)
+            found = rows(connection, f"{_SELECT} WHERE name = ?", wanted.name)
             if not found:
-                return self._insert(connection, wanted, "cli")
+                return self.insert(connection, wanted, "cli")
             [row] = found
             if not self._same_url(row["url"], wanted.url):
                 raise Conflict(
@@ -78,6 +78,7 @@ class Registry:
                     )
             else:
                 changes |= {"source": "cli", "listed": 1}
+                _adopt(connection, row["id"])
             _update(connection, row["id"], **changes, enabled=1)
             return _repo(_row(connection, wanted.name))
 
@@ -126,17 +127,19 @@ class Registry:
         problems = []
         with self._database.writing() as connection:
             for wanted in listed:
-                found = rows(connection, "SELECT * FROM repos WHERE name = ?", wanted.name)
+                found = rows(connection, f"{_SELECT} WHERE name = ?", wanted.name)
                 if not found:
-                    self._insert(connection, wanted, "config")
+                    self.insert(connection, wanted, "config")
                     continue
                 [row] = found
                 if row["source"] == "cli" and not self._same_url(row["url"], wanted.url):
+                    by = "a guest asked for it and [[allow]] allows it" if row["allowed"] else "add-repo registered it"
                     problems.append(
-                        f"the config lists {wanted.name} for {wanted.url}, but add-repo registered it for "
+                        f"the config lists {wanted.name} for {wanted.url}, but {by} for "
                         f"{row['url']}: run remove-repo {wanted.name} first"
                     )
                     continue
+                _adopt(connection, row["id"])
                 _update(
                     connection,
                     row["id"],
@@ -152,7 +155,8 @@ class Registry:
                     _update(connection, row["id"], listed=0)
         return problems
 
-    def _insert(self, connection: sqlite_utils.Database, wanted: Wanted, source: str) -> Repo:
+    def insert(self, connection: sqlite_utils.Database, wanted: Wanted, source: str) -> Repo:
+        """Adds a repository whose name is free, in the transaction of `connection`."""
         columns = {
             "name": wanted.name,
             "url": wanted.url,
@@ -162,16 +166,27 @@ class Registry:
             "created_at": self._clock(),
         }
         connection.table("repos").insert(columns)
+        # What an earlier repository of this name left is this one's now.
+        connection.execute("DELETE FROM allowed_ends WHERE name = ?", [wanted.name])
         row = _row(connection, wanted.name)
         connection.table("health").insert({"repo_id": row["id"]})
         return _repo(row)
 
 
+_SELECT = """SELECT repos.*, allowed_repos.repo_id IS NOT NULL AS allowed
+    FROM repos LEFT JOIN allowed_repos ON allowed_repos.repo_id = repos.id"""
+
+
 def _row(connection: sqlite_utils.Database, name: str) -> dict[str, Any]:
-    found = rows(connection, "SELECT * FROM repos WHERE name = ?", name)
+    found = rows(connection, f"{_SELECT} WHERE name = ?", name)
     if not found:
         raise UnknownRepo(name)
     return found[0]
+
+
+def _adopt(connection: sqlite_utils.Database, repo_id: int) -> None:
+    """Makes an allowed repository the operator's, so that it does not expire any more."""
+    connection.execute("DELETE FROM allowed_repos WHERE repo_id = ?", [repo_id])
 
 
 def _update(connection: sqlite_utils.Database, repo_id: int, **changes: Any) -> None:
@@ -184,7 +199,7 @@ def _repo(row: dict[str, Any]) -> Repo:
         name=row["name"],
         url=row["url"],
         branch=row["branch"],
-        source=row["source"],
+        source=ALLOWED if row["allowed"] else row["source"],
         interval=row["interval"],
         enabled=bool(row["enabled"] and row["listed"]),
         created_at=row["created_at"],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from appliance.core.store.activity import ActivityStore
 from appliance.core.store.alerts import AlertStore
+from appliance.core.store.allowed_repos import AllowedRepoStore
 from appliance.core.store.api_tokens import ApiTokenStore
 from appliance.core.store.audit import AuditLog
 from appliance.core.store.database import Database
@@ -38,16 +39,17 @@ class Stores:
     api_tokens: ApiTokenStore
     disk_leases: DiskLeaseStore
     guests: GuestStore
+    allowed: AllowedRepoStore
     alerts: AlertStore
     time: TimeStore
 
     @classmethod
     def over(cls, database: Database) -> Stores:
         """The stores of an open database; they use this machine's clock."""
-        audit = AuditLog(database, time.time)
+        audit, registry = AuditLog(database, time.time), Registry(database, time.time, same_upstream)
         return cls(
             database,
-            Registry(database, time.time, same_upstream),
+            registry,
             HealthStore(database),
             audit,
             ActivityStore(database, time.time),
@@ -58,6 +60,7 @@ class Stores:
             ApiTokenStore(database, time.time),
             DiskLeaseStore(database, time.time),
             GuestStore(database, time.time),
+            AllowedRepoStore(database, registry, time.time),
             AlertStore(database),
             TimeStore(database),
         )

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
-from appliance.core.models import RefText
+from appliance.core.models import ALLOWED, RefText
 from appliance.core.node.queries import RepoView
 from appliance.tui.context import Context, OpenDiff
 from appliance.tui.data.activity import ActivityEntry, ActivityFeed
@@ -27,6 +27,8 @@ from appliance.tui.widgets.plot import Plot
 
 TABS = ("refreshes", "refs", "hydrations", "sessions")
 READ = 500
+_SOURCES = {"config": "from the config", ALLOWED: "brought by a guest"}
+"""Where a repository comes from, if not from the command line."""
 
 
 class RepositoryScreen(RepoActions, Marking):
@@ -258,5 +260,5 @@ class RepositoryScreen(RepoActions, Marking):
             f"{model.rates.per_minute(self.repo, model.clock()):,} hyd/min, {percent(warm, counted)} hits"
         )
         private = "private, " if view.private else ""
-        source = f"{private}from the {'config' if view.repo.source == 'config' else 'command line'} "
+        source = f"{private}{_SOURCES.get(view.repo.source, 'from the command line')} "
         return [(commit, age), (cell(numbers), cell(source, "dim"))]

@@ -5,6 +5,7 @@
 - `smart_http`: git over HTTP. `guest_routes`: the snapshot, the freshness and the guest kit beside it. `freshness`: how
   far a mirror is behind; refreshes it when a guest asks for a commit that it lacks. `tar_codings`: whether a guest gets
   the snapshot gzipped.
+- `wishes`: how a guest waits for a repository that is allowed and not here yet.
 - `admin_routes`: `/readyz` and `/metrics`, requested refreshes, and webhooks. `webhook` reads the latter; it is pure.
 
 A fetch over HTTP: the port reads the head under a deadline and has the gate find the repository for this guest. It

@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from appliance.core.access.gate import AccessGate
 from appliance.core.config.secret_files import SecretError, SecretFile, is_equal
-from appliance.core.models import Health, Repo
+from appliance.core.models import ALLOWED, Health, Repo
 from appliance.core.observability.metrics import Metrics
 from appliance.core.observability.push_watch import PushWatch
 from appliance.core.refresh.announcements import Announcements
@@ -85,7 +85,8 @@ class AdminRoutes:
 
         That is no reason for 503, because the caller decides whether guests are sent here, and most guests only read.
         """
-        enabled = [repo for repo in self._repos() if repo.enabled]
+        # Guests bring allowed ones at any time, which says nothing about this node.
+        enabled = [repo for repo in self._repos() if repo.enabled and repo.source != ALLOWED]
         untried = [repo.name for repo in enabled if self._health(repo.id).checked_at is None]
         if untried:
             return TextResponse(503, f"not tried yet: {', '.join(untried)}\n")

@@ -27,11 +27,13 @@ from appliance.core.serving.net.linger import LINGER_SECONDS, linger
 from appliance.core.serving.net.seats import Seat
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
 from appliance.core.serving.ports.git_daemon import GitDaemon, daemon_child, relay_fetch
+from appliance.core.serving.ports.wishes import GuestWishes
 from appliance.core.serving.push.relay import PushAuthority, PushRelay, ReceivePackEnded
 from appliance.core.serving.wire.pktline import PacketError, packet, packet_length
 from appliance.core.serving.wire.requests import (
     LARGEST_REQUEST,
     RECEIVE_PACK,
+    UPLOAD_PACK,
     DaemonRequest,
     RequestError,
     parse_daemon_request,
@@ -56,9 +58,10 @@ class Serving:
 class GitPort:
     """Serves the connections of git://. `gate` knows which repositories guests may read."""
 
-    def __init__(self, serving: Serving, gate: AccessGate, admission: Admission) -> None:
+    def __init__(self, serving: Serving, gate: AccessGate, admission: Admission, wishes: GuestWishes) -> None:
         self._serving = serving
         self._gate = gate
+        self._wishes = wishes
         self._admission = admission
         self._limits = admission.limits
 
@@ -92,7 +95,11 @@ class GitPort:
         if seat.refused:
             raise Busy("too many connections; try again later")
         request = await self._read_request(seat.socket)
-        repo = self._find(seat, request.path)
+        repo = self._find_now(seat, request.path)
+        if repo is None:
+            if request.service == UPLOAD_PACK:
+                await self._wishes.over_git(seat, request.path, more_follows=request.version == 2)
+            repo = self._find(seat, request.path)
         if request.service != RECEIVE_PACK and request.version == 2:
             await self._serve_v2(seat, request.path, repo)
             return

@@ -27,6 +27,7 @@ from appliance.core.serving.net.http_result import NO_CACHE, ResultSink
 from appliance.core.serving.net.reading import Share
 from appliance.core.serving.ports.guest_routes import GuestRoutes
 from appliance.core.serving.ports.lfs_routes import LFS_ROUTE, LfsRoutes, as_lfs
+from appliance.core.serving.ports.wishes import GuestWishes
 from appliance.core.serving.push.attachments import Target
 from appliance.core.serving.wire.pktline import FLUSH, PacketError, packet
 from appliance.core.serving.wire.requests import RECEIVE_PACK, UPLOAD_PACK
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _ROUTE = re.compile(r"(/.+)/(info/refs|git-upload-pack|git-receive-pack|workspace\.tar|freshness)")
 _ATTACHMENT = re.compile(r"(/.+)/agents/([^/]+)/([0-9a-f]{40}|[0-9a-f]{64})/attachments/([^/]+)")
+_BESIDE_GIT = ("workspace.tar", "freshness")
+"""What only a mirror has. A guest gets no redirect for it, but an error with Retry-After."""
 _VERSION = re.compile(r"version=([012])")
 MOST_CODED = 2**20
 """The most bytes of a compressed request that is looked up without unpacking it: a checkout of 40,000 files."""
@@ -73,6 +76,7 @@ class SmartHttp:
         attachments: AttachmentPuts,
         routes: GuestRoutes,
         lfs: LfsRoutes,
+        wishes: GuestWishes,
     ) -> None:
         self._engine = engine
         self._gate = gate
@@ -81,6 +85,7 @@ class SmartHttp:
         self._attachments = attachments
         self._routes = routes
         self._lfs_routes = lfs
+        self._wishes = wishes
         self._pages = plain_routes({"/healthz": alive})
 
     async def handle(self, exchange: Exchange) -> None:
@@ -103,6 +108,8 @@ class SmartHttp:
         path, action = match.groups()
         service = exchange.query.get("service", "") if action == "info/refs" else action
         repo = await self._find(exchange, path)
+        if repo is None and (service == UPLOAD_PACK or action in _BESIDE_GIT):
+            repo = await self._brought(exchange, path, None if action in _BESIDE_GIT else _below(action, service))
         if repo is None:
             self._redirect(path, action, service)
             raise _not_here(path)
@@ -157,7 +164,7 @@ class SmartHttp:
     async def _lfs(self, exchange: Exchange, path: str, rest: str) -> None:
         """Answers what is below `info/lfs`; errors are documents there. Takes a slot only for a file that is here."""
         try:
-            repo = await self._find(exchange, path)
+            repo = await self._find(exchange, path) or await self._brought(exchange, path, f"info/lfs/{_quoted(rest)}")
             if repo is None:
                 if (upstream := self._upstream_of(path)) is not None:
                     raise _see(f"{upstream}/info/lfs/{_quoted(rest)}")
@@ -181,18 +188,23 @@ class SmartHttp:
             text = "the token cannot be looked up; try again\n"
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, text, {"retry-after": "5"}) from None
 
+    async def _brought(self, exchange: Exchange, path: str, rest: str | None) -> Repo | None:
+        """The repository at a path once it is here, if `[[allow]]` lets it come for this guest.
+
+        Raises HttpError if that takes longer than a guest waits: a redirect to `rest` at the upstream, else 503.
+        """
+        return await self._find(exchange, path) if await self._wishes.over_http(exchange, path, rest) else None
+
     def _redirect(self, path: str, action: str, service: str) -> None:
         """Redirects a fetch to its upstream by an HttpError, if the path begins with a known upstream host."""
         upstream = self._upstream_of(path)
-        if upstream is None or service != UPLOAD_PACK:
-            return
-        query = f"?service={service}" if action == "info/refs" else ""
-        raise _see(f"{upstream}/{action}{query}")
+        if upstream is not None and service == UPLOAD_PACK:
+            raise _see(f"{upstream}/{_below(action, service)}")
 
     def _upstream_of(self, path: str) -> str | None:
         """The URL of a repository that is not here, if the path begins with a known upstream host."""
         host, _, rest = path.removeprefix("/").partition("/")
-        base = self._gate.catalog.upstream_host(host)
+        base = self._gate.catalog.upstream_host(host) or self._wishes.http_host(host)
         return None if base is None or rest.count("/") < 1 or ".." in rest else f"{base}/{_quoted(rest)}"
 
     async def _info_refs(self, exchange: Exchange, repo: Repo, service: str) -> None:
@@ -308,6 +320,11 @@ async def _receive_into(body: Spool, exchange: Exchange, share: Share) -> None:
             raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the request is too large\n")
         await share.grow(len(data))
         body.write(data)
+
+
+def _below(action: str, service: str) -> str:
+    """The same request at another server, below the URL of a repository."""
+    return f"{action}?service={service}" if action == "info/refs" else action
 
 
 def _quoted(path: str) -> str:
