@@ -3,6 +3,7 @@
 - `snapshot_build`: builds the workspace of one branch tip (`.git`, index and files) as one tar.
 - `snapshots`: holds the snapshots of all repositories, and rebuilds them when a branch moves.
 - `gzipped`: makes gzipped copies of tars, for slow roads.
+- `cold_snapshots`: what goes of them when the disk is short. `set_aside`: what is then not built until a guest asks.
 - `config`: the git config of a workspace.
 - `tar`, `git_index`, `times`: write the two formats so that `git status` in a guest has nothing to rehash.
 - `guest_kit`: renders `guest.sh`, the POSIX shell file with which guests hydrate and record, for this node.

@@ -16,6 +16,7 @@ from appliance.core.layout import Layout
 from appliance.core.models import Health, Repo
 from appliance.core.process.checked_file import CheckedFile
 from appliance.core.workspace.history import History
+from appliance.core.workspace.set_aside import PREFIX, SetAside
 from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace, branch_directory
 
 MOST_EXTRA = 8
@@ -42,6 +43,8 @@ class KeptSnapshot:
     tar: CheckedFile | None = None
     """The tar of `current`."""
     asked_at: float = field(default_factory=time.monotonic)
+    was_asked: bool = False
+    """Whether a guest asked for it, and `asked_at` is not only when this `serve` began to keep it."""
     error: str | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a build has ended, well or not."""
@@ -86,6 +89,7 @@ class KeptSnapshots:
         self._layout = layout
         self._health = health
         self._known: dict[int, KeptRepository] = {}
+        self.aside = SetAside()
 
     def followed(self, repo: Repo) -> str | None:
         """The branch of a repository that every guest gets who asks for none."""
@@ -138,8 +142,19 @@ class KeptSnapshots:
         kept = {branch.directory.name for branch in known.branches.values()}
         directory = self.directory(known.repo.name)
         for entry in directory.iterdir() if directory.is_dir() else ():
-            if entry.name not in kept:
+            if entry.name not in kept and not entry.name.startswith(PREFIX):
                 _remove(entry)
+
+    def is_set_aside(self, repo: Repo, name: str) -> bool:
+        """Whether there was no room for the snapshot of a branch, and no guest has asked for it since."""
+        return self.aside.has(self.directory(repo.name) / branch_directory(name))
+
+    def ask_for(self, repo: Repo, name: str) -> None:
+        """Lets a branch that was set aside be built again. Raises NoSnapshot if there is still no room for it."""
+        directory = self.directory(repo.name) / branch_directory(name)
+        if self.aside.is_refused(directory):
+            raise NoSnapshot(f"there is no room for the snapshot of {name} now ([storage] budget)")
+        self.aside.take_back(directory)
 
     def is_extra(self, known: KeptRepository, branch: KeptBranch, history: History) -> bool:
         """Whether it is another than the snapshot that every repository has."""
@@ -163,15 +178,18 @@ class KeptSnapshots:
 
     def drop(self, known: KeptRepository, branch: KeptBranch, kept: KeptSnapshot) -> None:
         """Removes a snapshot, and with the last one the branch."""
+        _remove(self.detach(known, branch, kept))
+
+    def detach(self, known: KeptRepository, branch: KeptBranch, kept: KeptSnapshot) -> Path:
+        """Forgets a snapshot, and with the last one the branch; returns the directory to remove."""
         kept.current = None
         kept.ended.set()
         branch.kept.pop(kept.place.history, None)
         if branch.kept:
-            _remove(kept.place.directory)
-            return
+            return kept.place.directory
         if known.branches.get(branch.name) is branch:
             del known.branches[branch.name]
-        _remove(branch.directory)
+        return branch.directory
 
 
 def _remove(directory: Path) -> None:
