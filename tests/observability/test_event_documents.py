@@ -18,6 +18,7 @@ from appliance.core.events.facts import (
     EventsLost,
     FetchBegan,
     FetchEnded,
+    MirrorEvicted,
     MirrorHealed,
     PushesSwitched,
     PushRuled,
@@ -134,6 +135,10 @@ EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
             "evidence": "/var/lib/gitmirror/damaged/1",
             "damage": "refs/agents/s-2 is lost",
         },
+    ),
+    (
+        MirrorEvicted(at=AT, repo=REPO, bytes=2048),
+        {"event": "evicted", "url": REPO.url, "bytes": 2048},
     ),
     (
         PushesSwitched(at=AT, are_off=True, words="the disk is full", hint="make room", since=AT),

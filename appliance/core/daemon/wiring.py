@@ -11,6 +11,7 @@ from appliance.core.events.facts import (
     DamageSuspected,
     FetchBegan,
     FetchEnded,
+    MirrorEvicted,
     MirrorHealed,
     PushesSwitched,
     PushRuled,
@@ -97,6 +98,7 @@ def subscribe(
     on(MirrorHealed, hide_old_refs, drop_responses, warm, build_snapshot, build_disks, mark_for_repack, catch_up)
     on(MirrorHealed, recording.index.healed, metrics.healed, monitor.healed, stream.publish)
     on(ConditionChanged, stream.publish)
+    on(MirrorEvicted, stream.publish)
     on(PushesSwitched, stream.publish)
     on(RegistryChanged, forget, monitor.follow, integrity.follow)
 

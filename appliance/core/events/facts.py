@@ -271,6 +271,20 @@ class MirrorHealed(RepoEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MirrorEvicted(RepoEvent):
+    """The whole mirror of a repository that nobody registered was removed, because the disk was short."""
+
+    names = ("evicted",)
+    goes_out = True
+
+    bytes: int
+    """What it took on the disk."""
+
+    def facts(self) -> Document:
+        return {"url": self.repo.url, "bytes": self.bytes}
+
+
+@dataclass(frozen=True, kw_only=True)
 class PushesSwitched(Event):
     """All pushes are refused from now on, or accepted again."""
 
@@ -323,6 +337,7 @@ TOLD: tuple[type[Event], ...] = (
     TurnRecorded,
     ConditionChanged,
     MirrorHealed,
+    MirrorEvicted,
     PushesSwitched,
     EventsLost,
     RefreshEnded,
