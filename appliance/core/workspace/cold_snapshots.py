@@ -25,6 +25,9 @@ from appliance.core.workspace.snapshot_registry import KeptBranch, KeptRepositor
 JUST_ASKED = 5.0
 """Seconds within which a guest that was given the path of a tar has opened it."""
 
+GONE = ".gone-"
+"""Name prefix of a directory that is being removed."""
+
 LastUse = Callable[[], Mapping[str, float]]
 """When guests last fetched each repository, in Unix seconds."""
 
@@ -68,6 +71,7 @@ class ColdSnapshots:
     async def reclaim(self, wanted: int, sizes: Mapping[str, int]) -> list[ColdThing]:
         """Removes them until `wanted` bytes are free."""
         gone: list[ColdThing] = []
+        await asyncio.to_thread(_finish, self._layout.workspaces)
         for thing in enough(await self._left(sizes), wanted):
             place = self._layout.workspaces / thing.repo
             if thing.repo not in self._served():
@@ -104,7 +108,8 @@ class ColdSnapshots:
         cold: list[tuple[float, str, KeptRepository, KeptBranch, KeptSnapshot | None]] = []
         for known in self._kept.repositories():
             for branch in known.branches.values():
-                shapes = [kept for kept in branch.kept.values() if kept.current is not None]
+                # Those without a tar, too: a build that failed leaves files.
+                shapes = list(branch.kept.values())
                 if not shapes or not branch.is_idle() or any(_is_in_use(kept, opened) for kept in shapes):
                     continue
                 what, last = f"the snapshot of {escape(branch.name)}", 0.0
@@ -165,8 +170,14 @@ def _names_on_disk(workspaces: Path) -> Iterator[tuple[str, float]]:
                 yield name, path.stat().st_mtime
 
 
+def _finish(workspaces: Path) -> None:
+    """Removes what was being removed when an earlier `serve` was killed."""
+    for left in workspaces.glob(f"*/{GONE}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def _set_apart(directory: Path) -> Path:
-    gone = directory.with_name(f".gone-{directory.name}-{time.monotonic_ns()}")
+    gone = directory.with_name(f"{GONE}{directory.name}-{time.monotonic_ns()}")
     with contextlib.suppress(FileNotFoundError):
         directory.rename(gone)
     return gone
