@@ -182,6 +182,33 @@ def test_growth_is_noticed_by_the_free_space(lab: Lab) -> None:
     assert lab.left == (18, 10)
 
 
+def test_who_asks_for_the_status_puts_nothing_off(lab: Lab) -> None:
+    """However often it is asked for: what it measured is looked at, and a warning ends with its cause."""
+    lab.budget = 30 * 64 * KIB
+    lab.look()
+    lab.answers.fill(25)
+    for _ in range(3):
+        lab.seconds += 1.9
+        asyncio.run(lab.kept.measure())
+    lab.look()
+    assert lab.left == (18, 10)
+    lab.budget = 1
+    lab.look()
+    assert lab.kept.trouble is None and lab.left == (0, 0)
+    lab.workspaces.fill(1)
+    (lab.state / "attachments" / "acme" / "widgets").mkdir(parents=True)
+    recorded = lab.state / "attachments" / "acme" / "widgets" / "1"
+    recorded.write_bytes(b"x" * 64 * KIB)
+    lab.seconds += 30
+    asyncio.run(lab.kept.measure())
+    lab.look()
+    assert lab.kept.trouble is not None
+    recorded.unlink()
+    asyncio.run(lab.kept.measure())
+    lab.look()
+    assert lab.kept.trouble is None
+
+
 def test_one_kind_that_fails_does_not_stop_the_others(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its error is logged."""
 

@@ -89,6 +89,7 @@ class DiskBudget:
         self._meter = UsageMeter(layout, clock)
         self._measuring: asyncio.Task[Usage] | None = None
         self._measured_at = -math.inf
+        self._looked_at = -math.inf
         self._not_before = -math.inf
         self._free_then = 0
         self._took = 0.0
@@ -124,10 +125,14 @@ class DiskBudget:
         # Others may write to the same disk, so what is gone from it is the most that the state directory can have got.
         most = self.usage.total + max(0, self._free_then - space.free)
         is_tight = (budget is not None and most > budget) or space.free < reserve_of(space.total)
-        is_due = now - self._measured_at >= MEASURE_EVERY or budget != self._budget_then
+        # By the last look, not by the last measurement: `status` measures too, and must not put this off.
+        is_due = now - self._looked_at >= MEASURE_EVERY or budget != self._budget_then
+        is_due = is_due or (self.trouble is not None and not is_tight)
         if not is_due and not (is_tight and now >= self._not_before):
             return
         usage = await self.measure()
+        self._looked_at = self._timer()
+        self._not_before = self._looked_at + max(MEASURE_APART, 5 * (self._looked_at - now))
         if shortage := self.shortage(usage):
             left = await self._make_room(shortage)
             usage = await self.measure()
@@ -156,10 +161,9 @@ class DiskBudget:
         return self._timer() - self._measured_at > min(FRESH, self._took / SHARE)
 
     async def _measure(self) -> Usage:
-        space, start = self._space(), self._timer()
+        space = self._space()
         self.usage, self._took = await asyncio.to_thread(self._measure_and_time)
         self._measured_at = self._timer()
-        self._not_before = self._measured_at + max(MEASURE_APART, 5 * (self._measured_at - start))
         self._free_then = space.free if space else 0
         return self.usage
 
