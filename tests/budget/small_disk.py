@@ -125,7 +125,7 @@ class SmallNode:
             found = self.storage()
             return found if look(found) else None
 
-        found = wait_until(is_so, timeout=90, message=f"{message}\n{self.serve.log()[-4000:]}")
+        found = wait_until(is_so, timeout=150, message=f"{message}\n{self.serve.log()[-4000:]}")
         self.traffic.go_on()
         return found
 

@@ -13,7 +13,7 @@ from tests.budget.small_disk import BRANCHES, MIB, REPO, small_node
 from tests.support.gitutil import git
 from tests.workspace.web import get
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_cached_responses(tmp_path: Path) -> None:
