@@ -21,6 +21,7 @@ from appliance.cli.repos import add_repo, disable, enable, refresh, refreshes, r
 from appliance.cli.serve import serve
 from appliance.cli.sessions import session, sessions
 from appliance.cli.status import doctor, egress, status
+from appliance.cli.storage import storage
 from appliance.cli.tokens import token
 from appliance.cli.tui import tui
 
@@ -71,6 +72,7 @@ for command in (
     disable,
     repos,
     status,
+    storage,
     refresh,
     refreshes,
     activity,

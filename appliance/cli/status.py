@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from appliance.cli.context import Options, json_option, pass_options
 from appliance.cli.output import print_json, print_line, print_table, say
+from appliance.cli.storage import by_kind, in_words, used_of
 from appliance.core.models import UNHEALTHY
 from appliance.core.units import format_duration, format_size
 
+FILLING = 0.8
+"""The part of the budget, or of what the disk has room for, from which on `status` says what takes it."""
 NOT_SERVING = 4
 NOT_HEALTHY = 3
 
@@ -40,6 +44,11 @@ def status(options: Options, as_json: bool) -> None:
         sys.exit(NOT_HEALTHY)
 
 
+def _is_filling(storage: Mapping[str, Any]) -> bool:
+    """Whether what the state directory takes is near to what it may take."""
+    return bool(storage["used"] > FILLING * storage["budget"])
+
+
 def _print_status(found: dict[str, Any]) -> None:
     if found["serving"]:
         listeners = [
@@ -56,6 +65,10 @@ def _print_status(found: dict[str, Any]) -> None:
         print_line(f"  last backup {backup['at']} ({format_duration(backup['age'])} ago) to {backup['to']}")
     if found["storage"]["by"]["disks"]:
         print_line(f"  disks take {format_size(found['storage']['by']['disks'])}; `disks` lists their leases")
+    if _is_filling(found["storage"]):
+        print_line(f"  the state directory takes {used_of(found['storage'])}: {by_kind(found['storage'])}")
+        if found["storage"]["next"]:
+            print_line(f"  first to go: {in_words(found['storage']['next'][0])}; `storage` says more")
     for warning in found["warnings"]:
         print_line(f"warning: {warning}")
     rows = []

@@ -231,8 +231,8 @@ def test_the_page_of_the_api_has_the_other_events() -> None:
 def test_every_event_reaches_who_watches() -> None:
     """By the stream, or by the queue in front of the database that tells the stream."""
     bus, stream, fetches = EventBus(), Mock(), Mock()
-    parts = [Mock() for _ in range(10)]
-    parts[5].fetches = fetches
+    parts = [Mock() for _ in range(11)]
+    parts[6].fetches = fetches
     subscribe(bus, stream, *parts)
     for event, _ in EXAMPLES:
         bus.publish(event)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.layout import Layout
+from appliance.core.maintenance.usage import UsageMeter
 from appliance.core.node.storage import storage_document
 from tests.conftest import WIDGETS, ServeFactory
 from tests.recording.conftest import record_turn
@@ -28,9 +29,12 @@ def test_files_count_where_they_belong(tmp_path: Path) -> None:
     (generation / "images" / "main").write_bytes(b"x" * BLOCK)
     (layout.evidence / "acme" / "widgets.1").mkdir(parents=True)
     (layout.evidence / "acme" / "widgets.1" / "pack").write_bytes(b"x" * BLOCK)
-    found = storage_document(layout, mirrors=10 * BLOCK, recordings=4 * BLOCK)
+    packs = layout.mirror("acme/widgets") / "objects" / "pack"
+    packs.mkdir(parents=True)
+    (packs / "a.pack").write_bytes(b"x" * 9 * BLOCK)
+    found = storage_document(UsageMeter(layout).measure(), {"acme/widgets": 4 * BLOCK}, tmp_path, None)
     assert found["by"] == {
-        "mirrors": 7 * BLOCK,
+        "mirrors": 6 * BLOCK,
         "answers": 3 * BLOCK,
         "workspaces": 3 * BLOCK,
         "disks": 5 * BLOCK,
@@ -39,6 +43,11 @@ def test_files_count_where_they_belong(tmp_path: Path) -> None:
         "database": 3 * BLOCK,
     }
     assert found["used"] == sum(found["by"].values()) < found["budget"]
+    [repo] = found["repos"]
+    assert repo["name"] == "acme/widgets"
+    # Whose a cached response is only `serve` knows, and the database is nobody's.
+    assert repo["by"] == {kind: size for kind, size in found["by"].items() if kind != "database"} | {"answers": 0}
+    assert repo["bytes"] == found["used"] - 6 * BLOCK
 
 
 @pytest.mark.slow

@@ -49,6 +49,38 @@ PULSE: dict[str, Any] = {
         "problems": {"vm-9": "cannot listen on /run/fc/vm-9/v.sock_9418: No such file or directory"},
     },
 }
+STORAGE: dict[str, Any] = {
+    "used": 8 * 2**30,
+    "budget": 20 * 2**30,
+    "has_budget": True,
+    "over": 0,
+    "measured_at": "2026-07-05T12:00:00Z",
+    "by": {
+        "mirrors": 2_100_000_000,
+        "answers": 3 * 2**30,
+        "workspaces": 2_400_000_000,
+        "disks": 800_000_000,
+        "lfs": 0,
+        "recordings": 14_000_000,
+        "database": 2_000_000,
+    },
+    "repos": [
+        {"name": "acme/infra", "bytes": 4 * 2**30, "by": {}},
+        {"name": "acme/search", "bytes": 3 * 2**30, "by": {}},
+        {"name": "acme/widgets", "bytes": 2**30, "by": {}},
+    ],
+    "next": [
+        {
+            "kind": "answers", "repo": "acme/search", "what": "41 cached responses", "bytes": 1_300_000_000,
+            "used_at": "2026-07-04T12:00:00Z",
+        },
+        {
+            "kind": "workspaces", "repo": "acme/infra", "what": "the snapshot of main", "bytes": 640_000_000,
+            "used_at": "2026-07-05T09:00:00Z",
+        },
+    ],
+    "removed": {"bytes": 5 * 2**30, "count": 211},
+}  # fmt: skip
 CHECKS = [
     doctor.Check("git", True, "git version 2.47.3"),
     doctor.Check("config", True, "/etc/gitmirror/gitmirror.toml (6 repositories)"),
@@ -68,7 +100,7 @@ class FixedQueries(NodeQueries):
     """Reads a real database, and makes up what only a running serve and the machine know."""
 
     told: dict[str, Any] | None = PULSE
-    room = Disk(500 * 10**9, 194 * 10**9, 2_100_000_000, 14_000_000)
+    room = Disk(500 * 10**9, 194 * 10**9, STORAGE)
 
     def pulse(self) -> dict[str, Any] | None:
         return self.told

@@ -73,7 +73,7 @@ def test_leases_of_disks_are_counted(tmp_path: Path) -> None:
     stores.registry.add(Wanted("acme/other", "https://github.com/acme/other"))
     queries = NodeQueries(StateNode(Layout(tmp_path), load_config(None), create=False))
     assert {view.repo.name: view.leases for view in queries.repos()} == {WIDGETS: 0, "acme/other": 0}
-    assert (queries.disk().disks, queries.disk().leases) == (0, 0)
+    assert (queries.disk().storage["by"]["disks"], queries.disk().leases) == (0, 0)
     image = Layout(tmp_path).disks / WIDGETS / "1" / "images" / "one.img"
     image.parent.mkdir(parents=True)
     image.write_bytes(os.urandom(8192))
@@ -86,7 +86,7 @@ def test_leases_of_disks_are_counted(tmp_path: Path) -> None:
     ]  # fmt: skip
     stores.disk_leases.release(leases[0].id)
     assert {view.repo.name: view.leases for view in queries.repos()} == {WIDGETS: 2, "acme/other": 0}
-    assert (queries.disk().disks, queries.disk().leases) == (image.stat().st_blocks * 512, 2)
+    assert (queries.disk().storage["by"]["disks"], queries.disk().leases) == (image.stat().st_blocks * 512, 2)
     queries.close()
     stores.database.close()
 

@@ -33,6 +33,12 @@ class NodeRoutes:
                 details="Cheap enough to be read every second.",
             ),
             Operation(
+                "GET", "/v1/storage", "storage", "What fills the disk, and what goes next", Scope.READ,
+                self._storage, {200: Answer("As `storage --json`.", schemas.STORAGE_WHOLE)},
+                details="Sizes are as last measured (`measured_at`), in bytes on the disk. `next` is what is removed "
+                "first once the state directory takes more than `[storage] budget` or its disk is nearly full.",
+            ),
+            Operation(
                 "GET", "/v1/repos", "list-repos", "The registered repositories, by name", Scope.READ,
                 self._repos, {200: Answer("A page of them.", schemas.page(schemas.REPO))}, (problem.INVALID,),
                 query=(
@@ -136,6 +142,9 @@ class NodeRoutes:
 
     async def _status(self, call: Call) -> Any:
         return await self._node.status()
+
+    async def _storage(self, call: Call) -> Any:
+        return await self._node.storage()
 
     async def _pulse(self, call: Call) -> Any:
         return await self._node.pulse()

@@ -21,6 +21,10 @@ class NodeOperations(Protocol):
         """The status of the node and of every repository."""
         ...
 
+    async def storage(self) -> dict[str, Any]:
+        """What the state directory takes, what goes next, and what went last."""
+        ...
+
     async def pulse(self) -> dict[str, Any]:
         """What only a running `serve` knows, without the repositories, so that it can be read every second."""
         ...

@@ -115,15 +115,27 @@ CACHE = document("Cache", hits=COUNT, misses=COUNT, joined=COUNT, direct=COUNT, 
 BACKUP_STATE = document(
     "BackupState", to=TEXT, at=nullable(TIME), age=nullable(SECONDS), bytes=nullable(COUNT), error=nullable(TEXT)
 )
+_BY_KIND = {name: COUNT for name in ("mirrors", "answers", "workspaces", "disks", "lfs", "recordings")}
+COLD = document(
+    "ColdThing",
+    kind=one_of("answers", "disks", "workspaces", "lfs", "mirrors"), repo=nullable(TEXT), what=TEXT, bytes=COUNT,
+    used_at=nullable(TIME),
+)  # fmt: skip
 STORAGE = document(
     "Storage",
     used=COUNT,
     budget=COUNT,
-    by=document(
-        "StorageByKind",
-        mirrors=COUNT, answers=COUNT, workspaces=COUNT, disks=COUNT, lfs=COUNT, recordings=COUNT, database=COUNT,
+    has_budget=SWITCH,
+    over=COUNT,
+    measured_at=nullable(TIME),
+    by=document("StorageByKind", **_BY_KIND, database=COUNT),
+    repos=listed(
+        document("StorageOfRepo", name=TEXT, bytes=COUNT, by=document("StorageOfRepoByKind", **_BY_KIND))
     ),
+    next=listed(COLD),
+    removed=document("StorageRemoved", bytes=COUNT, count=COUNT),
 )  # fmt: skip
+STORAGE_WHOLE = extended("WholeStorage", STORAGE, removed_last=listed(extended("RemovedThing", COLD, at=TIME)))
 WARMED = document("Warmed", tip=nullable(OID), answers=COUNT, wanted=COUNT)
 _LIVE: Mapping[str, Schema] = {
     "serving": SWITCH,

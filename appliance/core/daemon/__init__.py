@@ -6,6 +6,7 @@
 - `service`: starts, reloads and stops. `systemd`: inherited sockets, readiness and the watchdog.
 - `registry_follower`: applies the registry to the scheduler and the access gate. `status`: what `status` reports.
 - `on_demand`: brings what guests ask for and `[[allow]]` allows. `allowed_repos`: registers and ends it.
+- `storage`: what fills the disk, for `status`. `allowed_mirrors`: which mirrors may go when it is short.
 - `operations`: what the API asks `serve` to do. `api_socket`: the control socket, which carries the API for operators.
 
 An `add-repo`: the API checks the request, and `operations` registers the repository in a thread. Then the follower

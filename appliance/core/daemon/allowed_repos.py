@@ -38,6 +38,8 @@ LOOK_EVERY = 60.0
 """The most seconds between two looks at what nobody uses."""
 STORED_EVERY = 600.0
 """The most seconds of use that a kill loses; less where `expire_after` is short."""
+RECENT = 60.0
+"""Seconds after its last use for which a repository stays, however short the disk is."""
 LOCKED = 5.0
 """Seconds to wait for a mirror that is busy; then it is used, and its time is not over."""
 
@@ -278,6 +280,25 @@ class AllowedRepos:
         """What the config says now, and without an entry for it, what it said when the repository was registered."""
         found = self.allowed().of(repo.url)
         return use.expire_after if found is None else found.entry.expire_after
+
+    def last_uses(self) -> dict[str, float]:
+        """When each was last used, by name, in Unix seconds. Reads the database. Raises StoreError."""
+        uses = self._store.uses()
+        return {
+            repo.name: max(use.used_at, self._used.get(repo.id, 0.0))
+            for repo in self._state.repos
+            if (use := uses.get(repo.id)) is not None
+        }
+
+    async def end_for_room(self, repo: Repo) -> bool:
+        """Ends a repository because the disk is short. Returns False if it is in use, or something depends on it.
+
+        Raises GitmirrorError, OSError.
+        """
+        if not repo.enabled or await self._is_held(repo) or not await self._expire(repo, since=time.time() - RECENT):
+            return False
+        self._publish(AllowedRepoExpired(repo=repo, words="the disk has no room for it ([storage] budget)"))
+        return True
 
     async def _is_held(self, repo: Repo) -> bool:
         """Whether something on this node alone depends on the repository."""

@@ -13,6 +13,7 @@ from appliance.core.access.known_guests import KnownGuests
 from appliance.core.access.read_tokens import ReadTokens
 from appliance.core.api.compose import compose_api
 from appliance.core.backup.schedule import Backups
+from appliance.core.daemon.allowed_mirrors import AllowedMirrors
 from appliance.core.daemon.allowed_repos import AllowedRepos
 from appliance.core.daemon.api_socket import api_handler
 from appliance.core.daemon.guest_registry import GuestRegistry
@@ -22,6 +23,7 @@ from appliance.core.daemon.operations import Operations
 from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.daemon.state import ADMIN, ServeState
 from appliance.core.daemon.status import Status
+from appliance.core.daemon.storage import StorageReport
 from appliance.core.daemon.wiring import subscribe
 from appliance.core.events.bus import EventBus
 from appliance.core.git.command import git_environment
@@ -32,6 +34,8 @@ from appliance.core.integrity.watch import IntegrityWatch
 from appliance.core.lfs.objects import LfsObjects
 from appliance.core.lfs.stock import LfsStock
 from appliance.core.lfs.upstream import LfsUpstreams
+from appliance.core.maintenance.budget import DiskBudget
+from appliance.core.maintenance.cold_lfs import ColdLfsObjects
 from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.maintenance.scrub import Scrub
 from appliance.core.node.state_dir import make_git, make_keyring, open_stores
@@ -43,6 +47,7 @@ from appliance.core.recording.attachments import LARGEST
 from appliance.core.recording.compose import Recording, compose_recording
 from appliance.core.refresh.compose import Refreshing, compose_refreshing
 from appliance.core.serving.compose import Fetching, Ports, compose_admin_port, compose_fetching, compose_ports
+from appliance.core.serving.fetch.cold_responses import ColdResponses
 from appliance.core.serving.net.acceptor import Acceptor
 from appliance.core.serving.net.asgi import Application
 from appliance.core.serving.net.guest_sockets import GuestSockets, SocketKeeper
@@ -54,7 +59,9 @@ from appliance.core.serving.ports.lfs_routes import LfsRoutes
 from appliance.core.serving.ports.tar_codings import TarCodings
 from appliance.core.serving.push.attachments import HttpAttachments
 from appliance.core.store.stores import Stores
+from appliance.core.workspace.cold_snapshots import ColdSnapshots
 from appliance.core.workspace.disk.build import build_disk
+from appliance.core.workspace.disk.cold_disks import ColdDisks
 from appliance.core.workspace.disk.disks import Disks
 from appliance.core.workspace.guest_kit import GuestKit
 from appliance.core.workspace.gzipped import GzippedTars
@@ -78,6 +85,7 @@ class Assembly:
     guests: GuestRegistry
     maintainer: Maintainer
     scrub: Scrub
+    budget: DiskBudget
     observing: Observing
     fetching: Fetching
     daemon: GitDaemon
@@ -175,9 +183,24 @@ async def compose(
     integrity = IntegrityWatch(examiner, repos, health, learn, bus.publish)
     sockets = GuestSockets(ports.acceptors, stores.guests.note_sockets, state.guests, keeper)
     registry = GuestRegistry(stores.guests, guests, sockets, ports.guests)
+    budget = DiskBudget(
+        layout,
+        (
+            ColdResponses(fetching.cache, repos),
+            ColdDisks(disks.collector),
+            ColdSnapshots(layout, workspaces.kept, repos, state.keeps_snapshots, stores.activity.last_use),
+            ColdLfsObjects(layout.lfs, lfs.stock.evict_oldest),
+            AllowedMirrors(repos, health, stores.sessions.count_by_repo, allowed.last_uses, allowed.end_for_room),
+        ),
+        state.storage_budget,
+        on_room=fetching.cache.leave_room,
+    )
+    observing.metrics.add_gauges(budget.gauges)
+    observing.metrics.add_by_kind(budget.by_kind)
+    storage = StorageReport(state, budget, fetching.cache, stores.sessions)
     status = Status(
         state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups,
-        stores.sessions, registry,
+        storage, registry,
     )  # fmt: skip
     observing.metrics.add_gauges(registry.gauges)
     operations = Operations(
@@ -193,6 +216,6 @@ async def compose(
     )  # fmt: skip
     return Assembly(
         state, stores, mirrors, stream, refreshing, recording, workspaces, disks, lfs, registry, maintainer, scrub,
-        observing, fetching, daemon, read_tokens, api_tokens, ports, follower, backups, integrity, status,
+        budget, observing, fetching, daemon, read_tokens, api_tokens, ports, follower, backups, integrity, status,
         operations, api, admin_port, allowed, on_demand,
     )  # fmt: skip

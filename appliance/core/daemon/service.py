@@ -185,6 +185,7 @@ class Service:
             "scheduler": rooms.refreshing.scheduler.run(),
             "maintainer": rooms.maintainer.run(),
             "check of cached files": rooms.scrub.run(),
+            "disk budget": rooms.budget.run(),
             "tidy": self._tidy(),
             "activity": rooms.observing.fetches.run(),
             "refreshes": rooms.refreshing.history.run(),

@@ -97,6 +97,10 @@ class ServeState:
         """Where backups go, and how often."""
         return self.config.backup
 
+    def storage_budget(self) -> int | None:
+        """The most bytes that the state directory may take, or None."""
+        return self.config.storage.budget
+
     def mend(self, error: GitmirrorError) -> str:
         """What an operator can do about an error."""
         return remedy(error, self.layout.state, self.config.backup.to)

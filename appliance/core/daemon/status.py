@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import time
@@ -13,10 +12,10 @@ from typing import Any
 from appliance.core.backup.schedule import Backups
 from appliance.core.daemon.guest_registry import GuestRegistry
 from appliance.core.daemon.state import LISTENERS, ServeState
+from appliance.core.daemon.storage import StorageReport
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.health import lag_of, state_of
 from appliance.core.models import UNHEALTHY, Health, Repo
-from appliance.core.node.storage import storage_document
 from appliance.core.observability.compose import Observing
 from appliance.core.observability.report import repo_documents, status_document
 from appliance.core.process.disk import disk_complaint
@@ -26,8 +25,6 @@ from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.serving.compose import Fetching, Ports
 from appliance.core.serving.fetch.response_cache import CacheResult
 from appliance.core.serving.ports.admin_routes import AdminRoutes
-from appliance.core.store.database import StoreError
-from appliance.core.store.sessions import SessionStore
 from appliance.core.units import format_duration
 from appliance.core.workspace.snapshots import Snapshots
 
@@ -48,7 +45,7 @@ class Status:
     ports: Ports
     admin: AdminRoutes
     backups: Backups
-    sessions: SessionStore
+    storage: StorageReport
     guests: GuestRegistry
 
     async def status(self) -> dict[str, Any]:
@@ -58,16 +55,8 @@ class Status:
         live["warmed"] = {repo.name: self.fetching.warmer.state(repo.id) for repo in state.repos}
         head = live.pop("audit_head")
         document = status_document(state.repos, self._healths(), state.config, time.time(), audit_head=head, live=live)
-        storage = await asyncio.to_thread(self._storage, sum(repo["size"] for repo in document["repos"]))
+        storage = await self.storage.short()
         return document | {"repos": state.privacy.told(document["repos"]), "storage": storage}
-
-    def _storage(self, mirrors: int) -> dict[str, Any]:
-        try:
-            recorded = self.sessions.recorded_bytes()
-        except StoreError:
-            # A serve whose database is lost still has a status.
-            recorded = 0
-        return storage_document(self.state.layout, mirrors, recorded)
 
     async def pulse(self) -> dict[str, Any]:
         """What only a running `serve` knows, without the repositories, so that it can be read every second.
@@ -110,6 +99,7 @@ class Status:
             self.fetching.cache.trouble,
             self.workspaces.trouble if state.keeps_snapshots() else None,
             disk_complaint(state.layout.state),
+            self.storage.budget.trouble,
             f"the registry cannot be read, so the config's list and every mirror on disk are served: {lost.message}"
             if lost
             else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from appliance.core.config.settings import Config
 from appliance.core.git.mirror import Mirror, discard_repository
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.layout import Layout
+from appliance.core.maintenance.usage import UsageMeter
 from appliance.core.models import Tell
 from appliance.core.node.guests import add_alone, guests_alone, remove_alone
 from appliance.core.node.registration import WAIT_FOR_OWNER, added_document, clone_alone, register, unregister
 from appliance.core.node.state_dir import make_git, make_privacy, open_stores, wanted_of_config
-from appliance.core.node.storage import storage_document
+from appliance.core.node.storage import MOST_REPOS, storage_document
 from appliance.core.observability.report import repo_documents, status_document
 from appliance.core.process.control_socket import not_serving
 from appliance.core.process.owner import claim
@@ -66,13 +68,18 @@ class OfflineNode:
         except LogBehind as behind:
             mend = remedy(behind, self.layout.state, self.config.backup.to)
             document["warnings"] = [f"pushes will be refused: {behind.message}: {mend}"]
-        mirrors = sum(repo["size"] for repo in document["repos"])
-        storage = storage_document(self.layout, mirrors, stores.sessions.recorded_bytes())
+        storage = self.storage(MOST_REPOS)
         return document | {"repos": self._privacy.told(document["repos"]), "storage": storage}
 
     def pulse(self, timeout: float) -> dict[str, Any] | None:
         """Returns None, because only a running `serve` has a pulse."""
         return None
+
+    def storage(self, most_repos: int = sys.maxsize) -> dict[str, Any]:
+        """What the state directory takes. All of it is looked at; nothing goes while no `serve` runs."""
+        usage, packs = UsageMeter(self.layout).measure(), self.stores().sessions.packs_by_repo()
+        budget = self.config.storage.budget
+        return storage_document(usage, packs, self.layout.state, budget, most_repos=most_repos)
 
     def repos(self) -> list[dict[str, Any]]:
         """The registry."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from appliance.core.errors import GitmirrorError
+from appliance.core.errors import GitmirrorError, NotFound, NotServing
+from appliance.core.maintenance.usage import UsageMeter
 from appliance.core.models import CommitText, Health, RefText, Repo, State, Turn
 from appliance.core.node.node import Node
+from appliance.core.node.running import RunningNode
 from appliance.core.node.sessions import open_browser
 from appliance.core.node.state_dir import make_privacy, open_stores
-from appliance.core.node.storage import size_below
+from appliance.core.node.storage import storage_document
 from appliance.core.observability.report import status_document
 from appliance.core.store.guests import guest_document
 from appliance.core.store.stores import Stores
@@ -47,16 +50,14 @@ class RepoView:
 
 @dataclass(frozen=True)
 class Disk:
-    """Sizes in bytes: the file system with the state directory, its free space, the mirrors, and the recorded packs.
+    """Sizes in bytes of the file system with the state directory, and its free space.
 
-    `disks` is the size of the disks that guests lease, and `leases` the number of leases that have not ended.
+    `storage` is the document of `storage --json`, and `leases` the number of leases of disks that have not ended.
     """
 
     total: int
     free: int
-    mirrors: int
-    recorded: int
-    disks: int = 0
+    storage: Mapping[str, Any]
     leases: int = 0
 
 
@@ -71,6 +72,7 @@ class NodeQueries:
         self.clock = clock
         self._stores: Stores | None = None
         self._private: tuple[float, tuple[int, ...], frozenset[int]] | None = None
+        self._meter = UsageMeter(node.layout)
         self._tips: dict[tuple[str, str], CommitText | None] = {}
 
     def close(self) -> None:
@@ -178,10 +180,18 @@ class NodeQueries:
         """The disk usage of the node."""
         stores = self._open()
         usage = shutil.disk_usage(self.node.layout.state)
-        mirrors = sum(health.size for health in stores.health.all().values())
         leases = sum(stores.disk_leases.count_by_repo().values())
-        disks = size_below(self.node.layout.disks)
-        return Disk(usage.total, usage.free, mirrors, stores.sessions.recorded_bytes(), disks, leases)
+        return Disk(usage.total, usage.free, self._storage(stores), leases)
+
+    def _storage(self, stores: Stores) -> dict[str, Any]:
+        node = self.node.current()
+        if isinstance(node, RunningNode):
+            # A `serve` of an earlier version has no such route.
+            with contextlib.suppress(NotFound, NotServing):
+                return node.storage()
+        # Measured here, and what has not changed since the last time is not looked at again.
+        usage, packs = self._meter.measure(paced=True), stores.sessions.packs_by_repo()
+        return storage_document(usage, packs, self.node.layout.state, self.node.config.storage.budget)
 
     def _open(self) -> Stores:
         if self._stores is None:

@@ -1,58 +1,62 @@
-"""How much disk space a state directory takes, by purpose."""
+"""How much disk space a state directory takes, by purpose and by repository."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from appliance.core.layout import Layout
+from appliance.core.maintenance.usage import DATABASE, KINDS, MIRRORS, RECORDINGS, Usage
 from appliance.core.process.disk import room_of
+from appliance.core.units import rfc3339
+
+MOST_REPOS = 10
+"""The most repositories that `status` names."""
+MOST_NEXT = 10
+"""The most entries that `status` has of what goes next."""
 
 
-def storage_document(layout: Layout, mirrors: int, recordings: int) -> dict[str, Any]:
-    """`storage` of `status --json`: `{used, budget, by}`, in bytes.
+def storage_document(
+    usage: Usage,
+    packs: Mapping[str, int],
+    state: Path,
+    budget: int | None,
+    *,
+    most_repos: int = MOST_REPOS,
+    following: Sequence[Mapping[str, Any]] = (),
+    removed: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """`storage` of `status --json`, in bytes.
 
-    `mirrors` is the size of all mirrors. `recordings` is the size of what agents recorded: packs, which are in the
-    mirrors, and attachments, which are not. The evidence of heals counts as mirrors. `budget` is the size that the
-    state directory can grow to: what it takes now plus what is free on its disk.
+    `packs` are the bytes of recorded packs by repository, which `usage` has among the mirrors. The evidence of heals
+    counts as mirrors. Without a `[storage] budget`, `budget` is the size that the state directory can grow to: what it
+    takes now plus what is free on its disk. `following` is what goes next.
     """
-    packs = max(0, recordings - sum(_length(path) for path in _files(layout.attachments)))
-    by = {
-        "mirrors": max(0, mirrors - packs) + size_below(layout.evidence) + size_below(layout.healing),
-        "answers": size_below(layout.cache),
-        "workspaces": size_below(layout.workspaces),
-        "disks": size_below(layout.disks),
-        "lfs": size_below(layout.lfs),
-        "recordings": packs + size_below(layout.attachments),
-        "database": sum(_size(Path(f"{layout.database}{end}")) for end in ("", "-wal", "-shm")),
+    repos = sorted({repo for sizes in usage.by.values() for repo in sizes if repo})
+    rows = [{"name": repo, **_row(usage, packs, repo)} for repo in repos]
+    rows.sort(key=lambda row: (-row["bytes"], row["name"]))
+    recorded = min(sum(packs.values()), usage.of(MIRRORS))
+    by = {kind: usage.of(kind) for kind in KINDS}
+    by[MIRRORS] -= recorded
+    by[RECORDINGS] += recorded
+    used, room = sum(by.values()), room_of(state)
+    most = budget if budget is not None else used + (room.bytes if room else 0)
+    return {
+        "used": used,
+        "budget": most,
+        "has_budget": budget is not None,
+        "over": max(0, used - most),
+        "measured_at": rfc3339(usage.at) if usage.at else None,
+        "by": by,
+        "repos": rows[:most_repos],
+        "next": list(following),
+        "removed": {"bytes": 0, "count": 0, **(removed or {})},
     }
-    used, room = sum(by.values()), room_of(layout.state)
-    return {"used": used, "budget": used + (room.bytes if room else 0), "by": by}
 
 
-def size_below(directory: Path) -> int:
-    """The bytes of all files below a directory, without those that this user may not read."""
-    return sum(_size(path) for path in _files(directory))
-
-
-def _files(directory: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(directory):
-        yield from (Path(parent, name) for name in names)
-
-
-def _length(path: Path) -> int:
-    """The bytes that a file has, or 0 if it is gone."""
-    try:
-        return path.lstat().st_size
-    except OSError:
-        return 0
-
-
-def _size(path: Path) -> int:
-    """The bytes that a file takes on the disk, or 0 if it is gone."""
-    try:
-        return path.lstat().st_blocks * 512
-    except OSError:
-        return 0
+def _row(usage: Usage, packs: Mapping[str, int], repo: str) -> dict[str, Any]:
+    by = {kind: usage.by.get(kind, {}).get(repo, 0) for kind in KINDS if kind != DATABASE}
+    recorded = min(packs.get(repo, 0), by[MIRRORS])
+    by[MIRRORS] -= recorded
+    by[RECORDINGS] += recorded
+    return {"bytes": sum(by.values()), "by": by}

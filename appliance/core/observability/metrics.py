@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from appliance.core.events.facts import FetchEnded, MirrorHealed, PushRuled, RefreshEnded
@@ -18,6 +18,10 @@ _SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 
 ReadGauges = Callable[[], Iterable[tuple[str, str, float]]]
 """Reads some gauges: the name, the help text and the value of each."""
+
+
+ReadByKind = Callable[[], Iterable[tuple[str, str, str, Mapping[str, float]]]]
+"""Reads some values by kind: "gauge" or "counter", the name, the help text and the values."""
 
 
 class Metrics:
@@ -70,6 +74,10 @@ class Metrics:
         for reader in read:
             self._registry.register(_Gauges(reader))
 
+    def add_by_kind(self, read: ReadByKind) -> None:
+        """Adds gauges and counters with one value for each kind of a thing, read whenever the page is requested."""
+        self._registry.register(_ByKind(read))
+
     def fetched(self, event: FetchEnded) -> None:
         """Counts a fetch that ended, even if the guest aborted it."""
         fetch = event.fetch
@@ -110,6 +118,20 @@ class _Gauges(Collector):
         """Yields one metric family for each gauge."""
         for name, text, value in self._read():
             yield GaugeMetricFamily(f"gitmirror_{name}", text, value=value)
+
+
+class _ByKind(Collector):
+    def __init__(self, read: ReadByKind) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields one metric family for each, with one sample for each kind."""
+        for kind_of, name, text, values in self._read():
+            make = GaugeMetricFamily if kind_of == "gauge" else CounterMetricFamily
+            family = make(f"gitmirror_{name}", text, labels=["kind"])
+            for kind, value in values.items():
+                family.add_metric([kind], value)
+            yield family
 
 
 class _Repositories(Collector):

@@ -23,6 +23,7 @@ from appliance.core.models import UNHEALTHY
 from appliance.core.node.node import Node
 from appliance.core.node.state_dir import is_lost, wanted_of_config
 from appliance.core.ops.guest_checks import problems_of_sockets
+from appliance.core.ops.storage_line import STORAGE_MEND, storage_line
 from appliance.core.process.control_socket import is_serving
 from appliance.core.process.disk import room_of
 from appliance.core.serving.net.sockets import try_to_listen
@@ -58,6 +59,7 @@ def examine(node: Node) -> list[Check]:
         *_outlets(node.config),
         _state(node),
         _disk(node),
+        _guarded("storage", lambda: _storage(node), "see the message"),
         _hooks(node),
         _database(node),
         _guarded("mirrors", lambda: _mirrors(node), "see the message"),
@@ -173,6 +175,14 @@ def _disk(node: Node) -> Check:
         return Check("disk", False, "no inodes are free for more files", mend)
     free = shutil.disk_usage(directory).free
     return Check("disk", free > LOW_DISK, f"{format_size(free)} free", mend)
+
+
+def _storage(node: Node) -> Check:
+    """Says what fills the disk. It is wrong only when a budget cannot be kept."""
+    if is_lost(node.layout) or not node.layout.database.exists():
+        return Check("storage", True, "nothing is stored yet")
+    found = node.current().storage()
+    return Check("storage", not found["over"], storage_line(found), STORAGE_MEND)
 
 
 def _hooks(node: Node) -> Check:

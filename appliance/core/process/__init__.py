@@ -7,6 +7,7 @@
   an owner that was killed.
 - `control_socket`: how other processes connect to the owner. What they say there is `core/api`.
 - `disk`: how many bytes and inodes are free, and the warning when that is too little.
+- `cold`: what may be removed when the disk is short, and which files are being sent just now.
 - `checked_file`: checks that a file that is written once and sent many times has not changed.
 - `memory`: returns unused memory to the kernel.
 - `endurance`: how a background loop survives expected errors: it logs each cause once and goes on.

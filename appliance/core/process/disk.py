@@ -64,3 +64,20 @@ def disk_complaint(path: Path) -> str | None:
     room = room_of(path)
     complaint = room.complaint(path) if room else None
     return f"{complaint}; make room, or lower [cache] budget" if complaint else None
+
+
+@dataclass(frozen=True)
+class Space:
+    """A file system in bytes: all of it, and what is free for this user."""
+
+    total: int
+    free: int
+
+
+def space_of(path: Path) -> Space | None:
+    """Returns the space of the disk of `path`, or None when it cannot be determined."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return None
+    return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)

@@ -68,6 +68,12 @@ class ActivityStore:
             )
         return [_document(row) for row in found]
 
+    def last_use(self) -> dict[str, float]:
+        """When the last hydration of each repository ended, in Unix seconds, as far back as there are rows."""
+        with self._database.reading() as connection:
+            found = rows(connection, "SELECT repo, max(at) AS at FROM hydrations GROUP BY repo")
+        return {row["repo"]: row["at"] for row in found}
+
     def after(self, last: int) -> list[dict[str, Any]]:
         """Rows with an id above `last`, oldest first, at most a thousand."""
         with self._database.reading() as connection:

@@ -292,6 +292,12 @@ class SessionStore:
             [total] = rows(connection, f"SELECT coalesce(({packs}), 0) + coalesce(({files}), 0) AS n")
         return int(total["n"])
 
+    def packs_by_repo(self) -> dict[str, int]:
+        """The size of the recorded packs of each repository that has any, in bytes."""
+        query = "SELECT repo, sum(bytes) AS n FROM sessions GROUP BY repo"
+        with self._database.reading() as connection:
+            return {row["repo"]: int(row["n"]) for row in rows(connection, query)}
+
     def count_by_repo(self) -> dict[str, int]:
         """Returns how many sessions each repository has; those that have none are left out."""
         with self._database.reading() as connection:

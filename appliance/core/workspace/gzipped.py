@@ -104,8 +104,8 @@ class GzippedTars:
             lines = errors.decode(errors="replace").split("\n")
             raise OSError(f"the compressor ended with code {code}: {' '.join(lines[-2:]).strip()}")
         if _identity(tar) != source:
-            # Replaced while it was read to the end.
-            growing.unlink()
+            # Replaced or removed while it was read to the end.
+            growing.unlink(missing_ok=True)
             return
         growing.rename(copy)
         self._kept[tar] = source, CheckedFile(copy, Identity.of(copy.stat()), output.decode().strip())

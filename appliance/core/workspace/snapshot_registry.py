@@ -16,6 +16,7 @@ from appliance.core.health import followed_branch
 from appliance.core.layout import Layout
 from appliance.core.models import Health, Repo
 from appliance.core.process.checked_file import CheckedFile
+from appliance.core.workspace.set_aside import PREFIX, SetAside
 from appliance.core.workspace.shape import Shape
 from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace, branch_directory
 
@@ -45,6 +46,8 @@ class KeptSnapshot:
     tar: CheckedFile | None = None
     """The tar of `current`."""
     asked_at: float = field(default_factory=time.monotonic)
+    was_asked: bool = False
+    """Whether a guest asked for it, and `asked_at` is not only when this `serve` began to keep it."""
     error: str | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a build has ended, well or not."""
@@ -54,6 +57,10 @@ class KeptSnapshot:
     """Whether a part of a tree is to be built."""
     in_work: bool = False
     """Whether it is being built now, as a part of a tree."""
+    waits: bool = False
+    """Whether it is built only when LFS objects have come."""
+    losses: int = 0
+    """How many builds in a row lost an LFS object."""
 
     @property
     def owner(self) -> str:
@@ -62,14 +69,9 @@ class KeptSnapshot:
 
     def note(self, asker: str) -> None:
         """Notes a request."""
-        self.asked_at = time.monotonic()
+        self.asked_at, self.was_asked = time.monotonic(), True
         if len(self.asked_by) < 2:
             self.asked_by.add(asker)
-
-    waits: bool = False
-    """Whether it is built only when LFS objects have come."""
-    losses: int = 0
-    """How many builds in a row lost an LFS object."""
 
     def bytes(self) -> int:
         """About what it takes on disk: the tar, and the packs, which are most of it."""
@@ -98,6 +100,10 @@ class KeptBranch:
     def is_idle(self) -> bool:
         """Whether nothing of it is being built, except for parts of the tree."""
         return self.building is None or self.building.done()
+
+    def is_at_rest(self) -> bool:
+        """Whether nothing of it is being built at all."""
+        return self.is_idle() and (self.building_parts is None or self.building_parts.done())
 
     def parts(self) -> list[KeptSnapshot]:
         """The snapshots of parts of its tree."""
@@ -142,6 +148,7 @@ class KeptSnapshots:
         self._layout = layout
         self._health = health
         self._known: dict[int, KeptRepository] = {}
+        self.aside = SetAside()
 
     def followed(self, repo: Repo) -> str | None:
         """The branch of a repository that every guest gets who asks for none."""
@@ -199,8 +206,19 @@ class KeptSnapshots:
         kept = {branch.directory.name for branch in known.branches.values()}
         directory = self.directory(known.repo.name)
         for entry in directory.iterdir() if directory.is_dir() else ():
-            if entry.name not in kept:
+            if entry.name not in kept and not entry.name.startswith(PREFIX):
                 _remove(entry)
+
+    def is_set_aside(self, repo: Repo, name: str) -> bool:
+        """Whether there was no room for the snapshot of a branch, and no guest has asked for it since."""
+        return self.aside.has(self.directory(repo.name) / branch_directory(name))
+
+    def ask_for(self, repo: Repo, name: str) -> None:
+        """Lets a branch that was set aside be built again. Raises NoSnapshot if there is still no room for it."""
+        directory = self.directory(repo.name) / branch_directory(name)
+        if self.aside.is_refused(directory):
+            raise NoSnapshot(f"there is no room for the snapshot of {name} now ([storage] budget)")
+        self.aside.take_back(directory)
 
     def is_extra(self, known: KeptRepository, branch: KeptBranch, shape: Shape) -> bool:
         """Whether it is another than the snapshot that every repository has."""
@@ -236,15 +254,18 @@ class KeptSnapshots:
 
     def drop(self, known: KeptRepository, branch: KeptBranch, kept: KeptSnapshot) -> None:
         """Removes a snapshot, and with the last one the branch."""
+        _remove(self.detach(known, branch, kept))
+
+    def detach(self, known: KeptRepository, branch: KeptBranch, kept: KeptSnapshot) -> Path:
+        """Forgets a snapshot, and with the last one the branch; returns the directory to remove."""
         kept.current = None
         kept.ended.set()
         branch.kept.pop(kept.place.shape, None)
         if branch.kept:
-            _remove(kept.place.directory)
-            return
+            return kept.place.directory
         if known.branches.get(branch.name) is branch:
             del known.branches[branch.name]
-        _remove(branch.directory)
+        return branch.directory
 
 
 _Kept = tuple[KeptRepository, KeptBranch, KeptSnapshot]

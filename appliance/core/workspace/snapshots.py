@@ -102,7 +102,8 @@ class Snapshots:
         if not self._settings().enabled or self.trouble or followed is None:
             return
         known = self._kept.repository(repo)
-        self._kept.branch(known, followed)
+        if not self._kept.is_set_aside(repo, followed):
+            self._kept.branch(known, followed)
         if not known.swept:
             known.swept = True
             with self._endurance.over(repo.name):
@@ -147,6 +148,11 @@ class Snapshots:
         kept = found.kept.get(found.usual) if found and found.usual else None
         return kept.current if kept else None
 
+    @property
+    def kept(self) -> KeptSnapshots:
+        """Which snapshots there are, for whoever has to make room."""
+        return self._kept
+
     def usual_history(self, repo: Repo) -> History | None:
         """The history that guests get of the followed branch when they ask for none; None if it is not known yet."""
         setting = self._settings().history
@@ -171,6 +177,8 @@ class Snapshots:
         known = self._kept.repository(repo)
         if name not in known.branches and name != self._kept.followed(repo) and await self._tip(repo, name) is None:
             raise NoSnapshot(f"there is no branch {name}")
+        if name not in known.branches:
+            self._kept.ask_for(repo, name)
         found = self._kept.branch(known, name)
         usual = found.usual or await self._choose(repo, found)
         shape = shape_of(wanted, usual)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
@@ -13,12 +14,21 @@ from appliance.tui.data.follower import SERVE, TIME
 from appliance.tui.data.messages import DiskRead, HealthRead
 from appliance.tui.data.rows import CheckRow
 from appliance.tui.screens.view import View
-from appliance.tui.text import Cell, bar, cell, count, percent, size
+from appliance.tui.text import Cell, bar, cell, count, percent, plain, size
 from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing
 
 LISTENERS = (("git", "git"), ("http", "HTTP"), ("admin", "admin"))
 BAR = 20
+KINDS = {
+    "mirrors": "mirrors", "recordings": "recorded", "answers": "answers", "workspaces": "workspaces",
+    "disks": "disks", "lfs": "LFS", "database": "database",
+}  # fmt: skip
+"""What each kind of `storage.by` is called here."""
+MOST_NAMED = 3
+"""Repositories, and things that go next, that are named."""
+ROOMY = 30
+"""The height from which on the largest repositories are named, too."""
 
 
 class HealthScreen(View):
@@ -35,6 +45,7 @@ class HealthScreen(View):
         self._disk: Disk | None = None
         self._checks: list[CheckRow] = []
         self._beat = 0
+        self._height = 0
 
     def body(self) -> ComposeResult:
         """Yields the figures, the checks, and what to do about the chosen check."""
@@ -134,7 +145,12 @@ class HealthScreen(View):
     def _tell(self) -> None:
         pulse = self.model.pulse
         lines = [*self._listeners(pulse), *self._cache(pulse), *self._space()]
-        self.query_one("#figures", Lines).show(*lines)
+        figures = self.query_one("#figures", Lines)
+        if len(lines) != self._height:
+            # No taller than what it says, because the checks need the room.
+            self._height = len(lines)
+            figures.styles.height = self._height
+        figures.show(*lines)
         if pulse is not None or self.model.looked:
             self._arrange()
 
@@ -203,7 +219,35 @@ class HealthScreen(View):
             ("   disk   ", ""), (bar(used, disk.total, BAR), "bad" if tight else "accent"),
             (f" {size(disk.free)} free of {size(disk.total)}", "bad" if tight else ""),
         )  # fmt: skip
-        parts = f"          mirrors {size(disk.mirrors)}, recorded {size(disk.recorded)}"
-        if disk.disks or disk.leases:
-            parts += f", disks {size(disk.disks)} with {count(disk.leases, 'lease')}"
-        return [(left, ()), (cell(parts, "dim"), ())]
+        return [(left, ()), *self._stored(disk)]
+
+    def _stored(self, disk: Disk) -> list[Line]:
+        """What the state directory takes of its budget, by kind and by repository, and what goes next."""
+        found, lines = disk.storage, list[Line]()
+        if found["has_budget"]:
+            tone = "bad" if found["over"] else "accent"
+            said = f" {size(found['used'])} of {size(found['budget'])}"
+            left: Cell = (("   budget ", ""), (bar(found["used"], found["budget"], BAR), tone), (said, ""))
+            gone = found["removed"]
+            over = cell(f"▲ {size(found['over'])} over ", "bad")
+            right = cell(f"{size(gone['bytes'])} removed ", "dim") if gone["count"] else ()
+            lines.append((left, over if found["over"] else right))
+        taken = sorted(found["by"].items(), key=lambda each: -each[1])
+        parts = [f"{KINDS[kind]} {size(taking)}" for kind, taking in taken if taking and kind in KINDS]
+        if disk.leases:
+            parts.append(count(disk.leases, "lease"))
+        lines.append((cell(f"          {', '.join(parts)}", "dim"), ()))
+        largest = [f"{plain(repo['name'])} {size(repo['bytes'])}" for repo in found["repos"][:MOST_NAMED]]
+        if largest and self.size.height >= ROOMY:
+            lines.append((cell(f"          largest: {', '.join(largest)}", "dim"), ()))
+        if found["next"]:
+            lines.append(
+                (cell(f"          next to go: {', '.join(map(_shown, found['next'][:MOST_NAMED]))}", "dim"), ())
+            )
+        return lines
+
+
+def _shown(thing: Mapping[str, Any]) -> str:
+    """One thing that goes next: `3 cached responses (acme/widgets, 12 MiB)`."""
+    whose = f"{plain(thing['repo'])}, " if thing["repo"] else ""
+    return f"{plain(thing['what'])} ({whose}{size(thing['bytes'])})"

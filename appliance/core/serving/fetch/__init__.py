@@ -7,6 +7,7 @@
 - `response_cache`: complete responses as files. Each is made once and sent to many guests, even while it is being
   written.
 - `kept_responses`: the complete responses. A response whose file has changed since it was written is thrown away.
+  `cold_responses`: what goes of them when the disk is short.
 - `ref_snapshots`: the refs that guests are shown, reused until a file shows that one has changed.
 - `upload_pack`: runs `git upload-pack` for one request.
 - `warmer`: makes the responses that guests will ask for, at low priority, as soon as a tip moves.

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,19 @@ class _Entry:
     size: int
     repo: int
     pinned: bool
+    used_at: float
+    """Unix seconds."""
+
+
+@dataclass(frozen=True)
+class UnusedResponse:
+    """A response that nobody reads: its key, its file and its size, the repository id, and when it was last used."""
+
+    key: str
+    path: Path
+    size: int
+    repo: int
+    used_at: float
 
 
 class KeptResponses:
@@ -41,7 +55,7 @@ class KeptResponses:
 
     def add(self, key: str, path: Path, status: os.stat_result, repo: int, pinned: bool) -> None:
         """Stores the complete response in the file `path`, which has this `status`."""
-        self._entries[key] = _Entry(CheckedFile(path, Identity.of(status)), status.st_size, repo, pinned)
+        self._entries[key] = _Entry(CheckedFile(path, Identity.of(status)), status.st_size, repo, pinned, time.time())
         self._without_digest[key] = None
         self.bytes += status.st_size
 
@@ -61,6 +75,7 @@ class KeptResponses:
             return None
         self._entries.move_to_end(key)
         entry.pinned |= pin
+        entry.used_at = time.time()
         return descriptor, entry.size
 
     async def check(self, key: str) -> None:
@@ -123,6 +138,20 @@ class KeptResponses:
         if oldest is not None:
             self._drop(oldest)
         return oldest is not None
+
+    def by_use(self) -> Iterator[UnusedResponse]:
+        """All responses, the longest unused first, and those that are pinned last. Drop none before the end."""
+        for pinned in (False, True):
+            for key, entry in self._entries.items():
+                if entry.pinned is pinned:
+                    yield UnusedResponse(key, entry.file.path, entry.size, entry.repo, entry.used_at)
+
+    def drop(self, key: str) -> bool:
+        """Drops a response. Returns whether it was still there."""
+        if key not in self._entries:
+            return False
+        self._drop(key)
+        return True
 
     def _drop(self, key: str) -> None:
         entry = self._entries.pop(key)

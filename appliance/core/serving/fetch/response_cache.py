@@ -107,6 +107,7 @@ class ResponseCache:
     def __init__(self, directory: Path, budget: int) -> None:
         self._directory = directory
         self.budget = budget
+        self._ceiling: int | None = None
         self._kept = KeptResponses()
         self._growing: dict[str, _Growing] = {}
         self._number = 0
@@ -172,7 +173,7 @@ class ResponseCache:
         else:
             growing, result = self._growing.get(key), CacheResult.JOINED
             if growing is None:
-                if self.trouble or not self._has_room():
+                if self.trouble or not self._limit or not self._has_room():
                     return None
                 growing, result = self._begin(key, repo, produce), CacheResult.MISS
             if growing is None or (descriptor := self._again(growing)) is None:
@@ -288,11 +289,24 @@ class ResponseCache:
         while self.bytes > budget and self._kept.drop_oldest():
             pass
 
+    def leave_room(self, more: int | None) -> None:
+        """Lets the responses grow by at most `more` bytes from now on, or only as `budget` says for None."""
+        self._ceiling = None if more is None else max(0, self.bytes + more)
+
+    @property
+    def kept(self) -> KeptResponses:
+        """The complete responses, for whoever has to make room."""
+        return self._kept
+
+    @property
+    def _limit(self) -> int:
+        return self.budget if self._ceiling is None else min(self.budget, self._ceiling)
+
     def _make_room(self, size: int) -> bool:
-        """Evicts the least recently used until `size` fits the budget and the disk is not low; False if it cannot."""
-        if size > self.budget // 2:
+        """Evicts the least recently used until `size` fits and the disk is not low. Returns whether it does."""
+        if size > self._limit // 2:
             return False
-        while self.bytes + size > self.budget:
+        while self.bytes + size > self._limit:
             if not self._kept.drop_oldest():
                 return False
         return self._has_room()

@@ -9,7 +9,7 @@
 - `checking`: reads drives again in the background.
 - `disks`: leases disks, and rebuilds those of followed branches. `repository` has the state of each repository,
   `upstream_commits` says which commits may be in a disk, and `sharing` who may read the drives.
-- `collector`: ends leases and removes what `collection` plans.
+- `collector`: ends leases and removes what `collection` plans. `cold_disks`: what may go when the disk is short.
 
 A lease: a platform requests a branch or a commit, the image is built unless it exists, and the lease is stored in the
 database. When the branch moves, its next image is built before the next request. An image that is not leased may be

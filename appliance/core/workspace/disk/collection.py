@@ -37,12 +37,19 @@ class Stock:
     leased: Collection[Key] = frozenset()
     useless: Collection[DiskImage] = frozenset()
     current: Collection[DiskImage] = frozenset()
+    asked: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """When a disk of a branch was last leased in a form, in Unix seconds."""
     is_judged: bool = False
 
     @property
     def bytes(self) -> int:
         """The bytes of all generations."""
         return sum(self.sizes.values())
+
+    def used_at(self, image: DiskImage) -> float:
+        """When an image was made, or the last one of its branch was leased: the later of the two."""
+        last = self.asked.get((image.branch, image.form), 0.0) if image in self.current else 0.0
+        return max(image.made_at, last)
 
 
 @dataclass
@@ -105,7 +112,7 @@ def plan_removals(stocks: Sequence[Stock], budget: int, now: float) -> tuple[dic
                 if number != newest or image in doomed:
                     total -= _remove(stock, image, removals, left, rest)
                 else:
-                    candidates.append((image in stock.current, image.made_at, stock, image))
+                    candidates.append((image in stock.current, stock.used_at(image), stock, image))
     needed = 0
     for _, _, stock, image in sorted(candidates, key=lambda each: each[:2]):
         if total <= budget:

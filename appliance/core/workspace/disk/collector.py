@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from appliance.core.config.settings import WorkspaceConfig
 from appliance.core.git.mirror import Mirror
 from appliance.core.health import followed_branch
 from appliance.core.models import Health, Repo
+from appliance.core.process.cold import ColdThing
 from appliance.core.process.endurance import Endurance
 from appliance.core.store.disk_leases import DiskLeaseStore
 from appliance.core.text import escape
@@ -35,6 +36,8 @@ from appliance.core.workspace.disk.upstream_commits import raw_branch, tips_of
 
 log = logging.getLogger(__name__)
 
+KIND = "disks"
+"""The key of disks in `storage.by`."""
 LOOK_EVERY = 300.0
 """Seconds between two complete looks at the file system. In between, only what may have changed is looked at."""
 
@@ -67,6 +70,7 @@ class DiskCollector:
         self._settings_then: WorkspaceConfig | None = None
         self._stocks: dict[str, tuple[object, Stock]] = {}
         self._is_over = False
+        self._collecting = asyncio.Lock()
         self._crowded: set[tuple[str, str]] = set()
         self.images = self.leased = self.bytes = 0
         """The numbers of images and leases, and the bytes of all disks, at the end of the last collection."""
@@ -91,12 +95,32 @@ class DiskCollector:
         # Cleared first, because a change during this collection requires another one.
         self._called = False
         try:
-            await self._collect(settings)
+            async with self._collecting:
+                await self._collect(settings)
         except BaseException:
             self._called = True
             raise
 
-    async def _collect(self, settings: WorkspaceConfig) -> None:
+    async def reclaim(self, wanted: int) -> list[ColdThing]:
+        """Removes disks that are not leased until `wanted` bytes are free; returns what went.
+
+        The oldest go first, and those of the tips of followed branches last. Raises StoreError, OSError.
+        """
+        async with self._collecting:
+            return await self._collect(self._settings(), wanted)
+
+    async def unleased(self) -> list[ColdThing]:
+        """The disks that are not leased, in the order in which `reclaim` removes them, as last looked at."""
+        free = [
+            (image in stock.current, stock.used_at(image), stock.name, image, size)
+            for _, stock in self._stocks.values()
+            for image, size in stock.images.items()
+            if (image.generation, image.name) not in stock.leased
+        ]
+        free.sort(key=lambda each: each[:3])
+        return [ColdThing(KIND, name, _what(image), size, used_at) for _, used_at, name, image, size in free]
+
+    async def _collect(self, settings: WorkspaceConfig, wanted: int = 0) -> list[ColdThing]:
         leases = await asyncio.to_thread(self._leases.live)
         repos = {repo.name: repo for repo in self._repos() if repo.enabled}
         stocks, fresh, changes = [], set(), {}
@@ -114,14 +138,20 @@ class DiskCollector:
                 if name in fresh:
                     await asyncio.to_thread(self._share, known.place, stock.images, settings.disk_group)
                     self._stocks[name] = state, stock
-        removals, left = plan_removals(stocks, settings.disk_budget, time.time())
+        sizes = {stock.name: stock for stock in stocks}
+        room = min(settings.disk_budget, sum(stock.bytes for stock in stocks) - wanted) if wanted else None
+        removals, left = plan_removals(stocks, settings.disk_budget if room is None else room, time.time())
+        gone: list[ColdThing] = []
         for name, removal in removals.items():
             if name in fresh or removal.images or removal.generations:
                 with self._removing.over(name):
-                    await self._remove(self._disks_of(name), name, removal, changes[name])
+                    is_for_disks = room is None
+                    done = await self._remove(self._disks_of(name), name, removal, changes[name], tell=is_for_disks)
+                    gone += _things(sizes[name], *done)
         self._complain(left, settings.disk_budget)
         self.images = sum(len(stock.images) - len(removals[stock.name].images) for stock in stocks)
         self.leased, self.bytes = len(leases), left
+        return gone
 
     def _complain(self, left: int, budget: int) -> None:
         if left > budget and not self._is_over:
@@ -144,7 +174,8 @@ class DiskCollector:
         # The newest of each, because a tag that moved left an image with the old tag.
         newest = {(image.branch, image.form): image for image in at_tip if image.branch in followed}
         current = set(newest.values())
-        return replace(stock, useless=useless, current=current, is_judged=True)
+        last = {(raw_branch(name), form): at for (name, form), at in asked.items()}
+        return replace(stock, useless=useless, current=current, asked=last, is_judged=True)
 
     def _share(self, place: DiskPlace, images: Iterable[DiskImage], group: str) -> None:
         """Gives drives to the present group, if they belong to that of an earlier setting."""
@@ -152,15 +183,19 @@ class DiskCollector:
             if is_whole(place, image):
                 share_drives(self._disks, place, image, group)
 
-    async def _remove(self, known: RepositoryDisks, name: str, removal: Removal, changes: int) -> None:
+    async def _remove(
+        self, known: RepositoryDisks, name: str, removal: Removal, changes: int, *, tell: bool
+    ) -> tuple[list[DiskImage], list[int]]:
         """Removes what was planned and is still not leased. `changes` is from when the stock was taken.
+
+        Returns the images and the generations that went; `tell` logs those that `disk_budget` has no room for.
 
         Skips a repository in which something is being built, or was built since then; a later collection handles it.
         """
         if known.building.locked() or known.changes != changes:
             self._stocks.pop(name, None)
             self.call()
-            return
+            return [], []
         if removal.images or removal.generations:
             self._stocks.pop(name, None)
         async with known.building, known.giving:
@@ -177,7 +212,9 @@ class DiskCollector:
             if image in removal.crowded:
                 # Built again, it would only go again, with the whole history of the repository each time.
                 known.set_aside.add((image.branch, image.form))
-                self._say_crowded(image, removal.needed)
+                if tell:
+                    self._say_crowded(image, removal.needed)
+        return doomed, generations
 
     def _say_crowded(self, image: DiskImage, needed: int) -> None:
         if (image.repo, image.branch) not in self._crowded:
@@ -191,6 +228,24 @@ class DiskCollector:
     async def leased_of(self, name: str) -> set[Key]:
         """The leased images of a repository. Raises StoreError."""
         return {(lease.generation, lease.name) for lease in await asyncio.to_thread(self._leases.live, name)}
+
+
+def _what(image: DiskImage) -> str:
+    return f"the {image.form} disk of {escape(image.branch)} at {image.commit[:12]}"
+
+
+def _things(stock: Stock, images: Sequence[DiskImage], generations: Collection[int]) -> Iterator[ColdThing]:
+    """What went of a repository; the last image of a generation counts with the blob file that went with it."""
+    rest = {
+        number: size - sum(each for image, each in stock.images.items() if image.generation == number)
+        for number, size in stock.sizes.items()
+        if number in generations
+    }
+    for image in reversed(images):
+        size = stock.images.get(image, 0) + rest.pop(image.generation, 0)
+        yield ColdThing(KIND, stock.name, _what(image), size, stock.used_at(image))
+    for number, size in rest.items():
+        yield ColdThing(KIND, stock.name, "what no disk needs any more", size, number / 1000)
 
 
 def _remove_from_disk(

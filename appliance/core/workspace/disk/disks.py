@@ -78,6 +78,11 @@ class Disks:
             layout.disks, mirror_of, health, leases, settings=settings, repos=repos, disks_of=self._repository
         )
 
+    @property
+    def collector(self) -> DiskCollector:
+        """What removes disks, for whoever has to make room."""
+        return self._collector
+
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The current values for /metrics: name, help text, value."""
         counted = self._collector
