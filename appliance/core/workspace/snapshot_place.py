@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ LAYOUT_VERSION = 6
 DIGEST_LENGTH = 16
 """Hex digits of a tar's SHA-256 in its ETag."""
 _WORK = "checkout"
+UNFINISHED = "unfinished"
 _MEASURED = "measured.json"
 
 
@@ -31,6 +32,7 @@ class Snapshot:
     """An existing tar: the `commit` and `branch` of the checkout, the file's `etag` and its `size` in bytes.
 
     `url` is the upstream, which is the `origin` of the checkout. `history` is that of its shape, and `shape` its key.
+    `modules` are its submodules: path, repository, URL, commit, and the id of the registration.
     """
 
     url: str
@@ -42,6 +44,7 @@ class Snapshot:
     history: str
     shape: str
     version: int = LAYOUT_VERSION
+    modules: Sequence[Sequence[str | int]] = ()
 
 
 class SnapshotPlace:
@@ -66,6 +69,11 @@ class SnapshotPlace:
         return self.directory / "packs"
 
     @property
+    def module_packs(self) -> Path:
+        """The repositories whose packs go into the tar as those of submodules."""
+        return self.directory / "modules"
+
+    @property
     def work(self) -> Path:
         """The tree and the index, for all shapes of the branch."""
         return self.of_branch / _WORK
@@ -73,7 +81,7 @@ class SnapshotPlace:
     @property
     def unfinished(self) -> Path:
         """A file that exists while the tree is being updated; a tree that a kill left with it is discarded."""
-        return self.work / "unfinished"
+        return self.work / UNFINISHED
 
     def load(self, url: str) -> Snapshot | None:
         """The existing snapshot if it is of this upstream, otherwise None. Every byte is read.
@@ -99,7 +107,8 @@ class SnapshotPlace:
         """Makes the next build start from scratch, because the disk changed what the last one wrote."""
         with contextlib.suppress(OSError):
             self.unfinished.touch()
-        shutil.rmtree(self.packs, ignore_errors=True)
+        for directory in (self.packs, self.module_packs, self.work / "modules"):
+            shutil.rmtree(directory, ignore_errors=True)
 
     def remove_others(self, snapshot: Snapshot) -> None:
         """Unlinks every tar but that of `snapshot`, with its gzipped copy; transfers that have one open still finish.

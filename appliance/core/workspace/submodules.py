@@ -64,6 +64,11 @@ class Submodule:
     repo: Repo
     update: str = ""
 
+    @property
+    def noted(self) -> tuple[str, str, str, str, int]:
+        """What the description of a workspace notes of it: two with the same are the same."""
+        return (self.path, self.git, self.url, self.commit, self.repo.id)
+
 
 @dataclass(frozen=True)
 class MissingSubmodule:
