@@ -58,12 +58,24 @@ class AccessGate:
         The token is looked up whatever the path is, so that an unknown path takes as long as a private one. Raises
         GitmirrorError when the lookup fails.
         """
-        token = token_in(authorization or "")
-        if token is not None and READ_TOKEN.fullmatch(token) and (granted := await self._grants(token)) is not None:
+        if (granted := await self._granted(authorization)) is not None:
             repo = self.catalog.find_private(path)
             if repo is not None and repo.id == granted:
                 return self._there(repo)
         return self.find(path, guest)
+
+    async def reader(self, authorization: str | None, guest: Guest | None = None) -> Callable[[Repo], bool]:
+        """Returns a function that says whether a guest with this `Authorization` header may read a repository.
+
+        Raises GitmirrorError when the lookup of a token fails.
+        """
+        granted = await self._granted(authorization)
+        return lambda repo: repo.id == granted or self.shows(repo, guest)
+
+    async def _granted(self, authorization: str | None) -> int | None:
+        """The id of the repository that a header's read token grants, or None."""
+        token = token_in(authorization or "")
+        return await self._grants(token) if token is not None and READ_TOKEN.fullmatch(token) else None
 
     def find_any(self, path: str) -> Repo | None:
         """Returns the enabled repository at a path for an operator, even if it is private or not cloned yet."""

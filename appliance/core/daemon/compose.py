@@ -51,6 +51,7 @@ from appliance.core.workspace.disk.build import build_disk
 from appliance.core.workspace.disk.disks import Disks
 from appliance.core.workspace.guest_kit import GuestKit
 from appliance.core.workspace.gzipped import GzippedTars
+from appliance.core.workspace.module_finder import ModuleFinder
 from appliance.core.workspace.snapshots import Snapshots
 
 
@@ -109,7 +110,10 @@ async def compose(
     recording = compose_recording(
         mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin, guests.is_known
     )
-    workspaces = Snapshots(layout, mirrors, health, settings=state.workspace)
+    read_tokens = ReadTokens(stores.tokens)
+    gate = AccessGate(mirrors.has, read_tokens.repo_of, guests)
+    modules = ModuleFinder(lambda: gate.catalog, mirrors, state.workspace, scheduler.nudge)
+    workspaces = Snapshots(layout, mirrors, health, settings=state.workspace, modules=modules)
     disks = Disks(
         layout, mirrors, health, stores.disk_leases, settings=state.workspace, repos=repos,
         is_private=state.is_private, build=build_disk,
@@ -121,12 +125,10 @@ async def compose(
     )  # fmt: skip
 
     fetching = compose_fetching(mirrors, config, children, environment, health, bus.publish, complaints.hear)
-    read_tokens = ReadTokens(stores.tokens)
-    gate = AccessGate(mirrors.has, read_tokens.repo_of, guests)
     kit = GuestKit(state.public_url, state.is_public, repos, gate, workspaces.usual_history, state.workspace)
     freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)
     codings = TarCodings(GzippedTars(children))
-    routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish, codings)
+    routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish, codings, gate)
     admin = AdminRoutes(
         state.webhook_secret_file, state.refresh_token_file, refreshing.announcements, repos, health, gate,
         observing.metrics, observing.push_watch,

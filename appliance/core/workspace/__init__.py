@@ -4,6 +4,7 @@
 - `snapshots`: holds the snapshots of all repositories, and rebuilds them when a branch moves.
 - `submodules`: finds the submodules of a commit whose upstreams are mirrored here.
 - `snapshot_modules`: builds the trees and repositories of submodules into a snapshot.
+- `module_finder`: knows which submodules each branch has and lacks, and who may have which.
 - `gzipped`: makes gzipped copies of tars, for slow roads.
 - `config`: the git config of a workspace.
 - `tar`, `git_index`, `times`: write the two formats so that `git status` in a guest has nothing to rehash.

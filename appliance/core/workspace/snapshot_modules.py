@@ -23,7 +23,7 @@ from appliance.core.workspace.git_index import normalise_index
 from appliance.core.workspace.history import History
 from appliance.core.workspace.refs import Tag, packed_tags
 from appliance.core.workspace.snapshot_packs import SnapshotPacks
-from appliance.core.workspace.snapshot_place import SnapshotPlace
+from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace
 from appliance.core.workspace.submodules import Submodule
 from appliance.core.workspace.tar import TarPart
 
@@ -47,6 +47,10 @@ class WantedModules:
     mirror_of: Callable[[str], Mirror] | None = None
     history: Callable[[Submodule, Path], Awaitable[History]] | None = None
     known: Iterable[str] = ()
+
+    def are_in(self, snapshot: Snapshot) -> bool:
+        """Whether a snapshot has exactly these."""
+        return [tuple(each) for each in snapshot.modules] == [each.noted for each in self.modules]
 
 
 NO_MODULES = WantedModules()

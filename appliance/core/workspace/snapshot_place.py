@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from appliance.core.process.checked_file import CheckedFile
@@ -93,6 +93,7 @@ class SnapshotPlace:
             found = (snapshot.version, snapshot.url, snapshot.branch, snapshot.shape)
             if found != (LAYOUT_VERSION, url, self.branch, self.shape.key):
                 return None
+            snapshot = replace(snapshot, modules=tuple(tuple(each) for each in snapshot.modules))
             digest = snapshot.etag[-DIGEST_LENGTH:]
             if snapshot.etag != etag_of(snapshot.commit, digest):
                 return None

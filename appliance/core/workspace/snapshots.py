@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from appliance.core.access.catalog import Catalog
 from appliance.core.config.settings import WorkspaceConfig
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
@@ -18,6 +19,7 @@ from appliance.core.models import Health, Repo
 from appliance.core.process.checked_file import CHECK_EVERY, CheckedFile, NotRight
 from appliance.core.process.endurance import EXPECTED, Endurance
 from appliance.core.workspace.history import History
+from appliance.core.workspace.module_finder import ModuleFinder
 from appliance.core.workspace.shape import Shape, WantedShape
 from appliance.core.workspace.shape_choice import AUTO, history_for, shape_of
 from appliance.core.workspace.snapshot_build import build_snapshot
@@ -42,7 +44,7 @@ _AS_USUAL = WantedShape()
 class Snapshots:
     """The snapshots of all repositories. `health(id)` gives a mirror's health, which includes its default branch.
 
-    `settings` are those of `[workspace]`.
+    `settings` are those of `[workspace]`. Without `modules`, no workspace has submodules.
     """
 
     def __init__(
@@ -52,10 +54,14 @@ class Snapshots:
         health: Callable[[int], Health],
         *,
         settings: Callable[[], WorkspaceConfig],
+        modules: ModuleFinder | None = None,
     ) -> None:
         self._layout = layout
         self._mirror_of = mirror_of
         self._settings = settings
+        nothing = Catalog()
+        self.modules = modules or ModuleFinder(lambda: nothing, mirror_of, settings, lambda _: None)
+        """Which submodules there are, and who may have them."""
         self._kept = KeptSnapshots(layout, health)
         self.trouble: str | None = None
         """Why there are no snapshots at all, as a sentence; None if they can be built."""
@@ -106,6 +112,7 @@ class Snapshots:
     def forget(self, repo: Repo) -> None:
         """Stops building snapshots of a repository that is no longer served; its snapshots stay on disk."""
         known = self._kept.forget(repo)
+        self.modules.forget(repo)
         for branch in known.branches.values() if known else ():
             if branch.building is not None and not branch.building.done():
                 branch.building.cancel()
@@ -121,6 +128,7 @@ class Snapshots:
         """Ends all running builds."""
         for known in self._kept.repositories():
             self.forget(known.repo)
+        await self.modules.stop()
         await self._ended()
 
     async def _ended(self) -> None:
@@ -161,18 +169,30 @@ class Snapshots:
             raise NoSnapshot(f"there is no branch {name}")
         found = self._kept.branch(known, name)
         usual = found.usual or await self._choose(repo, found)
-        kept = self._kept.keep(known, found, shape_of(wanted, usual))
+        shape = shape_of(wanted, usual)
+        if wanted.submodules or shape.modules is not None:
+            if (tip := await self._tip(repo, name)) is None:
+                raise NoSnapshot(f"there is no branch {name}")
+            shape = await self.modules.shape_for(repo, name, tip, wanted, shape)
+        kept = self._kept.keep(known, found, shape)
         kept.asked_at = time.monotonic()
         while kept.tar is not None and kept.current is not None and not kept.tar.is_untouched():
             await self._check(repo, kept)
+        if not self._may_send(kept, wanted):
+            # What is in it was open when it was built, or was registered then.
+            kept.current = None
         if kept.current is None:
             kept.ended.clear()
             self._build(repo, found)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(kept.ended.wait(), DEMAND_WAIT)
-        if kept.current is None:
+        if kept.current is None or not self._may_send(kept, wanted):
             raise NoSnapshot(kept.error or f"the snapshot of {name} is being built; try again")
         return kept.current, kept.place.path(kept.current)
+
+    def _may_send(self, kept: KeptSnapshot, wanted: WantedShape) -> bool:
+        """Whether the guest may have, now, what the snapshot has, if it exists."""
+        return kept.current is None or self.modules.may_have(kept.current, wanted)
 
     async def check_next(self) -> bool:
         """Reads the tar that was read longest ago, if it is due. Returns whether it was. Raises OSError."""
@@ -230,7 +250,7 @@ class Snapshots:
             history = await history_for(
                 settings.history, settings.history_below, self._mirror_of(repo.name), branch.directory, tip
             )
-            return Shape(history)
+            return Shape(history, modules=() if settings.submodules else None)
 
     def _build(self, repo: Repo, branch: KeptBranch) -> None:
         if not branch.is_idle():
@@ -261,6 +281,8 @@ class Snapshots:
         try:
             usual = await self._choose(repo, branch)
             self._kept.keep(known, branch, usual)
+            is_asked = any(shape.modules is not None for shape in branch.kept)
+            await self.modules.follow(repo, branch.name, await self._tip(repo, branch.name) or "", is_asked=is_asked)
         except EXPECTED as error:
             self._failed(repo, branch, list(branch.kept.values()), error)
             if isinstance(error, NoSnapshot):
@@ -305,11 +327,12 @@ class Snapshots:
             except NotRight as error:
                 self._throw_away(repo, kept, error)
             kept.tar, kept.looked = place.tar, True
-        if kept.current is not None and kept.current.commit == tip:
+        modules = await self.modules.wanted(repo, place, tip)
+        if kept.current is not None and kept.current.commit == tip and modules.are_in(kept.current):
             return
         mirror = self._mirror_of(repo.name)
         start = time.monotonic()
-        kept.current = await build_snapshot(place, mirror, mirror.git.gently(), repo.url, tip)
+        kept.current = await build_snapshot(place, mirror, mirror.git.gently(), repo.url, tip, modules)
         kept.tar = place.tar
         # Only now has everybody who was given the previous tar opened it.
         await asyncio.to_thread(place.remove_others, kept.current)
