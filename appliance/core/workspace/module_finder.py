@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 Bring = Callable[[str], Awaitable[Repo | None]]
 """Has an upstream mirrored here if `[[allow]]` allows it, within its rates; None if it is not."""
+MOST_KNOWN = 4096
+"""The most branches of which it is known what they have. Beyond that, the one that moved longest ago is forgotten."""
 _MAY_COME = (Lack.NOT_MIRRORED, Lack.NO_COMMIT)
 
 
@@ -80,7 +82,7 @@ class ModuleFinder:
 
     # -- what a branch has --------------------------------------------------------------------------------------------
 
-    async def learn(self, repo: Repo, branch: str, commit: str) -> None:
+    async def learn(self, repo: Repo, branch: str, commit: str) -> _Known:
         """Finds out what a branch at `commit` has and lacks. Raises GitError."""
         catalog = self._catalog()
         found, missing = await resolve(
@@ -89,7 +91,11 @@ class ModuleFinder:
         urls = {each.url for each in found} | {each.url for each in missing}
         registered = frozenset(other.id for url in urls for other in catalog.by_url(url, url))
         known = _Known(catalog, commit, tuple(found), tuple(missing), registered)
+        self._known.pop((repo.id, branch), None)
         self._known[repo.id, branch] = known
+        while len(self._known) > MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+        return known
 
     async def follow(self, repo: Repo, branch: str, commit: str, *, is_asked: bool) -> None:
         """The same for a branch whose snapshots are built, if anybody wants it; the node tries to get what it lacks.
@@ -99,8 +105,7 @@ class ModuleFinder:
         if not is_asked and not self._settings().submodules and self._bring is None:
             self._known.pop((repo.id, branch), None)
             return
-        await self.learn(repo, branch, commit)
-        known, key = self._known[repo.id, branch], (repo.id, branch)
+        known, key = await self.learn(repo, branch, commit), (repo.id, branch)
         asked = self._asked.get(key)
         if asked is None or asked.commit != commit:
             asked = self._asked[key] = _Asked(commit)
@@ -122,6 +127,11 @@ class ModuleFinder:
             await bring(url)
         except Exception:
             log.exception("a submodule's upstream could not be mirrored")
+
+    def forget_branch(self, repo: Repo, branch: str) -> None:
+        """Forgets what one branch has, because no snapshot of it is kept that would be built for its next tip."""
+        self._known.pop((repo.id, branch), None)
+        self._asked.pop((repo.id, branch), None)
 
     async def stop(self) -> None:
         """Waits for nothing any more."""
@@ -152,14 +162,21 @@ class ModuleFinder:
 
     # -- who may have what --------------------------------------------------------------------------------------------
 
-    async def shape_for(self, repo: Repo, branch: str, tip: str, wanted: WantedShape, shape: Shape) -> Shape:
-        """The shape of what a guest gets, where `shape` is right but for the submodules. Raises GitError."""
+    async def shape_for(
+        self, repo: Repo, branch: str, tip: Callable[[], Awaitable[str | None]], wanted: WantedShape, shape: Shape
+    ) -> Shape:
+        """The shape of what a guest gets, where `shape` is right but for the submodules.
+
+        `tip` finds out where the branch is, if what it has is not known. Raises GitError.
+        """
         if not (shape.modules is not None if wanted.submodules is None else wanted.submodules):
             return replace(shape, modules=None)
         known = self._known.get((repo.id, branch))
-        if known is None or known.commit != tip or known.catalog is not self._catalog():
-            await self.learn(repo, branch, tip)
-            known = self._known[repo.id, branch]
+        if known is None or known.catalog is not self._catalog():
+            commit = await tip()
+            if commit is None:
+                return shape
+            known = await self.learn(repo, branch, commit)
         if not known.found and not known.missing:
             # What everybody gets is the same.
             return replace(shape, modules=() if self._settings().submodules else None)

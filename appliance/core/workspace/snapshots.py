@@ -171,24 +171,28 @@ class Snapshots:
         usual = found.usual or await self._choose(repo, found)
         shape = shape_of(wanted, usual)
         if wanted.submodules or shape.modules is not None:
-            if (tip := await self._tip(repo, name)) is None:
-                raise NoSnapshot(f"there is no branch {name}")
-            shape = await self.modules.shape_for(repo, name, tip, wanted, shape)
+            if not found.kept:
+                self.modules.forget_branch(repo, name)
+            shape = await self.modules.shape_for(repo, name, lambda: self._tip(repo, name), wanted, shape)
         kept = self._kept.keep(known, found, shape)
         kept.asked_at = time.monotonic()
         while kept.tar is not None and kept.current is not None and not kept.tar.is_untouched():
             await self._check(repo, kept)
+        if kept.current is None or not self._may_send(kept, wanted):
+            await self._build_now(repo, found, kept)
         if not self._may_send(kept, wanted):
-            # What is in it was open when it was built, or was registered then.
-            kept.current = None
-        if kept.current is None:
-            kept.ended.clear()
-            self._build(repo, found)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(kept.ended.wait(), DEMAND_WAIT)
+            # The build had begun before something became private.
+            await self._build_now(repo, found, kept)
         if kept.current is None or not self._may_send(kept, wanted):
             raise NoSnapshot(kept.error or f"the snapshot of {name} is being built; try again")
         return kept.current, kept.place.path(kept.current)
+
+    async def _build_now(self, repo: Repo, branch: KeptBranch, kept: KeptSnapshot) -> None:
+        kept.current = None
+        kept.ended.clear()
+        self._build(repo, branch)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(kept.ended.wait(), DEMAND_WAIT)
 
     def _may_send(self, kept: KeptSnapshot, wanted: WantedShape) -> bool:
         """Whether the guest may have, now, what the snapshot has, if it exists."""
