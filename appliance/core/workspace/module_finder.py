@@ -134,9 +134,13 @@ class ModuleFinder:
         self._asked.pop((repo.id, branch), None)
 
     async def stop(self) -> None:
-        """Waits for nothing any more."""
+        """Gives up what is being brought."""
         for task in self._bringing:
             task.cancel()
+        await self.wait()
+
+    async def wait(self) -> None:
+        """Waits until nothing is being brought any more."""
         if self._bringing:
             await asyncio.wait(self._bringing)
 
