@@ -86,6 +86,9 @@ def _print_status(found: dict[str, Any]) -> None:
     for repo in found["repos"]:
         if repo.get("damage"):
             print_line(f"{repo['name']}: its mirror is damaged: {repo['damage']}")
+        for lack in repo.get("lacks", ()):
+            where = f" ({lack['url']})" if lack["url"] else ""
+            print_line(f"{repo['name']}: the submodule {lack['path']} is empty: {lack['reason']}{where}")
         if repo["last_error"]:
             times = f" ({repo['failures']} times in a row)" if repo["failures"] > 1 else ""
             print_line(f"{repo['name']}: {repo['last_error']}{times}")

@@ -20,18 +20,28 @@ Grants = Callable[[str], Awaitable[int | None]]
 """Returns the id of the repository that a read token grants now, or None. Raises GitmirrorError if the lookup fails."""
 
 
+def _ignore(repo: Repo) -> None:
+    """Nobody wants to know which repositories are used."""
+
+
 class AccessGate:
     """Finds repositories in `catalog`, which is replaced when the registry or the config changes.
 
     `mirrored` returns whether a repository's mirror exists. `on_use` is called with each repository that a guest gets;
-    it is replaced once there is somebody who wants to know.
+    it must not wait.
     """
 
-    def __init__(self, mirrored: Callable[[Repo], bool], grants: Grants, guests: KnownGuests) -> None:
+    def __init__(
+        self,
+        mirrored: Callable[[Repo], bool],
+        grants: Grants,
+        guests: KnownGuests,
+        on_use: Callable[[Repo], None] = _ignore,
+    ) -> None:
         self._mirrored = mirrored
         self._grants = grants
         self._guests = guests
-        self.on_use: Callable[[Repo], None] = _ignore
+        self._on_use = on_use
         self.catalog = Catalog()
 
     def guest_of(self, socket_of: int | None, address: str, authorization: str | None = None) -> Guest | None:
@@ -60,12 +70,24 @@ class AccessGate:
         The token is looked up whatever the path is, so that an unknown path takes as long as a private one. Raises
         GitmirrorError when the lookup fails.
         """
-        token = token_in(authorization or "")
-        if token is not None and READ_TOKEN.fullmatch(token) and (granted := await self._grants(token)) is not None:
+        if (granted := await self._granted(authorization)) is not None:
             repo = self.catalog.find_private(path)
             if repo is not None and repo.id == granted:
                 return self._there(repo)
         return self.find(path, guest)
+
+    async def reader(self, authorization: str | None, guest: Guest | None = None) -> Callable[[Repo], bool]:
+        """Returns a function that says whether a guest with this `Authorization` header may read a repository.
+
+        Raises GitmirrorError when the lookup of a token fails.
+        """
+        granted = await self._granted(authorization)
+        return lambda repo: repo.id == granted or self.shows(repo, guest)
+
+    async def _granted(self, authorization: str | None) -> int | None:
+        """The id of the repository that a header's read token grants, or None."""
+        token = token_in(authorization or "")
+        return await self._grants(token) if token is not None and READ_TOKEN.fullmatch(token) else None
 
     def find_any(self, path: str) -> Repo | None:
         """Returns the enabled repository at a path for an operator, even if it is private or not cloned yet."""
@@ -74,12 +96,8 @@ class AccessGate:
     def _there(self, repo: Repo | None) -> Repo | None:
         if repo is None or not self._mirrored(repo):
             return None
-        self.on_use(repo)
+        self._on_use(repo)
         return repo
-
-
-def _ignore(repo: Repo) -> None:
-    """Nobody wants to know which repositories are used."""
 
 
 def token_in(authorization: str) -> str | None:

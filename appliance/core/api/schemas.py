@@ -100,12 +100,13 @@ REPO = document(
     enabled=SWITCH, private=SWITCH, readers=nullable(one_of("open", "token")),
 )  # fmt: skip
 ADDED = extended("AddedRepo", REPO, error=nullable(TEXT))
+LACK = document("LackingSubmodule", path=TEXT, url=TEXT, commit=nullable(OID), reason=TEXT)
 REPO_STATUS = document(
     "RepoStatus",
     name=TEXT, url=TEXT, branch=nullable(TEXT), source=SOURCE, state=STATE, tip=nullable(OID), lag=nullable(SECONDS),
     verified_at=nullable(TIME), last_error=nullable(TEXT), error=nullable(FAILURE), hint=nullable(TEXT),
     retry_at=nullable(TIME), failures=COUNT, refs=COUNT, size=COUNT, sessions=COUNT, damage=nullable(TEXT),
-    inspected_at=nullable(TIME), verified_whole_at=nullable(TIME), private=SWITCH,
+    inspected_at=nullable(TIME), verified_whole_at=nullable(TIME), lacks=listed(LACK), private=SWITCH,
     readers=REPO["properties"]["readers"],
 )  # fmt: skip
 REPO_WHOLE = document("WholeRepo", **{**REPO["properties"], **REPO_STATUS["properties"]})

@@ -66,6 +66,7 @@ from appliance.core.workspace.disk.disks import Disks
 from appliance.core.workspace.guest_kit import GuestKit
 from appliance.core.workspace.gzipped import GzippedTars
 from appliance.core.workspace.lfs_ahead import FetchAhead
+from appliance.core.workspace.module_finder import ModuleFinder
 from appliance.core.workspace.snapshots import Snapshots
 
 
@@ -130,8 +131,14 @@ async def compose(
     )
     lfs_servers = LfsUpstreams(mirrors, health, refreshing.refresher)
     lfs = LfsObjects(LfsStock(layout.lfs, config.cache.lfs_budget), lfs_servers)
+    read_tokens = ReadTokens(stores.tokens)
+    # These two serve rooms that are built further down.
+    gate = AccessGate(mirrors.has, read_tokens.repo_of, guests, on_use=lambda repo: allowed.used(repo))
+    modules = ModuleFinder(
+        lambda: gate.catalog, mirrors, state.workspace, scheduler.nudge, lambda url: on_demand.bring(url)
+    )
     ahead = FetchAhead(lfs, state.lfs_budget)
-    workspaces = Snapshots(layout, mirrors, health, settings=state.workspace, lfs=ahead)
+    workspaces = Snapshots(layout, mirrors, health, settings=state.workspace, modules=modules, lfs=ahead)
     disks = Disks(
         layout, mirrors, health, stores.disk_leases, settings=state.workspace, repos=repos,
         is_private=state.is_private, build=build_disk,
@@ -143,19 +150,16 @@ async def compose(
     )  # fmt: skip
 
     fetching = compose_fetching(mirrors, config, children, environment, health, bus.publish, complaints.hear)
-    read_tokens = ReadTokens(stores.tokens)
-    gate = AccessGate(mirrors.has, read_tokens.repo_of, guests)
     kit = GuestKit(state.public_url, state.is_public, repos, gate, workspaces.usual_history, state.workspace)
     freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)
     codings = TarCodings(GzippedTars(children))
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
     files = MirrorFiles(mirrors, workspaces, disks, recording.attachments, lfs)
     allowed = AllowedRepos(state, stores.allowed, mirrors, follower, recording, files, bus.publish, begin)
-    gate.on_use = allowed.used
     on_demand = OnDemand(
         allowed, scheduler, mirrors.git, refreshing.refresher.current_keyring, layout.home, state.concurrency
     )  # fmt: skip
-    routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish, codings)
+    routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish, codings, gate)
     admin = AdminRoutes(
         state.webhook_secret_file, state.refresh_token_file, refreshing.announcements, repos, health, gate,
         observing.metrics, observing.push_watch,

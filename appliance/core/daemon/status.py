@@ -14,7 +14,7 @@ from appliance.core.daemon.guest_registry import GuestRegistry
 from appliance.core.daemon.state import LISTENERS, ServeState
 from appliance.core.daemon.storage import StorageReport
 from appliance.core.git.mirrors import Mirrors
-from appliance.core.health import lag_of, state_of
+from appliance.core.health import followed_branch, lag_of, state_of
 from appliance.core.models import UNHEALTHY, Health, Repo
 from appliance.core.observability.compose import Observing
 from appliance.core.observability.report import repo_documents, status_document
@@ -56,7 +56,16 @@ class Status:
         head = live.pop("audit_head")
         document = status_document(state.repos, self._healths(), state.config, time.time(), audit_head=head, live=live)
         storage = await self.storage.short()
+        self._add_lacks(document["repos"])
         return document | {"repos": state.privacy.told(document["repos"]), "storage": storage}
+
+    def _add_lacks(self, documents: list[dict[str, Any]]) -> None:
+        """Adds the submodules that each repository's followed branch lacks."""
+        branches = {
+            repo.name: (repo, followed_branch(repo, self.scheduler.health(repo.id))) for repo in self.state.repos
+        }
+        for document in documents:
+            document["lacks"] = self.workspaces.modules.lacks(*branches[document["name"]])
 
     async def pulse(self) -> dict[str, Any]:
         """What only a running `serve` knows, without the repositories, so that it can be read every second.
@@ -136,6 +145,7 @@ class Status:
         """One repository, with what `status --json` and `repos --json` print of it."""
         health = {repo.id: self.scheduler.health(repo.id)}
         [status] = status_document([repo], health, self.state.config, time.time(), audit_head=None)["repos"]
+        self._add_lacks([status])
         return {**status, **self.repo_documents([repo])[0]}
 
     def summary(self) -> str:

@@ -68,6 +68,14 @@ def subscribe(
     def build_snapshot(event: RepoEvent) -> None:
         workspaces.refresh(event.repo)
 
+    def build_dependents(event: RepoEvent) -> None:
+        for repo in workspaces.modules.depends_on(event.repo):
+            workspaces.refresh(repo)
+
+    def reconsider_modules(_: object) -> None:
+        for repo in workspaces.modules.changed():
+            workspaces.refresh(repo)
+
     def build_disks(event: RepoEvent) -> None:
         disks.refresh(event.repo)
 
@@ -92,6 +100,10 @@ def subscribe(
     on(RefsMoved, stream.publish)
     on(RefreshEnded, metrics.refreshed, follower.reconsider, monitor.refreshed, refreshing.announcements.refreshed)
     on(RefreshEnded, integrity.refreshed, allowed.refreshed)
+    on(RefsMoved, build_dependents)
+    on(MirrorHealed, build_dependents)
+    # After `forget`, and after `follower.reconsider`, which may have opened the catalog.
+    on(RefreshEnded, reconsider_modules)
     on(FetchBegan, stream.publish)
     on(ShapeAsked, fetching.warmer.saw)
     on(FetchEnded, metrics.fetched, observing.fetches.add, _log_fetch)
@@ -107,6 +119,7 @@ def subscribe(
     on(ConditionChanged, stream.publish)
     on(PushesSwitched, stream.publish)
     on(RegistryChanged, forget, monitor.follow, integrity.follow)
+    on(RegistryChanged, reconsider_modules)
 
 
 def _log_fetch(event: FetchEnded) -> None:

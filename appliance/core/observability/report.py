@@ -85,4 +85,5 @@ def _repo_status(repo: Repo, health: Health, now: float, stale_after: float) -> 
         "damage": health.damage,
         "inspected_at": None if health.inspected_at is None else rfc3339(health.inspected_at),
         "verified_whole_at": None if health.verified_whole_at is None else rfc3339(health.verified_whole_at),
+        "lacks": [],
     }

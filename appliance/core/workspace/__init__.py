@@ -1,8 +1,9 @@
 """Ready workspaces, and the script with which guests fetch them.
 
-- `snapshot_build`: builds the workspace of one branch tip (`.git`, index and files) as one tar.
+- `snapshot_builder`: decides what goes into the workspace of a branch tip; `snapshot_build` builds it as one tar.
 - `snapshots`: holds the snapshots of all repositories, and rebuilds them when a branch moves.
 - `lfs_files`, `lfs_ahead`: find the LFS files of a tip, fetch their contents, and decide which are in place in its tar.
+- `submodules`, `module_finder`, `snapshot_modules`: find the submodules of a tip, and who gets which.
 - `tar_checks`: checks whether tars are what was written. `gzipped` makes gzipped copies of them, for slow roads.
 - `cone`, `sparse_index`, `parts`, `part_builds`: parts of a tree, which guests ask for by naming directories.
 - `cold_snapshots`: what goes of them when the disk is short. `set_aside`: what is then not built until a guest asks.

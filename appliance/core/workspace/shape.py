@@ -10,23 +10,21 @@ from appliance.core.models import Repo
 from appliance.core.workspace.history import History
 
 
-def _reads_nothing(_: Repo) -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Shape:
     """What a ready workspace of one branch has.
 
     `only` are the directories of a part of the tree, sorted, none below another; without any, it has the whole tree.
     `modules` is None without submodules; otherwise it has the ids of the private registrations, sorted, whose
-    repositories the workspace has as submodules besides the open ones. `content` says whether LFS files are in place.
+    repositories the workspace has as submodules besides the open ones, and `withheld` has those of the open ones that
+    it lacks, because it is for a guest that may read only some. `content` says whether LFS files are in place.
     """
 
     history: History
     only: tuple[str, ...] = ()
     modules: tuple[int, ...] | None = None
     content: bool = False
+    withheld: tuple[int, ...] = ()
 
     @property
     def is_partial(self) -> bool:
@@ -41,6 +39,8 @@ class Shape:
             words.append("lfs")
         if self.modules is not None:
             words += ["modules", *map(str, self.modules)]
+        if self.withheld:
+            words += ["without", *map(str, self.withheld)]
         if self.only:
             named = "\0".join(self.only).encode("utf-8", "surrogateescape")
             words += ["only", hashlib.sha256(named).hexdigest()[:16]]
@@ -61,11 +61,11 @@ class WantedShape:
     """What a guest asks for. What is None is as usual for the repository.
 
     `asker` tells guests apart, so that each gets its share of what is kept. `may_read` says whether the guest may read
-    a private repository, which then may be among the submodules.
+    a repository, which then may be among the submodules. Without it, the guest may read what is open.
     """
 
     history: History | None = None
     only: tuple[str, ...] = ()
     submodules: bool | None = None
     asker: str = ""
-    may_read: Callable[[Repo], bool] = _reads_nothing
+    may_read: Callable[[Repo], bool] | None = None

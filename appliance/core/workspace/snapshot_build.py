@@ -21,14 +21,23 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.lfs.pointers import Pointer
 from appliance.core.process.atomic_file import write_atomically
 from appliance.core.process.checked_file import CheckedFile, Identity
-from appliance.core.workspace.cone import in_cone, patterns
+from appliance.core.workspace.cone import cone_of, patterns
 from appliance.core.workspace.config import workspace_config
 from appliance.core.workspace.git_index import UnknownIndex, normalise_index
 from appliance.core.workspace.history import History
-from appliance.core.workspace.lfs_files import Choice, Chosen, LfsFiles, find_lfs_files
+from appliance.core.workspace.lfs_files import Choice, Chosen, Contents, LfsFiles, find_lfs_files
 from appliance.core.workspace.refs import Tag, packed_refs
+from appliance.core.workspace.snapshot_modules import (
+    NO_MODULES,
+    PreparedModule,
+    WantedModules,
+    active_config,
+    children_of,
+    module_part,
+    prepare_modules,
+)
 from appliance.core.workspace.snapshot_packs import DamagedPacks, SnapshotPacks
-from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace, etag_of
+from appliance.core.workspace.snapshot_place import UNFINISHED, Snapshot, SnapshotPlace, etag_of
 from appliance.core.workspace.sparse_index import leave_out
 from appliance.core.workspace.tar import TarPart, write_tar
 
@@ -38,25 +47,32 @@ BUILD_DEADLINE = 1800.0
 
 
 async def build_snapshot(
-    place: SnapshotPlace, mirror: Mirror, git: Git, url: str, commit: str, choose: Choice | None = None
+    place: SnapshotPlace,
+    mirror: Mirror,
+    git: Git,
+    url: str,
+    commit: str,
+    modules: WantedModules = NO_MODULES,
+    choose: Choice | None = None,
 ) -> Snapshot:
     """Builds the tar of `commit` on the place's branch and makes it current. Raises GitmirrorError.
 
-    `choose` decides which LFS files of a shape with content are in place; the tar is not built if it raises NotYet.
+    It has the submodules that `modules` wants, except those whose mirrors cannot be read. `choose` decides which LFS
+    files of a shape with content are in place; the tar is not built if it raises NotYet.
     The previous tar stays until `remove_others`, because somebody may be about to open it. Builds of one branch, in
     any shape, run one at a time.
     """
     try:
         kept = place.work.exists() or place.packs.exists()
         try:
-            return await _build(place, mirror, git, url, commit, choose)
+            return await _build(place, mirror, git, url, commit, modules, choose)
         except (GitError, DamagedPacks, UnknownIndex, OSError) as error:
             if not kept:
                 raise
             # Start over, because a new tree and new packs do not depend on whatever broke the old ones.
             log.warning("building %s at %s from scratch: %s", place.branch, place.directory, error)
-            await asyncio.to_thread(_remove, place.work, place.packs)
-            return await _build(place, mirror, git, url, commit, choose, alone=True)
+            await asyncio.to_thread(_remove, place.work, place.packs, place.module_packs)
+            return await _build(place, mirror, git, url, commit, modules, choose, alone=True)
     except (OSError, UnknownIndex) as error:
         raise GitmirrorError(f"the snapshot of {place.branch} cannot be written: {error}") from error
 
@@ -68,19 +84,31 @@ def _remove(*directories: Path) -> None:
 
 
 async def _build(
-    place: SnapshotPlace, mirror: Mirror, git: Git, url: str, commit: str, choose: Choice | None, *, alone: bool = False
+    place: SnapshotPlace,
+    mirror: Mirror,
+    git: Git,
+    url: str,
+    commit: str,
+    modules: WantedModules,
+    choose: Choice | None,
+    *,
+    alone: bool = False,
 ) -> Snapshot:
     """`alone` takes over nothing from other shapes, whose packs may be what is damaged."""
     place.directory.mkdir(parents=True, exist_ok=True)
-    repository = await _bring_forward(place, mirror, git, commit)
-    only, chosen = place.shape.only, Chosen()
+    repository = await _bring_forward(place.work, mirror, git, commit)
+    prepared = await prepare_modules(place, modules, git, _bring_forward)
+    chosen = Chosen([Contents()] * (1 + len(prepared)))
     if place.shape.content and choose is not None:
-        files = await _lfs_files(place.work, git)
-        chosen = await choose([LfsFiles({path: files[path] for path in files if not only or in_cone(path, only)})])
+        cone = cone_of(place.shape.only)
+        files = {path: each for path, each in (await _lfs_files(place.work, git)).items() if path in cone}
+        inside = [LfsFiles(await _lfs_files(each.work, git), each.module.repo) for each in prepared]
+        chosen = await choose([LfsFiles(files), *inside])
     others = [] if alone else place.other_packs()
-    packs = SnapshotPacks(place.packs, place.shape.history, mirror, git, only, others)
+    packs = SnapshotPacks(place.packs, place.shape.history, mirror, git, place.shape.only, others)
     tags = await packs.bring_forward(commit)
-    packing = asyncio.ensure_future(asyncio.to_thread(_pack, place, repository, packs, tags, url, commit, chosen))
+    words = (place, repository, packs, tags, url, commit, prepared, chosen)
+    packing = asyncio.ensure_future(asyncio.to_thread(_pack, *words))
     try:
         return await asyncio.shield(packing)
     except asyncio.CancelledError:
@@ -89,26 +117,26 @@ async def _build(
         raise
 
 
-async def _bring_forward(place: SnapshotPlace, mirror: Mirror, git: Git, commit: str) -> Path:
-    """Updates the working tree to `commit`, or creates it; returns its repository, which reads the mirror's objects."""
-    tree, repository = place.work / "tree", place.work / "repository"
+async def _bring_forward(work: Path, mirror: Mirror, git: Git, commit: str) -> Path:
+    """Updates the tree below `work` to `commit`, or creates it; returns its repository, which reads the mirror's."""
+    tree, repository, unfinished = work / "tree", work / "repository", work / UNFINISHED
 
     async def run(*words: str) -> bytes:
         where = (f"--git-dir={repository}", f"--work-tree={tree}")
         return (await git.run(*_HARMLESS, *where, *words, cwd=tree, deadline=BUILD_DEADLINE)).stdout
 
-    if place.unfinished.exists() or not (repository / "HEAD").exists():
-        if place.work.exists():
-            await asyncio.to_thread(shutil.rmtree, place.work)
-        place.work.mkdir(parents=True)
+    if unfinished.exists() or not (repository / "HEAD").exists():
+        if work.exists():
+            await asyncio.to_thread(shutil.rmtree, work)
+        work.mkdir(parents=True)
     head = repository / "checked-out"
     before = head.read_text() if head.exists() else ""
     if before == commit and tree.exists():
         return repository
-    place.unfinished.touch()
+    unfinished.touch()
     tree.mkdir(exist_ok=True)
     if not repository.exists():
-        await git.run("init", "--quiet", "--bare", "--template=", str(repository), cwd=place.work, deadline=60)
+        await git.run("init", "--quiet", "--bare", "--template=", str(repository), cwd=work, deadline=60)
     quoted = str(mirror.path / "objects").replace("\\", "\\\\").replace('"', '\\"')
     (repository / "objects" / "info").mkdir(exist_ok=True)
     (repository / "objects" / "info" / "alternates").write_text(f'"{quoted}"\n', errors="surrogateescape")
@@ -126,7 +154,7 @@ async def _bring_forward(place: SnapshotPlace, mirror: Mirror, git: Git, commit:
             (repository / "index").unlink(missing_ok=True)
     await run("read-tree", "--reset", "-u", commit)
     head.write_text(commit)
-    place.unfinished.unlink()
+    unfinished.unlink()
     return repository
 
 
@@ -164,6 +192,7 @@ def _pack(
     tags: Sequence[Tag],
     url: str,
     commit: str,
+    prepared: Sequence[PreparedModule],
     chosen: Chosen,
 ) -> Snapshot:
     """Builds the guest's `.git`, archives it with the tree, and makes the tar current.
@@ -181,6 +210,9 @@ def _pack(
     _write(guest / "config", workspace_config(url, branch, partial=place.shape.is_partial, sparse=bool(only)))
     if only:
         (guest / "info" / "sparse-checkout").write_bytes(patterns(only))
+    inside = [each.module for each in prepared]
+    with (guest / "config").open("a", encoding="utf-8", errors="surrogateescape") as config:
+        config.write(active_config(children_of(".git", inside)))
     if place.shape.history is History.TIP:
         _write(guest / "shallow", f"{commit}\n")
     _write(guest / "info" / "exclude", "")
@@ -192,19 +224,25 @@ def _pack(
         if name.suffix == ".pack" and place.shape.is_partial:
             # What the objects of such a pack refer to need not be there.
             _write(target.with_suffix(".promisor"), "")
-    [content] = chosen.trees
+    content, *contents = chosen.trees
     index, times = normalise_index((repository / "index").read_bytes(), content.sizes)
     there = None
     if only:
         index, there, place.left_out = leave_out(index, only)
     (guest / "index").write_bytes(index)
     growing = place.directory / "growing.tar"
-    digest = write_tar([TarPart(place.work / "tree", times, guest, contents=content.files, only=there)], growing)
+    submodules = [
+        module_part(each, children_of(each.module.git, inside), theirs)
+        for each, theirs in zip(prepared, contents, strict=True)
+    ]
+    part = TarPart(place.work / "tree", times, guest, contents=content.files, only=there)
+    digest = write_tar([part, *submodules], growing)
     size = growing.stat().st_size
     etag = etag_of(commit, digest)
     snapshot = Snapshot(
         url, branch, commit, etag, size, f"{etag}.tar", place.shape.history, place.shape.key,
         lfs_files=chosen.total, lfs_pointers=chosen.pointers, lfs_bytes=chosen.bytes,
+        modules=tuple(each.noted for each in inside),
     )  # fmt: skip
     path = place.path(snapshot)
     growing.rename(path)

@@ -10,8 +10,8 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from appliance.core.process.checked_file import CheckedFile
@@ -23,6 +23,7 @@ LAYOUT_VERSION = 6
 DIGEST_LENGTH = 16
 """Hex digits of a tar's SHA-256 in its ETag."""
 _WORK = "checkout"
+UNFINISHED = "unfinished"
 _MEASURED = "measured.json"
 
 
@@ -33,6 +34,7 @@ class Snapshot:
     `url` is the upstream, which is the `origin` of the checkout. `history` is that of its shape, and `shape` its key.
     With LFS files in place, there are `lfs_files`, of which `lfs_pointers` are pointers, and `lfs_bytes` is what the
     contents of all take.
+    `modules` are its submodules: path, repository, URL, commit, and the id of the registration.
     """
 
     url: str
@@ -47,6 +49,7 @@ class Snapshot:
     lfs_files: int = 0
     lfs_pointers: int = 0
     lfs_bytes: int = 0
+    modules: Sequence[Sequence[str | int]] = ()
 
 
 class SnapshotPlace:
@@ -79,6 +82,11 @@ class SnapshotPlace:
         return sorted(each / "packs" for each in others if (each / "packs").is_dir())
 
     @property
+    def module_packs(self) -> Path:
+        """The repositories whose packs go into the tar as those of submodules."""
+        return self.directory / "modules"
+
+    @property
     def work(self) -> Path:
         """The tree and the index, for all shapes of the branch."""
         return self.of_branch / _WORK
@@ -86,7 +94,7 @@ class SnapshotPlace:
     @property
     def unfinished(self) -> Path:
         """A file that exists while the tree is being updated; a tree that a kill left with it is discarded."""
-        return self.work / "unfinished"
+        return self.work / UNFINISHED
 
     def load(self, url: str) -> Snapshot | None:
         """The existing snapshot if it is of this upstream, otherwise None. Every byte is read.
@@ -98,6 +106,7 @@ class SnapshotPlace:
             found = (snapshot.version, snapshot.url, snapshot.branch, snapshot.shape)
             if found != (LAYOUT_VERSION, url, self.branch, self.shape.key):
                 return None
+            snapshot = replace(snapshot, modules=tuple(tuple(each) for each in snapshot.modules))
             digest = snapshot.etag[-DIGEST_LENGTH:]
             if snapshot.etag != etag_of(snapshot.commit, digest):
                 return None
@@ -112,7 +121,8 @@ class SnapshotPlace:
         """Makes the next build start from scratch, because the disk changed what the last one wrote."""
         with contextlib.suppress(OSError):
             self.unfinished.touch()
-        shutil.rmtree(self.packs, ignore_errors=True)
+        for directory in (self.packs, self.module_packs, self.work / "modules"):
+            shutil.rmtree(directory, ignore_errors=True)
 
     def remove_others(self, snapshot: Snapshot) -> None:
         """Unlinks every tar but that of `snapshot`, with its gzipped copy; transfers that have one open still finish.

@@ -11,20 +11,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from appliance.core.access.catalog import Catalog
 from appliance.core.config.settings import WorkspaceConfig
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import Health, Repo
-from appliance.core.process.checked_file import NotRight
 from appliance.core.process.endurance import EXPECTED, Endurance
 from appliance.core.workspace.history import History
 from appliance.core.workspace.lfs_ahead import FetchAhead, complaints, has_content
+from appliance.core.workspace.module_finder import ModuleFinder
 from appliance.core.workspace.part_builds import PartBuilds
 from appliance.core.workspace.parts import require_directories
 from appliance.core.workspace.shape import Shape, WantedShape
 from appliance.core.workspace.shape_choice import AUTO, history_for, shape_of
-from appliance.core.workspace.snapshot_build import build_snapshot
+from appliance.core.workspace.snapshot_builder import SnapshotBuilder
 from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace, remove_foreign
 from appliance.core.workspace.snapshot_registry import (
     UNASKED,
@@ -46,7 +47,8 @@ _AS_USUAL = WantedShape()
 class Snapshots:
     """The snapshots of all repositories. `health(id)` gives a mirror's health, which includes its default branch.
 
-    `settings` are those of `[workspace]`. Without `lfs`, LFS files are always pointers.
+    `settings` are those of `[workspace]`. Without `modules`, no workspace has submodules; without `lfs`, LFS files are
+    always pointers.
     """
 
     def __init__(
@@ -56,11 +58,15 @@ class Snapshots:
         health: Callable[[int], Health],
         *,
         settings: Callable[[], WorkspaceConfig],
+        modules: ModuleFinder | None = None,
         lfs: FetchAhead | None = None,
     ) -> None:
         self._layout = layout
         self._mirror_of = mirror_of
         self._settings = settings
+        nothing = Catalog()
+        self.modules = modules or ModuleFinder(lambda: nothing, mirror_of, settings, lambda _: None)
+        """Which submodules there are, and who may have them."""
         self._lfs = lfs
         self._kept = KeptSnapshots(layout, health)
         self.checks = TarChecks(self._kept)
@@ -69,6 +75,8 @@ class Snapshots:
         self._places = asyncio.Semaphore(BUILDS_AT_ONCE)
         self._ending: set[asyncio.Task[None]] = set()
         self._endurance = Endurance(log, "removing old snapshots")
+        self._builder = SnapshotBuilder(mirror_of, self.modules, lfs, self.checks)
+        self._tip = self._builder.tip
         self._parts = PartBuilds(self._kept, self._places, self._build_once, self._failed)
 
     def look(self) -> bool:
@@ -116,6 +124,7 @@ class Snapshots:
     def forget(self, repo: Repo) -> None:
         """Stops building snapshots of a repository that is no longer served; its snapshots stay on disk."""
         known = self._kept.forget(repo)
+        self.modules.forget(repo)
         for branch in known.branches.values() if known else ():
             for building in (branch.building, branch.building_parts):
                 if building is not None and not building.done():
@@ -134,6 +143,7 @@ class Snapshots:
         """Ends all running builds."""
         for known in self._kept.repositories():
             self.forget(known.repo)
+        await self.modules.stop()
         await self._ended()
 
     async def _ended(self) -> None:
@@ -188,21 +198,36 @@ class Snapshots:
                 raise NoSnapshot(f"there is no branch {name}")
             await require_directories(self._mirror_of(repo.name), tip, name, shape.only)
             found = self._kept.branch(known, name)
+        if wanted.submodules or shape.modules is not None:
+            if not found.kept:
+                self.modules.forget_branch(repo, name)
+            shape = await self.modules.shape_for(repo, name, lambda: self._tip(repo, name), wanted, shape)
         kept = self._kept.keep(known, found, shape, wanted.asker)
         while kept.tar is not None and kept.current is not None and not kept.tar.is_untouched():
             await self._check(repo, kept)
-        if kept.current is None:
-            kept.ended.clear()
-            if shape.only:
-                kept.due = True
-                self._parts.start(repo, found)
-            else:
-                self._build(repo, found)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(kept.ended.wait(), DEMAND_WAIT)
-        if kept.current is None:
+        if kept.current is None or not self._may_send(kept, wanted):
+            await self._build_now(repo, found, kept)
+        if not self._may_send(kept, wanted):
+            # The build had begun before something became private.
+            await self._build_now(repo, found, kept)
+        if kept.current is None or not self._may_send(kept, wanted):
             raise NoSnapshot(kept.error or f"the snapshot of {name} is being built; try again")
         return kept.current, kept.place.path(kept.current)
+
+    async def _build_now(self, repo: Repo, branch: KeptBranch, kept: KeptSnapshot) -> None:
+        kept.current = None
+        kept.ended.clear()
+        if kept.place.shape.only:
+            kept.due = True
+            self._parts.start(repo, branch)
+        else:
+            self._build(repo, branch)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(kept.ended.wait(), DEMAND_WAIT)
+
+    def _may_send(self, kept: KeptSnapshot, wanted: WantedShape) -> bool:
+        """Whether the guest may have, now, what the snapshot has, if it exists."""
+        return kept.current is None or self.modules.may_have(kept.current, wanted)
 
     async def check_next(self) -> bool:
         """Reads the tar that was read longest ago, if it is due. Returns whether it was. Raises OSError."""
@@ -230,7 +255,8 @@ class Snapshots:
             history = await history_for(
                 settings.history, settings.history_below, self._mirror_of(repo.name), branch.directory, tip
             )
-            return Shape(history, content=has_content(settings, self._lfs))
+            content = has_content(settings, self._lfs)
+            return Shape(history, modules=() if settings.submodules else None, content=content)
 
     def _build(self, repo: Repo, branch: KeptBranch) -> None:
         if not branch.is_idle():
@@ -262,6 +288,8 @@ class Snapshots:
         try:
             usual = await self._choose(repo, branch)
             self._kept.keep(known, branch, usual)
+            is_asked = any(shape.modules is not None for shape in branch.kept)
+            await self.modules.follow(repo, branch.name, await self._tip(repo, branch.name) or "", is_asked=is_asked)
         except EXPECTED as error:
             self._failed(repo, branch, [kept for shape, kept in branch.kept.items() if not shape.only], error)
             if isinstance(error, NoSnapshot):
@@ -301,33 +329,7 @@ class Snapshots:
         log.warning("%s: the snapshot of %s failed: %s", repo.name, branch.name, error)
 
     async def _build_once(self, repo: Repo, kept: KeptSnapshot) -> None:
-        place = kept.place
-        tip = await self._tip(repo, place.branch)
-        if tip is None:
-            raise NoSnapshot(f"there is no branch {place.branch}")
-        if not kept.looked:
-            try:
-                kept.current = await asyncio.to_thread(place.load, repo.url)
-            except NotRight as error:
-                self.checks.throw_away(repo, kept, error)
-            kept.tar, kept.looked = place.tar, True
-        again = functools.partial(self._build_again, repo, place)
-        lfs, before = self._lfs if place.shape.content else None, kept.current
-        same = before if before and before.commit == tip else None
-        if same and not (lfs and lfs.is_outdated(place, same)):
-            return
-        mirror = self._mirror_of(repo.name)
-        await require_directories(mirror, tip, place.branch, place.shape.only)
-        start = time.monotonic()
-        build = functools.partial(build_snapshot, place, mirror, mirror.git.gently(), repo.url, tip)
-        built = await (lfs.build(repo, kept, build, again, same) if lfs else build())
-        if built is None:
-            return
-        kept.current, kept.tar = built, place.tar
-        # Only now has everybody who was given the previous tar opened it.
-        await asyncio.to_thread(place.remove_others, built)
-        seconds = time.monotonic() - start
-        log.info("%s: snapshot of %s (%s) at %s in %.2fs", repo.name, place.branch, place.shape.key, tip[:12], seconds)
+        await self._builder.build(repo, kept, functools.partial(self._build_again, repo, kept.place))
 
     def _build_again(self, repo: Repo, place: SnapshotPlace) -> None:
         """Builds a snapshot if it is still wanted, and with it the others of its branch that are outdated."""
@@ -340,7 +342,3 @@ class Snapshots:
         elif (part := branch.kept.get(place.shape)) is not None:
             part.due = True
             self._parts.start(repo, branch)
-
-    async def _tip(self, repo: Repo, branch: str) -> str | None:
-        ref = f"refs/heads/{branch}"
-        return (await self._mirror_of(repo.name).local_refs(ref)).get(ref)

@@ -62,7 +62,9 @@ def write_tar(parts: Sequence[TarPart], tar: Path) -> str:
         with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.GNU_FORMAT, bufsize=2**18) as archive:  # type: ignore[call-overload]
             for part in parts:
                 for path, name in _entries(part.repository, part.git):
-                    _add(archive, path, name, INDEX_TIME if name == f"{part.git}/index" else FIXED_TIME)
+                    mtime = INDEX_TIME if name == f"{part.git}/index" else FIXED_TIME
+                    # git makes objects read-only.
+                    _add(archive, path, name, mtime, readonly=name.startswith(f"{part.git}/objects/"))
             for part in parts:
                 _add_tree(archive, part)
         file.flush()
@@ -107,7 +109,7 @@ def _entries(top: Path, prefix: str, only: frozenset[str] | None = None) -> Iter
         pending += reversed(below)
 
 
-def _add(archive: tarfile.TarFile, path: str, name: str, mtime: int) -> None:
+def _add(archive: tarfile.TarFile, path: str, name: str, mtime: int, *, readonly: bool = False) -> None:
     status = os.lstat(path)
     entry = tarfile.TarInfo(name)
     entry.mtime = mtime
@@ -119,8 +121,7 @@ def _add(archive: tarfile.TarFile, path: str, name: str, mtime: int) -> None:
         archive.addfile(entry)
     elif stat.S_ISREG(status.st_mode):
         entry.size, entry.mode = status.st_size, 0o755 if status.st_mode & 0o100 else 0o644
-        if name.startswith(".git/objects/"):
-            # git makes objects read-only.
+        if readonly:
             entry.mode = 0o444
         with open(path, "rb") as file:
             archive.addfile(entry, file)

@@ -7,8 +7,10 @@ import re
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from http import HTTPStatus
 
+from appliance.core.access.gate import AccessGate
 from appliance.core.errors import GitmirrorError
 from appliance.core.events.facts import FetchBegan, FetchEnded, Publish
 from appliance.core.health import lag_of
@@ -47,6 +49,7 @@ class GuestRoutes:
         kit: Callable[[Asked], str],
         publish: Publish,
         codings: TarCodings,
+        gate: AccessGate,
     ) -> None:
         self._workspaces = workspaces
         self._refs = refs
@@ -55,6 +58,7 @@ class GuestRoutes:
         self._kit = kit
         self._publish = publish
         self._codings = codings
+        self._gate = gate
 
     async def guest_kit(self, exchange: Exchange) -> None:
         """`GET /guest.sh`."""
@@ -66,9 +70,9 @@ class GuestRoutes:
         await exchange.answer(HTTPStatus.OK, kit, {"content-type": SHELL, "cache-control": "no-cache"})
 
     async def workspace_tar(self, exchange: Exchange, repo: Repo) -> None:
-        """`GET /OWNER/REPO/workspace.tar?ref=BRANCH&history=SHAPE&only=DIR`; 404 with the reason if there is none."""
+        """`GET /OWNER/REPO/workspace.tar?ref=BRANCH&history=SHAPE&only=DIR&submodules=1`; 404 with the reason."""
         require_read(exchange)
-        wanted = _wanted(exchange)
+        wanted = await self._with_modules(exchange, _wanted(exchange))
         try:
             tar = await self._tar(repo, exchange.query.get("ref"), wanted)
         except GitmirrorError as error:
@@ -114,6 +118,17 @@ class GuestRoutes:
         snapshot, path = await self._workspaces.get(repo, branch, wanted)
         tip = refs.tip(f"refs/heads/{snapshot.branch}")
         return Tar(path, snapshot.etag, snapshot.commit, tip, snapshot.history)
+
+    async def _with_modules(self, exchange: Exchange, wanted: WantedShape) -> WantedShape:
+        """The same with whether the guest asks for submodules, and those of which repositories it may have."""
+        asked = exchange.query.get("submodules")
+        if asked not in (None, "0", "1"):
+            raise HttpError(HTTPStatus.BAD_REQUEST, "submodules must be 0 or 1\n")
+        try:
+            may_read = await self._gate.reader(exchange.headers.get("authorization"), exchange.guest)
+        except GitmirrorError as error:
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{error.message}\n") from None
+        return replace(wanted, submodules=None if asked is None else asked == "1", may_read=may_read)
 
     async def freshness(self, exchange: Exchange, repo: Repo) -> None:
         """`GET /OWNER/REPO/freshness[?want=OID]`."""

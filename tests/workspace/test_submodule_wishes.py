@@ -1,0 +1,43 @@
+"""What a branch lacks is looked for elsewhere: once for each tip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from appliance.core.access.catalog import Catalog
+from appliance.core.config.settings import WorkspaceConfig
+from appliance.core.models import Repo
+from appliance.core.workspace.module_finder import ModuleFinder
+from tests.git.lab import Lab
+from tests.workspace.submodule_lab import HOST, SubmoduleLab, section
+
+
+def test_a_missing_commit_is_refreshed_for_and_a_missing_mirror_brought(tmp_path: Path) -> None:
+    base = Lab(tmp_path / "state")
+    lab = SubmoduleLab(base, tmp_path / "mirrors")
+    app, lib = lab.create("acme/app"), lab.create("acme/lib")
+    lab.commit("acme/lib")
+    text = section("lib", "lib", "../lib") + section("late", "late", "../late") + section("bad", "bad", "ext::sh")
+    tip = lab.commit("acme/app", text, dict.fromkeys(("lib", "late", "bad"), "1" * 40))
+    catalog, nudged, brought = Catalog(lab.repos.values()), list[Repo](), list[str]()
+
+    async def bring(url: str) -> Repo | None:
+        brought.append(url)
+        return None
+
+    finder = ModuleFinder(lambda: catalog, lab.mirror, WorkspaceConfig, nudged.append, bring)
+
+    async def follow() -> None:
+        for _ in range(2):
+            await finder.follow(app, "main", tip, is_asked=False)
+        await finder.wait()
+
+    base.run(follow())
+    assert nudged == [lib] and brought == [f"{HOST}/acme/late"]
+    assert [lack["reason"] for lack in finder.lacks(app, "main")] == [
+        "refused: its URL has a scheme that is not allowed",
+        "not mirrored here",
+        "its mirror does not have the commit",
+    ]
+    assert finder.depends_on(lib) == [app] and finder.depends_on(app) == []
+    base.close()
