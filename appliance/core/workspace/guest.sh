@@ -1069,7 +1069,7 @@ gitmirror__make_sparse() {
     [ -d "$tmp/.git/info" ] || mkdir "$tmp/.git/info" || return 1
     # Newer versions of git take some characters for those of a pattern, unless told not to look; older ones never look.
     set --
-    case $only in *[]*?[\\!#]*) case $(git sparse-checkout set -h 2>&1) in *skip-checks*) set -- --skip-checks ;; esac ;; esac
+    case $only in *[]*?[\\!#]*) case $(git -C "$tmp" sparse-checkout set -h 2>&1) in *skip-checks*) set -- --skip-checks ;; esac ;; esac
     # shellcheck disable=SC2086
     gitmirror__work sparse-checkout set "$@" $only
 }
@@ -1676,6 +1676,11 @@ gitmirror__write_config() {
         printf '\tfetch = "+refs/heads/%s:refs/remotes/origin/%s"\n' "$quoted" "$quoted"
         [ "$partial" = no ] || printf '\tpromisor = true\n\tpartialclonefilter = blob:none\n'
         [ -z "$branch" ] || printf '[branch "%s"]\n\tremote = origin\n\tmerge = "refs/heads/%s"\n' "$quoted" "$quoted"
+        # git asks the remote that this names after all others, so after the mirror; it does not write this itself.
+        case $partial$kept in
+        yes*'[extensions]'*'partialClone'*) ;;
+        yes*) printf '[extensions]\n\tpartialClone = origin\n' ;;
+        esac
         printf '[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n'
     } >"$tmp/.git/config"
 }
@@ -2049,13 +2054,16 @@ gitmirror__drop_locks() {
 gitmirror__commit() {
     set -- -c core.hooksPath=/dev/null -c core.fsmonitor=false -c gc.auto=0 -c maintenance.auto=false \
         -c advice.addEmbeddedRepo=false
-    gitmirror__heed git "$@" add -A --ignore-errors
+    # Files beside the part of the tree that is checked out are work, too. Older versions of git add them by themselves.
+    wide=''
+    [ ! -e "$git_dir/info/sparse-checkout" ] || case $(git add -h 2>&1) in *sparse*) wide=--sparse ;; esac
+    gitmirror__heed git "$@" add -A --ignore-errors ${wide:+"$wide"}
     code=$?
     [ "$code" -eq 0 ] || gitmirror__end_if_full
     if [ "$code" -gt 1 ]; then
         gitmirror__say 'git add failed, perhaps because of git-lfs: adding files without it'
         set -- "$@" -c filter.lfs.required=false -c filter.lfs.process= -c filter.lfs.clean=
-        git "$@" add -A --ignore-errors >&2
+        git "$@" add -A --ignore-errors ${wide:+"$wide"} >&2
         code=$?
     fi
     case $code in
