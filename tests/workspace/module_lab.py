@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.conftest import WIDGETS
 from tests.support.generate import add_commit
-from tests.support.gitutil import git
+from tests.support.gitutil import clean_env, git
 from tests.support.upstream import HttpUpstream
 from tests.workspace.conftest import Guest, Node, Result, quote
 
@@ -24,13 +24,12 @@ def section(name: str, path: str, url: str, *more: str) -> str:
 def link(bare: Path, modules: str, links: Mapping[str, str], branch: str = "main") -> str:
     """Commit a `.gitmodules` and links to commits to a branch; return the commit."""
     add_commit(bare, branch, {".gitmodules": modules})
-    env = {"GIT_INDEX_FILE": str(bare / "links.index")}
+    env = clean_env(bare, GIT_INDEX_FILE=str(bare / "links.index"))
     git("read-tree", branch, cwd=bare, env=env)
-    for path in git("ls-files", "--stage", cwd=bare, env=env).splitlines():
-        if path.startswith("160000"):
-            git("update-index", "--force-remove", path.partition("\t")[2], cwd=bare, env=env)
-    for path, commit in links.items():
-        git("update-index", "--add", "--cacheinfo", f"160000,{commit},{path}", cwd=bare, env=env)
+    listed = (line.partition("\t") for line in git("ls-files", "--stage", cwd=bare, env=env).splitlines())
+    lines = [f"0 {'0' * 40}\t{path}" for entry, _, path in listed if entry.startswith("160000")]
+    lines += [f"160000 {commit}\t{path}" for path, commit in links.items()]
+    git("update-index", "--index-info", cwd=bare, env=env, input="".join(f"{line}\n" for line in lines))
     tree = git("write-tree", cwd=bare, env=env)
     who = [f"{key}={value}" for key, value in (("user.name", "a"), ("user.email", "a@example.com"))]
     commit = git("-c", who[0], "-c", who[1], "commit-tree", "-p", branch, "-m", "links", tree, cwd=bare)

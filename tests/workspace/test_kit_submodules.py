@@ -12,7 +12,7 @@ from tests.support.generate import add_commit
 from tests.support.gitutil import git, refs
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
-from tests.workspace.conftest import EVERY_SHELL, SETTLED, Guest, Node
+from tests.workspace.conftest import EVERY_SHELL, SETTLED, SHELLS, Guest, Node
 from tests.workspace.module_lab import DEEP, FAR, LIB, MIRRORED, Family, by_git, config, hydrate, status
 
 pytestmark = pytest.mark.slow
@@ -48,8 +48,7 @@ def whole(node: Node, guest: Guest, workspace: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", EVERY_SHELL)
-@pytest.mark.parametrize("way", ["snapshot", "mirror"])
-@pytest.mark.parametrize("shape", ["", "--tip", "--history"])
+@pytest.mark.parametrize(("way", "shape"), [("snapshot", ""), ("snapshot", "--tip"), ("mirror", "--history")])
 def test_what_is_mirrored_is_there(family: Node, tmp_path: Path, shell: str, way: str, shape: str) -> None:
     """To any depth, at the recorded commit, with the real URLs; what is not mirrored is empty, and named."""
     guest = family.guest(tmp_path / "home", shell=shell)
@@ -58,9 +57,97 @@ def test_what_is_mirrored_is_there(family: Node, tmp_path: Path, shell: str, way
     place = guest.home / "ws"
     before = len(family.upstream.requests)
     done = hydrate(guest, place, "", "--submodules", *([shape] if shape else []))
-    print(done.err)
     done.hydrated(via=way)
     whole(family, guest, place)
     assert "submodule far is left empty: " in done.err and family.upstream.url(FAR) in done.err
     assert done.err.count("submodule") == 1, done.err
+    assert len(family.upstream.requests) == before
+    depth = guest.git("rev-list", "--count", "HEAD", cwd=place / "libs/lib")
+    assert depth == ("1" if shape == "--tip" else "3")
+
+
+def test_none_are_there_unless_asked_for(family: Node, tmp_path: Path) -> None:
+    """The node's default is no."""
+    guest = family.guest(tmp_path / "home")
+    for number, options in enumerate(([], ["--no-submodules"], ["--submodules", "--no-submodules"])):
+        place = guest.home / f"ws{number}"
+        done = hydrate(guest, place, "", *options)
+        done.hydrated(via="snapshot")
+        assert (done.err, set(status(guest, place).values())) == ("", {"-"})
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_session_has_its_submodules(family: Node, tmp_path: Path, shell: str) -> None:
+    """What was recorded in a submodule, also in a nested one, comes back with the session, in another guest."""
+    session = f"inner-{shell}"
+    guest = family.guest(tmp_path / "home", shell=shell)
+    place = guest.home / "ws"
+    hydrate(guest, place, "", "--submodules").hydrated(via="snapshot")
+    assert guest.record(session, place).out == "recorded nothing\n"
+    (place / "libs/lib/deps/deep/deep.txt").write_text("mine\n")
+    (place / "libs/lib/new.txt").write_text("mine too\n")
+    turn = guest.record(session, place).recorded(session)
+    for name in (LIB, DEEP):
+        assert f"refs/agents/{session}" in refs(family.serve.mirror(name))
+    before = len(family.upstream.requests)
+    for way in ("snapshot", "mirror"):
+        other = family.guest(tmp_path / way, shell=shell)
+        other = by_git(family, other) if way == "mirror" else other
+        again = other.home / "again"
+        assert hydrate(other, again, f"session:{session}", "--submodules").hydrated(via=way) == turn
+        assert status(other, again) == {"libs/lib": "", "libs/lib/deps/deep": "", "far": "-"}
+        assert (again / "libs/lib/deps/deep/deep.txt").read_text() == "mine\n"
+        assert (again / "libs/lib/new.txt").read_text() == "mine too\n"
+        assert other.git("status", "--porcelain", "--ignore-submodules=none", cwd=again) == ""
+    assert len(family.upstream.requests) == before
+    # It goes on from there.
+    (again / "libs/lib/deps/deep/more.txt").write_text("more\n")
+    other.record(session, again).recorded(session)
+
+
+def test_from_the_upstream(family: Node, tmp_path: Path) -> None:
+    """With the mirror gone, all of them come from their own URLs."""
+    guest = family.guest(tmp_path / "home").with_(GITMIRROR_HTTP="", GITMIRROR_GIT="git://127.0.0.1:1")
+    place = guest.home / "ws"
+    hydrate(guest, place, "", "--submodules").hydrated(via="upstream")
+    assert status(guest, place) == {"libs/lib": "", "libs/lib/deps/deep": "", "far": ""}
+    assert config(guest, place / "far", "remote.origin.url") == family.upstream.url(FAR)
+    assert config(guest, place / "libs/lib", "remote.gitmirror.url").endswith("/acme/lib")
+
+
+def test_the_mirror_goes_first_for_old_contents(family: Node, tmp_path: Path) -> None:
+    """A submodule is noted like the workspace, so that what it lacks comes from the mirror, and `record` finds it."""
+    guest = by_git(family, family.guest(tmp_path / "home"))
+    place = guest.home / "ws"
+    hydrate(guest, place, "", "--submodules", "--only", "libs").hydrated(via="mirror")
+    assert status(guest, place)["libs/lib"] == ""
+    assert config(guest, place / "libs/lib", "gitmirror.repository") == LIB
+    assert not (place / "far/.git").exists()
+    before = len(family.upstream.requests)
+    guest.git("log", "-p", cwd=place / "libs/lib/deps/deep")
+    guest.git("-c", "protocol.version=2", "fetch", "gitmirror", cwd=place / "libs/lib")
+    assert len(family.upstream.requests) == before
+
+
+def test_submodules_in_the_part_alone(family: Node, tmp_path: Path) -> None:
+    """Those outside of the directories of `--only` are not fetched, and not named."""
+    guest = family.guest(tmp_path / "home")
+    for number, way in enumerate(("snapshot", "mirror")):
+        place = guest.home / f"ws{number}"
+        by = guest if way == "snapshot" else by_git(family, guest)
+        done = hydrate(by, place, "", "--submodules", "--only", "dir")
+        done.hydrated(via=way)
+        assert not (place / "libs/lib/.git").exists(), status(guest, place)
+        assert "libs/lib" not in done.err
+
+
+def test_the_redirect_serves_a_recursive_clone(family: Node, tmp_path: Path) -> None:
+    """By plain git, those that the mirror lists."""
+    guest = family.guest(tmp_path / "home")
+    assert guest.run("gitmirror_redirect").code == 0
+    before = len(family.upstream.requests)
+    place = guest.home / "ws"
+    url = family.upstream.url(WIDGETS)
+    guest.git("clone", "--quiet", "--recurse-submodules=libs", url, str(place), cwd=guest.home)
+    assert status(guest, place) == {"libs/lib": "", "libs/lib/deps/deep": "", "far": "-"}
     assert len(family.upstream.requests) == before

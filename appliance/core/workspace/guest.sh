@@ -994,7 +994,7 @@ gitmirror__read_snapshot() {
     gitmirror__is_oid "$commit" || return 1
     history=full partial=no
     while read -r line; do
-        case $line in 'partialClone = '*) history=trees partial=yes && break ;; esac
+        case $line in "$tab"'partialClone = '*) history=trees partial=yes && break ;; esac
     done <"$tmp/.git/config"
     [ ! -e "$tmp/.git/shallow" ] || history=tip
     case $asked$history in
@@ -1859,7 +1859,7 @@ gitmirror__obtain_submodule() {
         name=${line#submodule.} name=${name%%.path *}
     done
     case $name in '' | *=*) why='git has no name for it that can be used' && return 1 ;; esac
-    if [ "$2" -ge 10 ] || [ "$number" -gt 200 ]; then
+    if [ "$2" -ge 8 ] || [ "$number" -gt 512 ]; then
         why='there are too many submodules, or they are too deep'
         return 1
     fi
@@ -1928,9 +1928,9 @@ gitmirror__note_submodule() (
     while read -r line; do
         case $line in
         '['*) section=$line ;;
-        'promisor = true' | 'partialClone = '*) history=trees partial=yes ;;
-        'url = '*)
-            line=${line#url = } line=${line#\"}
+        "$tab"'promisor = true' | "$tab"'partialClone = '*) history=trees partial=yes ;;
+        "$tab"'url = '*)
+            line=${line#*= } line=${line#\"}
             [ "$section" != '[remote "origin"]' ] || origin=${line%\"}
             ;;
         esac
