@@ -993,8 +993,12 @@ gitmirror__read_snapshot() {
     done 2>/dev/null <"$tmp/.git/packed-refs"
     gitmirror__is_oid "$commit" || return 1
     history=full partial=no
-    while read -r line; do
-        case $line in "$tab"'partialClone = '*) history=trees partial=yes && break ;; esac
+    while IFS= read -r line; do
+        case $line in
+        "$tab"'partialClone = '*) history=trees partial=yes ;;
+        '['*) section=$line ;;
+        "$tab"'url = "'*) gitmirror__take_origin ;;
+        esac
     done <"$tmp/.git/config"
     [ ! -e "$tmp/.git/shallow" ] || history=tip
     case $asked$history in
@@ -1434,13 +1438,15 @@ gitmirror__copy_config() {
         text=$text$line$newline
         case $line in
         '['*) section=$line ;;
-        "$tab"'url = "'*[\"\\]*\") ;;
-        "$tab"'url = "'*\")
-            line=${line#*\"}
-            [ -n "${GITMIRROR_UPSTREAM-}" ] || [ "$section" != '[remote "origin"]' ] || upstream=${line%\"}
-            ;;
+        "$tab"'url = "'*) gitmirror__take_origin ;;
         esac
     done <"$hold/lower/.git/config" && printf %s "$text" >"$tmp/.git/config"
+}
+
+# Sets `upstream` to the URL in `line` of a git config, if `section` is that of `origin`. The kit may not list the repository.
+gitmirror__take_origin() {
+    [ -z "${GITMIRROR_UPSTREAM-}" ] && [ "$section" = '[remote "origin"]' ] || return 0
+    case $line in *'"'*[\"\\]*'"') ;; *'"') line=${line#*\"} upstream=${line%\"} ;; esac
 }
 
 # Checks out a commit that is on the drives, or else on the mirror.
