@@ -39,7 +39,10 @@ def link(bare: Path, modules: str, links: Mapping[str, str], branch: str = "main
 
 @dataclass(frozen=True)
 class Family:
-    """`acme/widgets` with `libs/lib`, which has `deps/deep`, and with `far`, which is not mirrored."""
+    """`acme/widgets` with `libs/lib`, which has `deps/deep`, and with `far`, which is not mirrored.
+
+    On the branch `older` there is only `libs/lib`, at a commit without `deps/deep`.
+    """
 
     upstream: HttpUpstream
 
@@ -48,12 +51,14 @@ class Family:
         deep = add_commit(self.upstream.add(DEEP), "main", {"deep.txt": "deep\n"})
         add_commit(self.upstream.path(DEEP), "main", {"deep.txt": "newer\n"})
         self.upstream.add(LIB)
-        add_commit(self.upstream.path(LIB), "main", {"lib.txt": "lib\n", "src/a.txt": "a\n"})
+        first = add_commit(self.upstream.path(LIB), "main", {"lib.txt": "lib\n", "src/a.txt": "a\n"})
         lib = link(self.upstream.path(LIB), section("deep one", "deps/deep", "../deep.git"), {"deps/deep": deep})
         far = add_commit(self.upstream.add(FAR), "main", {"far.txt": "far\n"})
         bare = self.upstream.add(WIDGETS, widgets)
         text = section("lib", "libs/lib", "../lib") + section("far", "far", self.upstream.url(FAR))
         link(bare, text, {"libs/lib": lib, "far": far})
+        git("branch", "older", "main", cwd=bare)
+        link(bare, section("lib", "libs/lib", "../lib"), {"libs/lib": first}, "older")
 
 
 def hydrate(guest: Guest, dest: Path, want: str = "", *options: str, timeout: float = 60) -> Result:

@@ -105,6 +105,28 @@ def test_a_session_has_its_submodules(family: Node, tmp_path: Path, shell: str) 
     other.record(session, again).recorded(session)
 
 
+def test_submodules_follow_to_another_commit(family: Node, tmp_path: Path) -> None:
+    """From a tar that has them at the tip: to another commit, and away, with nothing left behind; also if not asked for."""
+    guest = family.guest(tmp_path / "home")
+    bare = family.upstream.path(WIDGETS)
+    older, none = git("rev-parse", "older", cwd=bare), git("rev-parse", "main~2", cwd=bare)
+    before = len(family.upstream.requests)
+    for number, options in enumerate((["--submodules"], ["--submodules", "--tip"])):
+        place = guest.home / f"ws{number}"
+        assert hydrate(guest, place, older, *options).hydrated(via="snapshot") == older
+        assert status(guest, place) == {"libs/lib": ""}
+        assert (place / "libs/lib/lib.txt").read_text() == "lib\n"
+        assert not (place / "libs/lib/deps").exists()
+        assert guest.git("status", "--porcelain", "--ignore-submodules=none", cwd=place) == ""
+        assert config(guest, place / "libs/lib", "remote.origin.url") == family.upstream.url(LIB)
+        place = guest.home / f"none{number}"
+        assert hydrate(guest, place, none, *options).hydrated(via="snapshot") == none
+        assert guest.git("status", "--porcelain", cwd=place) == ""
+        assert not (place / "libs").exists()
+        assert guest.record(f"moved-{number}", place).out == "recorded nothing\n"
+    assert len(family.upstream.requests) == before
+
+
 def test_from_the_upstream(family: Node, tmp_path: Path) -> None:
     """With the mirror gone, all of them come from their own URLs."""
     guest = family.guest(tmp_path / "home").with_(GITMIRROR_HTTP="", GITMIRROR_GIT="git://127.0.0.1:1")

@@ -300,7 +300,7 @@ gitmirror__begin() {
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS GIT_GLOB_PATHSPECS GIT_NOGLOB_PATHSPECS \
         GIT_ICASE_PATHSPECS
     coding='' child='' born='' watch='' more='' claim='' hold='' disk=no history=tip by_list='' signal=TERM lost=no full=no
-    moved=no partial=no only=''
+    moved=no partial=no only='' idle=10
     gitmirror__has git || gitmirror__die 'git is not installed'
     # Disable this guest's fsmonitor and hooks, because even commands that only read the index run the fsmonitor, and
     # others run the hooks.
@@ -401,10 +401,13 @@ gitmirror__set_upstream() {
     upstream=${upstream%/}
 }
 
-# Sets `patience` to the seconds after which a mirror that has not answered is given up. It may have to clone a repository
-# that it did not list when it made this kit.
+# Sets the seconds after which a mirror is given up: `patience` if it has not answered git, `idle` if a download stands still.
+# A repository that it did not list when it made this kit it may have to clone, for which guests wait ten seconds.
 gitmirror__set_patience() {
-    case $newline$gitmirror__repositories in *"$newline$repo "*) patience=5 ;; *) patience=15 ;; esac
+    case $newline$gitmirror__repositories in
+    *"$newline$repo "*) patience=5 idle=10 ;;
+    *) patience=15 idle=20 ;;
+    esac
 }
 
 # Sets `usual` to the shape that workspaces of `repo` have by default, or to "" if that is not known.
@@ -625,18 +628,18 @@ gitmirror__know_wget() {
     help=$(wget --help 2>&1)
     # busybox does so by itself.
     case $help in *--no-http-keep-alive*) once=--no-http-keep-alive ;; esac
-    case $help in *-T\ SEC* | *-T,*) stall=-T10 ;; esac
+    case $help in *-T\ SEC* | *-T,*) stall=-T$idle ;; esac
     case $help in *--auth-no-challenge*) [ ! -e /proc/self/fd/0 ] || by_list=yes ;; esac
 }
 
-# Downloads a URL of the mirror to stdout, and its headers to descriptor 3. Gives up when the transfer stalls for ten
-# seconds. Asks the mirror to end the connection: some tunnels let nobody else through until it does.
+# Downloads a URL of the mirror to stdout, and its headers to descriptor 3. Gives up when the transfer stalls for
+# `idle` seconds. Asks the mirror to end the connection: some tunnels let nobody else through until it does.
 gitmirror__get() {
     if gitmirror__has curl; then
         # This is a path, because curl writes headers only to files. Without /proc there are no headers.
         headers=/dev/null
         [ ! -e /proc/self/fd/3 ] || headers=/proc/self/fd/3
-        set -- --fail --silent --show-error --connect-timeout 3 --speed-limit 100 --speed-time 10 --max-time "$left" \
+        set -- --fail --silent --show-error --connect-timeout 3 --speed-limit 100 --speed-time "$idle" --max-time "$left" \
             --header 'Connection: close' --dump-header "$headers" "$1"
         [ -z "$coding" ] || set -- "$@" --compressed --header "$coding"
         if [ -z "$token" ]; then
