@@ -108,4 +108,3 @@ def test_a_ring_ends(hostile: Node, tmp_path: Path) -> None:
     # Those that were left empty when time was up are as a clone has them.
     guest.git("submodule", "status", "--recursive", cwd=place)
     guest.git("status", "--porcelain", cwd=place)
-

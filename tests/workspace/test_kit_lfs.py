@@ -66,7 +66,9 @@ def contents() -> Iterator[Contents]:
             for entry in body["objects"]:
                 here = entry["oid"] in made.has
                 href = f"{made.url}{self.path.removesuffix('/batch')}/{entry['oid']}"
-                more = {"actions": {"download": {"href": href}}} if here else {"error": {"code": 404, "message": "none"}}
+                more = (
+                    {"actions": {"download": {"href": href}}} if here else {"error": {"code": 404, "message": "none"}}
+                )
                 objects.append(entry | more)
             self._answer(200, json.dumps({"transfer": "basic", "objects": objects}).encode())
 
@@ -145,7 +147,7 @@ def test_what_the_mirror_lacks_is_named(lfs_content_node: Node, contents: Conten
 def test_without_git_lfs_pointers_are_counted(lfs_content_node: Node, contents: Contents, tmp_path: Path) -> None:
     """And nothing is asked."""
     guest = by_git_with(lfs_content_node, contents, lfs_content_node.guest(tmp_path / "home"))
-    script = f"git() {{ [ \"$1\" != lfs ] && command git \"$@\"; }}; gitmirror_hydrate {WIDGETS} '{guest.home}/ws'"
+    script = f'git() {{ [ "$1" != lfs ] && command git "$@"; }}; gitmirror_hydrate {WIDGETS} \'{guest.home}/ws\''
     done = guest.run(script)
     done.hydrated(via="mirror")
     assert "that are LFS pointers: 2; git-lfs" in done.err
@@ -158,7 +160,11 @@ def test_lfsconfig_decides_where_uploads_go(lfs_content_node: Node, contents: Co
     guest = by_git_with(lfs_content_node, contents, lfs_content_node.guest(tmp_path / "home"))
     for name, url, expected in (
         ("elsewhere", "https://lfs.example/store", "https://lfs.example/store"),
-        ("hostile", '"x\\n[core]\\n\\tfsmonitor = touch proof"', f"{lfs_content_node.upstream.url(WIDGETS)}.git/info/lfs"),
+        (
+            "hostile",
+            '"x\\n[core]\\n\\tfsmonitor = touch proof"',
+            f"{lfs_content_node.upstream.url(WIDGETS)}.git/info/lfs",
+        ),
     ):
         add_commit(bare, name, {".lfsconfig": f"[lfs]\n\turl = {url}\n"})
         lfs_content_node.serve.here("refresh", WIDGETS)
