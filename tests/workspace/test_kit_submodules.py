@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import WIDGETS
-from tests.support.generate import add_commit
 from tests.support.gitutil import git, refs
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
@@ -106,7 +105,7 @@ def test_a_session_has_its_submodules(family: Node, tmp_path: Path, shell: str) 
 
 
 def test_submodules_follow_to_another_commit(family: Node, tmp_path: Path) -> None:
-    """From a tar that has them at the tip: to another commit, and away, with nothing left behind; also if not asked for."""
+    """From a tar that has them at the tip: to another commit, and away, with nothing left behind."""
     guest = family.guest(tmp_path / "home")
     bare = family.upstream.path(WIDGETS)
     older, none = git("rev-parse", "older", cwd=bare), git("rev-parse", "main~2", cwd=bare)
