@@ -1884,7 +1884,7 @@ gitmirror__obtain_submodule() {
         upstream=$origin
         gitmirror__from_upstream gitmirror__update_submodule || { why="$real could not be fetched" && return 1; }
     else
-        why="$real is not mirrored here"
+        why="the mirror does not have $real"
         { gitmirror__set_submodule && gitmirror__is_mirror_path "$repo" && gitmirror__is_mirrored; } || return 1
         address=$exact why='it could not be fetched'
         gitmirror__share 2
