@@ -1,4 +1,4 @@
-"""Submodules of a private repository, for a guest with its token: by git it gets the open ones, and no other private one."""
+"""Submodules of a private repository, for a guest with its token: it gets the open ones by git, and no private one."""
 
 from __future__ import annotations
 
