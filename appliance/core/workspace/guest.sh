@@ -1811,10 +1811,18 @@ gitmirror__visit_submodules() {
         case /$line/ in //* | */../*) ;; *) paths=$paths$line$newline ;; esac
     done
     [ -n "$paths" ] || return 0
-    # Those outside a part of the tree have another letter than H.
+    # Those outside a part of the tree have the letter S. git leaves them there if a drive has them.
     # shellcheck disable=SC2086
     for line in $(git -C "$tmp/$1" --literal-pathspecs -c core.quotePath=false ls-files -t --stage -- $paths); do
-        case $line in 'H 160000 '*' 0'"$tab"*) ;; *) continue ;; esac
+        case $line in
+        'H 160000 '*' 0'"$tab"*) ;;
+        'S 160000 '*)
+            line=${line#*"$tab"}
+            [ ! -f "$tmp/$1$line/.git" ] || gitmirror__remove_submodule "$1$line"
+            continue
+            ;;
+        *) continue ;;
+        esac
         oid=${line#H 160000 } oid=${oid%% *} path=${line#*"$tab"}
         set -- "$1" "$2" "$3" "$path" "$oid"
         [ "$modules" = yes ] || [ -e "$tmp/$1$4/.git" ] || continue
@@ -1838,8 +1846,18 @@ gitmirror__visit_submodules() {
 gitmirror__remove_strays() {
     gitmirror__find_git_dir "$1."
     [ -d "$git_dir/modules" ] || return 0
-    for line in $(git -C "$tmp/$1" -c core.quotePath=false ls-files --others --directory); do
-        case $line in \"* | *[!/]) ;; *) [ ! -f "$tmp/$1$line.git" ] || rm -rf "${tmp:?}/$1${line%/}" ;; esac
+    for line in $(git -C "$tmp/$1" -c core.quotePath=false ls-files --others); do
+        case $line in \"* | *[!/]) ;; *) [ ! -f "$tmp/$1$line.git" ] || gitmirror__remove_submodule "$1${line%/}" ;; esac
+    done
+}
+
+# Removes the files of the submodule at path $1 of `tmp`, and the directories above it that are then empty.
+gitmirror__remove_submodule() {
+    rm -rf "${tmp:?}/$1"
+    rest=$1
+    while :; do
+        case $rest in */*) rest=${rest%/*} ;; *) break ;; esac
+        rmdir "$tmp/$rest" 2>/dev/null || break
     done
 }
 
