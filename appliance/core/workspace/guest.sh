@@ -1811,18 +1811,10 @@ gitmirror__visit_submodules() {
         case /$line/ in //* | */../*) ;; *) paths=$paths$line$newline ;; esac
     done
     [ -n "$paths" ] || return 0
-    # Those outside a part of the tree have the letter S. git leaves them there if a drive has them.
+    # Those outside a part of the tree have another letter than H, unless they are there already: then git keeps them.
     # shellcheck disable=SC2086
     for line in $(git -C "$tmp/$1" --literal-pathspecs -c core.quotePath=false ls-files -t --stage -- $paths); do
-        case $line in
-        'H 160000 '*' 0'"$tab"*) ;;
-        'S 160000 '*)
-            line=${line#*"$tab"}
-            [ ! -f "$tmp/$1$line/.git" ] || gitmirror__remove_submodule "$1$line"
-            continue
-            ;;
-        *) continue ;;
-        esac
+        case $line in 'H 160000 '*' 0'"$tab"*) ;; *) continue ;; esac
         oid=${line#H 160000 } oid=${oid%% *} path=${line#*"$tab"}
         set -- "$1" "$2" "$3" "$path" "$oid"
         [ "$modules" = yes ] || [ -e "$tmp/$1$4/.git" ] || continue
