@@ -1,4 +1,4 @@
-"""A workspace of drives with `--only` and `--submodules`: the drive has the whole tree, and the mirror the submodules."""
+"""A workspace of drives with `--only` and `--submodules`: the drive has the whole tree, the mirror the submodules."""
 
 from __future__ import annotations
 
