@@ -29,25 +29,40 @@ gitmirror__histories='@HISTORIES@'
 gitmirror__submodules='@SUBMODULES@'
 gitmirror__lfs='@LFS@'
 
-# gitmirror_hydrate [--history | --tip] OWNER/REPO DIR [BRANCH | TAG | COMMIT | session:SESSION]
+# gitmirror_hydrate [--history | --tip] [--submodules] [--only DIR]... OWNER/REPO DIR
+#     [BRANCH | TAG | COMMIT | session:SESSION]
 # Creates a workspace in DIR, which may exist if it is empty. It comes from the machine's drives, otherwise from the
 # snapshot, otherwise by git from the mirror, otherwise from the upstream itself. The last line on stdout is
 # `hydrated via=disk|snapshot|mirror|upstream commit=OID ms=N history=full|trees|tip`: it has all objects of the history,
 # all but the old contents of files, which git fetches when it needs them, or only the commit. --history demands all
 # commits and trees at least, --tip only the commit.
+#
+# With --submodules, or by default where the node's config says so, submodules that the mirror has are checked out at the
+# commits that the workspace records; stderr names the others, which are left empty. --no-submodules leaves out all. With
+# --only, these directories alone are checked out, as by `git sparse-checkout`, which can add others later.
 gitmirror_hydrate() (gitmirror__hydrate "$@")
 gitmirror__hydrate() {
     gitmirror__begin
-    asked=''
+    asked='' only='' modules=$gitmirror__submodules
     while :; do
-        case ${asked:+again}${1-} in
-        --history | --tip) asked=${1#--} && shift ;;
+        case ${1-} in
+        --history | --tip)
+            [ -z "$asked" ] || gitmirror__hydrate_usage
+            asked=${1#--}
+            ;;
+        --submodules) modules=yes ;;
+        --no-submodules) modules=no ;;
+        --only)
+            [ $# -gt 1 ] || gitmirror__hydrate_usage
+            gitmirror__take_only "$2"
+            shift
+            ;;
+        --only=*) gitmirror__take_only "${1#*=}" ;;
         *) break ;;
         esac
+        shift
     done
-    if [ $# -lt 2 ] || [ $# -gt 3 ] || [ -z "$2" ]; then
-        gitmirror__usage 'gitmirror_hydrate [--history | --tip] OWNER/REPO DIR [BRANCH | TAG | COMMIT | session:SESSION]'
-    fi
+    if [ $# -lt 2 ] || [ $# -gt 3 ] || [ -z "$2" ]; then gitmirror__hydrate_usage; fi
     repo=${1%.git} want=${3-} commit=''
     gitmirror__is_repo "$repo" || gitmirror__usage "$1 is not OWNER/REPO"
     case $want in
@@ -58,7 +73,8 @@ gitmirror__hydrate() {
     esac
     gitmirror__set_upstream
     gitmirror__set_usual
-    # LFS pointers stay pointers, as in the snapshot, because the mirror does not have their contents.
+    gitmirror__set_patience
+    # LFS pointers stay pointers when git checks files out; where contents are wanted, they are fetched after that, all at once.
     GIT_LFS_SKIP_SMUDGE=1
     export GIT_LFS_SKIP_SMUDGE
     # Everything written before the end is removed with the claim, so processes need no time to clean up.
@@ -100,6 +116,13 @@ gitmirror__obtain() {
     else
         gitmirror__die "no workspace of $repo${want:+ at $want} could be fetched from the mirror or from $upstream"
     fi
+    # The workspace stands; what is missing in it from here on is named, and does not cost it.
+    for part in $only; do
+        [ -d "$tmp/$part" ] || gitmirror__say "--only: $commit has no directory $part"
+    done
+    [ "$via" = upstream ] || gitmirror__note_lfs "$tmp/.git" "$tmp"
+    if [ "$modules" = yes ] || [ "$moved" = yes ]; then gitmirror__get_submodules; fi
+    [ "$gitmirror__lfs" != content ] || [ "$via$moved" = snapshotno ] || [ "$via$moved" = diskno ] || gitmirror__get_contents "$tmp"
     echo "$via$newline$commit$newline$history" >"$claim/$turn/result" || { gitmirror__check_room; exit 1; }
 }
 
@@ -277,6 +300,7 @@ gitmirror__begin() {
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS GIT_GLOB_PATHSPECS GIT_NOGLOB_PATHSPECS \
         GIT_ICASE_PATHSPECS
     coding='' child='' born='' watch='' more='' claim='' hold='' disk=no history=tip by_list='' signal=TERM lost=no full=no
+    moved=no partial=no only='' idle=10
     gitmirror__has git || gitmirror__die 'git is not installed'
     # Disable this guest's fsmonitor and hooks, because even commands that only read the index run the fsmonitor, and
     # others run the hooks.
@@ -375,6 +399,15 @@ gitmirror__set_upstream() {
         done
     fi
     upstream=${upstream%/}
+}
+
+# Sets the seconds after which a mirror is given up: `patience` if it has not answered git, `idle` if a download stands still.
+# A repository that it did not list when it made this kit it may have to clone, for which guests wait ten seconds.
+gitmirror__set_patience() {
+    case $newline$gitmirror__repositories in
+    *"$newline$repo "*) patience=5 idle=10 ;;
+    *) patience=15 idle=20 ;;
+    esac
 }
 
 # Sets `usual` to the shape that workspaces of `repo` have by default, or to "" if that is not known.
@@ -547,7 +580,8 @@ gitmirror__check_room() {
 gitmirror__git() {
     gitmirror__bounded "$left" git -c "url.$exact.insteadOf=$exact" -c "url.$exact.pushInsteadOf=$exact" \
         -c core.hooksPath=/dev/null -c core.fsmonitor=false -c gc.auto=0 -c maintenance.auto=false \
-        -c submodule.recurse=false -c protocol.version=2 -c advice.detachedHead=false "$@"
+        -c submodule.recurse=false -c fetch.recurseSubmodules=false -c protocol.version=2 \
+        -c advice.detachedHead=false "$@"
 }
 
 # Runs git as gitmirror__git does, for a command that asks a server. If the connection was dropped at once, it tries again
@@ -594,18 +628,18 @@ gitmirror__know_wget() {
     help=$(wget --help 2>&1)
     # busybox does so by itself.
     case $help in *--no-http-keep-alive*) once=--no-http-keep-alive ;; esac
-    case $help in *-T\ SEC* | *-T,*) stall=-T10 ;; esac
+    case $help in *-T\ SEC* | *-T,*) stall=-T$idle ;; esac
     case $help in *--auth-no-challenge*) [ ! -e /proc/self/fd/0 ] || by_list=yes ;; esac
 }
 
-# Downloads a URL of the mirror to stdout, and its headers to descriptor 3. Gives up when the transfer stalls for ten
-# seconds. Asks the mirror to end the connection: some tunnels let nobody else through until it does.
+# Downloads a URL of the mirror to stdout, and its headers to descriptor 3. Gives up when the transfer stalls for
+# `idle` seconds. Asks the mirror to end the connection: some tunnels let nobody else through until it does.
 gitmirror__get() {
     if gitmirror__has curl; then
         # This is a path, because curl writes headers only to files. Without /proc there are no headers.
         headers=/dev/null
         [ ! -e /proc/self/fd/3 ] || headers=/proc/self/fd/3
-        set -- --fail --silent --show-error --connect-timeout 3 --speed-limit 100 --speed-time 10 --max-time "$left" \
+        set -- --fail --silent --show-error --connect-timeout 3 --speed-limit 100 --speed-time "$idle" --max-time "$left" \
             --header 'Connection: close' --dump-header "$headers" "$1"
         [ -z "$coding" ] || set -- "$@" --compressed --header "$coding"
         if [ -z "$token" ]; then
@@ -861,6 +895,14 @@ gitmirror__from_snapshot() {
         gitmirror__encode "$want"
         query=${query:+"$query&"}ref=$encoded
     fi
+    case $modules$gitmirror__submodules in
+    yes*) query=${query:+"$query&"}submodules=1 ;;
+    noyes) query=${query:+"$query&"}submodules=0 ;;
+    esac
+    for part in $only; do
+        gitmirror__encode "$part"
+        query=${query:+"$query&"}only=$encoded
+    done
     query=${query:+"?$query"}
     # The tar has the modes of the usual umask, and root's tar applies them unchanged.
     masked='' loose=no mask=$(umask)
@@ -894,6 +936,8 @@ gitmirror__from_snapshot() {
     [ "$loose" = no ] || gitmirror__loosen || return 1
     gitmirror__read_snapshot || return 1
     [ -z "${GITMIRROR_UPSTREAM-}" ] || gitmirror__write_config || return 1
+    # A node of an older version sends the whole tree.
+    [ -z "$only" ] || [ -e "$tmp/.git/info/sparse-checkout" ] || gitmirror__cut || return 1
     case $kind in
     commit) [ "$commit" = "$want" ] || gitmirror__advance || return 1 ;;
     session) gitmirror__advance || return 1 ;;
@@ -902,7 +946,7 @@ gitmirror__from_snapshot() {
         [ "$tip" = "$commit" ] || gitmirror__advance || return 1
         ;;
     esac
-    gitmirror__note
+    gitmirror__note "$tmp/.git"
 }
 
 # Makes `tmp` writable for all whom the umask does not exclude, except the objects, which git makes read-only.
@@ -951,11 +995,15 @@ gitmirror__read_snapshot() {
         case $line in *" refs/heads/$branch") commit=${line%% *} && break ;; esac
     done 2>/dev/null <"$tmp/.git/packed-refs"
     gitmirror__is_oid "$commit" || return 1
-    history=full
-    [ ! -e "$tmp/.git/shallow" ] || history=tip
-    while read -r line; do
-        case $line in '[extensions]') history=trees && break ;; esac
+    history=full partial=no
+    while IFS= read -r line; do
+        case $line in
+        "$tab"'partialClone = '*) history=trees partial=yes ;;
+        '['*) section=$line ;;
+        "$tab"'url = "'*) gitmirror__take_origin ;;
+        esac
     done <"$tmp/.git/config"
+    [ ! -e "$tmp/.git/shallow" ] || history=tip
     case $asked$history in
     historytip) gitmirror__say 'not using the snapshot: it has no history' && return 1 ;;
     esac
@@ -1002,13 +1050,36 @@ gitmirror__fetch() {
 gitmirror__in_tmp() {
     how=$1
     shift
-    if [ "$history" = trees ] && [ "$address" = "$exact" ]; then
+    if [ "$partial" = yes ] && [ "$address" = "$exact" ]; then
         set -- -c "remote.gitmirror.url=$address" -c remote.gitmirror.promisor=true "$@"
     fi
     "$how" -C "$tmp" "$@"
 }
 
-gitmirror__work() { gitmirror__in_tmp gitmirror__make "$@"; }
+# The same for a command that changes which files `tmp` has.
+gitmirror__work() {
+    moved=yes
+    gitmirror__in_tmp gitmirror__make "$@"
+}
+
+# Restricts the files in `tmp`, which has the whole tree, to those of `only`.
+gitmirror__cut() {
+    gitmirror__set_address
+    gitmirror__share 2
+    gitmirror__make_sparse
+}
+
+# Restricts the files in `tmp`, also those still to come, to those of `only`. Set by hand, because `git sparse-checkout` would put these settings into
+# a file of their own, for which it declares an extension of the repository's format.
+gitmirror__make_sparse() {
+    printf '[core]\n\tsparseCheckout = true\n\tsparseCheckoutCone = true\n' >>"$tmp/.git/config" || return 1
+    [ -d "$tmp/.git/info" ] || mkdir "$tmp/.git/info" || return 1
+    # Newer versions of git take some characters for those of a pattern, unless told not to look; older ones never look.
+    set --
+    case $only in *[]*?[\\!#]*) case $(git -C "$tmp" sparse-checkout set -h 2>&1) in *skip-checks*) set -- --skip-checks ;; esac ;; esac
+    # shellcheck disable=SC2086
+    gitmirror__work sparse-checkout set "$@" $only
+}
 
 # Runs a git command that writes a workspace.
 gitmirror__make() {
@@ -1234,7 +1305,7 @@ gitmirror__close_disk() {
 # Unmounts the drives so that another source can be used.
 gitmirror__forget_disk() {
     gitmirror__close_disk
-    tmp=$claim/$turn/.gitmirror.$kit history=tip
+    tmp=$claim/$turn/.gitmirror.$kit history=tip moved=no
 }
 
 # Mounts the drives on `hold/lower`, and on `hold/merged` the overlay of them and of what is changed.
@@ -1359,7 +1430,8 @@ gitmirror__from_disk() {
     # A drive of a commit that is on no branch stays there.
     default) [ -z "$branch" ] || gitmirror__catch_up || return 1 ;;
     esac
-    gitmirror__note
+    [ -z "$only" ] || gitmirror__cut || return 1
+    gitmirror__note "$tmp/.git"
 }
 
 # Replaces the config by a copy that can be appended to, and sets `upstream` to the one in it.
@@ -1369,13 +1441,15 @@ gitmirror__copy_config() {
         text=$text$line$newline
         case $line in
         '['*) section=$line ;;
-        "$tab"'url = "'*[\"\\]*\") ;;
-        "$tab"'url = "'*\")
-            line=${line#*\"}
-            [ -n "${GITMIRROR_UPSTREAM-}" ] || [ "$section" != '[remote "origin"]' ] || upstream=${line%\"}
-            ;;
+        "$tab"'url = "'*) gitmirror__take_origin ;;
         esac
     done <"$hold/lower/.git/config" && printf %s "$text" >"$tmp/.git/config"
+}
+
+# Sets `upstream` to the URL in `line` of a git config, if `section` is that of `origin`. The kit may not list the repository.
+gitmirror__take_origin() {
+    [ -z "${GITMIRROR_UPSTREAM-}" ] && [ "$section" = '[remote "origin"]' ] || return 0
+    case $line in *'"'*[\"\\]*'"') ;; *'"') line=${line#*\"} upstream=${line%\"} ;; esac
 }
 
 # Checks out a commit that is on the drives, or else on the mirror.
@@ -1498,7 +1572,7 @@ gitmirror__from_mirror() {
     for address in ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}; do
         exact=$address
         gitmirror__share 4
-        [ "$left" -le 5 ] || left=5
+        [ "$left" -le "$patience" ] || left=$patience
         gitmirror__ask_git ls-remote --quiet "$address" HEAD >/dev/null || continue
         gitmirror__share 2
         ! gitmirror__from_git || return 0
@@ -1537,19 +1611,27 @@ gitmirror: or for another repository; the upstream of a private repository needs
 # Clones one branch of `address` with as few processes as possible, in the shape that was asked for or is usual.
 gitmirror__from_git() {
     gitmirror__fresh_tmp
+    partial=no
     set -- clone --quiet --template= --origin origin --single-branch
     case $asked$usual in
     tip*) history=tip && set -- "$@" --depth 1 --no-tags ;;
     full | historyfull) history=full ;;
     # Without the contents of old files, because of a history of unknown size these may be most.
-    *) history=trees && set -- "$@" --filter=blob:none ;;
+    *) history=trees ;;
     esac
+    # Of a part, nor the contents of the other directories.
+    if [ -n "$only" ] && [ "$history" = full ]; then history=trees; fi
+    if [ -n "$only" ] || [ "$history" = trees ]; then
+        partial=yes
+        set -- "$@" --filter=blob:none
+    fi
     case $kind in
-    default) gitmirror__make_asking "$@" "$address" "$tmp" || return 1 ;;
-    name) gitmirror__make_asking "$@" --branch "$want" "$address" "$tmp" || return 1 ;;
+    default) gitmirror__make_asking "$@" ${only:+--no-checkout} "$address" "$tmp" || return 1 ;;
+    name) gitmirror__make_asking "$@" ${only:+--no-checkout} --branch "$want" "$address" "$tmp" || return 1 ;;
     session) gitmirror__make_asking "$@" --no-checkout "$address" "$tmp" || return 1 ;;
     commit) git init --quiet --template= "$tmp" >&2 || return 1 ;;
     esac
+    [ -z "$only" ] || gitmirror__make_sparse || return 1
     read -r branch <"$tmp/.git/HEAD"
     case $branch in 'ref: refs/heads/'*) branch=${branch#ref: refs/heads/} ;; *) branch='' ;; esac
     case $kind in
@@ -1560,25 +1642,30 @@ gitmirror__from_git() {
         gitmirror__fetch_commit && gitmirror__work checkout --quiet --detach FETCH_HEAD || return 1
         branch=''
         ;;
+    *) [ -z "$only" ] || gitmirror__work reset --quiet --hard || return 1 ;;
     esac
     commit=$(git -C "$tmp" rev-parse --verify --quiet HEAD) || return 1
-    if [ "$history" = trees ]; then
+    if [ "$partial" = yes ]; then
         # A server may ignore the filter, and git ignores it for a path.
         set +f
         set -- "$tmp"/.git/objects/pack/*.promisor
         set -f
-        [ -e "$1" ] || history=full
+        if [ ! -e "$1" ]; then
+            partial=no
+            [ "$history" = tip ] || history=full
+        fi
     fi
-    gitmirror__write_config && gitmirror__note
+    gitmirror__write_config && gitmirror__note "$tmp/.git"
 }
 
 # Fetches the wanted commit into the empty repository `tmp`. git stores a filter for a remote that has a name.
 gitmirror__fetch_commit() {
-    [ "$history" != tip ] || { gitmirror__fetch 1 "$want"; return; }
+    [ "$history$partial" != tipno ] || { gitmirror__fetch 1 "$want"; return; }
     gitmirror__quote "$address"
     printf '[remote "origin"]\n\turl = "%s"\n' "$quoted" >>"$tmp/.git/config"
     set -- --quiet --no-tags
     [ "$history" = full ] || set -- "$@" --filter=blob:none
+    [ "$history" != tip ] || set -- "$@" --depth 1
     gitmirror__work fetch "$@" origin "$want"
 }
 
@@ -1588,7 +1675,7 @@ gitmirror__write_config() {
     kept='' section=''
     while IFS= read -r line; do
         case $line in '['*) section=$line ;; esac
-        case $section in '[core]'* | '[extensions]'*) kept=$kept$line$newline ;; esac
+        case $section in '[core]'* | '[extensions]'* | '[submodule '*) kept=$kept$line$newline ;; esac
     done <"$tmp/.git/config"
     gitmirror__quote "$upstream"
     url=$quoted
@@ -1596,8 +1683,13 @@ gitmirror__write_config() {
     {
         printf '%s[remote "origin"]\n\turl = "%s"\n' "$kept" "$url"
         printf '\tfetch = "+refs/heads/%s:refs/remotes/origin/%s"\n' "$quoted" "$quoted"
-        [ "$history" != trees ] || printf '\tpromisor = true\n\tpartialclonefilter = blob:none\n'
+        [ "$partial" = no ] || printf '\tpromisor = true\n\tpartialclonefilter = blob:none\n'
         [ -z "$branch" ] || printf '[branch "%s"]\n\tremote = origin\n\tmerge = "refs/heads/%s"\n' "$quoted" "$quoted"
+        # git asks the remote that this names after all others, so after the mirror; it does not write this itself.
+        case $partial$kept in
+        yes*'[extensions]'*'partialClone'*) ;;
+        yes*) printf '[extensions]\n\tpartialClone = origin\n' ;;
+        esac
         printf '[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n'
     } >"$tmp/.git/config"
 }
@@ -1621,19 +1713,260 @@ gitmirror__quote() {
     done
 }
 
-# Adds to the config what `record` needs, and the mirror as the first source of missing objects. A workspace with the
-# whole history lacks none: a promisor remote would make git treat it as a partial clone.
+# Adds to the config in git directory $1 what `record` needs, and the mirror as the first source of missing objects. A
+# workspace with the whole history lacks none: a promisor remote would make git treat it as a partial clone.
 gitmirror__note() {
-    [ -d "$tmp/.git/hooks" ] || mkdir "$tmp/.git/hooks" || return 1
+    [ -d "$1/hooks" ] || mkdir "$1/hooks" || return 1
     gitmirror__set_address
     {
         [ -z "$address" ] || printf '[remote "gitmirror"]\n\turl = "%s"\n' "$address"
-        [ -z "$address" ] || [ "$history" = full ] || printf '\tpromisor = true\n\tpartialclonefilter = blob:none\n'
+        [ -z "$address" ] || [ "$history$partial" = fullno ] || printf '\tpromisor = true\n\tpartialclonefilter = blob:none\n'
         [ -z "$address" ] || printf '\ttagOpt = --no-tags\n\tskipFetchAll = true\n[url "%s"]\n\tinsteadOf = "%s"\n' \
             "$address" "$address"
         printf '[gitmirror]\n\trepository = %s\n\tbase = %s\n' "$repo" "$commit"
-    } >>"$tmp/.git/config"
+    } >>"$1/config"
 }
+
+# Adds to the config in git directory $1 where git-lfs finds the contents of files of the work tree $2: at the mirror, which
+# speaks its protocol over HTTP only. Uploads and locks go where they went without the mirror.
+gitmirror__note_lfs() {
+    [ -n "$mirror_http" ] || return 0
+    there=''
+    [ ! -f "$2/.lfsconfig" ] || there=$(git config --file "$2/.lfsconfig" lfs.url)
+    # A line break would end the setting, and begin others.
+    case $there in *[[:cntrl:]]*) there='' ;; esac
+    if [ -z "$there" ]; then
+        there=${upstream%.git}.git
+        case $there in
+        http://* | https://*) there=$there/info/lfs ;;
+        ssh://* | *@*:*) ;;
+        *) there='' ;;
+        esac
+    fi
+    gitmirror__quote "$there"
+    {
+        printf '[lfs]\n\turl = "%s"\n' "$mirror_http/$repo/info/lfs"
+        [ -z "$there" ] || printf '\tpushurl = "%s"\n' "$quoted"
+    } >>"$1/config"
+}
+
+# Puts the contents of the LFS files in work tree $1 in the place of the pointers that git brought. What is missing is named.
+gitmirror__get_contents() {
+    work=$1
+    set -- -C "$work" -c core.quotePath=false
+    files=$(git "$@" ls-files -- ':(attr:filter=lfs)')
+    [ -n "$files" ] || return 0
+    gitmirror__count_pointers
+    [ "$pointers" -gt 0 ] || return 0
+    if git lfs version >/dev/null 2>&1; then
+        # Without its filters, git-lfs writes no contents.
+        [ -n "$(git "$@" config filter.lfs.process)" ] || git "$@" lfs install --local --skip-repo >&2
+        gitmirror__share 1
+        (
+            unset GIT_LFS_SKIP_SMUDGE
+            exact=gitmirror:none
+            gitmirror__git "$@" lfs pull >&2
+        )
+        gitmirror__count_pointers
+        why='the mirror did not send their contents; git lfs pull asks it again'
+    else
+        why='git-lfs, which would fetch their contents, is not installed'
+    fi
+    [ "$pointers" -eq 0 ] || gitmirror__say "files of $work that are LFS pointers: $pointers; $why"
+}
+
+# Sets `pointers` to the number of those in `files`.
+gitmirror__count_pointers() {
+    pointers=0
+    for path in $files; do
+        # bash complains about NULs.
+        { read -r line <"$work/$path"; } 2>/dev/null || continue
+        case $line in 'version https://git-lfs.github.com/spec/'*) pointers=$((pointers + 1)) ;; esac
+    done
+}
+
+# Checks out the submodules of `tmp`, and theirs, or only those that are there already where none are wanted. In a subshell,
+# because each is a repository of its own.
+gitmirror__get_submodules() (
+    # `ext::` and the like would run what a repository says; a file is not the mirror's.
+    GIT_ALLOW_PROTOCOL=git:http:https
+    [ "$via" != upstream ] || GIT_ALLOW_PROTOCOL=$GIT_ALLOW_PROTOCOL:ssh
+    GIT_TEMPLATE_DIR=''
+    export GIT_ALLOW_PROTOCOL GIT_TEMPLATE_DIR
+    number=0 super=$history
+    gitmirror__visit_submodules '' 0
+)
+
+# Visits the submodules of the repository at path $1 of `tmp`, "" or ending in a slash, which is $2 levels deep. Those in
+# place take no process beyond the two that list them.
+gitmirror__visit_submodules() {
+    [ "$moved" = no ] || gitmirror__remove_strays "$1"
+    { [ -f "$tmp/$1.gitmodules" ] && [ ! -L "$tmp/$1.gitmodules" ]; } || return 0
+    # What a recursive call must not change is kept in the arguments.
+    set -- "$1" "$2" "$(git -C "$tmp/$1" config --file .gitmodules --get-regexp '^submodule\..*\.path$')"
+    paths=''
+    for line in $3; do
+        line=${line#*.path }
+        # git would refuse all of them because of one that leads out of the repository.
+        case /$line/ in //* | */../*) ;; *) paths=$paths$line$newline ;; esac
+    done
+    [ -n "$paths" ] || return 0
+    # Those outside a part of the tree have another letter than H, unless they are there already: then git keeps them.
+    # shellcheck disable=SC2086
+    for line in $(git -C "$tmp/$1" --literal-pathspecs -c core.quotePath=false ls-files -t --stage -- $paths); do
+        case $line in 'H 160000 '*' 0'"$tab"*) ;; *) continue ;; esac
+        oid=${line#H 160000 } oid=${oid%% *} path=${line#*"$tab"}
+        set -- "$1" "$2" "$3" "$path" "$oid"
+        [ "$modules" = yes ] || [ -e "$tmp/$1$4/.git" ] || continue
+        fetched=no
+        if ! gitmirror__is_in_place "$1$4" "$5"; then
+            fetched=yes number=$((number + 1)) why='it could not be fetched'
+            gitmirror__obtain_submodule "$@" || {
+                gitmirror__say "submodule $1$4 is left empty: $why"
+                gitmirror__empty_submodule "$1" "$4"
+                continue
+            }
+        fi
+        [ -e "$tmp/$1$4/.git" ] || continue
+        gitmirror__note_submodule "$1$4" "$5"
+        [ "$fetched$gitmirror__lfs" != yescontent ] || gitmirror__get_contents "$tmp/$1$4"
+        gitmirror__visit_submodules "$1$4/" $(($2 + 1))
+    done
+}
+
+# Removes from the repository at $1 the submodules of the commit before, which git leaves behind as files of nobody.
+gitmirror__remove_strays() {
+    gitmirror__find_git_dir "$1."
+    [ -d "$git_dir/modules" ] || return 0
+    for line in $(git -C "$tmp/$1" -c core.quotePath=false ls-files --others); do
+        case $line in \"* | *[!/]) ;; *) [ ! -f "$tmp/$1$line.git" ] || gitmirror__remove_submodule "$1${line%/}" ;; esac
+    done
+}
+
+# Removes the files of the submodule at path $1 of `tmp`, and the directories above it that are then empty.
+gitmirror__remove_submodule() {
+    rm -rf "${tmp:?}/$1"
+    rest=$1
+    while :; do
+        case $rest in */*) rest=${rest%/*} ;; *) break ;; esac
+        rmdir "$tmp/$rest" 2>/dev/null || break
+    done
+}
+
+# Sets `git_dir` to the git directory of the repository at path $1 of `tmp`. Returns 1 if it has none.
+gitmirror__find_git_dir() {
+    git_dir=$tmp/$1/.git
+    [ ! -d "$git_dir" ] || return 0
+    read -r line 2>/dev/null <"$git_dir" || return 1
+    line=${line#gitdir: }
+    case $line in /*) git_dir=$line ;; *) git_dir=$tmp/$1/$line ;; esac
+}
+
+# Whether the submodule at path $1 of `tmp` is checked out at commit $2.
+gitmirror__is_in_place() {
+    gitmirror__find_git_dir "$1" && read -r line 2>/dev/null <"$git_dir/HEAD" && [ "$line" = "$2" ] && [ -e "$git_dir/index" ]
+}
+
+# Checks out commit $5 in the submodule at path $4 of the repository at path $1, which is $2 levels deep and has the paths $3
+# in its .gitmodules. Sets `why` if that cannot be done. git itself does it, which knows what not to believe .gitmodules.
+gitmirror__obtain_submodule() {
+    name=''
+    for line in $3; do
+        [ "${line#*.path }" = "$4" ] || continue
+        # git might take the other one, which nobody has looked at.
+        [ -z "$name" ] || { why='.gitmodules has two submodules at this path' && return 1; }
+        name=${line#submodule.} name=${name%%.path *}
+    done
+    case $name in '' | *=*) why='git has no name for it that can be used' && return 1 ;; esac
+    if [ "$2" -ge 8 ] || [ "$number" -gt 512 ]; then
+        why='there are too many submodules, or they are too deep'
+        return 1
+    fi
+    gitmirror__now
+    [ $(((now - began) / 100)) -lt "$deadline" ] || { why='GITMIRROR_DEADLINE is over' && return 1; }
+    gitmirror__share 2
+    exact=gitmirror:none above=$tmp/$1 inner=$4
+    # This resolves a relative URL against that of `origin`, the upstream.
+    gitmirror__git -C "$above" --literal-pathspecs submodule --quiet init -- "$inner" >&2 || return 1
+    origin=$(git -C "$above" config "submodule.$name.url") || return 1
+    real=$origin
+    if [ "$via" = upstream ]; then
+        upstream=$origin
+        gitmirror__from_upstream gitmirror__update_submodule || { why="$real could not be fetched" && return 1; }
+    else
+        why="the mirror does not have $real"
+        { gitmirror__set_submodule && gitmirror__is_mirror_path "$repo" && gitmirror__is_mirrored; } || return 1
+        address=$exact why='it could not be fetched'
+        gitmirror__share 2
+        gitmirror__update_submodule || return 1
+    fi
+    # With `update = none` in .gitmodules, git leaves it alone.
+    [ ! -e "$above$inner/.git" ] || {
+        gitmirror__is_in_place "$1$4" "$5" && git -C "$above$inner" config remote.origin.url "$real"
+    }
+}
+
+# Lets git check out the submodule `inner` of `above` from `address`. The shape is that of the workspace, but where a
+# submodule usually has everything, it does.
+gitmirror__update_submodule() {
+    set -- -c "submodule.$name.url=$address"
+    [ "$via" = upstream ] || set -- "$@" -c http.followRedirects=false
+    set -- "$@" --literal-pathspecs -C "$above" submodule --quiet update --init
+    gitmirror__set_usual
+    if [ -e "$above$inner/.git" ]; then
+        # git fetches what it lacks from the URL in its own config.
+        git -C "$above$inner" config remote.origin.url "$address" || return 1
+        set -- "$@" --checkout
+    else
+        case $super$usual in
+        tip*) set -- "$@" --depth 1 ;;
+        *full) ;;
+        *) case $(git submodule -h 2>&1) in *--filter*) set -- "$@" --filter=blob:none ;; esac ;;
+        esac
+    fi
+    reason=$(gitmirror__ask_git "$@" -- "$inner" 2>&1) || { echo "$reason" >&2 && return 1; }
+}
+
+# Whether $1 can be the path of a repository on the mirror: OWNER/REPO, or HOST/PATH.
+gitmirror__is_mirror_path() {
+    case /$1/ in *[!A-Za-z0-9._:/~+-]* | *//* | */../* | */./* | /-*) return 1 ;; esac
+}
+
+# Leaves the submodule at path $2 of the repository at path $1 as a clone without submodules has it.
+gitmirror__empty_submodule() {
+    gitmirror__find_git_dir "$1." || return 0
+    [ "$name" = '' ] || git -C "$tmp/$1" --literal-pathspecs submodule --quiet deinit --force -- "$2" >/dev/null 2>&1
+    # git itself refuses a name that leads out of this directory.
+    case /$name/ in *//* | */../* | */./*) ;; *) [ ! -e "$git_dir/modules/$name" ] || gitmirror__remove "$git_dir/modules/$name" ;; esac
+}
+
+# Notes in the submodule at path $1, which is at commit $2, where the mirror has its repository, once.
+gitmirror__note_submodule() (
+    gitmirror__find_git_dir "$1" || return 0
+    commit=$2 origin='' section='' history=full partial=no
+    while read -r line; do
+        case $line in
+        '['*) section=$line ;;
+        "$tab"'promisor = true' | "$tab"'partialClone = '*) history=trees partial=yes ;;
+        "$tab"'url = '*)
+            line=${line#*= } line=${line#\"}
+            [ "$section" != '[remote "origin"]' ] || origin=${line%\"}
+            ;;
+        esac
+        [ "$section" != '[remote "gitmirror"]' ] || return 0
+    done 2>/dev/null <"$git_dir/config"
+    [ ! -e "$git_dir/shallow" ] || history=tip
+    gitmirror__set_submodule && gitmirror__is_mirror_path "$repo" || return 0
+    # The upstream's submodules need not be on the mirror.
+    case $via$newline$gitmirror__repositories in
+    upstream*"$newline$repo "*) gitmirror__note "$git_dir" ;;
+    upstream*) ;;
+    *)
+        upstream=$origin
+        gitmirror__note "$git_dir" && gitmirror__note_lfs "$git_dir" "$tmp/$1"
+        ;;
+    esac
+)
 
 # Moves `tmp` to DIR: by one rename, or entry by entry with `.git` last, so that half a workspace is never a repository.
 gitmirror__settle() {
@@ -1740,13 +2073,16 @@ gitmirror__drop_locks() {
 gitmirror__commit() {
     set -- -c core.hooksPath=/dev/null -c core.fsmonitor=false -c gc.auto=0 -c maintenance.auto=false \
         -c advice.addEmbeddedRepo=false
-    gitmirror__heed git "$@" add -A --ignore-errors
+    # Files beside the part of the tree that is checked out are work, too. Older versions of git add them by themselves.
+    wide=''
+    [ ! -e "$git_dir/info/sparse-checkout" ] || case $(git add -h 2>&1) in *sparse*) wide=--sparse ;; esac
+    gitmirror__heed git "$@" add -A --ignore-errors ${wide:+"$wide"}
     code=$?
     [ "$code" -eq 0 ] || gitmirror__end_if_full
     if [ "$code" -gt 1 ]; then
         gitmirror__say 'git add failed, perhaps because of git-lfs: adding files without it'
         set -- "$@" -c filter.lfs.required=false -c filter.lfs.process= -c filter.lfs.clean=
-        git "$@" add -A --ignore-errors >&2
+        git "$@" add -A --ignore-errors ${wide:+"$wide"} >&2
         code=$?
     fi
     case $code in
@@ -1950,8 +2286,10 @@ gitmirror__set_submodule() {
 
 # Whether the mirror itself has `repo`; for an unmirrored one on a known host it redirects to the upstream.
 gitmirror__is_mirrored() {
+    gitmirror__set_patience
     for exact in ${mirror_git:+"$mirror_git/$repo"} ${mirror_http:+"$mirror_http/$repo"}; do
         gitmirror__share 4
+        [ "$left" -le "$patience" ] || left=$patience
         ! gitmirror__ask_git -c http.followRedirects=false ls-remote --quiet "$exact" HEAD >/dev/null 2>&1 || return 0
     done
     return 1
@@ -2108,6 +2446,20 @@ gitmirror: git config --global --add safe.directory '$path'"
         ;;
     esac
     gitmirror__die "$1 is not a git workspace"
+}
+
+gitmirror__hydrate_usage() {
+    gitmirror__usage 'gitmirror_hydrate [--history | --tip] [--[no-]submodules] [--only DIR]... OWNER/REPO DIR [BRANCH | TAG | COMMIT | session:SESSION]'
+}
+
+# Adds a directory of the repository to `only`.
+gitmirror__take_only() {
+    part=$1
+    while :; do case $part in ?*/) part=${part%/} ;; *) break ;; esac; done
+    case /$part/ in
+    // | /-* | *//* | */./* | */../* | *[[:cntrl:]]*) gitmirror__usage "--only takes a directory of the repository, not '$1'" ;;
+    esac
+    only=$only$part$newline
 }
 
 gitmirror__record_usage() {

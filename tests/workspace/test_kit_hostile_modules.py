@@ -1,0 +1,110 @@
+"""A hostile `.gitmodules` runs and reaches nothing; one bad submodule costs neither the others nor the workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import WIDGETS
+from tests.support.generate import add_commit
+from tests.support.gitutil import git
+from tests.support.serve import Serve
+from tests.support.upstream import HttpUpstream
+from tests.workspace.conftest import SETTLED, Node
+from tests.workspace.module_lab import LIB, by_git, hydrate, link, section
+
+pytestmark = pytest.mark.slow
+TRICKS = {
+    "ext": section("bad", "bad", "ext::touch PROOF"),
+    "option": section("bad", "bad", "-u./touch PROOF"),
+    "upload": section("bad", "bad", "--upload-pack=touch PROOF"),
+    "command": section("bad", "bad", "../lib", "update = !touch PROOF"),
+    "name": section("../../../bad", "bad", "../lib"),
+    "file": section("bad", "bad", "file://PROOF"),
+    "path": section("bad", "bad", "PROOF"),
+    "ssh": section("bad", "bad", "ssh://-oProxyCommand=touch%20PROOF/x"),
+    "above": section("bad", "bad", "../../../../../../etc"),
+    "twice": section("one", "bad", "../lib") + section("two", "bad", "ext::touch PROOF"),
+    "twice-the-other-way": section("one", "bad", "ext::touch PROOF") + section("two", "bad", "../lib"),
+    "newline": section("bad", "bad", '"../lib\\n[core]"'),
+    "elsewhere": section("up", "../../../outside", "../lib") + section("bad", "bad", "ext::touch PROOF"),
+    "empty": section("bad", "bad", '""'),
+    "nothing": "",
+    "broken": section("bad", "bad", "../lib") + "[submodule\n",
+}
+"""A `.gitmodules` for the submodule `bad`, which stays empty in each case."""
+RING = [f"acme/ring{number}" for number in range(5)]
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iterator[Node]:
+    """A node whose repositories are about to become hostile; it serves their branches by git."""
+    base = tmp_path_factory.mktemp("hostile")
+    with HttpUpstream(base / "upstream") as upstream:
+        bare = upstream.add(WIDGETS, generated_bare)
+        lib = add_commit(upstream.add(LIB), "main", {"lib.txt": "lib\n"})
+        for name, text in TRICKS.items():
+            git("branch", name, "main", cwd=bare)
+            text = section("good", "good", "../lib") + text.replace("PROOF", str(base / "proof"))
+            link(bare, text, {"good": lib, "bad": lib}, name)
+        # Each of the ring has the next two at an older commit, for more levels than anybody follows.
+        for name in RING:
+            add_commit(upstream.add(name), "main", {"ring.txt": f"{name}\n"})
+        for turn in range(15):
+            name = RING[turn % 5]
+            inner = [RING[(turn + step) % 5] for step in (1, 2)]
+            text = "".join(section(other, other[5:], f"../{other[5:]}") for other in inner)
+            tips = {other[5:]: git("rev-parse", "main", cwd=upstream.path(other)) for other in inner}
+            link(upstream.path(name), text, tips)
+        git("branch", "ring", "main", cwd=bare)
+        tip = git("rev-parse", "main", cwd=upstream.path(RING[14 % 5]))
+        link(bare, section("ring", "ring", f"../{RING[14 % 5][5:]}"), {"ring": tip}, "ring")
+        names = [WIDGETS, LIB, *RING]
+        with Serve(base / "state", repos=[upstream.url(name) for name in names], refresh=SETTLED).start() as serve:
+            for name in names:
+                serve.wait_for_repo(name)
+            made = Node(serve, upstream)
+            made.wait_for_snapshot()
+            yield made
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_it_reaches_nothing(hostile: Node, tmp_path: Path, trick: str) -> None:
+    """The submodule stays empty, nothing is run or written beside the workspace, and the other one is there."""
+    guest = hostile.guest(tmp_path / "home")
+    proof = Path(hostile.upstream.root.parent / "proof")
+    for number, way in enumerate(("snapshot", "mirror")):
+        by = guest if way == "snapshot" else by_git(hostile, guest)
+        place = guest.home / f"ws{number}"
+        before = {*guest.home.rglob("*"), *tmp_path.glob("*")}
+        done = hydrate(by, place, trick, "--submodules", "--tip")
+        assert done.hydrated(via=way) == git("rev-parse", trick, cwd=hostile.upstream.path(WIDGETS))
+        assert not proof.exists()
+        assert list((place / "bad").iterdir()) == []
+        # git itself takes no submodule at all from a file like these.
+        if trick not in ("broken", "command"):
+            assert (place / "good/lib.txt").read_text() == "lib\n", done.err
+        made = {*guest.home.rglob("*"), *tmp_path.glob("*")} - before
+        assert {path for path in made if place != path and place not in path.parents} == set()
+        if trick not in ("broken", "command"):
+            assert guest.git("status", "--porcelain", cwd=place) == ""
+        if trick not in ("nothing", "name", "broken"):
+            assert "submodule bad is left empty: " in done.err
+
+
+def test_a_ring_ends(hostile: Node, tmp_path: Path) -> None:
+    """Those that contain each other are followed to a bound, within the deadline, and the workspace is there."""
+    guest = hostile.guest(tmp_path / "home", GITMIRROR_DEADLINE="30")
+    place = guest.home / "ws"
+    done = hydrate(guest, place, "ring", "--submodules")
+    # A node that puts submodules into the tar may take longer for these than a guest waits.
+    done.hydrated(via="mirror" if "the snapshot failed" in done.err else "snapshot")
+    assert (place / "ring/ring.txt").exists()
+    assert "is left empty" in done.err
+    deepest = max(len(path.relative_to(place).parts) - 1 for path in place.rglob("ring.txt"))
+    assert deepest <= 8
+    # Those that were left empty when time was up are as a clone has them.
+    guest.git("submodule", "status", "--recursive", cwd=place)
+    guest.git("status", "--porcelain", cwd=place)
