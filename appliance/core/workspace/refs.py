@@ -35,7 +35,15 @@ def peel_nested(tags: Sequence[Tag], nested: Sequence[str], peeled: Sequence[str
 
 def packed_refs(branch: str, commit: str, tags: Sequence[Tag]) -> bytes:
     """The `packed-refs` of a workspace: its branch, the same branch of `origin`, and tags."""
-    lines = [(f"refs/heads/{branch}", commit, ""), (f"refs/remotes/origin/{branch}", commit, ""), *tags]
+    return _packed([Tag(f"refs/heads/{branch}", commit, ""), Tag(f"refs/remotes/origin/{branch}", commit, ""), *tags])
+
+
+def packed_tags(tags: Sequence[Tag]) -> bytes:
+    """The `packed-refs` of a repository that is at no branch, with these tags."""
+    return _packed(tags)
+
+
+def _packed(lines: Sequence[Tag]) -> bytes:
     text = "# pack-refs with: peeled fully-peeled sorted \n"
     for ref, oid, peeled in sorted(lines, key=lambda line: line[0].encode("utf-8", "surrogateescape")):
         text += f"{oid} {ref}\n" + (f"^{peeled}\n" if peeled else "")
