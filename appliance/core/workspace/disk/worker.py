@@ -15,6 +15,7 @@ import os
 import resource
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -32,6 +33,7 @@ from appliance.core.workspace.disk.header import BLOCK
 from appliance.core.workspace.disk.history import dropped
 from appliance.core.workspace.disk.images import BEGUN, LAYOUT_VERSION, SCRATCH, DiskImage, DiskPlace
 from appliance.core.workspace.disk.index_file import write_index
+from appliance.core.workspace.disk.large_files import find_large_files
 from appliance.core.workspace.disk.member import Member
 from appliance.core.workspace.disk.mirror_reader import MirrorReader
 from appliance.core.workspace.disk.order import DiskOrder, LargeFile, order_of
@@ -271,18 +273,28 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-def main(orders: TextIO, answers: TextIO) -> int:
-    """Builds the one order in `orders`. Writes the image as JSON, or an object with `error` and `hint`.
+def _look(mirror: Path, commit: str) -> dict[str, Any]:
+    """The LFS files of a commit: path, object and size of each."""
+    with tempfile.TemporaryDirectory() as scratch:
+        found = find_large_files(MirrorReader(mirror, Path(scratch)), commit)
+    return {"large": [(os.fsdecode(path), pointer.oid, pointer.size) for path, pointer in found]}
 
-    Returns the exit code.
+
+def main(orders: TextIO, answers: TextIO) -> int:
+    """Builds the one order in `orders`, or finds the LFS files of its commit if it has no place.
+
+    Writes the answer as JSON, or an object with `error` and `hint`. Returns the exit code.
     """
     # No reference cycles are created here, and each collection would scan the growing tree.
     gc.disable()
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     order: dict[str, Any] = json.load(orders)
-    place, mirror = DiskPlace(Path(order.pop("place"))), Path(order.pop("mirror"))
+    place, mirror = order.pop("place", None), Path(order.pop("mirror"))
     try:
-        answer = asdict(Build(place, mirror, order_of(order)).run())
+        if place is None:
+            answer = _look(mirror, order["commit"])
+        else:
+            answer = asdict(Build(DiskPlace(Path(place)), mirror, order_of(order)).run())
     except GitmirrorError as error:
         answer = {"error": error.message, "hint": error.hint}
     except OSError as error:
