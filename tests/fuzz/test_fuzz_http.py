@@ -104,7 +104,7 @@ class StandIns:
         gate = AccessGate(lambda _: True, self.grants, KnownGuests(time.time))
         gate.catalog = Catalog([repo])
         alike: Any = self
-        return SmartHttp(alike, gate, Admission(LIMITS), alike, alike, alike).handle
+        return SmartHttp(alike, gate, Admission(LIMITS), alike, alike, alike, alike).handle
 
 
 @dataclass

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from appliance.core.errors import UsageError
 from appliance.core.models import Repo
-from appliance.core.upstream import read_upstream
+from appliance.core.upstream import Place, place_of, read_upstream
 
 
 class Catalog:
@@ -22,6 +23,11 @@ class Catalog:
         shown = [repo for repo in enabled if repo.id not in self._private]
         self._by_path = _paths(shown)
         self._private_by_path = _paths(self._private.values())
+        self._enabled = {repo.id: repo for repo in enabled}
+        self._by_place: dict[Place, list[Repo]] = {}
+        for repo in enabled:
+            if (place := place_of(repo.url)) is not None:
+                self._by_place.setdefault(place, []).append(repo)
         self._hosts: dict[str, str] = {}
         for repo in shown:
             upstream = read_upstream(repo.url)
@@ -40,9 +46,31 @@ class Catalog:
         """Returns the private repository with that id, or None."""
         return self._private.get(repo_id)
 
+    def enabled(self, repo_id: int) -> Repo | None:
+        """Returns the enabled repository with that id, private or not, or None."""
+        return self._enabled.get(repo_id)
+
+    def by_url(self, url: str, base: str) -> list[Repo]:
+        """Returns the repositories, private or not, whose upstream is where a URL in a `.gitmodules` leads.
+
+        `base` is the URL of the repository that has the file. The protocol and the case of the path are ignored; the
+        one with exactly this URL comes first. A local URL finds nothing, unless `base` is local, too.
+        """
+        place = place_of(url)
+        if place is None or (not place.host and (found := place_of(base)) is not None and found.host):
+            return []
+        return sorted(self._by_place.get(place, ()), key=lambda repo: (not _is_exactly(repo.url, url), repo.id))
+
     def upstream_host(self, host: str) -> str | None:
         """Returns `SCHEME://HOST` if a public repository here has an HTTP or HTTPS upstream on that host, or None."""
         return self._hosts.get(host.lower())
+
+
+def _is_exactly(registered: str, url: str) -> bool:
+    try:
+        return read_upstream(registered).identity == read_upstream(url).identity
+    except UsageError:
+        return False
 
 
 def _paths(repos: Iterable[Repo]) -> dict[str, Repo]:

@@ -26,6 +26,9 @@ from appliance.core.git.complaints import Complaints
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.integrity.compose import compose_examiner
 from appliance.core.integrity.watch import IntegrityWatch
+from appliance.core.lfs.objects import LfsObjects
+from appliance.core.lfs.stock import LfsStock
+from appliance.core.lfs.upstream import LfsUpstreams
 from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.maintenance.scrub import Scrub
 from appliance.core.node.state_dir import make_git, make_keyring, open_stores
@@ -44,6 +47,7 @@ from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.freshness import Freshness
 from appliance.core.serving.ports.git_daemon import GitDaemon, find_git_daemon
 from appliance.core.serving.ports.guest_routes import GuestRoutes
+from appliance.core.serving.ports.lfs_routes import LfsRoutes
 from appliance.core.serving.ports.tar_codings import TarCodings
 from appliance.core.serving.push.attachments import HttpAttachments
 from appliance.core.store.stores import Stores
@@ -66,6 +70,7 @@ class Assembly:
     recording: Recording
     workspaces: Snapshots
     disks: Disks
+    lfs: LfsObjects
     guests: GuestRegistry
     maintainer: Maintainer
     scrub: Scrub
@@ -109,6 +114,8 @@ async def compose(
     recording = compose_recording(
         mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin, guests.is_known
     )
+    lfs_servers = LfsUpstreams(mirrors, health, refreshing.refresher)
+    lfs = LfsObjects(LfsStock(layout.lfs, config.cache.lfs_budget), lfs_servers)
     workspaces = Snapshots(layout, mirrors, health, settings=state.workspace)
     disks = Disks(
         layout, mirrors, health, stores.disk_leases, settings=state.workspace, repos=repos,
@@ -132,12 +139,19 @@ async def compose(
         observing.metrics, observing.push_watch,
     )  # fmt: skip
     attachments = HttpAttachments(recording.attachments, LARGEST)
+    lfs_routes = LfsRoutes(lfs, fetching.engine.budget, state.public_url, state.is_public)
     ports = compose_ports(
-        mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, attachments
+        mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, attachments, lfs_routes
     )  # fmt: skip
     observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges, workspaces.gauges, disks.gauges)
+    observing.metrics.add_gauges(lfs.gauges)
     scrub = Scrub(
-        {"cached responses": fetching.cache.check_next, "snapshots": workspaces.check_next, "disks": disks.check_next}
+        {
+            "cached responses": fetching.cache.check_next,
+            "snapshots": workspaces.check_next,
+            "disks": disks.check_next,
+            "LFS objects": lfs.stock.check_next,
+        }
     )
 
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
@@ -154,16 +168,16 @@ async def compose(
     observing.metrics.add_gauges(registry.gauges)
     operations = Operations(
         state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,
-        status, disks, registry,
+        status, disks, registry, lfs,
     )  # fmt: skip
     api_tokens = ApiTokens(stores.api_tokens)
     api = compose_api(operations, stores, stream, api_tokens)
     admin_port = compose_admin_port(config.serve, ports, admin, api_handler(api, is_operator=False))
     subscribe(
-        bus, stream, refreshing, recording, workspaces, disks, maintainer, observing, fetching, follower, integrity
+        bus, stream, refreshing, recording, workspaces, disks, lfs, maintainer, observing, fetching, follower, integrity
     )
     return Assembly(
-        state, stores, mirrors, stream, refreshing, recording, workspaces, disks, registry, maintainer, scrub,
+        state, stores, mirrors, stream, refreshing, recording, workspaces, disks, lfs, registry, maintainer, scrub,
         observing, fetching, daemon, read_tokens, api_tokens, ports, follower, backups, integrity, status,
         operations, api, admin_port,
     )  # fmt: skip

@@ -21,6 +21,7 @@ from appliance.core.git.mirrors import Mirrors
 from appliance.core.git.revisions import is_ref_name
 from appliance.core.integrity.examination import failed_document, healing_document, require_cloned
 from appliance.core.integrity.watch import IntegrityWatch
+from appliance.core.lfs.objects import LfsObjects
 from appliance.core.models import Repo, Tell
 from appliance.core.names import is_repo_name
 from appliance.core.node.guests import guest_order
@@ -67,6 +68,7 @@ class Operations:
     status_of: Status
     leases: Disks
     guests: GuestRegistry
+    lfs: LfsObjects
     _changing: set[asyncio.Task[Any]] = field(default_factory=set)
     _registering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -113,7 +115,7 @@ class Operations:
         return self.status_of.repo_documents([repo])[0]
 
     async def remove(self, name: str, *, purge: bool) -> dict[str, Any]:
-        """Unregisters a repository; with `purge`, also deletes its mirror, its snapshots and its disks."""
+        """Unregisters a repository; with `purge`, also deletes its mirror and everything made of it."""
         gone = partial(unregister, self.stores, self.state.layout, self.state.config, name, purge=purge)
 
         async def work() -> dict[str, Any]:
@@ -123,6 +125,7 @@ class Operations:
                     await asyncio.to_thread(self.mirrors(name).discard)
                 await self.workspaces.delete(name)
                 await self.leases.delete(name)
+                await self.lfs.purge(name)
                 await self.recording.attachments.sweep(name)
             return {"name": name, "purged": purge}
 

@@ -123,6 +123,7 @@ class Service:
         await asyncio.to_thread(self._clean_mirrors, self._state.repos)
         # Before anything is built, because only then it is certain what a kill left.
         await self._rooms.disks.tidy()
+        await self._rooms.lfs.start(self._rooms.mirrors.on_disk())
         await self._prove_guard()
         await asyncio.to_thread(self._rooms.stores.database.examine)
         await self._settle()
@@ -218,6 +219,7 @@ class Service:
             rooms.refreshing.refresher.timeout = config.refresh.timeout
             rooms.refreshing.refresher.keyring = make_keyring(config)
             rooms.fetching.cache.set_budget(config.cache.budget)
+            rooms.lfs.stock.set_budget(config.cache.lfs_budget)
             # Done first, so that a repository that became private is hidden even if the database cannot be read.
             rooms.follower.open_catalog()
             make_git(self._layout, config, rooms.mirrors.git.children)
@@ -245,6 +247,7 @@ class Service:
         await rooms.fetching.warmer.stop()
         await rooms.workspaces.stop()
         await rooms.disks.stop()
+        await rooms.lfs.stop()
         await rooms.fetching.cache.stop()
         tasks = list(self._tasks)
         for task in tasks:

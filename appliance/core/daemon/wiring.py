@@ -22,6 +22,7 @@ from appliance.core.events.facts import (
     TurnRecorded,
 )
 from appliance.core.integrity.watch import IntegrityWatch
+from appliance.core.lfs.objects import LfsObjects
 from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.observability.compose import Observing
 from appliance.core.observability.event_stream import EventStream
@@ -42,6 +43,7 @@ def subscribe(
     recording: Recording,
     workspaces: Snapshots,
     disks: Disks,
+    lfs: LfsObjects,
     maintainer: Maintainer,
     observing: Observing,
     fetching: Fetching,
@@ -79,6 +81,7 @@ def subscribe(
             fetching.cache.evict(repo.id)
             workspaces.forget(repo)
             disks.forget(repo)
+            lfs.forget(repo)
 
     on = bus.subscribe
     on(RefsMoved, hide_old_refs, mark_for_repack, warm, build_snapshot, build_disks, integrity.moved)

@@ -12,6 +12,7 @@
 - `keyring`: lends git a credential for one refresh. `tls_trust`: which certificate authorities git trusts for https.
 - `reading`: refs, commits and files for the API, paged or streamed; `revisions` finds the commit that a name means, and
   `objects` parses commits and tags. `diff_document`: a diff as text or as data. `session_bundle`: work as a git bundle.
+- `gitmodules`: reads the `.gitmodules` of a commit, and refuses what git refuses.
 - `failures`: maps git's error output to one word of a short list. `complaints`: publishes messages that may mean
   damage.
   `http_trace`: the HTTP headers git does not report.

@@ -99,6 +99,25 @@ class Keyring:
                         self._printed.pop(entry.url, None)
                     raise
 
+    async def authorization(self, upstream: Upstream, git: Git) -> str | None:
+        """The `Authorization` header for the web server of an https or http upstream; None without an entry for it.
+
+        It is a secret: it belongs into no argument, log or message. Raises CredentialError.
+        """
+        entry = self.entry(upstream)
+        if entry is None or entry.ssh_key:
+            return None
+        token = await self._token(entry, git)
+        return f"Basic {base64.b64encode(f'{entry.username}:{token}'.encode()).decode()}"
+
+    def refused(self, upstream: Upstream) -> str:
+        """Says that the web server of an upstream refused `authorization`, whose command is run again next time."""
+        entry = self.entry(upstream)
+        if entry is None:
+            return "the upstream demands a credential, and no [[credentials]] entry applies to it"
+        self._printed.pop(entry.url, None)
+        return f"the upstream refused the credential of [[credentials]] {entry.url}: renew {_source(entry)}"
+
     async def _token(self, entry: CredentialConfig, git: Git) -> str:
         if entry.token_file:
             token = _read_secret(Path(entry.token_file), f"the token of [[credentials]] {entry.url}")

@@ -23,5 +23,18 @@ def trust_config(environ: Mapping[str, str], *, nothing: Path) -> str:
     return f'[http]\n\tsslCAInfo = {AUTHORITIES}\n\tsslCAPath = "{_escaped(nothing)}"\n'
 
 
+def trusted_files(environ: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """The file and the directory of certificates for a TLS connection of this process: those that git trusts.
+
+    Both are None where OpenSSL's own are meant, which SSL_CERT_FILE and SSL_CERT_DIR replace.
+    """
+    file, directory = environ.get("GIT_SSL_CAINFO"), environ.get("GIT_SSL_CAPATH")
+    if file or directory:
+        return file or None, directory or None
+    if AUTHORITIES.is_file() and not any(name in environ for name in OWN_AUTHORITIES):
+        return str(AUTHORITIES), None
+    return None, None
+
+
 def _escaped(path: Path) -> str:
     return str(path).replace("\\", "\\\\").replace('"', '\\"')

@@ -98,6 +98,7 @@ class OfflineNode:
                 discard_repository(self.layout.mirror(name))
                 shutil.rmtree(self.layout.workspaces / name, ignore_errors=True)
                 shutil.rmtree(self.layout.attachments / name, ignore_errors=True)
+                shutil.rmtree(self.layout.lfs / name, ignore_errors=True)
                 stores.disk_leases.release_all(name)
                 discard_disks(DiskPlace(self.layout.disks / name))
             finally:

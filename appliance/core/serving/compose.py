@@ -28,6 +28,7 @@ from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.serving.ports.git import GitPort, Serving
 from appliance.core.serving.ports.git_daemon import GitDaemon
 from appliance.core.serving.ports.guest_routes import GuestRoutes
+from appliance.core.serving.ports.lfs_routes import LfsRoutes
 from appliance.core.serving.ports.smart_http import AttachmentPuts, SmartHttp
 from appliance.core.serving.push.http import HttpPushes
 from appliance.core.serving.push.relay import PushAuthority
@@ -104,6 +105,7 @@ def compose_ports(
     gate: AccessGate,
     routes: GuestRoutes,
     attachments: AttachmentPuts,
+    lfs: LfsRoutes,
 ) -> Ports:
     """Builds the guests' ports and their acceptors. Nothing is accepted until the caller starts the acceptors."""
     limits = Limits.of(config)
@@ -115,7 +117,7 @@ def compose_ports(
     pushes = HttpPushes(
         mirrors, children, daemon.environment, authority, writing, budget, config.idle_timeout, daemon.hear
     )  # fmt: skip
-    http = SmartHttp(fetching.engine, gate, admission, pushes, attachments, routes)
+    http = SmartHttp(fetching.engine, gate, admission, pushes, attachments, routes, lfs)
     acceptors = {
         "git": Acceptor("git", git.serve, guests),
         "http": Acceptor("http", HttpPort(http.handle, limits, kept=KEPT_SECONDS).serve, guests),

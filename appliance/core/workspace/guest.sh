@@ -248,7 +248,7 @@ gitmirror__redirect() {
         gitmirror__say 'the mirror does not respond: git will use upstreams directly'
         [ -e "$rules" ] || exit 0
         git config --global --fixed-value --unset-all include.path "$rules"
-        rm -f "$rules" || gitmirror__die "$rules cannot be removed"
+        rm -rf "$rules" "$rules.lfs" || gitmirror__die "$rules cannot be removed"
     fi
 }
 
@@ -2228,7 +2228,11 @@ gitmirror__send() {
 
 # Prints the redirect rules of each mirrored repository. git applies the rule with the longest matching prefix, so a rule
 # for U would also catch U2 and U-infra. Identity rules for U followed by each possible character exempt those.
+#
+# git-lfs makes https://MIRROR:9418/… of a remote that is redirected to git://MIRROR, also of lfs.url below U. So a
+# repository whose remote is U gets its LFS settings from a file of its own (git 2.36 and newer), in `$rules.lfs`.
 gitmirror__rules() {
+    mkdir -p "$rules.lfs" || return 1
     for line in $gitmirror__repositories; do
         repo=${line%% *} url=${line#* }
         url=${url%/} url=${url%.git}
@@ -2242,6 +2246,25 @@ gitmirror__rules() {
             done
         done
         printf '[url "%s"]\n\tpushInsteadOf = "%s"\n' "$url" "$url"
+        gitmirror__lfs_rules || return 1
+    done
+}
+
+# Prints what sends git-lfs to the mirror, or to the upstream if the mirror has no HTTP, and uploads to the upstream.
+gitmirror__lfs_rules() {
+    case $url in
+    https://* | http://*) server=$url.git/info/lfs ;;
+    git://*) server=https://${url#git://}.git/info/lfs ;;
+    *) server=$url ;;
+    esac
+    lfs=$server
+    [ -z "$mirror_http" ] || lfs=$mirror_http/$repo/info/lfs
+    case $lfs in http://* | https://*) ;; *) return 0 ;; esac
+    file=$rules.lfs/${repo%%/*}+${repo#*/}
+    printf '[lfs]\n\turl = "%s"\n\tpushurl = "%s"\n' "$lfs" "$server" >"$file" || return 1
+    printf '[url "%s"]\n\tinsteadOf = "%s"\n' "$server" "$server"
+    for suffix in '' .git; do
+        printf '[includeIf "hasconfig:remote.*.url:%s%s"]\n\tpath = "%s"\n' "$url" "$suffix" "$file"
     done
 }
 

@@ -26,6 +26,7 @@ from appliance.core.serving.net.http_pages import alive, plain_routes, require_r
 from appliance.core.serving.net.http_result import NO_CACHE, ResultSink
 from appliance.core.serving.net.reading import Share
 from appliance.core.serving.ports.guest_routes import GuestRoutes
+from appliance.core.serving.ports.lfs_routes import LFS_ROUTE, LfsRoutes, as_lfs
 from appliance.core.serving.push.attachments import Target
 from appliance.core.serving.wire.pktline import FLUSH, PacketError, packet
 from appliance.core.serving.wire.requests import RECEIVE_PACK, UPLOAD_PACK
@@ -71,6 +72,7 @@ class SmartHttp:
         pushes: Pushes,
         attachments: AttachmentPuts,
         routes: GuestRoutes,
+        lfs: LfsRoutes,
     ) -> None:
         self._engine = engine
         self._gate = gate
@@ -78,6 +80,7 @@ class SmartHttp:
         self._pushes = pushes
         self._attachments = attachments
         self._routes = routes
+        self._lfs_routes = lfs
         self._pages = plain_routes({"/healthz": alive})
 
     async def handle(self, exchange: Exchange) -> None:
@@ -90,6 +93,9 @@ class SmartHttp:
             return
         if (attached := _ATTACHMENT.fullmatch(exchange.path)) is not None:
             await self._attach(exchange, *attached.groups())
+            return
+        if (lfs := LFS_ROUTE.fullmatch(exchange.path)) is not None:
+            await self._lfs(exchange, *lfs.groups())
             return
         match = _ROUTE.fullmatch(exchange.path)
         if match is None:
@@ -140,12 +146,29 @@ class SmartHttp:
         repo = await self._find(exchange, path)
         if repo is None:
             raise _not_here(path)
+        there = self._still_there(path, repo)
+        await self._attachments.receive(repo, exchange, Target(session, commit, name), there)
+
+    def _still_there(self, path: str, repo: Repo) -> Callable[[], bool]:
+        """Whether the repository that a guest found at a path is still there, after it was waited for."""
         catalog = self._gate.catalog
+        return lambda: self._gate.catalog is catalog or self._gate.find_any(path) == repo
 
-        def still_there() -> bool:
-            return self._gate.catalog is catalog or self._gate.find_any(path) == repo
-
-        await self._attachments.receive(repo, exchange, Target(session, commit, name), still_there)
+    async def _lfs(self, exchange: Exchange, path: str, rest: str) -> None:
+        """Answers what is below `info/lfs`; errors are documents there. Takes a slot only for a file that is here."""
+        try:
+            repo = await self._find(exchange, path)
+            if repo is None:
+                if (upstream := self._upstream_of(path)) is not None:
+                    raise _see(f"{upstream}/info/lfs/{_quoted(rest)}")
+                raise _not_here(path)
+            there = self._still_there(path, repo)
+            await self._lfs_routes.handle(exchange, repo, path, rest, self._admission, there)
+        except HttpError as error:
+            if exchange.started:
+                raise
+            text, headers = as_lfs(error)
+            await exchange.answer(error.status, text, headers, error.reason)
 
     async def _find(self, exchange: Exchange, path: str) -> Repo | None:
         """The repository at a path, if this guest may read it. Raises HttpError if its token cannot be looked up."""
@@ -160,13 +183,17 @@ class SmartHttp:
 
     def _redirect(self, path: str, action: str, service: str) -> None:
         """Redirects a fetch to its upstream by an HttpError, if the path begins with a known upstream host."""
-        host, _, rest = path.removeprefix("/").partition("/")
-        base = self._gate.catalog.upstream_host(host)
-        if base is None or service != UPLOAD_PACK or rest.count("/") < 1 or ".." in rest:
+        upstream = self._upstream_of(path)
+        if upstream is None or service != UPLOAD_PACK:
             return
         query = f"?service={service}" if action == "info/refs" else ""
-        location = f"{base}/{_quoted(rest)}/{action}{query}"
-        raise HttpError(HTTPStatus.TEMPORARY_REDIRECT, f"not mirrored here; see {location}\n", {"location": location})
+        raise _see(f"{upstream}/{action}{query}")
+
+    def _upstream_of(self, path: str) -> str | None:
+        """The URL of a repository that is not here, if the path begins with a known upstream host."""
+        host, _, rest = path.removeprefix("/").partition("/")
+        base = self._gate.catalog.upstream_host(host)
+        return None if base is None or rest.count("/") < 1 or ".." in rest else f"{base}/{_quoted(rest)}"
 
     async def _info_refs(self, exchange: Exchange, repo: Repo, service: str) -> None:
         require_read(exchange)
@@ -259,6 +286,10 @@ def _require_post(exchange: Exchange, service: str) -> None:
 
 def _not_here(path: str) -> HttpError:
     return HttpError(HTTPStatus.NOT_FOUND, f"{path} is not mirrored here\n")
+
+
+def _see(location: str) -> HttpError:
+    return HttpError(HTTPStatus.TEMPORARY_REDIRECT, f"not mirrored here; see {location}\n", {"location": location})
 
 
 def _announced(service: str) -> bytes:

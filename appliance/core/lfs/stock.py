@@ -1,0 +1,253 @@
+"""The LFS objects on disk: which are here, and which go when there is no room for more. Belongs to one event loop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import re
+import shutil
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.core.errors import NoRoom
+from appliance.core.models import Repo
+from appliance.core.names import is_repo_name
+from appliance.core.process.atomic_file import write_atomically
+from appliance.core.process.checked_file import CHECK_EVERY, CheckedFile, Identity, NotRight
+from appliance.core.process.disk import LOW, free_bytes
+from appliance.core.units import format_size
+from appliance.core.upstream import same_upstream
+
+log = logging.getLogger(__name__)
+
+PROTECTED = 60.0
+"""Seconds after its last use for which an object is not evicted: whoever looked it up may not have opened it yet."""
+_OID = re.compile(r"[0-9a-f]{64}")
+_UPSTREAM = ".upstream"
+"""A file in a repository's directory that names the upstream whose objects these are."""
+_GROWING = ".new"
+
+
+@dataclass
+class _Object:
+    repo: str
+    file: CheckedFile
+    size: int
+    used_at: float
+    users: int = 0
+
+
+@dataclass(frozen=True)
+class Evicted:
+    """An object that was removed to make room."""
+
+    repo: str
+    oid: str
+    size: int
+
+
+class LfsStock:
+    """The objects below `directory`, at most `budget` bytes. An object belongs to one repository (see `Layout.lfs`)."""
+
+    def __init__(self, directory: Path, budget: int) -> None:
+        self._directory = directory
+        self.budget = budget
+        self._objects: OrderedDict[tuple[str, str], _Object] = OrderedDict()
+        """The objects by repository and id, the least recently used first."""
+        self._upstreams: dict[str, str] = {}
+        self._number = 0
+        self.bytes = 0
+        self.reserved = 0
+        """Bytes of objects that are being fetched, as far as they have room."""
+        self.evicted = 0
+        self.damaged = 0
+
+    def load(self) -> None:
+        """Finds what an earlier `serve` left, and removes what it had not fetched to the end."""
+        found: list[tuple[float, str, str, Path, int]] = []
+        for place in sorted(self._directory.glob("*/*")):
+            name = f"{place.parent.name}/{place.name}"
+            if not is_repo_name(name):
+                continue
+            shutil.rmtree(place / _GROWING, ignore_errors=True)
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                self._upstreams[name] = (place / _UPSTREAM).read_text(encoding="utf-8").strip()
+            for path in place.glob("??/*"):
+                with contextlib.suppress(OSError):
+                    status = path.lstat()
+                    if _OID.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                        found.append((max(status.st_atime, status.st_mtime), name, path.name, path, status.st_size))
+        for _, name, oid, path, size in sorted(found):
+            # Read before it is sent, and soon in any case, because nobody knows what happened to it meanwhile.
+            file = CheckedFile(path, None, oid)
+            file.checked_at = -math.inf
+            self._put(name, oid, file, size, used_at=-PROTECTED)
+
+    def _put(self, name: str, oid: str, file: CheckedFile, size: int, *, used_at: float) -> None:
+        self._drop(name, oid, unlink=False)
+        self._objects[name, oid] = _Object(name, file, size, used_at)
+        self.bytes += size
+
+    def belongs_to(self, repo: Repo) -> bool:
+        """Whether what is here under the repository's name is of its upstream; removes what is of another one."""
+        known = self._upstreams.get(repo.name)
+        if known == repo.url:
+            return True
+        with contextlib.suppress(Exception):
+            if known is not None and same_upstream(known, repo.url):
+                return True
+        if known is not None or self._place(repo.name).exists():
+            self.purge(repo.name)
+        return False
+
+    def path(self, repo: Repo, oid: str) -> Path | None:
+        """The file of an object if it is here and untouched, as far as that can be known without reading it."""
+        found = self._objects.get((repo.name, oid))
+        if found is None or not self.belongs_to(repo):
+            return None
+        if not self._is_usable(found):
+            self._drop(repo.name, oid, unlink=False)
+            return None
+        found.used_at = time.monotonic()
+        self._objects.move_to_end((repo.name, oid))
+        return found.file.path
+
+    @staticmethod
+    def _is_usable(found: _Object) -> bool:
+        try:
+            return os.stat(found.file.path).st_size == found.size
+        except OSError:
+            return False
+
+    async def check(self, repo: Repo, oid: str) -> None:
+        """Reads an object's file if it was touched, or not read since `serve` started; removes a wrong one."""
+        found = self._objects.get((repo.name, oid))
+        if found is not None and not found.file.is_untouched():
+            await self._judge(found, oid, slowly=False)
+
+    async def check_next(self) -> bool:
+        """Reads the object that was read longest ago, if it is due. Returns whether one was. Raises OSError."""
+        due = time.monotonic() - CHECK_EVERY
+        key = min(self._objects, key=lambda each: self._objects[each].file.checked_at, default=None)
+        if key is None or self._objects[key].file.checked_at > due:
+            return False
+        await self._judge(self._objects[key], key[1], slowly=True)
+        return True
+
+    async def _judge(self, found: _Object, oid: str, *, slowly: bool) -> None:
+        try:
+            await (found.file.check_slowly() if slowly else found.file.check())
+        except (NotRight, OSError) as error:
+            if self._objects.get((found.repo, oid)) is found:
+                self._drop(found.repo, oid)
+                if not isinstance(error, FileNotFoundError):
+                    self.damaged += 1
+                    log.warning("%s: the LFS object %s was thrown away, because %s", found.repo, oid, error)
+
+    @contextlib.contextmanager
+    def in_use(self, repo: Repo, oid: str) -> Iterator[None]:
+        """A context in which an object is not evicted."""
+        found = self._objects.get((repo.name, oid))
+        if found is not None:
+            found.users += 1
+        try:
+            yield
+        finally:
+            if found is not None:
+                found.users -= 1
+                found.used_at = time.monotonic()
+
+    # What comes and goes
+
+    def begin(self, repo: Repo) -> Path:
+        """The path of a new file for an object that is being fetched. Raises OSError."""
+        place = self._place(repo.name) / _GROWING
+        place.mkdir(parents=True, exist_ok=True, mode=0o750)
+        if not self.belongs_to(repo):
+            place.mkdir(parents=True, exist_ok=True, mode=0o750)
+            write_atomically(self._place(repo.name) / _UPSTREAM, f"{repo.url}\n", 0o640)
+            self._upstreams[repo.name] = repo.url
+        self._number += 1
+        return place / f"{self._number:x}"
+
+    def add(self, repo: Repo, oid: str, growing: Path, size: int) -> None:
+        """Takes a complete file, whose SHA-256 is `oid`. Raises OSError."""
+        path = self._place(repo.name) / oid[:2] / oid
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        growing.rename(path)
+        self._put(repo.name, oid, CheckedFile(path, Identity.of(path.stat()), oid), size, used_at=time.monotonic())
+
+    def make_room(self, size: int) -> None:
+        """Reserves `size` bytes, and evicts the least recently used for them. Raises NoRoom if that is not enough.
+
+        Call `give_back` with as many bytes later.
+        """
+        if size > self.budget:
+            raise NoRoom(f"an LFS object of {format_size(size)} does not fit into [cache] lfs_budget")
+        while self.bytes + self.reserved + size > self.budget:
+            if self.evict_oldest("[cache] lfs_budget is used up") is None:
+                raise NoRoom("[cache] lfs_budget is used up by LFS objects that are in use; try again")
+        while free_bytes(self._disk()) - size < LOW:
+            if self.evict_oldest("the disk is nearly full") is None:
+                raise NoRoom("this node's disk has no room for LFS objects")
+        self.reserved += size
+
+    def give_back(self, size: int) -> None:
+        """Ends a reservation."""
+        self.reserved -= size
+
+    def set_budget(self, budget: int) -> None:
+        """Changes the budget. Objects that no longer fit are evicted, the least recently used first."""
+        self.budget = budget
+        while self.bytes > budget and self.evict_oldest("[cache] lfs_budget is smaller", spare=bool(budget)):
+            pass
+
+    def evict_oldest(self, reason: str, *, spare: bool = True) -> Evicted | None:
+        """Removes the least recently used object, and logs it with the reason; None if there is none to remove.
+
+        It spares what is in use or was used just now. Whoever has the file open can still read all of it.
+        """
+        until = time.monotonic() - PROTECTED
+        for (name, oid), found in self._objects.items():
+            if not spare or (not found.users and found.used_at <= until):
+                self._drop(name, oid)
+                self.evicted += 1
+                log.info("%s: the LFS object %s (%s) was evicted: %s", name, oid, format_size(found.size), reason)
+                return Evicted(name, oid, found.size)
+        return None
+
+    def purge(self, name: str) -> None:
+        """Removes all objects of a repository."""
+        for key in [key for key in self._objects if key[0] == name]:
+            self._drop(*key)
+        self._upstreams.pop(name, None)
+        shutil.rmtree(self._place(name), ignore_errors=True)
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Removes the objects of all other repositories."""
+        for name in {*self._upstreams, *(key[0] for key in self._objects)}.difference(names):
+            log.info("%s: its LFS objects were removed, because it has no mirror", name)
+            self.purge(name)
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def _disk(self) -> Path:
+        return self._directory if self._directory.exists() else self._directory.parent
+
+    def _place(self, name: str) -> Path:
+        return self._directory / name
+
+    def _drop(self, name: str, oid: str, *, unlink: bool = True) -> None:
+        found = self._objects.pop((name, oid), None)
+        if found is None:
+            return
+        self.bytes -= found.size
+        if unlink:
+            with contextlib.suppress(OSError):
+                found.file.path.unlink()
