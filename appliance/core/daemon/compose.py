@@ -6,10 +6,11 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from appliance.core.access.api_tokens import ApiTokens
 from appliance.core.access.gate import AccessGate
-from appliance.core.access.known_guests import KnownGuests
+from appliance.core.access.known_guests import KnownGuests, reader_named
 from appliance.core.access.read_tokens import ReadTokens
 from appliance.core.api.compose import compose_api
 from appliance.core.backup.schedule import Backups
@@ -117,10 +118,6 @@ async def compose(
     lfs_servers = LfsUpstreams(mirrors, health, refreshing.refresher)
     lfs = LfsObjects(LfsStock(layout.lfs, config.cache.lfs_budget), lfs_servers)
     workspaces = Snapshots(layout, mirrors, health, settings=state.workspace)
-    disks = Disks(
-        layout, mirrors, health, stores.disk_leases, settings=state.workspace, repos=repos,
-        is_private=state.is_private, build=build_disk,
-    )  # fmt: skip
     maintainer = Maintainer(mirrors, mirrors.locks, stores.health, repos=repos, health=health, learn=learn)
     observing = compose_observing(
         layout, stores, children, scheduler, recording, repos, state.stale_after, state.alerts, state.mend,
@@ -130,6 +127,11 @@ async def compose(
     fetching = compose_fetching(mirrors, config, children, environment, health, bus.publish, complaints.hear)
     read_tokens = ReadTokens(stores.tokens)
     gate = AccessGate(mirrors.has, read_tokens.repo_of, guests)
+    disks = Disks(
+        layout, mirrors, health, stores.disk_leases, settings=state.workspace, repos=repos,
+        is_private=state.is_private, build=build_disk, find=lambda url, base: gate.catalog.by_url(url, base),
+        reader_of=partial(reader_named, guests, state.is_private), objects=lfs,
+    )  # fmt: skip
     kit = GuestKit(state.public_url, state.is_public, repos, gate, workspaces.usual_history, state.workspace)
     freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)
     codings = TarCodings(GzippedTars(children))

@@ -329,3 +329,10 @@ _step(
         DELETE FROM turn_notes WHERE turn_id = OLD.id;
     END""",
 )
+
+_step(
+    "0014_whole_disks",
+    # None without submodules, so that leases from before have none.
+    "ALTER TABLE disk_leases ADD COLUMN modules TEXT",
+    "ALTER TABLE disk_leases ADD COLUMN missing TEXT",
+)

@@ -99,7 +99,8 @@ def _impossible(path: bytes) -> GitmirrorError:
 class GitFiles:
     """What the git directory of a workspace, or of a submodule in it, has.
 
-    `tip` is the commit's object where the history ends with it, otherwise None.
+    `tip` is the commit's object where the history ends with it, otherwise None. `remote_head` is the default branch of
+    the remote, if the clone says it.
     """
 
     commit: str
@@ -109,6 +110,7 @@ class GitFiles:
     index: bytes
     packs: Sequence[Pack]
     tip: bytes | None
+    remote_head: str = ""
 
 
 def repository(files: GitFiles) -> Directory:
@@ -122,18 +124,22 @@ def repository(files: GitFiles) -> Directory:
     if files.tip is not None:
         loose = zlib.compress(b"commit %d\0" % len(files.tip) + files.tip, 1)
         objects[files.commit[:2].encode()] = _directory({files.commit[2:].encode(): own_file(loose)})
+    refs = _directory({b"heads": Directory(), b"tags": Directory()})
     entries: dict[bytes, Node] = {
         b"HEAD": own_file(f"{files.head}\n"),
         b"config": own_file(files.config),
         b"packed-refs": own_file(files.refs),
         b"info": _directory({b"exclude": own_file("")}),
         b"hooks": Directory(),
-        b"refs": _directory({b"heads": Directory(), b"tags": Directory()}),
+        b"refs": refs,
         b"objects": _directory(objects),
         b"index": OwnFile(files.index, INDEX_TIME),
     }
     if files.tip is not None:
         entries[b"shallow"] = own_file(f"{files.commit}\n")
+    if files.remote_head:
+        remote = _directory({b"HEAD": own_file(f"ref: refs/remotes/origin/{files.remote_head}\n")})
+        refs.entries[b"remotes"] = _directory({b"origin": remote})
     return _directory(entries)
 
 

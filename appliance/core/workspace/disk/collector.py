@@ -138,11 +138,11 @@ class DiskCollector:
             return stock
         tips = await tips_of(mirror)
         asked = await asyncio.to_thread(self._leases.followed, repo)
-        followed = {followed_branch(repo, self._health(repo.id)), *(raw_branch(name) for name, _ in asked)}
+        followed = {followed_branch(repo, self._health(repo.id)), *(raw_branch(name) for name, *_ in asked)}
         useless = {image for image in stock.images if image.url != repo.url or image.branch not in tips}
         at_tip = [image for image in stock.images if tips.get(image.branch) == image.commit]
         # The newest of each, because a tag that moved left an image with the old tag.
-        newest = {(image.branch, image.form): image for image in at_tip if image.branch in followed}
+        newest = {(image.branch, image.form, image.line): image for image in at_tip if image.branch in followed}
         current = set(newest.values())
         return replace(stock, useless=useless, current=current, is_judged=True)
 
@@ -176,7 +176,7 @@ class DiskCollector:
         for image in doomed:
             if image in removal.crowded:
                 # Built again, it would only go again, with the whole history of the repository each time.
-                known.set_aside.add((image.branch, image.form))
+                known.set_aside.add((image.branch, image.form, image.line))
                 self._say_crowded(image, removal.needed)
 
     def _say_crowded(self, image: DiskImage, needed: int) -> None:

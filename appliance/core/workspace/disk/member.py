@@ -70,6 +70,14 @@ class Member:
         """The tags in the history."""
         return tags_on(self.reader, self.commit) if self._history == "full" else []
 
+    @cached_property
+    def branches(self) -> dict[str, str]:
+        """The branches whose tips are in the history, by name."""
+        which = f"--merged={self.commit}" if self._history == "full" else f"--points-at={self.commit}"
+        output = self.reader.run("for-each-ref", which, "--format=%(objectname) %(refname:lstrip=2)", "refs/heads")
+        lines = (line.partition(" ") for line in output.decode("utf-8", "surrogateescape").split("\n"))
+        return {name: oid for oid, _, name in lines if name}
+
     def read(self, generation: Path | None) -> None:
         """Lists the tree, with names that git does not refuse; `generation` may know an earlier listing."""
         if generation is not None:

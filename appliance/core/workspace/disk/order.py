@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from appliance.core.workspace.disk.images import DiskForm
@@ -26,8 +26,9 @@ class OrderedModule:
     """A submodule to check out at `commit`, from the mirror at `mirror`.
 
     `path` and `git`, its git directory, are relative to the top of the workspace. `name` is what the `.gitmodules`
-    above it calls it, and `url` the upstream it is cloned from. `repo` is the name of the registration whose mirror
-    this is, and `identity` says which registration of that name it is, and who may read it.
+    above it calls it, and `url` the upstream it is cloned from; `update` is how that file says to update it, or empty.
+    `repo` is the name of the registration whose mirror this is, and `identity` says which registration of that name it
+    is, and who may read it.
     """
 
     path: str
@@ -35,10 +36,15 @@ class OrderedModule:
     name: str
     url: str
     commit: str
+    update: str
     repo: str
     identity: str
     mirror: str
     large: tuple[LargeFile, ...] = ()
+
+    def without_large(self) -> OrderedModule:
+        """The same with pointers in place of LFS objects."""
+        return replace(self, large=())
 
 
 @dataclass(frozen=True)

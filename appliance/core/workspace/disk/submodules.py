@@ -7,17 +7,32 @@ The git directory of one is below that of the repository that it is in, at `modu
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.text import escape
 from appliance.core.workspace.disk.assemble import own_file
 from appliance.core.workspace.disk.erofs import Directory
 from appliance.core.workspace.disk.order import OrderedModule
+from appliance.core.workspace.refs import Tag, packed_tags
 
 
-def module_config(module: OrderedModule) -> str:
-    """The config of a submodule's git directory, whose `origin` is the upstream."""
+def default_branch(module: OrderedModule, branches: Mapping[str, str]) -> str:
+    """The default branch of a submodule's mirror if it is among these branches, otherwise nothing. Raises OSError."""
+    head = (Path(module.mirror) / "HEAD").read_text(errors="surrogateescape").strip().removeprefix("ref: refs/heads/")
+    return head if head in branches else ""
+
+
+def module_refs(branches: Mapping[str, str], head: str, tags: Sequence[Tag]) -> bytes:
+    """The `packed-refs` of a submodule. A clone leaves the default branch `head`, although HEAD is detached."""
+    refs = [Tag(f"refs/remotes/origin/{name}", oid, "") for name, oid in branches.items()]
+    return packed_tags([*refs, *([Tag(f"refs/heads/{head}", branches[head], "")] if head else []), *tags])
+
+
+def module_config(module: OrderedModule, head: str) -> str:
+    """The config of a submodule's git directory, whose `origin` is the upstream with the default branch `head`."""
+    branch = f"[branch {_quoted(head)}]\n\tremote = origin\n\tmerge = {_quoted(f'refs/heads/{head}')}\n" if head else ""
     return f"""\
 [core]
 \trepositoryformatversion = 0
@@ -30,7 +45,7 @@ def module_config(module: OrderedModule) -> str:
 [remote "origin"]
 \turl = {_quoted(module.url)}
 \tfetch = +refs/heads/*:refs/remotes/origin/*
-[gc]
+{branch}[gc]
 \tauto = 0
 [maintenance]
 \tauto = false
@@ -40,9 +55,11 @@ def module_config(module: OrderedModule) -> str:
 def active_config(git: str, modules: Iterable[OrderedModule]) -> str:
     """What the config of the git directory at `git` says about the submodules in its own tree."""
     own = (module for module in modules if module.git == f"{git}/modules/{module.name}")
-    return "".join(
-        f"[submodule {_quoted(module.name)}]\n\tactive = true\n\turl = {_quoted(module.url)}\n" for module in own
-    )
+    text = ""
+    for module in own:
+        text += f"[submodule {_quoted(module.name)}]\n\tactive = true\n\turl = {_quoted(module.url)}\n"
+        text += f"\tupdate = {module.update}\n" if module.update else ""
+    return text
 
 
 def graft(root: Directory, module: OrderedModule, tree: Directory, git: Directory) -> None:

@@ -37,8 +37,8 @@ from appliance.core.workspace.disk.large_files import find_large_files
 from appliance.core.workspace.disk.member import Member
 from appliance.core.workspace.disk.mirror_reader import MirrorReader
 from appliance.core.workspace.disk.order import DiskOrder, LargeFile, order_of
-from appliance.core.workspace.disk.submodules import active_config, graft, module_config
-from appliance.core.workspace.refs import packed_refs, packed_tags
+from appliance.core.workspace.disk.submodules import active_config, default_branch, graft, module_config, module_refs
+from appliance.core.workspace.refs import packed_refs
 
 log = logging.getLogger(__name__)
 
@@ -182,9 +182,12 @@ class Build:
         what = packed_refs(order.branch, order.commit, self.own.tags) + f"{order.form} {order.repo}".encode()
         if order.modules or order.large:
             modules = [
-                (module.path, module.git, module.url, module.commit, [*map(tuple, member.tags)], _oids(module.large))
+                (
+                    module.path, module.git, module.url, module.commit, module.update, [*map(tuple, member.tags)],
+                    sorted(member.branches.items()), default_branch(module, member.branches), _oids(module.large),
+                )
                 for module, member in zip(order.modules, self.modules, strict=True)
-            ]
+            ]  # fmt: skip
             what += repr([*modules, _oids(order.large)]).encode("utf-8", "surrogateescape")
         return f"{readable}-{order.commit[:12]}-{hashlib.sha256(what).hexdigest()[:12]}.img"
 
@@ -231,22 +234,29 @@ class Build:
         config += active_config(".git", order.modules)
         refs = packed_refs(order.branch, order.commit, own.tags)
         workspace = own.workspace()
-        head = f"ref: refs/heads/{order.branch}"
-        workspace.root.entries[b".git"] = self._git(generation, own, workspace, head, config, refs)
+        files = GitFiles(
+            order.commit, f"ref: refs/heads/{order.branch}", config, refs, _index(own, workspace),
+            generation.packs(OWN), own.tip(),
+        )  # fmt: skip
+        workspace.root.entries[b".git"] = repository(files)
         for module, member in zip(order.modules, self.modules, strict=True):
-            config = module_config(module) + active_config(module.git, order.modules)
+            head = default_branch(module, member.branches)
+            config = module_config(module, head) + active_config(module.git, order.modules)
+            refs = module_refs(member.branches, head, member.tags)
             below = member.workspace()
-            git = self._git(generation, member, below, module.commit, config, packed_tags(member.tags))
-            graft(workspace.root, module, below.root, git)
+            files = GitFiles(
+                module.commit, module.commit, config, refs, _index(member, below),
+                generation.packs(member.name), member.tip(), head,
+            )  # fmt: skip
+            graft(workspace.root, module, below.root, repository(files))
         return workspace.root
 
-    def _git(
-        self, generation: Generation, member: Member, workspace: Workspace, head: str, config: str, refs: bytes
-    ) -> Directory:
-        index = write_index(member.tree(), workspace.index)
-        workspace.index.clear()
-        packs = generation.packs(member.name)
-        return repository(GitFiles(member.commit, head, config, refs, index, packs, member.tip()))
+
+def _index(member: Member, workspace: Workspace) -> bytes:
+    """The index of a member, whose entries are not needed any more then."""
+    index = write_index(member.tree(), workspace.index)
+    workspace.index.clear()
+    return index
 
 
 def _oids(files: Iterable[LargeFile]) -> list[tuple[str, str]]:
