@@ -39,7 +39,15 @@ class FakeDisks:
         self._numbers = itertools.count(1)
 
     async def lease(
-        self, repo: Repo, *, branch: str | None, commit: str | None, guest: str | None, ttl: float, form: DiskForm
+        self,
+        repo: Repo,
+        *,
+        branch: str | None,
+        commit: str | None,
+        guest: str | None,
+        ttl: float,
+        form: DiskForm,
+        submodules: bool | None = None,
     ) -> dict[str, Any]:
         """Leases a disk."""
         self.asked.append({"branch": branch, "commit": commit, "guest": guest, "ttl": ttl, "form": form})
@@ -59,6 +67,8 @@ class FakeDisks:
             "guest": guest,
             "form": str(form),
             "drives": [{"path": str(self.place / role), "role": role, "readonly": True} for role in roles],
+            "submodules": bool(submodules),
+            "missing": [],
             "mount": "mount -t erofs -o ro,device=/dev/vdc /dev/vdb /workspace",
             "created_at": rfc3339(NOW),
             "expires_at": rfc3339(NOW + ttl),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-import shutil
 from pathlib import Path
 
 import pytest
 
 from appliance.core.workspace.disk.images import DiskForm
-from tests.support.gitutil import clean_env, git
 from tests.workspace.disk.disk_lab import DiskLab
 from tests.workspace.disk.whole_lab import WholeLab, check_whole
 
@@ -17,7 +15,7 @@ from tests.workspace.disk.whole_lab import WholeLab, check_whole
 @pytest.fixture
 def whole(lab: DiskLab, tmp_path: Path) -> WholeLab:
     """Three levels of submodules, and an LFS file of 3 MB."""
-    made = WholeLab(lab, tmp_path / "upstreams", random.Random(1).randbytes(3_000_001))
+    made = WholeLab(lab, lab.bare.parent, random.Random(1).randbytes(3_000_001))
     made.make()
     return made
 

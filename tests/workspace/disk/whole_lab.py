@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from appliance.core.workspace.disk.images import DiskImage
 from appliance.core.workspace.disk.order import DiskOrder, LargeFile, OrderedModule
 from appliance.core.workspace.disk.worker import Build
 from tests.support.gitutil import clean_env, git
-from tests.workspace.disk.disk_lab import URL, DiskLab
+from tests.workspace.disk.disk_lab import DiskLab
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n"
 LFS_ATTRIBUTES = "*.bin filter=lfs diff=lfs merge=lfs -text\n"
@@ -62,14 +61,14 @@ class WholeLab:
     large: bytes
     modules: tuple[OrderedModule, ...] = ()
     own: tuple[LargeFile, ...] = ()
-    urls: dict[str, str] = field(default_factory=dict)
 
     def make(self) -> None:
         """Creates the repositories, each with two commits and a tag, and what is ordered of them."""
         core, inner, lib = (create(self.directory / f"{name}.git") for name in ("core", "inner", "lib"))
         top = self.lab.bare
-        commits = {}
-        for bare, below, path in ((core, None, ""), (inner, core, "core"), (lib, inner, "deep/inner"), (top, lib, "lib")):
+        commits: dict[Path, str] = {}
+        nested = ((core, None, ""), (inner, core, "core"), (lib, inner, "deep/inner"), (top, lib, "lib"))
+        for bare, below, path in nested:
             files: dict[str, str | bytes] = {"README": f"{bare.name}\n", ".gitattributes": LFS_ATTRIBUTES}
             links = {}
             if below is not None:
@@ -150,11 +149,3 @@ def check_whole(workspace: Path, clone: Path, *, history: str = "full") -> None:
         asked = ("submodule", "foreach", "--recursive", f"git config --get '{key}' || true")
         assert git(*asked, cwd=workspace) == git(*asked, cwd=clone), key
     assert git("submodule", "foreach", "-q", "--recursive", "git fsck --no-progress 2>&1", cwd=workspace) == ""
-
-
-def forget(directory: Path) -> None:
-    """Removes a directory whose files may be read-only."""
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-assert URL
