@@ -260,7 +260,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _batch(self, repo: str, request: dict[str, Any]) -> None:
         owner, faults = self.server.owner, self.server.owner.faults
-        self._hang(lambda: faults.hang_batch)
+        self._hang(lambda: owner.faults.hang_batch)
         if faults.redirect_batch:
             self._say(307, {}, {"Location": faults.redirect_batch})
             return
@@ -297,7 +297,7 @@ class _Handler(BaseHTTPRequestHandler):
             path.write_bytes(body)
             self._say(200, {})
             return
-        self._hang(lambda: faults.hang_objects)
+        self._hang(lambda: owner.faults.hang_objects)
         if faults.token and self.headers.get("Authorization") != f"Bearer {faults.token}":
             self._say(403, {"message": "not with this"})
         elif faults.redirect_objects:
@@ -317,6 +317,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data) if faults.length is None else faults.length))
         self.end_headers()
         block = _BLOCK if faults.slow is None else max(1, faults.slow // 20)
+        block = min(block, faults.cut_after or block)
         for at in range(0, len(data), block):
             if faults.cut_after is not None and at >= faults.cut_after:
                 self.close_connection = True

@@ -56,6 +56,7 @@ from appliance.core.workspace.disk.build import build_disk
 from appliance.core.workspace.disk.disks import Disks
 from appliance.core.workspace.guest_kit import GuestKit
 from appliance.core.workspace.gzipped import GzippedTars
+from appliance.core.workspace.lfs_ahead import FetchAhead
 from appliance.core.workspace.snapshots import Snapshots
 
 
@@ -117,7 +118,8 @@ async def compose(
     )
     lfs_servers = LfsUpstreams(mirrors, health, refreshing.refresher)
     lfs = LfsObjects(LfsStock(layout.lfs, config.cache.lfs_budget), lfs_servers)
-    workspaces = Snapshots(layout, mirrors, health, settings=state.workspace)
+    ahead = FetchAhead(lfs, state.lfs_budget)
+    workspaces = Snapshots(layout, mirrors, health, settings=state.workspace, lfs=ahead)
     maintainer = Maintainer(mirrors, mirrors.locks, stores.health, repos=repos, health=health, learn=learn)
     observing = compose_observing(
         layout, stores, children, scheduler, recording, repos, state.stale_after, state.alerts, state.mend,

@@ -73,6 +73,10 @@ class ServeState:
         """What snapshots and disks are of, who may read disks, and what they may take."""
         return self.config.workspace
 
+    def lfs_budget(self) -> int:
+        """The most bytes that LFS objects may take."""
+        return self.config.cache.lfs_budget
+
     def guests(self) -> GuestsConfig:
         """Where the sockets of guests may be, and whose they are."""
         return self.config.guests

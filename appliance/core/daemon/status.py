@@ -117,6 +117,7 @@ class Status:
             self.recording.time.trouble(),
             self.backups.trouble(),
             self._awaiting(),
+            *(self.workspaces.complaints() if state.keeps_snapshots() else []),
             self.guests.trouble(),
         ]
         return [complaint for complaint in complaints if complaint]

@@ -18,11 +18,13 @@ from pathlib import Path
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, GitError
 from appliance.core.git.mirror import Mirror
+from appliance.core.lfs.pointers import Pointer
 from appliance.core.process.atomic_file import write_atomically
 from appliance.core.process.checked_file import CheckedFile, Identity
 from appliance.core.workspace.config import workspace_config
 from appliance.core.workspace.git_index import UnknownIndex, normalise_index
 from appliance.core.workspace.history import History
+from appliance.core.workspace.lfs_files import Choice, Chosen, LfsFiles, find_lfs_files
 from appliance.core.workspace.refs import Tag, packed_refs
 from appliance.core.workspace.snapshot_packs import DamagedPacks, SnapshotPacks
 from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace, etag_of
@@ -33,23 +35,26 @@ log = logging.getLogger(__name__)
 BUILD_DEADLINE = 1800.0
 
 
-async def build_snapshot(place: SnapshotPlace, mirror: Mirror, git: Git, url: str, commit: str) -> Snapshot:
+async def build_snapshot(
+    place: SnapshotPlace, mirror: Mirror, git: Git, url: str, commit: str, choose: Choice | None = None
+) -> Snapshot:
     """Builds the tar of `commit` on the place's branch and makes it current. Raises GitmirrorError.
 
+    `choose` decides which LFS files of a shape with content are in place; the tar is not built if it raises NotYet.
     The previous tar stays until `remove_others`, because somebody may be about to open it. Builds of one branch, in
     any shape, run one at a time.
     """
     try:
         kept = place.work.exists() or place.packs.exists()
         try:
-            return await _build(place, mirror, git, url, commit)
+            return await _build(place, mirror, git, url, commit, choose)
         except (GitError, DamagedPacks, UnknownIndex, OSError) as error:
             if not kept:
                 raise
             # Start over, because a new tree and new packs do not depend on whatever broke the old ones.
             log.warning("building %s at %s from scratch: %s", place.branch, place.directory, error)
             await asyncio.to_thread(_remove, place.work, place.packs)
-            return await _build(place, mirror, git, url, commit)
+            return await _build(place, mirror, git, url, commit, choose)
     except (OSError, UnknownIndex) as error:
         raise GitmirrorError(f"the snapshot of {place.branch} cannot be written: {error}") from error
 
@@ -60,12 +65,17 @@ def _remove(*directories: Path) -> None:
             shutil.rmtree(directory)
 
 
-async def _build(place: SnapshotPlace, mirror: Mirror, git: Git, url: str, commit: str) -> Snapshot:
+async def _build(
+    place: SnapshotPlace, mirror: Mirror, git: Git, url: str, commit: str, choose: Choice | None
+) -> Snapshot:
     place.directory.mkdir(parents=True, exist_ok=True)
     repository = await _bring_forward(place, mirror, git, commit)
+    chosen = Chosen()
+    if place.shape.content and choose is not None:
+        chosen = await choose([LfsFiles(await _lfs_files(place.work, git))])
     packs = SnapshotPacks(place.packs, place.shape.history, mirror, git)
     tags = await packs.bring_forward(commit)
-    packing = asyncio.ensure_future(asyncio.to_thread(_pack, place, repository, packs, tags, url, commit))
+    packing = asyncio.ensure_future(asyncio.to_thread(_pack, place, repository, packs, tags, url, commit, chosen))
     try:
         return await asyncio.shield(packing)
     except asyncio.CancelledError:
@@ -131,12 +141,29 @@ _HARMLESS = (
 does."""
 
 
+async def _lfs_files(work: Path, git: Git) -> dict[str, Pointer]:
+    """The LFS files of what is checked out below `work`, by path."""
+    tree = work / "tree"
+
+    async def run(*words: str) -> bytes:
+        where = (f"--git-dir={work / 'repository'}", f"--work-tree={tree}")
+        return (await git.run(*_HARMLESS, *where, *words, cwd=tree, deadline=BUILD_DEADLINE)).stdout
+
+    return await find_lfs_files(run, tree)
+
+
 def _pack(
-    place: SnapshotPlace, repository: Path, packs: SnapshotPacks, tags: Sequence[Tag], url: str, commit: str
+    place: SnapshotPlace,
+    repository: Path,
+    packs: SnapshotPacks,
+    tags: Sequence[Tag],
+    url: str,
+    commit: str,
+    chosen: Chosen,
 ) -> Snapshot:
     """Builds the guest's `.git`, archives it with the tree, and makes the tar current.
 
-    Raises OSError, UnknownIndex, DamagedPacks.
+    Raises OSError, UnknownIndex, DamagedPacks, ContentLost.
     """
     packs.verify()
     guest = place.work / "guest"
@@ -157,13 +184,17 @@ def _pack(
         if name.suffix == ".pack" and place.shape.history is History.TREES:
             # What the objects of such a pack refer to need not be there.
             _write(target.with_suffix(".promisor"), "")
-    index, times = normalise_index((repository / "index").read_bytes())
+    [content] = chosen.trees
+    index, times = normalise_index((repository / "index").read_bytes(), content.sizes)
     (guest / "index").write_bytes(index)
     growing = place.directory / "growing.tar"
-    digest = write_tar([TarPart(place.work / "tree", times, guest)], growing)
+    digest = write_tar([TarPart(place.work / "tree", times, guest, contents=content.files)], growing)
     size = growing.stat().st_size
     etag = etag_of(commit, digest)
-    snapshot = Snapshot(url, branch, commit, etag, size, f"{etag}.tar", place.shape.history, place.shape.key)
+    snapshot = Snapshot(
+        url, branch, commit, etag, size, f"{etag}.tar", place.shape.history, place.shape.key,
+        lfs_files=chosen.total, lfs_pointers=chosen.pointers, lfs_bytes=chosen.bytes,
+    )  # fmt: skip
     path = place.path(snapshot)
     growing.rename(path)
     place.tar = CheckedFile(path, Identity.of(path.stat()), digest)

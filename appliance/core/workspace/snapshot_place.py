@@ -31,6 +31,8 @@ class Snapshot:
     """An existing tar: the `commit` and `branch` of the checkout, the file's `etag` and its `size` in bytes.
 
     `url` is the upstream, which is the `origin` of the checkout. `history` is that of its shape, and `shape` its key.
+    With LFS files in place, there are `lfs_files`, of which `lfs_pointers` are pointers, and `lfs_bytes` is what the
+    contents of all take.
     """
 
     url: str
@@ -42,6 +44,9 @@ class Snapshot:
     history: str
     shape: str
     version: int = LAYOUT_VERSION
+    lfs_files: int = 0
+    lfs_pointers: int = 0
+    lfs_bytes: int = 0
 
 
 class SnapshotPlace:

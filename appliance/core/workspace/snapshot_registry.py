@@ -45,6 +45,10 @@ class KeptSnapshot:
     error: str | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a build has ended, well or not."""
+    waits: bool = False
+    """Whether it is built only when LFS objects have come."""
+    losses: int = 0
+    """How many builds in a row lost an LFS object."""
 
     def bytes(self) -> int:
         """About what it takes on disk: the tar, and the packs, which are most of it."""

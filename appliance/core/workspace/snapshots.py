@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import shutil
 import time
@@ -18,6 +19,7 @@ from appliance.core.models import Health, Repo
 from appliance.core.process.checked_file import CHECK_EVERY, CheckedFile, NotRight
 from appliance.core.process.endurance import EXPECTED, Endurance
 from appliance.core.workspace.history import History
+from appliance.core.workspace.lfs_ahead import FetchAhead, complaints, has_content
 from appliance.core.workspace.shape import Shape, WantedShape
 from appliance.core.workspace.shape_choice import AUTO, history_for, shape_of
 from appliance.core.workspace.snapshot_build import build_snapshot
@@ -42,7 +44,7 @@ _AS_USUAL = WantedShape()
 class Snapshots:
     """The snapshots of all repositories. `health(id)` gives a mirror's health, which includes its default branch.
 
-    `settings` are those of `[workspace]`.
+    `settings` are those of `[workspace]`. Without `lfs`, LFS files are always pointers.
     """
 
     def __init__(
@@ -52,10 +54,12 @@ class Snapshots:
         health: Callable[[int], Health],
         *,
         settings: Callable[[], WorkspaceConfig],
+        lfs: FetchAhead | None = None,
     ) -> None:
         self._layout = layout
         self._mirror_of = mirror_of
         self._settings = settings
+        self._lfs = lfs
         self._kept = KeptSnapshots(layout, health)
         self.trouble: str | None = None
         """Why there are no snapshots at all, as a sentence; None if they can be built."""
@@ -89,6 +93,11 @@ class Snapshots:
             self.damaged,
         )
 
+    def complaints(self) -> list[str]:
+        """Warnings about LFS files that are not in place."""
+        built = [(known.repo, kept.current) for known, _, kept in self._kept.all() if kept.current]
+        return complaints(self._settings(), self._lfs, built)
+
     def refresh(self, repo: Repo) -> None:
         """Rebuilds outdated snapshots, after the repository's refs moved or when `serve` has just started."""
         followed = self._kept.followed(repo)
@@ -111,6 +120,8 @@ class Snapshots:
                 branch.building.cancel()
                 self._ending.add(branch.building)
                 branch.building.add_done_callback(self._ending.discard)
+        if self._lfs is not None:
+            self._lfs.forget(repo)
 
     async def delete(self, name: str) -> None:
         """Removes a forgotten repository's snapshots from disk."""
@@ -230,7 +241,7 @@ class Snapshots:
             history = await history_for(
                 settings.history, settings.history_below, self._mirror_of(repo.name), branch.directory, tip
             )
-            return Shape(history)
+            return Shape(history, content=has_content(settings, self._lfs))
 
     def _build(self, repo: Repo, branch: KeptBranch) -> None:
         if not branch.is_idle():
@@ -249,7 +260,8 @@ class Snapshots:
                 again = branch.again
         finally:
             for kept in branch.kept.values():
-                kept.ended.set()
+                if not kept.waits:
+                    kept.ended.set()
 
     async def _build_all(self, repo: Repo, branch: KeptBranch) -> None:
         """Builds the usual snapshot of a branch, and then the others that guests still ask for."""
@@ -277,14 +289,16 @@ class Snapshots:
             if self._kept.is_extra(known, branch, kept.place.shape) and time.monotonic() - kept.asked_at > UNASKED:
                 self._kept.drop(known, branch, kept)
                 continue
+            kept.waits = False
             try:
                 await self._build_once(repo, kept)
                 kept.error = None
-                if is_usual:
+                if is_usual and kept.current is not None:
                     branch.usual = usual
             except EXPECTED as error:
                 self._failed(repo, branch, [kept], error)
-            kept.ended.set()
+            if not kept.waits:
+                kept.ended.set()
 
     def _failed(self, repo: Repo, branch: KeptBranch, kept: Iterable[KeptSnapshot], error: BaseException) -> None:
         # Guests see this text, so leave out the paths of this node that an OSError names.
@@ -305,16 +319,28 @@ class Snapshots:
             except NotRight as error:
                 self._throw_away(repo, kept, error)
             kept.tar, kept.looked = place.tar, True
-        if kept.current is not None and kept.current.commit == tip:
+        again = functools.partial(self._build_again, repo, place.branch)
+        lfs, before = self._lfs if place.shape.content else None, kept.current
+        same = before if before and before.commit == tip else None
+        if same and not (lfs and lfs.is_outdated(place, same)):
             return
         mirror = self._mirror_of(repo.name)
         start = time.monotonic()
-        kept.current = await build_snapshot(place, mirror, mirror.git.gently(), repo.url, tip)
-        kept.tar = place.tar
+        build = functools.partial(build_snapshot, place, mirror, mirror.git.gently(), repo.url, tip)
+        built = await (lfs.build(repo, kept, build, again, same) if lfs else build())
+        if built is None:
+            return
+        kept.current, kept.tar = built, place.tar
         # Only now has everybody who was given the previous tar opened it.
-        await asyncio.to_thread(place.remove_others, kept.current)
+        await asyncio.to_thread(place.remove_others, built)
         seconds = time.monotonic() - start
         log.info("%s: snapshot of %s (%s) at %s in %.2fs", repo.name, place.branch, place.shape.key, tip[:12], seconds)
+
+    def _build_again(self, repo: Repo, name: str) -> None:
+        """Builds the snapshots of a branch if they are still wanted."""
+        known = self._kept.find(repo)
+        if known is not None and (branch := known.branches.get(name)):
+            self._build(repo, branch)
 
     async def _tip(self, repo: Repo, branch: str) -> str | None:
         ref = f"refs/heads/{branch}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from appliance.core.errors import GitmirrorError
 from appliance.core.workspace.times import FIXED_TIME, INDEX_TIME
 
 
@@ -26,13 +27,17 @@ class _Hashing:
         return self._file.write(data)
 
 
+class ContentLost(GitmirrorError):
+    """A file of `TarPart.contents` is no longer there, or is not what its name says; then it was removed."""
+
+
 @dataclass(frozen=True)
 class TarPart:
     """A working tree and its repository on disk, and where they are in the workspace.
 
     `times` maps the path of each file and link below `tree` to its mtime. `top` is where the tree is, `git` where the
     repository is: a submodule has `libs/x` and `.git/modules/x`. `contents` are files that take the place of files of
-    the tree, by path.
+    the tree, by path; the name of each is its SHA-256 in hex, as in the store of LFS objects.
     """
 
     tree: Path
@@ -47,7 +52,7 @@ def write_tar(parts: Sequence[TarPart], tar: Path) -> str:
     """Archives the parts into the new file `tar`, synced; returns its SHA-256 in hex.
 
     Repositories come first, the workspace's own before those of submodules. Symbolic links are archived, never
-    followed. Raises OSError.
+    followed. Raises ContentLost, OSError.
     """
     with tar.open("wb", buffering=2**20) as file:
         hashing = _Hashing(file)
@@ -70,7 +75,11 @@ def _add_tree(archive: tarfile.TarFile, part: TarPart) -> None:
             # The tree of the part above has this directory.
             continue
         inside = name[skipped:]
-        _add(archive, str(part.contents.get(inside, path)), name, part.times.get(inside, FIXED_TIME))
+        mtime, content = part.times.get(inside, FIXED_TIME), part.contents.get(inside)
+        if content is None:
+            _add(archive, path, name, mtime)
+        else:
+            _add_content(archive, path, content, name, mtime)
 
 
 def _entries(top: Path, prefix: str) -> Iterator[tuple[str, str]]:
@@ -107,3 +116,34 @@ def _add(archive: tarfile.TarFile, path: str, name: str, mtime: int) -> None:
             entry.mode = 0o444
         with open(path, "rb") as file:
             archive.addfile(entry, file)
+
+
+class _HashedReading:
+    """A readable file that hashes everything read from it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.digest.update(data)
+        return data
+
+
+def _add_content(archive: tarfile.TarFile, path: str, content: Path, name: str, mtime: int) -> None:
+    """Archives `content` as the file at `path`, whose mode it gets."""
+    entry = tarfile.TarInfo(name)
+    entry.mtime, entry.mode = mtime, 0o755 if os.lstat(path).st_mode & 0o100 else 0o644
+    try:
+        file = content.open("rb", buffering=0)
+    except FileNotFoundError as error:
+        raise ContentLost(f"the LFS object {content.name} was removed meanwhile") from error
+    with file:
+        entry.size = os.fstat(file.fileno()).st_size
+        reading = _HashedReading(file)
+        archive.addfile(entry, reading)  # type: ignore[arg-type]
+    if reading.digest.hexdigest() != content.name:
+        # A tar may be served for weeks, and its readers would take the file for right.
+        content.unlink(missing_ok=True)
+        raise ContentLost(f"the LFS object {content.name} has changed on disk, and was removed")

@@ -109,7 +109,7 @@ class LfsRoutes:
         # The guest's own words go back to it, so that clients send them for the object, too.
         authorization = exchange.headers.get("authorization")
         header = {} if authorization is None else {"Authorization": authorization}
-        base = f"{self._base(exchange)}{quote(path, safe='/')}/info/lfs/objects"
+        base = f"{self._base(exchange)}{quote(path, safe='/:')}/info/lfs/objects"
         for pointer, fault in found.items():
             answer: dict[str, Any] = {"oid": pointer.oid, "size": pointer.size}
             if fault is None or isinstance(fault, TryLater):
