@@ -13,14 +13,13 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 from appliance.core.git.mirror import QUICK, Mirror
 from appliance.core.lfs.pointers import Pointer
 from appliance.core.models import Repo
 from appliance.core.workspace.disk.order import LargeFile, OrderedModule
 from appliance.core.workspace.disk.upstream_commits import UpstreamRefs
+from appliance.core.workspace.lfs_files import LfsSource
 from appliance.core.workspace.submodules import Lack, MissingSubmodule, Submodule, resolve
 
 log = logging.getLogger(__name__)
@@ -39,18 +38,6 @@ FindLarge = Callable[[Mirror, str], Awaitable[dict[str, Pointer]]]
 """Returns the LFS files of a commit by path. Raises GitmirrorError."""
 Reader = Callable[[Repo], bool]
 """Whether somebody may read a repository."""
-
-
-class LfsSource(Protocol):
-    """Where LFS objects come from. An object of one repository is not had through another one."""
-
-    def path_if_here(self, repo: Repo, oid: str) -> Path | None:
-        """The file of an object, if it is on this node."""
-        ...
-
-    async def fetch(self, repo: Repo, pointers: Sequence[Pointer]) -> set[str]:
-        """Fetches what is missing; returns the ids of all that are here then."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from appliance.core.workspace.disk.contents import (
     ContentsFinder,
     Find,
     FindLarge,
-    LfsSource,
     Reader,
     named,
 )
@@ -36,6 +35,7 @@ from appliance.core.workspace.disk.orders import DiskOrders
 from appliance.core.workspace.disk.repository import BuildDisk, NoDisk, RepositoryDisks
 from appliance.core.workspace.disk.sharing import share_drives
 from appliance.core.workspace.disk.upstream_commits import branch_with
+from appliance.core.workspace.lfs_files import LfsSource
 
 log = logging.getLogger(__name__)
 
