@@ -18,7 +18,7 @@ from tests.conftest import WIDGETS
 from tests.support.generate import add_commit, create_repository
 from tests.support.gitutil import clean_env, git, run_process
 from tests.support.lfs_server import MEDIA, LfsServer, pointer_of
-from tests.support.serve import Section, Serve
+from tests.support.serve import Serve, Value
 from tests.support.upstream import HttpUpstream
 
 DATA = {name: f"the contents of {name}\n".encode() * 20_000 for name in ("one.bin", "two.bin")}
@@ -97,7 +97,12 @@ def add_repository(
 
 
 @contextmanager
-def lfs_node(place: Path, cache: Mapping[str, str] | None = None, **sections: Section) -> Iterator[LfsNode]:
+def lfs_node(
+    place: Path,
+    cache: Mapping[str, Value] | None = None,
+    serve: Mapping[str, Value] | None = None,
+    workspace: Mapping[str, Value] | None = None,
+) -> Iterator[LfsNode]:
     """A node that mirrors an open repository and a private one, both with LFS."""
     token_file = write_secret(place / "token", TOKEN + "\n")
     with HttpUpstream(place / "upstream") as upstream, LfsServer(place / "lfs", upstream) as lfs:
@@ -114,12 +119,13 @@ def lfs_node(place: Path, cache: Mapping[str, str] | None = None, **sections: Se
             refresh=SETTLED,
             cache=cache or {},
             credentials=[{"url": lfs.url(SECRET), "token_file": str(token_file)}],
-            **sections,
-        ).start() as serve:
+            serve=serve or {},
+            workspace=workspace or {},
+        ).start() as running:
             for name in (WIDGETS, SECRET, ELSEWHERE):
-                serve.wait_for_repo(name)
+                running.wait_for_repo(name)
             lfs.forget()
-            yield LfsNode(serve, upstream, lfs, place)
+            yield LfsNode(running, upstream, lfs, place)
 
 
 def contents(work: Path) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from appliance.core.lfs.pointers import Pointer
 from appliance.core.models import Repo
 from tests.lfs.lab import SECRET, WIDGETS, LfsLab, repo_of
 from tests.support.lfs_server import LfsServer
+from tests.support.tls import TlsFront, make_certificate
 
 DATA = b"some large file\n" * 4_000
 POINTER = Pointer(hashlib.sha256(DATA).hexdigest(), len(DATA))
@@ -226,11 +228,12 @@ def test_a_local_upstream(lab: LfsLab, tmp_path: Path) -> None:
 # Credentials and addresses
 
 
-def credential(lab: LfsLab, url: str, tmp_path: Path, token: str = "sesame") -> None:
+def credential(lab: LfsLab, url: str, tmp_path: Path, *, make: bool = True) -> None:
     """The node has a credential for a URL."""
     file = tmp_path / "token"
-    file.touch(mode=0o600)
-    file.write_text(token)
+    if make:
+        file.touch(mode=0o600)
+        file.write_text("sesame")
     lab.holder.use([CredentialConfig(url=url, token_file=str(file))])
 
 
@@ -246,13 +249,19 @@ def test_the_credential_goes_to_the_batch_alone(lab: LfsLab, server: LfsServer, 
     assert seen["batch"].startswith("Basic ") and seen["object"] == "Bearer of-the-action"
 
 
-def test_a_wrong_credential_is_named_but_not_told(lab: LfsLab, server: LfsServer, tmp_path: Path) -> None:
-    """The error names the entry; neither it nor a guest gets the token."""
+def test_a_wrong_credential_is_named_in_the_log_alone(
+    lab: LfsLab, server: LfsServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has the entry and its file, guests get neither, and nobody the token."""
     repo = stored(server)
     server.faults.password = "another"
     credential(lab, server.url("acme"), tmp_path)
     message = failure(lab, repo).message
-    assert server.url("acme") in message and "sesame" not in message
+    assert server.url("acme") in caplog.text and "sesame" not in caplog.text
+    assert server.url("acme") not in message and str(tmp_path) not in message
+    lab.again()
+    credential(lab, server.url("acme"), tmp_path / "gone", make=False)
+    assert str(tmp_path) not in failure(lab, repo).message and "cannot be read" in caplog.text
 
 
 def test_no_credential_goes_along_a_redirect(lab: LfsLab, server: LfsServer, tmp_path: Path) -> None:
@@ -316,14 +325,37 @@ def test_nothing_without_tls_for_an_upstream_with_tls(server: LfsServer) -> None
 def test_an_answer_that_is_none(lab: LfsLab, server: LfsServer) -> None:
     """Objects that are missing, malformed or of another size are errors of theirs."""
     repo = stored(server)
-    for answer in ([], {}, {"objects": 3}, {"objects": [3]}, {"objects": [{"oid": POINTER.oid, "actions": []}]}):
-        server.faults.answer = lambda _, answer=answer: answer  # type: ignore[misc]
+    answers: list[Any] = [[], {}, {"objects": 3}, {"objects": [3]}, {"objects": [{"oid": POINTER.oid, "actions": []}]}]
+    for answer in answers:
+
+        def instead(_: object, answer: Any = answer) -> Any:
+            return answer
+
+        server.faults.answer = instead
         lab.again()
         failure(lab, repo)
     server.faults.answer = None
     server.faults.header = {"X": "a\nb"}
     lab.again()
     assert "malformed header" in failure(lab, repo).message
+
+
+def test_certificates_are_checked_as_git_does(
+    lab: LfsLab, server: LfsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An authority that the environment names for git is trusted here, too; others are not."""
+    stored(server)
+    certificate = make_certificate(tmp_path, "own")
+    with TlsFront(server.port, certificate) as front:
+        repo = repo_of(front.url(WIDGETS))
+        server.faults.href = lambda name, oid: front.url(f"objects/{name}/{oid}")
+        assert "certificate" in failure(lab, repo).message
+        lab.again()
+        monkeypatch.setenv("GIT_SSL_CAINFO", str(certificate.cert))
+        assert lab.run(lab.bytes_of(repo, POINTER)) == DATA
+        lab.objects.stock.purge(WIDGETS)
+        server.faults.href = None
+        assert "without TLS" in failure(lab, repo).message
 
 
 # Whose it is

@@ -29,7 +29,7 @@ REMEMBERED = 60.0
 AT_ONCE = 100
 """Objects that the upstream is asked for in one request."""
 AHEAD = 2
-"""Objects that `fetch` fetches at once, so that guests who wait for one find a free place."""
+"""Objects that one `fetch` fetches at once, so that guests who wait for one find a free place."""
 ATTEMPTS = 3
 PAUSE = 1.0
 """Seconds before the second attempt; twice as many before the third."""
@@ -56,7 +56,6 @@ class LfsObjects:
         self._asking: dict[_Key, asyncio.Task[None]] = {}
         self._actions: OrderedDict[_Key, Action] = OrderedDict()
         self._faults: OrderedDict[_Key, tuple[float, GitmirrorError]] = OrderedDict()
-        self._ahead = asyncio.Semaphore(AHEAD)
         self.hits = self.misses = self.fetched = self.fetched_bytes = self.failed = 0
 
     @property
@@ -76,14 +75,22 @@ class LfsObjects:
             return set()
         wanted = list(dict.fromkeys(pointers))
         await self.offer(repo, wanted, None)
-        await asyncio.gather(*(self._fetch_ahead(repo, pointer) for pointer in wanted))
+        waiting = iter(wanted)
+        await asyncio.gather(*(self._fetch_ahead(repo, waiting) for _ in range(AHEAD)))
         return {pointer.oid for pointer in wanted if self.stock.path(repo, pointer.oid) is not None}
 
-    async def _fetch_ahead(self, repo: Repo, pointer: Pointer) -> None:
-        async with self._ahead:
-            with contextlib.suppress(GitmirrorError):
+    async def _fetch_ahead(self, repo: Repo, waiting: Iterator[Pointer]) -> None:
+        """Fetches one after the other, until the upstream cannot be asked or there is no room."""
+        for pointer in waiting:
+            try:
                 if (flight := self._fly(repo, pointer)) is not None:
                     await flight.ends()
+                    if flight.fault is not None:
+                        raise flight.fault
+            except (TryLater, NoRoom):
+                return
+            except GitmirrorError:
+                continue
 
     # For guests
 

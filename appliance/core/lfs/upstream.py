@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
-from urllib.parse import urlsplit
 
 from appliance.core.errors import Forbidden, GitmirrorError, TryLater
 from appliance.core.git.command import GitError
+from appliance.core.git.keyring import CredentialError, Keyring
 from appliance.core.git.mirror import QUICK
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.health import followed_branch
@@ -23,7 +23,6 @@ from appliance.core.lfs.pointers import Pointer
 from appliance.core.models import Health, Repo
 
 if TYPE_CHECKING:
-    from appliance.core.git.keyring import Keyring
     from appliance.core.lfs.http_client import Line
     from appliance.core.lfs.upstream_lfs import Action, Sink
 
@@ -31,9 +30,11 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 MOST_FETCHES = 4
-"""Objects that are fetched at once from one host."""
+"""Objects that are fetched at once for one repository."""
 MOST_ASKED = 2
-"""Batch requests at once to one host."""
+"""Batch requests at once for one repository."""
+MOST_THREADS = 64
+"""Requests at once for all repositories. One that hangs ends after half a minute."""
 KEPT_SECONDS = 10.0
 """How long the LFS server that a repository names is remembered."""
 LONGEST_PAUSE = 60.0
@@ -69,7 +70,8 @@ class LfsUpstreams:
         self._health = health
         self._holder = holder
         self._endpoints: dict[int, tuple[float, str, Endpoint]] = {}
-        self._lanes: dict[str, _Lanes] = {}
+        self._lanes: dict[int, _Lanes] = {}
+        self._threads = asyncio.Semaphore(MOST_THREADS)
         self._pauses: dict[str, _Pause] = {}
 
     async def endpoint(self, repo: Repo) -> Endpoint:
@@ -108,21 +110,26 @@ class LfsUpstreams:
         pause = self._pauses.setdefault(endpoint.url, _Pause())
         if (left := pause.until - time.monotonic()) > 0:
             raise TryLater(pause.words, retry_after=math.ceil(left))
-        keyring, authorization = self._holder.keyring, None
-        if endpoint.credential is not None:
-            authorization = await keyring.authorization(endpoint.credential, self._mirrors.git)
-        line = Line()
-        async with self._lanes_of(endpoint.url).asks:
+        keyring, line = self._holder.keyring, Line()
+        async with self._lanes_of(repo).asks, self._threads:
             try:
+                authorization = await self._authorization(endpoint, keyring)
                 found = await _in_thread(partial(ask, endpoint, pointers, authorization, line), line)
             except Forbidden as error:
                 words = error.message if endpoint.credential is None else keyring.refused(endpoint.credential)
-                raise Forbidden(f"{repo.name}: {words}") from None
+                raise _not_for_guests(repo, words) from None
+            except CredentialError as error:
+                raise _not_for_guests(repo, error.message) from None
             except TryLater as error:
                 self._paused(pause, error)
                 raise
         pause.failures = 0
         return found
+
+    async def _authorization(self, endpoint: Endpoint, keyring: Keyring) -> str | None:
+        if endpoint.credential is None:
+            return None
+        return await keyring.authorization(endpoint.credential, self._mirrors.git)
 
     @staticmethod
     def _paused(pause: _Pause, error: TryLater) -> None:
@@ -133,17 +140,23 @@ class LfsUpstreams:
     async def fetch(self, repo: Repo, pointer: Pointer, action: Action, begin: Sink, sink: Sink) -> None:
         """Fetches an object into `sink`, in a thread. Raises GitmirrorError, and what `sink` raises.
 
-        At most MOST_FETCHES go to one host at once, so that one that hangs keeps no other waiting.
+        At most MOST_FETCHES run at once for one repository, so that an upstream that hangs keeps no other waiting.
         """
         from appliance.core.lfs.http_client import Line
         from appliance.core.lfs.upstream_lfs import fetch
 
         endpoint, line = await self.endpoint(repo), Line()
-        async with self._lanes_of(action.href).fetches:
+        async with self._lanes_of(repo).fetches, self._threads:
             await _in_thread(partial(fetch, endpoint, pointer, action, line, begin, sink), line)
 
-    def _lanes_of(self, url: str) -> _Lanes:
-        return self._lanes.setdefault(urlsplit(url).netloc.rpartition("@")[2], _Lanes())
+    def _lanes_of(self, repo: Repo) -> _Lanes:
+        return self._lanes.setdefault(repo.id, _Lanes())
+
+
+def _not_for_guests(repo: Repo, words: str) -> Forbidden:
+    """Logs why a credential was not used or refused, which names files of this node, and makes an error for guests."""
+    log.warning("%s: LFS objects cannot be fetched: %s", repo.name, words)
+    return Forbidden("the upstream's LFS server does not let this node in; its operator finds the reason in the log")
 
 
 async def _in_thread(work: Callable[[], _T], line: Line) -> _T:

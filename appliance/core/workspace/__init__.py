@@ -3,6 +3,7 @@
 - `snapshot_build`: builds the workspace of one branch tip (`.git`, index and files) as one tar.
 - `snapshots`: holds the snapshots of all repositories, and rebuilds them when a branch moves.
 - `submodules`: finds the submodules of a commit whose upstreams are mirrored here.
+- `lfs_files`, `lfs_ahead`: find the LFS files of a tip, fetch their contents, and decide which are in place in its tar.
 - `gzipped`: makes gzipped copies of tars, for slow roads.
 - `config`: the git config of a workspace.
 - `tar`, `git_index`, `times`: write the two formats so that `git status` in a guest has nothing to rehash.
