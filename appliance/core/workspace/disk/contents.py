@@ -24,7 +24,7 @@ from appliance.core.workspace.submodules import Lack, MissingSubmodule, Submodul
 
 log = logging.getLogger(__name__)
 
-MOST_REMEMBERED = 16
+MOST_REMEMBERED = 64
 """Commits whose LFS files are remembered."""
 MOST_NAMED = 100
 """The most missing things that a lease names."""
@@ -177,7 +177,7 @@ class ContentsFinder:
         if not output.stdout:
             return False
         self._on_upstream[name, commit] = digest
-        while len(self._on_upstream) > 64 * MOST_REMEMBERED:
+        while len(self._on_upstream) > 16 * MOST_REMEMBERED:
             self._on_upstream.popitem(last=False)
         return True
 
