@@ -33,8 +33,8 @@ import resource, subprocess, sys
 subprocess.run(sys.argv[1:])
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
 """
-"""Runs a command and prints the most KiB that it, or a child of it, had. A child begins with its parent's memory, so the
-parent must be small, unlike this process."""
+"""Runs a command and prints the most KiB that it, or a child of it, had. A child begins with its parent's memory, so
+the parent must be small, unlike this process."""
 
 
 def drives(document: dict[str, Any]) -> list[Path]:
