@@ -17,6 +17,9 @@ from appliance.core.errors import UsageError
 from appliance.core.text import storable
 from appliance.core.units import format_duration, format_size
 
+MOST_MISSING = 10
+"""The most missing things that are printed."""
+
 
 class _Commit(click.ParamType[str]):
     """A full commit id."""
@@ -45,6 +48,11 @@ class _Commit(click.ParamType[str]):
     show_default=True,
     help="The file system. ext4, for kernels without EROFS, is always one drive.",
 )
+@click.option(
+    "--submodules/--no-submodules",
+    default=None,
+    help="Include submodules that are mirrored here. Default: the setting.",
+)
 @json_option
 @pass_options
 @click.pass_context
@@ -58,6 +66,7 @@ def disk(
     ttl: float,
     single: bool,
     file_system: str,
+    submodules: bool | None,
     as_json: bool,
 ) -> None:
     """Lease a workspace as read-only drives.
@@ -91,6 +100,8 @@ def disk(
         "single": single,
         "format": file_system,
     }
+    if submodules is not None:
+        request["submodules"] = submodules
     leased = options.node().current().lease_disk(repo, request)
     if as_json:
         print_json(leased)
@@ -107,6 +118,10 @@ def _print_lease(leased: dict[str, Any], options: Options) -> None:
     print_line(f"in the guest:  {leased['mount']}")
     print_line(f"leased until:  {leased['expires_at']} (in {_ends_in(leased)})")
     print_line(f"to end it:     {options.command} disk release {leased['id']}")
+    for each in leased["missing"][:MOST_MISSING]:
+        say(f"not in it: {each['path']} ({each['reason']})")
+    if len(leased["missing"]) > MOST_MISSING:
+        say(f"and {len(leased['missing']) - MOST_MISSING} more: --json lists them")
 
 
 def _size_of(path: str) -> str | None:

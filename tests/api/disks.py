@@ -23,6 +23,8 @@ REPO = Repo(1, "acme/widgets", "https://example.com/acme/widgets", None, "cli", 
 TIP, OLD = "1" * 40, "2" * 40
 NOW = 4_000_000_000.0
 """Far from now, so that no lease ends during a test. Every lease is made in this moment."""
+LACKING = [{"path": f"module-{number}", "reason": "too many"} for number in range(12)]
+"""What a disk with submodules lacks."""
 
 
 class FakeDisks:
@@ -40,10 +42,19 @@ class FakeDisks:
         self._numbers = itertools.count(1)
 
     async def lease(
-        self, repo: Repo, *, branch: str | None, commit: str | None, guest: str | None, ttl: float, form: DiskForm
+        self,
+        repo: Repo,
+        *,
+        branch: str | None,
+        commit: str | None,
+        guest: str | None,
+        ttl: float,
+        form: DiskForm,
+        submodules: bool | None = None,
     ) -> dict[str, Any]:
         """Leases a disk."""
-        self.asked.append({"branch": branch, "commit": commit, "guest": guest, "ttl": ttl, "form": form})
+        asked = {"branch": branch, "commit": commit, "guest": guest, "ttl": ttl, "form": form}
+        self.asked.append(asked if submodules is None else asked | {"submodules": submodules})
         if self.failure is not None:
             raise self.failure
         if branch not in (None, "main"):
@@ -60,6 +71,8 @@ class FakeDisks:
             "guest": guest,
             "form": str(form),
             "drives": [{"path": str(self.place / role), "role": role, "readonly": True} for role in roles],
+            "submodules": bool(submodules),
+            "missing": LACKING if submodules else [],
             "mount": "mount -t erofs -o ro,device=/dev/vdc /dev/vdb /workspace",
             "created_at": rfc3339(NOW),
             "expires_at": rfc3339(NOW + ttl),

@@ -76,6 +76,9 @@ def test_a_disk_is_leased_looked_up_and_released(node: DiskServer) -> None:
         ({"single": True, "format": "erofs"}, {"form": "erofs-single"}),
         ({"format": "ext4"}, {"form": "ext4"}),
         ({"single": True, "format": "ext4"}, {"form": "ext4"}),
+        ({"submodules": None}, {}),
+        ({"submodules": False}, {"submodules": False}),
+        ({"submodules": True}, {"submodules": True}),
     ],
 )
 def test_what_a_body_asks_for(node: DiskServer, body: Any, asked: dict[str, Any]) -> None:

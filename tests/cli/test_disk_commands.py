@@ -69,6 +69,16 @@ def test_what_a_person_is_shown(node: DiskServer) -> None:
     assert lines[8] == f"to end it:     gitmirror.pyz --state {node.path.parent} disk release lease-0001"
 
 
+def test_what_is_not_on_the_drives_is_said(node: DiskServer) -> None:
+    """The first ten on stderr, all of it in the JSON."""
+    done = run(node, "disk", "acme/widgets", "--submodules")
+    lines = done.stderr.splitlines()
+    assert lines[0] == "not in it: module-0 (too many)" and len(lines) == 11
+    assert lines[-1] == "and 2 more: --json lists them"
+    leased = json.loads(run(node, "disk", "acme/widgets", "--submodules", "--json").stdout)
+    assert leased["submodules"] is True and len(leased["missing"]) == 12
+
+
 @pytest.mark.parametrize(
     ("words", "asked"),
     [
@@ -79,6 +89,8 @@ def test_what_a_person_is_shown(node: DiskServer) -> None:
         (["--single"], {"form": "erofs-single"}),
         (["--format", "ext4"], {"form": "ext4"}),
         (["--format", "ext4", "--single"], {"form": "ext4"}),
+        (["--submodules"], {"submodules": True}),
+        (["--no-submodules"], {"submodules": False}),
     ],
 )
 def test_options_stand_before_and_after_the_repository(

@@ -131,9 +131,9 @@ def test_branches_are_followed_for_a_week_after_the_last_request(clocked: Clocke
     first = clocked.now
     clocked.now += DAY
     clocked.issue(branch="main")
-    assert clocked.store.followed(WIDGETS) == {("main", "erofs"): clocked.now, ("main", "ext4"): first}
+    assert clocked.store.followed(WIDGETS) == {("main", "erofs", None): clocked.now, ("main", "ext4", None): first}
     clocked.now = first + FOLLOWED
-    assert clocked.store.followed(WIDGETS) == {("main", "erofs"): first + DAY}
+    assert clocked.store.followed(WIDGETS) == {("main", "erofs", None): first + DAY}
 
 
 def test_another_registration_of_the_name_follows_nothing(clocked: Clocked) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from appliance.core.models import Guest
+from appliance.core.models import Guest, Repo
 from appliance.core.store.tokens import hash_of
 
 MOST_GONE = 1024
@@ -56,6 +56,10 @@ class KnownGuests:
             for key in [key for key, other in found.items() if other.id == guest.id]:
                 del found[key]
 
+    def named(self, name: str) -> Guest | None:
+        """The guest of that name, or None if it is not known now."""
+        return next((guest for guest in self.current() if guest.name == name), None)
+
     def all(self) -> list[Guest]:
         """Every guest that is known, expired or not."""
         return list(self._by_id.values())
@@ -92,3 +96,18 @@ class KnownGuests:
 
     def _is_current(self, guest: Guest) -> bool:
         return guest.expires_at is None or guest.expires_at > self._clock()
+
+
+def reader_named(guests: KnownGuests, is_private: Callable[[Repo], bool], name: str | None) -> Callable[[Repo], bool]:
+    """Returns whether the guest that an operator names may read a repository, at the time of each call.
+
+    Somebody who is not a known guest may read what is open.
+    """
+
+    def may_read(repo: Repo) -> bool:
+        guest = None if name is None else guests.named(name)
+        if guest is not None and guest.repos.get(repo.name) == repo.id:
+            return True
+        return not (guest is not None and guest.only) and not is_private(repo)
+
+    return may_read

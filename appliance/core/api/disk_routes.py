@@ -20,10 +20,12 @@ _DRIVE = schemas.document(
     "Drive",
     path=schemas.TEXT, role=schemas.one_of("tree", "data"), readonly=schemas.SWITCH,
 )  # fmt: skip
+_MISSING = schemas.document("Missing", path=schemas.TEXT, reason=schemas.TEXT)
 _DISK = schemas.document(
     "Disk",
     id=schemas.TEXT, repo=schemas.TEXT, branch=schemas.TEXT, commit=schemas.OID,
     guest=schemas.nullable(schemas.TEXT), form=schemas.one_of(*DiskForm), drives=schemas.listed(_DRIVE),
+    submodules=schemas.SWITCH, missing=schemas.listed(_MISSING),
     mount=schemas.TEXT, created_at=schemas.TIME, expires_at=schemas.TIME,
 )  # fmt: skip
 
@@ -44,13 +46,16 @@ class DiskRoutes:
                 (problem.INVALID, problem.NOT_FOUND, problem.CONFLICT, problem.TOO_LARGE_BODY, problem.FAILED),
                 body=schemas.given(
                     branch=schemas.NAME, commit=schemas.OID, guest=schemas.NAME, ttl=schemas.duration(1, int(LONGEST)),
-                    single=schemas.SWITCH, format=schemas.one_of("erofs", "ext4"),
+                    single=schemas.SWITCH, format=schemas.one_of("erofs", "ext4"), submodules=schemas.SWITCH,
                 ),
                 details="The workspace is the tip of `branch`, or `commit`, which must be on an upstream branch. Send "
                 "one of them at most; the default is the tip of the followed branch. The response comes when the "
                 "drives are built. They do not change until the lease ends, `ttl` later (24 hours by default). "
                 "`single` puts everything on one drive, as does `format` \"ext4\". `guest` is a label for the guest, "
-                "which the list of leases shows. `mount` is the command for a guest in which the drives are "
+                "which the list of leases shows. `submodules` includes those whose upstreams are mirrored here, "
+                "private ones if `guest` is the name of a known guest that may read them; the default is the setting. "
+                "`missing` has the submodules that are empty and the LFS files that are pointers, at most 100, with "
+                "the reasons. `mount` is the command for a guest in which the drives are "
                 "`/dev/vdb` and `/dev/vdc`. docs/disks.md describes what the node and the guest have to do.",
                 example={"branch": "main", "guest": "vm-7", "ttl": "2h"},
             ),

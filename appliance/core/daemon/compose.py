@@ -6,10 +6,11 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from appliance.core.access.api_tokens import ApiTokens
 from appliance.core.access.gate import AccessGate
-from appliance.core.access.known_guests import KnownGuests
+from appliance.core.access.known_guests import KnownGuests, reader_named
 from appliance.core.access.read_tokens import ReadTokens
 from appliance.core.api.compose import compose_api
 from appliance.core.backup.schedule import Backups
@@ -141,7 +142,8 @@ async def compose(
     workspaces = Snapshots(layout, mirrors, health, settings=state.workspace, modules=modules, lfs=ahead)
     disks = Disks(
         layout, mirrors, health, stores.disk_leases, settings=state.workspace, repos=repos,
-        is_private=state.is_private, build=build_disk,
+        is_private=state.is_private, build=build_disk, find=lambda url, base: gate.catalog.by_url(url, base),
+        reader_of=partial(reader_named, guests, state.is_private), objects=lfs,
     )  # fmt: skip
     maintainer = Maintainer(mirrors, mirrors.locks, stores.health, repos=repos, health=health, learn=learn)
     observing = compose_observing(

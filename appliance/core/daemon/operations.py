@@ -160,6 +160,7 @@ class Operations:
             commit=request.get("commit"),
             guest=request.get("guest"),
             ttl=float(request.get("ttl", LEASE)),
+            submodules=request.get("submodules"),
             form=DiskForm.EXT4 if request.get("format") == DiskForm.EXT4 else form,
         )
 

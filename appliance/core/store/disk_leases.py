@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,8 @@ class DiskLease:
     """One lease. `generation` and `name` identify the image, `form` is its form; times are Unix seconds.
 
     `released_at` is when the lease was released or expired, and None before that. `guest` is the platform's label for
-    the guest that has it.
+    the guest that has it. `modules` is None without submodules, otherwise the ids of the private registrations among
+    them. `missing` says what the workspace lacks, each with `path` and `reason`.
     """
 
     id: str
@@ -41,6 +43,8 @@ class DiskLease:
     created_at: float
     expires_at: float
     released_at: float | None
+    modules: tuple[int, ...] | None = None
+    missing: tuple[dict[str, str], ...] = ()
 
 
 class UnknownLease(NotFound):
@@ -69,6 +73,8 @@ class DiskLeaseStore:
         guest: str | None,
         ttl: float,
         of_tip: bool,
+        modules: Sequence[int] | None = None,
+        missing: Sequence[Mapping[str, str]] = (),
     ) -> DiskLease:
         """Creates a lease that ends `ttl` seconds from now. Raises UsageError for less than a second or over LONGEST.
 
@@ -90,6 +96,8 @@ class DiskLeaseStore:
             "of_tip": of_tip,
             "created_at": now,
             "expires_at": now + ttl,
+            "modules": _text_of(modules),
+            "missing": json.dumps(missing) if missing else None,
         }
         with self._database.writing() as connection:
             connection.execute("DELETE FROM disk_leases WHERE min(expires_at, released_at) < ?", [now - KEPT])
@@ -159,20 +167,29 @@ class DiskLeaseStore:
             connection.execute(f"UPDATE disk_leases SET released_at = expires_at WHERE {due}", [now])
         return [_lease(row) for row in found]
 
-    def followed(self, repo: Repo) -> dict[tuple[str, str], float]:
-        """The branches and forms whose tip was requested within FOLLOWED seconds, each with its last request's time.
+    def followed(self, repo: Repo) -> dict[tuple[str, str, tuple[int, ...] | None], float]:
+        """What of the tips of branches was requested within FOLLOWED seconds, with the time of the last request.
 
-        Only requests for this registration count, because another one of the same name may have another upstream.
+        Each is a branch, a form, and the lease's `modules`. Only requests for this registration count, because another
+        one of the same name may have another upstream.
         """
         with self._database.reading() as connection:
             found = rows(
                 connection,
-                """SELECT branch, form, max(created_at) AS at FROM disk_leases
-                   WHERE repo_id = ? AND of_tip AND created_at > ? GROUP BY branch, form""",
+                """SELECT branch, form, modules, max(created_at) AS at FROM disk_leases
+                   WHERE repo_id = ? AND of_tip AND created_at > ? GROUP BY branch, form, modules""",
                 repo.id,
                 self._clock() - FOLLOWED,
             )
-        return {(row["branch"], row["form"]): row["at"] for row in found}
+        return {(row["branch"], row["form"], _modules_in(row["modules"])): row["at"] for row in found}
+
+
+def _text_of(modules: Sequence[int] | None) -> str | None:
+    return None if modules is None else " ".join(map(str, modules))
+
+
+def _modules_in(text: str | None) -> tuple[int, ...] | None:
+    return None if text is None else tuple(int(word) for word in text.split())
 
 
 def check_ttl(ttl: float) -> None:
@@ -183,4 +200,9 @@ def check_ttl(ttl: float) -> None:
 
 def _lease(row: dict[str, Any]) -> DiskLease:
     names = ("id", "repo", "branch", "form", "generation", "name", "guest", "created_at", "expires_at", "released_at")
-    return DiskLease(commit=row["commit_id"], **{name: row[name] for name in names})
+    return DiskLease(
+        commit=row["commit_id"],
+        modules=_modules_in(row["modules"]),
+        missing=tuple(json.loads(row["missing"] or "[]")),
+        **{name: row[name] for name in names},
+    )

@@ -332,8 +332,7 @@ _step(
 
 _step(
     "0013_allowed",
-    # A table beside `repos`, whose CHECK knows two sources: SQLite cannot change it without a copy of the table, and
-    # dropping the old one would delete the health of every repository.
+    # SQLite cannot change the CHECK of `repos`, which knows two sources, without deleting every repository's health.
     """CREATE TABLE allowed_repos (
         repo_id INTEGER PRIMARY KEY REFERENCES repos(id) ON DELETE CASCADE,
         expire_after REAL NOT NULL,
@@ -341,4 +340,11 @@ _step(
     )""",
     # Names that ended and whose files are still to be deleted.
     "CREATE TABLE allowed_ends (name TEXT PRIMARY KEY) WITHOUT ROWID",
+)
+
+_step(
+    "0014_whole_disks",
+    # None without submodules, so that leases from before have none.
+    "ALTER TABLE disk_leases ADD COLUMN modules TEXT",
+    "ALTER TABLE disk_leases ADD COLUMN missing TEXT",
 )

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from appliance.core.access.catalog import Catalog
 from appliance.core.config.settings import WorkspaceConfig
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirrors import Mirrors
+from appliance.core.lfs.pointers import Pointer
 from appliance.core.models import Health, Repo
 from appliance.core.store.database import Database
 from appliance.core.store.disk_leases import DiskLeaseStore
 from appliance.core.workspace.disk.disks import Disks
 from appliance.core.workspace.disk.images import DiskForm, DiskImage, DiskPlace
 from appliance.core.workspace.disk.order import DiskOrder
+from appliance.core.workspace.disk.repository import BuildDisk
 from tests.git.lab import Lab
 from tests.support.generate import add_commit, create_repository
 from tests.support.gitutil import git
@@ -98,6 +101,33 @@ class StandIn:
         return [order.commit for order in self.orders if order.branch == branch]
 
 
+class ObjectsInFiles:
+    """LFS objects in files below `directory`, and what an upstream has in `upstream`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.upstream: dict[str, bytes] = {}
+        self.gate: asyncio.Event | None = None
+        """What each fetch waits for, if anything."""
+        self.asked: list[list[str]] = []
+
+    def path_if_here(self, repo: Repo, oid: str) -> Path | None:
+        """The file of an object."""
+        path = self.directory / str(repo.id) / oid
+        return path if path.exists() else None
+
+    async def fetch(self, repo: Repo, pointers: Sequence[Pointer]) -> set[str]:
+        """Takes what the upstream has."""
+        self.asked.append([pointer.oid for pointer in pointers])
+        if self.gate is not None:
+            await self.gate.wait()
+        here = {pointer.oid for pointer in pointers if pointer.oid in self.upstream}
+        (self.directory / str(repo.id)).mkdir(parents=True, exist_ok=True)
+        for oid in here:
+            (self.directory / str(repo.id) / oid).write_bytes(self.upstream[oid])
+        return here
+
+
 class Bench:
     """A state directory with mirrors, and `Disks` over it as `serve` has it."""
 
@@ -110,6 +140,12 @@ class Bench:
         self.builder = StandIn()
         self.settings = WorkspaceConfig()
         self.private = False
+        self.secrets: set[int] = set()
+        """The ids of private registrations, beside `private`, which makes all of them private."""
+        self.readers: dict[str | None, set[int]] = {}
+        """The ids of the private registrations that known guests may read, by name."""
+        self.objects = ObjectsInFiles(top / "objects")
+        self.build: BuildDisk = self.builder
         self.repos: list[Repo] = []
         self.disks = self.make()
 
@@ -123,10 +159,17 @@ class Bench:
             self.leases,
             settings=lambda: self.settings,
             repos=lambda: self.repos,
-            is_private=lambda _: self.private,
-            build=self.builder,
+            is_private=self.is_private,
+            build=self.build,
+            find=lambda url, base: Catalog(self.repos).by_url(url, base),
+            reader_of=lambda guest: lambda repo: repo.id in self.readers.get(guest, ()) or not self.is_private(repo),
+            objects=self.objects,
         )
         return self.disks
+
+    def is_private(self, repo: Repo) -> bool:
+        """Whether a registration is private."""
+        return self.private or repo.id in self.secrets
 
     def add(self, name: str = NAME, *, repo_id: int = 1, upstream: Path | None = None) -> Repo:
         """Register a repository whose upstream has one commit on main, and mirror it."""

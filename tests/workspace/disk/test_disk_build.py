@@ -156,7 +156,7 @@ def test_successive_tips_equal_those_built_anew(
 ) -> None:
     """Each is built on the one before. It has the same files, index and refs as one from nothing, and git likes it."""
     # Otherwise only the listings of large trees are remembered.
-    monkeypatch.setattr("appliance.core.workspace.disk.worker.WORTH_REMEMBERING", 0)
+    monkeypatch.setattr("appliance.core.workspace.disk.member.WORTH_REMEMBERING", 0)
     lab.history = history
     commits, generations = tips(lab, seed, count), set()
     for number, commit in enumerate(commits):
@@ -194,7 +194,7 @@ def test_a_remembered_listing_that_is_damaged_is_not_used(
     lab: DiskLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     """It is only a memory: the build lists the tree instead."""
-    monkeypatch.setattr("appliance.core.workspace.disk.worker.WORTH_REMEMBERING", 0)
+    monkeypatch.setattr("appliance.core.workspace.disk.member.WORTH_REMEMBERING", 0)
     commits = tips(lab, 10, 4)
     git("update-ref", "refs/heads/main", commits[0], cwd=lab.bare)
     image = lab.build()
@@ -211,7 +211,7 @@ def test_a_remembered_listing_that_is_damaged_is_not_used(
 
 def test_a_name_that_comes_with_a_later_commit_is_looked_at(lab: DiskLab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what is new is checked, so it must be."""
-    monkeypatch.setattr("appliance.core.workspace.disk.worker.WORTH_REMEMBERING", 0)
+    monkeypatch.setattr("appliance.core.workspace.disk.member.WORTH_REMEMBERING", 0)
     fast_import(lab.bare, [{b"a": (b"100644", b"1\n")}])
     lab.build()
     fast_import(lab.bare, [{b"d/%s" % (b"n" * 256): (b"100644", b"2\n")}])

@@ -351,7 +351,7 @@ def test_a_build_that_fails_leaves_the_blob_file_as_it_was(lab: DiskLab, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr("appliance.core.workspace.disk.worker.store_pack", full)
+        patched.setattr("appliance.core.workspace.disk.member.store_pack", full)
         with pytest.raises(OSError, match="No space left"):
             lab.build()
     assert lab.data(image) == before

@@ -56,6 +56,8 @@ def test_the_tip_of_the_followed_branch_is_built_and_leased(bench: Bench) -> Non
                 {"path": str(tree), "readonly": True, "role": "tree"},
                 {"path": str(data), "readonly": True, "role": "data"},
             ],
+            "submodules": False,
+            "missing": [],
             "mount": "mount -t erofs -o ro,device=/dev/vdc /dev/vdb MOUNTPOINT",
             "created_at": "",
             "expires_at": "",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.text import escape
-from appliance.core.workspace.config import kit_config, workspace_config
 from appliance.core.workspace.disk.erofs import DataFile, Directory, Link, Node, OwnFile, write_image
 from appliance.core.workspace.disk.ext4 import write_ext4
 from appliance.core.workspace.disk.generation import Extent, Generation, Pack
@@ -30,7 +30,8 @@ class Workspace:
     """The files of a commit, as nodes of an image and as entries of its index.
 
     `extents` maps the id of a blob, or the key of what a checkout makes of it, to the first block and the size of the
-    contents. `converted` has the keys of the latter by path. `targets` maps the id of a symbolic link to its target.
+    contents. `converted` has the keys of the latter, which may be of LFS objects, by path. `targets` maps the id of a
+    symbolic link to its target.
     Raises GitmirrorError for a tree that cannot be.
     """
 
@@ -94,49 +95,57 @@ def _impossible(path: bytes) -> GitmirrorError:
     return GitmirrorError(f"cannot build a disk of this commit: {name} is a file and a directory in its tree")
 
 
-def repository(
-    repo: str,
-    url: str,
-    branch: str,
-    commit: str,
-    *,
-    refs: bytes,
-    index: bytes,
-    packs: Iterable[Pack],
-    tip: bytes | None,
-) -> Directory:
-    """The `.git` of a workspace of the mirror `repo`.
+@dataclass(frozen=True)
+class GitFiles:
+    """What the git directory of a workspace, or of a submodule in it, has.
 
-    `tip` is the commit's object where the history ends with it, otherwise None.
+    `tip` is the commit's object where the history ends with it, otherwise None. `remote_head` is the default branch of
+    the remote, if the clone says it.
     """
 
-    def text(content: str | bytes) -> OwnFile:
-        return OwnFile(
-            content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape"), FIXED_TIME
-        )
+    commit: str
+    head: str
+    config: str
+    refs: bytes
+    index: bytes
+    packs: Sequence[Pack]
+    tip: bytes | None
+    remote_head: str = ""
 
+
+def repository(files: GitFiles) -> Directory:
+    """A git directory."""
     pack_files: dict[bytes, Node] = {}
-    for pack in packs:
+    for pack in files.packs:
         name = pack.name.encode()
         pack_files[name + b".pack"] = DataFile(pack.pack.block, pack.pack.size, FIXED_TIME, False)
         pack_files[name + b".idx"] = DataFile(pack.idx.block, pack.idx.size, FIXED_TIME, False)
     objects: dict[bytes, Node] = {b"info": Directory(), b"pack": _directory(pack_files)}
-    if tip is not None:
-        loose = zlib.compress(b"commit %d\0" % len(tip) + tip, 1)
-        objects[commit[:2].encode()] = _directory({commit[2:].encode(): text(loose)})
+    if files.tip is not None:
+        loose = zlib.compress(b"commit %d\0" % len(files.tip) + files.tip, 1)
+        objects[files.commit[:2].encode()] = _directory({files.commit[2:].encode(): own_file(loose)})
+    refs = _directory({b"heads": Directory(), b"tags": Directory()})
     entries: dict[bytes, Node] = {
-        b"HEAD": text(f"ref: refs/heads/{branch}\n"),
-        b"config": text(workspace_config(url, branch) + kit_config(repo, commit)),
-        b"packed-refs": text(refs),
-        b"info": _directory({b"exclude": text("")}),
+        b"HEAD": own_file(f"{files.head}\n"),
+        b"config": own_file(files.config),
+        b"packed-refs": own_file(files.refs),
+        b"info": _directory({b"exclude": own_file("")}),
         b"hooks": Directory(),
-        b"refs": _directory({b"heads": Directory(), b"tags": Directory()}),
+        b"refs": refs,
         b"objects": _directory(objects),
-        b"index": OwnFile(index, INDEX_TIME),
+        b"index": OwnFile(files.index, INDEX_TIME),
     }
-    if tip is not None:
-        entries[b"shallow"] = text(f"{commit}\n")
+    if files.tip is not None:
+        entries[b"shallow"] = own_file(f"{files.commit}\n")
+    if files.remote_head:
+        remote = _directory({b"HEAD": own_file(f"ref: refs/remotes/origin/{files.remote_head}\n")})
+        refs.entries[b"remotes"] = _directory({b"origin": remote})
     return _directory(entries)
+
+
+def own_file(content: str | bytes) -> OwnFile:
+    """A file of a git directory that git does not compare by its time."""
+    return OwnFile(content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape"), FIXED_TIME)
 
 
 def _directory(entries: dict[bytes, Node]) -> Directory:

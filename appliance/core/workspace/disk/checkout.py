@@ -18,10 +18,10 @@ from appliance.core.workspace.disk.mirror_reader import GITLINK, LINK, TREE, Mir
 
 ATTRIBUTES = b".gitattributes"
 _CONVERTS = re.compile(rb"^[^#\n]*(?:eol=crlf|(?<![\w-])ident\b|working-tree-encoding)", re.MULTILINE)
-_LONGEST_ATTRIBUTES = 2**22
-"""Bytes of a `.gitattributes` that are searched; git itself is asked about a larger one."""
 """What stands in the attributes of every repository in which a checkout on Linux converts a file. Filters do not run,
 because no config names one, and `text` alone means LF."""
+LONGEST_ATTRIBUTES = 2**22
+"""Bytes of a `.gitattributes` that are searched; git itself is asked about a larger one."""
 _ASKED = ("eol", "ident", "text", "crlf", "working-tree-encoding")
 _DOT_GIT = re.compile(rb"(?:\.git|git~1)[ .]*(?::.*)?", re.IGNORECASE | re.DOTALL)
 """What Windows, too, may take for `.git` (`is_ntfs_dotgit` of git). A backslash separates names there."""
@@ -73,14 +73,14 @@ def conversions(reader: MirrorReader, commit: str, entries: Sequence[TreeEntry])
         # git reads a symbolic link here, too: the text of its target.
         if path.endswith(ATTRIBUTES) and mode not in (TREE, GITLINK) and path.rpartition(b"/")[2] == ATTRIBUTES
     ]
-    texts = reader.whole(attributes, _LONGEST_ATTRIBUTES).values()
+    texts = reader.whole(attributes, LONGEST_ATTRIBUTES).values()
     if not any(text is None or _CONVERTS.search(text) for text in texts):
         return {}
     files = [entry for entry in entries if entry[0] not in (TREE, LINK, GITLINK)]
-    reader.run("read-tree", commit, environment=_index(reader))
+    reader.run("read-tree", commit, environment=index_of(reader))
     paths = (b"%s\0" % path for _, _, path in files)
     words = ("check-attr", "--cached", "--stdin", "-z", *_ASKED)
-    output = reader.run(*words, stdin=paths, environment=_index(reader), before=_tree(reader))
+    output = reader.run(*words, stdin=paths, environment=index_of(reader), before=empty_tree(reader))
     found: dict[bytes, bytes] = {}
     fields = output.split(b"\0")
     for (_, oid, path), at in zip(files, count(0, 3 * len(_ASKED)), strict=False):
@@ -106,18 +106,26 @@ def check_out(reader: MirrorReader, paths: Mapping[bytes, bytes]) -> Iterator[tu
     top = reader.scratch / "checkout"
     listed = (b"%s\0" % path for path in paths)
     reader.run(
-        "checkout-index", "--force", "-z", "--stdin", stdin=listed, environment=_index(reader), before=_tree(reader)
+        "checkout-index",
+        "--force",
+        "-z",
+        "--stdin",
+        stdin=listed,
+        environment=index_of(reader),
+        before=empty_tree(reader),
     )
     for path, key in paths.items():
         yield key, Path(str(top) + "/" + path.decode("utf-8", "surrogateescape"))
     shutil.rmtree(top)
 
 
-def _index(reader: MirrorReader) -> dict[str, str]:
+def index_of(reader: MirrorReader) -> dict[str, str]:
+    """The environment of a git that uses the index of this reader."""
     return {"GIT_INDEX_FILE": str(reader.scratch / "index")}
 
 
-def _tree(reader: MirrorReader) -> tuple[str, ...]:
+def empty_tree(reader: MirrorReader) -> tuple[str, ...]:
+    """Options of a git that has an empty working tree and runs nothing that a config names."""
     top = reader.scratch / "checkout"
     top.mkdir(exist_ok=True)
     harmless = ("core.hooksPath=/dev/null", "core.fsmonitor=false", "core.attributesFile=/dev/null", "core.bare=false")

@@ -84,10 +84,10 @@ def names_on_disk(disks: Path) -> Iterator[str]:
 def plan_removals(stocks: Sequence[Stock], budget: int, now: float) -> tuple[dict[str, Removal], int]:
     """What to remove from each repository at Unix time `now`, and the bytes that all disks take afterwards.
 
-    Removes a generation that is not the newest, or has no image, when none of it is leased. Removes an image that is
-    useless, or neither current nor leased and older than SPARE_FOR or the MOST_SPARE newest of its kind. Beyond
-    `budget` bytes, it removes the oldest images, and with the last image of a generation its blob file. It removes
-    nothing that is leased.
+    Removes a generation that is not the newest of its line, or has no image, when none of it is leased. Removes an
+    image that is useless, or neither current nor leased and older than SPARE_FOR or the MOST_SPARE newest of its kind.
+    Beyond `budget` bytes, it removes the oldest images, and with the last image of a generation its blob file. It
+    removes nothing that is leased.
     """
     removals = {stock.name: Removal() for stock in stocks}
     total = sum(stock.bytes for stock in stocks)
@@ -96,11 +96,13 @@ def plan_removals(stocks: Sequence[Stock], budget: int, now: float) -> tuple[dic
     rest: dict[tuple[str, int], int] = {}
     for stock in stocks:
         held = {generation for generation, _ in stock.leased}
-        newest = max((image.generation for image in stock.images), default=0)
+        newest: dict[str, int] = {}
+        for image in stock.images:
+            newest[image.line] = max(image.generation, newest.get(image.line, 0))
         doomed = {*stock.useless, *_too_old(stock, now)}
         for number, size in stock.sizes.items():
             mine = [image for image in stock.images if image.generation == number]
-            if number not in held and (not mine or number != newest):
+            if number not in held and not any(newest[image.line] == number for image in mine):
                 removals[stock.name].generations.append(number)
                 total -= size
                 continue
@@ -109,7 +111,7 @@ def plan_removals(stocks: Sequence[Stock], budget: int, now: float) -> tuple[dic
             left[stock.name, number] = len(free) + sum(generation == number for generation, _ in stock.leased)
             rest[stock.name, number] = size - sum(stock.images[image] for image in free)
             for image in free:
-                if number != newest or image in doomed:
+                if number != newest[image.line] or image in doomed:
                     total -= _remove(stock, image, removals, left, rest)
                 else:
                     candidates.append((image in stock.current, stock.used_at(image), stock, image))

@@ -168,13 +168,15 @@ class DiskCollector:
             return stock
         tips = await tips_of(mirror)
         asked = await asyncio.to_thread(self._leases.followed, repo)
-        followed = {followed_branch(repo, self._health(repo.id)), *(raw_branch(name) for name, _ in asked)}
+        followed = {followed_branch(repo, self._health(repo.id)), *(raw_branch(name) for name, *_ in asked)}
         useless = {image for image in stock.images if image.url != repo.url or image.branch not in tips}
         at_tip = [image for image in stock.images if tips.get(image.branch) == image.commit]
         # The newest of each, because a tag that moved left an image with the old tag.
-        newest = {(image.branch, image.form): image for image in at_tip if image.branch in followed}
+        newest = {(image.branch, image.form, image.line): image for image in at_tip if image.branch in followed}
         current = set(newest.values())
-        last = {(raw_branch(name), form): at for (name, form), at in asked.items()}
+        last: dict[tuple[str, str], float] = {}
+        for (name, form, _), at in asked.items():
+            last[raw_branch(name), form] = max(at, last.get((raw_branch(name), form), 0.0))
         return replace(stock, useless=useless, current=current, asked=last, is_judged=True)
 
     def _share(self, place: DiskPlace, images: Iterable[DiskImage], group: str) -> None:
@@ -211,7 +213,7 @@ class DiskCollector:
         for image in doomed:
             if image in removal.crowded:
                 # Built again, it would only go again, with the whole history of the repository each time.
-                known.set_aside.add((image.branch, image.form))
+                known.set_aside.add((image.branch, image.form, image.line))
                 if tell:
                     self._say_crowded(image, removal.needed)
         return doomed, generations

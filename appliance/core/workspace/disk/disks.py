@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -12,21 +11,31 @@ from typing import Any
 from appliance.core.config.settings import WorkspaceConfig
 from appliance.core.errors import NotFound, TryLater
 from appliance.core.git.mirror import Mirror
-from appliance.core.health import followed_branch
 from appliance.core.layout import Layout
 from appliance.core.models import Health, Repo
 from appliance.core.process.endurance import Endurance
-from appliance.core.store.disk_leases import FOLLOWED, DiskLease, DiskLeaseStore, check_ttl
+from appliance.core.store.disk_leases import DiskLease, DiskLeaseStore, check_ttl
 from appliance.core.text import escape
+from appliance.core.workspace.disk.build import find_large
 from appliance.core.workspace.disk.checking import DiskCheck
 from appliance.core.workspace.disk.collection import discard_disks, is_whole
 from appliance.core.workspace.disk.collector import DiskCollector
+from appliance.core.workspace.disk.contents import (
+    ContentsFinder,
+    Find,
+    FindLarge,
+    Reader,
+    named,
+)
+from appliance.core.workspace.disk.following import DiskFollower
 from appliance.core.workspace.disk.images import DiskForm, DiskImage, DiskPlace
 from appliance.core.workspace.disk.lease_documents import lease_document
 from appliance.core.workspace.disk.order import DiskOrder
+from appliance.core.workspace.disk.orders import DiskOrders
 from appliance.core.workspace.disk.repository import BuildDisk, NoDisk, RepositoryDisks
 from appliance.core.workspace.disk.sharing import share_drives
-from appliance.core.workspace.disk.upstream_commits import branch_with, raw_branch, tips_of
+from appliance.core.workspace.disk.upstream_commits import branch_with
+from appliance.core.workspace.lfs_files import LfsSource
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +44,8 @@ DEMAND_WAIT = 60.0
 """Seconds that a request waits for an image to be built."""
 RETRY = 10
 """The Retry-After, in seconds, of a request for an image that takes longer."""
+LFS_WAIT = 20.0
+"""Seconds of these that a request waits for LFS objects that are not here. The image is then built with pointers."""
 MOST_TRIES = 3
 """How many times a request is retried because upstream dropped the commit or the image changed on disk meanwhile."""
 
@@ -57,6 +68,10 @@ class Disks:
         repos: Callable[[], Iterable[Repo]],
         is_private: Callable[[Repo], bool],
         build: BuildDisk,
+        find: Find,
+        reader_of: Callable[[str | None], Reader],
+        objects: LfsSource,
+        find_large: FindLarge = find_large,
     ) -> None:
         self._layout = layout
         self._mirror_of = mirror_of
@@ -65,11 +80,18 @@ class Disks:
         self._settings = settings
         self._is_private = is_private
         self._build_disk = build
+        self._reader_of = reader_of
+        self._contents = ContentsFinder(
+            mirror_of, find=find, is_private=is_private, objects=objects, find_large=find_large,
+            on_arrival=self._on_arrival,
+        )  # fmt: skip
+        self._orders = DiskOrders(
+            mirror_of, health, settings=settings, is_private=is_private, contents=self._contents
+        )  # fmt: skip
         self._known: dict[str, RepositoryDisks] = {}
         self._places = asyncio.Semaphore(BUILDS_AT_ONCE)
         self._ending: set[asyncio.Task[Any]] = set()
         # A bug in what nobody waits for must not end `serve`, which can do without disks.
-        self._endurance = Endurance(log, "keeping disks at the tips of their branches", bugs=True)
         self._tidying = Endurance(log, "removing what nobody needs", bugs=True)
         self._checking = Endurance(log, "checking them", bugs=True)
         self._build_seconds = 0.0
@@ -77,6 +99,7 @@ class Disks:
         self._collector = DiskCollector(
             layout.disks, mirror_of, health, leases, settings=settings, repos=repos, disks_of=self._repository
         )
+        self._follower = DiskFollower(mirror_of, leases, self._orders, self._collector.call)
 
     @property
     def collector(self) -> DiskCollector:
@@ -106,25 +129,47 @@ class Disks:
     # -- leases --------------------------------------------------------------------------------------------
 
     async def lease(
-        self, repo: Repo, *, branch: str | None, commit: str | None, guest: str | None, ttl: float, form: DiskForm
+        self,
+        repo: Repo,
+        *,
+        branch: str | None,
+        commit: str | None,
+        guest: str | None,
+        ttl: float,
+        form: DiskForm,
+        submodules: bool | None = None,
     ) -> dict[str, Any]:
         """Leases the image of a branch's tip (default: the followed branch), or of a commit on an upstream branch.
 
-        `ttl` is in seconds, `guest` is the platform's label for the guest. Builds the image first if necessary. Returns
-        the lease as in `documents`. Raises UsageError, NotFound, NoDisk, TryLater, StoreError, and the errors of the
-        build.
+        `ttl` is in seconds, `guest` is the platform's label for the guest. With `submodules` (None: as `[workspace]`
+        says), the image has those that are mirrored here, private ones if a known guest of that name may read them.
+        Builds the image first if necessary. Returns the lease as in `documents`. Raises UsageError, NotFound, NoDisk,
+        TryLater, StoreError, and the errors of the build.
         """
         check_ttl(ttl)
         known, deadline = self._served(repo), asyncio.get_running_loop().time() + DEMAND_WAIT
         issue = partial(self._leases.issue, repo, form=form, guest=guest, ttl=ttl, of_tip=commit is None)
+        wants_modules = self._settings().submodules if submodules is None else submodules
+        may_read = self._orders.reader(repo, self._reader_of(guest)) if wants_modules else None
+        patience = min(LFS_WAIT, DEMAND_WAIT)
         for _ in range(MOST_TRIES):
-            name, oid = await self._target(repo, branch, commit)
-            order = self._order(repo, name, oid, form)
-            await known.look()
+            name, oid = await self._orders.target(repo, branch, commit)
+            contents = await self._orders.contents(repo, oid, may_read, patience)
+            # Once is enough: another attempt follows at once.
+            patience = 0.0
+            modules = contents.private if wants_modules else None
+            order = self._orders.order(repo, name, oid, form, contents)
+            await known.look(order)
             known.require(repo)
             try:
-                image = known.ready(order) or await self._built(known, order, deadline, is_tip=commit is None)
-                lease = await self._give(known, repo, image, issue) if image is not None else None
+                image = known.ready(order)
+                if image is None:
+                    image = await self._built(known, order, deadline, is_tip=commit is None)
+                    # That may have taken long, in which a submodule may have become private, or lost a commit.
+                    if not contents.has_same_modules(await self._orders.contents(repo, oid, may_read, 0.0)):
+                        continue
+                given = partial(issue, modules=modules, missing=named(contents.missing))
+                lease = await self._give(known, repo, image, given) if image is not None else None
             except OSError as error:
                 # The message leaves out the path, which callers on other machines need not know. The log has it.
                 log.warning("%s: the disk of %s cannot be used: %s", repo.name, escape(name), error)
@@ -134,8 +179,8 @@ class Disks:
                 ) from error
             if lease is not None:
                 if commit is None:
-                    known.followed[name, form] = lease.created_at
-                    known.set_aside.discard((name, form))
+                    known.followed[name, form, modules] = lease.created_at
+                    known.set_aside.discard((name, form, order.line))
                 return self._document(lease)
         raise NoDisk(f"the disk of {repo.name} kept changing while it was being leased", hint="try again")
 
@@ -151,27 +196,6 @@ class Disks:
 
     def _document(self, lease: DiskLease) -> dict[str, Any]:
         return lease_document(lease, self._place(lease.repo))
-
-    async def _target(self, repo: Repo, branch: str | None, commit: str | None) -> tuple[str, str]:
-        """The branch and the commit that a request means. Raises NotFound, NoDisk, GitError."""
-        mirror, followed = self._mirror_of(repo.name), followed_branch(repo, self._health(repo.id))
-        if not mirror.exists() or mirror.awaits_upstream():
-            raise NoDisk(f"{repo.name} was not cloned yet", hint="its status says why")
-        named = None if branch is None else raw_branch(branch)
-        if commit is not None:
-            return await branch_with(mirror, commit, named=named, followed=followed)
-        name = named or followed
-        if name is None:
-            raise NoDisk(f"{repo.name} has no branch yet")
-        tip = (await tips_of(mirror, name)).get(name)
-        if tip is None:
-            hint = f"GET /v1/repos/{repo.name}/refs lists its branches"
-            raise NotFound(f"{repo.name} has no branch {escape(name)}", hint=hint)
-        return name, tip
-
-    def _order(self, repo: Repo, branch: str, commit: str, form: DiskForm) -> DiskOrder:
-        settings, visibility = self._settings(), "private" if self._is_private(repo) else "open"
-        return DiskOrder(repo.name, repo.url, branch, commit, form, settings.disk_history, visibility)
 
     async def _built(
         self, known: RepositoryDisks, order: DiskOrder, deadline: float, *, is_tip: bool
@@ -233,34 +257,24 @@ class Disks:
     # -- following upstream --------------------------------------------------------------------------------
 
     def refresh(self, repo: Repo) -> None:
-        """Starts rebuilding the followed branches, when refs of the repository moved or `serve` has just started."""
+        """Starts rebuilding the followed branches, when refs of the repository moved or `serve` has just started.
+
+        Does so for other repositories, too, whose submodule this is, if their images lack it.
+        """
         known = self._repository(repo.name)
         known.serve(repo)
         known.moved()
-        known.follow(partial(self._follow, known, repo))
+        known.follow(partial(self._follower.follow, known, repo))
+        for other in list(self._known.values()):
+            owner = other.repo
+            if owner is not None and owner.id != repo.id and self._contents.leads_to(other.lacking, owner.url, repo):
+                other.follow(partial(self._follower.follow, other, owner))
 
-    async def _follow(self, known: RepositoryDisks, repo: Repo) -> None:
-        if not known.is_loaded:
-            with self._endurance.over("the leases of disks"):
-                found = await asyncio.to_thread(self._leases.followed, repo)
-                loaded = {(raw_branch(name), DiskForm(form)): at for (name, form), at in found.items()}
-                known.followed, known.is_loaded = loaded | known.followed, True
-        since = time.time() - FOLLOWED
-        known.followed = {key: at for key, at in known.followed.items() if at > since}
-        # Images of branches that were deleted can go.
-        self._collector.call()
-        if known.followed:
-            with self._endurance.over(repo.name):
-                await self._bring_forward(known, repo)
-
-    async def _bring_forward(self, known: RepositoryDisks, repo: Repo) -> None:
-        tips = await tips_of(self._mirror_of(repo.name))
-        for name, form in sorted(known.followed, key=lambda key: known.followed[key], reverse=True):
-            tip = tips.get(name)
-            order = self._order(repo, name, tip, form) if tip else None
-            # The first build checks all refs, so an image that is still valid after it need not be built again.
-            if order is not None and (name, form) not in known.set_aside and known.ready(order) is None:
-                await known.build(order, is_tip=True)
+    def _on_arrival(self, repo_id: int) -> None:
+        """Rebuilds what was built while LFS objects of a repository had not arrived."""
+        for known in self._known.values():
+            if known.repo is not None and (known.repo.id == repo_id or repo_id in known.members):
+                known.follow(partial(self._follower.follow, known, known.repo))
 
     def forget(self, repo: Repo) -> None:
         """Stops building for a repository that is no longer served. Its leases last until they end."""
@@ -285,6 +299,7 @@ class Disks:
             if known.repo is not None:
                 self.forget(known.repo)
         await self._ended()
+        await self._contents.stop()
 
     async def _ended(self) -> None:
         if self._ending:

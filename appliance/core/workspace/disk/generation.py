@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
@@ -23,15 +24,20 @@ from appliance.core.workspace.disk.header import BLOCK, header
 _SCHEMA = """
 CREATE TABLE facts (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 CREATE TABLE contents (key BLOB PRIMARY KEY, block INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE packs (id INTEGER PRIMARY KEY, name TEXT NOT NULL, pack_block INTEGER NOT NULL, pack_size INTEGER NOT NULL,
-    idx_block INTEGER NOT NULL, idx_size INTEGER NOT NULL, in_use INTEGER NOT NULL DEFAULT 1);
-CREATE TABLE packed (id INTEGER PRIMARY KEY, ref BLOB NOT NULL, oid TEXT NOT NULL, UNIQUE (ref, oid));
+CREATE TABLE packs (id INTEGER PRIMARY KEY, member TEXT NOT NULL, name TEXT NOT NULL, pack_block INTEGER NOT NULL,
+    pack_size INTEGER NOT NULL, idx_block INTEGER NOT NULL, idx_size INTEGER NOT NULL,
+    in_use INTEGER NOT NULL DEFAULT 1);
+CREATE TABLE packed (id INTEGER PRIMARY KEY, member TEXT NOT NULL, ref BLOB NOT NULL, oid TEXT NOT NULL,
+    UNIQUE (member, ref, oid));
+CREATE TABLE images (name TEXT PRIMARY KEY, parts TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE segments (start INTEGER PRIMARY KEY, size INTEGER NOT NULL, sha256 TEXT NOT NULL);
 """
 CATALOGUE = "catalogue.db"
 _PER_QUERY = 500
 _COPY = 2**22
 _ZEROS = bytes(BLOCK)
+OWN = ""
+"""The workspace's own repository among the members. The others are submodules, by the name of their registration."""
 
 
 class Extent(NamedTuple):
@@ -53,6 +59,13 @@ class Pack(NamedTuple):
     name: str
     pack: Extent
     idx: Extent
+
+
+class ImageParts(NamedTuple):
+    """What an image has: the commit of each member in it, and the keys in hex of its LFS objects."""
+
+    commits: list[list[str]]
+    large: list[str]
 
 
 class Generation:
@@ -191,15 +204,20 @@ class Generation:
         self,
         *,
         facts: Mapping[str, str] | None = None,
+        member: str = OWN,
         packs: Sequence[tuple[str, Extent, Extent]] = (),
         replaced: Iterable[int] = (),
         packed: Mapping[str, str] | None = None,
         superseded: Iterable[tuple[str, str]] = (),
+        images: Mapping[str, ImageParts] | None = None,
+        kept: Collection[str] = (),
     ) -> None:
         """Syncs the blob file, and stores what was added to it.
 
-        `packs` are new packs, which take the place of those with the ids `replaced`. `packed` maps refs to the objects
-        that packs now reach, beyond what they reached before. `superseded` are earlier ones that these reach, too.
+        `packs` are new packs of `member`, which take the place of those with the ids `replaced`. `packed` maps refs to
+        the objects that its packs now reach, beyond what they reached before. `superseded` are earlier ones that these
+        reach, too. `images` says what new images have, by name; what is known of others that are not `kept` is then
+        forgotten.
         """
         if self._file is not None:
             self._file.flush()
@@ -210,11 +228,17 @@ class Generation:
         run.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?, ?)", self._contents)
         run.executemany("UPDATE packs SET in_use = 0 WHERE id = ?", [[number] for number in replaced])
         run.executemany(
-            "INSERT INTO packs (name, pack_block, pack_size, idx_block, idx_size) VALUES (?, ?, ?, ?, ?)",
-            [(name, *pack, *index) for name, pack, index in packs],
+            "INSERT INTO packs (member, name, pack_block, pack_size, idx_block, idx_size) VALUES (?, ?, ?, ?, ?, ?)",
+            [(member, name, *pack, *index) for name, pack, index in packs],
         )
-        run.executemany("DELETE FROM packed WHERE ref = ? AND oid = ?", _in_bytes(superseded))
-        run.executemany("INSERT OR REPLACE INTO packed (ref, oid) VALUES (?, ?)", _in_bytes((packed or {}).items()))
+        gone, added = ([(member, *pair) for pair in _in_bytes(pairs)] for pairs in (superseded, (packed or {}).items()))
+        run.executemany("DELETE FROM packed WHERE member = ? AND ref = ? AND oid = ?", gone)
+        run.executemany("INSERT OR REPLACE INTO packed (member, ref, oid) VALUES (?, ?, ?)", added)
+        if images:
+            known = [name for (name,) in run.execute("SELECT name FROM images").fetchall()]
+            run.executemany("DELETE FROM images WHERE name = ?", [[name] for name in known if name not in kept])
+            noted = [(name, json.dumps(parts)) for name, parts in images.items()]
+            run.executemany("INSERT OR REPLACE INTO images VALUES (?, ?)", noted)
         run.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", self._facts.items())
         if size:
             segment = [self._committed * BLOCK, size, self._segment.hexdigest()]
@@ -224,20 +248,30 @@ class Generation:
 
     # -- packs --------------------------------------------------------------------------------------------------------
 
-    def packs(self) -> list[Pack]:
-        """The packs of a new image, the oldest first."""
+    def packs(self, member: str | None = OWN) -> list[Pack]:
+        """The packs of a member for a new image, or of all members, the oldest first."""
         rows = self._catalogue.execute(
-            "SELECT id, name, pack_block, pack_size, idx_block, idx_size FROM packs WHERE in_use ORDER BY id"
+            """SELECT id, name, pack_block, pack_size, idx_block, idx_size FROM packs
+               WHERE in_use AND member = coalesce(?, member) ORDER BY id""",
+            [member],
         )
         return [Pack(row[0], row[1], Extent(*row[2:4]), Extent(*row[4:6])) for row in rows]
 
-    def packed(self) -> list[tuple[str, str]]:
-        """What the packs reach: each ref with each object that it named when it was packed, the oldest first.
+    def packed(self, member: str = OWN) -> list[tuple[str, str]]:
+        """What a member's packs reach: each ref with each object that it named when it was packed, the oldest first.
 
         A ref is there with several objects if a later one does not reach an earlier one.
         """
-        rows = self._catalogue.execute("SELECT ref, oid FROM packed ORDER BY id")
+        rows = self._catalogue.execute("SELECT ref, oid FROM packed WHERE member = ? ORDER BY id", [member])
         return [(ref.decode("utf-8", "surrogateescape"), oid) for ref, oid in rows]
+
+    # -- images -------------------------------------------------------------------------------------------------------
+
+    def parts_of(self, names: Collection[str]) -> Iterator[ImageParts]:
+        """What those of these images have that are noted."""
+        for name, parts in self._catalogue.execute("SELECT name, parts FROM images"):
+            if name in names:
+                yield ImageParts(*json.loads(parts))
 
 
 def _in_bytes(pairs: Iterable[tuple[str, str]]) -> list[tuple[bytes, str]]:

@@ -61,10 +61,10 @@ def _lines(words: Iterable[str]) -> list[bytes]:
     return [f"{word}\n".encode() for word in words]
 
 
-def pack_history(reader: MirrorReader, generation: Generation, tips: Iterable[str]) -> Path | None:
-    """Packs what is reachable from `tips` and not from what is packed already. None if that is nothing."""
+def pack_history(reader: MirrorReader, packed: Iterable[tuple[str, str]], tips: Iterable[str]) -> Path | None:
+    """Packs what is reachable from `tips` and not from what is `packed` already. None if that is nothing."""
     # Tags need not be excluded, because they are on branches, and there may be a hundred thousand of them.
-    known = {oid for ref, oid in generation.packed() if ref.startswith("refs/heads/")}
+    known = {oid for ref, oid in packed if not ref.startswith("refs/tags/")}
     revisions = [*_lines(sorted(set(tips) - known)), *_lines(f"^{oid}" for oid in sorted(known))]
     return _pack(reader, revisions, "--revs")
 

@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Increased when an image of the same commit would come out differently. Images of another version are not used."""
 GONE = ".gone-"
 """Name prefix of a generation being removed."""
@@ -63,7 +63,7 @@ class DiskImage:
 
     `url` is the upstream, and `visibility` is "open" or "private". `size` is the size of the tree drive in bytes, and
     `data_size` how many bytes of the data drive it needs. `sha256` is of the tree drive, in hex. `made_at` is in Unix
-    seconds.
+    seconds. Images of one `line` may share a data drive (`DiskOrder.line`).
     """
 
     repo: str
@@ -79,6 +79,7 @@ class DiskImage:
     data_size: int
     sha256: str
     made_at: float
+    line: str = ""
     version: int = LAYOUT_VERSION
 
 

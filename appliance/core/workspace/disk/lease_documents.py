@@ -28,6 +28,8 @@ def lease_document(lease: DiskLease, place: DiskPlace) -> dict[str, Any]:
         "form": lease.form,
         "guest": lease.guest,
         "drives": drives,
+        "submodules": lease.modules is not None,
+        "missing": list(lease.missing),
         "mount": f"mount -t {kind} -o {options} /dev/vdb MOUNTPOINT",
         "created_at": rfc3339(lease.created_at),
         "expires_at": rfc3339(lease.expires_at),

@@ -24,6 +24,9 @@ BuildDisk = Callable[[DiskPlace, Mirror, DiskOrder], Awaitable[DiskImage]]
 """Returns the image of an order, and builds it if it does not exist. Begins a new generation where necessary."""
 
 
+Followed = tuple[str, DiskForm, tuple[int, ...] | None]
+"""A branch, a form, and None for images without submodules; else the private registrations that may be among them."""
+
 COME_BACK = 60.0
 """Seconds for which an order keeps its turn for a client that was told to try again."""
 
@@ -47,6 +50,15 @@ class _Ordered:
         return bool(self.waiting) or asyncio.get_running_loop().time() < self.until
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """What the last build in a line of generations found: the refs, as of how many moves, and the newest generation."""
+
+    moves: int
+    refs: bytes
+    generation: int
+
+
 class RepositoryDisks:
     """Builds one image at a time, and knows which images are valid for the present refs.
 
@@ -65,10 +77,14 @@ class RepositoryDisks:
         self.place = place
         self.repo: Repo | None = None
         """The registration that is served, or None."""
-        self.followed: dict[tuple[str, DiskForm], float] = {}
-        """The branches and forms to rebuild when their tip moves, with the Unix time of the last request for each."""
-        self.set_aside: set[tuple[str, DiskForm]] = set()
-        """Those of `followed` that the budget has no room for; they are not rebuilt until somebody asks."""
+        self.followed: dict[Followed, float] = {}
+        """What to rebuild when a tip moves, with the Unix time of the last request for each."""
+        self.lacking: frozenset[str] = frozenset()
+        """The URLs of submodules that the last images of these do not have, and that may be mirrored later."""
+        self.members: frozenset[int] = frozenset()
+        """The registrations of the submodules that these have."""
+        self.set_aside: set[tuple[str, DiskForm, str]] = set()
+        """Branch, form and line of images that the budget has no room for; they are not rebuilt until somebody asks."""
         self.is_loaded = False
         """Whether `followed` includes the requests that an earlier `serve` got."""
         self.building = asyncio.Lock()
@@ -77,15 +93,13 @@ class RepositoryDisks:
         """Held while an image is leased, and while something is removed."""
         self._mirror = mirror
         self._refs = UpstreamRefs(mirror)
-        self._refs_seen = b""
         self._build_disk = build
         self._places = places
         self._built = built
         self.changes = 0
         """Increases whenever something on disk, or the refs that decide about it, may have changed."""
         self._moves = 0
-        self._seen = -1
-        self._generation = 0
+        self._lines: dict[str, _Checked] = {}
         self._images: dict[DiskOrder, DiskImage] = {}
         self._builds: dict[tuple[DiskOrder, int], _Ordered] = {}
         self._following: asyncio.Task[None] | None = None
@@ -110,21 +124,24 @@ class RepositoryDisks:
         self._moves += 1
         self.changes += 1
 
-    async def look(self) -> None:
-        """Trusts no image if the refs are not those that the last build saw. Raises GitError.
+    async def look(self, order: DiskOrder) -> None:
+        """Trusts no image if the refs are not those that the last build in the order's line saw. Raises GitError.
 
         A refresh moves them some time before it says so, and in between a blob file may have what was just dropped.
         """
-        if self._seen == self._moves and await self._refs.digest() != self._refs_seen:
+        checked = self._lines.get(order.line)
+        if checked is not None and checked.moves == self._moves and await self._refs.digest() != checked.refs:
             self.moved()
 
     def ready(self, order: DiskOrder) -> DiskImage | None:
         """The image of an order, if a build that read the present refs left it valid."""
-        return self._images.get(order) if self._seen == self._moves else None
+        checked = self._lines.get(order.line)
+        return self._images.get(order) if checked is not None and checked.moves == self._moves else None
 
     def is_present(self, image: DiskImage) -> bool:
-        """Whether an image belongs to the generation that the last build used or began."""
-        return image.generation == self._generation
+        """Whether an image belongs to the generation that the last build in its line used or began."""
+        checked = self._lines.get(image.line)
+        return checked is not None and image.generation == checked.generation
 
     def drop(self, image: DiskImage) -> None:
         """Forgets an image that was removed or changed on disk."""
@@ -204,9 +221,10 @@ class RepositoryDisks:
         moves, begun, start = self._moves, time.time(), time.monotonic()
         refs = await self._refs.digest()
         image = await self._build_disk(self.place, self._mirror, order)
-        self._seen, self._refs_seen, self._generation = moves, refs, image.generation
+        self._lines[image.line] = _Checked(moves, refs, image.generation)
         self.changes += 1
-        kept = {known: each for known, each in self._images.items() if each.generation == image.generation}
+        # An earlier order of the same image was made before the refs of a submodule's mirror moved.
+        kept = {known: each for known, each in self._images.items() if self.is_present(each) and each != image}
         self._images = kept | {order: image}
         self._failed.pop(order.branch, None)
         if image.made_at >= begun:

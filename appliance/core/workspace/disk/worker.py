@@ -15,8 +15,9 @@ import os
 import resource
 import shutil
 import sqlite3
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,34 +25,25 @@ from typing import Any, TextIO
 from appliance.core.errors import GitmirrorError
 from appliance.core.process.atomic_file import write_atomically
 from appliance.core.units import format_size
-from appliance.core.workspace.consolidation import MOST_PACKS
-from appliance.core.workspace.disk import last_listing
-from appliance.core.workspace.disk.assemble import Workspace, repository, write_tree_drive
-from appliance.core.workspace.disk.checkout import LONGEST_TARGET, check_out, conversions, refuse_hostile_names
-from appliance.core.workspace.disk.generation import Generation
+from appliance.core.workspace.config import kit_config, workspace_config
+from appliance.core.workspace.disk.assemble import GitFiles, Workspace, repository, write_tree_drive
+from appliance.core.workspace.disk.erofs import Directory
+from appliance.core.workspace.disk.generation import OWN, Generation, ImageParts
 from appliance.core.workspace.disk.header import BLOCK
-from appliance.core.workspace.disk.history import (
-    dropped,
-    is_reached,
-    merge_packs,
-    pack_history,
-    pack_objects,
-    packs_to_merge,
-    store_pack,
-    tags_on,
-)
-from appliance.core.workspace.disk.images import BEGUN, LAYOUT_VERSION, SCRATCH, DiskForm, DiskImage, DiskPlace
+from appliance.core.workspace.disk.history import dropped
+from appliance.core.workspace.disk.images import BEGUN, LAYOUT_VERSION, SCRATCH, DiskImage, DiskPlace
 from appliance.core.workspace.disk.index_file import write_index
-from appliance.core.workspace.disk.mirror_reader import GITLINK, LINK, TREE, MirrorReader, TreeEntry
-from appliance.core.workspace.disk.order import DiskOrder
-from appliance.core.workspace.refs import Tag, packed_refs
+from appliance.core.workspace.disk.large_files import find_large_files
+from appliance.core.workspace.disk.member import Member
+from appliance.core.workspace.disk.mirror_reader import MirrorReader
+from appliance.core.workspace.disk.order import DiskOrder, LargeFile, order_of
+from appliance.core.workspace.disk.submodules import active_config, default_branch, graft, module_config, module_refs
+from appliance.core.workspace.refs import packed_refs
 
 log = logging.getLogger(__name__)
 
 MOST_MEMORY = 2 * 2**30
 """Bytes for the worker and for each git that it starts. A repository of 100 kB can have a tree of 10^9 paths."""
-WORTH_REMEMBERING = 5000
-"""Entries from which on the listing of a tree is kept for the next build."""
 SLACK = 4096
 """Blocks (16 MiB) of a blob file that may be of no use, however small the rest is."""
 
@@ -68,70 +60,75 @@ class Build:
         for left in [*place.directory.glob("*/images/*.new"), *place.directory.glob("*/listing-*.new")]:
             left.unlink(missing_ok=True)
         self.scratch.mkdir(parents=True)
-        self.reader = MirrorReader(mirror, self.scratch)
-        self.refs: list[Tag] = []
-        self.entries: list[TreeEntry] = []
-        self.converted: dict[bytes, bytes] = {}
-        self.keys: dict[bytes, None] = {}
-        self.last: last_listing.LastListing | None = None
-        """What the last build of this branch in this generation knew."""
+        own = MirrorReader(mirror, self.scratch)
+        readers = [MirrorReader(Path(module.mirror), self.scratch / str(at)) for at, module in enumerate(order.modules)]
+        self.readers = {OWN: own, **{m.repo: reader for m, reader in zip(order.modules, readers, strict=True)}}
+        """Reads the mirror of each member of the generation."""
+        self.own = Member(
+            own, order.commit, order.history,
+            name=OWN, ref=f"refs/heads/{order.branch}", memory=order.branch, large=order.large,
+        )  # fmt: skip
+        self.modules = [
+            Member(
+                reader, module.commit, order.history,
+                name=module.repo, ref=module.path, memory=f"{order.branch}\0{module.path}", large=module.large,
+            )
+            for module, reader in zip(order.modules, readers, strict=True)
+        ]  # fmt: skip
 
     def run(self) -> DiskImage:
         """Builds the image, or finds it built. Raises GitmirrorError, OSError, sqlite3.Error."""
         try:
-            order = self.order
-            if len(order.commit) != 40:
-                raise GitmirrorError(f"cannot build a disk of {order.repo}: its object ids are not SHA-1")
-            self.refs = tags_on(self.reader, order.commit) if order.history == "full" else []
+            if any(len(member.commit) != 40 for member in self._members):
+                raise GitmirrorError(f"cannot build a disk of {self.order.repo}: its object ids are not SHA-1")
             name = self._name()
             current = self._current()
             if current is not None and (image := self._built(current, name)):
                 return image
-            self.entries = self._listed(current)
-            self.converted = conversions(self.reader, order.commit, self.entries)
-            self.keys = self._keys()
+            for member in self._members:
+                member.read(None if current is None else self.place.generation(current))
             if current is not None and not self._is_worn(current):
                 with self._opened(current) as generation:
                     return self._build(generation, current, name)
-            self.last = None
+            for member in self._members:
+                member.forget_last()
             return self._begin(name)
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _listed(self, current: int | None) -> list[TreeEntry]:
-        """The listing of the commit's tree, with names that git does not refuse."""
-        if current is not None:
-            place = last_listing.place_of(self.place.generation(current), self.order.branch)
-            self.last = last_listing.load(place)
-        if self.last is None:
-            entries = new = self.reader.listing(self.order.commit)
-        else:
-            changes = last_listing.changes_since(self.reader, self.last.commit, self.order.commit)
-            entries, new = last_listing.apply(self.last.entries, changes)
-        refuse_hostile_names(new)
-        return entries
+    @property
+    def _members(self) -> list[Member]:
+        return [self.own, *self.modules]
 
     # -- which generation ---------------------------------------------------------------------------------------------
 
     def _facts(self) -> dict[str, str]:
         order = self.order
         return {
-            "version": str(LAYOUT_VERSION), "url": order.url, "visibility": order.visibility, "history": order.history
+            "version": str(LAYOUT_VERSION), "line": order.line,
+            "url": order.url, "visibility": order.visibility, "history": order.history,
         }  # fmt: skip
 
     def _current(self) -> int | None:
-        """The newest generation, if this order may go into it."""
-        numbers = self.place.generations()
-        if not numbers:
-            return None
-        try:
-            with self._opened(numbers[-1]) as generation:
-                fits = all(generation.fact(key) == value for key, value in self._facts().items())
-                if fits and generation.is_whole() and dropped(self.reader, generation.packed()) is None:
-                    return numbers[-1]
-        except (OSError, sqlite3.Error, LookupError, TypeError, ValueError) as error:
-            log.warning("beginning anew, because generation %d cannot be read: %s", numbers[-1], error)
+        """The newest generation of the order's line, if this order may go into it."""
+        for number in reversed(self.place.generations()):
+            try:
+                with self._opened(number) as generation:
+                    if generation.fact("line") != self.order.line:
+                        continue
+                    fits = all(generation.fact(key) == value for key, value in self._facts().items())
+                    if fits and generation.is_whole() and not self._has_dropped(generation):
+                        return number
+                    return None
+            except (OSError, sqlite3.Error, LookupError, TypeError, ValueError) as error:
+                # It may be one of this line. An older one that can be read is not the newest then, and is not used.
+                log.warning("beginning anew, because generation %d cannot be read: %s", number, error)
+                return None
         return None
+
+    def _has_dropped(self, generation: Generation) -> bool:
+        """Whether upstream no longer has what is in a generation; each member is of its own upstream."""
+        return any(dropped(reader, generation.packed(name)) for name, reader in self.readers.items())
 
     def _opened(self, number: int) -> Generation:
         return Generation(self.place.generation(number))
@@ -145,14 +142,21 @@ class Build:
             # Looking at every image takes a while, so it is done again only after the file grew by a quarter.
             if generation.end <= int(generation.fact("unworn") or 0) * 5 // 4:
                 return False
-            keys = set(self.keys)
-            for commit in {image.commit for image in self.place.images() if image.generation == number}:
-                with contextlib.suppress(GitmirrorError):
-                    keys |= {oid for _, oid, _ in self.reader.listing(commit)}
-            if generation.end > 2 * _blocks(generation, generation.find(keys)) + SLACK:
+            keys = {key for member in self._members for key in member.keys}
+            commits: set[tuple[str, str]] = set()
+            for parts in generation.parts_of(self._images_in(number)):
+                commits |= {(member, commit) for member, commit in parts.commits}
+                keys |= {bytes.fromhex(key) for key in parts.large}
+            for member, commit in commits:
+                with contextlib.suppress(GitmirrorError, KeyError):
+                    keys |= {oid for _, oid, _ in self.readers[member].listing(commit)}
+            if generation.end > 2 * _needed(generation, generation.find(keys)) + SLACK:
                 return True
             generation.commit(facts={"unworn": str(generation.end)})
             return False
+
+    def _images_in(self, number: int) -> set[str]:
+        return {image.name for image in self.place.images() if image.generation == number}
 
     def _begin(self, name: str) -> DiskImage:
         """Builds the first image of a new generation, which appears as a whole."""
@@ -175,7 +179,16 @@ class Build:
         """The file name of the image: readable, and another for other contents."""
         order = self.order
         readable = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in order.branch[:60])
-        what = packed_refs(order.branch, order.commit, self.refs) + f"{order.form} {order.repo}".encode()
+        what = packed_refs(order.branch, order.commit, self.own.tags) + f"{order.form} {order.repo}".encode()
+        if order.modules or order.large:
+            modules = [
+                (
+                    module.path, module.git, module.url, module.commit, module.update, [*map(tuple, member.tags)],
+                    sorted(member.branches.items()), default_branch(module, member.branches), _oids(module.large),
+                )
+                for module, member in zip(order.modules, self.modules, strict=True)
+            ]  # fmt: skip
+            what += repr([*modules, _oids(order.large)]).encode("utf-8", "surrogateescape")
         return f"{readable}-{order.commit[:12]}-{hashlib.sha256(what).hexdigest()[:12]}.img"
 
     def _built(self, number: int, name: str) -> DiskImage | None:
@@ -186,123 +199,75 @@ class Build:
 
     def _build(self, generation: Generation, number: int, name: str) -> DiskImage:
         order = self.order
-        extents = self._store_contents(generation)
-        self._store_history(generation, extents)
-        links = [oid for mode, oid, _ in self.entries if mode == LINK]
-        targets = {oid: target or b"" for oid, target in self.reader.whole(links, LONGEST_TARGET).items()}
-        workspace = Workspace(self.entries, extents, self.converted, targets)
-        tree = bytes.fromhex(self.reader.tree_of(order.commit))
-        tip = None
-        if order.history == "tip":
-            tip = self.reader.run("cat-file", "commit", order.commit)
-        workspace.root.entries[b".git"] = repository(
-            order.repo, order.url, order.branch, order.commit,
-            refs=packed_refs(order.branch, order.commit, self.refs), index=write_index(tree, workspace.index),
-            packs=generation.packs(), tip=tip,
-        )  # fmt: skip
-        workspace.index.clear()
+        for member in self._members:
+            member.store_contents(generation)
+        for member in self._members:
+            member.store_history(generation)
+        extents = {key: extent for member in self._members for key, extent in member.extents.items()}
+        commits = [[member.name, member.commit] for member in self._members]
+        parts = ImageParts(commits, [key.hex() for member in self._members for key in member.large])
+        # Before the image appears, because what it has counts as used from then on.
+        facts = {"needed": str(_needed(generation, extents))}
+        generation.commit(facts=facts, images={name: parts}, kept=self._images_in(number))
+        root = self._root(generation)
         path = generation.directory / "images" / name
         unfinished = path.with_suffix(".new")
         unfinished.unlink(missing_ok=True)
         size, data_size = write_tree_drive(
-            unfinished, workspace.root, generation, order.form, self.scratch, repo=order.repo, commit=order.commit
+            unfinished, root, generation, order.form, self.scratch, repo=order.repo, commit=order.commit
         )
         unfinished.rename(path)
         image = DiskImage(
             order.repo, order.url, order.branch, order.commit, order.form, order.history, order.visibility, number,
-            name, size, data_size, _digest(path), time.time(),
+            name, size, data_size, _digest(path), time.time(), order.line,
         )  # fmt: skip
         write_atomically(path.with_suffix(".json"), self.place.describe(image), 0o640)
         _sync(path.parent)
-        if len(self.entries) >= WORTH_REMEMBERING:
-            place = last_listing.place_of(generation.directory, order.branch)
-            last_listing.store(place, last_listing.LastListing(order.commit, self.entries, extents))
+        for member in self._members:
+            member.remember(generation.directory)
         return image
 
-    def _keys(self) -> dict[bytes, None]:
-        """The catalogue's keys of all files, in their order."""
-        if not self.converted:
-            return {oid: None for mode, oid, _ in self.entries if mode not in (TREE, LINK, GITLINK)}
-        converted = self.converted
-        files = (entry for entry in self.entries if entry[0] not in (TREE, LINK, GITLINK))
-        return {converted.get(path, oid): None for _, oid, path in files}
-
-    def _store_contents(self, generation: Generation) -> dict[bytes, tuple[int, int]]:
-        """Adds to the blob file what it lacks. Returns where the contents with each of `keys` are."""
-        found = last_listing.contents_of(self.last.extents, self.keys) if self.last is not None else {}
-        missing = self.keys.keys() - found.keys()
-        found |= generation.find(missing)
-        missing -= found.keys()
-        paths = {path: key for path, key in self.converted.items() if key in missing}
-        missing -= set(paths.values())
-        plain = [oid for oid in self.keys if oid in missing] if missing else []
-        for oid, _, pieces in self.reader.contents(plain) if plain else ():
-            extent = generation.add(oid, pieces)
-            found[oid] = (extent.block, extent.size)
-        for key, file in check_out(self.reader, paths):
-            if key not in found:
-                extent = generation.add(key, _read(file))
-                found[key] = (extent.block, extent.size)
-        return found
-
-    def _store_history(self, generation: Generation, extents: Mapping[bytes, tuple[int, int]]) -> None:
-        """Adds the packs that this image needs, and commits everything."""
-        order, reader, known = self.order, self.reader, generation.packed()
-        ref, recorded = f"refs/heads/{order.branch}", set(known)
-        before = [oid for name, oid in known if name == ref]
-        packed = {ref: order.commit, **{tag.ref: tag.oid for tag in self.refs}}
-        if any(is_reached(reader, order.commit, oid) for oid in before):
-            # An older commit was ordered, or the same. What the branch had since stays on record.
-            del packed[ref]
-        packed = {name: oid for name, oid in packed.items() if (name, oid) not in recorded}
-        # What the new tip does not reach stays on record too, to be noticed when upstream drops it.
-        superseded = [(ref, oid) for oid in before if ref in packed and is_reached(reader, oid, order.commit)]
-        if order.history == "full":
-            new = pack_history(reader, generation, packed.values()) if packed else None
-        else:
-            new = pack_objects(reader, self._objects_of_tip(before[-1] if before else None))
-        packs = [store_pack(generation, new)] if new else []
-        needed = _blocks(generation, extents) + sum(pack.blocks + idx.blocks for _, pack, idx in packs)
-        generation.commit(facts={"needed": str(needed)}, packs=packs, packed=packed, superseded=superseded)
-        if order.history == "full":
-            old = packs_to_merge(generation.packs())
-            merged = merge_packs(reader, generation, old) if old else None
-        else:
-            old = generation.packs() if len(generation.packs()) >= MOST_PACKS else []
-            merged = pack_objects(reader, self._objects_of_all_tips(generation)) if old else None
-        if merged is not None:
-            generation.commit(packs=[store_pack(generation, merged)], replaced=[pack.id for pack in old])
-
-    def _objects_of_tip(self, before: str | None) -> Iterator[str]:
-        """The trees and blobs of the commit, or those that its branch's last image did not have."""
-        commit = self.order.commit
-        if before is None:
-            yield from self._objects_in(commit, self.entries)
-        elif before != commit:
-            yield self.reader.tree_of(commit)
-            changed = self.reader.run("diff-tree", "-r", "-t", "--raw", "-z", "--no-renames", before, commit)
-            fields = [field.split(b" ") for field in changed.split(b"\0") if field.startswith(b":")]
-            yield from dict.fromkeys(field[3].decode() for field in fields if field[1] not in (b"160000", b"000000"))
-
-    def _objects_of_all_tips(self, generation: Generation) -> dict[str, None]:
-        """The trees and blobs of the ordered commit, and of the tips of all branches in the generation."""
-        tips = {self.order.commit, *(oid for ref, oid in generation.packed() if ref.startswith("refs/heads/"))}
-        return {oid: None for tip in tips for oid in self._objects_in(tip, self.reader.listing(tip))}
-
-    def _objects_in(self, commit: str, entries: Iterable[TreeEntry]) -> Iterator[str]:
-        yield self.reader.tree_of(commit)
-        yield from dict.fromkeys(oid.hex() for mode, oid, _ in entries if mode != GITLINK)
+    def _root(self, generation: Generation) -> Directory:
+        """The whole image: the tree, `.git` beside it, and the submodules in both."""
+        order, own = self.order, self.own
+        config = workspace_config(order.url, order.branch) + kit_config(order.repo, order.commit)
+        config += active_config(".git", order.modules)
+        refs = packed_refs(order.branch, order.commit, own.tags)
+        workspace = own.workspace()
+        files = GitFiles(
+            order.commit, f"ref: refs/heads/{order.branch}", config, refs, _index(own, workspace),
+            generation.packs(OWN), own.tip(),
+        )  # fmt: skip
+        workspace.root.entries[b".git"] = repository(files)
+        for module, member in zip(order.modules, self.modules, strict=True):
+            head = default_branch(module, member.branches)
+            config = module_config(module, head) + active_config(module.git, order.modules)
+            refs = module_refs(member.branches, head, member.tags)
+            below = member.workspace()
+            files = GitFiles(
+                module.commit, module.commit, config, refs, _index(member, below),
+                generation.packs(member.name), member.tip(), head,
+            )  # fmt: skip
+            graft(workspace.root, module, below.root, repository(files))
+        return workspace.root
 
 
-def _blocks(generation: Generation, extents: Mapping[bytes, tuple[int, int]]) -> int:
-    """How many blocks of the blob file these contents and the packs of a new image take."""
-    packs = sum(pack.pack.blocks + pack.idx.blocks for pack in generation.packs())
+def _index(member: Member, workspace: Workspace) -> bytes:
+    """The index of a member, whose entries are not needed any more then."""
+    index = write_index(member.tree(), workspace.index)
+    workspace.index.clear()
+    return index
+
+
+def _oids(files: Iterable[LargeFile]) -> list[tuple[str, str]]:
+    """What files with LFS objects add to an image, wherever the objects are on this node."""
+    return [(file.path, file.oid) for file in files]
+
+
+def _needed(generation: Generation, extents: Mapping[bytes, tuple[int, int]]) -> int:
+    """How many blocks of the blob file these contents and the packs of new images take."""
+    packs = sum(pack.pack.blocks + pack.idx.blocks for pack in generation.packs(None))
     return packs + sum(-(-size // BLOCK) for _, size in extents.values())
-
-
-def _read(file: Path) -> Iterator[bytes]:
-    with file.open("rb", buffering=0) as opened:
-        yield from iter(lambda: opened.read(2**20), b"")
 
 
 def _digest(path: Path) -> str:
@@ -318,19 +283,28 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-def main(orders: TextIO, answers: TextIO) -> int:
-    """Builds the one order in `orders`. Writes the image as JSON, or an object with `error` and `hint`.
+def _look(mirror: Path, commit: str) -> dict[str, Any]:
+    """The LFS files of a commit: path, object and size of each."""
+    with tempfile.TemporaryDirectory() as scratch:
+        found = find_large_files(MirrorReader(mirror, Path(scratch)), commit)
+    return {"large": [(os.fsdecode(path), pointer.oid, pointer.size) for path, pointer in found]}
 
-    Returns the exit code.
+
+def main(orders: TextIO, answers: TextIO) -> int:
+    """Builds the one order in `orders`, or finds the LFS files of its commit if it has no place.
+
+    Writes the answer as JSON, or an object with `error` and `hint`. Returns the exit code.
     """
     # No reference cycles are created here, and each collection would scan the growing tree.
     gc.disable()
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     order: dict[str, Any] = json.load(orders)
-    place, mirror = DiskPlace(Path(order.pop("place"))), Path(order.pop("mirror"))
-    wanted = DiskOrder(**order | {"form": DiskForm(order["form"])})
+    place, mirror = order.pop("place", None), Path(order.pop("mirror"))
     try:
-        answer = asdict(Build(place, mirror, wanted).run())
+        if place is None:
+            answer = _look(mirror, order["commit"])
+        else:
+            answer = asdict(Build(DiskPlace(Path(place)), mirror, order_of(order)).run())
     except GitmirrorError as error:
         answer = {"error": error.message, "hint": error.hint}
     except OSError as error:
