@@ -1,0 +1,1 @@
+"""A workspace has what a person's clone has."""
