@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.gitutil import DATE, GitFailed, git, git_result
+from tests.support.gitutil import DATE, GitFailed, clean_env, git, git_result
 from tests.support.prose import NOUNS, VERBS, edit_text, make_sentence, make_text
 
 ODD_NAMES = (
@@ -186,6 +186,20 @@ def add_commit(bare: Path, branch: str, files: Mapping[str, str | bytes | None],
             data = content.encode() if isinstance(content, str) else content
             parts.append(f"M 100644 inline {_quote(path)}\n".encode() + _data(data))
     return _import(bare, b"".join([*parts, b"get-mark :1\n"]))
+
+
+def commit_entries(bare: Path, lines: Sequence[str]) -> str:
+    """Commit exactly these lines of `git update-index --index-info` on top of `main`; return the commit's id.
+
+    Unlike `add_commit`, this takes gitlinks and what no checkout would have.
+    """
+    env = clean_env(bare, GIT_INDEX_FILE=str(bare / "building"))
+    (bare / "building").unlink(missing_ok=True)
+    git("update-index", "--index-info", cwd=bare, input="".join(f"{line}\n" for line in lines), env=env)
+    tree, parent = git("write-tree", cwd=bare, env=env), _tip(bare, "main")
+    oid = git("commit-tree", "-m", "commit", *(("-p", parent) if parent else ()), tree, cwd=bare)
+    git("update-ref", "refs/heads/main", oid, cwd=bare)
+    return oid
 
 
 def force_push(bare: Path, branch: str, *, depth: int = 1) -> str:

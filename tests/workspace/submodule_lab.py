@@ -10,7 +10,8 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.models import Repo
 from appliance.core.workspace.submodules import MissingSubmodule, Submodule, resolve
 from tests.git.lab import Lab
-from tests.support.gitutil import clean_env, git
+from tests.support.generate import commit_entries
+from tests.support.gitutil import git
 
 HOST = "https://github.com"
 
@@ -52,15 +53,7 @@ class SubmoduleLab:
 
     def commit_lines(self, name: str, lines: list[str]) -> str:
         """Commits exactly these lines of `git update-index --index-info`."""
-        bare = self.mirror(name).path
-        index = clean_env(bare, GIT_INDEX_FILE=str(bare / "building"))
-        (bare / "building").unlink(missing_ok=True)
-        git("update-index", "--index-info", cwd=bare, input="".join(f"{line}\n" for line in lines), env=index)
-        tree = git("write-tree", cwd=bare, env=index)
-        parent = git("for-each-ref", "--format=%(objectname)", "refs/heads/main", cwd=bare)
-        oid = git("commit-tree", "-m", "commit", *(("-p", parent) if parent else ()), tree, cwd=bare)
-        git("update-ref", "refs/heads/main", oid, cwd=bare)
-        return oid
+        return commit_entries(self.mirror(name).path, lines)
 
     def resolve(self, name: str, commit: str) -> tuple[list[Submodule], list[MissingSubmodule]]:
         """What `resolve` finds for a reader of all but the `unreadable`."""

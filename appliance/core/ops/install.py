@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -206,27 +206,25 @@ def default_config() -> bytes:
         "",
         "# The static list of repositories: one [[repos]] for each. It is read at start and on reload.",
         "# [[repos]]",
-    ]
-    for item in fields(RepoConfig):
-        lines += [f"## {item.metadata['help']}", f"# {item.name} = {_toml(EXAMPLE_REPO[item.name])}"]
-    lines += [
+        *_entry(RepoConfig, EXAMPLE_REPO),
         "",
         "# Repositories that are mirrored when a guest asks for one: one [[allow]] for each.",
         "# [[allow]]",
-    ]
-    for item in fields(AllowConfig):
-        value = EXAMPLE_ALLOW.get(item.name, item.metadata["default"])
-        lines += [f"## {item.metadata['help']}", f"# {item.name} = {_toml(value)}"]
-    lines += [
+        *_entry(AllowConfig, EXAMPLE_ALLOW),
         "",
         "# Credentials for private upstreams: one [[credentials]] for each. Guests need a read token",
         "# (`token issue`) for their mirrors, unless readers says otherwise.",
         "# [[credentials]]",
+        *_entry(CredentialConfig, EXAMPLE_CREDENTIAL),
     ]
-    for item in fields(CredentialConfig):
-        value = EXAMPLE_CREDENTIAL.get(item.name, item.metadata["default"])
-        lines += [f"## {item.metadata['help']}", f"# {item.name} = {_toml(value)}"]
     return ("\n".join(lines) + "\n").encode()
+
+
+def _entry(kind: type[Any], example: Mapping[str, str]) -> Iterator[str]:
+    """The keys of a commented-out table: with the values of the example, or else their defaults."""
+    for item in fields(kind):
+        value = example.get(item.name, item.metadata.get("default", ""))
+        yield from (f"## {item.metadata['help']}", f"# {item.name} = {_toml(value)}")
 
 
 def _toml(value: Any) -> str:

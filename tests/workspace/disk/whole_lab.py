@@ -12,7 +12,8 @@ from pathlib import Path
 from appliance.core.workspace.disk.images import DiskImage
 from appliance.core.workspace.disk.order import DiskOrder, LargeFile, OrderedModule
 from appliance.core.workspace.disk.worker import Build
-from tests.support.gitutil import clean_env, git
+from tests.support.generate import commit_entries
+from tests.support.gitutil import git
 from tests.workspace.disk.disk_lab import DiskLab
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n"
@@ -28,18 +29,11 @@ def create(bare: Path) -> Path:
 
 def commit(bare: Path, files: Mapping[str, str | bytes], links: Mapping[str, str] | None = None) -> str:
     """Commits these files and these gitlinks by path, as the only content of `main`; returns the commit."""
-    index = clean_env(bare, GIT_INDEX_FILE=str(bare / "building"))
-    (bare / "building").unlink(missing_ok=True)
     lines = [f"160000 {oid}\t{path}" for path, oid in (links or {}).items()]
     for path, text in files.items():
         (bare / "content").write_bytes(text if isinstance(text, bytes) else text.encode())
         lines.append(f"100644 {git('hash-object', '-w', str(bare / 'content'), cwd=bare)}\t{path}")
-    git("update-index", "--index-info", cwd=bare, input="".join(f"{line}\n" for line in lines), env=index)
-    tree = git("write-tree", cwd=bare, env=index)
-    parent = git("for-each-ref", "--format=%(objectname)", "refs/heads/main", cwd=bare)
-    oid = git("commit-tree", "-m", "commit", *(("-p", parent) if parent else ()), tree, cwd=bare)
-    git("update-ref", "refs/heads/main", oid, cwd=bare)
-    return oid
+    return commit_entries(bare, lines)
 
 
 def section(name: str, path: str, url: str) -> str:
