@@ -95,7 +95,9 @@ class LfsUpstreams:
             size = await mirror.git.run("cat-file", "-s", blob, cwd=mirror.path, deadline=QUICK)
             if int(size.stdout) > _MOST_CONFIG:
                 return None
-            output = await mirror.git.run("config", "--blob", blob, "--get", "lfs.url", cwd=mirror.path, deadline=QUICK)
+            # Without --no-includes, git also reads the files of this node that `include.path` in the blob names.
+            words = ("config", "--no-includes", "--blob", blob, "--get", "lfs.url")
+            output = await mirror.git.run(*words, cwd=mirror.path, deadline=QUICK)
         except (GitError, ValueError):
             # There is no such file, or no such setting in it.
             return None
