@@ -7,12 +7,17 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from appliance.core.errors import GitmirrorError, TryLater
-from appliance.core.lfs import objects, upstream_lfs
+from appliance.core.lfs import objects, stock, upstream_lfs
+from appliance.core.lfs import upstream as upstreams
 from appliance.core.lfs.flight import Flight
 from appliance.core.lfs.pointers import Pointer
 from appliance.core.models import Health
@@ -189,3 +194,64 @@ def test_what_waits_to_be_asked_for_is_bounded(lab: LfsLab, server: LfsServer, m
         return count
 
     assert lab.run(attack()) <= 3
+
+
+def announcing(size: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Makes an answer that states another size for each object."""
+    return lambda answer: {**answer, "objects": [{**each, "size": size} for each in answer["objects"]]}
+
+
+def test_an_object_that_is_only_announced_evicts_nothing(
+    tmp_path: Path, server: LfsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upstream that states a size and sends next to nothing has room for as much as it sends."""
+    monkeypatch.setattr(stock, "PROTECTED", -1.0)
+    monkeypatch.setattr(objects, "STEP", 1000)
+    monkeypatch.setattr(objects, "PAUSE", 0.01)
+    made = LfsLab(tmp_path / "lab", budget=2 * len(DATA))
+    try:
+        server.add("acme/other", DATA)
+        other = repo_of(server.url("acme/other"), "acme/other", 2)
+        assert made.run(made.bytes_of(other, POINTER)) == DATA
+        announced = Pointer(server.add(WIDGETS, b"tiny"), 2 * len(DATA))
+        server.faults.length, server.faults.answer = announced.size, announcing(announced.size)
+        with pytest.raises(GitmirrorError):
+            made.run(made.bytes_of(repo_of(server.url(WIDGETS)), announced))
+        assert server.count("object") > 1 and made.objects.stock.reserved == 0
+        assert made.objects.path_if_here(other, POINTER.oid) is not None
+    finally:
+        made.close()
+
+
+def test_an_upstream_that_drips_is_given_up(lab: LfsLab, server: LfsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large the object is: a byte now and then would hold a transfer for days."""
+    monkeypatch.setattr(upstream_lfs, "GRACE", 0.2)
+    large = Pointer(server.add(WIDGETS, DATA), 2**29)
+    server.faults.length, server.faults.answer = large.size, announcing(large.size)
+    server.faults.slow = 200
+    with pytest.raises(TryLater, match="too slow"):
+        lab.run(lab.bytes_of(repo_of(server.url(WIDGETS)), large))
+
+
+def test_a_head_that_drips_is_given_up(lab: LfsLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte of it every so often keeps the thread from its own deadline."""
+    monkeypatch.setattr(upstreams, "HEAD_SECONDS", 0.3)
+    ended = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not ended.wait(0.02):
+                connection.sendall(b"y")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,))
+        thread.start()
+        try:
+            repo = repo_of(f"http://127.0.0.1:{listener.getsockname()[1]}/{WIDGETS}")
+            (fault,) = lab.run(asyncio.wait_for(lab.objects.offer(repo, [POINTER], None), 20)).values()
+            assert isinstance(fault, GitmirrorError)
+        finally:
+            ended.set()
+            thread.join(20)

@@ -31,6 +31,8 @@ AT_ONCE = 100
 AHEAD = 2
 """Objects that one `fetch` fetches at once, so that guests who wait for one find a free place."""
 ATTEMPTS = 3
+STEP = 2**26
+"""Bytes for which room is made at a time, so that what an upstream only announces evicts nothing."""
 PAUSE = 1.0
 """Seconds before the second attempt; twice as many before the third."""
 MOST_FLIGHTS = 2048
@@ -249,21 +251,31 @@ class LfsObjects:
         pointer, loop = flight.pointer, asyncio.get_running_loop()
         action = await self._action(repo, pointer)
         path = self.stock.begin(repo)
-        reserved = is_over = False
+        reserved, arrived, is_over = 0, 0, False
 
-        async def make_room() -> None:
+        async def make_room(most: int) -> None:
             nonlocal reserved
             if is_over:
                 # The thread had not noticed yet that it was cancelled, and nobody would give the room back.
                 raise TryLater("the LFS object is not fetched any more", retry_after=1)
-            self.stock.make_room(pointer.size)
-            reserved = True
+            if not reserved:
+                self.stock.require_room(pointer.size)
+            self.stock.make_room(most)
+            reserved += most
+
+        def reserve(wanted: int) -> None:
+            if wanted > reserved or not reserved:
+                most = min(max(STEP, wanted - reserved), pointer.size - reserved)
+                asyncio.run_coroutine_threadsafe(make_room(most), loop).result()
 
         def begin(_: bytes) -> None:
             # Not earlier, because a guest may state any size, and the upstream has confirmed this one.
-            asyncio.run_coroutine_threadsafe(make_room(), loop).result()
+            reserve(0)
 
         def sink(data: bytes) -> None:
+            nonlocal arrived
+            arrived += len(data)
+            reserve(arrived)
             written = flight.write(data)
             if written == pointer.size:
                 flight.settle()
@@ -279,8 +291,7 @@ class LfsObjects:
             self.fetched_bytes += pointer.size
         finally:
             is_over = True
-            if reserved:
-                self.stock.give_back(pointer.size)
+            self.stock.give_back(reserved)
             with contextlib.suppress(OSError):
                 path.unlink()
 
