@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from appliance.core.config.settings import WorkspaceConfig
 from appliance.core.models import Repo
 from appliance.core.workspace import module_finder
 from appliance.core.workspace.module_finder import ModuleFinder
+from appliance.core.workspace.submodules import resolve
 from tests.git.lab import Lab
 from tests.workspace.submodule_lab import HOST, SubmoduleLab, section
 
@@ -78,4 +80,34 @@ def test_each_tip_may_name_others_but_not_all_of_them_are_brought(
 
     base.run(follow())
     assert brought == ["a0", "a1", "a2", "b0", "lib"]
+    base.close()
+
+
+def test_guests_that_ask_at_once_cause_one_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each registration makes what is known outdated, and a search may cost a thousand git processes."""
+    searches = 0
+
+    async def counted(*args: Any, **named: Any) -> Any:
+        nonlocal searches
+        searches += 1
+        return await resolve(*args, **named)
+
+    monkeypatch.setattr(module_finder, "resolve", counted)
+    base = Lab(tmp_path / "state")
+    lab = SubmoduleLab(base, tmp_path / "mirrors")
+    app = lab.create("acme/app")
+    tip = lab.commit("acme/app", section("lib", "lib", "../lib"), {"lib": "1" * 40})
+    catalog = Catalog(lab.repos.values())
+    finder = ModuleFinder(lambda: catalog, lab.mirror, WorkspaceConfig, lambda _: None)
+
+    async def ask() -> None:
+        leaving, *staying = (asyncio.create_task(finder.learn(app, "main", tip)) for _ in range(20))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert all(known.missing for known in await asyncio.gather(*staying))
+        assert searches == 1
+        await finder.learn(app, "main", tip)
+        assert searches == 2
+
+    base.run(ask())
     base.close()

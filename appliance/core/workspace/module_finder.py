@@ -84,12 +84,27 @@ class ModuleFinder:
         self._asked: dict[tuple[int, str], _Asked] = {}
         self._seen = catalog()
         self._bringing: dict[asyncio.Task[None], int] = {}
+        self._learning: dict[tuple[int, str, str, Catalog], asyncio.Task[_Known]] = {}
 
     # -- what a branch has --------------------------------------------------------------------------------------------
 
     async def learn(self, repo: Repo, branch: str, commit: str) -> _Known:
-        """Finds out what a branch at `commit` has and lacks. Raises GitError."""
+        """Finds out what a branch at `commit` has and lacks, once for all who ask at the same time. Raises GitError."""
         catalog = self._catalog()
+        key = (repo.id, branch, commit, catalog)
+        if (learning := self._learning.get(key)) is None:
+            learning = asyncio.create_task(self._learn(repo, branch, commit, catalog), name=f"modules of {repo.name}")
+            self._learning[key] = learning
+            learning.add_done_callback(lambda task: self._was_learnt(key, task))
+        return await asyncio.shield(learning)
+
+    def _was_learnt(self, key: tuple[int, str, str, Catalog], learning: asyncio.Task[_Known]) -> None:
+        del self._learning[key]
+        if not learning.cancelled():
+            # Retrieved here, because every caller that waited for it may have been cancelled.
+            learning.exception()
+
+    async def _learn(self, repo: Repo, branch: str, commit: str, catalog: Catalog) -> _Known:
         found, missing = await resolve(
             repo, commit, find=catalog.by_url, mirror_of=self._mirror_of, may_read=lambda _: True
         )
@@ -142,10 +157,11 @@ class ModuleFinder:
         self._asked.pop((repo.id, branch), None)
 
     async def stop(self) -> None:
-        """Gives up what is being brought."""
-        for task in self._bringing:
+        """Gives up what is being brought and found out."""
+        for task in (*self._bringing, *self._learning.values()):
             task.cancel()
         await self.wait()
+        await asyncio.gather(*self._learning.values(), return_exceptions=True)
 
     async def wait(self) -> None:
         """Waits until nothing is being brought any more."""
