@@ -315,6 +315,19 @@ def test_this_machine_is_asked_only_if_the_upstream_is_there(server: LfsServer, 
     assert not server.requests
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "0x7f.1", "localhost", "a.localhost.", "[::1]"])
+def test_a_proxy_is_not_asked_for_this_machine_either(
+    server: LfsServer, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """It resolves what it is given, and may be on this machine."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.port}")
+    reach = Reach("192.0.2.1", False)
+    with pytest.raises(NotAllowed), request("GET", f"http://{host}/x", {}, reach, Line(), seconds=5):
+        pass
+
+
 def test_nothing_without_tls_for_an_upstream_with_tls(server: LfsServer) -> None:
     """An http address is refused, whoever names it."""
     reach = Reach("127.0.0.1", is_secure=True)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from appliance.core.access.catalog import Catalog
 from appliance.core.config.settings import WorkspaceConfig
 from appliance.core.models import Repo
+from appliance.core.workspace import module_finder
 from appliance.core.workspace.module_finder import ModuleFinder
+from appliance.core.workspace.submodules import resolve
 from tests.git.lab import Lab
 from tests.workspace.submodule_lab import HOST, SubmoduleLab, section
 
@@ -40,4 +46,68 @@ def test_a_missing_commit_is_refreshed_for_and_a_missing_mirror_brought(tmp_path
         "its mirror does not have the commit",
     ]
     assert finder.depends_on(lib) == [app] and finder.depends_on(app) == []
+    base.close()
+
+
+def test_each_tip_may_name_others_but_not_all_of_them_are_brought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one repository waits for is bounded, however often it is pushed to, and others have their own bound."""
+    monkeypatch.setattr(module_finder, "MOST_BROUGHT", 4)
+    base = Lab(tmp_path / "state")
+    lab = SubmoduleLab(base, tmp_path / "mirrors")
+    app, good = lab.create("acme/app"), lab.create("acme/good")
+    catalog, brought, gone = Catalog(lab.repos.values()), list[str](), "1" * 40
+    tips = [
+        lab.commit("acme/app", "".join(section(name, name, f"../{name}") for name in names), dict.fromkeys(names, gone))
+        for names in (("a0", "a1", "a2"), ("b0", "b1", "b2"), ("c0", "c1", "c2"))
+    ]
+    other = lab.commit("acme/good", section("lib", "lib", "../lib"), {"lib": gone})
+
+    async def bring(url: str) -> Repo | None:
+        brought.append(url.rpartition("/")[2])
+        await asyncio.Event().wait()
+        return None
+
+    finder = ModuleFinder(lambda: catalog, lab.mirror, WorkspaceConfig, lambda _: None, bring)
+
+    async def follow() -> None:
+        for tip in tips:
+            await finder.follow(app, "main", tip, is_asked=False)
+        await finder.follow(good, "main", other, is_asked=False)
+        await asyncio.sleep(0)
+        await finder.stop()
+
+    base.run(follow())
+    assert brought == ["a0", "a1", "a2", "b0", "lib"]
+    base.close()
+
+
+def test_guests_that_ask_at_once_cause_one_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each registration makes what is known outdated, and a search may cost a thousand git processes."""
+    searches = 0
+
+    async def counted(*args: Any, **named: Any) -> Any:
+        nonlocal searches
+        searches += 1
+        return await resolve(*args, **named)
+
+    monkeypatch.setattr(module_finder, "resolve", counted)
+    base = Lab(tmp_path / "state")
+    lab = SubmoduleLab(base, tmp_path / "mirrors")
+    app = lab.create("acme/app")
+    tip = lab.commit("acme/app", section("lib", "lib", "../lib"), {"lib": "1" * 40})
+    catalog = Catalog(lab.repos.values())
+    finder = ModuleFinder(lambda: catalog, lab.mirror, WorkspaceConfig, lambda _: None)
+
+    async def ask() -> None:
+        leaving, *staying = (asyncio.create_task(finder.learn(app, "main", tip)) for _ in range(20))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert all(known.missing for known in await asyncio.gather(*staying))
+        assert searches == 1
+        await finder.learn(app, "main", tip)
+        assert searches == 2
+
+    base.run(ask())
     base.close()

@@ -7,13 +7,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 from appliance.core.access.allowed import AllowedUpstream, AllowedUpstreams
 from appliance.core.config.credentials import TOKEN
 from appliance.core.config.repositories import AllowConfig
-from appliance.core.daemon.mirror_files import MirrorFiles
+from appliance.core.daemon.mirror_files import MirrorFiles, has_files
 from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.daemon.state import ServeState
 from appliance.core.errors import GitmirrorError
@@ -26,6 +25,7 @@ from appliance.core.process.endurance import Endurance
 from appliance.core.recording.compose import Recording
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.turns import ARCHIVE, TURNS
+from appliance.core.refresh.wall_clock import SteadyClock
 from appliance.core.store.allowed_repos import AllowedRepoStore, Use
 from appliance.core.units import format_duration
 from appliance.core.upstream import Place, place_of, same_upstream
@@ -71,6 +71,7 @@ class AllowedRepos:
         self._begin = begin
         self._endurance = Endurance(log, "ending repositories that nobody uses")
         self._used: dict[int, float] = {}
+        self._clock = SteadyClock()
         self._ending: set[str] = set()
         self._is_new = asyncio.Event()
         self._registering: set[asyncio.Task[Repo | None]] = set()
@@ -244,7 +245,11 @@ class AllowedRepos:
         """Ends what nobody uses; returns in how many seconds to look again. Raises StoreError."""
         if self._state.registry_lost is not None:
             return LOOK_EVERY
-        uses = await asyncio.to_thread(self._store.uses)
+        uses, step, now = await asyncio.to_thread(self._store.uses), self._clock.step(), time.time()
+        if step > 0:
+            # The clock was set forward: they have been unused for no longer than before.
+            last = {key: max(use.used_at, self._used.get(key, 0.0)) for key, use in uses.items()}
+            self._used |= {key: min(now, used_at + step) for key, used_at in last.items()}
         pause, is_write_due = LOOK_EVERY, False
         for repo in self._state.repos:
             use = uses.get(repo.id)
@@ -304,7 +309,7 @@ class AllowedRepos:
         """Whether something on this node alone depends on the repository."""
         if not self._recording.pushes.is_settled or await asyncio.to_thread(self._store.is_held, repo):
             return True
-        if await asyncio.to_thread(_has_files, self._state.layout.attachments / repo.name):
+        if await asyncio.to_thread(has_files, self._state.layout.attachments / repo.name):
             return True
         mirror = self._mirrors(repo.name)
         # The database may have been lost, and these refs not.
@@ -341,7 +346,3 @@ class AllowedRepos:
     async def _delete_rest(self, name: str) -> None:
         await self._files.delete_others(name)
         await asyncio.to_thread(self._store.ended, name)
-
-
-def _has_files(directory: Path) -> bool:
-    return any(path.is_file() for path in directory.glob("*/*"))

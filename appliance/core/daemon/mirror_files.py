@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.lfs.objects import LfsObjects
@@ -40,3 +41,8 @@ class MirrorFiles:
         await self.disks.delete(name)
         await self.lfs.purge(name)
         await self.attachments.sweep(name)
+
+
+def has_files(directory: Path) -> bool:
+    """Whether there is a file in one of the directories in `directory`."""
+    return any(path.is_file() for path in directory.glob("*/*"))

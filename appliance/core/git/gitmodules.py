@@ -21,6 +21,8 @@ MOST_NAME = 255
 """Bytes of a part of a path, which is a file name."""
 MOST_PATH = 1024
 """Bytes of a path or a name. Four levels of them fit the 4,096 bytes that the kernel takes."""
+MOST_DIRECTORIES = 256 * 2**10
+"""The most characters in the paths of the directories that submodules are in: Linux takes command lines of 2 MiB."""
 DEADLINE = 60.0
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -200,11 +202,19 @@ def resolve_url(base: str, url: str) -> str:
 
 
 def ancestors_of(paths: Iterable[str]) -> list[str]:
-    """The directories that these paths are in, without the top one; each once."""
+    """The directories that these paths are in, without the top one; each once.
+
+    Raises Refused if git cannot be given so many.
+    """
     found: dict[str, None] = {}
+    size = 0
     for path in paths:
         parts = path.split("/")
-        found |= dict.fromkeys("/".join(parts[:count]) for count in range(1, len(parts)))
+        above = ["/".join(parts[:count]) for count in range(1, len(parts))]
+        size += sum(len(directory) for directory in above if directory not in found)
+        if size > MOST_DIRECTORIES:
+            raise Refused(f"{FILE} names too many directories")
+        found |= dict.fromkeys(above)
     return list(found)
 
 

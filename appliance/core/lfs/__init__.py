@@ -3,8 +3,8 @@
 - `pointers`: reads the small file that stands for an object in git. `endpoint`: where a repository's LFS server is.
 - `http_client`, `upstream_lfs`: the requests to such a server, which block. `upstream`: asks them in threads, with the
   node's credential, a few at once for each host.
-- `stock`: the objects on disk, within a budget. `flight`: one object on its way. `objects`: finds an object, or has it
-  fetched, once for all who ask.
+- `stock`: the objects on disk, within a budget. `flight`: one object on its way. `bounds`: the share of each
+  repository. `objects`: finds an object, or has it fetched, once for all who ask.
 
 The life of an object: a guest's batch request, or a workspace that is built, names it with its size. If it is not
 here, the upstream is asked how to fetch it. It is fetched when the guest asks for its bytes, into a file beside its

@@ -206,14 +206,31 @@ def _open(host: str, port: int, reach: Reach | None) -> socket.socket:
 
 def _require_allowed(host: str, addresses: Sequence[str], reach: Reach) -> None:
     """Raises NotAllowed if an address is this machine's own, or a link's, and the upstream is not there itself."""
-    literal = [host] if _address(host) is not None else []
-    inner = {address for address in [*addresses, *literal] if _is_inner(address)}
+    if (literal := _literal(host)) and host != reach.home:
+        addresses = [*addresses, literal]
+    inner = {address for address in addresses if _is_inner(address)}
     if not inner or host == reach.home:
         return
     with contextlib.suppress(OSError):
         inner -= {str(info[4][0]) for info in socket.getaddrinfo(reach.home, None, type=socket.SOCK_STREAM)}
     if inner:
         raise NotAllowed(f"it leads to {escape(host)}, an address of this machine or its link")
+
+
+def _literal(host: str) -> str:
+    """The address that a host is in any form that a resolver knows without asking, or an empty string.
+
+    A proxy resolves the host, and may be on this machine.
+    """
+    host = host.rstrip(".").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return "127.0.0.1"
+    if _address(host) is not None:
+        return host
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return ""
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -9,9 +9,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING
 
 from appliance.core.errors import Forbidden, GitmirrorError, NoRoom, NotFound, TooLarge, TryLater
+from appliance.core.lfs.bounds import Key, has_its_share, key_of, put
 from appliance.core.lfs.flight import Flight
 from appliance.core.lfs.pointers import Pointer
 from appliance.core.lfs.stock import LfsStock
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from appliance.core.lfs.upstream_lfs import Action
 
 log = logging.getLogger(__name__)
-_Value = TypeVar("_Value")
 
 REMEMBERED = 60.0
 """Seconds for which it is remembered that an object cannot be had."""
@@ -31,19 +31,13 @@ AT_ONCE = 100
 AHEAD = 2
 """Objects that one `fetch` fetches at once, so that guests who wait for one find a free place."""
 ATTEMPTS = 3
+STEP = 2**26
+"""Bytes for which room is made at a time, so that what an upstream only announces evicts nothing."""
 PAUSE = 1.0
 """Seconds before the second attempt; twice as many before the third."""
 MOST_FLIGHTS = 2048
-MOST_KNOWN = 20_000
-"""The most answers of upstreams that are remembered."""
-
-
-class _Key(NamedTuple):
-    """The size is part of it, so that who states a wrong one gets an error that is not for the others."""
-
-    repo: int
-    oid: str
-    size: int
+MOST_ASKED = 10_000
+"""Objects for which upstreams are being asked, or will be."""
 
 
 class LfsObjects:
@@ -52,10 +46,10 @@ class LfsObjects:
     def __init__(self, stock: LfsStock, upstreams: LfsUpstreams) -> None:
         self.stock = stock
         self.upstreams = upstreams
-        self._flights: dict[_Key, Flight] = {}
-        self._asking: dict[_Key, asyncio.Task[None]] = {}
-        self._actions: OrderedDict[_Key, Action] = OrderedDict()
-        self._faults: OrderedDict[_Key, tuple[float, GitmirrorError]] = OrderedDict()
+        self._flights: dict[Key, Flight] = {}
+        self._asking: dict[Key, asyncio.Task[None]] = {}
+        self._actions: OrderedDict[Key, Action] = OrderedDict()
+        self._faults: OrderedDict[Key, tuple[float, GitmirrorError]] = OrderedDict()
         self.hits = self.misses = self.fetched = self.fetched_bytes = self.failed = 0
 
     @property
@@ -112,12 +106,14 @@ class LfsObjects:
     ) -> dict[Pointer, GitmirrorError | None]:
         """Whether each object can be had: None if it is here or the upstream has it, else why not.
 
-        Of an upstream that has not answered after `seconds`, it is said that it can be had; None waits for the answer.
+        Of an upstream that has not answered after `seconds`, or for which too many questions wait, it is said that it
+        can be had; None waits for the answer.
         """
         missing = [each for each in pointers if self._must_ask(repo, each)]
         for at in range(0, len(missing), AT_ONCE):
-            self._start_asking(repo, missing[at : at + AT_ONCE])
-        tasks = {task for each in pointers if (task := self._asking.get(_key(repo, each))) is not None}
+            if not has_its_share(self._asking, repo, MOST_ASKED):
+                self._start_asking(repo, missing[at : at + AT_ONCE])
+        tasks = {task for each in pointers if (task := self._asking.get(key_of(repo, each))) is not None}
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
         return {each: None if self.stock.path(repo, each.oid) else self._fault(repo, each) for each in pointers}
@@ -149,7 +145,7 @@ class LfsObjects:
     # Asking
 
     def _must_ask(self, repo: Repo, pointer: Pointer) -> bool:
-        key = _key(repo, pointer)
+        key = key_of(repo, pointer)
         if key in self._asking or key in self._flights or self.stock.path(repo, pointer.oid) is not None:
             return False
         action = self._actions.get(key)
@@ -158,7 +154,7 @@ class LfsObjects:
     def _start_asking(self, repo: Repo, pointers: Sequence[Pointer]) -> None:
         task = asyncio.create_task(self._ask(repo, pointers), name="LFS batch")
         for pointer in pointers:
-            self._asking[_key(repo, pointer)] = task
+            self._asking[key_of(repo, pointer)] = task
 
     async def _ask(self, repo: Repo, pointers: Sequence[Pointer]) -> None:
         try:
@@ -172,23 +168,23 @@ class LfsObjects:
                 if isinstance(answer, GitmirrorError):
                     self._remember(repo, pointer, answer)
                 else:
-                    _put(self._actions, _key(repo, pointer), answer)
+                    put(self._actions, key_of(repo, pointer), answer)
         finally:
             for pointer in pointers:
-                self._asking.pop(_key(repo, pointer), None)
+                self._asking.pop(key_of(repo, pointer), None)
 
     def _remember(self, repo: Repo, pointer: Pointer, fault: GitmirrorError) -> None:
         # What may work later is told for a moment only, so that many who ask do not make a storm of requests.
         seconds = min(REMEMBERED, fault.retry_after) if isinstance(fault, TryLater) else REMEMBERED
-        _put(self._faults, _key(repo, pointer), (time.monotonic() + seconds, fault))
+        put(self._faults, key_of(repo, pointer), (time.monotonic() + seconds, fault))
 
     def _fault(self, repo: Repo, pointer: Pointer) -> GitmirrorError | None:
-        until, fault = self._faults.get(_key(repo, pointer), (0.0, None))
+        until, fault = self._faults.get(key_of(repo, pointer), (0.0, None))
         return fault if time.monotonic() < until else None
 
     async def _action(self, repo: Repo, pointer: Pointer) -> Action:
         """How the object is fetched, as known or asked anew. Raises GitmirrorError."""
-        key = _key(repo, pointer)
+        key = key_of(repo, pointer)
         known = self._actions.get(key)
         if key not in self._asking and (known is None or not known.is_current):
             self._start_asking(repo, [pointer])
@@ -210,10 +206,10 @@ class LfsObjects:
             raise fault
         if pointer.size > self.stock.budget:
             raise TooLarge("this LFS object is larger than [cache] lfs_budget of this node")
-        key = _key(repo, pointer)
+        key = key_of(repo, pointer)
         flight = self._flights.get(key)
         if flight is None:
-            if len(self._flights) >= MOST_FLIGHTS:
+            if has_its_share(self._flights, repo, MOST_FLIGHTS):
                 raise TryLater("too many LFS objects are being fetched; try again", retry_after=2)
             flight = self._flights[key] = Flight(repo.name, pointer)
             flight.task = asyncio.create_task(self._bring(repo, flight), name="LFS object")
@@ -243,7 +239,7 @@ class LfsObjects:
             fault = TryLater("this node stops fetching LFS objects; try again", retry_after=5)
             raise
         finally:
-            self._flights.pop(_key(repo, pointer), None)
+            self._flights.pop(key_of(repo, pointer), None)
             if fault is not None:
                 self.failed += 1
                 log.warning("%s: the LFS object %s was not fetched: %s", repo.name, pointer.oid, fault.message)
@@ -255,21 +251,31 @@ class LfsObjects:
         pointer, loop = flight.pointer, asyncio.get_running_loop()
         action = await self._action(repo, pointer)
         path = self.stock.begin(repo)
-        reserved = is_over = False
+        reserved, arrived, is_over = 0, 0, False
 
-        async def make_room() -> None:
+        async def make_room(most: int) -> None:
             nonlocal reserved
             if is_over:
                 # The thread had not noticed yet that it was cancelled, and nobody would give the room back.
                 raise TryLater("the LFS object is not fetched any more", retry_after=1)
-            self.stock.make_room(pointer.size)
-            reserved = True
+            if not reserved:
+                self.stock.require_room(pointer.size)
+            self.stock.make_room(most)
+            reserved += most
+
+        def reserve(wanted: int) -> None:
+            if wanted > reserved or not reserved:
+                most = min(max(STEP, wanted - reserved), pointer.size - reserved)
+                asyncio.run_coroutine_threadsafe(make_room(most), loop).result()
 
         def begin(_: bytes) -> None:
             # Not earlier, because a guest may state any size, and the upstream has confirmed this one.
-            asyncio.run_coroutine_threadsafe(make_room(), loop).result()
+            reserve(0)
 
         def sink(data: bytes) -> None:
+            nonlocal arrived
+            arrived += len(data)
+            reserve(arrived)
             written = flight.write(data)
             if written == pointer.size:
                 flight.settle()
@@ -285,8 +291,7 @@ class LfsObjects:
             self.fetched_bytes += pointer.size
         finally:
             is_over = True
-            if reserved:
-                self.stock.give_back(pointer.size)
+            self.stock.give_back(reserved)
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -336,14 +341,3 @@ async def _end(tasks: Sequence[asyncio.Task[None] | None]) -> None:
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
-
-
-def _key(repo: Repo, pointer: Pointer) -> _Key:
-    return _Key(repo.id, pointer.oid, pointer.size)
-
-
-def _put(known: OrderedDict[_Key, _Value], key: _Key, value: _Value) -> None:
-    known[key] = value
-    known.move_to_end(key)
-    while len(known) > MOST_KNOWN:
-        known.popitem(last=False)

@@ -199,6 +199,16 @@ class LfsStock:
                 raise NoRoom("this node's disk has no room for LFS objects")
         self.reserved += size
 
+    def require_room(self, size: int) -> None:
+        """Raises NoRoom if `make_room` could not make room for so many bytes now. Evicts nothing."""
+        until = time.monotonic() - PROTECTED
+        cold = sum(each.size for each in self._objects.values() if not each.users and each.used_at <= until)
+        if self.bytes - cold + self.reserved + size > self.budget:
+            raise NoRoom("[cache] lfs_budget is used up by LFS objects that are in use; try again")
+        disk = self._disk()
+        if free_bytes(disk) + cold - size < _kept_free(disk):
+            raise NoRoom("this node's disk has no room for LFS objects")
+
     def give_back(self, size: int) -> None:
         """Ends a reservation."""
         self.reserved -= size

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -34,7 +35,9 @@ MOST_FETCHES = 4
 MOST_ASKED = 2
 """Batch requests at once for one repository."""
 MOST_THREADS = 64
-"""Requests at once for all repositories. One that hangs ends after half a minute."""
+"""Requests at once for all repositories. One that hangs ends after half a minute, one that drips after a minute."""
+HEAD_SECONDS = 60.0
+"""Seconds that a whole batch, or the head of an answer with an object, may take."""
 KEPT_SECONDS = 10.0
 """How long the LFS server that a repository names is remembered."""
 LONGEST_PAUSE = 60.0
@@ -95,7 +98,9 @@ class LfsUpstreams:
             size = await mirror.git.run("cat-file", "-s", blob, cwd=mirror.path, deadline=QUICK)
             if int(size.stdout) > _MOST_CONFIG:
                 return None
-            output = await mirror.git.run("config", "--blob", blob, "--get", "lfs.url", cwd=mirror.path, deadline=QUICK)
+            # Without --no-includes, git also reads the files of this node that `include.path` in the blob names.
+            words = ("config", "--no-includes", "--blob", blob, "--get", "lfs.url")
+            output = await mirror.git.run(*words, cwd=mirror.path, deadline=QUICK)
         except (GitError, ValueError):
             # There is no such file, or no such setting in it.
             return None
@@ -114,7 +119,8 @@ class LfsUpstreams:
         async with self._lanes_of(repo).asks, self._threads:
             try:
                 authorization = await self._authorization(endpoint, keyring)
-                found = await _in_thread(partial(ask, endpoint, pointers, authorization, line), line)
+                with _cut_in(HEAD_SECONDS, line):
+                    found = await _in_thread(partial(ask, endpoint, pointers, authorization, line), line)
             except Forbidden as error:
                 words = error.message if endpoint.credential is None else keyring.refused(endpoint.credential)
                 raise _not_for_guests(repo, words) from None
@@ -145,9 +151,15 @@ class LfsUpstreams:
         from appliance.core.lfs.http_client import Line
         from appliance.core.lfs.upstream_lfs import fetch
 
-        endpoint, line = await self.endpoint(repo), Line()
+        endpoint, line, loop = await self.endpoint(repo), Line(), asyncio.get_running_loop()
         async with self._lanes_of(repo).fetches, self._threads:
-            await _in_thread(partial(fetch, endpoint, pointer, action, line, begin, sink), line)
+            with _cut_in(HEAD_SECONDS, line) as timer:
+
+                def has_begun(data: bytes) -> None:
+                    loop.call_soon_threadsafe(timer.cancel)
+                    begin(data)
+
+                await _in_thread(partial(fetch, endpoint, pointer, action, line, has_begun, sink), line)
 
     def _lanes_of(self, repo: Repo) -> _Lanes:
         return self._lanes.setdefault(repo.id, _Lanes())
@@ -157,6 +169,16 @@ def _not_for_guests(repo: Repo, words: str) -> Forbidden:
     """Logs why a credential was not used or refused, which names files of this node, and makes an error for guests."""
     log.warning("%s: LFS objects cannot be fetched: %s", repo.name, words)
     return Forbidden("the upstream's LFS server does not let this node in; its operator finds the reason in the log")
+
+
+@contextlib.contextmanager
+def _cut_in(seconds: float, line: Line) -> Iterator[asyncio.TimerHandle]:
+    """A context whose timer cuts a connection: a thread that gets a byte now and then sees no deadline."""
+    timer = asyncio.get_running_loop().call_later(seconds, line.cut)
+    try:
+        yield timer
+    finally:
+        timer.cancel()
 
 
 async def _in_thread(work: Callable[[], _T], line: Line) -> _T:

@@ -28,6 +28,7 @@ BATCH_SECONDS = 60.0
 LEAST_PACE = 16 * 2**10
 """Bytes a second below which a transfer is given up, as git does (`http.lowSpeedLimit`)."""
 GRACE = 60.0
+"""Seconds that a transfer may take besides, at whatever pace."""
 MOST_WAIT = 300
 """Seconds of a Retry-After that are believed."""
 PIECE = 256 * 2**10
@@ -107,10 +108,13 @@ def fetch(endpoint: Endpoint, pointer: Pointer, action: Action, line: Line, begi
             if answer.length is not None and answer.length != pointer.size:
                 raise _wrong_size(pointer, answer.length)
             begin(b"")
+            began = time.monotonic()
             while data := answer.read(PIECE):
                 received += len(data)
                 if received > pointer.size:
                     raise _wrong_size(pointer, received)
+                if received < LEAST_PACE * (time.monotonic() - began - GRACE):
+                    raise Unreachable("it is too slow")
                 sink(data)
     except Unreachable as error:
         raise TryLater(f"an LFS object cannot be fetched from the upstream: {error.message}", retry_after=5) from None

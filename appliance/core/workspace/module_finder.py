@@ -18,7 +18,7 @@ from appliance.core.config.settings import WorkspaceConfig
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Repo
 from appliance.core.text import storable
-from appliance.core.upstream import place_of
+from appliance.core.upstream import Place, place_of
 from appliance.core.workspace.history import History
 from appliance.core.workspace.shape import Shape, WantedShape
 from appliance.core.workspace.shape_choice import AUTO, history_for
@@ -32,6 +32,9 @@ Bring = Callable[[str], Awaitable[Repo | None]]
 """Has an upstream mirrored here if `[[allow]]` allows it, within its rates; None if it is not."""
 MOST_KNOWN = 4096
 """The most branches of which it is known what they have. Beyond that, the one that moved longest ago is forgotten."""
+MOST_BROUGHT = 512
+"""The most upstreams that one repository's submodules wait for, as many as a workspace has: each new tip may name
+thousands of others, and each is asked for at a bounded rate."""
 _MAY_COME = (Lack.NOT_MIRRORED, Lack.NO_COMMIT)
 
 
@@ -45,6 +48,8 @@ class _Known:
     missing: tuple[MissingSubmodule, ...]
     registered: frozenset[int]
     """The registrations of the places that its submodules come from."""
+    may_come: frozenset[Place | None]
+    """The places of those that are missing, and that may come."""
 
 
 @dataclass
@@ -78,19 +83,35 @@ class ModuleFinder:
         self._known: dict[tuple[int, str], _Known] = {}
         self._asked: dict[tuple[int, str], _Asked] = {}
         self._seen = catalog()
-        self._bringing: set[asyncio.Task[None]] = set()
+        self._bringing: dict[asyncio.Task[None], int] = {}
+        self._learning: dict[tuple[int, str, str, Catalog], asyncio.Task[_Known]] = {}
 
     # -- what a branch has --------------------------------------------------------------------------------------------
 
     async def learn(self, repo: Repo, branch: str, commit: str) -> _Known:
-        """Finds out what a branch at `commit` has and lacks. Raises GitError."""
+        """Finds out what a branch at `commit` has and lacks, once for all who ask at the same time. Raises GitError."""
         catalog = self._catalog()
+        key = (repo.id, branch, commit, catalog)
+        if (learning := self._learning.get(key)) is None:
+            learning = asyncio.create_task(self._learn(repo, branch, commit, catalog), name=f"modules of {repo.name}")
+            self._learning[key] = learning
+            learning.add_done_callback(lambda task: self._was_learnt(key, task))
+        return await asyncio.shield(learning)
+
+    def _was_learnt(self, key: tuple[int, str, str, Catalog], learning: asyncio.Task[_Known]) -> None:
+        del self._learning[key]
+        if not learning.cancelled():
+            # Retrieved here, because every caller that waited for it may have been cancelled.
+            learning.exception()
+
+    async def _learn(self, repo: Repo, branch: str, commit: str, catalog: Catalog) -> _Known:
         found, missing = await resolve(
             repo, commit, find=catalog.by_url, mirror_of=self._mirror_of, may_read=lambda _: True
         )
         urls = {each.url for each in found} | {each.url for each in missing}
         registered = frozenset(other.id for url in urls for other in catalog.by_url(url, url))
-        known = _Known(catalog, commit, tuple(found), tuple(missing), registered)
+        may_come = frozenset(place_of(each.url) for each in missing if each.reason in _MAY_COME)
+        known = _Known(catalog, commit, tuple(found), tuple(missing), registered, may_come)
         self._known.pop((repo.id, branch), None)
         self._known[repo.id, branch] = known
         while len(self._known) > MOST_KNOWN:
@@ -116,10 +137,12 @@ class ModuleFinder:
                         asked.nudged.add(other.id)
                         self._nudge(other)
             elif missing.reason is Lack.NOT_MIRRORED and missing.url not in asked.brought and self._bring is not None:
+                if list(self._bringing.values()).count(repo.id) >= MOST_BROUGHT:
+                    break
                 asked.brought.add(missing.url)
                 task = asyncio.create_task(self._fetch(self._bring, missing.url), name=f"submodule of {repo.name}")
-                self._bringing.add(task)
-                task.add_done_callback(self._bringing.discard)
+                self._bringing[task] = repo.id
+                task.add_done_callback(self._bringing.pop)
 
     async def _fetch(self, bring: Bring, url: str) -> None:
         """Has a submodule's upstream mirrored. When it is, its refs move, and those that lack it are built anew."""
@@ -134,10 +157,11 @@ class ModuleFinder:
         self._asked.pop((repo.id, branch), None)
 
     async def stop(self) -> None:
-        """Gives up what is being brought."""
-        for task in self._bringing:
+        """Gives up what is being brought and found out."""
+        for task in (*self._bringing, *self._learning.values()):
             task.cancel()
         await self.wait()
+        await asyncio.gather(*self._learning.values(), return_exceptions=True)
 
     async def wait(self) -> None:
         """Waits until nothing is being brought any more."""
@@ -236,11 +260,7 @@ class ModuleFinder:
     def depends_on(self, repo: Repo) -> list[Repo]:
         """The repositories that lack a submodule which this one, whose mirror has changed, may have now."""
         place = place_of(repo.url)
-        return self._enabled(
-            repo_id
-            for (repo_id, _), known in self._known.items()
-            if any(each.reason in _MAY_COME and place_of(each.url) == place for each in known.missing)
-        )
+        return self._enabled(repo_id for (repo_id, _), known in self._known.items() if place in known.may_come)
 
     def changed(self) -> list[Repo]:
         """The repositories with submodules, if the registry, or who may read what, changed since the last call."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -33,6 +33,12 @@ about 400."""
 MOST_OF_ONE = 32
 """How often one repository may occur in a workspace, so that a small `.gitmodules` cannot ask for a large repository
 hundreds of times."""
+
+MOST_LOOKS = 1024
+"""How many commits are looked for in all, because each that a mirror lacks costs a git process as well."""
+MOST_MISSING = 2048
+"""How many missing submodules are noted in all. Beyond that, the search ends: the `.gitmodules` of five hundred
+submodules may each name thousands."""
 
 
 class Lack(StrEnum):
@@ -104,6 +110,25 @@ class _Search:
     found: list[Submodule] = field(default_factory=list)
     missing: list[MissingSubmodule] = field(default_factory=list)
     used: Counter[int] = field(default_factory=Counter)
+    looks: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether too much is missing already."""
+        return len(self.missing) >= MOST_MISSING
+
+
+class _Taken:
+    """The paths and names that the entries of one `.gitmodules` have, which may be thousands."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.paths = Counter(entry.path for entry in entries)
+        self.names = Counter(entry.name.casefold() for entry in entries)
+
+    def is_inside_another(self, name: str) -> bool:
+        """Whether a name begins with that of another submodule, as a path does."""
+        parts = name.casefold().split("/")
+        return any("/".join(parts[:count]) in self.names for count in range(1, len(parts)))
 
 
 async def resolve(
@@ -149,13 +174,16 @@ async def _look(search: _Search, level: _Level, tree: dict[str, TreeEntry]) -> N
     folded = Counter(path.casefold() for path in tree)
     links = [entry for entry in entries if entry.path in tree and tree[entry.path].is_gitlink]
     links += [entry for entry in entries if not _is_path(entry.path)]
+    taken = _Taken(links)
     for entry in sorted(links, key=lambda entry: entry.path.encode("utf-8", "surrogateescape")):
         if entry.update == "none":
             continue
+        if search.is_over:
+            return
         gitlink = tree.get(entry.path)
         lacks = (f"{prefix}{entry.path}", entry.url, gitlink.oid if gitlink else None)
         try:
-            _check(entry, links, folded)
+            _check(entry, taken, folded)
             url = resolve_url(level.url, entry.url)
         except Refused as error:
             search.missing.append(MissingSubmodule(*lacks, Lack.HOSTILE, str(error)))
@@ -172,21 +200,17 @@ def _is_path(path: str) -> bool:
     return True
 
 
-def _check(entry: Entry, others: Sequence[Entry], folded: Counter[str]) -> None:
+def _check(entry: Entry, taken: _Taken, folded: Counter[str]) -> None:
     """Raises Refused."""
     check_path(entry.path)
     check_name(entry.name)
-    name = entry.name.casefold()
-    for other in others:
-        if other is entry:
-            continue
-        if other.path == entry.path:
-            raise Refused("another submodule has its path")
-        if other.name.casefold() == name:
-            raise Refused("another submodule has its name")
-        if name.startswith(f"{other.name.casefold()}/"):
-            # CVE-2019-1387: its repository would be among the hooks of the other.
-            raise Refused("its repository would be inside another's")
+    if taken.paths[entry.path] > 1:
+        raise Refused("another submodule has its path")
+    if taken.names[entry.name.casefold()] > 1:
+        raise Refused("another submodule has its name")
+    if taken.is_inside_another(entry.name):
+        # CVE-2019-1387: its repository would be among the hooks of the other.
+        raise Refused("its repository would be inside another's")
     if has_a_double(entry.path, folded):
         raise Refused("its path differs from another in case alone")
 
@@ -207,6 +231,9 @@ async def _take(search: _Search, level: _Level, entry: Entry, url: str, commit: 
     if not allowed:
         return lack(Lack.NOT_ALLOWED if here else Lack.NOT_MIRRORED)
     for repo in allowed:
+        if search.looks >= MOST_LOOKS:
+            return lack(Lack.TOO_MANY)
+        search.looks += 1
         try:
             tree = await list_tree(search.mirror_of(repo.name), commit)
         except GitError:

@@ -218,6 +218,24 @@ def test_lfs_objects_that_come_too_late_are_in_the_next_image(whole: Bench, monk
     whole.run(test)
 
 
+def test_a_pointer_with_another_size_stays_a_pointer(whole: Bench) -> None:
+    """Whoever writes to a repository may name any size; with the contents in place, git would see a change."""
+
+    async def test(bench: Bench) -> None:
+        content = b"large\n" * 1000
+        lie = pointer(content).replace(f"size {len(content)}", "size 7")
+        upstream(bench, "top", {".gitattributes": LFS_ATTRIBUTES, "a.bin": pointer(content), "lie.bin": lie})
+        repo = registered(bench, "top", 1)
+        await bench.sync(repo)
+        bench.objects.upstream = {hashlib.sha256(content).hexdigest(): content}
+        lease = await bench.lease(repo)
+        assert [each["path"] for each in lease["missing"]] == ["lie.bin"]
+        assert read(lease)[b"a.bin"].content == content
+        assert read(lease)[b"lie.bin"].content == lie.encode()
+
+    whole.run(test)
+
+
 def test_leases_of_the_version_before_survive(whole: Bench) -> None:
     """Their drives stay until the leases end; new ones get a new generation."""
 

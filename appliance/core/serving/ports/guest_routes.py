@@ -6,7 +6,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from http import HTTPStatus
 
@@ -32,6 +32,9 @@ SNAPSHOT = "snapshot"
 HTTP = "http"
 SHELL = "text/x-shellscript; charset=utf-8"
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+MayHave = Callable[[], Awaitable[None]]
+"""Raises HttpError if the guest may not read the repository now."""
 
 
 class GuestRoutes:
@@ -69,11 +72,18 @@ class GuestRoutes:
         kit = self._kit(Asked(exchange.guest, host, exchange.seat.socket_of is not None))
         await exchange.answer(HTTPStatus.OK, kit, {"content-type": SHELL, "cache-control": "no-cache"})
 
-    async def workspace_tar(self, exchange: Exchange, repo: Repo) -> None:
-        """`GET /OWNER/REPO/workspace.tar?ref=BRANCH&history=SHAPE&only=DIR&submodules=1`; 404 with the reason."""
+    async def workspace_tar(self, exchange: Exchange, repo: Repo, may_have: MayHave) -> None:
+        """`GET /OWNER/REPO/workspace.tar?ref=BRANCH&history=SHAPE&only=DIR&submodules=1`; 404 with the reason.
+
+        `may_have` raises HttpError if the guest may not read the repository any more, after it has waited for a build.
+        """
         require_read(exchange)
         wanted = await self._with_modules(exchange, _wanted(exchange))
         try:
+            await self._workspaces.get(repo, exchange.query.get("ref"), wanted)
+            # Who may read what may have changed while the guest waited for a build.
+            await may_have()
+            wanted = await self._with_modules(exchange, _wanted(exchange))
             tar = await self._tar(repo, exchange.query.get("ref"), wanted)
         except GitmirrorError as error:
             raise HttpError(HTTPStatus.NOT_FOUND, f"{error.message}\n") from None
@@ -110,8 +120,7 @@ class GuestRoutes:
                 self._publish(FetchEnded(repo=repo, fetch=Hydration(repo.name, *facts, guest=guest)))
 
     async def _tar(self, repo: Repo, branch: str | None, wanted: WantedShape) -> Tar:
-        """The snapshot of a branch, for sending. Raises NoSnapshot, GitError."""
-        await self._workspaces.get(repo, branch, wanted)
+        """The snapshot of a branch, which is there, for sending. Raises NoSnapshot, GitError."""
         refs = await self._refs.get(repo)
         # Look it up again, because it may have been replaced meanwhile. Nothing is awaited from here until the file is
         # opened.
@@ -130,13 +139,14 @@ class GuestRoutes:
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{error.message}\n") from None
         return replace(wanted, submodules=None if asked is None else asked == "1", may_read=may_read)
 
-    async def freshness(self, exchange: Exchange, repo: Repo) -> None:
-        """`GET /OWNER/REPO/freshness[?want=OID]`."""
+    async def freshness(self, exchange: Exchange, repo: Repo, may_have: MayHave) -> None:
+        """`GET /OWNER/REPO/freshness[?want=OID]`. `may_have` is asked as above, after a refresh."""
         require_read(exchange)
         want = exchange.query.get("want")
         if want is not None and not _OID.fullmatch(want):
             raise HttpError(HTTPStatus.BAD_REQUEST, "want must be a full object id of 40 or 64 hex digits\n")
         document = await self._freshness.document(repo, want)
+        await may_have()
         headers = {"content-type": JSON, "cache-control": "no-cache"}
         await exchange.answer(HTTPStatus.OK, json.dumps(document) + "\n", headers)
 

@@ -22,6 +22,7 @@ from appliance.core.serving.net.http import Exchange, HttpError
 from appliance.core.serving.net.http_files import send_file
 from appliance.core.serving.net.http_pages import require_read
 from appliance.core.serving.net.reading import Budget
+from appliance.core.serving.ports.guest_routes import MayHave
 
 log = logging.getLogger(__name__)
 
@@ -63,19 +64,19 @@ class LfsRoutes:
         self._is_public = is_public
 
     async def handle(
-        self, exchange: Exchange, repo: Repo, path: str, rest: str, admission: Admission, there: Callable[[], bool]
+        self, exchange: Exchange, repo: Repo, path: str, rest: str, admission: Admission, may_have: MayHave
     ) -> None:
         """Answers one request for what is below `path`/info/lfs. Raises HttpError.
 
-        `there` says whether the guest may still have the repository, after it was waited for.
+        `may_have` is asked after each wait, in which the repository may have become private.
         """
         try:
             if not self._objects.is_on:
                 await self._lead(repo, rest)
             elif rest == "objects/batch":
-                await self._batch(exchange, repo, path, admission.limits.idle_timeout, there)
+                await self._batch(exchange, repo, path, admission.limits.idle_timeout, may_have)
             elif rest.startswith("objects/"):
-                await self._object(exchange, repo, rest.removeprefix("objects/"), admission, there)
+                await self._object(exchange, repo, rest.removeprefix("objects/"), admission, may_have)
             else:
                 # git-lfs 3.3 goes on quietly after 501, and does not ask again.
                 raise HttpError(HTTPStatus.NOT_IMPLEMENTED, f"the mirror knows no locks; {repo.url} may\n")
@@ -93,9 +94,7 @@ class LfsRoutes:
         text = f"this node stores no LFS objects; see {location}\n"
         raise HttpError(HTTPStatus.TEMPORARY_REDIRECT, text, {"location": location})
 
-    async def _batch(
-        self, exchange: Exchange, repo: Repo, path: str, seconds: float, there: Callable[[], bool]
-    ) -> None:
+    async def _batch(self, exchange: Exchange, repo: Repo, path: str, seconds: float, may_have: MayHave) -> None:
         if exchange.method != "POST":
             raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "only POST is answered here\n", {"allow": "POST"})
         document = await self._document(exchange, seconds)
@@ -104,8 +103,7 @@ class LfsRoutes:
             raise HttpError(HTTPStatus.FORBIDDEN, text)
         wanted, answers = _wanted(document)
         found = await self._objects.offer(repo, wanted, WAIT)
-        if not there():
-            raise HttpError(HTTPStatus.NOT_FOUND, f"{path} is not mirrored here\n")
+        await may_have()
         # The guest's own words go back to it, so that clients send them for the object, too.
         authorization = exchange.headers.get("authorization")
         header = {} if authorization is None else {"Authorization": authorization}
@@ -147,9 +145,7 @@ class LfsRoutes:
         # The path of a socket is no URL, and a client of HTTP/1.0 need not say more.
         return address.rstrip("/") if "://" in address else "http://localhost"
 
-    async def _object(
-        self, exchange: Exchange, repo: Repo, oid: str, admission: Admission, there: Callable[[], bool]
-    ) -> None:
+    async def _object(self, exchange: Exchange, repo: Repo, oid: str, admission: Admission, may_have: MayHave) -> None:
         require_read(exchange)
         if not _OID.fullmatch(oid):
             raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, "an LFS object has 64 hex digits\n")
@@ -158,24 +154,22 @@ class LfsRoutes:
         # No slot until it is here: an upstream that hangs would take all of them.
         found = await self._objects.open(repo, oid, size, WAIT)
         if isinstance(found, Flight):
-            await self._stream(exchange, found, there)
+            await self._stream(exchange, found, may_have)
             return
-        if not there():
-            raise HttpError(HTTPStatus.NOT_FOUND, "it is not mirrored here\n")
+        await may_have()
         with self._objects.stock.in_use(repo, oid):
             async with admission.place(exchange.seat):
                 await send_file(exchange, found, oid, OBJECT, {})
 
     @staticmethod
-    async def _stream(exchange: Exchange, flight: Flight, there: Callable[[], bool]) -> None:
+    async def _stream(exchange: Exchange, flight: Flight, may_have: MayHave) -> None:
         """Sends an object as it arrives."""
         size, offset = flight.pointer.size, 0
         file = flight.open()
         flight.readers += 1
         try:
             ready = await flight.ready_beyond(0)
-            if not there():
-                raise HttpError(HTTPStatus.NOT_FOUND, "it is not mirrored here\n")
+            await may_have()
             headers = {"content-type": OBJECT, "content-length": str(size), "etag": f'"{flight.pointer.oid}"'}
             await exchange.start(HTTPStatus.OK, headers)
             while exchange.method != "HEAD" and offset < size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Protocol
@@ -120,11 +120,11 @@ class SmartHttp:
             if action == "freshness":
                 # Takes no slot, because it may wait for a refresh, and an upstream that hangs would then block all
                 # guests.
-                await self._routes.freshness(exchange, repo)
+                await self._routes.freshness(exchange, repo, self._may_have(exchange, path, repo))
                 return
             async with self._admission.place(exchange.seat):
                 if action == "workspace.tar":
-                    await self._routes.workspace_tar(exchange, repo)
+                    await self._routes.workspace_tar(exchange, repo, self._may_have(exchange, path, repo))
                 elif action == "info/refs":
                     await self._info_refs(exchange, repo, service)
                 else:
@@ -161,6 +161,16 @@ class SmartHttp:
         catalog = self._gate.catalog
         return lambda: self._gate.catalog is catalog or self._gate.find_any(path) == repo
 
+    def _may_have(self, exchange: Exchange, path: str, repo: Repo) -> Callable[[], Awaitable[None]]:
+        """Raises HttpError if the guest may no longer read the repository: it may have become private meanwhile."""
+
+        async def may_have() -> None:
+            current = await self._find(exchange, path)
+            if current is None or current.id != repo.id:
+                raise _not_here(path)
+
+        return may_have
+
     async def _lfs(self, exchange: Exchange, path: str, rest: str) -> None:
         """Answers what is below `info/lfs`; errors are documents there. Takes a slot only for a file that is here."""
         try:
@@ -169,8 +179,8 @@ class SmartHttp:
                 if (upstream := self._upstream_of(path)) is not None:
                     raise _see(f"{upstream}/info/lfs/{_quoted(rest)}")
                 raise _not_here(path)
-            there = self._still_there(path, repo)
-            await self._lfs_routes.handle(exchange, repo, path, rest, self._admission, there)
+            may_have = self._may_have(exchange, path, repo)
+            await self._lfs_routes.handle(exchange, repo, path, rest, self._admission, may_have)
         except HttpError as error:
             if exchange.started:
                 raise
@@ -250,9 +260,7 @@ class SmartHttp:
             share.answering()
             if self._gate.catalog is not catalog:
                 # It may have become private or been removed while the guest sent its request.
-                current = await self._find(exchange, path)
-                if current is None or current.id != repo.id:
-                    raise _not_here(path)
+                await self._may_have(exchange, path, repo)()
             async with self._admission.place(exchange.seat):
                 if request is not None:
                     await engine.answer(repo, request, sink, caller)

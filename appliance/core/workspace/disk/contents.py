@@ -13,6 +13,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from appliance.core.git.mirror import QUICK, Mirror
 from appliance.core.lfs.pointers import Pointer
@@ -209,7 +210,7 @@ class ContentsFinder:
         missing: list[Missing] = []
         for path, pointer in pointers.items():
             file = self._objects.path_if_here(repo, pointer.oid)
-            if file is None:
+            if file is None or not _has_size(file, pointer.size):
                 missing.append(Missing(f"{top}/{path}" if top else path, NO_OBJECT))
             else:
                 large.append(LargeFile(path, pointer.oid, str(file)))
@@ -246,6 +247,14 @@ class ContentsFinder:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _has_size(file: Path, size: int) -> bool:
+    """Whether an object is as large as its pointer says; for another one, git-lfs would make another pointer."""
+    try:
+        return file.stat().st_size == size
+    except OSError:
+        return False
 
 
 def named(missing: Collection[Missing]) -> list[dict[str, str]]:
