@@ -84,8 +84,8 @@ def test_a_fetch_from_a_broken_mirror_names_no_directory(own_node: Node, version
     """In each protocol version the guest gets an error, and nothing of where the node keeps its mirrors."""
     own_node.upstream.refuse()
     break_objects(own_node.mirror)
-    # The first complaint of any git in the mirror would have it healed: without the upstream, that makes it a repository
-    # again, of refs alone. The next heal waits for minutes, so the mirror stays as it is for both requests.
+    # The first complaint of any git in the mirror has it healed: without the upstream, into a repository of refs alone.
+    # The next heal waits for a minute, so the mirror stays broken for both requests.
     assert own_node.serve.cli("heal", WIDGETS, check=False).returncode != 0
     shutil.rmtree(own_node.mirror / "objects")
     with daemon_request(
