@@ -255,7 +255,7 @@ def test_every_answer_is_as_described(node: Populated, schema: BaseSchema, kind:
 @pytest.mark.parametrize("kind", CALLERS)
 def test_every_answer_of_thousands_is_as_described(node: Populated, schema: BaseSchema, kind: str) -> None:
     """Many cases of each operation."""
-    count = {"socket": 100, "operate": 50, "read": 50}.get(kind, 10)
+    count = {"socket": 60, "operate": 30, "read": 30}.get(kind, 10)
     try_all(_Tester(node, kind), schema, lambda name: min(count, 15) if name in SLOW_ONES else count)
 
 

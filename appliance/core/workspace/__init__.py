@@ -7,7 +7,7 @@
 - `tar_checks`: checks whether tars are what was written. `gzipped` makes gzipped copies of them, for slow roads.
 - `cone`, `sparse_index`, `parts`, `part_builds`: parts of a tree, which guests ask for by naming directories.
 - `cold_snapshots`: what goes of them when the disk is short. `set_aside`: what is then not built until a guest asks.
-- `config`: the git config of a workspace.
+- `config`, `module_files`: the git config of a workspace, and what leads git to its submodules.
 - `tar`, `git_index`, `times`: write the two formats so that `git status` in a guest has nothing to rehash.
 - `guest_kit`: renders `guest.sh`, the POSIX shell file with which guests hydrate and record, for this node.
 

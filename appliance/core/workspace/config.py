@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+PARTIAL = 1, "\tpromisor = true\n\tpartialclonefilter = blob:none\n", "[extensions]\n\tpartialClone = origin\n"
+"""The format version of a partial repository, what the config of its `origin` says, and its `extensions`."""
+
+
+def quoted(value: str) -> str:
+    """A value or the name of a subsection, as a git config spells it."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
 
 def workspace_config(url: str, branch: str, *, partial: bool = False, sparse: bool = False) -> str:
     """The config of the workspace in the guest: `origin` is the upstream, and fetches this branch only.
@@ -11,11 +20,7 @@ def workspace_config(url: str, branch: str, *, partial: bool = False, sparse: bo
     worktree, but some other clients refuse a repository with `extensions.worktreeConfig`, and git reads both. Automatic
     maintenance is off, because a workspace is short-lived, and git would repack it in the middle of a turn.
     """
-    quoted_url, quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in (url, branch))
-    version, promisor, extension = 0, "", ""
-    if partial:
-        version, extension = 1, "[extensions]\n\tpartialClone = origin\n"
-        promisor = "\tpromisor = true\n\tpartialclonefilter = blob:none\n"
+    version, promisor, extension = PARTIAL if partial else (0, "", "")
     cone = "\tsparseCheckout = true\n\tsparseCheckoutCone = true\n" if sparse else ""
     return f"""\
 [core]
@@ -26,11 +31,11 @@ def workspace_config(url: str, branch: str, *, partial: bool = False, sparse: bo
 \tcheckStat = minimal
 \ttrustctime = false
 {cone}{extension}[remote "origin"]
-\turl = "{quoted_url}"
-\tfetch = "+refs/heads/{quoted}:refs/remotes/origin/{quoted}"
-{promisor}[branch "{quoted}"]
+\turl = {quoted(url)}
+\tfetch = {quoted(f"+refs/heads/{branch}:refs/remotes/origin/{branch}")}
+{promisor}[branch {quoted(branch)}]
 \tremote = origin
-\tmerge = "refs/heads/{quoted}"
+\tmerge = {quoted(f"refs/heads/{branch}")}
 [gc]
 \tauto = 0
 [maintenance]

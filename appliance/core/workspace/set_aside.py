@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ class SetAside:
 
     def has(self, directory: Path) -> bool:
         """Whether the branch with this directory is set aside."""
-        return _marker(directory).exists()
+        return os.path.exists(_marker(directory))
 
     def is_refused(self, directory: Path) -> bool:
         """Whether it went although guests asked for it, so recently that building it again would be in vain."""

@@ -26,13 +26,12 @@ from appliance.core.workspace.config import workspace_config
 from appliance.core.workspace.git_index import UnknownIndex, normalise_index
 from appliance.core.workspace.history import History
 from appliance.core.workspace.lfs_files import Choice, Chosen, Contents, LfsFiles, find_lfs_files
+from appliance.core.workspace.module_files import active_config
 from appliance.core.workspace.refs import Tag, packed_refs
 from appliance.core.workspace.snapshot_modules import (
     NO_MODULES,
     PreparedModule,
     WantedModules,
-    active_config,
-    children_of,
     module_part,
     prepare_modules,
 )
@@ -212,7 +211,7 @@ def _pack(
         (guest / "info" / "sparse-checkout").write_bytes(patterns(only))
     inside = [each.module for each in prepared]
     with (guest / "config").open("a", encoding="utf-8", errors="surrogateescape") as config:
-        config.write(active_config(children_of(".git", inside)))
+        config.write(active_config(".git", inside))
     if place.shape.history is History.TIP:
         _write(guest / "shallow", f"{commit}\n")
     _write(guest / "info" / "exclude", "")
@@ -231,10 +230,7 @@ def _pack(
         index, there, place.left_out = leave_out(index, only)
     (guest / "index").write_bytes(index)
     growing = place.directory / "growing.tar"
-    submodules = [
-        module_part(each, children_of(each.module.git, inside), theirs)
-        for each, theirs in zip(prepared, contents, strict=True)
-    ]
+    submodules = [module_part(each, inside, theirs) for each, theirs in zip(prepared, contents, strict=True)]
     part = TarPart(place.work / "tree", times, guest, contents=content.files, only=there)
     digest = write_tar([part, *submodules], growing)
     size = growing.stat().st_size

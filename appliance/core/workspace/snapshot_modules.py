@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import posixpath
 import shutil
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from appliance.core.text import escape
 from appliance.core.workspace.git_index import normalise_index
 from appliance.core.workspace.history import History
 from appliance.core.workspace.lfs_files import Contents
-from appliance.core.workspace.refs import Tag, packed_tags
+from appliance.core.workspace.module_files import active_config, default_branch, git_file, module_config, module_refs
+from appliance.core.workspace.refs import Tag
 from appliance.core.workspace.snapshot_packs import SnapshotPacks
 from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace
 from appliance.core.workspace.submodules import Submodule
@@ -141,12 +141,11 @@ async def _branches(mirror: Mirror, git: Git, commit: str, history: History) -> 
     output = (await git.run(*words, cwd=mirror.path, deadline=DEADLINE)).stdout
     lines = output.decode("utf-8", "surrogateescape").split("\n")
     tips = {name: oid for oid, _, name in (line.partition(" ") for line in lines) if name}
-    head = (mirror.path / "HEAD").read_text(errors="surrogateescape").strip().removeprefix("ref: refs/heads/")
-    return Branches(tips, head if head in tips else "")
+    return Branches(tips, default_branch(mirror.path, tips))
 
 
-def module_part(prepared: PreparedModule, children: Iterable[Submodule], contents: Contents) -> TarPart:
-    """Writes the `.git` of a submodule and returns what goes into the tar. `children` are those right inside it.
+def module_part(prepared: PreparedModule, modules: Sequence[Submodule], contents: Contents) -> TarPart:
+    """Writes the `.git` of a submodule and returns what goes into the tar. `modules` are all in the tar.
 
     `contents` are its LFS files that are in place.
 
@@ -167,15 +166,16 @@ def module_part(prepared: PreparedModule, children: Iterable[Submodule], content
     ):
         (guest / directory).mkdir(parents=True)
     is_partial = prepared.history is History.TREES
-    text = module_config(module, prepared.branches.head, is_partial=is_partial) + active_config(children)
+    branches = prepared.branches
+    text = module_config(module, branches.head, partial=is_partial) + active_config(module.git, modules)
     _write(guest / "config", text)
     _write(guest / "HEAD", f"{module.commit}\n")
     if prepared.history is History.TIP:
         _write(guest / "shallow", f"{module.commit}\n")
     _write(guest / "info" / "exclude", "")
-    (guest / "packed-refs").write_bytes(_packed_refs(prepared))
-    if prepared.branches.head:
-        _write(guest / "refs" / "remotes" / "origin" / "HEAD", f"ref: refs/remotes/origin/{prepared.branches.head}\n")
+    (guest / "packed-refs").write_bytes(module_refs(branches.tips, branches.head, prepared.tags))
+    if branches.head:
+        _write(guest / "refs" / "remotes" / "origin" / "HEAD", f"ref: refs/remotes/origin/{branches.head}\n")
     for name in packs.files():
         target = guest / "objects" / name
         target.parent.mkdir(exist_ok=True)
@@ -185,63 +185,8 @@ def module_part(prepared: PreparedModule, children: Iterable[Submodule], content
     index, times = normalise_index((prepared.repository / "index").read_bytes(), contents.sizes)
     (guest / "index").write_bytes(index)
     tree = prepared.work / "tree"
-    _write(tree / ".git", f"gitdir: {posixpath.relpath(module.git, module.path)}\n")
+    _write(tree / ".git", git_file(module))
     return TarPart(tree, times, guest, top=module.path, git=module.git, contents=contents.files)
-
-
-def children_of(git: str, modules: Iterable[Submodule]) -> list[Submodule]:
-    """The submodules right inside the repository at `git`."""
-    return [module for module in modules if module.git == f"{git}/modules/{module.name}"]
-
-
-def _packed_refs(prepared: PreparedModule) -> bytes:
-    refs = [Tag(f"refs/remotes/origin/{name}", oid, "") for name, oid in prepared.branches.tips.items()]
-    head = prepared.branches.head
-    if head:
-        # A clone leaves the default branch, although the commit is checked out detached.
-        refs.append(Tag(f"refs/heads/{head}", prepared.branches.tips[head], ""))
-    return packed_tags([*refs, *prepared.tags])
-
-
-def module_config(module: Submodule, branch: str, *, is_partial: bool) -> str:
-    """The config of a submodule's repository; `branch` is its default branch, if it has it."""
-    version, promisor, extension, tracking = 0, "", "", ""
-    if is_partial:
-        version, extension = 1, "[extensions]\n\tpartialClone = origin\n"
-        promisor = "\tpromisor = true\n\tpartialclonefilter = blob:none\n"
-    if branch:
-        tracking = f"[branch {_quoted(branch)}]\n\tremote = origin\n\tmerge = {_quoted(f'refs/heads/{branch}')}\n"
-    return f"""\
-[core]
-\trepositoryformatversion = {version}
-\tfilemode = true
-\tbare = false
-\tlogallrefupdates = true
-\tworktree = {_quoted(posixpath.relpath(module.path, module.git))}
-\tcheckStat = minimal
-\ttrustctime = false
-{extension}[remote "origin"]
-\turl = {_quoted(module.url)}
-\tfetch = +refs/heads/*:refs/remotes/origin/*
-{promisor}{tracking}[gc]
-\tauto = 0
-[maintenance]
-\tauto = false
-"""
-
-
-def active_config(children: Iterable[Submodule]) -> str:
-    """What the config of a repository says about the submodules in its own tree, as `git submodule init` writes it."""
-    text = ""
-    for module in children:
-        text += f"[submodule {_quoted(module.name)}]\n\tactive = true\n\turl = {_quoted(module.url)}\n"
-        text += f"\tupdate = {module.update}\n" if module.update else ""
-    return text
-
-
-def _quoted(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def _key(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -81,9 +82,12 @@ def test_a_guest_that_does_not_wait_leaves_nothing_open(own_node: Node, harm: Ca
 @pytest.mark.parametrize("version", [*(pytest.param(each, marks=pytest.mark.slow) for each in (0, 1)), 2])
 def test_a_fetch_from_a_broken_mirror_names_no_directory(own_node: Node, version: int) -> None:
     """In each protocol version the guest gets an error, and nothing of where the node keeps its mirrors."""
-    # Otherwise the mirror may be healed between the two requests.
     own_node.upstream.refuse()
     break_objects(own_node.mirror)
+    # The first complaint of any git in the mirror has it healed: without the upstream, into a repository of refs alone.
+    # The next heal waits for a minute, so the mirror stays broken for both requests.
+    assert own_node.serve.cli("heal", WIDGETS, check=False).returncode != 0
+    shutil.rmtree(own_node.mirror / "objects")
     with daemon_request(
         *own_node.serve.git_address, "git-upload-pack", f"/{WIDGETS}", [f"version={version}"] if version else []
     ) as sock:

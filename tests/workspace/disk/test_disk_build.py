@@ -147,8 +147,8 @@ def tips(lab: DiskLab, seed: int, count: int) -> list[str]:
     [
         (1, "full", 24),
         (2, "tip", 12),
-        pytest.param(3, "full", 200, marks=pytest.mark.slow),
-        pytest.param(4, "tip", 200, marks=pytest.mark.slow),
+        pytest.param(3, "full", 120, marks=pytest.mark.slow),
+        pytest.param(4, "tip", 120, marks=pytest.mark.slow),
     ],
 )
 def test_successive_tips_equal_those_built_anew(

@@ -37,7 +37,8 @@ from appliance.core.workspace.disk.large_files import find_large_files
 from appliance.core.workspace.disk.member import Member
 from appliance.core.workspace.disk.mirror_reader import MirrorReader
 from appliance.core.workspace.disk.order import DiskOrder, LargeFile, order_of
-from appliance.core.workspace.disk.submodules import active_config, default_branch, graft, module_config, module_refs
+from appliance.core.workspace.disk.submodules import graft
+from appliance.core.workspace.module_files import active_config, default_branch, module_config, module_refs
 from appliance.core.workspace.refs import packed_refs
 
 log = logging.getLogger(__name__)
@@ -184,7 +185,8 @@ class Build:
             modules = [
                 (
                     module.path, module.git, module.url, module.commit, module.update, [*map(tuple, member.tags)],
-                    sorted(member.branches.items()), default_branch(module, member.branches), _oids(module.large),
+                    sorted(member.branches.items()), default_branch(Path(module.mirror), member.branches),
+                    _oids(module.large),
                 )
                 for module, member in zip(order.modules, self.modules, strict=True)
             ]  # fmt: skip
@@ -240,7 +242,7 @@ class Build:
         )  # fmt: skip
         workspace.root.entries[b".git"] = repository(files)
         for module, member in zip(order.modules, self.modules, strict=True):
-            head = default_branch(module, member.branches)
+            head = default_branch(Path(module.mirror), member.branches)
             config = module_config(module, head) + active_config(module.git, order.modules)
             refs = module_refs(member.branches, head, member.tags)
             below = member.workspace()
