@@ -55,9 +55,10 @@ class Status:
         live["warmed"] = {repo.name: self.fetching.warmer.state(repo.id) for repo in state.repos}
         head = live.pop("audit_head")
         document = status_document(state.repos, self._healths(), state.config, time.time(), audit_head=head, live=live)
-        storage = await self.storage.short()
+        # Nothing is awaited before this, because a repository that guests brought may end meanwhile.
         self._add_lacks(document["repos"])
-        return document | {"repos": state.privacy.told(document["repos"]), "storage": storage}
+        repos = state.privacy.told(document["repos"])
+        return document | {"repos": repos, "storage": await self.storage.short()}
 
     def _add_lacks(self, documents: list[dict[str, Any]]) -> None:
         """Adds the submodules that each repository's followed branch lacks."""
