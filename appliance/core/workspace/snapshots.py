@@ -212,6 +212,7 @@ class Snapshots:
             await self._build_now(repo, found, kept)
         if kept.current is None or not self._may_send(kept, wanted):
             raise NoSnapshot(kept.error or f"the snapshot of {name} is being built; try again")
+        self.modules.used(kept.current)
         return kept.current, kept.place.path(kept.current)
 
     async def _build_now(self, repo: Repo, branch: KeptBranch, kept: KeptSnapshot) -> None:
