@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 from appliance.core.access.catalog import Catalog
 from appliance.core.config.settings import WorkspaceConfig
-from appliance.core.models import Repo
+from appliance.core.git.mirror import Mirror
+from appliance.core.models import ALLOWED, Repo
 from appliance.core.workspace import module_finder
 from appliance.core.workspace.module_finder import ModuleFinder
 from appliance.core.workspace.submodules import resolve
@@ -110,4 +112,44 @@ def test_guests_that_ask_at_once_cause_one_search(tmp_path: Path, monkeypatch: p
         assert searches == 2
 
     base.run(ask())
+    base.close()
+
+
+def test_nothing_is_read_of_a_tip_while_nothing_can_be_brought(tmp_path: Path) -> None:
+    base = Lab(tmp_path / "state")
+    lab = SubmoduleLab(base, tmp_path / "mirrors")
+    app = lab.create("acme/app")
+    catalog, allows, asked = Catalog(lab.repos.values()), False, list[str]()
+
+    def mirror_of(name: str) -> Mirror:
+        asked.append(name)
+        return lab.mirror(name)
+
+    async def bring(url: str) -> Repo | None:
+        return None
+
+    finder = ModuleFinder(lambda: catalog, mirror_of, WorkspaceConfig, lambda _: None, bring, lambda: allows)
+    tip = lab.commit("acme/app")
+    base.run(finder.follow(app, "main", tip, is_asked=False))
+    assert asked == []
+    allows = True
+    base.run(finder.follow(app, "main", tip, is_asked=False))
+    assert asked
+    base.close()
+
+
+def test_a_submodule_of_a_registered_repository_is_needed(tmp_path: Path) -> None:
+    """Those of a repository that guests brought are not, or two could keep each other for ever."""
+    base = Lab(tmp_path / "state")
+    lab = SubmoduleLab(base, tmp_path / "mirrors")
+    app, lib = lab.create("acme/app"), lab.create("acme/lib")
+    there = lab.commit("acme/lib")
+    tip = lab.commit("acme/app", section("lib", "lib", "../lib"), {"lib": there})
+    catalog = Catalog(lab.repos.values())
+    finder = ModuleFinder(lambda: catalog, lab.mirror, WorkspaceConfig, lambda _: None)
+    assert not finder.needs(lib)
+    base.run(finder.learn(app, "main", tip))
+    assert finder.needs(lib) and not finder.needs(app)
+    catalog = Catalog([replace(app, source=ALLOWED), lib])
+    assert not finder.needs(lib)
     base.close()

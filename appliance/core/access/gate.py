@@ -41,7 +41,7 @@ class AccessGate:
         self._mirrored = mirrored
         self._grants = grants
         self._guests = guests
-        self._on_use = on_use
+        self.on_use = on_use
         self.catalog = Catalog()
 
     def guest_of(self, socket_of: int | None, address: str, authorization: str | None = None) -> Guest | None:
@@ -96,7 +96,7 @@ class AccessGate:
     def _there(self, repo: Repo | None) -> Repo | None:
         if repo is None or not self._mirrored(repo):
             return None
-        self._on_use(repo)
+        self.on_use(repo)
         return repo
 
 

@@ -28,7 +28,7 @@ class AllowedMirrors:
     """The mirrors of `repos` with source `allowed`, of which nothing was recorded.
 
     `recorded` gives the names that have sessions, and `last_use` when guests last used each repository, in Unix
-    seconds. Both read the database, in a thread.
+    seconds. Both read the database, in a thread. `is_needed` says whether another repository has one as a submodule.
     """
 
     kind = MIRRORS
@@ -40,12 +40,14 @@ class AllowedMirrors:
         recorded: Callable[[], Iterable[str]],
         last_use: Callable[[], Mapping[str, float]],
         remove: Remove,
+        is_needed: Callable[[Repo], bool] = lambda _: False,
     ) -> None:
         self._repos = repos
         self._health = health
         self._recorded = recorded
         self._last_use = last_use
         self._remove = remove
+        self._is_needed = is_needed
         self._endurance = Endurance(log, "removing its mirror")
 
     async def candidates(self, sizes: Mapping[str, int]) -> list[ColdThing]:
@@ -73,6 +75,8 @@ class AllowedMirrors:
         for repo in allowed:
             used_at = max(repo.created_at, last_use.get(repo.name, 0.0))
             if repo.name in recorded or self._health(repo.id).cloning or time.time() - used_at < RECENT:
+                continue
+            if self._is_needed(repo):
                 continue
             what = "the whole mirror, which a guest can bring here again"
             found.append((ColdThing(self.kind, repo.name, what, sizes.get(repo.name, 0), used_at), repo))

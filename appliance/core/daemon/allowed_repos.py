@@ -198,11 +198,9 @@ class AllowedRepos:
                 raise
 
     async def write_last(self) -> None:
-        """Stores it when `serve` stops. Logs an error, because nothing depends on the last minutes."""
+        """Stores it when `serve` stops. Logs an error."""
         with self._endurance.over("the last uses"):
             await self.write()
-
-    # -- the end -------------------------------------------------------------------------------------------
 
     def refreshed(self, event: RefreshEnded) -> None:
         """Gives a repository up whose first clone failed: nobody registered it, and a guest may ask again."""
@@ -306,8 +304,11 @@ class AllowedRepos:
         return True
 
     async def _is_held(self, repo: Repo) -> bool:
-        """Whether something on this node alone depends on the repository."""
-        if not self._recording.pushes.is_settled or await asyncio.to_thread(self._store.is_held, repo):
+        """Whether something depends on the repository."""
+        # A submodule would be brought again at once.
+        if self._files.workspaces.modules.needs(repo) or not self._recording.pushes.is_settled:
+            return True
+        if await asyncio.to_thread(self._store.is_held, repo):
             return True
         if await asyncio.to_thread(has_files, self._state.layout.attachments / repo.name):
             return True

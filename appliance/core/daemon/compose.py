@@ -136,8 +136,9 @@ async def compose(
     # These two serve rooms that are built further down.
     gate = AccessGate(mirrors.has, read_tokens.repo_of, guests, on_use=lambda repo: allowed.used(repo))
     modules = ModuleFinder(
-        lambda: gate.catalog, mirrors, state.workspace, scheduler.nudge, lambda url: on_demand.bring(url)
-    )
+        lambda: gate.catalog, mirrors, state.workspace, scheduler.nudge, lambda url: on_demand.bring(url),
+        state.brings_repositories, gate.on_use,
+    )  # fmt: skip
     ahead = FetchAhead(lfs, state.lfs_budget)
     workspaces = Snapshots(layout, mirrors, health, settings=state.workspace, modules=modules, lfs=ahead)
     disks = Disks(
@@ -196,7 +197,9 @@ async def compose(
             ColdDisks(disks.collector),
             ColdSnapshots(layout, workspaces.kept, repos, state.keeps_snapshots, stores.activity.last_use),
             ColdLfsObjects(layout.lfs, lfs.stock.evict_oldest),
-            AllowedMirrors(repos, health, stores.sessions.count_by_repo, allowed.last_uses, allowed.end_for_room),
+            AllowedMirrors(
+                repos, health, stores.sessions.count_by_repo, allowed.last_uses, allowed.end_for_room, modules.needs
+            ),
         ),
         state.storage_budget,
         on_room=fetching.cache.leave_room,

@@ -16,6 +16,7 @@ from typing import Any
 from appliance.core.config.settings import Config
 from appliance.core.daemon.api_socket import ApiSocket, api_handler
 from appliance.core.daemon.compose import Assembly, compose
+from appliance.core.daemon.reshaping import reshape
 from appliance.core.daemon.state import ADMIN, GIT, HTTP, ServeState
 from appliance.core.daemon.systemd import Notifier
 from appliance.core.errors import GitmirrorError
@@ -214,7 +215,7 @@ class Service:
     async def _reload(self) -> None:
         """Handles SIGHUP. An invalid config changes nothing. Changes in `[serve]` take effect only after a restart."""
         self._start.notifier.reloading()
-        state, rooms = self._state, self._rooms
+        state, rooms, before = self._state, self._rooms, self._state.config
         try:
             config = self._start.load()
             wanted_of_config(config)
@@ -228,6 +229,7 @@ class Service:
             make_git(self._layout, config, rooms.mirrors.git.children)
             await rooms.follower.follow_new_config()
             rooms.observing.sinks.apply(config.events)
+            reshape(rooms.workspaces, state.repos, before, state.config)
             log.info("the configuration was read again")
         except GitmirrorError as error:
             log.error("the reload was refused, nothing has changed: %s (%s)", error.message, error.hint)
@@ -238,11 +240,11 @@ class Service:
         rooms, drain = self._rooms, self._state.config.serve.drain_timeout
         log.info("stopping")
         self._start.notifier.stopping(drain + 10)
-        acceptors = rooms.acceptors
         rooms.guests.sockets.close_all()
         for socket_file in self._socket_files:
             socket_file.remove()
-        await asyncio.gather(*(acceptors[name].stop(drain) for name in (GIT, HTTP)), acceptors[ADMIN].stop(0))
+        seconds = {GIT: drain, HTTP: drain, ADMIN: 0.0}
+        await asyncio.gather(*(rooms.acceptors[name].stop(most) for name, most in seconds.items()))
         # Report the fetches that have ended while subscribers of the event stream are still connected.
         await rooms.observing.fetches.settle()
         await self._control.stop()
@@ -253,8 +255,7 @@ class Service:
         await rooms.disks.stop()
         await rooms.lfs.stop()
         await rooms.fetching.cache.stop()
-        tasks = list(self._tasks)
-        for task in tasks:
+        for task in (tasks := list(self._tasks)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await rooms.recording.pushes.close()
@@ -264,8 +265,6 @@ class Service:
         await rooms.allowed.write_last()
         await rooms.refreshing.history.write()
         rooms.stores.database.close()
-
-    # -- while it runs -------------------------------------------------------------------------------------
 
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)

@@ -77,6 +77,10 @@ class ServeState:
         """What snapshots and disks are of, who may read disks, and what they may take."""
         return self.config.workspace
 
+    def brings_repositories(self) -> bool:
+        """Whether `[[allow]]` allows any repository that is not registered."""
+        return bool(self.config.allow)
+
     def lfs_budget(self) -> int:
         """The most bytes that LFS objects may take."""
         return self.config.cache.lfs_budget

@@ -16,7 +16,7 @@ from typing import Any
 from appliance.core.access.catalog import Catalog
 from appliance.core.config.settings import WorkspaceConfig
 from appliance.core.git.mirror import Mirror
-from appliance.core.models import Repo
+from appliance.core.models import ALLOWED, Repo
 from appliance.core.text import storable
 from appliance.core.upstream import Place, place_of
 from appliance.core.workspace.history import History
@@ -64,7 +64,8 @@ class _Asked:
 class ModuleFinder:
     """Finds submodules by the `catalog` that holds now. `nudge` asks for a refresh of a mirror.
 
-    `bring` is None where nothing is mirrored on demand.
+    `bring` is None where nothing is mirrored on demand, and `brings` says whether `[[allow]]` allows anything now.
+    `on_use` hears of each submodule that a guest gets in a workspace.
     """
 
     def __init__(
@@ -74,12 +75,16 @@ class ModuleFinder:
         settings: Callable[[], WorkspaceConfig],
         nudge: Callable[[Repo], object],
         bring: Bring | None = None,
+        brings: Callable[[], bool] = lambda: True,
+        on_use: Callable[[Repo], object] = lambda _: None,
     ) -> None:
         self._catalog = catalog
         self._mirror_of = mirror_of
         self._settings = settings
         self._nudge = nudge
         self._bring = bring
+        self._brings = brings
+        self._on_use = on_use
         self._known: dict[tuple[int, str], _Known] = {}
         self._asked: dict[tuple[int, str], _Asked] = {}
         self._seen = catalog()
@@ -123,7 +128,8 @@ class ModuleFinder:
 
         `is_asked` says that a guest asked for its submodules. Raises GitError.
         """
-        if not is_asked and not self._settings().submodules and self._bring is None:
+        if not is_asked and not self._settings().submodules and not (self._bring and self._brings()):
+            # Reading the tree of each tip costs a process, and few repositories have submodules.
             self._known.pop((repo.id, branch), None)
             return
         known, key = await self.learn(repo, branch, commit), (repo.id, branch)
@@ -254,6 +260,24 @@ class ModuleFinder:
             return await history_for(AUTO, settings.history_below, mirror, directory, module.commit)
 
         return history
+
+    def used(self, snapshot: Snapshot) -> None:
+        """Notes that a guest was given a snapshot, and with it the repositories in it."""
+        for each in snapshot.modules:
+            if (repo := self._catalog().enabled(int(each[-1]))) is not None:
+                self._on_use(repo)
+
+    def needs(self, repo: Repo) -> bool:
+        """Whether a branch whose workspaces are kept ready has the repository as a submodule.
+
+        Those that guests brought do not count, because two of them could keep each other for ever.
+        """
+        return any(
+            (of := self._catalog().enabled(repo_id)) is not None
+            and of.source != ALLOWED
+            and any(each.repo.id == repo.id for each in known.found)
+            for (repo_id, _), known in self._known.items()
+        )
 
     # -- what changes them --------------------------------------------------------------------------------------------
 

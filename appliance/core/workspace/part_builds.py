@@ -19,7 +19,10 @@ Failed = Callable[[Repo, KeptBranch, Iterable[KeptSnapshot], BaseException], Non
 
 
 class PartBuilds:
-    """`places` is how many builds of any kind run at once, `build` builds one snapshot, and `failed` notes an error."""
+    """`places` is how many builds of any kind run at once, `build` builds one snapshot, and `failed` notes an error.
+
+    `follow` finds out which submodules a branch has, where no whole snapshot of it is built that would.
+    """
 
     def __init__(
         self,
@@ -27,11 +30,13 @@ class PartBuilds:
         places: asyncio.Semaphore,
         build: Callable[[Repo, KeptSnapshot], Awaitable[None]],
         failed: Failed,
+        follow: Callable[[Repo, KeptBranch], Awaitable[None]],
     ) -> None:
         self._kept = kept
         self._places = places
         self._build = build
         self._failed = failed
+        self._follow = follow
         self._one = asyncio.Semaphore(1)
 
     def refresh(self, repo: Repo, branch: KeptBranch) -> None:
@@ -67,12 +72,15 @@ class PartBuilds:
         known = self._kept.repository(repo)
         part.due, part.in_work, part.waits = False, True, False
         try:
-            if not branch.swept:
+            if not branch.swept and branch.has_only_parts() and branch.is_idle():
+                # Whole snapshots sweep once the usual one is known, which an earlier `serve` may have left.
                 branch.swept = True
                 await asyncio.to_thread(remove_foreign, branch.directory, list(branch.kept))
             if time.monotonic() - part.asked_at > UNASKED:
                 self._kept.drop(known, branch, part)
                 return
+            if branch.has_only_parts():
+                await self._follow(repo, branch)
             await self._build(repo, part)
             part.error = None
         except EXPECTED as error:

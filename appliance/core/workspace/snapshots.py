@@ -27,13 +27,7 @@ from appliance.core.workspace.shape import Shape, WantedShape
 from appliance.core.workspace.shape_choice import AUTO, history_for, shape_of
 from appliance.core.workspace.snapshot_builder import SnapshotBuilder
 from appliance.core.workspace.snapshot_place import Snapshot, SnapshotPlace, remove_foreign
-from appliance.core.workspace.snapshot_registry import (
-    UNASKED,
-    KeptBranch,
-    KeptSnapshot,
-    KeptSnapshots,
-    NoSnapshot,
-)
+from appliance.core.workspace.snapshot_registry import UNASKED, KeptBranch, KeptSnapshot, KeptSnapshots, NoSnapshot
 from appliance.core.workspace.tar_checks import TarChecks
 
 log = logging.getLogger(__name__)
@@ -77,7 +71,7 @@ class Snapshots:
         self._endurance = Endurance(log, "removing old snapshots")
         self._builder = SnapshotBuilder(mirror_of, self.modules, lfs, self.checks)
         self._tip = self._builder.tip
-        self._parts = PartBuilds(self._kept, self._places, self._build_once, self._failed)
+        self._parts = PartBuilds(self._kept, self._places, self._build_once, self._failed, self._follow)
 
     def look(self) -> bool:
         """Checks whether snapshots can be written. Returns True if that works again, so all need to be rebuilt."""
@@ -126,6 +120,8 @@ class Snapshots:
         known = self._kept.forget(repo)
         self.modules.forget(repo)
         for branch in known.branches.values() if known else ():
+            for kept in branch.kept.values():
+                kept.ended.set()
             for building in (branch.building, branch.building_parts):
                 if building is not None and not building.done():
                     building.cancel()
@@ -212,6 +208,7 @@ class Snapshots:
             await self._build_now(repo, found, kept)
         if kept.current is None or not self._may_send(kept, wanted):
             raise NoSnapshot(kept.error or f"the snapshot of {name} is being built; try again")
+        self.modules.used(kept.current)
         return kept.current, kept.place.path(kept.current)
 
     async def _build_now(self, repo: Repo, branch: KeptBranch, kept: KeptSnapshot) -> None:
@@ -288,8 +285,7 @@ class Snapshots:
         try:
             usual = await self._choose(repo, branch)
             self._kept.keep(known, branch, usual)
-            is_asked = any(shape.modules is not None for shape in branch.kept)
-            await self.modules.follow(repo, branch.name, await self._tip(repo, branch.name) or "", is_asked=is_asked)
+            await self._follow(repo, branch)
         except EXPECTED as error:
             self._failed(repo, branch, [kept for shape, kept in branch.kept.items() if not shape.only], error)
             if isinstance(error, NoSnapshot):
@@ -319,6 +315,10 @@ class Snapshots:
                 self._failed(repo, branch, [kept], error)
             if not kept.waits:
                 kept.ended.set()
+
+    async def _follow(self, repo: Repo, branch: KeptBranch) -> None:
+        is_asked = any(shape.modules is not None for shape in branch.kept)
+        await self.modules.follow(repo, branch.name, await self._tip(repo, branch.name) or "", is_asked=is_asked)
 
     def _failed(self, repo: Repo, branch: KeptBranch, kept: Iterable[KeptSnapshot], error: BaseException) -> None:
         # Guests see this text, so leave out the paths of this node that an OSError names.
