@@ -76,7 +76,7 @@ def test_leases_of_disks_are_shown_where_they_matter(node: Node) -> None:
         await seen.press("D")
         await seen.shows("Deleting also removes its disks", "2 leases of them")
         await seen.press("escape", "4")
-        await seen.shows("with 2 leases")
+        await seen.shows(", 2 leases")
 
     drive(make_app(node.serve), script)
 
