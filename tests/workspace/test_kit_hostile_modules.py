@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import WIDGETS
 from tests.support.generate import add_commit
-from tests.support.gitutil import git
+from tests.support.gitutil import git, git_result
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 from tests.workspace.conftest import SETTLED, Node
@@ -35,6 +35,8 @@ TRICKS = {
     "broken": section("bad", "bad", "../lib") + "[submodule\n",
 }
 """A `.gitmodules` for the submodule `bad`, which stays empty in each case."""
+REFUSED = ("command", "broken")
+"""Files that git refuses as a whole."""
 RING = [f"acme/ring{number}" for number in range(5)]
 
 
@@ -75,6 +77,8 @@ def test_it_reaches_nothing(hostile: Node, tmp_path: Path, trick: str) -> None:
     """The submodule stays empty, nothing is run or written beside the workspace, and the other one is there."""
     guest = hostile.guest(tmp_path / "home")
     proof = Path(hostile.upstream.root.parent / "proof")
+    clone = guest.home / "clone"
+    guest.git("clone", "--quiet", "--branch", trick, hostile.upstream.url(WIDGETS), str(clone), cwd=tmp_path)
     for number, way in enumerate(("snapshot", "mirror")):
         by = guest if way == "snapshot" else by_git(hostile, guest)
         place = guest.home / f"ws{number}"
@@ -83,13 +87,16 @@ def test_it_reaches_nothing(hostile: Node, tmp_path: Path, trick: str) -> None:
         assert done.hydrated(via=way) == git("rev-parse", trick, cwd=hostile.upstream.path(WIDGETS))
         assert not proof.exists()
         assert list((place / "bad").iterdir()) == []
-        # git itself takes no submodule at all from a file like these.
-        if trick not in ("broken", "command"):
+        if trick in REFUSED:
+            # git itself takes no submodule at all from these, and says in any clone only that the file is bad.
+            assert list((place / "good").iterdir()) == []
+        else:
             assert (place / "good/lib.txt").read_text() == "lib\n", done.err
         made = {*guest.home.rglob("*"), *tmp_path.glob("*")} - before
         assert {path for path in made if place != path and place not in path.parents} == set()
-        if trick not in ("broken", "command"):
-            assert guest.git("status", "--porcelain", cwd=place) == ""
+        for workspace in (place, clone):
+            said = git_result("status", "--porcelain", cwd=workspace, env=guest.environment())
+            assert said[:2] == (128 if trick in REFUSED else 0, ""), (workspace, said)
         if trick not in ("nothing", "name", "broken"):
             assert "submodule bad is left empty: " in done.err
 
