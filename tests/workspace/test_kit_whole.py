@@ -21,7 +21,14 @@ from tests.workspace.module_lab import DEEP, LIB, hydrate, link, section, status
 
 pytestmark = pytest.mark.slow
 ONE, TWO, INNER, DEEPEST = (f"the contents of {name}\n".encode() * 5_000 for name in ("one", "two", "inner", "deepest"))
-FILES = {"one.bin": ONE, "dir/a two.bin": TWO, "libs/lib/inner.bin": INNER, "libs/lib/deps/deep/deepest.bin": DEEPEST}
+ODD = b"with characters that patterns have\n" * 100
+FILES = {
+    "libs/x,[y]\\z*?.bin": ODD,
+    "one.bin": ONE,
+    "dir/a two.bin": TWO,
+    "libs/lib/inner.bin": INNER,
+    "libs/lib/deps/deep/deepest.bin": DEEPEST,
+}
 """The LFS files of a workspace with the submodules that anybody may read."""
 PART = {name: data for name, data in FILES.items() if not name.startswith("dir/")}
 
@@ -52,7 +59,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         add_repository(upstream, lfs, DEEP, {"deepest.bin": DEEPEST})
         add_repository(upstream, lfs, LIB, {"inner.bin": INNER})
         add_repository(upstream, lfs, SECRET, {"hidden.bin": HIDDEN})
-        add_repository(upstream, lfs, WIDGETS, {"one.bin": ONE, "dir/a two.bin": TWO}, **{"text.txt": b"text\n"})
+        add_repository(
+            upstream,
+            lfs,
+            WIDGETS,
+            {name: FILES[name] for name in ("one.bin", "dir/a two.bin", "libs/x,[y]\\z*?.bin")},
+            **{"text.txt": b"text\n"},
+        )
         tips = {name: git("rev-parse", "main", cwd=upstream.path(name)) for name in (DEEP, SECRET)}
         lib = link(upstream.path(LIB), section("deep", "deps/deep", "../deep.git"), {"deps/deep": tips[DEEP]})
         text = section("lib", "libs/lib", "../lib") + section("hidden", "more/hidden", "../secret")

@@ -1781,14 +1781,25 @@ gitmirror__pull_contents() (
 # The same in a part of a tree: git-lfs would put the files outside of it there, too. $@ are options of git.
 gitmirror__pull_part() {
     wanted=''
-    for path in $files; do
-        [ -e "$work/$path" ] || continue
-        # A list of patterns has commas between them, and no way to write one.
+    for line in $(git "$@" ls-files -t -- ':(attr:filter=lfs)'); do
+        case $line in 'H '*) path=${line#??} ;; *) continue ;; esac
         pattern=''
+        case $path in
+        '"'*)
+            # git quotes some characters.
+            path=${path#\"} path=${path%\"}
+            while :; do
+                case $path in *\\*) ;; *) break ;; esac
+                pattern=$pattern${path%%\\*}\? path=${path#*\\}
+                case $path in [0-7][0-7][0-7]*) path=${path#???} ;; *) path=${path#?} ;; esac
+            done
+            path=$pattern$path pattern=''
+            ;;
+        esac
+        # A list of patterns has commas between them, and no way to write one.
         while :; do
-            case $path in *[],*[\\]*) ;; *) break ;; esac
-            head=${path%%[],*[\\]*} path=${path#*[],*[\\]}
-            pattern=$pattern$head\?
+            case $path in *[],*[]*) ;; *) break ;; esac
+            pattern=$pattern${path%%[],*[]*}\? path=${path#*[],*[]}
         done
         wanted=${wanted:+"$wanted,"}/$pattern$path
         # An argument may have 128 KiB.
