@@ -141,8 +141,19 @@ class SmallNode:
 
 
 @contextlib.contextmanager
-def small_node(tmp_path: Path, *, disk: str, size: int, budget: str, snapshots: bool = True) -> Iterator[SmallNode]:
-    """A node with `[storage] budget` on a disk of this size, whose repository has files of `size` bytes."""
+def small_node(
+    tmp_path: Path,
+    *,
+    disk: str,
+    size: int,
+    budget: str,
+    snapshots: bool = True,
+    prepare: Callable[[Path], object] | None = None,
+) -> Iterator[SmallNode]:
+    """A node with `[storage] budget` on a disk of this size, whose repository has files of `size` bytes.
+
+    `prepare` changes the state directory, in which the repository is already, before the node starts once more.
+    """
     tmp_path.joinpath("guests").mkdir()
     with (
         small_disk(tmp_path / "disk", disk) as place,
@@ -157,6 +168,11 @@ def small_node(tmp_path: Path, *, disk: str, size: int, budget: str, snapshots: 
     ):
         serve.start()
         serve.wait_for_repo(REPO)
+        if prepare is not None:
+            serve.terminate()
+            prepare(serve.state)
+            serve.start()
+            serve.wait_for_repo(REPO)
         with Traffic(serve, tmp_path / "guests") as traffic:
             yield SmallNode(serve, upstream, traffic)
             traffic.go_on()

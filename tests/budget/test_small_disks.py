@@ -62,17 +62,21 @@ def test_disks(tmp_path: Path) -> None:
 
 def test_lfs_objects(tmp_path: Path) -> None:
     """The longest unused go first."""
-    with small_node(tmp_path, disk="1G", size=MIB, budget="80MiB", snapshots=False) as node:
-        paths = []
+    paths: list[Path] = []
+
+    def prepare(state: Path) -> None:
         for number in range(20):
             data = os.urandom(4 * MIB)
             oid = hashlib.sha256(data).hexdigest()
-            path = node.serve.state / "lfs" / REPO / oid[:2] / oid
+            path = state / "lfs" / REPO / oid[:2] / oid
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
             paths.append(path)
             used = time.time() - 3600 * (20 - number)
             os.utime(path, (used, used))
+
+    # The store knows what it finds at its start.
+    with small_node(tmp_path, disk="1G", size=MIB, budget="80MiB", snapshots=False, prepare=prepare) as node:
         found = node.keeps_budget()
         there = [path.exists() for path in paths]
         assert there == sorted(there) and any(there) and not all(there)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import WIDGETS
 from tests.support.generate import add_commit
-from tests.support.gitutil import git
+from tests.support.gitutil import git, git_result
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 from tests.workspace.conftest import SETTLED, Node
@@ -35,6 +35,8 @@ TRICKS = {
     "broken": section("bad", "bad", "../lib") + "[submodule\n",
 }
 """A `.gitmodules` for the submodule `bad`, which stays empty in each case."""
+REFUSED = ("command", "broken")
+"""Files that git refuses as a whole."""
 RING = [f"acme/ring{number}" for number in range(5)]
 
 
@@ -49,15 +51,13 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> I
             git("branch", name, "main", cwd=bare)
             text = section("good", "good", "../lib") + text.replace("PROOF", str(base / "proof"))
             link(bare, text, {"good": lib, "bad": lib}, name)
-        # Each of the ring has the next two at an older commit, for more levels than anybody follows.
+        # Each of the ring has the one before, at an older commit, for more levels than anybody follows.
         for name in RING:
             add_commit(upstream.add(name), "main", {"ring.txt": f"{name}\n"})
         for turn in range(15):
-            name = RING[turn % 5]
-            inner = [RING[(turn + step) % 5] for step in (1, 2)]
-            text = "".join(section(other, other[5:], f"../{other[5:]}") for other in inner)
-            tips = {other[5:]: git("rev-parse", "main", cwd=upstream.path(other)) for other in inner}
-            link(upstream.path(name), text, tips)
+            inner = RING[(turn - 1) % 5]
+            tip = git("rev-parse", "main", cwd=upstream.path(inner))
+            link(upstream.path(RING[turn % 5]), section(inner, inner[5:], f"../{inner[5:]}"), {inner[5:]: tip})
         git("branch", "ring", "main", cwd=bare)
         tip = git("rev-parse", "main", cwd=upstream.path(RING[14 % 5]))
         link(bare, section("ring", "ring", f"../{RING[14 % 5][5:]}"), {"ring": tip}, "ring")
@@ -75,6 +75,8 @@ def test_it_reaches_nothing(hostile: Node, tmp_path: Path, trick: str) -> None:
     """The submodule stays empty, nothing is run or written beside the workspace, and the other one is there."""
     guest = hostile.guest(tmp_path / "home")
     proof = Path(hostile.upstream.root.parent / "proof")
+    clone = guest.home / "clone"
+    guest.git("clone", "--quiet", "--branch", trick, hostile.upstream.url(WIDGETS), str(clone), cwd=tmp_path)
     for number, way in enumerate(("snapshot", "mirror")):
         by = guest if way == "snapshot" else by_git(hostile, guest)
         place = guest.home / f"ws{number}"
@@ -83,28 +85,40 @@ def test_it_reaches_nothing(hostile: Node, tmp_path: Path, trick: str) -> None:
         assert done.hydrated(via=way) == git("rev-parse", trick, cwd=hostile.upstream.path(WIDGETS))
         assert not proof.exists()
         assert list((place / "bad").iterdir()) == []
-        # git itself takes no submodule at all from a file like these.
-        if trick not in ("broken", "command"):
+        if trick in REFUSED:
+            # git itself takes no submodule at all from these, and says in any clone only that the file is bad.
+            assert list((place / "good").iterdir()) == []
+        else:
             assert (place / "good/lib.txt").read_text() == "lib\n", done.err
         made = {*guest.home.rglob("*"), *tmp_path.glob("*")} - before
         assert {path for path in made if place != path and place not in path.parents} == set()
-        if trick not in ("broken", "command"):
-            assert guest.git("status", "--porcelain", cwd=place) == ""
+        for workspace in (place, clone):
+            said = git_result("status", "--porcelain", cwd=workspace, env=guest.environment())
+            assert said[:2] == (128 if trick in REFUSED else 0, ""), (workspace, said)
         if trick not in ("nothing", "name", "broken"):
             assert "submodule bad is left empty: " in done.err
 
 
-def test_a_ring_ends(hostile: Node, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["snapshot", "mirror"])
+def test_a_ring_ends(hostile: Node, tmp_path: Path, way: str) -> None:
     """Those that contain each other are followed to a bound, within the deadline, and the workspace is there."""
-    guest = hostile.guest(tmp_path / "home", GITMIRROR_DEADLINE="30")
+    guest = hostile.guest(tmp_path / "home", GITMIRROR_DEADLINE="50")
+    place = guest.home / "ws"
+    done = hydrate(guest if way == "snapshot" else by_git(hostile, guest), place, "ring", "--submodules")
+    done.hydrated(via=way)
+    assert "is left empty: there are too many submodules, or they are too deep" in done.err
+    assert max(len(path.relative_to(place).parts) - 1 for path in place.rglob("ring.txt")) == 8
+    # Those that were left empty are as a clone has them.
+    guest.git("submodule", "status", "--recursive", cwd=place)
+    assert guest.git("status", "--porcelain", "--ignore-submodules=none", cwd=place) == ""
+
+
+def test_a_deadline_ends_a_ring(hostile: Node, tmp_path: Path) -> None:
+    """The workspace is there when time is up, with what came until then."""
+    guest = by_git(hostile, hostile.guest(tmp_path / "home", GITMIRROR_DEADLINE="1"))
     place = guest.home / "ws"
     done = hydrate(guest, place, "ring", "--submodules")
-    # A node that puts submodules into the tar may take longer for these than a guest waits.
-    done.hydrated(via="mirror" if "the snapshot failed" in done.err else "snapshot")
-    assert (place / "ring/ring.txt").exists()
-    assert "is left empty" in done.err
-    deepest = max(len(path.relative_to(place).parts) - 1 for path in place.rglob("ring.txt"))
-    assert deepest <= 8
-    # Those that were left empty when time was up are as a clone has them.
+    done.hydrated(via="mirror")
+    assert "is left empty: " in done.err
     guest.git("submodule", "status", "--recursive", cwd=place)
     guest.git("status", "--porcelain", cwd=place)

@@ -156,7 +156,7 @@ def test_submodules_in_the_part_alone(family: Node, tmp_path: Path) -> None:
     for number, way in enumerate(("snapshot", "mirror")):
         place = guest.home / f"ws{number}"
         by = guest if way == "snapshot" else by_git(family, guest)
-        done = hydrate(by, place, "", "--submodules", "--only", "dir")
+        done = hydrate(by, place, "", "--submodules", "--only", "src")
         done.hydrated(via=way)
         assert "submodule libs" not in done.err
         assert guest.git("status", "--porcelain", "--ignore-submodules=none", cwd=place) == ""

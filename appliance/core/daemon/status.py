@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,23 +51,23 @@ class Status:
 
     async def status(self) -> dict[str, Any]:
         """The document that `status --json` prints."""
-        pulse, state = await self.pulse(), self.state
+        pulse, storage, state = await self.pulse(), await self.storage.short(), self.state
         live = {key: pulse[key] for key in pulse if key not in _PULSE_ONLY}
         live["warmed"] = {repo.name: self.fetching.warmer.state(repo.id) for repo in state.repos}
         head = live.pop("audit_head")
         document = status_document(state.repos, self._healths(), state.config, time.time(), audit_head=head, live=live)
         # Nothing is awaited before this, because a repository that guests brought may end meanwhile.
-        self._add_lacks(document["repos"])
+        self._add_lacks(document["repos"], state.repos)
         repos = state.privacy.told(document["repos"])
         return document | {"repos": repos, "storage": await self.storage.short()}
 
-    def _add_lacks(self, documents: list[dict[str, Any]]) -> None:
-        """Adds the submodules that each repository's followed branch lacks."""
-        branches = {
-            repo.name: (repo, followed_branch(repo, self.scheduler.health(repo.id))) for repo in self.state.repos
-        }
+    def _add_lacks(self, documents: list[dict[str, Any]], repos: Iterable[Repo]) -> None:
+        """Adds to the documents of these repositories the submodules that each one's followed branch lacks."""
+        by_name = {repo.name: repo for repo in repos}
         for document in documents:
-            document["lacks"] = self.workspaces.modules.lacks(*branches[document["name"]])
+            repo = by_name[document["name"]]
+            branch = followed_branch(repo, self.scheduler.health(repo.id))
+            document["lacks"] = self.workspaces.modules.lacks(repo, branch)
 
     async def pulse(self) -> dict[str, Any]:
         """What only a running `serve` knows, without the repositories, so that it can be read every second.
@@ -146,7 +147,7 @@ class Status:
         """One repository, with what `status --json` and `repos --json` print of it."""
         health = {repo.id: self.scheduler.health(repo.id)}
         [status] = status_document([repo], health, self.state.config, time.time(), audit_head=None)["repos"]
-        self._add_lacks([status])
+        self._add_lacks([status], [repo])
         return {**status, **self.repo_documents([repo])[0]}
 
     def summary(self) -> str:
