@@ -1765,24 +1765,50 @@ gitmirror__get_contents() {
         (
             unset GIT_LFS_SKIP_SMUDGE
             exact=gitmirror:none
-            gitmirror__git "$@" lfs pull >&2
+            if [ -n "$only" ]; then gitmirror__smudge >&2; else gitmirror__git "$@" lfs pull >&2; fi
         )
         gitmirror__count_pointers
         why='the mirror did not send their contents; git lfs pull asks it again'
     else
         why='git-lfs, which would fetch their contents, is not installed'
     fi
-    [ "$pointers" -eq 0 ] || gitmirror__say "files of $work that are LFS pointers: $pointers; $why"
+    [ "$pointers" -eq 0 ] || gitmirror__say "files of $target${work#"$tmp"} that are LFS pointers: $pointers; $why"
 }
+
+# Has git write the `files` that are pointers again, a few hundred at a time. `git lfs pull` would read every file of HEAD, and
+# fails where a part of the tree lacks one.
+gitmirror__smudge() (
+    cd "$work" || exit 1
+    # An object that cannot be had leaves its pointer, and the others follow.
+    GIT_LFS_SKIP_DOWNLOAD_ERRORS=1
+    export GIT_LFS_SKIP_DOWNLOAD_ERRORS
+    set --
+    for path in $files ''; do
+        if [ "$#" -eq 500 ] || { [ -z "$path" ] && [ "$#" -gt 0 ]; }; then
+            # git leaves a file alone that is as the index has it.
+            rm -f -- "$@"
+            gitmirror__git checkout-index --force --index -- "$@"
+            GIT_LFS_SKIP_SMUDGE=1 git -c core.fsmonitor=false checkout-index --quiet --index -- "$@"
+            set --
+        fi
+        [ -z "$path" ] || ! gitmirror__is_pointer || set -- "$@" "$path"
+    done
+)
 
 # Sets `pointers` to the number of those in `files`.
 gitmirror__count_pointers() {
     pointers=0
     for path in $files; do
-        # bash complains about NULs.
-        { read -r line <"$work/$path"; } 2>/dev/null || continue
-        case $line in 'version https://git-lfs.github.com/spec/'*) pointers=$((pointers + 1)) ;; esac
+        ! gitmirror__is_pointer || pointers=$((pointers + 1))
     done
+}
+
+# Whether the file `path` of `work` is there and is a pointer.
+gitmirror__is_pointer() {
+    # bash complains about NULs.
+    { read -r line <"$work/$path"; } 2>/dev/null || return 1
+    case $line in 'version https://git-lfs.github.com/spec/'*) return 0 ;; esac
+    return 1
 }
 
 # Checks out the submodules of `tmp`, and theirs, or only those that are there already where none are wanted. In a subshell,
