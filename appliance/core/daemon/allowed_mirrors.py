@@ -74,6 +74,6 @@ class AllowedMirrors:
             used_at = max(repo.created_at, last_use.get(repo.name, 0.0))
             if repo.name in recorded or self._health(repo.id).cloning or time.time() - used_at < RECENT:
                 continue
-            what = "the whole mirror, which a guest can bring here again"
+            what = "the whole mirror, which is cloned again when a guest asks for it"
             found.append((ColdThing(self.kind, repo.name, what, sizes.get(repo.name, 0), used_at), repo))
         return sorted(found, key=lambda each: each[0].used_at)
