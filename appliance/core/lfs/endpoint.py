@@ -36,8 +36,8 @@ def endpoint_of(url: str, lfs_url: str | None = None) -> Endpoint:
     """The LFS server of the upstream `url`. `lfs_url` is what `.lfsconfig` in the repository says, or None.
 
     For git:// and ssh upstreams it is at https on the same host, as git-lfs assumes for git://. A node cannot find it
-    by ssh as git-lfs does. Anyone who can write to a repository chooses its `lfs_url`. So a credential is only sent to the
-    upstream's own repository: otherwise readers of this repository could get the objects of another one.
+    by ssh as git-lfs does. Anyone who can write to a repository chooses its `lfs_url`. So a credential is only sent to
+    the upstream's own repository: otherwise readers of this repository could get the objects of another one.
     Raises GitmirrorError if `lfs_url` may not be used.
     """
     upstream = read_upstream(url)
