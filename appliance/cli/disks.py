@@ -119,7 +119,7 @@ def _print_lease(leased: dict[str, Any], options: Options) -> None:
     print_line(f"leased until:  {leased['expires_at']} (in {_ends_in(leased)})")
     print_line(f"to end it:     {options.command} disk release {leased['id']}")
     for each in leased["missing"][:MOST_MISSING]:
-        say(f"not in it: {each['path']} ({each['reason']})")
+        say(f"left out: {each['path']} ({each['reason']})")
     if len(leased["missing"]) > MOST_MISSING:
         say(f"and {len(leased['missing']) - MOST_MISSING} more: --json lists them")
 

@@ -21,11 +21,11 @@ KINDS = ("mirrors", "answers", "workspaces", "disks", "lfs", "recordings")
 @json_option
 @pass_options
 def storage(options: Options, as_json: bool) -> None:
-    """Show what fills the disk, and what goes next.
+    """Show what fills the disk, and what is removed next.
 
-    Lists what the state directory takes, by kind and by repository, the largest first. Past `[storage] budget`, or when
-    the disk is nearly full, a running serve removes what can be made or fetched again: this shows what goes next, and
-    what went last. Recordings and the mirrors of registered repositories never go.
+    Lists what the state directory takes, by kind and by repository, the largest first. Above `[storage] budget`, or
+    when the disk is nearly full, a running serve removes what can be made or fetched again: this shows what it removes
+    next, and what it removed last. Recordings and the mirrors of registered repositories are never removed.
 
     \b
     Example:
@@ -60,7 +60,7 @@ def _print(found: Mapping[str, Any]) -> None:
     print_line(f"the state directory takes {used_of(found)}")
     print_line(f"  {by_kind(found)}")
     if found["over"]:
-        print_line(f"  {format_size(found['over'])} over the budget: what is left is in use or must not go")
+        print_line(f"  {format_size(found['over'])} over the budget: what is left is in use or must not be removed")
     if found["repos"]:
         print_line("")
         rows = [
@@ -68,8 +68,8 @@ def _print(found: Mapping[str, Any]) -> None:
             for repo in found["repos"]
         ]
         print_table(HEADERS, rows, right=HEADERS[1:])
-    _list("goes next, in this order", found["next"])
-    _list("went last", found.get("removed_last", ()))
+    _list("removed next, in this order", found["next"])
+    _list("removed last", found.get("removed_last", ()))
 
 
 def _shown(size: int) -> str:

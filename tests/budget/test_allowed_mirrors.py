@@ -62,5 +62,6 @@ def test_mirrors_that_nobody_registered(tmp_path: Path, generated_bare: Path) ->
             assert "over [storage] budget (1.0 KiB)" in status and "of its budget of 1.0 KiB: " in status
             assert "FAIL  storage: " in serve.here("doctor", codes=(3,))
             said = serve.here("storage")
-            assert "over the budget: what is left is in use or must not go" in said and "went last:\n" in said
+            assert "over the budget: what is left is in use or must not be removed" in said
+            assert "removed last:\n" in said
             assert "acme/recorded" in said

@@ -73,7 +73,7 @@ def test_what_is_not_on_the_drives_is_said(node: DiskServer) -> None:
     """The first ten on stderr, all of it in the JSON."""
     done = run(node, "disk", "acme/widgets", "--submodules")
     lines = done.stderr.splitlines()
-    assert lines[0] == "not in it: module-0 (too many)" and len(lines) == 11
+    assert lines[0] == "left out: module-0 (too many)" and len(lines) == 11
     assert lines[-1] == "and 2 more: --json lists them"
     leased = json.loads(run(node, "disk", "acme/widgets", "--submodules", "--json").stdout)
     assert leased["submodules"] is True and len(leased["missing"]) == 12

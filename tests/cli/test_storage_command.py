@@ -41,8 +41,8 @@ def test_storage_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == "the state directory takes 9.0 GiB of its budget of 10.0 GiB"
     assert lines[1] == "  answers 6.0 GiB, mirrors 3.0 GiB"
     assert lines[4].split() == ["acme/widgets", "9.0", "GiB", "3.0", "GiB", "6.0", "GiB"]
-    assert "goes next, in this order:\n  7 cached responses (acme/widgets, 6.0 GiB)\n" in said
-    assert "went last:\n  2026-07-05T11:00:00.000Z  the disk of main (acme/widgets, 1.0 GiB)\n" in said
+    assert "removed next, in this order:\n  7 cached responses (acme/widgets, 6.0 GiB)\n" in said
+    assert "removed last:\n  2026-07-05T11:00:00.000Z  the disk of main (acme/widgets, 1.0 GiB)\n" in said
 
 
 def test_without_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +50,7 @@ def test_without_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
     storage._print(FOUND | {"has_budget": False, "next": [], "removed_last": []})
     said = capsys.readouterr().out
     assert said.startswith("the state directory takes 9.0 GiB, and its disk has room for 10.0 GiB\n")
-    assert "goes next" not in said and "went last" not in said
+    assert "removed next" not in said and "removed last" not in said
 
 
 def test_when_status_speaks_of_it() -> None:

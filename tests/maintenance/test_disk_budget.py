@@ -148,8 +148,8 @@ def test_a_budget_that_cannot_be_kept(lab: Lab, caplog: pytest.LogCaptureFixture
     lab.look()
     assert lab.left == (0, 0)
     assert lab.kept.trouble is not None and lab.kept.trouble.startswith(
-        "the state directory is 256 KiB over [storage] budget (256 KiB), and what is left is in use or must not go: "
-        "recordings 512 KiB; raise the budget, or remove sessions"
+        "the state directory is 256 KiB over [storage] budget (256 KiB), and what is left is in use or must not be "
+        "removed: recordings 512 KiB; raise the budget, or remove sessions"
     )
     assert caplog.messages.count(lab.kept.trouble) == 1
     lab.budget = 1024 * KIB

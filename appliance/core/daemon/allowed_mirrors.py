@@ -78,6 +78,6 @@ class AllowedMirrors:
                 continue
             if self._is_needed(repo):
                 continue
-            what = "the whole mirror, which a guest can bring here again"
+            what = "the whole mirror, which is cloned again when a guest asks for it"
             found.append((ColdThing(self.kind, repo.name, what, sizes.get(repo.name, 0), used_at), repo))
         return sorted(found, key=lambda each: each[0].used_at)

@@ -1,4 +1,4 @@
-"""The repositories that `[[allow]]` brought: registers them for wishes, and ends those that nobody uses."""
+"""Registers the repositories that `[[allow]]` allows when a guest wants them, and removes those that nobody uses."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from appliance.core.upstream import Place, place_of, same_upstream
 log = logging.getLogger(__name__)
 
 MOST_REPOSITORIES = 1000
-"""The most repositories that guests cause to be here, because each is refreshed for as long as it is here."""
+"""The most repositories that guests may bring here, because each of them is refreshed as long as it stays."""
 LOOK_EVERY = 60.0
-"""The most seconds between two looks at what nobody uses."""
+"""The most seconds between two searches for repositories that nobody uses."""
 STORED_EVERY = 600.0
 """The most seconds of use that a kill loses; less where `expire_after` is short."""
 RECENT = 60.0
 """Seconds after its last use for which a repository stays, however short the disk is."""
 LOCKED = 5.0
-"""Seconds to wait for a mirror that is busy; then it is used, and its time is not over."""
+"""Seconds to wait for a busy mirror. One that stays busy is in use and does not expire."""
 
 
 class AllowedRepos:
-    """Registers and ends them. Implements `on_demand.Registrar`.
+    """Registers and removes them. Implements `on_demand.Registrar`.
 
-    Every answer to a guest counts as use, and so do a lease of a disk and recordings, for as long as they are there.
+    Every response to a guest counts as use. Leased disks and recordings count as use for as long as they exist.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class AllowedRepos:
     def is_open(self, upstream: AllowedUpstream) -> bool:
         """Whether a guest may have the upstream mirrored.
 
-        Not if a guest would need a token to read it, if its name is another's, or if its upstream is here under another
-        name. Names that differ in case alone count as one upstream: most hosts ignore case, and there are many ways to
-        write a name.
+        It may not if reading it takes a token, if its name belongs to another upstream, or if its upstream is here
+        under another name. Names that differ in case alone count as one upstream, because most hosts ignore case, and
+        there are many ways to write a name.
         """
         if self._state.privacy.readers(upstream.name, upstream.url) == TOKEN:
             return False
@@ -126,15 +126,15 @@ class AllowedRepos:
             self._by_place.setdefault(place_of(repo.url), []).append(repo)
 
     async def register(self, upstream: AllowedUpstream) -> Repo | None:
-        """Registers the upstream, unless it is; None if that cannot be done now, which was logged. Never raises."""
+        """Registers the upstream if it is not registered; logs why and returns None if that fails. Never raises."""
         found = self.find(upstream)
         if found is not None:
             return found if found.name == upstream.name else None
         reason = self._why_not(upstream)
         if reason is not None:
-            log.warning("%s is not brought: %s", upstream.name, reason)
+            log.warning("%s is not mirrored on demand: %s", upstream.name, reason)
             return None
-        # To its end, even if all who wait hang up meanwhile: what is registered must be followed, too.
+        # This continues even if every waiter hangs up, because a registered repository must be followed, too.
         task = asyncio.create_task(self._register(upstream), name=f"register {upstream.name}")
         self._registering.add(task)
         task.add_done_callback(self._registering.discard)
@@ -184,7 +184,7 @@ class AllowedRepos:
             self._used[repo.id] = time.time()
 
     def recordings_ended(self, event: RepoEvent) -> None:
-        """Lets the time without use begin when recordings have ended."""
+        """Counts the end of recordings as use, so that the time without use begins then."""
         self.used(event.repo)
 
     async def write(self) -> None:
@@ -198,12 +198,12 @@ class AllowedRepos:
                 raise
 
     async def write_last(self) -> None:
-        """Stores it when `serve` stops. Logs an error."""
+        """Stores it when `serve` stops. Only logs an error, because nothing depends on the last minutes."""
         with self._endurance.over("the last uses"):
             await self.write()
 
     def refreshed(self, event: RefreshEnded) -> None:
-        """Gives a repository up whose first clone failed: nobody registered it, and a guest may ask again."""
+        """Removes a repository whose first clone failed: nobody registered it, and a guest may ask again."""
         if event.repo.source == ALLOWED and event.outcome.error is not None and not event.health.cloned:
             self._begin(self.give_up(event.repo), f"give up {event.repo.name}")
 
@@ -217,19 +217,19 @@ class AllowedRepos:
             try:
                 if await self._unregister(repo):
                     await self._delete_rest(repo.name)
-                    log.warning("%s is given up: its first clone failed", repo.name)
+                    log.warning("%s is unregistered again, because its first clone failed", repo.name)
             finally:
                 self._ending.discard(repo.name)
 
     async def finish_ends(self) -> None:
-        """Deletes what a kill left of repositories that had ended. Call it before a guest can bring them again."""
+        """Deletes what a kill left of removed repositories. Call it before guests can request them again."""
         with self._endurance.over("what a kill left"):
             for name in await asyncio.to_thread(self._store.ending):
                 await self._files.delete_mirror(name)
                 await self._delete_rest(name)
 
     async def run(self) -> None:
-        """Looks for what nobody uses until cancelled."""
+        """Removes repositories that nobody uses, until cancelled."""
         while True:
             pause = LOOK_EVERY
             with self._endurance.over("the registry"):
@@ -240,7 +240,7 @@ class AllowedRepos:
                     await self._is_new.wait()
 
     async def look(self) -> float:
-        """Ends what nobody uses; returns in how many seconds to look again. Raises StoreError."""
+        """Removes what nobody uses; returns the seconds until the next search. Raises StoreError."""
         if self._state.registry_lost is not None:
             return LOOK_EVERY
         uses, step, now = await asyncio.to_thread(self._store.uses), self._clock.step(), time.time()
@@ -280,7 +280,7 @@ class AllowedRepos:
             self._publish(AllowedRepoExpired(repo=repo, words=words))
 
     def _expire_after(self, repo: Repo, use: Use) -> float:
-        """What the config says now, and without an entry for it, what it said when the repository was registered."""
+        """What the config says now. If no entry matches, what it said when the repository was registered."""
         found = self.allowed().of(repo.url)
         return use.expire_after if found is None else found.entry.expire_after
 
@@ -294,7 +294,7 @@ class AllowedRepos:
         }
 
     async def end_for_room(self, repo: Repo) -> bool:
-        """Ends a repository because the disk is short. Returns False if it is in use, or something depends on it.
+        """Removes a repository because the disk is short. Returns False if it is in use, or something depends on it.
 
         Raises GitmirrorError, OSError.
         """
@@ -320,10 +320,10 @@ class AllowedRepos:
         try:
             async with asyncio.timeout(LOCKED) as waiting, self._mirrors.locks.exclusive(repo.name):
                 waiting.reschedule(None)
-                # Pushes wait for the lock. Whoever came before it has used the repository, or recorded something.
+                # Pushes wait for the lock. Any that came first has counted as use or has left a recording.
                 if self._used.get(repo.id, 0.0) > since or await self._is_held(repo):
                     return False
-                # Until its files are gone, nobody brings it again.
+                # It cannot be registered again until its files are gone.
                 self._ending.add(repo.name)
                 if not await self._unregister(repo):
                     return False
@@ -337,7 +337,7 @@ class AllowedRepos:
         return True
 
     async def _unregister(self, repo: Repo) -> bool:
-        """Takes the first step to the end of a repository. A kill after it leaves a note to delete its files."""
+        """Unregisters a repository that is to be removed. A kill after this leaves a note to delete its files."""
         if not await asyncio.to_thread(self._store.end, repo):
             return False
         await self._follower.follow()

@@ -1,8 +1,8 @@
-"""Brings repositories that nobody registered, because a guest asks for them and `[[allow]]` allows it.
+"""Mirrors repositories that nobody registered when a guest requests them and `[[allow]]` allows it.
 
-A guest's wish goes through two bounded steps. First the upstream is asked whether the repository exists, without
-registering anything. Then it is registered, and the scheduler makes its first clone. However many guests wait for one
-repository, each step happens once.
+A guest's request for such a repository is a wish, which goes through two bounded steps. First the upstream is asked
+whether the repository exists, without registering anything. Then the repository is registered, and the scheduler makes
+its first clone. However many guests wait for one repository, each step happens once.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ log = logging.getLogger(__name__)
 ASKING_DEADLINE = 20.0
 """Seconds that an upstream may take to say whether it has a repository."""
 ASKED_PER_MINUTE = 60
-"""How often one upstream host is asked for names that guests made up; ASKED_AT_ONCE of them before that counts."""
+"""Requests to one upstream host for names that guests sent, after a burst of ASKED_AT_ONCE."""
 ASKED_AT_ONCE = 20
 MOST_ASKING = 32
-"""The most such questions that wait for one host; those that take longer than ASKING_HOLDS delay no other."""
+"""The most such requests to one host that run; those that take longer than ASKING_HOLDS delay no other."""
 ASKING_AT_ONCE = 4
 ASKING_HOLDS = 1.0
 CLONES_PER_MINUTE = 30
-"""How many clones guests begin, after CLONES_AT_ONCE of them."""
+"""Clones that guests cause, after a burst of CLONES_AT_ONCE."""
 CLONES_AT_ONCE = 10
 MOST_CLONING = 16
 """The most first clones for guests that run, hung and large ones included, out of the scheduler's MOST_RUNNING."""
 CLONING_HOLDS = 5.0
 """Seconds after which a clone delays no other, as in the scheduler's lane: less than a guest waits."""
 REMEMBERED = 60.0
-"""Seconds for which a name is remembered that the upstream does not have, or that could not be brought."""
+"""Seconds for which a name is remembered that the upstream does not have, or that could not be mirrored."""
 LONGEST_REMEMBERED = 3600.0
-"""The longest such time after a clone that failed again and again, or that an upstream's Retry-After asks for."""
+"""The longest such time, after repeated failures of a clone or by an upstream's Retry-After."""
 MOST_REMEMBERED = 10_000
 MOST_ALONE = 8
-"""The most wishes of one peer that go on although the guests' time is over, before anything is registered for them."""
+"""The most wishes of one peer that continue after its guests have stopped waiting, until they are registered."""
 NOT_AGAIN = 15.0
-"""Seconds for which a peer that has waited in vain for a name does not wait for it again."""
+"""Seconds for which a peer that has waited in vain for a name does not wait for that name again."""
 OURSELVES = "this node"
-"""The peer that wishes of the node itself count for."""
+"""The peer for which the wishes of the node itself are counted."""
 
 
 class Registrar(Protocol):
@@ -67,19 +67,19 @@ class Registrar(Protocol):
         ...
 
     def find(self, upstream: AllowedUpstream) -> Repo | None:
-        """The enabled repository of this upstream, under any name, or None."""
+        """The enabled repository of this upstream, whatever its name, or None."""
         ...
 
     async def register(self, upstream: AllowedUpstream) -> Repo | None:
-        """Registers the upstream, unless it is; None if that cannot be done now, which was logged. Never raises."""
+        """Registers the upstream if it is not registered; logs why and returns None if that fails. Never raises."""
         ...
 
 
 @dataclass(eq=False)
 class _Wish:
-    """One upstream on its way. It stays while anybody waits for it, and once its clone runs, until that ends.
+    """One requested upstream. It stays while anybody waits for it, and once its clone runs, until the clone ends.
 
-    `peers` are those who asked. `repo` is known, and `is_settled` set, once it is registered.
+    `peers` are those who asked. `repo` and `is_settled` are set once it is registered.
     """
 
     upstream: AllowedUpstream
@@ -92,7 +92,7 @@ class _Wish:
 
 
 class OnDemand:
-    """Fulfils wishes. `keyring` gives the credentials in use; git asks upstreams in `directory`, without a mirror."""
+    """Fulfils wishes. `keyring` gives the credentials in use; git asks upstreams from `directory`, without a mirror."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class OnDemand:
         self._directory = directory
         self._clock = clock
         self._asking: dict[str, FairTurns] = {}
-        # As many as the scheduler's lane for them has slots, so that none begins to wait there, out of turn.
+        # As many as the slots of the scheduler's lane for them, so that no clone waits there out of turn.
         self._cloning = FairTurns(
             TurnLimits(CLONES_PER_MINUTE, CLONES_AT_ONCE, concurrency, CLONING_HOLDS, MOST_CLONING)
         )
@@ -122,11 +122,11 @@ class OnDemand:
         self._waited: dict[tuple[str, str], float] = {}
 
     async def wait(self, path: str, peer: str, seconds: float) -> tuple[Coming, AllowedUpstream | None]:
-        """Waits until what a guest of `peer` asks for is here, or cannot be, for `seconds` at most.
+        """Waits up to `seconds` until what a guest of `peer` requests is here, or until it is known that it cannot be.
 
-        Returns what became of it, and the upstream if the guest may know of it. A peer that has waited for this long
-        just now does not wait again, because a guest tries several ways, one after the other. Cancelling ends this wait
-        alone.
+        Returns what became of the wish, and the upstream if the guest may know it. A peer that waited for this name a
+        moment ago does not wait again, because a guest tries several ways, one after the other. Cancelling ends this
+        wait alone.
         """
         upstream = self._registrar.allowed().at(path)
         if upstream is None or self._is_remembered(upstream, of_guest=True):
@@ -140,7 +140,7 @@ class OnDemand:
         except TimeoutError:
             coming = Coming.ASKED if wish.repo is None else Coming.CLONING
         finally:
-            # A client whose own patience ends hangs up a moment before ours does.
+            # A client with a timeout as long as ours hangs up a moment earlier.
             if is_over := self._clock() - began > 0.9 * seconds:
                 self._waited.pop(key, None)
                 self._waited[key] = self._clock() + NOT_AGAIN
@@ -150,10 +150,10 @@ class OnDemand:
         return coming, None if coming is Coming.NOTHING else upstream
 
     async def bring(self, url: str) -> Repo | None:
-        """Has an allowed upstream mirrored because the node itself wants it, whatever credential that takes.
+        """Has an allowed upstream mirrored for the node itself, with any credential that it needs.
 
-        Returns its repository once its clone has begun, or the one that is here; None if it is not allowed, or cannot
-        be had now. It waits for its turn among the guests' wishes.
+        Returns its repository once its clone has begun, or the one that is here; None if the upstream is not allowed or
+        cannot be mirrored now. The wish waits for its turn among those of guests.
         """
         upstream = self._registrar.allowed().of(url)
         if upstream is None:
@@ -168,7 +168,7 @@ class OnDemand:
         return wish.repo
 
     def http_host(self, host: str) -> str | None:
-        """`SCHEME://HOST` if upstreams on that host may be brought over HTTP or HTTPS, or None."""
+        """`SCHEME://HOST` if upstreams on that host may be mirrored over HTTP or HTTPS, or None."""
         return self._registrar.allowed().http_host(host)
 
     async def stop(self) -> None:
@@ -179,7 +179,7 @@ class OnDemand:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _wish(self, upstream: AllowedUpstream, peer: str, *, of_guest: bool) -> _Wish:
-        """The wish for an upstream, with one more who waits for it. Whoever waits calls `_left` once."""
+        """The wish for an upstream, with one more waiter. Each waiter calls `_left` once."""
         key = (upstream.name, of_guest)
         wish = self._wishes.get(key)
         if wish is None:
@@ -201,13 +201,13 @@ class OnDemand:
         return Coming.NOTHING if wish.task.cancelled() else wish.task.result()
 
     def _left(self, wish: _Wish, *, goes_on: bool) -> None:
-        """Notes that one who waited has left. With `goes_on`, the wish is still fulfilled, if that is not too many."""
+        """Notes that a waiter has left. With `goes_on`, the wish continues unless a peer has too many such wishes."""
         wish.waiting -= 1
         if wish.waiting or wish.repo is not None or wish.task is None:
             return
         alone = sum(not other.waiting and not wish.peers.isdisjoint(other.peers) for other in self._wishes.values())
         if not goes_on or alone > MOST_ALONE:
-            # Nobody wants it any more, and nothing is registered yet. Whoever asks from now on begins another.
+            # Nobody waits any more, and nothing is registered yet. The next request begins another wish.
             wish.task.cancel()
             self._settled(wish)
 
@@ -218,16 +218,16 @@ class OnDemand:
             async with self._turns_of(upstream.host).turn(wish.peers):
                 if not await self._exists(wish, with_credential=with_credential):
                     return Coming.NOTHING
-            # Asked for like any other until here, because a guest must not tell it from a name that does not exist.
+            # Up to here it is like any other name, so that a guest cannot tell it from one that does not exist.
             if of_guest and not self._registrar.is_open(upstream):
                 self._remember(wish, REMEMBERED)
                 return Coming.NOTHING
             async with self._cloning.turn(wish.peers):
                 return await self._clone(wish)
         except GitmirrorError as error:
-            log.info("%s: cannot be brought: %s", upstream.name, error.message)
+            log.info("%s: cannot be mirrored on demand: %s", upstream.name, error.message)
         except Exception:
-            log.exception("%s: cannot be brought", upstream.name)
+            log.exception("%s: cannot be mirrored on demand", upstream.name)
         self._remember(wish, REMEMBERED)
         return Coming.NOTHING
 
@@ -260,7 +260,7 @@ class OnDemand:
         except (GitmirrorError, TimeoutError) as error:
             patience = (error.retry_after or 0.0) if isinstance(error, GitError) else 0.0
             self._remember(wish, min(max(REMEMBERED, patience), LONGEST_REMEMBERED))
-            log.info("%s is not brought: %s", upstream.name, str(error) or "its upstream took too long")
+            log.info("%s is not mirrored on demand: %s", upstream.name, str(error) or "its upstream took too long")
             return False
         return True
 
@@ -273,7 +273,7 @@ class OnDemand:
         return self._asking.setdefault(host, FairTurns(limits))
 
     def _remember(self, wish: _Wish, seconds: float) -> None:
-        # Apart from what the node itself wants, of which guests may have made it believe that it is not there.
+        # Separate for the node itself, so that a failure that guests caused does not keep the node from trying.
         key = (wish.upstream.name, wish.of_guest)
         self._remembered.pop(key, None)
         self._remembered[key] = self._clock() + seconds

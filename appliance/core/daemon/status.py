@@ -51,7 +51,7 @@ class Status:
 
     async def status(self) -> dict[str, Any]:
         """The document that `status --json` prints."""
-        pulse, storage, state = await self.pulse(), await self.storage.short(), self.state
+        pulse, state = await self.pulse(), self.state
         live = {key: pulse[key] for key in pulse if key not in _PULSE_ONLY}
         live["warmed"] = {repo.name: self.fetching.warmer.state(repo.id) for repo in state.repos}
         head = live.pop("audit_head")

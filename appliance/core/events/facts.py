@@ -200,7 +200,7 @@ class SessionsEnded(RepoEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class AllowedRepoExpired(RepoEvent):
-    """A repository that `[[allow]]` brought was removed, with its mirror, because nobody used it."""
+    """A repository that `[[allow]]` brought was removed with its mirror: it was unused, or the disk had no room."""
 
     names = ("expired",)
     goes_out = True

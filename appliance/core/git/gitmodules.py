@@ -1,7 +1,7 @@
-"""Reads the `.gitmodules` of a commit: which submodules it names, where they come from, and what of it git refuses.
+"""Reads the `.gitmodules` of a commit: the submodules that it names, their URLs, and the entries that git refuses.
 
 git itself parses the file. The rules are git's own (`check_submodule_name` in submodule-config.c, `relative_url` in
-remote.c, `check_submodule_url` in fsck.c), and stricter where no repository in use needs what git lets through.
+remote.c, `check_submodule_url` in fsck.c), and stricter where no repository in use needs what git permits.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TreeEntry:
 async def list_tree(mirror: Mirror, commit: str, directories: Iterable[str] = ()) -> dict[str, TreeEntry]:
     """The entries of a commit's top directory, or of the `directories`, by path. Raises GitError.
 
-    Directories that do not exist have none.
+    A directory that does not exist has no entries.
     """
     below = [f"{directory}/" for directory in directories]
     words = ("ls-tree", "-z", "--full-tree", f"{commit}^{{commit}}", *(("--", *below) if below else ()))
@@ -103,8 +103,8 @@ def parse_entries(output: bytes) -> list[Entry]:
         if section != "submodule" or not dot or not has_value:
             continue
         if variable == "update" and value not in ("checkout", "merge", "rebase", "none"):
-            # git dies of these, whatever else is in the file: `!command` is CVE-2019-19604.
-            raise Refused(f"{FILE} has a way to update a submodule that git refuses")
+            # git refuses the whole file because of these values. `!command` is CVE-2019-19604.
+            raise Refused(f"{FILE} has a value of `update` that git refuses")
         found.setdefault(name, {})[variable] = value
     return [
         Entry(name, values.get("path", ""), values.get("url", ""), values.get("update", ""))
@@ -113,7 +113,7 @@ def parse_entries(output: bytes) -> list[Entry]:
 
 
 def check_name(name: str) -> None:
-    """Refuses a name that leads out of `.git/modules`, or that is no path there. Raises Refused."""
+    """Refuses a name that leads out of `.git/modules`, or that is not a path below it. Raises Refused."""
     parts = name.split("/")
     if ".." in re.split(r"[/\\]", name):
         raise Refused("its name leads out of .git/modules")
@@ -135,7 +135,7 @@ def _is_odd(path: str) -> bool:
 
 
 def _is_like_git(part: str) -> bool:
-    """Whether some file system takes it for `.git`: those that ignore case, NTFS with its short names, HFS+."""
+    """Whether a file system may treat it as `.git`: one that ignores case, NTFS with its short names, or HFS+."""
     plain = _IGNORED_BY_HFS.sub("", part).casefold().split(":")[0].rstrip(". ")
     return plain in (".git", "git~1")
 
@@ -196,13 +196,13 @@ def resolve_url(base: str, url: str) -> str:
     resolved = f"{base}{':' if colon else '/'}{url}".removesuffix("/")
     check_url(resolved)
     if separator and not resolved.startswith(f"{scheme}://"):
-        # CVE-2020-11008: with enough of `../`, git asks a host of the name `https`.
+        # CVE-2020-11008: with enough `../`, git would contact a host with the name `https`.
         raise Refused("its URL leads out of its host")
     return resolved
 
 
 def ancestors_of(paths: Iterable[str]) -> list[str]:
-    """The directories that these paths are in, without the top one; each once.
+    """The directories above these paths, without the top directory; each once.
 
     Raises Refused if git cannot be given so many.
     """

@@ -35,9 +35,9 @@ class Endpoint:
 def endpoint_of(url: str, lfs_url: str | None = None) -> Endpoint:
     """The LFS server of the upstream `url`. `lfs_url` is what `.lfsconfig` in the repository says, or None.
 
-    git:// and ssh upstreams have theirs at https on the same host, as git-lfs assumes for git://. A node cannot ask for
-    it by ssh as git-lfs does. Whoever can write to a repository chooses its `lfs_url`. A credential is therefore only
-    sent to the upstream's own repository, because with another one, its readers would get that one's objects.
+    For git:// and ssh upstreams it is at https on the same host, as git-lfs assumes for git://. A node cannot find it
+    by ssh as git-lfs does. Anyone who can write to a repository chooses its `lfs_url`. So a credential is only sent to
+    the upstream's own repository: otherwise readers of this repository could get the objects of another one.
     Raises GitmirrorError if `lfs_url` may not be used.
     """
     upstream = read_upstream(url)
@@ -82,7 +82,7 @@ def _home(upstream: Upstream) -> str:
 
 
 def _without_user(url: str) -> str:
-    """`https://user@host/…` as `https://host/…`: the user only says whose credential git-lfs would ask for."""
+    """`https://user@host/…` as `https://host/…`: the user only names the credential that git-lfs would use."""
     scheme, separator, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     user, at, host = authority.rpartition("@")

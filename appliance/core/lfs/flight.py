@@ -1,4 +1,4 @@
-"""One LFS object on its way from the upstream, and those who wait for it."""
+"""One LFS object that is being fetched from the upstream, and the readers that wait for it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from appliance.core.lfs.pointers import Pointer
 
 
 class Flight:
-    """An object that is being fetched. Its bytes grow in a file, from which guests are sent what has arrived.
+    """An object that is being fetched into a file, from which guests are sent the bytes that have arrived.
 
-    The last byte is held back until all bytes proved to be right, so that no guest takes a wrong object for complete.
+    The last byte is held back until the SHA-256 is right, so that no guest takes a wrong object for complete.
     """
 
     def __init__(self, repo: str, pointer: Pointer) -> None:
@@ -29,12 +29,12 @@ class Flight:
         self.task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._file: int | None = None
-        # A thread that nobody waits for any more must not write into a file that was opened with the same number.
+        # An abandoned thread must not write into another file that was opened with the same descriptor number.
         self._lock = threading.Lock()
         self._digest = hashlib.sha256()
         self._written = 0
 
-    # For those who wait
+    # For readers
 
     @property
     def has_begun(self) -> bool:
@@ -42,7 +42,7 @@ class Flight:
         return self.is_over or self.arrived > 0
 
     async def begins(self, seconds: float) -> bool:
-        """Waits until bytes have arrived, or none will. Returns False if that takes longer."""
+        """Waits up to `seconds` until bytes have arrived, or none will. Returns whether that is so."""
         try:
             async with asyncio.timeout(seconds):
                 while not self.has_begun:
@@ -57,7 +57,7 @@ class Flight:
             await self._changed.wait()
 
     async def ready_beyond(self, offset: int) -> int:
-        """Waits for bytes past `offset` that may be sent; returns how many those are in all. Raises GitmirrorError."""
+        """Waits for bytes past `offset` that may be sent; returns the offset of their end. Raises GitmirrorError."""
         while True:
             ready = self.arrived if self.is_over else min(self.arrived, self.pointer.size - 1)
             if self.fault is not None:
@@ -72,10 +72,10 @@ class Flight:
             raise OSError(errno.EBADF, "the object is not being fetched any more")
         return os.dup(self._file)
 
-    # For the one who fetches
+    # For the fetcher
 
     def start(self, path: Path) -> None:
-        """Begins with an empty file at `path`, also after an attempt that failed. Raises OSError."""
+        """Starts with an empty file at `path`, also after a failed attempt. Raises OSError."""
         self.stop()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
         self._digest, self._written, self.arrived = hashlib.sha256(), 0, 0
@@ -96,7 +96,7 @@ class Flight:
         return self._written
 
     def settle(self) -> None:
-        """Ends the writing, in a thread. Raises GitmirrorError if the bytes are not those of the object."""
+        """Finishes the file, in a thread. Raises GitmirrorError if the bytes are not those of the object."""
         if self._digest.hexdigest() != self.pointer.oid:
             raise GitmirrorError("the upstream sent other bytes than those of the LFS object")
         with self._lock:
@@ -107,12 +107,12 @@ class Flight:
                 raise _unwritable(error) from None
 
     def advance(self, arrived: int) -> None:
-        """Tells those who wait how many bytes have arrived."""
+        """Notifies readers how many bytes have arrived."""
         self.arrived = arrived
         self._tell()
 
     def end(self, fault: GitmirrorError | None) -> None:
-        """Tells those who wait that this is the end."""
+        """Notifies readers that the fetch has ended, with an error or without."""
         self.is_over, self.fault = True, fault
         self.stop()
         self._tell()

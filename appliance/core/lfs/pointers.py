@@ -23,9 +23,9 @@ class Pointer:
 
 
 def parse_pointer(data: bytes) -> Pointer | None:
-    """The object that a file stands for, or None if the file is no pointer.
+    """The object that a file stands for, or None if the file is not a pointer.
 
-    A pointer with extensions stands for a file that only these extensions can make of the object, so it is none here.
+    A pointer with extensions does not count, because only these extensions can make its file from the object.
     """
     if len(data) >= LARGEST:
         return None

@@ -1,4 +1,4 @@
-"""The LFS objects on disk: which are here, and which go when there is no room for more. Belongs to one event loop."""
+"""The LFS objects on disk, and which of them are evicted to make room. Belongs to one event loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from appliance.core.upstream import same_upstream
 log = logging.getLogger(__name__)
 
 PROTECTED = 60.0
-"""Seconds after its last use for which an object is not evicted: whoever looked it up may not have opened it yet."""
+"""Seconds after its last use for which an object is not evicted, because a caller may not have opened it yet."""
 _OID = re.compile(r"[0-9a-f]{64}")
 _UPSTREAM = ".upstream"
 """A file in a repository's directory that names the upstream whose objects these are."""
@@ -68,7 +68,7 @@ class LfsStock:
         self.damaged = 0
 
     def load(self) -> None:
-        """Finds what an earlier `serve` left, and removes what it had not fetched to the end."""
+        """Finds the objects of an earlier `serve`, and removes what it had only fetched in part."""
         found: list[tuple[float, str, str, Path, int]] = []
         for place in sorted(self._directory.glob("*/*")):
             name = f"{place.parent.name}/{place.name}"
@@ -83,7 +83,7 @@ class LfsStock:
                     if _OID.fullmatch(path.name) and path.is_file() and not path.is_symlink():
                         found.append((max(status.st_atime, status.st_mtime), name, path.name, path, status.st_size))
         for _, name, oid, path, size in sorted(found):
-            # Read before it is sent, and soon in any case, because nobody knows what happened to it meanwhile.
+            # Read before it is sent, and soon in any case, because it may have changed while `serve` was down.
             file = CheckedFile(path, None, oid)
             file.checked_at = -math.inf
             self._put(name, oid, file, size, used_at=-PROTECTED)
@@ -94,7 +94,7 @@ class LfsStock:
         self.bytes += size
 
     def belongs_to(self, repo: Repo) -> bool:
-        """Whether what is here under the repository's name is of its upstream; removes what is of another one."""
+        """Whether the objects under the repository's name are of its upstream; removes those of another upstream."""
         known = self._upstreams.get(repo.name)
         if known == repo.url:
             return True
@@ -106,7 +106,7 @@ class LfsStock:
         return False
 
     def path(self, repo: Repo, oid: str) -> Path | None:
-        """The file of an object if it is here and untouched, as far as that can be known without reading it."""
+        """The file of an object, or None if it is missing or its size has changed. Marks it used."""
         found = self._objects.get((repo.name, oid))
         if found is None or not self.belongs_to(repo):
             return None
@@ -147,7 +147,7 @@ class LfsStock:
                 self._drop(found.repo, oid)
                 if not isinstance(error, FileNotFoundError):
                     self.damaged += 1
-                    log.warning("%s: the LFS object %s was thrown away, because %s", found.repo, oid, error)
+                    log.warning("%s: the LFS object %s was removed, because %s", found.repo, oid, error)
 
     @contextlib.contextmanager
     def in_use(self, repo: Repo, oid: str) -> Iterator[None]:
@@ -162,7 +162,7 @@ class LfsStock:
                 found.users -= 1
                 found.used_at = time.monotonic()
 
-    # What comes and goes
+    # Adding and removing
 
     def begin(self, repo: Repo) -> Path:
         """The path of a new file for an object that is being fetched. Raises OSError."""
@@ -183,7 +183,7 @@ class LfsStock:
         self._put(repo.name, oid, CheckedFile(path, Identity.of(path.stat()), oid), size, used_at=time.monotonic())
 
     def make_room(self, size: int) -> None:
-        """Reserves `size` bytes, and evicts the least recently used for them. Raises NoRoom if that is not enough.
+        """Reserves `size` bytes, evicting the least recently used objects. Raises NoRoom if that is not enough.
 
         Call `give_back` with as many bytes later.
         """
@@ -222,7 +222,8 @@ class LfsStock:
     def evict_oldest(self, reason: str, *, spare: bool = True) -> Evicted | None:
         """Removes the least recently used object, and logs it with the reason; None if there is none to remove.
 
-        It spares what is in use or was used just now. Whoever has the file open can still read all of it.
+        With `spare`, it skips objects that are in use or were used just now. A reader that has the file open can still
+        read all of it.
         """
         until = time.monotonic() - PROTECTED
         for (name, oid), found in self._objects.items():

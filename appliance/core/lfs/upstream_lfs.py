@@ -142,13 +142,13 @@ def _objects(data: bytes) -> dict[str, Any]:
         document = json.loads(data)
         return {each["oid"]: each for each in document["objects"] if isinstance(each["oid"], str)}
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise GitmirrorError("the upstream's LFS server sent no answer of the batch API") from None
+        raise GitmirrorError("the upstream's LFS server sent an invalid response to the batch request") from None
 
 
 def _action(found: Any, pointer: Pointer) -> Action | GitmirrorError:
     """What the answer says of one object."""
     if found is None:
-        return NotFound("the upstream's LFS server says nothing of this object")
+        return NotFound("the upstream's LFS server left this object out of its response")
     error = found.get("error")
     if isinstance(error, dict):
         return _error_of(error)

@@ -1,7 +1,8 @@
 """Keeps the state directory within `[storage] budget`, and its disk from filling up, by removing what is cold.
 
-Kinds go in the order in which they are given, and within each kind what was not used for the longest time. A recording,
-the database and the mirror of a repository that an operator registered are of no kind, so they never go.
+Kinds are removed in the order in which they are given. Within each kind, what has been unused for the longest time goes
+first. Recordings, the database and the mirrors of repositories that an operator registered belong to no kind, so they
+are never removed.
 """
 
 from __future__ import annotations
@@ -27,36 +28,37 @@ log = logging.getLogger(__name__)
 LOOK_EVERY = 2.0
 """Seconds between two looks at the free space of the disk, which is one system call."""
 MEASURE_EVERY = 300.0
-"""Seconds after which the state directory is measured although the free space says that nothing grew."""
+"""Seconds after which the state directory is measured even if the free space shows no growth."""
 MEASURE_APART = 2.0
-"""Seconds between two measurements at least, and after one five times as long as it took."""
+"""The least seconds between two measurements; a long one is followed by a pause five times as long as it took."""
 FRESH = 10.0
-"""The age in seconds that a measurement may have for `status` at most."""
+"""The greatest age in seconds of a measurement that `status` uses."""
 SHARE = 0.05
-"""The part of a processor that measurements for `status` may take, however often it is asked for."""
+"""The part of a processor that measurements for `status` may take, however often `status` is called."""
 PATIENCE = 2.0
 """Seconds that `status` waits for a newer measurement."""
 FIRST = 5.0
-"""Seconds that `status` waits for the first one; until then, nothing is known."""
+"""Seconds that `status` waits for the first measurement, because nothing is known before it."""
 DOWN_TO = 0.95
-"""The part of the budget to which a round frees space, so that the next byte does not begin another round."""
+"""The part of the budget down to which space is freed, so that the next byte does not begin another round."""
 NOTHING_LEFT = 15.0
 """Seconds until the next try after one that found nothing to remove."""
 MOST_PAST = 200
-"""Evictions that are remembered, for whoever asks what went."""
+"""Evictions that are remembered for `storage`."""
 
 
 def reserve_of(total: int) -> int:
-    """Free bytes of a disk of `total` bytes below which cold things go even without a budget, up to twice as many.
+    """Free bytes of a disk of `total` bytes below which cold things are removed even without a budget.
 
-    Half of what keeps new responses out of the cache, and less on a small disk.
+    Removal ends at twice as many. It is half of the free space below which no new responses are cached, and less on a
+    small disk.
     """
     return min(LOW // 2, total // 20)
 
 
 @dataclass(frozen=True)
 class Shortage:
-    """Why something has to go: `bytes` must become free, because of `words`."""
+    """Why something has to be removed: `bytes` must become free, for the reason in `words`."""
 
     bytes: int
     words: str
@@ -122,10 +124,10 @@ class DiskBudget:
         now, budget, space = self._timer(), self._budget(), self._space()
         if space is None:
             return
-        # Others may write to the same disk, so what is gone from it is the most that the state directory can have got.
+        # Others may write to the same disk, so the state directory has grown by at most what the free space has lost.
         most = self.usage.total + max(0, self._free_then - space.free)
         is_tight = (budget is not None and most > budget) or space.free < reserve_of(space.total)
-        # By the last look, not by the last measurement: `status` measures too, and must not put this off.
+        # Counted from the last look, because `status` measures too and must not postpone this.
         is_due = now - self._looked_at >= MEASURE_EVERY or budget != self._budget_then
         is_due = is_due or (self.trouble is not None and not is_tight)
         if not is_due and not (is_tight and now >= self._not_before):
@@ -172,7 +174,7 @@ class DiskBudget:
         return self._meter.measure(paced=True), time.thread_time() - start
 
     def shortage(self, usage: Usage) -> Shortage | None:
-        """How much has to go, and why; None if nothing has to."""
+        """How much has to be removed, and why; None if nothing has to."""
         budget, space, shortages = self._budget(), self._space(), []
         if budget is not None and usage.total > budget:
             words = f"the state directory took {format_size(usage.total)} of its budget of {format_size(budget)}"
@@ -208,7 +210,7 @@ class DiskBudget:
             )  # fmt: skip
 
     def _settle(self, usage: Usage, budget: int | None) -> None:
-        """Says whether the budget is kept, and what it leaves to the cache."""
+        """Notes whether the budget is kept, and tells the cache what is left of it."""
         self._budget_then = budget
         self._on_room(None if budget is None else int(budget * DOWN_TO) - usage.total)
         over = 0 if budget is None else max(0, usage.total - budget)
@@ -218,7 +220,7 @@ class DiskBudget:
         self._is_over = bool(self.trouble)
 
     async def next(self, most: int) -> list[ColdThing]:
-        """What goes next, in this order, at most so many entries. Things of one kind and repository are one entry."""
+        """What is removed next, in this order, at most `most` entries. See `gathered`."""
         found: list[ColdThing] = []
         for kind in self._kinds:
             with self._endurance.over(kind.kind):
@@ -269,7 +271,7 @@ def cold_document(thing: ColdThing) -> dict[str, Any]:
 
 
 def gathered(things: Sequence[ColdThing]) -> list[ColdThing]:
-    """The same with one entry for all cached responses of a repository, of which there may be thousands."""
+    """`things` with one entry for all cached responses or LFS objects of a repository, which may be thousands."""
     found: dict[tuple[str, str, str], list[ColdThing]] = {}
     for thing in things:
         found.setdefault((thing.kind, thing.repo, "" if thing.kind in _MANY else thing.what), []).append(thing)
@@ -295,6 +297,6 @@ def _over(usage: Usage, over: int, budget: int) -> str:
     rest = ", ".join(f"{kind} {format_size(size)}" for size, kind in taken[:4])
     return (
         f"the state directory is {format_size(over)} over [storage] budget ({format_size(budget)}), and what is left "
-        f"is in use or must not go: {rest}; raise the budget, or remove sessions, repositories or leases of disks "
-        "(`storage` lists what takes the most)"
+        f"is in use or must not be removed: {rest}; raise the budget, or remove sessions, repositories or leases of "
+        "disks (`storage` lists what takes the most)"
     )

@@ -1,8 +1,8 @@
 """Measures what the state directory takes on its disk, by kind and by repository.
 
-A million files must not be looked at every few seconds. Each directory of a repository is walked once and then again
-only when something in it was added, replaced or removed, which the times of its upper directories show, or when an hour
-has passed. The walk rests after each piece of work, so that it takes a fifth of one processor at most.
+A million files must not be examined every few seconds. So each directory of a repository is walked once, and again only
+when something in it was added, replaced or removed, which the times of its upper directories show, or after an hour.
+The walk rests after each piece of work, so that it takes at most a fifth of one processor.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ KINDS = (MIRRORS, ANSWERS, WORKSPACES, DISKS, LFS, RECORDINGS, DATABASE)
 WALK_AGAIN = 3600.0
 """Seconds after which a directory is walked again even if nothing seems to have changed in it."""
 _DEPTH = 2
-"""How deep the directories are whose times tell of a change: builds, refreshes and pushes all rename a file into one of
+"""How deep the directories are whose times show a change: builds, refreshes and pushes all rename a file into one of
 them."""
 _PIECE = 0.005
 """Seconds of walking between two rests."""
 _REST = 4.0
-"""How many times as long as it has walked a paced walk rests."""
+"""A paced walk rests this many times as long as it has worked."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes on the disk by kind, and in it by repository; what belongs to none is under "". `at` is in Unix seconds.
+    """Bytes on the disk by kind, then by repository; "" stands for no repository. `at` is in Unix seconds.
 
     `recordings` are attachments alone: recorded packs are in the mirrors, and only the database knows which.
     """
@@ -63,7 +63,7 @@ class _Walked:
 
 
 class UsageMeter:
-    """Measures one state directory, each time with what it remembers of the last. Safe to call from several threads."""
+    """Measures one state directory, and reuses what is unchanged since the last time. Threads may share it."""
 
     def __init__(self, layout: Layout, clock: Callable[[], float] = time.time) -> None:
         self._layout = layout
@@ -74,7 +74,7 @@ class UsageMeter:
         self._one_at_a_time = threading.Lock()
 
     def measure(self, *, paced: bool = False) -> Usage:
-        """What it takes now. `paced` rests between pieces of work, for a process that serves meanwhile."""
+        """What the state directory takes now. `paced` rests between pieces of work, for a process that also serves."""
         with self._one_at_a_time:
             pace = _Pace() if paced else None
             self._met.clear()
@@ -109,7 +109,7 @@ class UsageMeter:
             pace.rest()
         if known is not None and known.seen == seen and self._clock() - known.at < WALK_AGAIN:
             return known.bytes
-        # The times are from before the walk, so that a change during it is seen by the next one.
+        # The times are from before the walk, so that the next walk sees a change during this one.
         walked = _Walked(seen, self._clock(), size_below(directory, pace))
         self._walked[directory] = walked
         return walked.bytes

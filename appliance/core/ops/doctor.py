@@ -325,7 +325,12 @@ def _serve(node: Node) -> Check:
     found = node.status()
     unhealthy = [f"{repo['name']} ({repo['state']})" for repo in found["repos"] if repo["state"] in UNHEALTHY]
     if found["warnings"]:
-        return Check("serve", False, "; ".join(found["warnings"]), "fix what the warnings name, then restart serve")
+        return Check(
+            "serve",
+            False,
+            "; ".join(found["warnings"]),
+            "fix what the warnings name; a changed setting needs a reload or restart",
+        )
     if unhealthy:
         return Check("serve", False, f"unhealthy: {', '.join(unhealthy)}", "see the reason in `status`")
     return Check("serve", True, f"process {found['pid']}, pushes are guarded")

@@ -1,4 +1,4 @@
-"""Turns at something that costs an upstream or this node work: at a bounded rate, a few at once, fair between peers."""
+"""Gives turns for work that costs an upstream or this node: at a bounded rate, a few at once, fairly between peers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from dataclasses import dataclass
 
 MINUTE = 60.0
 LOOK_EVERY = 0.1
-"""The most seconds between two looks for a turn to give, while somebody waits for one."""
+"""The most seconds between two attempts to give a turn, while a peer waits for one."""
 
 
 @dataclass(frozen=True)
 class TurnLimits:
-    """What turns may take: `per_minute` of them begin, after `burst` at once.
+    """Limits of turns: `per_minute` begin in a minute, after a burst of `burst`.
 
-    `at_once` run at the same time. One that takes longer than `holds` seconds, because its upstream hangs or is large,
-    no longer counts for that, unless `most_running` run. One peer has at most half of `most_running`.
+    At most `at_once` run at the same time. A turn that takes longer than `holds` seconds, because its upstream hangs or
+    the repository is large, no longer counts towards `at_once`, but at most `most_running` run in all. One peer has at
+    most half of `most_running`.
     """
 
     per_minute: float
@@ -56,9 +57,9 @@ class FairTurns:
 
     @contextlib.asynccontextmanager
     async def turn(self, peers: Collection[str]) -> AsyncIterator[None]:
-        """Waits for a turn of one of `peers`, which may become more meanwhile, and has it until the block ends.
+        """Waits for a turn of any of `peers` and holds it until the block ends. `peers` may grow in the meantime.
 
-        So what a greedy peer wanted first comes no later for the others who want it, too.
+        So if a greedy peer was the first to want something, others that want it too need not wait for that peer's turn.
         """
         future: asyncio.Future[_Turn] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiter(peers, future))
@@ -103,14 +104,14 @@ class FairTurns:
             self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY, self._give)
 
     def _next(self) -> tuple[str, asyncio.Future[_Turn]] | None:
-        """Takes the one whose turn it is, with the peer that it counts for; None if nobody may have one."""
+        """Takes the waiter that is next and the peer for which its turn counts; None if no waiter may have a turn."""
         self._queue = [waiter for waiter in self._queue if not waiter.future.done()]
         running, begun = (Counter(turn.peer for turn in turns) for turns in (self._running, self._begun))
         share = max(1, self._limits.most_running // 2)
         found: tuple[str, _Waiter] | None = None
         for waiter in self._queue:
             for peer in waiter.peers:
-                # Of those that began equally few, the one that has waited longest.
+                # Among peers that began equally few, the longest waiter is first in the queue.
                 if running[peer] < share and (found is None or begun[peer] < begun[found[0]]):
                     found = (peer, waiter)
         if found is None:

@@ -46,7 +46,7 @@ class Lack(StrEnum):
 
     NOT_MIRRORED = "not mirrored here"
     NO_COMMIT = "its mirror does not have the commit"
-    NOT_ALLOWED = "not readable by whoever asks"
+    NOT_ALLOWED = "not readable for the guest of the lease"
     UNREADABLE = "its mirror cannot be read"
     HOSTILE = "refused"
     TOO_DEEP = "nested too deep"

@@ -1,4 +1,4 @@
-"""Checks whether the tars of snapshots are what was written, and throws away those that are not."""
+"""Checks that the tars of snapshots are unchanged since they were written, and discards those that are not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class TarChecks:
-    """Checks the tars of what `kept` has. One that is wrong is no longer current, and the next build replaces it."""
+    """Checks the tars of the snapshots in `kept`. A wrong tar is no longer current, and the next build replaces it."""
 
     def __init__(self, kept: KeptSnapshots) -> None:
         self._kept = kept
@@ -30,7 +30,7 @@ class TarChecks:
         )
 
     async def check_next(self) -> tuple[bool, Repo | None]:
-        """Reads the tar that was read longest ago, if it is due. Raises OSError.
+        """Reads the tar whose last check is oldest, if it is due. Raises OSError.
 
         Returns whether one was due, and the repository whose snapshot is to be rebuilt, if any.
         """
@@ -49,7 +49,7 @@ class TarChecks:
         try:
             await (tar.check_slowly() if slowly else tar.check())
         except (FileNotFoundError, NotRight) as error:
-            # Every caller that waited for the check gets here, and a build may have replaced the tar meanwhile.
+            # Every caller that waited for the check gets here, and a build may have replaced the tar in the meantime.
             if kept.tar is tar and kept.current is not None:
                 if isinstance(error, NotRight):
                     self.throw_away(repo, kept, error)
@@ -60,7 +60,7 @@ class TarChecks:
         return True
 
     def throw_away(self, repo: Repo, kept: KeptSnapshot, error: NotRight) -> None:
-        """Makes a snapshot not current, and has the next one built from scratch."""
+        """Marks a snapshot as not current, so that the next one is built from scratch."""
         self.damaged += 1
         kept.current = None
         kept.place.distrust()

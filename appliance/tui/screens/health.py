@@ -123,7 +123,9 @@ class HealthScreen(View):
     def _arrange(self) -> None:
         pulse = self.model.pulse or {}
         warnings = [
-            CheckRow(f"warning {number}", False, text, "mend what it names, then restart serve")
+            CheckRow(
+                f"warning {number}", False, text, "mend what it names; a changed setting needs a reload or restart"
+            )
             for number, text in enumerate(pulse.get("warnings", ()), 1)
         ]
         rows = [*warnings, *(check for check in self._checks if not check.ok), *(c for c in self._checks if c.ok)]

@@ -85,7 +85,7 @@ def test_a_private_submodule_is_on_no_drive_of_somebody_who_may_not_read_it(whol
         bench.readers = {"vm-1": {PRIVATE}, "vm-2": {99}}
         before = await bench.lease(repo)
         assert [(each["path"], each["reason"]) for each in before["missing"]] == [
-            ("hidden", "not readable by whoever asks")
+            ("hidden", "not readable for the guest of the lease")
         ]
         found = read(before)
         assert found[b"open/file"].content == b"open\n" and b"hidden/secret" not in found
