@@ -1752,7 +1752,7 @@ gitmirror__note_lfs() {
 
 # Puts the contents of the LFS files in work tree $1 in the place of the pointers that git brought. What is missing is named.
 gitmirror__get_contents() {
-    work=$1
+    work=$1 wanted=''
     set -- -C "$work" -c core.quotePath=false
     files=$(git "$@" ls-files -- ':(attr:filter=lfs)')
     [ -n "$files" ] || return 0
@@ -1761,12 +1761,7 @@ gitmirror__get_contents() {
     if git lfs version >/dev/null 2>&1; then
         # Without its filters, git-lfs writes no contents.
         [ -n "$(git "$@" config filter.lfs.process)" ] || git "$@" lfs install --local --skip-repo >&2
-        gitmirror__share 1
-        (
-            unset GIT_LFS_SKIP_SMUDGE
-            exact=gitmirror:none
-            if [ -n "$only" ]; then gitmirror__smudge >&2; else gitmirror__git "$@" lfs pull >&2; fi
-        )
+        if [ -n "$only" ] && [ "$work" = "$tmp" ]; then gitmirror__pull_part "$@"; else gitmirror__pull_contents "$@"; fi
         gitmirror__count_pointers
         why='the mirror did not send their contents; git lfs pull asks it again'
     else
@@ -1775,25 +1770,44 @@ gitmirror__get_contents() {
     [ "$pointers" -eq 0 ] || gitmirror__say "files of $target${work#"$tmp"} that are LFS pointers: $pointers; $why"
 }
 
-# Has git write the `files` that are pointers again, a few hundred at a time. `git lfs pull` would read every file of HEAD, and
-# fails where a part of the tree lacks one.
-gitmirror__smudge() (
-    cd "$work" || exit 1
-    # An object that cannot be had leaves its pointer, and the others follow.
-    GIT_LFS_SKIP_DOWNLOAD_ERRORS=1
-    export GIT_LFS_SKIP_DOWNLOAD_ERRORS
-    set --
-    for path in $files ''; do
-        if [ "$#" -eq 500 ] || { [ -z "$path" ] && [ "$#" -gt 0 ]; }; then
-            # git leaves a file alone that is as the index has it.
-            rm -f -- "$@"
-            gitmirror__git checkout-index --force --index -- "$@"
-            GIT_LFS_SKIP_SMUDGE=1 git -c core.fsmonitor=false checkout-index --quiet --index -- "$@"
-            set --
-        fi
-        [ -z "$path" ] || ! gitmirror__is_pointer || set -- "$@" "$path"
-    done
+# Runs `git lfs pull`. $@ are options of git, and `wanted` the patterns of the files, or "" for all.
+gitmirror__pull_contents() (
+    unset GIT_LFS_SKIP_SMUDGE
+    exact=gitmirror:none
+    gitmirror__share 1
+    gitmirror__git "$@" lfs pull ${wanted:+"--include=$wanted"} >&2
 )
+
+# The same in a part of a tree: git-lfs would put the files outside of it there, too. $@ are options of git.
+gitmirror__pull_part() {
+    wanted=''
+    for line in $(git "$@" ls-files -t -- ':(attr:filter=lfs)'); do
+        case $line in 'H '*) path=${line#??} ;; *) continue ;; esac
+        pattern=''
+        case $path in
+        '"'*)
+            # git quotes some characters.
+            path=${path#\"} path=${path%\"}
+            while :; do
+                case $path in *\\*) ;; *) break ;; esac
+                pattern=$pattern${path%%\\*}\? path=${path#*\\}
+                case $path in [0-7][0-7][0-7]*) path=${path#???} ;; *) path=${path#?} ;; esac
+            done
+            path=$pattern$path pattern=''
+            ;;
+        esac
+        # A list of patterns has commas between them, and no way to write one.
+        while :; do
+            case $path in *[],*[]*) ;; *) break ;; esac
+            pattern=$pattern${path%%[],*[]*}\? path=${path#*[],*[]}
+        done
+        wanted=${wanted:+"$wanted,"}/$pattern$path
+        # An argument may have 128 KiB.
+        [ ${#wanted} -lt 60000 ] || { gitmirror__pull_contents "$@" && wanted=''; } || return 1
+    done
+    [ -z "$wanted" ] || gitmirror__pull_contents "$@"
+    wanted=''
+}
 
 # Sets `pointers` to the number of those in `files`.
 gitmirror__count_pointers() {
