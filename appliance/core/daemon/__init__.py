@@ -6,7 +6,8 @@
 - `service`: starts, reloads and stops. `systemd`: inherited sockets, readiness and the watchdog.
 - `registry_follower`: applies the registry to the scheduler and the access gate. `status`: what `status` reports.
 - `on_demand`: brings what guests ask for and `[[allow]]` allows. `allowed_repos`: registers and ends it.
-- `storage`: what fills the disk, for `status`. `allowed_mirrors`: which mirrors may go when it is short.
+- `budget`: what goes when the disk is short, `allowed_mirrors` among it. `storage`: what fills it, for `status`.
+- `mirror_files`: deletes what belongs to a repository. `reshaping`: builds workspaces anew after a reload.
 - `operations`: what the API asks `serve` to do. `api_socket`: the control socket, which carries the API for operators.
 
 An `add-repo`: the API checks the request, and `operations` registers the repository in a thread. Then the follower

@@ -14,9 +14,9 @@ from appliance.core.access.known_guests import KnownGuests, reader_named
 from appliance.core.access.read_tokens import ReadTokens
 from appliance.core.api.compose import compose_api
 from appliance.core.backup.schedule import Backups
-from appliance.core.daemon.allowed_mirrors import AllowedMirrors
 from appliance.core.daemon.allowed_repos import AllowedRepos
 from appliance.core.daemon.api_socket import api_handler
+from appliance.core.daemon.budget import compose_budget
 from appliance.core.daemon.guest_registry import GuestRegistry
 from appliance.core.daemon.mirror_files import MirrorFiles
 from appliance.core.daemon.on_demand import OnDemand
@@ -33,10 +33,7 @@ from appliance.core.git.mirrors import Mirrors
 from appliance.core.integrity.compose import compose_examiner
 from appliance.core.integrity.watch import IntegrityWatch
 from appliance.core.lfs.objects import LfsObjects
-from appliance.core.lfs.stock import LfsStock
-from appliance.core.lfs.upstream import LfsUpstreams
 from appliance.core.maintenance.budget import DiskBudget
-from appliance.core.maintenance.cold_lfs import ColdLfsObjects
 from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.maintenance.scrub import Scrub
 from appliance.core.node.state_dir import make_git, make_keyring, open_stores
@@ -48,7 +45,6 @@ from appliance.core.recording.attachments import LARGEST
 from appliance.core.recording.compose import Recording, compose_recording
 from appliance.core.refresh.compose import Refreshing, compose_refreshing
 from appliance.core.serving.compose import Fetching, Ports, compose_admin_port, compose_fetching, compose_ports
-from appliance.core.serving.fetch.cold_responses import ColdResponses
 from appliance.core.serving.net.acceptor import Acceptor
 from appliance.core.serving.net.asgi import Application
 from appliance.core.serving.net.guest_sockets import GuestSockets, SocketKeeper
@@ -60,14 +56,10 @@ from appliance.core.serving.ports.lfs_routes import LfsRoutes
 from appliance.core.serving.ports.tar_codings import TarCodings
 from appliance.core.serving.push.attachments import HttpAttachments
 from appliance.core.store.stores import Stores
-from appliance.core.workspace.cold_snapshots import ColdSnapshots
-from appliance.core.workspace.disk.build import build_disk
-from appliance.core.workspace.disk.cold_disks import ColdDisks
+from appliance.core.workspace.compose import compose_workspaces
 from appliance.core.workspace.disk.disks import Disks
 from appliance.core.workspace.guest_kit import GuestKit
 from appliance.core.workspace.gzipped import GzippedTars
-from appliance.core.workspace.lfs_ahead import FetchAhead
-from appliance.core.workspace.module_finder import ModuleFinder
 from appliance.core.workspace.snapshots import Snapshots
 
 
@@ -130,22 +122,16 @@ async def compose(
     recording = compose_recording(
         mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin, guests.is_known
     )
-    lfs_servers = LfsUpstreams(mirrors, health, refreshing.refresher)
-    lfs = LfsObjects(LfsStock(layout.lfs, config.cache.lfs_budget), lfs_servers)
     read_tokens = ReadTokens(stores.tokens)
-    # These two serve rooms that are built further down.
+    # `allowed` and `on_demand` are built further down, of what these build.
     gate = AccessGate(mirrors.has, read_tokens.repo_of, guests, on_use=lambda repo: allowed.used(repo))
-    modules = ModuleFinder(
-        lambda: gate.catalog, mirrors, state.workspace, scheduler.nudge, lambda url: on_demand.bring(url),
-        state.brings_repositories, gate.on_use,
+    spaces = compose_workspaces(
+        mirrors, health, refreshing.refresher, stores.disk_leases, gate, settings=state.workspace,
+        lfs_budget=state.lfs_budget, repos=repos, is_private=state.is_private,
+        reader_of=partial(reader_named, guests, state.is_private), nudge=scheduler.nudge,
+        bring=lambda url: on_demand.bring(url), brings=state.brings_repositories,
     )  # fmt: skip
-    ahead = FetchAhead(lfs, state.lfs_budget)
-    workspaces = Snapshots(layout, mirrors, health, settings=state.workspace, modules=modules, lfs=ahead)
-    disks = Disks(
-        layout, mirrors, health, stores.disk_leases, settings=state.workspace, repos=repos,
-        is_private=state.is_private, build=build_disk, find=lambda url, base: gate.catalog.by_url(url, base),
-        reader_of=partial(reader_named, guests, state.is_private), objects=lfs,
-    )  # fmt: skip
+    lfs, workspaces, disks = spaces.lfs, spaces.snapshots, spaces.disks
     maintainer = Maintainer(mirrors, mirrors.locks, stores.health, repos=repos, health=health, learn=learn)
     observing = compose_observing(
         layout, stores, children, scheduler, recording, repos, state.stale_after, state.alerts, state.mend,
@@ -173,8 +159,7 @@ async def compose(
         mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, attachments, lfs_routes,
         on_demand,
     )  # fmt: skip
-    observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges, workspaces.gauges, disks.gauges)
-    observing.metrics.add_gauges(lfs.gauges)
+    observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges, workspaces.gauges, disks.gauges, lfs.gauges)
     scrub = Scrub(
         {
             "cached responses": fetching.cache.check_next,
@@ -190,20 +175,7 @@ async def compose(
     integrity = IntegrityWatch(examiner, repos, health, learn, bus.publish)
     sockets = GuestSockets(ports.acceptors, stores.guests.note_sockets, state.guests, keeper)
     registry = GuestRegistry(stores.guests, guests, sockets, ports.guests)
-    budget = DiskBudget(
-        layout,
-        (
-            ColdResponses(fetching.cache, repos),
-            ColdDisks(disks.collector),
-            ColdSnapshots(layout, workspaces.kept, repos, state.keeps_snapshots, stores.activity.last_use),
-            ColdLfsObjects(layout.lfs, lfs.stock.evict_oldest),
-            AllowedMirrors(
-                repos, health, stores.sessions.count_by_repo, allowed.last_uses, allowed.end_for_room, modules.needs
-            ),
-        ),
-        state.storage_budget,
-        on_room=fetching.cache.leave_room,
-    )
+    budget = compose_budget(state, stores, health, fetching.cache, spaces, allowed)
     observing.metrics.add_gauges(budget.gauges)
     observing.metrics.add_by_kind(budget.by_kind)
     storage = StorageReport(state, budget, fetching.cache, stores.sessions)
