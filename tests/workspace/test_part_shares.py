@@ -56,6 +56,15 @@ def shelf(tmp_path: Path) -> Shelf:
     return Shelf(tmp_path)
 
 
+def test_the_bound_holds_before_the_usual_snapshot_is_there(shelf: Shelf) -> None:
+    """It may wait for LFS files, while guests ask for other shapes, and it is not among those that go."""
+    shelf.main.usual, shelf.main.chosen = None, WHOLE
+    others = [Shape(History.TIP, modules=(number,)) for number in range(MOST_EXTRA + 1)]
+    for number, shape in enumerate(others):
+        shelf.ask(shape, f"guest {number}")
+    assert [shelf.has(shape) for shape in (WHOLE, *others)] == [True, False, *[True] * MOST_EXTRA]
+
+
 def test_a_guest_that_asks_for_a_thousand_parts_replaces_its_own(shelf: Shelf) -> None:
     """What others use stays, also what they have not asked for in a while."""
     shelf.ask(part("theirs"), "other")

@@ -132,7 +132,10 @@ class FetchAhead:
 
         Raises NotYet if the tar should wait.
         """
-        tip = self._tips.setdefault(place.directory, _Tip(repo, place.directory, again))
+        tip = self._tips.get(place.directory)
+        if tip is None:
+            self._end_dropped()
+            tip = self._tips[place.directory] = _Tip(repo, place.directory, again)
         files = [{path: _Object(tree.repo or repo, each) for path, each in tree.files.items()} for tree in trees]
         fitting = self._fitting(files)
         objects = list(dict.fromkeys(each for tree in fitting for each in tree.values()))
@@ -169,6 +172,11 @@ class FetchAhead:
     def forget(self, repo: Repo) -> None:
         """Ends what is done for a repository."""
         for key in [key for key, tip in self._tips.items() if tip.repo.id == repo.id]:
+            self._end(key)
+
+    def _end_dropped(self) -> None:
+        """Ends what is done for snapshots that are gone, because guests no longer ask for them."""
+        for key in [key for key, tip in self._tips.items() if not tip.directory.exists()]:
             self._end(key)
 
     def _end(self, key: Path) -> None:

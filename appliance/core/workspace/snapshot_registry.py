@@ -85,7 +85,9 @@ class KeptBranch:
     name: str
     directory: Path
     usual: Shape | None = None
-    """The shape for guests that ask for none, once it is known."""
+    """The shape for guests that ask for none, once there is a snapshot of it."""
+    chosen: Shape | None = None
+    """What `usual` is to be: another one for a while, when the first build waits or the settings have changed."""
     kept: dict[Shape, KeptSnapshot] = field(default_factory=dict)
     swept: bool = False
     choosing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -222,7 +224,8 @@ class KeptSnapshots:
 
     def is_extra(self, known: KeptRepository, branch: KeptBranch, shape: Shape) -> bool:
         """Whether it is another than the snapshot that every repository has."""
-        return bool(shape.only) or branch.name != self.followed(known.repo) or shape != (branch.usual or shape)
+        usual = [each for each in (branch.usual, branch.chosen) if each is not None]
+        return bool(shape.only) or branch.name != self.followed(known.repo) or (bool(usual) and shape not in usual)
 
     def _make_room(self, known: KeptRepository, branch: KeptBranch, shape: Shape) -> None:
         """Drops what can best be missed. Raises NoSnapshot when all of it is being built.

@@ -253,7 +253,8 @@ class Snapshots:
                 settings.history, settings.history_below, self._mirror_of(repo.name), branch.directory, tip
             )
             content = has_content(settings, self._lfs)
-            return Shape(history, modules=() if settings.submodules else None, content=content)
+            branch.chosen = Shape(history, modules=() if settings.submodules else None, content=content)
+            return branch.chosen
 
     def _build(self, repo: Repo, branch: KeptBranch) -> None:
         if not branch.is_idle():
