@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.models import ALLOWED, Repo
 from appliance.core.text import storable
 from appliance.core.upstream import Place, place_of
+from appliance.core.workspace.cone import directories_above, in_cone
 from appliance.core.workspace.history import History
 from appliance.core.workspace.shape import Shape, WantedShape
 from appliance.core.workspace.shape_choice import AUTO, history_for
@@ -248,7 +249,7 @@ class ModuleFinder:
             return other.id not in withheld if is_open else other.id in allowed
 
         found, missing = await resolve(repo, commit, find=catalog.by_url, mirror_of=self._mirror_of, may_read=may_read)
-        inside = [each for each in found if _is_in(each.path, shape.only)]
+        inside = in_part(found, shape.only)
         return WantedModules(inside, self._mirror_of, self._history_in(shape), [each.path for each in missing])
 
     def _history_in(self, shape: Shape) -> Callable[[Submodule, Path], Awaitable[History]]:
@@ -298,6 +299,14 @@ class ModuleFinder:
         return [repo for repo in found if repo is not None]
 
 
-def _is_in(path: str, only: tuple[str, ...]) -> bool:
-    """Whether a path is in one of these directories; in any case if there are none."""
-    return not only or any(path == directory or path.startswith(f"{directory}/") for directory in only)
+def in_part(modules: Sequence[Submodule], only: tuple[str, ...]) -> list[Submodule]:
+    """Those of the submodules, parents before children, that a part of a tree has, with all that is nested in them."""
+    inside: dict[str, Submodule] = {}
+    outside: set[str] = set()
+    for each in modules:
+        above = directories_above(each.path)
+        if outside.isdisjoint(above) and (any(path in inside for path in above) or in_cone(each.path, only)):
+            inside[each.path] = each
+        else:
+            outside.add(each.path)
+    return list(inside.values())
