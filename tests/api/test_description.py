@@ -243,6 +243,7 @@ def _operations(schema: BaseSchema) -> list[_Operation]:
     return [cast(Any, result).ok() for result in schema.get_all_operations()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("socket", marks=pytest.mark.slow), *CALLERS[1:]])
 def test_every_answer_is_as_described(node: Populated, schema: BaseSchema, kind: str) -> None:
     """A few cases of each operation, valid and invalid. `operate` may do all but what is the socket's alone."""

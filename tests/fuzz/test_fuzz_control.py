@@ -134,6 +134,7 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Control]:
     loop.close()
 
 
+@pytest.mark.slow
 def test_requests(control: Control, errors: Errors) -> None:
     """Answers of HTTP, or one line for an older file. No status of 500, no traceback, and no long turn of the loop."""
 

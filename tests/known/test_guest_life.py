@@ -234,6 +234,7 @@ def bound(path: Path) -> socket.socket:
     return made
 
 
+@pytest.mark.slow
 def test_ten_thousand_guests_are_listed_in_pages(alone: Serve) -> None:
     """Each once, in order of name."""
     stores = open_stores(Layout(alone.state))

@@ -26,6 +26,7 @@ def whole_push(protocol: str, session: str, new: str) -> bytes:
     return head.encode() + b"Content-Type: application/x-git-receive-pack-request\r\n\r\n" + body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["git", "http"])
 def test_a_push_that_waits_ends_with_its_guest(tmp_path: Path, generated_bare: Path, protocol: str) -> None:
     """It was sent while the guest was known, and its turn comes when it is not: nothing is written."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+import pytest
+
 from tests.access.conftest import SECRET
 from tests.conftest import WIDGETS
 from tests.known.conftest import KnownNode, ls_remote
@@ -12,6 +14,7 @@ from tests.serving.conftest import audit
 from tests.support.gitutil import git
 
 
+@pytest.mark.slow
 def test_two_guests_of_one_repository(node: KnownNode, tmp_path: Path) -> None:
     """Each records into its own session with no credential and reads what it was given; the log tells them apart."""
     serve = node.serve

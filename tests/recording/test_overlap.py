@@ -54,6 +54,7 @@ def outcomes_of(node: TrappedNode, name: str) -> list[tuple[str, str]]:
     return [(row["new"], row["outcome"]) for row in reversed(rows)]
 
 
+@pytest.mark.slow
 @ENDS
 def test_a_move_that_a_later_push_overwrote_is_in_the_log(trapped: TrappedNode, tmp_path: Path, kill: Kill) -> None:
     """The ref is not at its commit any more, and nobody reported; it did move."""

@@ -65,6 +65,7 @@ def test_everything_else_is_refused(ref: str) -> None:
     assert ref in review([(ZERO, OID, ref)])
 
 
+@pytest.mark.slow
 @given(ANY_REF)
 @example("refs/agents/a.lock")
 @settings(max_examples=500)

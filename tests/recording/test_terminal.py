@@ -138,6 +138,7 @@ COMMANDS = {
 """Each command that shows what others wrote, and words that its output has."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_lets_a_control_character_through(hostile: Hostile, command: str) -> None:
     """Neither into a pipe nor onto a terminal; and what a stranger wrote is there to be read, as escapes."""

@@ -113,6 +113,7 @@ def node_like(alone: Serve) -> Serve:
     return alone.start()
 
 
+@pytest.mark.slow
 def test_adding_again_takes_new_options(either: Serve, upstream: HttpUpstream) -> None:
     """Branch and interval that are given replace the stored ones; those that are not stay."""
     either.cli("add-repo", upstream.url(WIDGETS), "--interval", "30s")

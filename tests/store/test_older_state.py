@@ -57,6 +57,7 @@ def assert_all_is_there(serve: Serve) -> None:
     assert int(re.findall(r"(\d+) events", verified.stdout)[0]) >= EVENTS
 
 
+@pytest.mark.slow
 def test_it_reads_without_a_serve(old: Serve) -> None:
     """Commands alone migrate what they open."""
     assert_all_is_there(old)

@@ -108,6 +108,7 @@ def test_a_hydration_that_lives_is_spared(slow: tuple[Node, Proxy], tmp_path: Pa
     assert_whole(node, workspace)
 
 
+@pytest.mark.slow
 @PLACES
 @pytest.mark.parametrize("shell", ["dash", pytest.param("busybox", marks=pytest.mark.slow)])
 def test_what_a_killed_one_left_is_taken_over_once(

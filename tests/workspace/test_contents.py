@@ -106,6 +106,7 @@ def work(lfs_node: Node, tmp_path: Path) -> Work:
     return Work(lfs_node, guest, guest.home / "ws")
 
 
+@pytest.mark.slow
 @needs_lfs
 def test_contents_of_lfs_files_go_along(work: Work, tmp_path: Path) -> None:
     """New ones, those the agent has committed, one in a directory with an odd name: the next guest has the bytes."""
@@ -175,6 +176,7 @@ def check_out(work: Work, name: str) -> Path:
     return work.workspace / name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_submodule_is_recorded_in_its_own_mirror(lfs_node: Node, tmp_path: Path, shell: str) -> None:
     """Its commits and what is not committed, under the session's name; the workspace has the link to them."""

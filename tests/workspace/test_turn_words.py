@@ -71,6 +71,7 @@ def test_busybox_wget_cannot_attach(node: Node, tmp_path: Path) -> None:
     assert "small is not attached: this wget cannot send files: it takes curl or GNU wget" in said.err
 
 
+@pytest.mark.slow
 def test_wget_attaches_too(node: Node, tmp_path: Path) -> None:
     """That of GNU; and that the mirror refuses one is said."""
     guest, session = workspace(node, tmp_path / "home", tools=GNU_WGET), "wget"

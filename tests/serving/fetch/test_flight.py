@@ -198,6 +198,7 @@ def test_a_cached_file_that_somebody_touched_is_made_again(gated: GatedFactory, 
             assert counting.since() == {"direct" if harm.startswith("dir") else "hits" if again else "misses": 2}
 
 
+@pytest.mark.slow
 def test_a_small_budget_holds_and_keeps_what_is_warm(gated: GatedFactory, tmp_path: Path) -> None:
     """Guests with ever new shapes never push the cache over its budget, nor the guest kit's responses out of it."""
     node = gated(cache={"budget": "2MiB"})

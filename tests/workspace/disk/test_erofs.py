@@ -59,6 +59,7 @@ def test_a_small_tree_reads_back(tmp_path: Path, single: bool) -> None:
     assert drives.size.metadata % 4096 == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(tree=trees, single=st.booleans())
 def test_any_tree_reads_back(tree: Tree, single: bool) -> None:
