@@ -89,7 +89,7 @@ class StandIns:
         require_read(exchange)
         await exchange.answer(200, "#!/bin/sh\n")
 
-    async def workspace_tar(self, exchange: Exchange, repo: Repo, may_have: object) -> None:
+    async def workspace_tar(self, exchange: Exchange, repo: Repo, admission: object, may_have: object) -> None:
         """A file, by ranges."""
         require_read(exchange)
         await send_file(exchange, self.file, "a", "application/x-tar", {})

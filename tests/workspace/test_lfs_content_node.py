@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.conftest import WIDGETS
 from tests.support.generate import add_commit, create_repository
 from tests.support.gitutil import clean_env, fsck, git, run_process, wait_until
 from tests.support.lfs_server import LfsServer, pointer_of
-from tests.support.serve import Serve
+from tests.support.serve import Serve, Value
 from tests.support.upstream import HttpUpstream
 from tests.workspace.conftest import SETTLED, Node
 from tests.workspace.lfs_room import ATTRIBUTES, BIG, SMALL, assert_clean, with_git_lfs
@@ -138,3 +139,32 @@ def test_the_tip_before_is_served_while_the_lfs_server_hangs(
         lfs.faults.hang_objects = False
     content_node.wait_for_snapshot(after)
     assert (hydrate(content_node, tmp_path / "after") / "a.bin").read_bytes() == b"the new one\n"
+
+
+@pytest.mark.slow
+def test_who_waits_for_objects_holds_no_slot(lfs: LfsServer, tmp_path: Path) -> None:
+    """An LFS server that hangs keeps its own guests waiting, and nobody else."""
+    assert lfs.upstream is not None
+    other = "acme/other"
+    create_repository(lfs.upstream.add(other))
+    one_slot: dict[str, Value] = {"max_clients": 1, "queue_timeout": "2s"}
+    lfs.faults.hang_batch = True
+    try:
+        urls = [lfs.url(WIDGETS), lfs.url(other)]
+        with Serve(
+            tmp_path / "state", repos=urls, refresh=SETTLED, serve=one_slot, workspace={"lfs": "content"}
+        ).start() as serve:
+            serve.wait_for_repo(WIDGETS)
+            serve.wait_for_repo(other)
+            address = f"{serve.http_url}/{WIDGETS}/workspace.tar"
+            waiting = subprocess.Popen(["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", address], stdout=-1)
+            try:
+                wait_until(lambda: serve.status()["clients"] == 1, message="it waits")
+                serve.clone(tmp_path / "other", other, "--depth=1", http=True)
+                assert waiting.poll() is None
+                lfs.reset()
+                assert waiting.communicate(timeout=90)[0] == b"200"
+            finally:
+                waiting.kill()
+    finally:
+        lfs.reset()

@@ -16,6 +16,7 @@ from appliance.core.events.facts import FetchBegan, FetchEnded, Publish
 from appliance.core.health import lag_of
 from appliance.core.models import Health, Hydration, Repo, Tar
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
+from appliance.core.serving.net.admission import Admission
 from appliance.core.serving.net.http import Exchange, HttpError
 from appliance.core.serving.net.http_files import send_file
 from appliance.core.serving.net.http_pages import require_read
@@ -72,21 +73,31 @@ class GuestRoutes:
         kit = self._kit(Asked(exchange.guest, host, exchange.seat.socket_of is not None))
         await exchange.answer(HTTPStatus.OK, kit, {"content-type": SHELL, "cache-control": "no-cache"})
 
-    async def workspace_tar(self, exchange: Exchange, repo: Repo, may_have: MayHave) -> None:
+    async def workspace_tar(self, exchange: Exchange, repo: Repo, admission: Admission, may_have: MayHave) -> None:
         """`GET /OWNER/REPO/workspace.tar?ref=BRANCH&history=SHAPE&only=DIR&submodules=1`; 404 with the reason.
 
         `may_have` raises HttpError if the guest may not read the repository any more, after it has waited for a build.
         """
         require_read(exchange)
+        branch = exchange.query.get("ref")
         wanted = await self._with_modules(exchange, _wanted(exchange))
         try:
-            await self._workspaces.get(repo, exchange.query.get("ref"), wanted)
-            # Who may read what may have changed while the guest waited for a build.
+            # Without a slot, because a build may wait for the LFS server of an upstream, which would then block all
+            # guests.
+            await self._workspaces.get(repo, branch, wanted)
+        except GitmirrorError as error:
+            raise _no_tar(error) from None
+        async with admission.place(exchange.seat):
+            # Who may read what may have changed while the guest waited.
             await may_have()
             wanted = await self._with_modules(exchange, _wanted(exchange))
-            tar = await self._tar(repo, exchange.query.get("ref"), wanted)
-        except GitmirrorError as error:
-            raise HttpError(HTTPStatus.NOT_FOUND, f"{error.message}\n") from None
+            try:
+                tar = await self._tar(repo, branch, wanted)
+            except GitmirrorError as error:
+                raise _no_tar(error) from None
+            await self._send(exchange, repo, tar)
+
+    async def _send(self, exchange: Exchange, repo: Repo, tar: Tar) -> None:
         coded = self._codings.choose(exchange, tar)
         headers = {
             "x-gitmirror-commit": tar.commit,
@@ -149,6 +160,10 @@ class GuestRoutes:
         await may_have()
         headers = {"content-type": JSON, "cache-control": "no-cache"}
         await exchange.answer(HTTPStatus.OK, json.dumps(document) + "\n", headers)
+
+
+def _no_tar(error: GitmirrorError) -> HttpError:
+    return HttpError(HTTPStatus.NOT_FOUND, f"{error.message}\n")
 
 
 def _wanted(exchange: Exchange) -> WantedShape:

@@ -122,10 +122,12 @@ class SmartHttp:
                 # guests.
                 await self._routes.freshness(exchange, repo, self._may_have(exchange, path, repo))
                 return
+            if action == "workspace.tar":
+                may_have = self._may_have(exchange, path, repo)
+                await self._routes.workspace_tar(exchange, repo, self._admission, may_have)
+                return
             async with self._admission.place(exchange.seat):
-                if action == "workspace.tar":
-                    await self._routes.workspace_tar(exchange, repo, self._may_have(exchange, path, repo))
-                elif action == "info/refs":
+                if action == "info/refs":
                     await self._info_refs(exchange, repo, service)
                 else:
                     _require_post(exchange, RECEIVE_PACK)
