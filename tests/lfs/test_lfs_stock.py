@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from appliance.core.errors import NoRoom
 from appliance.core.layout import Layout
 from appliance.core.lfs import stock as stocks
+from appliance.core.lfs.cold_objects import ColdObjects
 from appliance.core.lfs.stock import LfsStock
 from appliance.core.models import Repo
 from tests.lfs.lab import LfsLab, repo_of
@@ -56,6 +59,22 @@ def test_the_least_recently_used_goes_and_is_in_the_log(
     assert stock.path(REPO, first) is not None and stock.path(REPO, third) is not None
     assert stock.bytes == 800 and stock.evicted == 1
     assert f"acme/other: the LFS object {second} (400 B) was evicted" in caplog.text
+
+
+def test_the_disk_budget_takes_what_it_said(stock: LfsStock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of use, as much as is needed, and none that is being sent."""
+    oids = [put(stock, bytes([number]) * 200) for number in range(4)]
+    assert stock.path(REPO, oids[0]) is not None
+    kind = ColdObjects(stock)
+    assert asyncio.run(kind.candidates({})) == []
+    age(monkeypatch)
+    with stock.in_use(REPO, oids[1]):
+        told = asyncio.run(kind.candidates({}))
+        assert [thing.what for thing in told] == [f"the LFS object {oids[number]}" for number in (2, 3, 0)]
+        assert all(abs(thing.used_at - time.time()) < 60 for thing in told)
+        assert asyncio.run(kind.reclaim(201, {})) == told[:2]
+        assert asyncio.run(kind.reclaim(10_000, {})) == told[2:]
+    assert stock.path(REPO, oids[1]) is not None and stock.bytes == 200
 
 
 def test_what_was_just_used_stays(stock: LfsStock) -> None:

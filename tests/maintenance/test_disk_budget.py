@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 
 from appliance.core.layout import Layout
 from appliance.core.maintenance.budget import DiskBudget, reserve_of
-from appliance.core.maintenance.cold_lfs import ColdLfsObjects
 from appliance.core.maintenance.usage import Usage, UsageMeter
 from appliance.core.process.cold import ColdThing
 from appliance.core.process.disk import Space
@@ -255,25 +253,3 @@ def test_what_has_not_changed_is_not_walked_again(tmp_path: Path) -> None:
     (deep / "c").write_bytes(b"x" * 64 * KIB)
     clock[0] += 3600
     assert size(meter.measure(paced=True)) == 196
-
-
-def test_lfs_objects_go_the_longest_unused_first(tmp_path: Path) -> None:
-    """One that is being sent stays, and so does what is no object."""
-    files, names = ColdLfsObjects(tmp_path), [f"{number:064x}" for number in range(4)]
-    place = tmp_path / "acme" / "widgets" / "00"
-    place.mkdir(parents=True)
-    for number, name in enumerate([*names, "growing"]):
-        (place / name).write_bytes(b"x" * 64 * KIB)
-        os.utime(place / name, (NOW + number, NOW + number))
-    with (place / names[0]).open("rb"):
-        gone = asyncio.run(files.reclaim(100 * KIB, {"acme/widgets": 1}))
-    assert [thing.what for thing in gone] == [f"the LFS object {name}" for name in names[1:3]]
-    assert sorted(path.name for path in place.iterdir()) == [names[0], names[3], "growing"]
-
-
-def test_a_store_that_knows_its_objects_removes_them_itself(tmp_path: Path) -> None:
-    """As many as are needed, or as can go."""
-    left = [Evicted("acme/widgets", f"{number:064x}", 64 * KIB) for number in range(3)]
-    files = ColdLfsObjects(tmp_path, lambda reason: left.pop(0) if left else None)
-    assert [thing.bytes for thing in asyncio.run(files.reclaim(100 * KIB, {}))] == [64 * KIB] * 2
-    assert len(left) == 1 and len(asyncio.run(files.reclaim(100 * KIB, {}))) == 1

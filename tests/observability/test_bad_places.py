@@ -85,13 +85,14 @@ def test_a_mirror_that_cannot_be_read_is_nobody_elses_trouble(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["cache", "workspaces", "workspaces/acme/widgets"])
+@pytest.mark.parametrize("place", ["cache", "workspaces", "workspaces/acme/widgets", "lfs"])
 def test_a_place_that_cannot_be_used_is_done_without(
     node: Serve, upstream: HttpUpstream, tmp_path: Path, place: str
 ) -> None:
     """serve starts, guests are served and may push, `status` says what is wrong, and it clears by itself."""
     node.terminate()
     directory = node.state / place
+    directory.mkdir(exist_ok=True)
     directory.chmod(0)
     try:
         node.start()

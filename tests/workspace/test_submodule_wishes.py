@@ -14,10 +14,19 @@ from appliance.core.config.settings import WorkspaceConfig
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import ALLOWED, Repo
 from appliance.core.workspace import module_finder
-from appliance.core.workspace.module_finder import ModuleFinder
+from appliance.core.workspace.module_finder import ModuleFinder, Tip
 from appliance.core.workspace.submodules import resolve
 from tests.git.lab import Lab
 from tests.workspace.submodule_lab import HOST, SubmoduleLab, section
+
+
+def at(commit: str) -> Tip:
+    """A branch at this commit."""
+
+    async def tip() -> str | None:
+        return commit
+
+    return tip
 
 
 def test_a_missing_commit_is_refreshed_for_and_a_missing_mirror_brought(tmp_path: Path) -> None:
@@ -37,7 +46,7 @@ def test_a_missing_commit_is_refreshed_for_and_a_missing_mirror_brought(tmp_path
 
     async def follow() -> None:
         for _ in range(2):
-            await finder.follow(app, "main", tip, is_asked=False)
+            await finder.follow(app, "main", at(tip), is_asked=False)
         await finder.wait()
 
     base.run(follow())
@@ -75,8 +84,8 @@ def test_each_tip_may_name_others_but_not_all_of_them_are_brought(
 
     async def follow() -> None:
         for tip in tips:
-            await finder.follow(app, "main", tip, is_asked=False)
-        await finder.follow(good, "main", other, is_asked=False)
+            await finder.follow(app, "main", at(tip), is_asked=False)
+        await finder.follow(good, "main", at(other), is_asked=False)
         await asyncio.sleep(0)
         await finder.stop()
 
@@ -129,11 +138,15 @@ def test_nothing_is_read_of_a_tip_while_nothing_can_be_brought(tmp_path: Path) -
         return None
 
     finder = ModuleFinder(lambda: catalog, mirror_of, WorkspaceConfig, lambda _: None, bring, lambda: allows)
+
+    async def unasked() -> str | None:
+        raise AssertionError("the branch was looked up")
+
     tip = lab.commit("acme/app")
-    base.run(finder.follow(app, "main", tip, is_asked=False))
+    base.run(finder.follow(app, "main", unasked, is_asked=False))
     assert asked == []
     allows = True
-    base.run(finder.follow(app, "main", tip, is_asked=False))
+    base.run(finder.follow(app, "main", at(tip), is_asked=False))
     assert asked
     base.close()
 

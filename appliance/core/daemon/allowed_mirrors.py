@@ -7,15 +7,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+from appliance.core.daemon.allowed_repos import RECENT
 from appliance.core.maintenance.usage import MIRRORS
 from appliance.core.models import ALLOWED, Health, Repo
 from appliance.core.process.cold import ColdThing
 from appliance.core.process.endurance import Endurance
 
 log = logging.getLogger(__name__)
-
-RECENT = 60.0
-"""Seconds after its registration or its last fetch for which such a mirror stays in any case."""
 
 Remove = Callable[[Repo], Awaitable[bool]]
 """Ends a repository, unless it is in use or something depends on it by then. Returns whether it did.

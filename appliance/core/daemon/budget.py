@@ -7,8 +7,8 @@ from collections.abc import Callable
 from appliance.core.daemon.allowed_mirrors import AllowedMirrors
 from appliance.core.daemon.allowed_repos import AllowedRepos
 from appliance.core.daemon.state import ServeState
+from appliance.core.lfs.cold_objects import ColdObjects
 from appliance.core.maintenance.budget import DiskBudget
-from appliance.core.maintenance.cold_lfs import ColdLfsObjects
 from appliance.core.models import Health
 from appliance.core.serving.fetch.cold_responses import ColdResponses
 from appliance.core.serving.fetch.response_cache import ResponseCache
@@ -32,7 +32,7 @@ def compose_budget(
         ColdResponses(cache, repos),
         ColdDisks(workspaces.disks.collector),
         ColdSnapshots(layout, workspaces.snapshots.kept, repos, state.keeps_snapshots, last_use),
-        ColdLfsObjects(layout.lfs, workspaces.lfs.stock.evict_oldest),
+        ColdObjects(workspaces.lfs.stock),
         AllowedMirrors(
             repos, health, stores.sessions.count_by_repo, allowed.last_uses, allowed.end_for_room,
             workspaces.modules.needs,

@@ -181,7 +181,7 @@ async def compose(
     storage = StorageReport(state, budget, fetching.cache, stores.sessions)
     status = Status(
         state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups,
-        storage, registry,
+        storage, registry, lfs,
     )  # fmt: skip
     observing.metrics.add_gauges(registry.gauges)
     operations = Operations(

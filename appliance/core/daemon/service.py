@@ -306,6 +306,7 @@ class Service:
             await asyncio.to_thread(self._rooms.stores.database.examine)
         if (workspaces.trouble and workspaces.look()) or await self._found_registry():
             self._warm()
+        await self._rooms.lfs.recover(self._rooms.mirrors.on_disk())
         if recording.guard.may_recover:
             await self._prove_guard()
         if not recording.pushes.is_settled:

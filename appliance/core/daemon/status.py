@@ -16,6 +16,7 @@ from appliance.core.daemon.state import LISTENERS, ServeState
 from appliance.core.daemon.storage import StorageReport
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.health import followed_branch, lag_of, state_of
+from appliance.core.lfs.objects import LfsObjects
 from appliance.core.models import UNHEALTHY, Health, Repo
 from appliance.core.observability.compose import Observing
 from appliance.core.observability.report import repo_documents, status_document
@@ -48,6 +49,7 @@ class Status:
     backups: Backups
     storage: StorageReport
     guests: GuestRegistry
+    lfs: LfsObjects
 
     async def status(self) -> dict[str, Any]:
         """The document that `status --json` prints."""
@@ -109,6 +111,7 @@ class Status:
             self.observing.alerts.trouble,
             self.fetching.cache.trouble,
             self.workspaces.trouble if state.keeps_snapshots() else None,
+            self.lfs.stock.trouble if self.lfs.is_on else None,
             disk_complaint(state.layout.state),
             self.storage.budget.trouble,
             f"the registry cannot be read, so the config's list and every mirror on disk are served: {lost.message}"

@@ -12,6 +12,6 @@ temporary file, which is renamed once the SHA-256 is right. Waiting guests are s
 last byte. When room is needed, the least recently used object is removed.
 
 What always holds: an object is found only through a repository that has it. An object on disk is complete, and its
-SHA-256 was right. A credential goes to the upstream's own repository alone, and never along a redirect. A server
-that hangs, lies or redirects affects its own objects only.
+SHA-256 was right. A credential goes to the upstream's own repository alone, and a redirect never takes it to another
+origin. A server that hangs, lies or redirects affects its own objects only.
 """

@@ -299,6 +299,7 @@ class LfsObjects:
 
     async def start(self, mirrored: Collection[str]) -> None:
         """Finds what an earlier `serve` left of the repositories that have a mirror. Never raises."""
+        self.stock.look()
         try:
             await asyncio.to_thread(self.stock.load)
         except OSError as error:
@@ -306,6 +307,11 @@ class LfsObjects:
         if mirrored:
             self.stock.keep_only(mirrored)
         self.stock.set_budget(self.stock.budget)
+
+    async def recover(self, mirrored: Collection[str]) -> None:
+        """Checks a directory that could not be used again, and finds what is in it if it can be used now."""
+        if self.stock.trouble and self.stock.look():
+            await self.start(mirrored)
 
     def forget(self, repo: Repo) -> None:
         """Stops fetching for a repository that is not followed any more. What is here stays until it is purged."""

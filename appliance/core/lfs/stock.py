@@ -39,16 +39,20 @@ class _Object:
     file: CheckedFile
     size: int
     used_at: float
+    """On the monotonic clock."""
+    last: float
+    """The same in Unix seconds, also of a use before this `serve`."""
     users: int = 0
 
 
 @dataclass(frozen=True)
-class Evicted:
-    """An object that was removed to make room."""
+class ColdObject:
+    """An object that can be removed to make room, or that was: its bytes, and its last use in Unix seconds."""
 
     repo: str
     oid: str
     size: int
+    used_at: float
 
 
 class LfsStock:
@@ -66,6 +70,22 @@ class LfsStock:
         """Bytes of objects that are being fetched, as far as they have room."""
         self.evicted = 0
         self.damaged = 0
+        self.trouble: str | None = None
+        """Why no objects can be stored, as a sentence; None if they can."""
+
+    def look(self) -> bool:
+        """Checks whether objects can be stored. Returns True if that works again, so that `load` may find others."""
+        probe, before = self._directory / ".probe", self.trouble
+        try:
+            if self._directory.exists():
+                probe.touch()
+                probe.unlink()
+            self.trouble = None
+        except OSError as error:
+            self.trouble = f"LFS objects cannot be stored in {self._directory}: {error.strerror}"
+            if self.trouble != before:
+                log.error("%s", self.trouble)
+        return before is not None and self.trouble is None
 
     def load(self) -> None:
         """Finds the objects of an earlier `serve`, and removes what it had only fetched in part."""
@@ -82,15 +102,15 @@ class LfsStock:
                     status = path.lstat()
                     if _OID.fullmatch(path.name) and path.is_file() and not path.is_symlink():
                         found.append((max(status.st_atime, status.st_mtime), name, path.name, path, status.st_size))
-        for _, name, oid, path, size in sorted(found):
+        for last, name, oid, path, size in sorted(found):
             # Read before it is sent, and soon in any case, because it may have changed while `serve` was down.
             file = CheckedFile(path, None, oid)
             file.checked_at = -math.inf
-            self._put(name, oid, file, size, used_at=-PROTECTED)
+            self._put(name, oid, file, size, -math.inf, last)
 
-    def _put(self, name: str, oid: str, file: CheckedFile, size: int, *, used_at: float) -> None:
+    def _put(self, name: str, oid: str, file: CheckedFile, size: int, used_at: float, last: float) -> None:
         self._drop(name, oid, unlink=False)
-        self._objects[name, oid] = _Object(name, file, size, used_at)
+        self._objects[name, oid] = _Object(name, file, size, used_at, last)
         self.bytes += size
 
     def belongs_to(self, repo: Repo) -> bool:
@@ -113,7 +133,7 @@ class LfsStock:
         if not self._is_usable(found):
             self._drop(repo.name, oid, unlink=False)
             return None
-        found.used_at = time.monotonic()
+        found.used_at, found.last = time.monotonic(), time.time()
         self._objects.move_to_end((repo.name, oid))
         return found.file.path
 
@@ -160,7 +180,7 @@ class LfsStock:
         finally:
             if found is not None:
                 found.users -= 1
-                found.used_at = time.monotonic()
+                found.used_at, found.last = time.monotonic(), time.time()
 
     # Adding and removing
 
@@ -180,7 +200,8 @@ class LfsStock:
         path = self._place(repo.name) / oid[:2] / oid
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
         growing.rename(path)
-        self._put(repo.name, oid, CheckedFile(path, Identity.of(path.stat()), oid), size, used_at=time.monotonic())
+        file = CheckedFile(path, Identity.of(path.stat()), oid)
+        self._put(repo.name, oid, file, size, time.monotonic(), time.time())
 
     def make_room(self, size: int) -> None:
         """Reserves `size` bytes, evicting the least recently used objects. Raises NoRoom if that is not enough.
@@ -201,8 +222,7 @@ class LfsStock:
 
     def require_room(self, size: int) -> None:
         """Raises NoRoom if `make_room` could not make room for so many bytes now. Evicts nothing."""
-        until = time.monotonic() - PROTECTED
-        cold = sum(each.size for each in self._objects.values() if not each.users and each.used_at <= until)
+        cold = sum(each.size for each in self.cold())
         if self.bytes - cold + self.reserved + size > self.budget:
             raise NoRoom("[cache] lfs_budget is used up by LFS objects that are in use; try again")
         disk = self._disk()
@@ -219,20 +239,25 @@ class LfsStock:
         while self.bytes > budget and self.evict_oldest("[cache] lfs_budget is smaller", spare=bool(budget)):
             pass
 
-    def evict_oldest(self, reason: str, *, spare: bool = True) -> Evicted | None:
-        """Removes the least recently used object, and logs it with the reason; None if there is none to remove.
+    def cold(self, *, spare: bool = True) -> Iterator[ColdObject]:
+        """The objects that can be evicted, the least recently used first.
 
-        With `spare`, it skips objects that are in use or were used just now. A reader that has the file open can still
-        read all of it.
+        With `spare`, it skips those that are in use or were used just now. Others may be open, too: a reader that has
+        the file open can still read all of it.
         """
         until = time.monotonic() - PROTECTED
         for (name, oid), found in self._objects.items():
             if not spare or (not found.users and found.used_at <= until):
-                self._drop(name, oid)
-                self.evicted += 1
-                log.info("%s: the LFS object %s (%s) was evicted: %s", name, oid, format_size(found.size), reason)
-                return Evicted(name, oid, found.size)
-        return None
+                yield ColdObject(name, oid, found.size, found.last)
+
+    def evict_oldest(self, reason: str, *, spare: bool = True) -> ColdObject | None:
+        """Removes the first of `cold`, and logs it with the reason; None if there is none to remove."""
+        cold = next(self.cold(spare=spare), None)
+        if cold is not None:
+            self._drop(cold.repo, cold.oid)
+            self.evicted += 1
+            log.info("%s: the LFS object %s (%s) was evicted: %s", cold.repo, cold.oid, format_size(cold.size), reason)
+        return cold
 
     def purge(self, name: str) -> None:
         """Removes all objects of a repository."""

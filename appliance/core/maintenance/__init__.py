@@ -3,7 +3,7 @@
 - `maintainer`: finds mirrors in which packs and loose objects pile up, repacks them as needed, repacks each mirror
   completely once a night, and writes the commit-graph.
 - `budget`: keeps the state directory within `[storage] budget`. `usage` measures it, and rooms say what can go
-  (`process/cold`); `cold_lfs` are LFS objects.
+  (`process/cold`).
 - `scrub`: reads cached files again, slowly, because a disk may corrupt files that nobody touched.
 - `anchors`: decides when an old value of a ref may be deleted; pure.
 

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 Bring = Callable[[str], Awaitable[Repo | None]]
 """Has an upstream mirrored here if `[[allow]]` allows it, within its rates; None if it is not."""
+Tip = Callable[[], Awaitable[str | None]]
+"""Finds out where a branch is; None if there is none."""
 MOST_KNOWN = 4096
 """The most branches of which it is known what they have. Beyond that, the one that moved longest ago is forgotten."""
 MOST_BROUGHT = 512
@@ -124,14 +126,17 @@ class ModuleFinder:
             del self._known[next(iter(self._known))]
         return known
 
-    async def follow(self, repo: Repo, branch: str, commit: str, *, is_asked: bool) -> None:
+    async def follow(self, repo: Repo, branch: str, tip: Tip, *, is_asked: bool) -> None:
         """The same for a branch whose snapshots are built, if anybody wants it; the node tries to get what it lacks.
 
-        `is_asked` says that a guest asked for its submodules. Raises GitError.
+        `is_asked` says that a guest asked for its submodules, and `tip` finds out where the branch is. Raises GitError.
         """
         if not is_asked and not self._settings().submodules and not (self._bring and self._brings()):
-            # Reading the tree of each tip costs a process, and few repositories have submodules.
+            # Reading each tip and its tree costs two processes, and few repositories have submodules.
             self._known.pop((repo.id, branch), None)
+            return
+        commit = await tip()
+        if commit is None:
             return
         known, key = await self.learn(repo, branch, commit), (repo.id, branch)
         asked = self._asked.get(key)
@@ -197,9 +202,7 @@ class ModuleFinder:
 
     # -- who may have what --------------------------------------------------------------------------------------------
 
-    async def shape_for(
-        self, repo: Repo, branch: str, tip: Callable[[], Awaitable[str | None]], wanted: WantedShape, shape: Shape
-    ) -> Shape:
+    async def shape_for(self, repo: Repo, branch: str, tip: Tip, wanted: WantedShape, shape: Shape) -> Shape:
         """The shape of what a guest gets, where `shape` is right but for the submodules.
 
         `tip` finds out where the branch is, if what it has is not known. Raises GitError.

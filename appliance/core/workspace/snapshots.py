@@ -319,7 +319,7 @@ class Snapshots:
 
     async def _follow(self, repo: Repo, branch: KeptBranch) -> None:
         is_asked = any(shape.modules is not None for shape in branch.kept)
-        await self.modules.follow(repo, branch.name, await self._tip(repo, branch.name) or "", is_asked=is_asked)
+        await self.modules.follow(repo, branch.name, lambda: self._tip(repo, branch.name), is_asked=is_asked)
 
     def _failed(self, repo: Repo, branch: KeptBranch, kept: Iterable[KeptSnapshot], error: BaseException) -> None:
         # Guests see this text, so leave out the paths of this node that an OSError names.
