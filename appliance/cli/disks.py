@@ -37,7 +37,11 @@ class _Commit(click.ParamType[str]):
 @click.argument("repo", cls=OwnArgument, metavar="REPO")
 @click.option("--branch", metavar="B", help="The branch. Default: the followed branch.")
 @click.option("--commit", type=_Commit(), metavar="OID", help="A full commit id, instead of a branch.")
-@click.option("--guest", metavar="NAME", help="A label for the guest, shown by `disks`.")
+@click.option(
+    "--guest",
+    metavar="NAME",
+    help="A label, shown by `disks`. A known guest of this name also gets the private submodules that it may read.",
+)
 @click.option("--ttl", type=Duration(), default="24h", show_default=True, metavar="D", help="Lease duration.")
 @click.option("--single", is_flag=True, help="Put everything on one drive, with no data drive.")
 @click.option(

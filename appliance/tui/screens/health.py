@@ -128,7 +128,10 @@ class HealthScreen(View):
             )
             for number, text in enumerate(pulse.get("warnings", ()), 1)
         ]
-        rows = [*warnings, *(check for check in self._checks if not check.ok), *(c for c in self._checks if c.ok)]
+        # The check of `serve` says once more what the warnings say.
+        repeated = "serve", "; ".join(row.found for row in warnings)
+        bad = [check for check in self._checks if not check.ok and (check.name, check.found) != repeated]
+        rows = [*warnings, *bad, *(check for check in self._checks if check.ok)]
         if rows != list(self.listing.rows):
             self.listing.show(rows)
         self._advise()
