@@ -32,6 +32,7 @@ def held(state: Path) -> Iterator[None]:
         other.close()
 
 
+@pytest.mark.slow
 def test_a_session_is_ended_wholly_without_its_client(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:
@@ -52,6 +53,7 @@ def test_a_session_is_ended_wholly_without_its_client(
     wait_until(lambda: not call(layout, "GET", "/v1/sessions")["items"], message="its turns are gone, too")
 
 
+@pytest.mark.slow
 def test_a_purge_is_finished_without_its_client(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """Its mirror stayed on disk, and whoever registered the repository again got it with all its sessions."""
     upstream.add("acme/other", upstream.path(WIDGETS))
@@ -68,6 +70,7 @@ def test_a_purge_is_finished_without_its_client(serve_factory: ServeFactory, ups
     assert len(call(layout, "GET", "/v1/repos")["items"]) == 1
 
 
+@pytest.mark.slow
 def test_of_two_that_register_at_once_one_is_first(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """201 says that nobody had it before."""
     serve = serve_factory(repos=[], refresh=SETTLED).start()
@@ -81,6 +84,7 @@ def test_of_two_that_register_at_once_one_is_first(serve_factory: ServeFactory, 
         wire.close()
 
 
+@pytest.mark.slow
 def test_a_name_that_is_taken_is_a_conflict(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """Also once its mirror is on disk, which is another repository's then, and nobody's leftover."""
     upstream.add("acme/other", upstream.path(WIDGETS))

@@ -164,6 +164,7 @@ def test_head_of_a_stream_has_its_headers_and_leaves_no_git(node: Node) -> None:
     wait_until(lambda: not node.readers(), message="no git is left")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
 def test_many_requests_at_once_run_few_processes(node: Node, count: int) -> None:
     """Each gets its patch, or is told to come back."""

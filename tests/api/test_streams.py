@@ -50,6 +50,7 @@ def test_readers_that_take_a_little_now_and_then_lose_their_slots(
             wire.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_slow", [False, True])
 def test_only_the_time_that_the_client_takes_counts(is_slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """git may take its time. What was taken at the least pace is paid for."""

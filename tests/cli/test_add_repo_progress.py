@@ -38,6 +38,7 @@ def test_a_terminal_sees_the_first_clone(upstream: HttpUpstream, serve_factory: 
     assert lines[-1].startswith(f"{WIDGETS} is registered (fresh)")
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_the_result_alone(upstream: HttpUpstream, serve_factory: ServeFactory) -> None:
     done = serve_factory().start().cli("add-repo", upstream.url(WIDGETS))
     assert (done.stdout, done.stderr) == ("", f"{WIDGETS} is registered (fresh)\n")

@@ -51,6 +51,7 @@ def test_a_token_is_issued_listed_and_revoked(serve: Serve, store: ApiTokenStore
     assert "API token 2 is revoked" in serve.cli("api-token", "revoke", "2").stderr
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said(serve: Serve) -> None:
     """A scope that there is not, no scope at all, a token that there is not."""
     for words in (("issue", "--scope", "admin"), ("issue",), ("revoke", "0"), ("revoke", str(2**64))):

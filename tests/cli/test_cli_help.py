@@ -323,6 +323,7 @@ def on_a_terminal(argv: list[str], **env: str) -> str:
     return said.decode()
 
 
+@pytest.mark.slow
 def test_colour_is_for_a_terminal_that_wants_it(state: Path) -> None:
     """None into a pipe, none with NO_COLOR."""
     argv = command_line(state, "enable", "no/such")

@@ -42,6 +42,7 @@ def test_a_session_is_kept_with_and_without_a_serve(recorded: Serve) -> None:
     assert "no session nobody" in recorded.cli("session", "keep", WIDGETS, "nobody", check=False).stderr
 
 
+@pytest.mark.slow
 def test_serve_itself_keeps_and_drops(recorded: Serve) -> None:
     """Its errors reach the caller, who has not looked into the database."""
     node = Node(Layout(recorded.state), Config()).current()

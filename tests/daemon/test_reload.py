@@ -11,6 +11,7 @@ from tests.support.gitutil import wait_until
 from tests.support.upstream import HttpUpstream
 
 
+@pytest.mark.slow
 def test_the_budget_of_the_cache_changes_at_once(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """A smaller one evicts what does not fit any more, except the warmed responses of the current tip."""
     urls = [upstream.url(WIDGETS)]

@@ -129,6 +129,7 @@ def test_signed_webhooks(besieged: Besieged) -> None:
         run()
 
 
+@pytest.mark.slow
 def test_control_socket(besieged: Besieged) -> None:
     """Every route with arguments of every kind. They are not mutated, or they would name hosts that are others'."""
     control = Layout(besieged.node.serve.state).control_socket

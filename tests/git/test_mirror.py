@@ -250,6 +250,7 @@ class _Blank(BaseHTTPRequestHandler):
         """Quietly."""
 
 
+@pytest.mark.slow
 def test_a_blank_page_empties_no_mirror(lab: Lab, generated_bare: Path, tmp_path: Path) -> None:
     """git reads a blank page as a repository without refs; only a git server's empty list counts as one."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Blank) as server:

@@ -276,6 +276,7 @@ def test_a_long_message_is_cut(lab: Lab, odd: Mirror) -> None:
     assert len(cut.encode()) <= MOST_MESSAGE
 
 
+@pytest.mark.slow
 def test_messages_of_megabytes_take_no_memory(lab: Lab, odd: Mirror) -> None:
     """Nineteen commits of 2 MiB and one with a signature of 2 MiB: pages are short, and complete together."""
     tip, oids = "", []

@@ -162,6 +162,7 @@ def archive(path: Path, *sessions: str) -> None:
         git("update-ref", "-d", f"refs/agents/{session}", cwd=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2, 3, MOST_ITEMS])
 @pytest.mark.parametrize("prefix", ["", "refs/", "refs/agents/", "refs/agents/s", "refs/agents/deep/"])
 def test_an_archived_session_is_listed_as_before(lab: Lab, mirror: Mirror, limit: int, prefix: str) -> None:

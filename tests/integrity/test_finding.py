@@ -54,6 +54,7 @@ def test_a_ref_that_vanished_is_found_after_a_refresh_and_put_back(node: Damaged
     assert f'gitmirror_repo_state{{repo="{WIDGETS}",state="fresh"}} 1.0' in metrics
 
 
+@pytest.mark.slow
 def test_a_fetch_that_fails_makes_the_mirror_suspect(node: DamagedNode, tmp_path: Path) -> None:
     """A lost blob, and an upstream that is down: `damaged` until it is back, then whole. Others are not touched."""
     blob = blob_of(node)

@@ -178,6 +178,7 @@ def test_a_disabled_repository_is_nobodys_alert(
     assert [each["event"] for each in documents(told)] == ["failing", "failing"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["/nowhere/to/be/found"], "false", "sh -c 'kill -9 $$'"])
 def test_a_command_that_fails_is_logged(
     serve_factory: ServeFactory, upstream: HttpUpstream, command: str | list[str]

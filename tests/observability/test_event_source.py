@@ -203,6 +203,7 @@ def test_a_stream_that_is_no_longer_allowed_ends(happens: bool) -> None:
     run(test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("are_slow", [False, True], ids=["waiting", "slow"])
 def test_a_thousand_clients_cost_little(are_slow: bool) -> None:
     """Those that wait cost their generators, and those that do not read hold one batch each."""

@@ -76,6 +76,7 @@ def test_a_command_that_ends_is_run_again_and_one_that_does_not_read_slows_nobod
     assert serve.terminate() == 0
 
 
+@pytest.mark.slow
 def test_what_is_configured_later_holds_from_then_on(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:

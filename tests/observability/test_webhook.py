@@ -142,6 +142,7 @@ def test_other_events_and_other_repositories(hooked: Hooked) -> None:
     assert (hooked.asked(), hooked.asked("acme/off")) == before
 
 
+@pytest.mark.slow
 def test_a_burst_is_a_refresh_now_and_one_after(hooked: Hooked) -> None:
     """Two hundred webhooks while the upstream is slow to answer: two refreshes, and none is left waiting."""
     hooked.settle("acme/other")

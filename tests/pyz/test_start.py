@@ -43,6 +43,7 @@ def start(packed: Packed) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, packed.file, "--version"], env=env, stdout=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_many_first_starts_at_once(fresh: Packed) -> None:
     """One unpacks, the others wait for it."""
     processes = [start(fresh) for _ in range(8)]

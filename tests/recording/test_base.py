@@ -114,6 +114,7 @@ def test_unrelated_history_is_said(node: Node, tmp_path: Path) -> None:
     assert len(log.stdout.splitlines()) == 2 and said in log.stderr
 
 
+@pytest.mark.slow
 def test_a_hostile_subject_cannot_forge_the_facts(node: Node, tmp_path: Path) -> None:
     """Line ends of all kinds, escapes and a subject of megabytes change neither base nor numbers, and are cut."""
     forged = f"- {'1' * 40} 99999999999 x"

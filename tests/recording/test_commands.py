@@ -133,6 +133,7 @@ def test_a_diff_is_coloured_on_a_terminal(node: Node, two_turns: Recorded) -> No
     assert b"\x1b[32m+" in on_a_terminal(node, "session", "diff", WIDGETS, two_turns.name)
 
 
+@pytest.mark.slow
 def test_checkout_lays_a_turn_out_to_run_or_to_push(node: Node, two_turns: Recorded, tmp_path: Path) -> None:
     """A repository of its own at that turn with `origin` at the upstream: a real branch can be pushed from it."""
     for turn, text in ((1, "a\nb\n"), (2, "a\nc\n")):
@@ -162,6 +163,7 @@ def test_checkout_touches_no_directory_that_is_not_empty(node: Node, two_turns: 
     assert (tmp_path / "empty" / "two.txt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["show", "diff", "log"])
 def test_what_is_not_there_is_said(node: Node, two_turns: Recorded, command: str) -> None:
     """An unknown session, a prefix that fits several, an unknown repository, a turn past the last."""
@@ -179,6 +181,7 @@ def test_what_is_not_there_is_said(node: Node, two_turns: Recorded, command: str
         assert "its turns are 1 to 2" in said(WIDGETS, two_turns.name, "--turn", "3", code=2)
 
 
+@pytest.mark.slow
 def test_a_prefix_of_several_sessions_is_refused(node: Node, tmp_path: Path) -> None:
     """No session is guessed; a whole name is never ambiguous, even when another begins with it."""
     guest = node.guest(tmp_path / "guest")

@@ -70,6 +70,7 @@ def test_a_move_that_a_later_push_overwrote_is_in_the_log(trapped: TrappedNode, 
     assert_turns_are_kept(node)
 
 
+@pytest.mark.slow
 @ENDS
 def test_a_push_whose_commit_another_brought_is_not_applied(trapped: TrappedNode, kill: Kill) -> None:
     """The ref is at its commit and its turn is there, and yet it was not this push."""

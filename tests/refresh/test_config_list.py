@@ -100,6 +100,7 @@ def test_dropped_from_the_config_is_disabled_and_kept_and_back_is_enabled(config
         assert "HEAD" in remote_refs(f"{configured.git_url}/{WIDGETS}")
 
 
+@pytest.mark.slow
 def test_what_the_config_dropped_can_be_removed_or_taken_over(configured: Serve, two: HttpUpstream) -> None:
     """By enable or add-repo it becomes one of the command line; by remove-repo it goes."""
     reconfigure(configured, [])
@@ -134,6 +135,7 @@ def test_a_name_that_add_repo_gave_to_another_url(serve_factory: ServeFactory, t
     assert followed(serve.mirror(WIDGETS)) == refs(two.path(WIDGETS))
 
 
+@pytest.mark.slow
 def test_a_changed_url_of_a_listed_repository_is_followed_at_once(
     serve_factory: ServeFactory, two: HttpUpstream
 ) -> None:
@@ -193,6 +195,7 @@ def test_a_reload_of_a_broken_file_changes_nothing(serve_factory: ServeFactory, 
     serve.wait_for_repo(OTHER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "reason"), BROKEN, ids=[reason for _, reason in BROKEN])
 def test_a_broken_config_is_a_usage_error(serve_factory: ServeFactory, text: str | None, reason: str) -> None:
     """serve and every command exit 2 and name file and key; nothing is made of it."""

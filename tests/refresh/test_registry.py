@@ -95,6 +95,7 @@ def test_status_with_and_without_serve(either: Serve, upstream: HttpUpstream) ->
     assert WIDGETS in either.cli("status", check=False).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "suffix", ["", *(pytest.param(each, marks=pytest.mark.slow) for each in (".git", "/")), ".git/"]
 )

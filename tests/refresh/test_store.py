@@ -69,6 +69,7 @@ def test_many_processes_make_a_database_at_once(tmp_path: Path) -> None:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+@pytest.mark.slow
 def test_commands_make_the_state_directory_at_once(serve_factory: ServeFactory) -> None:
     """Three commands on a machine that has nothing yet: each succeeds."""
     serve = serve_factory()

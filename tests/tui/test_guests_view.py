@@ -341,6 +341,7 @@ def test_one_is_removed(node: Node, tmp_path: Path) -> None:
     drive(make_app(node.serve), script, NARROW)
 
 
+@pytest.mark.slow
 def test_the_pulse_says_who_cannot_come(node: Node, tmp_path: Path) -> None:
     """How many are known, and why one cannot come, by its name."""
     sockets = tmp_path / "gone"

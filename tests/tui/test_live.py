@@ -108,6 +108,7 @@ def test_a_repository_shows_what_happens_to_it(node: Node) -> None:
     drive(make_app(node.serve), script)
 
 
+@pytest.mark.slow
 def test_a_repository_reads_again_when_events_were_lost(node: Node) -> None:
     """They may have been about it; `lost` itself names no repository."""
 

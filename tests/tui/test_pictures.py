@@ -165,6 +165,7 @@ def test_a_diff_that_is_too_long_says_so(scene: Scene, monkeypatch: pytest.Monke
     drive(scene.app(monkeypatch), script, SMALL)
 
 
+@pytest.mark.slow
 def test_the_database_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says which, whatever the screen."""
     app = Scene(Path("/var/lib/gitmirror-that-is-not-there"), pulse=None).app(monkeypatch)

@@ -134,6 +134,7 @@ def test_only_the_paths_that_were_named(road: Road, shell: str) -> None:
     assert road.backfill("none.py", guest=guest) == (1, "", "gitmirror: no commit in this workspace has 'none.py'\n")
 
 
+@pytest.mark.slow
 def test_a_blame_needs_no_further_connection(road: Road) -> None:
     """The same answer as in a full clone."""
     counts = {

@@ -172,6 +172,7 @@ def test_trees_are_a_partial_clone_that_the_mirror_completes(make_node: Callable
     fsck(workspace)
 
 
+@pytest.mark.slow
 def test_a_usual_shape_without_history_is_not_taken_for_one(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """`[workspace] history = "tip"`: plain is depth 1 as before, and --history is at least the trees."""
     node = make_node(workspace={"history": "tip"})

@@ -222,6 +222,7 @@ def test_a_branch_of_any_name_is_found_by_its_query(own_node: Node, tmp_path: Pa
     assert_whole(get(own_node.tar_url(quote(name))), tmp_path / "guest", commit)
 
 
+@pytest.mark.slow
 def test_switched_off_there_is_none_and_it_says_so(make_node: Callable[..., Node], tmp_path: Path) -> None:
     """`[workspace] enabled = false`: a 404 with the reason, nothing on disk, and guests get theirs by git."""
     node = make_node(workspace={"enabled": False})
@@ -235,6 +236,7 @@ def test_switched_off_there_is_none_and_it_says_so(make_node: Callable[..., Node
 # What may happen to it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "harm",
     [
@@ -265,6 +267,7 @@ def test_what_is_broken_on_disk_is_built_again(own_node: Node, tmp_path: Path, h
     assert_whole(get(node.tar_url()), tmp_path / "guest", node.tip)
 
 
+@pytest.mark.slow
 def test_a_snapshot_of_an_older_version_is_built_again(own_node: Node, tmp_path: Path) -> None:
     """One that is whole and at the tip, but laid out as before files had mtimes of their own: it is never served."""
     node = own_node

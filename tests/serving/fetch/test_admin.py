@@ -205,6 +205,7 @@ def test_a_hydration_is_a_row_within_a_second(node: Node, tmp_path: Path) -> Non
     assert "WAY" in text and "depth 5, blob:none" in text
 
 
+@pytest.mark.slow
 def test_activity_can_be_followed(node: Node, tmp_path: Path) -> None:
     """`--follow --json` prints a line for each hydration as it comes, and ends with Ctrl-C and 0."""
     argv = [*node.serve.command, "--state", str(node.serve.state), "--config", str(node.serve.config)]

@@ -272,6 +272,7 @@ os.execv(sys.executable, [sys.executable, "-m", "appliance", *sys.argv[2:]])
 """
 
 
+@pytest.mark.slow
 def test_inherited_unix_sockets_serve(tmp_path: Path) -> None:
     """They were printed as git:///:t, and every guest was dropped. Several of a name are one listener."""
     state = Serve(tmp_path / "state")

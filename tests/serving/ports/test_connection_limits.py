@@ -120,6 +120,7 @@ def test_connections_that_say_nothing_take_no_place(
         serve.clone(tmp_path / "clone", WIDGETS)
 
 
+@pytest.mark.slow
 def test_connections_past_all_bounds_are_told(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """Connections are bounded too, four times the places and 64 more; past that there is an error, not a hang."""
     serve = limited(serve_factory, upstream, max_clients=1, request_timeout="60s")

@@ -35,6 +35,7 @@ def put_back(serve: Serve) -> None:
     (serve.state / "aside.db").rename(serve.state / "gitmirror.db")
 
 
+@pytest.mark.slow
 def test_a_push_without_a_log_to_write_to_is_refused(own_node: Node, tmp_path: Path) -> None:
     """With the database replaced by a directory: pushes are refused with words, reads served; mended, all is well."""
     node = own_node
@@ -201,6 +202,7 @@ def test_a_hook_that_is_not_what_was_installed_turns_pushes_off(
     assert_log_is_true(node)
 
 
+@pytest.mark.slow
 def test_a_git_that_keeps_no_log_of_refs_turns_pushes_off(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
 ) -> None:

@@ -164,6 +164,7 @@ def test_serve_killed_at_a_moment_of_a_push(own_node: Node, moment: str) -> None
     assert_mirror_is_clean(node.mirror)
 
 
+@pytest.mark.slow
 def test_what_a_killed_serve_left_running_writes_nothing_more(own_node: Node) -> None:
     """The orphans of a killed `serve` are ended before the log is settled: no ref moves after its outcome is told."""
     node = own_node

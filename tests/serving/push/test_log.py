@@ -109,6 +109,7 @@ def test_rows_are_chosen_by_repository_session_and_number(written: Node) -> None
     assert all(word in shown for word in ("refs/heads/new", "rejected", "applied", "failed", "127.0.0.1"))
 
 
+@pytest.mark.slow
 def test_the_export_hashes_to_its_own_chain(written: Node) -> None:
     """By the documented form alone: SHA-256 of the event as JSON without `hash`, keys sorted, no spaces, ASCII."""
     events = export(written.serve)

@@ -85,6 +85,7 @@ def test_directories_of_every_size_read_back(lengths: list[int], before: int, li
         assert read_image(drives.tree, drives.data) == expected(tree)
 
 
+@pytest.mark.slow
 def test_a_directory_that_fills_blocks_to_the_byte(tmp_path: Path) -> None:
     """From a few bytes less than one, two or three blocks to a few more."""
     for blocks in (1, 2, 3):

@@ -74,6 +74,7 @@ def test_it_takes_branches_tags_commits_and_sessions(
         assert machine.run("git", "status", "--porcelain", cwd=workspace) == ""
 
 
+@pytest.mark.slow
 def test_without_the_mirror_it_is_what_the_drives_have(machine: Machine, disk_node: Node, guest: Guest) -> None:
     """The branch, its old commits and its tags; anything else is refused, with nothing left."""
     guest = guest.with_(
