@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -214,3 +214,18 @@ def test_upstreams_of_any_kind(tmp_path: Path, lfs_content_node: Node) -> None:
         place = tmp_path / str(len(url))
         hydrate(guest.with_(GITMIRROR_UPSTREAM=url), place).hydrated(via="snapshot")
         assert guest.git("config", "lfs.pushurl", cwd=place) == expected
+
+
+@needs_lfs
+def test_a_large_file_without_a_line_break(make_node: Callable[..., Node], contents: Contents, tmp_path: Path) -> None:
+    """Whether it is a pointer is seen at its beginning: a shell would read all of it, byte by byte, for minutes."""
+    node, zeros = make_node(), bytes(150 * 2**20)
+    contents.has[hashlib.sha256(zeros).hexdigest()] = zeros
+    add_commit(node.upstream.path(WIDGETS), "zeros", {".gitattributes": "*.bin filter=lfs\n", "z.bin": pointer(zeros)})
+    node.refresh()
+    guest = by_git_with(node, contents, node.guest(tmp_path / "home"))
+    guest.kit.write_text(guest.kit.read_text().replace("gitmirror__lfs='pointers'", "gitmirror__lfs='content'"))
+    place = guest.home / "ws"
+    done = guest.run(f"gitmirror_hydrate {WIDGETS} {place} zeros", timeout=45)
+    done.hydrated(via="mirror")
+    assert (place / "z.bin").stat().st_size == len(zeros) and "pointers" not in done.err

@@ -1819,8 +1819,12 @@ gitmirror__count_pointers() {
 
 # Whether the file `path` of `work` is there and is a pointer.
 gitmirror__is_pointer() {
-    # bash complains about NULs.
-    { read -r line <"$work/$path"; } 2>/dev/null || return 1
+    # A shell reads a line byte by byte, and a large file may have no line break. bash complains about NULs.
+    if gitmirror__has head; then
+        { line=$(head -c 64 <"$work/$path"); } 2>/dev/null || return 1
+    else
+        { read -r line <"$work/$path"; } 2>/dev/null || return 1
+    fi
     case $line in 'version https://git-lfs.github.com/spec/'*) return 0 ;; esac
     return 1
 }
