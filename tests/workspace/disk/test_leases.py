@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from tests.workspace.disk.leasing import (
     NAME,
     Bench,
     advance,
-    benches,
     branch_off,
     fails,
     paths,
@@ -28,13 +26,6 @@ from tests.workspace.disk.leasing import (
     tip,
     until,
 )
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A node without repositories."""
-    with benches(tmp_path) as made:
-        yield made
 
 
 def test_the_tip_of_the_followed_branch_is_built_and_leased(bench: Bench) -> None:
