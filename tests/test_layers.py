@@ -34,7 +34,7 @@ LAYERS: list[set[str]] = [
     {"observability"},
     {"serving", "api"},
     {"backup"},
-    {"integrity"},
+    {"integrity", "fleet"},
     {"node"},
     {"daemon", "ops"},
 ]
@@ -48,7 +48,7 @@ MOST_LINES = 350
 MOST_SECONDS = 120
 """For hangs alone."""
 
-HEAVY = {"sqlite3", "sqlite_utils", "h11", "git", "textual", "prometheus_client", "asyncio"}
+HEAVY = {"sqlite3", "sqlite_utils", "h11", "git", "textual", "prometheus_client", "asyncio", "nats"}
 
 LOOK = """
 import importlib, json, os, sys

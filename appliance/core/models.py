@@ -218,7 +218,9 @@ class Tar:
 class Turn:
     """One turn of a session. `id` is its audit id, `at` is RFC 3339, `base` is None for unrelated history.
 
-    The counts describe the diff from base to commit; `bytes` is the size of the pack that was pushed.
+    The counts describe the diff from base to commit; `bytes` is the size of the pack that was pushed. `node` is the
+    node of the fleet that took the turn, None before this one was in a fleet. A turn that is `away` was taken by
+    another node: its `id` is above every audit id, and its objects may not be here.
     """
 
     id: int
@@ -235,6 +237,8 @@ class Turn:
     client: str
     bytes: int
     guest: str | None = None
+    node: str | None = None
+    away: bool = False
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,16 @@ GIVEN: dict[tuple[str, str], tuple[str, Any]] = {
     ("recording", "max_new_sessions"): ("12", 12),
     ("recording", "max_turns"): ("13", 13),
     ("recording", "max_bytes"): ('"3GiB"', 3 * 2**30),
+    ("fleet", "servers"): ('["nats://nats-1:4222", "tls://nats-2"]', ("nats://nats-1:4222", "tls://nats-2")),
+    ("fleet", "name"): ('"prod"', "prod"),
+    ("fleet", "node"): ('"node-1.example"', "node-1.example"),
+    ("fleet", "credentials_file"): ('"/run/nkey"', "/run/nkey"),
+    ("fleet", "tls_ca"): ('"/etc/nats-ca.pem"', "/etc/nats-ca.pem"),
+    ("fleet", "replicas"): ("3", 3),
+    ("fleet", "durability"): ('"sync"', "sync"),
+    ("fleet", "sync_timeout"): ('"2s"', 2),
+    ("fleet", "replicate_private"): ("true", True),
+    ("fleet", "url"): ('"git://node-1:9418"', "git://node-1:9418"),
 }
 """Another value for every key that there is: as written, and as read."""
 

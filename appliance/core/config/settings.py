@@ -38,6 +38,7 @@ from appliance.core.config.fields import (
 )
 from appliance.core.config.fields import history as disk_words
 from appliance.core.config.fields import text as _text
+from appliance.core.config.fleet import FleetConfig
 from appliance.core.config.repositories import AllowConfig, RepoConfig
 from appliance.core.errors import UsageError
 from appliance.core.units import format_duration, parse_size
@@ -217,6 +218,7 @@ class Config:
     events: EventsConfig = field(default_factory=EventsConfig)
     backup: BackupConfig = field(default_factory=BackupConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
     repos: tuple[RepoConfig, ...] = ()
     credentials: tuple[CredentialConfig, ...] = ()
     allow: tuple[AllowConfig, ...] = ()
@@ -244,6 +246,7 @@ SECTIONS: dict[str, type[Any]] = {
     "events": EventsConfig,
     "backup": BackupConfig,
     "storage": StorageConfig,
+    "fleet": FleetConfig,
 }
 
 _Section = TypeVar("_Section")

@@ -17,6 +17,7 @@ from appliance.core.backup.schedule import Backups
 from appliance.core.daemon.allowed_repos import AllowedRepos
 from appliance.core.daemon.api_socket import api_handler
 from appliance.core.daemon.budget import compose_budget
+from appliance.core.daemon.fleet import Fleet, compose_fleet, compose_fleet_parts
 from appliance.core.daemon.guest_registry import GuestRegistry
 from appliance.core.daemon.mirror_files import MirrorFiles
 from appliance.core.daemon.on_demand import OnDemand
@@ -95,6 +96,7 @@ class Assembly:
     admin_port: Acceptor
     allowed: AllowedRepos
     on_demand: OnDemand
+    fleet: Fleet
 
     @property
     def acceptors(self) -> Mapping[str, Acceptor]:
@@ -111,6 +113,7 @@ async def compose(
     stores, complaints = open_stores(layout, anew=True, patient=True), Complaints(layout, bus.publish)
     mirrors = Mirrors(layout, make_git(layout, config, children, complaints.hear))
     environment = git_environment(layout, layout.serving_config, os.environ)
+    fleet_parts = compose_fleet_parts(state)
     daemon = await find_git_daemon(mirrors.git, environment, config.serve.idle_timeout, complaints.hear)
 
     keyring = make_keyring(config)
@@ -159,7 +162,6 @@ async def compose(
         mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, attachments, lfs_routes,
         on_demand,
     )  # fmt: skip
-    observing.metrics.add_gauges(ports.gauges, fetching.cache.gauges, workspaces.gauges, disks.gauges, lfs.gauges)
     scrub = Scrub(
         {
             "cached responses": fetching.cache.check_next,
@@ -170,20 +172,21 @@ async def compose(
     )
 
     backups = Backups(mirrors, state.backup)
-    observing.metrics.add_gauges(backups.gauges)
     examiner = compose_examiner(mirrors, stores, refreshing.refresher.bring, state.backup)
     integrity = IntegrityWatch(examiner, repos, health, learn, bus.publish)
     sockets = GuestSockets(ports.acceptors, stores.guests.note_sockets, state.guests, keeper)
     registry = GuestRegistry(stores.guests, guests, sockets, ports.guests)
     budget = compose_budget(state, stores, health, fetching.cache, spaces, allowed)
-    observing.metrics.add_gauges(budget.gauges)
     observing.metrics.add_by_kind(budget.by_kind)
     storage = StorageReport(state, budget, fetching.cache, stores.sessions)
     status = Status(
         state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups,
         storage, registry, lfs,
     )  # fmt: skip
-    observing.metrics.add_gauges(registry.gauges)
+    observing.metrics.add_gauges(
+        ports.gauges, fetching.cache.gauges, workspaces.gauges, disks.gauges, lfs.gauges, backups.gauges,
+        budget.gauges, registry.gauges,
+    )  # fmt: skip
     operations = Operations(
         state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,
         status, disks, registry, files, allowed,
@@ -191,6 +194,7 @@ async def compose(
     api_tokens = ApiTokens(stores.api_tokens)
     api = compose_api(operations, stores, stream, api_tokens)
     admin_port = compose_admin_port(config.serve, ports, admin, api_handler(api, is_operator=False))
+    fleet = compose_fleet(fleet_parts)
     subscribe(
         bus, stream, refreshing, recording, workspaces, disks, lfs, maintainer, observing, fetching, follower,
         integrity, allowed,
@@ -198,5 +202,5 @@ async def compose(
     return Assembly(
         state, stores, mirrors, stream, refreshing, recording, workspaces, disks, lfs, registry, maintainer, scrub,
         budget, observing, fetching, daemon, read_tokens, api_tokens, ports, follower, backups, integrity, status,
-        operations, api, admin_port, allowed, on_demand,
+        operations, api, admin_port, allowed, on_demand, fleet,
     )  # fmt: skip

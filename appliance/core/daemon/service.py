@@ -199,6 +199,7 @@ class Service:
             "integrity": rooms.integrity.run(),
             "known guests": rooms.guests.run(),
             "allowed repositories": rooms.allowed.run(),
+            **{name: loop() for name, loop in rooms.fleet.loops.items()},
         }
         return [self._begin(loop, name) for name, loop in work.items()]
 
@@ -213,13 +214,13 @@ class Service:
     # -- reload and stop -----------------------------------------------------------------------------------
 
     async def _reload(self) -> None:
-        """Handles SIGHUP. An invalid config changes nothing. Changes in `[serve]` take effect only after a restart."""
+        """Handles SIGHUP. An invalid config changes nothing. `[serve]` and `[fleet]` need a restart."""
         self._start.notifier.reloading()
         state, rooms, before = self._state, self._rooms, self._state.config
         try:
             config = self._start.load()
             wanted_of_config(config)
-            state.config = replace(config, serve=state.config.serve)
+            state.config = replace(config, serve=state.config.serve, fleet=state.config.fleet)
             rooms.refreshing.refresher.timeout = config.refresh.timeout
             rooms.refreshing.refresher.keyring = make_keyring(config)
             rooms.fetching.cache.set_budget(config.cache.budget)

@@ -109,3 +109,42 @@ step(
     "ALTER TABLE disk_leases ADD COLUMN modules TEXT",
     "ALTER TABLE disk_leases ADD COLUMN missing TEXT",
 )
+
+step(
+    "0015_fleet",
+    # `node` took the turn; NULL means that this one did, before it was in a fleet. `seq` is the turn's place in the
+    # fleet's order, NULL while the fleet does not have it. `uid` is the turn's name in the fleet: the hash of its
+    # attempt in the log of the node that took it. A turn that is `away` was taken by another node; its id is above
+    # every audit id, and its objects may not be here.
+    "ALTER TABLE turns ADD COLUMN node TEXT",
+    "ALTER TABLE turns ADD COLUMN seq INTEGER",
+    "ALTER TABLE turns ADD COLUMN uid TEXT",
+    "ALTER TABLE turns ADD COLUMN away INTEGER NOT NULL DEFAULT 0",
+    "CREATE UNIQUE INDEX turns_by_uid ON turns (uid) WHERE uid IS NOT NULL",
+    "CREATE INDEX turns_to_send ON turns (id) WHERE seq IS NULL AND away = 0",
+    "ALTER TABLE sessions ADD COLUMN node TEXT",
+    "ALTER TABLE turn_attachments ADD COLUMN sent INTEGER NOT NULL DEFAULT 0",
+    # The row of each turn as it stands in the fleet's stream, with the names of its objects.
+    """CREATE TABLE fleet_turns (
+        uid TEXT PRIMARY KEY,
+        turn_id INTEGER NOT NULL REFERENCES turns(id) ON DELETE CASCADE,
+        document TEXT NOT NULL
+    ) WITHOUT ROWID""",
+    # Turns that were ended before the fleet had given them a place, so that they do not come back.
+    "CREATE TABLE fleet_ended (uid TEXT PRIMARY KEY) WITHOUT ROWID",
+    # The registry as this node last saw it in the fleet: the revision and the document of each name.
+    """CREATE TABLE fleet_repos (
+        name TEXT PRIMARY KEY,
+        revision INTEGER NOT NULL,
+        document TEXT NOT NULL
+    ) WITHOUT ROWID""",
+    # Ends, keeps and changes of the registry that wait to go out, in order.
+    """CREATE TABLE fleet_outbox (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind TEXT NOT NULL,
+        document TEXT NOT NULL,
+        created_at REAL NOT NULL
+    )""",
+    # Which streams this node knows, and how far it has read each.
+    "CREATE TABLE fleet_state (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+)

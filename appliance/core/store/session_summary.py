@@ -68,4 +68,6 @@ def turn_of(row: dict[str, Any]) -> Turn:
         client=row["client"],
         bytes=row["bytes"],
         guest=row["guest"],
+        node=row["node"],
+        away=bool(row["away"]),
     )

@@ -12,6 +12,7 @@ from appliance.core.store.api_tokens import ApiTokenStore
 from appliance.core.store.audit import AuditLog
 from appliance.core.store.database import Database
 from appliance.core.store.disk_leases import DiskLeaseStore
+from appliance.core.store.fleet import FleetStore
 from appliance.core.store.guests import GuestStore
 from appliance.core.store.health import HealthStore
 from appliance.core.store.registry import Registry
@@ -42,6 +43,7 @@ class Stores:
     allowed: AllowedRepoStore
     alerts: AlertStore
     time: TimeStore
+    fleet: FleetStore
 
     @classmethod
     def over(cls, database: Database) -> Stores:
@@ -63,4 +65,5 @@ class Stores:
             AllowedRepoStore(database, registry, time.time),
             AlertStore(database),
             TimeStore(database),
+            FleetStore(database, time.time),
         )

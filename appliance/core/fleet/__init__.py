@@ -1,0 +1,14 @@
+"""More than one node: registry, news, recordings and heads of the logs are shared through NATS JetStream.
+
+- `names`: the streams, buckets and subjects of a fleet. `messages`: what is in them; `wire` reads and writes them, and
+  what it refuses is skipped.
+- `link`: the connection; every call has a deadline.
+
+The registry is a key-value bucket; SQLite has each node's copy. A turn that was applied goes out as a thin bundle in
+the object store and a row in a stream. The order of the rows is the order of the turns on every node. What cannot go
+out now waits in SQLite, and a node without NATS is a node alone.
+
+What must always hold: this node's own log and its own turns are stored before anything goes out; nothing that arrives
+changes a turn of this node, unless the session was ended; no token, no credential and, without `replicate_private`,
+nothing that was recorded in a private repository goes out.
+"""

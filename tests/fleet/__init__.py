@@ -1,0 +1,1 @@
+"""Nodes that are one fleet, over real NATS servers."""
