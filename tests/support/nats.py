@@ -88,6 +88,11 @@ class NatsServer:
             self.process.wait(30)
             self.process = None
 
+    def lose_everything(self) -> None:
+        """Kills it and deletes what it stored."""
+        self.stop()
+        shutil.rmtree(self.directory / "store", ignore_errors=True)
+
     def freeze(self) -> None:
         """Has it answer nobody until `thaw`, with its connections open."""
         assert self.process is not None

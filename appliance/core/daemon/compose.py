@@ -113,7 +113,7 @@ async def compose(
     stores, complaints = open_stores(layout, anew=True, patient=True), Complaints(layout, bus.publish)
     mirrors = Mirrors(layout, make_git(layout, config, children, complaints.hear))
     environment = git_environment(layout, layout.serving_config, os.environ)
-    fleet_parts = compose_fleet_parts(state)
+    fleet_parts = compose_fleet_parts(state, stores)
     daemon = await find_git_daemon(mirrors.git, environment, config.serve.idle_timeout, complaints.hear)
 
     keyring = make_keyring(config)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from appliance.core.daemon.state import ServeState
+from appliance.core.fleet.addresses import own_url
 from appliance.core.fleet.link import FleetLink
+from appliance.core.fleet.nodes import Nodes
+from appliance.core.fleet.waiting import OwnCounts, Waiting
+from appliance.core.store.stores import Stores
 
 Loop = Callable[[], Coroutine[Any, Any, None]]
 
@@ -17,6 +22,8 @@ class FleetParts:
     """The parts that other rooms are built with, before any of them is there."""
 
     link: FleetLink
+    waiting: Waiting
+    nodes: Nodes
 
 
 @dataclass(frozen=True)
@@ -27,13 +34,29 @@ class Fleet:
     loops: Mapping[str, Loop]
 
 
-def compose_fleet_parts(state: ServeState) -> FleetParts:
+def compose_fleet_parts(state: ServeState, stores: Stores) -> FleetParts:
     """Builds what needs no other room. A change of `[fleet]` takes effect after a restart."""
-    return FleetParts(FleetLink(state.config.fleet))
+    link = FleetLink(state.config.fleet)
+    waiting = Waiting(stores.database, stores.fleet, partial(_may_leave, state))
+    counts = OwnCounts(
+        stores.database, stores.health, stores.fleet, waiting, state.known_repos, state.stale_after,
+        lambda: own_url(state.config, state.listening),
+    )  # fmt: skip
+    return FleetParts(link, waiting, Nodes(link, counts.read))
 
 
 def compose_fleet(parts: FleetParts) -> Fleet:
     """Builds the rest, of the rooms that are there."""
     if not parts.link.is_on:
         return Fleet(parts, {})
-    return Fleet(parts, {"fleet": parts.link.run})
+    return Fleet(parts, {"fleet": parts.link.run, "nodes of the fleet": parts.nodes.run})
+
+
+def _may_leave(state: ServeState, name: str) -> bool:
+    """Whether turns of the repository may leave this node: not those of a private one, unless the config says so.
+
+    What is not registered counts as private, because nobody can tell any more.
+    """
+    if state.config.fleet.replicate_private:
+        return True
+    return any(repo.name == name and not state.is_private(repo) for repo in state.repos)

@@ -54,6 +54,7 @@ class FleetLink:
         self._down = asyncio.Event()
         self._on_up: list[OnUp] = []
         self._trouble: str | None = "not connected yet"
+        self.settled_seq = 0
 
     @property
     def is_on(self) -> bool:
