@@ -13,19 +13,21 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from appliance import __version__
 from appliance.core.errors import GitmirrorError
 from appliance.core.fleet.addresses import is_local, is_url
-from appliance.core.fleet.link import NODE_SECONDS, FleetAway, FleetLink
+from appliance.core.fleet.link import FleetAway, FleetLink
 from appliance.core.fleet.messages import NodeEntry, NotOurs
-from appliance.core.fleet.names import key_of
+from appliance.core.fleet.names import NODE_SECONDS, key_of
 from appliance.core.fleet.wire import read, write
 from appliance.core.units import rfc3339
 
 if TYPE_CHECKING:
+    from nats.js import JetStreamContext
     from nats.js.kv import KeyValue
 
 log = logging.getLogger(__name__)
@@ -192,7 +194,7 @@ class Nodes:
         """Reads what nodes say until the connection is lost, or nothing comes any more. Raises FleetAway."""
         client, bucket = self._link.client, self._link.names.nodes
 
-        async def begin(context: Any) -> KeyValue.KeyWatcher:
+        async def begin(context: JetStreamContext) -> Any:
             return await (await context.key_value(bucket)).watchall()
 
         watcher = await self._link.call(begin)
@@ -206,9 +208,8 @@ class Nodes:
                     if entry is not None:
                         self._hear(entry)
         finally:
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(1):
-                    await watcher.stop()
+            with contextlib.suppress(FleetAway):
+                await self._link.call(lambda _: watcher.stop(), timeout=1)
 
     def _hear(self, stored: KeyValue.Entry) -> None:
         try:
@@ -223,7 +224,8 @@ class Nodes:
                 )
             return
         now, revision = self._clock(), stored.revision or 0
-        written = stored.created.timestamp() if stored.created else 0.0
+        # nats-py calls it a number and gives a datetime.
+        written = cast(datetime, stored.created).timestamp()
         known = self._known.get(entry.node)
         if known is None or known.revision != revision:
             behind = max(0, self._link.settled_seq - entry.seq)
