@@ -16,7 +16,7 @@ from appliance.core.fleet.link import FleetLink
 from appliance.core.fleet.nodes import Described, Nodes
 from tests.support.nats import NatsCluster
 
-DESCRIBED = Described("git://127.0.0.1:9418", 3, 2, 1, 4.5, 0, 0)
+DESCRIBED = Described("git://127.0.0.1:9418", 3, 2, 1, 4.5, {}, 0)
 
 
 def config(nats: NatsCluster, node: str, fleet: str, **settings: object) -> FleetConfig:
@@ -44,7 +44,7 @@ async def until(holds: object, seconds: float = 10.0) -> None:
 
 
 def a_node(nats: NatsCluster, name: str, fleet: str, machine: str = "boot-1", url: str | None = None) -> Nodes:
-    described = Described(url or DESCRIBED.url, 3, 2, 1, 4.5, 0, 0)
+    described = Described(url or DESCRIBED.url, 3, 2, 1, 4.5, {}, 0)
     return Nodes(FleetLink(config(nats, name, fleet)), lambda: described, machine=machine)
 
 

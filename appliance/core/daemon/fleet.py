@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from appliance.core.daemon.state import ServeState
 from appliance.core.fleet.addresses import own_url
 from appliance.core.fleet.link import FleetLink
 from appliance.core.fleet.nodes import Nodes
+from appliance.core.fleet.report import FleetReport
 from appliance.core.fleet.waiting import OwnCounts, Waiting
 from appliance.core.store.stores import Stores
 
@@ -24,6 +25,7 @@ class FleetParts:
     link: FleetLink
     waiting: Waiting
     nodes: Nodes
+    report: FleetReport
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,13 @@ class Fleet:
 def compose_fleet_parts(state: ServeState, stores: Stores) -> FleetParts:
     """Builds what needs no other room. A change of `[fleet]` takes effect after a restart."""
     link = FleetLink(state.config.fleet)
-    waiting = Waiting(stores.database, stores.fleet, partial(_may_leave, state))
+    waiting = Waiting(stores.database, stores.fleet, partial(_that_may_leave, state))
     counts = OwnCounts(
         stores.database, stores.health, stores.fleet, waiting, state.known_repos, state.stale_after,
         lambda: own_url(state.config, state.listening),
     )  # fmt: skip
-    return FleetParts(link, waiting, Nodes(link, counts.read))
+    nodes = Nodes(link, counts.read)
+    return FleetParts(link, waiting, nodes, FleetReport(link, nodes, waiting))
 
 
 def compose_fleet(parts: FleetParts) -> Fleet:
@@ -52,11 +55,11 @@ def compose_fleet(parts: FleetParts) -> Fleet:
     return Fleet(parts, {"fleet": parts.link.run, "nodes of the fleet": parts.nodes.run})
 
 
-def _may_leave(state: ServeState, name: str) -> bool:
-    """Whether turns of the repository may leave this node: not those of a private one, unless the config says so.
+def _that_may_leave(state: ServeState, names: Iterable[str]) -> set[str]:
+    """The repositories whose turns may leave this node: not private ones, unless the config says so.
 
     What is not registered counts as private, because nobody can tell any more.
     """
-    if state.config.fleet.replicate_private:
-        return True
-    return any(repo.name == name and not state.is_private(repo) for repo in state.repos)
+    privacy, wanted, everything = state.privacy, set(names), state.config.fleet.replicate_private
+    known = [repo for repo in state.repos if repo.name in wanted]
+    return {repo.name for repo in known if everything or not privacy.is_private(repo)}

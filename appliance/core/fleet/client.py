@@ -13,7 +13,6 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +20,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from appliance.core.errors import GitmirrorError
-from appliance.core.fleet.credentials import Credential
+from appliance.core.fleet.credentials import ServerAccess
 
 # What it logs, it also reports by `error_cb`, which `link` tells in its own words and once.
 logging.getLogger("nats").setLevel(logging.CRITICAL + 1)
@@ -32,16 +31,6 @@ PING_EVERY = 3.0
 """Seconds between two pings; a server that missed two is given up."""
 
 
-@dataclass(frozen=True)
-class Access:
-    """How servers are talked to: as whom, with which certificates; `is_private` refuses a server without TLS."""
-
-    name: str
-    credential: Credential | None
-    certificates: ssl.SSLContext | None
-    credential_file: str
-
-
 class CannotConnect(GitmirrorError):
     """One server could not be used; the hint says what to do about it."""
 
@@ -49,7 +38,7 @@ class CannotConnect(GitmirrorError):
 class OneServer(Client):
     """nats-py's client, which insists on TLS where it was asked for, and can sign without `nkeys`."""
 
-    def __init__(self, access: Access, *, needs_tls: bool) -> None:
+    def __init__(self, access: ServerAccess, *, needs_tls: bool) -> None:
         super().__init__()
         self._needs_tls = needs_tls
         self.lost = asyncio.Event()
@@ -70,7 +59,7 @@ class OneServer(Client):
 
 async def connect(
     url: str,
-    access: Access,
+    access: ServerAccess,
     *,
     tls_name: str | None = None,
     on_error: Callable[[Exception], None],
@@ -127,7 +116,7 @@ def _forget(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
-def _options(access: Access, tls_name: str | None) -> dict[str, Any]:
+def _options(access: ServerAccess, tls_name: str | None) -> dict[str, Any]:
     options: dict[str, Any] = {
         "name": access.name,
         "connect_timeout": CONNECT,
@@ -147,7 +136,7 @@ def _options(access: Access, tls_name: str | None) -> dict[str, Any]:
     return options
 
 
-def _explained(error: BaseException, access: Access) -> CannotConnect:
+def _explained(error: BaseException, access: ServerAccess) -> CannotConnect:
     """What went wrong with a server in an operator's words."""
     text = str(error).removeprefix("nats: ").strip("'")
     mend = "mend [fleet] servers, or start nats-server there"

@@ -1,4 +1,7 @@
-"""The credential of `[fleet] credentials_file`: a user with a password, or an nkey seed. It is never shown."""
+"""What this node is let in with by NATS: the files of `[fleet] credentials_file` and `tls_ca`.
+
+A credential is a user with a password, or an nkey seed. It is never shown.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import base64
 import binascii
 import os
 import re
+import ssl
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from appliance.core.config.fleet import FleetConfig
 from appliance.core.config.secret_files import open_secret
 from appliance.core.errors import GitmirrorError
 from appliance.core.fleet.ed25519 import public_key, sign
@@ -43,6 +48,34 @@ class Credential:
         """The signature of a server's nonce, as nats-py sends it."""
         assert self.seed is not None
         return base64.b64encode(sign(self.seed, nonce.encode()))
+
+
+@dataclass(frozen=True)
+class ServerAccess:
+    """How this node calls itself to NATS servers, and what it is let in with.
+
+    `certificates` are those that a server's must be signed by; None for the system's, and no TLS for `nats://`.
+    """
+
+    name: str
+    credential: Credential | None
+    certificates: ssl.SSLContext | None
+    credential_file: str
+
+
+def read_access(config: FleetConfig) -> ServerAccess:
+    """Reads the files that `[fleet]` names. Raises CredentialFault."""
+    credential = read_credential(Path(config.credentials_file)) if config.credentials_file else None
+    certificates = None
+    if config.tls_ca:
+        try:
+            certificates = ssl.create_default_context(cafile=config.tls_ca)
+        except OSError as error:
+            why = "no certificate is in it" if isinstance(error, ssl.SSLError) else error.strerror
+            raise CredentialFault(
+                f"[fleet] tls_ca cannot be used: {why}: {config.tls_ca}", hint="it holds certificates in PEM"
+            ) from None
+    return ServerAccess(f"gitmirror {config.node_name}", credential, certificates, config.credentials_file)
 
 
 def read_credential(path: Path) -> Credential:

@@ -8,24 +8,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import ssl
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from appliance.core.config.fleet import FleetConfig
 from appliance.core.errors import GitmirrorError
-from appliance.core.fleet.credentials import read_credential
+from appliance.core.fleet.credentials import read_access
 from appliance.core.fleet.names import FleetNames
-from appliance.core.fleet.refusals import Refusals, is_answer, words_of
+from appliance.core.fleet.refusals import NatsRefusals, is_answer, words_of
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
-    from appliance.core.fleet.client import Access, OneServer
+    from appliance.core.fleet.client import OneServer
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +68,7 @@ class FleetLink:
         self._look_now = asyncio.Event()
         self._on_up: list[OnUp] = []
         self._trouble = "not connected yet"
-        self._refusals = Refusals(config.name)
+        self._refusals = NatsRefusals(config.name)
         self._calls: set[asyncio.Task[Any]] = set()
         self._ends: deque[tuple[float, int]] = deque(maxlen=100)
         self._said: set[str] = set()
@@ -188,7 +186,8 @@ class FleetLink:
         """Connects to the next server that can be used. Raises GitmirrorError."""
         from appliance.core.fleet.client import CannotConnect, connect
 
-        access = await asyncio.to_thread(self._access)
+        # Read each time, because it may have been renewed.
+        access = await asyncio.to_thread(read_access, self.config)
         failures: dict[str, CannotConnect] = {}
         urls = list(self.config.servers)
         # Another one first than the last time, because that may have been cut off from the others.
@@ -211,23 +210,6 @@ class FleetLink:
         assert self._client is not None
         name = urlsplit(url).hostname or ""
         self._discovered = {other.geturl(): name for other in self._client.discovered_servers}
-
-    def _access(self) -> Access:
-        """Reads the credential and the certificates, each time, because they may have been renewed."""
-        from appliance.core.fleet.client import Access
-
-        config = self.config
-        credential = read_credential(Path(config.credentials_file)) if config.credentials_file else None
-        certificates = None
-        if config.tls_ca:
-            try:
-                certificates = ssl.create_default_context(cafile=config.tls_ca)
-            except (OSError, ValueError) as error:
-                why = "no certificate is in it" if isinstance(error, ssl.SSLError | ValueError) else error.strerror
-                raise FleetAway(
-                    f"[fleet] tls_ca cannot be used: {why}: {config.tls_ca}", hint="it holds certificates in PEM"
-                ) from None
-        return Access(f"gitmirror {self.node}", credential, certificates, config.credentials_file)
 
     async def _keep(self) -> None:
         """Makes the streams, and looks now and then whether they answer. Returns when another server is to be tried."""

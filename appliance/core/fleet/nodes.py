@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -57,14 +57,14 @@ def boot_id() -> str:
 
 @dataclass(frozen=True)
 class Described:
-    """What of this node's entry changes; see `NodeEntry`."""
+    """What of this node's entry changes; see `NodeEntry`. `waiting` is by kind."""
 
     url: str | None
     repos: int
     sessions: int
     behind: int
     lag: float | None
-    waiting: int
+    waiting: Mapping[str, int]
     seq: int
 
 
@@ -105,7 +105,7 @@ class Nodes:
         self._skipped: set[str] = set()
         self.machine = boot_id() if machine is None else machine
         self.started_at = rfc3339(time.time())
-        self.described = Described(None, 0, 0, 0, None, 0, 0)
+        self.described = Described(None, 0, 0, 0, None, {}, 0)
 
     # -- what is known -------------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class Nodes:
         now = self.described
         entry = NodeEntry(
             self._link.node, __version__, self.started_at, rfc3339(time.time()), now.url, self.machine, now.repos,
-            now.sessions, now.behind, now.lag, now.waiting, now.seq,
+            now.sessions, now.behind, now.lag, sum(now.waiting.values()), now.seq,
         )  # fmt: skip
         subject = f"$KV.{self._link.names.nodes}.{key_of(self._link.node)}"
         stored = await self._link.call(lambda context: context.publish(subject, write(entry)))

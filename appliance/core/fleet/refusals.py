@@ -19,7 +19,7 @@ _STREAM_NOT_FOUND = 10059
 _NO_CLUSTER, _NO_PEERS = 10074, 10005
 
 
-class Refusals:
+class NatsRefusals:
     """Remembers what was refused lately to a node of the fleet of this name."""
 
     def __init__(self, fleet: str, clock: Callable[[], float] = time.monotonic) -> None:

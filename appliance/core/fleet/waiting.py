@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from appliance.core.fleet.nodes import Described
@@ -15,17 +15,18 @@ from appliance.core.store.health import HealthStore
 
 TURNS, ATTACHMENTS, REGISTRY, ENDS = "turns", "attachments", "registry", "ends"
 _OUTBOX: Mapping[str, Sequence[str]] = {REGISTRY: ("repo",), ENDS: ("end", "kept")}
+KINDS = (TURNS, ATTACHMENTS, REGISTRY, ENDS)
 READ_TO = "turns_read"
 """The key of the node's fleet state that says how far it has read the stream of turns."""
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Counts what waits to go out. `may_leave` says of a repository's name whether its turns may leave this node."""
+    """Counts what waits to go out. `that_may_leave` picks the repositories whose turns may leave this node, by name."""
 
     database: Database
     fleet: FleetStore
-    may_leave: Callable[[str], bool]
+    that_may_leave: Callable[[Iterable[str]], Set[str]]
 
     def count(self) -> dict[str, int]:
         """How many `turns`, `attachments`, changes of the `registry`, and `ends` wait. Raises StoreError."""
@@ -40,9 +41,10 @@ class Waiting:
                    WHERE sent = 0 AND away = 0 GROUP BY turns.repo""",
             )
         outbox = self.fleet.count_waiting()
+        leaving = self.that_may_leave({row["repo"] for row in (*turns, *attachments)})
         return {
-            TURNS: sum(row["n"] for row in turns if self.may_leave(row["repo"])),
-            ATTACHMENTS: sum(row["n"] for row in attachments if self.may_leave(row["repo"])),
+            TURNS: sum(row["n"] for row in turns if row["repo"] in leaving),
+            ATTACHMENTS: sum(row["n"] for row in attachments if row["repo"] in leaving),
             **{kind: sum(outbox.get(each, 0) for each in kinds) for kind, kinds in _OUTBOX.items()},
         }
 
@@ -72,6 +74,6 @@ class OwnCounts:
             sessions=sessions["n"],
             behind=sum(state_of(repo, health, now, self.stale_after()) in UNHEALTHY for repo, health in enabled),
             lag=round(max(lags), 3) if lags else None,
-            waiting=sum(self.waiting.count().values()),
+            waiting=self.waiting.count(),
             seq=int(self.fleet.get(READ_TO) or 0),
         )
