@@ -10,7 +10,6 @@ import click
 
 from appliance.cli.context import Options, json_option, pass_options
 from appliance.cli.output import print_json, print_line, print_table
-from appliance.core.node.running import RunningNode
 from appliance.core.units import counted, format_duration
 
 NOT_SERVING = 4
@@ -29,6 +28,10 @@ def fleet() -> None:
 
     The nodes of a fleet share their registry, the news from upstreams, and what agents recorded, through NATS servers
     that `[fleet] servers` names.
+
+    \b
+    Example:
+      gitmirror.pyz fleet status
     """
 
 
@@ -47,6 +50,8 @@ def status(options: Options, as_json: bool) -> None:
     Example:
       gitmirror.pyz fleet status
     """
+    from appliance.core.node.running import RunningNode
+
     node = options.node().current()
     found = node.fleet()
     if as_json:

@@ -8,50 +8,32 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from appliance.core.config.fleet import FleetConfig
 from appliance.core.config.settings import Config
 from appliance.core.fleet import nodes as nodes_module
 from appliance.core.fleet.addresses import is_local, own_url
-from appliance.core.fleet.link import FleetLink
 from appliance.core.fleet.nodes import Described, Nodes
+from tests.support.links import a_link, running, until
 from tests.support.nats import NatsCluster
 
 DESCRIBED = Described("git://127.0.0.1:9418", 3, 2, 1, 4.5, {}, 0)
 
 
-def config(nats: NatsCluster, node: str, fleet: str, **settings: object) -> FleetConfig:
-    values: dict[str, object] = {"servers": tuple(nats.urls), "name": fleet, "node": node, "replicas": nats.replicas}
-    return FleetConfig(**(values | settings))  # type: ignore[arg-type]
-
-
 @asynccontextmanager
-async def running(*nodes: Nodes) -> AsyncIterator[None]:
+async def at_work(*nodes: Nodes) -> AsyncIterator[None]:
     """Runs these nodes and their connections."""
-    tasks = [asyncio.create_task(work) for node in nodes for work in (node._link.run(), node.run())]
-    try:
+    async with running(*nodes, *(node._link for node in nodes)):
         yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def until(holds: object, seconds: float = 10.0) -> None:
-    """Waits until a callable returns something true."""
-    async with asyncio.timeout(seconds):
-        while not holds():  # type: ignore[operator]
-            await asyncio.sleep(0.01)
 
 
 def a_node(nats: NatsCluster, name: str, fleet: str, machine: str = "boot-1", url: str | None = None) -> Nodes:
     described = Described(url or DESCRIBED.url, 3, 2, 1, 4.5, {}, 0)
-    return Nodes(FleetLink(config(nats, name, fleet)), lambda: described, machine=machine)
+    return Nodes(a_link(nats, name, fleet), lambda: described, machine=machine)
 
 
 def test_nodes_hear_each_other_within_moments(module_nats: NatsCluster) -> None:
     async def meet() -> None:
         one, other = (a_node(module_nats, name, "meet") for name in ("node-1.example", "b"))
-        async with running(one, other):
+        async with at_work(one, other):
             await until(lambda: one.names() == other.names() == ["b", "node-1.example"])
             entry = one.entry("b")
             assert entry is not None and (entry.repos, entry.sessions, entry.behind, entry.lag) == (3, 2, 1, 4.5)
@@ -68,7 +50,7 @@ def test_an_address_of_loopback_counts_on_the_same_machine_only(module_nats: Nat
         away = a_node(module_nats, "away", "loop", machine="boot-2")
         public = a_node(module_nats, "public", "loop", machine="boot-2", url="git://node-4:9418")
         odd = a_node(module_nats, "odd", "loop", machine="boot-2", url="ext::sh -c true")
-        async with running(here, beside, away, public, odd):
+        async with at_work(here, beside, away, public, odd):
             await until(lambda: len(here.names()) == 5)
             assert here.url_of("beside") == "git://127.0.0.1:9418"
             assert here.url_of("away") is here.url_of("nobody") is here.url_of("odd") is None
@@ -85,7 +67,7 @@ def test_two_nodes_of_one_name_are_told_of_each_other(
 
     async def meet() -> None:
         one, other = a_node(module_nats, "same", "twins"), a_node(module_nats, "same", "twins", machine="boot-2")
-        async with running(one, other):
+        async with at_work(one, other):
             await until(lambda: one.twin and other.twin)
         # Said once, not at each entry.
         assert caplog.text.count("another node calls itself same") == 2
@@ -100,12 +82,13 @@ def test_a_node_that_starts_again_is_no_twin_of_itself(
     monkeypatch.setattr(nodes_module, "SAY_EVERY", 0.2)
 
     async def meet() -> None:
-        async with running(a_node(module_nats, "again", "again", machine="boot-0")):
-            await asyncio.sleep(0.5)
+        async with at_work(before := a_node(module_nats, "again", "again", machine="boot-0")):
+            await until(lambda: before.names() == ["again"])
         again = a_node(module_nats, "again", "again")
-        async with running(again):
-            await until(lambda: again.names() == ["again"])
-            await asyncio.sleep(1)
+        async with at_work(again):
+            entries = set()
+            # Five entries of its own, so that what the earlier one left would have been noticed.
+            await until(lambda: entries.add(again.entry("again")) or len(entries) > 6)
             assert again.twin is None
 
     asyncio.run(meet())
@@ -114,11 +97,11 @@ def test_a_node_that_starts_again_is_no_twin_of_itself(
 @pytest.mark.slow
 def test_an_entry_that_was_there_before_is_as_old_as_the_server_says(module_nats: NatsCluster) -> None:
     async def meet() -> None:
-        async with running(gone := a_node(module_nats, "gone", "old")):
+        async with at_work(gone := a_node(module_nats, "gone", "old")):
             await until(lambda: gone.names() == ["gone"])
         await asyncio.sleep(2)
         late = a_node(module_nats, "late", "old")
-        async with running(late):
+        async with at_work(late):
             await until(lambda: late.names() == ["gone", "late"])
             await until(lambda: late.seen("gone") > 1.5)
             assert late.seen("late") < 1
@@ -134,7 +117,7 @@ def test_nodes_hear_each_other_again_after_the_server_lost_everything(
 
     async def meet() -> None:
         one, other = a_node(nats, "a", "lost"), a_node(nats, "b", "lost")
-        async with running(one, other):
+        async with at_work(one, other):
             await until(lambda: len(one.names()) == len(other.names()) == 2)
             nats.servers[0].lose_everything()
             nats.servers[0].start()
