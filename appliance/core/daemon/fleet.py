@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.daemon.state import ServeState
 from appliance.core.fleet.link import FleetLink
 
@@ -32,8 +33,8 @@ def compose_fleet_parts(state: ServeState) -> FleetParts:
     return FleetParts(FleetLink(state.config.fleet))
 
 
-def compose_fleet(parts: FleetParts) -> Fleet:
+def compose_fleet(parts: FleetParts, shared: SharedRegistry) -> Fleet:
     """Builds the rest, of the rooms that are there."""
     if not parts.link.is_on:
         return Fleet(parts, {})
-    return Fleet(parts, {"fleet": parts.link.run})
+    return Fleet(parts, {"fleet": parts.link.run, "registry of the fleet": shared.run})

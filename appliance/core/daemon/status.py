@@ -12,6 +12,7 @@ from typing import Any
 
 from appliance.core.backup.schedule import Backups
 from appliance.core.daemon.guest_registry import GuestRegistry
+from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.daemon.state import LISTENERS, ServeState
 from appliance.core.daemon.storage import StorageReport
 from appliance.core.git.mirrors import Mirrors
@@ -50,6 +51,7 @@ class Status:
     storage: StorageReport
     guests: GuestRegistry
     lfs: LfsObjects
+    shared: SharedRegistry
 
     async def status(self) -> dict[str, Any]:
         """The document that `status --json` prints."""
@@ -123,6 +125,7 @@ class Status:
             self._awaiting(),
             *(self.workspaces.complaints() if state.keeps_snapshots() else []),
             self.guests.trouble(),
+            *self.shared.complaints(),
         ]
         return [complaint for complaint in complaints if complaint]
 
