@@ -157,7 +157,7 @@ class FleetRegistry:
         async with self._bucket.watch() as watcher:
             found, seen = await watcher.whole()
             async with self._one_at_a_time:
-                await self._take_whole(made, found)
+                await self.take_whole(made, found)
             self._is_read = ups == self._ups
             self.wake()
             seen, checked_at, missed = max(seen, newest), time.monotonic(), 0
@@ -175,7 +175,8 @@ class FleetRegistry:
                         log.warning("the registry of the fleet is read again, because a change was missed")
                         return
 
-    async def _take_whole(self, made: str, found: Mapping[str, Remote]) -> None:
+    async def take_whole(self, made: str, found: Mapping[str, Remote]) -> None:
+        """Applies a whole bucket, of the id `made`; the caller holds the lock. Raises StoreError."""
         if await asyncio.to_thread(self._store.enter, made):
             name = self._link.config.name
             log.info("fleet %s: its registry is new here, and this node offers its repositories", name)
