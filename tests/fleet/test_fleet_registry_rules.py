@@ -48,7 +48,7 @@ def waiting(**changes: Any) -> Pending:
     """A change that waits: a new registration unless told otherwise."""
     document = {
         "name": NAME, "url": URL, "branch": None, "interval": None, "enabled": True, "removed": False,
-        "purged": False, "new": True, "registration": "9", "at": 1.0,
+        "purged": False, "new": True, "again": False, "registration": "9", "at": 1.0,
     }  # fmt: skip
     return Pending(1, document | changes)
 
@@ -68,6 +68,7 @@ GONE = {"new": False, "removed": True, "enabled": False}
         ({"branch": "main"}, None, Remote(7, ENTRY), Verdict.OVERTAKEN),
         ({"url": OTHER}, None, Remote(7, ENTRY), Verdict.OVERTAKEN),
         ({}, None, Remote(7, REMOVED), Verdict.SEND),
+        ({"again": True}, None, Remote(7, REMOVED), Verdict.OVERTAKEN),
         (CHANGED, KNOWN, Remote(5, ENTRY), Verdict.SEND),
         (CHANGED, KNOWN, Remote(6, replace(ENTRY, interval=3.0)), Verdict.OVERTAKEN),
         (CHANGED, KNOWN, Remote(6, replace(ENTRY, interval=9.0)), Verdict.DONE),

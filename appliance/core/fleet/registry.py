@@ -250,6 +250,8 @@ class FleetRegistry:
     ) -> None:
         assert remote.entry is not None
         name = remote.entry.name
+        # What is followed here, and what is told, may be another one now.
+        self.wake()
         if await self._local.apply(remote, known, pending=pending, overtaken=words):
             self._late.pop(name, None)
         else:

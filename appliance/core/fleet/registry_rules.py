@@ -98,7 +98,8 @@ def judge(pending: Pending, known: KnownEntry | None, remote: Remote, node: str,
         return Verdict.SEND
     if entry.removed:
         # A purge says more than a removal, and what was registered anew is another repository than the removed one.
-        return Verdict.SEND if document["removed"] or pending.is_new else Verdict.OVERTAKEN
+        is_anew = pending.is_new and not pending.is_again
+        return Verdict.SEND if document["removed"] or is_anew else Verdict.OVERTAKEN
     return Verdict.OVERTAKEN
 
 

@@ -59,6 +59,11 @@ class Pending:
         """Whether this node registered it, so that it does not depend on what the fleet had under its name."""
         return bool(self.document["new"])
 
+    @property
+    def is_again(self) -> bool:
+        """Whether the fleet had it already, in a bucket or under a key that was lost since."""
+        return bool(self.document["again"])
+
 
 @dataclass(frozen=True)
 class Change:
@@ -150,18 +155,20 @@ class FleetRepoStore:
             return bool(rows(connection, "SELECT 1 FROM turns WHERE repo = ? AND away = 0 LIMIT 1", name))
 
     def enter(self, bucket: str) -> bool:
-        """Notes that the bucket of this id is the fleet's registry. Returns whether it is another one than before.
+        """Notes which bucket is the fleet's registry: its name and a word. Returns whether it is new here.
 
         Then what was known of the last bucket is forgotten, and this node offers every repository that an operator
         registered here.
         """
         with self._database.writing() as connection:
-            if _bucket(connection) == bucket:
+            before = _bucket(connection)
+            if before == bucket:
                 return False
+            is_again = before is not None and before.partition(" ")[0] == bucket.partition(" ")[0]
             connection.execute("DELETE FROM fleet_repos")
             set_state(connection, BUCKET, bucket)
-            for row in rows(connection, f"{_SHARED}"):
-                self._offer(connection, row)
+            for row in rows(connection, _SHARED):
+                self._offer(connection, row, is_again=is_again)
         return True
 
     def offer_again(self, names: Sequence[str]) -> None:
@@ -170,11 +177,11 @@ class FleetRepoStore:
             for name in names:
                 connection.execute("DELETE FROM fleet_repos WHERE name = ?", [name])
                 for row in rows(connection, f"{_SHARED} AND repos.name = ?", name):
-                    self._offer(connection, row)
+                    self._offer(connection, row, is_again=True)
 
-    def _offer(self, connection: sqlite_utils.Database, row: dict[str, Any]) -> None:
+    def _offer(self, connection: sqlite_utils.Database, row: dict[str, Any], *, is_again: bool) -> None:
         if _pending(connection, row["name"]) is None:
-            _queue(connection, _document(row["name"], row, is_new=True), self._clock())
+            _queue(connection, _document(row["name"], row, is_new=True) | {"again": is_again}, self._clock())
 
 
 _SHARED = """SELECT name, url, branch, interval, enabled AND listed AS enabled FROM repos WHERE source = 'cli'
@@ -217,6 +224,7 @@ def _document(
         "removed": removed,
         "purged": purged,
         "new": is_new,
+        "again": False,
         "registration": uuid.uuid4().hex,
     }
 
