@@ -206,6 +206,9 @@ class Node:
         self.stores.registry.follow_fleet(wanted, settled, enabled=entry.enabled, renew=renew)
         return True
 
+    async def finish(self) -> None:
+        """Nothing is left to do."""
+
     async def reconsider(self, known: Mapping[str, KnownEntry]) -> None:
         """What is known is what is registered."""
         here = {repo.name for repo in self.stores.registry.all()}

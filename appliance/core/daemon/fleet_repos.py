@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from appliance.core.config.settings import Config
 from appliance.core.daemon.mirror_files import MirrorFiles
 from appliance.core.daemon.registry_follower import RegistryFollower
 from appliance.core.daemon.state import ServeState
@@ -46,6 +47,8 @@ class LocalRepos:
     overtaken: list[str] = field(default_factory=list)
     permitted: set[str] = field(default_factory=set)
     _purging: set[str] = field(default_factory=set)
+    _registered: list[str] = field(default_factory=list)
+    _parsed: tuple[Config, list[Wanted]] | None = None
 
     def is_own(self, name: str) -> bool:
         """Whether the config lists a name."""
@@ -105,8 +108,20 @@ class LocalRepos:
                 self.troubles.pop(name, None)
                 await self._register(entry, Settled(name, each), renew=False)
 
+    async def finish(self) -> None:
+        """Follows what was registered since the last call: many at once, because it reads the whole registry."""
+        if not self._registered:
+            return
+        await self.follower.follow()
+        names, self._registered = self._registered, []
+        # Their mirrors may already be on disk, with turns that the audit log does not know.
+        await self.found.look(names)
+
     def _listed(self) -> list[Wanted]:
-        return wanted_of_config(self.state.config)
+        config = self.state.config
+        if self._parsed is None or self._parsed[0] is not config:
+            self._parsed = config, wanted_of_config(config)
+        return self._parsed[1]
 
     # -- removed -------------------------------------------------------------------------------------------
 
@@ -181,11 +196,9 @@ class LocalRepos:
         wanted = Wanted(name, entry.url, entry.branch, entry.interval)
         follow = partial(self.stores.registry.follow_fleet, wanted, settled, enabled=entry.enabled, renew=renew)
         await asyncio.to_thread(follow)
-        await self.follower.follow()
-        if repo is None or renew:
+        self._registered.append(name)
+        if repo is None or is_other or renew:
             log.info("%s (%s) is registered, as on node %s", name, entry.url, entry.by)
-            # Its mirror may already be on disk, with turns that the audit log does not know.
-            await self.found.look([name])
         return True
 
     def _unusable(self, entry: RepoEntry) -> str | None:

@@ -163,3 +163,5 @@ class RegistryWatcher:
             return True, await self._watcher.updates(seconds)
         except nats.errors.TimeoutError:
             return False, None
+        except nats.errors.Error as error:
+            raise FleetAway(f"the fleet's registry cannot be watched: {error or type(error).__name__}") from error

@@ -59,6 +59,9 @@ class LocalRegistry(Protocol):
         `known` is the entry that was applied before. Raises GitmirrorError, OSError.
         """
 
+    async def finish(self) -> None:
+        """Ends a number of calls of `apply`: what they registered is served from then on. Raises as they do."""
+
     async def reconsider(self, known: Mapping[str, KnownEntry]) -> None:
         """Applies entries again that this node could not follow, if it can now. Raises GitmirrorError, OSError."""
 
@@ -79,7 +82,7 @@ class FleetRegistry:
         self._late: dict[str, Remote] = {}
         self._is_read = False
         self._ups = 0
-        self._endurance = Endurance(log, "following the registry of the fleet")
+        self._endurance = Endurance(log, "following the registry of the fleet", bugs=True)
         link.on_up(self._came_up)
 
     @property
@@ -194,6 +197,7 @@ class FleetRegistry:
         for name, remote in updates.items():
             if remote.entry is not None:
                 await self._settle(name, remote, known.get(name), pending.get(name))
+        await self._local.finish()
 
     async def _tables(self) -> tuple[dict[str, KnownEntry], dict[str, Pending]]:
         return await asyncio.to_thread(lambda: (self._store.known(), self._store.pending()))
@@ -202,6 +206,7 @@ class FleetRegistry:
         """Applies what the bucket has of one name. Raises what applying it raises."""
         known, pending = await self._tables()
         await self._decide(name, remote, known.get(name), pending.get(name))
+        await self._local.finish()
 
     async def _settle(self, name: str, remote: Remote, known: KnownEntry | None, pending: Pending | None) -> None:
         """Applies an entry, or remembers to try it again."""
@@ -286,4 +291,5 @@ class FleetRegistry:
             known, pending = await self._tables()
             ours = {name: each for name, each in known.items() if name not in pending and name not in self._late}
             await self._local.reconsider(ours)
+            await self._local.finish()
             return not (pending and self.is_usable)
