@@ -18,11 +18,13 @@ from appliance.core.daemon.allowed_repos import AllowedRepos
 from appliance.core.daemon.api_socket import api_handler
 from appliance.core.daemon.budget import compose_budget
 from appliance.core.daemon.fleet import Fleet, compose_fleet, compose_fleet_parts
+from appliance.core.daemon.fleet_repos import LocalRepos
 from appliance.core.daemon.guest_registry import GuestRegistry
 from appliance.core.daemon.mirror_files import MirrorFiles
 from appliance.core.daemon.on_demand import OnDemand
 from appliance.core.daemon.operations import Operations
 from appliance.core.daemon.registry_follower import RegistryFollower
+from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.daemon.state import ADMIN, ServeState
 from appliance.core.daemon.status import Status
 from appliance.core.daemon.storage import StorageReport
@@ -147,6 +149,8 @@ async def compose(
     codings = TarCodings(GzippedTars(children))
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
     files = MirrorFiles(mirrors, workspaces, disks, recording.attachments, lfs)
+    local = LocalRepos(state, stores, follower, files, recording.found)
+    shared = SharedRegistry(local, fleet_parts.link)
     allowed = AllowedRepos(state, stores.allowed, mirrors, follower, recording, files, bus.publish, begin)
     on_demand = OnDemand(
         allowed, scheduler, mirrors.git, refreshing.refresher.current_keyring, layout.home, state.concurrency
@@ -189,16 +193,16 @@ async def compose(
         budget.gauges, registry.gauges, fleet_parts.report.gauges,
     )  # fmt: skip
     operations = Operations(
-        state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,
-        status, disks, registry, files, allowed,
+        state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, integrity, backups, kit,
+        status, disks, registry, shared, allowed,
     )  # fmt: skip
     api_tokens = ApiTokens(stores.api_tokens)
     api = compose_api(operations, stores, stream, api_tokens)
     admin_port = compose_admin_port(config.serve, ports, admin, api_handler(api, is_operator=False))
-    fleet = compose_fleet(fleet_parts)
+    fleet = compose_fleet(fleet_parts, shared)
     subscribe(
         bus, stream, refreshing, recording, workspaces, disks, lfs, maintainer, observing, fetching, follower,
-        integrity, allowed,
+        integrity, allowed, shared,
     )  # fmt: skip
     return Assembly(
         state, stores, mirrors, stream, refreshing, recording, workspaces, disks, lfs, registry, maintainer, scrub,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.daemon.state import ServeState
 from appliance.core.fleet.addresses import own_url
 from appliance.core.fleet.link import FleetLink
@@ -48,11 +49,19 @@ def compose_fleet_parts(state: ServeState, stores: Stores) -> FleetParts:
     return FleetParts(link, waiting, nodes, FleetReport(link, nodes, waiting))
 
 
-def compose_fleet(parts: FleetParts) -> Fleet:
+def compose_fleet(parts: FleetParts, shared: SharedRegistry) -> Fleet:
     """Builds the rest, of the rooms that are there."""
     if not parts.link.is_on:
         return Fleet(parts, {})
-    return Fleet(parts, {"fleet": parts.link.run, "nodes of the fleet": parts.nodes.run})
+    parts.report.add_warnings(shared.complaints)
+    return Fleet(
+        parts,
+        {
+            "fleet": parts.link.run,
+            "nodes of the fleet": parts.nodes.run,
+            "registry of the fleet": shared.run,
+        },
+    )
 
 
 def _that_may_leave(state: ServeState, names: Iterable[str]) -> set[str]:
