@@ -231,7 +231,7 @@ class News:
     """`node` has looked at the upstream `url` of `repo`, `age` seconds ago, and looks again in `next` seconds.
 
     Its mirror is up to date unless there is an `error` (of the kind `error_kind`; the upstream wants no request for
-    `retry_after` seconds). `digest` is the SHA-256 of the mirror's refs and HEAD (see `neighbours`), so that a node with
+    `retry_after` seconds). `digest` is the SHA-256 of the mirror's refs and HEAD (see `neighbours`), so a node with
     the same needs no fetch; None if the mirror differs from its upstream. `moved` says whether this look brought
     anything, and `credential` whether it took one.
     """
