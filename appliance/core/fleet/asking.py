@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from appliance.core.fleet.link import FleetAway, FleetLink
-from appliance.core.fleet.messages import Ask, LeaseEntry, News, NotOurs
+from appliance.core.fleet.messages import LeaseEntry, LookRequest, News, NotOurs
 from appliance.core.fleet.wire import read, write
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class HeardNews:
         return max(0.0, self.news.next + self.news.age - self.age)
 
 
-async def ask(link: FleetLink, node: str, question: Ask, timeout: float) -> HeardNews | None:
+async def ask(link: FleetLink, node: str, question: LookRequest, timeout: float) -> HeardNews | None:
     """Asks `node` and waits up to `timeout` seconds; None if it is gone, silent, or cannot answer."""
     messages: asyncio.Queue[bytes] = asyncio.Queue()
 

@@ -262,7 +262,7 @@ class News:
 
 
 @dataclass(frozen=True)
-class Ask:
+class LookRequest:
     """`node` wants to know what the upstream `url` of `repo` has. A look that began `age` seconds ago will do.
 
     With `insists`, an operator asks, so that the upstream's Retry-After does not count.

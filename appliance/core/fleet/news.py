@@ -17,7 +17,7 @@ from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.fleet.asking import HeardNews, ask
 from appliance.core.fleet.leases import Lease, Leases
 from appliance.core.fleet.link import FleetAway, FleetLink
-from appliance.core.fleet.messages import Ask, News
+from appliance.core.fleet.messages import LookRequest, News
 from appliance.core.fleet.neighbours import Neighbours
 from appliance.core.fleet.wire import write
 from appliance.core.git.failures import Kind
@@ -228,7 +228,7 @@ class SharedLooks:
 
     async def _ask_within(self, run: RefreshRun, node: str, age: float) -> HeardNews | None:
         repo = run.repo
-        question = Ask(self._link.node, repo.name, repo.url, age, run.insists)
+        question = LookRequest(self._link.node, repo.name, repo.url, age, run.insists)
         heard = await ask(self._link, node, question, self._patience())
         return heard if heard is not None and self._sharing.fits(repo, heard.news.url) else None
 

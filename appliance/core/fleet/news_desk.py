@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.core.errors import GitmirrorError
 from appliance.core.fleet.asking import SAYS_EVERY, HeardNews
 from appliance.core.fleet.link import FleetAway, FleetLink
-from appliance.core.fleet.messages import Ask, LeaseEntry, News, NotOurs
+from appliance.core.fleet.messages import LeaseEntry, LookRequest, News, NotOurs
 from appliance.core.fleet.news import NewsBoard, Sharing
 from appliance.core.fleet.wire import read, write
 from appliance.core.git.failures import Kind
@@ -89,7 +89,7 @@ class NewsDesk:
 
     async def _answer(self, message: Msg) -> None:
         try:
-            question = read(message.data, Ask)
+            question = read(message.data, LookRequest)
         except NotOurs as error:
             self._skip(error)
             return
@@ -104,7 +104,7 @@ class NewsDesk:
         self._asked += 1
         self._begin(self._look(message, repo, question), f"look upstream for the node {question.node}")
 
-    async def _look(self, message: Msg, repo: Repo, question: Ask) -> None:
+    async def _look(self, message: Msg, repo: Repo, question: LookRequest) -> None:
         """Looks, says once in a while that it does, and then what came of it."""
         looking = asyncio.create_task(self._looked(repo, question))
         try:
@@ -116,7 +116,7 @@ class NewsDesk:
             self._asked -= 1
             looking.cancel()
 
-    async def _looked(self, repo: Repo, question: Ask) -> bytes:
+    async def _looked(self, repo: Repo, question: LookRequest) -> bytes:
         before = time.monotonic()
         try:
             await self._scheduler.refresh_now(repo, insist=question.insists)

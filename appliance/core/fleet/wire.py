@@ -13,10 +13,10 @@ from dataclasses import MISSING, asdict, fields
 from typing import Any, TypeVar
 
 from appliance.core.fleet.messages import (
-    Ask,
     Attached,
     LeaseEntry,
     LogHead,
+    LookRequest,
     News,
     NodeEntry,
     NotOurs,
@@ -34,7 +34,18 @@ MOST_TEXT = 4096
 """Characters of a text such as a subject, an address or a reason; whoever writes a longer one cuts it."""
 MOST_ITEMS = 10_000
 
-Message = TurnRow | TurnAttached | SessionEnd | SessionKept | RepoEntry | NodeEntry | LeaseEntry | News | Ask | LogHead
+Message = (
+    TurnRow
+    | TurnAttached
+    | SessionEnd
+    | SessionKept
+    | RepoEntry
+    | NodeEntry
+    | LeaseEntry
+    | News
+    | LookRequest
+    | LogHead
+)
 _Kind = TypeVar("_Kind", bound=Message)
 
 
