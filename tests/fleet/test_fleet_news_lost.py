@@ -45,7 +45,7 @@ def test_three_nodes_cost_an_upstream_what_one_does(lively: NewsFleet) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_another_takes_over_from_a_holder_that_is_lost(lively: NewsFleet, number: int) -> None:
+def test_another_takes_over_from_a_holder_that_is_lost(lively: NewsFleet, number: signal.Signals) -> None:
     lost = lively.holder()
     others = lively.others(lost)
     lively[lost].signal(number)
