@@ -9,11 +9,18 @@ from typing import Any
 
 from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.daemon.state import ServeState
+from appliance.core.events.bus import EventBus
+from appliance.core.events.facts import RegistryChanged
 from appliance.core.fleet.addresses import own_url
 from appliance.core.fleet.link import FleetLink
+from appliance.core.fleet.news import Sharing
+from appliance.core.fleet.news_compose import FleetNews
+from appliance.core.fleet.news_desk import Begin
 from appliance.core.fleet.nodes import Nodes
 from appliance.core.fleet.report import FleetReport
 from appliance.core.fleet.waiting import OwnCounts, Waiting
+from appliance.core.git.mirrors import Mirrors
+from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.store.stores import Stores
 
 Loop = Callable[[], Coroutine[Any, Any, None]]
@@ -27,6 +34,7 @@ class FleetParts:
     waiting: Waiting
     nodes: Nodes
     report: FleetReport
+    news: FleetNews
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Fleet:
     loops: Mapping[str, Loop]
 
 
-def compose_fleet_parts(state: ServeState, stores: Stores) -> FleetParts:
+def compose_fleet_parts(state: ServeState, stores: Stores, mirrors: Mirrors) -> FleetParts:
     """Builds what needs no other room. A change of `[fleet]` takes effect after a restart."""
     link = FleetLink(state.config.fleet)
     waiting = Waiting(stores.database, stores.fleet, partial(_that_may_leave, state))
@@ -46,13 +54,27 @@ def compose_fleet_parts(state: ServeState, stores: Stores) -> FleetParts:
         lambda: own_url(state.config, state.listening),
     )  # fmt: skip
     nodes = Nodes(link, counts.read)
-    return FleetParts(link, waiting, nodes, FleetReport(link, nodes, waiting))
+    news = FleetNews(link, mirrors, Sharing(state.readers, state.interval), nodes.url_of, state.refresh_timeout)
+    return FleetParts(link, waiting, nodes, FleetReport(link, nodes, waiting), news)
 
 
-def compose_fleet(parts: FleetParts, shared: SharedRegistry) -> Fleet:
+def compose_fleet(
+    parts: FleetParts,
+    state: ServeState,
+    bus: EventBus,
+    scheduler: Scheduler,
+    shared: SharedRegistry,
+    begin: Begin,
+) -> Fleet:
     """Builds the rest, of the rooms that are there."""
     if not parts.link.is_on:
         return Fleet(parts, {})
+    desk = parts.news.desk(scheduler, state.find, begin)
+
+    def forget(event: RegistryChanged) -> None:
+        desk.forget(event.gone)
+
+    bus.subscribe(RegistryChanged, forget)
     parts.report.add_warnings(shared.complaints)
     return Fleet(
         parts,
@@ -60,6 +82,7 @@ def compose_fleet(parts: FleetParts, shared: SharedRegistry) -> Fleet:
             "fleet": parts.link.run,
             "nodes of the fleet": parts.nodes.run,
             "registry of the fleet": shared.run,
+            "news of the fleet": desk.run,
         },
     )
 

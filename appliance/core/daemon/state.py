@@ -93,6 +93,18 @@ class ServeState:
         """Whether guests need a read token to read the repository."""
         return self.privacy.is_private(repo)
 
+    def readers(self, repo: Repo) -> str | None:
+        """Who may read the repository, as `Privacy.readers` says it."""
+        return self.privacy.readers(repo.name, repo.url)
+
+    def interval(self) -> float:
+        """Seconds between two refreshes of a repository that has no interval of its own."""
+        return self.config.refresh.interval
+
+    def refresh_timeout(self) -> float:
+        """The deadline of one refresh in seconds."""
+        return self.config.refresh.timeout
+
     def alerts(self) -> AlertsConfig:
         """Where alerts are delivered."""
         return self.config.alerts
