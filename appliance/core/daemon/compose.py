@@ -113,7 +113,7 @@ async def compose(
     stores, complaints = open_stores(layout, anew=True, patient=True), Complaints(layout, bus.publish)
     mirrors = Mirrors(layout, make_git(layout, config, children, complaints.hear))
     environment = git_environment(layout, layout.serving_config, os.environ)
-    fleet_parts = compose_fleet_parts(state)
+    fleet_parts = compose_fleet_parts(state, stores)
     daemon = await find_git_daemon(mirrors.git, environment, config.serve.idle_timeout, complaints.hear)
 
     keyring = make_keyring(config)
@@ -123,7 +123,16 @@ async def compose(
     scheduler, health, learn = refreshing.scheduler, refreshing.scheduler.health, refreshing.notes.learn
     guests = KnownGuests(time.time)
     recording = compose_recording(
-        mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin, guests.is_known
+        mirrors,
+        environment,
+        stores,
+        state.recording,
+        repos,
+        learn,
+        bus.publish,
+        begin,
+        guests.is_known,
+        fleet_parts.node,
     )
     read_tokens = ReadTokens(stores.tokens)
     # `allowed` and `on_demand` are built further down, of what these build.
@@ -194,7 +203,7 @@ async def compose(
     api_tokens = ApiTokens(stores.api_tokens)
     api = compose_api(operations, stores, stream, api_tokens)
     admin_port = compose_admin_port(config.serve, ports, admin, api_handler(api, is_operator=False))
-    fleet = compose_fleet(fleet_parts)
+    fleet = compose_fleet(fleet_parts, state, stores, recording, bus.publish)
     subscribe(
         bus, stream, refreshing, recording, workspaces, disks, lfs, maintainer, observing, fetching, follower,
         integrity, allowed,
