@@ -239,7 +239,7 @@ class Incoming:
     def _arrived(self, seq: int, data: bytes) -> Arrived:
         digest = digest_of(data)
         try:
-            message = read(data, TurnRow, TurnAttached, SessionEnd, SessionKept)
+            message: Kind = read(data, *_KINDS)
             return Arrived(seq, message.KIND, fields_of(message), data.decode(), digest)
         except (NotOurs, UnicodeDecodeError) as error:
             self._skip(str(error))

@@ -76,9 +76,7 @@ class EndedElsewhere:
             ended = set(turns.values()) - {turn.commit for turn in left}
             own = [turn.commit for turn in left if not turn.away]
             for ref in (f"{AGENTS}{session}", f"{ARCHIVE}{session}"):
-                if present.get(ref) in ended:
-                    lines.append(
-                        f"update {ref} {own[-1]} {present[ref]}\n" if own else f"delete {ref} {present[ref]}\n"
-                    )
+                if (tip := present.get(ref)) in ended:
+                    lines.append(f"update {ref} {own[-1]} {tip}\n" if own else f"delete {ref} {tip}\n")
             await mirror.update_refs(lines)
         await asyncio.to_thread(self._fleet_turns.cleaned, repo, session, turns)

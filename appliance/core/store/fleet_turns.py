@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from appliance.core.store.audit import UNKNOWN
@@ -154,7 +155,7 @@ class FleetTurnStore:
         return done
 
     def leftovers(self) -> dict[str, dict[str, dict[int, str]]]:
-        """The turns of sessions that others ended whose refs may be here, as id and commit by repository and session."""
+        """The turns that ended on other nodes and may have refs here, as id and commit by repository and session."""
         with self._database.reading() as connection:
             found = rows(connection, "SELECT * FROM fleet_leftovers")
         left: dict[str, dict[str, dict[int, str]]] = {}
@@ -173,10 +174,8 @@ class FleetTurnStore:
     def _apply(self, batch: Sequence[Arrived]) -> Applied:
         done, placed = Applied(), list[int]()
         with self._database.writing() as connection:
-            [state] = rows(
-                connection, "SELECT max(CAST(value AS INTEGER)) AS seq FROM fleet_state WHERE key = ?", READ_TO
-            )
-            position = int(state["seq"] or 0)
+            state = rows(connection, "SELECT value FROM fleet_state WHERE key = ?", READ_TO)
+            position = int(state[0]["value"]) if state else 0
             for each in batch:
                 if each.seq <= position:
                     continue
@@ -314,6 +313,6 @@ def _met(connection: sqlite_utils.Database, repo: str, session: str, ids: Sequen
         return []
     return [
         Met(repo, session, nodes, str(turn["node"]), str(turn["commit_id"]), turn["old"] == before["commit_id"])
-        for before, turn in zip(found, found[1:], strict=False)
+        for before, turn in pairwise(found)
         if turn["id"] in ids and before["node"] != turn["node"]
     ]

@@ -21,7 +21,8 @@ NODE = "fleet"
 MOST_UIDS = 2000
 """Turns that a message about an end names, beside those that have a place up to its `upto`."""
 
-_UNBOOKED = """SELECT a.hash AS uid FROM audit_events a JOIN audit_events o ON o.attempt = a.id AND o.outcome = 'applied'
+_UNBOOKED = """SELECT a.hash AS uid FROM audit_events a
+    JOIN audit_events o ON o.attempt = a.id AND o.outcome = 'applied'
     WHERE a.repo = ?1 AND a.ref = ?2 AND a.id <= ?3 AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.id = a.id)
     AND a.id > coalesce((SELECT max(e.last_attempt) FROM session_ends e WHERE e.repo = ?1 AND e.session = ?4), 0)"""
 

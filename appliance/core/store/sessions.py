@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from appliance.core.models import Turn
@@ -65,26 +65,9 @@ class SessionStore:
                 turn.session,
             )
             number = int(count["n"]) + 1
-            connection.table("turns").insert(
-                {
-                    "id": turn.id,
-                    "repo": turn.repo,
-                    "session": turn.session,
-                    "turn": number,
-                    "commit_id": turn.commit,
-                    "base": turn.base,
-                    "at": turn.at,
-                    "subject": turn.subject,
-                    "commits": turn.commits,
-                    "files_changed": turn.files_changed,
-                    "insertions": turn.insertions,
-                    "deletions": turn.deletions,
-                    "client": turn.client,
-                    "guest": turn.guest,
-                    "bytes": turn.bytes,
-                    "node": node_name(connection),
-                }
-            )
+            columns = asdict(turn) | {"turn": number, "node": node_name(connection)}
+            columns["commit_id"] = columns.pop("commit")
+            connection.table("turns").insert(columns)
             is_known = take_place(connection, turn)
             if is_known or (count["last"] and count["last"] > turn.id):
                 # Pushes may end in another order than they were accepted in. The log has the order of the ref's values,
@@ -270,7 +253,7 @@ class SessionStore:
             for session, last in ended.items():
                 found = rows(connection, "SELECT * FROM sessions WHERE repo = ? AND session = ?", repo, session)
                 if found:
-                    end_session(connection, found[0], last, upto and upto.get(session), reason, at)
+                    end_session(connection, found[0], last, (upto or {}).get(session), reason, at)
 
     def end_all(self, repo: str, reason: str, at: float, *, everywhere: bool = True) -> None:
         """Deletes every session of a repository whose mirror is removed.

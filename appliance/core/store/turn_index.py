@@ -120,10 +120,10 @@ class TurnIndexStore:
 
     def forget_empty(self, repo: str) -> None:
         """Has the turns of a repository that were indexed with nothing indexed again."""
-        empty = "SELECT x.turn_id FROM turn_texts x JOIN turns t ON t.id = x.turn_id WHERE t.repo = ? AND x.text = ''"
+        empty = "SELECT 1 FROM turn_texts x WHERE x.turn_id = turns.id AND x.text = '' AND x.paths = 0"
         with self._database.writing() as connection:
             connection.execute(
-                f"UPDATE turns SET searchable = 0 WHERE searchable = 1 AND id IN ({empty} AND x.paths = 0)", [repo]
+                f"UPDATE turns SET searchable = 0 WHERE repo = ? AND searchable = 1 AND EXISTS ({empty})", [repo]
             )
             connection.execute("DELETE FROM turn_texts WHERE turn_id IN (SELECT id FROM turns WHERE searchable = 0)")
 
