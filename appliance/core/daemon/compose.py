@@ -126,7 +126,16 @@ async def compose(
     scheduler, health, learn = refreshing.scheduler, refreshing.scheduler.health, refreshing.notes.learn
     guests = KnownGuests(time.time)
     recording = compose_recording(
-        mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin, guests.is_known
+        mirrors,
+        environment,
+        stores,
+        state.recording,
+        repos,
+        learn,
+        bus.publish,
+        begin,
+        guests.is_known,
+        fleet_parts.node,
     )
     read_tokens = ReadTokens(stores.tokens)
     # `allowed` and `on_demand` are built further down, of what these build.
@@ -200,7 +209,7 @@ async def compose(
     api_tokens = ApiTokens(stores.api_tokens)
     api = compose_api(operations, stores, stream, api_tokens)
     admin_port = compose_admin_port(config.serve, ports, admin, api_handler(api, is_operator=False))
-    fleet = compose_fleet(fleet_parts, state, bus, scheduler, shared, begin)
+    fleet = compose_fleet(fleet_parts, state, stores, bus, scheduler, recording, shared, begin)
     subscribe(
         bus, stream, refreshing, recording, workspaces, disks, lfs, maintainer, observing, fetching, follower,
         integrity, allowed, shared,

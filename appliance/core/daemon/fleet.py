@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,9 +10,11 @@ from typing import Any
 
 from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.daemon.state import ServeState
+from appliance.core.errors import GitmirrorError
 from appliance.core.events.bus import EventBus
 from appliance.core.events.facts import RegistryChanged
 from appliance.core.fleet.addresses import own_url
+from appliance.core.fleet.incoming import Incoming
 from appliance.core.fleet.link import FleetLink
 from appliance.core.fleet.news import Sharing
 from appliance.core.fleet.news_compose import FleetNews
@@ -20,8 +23,11 @@ from appliance.core.fleet.nodes import Nodes
 from appliance.core.fleet.report import FleetReport
 from appliance.core.fleet.waiting import OwnCounts, Waiting
 from appliance.core.git.mirrors import Mirrors
+from appliance.core.recording.compose import Recording
 from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.store.stores import Stores
+
+log = logging.getLogger(__name__)
 
 Loop = Callable[[], Coroutine[Any, Any, None]]
 
@@ -36,6 +42,11 @@ class FleetParts:
     report: FleetReport
     news: FleetNews
 
+    @property
+    def node(self) -> str | None:
+        """This node's name in its fleet; None on a node alone."""
+        return self.link.node if self.link.is_on else None
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -48,6 +59,10 @@ class Fleet:
 def compose_fleet_parts(state: ServeState, stores: Stores, mirrors: Mirrors) -> FleetParts:
     """Builds what needs no other room. A change of `[fleet]` takes effect after a restart."""
     link = FleetLink(state.config.fleet)
+    try:
+        stores.fleet_turns.join(link.node) if link.is_on else stores.fleet_turns.leave()
+    except GitmirrorError as error:
+        log.error("which fleet this node belongs to cannot be noted yet: %s", error.message)
     waiting = Waiting(stores.database, stores.fleet, partial(_that_may_leave, state))
     counts = OwnCounts(
         stores.database, stores.health, stores.fleet, waiting, state.known_repos, state.stale_after,
@@ -61,8 +76,10 @@ def compose_fleet_parts(state: ServeState, stores: Stores, mirrors: Mirrors) -> 
 def compose_fleet(
     parts: FleetParts,
     state: ServeState,
+    stores: Stores,
     bus: EventBus,
     scheduler: Scheduler,
+    recording: Recording,
     shared: SharedRegistry,
     begin: Begin,
 ) -> Fleet:
@@ -76,6 +93,10 @@ def compose_fleet(
 
     bus.subscribe(RegistryChanged, forget)
     parts.report.add_warnings(shared.complaints)
+    incoming = Incoming(
+        parts.link, stores.fleet_turns, recording.ended,
+        lambda name: next((repo for repo in state.repos if repo.name == name), None), bus.publish,
+    )  # fmt: skip
     return Fleet(
         parts,
         {
@@ -83,6 +104,7 @@ def compose_fleet(
             "nodes of the fleet": parts.nodes.run,
             "registry of the fleet": shared.run,
             "news of the fleet": desk.run,
+            "turns of the fleet": incoming.run,
         },
     )
 

@@ -12,6 +12,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.models import Guest, Repo
 from appliance.core.recording.attachments import Attachments
+from appliance.core.recording.ended_elsewhere import EndedElsewhere
 from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
@@ -36,6 +37,7 @@ class Recording:
     count: SessionCount
     index: TurnIndexer
     attachments: Attachments
+    ended: EndedElsewhere
 
 
 def compose_recording(
@@ -48,11 +50,12 @@ def compose_recording(
     publish: Publish,
     begin: Begin,
     is_known: Callable[[Guest], bool],
+    node: str | None = None,
 ) -> Recording:
     """`environment` is the environment of receive-pack. `settings` and `repos` are called each time they are needed.
 
     `learn` stores health columns of a repository. `begin` starts a task. `is_known` says whether a guest is
-    still known.
+    still known. `node` is the name of this one in its fleet, if it is in one.
     """
     layout, locks, gentle = mirrors.layout, mirrors.locks, mirrors.git.gently()
     index = TurnIndexer(stores.turn_index, lambda name: Mirror(layout.mirror(name), gentle), locks)
@@ -68,9 +71,13 @@ def compose_recording(
         trusted,
         Retention(
             turns, quota, mirrors, locks, attachments,
-            repos=repos, settings=settings, publish=publish, time=trusted,
+            repos=repos, settings=settings, publish=publish, time=trusted, node=node,
         ),
         SessionCount(stores.sessions, learn, begin),
         index,
         attachments,
+        EndedElsewhere(
+            stores.fleet_turns, stores.sessions, quota, mirrors, locks, attachments, publish,
+            lambda name: next((repo for repo in repos() if repo.name == name), None),
+        ),
     )  # fmt: skip
