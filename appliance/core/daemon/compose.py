@@ -113,7 +113,7 @@ async def compose(
     stores, complaints = open_stores(layout, anew=True, patient=True), Complaints(layout, bus.publish)
     mirrors = Mirrors(layout, make_git(layout, config, children, complaints.hear))
     environment = git_environment(layout, layout.serving_config, os.environ)
-    fleet_parts = compose_fleet_parts(state)
+    fleet_parts = compose_fleet_parts(state, stores, mirrors)
     daemon = await find_git_daemon(mirrors.git, environment, config.serve.idle_timeout, complaints.hear)
 
     keyring = make_keyring(config)
@@ -123,8 +123,9 @@ async def compose(
     scheduler, health, learn = refreshing.scheduler, refreshing.scheduler.health, refreshing.notes.learn
     guests = KnownGuests(time.time)
     recording = compose_recording(
-        mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin, guests.is_known
-    )
+        mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin, guests.is_known,
+        fleet_parts.sender,
+    )  # fmt: skip
     read_tokens = ReadTokens(stores.tokens)
     # `allowed` and `on_demand` are built further down, of what these build.
     gate = AccessGate(mirrors.has, read_tokens.repo_of, guests, on_use=lambda repo: allowed.used(repo))

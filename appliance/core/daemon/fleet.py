@@ -8,6 +8,10 @@ from typing import Any
 
 from appliance.core.daemon.state import ServeState
 from appliance.core.fleet.link import FleetLink
+from appliance.core.fleet.outgoing import FleetSender
+from appliance.core.git.mirrors import Mirrors
+from appliance.core.store.fleet_outgoing import OutgoingStore
+from appliance.core.store.stores import Stores
 
 Loop = Callable[[], Coroutine[Any, Any, None]]
 
@@ -17,6 +21,7 @@ class FleetParts:
     """The parts that other rooms are built with, before any of them is there."""
 
     link: FleetLink
+    sender: FleetSender
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,15 @@ class Fleet:
     loops: Mapping[str, Loop]
 
 
-def compose_fleet_parts(state: ServeState) -> FleetParts:
+def compose_fleet_parts(state: ServeState, stores: Stores, mirrors: Mirrors) -> FleetParts:
     """Builds what needs no other room. A change of `[fleet]` takes effect after a restart."""
-    return FleetParts(FleetLink(state.config.fleet))
+    link = FleetLink(state.config.fleet)
+    sender = FleetSender(link, OutgoingStore(stores.database), stores.fleet, mirrors, state.may_replicate)
+    return FleetParts(link, sender)
 
 
 def compose_fleet(parts: FleetParts) -> Fleet:
     """Builds the rest, of the rooms that are there."""
     if not parts.link.is_on:
         return Fleet(parts, {})
-    return Fleet(parts, {"fleet": parts.link.run})
+    return Fleet(parts, {"fleet": parts.link.run, "outgoing turns": parts.sender.run})

@@ -93,6 +93,11 @@ class ServeState:
         """Whether guests need a read token to read the repository."""
         return self.privacy.is_private(repo)
 
+    def may_replicate(self, name: str) -> bool:
+        """Whether what is recorded in a repository may go to the fleet; not while it is not registered."""
+        repo = next((repo for repo in self.repos if repo.name == name), None)
+        return repo is not None and (self.config.fleet.replicate_private or not self.is_private(repo))
+
     def alerts(self) -> AlertsConfig:
         """Where alerts are delivered."""
         return self.config.alerts
