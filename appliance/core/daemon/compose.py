@@ -126,17 +126,9 @@ async def compose(
     scheduler, health, learn = refreshing.scheduler, refreshing.scheduler.health, refreshing.notes.learn
     guests = KnownGuests(time.time)
     recording = compose_recording(
-        mirrors,
-        environment,
-        stores,
-        state.recording,
-        repos,
-        learn,
-        bus.publish,
-        begin,
-        guests.is_known,
-        fleet_parts.node,
-    )
+        mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin, guests.is_known,
+        fleet_parts.sender, fleet_parts.node,
+    )  # fmt: skip
     read_tokens = ReadTokens(stores.tokens)
     # `allowed` and `on_demand` are built further down, of what these build.
     gate = AccessGate(mirrors.has, read_tokens.repo_of, guests, on_use=lambda repo: allowed.used(repo))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from appliance.core.daemon.shared_registry import SharedRegistry
@@ -20,11 +19,13 @@ from appliance.core.fleet.news import Sharing
 from appliance.core.fleet.news_compose import FleetNews
 from appliance.core.fleet.news_desk import Begin
 from appliance.core.fleet.nodes import Nodes
+from appliance.core.fleet.outgoing import FleetSender
 from appliance.core.fleet.report import FleetReport
 from appliance.core.fleet.waiting import OwnCounts, Waiting
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.recording.compose import Recording
 from appliance.core.refresh.scheduler import Scheduler
+from appliance.core.store.fleet_outgoing import OutgoingStore
 from appliance.core.store.stores import Stores
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class FleetParts:
     nodes: Nodes
     report: FleetReport
     news: FleetNews
+    sender: FleetSender
 
     @property
     def node(self) -> str | None:
@@ -63,14 +65,15 @@ def compose_fleet_parts(state: ServeState, stores: Stores, mirrors: Mirrors) -> 
         stores.fleet_turns.join(link.node) if link.is_on else stores.fleet_turns.leave()
     except GitmirrorError as error:
         log.error("which fleet this node belongs to cannot be noted yet: %s", error.message)
-    waiting = Waiting(stores.database, stores.fleet, partial(_that_may_leave, state))
+    waiting = Waiting(stores.database, stores.fleet, lambda names: set(filter(state.may_replicate, names)))
     counts = OwnCounts(
         stores.database, stores.health, stores.fleet, waiting, state.known_repos, state.stale_after,
         lambda: own_url(state.config, state.listening),
     )  # fmt: skip
     nodes = Nodes(link, counts.read)
     news = FleetNews(link, mirrors, Sharing(state.readers, state.interval), nodes.url_of, state.refresh_timeout)
-    return FleetParts(link, waiting, nodes, FleetReport(link, nodes, waiting), news)
+    sender = FleetSender(link, OutgoingStore(stores.database), stores.fleet, mirrors, state.may_replicate)
+    return FleetParts(link, waiting, nodes, FleetReport(link, nodes, waiting), news, sender)
 
 
 def compose_fleet(
@@ -92,7 +95,7 @@ def compose_fleet(
         desk.forget(event.gone)
 
     bus.subscribe(RegistryChanged, forget)
-    parts.report.add_warnings(shared.complaints)
+    parts.report.add_warnings(shared.complaints, lambda: [parts.sender.trouble()])
     incoming = Incoming(
         parts.link, stores.fleet_turns, recording.ended,
         lambda name: next((repo for repo in state.repos if repo.name == name), None), bus.publish,
@@ -105,15 +108,6 @@ def compose_fleet(
             "registry of the fleet": shared.run,
             "news of the fleet": desk.run,
             "turns of the fleet": incoming.run,
+            "outgoing turns": parts.sender.run,
         },
     )
-
-
-def _that_may_leave(state: ServeState, names: Iterable[str]) -> set[str]:
-    """The repositories whose turns may leave this node: not private ones, unless the config says so.
-
-    What is not registered counts as private, because nobody can tell any more.
-    """
-    privacy, wanted, everything = state.privacy, set(names), state.config.fleet.replicate_private
-    known = [repo for repo in state.repos if repo.name in wanted]
-    return {repo.name for repo in known if everything or not privacy.is_private(repo)}
