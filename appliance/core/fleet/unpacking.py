@@ -7,7 +7,6 @@ quarantine beside the mirror's objects, as git does with a push, and moved into 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import shutil
@@ -181,7 +180,7 @@ async def _unpack_aside(mirror: Mirror, row: TurnRow, file: IO[bytes], quarantin
 
 
 async def _measure(alone: Git, path: Path) -> None:
-    """Refuses what pre-receive would refuse of a push: gigabytes in kilobytes, and trees that name millions of files."""
+    """Refuses what pre-receive refuses of a push: gigabytes in kilobytes, and trees that name millions of files."""
     listed = await alone.run(
         "cat-file", "--batch-all-objects", "--unordered", f"--batch-check={_LISTED}", cwd=path, deadline=LONG
     )
