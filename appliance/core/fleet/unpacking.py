@@ -20,7 +20,7 @@ from typing import IO
 from appliance.core.errors import GitmirrorError
 from appliance.core.fleet.link import FleetLink
 from appliance.core.fleet.messages import TurnRow
-from appliance.core.fleet.objects import ObjectRefused, fetch_object
+from appliance.core.fleet.downloads import ObjectRefused, fetch_object
 from appliance.core.git.command import Git, GitError
 from appliance.core.git.mirror import QUICK, Mirror
 from appliance.core.recording import policy
