@@ -1,13 +1,12 @@
 """Unpacks the bundle of a turn that another node took into a mirror, no less strictly than a push. It moves no ref.
 
-Bundle, pack and objects count as hostile: whoever can write to NATS can write any of them. They are unpacked in a
-quarantine beside the mirror's objects, as git does with a push, and moved into the mirror after the last check.
+Bundle, pack and objects count as hostile: whoever can write to NATS can write any of them. They are unpacked in
+quarantine and moved into the mirror after the last check.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shutil
 import struct
@@ -18,26 +17,20 @@ from pathlib import Path
 from typing import IO
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.fleet.downloads import ObjectRefused, fetch_object
 from appliance.core.fleet.link import FleetLink
 from appliance.core.fleet.messages import TurnRow
-from appliance.core.fleet.downloads import ObjectRefused, fetch_object
-from appliance.core.git.command import Git, GitError
+from appliance.core.fleet.quarantine import PUSHES, connect, quarantine, unheard
+from appliance.core.git.command import GitError
 from appliance.core.git.mirror import QUICK, Mirror
-from appliance.core.recording import policy
-from appliance.core.recording.pre_receive import parse_trees
 from appliance.core.units import format_size
 
-PUSHES = 10
-"""A bundle has the earlier turns of its session too, so it may hold as much as so many pushes."""
 LARGEST_BUNDLE = PUSHES * 256 * 2**20
 """Bytes of a bundle."""
 MOST_OBJECTS = PUSHES * 50_000
 """Objects in the pack of a bundle."""
-LONG = 600.0
-"""Seconds that one step of git's may take."""
 _LONGEST_HEADER = 2**20
 """Bytes of the lines before the pack. A row has at most 10,000 prerequisites, which take 670 kB."""
-_LISTED = "%(objectname) %(objecttype) %(objectsize)"
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -95,13 +88,11 @@ async def unpack_file(mirror: Mirror, row: TurnRow, path: Path) -> None:
             raise NeedsCommits(missing)
         await asyncio.to_thread(_check_pack, file, header.length)
         file.seek(header.length)
-        objects = mirror.path / "objects"
-        quarantine = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="incoming-", dir=objects))
-        try:
-            await _unpack_aside(mirror, row, file, quarantine)
-            await asyncio.to_thread(_take_over, quarantine / "pack", objects / "pack")
-        finally:
-            await asyncio.to_thread(shutil.rmtree, quarantine, True)
+        async with quarantine(mirror) as aside:
+            await aside.run(
+                "index-pack", "--stdin", "--fix-thin", "--strict", f"--max-input-size={LARGEST_BUNDLE}", source=file
+            )
+            await aside.accept(row.commit)
 
 
 def read_header(data: bytes, width: int) -> Header:
@@ -126,7 +117,7 @@ def read_header(data: bytes, width: int) -> Header:
 async def is_whole(mirror: Mirror, commit: str) -> bool:
     """Whether the mirror has a commit and everything that it reaches. Raises nothing."""
     try:
-        await _connect(_unheard(mirror), mirror.path, commit)
+        await connect(unheard(mirror), mirror.path, commit)
     except GitError:
         return False
     return True
@@ -153,75 +144,3 @@ def _check_pack(file: IO[bytes], begin: int) -> None:
     [count] = struct.unpack(">I", head[8:])
     if count > MOST_OBJECTS:
         raise ObjectRefused(f"a bundle holds {count} objects, at most {MOST_OBJECTS} are taken")
-
-
-async def _unpack_aside(mirror: Mirror, row: TurnRow, file: IO[bytes], quarantine: Path) -> None:
-    alone = _unheard(mirror, GIT_OBJECT_DIRECTORY=str(quarantine))
-    both = _unheard(
-        mirror,
-        GIT_OBJECT_DIRECTORY=str(quarantine),
-        GIT_ALTERNATE_OBJECT_DIRECTORIES=_quoted(mirror.path / "objects"),
-    )
-    (quarantine / "pack").mkdir()
-    try:
-        await both.run(
-            "index-pack", "--stdin", "--fix-thin", "--strict", f"--max-input-size={LARGEST_BUNDLE}",
-            cwd=mirror.path, deadline=LONG, source=file,
-        )  # fmt: skip
-        await _measure(alone, mirror.path)
-        kind = await both.run("cat-file", "-t", row.commit, cwd=mirror.path, deadline=QUICK)
-        if kind.stdout != b"commit\n":
-            raise ObjectRefused(f"{row.commit} is no commit")
-        await _connect(both, mirror.path, row.commit)
-    except GitError as error:
-        if error.timed_out:
-            raise
-        raise ObjectRefused(f"the bundle of {row.uid[:12]} was refused: {error.message}") from error
-
-
-async def _measure(alone: Git, path: Path) -> None:
-    """Refuses what pre-receive refuses of a push: gigabytes in kilobytes, and trees that name millions of files."""
-    listed = await alone.run(
-        "cat-file", "--batch-all-objects", "--unordered", f"--batch-check={_LISTED}", cwd=path, deadline=LONG
-    )
-    objects = [line.split() for line in listed.stdout.splitlines()]
-    size = sum(int(fields[2]) for fields in objects)
-    if size > PUSHES * policy.MOST_UNPACKED:
-        raise ObjectRefused(f"the objects of a bundle have {format_size(size)} unpacked")
-    trees = [fields[0] for fields in objects if fields[1] == b"tree"]
-    if not trees:
-        return
-    output = await alone.run("cat-file", "--batch", cwd=path, deadline=LONG, stdin=b"\n".join(trees) + b"\n")
-    files = await asyncio.to_thread(lambda: policy.count_files(parse_trees(output.stdout)))
-    if files > policy.MOST_FILES:
-        raise ObjectRefused(f"the new directories of a bundle name more than {policy.MOST_FILES} files")
-
-
-async def _connect(git: Git, path: Path, commit: str) -> None:
-    """Raises GitError unless the repository has everything that `commit` reaches and the refs do not."""
-    await git.run(
-        "rev-list", "--objects", "--quiet", "--stdin", "--not", "--all", cwd=path, deadline=LONG,
-        stdin=f"{commit}\n".encode(),
-    )  # fmt: skip
-
-
-def _unheard(mirror: Mirror, **environment: str) -> Git:
-    """git whose complaints are of what came from elsewhere, and no sign that the mirror is damaged."""
-    return Git(mirror.git.children, mirror.git.environment | environment)
-
-
-def _take_over(packs: Path, into: Path) -> None:
-    """Moves packs into the mirror, each index last, because git uses a pack once it sees the index. Raises OSError."""
-    for path in sorted(packs.iterdir(), key=lambda path: path.suffix == ".idx"):
-        os.replace(path, into / path.name)
-    descriptor = os.open(into, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _quoted(path: Path) -> str:
-    """A path as git reads it in a list of directories: a colon would end it."""
-    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
