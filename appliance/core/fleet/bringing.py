@@ -155,6 +155,7 @@ class Bringing:
         except (GitmirrorError, OSError) as error:
             why = error.message if isinstance(error, GitmirrorError) else f"{error.strerror} ({error.filename})"
             raise self._cannot(turn, why) from error
+        log.info("%s: brought a turn of %s from node %s", repo.name, turn.session, turn.node)
         self.brought += 1
         self._publish(TurnsBrought(repo=repo, session=turn.session))
 
