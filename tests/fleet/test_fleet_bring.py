@@ -110,7 +110,7 @@ def test_a_push_here_goes_on_from_a_turn_of_another_node(away: Elsewhere, tmp_pa
     git("push", "-q", "origin", f"HEAD:refs/agents/{session}", cwd=tmp_path / "work")
     here = git("rev-parse", "HEAD", cwd=tmp_path / "work")
     assert tip(away, session) == here
-    shown = away.serve.cli_json("session", "show", WIDGETS, session, "--json")
+    shown = away.serve.cli_json("session", "show", WIDGETS, session)
     assert [turn["commit"] for turn in shown["turns"]] == [commit, here]
     assert shown["turns"][1]["since_last"] is not None
 
@@ -173,7 +173,7 @@ def test_commands_and_the_api_bring_what_they_need(away: Elsewhere, tmp_path: Pa
     away.record(session, first, attached={"a.txt": b"attached\n"})
     second = away.commit("second.txt")
     away.record(session, second)
-    shown = away.serve.cli_json("session", "show", WIDGETS, session, "--json")
+    shown = away.serve.cli_json("session", "show", WIDGETS, session)
     assert [turn["since_last"] for turn in shown["turns"]] == [None, None]
     assert not set(turn_refs(away).values()) & {first, second}
     stat = away.serve.cli("session", "diff", WIDGETS, session, "--turn", "2", "--stat").stdout
@@ -183,5 +183,5 @@ def test_commands_and_the_api_bring_what_they_need(away: Elsewhere, tmp_path: Pa
     away.record(other, away.commit("third.txt"))
     away.serve.cli("session", "checkout", WIDGETS, other, str(tmp_path / "out"))
     assert (tmp_path / "out" / "third.txt").exists()
-    shown = away.serve.cli_json("session", "show", WIDGETS, session, "--json")
+    shown = away.serve.cli_json("session", "show", WIDGETS, session)
     assert shown["turns"][1]["since_last"]["files_changed"] == 1
