@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -185,3 +187,11 @@ def test_commands_and_the_api_bring_what_they_need(away: Elsewhere, tmp_path: Pa
     assert (tmp_path / "out" / "third.txt").exists()
     shown = away.serve.cli_json("session", "show", WIDGETS, session)
     assert shown["turns"][1]["since_last"]["files_changed"] == 1
+
+
+def test_a_commit_of_another_node_is_there_for_whoever_asks_by_its_id(away: Elsewhere, tmp_path: Path) -> None:
+    away.record(new_session(), commit := away.commit(anew=True))
+    with urlopen(f"{away.serve.http_url}/{WIDGETS}/freshness?want={commit}", timeout=30) as answer:
+        assert json.load(answer)["has"] is True
+    git("init", "-q", "--bare", str(tmp_path / "guest"))
+    git("fetch", "-q", f"{away.serve.git_url}/{WIDGETS}", commit, cwd=tmp_path / "guest")

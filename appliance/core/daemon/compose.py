@@ -147,7 +147,7 @@ async def compose(
         mirrors, config, children, environment, health, bus.publish, complaints.hear, brought.bringing
     )
     kit = GuestKit(state.public_url, state.is_public, repos, gate, workspaces.usual_history, state.workspace)
-    freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)
+    freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after, brought.bringing)
     codings = TarCodings(GzippedTars(children))
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
     files = MirrorFiles(mirrors, workspaces, disks, recording.attachments, lfs)

@@ -114,6 +114,14 @@ class Bringing:
         if turn is not None:
             await self._bring(repo, turn)
 
+    async def bring_commit(self, repo: Repo, oid: str) -> bool:
+        """Has the mirror hold a commit if it is that of another node's turn; returns whether. Raises CannotBring."""
+        turn = await asyncio.to_thread(self._away.with_commit, repo.name, oid)
+        if turn is None:
+            return False
+        await self._bring(repo, turn)
+        return True
+
     async def bring(self, repo: Repo, turns: Sequence[Turn]) -> None:
         """Has the mirror hold these turns; those that are here or this node's own are passed over.
 

@@ -42,6 +42,12 @@ class AwayTurnStore:
             found = rows(connection, f"{_SELECT} AND t.id = ?", turn_id)
         return AwayTurn(**found[0]) if found else None
 
+    def with_commit(self, repo: str, commit: str) -> AwayTurn | None:
+        """A turn of a repository that another node took with this commit."""
+        with self._database.reading() as connection:
+            found = rows(connection, f"{_SELECT} AND t.repo = ? AND t.commit_id = ? LIMIT 1", repo, commit)
+        return AwayTurn(**found[0]) if found else None
+
     def of_session(self, repo: str, session: str) -> list[AwayTurn]:
         """The turns of a session that other nodes took, oldest first."""
         with self._database.reading() as connection:

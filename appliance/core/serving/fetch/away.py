@@ -33,6 +33,10 @@ class AwaySessions(Protocol):
         """Has the mirror hold that commit under the session's ref. Raises GitmirrorError."""
         ...
 
+    async def bring_commit(self, repo: Repo, oid: str) -> bool:
+        """Has the mirror hold a commit if it is a turn's that another node took; returns whether. As above."""
+        ...
+
 
 def named_sessions(arguments: Sequence[bytes]) -> Iterator[str]:
     """The sessions that the prefixes of an `ls-refs` may name."""
