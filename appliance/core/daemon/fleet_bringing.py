@@ -51,22 +51,6 @@ def compose_bringing(
     """Builds it. Bundles are unpacked from the directory of git's own temporary files."""
     away = AwayTurnStore(stores.database)
     bringing = Bringing(
-        parts.link, mirrors, stores.sessions, away, _NobodyKnown(), scheduler.refresh_now, publish, state.layout.run
+        parts.link, mirrors, stores.sessions, away, parts.nodes, scheduler.refresh_now, publish, state.layout.run
     )
     return Brought(state, stores, bringing, AttachedFiles(parts.link, state.layout, away))
-
-
-class _NobodyKnown:
-    """A fleet without addresses of its nodes."""
-
-    def names(self) -> list[str]:
-        """Nobody."""
-        return []
-
-    def is_alive(self, node: str) -> bool:
-        """Never."""
-        return False
-
-    def url_of(self, node: str) -> str | None:
-        """Nowhere."""
-        return None
