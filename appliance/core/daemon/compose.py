@@ -194,7 +194,7 @@ async def compose(
     api_tokens = ApiTokens(stores.api_tokens)
     api = compose_api(operations, stores, stream, api_tokens)
     admin_port = compose_admin_port(config.serve, ports, admin, api_handler(api, is_operator=False))
-    fleet = compose_fleet(fleet_parts)
+    fleet = compose_fleet(fleet_parts, stores)
     subscribe(
         bus, stream, refreshing, recording, workspaces, disks, lfs, maintainer, observing, fetching, follower,
         integrity, allowed,
