@@ -50,11 +50,7 @@ class LogBook:
 
     def grow(self, events: int = 1) -> None:
         """Record so many rejected pushes."""
-        attempt = Attempt("p", "acme/widgets", "refs/heads/main", None, None, "a" * 40, "rejected", "no", "10.0.0.1:5")
-        stores = self.stores
-        for _ in range(events):
-            stores.audit.record_attempts([attempt])
-        stores.database.close()
+        grow(self.layout, events)
 
     def publish(self) -> None:
         """Publish the head as a `serve` that has just started does."""
@@ -96,3 +92,12 @@ class LogBook:
     def verify(self, *options: str, codes: tuple[int, ...] = (0,)) -> str:
         """`audit verify --fleet`."""
         return self.serve.here("audit", "verify", "--fleet", *options, codes=codes)
+
+
+def grow(layout: Layout, events: int = 1) -> None:
+    """Record so many rejected pushes in the log of a state directory."""
+    attempt = Attempt("p", "acme/widgets", "refs/heads/main", None, None, "a" * 40, "rejected", "no", "10.0.0.1:5")
+    stores = open_stores(layout)
+    for _ in range(events):
+        stores.audit.record_attempts([attempt])
+    stores.database.close()

@@ -13,7 +13,8 @@ from appliance.core.fleet.heads import HeadPublisher, fault_of_stream, last_head
 from appliance.core.fleet.link import FleetLink
 from appliance.core.fleet.messages import LogHead
 from appliance.core.fleet.wire import read
-from tests.fleet.log_book import LogBook
+from appliance.core.layout import Layout
+from tests.fleet.log_book import LogBook, grow
 from tests.support.fleet import TestFleet
 from tests.support.gitutil import wait_until
 from tests.support.nats import NatsCluster
@@ -117,26 +118,36 @@ def test_a_stream_that_was_bounded_shows_it(book: LogBook) -> None:
     assert "proves nothing" in book.serve.cli("audit", "verify", "--fleet", check=False).stderr
 
 
+def test_a_link_that_is_cancelled_while_it_connects_ends(book: LogBook) -> None:
+    async def cancel_after(seconds: float) -> bool:
+        task = asyncio.create_task(FleetLink(book.config).run())
+        await asyncio.sleep(seconds)
+        task.cancel()
+        _, pending = await asyncio.wait({task}, timeout=10)
+        return not pending
+
+    assert all(asyncio.run(cancel_after(number * 0.0005)) for number in range(20))
+
+
 @pytest.mark.slow
 def test_serve_publishes_at_its_start_at_a_stop_and_when_the_fleet_is_back(fleet: TestFleet) -> None:
-    node, names = fleet["a"], FleetLink(LogBook(fleet.directory / "x", fleet.nats).config).names
+    node = fleet["a"]
+    layout = Layout(node.state)
 
     def newest() -> int:
         found = heads_in(fleet.nats, "gitmirror-default-heads", "gitmirror.default.heads.a")
         return found[-1].id if found else 0
 
-    assert names.fleet
-    book = LogBook(fleet.directory, fleet.nats)
-    book.grow()
+    grow(layout)
     node.start()
     wait_until(lambda: newest() == 1, timeout=20, message="the head of the start is published")
-    book.grow()
+    grow(layout)
     assert node.terminate() == 0
     assert newest() == 2
     node.start()
-    wait_until(lambda: "connected as a" in node.log().split("stopping")[-1], message="it is connected")
+    wait_until(lambda: "connected as a" in node.log().split("stopping")[-1], timeout=20, message="it is connected")
     fleet.nats.servers[0].stop()
-    wait_until(lambda: "cannot be used" in node.log(), message="the fleet is away")
-    book.grow()
+    wait_until(lambda: "cannot be used" in node.log(), timeout=20, message="the fleet is away")
+    grow(layout)
     fleet.nats.servers[0].start()
     wait_until(lambda: newest() == 3, timeout=40, message="the head goes out when the fleet is back")

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from appliance.core.fleet.messages import LogHead
-from tests.fleet.log_book import LogBook
+from appliance.core.layout import Layout
+from tests.fleet.log_book import LogBook, grow
 from tests.support.fleet import TestFleet
 from tests.support.nats import NatsCluster
+from tests.support.serve import Serve
 
 
 @pytest.fixture
@@ -131,8 +133,6 @@ def test_without_the_fleet_the_chain_is_verified_and_the_code_is_1(tmp_path: Pat
 
 
 def test_a_node_alone_has_nothing_to_compare(tmp_path: Path) -> None:
-    from tests.support.serve import Serve
-
     done = Serve(tmp_path / "alone").cli("audit", "verify", "--fleet", check=False)
     assert done.returncode != 0 and "belongs to no fleet" in done.stderr
 
@@ -140,7 +140,7 @@ def test_a_node_alone_has_nothing_to_compare(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_beside_a_running_serve(fleet: TestFleet) -> None:
     node = fleet["a"].start()
-    LogBook(fleet.directory, fleet.nats).grow(3)
+    grow(Layout(node.state), 3)
     assert node.terminate() == 0
     node.start()
     assert "1 published head is in the log" in node.cli("audit", "verify", "--fleet").stdout

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from appliance.core.config.fleet import FleetConfig
@@ -114,7 +114,7 @@ class FleetLink:
         try:
             while True:
                 try:
-                    await self._open()
+                    await _whole(self._open())
                 except Exception as error:
                     self._lost(f"{error or type(error).__name__}")
                 else:
@@ -206,6 +206,17 @@ class FleetLink:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(CONNECT):
                     await self._client.close()
+
+
+async def _whole(work: Coroutine[Any, Any, None]) -> None:
+    """Does `work`, and ends when it is cancelled: nats-py drops a cancellation that comes while it connects."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait({task}, timeout=CONNECT)
+        raise
 
 
 def _is_answer(error: BaseException) -> bool:
