@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def book(tmp_path: Path, module_nats: NatsCluster) -> LogBook:
     return book
 
 
-def found(book: LogBook) -> dict[str, object]:
+def found(book: LogBook) -> dict[str, Any]:
     """What the comparison says, which must be that something is wrong."""
     return dict(json.loads(book.verify("--json", codes=(3,)))["fleet"])
 
@@ -61,7 +62,7 @@ def test_a_log_that_holds_every_head_verifies(book: LogBook) -> None:
 def test_a_log_that_was_cut_off_or_made_anew_is_found(book: LogBook, how: Callable[[LogBook], None]) -> None:
     how(book)
     assert book.serve.here("audit", "verify").startswith(("3 events", "8 events")), "by itself it looks intact"
-    [lost] = found(book)["lost"]  # type: ignore[misc]
+    [lost] = found(book)["lost"]
     assert (lost["own"], lost["after"], lost["first"]["id"], lost["last"]["id"]) == (True, 2, 4, 6)
     done = book.serve.cli("audit", "verify", "--fleet", check=False)
     assert done.returncode == 3
@@ -76,13 +77,13 @@ def test_a_disk_of_yesterday_is_found(tmp_path: Path, module_nats: NatsCluster) 
     book.grow(2)
     book.publish()
     book.put_back(saved)
-    [lost] = found(book)["lost"]  # type: ignore[misc]
+    [lost] = found(book)["lost"]
     assert (lost["own"], lost["after"], lost["last"]["id"]) == (True, 2, 4)
 
 
 def test_an_empty_disk_is_found(book: LogBook) -> None:
     shutil.rmtree(book.layout.state)
-    [lost] = found(book)["lost"]  # type: ignore[misc]
+    [lost] = found(book)["lost"]
     assert (lost["own"], lost["last"]["id"]) == (False, 6)
     done = book.serve.cli("audit", "verify", "--fleet", check=False)
     assert "a had an earlier log" in done.stderr and "restore --from-fleet a" in done.stderr
@@ -100,7 +101,7 @@ def test_an_operator_accepts_a_loss_once(book: LogBook, how: Callable[[LogBook],
     book.publish()
     book.verify()
     book.put_back(saved)
-    assert len(found(book)["lost"]) == 1  # type: ignore[arg-type]
+    assert len(found(book)["lost"]) == 1
 
 
 def test_a_message_that_is_no_head_is_skipped_and_a_forged_one_is_named(book: LogBook) -> None:

@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.fleet.link import CALL, FleetAway, FleetLink
 from appliance.core.fleet.messages import LogHead, NotOurs
+from appliance.core.fleet.stream_reading import read_stream
 from appliance.core.fleet.wire import read, write
 from appliance.core.process.endurance import Endurance
 from appliance.core.store.log_heads import LogHeads, Span
@@ -24,7 +25,6 @@ from appliance.core.units import rfc3339
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
-    from nats.js import JetStreamContext
     from nats.js.api import StreamInfo
 
 log = logging.getLogger(__name__)
@@ -147,39 +147,20 @@ async def last_head(link: FleetLink, node: str, timeout: float = CALL) -> Publis
     return PublishedHead(said, rfc3339(raw.time.timestamp()) if raw.time else "", raw.seq or 0)
 
 
-async def heads_of(link: FleetLink, node: str) -> AsyncIterator[list[PublishedHead | NotOurs]]:
+async def heads_of(link: FleetLink, node: str) -> AsyncGenerator[list[PublishedHead | NotOurs], None]:
     """Everything that was published in the name of `node` until now, oldest first, in batches. Raises FleetAway.
 
     NotOurs stands for what is no head of that node.
     """
-    from nats.js.errors import NotFoundError
-
-    names = link.names
-    subject = names.heads_of(node)
-    try:
-        last = await link.call(lambda context: context.get_last_msg(names.heads, subject))
-    except NotFoundError:
-        return
-    until, batch = last.seq or 0, list[PublishedHead | NotOurs]()
-
-    async def subscribe(context: JetStreamContext) -> JetStreamContext.PushSubscription:
-        return await context.subscribe(subject, stream=names.heads, ordered_consumer=True)
-
-    subscription = await link.call(subscribe)
-    try:
-        seq = 0
-        while seq < until:
-            message = await _next(subscription)
-            seq = message.metadata.sequence.stream
+    batch = list[PublishedHead | NotOurs]()
+    async with contextlib.aclosing(read_stream(link, link.names.heads, link.names.heads_of(node))) as messages:
+        async for message in messages:
             batch.append(_published(message, node))
             if len(batch) == BATCH:
                 yield batch
                 batch = []
-        if batch:
-            yield batch
-    finally:
-        with contextlib.suppress(Exception):
-            await subscription.unsubscribe()
+    if batch:
+        yield batch
 
 
 async def fault_of_stream(link: FleetLink) -> str | None:
@@ -199,15 +180,6 @@ async def fault_of_stream(link: FleetLink) -> str | None:
     if config.max_age:
         return "its messages expire"
     return None
-
-
-async def _next(subscription: JetStreamContext.PushSubscription) -> Msg:
-    import nats.errors
-
-    try:
-        return await subscription.next_msg(timeout=CALL)
-    except (TimeoutError, nats.errors.Error, OSError) as error:
-        raise FleetAway(f"the fleet did not send the heads that it has: {error or type(error).__name__}") from error
 
 
 def _published(message: Msg, node: str) -> PublishedHead | NotOurs:
