@@ -16,9 +16,9 @@ import pytest
 from nats.js import JetStreamContext
 
 from appliance.core.config.fleet import FleetConfig
+from appliance.core.fleet.downloads import NotInFleet, ObjectRefused
 from appliance.core.fleet.link import FleetLink
 from appliance.core.fleet.messages import TurnRow
-from appliance.core.fleet.downloads import NotInFleet, ObjectRefused
 from appliance.core.fleet.unpacking import NeedsCommits, unpack, unpack_file
 from tests.git.lab import Lab
 from tests.support.gitutil import commit_files, fsck, git, git_bytes
