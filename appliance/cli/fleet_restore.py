@@ -27,8 +27,8 @@ def restore_node(node: Node, name: str, yes: bool, even_if_alive: bool, as_json:
         say(f'set node = "{name}" in [fleet] before serve is started, so that it goes on as this node')
     print_line(
         f"{report.state} is node {name} as the fleet has it: {counted(report.turns, 'turn', 'turns')} in "
-        f"{counted(report.sessions, 'session', 'sessions')} of {counted(report.repositories, 'repository', 'repositories')}"
-        f"; audit head {report.audit_head}"
+        f"{counted(report.sessions, 'session', 'sessions')}; "
+        f"{counted(report.repositories, 'repository', 'repositories')}; audit head {report.audit_head}"
     )
 
 
@@ -50,6 +50,6 @@ def _say_missing(report: FleetRestoreReport) -> None:
         say(f"{repo} is registered nowhere: {counted(count, 'turn stays', 'turns stay')} in the fleet alone")
     for log in report.logs:
         say(
-            f"the lost log ended at event {log['id']} or later ({log['hash']}, published at {log['at']}); a note in the "
-            "new log says so"
+            f"the lost log ended at event {log['id']} or later ({log['hash']}, published at {log['at']}); a note in "
+            "the new log says so"
         )

@@ -232,7 +232,7 @@ def _record(
 
 
 def _restored(placed: PlacedTurn, away: int) -> RestoredTurn:
-    """A turn for the database. One without objects counts as another node's, so that they are fetched when asked for."""
+    """A turn for the database. One without objects counts as another node's, so that they are fetched when asked."""
     row = placed.row
     columns = {
         "id": HIGHEST_ID + away - 1 if away else row.id,
