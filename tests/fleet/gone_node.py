@@ -14,6 +14,7 @@ from typing import Any
 from nats.js import JetStreamContext
 
 from appliance.core.config.settings import Config, load_config
+from appliance.core.fleet.heads import visiting
 from appliance.core.fleet.link import FleetLink
 from appliance.core.fleet.messages import Attached, LogHead, NodeEntry, RepoEntry, TurnRow
 from appliance.core.fleet.names import key_of
@@ -44,11 +45,14 @@ class GoneNode:
         fleet = {"servers": nats.urls, "name": self.fleet, "node": "a"}
         write_config(path, fleet=fleet, refresh={"allow_local": True})
         self.config: Config = load_config(path)
-        self.link = FleetLink(self.config.fleet)
-        self.names = self.link.names
+        self.names = FleetLink(self.config.fleet).names
         self.commits = git("rev-list", "--max-count=8", "--reverse", "HEAD", cwd=upstream).split()
-        self.nats.ask(self.link._make_streams)
+        asyncio.run(self._make_streams())
         self.register()
+
+    async def _make_streams(self) -> None:
+        async with visiting(FleetLink(self.config.fleet)):
+            """Whoever connects first makes them."""
 
     def register(self, name: str = WIDGETS, **changes: Any) -> None:
         """Put a repository into the fleet's registry."""

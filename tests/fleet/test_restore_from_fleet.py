@@ -77,6 +77,7 @@ def test_sessions_turns_and_the_log_come_back(gone: GoneNode) -> None:
     assert [path.read_bytes() for path in gone.layout.attachments.glob("*/*/12/*")] == [b"all is well"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_had_is_named_and_nothing_else_fails(gone: GoneNode) -> None:
     gone.register("acme/away", url=str(gone.directory / "nowhere"))
     gone.register("acme/odd", url="ftp://example.com/x")
@@ -103,6 +104,7 @@ def test_what_cannot_be_had_is_named_and_nothing_else_fails(gone: GoneNode) -> N
     assert gone.layout.mirror("acme/away").exists()
 
 
+@pytest.mark.slow
 def test_rows_that_no_node_wrote_are_left_out(gone: GoneNode) -> None:
     commit = gone.commits[0]
     gone.say(
@@ -115,6 +117,7 @@ def test_rows_that_no_node_wrote_are_left_out(gone: GoneNode) -> None:
     assert gone.restore().turns == 1
 
 
+@pytest.mark.slow
 def test_nothing_to_restore_is_a_node_with_an_empty_past(gone: GoneNode) -> None:
     report = gone.restore()
     assert (report.repositories, report.turns) == (1, 0)
@@ -122,6 +125,7 @@ def test_nothing_to_restore_is_a_node_with_an_empty_past(gone: GoneNode) -> None
         assert stores.audit.verify().broken is None
 
 
+@pytest.mark.slow
 def test_a_living_node_is_not_replaced(gone: GoneNode) -> None:
     talking = threading.Thread(target=gone.speak, args=(["a"], 1.0))
     talking.start()
@@ -132,6 +136,7 @@ def test_a_living_node_is_not_replaced(gone: GoneNode) -> None:
     talking.join()
 
 
+@pytest.mark.slow
 def test_a_name_that_another_living_node_has_is_refused(gone: GoneNode) -> None:
     talking = threading.Thread(target=gone.speak, args=(["a"], 0.8))
     talking.start()
@@ -140,6 +145,7 @@ def test_a_name_that_another_living_node_has_is_refused(gone: GoneNode) -> None:
     talking.join()
 
 
+@pytest.mark.slow
 def test_a_used_directory_is_refused_or_moved_aside(gone: GoneNode) -> None:
     gone.restore()
     with pytest.raises(UsageError, match="was used before"):
