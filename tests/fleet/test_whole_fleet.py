@@ -1,7 +1,7 @@
 """Three nodes on three NATS servers, as their users see them: what is done on one is there on all.
 
-Counts are asserted. Times are printed (`pytest -s`) and have deadlines that a busy machine keeps. scripts/bench_fleet.py
-measures them.
+Counts are asserted. Times are printed (`pytest -s`) and have deadlines that a busy machine keeps; they are measured by
+scripts/bench_fleet.py.
 """
 
 from __future__ import annotations

@@ -6,14 +6,15 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
 from appliance.core.api.client import call
 from appliance.core.layout import Layout
-from tests.support.gitutil import clean_env, git, git_result, run_process
+from tests.support.gitutil import clean_env, git, run_process
 from tests.support.serve import Serve
 
 WEBHOOK_SECRET = b"the secret of the webhooks"
@@ -116,9 +117,17 @@ class Pushing:
         tree = git("mktree", cwd=self.path, input=listed)
         return git("commit-tree", tree, "-p", parent or self.base, "-m", message, cwd=self.path)
 
-    def push(self, serve: Serve, repo: str, session: str, commit: str, timeout: float = 30.0) -> tuple[bool, str]:
-        """Pushes a commit as a turn of a session: whether git said that it was done, and what it said."""
+    def push(
+        self, serve: Serve, repo: str, session: str, commit: str, *, enter: Sequence[str] = (), timeout: float = 30.0
+    ) -> tuple[bool, str]:
+        """Pushes a commit as a turn of a session: whether git said that it was done, and what it said.
+
+        `enter` begins the command of a guest that is in another network namespace.
+        """
         url = f"{serve.git_url}/{repo}"
-        order = ("push", "--porcelain", url, f"+{commit}:refs/agents/{session}")
-        code, said, why = git_result(*order, cwd=self.path, timeout=timeout)
-        return code == 0, said + why
+        argv = [*enter, "git", "push", "--porcelain", url, f"+{commit}:refs/agents/{session}"]
+        try:
+            done = run_process(argv, cwd=self.path, env=clean_env(self.path), timeout=timeout)
+        except subprocess.TimeoutExpired:
+            return False, f"not done after {timeout} s"
+        return done.returncode == 0, (done.stdout + done.stderr).decode(errors="replace")

@@ -102,7 +102,7 @@ class NatsServer:
 class NatsCluster:
     """So many servers that replicate for each other; a context manager that ends them."""
 
-    def __init__(self, directory: Path, size: int = 1, *, extra: str = "") -> None:
+    def __init__(self, directory: Path, size: int = 1, *, extra: str = "", host: str = "127.0.0.1") -> None:
         ports = [free_port() for _ in range(size)] if size > 1 else [None]
         self.servers = [
             NatsServer(
@@ -111,6 +111,7 @@ class NatsCluster:
                 cluster_port=port,
                 routes=[each for each in ports if each is not None and each != port],
                 extra=extra,
+                host=host,
             )
             for number, port in enumerate(ports)
         ]
