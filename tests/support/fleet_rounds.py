@@ -43,14 +43,13 @@ AWAY = (GitmirrorError, OSError, CommandFailed)
 
 @dataclass
 class Told:
-    """A turn of which a guest was told that it was recorded. `losable`: on a disk that was removed since."""
+    """A turn of which a guest was told that it was recorded; `began` is when its push did."""
 
     node: str
     repo: str
     session: str
     commit: str
     began: float
-    losable: bool = False
 
 
 @dataclass
@@ -66,13 +65,31 @@ class Dropped:
 
 
 @dataclass
+class Lost:
+    """The disk of `node` was removed at `until`. What it took since `since`, when all agreed, it may have had alone."""
+
+    node: str
+    since: float
+    until: float
+
+    def covers(self, node: str, at: float) -> bool:
+        """Whether something that a node did at a time was perhaps on that disk alone."""
+        return node == self.node and self.since < at < self.until
+
+
+@dataclass
 class Ledger:
     """What users were told since the beginning."""
 
     turns: list[Told] = field(default_factory=list)
     drops: list[Dropped] = field(default_factory=list)
-    repos: dict[str, str] = field(default_factory=dict)
-    """Names that were registered once and never removed, with the node that said so."""
+    repos: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Names that were registered once and never removed, with the node that said so, and when."""
+    lost: list[Lost] = field(default_factory=list)
+
+    def may_be_lost(self, node: str, at: float) -> bool:
+        """Whether what a node did at a time was perhaps on a disk alone that was removed since."""
+        return any(each.covers(node, at) for each in self.lost)
 
 
 class Storm:
@@ -182,7 +199,7 @@ class Storm:
                     ask(self.fleet[node], "POST", "repos", {"url": self.upstream.url(name), "wait": False})
                     if kind == "once":
                         with self._lock:
-                            self.ledger.repos[name] = node
+                            self.ledger.repos[name] = (node, time.monotonic())
                 elif kind == "remove":
                     ask(self.fleet[node], "DELETE", f"repos/{name}", purge="true")
                 else:
@@ -250,13 +267,7 @@ class Storm:
         serve = self.fleet[node]
         serve.kill()
         wait_until(lambda: not serve.processes(), message=f"all of {node} ended")
-        with self._lock:
-            for turn in self.ledger.turns:
-                if turn.node == node and turn.began > self.healed_at:
-                    turn.losable = self.durability == "async"
-            self.ledger.repos = {name: by for name, by in self.ledger.repos.items() if by != node}
-            for drop in self.ledger.drops:
-                drop.done = drop.done and (drop.node != node or drop.ended < self.healed_at)
+        self.ledger.lost.append(Lost(node, self.healed_at, time.monotonic()))
         shutil.rmtree(serve.state)
 
         def restored() -> bool:
@@ -281,8 +292,9 @@ class Storm:
         wait_until(self._agreed, timeout=AGREE_WITHIN, interval=0.3, message="the nodes agree")
         sessions = sessions_of(self.fleet[NODES[0]])
         self._hold_turns(sessions)
-        for name in self.ledger.repos:
-            assert name in repos_of(self.fleet[NODES[0]]), f"{name} was registered and is gone"
+        registered = repos_of(self.fleet[NODES[0]])
+        for name, told in self.ledger.repos.items():
+            assert name in registered or self.ledger.may_be_lost(*told), f"{name} was registered by {told} and is gone"
         for node in NODES:
             for check in (("audit", "verify"), ("audit", "verify", "--fleet")):
                 self.fleet[node].here(*check)
@@ -314,7 +326,7 @@ class Storm:
         return [
             turn
             for turn in self.ledger.turns
-            if not turn.losable
+            if not (self.durability == "async" and self.ledger.may_be_lost(turn.node, turn.began))
             and not any(
                 (drop.repo, drop.session) == (turn.repo, turn.session) and drop.ended > turn.began
                 for drop in self.ledger.drops
@@ -326,7 +338,7 @@ class Storm:
             assert self._has(sessions, turn), f"{turn} was told and is missing"
         for drop in self.ledger.drops:
             # A drop at a node that had every turn of before the last heal ends those.
-            if drop.done and drop.began > self.healed_at:
+            if drop.done and drop.began > self.healed_at and not self.ledger.may_be_lost(drop.node, drop.began):
                 for turn in self.ledger.turns:
                     if (turn.repo, turn.session) == (drop.repo, drop.session) and turn.began < self.healed_at:
                         assert not self._has(sessions, turn), f"{turn} was dropped by {drop} and is there"
