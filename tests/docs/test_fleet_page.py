@@ -19,7 +19,7 @@ from tests.support.nats import NATS_SERVER, WHY_NOT, NatsServer
 from tests.support.serve import ROOT
 
 PAGE = (ROOT / "docs" / "fleet.md").read_text()
-BLOCKS = [(kind, text) for kind, text in re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)]
+BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 NODES = ("node-1", "node-2", "node-3")
 NAMES = FleetNames("default")
 
