@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(argv)
     adopt_orphans()
+    # The code that is measured is that of this checkout.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     try:
         with temporary_places() as places:
             if options.hydrate:

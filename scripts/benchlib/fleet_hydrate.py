@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from benchlib.processes import BenchError, Places
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
 
 
 def measure_hydrations(places: Places, times: int) -> dict[str, list[float]]:
     """Seconds of each step, as often as it was done."""
     # The nodes, servers and guests are those of the tests.
-    sys.path.insert(0, str(ROOT))
     from tests.support.gitutil import clean_env
 
     for name, value in clean_env(places.scratch).items():

@@ -65,7 +65,7 @@ class Counts:
     pushed: int = 0
     rows: int = 0
     delays: list[float] = field(default_factory=list)
-    """Seconds from when a turn was taken until a node had its row, of every hundredth."""
+    """Seconds from when a turn was taken until a node had its row, of every tenth."""
     late_pushes: int = 0
 
 
@@ -213,7 +213,7 @@ class Node:
         async for message in turns.messages:
             row = read(message.data, TurnRow)
             self._counts.rows += 1
-            if row.id % 100 == 0:
+            if row.id % 10 == 0:
                 self._counts.delays.append(time.time() - float(row.notes["at"]))
 
     async def push(self, number: int) -> None:
