@@ -150,6 +150,9 @@ class Scheduler:
         assert self.source is not None
         facts = await self.source.refresh(RefreshRun(repo))
         after = self._interval if facts.heard is None else facts.heard.next_in * 1.1 + 2
+        if repo.id in self._left:
+            # Nodes that have run for a while look at different times, though here all begin at one.
+            after *= random.random()
         self._set(repo.id, time.monotonic() + after)
         self._left.discard(repo.id)
         if not self._left:

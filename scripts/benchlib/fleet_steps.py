@@ -10,7 +10,16 @@ from typing import Any
 
 from benchlib.fleet_hydrate import timed
 from tests.support.fleet import TestFleet
-from tests.support.fleet_users import KitGuest, Pushing, ask, commits_of, is_warm, send_webhook, webhook_settings
+from tests.support.fleet_users import (
+    KitGuest,
+    Pushing,
+    ask,
+    commits_of,
+    fleet_of,
+    is_warm,
+    send_webhook,
+    webhook_settings,
+)
 from tests.support.generate import add_commit, generate_repository
 from tests.support.gitutil import git
 from tests.support.nats import NatsCluster
@@ -37,7 +46,7 @@ class Steps:
             self.fleet = stack.enter_context(TestFleet(place, nats, refresh=refresh))
             for serve in self.fleet.start().nodes.values():
                 serve.keep_ports()
-            self.fleet.wait_all(lambda serve: serve.status()["fleet"]["connected"], "the fleet is there")
+            self.fleet.wait_all(lambda serve: fleet_of(serve)["connected"], "the fleet is there")
             self.fleet["a"].cli("add-repo", self.upstream.url(REPO))
             self._all_warm(REPO)
             self.pushing = Pushing(place / "pushing.git", self.upstream.path(REPO))
@@ -94,7 +103,7 @@ class Steps:
         self._hydrate(session)
         took = time.monotonic() - began
         self.fleet["a"].start()
-        self.fleet.wait_all(lambda serve: serve.status()["fleet"]["connected"], "the fleet is there again")
+        self.fleet.wait_all(lambda serve: fleet_of(serve)["connected"], "the fleet is there again")
         self._all_warm(REPO)
         return took
 

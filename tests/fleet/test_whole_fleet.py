@@ -22,6 +22,7 @@ from tests.support.fleet_users import (
     fleet_of,
     is_warm,
     sessions_of,
+    waiting_at,
     webhook_settings,
 )
 from tests.support.generate import copy_repository
@@ -268,7 +269,7 @@ def test_nats_goes_away_and_comes_back(whole: Whole, pushing: Pushing, tmp_path:
         assert lists(whole[SYNC], "away-sync") == []
         whole[THIRD].cli("add-repo", whole.url(name))
         assert name not in names_of(whole[ASYNC])
-        assert fleet_of(whole[ASYNC])["waiting"] > 0
+        assert waiting_at(whole[ASYNC]) > 0
     finally:
         for server in whole.fleet.nats.servers:
             server.start()
@@ -278,7 +279,7 @@ def test_nats_goes_away_and_comes_back(whole: Whole, pushing: Pushing, tmp_path:
     whole.all_warm(name)
     assert lists(whole[THIRD], "away-sync") == []
     settled = whole[ASYNC]
-    wait_until(lambda: fleet_of(settled)["waiting"] == 0, timeout=BUSY, message="nothing waits")
+    wait_until(lambda: waiting_at(settled) == 0, timeout=BUSY, message="nothing waits")
 
 
 @pytest.mark.parametrize("check", [("audit", "verify"), ("audit", "verify", "--fleet")], ids=["alone", "fleet"])

@@ -68,8 +68,13 @@ def commits_of(serve: Serve, repo: str, session: str) -> list[str]:
 
 
 def fleet_of(serve: Serve) -> dict[str, Any]:
-    """What a node says of its fleet in `status`."""
-    return dict(serve.status()["fleet"])
+    """The document of `fleet status --json` of a node."""
+    return dict(ask(serve, "GET", "fleet"))
+
+
+def waiting_at(serve: Serve) -> int:
+    """How many turns, attachments, ends and changes of the registry have yet to go out from a node."""
+    return int(sum(fleet_of(serve)["waiting"].values()))
 
 
 class KitGuest:
