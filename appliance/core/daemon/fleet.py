@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.daemon.state import ServeState
+from appliance.core.fleet.addresses import own_url
 from appliance.core.fleet.link import FleetLink
+from appliance.core.fleet.nodes import Nodes
+from appliance.core.fleet.report import FleetReport
+from appliance.core.fleet.waiting import OwnCounts, Waiting
+from appliance.core.store.stores import Stores
 
 Loop = Callable[[], Coroutine[Any, Any, None]]
 
@@ -17,6 +24,9 @@ class FleetParts:
     """The parts that other rooms are built with, before any of them is there."""
 
     link: FleetLink
+    waiting: Waiting
+    nodes: Nodes
+    report: FleetReport
 
 
 @dataclass(frozen=True)
@@ -27,13 +37,38 @@ class Fleet:
     loops: Mapping[str, Loop]
 
 
-def compose_fleet_parts(state: ServeState) -> FleetParts:
+def compose_fleet_parts(state: ServeState, stores: Stores) -> FleetParts:
     """Builds what needs no other room. A change of `[fleet]` takes effect after a restart."""
-    return FleetParts(FleetLink(state.config.fleet))
+    link = FleetLink(state.config.fleet)
+    waiting = Waiting(stores.database, stores.fleet, partial(_that_may_leave, state))
+    counts = OwnCounts(
+        stores.database, stores.health, stores.fleet, waiting, state.known_repos, state.stale_after,
+        lambda: own_url(state.config, state.listening),
+    )  # fmt: skip
+    nodes = Nodes(link, counts.read)
+    return FleetParts(link, waiting, nodes, FleetReport(link, nodes, waiting))
 
 
-def compose_fleet(parts: FleetParts) -> Fleet:
+def compose_fleet(parts: FleetParts, shared: SharedRegistry) -> Fleet:
     """Builds the rest, of the rooms that are there."""
     if not parts.link.is_on:
         return Fleet(parts, {})
-    return Fleet(parts, {"fleet": parts.link.run})
+    parts.report.add_warnings(shared.complaints)
+    return Fleet(
+        parts,
+        {
+            "fleet": parts.link.run,
+            "nodes of the fleet": parts.nodes.run,
+            "registry of the fleet": shared.run,
+        },
+    )
+
+
+def _that_may_leave(state: ServeState, names: Iterable[str]) -> set[str]:
+    """The repositories whose turns may leave this node: not private ones, unless the config says so.
+
+    What is not registered counts as private, because nobody can tell any more.
+    """
+    privacy, wanted, everything = state.privacy, set(names), state.config.fleet.replicate_private
+    known = [repo for repo in state.repos if repo.name in wanted]
+    return {repo.name for repo in known if everything or not privacy.is_private(repo)}
