@@ -115,18 +115,20 @@ async def compose(
     stores, complaints = open_stores(layout, anew=True, patient=True), Complaints(layout, bus.publish)
     mirrors = Mirrors(layout, make_git(layout, config, children, complaints.hear))
     environment = git_environment(layout, layout.serving_config, os.environ)
-    fleet_parts = compose_fleet_parts(state, stores)
+    fleet_parts = compose_fleet_parts(state, stores, mirrors)
     daemon = await find_git_daemon(mirrors.git, environment, config.serve.idle_timeout, complaints.hear)
 
     keyring = make_keyring(config)
     refreshing = compose_refreshing(
-        mirrors, config.refresh, keyring, stores.health, bus.publish, stream.publish, begin, on_pass
-    )
+        mirrors, config.refresh, keyring, stores.health, bus.publish, stream.publish, begin, on_pass,
+        fleet_parts.news.source_of,
+    )  # fmt: skip
     scheduler, health, learn = refreshing.scheduler, refreshing.scheduler.health, refreshing.notes.learn
     guests = KnownGuests(time.time)
     recording = compose_recording(
-        mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin, guests.is_known
-    )
+        mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin, guests.is_known,
+        fleet_parts.sender, fleet_parts.node,
+    )  # fmt: skip
     read_tokens = ReadTokens(stores.tokens)
     # `allowed` and `on_demand` are built further down, of what these build.
     gate = AccessGate(mirrors.has, read_tokens.repo_of, guests, on_use=lambda repo: allowed.used(repo))
@@ -199,7 +201,7 @@ async def compose(
     api_tokens = ApiTokens(stores.api_tokens)
     api = compose_api(operations, stores, stream, api_tokens)
     admin_port = compose_admin_port(config.serve, ports, admin, api_handler(api, is_operator=False))
-    fleet = compose_fleet(fleet_parts, shared)
+    fleet = compose_fleet(fleet_parts, state, stores, bus, scheduler, recording, shared, begin)
     subscribe(
         bus, stream, refreshing, recording, workspaces, disks, lfs, maintainer, observing, fetching, follower,
         integrity, allowed, shared,
