@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 
 from appliance.core.access.gate import AccessGate
 from appliance.core.errors import GitmirrorError
@@ -27,8 +28,10 @@ from appliance.core.serving.net.linger import LINGER_SECONDS, linger
 from appliance.core.serving.net.seats import Seat
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
 from appliance.core.serving.ports.git_daemon import GitDaemon, daemon_child, relay_fetch
+from appliance.core.serving.ports.preparing import prepare
 from appliance.core.serving.ports.wishes import GuestWishes
-from appliance.core.serving.push.relay import PushAuthority, PushRelay, ReceivePackEnded
+from appliance.core.serving.push.parties import PushAuthority
+from appliance.core.serving.push.relay import PushRelay, ReceivePackEnded
 from appliance.core.serving.wire.pktline import PacketError, packet, packet_length
 from appliance.core.serving.wire.requests import (
     LARGEST_REQUEST,
@@ -155,6 +158,12 @@ class GitPort:
                 # It may have become private or been removed meanwhile, because a connection may stay open for long.
                 if self._find(seat, path).id != repo.id:
                     raise RequestError(f"{path} is no longer mirrored here")
+                catalog = self._gate.catalog
+                if refusal := await prepare(engine, seat, repo, request):
+                    await stream.send(refusal)
+                    return
+                if self._gate.catalog is not catalog and self._find(seat, path).id != repo.id:
+                    raise RequestError(f"{path} is no longer mirrored here")
                 # Hold a slot only while answering, so that idle or slow clients block nobody.
                 async with self._admission.place(seat):
                     if reader.has_more:
@@ -203,6 +212,7 @@ class GitPort:
                 child,
                 SocketStream(ours, None),
                 serving.engine.budget.share(seat.peer),
+                give_back=partial(self._admission.give_back, seat),
             )
             await relay.run(self._limits.idle_timeout)
 

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import quote
@@ -27,6 +28,7 @@ from appliance.core.serving.net.http_result import NO_CACHE, ResultSink
 from appliance.core.serving.net.reading import Share
 from appliance.core.serving.ports.guest_routes import GuestRoutes
 from appliance.core.serving.ports.lfs_routes import LFS_ROUTE, LfsRoutes, as_lfs
+from appliance.core.serving.ports.preparing import prepare
 from appliance.core.serving.ports.wishes import GuestWishes
 from appliance.core.serving.push.attachments import Target
 from appliance.core.serving.wire.pktline import FLUSH, PacketError, packet
@@ -51,8 +53,8 @@ class Pushes(Protocol):
         """The advertisement of `receive-pack`."""
         ...
 
-    async def receive(self, repo: Repo, exchange: Exchange) -> None:
-        """Takes one push and answers it."""
+    async def receive(self, repo: Repo, exchange: Exchange, give_back: Callable[[], None]) -> None:
+        """Takes one push and answers it; calls `give_back` once it needs no slot."""
         ...
 
 
@@ -131,7 +133,8 @@ class SmartHttp:
                     await self._info_refs(exchange, repo, service)
                 else:
                     _require_post(exchange, RECEIVE_PACK)
-                    await self._pushes.receive(repo, exchange)
+                    give_back = partial(self._admission.give_back, exchange.seat)
+                    await self._pushes.receive(repo, exchange, give_back)
         except Busy as error:
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n", {"retry-after": "1"}) from None
         except PacketError as error:
@@ -260,6 +263,10 @@ class SmartHttp:
                     body = stack.enter_context(contextlib.closing(Spool()))
                     await _receive_into(body, exchange, share)
             share.answering()
+            if request is not None and (refusal := await prepare(engine, exchange.seat, repo, request)):
+                await sink.send(refusal)
+                await sink.finish()
+                return
             if self._gate.catalog is not catalog:
                 # It may have become private or been removed while the guest sent its request.
                 await self._may_have(exchange, path, repo)()
