@@ -120,9 +120,7 @@ def test_a_private_repository_is_registered_everywhere(nodes: TestFleet, tmp_pat
         a.configure(
             fleet={"servers": nodes.nats.urls, "node": "a", "replicas": 3},
             refresh={"interval": "1s", "allow_local": True},
-            credentials=[
-                {"url": f"http://127.0.0.1:{private.port}", "username": switches.user, "token_file": str(token)}
-            ],
+            credentials=[{"url": url, "username": switches.user, "token_file": str(token)}],
         )
         a.reload()
         wait_until(lambda: "the configuration was read again" in a.log(), timeout=10, message="it is reloaded")
