@@ -12,9 +12,9 @@ from typing import Any
 
 from appliance.core.backup.schedule import Backups
 from appliance.core.daemon.guest_registry import GuestRegistry
-from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.daemon.state import LISTENERS, ServeState
 from appliance.core.daemon.storage import StorageReport
+from appliance.core.fleet.report import FleetReport
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.health import followed_branch, lag_of, state_of
 from appliance.core.lfs.objects import LfsObjects
@@ -51,7 +51,7 @@ class Status:
     storage: StorageReport
     guests: GuestRegistry
     lfs: LfsObjects
-    shared: SharedRegistry
+    fleet: FleetReport
 
     async def status(self) -> dict[str, Any]:
         """The document that `status --json` prints."""
@@ -100,6 +100,7 @@ class Status:
                 "budget": cache.budget,
             },
             "backup": self.backups.document(),
+            "fleet": self.fleet.short(),
             "connections": self.ports.connections(),
             "max_clients": state.config.serve.max_clients,
             "cloning": [repo.name for repo in state.repos if self.scheduler.health(repo.id).cloning],
@@ -125,7 +126,7 @@ class Status:
             self._awaiting(),
             *(self.workspaces.complaints() if state.keeps_snapshots() else []),
             self.guests.trouble(),
-            *self.shared.complaints(),
+            *self.fleet.complaints(),
         ]
         return [complaint for complaint in complaints if complaint]
 

@@ -24,6 +24,7 @@ from appliance.core.events.facts import (
     SessionsEnded,
     TurnRecorded,
 )
+from appliance.core.events.fleet_facts import SessionShared, TurnsArrived
 from appliance.core.integrity.watch import IntegrityWatch
 from appliance.core.lfs.objects import LfsObjects
 from appliance.core.maintenance.maintainer import Maintainer
@@ -113,6 +114,8 @@ def subscribe(
     on(TurnRecorded, hide_old_refs, mark_for_repack, count.changed, stream.publish)
     on(SessionsEnded, hide_old_refs, drop_responses, warm, mark_for_repack, count.changed, integrity.sessions_ended)
     on(SessionsEnded, allowed.recordings_ended)
+    on(TurnsArrived, count.changed, stream.publish)
+    on(SessionShared, stream.publish)
     on(AllowedRepoExpired, stream.publish)
     on(DamageSuspected, integrity.suspected)
     # Responses from a damaged mirror are dropped, because git copies packed objects without checking them.

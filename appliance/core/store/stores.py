@@ -14,6 +14,7 @@ from appliance.core.store.database import Database
 from appliance.core.store.disk_leases import DiskLeaseStore
 from appliance.core.store.fleet import FleetStore
 from appliance.core.store.fleet_repos import FleetRepoStore
+from appliance.core.store.fleet_turns import FleetTurnStore
 from appliance.core.store.guests import GuestStore
 from appliance.core.store.health import HealthStore
 from appliance.core.store.registry import Registry
@@ -46,6 +47,7 @@ class Stores:
     time: TimeStore
     fleet: FleetStore
     fleet_repos: FleetRepoStore
+    fleet_turns: FleetTurnStore
 
     @classmethod
     def over(cls, database: Database) -> Stores:
@@ -69,4 +71,5 @@ class Stores:
             TimeStore(database),
             FleetStore(database, time.time),
             FleetRepoStore(database, time.time),
+            FleetTurnStore(database, time.time),
         )
