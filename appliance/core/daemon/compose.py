@@ -113,7 +113,7 @@ async def compose(
     stores, complaints = open_stores(layout, anew=True, patient=True), Complaints(layout, bus.publish)
     mirrors = Mirrors(layout, make_git(layout, config, children, complaints.hear))
     environment = git_environment(layout, layout.serving_config, os.environ)
-    fleet_parts = compose_fleet_parts(state, mirrors)
+    fleet_parts = compose_fleet_parts(state, stores, mirrors)
     daemon = await find_git_daemon(mirrors.git, environment, config.serve.idle_timeout, complaints.hear)
 
     keyring = make_keyring(config)
@@ -179,14 +179,15 @@ async def compose(
     registry = GuestRegistry(stores.guests, guests, sockets, ports.guests)
     budget = compose_budget(state, stores, health, fetching.cache, spaces, allowed)
     observing.metrics.add_by_kind(budget.by_kind)
+    observing.metrics.add_by_kind(fleet_parts.report.by_kind)
     storage = StorageReport(state, budget, fetching.cache, stores.sessions)
     status = Status(
         state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups,
-        storage, registry, lfs,
+        storage, registry, lfs, fleet_parts.report,
     )  # fmt: skip
     observing.metrics.add_gauges(
         ports.gauges, fetching.cache.gauges, workspaces.gauges, disks.gauges, lfs.gauges, backups.gauges,
-        budget.gauges, registry.gauges,
+        budget.gauges, registry.gauges, fleet_parts.report.gauges,
     )  # fmt: skip
     operations = Operations(
         state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,

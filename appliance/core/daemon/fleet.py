@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from appliance.core.daemon.state import GIT, ServeState
+from appliance.core.daemon.state import ServeState
 from appliance.core.events.bus import EventBus
 from appliance.core.events.facts import RegistryChanged
+from appliance.core.fleet.addresses import own_url
 from appliance.core.fleet.link import FleetLink
 from appliance.core.fleet.news import Sharing
 from appliance.core.fleet.news_compose import FleetNews
 from appliance.core.fleet.news_desk import Begin
 from appliance.core.fleet.nodes import Nodes
+from appliance.core.fleet.report import FleetReport
+from appliance.core.fleet.waiting import OwnCounts, Waiting
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.refresh.scheduler import Scheduler
+from appliance.core.store.stores import Stores
 
 Loop = Callable[[], Coroutine[Any, Any, None]]
 
@@ -26,7 +30,9 @@ class FleetParts:
     """The parts that other rooms are built with, before any of them is there."""
 
     link: FleetLink
+    waiting: Waiting
     nodes: Nodes
+    report: FleetReport
     news: FleetNews
 
 
@@ -38,12 +44,18 @@ class Fleet:
     loops: Mapping[str, Loop]
 
 
-def compose_fleet_parts(state: ServeState, mirrors: Mirrors) -> FleetParts:
+def compose_fleet_parts(state: ServeState, stores: Stores, mirrors: Mirrors) -> FleetParts:
     """Builds what needs no other room. A change of `[fleet]` takes effect after a restart."""
     link = FleetLink(state.config.fleet)
-    nodes = Nodes(link, partial(state.public_url, GIT))
+    waiting = Waiting(stores.database, stores.fleet, partial(_that_may_leave, state))
+    counts = OwnCounts(
+        stores.database, stores.health, stores.fleet, waiting, state.known_repos, state.stale_after,
+        lambda: own_url(state.config, state.listening),
+    )  # fmt: skip
+    nodes = Nodes(link, counts.read)
     sharing = Sharing(state.readers, state.interval)
-    return FleetParts(link, nodes, FleetNews(link, mirrors, sharing, nodes.url_of, state.refresh_timeout))
+    news = FleetNews(link, mirrors, sharing, nodes.url_of, state.refresh_timeout)
+    return FleetParts(link, waiting, nodes, FleetReport(link, nodes, waiting), news)
 
 
 def compose_fleet(parts: FleetParts, state: ServeState, bus: EventBus, scheduler: Scheduler, begin: Begin) -> Fleet:
@@ -57,3 +69,13 @@ def compose_fleet(parts: FleetParts, state: ServeState, bus: EventBus, scheduler
 
     bus.subscribe(RegistryChanged, forget)
     return Fleet(parts, {"fleet": parts.link.run, "nodes of the fleet": parts.nodes.run, "news of the fleet": desk.run})
+
+
+def _that_may_leave(state: ServeState, names: Iterable[str]) -> set[str]:
+    """The repositories whose turns may leave this node: not private ones, unless the config says so.
+
+    What is not registered counts as private, because nobody can tell any more.
+    """
+    privacy, wanted, everything = state.privacy, set(names), state.config.fleet.replicate_private
+    known = [repo for repo in state.repos if repo.name in wanted]
+    return {repo.name for repo in known if everything or not privacy.is_private(repo)}

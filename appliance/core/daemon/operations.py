@@ -82,6 +82,10 @@ class Operations:
         """The document of `storage --json`."""
         return await self.status_of.storage.full()
 
+    async def fleet(self) -> dict[str, Any]:
+        """The document of `fleet status --json`."""
+        return await self.status_of.fleet.full()
+
     async def pulse(self) -> dict[str, Any]:
         """What only a running `serve` knows, without the repositories."""
         return await self.status_of.pulse() | {"known_guests": self.guests.pulse()}

@@ -122,6 +122,7 @@ class SharedLooks:
         told = self._board.told.pop(repo.id, None)
         if not self._sharing.shares(repo):
             return await self._upstream.refresh(run)
+        await self._leases.wait_first()
         if not self._leases.is_there:
             return await self._look(run)
         if told is not None and not run.asked and (facts := await self._verified(run, told)) is not None:
