@@ -105,6 +105,11 @@ class ServeState:
         """The deadline of one refresh in seconds."""
         return self.config.refresh.timeout
 
+    def may_replicate(self, name: str) -> bool:
+        """Whether what is recorded in a repository may go to the fleet; not while it is not registered."""
+        repo = next((repo for repo in self.repos if repo.name == name), None)
+        return repo is not None and (self.config.fleet.replicate_private or not self.is_private(repo))
+
     def alerts(self) -> AlertsConfig:
         """Where alerts are delivered."""
         return self.config.alerts

@@ -152,7 +152,8 @@ class SessionKept:
 class RepoEntry:
     """A repository in the registry of the fleet. With `removed` it was removed, and purged with `purged`.
 
-    `by` is the node on which an operator changed it, `at` when, in RFC 3339.
+    `by` is the node on which an operator changed it, `at` when, in RFC 3339. `registration` stays the same until the
+    repository is removed and added again: then nothing that was granted to the old one gives access to the new one.
     """
 
     KIND = "repo"
@@ -166,6 +167,7 @@ class RepoEntry:
     at: str
     removed: bool = False
     purged: bool = False
+    registration: str = ""
 
     def check(self) -> None:
         """Raises NotOurs. The URL is only a text here: what may be an upstream, the registry says."""
