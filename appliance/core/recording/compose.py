@@ -13,6 +13,7 @@ from appliance.core.git.mirrors import Mirrors
 from appliance.core.models import Guest, Repo
 from appliance.core.recording.attachments import Attachments
 from appliance.core.recording.durability import Durability
+from appliance.core.recording.ended_elsewhere import EndedElsewhere
 from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
@@ -37,6 +38,7 @@ class Recording:
     count: SessionCount
     index: TurnIndexer
     attachments: Attachments
+    ended: EndedElsewhere
 
 
 def compose_recording(
@@ -50,11 +52,13 @@ def compose_recording(
     begin: Begin,
     is_known: Callable[[Guest], bool],
     durability: Durability,
+    node: str | None = None,
 ) -> Recording:
     """`environment` is the environment of receive-pack. `settings` and `repos` are called each time they are needed.
 
     `learn` stores health columns of a repository. `begin` starts a task. `is_known` says whether a guest is
-    still known. `durability` is what has turns beside this node.
+    still known. `durability` is what has turns beside this node. `node` is the name of this one in its fleet, if it is in
+    one.
     """
     layout, locks, gentle = mirrors.layout, mirrors.locks, mirrors.git.gently()
     index = TurnIndexer(stores.turn_index, lambda name: Mirror(layout.mirror(name), gentle), locks)
@@ -77,9 +81,13 @@ def compose_recording(
         trusted,
         Retention(
             turns, quota, mirrors, locks, attachments,
-            repos=repos, settings=settings, publish=publish, time=trusted,
+            repos=repos, settings=settings, publish=publish, time=trusted, node=node,
         ),
         SessionCount(stores.sessions, learn, begin),
         index,
         attachments,
+        EndedElsewhere(
+            stores.fleet_turns, stores.sessions, quota, mirrors, locks, attachments, publish,
+            lambda name: next((repo for repo in repos() if repo.name == name), None),
+        ),
     )  # fmt: skip

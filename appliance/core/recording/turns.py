@@ -13,6 +13,7 @@ from appliance.core.git.history import turn_facts
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Turn
 from appliance.core.store.audit import UNKNOWN
+from appliance.core.store.fleet_turns import FIRST_AWAY
 from appliance.core.store.sessions import SessionStore, Unbooked
 from appliance.core.units import rfc3339
 
@@ -102,6 +103,8 @@ class TurnRecorder:
         numbers = {ref: number for ref in present if (number := ref.removeprefix(TURNS)).isdigit()}
         attempts = {int(number): present[ref] for ref, number in numbers.items()}
         gone = await asyncio.to_thread(self.store.without_turn, repo, attempts)
+        away = {turn: commit for turn, commit in attempts.items() if turn >= FIRST_AWAY}
+        gone += await asyncio.to_thread(self.store.not_away, repo, away) if away else []
         await mirror.update_refs(f"delete {TURNS}{attempt} {attempts[attempt]}\n" for attempt in gone)
         return len(gone)
 
