@@ -175,18 +175,19 @@ class FleetTurnStore:
         done, placed = Applied(), list[int]()
         with self._database.writing() as connection:
             state = rows(connection, "SELECT value FROM fleet_state WHERE key = ?", READ_TO)
-            position = int(state[0]["value"]) if state else 0
+            position, digest = int(state[0]["value"]) if state else 0, None
             for each in batch:
                 if each.seq <= position:
                     continue
-                position = each.seq
+                position, digest = each.seq, each.digest
                 if each.kind == "end":
                     # An end reads the numbers and the row of the session.
                     self._settle(connection, done, placed)
                 placed += self._one(connection, each, done)
             self._settle(connection, done, placed)
             set_state(connection, READ_TO, str(position))
-            set_state(connection, LAST, batch[-1].digest)
+            if digest is not None:
+                set_state(connection, LAST, digest)
         return done
 
     def _one(self, connection: sqlite_utils.Database, each: Arrived, done: Applied) -> list[int]:

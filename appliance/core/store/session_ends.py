@@ -122,16 +122,13 @@ def end_elsewhere(
     return doomed
 
 
-def set_kept(connection: sqlite_utils.Database, repo: str, session: str, kept: bool) -> bool:
-    """Exempts a session from retention, or ends that, inside the caller's transaction; returns whether it is here."""
+def set_kept(connection: sqlite_utils.Database, repo: str, session: str, kept: bool) -> None:
+    """Exempts a session from retention, or ends that, inside the caller's transaction; it may not be here yet."""
     if kept:
         connection.execute("INSERT OR IGNORE INTO fleet_kept VALUES (?, ?)", [repo, session])
     else:
         connection.execute("DELETE FROM fleet_kept WHERE repo = ? AND session = ?", [repo, session])
-    updated = connection.execute(
-        "UPDATE sessions SET kept = ? WHERE repo = ? AND session = ?", [int(kept), repo, session]
-    )
-    return bool(updated.rowcount)
+    connection.execute("UPDATE sessions SET kept = ? WHERE repo = ? AND session = ?", [int(kept), repo, session])
 
 
 def remember_ended(connection: sqlite_utils.Database, uids: Iterable[str]) -> None:

@@ -205,7 +205,10 @@ class SessionStore:
     def keep(self, repo: str, session: str, kept: bool) -> None:
         """Exempts a session from retention, or ends the exemption, on every node of the fleet."""
         with self._database.writing() as connection:
-            if set_kept(connection, repo, session, kept) and node_name(connection) is not None:
+            if not rows(connection, "SELECT 1 FROM sessions WHERE repo = ? AND session = ?", repo, session):
+                return
+            set_kept(connection, repo, session, kept)
+            if node_name(connection) is not None:
                 enqueue(connection, "kept", {"repo": repo, "session": session, "kept": kept}, time.time())
 
     def set_archived(self, repo: str, sessions: list[str], archived: bool) -> None:
