@@ -6,6 +6,7 @@ import logging
 
 from appliance.core.daemon.allowed_repos import AllowedRepos
 from appliance.core.daemon.registry_follower import RegistryFollower
+from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.events.bus import EventBus
 from appliance.core.events.facts import (
     AllowedRepoExpired,
@@ -53,6 +54,7 @@ def subscribe(
     follower: RegistryFollower,
     integrity: IntegrityWatch,
     allowed: AllowedRepos,
+    shared: SharedRegistry,
 ) -> None:
     """Subscribes every room. Ended refreshes and fetches reach the stream through the queues that store them."""
     metrics, monitor, count = observing.metrics, observing.monitor, recording.count
@@ -122,7 +124,7 @@ def subscribe(
     on(ConditionChanged, stream.publish)
     on(PushesSwitched, stream.publish)
     on(RegistryChanged, forget, monitor.follow, integrity.follow)
-    on(RegistryChanged, reconsider_modules)
+    on(RegistryChanged, reconsider_modules, shared.changed)
 
 
 def _log_fetch(event: FetchEnded) -> None:

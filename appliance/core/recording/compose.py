@@ -12,6 +12,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.models import Guest, Repo
 from appliance.core.recording.attachments import Attachments
+from appliance.core.recording.durability import Durability
 from appliance.core.recording.ended_elsewhere import EndedElsewhere
 from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import HookGuard
@@ -50,19 +51,28 @@ def compose_recording(
     publish: Publish,
     begin: Begin,
     is_known: Callable[[Guest], bool],
+    durability: Durability,
     node: str | None = None,
 ) -> Recording:
     """`environment` is the environment of receive-pack. `settings` and `repos` are called each time they are needed.
 
     `learn` stores health columns of a repository. `begin` starts a task. `is_known` says whether a guest is
-    still known. `node` is the name of this one in its fleet, if it is in one.
+    still known. `durability` is what has turns beside this node. `node` is the name of this one in its fleet, if it is in
+    one.
     """
     layout, locks, gentle = mirrors.layout, mirrors.locks, mirrors.git.gently()
     index = TurnIndexer(stores.turn_index, lambda name: Mirror(layout.mirror(name), gentle), locks)
-    guard, turns = HookGuard(layout, mirrors.git, environment), TurnRecorder(stores.sessions, mirrors, index.wake)
+
+    def booked() -> None:
+        index.wake()
+        durability.booked()
+
+    guard, turns = HookGuard(layout, mirrors.git, environment), TurnRecorder(stores.sessions, mirrors, booked)
     quota, trusted = Quota(settings, time.monotonic), TrustedTime(stores.time, time.time, time.monotonic)
     found = FoundTurns(stores.audit, turns, mirrors.on_disk, mirrors)
-    pushes = PushAuthorizer(layout, guard, stores.audit, turns, found, quota, settings, mirrors, publish, is_known)
+    pushes = PushAuthorizer(
+        layout, guard, stores.audit, turns, found, quota, settings, mirrors, publish, is_known, durability
+    )  # fmt: skip
     attachments = Attachments(layout, stores.details, quota, settings, pushes.require_writable)
     return Recording(
         guard,

@@ -37,13 +37,17 @@ class TurnRecorder:
 
     async def book(self, push: Unbooked, size: int) -> None:
         """Records one applied push as a turn. If this raises GitmirrorError, `catch_up` records it later."""
+        await self.record(await self.describe(push, size))
+
+    async def describe(self, push: Unbooked, size: int) -> Turn:
+        """The turn that one applied push becomes. Raises GitmirrorError."""
         mirror = self._mirror_of(push.repo)
         facts = await turn_facts(mirror, push.commit)
         at = push.at
         if push.client == UNKNOWN:
             # The turn was found in a mirror. All that is known is that it was recorded earlier.
             at = min(at, rfc3339(max(0, facts.committed_at))) if facts.committed_at < LATEST else at
-        turn = Turn(
+        return Turn(
             id=push.id,
             repo=push.repo,
             session=push.session,
@@ -59,6 +63,9 @@ class TurnRecorder:
             guest=push.guest,
             bytes=size,
         )
+
+    async def record(self, turn: Turn) -> None:
+        """Records a turn. If this raises GitmirrorError, `catch_up` records it later."""
         await asyncio.to_thread(self.store.record, turn)
         self._booked()
 
