@@ -152,7 +152,7 @@ class LocalRepos:
         if not await self._delete(name):
             return False
         reason = f"its repository was purged{f' on node {by}' if by else ''}"
-        await asyncio.to_thread(self.stores.sessions.end_all, name, reason, time.time())
+        await asyncio.to_thread(self.stores.sessions.end_all, name, reason, time.time(), own_only=bool(by))
         await self.files.delete_others(name)
         self._purging.discard(name)
         return True
