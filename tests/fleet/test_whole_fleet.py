@@ -135,7 +135,7 @@ def test_what_is_changed_on_one_is_changed_on_all(whole: Whole, generated_bare: 
     everywhere("enabled", True)
     ask(whole[THIRD], "PATCH", f"repos/{name}", {"interval": 77})
     everywhere("interval", 77)
-    whole[ASYNC].cli("remove-repo", name, "--purge")
+    whole[ASYNC].cli("remove-repo", name, "--purge", "--yes")
     whole.fleet.wait_all(
         lambda serve: name not in names_of(serve) and not serve.mirror(name).exists(), "it is gone", timeout=BUSY
     )
