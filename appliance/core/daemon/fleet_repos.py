@@ -152,10 +152,20 @@ class LocalRepos:
         if not await self._delete(name):
             return False
         reason = f"its repository was purged{f' on node {by}' if by else ''}"
-        await asyncio.to_thread(self.stores.sessions.end_all, name, reason, time.time())
+        await asyncio.to_thread(self._end_sessions, name, reason)
         await self.files.delete_others(name)
         self._purging.discard(name)
         return True
+
+    def _end_sessions(self, name: str, reason: str) -> None:
+        """Ends what this node took, which the node that purged may not have seen; it tells of everything else.
+
+        So the turns of a repository that was added again meanwhile stay, and not every node tells of every session.
+        """
+        now, taken = time.time(), self.stores.fleet_repos.sessions_taken(name)
+        last = {each.session: each.last for each in taken}
+        self.stores.sessions.end(name, last, reason, now, {each.session: each.upto for each in taken})
+        self.stores.sessions.end_all(name, reason, now, everywhere=False)
 
     async def _delete(self, name: str) -> bool:
         """Deletes the mirror; returns False if it is in use. A push that has begun ends first."""
