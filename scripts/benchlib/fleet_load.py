@@ -131,9 +131,8 @@ def _figures(load: Load, moved: dict[str, int], used: float, took: float, report
 
 async def _fill_registry(url: str, repos: int) -> None:
     """Registers the repositories, as nodes would have."""
-    from appliance.core.fleet.bucket import RegistryBucket
-
     from appliance.core.config.fleet import FleetConfig
+    from appliance.core.fleet.bucket import RegistryBucket
     from appliance.core.fleet.link import FleetLink
     from benchlib.fleet_nodes import entry_of, repos_of
 

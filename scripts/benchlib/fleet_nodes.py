@@ -22,16 +22,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from appliance.core.config.fleet import FleetConfig
 from appliance.core.fleet.bucket import RegistryBucket
 from appliance.core.fleet.leases import Leases
+from appliance.core.fleet.link import FleetLink
+from appliance.core.fleet.messages import RepoEntry, TurnRow
 from appliance.core.fleet.news import NewsBoard, SharedLooks, Sharing
 from appliance.core.fleet.news_desk import NewsDesk
 from appliance.core.fleet.nodes import Described, Nodes
 from appliance.core.fleet.objects import ObjectShelf
-
-from appliance.core.config.fleet import FleetConfig
-from appliance.core.fleet.link import FleetLink
-from appliance.core.fleet.messages import RepoEntry, TurnRow
 from appliance.core.fleet.wire import read, write
 from appliance.core.models import Repo
 from appliance.core.refresh.refresher import MirrorFacts, RefreshRun

@@ -215,6 +215,9 @@ def test_config_lists_and_limits_are_each_nodes_own(nodes: TestFleet, tmp_path: 
     assert in_bucket(nodes.nats, "acme/listed") is not None
     wait_until(lambda: warns(c, "acme/listed", "follows its config"), timeout=10, message="C says so")
     assert has(c, "acme/listed", url=listed, source="config") and has(nodes["a"], "acme/listed", url=shared)
+    for words in (["repos"], ["status"], ["fleet", "status"]):
+        said = "1 repository of the source config or allowed: this node's own, not shared with the fleet"
+        assert said in c.cli(*words, check=False).stderr
     nodes["a"].cli("remove-repo", "acme/listed")
     wait_until(lambda: not warns(c, "acme/listed"), timeout=10, message="the warning ends")
     assert has(c, "acme/listed", url=listed, source="config")
