@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import WIDGETS
 from tests.observability.conftest import SECRET, Hooked, repo_of
-from tests.support.fleet import TestFleet
+from tests.support.fleet import NODES, TestFleet
 from tests.support.gitutil import git, refs, wait_until
 from tests.support.nats import NatsCluster
 from tests.support.serve import Serve
