@@ -4,6 +4,8 @@
   what it refuses is skipped.
 - `link`: the connection; every call has a deadline.
 - `registry`: follows the registry of the fleet and changes it; `bucket` is that in NATS, `registry_rules` say who wins.
+- `bringing`: turns of other nodes, on demand: `downloads` gets the bundle, `unpacking` checks it, in `quarantine`, and
+  `session_refs` sets the refs. `attached_files`: attachments of other nodes.
 
 The registry is a key-value bucket; SQLite has each node's copy. A turn that was applied goes out as a thin bundle in
 the object store and a row in a stream. The order of the rows is the order of the turns on every node. What cannot go

@@ -72,6 +72,15 @@ class Comparison:
         return f"the bases differ, so the diff also has what the upstream changed between them: {bases}"
 
 
+def turns_of(stores: Stores, comparison: Comparison) -> list[Turn]:
+    """The turns that a comparison needs; a base is below the turn that started from it. Raises StoreError."""
+    found = []
+    for side in (comparison.old, comparison.new):
+        turns = stores.sessions.turns(comparison.repo, side.session) if side.turn is not None else []
+        found += turns[(side.turn or 1) - 1 : side.turn]
+    return found
+
+
 class Other(NamedTuple):
     """A session to compare with, by its whole name, and its turn; None is the last."""
 
