@@ -9,6 +9,7 @@ from appliance.core.store.audit import UNKNOWN
 from appliance.core.store.chain import append_note
 from appliance.core.store.database import rows
 from appliance.core.store.fleet import enqueue
+from appliance.core.store.fleet_outgoing import stored_in_fleet
 from appliance.core.store.session_summary import renumber, summarise
 from appliance.core.store.turn_index import forget_session
 from appliance.core.units import rfc3339
@@ -63,6 +64,8 @@ def end_session(
         named.sort(key=lambda uid: uid in placed)
         highest = max((turn["seq"] for turn in doomed if turn["seq"] is not None), default=0)
         message = {"repo": repo, "session": name, "upto": max(0, min(highest, upto)), "reason": reason}
+        # Not told to others: what the fleet has no use for any more, which this node removes once it has told them.
+        message |= stored_in_fleet(connection, [turn["id"] for turn in doomed])
         for first in range(0, max(1, len(named)), MOST_UIDS):
             enqueue(connection, "end", message | {"uids": named[first : first + MOST_UIDS]}, at)
     remove(connection, session, doomed, last, reason, at)
