@@ -15,9 +15,10 @@ from tests.conftest import WIDGETS
 from tests.fleet.test_fleet_out import OutNode, object_of, turns_in
 from tests.serving.conftest import commit_turn
 from tests.support.fleet import TestFleet
-from tests.support.gitutil import git, wait_until
+from tests.support.gitutil import commit_files, git, wait_until
 from tests.support.nats import WHY_NOT, NatsCluster
 from tests.support.nats_proxy import NatsProxy
+from tests.support.serve import Section
 from tests.support.upstream import HttpUpstream
 
 pytestmark = pytest.mark.slow
@@ -56,7 +57,7 @@ def test_a_turn_whose_commit_is_gone_is_set_aside(node: OutNode, tmp_path: Path)
     [first, *_] = node.wait_rows("poisoned", 1)
     assert first.commit == commits[0]
     wait_until(lambda: "is set aside" in node.serve.log(), timeout=20, message="it is set aside")
-    assert f"turn {first.id + 1} of poisoned in {WIDGETS} cannot go to the fleet" in node.serve.log()
+    assert f"turn {first.id + 2} of poisoned in {WIDGETS} cannot go to the fleet" in node.serve.log()
 
 
 def test_a_full_store_holds_nobody_up(node: OutNode, tmp_path: Path) -> None:
@@ -69,8 +70,7 @@ def test_a_full_store_holds_nobody_up(node: OutNode, tmp_path: Path) -> None:
 
     node.nats.ask(lambda context: limit(context, 1000))
     guest = node.guest(tmp_path / "guest")
-    (guest / "large.bin").write_bytes(os.urandom(400_000))
-    commits = [commit_turn(guest, "does not fit")]
+    commits = [commit_files(guest, {"large.bin": os.urandom(400_000)}, "does not fit")]
     assert node.push(guest, "full").returncode == 0
     wait_until(lambda: "does not reach the fleet" in node.serve.log(), timeout=20, message="the node says so")
     node.serve.clone(tmp_path / "clone", WIDGETS)
@@ -84,7 +84,8 @@ def test_a_refused_permission_holds_nobody_up(tmp_path: Path, generated_bare: Pa
     """A server that takes no rows: the turn waits, and guests notice nothing."""
     if WHY_NOT:
         pytest.skip(WHY_NOT)
-    deny = 'no_auth_user: n\nauthorization { users: [ {user: n, password: n, permissions: { publish: { deny: "gitmirror.default.turns.>" } } } ] }'
+    deny = 'publish: { deny: "gitmirror.default.turns.>" }'
+    deny = f"no_auth_user: n\nauthorization {{ users: [{{ user: n, password: n, permissions: {{ {deny} }} }}] }}"
     with (
         NatsCluster(tmp_path / "nats", extra=deny) as nats,
         HttpUpstream(tmp_path / "upstream") as upstream,
@@ -105,19 +106,19 @@ def test_a_refused_permission_holds_nobody_up(tmp_path: Path, generated_bare: Pa
 
 def test_private_turns_stay_until_they_are_public(node: OutNode, tmp_path: Path) -> None:
     guest = node.guest(tmp_path / "guest")
-    base = {"servers": node.nats.urls, "node": "a", "replicas": 1}
-    refresh = {"interval": "1s", "allow_local": True}
+    base: Section = {"servers": node.nats.urls, "node": "a", "replicas": 1}
+    refresh: Section = {"interval": "1s", "allow_local": True}
     token = tmp_path / "token"
     token.write_text("secret\n")
     token.chmod(0o600)
-    private = [{"url": node.upstream.url(WIDGETS).rsplit("/", 2)[0], "token_file": str(token), "private": True}]
+    private: Section = [{"url": node.upstream.url(WIDGETS), "token_file": str(token)}]
     node.serve.configure(fleet=base, refresh=refresh, credentials=private)
     node.serve.reload()
     wait_until(lambda: "was read again" in node.serve.log(), timeout=10, message="it is private")
-    issued = node.serve.cli("token", "issue", WIDGETS).stdout.split()[-1]
+    issued = node.serve.cli_json("token", "issue", "--repo", WIDGETS, "--ttl", "1h")["token"]
     commit = commit_turn(guest, "private")
-    url = str(node.serve.http_url).replace("http://", f"http://x:{issued}@")
-    git("push", "-q", f"{url}/{WIDGETS}", "HEAD:refs/agents/hidden", cwd=guest)
+    header = f"http.extraHeader=Authorization: Bearer {issued}"
+    git("-c", header, "push", "-q", f"{node.serve.http_url}/{WIDGETS}", "HEAD:refs/agents/hidden", cwd=guest)
     wait_until(lambda: node.database("SELECT 1 FROM turns"), timeout=10, message="it is recorded")
     node.serve.restart()
     assert node.rows() == []
@@ -164,8 +165,7 @@ def test_an_interrupted_put_leaves_nothing(tmp_path: Path, nats: NatsCluster, ge
         serve.cli("add-repo", upstream.url(WIDGETS), "--name", WIDGETS)
         node = OutNode(serve, upstream, nats, "default")
         guest = node.guest(tmp_path / "guest")
-        (guest / "large.bin").write_bytes(os.urandom(5_000_000))
-        commit = commit_turn(guest, "large")
+        commit = commit_files(guest, {"large.bin": os.urandom(5_000_000)}, "large")
         proxy.before = b"PUB $O.gitmirror-default-objects.M."
         assert node.push(guest, "large").returncode == 0
         assert proxy.stalled.wait(30)
