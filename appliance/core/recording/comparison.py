@@ -72,6 +72,11 @@ class Comparison:
         return f"the bases differ, so the diff also has what the upstream changed between them: {bases}"
 
 
+def nodes_of(turns: Sequence[Turn]) -> list[str]:
+    """The nodes of the fleet that took turns of a session, by name; none on a node alone."""
+    return sorted({turn.node for turn in turns if turn.node is not None})
+
+
 class Other(NamedTuple):
     """A session to compare with, by its whole name, and its turn; None is the last."""
 

@@ -258,7 +258,10 @@ class FleetTurnStore:
         [highest] = rows(connection, "SELECT max(seq) AS seq FROM turns WHERE away = 1")
         connection.execute("UPDATE turns SET seq = seq - ? WHERE away = 1", [max(0, highest["seq"] or 0) + 1])
         connection.execute("DELETE FROM fleet_ended")
-        connection.execute("""UPDATE fleet_outbox SET document = json_set(document, '$.upto', 0, '$.rows', json('[]')) WHERE kind = 'end'""")
+        connection.execute(
+            """UPDATE fleet_outbox SET document = json_set(document, '$.upto', 0, '$.rows', json('[]'))
+               WHERE kind = 'end'"""
+        )
         for row in rows(connection, "SELECT DISTINCT repo, session FROM turns"):
             if renumber(connection, row["repo"], row["session"]):
                 forget_session(connection, row["repo"], row["session"])
