@@ -21,7 +21,7 @@ from appliance.core.git.history import Changed, sizes_between
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.session_bundle import bundle
 from appliance.core.models import Turn
-from appliance.core.recording.comparison import Comparison, compare, find_turn, turns_of
+from appliance.core.recording.comparison import Comparison, compare, find_turn, nodes_of, turns_of
 from appliance.core.recording.turns import turns_here
 from appliance.core.store.stores import Stores
 from appliance.core.store.turn_details import no_details
@@ -48,11 +48,13 @@ _TURN_DOCUMENT = schemas.document(
     turn=schemas.PAST_ID, id=schemas.PAST_ID, commit=schemas.OID, base=schemas.nullable(schemas.OID), at=schemas.TIME,
     subject=schemas.TEXT, commits=schemas.COUNT, files_changed=schemas.COUNT, insertions=schemas.COUNT,
     deletions=schemas.COUNT, client=schemas.TEXT, guest=schemas.nullable(schemas.TEXT),
-    bytes=schemas.COUNT, since_last=schemas.nullable(_CHANGED),
+    node=schemas.nullable(schemas.TEXT), away=schemas.SWITCH, bytes=schemas.COUNT,
+    since_last=schemas.nullable(_CHANGED),
     notes={"type": "object", "additionalProperties": schemas.TEXT}, attachments=schemas.listed(schemas.ATTACHMENT),
 )  # fmt: skip
 _WITH_TURNS = schemas.document(
-    "SessionWithTurns", **{**schemas.SESSION["properties"], "turns": schemas.listed(_TURN_DOCUMENT)}
+    "SessionWithTurns",
+    **{**schemas.SESSION["properties"], "nodes": schemas.listed(schemas.TEXT), "turns": schemas.listed(_TURN_DOCUMENT)},
 )
 _HUNK = schemas.document(
     "Hunk",
@@ -188,7 +190,7 @@ class SessionRoutes:
             | details.get(turn.id, no_details())
             for number, (turn, since) in enumerate(zip(turns, [None, *changes], strict=True), 1)
         ]
-        return session | {"turns": documents}
+        return session | {"nodes": nodes_of(turns), "turns": documents}
 
     async def _since_last(self, repo: str, turns: Sequence[Turn]) -> list[Changed | None]:
         """What each turn but the first changed since the one before; None where one of the two is not here."""

@@ -13,7 +13,15 @@ from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.command import git_environment, write_git_configs
 from appliance.core.models import CommitText, FileChange, Tell, Turn
 from appliance.core.node.node import Node
-from appliance.core.recording.comparison import Comparison, Other, compare, find_session, find_turn, turns_of
+from appliance.core.recording.comparison import (
+    Comparison,
+    Other,
+    compare,
+    find_session,
+    find_turn,
+    nodes_of,
+    turns_of,
+)
 from appliance.core.recording.turns import turns_here
 from appliance.core.store.session_search import path_bytes
 from appliance.core.store.turn_details import no_details
@@ -101,7 +109,7 @@ class Sessions:
                     | details.get(turn.id, no_details())
                 )
                 before = turn
-        return session | {"turns": documents}
+        return session | {"nodes": nodes_of(turns), "turns": documents}
 
     def print_diff(self, comparison: Comparison, options: Sequence[str], *, raw: bool) -> bool:
         """Prints the diff to stdout. Control characters are escaped unless `raw`. Returns whether there were any."""

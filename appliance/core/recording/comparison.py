@@ -81,6 +81,11 @@ def turns_of(stores: Stores, comparison: Comparison) -> list[Turn]:
     return found
 
 
+def nodes_of(turns: Sequence[Turn]) -> list[str]:
+    """The nodes of the fleet that took turns of a session, by name; none on a node alone."""
+    return sorted({turn.node for turn in turns if turn.node is not None})
+
+
 class Other(NamedTuple):
     """A session to compare with, by its whole name, and its turn; None is the last."""
 
