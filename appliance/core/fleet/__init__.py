@@ -3,6 +3,7 @@
 - `names`: the streams, buckets and subjects of a fleet. `messages`: what is in them; `wire` reads and writes them, and
   what it refuses is skipped.
 - `link`: the connection; every call has a deadline.
+- `registry`: follows the registry of the fleet and changes it; `bucket` is that in NATS, `registry_rules` say who wins.
 - `bringing`: turns of other nodes, on demand: `downloads` gets the bundle, `unpacking` checks it, in `quarantine`, and
   `session_refs` sets the refs. `attached_files`: attachments of other nodes.
 
