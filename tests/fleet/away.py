@@ -1,4 +1,4 @@
-"""Turns of a node that only exists in NATS: bundles in the object store, and rows in the database of a real node."""
+"""Turns of a node that only exists in NATS: bundles in the object store, and rows in the stream."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from appliance.core.fleet.messages import Attached, TurnRow
 from appliance.core.fleet.names import FleetNames
 from appliance.core.fleet.wire import write
 from tests.conftest import WIDGETS
-from tests.support.gitutil import commit_files, git
+from tests.support.gitutil import commit_files, git, wait_until
 from tests.support.nats import NatsCluster
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 
-FIRST = 10**15
-_ids = itertools.count(FIRST)
+_ids = itertools.count(1)
 
 
 @dataclass
@@ -57,7 +56,7 @@ class Elsewhere:
         bundled: bool = True,
         attached: dict[str, bytes] | None = None,
     ) -> TurnRow:
-        """Adds a turn as the fleet would: its bundle (or `data` in its place) as an object, its row in the database."""
+        """Adds a turn as a node does: its bundle (or `data` in its place) as an object, its row in the stream."""
         uid = hashlib.sha256(f"{session} {commit} {next(_ids)}".encode()).hexdigest()
         tips = [git("rev-parse", each, cwd=self.clone) for each in needs]
         if data is None:
@@ -76,7 +75,7 @@ class Elsewhere:
         if stored and bundled:
             objects[uid] = data
         self._store(objects)
-        self._insert(row)
+        self._publish(row)
         return row
 
     def bundle(self, session: str, commit: str, needs: Sequence[str]) -> bytes:
@@ -96,32 +95,18 @@ class Elsewhere:
         if objects:
             self.nats.ask(put)
 
-    def _insert(self, row: TurnRow) -> None:
+    def _publish(self, row: TurnRow) -> None:
+        """Puts the row into the stream, and waits until node `b` has read it."""
+
+        async def publish(context: JetStreamContext) -> None:
+            await context.publish(FleetNames(self.fleet).turns_of("a"), write(row))
+
+        self.nats.ask(publish)
+        wait_until(lambda: self._knows(row), timeout=20, message="the turn is listed")
+
+    def _knows(self, row: TurnRow) -> bool:
         with sqlite3.connect(self.serve.state / "gitmirror.db", timeout=30) as db:
-            number = next(_ids)
-            [(turn,)] = db.execute("SELECT count(*) + 1 FROM turns WHERE session = ?", [row.session])
-            db.execute(
-                """INSERT INTO turns (id, repo, session, turn, commit_id, base, at, subject, commits, files_changed,
-                     insertions, deletions, client, bytes, node, seq, uid, away)
-                   VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, 1, 1, 0, ?, ?, ?, ?, ?, 1)""",
-                [number, row.repo, row.session, turn, row.commit, row.base, row.at, row.subject, row.client, row.bytes,
-                 row.node, number - FIRST, row.uid],
-            )  # fmt: skip
-            db.execute(
-                """INSERT INTO sessions (repo, session, ref, tip, base, turns, commits, files_changed, insertions,
-                     deletions, first_at, last_at, client, bytes, node)
-                   VALUES (?, ?, ?, ?, ?, ?, 1, 1, 1, 0, ?, ?, ?, ?, ?)
-                   ON CONFLICT (repo, session) DO UPDATE SET tip = excluded.tip, turns = excluded.turns,
-                     node = excluded.node""",
-                [row.repo, row.session, f"refs/agents/{row.session}", row.commit, row.base, turn, row.at, row.at,
-                 row.client, row.bytes, row.node],
-            )  # fmt: skip
-            db.execute("INSERT INTO fleet_turns VALUES (?, ?, ?)", [row.uid, number, write(row).decode()])
-            for each in row.attachments:
-                db.execute(
-                    "INSERT INTO turn_attachments (turn_id, name, size, sha256, sent) VALUES (?, ?, ?, ?, 1)",
-                    [number, each.name, each.size, each.sha256],
-                )
+            return bool(db.execute("SELECT 1 FROM turns WHERE uid = ?", [row.uid]).fetchall())
 
 
 def _digest(data: bytes) -> str:

@@ -41,7 +41,7 @@ def away(
         refresh = {"interval": "1h", "stale_after": "1d"}
         with Serve(base / "b", repos=[upstream.url(WIDGETS)], fleet=fleet, refresh=refresh).start() as serve:
             serve.wait_for_repo(WIDGETS)
-            wait_until(lambda: "connected as b" in serve.log(), message="the fleet is there")
+            wait_until(lambda: " as b" in serve.log(), message="the fleet is there")
             yield Elsewhere.of(serve, module_nats, upstream, "bring", base / "clone")
 
 

@@ -39,7 +39,7 @@ def ask(away: Elsewhere, place: Path, session: str) -> tuple[int, str, float]:
 def test_nats_that_hangs_or_ends_holds_up_nobody_else(away: Elsewhere, tmp_path: Path) -> None:
     with away.serve.start() as serve:
         serve.wait_for_repo(WIDGETS)
-        wait_until(lambda: "connected as b" in serve.log(), message="the fleet is there")
+        wait_until(lambda: " as b" in serve.log(), message="the fleet is there")
         away.record("s", commit := away.commit(anew=True))
         [server] = away.nats.servers
         server.freeze()
@@ -57,7 +57,7 @@ def test_nats_that_hangs_or_ends_holds_up_nobody_else(away: Elsewhere, tmp_path:
         wait_until(lambda: ask(away, tmp_path / f"again-{time.monotonic()}", "s")[0] == 0, message="it comes again")
         away.record("t", away.commit())
         server.stop()
-        wait_until(lambda: "the connection was lost" in serve.log(), message="the loss is noticed")
+        wait_until(lambda: "cannot be used" in serve.log(), message="the loss is noticed")
         code, err, seconds = ask(away, tmp_path / "gone", "t")
         assert code != 0 and "the fleet cannot be reached" in err and seconds < 3
         # What was brought stays.
@@ -70,7 +70,7 @@ def test_nats_that_hangs_or_ends_holds_up_nobody_else(away: Elsewhere, tmp_path:
 def test_without_serve_a_command_says_that_it_is_needed(away: Elsewhere) -> None:
     with away.serve.start() as serve:
         serve.wait_for_repo(WIDGETS)
-        wait_until(lambda: "connected as b" in serve.log(), message="the fleet is there")
+        wait_until(lambda: " as b" in serve.log(), message="the fleet is there")
         away.record("s", away.commit(anew=True))
         serve.terminate()
         done = serve.cli("session", "diff", WIDGETS, "s", check=False)
