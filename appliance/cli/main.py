@@ -12,6 +12,7 @@ from appliance.cli.audit import audit
 from appliance.cli.backup import backup, restore
 from appliance.cli.context import Options
 from appliance.cli.disks import disk, disks
+from appliance.cli.fleet import fleet
 from appliance.cli.guest import guest_kit
 from appliance.cli.guests import guest, guests
 from appliance.cli.install import install
@@ -73,6 +74,7 @@ for command in (
     repos,
     status,
     storage,
+    fleet,
     refresh,
     refreshes,
     activity,

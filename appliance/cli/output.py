@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,6 +55,14 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, right:
 def say(text: str) -> None:
     """Prints a message for a person on stderr, so that stdout carries only the result."""
     click.echo(escape(text), err=True)
+
+
+def say_what_is_local(repos: Sequence[Mapping[str, Any]]) -> None:
+    """Says of a node in a fleet which of its repositories the fleet does not share."""
+    own = [repo for repo in repos if repo["source"] != "cli"]
+    if own:
+        count = "1 repository" if len(own) == 1 else f"{len(own)} repositories"
+        say(f"{count} of the source config or allowed: this node's own, not shared with the fleet")
 
 
 def ask(question: str) -> bool:

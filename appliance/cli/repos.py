@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from appliance.cli.context import Duration, Options, json_option, pass_options
-from appliance.cli.output import ask, print_json, print_line, print_table, say
+from appliance.cli.output import ask, print_json, print_line, print_table, say, say_what_is_local
 from appliance.cli.progress import CloneProgress
 from appliance.core.units import format_duration
 
@@ -43,7 +43,7 @@ def add_repo(
     """Register an upstream and wait for its first clone.
 
     Adding the same URL again changes only the options that you give. If the first clone fails, the exit code is 1;
-    the repository stays registered, and serve tries the clone again.
+    the repository stays registered, and serve tries the clone again. In a fleet, every node registers it.
 
     \b
     Example:
@@ -83,7 +83,8 @@ def remove_repo(options: Options, name: str, purge: bool, yes: bool) -> None:
     """Stop refreshing and serving a repository.
 
     The mirror stays on disk unless --purge is given. --purge first lists the sessions and counts the leases of disks
-    that it ends, and asks for confirmation. To remove a repository that the config lists, edit the config.
+    that it ends, and asks for confirmation. To remove a repository that the config lists, edit the config. In a
+    fleet, every node removes or purges it.
 
     \b
     Example:
@@ -122,7 +123,7 @@ def _count(number: int, word: str) -> str:
 @click.argument("name")
 @pass_options
 def enable(options: Options, name: str) -> None:
-    """Refresh and serve a disabled repository again.
+    """Refresh and serve a disabled repository again, on every node of a fleet.
 
     \b
     Example:
@@ -136,7 +137,7 @@ def enable(options: Options, name: str) -> None:
 @click.argument("name")
 @pass_options
 def disable(options: Options, name: str) -> None:
-    """Stop refreshing and serving a repository, but delete nothing.
+    """Stop refreshing and serving a repository, on every node of a fleet, but delete nothing.
 
     \b
     Example:
@@ -156,7 +157,8 @@ def repos(options: Options, as_json: bool) -> None:
     Example:
       gitmirror.pyz repos --json | jq -r '.[].name'
     """
-    found = options.node().current().repos()
+    node = options.node()
+    found = node.current().repos()
     if as_json:
         print_json(found)
         return
@@ -172,6 +174,8 @@ def repos(options: Options, as_json: bool) -> None:
         for r in found
     ]  # fmt: skip
     print_table(headers, rows, right=("INTERVAL",))
+    if node.config.fleet.is_on:
+        say_what_is_local(found)
 
 
 @click.command()

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from appliance.cli.context import Options, json_option, pass_options
-from appliance.cli.output import print_json, print_line, print_table, say
+from appliance.cli.output import print_json, print_line, print_table, say, say_what_is_local
 from appliance.cli.storage import by_kind, in_words, used_of
 from appliance.core.models import UNHEALTHY
 from appliance.core.units import format_duration, format_size
@@ -33,11 +33,14 @@ def status(options: Options, as_json: bool) -> None:
     Example:
       gitmirror.pyz status
     """
-    found = options.node().status()
+    node = options.node()
+    found = node.status()
     if as_json:
         print_json(found)
     else:
         _print_status(found)
+        if node.config.fleet.is_on:
+            say_what_is_local(found["repos"])
     if not found["serving"]:
         sys.exit(NOT_SERVING)
     if found["pushes"].get("off") or any(repo["state"] in UNHEALTHY for repo in found["repos"]):

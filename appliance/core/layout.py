@@ -106,6 +106,11 @@ class Layout:
         return self.run / "uploads"
 
     @property
+    def outgoing(self) -> Path:
+        """Bundles of turns that are on their way to the fleet; emptied when `serve` starts."""
+        return self.run / "outgoing"
+
+    @property
     def hooks(self) -> Path:
         """The hooks that guard pushes: receive-pack's `core.hooksPath`."""
         return self.run / "hooks"

@@ -310,6 +310,22 @@ class PushDecision:
 
 
 @dataclass(frozen=True)
+class Confirmation:
+    """What a push waited for before its guest is told.
+
+    `refused` has the reason for each applied ref that is not stored where it has to be, so that it is withdrawn.
+    `turns` are the applied turns by audit id, as they were stored there.
+    """
+
+    refused: Mapping[str, str] = field(default_factory=dict)
+    turns: Mapping[int, Turn] = field(default_factory=dict)
+
+
+NOTHING_WITHDRAWN = Confirmation()
+"""That of a push which waited for nothing."""
+
+
+@dataclass(frozen=True)
 class Announcement:
     """One ref that an upstream announced: now at `oid`, at an unknown object when `oid` is empty, or deleted when None.
 

@@ -103,8 +103,8 @@ class DiskServer(ApiServer):
     def _operations(self) -> list[Operation]:
         # The other rooms of `serve` have no part in it.
         rooms = cast(dict[str, Any], dict.fromkeys(
-            ("stores", "mirrors", "scheduler", "recording", "workspaces", "warmer", "follower", "integrity", "backups",
-             "kit", "status_of", "guests", "files"))
+            ("stores", "mirrors", "scheduler", "recording", "workspaces", "warmer", "integrity", "backups", "kit",
+             "status_of", "guests", "shared"))
         )  # fmt: skip
         node = Operations(state=self._state, leases=cast(Any, self.disks), allowed=Mock(), **rooms)
         return DiskRoutes(node).operations()

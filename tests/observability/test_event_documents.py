@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from inspect import signature
 from typing import Any
 from unittest.mock import Mock
 
@@ -231,7 +232,7 @@ def test_the_page_of_the_api_has_the_other_events() -> None:
 def test_every_event_reaches_who_watches() -> None:
     """By the stream, or by the queue in front of the database that tells the stream."""
     bus, stream, fetches = EventBus(), Mock(), Mock()
-    parts = [Mock() for _ in range(11)]
+    parts = [Mock() for _ in list(signature(subscribe).parameters)[2:]]
     parts[6].fetches = fetches
     subscribe(bus, stream, *parts)
     for event, _ in EXAMPLES:

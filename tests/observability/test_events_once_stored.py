@@ -21,6 +21,7 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
 from appliance.core.models import ZERO_OID, PushDecision, RefCommand, Repo
 from appliance.core.node.state_dir import open_stores
+from appliance.core.recording.durability import ThisNodeAlone
 from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
@@ -169,6 +170,7 @@ def test_a_turn_is_told_while_its_outcome_cannot_be_logged(tmp_path: Path) -> No
             cast(Callable[[str], Mirror], None),
             lambda event: told.append((event, time.monotonic() - began)),
             lambda guest: True,
+            ThisNodeAlone(),
         )
         ruling = PushDecision("p", repo, "10.0.0.7", (command,), attempts=(1,))
         concluding = asyncio.create_task(pushes.conclude(ruling, {command.ref: None}, 10))

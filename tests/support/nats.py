@@ -26,7 +26,10 @@ WHY_NOT = "" if NATS_SERVER else "nats-server is missing"
 
 
 class NatsServer:
-    """One server, with a port that it keeps over restarts. `extra` goes into its configuration file."""
+    """One server, with a port that it keeps over restarts. `extra` goes into its configuration file.
+
+    It stores no more than `store`, such as `1MB`; None is without JetStream.
+    """
 
     def __init__(
         self,
@@ -38,6 +41,7 @@ class NatsServer:
         routes: Sequence[int] = (),
         extra: str = "",
         host: str = "127.0.0.1",
+        store: str | None = "",
     ) -> None:
         self.directory = directory / name
         self.name = name
@@ -51,11 +55,10 @@ class NatsServer:
             if cluster_port
             else ""
         )
+        most = f", max_file_store: {store}" if store else ""
+        jetstream = "" if store is None else f'jetstream {{ store_dir: "{self.directory / "store"}"{most} }}\n'
         self._config = self.directory / "nats.conf"
-        self._config.write_text(
-            f'server_name: {name}\nlisten: "{host}:{self.port}"\n'
-            f'jetstream {{ store_dir: "{self.directory / "store"}" }}\n{cluster}{extra}\n'
-        )
+        self._config.write_text(f'server_name: {name}\nlisten: "{host}:{self.port}"\n{jetstream}{cluster}{extra}\n')
 
     @property
     def url(self) -> str:
@@ -88,6 +91,11 @@ class NatsServer:
             self.process.wait(30)
             self.process = None
 
+    def lose_everything(self) -> None:
+        """Kills it and deletes what it stored."""
+        self.stop()
+        shutil.rmtree(self.directory / "store", ignore_errors=True)
+
     def freeze(self) -> None:
         """Has it answer nobody until `thaw`, with its connections open."""
         assert self.process is not None
@@ -102,7 +110,7 @@ class NatsServer:
 class NatsCluster:
     """So many servers that replicate for each other; a context manager that ends them."""
 
-    def __init__(self, directory: Path, size: int = 1, *, extra: str = "") -> None:
+    def __init__(self, directory: Path, size: int = 1, *, extra: str = "", store: str | None = "") -> None:
         ports = [free_port() for _ in range(size)] if size > 1 else [None]
         self.servers = [
             NatsServer(
@@ -111,6 +119,7 @@ class NatsCluster:
                 cluster_port=port,
                 routes=[each for each in ports if each is not None and each != port],
                 extra=extra,
+                store=store,
             )
             for number, port in enumerate(ports)
         ]

@@ -11,6 +11,7 @@ from appliance.core.api.attachment_routes import AttachmentRoutes
 from appliance.core.api.declaration import Operation
 from appliance.core.api.disk_routes import DiskRoutes
 from appliance.core.api.event_routes import EventRoutes
+from appliance.core.api.fleet_routes import FleetRoutes
 from appliance.core.api.guest_routes import KnownGuestRoutes
 from appliance.core.api.mirror_routes import MirrorRoutes
 from appliance.core.api.node_routes import NodeRoutes
@@ -32,6 +33,7 @@ def declare(node: NodeOperations, stores: Stores, stream: EventStream) -> list[O
         SessionRoutes(node, stores),
         AttachmentRoutes(node, stores),
         RecordRoutes(node, stores),
+        FleetRoutes(node),
         EventRoutes(stream),
     )
     return described([operation for each in routes for operation in each.operations()])

@@ -25,6 +25,10 @@ class NodeOperations(Protocol):
         """What the state directory takes, what goes next, and what went last."""
         ...
 
+    async def fleet(self) -> dict[str, Any]:
+        """The fleet of this node, and what waits to go out to it."""
+        ...
+
     async def pulse(self) -> dict[str, Any]:
         """What only a running `serve` knows, without the repositories, so that it can be read every second."""
         ...

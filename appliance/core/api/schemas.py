@@ -137,6 +137,18 @@ STORAGE = document(
     removed=document("StorageRemoved", bytes=COUNT, count=COUNT),
 )  # fmt: skip
 STORAGE_WHOLE = extended("WholeStorage", STORAGE, removed_last=listed(extended("RemovedThing", COLD, at=TIME)))
+WAITING = document("FleetWaiting", turns=COUNT, attachments=COUNT, registry=COUNT, ends=COUNT)
+FLEET_STATE = document("FleetState", name=TEXT, node=TEXT, connected=SWITCH, trouble=nullable(TEXT), waiting=WAITING)
+FLEET_NODE = document(
+    "FleetNode",
+    node=TEXT, version=TEXT, alive=SWITCH, seen=SECONDS, started_at=TIME, url=nullable(TEXT), repos=COUNT,
+    sessions=COUNT, behind=COUNT, lag=nullable(SECONDS), waiting=COUNT, turns_behind=COUNT,
+)  # fmt: skip
+FLEET = extended(
+    "Fleet", FLEET_STATE,
+    servers=listed(TEXT), durability=one_of("async", "sync"), replicas=COUNT, nodes=listed(FLEET_NODE),
+    warnings=listed(TEXT),
+)  # fmt: skip
 WARMED = document("Warmed", tip=nullable(OID), answers=COUNT, wanted=COUNT)
 _LIVE: Mapping[str, Schema] = {
     "serving": SWITCH,
@@ -151,6 +163,7 @@ _LIVE: Mapping[str, Schema] = {
     "warnings": listed(TEXT),
     "cache": CACHE,
     "backup": nullable(BACKUP_STATE),
+    "fleet": nullable(FLEET_STATE),
 }
 STATUS = document(
     "Status",

@@ -96,7 +96,7 @@ class BackupWriter:
             await asyncio.to_thread(_require_same_log, directory, before, stores)
             head = await asyncio.to_thread(head_of_copy, stores)
             repositories = await self._repositories(directory, stamp, before, stores, report)
-            attached = await asyncio.to_thread(stores.details.all_attachments)
+            attached = await asyncio.to_thread(stores.details.recorded_attachments)
             attachments = await asyncio.to_thread(
                 back_up_attachments, directory, self.layout, attached, report.problems
             )

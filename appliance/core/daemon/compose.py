@@ -18,11 +18,13 @@ from appliance.core.daemon.allowed_repos import AllowedRepos
 from appliance.core.daemon.api_socket import api_handler
 from appliance.core.daemon.budget import compose_budget
 from appliance.core.daemon.fleet import Fleet, compose_fleet, compose_fleet_parts
+from appliance.core.daemon.fleet_repos import LocalRepos
 from appliance.core.daemon.guest_registry import GuestRegistry
 from appliance.core.daemon.mirror_files import MirrorFiles
 from appliance.core.daemon.on_demand import OnDemand
 from appliance.core.daemon.operations import Operations
 from appliance.core.daemon.registry_follower import RegistryFollower
+from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.daemon.state import ADMIN, ServeState
 from appliance.core.daemon.status import Status
 from appliance.core.daemon.storage import StorageReport
@@ -113,18 +115,20 @@ async def compose(
     stores, complaints = open_stores(layout, anew=True, patient=True), Complaints(layout, bus.publish)
     mirrors = Mirrors(layout, make_git(layout, config, children, complaints.hear))
     environment = git_environment(layout, layout.serving_config, os.environ)
-    fleet_parts = compose_fleet_parts(state)
+    fleet_parts = compose_fleet_parts(state, stores, mirrors)
     daemon = await find_git_daemon(mirrors.git, environment, config.serve.idle_timeout, complaints.hear)
 
     keyring = make_keyring(config)
     refreshing = compose_refreshing(
-        mirrors, config.refresh, keyring, stores.health, bus.publish, stream.publish, begin, on_pass
-    )
+        mirrors, config.refresh, keyring, stores.health, bus.publish, stream.publish, begin, on_pass,
+        fleet_parts.news.source_of,
+    )  # fmt: skip
     scheduler, health, learn = refreshing.scheduler, refreshing.scheduler.health, refreshing.notes.learn
     guests = KnownGuests(time.time)
     recording = compose_recording(
-        mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin, guests.is_known
-    )
+        mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin, guests.is_known,
+        fleet_parts.sender, fleet_parts.node,
+    )  # fmt: skip
     read_tokens = ReadTokens(stores.tokens)
     # `allowed` and `on_demand` are built further down, of what these build.
     gate = AccessGate(mirrors.has, read_tokens.repo_of, guests, on_use=lambda repo: allowed.used(repo))
@@ -147,6 +151,8 @@ async def compose(
     codings = TarCodings(GzippedTars(children))
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
     files = MirrorFiles(mirrors, workspaces, disks, recording.attachments, lfs)
+    local = LocalRepos(state, stores, follower, files, recording.found)
+    shared = SharedRegistry(local, fleet_parts.link)
     allowed = AllowedRepos(state, stores.allowed, mirrors, follower, recording, files, bus.publish, begin)
     on_demand = OnDemand(
         allowed, scheduler, mirrors.git, refreshing.refresher.current_keyring, layout.home, state.concurrency
@@ -178,26 +184,27 @@ async def compose(
     registry = GuestRegistry(stores.guests, guests, sockets, ports.guests)
     budget = compose_budget(state, stores, health, fetching.cache, spaces, allowed)
     observing.metrics.add_by_kind(budget.by_kind)
+    observing.metrics.add_by_kind(fleet_parts.report.by_kind)
     storage = StorageReport(state, budget, fetching.cache, stores.sessions)
     status = Status(
         state, mirrors, scheduler, recording, workspaces, observing, fetching, ports, admin, backups,
-        storage, registry, lfs,
+        storage, registry, lfs, fleet_parts.report,
     )  # fmt: skip
     observing.metrics.add_gauges(
         ports.gauges, fetching.cache.gauges, workspaces.gauges, disks.gauges, lfs.gauges, backups.gauges,
-        budget.gauges, registry.gauges,
+        budget.gauges, registry.gauges, fleet_parts.report.gauges,
     )  # fmt: skip
     operations = Operations(
-        state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, follower, integrity, backups, kit,
-        status, disks, registry, files, allowed,
+        state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, integrity, backups, kit,
+        status, disks, registry, shared, allowed,
     )  # fmt: skip
     api_tokens = ApiTokens(stores.api_tokens)
     api = compose_api(operations, stores, stream, api_tokens)
     admin_port = compose_admin_port(config.serve, ports, admin, api_handler(api, is_operator=False))
-    fleet = compose_fleet(fleet_parts, stores)
+    fleet = compose_fleet(fleet_parts, state, stores, bus, scheduler, recording, shared, begin)
     subscribe(
         bus, stream, refreshing, recording, workspaces, disks, lfs, maintainer, observing, fetching, follower,
-        integrity, allowed,
+        integrity, allowed, shared,
     )  # fmt: skip
     return Assembly(
         state, stores, mirrors, stream, refreshing, recording, workspaces, disks, lfs, registry, maintainer, scrub,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -13,8 +12,7 @@ from appliance.core.access.read_tokens import issue_token
 from appliance.core.backup.schedule import Backups
 from appliance.core.daemon.allowed_repos import AllowedRepos
 from appliance.core.daemon.guest_registry import GuestRegistry
-from appliance.core.daemon.mirror_files import MirrorFiles
-from appliance.core.daemon.registry_follower import RegistryFollower
+from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.daemon.state import ServeState
 from appliance.core.daemon.status import Status
 from appliance.core.errors import GitmirrorError, NotFound, UsageError
@@ -26,7 +24,7 @@ from appliance.core.integrity.watch import IntegrityWatch
 from appliance.core.models import Repo, Tell
 from appliance.core.names import is_repo_name
 from appliance.core.node.guests import guest_order
-from appliance.core.node.registration import added_document, outcome_document, register, unregister
+from appliance.core.node.registration import added_document, outcome_document
 from appliance.core.recording.attached import open_attachment
 from appliance.core.recording.compose import Recording
 from appliance.core.refresh.scheduler import Scheduler
@@ -62,14 +60,13 @@ class Operations:
     recording: Recording
     workspaces: Snapshots
     warmer: Warmer
-    follower: RegistryFollower
     integrity: IntegrityWatch
     backups: Backups
     kit: GuestKit
     status_of: Status
     leases: Disks
     guests: GuestRegistry
-    files: MirrorFiles
+    shared: SharedRegistry
     allowed: AllowedRepos
     _changing: set[asyncio.Task[Any]] = field(default_factory=set)
     _registering: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -81,6 +78,10 @@ class Operations:
     async def storage(self) -> dict[str, Any]:
         """The document of `storage --json`."""
         return await self.status_of.storage.full()
+
+    async def fleet(self) -> dict[str, Any]:
+        """The document of `fleet status --json`."""
+        return await self.status_of.fleet.full()
 
     async def pulse(self) -> dict[str, Any]:
         """What only a running `serve` knows, without the repositories."""
@@ -97,15 +98,9 @@ class Operations:
     async def add(self, arguments: Mapping[str, Any], tell: Tell) -> tuple[dict[str, Any], bool]:
         """Registers a repository and, unless `wait` is false, waits for its first clone. Returns whether it is new."""
         layout, config = self.state.layout, self.state.config
-
-        def look_and_register() -> tuple[Repo, bool]:
-            known = {repo.id for repo in self.stores.registry.all()}
-            repo = register(self.stores, layout, config, arguments)
-            return repo, repo.id not in known
-
         # One after the other, so that only one of two at once is told that it is new.
         async with self._registering:
-            repo, is_new = await self._change(look_and_register)
+            repo, is_new = await self._to_the_end(self.shared.add(arguments))
         # Its mirror may already be on disk, with turns that the audit log does not know.
         await self.recording.found.look([repo.name])
         outcome = None
@@ -115,22 +110,15 @@ class Operations:
 
     async def change(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Changes `enabled`, `branch` or `interval`. Raises UnknownRepo, Conflict, UsageError."""
-        repo = await self._change(partial(self.stores.registry.change, name, changes))
+        repo = await self._to_the_end(self.shared.change(name, changes))
         if repo.enabled:
             self.warmer.warm(repo)
         return self.status_of.repo_documents([repo])[0]
 
     async def remove(self, name: str, *, purge: bool) -> dict[str, Any]:
         """Unregisters a repository; with `purge`, also deletes its mirror and everything made of it."""
-        gone = partial(unregister, self.stores, self.state.layout, self.state.config, name, purge=purge)
-
-        async def work() -> dict[str, Any]:
-            await self._change(gone)
-            if purge:
-                await self.files.delete(name)
-            return {"name": name, "purged": purge}
-
-        return await self._to_the_end(work())
+        await self._to_the_end(self.shared.remove(name, purge=purge))
+        return {"name": name, "purged": purge}
 
     async def refresh(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Refreshes now and waits. No names mean all enabled repositories."""
@@ -246,16 +234,6 @@ class Operations:
 
     def _found(self, names: Sequence[str]) -> list[Repo]:
         return [self.state.find(name) for name in names]
-
-    async def _change(self, change: Callable[[], Changed]) -> Changed:
-        """Changes the registry and then follows it. Both happen even if the client hangs up in between."""
-
-        async def work() -> Changed:
-            changed = await asyncio.to_thread(change)
-            await self.follower.follow()
-            return changed
-
-        return await self._to_the_end(work())
 
     async def _to_the_end(self, work: Coroutine[Any, Any, Changed]) -> Changed:
         """Does all of `work` even if the client hangs up in between: half of it would be a node that nobody wanted."""

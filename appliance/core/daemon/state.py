@@ -93,6 +93,23 @@ class ServeState:
         """Whether guests need a read token to read the repository."""
         return self.privacy.is_private(repo)
 
+    def readers(self, repo: Repo) -> str | None:
+        """Who may read the repository, as `Privacy.readers` says it."""
+        return self.privacy.readers(repo.name, repo.url)
+
+    def interval(self) -> float:
+        """Seconds between two refreshes of a repository that has no interval of its own."""
+        return self.config.refresh.interval
+
+    def refresh_timeout(self) -> float:
+        """The deadline of one refresh in seconds."""
+        return self.config.refresh.timeout
+
+    def may_replicate(self, name: str) -> bool:
+        """Whether what is recorded in a repository may go to the fleet; not while it is not registered."""
+        repo = next((repo for repo in self.repos if repo.name == name), None)
+        return repo is not None and (self.config.fleet.replicate_private or not self.is_private(repo))
+
     def alerts(self) -> AlertsConfig:
         """Where alerts are delivered."""
         return self.config.alerts

@@ -14,6 +14,7 @@ from appliance.core.backup.schedule import Backups
 from appliance.core.daemon.guest_registry import GuestRegistry
 from appliance.core.daemon.state import LISTENERS, ServeState
 from appliance.core.daemon.storage import StorageReport
+from appliance.core.fleet.report import FleetReport
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.health import followed_branch, lag_of, state_of
 from appliance.core.lfs.objects import LfsObjects
@@ -50,6 +51,7 @@ class Status:
     storage: StorageReport
     guests: GuestRegistry
     lfs: LfsObjects
+    fleet: FleetReport
 
     async def status(self) -> dict[str, Any]:
         """The document that `status --json` prints."""
@@ -98,6 +100,7 @@ class Status:
                 "budget": cache.budget,
             },
             "backup": self.backups.document(),
+            "fleet": self.fleet.short(),
             "connections": self.ports.connections(),
             "max_clients": state.config.serve.max_clients,
             "cloning": [repo.name for repo in state.repos if self.scheduler.health(repo.id).cloning],
@@ -123,6 +126,7 @@ class Status:
             self._awaiting(),
             *(self.workspaces.complaints() if state.keeps_snapshots() else []),
             self.guests.trouble(),
+            *self.fleet.complaints(),
         ]
         return [complaint for complaint in complaints if complaint]
 

@@ -6,6 +6,7 @@ import logging
 
 from appliance.core.daemon.allowed_repos import AllowedRepos
 from appliance.core.daemon.registry_follower import RegistryFollower
+from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.events.bus import EventBus
 from appliance.core.events.facts import (
     AllowedRepoExpired,
@@ -23,6 +24,7 @@ from appliance.core.events.facts import (
     SessionsEnded,
     TurnRecorded,
 )
+from appliance.core.events.fleet_facts import SessionShared, TurnsArrived
 from appliance.core.integrity.watch import IntegrityWatch
 from appliance.core.lfs.objects import LfsObjects
 from appliance.core.maintenance.maintainer import Maintainer
@@ -52,6 +54,7 @@ def subscribe(
     follower: RegistryFollower,
     integrity: IntegrityWatch,
     allowed: AllowedRepos,
+    shared: SharedRegistry,
 ) -> None:
     """Subscribes every room. Ended refreshes and fetches reach the stream through the queues that store them."""
     metrics, monitor, count = observing.metrics, observing.monitor, recording.count
@@ -111,6 +114,8 @@ def subscribe(
     on(TurnRecorded, hide_old_refs, mark_for_repack, count.changed, stream.publish)
     on(SessionsEnded, hide_old_refs, drop_responses, warm, mark_for_repack, count.changed, integrity.sessions_ended)
     on(SessionsEnded, allowed.recordings_ended)
+    on(TurnsArrived, count.changed, stream.publish)
+    on(SessionShared, stream.publish)
     on(AllowedRepoExpired, stream.publish)
     on(DamageSuspected, integrity.suspected)
     # Responses from a damaged mirror are dropped, because git copies packed objects without checking them.
@@ -119,7 +124,7 @@ def subscribe(
     on(ConditionChanged, stream.publish)
     on(PushesSwitched, stream.publish)
     on(RegistryChanged, forget, monitor.follow, integrity.follow)
-    on(RegistryChanged, reconsider_modules)
+    on(RegistryChanged, reconsider_modules, shared.changed)
 
 
 def _log_fetch(event: FetchEnded) -> None:

@@ -3,6 +3,7 @@
 - `names`: the streams, buckets and subjects of a fleet. `messages`: what is in them; `wire` reads and writes them, and
   what it refuses is skipped.
 - `link`: the connection; every call has a deadline.
+- `registry`: follows the registry of the fleet and changes it; `bucket` is that in NATS, `registry_rules` say who wins.
 
 The registry is a key-value bucket; SQLite has each node's copy. A turn that was applied goes out as a thin bundle in
 the object store and a row in a stream. The order of the rows is the order of the turns on every node. What cannot go

@@ -14,6 +14,9 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _NODE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 
+LONGEST = 10 * 365 * 86400
+"""Seconds of the longest interval, and so of the longest time that a message may speak of."""
+
 
 class NotOurs(Exception):
     """A message that is malformed, too large, or of another version; the text says what is wrong with it."""
@@ -149,7 +152,8 @@ class SessionKept:
 class RepoEntry:
     """A repository in the registry of the fleet. With `removed` it was removed, and purged with `purged`.
 
-    `by` is the node on which an operator changed it, `at` when, in RFC 3339.
+    `by` is the node on which an operator changed it, `at` when, in RFC 3339. `registration` stays the same until the
+    repository is removed and added again: then nothing that was granted to the old one gives access to the new one.
     """
 
     KIND = "repo"
@@ -163,6 +167,7 @@ class RepoEntry:
     at: str
     removed: bool = False
     purged: bool = False
+    registration: str = ""
 
     def check(self) -> None:
         """Raises NotOurs. The URL is only a text here: what may be an upstream, the registry says."""
@@ -170,7 +175,7 @@ class RepoEntry:
             raise NotOurs("name is not OWNER/REPO")
         if self.branch is not None and not is_branch_name(self.branch):
             raise NotOurs("branch is no branch's name")
-        if self.interval is not None and not 1 <= self.interval <= 10 * 365 * 86400:
+        if self.interval is not None and not 1 <= self.interval <= LONGEST:
             raise NotOurs("interval is out of range")
         _require(_NODE, "by", self.by)
         _require(_TIME, "at", self.at)
@@ -225,10 +230,12 @@ class LeaseEntry:
 
 @dataclass(frozen=True)
 class News:
-    """`node` has looked at the upstream `url` of `repo`, `age` seconds ago, and its mirror is up to date.
+    """`node` has looked at the upstream `url` of `repo`, `age` seconds ago, and looks again in `next` seconds.
 
-    `digest` is the SHA-256 of the mirror's refs and HEAD (see `neighbours`), so that a node that has the same needs no
-    fetch. `moved` says whether this look brought anything.
+    Its mirror is up to date unless there is an `error` (of the kind `error_kind`; the upstream wants no request for
+    `retry_after` seconds). `digest` is the SHA-256 of the mirror's refs and HEAD (see `neighbours`), so a node with
+    the same needs no fetch; None if the mirror differs from its upstream. `moved` says whether this look brought
+    anything, and `credential` whether it took one.
     """
 
     KIND = "news"
@@ -236,17 +243,47 @@ class News:
     node: str
     repo: str
     url: str
-    digest: str
+    digest: str | None
     age: float
     moved: bool
+    next: float = 0.0
+    credential: bool = False
+    error: str | None = None
+    error_kind: str | None = None
+    retry_after: float | None = None
 
     def check(self) -> None:
         """Raises NotOurs."""
         _require(_NODE, "node", self.node)
-        _require(_HASH, "digest", self.digest)
+        _require(_HASH, "digest", self.digest, absent=True)
         if not is_repo_name(self.repo):
             raise NotOurs("repo is not OWNER/REPO")
-        if not 0 <= self.age < 86400:
+        for name in ("age", "next", "retry_after"):
+            if not 0 <= (getattr(self, name) or 0.0) < LONGEST:
+                raise NotOurs(f"{name} is out of range")
+
+
+@dataclass(frozen=True)
+class LookRequest:
+    """`node` wants to know what the upstream `url` of `repo` has. A look that began `age` seconds ago will do.
+
+    With `insists`, an operator asks, so that the upstream's Retry-After does not count.
+    """
+
+    KIND = "ask"
+
+    node: str
+    repo: str
+    url: str
+    age: float
+    insists: bool = False
+
+    def check(self) -> None:
+        """Raises NotOurs."""
+        _require(_NODE, "node", self.node)
+        if not is_repo_name(self.repo):
+            raise NotOurs("repo is not OWNER/REPO")
+        if not 0 <= self.age < LONGEST:
             raise NotOurs("age is out of range")
 
 

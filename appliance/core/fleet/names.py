@@ -9,6 +9,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+LEASE_SECONDS = 3600.0
+"""Seconds after which NATS drops a lease that nobody renews. When others may take it over is theirs to decide."""
+NODE_SECONDS = 86400.0
+"""Seconds after which NATS drops what a node said of itself."""
+
 _PLAIN = re.compile(rb"[A-Za-z0-9_/-]")
 _ESCAPED = re.compile(r"=([0-9A-F]{2})")
 

@@ -16,6 +16,7 @@ from appliance.core.fleet.messages import (
     Attached,
     LeaseEntry,
     LogHead,
+    LookRequest,
     News,
     NodeEntry,
     NotOurs,
@@ -33,7 +34,18 @@ MOST_TEXT = 4096
 """Characters of a text such as a subject, an address or a reason; whoever writes a longer one cuts it."""
 MOST_ITEMS = 10_000
 
-Message = TurnRow | TurnAttached | SessionEnd | SessionKept | RepoEntry | NodeEntry | LeaseEntry | News | LogHead
+Message = (
+    TurnRow
+    | TurnAttached
+    | SessionEnd
+    | SessionKept
+    | RepoEntry
+    | NodeEntry
+    | LeaseEntry
+    | News
+    | LookRequest
+    | LogHead
+)
 _Kind = TypeVar("_Kind", bound=Message)
 
 

@@ -28,15 +28,21 @@ class RefMemory:
     def holds(self, mirror: Path, refs: Mapping[str, str]) -> bool:
         """Returns whether the mirror is known to have exactly these branches and tags, each at this object."""
         known = self._known.get(mirror)
-        return known is not None and known.digest == _digest(refs) and known.traces.hold()
+        return known is not None and known.digest == refs_digest(refs) and known.traces.hold()
+
+    def digest(self, mirror: Path) -> bytes | None:
+        """The digest of the mirror's branches and tags, or None unless they are known to be as they were learnt."""
+        known = self._known.get(mirror)
+        return known.digest if known is not None and known.traces.hold() else None
 
     def learn(self, mirror: Path, traces: RefTraces | None, refs: Mapping[str, str]) -> None:
         """Remembers `refs`, which were read after `traces`, or forgets the mirror if `traces` is None."""
         self._known.pop(mirror, None)
         if traces is not None:
-            self._known[mirror] = _Known(traces, _digest(refs))
+            self._known[mirror] = _Known(traces, refs_digest(refs))
 
 
-def _digest(refs: Mapping[str, str]) -> bytes:
+def refs_digest(refs: Mapping[str, str]) -> bytes:
+    """The SHA-256 of a set of refs. It tells two sets apart, whichever node made it."""
     text = "\n".join(f"{oid} {ref}" for ref, oid in sorted(refs.items()))
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()

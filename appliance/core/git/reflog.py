@@ -13,6 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.core.git.command import Git
+from appliance.core.git.mirror import Mirror
+from appliance.core.models import RefCommand
+
 # The pattern is not anchored, and does not match an object id within a committer's name: after a line that a full disk
 # cut short, the next line follows without a newline.
 _LINE = re.compile(
@@ -43,11 +47,34 @@ def read_moves(mirror: Path, ref: str) -> tuple[Move, ...]:
 def was_moved(moves: Sequence[Move], by: str, new: str, current: str | None) -> bool | None:
     """Returns whether `by` moved the ref, which is at `current` now, to `new`; None if the log cannot tell.
 
-    The move happened if the next line starts from `new` or, after the last line, if the ref is at `new`. If the ref is
-    not where the last line says, lines are missing: an older gitmirror wrote none, and a power cut may lose the last.
+    The move happened if the next line starts from `new` or, after the last line, if the ref is at `new`; and it was
+    not put back. If the ref is not where the last line says, lines are missing: an older gitmirror wrote none, and a
+    power cut may lose the last.
     """
     places = [place for place, move in enumerate(moves) if (move.by, move.new) == (by, new)]
     if places:
         last = places[-1]
-        return moves[last + 1].old == new if last + 1 < len(moves) else current == new
+        back = [place for place, move in enumerate(moves) if place > last and move.by == _UNDONE + by]
+        return _happened(moves, last, current) and not (back and _happened(moves, back[-1], current))
     return False if moves and moves[-1].new == current else None
+
+
+def _happened(moves: Sequence[Move], place: int, current: str | None) -> bool:
+    return (moves[place + 1].old if place + 1 < len(moves) else current) == moves[place].new
+
+
+_UNDONE = "undone."
+"""Before the id of a push, in the lines of a move that puts its ref back."""
+
+
+async def put_back(mirror: Mirror, command: RefCommand, push: str) -> None:
+    """Undoes the move of a push, so that `was_moved` sees that. Raises GitError if the ref was moved on since.
+
+    The reflog of a ref that the push created is removed with it.
+    """
+    environment = {**mirror.git.environment, "GIT_COMMITTER_NAME": "gitmirror", "GIT_COMMITTER_EMAIL": _UNDONE + push}
+    undo = Mirror(mirror.path, Git(mirror.git.children, environment))
+    if command.old.strip("0"):
+        await undo.update_refs([f"update {command.ref} {command.old} {command.new}\n"])
+    else:
+        await undo.update_refs([f"delete {command.ref} {command.new}\n"])

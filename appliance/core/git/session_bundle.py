@@ -41,16 +41,17 @@ async def bundle(
     )  # fmt: skip
     lines = output.stdout.decode("ascii").split()
     prerequisites = [line[1:] for line in lines if line.startswith("-")] if lines else [commit]
-    return _bundle(mirror, commit, raw_name(refname), prerequisites)
+    return bundle_onto(mirror, commit, refname, prerequisites)
 
 
-async def _bundle(
-    mirror: Mirror, commit: str, refname: bytes, prerequisites: Sequence[str]
+async def bundle_onto(
+    mirror: Mirror, commit: str, refname: str, prerequisites: Sequence[str]
 ) -> AsyncGenerator[bytes, None]:
+    """As `bundle`, of a full object id and onto prerequisites that are known already."""
     version = b"# v3 git bundle\n@object-format=sha256\n" if len(commit) == 64 else b"# v2 git bundle\n"
     # A space ends the id, as git writes it: some readers do not take a line without one.
     needed = "".join(f"-{each} \n" for each in prerequisites).encode()
-    yield b"%s%s%s %s\n\n" % (version, needed, commit.encode(), refname)
+    yield b"%s%s%s %s\n\n" % (version, needed, commit.encode(), raw_name(refname))
     # What is left out is told by the prerequisites and not by the refs again: these may have moved since, and then the
     # pack would lack what the header does not ask for.
     revisions = "".join([f"{commit}\n", *(f"^{each}\n" for each in prerequisites)]).encode()

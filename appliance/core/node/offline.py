@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +15,8 @@ from appliance.core.access.privacy import Privacy
 from appliance.core.access.read_tokens import issue_token
 from appliance.core.config.addresses import tcp_url
 from appliance.core.config.settings import Config
+from appliance.core.fleet.report import fleet_document, short_document
+from appliance.core.fleet.waiting import Waiting
 from appliance.core.git.mirror import Mirror, discard_repository
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.layout import Layout
@@ -33,6 +35,8 @@ from appliance.core.store.stores import Stores
 from appliance.core.workspace.disk.collection import discard_disks
 from appliance.core.workspace.disk.images import DiskPlace
 from appliance.core.workspace.guest_kit import render_kit
+
+_AWAY = "serve is not running, so nothing goes out to the fleet or comes from it"
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,28 @@ class OfflineNode:
         except LogBehind as behind:
             mend = remedy(behind, self.layout.state, self.config.backup.to)
             document["warnings"] = [f"pushes will be refused: {behind.message}: {mend}"]
+        if self.config.fleet.is_on:
+            document["fleet"] = short_document(self.config.fleet, self._waiting(stores), trouble=_AWAY)
         storage = self.storage(MOST_REPOS)
         return document | {"repos": self._privacy.told(document["repos"]), "storage": storage}
+
+    def fleet(self) -> dict[str, Any]:
+        """The fleet as far as the database knows it: what waits to go out."""
+        config = self.config.fleet
+        waiting, trouble = self._waiting(open_stores(self.layout, create=self.create)), _AWAY if config.is_on else None
+        return fleet_document(config, waiting, trouble=trouble)
+
+    def _waiting(self, stores: Stores) -> dict[str, int]:
+        if not self.config.fleet.is_on:
+            return {}
+
+        def that_may_leave(names: Iterable[str]) -> set[str]:
+            registered = {repo.name: repo for repo in stores.registry.all()}
+            known = [registered[name] for name in names if name in registered]
+            privacy, everything = self._privacy, self.config.fleet.replicate_private
+            return {repo.name for repo in known if everything or not privacy.is_private(repo)}
+
+        return Waiting(stores.database, stores.fleet, that_may_leave).count()
 
     def pulse(self, timeout: float) -> dict[str, Any] | None:
         """Returns None, because only a running `serve` has a pulse."""

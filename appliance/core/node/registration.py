@@ -23,7 +23,7 @@ from appliance.core.node.state_dir import (
 )
 from appliance.core.observability.report import repo_documents
 from appliance.core.process.owner import claim
-from appliance.core.store.registry import UnknownRepo
+from appliance.core.store.registry import UnknownRepo, Wanted
 from appliance.core.store.stores import Stores
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ def register(stores: Stores, layout: Layout, config: Config, arguments: Mapping[
 
     Raises UsageError, and Conflict if the name is another upstream's.
     """
+    return stores.registry.add(check_wanted(stores, layout, config, arguments))
+
+
+def check_wanted(stores: Stores, layout: Layout, config: Config, arguments: Mapping[str, Any]) -> Wanted:
+    """Checks what `add-repo` asks for. Raises UsageError, and Conflict if another upstream's mirror is in the way."""
     wanted = wanted_repo(
         arguments["url"],
         name=arguments.get("name"),
@@ -51,7 +56,7 @@ def register(stores: Stores, layout: Layout, config: Config, arguments: Mapping[
         stores.registry.get(wanted.name)
     except UnknownRepo:
         refuse_foreign_leftover(layout, wanted)
-    return stores.registry.add(wanted)
+    return wanted
 
 
 def unregister(stores: Stores, layout: Layout, config: Config, name: str, *, purge: bool) -> bool:
@@ -62,7 +67,7 @@ def unregister(stores: Stores, layout: Layout, config: Config, name: str, *, pur
     """
     was_registered = True
     try:
-        stores.registry.remove(name, str(config.path or "the config"))
+        stores.registry.remove(name, str(config.path or "the config"), purged=purge)
     except UnknownRepo:
         # A name with dots would be a path out of the mirrors.
         if not (purge and is_repo_name(name) and layout.mirror(name).exists()):

@@ -45,6 +45,10 @@ class RunningNode:
         """What the state directory takes, what goes next, and what went last."""
         return dict(call(self.layout, "GET", "/v1/storage", timeout=QUICK))
 
+    def fleet(self) -> dict[str, Any]:
+        """The fleet of this node, and what waits to go out to it."""
+        return dict(call(self.layout, "GET", "/v1/fleet", timeout=QUICK))
+
     def repos(self) -> list[dict[str, Any]]:
         """The registry."""
         return list(pages(self.layout, "/v1/repos"))

@@ -53,6 +53,7 @@ def status_document(
         "audit_head": audit_head,
         "pushes": None,
         "backup": None,
+        "fleet": None,
         "warnings": [],
     }
     document["cache"] = {"hits": 0, "misses": 0, "joined": 0, "bytes": 0, "budget": config.cache.budget}

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from appliance.core.git.keyring import check_files
 from appliance.core.models import UNHEALTHY
 from appliance.core.node.node import Node
 from appliance.core.node.state_dir import is_lost, wanted_of_config
+from appliance.core.ops.checks import Check as Check
+from appliance.core.ops.fleet_checks import fleet_checks
 from appliance.core.ops.guest_checks import problems_of_sockets
 from appliance.core.ops.storage_line import STORAGE_MEND, storage_line
 from appliance.core.process.control_socket import is_serving
@@ -35,16 +36,6 @@ from appliance.core.workspace.disk.sharing import problem_of_group
 LOW_DISK = 2 * 2**30
 MOST_SHOWN = 5
 NO_E2FSPROGS = "mke2fs or debugfs is not installed (package e2fsprogs); only disks with `--format ext4` need them"
-
-
-@dataclass(frozen=True)
-class Check:
-    """The result of one check: what was found, and how to fix it when it is not `ok`."""
-
-    name: str
-    ok: bool
-    found: str
-    mend: str = ""
 
 
 def examine(node: Node) -> list[Check]:
@@ -66,6 +57,7 @@ def examine(node: Node) -> list[Check]:
         *_backup(node, serving),
         *_drives(node, serving),
         *_guest_sockets(node, serving),
+        *fleet_checks(node, serving),
     ]
     checks += _ports(node) if not serving else []
     if serving:

@@ -12,6 +12,8 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.models import Guest, Repo
 from appliance.core.recording.attachments import Attachments
+from appliance.core.recording.durability import Durability
+from appliance.core.recording.ended_elsewhere import EndedElsewhere
 from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
@@ -36,6 +38,7 @@ class Recording:
     count: SessionCount
     index: TurnIndexer
     attachments: Attachments
+    ended: EndedElsewhere
 
 
 def compose_recording(
@@ -48,18 +51,28 @@ def compose_recording(
     publish: Publish,
     begin: Begin,
     is_known: Callable[[Guest], bool],
+    durability: Durability,
+    node: str | None = None,
 ) -> Recording:
     """`environment` is the environment of receive-pack. `settings` and `repos` are called each time they are needed.
 
     `learn` stores health columns of a repository. `begin` starts a task. `is_known` says whether a guest is
-    still known.
+    still known. `durability` is what has turns beside this node. `node` is the name of this one in its fleet, if it is in
+    one.
     """
     layout, locks, gentle = mirrors.layout, mirrors.locks, mirrors.git.gently()
     index = TurnIndexer(stores.turn_index, lambda name: Mirror(layout.mirror(name), gentle), locks)
-    guard, turns = HookGuard(layout, mirrors.git, environment), TurnRecorder(stores.sessions, mirrors, index.wake)
+
+    def booked() -> None:
+        index.wake()
+        durability.booked()
+
+    guard, turns = HookGuard(layout, mirrors.git, environment), TurnRecorder(stores.sessions, mirrors, booked)
     quota, trusted = Quota(settings, time.monotonic), TrustedTime(stores.time, time.time, time.monotonic)
     found = FoundTurns(stores.audit, turns, mirrors.on_disk, mirrors)
-    pushes = PushAuthorizer(layout, guard, stores.audit, turns, found, quota, settings, mirrors, publish, is_known)
+    pushes = PushAuthorizer(
+        layout, guard, stores.audit, turns, found, quota, settings, mirrors, publish, is_known, durability
+    )  # fmt: skip
     attachments = Attachments(layout, stores.details, quota, settings, pushes.require_writable)
     return Recording(
         guard,
@@ -68,9 +81,13 @@ def compose_recording(
         trusted,
         Retention(
             turns, quota, mirrors, locks, attachments,
-            repos=repos, settings=settings, publish=publish, time=trusted,
+            repos=repos, settings=settings, publish=publish, time=trusted, node=node,
         ),
         SessionCount(stores.sessions, learn, begin),
         index,
         attachments,
+        EndedElsewhere(
+            stores.fleet_turns, stores.sessions, quota, mirrors, locks, attachments, publish,
+            lambda name: next((repo for repo in repos() if repo.name == name), None),
+        ),
     )  # fmt: skip

@@ -17,6 +17,11 @@ _KEY = re.compile(rb"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _REFUSED = "the notes of this push are refused"
 
 
+def is_note(key: str, value: str) -> bool:
+    """Whether a turn may have this note."""
+    return bool(_KEY.fullmatch(key.encode("utf-8", "replace"))) and len(value) <= LARGEST_NOTE
+
+
 def notes_of(options: Sequence[bytes]) -> dict[str, str]:
     """The notes among the push options; of two with one key, the last. Other options are ignored, as git does.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror
@@ -22,15 +23,23 @@ class Outcomes:
         self._mirror_of = mirror_of
 
     async def of_push(
-        self, decision: PushDecision, report: Mapping[str, str | None], excess: str | None
+        self,
+        decision: PushDecision,
+        report: Mapping[str, str | None],
+        excess: str | None,
+        withdrawn: Mapping[str, str] = MappingProxyType({}),
     ) -> list[tuple[int, str, str | None]]:
         """(attempt, `applied` or `failed`, reason) per ref of a push whose receive-pack has ended. Raises GitError.
 
         An `ok` in the report is true with every git. In all other cases the reflog decides, because receive-pack may
-        have been killed in between, or have given up a batch of refs of which some had moved.
+        have been killed in between, or have given up a batch of refs of which some had moved. Those that were
+        `withdrawn` have failed, for the reason given there.
         """
         outcomes: list[tuple[int, str, str | None]] = []
         for attempt, command in zip(decision.attempts, decision.commands, strict=True):
+            if command.ref in withdrawn:
+                outcomes.append((attempt, "failed", escape_ascii(withdrawn[command.ref])))
+                continue
             reason = report.get(
                 command.ref, "the guest disconnected before the push was complete, or receive-pack was ended"
             )

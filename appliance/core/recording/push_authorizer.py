@@ -13,13 +13,26 @@ from pathlib import Path
 from appliance.core.config.fields import ANYONE
 from appliance.core.config.settings import RecordingConfig
 from appliance.core.errors import Forbidden, GitmirrorError
-from appliance.core.events.facts import DamageSuspected, Publish, PushRuled, TurnRecorded
+from appliance.core.events.facts import DamageSuspected, Publish, PushRuled
 from appliance.core.git.failures import speaks_of_damage
 from appliance.core.git.mirror import Mirror
 from appliance.core.layout import Layout
-from appliance.core.models import ZERO_OID, Caller, Guest, PushDecision, PushFault, RefChange, RefCommand, Repo
+from appliance.core.models import (
+    NOTHING_WITHDRAWN,
+    ZERO_OID,
+    Caller,
+    Confirmation,
+    Guest,
+    PushDecision,
+    PushFault,
+    RefCommand,
+    Repo,
+    Turn,
+)
 from appliance.core.process.endurance import Endurance
 from appliance.core.recording.advice import NO_LONGER_KNOWN, ONLY_KNOWN, advice
+from appliance.core.recording.commands import attempt_of, turn_recorded, unbooked
+from appliance.core.recording.durability import Confirmations, Durability
 from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import OFF, HookGuard, push_environment
 from appliance.core.recording.notes import notes_of
@@ -28,11 +41,9 @@ from appliance.core.recording.policy import EVERY_SESSION, MOST_REFS, may_write,
 from appliance.core.recording.quota import Quota
 from appliance.core.recording.refusals import Refusals
 from appliance.core.recording.turns import TurnRecorder, write_turn_file
-from appliance.core.store.audit import Attempt, AuditLog, OpenAttempt
-from appliance.core.store.sessions import Unbooked
+from appliance.core.store.audit import AuditLog, OpenAttempt
 from appliance.core.store.write_behind import once_stored
 from appliance.core.text import escape_ascii
-from appliance.core.units import rfc3339
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +63,7 @@ class PushAuthorizer:
         mirror_of: Callable[[str], Mirror],
         publish: Publish,
         is_known: Callable[[Guest], bool],
+        durability: Durability,
     ) -> None:
         self._layout = layout
         self._guard = guard
@@ -62,10 +74,11 @@ class PushAuthorizer:
         self._settings = settings
         self._mirror_of = mirror_of
         self._outcomes = Outcomes(audit, mirror_of)
+        self._confirmations = Confirmations(durability, recorder, mirror_of)
         self._publish = publish
         self._is_known = is_known
         self._refusals = Refusals(audit, time.monotonic)
-        self._unsettled: list[tuple[PushDecision, Mapping[str, str | None], int]] = []
+        self._unsettled: list[tuple[PushDecision, Mapping[str, str | None], int, Confirmation]] = []
         self._open: list[OpenAttempt] = []
         self.is_settled = False
         """Whether the open attempts of an earlier `serve` are examined. Until then, a new one could pass for one."""
@@ -157,7 +170,7 @@ class PushAuthorizer:
             except GitmirrorError as error:
                 off = error
                 refused = {command.ref: error.message for command in commands}
-        attempts = [self._attempt(push, repo, caller, command, refused) for command in commands]
+        attempts = [attempt_of(push, repo, caller, command, refused) for command in commands]
         try:
             if refused:
                 sender = client if caller.guest is None else f"guest {caller.guest.name}"
@@ -196,19 +209,39 @@ class PushAuthorizer:
         except OSError as error:
             log.error("cannot write the turn file of push %s: %s", push, error)
 
-    async def conclude(self, decision: PushDecision, report: Mapping[str, str | None], size: int) -> None:
+    @property
+    def waits(self) -> bool:
+        """Whether `confirm` waits for anything."""
+        return self._confirmations.wait
+
+    async def confirm(self, decision: PushDecision, report: Mapping[str, str | None], size: int) -> Confirmation:
+        """Waits until what receive-pack applied is stored wherever it has to be before the guest is told.
+
+        Call it without the lock of the mirror, before `conclude`, which withdraws what is not stored. Never raises.
+        """
+        return await self._confirmations.of_push(decision, report, size)
+
+    async def conclude(
+        self,
+        decision: PushDecision,
+        report: Mapping[str, str | None],
+        size: int,
+        confirmation: Confirmation = NOTHING_WITHDRAWN,
+    ) -> None:
         """Logs the real outcome of an accepted push, after receive-pack has ended.
 
         `report` is receive-pack's report on each ref, as far as it was received: None for success, otherwise the
         reason. `size` is the bytes that the guest sent. Never raises: an outcome that cannot be logged now is retried.
         """
+        withdrawn = confirmation.refused
+        await self._confirmations.withdraw(decision, withdrawn)
         if words := speaks_of_damage("\n".join(reason for reason in report.values() if reason)):
             self._publish(DamageSuspected(mirror=decision.repo.name, words=words))
         try:
-            outcomes = await self._outcomes.of_push(decision, report, self._quota.too_large(size))
+            outcomes = await self._outcomes.of_push(decision, report, self._quota.too_large(size), withdrawn)
         except GitmirrorError as error:
             log.error("the outcome of push %s is not known yet: %s", decision.push, error)
-            self._unsettled.append((decision, report, size))
+            self._unsettled.append((decision, report, size, confirmation))
             # Refs may have moved, and the guest gets the report next. From then on no guest may be shown the old refs.
             self._publish_turns(decision, decision.commands)
             return
@@ -220,25 +253,20 @@ class PushAuthorizer:
                 await asyncio.to_thread(self._audit.record_outcomes, outcomes)
             except GitmirrorError as error:
                 log.error("cannot log the outcome of push %s yet: %s", decision.push, error)
-                self._unsettled.append((decision, report, size))
+                self._unsettled.append((decision, report, size, confirmation))
                 return
             with self._endurance.over(f"the turns of push {decision.push}"):
                 self._turn_file(decision.push).unlink(missing_ok=True)
             try:
-                await self._record_turns(decision, done, size)
+                await self._record_turns(decision, done, size, confirmation.turns)
             except GitmirrorError as error:
                 log.error("the turns of push %s will be recorded later: %s", decision.push, error.message)
 
     def _publish_turns(self, decision: PushDecision, applied: Iterable[RefCommand]) -> None:
         for command in applied:
-            session, change = session_of(command.ref), _change(command)
-            self._publish(
-                TurnRecorded(
-                    repo=decision.repo, session=session, change=change, client=decision.client, guest=decision.guest
-                )
-            )
+            self._publish(turn_recorded(decision, command))
 
-    async def _record_turns(self, decision: PushDecision, done: set[int], size: int) -> None:
+    async def _record_turns(self, decision: PushDecision, done: set[int], size: int, turns: Mapping[int, Turn]) -> None:
         """Records applied attempts as turns, and removes the turn refs of the others. Raises GitmirrorError.
 
         A session that was archived and is written again leaves the archive.
@@ -248,12 +276,10 @@ class PushAuthorizer:
         share = size // max(1, len(applied))
         self._quota.used_bytes += share * len(applied)
         for attempt, command in applied:
-            session = session_of(command.ref) or ""
-            at = rfc3339(time.time())
-            push = Unbooked(
-                attempt, decision.repo.name, session, command.ref, command.new, at, decision.client, decision.guest
-            )
-            await self._recorder.book(push, share)
+            if attempt in turns:
+                await self._recorder.record(turns[attempt])
+            else:
+                await self._recorder.book(unbooked(decision, attempt, command), share)
         created = [session_of(command.ref) or "" for _, command in applied if command.old == ZERO_OID]
         if created:
             await self._recorder.back_from_archive(decision.repo.name, created)
@@ -299,8 +325,8 @@ class PushAuthorizer:
         """Called periodically: closes old roll-ups, and retries outcomes that could not be logged or settled."""
         await self._refusals.tidy()
         waiting, self._unsettled = self._unsettled, []
-        for decision, report, size in waiting:
-            await self.conclude(decision, report, size)
+        for each in waiting:
+            await self.conclude(*each)
         if self._open:
             self._open = await self._settle_each(self._open)
             if not self._open:
@@ -309,24 +335,3 @@ class PushAuthorizer:
     async def close(self) -> None:
         """Logs the refusals that the roll-ups still hold."""
         await self._refusals.close()
-
-    def _attempt(
-        self, push: str, repo: Repo, caller: Caller, command: RefCommand, refused: Mapping[str, str]
-    ) -> Attempt:
-        ref = escape_ascii(command.ref)
-        return Attempt(
-            push=push,
-            repo=repo.name,
-            ref=ref,
-            session=session_of(command.ref),
-            old=escape_ascii(command.old) if command.old.strip("0") else None,
-            new=escape_ascii(command.new) if command.new.strip("0") else None,
-            verdict="rejected" if refused else "accepted",
-            reason=refused.get(command.ref),
-            client=caller.client,
-            guest=caller.guest_name,
-        )
-
-
-def _change(command: RefCommand) -> RefChange:
-    return RefChange(command.ref, None if command.old == ZERO_OID else command.old, command.new)

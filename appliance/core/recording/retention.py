@@ -7,8 +7,9 @@ quicker, nothing is changed, and the next round sees the session in its new stat
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from appliance.core.config.settings import RecordingConfig
@@ -32,6 +33,8 @@ LOOK_EVERY = 300.0
 """Seconds between two rounds."""
 IDLE = 86400.0
 """Seconds without a turn after which a session's ref moves to the archive."""
+OTHERS_AFTER = 4 * LOOK_EVERY
+"""Seconds for which the other nodes leave an old session to the one that took its last turn; some wait twice that."""
 AT_ONCE = 500
 """Sessions per transaction. git syncs a file for each ref, and a transaction has a deadline."""
 
@@ -51,6 +54,7 @@ class Retention:
         settings: Callable[[], RecordingConfig],
         publish: Publish,
         time: TrustedTime,
+        node: str | None = None,
     ) -> None:
         self._recorder = recorder
         self._store = recorder.store
@@ -62,6 +66,7 @@ class Retention:
         self._settings = settings
         self._publish = publish
         self._time = time
+        self._node = node
         self._endurance = Endurance(log, "retention")
 
     async def run(self) -> None:
@@ -92,12 +97,22 @@ class Retention:
         old, idle = [], []
         for session in await asyncio.to_thread(self._store.all, repo.name):
             age = now - timestamp(session["last_at"])
-            if age > keep_for and not session["kept"]:
+            if age > keep_for + self._later(session) and not session["kept"]:
                 old.append(session)
             elif age > IDLE and not session["archived"]:
                 idle.append(session)
         await self.end(repo, old, f"ended by retention after {format_duration(keep_for)}")
         await self._archive(repo, idle)
+
+    def _later(self, session: dict[str, Any]) -> float:
+        """Seconds that the end of a session waits here for the node that took its last turn, which ends it everywhere.
+
+        If that one is gone, the others do not all end it at the same moment.
+        """
+        if self._node is None or session["node"] in (None, self._node):
+            return 0.0
+        place = hashlib.sha256(f"{self._node}\n{session['repo']}\n{session['session']}".encode()).digest()
+        return OTHERS_AFTER * (1 + int.from_bytes(place[:4]) / 2**32)
 
     async def end(self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str) -> None:
         """Removes the refs and turns of sessions, then their rows; adds a note to the log for each.
@@ -119,25 +134,33 @@ class Retention:
     async def _end(self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str) -> None:
         mirror = self._mirror_of(repo.name)
         present = await mirror.local_refs(TURNS, AGENTS, ARCHIVE) if mirror.exists() else {}
-        lines, ended = [], {}
+        lines, ended, upto = [], {}, {}
         for session in sessions:
             name = session["session"]
+            recorded, upto[name] = await asyncio.to_thread(self._store.extent, repo.name, name)
             attempts = await asyncio.to_thread(self._store.applied, repo.name, name)
             ended[name] = max(attempts, default=0)
-            # The agents' ref must still have this value, or be absent; otherwise a push was quicker, and all fails.
+            # The agents' ref must still have this value, or be absent; otherwise a push was quicker, and all fails. It
+            # is at an older turn if another node took the last one.
             agents = f"{AGENTS}{name}"
             tip = present.get(agents, ZERO_OID)
-            if tip not in (ZERO_OID, session["tip"]):
+            last = next(reversed(recorded.values()), session["tip"])
+            if tip not in (ZERO_OID, *self._commits(session, recorded)) or last != session["tip"]:
                 raise GitError(f"a push is writing the session {name} at this moment")
             lines.append(f"verify {agents} {ZERO_OID}\n" if tip == ZERO_OID else f"delete {agents} {tip}\n")
-            turns = {f"{TURNS}{attempt}": commit for attempt, commit in attempts.items()}
+            turns = {f"{TURNS}{attempt}": commit for attempt, commit in (recorded | attempts).items()}
             refs = [f"{ARCHIVE}{name}", *(ref for ref, commit in turns.items() if present.get(ref) == commit)]
             lines += [f"delete {ref} {present[ref]}\n" for ref in refs if ref in present]
         if mirror.exists():
             await mirror.update_refs(lines)
-        await asyncio.to_thread(self._store.end, repo.name, ended, reason, self._time.clock())
+        await asyncio.to_thread(self._store.end, repo.name, ended, reason, self._time.clock(), upto)
         for name in ended:
             log.info("%s: session %s %s", repo.name, name, reason)
+
+    def _commits(self, session: dict[str, Any], recorded: Mapping[int, str]) -> Collection[str]:
+        """The commits at one of which the ref of a session is, unless a push is moving it."""
+        is_own = self._node is None or session["node"] in (None, self._node)
+        return (session["tip"],) if is_own else (session["tip"], *recorded.values())
 
     async def _archive(self, repo: Repo, sessions: Sequence[dict[str, Any]]) -> None:
         """Hides idle sessions from receive-pack, because 20,000 refs under `refs/agents` slow a push down by 0.2 s."""
@@ -145,9 +168,12 @@ class Retention:
         for batch in _batches(sessions):
             async with self._locks.shared(repo.name):
                 present = await mirror.local_refs(AGENTS, ARCHIVE)
-                expected = {session["session"]: session["tip"] for session in batch}
-                there = [name for name, tip in expected.items() if present.get(f"{ARCHIVE}{name}") == tip]
-                moved = [name for name, tip in expected.items() if present.get(f"{AGENTS}{name}") == tip]
+                expected = {}
+                for session in batch:
+                    recorded, _ = await asyncio.to_thread(self._store.extent, repo.name, session["session"])
+                    expected[session["session"]] = self._commits(session, recorded)
+                there = [name for name, tips in expected.items() if present.get(f"{ARCHIVE}{name}") in tips]
+                moved = [name for name, tips in expected.items() if present.get(f"{AGENTS}{name}") in tips]
                 try:
                     # In one transaction git writes all new refs before it deletes, so a kill leaves both, never none.
                     tips = {name: present[f"{AGENTS}{name}"] for name in moved}

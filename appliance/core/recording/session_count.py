@@ -9,6 +9,7 @@ from typing import Any
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.events.facts import SessionsEnded, TurnRecorded
+from appliance.core.events.fleet_facts import TurnsArrived
 from appliance.core.models import Repo
 from appliance.core.store.sessions import SessionStore
 
@@ -31,7 +32,7 @@ class SessionCount:
         self._begin = begin
         self._again: dict[int, bool] = {}
 
-    def changed(self, event: TurnRecorded | SessionsEnded) -> None:
+    def changed(self, event: TurnRecorded | SessionsEnded | TurnsArrived) -> None:
         """Starts a count. Any number of changes during a count cause one more count after it."""
         repo = event.repo
         if repo.id in self._again:

@@ -13,6 +13,7 @@ from appliance.core.git.history import turn_facts
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Turn
 from appliance.core.store.audit import UNKNOWN
+from appliance.core.store.fleet_turns import FIRST_AWAY
 from appliance.core.store.sessions import SessionStore, Unbooked
 from appliance.core.units import rfc3339
 
@@ -36,13 +37,17 @@ class TurnRecorder:
 
     async def book(self, push: Unbooked, size: int) -> None:
         """Records one applied push as a turn. If this raises GitmirrorError, `catch_up` records it later."""
+        await self.record(await self.describe(push, size))
+
+    async def describe(self, push: Unbooked, size: int) -> Turn:
+        """The turn that one applied push becomes. Raises GitmirrorError."""
         mirror = self._mirror_of(push.repo)
         facts = await turn_facts(mirror, push.commit)
         at = push.at
         if push.client == UNKNOWN:
             # The turn was found in a mirror. All that is known is that it was recorded earlier.
             at = min(at, rfc3339(max(0, facts.committed_at))) if facts.committed_at < LATEST else at
-        turn = Turn(
+        return Turn(
             id=push.id,
             repo=push.repo,
             session=push.session,
@@ -58,6 +63,9 @@ class TurnRecorder:
             guest=push.guest,
             bytes=size,
         )
+
+    async def record(self, turn: Turn) -> None:
+        """Records a turn. If this raises GitmirrorError, `catch_up` records it later."""
         await asyncio.to_thread(self.store.record, turn)
         self._booked()
 
@@ -95,6 +103,8 @@ class TurnRecorder:
         numbers = {ref: number for ref in present if (number := ref.removeprefix(TURNS)).isdigit()}
         attempts = {int(number): present[ref] for ref, number in numbers.items()}
         gone = await asyncio.to_thread(self.store.without_turn, repo, attempts)
+        away = {turn: commit for turn, commit in attempts.items() if turn >= FIRST_AWAY}
+        gone += await asyncio.to_thread(self.store.not_away, repo, away) if away else []
         await mirror.update_refs(f"delete {TURNS}{attempt} {attempts[attempt]}\n" for attempt in gone)
         return len(gone)
 

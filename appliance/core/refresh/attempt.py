@@ -12,9 +12,10 @@ from typing import Any
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import Health, RefreshOutcome, Repo
-from appliance.core.refresh.failure import failure_of
-from appliance.core.refresh.refresher import MirrorFacts, Refresher, RefreshRun
-from appliance.core.refresh.schedule import delay_after
+from appliance.core.refresh.failure import HeardFailure, failure_of
+from appliance.core.refresh.refresher import MirrorFacts, RefreshRun
+from appliance.core.refresh.schedule import delay_after, delay_of_hearer
+from appliance.core.refresh.sources import Source
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +35,10 @@ class RefreshAttempt:
     patience: float
 
 
-async def attempt(refresher: Refresher, run: RefreshRun) -> MirrorFacts | Exception:
+async def attempt(source: Source, run: RefreshRun) -> MirrorFacts | Exception:
     """Refreshes and returns the result. Returns any error instead of raising it, so that it affects no other mirror."""
     try:
-        return await refresher.refresh(run)
+        return await source.refresh(run)
     except GitmirrorError as error:
         return error
     except Exception as error:
@@ -72,5 +73,9 @@ def conclude(
         outcome = RefreshOutcome(repo.name, started_at, duration, error=failure.words, kind=failure.kind, asked=asked)
         columns = failure.columns(started_at, ended_at, failures)
     delay = max(delay_after(interval, failures, jitter), patience)
+    if isinstance(result, MirrorFacts | HeardFailure) and (heard := result.heard) is not None:
+        # What counts is when the upstream was asked, by whichever node.
+        columns |= {name: ended_at - heard.age for name in ("checked_at", "verified_at") if name in columns}
+        delay = max(delay_of_hearer(interval, heard.next_in, jitter), patience)
     columns["next_due"] = ended_at + delay
     return RefreshAttempt(outcome, columns, replace(before, **columns), delay, patience)

@@ -9,6 +9,17 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import GitError
 from appliance.core.git.failures import Kind, in_words, kind_of
 from appliance.core.git.keyring import CredentialError
+from appliance.core.refresh.refresher import Heard
+
+
+class HeardFailure(GitmirrorError):
+    """Another node looked at the upstream and failed for a reason that holds here, too: the message is its own."""
+
+    def __init__(self, kind: Kind, message: str, retry_after: float | None, heard: Heard) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.retry_after = retry_after
+        self.heard = heard
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,8 @@ class RefreshFailure:
 
 def failure_of(error: Exception) -> RefreshFailure:
     """Classifies `error`; an unexpected one is `other`."""
+    if isinstance(error, HeardFailure):
+        return RefreshFailure(error.kind, error.message, error.retry_after)
     if isinstance(error, CredentialError):
         # The message already names the entry and what to renew, so it needs no general sentence in front.
         kind = kind_of(error.stderr)

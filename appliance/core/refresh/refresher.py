@@ -36,18 +36,34 @@ Progress = Callable[[str], None]
 
 @dataclass
 class RefreshRun:
-    """One running refresh, for observers. `fetching` is False while it only lists the upstream's refs."""
+    """One running refresh, for observers. `fetching` is False while it only lists the upstream's refs.
+
+    It was `asked` for, so what the upstream had before does not do; with `insists`, an operator asked. The upstream
+    must not be asked for another `held_back` seconds.
+    """
 
     repo: Repo
     on_progress: Progress | None = None
     fetching: bool = False
+    asked: bool = False
+    insists: bool = False
+    held_back: float = 0.0
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Another node looked at the upstream, `age` seconds ago, and looks again in `next_in` seconds."""
+
+    age: float
+    next_in: float
 
 
 @dataclass(frozen=True)
 class MirrorFacts:
     """The state of a mirror after a refresh. `size` is None if nothing moved, because it was not measured then.
 
-    `left_out` are the upstream refs that the mirror could not store, with the reason for each.
+    `left_out` are the upstream refs that the mirror could not store, with the reason for each. `heard` is set if
+    another node looked at the upstream.
     """
 
     tip: str | None
@@ -56,6 +72,7 @@ class MirrorFacts:
     size: int | None
     moved: tuple[RefChange, ...] = field(default=())
     left_out: Mapping[str, str] = field(default_factory=dict)
+    heard: Heard | None = None
 
     def columns(self, started_at: float) -> dict[str, Any]:
         """The columns of Health after a successful refresh that began at `started_at`, in Unix seconds."""
@@ -86,7 +103,7 @@ class Refresher:
         self._locks = locks
         self.keyring = keyring
         self.timeout = timeout
-        self._memory = RefMemory()
+        self.memory = RefMemory()
         self.left_out = LeftOutRefs()
 
     def current_keyring(self) -> Keyring:
@@ -147,7 +164,7 @@ class Refresher:
                 remote = _without(offered, left_out)
                 await mirror.fetch(self.timeout, without=left_out, anew=True)
                 await self._require_brought(mirror, remote, before={})
-                await self._follow_head(mirror, remote)
+                await self.follow_head(mirror, remote)
         except TimeoutError:
             raise GitError(f"the upstream took longer than {self.timeout:g}s", timed_out=True) from None
         except OSError as error:
@@ -171,7 +188,7 @@ class Refresher:
         remote = _without(offered, left_out)
         await self._require_brought(growing, remote, before={})
         _require_followed(run.repo, remote.head, left_out)
-        await self._follow_head(growing, remote)
+        await self.follow_head(growing, remote)
         async with self._locks.shared(run.repo.name):
             if with_credential and self.keyring.entry(upstream) is None:
                 # Without the entry, the config makes the mirror public, and the reload found no mark on a mirror that
@@ -181,17 +198,17 @@ class Refresher:
                 )
             mirror = growing.rename_to(self._layout.mirror(run.repo.name))
         self.left_out.renamed(growing.path, mirror.path)
-        return replace(await self._facts(mirror, run.repo, before={}), left_out=left_out)
+        return replace(await self.facts(mirror, run.repo, before={}), left_out=left_out)
 
     async def _update(self, mirror: Mirror, run: RefreshRun) -> MirrorFacts:
         mirror.configure(run.repo.url)
         offered = await mirror.remote_refs(self._asking_deadline())
         left_out = await beside(len(offered.refs), self.left_out.of, mirror, offered)
         remote = _without(offered, left_out)
-        if await beside(len(remote.refs), self._memory.holds, mirror.path, remote.refs):
+        if await beside(len(remote.refs), self.memory.holds, mirror.path, remote.refs):
             _require_followed(run.repo, remote.head, left_out)
-            await self._follow_head(mirror, remote)
-            return replace(self._same(mirror, run.repo, remote.refs), left_out=left_out)
+            await self.follow_head(mirror, remote)
+            return replace(self.same(mirror, run.repo, remote.refs), left_out=left_out)
         traces = take_traces(mirror.path, time.time(), *FOLLOWED)
         # Left-out refs stay as they were, neither moved nor removed.
         before = {ref: oid for ref, oid in (await mirror.local_refs()).items() if ref not in left_out}
@@ -210,11 +227,11 @@ class Refresher:
                 await mirror.anchor(await beside(len(now), _further_changes, before, now, changes), branch)
             await self._require_brought(mirror, remote, before)
         _require_followed(run.repo, remote.head, left_out)
-        await self._follow_head(mirror, remote)
+        await self.follow_head(mirror, remote)
         if not changes:
-            await beside(len(before), self._memory.learn, mirror.path, traces, before)
-            return replace(self._same(mirror, run.repo, before), left_out=left_out)
-        return replace(await self._facts(mirror, run.repo, before=before), left_out=left_out)
+            await beside(len(before), self.memory.learn, mirror.path, traces, before)
+            return replace(self.same(mirror, run.repo, before), left_out=left_out)
+        return replace(await self.facts(mirror, run.repo, before=before), left_out=left_out)
 
     def _asking_deadline(self) -> float:
         return min(ASKING_DEADLINE, self.timeout)
@@ -236,7 +253,7 @@ class Refresher:
                 "A mirror needs the whole history"
             )
 
-    async def _follow_head(self, mirror: Mirror, remote: RemoteRefs) -> None:
+    async def follow_head(self, mirror: Mirror, remote: RemoteRefs) -> None:
         """Points HEAD where the upstream's points.
 
         If the upstream's HEAD is detached or unborn, ours stays as it is, unless it names no existing branch; then it
@@ -251,12 +268,12 @@ class Refresher:
             await mirror.set_head(head)
 
     @staticmethod
-    def _same(mirror: Mirror, repo: Repo, refs: Mapping[str, str]) -> MirrorFacts:
+    def same(mirror: Mirror, repo: Repo, refs: Mapping[str, str]) -> MirrorFacts:
         """The facts of a refresh in which nothing moved; the mirror still has `refs`."""
         head = mirror.head()
         return MirrorFacts(tip=refs.get(followed_ref(repo, head) or ""), head=head, refs=len(refs), size=None)
 
-    async def _facts(self, mirror: Mirror, repo: Repo, *, before: dict[str, str]) -> MirrorFacts:
+    async def facts(self, mirror: Mirror, repo: Repo, *, before: dict[str, str]) -> MirrorFacts:
         refs = await mirror.local_refs()
         head = mirror.head()
         return MirrorFacts(

@@ -8,6 +8,9 @@ from appliance.core.models import ALLOWED, Health
 
 BACKOFF_START = 5.0
 
+OVERDUE = 1.0
+"""Seconds at least by which news of another node may be late before a node looks for itself."""
+
 ASKING_HOLDS = 1.0
 FETCHING_HOLDS = 5.0
 CLONING_HOLDS = 30.0
@@ -44,6 +47,14 @@ def delay_after(interval: float, failures: int, jitter: float) -> float:
     """
     delay = interval if failures == 0 else min(BACKOFF_START * 2 ** min(failures - 1, 30), interval)
     return delay * (1 - 0.1 * jitter)
+
+
+def delay_of_hearer(interval: float, next_in: float, jitter: float) -> float:
+    """Seconds until a node looks for itself, unless it hears from the one that looks again in `next_in` seconds.
+
+    `jitter` is in 0..1, so that not all nodes notice at one moment that this one is gone.
+    """
+    return min(next_in, interval) + max(OVERDUE, 0.1 * interval) * (1 + 0.2 * jitter)
 
 
 def holds_place(running_for: float, fetching: bool, lane: Lane) -> bool:

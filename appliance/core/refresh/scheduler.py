@@ -22,8 +22,9 @@ from appliance.core.git.http_trace import MOST_PATIENCE
 from appliance.core.models import HeadChange, Health, RefreshOutcome, Repo
 from appliance.core.refresh.attempt import attempt, conclude
 from appliance.core.refresh.queue import RefreshQueue
-from appliance.core.refresh.refresher import Progress, Refresher, RefreshRun, followed_ref
+from appliance.core.refresh.refresher import Progress, RefreshRun, followed_ref
 from appliance.core.refresh.schedule import Lane, holds_place, lane_of
+from appliance.core.refresh.sources import Source
 from appliance.core.refresh.wall_clock import SteadyClock
 from appliance.core.store.write_behind import WriteBehind, once_stored
 
@@ -31,10 +32,8 @@ log = logging.getLogger(__name__)
 
 TICK = 1.0
 """The most seconds between two passes; each pass notifies the watchdog."""
-
 PLACE_TICK = 0.2
 """The most seconds between two passes while a due refresh has no slot."""
-
 MOST_RUNNING = 64
 """Once this many refreshes are running, hung ones keep their slots, which bounds the number of processes."""
 
@@ -65,13 +64,16 @@ class _Running:
 
 @dataclass
 class _Entry:
-    """`not_before` is when the upstream accepts requests again; `asked` requests a refresh that has yet to begin."""
+    """`not_before` is when the upstream accepts requests again; `asked` requests a refresh that has yet to begin, with
+    `insists` for an operator. So does `heard`, because another node has looked at the upstream."""
 
     repo: Repo
     health: Health
     due: float
     not_before: float = 0.0
     asked: bool = False
+    insists: bool = False
+    heard: bool = False
     verified_here: bool = False
     running: _Running | None = None
     waiters: list[asyncio.Future[RefreshOutcome]] | None = None
@@ -86,13 +88,13 @@ class Scheduler:
 
     def __init__(
         self,
-        refresher: Refresher,
+        source: Source,
         settings: Settings,
         history: WriteBehind[RefreshEnded],
         publish: Publish,
         on_pass: Callable[[], None],
     ) -> None:
-        self._refresher = refresher
+        self._source = source
         self._settings = settings
         self._history = history
         self._publish = publish
@@ -163,6 +165,13 @@ class Scheduler:
         self._ask(entry)
         return True
 
+    def hear(self, repo: Repo) -> None:
+        """Requests a refresh with what another node has said of the upstream."""
+        if (entry := self._entries.get(repo.id)) is not None and entry.repo.enabled:
+            entry.heard = True
+            self._enqueue(entry)
+            self._wake.set()
+
     def is_asked(self, repo_id: int) -> bool:
         """Whether another refresh is requested after the running one, if any."""
         entry = self._entries.get(repo_id)
@@ -179,7 +188,7 @@ class Scheduler:
         if entry is None or not entry.repo.enabled:
             raise Cancelled(f"{repo.name} is not followed", hint=f"enable {repo.name}")
         if insist:
-            entry.not_before = 0.0
+            entry.not_before, entry.insists = 0.0, True
         elif (patience := entry.not_before - time.monotonic()) > 0:
             raise LeftAlone(f"the upstream of {repo.name} allows no request for another {patience:.0f}s (Retry-After)")
         if entry.running is not None and not entry.health.cloned:
@@ -193,7 +202,7 @@ class Scheduler:
         return await future
 
     async def run(self) -> None:
-        """The loop; runs until it is cancelled, and then stops the running refreshes."""
+        """Refreshes until it is cancelled, and then stops the running refreshes."""
         try:
             while True:
                 self._on_pass()
@@ -221,8 +230,9 @@ class Scheduler:
 
     def _enqueue(self, entry: _Entry) -> None:
         if entry.running is None:
-            due = max(time.monotonic() if entry.asked else entry.due, entry.not_before)
-            last = -math.inf if entry.asked else due + self._interval(entry.repo)
+            is_wanted, now = entry.asked or entry.heard, time.monotonic()
+            due = now if entry.heard else max(now if entry.asked else entry.due, entry.not_before)
+            last = -math.inf if is_wanted else due + self._interval(entry.repo)
             self._queue.put(entry.repo.id, due, lane_of(entry.health, entry.repo.source), last)
 
     def _drop(self, entry: _Entry) -> None:
@@ -251,7 +261,9 @@ class Scheduler:
     def _start(self, entry: _Entry, lane: Lane, now: float) -> None:
         waiters, entry.waiters = entry.waiters or [], None
         run = RefreshRun(entry.repo, entry.progress)
-        entry.progress, entry.asked = None, False
+        run.asked, run.insists, run.held_back = entry.asked, entry.insists, max(0.0, entry.not_before - now)
+        # What is asked for while the upstream is to be left alone is still to be done.
+        entry.progress, entry.asked, entry.heard, entry.insists = None, entry.asked and run.held_back > 0, False, False
         name = f"refresh {entry.repo.name}"
         task = asyncio.create_task(self._refresh(entry, run, asked=bool(waiters)), name=name)
         entry.running = self._running[entry.repo.id] = _Running(task, run, lane, now)
@@ -284,7 +296,7 @@ class Scheduler:
         repo, start = entry.repo, time.monotonic()
         # Set first, so that the next refresh is scheduled even if the code below fails.
         entry.due = start + self._interval(repo)
-        result = await attempt(self._refresher, run)
+        result = await attempt(self._source, run)
         now, ended_at = time.monotonic(), time.time()
         ended = conclude(
             repo,

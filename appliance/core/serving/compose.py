@@ -32,7 +32,7 @@ from appliance.core.serving.ports.lfs_routes import LfsRoutes
 from appliance.core.serving.ports.smart_http import AttachmentPuts, SmartHttp
 from appliance.core.serving.ports.wishes import Brings, GuestWishes
 from appliance.core.serving.push.http import HttpPushes
-from appliance.core.serving.push.relay import PushAuthority
+from appliance.core.serving.push.parties import PushAuthority
 
 API = "/v1"
 """Where the API begins on the admin port."""

@@ -182,7 +182,7 @@ class GuestStore:
                      UNION ALL
                      SELECT g.name, round((julianday(t.at) - 2440587.5) * 86400.0, 3), 'recorded ' || t.session, t.repo
                        FROM guests g
-                       JOIN turns t ON t.id = (SELECT max(id) FROM turns WHERE guest = g.name)
+                       JOIN turns t ON t.id = (SELECT max(id) FROM turns WHERE guest = g.name AND away = 0)
                    ) ORDER BY at""",
             )
         return {row["name"]: {"at": rfc3339(row["at"]), "what": row["what"], "repo": row["repo"]} for row in found}

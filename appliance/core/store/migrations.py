@@ -148,3 +148,30 @@ step(
     # Which streams this node knows, and how far it has read each.
     "CREATE TABLE fleet_state (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
 )
+
+step(
+    "0016_turns_of_others",
+    # Turns of other nodes have no event in this node's log. SQLite would rebuild the table for that, which empties the
+    # tables that refer to it; its manual has this way for constraints, which change nothing in the rows.
+    "PRAGMA writable_schema = ON",
+    """UPDATE sqlite_master SET sql = replace(sql, 'PRIMARY KEY REFERENCES audit_events(id)', 'PRIMARY KEY')
+       WHERE type = 'table' AND name = 'turns'""",
+    "PRAGMA writable_schema = RESET",
+    "UPDATE turns SET uid = (SELECT hash FROM audit_events a WHERE a.id = turns.id)",
+    "CREATE INDEX turns_away ON turns (repo, bytes) WHERE away = 1",
+    "CREATE INDEX fleet_turns_by_turn ON fleet_turns (turn_id)",
+    # Which sessions the fleet keeps, also those whose turns are not here yet.
+    """CREATE TABLE fleet_kept (
+        repo TEXT NOT NULL,
+        session TEXT NOT NULL,
+        PRIMARY KEY (repo, session)
+    ) WITHOUT ROWID""",
+    # Turns of sessions that another node ended, whose refs are still to be deleted here.
+    """CREATE TABLE fleet_leftovers (
+        repo TEXT NOT NULL,
+        session TEXT NOT NULL,
+        turn_id INTEGER NOT NULL,
+        commit_id TEXT NOT NULL,
+        PRIMARY KEY (repo, session, turn_id)
+    ) WITHOUT ROWID""",
+)

@@ -10,6 +10,7 @@ from appliance.core.errors import Conflict, NotFound
 from appliance.core.models import ALLOWED, Repo
 from appliance.core.names import check_branch_name
 from appliance.core.store.database import Database, rows
+from appliance.core.store.fleet_repos import Change, Settled, queue_change
 
 if TYPE_CHECKING:
     import sqlite_utils
@@ -33,7 +34,11 @@ class UnknownRepo(NotFound):
 
 
 class Registry:
-    """The registered repositories in `database`. `same_url` says whether two URLs name the same upstream."""
+    """The registered repositories in `database`. `same_url` says whether two URLs name the same upstream.
+
+    What an operator adds, changes and removes waits for the fleet, if this node has been in one. Repositories that the
+    config lists or that `[[allow]]` brought are this node's own.
+    """
 
     def __init__(self, database: Database, clock: Callable[[], float], same_url: Callable[[str, str], bool]) -> None:
         self._database = database
@@ -58,7 +63,9 @@ class Registry:
         with self._database.writing() as connection:
             found = rows(connection, f"{_SELECT} WHERE name = ?", wanted.name)
             if not found:
-                return self.insert(connection, wanted, "cli")
+                added = self.insert(connection, wanted, "cli")
+                self._tell(connection, added, is_new=True)
+                return added
             [row] = found
             if not self._same_url(row["url"], wanted.url):
                 raise Conflict(
@@ -80,9 +87,12 @@ class Registry:
                 changes |= {"source": "cli", "listed": 1}
                 _adopt(connection, row["id"])
             _update(connection, row["id"], **changes, enabled=1)
-            return _repo(_row(connection, wanted.name))
+            added, before = _repo(_row(connection, wanted.name)), _repo(row)
+            if added != before:
+                self._tell(connection, added, is_new=before.source != added.source)
+            return added
 
-    def remove(self, name: str, config_file: str) -> Repo:
+    def remove(self, name: str, config_file: str, *, purged: bool = False) -> Repo:
         """Unregisters a repository. Raises UnknownRepo, or Conflict for a repository that the config lists."""
         with self._database.writing() as connection:
             row = _row(connection, name)
@@ -91,12 +101,12 @@ class Registry:
                     f"{name} is listed in the config",
                     hint=f"remove its [[repos]] entry from {config_file} and reload",
                 )
-            connection.execute("DELETE FROM repos WHERE id = ?", [row["id"]])
-            connection.execute(
-                "UPDATE read_tokens SET revoked_at = ? WHERE repo_id = ? AND revoked_at IS NULL",
-                [self._clock(), row["id"]],
-            )
-            return _repo(row)
+            self._delete(connection, row["id"])
+            removed = _repo(row)
+            if removed.source == "cli":
+                change = Change(name, None, removed.url, purged=purged)
+                queue_change(connection, change, self._clock())
+            return removed
 
     def change(self, name: str, wanted: Mapping[str, Any]) -> Repo:
         """Changes `enabled`, `branch` and `interval`, as far as `wanted` has them. Raises UnknownRepo.
@@ -116,7 +126,58 @@ class Registry:
                     changes |= {"listed": 1, "source": "cli"}
             if changes:
                 _update(connection, row["id"], **changes)
-            return _repo(_row(connection, name))
+            changed, before = _repo(_row(connection, name)), _repo(row)
+            if changed != before:
+                self._tell(connection, changed, is_new=before.source != changed.source)
+            return changed
+
+    def follow_fleet(self, wanted: Wanted, settled: Settled, *, enabled: bool, renew: bool) -> None:
+        """Makes a registration what the fleet has, and notes that it is; leaves one that the config lists as it is.
+
+        `renew` replaces a registration by a new one, to which nothing that was granted to the old one gives access.
+        """
+        with self._database.writing() as connection:
+            found = rows(connection, f"{_SELECT} WHERE name = ?", wanted.name)
+            if not (found and _is_listed(found[0])):
+                if found and renew:
+                    self._delete(connection, found[0]["id"])
+                    found = []
+                repo_id = found[0]["id"] if found else self.insert(connection, wanted, "cli").id
+                _adopt(connection, repo_id)
+                _update(
+                    connection,
+                    repo_id,
+                    url=wanted.url,
+                    branch=wanted.branch,
+                    interval=wanted.interval,
+                    source="cli",
+                    listed=1,
+                    enabled=int(enabled),
+                )
+            settled.write(connection, self._clock())
+
+    def withdraw(self, name: str, settled: Settled | None) -> bool:
+        """Unregisters what the fleet removed or has for another URL. Returns whether it was registered here.
+
+        With `settled`, notes that the fleet's entry is applied. What the config lists stays.
+        """
+        with self._database.writing() as connection:
+            found = [row for row in rows(connection, f"{_SELECT} WHERE name = ?", name) if not _is_listed(row)]
+            for row in found:
+                self._delete(connection, row["id"])
+            if settled is not None:
+                settled.write(connection, self._clock())
+        return bool(found)
+
+    def _delete(self, connection: sqlite_utils.Database, repo_id: int) -> None:
+        connection.execute("DELETE FROM repos WHERE id = ?", [repo_id])
+        connection.execute(
+            "UPDATE read_tokens SET revoked_at = ? WHERE repo_id = ? AND revoked_at IS NULL", [self._clock(), repo_id]
+        )
+
+    def _tell(self, connection: sqlite_utils.Database, repo: Repo, *, is_new: bool) -> None:
+        if repo.source == "cli":
+            queue_change(connection, Change(repo.name, repo, repo.url, is_new=is_new), self._clock())
 
     def reconcile(self, listed: Sequence[Wanted]) -> list[str]:
         """Makes the table match the config's list; returns one sentence for each entry that cannot be applied.
@@ -182,6 +243,10 @@ def _row(connection: sqlite_utils.Database, name: str) -> dict[str, Any]:
     if not found:
         raise UnknownRepo(name)
     return found[0]
+
+
+def _is_listed(row: dict[str, Any]) -> bool:
+    return bool(row["source"] == "config" and row["listed"])
 
 
 def _adopt(connection: sqlite_utils.Database, repo_id: int) -> None:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from appliance.core.models import Turn
 from appliance.core.store.audit import UNKNOWN
-from appliance.core.store.chain import append_note
 from appliance.core.store.cursors import Page, cut
 from appliance.core.store.database import Database, rows
+from appliance.core.store.fleet import enqueue
+from appliance.core.store.session_ends import end_session, node_name, set_kept
 from appliance.core.store.session_search import SESSIONS, conditions, key_of, raw_name
 from appliance.core.store.session_summary import renumber, summarise, turn_of
-from appliance.core.store.turn_index import forget_session
-from appliance.core.units import rfc3339
-
-if TYPE_CHECKING:
-    import sqlite_utils
+from appliance.core.store.turn_places import take_place
 
 _LISTED = (
     "repo, session, ref, tip, base, turns, commits, files_changed, insertions, deletions, first_at, last_at, client, "
-    "guest, kept, archived, bytes"
+    "guest, node, kept, archived, bytes"
 )
 
 
@@ -61,32 +59,19 @@ class SessionStore:
                 return int(found[0]["turn"])
             [count] = rows(
                 connection,
-                "SELECT count(*) AS n, max(id) AS last FROM turns WHERE repo = ? AND session = ?",
+                """SELECT count(*) AS n, max(CASE WHEN seq IS NULL THEN id END) AS last FROM turns
+                   WHERE repo = ? AND session = ?""",
                 turn.repo,
                 turn.session,
             )
             number = int(count["n"]) + 1
-            connection.table("turns").insert(
-                {
-                    "id": turn.id,
-                    "repo": turn.repo,
-                    "session": turn.session,
-                    "turn": number,
-                    "commit_id": turn.commit,
-                    "base": turn.base,
-                    "at": turn.at,
-                    "subject": turn.subject,
-                    "commits": turn.commits,
-                    "files_changed": turn.files_changed,
-                    "insertions": turn.insertions,
-                    "deletions": turn.deletions,
-                    "client": turn.client,
-                    "guest": turn.guest,
-                    "bytes": turn.bytes,
-                }
-            )
-            if count["last"] and count["last"] > turn.id:
-                # Pushes may end in another order than they were accepted in. The log has the order of the ref's values.
+            columns = asdict(turn) | {"turn": number, "node": node_name(connection)}
+            columns["commit_id"] = columns.pop("commit")
+            connection.table("turns").insert(columns)
+            is_known = take_place(connection, turn)
+            if is_known or (count["last"] and count["last"] > turn.id):
+                # Pushes may end in another order than they were accepted in. The log has the order of the ref's values,
+                # and the fleet may have had the turn before this database.
                 renumber(connection, turn.repo, turn.session)
                 [row] = rows(connection, "SELECT turn FROM turns WHERE id = ?", turn.id)
                 number = int(row["turn"])
@@ -182,11 +167,11 @@ class SessionStore:
         return [Unbooked(**row) for row in found]
 
     def recorded(self, repo: str) -> list[RecordedTurn]:
-        """Every turn of a repository, oldest first, including those that are not booked yet."""
+        """Every turn of a repository that this node took, oldest first, including those that are not booked yet."""
         with self._database.reading() as connection:
             found = rows(
                 connection,
-                """SELECT id, session, commit_id AS "commit" FROM turns WHERE repo = ?1
+                """SELECT id, session, commit_id AS "commit" FROM turns WHERE repo = ?1 AND away = 0
                    UNION ALL
                    SELECT a.id, a.session, a.new FROM audit_events a
                    WHERE a.repo = ?1 AND a.kind = 'attempt' AND a.verdict = 'accepted' AND a.session IS NOT NULL
@@ -218,11 +203,10 @@ class SessionStore:
         return {row["session"] for row in found}
 
     def keep(self, repo: str, session: str, kept: bool) -> None:
-        """Exempts a session from retention, or ends the exemption."""
+        """Exempts a session from retention, or ends the exemption, on every node of the fleet."""
         with self._database.writing() as connection:
-            connection.execute(
-                "UPDATE sessions SET kept = ? WHERE repo = ? AND session = ?", [int(kept), repo, session]
-            )
+            if set_kept(connection, repo, session, kept) and node_name(connection) is not None:
+                enqueue(connection, "kept", {"repo": repo, "session": session, "kept": kept}, time.time())
 
     def set_archived(self, repo: str, sessions: list[str], archived: bool) -> None:
         """Records that the refs of these sessions moved to the archive, or back."""
@@ -249,19 +233,33 @@ class SessionStore:
             )
         return {int(row["id"]): str(row["new"]) for row in found}
 
-    def end(self, repo: str, ended: Mapping[str, int], reason: str, at: float) -> None:
+    def extent(self, repo: str, session: str) -> tuple[dict[int, str], int]:
+        """The turns of a session in their order, as id and commit, and the highest place in the fleet's order."""
+        with self._database.reading() as connection:
+            query = "SELECT id, commit_id, seq FROM turns WHERE repo = ? AND session = ? ORDER BY turn"
+            found = rows(connection, query, repo, session)
+        highest = max((row["seq"] for row in found if row["seq"] is not None), default=0)
+        return {int(row["id"]): str(row["commit_id"]) for row in found}, highest
+
+    def end(
+        self, repo: str, ended: Mapping[str, int], reason: str, at: float, upto: Mapping[str, int] | None = None
+    ) -> None:
         """Deletes sessions, each up to the given attempt, and adds a note with the reason to the audit log.
 
-        Their refs must already be deleted. A turn later than that attempt stays, as the first of a new session.
+        Their refs must already be deleted. A turn later than that attempt stays, as the first of a new session, and so
+        does one of another node whose place in the fleet's order is after `upto`. The whole fleet is told.
         """
         with self._database.writing() as connection:
             for session, last in ended.items():
                 found = rows(connection, "SELECT * FROM sessions WHERE repo = ? AND session = ?", repo, session)
                 if found:
-                    self._end(connection, found[0], last, reason, at)
+                    end_session(connection, found[0], last, (upto or {}).get(session), reason, at)
 
-    def end_all(self, repo: str, reason: str, at: float) -> None:
-        """Deletes every session of a repository whose mirror is removed."""
+    def end_all(self, repo: str, reason: str, at: float, *, everywhere: bool = True) -> None:
+        """Deletes every session of a repository whose mirror is removed.
+
+        Without `everywhere`, the fleet is not told, and keeps its turns: only what this node took is deleted.
+        """
         with self._database.writing() as connection:
             for row in rows(connection, "SELECT * FROM sessions WHERE repo = ?", repo):
                 [newest] = rows(
@@ -270,7 +268,8 @@ class SessionStore:
                     repo,
                     row["session"],
                 )
-                self._end(connection, row, newest["id"] or 0, reason, at)
+                upto = None if everywhere else -(2**62)
+                end_session(connection, row, newest["id"] or 0, upto, reason, at, tell=everywhere)
 
     def without_turn(self, repo: str, attempts: Mapping[int, str]) -> list[int]:
         """The ids in `attempts` (id to commit) that certainly have no turn.
@@ -285,16 +284,24 @@ class SessionStore:
         with self._database.reading() as connection:
             return [number for number, commit in attempts.items() if rows(connection, settled, number, repo, commit)]
 
+    def not_away(self, repo: str, turns: Mapping[int, str]) -> list[int]:
+        """The ids in `turns` (id to commit) under which there is no such turn of another node."""
+        known = "SELECT 1 FROM turns WHERE id = ? AND repo = ? AND commit_id = ? AND away = 1"
+        with self._database.reading() as connection:
+            return [number for number, commit in turns.items() if not rows(connection, known, number, repo, commit)]
+
     def recorded_bytes(self) -> int:
-        """The total size of all recorded packs and attachments, in bytes."""
-        packs, files = "SELECT sum(bytes) FROM sessions", "SELECT sum(size) FROM turn_attachments"
+        """The total size of all packs and attachments that this node recorded, in bytes."""
+        packs = "SELECT sum(bytes) FROM sessions) - (SELECT coalesce(sum(bytes), 0) FROM turns WHERE away = 1"
+        files = "SELECT sum(size) FROM turn_attachments a JOIN turns t ON t.id = a.turn_id AND t.away = 0"
         with self._database.reading() as connection:
             [total] = rows(connection, f"SELECT coalesce(({packs}), 0) + coalesce(({files}), 0) AS n")
         return int(total["n"])
 
     def packs_by_repo(self) -> dict[str, int]:
-        """The size of the recorded packs of each repository that has any, in bytes."""
-        query = "SELECT repo, sum(bytes) AS n FROM sessions GROUP BY repo"
+        """The size of the packs that this node recorded of each repository that has any, in bytes."""
+        away = "SELECT coalesce(sum(bytes), 0) FROM turns t WHERE t.away = 1 AND t.repo = s.repo"
+        query = f"SELECT repo, sum(bytes) - ({away}) AS n FROM sessions s GROUP BY repo"
         with self._database.reading() as connection:
             return {row["repo"]: int(row["n"]) for row in rows(connection, query)}
 
@@ -307,10 +314,11 @@ class SessionStore:
             }
 
     def turn_count(self, repo: str, session: str) -> int:
-        """How many turns a session has; 0 if there is no such session."""
+        """How many turns of a session this node took; 0 if there is no such session."""
+        query = "SELECT count(*) AS n FROM turns WHERE repo = ? AND session = ? AND away = 0"
         with self._database.reading() as connection:
-            found = rows(connection, "SELECT turns FROM sessions WHERE repo = ? AND session = ?", repo, session)
-        return int(found[0]["turns"]) if found else 0
+            [found] = rows(connection, query, repo, session)
+        return int(found["n"])
 
     def _listed_where(self, condition: str, repo: str, *values: Any) -> list[dict[str, Any]]:
         with self._database.reading() as connection:
@@ -321,17 +329,6 @@ class SessionStore:
                 *values,
             )
         return [_listed(row) for row in found]
-
-    def _end(self, connection: sqlite_utils.Database, row: dict[str, Any], last: int, reason: str, at: float) -> None:
-        repo, session = row["repo"], row["session"]
-        append_note(connection, rfc3339(at), repo, session, row["ref"], row["tip"], reason)
-        connection.table("session_ends").insert({"repo": repo, "session": session, "last_attempt": last})
-        connection.execute("DELETE FROM turns WHERE repo = ? AND session = ? AND id <= ?", [repo, session, last])
-        connection.execute("DELETE FROM sessions WHERE repo = ? AND session = ?", [repo, session])
-        if rows(connection, "SELECT 1 FROM turns WHERE repo = ? AND session = ? LIMIT 1", repo, session):
-            renumber(connection, repo, session)
-            summarise(connection, repo, session)
-            forget_session(connection, repo, session)
 
 
 def _listed(row: dict[str, Any]) -> dict[str, Any]:

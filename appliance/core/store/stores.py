@@ -13,6 +13,8 @@ from appliance.core.store.audit import AuditLog
 from appliance.core.store.database import Database
 from appliance.core.store.disk_leases import DiskLeaseStore
 from appliance.core.store.fleet import FleetStore
+from appliance.core.store.fleet_repos import FleetRepoStore
+from appliance.core.store.fleet_turns import FleetTurnStore
 from appliance.core.store.guests import GuestStore
 from appliance.core.store.health import HealthStore
 from appliance.core.store.registry import Registry
@@ -44,6 +46,8 @@ class Stores:
     alerts: AlertStore
     time: TimeStore
     fleet: FleetStore
+    fleet_repos: FleetRepoStore
+    fleet_turns: FleetTurnStore
 
     @classmethod
     def over(cls, database: Database) -> Stores:
@@ -66,4 +70,6 @@ class Stores:
             AlertStore(database),
             TimeStore(database),
             FleetStore(database, time.time),
+            FleetRepoStore(database, time.time),
+            FleetTurnStore(database, time.time),
         )

@@ -20,6 +20,7 @@ MOST_ATTACHMENTS = 64
 """The most attachments of one turn."""
 MOST_TURN_BYTES = 64 * 2**20
 """The most bytes of all attachments of one turn."""
+_COLUMNS = "t.repo AS repo, d.turn_id AS turn_id, d.name AS name, d.size AS size, d.sha256 AS sha256"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class TurnDetailStore:
         with self._database.reading() as connection:
             notes = rows(connection, f"SELECT d.* FROM turn_notes d {of_turns} ORDER BY d.key", repo, session)
             files = rows(
-                connection, f"SELECT t.repo, d.* FROM turn_attachments d {of_turns} ORDER BY d.name", repo, session
+                connection, f"SELECT {_COLUMNS} FROM turn_attachments d {of_turns} ORDER BY d.name", repo, session
             )
         found: dict[int, dict[str, Any]] = {}
         for note in notes:
@@ -77,12 +78,12 @@ class TurnDetailStore:
         return found
 
     def turn_of(self, repo: str, session: str, commit: str) -> AttachedTurn | None:
-        """The newest turn of a session with this commit."""
+        """The newest turn of a session with this commit that this node took."""
         with self._database.reading() as connection:
             found = rows(
                 connection,
                 """SELECT id, at, guest FROM turns WHERE repo = ? AND session = ? AND commit_id = ?
-                   ORDER BY id DESC LIMIT 1""",
+                   AND away = 0 ORDER BY id DESC LIMIT 1""",
                 repo,
                 session,
                 commit,
@@ -95,14 +96,22 @@ class TurnDetailStore:
             return _attachments(connection, "d.turn_id = ?", turn_id)
 
     def all_attachments(self, repo: str | None = None) -> list[AttachmentRow]:
-        """Every attachment, of one repository if it is given."""
+        """Every attachment, of one repository if it is given; also those of turns that other nodes took."""
         with self._database.reading() as connection:
             return _attachments(connection, "(?1 IS NULL OR t.repo = ?1)", repo)
 
-    def attached_bytes(self) -> int:
-        """The size of all attachments, in bytes."""
+    def recorded_attachments(self) -> list[AttachmentRow]:
+        """Every attachment of a turn that this node took."""
         with self._database.reading() as connection:
-            [total] = rows(connection, "SELECT coalesce(sum(size), 0) AS n FROM turn_attachments")
+            return _attachments(connection, "t.away = ?", 0)
+
+    def attached_bytes(self) -> int:
+        """The size of all attachments of turns that this node took, in bytes."""
+        query = (
+            "SELECT coalesce(sum(size), 0) AS n FROM turn_attachments a JOIN turns t ON t.id = a.turn_id AND t.away = 0"
+        )
+        with self._database.reading() as connection:
+            [total] = rows(connection, query)
         return int(total["n"])
 
     def attach(self, row: AttachmentRow, session: str, commit: str, at: str, client: str, guest: str | None) -> bool:
@@ -192,8 +201,8 @@ def words_of_notes(connection: sqlite_utils.Database, turn_id: int) -> str:
 def _attachments(connection: sqlite_utils.Database, where: str, value: int | str | None) -> list[AttachmentRow]:
     found = rows(
         connection,
-        f"""SELECT t.repo AS repo, d.turn_id AS turn_id, d.name AS name, d.size AS size, d.sha256 AS sha256
-            FROM turn_attachments d JOIN turns t ON t.id = d.turn_id WHERE {where} ORDER BY d.turn_id, d.name""",
+        f"""SELECT {_COLUMNS} FROM turn_attachments d JOIN turns t ON t.id = d.turn_id
+            WHERE {where} ORDER BY d.turn_id, d.name""",
         value,
     )
     return [AttachmentRow(**row) for row in found]

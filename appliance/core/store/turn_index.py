@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import sqlite_utils
 
 
+AWAY = 2
+"""`turns.searchable` of a turn whose objects are not here: it is found by its subject and notes, and not by paths."""
+
+
 class TurnToIndex(NamedTuple):
     """A turn that is not indexed yet.
 
@@ -105,19 +109,37 @@ class TurnIndexStore:
             )
         return True
 
+    def brought(self, turn_id: int) -> None:
+        """Has a turn of another node read whose objects are here now."""
+        with self._database.writing() as connection:
+            updated = connection.execute(
+                "UPDATE turns SET searchable = 0 WHERE id = ? AND searchable = ?", [turn_id, AWAY]
+            )
+            if updated.rowcount:
+                connection.execute("DELETE FROM turn_texts WHERE turn_id = ?", [turn_id])
+
     def forget_empty(self, repo: str) -> None:
         """Has the turns of a repository that were indexed with nothing indexed again."""
-        empty = "SELECT x.turn_id FROM turn_texts x JOIN turns t ON t.id = x.turn_id WHERE t.repo = ? AND x.text = ''"
+        empty = "SELECT 1 FROM turn_texts x WHERE x.turn_id = turns.id AND x.text = '' AND x.paths = 0"
         with self._database.writing() as connection:
-            connection.execute(f"UPDATE turns SET searchable = 0 WHERE id IN ({empty} AND x.paths = 0)", [repo])
+            connection.execute(
+                f"UPDATE turns SET searchable = 0 WHERE repo = ? AND searchable = 1 AND EXISTS ({empty})", [repo]
+            )
             connection.execute("DELETE FROM turn_texts WHERE turn_id IN (SELECT id FROM turns WHERE searchable = 0)")
 
 
 def forget_session(connection: sqlite_utils.Database, repo: str, session: str) -> None:
     """Has the turns of a session indexed anew, because some that others were compared with are gone."""
-    of_session = "WHERE repo = ? AND session = ?"
+    of_session = "WHERE repo = ? AND session = ? AND searchable = 1"
     connection.execute(f"DELETE FROM turn_texts WHERE turn_id IN (SELECT id FROM turns {of_session})", [repo, session])
     connection.execute(f"UPDATE turns SET searchable = 0 {of_session}", [repo, session])
+
+
+def index_away(connection: sqlite_utils.Database, turn_id: int, subject: str) -> None:
+    """Has a turn whose objects are not here be found by what its row says, inside the caller's transaction."""
+    text = folded(subject + words_of_notes(connection, turn_id))
+    connection.execute("INSERT INTO turn_texts (turn_id, paths, text) VALUES (?, 0, ?)", [turn_id, text])
+    connection.execute("UPDATE turns SET searchable = ? WHERE id = ?", [AWAY, turn_id])
 
 
 def folded(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from appliance.core.models import Caller, PushDecision, RefCommand, Repo
+from appliance.core.models import NOTHING_WITHDRAWN, Caller, Confirmation, PushDecision, RefCommand, Repo
 from appliance.core.models import Guest as Known
 from appliance.core.serving.net import reading
 from appliance.core.serving.net.reading import SMALL, Budget
@@ -58,7 +58,19 @@ class Authority:
         refusals = {command.ref: fault or "no" for command in commands}
         return PushDecision(push, repo, caller.client, tuple(commands), refusals, (), ())
 
-    async def conclude(self, ruling: PushDecision, report: Mapping[str, str | None], size: int) -> None:
+    waits = False
+
+    async def confirm(self, decision: PushDecision, report: Mapping[str, str | None], size: int) -> Confirmation:
+        """Never reached."""
+        raise AssertionError
+
+    async def conclude(
+        self,
+        decision: PushDecision,
+        report: Mapping[str, str | None],
+        size: int,
+        confirmation: Confirmation = NOTHING_WITHDRAWN,
+    ) -> None:
         """Never reached."""
         raise AssertionError
 

@@ -48,7 +48,12 @@ class Admission:
             self.served += 1
         finally:
             seat.end()
-            held = self._held[seat.peer]
+            self.give_back(seat)
+
+    def give_back(self, seat: Seat) -> None:
+        """Releases a guest's slot, if it has one: early, when all that is left is to wait and to send a few bytes."""
+        held = self._held.get(seat.peer, {})
+        if seat in held:
             del held[seat]
             if not held:
                 del self._held[seat.peer]

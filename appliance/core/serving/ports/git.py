@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 
 from appliance.core.access.gate import AccessGate
 from appliance.core.errors import GitmirrorError
@@ -28,7 +29,8 @@ from appliance.core.serving.net.seats import Seat
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
 from appliance.core.serving.ports.git_daemon import GitDaemon, daemon_child, relay_fetch
 from appliance.core.serving.ports.wishes import GuestWishes
-from appliance.core.serving.push.relay import PushAuthority, PushRelay, ReceivePackEnded
+from appliance.core.serving.push.parties import PushAuthority
+from appliance.core.serving.push.relay import PushRelay, ReceivePackEnded
 from appliance.core.serving.wire.pktline import PacketError, packet, packet_length
 from appliance.core.serving.wire.requests import (
     LARGEST_REQUEST,
@@ -203,6 +205,7 @@ class GitPort:
                 child,
                 SocketStream(ours, None),
                 serving.engine.budget.share(seat.peer),
+                give_back=partial(self._admission.give_back, seat),
             )
             await relay.run(self._limits.idle_timeout)
 

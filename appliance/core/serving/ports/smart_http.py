@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import quote
@@ -51,8 +52,8 @@ class Pushes(Protocol):
         """The advertisement of `receive-pack`."""
         ...
 
-    async def receive(self, repo: Repo, exchange: Exchange) -> None:
-        """Takes one push and answers it."""
+    async def receive(self, repo: Repo, exchange: Exchange, give_back: Callable[[], None]) -> None:
+        """Takes one push and answers it; calls `give_back` once it needs no slot."""
         ...
 
 
@@ -131,7 +132,8 @@ class SmartHttp:
                     await self._info_refs(exchange, repo, service)
                 else:
                     _require_post(exchange, RECEIVE_PACK)
-                    await self._pushes.receive(repo, exchange)
+                    give_back = partial(self._admission.give_back, exchange.seat)
+                    await self._pushes.receive(repo, exchange, give_back)
         except Busy as error:
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n", {"retry-after": "1"}) from None
         except PacketError as error:

@@ -23,7 +23,8 @@ from appliance.core.serving.net.http import Exchange, HttpError
 from appliance.core.serving.net.http_result import ResultSink
 from appliance.core.serving.net.reading import Budget
 from appliance.core.serving.net.streams import SocketStream
-from appliance.core.serving.push.relay import ENDED, PushAuthority, PushRelay
+from appliance.core.serving.push.parties import PushAuthority
+from appliance.core.serving.push.relay import ENDED, PushRelay
 from appliance.core.serving.wire.requests import RECEIVE_PACK
 
 log = logging.getLogger(__name__)
@@ -57,14 +58,15 @@ class HttpPushes:
             raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, f"gitmirror: {ENDED}\n")
         return bytes(output)
 
-    async def receive(self, repo: Repo, exchange: Exchange) -> None:
-        """Takes one push and answers it. Raises PacketError, IdleTimeout, OSError."""
+    async def receive(self, repo: Repo, exchange: Exchange, give_back: Callable[[], None]) -> None:
+        """Takes one push and answers it. `give_back` releases the slot. Raises PacketError, IdleTimeout, OSError."""
         push, caller = self.authority.open(), exchange.caller
         async with self._child(repo, exchange, push) as (child, ours):
             guest, share = _Posted(exchange), self.budget.share(exchange.seat.peer)
             relay = PushRelay(
-                self.authority, self.writing, push, repo, caller, guest, child, ours, share, stateless=True
-            )
+                self.authority, self.writing, push, repo, caller, guest, child, ours, share, stateless=True,
+                give_back=give_back,
+            )  # fmt: skip
             await relay.run(self.idle)
 
     @contextlib.asynccontextmanager

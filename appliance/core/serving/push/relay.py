@@ -11,16 +11,16 @@ import asyncio
 import contextlib
 import logging
 import struct
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
 
-from appliance.core.models import Caller, Guest, PushDecision, PushFault, RefCommand, Repo
+from appliance.core.models import NOTHING_WITHDRAWN, Caller, Confirmation, PushDecision, PushFault, Repo
 from appliance.core.process.children import Child
 from appliance.core.serving.net.acceptor import Busy
 from appliance.core.serving.net.idle import Activity, end_tasks
 from appliance.core.serving.net.reading import Share
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
+from appliance.core.serving.push.parties import PushAuthority, Sender
 from appliance.core.serving.wire.pktline import FLUSH, PacketError
 from appliance.core.serving.wire.requests import PushRequest, ReportReader, is_refusal, refusal_report
 
@@ -33,6 +33,7 @@ PACK_HEAD = 12
 """Bytes of a pack's header: `PACK`, its version, the number of objects (gitformat-pack)."""
 
 
+INTERRUPTED = "this mirror was stopped before its fleet had stored it; nothing was recorded, push again"
 ENDED = "git receive-pack ended before the push began; the operator of this mirror finds the reason in its log"
 
 
@@ -43,61 +44,11 @@ class ReceivePackEnded(Exception):
         super().__init__(ENDED)
 
 
-class Sender(Protocol):
-    """The guest's side of a push: a socket, or an HTTP request and its response."""
-
-    async def receive(self) -> bytes:
-        """The bytes that have arrived; empty at the end. Raises OSError."""
-        ...
-
-    async def send(self, data: bytes) -> None:
-        """Sends all of it. Raises OSError."""
-        ...
-
-    async def end(self) -> None:
-        """Ends the response."""
-        ...
-
-    def abort(self) -> None:
-        """Cuts the connection, so that every wait for the guest ends."""
-        ...
-
-
-class PushAuthority(Protocol):
-    """Decides on pushes. Implemented by `recording`, and wired in by the service."""
-
-    def open(self) -> str:
-        """The id of a new push."""
-        ...
-
-    def environment(self, push: str, guest: Guest | None) -> dict[str, str]:
-        """The environment variables for its hooks; `guest` is who pushes, if it is known."""
-        ...
-
-    async def rule(
-        self,
-        push: str,
-        repo: Repo,
-        caller: Caller,
-        commands: Sequence[RefCommand],
-        total: int,
-        count_objects: Callable[[], Awaitable[int]],
-        fault: str | None = None,
-        options: Sequence[bytes] = (),
-    ) -> PushDecision:
-        """Decides on the push, and logs the attempt."""
-        ...
-
-    async def conclude(self, decision: PushDecision, report: Mapping[str, str | None], size: int) -> None:
-        """Logs the outcome."""
-        ...
-
-
 class PushRelay:
     """One push of `caller` to `repo`, between the guest and the child's socket. `writing` locks the mirror.
 
     A `stateless` child sends nothing before it has the guest's commands; others begin with their list of refs. `share`
-    is charged for those commands while they arrive.
+    is charged for those commands while they arrive. `give_back` releases the guest's slot early.
     """
 
     def __init__(
@@ -113,6 +64,7 @@ class PushRelay:
         share: Share,
         *,
         stateless: bool = False,
+        give_back: Callable[[], None] = lambda: None,
     ) -> None:
         self._authority = authority
         self._writing = writing
@@ -125,6 +77,7 @@ class PushRelay:
         self._share = share
         self._activity = Activity()
         self._stateless = stateless
+        self._give_back = give_back
         self._child_sent = asyncio.Event()
         self._advertised = False
         self._child_ended = False
@@ -195,8 +148,7 @@ class PushRelay:
         )  # fmt: skip
         if decision.accepted:
             await end_tasks(advertisement)
-            async with self._writing(self._repo.name):
-                await self._let_through(request, decision)
+            await self._let_through(request, decision)
         else:
             await self._ours.end()
             await advertisement
@@ -274,7 +226,42 @@ class PushRelay:
         return int(objects)
 
     async def _let_through(self, request: PushRequest, decision: PushDecision) -> None:
-        reader = ReportReader(request.capabilities)
+        reader, waits, confirmation = ReportReader(request.capabilities), self._authority.waits, NOTHING_WITHDRAWN
+        try:
+            async with self._writing(self._repo.name):
+                try:
+                    await self._relay_report(request, reader)
+                finally:
+                    if not waits:
+                        await self._authority.conclude(decision, reader.outcome(decision.commands), self._sent)
+        finally:
+            if waits:
+                confirmation = await self._confirm(decision, reader.outcome(decision.commands))
+        await self._send_to_guest(reader.answer(confirmation.refused))
+        if self._guest_gone:
+            raise ConnectionAbortedError("the guest disconnected before it received the outcome")
+        await self._guest.end()
+
+    async def _confirm(self, decision: PushDecision, report: Mapping[str, str | None]) -> Confirmation:
+        """Waits for the confirmation while it holds nothing that others need, then concludes."""
+        confirming = asyncio.create_task(self._authority.confirm(decision, report, self._sent))
+        self._give_back()
+        try:
+            while not (await asyncio.wait({confirming}, timeout=1))[0]:
+                self._activity.touch()
+        finally:
+            if not confirming.done():
+                # The guest will not be told, so the turn is withdrawn like one that was not stored.
+                await end_tasks(confirming)
+            confirmation = Confirmation({ref: INTERRUPTED for ref, reason in report.items() if reason is None})
+            if not confirming.cancelled():
+                confirmation = confirming.result()
+            async with self._writing(self._repo.name):
+                await self._authority.conclude(decision, report, self._sent, confirmation)
+        return confirmation
+
+    async def _relay_report(self, request: PushRequest, reader: ReportReader) -> None:
+        """Relays until the child has ended."""
         upwards = asyncio.create_task(self._send_up(bytes(request.raw) + request.rest))
         try:
             await self._read_report(reader)
@@ -284,11 +271,6 @@ class PushRelay:
         finally:
             await end_tasks(upwards)
             await self._child.wait()
-            await self._authority.conclude(decision, reader.outcome(decision.commands), self._sent)
-        await self._send_to_guest(reader.answer())
-        if self._guest_gone:
-            raise ConnectionAbortedError("the guest disconnected before it received the outcome")
-        await self._guest.end()
 
     async def _send_up(self, first: bytes) -> None:
         """Sends the child the commands and the pack, until the guest's side ends or fails."""

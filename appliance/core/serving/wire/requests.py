@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from appliance.core.models import PushDecision, RefCommand
 from appliance.core.serving.wire.pktline import FLUSH, PacketError, PacketSplitter, packet
@@ -267,15 +268,18 @@ class ReportReader:
         if len(self.held) > self.MOST:
             raise PacketError(f"the report of receive-pack is larger than {self.MOST} bytes")
 
-    def answer(self) -> bytes:
-        """What was held back, for the guest."""
+    def answer(self, withdrawn: Mapping[str, str] = MappingProxyType({})) -> bytes:
+        """What was held back, for the guest. Refs in `withdrawn` were put back, for the reason given there."""
         report = bytes(self._report)
         lines = list(_lines(report))
-        explained = self._explain(lines)
+        explained = _told_of(withdrawn, self._explain(lines))
         if explained == lines or not report.endswith(FLUSH):
             return bytes(self.held)
         report = b"".join(packet(f"{line}\n".encode("utf-8", "surrogateescape")) for line in explained) + FLUSH
-        return _banded(b"\1", report) + FLUSH
+        if not self._side_band:
+            return report
+        advice = "".join(f"gitmirror: {ref}: {reason}\n" for ref, reason in withdrawn.items())
+        return _banded(b"\2", advice.encode()) + _banded(b"\1", report) + FLUSH
 
     def _explain(self, lines: Sequence[str]) -> list[str]:
         """The lines of a report, with the hook's own reasons."""
@@ -297,6 +301,21 @@ class ReportReader:
                 ref, _, reason = tail.partition(" ")
                 reported[ref] = reason if unpack == "ok" else f"{reason} ({unpack})"
         return {ref: reason for ref, reason in reported.items() if any(command.ref == ref for command in commands)}
+
+
+def _told_of(withdrawn: Mapping[str, str], lines: Sequence[str]) -> list[str]:
+    """The lines of a report, without the success of refs that were put back, and without what a git says of it."""
+    told: list[str] = []
+    skip = False
+    for line in lines:
+        ref = line.removeprefix("ok ")
+        if line.startswith("ok ") and ref in withdrawn:
+            told.append(f"ng {ref} {withdrawn[ref]}")
+            skip = True
+        elif not (skip and line.startswith("option ")):
+            told.append(line)
+            skip = False
+    return told
 
 
 def _lines(report: bytes) -> Iterator[str]:

@@ -1,0 +1,108 @@
+"""The fleet that this node belongs to: `fleet status`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from appliance.cli.context import Options, json_option, pass_options
+from appliance.cli.output import print_json, print_line, print_table
+from appliance.core.units import counted, format_duration
+
+NOT_SERVING = 4
+BEHIND = 3
+ALONE = """this node is alone: it shares nothing with other nodes
+to join a fleet, give it the NATS servers of the fleet and restart serve:
+  [fleet]
+  servers = ["nats://nats-1:4222"]"""
+HEADERS = ("NODE", "STATE", "SEEN", "VERSION", "REPOS", "BEHIND", "LAG", "SESSIONS", "WAITING", "UNREAD", "URL")
+RIGHT = ("SEEN", "REPOS", "BEHIND", "LAG", "SESSIONS", "WAITING", "UNREAD")
+
+
+@click.group()
+def fleet() -> None:
+    """Show the fleet that this node belongs to.
+
+    The nodes of a fleet share their registry, the news from upstreams, and what agents recorded, through NATS servers
+    that `[fleet] servers` names.
+
+    \b
+    Example:
+      gitmirror.pyz fleet status
+    """
+
+
+@fleet.command()
+@json_option
+@pass_options
+def status(options: Options, as_json: bool) -> None:
+    """Show the nodes of the fleet, and what is behind.
+
+    BEHIND counts the repositories of a node that are stale, failing or damaged, WAITING what it has yet to send, and
+    UNREAD what it has yet to read of the others' recordings. Exits with code 3 when a node is gone or behind or the
+    fleet cannot be reached, and with 4 when serve is not running; it then shows what the database knows. A node alone
+    is told how to join a fleet.
+
+    \b
+    Example:
+      gitmirror.pyz fleet status
+    """
+    from appliance.core.node.running import RunningNode
+
+    node = options.node().current()
+    found = node.fleet()
+    if as_json:
+        print_json(found)
+    else:
+        _print(found)
+    if not found["servers"]:
+        return
+    if not isinstance(node, RunningNode):
+        sys.exit(NOT_SERVING)
+    if not found["connected"] or found["trouble"] or any(_state(each) != "alive" for each in found["nodes"]):
+        sys.exit(BEHIND)
+
+
+def _state(node: Mapping[str, Any]) -> str:
+    if not node["alive"]:
+        return "gone"
+    return "behind" if node["behind"] or node["turns_behind"] else "alive"
+
+
+def _print(found: Mapping[str, Any]) -> None:
+    if not found["servers"]:
+        for line in ALONE.splitlines():
+            print_line(line)
+        return
+    reached = "connected" if found["connected"] else "not connected"
+    print_line(f"fleet {found['name']}, this node is {found['node']}: {reached}")
+    print_line(
+        f"  {', '.join(found['servers'])}; {counted(found['replicas'], 'replica', 'replicas')}, "
+        f"durability {found['durability']}"
+    )
+    waiting = ", ".join(f"{kind} {count:,}" for kind, count in found["waiting"].items() if count)
+    print_line(f"  waiting to go out: {waiting or 'nothing'}")
+    for warning in [*([found["trouble"]] if found["trouble"] else []), *found["warnings"]]:
+        print_line(f"warning: {warning}")
+    if found["nodes"]:
+        print_line("")
+        print_table(HEADERS, [_row(node, found["node"]) for node in found["nodes"]], right=RIGHT)
+
+
+def _row(node: Mapping[str, Any], this: str) -> tuple[Any, ...]:
+    return (
+        f"{node['node']}{' (this)' if node['node'] == this else ''}",
+        _state(node),
+        format_duration(node["seen"]),
+        node["version"],
+        node["repos"],
+        node["behind"],
+        "" if node["lag"] is None else format_duration(node["lag"]),
+        node["sessions"],
+        node["waiting"],
+        node["turns_behind"],
+        node["url"],
+    )

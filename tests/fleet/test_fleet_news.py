@@ -1,0 +1,74 @@
+"""N nodes cost an upstream what one does, and a push with one webhook is on all of them at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import WIDGETS
+from tests.fleet.news import NewsFleet, news_fleet
+from tests.observability.conftest import repo_of
+from tests.support.gitutil import fsck, git, wait_until
+from tests.support.nats import NatsCluster
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def quiet(
+    module_nats: NatsCluster, generated_bare: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[NewsFleet]:
+    """Three nodes that look upstream when they are told to."""
+    with news_fleet(tmp_path_factory.mktemp("quiet"), module_nats, generated_bare) as fleet:
+        yield fleet
+
+
+@pytest.mark.parametrize("node", ["a", "b", "c"])
+def test_one_webhook_to_any_node_is_one_fetch(quiet: NewsFleet, node: str) -> None:
+    before = quiet.asked()
+    commit, began = quiet.push(text=f"for {node}"), time.monotonic()
+    quiet.webhook(node)
+    quiet.wait_equal(timeout=5)
+    assert time.monotonic() - began < 2
+    # One listing, and one fetch, which lists them again.
+    assert quiet.asked() - before == 2
+    for serve in quiet.fleet.nodes.values():
+        assert git("rev-parse", "main", cwd=serve.mirror(WIDGETS)) == commit
+        fsck(serve.mirror(WIDGETS))
+
+
+def test_a_webhook_that_brings_nothing_is_one_listing(quiet: NewsFleet) -> None:
+    before = quiet.asked()
+    times = {name: repo_of(serve)["verified_at"] for name, serve in quiet.fleet.nodes.items()}
+    quiet.webhook("b")
+    for name, serve in quiet.fleet.nodes.items():
+        wait_until(lambda: repo_of(serve)["verified_at"] > times[name], timeout=5, message=f"{name} is verified")  # noqa: B023
+    assert quiet.asked() - before == 1
+
+
+def test_what_an_operator_asks_for_is_looked_for_upstream(quiet: NewsFleet) -> None:
+    commit = quiet.push(text="for an operator")
+    for name, serve in quiet.fleet.nodes.items():
+        before = quiet.asked()
+        [document] = serve.cli_json("refresh", WIDGETS)
+        assert 1 <= quiet.asked() - before <= 2, name
+        if name == "a":
+            [moved] = document["moved"]
+            assert (moved["ref"], moved["new"]) == ("refs/heads/main", commit)
+
+
+def test_branches_come_and_go_and_head_follows(quiet: NewsFleet) -> None:
+    path = quiet.upstream.path(WIDGETS)
+    quiet.push("topic")
+    quiet.push("caf\N{LATIN SMALL LETTER E WITH ACUTE}/bräne")
+    git("symbolic-ref", "HEAD", "refs/heads/topic", cwd=path)
+    quiet.webhook("c", "topic")
+    quiet.wait_equal(timeout=5)
+    git("symbolic-ref", "HEAD", "refs/heads/main", cwd=path)
+    git("update-ref", "-d", "refs/heads/topic", cwd=path)
+    quiet.push("topic/below")
+    quiet.webhook("a")
+    quiet.wait_equal(timeout=5)

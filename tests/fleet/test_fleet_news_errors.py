@@ -1,0 +1,175 @@
+"""What an upstream refuses to one node, all nodes know; what only one node cannot reach, another one asks for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import WIDGETS
+from tests.fleet.news import NewsFleet, news_fleet
+from tests.observability.conftest import repo_of
+from tests.support.gitutil import git, wait_until
+from tests.support.nats import NatsCluster
+
+pytestmark = pytest.mark.slow
+
+Make = Callable[..., NewsFleet]
+
+
+@pytest.fixture
+def make(
+    module_nats: NatsCluster, generated_bare: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Make]:
+    """Makes a fleet of three nodes with a name of its own."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+
+        def made(interval: str = "2s", **options: Any) -> NewsFleet:
+            directory = tmp_path / f"f{abs(hash(request.node.name)) % 10**8}"
+            directory.mkdir()
+            return stack.enter_context(news_fleet(directory, module_nats, generated_bare, interval=interval, **options))
+
+        yield made
+
+
+def error_of(fleet: NewsFleet, name: str) -> str | None:
+    """The error word of a node's status."""
+    error: str | None = repo_of(fleet[name])["error"]
+    return error
+
+
+def test_all_nodes_say_that_the_upstream_is_gone(make: Make) -> None:
+    fleet = make()
+    fleet.upstream.on(WIDGETS).not_found = True
+    for name in fleet.fleet.nodes:
+        wait_until(lambda: error_of(fleet, name) == "not-found", timeout=10, message=f"{name} says so")  # noqa: B023
+    fleet.upstream.forget()
+    time.sleep(6)
+    # Each look that gets a 404 is one request; three nodes by themselves take three times as many.
+    assert fleet.asked() <= 4
+    fleet.upstream.reset()
+    fleet.push()
+    fleet.wait_equal(timeout=10)
+    for name in fleet.fleet.nodes:
+        wait_until(lambda: error_of(fleet, name) is None, timeout=10, message=f"{name} is well")  # noqa: B023
+
+
+def test_nobody_goes_around_a_retry_after(make: Make) -> None:
+    fleet = make("1h")
+    holder = fleet.holder()
+    faults = fleet.upstream.on(WIDGETS)
+    faults.status, faults.retry_after = 429, 600
+    fleet.webhook(holder)
+    for name in fleet.fleet.nodes:
+        wait_until(lambda: error_of(fleet, name) == "rate-limited", timeout=10, message=f"{name} says so")  # noqa: B023
+    asked = fleet.asked()
+    for name in fleet.fleet.nodes:
+        fleet.webhook(name)
+    time.sleep(1)
+    assert fleet.asked() == asked
+    fleet.upstream.reset()
+    # An operator insists, on any node, and then the others are free, too.
+    fleet.push()
+    fleet[fleet.others(holder)[0]].cli("refresh", WIDGETS)
+    fleet.wait_equal(timeout=5)
+
+
+def test_a_holder_that_cannot_reach_the_upstream_gives_way(make: Make) -> None:
+    fleet = make(start=False)
+    cut_off = fleet["a"]
+    cut_off.env |= {"no_proxy": "", "http_proxy": "http://127.0.0.1:1"}
+    cut_off.start()
+    wait_until(lambda: error_of(fleet, "a") is not None, timeout=10, message="a cannot clone")
+    fleet["b"].start()
+    fleet["c"].start()
+    # The first one, too, which fetches from a neighbour what it cannot get from the upstream.
+    fleet.wait_equal(timeout=15)
+    commit = fleet.push()
+    cut_off.wait_for_ref(WIDGETS, "refs/heads/main", commit, timeout=10)
+    assert error_of(fleet, "a") is None
+
+
+def test_first_clones_come_from_the_node_that_has_it(make: Make) -> None:
+    fleet = make("1h", start=False)
+    fleet["a"].start().wait_for_repo(WIDGETS)
+    asked = fleet.asked()
+    fleet["b"].start()
+    fleet["c"].start()
+    fleet.wait_equal(timeout=10)
+    for name in ("b", "c"):
+        fleet[name].wait_for_repo(WIDGETS, timeout=5)
+    assert fleet.asked() == asked
+
+
+def test_a_repository_that_all_get_at_once_is_cloned_once(make: Make, generated_bare: Path) -> None:
+    fleet = make("1h")
+    fleet.upstream.add("acme/other", generated_bare)
+    for serve in fleet.fleet.nodes.values():
+        serve.here("add-repo", fleet.upstream.url("acme/other"), "--no-wait")
+    fleet.wait_equal("acme/other", timeout=10)
+    assert fleet.asked("acme/other") == 2
+
+
+def test_an_empty_repository(make: Make, tmp_path: Path) -> None:
+    fleet = make("1h")
+    fleet.upstream.add("acme/empty")
+    for serve in fleet.fleet.nodes.values():
+        serve.here("add-repo", fleet.upstream.url("acme/empty"), "--no-wait")
+    for serve in fleet.fleet.nodes.values():
+        serve.wait_for_repo("acme/empty", timeout=10)
+    path = fleet.upstream.path("acme/empty")
+    tree = git("hash-object", "-t", "tree", "-w", "--stdin", cwd=path, input="")
+    commit = git("commit-tree", tree, "-m", "first", cwd=path)
+    git("update-ref", "refs/heads/trunk", commit, cwd=path)
+    git("symbolic-ref", "HEAD", "refs/heads/trunk", cwd=path)
+    fleet.webhook("b", "trunk", "acme/empty")
+    fleet.wait_equal("acme/empty", timeout=5)
+
+
+def test_one_name_for_two_upstreams(make: Make, generated_bare: Path) -> None:
+    """Each node mirrors its own, and nobody waits for the other."""
+    fleet = make("2s")
+    for name in ("one/thing", "two/thing"):
+        fleet.upstream.add(name, generated_bare)
+    first, second = fleet.push(name="one/thing", text="one"), fleet.push(name="two/thing", text="two")
+    fleet["a"].here("add-repo", fleet.upstream.url("one/thing"), "--name", "x/thing")
+    fleet["b"].here("add-repo", fleet.upstream.url("two/thing"), "--name", "x/thing")
+    for node, commit in (("a", first), ("b", second)):
+        fleet[node].wait_for_ref("x/thing", "refs/heads/main", commit, timeout=10)
+    first = fleet.push(name="one/thing", text="one again")
+    fleet["a"].wait_for_ref("x/thing", "refs/heads/main", first, timeout=10)
+    assert git("rev-parse", "main", cwd=fleet["b"].mirror("x/thing")) == second
+
+
+def test_a_private_repository_is_asked_for_by_each_node(make: Make, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("correct horse\n")
+    token.chmod(0o600)
+    fleet = make("1h", start=False)
+    entry = {"url": fleet.upstream.url("acme"), "token_file": str(token), "username": "reader"}
+    fleet.upstream.on(WIDGETS).require_password = True
+    for serve in fleet.fleet.nodes.values():
+        serve.config.write_text(
+            serve.config.read_text()
+            + "[[credentials]]\n"
+            + "\n".join(f'{key} = "{value}"' for key, value in entry.items())
+        )
+        serve.start()
+        serve.wait_for_repo(WIDGETS)
+    asked = {each.user for each in fleet.upstream.requests if each.repo == WIDGETS}
+    assert "reader" in asked
+    assert fleet.asked() >= 6
+
+    async def keys(context: Any) -> list[str]:
+        bucket = await context.key_value(f"gitmirror-{fleet.name}-leases")
+        try:
+            return list(await bucket.keys())
+        except Exception:
+            return []
+
+    assert fleet.fleet.nats.ask(keys) == []

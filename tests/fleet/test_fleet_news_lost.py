@@ -1,0 +1,106 @@
+"""The holder is lost, or NATS, or a neighbour is of no use: nothing is later than an interval."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import WIDGETS
+from tests.fleet.news import NewsFleet, news_fleet
+from tests.observability.conftest import repo_of
+from tests.support.gitutil import wait_until
+from tests.support.nats import NatsCluster
+
+pytestmark = pytest.mark.slow
+
+INTERVAL = 2.0
+
+
+@pytest.fixture
+def lively(nats: NatsCluster, generated_bare: Path, tmp_path: Path) -> Iterator[NewsFleet]:
+    """Three nodes that refresh every two seconds."""
+    (tmp_path / "lively").mkdir()
+    with news_fleet(tmp_path / "lively", nats, generated_bare, interval=f"{INTERVAL:g}s") as fleet:
+        yield fleet
+
+
+def test_three_nodes_cost_an_upstream_what_one_does(lively: NewsFleet) -> None:
+    wait_until(lambda: lively.holder(), message="one holds the lease")
+    lively.upstream.forget()
+    began = time.monotonic()
+    seen = {name: {repo_of(serve)["verified_at"]} for name, serve in lively.fleet.nodes.items()}
+    while time.monotonic() - began < 5 * INTERVAL:
+        for name, serve in lively.fleet.nodes.items():
+            repo = repo_of(serve)
+            seen[name].add(repo["verified_at"])
+            assert repo["lag"] < 2 * INTERVAL
+        time.sleep(0.1)
+    looks = 5 * INTERVAL / (0.9 * INTERVAL) + 1
+    assert lively.asked() <= looks
+    assert all(len(times) >= 4 for times in seen.values()), seen
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_another_takes_over_from_a_holder_that_is_lost(lively: NewsFleet, number: signal.Signals) -> None:
+    lost = lively.holder()
+    others = lively.others(lost)
+    lively[lost].signal(number)
+    commit, began = lively.push(), time.monotonic()
+    for name in others:
+        lively[name].wait_for_ref(WIDGETS, "refs/heads/main", commit, timeout=3 * INTERVAL)
+    assert time.monotonic() - began < 1.1 * INTERVAL + 3
+    assert lively.holder() in others
+    if number == signal.SIGSTOP:
+        lively[lost].signal(signal.SIGCONT)
+        lively[lost].wait_for_ref(WIDGETS, "refs/heads/main", commit, timeout=3 * INTERVAL)
+
+
+def test_a_webhook_while_the_holder_is_frozen(lively: NewsFleet) -> None:
+    lost = lively.holder()
+    other = lively.others(lost)[0]
+    lively[lost].signal(signal.SIGSTOP)
+    commit = lively.push()
+    lively.webhook(other)
+    for name in lively.others(lost):
+        lively[name].wait_for_ref(WIDGETS, "refs/heads/main", commit, timeout=3)
+    lively[lost].signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_without_nats_each_node_asks_for_itself(lively: NewsFleet, how: str) -> None:
+    [server] = lively.fleet.nats.servers
+    if how == "killed":
+        server.stop()
+    else:
+        server.freeze()
+    commit, began = lively.push(), time.monotonic()
+    lively.wait_equal(timeout=4 * INTERVAL)
+    assert time.monotonic() - began < 1.1 * INTERVAL + 4, commit
+    if how == "killed":
+        server.start()
+    else:
+        server.thaw()
+    lively.fleet.nats.wait()
+    lively.push()
+    lively.wait_equal(timeout=4 * INTERVAL)
+    lively.upstream.forget()
+
+    def is_one() -> bool:
+        lively.upstream.forget()
+        time.sleep(3 * INTERVAL)
+        return lively.asked() <= 5
+
+    wait_until(is_one, timeout=60, message="one node asks for all again")
+
+
+def test_a_restarted_node_is_behind_nobody(lively: NewsFleet) -> None:
+    lost = lively.holder()
+    lively[lost].terminate()
+    lively.push()
+    lively.wait_equal(timeout=3 * INTERVAL)
+    lively[lost].start()
+    lively.wait_equal(timeout=3 * INTERVAL)
