@@ -117,7 +117,7 @@ def restore(
 
     With --from-fleet, the new node goes on as NODE once its serve runs with `node = NODE` in [fleet]: it has the
     registry, the sessions and the attachments that the fleet has, and mirrors from its neighbours or the upstreams.
-    What the fleet did not have yet when NODE died is lost. Killed, it is run again.
+    What the fleet did not have yet when NODE died is lost. If it is killed, run it again.
 
     \b
     Examples:

@@ -8,6 +8,8 @@
   `session_refs` sets the refs. `attached_files`: attachments of other nodes.
 - `outgoing`: sends the turns that wait, and is what a push waits for under `durability = "sync"`. `sending` sends one,
   `announcing` ends and keeps; `bundles` makes a turn's bundle, `objects` stores files, `pauses` spaces out failures.
+- `heads`: publishes the newest event of the audit log, `log_check` compares the log with what was published, and `estate`
+  adds up what the fleet has of a node that died (`node/from_fleet` makes it anew).
 
 The registry is a key-value bucket; SQLite has each node's copy. A turn that was applied goes out as a thin bundle in
 the object store and a row in a stream. The order of the rows is the order of the turns on every node. What cannot go

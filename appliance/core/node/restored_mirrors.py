@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from appliance.core.config.settings import Config
 from appliance.core.errors import GitmirrorError
@@ -15,6 +16,7 @@ from appliance.core.fleet.link import FleetAway, FleetLink
 from appliance.core.fleet.messages import TurnRow
 from appliance.core.fleet.unpacking import NeedsCommits, unpack
 from appliance.core.git.command import Git
+from appliance.core.git.failures import Kind
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.layout import Layout
@@ -25,9 +27,12 @@ from appliance.core.recording.turns import TURNS
 from appliance.core.refresh.attempt import attempt, conclude
 from appliance.core.refresh.refresher import MirrorFacts, Refresher, RefreshRun
 from appliance.core.store.stores import Stores
+from appliance.core.upstream import parse_upstream
 
 _OF_UPSTREAM = ("checked_at", "verified_at", "next_due")
 """Columns of a mirror's health that only its upstream can vouch for."""
+PATIENCE = 20.0
+"""Seconds after which a host that could not be reached for one repository is not asked for the others."""
 
 
 @dataclass
@@ -51,6 +56,7 @@ class RestoredMirrors:
 
     def __post_init__(self) -> None:
         self._locks = MirrorLocks()
+        self._silent: dict[str, str] = {}
         timeout = self.config.refresh.timeout
         self._refresher = Refresher(self.building, self.git, self._locks, make_keyring(self.config), timeout=timeout)
         self._scratch = self.building.state / "scratch"
@@ -61,8 +67,9 @@ class RestoredMirrors:
         mirror = Mirror(self.building.mirror(repo.name), self.git)
         if (error := await self._clone(repo, mirror)) is not None:
             self.unreached[repo.name] = error
-            await mirror.initialise(repo.url)
-            mirror.await_upstream()
+            if not mirror.exists():
+                await mirror.initialise(repo.url)
+                mirror.await_upstream()
         refs: dict[str, str] = {}
         for placed in turns:
             row = placed.row
@@ -80,8 +87,12 @@ class RestoredMirrors:
     async def _clone(self, repo: Repo, mirror: Mirror) -> str | None:
         """Fetches the history; returns why nobody had it, in the upstream's words."""
         sources = [f"{url.rstrip('/')}/{repo.name}" for url in self.neighbours]
-        result: MirrorFacts | Exception = GitmirrorError("nobody was asked")
+        error = "nobody was asked"
         for url in [*sources, repo.url]:
+            host = urlsplit(url).netloc
+            if host in self._silent:
+                error = self._silent[host]
+                continue
             started = time.monotonic()
             result = await attempt(self._refresher, RefreshRun(replace(repo, url=url)))
             before = self.stores.health.get(repo.id)
@@ -97,10 +108,19 @@ class RestoredMirrors:
                 columns = dict(ended.columns)
                 if url != repo.url:
                     mirror.configure(repo.url)
+                    keyring = self._refresher.current_keyring()
+                    if keyring.entry(parse_upstream(repo.url, allow_local=True, has_key=keyring.has_key)) is not None:
+                        # As if it had been fetched with the credential: the neighbour's mirror was.
+                        mirror.mark(repo.url)
                     columns = {key: value for key, value in columns.items() if key not in _OF_UPSTREAM}
                 self.stores.health.record_refresh(repo.id, ended.outcome, **columns)
                 return None
-        return ended.outcome.error or "it cannot be reached"
+            error = ended.outcome.error or str(result)
+            is_silent = ended.outcome.kind in (Kind.DNS, Kind.REFUSED, Kind.TIMEOUT)
+            if host and is_silent and time.monotonic() - started > PATIENCE:
+                # A thousand repositories of a host that answers nobody would take a minute each.
+                self._silent[host] = f"{host} was silent before: {error}"
+        return error
 
     async def _bring(self, mirror: Mirror, row: TurnRow, tried: set[str]) -> str | None:
         """Puts a turn's objects into the mirror, with what its bundle builds on; returns why that cannot be done."""
