@@ -112,6 +112,7 @@ class Storm:
         self._stack = contextlib.ExitStack()
         self._running: list[Future[None]] = []
         self._place = place
+        self._urls: dict[str, tuple[str, str]] = {}
 
     def __enter__(self) -> Storm:
         with contextlib.ExitStack() as stack:
@@ -139,6 +140,7 @@ class Storm:
                 stack.callback(serve.close)
                 serve.start()
                 serve.keep_ports()
+                self._urls[name] = serve.git_url, serve.admin_url
             for name in RECORDED:
                 self.fleet[NODES[0]].cli("add-repo", self.upstream.url(name), timeout=90)
                 self.fleet.wait_all(lambda serve, name=name: name in repos_of(serve), f"{name} is there")  # type: ignore[misc]
@@ -178,7 +180,7 @@ class Storm:
             commit = self.pushing.commit(message, before[-1] if before and continues else None)
             enter = self.cable.enter if self.cable and node == NODES[-1] else ()
             began = time.monotonic()
-            done, _ = self.pushing.push(self.fleet[node], repo, session, commit, enter=enter)
+            done, _ = self.pushing.push(self._urls[node][0], repo, session, commit, enter=enter)
             if done:
                 with self._lock:
                     self.ledger.turns.append(Told(node, repo, session, commit, began))
@@ -216,7 +218,7 @@ class Storm:
             with self._lock:
                 tip = add_commit(self.upstream.path(name), "main", file)
             with contextlib.suppress(*AWAY):
-                send_webhook(self.fleet[node], name, self.upstream.url(name), ref="refs/heads/main", after=tip)
+                send_webhook(self._urls[node][1], name, self.upstream.url(name), ref="refs/heads/main", after=tip)
 
         return tell
 

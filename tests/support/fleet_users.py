@@ -35,8 +35,12 @@ def webhook_settings(place: Path) -> dict[str, str]:
     return {"webhook_secret_file": str(secret)}
 
 
-def send_webhook(serve: Serve, name: str, url: str, **facts: Any) -> int:
-    """Tells a node as GitHub does that something was pushed to `url`; returns the HTTP status. Raises OSError."""
+def send_webhook(serve: Serve | str, name: str, url: str, **facts: Any) -> int:
+    """Tells a node as GitHub does that something was pushed to `url`; returns the HTTP status. Raises OSError.
+
+    The node may be given by the URL of its admin port, if it may be down.
+    """
+    admin = serve if isinstance(serve, str) else serve.admin_url
     body = json.dumps({"repository": {"clone_url": url, "full_name": name}, **facts}).encode()
     signed = hmac.new(WEBHOOK_SECRET, body, hashlib.sha256).hexdigest()
     headers = {
@@ -44,7 +48,7 @@ def send_webhook(serve: Serve, name: str, url: str, **facts: Any) -> int:
         "X-GitHub-Event": "push",
         "X-Hub-Signature-256": f"sha256={signed}",
     }
-    with urlopen(Request(f"{serve.admin_url}/hooks/github", body, headers), timeout=PATIENCE) as response:
+    with urlopen(Request(f"{admin}/hooks/github", body, headers), timeout=PATIENCE) as response:
         return int(response.status)
 
 
@@ -123,13 +127,21 @@ class Pushing:
         return git("commit-tree", tree, "-p", parent or self.base, "-m", message, cwd=self.path)
 
     def push(
-        self, serve: Serve, repo: str, session: str, commit: str, *, enter: Sequence[str] = (), timeout: float = 30.0
+        self,
+        serve: Serve | str,
+        repo: str,
+        session: str,
+        commit: str,
+        *,
+        enter: Sequence[str] = (),
+        timeout: float = 30.0,
     ) -> tuple[bool, str]:
         """Pushes a commit as a turn of a session: whether git said that it was done, and what it said.
 
-        `enter` begins the command of a guest that is in another network namespace.
+        The node may be given by its git:// URL, if it may be down. `enter` begins the command of a guest that is in
+        another network namespace.
         """
-        url = f"{serve.git_url}/{repo}"
+        url = f"{serve if isinstance(serve, str) else serve.git_url}/{repo}"
         argv = [*enter, "git", "push", "--porcelain", url, f"+{commit}:refs/agents/{session}"]
         try:
             done = run_process(argv, cwd=self.path, env=clean_env(self.path), timeout=timeout)
