@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import nats
 from nats.js import JetStreamContext
@@ -128,7 +128,7 @@ class NatsCluster:
         ]
         self.replicas = size
 
-    def __enter__(self) -> NatsCluster:
+    def __enter__(self) -> Self:
         for server in self.servers:
             server.start()
         self.wait()
