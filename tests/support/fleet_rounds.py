@@ -272,12 +272,18 @@ class Storm:
         self.ledger.lost.append(Lost(node, self.healed_at, time.monotonic()))
         shutil.rmtree(serve.state)
 
+        said = ""
+
         def restored() -> bool:
+            nonlocal said
             done = serve.cli("restore", "--from-fleet", node, check=False, timeout=90)
-            assert done.returncode == 0 or not (serve.state / "gitmirror.db").exists(), done.stderr
+            said = done.stderr
             return done.returncode == 0
 
-        wait_until(restored, timeout=60, interval=1, message=f"{node} is restored")
+        try:
+            wait_until(restored, timeout=60, interval=1, message=f"{node} is restored")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {said}") from None
         self._start(serve)
 
     # What must hold
