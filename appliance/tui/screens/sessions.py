@@ -42,7 +42,7 @@ class SessionColumns:
             Column("SUBJECT", lambda session: cell(session.subject), 16, 4, 60, grows=True),
             Column("BYTES", lambda session: cell(size(session.bytes), "dim"), 8, 6, right=True),
             Column("CLIENT", lambda session: client_cell(session.client, session.guest), 9, 5, 21),
-            *([Column("NODE", lambda session: cell(session.node or "", "dim"), 8, 2, 20)] if with_node else []),
+            *([Column("NODE", lambda session: cell(session.node or "", "dim"), 5, 2, 20)] if with_node else []),
             Column("STATE", lambda session: cell(fate(session), "accent"), 10, 7),
         ]
 
