@@ -20,7 +20,7 @@ from tests.support.upstream import HttpUpstream
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = 6
+ROUNDS = 3
 NAMES = [f"acme/storm-{number}" for number in range(4)]
 
 
