@@ -4,8 +4,8 @@
   what it refuses is skipped.
 - `link`: the connection; every call has a deadline.
 - `registry`: follows the registry of the fleet and changes it; `bucket` is that in NATS, `registry_rules` say who wins.
-- `news`: one node asks an upstream (`leases`), the others ask that node (`asking`, `news_desk`), and fetch from its port
-  (`neighbours`). `news_compose` builds these.
+- `news`: one node asks an upstream (`leases`), the others ask that node (`asking`, `news_desk`), and fetch from its
+  port (`neighbours`). `news_compose` builds these.
 - `bringing`: turns of other nodes, on demand: `downloads` gets the bundle, `unpacking` checks it, in `quarantine`, and
   `session_refs` sets the refs. `attached_files`: attachments of other nodes.
 
