@@ -12,6 +12,6 @@ the object store and a row in a stream. The order of the rows is the order of th
 out now waits in SQLite, and a node without NATS is a node alone.
 
 What must always hold: the attempt of a turn is in this node's own log before anything of it goes out; nothing that
-arrives changes a turn of this node, unless the session was ended; no token, no credential and, without `replicate_private`,
-nothing that was recorded in a private repository goes out.
+arrives changes a turn of this node, unless the session was ended; no token, no credential and, without
+`replicate_private`, nothing that was recorded in a private repository goes out.
 """
