@@ -98,28 +98,47 @@ def _row(entry: dict[str, Any]) -> tuple[Any, ...]:
 
 @audit.command()
 @click.option("--head", metavar="HASH", help="Fail unless the log still contains this head, which you noted earlier.")
+@click.option("--fleet", is_flag=True, help="Also fail unless the log contains every head that the fleet has of it.")
+@json_option
 @pass_options
-def verify(options: Options, head: str | None) -> None:
+def verify(options: Options, head: str | None, fleet: bool, as_json: bool) -> None:
     """Verify the hash chain of the audit log.
 
     If the chain is broken, prints the first event that breaks it and exits with code 3. It also exits with code 3 if
-    the log lacks events that it once had, or turns that are in the mirrors.
+    the log lacks events that it once had, or turns that are in the mirrors. With --fleet, it reads the heads of the
+    log that this node published in its fleet, which nobody can take back, so a log that was cut off, rewritten or
+    replaced by an older one is found even if the whole disk was replaced.
 
     \b
-    Example:
+    Examples:
       gitmirror.pyz audit verify --head "$(cat pinned-head)"
+      gitmirror.pyz audit verify --fleet
     """
+    from appliance.cli import fleet_audit
+
     node = options.node()
-    verdict = node.stores().audit.verify(head)
-    if verdict.broken is not None:
+    stores = node.stores()
+    verdict = stores.audit.verify(head)
+    unknown = node.unknown_turns() if verdict.broken is None else []
+    published = fleet_audit.look(node.config, stores) if fleet else None
+    if as_json:
+        turns = [turn._asdict() for turn in unknown]
+        document = {**vars(verdict), "unknown": turns, "fleet": published.document() if published else None}
+        print_json(document)
+    elif verdict.broken is not None:
         say(f"the audit log is broken at event {verdict.broken}: {verdict.reason}")
-        sys.exit(BROKEN)
-    if unknown := node.unknown_turns():
+    elif unknown:
         for turn in unknown[:MOST_NAMED]:
             say(f"{turn.repo}: turn {turn.id}, {turn.commit}, is in the mirror but not in the log")
         say(f"{len(unknown)} turns in mirrors are not in the log; the next start of serve records them")
+    else:
+        print_line(f"{verdict.events} events, the chain holds; head {verdict.head}")
+    if published is not None and not as_json:
+        published.print()
+    if verdict.broken is not None or unknown or (published and published.is_bad):
         sys.exit(BROKEN)
-    print_line(f"{verdict.events} events, the chain holds; head {verdict.head}")
+    if published is not None and published.trouble is not None:
+        raise published.trouble
 
 
 @audit.command("accept-loss")
@@ -129,21 +148,29 @@ def accept_loss(options: Options, as_json: bool) -> None:
     """Accept pushes again after the audit log lost events because its database was lost or is an older copy.
 
     Use it when there is no newer copy of gitmirror.db. It adds a note to the log. Turns that are in the mirrors but
-    not in the log are recorded again.
+    not in the log are recorded again. In a fleet, it also notes which events were published in the fleet and are lost,
+    so that `audit verify --fleet` accepts that.
 
     \b
     Example:
       gitmirror.pyz audit accept-loss
     """
-    done = options.node().current().accept_loss()
+    from appliance.cli import fleet_audit
+
+    node = options.node()
+    done = node.current().accept_loss()
+    published = fleet_audit.accept(node.config, node.stores()) if node.config.fleet.is_on else None
     if as_json:
-        print_json(done)
-    elif done["accepted"]:
+        print_json({**done, "fleet": published.document()} if published else done)
+        return
+    if done["accepted"]:
         print_line(
             f"the loss is noted in the log and pushes are accepted again; turns found in mirrors: {done['found']}"
         )
-    else:
+    elif not (published and published.lost):
         print_line(f"the log lacks no events; turns found in mirrors: {done['found']}")
+    if published is not None:
+        published.print_accepted()
 
 
 @audit.command()

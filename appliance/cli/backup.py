@@ -10,8 +10,10 @@ from pathlib import Path
 import click
 
 from appliance.cli.context import Moment, Options, json_option, pass_options
+from appliance.cli.fleet_restore import restore_node
 from appliance.cli.groups import OwnArgument, ValueOrCommand
 from appliance.cli.output import print_json, print_line, say
+from appliance.core.errors import UsageError
 from appliance.core.units import format_size
 
 DAMAGED = 3
@@ -78,7 +80,8 @@ def verify(directory: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="[DIR]", required=False)
+@click.option("--from-fleet", "node_name", metavar="NODE", help="Make this dead node anew from what its fleet has.")
 @click.option(
     "--state", metavar="NEW", help="The state directory to restore into. Default: the one given before the command."
 )
@@ -90,34 +93,51 @@ def verify(directory: str, as_json: bool) -> None:
 @click.option(
     "--database", "only_database", is_flag=True, help="Replace only the database; mirrors that can be read stay."
 )
+@click.option("--even-if-alive", is_flag=True, help="With --from-fleet: also if NODE runs now.")
 @click.option("--yes", is_flag=True, help="If the state directory was used, move what is there aside.")
 @json_option
 @pass_options
 def restore(
     options: Options,
-    directory: str,
+    directory: str | None,
+    node_name: str | None,
     state: str | None,
     before: str | None,
     only_database: bool,
+    even_if_alive: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Restore a state directory from a backup.
+    """Restore a state directory from a backup, or from the fleet.
 
     Restores the newest backup in DIR into an empty or absent state directory. Needs no upstream. The next serve fetches
     branches and tags; the sessions can be read at once. Run it as the user that runs serve. Nothing is deleted: with
     --yes, what was in the directory is moved into one below it. Turns that its mirrors hold and the backup lacks are
     taken over, and the next serve records them again. With --database, the mirrors stay and are served at once.
 
+    With --from-fleet, the new node goes on as NODE once its serve runs with `node = NODE` in [fleet]: it has the
+    registry, the sessions and the attachments that the fleet has, and mirrors from its neighbours or the upstreams.
+    What the fleet did not have yet when NODE died is lost. If it is killed, run it again.
+
     \b
     Examples:
       gitmirror.pyz restore /mnt/backup/node1 --state /var/lib/gitmirror
       gitmirror.pyz restore /mnt/backup/node1 --database --yes
+      gitmirror.pyz restore --from-fleet node-2 --state /var/lib/gitmirror
     """
     from appliance.core.backup.restoring import restore as restore_backup
     from appliance.core.node.state_dir import wanted_of_config
 
     node = (replace(options, state=state) if state else options).node()
+    if node_name is not None:
+        if directory is not None or before is not None or only_database:
+            raise UsageError("--from-fleet goes without DIR, --before and --database", hint="give one of both")
+        restore_node(node, node_name, yes, even_if_alive, as_json)
+        return
+    if directory is None:
+        raise UsageError(
+            "there is nothing to restore from", hint="name the directory of a backup, or --from-fleet NODE"
+        )
     report = restore_backup(
         Path(directory).absolute(),
         node.layout,

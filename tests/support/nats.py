@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import nats
 from nats.js import JetStreamContext
@@ -110,7 +110,9 @@ class NatsServer:
 class NatsCluster:
     """So many servers that replicate for each other; a context manager that ends them."""
 
-    def __init__(self, directory: Path, size: int = 1, *, extra: str = "", store: str | None = "") -> None:
+    def __init__(
+        self, directory: Path, size: int = 1, *, extra: str = "", store: str | None = "", host: str = "127.0.0.1"
+    ) -> None:
         ports = [free_port() for _ in range(size)] if size > 1 else [None]
         self.servers = [
             NatsServer(
@@ -120,12 +122,13 @@ class NatsCluster:
                 routes=[each for each in ports if each is not None and each != port],
                 extra=extra,
                 store=store,
+                host=host,
             )
             for number, port in enumerate(ports)
         ]
         self.replicas = size
 
-    def __enter__(self) -> NatsCluster:
+    def __enter__(self) -> Self:
         for server in self.servers:
             server.start()
         self.wait()

@@ -80,12 +80,9 @@ def restore(
         directory.open(create=False)
         manifest = _choose(directory, before, report)
         layout.state.mkdir(parents=True, exist_ok=True)
-        used = _used(layout)
+        used = used_entries(layout)
         if used and not move_aside:
-            raise UsageError(
-                f"{layout.state} was used before: it holds {', '.join(used[:3])}",
-                hint="name an empty or absent directory with --state, or move what is there aside with --yes",
-            )
+            raise was_used(layout, used)
         owned = claim(layout, "restore")
         try:
             building = Layout(layout.state / "restoring")
@@ -100,8 +97,8 @@ def restore(
                 replaced = [f"{layout.mirrors.name}/{name}.git" for name in mirrors.replaced]
                 used = [*(name for name in used if name in _OF_DATABASE), *replaced]
             if used:
-                report.aside = str(_move_aside(layout, used))
-            _put_in_place(building, layout)
+                report.aside = str(move_aside_entries(layout, used))
+            put_in_place(building, layout)
         finally:
             owned.release()
     except OSError as error:
@@ -128,7 +125,8 @@ def _choose(directory: BackupDirectory, before: str | None, report: RestoreRepor
     )
 
 
-def _used(layout: Layout) -> list[str]:
+def used_entries(layout: Layout) -> list[str]:
+    """What shows that a state directory was used; what a restore left does not. Raises OSError."""
     return sorted(name for name in os.listdir(layout.state) if name not in _NOT_USED and not name.startswith(_ASIDE))
 
 
@@ -158,8 +156,19 @@ def _copy(directory: BackupDirectory, file: StoredFile, to: Path) -> None:
         shutil.copyfileobj(source, target)
 
 
-def _move_aside(layout: Layout, used: Sequence[str]) -> Path:
-    """Moves what was there into a subdirectory, because the state directory itself may be a mount point."""
+def was_used(layout: Layout, used: Sequence[str]) -> UsageError:
+    """The error of a restore into a directory that was used."""
+    return UsageError(
+        f"{layout.state} was used before: it holds {', '.join(used[:3])}",
+        hint="name an empty or absent directory with --state, or move what is there aside with --yes",
+    )
+
+
+def move_aside_entries(layout: Layout, used: Sequence[str]) -> Path:
+    """Moves what was there into a subdirectory, because the state directory itself may be a mount point.
+
+    Raises OSError.
+    """
     stamp = rfc3339(time.time()).replace(":", "").replace("-", "").replace(".", "")
     aside = layout.state / f"{_ASIDE}{stamp}"
     aside.mkdir()
@@ -169,8 +178,11 @@ def _move_aside(layout: Layout, used: Sequence[str]) -> Path:
     return aside
 
 
-def _put_in_place(building: Layout, layout: Layout) -> None:
-    """Moves what was built into place, the database last, because a directory without it counts as not restored."""
+def put_in_place(building: Layout, layout: Layout) -> None:
+    """Moves what was built into place, the database last, because a directory without it counts as not restored.
+
+    If it was killed, it can be done again. Raises OSError.
+    """
     if layout.mirrors.exists():
         for mirror in building.mirrors.glob("*/*"):
             place = layout.mirrors / mirror.relative_to(building.mirrors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.events.bus import EventBus
 from appliance.core.events.facts import RegistryChanged
 from appliance.core.fleet.addresses import own_url
+from appliance.core.fleet.heads import HeadPublisher
 from appliance.core.fleet.incoming import Incoming
 from appliance.core.fleet.link import FleetLink
 from appliance.core.fleet.news import Sharing
@@ -26,6 +28,7 @@ from appliance.core.git.mirrors import Mirrors
 from appliance.core.recording.compose import Recording
 from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.store.fleet_outgoing import OutgoingStore
+from appliance.core.store.log_heads import LogHeads
 from appliance.core.store.stores import Stores
 
 log = logging.getLogger(__name__)
@@ -56,6 +59,11 @@ class Fleet:
 
     parts: FleetParts
     loops: Mapping[str, Loop]
+    heads: HeadPublisher
+
+    async def finish(self) -> None:
+        """Sends what can still go out, before the loops end. Never raises, and takes seconds at most."""
+        await self.heads.finish()
 
 
 def compose_fleet_parts(state: ServeState, stores: Stores, mirrors: Mirrors) -> FleetParts:
@@ -87,8 +95,9 @@ def compose_fleet(
     begin: Begin,
 ) -> Fleet:
     """Builds the rest, of the rooms that are there."""
+    heads = HeadPublisher(parts.link, LogHeads(stores.database, stores.audit, time.time))
     if not parts.link.is_on:
-        return Fleet(parts, {})
+        return Fleet(parts, {}, heads)
     desk = parts.news.desk(scheduler, state.find, begin)
 
     def forget(event: RegistryChanged) -> None:
@@ -109,5 +118,7 @@ def compose_fleet(
             "news of the fleet": desk.run,
             "turns of the fleet": incoming.run,
             "outgoing turns": parts.sender.run,
+            "heads of the log": heads.run,
         },
+        heads,
     )

@@ -255,7 +255,7 @@ class Service:
         await rooms.workspaces.stop()
         await rooms.disks.stop()
         await rooms.lfs.stop()
-        await rooms.fetching.cache.stop()
+        await asyncio.gather(rooms.fetching.cache.stop(), rooms.fleet.finish())
         for task in (tasks := list(self._tasks)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,6 +1,7 @@
 """Keeps mirrors equal to their upstreams.
 
 - `schedule` (what is due when; pure), `queue`, `scheduler`: decide when a repository is refreshed, and in which lane.
+- `sources`: where a refresh gets what the upstream has; in a fleet that can be another node.
 - `refresher`: performs one refresh of one mirror. `attempt`: derives health, delay and history from its result.
 - `left_out`: handles upstream refs that the mirror cannot store, so that they do not stop the others.
 - `failure`: explains an error in one word and in a sentence.

@@ -9,7 +9,7 @@ from appliance.core.store.audit import UNKNOWN
 from appliance.core.store.chain import append_note
 from appliance.core.store.database import rows
 from appliance.core.store.fleet import enqueue
-from appliance.core.store.fleet_outgoing import rows_of
+from appliance.core.store.fleet_outgoing import stored_in_fleet
 from appliance.core.store.session_summary import renumber, summarise
 from appliance.core.store.turn_index import forget_session
 from appliance.core.units import rfc3339
@@ -69,7 +69,8 @@ def end_session(
         highest = max((turn["seq"] for turn in doomed if turn["seq"] is not None), default=0)
         message = {"repo": repo, "session": name, "reason": reason}
         message["upto"] = max(0, min(highest, upto, read_to(connection)))
-        stored = rows_of(connection, [turn["id"] for turn in doomed])
+        # Not told to others: what the fleet has no use for any more, which this node removes once it has told them.
+        stored = stored_in_fleet(connection, [turn["id"] for turn in doomed])
         for first in range(0, max(1, len(named)), MOST_UIDS):
             uids = named[first : first + MOST_UIDS]
             enqueue(connection, "end", message | {"uids": uids} | (stored if not first else {}), at)

@@ -1,0 +1,95 @@
+"""The permissions in docs/fleet.md: a node can do all that it must, and speak for no other one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nats.js import JetStreamContext
+from nats.js.api import StreamConfig
+
+from appliance.core.fleet.names import FleetNames
+from tests.conftest import WIDGETS
+from tests.support.gitutil import commit_files, git, wait_until
+from tests.support.nats import WHY_NOT, NatsCluster
+from tests.support.serve import ROOT, Serve
+from tests.support.upstream import HttpUpstream
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-")]
+
+NAMES = FleetNames("prod")
+
+
+def permissions() -> str:
+    """The lines of the docs."""
+    [block] = re.findall(r"^```\n(gitmirror_node_1 = .*?)^```$", (ROOT / "docs/fleet.md").read_text(), re.M | re.S)
+    assert isinstance(block, str)
+    return block
+
+
+class Account(NatsCluster):
+    """A server with the docs' permissions, that tests ask as its administrator or as node-1."""
+
+    def ask(self, work: Callable[[JetStreamContext], Awaitable[Any]], **options: object) -> Any:
+        """As the administrator, unless a user is given."""
+        return super().ask(work, **({"user": "admin", "password": "all"} | options))
+
+
+def test_a_node_works_and_speaks_for_no_other(tmp_path: Path, upstream: HttpUpstream) -> None:
+    users = '  { user = "node-1", password = "PASSWORD", permissions = $gitmirror_node_1 }\n'
+    block = permissions()
+    assert users in block
+    secret = tmp_path / "nats.secret"
+    secret.write_text("node-1:PASSWORD\n")
+    secret.chmod(0o600)
+    extra = block.replace(users, users + '  { user = "admin", password = "all" }\n')
+    with Account(tmp_path / "nats", extra=extra) as nats:
+        fleet = {"servers": nats.urls, "name": "prod", "node": "node-1", "credentials_file": str(secret)}
+        with Serve(tmp_path / "state", fleet=fleet, refresh={"allow_local": True, "interval": "1s"}) as node:
+            node.start()
+            node.cli("add-repo", upstream.url(WIDGETS), "--name", WIDGETS)
+            node.wait_for_repo(WIDGETS)
+            guest = node.clone(tmp_path / "guest", WIDGETS)
+            commit_files(guest, {"a": "b"}, "a turn")
+            git("push", "--quiet", "origin", "HEAD:refs/agents/s1", cwd=guest)
+
+            def count(stream: str) -> int:
+                return int(nats.ask(lambda context: context.stream_info(stream)).state.messages)
+
+            wait_until(lambda: count(NAMES.turns) == 1, timeout=30, message="the turn went out")
+            assert node.terminate() == 0
+            assert count(NAMES.heads) >= 1 and count(f"KV_{NAMES.registry}") == 1
+            assert json.loads(node.cli("audit", "verify", "--fleet", "--json").stdout)["fleet"]["lost"] == []
+            assert "violation" not in node.log().lower(), node.log()
+
+        bounded = StreamConfig(
+            name=NAMES.heads, subjects=[NAMES.heads_of("*")], deny_delete=True, deny_purge=True, max_msgs=1
+        )
+        forbidden: list[Callable[[JetStreamContext], Awaitable[object]]] = [
+            lambda context: context.publish(NAMES.heads_of("node-2"), b"x", timeout=0.5),
+            lambda context: context.publish(NAMES.turns_of("node-2"), b"x", timeout=0.5),
+            lambda context: context.publish(f"$KV.{NAMES.nodes}.node-2", b"x", timeout=0.5),
+            lambda context: context.update_stream(bounded),
+            lambda context: context.delete_stream(NAMES.heads),
+            lambda context: context.purge_stream(NAMES.turns),
+            lambda context: context.add_stream(StreamConfig(name="other", subjects=["other"])),
+        ]
+        before = count_all(nats)
+        for attempt in forbidden:
+            with pytest.raises(Exception, match="timeout"):
+                nats.ask(attempt, user="node-1", password="PASSWORD")
+        assert count_all(nats) == before
+
+
+def count_all(nats: Account) -> dict[str, int]:
+    """How many messages each stream has."""
+
+    async def look(context: JetStreamContext) -> dict[str, int]:
+        return {str(info.config.name): info.state.messages for info in await context.streams_info()}
+
+    found: dict[str, int] = nats.ask(look)
+    return found
