@@ -4,8 +4,8 @@
   what it refuses is skipped.
 - `link`: the connection; every call has a deadline.
 - `registry`: follows the registry of the fleet and changes it; `bucket` is that in NATS, `registry_rules` say who wins.
-- `heads`: publishes the newest event of the audit log, `log_check` compares the log with what was published, and `estate`
-  adds up what the fleet has of a node that died (`node/from_fleet` makes it anew).
+- `heads` publishes the newest event of the audit log, and `log_check` compares the log with what was published. `estate`
+  adds up what the fleet has of a node that died; `node/from_fleet` makes it anew.
 
 The registry is a key-value bucket; SQLite has each node's copy. A turn that was applied goes out as a thin bundle in
 the object store and a row in a stream. The order of the rows is the order of the turns on every node. What cannot go
