@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from appliance.cli.context import Options, json_option, pass_options
-from appliance.cli.output import print_json, print_line, print_table
+from appliance.cli.output import print_json, print_line, print_table, say_what_is_local
 from appliance.core.units import counted, format_duration
 
 NOT_SERVING = 4
@@ -60,6 +60,8 @@ def status(options: Options, as_json: bool) -> None:
         _print(found)
     if not found["servers"]:
         return
+    if not as_json:
+        say_what_is_local(node.repos())
     if not isinstance(node, RunningNode):
         sys.exit(NOT_SERVING)
     if not found["connected"] or found["trouble"] or any(_state(each) != "alive" for each in found["nodes"]):

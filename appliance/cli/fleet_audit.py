@@ -21,7 +21,7 @@ FORGED = "if neither is true, somebody else published in this node's name: see d
 
 
 @dataclass
-class LogComparison:
+class HeadComparison:
     """What was found, or why nothing could be: `trouble` is set if the fleet could not be asked."""
 
     verdict: FleetVerdict | None = None
@@ -70,21 +70,21 @@ class LogComparison:
             )
 
 
-def look(config: Config, stores: Stores) -> LogComparison:
+def look(config: Config, stores: Stores) -> HeadComparison:
     """Compares the log with the fleet. A node without one is a UsageError."""
     try:
-        return LogComparison(check_log(config.fleet, _heads(stores)))
+        return HeadComparison(check_log(config.fleet, _heads(stores)))
     except FleetAway as away:
         away.message = f"the published heads were not checked: {away.message}"
-        return LogComparison(trouble=away)
+        return HeadComparison(trouble=away)
 
 
-def accept(config: Config, stores: Stores) -> LogComparison:
+def accept(config: Config, stores: Stores) -> HeadComparison:
     """Notes in the log that published events are lost, if any are."""
     try:
-        return LogComparison(lost=accept_losses(config.fleet, _heads(stores)))
+        return HeadComparison(lost=accept_losses(config.fleet, _heads(stores)))
     except FleetAway as away:
-        return LogComparison(trouble=away)
+        return HeadComparison(trouble=away)
 
 
 def _heads(stores: Stores) -> LogHeads:

@@ -109,14 +109,28 @@ def show(options: Options, repo: str, name: str, as_json: bool) -> None:
         return
     start = f"from {found['base']}" if found["base"] else UNRELATED
     print_line(f"{found['session']} in {found['repo']}, {start}")
+    if len(found["nodes"]) > 1:
+        print_line(f"written on the nodes {', '.join(found['nodes'])}; their turns are in the order of the fleet")
     rows = [
         (
             t["turn"], t["at"], t["commit"][:12], t["files_changed"], t["insertions"], t["deletions"],
-            _since(t["since_last"]), t["client"], t["guest"], t["subject"],
+            _since(t["since_last"]), t["client"], t["guest"], *([t["node"]] if found["nodes"] else []), t["subject"],
         )
         for t in found["turns"]
     ]  # fmt: skip
-    headers = ("TURN", "AT", "COMMIT", "FILES", "+", "-", "SINCE LAST", "CLIENT", "GUEST", "SUBJECT")
+    headers = (
+        "TURN",
+        "AT",
+        "COMMIT",
+        "FILES",
+        "+",
+        "-",
+        "SINCE LAST",
+        "CLIENT",
+        "GUEST",
+        *(["NODE"] if found["nodes"] else []),
+        "SUBJECT",
+    )
     print_table(headers, rows, right=("TURN", "FILES", "+", "-"))
     for turn in found["turns"]:
         for key, value in turn["notes"].items():

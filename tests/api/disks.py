@@ -104,7 +104,7 @@ class DiskServer(ApiServer):
         # The other rooms of `serve` have no part in it.
         rooms = cast(dict[str, Any], dict.fromkeys(
             ("stores", "mirrors", "scheduler", "recording", "workspaces", "warmer", "integrity", "backups", "kit",
-             "status_of", "guests", "shared"))
+             "status_of", "guests", "shared", "brought"))
         )  # fmt: skip
         node = Operations(state=self._state, leases=cast(Any, self.disks), allowed=Mock(), **rooms)
         return DiskRoutes(node).operations()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,14 @@ def verified_at(serve: Serve, name: str = WIDGETS) -> str:
 
 @contextmanager
 def news_fleet(
-    directory: Path, nats: NatsCluster, source: Path, *, interval: str = "1h", start: bool = True, **sections: Mutable
+    directory: Path,
+    nats: NatsCluster,
+    source: Path,
+    *,
+    interval: str = "1h",
+    start: bool = True,
+    nodes: Sequence[str] = NODES,
+    **sections: Mutable,
 ) -> Iterator[NewsFleet]:
     """Three nodes with `acme/widgets`, a copy of `source`, refreshed each `interval`."""
     secret = directory / "secret"
@@ -105,7 +112,7 @@ def news_fleet(
         name = directory.name.replace("_", "-")
         merged["fleet"] = {"name": name} | sections.get("fleet", {})
         repos = [{"url": upstream.url(WIDGETS)}]
-        with TestFleet(directory, nats, NODES, repos=repos, **merged) as fleet:
+        with TestFleet(directory, nats, nodes, repos=repos, **merged) as fleet:
             made = NewsFleet(name, fleet, upstream, secret)
             if start:
                 fleet.start()

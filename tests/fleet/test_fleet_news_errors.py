@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,6 @@ def make(
     module_nats: NatsCluster, generated_bare: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[Make]:
     """Makes a fleet of three nodes with a name of its own."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
 
         def made(interval: str = "2s", **options: Any) -> NewsFleet:

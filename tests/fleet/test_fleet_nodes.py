@@ -88,7 +88,7 @@ def test_a_node_that_starts_again_is_no_twin_of_itself(
         async with at_work(again):
             entries = set()
             # Five entries of its own, so that what the earlier one left would have been noticed.
-            await until(lambda: entries.add(again.entry("again")) or len(entries) > 6)
+            await until(lambda: (entries.add(again.entry("again")), len(entries) > 6)[1])  # type: ignore[func-returns-value]
             assert again.twin is None
 
     asyncio.run(meet())

@@ -42,7 +42,9 @@ def rows_of(nats: NatsCluster, fleet: str = "default") -> list[Row]:
                 message = await context.get_msg(names.turns, seq)
             except NotFoundError:
                 continue
-            found.append(read(message.data, TurnRow, TurnAttached, SessionEnd, SessionKept))
+            row = read(message.data, TurnRow, TurnAttached, SessionEnd, SessionKept)
+            assert isinstance(row, Row)
+            found.append(row)
         return found
 
     return nats.ask(all_of)

@@ -113,7 +113,7 @@ def test_a_purge_ends_what_another_node_recorded(nodes: TestFleet, tmp_path: Pat
     assert json.loads(nodes["b"].here("sessions", "--repo", "acme/purged", "--json"))
     nodes["a"].cli("remove-repo", "acme/purged", "--purge", "--yes")
     nodes.wait_all(lambda serve: not serve.mirror("acme/purged").exists(), "its mirror is deleted", 10)
-    wait_until(lambda: not json.loads(nodes["b"].here("sessions", "--json")), timeout=10, message="its session ended")
+    nodes.wait_all(lambda serve: not json.loads(serve.here("sessions", "--json")), "its session ended", 10)
 
 
 def test_a_token_is_of_one_registration(nodes: TestFleet, tmp_path: Path) -> None:

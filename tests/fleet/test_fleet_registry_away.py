@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,9 @@ def test_config_lists_and_limits_are_each_nodes_own(nodes: TestFleet, tmp_path: 
     assert in_bucket(nodes.nats, "acme/listed") is not None
     wait_until(lambda: warns(c, "acme/listed", "follows its config"), timeout=10, message="C says so")
     assert has(c, "acme/listed", url=listed, source="config") and has(nodes["a"], "acme/listed", url=shared)
+    for words in (["repos"], ["status"], ["fleet", "status"]):
+        said = "1 repository of the source config or allowed: this node's own, not shared with the fleet"
+        assert said in c.cli(*words, check=False).stderr
     nodes["a"].cli("remove-repo", "acme/listed")
     wait_until(lambda: not warns(c, "acme/listed"), timeout=10, message="the warning ends")
     assert has(c, "acme/listed", url=listed, source="config")
@@ -280,3 +284,21 @@ def test_a_damaged_database_does_not_end_serve(nodes: TestFleet, tmp_path: Path)
     database.unlink()
     shutil.copy(aside, database)
     wait_until(lambda: has(a, "acme/later", state="fresh"), timeout=40, message="it catches up")
+
+
+def test_a_nats_that_hangs_holds_up_no_command_for_long(nodes: TestFleet, tmp_path: Path) -> None:
+    server, a = nodes.nats.servers[0], nodes["a"]
+    a.cli("add-repo", upstream(tmp_path, "thawed"), "--name", "acme/thawed")
+    nodes["b"].wait_for_repo("acme/thawed")
+    server.freeze()
+    try:
+        began = time.monotonic()
+        a.cli("disable", "acme/thawed")
+        a.cli("add-repo", upstream(tmp_path, "frozen"), "--name", "acme/frozen")
+        assert time.monotonic() - began < 30
+        assert has(a, "acme/frozen", state="fresh") and has(a, "acme/thawed", state="disabled")
+    finally:
+        server.thaw()
+    nodes.wait_all(lambda serve: has(serve, "acme/frozen", state="fresh"), "it goes out", 40)
+    nodes.wait_all(lambda serve: has(serve, "acme/thawed", state="disabled"), "so does the change", 20)
+    assert not warns(a, "acme/frozen") and not warns(a, "acme/thawed")

@@ -38,7 +38,7 @@ from appliance.core.store.registry import Wanted
 from appliance.core.store.stores import Stores
 from appliance.core.upstream import same_upstream
 
-AT = "2026-11-27T12:00:00.000Z"
+AT = "2026-11-27T07:00:00.000Z"
 NAME, URL, OTHER = "acme/x", "https://h/acme/x", "https://h/acme/other"
 ENTRY = RepoEntry(NAME, URL, None, None, True, "b", AT, registration="1")
 REMOVED = replace(ENTRY, removed=True, enabled=False)
@@ -48,7 +48,7 @@ def waiting(**changes: Any) -> Pending:
     """A change that waits: a new registration unless told otherwise."""
     document = {
         "name": NAME, "url": URL, "branch": None, "interval": None, "enabled": True, "removed": False,
-        "purged": False, "new": True, "again": False, "registration": "9", "at": 1.0,
+        "purged": False, "new": True, "again": False, "registration": "9", "at": 2e9,
     }  # fmt: skip
     return Pending(1, document | changes)
 
@@ -73,6 +73,7 @@ GONE = {"new": False, "removed": True, "enabled": False}
         (CHANGED, KNOWN, Remote(6, replace(ENTRY, interval=3.0)), Verdict.OVERTAKEN),
         (CHANGED, KNOWN, Remote(6, replace(ENTRY, interval=9.0)), Verdict.DONE),
         (CHANGED, KNOWN, Remote(6, replace(ENTRY, interval=3.0, by="a")), Verdict.SEND),
+        (CHANGED | {"at": 1.0}, KNOWN, Remote(6, replace(ENTRY, interval=3.0, by="a")), Verdict.OVERTAKEN),
         (CHANGED, KNOWN, Remote(6, REMOVED), Verdict.OVERTAKEN),
         (GONE, KNOWN, Remote(6, REMOVED), Verdict.DONE),
         (GONE | {"purged": True}, KNOWN, Remote(6, REMOVED), Verdict.SEND),
@@ -86,7 +87,7 @@ def test_the_first_to_reach_the_bucket_wins(
     assert judge(pending, known, remote, "a", same_upstream) is verdict
     if verdict is Verdict.OVERTAKEN and remote.entry is not None:
         words = words_of_overtaken(pending, remote.entry)
-        assert NAME in words and "on this node was overtaken" in words and "node b" in words
+        assert NAME in words and "on this node was overtaken" in words and f"node {remote.entry.by}" in words
 
 
 def test_a_registration_lives_until_the_repository_is_added_anew() -> None:

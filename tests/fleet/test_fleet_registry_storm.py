@@ -116,13 +116,11 @@ def test_a_private_repository_is_registered_everywhere(nodes: TestFleet, tmp_pat
         token = tmp_path / "token"
         token.write_text(f"{switches.password}\n")
         token.chmod(0o600)
-        a = nodes["a"]
+        a, url = nodes["a"], f"http://127.0.0.1:{private.port}"
         a.configure(
             fleet={"servers": nodes.nats.urls, "node": "a", "replicas": 3},
             refresh={"interval": "1s", "allow_local": True},
-            credentials=[
-                {"url": f"http://127.0.0.1:{private.port}", "username": switches.user, "token_file": str(token)}
-            ],
+            credentials=[{"url": url, "username": switches.user, "token_file": str(token)}],
         )
         a.reload()
         wait_until(lambda: "the configuration was read again" in a.log(), timeout=10, message="it is reloaded")

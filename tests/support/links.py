@@ -15,8 +15,8 @@ from tests.support.nats import NatsCluster
 
 def a_link(nats: NatsCluster, node: str = "a", fleet: str = "default", **settings: Any) -> FleetLink:
     """A connection to these servers that does not run yet; `settings` are those of `[fleet]`."""
-    values = {"servers": tuple(nats.urls), "name": fleet, "node": node, "replicas": nats.replicas} | settings
-    return FleetLink(FleetConfig(**values))
+    values: dict[str, Any] = {"servers": tuple(nats.urls), "name": fleet, "node": node, "replicas": nats.replicas}
+    return FleetLink(FleetConfig(**(values | settings)))
 
 
 @asynccontextmanager

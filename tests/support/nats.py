@@ -110,7 +110,9 @@ class NatsServer:
 class NatsCluster:
     """So many servers that replicate for each other; a context manager that ends them."""
 
-    def __init__(self, directory: Path, size: int = 1, *, extra: str = "", store: str | None = "") -> None:
+    def __init__(
+        self, directory: Path, size: int = 1, *, extra: str = "", store: str | None = "", host: str = "127.0.0.1"
+    ) -> None:
         ports = [free_port() for _ in range(size)] if size > 1 else [None]
         self.servers = [
             NatsServer(
@@ -120,6 +122,7 @@ class NatsCluster:
                 routes=[each for each in ports if each is not None and each != port],
                 extra=extra,
                 store=store,
+                host=host,
             )
             for number, port in enumerate(ports)
         ]

@@ -135,13 +135,14 @@ class HttpUpstream(_Upstream):
 
 
 class GitDaemonUpstream(_Upstream):
-    """Repositories served by a real `git daemon` on a free port of 127.0.0.1. The constructor starts the daemon."""
+    """Repositories served by a real `git daemon` on a free port of `host`. The constructor starts the daemon."""
 
-    def __init__(self, root: Path, *, push: bool = False) -> None:
+    def __init__(self, root: Path, *, push: bool = False, host: str = "127.0.0.1") -> None:
         super().__init__(root)
+        self._host = host
         # Bound for as long as this lives, so that the kernel gives the port to nobody else. The daemon can listen
         # beside it, because both have SO_REUSEADDR and only the daemon's socket listens.
-        self._holder = _bind(0)
+        self._holder = _bind(0, host)
         self.port: int = self._holder.getsockname()[1]
         self._push = push
         self._log = root / "daemon.log"
@@ -153,7 +154,7 @@ class GitDaemonUpstream(_Upstream):
 
     def url(self, name: str) -> str:
         """Return the git:// URL of `name`."""
-        return f"git://127.0.0.1:{self.port}/{name}"
+        return f"git://{self._host}:{self.port}/{name}"
 
     def start(self) -> None:
         """Listen, always on the same port."""
@@ -167,7 +168,7 @@ class GitDaemonUpstream(_Upstream):
             "--informative-errors",
             "--reuseaddr",
         ]
-        argv += ["--listen=127.0.0.1", f"--port={self.port}", f"--base-path={self.root}", "--export-all"]
+        argv += [f"--listen={self._host}", f"--port={self.port}", f"--base-path={self.root}", "--export-all"]
         argv += ["--enable=receive-pack"] if self._push else []
         before = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
@@ -219,9 +220,9 @@ class GitDaemonUpstream(_Upstream):
         os.killpg(self._process.pid, number)
 
 
-def _bind(port: int) -> socket.socket:
-    """Return a socket that is bound to `port` of 127.0.0.1 (0: a free one) and does not listen yet."""
+def _bind(port: int, host: str = "127.0.0.1") -> socket.socket:
+    """Return a socket that is bound to `port` of `host` (0: a free one) and does not listen yet."""
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind(("127.0.0.1", port))
+    bound.bind((host, port))
     return bound

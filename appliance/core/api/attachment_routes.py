@@ -13,6 +13,7 @@ from appliance.core.api.spool import spooled
 from appliance.core.errors import NotFound
 from appliance.core.recording.attached import find_attachment
 from appliance.core.store.stores import Stores
+from appliance.core.store.turn_details import AttachmentRow
 
 ANY_TYPE = "application/octet-stream"
 MOST_DIGITS = 9
@@ -50,21 +51,20 @@ class AttachmentRoutes:
         if not number.isascii() or not number.isdigit() or len(number) > MOST_DIGITS or int(number) < 1:
             raise NotFound("a turn is a number from 1 on", hint="GET the session to see its turns")
 
-        def find() -> BinaryIO:
+        def find() -> AttachmentRow:
             session = call.path["session"]
             if self._stores.sessions.get(call.repo, session) is None:
                 raise NotFound(f"{call.repo} has no session {ascii(session)[:200]}", hint="GET /v1/sessions lists them")
             turns = self._stores.sessions.turns(call.repo, session)
-            row = find_attachment(self._stores.details, session, turns, name, int(number))
-            found["etag"], found["size"] = row.sha256, str(row.size)
-            return self._node.open_attachment(row)
+            return find_attachment(self._stores.details, session, turns, name, int(number))
 
-        found: dict[str, str] = {}
-        file = await asyncio.to_thread(find)
+        row = await asyncio.to_thread(find)
+        await self._node.bring_attachment(row)
+        file = await asyncio.to_thread(self._node.open_attachment, row)
         headers = {
             "Content-Disposition": f'attachment; filename="{name}"',
-            "Content-Length": found["size"],
-            "ETag": f'"{found["etag"]}"',
+            "Content-Length": str(row.size),
+            "ETag": f'"{row.sha256}"',
             "X-Content-Type-Options": "nosniff",
         }
         return Reply(media_type=ANY_TYPE, headers=headers, stream=_pieces(file))

@@ -21,10 +21,10 @@ class FleetRoutes:
             Operation(
                 "GET", "/v1/fleet", "fleet", "The nodes of the fleet, and what waits to go out to it", Scope.READ,
                 self._fleet, {200: Answer("As `fleet status --json`.", schemas.FLEET)},
-                details="A node alone has no `servers`. `connected` is whether the fleet can be used now, and `trouble` "
-                "what is wrong and what to do. Of each node, `alive` is whether it has said something within "
-                "30 seconds, `seen` how many seconds ago it did, `behind` how many of its repositories are stale, "
-                "failing or damaged, and `turns_behind` how many messages about recordings it has yet to read.",
+                details="A node alone has no `servers`. `connected` is whether the fleet can be used now; `trouble` "
+                "says why not, and what to do. Of each node, `alive` is whether it has said something within 30 s, "
+                "`seen` how many seconds ago it did, `behind` how many of its repositories are stale, failing or "
+                "damaged, and `turns_behind` how many messages about recordings it has yet to read.",
             ),
         ]  # fmt: skip
 

@@ -93,12 +93,14 @@ class MirrorRoutes:
         return paged(page.items, page.next)
 
     async def _commits(self, call: Call) -> Any:
+        await self._node.bring_ref(call.repo, call.query.get("ref"))
         mirror, after = self._node.mirror(call.repo), call.query.get("after")
         page = await list_commits(mirror, call.query.get("ref"), after, limit_of(call))
         return paged(page.items, page.next)
 
     async def _file(self, call: Call) -> Any:
         path = call.path["path"].rstrip("/")
+        await self._node.bring_ref(call.repo, call.query.get("ref"))
         found = await open_file(self._node.mirror(call.repo), call.query.get("ref"), path)
         if not isinstance(found, FileAtRef):
             return Reply(found, headers={"Gitmirror-Kind": found["kind"], "Gitmirror-Commit": found["commit"]})

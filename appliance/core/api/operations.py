@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from appliance.core.git.mirror import Mirror
-from appliance.core.models import Tell
+from appliance.core.models import Tell, Turn
 from appliance.core.store.turn_details import AttachmentRow
 
 
@@ -87,6 +87,18 @@ class NodeOperations(Protocol):
 
     async def drop_session(self, repo: str, session: str) -> dict[str, Any]:
         """Ends a session at once. Raises NotFound."""
+        ...
+
+    async def bring(self, turns: Sequence[Turn]) -> None:
+        """Has the mirrors hold these turns, if other nodes of the fleet took them. Raises GitmirrorError."""
+        ...
+
+    async def bring_ref(self, repo: str, ref: str | None) -> None:
+        """Has the ref of a session point to its last turn, if another node took that; other refs are passed over."""
+        ...
+
+    async def bring_attachment(self, row: AttachmentRow) -> None:
+        """Has the file of an attachment here, if another node took its turn."""
         ...
 
     def open_attachment(self, row: AttachmentRow) -> BinaryIO:

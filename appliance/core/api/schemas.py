@@ -198,8 +198,8 @@ ACCEPTED_LOSS = document("AcceptedLoss", accepted=SWITCH, found=COUNT)
 SESSION = document(
     "Session",
     repo=TEXT, session=TEXT, ref=TEXT, tip=OID, base=nullable(OID), turns=COUNT, commits=COUNT, files_changed=COUNT,
-    insertions=COUNT, deletions=COUNT, first_at=TIME, last_at=TIME, client=TEXT, guest=nullable(TEXT), kept=SWITCH,
-    archived=SWITCH, bytes=COUNT,
+    insertions=COUNT, deletions=COUNT, first_at=TIME, last_at=TIME, client=TEXT, guest=nullable(TEXT),
+    node=nullable(TEXT), kept=SWITCH, archived=SWITCH, bytes=COUNT,
 )  # fmt: skip
 ATTACHMENT = document("Attachment", name=TEXT, size=COUNT, sha256=HASH)
 DROPPED = document("DroppedSession", repo=TEXT, session=TEXT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import pairwise
@@ -17,11 +17,12 @@ from appliance.core.api.paging import AFTER, BY_GUEST, LIMIT, limit_of, paged, s
 from appliance.core.api.spool import spool, spooled
 from appliance.core.errors import NotFound
 from appliance.core.git.diff_document import diff_document, diff_text
-from appliance.core.git.history import sizes_between
+from appliance.core.git.history import Changed, sizes_between
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.session_bundle import bundle
 from appliance.core.models import Turn
-from appliance.core.recording.comparison import Comparison, compare, find_turn
+from appliance.core.recording.comparison import Comparison, compare, find_turn, nodes_of, turns_of
+from appliance.core.recording.turns import turns_here
 from appliance.core.store.stores import Stores
 from appliance.core.store.turn_details import no_details
 
@@ -47,11 +48,13 @@ _TURN_DOCUMENT = schemas.document(
     turn=schemas.PAST_ID, id=schemas.PAST_ID, commit=schemas.OID, base=schemas.nullable(schemas.OID), at=schemas.TIME,
     subject=schemas.TEXT, commits=schemas.COUNT, files_changed=schemas.COUNT, insertions=schemas.COUNT,
     deletions=schemas.COUNT, client=schemas.TEXT, guest=schemas.nullable(schemas.TEXT),
-    bytes=schemas.COUNT, since_last=schemas.nullable(_CHANGED),
+    node=schemas.nullable(schemas.TEXT), away=schemas.SWITCH, bytes=schemas.COUNT,
+    since_last=schemas.nullable(_CHANGED),
     notes={"type": "object", "additionalProperties": schemas.TEXT}, attachments=schemas.listed(schemas.ATTACHMENT),
 )  # fmt: skip
 _WITH_TURNS = schemas.document(
-    "SessionWithTurns", **{**schemas.SESSION["properties"], "turns": schemas.listed(_TURN_DOCUMENT)}
+    "SessionWithTurns",
+    **{**schemas.SESSION["properties"], "nodes": schemas.listed(schemas.TEXT), "turns": schemas.listed(_TURN_DOCUMENT)},
 )
 _HUNK = schemas.document(
     "Hunk",
@@ -136,6 +139,19 @@ class SessionRoutes:
                 "about five times the size of a file that is new.",
             ),
             Operation(
+                "POST", f"{_SESSION}/bring", "bring-session", "Have turns here that other nodes took", Scope.OPERATE,
+                self._bring, {200: Answer("They are here.", schemas.document(
+                    "Brought", repo=schemas.TEXT, session=schemas.TEXT, turns=schemas.listed(schemas.COUNT)
+                ))},
+                (*_READING, problem.TOO_LARGE_BODY),
+                body=schemas.given(
+                    (), turns=schemas.listed(schemas.COUNT), attachment=schemas.GIVEN_TEXT
+                ),
+                example={"turns": [1]},
+                details="The last turn unless `turns` says otherwise. With `attachment`, the attachment of that name "
+                "instead of the commits. The routes that need a turn do the same by themselves.",
+            ),
+            Operation(
                 "GET", f"{_SESSION}/bundle", "session-bundle", "A session as a git bundle", Scope.READ, self._bundle,
                 {200: Answer("A file that `git fetch` takes in a clone of the upstream.", media_type=BUNDLE_TYPE,
                              headers=_DISPOSITION)},
@@ -166,8 +182,7 @@ class SessionRoutes:
 
     async def _session(self, call: Call) -> Any:
         session, turns = await self._found(call)
-        pairs = [(before.commit, turn.commit) for before, turn in pairwise(turns)]
-        changes = await sizes_between(self._node.mirror(call.repo), pairs)
+        changes = await self._since_last(call.repo, turns)
         details = await asyncio.to_thread(self._stores.details.of_session, call.repo, session["session"])
         documents = [
             {key: value for key, value in asdict(turn).items() if key not in ("repo", "session")}
@@ -175,7 +190,32 @@ class SessionRoutes:
             | details.get(turn.id, no_details())
             for number, (turn, since) in enumerate(zip(turns, [None, *changes], strict=True), 1)
         ]
-        return session | {"turns": documents}
+        return session | {"nodes": nodes_of(turns), "turns": documents}
+
+    async def _since_last(self, repo: str, turns: Sequence[Turn]) -> list[Changed | None]:
+        """What each turn but the first changed since the one before; None where one of the two is not here."""
+        mirror = self._node.mirror(repo)
+        here = await asyncio.to_thread(turns_here, mirror.path, turns)
+        pairs = {
+            number: (before.commit, turn.commit)
+            for number, (before, turn) in enumerate(pairwise(turns))
+            if {before.id, turn.id} <= here
+        }
+        found = dict(zip(pairs, await sizes_between(mirror, list(pairs.values())), strict=True))
+        return [found.get(number) for number in range(len(turns) - 1)]
+
+    async def _bring(self, call: Call) -> Any:
+        _, turns = await self._found(call)
+        name, numbers = call.body.get("attachment"), call.body.get("turns") or [len(turns)]
+        chosen = [find_turn(call.path["session"], turns, number)[1] for number in numbers]
+        if name is None:
+            await self._node.bring(chosen)
+        else:
+            for turn in chosen:
+                for row in await asyncio.to_thread(self._stores.details.attachments, turn.id):
+                    if row.name == name:
+                        await self._node.bring_attachment(row)
+        return {"repo": call.repo, "session": call.path["session"], "turns": numbers}
 
     async def _keep(self, call: Call) -> Any:
         session, _ = await self._found(call)
@@ -191,6 +231,7 @@ class SessionRoutes:
         compared = await asyncio.to_thread(
             compare, self._stores, call.repo, call.path["session"], call.query.get("turn"), call.query.get("against")
         )
+        await self._node.bring(await asyncio.to_thread(turns_of, self._stores, compared))
         mirror = self._node.mirror(call.repo)
         if call.accepts(JSON, rather_than=DIFF_TYPE):
             return Reply(media_type=JSON, stream=self._diff_document(mirror, call.repo, compared))
@@ -211,6 +252,7 @@ class SessionRoutes:
     async def _bundle(self, call: Call) -> Any:
         session, turns = await self._found(call)
         _, turn = find_turn(session["session"], turns, call.query.get("turn"))
+        await self._node.bring([turn])
         stream = await bundle(self._node.mirror(call.repo), turn.commit, session["ref"])
         name = f"{session['session']}.bundle"
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}

@@ -18,6 +18,7 @@ from appliance.core.daemon.allowed_repos import AllowedRepos
 from appliance.core.daemon.api_socket import api_handler
 from appliance.core.daemon.budget import compose_budget
 from appliance.core.daemon.fleet import Fleet, compose_fleet, compose_fleet_parts
+from appliance.core.daemon.fleet_bringing import compose_bringing
 from appliance.core.daemon.fleet_repos import LocalRepos
 from appliance.core.daemon.guest_registry import GuestRegistry
 from appliance.core.daemon.mirror_files import MirrorFiles
@@ -145,9 +146,12 @@ async def compose(
         stream, bus.publish, begin,
     )  # fmt: skip
 
-    fetching = compose_fetching(mirrors, config, children, environment, health, bus.publish, complaints.hear)
+    brought = compose_bringing(fleet_parts, state, stores, mirrors, scheduler, bus.publish)
+    fetching = compose_fetching(
+        mirrors, config, children, environment, health, bus.publish, complaints.hear, brought.bringing
+    )
     kit = GuestKit(state.public_url, state.is_public, repos, gate, workspaces.usual_history, state.workspace)
-    freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after)
+    freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after, brought.bringing)
     codings = TarCodings(GzippedTars(children))
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
     files = MirrorFiles(mirrors, workspaces, disks, recording.attachments, lfs)
@@ -196,7 +200,7 @@ async def compose(
     )  # fmt: skip
     operations = Operations(
         state, stores, mirrors, scheduler, recording, workspaces, fetching.warmer, integrity, backups, kit,
-        status, disks, registry, shared, allowed,
+        status, disks, registry, shared, allowed, brought,
     )  # fmt: skip
     api_tokens = ApiTokens(stores.api_tokens)
     api = compose_api(operations, stores, stream, api_tokens)

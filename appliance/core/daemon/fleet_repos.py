@@ -51,8 +51,9 @@ class LocalRepos:
     _parsed: tuple[Config, list[Wanted]] | None = None
 
     def is_own(self, name: str) -> bool:
-        """Whether the config lists a name."""
-        return any(wanted.name == name for wanted in self._listed())
+        """Whether the config lists a name, and `add-repo` did not register it here before."""
+        repo = self.find(name)
+        return (repo is None or repo.source == "config") and any(wanted.name == name for wanted in self._listed())
 
     def find(self, name: str) -> Repo | None:
         """The repository of that name, or None."""
@@ -94,7 +95,8 @@ class LocalRepos:
         if self.state.registry_lost is not None:
             return
         for name, each in known.items():
-            entry, repo, own = entry_of(each), here.get(name), listed.get(name)
+            entry, repo = entry_of(each), here.get(name)
+            own = listed.get(name) if repo is None or repo.source == "config" else None
             if entry is None:
                 continue
             if entry.removed or own is not None:
@@ -150,7 +152,7 @@ class LocalRepos:
         if not await self._delete(name):
             return False
         reason = f"its repository was purged{f' on node {by}' if by else ''}"
-        await asyncio.to_thread(self.stores.sessions.end_all, name, reason, time.time())
+        await asyncio.to_thread(self.stores.sessions.end_all, name, reason, time.time(), own_only=bool(by))
         await self.files.delete_others(name)
         self._purging.discard(name)
         return True

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, TypeVar
 from appliance.core.access.read_tokens import issue_token
 from appliance.core.backup.schedule import Backups
 from appliance.core.daemon.allowed_repos import AllowedRepos
+from appliance.core.daemon.fleet_bringing import Brought
 from appliance.core.daemon.guest_registry import GuestRegistry
 from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.daemon.state import ServeState
@@ -21,7 +22,7 @@ from appliance.core.git.mirrors import Mirrors
 from appliance.core.git.revisions import is_ref_name
 from appliance.core.integrity.examination import failed_document, healing_document, require_cloned
 from appliance.core.integrity.watch import IntegrityWatch
-from appliance.core.models import Repo, Tell
+from appliance.core.models import Repo, Tell, Turn
 from appliance.core.names import is_repo_name
 from appliance.core.node.guests import guest_order
 from appliance.core.node.registration import added_document, outcome_document
@@ -68,6 +69,7 @@ class Operations:
     guests: GuestRegistry
     shared: SharedRegistry
     allowed: AllowedRepos
+    brought: Brought
     _changing: set[asyncio.Task[Any]] = field(default_factory=set)
     _registering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -182,6 +184,18 @@ class Operations:
                 await self._to_the_end(self.recording.retention.end(owner, [row], "ended by an operator"))
                 return {"repo": repo, "session": session}
         raise NotFound(f"{repo} has no session {session}", hint=f"`sessions --repo {repo}` lists them")
+
+    async def bring(self, turns: Sequence[Turn]) -> None:
+        """Has the mirrors hold turns that other nodes took."""
+        await self.brought.turns(turns)
+
+    async def bring_ref(self, repo: str, ref: str | None) -> None:
+        """Has a session's ref point to its last turn, whichever node took it."""
+        await self.brought.ref(repo, ref)
+
+    async def bring_attachment(self, row: AttachmentRow) -> None:
+        """Has an attachment's file here, whichever node took it."""
+        await self.brought.attachment(row)
 
     def open_attachment(self, row: AttachmentRow) -> BinaryIO:
         """Opens an attachment, whose bytes were checked. Raises GitmirrorError if it is missing or damaged."""

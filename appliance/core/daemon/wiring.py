@@ -24,7 +24,7 @@ from appliance.core.events.facts import (
     SessionsEnded,
     TurnRecorded,
 )
-from appliance.core.events.fleet_facts import SessionShared, TurnsArrived
+from appliance.core.events.fleet_facts import SessionShared, TurnsArrived, TurnsBrought
 from appliance.core.integrity.watch import IntegrityWatch
 from appliance.core.lfs.objects import LfsObjects
 from appliance.core.maintenance.maintainer import Maintainer
@@ -112,6 +112,7 @@ def subscribe(
     on(FetchEnded, metrics.fetched, observing.fetches.add, _log_fetch)
     on(PushRuled, metrics.ruled, stream.publish)
     on(TurnRecorded, hide_old_refs, mark_for_repack, count.changed, stream.publish)
+    on(TurnsBrought, hide_old_refs, mark_for_repack)
     on(SessionsEnded, hide_old_refs, drop_responses, warm, mark_for_repack, count.changed, integrity.sessions_ended)
     on(SessionsEnded, allowed.recordings_ended)
     on(TurnsArrived, count.changed, stream.publish)

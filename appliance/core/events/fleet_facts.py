@@ -20,6 +20,13 @@ class TurnsArrived(RepoEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TurnsBrought(RepoEvent):
+    """Turns that another node took are in the mirror now, and their refs were set."""
+
+    session: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SessionShared(RepoEvent):
     """In a session in which this node has turns, a turn of one node follows one of another node."""
 

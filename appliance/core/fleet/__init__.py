@@ -4,14 +4,18 @@
   what it refuses is skipped.
 - `link`: the connection; every call has a deadline.
 - `registry`: follows the registry of the fleet and changes it; `bucket` is that in NATS, `registry_rules` say who wins.
-- `heads` publishes the newest event of the audit log, and `log_check` compares the log with what was published. `estate`
-  adds up what the fleet has of a node that died; `node/from_fleet` makes it anew.
+- `heads` publishes the newest event of the audit log, and `log_check` compares the log with what was published.
+  `estate` adds up what the fleet has of a node that died; `node/from_fleet` makes it anew.
+- `bringing`: turns of other nodes, on demand: `downloads` gets the bundle, `unpacking` checks it, in `quarantine`, and
+  `session_refs` sets the refs. `attached_files`: attachments of other nodes.
+- `outgoing`: sends the turns that wait, and is what a push waits for under `durability = "sync"`. `sending` sends one,
+  `announcing` ends and keeps; `bundles` makes a turn's bundle, `objects` stores files, `pauses` spaces out failures.
 
 The registry is a key-value bucket; SQLite has each node's copy. A turn that was applied goes out as a thin bundle in
 the object store and a row in a stream. The order of the rows is the order of the turns on every node. What cannot go
 out now waits in SQLite, and a node without NATS is a node alone.
 
-What must always hold: this node's own log and its own turns are stored before anything goes out; nothing that arrives
-changes a turn of this node, unless the session was ended; no token, no credential and, without `replicate_private`,
-nothing that was recorded in a private repository goes out.
+What must always hold: the attempt of a turn is in this node's own log before anything of it goes out; nothing that
+arrives changes a turn of this node, unless the session was ended; no token, no credential and, without
+`replicate_private`, nothing that was recorded in a private repository goes out.
 """

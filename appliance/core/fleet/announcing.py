@@ -74,5 +74,5 @@ class Announcer:
         await asyncio.to_thread(self._outbox.sent, waiting.id)
         if goes_out:
             with contextlib.suppress(FleetAway):
-                await dispatch.clear(waiting.document)
+                await dispatch.clear({**waiting.document, "bundles": message.uids})
         return goes_out

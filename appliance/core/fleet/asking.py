@@ -29,7 +29,7 @@ SILENT_FOR = 3.0
 
 @dataclass(frozen=True)
 class HeardNews:
-    """News, and when the look began that it tells of, in monotonic seconds of this node: not later than that."""
+    """News, and when the look began that it tells of, in monotonic seconds of this node."""
 
     news: News
     began_at: float
@@ -70,7 +70,7 @@ async def ask(link: FleetLink, node: str, question: LookRequest, timeout: float)
                 # Empty: it cannot answer, or, from the server, nobody is there under that name.
                 said = read(data, News, LeaseEntry)
                 if isinstance(said, News):
-                    return HeardNews(said, asked_at - said.age) if said.repo == question.repo else None
+                    return _heard(said, question, asked_at, has_looked=patience == SILENT_FOR)
                 patience = SILENT_FOR
     except (TimeoutError, NotOurs, FleetAway):
         return None
@@ -80,3 +80,13 @@ async def ask(link: FleetLink, node: str, question: LookRequest, timeout: float)
     finally:
         with contextlib.suppress(Exception):
             await subscription.unsubscribe()
+
+
+def _heard(news: News, question: LookRequest, asked_at: float, *, has_looked: bool) -> HeardNews | None:
+    """The answer, or None if it answers something else, or with something older than was asked for."""
+    # What a node knew when it was asked may have been long on its way, so count from the question.
+    began_at = asked_at - news.age
+    if has_looked and (since := time.monotonic() - news.age) >= asked_at:
+        began_at = since
+    is_answer = news.repo == question.repo and began_at >= asked_at - question.age
+    return HeardNews(news, began_at) if is_answer else None

@@ -7,6 +7,7 @@ over only after that one did not answer it.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
@@ -28,6 +29,8 @@ Result = TypeVar("Result")
 
 ANSWERS_IN = 1.0
 """Seconds that NATS may take. Then the node asks the upstream itself."""
+FIRST_IN = 2.0
+"""Seconds after the start for which refreshes wait for the first connection."""
 AWAY_FOR = 5.0
 """Seconds for which a NATS that did not answer is not asked again, so that refreshes do not queue up behind it."""
 
@@ -55,7 +58,19 @@ class Leases:
         self._clock = clock
         self._held: dict[str, int] = {}
         self._away_until = 0.0
+        self._began, self._is_first, self._first_trouble = clock(), True, link.trouble
         self._bucket: tuple[JetStreamContext, KeyValue] | None = None
+
+    async def wait_first(self) -> None:
+        """Waits for the first connection after the start, FIRST_IN seconds at most, or until it has failed once.
+
+        Without this a node that starts would ask upstreams for all that its neighbours have.
+        """
+        while self._is_first and not self._link.is_up:
+            if self._link.trouble != self._first_trouble or self._clock() - self._began > FIRST_IN:
+                break
+            await asyncio.sleep(0.05)
+        self._is_first = False
 
     @property
     def is_there(self) -> bool:

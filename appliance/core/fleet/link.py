@@ -18,7 +18,7 @@ from appliance.core.config.fleet import FleetConfig
 from appliance.core.errors import GitmirrorError
 from appliance.core.fleet.credentials import read_access
 from appliance.core.fleet.names import FleetNames
-from appliance.core.fleet.refusals import NatsRefusals, is_answer, words_of
+from appliance.core.fleet.refusals import NatsRefusals, is_answer, without_quorum, words_of
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
@@ -39,6 +39,7 @@ SETTLED = 10.0
 """Seconds after which every node should have read what is in the stream, and have said so."""
 GIVE_UP = 15.0
 """Seconds without an answer of JetStream, longer than an election takes, after which another server is tried."""
+_QUORUM = "more than half of the servers of its cluster must run; see the log of nats-server"
 MOST_NAMED = 3
 """Servers of which `trouble` says why they cannot be used."""
 
@@ -257,7 +258,7 @@ class FleetLink:
                 log.exception("fleet %s: a part of serve cannot begin anew", self.config.name)
 
     async def _look(self) -> None:
-        """Asks for the stream of turns, whose leader alone answers. Raises FleetAway."""
+        """Asks for the stream of turns, and whether it can be written. Raises FleetAway."""
         from nats.js.errors import NotFoundError
 
         assert self._context is not None
@@ -266,6 +267,8 @@ class FleetLink:
         except NotFoundError:
             # Somebody deleted it, or the servers lost their data: all is made anew, and everybody begins anew.
             raise FleetAway("the streams of the fleet are gone: they are made anew") from None
+        if words := without_quorum(info.cluster):
+            raise FleetAway(f"{self._server}: {words}", hint=_QUORUM)
         self._ends.append((time.monotonic(), info.state.last_seq))
 
     async def _asked(self, work: Coroutine[Any, Any, Result], timeout: float) -> Result:
@@ -281,7 +284,7 @@ class FleetLink:
                 raise FleetAway(f"{self._server}: {refused}") from error
             raise FleetAway(
                 f"{self._server}: JetStream does not answer ({words_of(error)})",
-                hint="more than half of the servers of its cluster must run; see the log of nats-server",
+                hint=_QUORUM,
             ) from error
         except Exception as error:
             # An answer that is no JetStream's can make nats-py fail in any way.

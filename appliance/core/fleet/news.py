@@ -122,6 +122,7 @@ class SharedLooks:
         told = self._board.told.pop(repo.id, None)
         if not self._sharing.shares(repo):
             return await self._upstream.refresh(run)
+        await self._leases.wait_first()
         if not self._leases.is_there:
             return await self._look(run)
         if told is not None and not run.asked and (facts := await self._verified(run, told)) is not None:
@@ -212,11 +213,12 @@ class SharedLooks:
     async def _ask(self, run: RefreshRun, node: str) -> HeardNews | None:
         """Asks a node what the upstream has, and to look again unless what it knows will do."""
         repo = run.repo
-        age = 0.0 if run.asked else self._sharing.interval_of(repo)
+        own = await self._neighbours.own(repo)
+        # For a first clone anything will do that a scheduled look would.
+        age = 0.0 if run.asked and own is not None else self._sharing.interval_of(repo)
         self._board.waiting[repo.id] = node
         try:
             heard = await self._ask_within(run, node, age)
-            own = await self._neighbours.own(repo)
             if heard is not None and own is not None and heard.news.digest != own.digest:
                 # Nothing that the upstream had before this node last looked may take the place of what it has.
                 last = self._board.own.get(repo.id)

@@ -35,6 +35,8 @@ LOOK_EVERY = 5.0
 """Seconds between two looks, for what nobody says: an attachment, or what a command did without `serve`."""
 AGAIN = 0.25
 """Seconds before a push that waits tries again."""
+MOST_ACKED = 1000
+"""Turns of which is known that the fleet has them until they are recorded; any other is sent again."""
 _LISTED = 64
 
 
@@ -138,8 +140,10 @@ class FleetSender:
                 async with self._locked(SessionName(turn.repo, turn.session)) as name:
                     while await self._send_turns(name, before=turn.id):
                         pass
-                    # The loop stores the place, once the turn is recorded.
+                    # The loop stores the place, once the turn is recorded; unless its row came in before.
                     self._acked[turn.id] = await self._dispatch.turn(unsent, gently=False)
+                    for oldest in list(self._acked)[:-MOST_ACKED]:
+                        del self._acked[oldest]
                     return
             except FleetAway as error:
                 log.info("turn %d of %s is not stored yet: %s", turn.id, turn.session, error)

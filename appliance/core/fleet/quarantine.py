@@ -19,7 +19,6 @@ from appliance.core.fleet.downloads import ObjectRefused
 from appliance.core.git.command import Git, GitError
 from appliance.core.git.mirror import QUICK, Mirror
 from appliance.core.recording import policy
-from appliance.core.recording.pre_receive import parse_trees
 from appliance.core.units import format_size
 
 PUSHES = 10
@@ -78,7 +77,7 @@ class Quarantine:
             return
         stdin = b"\n".join(trees) + b"\n"
         output = await self._alone.run("cat-file", "--batch", cwd=path, deadline=LONG, stdin=stdin)
-        files = await asyncio.to_thread(lambda: policy.count_files(parse_trees(output.stdout)))
+        files = await asyncio.to_thread(lambda: policy.count_files(policy.parse_trees(output.stdout)))
         if files > policy.MOST_FILES:
             raise ObjectRefused(f"the new directories of a turn name more than {policy.MOST_FILES} files")
 

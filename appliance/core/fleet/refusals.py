@@ -6,9 +6,15 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nats.js.api import ClusterInfo
 
 log = logging.getLogger(__name__)
 
+SILENT = 4.0
+"""Seconds without a word of a server, four times the heartbeat of JetStream, after which it counts as gone."""
 SHOWN = 30.0
 """Seconds for which a refusal is told of after it was last met."""
 
@@ -60,6 +66,22 @@ def is_answer(error: BaseException) -> bool:
         and not isinstance(error, errors.NoStreamResponseError | errors.TooManyStalledMsgsError)
         and not isinstance(error, errors.ConsumerSequenceMismatchError)
     )
+
+
+def without_quorum(cluster: ClusterInfo | None) -> str | None:
+    """Why a stream cannot be written, or None.
+
+    Its leader goes on answering for 20 s after it has lost the others, and a server without a leader answers, too.
+    """
+    if cluster is None:
+        return None
+    if not cluster.leader:
+        return "JetStream has no leader now"
+    peers = cluster.replicas or []
+    silent = [str(peer.name) for peer in peers if (peer.active or 0) > SILENT * 1e9]
+    if 2 * (1 + len(peers) - len(silent)) > 1 + len(peers):
+        return None
+    return f"JetStream does not hear {' and '.join(silent)} of the servers that store the fleet"
 
 
 def words_of(error: BaseException) -> str:

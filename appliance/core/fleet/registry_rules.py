@@ -94,7 +94,9 @@ def judge(pending: Pending, known: KnownEntry | None, remote: Remote, node: str,
     if is_met(pending, entry, same_url):
         return Verdict.DONE
     is_first = remote.revision <= (known.revision if known else 0)
-    if is_first or entry.by == node:
+    # This node's own change whose answer was lost; a later one would be from before a backup was restored.
+    is_own = entry.by == node and entry.at <= rfc3339(document["at"])
+    if is_first or is_own:
         return Verdict.SEND
     if entry.removed:
         # A purge says more than a removal, and what was registered anew is another repository than the removed one.

@@ -119,7 +119,7 @@ class Dispatch:
         await self._publish(message, f"{message.KIND}.{self._link.node}.{number}.{message.repo}.{message.session}")
 
     async def clear(self, ended: dict[str, Any]) -> None:
-        """Removes the objects and the rows of a session that was ended, as `store.rows_of` has them."""
+        """Removes the objects and the rows of a session that was ended, as `stored_in_fleet` has them."""
         for uid in ended.get("bundles", ()):
             await self.shelf.remove(str(uid))
         for sha256 in ended.get("files", ()):

@@ -44,7 +44,7 @@ class NeedsCommits(GitmirrorError):
 
 
 @dataclass(frozen=True)
-class Header:
+class BundleHeader:
     """The lines before the pack, and at which byte the pack begins."""
 
     needs: tuple[str, ...]
@@ -95,7 +95,7 @@ async def unpack_file(mirror: Mirror, row: TurnRow, path: Path) -> None:
             await aside.accept(row.commit)
 
 
-def read_header(data: bytes, width: int) -> Header:
+def read_header(data: bytes, width: int) -> BundleHeader:
     """Parses the beginning of a bundle of version 2 or 3, whose ids have `width` digits. Raises ObjectRefused."""
     head, end, _ = data.partition(b"\n\n")
     lines = head.decode("utf-8", "surrogateescape").split("\n")
@@ -111,7 +111,7 @@ def read_header(data: bytes, width: int) -> Header:
             needs.append(oid)
         else:
             refs.append((oid, name))
-    return Header(tuple(needs), tuple(refs), len(head) + len(end))
+    return BundleHeader(tuple(needs), tuple(refs), len(head) + len(end))
 
 
 async def is_whole(mirror: Mirror, commit: str) -> bool:

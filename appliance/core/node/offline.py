@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -226,6 +226,10 @@ class OfflineNode:
     def keep_session(self, repo: str, session: str, kept: bool) -> None:
         """Exempts a session from retention, or ends the exemption."""
         open_stores(self.layout, create=self.create).sessions.keep(repo, session, kept)
+
+    def bring_turns(self, repo: str, session: str, turns: Sequence[int], attachment: str | None = None) -> None:
+        """Raises NotServing, because only a running `serve` is connected to the fleet."""
+        self._needs_serve()
 
     def drop_session(self, repo: str, session: str) -> None:
         """Raises NotServing, because only a running `serve` ends sessions: it may be recording into them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -138,3 +138,12 @@ class RunningNode:
     def drop_session(self, repo: str, session: str) -> None:
         """Ends a session at once."""
         call(self.layout, "DELETE", repo_path(repo, "sessions", session))
+
+    def bring_turns(self, repo: str, session: str, turns: Sequence[int], attachment: str | None = None) -> None:
+        """Has turns here, by their numbers, that other nodes took; with `attachment`, that file of theirs instead."""
+        call(
+            self.layout,
+            "POST",
+            repo_path(repo, "sessions", session, "bring"),
+            {"turns": list(turns), "attachment": attachment},
+        )

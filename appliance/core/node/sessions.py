@@ -13,7 +13,16 @@ from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.git.command import git_environment, write_git_configs
 from appliance.core.models import CommitText, FileChange, Tell, Turn
 from appliance.core.node.node import Node
-from appliance.core.recording.comparison import Comparison, Other, compare, find_session, find_turn
+from appliance.core.recording.comparison import (
+    Comparison,
+    Other,
+    compare,
+    find_session,
+    find_turn,
+    nodes_of,
+    turns_of,
+)
+from appliance.core.recording.turns import turns_here
 from appliance.core.store.session_search import path_bytes
 from appliance.core.store.turn_details import no_details
 
@@ -53,14 +62,34 @@ class Sessions:
 
     def compare(self, repo: str, name: str, turn: int | None = None, against: str | None = None) -> Comparison:
         """What a diff of a session, as `find` finds it, compares; see `recording.comparison.compare`."""
-        return compare(self.node.stores(), repo, self.find(repo, name)["session"], turn, against)
+        return self._ready(compare(self.node.stores(), repo, self.find(repo, name)["session"], turn, against))
 
     def compare_listed(self, repo: str, session: str, turn: int | None, other: str | None) -> Comparison:
         """As `compare`, but with whole names, so that no other session stands in for one that ended meanwhile.
 
         `other` is a session whose last turn to compare with.
         """
-        return compare(self.node.stores(), repo, session, turn, Other(other, None) if other else None)
+        return self._ready(compare(self.node.stores(), repo, session, turn, Other(other, None) if other else None))
+
+    def _ready(self, comparison: Comparison) -> Comparison:
+        """The same, once the mirror has both commits."""
+        self._bring(turns_of(self.node.stores(), comparison))
+        return comparison
+
+    def _bring(self, turns: Sequence[Turn]) -> None:
+        """Has turns in the mirror that other nodes took, through `serve`. Raises NotServing."""
+        for turn in turns:
+            if turn.away and turn.id not in self._here([turn]):
+                every = self.node.stores().sessions.turns(turn.repo, turn.session)
+                numbers = [number for number, each in enumerate(every, 1) if each.id == turn.id]
+                self.node.current().bring_turns(turn.repo, turn.session, numbers)
+
+    def _here(self, turns: Sequence[Turn]) -> set[int]:
+        path = self.node.layout.mirror(turns[0].repo)
+        try:
+            return turns_here(path, turns)
+        except OSError as error:
+            raise GitmirrorError(f"the refs of {path} cannot be read: {error.strerror}") from error
 
     def show(self, repo: str, name: str) -> dict[str, Any]:
         """The session, with `turns` as a list, each turn with what it changed since the one before."""
@@ -69,16 +98,18 @@ class Sessions:
         details = self.node.stores().details.of_session(repo, session["session"])
         documents: list[dict[str, Any]] = []
         before: Turn | None = None
+        here = self._here(turns) if turns else set()
         with open_browser(self.node, repo) as browser:
             for number, turn in enumerate(turns, 1):
-                since = browser.changed(before.commit, turn.commit) if before else None
+                is_known = before is not None and {before.id, turn.id} <= here
+                since = browser.changed(before.commit, turn.commit) if before and is_known else None
                 documents.append(
                     {key: value for key, value in asdict(turn).items() if key not in ("repo", "session")}
                     | {"turn": number, "since_last": asdict(since) if since else None}
                     | details.get(turn.id, no_details())
                 )
                 before = turn
-        return session | {"turns": documents}
+        return session | {"nodes": nodes_of(turns), "turns": documents}
 
     def print_diff(self, comparison: Comparison, options: Sequence[str], *, raw: bool) -> bool:
         """Prints the diff to stdout. Control characters are escaped unless `raw`. Returns whether there were any."""
@@ -110,12 +141,14 @@ class Sessions:
 
     def log(self, session: dict[str, Any]) -> list[CommitText]:
         """The commits of a session, as `find` returned it, on top of its base, newest first."""
+        self._bring(self.node.stores().sessions.turns(session["repo"], session["session"])[-1:])
         with open_browser(self.node, session["repo"]) as browser:
             return list(browser.log(session["base"], session["tip"]))
 
     def checkout(self, repo: str, name: str, directory: Path, turn: int | None) -> Turn:
         """Checks out a turn (default: the last) as a worktree outside the mirror, with the upstream as `origin`."""
         chosen = self.turn(repo, name, turn)
+        self._bring([chosen])
         url = self.upstream(repo)
         with open_browser(self.node, repo) as browser:
             browser.checkout(chosen.commit, directory, branch=f"session/{chosen.session}", origin=url)
@@ -134,6 +167,7 @@ class Sessions:
         """Writes a git bundle of a turn; see `bundling.write_bundle`. Returns its size in bytes."""
         from appliance.core.node.bundling import write_bundle
 
+        self._bring([turn])
         return write_bundle(self.node.layout, turn, output)
 
     def attachment(self, repo: str, name: str, attachment: str, number: int | None) -> BinaryIO:
@@ -141,7 +175,11 @@ class Sessions:
         from appliance.core.recording.attached import find_attachment, open_attachment
 
         stores, session = self.node.stores(), self.find(repo, name)["session"]
-        row = find_attachment(stores.details, session, stores.sessions.turns(repo, session), attachment, number)
+        turns = stores.sessions.turns(repo, session)
+        row = find_attachment(stores.details, session, turns, attachment, number)
+        away = [number for number, turn in enumerate(turns, 1) if turn.id == row.turn_id and turn.away]
+        if away and not (self.node.layout.attachments / row.path).exists():
+            self.node.current().bring_turns(repo, session, away, attachment)
         return open_attachment(self.node.layout, row)
 
     def keep(self, repo: str, name: str, kept: bool) -> str:

@@ -5,6 +5,8 @@
   afterwards. `outcomes`: finds out whether each ref of a push moved.
 - `pre_receive`: the hook, a second guard that trusts neither `serve` nor the guest. `hook_guard`: installs the hooks,
   and proves at start that git runs them.
+- `durability`: has a turn stored elsewhere before its guest is told, and withdraws one that is not. `commands`: what one
+  ref command becomes.
 - `turns`: records an applied push as a turn of its session. `found`: adds to the log the turns that mirrors hold and it
   lacks. `session_count`: counts sessions. `turn_indexer`: reads what sessions are found by.
 - `quota`: how much may be recorded. `retention`: ends old sessions and archives idle ones, by `trusted_time`: whether

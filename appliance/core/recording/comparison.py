@@ -72,6 +72,20 @@ class Comparison:
         return f"the bases differ, so the diff also has what the upstream changed between them: {bases}"
 
 
+def turns_of(stores: Stores, comparison: Comparison) -> list[Turn]:
+    """The turns that a comparison needs; a base is below the turn that started from it. Raises StoreError."""
+    found = []
+    for side in (comparison.old, comparison.new):
+        turns = stores.sessions.turns(comparison.repo, side.session) if side.turn is not None else []
+        found += turns[(side.turn or 1) - 1 : side.turn]
+    return found
+
+
+def nodes_of(turns: Sequence[Turn]) -> list[str]:
+    """The nodes of the fleet that took turns of a session, by name; none on a node alone."""
+    return sorted({turn.node for turn in turns if turn.node is not None})
+
+
 class Other(NamedTuple):
     """A session to compare with, by its whole name, and its turn; None is the last."""
 

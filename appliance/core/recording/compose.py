@@ -57,8 +57,8 @@ def compose_recording(
     """`environment` is the environment of receive-pack. `settings` and `repos` are called each time they are needed.
 
     `learn` stores health columns of a repository. `begin` starts a task. `is_known` says whether a guest is
-    still known. `durability` is what has turns beside this node. `node` is the name of this one in its fleet, if it is in
-    one.
+    still known. `durability` is what has turns beside this node. `node` is the name of this one in its fleet, if it is
+    in one.
     """
     layout, locks, gentle = mirrors.layout, mirrors.locks, mirrors.git.gently()
     index = TurnIndexer(stores.turn_index, lambda name: Mirror(layout.mirror(name), gentle), locks)

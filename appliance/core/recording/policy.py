@@ -117,3 +117,21 @@ def count_files(trees: dict[bytes, list[tuple[bool, bytes]]]) -> int:
             counted[tree] = min(files + sum(counted[oid] for oid in below), MOST_FILES + 1)
             pending.pop()
     return max(counted.values(), default=0)
+
+
+def parse_trees(data: bytes) -> dict[bytes, list[tuple[bool, bytes]]]:
+    """Parses `cat-file --batch` output: for each tree, its entries: whether a directory, and the object id."""
+    trees: dict[bytes, list[tuple[bool, bytes]]] = {}
+    at = 0
+    while at < len(data):
+        end = data.index(b"\n", at)
+        oid, _, size = data[at:end].split()
+        at, stop = end + 1, end + 1 + int(size)
+        width = len(oid) // 2
+        entries = trees[oid] = []
+        while at < stop:
+            name_end = data.index(b"\0", at)
+            entries.append((data[at : at + 2] == b"40", data[name_end + 1 : name_end + 1 + width].hex().encode()))
+            at = name_end + 1 + width
+        at = stop + 1
+    return trees

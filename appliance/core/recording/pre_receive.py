@@ -66,7 +66,7 @@ def too_much(quarantine: str, policy: Any) -> str | None:
     trees = [fields[0] for fields in objects if fields[1] == b"tree"]
     if not trees:
         return None
-    files = policy.count_files(parse_trees(run_git(quarantine, b"\n".join(trees) + b"\n", "--batch")))
+    files = policy.count_files(policy.parse_trees(run_git(quarantine, b"\n".join(trees) + b"\n", "--batch")))
     if files > policy.MOST_FILES:
         return f"its new directories name more than {policy.MOST_FILES} files"
     return None
@@ -91,24 +91,6 @@ def run_git(quarantine: str | None, stdin: bytes, *arguments: str) -> bytes:
     if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
         raise OSError("git cat-file failed")
     return data
-
-
-def parse_trees(data: bytes) -> dict[bytes, list[tuple[bool, bytes]]]:
-    """Parses `cat-file --batch` output: for each tree, its entries: whether a directory, and the object id."""
-    trees: dict[bytes, list[tuple[bool, bytes]]] = {}
-    at = 0
-    while at < len(data):
-        end = data.index(b"\n", at)
-        oid, _, size = data[at:end].split()
-        at, stop = end + 1, end + 1 + int(size)
-        width = len(oid) // 2
-        entries = trees[oid] = []
-        while at < stop:
-            name_end = data.index(b"\0", at)
-            entries.append((data[at : at + 2] == b"40", data[name_end + 1 : name_end + 1 + width].hex().encode()))
-            at = name_end + 1 + width
-        at = stop + 1
-    return trees
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git import ref_sets
 from appliance.core.git.history import turn_facts
 from appliance.core.git.mirror import Mirror
+from appliance.core.git.stored_refs import stored_refs
 from appliance.core.models import Turn
 from appliance.core.store.audit import UNKNOWN
 from appliance.core.store.fleet_turns import FIRST_AWAY
@@ -113,6 +114,19 @@ class TurnRecorder:
         mirror = self._mirror_of(repo)
         present = await mirror.local_refs(*(f"{ARCHIVE}{session}" for session in sessions))
         await mirror.update_refs(f"delete {ref} {oid}\n" for ref, oid in present.items())
+
+
+def turns_here(mirror: Path, turns: Sequence[Turn]) -> set[int]:
+    """The ids of those turns whose commits are in a mirror: all of this node, and those that were brought.
+
+    Raises OSError.
+    """
+    own = {turn.id for turn in turns if not turn.away}
+    away = {turn.id for turn in turns if turn.away}
+    if not away:
+        return own
+    present = {ref.removeprefix(TURNS) for ref in stored_refs(mirror, TURNS)}
+    return own | {number for number in away if str(number) in present}
 
 
 def write_turn_file(path: Path, refs: Mapping[str, int]) -> None:

@@ -14,6 +14,7 @@ from appliance.core.git.complaints import Hear
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.models import Health
 from appliance.core.process.children import Children
+from appliance.core.serving.fetch.away import AwaySessions
 from appliance.core.serving.fetch.engine import Engine
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
 from appliance.core.serving.fetch.response_cache import ResponseCache
@@ -62,13 +63,14 @@ def compose_fetching(
     health: Callable[[int], Health],
     publish: Publish,
     hear: Hear,
+    away: AwaySessions,
 ) -> Fetching:
     """Builds the parts that answer fetches. `environment` is that of upload-pack; `hear` gets its error output."""
     cache = ResponseCache(mirrors.layout.cache / "responses", config.cache.budget)
     cache.start()
     upload_pack = UploadPack(children, environment, config.serve.idle_timeout, hear)
     refs = RefSnapshots(upload_pack, mirrors)
-    engine = Engine(cache, refs, upload_pack, mirrors, publish)
+    engine = Engine(cache, refs, upload_pack, mirrors, publish, away)
     return Fetching(cache, refs, engine, Warmer(engine, cache, mirrors, health))
 
 

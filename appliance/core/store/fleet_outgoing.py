@@ -181,22 +181,18 @@ class OutgoingStore:
             return bool(rows(connection, "SELECT 1 FROM turn_attachments WHERE sha256 = ? LIMIT 1", sha256))
 
 
-def rows_of(connection: sqlite_utils.Database, repo: str, session: str, last: int) -> dict[str, list[Any]]:
-    """What the fleet has of a session that is about to be ended, up to the turn `last`: for the document of its end.
+def stored_in_fleet(connection: sqlite_utils.Database, turns: Sequence[int]) -> dict[str, list[Any]]:
+    """What the fleet has of turns that are about to be ended, beside their bundles.
 
-    `bundles` are names of objects, `files` the SHA-256 of attachments, `rows` places in the stream.
+    `files` are the SHA-256 of attachments, `rows` places in the stream.
     """
-    ended = "t.repo = ? AND t.session = ? AND (t.id <= ? OR t.away = 1) AND t.seq IS NOT NULL"
-    turns = rows(connection, f"SELECT t.uid, t.seq FROM turns t WHERE {ended}", repo, session, last)
-    files = rows(
-        connection,
-        f"SELECT d.sha256, d.sent FROM turn_attachments d JOIN turns t ON t.id = d.turn_id WHERE {ended}",
-        repo, session, last,
-    )  # fmt: skip
+    ids = json.dumps(list(turns))
+    these = "IN (SELECT value FROM json_each(?))"
+    places = rows(connection, f"SELECT seq FROM turns WHERE seq > 0 AND id {these}", ids)
+    files = rows(connection, f"SELECT sha256, sent FROM turn_attachments WHERE turn_id {these}", ids)
     return {
-        "bundles": [row["uid"] for row in turns],
         "files": sorted({row["sha256"] for row in files}),
-        "rows": [*(row["seq"] for row in turns), *(row["sent"] for row in files if row["sent"])],
+        "rows": [*(row["seq"] for row in places), *(row["sent"] for row in files if row["sent"])],
     }
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.core.store.audit import UNKNOWN
 from appliance.core.store.database import Database, StoreError, rows
 from appliance.core.store.fleet import enqueue, set_state
-from appliance.core.store.session_ends import NODE, end_elsewhere, node_name, set_kept
+from appliance.core.store.session_ends import NODE, READ_TO, end_elsewhere, node_name, read_to, set_kept
 from appliance.core.store.session_summary import renumber, summarise
 from appliance.core.store.turn_index import forget_session, index_away
 from appliance.core.store.turn_places import found_again
@@ -23,8 +23,6 @@ from appliance.core.store.turn_places import found_again
 if TYPE_CHECKING:
     import sqlite_utils
 
-READ_TO = "turns_read"
-"""The key of the node's fleet state that says how far it has read the stream of turns."""
 STREAM = "turns_stream"
 """The key under which it says which stream that was: when it was made."""
 LAST = "turns_last"
@@ -108,8 +106,7 @@ class FleetTurnStore:
     def position(self) -> int:
         """The place in the stream up to which it was read."""
         with self._database.reading() as connection:
-            found = rows(connection, "SELECT value FROM fleet_state WHERE key = ?", READ_TO)
-        return int(found[0]["value"]) if found else 0
+            return read_to(connection)
 
     def begin(self, created: str, last: int, digest: str | None = None) -> int:
         """The place in the stream from which on it is to be read: `position`, or 0 if it is another stream.
@@ -174,19 +171,19 @@ class FleetTurnStore:
     def _apply(self, batch: Sequence[Arrived]) -> Applied:
         done, placed = Applied(), list[int]()
         with self._database.writing() as connection:
-            state = rows(connection, "SELECT value FROM fleet_state WHERE key = ?", READ_TO)
-            position = int(state[0]["value"]) if state else 0
+            position, digest = read_to(connection), None
             for each in batch:
                 if each.seq <= position:
                     continue
-                position = each.seq
+                position, digest = each.seq, each.digest
                 if each.kind == "end":
                     # An end reads the numbers and the row of the session.
                     self._settle(connection, done, placed)
                 placed += self._one(connection, each, done)
             self._settle(connection, done, placed)
             set_state(connection, READ_TO, str(position))
-            set_state(connection, LAST, batch[-1].digest)
+            if digest is not None:
+                set_state(connection, LAST, digest)
         return done
 
     def _one(self, connection: sqlite_utils.Database, each: Arrived, done: Applied) -> list[int]:
@@ -196,7 +193,7 @@ class FleetTurnStore:
             return self._turn(connection, each, done)
         if each.kind == "attachment":
             for turn in rows(connection, "SELECT id FROM turns WHERE uid = ?", row["uid"]):
-                _attach(connection, turn["id"], row["attachment"])
+                _attach(connection, turn["id"], row["attachment"], each.seq)
         elif each.kind == "kept":
             set_kept(connection, row["repo"], row["session"], row["kept"])
         elif each.kind == "end" and end_elsewhere(connection, row, each.seq, self._clock()):
@@ -211,7 +208,7 @@ class FleetTurnStore:
         found = rows(connection, query, row["uid"]) or found_again(connection, row)
         if found:
             [turn] = found
-            if turn["seq"] is not None and turn["seq"] > 0:
+            if turn["seq"] is not None and 0 < turn["seq"] < each.seq:
                 return []
             if (turn["repo"], turn["session"], turn["commit_id"]) != (row["repo"], row["session"], row["commit"]):
                 done.refused.append(f"it speaks of another turn than {turn['id']} here")
@@ -227,7 +224,7 @@ class FleetTurnStore:
             [row["uid"], turn_id, each.text],
         )
         for attached in row["attachments"]:
-            _attach(connection, turn_id, attached)
+            _attach(connection, turn_id, attached, each.seq)
         if not found:
             index_away(connection, turn_id, row["subject"])
         if row["client"] == UNKNOWN:
@@ -261,7 +258,10 @@ class FleetTurnStore:
         [highest] = rows(connection, "SELECT max(seq) AS seq FROM turns WHERE away = 1")
         connection.execute("UPDATE turns SET seq = seq - ? WHERE away = 1", [max(0, highest["seq"] or 0) + 1])
         connection.execute("DELETE FROM fleet_ended")
-        connection.execute("""UPDATE fleet_outbox SET document = json_set(document, '$.upto', 0) WHERE kind = 'end'""")
+        connection.execute(
+            """UPDATE fleet_outbox SET document = json_set(document, '$.upto', 0, '$.rows', json('[]'))
+               WHERE kind = 'end'"""
+        )
         for row in rows(connection, "SELECT DISTINCT repo, session FROM turns"):
             if renumber(connection, row["repo"], row["session"]):
                 forget_session(connection, row["repo"], row["session"])
@@ -292,11 +292,12 @@ def _add(connection: sqlite_utils.Database, row: Mapping[str, Any], seq: int) ->
     return turn_id
 
 
-def _attach(connection: sqlite_utils.Database, turn_id: int, attached: Mapping[str, Any]) -> None:
+def _attach(connection: sqlite_utils.Database, turn_id: int, attached: Mapping[str, Any], seq: int) -> None:
     connection.execute(
-        """INSERT INTO turn_attachments (turn_id, name, size, sha256, sent) VALUES (?, ?, ?, ?, 1)
-           ON CONFLICT (turn_id, name) DO UPDATE SET sent = 1 WHERE sha256 = excluded.sha256""",
-        [turn_id, attached["name"], attached["size"], attached["sha256"]],
+        """INSERT INTO turn_attachments (turn_id, name, size, sha256, sent) VALUES (?, ?, ?, ?, ?)
+           ON CONFLICT (turn_id, name) DO UPDATE SET sent = excluded.sent
+           WHERE sha256 = excluded.sha256 AND sent = 0""",
+        [turn_id, attached["name"], attached["size"], attached["sha256"], seq],
     )
 
 

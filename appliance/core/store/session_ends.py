@@ -9,6 +9,7 @@ from appliance.core.store.audit import UNKNOWN
 from appliance.core.store.chain import append_note
 from appliance.core.store.database import rows
 from appliance.core.store.fleet import enqueue
+from appliance.core.store.fleet_outgoing import stored_in_fleet
 from appliance.core.store.session_summary import renumber, summarise
 from appliance.core.store.turn_index import forget_session
 from appliance.core.units import rfc3339
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
 NODE = "fleet"
 """The key of the node's fleet state under which its name is; without it, this is a node alone."""
+READ_TO = "turns_read"
+"""The key that says how far this node has read the stream of turns."""
 MOST_UIDS = 2000
-"""Turns that a message about an end names, beside those that have a place up to its `upto`."""
+"""Turns that one message about an end names."""
 
 _UNBOOKED = """SELECT a.hash AS uid FROM audit_events a
     JOIN audit_events o ON o.attempt = a.id AND o.outcome = 'applied'
@@ -33,6 +36,12 @@ def node_name(connection: sqlite_utils.Database) -> str | None:
     return str(found[0]["value"]) if found else None
 
 
+def read_to(connection: sqlite_utils.Database) -> int:
+    """The place in the stream of turns up to which it was read."""
+    found = rows(connection, "SELECT value FROM fleet_state WHERE key = ?", READ_TO)
+    return int(found[0]["value"]) if found else 0
+
+
 def end_session(
     connection: sqlite_utils.Database,
     session: Mapping[str, Any],
@@ -40,10 +49,8 @@ def end_session(
     upto: int | None,
     reason: str,
     at: float,
-    *,
-    tell: bool = True,
 ) -> None:
-    """Ends a session, given by its row, inside the caller's transaction; with `tell`, on every node of the fleet.
+    """Ends a session, given by its row, inside the caller's transaction, and has every node of the fleet end it.
 
     Ends its turns up to the audit id `last`, and those of other nodes up to the place `upto` in the fleet's order, or
     all of them if it is None. Whatever is later stays, as a new session.
@@ -54,17 +61,19 @@ def end_session(
     if upto is None:
         upto = min(later, default=2**62) - 1
     doomed = [turn for turn in turns if (turn["id"] <= last if not turn["away"] else _is_upto(turn, upto))]
-    if tell and node_name(connection) is not None:
+    if node_name(connection) is not None:
         unbooked = rows(connection, _UNBOOKED, repo, session["ref"], last, name)
         named = [turn["uid"] for turn in (*doomed, *unbooked) if turn["uid"]]
         remember_ended(connection, named)
-        # Those without a place first: the others are named only in case that the stream is lost.
-        placed = {turn["uid"] for turn in doomed if turn["seq"] is not None}
-        named.sort(key=lambda uid: uid in placed)
+        # A place may be known of turns of this node before what stands between them and the end of what was read.
         highest = max((turn["seq"] for turn in doomed if turn["seq"] is not None), default=0)
-        message = {"repo": repo, "session": name, "upto": max(0, min(highest, upto)), "reason": reason}
+        message = {"repo": repo, "session": name, "reason": reason}
+        message["upto"] = max(0, min(highest, upto, read_to(connection)))
+        # Not told to others: what the fleet has no use for any more, which this node removes once it has told them.
+        stored = stored_in_fleet(connection, [turn["id"] for turn in doomed])
         for first in range(0, max(1, len(named)), MOST_UIDS):
-            enqueue(connection, "end", message | {"uids": named[first : first + MOST_UIDS]}, at)
+            uids = named[first : first + MOST_UIDS]
+            enqueue(connection, "end", message | {"uids": uids} | (stored if not first else {}), at)
     remove(connection, session, doomed, last, reason, at)
 
 
@@ -106,8 +115,9 @@ def end_elsewhere(
     turns = _turns(connection, repo, name)
     doomed = [turn for turn in turns if _is_upto(turn, upto) or turn["uid"] in uids]
     remember_ended(connection, [*uids, *(turn["uid"] for turn in doomed if turn["uid"])])
-    connection.execute("DELETE FROM fleet_kept WHERE repo = ? AND session = ?", [repo, name])
     if not doomed:
+        # The end was made here, or its turns are gone already; whatever is left is a new session all the same.
+        set_kept(connection, repo, name, any(turn["client"] == UNKNOWN for turn in turns))
         return []
     connection.conn.executemany(
         "INSERT OR REPLACE INTO fleet_leftovers VALUES (?, ?, ?, ?)",
@@ -122,16 +132,13 @@ def end_elsewhere(
     return doomed
 
 
-def set_kept(connection: sqlite_utils.Database, repo: str, session: str, kept: bool) -> bool:
-    """Exempts a session from retention, or ends that, inside the caller's transaction; returns whether it is here."""
+def set_kept(connection: sqlite_utils.Database, repo: str, session: str, kept: bool) -> None:
+    """Exempts a session from retention, or ends that, inside the caller's transaction; it may not be here yet."""
     if kept:
         connection.execute("INSERT OR IGNORE INTO fleet_kept VALUES (?, ?)", [repo, session])
     else:
         connection.execute("DELETE FROM fleet_kept WHERE repo = ? AND session = ?", [repo, session])
-    updated = connection.execute(
-        "UPDATE sessions SET kept = ? WHERE repo = ? AND session = ?", [int(kept), repo, session]
-    )
-    return bool(updated.rowcount)
+    connection.execute("UPDATE sessions SET kept = ? WHERE repo = ? AND session = ?", [int(kept), repo, session])
 
 
 def remember_ended(connection: sqlite_utils.Database, uids: Iterable[str]) -> None:

@@ -205,7 +205,10 @@ class SessionStore:
     def keep(self, repo: str, session: str, kept: bool) -> None:
         """Exempts a session from retention, or ends the exemption, on every node of the fleet."""
         with self._database.writing() as connection:
-            if set_kept(connection, repo, session, kept) and node_name(connection) is not None:
+            if not rows(connection, "SELECT 1 FROM sessions WHERE repo = ? AND session = ?", repo, session):
+                return
+            set_kept(connection, repo, session, kept)
+            if node_name(connection) is not None:
                 enqueue(connection, "kept", {"repo": repo, "session": session, "kept": kept}, time.time())
 
     def set_archived(self, repo: str, sessions: list[str], archived: bool) -> None:
@@ -255,21 +258,22 @@ class SessionStore:
                 if found:
                     end_session(connection, found[0], last, (upto or {}).get(session), reason, at)
 
-    def end_all(self, repo: str, reason: str, at: float, *, everywhere: bool = True) -> None:
-        """Deletes every session of a repository whose mirror is removed.
+    def end_all(self, repo: str, reason: str, at: float, *, own_only: bool = False) -> None:
+        """Deletes every session of a repository whose mirror is removed, on every node of the fleet.
 
-        Without `everywhere`, the fleet is not told, and keeps its turns: only what this node took is deleted.
+        With `own_only`, those in which this node has turns: another node ended all that it knew.
         """
+        own = "EXISTS (SELECT 1 FROM turns t WHERE t.repo = s.repo AND t.session = s.session AND t.away = 0)"
         with self._database.writing() as connection:
-            for row in rows(connection, "SELECT * FROM sessions WHERE repo = ?", repo):
+            chosen = f"SELECT * FROM sessions s WHERE repo = ? AND ({own} OR ?)"
+            for row in rows(connection, chosen, repo, int(not own_only)):
                 [newest] = rows(
                     connection,
                     "SELECT max(id) AS id FROM audit_events WHERE repo = ? AND session = ?",
                     repo,
                     row["session"],
                 )
-                upto = None if everywhere else -(2**62)
-                end_session(connection, row, newest["id"] or 0, upto, reason, at, tell=everywhere)
+                end_session(connection, row, newest["id"] or 0, None, reason, at)
 
     def without_turn(self, repo: str, attempts: Mapping[int, str]) -> list[int]:
         """The ids in `attempts` (id to commit) that certainly have no turn.

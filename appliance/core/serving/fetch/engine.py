@@ -7,10 +7,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+from appliance.core.errors import GitmirrorError
 from appliance.core.events.facts import FetchBegan, FetchEnded, Publish, RepoEvent
 from appliance.core.git.mirror import Mirror
+from appliance.core.git.ref_sets import AGENTS
 from appliance.core.models import Caller, Hydration, Repo
+from appliance.core.serving.fetch.away import MOST_NAMED, AwaySessions, SessionAway, named_sessions
 from appliance.core.serving.fetch.negotiation import Negotiation
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshot, RefSnapshots, is_understood
 from appliance.core.serving.fetch.relayed import Relayed
@@ -22,6 +26,7 @@ from appliance.core.serving.net.reading import Budget
 from appliance.core.serving.net.streams import Sink
 from appliance.core.serving.wire.pktline import PacketError, PacketSplitter, packet
 from appliance.core.serving.wire.v2 import MANY_LINES, FetchShape, V2Request
+from appliance.core.store.database import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +50,9 @@ class Engine:
         upload_pack: UploadPack,
         mirror_of: Callable[[str], Mirror],
         publish: Publish,
+        away: AwaySessions,
     ) -> None:
+        self._away = away
         self._cache = cache
         self._snapshots = snapshots
         self._upload_pack = upload_pack
@@ -82,6 +89,24 @@ class Engine:
     def handed_over(self, repo: Repo, relayed: Relayed, version: int, start: float, caller: Caller) -> None:
         """Records a fetch of protocol v0 or v1 that git daemon served, after its connection has ended."""
         self._record_v0(repo, bytes(relayed.received), version, relayed, start, caller)
+
+    async def prepare(self, repo: Repo, request: V2Request) -> None:
+        """Call before a slot is taken: waits for the sessions that the request names and other nodes took.
+
+        Raises SessionAway, rather than have a guest go on from an older turn; UploadPackError.
+        """
+        if request.command != "ls-refs" or not self._away.is_on:
+            return
+        for session in islice(dict.fromkeys(named_sessions(request.arguments)), MOST_NAMED):
+            try:
+                wanted = await self._away.newest(repo, session)
+                if wanted is not None and (await self._snapshots.get(repo)).tip(f"{AGENTS}{session}") != wanted:
+                    await self._away.bring_newest(repo, session)
+            except StoreError as error:
+                # What is here is served; nobody knows whether there is more.
+                log.error("%s: whether another node has the session %s is not known: %s", repo.name, session, error)
+            except GitmirrorError as error:
+                raise SessionAway(error.message) from error
 
     async def answer(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
         """Answers one command. Raises AnswerFailed, UploadPackError, IdleTimeout, OSError."""

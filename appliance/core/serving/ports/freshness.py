@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,11 @@ from appliance.core.git.mirror import Mirror, has_object
 from appliance.core.health import followed_branch, lag_of, state_of
 from appliance.core.models import Repo
 from appliance.core.refresh.scheduler import Scheduler
+from appliance.core.serving.fetch.away import AwaySessions
 from appliance.core.units import rfc3339
 from appliance.core.workspace.snapshots import Snapshots
+
+log = logging.getLogger(__name__)
 
 LOOK_AGAIN = 2.0
 """Seconds between two refreshes of one repository that missing commits cause."""
@@ -32,7 +36,9 @@ class Freshness:
         workspaces: Snapshots,
         mirror_of: Callable[[str], Mirror],
         stale_after: Callable[[], float],
+        away: AwaySessions,
     ) -> None:
+        self._away = away
         self._scheduler = scheduler
         self._workspaces = workspaces
         self._mirror_of = mirror_of
@@ -45,7 +51,8 @@ class Freshness:
         """`{name, branch, tip, snapshot, lag, verified_at, state}`, and `has` if `want` names a commit."""
         has = None
         if want is not None:
-            has = await self._has(repo, want) or (await self._look(repo) and await self._has(repo, want))
+            has = await self._has(repo, want) or await self._bring(repo, want)
+            has = has or (await self._look(repo) and await self._has(repo, want))
         health, now = self._scheduler.health(repo.id), time.time()
         snapshot, lag = self._workspaces.current(repo), lag_of(health, now)
         document: dict[str, Any] = {
@@ -62,6 +69,14 @@ class Freshness:
     async def _has(self, repo: Repo, oid: str) -> bool:
         async with self._checks:
             return await has_object(self._mirror_of(repo.name), oid)
+
+    async def _bring(self, repo: Repo, oid: str) -> bool:
+        """Whether a commit is here now because it is a turn's that another node took."""
+        try:
+            return self._away.is_on and await self._away.bring_commit(repo, oid)
+        except GitmirrorError as error:
+            log.info("%s: %s", repo.name, error.message)
+            return False
 
     async def _look(self, repo: Repo) -> bool:
         """Refreshes, unless that was just done; joins a running refresh. Returns whether it succeeded."""

@@ -28,6 +28,7 @@ from appliance.core.serving.net.linger import LINGER_SECONDS, linger
 from appliance.core.serving.net.seats import Seat
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
 from appliance.core.serving.ports.git_daemon import GitDaemon, daemon_child, relay_fetch
+from appliance.core.serving.ports.preparing import prepare
 from appliance.core.serving.ports.wishes import GuestWishes
 from appliance.core.serving.push.parties import PushAuthority
 from appliance.core.serving.push.relay import PushRelay, ReceivePackEnded
@@ -156,6 +157,12 @@ class GitPort:
                 share.answering()
                 # It may have become private or been removed meanwhile, because a connection may stay open for long.
                 if self._find(seat, path).id != repo.id:
+                    raise RequestError(f"{path} is no longer mirrored here")
+                catalog = self._gate.catalog
+                if refusal := await prepare(engine, seat, repo, request):
+                    await stream.send(refusal)
+                    return
+                if self._gate.catalog is not catalog and self._find(seat, path).id != repo.id:
                     raise RequestError(f"{path} is no longer mirrored here")
                 # Hold a slot only while answering, so that idle or slow clients block nobody.
                 async with self._admission.place(seat):

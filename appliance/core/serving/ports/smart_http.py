@@ -28,6 +28,7 @@ from appliance.core.serving.net.http_result import NO_CACHE, ResultSink
 from appliance.core.serving.net.reading import Share
 from appliance.core.serving.ports.guest_routes import GuestRoutes
 from appliance.core.serving.ports.lfs_routes import LFS_ROUTE, LfsRoutes, as_lfs
+from appliance.core.serving.ports.preparing import prepare
 from appliance.core.serving.ports.wishes import GuestWishes
 from appliance.core.serving.push.attachments import Target
 from appliance.core.serving.wire.pktline import FLUSH, PacketError, packet
@@ -262,6 +263,10 @@ class SmartHttp:
                     body = stack.enter_context(contextlib.closing(Spool()))
                     await _receive_into(body, exchange, share)
             share.answering()
+            if request is not None and (refusal := await prepare(engine, exchange.seat, repo, request)):
+                await sink.send(refusal)
+                await sink.finish()
+                return
             if self._gate.catalog is not catalog:
                 # It may have become private or been removed while the guest sent its request.
                 await self._may_have(exchange, path, repo)()

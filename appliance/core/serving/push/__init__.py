@@ -1,7 +1,7 @@
 """Pushes: carried between a guest and `git receive-pack`.
 
 - `relay`: reads a push's ref commands, asks the PushAuthority, and only then lets anything through; the same for both
-  ports.
+  ports. `parties`: the guest and the PushAuthority, as the relay knows them.
 - `http`: the guest's side of a push over HTTP.
 
 A push: the advertisement goes out. The ref commands come in, and the PushAuthority decides on them and logs the

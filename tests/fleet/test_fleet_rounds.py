@@ -1,0 +1,90 @@
+"""Two hundred rounds of work in which a node or a NATS server is killed, frozen, cut off, or loses its disk.
+
+`FLEET_ROUNDS=1000` does as many with each seed, and `FLEET_SEED` adds to the seeds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.fleet import NODES
+from tests.support.fleet_rounds import Storm
+from tests.support.generate import generate_repository
+from tests.support.nats import WHY_NOT
+from tests.support.netns import Cable, why_no_cable
+
+ROUNDS = int(os.environ.get("FLEET_ROUNDS", "50"))
+SEED = int(os.environ.get("FLEET_SEED", "0"))
+HEAL_EVERY = 10
+CUT_OFF = 60.0
+"""Seconds for which a node is cut off."""
+FAULTS = ("kill-node", "kill-node", "kill-node", "freeze-node", "kill-node", "kill-server")
+"""What happens round after round. Servers have time between, so that two of three are there but for a moment."""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300 + 10 * ROUNDS),
+    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "nats-server is there"),
+]
+
+
+@pytest.fixture
+def small_bare(tmp_path: Path) -> Path:
+    """A repository that is cloned in a moment."""
+    return generate_repository(tmp_path / "small.git", files=6, commits=4, branches=1, tags=1)
+
+
+@pytest.mark.parametrize(
+    ("seed", "durability"), [(1, "sync"), (2, "async"), (3, "sync"), (4, "async")], ids=lambda each: str(each)
+)
+def test_rounds(tmp_path: Path, small_bare: Path, seed: int, durability: str) -> None:
+    """After each few rounds the nodes agree on all, no turn that was told is missing, and every log verifies."""
+    with Storm(tmp_path, small_bare, SEED + seed, durability) as storm, storm.explained():
+        began = time.monotonic()
+        for number in range(ROUNDS):
+            storm.round = number
+            storm.work()
+            kind = FAULTS[number % len(FAULTS)]
+            if number % 15 == 8:
+                kind = "lose-disk"
+            elif kind == "kill-server" and number % 4 == 1:
+                kind = "freeze-server"
+            storm.fault(kind, storm.rng.choice(NODES), storm.rng.choice(storm.nats.servers))
+            if number % HEAL_EVERY == HEAL_EVERY - 1:
+                storm.heal()
+        storm.heal()
+        took = time.monotonic() - began
+        print(f"\n{ROUNDS} rounds in {took:.0f} s, {len(storm.ledger.turns)} turns told, {storm.faults}")
+        assert len(storm.ledger.turns) > ROUNDS / 2, "hardly anything was recorded"
+        storm.bring_everywhere(tmp_path / "replays")
+
+
+@pytest.mark.parametrize("durability", ["sync", "async"])
+def test_a_node_is_cut_off_for_a_minute(tmp_path: Path, small_bare: Path, durability: str) -> None:
+    """Every packet to and from it is lost, while others are killed and all go on; then they agree."""
+    if reason := why_no_cable():
+        pytest.skip(reason)
+    with Cable() as cable, Storm(tmp_path, small_bare, SEED + 9, durability, cable) as storm, storm.explained():
+        storm.work(6)
+        storm.heal()
+        mended = time.monotonic() + CUT_OFF
+        cable.cut()
+        while time.monotonic() < mended:
+            storm.work(3)
+            kind = ("kill-node", "none", "none", "none")[storm.round % 4]
+            if kind != "none":
+                storm.fault(kind, storm.rng.choice(NODES[:-1]), storm.nats.servers[0])
+            storm.settle()
+            storm.round += 1
+        told = [turn for turn in storm.ledger.turns if turn.node == NODES[-1]]
+        cable.mend()
+        storm.heal()
+        print(f"\n{len(storm.ledger.turns)} turns told, {len(told)} by the node that was cut off")
+        if durability == "async":
+            assert len(told) > 1, "the node that was cut off recorded nothing"
+        storm.work(6)
+        storm.heal()
