@@ -12,8 +12,8 @@ from appliance.core.models import UNHEALTHY, Health, Repo
 from appliance.core.store.database import Database, rows
 from appliance.core.store.fleet import FleetStore
 from appliance.core.store.fleet_outgoing import OutgoingStore
-from appliance.core.store.fleet_turns import READ_TO
 from appliance.core.store.health import HealthStore
+from appliance.core.store.session_ends import READ_TO
 
 TURNS, ATTACHMENTS, REGISTRY, ENDS = "turns", "attachments", "registry", "ends"
 _OUTBOX: Mapping[str, Sequence[str]] = {REGISTRY: ("repo",), ENDS: ("end", "kept")}
