@@ -118,19 +118,8 @@ def show(options: Options, repo: str, name: str, as_json: bool) -> None:
         )
         for t in found["turns"]
     ]  # fmt: skip
-    headers = (
-        "TURN",
-        "AT",
-        "COMMIT",
-        "FILES",
-        "+",
-        "-",
-        "SINCE LAST",
-        "CLIENT",
-        "GUEST",
-        *(["NODE"] if found["nodes"] else []),
-        "SUBJECT",
-    )
+    nodes = ["NODE"] if found["nodes"] else []
+    headers = ("TURN", "AT", "COMMIT", "FILES", "+", "-", "SINCE LAST", "CLIENT", "GUEST", *nodes, "SUBJECT")
     print_table(headers, rows, right=("TURN", "FILES", "+", "-"))
     for turn in found["turns"]:
         for key, value in turn["notes"].items():

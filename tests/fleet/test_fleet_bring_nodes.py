@@ -86,7 +86,7 @@ def test_a_session_goes_on_at_another_node_also_when_its_own_is_gone(two: TestFl
 
 def test_twenty_guests_of_one_session_and_its_end(two: TestFleet, tmp_path: Path) -> None:
     a, b = two["a"], two["b"]
-    turn = record(guest_of(a, tmp_path / "home-a"), tmp_path / "a", "s")
+    turn = record(guest_of(a, tmp_path / "home-a"), tmp_path / "work", "s")
     wait_until(lambda: knows(b, "s"), message="the turn is listed")
 
     def fetch(number: int) -> str:

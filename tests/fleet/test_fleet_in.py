@@ -19,6 +19,8 @@ from tests.support.gitutil import wait_until
 from tests.support.nats import NatsCluster
 from tests.support.serve import Serve
 
+pytestmark = pytest.mark.slow
+
 REPO = "acme/widgets"
 NAMES = FleetNames("in")
 ROW = TurnRow(
@@ -84,7 +86,6 @@ def test_an_end_comes_in_its_place(serve: Serve, module_nats: NatsCluster) -> No
     serve.here("audit", "verify")
 
 
-@pytest.mark.slow
 def test_it_goes_on_where_it_was(tmp_path: Path, nats: NatsCluster) -> None:
     """After a kill of the node, of the server, and with a stream that is made anew."""
     with TestFleet(tmp_path, nats, ["a"], fleet={"name": "in"}) as nodes:

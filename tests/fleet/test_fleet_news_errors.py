@@ -136,8 +136,11 @@ def test_one_name_for_two_upstreams(make: Make, generated_bare: Path) -> None:
     for name in ("one/thing", "two/thing"):
         fleet.upstream.add(name, generated_bare)
     first, second = fleet.push(name="one/thing", text="one"), fleet.push(name="two/thing", text="two")
-    fleet["a"].here("add-repo", fleet.upstream.url("one/thing"), "--name", "x/thing")
-    fleet["b"].here("add-repo", fleet.upstream.url("two/thing"), "--name", "x/thing")
+    # By their config, because `add-repo` of the second is refused.
+    for node, name in (("a", "one/thing"), ("b", "two/thing")):
+        lines = ["[[repos]]", f'url = "{fleet.upstream.url(name)}"', 'name = "x/thing"']
+        fleet[node].config.write_text(fleet[node].config.read_text() + "\n".join(lines) + "\n")
+        fleet[node].reload()
     for node, commit in (("a", first), ("b", second)):
         fleet[node].wait_for_ref("x/thing", "refs/heads/main", commit, timeout=10)
     first = fleet.push(name="one/thing", text="one again")

@@ -181,3 +181,40 @@ def test_an_interrupted_put_leaves_nothing(tmp_path: Path, nats: NatsCluster, ge
         assert nats.ask(messages) == pieces + 1, "the pieces, and the entry"
         data = object_of(nats, row.uid)
         assert data is not None and len(data) == row.bundle_size
+
+
+def test_a_large_bundle_takes_little_memory(node: OutNode, tmp_path: Path) -> None:
+    """It goes from git through a file into the store, a piece at a time."""
+    guest = node.guest(tmp_path / "guest")
+    commit_turn(guest, "first")
+    assert node.push(guest, "large").returncode == 0
+    node.wait_rows("large", 1)
+
+    def peak() -> int:
+        status = Path(f"/proc/{node.serve.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+    before, size = peak(), 200 * 2**20
+    commit_files(guest, {"large.bin": os.urandom(size)}, "large")
+    assert node.push(guest, "large").returncode == 0
+    wait_until(lambda: len(turns_in(node.rows(), "large")) == 2, timeout=120, message="it is out")
+    assert turns_in(node.rows(), "large")[1].bundle_size > size
+    assert peak() - before < 64 * 2**20
+
+
+def test_a_server_that_answers_nobody_holds_no_guest_up(node: OutNode, tmp_path: Path) -> None:
+    """With the server frozen, everything that guests do is done before it answers again."""
+    guest = node.guest(tmp_path / "guest")
+    server = node.nats.servers[0]
+    server.freeze()
+    try:
+        commits = []
+        for number in range(5):
+            commits.append(commit_turn(guest, f"frozen {number}"))
+            assert node.push(guest, "frozen").returncode == 0
+        node.serve.clone(tmp_path / "clone", WIDGETS)
+        [(turns,)] = node.database("SELECT count(*) FROM turns WHERE session = 'frozen' AND seq IS NULL")
+        assert turns == 5
+    finally:
+        server.thaw()
+    assert [row.commit for row in node.wait_rows("frozen", 5)] == commits

@@ -85,7 +85,7 @@ def test_a_node_works_and_speaks_for_no_other(tmp_path: Path, upstream: HttpUpst
         assert count_all(nats) == before
 
 
-def count_all(nats: Account) -> dict[str, int]:
+def count_all(nats: NatsCluster) -> dict[str, int]:
     """How many messages each stream has."""
 
     async def look(context: JetStreamContext) -> dict[str, int]:

@@ -151,6 +151,9 @@ class NatsCluster:
 
     def _answers(self) -> bool:
         try:
+            # nats-py would wait for two seconds before it tries again.
+            for server in self.servers:
+                socket.create_connection((server.host, server.port), 1).close()
             self.ask(lambda context: context.account_info())
         except Exception:
             return False

@@ -112,7 +112,7 @@ def subscribe(
     on(FetchEnded, metrics.fetched, observing.fetches.add, _log_fetch)
     on(PushRuled, metrics.ruled, stream.publish)
     on(TurnRecorded, hide_old_refs, mark_for_repack, count.changed, stream.publish)
-    on(TurnsBrought, hide_old_refs, mark_for_repack)
+    on(TurnsBrought, hide_old_refs, mark_for_repack, recording.index.brought)
     on(SessionsEnded, hide_old_refs, drop_responses, warm, mark_for_repack, count.changed, integrity.sessions_ended)
     on(SessionsEnded, allowed.recordings_ended)
     on(TurnsArrived, count.changed, stream.publish)

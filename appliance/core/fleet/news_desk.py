@@ -124,6 +124,9 @@ class NewsDesk:
             return write(self._left_alone(repo, error))
         except GitmirrorError:
             return b""
+        except Exception:
+            log.exception("%s: cannot look for the node %s", repo.name, question.node)
+            return b""
         last = self._board.own.get(repo.id)
         if last is None or (last.began_at < before and self._scheduler.health(repo.id).failures):
             # It failed for a reason that may be this node's alone.

@@ -11,13 +11,13 @@ from appliance.core.health import lag_of, state_of
 from appliance.core.models import UNHEALTHY, Health, Repo
 from appliance.core.store.database import Database, rows
 from appliance.core.store.fleet import FleetStore
+from appliance.core.store.fleet_outgoing import OutgoingStore
 from appliance.core.store.health import HealthStore
+from appliance.core.store.session_ends import READ_TO
 
 TURNS, ATTACHMENTS, REGISTRY, ENDS = "turns", "attachments", "registry", "ends"
 _OUTBOX: Mapping[str, Sequence[str]] = {REGISTRY: ("repo",), ENDS: ("end", "kept")}
 KINDS = (TURNS, ATTACHMENTS, REGISTRY, ENDS)
-READ_TO = "turns_read"
-"""The key of the node's fleet state that says how far it has read the stream of turns."""
 
 
 @dataclass(frozen=True)
@@ -30,21 +30,12 @@ class Waiting:
 
     def count(self) -> dict[str, int]:
         """How many `turns`, `attachments`, changes of the `registry`, and `ends` wait. Raises StoreError."""
-        with self.database.reading() as connection:
-            turns = rows(
-                connection,
-                "SELECT repo, count(*) AS n FROM turns WHERE seq IS NULL AND away = 0 GROUP BY repo",
-            )
-            attachments = rows(
-                connection,
-                """SELECT turns.repo AS repo, count(*) AS n FROM turn_attachments JOIN turns ON turns.id = turn_id
-                   WHERE sent = 0 AND away = 0 GROUP BY turns.repo""",
-            )
+        unsent = OutgoingStore(self.database).unsent()
         outbox = self.fleet.count_waiting()
-        leaving = self.that_may_leave({row["repo"] for row in (*turns, *attachments)})
+        leaving = self.that_may_leave({*unsent.turns, *unsent.attachments})
         return {
-            TURNS: sum(row["n"] for row in turns if row["repo"] in leaving),
-            ATTACHMENTS: sum(row["n"] for row in attachments if row["repo"] in leaving),
+            TURNS: sum(number for repo, number in unsent.turns.items() if repo in leaving),
+            ATTACHMENTS: sum(number for repo, number in unsent.attachments.items() if repo in leaving),
             **{kind: sum(outbox.get(each, 0) for each in kinds) for kind, kinds in _OUTBOX.items()},
         }
 

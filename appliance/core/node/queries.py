@@ -176,6 +176,10 @@ class NodeQueries:
         """`notes` and `attachments` of each turn of a session that has any, by the turn's id."""
         return self._open().details.of_session(name, session)
 
+    def fleet(self) -> dict[str, Any] | None:
+        """The document of `fleet status --json`; None for a node alone."""
+        return self.node.current().fleet() if self.node.config.fleet.is_on else None
+
     def disk(self) -> Disk:
         """The disk usage of the node."""
         stores = self._open()

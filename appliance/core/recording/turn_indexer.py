@@ -13,12 +13,15 @@ import time
 from collections.abc import Callable
 
 from appliance.core.events.facts import MirrorHealed
+from appliance.core.events.fleet_facts import TurnsBrought
 from appliance.core.git.command import GitError
 from appliance.core.git.failures import speaks_of_damage
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirror_locks import MirrorLocks
+from appliance.core.git.stored_refs import stored_refs
 from appliance.core.git.turn_contents import MOST_PATHS, changed_paths, messages_of, present_commits
 from appliance.core.process.endurance import EXPECTED, Endurance
+from appliance.core.recording.turns import TURNS
 from appliance.core.store.cursors import LARGEST
 from appliance.core.store.turn_index import TurnContents, TurnIndexStore, TurnToIndex
 
@@ -44,6 +47,7 @@ class TurnIndexer:
         self._locks = locks
         self._wake = asyncio.Event()
         self._healed: set[str] = set()
+        self._brought: set[str] = set()
         self._retry_at: dict[int, float] = {}
         self._room = 0
         self._counted_at: float | None = None
@@ -57,6 +61,11 @@ class TurnIndexer:
         self._healed.add(event.repo.name)
         self._wake.set()
 
+    def brought(self, event: TurnsBrought) -> None:
+        """Has turns of other nodes read whose objects are here now."""
+        self._brought.add(event.repo.name)
+        self._wake.set()
+
     async def run(self) -> None:
         """The loop; runs until it is cancelled."""
         endurance = Endurance(log, "reading turns that sessions are found by")
@@ -66,6 +75,9 @@ class TurnIndexer:
                 for repo in list(self._healed):
                     await asyncio.to_thread(self.store.forget_empty, repo)
                     self._healed.discard(repo)
+                for repo in list(self._brought):
+                    await asyncio.to_thread(self._take_brought, repo)
+                    self._brought.discard(repo)
                 await self.catch_up()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY):
@@ -88,6 +100,12 @@ class TurnIndexer:
                 below = turn.id
                 if time.monotonic() >= self._retry_at.get(turn.id, 0):
                     await self._index(turn)
+
+    def _take_brought(self, repo: str) -> None:
+        present = stored_refs(self._mirror_of(repo).path, TURNS)
+        for turn_id in self.store.away(repo):
+            if f"{TURNS}{turn_id}" in present:
+                self.store.brought(turn_id)
 
     async def _index(self, turn: TurnToIndex) -> None:
         mirror = self._mirror_of(turn.repo)

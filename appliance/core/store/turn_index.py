@@ -109,6 +109,12 @@ class TurnIndexStore:
             )
         return True
 
+    def away(self, repo: str) -> list[int]:
+        """The ids of the turns of other nodes whose objects were not here."""
+        with self._database.reading() as connection:
+            found = rows(connection, "SELECT id FROM turns WHERE away = 1 AND repo = ? AND searchable = ?", repo, AWAY)
+        return [int(row["id"]) for row in found]
+
     def brought(self, turn_id: int) -> None:
         """Has a turn of another node read whose objects are here now."""
         with self._database.writing() as connection:

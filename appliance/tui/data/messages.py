@@ -189,6 +189,13 @@ class HealthRead(Message):
 
 
 @dataclass
+class FleetRead(Message):
+    """The fleet of the node, as `fleet status --json` has it; None for a node alone."""
+
+    fleet: dict[str, Any] | None
+
+
+@dataclass
 class DiskRead(Message):
     """How full the disk is."""
 

@@ -32,6 +32,8 @@ class SessionRow:
     subject: str
     guest: str | None = None
     """The known guest that recorded the last turn."""
+    node: str | None = None
+    """The node of the fleet that recorded the last turn; None on a node alone."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> SessionRow:
@@ -40,6 +42,7 @@ class SessionRow:
             row["repo"], row["session"], row["tip"], row["base"], row["turns"], row["commits"], row["files_changed"],
             row["insertions"], row["deletions"], seconds_of(row["first_at"]), seconds_of(row["last_at"]),
             row["client"], row["kept"], row["archived"], row["bytes"], row["subject"] or "", row["guest"],
+            row.get("node"),
         )  # fmt: skip
 
 

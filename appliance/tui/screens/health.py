@@ -11,8 +11,9 @@ from textual.binding import Binding, BindingType
 from appliance.core.node.queries import Disk
 from appliance.tui.context import Context
 from appliance.tui.data.follower import SERVE, TIME
-from appliance.tui.data.messages import DiskRead, HealthRead
+from appliance.tui.data.messages import DiskRead, FleetRead, HealthRead
 from appliance.tui.data.rows import CheckRow
+from appliance.tui.screens.fleet_lines import fleet_lines
 from appliance.tui.screens.view import View
 from appliance.tui.text import Cell, bar, cell, count, percent, plain, size
 from appliance.tui.widgets.lines import Line, Lines
@@ -43,6 +44,7 @@ class HealthScreen(View):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._disk: Disk | None = None
+        self._fleet: dict[str, Any] | None = None
         self._checks: list[CheckRow] = []
         self._beat = 0
         self._height = 0
@@ -97,6 +99,11 @@ class HealthScreen(View):
         self._disk = message.disk
         self._tell()
 
+    def on_fleet_read(self, message: FleetRead) -> None:
+        """Shows the nodes of the fleet."""
+        self._fleet = message.fleet
+        self._tell()
+
     def on_listing_moved(self, event: Listing.Moved) -> None:
         """Says what to do about the check under the cursor."""
         self._advise()
@@ -119,6 +126,8 @@ class HealthScreen(View):
     def _read_disk(self) -> None:
         queries = self.context.queries
         self.context.loader.read("disk", self, lambda: DiskRead(queries.disk()))
+        if self.context.node.config.fleet.is_on:
+            self.context.loader.read("fleet", self, lambda: FleetRead(queries.fleet()))
 
     def _arrange(self) -> None:
         pulse = self.model.pulse or {}
@@ -149,7 +158,7 @@ class HealthScreen(View):
 
     def _tell(self) -> None:
         pulse = self.model.pulse
-        lines = [*self._listeners(pulse), *self._cache(pulse), *self._space()]
+        lines = [*self._listeners(pulse), *self._cache(pulse), *self._space(), *fleet_lines(self._fleet)]
         figures = self.query_one("#figures", Lines)
         if len(lines) != self._height:
             # No taller than what it says, because the checks need the room.

@@ -63,7 +63,9 @@ class RepositoryScreen(RepoActions, Marking):
         yield Plot(id="plot")
         yield Lines(id="tabs")
         columns = activity_columns(with_repo=False)
-        sessions = SessionColumns(self.model.clock, self.session_list).all(with_repo=False)
+        sessions = SessionColumns(self.model.clock, self.session_list).all(
+            with_repo=False, with_node=self.context.node.config.fleet.is_on
+        )
         refreshes, hydrations = columns[:1] + columns[2:4] + columns[5:6], columns[:1] + columns[2:]
         lists: tuple[Listing[Any], ...] = (
             Listing(refreshes, lambda row: row.key, empty="reading…", id="refreshes"),

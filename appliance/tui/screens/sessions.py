@@ -29,8 +29,8 @@ class SessionColumns:
         self._clock = clock
         self._session_list = session_list
 
-    def all(self, *, with_repo: bool = True) -> list[Column[SessionRow]]:
-        """Returns the columns, from left to right."""
+    def all(self, *, with_repo: bool = True, with_node: bool = False) -> list[Column[SessionRow]]:
+        """Returns the columns, from left to right; those of a fleet's sessions `with_node`."""
         return [
             Column("SESSION", self._name, 20, 0, 34, grows=True),
             *([Column("REPOSITORY", lambda session: cell(session.repo, "dim"), 14, 2, 28)] if with_repo else []),
@@ -42,6 +42,7 @@ class SessionColumns:
             Column("SUBJECT", lambda session: cell(session.subject), 16, 4, 60, grows=True),
             Column("BYTES", lambda session: cell(size(session.bytes), "dim"), 8, 6, right=True),
             Column("CLIENT", lambda session: client_cell(session.client, session.guest), 9, 5, 21),
+            *([Column("NODE", lambda session: cell(session.node or "", "dim"), 5, 2, 20)] if with_node else []),
             Column("STATE", lambda session: cell(fate(session), "accent"), 10, 7),
         ]
 
@@ -90,7 +91,9 @@ class SessionsScreen(SessionActions, Marking):
         """Yields the list, and the turns of the chosen session."""
         yield Lines(id="summary")
         with Container(id="halves"):
-            columns = SessionColumns(self.model.clock, self.session_list).all()
+            columns = SessionColumns(self.model.clock, self.session_list).all(
+                with_node=self.context.node.config.fleet.is_on
+            )
             listing: Listing[SessionRow] = Listing(
                 columns, lambda row: (row.repo, row.name), empty="reading…", marks=True, id="list"
             )

@@ -1,0 +1,54 @@
+"""What Health says of the fleet: the connection, each node, and what is behind. Nothing on a node alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from appliance.tui.text import Cell, cell, count, plain, span
+from appliance.tui.widgets.lines import Line
+
+MOST_NODES = 5
+"""Nodes that have a line of their own; those with something wrong come first."""
+
+
+def fleet_lines(fleet: Mapping[str, Any] | None) -> list[Line]:
+    """The lines for a document of `fleet status --json`."""
+    if fleet is None or not fleet["servers"]:
+        return []
+    nodes = fleet["nodes"]
+    waits = ", ".join(f"{kind} {number:,}" for kind, number in fleet["waiting"].items() if number)
+    is_well = fleet["connected"] and not fleet["trouble"]
+    said = f"{plain(fleet['name'])}, this node is {plain(fleet['node'])}"
+    state: Cell = (f" {'●' if is_well else '▲'} fleet  ", "good" if is_well else "bad"), (said, "")
+    if not is_well:
+        state = (*state, (": not connected" if not fleet["connected"] else ": something was refused", "bad"))
+    right = cell(f"{waits} to go out " if waits else f"{count(len(nodes), 'node')} ", "warn" if waits else "")
+    lines: list[Line] = [(state, right)]
+    shown = sorted(nodes, key=lambda node: (_tone(node) == "", node["node"]))[:MOST_NODES]
+    width = max((len(plain(node["node"])) for node in shown), default=0)
+    lines += [_node(node, width) for node in shown]
+    if len(nodes) > len(shown):
+        lines.append((cell(f"          and {len(nodes) - len(shown):,} more; `fleet status` lists them", "dim"), ()))
+    return lines
+
+
+def _tone(node: Mapping[str, Any]) -> str:
+    return "bad" if not node["alive"] else "warn" if node["behind"] or node["turns_behind"] else ""
+
+
+def _node(node: Mapping[str, Any], width: int) -> Line:
+    if not node["alive"]:
+        told = f"silent for {span(node['seen'])}"
+    else:
+        lag = "" if node["lag"] is None else f", lag {span(node['lag'])}"
+        told = f"{count(node['repos'], 'repository', 'repositories')}{lag}"
+        if node["behind"]:
+            told += f", {node['behind']:,} of them behind"
+        if node["turns_behind"]:
+            told += f", {count(node['turns_behind'], 'message')} unread"
+        if node["waiting"]:
+            told += f", {node['waiting']:,} to send"
+    name = plain(node["node"])
+    left: Cell = (f"          {name:<{width}}  ", ""), (told, _tone(node) or "dim")
+    return left, cell(f"{plain(node['version'])} ", "dim")

@@ -1,0 +1,78 @@
+"""What the live view shows of a fleet, and that it shows nothing of one on a node alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from appliance.tui.screens.fleet_lines import fleet_lines
+from appliance.tui.screens.session_list import SessionList
+from appliance.tui.screens.sessions import SessionColumns
+from tests.tui.drive import Seen, drive
+from tests.tui.scene import Scene, build
+from tests.tui.test_guests_view import Make
+
+
+def node(name: str, **differs: Any) -> dict[str, Any]:
+    alike: dict[str, Any] = {
+        "node": name, "version": "1.0", "alive": True, "seen": 2.0, "started_at": "2026-01-31T00:00:00Z", "url": None,
+        "repos": 6, "sessions": 3, "behind": 0, "lag": 12.0, "waiting": 0, "turns_behind": 0,
+    }  # fmt: skip
+    return alike | differs
+
+
+FLEET: dict[str, Any] = {
+    "name": "default", "node": "node-1", "servers": ["nats://nats-1:4222"], "connected": True, "trouble": None,
+    "durability": "async", "replicas": 1, "waiting": {"turns": 2, "attachments": 0, "registry": 0, "ends": 0},
+    "nodes": [node("node-1"), node("node-2", alive=False, seen=90.0), node("node-3", turns_behind=4, behind=1)],
+    "warnings": [],
+}  # fmt: skip
+
+
+def text(fleet: dict[str, Any] | None) -> list[str]:
+    return ["".join(part for part, _ in left) for left, _ in fleet_lines(fleet)]
+
+
+def test_what_is_wrong_comes_first() -> None:
+    lines = text(FLEET)
+    assert lines[0] == " ● fleet  default, this node is node-1"
+    assert "node-2" in lines[1] and "silent for" in lines[1]
+    assert "node-3" in lines[2] and "1 of them behind" in lines[2] and "4 messages unread" in lines[2]
+    assert "node-1" in lines[3] and "6 repositories, lag" in lines[3]
+
+
+def test_many_nodes_are_counted() -> None:
+    lines = text(FLEET | {"nodes": [node(f"node-{number}") for number in range(40)]})
+    assert len(lines) == 7 and "and 35 more" in lines[-1]
+
+
+def test_a_fleet_that_is_away() -> None:
+    assert text(FLEET | {"connected": False, "trouble": "x"})[0].startswith(" ▲ fleet  default")
+    assert "not connected" in text(FLEET | {"connected": False, "trouble": "x"})[0]
+
+
+def test_a_node_alone_has_no_line_and_no_column() -> None:
+    assert text(None) == text(FLEET | {"servers": []}) == []
+    columns = SessionColumns(lambda: 0.0, SessionList(None))
+    assert "NODE" not in [column.title for column in columns.all()]
+    assert "NODE" in [column.title for column in columns.all(with_node=True)]
+
+
+@pytest.mark.slow
+def test_health_shows_the_nodes(make_once: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = Scene(make_once("scene", build)).app(monkeypatch)
+    queries = app.context.queries
+    config = queries.node.config
+    joined = replace(config, fleet=replace(config.fleet, servers=("nats://nats-1:4222",)))
+    for each in (queries.node, app.context.node):
+        # Frozen, and shared by what the view was built of.
+        object.__setattr__(each, "config", joined)
+    monkeypatch.setattr(queries, "fleet", lambda: FLEET)
+
+    async def script(seen: Seen) -> None:
+        await seen.press("4")
+        await seen.shows("default, this node is node-1", "silent for", "4 messages unread", "turns 2 to go out")
+
+    drive(app, script)
