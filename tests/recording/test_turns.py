@@ -11,7 +11,7 @@ import pytest
 from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.models import Turn
 from appliance.core.store.audit import Attempt, AuditLog
-from appliance.core.store.database import Database
+from appliance.core.store.database import Database, StoreError
 from appliance.core.store.sessions import SessionStore
 from tests.conftest import WIDGETS
 from tests.git.lab import Lab
@@ -176,6 +176,21 @@ def test_forty_pushes_race_for_one_session_and_each_that_won_is_a_turn(node: Nod
     row = session_of(node, name)
     assert row is not None
     assert row["tip"] == applied[-1] == git("rev-parse", f"{AGENTS}{name}", cwd=node.mirror)
+
+
+def test_a_turn_that_the_log_does_not_know_is_refused(tmp_path: Path) -> None:
+    """An older copy of the database was put in place meanwhile, whose log will give that id to another turn."""
+    database = Database(tmp_path / "db")
+    try:
+        made = Turn(
+            id=7, repo=WIDGETS, session="s", commit="1" * 40, base=None, at="2026-01-01", subject="", commits=1,
+            files_changed=0, insertions=0, deletions=0, client="", bytes=1,
+        )  # fmt: skip
+        with pytest.raises(StoreError, match="the audit log has no event 7"):
+            SessionStore(database).record(made)
+        assert SessionStore(database).all() == []
+    finally:
+        database.close()
 
 
 def test_turns_count_in_the_order_of_the_log_however_late_one_is_booked(tmp_path: Path) -> None:

@@ -6,14 +6,18 @@ of the command line, a session with two turns that have notes and an attachment,
 
 from __future__ import annotations
 
+import sqlite3
 import tarfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from appliance.core.layout import Layout
 from appliance.core.node.state_dir import open_stores
-from appliance.core.store.database import rows
+from appliance.core.store.database import Database, rows
+from appliance.core.store.fleet_turns import FIRST_AWAY
 from tests.support.gitutil import git_result
 from tests.support.serve import Serve
 
@@ -46,6 +50,32 @@ def test_its_turns_can_go_to_a_fleet(old: Path) -> None:
     assert [each["session"] for each in stores.sessions.find(text="dns-1")[0]] == ["fix-dns"]
     assert stores.audit.verify(HEAD).broken is None
     stores.database.close()
+
+
+class ForgetfulConnection(sqlite3.Connection):
+    """As SQLite 3.34, which is that of RHEL 9: RESET is OFF, and the schema that was read before stays in use."""
+
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        """As in sqlite3."""
+        return super().execute(sql.replace("writable_schema = RESET", "writable_schema = OFF"), *parameters)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_turns_of_others_can_be_recorded_at_once(
+    old: Path, tmp_path: Path, is_new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the process that changed the schema, too: what it refused would be passed over for good."""
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=ForgetfulConnection))
+    database = Database(tmp_path / "new.db" if is_new else Layout(old).database)
+    try:
+        with database.writing() as connection:
+            connection.execute(
+                """INSERT INTO turns (id, repo, session, turn, commit_id, at, subject, commits, files_changed,
+                   insertions, deletions, client, bytes, away) VALUES (?, '', '', 1, '', '', '', 0, 0, 0, 0, '', 0, 1)""",
+                [FIRST_AWAY],
+            )
+    finally:
+        database.close()
 
 
 @pytest.mark.slow

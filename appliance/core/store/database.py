@@ -128,10 +128,6 @@ class Database:
         return self._connection
 
     def _open(self) -> None:
-        # Imported where a database is opened: a command that only asks `serve` knows the errors here, and would take
-        # half as long again.
-        import sqlite_utils
-
         create = self._create
         if not create and not self.path.is_file():
             what = "is not a file" if self.path.exists() else "is missing"
@@ -147,15 +143,14 @@ class Database:
         # Read before opening, so that a file swapped in meanwhile does not count as the one that was opened.
         identity = _identity(self.path)
         # `rw` creates no file, in case it was removed since the check above.
-        conn = self._connect("rwc" if create else "rw")
+        connection = self._open_for_writing("rwc" if create else "rw")
         try:
-            connection = sqlite_utils.Database(conn, execute_plugins=False)
-            # FULL, so that an audit event that was reported to a guest survives a power cut, not only a kill.
-            conn.execute("PRAGMA synchronous = FULL")
-            conn.execute("PRAGMA foreign_keys = ON")
-            self._migrate(connection)
+            if self._migrate(connection):
+                # Anew, because SQLite 3.34 goes on with the schema that it read before a step edited it.
+                connection.conn.close()
+                connection = self._open_for_writing("rw")
         except BaseException:
-            conn.close()
+            connection.conn.close()
             raise
         self._connection = connection
         self._identity = identity or _identity(self.path)
@@ -163,15 +158,32 @@ class Database:
         self._create = False
         self.damage = None
 
+    def _open_for_writing(self, mode: str) -> sqlite_utils.Database:
+        # Imported where a database is opened: a command that only asks `serve` knows the errors here, and would take
+        # half as long again.
+        import sqlite_utils
+
+        conn = self._connect(mode)
+        try:
+            connection = sqlite_utils.Database(conn, execute_plugins=False)
+            # FULL, so that an audit event that was reported to a guest survives a power cut, not only a kill.
+            conn.execute("PRAGMA synchronous = FULL")
+            conn.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            conn.close()
+            raise
+        return connection
+
     def _connect(self, mode: str) -> sqlite3.Connection:
         uri = f"file:{quote(str(self.path))}?mode={mode}"
         return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
-    def _migrate(self, connection: sqlite_utils.Database) -> None:
+    def _migrate(self, connection: sqlite_utils.Database) -> bool:
+        """Applies the steps that are still to be applied; returns whether there were any."""
         from appliance.core.store.migrations import MIGRATIONS
 
         if not MIGRATIONS.pending(connection) and not self._from_the_future(connection):
-            return
+            return False
         # sqlite-utils applies migrations without a lock, and switching to WAL ignores the busy timeout: of three
         # processes on a fresh file, two failed. A lock on the directory lets in one at a time.
         directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -192,6 +204,7 @@ class Database:
             connection.commit()
         finally:
             os.close(directory)
+        return True
 
     @staticmethod
     def _from_the_future(connection: sqlite_utils.Database) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.core.models import Turn
 from appliance.core.store.audit import UNKNOWN
-from appliance.core.store.database import rows
+from appliance.core.store.database import StoreError, rows
 from appliance.core.store.session_ends import node_name
 
 if TYPE_CHECKING:
@@ -18,10 +18,16 @@ def take_place(connection: sqlite_utils.Database, turn: Turn) -> bool:
     """Gives a turn that was just recorded its name in the fleet, and its place if it has one. Returns whether it has.
 
     Its row may have arrived before: the push was stored in the fleet before this node knew its outcome, or this
-    database is an older copy and the turn was found in the mirror.
+    database is an older copy and the turn was found in the mirror. Raises StoreError if the log has no attempt of it:
+    the database was replaced by an older one, and the log will give its id to another turn.
     """
     event = rows(connection, "SELECT hash FROM audit_events WHERE id = ?", turn.id)
-    uid = event[0]["hash"] if event else None
+    if not event:
+        raise StoreError(
+            f"the audit log has no event {turn.id}, so the turn of {turn.session} cannot be recorded",
+            hint="the database was replaced by an older copy; restart serve, which finds the turn in the mirror",
+        )
+    uid = event[0]["hash"]
     found = rows(connection, "SELECT id, uid, seq, node FROM turns WHERE uid = ? AND away = 1", uid)
     if not found and turn.client == UNKNOWN:
         found = [row for row in _of_this_node(connection, turn) if row["document_id"] == turn.id]
