@@ -146,7 +146,7 @@ async def compose(
         stream, bus.publish, begin,
     )  # fmt: skip
 
-    brought = compose_bringing(fleet_parts, state, stores, mirrors, scheduler, bus.publish)
+    brought = compose_bringing(fleet_parts, state, stores, mirrors, refreshing, bus.publish)
     fetching = compose_fetching(
         mirrors, config, children, environment, health, bus.publish, complaints.hear, brought.bringing
     )
