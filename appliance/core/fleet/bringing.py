@@ -240,7 +240,7 @@ class Bringing:
             log.info("%s was not refreshed for a turn of another node: %s", repo.name, error)
 
     async def _by_id(self, repo: Repo, commits: Sequence[str]) -> None:
-        """Asks the upstream for commits that its refs do not have any more, such as those of a branch that was forced."""
+        """Asks the upstream for commits that its refs do not have any more, as after a forced push."""
         try:
             async with asyncio.timeout(REFRESH):
                 await self._fetch_commits(repo, commits)
