@@ -128,7 +128,7 @@ async def compose(
     guests = KnownGuests(time.time)
     recording = compose_recording(
         mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin, guests.is_known,
-        fleet_parts.sender, fleet_parts.node,
+        fleet_parts.sender, fleet_parts.node, fleet_parts.clock,
     )  # fmt: skip
     read_tokens = ReadTokens(stores.tokens)
     # `allowed` and `on_demand` are built further down, of what these build.
