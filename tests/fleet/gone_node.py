@@ -16,9 +16,18 @@ from nats.js import JetStreamContext
 from appliance.core.config.settings import Config, load_config
 from appliance.core.fleet.heads import visiting
 from appliance.core.fleet.link import FleetLink
-from appliance.core.fleet.messages import Attached, LogHead, NodeEntry, RepoEntry, TurnRow
+from appliance.core.fleet.messages import (
+    Attached,
+    LogHead,
+    NodeEntry,
+    RepoEntry,
+    SessionEnd,
+    SessionKept,
+    TurnAttached,
+    TurnRow,
+)
 from appliance.core.fleet.names import key_of
-from appliance.core.fleet.wire import Message, write
+from appliance.core.fleet.wire import write
 from appliance.core.layout import Layout
 from appliance.core.node.from_fleet import FleetRestoreReport, restore_from_fleet
 from appliance.core.node.state_dir import open_stores
@@ -73,12 +82,12 @@ class GoneNode:
         )  # fmt: skip
         return replace(row, **changes)
 
-    def say(self, *messages: Message) -> None:
-        """Publish in the stream of turns."""
+    def say(self, *messages: TurnRow | TurnAttached | SessionEnd | SessionKept, by: str | None = None) -> None:
+        """Publish in the stream of turns, as the nodes of the messages or as another one."""
 
         async def publish(context: JetStreamContext) -> None:
             for message in messages:
-                await context.publish(self.names.turns_of("a"), write(message))
+                await context.publish(self.names.turns_of(by or message.node), write(message))
 
         self.nats.ask(publish)
 

@@ -42,11 +42,13 @@ def serve(tmp_path_factory: pytest.TempPathFactory, module_nats: NatsCluster) ->
 
 
 def publish(nats: NatsCluster, *messages: TurnRow | TurnAttached | SessionEnd | SessionKept | bytes) -> int:
-    """Sends messages as node `b` does; returns the place of the last one."""
+    """Sends messages as their nodes do, bytes as node `b`; returns the place of the last one."""
 
     async def send(context: JetStreamContext) -> int:
         acks = [
-            await context.publish(NAMES.turns_of("b"), each if isinstance(each, bytes) else write(each))
+            await context.publish(NAMES.turns_of("b"), each)
+            if isinstance(each, bytes)
+            else await context.publish(NAMES.turns_of(each.node), write(each))
             for each in messages
         ]
         return acks[-1].seq
@@ -72,6 +74,19 @@ def test_sessions_of_others_are_listed(serve: Serve, module_nats: NatsCluster) -
     found = listed(serve)["listed"]
     assert (found["turns"], found["node"], found["tip"]) == (2, "c", f"{2:040x}")
     assert "is skipped: it is no JSON" in serve.log() and serve.log().count("it is of another version") == 1
+
+
+def test_a_node_speaks_for_itself_alone(serve: Serve, module_nats: NatsCluster) -> None:
+    """The server holds a node to its own subject, and so must the nodes."""
+    publish(
+        module_nats, row(20, "mine", node="c"), write(row(21, "mine", node="c")), write(row(22, "forged", node="a")),
+        write(SessionEnd("c", REPO, "mine", 2**53, (row(20, "mine").uid,), "forged")),
+        write(SessionKept("c", REPO, "mine", True)), row(23, "last"),
+    )  # fmt: skip
+    wait_until(lambda: "last" in listed(serve), timeout=10, message="all of it was read")
+    found = listed(serve)
+    assert "forged" not in found and (found["mine"]["turns"], found["mine"]["kept"]) == (1, False)
+    assert "it speaks for c on the subject of another node" in serve.log()
 
 
 def test_an_end_comes_in_its_place(serve: Serve, module_nats: NatsCluster) -> None:

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.core.fleet.messages import Attached, NotOurs, SessionEnd, TurnRow
+from appliance.core.fleet.estate import Ledger
+from appliance.core.fleet.messages import Attached, NotOurs, SessionEnd, SessionKept, TurnRow
 from appliance.core.fleet.names import key_of, name_of
 from appliance.core.fleet.wire import read, write
+from appliance.core.store.audit import UNKNOWN
 
 ROW = TurnRow(
     uid="a" * 64, node="node-1.example", id=7, repo="acme/homelab", session="s1", commit="b" * 40, old=None,
@@ -74,3 +76,19 @@ def test_keys_are_readable() -> None:
     assert key_of("acme/homelab") == "acme/homelab"
     assert key_of("a/.github") == "a/=2Egithub"
     assert name_of("a/.github") is None
+
+
+def test_a_session_that_begins_anew_is_not_kept_because_the_old_one_was() -> None:
+    """What a restore adds up of the stream is what every node has."""
+    turn = replace(ROW, bundle=None, bundle_size=0, bundle_sha256=None, needs=(), attachments=(), notes={})
+    name, ledger = (ROW.repo, ROW.session), Ledger()
+    ledger.add(1, turn)
+    ledger.add(2, SessionKept("b", *name, True))
+    assert ledger.kept == {name}
+    ledger.add(3, SessionEnd("b", *name, 1, (), "ended"))
+    ledger.add(4, replace(turn, uid="c" * 64))
+    assert not ledger.kept
+    ledger.add(5, replace(turn, uid="d" * 64, client=UNKNOWN))
+    assert ledger.kept == {name}, "whose outcome nobody knows"
+    ledger.add(6, SessionEnd("b", *name, 4, (), "ended"))
+    assert ledger.kept == {name} and list(ledger.turns) == ["d" * 64]

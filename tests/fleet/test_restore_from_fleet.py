@@ -114,6 +114,7 @@ def test_rows_that_no_node_wrote_are_left_out(gone: GoneNode) -> None:
         gone.row(10**15, "s1", commit),
         gone.row(3, "s1", commit),
     )
+    gone.say(gone.row(4, "s1", commit), by="b")
     assert gone.restore().turns == 1
 
 

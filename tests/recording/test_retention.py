@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.config.settings import RecordingConfig
+from appliance.core.errors import GitmirrorError
 from appliance.core.events.facts import Event, SessionsEnded
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror_locks import MirrorLocks
@@ -97,6 +98,24 @@ class Bench:
         """Give the state directory back."""
         self.stores.database.close()
         self.lab.close()
+
+
+class Servers:
+    """What the servers of a fleet say of time; None is nothing."""
+
+    def __init__(self, time: float | None, stored: float | None = None) -> None:
+        self.time = time
+        self.stored = stored
+
+    def now(self) -> float | None:
+        """Their clock."""
+        return self.time
+
+    async def stored_at(self, place: int) -> float | None:
+        """When they stored every turn."""
+        if self.stored is None:
+            raise GitmirrorError("the fleet is away")
+        return self.stored
 
 
 def record_sessions(base: Path, generated: Path) -> None:
@@ -293,3 +312,42 @@ def test_the_first_start_with_this_version_goes_by_what_the_database_knows(bench
     bench.now += 40 * DAY
     bench.look(60)
     assert names(bench, TURNS) == turns
+
+
+def in_fleet(bench: Bench, servers: Servers, *, node: str) -> None:
+    """Makes the bench the node `a` of a fleet, and `old` a session of `node`."""
+    bench.room._node, bench.room._fleet = "a", servers
+    bench.room._time = TrustedTime(bench.stores.time, lambda: bench.now, lambda: bench.running, servers.now)
+    with bench.stores.database.writing() as connection:
+        connection.execute("UPDATE turns SET seq = id, node = ?", [node])
+        connection.execute("UPDATE sessions SET node = ?", [node])
+
+
+@pytest.mark.parametrize("days", [40, -40])
+def test_a_node_whose_clock_is_not_the_fleets_ends_nothing(bench: Bench, days: int) -> None:
+    """Also at its first start, when nothing tells it what time it was before."""
+    turns, servers = names(bench, TURNS), Servers(bench.now, bench.now - 300 * DAY)
+    with bench.stores.database.writing() as connection:
+        for table in ("trusted_time", "refreshes"):
+            connection.execute(f"DELETE FROM {table}")
+    in_fleet(bench, servers, node="b")
+    bench.now += days * DAY
+    bench.look(HOLDS + 1)
+    assert names(bench, TURNS) == turns
+    assert ("ahead of" if days > 0 else "behind") in (bench.room._time.trouble() or "")
+
+
+@pytest.mark.parametrize(
+    ("node", "stored", "ends"),
+    [("b", 0.0, False), ("a", 0.0, False), ("b", 31 * DAY, True), ("b", None, False), ("a", None, True)],
+)
+def test_what_the_servers_stored_just_now_is_not_old(bench: Bench, node: str, stored: float | None, ends: bool) -> None:
+    """The clock of the node that took a turn may have been weeks behind. Without the servers, others' wait."""
+    servers = Servers(None)
+    in_fleet(bench, servers, node=node)
+    bench.look(0)
+    bench.now += 40 * DAY
+    bench.running += 40 * DAY
+    servers.time, servers.stored = bench.now, None if stored is None else bench.now - stored
+    bench.look(1)
+    assert (bench.stores.sessions.get(WIDGETS, "old") is None) == ends

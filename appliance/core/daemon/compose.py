@@ -128,7 +128,7 @@ async def compose(
     guests = KnownGuests(time.time)
     recording = compose_recording(
         mirrors, environment, stores, state.recording, repos, learn, bus.publish, begin, guests.is_known,
-        fleet_parts.sender, fleet_parts.node,
+        fleet_parts.sender, fleet_parts.node, fleet_parts.clock,
     )  # fmt: skip
     read_tokens = ReadTokens(stores.tokens)
     # `allowed` and `on_demand` are built further down, of what these build.
@@ -146,7 +146,7 @@ async def compose(
         stream, bus.publish, begin,
     )  # fmt: skip
 
-    brought = compose_bringing(fleet_parts, state, stores, mirrors, scheduler, bus.publish)
+    brought = compose_bringing(fleet_parts, state, stores, mirrors, refreshing, bus.publish)
     fetching = compose_fetching(
         mirrors, config, children, environment, health, bus.publish, complaints.hear, brought.bringing
     )

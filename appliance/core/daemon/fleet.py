@@ -14,6 +14,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.events.bus import EventBus
 from appliance.core.events.facts import RegistryChanged
 from appliance.core.fleet.addresses import own_url
+from appliance.core.fleet.clock import FleetClock
 from appliance.core.fleet.heads import HeadPublisher
 from appliance.core.fleet.incoming import Incoming
 from appliance.core.fleet.link import FleetLink
@@ -46,6 +47,7 @@ class FleetParts:
     report: FleetReport
     news: FleetNews
     sender: FleetSender
+    clock: FleetClock
 
     @property
     def node(self) -> str | None:
@@ -81,7 +83,7 @@ def compose_fleet_parts(state: ServeState, stores: Stores, mirrors: Mirrors) -> 
     nodes = Nodes(link, counts.read)
     news = FleetNews(link, mirrors, Sharing(state.readers, state.interval), nodes.url_of, state.refresh_timeout)
     sender = FleetSender(link, OutgoingStore(stores.database), stores.fleet, mirrors, state.may_replicate)
-    return FleetParts(link, waiting, nodes, FleetReport(link, nodes, waiting), news, sender)
+    return FleetParts(link, waiting, nodes, FleetReport(link, nodes, waiting), news, sender, FleetClock(link, nodes))
 
 
 def compose_fleet(

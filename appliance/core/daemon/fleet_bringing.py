@@ -13,7 +13,7 @@ from appliance.core.fleet.bringing import Bringing
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.models import Turn
 from appliance.core.recording.policy import AGENTS
-from appliance.core.refresh.scheduler import Scheduler
+from appliance.core.refresh.compose import Refreshing
 from appliance.core.store.away_turns import AwayTurnStore
 from appliance.core.store.stores import Stores
 from appliance.core.store.turn_details import AttachmentRow
@@ -46,11 +46,12 @@ class Brought:
 
 
 def compose_bringing(
-    parts: FleetParts, state: ServeState, stores: Stores, mirrors: Mirrors, scheduler: Scheduler, publish: Publish
+    parts: FleetParts, state: ServeState, stores: Stores, mirrors: Mirrors, refreshing: Refreshing, publish: Publish
 ) -> Brought:
     """Builds it. Bundles are unpacked from the directory of git's own temporary files."""
     away = AwayTurnStore(stores.database)
     bringing = Bringing(
-        parts.link, mirrors, stores.sessions, away, parts.nodes, scheduler.refresh_now, publish, state.layout.run
-    )
+        parts.link, mirrors, stores.sessions, away, parts.nodes, refreshing.scheduler.refresh_now,
+        refreshing.refresher.fetch_commits, publish, state.layout.run,
+    )  # fmt: skip
     return Brought(state, stores, bringing, AttachedFiles(parts.link, state.layout, away))

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from appliance.core.errors import GitmirrorError, NotFound
 from appliance.core.events.facts import Publish
 from appliance.core.events.fleet_facts import TurnsBrought
+from appliance.core.fleet.addresses import is_url
 from appliance.core.fleet.downloads import NotInFleet, ObjectRefused
 from appliance.core.fleet.link import FleetAway, FleetLink
 from appliance.core.fleet.messages import NotOurs, TurnRow
@@ -64,6 +65,10 @@ Refresh = Callable[[Repo], Awaitable[Any]]
 """Refreshes a mirror now and waits; for one that is not cloned yet, waits for its clone. Raises GitmirrorError."""
 
 
+FetchCommits = Callable[[Repo, Sequence[str]], Awaitable[None]]
+"""Fetches commits from a mirror's upstream by their ids. Raises GitmirrorError."""
+
+
 class CannotBring(GitmirrorError):
     """A turn of another node cannot be had now; nothing was changed."""
 
@@ -79,6 +84,7 @@ class Bringing:
         away: AwayTurnStore,
         nodes: KnownNodes,
         refresh: Refresh,
+        fetch_commits: FetchCommits,
         publish: Publish,
         scratch: Path,
     ) -> None:
@@ -88,6 +94,7 @@ class Bringing:
         self._away = away
         self._nodes = nodes
         self._refresh = refresh
+        self._fetch_commits = fetch_commits
         self._publish = publish
         self._scratch = scratch
         self._flights: dict[int, asyncio.Task[None]] = {}
@@ -198,6 +205,9 @@ class Bringing:
             elif missing:
                 await self._from_nodes(mirror, row, missing)
                 missing = await self._unpack(mirror, row)
+            if missing:
+                await self._by_id(repo, missing)
+                missing = await self._unpack(mirror, row)
         except (FleetAway, NotInFleet, ObjectRefused) as error:
             # Another node may have the commit itself, as this one had if it was healed since.
             if not await self._whole_from_nodes(mirror, row):
@@ -229,16 +239,25 @@ class Bringing:
         except (GitmirrorError, TimeoutError) as error:
             log.info("%s was not refreshed for a turn of another node: %s", repo.name, error)
 
-    def _urls(self, first: str) -> list[str]:
-        """Where other nodes can be fetched from: first the one that took the turn, then those that live."""
+    async def _by_id(self, repo: Repo, commits: Sequence[str]) -> None:
+        """Asks the upstream for commits that its refs do not have any more, as after a forced push."""
+        try:
+            async with asyncio.timeout(REFRESH):
+                await self._fetch_commits(repo, commits)
+        except (GitmirrorError, TimeoutError) as error:
+            log.info("the upstream of %s does not give %s: %s", repo.name, ", ".join(commits[:3]), error)
+
+    def _urls(self, row: TurnRow) -> list[str]:
+        """Where other nodes have the repository: first the one that took the turn, then those that live."""
+        first = row.node
         others = [node for node in self._nodes.names() if node not in (first, self._link.node)]
         others.sort(key=lambda node: not self._nodes.is_alive(node))
         found = [self._nodes.url_of(node) for node in (first, *others) if node != self._link.node]
-        return [url for url in found if url is not None and url.startswith(("git://", "http://", "https://"))]
+        return [f"{url.rstrip('/')}/{row.repo}" for url in found if url is not None and is_url(url)]
 
     async def _from_nodes(self, mirror: Mirror, row: TurnRow, missing: Sequence[str]) -> None:
         """Fetches commits of the upstream that it does not have any more, as a refresh would have fetched them."""
-        for url in self._urls(row.node):
+        for url in self._urls(row):
             try:
                 await unheard(mirror).run(*_FETCH, url, *missing, cwd=mirror.path, deadline=FROM_A_NODE)
             except GitError as error:
@@ -250,7 +269,7 @@ class Bringing:
 
     async def _whole_from_nodes(self, mirror: Mirror, row: TurnRow) -> bool:
         """Fetches a turn's commit from another node, as strictly as from the object store."""
-        for url in self._urls(row.node):
+        for url in self._urls(row):
             try:
                 async with quarantine(mirror) as aside:
                     strict = ("-c", "fetch.fsckObjects=true", "-c", "fetch.unpackLimit=1")

@@ -25,6 +25,7 @@ from appliance.core.fleet.messages import (
 from appliance.core.fleet.names import key_of
 from appliance.core.fleet.stream_reading import read_stream
 from appliance.core.fleet.wire import Message, read
+from appliance.core.store.audit import UNKNOWN
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
@@ -62,6 +63,8 @@ class Ledger:
             if message.uid not in self._seen:
                 self._seen.add(message.uid)
                 self.turns[message.uid] = PlacedTurn(seq, message)
+                if message.client == UNKNOWN:
+                    self.kept.add((message.repo, message.session))
         elif isinstance(message, TurnAttached) and message.uid in self.turns:
             self._attach(message.uid, message.attachment)
         elif isinstance(message, SessionEnd):
@@ -92,6 +95,11 @@ class Ledger:
             is_named = placed.seq <= end.upto or uid in end.uids
             if is_named and (placed.row.repo, placed.row.session) == of_session:
                 del self.turns[uid]
+        # Whatever is left is a new session, as on every node.
+        self.kept.discard(of_session)
+        left = [each.row for each in self.turns.values() if (each.row.repo, each.row.session) == of_session]
+        if any(row.client == UNKNOWN for row in left):
+            self.kept.add(of_session)
 
 
 @dataclass
@@ -118,6 +126,8 @@ async def read_estate(link: FleetLink, node: str, watch: float) -> Estate:
             async for message in messages:
                 try:
                     said = read(message.data, TurnRow, TurnAttached, SessionEnd, SessionKept)
+                    if message.subject != link.names.turns_of(said.node):
+                        raise NotOurs("it speaks for another node")
                 except NotOurs:
                     estate.ledger.skipped += 1
                 else:

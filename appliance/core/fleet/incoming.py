@@ -128,7 +128,7 @@ class Incoming:
                         # Some were lost on the way, so they are asked for again.
                         break
                     expected += 1
-                    arrived.append(self._arrived(place.stream, message.data))
+                    arrived.append(self._arrived(place.stream, message.subject, message.data))
                 await self._apply(arrived)
                 if len(arrived) < len(messages):
                     return
@@ -236,10 +236,13 @@ class Incoming:
                     )
                 )  # fmt: skip
 
-    def _arrived(self, seq: int, data: bytes) -> Arrived:
+    def _arrived(self, seq: int, subject: str, data: bytes) -> Arrived:
         digest = digest_of(data)
         try:
             message: Kind = read(data, *_KINDS)
+            if subject != self._link.names.turns_of(message.node):
+                # The server lets a node publish on its own subject alone.
+                raise NotOurs(f"it speaks for {message.node} on the subject of another node")
             return Arrived(seq, message.KIND, fields_of(message), data.decode(), digest)
         except (NotOurs, UnicodeDecodeError) as error:
             self._skip(str(error))

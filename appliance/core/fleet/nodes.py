@@ -101,6 +101,7 @@ class Nodes:
         self._known: dict[str, _Known] = {}
         self._heard_at = -math.inf
         self._own_revision: int | None = None
+        self._stored: tuple[float, float] | None = None
         self._twin: tuple[float, NodeEntry] | None = None
         self._skipped: set[str] = set()
         self.machine = boot_id() if machine is None else machine
@@ -141,6 +142,14 @@ class Nodes:
         if is_local(entry.url) and not (self.machine and entry.machine == self.machine):
             return None
         return entry.url
+
+    def server_time(self) -> float | None:
+        """Unix seconds by the clock of the servers; None unless they stored this node's entry within DEAF seconds."""
+        if self._stored is None or not self._link.is_up:
+            return None
+        written, heard_at = self._stored
+        since = self._clock() - heard_at
+        return written + since if since < DEAF else None
 
     @property
     def twin(self) -> NodeEntry | None:
@@ -236,6 +245,7 @@ class Nodes:
     def _heard_own(self, entry: NodeEntry, revision: int, written: float, now: float) -> None:
         self._heard_at = now
         if (entry.started_at, entry.machine) == (self.started_at, self.machine):
+            self._stored = written, now
             # NATS stored this just now, which says how old the entries are that were there before.
             for known in self._known.values():
                 if not known.is_settled:

@@ -14,6 +14,7 @@ from appliance.core.models import Guest, Repo
 from appliance.core.recording.attachments import Attachments
 from appliance.core.recording.durability import Durability
 from appliance.core.recording.ended_elsewhere import EndedElsewhere
+from appliance.core.recording.fleet_time import FleetTime
 from appliance.core.recording.found import FoundTurns
 from appliance.core.recording.hook_guard import HookGuard
 from appliance.core.recording.push_authorizer import PushAuthorizer
@@ -53,12 +54,13 @@ def compose_recording(
     is_known: Callable[[Guest], bool],
     durability: Durability,
     node: str | None = None,
+    fleet_time: FleetTime | None = None,
 ) -> Recording:
     """`environment` is the environment of receive-pack. `settings` and `repos` are called each time they are needed.
 
     `learn` stores health columns of a repository. `begin` starts a task. `is_known` says whether a guest is
     still known. `durability` is what has turns beside this node. `node` is the name of this one in its fleet, if it is
-    in one.
+    in one, and `fleet_time` what that fleet knows of time.
     """
     layout, locks, gentle = mirrors.layout, mirrors.locks, mirrors.git.gently()
     index = TurnIndexer(stores.turn_index, lambda name: Mirror(layout.mirror(name), gentle), locks)
@@ -68,7 +70,9 @@ def compose_recording(
         durability.booked()
 
     guard, turns = HookGuard(layout, mirrors.git, environment), TurnRecorder(stores.sessions, mirrors, booked)
-    quota, trusted = Quota(settings, time.monotonic), TrustedTime(stores.time, time.time, time.monotonic)
+    quota, trusted = Quota(settings, time.monotonic), TrustedTime(
+        stores.time, time.time, time.monotonic, fleet_time.now if fleet_time else lambda: None
+    )  # fmt: skip
     found = FoundTurns(stores.audit, turns, mirrors.on_disk, mirrors)
     pushes = PushAuthorizer(
         layout, guard, stores.audit, turns, found, quota, settings, mirrors, publish, is_known, durability
@@ -81,7 +85,7 @@ def compose_recording(
         trusted,
         Retention(
             turns, quota, mirrors, locks, attachments,
-            repos=repos, settings=settings, publish=publish, time=trusted, node=node,
+            repos=repos, settings=settings, publish=publish, time=trusted, node=node, fleet=fleet_time,
         ),
         SessionCount(stores.sessions, learn, begin),
         index,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from appliance.core.config.settings import RecordingConfig
+from appliance.core.errors import GitmirrorError
 from appliance.core.events.facts import Publish, SessionsEnded
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror
@@ -20,6 +21,7 @@ from appliance.core.git.mirror_locks import MirrorLocks
 from appliance.core.models import ZERO_OID, Repo
 from appliance.core.process.endurance import Endurance
 from appliance.core.recording.attachments import Attachments
+from appliance.core.recording.fleet_time import FleetTime, NoFleetTime
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.quota import Quota
 from appliance.core.recording.trusted_time import TrustedTime
@@ -55,6 +57,7 @@ class Retention:
         publish: Publish,
         time: TrustedTime,
         node: str | None = None,
+        fleet: FleetTime | None = None,
     ) -> None:
         self._recorder = recorder
         self._store = recorder.store
@@ -67,6 +70,7 @@ class Retention:
         self._publish = publish
         self._time = time
         self._node = node
+        self._fleet = fleet or NoFleetTime()
         self._endurance = Endurance(log, "retention")
 
     async def run(self) -> None:
@@ -98,11 +102,29 @@ class Retention:
         for session in await asyncio.to_thread(self._store.all, repo.name):
             age = now - timestamp(session["last_at"])
             if age > keep_for + self._later(session) and not session["kept"]:
-                old.append(session)
+                if await self._is_old(session, keep_for):
+                    old.append(session)
             elif age > IDLE and not session["archived"]:
                 idle.append(session)
         await self.end(repo, old, f"ended by retention after {format_duration(keep_for)}")
         await self._archive(repo, idle)
+
+    async def _is_old(self, session: dict[str, Any], keep_for: float) -> bool:
+        """Whether the fleet's servers have had a session for that long, too: the clock of its node may have been wrong.
+
+        Without them, only this node's own sessions are old.
+        """
+        if self._node is None:
+            return True
+        is_own, now = session["node"] in (None, self._node), self._fleet.now()
+        if now is None:
+            return is_own
+        _, place = await asyncio.to_thread(self._store.extent, session["repo"], session["session"])
+        try:
+            stored = await self._fleet.stored_at(place)
+        except GitmirrorError:
+            return is_own
+        return stored is None or now - stored > keep_for
 
     def _later(self, session: dict[str, Any]) -> float:
         """Seconds that the end of a session waits here for the node that took its last turn, which ends it everywhere.

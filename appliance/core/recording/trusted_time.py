@@ -36,12 +36,23 @@ class _Doubt:
 
 
 class TrustedTime:
-    """`clock` gives Unix seconds, `monotonic` seconds of running. `store` keeps the trusted time across restarts."""
+    """`clock` gives Unix seconds, `monotonic` seconds of running. `store` keeps the trusted time across restarts.
 
-    def __init__(self, store: TimeStore, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+    `others` gives the time of the fleet's servers, None if nobody tells. A clock that is far from it is not trusted.
+    """
+
+    def __init__(
+        self,
+        store: TimeStore,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        others: Callable[[], float | None] = lambda: None,
+    ) -> None:
         self._store = store
         self.clock = clock
         self._monotonic = monotonic
+        self._others = others
+        self._apart: float | None = None
         self._began = monotonic()
         self._trusted: tuple[float, float] | None = None
         self._stored = 0.0
@@ -50,6 +61,8 @@ class TrustedTime:
     async def now(self) -> float | None:
         """The time, or None while the clock is not trusted. Raises StoreError."""
         wall, running = self.clock(), self._monotonic()
+        if self._is_apart(wall):
+            return None
         if self._trusted is None:
             newest = await asyncio.to_thread(self._store.newest)
             first = wall if newest is None else newest
@@ -70,6 +83,12 @@ class TrustedTime:
 
     def trouble(self) -> str | None:
         """The warning for `status`, or None."""
+        if self._apart is not None:
+            side = "ahead of" if self._apart > 0 else "behind"
+            return (
+                f"the clock is {format_duration(abs(self._apart))} {side} that of the "
+                " fleet's NATS servers: retention ends no session until they agree (check the clocks of both)"
+            )
         if self._doubt is None:
             return None
         remaining = max(0.0, self._doubt.since + HOLDS - self._monotonic())
@@ -77,6 +96,15 @@ class TrustedTime:
             f"the clock is {format_duration(self._doubt.jump)} ahead of the last trusted time: retention ends no "
             f"session until it has held for another {format_duration(remaining)} (check the node's clock)"
         )
+
+    def _is_apart(self, wall: float) -> bool:
+        others = self._others()
+        was_apart, self._apart = self._apart is not None, None
+        if others is not None and abs(wall - others) > PLAUSIBLE:
+            self._apart = wall - others
+            if not was_apart:
+                log.warning("%s", self.trouble())
+        return self._apart is not None
 
     def _has_held(self, wall: float, running: float, jump: float) -> bool:
         offset = wall - running

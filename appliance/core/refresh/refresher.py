@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -167,6 +167,25 @@ class Refresher:
                 await self.follow_head(mirror, remote)
         except TimeoutError:
             raise GitError(f"the upstream took longer than {self.timeout:g}s", timed_out=True) from None
+        except OSError as error:
+            raise GitmirrorError(f"{mirror.path} cannot be read or written: {error}") from error
+
+    async def fetch_commits(self, repo: Repo, commits: Sequence[str]) -> None:
+        """Fetches commits by their ids, which no ref of the upstream may have any more; moves no ref.
+
+        Takes no lock. Raises GitmirrorError, also if the upstream gives no commit by its id, as GitHub does.
+        """
+        keyring, mirror = self.keyring, Mirror(self._layout.mirror(repo.name), self._git)
+        upstream = parse_upstream(repo.url, allow_local=True, has_key=keyring.has_key)
+        try:
+            if keyring.entry(upstream) is not None:
+                mirror.mark(repo.url)
+            async with keyring.open(upstream, self._git) as git:
+                await git.run(
+                    "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance",
+                    "--no-recurse-submodules", "--stdin", "origin", cwd=mirror.path, deadline=self.timeout,
+                    stdin="".join(f"{commit}\n" for commit in commits).encode(), asks_upstream=True,
+                )  # fmt: skip
         except OSError as error:
             raise GitmirrorError(f"{mirror.path} cannot be read or written: {error}") from error
 
