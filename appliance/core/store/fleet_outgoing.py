@@ -145,7 +145,8 @@ class OutgoingStore:
                 connection,
                 """SELECT t.repo, t.session, t.uid, d.turn_id, d.name, d.size, d.sha256
                    FROM turn_attachments d INDEXED BY attachments_to_send CROSS JOIN turns t ON t.id = d.turn_id
-                   WHERE d.sent = 0 AND t.away = 0 AND t.seq IS NOT NULL AND t.uid IS NOT NULL AND t.repo IN (SELECT value FROM json_each(?)) ORDER BY d.turn_id, d.name
+                   WHERE d.sent = 0 AND t.away = 0 AND t.seq IS NOT NULL AND t.uid IS NOT NULL
+                   AND t.repo IN (SELECT value FROM json_each(?)) ORDER BY d.turn_id, d.name
                    LIMIT ?""",
                 json.dumps(list(repos)),
                 limit,
