@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import shutil
 import statistics
 import subprocess
@@ -175,10 +176,12 @@ def _tell(process: subprocess.Popen[str], word: str) -> None:
 
 
 def _line(process: subprocess.Popen[str], place: Path) -> str:
-    line = _stream(process.stdout).readline()
+    stream, line = _stream(process.stdout), ""
+    if select.select([stream], [], [], START)[0]:
+        line = stream.readline()
     if not line:
         logs = "".join(path.read_text()[-2000:] for path in sorted(place.glob("nodes-*.log")))
-        raise BenchError(f"the simulated nodes ended: {logs}")
+        raise BenchError(f"the simulated nodes ended, or took more than {START:.0f} s: {logs}")
     return line.strip()
 
 

@@ -15,6 +15,9 @@ from appliance.core.store.turn_details import AttachmentRow
 if TYPE_CHECKING:
     import sqlite_utils
 
+_TURNS = "turns INDEXED BY turns_to_send"
+"""SQLite prefers another index otherwise, and goes through all that was ever recorded. So it does without
+CROSS in the joins below."""
 _WAITING = "seq IS NULL AND away = 0"
 
 
@@ -63,12 +66,12 @@ class OutgoingStore:
         """Counts what waits, by repository, whether or not it may go out."""
         with self._database.searching() as connection:
             turns = rows(
-                connection, f"SELECT repo, count(*) AS n, min(at) AS at FROM turns WHERE {_WAITING} GROUP BY repo"
+                connection, f"SELECT repo, count(*) AS n, min(at) AS at FROM {_TURNS} WHERE {_WAITING} GROUP BY repo"
             )
             files = rows(
                 connection,
-                """SELECT t.repo, count(*) AS n FROM turn_attachments d JOIN turns t ON t.id = d.turn_id
-                   WHERE d.sent = 0 AND t.away = 0 GROUP BY 1""",
+                """SELECT t.repo, count(*) AS n FROM turn_attachments d INDEXED BY attachments_to_send
+                   CROSS JOIN turns t ON t.id = d.turn_id WHERE d.sent = 0 AND t.away = 0 GROUP BY 1""",
             )
         return Unsent(
             {row["repo"]: row["n"] for row in turns},
@@ -81,7 +84,7 @@ class OutgoingStore:
         with self._database.searching() as connection:
             found = rows(
                 connection,
-                f"""SELECT repo, session FROM turns WHERE {_WAITING} AND repo IN (SELECT value FROM json_each(?))
+                f"""SELECT repo, session FROM {_TURNS} WHERE {_WAITING} AND repo IN (SELECT value FROM json_each(?))
                     AND id NOT IN (SELECT value FROM json_each(?)) GROUP BY repo, session ORDER BY min(id) LIMIT ?""",
                 json.dumps(list(repos)),
                 json.dumps(list(apart_from)),
@@ -96,7 +99,7 @@ class OutgoingStore:
         with self._database.reading() as connection:
             found = rows(
                 connection,
-                f"""SELECT * FROM turns WHERE {_WAITING} AND repo = ?1 AND session = ?2 AND (?3 IS NULL OR id < ?3)
+                f"""SELECT * FROM {_TURNS} WHERE {_WAITING} AND repo = ?1 AND session = ?2 AND (?3 IS NULL OR id < ?3)
                     AND id NOT IN (SELECT value FROM json_each(?4)) ORDER BY id LIMIT ?5""",
                 *name,
                 before,
@@ -140,9 +143,10 @@ class OutgoingStore:
         with self._database.searching() as connection:
             found = rows(
                 connection,
-                """SELECT t.repo, t.session, t.uid, d.turn_id, d.name, d.size, d.sha256 FROM turn_attachments d
-                   JOIN turns t ON t.id = d.turn_id WHERE d.sent = 0 AND t.away = 0 AND t.seq IS NOT NULL
-                   AND t.uid IS NOT NULL AND t.repo IN (SELECT value FROM json_each(?)) ORDER BY d.turn_id, d.name
+                """SELECT t.repo, t.session, t.uid, d.turn_id, d.name, d.size, d.sha256
+                   FROM turn_attachments d INDEXED BY attachments_to_send CROSS JOIN turns t ON t.id = d.turn_id
+                   WHERE d.sent = 0 AND t.away = 0 AND t.seq IS NOT NULL AND t.uid IS NOT NULL
+                   AND t.repo IN (SELECT value FROM json_each(?)) ORDER BY d.turn_id, d.name
                    LIMIT ?""",
                 json.dumps(list(repos)),
                 limit,
@@ -168,7 +172,7 @@ class OutgoingStore:
         with self._database.reading() as connection:
             found = rows(
                 connection,
-                f"""SELECT 1 FROM turns WHERE {_WAITING} AND repo = ? AND session = ?
+                f"""SELECT 1 FROM {_TURNS} WHERE {_WAITING} AND repo = ? AND session = ?
                     AND id NOT IN (SELECT value FROM json_each(?)) LIMIT 1""",
                 *name,
                 json.dumps(list(apart_from)),

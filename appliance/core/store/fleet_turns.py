@@ -6,10 +6,10 @@ follows in the order of its log.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from appliance.core.store.audit import UNKNOWN
@@ -31,6 +31,12 @@ NEXT_AWAY = "next_away"
 """The key of the id of the next turn of another node."""
 FIRST_AWAY = 10**15
 """The id of the first turn of another node, above every audit id."""
+
+_COPIED = (
+    "repo", "session", "base", "at", "subject", "commits", "files_changed", "insertions", "deletions", "client",
+    "guest", "bytes", "node", "uid",
+)  # fmt: skip
+"""The columns of a turn that are as in the stream."""
 
 Key = tuple[str, str]
 """A repository and a session."""
@@ -280,13 +286,11 @@ def _add(connection: sqlite_utils.Database, row: Mapping[str, Any], seq: int) ->
     [highest] = rows(connection, "SELECT max(id) AS id FROM turns")
     turn_id = max(FIRST_AWAY, int(found[0]["value"]) if found else 0, (highest["id"] or 0) + 1)
     set_state(connection, NEXT_AWAY, str(turn_id + 1))
-    plain = (
-        "repo", "session", "base", "at", "subject", "commits", "files_changed", "insertions", "deletions", "client",
-        "guest", "bytes", "node", "uid",
-    )  # fmt: skip
-    turn = {name: row[name] for name in plain}
-    turn |= {"id": turn_id, "turn": -turn_id, "commit_id": row["commit"], "seq": seq, "away": 1}
-    connection.table("turns").insert(turn)
+    values = {name: row[name] for name in _COPIED}
+    values |= {"id": turn_id, "turn": -turn_id, "commit_id": row["commit"], "seq": seq, "away": 1}
+    connection.execute(
+        f"INSERT INTO turns ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})", list(values.values())
+    )
     for key, value in row["notes"].items():
         connection.execute("INSERT INTO turn_notes VALUES (?, ?, ?)", [turn_id, key, value])
     return turn_id
@@ -304,16 +308,21 @@ def _attach(connection: sqlite_utils.Database, turn_id: int, attached: Mapping[s
 def _met(connection: sqlite_utils.Database, repo: str, session: str, ids: Sequence[int]) -> list[Met]:
     found = rows(
         connection,
-        """SELECT t.id, t.node, t.away, t.commit_id, json_extract(f.document, '$.old') AS old FROM turns t
-           LEFT JOIN fleet_turns f ON f.uid = t.uid WHERE t.repo = ? AND t.session = ? ORDER BY t.turn""",
-        repo,
-        session,
+        """SELECT t.node, t.commit_id, b.commit_id AS "before", json_extract(f.document, '$.old') AS old FROM turns t
+           JOIN turns b ON b.repo = t.repo AND b.session = t.session AND b.turn = t.turn - 1
+           LEFT JOIN fleet_turns f ON f.uid = t.uid
+           WHERE t.id IN (SELECT value FROM json_each(?)) AND b.node IS NOT t.node ORDER BY t.turn""",
+        json.dumps(ids),
     )
-    nodes = tuple(sorted({str(row["node"]) for row in found if row["node"]}))
-    if len(nodes) < 2 or all(row["away"] for row in found):
+    if not found:
         return []
+    of_session = "FROM turns WHERE repo = ? AND session = ?"
+    if not rows(connection, f"SELECT 1 {of_session} AND away = 0 LIMIT 1", repo, session):
+        return []
+    named = rows(connection, f"SELECT DISTINCT node {of_session} AND node != '' ORDER BY node", repo, session)
+    nodes = tuple(str(each["node"]) for each in named)
     return [
-        Met(repo, session, nodes, str(turn["node"]), str(turn["commit_id"]), turn["old"] == before["commit_id"])
-        for before, turn in pairwise(found)
-        if turn["id"] in ids and before["node"] != turn["node"]
+        Met(repo, session, nodes, str(turn["node"]), str(turn["commit_id"]), turn["old"] == turn["before"])
+        for turn in found
+        if len(nodes) > 1
     ]

@@ -177,3 +177,12 @@ step(
         PRIMARY KEY (repo, session, turn_id)
     ) WITHOUT ROWID""",
 )
+
+step(
+    "0017_what_waits",
+    # What waits is counted every few seconds, so it is found without a look at all that was ever recorded.
+    "DROP INDEX turns_to_send",
+    "CREATE INDEX turns_to_send ON turns (repo, session, id, at) WHERE seq IS NULL AND away = 0",
+    "CREATE INDEX attachments_to_send ON turn_attachments (turn_id, name) WHERE sent = 0",
+    "CREATE INDEX attachments_by_sha256 ON turn_attachments (sha256)",
+)
