@@ -12,6 +12,7 @@ from appliance.core.fleet.link import CALL, FleetAway, FleetLink
 from appliance.core.fleet.messages import NotOurs, RepoEntry
 from appliance.core.fleet.names import key_of, name_of
 from appliance.core.fleet.registry_rules import Remote, data_of, parse
+from appliance.core.process.cancellable import cancellable
 from appliance.core.text import escape
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class RegistryWatcher:
         import nats.errors
 
         try:
-            return True, await self._watcher.updates(seconds)
+            return True, await cancellable(self._watcher.updates(seconds))
         except nats.errors.TimeoutError:
             return False, None
         except nats.errors.Error as error:

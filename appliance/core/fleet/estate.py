@@ -25,6 +25,7 @@ from appliance.core.fleet.messages import (
 from appliance.core.fleet.names import key_of
 from appliance.core.fleet.stream_reading import read_stream
 from appliance.core.fleet.wire import Message, read
+from appliance.core.process.cancellable import cancellable
 from appliance.core.store.audit import UNKNOWN
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ async def heard(link: FleetLink, seconds: float, until: Collection[str] = ()) ->
     try:
         while (left := deadline - time.monotonic()) > 0 and not any(name in found for name in until):
             with contextlib.suppress(TimeoutError):
-                stored = await watcher.updates(timeout=left)
+                stored = await cancellable(watcher.updates(timeout=left))
                 if stored is None:
                     # The end of what was there before.
                     is_new = True

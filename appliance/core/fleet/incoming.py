@@ -22,6 +22,7 @@ from appliance.core.fleet.link import FleetAway, FleetLink
 from appliance.core.fleet.messages import Attached, NotOurs, SessionEnd, SessionKept, TurnAttached, TurnRow
 from appliance.core.fleet.wire import read
 from appliance.core.models import Repo
+from appliance.core.process.cancellable import cancellable
 from appliance.core.process.endurance import Endurance
 from appliance.core.recording.attachments import is_attachment_name
 from appliance.core.recording.ended_elsewhere import EndedElsewhere
@@ -102,11 +103,6 @@ class Incoming:
                     await self._follow()
                 except (nats.errors.Error, TimeoutError) as error:
                     raise FleetAway(f"the stream of turns cannot be read: {error or type(error).__name__}") from error
-                finally:
-                    # nats-py takes the cancellation of a task for the end of a connection that ended at the same time.
-                    task = asyncio.current_task()
-                    if task is not None and task.cancelling():
-                        raise asyncio.CancelledError
             await asyncio.sleep(RETRY_EVERY)
 
     async def _follow(self) -> None:
@@ -184,10 +180,10 @@ class Incoming:
         import nats.errors
 
         try:
-            messages = [await subscription.next_msg(timeout=QUIET)]
+            messages = [await cancellable(subscription.next_msg(timeout=QUIET))]
             size = len(messages[0].data)
             while subscription.pending_msgs and len(messages) < MOST_AT_ONCE and size < MOST_BYTES:
-                messages.append(await subscription.next_msg(timeout=QUIET))
+                messages.append(await cancellable(subscription.next_msg(timeout=QUIET)))
                 size += len(messages[-1].data)
         except nats.errors.TimeoutError:
             return []

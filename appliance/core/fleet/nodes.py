@@ -24,6 +24,7 @@ from appliance.core.fleet.link import FleetAway, FleetLink
 from appliance.core.fleet.messages import NodeEntry, NotOurs
 from appliance.core.fleet.names import NODE_SECONDS, key_of
 from appliance.core.fleet.wire import read, write
+from appliance.core.process.cancellable import cancellable
 from appliance.core.units import rfc3339
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ class Nodes:
         try:
             while self._link.is_up and self._link.client is client and self._clock() - self._heard_at < DEAF:
                 with contextlib.suppress(TimeoutError):
-                    entry = await watcher.updates(timeout=1)
+                    entry = await cancellable(watcher.updates(timeout=1))
                     if entry is not None:
                         self._hear(entry)
         finally:

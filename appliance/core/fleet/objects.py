@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 from collections.abc import Coroutine
@@ -68,7 +69,7 @@ class ObjectShelf:
     async def put(self, name: str, file: Path, note: str = "") -> StoredObject:
         """Stores a file under a name that `find` did not find. Raises OSError."""
         place = self._place(name)
-        await self._purge(self._pieces(place))
+        await self._clear(self._pieces(place))
         with await asyncio.to_thread(file.open, "rb") as source:
             stored, count = await self._send(source, self._pieces(place), note)
         await self._link.call(lambda context: self._publish_entry(context, name, place, stored, count))
@@ -84,9 +85,9 @@ class ObjectShelf:
             places.add(str(json.loads(found.data or b"")["nuid"]))
         except (NotFoundError, ValueError, KeyError, TypeError):
             pass
-        await self._purge(self._entry(name))
+        await self._clear(self._entry(name))
         for place in places:
-            await self._purge(self._pieces(place))
+            await self._clear(self._pieces(place))
 
     async def _send(self, source: BinaryIO, subject: str, note: str) -> tuple[StoredObject, int]:
         digest, size, count, last = hashlib.sha256(), 0, 0, 0
@@ -109,8 +110,23 @@ class ObjectShelf:
         # Replaces the entry before it, if there is one.
         await context.publish(self._entry(name), json.dumps(entry.as_dict()).encode(), headers={"Nats-Rollup": "sub"})
 
-    async def _purge(self, subject: str) -> None:
-        await self._link.call(lambda context: context.purge_stream(self._stream, subject=subject))
+    async def _clear(self, subject: str) -> None:
+        """Deletes the messages of a subject, one by one.
+
+        Not by a purge: a server of nats-server 2.9 that was killed does it again as it starts, and then deletes every
+        message that came before, of all subjects, from its copy of the stream. Nobody notices until it is asked.
+        """
+        from nats.js.errors import NotFoundError
+
+        seq = 1
+        with contextlib.suppress(NotFoundError):
+            while True:
+                found = await self._link.call(
+                    lambda context, seq=seq: context.get_msg(self._stream, seq, subject, next=True)  # type: ignore[misc]
+                )
+                seq = int(found.seq or seq)
+                await self._link.call(lambda context, seq=seq: context.delete_msg(self._stream, seq))  # type: ignore[misc]
+                seq += 1
 
     def _place(self, name: str) -> str:
         """Where the pieces of this node's object are: two nodes may store one attachment at the same time."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from appliance.core.fleet.link import CALL, FleetAway, FleetLink
+from appliance.core.process.cancellable import cancellable
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -41,7 +42,7 @@ async def _next(subscription: JetStreamContext.PushSubscription, stream: str) ->
     import nats.errors
 
     try:
-        return await subscription.next_msg(timeout=CALL)
+        return await cancellable(subscription.next_msg(timeout=CALL))
     except (TimeoutError, nats.errors.Error, OSError) as error:
         raise FleetAway(
             f"the fleet did not send all of its stream {stream}: {error or type(error).__name__}"

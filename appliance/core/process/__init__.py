@@ -10,6 +10,7 @@
 - `cold`: what may be removed when the disk is short, and which files are being sent just now.
 - `checked_file`: checks that a file that is written once and sent many times has not changed.
 - `memory`: returns unused memory to the kernel.
+- `cancellable`: waiting for a library that may swallow a cancellation.
 - `endurance`: how a background loop survives expected errors: it logs each cause once and goes on.
 
 The life of a child: it inherits an open lock file, and a record of its process group is written as soon as it runs. It
