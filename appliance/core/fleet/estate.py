@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 HIGHEST_ID = 10**15
 """Turns that a node took have smaller ids; those that others took have ids from here on."""
 
+_Recorded = TurnRow | TurnAttached | SessionEnd | SessionKept
+_RECORDED: tuple[type[_Recorded], ...] = (TurnRow, TurnAttached, SessionEnd, SessionKept)
+
 
 @dataclass(frozen=True)
 class PlacedTurn:
@@ -126,7 +129,7 @@ async def read_estate(link: FleetLink, node: str, watch: float) -> Estate:
         async with contextlib.aclosing(read_stream(link, link.names.turns, link.names.turns_of("*"))) as messages:
             async for message in messages:
                 try:
-                    said = read(message.data, TurnRow, TurnAttached, SessionEnd, SessionKept)
+                    said: _Recorded = read(message.data, *_RECORDED)
                     if message.subject != link.names.turns_of(said.node):
                         raise NotOurs("it speaks for another node")
                 except NotOurs:
