@@ -71,7 +71,8 @@ def test_turns_of_others_can_be_recorded_at_once(
         with database.writing() as connection:
             connection.execute(
                 """INSERT INTO turns (id, repo, session, turn, commit_id, at, subject, commits, files_changed,
-                   insertions, deletions, client, bytes, away) VALUES (?, '', '', 1, '', '', '', 0, 0, 0, 0, '', 0, 1)""",
+                   insertions, deletions, client, bytes, away)
+                   VALUES (?, '', '', 1, '', '', '', 0, 0, 0, 0, '', 0, 1)""",
                 [FIRST_AWAY],
             )
     finally:
