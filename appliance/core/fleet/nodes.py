@@ -49,7 +49,11 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> str:
-    """What tells this boot of this machine from all others; empty where the kernel has none."""
+    """What tells this boot of this machine from all others; empty where that cannot be seen.
+
+    The sandbox of the systemd unit hides it (ProcSubset=pid): nodes that share a machine then fetch from each other by
+    an address that is not loopback's, or not at all.
+    """
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:

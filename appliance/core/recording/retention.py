@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from appliance.core.config.settings import RecordingConfig
@@ -131,7 +131,7 @@ class Retention:
 
         If that one is gone, the others do not all end it at the same moment.
         """
-        if self._node is None or session["node"] in (None, self._node):
+        if self._node is None or self._is_own(session):
             return 0.0
         place = hashlib.sha256(f"{self._node}\n{session['repo']}\n{session['session']}".encode()).digest()
         return OTHERS_AFTER * (1 + int.from_bytes(place[:4]) / 2**32)
@@ -167,7 +167,8 @@ class Retention:
             agents = f"{AGENTS}{name}"
             tip = present.get(agents, ZERO_OID)
             last = next(reversed(recorded.values()), session["tip"])
-            if tip not in (ZERO_OID, *self._commits(session, recorded)) or last != session["tip"]:
+            expected = (session["tip"],) if self._is_own(session) else (session["tip"], *recorded.values())
+            if tip not in (ZERO_OID, *expected) or last != session["tip"]:
                 raise GitError(f"a push is writing the session {name} at this moment")
             lines.append(f"verify {agents} {ZERO_OID}\n" if tip == ZERO_OID else f"delete {agents} {tip}\n")
             turns = {f"{TURNS}{attempt}": commit for attempt, commit in (recorded | attempts).items()}
@@ -179,10 +180,16 @@ class Retention:
         for name in ended:
             log.info("%s: session %s %s", repo.name, name, reason)
 
-    def _commits(self, session: dict[str, Any], recorded: Mapping[int, str]) -> Collection[str]:
+    def _is_own(self, session: dict[str, Any]) -> bool:
+        """Whether this node took the last turn of a session; its ref is at that turn then, unless a push moves it."""
+        return self._node is None or session["node"] in (None, self._node)
+
+    async def _tips(self, session: dict[str, Any]) -> Collection[str]:
         """The commits at one of which the ref of a session is, unless a push is moving it."""
-        is_own = self._node is None or session["node"] in (None, self._node)
-        return (session["tip"],) if is_own else (session["tip"], *recorded.values())
+        if self._is_own(session):
+            return (session["tip"],)
+        recorded, _ = await asyncio.to_thread(self._store.extent, session["repo"], session["session"])
+        return (session["tip"], *recorded.values())
 
     async def _archive(self, repo: Repo, sessions: Sequence[dict[str, Any]]) -> None:
         """Hides idle sessions from receive-pack, because 20,000 refs under `refs/agents` slow a push down by 0.2 s."""
@@ -190,10 +197,7 @@ class Retention:
         for batch in _batches(sessions):
             async with self._locks.shared(repo.name):
                 present = await mirror.local_refs(AGENTS, ARCHIVE)
-                expected = {}
-                for session in batch:
-                    recorded, _ = await asyncio.to_thread(self._store.extent, repo.name, session["session"])
-                    expected[session["session"]] = self._commits(session, recorded)
+                expected = {session["session"]: await self._tips(session) for session in batch}
                 there = [name for name, tips in expected.items() if present.get(f"{ARCHIVE}{name}") in tips]
                 moved = [name for name, tips in expected.items() if present.get(f"{AGENTS}{name}") in tips]
                 try:
