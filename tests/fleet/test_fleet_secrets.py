@@ -20,7 +20,7 @@ from tests.support.fleet_users import commits_of, waiting_at, webhook_settings
 from tests.support.generate import add_commit
 from tests.support.gitutil import commit_files, git, wait_until
 from tests.support.nats import WHY_NOT, NatsCluster
-from tests.support.serve import Serve
+from tests.support.serve import Section, Serve
 from tests.support.upstream import HttpUpstream
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-")]
@@ -99,7 +99,7 @@ def push(guest: Path, serve: Serve, repo: str, session: str, *options: str, toke
 def test_nothing_secret_is_in_nats(tmp_path: Path, generated_bare: Path) -> None:
     users = f'{{ user: node, password: "{NATS_PASSWORD}" }}, {{ user: tap, password: tap }}'
     access = tmp_path / "nats.secret"
-    refresh = {"interval": "1s", "allow_local": True, **webhook_settings(tmp_path)}
+    refresh: Section = {"interval": "1s", "allow_local": True, **webhook_settings(tmp_path)}
     access.write_text(f"node:{NATS_PASSWORD}\n")
     access.chmod(0o600)
     with (

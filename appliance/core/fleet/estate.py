@@ -125,7 +125,9 @@ async def read_estate(link: FleetLink, node: str, watch: float) -> Estate:
         async with contextlib.aclosing(read_stream(link, link.names.turns, link.names.turns_of("*"))) as messages:
             async for message in messages:
                 try:
-                    said = read(message.data, TurnRow, TurnAttached, SessionEnd, SessionKept)
+                    said: TurnRow | TurnAttached | SessionEnd | SessionKept = read(
+                        message.data, TurnRow, TurnAttached, SessionEnd, SessionKept
+                    )
                     if message.subject != link.names.turns_of(said.node):
                         raise NotOurs("it speaks for another node")
                 except NotOurs:
