@@ -261,8 +261,8 @@ class SessionStore:
     def end_all(self, repo: str, reason: str, at: float, *, own_only: bool = False) -> None:
         """Deletes every session of a repository whose mirror is removed, on every node of the fleet.
 
-        With `own_only`, this node's turns alone: another node ended all that it knew, and what a third one took since is
-        of the repository as it was added anew.
+        With `own_only`, this node's turns alone: another node ended all that it knew, and what a third one took since
+        is of the repository as it was added anew.
         """
         own = "EXISTS (SELECT 1 FROM turns t WHERE t.repo = s.repo AND t.session = s.session AND t.away = 0)"
         with self._database.writing() as connection:
