@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
     from nats.js.kv import KeyValue
 
+Said = TurnRow | TurnAttached | SessionEnd | SessionKept
+_SAID: tuple[type[Said], ...] = (TurnRow, TurnAttached, SessionEnd, SessionKept)
+
 HIGHEST_ID = 10**15
 """Turns that a node took have smaller ids; those that others took have ids from here on."""
 
@@ -125,9 +128,7 @@ async def read_estate(link: FleetLink, node: str, watch: float) -> Estate:
         async with contextlib.aclosing(read_stream(link, link.names.turns, link.names.turns_of("*"))) as messages:
             async for message in messages:
                 try:
-                    said: TurnRow | TurnAttached | SessionEnd | SessionKept = read(
-                        message.data, TurnRow, TurnAttached, SessionEnd, SessionKept
-                    )
+                    said: Said = read(message.data, *_SAID)
                     if message.subject != link.names.turns_of(said.node):
                         raise NotOurs("it speaks for another node")
                 except NotOurs:
