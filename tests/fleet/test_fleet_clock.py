@@ -22,7 +22,7 @@ from tests.conftest import WIDGETS
 from tests.fleet.away import Elsewhere
 from tests.support.gitutil import wait_until
 from tests.support.nats import NatsCluster
-from tests.support.serve import Serve, Value
+from tests.support.serve import Section, Serve
 from tests.support.upstream import HttpUpstream
 
 
@@ -52,8 +52,8 @@ def test_the_servers_say_what_time_it_is(module_nats: NatsCluster) -> None:
 def test_sessions_of_a_node_that_is_40_days_behind_stay(
     tmp_path: Path, nats: NatsCluster, upstream: HttpUpstream
 ) -> None:
-    settings: dict[str, Value] = {"servers": nats.urls, "node": "b", "name": "behind"}
-    with Serve(tmp_path / "b", repos=[upstream.url(WIDGETS)], fleet=settings).start() as serve:
+    fleet: Section = {"servers": nats.urls, "node": "b", "name": "behind"}
+    with Serve(tmp_path / "b", repos=[upstream.url(WIDGETS)], fleet=fleet).start() as serve:
         serve.wait_for_repo(WIDGETS)
         wait_until(lambda: " as b" in serve.log(), message="the fleet is there")
         away = Elsewhere.of(serve, nats, upstream, "behind", tmp_path / "clone")

@@ -223,6 +223,29 @@ def test_a_lost_bundle_is_put_again_as_it_was(out: OutNode, tmp_path: Path) -> N
     assert turns_in(out.rows(), "again") == [row]
 
 
+def test_an_object_that_is_not_the_attachment_is_replaced(out: OutNode, tmp_path: Path) -> None:
+    """Such as one that a broken node stored under the name."""
+    import urllib.request
+
+    data, guest = b"what was attached", out.guest(tmp_path / "guest")
+    name = hashlib.sha256(data).hexdigest()
+
+    async def put(context: JetStreamContext) -> None:
+        await (await context.object_store(FleetNames(out.fleet).objects)).put(name, b"something else")
+
+    out.nats.ask(put)
+    commit = commit_turn(guest, "with a file")
+    assert out.push(guest, "replaced").returncode == 0
+    url = f"{out.serve.http_url}/{WIDGETS}/agents/replaced/{commit}/attachments/log.txt"
+    with urllib.request.urlopen(urllib.request.Request(url, data=data, method="PUT"), timeout=20):
+        pass
+    wait_until(lambda: object_of(out.nats, name, out.fleet) == data, timeout=20, message="the right one is there")
+    wait_until(
+        lambda: [row for row in out.rows() if isinstance(row, TurnAttached) and row.session == "replaced"],
+        timeout=20, message="its row is out",
+    )  # fmt: skip
+
+
 def test_attachments_go_out(out: OutNode, tmp_path: Path) -> None:
     guest = out.guest(tmp_path / "guest")
     commit = commit_turn(guest, "with a file")
@@ -233,9 +256,11 @@ def test_attachments_go_out(out: OutNode, tmp_path: Path) -> None:
     request = urllib.request.Request(url, data=b"hello", method="PUT")
     with urllib.request.urlopen(request, timeout=20) as response:
         assert response.status in (200, 201)
-    wait_until(
-        lambda: [row for row in out.rows() if isinstance(row, TurnAttached)], timeout=20, message="the file is out"
-    )
-    [row] = [row for row in out.rows() if isinstance(row, TurnAttached)]
+
+    def attached() -> list[TurnAttached]:
+        return [row for row in out.rows() if isinstance(row, TurnAttached) and row.session == "files"]
+
+    wait_until(attached, timeout=20, message="the file is out")
+    [row] = attached()
     assert (row.session, row.attachment.name, row.attachment.size) == ("files", "log.txt", 5)
     assert object_of(out.nats, row.attachment.sha256, out.fleet) == b"hello"

@@ -179,6 +179,19 @@ def test_an_end_spares_what_was_never_sent(node: FleetNode) -> None:
     assert node.stores.fleet_turns.leftovers() == {}
 
 
+def test_a_purge_of_another_node_ends_this_nodes_turns_alone(node: FleetNode) -> None:
+    """The repository may be there again, with a turn that a third node has taken in the session since."""
+    node.push("s", "a" * 40)
+    [mine] = node.rows_to_send()
+    node.read([mine, away_row(1)])
+    node.stores.sessions.end_all(REPO, "its repository was purged on node c", 1e9, own_only=True)
+    assert node.listed() == [("s", "b", f"{1:040x}", 1, False, 7, ((f"{1:040x}", "b"),))]
+    [waiting] = node.stores.fleet.waiting("end")
+    assert waiting.document["rows"] == [1], "so the fleet knows the session, and is told"
+    [end] = node.waiting()
+    assert isinstance(end, SessionEnd) and (end.uids, end.upto) == ((mine.uid,), 0)
+
+
 def test_what_was_ended_here_does_not_come_back(node: FleetNode) -> None:
     """Its row was on its way when the session was ended."""
     node.push("s", "a" * 40)

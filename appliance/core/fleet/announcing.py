@@ -68,7 +68,7 @@ class Announcer:
 
         What the fleet stored of the session is removed as far as that succeeds: the end is what counts.
         """
-        goes_out = self._may_send(message.repo) or message.upto > 0
+        goes_out = self._may_send(message.repo) or message.upto > 0 or bool(waiting.document.get("rows"))
         if goes_out:
             await dispatch.announce(message, waiting.id)
         await asyncio.to_thread(self._outbox.sent, waiting.id)

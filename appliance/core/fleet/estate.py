@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
     from nats.js.kv import KeyValue
 
+Said = TurnRow | TurnAttached | SessionEnd | SessionKept
+_SAID: tuple[type[Said], ...] = (TurnRow, TurnAttached, SessionEnd, SessionKept)
+
 HIGHEST_ID = 10**15
 """Turns that a node took have smaller ids; those that others took have ids from here on."""
-
-_Recorded = TurnRow | TurnAttached | SessionEnd | SessionKept
-_RECORDED: tuple[type[_Recorded], ...] = (TurnRow, TurnAttached, SessionEnd, SessionKept)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ async def read_estate(link: FleetLink, node: str, watch: float) -> Estate:
         async with contextlib.aclosing(read_stream(link, link.names.turns, link.names.turns_of("*"))) as messages:
             async for message in messages:
                 try:
-                    said: _Recorded = read(message.data, *_RECORDED)
+                    said: Said = read(message.data, *_SAID)
                     if message.subject != link.names.turns_of(said.node):
                         raise NotOurs("it speaks for another node")
                 except NotOurs:

@@ -103,7 +103,8 @@ class Dispatch:
         """Sends an attachment; returns the place of its row in the stream."""
         row = unsent.row
         self._require_permission(row.repo)
-        if await self.shelf.find(row.sha256) is None:
+        stored = await self.shelf.find(row.sha256)
+        if stored is None or (stored.size, stored.sha256) != (row.size, row.sha256):
             path = self._mirrors.layout.attachments / row.path
             if not await asyncio.to_thread(path.is_file):
                 raise CannotSend(f"the file of the attachment {row.name} is not there")

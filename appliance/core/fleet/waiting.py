@@ -32,11 +32,19 @@ class Waiting:
         """How many `turns`, `attachments`, changes of the `registry`, and `ends` wait. Raises StoreError."""
         unsent = OutgoingStore(self.database).unsent()
         outbox = self.fleet.count_waiting()
-        leaving = self.that_may_leave({*unsent.turns, *unsent.attachments})
+        leaving = self.that_may_leave({*unsent.turns, *unsent.attachments, *(repo for _, repo in outbox)})
         return {
             TURNS: sum(number for repo, number in unsent.turns.items() if repo in leaving),
             ATTACHMENTS: sum(number for repo, number in unsent.attachments.items() if repo in leaving),
-            **{kind: sum(outbox.get(each, 0) for each in kinds) for kind, kinds in _OUTBOX.items()},
+            **{
+                kind: sum(
+                    number
+                    for (each, repo), number in outbox.items()
+                    # That the session of a private repository is kept is told once the repository is public.
+                    if each in kinds and (each != "kept" or repo in leaving)
+                )
+                for kind, kinds in _OUTBOX.items()
+            },
         }
 
 

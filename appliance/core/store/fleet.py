@@ -63,11 +63,12 @@ class FleetStore:
             for each in ids:
                 connection.execute("DELETE FROM fleet_outbox WHERE id = ?", [each])
 
-    def count_waiting(self) -> dict[str, int]:
-        """How many messages wait, by kind; kinds of which none waits are left out."""
+    def count_waiting(self) -> dict[tuple[str, str], int]:
+        """How many messages wait, by kind and repository, which is empty for those that name none."""
+        repo = "coalesce(json_extract(document, '$.repo'), '')"
         with self.database.reading() as connection:
-            found = rows(connection, "SELECT kind, count(*) AS n FROM fleet_outbox GROUP BY kind")
-        return {row["kind"]: int(row["n"]) for row in found}
+            found = rows(connection, f"SELECT kind, {repo} AS repo, count(*) AS n FROM fleet_outbox GROUP BY 1, 2")
+        return {(row["kind"], row["repo"]): int(row["n"]) for row in found}
 
 
 def set_state(connection: sqlite_utils.Database, key: str, value: str) -> None:

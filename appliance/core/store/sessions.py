@@ -261,7 +261,8 @@ class SessionStore:
     def end_all(self, repo: str, reason: str, at: float, *, own_only: bool = False) -> None:
         """Deletes every session of a repository whose mirror is removed, on every node of the fleet.
 
-        With `own_only`, those in which this node has turns: another node ended all that it knew.
+        With `own_only`, this node's turns alone: another node ended all that it knew, and what a third one took since
+        is of the repository as it was added anew.
         """
         own = "EXISTS (SELECT 1 FROM turns t WHERE t.repo = s.repo AND t.session = s.session AND t.away = 0)"
         with self._database.writing() as connection:
@@ -273,7 +274,7 @@ class SessionStore:
                     repo,
                     row["session"],
                 )
-                end_session(connection, row, newest["id"] or 0, None, reason, at)
+                end_session(connection, row, newest["id"] or 0, 0 if own_only else None, reason, at)
 
     def without_turn(self, repo: str, attempts: Mapping[int, str]) -> list[int]:
         """The ids in `attempts` (id to commit) that certainly have no turn.
