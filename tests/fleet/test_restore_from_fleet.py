@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.conftest import WIDGETS
 from tests.fleet.gone_node import AT, GoneNode
 from tests.support.gitutil import refs
 from tests.support.nats import NatsCluster
+from tests.support.nats_proxy import NatsProxy
 
 
 @pytest.fixture
@@ -102,6 +104,26 @@ def test_what_cannot_be_had_is_named_and_nothing_else_fails(gone: GoneNode) -> N
         assert {entry["id"] for entry in stores.audit.entries()} == {3, 5, 6}
         assert stores.audit.verify().broken is None
     assert gone.layout.mirror("acme/away").exists()
+
+
+@pytest.mark.slow
+def test_a_connection_that_is_lost_meanwhile_is_made_again(gone: GoneNode) -> None:
+    """An election in the middle of a large restore must not have it begin anew."""
+    gone.say(gone.row(3, "s1", gone.commits[0], attachments=(gone.attach("build.log", b"all is well"),)))
+    server = gone.nats.servers[0]
+    with NatsProxy(server.host, server.port) as proxy:
+        gone.config = replace(gone.config, fleet=replace(gone.config.fleet, servers=(proxy.url,)))
+        proxy.before = f"CONSUMER.CREATE.OBJ_{gone.names.objects}".encode()
+
+        def lose() -> None:
+            assert proxy.stalled.wait(30)
+            proxy.cut()
+
+        losing = threading.Thread(target=lose)
+        losing.start()
+        report = gone.restore()
+        losing.join()
+    assert (report.turns, report.attachments, report.lost_attachments) == (1, 1, [])
 
 
 @pytest.mark.slow

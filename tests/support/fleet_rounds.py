@@ -388,6 +388,12 @@ class Storm:
 
 
 def repos_of(serve: Serve) -> dict[str, tuple[object, ...]]:
-    """What a node has registered: the URL of each name, its branch and interval, and whether it is enabled."""
+    """What a node has registered: the URL of each name, its branch and interval, and whether it is enabled.
+
+    The branch is the one that the mirror follows. A node that was made anew has no mirror of what is disabled.
+    """
     found = ask(serve, "GET", "repos", limit=1000)["items"]
-    return {each["name"]: (each["url"], each["branch"], each["interval"], each["enabled"]) for each in found}
+    return {
+        each["name"]: (each["url"], each["branch"] if each["enabled"] else None, each["interval"], each["enabled"])
+        for each in found
+    }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +34,10 @@ _OF_UPSTREAM = ("checked_at", "verified_at", "next_due")
 """Columns of a mirror's health that only its upstream can vouch for."""
 PATIENCE = 20.0
 """Seconds after which a host that could not be reached for one repository is not asked for the others."""
+TRIES = 5
+"""How often the fleet is asked for one object before the restore is given up, which would begin anew."""
+BACK_WITHIN = 20.0
+"""Seconds in which a connection that was lost must be there again, longer than an election takes."""
 
 
 @dataclass
@@ -127,14 +132,14 @@ class RestoredMirrors:
         tried.add(row.commit)
         try:
             try:
-                await unpack(self.link, mirror, row, self._scratch)
+                await self._again(lambda: unpack(self.link, mirror, row, self._scratch))
             except NeedsCommits as needs:
                 # A turn of another node, or one that was ended since.
                 for commit in needs.missing:
                     under = self.ledger.every.get((row.repo, commit))
                     if under is None or commit in tried or await self._bring(mirror, under, tried) is not None:
                         return needs.message
-                await unpack(self.link, mirror, row, self._scratch)
+                await self._again(lambda: unpack(self.link, mirror, row, self._scratch))
         except FleetAway:
             raise
         except GitmirrorError as error:
@@ -146,8 +151,26 @@ class RestoredMirrors:
             place = self.building.attachments / row.repo / str(row.id) / attached.sha256
             place.parent.mkdir(parents=True, exist_ok=True)
             try:
-                await fetch_object(self.link, attached.sha256, attached.size, attached.sha256, place)
+                await self._again(
+                    lambda name=attached.sha256, size=attached.size, place=place: fetch_object(  # type: ignore[misc]
+                        self.link, name, size, name, place
+                    )
+                )
             except FleetAway:
                 raise
             except GitmirrorError as error:
                 self.lost_files.append({"repo": row.repo, "turn": row.id, "name": attached.name, "why": error.message})
+
+    async def _again(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Does `work`, again if the fleet does not answer, because a lost server costs only seconds. Raises FleetAway."""
+        for left in reversed(range(TRIES)):
+            try:
+                return await work()
+            except FleetAway:
+                if not left:
+                    raise
+            try:
+                async with asyncio.timeout(BACK_WITHIN):
+                    await self.link.wait_up()
+            except TimeoutError:
+                raise FleetAway(f"the fleet cannot be used any more: {self.link.trouble}") from None
