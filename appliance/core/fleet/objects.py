@@ -2,7 +2,8 @@
 
 An object is pieces on a subject, and an entry with their number and digest, which is written last: until then nobody
 sees the object. nats-py's own `put` takes a new subject for each try, so what an interrupted one leaves stays forever.
-Here the subject follows from the object and the node, and each try begins by emptying it.
+Here the subject follows from the object and the node, and a try begins by emptying it if there is anything. To
+empty one, or to replace what it has, costs more with each object of the fleet, because the server looks through all.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class ObjectShelf:
         self._link = link
         self._bucket = link.names.objects
         self._stream = f"OBJ_{self._bucket}"
+        self._interrupted: set[str] = set()
+        """Places where pieces may still arrive of a try that did not end well."""
 
     async def find(self, name: str) -> StoredObject | None:
         """The object of that name."""
@@ -69,17 +72,21 @@ class ObjectShelf:
     async def put(self, name: str, file: Path, note: str = "") -> StoredObject:
         """Stores a file under a name that `find` did not find. Raises OSError."""
         place = self._place(name)
-        await self._clear(self._pieces(place))
+        pieces = self._pieces(place)
+        if place in self._interrupted or await self._has(pieces):
+            await self._clear(pieces)
+        self._interrupted.add(place)
         with await asyncio.to_thread(file.open, "rb") as source:
-            stored, count = await self._send(source, self._pieces(place), note)
+            stored, count = await self._send(source, pieces, note)
         await self._link.call(lambda context: self._publish_entry(context, name, place, stored, count))
+        self._interrupted.discard(place)
         return stored
 
     async def remove(self, name: str) -> None:
         """Removes an object that this node stored, or what an interrupted `put` left of it."""
-        places = {self._place(name)}
         from nats.js.errors import NotFoundError
 
+        places = {self._place(name)}
         try:
             found = await self._link.call(lambda context: context.get_last_msg(self._stream, self._entry(name)))
             places.add(str(json.loads(found.data or b"")["nuid"]))
@@ -107,8 +114,17 @@ class ObjectShelf:
         self, context: JetStreamContext, name: str, place: str, stored: StoredObject, count: int
     ) -> None:
         entry = _entry(name, self._bucket, place, stored, count)
-        # Replaces the entry before it, if there is one.
-        await context.publish(self._entry(name), json.dumps(entry.as_dict()).encode(), headers={"Nats-Rollup": "sub"})
+        headers = {"Nats-Rollup": "sub"} if await self._has(self._entry(name)) else None
+        await context.publish(self._entry(name), json.dumps(entry.as_dict()).encode(), headers=headers)
+
+    async def _has(self, subject: str) -> bool:
+        from nats.js.errors import NotFoundError
+
+        try:
+            await self._link.call(lambda context: context.get_last_msg(self._stream, subject))
+        except NotFoundError:
+            return False
+        return True
 
     async def _clear(self, subject: str) -> None:
         """Deletes the messages of a subject, one by one.
