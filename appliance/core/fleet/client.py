@@ -24,6 +24,8 @@ from appliance.core.fleet.credentials import ServerAccess
 
 # What it logs, it also reports by `error_cb`, which `link` tells in its own words and once.
 logging.getLogger("nats").setLevel(logging.CRITICAL + 1)
+# asyncio says so whenever a server hangs up, because nats-py begins TLS on a connection that was made without.
+logging.getLogger("asyncio").addFilter(lambda record: "eof_received" not in record.getMessage())
 
 CONNECT = 2.0
 """Seconds that one server may take to answer."""
