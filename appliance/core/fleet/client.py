@@ -53,6 +53,12 @@ class OneServer(Client):
             raise nats.errors.Error("it offers no TLS")
         await super()._process_info(info, initial_connection)
 
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """What nats-py runs for this connection, which outlives a `close` that did not get far."""
+        own = (self._reading_task, self._ping_interval_task, self._flusher_task, self._reconnection_task)
+        return [task for task in own if task is not None]
+
     def abort(self) -> None:
         """Ends the connection without a word, for a server that answers nobody."""
         with contextlib.suppress(Exception):
@@ -94,12 +100,21 @@ async def connect(
             reason: BaseException = failed.result()
         else:
             reason = (connecting.exception() if connecting.done() else None) or TimeoutError()
+    except asyncio.CancelledError:
+        await _give_up(connecting, client)
+        raise
     finally:
         failed.cancel()
-        connecting.add_done_callback(_forget)
-        connecting.cancel()
-    await discard(client)
+    await _give_up(connecting, client)
     raise _explained(reason, access)
+
+
+async def _give_up(connecting: asyncio.Task[None], client: OneServer) -> None:
+    connecting.add_done_callback(_forget)
+    connecting.cancel()
+    # It may have begun tasks of the connection until it ends.
+    await asyncio.wait((connecting,), timeout=0.5)
+    await discard(client)
 
 
 async def discard(client: OneServer) -> None:
@@ -110,6 +125,8 @@ async def discard(client: OneServer) -> None:
     await asyncio.wait((closing,), timeout=0.5)
     closing.cancel()
     client.abort()
+    for task in client.tasks:
+        task.cancel()
 
 
 def _forget(task: asyncio.Task[None]) -> None:
