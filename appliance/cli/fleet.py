@@ -45,9 +45,9 @@ def status(options: Options, as_json: bool) -> None:
 
     STATE is `gone` for a node that said nothing for 30 s, and `unknown` while this one cannot reach the fleet.
     BEHIND counts the repositories of a node that are stale, failing or damaged, WAITING what it has yet to send, and
-    UNREAD what it has yet to read of the others' recordings. Exits with code 3 when a node is gone or behind or the
-    fleet cannot be reached, and with 4 when serve is not running; it then shows what the database knows. A node alone
-    is told how to join a fleet.
+    UNREAD what it has yet to read of the others' recordings. Exits with code 3 when a node is gone or behind, when
+    the fleet cannot be reached, or with a warning, and with 4 when serve is not running; it then shows what the
+    database knows. A node alone is told how to join a fleet.
 
     \b
     Example:
@@ -67,7 +67,8 @@ def status(options: Options, as_json: bool) -> None:
         say_what_is_local(node.repos())
     if not isinstance(node, RunningNode):
         sys.exit(NOT_SERVING)
-    if not found["connected"] or found["trouble"] or any(_state(each) != "alive" for each in found["nodes"]):
+    is_up = found["connected"] and not found["trouble"]
+    if not is_up or found["warnings"] or any(_state(each) != "alive" for each in found["nodes"]):
         sys.exit(BEHIND)
 
 

@@ -50,7 +50,10 @@ def test_many_nodes_are_counted() -> None:
 
 def test_a_fleet_that_is_away() -> None:
     assert text(FLEET | {"connected": False, "trouble": "x"})[0].startswith(" ▲ fleet  default")
-    assert "not connected" in text(FLEET | {"connected": False, "trouble": "x"})[0]
+    lines = text(FLEET | {"connected": False, "trouble": "x"})
+    assert "not connected" in lines[0]
+    # It is this node that hears nothing.
+    assert "last heard" in lines[1] and not any("silent" in line for line in lines)
 
 
 def test_a_node_alone_has_no_line_and_no_column() -> None:
