@@ -97,6 +97,22 @@ def test_a_node_works_and_speaks_for_no_other(tmp_path: Path, upstream: HttpUpst
         assert count_all(nats) == before
 
 
+def test_a_node_that_may_not_change_streams_can_still_join(tmp_path: Path) -> None:
+    """NATS answers nothing to what is forbidden, so the change of the replicas ends by its deadline."""
+    secret = tmp_path / "nats.secret"
+    secret.write_text("node-1:PASSWORD\n")
+    secret.chmod(0o600)
+    users = f'authorization {{ users: [\n{permissions()}  {{ user: "admin", password: "all" }}\n] }}\n'
+    with Account(tmp_path / "nats", 3, extra=users) as nats:
+        fleet = {"servers": nats.urls, "name": "prod", "node": "node-1", "credentials_file": str(secret)}
+        for replicas in (1, 3):
+            with Serve(tmp_path / "state", fleet=fleet | {"replicas": replicas}) as node:
+                node.start()
+                wait_until(lambda node=node: fleet_of(node)["connected"], timeout=60, message="it joined")  # type: ignore[misc]
+                warnings = fleet_of(node)["warnings"]
+        assert any("stored 1 times" in warning and "may not change it" in warning for warning in warnings), warnings
+
+
 def count_all(nats: NatsCluster) -> dict[str, int]:
     """How many messages each stream has."""
 
