@@ -292,10 +292,8 @@ def parse_config(text: str, path: Path) -> Config:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         twice = re.match(r"Cannot declare \('(\w+)',\) twice", str(error))
-        raise UsageError(
-            f"{path} is not valid TOML: {error}",
-            hint=f"[{twice[1]}] is there already: write your lines below that line" if twice else "",
-        ) from None
+        hint = f"[{twice[1]}] is there already: write your lines below that line" if twice else ""
+        raise UsageError(f"{path} is not valid TOML: {error}", hint=hint) from None
     _refuse_unknown(path, "", document, [*SECTIONS, "repos", "credentials", "allow"])
     sections = {key: _section(path, key, SECTIONS[key], value) for key, value in document.items() if key in SECTIONS}
     repos = _tables(path, "repos", RepoConfig, document)
