@@ -24,6 +24,8 @@ def restore_node(node: Node, name: str, yes: bool, even_if_alive: bool, as_json:
         print_json(report.document())
         return
     _say_missing(report)
+    if not report.turns and not report.logs:
+        say(f"the fleet has nothing that a node {name} recorded; if that is not the name, restore the right one")
     if node.config.fleet.node_name != name:
         say(f'set node = "{name}" in [fleet] before serve is started, so that it goes on as this node')
     print_line(

@@ -303,7 +303,7 @@ def bundle(options: Options, repo: str, name: str, turn: int | None, output: Pat
 @click.option("--off", is_flag=True, help="Let retention apply to the session again.")
 @pass_options
 def keep(options: Options, repo: str, name: str, off: bool) -> None:
-    """Exempt a session from retention.
+    """Exempt a session from retention, on every node of a fleet.
 
     \b
     Example:
@@ -321,7 +321,7 @@ def keep(options: Options, repo: str, name: str, off: bool) -> None:
 def drop(options: Options, repo: str, name: str, yes: bool) -> None:
     """Delete a session now.
 
-    Deletes its ref and its turns. The audit log keeps its rows.
+    Deletes its ref and its turns, on every node of a fleet. The audit log keeps its rows.
 
     \b
     Example:
