@@ -328,7 +328,7 @@ def test_a_stop_at_any_moment_of_connecting_leaves_no_task(module_nats: NatsClus
 
     async def work() -> None:
         for steps in range(0, 400, 10):
-            connecting = asyncio.create_task(connect(module_nats.urls[0], access, on_error=str))
+            connecting = asyncio.create_task(connect(module_nats.urls[0], access, on_error=print))
             for _ in range(steps):
                 await asyncio.sleep(0)
             await asyncio.sleep(steps / 40000)
