@@ -1,4 +1,4 @@
-"""The fleet that this node belongs to: `fleet status`."""
+"""The fleet that this node belongs to: `fleet status`, `fleet forget`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 
 from appliance.cli.context import Options, json_option, pass_options
 from appliance.cli.output import print_json, print_line, print_table, say_what_is_local
+from appliance.core.errors import UsageError
 from appliance.core.units import counted, format_duration
 
 NOT_SERVING = 4
@@ -24,14 +25,15 @@ RIGHT = ("SEEN", "REPOS", "BEHIND", "LAG", "SESSIONS", "WAITING", "UNREAD")
 
 @click.group()
 def fleet() -> None:
-    """Show the fleet that this node belongs to.
+    """Show the fleet that this node belongs to, and forget nodes that left it.
 
     The nodes of a fleet share their registry, the news from upstreams, and what agents recorded, through NATS servers
     that `[fleet] servers` names.
 
     \b
-    Example:
+    Examples:
       gitmirror.pyz fleet status
+      gitmirror.pyz fleet forget node-3
     """
 
 
@@ -41,10 +43,11 @@ def fleet() -> None:
 def status(options: Options, as_json: bool) -> None:
     """Show the nodes of the fleet, and what is behind.
 
+    STATE is `gone` for a node that said nothing for 30 s, and `unknown` while this one cannot reach the fleet.
     BEHIND counts the repositories of a node that are stale, failing or damaged, WAITING what it has yet to send, and
-    UNREAD what it has yet to read of the others' recordings. Exits with code 3 when a node is gone or behind or the
-    fleet cannot be reached, and with 4 when serve is not running; it then shows what the database knows. A node alone
-    is told how to join a fleet.
+    UNREAD what it has yet to read of the others' recordings. Exits with code 3 when a node is gone or behind, when
+    the fleet cannot be reached, or with a warning, and with 4 when serve is not running; it then shows what the
+    database knows. A node alone is told how to join a fleet.
 
     \b
     Example:
@@ -64,8 +67,29 @@ def status(options: Options, as_json: bool) -> None:
         say_what_is_local(node.repos())
     if not isinstance(node, RunningNode):
         sys.exit(NOT_SERVING)
-    if not found["connected"] or found["trouble"] or any(_state(each) != "alive" for each in found["nodes"]):
+    is_up = found["connected"] and not found["trouble"]
+    if not is_up or found["warnings"] or any(_state(each) != "alive" for each in found["nodes"]):
         sys.exit(BEHIND)
+
+
+@fleet.command()
+@click.argument("name", metavar="NODE")
+@pass_options
+def forget(options: Options, name: str) -> None:
+    """Forget a node that is gone for good.
+
+    A node that stopped is shown as gone for a day. After this, no node of the fleet shows it any more. What it
+    recorded stays in the fleet, and a node that comes back is there again. A node that is alive is refused.
+
+    \b
+    Example:
+      gitmirror.pyz fleet forget node-3
+    """
+    node = options.node()
+    if not node.config.fleet.is_on:
+        raise UsageError("this node is alone, so it has no fleet that could forget a node", hint="see `fleet status`")
+    node.current().forget_node(name)
+    print_line(f"{name} is forgotten; what it recorded stays")
 
 
 def _state(node: Mapping[str, Any]) -> str:
@@ -91,13 +115,18 @@ def _print(found: Mapping[str, Any]) -> None:
         print_line(f"warning: {warning}")
     if found["nodes"]:
         print_line("")
-        print_table(HEADERS, [_row(node, found["node"]) for node in found["nodes"]], right=RIGHT)
+        print_table(HEADERS, [_row(node, found) for node in found["nodes"]], right=RIGHT)
+    gone = [node["node"] for node in found["nodes"] if not node["alive"]]
+    if gone and found["connected"]:
+        print_line(f"start serve on {', '.join(gone)}; if one is gone for good: gitmirror.pyz fleet forget {gone[0]}")
 
 
-def _row(node: Mapping[str, Any], this: str) -> tuple[Any, ...]:
+def _row(node: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[Any, ...]:
+    is_this = node["node"] == found["node"]
     return (
-        f"{node['node']}{' (this)' if node['node'] == this else ''}",
-        _state(node),
+        f"{node['node']}{' (this)' if is_this else ''}",
+        # Without a connection, nothing is heard of the others, whatever becomes of them.
+        _state(node) if found["connected"] or is_this else "unknown",
         format_duration(node["seen"]),
         node["version"],
         node["repos"],

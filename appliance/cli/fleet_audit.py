@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from appliance.cli.output import print_line, say
+from appliance.cli.output import hush, print_line, say
 from appliance.core.errors import GitmirrorError
 from appliance.core.fleet.link import FleetAway
 from appliance.core.fleet.log_check import FleetVerdict, LostEvents, accept_losses, check_log
@@ -88,6 +88,7 @@ def accept(config: Config, stores: Stores) -> LogComparison:
 
 
 def _heads(stores: Stores) -> LogHeads:
+    hush("appliance.core.fleet")
     return LogHeads(stores.database, stores.audit, time.time)
 
 

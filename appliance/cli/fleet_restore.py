@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from appliance.cli.output import print_json, print_line, say
+from appliance.cli.output import hush, print_json, print_line, say
 from appliance.core.units import counted
 
 if TYPE_CHECKING:
@@ -18,11 +18,14 @@ def restore_node(node: Node, name: str, yes: bool, even_if_alive: bool, as_json:
     """Makes the node `name` of the fleet anew in the state directory of `node`. Raises GitmirrorError."""
     from appliance.core.node.from_fleet import restore_from_fleet
 
+    hush("appliance.core.fleet")
     report = restore_from_fleet(name, node.layout, node.config, move_aside=yes, even_if_alive=even_if_alive)
     if as_json:
         print_json(report.document())
         return
     _say_missing(report)
+    if not report.turns and not report.logs:
+        say(f"the fleet has nothing that a node {name} recorded; if that is not the name, restore the right one")
     if node.config.fleet.node_name != name:
         say(f'set node = "{name}" in [fleet] before serve is started, so that it goes on as this node')
     print_line(

@@ -65,6 +65,13 @@ def say_what_is_local(repos: Sequence[Mapping[str, Any]]) -> None:
         say(f"{count} of the source config or allowed: this node's own, not shared with the fleet")
 
 
+def hush(package: str) -> None:
+    """Keeps what a package logs off stderr, where Python writes warnings that nobody takes: the command says it."""
+    import logging
+
+    logging.getLogger(package).addHandler(logging.NullHandler())
+
+
 def ask(question: str) -> bool:
     """Asks a yes-or-no question on stderr; the default answer is no."""
     return click.confirm(escape(question), default=False, err=True)

@@ -49,7 +49,8 @@ def sessions(
 ) -> None:
     """List agent sessions, newest first.
 
-    P is a path from the top of the repository; it is no pattern. TEXT is found in upper and in lower case.
+    In a fleet, these are the sessions of all nodes; NODE took the last turn. P is a path from the top of the
+    repository; it is no pattern. TEXT is found in upper and in lower case.
 
     \b
     Examples:
@@ -60,11 +61,16 @@ def sessions(
     if as_json:
         print_json(found)
         return
-    headers = ("SESSION", "REPOSITORY", "TURNS", "COMMITS", "FILES", "+", "-", "BASE", "LAST", "CLIENT", "GUEST", "")
+    is_shared = any(s["node"] for s in found)
+    nodes = ["NODE"] if is_shared else []
+    headers = (
+        "SESSION", "REPOSITORY", "TURNS", "COMMITS", "FILES", "+", "-", "BASE", "LAST", *nodes, "CLIENT", "GUEST", "",
+    )  # fmt: skip
     rows = [
         (
             s["session"], s["repo"], s["turns"], s["commits"], s["files_changed"], s["insertions"], s["deletions"],
-            (s["base"] or "unrelated")[:12], s["last_at"], s["client"], s["guest"], "kept" if s["kept"] else "",
+            (s["base"] or "unrelated")[:12], s["last_at"], *([s["node"]] if is_shared else []), s["client"], s["guest"],
+            "kept" if s["kept"] else "",
         )
         for s in found
     ]  # fmt: skip
@@ -297,7 +303,7 @@ def bundle(options: Options, repo: str, name: str, turn: int | None, output: Pat
 @click.option("--off", is_flag=True, help="Let retention apply to the session again.")
 @pass_options
 def keep(options: Options, repo: str, name: str, off: bool) -> None:
-    """Exempt a session from retention.
+    """Exempt a session from retention, on every node of a fleet.
 
     \b
     Example:
@@ -315,7 +321,7 @@ def keep(options: Options, repo: str, name: str, off: bool) -> None:
 def drop(options: Options, repo: str, name: str, yes: bool) -> None:
     """Delete a session now.
 
-    Deletes its ref and its turns. The audit log keeps its rows.
+    Deletes its ref and its turns, on every node of a fleet. The audit log keeps its rows.
 
     \b
     Example:

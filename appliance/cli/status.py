@@ -63,6 +63,8 @@ def _print_status(found: dict[str, Any]) -> None:
         print_line("  " + "  ".join(listeners))
     else:
         print_line(f"gitmirror {found['version']}: serve is not running; this is the last state in the database")
+    if found["serving"] and found.get("fleet"):
+        print_line(f"  {_fleet(found['fleet'])}")
     if found.get("backup") and found["backup"]["at"]:
         backup = found["backup"]
         print_line(f"  last backup {backup['at']} ({format_duration(backup['age'])} ago) to {backup['to']}")
@@ -99,6 +101,12 @@ def _print_status(found: dict[str, Any]) -> None:
                 print_line(f"  no scheduled refresh before {repo['retry_at']}, because the upstream asked to wait")
         if repo.get("hint"):
             print_line(f"  what to do: {repo['hint']}")
+
+
+def _fleet(fleet: Mapping[str, Any]) -> str:
+    waits = sum(fleet["waiting"].values())
+    is_up = "connected" if fleet["connected"] else "not connected"
+    return f"fleet {fleet['name']}, as {fleet['node']}: {is_up}{f'; {waits:,} to go out' if waits else ''}"
 
 
 @click.command()

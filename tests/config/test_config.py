@@ -196,6 +196,13 @@ def test_bad_toml_names_the_file_and_the_place(text: str) -> None:
     assert "not valid TOML" in refusal(text).message
 
 
+def test_a_section_that_is_there_twice_says_where_the_lines_belong() -> None:
+    """The file that `install` writes has every section, so lines that are appended with theirs repeat it."""
+    error = refusal('[fleet]\n# servers = []\n\n[fleet]\nservers = ["nats://a:4222"]\n')
+    assert "twice" in error.message
+    assert error.hint == "[fleet] is there already: write your lines below that line"
+
+
 @pytest.mark.parametrize("text", ["serve = 1", "serve = []", "repos = {}", 'repos = "https://h/a/b"', "repos = [1]"])
 def test_a_section_of_the_wrong_shape_says_how_to_write_it(text: str) -> None:
     """A table where a list belongs, and the other way round."""

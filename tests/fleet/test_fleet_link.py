@@ -11,7 +11,10 @@ from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 from nats.js.errors import KeyNotFoundError
 
+from appliance.core.config.fleet import FleetConfig
 from appliance.core.fleet import link as link_module
+from appliance.core.fleet.client import connect
+from appliance.core.fleet.credentials import read_access
 from appliance.core.fleet.link import FleetAway
 from tests.support.links import a_link, running, until
 from tests.support.nats import NatsCluster, free_port
@@ -316,3 +319,24 @@ def test_a_cluster_loses_a_server_then_its_quorum_and_gets_it_back(
 
         asyncio.run(work())
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_a_stop_at_any_moment_of_connecting_leaves_no_task(module_nats: NatsCluster) -> None:
+    """asyncio complains in the log of what is pending when `serve` ends."""
+    access = read_access(FleetConfig())
+
+    async def work() -> None:
+        for steps in range(0, 400, 10):
+            connecting = asyncio.create_task(connect(module_nats.urls[0], access, on_error=print))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await asyncio.sleep(steps / 40000)
+            connecting.cancel()
+            await asyncio.wait((connecting,))
+            if not connecting.cancelled() and connecting.exception() is None:
+                return
+            await until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, 1)
+        pytest.fail("it never connected")
+
+    asyncio.run(work())

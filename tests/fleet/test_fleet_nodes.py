@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from appliance.core.config.settings import Config
+from appliance.core.errors import Conflict, NotFound
 from appliance.core.fleet import nodes as nodes_module
 from appliance.core.fleet.addresses import is_local, own_url
-from appliance.core.fleet.nodes import Described, Nodes
+from appliance.core.fleet.nodes import ALIVE, Described, Nodes
 from tests.support.links import a_link, running, until
 from tests.support.nats import NatsCluster
 
@@ -55,6 +56,31 @@ def test_an_address_of_loopback_counts_on_the_same_machine_only(module_nats: Nat
             assert here.url_of("beside") == "git://127.0.0.1:9418"
             assert here.url_of("away") is here.url_of("nobody") is here.url_of("odd") is None
             assert here.url_of("public") == "git://node-4:9418"
+
+    asyncio.run(meet())
+
+
+def test_a_node_that_is_gone_is_forgotten_by_all_until_it_is_back(module_nats: NatsCluster) -> None:
+    async def meet() -> None:
+        one, other = (a_node(module_nats, name, "forget") for name in ("one", "other"))
+        gone = a_node(module_nats, "gone.for-good", "forget")
+        async with at_work(one, other):
+            async with at_work(gone):
+                await until(lambda: len(one.names()) == len(other.names()) == 3)
+            with pytest.raises(Conflict, match=r"gone\.for-good is alive"):
+                await one.forget("gone.for-good")
+            with pytest.raises(Conflict):
+                await one.forget("one")
+            with pytest.raises(NotFound):
+                await one.forget("nobody")
+            one._known["gone.for-good"].changed_at -= ALIVE
+            await one.forget("gone.for-good")
+            await until(lambda: one.names() == other.names() == ["one", "other"])
+            new = a_node(module_nats, "new", "forget")
+            async with at_work(new):
+                await until(lambda: new.names() == ["new", "one", "other"])
+            async with at_work(a_node(module_nats, "gone.for-good", "forget")):
+                await until(lambda: "gone.for-good" in one.names() and "gone.for-good" in other.names())
 
     asyncio.run(meet())
 

@@ -68,7 +68,7 @@ def test_a_try_that_was_cut_off_leaves_nothing(tmp_path: Path, module_nats: Nats
         async def fail(*_: object) -> None:
             raise FleetAway("cut off")
 
-        shelf._publish_entry = fail  # type: ignore[method-assign]
+        shelf._publish_entry = fail  # type: ignore[method-assign, assignment]
         with pytest.raises(FleetAway):
             await shelf.put("one", tmp_path / "cut")
         del shelf._publish_entry

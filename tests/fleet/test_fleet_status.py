@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,12 @@ def test_the_life_of_a_fleet(tmp_path: Path, nats: NatsCluster) -> None:
         nats.servers[0].stop()
         wait_until(lambda: "Connection refused" in str(fleet_of(a)["trouble"]), timeout=10, message="the loss is told")
         done = a.here("fleet", "status", codes=(3,))
-        assert "not connected" in done and "start nats-server there" in done
+        assert "not connected" in done and done.count("start nats-server there") == 1
+        assert re.search(r"^b +unknown ", done, re.M) and re.search(r"^a \(this\) +alive ", done, re.M)
+        assert "  fleet default, as a: not connected\n" in a.here("status", codes=(0,))
         status = json.loads(a.here("status", "--json", codes=(0,)))
-        assert any("the fleet default" in warning for warning in status["warnings"])
+        assert [warning for warning in status["warnings"] if "refused" in warning and "the fleet default" in warning]
+        assert len([warning for warning in status["warnings"] if "Connection refused" in warning]) == 1
         assert "gitmirror_fleet_connected 0.0" in metrics_of(a)
         assert "FAIL  fleet" in a.here("doctor", codes=(0, 3))
 
@@ -81,3 +85,8 @@ def test_a_node_that_is_gone_is_told_of(tmp_path: Path, nats: NatsCluster) -> No
         wait_until(lambda: not fleet_of(nodes["a"])["nodes"][1]["alive"], timeout=40, message="b is gone")
         assert "gone" in nodes["a"].here("fleet", "status", codes=(3,))
         assert "b said nothing for 30 s" in nodes["a"].here("doctor", codes=(0, 3))
+        assert "b is forgotten" in nodes["a"].here("fleet", "forget", "b")
+        nodes["a"].here("fleet", "forget", "a", codes=(2,))
+        nodes["a"].here("fleet", "forget", "b", codes=(1,))
+        assert "b  " not in nodes["a"].here("fleet", "status", codes=(0,))
+        assert "ok    fleet: default, as a: 1 node" in nodes["a"].here("doctor", codes=(0, 3))

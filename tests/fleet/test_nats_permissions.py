@@ -14,6 +14,7 @@ from nats.js.api import StreamConfig
 
 from appliance.core.fleet.names import FleetNames
 from tests.conftest import WIDGETS
+from tests.support.fleet_users import fleet_of
 from tests.support.gitutil import commit_files, git, wait_until
 from tests.support.nats import WHY_NOT, NatsCluster
 from tests.support.serve import ROOT, Serve
@@ -25,10 +26,11 @@ NAMES = FleetNames("prod")
 
 
 def permissions() -> str:
-    """The lines of the docs."""
-    [block] = re.findall(r"^```\n(gitmirror_node_1 = .*?)^```$", (ROOT / "docs/fleet.md").read_text(), re.M | re.S)
+    """The block of the docs for one node, as node-1 of the fleet `prod`."""
+    page = (ROOT / "docs/fleet.md").read_text()
+    [block] = re.findall(r'^```conf\n(  \{\n    user: "NODE".*?)^```$', page, re.M | re.S)
     assert isinstance(block, str)
-    return block
+    return block.replace("NODE", "node-1").replace("default", "prod")
 
 
 class Account(NatsCluster):
@@ -40,13 +42,10 @@ class Account(NatsCluster):
 
 
 def test_a_node_works_and_speaks_for_no_other(tmp_path: Path, upstream: HttpUpstream) -> None:
-    users = '  { user = "node-1", password = "PASSWORD", permissions = $gitmirror_node_1 }\n'
-    block = permissions()
-    assert users in block
     secret = tmp_path / "nats.secret"
     secret.write_text("node-1:PASSWORD\n")
     secret.chmod(0o600)
-    extra = block.replace(users, users + '  { user = "admin", password = "all" }\n')
+    extra = f'authorization {{ users: [\n{permissions()}  {{ user: "admin", password: "all" }}\n] }}\n'
     with Account(tmp_path / "nats", extra=extra) as nats:
         fleet = {"servers": nats.urls, "name": "prod", "node": "node-1", "credentials_file": str(secret)}
         with Serve(tmp_path / "state", fleet=fleet, refresh={"allow_local": True, "interval": "1s"}) as node:
@@ -60,7 +59,20 @@ def test_a_node_works_and_speaks_for_no_other(tmp_path: Path, upstream: HttpUpst
             def count(stream: str) -> int:
                 return int(nats.ask(lambda context: context.stream_info(stream)).state.messages)
 
+            def waits() -> int:
+                return int(sum(fleet_of(node)["waiting"].values()))
+
             wait_until(lambda: count(NAMES.turns) == 1, timeout=30, message="the turn went out")
+            assert re.search(r"^SESSION .* NODE ", node.cli("sessions").stdout, re.M)
+            node.cli("session", "keep", WIDGETS, "s1")
+            wait_until(lambda: count(NAMES.turns) == 2, timeout=30, message="that it is kept went out")
+            node.cli("session", "drop", WIDGETS, "s1", "--yes")
+            # The end is told, and its row and its bundle are gone.
+            wait_until(lambda: not waits() and count(NAMES.turns) == 2, timeout=30, message="the session ended")
+            wait_until(lambda: not count(f"OBJ_{NAMES.objects}"), timeout=30, message="its bundle is deleted")
+            mark = f"$KV.{NAMES.nodes}.forgotten.node-9"
+            nats.ask(lambda context: context.publish(mark, b"x"), user="node-1", password="PASSWORD")
+            assert fleet_of(node)["trouble"] is None
             assert node.terminate() == 0
             assert count(NAMES.heads) >= 1 and count(f"KV_{NAMES.registry}") == 1
             assert json.loads(node.cli("audit", "verify", "--fleet", "--json").stdout)["fleet"]["lost"] == []
@@ -83,6 +95,22 @@ def test_a_node_works_and_speaks_for_no_other(tmp_path: Path, upstream: HttpUpst
             with pytest.raises(Exception, match="timeout"):
                 nats.ask(attempt, user="node-1", password="PASSWORD")
         assert count_all(nats) == before
+
+
+def test_a_node_that_may_not_change_streams_can_still_join(tmp_path: Path) -> None:
+    """NATS answers nothing to what is forbidden, so the change of the replicas ends by its deadline."""
+    secret = tmp_path / "nats.secret"
+    secret.write_text("node-1:PASSWORD\n")
+    secret.chmod(0o600)
+    users = f'authorization {{ users: [\n{permissions()}  {{ user: "admin", password: "all" }}\n] }}\n'
+    with Account(tmp_path / "nats", 3, extra=users) as nats:
+        fleet = {"servers": nats.urls, "name": "prod", "node": "node-1", "credentials_file": str(secret)}
+        for replicas in (1, 3):
+            with Serve(tmp_path / "state", fleet=fleet | {"replicas": replicas}) as node:
+                node.start()
+                wait_until(lambda node=node: fleet_of(node)["connected"], timeout=60, message="it joined")  # type: ignore[misc]
+                warnings = fleet_of(node)["warnings"]
+        assert any("stored 1 times" in warning and "may not change it" in warning for warning in warnings), warnings
 
 
 def count_all(nats: NatsCluster) -> dict[str, int]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from appliance.cli.fleet_restore import restore_node
 from appliance.core.errors import Conflict, GitmirrorError, UsageError
 from appliance.core.fleet.log_check import check_log
 from appliance.core.fleet.messages import SessionEnd, SessionKept, TurnAttached
@@ -146,6 +148,14 @@ def test_nothing_to_restore_is_a_node_with_an_empty_past(gone: GoneNode) -> None
     assert (report.repositories, report.turns) == (1, 0)
     with gone.stores() as stores:
         assert stores.audit.verify().broken is None
+
+
+def test_a_name_that_no_node_had_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may be a slip; a node that recorded nothing is restored the same way."""
+    made = from_fleet.FleetRestoreReport("nodd-1", "/state", repositories=2)
+    monkeypatch.setattr(from_fleet, "restore_from_fleet", lambda *_, **options: made)
+    restore_node(Mock(), "nodd-1", yes=False, even_if_alive=False, as_json=False)
+    assert "the fleet has nothing that a node nodd-1 recorded" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from appliance.core.events.facts import (
     RepoEvent,
     TurnRecorded,
 )
+from appliance.core.events.fleet_facts import TOLD_IN_A_FLEET, SessionShared, TurnsArrived
 from appliance.core.models import (
     HeadChange,
     Health,
@@ -174,6 +175,11 @@ EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
             "guest": None,
         },
     ),
+    (
+        SessionShared(at=AT, repo=REPO, session="s", nodes=("a", "b"), node="b", commit=NEW, continues=True),
+        {"session": "s", "nodes": ["a", "b"], "node": "b", "commit": NEW, "continues": True},
+    ),
+    (TurnsArrived(at=AT, repo=REPO, sessions=("s",)), {"sessions": ["s"]}),
 ]
 """One event of each kind, and its document without `at` and `repo`."""
 
@@ -190,7 +196,7 @@ def test_the_document_of_an_event(event: Event, document: dict[str, Any]) -> Non
 
 
 def test_every_kind_has_an_example() -> None:
-    assert [type(event) for event, _ in EXAMPLES] == list(TOLD)
+    assert [type(event) for event, _ in EXAMPLES] == [*TOLD, *TOLD_IN_A_FLEET]
 
 
 def test_an_event_names_a_bounded_number_of_refs() -> None:

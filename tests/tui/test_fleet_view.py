@@ -50,14 +50,18 @@ def test_many_nodes_are_counted() -> None:
 
 def test_a_fleet_that_is_away() -> None:
     assert text(FLEET | {"connected": False, "trouble": "x"})[0].startswith(" ▲ fleet  default")
-    assert "not connected" in text(FLEET | {"connected": False, "trouble": "x"})[0]
+    lines = text(FLEET | {"connected": False, "trouble": "x"})
+    assert "not connected" in lines[0]
+    # It is this node that hears nothing.
+    assert "last heard" in lines[1] and not any("silent" in line for line in lines)
 
 
 def test_a_node_alone_has_no_line_and_no_column() -> None:
     assert text(None) == text(FLEET | {"servers": []}) == []
     columns = SessionColumns(lambda: 0.0, SessionList(None))
     assert "NODE" not in [column.title for column in columns.all()]
-    assert "NODE" in [column.title for column in columns.all(with_node=True)]
+    [node] = [column for column in columns.all(with_node=True) if column.title == "NODE"]
+    assert node.tail, "node-1 and node-2 look the same without their end"
 
 
 @pytest.mark.slow

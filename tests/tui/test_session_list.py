@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -46,3 +47,9 @@ def test_a_session_that_ended_between_the_reads_of_rows_and_total_goes() -> None
     assert [each.name for each in sessions.rows] == ["kept"]
     assert not sessions.take(SessionsRead(None, [row("kept")], 1), context, view)
     assert asked == ["sessions all "]
+
+
+def test_a_filter_finds_the_sessions_of_a_node() -> None:
+    sessions = SessionList(None)
+    sessions.rows = [replace(row("here"), node="node-1"), replace(row("there"), node="node-2"), row("alone")]
+    assert [each.name for each in sessions.matching("node-2")] == ["there"]

@@ -1,10 +1,10 @@
-"""The route about the fleet that this node belongs to."""
+"""The routes about the fleet that this node belongs to."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from appliance.core.api import schemas
+from appliance.core.api import problem, schemas
 from appliance.core.api.declaration import Answer, Call, Operation, Scope
 from appliance.core.api.operations import NodeOperations
 
@@ -26,7 +26,17 @@ class FleetRoutes:
                 "`seen` how many seconds ago it did, `behind` how many of its repositories are stale, failing or "
                 "damaged, and `turns_behind` how many messages about recordings it has yet to read.",
             ),
+            Operation(
+                "DELETE", "/v1/fleet/nodes/{node}", "forget-node", "Forget a node that is gone for good",
+                Scope.OPERATE, self._forget, {200: Answer("The fleet without it.", schemas.FLEET)},
+                (problem.NOT_FOUND, problem.CONFLICT, problem.FAILED),
+                details="Every node of the fleet forgets it. What it recorded stays. A node that is alive is refused, "
+                "and one that comes back is there again.",
+            ),
         ]  # fmt: skip
+
+    async def _forget(self, call: Call) -> Any:
+        return await self._node.forget_node(call.path["node"])
 
     async def _fleet(self, call: Call) -> Any:
         return await self._node.fleet()

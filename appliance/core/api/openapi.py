@@ -41,6 +41,7 @@ PATH_PARAMETERS = {
     "id": ("The number of the token.", "1"),
     "disk": ("The id of the lease.", "1f0c2a9b"),
     "guest": ("The name of the guest.", "vm-7"),
+    "node": ("The name of the node.", "node-3"),
     "name": ("The name.", "builder-7"),
     "turn": ("The number of the turn, from 1.", "1"),
     "attachment": ("The name of the attachment.", "transcript.json"),

@@ -29,6 +29,10 @@ class NodeOperations(Protocol):
         """The fleet of this node, and what waits to go out to it."""
         ...
 
+    async def forget_node(self, node: str) -> dict[str, Any]:
+        """Has the fleet forget a node that is gone for good. Raises NotFound, Conflict."""
+        ...
+
     async def pulse(self) -> dict[str, Any]:
         """What only a running `serve` knows, without the repositories, so that it can be read every second."""
         ...

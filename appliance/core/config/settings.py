@@ -291,7 +291,9 @@ def parse_config(text: str, path: Path) -> Config:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from None
+        twice = re.match(r"Cannot declare \('(\w+)',\) twice", str(error))
+        hint = f"[{twice[1]}] is there already: write your lines below that line" if twice else ""
+        raise UsageError(f"{path} is not valid TOML: {error}", hint=hint) from None
     _refuse_unknown(path, "", document, [*SECTIONS, "repos", "credentials", "allow"])
     sections = {key: _section(path, key, SECTIONS[key], value) for key, value in document.items() if key in SECTIONS}
     repos = _tables(path, "repos", RepoConfig, document)

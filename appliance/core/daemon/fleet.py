@@ -12,7 +12,7 @@ from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.daemon.state import ServeState
 from appliance.core.errors import GitmirrorError
 from appliance.core.events.bus import EventBus
-from appliance.core.events.facts import RegistryChanged
+from appliance.core.events.facts import RegistryChanged, SessionsEnded
 from appliance.core.fleet.addresses import own_url
 from appliance.core.fleet.clock import FleetClock
 from appliance.core.fleet.heads import HeadPublisher
@@ -105,7 +105,11 @@ def compose_fleet(
     def forget(event: RegistryChanged) -> None:
         desk.forget(event.gone)
 
+    def announce(event: SessionsEnded) -> None:
+        parts.sender.wake()
+
     bus.subscribe(RegistryChanged, forget)
+    bus.subscribe(SessionsEnded, announce)
     parts.report.add_warnings(shared.complaints, lambda: [parts.sender.trouble()])
     incoming = Incoming(
         parts.link, stores.fleet_turns, recording.ended,

@@ -85,6 +85,10 @@ class Operations:
         """The document of `fleet status --json`."""
         return await self.status_of.fleet.full()
 
+    async def forget_node(self, node: str) -> dict[str, Any]:
+        """Has the fleet forget a node that is gone for good. Raises NotFound, Conflict, GitmirrorError."""
+        return await self.status_of.fleet.forget(node)
+
     async def pulse(self) -> dict[str, Any]:
         """What only a running `serve` knows, without the repositories."""
         return await self.status_of.pulse() | {"known_guests": self.guests.pulse()}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from appliance.core.events.facts import Document, RepoEvent
+from appliance.core.events.facts import Document, Event, RepoEvent
 
 
 @dataclass(frozen=True, kw_only=True)
 class TurnsArrived(RepoEvent):
-    """Turns of other nodes, or the places of this node's own, changed sessions in the list."""
+    """Turns of other nodes came, or the order of turns is known now."""
 
     names = ("arrived",)
 
@@ -31,6 +31,7 @@ class SessionShared(RepoEvent):
     """In a session in which this node has turns, a turn of one node follows one of another node."""
 
     names = ("session-shared",)
+    goes_out = True
 
     session: str
     nodes: tuple[str, ...]
@@ -49,3 +50,7 @@ class SessionShared(RepoEvent):
             "commit": self.commit,
             "continues": self.continues,
         }
+
+
+TOLD_IN_A_FLEET: tuple[type[Event], ...] = (SessionShared, TurnsArrived)
+"""Every class of event that goes to the event stream of a node in a fleet, beside `facts.TOLD`."""

@@ -24,6 +24,8 @@ from appliance.core.fleet.credentials import ServerAccess
 
 # What it logs, it also reports by `error_cb`, which `link` tells in its own words and once.
 logging.getLogger("nats").setLevel(logging.CRITICAL + 1)
+# asyncio says so whenever a server hangs up, because nats-py begins TLS on a connection that was made without.
+logging.getLogger("asyncio").addFilter(lambda record: "eof_received" not in record.getMessage())
 
 CONNECT = 2.0
 """Seconds that one server may take to answer."""
@@ -50,6 +52,12 @@ class OneServer(Client):
         if initial_connection and self._needs_tls and not info.get("tls_required"):
             raise nats.errors.Error("it offers no TLS")
         await super()._process_info(info, initial_connection)
+
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """What nats-py runs for this connection, which outlives a `close` that did not get far."""
+        own = (self._reading_task, self._ping_interval_task, self._flusher_task, self._reconnection_task)
+        return [task for task in own if task is not None]
 
     def abort(self) -> None:
         """Ends the connection without a word, for a server that answers nobody."""
@@ -92,12 +100,21 @@ async def connect(
             reason: BaseException = failed.result()
         else:
             reason = (connecting.exception() if connecting.done() else None) or TimeoutError()
+    except asyncio.CancelledError:
+        await _give_up(connecting, client)
+        raise
     finally:
         failed.cancel()
-        connecting.add_done_callback(_forget)
-        connecting.cancel()
-    await discard(client)
+    await _give_up(connecting, client)
     raise _explained(reason, access)
+
+
+async def _give_up(connecting: asyncio.Task[None], client: OneServer) -> None:
+    connecting.add_done_callback(_forget)
+    connecting.cancel()
+    # It may have begun tasks of the connection until it ends.
+    await asyncio.wait((connecting,), timeout=0.5)
+    await discard(client)
 
 
 async def discard(client: OneServer) -> None:
@@ -108,6 +125,8 @@ async def discard(client: OneServer) -> None:
     await asyncio.wait((closing,), timeout=0.5)
     closing.cancel()
     client.abort()
+    for task in client.tasks:
+        task.cancel()
 
 
 def _forget(task: asyncio.Task[None]) -> None:

@@ -215,7 +215,7 @@ async def visiting(link: FleetLink, seconds: float = 2 * CALL) -> AsyncIterator[
         except TimeoutError:
             raise FleetAway(
                 f"the fleet {link.config.name} cannot be reached: {link.trouble}",
-                hint=f"check that {', '.join(link.config.servers)} answers, and the credentials in [fleet]",
+                hint="run it again once `fleet status` says that this node is connected",
             ) from None
         yield link
     finally:

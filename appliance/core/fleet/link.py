@@ -322,7 +322,10 @@ def _in_one(error: GitmirrorError) -> str:
 
 def _all_failed(failures: dict[str, Any]) -> str:
     """`nats://a:4222: Connection refused; nats://b:4222: ... (what to do)`."""
-    said = [f"{url}: {error.message}" for url, error in list(failures.items())[:MOST_NAMED]]
+    urls: dict[str, list[str]] = {}
+    for url, error in list(failures.items())[:MOST_NAMED]:
+        urls.setdefault(error.message, []).append(url)
+    said = [f"{', '.join(those)}: {message}" for message, those in urls.items()]
     more = f"; and {len(failures) - MOST_NAMED} more" if len(failures) > MOST_NAMED else ""
     hints = dict.fromkeys(error.hint for error in failures.values())
     return f"{'; '.join(said)}{more} ({'; '.join(hint for hint in hints if hint)})"

@@ -288,6 +288,21 @@ class LookRequest:
 
 
 @dataclass(frozen=True)
+class NodeForgotten:
+    """An operator of the node `by` forgot `node`: what that one said before this message counts no more."""
+
+    KIND = "forgotten"
+
+    node: str
+    by: str
+
+    def check(self) -> None:
+        """Raises NotOurs."""
+        _require(_NODE, "node", self.node)
+        _require(_NODE, "by", self.by)
+
+
+@dataclass(frozen=True)
 class LogHead:
     """The newest event of a node's audit log. `log` is the hash of its first event, and tells one log from another."""
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from appliance import __version__
-from appliance.core.errors import GitmirrorError
+from appliance.core.errors import Conflict, GitmirrorError, NotFound
 from appliance.core.fleet.addresses import is_local, is_url
 from appliance.core.fleet.link import FleetAway, FleetLink
-from appliance.core.fleet.messages import NodeEntry, NotOurs
+from appliance.core.fleet.messages import NodeEntry, NodeForgotten, NotOurs
 from appliance.core.fleet.names import NODE_SECONDS, key_of
 from appliance.core.fleet.wire import read, write
 from appliance.core.process.cancellable import cancellable
@@ -44,6 +44,9 @@ DEAF = 20.0
 with its server tells nobody."""
 TWIN_SHOWN = 60.0
 """Seconds for which another node of this node's name is told of after it was last heard."""
+
+FORGOTTEN = "forgotten."
+"""What the key of a NodeForgotten begins with; the key of a node has no dot."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -195,6 +198,28 @@ class Nodes:
         if self._own_revision is None:
             self._own_revision = stored.seq
 
+    async def forget(self, node: str) -> None:
+        """Has every node of the fleet forget one that is gone. Raises NotFound, Conflict, FleetAway.
+
+        A mark of its own says so, because a node may write no other node's entry. A node that was forgotten and speaks
+        again is back.
+        """
+        if node not in self.names():
+            raise NotFound(f"the fleet has no node {node!a:.150}", hint="`fleet status` lists its nodes")
+        if node == self._link.node or self.is_alive(node):
+            raise Conflict(
+                f"{node} is alive, and would say so again", hint=f"stop serve on {node}, and try again after 30 s"
+            )
+        key, said = f"{FORGOTTEN}{key_of(node)}", NodeForgotten(node, self._link.node)
+        subject = f"$KV.{self._link.names.nodes}.{key}"
+        stored = await self._link.call(lambda context: context.publish(subject, write(said)))
+        self._forget(node, stored.seq)
+
+    def _forget(self, node: str, revision: int) -> None:
+        known = self._known.get(node)
+        if known is not None and known.revision < revision and node != self._link.node:
+            del self._known[node]
+
     async def _listen(self) -> None:
         while True:
             await self._link.wait_up()
@@ -226,7 +251,11 @@ class Nodes:
                 await self._link.call(lambda _: watcher.stop(), timeout=1)
 
     def _hear(self, stored: KeyValue.Entry) -> None:
+        revision = stored.revision or 0
         try:
+            if stored.key.startswith(FORGOTTEN):
+                self._forget(read(stored.value, NodeForgotten).node, revision)
+                return
             entry = read(stored.value, NodeEntry)
             if key_of(entry.node) != stored.key:
                 raise NotOurs(f"it speaks for {entry.node}")
@@ -237,7 +266,7 @@ class Nodes:
                     "fleet %s: the entry of the node %s is skipped: %s", self._link.names.fleet, stored.key, error
                 )
             return
-        now, revision = self._clock(), stored.revision or 0
+        now = self._clock()
         # nats-py calls it a number and gives a datetime.
         written = cast(datetime, stored.created).timestamp()
         known = self._known.get(entry.node)

@@ -97,9 +97,11 @@ class FleetSender:
         return min((at for repo, at in self._unsent.since.items() if self._may_send(repo)), default=None)
 
     def trouble(self) -> str | None:
-        """Why something waits: that the fleet is away, that it refuses what is sent, or what was set aside."""
-        if self._link.trouble or self._trouble:
-            return self._link.trouble or self._trouble
+        """Why something waits, beside the trouble of the link: what was refused lately, or what was set aside."""
+        if self._link.trouble:
+            return None
+        if self._trouble:
+            return self._trouble
         aside = list(self._aside.reasons().values())
         return f"{len(aside)} set aside, among them {aside[0]}" if aside else None
 

@@ -56,6 +56,11 @@ class FleetReport:
             warnings=self.warnings(),
         )
 
+    async def forget(self, node: str) -> dict[str, Any]:
+        """Has the fleet forget a node that is gone; returns `full`. Raises NotFound, Conflict, FleetAway."""
+        await self._nodes.forget(node)
+        return await self.full()
+
     def short(self) -> dict[str, Any] | None:
         """`fleet` of `status --json`; None for a node alone. What waits is as last counted, a few seconds ago."""
         if not self._link.is_on:

@@ -5,12 +5,18 @@ Imported when a fleet is configured, because it imports nats-py.
 
 from __future__ import annotations
 
+import asyncio
+
+import nats.errors
 from nats.js import JetStreamContext
 from nats.js.api import KeyValueConfig, ObjectStoreConfig, StreamConfig, StreamInfo
 from nats.js.errors import APIError, NotFoundError
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.fleet.names import LEASE_SECONDS, NODE_SECONDS, FleetNames
+
+CHANGE = 1.0
+"""Seconds for which a change of a stream is waited for: there are six streams, and a node waits for all of them."""
 
 
 class NotGitmirrors(GitmirrorError):
@@ -89,7 +95,10 @@ async def _replicate(context: JetStreamContext, info: StreamInfo, replicas: int)
     if info.cluster is not None:
         info.config.num_replicas = replicas
         try:
-            await context.update_stream(info.config)
+            await asyncio.wait_for(context.update_stream(info.config), CHANGE)
+        except (TimeoutError, nats.errors.TimeoutError):
+            # NATS does not answer what a user may not ask for, and the permissions in docs/fleet.md forbid this.
+            why = "nats-server did not answer, so this node's user may not change it; an administrator of NATS may"
         except APIError as error:
             why = error.description or str(error)
         else:

@@ -19,6 +19,7 @@ from appliance.core.fleet.messages import (
     LookRequest,
     News,
     NodeEntry,
+    NodeForgotten,
     NotOurs,
     RepoEntry,
     SessionEnd,
@@ -45,6 +46,7 @@ Message = (
     | News
     | LookRequest
     | LogHead
+    | NodeForgotten
 )
 _Kind = TypeVar("_Kind", bound=Message)
 

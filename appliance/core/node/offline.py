@@ -231,6 +231,10 @@ class OfflineNode:
         """Raises NotServing, because only a running `serve` is connected to the fleet."""
         self._needs_serve()
 
+    def forget_node(self, node: str) -> None:
+        """Raises NotServing, because only a running `serve` is connected to the fleet."""
+        self._needs_serve()
+
     def drop_session(self, repo: str, session: str) -> None:
         """Raises NotServing, because only a running `serve` ends sessions: it may be recording into them."""
         self._needs_serve()

@@ -49,6 +49,10 @@ class RunningNode:
         """The fleet of this node, and what waits to go out to it."""
         return dict(call(self.layout, "GET", "/v1/fleet", timeout=QUICK))
 
+    def forget_node(self, node: str) -> None:
+        """Has the fleet forget a node that is gone for good. Raises NotFound, Conflict, GitmirrorError."""
+        call(self.layout, "DELETE", f"/v1/fleet/nodes/{quote(node, safe='')}")
+
     def repos(self) -> list[dict[str, Any]]:
         """The registry."""
         return list(pages(self.layout, "/v1/repos"))

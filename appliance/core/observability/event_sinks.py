@@ -14,13 +14,14 @@ from typing import Any
 
 from appliance.core.config.settings import EventsConfig
 from appliance.core.events.facts import TOLD
+from appliance.core.events.fleet_facts import TOLD_IN_A_FLEET
 from appliance.core.observability.delivery import STDERR, OutletError, post, write_all
 from appliance.core.observability.event_stream import EventStream, StreamedEvent, Subscription
 from appliance.core.process.children import Child, Children
 
 log = logging.getLogger(__name__)
 
-FOR_PLATFORMS = frozenset(name for kind in TOLD if kind.goes_out for name in kind.names)
+FOR_PLATFORMS = frozenset(name for kind in (*TOLD, *TOLD_IN_A_FLEET) if kind.goes_out for name in kind.names)
 """The names of the events that are passed to platforms."""
 
 RESTART_FIRST, RESTART_MOST = 1.0, 60.0

@@ -32,9 +32,10 @@ def fleet_checks(node: Node, serving: bool) -> list[Check]:
     name, waits = f"{found['name']}, as {found['node']}", in_words(found["waiting"])
     if found["trouble"] or not found["connected"]:
         said = f"{name}: {found['trouble']}{f'; {waits} to go out' if waits else ''}"
-        return [Check("fleet", False, said, "`fleet status` says more")]
+        return [Check("fleet", False, said, "mend what it names, here or on the NATS servers")]
     gone = [each["node"] for each in found["nodes"] if not each["alive"]]
     if gone:
         said = f"{name}: {', '.join(gone)} said nothing for 30 s"
-        return [Check("fleet", False, said, "start serve there; a node that is gone for good is forgotten after a day")]
+        mend = f"start serve there, or if it is gone for good: gitmirror.pyz fleet forget {gone[0]}"
+        return [Check("fleet", False, said, mend)]
     return [Check("fleet", True, f"{name}: {counted(len(found['nodes']), 'node', 'nodes')}")]

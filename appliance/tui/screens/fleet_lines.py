@@ -27,7 +27,7 @@ def fleet_lines(fleet: Mapping[str, Any] | None) -> list[Line]:
     lines: list[Line] = [(state, right)]
     shown = sorted(nodes, key=lambda node: (_tone(node) == "", node["node"]))[:MOST_NODES]
     width = max((len(plain(node["node"])) for node in shown), default=0)
-    lines += [_node(node, width) for node in shown]
+    lines += [_node(node, width, fleet["connected"]) for node in shown]
     if len(nodes) > len(shown):
         lines.append((cell(f"          and {len(nodes) - len(shown):,} more; `fleet status` lists them", "dim"), ()))
     return lines
@@ -37,8 +37,12 @@ def _tone(node: Mapping[str, Any]) -> str:
     return "bad" if not node["alive"] else "warn" if node["behind"] or node["turns_behind"] else ""
 
 
-def _node(node: Mapping[str, Any], width: int) -> Line:
-    if not node["alive"]:
+def _node(node: Mapping[str, Any], width: int, is_up: bool) -> Line:
+    tone = _tone(node)
+    if not node["alive"] and not is_up:
+        # Without a connection, nothing is heard of it, whatever becomes of it.
+        told, tone = f"last heard {span(node['seen'])} ago", ""
+    elif not node["alive"]:
         told = f"silent for {span(node['seen'])}"
     else:
         lag = "" if node["lag"] is None else f", lag {span(node['lag'])}"
@@ -50,5 +54,5 @@ def _node(node: Mapping[str, Any], width: int) -> Line:
         if node["waiting"]:
             told += f", {node['waiting']:,} to send"
     name = plain(node["node"])
-    left: Cell = (f"          {name:<{width}}  ", ""), (told, _tone(node) or "dim")
+    left: Cell = (f"          {name:<{width}}  ", ""), (told, tone or "dim")
     return left, cell(f"{plain(node['version'])} ", "dim")

@@ -72,7 +72,7 @@ class SessionList:
         self._marks = []
 
     def matching(self, words: str) -> list[SessionRow]:
-        """Returns the sessions that contain all the words in their name, repository, client, guest or subject.
+        """Returns the sessions that contain all the words in their name, repository, client, guest, node or subject.
 
         The word `guest:NAME` stands for those whose last turn is of exactly that known guest.
         """
@@ -83,4 +83,4 @@ class SessionList:
 
 
 def _text(row: SessionRow) -> str:
-    return f"{row.name} {row.repo} {row.client} {row.guest or ''} {row.subject}".lower()
+    return f"{row.name} {row.repo} {row.client} {row.guest or ''} {row.node or ''} {row.subject}".lower()

@@ -32,7 +32,7 @@ class SessionColumns:
     def all(self, *, with_repo: bool = True, with_node: bool = False) -> list[Column[SessionRow]]:
         """Returns the columns, from left to right; those of a fleet's sessions `with_node`."""
         return [
-            Column("SESSION", self._name, 20, 0, 34, grows=True),
+            Column("SESSION", self._name, 18 if with_node else 20, 0, 34, grows=True),
             *([Column("REPOSITORY", lambda session: cell(session.repo, "dim"), 14, 2, 28)] if with_repo else []),
             Column("TURNS", lambda session: cell(f"{session.turns:,}"), 5, 1, right=True),
             Column("FILES", lambda session: cell(f"{session.files:,}"), 5, 3, right=True),
@@ -42,7 +42,12 @@ class SessionColumns:
             Column("SUBJECT", lambda session: cell(session.subject), 16, 4, 60, grows=True),
             Column("BYTES", lambda session: cell(size(session.bytes), "dim"), 8, 6, right=True),
             Column("CLIENT", lambda session: client_cell(session.client, session.guest), 9, 5, 21),
-            *([Column("NODE", lambda session: cell(session.node or "", "dim"), 5, 2, 20)] if with_node else []),
+            # Names of nodes often differ only at their end.
+            *(
+                [Column("NODE", lambda session: cell(session.node or "", "dim"), 6, 2, 20, tail=True)]
+                if with_node
+                else []
+            ),
             Column("STATE", lambda session: cell(fate(session), "accent"), 10, 7),
         ]
 
