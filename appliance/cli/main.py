@@ -10,6 +10,7 @@ from appliance.cli.api import api
 from appliance.cli.api_tokens import api_token
 from appliance.cli.audit import audit
 from appliance.cli.backup import backup, restore
+from appliance.cli.config import config_group
 from appliance.cli.context import Options
 from appliance.cli.disks import disk, disks
 from appliance.cli.fleet import fleet
@@ -95,6 +96,7 @@ for command in (
     tui,
     egress,
     guest_kit,
+    config_group,
     doctor,
     install,
 ):

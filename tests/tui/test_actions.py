@@ -46,11 +46,18 @@ def test_refresh_says_what_moved(node: Node) -> None:
 
 
 def test_disable_and_enable(node: Node) -> None:
-    """By one key, both ways."""
+    """By one key, both ways; taking a mirror out of service is asked for first."""
 
     async def script(seen: Seen) -> None:
         await seen.shows("● fresh", "● serving")
         await seen.press("d")
+        await seen.shows(f"Disable {WIDGETS}?")
+        await seen.press("enter")
+        await seen.hides(f"Disable {WIDGETS}?")
+        assert repos(node)[WIDGETS]["enabled"]
+        await seen.press("d")
+        await seen.shows(f"Disable {WIDGETS}?")
+        await seen.press("right", "enter")
         await seen.shows("◇ disabled", "neither refreshed nor served")
         assert not repos(node)[WIDGETS]["enabled"]
         await seen.press("d")

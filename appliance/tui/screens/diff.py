@@ -160,6 +160,9 @@ class DiffScreen(SessionActions):
 
     def cannot_read(self, message: ReadFailed) -> None:
         """Shows the error; the commit may be gone with its session."""
+        if not self.has_widgets:
+            # The view was left while the diff was read.
+            return
         self.query_one(DiffView).show([], f"{message.error.message} {message.error.hint}".strip())
         self.files.empty = ""
         self.files.show([])

@@ -16,7 +16,7 @@ REPO_KEYS: list[BindingType] = [
     Binding("r", "refresh", "refresh", tooltip="refresh it now"),
     Binding("a", "add", "add", tooltip="add a repository"),
     Binding("y", "copy_clone", "copy", tooltip="copy the line that clones it"),
-    Binding("d", "switch", "off/on", tooltip="disable or enable it; deletes nothing"),
+    Binding("d", "switch", "off/on", tooltip="disable it, after asking, or enable it again"),
     Binding("D", "remove", "remove", tooltip="remove it, after asking"),
     Binding("R", "refresh_all", "refresh all", show=False, tooltip="refresh every repository now"),
 ]
@@ -41,10 +41,29 @@ class RepoActions(View):
             self._refresh([])
 
     def action_switch(self) -> None:
-        """Disables the repository, or enables it again."""
+        """Disables the repository after asking for confirmation, or enables it again."""
         if not (view := self.chosen) or not self.may_write():
             return
-        name, enabled = view.repo.name, not view.repo.enabled
+        name = view.repo.name
+        if not view.repo.enabled:
+            self._switch(name, enabled=True)
+            return
+
+        def disable(answer: str | None) -> None:
+            if answer and answer != CANCEL:
+                self._switch(name, enabled=False)
+
+        self.context.ask(
+            Ask(
+                f"Disable {name}?",
+                "It is no longer refreshed or served, so its guests get it from the upstream. Nothing is deleted, and "
+                "the same key enables it again.",
+                [("disable", "Disable")],
+            ),
+            disable,
+        )
+
+    def _switch(self, name: str, *, enabled: bool) -> None:
         node = self.context.node
 
         def work() -> str:

@@ -166,6 +166,9 @@ class RepositoryScreen(RepoActions, Marking):
 
     def cannot_read_refs(self, message: ReadFailed) -> None:
         """Shows that there is no mirror to read refs from, the usual reason for the error."""
+        if not self.has_widgets:
+            # The view was left while the refs were read.
+            return
         self.query_one("#refs", Listing).empty = "There is no mirror to read yet."
         self.query_one("#refs", Listing).show([])
 

@@ -1,0 +1,56 @@
+"""A view that is left while something is read for it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.node.queries import NodeQueries
+from appliance.core.node.sessions import Sessions
+from tests.tui.drive import Seen, drive
+from tests.tui.scene import WIDGETS, Scene, build
+from tests.tui.test_guests_view import Make
+
+
+class SlowFailure:
+    """A read that fails once it may."""
+
+    def __init__(self) -> None:
+        self.began, self.may_end = threading.Event(), threading.Event()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Waits, and raises GitmirrorError."""
+        self.began.set()
+        assert self.may_end.wait(60)
+        raise GitmirrorError("there is no mirror")
+
+
+@pytest.mark.parametrize(
+    ("of", "read", "keys"),
+    [(NodeQueries, "refs", ("enter",)), (Sessions, "files", ("2", "enter"))],
+    ids=["repository", "diff"],
+)
+def test_what_fails_after_a_view_was_left_does_no_harm(
+    make_once: Make, monkeypatch: pytest.MonkeyPatch, of: type[Any], read: str, keys: tuple[str, ...]
+) -> None:
+    slow = SlowFailure()
+
+    async def script(seen: Seen) -> None:
+        await seen.shows(WIDGETS)
+        await seen.settled()
+        for key in keys:
+            await seen.press(key)
+            await seen.pilot.pause()
+        await seen.until(slow.began.is_set, "it reads")
+        top = seen.app.screen
+        await seen.press("escape")
+        await seen.until(lambda: seen.app.screen is not top, "the view is left")
+        slow.may_end.set()
+        await seen.settled()
+        await seen.shows("acme/")
+
+    monkeypatch.setattr(of, read, slow)
+    drive(Scene(make_once("scene", build)).app(monkeypatch), script)
