@@ -162,7 +162,7 @@ class RestoredMirrors:
                 self.lost_files.append({"repo": row.repo, "turn": row.id, "name": attached.name, "why": error.message})
 
     async def _again(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Does `work`, again if the fleet does not answer: a lost server costs seconds only. Raises FleetAway."""
+        """Does `work`, and again if the fleet does not answer: a lost server costs seconds only. Raises FleetAway."""
         for left in reversed(range(TRIES)):
             try:
                 return await work()
