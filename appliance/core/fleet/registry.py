@@ -193,18 +193,19 @@ class FleetRegistry:
             # Nodes remove by an entry that says so, so these were deleted by somebody else.
             await asyncio.to_thread(self._store.offer_again, gone)
             self.wake()
-        known, pending = await self._tables()
+        known, pending = await self._tables(*updates)
         for name, remote in updates.items():
             if remote.entry is not None:
                 await self._settle(name, remote, known.get(name), pending.get(name))
         await self._local.finish()
 
-    async def _tables(self) -> tuple[dict[str, KnownEntry], dict[str, Pending]]:
-        return await asyncio.to_thread(lambda: (self._store.known(), self._store.pending()))
+    async def _tables(self, *names: str) -> tuple[dict[str, KnownEntry], dict[str, Pending]]:
+        """What of these names was applied, of all without names, and what waits."""
+        return await asyncio.to_thread(lambda: (self._store.known(*names), self._store.pending()))
 
     async def _take(self, remote: Remote, name: str) -> None:
         """Applies what the bucket has of one name. Raises what applying it raises."""
-        known, pending = await self._tables()
+        known, pending = await self._tables(name)
         await self._decide(name, remote, known.get(name), pending.get(name))
         await self._local.finish()
 
@@ -281,6 +282,7 @@ class FleetRegistry:
         """Does so once; returns whether nothing is left that can go out now. Raises FleetAway, StoreError."""
         async with self._one_at_a_time:
             known, pending = await self._tables()
+            is_quiet = not (self._late or pending)
             for name, remote in list(self._late.items()):
                 await self._settle(name, remote, known.get(name), pending.get(name))
             if self.is_usable:
@@ -288,7 +290,8 @@ class FleetRegistry:
                     remote = await self._bucket.get(name)
                     if not remote.is_foreign:
                         await self._settle(name, remote, known.get(name), waiting)
-            known, pending = await self._tables()
+            if not is_quiet:
+                known, pending = await self._tables()
             ours = {name: each for name, each in known.items() if name not in pending and name not in self._late}
             await self._local.reconsider(ours)
             await self._local.finish()

@@ -130,10 +130,11 @@ class FleetRepoStore:
         self._database = database
         self._clock = clock
 
-    def known(self) -> dict[str, KnownEntry]:
-        """Every entry of the fleet that this node has applied, by name."""
+    def known(self, *names: str) -> dict[str, KnownEntry]:
+        """The entries of these names that this node has applied, by name; without names all."""
+        some, wanted = (" WHERE name IN (SELECT value FROM json_each(?))", [json.dumps(names)]) if names else ("", [])
         with self._database.reading() as connection:
-            found = rows(connection, "SELECT * FROM fleet_repos")
+            found = rows(connection, f"SELECT * FROM fleet_repos{some}", *wanted)
         return {row["name"]: KnownEntry(row["revision"], json.loads(row["document"])) for row in found}
 
     def pending(self) -> dict[str, Pending]:
