@@ -99,6 +99,8 @@ def _state(node: Mapping[str, Any]) -> str:
 
 
 def _print(found: Mapping[str, Any]) -> None:
+    from appliance.core.fleet.report import in_words
+
     if not found["servers"]:
         for line in ALONE.splitlines():
             print_line(line)
@@ -109,8 +111,7 @@ def _print(found: Mapping[str, Any]) -> None:
         f"  {', '.join(found['servers'])}; {counted(found['replicas'], 'replica', 'replicas')}, "
         f"durability {found['durability']}"
     )
-    waiting = ", ".join(f"{kind} {count:,}" for kind, count in found["waiting"].items() if count)
-    print_line(f"  waiting to go out: {waiting or 'nothing'}")
+    print_line(f"  {in_words(found['waiting']) or 'nothing waits'} to go out")
     for warning in [*([found["trouble"]] if found["trouble"] else []), *found["warnings"]]:
         print_line(f"warning: {warning}")
     if found["nodes"]:

@@ -51,7 +51,8 @@ def test_the_life_of_a_fleet(tmp_path: Path, nats: NatsCluster) -> None:
         [_, other] = found["nodes"]
         assert other["alive"] and b.ready is not None and other["url"] == b.ready.git and other["turns_behind"] == 0
         done = a.here("fleet", "status", codes=(0,))
-        assert "fleet default, this node is a: connected" in done and "a (this)" in done
+        assert "fleet default, this node is a: connected\n" in done and "a (this)" in done
+        assert "  nothing waits to go out\n" in done
         short = json.loads(a.here("status", "--json", codes=(0,)))["fleet"]
         assert short == {key: found[key] for key in ("name", "node", "connected", "trouble", "waiting")}
         assert "gitmirror_fleet_connected 1.0" in metrics_of(a) and "gitmirror_fleet_nodes 2.0" in metrics_of(a)

@@ -21,7 +21,7 @@ WORDS = {
     "turns": ("turn", "turns"),
     "attachments": ("attachment", "attachments"),
     "registry": ("change of the registry", "changes of the registry"),
-    "ends": ("end of a session", "ends of sessions"),
+    "ends": ("end or keep of a session", "ends and keeps of sessions"),
 }
 
 
