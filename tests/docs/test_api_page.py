@@ -105,6 +105,9 @@ def test_the_command_of_every_route_works(upstream: HttpUpstream, serve_factory:
         command = commands[name].replace(GITHUB, upstream.url(WIDGETS)).replace(LEASE_ID, lease_id).strip()
         if name == "GET /v1/events":
             command = f"{command} > events.log & until [ -s events.log ]; do sleep 0.1; done; kill $!"
+        if name == "DELETE /v1/fleet/nodes/{node}":
+            # This node is alone, so all that the command can bring is that answer.
+            command = f"{command} | grep 'the fleet has no node'"
         printed = sh(f"{command}\n", tmp_path, serve, **variables)
         assert printed or "> events.log" in command or "-o fix-dns.bundle" in command, name
     wait_until(lambda: not serve.mirror(WIDGETS).exists(), message="the mirror is gone")
