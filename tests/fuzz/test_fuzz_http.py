@@ -8,7 +8,7 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class StandIns:
 
     # Pushes
 
-    async def receive(self, repo: Repo, exchange: Exchange) -> None:
+    async def receive(self, repo: Repo, exchange: Exchange, give_back: Callable[[], None]) -> None:
         """Reads all of it, a piece at a time."""
         size = 0
         while data := await exchange.receive():
