@@ -74,7 +74,9 @@ def compose_fleet_parts(state: ServeState, stores: Stores, mirrors: Mirrors) -> 
     try:
         stores.fleet_turns.join(link.node) if link.is_on else stores.fleet_turns.leave()
     except GitmirrorError as error:
-        log.error("which fleet this node belongs to cannot be noted yet: %s", error.message)
+        # A node alone has nothing to note, and what is wrong with the database is said elsewhere.
+        if link.is_on:
+            log.error("which fleet this node belongs to cannot be noted yet: %s", error.message)
     waiting = Waiting(stores.database, stores.fleet, lambda names: set(filter(state.may_replicate, names)))
     counts = OwnCounts(
         stores.database, stores.health, stores.fleet, waiting, state.known_repos, state.stale_after,
