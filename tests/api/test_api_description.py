@@ -17,6 +17,7 @@ from appliance.core.api.attachment_routes import AttachmentRoutes
 from appliance.core.api.compose import compose_api
 from appliance.core.api.disk_routes import DiskRoutes
 from appliance.core.api.event_routes import EventRoutes
+from appliance.core.api.fleet_routes import FleetRoutes
 from appliance.core.api.guest_routes import KnownGuestRoutes
 from appliance.core.api.mirror_routes import MirrorRoutes
 from appliance.core.api.node_routes import NodeRoutes
@@ -105,6 +106,7 @@ def test_everything_that_is_declared_is_there(document: dict[str, Any]) -> None:
         AttachmentRoutes(nothing, nothing),
         RecordRoutes(nothing, nothing),
         EventRoutes(EventStream()),
+        FleetRoutes(nothing),
     ]
     declared = {(each.method, each.path): each.name for room in rooms for each in room.operations()}
     found = {key: each["operationId"] for key, each in operations(document).items()}
