@@ -11,7 +11,7 @@ from appliance.tui.screens.fleet_lines import fleet_lines
 from appliance.tui.screens.session_list import SessionList
 from appliance.tui.screens.sessions import SessionColumns
 from tests.tui.drive import Seen, drive
-from tests.tui.scene import Scene, build
+from tests.tui.scene import PULSE, Scene, build
 from tests.tui.test_guests_view import Make
 
 
@@ -80,3 +80,15 @@ def test_health_shows_the_nodes(make_once: Make, monkeypatch: pytest.MonkeyPatch
         await seen.shows("default, this node is node-1", "silent for", "4 messages unread", "turns 2 to go out")
 
     drive(app, script)
+
+
+def test_a_question_says_that_the_answer_holds_on_every_node(make_once: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def script(seen: Seen) -> None:
+        await seen.shows("acme/")
+        await seen.press("d")
+        await seen.shows("on every node of the fleet")
+        await seen.press("escape", "D")
+        await seen.shows("Remove ", "on every node of the fleet")
+
+    pulse = PULSE | {"fleet": {"name": "default", "node": "node-1", "connected": True, "trouble": None, "waiting": {}}}
+    drive(Scene(make_once("scene", build), pulse).app(monkeypatch), script)

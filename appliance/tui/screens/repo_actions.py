@@ -56,12 +56,17 @@ class RepoActions(View):
         self.context.ask(
             Ask(
                 f"Disable {name}?",
-                "It is no longer refreshed or served, so its guests get it from the upstream. Nothing is deleted, and "
-                "the same key enables it again.",
+                f"It is no longer refreshed or served{self._where}, so its guests get it from the upstream. Nothing is "
+                "deleted, and the same key enables it again.",
                 [("disable", "Disable")],
             ),
             disable,
         )
+
+    @property
+    def _where(self) -> str:
+        """Where a change of the registry holds, if that is not this node alone."""
+        return " on every node of the fleet" if (self.model.pulse or {}).get("fleet") else ""
 
     def _switch(self, name: str, *, enabled: bool) -> None:
         node = self.context.node
@@ -112,7 +117,8 @@ class RepoActions(View):
         self.context.ask(
             Ask(
                 f"Remove {name}?",
-                f"It is no longer refreshed or served. Its mirror stays on disk unless you delete it too{recorded}.",
+                f"It is no longer refreshed or served{self._where}. Its mirror stays on disk unless you delete it too"
+                f"{recorded}.",
                 [("remove", "Remove"), ("purge", "Remove and delete")],
             ),
             remove,
