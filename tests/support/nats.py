@@ -100,6 +100,13 @@ class NatsServer:
         """Has it answer nobody until `thaw`, with its connections open."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        # What it has begun it may still answer.
+        wait_until(self._is_stopped, timeout=10, message="the server is stopped")
+
+    def _is_stopped(self) -> bool:
+        assert self.process is not None
+        states = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+        return all(stat.read_text().rpartition(")")[2].split()[0] in "TtZX" for stat in states)
 
     def thaw(self) -> None:
         """Ends `freeze`."""

@@ -86,6 +86,8 @@ class Confirmations:
 
     async def withdraw(self, decision: PushDecision, refused: Mapping[str, str]) -> None:
         """Puts the refs in `refused` back to what they were before the push, unless a later push moved them on."""
+        if not refused:
+            return
         mirror = self._mirror_of(decision.repo.name)
         for command in decision.commands:
             if command.ref in refused:
