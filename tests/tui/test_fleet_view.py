@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from appliance.tui.screens.fleet_lines import fleet_lines
+from appliance.tui.screens.fleet_lines import fleet_lines, short_node
 from appliance.tui.screens.session_list import SessionList
 from appliance.tui.screens.sessions import SessionColumns
 from tests.tui.drive import Seen, drive
@@ -39,7 +39,7 @@ def test_what_is_wrong_comes_first() -> None:
     lines = text(FLEET)
     assert lines[0] == " ● fleet  default, this node is node-1"
     assert "node-2" in lines[1] and "silent for" in lines[1]
-    assert "node-3" in lines[2] and "1 of them behind" in lines[2] and "4 messages unread" in lines[2]
+    assert "node-3" in lines[2] and "6 repositories, 1 behind, lag" in lines[2] and "4 messages unread" in lines[2]
     assert "node-1" in lines[3] and "6 repositories, lag" in lines[3]
 
 
@@ -77,7 +77,7 @@ def test_health_shows_the_nodes(make_once: Make, monkeypatch: pytest.MonkeyPatch
 
     async def script(seen: Seen) -> None:
         await seen.press("4")
-        await seen.shows("default, this node is node-1", "silent for", "4 messages unread", "turns 2 to go out")
+        await seen.shows("default, this node is node-1", "silent for", "4 messages unread", "2 to go out")
 
     drive(app, script)
 
@@ -86,9 +86,15 @@ def test_a_question_says_that_the_answer_holds_on_every_node(make_once: Make, mo
     async def script(seen: Seen) -> None:
         await seen.shows("acme/")
         await seen.press("d")
-        await seen.shows("on every node of the fleet")
+        await seen.shows("On every node of the fleet")
         await seen.press("escape", "D")
-        await seen.shows("Remove ", "on every node of the fleet")
+        await seen.shows("Remove ", "On every node of the fleet")
 
     pulse = PULSE | {"fleet": {"name": "default", "node": "node-1", "connected": True, "trouble": None, "waiting": {}}}
     drive(Scene(make_once("scene", build), pulse).app(monkeypatch), script)
+
+
+def test_names_of_hosts_are_told_without_their_domain() -> None:
+    assert [short_node(name) for name in ("node-1.eu.example", "node-1", "10.0.0.1", None)] == [
+        "node-1", "node-1", "10.0.0.1", "",
+    ]  # fmt: skip

@@ -17,13 +17,13 @@ def fleet_lines(fleet: Mapping[str, Any] | None) -> list[Line]:
     if fleet is None or not fleet["servers"]:
         return []
     nodes = fleet["nodes"]
-    waits = ", ".join(f"{kind} {number:,}" for kind, number in fleet["waiting"].items() if number)
+    waits = sum(fleet["waiting"].values())
     is_well = fleet["connected"] and not fleet["trouble"]
     said = f"{plain(fleet['name'])}, this node is {plain(fleet['node'])}"
     state: Cell = (f" {'●' if is_well else '▲'} fleet  ", "good" if is_well else "bad"), (said, "")
     if not is_well:
         state = (*state, (": not connected" if not fleet["connected"] else ": something was refused", "bad"))
-    right = cell(f"{waits} to go out " if waits else f"{count(len(nodes), 'node')} ", "warn" if waits else "")
+    right = cell(f"{waits:,} to go out " if waits else f"{count(len(nodes), 'node')} ", "warn" if waits else "")
     lines: list[Line] = [(state, right)]
     shown = sorted(nodes, key=lambda node: (_tone(node) == "", node["node"]))[:MOST_NODES]
     width = max((len(plain(node["node"])) for node in shown), default=0)
@@ -31,6 +31,12 @@ def fleet_lines(fleet: Mapping[str, Any] | None) -> list[Line]:
     if len(nodes) > len(shown):
         lines.append((cell(f"          and {len(nodes) - len(shown):,} more; `fleet status` lists them", "dim"), ()))
     return lines
+
+
+def short_node(name: str | None) -> str:
+    """The name of a node without the domain that the names of all share; an address is left whole."""
+    first = (name or "").partition(".")[0]
+    return (name or "") if first.isdigit() else first
 
 
 def _tone(node: Mapping[str, Any]) -> str:
@@ -45,10 +51,11 @@ def _node(node: Mapping[str, Any], width: int, is_up: bool) -> Line:
     elif not node["alive"]:
         told = f"silent for {span(node['seen'])}"
     else:
-        lag = "" if node["lag"] is None else f", lag {span(node['lag'])}"
-        told = f"{count(node['repos'], 'repository', 'repositories')}{lag}"
+        told = count(node["repos"], "repository", "repositories")
         if node["behind"]:
-            told += f", {node['behind']:,} of them behind"
+            told += f", {node['behind']:,} behind"
+        if node["lag"] is not None:
+            told += f", lag {span(node['lag'])}"
         if node["turns_behind"]:
             told += f", {count(node['turns_behind'], 'message')} unread"
         if node["waiting"]:

@@ -56,17 +56,17 @@ class RepoActions(View):
         self.context.ask(
             Ask(
                 f"Disable {name}?",
-                f"It is no longer refreshed or served{self._where}, so its guests get it from the upstream. Nothing is "
-                "deleted, and the same key enables it again.",
+                f"{self._it} is no longer refreshed or served, so guests get it from the upstream. Nothing is deleted, "
+                "and the same key enables it again.",
                 [("disable", "Disable")],
             ),
             disable,
         )
 
     @property
-    def _where(self) -> str:
-        """Where a change of the registry holds, if that is not this node alone."""
-        return " on every node of the fleet" if (self.model.pulse or {}).get("fleet") else ""
+    def _it(self) -> str:
+        """What a question is about: in a fleet, a change of the registry holds on every node."""
+        return "On every node of the fleet, it" if (self.model.pulse or {}).get("fleet") else "It"
 
     def _switch(self, name: str, *, enabled: bool) -> None:
         node = self.context.node
@@ -117,7 +117,7 @@ class RepoActions(View):
         self.context.ask(
             Ask(
                 f"Remove {name}?",
-                f"It is no longer refreshed or served{self._where}. Its mirror stays on disk unless you delete it too"
+                f"{self._it} is no longer refreshed or served. Its mirror stays on disk unless you delete it too"
                 f"{recorded}.",
                 [("remove", "Remove"), ("purge", "Remove and delete")],
             ),

@@ -14,6 +14,7 @@ from appliance.tui.data.activity import seconds_of
 from appliance.tui.data.follower import SERVE, TIME
 from appliance.tui.data.messages import SessionsRead, TurnsRead
 from appliance.tui.data.rows import SessionRow
+from appliance.tui.screens.fleet_lines import short_node
 from appliance.tui.screens.marking import MARK, MARK_KEYS, Marking
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
 from appliance.tui.screens.session_list import SessionList
@@ -44,7 +45,7 @@ class SessionColumns:
             Column("CLIENT", lambda session: client_cell(session.client, session.guest), 9, 5, 21),
             # Names of nodes often differ only at their end.
             *(
-                [Column("NODE", lambda session: cell(session.node or "", "dim"), 6, 2, 20, tail=True)]
+                [Column("NODE", lambda session: cell(short_node(session.node), "dim"), 8, 2, 20, tail=True)]
                 if with_node
                 else []
             ),
