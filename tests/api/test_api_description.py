@@ -107,7 +107,6 @@ def test_everything_that_is_declared_is_there(document: dict[str, Any]) -> None:
         RecordRoutes(nothing, nothing),
         FleetRoutes(nothing),
         EventRoutes(EventStream()),
-        FleetRoutes(nothing),
     ]
     declared = {(each.method, each.path): each.name for room in rooms for each in room.operations()}
     found = {key: each["operationId"] for key, each in operations(document).items()}

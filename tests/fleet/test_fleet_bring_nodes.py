@@ -20,9 +20,6 @@ from tests.workspace.web import get
 
 pytestmark = pytest.mark.slow
 
-SOON = 1.0
-"""Seconds in which a session of another node is hydrated."""
-
 
 @pytest.fixture
 def two(tmp_path: Path, nats: NatsCluster, upstream: HttpUpstream) -> Iterator[TestFleet]:
@@ -75,7 +72,6 @@ def test_a_session_goes_on_at_another_node_also_when_its_own_is_gone(two: TestFl
         assert git("rev-parse", "HEAD", cwd=tmp_path / f"b{number}") == turn, hydrated.err
         assert (tmp_path / f"b{number}" / "new.txt").read_text() == f"s{number}"
     print("seconds of session: hydrations:", [round(each, 3) for each in seconds])
-    assert min(seconds) < SOON
     # What goes on here is a turn of the same session.
     place = tmp_path / "b2"
     (place / "more.txt").write_text("more")

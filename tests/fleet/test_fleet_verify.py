@@ -58,7 +58,7 @@ def test_a_log_that_holds_every_head_verifies(book: LogBook) -> None:
     assert (document["events"], document["broken"], document["fleet"]["held"]) == (6, None, 3)
 
 
-@pytest.mark.parametrize("how", [cut_off, make_anew])
+@pytest.mark.parametrize("how", [cut_off, pytest.param(make_anew, marks=pytest.mark.slow)])
 def test_a_log_that_was_cut_off_or_made_anew_is_found(book: LogBook, how: Callable[[LogBook], None]) -> None:
     how(book)
     assert book.serve.here("audit", "verify").startswith(("3 events", "8 events")), "by itself it looks intact"
@@ -81,6 +81,7 @@ def test_a_disk_of_yesterday_is_found(tmp_path: Path, module_nats: NatsCluster) 
     assert (lost["own"], lost["after"], lost["last"]["id"]) == (True, 2, 4)
 
 
+@pytest.mark.slow
 def test_an_empty_disk_is_found(book: LogBook) -> None:
     shutil.rmtree(book.layout.state)
     [lost] = found(book)["lost"]
@@ -104,6 +105,7 @@ def test_an_operator_accepts_a_loss_once(book: LogBook, how: Callable[[LogBook],
     assert len(found(book)["lost"]) == 1
 
 
+@pytest.mark.slow
 def test_a_message_that_is_no_head_is_skipped_and_a_forged_one_is_named(book: LogBook) -> None:
     book.say(b"hello")
     book.say(LogHead("b", "a" * 64, 1, "b" * 64, "2026-11-27T08:00:00Z"))

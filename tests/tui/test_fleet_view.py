@@ -82,6 +82,7 @@ def test_health_shows_the_nodes(make_once: Make, monkeypatch: pytest.MonkeyPatch
     drive(app, script)
 
 
+@pytest.mark.slow
 def test_a_question_says_that_the_answer_holds_on_every_node(make_once: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     async def script(seen: Seen) -> None:
         await seen.shows("acme/")
