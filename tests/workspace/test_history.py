@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from appliance.core.git.command import GitError
 from appliance.core.workspace.history import History
 from tests.git.lab import Lab
 from tests.support.generate import add_commit, copy_repository
@@ -92,3 +94,20 @@ def test_what_a_rewrite_dropped_is_in_no_later_tar(widgets: Builder, tmp_path: P
     assert there == expected(widgets, after)
     assert before not in there and git("hash-object", "--stdin", cwd=guest, input="a password\n") not in there
     fsck(guest)
+
+
+def test_a_mirror_that_cannot_be_read_any_more_is_an_error_of_git(
+    lab: Lab, generated_bare: Path, tmp_path: Path
+) -> None:
+    """It is lost while a snapshot is built: `cat-file` says of a tag that it is missing, and exits with 0."""
+    builder = Builder(lab, copy_repository(generated_bare, tmp_path / "widgets.git"), tmp_path / "snapshots")
+    builder.history = History.FULL
+    git("tag", "-a", "-m", "one", "annotated", "main", cwd=builder.bare)
+    tools, objects = tmp_path / "tools", builder.bare / "objects"
+    tools.mkdir()
+    script = f'case "$*" in *"cat-file --batch"*) mv "{objects}" "{objects}.away" ;; esac'
+    (tools / "git").write_text(f'#!/bin/sh\n{script}\nexec "{shutil.which("git")}" "$@"\n')
+    (tools / "git").chmod(0o755)
+    lab.put_before_git(tools)
+    with pytest.raises(GitError, match="cannot be read from the mirror"):
+        builder.build()

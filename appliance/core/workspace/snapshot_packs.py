@@ -260,15 +260,19 @@ class SnapshotPacks:
         self._kept.tags = wanted
 
     async def _tags_in(self, oids: list[str]) -> list[str]:
-        """The ids of the tags that these tags name."""
+        """The ids of the tags that these tags name. Raises GitError."""
         stdin = "".join(f"{oid}\n" for oid in oids).encode()
         output, at, found = await self._run("cat-file", "--batch", stdin=stdin), 0, []
         while at < len(output):
             end = output.index(b"\n", at)
-            size = int(output[at:end].split()[2])
+            oid, *facts = output[at:end].split()
+            if len(facts) < 2:
+                # "OID missing": the mirror's objects cannot be read any more, and git does not call that an error.
+                raise GitError(f"the tag {oid.decode()} cannot be read from the mirror")
+            size = int(facts[1])
             # "object OID", "type tag" and so on (git-mktag).
             head = output[end + 1 : end + 1 + size].split(b"\n", 2)
-            if head[1] == b"type tag":
+            if head[1:2] == [b"type tag"]:
                 found.append(head[0][7:].decode())
             at = end + size + 2
         return found
