@@ -131,7 +131,7 @@ def restore(
     node = (replace(options, state=state) if state else options).node()
     if node_name is not None:
         if directory is not None or before is not None or only_database:
-            raise UsageError("--from-fleet goes without DIR, --before and --database", hint="give one of both")
+            raise UsageError("--from-fleet goes without DIR, --before and --database", hint="give one or the other")
         restore_node(node, node_name, yes, even_if_alive, as_json)
         return
     if directory is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from appliance.core.fleet.stream_reading import read_stream
 from appliance.core.fleet.wire import Message, read
 from appliance.core.process.cancellable import cancellable
 from appliance.core.store.audit import UNKNOWN
+from appliance.core.store.fleet_turns import FIRST_AWAY
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
@@ -34,9 +36,6 @@ if TYPE_CHECKING:
 
 Said = TurnRow | TurnAttached | SessionEnd | SessionKept
 _SAID: tuple[type[Said], ...] = (TurnRow, TurnAttached, SessionEnd, SessionKept)
-
-HIGHEST_ID = 10**15
-"""Turns that a node took have smaller ids; those that others took have ids from here on."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class Ledger:
     every: dict[tuple[str, str], TurnRow] = field(default_factory=dict)
     skipped: int = 0
     _seen: set[str] = field(default_factory=set)
+    _of_session: defaultdict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, seq: int, message: Message) -> None:
         """Adds the next message of the stream. The first row of a turn counts."""
@@ -67,6 +67,7 @@ class Ledger:
             if message.uid not in self._seen:
                 self._seen.add(message.uid)
                 self.turns[message.uid] = PlacedTurn(seq, message)
+                self._of_session[message.repo, message.session].append(message.uid)
                 if message.client == UNKNOWN:
                     self.kept.add((message.repo, message.session))
         elif isinstance(message, TurnAttached) and message.uid in self.turns:
@@ -81,7 +82,7 @@ class Ledger:
         found, ids = [], set[int]()
         for placed in self.turns.values():
             row = placed.row
-            if row.node == node and 0 < row.id < HIGHEST_ID and row.id not in ids:
+            if row.node == node and 0 < row.id < FIRST_AWAY and row.id not in ids:
                 ids.add(row.id)
                 found.append(placed)
         return found
@@ -95,14 +96,17 @@ class Ledger:
     def _end(self, end: SessionEnd) -> None:
         self._seen.update(end.uids)
         of_session = (end.repo, end.session)
-        for uid, placed in list(self.turns.items()):
-            is_named = placed.seq <= end.upto or uid in end.uids
-            if is_named and (placed.row.repo, placed.row.session) == of_session:
+        named, left = set(end.uids), []
+        for uid in self._of_session.pop(of_session, ()):
+            if self.turns[uid].seq <= end.upto or uid in named:
                 del self.turns[uid]
+            else:
+                left.append(uid)
         # Whatever is left is a new session, as on every node.
         self.kept.discard(of_session)
-        left = [each.row for each in self.turns.values() if (each.row.repo, each.row.session) == of_session]
-        if any(row.client == UNKNOWN for row in left):
+        if left:
+            self._of_session[of_session] = left
+        if any(self.turns[uid].row.client == UNKNOWN for uid in left):
             self.kept.add(of_session)
 
 

@@ -58,7 +58,7 @@ _KINDS: tuple[type[Kind], ...] = (TurnRow, TurnAttached, SessionEnd, SessionKept
 
 
 class Incoming:
-    """Applies the stream to `store`. `repo_of` finds a registered repository; `changed` is called after each batch."""
+    """Applies the stream to `store`. `repo_of` finds a registered repository; `publish` tells what a batch changed."""
 
     def __init__(
         self,
@@ -75,7 +75,6 @@ class Incoming:
         self._publish = publish
         self._endurance = Endurance(log, "reading the fleet's turns")
         self._skipped: set[str] = set()
-        self._moved = asyncio.Condition()
         self._clean = asyncio.Event()
         self.position = 0
         """How far the stream was read."""
@@ -87,11 +86,6 @@ class Incoming:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read())
             tasks.create_task(self._keep_clean())
-
-    async def wait_for(self, seq: int) -> None:
-        """Waits until the stream was read up to `seq`."""
-        async with self._moved:
-            await self._moved.wait_for(lambda: self.position >= seq)
 
     async def _read(self) -> None:
         import nats.errors
@@ -198,9 +192,7 @@ class Incoming:
         if not arrived:
             return
         applied = await asyncio.to_thread(self._store.apply, arrived)
-        async with self._moved:
-            self.position = arrived[-1].seq
-            self._moved.notify_all()
+        self.position = arrived[-1].seq
         self._tell(applied)
         if applied.ended:
             self._clean.set()

@@ -223,9 +223,7 @@ class LeaseEntry:
 
     def check(self) -> None:
         """Raises NotOurs."""
-        _require(_NODE, "node", self.node)
-        if not is_repo_name(self.repo):
-            raise NotOurs("repo is not OWNER/REPO")
+        _of_repo(self.node, self.repo)
 
 
 @dataclass(frozen=True)
@@ -254,10 +252,8 @@ class News:
 
     def check(self) -> None:
         """Raises NotOurs."""
-        _require(_NODE, "node", self.node)
+        _of_repo(self.node, self.repo)
         _require(_HASH, "digest", self.digest, absent=True)
-        if not is_repo_name(self.repo):
-            raise NotOurs("repo is not OWNER/REPO")
         for name in ("age", "next", "retry_after"):
             if not 0 <= (getattr(self, name) or 0.0) < LONGEST:
                 raise NotOurs(f"{name} is out of range")
@@ -280,9 +276,7 @@ class LookRequest:
 
     def check(self) -> None:
         """Raises NotOurs."""
-        _require(_NODE, "node", self.node)
-        if not is_repo_name(self.repo):
-            raise NotOurs("repo is not OWNER/REPO")
+        _of_repo(self.node, self.repo)
         if not 0 <= self.age < LONGEST:
             raise NotOurs("age is out of range")
 
@@ -322,10 +316,14 @@ class LogHead:
         _require(_TIME, "at", self.at)
 
 
-def _of_turn(node: str, repo: str, session: str) -> None:
+def _of_repo(node: str, repo: str) -> None:
     _require(_NODE, "node", node)
     if not is_repo_name(repo):
         raise NotOurs("repo is not OWNER/REPO")
+
+
+def _of_turn(node: str, repo: str, session: str) -> None:
+    _of_repo(node, repo)
     if session_of(f"{AGENTS}{session}") is None:
         raise NotOurs("session is no session's name")
 

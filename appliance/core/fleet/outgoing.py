@@ -92,10 +92,6 @@ class FleetSender:
             "ends": self._ends,
         }
 
-    def waiting_since(self) -> str | None:
-        """When the oldest turn that waits was recorded, in RFC 3339."""
-        return min((at for repo, at in self._unsent.since.items() if self._may_send(repo)), default=None)
-
     def trouble(self) -> str | None:
         """Why something waits, beside the trouble of the link: what was refused lately, or what was set aside."""
         if self._link.trouble:

@@ -19,8 +19,9 @@ from appliance.core.backup.restoring import move_aside_entries, put_in_place, us
 from appliance.core.backup.scratch import side_by_side
 from appliance.core.config.settings import Config
 from appliance.core.errors import Conflict, GitmirrorError, UsageError
-from appliance.core.fleet.estate import HIGHEST_ID, Estate, PlacedTurn, read_estate
+from appliance.core.fleet.estate import Estate, PlacedTurn, read_estate
 from appliance.core.fleet.heads import visiting
+from appliance.core.fleet.incoming import storable_text
 from appliance.core.fleet.link import FleetLink
 from appliance.core.fleet.log_check import loss_of
 from appliance.core.fleet.wire import write
@@ -30,9 +31,9 @@ from appliance.core.node.state_dir import make_git, open_stores, wanted_of_confi
 from appliance.core.process.atomic_file import write_atomically
 from appliance.core.process.children import Children
 from appliance.core.process.owner import claim
+from appliance.core.store.fleet_turns import FIRST_AWAY
 from appliance.core.store.restored import RestoredTurn, write_restored
 from appliance.core.store.stores import Stores
-from appliance.core.text import storable
 from appliance.core.units import rfc3339
 
 WATCH = 12.0
@@ -235,25 +236,25 @@ def _restored(placed: PlacedTurn, away: int) -> RestoredTurn:
     """A turn for the database. One without objects counts as another node's, so that they are fetched when asked."""
     row = placed.row
     columns = {
-        "id": HIGHEST_ID + away - 1 if away else row.id,
+        "id": FIRST_AWAY + away - 1 if away else row.id,
         "repo": row.repo,
         "session": row.session,
         "commit_id": row.commit,
         "base": row.base,
         "at": row.at,
-        "subject": storable(row.subject),
+        "subject": storable_text(row.subject),
         "commits": row.commits,
         "files_changed": row.files_changed,
         "insertions": row.insertions,
         "deletions": row.deletions,
-        "client": storable(row.client),
-        "guest": storable(row.guest) if row.guest is not None else None,
+        "client": storable_text(row.client),
+        "guest": storable_text(row.guest) if row.guest is not None else None,
         "bytes": row.bytes,
         "node": row.node,
         "seq": placed.seq,
         "uid": row.uid,
         "away": int(bool(away)),
     }
-    notes = {storable(key): storable(value) for key, value in row.notes.items()}
-    files = tuple((storable(each.name), each.size, each.sha256) for each in row.attachments)
+    notes = {storable_text(key): storable_text(value) for key, value in row.notes.items()}
+    files = tuple((storable_text(each.name), each.size, each.sha256) for each in row.attachments)
     return RestoredTurn(columns, row.old, write(row).decode(), notes, files)

@@ -116,7 +116,7 @@ class Retention:
         """
         if self._node is None:
             return True
-        is_own, now = session["node"] in (None, self._node), self._fleet.now()
+        is_own, now = self._is_own(session), self._fleet.now()
         if now is None:
             return is_own
         _, place = await asyncio.to_thread(self._store.extent, session["repo"], session["session"])
@@ -131,7 +131,7 @@ class Retention:
 
         If that one is gone, the others do not all end it at the same moment.
         """
-        if self._node is None or self._is_own(session):
+        if self._is_own(session):
             return 0.0
         place = hashlib.sha256(f"{self._node}\n{session['repo']}\n{session['session']}".encode()).digest()
         return OTHERS_AFTER * (1 + int.from_bytes(place[:4]) / 2**32)

@@ -87,7 +87,7 @@ class TrustedTime:
             side = "ahead of" if self._apart > 0 else "behind"
             return (
                 f"the clock is {format_duration(abs(self._apart))} {side} that of the "
-                " fleet's NATS servers: retention ends no session until they agree (check the clocks of both)"
+                "fleet's NATS servers: retention ends no session until they agree (check the clocks of both)"
             )
         if self._doubt is None:
             return None

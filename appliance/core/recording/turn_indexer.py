@@ -76,8 +76,13 @@ class TurnIndexer:
                     await asyncio.to_thread(self.store.forget_empty, repo)
                     self._healed.discard(repo)
                 for repo in list(self._brought):
-                    await asyncio.to_thread(self._take_brought, repo)
+                    # Before the mirror is read, so that what is brought meanwhile has it read again.
                     self._brought.discard(repo)
+                    try:
+                        await asyncio.to_thread(self._take_brought, repo)
+                    except EXPECTED:
+                        self._brought.add(repo)
+                        raise
                 await self.catch_up()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY):

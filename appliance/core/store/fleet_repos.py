@@ -76,15 +76,6 @@ class Change:
     purged: bool = False
 
 
-@dataclass(frozen=True)
-class SessionTaken:
-    """A session in which this node took turns: its `last` audit id, and the highest place of its turns in the fleet."""
-
-    session: str
-    last: int
-    upto: int
-
-
 class Settled:
     """Notes, in the transaction of a change, that it made the registry what the fleet has.
 
@@ -163,18 +154,6 @@ class FleetRepoStore:
         """Whether this node took a turn in a repository of this name that was not ended."""
         with self._database.reading() as connection:
             return bool(rows(connection, "SELECT 1 FROM turns WHERE repo = ? AND away = 0 LIMIT 1", name))
-
-    def sessions_taken(self, name: str) -> list[SessionTaken]:
-        """The sessions of a repository in which this node took turns."""
-        with self._database.reading() as connection:
-            found = rows(
-                connection,
-                """SELECT session, max(coalesce(seq, 0)) AS upto, (SELECT max(id) FROM audit_events a
-                WHERE a.repo = t.repo AND a.session = t.session) AS last
-                FROM turns t WHERE repo = ? AND away = 0 GROUP BY session""",
-                name,
-            )
-        return [SessionTaken(row["session"], row["last"] or 0, row["upto"]) for row in found]
 
     def enter(self, bucket: str) -> bool:
         """Notes which bucket is the fleet's registry: its name and a word. Returns whether it is new here.
