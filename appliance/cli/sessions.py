@@ -7,23 +7,15 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from appliance.cli.context import Moment, Options, json_option, pass_options
-from appliance.cli.output import ask, binary_output, print_json, print_line, print_table, say
-
-if TYPE_CHECKING:
-    from appliance.core.node.sessions import Sessions
+from appliance.cli.output import binary_output, print_json, print_line, print_table, say
+from appliance.cli.session_orders import drop, keep, open_sessions
 
 turn_option = click.option("--turn", type=click.IntRange(1), metavar="N", help="Use this turn; turns count from 1.")
-
-
-def _sessions(options: Options) -> Sessions:
-    from appliance.core.node.sessions import Sessions
-
-    return Sessions(options.node())
 
 
 @click.command()
@@ -35,6 +27,7 @@ def _sessions(options: Options) -> Sessions:
     type=Moment(),
     help="Show only those with a turn since WHEN: 2h (two hours ago), or 2026-11-26T08:00:00Z.",
 )
+@click.option("--before", type=Moment(), help="Show only those whose last turn was before WHEN: 7d, or a time.")
 @click.option("--guest", metavar="NAME", help="Show only those of this known guest.")
 @json_option
 @pass_options
@@ -44,6 +37,7 @@ def sessions(
     path: str | None,
     grep: str | None,
     since: str | None,
+    before: str | None,
     guest: str | None,
     as_json: bool,
 ) -> None:
@@ -57,7 +51,7 @@ def sessions(
       gitmirror.pyz sessions --repo jomcgi/homelab
       gitmirror.pyz sessions --path charts/grafana --grep "fix dns" --since 7d
     """
-    found = _sessions(options).search(repo, path, grep, since, say, guest)
+    found = open_sessions(options).search(repo, path, grep, since, say, guest, before)
     if as_json:
         print_json(found)
         return
@@ -79,7 +73,7 @@ def sessions(
 
 @click.group()
 def session() -> None:
-    """Inspect and manage one agent session.
+    """Inspect and manage agent sessions.
 
     SESSION is the session's name, or the first characters of it when no other session starts with them.
 
@@ -89,6 +83,10 @@ def session() -> None:
       gitmirror.pyz session diff jomcgi/homelab my-session --turn 2
       gitmirror.pyz session checkout jomcgi/homelab my-session ./replay
     """
+
+
+session.add_command(keep)
+session.add_command(drop)
 
 
 @session.command()
@@ -109,7 +107,7 @@ def show(options: Options, repo: str, name: str, as_json: bool) -> None:
     from appliance.core.recording.comparison import UNRELATED
     from appliance.core.units import format_size
 
-    found = _sessions(options).show(repo, name)
+    found = open_sessions(options).show(repo, name)
     if as_json:
         print_json(found)
         return
@@ -161,7 +159,7 @@ def attachment(options: Options, repo: str, name: str, attachment: str, turn: in
 
     if output is None and sys.stdout.isatty():
         raise UsageError("an attachment is not for a terminal", hint="write it to a file with -o FILE, or into a pipe")
-    with _sessions(options).attachment(repo, name, attachment, turn) as file, binary_output(output) as stream:
+    with open_sessions(options).attachment(repo, name, attachment, turn) as file, binary_output(output) as stream:
         shutil.copyfileobj(file, stream)
 
 
@@ -212,7 +210,7 @@ def diff(
     words = [word for word, wanted in (("--stat", stat), ("--name-only", name_only)) if wanted]
     if raw and not words:
         words = ["--binary"]
-    sessions = _sessions(options)
+    sessions = open_sessions(options)
     comparison = sessions.compare(repo, name, turn, against)
     if comparison.new.session != comparison.old.session:
         say(comparison.words)
@@ -236,7 +234,7 @@ def log(options: Options, repo: str, name: str) -> None:
     from appliance.core.recording.comparison import UNRELATED
     from appliance.core.units import rfc3339
 
-    sessions = _sessions(options)
+    sessions = open_sessions(options)
     found = sessions.find(repo, name)
     if found["base"] is None:
         say(f"{UNRELATED}: everything is shown")
@@ -259,7 +257,7 @@ def checkout(options: Options, repo: str, name: str, directory: Path, turn: int 
     Example:
       gitmirror.pyz session checkout jomcgi/homelab my-session ./replay --turn 2
     """
-    chosen = _sessions(options).checkout(repo, name, Path(os.path.abspath(directory)), turn)
+    chosen = open_sessions(options).checkout(repo, name, Path(os.path.abspath(directory)), turn)
     say(f"{directory} is at {chosen.commit}: {chosen.subject}")
 
 
@@ -288,52 +286,13 @@ def bundle(options: Options, repo: str, name: str, turn: int | None, output: Pat
 
     if output is None and sys.stdout.isatty():
         raise UsageError("a bundle is not for a terminal", hint="write it to a file with -o FILE, or into a pipe")
-    sessions = _sessions(options)
+    sessions = open_sessions(options)
     chosen = sessions.turn(repo, name, turn)
     with binary_output(output) as stream:
         size = sessions.bundle(chosen, stream)
     file = shlex.quote(str(output)) if output else "FILE"
     url = sessions.upstream(repo)
     say(f"{format_size(size)}: `git fetch {file} refs/agents/{chosen.session}` takes it in a clone of {url}")
-
-
-@session.command()
-@click.argument("repo")
-@click.argument("name", metavar="SESSION")
-@click.option("--off", is_flag=True, help="Let retention apply to the session again.")
-@pass_options
-def keep(options: Options, repo: str, name: str, off: bool) -> None:
-    """Exempt a session from retention, on every node of a fleet.
-
-    \b
-    Example:
-      gitmirror.pyz session keep jomcgi/homelab my-session
-    """
-    whole = _sessions(options).keep(repo, name, not off)
-    say(f"{whole} is {'subject to retention again' if off else 'exempt from retention'}")
-
-
-@session.command()
-@click.argument("repo")
-@click.argument("name", metavar="SESSION")
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-@pass_options
-def drop(options: Options, repo: str, name: str, yes: bool) -> None:
-    """Delete a session now.
-
-    Deletes its ref and its turns, on every node of a fleet. The audit log keeps its rows.
-
-    \b
-    Example:
-      gitmirror.pyz session drop jomcgi/homelab my-session --yes
-    """
-    found = _sessions(options)
-    whole = found.find(repo, name)["session"]
-    if not yes and not ask(f"Delete the session {whole} of {repo} and its turns?"):
-        say("Nothing was changed.")
-        sys.exit(1)
-    found.drop(repo, whole)
-    say(f"{whole} is deleted")
 
 
 def _since(changed: dict[str, Any] | None) -> str:

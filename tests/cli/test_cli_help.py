@@ -229,6 +229,7 @@ NEEDS: dict[tuple[str, ...], list[str]] = {
     ("api-token", "revoke"): ["1"],
     ("add-repo",): ["https://h/o/r", "--no-wait"],
     ("session", "show"): ["o/r", "s"],
+    ("session", "drop"): ["--repo", "o/r", "--older-than", "7d"],
     ("guest", "add"): ["vm-7", "--token"],
     ("guest", "remove"): ["vm-7"],
     ("disk",): ["o/r"],

@@ -89,8 +89,8 @@ class NodeOperations(Protocol):
         """Forgets a guest. Raises NotFound."""
         ...
 
-    async def drop_session(self, repo: str, session: str) -> dict[str, Any]:
-        """Ends a session at once. Raises NotFound."""
+    async def drop_session(self, repo: str, session: str, tip: str | None = None) -> dict[str, Any]:
+        """Ends a session at once; with `tip`, only while that is its last commit. Raises NotFound, Conflict."""
         ...
 
     async def bring(self, turns: Sequence[Turn]) -> None:

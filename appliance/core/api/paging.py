@@ -27,12 +27,18 @@ BY_GUEST = Parameter("guest", NAME, "Only those of this known guest.", "vm-7")
 
 def since(what: str) -> Parameter:
     """The parameter `since` of a list; the value is RFC 3339 in UTC, as the database stores it."""
-
-    def parse(text: str) -> str:
-        return parse_moment(text, time.time())
-
     words = f"Only {what} since then: a time (RFC 3339), or a duration before now such as `2h`."
-    return Parameter("since", MOMENT, words, "2026-01-31T12:00:00Z", parse)
+    return Parameter("since", MOMENT, words, "2026-01-31T12:00:00Z", _moment)
+
+
+def before(what: str) -> Parameter:
+    """The parameter `before` of a list, as `since`."""
+    words = f"Only {what} before then: a time (RFC 3339), or a duration before now such as `7d`."
+    return Parameter("before", MOMENT, words, "2036-01-31T12:00:00Z", _moment)
+
+
+def _moment(text: str) -> str:
+    return parse_moment(text, time.time())
 
 
 def limit_of(call: Call) -> int:

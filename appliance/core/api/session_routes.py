@@ -13,7 +13,7 @@ from typing import Any
 from appliance.core.api import problem, schemas
 from appliance.core.api.declaration import JSON, Answer, Call, Header, Operation, Parameter, Reply, Scope
 from appliance.core.api.operations import NodeOperations
-from appliance.core.api.paging import AFTER, BY_GUEST, LIMIT, limit_of, paged, since
+from appliance.core.api.paging import AFTER, BY_GUEST, LIMIT, before, limit_of, paged, since
 from appliance.core.api.spool import spool, spooled
 from appliance.core.errors import NotFound
 from appliance.core.git.diff_document import diff_document, diff_text
@@ -105,6 +105,7 @@ class SessionRoutes:
                         "parser",
                     ),
                     since("those with a turn"),
+                    before("those whose last turn was"),
                     Parameter(
                         "path", schemas.GIVEN_TEXT, "Only those that touched this file, or something below this "
                         "directory.", "README.md",
@@ -126,7 +127,14 @@ class SessionRoutes:
             ),
             Operation(
                 "DELETE", _SESSION, "drop-session", "End a session at once", Scope.OPERATE, self._drop,
-                {200: Answer("It is gone.", schemas.DROPPED)}, _READING,
+                {200: Answer("It is gone.", schemas.DROPPED)}, (*_READING, problem.CONFLICT),
+                query=(
+                    Parameter(
+                        "tip", schemas.GIVEN_TEXT,
+                        "Only while this is its last commit, so that no turn is lost that an agent recorded meanwhile.",
+                        "1" * 40,
+                    ),
+                ),
             ),
             Operation(
                 "GET", f"{_SESSION}/diff", "session-diff", "What a session changed", Scope.READ, self._diff,
@@ -177,6 +185,7 @@ class SessionRoutes:
             query.get("after"),
             limit_of(call),
             query.get("guest"),
+            query.get("before"),
         )
         return paged(items, cursor)
 
@@ -224,7 +233,7 @@ class SessionRoutes:
         return session | {"kept": keep}
 
     async def _drop(self, call: Call) -> Any:
-        return await self._node.drop_session(call.repo, call.path["session"])
+        return await self._node.drop_session(call.repo, call.path["session"], call.query.get("tip"))
 
     async def _diff(self, call: Call) -> Any:
         await self._found(call)

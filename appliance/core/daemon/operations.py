@@ -16,7 +16,7 @@ from appliance.core.daemon.guest_registry import GuestRegistry
 from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.daemon.state import ServeState
 from appliance.core.daemon.status import Status
-from appliance.core.errors import GitmirrorError, NotFound, UsageError
+from appliance.core.errors import Conflict, GitmirrorError, NotFound, UsageError
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.mirrors import Mirrors
 from appliance.core.git.revisions import is_ref_name
@@ -180,11 +180,13 @@ class Operations:
         """Forgets a guest, ends its connections and removes its sockets. Raises UnknownGuest."""
         return await self._to_the_end(self.guests.remove(name))
 
-    async def drop_session(self, repo: str, session: str) -> dict[str, Any]:
-        """Ends a session at once. Raises NotFound."""
+    async def drop_session(self, repo: str, session: str, tip: str | None = None) -> dict[str, Any]:
+        """Ends a session at once; with `tip`, only while that is its last commit. Raises NotFound, Conflict."""
         [owner] = self._found([repo])
         for row in await asyncio.to_thread(self.stores.sessions.matching, repo, session):
             if row["session"] == session:
+                if tip not in (None, row["tip"]):
+                    raise Conflict(f"{session} has a newer turn", hint="look at it again before you end it")
                 await self._to_the_end(self.recording.retention.end(owner, [row], "ended by an operator"))
                 return {"repo": repo, "session": session}
         raise NotFound(f"{repo} has no session {session}", hint=f"`sessions --repo {repo}` lists them")

@@ -235,7 +235,7 @@ class OfflineNode:
         """Raises NotServing, because only a running `serve` is connected to the fleet."""
         self._needs_serve()
 
-    def drop_session(self, repo: str, session: str) -> None:
+    def drop_session(self, repo: str, session: str, tip: str | None = None) -> None:
         """Raises NotServing, because only a running `serve` ends sessions: it may be recording into them."""
         self._needs_serve()
 

@@ -139,9 +139,10 @@ class RunningNode:
         """Exempts a session from retention, or ends the exemption. Raises NotFound."""
         call(self.layout, "PATCH", repo_path(repo, "sessions", session), {"keep": kept})
 
-    def drop_session(self, repo: str, session: str) -> None:
-        """Ends a session at once."""
-        call(self.layout, "DELETE", repo_path(repo, "sessions", session))
+    def drop_session(self, repo: str, session: str, tip: str | None = None) -> None:
+        """Ends a session at once; with `tip`, only while that is its last commit. Raises NotFound, Conflict."""
+        query = {"tip": tip} if tip else None
+        call(self.layout, "DELETE", repo_path(repo, "sessions", session), query=query)
 
     def bring_turns(self, repo: str, session: str, turns: Sequence[int], attachment: str | None = None) -> None:
         """Has turns here, by their numbers, that other nodes took; with `attachment`, that file of theirs instead."""

@@ -44,6 +44,7 @@ class Sessions:
         since: str | None = None,
         tell: Tell = lambda _: None,
         guest: str | None = None,
+        before: str | None = None,
     ) -> list[dict[str, Any]]:
         """The sessions that match everything given (see SessionStore.find), as `sessions --json` prints them.
 
@@ -54,7 +55,7 @@ class Sessions:
                 path_bytes(path)
             if left := self.node.current().index_turns(tell):
                 tell(f"{left} turns are not searched, because they could not be read yet")
-        return self.node.stores().sessions.find(repo, path, text, since, guest=guest)[0]
+        return self.node.stores().sessions.find(repo, path, text, since, guest=guest, before=before)[0]
 
     def find(self, repo: str, name: str) -> dict[str, Any]:
         """The session of that name, or the only one whose name starts with it."""
@@ -193,6 +194,14 @@ class Sessions:
         session = self.find(repo, name)["session"]
         self.node.current().drop_session(repo, str(session))
         return str(session)
+
+    def drop_listed(self, repo: str, session: str, tip: str) -> None:
+        """As `drop`, but with the whole name, and only while `tip` is its last commit.
+
+        So no other session stands in for one that ended meanwhile, and no turn is lost that an agent recorded since.
+        Raises Conflict, NotServing.
+        """
+        self.node.current().drop_session(repo, session, tip)
 
 
 @contextmanager

@@ -32,7 +32,13 @@ def key_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def conditions(
-    repo: str | None, path: str | None, text: str | None, since: str | None, after: str | None, guest: str | None = None
+    repo: str | None,
+    path: str | None,
+    text: str | None,
+    since: str | None,
+    after: str | None,
+    guest: str | None = None,
+    before: str | None = None,
 ) -> tuple[str, list[Any]]:
     """The WHERE clause over `sessions s`, and its values. Raises UsageError for a path or cursor that cannot be one."""
     clauses, values = ["1"], list[Any]()
@@ -45,6 +51,9 @@ def conditions(
     if since is not None:
         clauses.append("s.last_at >= ?")
         values.append(since)
+    if before is not None:
+        clauses.append("s.last_at < ?")
+        values.append(before)
     if after is not None:
         last_at, session, of_repo = decode(SESSIONS, after, str, str, str)
         clauses.append("s.last_at <= ? AND (s.last_at < ? OR (s.session, s.repo) > (?, ?))")

@@ -96,15 +96,16 @@ class SessionStore:
         after: str | None = None,
         limit: int | None = None,
         guest: str | None = None,
+        before: str | None = None,
     ) -> Page:
         """One page of `all`, of the sessions that match everything given. Raises UsageError for a bad path or cursor.
 
         `path` is a file or a directory, from the top of the repository: a turn touched it, or something below it.
         `text` is in the session's name or in the messages of its commits, in upper or lower case. `since` is a time in
-        RFC 3339, in UTC: the last turn is not older. `guest` is a known guest that recorded a turn. Turns
-        that are not indexed yet have no paths and no messages.
+        RFC 3339, in UTC: the last turn is not older; of `before`, it is older. `guest` is a known guest that recorded
+        a turn. Turns that are not indexed yet have no paths and no messages.
         """
-        where, values = conditions(repo, path, text, since, after, guest)
+        where, values = conditions(repo, path, text, since, after, guest, before)
         with self._database.searching() as connection:
             found = rows(
                 connection,
