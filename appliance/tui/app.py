@@ -16,17 +16,27 @@ from textual.screen import ModalScreen
 
 from appliance.core.node.queries import NodeQueries
 from appliance.core.node.sessions import Sessions
-from appliance.tui.context import Answer, Context, OpenDiff, OpenGuestSessions, OpenRepository
+from appliance.tui.context import (
+    Answer,
+    Context,
+    OpenComparison,
+    OpenDiff,
+    OpenGuestSessions,
+    OpenNotes,
+    OpenRepository,
+)
 from appliance.tui.data.follower import Follower
 from appliance.tui.data.loader import Loader
-from appliance.tui.data.messages import ActionDone, ActionFailed, FollowerMessage
+from appliance.tui.data.messages import ActionDone, ActionFailed, BatchDone, FollowerMessage
 from appliance.tui.data.model import Model
 from appliance.tui.palette import PaletteCommands
 from appliance.tui.screens.activity import ActivityScreen
+from appliance.tui.screens.compare import CompareScreen
 from appliance.tui.screens.diff import DiffScreen
 from appliance.tui.screens.guests import GuestsScreen
 from appliance.tui.screens.health import HealthScreen
 from appliance.tui.screens.help import HelpScreen
+from appliance.tui.screens.notes import NotesScreen
 from appliance.tui.screens.repositories import RepositoriesScreen
 from appliance.tui.screens.repository import RepositoryScreen
 from appliance.tui.screens.session_list import OF_GUEST
@@ -137,6 +147,14 @@ class Tui(App[None]):
         if view is not None:
             view.done()
 
+    def on_batch_done(self, message: BatchDone) -> None:
+        """Shows what became of orders on several things, and reads again what they may have changed."""
+        message.finished(message.batch)
+        self.context.follower.read_repos()
+        view = self._view()
+        if view is not None:
+            view.done()
+
     def on_action_failed(self, message: ActionFailed) -> None:
         """Shows what went wrong and what to do."""
         hint = f"\n{message.error.hint}" if message.error.hint else ""
@@ -165,6 +183,14 @@ class Tui(App[None]):
         """Opens the diff of a session."""
         self.push_screen(DiffScreen(self.context, message.session, message.turn, message.against))
 
+    def on_open_comparison(self, message: OpenComparison) -> None:
+        """Opens two sessions side by side."""
+        self.push_screen(CompareScreen(self.context, message.left, message.right))
+
+    def on_open_notes(self, message: OpenNotes) -> None:
+        """Opens the notes and attachments of a session."""
+        self.push_screen(NotesScreen(self.context, message.session, message.turn))
+
     def action_go(self, mode: str) -> None:
         """Goes to one of the five views, even from a view that opened over it."""
         if mode == self.current_mode:
@@ -190,6 +216,8 @@ def help_sections(here: View | None) -> list[tuple[str, list[BindingType]]]:
         RepositoryScreen,
         SessionsScreen,
         DiffScreen,
+        CompareScreen,
+        NotesScreen,
         ActivityScreen,
         HealthScreen,
         GuestsScreen,

@@ -84,6 +84,22 @@ class OpenGuestSessions(Message):
 
 
 @dataclass
+class OpenComparison(Message):
+    """Open what two sessions of one repository changed, side by side."""
+
+    left: SessionRow
+    right: SessionRow
+
+
+@dataclass
+class OpenNotes(Message):
+    """Open the notes and attachments of a session, those of the given turn first."""
+
+    session: SessionRow
+    turn: int | None = None
+
+
+@dataclass
 class OpenDiff(Message):
     """Open what a session changed over this view; `turn` counts from 1, None is the whole session.
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from appliance.tui.screens.fleet_lines import fleet_lines, short_node
+from appliance.tui.screens.session_columns import SessionColumns
 from appliance.tui.screens.session_list import SessionList
-from appliance.tui.screens.sessions import SessionColumns
 from tests.tui.drive import Seen, drive
 from tests.tui.scene import PULSE, Scene, build
 from tests.tui.test_guests_view import Make
@@ -58,7 +58,7 @@ def test_a_fleet_that_is_away() -> None:
 
 def test_a_node_alone_has_no_line_and_no_column() -> None:
     assert text(None) == text(FLEET | {"servers": []}) == []
-    columns = SessionColumns(lambda: 0.0, SessionList(None))
+    columns = SessionColumns(lambda: 0.0, SessionList(None).marks)
     assert "NODE" not in [column.title for column in columns.all()]
     [node] = [column for column in columns.all(with_node=True) if column.title == "NODE"]
     assert node.tail, "node-1 and node-2 look the same without their end"

@@ -191,11 +191,11 @@ def test_the_mark_of_a_session_that_ended_goes(scene: Scene) -> None:
     nothing: object = None
     one, two = replace(row("one"), last_at=2.0), row("two")
     sessions.take(SessionsRead(None, [one, two], 2), nothing, nothing)  # type: ignore[arg-type]
-    sessions.mark(two)
-    sessions.mark(one)
+    sessions.marks.toggle(two)
+    sessions.marks.toggle(one)
     assert sessions.marked == [two, one]
     sessions.take(SessionsRead(None, [one], 1), nothing, nothing)  # type: ignore[arg-type]
-    assert sessions.marked == [one] and not sessions.is_marked(replace(two, name="three"))
+    assert sessions.marked == [one] and not sessions.marks.has(replace(two, name="three"))
 
 
 @pytest.mark.slow
@@ -231,4 +231,4 @@ def test_the_help_names_both_keys() -> None:
 
     for title, bindings in help_sections(None):
         keys = {each.key for each in bindings if isinstance(each, Binding)}
-        assert ("equals_sign" in keys) == (title in ("In Sessions", "In Repository"))
+        assert ("equals_sign" in keys) == (title in ("In Sessions", "In Repository", "In Side by side"))

@@ -9,6 +9,7 @@ from typing import Any, cast
 from appliance.tui.context import Context
 from appliance.tui.data.messages import SessionsRead
 from appliance.tui.data.rows import SessionRow
+from appliance.tui.data.session_query import Found, parse_query
 from appliance.tui.screens.session_list import SessionList
 
 
@@ -52,4 +53,4 @@ def test_a_session_that_ended_between_the_reads_of_rows_and_total_goes() -> None
 def test_a_filter_finds_the_sessions_of_a_node() -> None:
     sessions = SessionList(None)
     sessions.rows = [replace(row("here"), node="node-1"), replace(row("there"), node="node-2"), row("alone")]
-    assert [each.name for each in sessions.matching("node-2")] == ["there"]
+    assert [each.name for each in sessions.matching(parse_query("node-2", 0.0), Found())] == ["there"]

@@ -162,6 +162,18 @@ class NodeQueries:
         stores = self._open()
         return stores.sessions.page(name, limit), stores.sessions.count(name)
 
+    def find_sessions(self, path: str | None = None, text: str | None = None) -> frozenset[tuple[str, str]]:
+        """Repository and name of the sessions that touched a path, or have a text in their name or their messages.
+
+        Raises UsageError for what is no path inside a repository.
+        """
+        found, _ = self._open().sessions.find(path=path, text=text)
+        return frozenset((row["repo"], row["session"]) for row in found)
+
+    def unsearched(self) -> int:
+        """How many turns no search knows yet; a running `serve` reads them in the background."""
+        return self._open().turn_index.pending()
+
     def guests(self) -> list[dict[str, Any]]:
         """Known guests, by name, as `guests --json` shows them, but for `problem`, which only the pulse knows."""
         stores = self._open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -182,6 +183,21 @@ class Sessions:
         if away and not (self.node.layout.attachments / row.path).exists():
             self.node.current().bring_turns(repo, session, away, attachment)
         return open_attachment(self.node.layout, row)
+
+    def save_attachment(self, repo: str, session: str, attachment: str, number: int, path: Path) -> int:
+        """Writes an attachment of turn `number` to a new file. Returns its size in bytes."""
+        try:
+            with self.attachment(repo, session, attachment, number) as source, path.open("xb") as file:
+                try:
+                    shutil.copyfileobj(source, file)
+                except BaseException:
+                    path.unlink(missing_ok=True)
+                    raise
+                return file.tell()
+        except FileExistsError:
+            raise UsageError(f"{path} already exists", hint="name a file that does not exist yet") from None
+        except OSError as error:
+            raise GitmirrorError(f"{path} cannot be written: {error.strerror}", hint="choose another path") from error
 
     def keep(self, repo: str, name: str, kept: bool) -> str:
         """Exempts a session from retention, or ends the exemption. Returns the session's full name."""

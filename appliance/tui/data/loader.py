@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from textual.message import Message
 from textual.message_pump import MessagePump
 
 from appliance.core.errors import GitmirrorError
-from appliance.tui.data.messages import ActionDone, ActionFailed, ReadFailed, ReadRecovered
+from appliance.tui.data.batch import Batch, Order, carry_out
+from appliance.tui.data.messages import ActionDone, ActionFailed, BatchDone, ReadFailed, ReadRecovered
 
 Work = Callable[[], Message | None]
 Failed = Callable[[ReadFailed], None]
@@ -59,6 +60,14 @@ class Loader:
                 tell(self._app, ActionFailed(what, _fault(what, error)))
 
         threading.Thread(target=run, name=what, daemon=True).start()
+
+    def act_on_all(self, orders: Sequence[Order], finished: Callable[[Batch], None]) -> None:
+        """Carries out several orders and posts what became of them to the app, which calls `finished`."""
+
+        def run() -> None:
+            tell(self._app, BatchDone(carry_out(orders), finished))
+
+        threading.Thread(target=run, name=f"{len(orders)} orders", daemon=True).start()
 
     @property
     def busy(self) -> bool:

@@ -11,7 +11,9 @@ from textual.message import Message
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import CommitText, FileChange, RefText, Turn
 from appliance.core.node.queries import Disk, RepoView
-from appliance.tui.data.rows import CheckRow, DiffLine, GuestRow, SessionRow
+from appliance.tui.data.batch import Batch
+from appliance.tui.data.rows import CheckRow, DiffLine, FilePair, GuestRow, NoteRow, SessionRow
+from appliance.tui.data.session_query import Found
 
 
 class FollowerMessage(Message):
@@ -101,6 +103,14 @@ class ActionFailed(Message):
 
 
 @dataclass
+class BatchDone(Message):
+    """Orders on several things ended; `finished` is called with what became of them, on the UI thread."""
+
+    batch: Batch
+    finished: Callable[[Batch], None]
+
+
+@dataclass
 class ActivityRead(Message):
     """What happened before this view opened, newest first."""
 
@@ -116,6 +126,13 @@ class SessionsRead(Message):
     repo: str | None
     sessions: list[SessionRow]
     total: int
+
+
+@dataclass
+class SessionsFound(Message):
+    """Which sessions a search of the database found."""
+
+    found: Found
 
 
 @dataclass
@@ -145,6 +162,47 @@ class FilesRead(Message):
     turn: int | None
     files: list[FileChange]
     note: str = ""
+
+
+@dataclass
+class ChangedRead(Message):
+    """The files that a whole session changed."""
+
+    repo: str
+    session: str
+    files: list[FileChange]
+
+
+@dataclass
+class ComparisonRead(Message):
+    """The files that either of two sessions changed."""
+
+    pairs: list[FilePair]
+
+
+@dataclass
+class PairRead(Message):
+    """The lines of what each of two sessions changed in one file; None where it did not change it."""
+
+    path: str
+    left: list[DiffLine] | None
+    right: list[DiffLine] | None
+
+
+@dataclass
+class NotesRead(Message):
+    """The notes and attachments of a session, those of its newest turn first."""
+
+    rows: list[NoteRow]
+
+
+@dataclass
+class AttachmentRead(Message):
+    """What is shown of an attachment, and a remark about what is not."""
+
+    row: NoteRow
+    text: str
+    said: str
 
 
 @dataclass

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from appliance.core.models import FileChange
 from appliance.tui.data.activity import seconds_of
 from appliance.tui.text import Piece
 
@@ -77,6 +78,31 @@ class GuestRow:
     def ways(self) -> str:
         """Which ways it comes; the path is last, because its end says the most."""
         return ", ".join(filter(None, ("token" if self.has_token else None, self.address, self.unix)))
+
+
+@dataclass(frozen=True)
+class FilePair:
+    """One file that either of two sessions changed; `alike` means that both have the same contents in the end."""
+
+    path: str
+    left: FileChange | None
+    right: FileChange | None
+    alike: bool
+
+
+@dataclass(frozen=True)
+class NoteRow:
+    """A note of turn number `turn`, or with a `size` in bytes a file that is attached to it."""
+
+    turn: int
+    name: str
+    value: str
+    size: int | None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is an attachment."""
+        return self.size is not None
 
 
 @dataclass(frozen=True)

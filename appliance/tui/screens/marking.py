@@ -1,69 +1,172 @@
-"""Marks sessions in a list, and opens how two of them differ."""
+"""Marks rows of a list, so that a key acts on several of them at once: on sessions, repositories, guests."""
 
 from __future__ import annotations
 
-from textual.binding import Binding, BindingType
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, ClassVar
 
-from appliance.tui.context import OpenDiff
-from appliance.tui.data.rows import SessionRow
-from appliance.tui.screens.session_list import SessionList
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Label
+
+from appliance.tui.data.batch import Batch, Order
 from appliance.tui.screens.view import View
+from appliance.tui.text import Piece, plain
 from appliance.tui.widgets.listing import Listing
 
 MARK_KEYS: list[BindingType] = [
-    Binding("space", "mark", "mark", tooltip="mark a session, or take its mark off"),
-    Binding("equals_sign", "compare", "compare", tooltip="how the second one marked differs from the first"),
+    Binding("space", "mark", "mark", tooltip="mark it, or take its mark off"),
+    Binding("asterisk", "mark_all", "mark all", show=False, tooltip="mark every row that the filter shows"),
 ]
 MARK = "✓ "
 
 
-class Marking(View):
-    """The marks on `session_list`, which is shown in `session_listing`."""
+class Marks:
+    """The keys of marked rows, in the order in which they were marked."""
 
-    session_list: SessionList
+    def __init__(self, key: Callable[[Any], Hashable]) -> None:
+        self._key = key
+        self._keys: dict[Hashable, None] = {}
 
     @property
-    def session_listing(self) -> Listing[SessionRow] | None:
-        """The list of sessions, None while another list is shown."""
+    def keys(self) -> Sequence[Hashable]:
+        """The keys of the marked rows."""
+        return tuple(self._keys)
+
+    def has(self, row: Any) -> bool:
+        """Whether the row is marked."""
+        return self._key(row) in self._keys
+
+    def piece(self, row: Any) -> Piece:
+        """The mark of the row as a part of its first cell; empty without a mark."""
+        return (MARK if self.has(row) else "", "accent")
+
+    def toggle(self, row: Any) -> None:
+        """Marks the row, or takes its mark off."""
+        if self.has(row):
+            self.remove([self._key(row)])
+        else:
+            self.add([row])
+
+    def add(self, rows: Iterable[Any]) -> None:
+        """Marks the rows."""
+        self._keys |= dict.fromkeys(map(self._key, rows))
+
+    def remove(self, keys: Iterable[Hashable]) -> None:
+        """Takes the marks off the rows with these keys."""
+        for key in keys:
+            self._keys.pop(key, None)
+
+    def clear(self) -> None:
+        """Takes all marks off."""
+        self._keys = {}
+
+    def of(self, rows: Iterable[Any]) -> list[Any]:
+        """Those of `rows` that are marked, in the order in which they were; what is gone from `rows` is not marked."""
+        if not self._keys:
+            return []
+        found = {key: row for row in rows if (key := self._key(row)) in self._keys}
+        return [found[key] for key in self._keys if key in found]
+
+
+class Marking(View):
+    """The marks on the rows of one list of the view."""
+
+    @property
+    def marks(self) -> Marks:
+        """The marks."""
+        raise NotImplementedError
+
+    @property
+    def markable(self) -> Listing[Any] | None:
+        """The list whose rows are marked, None while another list is shown."""
+        raise NotImplementedError
+
+    @property
+    def marked(self) -> Sequence[Any]:
+        """The marked rows that are still there, also those that the filter hides."""
         raise NotImplementedError
 
     def show_marks(self) -> None:
-        """Shows how many sessions are marked; the rows show which."""
+        """Shows how many rows are marked; the rows show which."""
+
+    def cannot_mark_all(self) -> str:
+        """Says why the rows are not those that the filter means; empty when they are."""
+        return ""
 
     def action_mark(self) -> None:
-        """Marks the session under the cursor, or takes its mark off, and goes to the next."""
-        listing = self.session_listing
+        """Marks the row under the cursor, or takes its mark off, and goes to the next."""
+        listing = self.markable
         if listing is None or listing.row is None:
-            self.context.say("sessions are marked in a list of sessions", severity="warning")
+            self.context.say("there is nothing to mark in this list", severity="warning")
             return
-        self.session_list.mark(listing.row)
+        self.marks.toggle(listing.row)
         listing.action_move(1)
         self.marks_changed()
 
+    def action_mark_all(self) -> None:
+        """Marks every row that the filter shows."""
+        listing = self.markable
+        if listing is None or not listing.rows:
+            self.context.say("there is nothing to mark in this list", severity="warning")
+        elif said := self.cannot_mark_all():
+            self.context.say(said, severity="warning")
+        else:
+            self.marks.add(listing.rows)
+            self.marks_changed()
+
+    def action_back(self) -> None:
+        """Clears the filter; without one, takes all marks off; without marks, leaves an opened view."""
+        if not self.query_one("#filter").has_class("-shown") and self.markable is not None and self.marked:
+            self.marks.clear()
+            self.marks_changed()
+        else:
+            super().action_back()
+
     def marks_changed(self) -> None:
-        """Draws the marks again, and the key that compares, which needs two."""
-        if listing := self.session_listing:
+        """Draws the marks again, and the keys that need some."""
+        if listing := self.markable:
             listing.touch()
         self.show_marks()
         self.offer_keys()
 
-    def usable(self, binding: Binding) -> bool:
-        """Whether the key does something now."""
-        return super().usable(binding) and (binding.action != "compare" or len(self.session_list.marked) == 2)
+    def act_on_all(self, orders: Sequence[Order], said: Callable[[int], str], not_said: str) -> None:
+        """Carries the orders out off the UI thread, and takes the marks off what was done.
 
-    def action_compare(self) -> None:
-        """Opens how the session that was marked second differs from the first, or says what to mark."""
-        marked = self.session_list.marked
-        if len(marked) == 2 and marked[0].repo == marked[1].repo:
-            self.post_message(OpenDiff(marked[1], against=marked[0]))
-            return
-        if len(marked) == 2:
-            first, second = marked
-            said = f"{first.name} is in {first.repo}, {second.name} in {second.repo}: mark two of one repository"
-        elif len(marked) > 2:
-            said = f"{len(marked)} sessions are marked: take marks off with space until two are left"
-        elif marked:
-            said = f"only {marked[0].name} is marked: mark one more with space"
-        else:
-            said = "no session is marked: mark two with space"
-        self.context.say(said, severity="warning")
+        `said` words how many were done, and `not_said` ends the sentence about the others: `3 of 5 were not ended`.
+        """
+
+        def finished(batch: Batch) -> None:
+            self.marks.remove(batch.done)
+            if self.has_widgets:
+                self.marks_changed()
+            if batch.done:
+                self.context.say(said(len(batch.done)))
+            if batch.failed:
+                title = f"{len(batch.failed):,} of {len(orders):,} {not_said}"
+                lines = [f"{name}: {error.message} {error.hint}".strip() for name, error in batch.failed]
+                self.context.ask(Failures(title, lines), lambda _: None)
+
+        self.context.loader.act_on_all(orders, finished)
+
+
+class Failures(ModalScreen[None]):
+    """Shows why orders on several things failed, a line each."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,q", "dismiss", "close")]
+
+    def __init__(self, title: str, lines: Sequence[str]) -> None:
+        super().__init__()
+        self._title_text = plain(title)
+        self._lines = [plain(line) for line in lines]
+
+    def compose(self) -> ComposeResult:
+        """Yields the title and the lines, which scroll."""
+        with Vertical(classes="dialog"):
+            yield Label(self._title_text, classes="question", markup=False)
+            with VerticalScroll(classes="failures"):
+                for line in self._lines:
+                    yield Label(line, markup=False)
+            yield Label("↑ ↓ scroll · escape closes", classes="hint")

@@ -15,11 +15,11 @@ from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
 from appliance.tui.data.messages import HydrationsRead, ReadFailed, RefreshesRead, RefsRead, SessionsRead
 from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.activity import activity_columns
-from appliance.tui.screens.marking import MARK_KEYS, Marking
 from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
 from appliance.tui.screens.repo_columns import explain
+from appliance.tui.screens.session_columns import SessionColumns
 from appliance.tui.screens.session_list import SessionList
-from appliance.tui.screens.sessions import SessionColumns
+from appliance.tui.screens.session_marking import SESSION_MARK_KEYS, SessionMarking
 from appliance.tui.text import Cell, Piece, cell, count, origin, percent, size, span
 from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing
@@ -31,7 +31,7 @@ _SOURCES = {"config": "from the config", ALLOWED: "brought by a guest"}
 """Where a repository comes from, if not from the command line."""
 
 
-class RepositoryScreen(RepoActions, Marking):
+class RepositoryScreen(RepoActions, SessionMarking):
     """Shows the repository `name`."""
 
     heading = "Repository"
@@ -42,7 +42,7 @@ class RepositoryScreen(RepoActions, Marking):
         Binding("tab,right", "tab(1)", "next list", tooltip="refreshes, refs, hydrations, sessions"),
         Binding("shift+tab,left", "tab(-1)", "list before", show=False),
         Binding("u", "quiet", "unchanged too", tooltip="show or hide refreshes that moved nothing"),
-        *MARK_KEYS,
+        *SESSION_MARK_KEYS,
         *REPO_KEYS,
     ]
 
@@ -63,7 +63,7 @@ class RepositoryScreen(RepoActions, Marking):
         yield Plot(id="plot")
         yield Lines(id="tabs")
         columns = activity_columns(with_repo=False)
-        sessions = SessionColumns(self.model.clock, self.session_list).all(
+        sessions = SessionColumns(self.model.clock, self.session_list.marks).all(
             with_repo=False, with_node=self.context.node.config.fleet.is_on
         )
         refreshes, hydrations = columns[:1] + columns[2:4] + columns[5:6], columns[:1] + columns[2:]
@@ -107,7 +107,7 @@ class RepositoryScreen(RepoActions, Marking):
 
     def offers(self, binding: Binding) -> bool:
         """Whether the key belongs to what the view shows: marks are for sessions."""
-        return binding not in MARK_KEYS or self.session_listing is not None
+        return binding not in SESSION_MARK_KEYS or self.session_listing is not None
 
     def show_marks(self) -> None:
         """Shows how many sessions are marked."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from textual.binding import Binding, BindingType
 
+from appliance.tui.context import OpenNotes
 from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.dialogs import CANCEL, Ask, Form
 from appliance.tui.screens.view import View
@@ -16,6 +17,7 @@ from appliance.tui.text import count, size
 SESSION_KEYS: list[BindingType] = [
     Binding("c", "checkout", "checkout", tooltip="check its files out into a directory"),
     Binding("e", "export", "export", tooltip="write its diff to a file, as a patch"),
+    Binding("v", "notes", "notes", tooltip="its notes and attachments"),
     Binding("y", "copy_checkout", "copy", tooltip="copy the command that checks it out"),
     Binding("K", "keep", "keep", tooltip="exempt it from retention, or stop exempting it"),
     Binding("X", "drop", "drop", tooltip="end it, after asking"),
@@ -39,6 +41,11 @@ class SessionActions(View):
     def against(self) -> SessionRow | None:
         """The session whose last turn the diff is compared with, None for what the diff of one session compares."""
         return None
+
+    def action_notes(self) -> None:
+        """Opens its notes and attachments."""
+        if session := self.session:
+            self.post_message(OpenNotes(session, self.turn))
 
     def action_checkout(self) -> None:
         """Asks for a directory and checks the files out there."""

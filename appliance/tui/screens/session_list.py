@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from textual.screen import Screen
 
 from appliance.tui.context import Context
 from appliance.tui.data.messages import SessionsRead
 from appliance.tui.data.rows import SessionRow
+from appliance.tui.data.session_query import Found, SessionQuery
+from appliance.tui.screens.marking import Marks
 
 FIRST = 200
 """How many rows a read of the newest sessions returns: more than a screenful, in a few milliseconds."""
@@ -21,10 +25,10 @@ class SessionList:
 
     def __init__(self, repo: str | None) -> None:
         self._repo = repo
-        self._found: dict[tuple[str, str], SessionRow] = {}
+        self._found: dict[Hashable, SessionRow] = {}
         self.rows: list[SessionRow] = []
         self.total = 0
-        self._marks: list[tuple[str, str]] = []
+        self.marks = Marks(lambda row: (row.repo, row.name))
 
     def read(self, context: Context, view: Screen[None], *, whole: bool = False) -> None:
         """Reads the newest sessions, or all of them; the view receives a SessionsRead."""
@@ -41,7 +45,7 @@ class SessionList:
 
         If the total shows that some are missing or gone, it reads all of them.
         """
-        found = {(row.repo, row.name): row for row in message.sessions}
+        found: dict[Hashable, SessionRow] = {(row.repo, row.name): row for row in message.sessions}
         same = message.total == self.total and all(self._found.get(key) == row for key, row in found.items())
         # There are more rows than the total if a session ended between the reads of the rows and of the total.
         if same and 0 < len(self._found) <= message.total:
@@ -56,31 +60,8 @@ class SessionList:
     @property
     def marked(self) -> list[SessionRow]:
         """The marked sessions in the order they were marked, without those that ended since."""
-        return [self._found[key] for key in self._marks if key in self._found]
+        return [self._found[key] for key in self.marks.keys if key in self._found]
 
-    def is_marked(self, session: SessionRow) -> bool:
-        """Whether the session is marked."""
-        return (session.repo, session.name) in self._marks
-
-    def mark(self, session: SessionRow) -> None:
-        """Marks the session, or takes its mark off."""
-        key = (session.repo, session.name)
-        self._marks = [each for each in self._marks if each != key] + ([] if key in self._marks else [key])
-
-    def unmark_all(self) -> None:
-        """Takes all marks off."""
-        self._marks = []
-
-    def matching(self, words: str) -> list[SessionRow]:
-        """Returns the sessions that contain all the words in their name, repository, client, guest, node or subject.
-
-        The word `guest:NAME` stands for those whose last turn is of exactly that known guest.
-        """
-        guests = [word.removeprefix(OF_GUEST) for word in words.split() if word.startswith(OF_GUEST)]
-        wanted = [word.lower() for word in words.split() if not word.startswith(OF_GUEST)]
-        found = [row for row in self.rows if all(row.guest == guest for guest in guests)] if guests else self.rows
-        return [row for row in found if all(word in _text(row) for word in wanted)] if wanted else found
-
-
-def _text(row: SessionRow) -> str:
-    return f"{row.name} {row.repo} {row.client} {row.guest or ''} {row.node or ''} {row.subject}".lower()
+    def matching(self, query: SessionQuery, found: Found) -> list[SessionRow]:
+        """Returns the sessions that match, as far as `found` tells."""
+        return [row for row in self.rows if query.matches(row, found)] if query != SessionQuery() else self.rows

@@ -1,89 +1,48 @@
-"""What agents recorded: every session, newest first, with the turns of the chosen one."""
+"""What agents recorded: every session, newest first, with the turns, notes and files of the chosen one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
+from textual.timer import Timer
 
-from appliance.core.models import Turn
+from appliance.core.models import FileChange, Turn
+from appliance.core.units import format_size
 from appliance.tui.context import Context, OpenDiff
-from appliance.tui.data.activity import seconds_of
 from appliance.tui.data.follower import SERVE, TIME
-from appliance.tui.data.messages import SessionsRead, TurnsRead
+from appliance.tui.data.messages import ChangedRead, ReadFailed, SessionsFound, SessionsRead, TurnsRead
 from appliance.tui.data.rows import SessionRow
-from appliance.tui.screens.fleet_lines import short_node
-from appliance.tui.screens.marking import MARK, MARK_KEYS, Marking
-from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
+from appliance.tui.data.session_query import SYNTAX, SessionQuery, parse_query
+from appliance.tui.screens.session_actions import SESSION_KEYS
+from appliance.tui.screens.session_batches import SessionBatches
+from appliance.tui.screens.session_columns import SessionColumns, fate, file_columns, turn_columns, turn_rows
 from appliance.tui.screens.session_list import SessionList
-from appliance.tui.text import Cell, cell, client_cell, count, origin, signed, size, span
-from appliance.tui.widgets.lines import Lines
-from appliance.tui.widgets.listing import Column, Listing
+from appliance.tui.screens.session_marking import SESSION_MARK_KEYS
+from appliance.tui.screens.session_search import SessionSearch
+from appliance.tui.screens.view import WIDE
+from appliance.tui.text import Cell, cell, count, origin, wrapped
+from appliance.tui.widgets.lines import Line, Lines
+from appliance.tui.widgets.listing import Listing
+
+MOST_DETAILS = 6
+"""The most lines of notes and attachments that stand beside a list of sessions."""
+CALM = 0.15
+"""Seconds that the cursor rests on a session before its files are read."""
 
 
-class SessionColumns:
-    """Makes the columns of a list of sessions; `clock` gives Unix seconds, and `session_list` knows what is marked."""
-
-    def __init__(self, clock: Any, session_list: SessionList) -> None:
-        self._clock = clock
-        self._session_list = session_list
-
-    def all(self, *, with_repo: bool = True, with_node: bool = False) -> list[Column[SessionRow]]:
-        """Returns the columns, from left to right; those of a fleet's sessions `with_node`."""
-        return [
-            Column("SESSION", self._name, 18 if with_node else 20, 0, 34, grows=True),
-            *([Column("REPOSITORY", lambda session: cell(session.repo, "dim"), 14, 2, 28)] if with_repo else []),
-            Column("TURNS", lambda session: cell(f"{session.turns:,}"), 5, 1, right=True),
-            Column("FILES", lambda session: cell(f"{session.files:,}"), 5, 3, right=True),
-            Column("ADDED", lambda session: cell(signed("+", session.insertions), "good"), 7, 1, right=True),
-            Column("GONE", lambda session: cell(signed("-", session.deletions), "minus"), 7, 1, right=True),
-            Column("LAST", lambda session: cell(span(self._clock() - session.last_at)), 6, 0, right=True),
-            Column("SUBJECT", lambda session: cell(session.subject), 16, 4, 60, grows=True),
-            Column("BYTES", lambda session: cell(size(session.bytes), "dim"), 8, 6, right=True),
-            Column("CLIENT", lambda session: client_cell(session.client, session.guest), 9, 5, 21),
-            # Names of nodes often differ only at their end.
-            *(
-                [Column("NODE", lambda session: cell(short_node(session.node), "dim"), 8, 2, 20, tail=True)]
-                if with_node
-                else []
-            ),
-            Column("STATE", lambda session: cell(fate(session), "accent"), 10, 7),
-        ]
-
-    def _name(self, session: SessionRow) -> Cell:
-        mark = MARK if self._session_list.is_marked(session) else ""
-        return (mark + ("◆ " if session.kept else ""), "accent"), (session.name, "strong")
-
-
-def fate(session: SessionRow) -> str:
-    """Returns what retention does with the session, empty if nothing special."""
-    return "◆ kept" if session.kept else "▪ archived" if session.archived else ""
-
-
-def turn_columns(clock: Any) -> list[Column[tuple[int, Turn, float]]]:
-    """Makes the columns of a list of turns, whose rows are number, turn and Unix second."""
-    return [
-        Column("TURN", lambda row: cell(f"{row[0]}", "strong"), 4, 0, right=True),
-        Column("AGE", lambda row: cell(span(clock() - row[2])), 6, 1, right=True),
-        Column("COMMIT", lambda row: cell(row[1].commit[:10], "accent"), 10, 2),
-        Column("FILES", lambda row: cell(f"{row[1].files_changed:,}"), 5, 4, right=True),
-        Column("ADDED", lambda row: cell(signed("+", row[1].insertions), "good"), 7, 3, right=True),
-        Column("GONE", lambda row: cell(signed("-", row[1].deletions), "minus"), 7, 3, right=True),
-        Column("SUBJECT", lambda row: cell(row[1].subject), 20, 0, grows=True),
-    ]
-
-
-class SessionsScreen(SessionActions, Marking):
+class SessionsScreen(SessionBatches):
     """Lists every session of every repository."""
 
     heading = "Sessions"
     here = "sessions"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "what it changed", tooltip="what it changed, or what the chosen turn did"),
-        Binding("slash", "filter", "filter", tooltip="filter by name, repository, subject, guest:NAME, …"),
-        *MARK_KEYS,
+        Binding("slash", "filter", "filter", tooltip="find by words, path:FILE, since:2h, before:7d, …"),
+        *SESSION_MARK_KEYS,
         *SESSION_KEYS,
         Binding("tab", "app.focus_next", "turns", show=False, tooltip="to its turns, and back"),
         Binding("escape", "back", "clear the filter", show=False, tooltip="clear the filter, then take all marks off"),
@@ -92,22 +51,31 @@ class SessionsScreen(SessionActions, Marking):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.session_list = SessionList(None)
+        self._query = SessionQuery()
+        self._search = SessionSearch(context, self, self._arrange)
+        self._details: Mapping[int, Mapping[str, Any]] = {}
+        self._resting: Timer | None = None
 
     def body(self) -> ComposeResult:
-        """Yields the list, and the turns of the chosen session."""
+        """Yields the list; the turns, notes and files of the chosen session; and what the filter means."""
         yield Lines(id="summary")
         with Container(id="halves"):
-            columns = SessionColumns(self.model.clock, self.session_list).all(
+            columns = SessionColumns(self.model.clock, self.session_list.marks).all(
                 with_node=self.context.node.config.fleet.is_on
             )
             listing: Listing[SessionRow] = Listing(
                 columns, lambda row: (row.repo, row.name), empty="reading…", marks=True, id="list"
             )
             yield listing
-            turns: Listing[tuple[int, Turn, float]] = Listing(
-                turn_columns(self.model.clock), lambda row: row[1].id, id="turns"
-            )
-            yield turns
+            with Container(id="side"):
+                turns: Listing[tuple[int, Turn, float]] = Listing(
+                    turn_columns(self.model.clock), lambda row: row[1].id, id="turns"
+                )
+                yield turns
+                yield Lines(id="details")
+                changed: Listing[FileChange] = Listing(file_columns(), lambda file: file.path, id="changed")
+                yield changed
+        yield Lines(id="meaning")
 
     @property
     def listing(self) -> Listing[SessionRow]:
@@ -127,8 +95,18 @@ class SessionsScreen(SessionActions, Marking):
     @property
     def turn(self) -> int | None:
         """The chosen turn while the list of turns has the focus, otherwise None."""
-        turns = self.query_one("#turns", Listing)
-        return turns.row[0] if turns.has_focus and turns.row else None
+        row = self.turns.row
+        return row[0] if self.turns.has_focus and row else None
+
+    @property
+    def turns(self) -> Listing[tuple[int, Turn, float]]:
+        """The turns of the session under the cursor."""
+        return self.query_one("#turns", Listing)
+
+    @property
+    def changed(self) -> Listing[FileChange]:
+        """The files that the session under the cursor changed."""
+        return self.query_one("#changed", Listing)
 
     def on_mount(self) -> None:
         """Focuses the list."""
@@ -143,12 +121,13 @@ class SessionsScreen(SessionActions, Marking):
         super().take(news)
         if {TIME, SERVE} & news:
             self.listing.touch()
-            self.query_one("#turns", Listing).touch()
+            self.turns.touch()
 
     def happened(self, events: list[dict[str, Any]]) -> None:
         """Reads the sessions again after a recording."""
         if any(event["event"] in ("recorded", "lost") for event in events):
             self.context.follower.soon(self.reread)
+            self.context.follower.soon(self._search.again)
 
     def done(self) -> None:
         """Reads all sessions again, because one may be gone or kept now."""
@@ -160,78 +139,182 @@ class SessionsScreen(SessionActions, Marking):
             self._arrange()
             self.offer_keys()
 
+    def on_sessions_found(self, message: SessionsFound) -> None:
+        """Lists what the search found."""
+        if self._search.take(message):
+            self._arrange()
+
     def on_turns_read(self, message: TurnsRead) -> None:
-        """Shows the turns, unless another session was chosen meanwhile."""
-        session = self.session
-        if session and (session.repo, session.name) == (message.repo, message.session):
-            self.query_one("#turns", Listing).show(turn_rows(message.turns))
+        """Shows the turns with their notes, unless another session was chosen meanwhile."""
+        if not self._is_chosen(message.repo, message.session):
+            return
+        self._details = message.details
+        self.turns.show(turn_rows(message.turns))
+        self._show_details()
+        self._fit()
+        if message.turns and message.turns[-1].away:
+            self._cannot_list_files("another node has them; enter brings them")
+        elif self.size.width >= WIDE:
+            self._rest()
+
+    def on_changed_read(self, message: ChangedRead) -> None:
+        """Shows the files that the session changed, unless another was chosen meanwhile."""
+        if self._is_chosen(message.repo, message.session):
+            self.changed.empty = "no file differs"
+            self.changed.show(message.files)
 
     def show_marks(self) -> None:
         """Shows how many are marked."""
         self._summarise()
 
-    def action_back(self) -> None:
-        """Clears the filter; without one, takes all marks off."""
-        if not self.query_one("#filter").has_class("-shown") and self.session_list.marked:
-            self.session_list.unmark_all()
-            self.marks_changed()
-        else:
-            super().action_back()
+    def cannot_mark_all(self) -> str:
+        """Says that more rows may come, or that the filter is wrong."""
+        return "still searching: mark all when the search has ended" if self._search.is_searching else ""
 
     def filtered(self) -> None:
-        """Lists the rows that match now."""
+        """Lists the rows that match now, and searches for the others."""
+        self._query = parse_query(self.filter_words, self.model.clock())
+        self._search.want(self._query.sought)
         self._arrange()
+
+    def action_filter(self) -> None:
+        """Opens the filter line, and says what can be typed."""
+        super().action_filter()
+        self._explain()
 
     def focus_body(self) -> None:
         """Moves the focus back to the list."""
         self.listing.focus()
+        self._explain()
 
     def on_listing_moved(self, event: Listing.Moved) -> None:
-        """Reads the turns of the session under the cursor."""
+        """Reads the turns of the session under the cursor, or shows the notes of the turn."""
         if event.listing is self.listing:
             self._read_turns()
             self._summarise()
+        elif event.listing is self.turns:
+            self._show_details()
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
         """Opens what the session changed, or what the chosen turn did."""
         if session := self.session:
-            self.post_message(OpenDiff(session, None if event.listing is self.listing else event.row[0]))
+            self.post_message(OpenDiff(session, event.row[0] if event.listing is self.turns else None))
+
+    def on_resize(self) -> None:
+        """Puts the turns beside the list, or below it."""
+        super().on_resize()
+        self._fit()
+        if self.size.width >= WIDE and not self.changed.rows:
+            self._read_turns()
+
+    def _is_chosen(self, repo: str, name: str) -> bool:
+        session = self.session
+        return session is not None and (session.repo, session.name) == (repo, name)
 
     def _read_turns(self) -> None:
         session, queries = self.session, self.context.queries
         if session is None:
-            self.query_one("#turns", Listing).show([])
+            self.turns.show([])
+            self.changed.show([])
+            self._show_details()
             return
         repo, name = session.repo, session.name
-        self.context.loader.read("turns", self, lambda: TurnsRead(repo, name, queries.turns(repo, name)))
+
+        def work() -> TurnsRead:
+            return TurnsRead(repo, name, queries.turns(repo, name), queries.details(repo, name))
+
+        self.context.loader.read("turns", self, work)
+
+    def _rest(self) -> None:
+        """Reads the files of a session on which the cursor rests: git compares two commits for them."""
+        if self._resting is not None:
+            self._resting.stop()
+        self._resting = self.set_timer(CALM, self._read_files)
+
+    def _read_files(self) -> None:
+        session, sessions = self.session, self.context.sessions
+        if session is None:
+            return
+        repo, name = session.repo, session.name
+
+        def work() -> ChangedRead:
+            return ChangedRead(repo, name, sessions.files(sessions.compare_listed(repo, name, None, None)))
+
+        def failed(message: ReadFailed) -> None:
+            if self.has_widgets and self._is_chosen(repo, name):
+                self._cannot_list_files(message.error.message)
+
+        self.context.loader.read("files of the chosen session", self, work, failed=failed)
+
+    def _cannot_list_files(self, why: str) -> None:
+        self.changed.empty = why
+        self.changed.show([])
+
+    def _show_details(self) -> None:
+        row = self.turns.row
+        details = self._details.get(row[1].id) if row else None
+        lines: list[Line] = []
+        if row and details:
+            lines += [
+                (((" note ", "dim"), (f"{key}: ", "strong"), (value, "")), ())
+                for key, value in details["notes"].items()
+            ]
+            lines += [
+                (((" file ", "dim"), (file["name"], "strong")), cell(f"{format_size(file['size'])} ", "dim"))
+                for file in details["attachments"]
+            ]
+            if len(lines) > MOST_DETAILS:
+                more = f" and {count(len(lines) - MOST_DETAILS + 1, 'more')[:-1]}: v shows all"
+                lines = [*lines[: MOST_DETAILS - 1], (cell(more, "dim"), ())]
+        shown = self.query_one("#details", Lines)
+        shown.styles.height = len(lines)
+        shown.show(*lines)
+
+    def _fit(self) -> None:
+        """Gives the turns the lines that they need, and the files the rest."""
+        self.turns.styles.height = min(len(self.turns.rows) + 1, 12) if self.size.width >= WIDE else 5
 
     def _arrange(self) -> None:
-        rows = self.session_list.matching(self.filter_words)
+        rows = self.session_list.matching(self._query, self._search.found)
         listing = self.listing
-        listing.empty = (
-            f"No session matches {self.filter_words}. Escape clears the filter."
-            if self.filter_words and self.session_list.total
-            else "No agent has recorded anything yet: git push … HEAD:refs/agents/SESSION"
-        )
+        listing.empty = self._nothing()
         before = listing.row
         listing.show(rows)
-        if listing.row is not None and listing.row != before:
+        if listing.row is None or listing.row != before:
             self._read_turns()
         self._summarise()
+        self._explain()
+
+    def _nothing(self) -> str:
+        """Says why no row is listed."""
+        if not self.session_list.total:
+            return "No agent has recorded anything yet: git push … HEAD:refs/agents/SESSION"
+        if self._query.wrong or self._search.wrong:
+            return self._query.wrong or self._search.wrong
+        if self._search.is_searching:
+            return "searching…"
+        return f"No session matches {self.filter_words}. Escape clears the filter."
+
+    def _explain(self) -> None:
+        """Says below the list what the filter means, or what can be typed."""
+        wrong = self._query.wrong or self._search.wrong
+        is_open = self.query_one("#filter").has_class("-shown")
+        text = wrong or self._query.meaning or SYNTAX
+        left = self._search.found.left if self._query.sought else 0
+        text += f" · {count(left, 'turn')} could not be searched yet" if left and not wrong else ""
+        lines = wrapped(text, self.size.width - 3, 2) if is_open else []
+        meaning = self.query_one("#meaning", Lines)
+        meaning.styles.height = len(lines)
+        meaning.show(*((cell(f" {line}", "warn" if wrong else "dim"), ()) for line in lines))
 
     def _summarise(self) -> None:
         rows, listing, total = self.listing.rows, self.listing, self.session_list.total
         said = count(total, "session") if len(rows) == total else f"{len(rows):,} of {count(total, 'session')}"
-        right = (
-            "newest first " if len(self.session_list.rows) >= total else f"{len(self.session_list.rows):,} read so far "
-        )
+        read = len(self.session_list.rows)
+        right = "newest first " if read >= total else f"{read:,} read so far "
         row = listing.row
         chosen = "".join(f"{word}  " for word in (origin(row.client, row.guest), fate(row)) if word) if row else ""
-        marked = len(self.session_list.marked)
-        left: Cell = ((f" {said}", ""), (f", {marked:,} marked" if marked else "", "accent"))
+        marked = len(self.marked)
+        searching = "  searching…" if self._search.is_searching else ""
+        left: Cell = ((f" {said}", ""), (f", {marked:,} marked" if marked else "", "accent"), (searching, "dim"))
         self.query_one("#summary", Lines).show((left, ((chosen, "accent"), (right, "dim"))))
-
-
-def turn_rows(turns: list[Turn]) -> list[tuple[int, Turn, float]]:
-    """Returns rows for `turn_columns`, newest first, with numbers that count from 1 at the oldest."""
-    return [(number, turn, seconds_of(turn.at)) for number, turn in reversed(list(enumerate(turns, 1)))]
