@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from textual.message import Message
 from textual.message_pump import MessagePump
 
 from appliance.core.errors import GitmirrorError
-from appliance.tui.data.batch import Batch, Order, carry_out
+from appliance.tui.data.batch import Batch
 from appliance.tui.data.messages import ActionDone, ActionFailed, BatchDone, ReadFailed, ReadRecovered
 
 Work = Callable[[], Message | None]
@@ -61,13 +61,21 @@ class Loader:
 
         threading.Thread(target=run, name=what, daemon=True).start()
 
-    def act_on_all(self, orders: Sequence[Order], finished: Callable[[Batch], None]) -> None:
-        """Carries out several orders and posts what became of them to the app, which calls `finished`."""
+    def act_on_all(self, what: str, work: Callable[[], Batch], finished: Callable[[Batch], None]) -> None:
+        """Runs several orders and posts what became of them to the app, which calls `finished`.
+
+        `what` names them if none could be carried out.
+        """
 
         def run() -> None:
-            tell(self._app, BatchDone(carry_out(orders), finished))
+            try:
+                tell(self._app, BatchDone(work(), finished))
+            except GitmirrorError as error:
+                tell(self._app, ActionFailed(what, error))
+            except Exception as error:
+                tell(self._app, ActionFailed(what, _fault(what, error)))
 
-        threading.Thread(target=run, name=f"{len(orders)} orders", daemon=True).start()
+        threading.Thread(target=run, name=what, daemon=True).start()
 
     @property
     def busy(self) -> bool:

@@ -109,15 +109,18 @@ def _meaning(words: list[str], given: Mapping[str, str]) -> str:
     """Says in words what the filter means, so that nobody needs to know its syntax."""
     parts = [f"touched {given['path']}, or something below it"] if "path" in given else []
     parts += [f"have {' and '.join(words)} in the name or a message"] if words else []
-    parts += [f"were written since {_moment(given['since'])}"] if "since" in given else []
-    parts += [f"were last written before {_moment(given['before'])}"] if "before" in given else []
+    parts += [f"were written since {_moment(given['since'], '')}"] if "since" in given else []
+    parts += [f"were last written {_moment(given['before'], 'before ')}"] if "before" in given else []
     parts += [f"are of {given['repo']}"] if "repo" in given else []
     parts += [f"were last written by {given['guest']}"] if "guest" in given else []
     return f"sessions that {'; '.join(parts)}" if parts else ""
 
 
-def _moment(text: str) -> str:
-    return f"{text} ago" if text[-1:] in "smhd" else text
+def _moment(text: str, word: str) -> str:
+    """Words a duration before now, or a time."""
+    if text[-1] not in "smhd":
+        return f"{word}{text}"
+    return f"{'more than ' if word else ''}{text} ago"
 
 
 def _text(row: SessionRow) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
@@ -11,7 +12,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Label
 
-from appliance.tui.data.batch import Batch, Order
+from appliance.tui.data.batch import Batch, Order, carry_out
 from appliance.tui.screens.view import View
 from appliance.tui.text import Piece, plain
 from appliance.tui.widgets.listing import Listing
@@ -132,24 +133,27 @@ class Marking(View):
         self.show_marks()
         self.offer_keys()
 
-    def act_on_all(self, orders: Sequence[Order], said: Callable[[int], str], not_said: str) -> None:
+    def act_on_all(self, orders: Sequence[Order], word: str, said: Callable[[str, int], str]) -> None:
         """Carries the orders out off the UI thread, and takes the marks off what was done.
 
-        `said` words how many were done, and `not_said` ends the sentence about the others: `3 of 5 were not ended`.
+        `word` is what becomes of each, such as `ended`; `said` words how many became that.
         """
+        self.act_together(len(orders), partial(carry_out, orders), word, said)
+
+    def act_together(self, total: int, work: Callable[[], Batch], word: str, said: Callable[[str, int], str]) -> None:
+        """As `act_on_all`, but for `work` that carries out all orders by itself."""
 
         def finished(batch: Batch) -> None:
             self.marks.remove(batch.done)
             if self.has_widgets:
                 self.marks_changed()
             if batch.done:
-                self.context.say(said(len(batch.done)))
+                self.context.say(said(word, len(batch.done)))
             if batch.failed:
-                title = f"{len(batch.failed):,} of {len(orders):,} {not_said}"
                 lines = [f"{name}: {error.message} {error.hint}".strip() for name, error in batch.failed]
-                self.context.ask(Failures(title, lines), lambda _: None)
+                self.context.ask(Failures(f"{len(batch.failed):,} of {total:,} not {word}", lines), lambda _: None)
 
-        self.context.loader.act_on_all(orders, finished)
+        self.context.loader.act_on_all(word, work, finished)
 
 
 class Failures(ModalScreen[None]):

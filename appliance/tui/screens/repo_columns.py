@@ -5,6 +5,7 @@ from __future__ import annotations
 from appliance.core.models import State
 from appliance.core.node.queries import RepoView
 from appliance.tui.data.model import Model
+from appliance.tui.screens.marking import Marks
 from appliance.tui.text import STATES, Cell, cell, count, lags, percent, size, span, spark, state_cell, wrapped
 from appliance.tui.widgets.lines import Line
 from appliance.tui.widgets.listing import Column
@@ -16,8 +17,9 @@ SPARK = 8
 class RepoColumns:
     """Makes the columns from the model; in the trend, a bar of full height is a lag of `stale_after` seconds."""
 
-    def __init__(self, model: Model, stale_after: float) -> None:
+    def __init__(self, model: Model, stale_after: float, marks: Marks) -> None:
         self.model = model
+        self._marks = marks
         self._stale_after = stale_after
 
     def all(self) -> list[Column[RepoView]]:
@@ -39,7 +41,8 @@ class RepoColumns:
 
     def _title(self, view: RepoView) -> Cell:
         owner, slash, name = view.repo.name.rpartition("/")
-        return (owner + slash, "dim"), (name, "strong")
+        # At its end, because a long name loses its beginning.
+        return (owner + slash, "dim"), (name, "strong"), (" ✓" if self._marks.has(view) else "", "accent")
 
     def _lag(self, view: RepoView) -> Cell:
         lag = self.model.lag(view)

@@ -13,7 +13,9 @@ from appliance.core.node.queries import RepoView
 from appliance.tui.context import Context, OpenRepository
 from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
 from appliance.tui.data.model import EVERY
-from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
+from appliance.tui.screens.marking import MARK_KEYS
+from appliance.tui.screens.repo_actions import REPO_KEYS
+from appliance.tui.screens.repo_batches import RepoBatches
 from appliance.tui.screens.repo_columns import RepoColumns, explain
 from appliance.tui.text import STATES, Piece, cell, percent
 from appliance.tui.widgets.lines import Lines
@@ -22,7 +24,7 @@ from appliance.tui.widgets.listing import Listing
 ORDER = list(STATES)
 
 
-class RepositoriesScreen(RepoActions):
+class RepositoriesScreen(RepoBatches):
     """Lists every repository."""
 
     heading = "Repositories"
@@ -32,8 +34,9 @@ class RepositoriesScreen(RepoActions):
         Binding("b", "behind", "behind", tooltip="go to what is behind, worst first, and see why"),
         Binding("slash", "filter", "filter", tooltip="filter by name, state, branch"),
         *REPO_KEYS,
+        *MARK_KEYS,
         Binding("s", "sort", "sort", tooltip="sort by state, name, lag, size, …"),
-        Binding("escape", "back", "clear the filter", show=False),
+        Binding("escape", "back", "clear the filter", show=False, tooltip="clear the filter, then take all marks off"),
     ]
 
     def __init__(self, context: Context) -> None:
@@ -43,8 +46,10 @@ class RepositoriesScreen(RepoActions):
     def body(self) -> ComposeResult:
         """Yields the summary, the list and the explanation."""
         yield Lines(id="summary")
-        columns = RepoColumns(self.model, self.context.node.config.refresh.stale_after).all()
-        listing: Listing[RepoView] = Listing(columns, lambda view: view.repo.name, empty="reading…", id="list")
+        columns = RepoColumns(self.model, self.context.node.config.refresh.stale_after, self.marks).all()
+        listing: Listing[RepoView] = Listing(
+            columns, lambda view: view.repo.name, empty="reading…", marks=True, id="list"
+        )
         yield listing
         yield Lines(id="why")
 
@@ -73,6 +78,10 @@ class RepositoriesScreen(RepoActions):
     def reread(self) -> None:
         """Reads details that are shown only for visible rows."""
         self.context.follower.look_at(self.listing.visible_rows())
+
+    def show_marks(self) -> None:
+        """Shows how many are marked."""
+        self._summarise()
 
     def filtered(self) -> None:
         """Lists the rows that match now."""
@@ -160,7 +169,8 @@ class RepositoriesScreen(RepoActions):
     def _summarise(self) -> None:
         model = self.model
         counts = model.counts()
-        left: list[Piece] = [(" ", "")]
+        marked = len(self.marked)
+        left: list[Piece] = [(" ", ""), (f"{marked:,} marked  " if marked else "", "accent")]
         for state, (shape, tone) in STATES.items():
             if number := counts.get(state):
                 left.append((f"{shape} {number:,} {state}  ", tone))

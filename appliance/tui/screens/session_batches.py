@@ -55,7 +55,7 @@ class SessionBatches(SessionActions, SessionMarking):
             "meanwhile stays."
         )
         if kept:
-            text += f" {kept:,} marked that {'is kept stays' if kept == 1 else 'are kept stay'}, too."
+            text += f" {kept:,} that {'is kept stays' if kept == 1 else 'are kept stay'}, too."
         orders = _orders(chosen, lambda row: partial(sessions.drop_listed, row.repo, row.name, row.tip))
         self._ask(f"End {count(len(chosen), 'session')}?", text, "End them", orders, "ended")
 
@@ -88,7 +88,7 @@ class SessionBatches(SessionActions, SessionMarking):
     def _ask(self, question: str, text: str, label: str, orders: Sequence[Order], word: str) -> None:
         def answered(answer: str | None) -> None:
             if answer and answer != CANCEL:
-                self.act_on_all(orders, partial(_said, word), f"sessions are not {word}")
+                self.act_on_all(orders, word, _said)
 
         self.context.ask(Ask(question, text, [("all", label)]), answered)
 
@@ -113,9 +113,7 @@ class SessionBatches(SessionActions, SessionMarking):
                 _make(directory)
                 order(row, directory / f"{_file_name(row, mixed)}{ending}")
 
-            self.act_on_all(
-                _orders(rows, lambda row: partial(work, row)), partial(_said, word), f"sessions are not {word}"
-            )
+            self.act_on_all(_orders(rows, lambda row: partial(work, row)), word, _said)
 
         field = ("place", "directory", "./sessions", "a directory; it is made if it does not exist")
         self.context.ask(Form(f"{verb} {count(len(rows), 'session')}", text, [field]), entered)

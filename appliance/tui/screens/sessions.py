@@ -215,7 +215,7 @@ class SessionsScreen(SessionBatches):
         session, queries = self.session, self.context.queries
         if session is None:
             self.turns.show([])
-            self.changed.show([])
+            self._cannot_list_files("")
             self._show_details()
             return
         repo, name = session.repo, session.name
