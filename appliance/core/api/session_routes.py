@@ -132,7 +132,6 @@ class SessionRoutes:
                     Parameter(
                         "tip", schemas.GIVEN_TEXT,
                         "Only while this is its last commit, so that no turn is lost that an agent recorded meanwhile.",
-                        "1" * 40,
                     ),
                 ),
             ),

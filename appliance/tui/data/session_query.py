@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from appliance.core.store.turn_index import folded
 from appliance.core.units import parse_moment
 from appliance.tui.data.activity import seconds_of
 from appliance.tui.data.rows import SessionRow
@@ -86,7 +85,7 @@ def parse_query(text: str, now: float) -> SessionQuery:
             return SessionQuery(wrong=f"{key}: is given twice")
         if colon and key in _KEYS:
             given |= {key: value} if value else {}
-        elif word := folded(term.replace('"', "")):
+        elif word := term.replace('"', "").casefold():
             words.append(word)
     times: dict[str, float] = {}
     for key in ("since", "before"):

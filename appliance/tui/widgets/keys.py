@@ -14,6 +14,7 @@ NAMES = {
     "slash": "/",
     "question_mark": "?",
     "equals_sign": "=",
+    "asterisk": "*",
     "exclamation_mark": "!",
     "left_square_bracket": "[",
     "right_square_bracket": "]",
