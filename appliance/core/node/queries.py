@@ -19,6 +19,7 @@ from appliance.core.node.state_dir import make_privacy, open_stores
 from appliance.core.node.storage import storage_document
 from appliance.core.observability.report import status_document
 from appliance.core.store.guests import guest_document
+from appliance.core.store.session_search import find_keys
 from appliance.core.store.stores import Stores
 
 ANSWERS_WITHIN = 3.0
@@ -167,8 +168,7 @@ class NodeQueries:
 
         Raises UsageError for what is no path inside a repository.
         """
-        found, _ = self._open().sessions.find(path=path, text=text)
-        return frozenset((row["repo"], row["session"]) for row in found)
+        return find_keys(self._open().database, path, text)
 
     def unsearched(self) -> int:
         """How many turns no search knows yet; a running `serve` reads them in the background."""

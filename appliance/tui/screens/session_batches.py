@@ -49,10 +49,10 @@ class SessionBatches(SessionActions, SessionMarking):
             self.context.say("all marked sessions are kept: K ends that first", severity="warning")
             return
         newest = max(chosen, key=lambda row: row.last_at)
+        refs = "Its ref and turns" if len(chosen) == 1 else "Their refs and turns"
         text = (
             f"{_total(chosen)}. The newest is {newest.name}, last written {span(self.model.clock() - newest.last_at)} "
-            "ago. Their refs and turns are removed; the audit log keeps its rows. One that an agent records into "
-            "meanwhile stays."
+            f"ago. {refs} are removed; the audit log keeps its rows. One that an agent records into meanwhile stays."
         )
         if kept:
             text += f" {kept:,} that {'is kept stays' if kept == 1 else 'are kept stay'}, too."

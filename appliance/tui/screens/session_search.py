@@ -1,18 +1,14 @@
-"""Looks sessions up in the database while a filter is typed, off the UI thread and not at every key."""
+"""Looks sessions up in the database while a filter is typed: off the UI thread, and one search at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from textual.screen import Screen
-from textual.timer import Timer
 
 from appliance.tui.context import Context
 from appliance.tui.data.messages import ReadFailed, SessionsFound
 from appliance.tui.data.session_query import Found, Sought
-
-CALM = 0.15
-"""Seconds without another key after which a search starts."""
 
 
 class SessionSearch:
@@ -23,7 +19,6 @@ class SessionSearch:
         self._view = view
         self._changed = changed
         self._sought = Sought()
-        self._timer: Timer | None = None
         self.found = Found()
         self.wrong = ""
         """Why the last search failed; empty if it did not."""
@@ -34,15 +29,12 @@ class SessionSearch:
         return self.found.sought != self._sought and not self.wrong
 
     def want(self, sought: Sought) -> None:
-        """Searches for this from now on, after a moment in which no other is wanted."""
+        """Searches for this from now on; while a search runs, the newest one waits, and replaces others that do."""
         if sought == self._sought:
             return
         self._sought, self.wrong = sought, ""
-        if self._timer is not None:
-            self._timer.stop()
-            self._timer = None
         if sought:
-            self._timer = self._view.set_timer(CALM, self.again)
+            self.again()
         else:
             self.found = Found()
 

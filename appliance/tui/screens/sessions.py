@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
-from textual.timer import Timer
 
 from appliance.core.models import FileChange, Turn
 from appliance.core.units import format_size
@@ -30,8 +29,10 @@ from appliance.tui.widgets.listing import Listing
 
 MOST_DETAILS = 6
 """The most lines of notes and attachments that stand beside a list of sessions."""
-CALM = 0.15
-"""Seconds that the cursor rests on a session before its files are read."""
+MOST_BELOW = 3
+"""The most that stand below it, where the terminal is narrow."""
+MOST_TURNS = 12
+"""The most lines of turns that stand above the files that a session changed."""
 
 
 class SessionsScreen(SessionBatches):
@@ -54,7 +55,6 @@ class SessionsScreen(SessionBatches):
         self._query = SessionQuery()
         self._search = SessionSearch(context, self, self._arrange)
         self._details: Mapping[int, Mapping[str, Any]] = {}
-        self._resting: Timer | None = None
 
     def body(self) -> ComposeResult:
         """Yields the list; the turns, notes and files of the chosen session; and what the filter means."""
@@ -155,7 +155,7 @@ class SessionsScreen(SessionBatches):
         if message.turns and message.turns[-1].away:
             self._cannot_list_files("another node has them; enter brings them")
         elif self.size.width >= WIDE:
-            self._rest()
+            self._read_files()
 
     def on_changed_read(self, message: ChangedRead) -> None:
         """Shows the files that the session changed, unless another was chosen meanwhile."""
@@ -225,13 +225,8 @@ class SessionsScreen(SessionBatches):
 
         self.context.loader.read("turns", self, work)
 
-    def _rest(self) -> None:
-        """Reads the files of a session on which the cursor rests: git compares two commits for them."""
-        if self._resting is not None:
-            self._resting.stop()
-        self._resting = self.set_timer(CALM, self._read_files)
-
     def _read_files(self) -> None:
+        """Reads the files of the session; while the cursor moves on, only the newest request waits for its turn."""
         session, sessions = self.session, self.context.sessions
         if session is None:
             return
@@ -263,16 +258,17 @@ class SessionsScreen(SessionBatches):
                 (((" file ", "dim"), (file["name"], "strong")), cell(f"{format_size(file['size'])} ", "dim"))
                 for file in details["attachments"]
             ]
-            if len(lines) > MOST_DETAILS:
-                more = f" and {count(len(lines) - MOST_DETAILS + 1, 'more')[:-1]}: v shows all"
-                lines = [*lines[: MOST_DETAILS - 1], (cell(more, "dim"), ())]
+            most = MOST_DETAILS if self.size.width >= WIDE else MOST_BELOW
+            if len(lines) > most:
+                more = f" and {len(lines) - most + 1:,} more: v shows all"
+                lines = [*lines[: most - 1], (cell(more, "dim"), ())]
         shown = self.query_one("#details", Lines)
         shown.styles.height = len(lines)
         shown.show(*lines)
 
     def _fit(self) -> None:
-        """Gives the turns the lines that they need, and the files the rest."""
-        self.turns.styles.height = min(len(self.turns.rows) + 1, 12) if self.size.width >= WIDE else 5
+        """Gives the turns the lines that they need, and the files the rest; below the list, there are no files."""
+        self.turns.styles.height = min(len(self.turns.rows) + 1, MOST_TURNS) if self.size.width >= WIDE else "1fr"
 
     def _arrange(self) -> None:
         rows = self.session_list.matching(self._query, self._search.found)
@@ -301,7 +297,7 @@ class SessionsScreen(SessionBatches):
         is_open = self.query_one("#filter").has_class("-shown")
         text = wrong or self._query.meaning or SYNTAX
         left = self._search.found.left if self._query.sought else 0
-        text += f" · {count(left, 'turn')} could not be searched yet" if left and not wrong else ""
+        text += f" · {count(left, 'turn')} not searched yet" if left and not wrong else ""
         lines = wrapped(text, self.size.width - 3, 2) if is_open else []
         meaning = self.query_one("#meaning", Lines)
         meaning.styles.height = len(lines)
