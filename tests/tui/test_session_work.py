@@ -199,6 +199,13 @@ def test_several_are_acted_on_at_once(node: Node, tmp_path: Path, monkeypatch: p
         assert (tmp_path / "sessions" / "many-b.patch").read_text() == "mine"
         await seen.press("escape")
         await seen.shows("1 marked")
+        await seen.press("c")
+        await seen.shows("Check out 1 session", f"1 turn in {WIDGETS}")
+        await seen.press("enter")
+        await seen.says("1 session is checked out")
+        assert (tmp_path / "sessions" / "many-b" / "src" / "hello.py").exists()
+        await seen.hides("marked")
+        await mark(seen, "many-b")
         await seen.press("K")
         await seen.shows("Keep 1 session?")
         await seen.press("right", "enter")

@@ -64,13 +64,6 @@ class Marks:
         """Takes all marks off."""
         self._keys = {}
 
-    def of(self, rows: Iterable[Any]) -> list[Any]:
-        """Those of `rows` that are marked, in the order in which they were; what is gone from `rows` is not marked."""
-        if not self._keys:
-            return []
-        found = {key: row for row in rows if (key := self._key(row)) in self._keys}
-        return [found[key] for key in self._keys if key in found]
-
 
 class Marking(View):
     """The marks on the rows of one list of the view."""
