@@ -28,7 +28,7 @@ CONTRACT: dict[str, set[str]] = {
     "enable": {"NAME"},
     "disable": {"NAME"},
     "repos": {"--json"},
-    "status": {"--json"},
+    "status": {"--json", "--watch"},
     "refresh": {"NAME", "--json"},
     "refreshes": {"NAME", "--json"},
     "activity": {"--json", "--follow"},
@@ -61,6 +61,9 @@ CONTRACT: dict[str, set[str]] = {
     "egress": {"--json"},
     "doctor": {"--json"},
     "install": {"--root"},
+    "uninstall": {"--root", "--purge", "--yes"},
+    "logs": {"-f", "--follow", "-n", "--since", "-p", "--priority"},
+    "completion": {"SHELL"},
     "tui": set(),
 }
 """Commands of the contract with their arguments and options; more are welcome."""
@@ -138,10 +141,12 @@ def test_the_commands_are_those_of_the_contract() -> None:
 
 def test_options_before_the_command() -> None:
     """As the contract has them; without a command there is help."""
-    assert {"--state", "--config", "--version", "--licenses"} <= {each.opts[0] for each in cli.params}
+    assert {"--state", "--config", "--color", "--no-pager", "--version", "--licenses"} <= {
+        each.opts[0] for each in cli.params
+    }
     bare = run()
     assert "Usage: gitmirror.pyz" in bare.output
-    assert "Commands:" in bare.output
+    assert "Serve and install:" in bare.output
 
 
 def test_the_version_is_one_line() -> None:
