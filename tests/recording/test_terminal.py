@@ -218,7 +218,7 @@ def test_a_diff_without_control_characters_is_gits_own(hostile: Hostile, tmp_pat
 
 @pytest.mark.slow
 def test_a_pager_gets_no_control_character_but_our_colours(hostile: Hostile, tmp_path: Path) -> None:
-    """It gets the whole of it; `less -R` would obey what it gets. An empty choice, or one that is not there, is none."""
+    """It gets the whole of it; `less -R` would obey what it gets. One that is not there is none."""
     words, kept = ("session", "diff", WIDGETS, hostile.session), tmp_path / "paged"
     on_a_terminal(hostile, *words, GITMIRROR_PAGER=f"cat > {kept}")
     paged = kept.read_bytes()

@@ -17,7 +17,12 @@ LINES = 100
 
 
 def journal_command(
-    layout: Layout, *, follow: bool = False, lines: int | None = None, since: str | None = None, priority: str | None
+    layout: Layout,
+    *,
+    follow: bool = False,
+    lines: int | None = None,
+    since: str | None = None,
+    priority: str | None = None,
 ) -> list[str]:
     """Returns the command that prints the log of the service. `since` is a time in RFC 3339.
 

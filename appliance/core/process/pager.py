@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import TextIO
 
 DEFAULT = "less"
 VARIABLES = ("GITMIRROR_PAGER", "PAGER")
@@ -24,7 +25,7 @@ def pager_command(environ: Mapping[str, str]) -> str:
         program = next((word for word in shlex.split(command) if "=" not in word), "")
     except ValueError:
         return ""
-    return command if program and program != "cat" and shutil.which(program) else ""
+    return command if command != "cat" and shutil.which(program) else ""
 
 
 class _PagerInput(io.RawIOBase):
@@ -54,6 +55,11 @@ class _PagerInput(io.RawIOBase):
         """Raises BrokenPipeError once the reader has left the pager."""
         return os.write(self.fileno(), data)
 
+    @property
+    def has_started(self) -> bool:
+        """Whether the pager has the terminal."""
+        return self._process is not None
+
     def end(self) -> None:
         """Says that this was all, and waits until the reader has left. Ctrl-C is for the pager until then."""
         if self._process is None:
@@ -74,20 +80,35 @@ class _PagerInput(io.RawIOBase):
         return self._process
 
 
+class _Messages(io.StringIO):
+    """Messages for a terminal, held back while a pager has it, because they would be lost in what it shows."""
+
+    def __init__(self, way: _PagerInput, terminal: TextIO) -> None:
+        super().__init__()
+        self._way = way
+        self._terminal = terminal
+
+    def write(self, text: str, /) -> int:
+        return super().write(text) if self._way.has_started else self._terminal.write(text)
+
+    def isatty(self) -> bool:
+        return True
+
+
 @contextmanager
 def paged(command: str) -> Iterator[None]:
-    """Sends what the block writes to stdout, and to stderr if that is a terminal, through the pager `command`.
+    """Sends what the block writes to stdout through the pager `command`.
 
-    The block ends early, without an error, when the reader leaves the pager.
+    What it writes to stderr meanwhile, if that is a terminal, appears once the reader has left the pager. The block
+    ends early, without an error, when the reader leaves.
     """
-    outputs = sys.stdout, sys.stderr
+    outputs, messages = (sys.stdout, sys.stderr), io.StringIO()
     way = _PagerInput(command)
     text = io.TextIOWrapper(io.BufferedWriter(way), encoding=sys.stdout.encoding, errors=sys.stdout.errors)
     sys.stdout.flush()
     sys.stdout = text
     if sys.stderr.isatty():
-        # A message in the middle of what the pager shows would be lost.
-        sys.stderr = text
+        sys.stderr = messages = _Messages(way, sys.stderr)
     try:
         yield
     except BrokenPipeError:
@@ -97,3 +118,5 @@ def paged(command: str) -> Iterator[None]:
         with suppress(BrokenPipeError):
             text.close()
         way.end()
+        sys.stderr.write(messages.getvalue())
+        sys.stderr.flush()
