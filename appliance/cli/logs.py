@@ -16,11 +16,19 @@ PRIORITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "deb
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Keep printing new lines until Ctrl-C.")
 @click.option(
-    "-n", "--lines", type=click.IntRange(0), metavar="N", help="The last N lines. Default: 100, or all with --since."
+    "-n",
+    "--lines",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Show the last N lines. Default: 100, or all with --since.",
 )
-@click.option("--since", type=Moment(), help="Only lines since WHEN: 2h (two hours ago), or 2026-11-26T08:00:00Z.")
+@click.option("--since", type=Moment(), help="Show only lines since WHEN: 2h (two hours ago), or 2026-11-26T08:00:00Z.")
 @click.option(
-    "-p", "--priority", type=click.Choice(PRIORITIES), metavar="P", help="Only lines of this priority and above: err."
+    "-p",
+    "--priority",
+    type=click.Choice(PRIORITIES),
+    metavar="P",
+    help="Show only lines of this priority and above: err.",
 )
 @pass_options
 @click.pass_context
@@ -29,8 +37,8 @@ def logs(
 ) -> None:
     """Show the log of the installed service.
 
-    Runs journalctl for gitmirror.service; who may read the journal, systemd decides: root and the group
-    systemd-journal. A serve that systemd does not run logs to its stderr: then this command says where that goes, and
+    Runs journalctl for gitmirror.service, and exits with its code. Root and members of the group systemd-journal may
+    read the journal. A serve that systemd does not run logs to its stderr; this command then says where that goes, and
     exits with code 1.
 
     \b

@@ -32,7 +32,7 @@ NOT_HEALTHY = 3
     is_flag=False,
     flag_value=2.0,
     metavar="[SECONDS]",
-    help="Show it again every SECONDS, or every 2, until Ctrl-C; with --json, one document a line.",
+    help="Show it again every SECONDS, or every 2, until Ctrl-C; with --json, as JSON lines.",
 )
 @json_option
 @pass_options
@@ -40,8 +40,8 @@ def status(options: Options, seconds: float | None, as_json: bool) -> None:
     """Show the health of the node and of each repository.
 
     Exits with code 3 when a repository is stale, failing or damaged or pushes are off, and with 4 when serve is not
-    running. With --watch, a terminal shows the newest state in place; elsewhere one follows the other. The exit code
-    is then 0.
+    running. With --watch, draws the newest state in place on a terminal, and prints one after another elsewhere; the
+    exit code is then 0.
 
     \b
     Examples:

@@ -57,9 +57,8 @@ def test_what_was_installed_goes_and_what_is_the_operators_stays(root: Path) -> 
     assert {name for name in files(root) if not name.startswith("var/lib/gitmirror/")} == kept
     assert (state / "gitmirror.db").exists()
     assert not (root / "var/cache/gitmirror").exists()
-    assert (
-        f"{state} (the mirrors of 1 repository, 0 sessions of agents, and the audit log): rm -r {state}" in done.stdout
-    )
+    held = "the mirrors of 1 repository, 0 sessions of agents, and the audit log"
+    assert f"{state} ({held}): rm -r {state}" in done.stdout
     assert f"{config} (the configuration): rm -r {config}" in done.stdout
     again = uninstall(root)
     assert again.exit_code == 0 and again.stdout.startswith("gitmirror is not installed here\nleft, ")
