@@ -14,13 +14,11 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem, ShellComplete, split_arg_string
 
-from appliance.core.ops.shell_completion import ANSWER, WORDS
+from appliance.core.ops.shell_completion import ANSWER, END, WORDS
 
 Names = Callable[[Path, click.Context], list[str]]
 PATHS = {"DIR": "dir", "NEW": "dir", "FILE": "file"}
 """Metavars of texts that are paths."""
-END = "\x1f"
-"""Put behind the line, so that the last word shows whether it is complete: no shell lets anybody type it."""
 
 
 def answer(cli: click.Group, environ: Mapping[str, str]) -> list[str]:

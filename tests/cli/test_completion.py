@@ -96,6 +96,8 @@ def test_tab_completes_commands_options_and_names(place: Path, shell: str) -> No
         typed.wait_for("idgets")
         typed.press("\x15gm enable oth\t")
         typed.wait_for("er/gears")
+        typed.press("\x15./dist/mirror.pyz disable \t\t")
+        typed.wait_for(r"acme/widgets\s+(\S+\s+)*other/gears")
 
 
 @pytest.mark.parametrize(

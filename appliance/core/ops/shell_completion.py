@@ -19,6 +19,8 @@ from appliance.core.errors import UsageError
 ANSWER = "_GITMIRROR_COMPLETE"
 """Its presence makes the program answer a shell, whose name is the value."""
 WORDS = "GITMIRROR_WORDS"
+END = "\x1f"
+"""Put behind the last word, so that an empty one is seen."""
 NAMES = ("gitmirror.pyz", "gitmirror")
 PLACES = {
     "bash": Path("/usr/local/share/bash-completion/completions/gitmirror.pyz"),
@@ -76,7 +78,9 @@ fi
 
 _FISH = r"""
 function __gitmirror_complete
-    set -l words (commandline -opc) (commandline -ct | string unescape)
+    # An empty word is one too: it is quoted, and has an end that `string collect` does not take for an empty line.
+    set -l last (commandline -ct | string unescape)
+    set -l words (commandline -opc) "$last"\x1f
     set -l program (string replace -r '^~' -- $HOME $words[1])
     command -q -- $program; or set program @program@
     set -lx _GITMIRROR_COMPLETE fish
