@@ -21,10 +21,10 @@ from tests.support.typed import TypedInto
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The state directory of a node that does not serve, with 200 rows in its log."""
+    """The state directory of a node that does not serve, with more rows in its log than a pipe holds."""
     state = tmp_path_factory.mktemp("node") / "state"
     stores = open_stores(Layout(state))
-    attempts = [("p", "o/r", f"refs/agents/s{n}", f"s{n}", None, "1" * 40, "accepted", None, "c") for n in range(200)]
+    attempts = [("p", "o/r", f"refs/agents/s{n}", f"s{n}", None, "1" * 40, "accepted", None, "c") for n in range(1000)]
     stores.audit.record_attempts([Attempt(*each) for each in attempts])
     stores.database.close()
     return state
@@ -38,10 +38,10 @@ def on_terminal(state: Path, *words: str, **env: str) -> TypedInto:
 def test_long_output_goes_through_the_pager(state: Path, tmp_path: Path) -> None:
     """All of it, with messages for people after it; leaving the pager early is no failure."""
     kept = tmp_path / "kept"
-    with on_terminal(state, "audit", "--limit", "200", GITMIRROR_PAGER=f"cat > {kept}", PAGER="false") as shown:
+    with on_terminal(state, "audit", "--limit", "1000", GITMIRROR_PAGER=f"cat > {kept}", PAGER="false") as shown:
         assert shown.end() == 0 and shown.shown == ""
-    assert kept.read_text().count("refs/agents/") == 200
-    with on_terminal(state, "audit", "--limit", "200", GITMIRROR_PAGER="true") as shown:
+    assert kept.read_text().count("refs/agents/") == 1000
+    with on_terminal(state, "audit", "--limit", "1000", GITMIRROR_PAGER="true") as shown:
         assert shown.end() == 0 and shown.shown == ""
 
 
@@ -62,7 +62,7 @@ def test_no_pager_where_none_is_wanted(state: Path, words: list[str], pager: str
     """The output is on the terminal itself, whole."""
     with on_terminal(state, *words, GITMIRROR_PAGER=pager) as shown:
         assert shown.end() == 0
-    assert re.search("refs/agents/s150|200 events", shown.shown)
+    assert re.search("refs/agents/s950|1000 events", shown.shown)
 
 
 def test_an_error_needs_no_pager(state: Path, tmp_path: Path) -> None:
