@@ -60,7 +60,7 @@ class _Known(click.ParamType[str]):
             commands = ctx.command.commands
             found += [CompletionItem(name, help=each.get_short_help_str()) for name, each in commands.items()]
         found = [item for item in found if item.value.startswith(incomplete)]
-        kind = PATHS.get((param.metavar or "").strip("[]"))
+        kind = PATHS.get(_label(param))
         return [*found, CompletionItem(incomplete, type=kind)] if kind else found
 
     def _read(self, ctx: click.Context) -> list[str]:
@@ -84,7 +84,8 @@ def _repos(database: Path, ctx: click.Context) -> list[str]:
 def _sessions(database: Path, ctx: click.Context) -> list[str]:
     from appliance.core.store.known_names import session_names
 
-    return session_names(database, ctx.params.get("repo"))
+    repos = [ctx.params.get(param.name or "") for param in ctx.command.params if _names_of("", param) is _repos]
+    return session_names(database, next((repo for repo in repos if isinstance(repo, str)), None))
 
 
 def _guests(database: Path, ctx: click.Context) -> list[str]:
@@ -93,7 +94,7 @@ def _guests(database: Path, ctx: click.Context) -> list[str]:
     return guest_names(database)
 
 
-BY_METAVAR: dict[str, Names] = {"SESSION": _sessions, "[REPO]...": _repos, "REPO": _repos}
+BY_METAVAR: dict[str, Names] = {"SESSION": _sessions, "REPO": _repos}
 BY_NAME: dict[str, Names] = {"repo": _repos, "repos": _repos, "session": _sessions, "guest": _guests}
 NAMES_OF: dict[str, Names] = {
     **dict.fromkeys(("remove-repo", "enable", "disable", "refresh", "refreshes"), _repos),
@@ -106,7 +107,12 @@ def _names_of(path: str, param: click.Parameter) -> Names | None:
     """What is known of the values of a parameter; None for nothing."""
     if param.name in ("name", "names") and path in NAMES_OF:
         return NAMES_OF[path]
-    return BY_METAVAR.get(param.metavar or "") or BY_NAME.get(param.name or "")
+    return BY_METAVAR.get(_label(param)) or BY_NAME.get(param.name or "")
+
+
+def _label(param: click.Parameter) -> str:
+    """`REPO` of an argument that the help shows as `[REPO]...`."""
+    return (param.metavar or "").strip("[].")
 
 
 def _walk(group: click.Group, *above: str) -> Iterator[tuple[str, click.Command]]:
