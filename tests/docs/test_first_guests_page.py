@@ -37,6 +37,18 @@ def shape(output: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"ms=\d+", r"ms=\\d+", text))
 
 
+def here(serve: Serve, text: str) -> str:
+    """The text with the ports of this node."""
+    return text.replace("git://127.0.0.1:9418", serve.git_url).replace("http://127.0.0.1:9419", serve.http_url)
+
+
+def config_of(serve: Serve) -> Path:
+    """The global config of git in the guest, which the redirect changes."""
+    config = serve.home / ".gitconfig"
+    config.touch()
+    return config
+
+
 def typed(serve: Serve, directory: Path, upstream: str, text: str) -> str:
     """Runs a block in a shell of its own, as in a terminal in which the lines before were typed; returns its stdout."""
     program = directory / "bin" / "gitmirror.pyz"
@@ -45,10 +57,9 @@ def typed(serve: Serve, directory: Path, upstream: str, text: str) -> str:
         argv = f'exec {sys.executable} -m appliance --config {serve.config} "$@"'
         program.write_text(f"#!/bin/sh\nexport PYTHONPATH={ROOT}\n{argv}\n")
         program.chmod(0o755)
-    for port, url in (("git://127.0.0.1:9418", serve.git_url), ("http://127.0.0.1:9419", serve.http_url)):
-        text = text.replace(port, url)
-    text = text.replace(f"https://github.com/{NAME}", upstream)
-    env = {**serve.env, "PATH": f"{program.parent}:{serve.env['PATH']}", "GITMIRROR_STATE": str(serve.state)}
+    text = here(serve, text).replace(f"https://github.com/{NAME}", upstream)
+    path = f"{program.parent}:{serve.env['PATH']}"
+    env = {**serve.env, "PATH": path, "GITMIRROR_STATE": str(serve.state), "GIT_CONFIG_GLOBAL": str(config_of(serve))}
     before = ". ./guest.sh\n" if (directory / "guest.sh").exists() else ""
     done = subprocess.run(
         ["sh", "-eu"], input=before + text, cwd=directory, env=env, capture_output=True, text=True, timeout=120
@@ -78,7 +89,7 @@ def walk(serve: Serve, upstream: HttpUpstream, directory: Path) -> None:
     for commands, output in steps()[1:]:
         printed.append(typed(serve, directory, upstream.url(NAME), commands))
         if output:
-            assert shape(output).fullmatch(printed[-1]), printed[-1]
+            assert shape(here(serve, output)).fullmatch(printed[-1]), printed[-1]
         if "add-repo" in commands:
             # The page says that the tar may not be there right after this; the walk waits for it.
             path = serve.state / "workspaces"
@@ -93,4 +104,5 @@ def walk(serve: Serve, upstream: HttpUpstream, directory: Path) -> None:
     assert re.search(r"refs/heads/main +\w+ +rejected", everything)
     assert re.search(r"docs-1 .*accepted .*vm-3", everything)
     assert git("log", "-1", "--format=%s", cwd=directory / "replay") == "Turn of fix-readme"
+    assert "path" not in config_of(serve).read_text()
     assert (directory / "many-20" / "README.md").exists()
