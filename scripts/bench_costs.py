@@ -4,7 +4,8 @@
     scripts/bench_costs.py REPO [--repos 1,100,1000] [--guests 100] [--sessions 50] [--turns 4]
 
 REPO is a bare repository for guests and sessions. The others, for the cost of having many, are copies of a small one,
-which are refreshed every minute. Memory is that of `serve`, and of the git processes beside it; times are CPU seconds.
+which are refreshed every ten minutes. Memory is that of `serve`, and of the git processes beside it; times are those
+of the processor.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from benchlib.processes import clean_environment, describe_machine, run_git, tem
 
 from tests.support.generate import copy_repository, generate_repository  # noqa: E402
 from tests.support.gitutil import wait_until  # noqa: E402
-from tests.support.serve import Serve  # noqa: E402
+from tests.support.serve import Serve, Value  # noqa: E402
 
 NAME = "acme/widgets"
+REFRESH: dict[str, Value] = {"allow_local": True, "interval": "10m", "stale_after": "1h", "concurrency": 8}
 LONG = 1800.0
 """Seconds that a step may take on a slow machine."""
 
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with temporary_places() as places:
         env = clean_environment(places.scratch / "home")
         print(", ".join(f"{key} {value}" for key, value in describe_machine(places, env).items()), flush=True)
-        with Serve(places.scratch / "many", refresh={"allow_local": True, "concurrency": 8}) as serve:
+        with Serve(places.scratch / "many", refresh=REFRESH) as serve:
             small = generate_repository(places.scratch / "small.git", files=10, commits=3)
             measure_repositories(serve, small, [int(count) for count in options.repos.split(",")], options.idle)
         with Serve(places.scratch / "state", refresh={"allow_local": True, "interval": "1h"}) as serve:
@@ -69,7 +71,7 @@ def measure_repositories(serve: Serve, small: Path, counts: Sequence[int], idle:
         for number in range(len(urls), count):
             path = copy_repository(small, upstreams / f"r{number}.git")
             urls.append({"url": str(path), "name": f"acme/r{number}"})
-        serve.configure(urls, refresh={"allow_local": True, "concurrency": 8})
+        serve.configure(urls, refresh=REFRESH)
         serve.restart()
         wait_until(lambda: all(repo["tip"] for repo in serve.status()["repos"]), timeout=LONG, message="all are cloned")
         rest(serve)
