@@ -90,7 +90,12 @@ def options(context: click.Context) -> Iterator[str]:
         yield "| option | meaning |"
         yield "|---|---|"
         for names, meaning in rows:
-            yield f"| `{cell(names)}` | {cell(escaped(meaning))} |"
+            yield f"| `{cell(names.replace('INTEGER RANGE', 'N'))}` | {cell(escaped(bounds_in_words(meaning)))} |"
+
+
+def bounds_in_words(meaning: str) -> str:
+    """The meaning of an option with the bounds of a number as a person writes them: click has `x>=1` and `1<=x<=9`."""
+    return re.sub(r"\bx>=(\d+)", r"\1 or more", re.sub(r"(\d+)<=x<=(\d+)", r"\1 to \2", meaning))
 
 
 def told(text: str) -> Iterator[str]:
