@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Serve(places.scratch / "state", refresh={"allow_local": True, "interval": "1h"}) as serve:
             serve.start()
             serve.cli("add-repo", str(options.repository.resolve()), "--name", NAME, timeout=LONG)
+            place = serve.state / "workspaces"
+            wait_until(lambda: list(place.rglob("*.tar")), timeout=LONG, message="the first snapshot")
             rest(serve)
             print(f"one repository: {in_words(storage(serve))}", flush=True)
             measure_guests(serve, places.fast, options.guests, env)

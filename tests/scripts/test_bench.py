@@ -161,3 +161,21 @@ def test_the_figures_of_the_readme_are_measured_side_by_side(tmp_path: Path) -> 
         "the kit, by the tar",
         *by_disk,
     ]
+
+
+@pytest.mark.slow
+def test_costs_are_measured(tmp_path: Path) -> None:
+    """A line for each: repositories, the one that guests use, both ways of guests, and turns."""
+    repository = generate_repository(tmp_path / "widgets.git", files=20, commits=3)
+    few = ["--repos", "1", "--guests", "2", "--sessions", "1", "--turns", "2", "--idle", "1"]
+    done = run_bench(tmp_path, str(repository), *few, bench=BENCH.with_name("bench_costs.py"))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()[1:]
+    assert [line.partition(":")[0] for line in lines] == [
+        "1 small repositories",
+        "one repository",
+        "2 guests by git clone --depth 1",
+        "2 guests by the tar",
+        "1 sessions of 2 turns",
+    ]
+    assert all(re.search(r"[1-9]\d* (?:MB|kB|ms)", line) for line in lines)
