@@ -56,8 +56,13 @@ def title(context: click.Context) -> str:
 
 
 def commands() -> Iterator[str]:
-    """A table of all commands, then each with its usage, help, options and examples."""
+    """The program's own options, a table of all commands, then each with its usage, help, options and examples."""
     listed = [context for context in contexts(program()) if takes_a_call(context.command)]
+    yield "## Options before the command"
+    yield from options(program())
+    yield ""
+    yield "## All commands"
+    yield ""
     yield "| command | what it does |"
     yield "|---|---|"
     for context in listed:

@@ -35,9 +35,11 @@ def commands(group: click.Group, *above: str) -> Iterator[tuple[str, click.Comma
 
 
 COMMANDS = dict(commands(cli))
-OPTIONS_BEFORE = {"--state", "--config"}
+BEFORE = {name: param for param in cli.params if isinstance(param, click.Option) for name in param.opts}
+"""The options that stand before the command."""
 CALL = re.compile(r"gitmirror\.pyz((?: (?:[^\s`|&;>()\\]+|'[^'\n]*'))+)")
-"""A call of the program in a line or a sentence, up to what the shell takes for itself."""
+"""A call of the program, up to what the shell takes for itself."""
+CODE = re.compile(r"^```\w*\n(.*?)^```$|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
 SHOWN = [page for page in PAGES if page.parent.name != "decisions" and page.name != "CHANGELOG.md"]
 """Pages that tell what is there now."""
 REFERENCE = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("commands", "settings")}
@@ -52,7 +54,7 @@ def test_the_reference_is_what_the_code_says() -> None:
 
 def test_every_command_has_a_section() -> None:
     """And is in the table at the top, if it does something by itself."""
-    titles = re.findall(r"^##+ (.+)$", REFERENCE["commands"].partition("<!-- commands:")[2], re.MULTILINE)
+    titles = re.findall(r"^##+ (.+)$", REFERENCE["commands"].partition("\n## All commands\n")[2], re.MULTILINE)
     assert sorted(titles) == sorted(name for name, each in COMMANDS.items() if not each.hidden)
     for name, each in COMMANDS.items():
         if not isinstance(each, click.Group) and not each.hidden:
@@ -74,12 +76,9 @@ def test_every_setting_has_a_row_with_its_default() -> None:
 def faults(call: str) -> Iterator[str]:
     """What is wrong with the words of a call: a command or an option that is not there."""
     words = call.split()
-    while words and words[0] in OPTIONS_BEFORE:
-        words = words[2:]
-    if not words or words[0] == "COMMAND" or words[0].startswith(("-", "[")):
-        yield from (
-            word for word in words if word.startswith("--") and word not in {"--version", "--licenses", "--help"}
-        )
+    while words and words[0] in BEFORE:
+        words = words[1 if BEFORE[words[0]].is_flag else 2 :]
+    if not words or words[0] == "COMMAND" or words[0].startswith("["):
         return
     found: click.Command = cli
     path = ""
@@ -98,7 +97,8 @@ def faults(call: str) -> Iterator[str]:
 @pytest.mark.parametrize("page", SHOWN, ids=[str(page.relative_to(ROOT)) for page in SHOWN])
 def test_calls_of_the_program_are_right(page: Path) -> None:
     """Every command and option that a page shows is there."""
-    calls = [re.sub(r" #.*", "", call).strip().rstrip(".,:?") for call in CALL.findall(page.read_text())]
+    code = "\n".join(block or words for block, words in CODE.findall(page.read_text()))
+    calls = [re.sub(r" #.*", "", call).strip() for call in CALL.findall(code)]
     assert {call: list(faults(call)) for call in calls if list(faults(call))} == {}
 
 
