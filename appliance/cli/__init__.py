@@ -12,6 +12,6 @@
 The life of a command: click parses it, `Options.node()` opens the state directory as its owner, one method of core
 does the work, and the command prints the result as a table, or as one JSON document with `--json`.
 
-Invariants: stdout carries only the result; everything else goes to stderr. The README lists the exit codes.
+Invariants: stdout carries only the result; everything else goes to stderr. docs/commands.md lists the exit codes.
 `--help` and `--version` import nothing heavy. Every command's help ends with an example.
 """
