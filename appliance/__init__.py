@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 
 def version_text() -> str:
-    """`gitmirror 0.1.0 (abc1234567)`: the version, and the commit when this is the packed file.
+    """`gitmirror 1.0.0 (abc1234567)`: the version, and the commit when this is the packed file.
 
     The commit is in a file that the build puts beside this one; a checkout has none. This uses `os`, because `pathlib`
     would be the heaviest import of `--version`.

@@ -22,9 +22,25 @@ def main() -> None:
             # the line again and print an error.
             os._exit(1)
         return
+    if "_GITMIRROR_COMPLETE" in os.environ:
+        _complete()
+        return
     from appliance.cli.main import cli
 
     cli(prog_name="gitmirror.pyz")
+
+
+def _complete() -> None:
+    """Answers a shell that completes a word. A traceback, or anything else, would land on the line being typed."""
+    try:
+        from appliance.cli.completing import answer
+        from appliance.cli.main import cli
+
+        for line in answer(cli, os.environ):
+            print(line)
+        sys.stdout.flush()
+    except BaseException:
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -544,13 +544,8 @@ journal_is_clean() {
 }
 
 removes() {
-    systemctl disable --now gitmirror-{git,http,admin}.socket gitmirror.service
-    rm -rf /etc/systemd/system/gitmirror.service /etc/systemd/system/gitmirror-{git,http,admin}.socket{,.d}
-    rm -rf /etc/sysusers.d/gitmirror.conf /etc/gitmirror /usr/local/bin/gitmirror.pyz
-    systemctl daemon-reload
-    rm -rf /var/lib/gitmirror /var/cache/gitmirror /var/cache/gitmirror-root
     userdel oper
-    userdel gitmirror
+    gitmirror.pyz uninstall --purge --yes
     if systemctl list-unit-files --no-legend 'gitmirror*' | grep . ||
         find /etc /usr /var /run /tmp -name '*gitmirror*' -not -path '/var/log/*' | grep .; then
         return 1

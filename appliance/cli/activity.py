@@ -18,8 +18,10 @@ RIGHT = ("BYTES", "FIRST BYTE", "TOOK")
 
 @click.command()
 @click.option("--repo", metavar="R", help="Show only this repository.")
-@click.option("--guest", metavar="NAME", help="Show only those of this known guest.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Show at most this many rows.")
+@click.option("--guest", metavar="NAME", help="Show only what this known guest fetched.")
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(1), default=50, show_default=True, help="Show at most this many rows."
+)
 @click.option(
     "--follow", is_flag=True, help="Keep printing new rows, one a line, until Ctrl-C; with --json, as JSON lines."
 )
@@ -31,7 +33,8 @@ def activity(options: Options, repo: str | None, guest: str | None, limit: int, 
     Each row says which guest fetched what, how it was served, and how fast. With --follow, the oldest come first.
 
     \b
-    Example:
+    Examples:
+      gitmirror.pyz activity --repo jomcgi/homelab --limit 10
       gitmirror.pyz activity --follow
     """
     store = options.node().stores().activity

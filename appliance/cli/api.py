@@ -23,10 +23,10 @@ UNQUOTED = "/?&=%:@+,;~!$'()*[]"
 @click.option("--accept", metavar="TYPE", default="*/*", help="The media type to ask for, such as text/x-diff.")
 @pass_options
 def api(options: Options, method: str, path: str, body: IO[bytes] | None, accept: str) -> None:
-    """Send one request to the API of the running serve and print the response.
+    """Send one request to the API of the running serve.
 
-    PATH begins with /v1 and may have a query. No token is needed, because whoever may open the control socket is an
-    operator. docs/api.md describes the routes.
+    Prints the response. PATH begins with /v1 and may have a query. No token is needed, because whoever may open the
+    control socket is an operator. docs/api.md describes the routes.
 
     The exit code is 0 for a status below 400 and 1 otherwise; it is 4 if no serve runs, or if it ends before the
     response does. Ctrl-C ends an event stream.

@@ -34,7 +34,9 @@ def api_token() -> None:
 @json_option
 @pass_options
 def issue(options: Options, scope: str, ttl: float | None, name: str, as_json: bool) -> None:
-    """Create a token and print it. It cannot be printed again, because only its hash is stored.
+    """Create a token and print it.
+
+    It cannot be printed again, because only its hash is stored.
 
     \b
     Example:
@@ -82,7 +84,7 @@ def list_api_tokens(options: Options, as_json: bool) -> None:
 def revoke(options: Options, number: int, as_json: bool) -> None:
     """Revoke an API token.
 
-    It is refused from the next request on. Running `serve` needs no restart.
+    It is refused from the next request on; a running serve needs no restart.
 
     \b
     Example:

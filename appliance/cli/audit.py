@@ -27,8 +27,10 @@ HEADERS = ("ID", "AT", "REPOSITORY", "REF", "COMMIT", "VERDICT", "OUTCOME", "CLI
 @click.option(
     "--since", type=Moment(), help="Show only attempts since WHEN: 2h (two hours ago), or 2026-11-26T08:00:00Z."
 )
-@click.option("--guest", metavar="NAME", help="Show only those of this known guest.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Show at most this many rows.")
+@click.option("--guest", metavar="NAME", help="Show only attempts of this known guest.")
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(1), default=50, show_default=True, help="Show at most this many rows."
+)
 @click.option(
     "--follow", is_flag=True, help="Keep printing new rows, one a line, until Ctrl-C; with --json, as JSON lines."
 )
@@ -104,10 +106,10 @@ def _row(entry: dict[str, Any]) -> tuple[Any, ...]:
 def verify(options: Options, head: str | None, fleet: bool, as_json: bool) -> None:
     """Verify the hash chain of the audit log.
 
-    If the chain is broken, prints the first event that breaks it and exits with code 3. It also exits with code 3 if
-    the log lacks events that it once had, or turns that are in the mirrors. With --fleet, it reads the heads of the
-    log that this node published in its fleet, which nobody can take back, so a log that was cut off, rewritten or
-    replaced by an older one is found even if the whole disk was replaced.
+    Exits with code 3 if the chain is broken, and names the first event that breaks it; also if the log lacks events
+    that it once had, or turns that are in the mirrors. With --fleet, compares the log with the heads that this node
+    published in its fleet. Nobody can take those back, so this also finds a log that was cut off, rewritten or
+    replaced by an older one, even when the whole disk was replaced.
 
     \b
     Examples:
@@ -145,9 +147,10 @@ def verify(options: Options, head: str | None, fleet: bool, as_json: bool) -> No
 @json_option
 @pass_options
 def accept_loss(options: Options, as_json: bool) -> None:
-    """Accept pushes again after the audit log lost events because its database was lost or is an older copy.
+    """Accept pushes again after the audit log lost events.
 
-    Use it when there is no newer copy of gitmirror.db. It adds a note to the log. Turns that are in the mirrors but
+    Pushes are refused when the database was lost or is an older copy. Use this when there is no newer copy of
+    gitmirror.db. It adds a note to the log. Turns that are in the mirrors but
     not in the log are recorded again. In a fleet, it also notes which events were published in the fleet and are lost,
     so that `audit verify --fleet` accepts that.
 

@@ -81,7 +81,7 @@ def verify(directory: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("directory", metavar="[DIR]", required=False)
-@click.option("--from-fleet", "node_name", metavar="NODE", help="Make this dead node anew from what its fleet has.")
+@click.option("--from-fleet", "node_name", metavar="NODE", help="Rebuild this dead node from what its fleet has.")
 @click.option(
     "--state", metavar="NEW", help="The state directory to restore into. Default: the one given before the command."
 )

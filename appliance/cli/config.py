@@ -36,8 +36,8 @@ def check(options: Options, as_json: bool) -> None:
     """Check the configuration file, and change nothing.
 
     Exits with code 2 when serve would refuse the file, and says which key is wrong and what is allowed. Warnings, such
-    as a limit that makes healthy repositories look stale, leave the code at 0. Whether files that the settings name
-    can be read, `doctor` checks.
+    as a limit that makes healthy repositories look stale, leave the code at 0. `doctor` checks whether the files that
+    the settings name can be read.
 
     \b
     Example:
@@ -64,10 +64,10 @@ def check(options: Options, as_json: bool) -> None:
 @json_option
 @pass_options
 def show(options: Options, as_json: bool) -> None:
-    """Show every setting that is in force, and whether it comes from the file.
+    """Show every setting in force, and where each comes from.
 
-    Prints TOML, so that what it prints is a configuration file itself. A running serve uses what it read at its start
-    or last reload, and sockets from systemd go before the addresses in [serve].
+    Prints TOML, which is a valid configuration file itself. A running serve uses what it read at its start or last
+    reload, and sockets from systemd take precedence over the addresses in [serve].
 
     \b
     Examples:

@@ -35,14 +35,14 @@ class _Commit(click.ParamType[str]):
 
 @click.group(cls=ValueOrCommand, invoke_without_command=True)
 @click.argument("repo", cls=OwnArgument, metavar="REPO")
-@click.option("--branch", metavar="B", help="The branch. Default: the followed branch.")
+@click.option("--branch", metavar="B", help="The branch to lease. Default: the followed branch.")
 @click.option("--commit", type=_Commit(), metavar="OID", help="A full commit id, instead of a branch.")
 @click.option(
     "--guest",
     metavar="NAME",
     help="A label, shown by `disks`. A known guest of this name also gets the private submodules that it may read.",
 )
-@click.option("--ttl", type=Duration(), default="24h", show_default=True, metavar="D", help="Lease duration.")
+@click.option("--ttl", type=Duration(), default="24h", show_default=True, metavar="D", help="How long the lease lasts.")
 @click.option("--single", is_flag=True, help="Put everything on one drive, with no data drive.")
 @click.option(
     "--format",
@@ -55,7 +55,7 @@ class _Commit(click.ParamType[str]):
 @click.option(
     "--submodules/--no-submodules",
     default=None,
-    help="Include submodules that are mirrored here. Default: the setting.",
+    help="Include submodules that are mirrored here. Default: `[workspace] submodules`.",
 )
 @json_option
 @pass_options

@@ -25,7 +25,7 @@ RIGHT = ("SEEN", "REPOS", "BEHIND", "LAG", "SESSIONS", "WAITING", "UNREAD")
 
 @click.group()
 def fleet() -> None:
-    """Show the fleet that this node belongs to, and forget nodes that left it.
+    """Show this node's fleet, and forget nodes that left it.
 
     The nodes of a fleet share their registry, the news from upstreams, and what agents recorded, through NATS servers
     that `[fleet] servers` names.
@@ -47,7 +47,8 @@ def status(options: Options, as_json: bool) -> None:
     BEHIND counts the repositories of a node that are stale, failing or damaged, WAITING what it has yet to send, and
     UNREAD what it has yet to read of the others' recordings. Exits with code 3 when a node is gone or behind, when
     the fleet cannot be reached, or with a warning, and with 4 when serve is not running; it then shows what the
-    database knows. A node alone is told how to join a fleet.
+    database knows. A
+    node that is alone is told how to join a fleet.
 
     \b
     Example:

@@ -15,7 +15,7 @@ def guest_kit(options: Options) -> None:
     The kit is a POSIX sh file that guests source or run.
 
     \b
-    Example:
+    Examples:
       gitmirror.pyz guest-kit > guest.sh
       . ./guest.sh && gitmirror_hydrate jomcgi/homelab /workspace
     """

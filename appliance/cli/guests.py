@@ -14,10 +14,10 @@ from appliance.core.text import storable
 
 @click.group()
 def guest() -> None:
-    """Make guests known by the way that they come.
+    """Make guests known to this node, and forget them.
 
-    A known guest writes its own sessions only, and reads the repositories that it was given. It needs no credential.
-    docs/guests.md says more.
+    A guest is known by the way that it comes. It writes its own sessions only, and reads the repositories that it was
+    given. It needs no credential. docs/guests.md says more.
 
     \b
     Examples:
@@ -52,8 +52,8 @@ def add(
 ) -> None:
     """Make a guest known.
 
-    Whoever comes by its sockets, from its address or with its token is this guest. With --token, prints the token, once
-    and for all: only its hash is stored. The same command may be repeated, except with --token. Without a running
+    Whoever comes by its sockets, from its address or with its token is this guest. With --token, prints the token, this
+    once: only its hash is stored. The same command may be repeated, except with --token. Without a running
     serve, the guest is known from the next start on.
 
     \b

@@ -23,11 +23,12 @@ def install(root: Path, now: bool) -> None:
     """Install or upgrade gitmirror on this machine, under systemd.
 
     Copies this file to /usr/local/bin/gitmirror.pyz, writes the systemd units and a configuration file with every
-    default (an existing one is left alone), and creates the service's user and the state directory. To upgrade,
-    run it again with a newer file: the sockets stay open, so no guest is refused.
+    default (an existing one is left alone), and creates the service's user and the state directory. Also puts a man
+    page and completion scripts into place. To upgrade, run it again with a newer file: the sockets stay open, so no
+    guest is refused. `uninstall` takes it off again.
 
     \b
-    Example:
+    Examples:
       sudo ./gitmirror.pyz install --now
       ./gitmirror.pyz install --root /tmp/look
     """

@@ -35,6 +35,11 @@ def print_line(text: str) -> None:
     click.echo(escape(text))
 
 
+def print_text(text: str) -> None:
+    """Prints a text of several lines, which ends with a line break, on stdout."""
+    click.echo(escape(text, keep="\n\t"), nl=False)
+
+
 def print_cells(cells: Sequence[Any]) -> None:
     """Prints one row without aligned columns, because the rows after it are not known yet."""
     print_line("  ".join("" if cell is None else str(cell) for cell in cells))
@@ -77,12 +82,30 @@ def ask(question: str) -> bool:
     return click.confirm(escape(question), default=False, err=True)
 
 
+def choose_colour(ctx: click.Context, choice: str) -> None:
+    """Sets for all output whether it has colours: `always`, `never`, or `auto`, which looks at each stream.
+
+    `auto` is `never` on a terminal that has no colours, or if NO_COLOR is set (no-color.org).
+    """
+    if choice == "never":
+        # For the live view, which chooses its colours itself.
+        os.environ["NO_COLOR"] = "1"
+    no_colour = choice == "never" or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    ctx.color = True if choice == "always" else False if no_colour else None
+
+
+def wants_colour() -> bool:
+    """Whether what is written to stdout past this module has colours."""
+    ctx = click.get_current_context(silent=True)
+    chosen = ctx.color if ctx else None
+    return sys.stdout.isatty() if chosen is None else chosen
+
+
 def say_error(error: GitmirrorError) -> None:
-    """Prints the message and the hint; in colour on a terminal, unless NO_COLOR is set (no-color.org)."""
-    color = False if os.environ.get("NO_COLOR") else None
-    click.echo(f"{click.style('error:', fg='red')} {escape(error.message)}", err=True, color=color)
+    """Prints the message and the hint."""
+    click.echo(f"{click.style('error:', fg='red')} {escape(error.message)}", err=True)
     if error.hint:
-        click.echo(f"{click.style('hint:', fg='cyan')} {escape(error.hint)}", err=True, color=color)
+        click.echo(f"{click.style('hint:', fg='cyan')} {escape(error.hint)}", err=True)
 
 
 @contextmanager

@@ -123,7 +123,9 @@ def _count(number: int, word: str) -> str:
 @click.argument("name")
 @pass_options
 def enable(options: Options, name: str) -> None:
-    """Refresh and serve a disabled repository again, on every node of a fleet.
+    """Refresh and serve a disabled repository again.
+
+    In a fleet, every node does.
 
     \b
     Example:
@@ -137,7 +139,9 @@ def enable(options: Options, name: str) -> None:
 @click.argument("name")
 @pass_options
 def disable(options: Options, name: str) -> None:
-    """Stop refreshing and serving a repository, on every node of a fleet, but delete nothing.
+    """Stop refreshing and serving a repository, but delete nothing.
+
+    In a fleet, every node does. `enable` takes it back.
 
     \b
     Example:
@@ -205,7 +209,9 @@ def refresh(options: Options, names: tuple[str, ...], as_json: bool) -> None:
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="Show at most this many rows.")
+@click.option(
+    "--limit", metavar="N", default=50, show_default=True, type=click.IntRange(1), help="Show at most this many rows."
+)
 @json_option
 @pass_options
 def refreshes(options: Options, name: str | None, limit: int, as_json: bool) -> None:

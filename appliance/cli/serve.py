@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     metavar="ADDR",
     help="HTTP address for operators, in the same forms. Guests must not reach it.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Log debug messages too.")
+@click.option("-v", "--verbose", is_flag=True, help="Also log debug messages.")
 @pass_options
 def serve(
     options: Options,
@@ -51,7 +51,7 @@ def serve(
     finish and exits with code 0; on SIGHUP it reloads the configuration.
 
     \b
-    Example:
+    Examples:
       gitmirror.pyz --state ./state serve --git 0.0.0.0:9418 --http "" --admin 127.0.0.1:9420
       gitmirror.pyz --state ./state serve --http 127.0.0.1:9419 --http unix:/run/gitmirror/http.sock
     """

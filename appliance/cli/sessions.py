@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from appliance.cli.context import Moment, Options, json_option, pass_options
-from appliance.cli.output import binary_output, print_json, print_line, print_table, say
+from appliance.cli.output import binary_output, print_json, print_line, print_table, say, wants_colour
 from appliance.cli.session_orders import drop, keep, open_sessions
 
 turn_option = click.option("--turn", type=click.IntRange(1), metavar="N", help="Use this turn; turns count from 1.")
@@ -216,7 +216,7 @@ def diff(
         say(comparison.words)
     if comparison.note:
         say(comparison.note)
-    if sessions.print_diff(comparison, words, raw=raw):
+    if sessions.print_diff(comparison, words, raw=raw, colour=not raw and wants_colour()):
         say("control characters in the diff are shown as escapes; --raw prints the exact patch")
 
 

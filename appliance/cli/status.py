@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.context import Options, json_option, pass_options
-from appliance.cli.output import print_json, print_line, print_table, say, say_what_is_local
+from appliance.cli.output import print_json, print_json_line, print_line, print_table, say, say_what_is_local
 from appliance.cli.storage import by_kind, in_words, used_of
 from appliance.core.models import UNHEALTHY
 from appliance.core.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from appliance.core.node.node import Node
 
 FILLING = 0.8
 """The part of the budget, or of what the disk has room for, from which on `status` says what takes it."""
@@ -21,30 +25,65 @@ NOT_HEALTHY = 3
 
 
 @click.command()
+@click.option(
+    "--watch",
+    "seconds",
+    type=click.FloatRange(min=0.2),
+    is_flag=False,
+    flag_value=2.0,
+    metavar="[SECONDS]",
+    help="Show it again every SECONDS, or every 2, until Ctrl-C; with --json, as JSON lines.",
+)
 @json_option
 @pass_options
-def status(options: Options, as_json: bool) -> None:
+def status(options: Options, seconds: float | None, as_json: bool) -> None:
     """Show the health of the node and of each repository.
 
     Exits with code 3 when a repository is stale, failing or damaged or pushes are off, and with 4 when serve is not
-    running.
+    running. With --watch, draws the newest state in place on a terminal, and prints one after another elsewhere; the
+    exit code is then 0.
 
     \b
-    Example:
+    Examples:
       gitmirror.pyz status
+      gitmirror.pyz status --watch 5
     """
     node = options.node()
+    if seconds is not None:
+        _watch(node, seconds, as_json)
+        return
     found = node.status()
     if as_json:
         print_json(found)
     else:
-        _print_status(found)
-        if node.config.fleet.is_on:
-            say_what_is_local(found["repos"])
+        _show(node, found)
     if not found["serving"]:
         sys.exit(NOT_SERVING)
     if found["pushes"].get("off") or any(repo["state"] in UNHEALTHY for repo in found["repos"]):
         sys.exit(NOT_HEALTHY)
+
+
+def _watch(node: Node, seconds: float, as_json: bool) -> None:
+    from appliance.cli.redrawing import Redrawn
+
+    drawn = Redrawn()
+    try:
+        while True:
+            found = node.status()
+            if as_json:
+                print_json_line(found)
+            else:
+                with drawn:
+                    _show(node, found)
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        return
+
+
+def _show(node: Node, found: dict[str, Any]) -> None:
+    _print_status(found)
+    if node.config.fleet.is_on:
+        say_what_is_local(found["repos"])
 
 
 def _is_filling(storage: Mapping[str, Any]) -> bool:

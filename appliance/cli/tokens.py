@@ -29,7 +29,9 @@ def token() -> None:
 @json_option
 @pass_options
 def issue(options: Options, repo: str, ttl: float, note: str, as_json: bool) -> None:
-    """Create a token and print it. It cannot be printed again, because only its hash is stored.
+    """Create a token and print it.
+
+    It cannot be printed again, because only its hash is stored.
 
     \b
     Example:
@@ -76,7 +78,7 @@ def list_tokens(options: Options, repo: str | None, as_json: bool) -> None:
 def revoke(options: Options, number: int) -> None:
     """Revoke a token.
 
-    From the next request on, a guest that sends the token is treated as if it had none.
+    From the next request on, a guest that sends it is treated as if it had sent none.
 
     \b
     Example:

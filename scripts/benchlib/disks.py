@@ -91,7 +91,7 @@ def leased(
     figures.first_build = appliance.disk_builds()[-1]
     paths = {drive["role"]: Path(drive["path"]) for drive in lease["drives"]}
     figures.tree_bytes, figures.data_bytes = (paths[role].stat().st_size for role in ("tree", "data"))
-    with _attached(paths["tree"]) as tree, _attached(paths["data"]) as data:
+    with attached(paths["tree"]) as tree, attached(paths["data"]) as data:
         yield Drives(f"{tree},{data}", appliance.name, tip, kit, fast, env)
 
 
@@ -135,7 +135,7 @@ def _change_one_file(upstream: Path, branch: str, number: int, env: Mapping[str,
 
 
 @contextlib.contextmanager
-def _attached(path: Path) -> Iterator[str]:
+def attached(path: Path) -> Iterator[str]:
     """A read-only loop device of a file, as a virtio drive is in a guest."""
     command = ["losetup", "--find", "--show", "--read-only", str(path)]
     device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

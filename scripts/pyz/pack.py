@@ -31,7 +31,7 @@ ROOT = HERE.parent.parent
 BUILD = ROOT / "build"
 RUNTIME_LOCK = ROOT / "requirements" / "runtime.txt"
 # The inputs of the build: a change to any of these causes a new build.
-INPUTS = ("appliance", "systemd", "scripts/pyz", "requirements", "pyproject.toml", "LICENSE")
+INPUTS = ("appliance", "docs/gitmirror.1", "systemd", "scripts/pyz", "requirements", "pyproject.toml", "LICENSE")
 PYTHON = (sys.executable, "-I", "-m")
 COMPILED = (".so", ".pyd", ".dylib", ".dll")
 SHEBANG = b"#!/usr/bin/env python3\n"

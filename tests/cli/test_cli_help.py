@@ -6,9 +6,11 @@ import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -28,7 +30,7 @@ CONTRACT: dict[str, set[str]] = {
     "enable": {"NAME"},
     "disable": {"NAME"},
     "repos": {"--json"},
-    "status": {"--json"},
+    "status": {"--json", "--watch"},
     "refresh": {"NAME", "--json"},
     "refreshes": {"NAME", "--json"},
     "activity": {"--json", "--follow"},
@@ -61,6 +63,9 @@ CONTRACT: dict[str, set[str]] = {
     "egress": {"--json"},
     "doctor": {"--json"},
     "install": {"--root"},
+    "uninstall": {"--root", "--purge", "--yes"},
+    "logs": {"-f", "--follow", "-n", "--since", "-p", "--priority"},
+    "completion": {"SHELL"},
     "tui": set(),
 }
 """Commands of the contract with their arguments and options; more are welcome."""
@@ -125,6 +130,28 @@ def test_the_first_sentence_fits_the_list_of_commands(words: tuple[str, ...]) ->
     assert not command.get_short_help_str(200).endswith("...")
 
 
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_examples_are_what_the_commands_take(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is parsed as it stands, up to what a shell does with it."""
+    lines = re.findall(r"(?<!/opt/)gitmirror\.pyz( .*)", (COMMANDS[words].help or "").partition("Example")[2])
+    assert lines
+    for command in (cli, *COMMANDS.values()):
+        monkeypatch.setattr(command, "callback", lambda **_: None)
+    for line in lines:
+        argv = takewhile(lambda word: word not in ("|", ">", ">>", "&&"), shlex.split(line))
+        # The end of `source <(...)` is the shell's.
+        cli.main([word.rstrip(")") for word in argv], standalone_mode=False)
+
+
+def test_every_command_stands_in_one_section_of_the_help() -> None:
+    """With its whole first sentence on one line of a terminal of 80 columns."""
+    listed = [name for names in cli.sections.values() for name in names]
+    assert sorted(listed) == sorted(cli.commands)
+    said = run("--help").stdout.splitlines()
+    for name, command in cli.commands.items():
+        assert any(line.split() == [name, *command.get_short_help_str(200).split()] for line in said), name
+
+
 def test_the_commands_are_those_of_the_contract() -> None:
     """Names, arguments and options exactly as the outside relies on them."""
     for name, expected in CONTRACT.items():
@@ -138,10 +165,12 @@ def test_the_commands_are_those_of_the_contract() -> None:
 
 def test_options_before_the_command() -> None:
     """As the contract has them; without a command there is help."""
-    assert {"--state", "--config", "--version", "--licenses"} <= {each.opts[0] for each in cli.params}
+    assert {"--state", "--config", "--color", "--no-pager", "--version", "--licenses"} <= {
+        each.opts[0] for each in cli.params
+    }
     bare = run()
     assert "Usage: gitmirror.pyz" in bare.output
-    assert "Commands:" in bare.output
+    assert "Serve and install:" in bare.output
 
 
 def test_the_version_is_one_line() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -15,12 +18,13 @@ from appliance.cli.main import cli
 from appliance.core.config.credentials import CredentialConfig
 from appliance.core.config.repositories import AllowConfig, RepoConfig
 from appliance.core.config.settings import SECTIONS
-from appliance.core.units import parse_duration, parse_size
 from tests.support.serve import ROOT
 
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+LISTS: dict[str, type[Any]] = {"repos": RepoConfig, "allow": AllowConfig, "credentials": CredentialConfig}
+SOON = {"demo"}
 
 
 def commands(group: click.Group, *above: str) -> Iterator[tuple[str, click.Command]]:
@@ -31,77 +35,83 @@ def commands(group: click.Group, *above: str) -> Iterator[tuple[str, click.Comma
 
 
 COMMANDS = dict(commands(cli))
-ROWS = re.findall(r"^\| `([^`]+)` \|(.*)\|$", README.read_text(), re.MULTILINE)
-SETTINGS = {cell: rest for cell, rest in ROWS if cell.startswith("[")}
-DOCUMENTED = {
-    " ".join(re.findall(r"(?<![\w<\[-])[a-z][a-z-]*(?![\w>\]])", cell)): cell
-    for cell, _ in ROWS
-    if cell not in SETTINGS
-}
-"""Rows of the table of commands: the words in lower case are the command, `add-repo URL` is `add-repo`."""
+BEFORE = {name: param for param in cli.params if isinstance(param, click.Option) for name in param.opts}
+"""The options that stand before the command."""
+CALL = re.compile(r"gitmirror\.pyz((?: (?:[^\s`|&;>()\\]+|'[^'\n]*'))+)")
+"""A call of the program, up to what the shell takes for itself."""
+CODE = re.compile(r"^```\w*\n(.*?)^```$|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
+SHOWN = [page for page in PAGES if page.parent.name != "decisions" and page.name != "CHANGELOG.md"]
+"""Pages that tell what is there now."""
+REFERENCE = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("commands", "settings")}
 
 
-@pytest.mark.parametrize("name", [name for name, each in COMMANDS.items() if not isinstance(each, click.Group)])
-def test_every_command_is_documented(name: str) -> None:
-    """One row each in the README."""
-    assert name in DOCUMENTED
+def test_the_reference_is_what_the_code_says() -> None:
+    """Otherwise: scripts/reference_docs.py."""
+    argv = [sys.executable, str(ROOT / "scripts" / "reference_docs.py"), "--check"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_every_documented_command_is_there() -> None:
-    """With the arguments and options that the row shows."""
-    for name, cell in DOCUMENTED.items():
-        assert name in COMMANDS, f"the README documents {name}"
-        known = {(each.metavar or each.name or "").strip("[].").upper() for each in COMMANDS[name].params}
-        for argument in re.findall(r"\b[A-Z]{2,}\b", cell):
-            assert argument in known, f"{name} has no {argument}"
+def test_every_command_has_a_section() -> None:
+    """And is in the table at the top, if it does something by itself."""
+    titles = re.findall(r"^##+ (.+)$", REFERENCE["commands"].partition("\n## All commands\n")[2], re.MULTILINE)
+    assert sorted(titles) == sorted(name for name, each in COMMANDS.items() if not each.hidden)
+    for name, each in COMMANDS.items():
+        if not isinstance(each, click.Group) and not each.hidden:
+            assert f"\n| [`{name}`](#" in REFERENCE["commands"], name
 
 
-def test_every_option_that_the_readme_names_is_there() -> None:
-    """In whatever sentence it stands."""
-    known = {option for each in (cli, *COMMANDS.values()) for param in each.params for option in param.opts} | {
-        "--help"
-    }
-    text = re.sub(r"^(?:git|sudo git) .*$|gitmirror_[a-z]+ [^`]*`", "", README.read_text(), flags=re.MULTILINE)
-    mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
-    assert mentioned <= known
-
-
-def keys() -> Iterator[tuple[str, Any, Any]]:
-    for section, kind in SECTIONS.items():
-        for each in fields(kind):
-            yield f"[{section}] {each.name}", each.metadata["default"], each.default
-    for each in fields(RepoConfig):
-        yield f"[[repos]] {each.name}", "", each.default
-    for each in fields(AllowConfig):
-        yield f"[[allow]] {each.name}", each.metadata["default"], each.default
-    for each in fields(CredentialConfig):
-        yield f"[[credentials]] {each.name}", each.metadata["default"], each.default
-
-
-KEYS = {name: (default, read) for name, default, read in keys()}
-
-
-@pytest.mark.parametrize("name", KEYS)
-def test_every_setting_is_documented_with_its_default(name: str) -> None:
+def test_every_setting_has_a_row_with_its_default() -> None:
     """The default in the table is the one that holds."""
-    written, read = KEYS[name]
-    assert name in SETTINGS
-    default, _, text = SETTINGS[name].partition("|")
-    assert text.strip()
-    shown = default.strip().strip("`")
-    if isinstance(read, bool):
-        assert shown == str(read).lower()
-    elif isinstance(read, float) and shown:
-        assert parse_duration(shown) == read
-    elif isinstance(written, str) and re.fullmatch(r"\d+[KMGT]iB", written):
-        assert parse_size(shown) == read
-    else:
-        assert shown == str(written)
+    for section, kind in {**SECTIONS, **LISTS}.items():
+        _, _, below = REFERENCE["settings"].partition(f"\n## {'[[' if section in LISTS else '['}{section}]")
+        rows = dict(re.findall(r"^\| `(\w+)` \| (.*)$", below.partition("\n## ")[0], re.MULTILINE))
+        assert list(rows) == [each.name for each in fields(kind)]
+        for each in fields(kind):
+            default = re.match(r"`(.+?)` \|", rows[each.name])
+            if default:
+                assert each.metadata["parse"](tomllib.loads(f"x = {default[1]}")["x"]) == each.default
 
 
-def test_no_setting_is_documented_that_is_not_there() -> None:
-    """Who writes it into the file gets an error."""
-    assert SETTINGS.keys() == KEYS.keys()
+def faults(call: str) -> Iterator[str]:
+    """What is wrong with the words of a call: a command or an option that is not there."""
+    words = call.split()
+    while words and words[0] in BEFORE:
+        words = words[1 if BEFORE[words[0]].is_flag else 2 :]
+    if not words or words[0] == "COMMAND" or words[0].startswith("["):
+        return
+    found: click.Command = cli
+    path = ""
+    while isinstance(found, click.Group) and words and words[0] in found.commands:
+        found, path = found.commands[words[0]], f"{path} {words[0]}"
+        words = words[1:]
+    if found is cli and words[0] not in SOON:
+        yield f"no command {words[0]}"
+    known = {option for param in found.params for option in (*param.opts, *param.secondary_opts)} | {"--help"}
+    if found is not cli:
+        for word in words:
+            if word.startswith("--") and word.partition("=")[0] not in known:
+                yield f"{path} has no {word}"
+
+
+@pytest.mark.parametrize("page", SHOWN, ids=[str(page.relative_to(ROOT)) for page in SHOWN])
+def test_calls_of_the_program_are_right(page: Path) -> None:
+    """Every command and option that a page shows is there."""
+    code = "\n".join(block or words for block, words in CODE.findall(page.read_text()))
+    calls = [re.sub(r" #.*", "", call).strip() for call in CALL.findall(code)]
+    assert {call: list(faults(call)) for call in calls if list(faults(call))} == {}
+
+
+def test_a_call_that_is_wrong_is_found() -> None:
+    """Or the test above holds nothing."""
+    assert list(faults("sesion show a b")) == ["no command sesion"]
+    assert list(faults("session show a b --turns 2")) == [" session show has no --turns"]
+    assert CALL.findall("`gitmirror.pyz --state DIR status | less` and") == [" --state DIR status"]
+
+
+def test_the_readme_is_a_page_that_one_reads() -> None:
+    """The tables of commands and settings are in docs/."""
+    assert len(README.read_text().splitlines()) <= 150
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
@@ -131,8 +141,8 @@ def test_files_that_a_page_names_are_there(page: Path) -> None:
 
 def test_scripts_that_the_readme_runs_can_be_run() -> None:
     """As they stand there, with no interpreter in front."""
-    lines = re.findall(r"^(?:sudo )?(\./scripts/\S+)", README.read_text(), re.MULTILINE)
-    assert {"./scripts/run.sh", "./scripts/test.sh"} <= set(lines)
+    lines = re.findall(r"(?<![\w/])\./scripts/\w+\.sh", README.read_text())
+    assert {"./scripts/build_pyz.sh", "./scripts/run.sh", "./scripts/test.sh"} <= set(lines)
     for line in lines:
         assert (ROOT / line).stat().st_mode & 0o111, line
 

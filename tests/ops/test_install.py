@@ -22,6 +22,7 @@ from appliance.core.config.settings import SECTIONS, Config, parse_config
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.ops import install as core
 from appliance.core.ops.install import Installation, InstallError, WriteFile, default_config, plan_install
+from appliance.core.ops.shell_files import SHELL_FILES
 from tests.support.serve import ROOT
 
 
@@ -65,6 +66,7 @@ def test_everything_lands_in_its_place(program: Path, tmp_path: Path) -> None:
         "etc/systemd/system/gitmirror-admin.socket": 0o644,
         "etc/sysusers.d/gitmirror.conf": 0o644,
         "etc/gitmirror/gitmirror.toml": 0o644,
+        **{str(path.relative_to("/")): 0o644 for path in SHELL_FILES},
     }
     assert written["usr/local/bin/gitmirror.pyz"][2] == program.read_bytes()
     for unit in core.UNITS:

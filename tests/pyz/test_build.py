@@ -100,7 +100,7 @@ def test_it_is_exactly_what_is_locked(pyz: Path) -> None:
 
 
 def test_every_file_of_the_package_is_in_it(pyz: Path) -> None:
-    """Also those that are no Python: style sheets, shell scripts, units."""
+    """Also those that are no Python: style sheets, shell scripts, units, the man page."""
     names = entries(pyz).keys()
     package = [path for path in (ROOT / "appliance").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     units = list((ROOT / "systemd").iterdir())
@@ -109,6 +109,7 @@ def test_every_file_of_the_package_is_in_it(pyz: Path) -> None:
         assert f"site-packages/{path.relative_to(ROOT)}" in names
     for path in units:
         assert f"site-packages/appliance/units/{path.name}" in names
+    assert "site-packages/appliance/man/gitmirror.1" in names
 
 
 @pytest.mark.parametrize("name", LOCKS)

@@ -73,7 +73,7 @@ def on_a_terminal(node: Node, *args: str) -> bytes:
     serve = node.serve
     ours, theirs = pty.openpty()
     argv = [*serve.command, "--state", str(serve.state), "--config", str(serve.config), *args]
-    env = {**serve.env, "TERM": "xterm", "GIT_PAGER": "cat"}
+    env = {**serve.env, "TERM": "xterm", "GITMIRROR_PAGER": "cat"}
     child = subprocess.Popen(argv, cwd=serve.cwd, env=env, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""

@@ -101,7 +101,7 @@ def piped(hostile: Hostile, *args: str) -> tuple[int, bytes, bytes]:
 def on_a_terminal(hostile: Hostile, *args: str, **extra: str) -> bytes:
     """The same on a terminal: all that reached it."""
     ours, theirs = pty.openpty()
-    env = {**hostile.serve.env, "TERM": "xterm", "GIT_PAGER": "cat", **extra}
+    env = {**hostile.serve.env, "TERM": "xterm", "GITMIRROR_PAGER": "cat", **extra}
     argv = hostile.serve._argv(*args)
     child = subprocess.Popen(argv, cwd=hostile.serve.cwd, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
@@ -218,16 +218,16 @@ def test_a_diff_without_control_characters_is_gits_own(hostile: Hostile, tmp_pat
 
 @pytest.mark.slow
 def test_a_pager_gets_no_control_character_but_our_colours(hostile: Hostile, tmp_path: Path) -> None:
-    """It is git's choice of pager, and gets the whole of it; `less -R` would obey what it gets."""
+    """It gets the whole of it; `less -R` would obey what it gets. One that is not there is none."""
     words, kept = ("session", "diff", WIDGETS, hostile.session), tmp_path / "paged"
-    on_a_terminal(hostile, *words, GIT_PAGER=f"cat > {kept}")
+    on_a_terminal(hostile, *words, GITMIRROR_PAGER=f"cat > {kept}")
     paged = kept.read_bytes()
     assert b"\x1b[32m+first\x1b[m" in paged
     assert not unsafe_bytes(re.sub(rb"\x1b\[(?:1|31|32|36)?m", b"", paged), allowed="\n\t")
-    assert b"+first" in on_a_terminal(hostile, *words, GIT_PAGER="no-such-pager --at-all")
-    assert b"--raw" in on_a_terminal(hostile, *words, GIT_PAGER="true")
+    assert b"+first" in on_a_terminal(hostile, *words, GITMIRROR_PAGER="no-such-pager --at-all")
+    assert b"--raw" in on_a_terminal(hostile, *words, GITMIRROR_PAGER="true")
     kept.unlink()
-    on_a_terminal(hostile, *words, GIT_PAGER=f"cat > {kept}", NO_COLOR="1")
+    on_a_terminal(hostile, *words, GITMIRROR_PAGER=f"cat > {kept}", NO_COLOR="1")
     assert not unsafe_bytes(kept.read_bytes(), allowed="\n\t")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -142,3 +143,39 @@ def test_the_cost_of_refreshes_is_counted(tmp_path: Path, by: str) -> None:
     assert found["refreshes"] >= 6 and 0 < found["cpu_seconds"] < 20
     assert found["ms_each"] == pytest.approx(1000 * found["cpu_seconds"] / found["refreshes"], rel=0.2)
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_readme_are_measured_side_by_side(tmp_path: Path) -> None:
+    """Each way has a row, beside the clone from the upstream; disks are left out where there are none."""
+    repository = generate_repository(tmp_path / "widgets.git", files=20, commits=3)
+    bench = BENCH.with_name("bench_first.py")
+    done = run_bench(tmp_path, str(repository), "--runs", "1", "--delay", "0.001", bench=bench)
+    assert done.returncode == 0, done.stderr
+    ways = re.findall(r"^\| (\w[^|]*) \| \d+\.\d{3} \| \d+\.\d \|$", done.stdout, re.MULTILINE)
+    by_disk = [] if "without disks" in done.stderr else ["the kit, by a disk"]
+    assert ways == [
+        "git clone, from the upstream",
+        "git clone --depth 1, from the upstream",
+        "git clone, from the mirror",
+        "the kit, by the tar",
+        *by_disk,
+    ]
+
+
+@pytest.mark.slow
+def test_costs_are_measured(tmp_path: Path) -> None:
+    """A line for each: repositories, the one that guests use, both ways of guests, and turns."""
+    repository = generate_repository(tmp_path / "widgets.git", files=20, commits=3)
+    few = ["--repos", "1", "--guests", "2", "--sessions", "1", "--turns", "2", "--idle", "1"]
+    done = run_bench(tmp_path, str(repository), *few, bench=BENCH.with_name("bench_costs.py"))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()[1:]
+    assert [line.partition(":")[0] for line in lines] == [
+        "1 small repositories",
+        "one repository",
+        "2 guests by git clone --depth 1",
+        "2 guests by the tar",
+        "1 sessions of 2 turns",
+    ]
+    assert all(re.search(r"[1-9]\d* (?:MB|kB|ms)", line) for line in lines)

@@ -79,12 +79,12 @@ class CredentialConfig:
     url: str = setting(
         "", _prefix, "The beginning of the upstreams' URLs, in whole parts of the path; the longest match wins."
     )
-    token_file: str = setting("", _file, "File with the token; every refresh reads it again.")
+    token_file: str = setting("", _file, "File with the token, mode 0600; every refresh reads it again.")
     command: tuple[str, ...] = setting(
         "", words, "Command that prints the token, instead of token_file; its output is used for a minute."
     )
     username: str = setting("x-access-token", _username, "The user name sent with the token.")
-    ssh_key: str = setting("", _file, "For ssh: file with the private key, which must have no passphrase.")
+    ssh_key: str = setting("", _file, "For ssh: file with the private key, mode 0600 and without a passphrase.")
     known_hosts: str = setting("", _file, "For ssh: file with the host's public keys; no other host key is accepted.")
     readers: str = setting(
         "token", _readers, 'Who may read the mirrors: "token" (guests with a read token), or "open" (everybody).'

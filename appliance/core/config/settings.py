@@ -63,7 +63,7 @@ class ServeConfig:
     admin: tuple[ListenAddress, ...] = setting(
         "127.0.0.1:9420",
         parse_listeners,
-        "Address for the API, metrics, readiness and webhooks, or a list of them. Guests must not reach it.",
+        "Address for the API, health, metrics and webhooks, or a list of them. Guests must not reach it.",
     )
     public_git: str = setting(
         "", public_url("git"), 'URL that guests use for the git listener, when it differs: "git://mirror:9418".'
@@ -109,7 +109,7 @@ class CacheConfig:
     lfs_budget: int = setting(
         "20GiB",
         parse_size,
-        "The most bytes that LFS objects may take on disk; 0 sends git-lfs to the upstream.",
+        'The most bytes that LFS objects may take on disk; "0B" sends git-lfs to the upstream.',
     )
 
 

@@ -96,7 +96,7 @@ class Browser:
             argv = ["git", "--literal-pathspecs", "diff", *fixed, *options[:split], *commits, *options[split:]]
             return bytes(self._repo.git.execute(argv, stdout_as_string=False, strip_newline_in_stdout=False))
 
-    def print_diff(self, old: str | None, new: str, options: Sequence[str], *, raw: bool) -> bool:
+    def print_diff(self, old: str | None, new: str, options: Sequence[str], *, raw: bool, colour: bool) -> bool:
         """Writes the diff to stdout: git's exact bytes if `raw`, otherwise as `diff_output` renders them.
 
         Returns whether anything was escaped. Raises GitmirrorError.
@@ -105,7 +105,7 @@ class Browser:
             commits = (old or self._empty_tree(), new)
         fixed = ("--no-ext-diff", "--no-textconv", "--no-color", "--find-renames")
         argv = ["git", "--git-dir", str(self._path), "diff", *fixed, *options, *commits, "--"]
-        return print_diff(argv, self._environment, raw=raw, patch=not options)
+        return print_diff(argv, self._environment, raw=raw, patch=not options, colour=colour)
 
     def _empty_tree(self) -> str:
         """git knows the empty tree without storing it; its id depends on the repository's hash algorithm."""

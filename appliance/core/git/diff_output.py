@@ -1,4 +1,4 @@
-"""Prints a diff with control characters escaped; on a terminal also coloured and paged as git does it.
+"""Prints a diff with control characters escaped; on a terminal also coloured as git does it.
 
 git writes the content of files unchanged, even to a terminal or a pager that obeys escape sequences. We colour git's
 plain diff ourselves because in a coloured one nobody can tell git's escape sequences from those in the file.
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from appliance.core.errors import GitmirrorError
@@ -29,7 +28,6 @@ _MARK = b"! gitmirror: control characters are shown as escapes from here on; --r
 _HUNK = re.compile(rb"(@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@)")
 _BARS = re.compile(rb"( \| +\d+ )(\+*)(-*)$")
 _BATCH = 1 << 16
-_TERMINAL = ("TERM", "COLORTERM", "LESS", "LV", "PAGER", "GIT_PAGER", "LINES", "NO_COLOR", "LANG", "LC_CTYPE")
 
 
 class DiffText:
@@ -75,22 +73,24 @@ class DiffText:
         return _BOLD + text + _PLAIN + end
 
 
-def print_diff(argv: Sequence[str], environment: Mapping[str, str], *, raw: bool, patch: bool) -> bool:
-    """Runs `git diff` and writes its output to stdout; returns whether anything was escaped.
+def print_diff(argv: Sequence[str], environment: Mapping[str, str], *, raw: bool, patch: bool, colour: bool) -> bool:
+    """Runs `git diff` and writes its output to stdout, in colour if `colour`; returns whether anything was escaped.
 
-    On a terminal the output is coloured and goes through git's pager. `raw` writes git's exact bytes, with neither. A
-    reader that closes the pipe early, such as `head`, is not an error. Raises GitmirrorError when git fails.
+    `raw` writes git's exact bytes, without colours. A reader that closes the pipe early, such as `head`, is not an
+    error. Raises GitmirrorError when git fails.
     """
-    terminal = sys.stdout.isatty() and not raw
-    shown = DiffText(colour=terminal and _wants_colour(), patch=patch)
-    environment = {**environment, "COLUMNS": str(shutil.get_terminal_size().columns)} if terminal else environment
+    shown = DiffText(colour=colour, patch=patch)
+    if sys.stdout.isatty() and not raw:
+        environment = {**environment, "COLUMNS": str(shutil.get_terminal_size().columns)}
+    sys.stdout.flush()
+    output = sys.stdout.fileno()
     with tempfile.TemporaryFile() as errors:
         git = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=errors)
         assert git.stdout is not None
-        with git.stdout, _reader(environment if terminal else None) as write:
+        with git.stdout, _gone_reader():
             batches: Iterable[list[bytes]] = iter(lambda: git.stdout.readlines(_BATCH), [])  # type: ignore[union-attr]
             for lines in batches:
-                write(b"".join(lines) if raw else shown.render(lines))
+                _write_all(output, b"".join(lines) if raw else shown.render(lines))
         code = git.wait()
         errors.seek(0)
         stderr = errors.read().decode(errors="replace").strip()
@@ -99,58 +99,12 @@ def print_diff(argv: Sequence[str], environment: Mapping[str, str], *, raw: bool
     return shown.escaped
 
 
-def _wants_colour() -> bool:
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
-
-
-@contextmanager
-def _reader(environment: Mapping[str, str] | None) -> Iterator[Callable[[bytes], None]]:
-    """A function that writes to git's pager, or to stdout if `environment` is None or git would use no pager.
-
-    The block ends early, without an error, when the reader closes the pipe.
-    """
-    command = _pager(environment) if environment is not None else ""
-    sys.stdout.flush()
-    if environment is None or not command:
-        with _gone_reader():
-            yield lambda data: _write_all(sys.stdout.fileno(), data)
-        return
-    terminal = {key: os.environ[key] for key in _TERMINAL if key in os.environ}
-    # The same defaults as git's: colours pass through, and output that fits on one screen is not paged.
-    pager = subprocess.Popen(
-        command, shell=True, stdin=subprocess.PIPE, env={"LESS": "FRX", "LV": "-c", **environment, **terminal}
-    )
-    assert pager.stdin is not None
-    # Ctrl-C is for the pager, which owns the terminal until it ends.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with _gone_reader(), pager.stdin:
-            yield lambda data: _write_all(pager.stdin.fileno(), data)  # type: ignore[union-attr]
-    finally:
-        pager.wait()
-        signal.signal(signal.SIGINT, before)
-
-
 @contextmanager
 def _gone_reader() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
         return
-
-
-def _pager(environment: Mapping[str, str]) -> str:
-    """The pager command that git would run; empty if git would use none, or if its program is not installed."""
-    chosen = {key: os.environ[key] for key in ("GIT_PAGER", "PAGER") if key in os.environ}
-    answer = subprocess.run(
-        ["git", "var", "GIT_PAGER"], env={**environment, **chosen}, capture_output=True, check=False
-    )
-    command = os.fsdecode(answer.stdout).strip()
-    try:
-        program = next((word for word in shlex.split(command) if "=" not in word), "")
-    except ValueError:
-        program = ""
-    return command if command != "cat" and shutil.which(program) else ""
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

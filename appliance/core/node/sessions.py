@@ -113,10 +113,10 @@ class Sessions:
                 before = turn
         return session | {"nodes": nodes_of(turns), "turns": documents}
 
-    def print_diff(self, comparison: Comparison, options: Sequence[str], *, raw: bool) -> bool:
+    def print_diff(self, comparison: Comparison, options: Sequence[str], *, raw: bool, colour: bool) -> bool:
         """Prints the diff to stdout. Control characters are escaped unless `raw`. Returns whether there were any."""
         with open_browser(self.node, comparison.repo) as browser:
-            return browser.print_diff(*comparison.commits, options, raw=raw)
+            return browser.print_diff(*comparison.commits, options, raw=raw, colour=colour)
 
     def files(self, comparison: Comparison) -> list[FileChange]:
         """The files that differ."""

@@ -24,6 +24,7 @@ from appliance.core.config.repositories import AllowConfig, RepoConfig
 from appliance.core.config.settings import SECTIONS, SYSTEM_CONFIG, SYSTEM_STATE, load_config
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.ops.guest_checks import guests_drop_in
+from appliance.core.ops.shell_files import shell_files
 
 USER = "gitmirror"
 PROGRAM = Path("/usr/local/bin/gitmirror.pyz")
@@ -148,6 +149,7 @@ def plan_install(root: Path, program: Path, *, start: bool = False) -> Installat
         _program_step(root, program),
         *(_file_step(_below(root, UNIT_DIRECTORY / unit), _unit(unit)) for unit in UNITS),
         _file_step(_below(root, SYSUSERS), _unit("gitmirror.sysusers")),
+        *(_file_step(_below(root, path), content) for path, content in shell_files(PROGRAM).items()),
         _guests_step(_below(root, DROP_IN), _below(root, SYSTEM_CONFIG)),
         # The mode does not depend on root's umask, because the service must be able to read its configuration.
         MakeDirectory(f"create {_below(root, SYSTEM_CONFIG.parent)}", _below(root, SYSTEM_CONFIG.parent), 0o755),

@@ -9,6 +9,7 @@
 - `disk`: how many bytes and inodes are free, and the warning when that is too little.
 - `cold`: what may be removed when the disk is short, and which files are being sent just now.
 - `checked_file`: checks that a file that is written once and sent many times has not changed.
+- `pager`: shows output a screen at a time.
 - `memory`: returns unused memory to the kernel.
 - `cancellable`: waiting for a library that may swallow a cancellation.
 - `endurance`: how a background loop survives expected errors: it logs each cause once and goes on.

@@ -9,7 +9,7 @@
 - `turn_index`: the paths and messages of turns; `session_search` finds sessions by them. `session_summary`: what
   follows from a session's turns. `cursors`: where a page of a list ended.
 - `told`: a file beside the database that names the newest reported audit event, so that a lost database is noticed.
-- `stores`: all stores over one database.
+- `stores`: all stores over one database. `known_names`: what a shell completes, read without a trace.
 - `write_behind`: a queue that writes rows in batches when they may wait a second.
 
 A row: a store turns plain data of `models` into columns inside one `BEGIN IMMEDIATE`, and back again. To add a column,
