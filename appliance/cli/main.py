@@ -12,6 +12,7 @@ from appliance.cli.audit import audit
 from appliance.cli.backup import backup, restore
 from appliance.cli.config import config_group
 from appliance.cli.context import Options
+from appliance.cli.demo import demo
 from appliance.cli.disks import disk, disks
 from appliance.cli.fleet import fleet
 from appliance.cli.guest import guest_kit
@@ -94,6 +95,7 @@ for command in (
     backup,
     restore,
     tui,
+    demo,
     egress,
     guest_kit,
     config_group,
