@@ -72,5 +72,5 @@ def _show() -> None:
 
         place = ready().place
         node = Node(place.layout, load_config(place.config), create=False)
-        show(node, Options(str(place.layout.state), str(place.config)).command, ctrl_c_quits=True)
+        show(node, Options(str(place.layout.state), str(place.config)).command)
     say("The demo is over, and nothing of it is left. For repositories of your own: gitmirror.pyz serve --help")

@@ -37,7 +37,7 @@ def tui(options: Options) -> None:
     show(replace(options.node(), create=False), options.command)
 
 
-def show(node: Node, command: str, *, ctrl_c_quits: bool = False) -> None:
+def show(node: Node, command: str) -> None:
     """Runs the live view of `node` until the user leaves it, or a signal ends it."""
     import asyncio
 
@@ -53,8 +53,6 @@ def show(node: Node, command: str, *, ctrl_c_quits: bool = False) -> None:
 
     async def run() -> None:
         view = Tui(NodeQueries(node), command=command)
-        if ctrl_c_quits:
-            view.bind("ctrl+c", "quit")
         # Otherwise the terminal would be left as the view has set it.
         for number in (signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, view.exit)

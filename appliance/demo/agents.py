@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +17,11 @@ Pause = Callable[[], Awaitable[None]]
 
 @dataclass
 class Agent:
-    """Does the session of `project` again and again, each time under another name. `guests` are where it may work."""
+    """Does the session of `project` again and again, each time under another name, at one guest and then another."""
 
     project: Project
     plan: SessionPlan
-    guests: list[DemoGuest]
+    guests: Sequence[DemoGuest]
     think: Pause
     _begun: int = field(default=0)
 
@@ -29,13 +29,13 @@ class Agent:
         """One session, or what of it succeeds. Its last turn is at another guest, as when a VM is gone."""
         self._begun += 1
         session = self.plan.name if self._begun == 1 else f"{self.plan.name}-{self._begun}"
-        here, there = self.guests[self._begun % len(self.guests)], self.guests[(self._begun + 1) % len(self.guests)]
+        here, there = self.guests
         *turns, last = self.plan.turns
         if await self._work_at(here, session, turns, ""):
             await self.think()
             await self._work_at(there, session, [last], f"session:{session}")
 
-    async def _work_at(self, guest: DemoGuest, session: str, turns: list[TurnPlan], want: str) -> bool:
+    async def _work_at(self, guest: DemoGuest, session: str, turns: Sequence[TurnPlan], want: str) -> bool:
         workspace = await guest.hydrate(self.project.name, want)
         if workspace is None:
             return False

@@ -20,7 +20,7 @@ ROUNDS = 4
 """How often each knob was turned in the past of a repository."""
 LONGEST_GAP = 60 * 3600
 """Seconds between two commits of the past, at most."""
-PICTURE = 120 * 1024
+PICTURE = 150 * 1024
 """Bytes of each large file."""
 _VERBS = ("open", "find", "check", "close", "list")
 _REASONS = ("that was asked for", "as it is now", "or says why not", "before anything is changed", "in one step")
@@ -40,13 +40,13 @@ class History:
         steps = self._steps()
         gaps = [self._random.uniform(600, LONGEST_GAP) for _ in steps]
         clock = now - sum(gaps) - self._random.uniform(60, 900)
+        releases = (len(steps) // 2, len(steps) - 3)
         parts = []
         for number, (message, files) in enumerate(steps):
             clock += gaps[number]
             parts.append(self._commit("main", message, files, clock))
-            if number in (len(steps) // 3, len(steps) * 2 // 3):
-                version = f"v1.{3 * number // len(steps) - 1}"
-                parts.append(f"reset refs/tags/{version}\nfrom refs/heads/main\n\n".encode())
+            if number in releases:
+                parts.append(f"reset refs/tags/v1.{releases.index(number)}\nfrom refs/heads/main\n\n".encode())
         parts.append(b"reset refs/heads/next\nfrom refs/heads/main\n\n")
         knob = self.project.knobs[0]
         trial = {self.project.settings: self._settings({**self._values, knob.name: knob.values[0] * 2})}
@@ -55,10 +55,10 @@ class History:
         )
         return b"".join(parts)
 
-    def next(self, now: float) -> tuple[str, bytes]:
-        """The message and the stream of the next commit on main, which turns the next knob."""
+    def next(self, now: float) -> bytes:
+        """The stream of the next commit on main, which turns the next knob."""
         message, files = self._turn()
-        return message, self._commit("main", message, files, now, start="from refs/heads/main^0\n")
+        return self._commit("main", message, files, now, start="from refs/heads/main^0\n")
 
     def _steps(self) -> list[tuple[str, dict[str, bytes]]]:
         project = self.project

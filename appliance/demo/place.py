@@ -15,6 +15,27 @@ from appliance.core.layout import Layout
 from appliance.core.process.children import Children, LockHeld, end_survivors, take_lock
 
 PREFIX = "gitmirror-demo-"
+MEMORY = Path("/dev/shm")
+ROOM = 256 * 2**20
+"""Bytes that MEMORY must have free. A demo takes some tens of MiB."""
+
+
+def directories() -> list[Path]:
+    """Where a demo may be, the best one first.
+
+    In memory, because a disk may take seconds to remove two thousand files, and the user waits for the prompt.
+    """
+    usual = Path(tempfile.gettempdir())
+    if os.environ.get("TMPDIR"):
+        return [usual]
+    try:
+        status = os.statvfs(MEMORY)
+    except OSError:
+        return [usual]
+    # git must be able to run the hooks.
+    is_fit = os.access(MEMORY, os.W_OK | os.X_OK) and not status.f_flag & os.ST_NOEXEC
+    is_roomy = status.f_bavail * status.f_frsize >= ROOM
+    return [MEMORY, usual] if is_fit and is_roomy else [usual, MEMORY]
 
 
 @dataclass(frozen=True)
@@ -93,7 +114,7 @@ class Tenancy:
 def move_in() -> Tenancy:
     """Makes a directory for a new demo. Raises GitmirrorError."""
     try:
-        place = Place(Path(tempfile.mkdtemp(prefix=PREFIX)).resolve())
+        place = Place(Path(tempfile.mkdtemp(prefix=PREFIX, dir=directories()[0])).resolve())
         owner = take_lock(place.owner_lock)
         lock = take_lock(place.children_lock, inheritable=True)
         for directory in (place.layout.state, place.home, place.scratch, place.upstreams, place.guests):
@@ -101,7 +122,7 @@ def move_in() -> Tenancy:
         return Tenancy(place, Children(place.children, lock), owner, lock)
     except OSError as error:
         raise GitmirrorError(
-            f"the demo cannot write to {tempfile.gettempdir()}: {error.strerror}",
+            f"the demo cannot write to {directories()[0]}: {error.strerror}",
             hint="name another directory for temporary files with TMPDIR",
         ) from error
 
@@ -109,7 +130,7 @@ def move_in() -> Tenancy:
 def remove_leavings() -> int:
     """Ends and removes every demo of this user whose owner was killed, and returns how many there were."""
     found = 0
-    for root in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for root in (path for directory in directories() for path in directory.glob(f"{PREFIX}*")):
         place = Place(root)
         # Others may make directories of this name, and links to somewhere else.
         with contextlib.suppress(OSError, LockHeld):

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 GUESTS = 5
 """Known guests, `vm-1` and so on; one more is slow, and one is unknown."""
-SLOW = 48 * 1024
+SLOW = 192 * 1024
 """Bytes a second of the slow guest."""
 BUSY = 20.0
 """Seconds at the beginning in which everything happens twice as often, because somebody is looking."""
@@ -107,8 +107,7 @@ class Stage:
             '[recording]\nretention = "30m"',
         ]
         for project in self.projects:
-            interval = '\ninterval = "5s"' if project.is_flaky else ""
-            lines.append(f"[[repos]]\nurl = {json.dumps(self._upstreams.url(project.name))}{interval}")
+            lines.append(f"[[repos]]\nurl = {json.dumps(self._upstreams.url(project.name))}")
         self.place.config.write_text("\n".join(lines) + "\n")
 
     def _start_serve(self) -> Child:
@@ -145,10 +144,9 @@ class Stage:
         await self._until_cloned()
         await self._invite(self._running)
         self._began = time.monotonic()
-        by_name = {project.name: project for project in self.projects}
         agents = [
-            Agent(project, project.session, self._guests[:GUESTS], self._think)
-            for project in by_name.values()
+            Agent(project, project.session, self._random.sample(self._guests[:GUESTS], 2), self._think)
+            for project in self.projects
             if project.session is not None
         ]
         self._random.shuffle(agents)
@@ -201,19 +199,21 @@ class Stage:
         await self._rest(5, 11)
 
     async def _commit(self) -> None:
-        """Moves the upstreams, and tells the node by webhook."""
+        """Moves the upstreams."""
         names = [project.name for project in self.projects]
         weights = [4 if name.endswith(("search", "checkout")) else 1 for name in names]
         for number in itertools.count(1):
-            [name] = self._random.choices(names, weights)
-            _, stream = self._histories[name].next(time.time())
-            oid = await self._upstreams.commit(name, stream)
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                await asyncio.to_thread(self._tell, name, oid)
+            await self._move(*self._random.choices(names, weights))
             if number % TIDY_AFTER == 0:
-                for each in names:
-                    await self._upstreams.tidy(each)
+                for name in names:
+                    await self._upstreams.tidy(name)
             await self._rest(4, 9)
+
+    async def _move(self, name: str) -> None:
+        """Adds a commit to an upstream, and tells the node by webhook."""
+        oid = await self._upstreams.commit(name, self._histories[name].next(time.time()))
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            await asyncio.to_thread(self._tell, name, oid)
 
     def _tell(self, name: str, oid: str) -> None:
         assert self._running is not None
@@ -229,11 +229,13 @@ class Stage:
             exchange.getresponse().read()
 
     async def _fail(self, names: list[str]) -> None:
-        """Lets the flaky upstreams fail, and recover for a while."""
-        while True:
-            self._upstreams.down.update(names)
+        """Lets the flaky upstreams fail when something has moved, and recover for a while."""
+        for name in itertools.cycle(names):
+            self._upstreams.down.add(name)
+            await self._move(name)
             await asyncio.sleep(self._random.uniform(60, 90))
-            self._upstreams.down.difference_update(names)
+            self._upstreams.down.remove(name)
+            await self._move(name)
             await asyncio.sleep(self._random.uniform(20, 30))
 
     async def _hydrate(self) -> None:
