@@ -50,7 +50,7 @@ def _serve() -> None:
             f"  mkdir workspace && curl -fsS {demo.http}/acme/checkout/workspace.tar | tar -xf - -C workspace",
             "  # a push: a session is recorded, and everything else is refused",
             f"  git -C checkout push {demo.git}/acme/checkout HEAD:refs/agents/my-session",
-            f"  git -C checkout push {demo.git}/acme/checkout HEAD:main",
+            f"  git -C checkout push {demo.git}/acme/checkout HEAD:refs/heads/my-branch",
         ):
             print_line(line)
 
@@ -66,6 +66,8 @@ def _show() -> None:
 
     say("starting the demo …")
     with run_beside(SEED) as ready:
+        # While the stage is set. The view takes half a second to import.
+        import appliance.tui.app  # noqa: F401
         from appliance.cli.tui import show
         from appliance.core.config.settings import load_config
         from appliance.core.node.node import Node

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from appliance.core.process.children import Children
 from appliance.core.process.run import run_child
-from appliance.demo.roads import Road
+from appliance.demo.roads import GuestRoad
 
 DEADLINE = 180.0
 """Seconds for one command of a guest. The slow one takes a quarter of a minute."""
@@ -20,7 +20,7 @@ class DemoGuest:
     """One guest. `disk` is its directory, `kit` the guest kit, and `env` what its processes begin with."""
 
     name: str
-    road: Road
+    road: GuestRoad
     disk: Path
     kit: Path
     children: Children

@@ -26,7 +26,7 @@ _VERBS = ("open", "find", "check", "close", "list")
 _REASONS = ("that was asked for", "as it is now", "or says why not", "before anything is changed", "in one step")
 
 
-class History:
+class ProjectHistory:
     """The history of one repository: makes its past once, then its commits."""
 
     def __init__(self, project: Project, seed: int) -> None:

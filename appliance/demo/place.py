@@ -39,7 +39,7 @@ def directories() -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Place:
+class DemoPlace:
     """The paths below the directory of a demo."""
 
     root: Path
@@ -99,7 +99,7 @@ class Place:
 class Tenancy:
     """A place in use: `children` starts processes there. The descriptors hold its two locks."""
 
-    place: Place
+    place: DemoPlace
     children: Children
     owner: int
     lock: int
@@ -114,7 +114,7 @@ class Tenancy:
 def move_in() -> Tenancy:
     """Makes a directory for a new demo. Raises GitmirrorError."""
     try:
-        place = Place(Path(tempfile.mkdtemp(prefix=PREFIX, dir=directories()[0])).resolve())
+        place = DemoPlace(Path(tempfile.mkdtemp(prefix=PREFIX, dir=directories()[0])).resolve())
         owner = take_lock(place.owner_lock)
         lock = take_lock(place.children_lock, inheritable=True)
         for directory in (place.layout.state, place.home, place.scratch, place.upstreams, place.guests):
@@ -131,7 +131,7 @@ def remove_leavings() -> int:
     """Ends and removes every demo of this user whose owner was killed, and returns how many there were."""
     found = 0
     for root in (path for directory in directories() for path in directory.glob(f"{PREFIX}*")):
-        place = Place(root)
+        place = DemoPlace(root)
         # Others may make directories of this name, and links to somewhere else.
         with contextlib.suppress(OSError, LockHeld):
             if not stat.S_ISDIR(root.lstat().st_mode) or root.lstat().st_uid != os.geteuid():
@@ -144,7 +144,7 @@ def remove_leavings() -> int:
     return found
 
 
-def _clear(place: Place) -> None:
+def _clear(place: DemoPlace) -> None:
     end_survivors(place.children, place.children_lock)
     # The node's own children have sessions of their own, and outlive a node that was killed.
     end_survivors(place.layout.children, place.layout.children_lock)

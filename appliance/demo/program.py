@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import appliance
-from appliance.demo.place import Place
+from appliance.demo.place import DemoPlace
 
 _FOR_PYTHON = ("HOME", "XDG_CACHE_HOME", "SHIV_ROOT", "PYTHONHOME")
 """Variables by which the file finds where it has been unpacked."""
@@ -19,7 +19,7 @@ def _is_file() -> bool:
     return zipfile.is_zipfile(sys.argv[0])
 
 
-def serve_command(place: Place) -> tuple[list[str], dict[str, str]]:
+def serve_command(place: DemoPlace) -> tuple[list[str], dict[str, str]]:
     """The command of the demo's `serve`, and the variables that it needs."""
     env = {name: os.environ[name] for name in _FOR_PYTHON if name in os.environ}
     if _is_file():
@@ -30,7 +30,7 @@ def serve_command(place: Place) -> tuple[list[str], dict[str, str]]:
     return [*program, "--state", str(place.layout.state), "--config", str(place.config), "serve"], env
 
 
-def shown_command(place: Place) -> str:
+def shown_command(place: DemoPlace) -> str:
     """The beginning of a command for a shell that means the demo's node, by the file as the user called it."""
     argv0 = sys.argv[0]
     if not _is_file():

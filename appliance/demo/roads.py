@@ -20,7 +20,7 @@ download at once, and the mirror would be done; with this it takes 150 KB."""
 
 
 @dataclass
-class Road:
+class GuestRoad:
     """Relays a guest's connections to the mirror from `address`, at `pace` bytes a second at most."""
 
     address: str

@@ -25,10 +25,10 @@ from appliance.core.process.children import Child
 from appliance.demo.agents import Agent
 from appliance.demo.content import read_projects
 from appliance.demo.guests import DemoGuest
-from appliance.demo.history import History
-from appliance.demo.place import Place, Tenancy
+from appliance.demo.history import ProjectHistory
+from appliance.demo.place import DemoPlace, Tenancy
 from appliance.demo.program import serve_command
-from appliance.demo.roads import Road
+from appliance.demo.roads import GuestRoad
 from appliance.demo.upstreams import Upstreams
 
 log = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ GUESTS = 5
 """Known guests, `vm-1` and so on; one more is slow, and one is unknown."""
 SLOW = 192 * 1024
 """Bytes a second of the slow guest."""
-BUSY = 20.0
-"""Seconds at the beginning in which everything happens twice as often, because somebody is looking."""
+HURRIED = ((4.0, 0.2), (20.0, 0.5))
+"""At the beginning somebody is looking: until so many seconds have passed, pauses are this much shorter."""
 TIDY_AFTER = 200
 """Commits of an upstream between two packings."""
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "GIT_EXEC_PATH")
@@ -49,7 +49,7 @@ _READY = re.compile(r"^ready (git://\S+) (http://\S+) admin (http://\S+)$", re.M
 class Running:
     """A demo that runs: its place, and the URLs of its node."""
 
-    place: Place
+    place: DemoPlace
     git: str
     http: str
     admin: str
@@ -63,9 +63,10 @@ class Stage:
         self.projects = read_projects()
         self._children = tenancy.children
         self._random = random.Random(seed)
-        self._histories = {project.name: History(project, seed) for project in self.projects}
+        self._histories = {project.name: ProjectHistory(project, seed) for project in self.projects}
         self._env = self._environment()
         self._upstreams = Upstreams(self.place.upstreams, self._children, self._env)
+        self._moving = asyncio.Lock()
         self._secret = secrets.token_hex(16)
         self._guests: list[DemoGuest] = []
         self._serve: Child | None = None
@@ -182,7 +183,7 @@ class Stage:
         names = [*(f"vm-{number}" for number in range(1, GUESTS + 1)), "vm-on-a-slow-host", ""]
         for number, name in enumerate(names):
             address = f"127.0.0.{number + 11}"
-            road = Road(address, SLOW if "slow" in name else None)
+            road = GuestRoad(address, SLOW if "slow" in name else None)
             await road.open(running.git, running.http)
             disk = self.place.guests / (name or "unknown")
             disk.mkdir()
@@ -191,9 +192,10 @@ class Stage:
             self._guests.append(DemoGuest(name, road, disk, kit, self._children, self._env))
 
     async def _rest(self, low: float, high: float) -> None:
-        """Waits for a random time between two numbers of seconds, half as long at the beginning."""
-        seconds = self._random.uniform(low, high)
-        await asyncio.sleep(seconds / 2 if time.monotonic() - self._began < BUSY else seconds)
+        """Waits for a random time between two numbers of seconds, and less at the beginning."""
+        age = time.monotonic() - self._began
+        pace = next((pace for until, pace in HURRIED if age < until), 1.0)
+        await asyncio.sleep(self._random.uniform(low, high) * pace)
 
     async def _think(self) -> None:
         await self._rest(5, 11)
@@ -211,7 +213,8 @@ class Stage:
 
     async def _move(self, name: str) -> None:
         """Adds a commit to an upstream, and tells the node by webhook."""
-        oid = await self._upstreams.commit(name, self._histories[name].next(time.time()))
+        async with self._moving:
+            oid = await self._upstreams.commit(name, self._histories[name].next(time.time()))
         with contextlib.suppress(OSError, http.client.HTTPException):
             await asyncio.to_thread(self._tell, name, oid)
 
@@ -261,7 +264,7 @@ class Stage:
     async def _push_wrongly(self) -> None:
         """A guest pushes where it may not: to a branch, or to a tag."""
         project, guest = self.projects[0], self._guests[0]
-        for ref in itertools.cycle(("refs/heads/main", "refs/tags/v2.0")):
+        for ref in itertools.cycle(("refs/heads/hotfix", "refs/tags/v2.0")):
             workspace = await guest.hydrate(project.name, by_git=True)
             if workspace is not None:
                 await guest.push(project.name, workspace, ref)

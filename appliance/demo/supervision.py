@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
-from appliance.demo.place import Place, move_in, remove_leavings
+from appliance.demo.place import DemoPlace, move_in, remove_leavings
 
 CLEARED_WITHIN = 20.0
 """Seconds that a stage may take to clear everything away. It takes a fraction of one."""
@@ -28,7 +28,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Announced:
     """What somebody needs who wants to talk to the node of a demo: its directory and its URLs."""
 
-    place: Place
+    place: DemoPlace
     git: str
     http: str
 
@@ -85,7 +85,7 @@ def _read(line: str) -> Announced:
     document = json.loads(line) if line else {"error": "the demo did not start"}
     if "error" in document:
         raise GitmirrorError(document["error"], hint=document.get("hint", ""))
-    return Announced(Place(Path(document["root"])), document["git"], document["http"])
+    return Announced(DemoPlace(Path(document["root"])), document["git"], document["http"])
 
 
 def _reap(pid: int) -> None:

@@ -177,9 +177,9 @@ class Tui(App[None]):
         """Shows every key."""
         self.push_screen(HelpScreen(help_sections(self._view())))
 
-    async def action_help_quit(self) -> None:
-        """Leaves at Ctrl-C too, because nothing here would be lost; Textual only tells which key leaves."""
-        await self.action_quit()
+    def action_help_quit(self) -> None:
+        """Quits at Ctrl-C too, because nothing here would be lost; Textual only tells which key quits."""
+        self.exit()
 
     def action_theme(self) -> None:
         """Changes to the next theme."""
