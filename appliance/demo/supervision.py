@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +41,10 @@ def run_here(seed: int, announce: Callable[[Announced], None]) -> None:
 
 @contextlib.contextmanager
 def run_beside(seed: int) -> Iterator[Callable[[], Announced]]:
-    """Plays in a process of its own until the block ends. The function waits for it, and raises GitmirrorError."""
+    """Plays in a process of its own until the block ends. Raises GitmirrorError if it ended before.
+
+    The function that the block gets waits until guests are accepted, and raises GitmirrorError if that fails.
+    """
     reports, report = os.pipe()
     alive, life = os.pipe()
     pid = os.fork()
@@ -50,12 +54,15 @@ def run_beside(seed: int) -> Iterator[Callable[[], Announced]]:
         _be_the_stage(seed, report, alive)
     os.close(report)
     os.close(alive)
-    try:
-        with open(reports, encoding="utf-8") as lines:
+    with open(reports, encoding="utf-8") as lines:
+        try:
             yield lambda: _read(lines.readline())
-    finally:
-        os.close(life)
-        _reap(pid)
+        finally:
+            os.close(life)
+            _reap(pid)
+        if line := lines.readline():
+            # Why it ended before its time.
+            _read(line)
 
 
 def _be_the_stage(seed: int, report: int, alive: int) -> None:
@@ -77,6 +84,8 @@ def _be_the_stage(seed: int, report: int, alive: int) -> None:
             code = 0
         except GitmirrorError as error:
             say(error=error.message, hint=error.hint)
+        except Exception as error:
+            say(error=f"the demo ended early: {error!r}")
     finally:
         os._exit(code)
 
@@ -112,6 +121,10 @@ async def _play(seed: int, announce: Callable[[Announced], None], alive: int | N
         loop.add_signal_handler(number, stop.set)
     if alive is not None:
         loop.add_reader(alive, stop.set)
+    if shutil.which("git") is None:
+        raise GitmirrorError(
+            "the demo needs git, and there is none on the PATH", hint="install git, version 2.39 or newer"
+        )
     remove_leavings()
     tenancy = move_in()
     try:
