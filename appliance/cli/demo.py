@@ -11,6 +11,7 @@ from appliance.cli.output import print_line, say
 from appliance.core.errors import GitmirrorError
 
 SEED = 7
+GREETING = "A demo: all of this is at work, and made up.\n1 to 5 go round, ? shows every key, q ends it."
 
 
 @click.command()
@@ -74,5 +75,5 @@ def _show() -> None:
 
         place = ready().place
         node = Node(place.layout, load_config(place.config), create=False)
-        show(node, Options(str(place.layout.state), str(place.config)).command)
+        show(node, Options(str(place.layout.state), str(place.config)).command, greeting=GREETING)
     say("The demo is over, and nothing of it is left. For repositories of your own: gitmirror.pyz serve --help")

@@ -37,7 +37,7 @@ def tui(options: Options) -> None:
     show(replace(options.node(), create=False), options.command)
 
 
-def show(node: Node, command: str) -> None:
+def show(node: Node, command: str, *, greeting: str = "") -> None:
     """Runs the live view of `node` until the user leaves it, or a signal ends it."""
     import asyncio
 
@@ -52,7 +52,7 @@ def show(node: Node, command: str) -> None:
     gc.set_threshold(20_000, 20, 50)
 
     async def run() -> None:
-        view = Tui(NodeQueries(node), command=command)
+        view = Tui(NodeQueries(node), command=command, greeting=greeting)
         # Otherwise the terminal would be left as the view has set it.
         for number in (signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, view.exit)

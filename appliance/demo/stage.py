@@ -180,7 +180,7 @@ class Stage:
         """Makes the guests known, and gives each a disk, a road and the kit."""
         kit = self.place.root / "guest.sh"
         kit.write_text(str(await self._ask("GET", "/v1/guest-kit")))
-        names = [*(f"vm-{number}" for number in range(1, GUESTS + 1)), "vm-on-a-slow-host", ""]
+        names = [*(f"vm-{number}" for number in range(1, GUESTS + 1)), "slow-vm", ""]
         for number, name in enumerate(names):
             address = f"127.0.0.{number + 11}"
             road = GuestRoad(address, SLOW if "slow" in name else None)

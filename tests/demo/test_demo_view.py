@@ -67,14 +67,15 @@ def kill_the_stage(demo: DemoProcess, ours: int) -> None:
     ],
 )
 def test_the_view_opens_and_nothing_is_left(tmp_path: Path, leave: Leave, code: int) -> None:
-    """Rows on screen; then the key or the signal."""
+    """Rows on screen, and what they are; then the key or the signal."""
     with terminal() as (ours, theirs), DemoProcess(tmp_path, terminal=theirs) as demo:
         shown = bytearray()
 
         def drawn() -> bool:
             while select.select([ours], [], [], 0)[0]:
                 shown.extend(os.read(ours, 65536))
-            return b"acme/search" in re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", shown)
+            text = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", shown)
+            return b"acme/search" in text and b"made up" in text
 
         wait_until(drawn, timeout=120, message="the view has rows")
         assert len(demo.places) == 1
