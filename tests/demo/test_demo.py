@@ -38,7 +38,8 @@ def test_everybody_is_at_work_and_nothing_is_left(tmp_path: Path) -> None:
             )
 
         wait_until(is_alive, timeout=120, message="everybody is at work")
-        assert [demo.type(line) for line in (status, clone, tar, push, refused)] == [3, 0, 0, 0, 1]
+        assert demo.type(status) in (0, 3), "the upstream that fails may have recovered"
+        assert [demo.type(line) for line in (clone, tar, push, refused)] == [0, 0, 0, 1]
         assert (tmp_path / "workspace" / "checkout" / "gateway.py").is_file()
         assert git("log", "-1", "--format=%ae", cwd=tmp_path / "checkout").endswith("@example.com")
         [mine] = [session for session in demo.ask("sessions") if session["session"] == "my-session"]
