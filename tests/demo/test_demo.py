@@ -37,7 +37,7 @@ def test_everybody_is_at_work_and_nothing_is_left(tmp_path: Path) -> None:
                 and "vm-1" in refusals
             )
 
-        wait_until(is_alive, timeout=120, message="everybody is at work")
+        wait_until(is_alive, timeout=120, interval=0.5, message="everybody is at work")
         assert demo.type(status) in (0, 3), "the upstream that fails may have recovered"
         assert [demo.type(line) for line in (clone, tar, push, refused)] == [0, 0, 0, 1]
         assert (tmp_path / "workspace" / "checkout" / "gateway.py").is_file()
@@ -54,6 +54,7 @@ def test_everybody_is_at_work_and_nothing_is_left(tmp_path: Path) -> None:
         demo.wait()
 
 
+@pytest.mark.slow
 def test_the_next_demo_removes_what_a_killed_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But neither a demo that lives, nor what only has such a name."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
