@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Makes new pictures of the live view for docs/pictures/ from real data: a real `serve`, clones, recordings.
+"""Makes new pictures of the live view for docs/pictures/ from the demo: a real `serve`, guests that clone and record.
 
     .venv/bin/python scripts/screenshots.py
-    .venv/bin/python scripts/screenshots.py --stay     # prints the command to look at it, and runs until Ctrl-C
+    .venv/bin/python scripts/screenshots.py --only diff guests
 
-The repositories are generated; the bundles in ../shared/data are used too when they exist. Only the loopback is used.
+The seed and the time for which the demo runs are fixed, so two runs differ only by ids, addresses and times. `wide` is
+the start screen at 160x48, for the README. To look at the demo itself, run `gitmirror.pyz demo`.
 """
 
 from __future__ import annotations
@@ -14,211 +15,133 @@ import asyncio
 import re
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from appliance.core.api.client import call  # noqa: E402
+from textual.pilot import Pilot  # noqa: E402
+
+from appliance.core.api.client import call, pages  # noqa: E402
 from appliance.core.config.settings import load_config  # noqa: E402
 from appliance.core.layout import Layout  # noqa: E402
 from appliance.core.node.node import Node  # noqa: E402
 from appliance.core.node.queries import NodeQueries  # noqa: E402
-from appliance.tui.app import Tui  # noqa: E402
-from tests.support.generate import add_commit, generate_repository  # noqa: E402
-from tests.support.gitutil import commit_files, git, wait_until  # noqa: E402
-from tests.support.serve import Serve  # noqa: E402
-from tests.support.upstream import HttpUpstream  # noqa: E402
+from appliance.demo.place import DemoPlace  # noqa: E402
+from appliance.demo.supervision import run_beside  # noqa: E402
+from appliance.tui.app import STARTS, Tui  # noqa: E402
+from tests.support.gitutil import wait_until  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
-SIZE = (118, 32)
-BUNDLES = {"homelab": "jomcgi/homelab", "sqlite-utils": "simonw/sqlite-utils"}
-GENERATED = ("acme/billing", "acme/search", "acme/widgets", "acme/web", "acme/infra")
+USUAL, WIDE = (118, 32), (160, 48)
+SEED = 7
+RUNS = 75.0
+"""Seconds for which the demo has run at least: several sessions have three turns, and one is being recorded."""
+SETTLES = 2.0
+"""Seconds in which a screen has read and drawn everything."""
+REPOSITORY = "acme/search"
 
-RETRY = '''"""Calls that are tried again."""
-
-import random
-import time
-
-
-class GaveUp(Exception):
-    """Every attempt failed; the last error is the cause."""
+Keys = Sequence[str]
 
 
-def retry(call, *, attempts=5, base=0.1, cap=10.0):
-    """Call until it succeeds, waiting longer each time (full jitter)."""
-    for attempt in range(attempts):
-        try:
-            return call()
-        except OSError as error:
-            last = error
-            time.sleep(random.uniform(0, min(cap, base * 2**attempt)))
-    raise GaveUp(f"{attempts} attempts") from last
-'''
-TEST = """import pytest
+class Camera:
+    """Takes pictures of the view of a demo. `only` are the names of those that are wanted; all if it is empty."""
 
-from common.retry import GaveUp, retry
+    def __init__(self, place: DemoPlace, only: Sequence[str]) -> None:
+        self.place = place
+        self.only = only
 
+    def wants(self, name: str) -> bool:
+        """Whether a picture is wanted."""
+        return not self.only or name in self.only
 
-def test_gives_up_after_the_last_attempt():
-    calls = []
-
-    def fails():
-        calls.append(1)
-        raise OSError("down")
-
-    with pytest.raises(GaveUp):
-        retry(fails, attempts=3, base=0)
-    assert len(calls) == 3
-"""
-TURNS: Mapping[str, list[tuple[str, dict[str, str]]]] = {
-    "retry-with-backoff": [
-        ("Try calls again, with backoff", {"src/common/retry.py": RETRY}),
-        ("Test that it gives up", {"tests/unit/test_retry.py": TEST}),
-        ("Wait for less at first", {"src/common/retry.py": RETRY.replace("base=0.1", "base=0.05")}),
-    ],
-    "docs-tidy": [("Say what the service is for", {"docs/guides/purpose.md": "# Purpose\n\nIt answers questions.\n"})],
-    "fix-login-timeout": [
-        ("Login waits 30 s, as the gateway does", {"src/server/login.py": "TIMEOUT = 30.0\n"}),
-        ("And says so", {"src/server/login.py": 'TIMEOUT = 30.0\n"""Seconds, as at the gateway."""\n'}),
-    ],
-}
+    async def take(self, name: str, keys: Keys, size: tuple[int, int] = USUAL) -> None:
+        """Opens the view, presses the keys, and writes what it shows."""
+        if not self.wants(name):
+            return
+        app = Tui(NodeQueries(Node(self.place.layout, load_config(self.place.config), create=False)))
+        async with app.run_test(size=size) as pilot:
+            await _settle(pilot)
+            for key in keys:
+                await pilot.press(*(key.removeprefix("=") if key.startswith("=") else [key]))
+                if key in OPENING:
+                    await _settle(pilot)
+            await _settle(pilot)
+            svg = app.export_screenshot(title="gitmirror.pyz demo", simplify=True)
+        (PICTURES / f"{name}.svg").write_text(plain_picture(svg))
+        print(name, flush=True)
 
 
-class Stage:
-    """A `serve` with several upstreams, and guests that clone and record."""
-
-    def __init__(self, base: Path) -> None:
-        self.base = base
-        self.upstream = HttpUpstream(base / "upstream")
-        self.serve = Serve(base / "state", refresh={"interval": "5s", "stale_after": "30s"})
-
-    def set(self) -> None:
-        """Mirrors every repository, lets guests clone and push, and breaks one upstream."""
-        names = self._fill()
-        self.serve.configure(
-            [self.upstream.url(name) for name in names], refresh={"interval": "5s", "stale_after": "30s"}
-        )
-        self.serve.start()
-        for name in names:
-            self.serve.wait_for_repo(name, timeout=120)
-        self._know()
-        for number, (session, turns) in enumerate(TURNS.items()):
-            name = ("acme/widgets", "acme/billing", "acme/search")[number]
-            guest = self.serve.clone(self.base / "guests" / session, name, "--depth=1")
-            for message, files in turns:
-                commit_files(guest, files, message)
-                git("push", "--quiet", "--force", "origin", f"HEAD:refs/agents/{session}", cwd=guest)
-        self.upstream.on("acme/infra").fail = True
-        self.serve.cli("disable", "acme/web")
-        for number, name in enumerate([*names[:3], "acme/search", "acme/search"]):
-            self.serve.clone(self.base / "guests" / f"clone-{number}", name, "--depth=1", http=number % 2 == 1)
-        self.move("acme/search", "Rank recent documents higher")
-        wait_until(self._behind, timeout=60, message="a repository is behind")
-
-    def _know(self) -> None:
-        """Makes guests known: the one that records everything here, one of a VM, and one with a token."""
-        for guest in (
-            {"name": "builder", "sessions": ["*"], "address": "127.0.0.1"},
-            {"name": "vm-7", "sessions": ["fix-dns", "docs-*"], "unix": str(self.base / "v.sock"), "ttl": 30_000},
-            {"name": "reviewer", "repos": ["acme/billing"], "only": True, "token": True},
-        ):
-            call(Layout(self.serve.state), "POST", "/v1/guests", guest)
-
-    def move(self, name: str, message: str) -> None:
-        """Adds a commit to an upstream."""
-        add_commit(self.upstream.path(name), "main", {"CHANGES.md": f"{message} ({time.time()})\n"}, message)
-
-    def close(self) -> None:
-        """Ends everything."""
-        self.serve.close()
-        self.upstream.close()
-
-    def _fill(self) -> list[str]:
-        names = list(GENERATED)
-        for seed, name in enumerate(GENERATED):
-            self.upstream.path(name).parent.mkdir(parents=True, exist_ok=True)
-            generate_repository(self.upstream.path(name), files=60 + 80 * seed, commits=40, seed=seed)
-        for bundle, name in BUNDLES.items():
-            path = ROOT.parent / "shared" / "data" / f"{bundle}.bundle"
-            path = path if path.exists() else ROOT.parent.parent / "shared" / "data" / f"{bundle}.bundle"
-            if path.exists():
-                bare = self.base / f"{bundle}.git"
-                git("clone", "--quiet", "--mirror", str(path), str(bare), timeout=300)
-                self.upstream.add(name, bare)
-                names.insert(0, name)
-        return names
-
-    def _behind(self) -> bool:
-        status = self.serve.cli_json("status")
-        return any(repo["state"] == "failing" for repo in status["repos"])
+CELL = 12.2
+"""Width of a character in a picture."""
+_TEXT = re.compile(r'x="([\d.]+)" (y="[\d.]+") textLength="([\d.]+)"([^>]*)>((?:&#160;)*)([^<]*?)((?:&#160;)*)</text>')
 
 
-async def take(stage: Stage) -> None:
-    """Drives the view, and writes what it shows."""
-    node = Node(Layout(stage.serve.state), load_config(stage.serve.config), create=False)
-    app = Tui(NodeQueries(node))
+def plain_picture(svg: str) -> str:
+    """A picture without what changes each time, or looks right in some programs only.
 
-    def write(name: str) -> None:
-        # The ids are random and would change every picture each time. The fonts come from the reader's machine.
-        svg = re.sub(r"terminal-\d+", "terminal", app.export_screenshot(title="gitmirror.pyz tui", simplify=True))
-        svg = re.sub(r" *@font-face \{.*?\}\n", "", svg, flags=re.DOTALL)
-        (PICTURES / f"{name}.svg").write_text(svg)
+    The ids are random. The fonts come from the reader's machine. Some programs drop spaces around a text, and would
+    draw it in the wrong column.
+    """
 
-    async with app.run_test(size=SIZE) as pilot:
+    def trimmed(found: re.Match[str]) -> str:
+        x, y, length, rest, before, text, after = found.groups()
+        first, last = (len(spaces) // len("&#160;") for spaces in (before, after))
+        width = float(length) - CELL * (first + last)
+        return f'x="{float(x) + CELL * first:.1f}" {y} textLength="{width:.1f}"{rest}>{text}</text>'
 
-        async def settle() -> None:
-            await asyncio.sleep(1.5)
-            await pilot.pause()
+    svg = re.sub(r"terminal-\d+", "terminal", svg)
+    svg = re.sub(r" *@font-face \{.*?\}\n", "", svg, flags=re.DOTALL)
+    return _TEXT.sub(trimmed, svg)
 
-        await settle()
-        await pilot.press("b")
-        await settle()
-        write("repositories")
-        await pilot.press("slash", *"acme/search", "enter", "enter")
-        await settle()
-        write("repository")
-        await pilot.press("2", "slash", *"retry", "enter")
-        await settle()
-        write("sessions")
-        await pilot.press("enter")
-        await settle()
-        write("diff")
-        await pilot.press("3")
-        stage.move("acme/billing", "Round to the cent")
-        await asyncio.to_thread(stage.serve.clone, stage.base / "guests" / "last", "acme/widgets", "--depth=1")
-        await asyncio.sleep(5)
-        await settle()
-        write("activity")
-        await pilot.press("5")
-        await settle()
-        write("guests")
+
+OPENING = {"enter", "tab", *(str(number) for number in range(1, 10))}
+"""Keys after which something is read. A key that begins with = is a word that is typed."""
+
+
+async def _settle(pilot: Pilot[None]) -> None:
+    await asyncio.sleep(SETTLES)
+    await pilot.pause()
+
+
+async def take_all(camera: Camera, layout: Layout) -> None:
+    """Takes every picture, once the demo has something to show in it."""
+    begun = time.monotonic()
+
+    def is_worth_it() -> dict[str, Any] | None:
+        status = call(layout, "GET", "/v1/status")
+        sessions = list(pages(layout, "/v1/sessions"))
+        failing = any(repo["state"] == "failing" for repo in status["repos"])
+        longest = max(sessions, key=lambda session: (session["turns"], session["insertions"]), default=None)
+        is_long = longest is not None and longest["turns"] >= 3
+        return longest if failing and is_long and time.monotonic() - begun >= RUNS else None
+
+    longest: dict[str, Any] = await asyncio.to_thread(wait_until, is_worth_it, timeout=300, interval=1.0)
+    show: Callable[..., Awaitable[None]] = camera.take
+    await show("wide", (), WIDE)
+    await show("repositories", ())
+    await show("repository", ("slash", f"={REPOSITORY}", "enter", "enter"))
+    await show("sessions", ("2",))
+    await show("diff", ("2", "slash", f"={longest['session']}", "enter", "enter"))
+    await show("activity", ("3",))
+    if "node" in STARTS:
+        await show("node", (str(list(STARTS).index("node") + 1),))
+    await show("guests", (str(list(STARTS).index("guests") + 1),))
 
 
 def main() -> None:
-    """Starts everything, then takes the pictures, or keeps running with --stay."""
-    parser = argparse.ArgumentParser(description="Make new pictures of the live view for the docs.")
-    parser.add_argument("--stay", action="store_true", help="keep serve running to look at, until Ctrl-C")
+    """Runs the demo for a fixed while, then takes the pictures."""
+    parser = argparse.ArgumentParser(description="Make new pictures of the live view for the docs, from the demo.")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="take only these pictures")
     wanted = parser.parse_args()
     PICTURES.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="gitmirror-stage-") as base:
-        stage = Stage(Path(base))
-        try:
-            stage.set()
-            if wanted.stay:
-                print(f"python -m appliance --state {stage.serve.state} --config {stage.serve.config} tui", flush=True)
-                while True:
-                    time.sleep(20)
-                    stage.move("acme/search", "Another change")
-            asyncio.run(take(stage))
-        except KeyboardInterrupt:
-            pass
-        finally:
-            stage.close()
+    with run_beside(SEED) as ready:
+        place = ready().place
+        asyncio.run(take_all(Camera(place, wanted.only), place.layout))
 
 
 if __name__ == "__main__":

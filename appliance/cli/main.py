@@ -13,6 +13,7 @@ from appliance.cli.backup import backup, restore
 from appliance.cli.completion import completion
 from appliance.cli.config import config_group
 from appliance.cli.context import Options
+from appliance.cli.demo import demo
 from appliance.cli.disks import disk, disks
 from appliance.cli.fleet import fleet
 from appliance.cli.groups import SectionedGroup
@@ -80,7 +81,7 @@ def cli(ctx: click.Context, state: str | None, config: str | None, color: str, n
 
 
 cli.add_section("Serve and install", serve, install, uninstall, logs, config_group, doctor)
-cli.add_section("Watch the node", status, tui, activity, storage, fleet)
+cli.add_section("Watch the node", status, tui, demo, activity, storage, fleet)
 cli.add_section("Repositories", add_repo, remove_repo, enable, disable, repos, refresh, refreshes)
 cli.add_section("Guests", guest_kit, egress, guest, guests, token, disk, disks)
 cli.add_section("What agents recorded", sessions, session, audit)

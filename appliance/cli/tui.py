@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
 from appliance.cli.context import Options, pass_options
 from appliance.core.errors import GitmirrorError
+
+if TYPE_CHECKING:
+    from appliance.core.node.node import Node
 
 
 @click.command()
@@ -29,6 +34,13 @@ def tui(options: Options) -> None:
         raise GitmirrorError(
             "the live view needs a terminal", hint="without one, use `status`, `sessions` and `activity`"
         )
+    show(replace(options.node(), create=False), options.command)
+
+
+def show(node: Node, command: str, *, greeting: str = "") -> None:
+    """Runs the live view of `node` until the user leaves it, or a signal ends it."""
+    import asyncio
+
     from appliance.core.node.queries import NodeQueries
     from appliance.tui.app import Tui
 
@@ -38,4 +50,12 @@ def tui(options: Options) -> None:
     sys.setswitchinterval(0.001)
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
-    Tui(NodeQueries(replace(options.node(), create=False)), command=options.command).run()
+
+    async def run() -> None:
+        view = Tui(NodeQueries(node), command=command, greeting=greeting)
+        # Otherwise the terminal would be left as the view has set it.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, view.exit)
+        await view.run_async()
+
+    asyncio.run(run())

@@ -77,13 +77,20 @@ class Tui(App[None]):
     ]
 
     def __init__(
-        self, queries: NodeQueries, *, command: str = "gitmirror.pyz", clock: Callable[[], float] = time.time
+        self,
+        queries: NodeQueries,
+        *,
+        command: str = "gitmirror.pyz",
+        clock: Callable[[], float] = time.time,
+        greeting: str = "",
     ) -> None:
+        """`greeting` is shown for a while at the start."""
         theme = wanted_theme(os.environ)
         super().__init__(ansi_color=True if theme == TERMINAL else None)
         for each in (*THEMES, terminal_theme()):
             self.register_theme(each)
         self.theme = theme
+        self._greeting = greeting
         model, loader = Model(clock), Loader(self)
         self.context = Context(
             node=queries.node,
@@ -108,6 +115,8 @@ class Tui(App[None]):
     def on_mount(self) -> None:
         """Starts reading."""
         self.context.follower.start()
+        if self._greeting:
+            self.notify(self._greeting, timeout=10, markup=False)
 
     def on_unmount(self) -> None:
         """Stops following events."""
@@ -202,6 +211,10 @@ class Tui(App[None]):
     def action_help(self) -> None:
         """Shows every key."""
         self.push_screen(HelpScreen(help_sections(self._view())))
+
+    def action_help_quit(self) -> None:
+        """Quits at Ctrl-C too, because nothing here would be lost; Textual only tells which key quits."""
+        self.exit()
 
     def action_theme(self) -> None:
         """Changes to the next theme."""

@@ -24,7 +24,6 @@ README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 LISTS: dict[str, type[Any]] = {"repos": RepoConfig, "allow": AllowConfig, "credentials": CredentialConfig}
-SOON = {"demo"}
 
 
 def commands(group: click.Group, *above: str) -> Iterator[tuple[str, click.Command]]:
@@ -85,7 +84,7 @@ def faults(call: str) -> Iterator[str]:
     while isinstance(found, click.Group) and words and words[0] in found.commands:
         found, path = found.commands[words[0]], f"{path} {words[0]}"
         words = words[1:]
-    if found is cli and words[0] not in SOON:
+    if found is cli:
         yield f"no command {words[0]}"
     known = {option for param in found.params for option in (*param.opts, *param.secondary_opts)} | {"--help"}
     if found is not cli:
