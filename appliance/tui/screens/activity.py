@@ -15,7 +15,7 @@ from appliance.tui.data.follower import RATES, TIME
 from appliance.tui.data.messages import ActivityRead
 from appliance.tui.data.model import EVERY
 from appliance.tui.screens.view import View
-from appliance.tui.text import Cell, Piece, cell, client_cell, origin, percent, size, took
+from appliance.tui.text import Piece, cell, client_cell, hydration_words, origin, size, took
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
 
@@ -27,12 +27,12 @@ def activity_columns(*, with_repo: bool = True) -> list[Column[ActivityEntry]]:
     """Makes the columns of a list of activity."""
     kinds = {HYDRATION: "hydrate", PUSH: "push", REFRESH: "refresh"}
     return [
-        Column("UTC", lambda entry: cell(time.strftime("%H:%M:%S", time.gmtime(entry.at)), "dim"), 8, 1),
+        Column("TIME UTC", lambda entry: cell(time.strftime("%H:%M:%S", time.gmtime(entry.at)), "dim"), 8, 1),
         Column("KIND", lambda entry: cell(kinds[entry.kind], "dim"), 7, 3),
-        Column("HOW", lambda entry: entry.said, 10, 0),
+        Column("RESULT", lambda entry: entry.said, 10, 0),
         *([Column("REPOSITORY", lambda entry: cell(entry.repo), 16, 1, 24)] if with_repo else []),
         Column("WHAT", lambda entry: cell(entry.what), 16, 0, 40, grows=True),
-        Column("BYTES", lambda entry: cell("" if entry.bytes is None else size(entry.bytes)), 8, 4, right=True),
+        Column("SIZE", lambda entry: cell("" if entry.bytes is None else size(entry.bytes)), 8, 4, right=True),
         Column("TOOK", lambda entry: cell("" if entry.seconds is None else took(entry.seconds)), 6, 2, right=True),
         Column("CLIENT", lambda entry: client_cell(entry.client, entry.guest), 9, 5, 15),
     ]
@@ -48,8 +48,8 @@ class ActivityScreen(View):
         Binding("p", "kind('push')", "pushes", tooltip="only pushes; again for everything"),
         Binding("f", "kind('refresh')", "refreshes", tooltip="only refreshes; again for everything"),
         Binding("slash", "filter", "filter", tooltip="filter by any word of a row"),
-        Binding("z", "hold", "hold", tooltip="hold the rows still; again to let them move"),
-        Binding("u", "quiet", "unchanged", tooltip="show or hide refreshes that moved nothing"),
+        Binding("z", "hold", "hold still", tooltip="hold the rows still; again to let them move"),
+        Binding("u", "quiet", "unchanged too", tooltip="show or hide refreshes that moved nothing"),
         Binding("enter", "open", "repository", show=False, tooltip="open the view of its repository"),
         Binding("escape", "back", "clear the filter", show=False),
     ]
@@ -150,16 +150,15 @@ class ActivityScreen(View):
         for kind, word in ((HYDRATION, "hydrations"), (PUSH, "pushes"), (REFRESH, "refreshes")):
             shown = self._kind in (None, kind)
             left.append((f"{'●' if shown else '○'} {word}  ", "" if shown else "dim"))
-        left.append((f"{'●' if self._quiet else '○'} unchanged", "" if self._quiet else "dim"))
+        left.append((f"{'●' if self._quiet else '○'} unchanged too", "" if self._quiet else "dim"))
         if self._held:
-            left.append(("   ‖ held; z lets go", "warn"))
-        rate = f"{model.rates.per_minute(EVERY, model.clock()):,} hyd/min, {percent(warm, counted)} hits "
-        right: Cell = ((rate, "dim"),)
+            left.append(("   ‖ held still; z lets the rows move", "warn"))
+        rate = f"{hydration_words(model.rates.per_minute(EVERY, model.clock()), warm, counted)} "
+        row = self.listing.row
+        who = f"{origin(row.client, row.guest)}  " if row and row.guest else ""
         summary = self.query_one("#summary", Lines)
-        if (row := self.listing.row) and (who := f"{origin(row.client, row.guest)}  ").strip():
-            taken = sum(len(text) for text, _ in left) + len(who) + len(rate)
-            right = ((who, "accent"), *(right if taken < summary.size.width else ()))
-        summary.show((tuple(left), right))
+        has_room = sum(len(text) for text, _ in left) + len(who) + len(rate) < summary.size.width
+        summary.show((tuple(left), ((who, "accent"), (rate if has_room else "", "dim"))))
 
 
 def _text(entry: ActivityEntry) -> str:

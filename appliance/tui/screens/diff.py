@@ -42,7 +42,7 @@ class DiffScreen(SessionActions):
         Binding("N,p", "file(-1)", "previous file", show=False),
         Binding("right_square_bracket", "turn(1)", "next turn", tooltip="what the next turn changed"),
         Binding("left_square_bracket", "turn(-1)", "previous turn", show=False, tooltip="what the turn before changed"),
-        Binding("w", "whole", "whole", tooltip="what the whole session changed"),
+        Binding("w", "whole", "whole session", tooltip="what the whole session changed"),
         Binding("tab", "app.focus_next", "files", show=False, tooltip="to the list of files, and back"),
         *SESSION_KEYS,
     ]
@@ -82,7 +82,7 @@ class DiffScreen(SessionActions):
                 [
                     Column("FILE", self._path, 12, 0, grows=True, tail=True),
                     Column("ADDED", lambda file: cell(_number("+", file.insertions, file), "good"), 6, 0, right=True),
-                    Column("GONE", lambda file: cell(_number("-", file.deletions, file), "minus"), 6, 0, right=True),
+                    Column("REMOVED", lambda file: cell(_number("-", file.deletions, file), "minus"), 7, 0, right=True),
                 ],
                 lambda file: file.path,
                 empty="reading…",

@@ -35,11 +35,11 @@ class GuestColumns:
         """Returns the columns, from left to right."""
         return [
             Column("NAME", self._name, 12, 0, 24),
-            Column("WAY", self._way, 14, 1, 26, tail=True),
+            Column("COMES BY", self._way, 14, 1, 26, tail=True),
             Column("SESSIONS", lambda guest: _patterns(guest.sessions), 12, 2, 24, grows=True),
             Column("REPOSITORIES", readable, 12, 4, 24, grows=True),
-            Column("LAST", self._last, 6, 0, right=True),
-            Column("DID", lambda guest: cell(guest.last_what), 14, 3, 30),
+            Column("LAST SEEN", self._last, 6, 0, right=True, short="SEEN"),
+            Column("LAST DID", lambda guest: cell(guest.last_what), 14, 3, 30),
             Column("EXPIRES", self._expires, 7, 2, right=True),
         ]
 
@@ -236,7 +236,7 @@ class GuestsScreen(View):
         said = count(total, "guest") if len(rows) == total else f"{len(rows):,} of {count(total, 'guest')}"
         held = len(self._problems)
         warning = f"  ▲ {held:,} cannot come" if held else ""
-        order = cell(f"by {self._orders()[self._sorting][0]} ", "dim")
+        order = cell(f"sorted by {self._orders()[self._sorting][0]} ", "dim")
         self.query_one("#summary", Lines).show((((f" {said}", ""), (warning, "warn")), order))
 
     def _explain(self) -> None:

@@ -54,7 +54,7 @@ class HealthScreen(View):
         yield Lines(id="figures")
         columns = [
             Column("CHECK", lambda check: cell(check.name, "strong"), 16, 0, 18),
-            Column("", self._verdict, 6, 0),
+            Column("RESULT", self._verdict, 9, 0),
             Column("FOUND", lambda check: cell(check.found), 20, 0, grows=True),
         ]
         listing: Listing[CheckRow] = Listing(columns, lambda check: check.name, empty="looking…", id="list")
@@ -63,7 +63,7 @@ class HealthScreen(View):
 
     @staticmethod
     def _verdict(check: CheckRow) -> Cell:
-        return cell("● ok", "good") if check.ok else cell("✗ mend", "bad")
+        return cell("● ok", "good") if check.ok else cell("✗ problem", "bad")
 
     @property
     def listing(self) -> Listing[CheckRow]:
@@ -132,9 +132,7 @@ class HealthScreen(View):
     def _arrange(self) -> None:
         pulse = self.model.pulse or {}
         warnings = [
-            CheckRow(
-                f"warning {number}", False, text, "mend what it names; a changed setting needs a reload or restart"
-            )
+            CheckRow(f"warning {number}", False, text, "fix what it names; a changed setting needs a reload or restart")
             for number, text in enumerate(pulse.get("warnings", ()), 1)
         ]
         # The check of `serve` says once more what the warnings say.
@@ -151,8 +149,8 @@ class HealthScreen(View):
         if check is None:
             self.query_one("#mend", Lines).show()
             return
-        said = (f" {check.name}: {check.found}", "") if check.ok else (f" to mend it: {check.mend}", "warn")
-        word = f"{count(bad, 'thing')} to mend " if bad else "nothing to mend "
+        said = (f" {check.name}: {check.found}", "") if check.ok else (f" to fix it: {check.mend}", "warn")
+        word = f"{count(bad, 'problem')} to fix " if bad else "nothing to fix "
         second = cell("" if check.ok else f" {check.found}", "dim")
         self.query_one("#mend", Lines).show(((said,), ()), (second, cell(word, "bad" if bad else "good")))
 
@@ -220,7 +218,7 @@ class HealthScreen(View):
             ("   cache  ", ""), (bar(cache["bytes"], cache["budget"], BAR), "accent"),
             (f" {size(cache['bytes'])} of {size(cache['budget'])}", ""),
         )  # fmt: skip
-        ratio = f"{percent(warm, warm + cache['misses'])} hits of {count(warm + cache['misses'], 'fetch', 'fetches')} "
+        ratio = f"{percent(warm, warm + cache['misses'])} from cache "
         return [(left, cell(ratio))]
 
     def _space(self) -> list[Line]:

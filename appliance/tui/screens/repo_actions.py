@@ -15,8 +15,8 @@ from appliance.tui.text import count
 REPO_KEYS: list[BindingType] = [
     Binding("r", "refresh", "refresh", tooltip="refresh it now"),
     Binding("a", "add", "add", tooltip="add a repository"),
-    Binding("y", "copy_clone", "copy", tooltip="copy the line that clones it"),
-    Binding("d", "switch", "off/on", tooltip="disable it, after asking, or enable it again"),
+    Binding("y", "copy_clone", "copy clone line", tooltip="copy the line that clones it"),
+    Binding("d", "switch", "disable", tooltip="disable it, after asking, or enable it again"),
     Binding("D", "remove", "remove", tooltip="remove it, after asking"),
     Binding("R", "refresh_all", "refresh all", show=False, tooltip="refresh every repository now"),
 ]
@@ -29,6 +29,11 @@ class RepoActions(View):
     def chosen(self) -> RepoView | None:
         """The repository that keys act on."""
         raise NotImplementedError
+
+    def named(self, binding: Binding) -> str:
+        """The word for what the key would do now: a disabled repository can be enabled."""
+        is_off = self.chosen is not None and not self.chosen.repo.enabled
+        return "enable" if binding.action == "switch" and is_off else super().named(binding)
 
     def action_refresh(self) -> None:
         """Refreshes the chosen repository now."""

@@ -10,7 +10,7 @@ from appliance.tui.widgets.lines import Line
 from appliance.tui.widgets.listing import Column
 
 BEHIND = (State.FAILING, State.STALE)
-SPARK = 8
+SPARK = 9
 
 
 class RepoColumns:
@@ -26,15 +26,15 @@ class RepoColumns:
             Column("REPOSITORY", self._title, 20, 0, 34, grows=True, tail=True),
             Column("STATE", lambda view: state_cell(view.state), 10, 0),
             Column("LAG", self._lag, 6, 1, right=True),
-            Column("TREND", self._trend, SPARK, 4),
+            Column("LAG TREND", self._trend, SPARK, 4),
             Column("BRANCH", lambda view: cell(view.branch or "", "dim"), 6, 7, 14),
-            Column("TIP", self._subject, 16, 5, 40, grows=True),
+            Column("LAST COMMIT", self._subject, 16, 5, 40, grows=True),
             Column("AGE", self._age, 6, 6, right=True),
             Column("CHECKED", self._checked, 7, 8, right=True),
             Column("SIZE", lambda view: cell(size(view.health.size) if view.health.cloned else ""), 8, 3, right=True),
-            Column("SESS", self._sessions, 5, 2, right=True),
-            Column("HYD/MIN", self._rate, 7, 3, right=True),
-            Column("HITS", self._hits, 4, 4, right=True),
+            Column("SESSIONS", self._sessions, 8, 2, right=True),
+            Column("HYDRATIONS", self._rate, 10, 3, right=True),
+            Column("FROM CACHE", self._hits, 6, 4, right=True, short="CACHED"),
         ]  # fmt: skip
 
     def _title(self, view: RepoView) -> Cell:
@@ -68,7 +68,7 @@ class RepoColumns:
 
     def _rate(self, view: RepoView) -> Cell:
         rate = self.model.rates.per_minute(view.repo.name, self.model.clock())
-        return cell(f"{rate:,}" if rate else "", "accent")
+        return cell(f"{rate:,}/min" if rate else "", "accent")
 
     def _hits(self, view: RepoView) -> Cell:
         warm, counted = self.model.rates.hits(view.repo.name)

@@ -15,7 +15,7 @@ from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
 from appliance.tui.data.model import EVERY
 from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
 from appliance.tui.screens.repo_columns import RepoColumns, explain
-from appliance.tui.text import STATES, Piece, cell, percent
+from appliance.tui.text import STATES, Piece, cell, hydration_words
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Listing
 
@@ -29,7 +29,7 @@ class RepositoriesScreen(RepoActions):
     here = "repositories"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "open", tooltip="open the view of one repository"),
-        Binding("b", "behind", "behind", tooltip="go to what is behind, worst first, and see why"),
+        Binding("b", "behind", "what is behind", tooltip="go to what is behind, worst first, and see why"),
         Binding("slash", "filter", "filter", tooltip="filter by name, state, branch"),
         *REPO_KEYS,
         Binding("s", "sort", "sort", tooltip="sort by state, name, lag, size, …"),
@@ -86,6 +86,7 @@ class RepositoriesScreen(RepoActions):
     def on_listing_moved(self, event: Listing.Moved) -> None:
         """Explains the state of the row under the cursor."""
         self._explain()
+        self.offer_keys()
         self.context.follower.look_at(self.listing.visible_rows())
 
     @property
@@ -165,8 +166,8 @@ class RepositoriesScreen(RepoActions):
             if number := counts.get(state):
                 left.append((f"{shape} {number:,} {state}  ", tone))
         warm, all_counted = model.rates.hits(EVERY)
-        rate = f"{model.rates.per_minute(EVERY, model.clock()):,} hyd/min, {percent(warm, all_counted)} hits  "
-        order = f"by {self._orders()[self._sorting][0]} "
+        rate = f"{hydration_words(model.rates.per_minute(EVERY, model.clock()), warm, all_counted)}  "
+        order = f"sorted by {self._orders()[self._sorting][0]} "
         summary = self.query_one("#summary", Lines)
         room = summary.size.width - sum(len(text) for text, _ in left)
         summary.show((tuple(left), cell(rate + order if len(rate + order) < room else order, "dim")))

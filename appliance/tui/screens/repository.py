@@ -20,7 +20,7 @@ from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
 from appliance.tui.screens.repo_columns import explain
 from appliance.tui.screens.session_list import SessionList
 from appliance.tui.screens.sessions import SessionColumns
-from appliance.tui.text import Cell, Piece, cell, count, origin, percent, size, span
+from appliance.tui.text import Cell, Piece, cell, count, hydration_words, origin, size, span
 from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing
 from appliance.tui.widgets.plot import Plot
@@ -262,7 +262,7 @@ class RepositoryScreen(RepoActions, Marking):
         age: Cell = cell(f"{span(model.clock() - tip.at)} ago by {tip.author} ", "dim") if tip else ()
         numbers = (
             f" {count(health.refs, 'ref')}, {size(health.size)}, {count(health.sessions, 'session')}, "
-            f"{model.rates.per_minute(self.repo, model.clock()):,} hyd/min, {percent(warm, counted)} hits"
+            f"{hydration_words(model.rates.per_minute(self.repo, model.clock()), warm, counted)}"
         )
         private = "private, " if view.private else ""
         source = f"{private}{_SOURCES.get(view.repo.source, 'from the command line')} "

@@ -38,10 +38,10 @@ class SessionColumns:
             Column("TURNS", lambda session: cell(f"{session.turns:,}"), 5, 1, right=True),
             Column("FILES", lambda session: cell(f"{session.files:,}"), 5, 3, right=True),
             Column("ADDED", lambda session: cell(signed("+", session.insertions), "good"), 7, 1, right=True),
-            Column("GONE", lambda session: cell(signed("-", session.deletions), "minus"), 7, 1, right=True),
-            Column("LAST", lambda session: cell(span(self._clock() - session.last_at)), 6, 0, right=True),
+            Column("REMOVED", lambda session: cell(signed("-", session.deletions), "minus"), 7, 1, right=True),
+            Column("LAST TURN", self._age, 6, 0, right=True, short="AGE"),
             Column("SUBJECT", lambda session: cell(session.subject), 16, 4, 60, grows=True),
-            Column("BYTES", lambda session: cell(size(session.bytes), "dim"), 8, 6, right=True),
+            Column("SIZE", lambda session: cell(size(session.bytes), "dim"), 8, 6, right=True),
             Column("CLIENT", lambda session: client_cell(session.client, session.guest), 9, 5, 21),
             # Names of nodes often differ only at their end.
             *(
@@ -51,6 +51,9 @@ class SessionColumns:
             ),
             Column("STATE", lambda session: cell(fate(session), "accent"), 10, 7),
         ]
+
+    def _age(self, session: SessionRow) -> Cell:
+        return cell(span(self._clock() - session.last_at))
 
     def _name(self, session: SessionRow) -> Cell:
         mark = MARK if self._session_list.is_marked(session) else ""
@@ -70,7 +73,7 @@ def turn_columns(clock: Any) -> list[Column[tuple[int, Turn, float]]]:
         Column("COMMIT", lambda row: cell(row[1].commit[:10], "accent"), 10, 2),
         Column("FILES", lambda row: cell(f"{row[1].files_changed:,}"), 5, 4, right=True),
         Column("ADDED", lambda row: cell(signed("+", row[1].insertions), "good"), 7, 3, right=True),
-        Column("GONE", lambda row: cell(signed("-", row[1].deletions), "minus"), 7, 3, right=True),
+        Column("REMOVED", lambda row: cell(signed("-", row[1].deletions), "minus"), 7, 3, right=True),
         Column("SUBJECT", lambda row: cell(row[1].subject), 20, 0, grows=True),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
@@ -86,11 +87,15 @@ class View(Screen[None]):
     def _offered(self) -> Iterator[tuple[Binding, bool]]:
         for binding in [*self.BINDINGS, *self.context.keys]:
             if isinstance(binding, Binding) and binding.show and self.offers(binding):
-                yield binding, self.usable(binding)
+                yield replace(binding, description=self.named(binding)), self.usable(binding)
 
     def offers(self, binding: Binding) -> bool:
         """Whether the key belongs to what the view shows at the moment."""
         return True
+
+    def named(self, binding: Binding) -> str:
+        """The word for what the key would do now."""
+        return binding.description
 
     def usable(self, binding: Binding) -> bool:
         """Whether the key does something now."""

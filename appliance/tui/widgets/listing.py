@@ -34,7 +34,8 @@ class Column(Generic[Row]):
     """A column of at least `least` characters, up to `most` if there is room, and beyond if it `grows`.
 
     Where not all columns fit, those with the highest `rank` are left out first. A text that is too long loses its end,
-    or its beginning if the `tail` is more informative, as in a path.
+    or its beginning if the `tail` is more informative, as in a path. The `short` title is a shorter word that stands
+    where the title has no room.
     """
 
     title: str
@@ -45,6 +46,16 @@ class Column(Generic[Row]):
     grows: bool = False
     right: bool = False
     tail: bool = False
+    short: str = ""
+
+    @property
+    def widest(self) -> int:
+        """The columns that it takes while there is room: no more than `most`, but enough for its whole title."""
+        return max(self.most, len(self.title)) if self.short else self.most
+
+    def heading(self, width: int) -> str:
+        """Its title, or the short one where that has no room."""
+        return self.short if self.short and len(self.title) > width else self.title
 
 
 def lay_out(columns: Sequence[Column[Any]], width: int) -> list[tuple[int, int, int]]:
@@ -58,7 +69,7 @@ def lay_out(columns: Sequence[Column[Any]], width: int) -> list[tuple[int, int, 
     widths = {n: columns[n].least for n in chosen}
     room = width - sum(widths.values()) - GAP * (len(chosen) - 1)
     for n in sorted(chosen, key=lambda n: columns[n].rank):
-        more = max(0, min(room, columns[n].most - widths[n]))
+        more = max(0, min(room, columns[n].widest - widths[n]))
         widths[n] += more
         room -= more
     growing = [n for n in chosen if columns[n].grows]
@@ -325,7 +336,7 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
     def _header(self, width: int, style: Style) -> Strip:
         words = [" "]
         for n, _, column_width in self._laid:
-            title = fit(self.columns[n].title, column_width)
+            title = fit(self.columns[n].heading(column_width), column_width)
             words.append(title.strip().rjust(column_width) if self.columns[n].right else title)
             words.append(" " * GAP)
         return Strip([Segment("".join(words), style)]).adjust_cell_length(width, style)
