@@ -16,10 +16,11 @@ from textual.screen import ModalScreen
 
 from appliance.core.node.queries import NodeQueries
 from appliance.core.node.sessions import Sessions
-from appliance.tui.context import Answer, Context, OpenDiff, OpenGuestSessions, OpenRepository
+from appliance.tui.commands import Commands
+from appliance.tui.context import Answer, Context, GoTo, OpenDiff, OpenGuestSessions, OpenRepository, RunCommand
 from appliance.tui.data.follower import Follower
 from appliance.tui.data.loader import Loader
-from appliance.tui.data.messages import ActionDone, ActionFailed, FollowerMessage
+from appliance.tui.data.messages import ActionDone, ActionFailed, FollowerMessage, SessionRead
 from appliance.tui.data.model import Model
 from appliance.tui.palette import PaletteCommands
 from appliance.tui.screens.activity import ActivityScreen
@@ -60,7 +61,8 @@ class Tui(App[None]):
         Binding("3", "go('activity')", "activity", show=False),
         Binding("4", "go('health')", "health", show=False),
         Binding("5", "go('guests')", "guests", show=False),
-        Binding("colon,ctrl+p", "command_palette", "commands", tooltip="every command and repository, by name"),
+        Binding("colon", "command_line", "command", tooltip="type a command, as on the command line"),
+        Binding("ctrl+p", "command_palette", "find", show=False, tooltip="find any command and repository by letters"),
         Binding("q", "quit", "quit"),
         Binding("question_mark", "help", "help", show=False),
         Binding("T", "theme", "light, dark, the terminal's own", show=False),
@@ -85,9 +87,11 @@ class Tui(App[None]):
             say=self.say,
             ask=self.ask,
             copy=self.copy,
+            complete=self._complete,
             keys=self.BINDINGS,
             command=command,
         )
+        self._commands = Commands(self.context, self)
         for mode, screen in STARTS.items():
             self.add_mode(mode, partial(screen, self.context))
 
@@ -108,6 +112,9 @@ class Tui(App[None]):
         views = (s for s in reversed(self.screen_stack) if isinstance(s, View) and s.is_mounted)
         view = next(views, None)
         return view if view is not None and view.has_widgets else None
+
+    def _complete(self, text: str) -> str | None:
+        return self._commands.complete(text)
 
     # What screens ask for
 
@@ -155,11 +162,23 @@ class Tui(App[None]):
 
     async def on_open_guest_sessions(self, message: OpenGuestSessions) -> None:
         """Goes to the sessions, and shows those of one known guest."""
-        await self.switch_mode("sessions")
+        await self.on_go_to(GoTo("sessions", f"{OF_GUEST}{message.name}"))
+
+    async def on_go_to(self, message: GoTo) -> None:
+        """Goes to one of the five views, and filters it."""
+        await self.switch_mode(message.mode)
         while len(self.screen_stack) > 1:
             await self.pop_screen()
-        if view := self._view():
-            view.filter_by(f"{OF_GUEST}{message.name}")
+        if message.words is not None and (view := self._view()):
+            view.filter_by(message.words)
+
+    def on_run_command(self, message: RunCommand) -> None:
+        """Carries out a command that was typed, or says what is wrong with it."""
+        self._commands.run(message.text)
+
+    def on_session_read(self, message: SessionRead) -> None:
+        """Goes on with the session that a command names."""
+        message.then(message.session, message.turns)
 
     def on_open_diff(self, message: OpenDiff) -> None:
         """Opens the diff of a session."""
@@ -172,6 +191,11 @@ class Tui(App[None]):
                 self.pop_screen()
         else:
             self.switch_mode(mode)
+
+    def action_command_line(self) -> None:
+        """Opens the line on which commands are typed."""
+        if isinstance(self.screen, View):
+            self.screen.action_command()
 
     def action_help(self) -> None:
         """Shows every key."""

@@ -162,6 +162,15 @@ class NodeQueries:
         stores = self._open()
         return stores.sessions.page(name, limit), stores.sessions.count(name)
 
+    def session(self, name: str, session: str) -> dict[str, Any] | None:
+        """The session of exactly that name, as `sessions` returns it; None if there is none."""
+        stores = self._open().sessions
+        found = stores.get(name, session)
+        if found is None:
+            return None
+        turns = stores.turns(name, session)
+        return found | {"subject": turns[-1].subject if turns else None}
+
     def guests(self) -> list[dict[str, Any]]:
         """Known guests, by name, as `guests --json` shows them, but for `problem`, which only the pulse knows."""
         stores = self._open()

@@ -14,7 +14,7 @@ from appliance.tui.data.activity import HYDRATION, PUSH, REFRESH, ActivityEntry
 from appliance.tui.data.follower import RATES, TIME
 from appliance.tui.data.messages import ActivityRead
 from appliance.tui.data.model import EVERY
-from appliance.tui.screens.view import View
+from appliance.tui.screens.opening import Opening
 from appliance.tui.text import Piece, cell, client_cell, hydration_words, origin, size, took
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Column, Listing
@@ -38,19 +38,20 @@ def activity_columns(*, with_repo: bool = True) -> list[Column[ActivityEntry]]:
     ]
 
 
-class ActivityScreen(View):
+class ActivityScreen(Opening):
     """Shows what happens on the node."""
 
     heading = "Activity"
     here = "activity"
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "open", tooltip="the row whole; for a recorded push, its diff"),
+        Binding("o", "repository", "repository", tooltip="open the view of its repository"),
         Binding("h", "kind('hydration')", "hydrations", tooltip="only hydrations; again for everything"),
         Binding("p", "kind('push')", "pushes", tooltip="only pushes; again for everything"),
         Binding("f", "kind('refresh')", "refreshes", tooltip="only refreshes; again for everything"),
         Binding("slash", "filter", "filter", tooltip="filter by any word of a row"),
         Binding("z", "hold", "hold still", tooltip="hold the rows still; again to let them move"),
         Binding("u", "quiet", "unchanged too", tooltip="show or hide refreshes that moved nothing"),
-        Binding("enter", "open", "repository", show=False, tooltip="open the view of its repository"),
         Binding("escape", "back", "clear the filter", show=False),
     ]
 
@@ -124,9 +125,13 @@ class ActivityScreen(View):
         self._summarise()
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
+        """Opens the row."""
+        self.open_entry(event.row)
+
+    def action_repository(self) -> None:
         """Opens the view of the entry's repository."""
-        if event.row.repo in self.model.repos:
-            self.post_message(OpenRepository(event.row.repo))
+        if (row := self.listing.row) and row.repo in self.model.repos:
+            self.post_message(OpenRepository(row.repo))
 
     def _arrange(self) -> None:
         words = self.filter_words.lower().split()
@@ -136,7 +141,7 @@ class ActivityScreen(View):
                 return False
             if entry.quiet and not self._quiet:
                 return False
-            return not words or all(word in _text(entry) for word in words)
+            return not words or all(word in text_of(entry) for word in words)
 
         listing = self.listing
         listing.empty = "Nothing like this has happened yet." if self.model.activity.read else "reading…"
@@ -161,7 +166,8 @@ class ActivityScreen(View):
         summary.show((tuple(left), ((who, "accent"), (rate if has_room else "", "dim"))))
 
 
-def _text(entry: ActivityEntry) -> str:
+def text_of(entry: ActivityEntry) -> str:
+    """Returns what a filter looks at, in small letters."""
     said = "".join(text for text, _ in entry.said)
     return f"{entry.kind} {said} {entry.repo} {entry.what} {entry.client} {entry.guest or ''}".lower()
 

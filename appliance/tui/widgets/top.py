@@ -25,6 +25,11 @@ ROOM = 25
 class Top(Lines):
     """Shows tabs on the left and serve on the right."""
 
+    @staticmethod
+    def mode_at(index: int) -> str | None:
+        """Returns the mode of the tab that the piece with this index belongs to; each is two, after the blank."""
+        return TABS[(index - 1) // 2][2] if 0 < index <= 2 * len(TABS) else None
+
     def tell(self, model: Model, here: str) -> None:
         """Shows the current state of the model; `here` is the mode whose tab is marked."""
         right = _serve(model)
