@@ -23,8 +23,8 @@ from appliance.tui.screens.repo_actions import RepoOrders
 from appliance.tui.screens.session_list import OF_GUEST
 from appliance.tui.text import count
 
-REPO, MANY = "REPO", "REPO…"
-"""Arguments that are names of registered repositories: one, and any number."""
+REPO, MAYBE, MANY = "REPO", "[REPO]", "[REPO]…"
+"""Arguments that are names of registered repositories: one, at most one, and any number."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ TABLE = (
     Command("show_repos", "repos"),
     Command("show_sessions", "sessions", options=("--repo", "--guest", "--grep")),
     Command("show_activity", "activity", options=("--repo", "--guest")),
-    Command("show_refreshes", "refreshes", options=("--repo",)),
+    Command("show_refreshes", "refreshes", (MAYBE,)),
     Command("show_pushes", "audit", options=("--repo", "--guest")),
     Command("show_guests", "guests"),
     Command("show_health", "doctor"),
@@ -100,12 +100,12 @@ class Commands:
         command = max((each for each in TABLE if text.startswith(f"{each.words} ")), key=_length, default=None)
         repos = sorted(self._context.model.repos)
         if command is None:
-            names = [f"{each.words}{' ' if each.takes else ''}" for each in TABLE]
+            names = [f"{each.words}{' ' if each.takes else ''}" for each in sorted(TABLE, key=_length)]
             return next((name for name in (*names, *repos) if name.startswith(text) and name != text), None)
         before, _, last = text.rpartition(" ")
         if last.startswith("-"):
             choices: Sequence[str] = [f"{option} " for option in command.options]
-        elif before.endswith(" --repo") or _place(command, before) in (REPO, MANY):
+        elif before.endswith(" --repo") or _place(command, before) in (REPO, MAYBE, MANY):
             choices = repos
         else:
             choices = ()
@@ -141,12 +141,13 @@ class Commands:
                 )
             else:
                 options[name.removeprefix("--")] = value if is_set else next(words, "")
-        many = command.takes == (MANY,)
-        if not many and len(values) != len(command.takes):
-            takes = " ".join(command.takes) or "nothing more"
-            raise UsageError(f"`{command.words}` takes {takes}", hint=f"type: {command.usage}")
-        pairs = zip(values, [REPO] * len(values) if many else command.takes, strict=True)
-        named = [value for value, take in pairs if take == REPO]
+        takes = command.takes
+        if takes == (MANY,) or (takes == (MAYBE,) and not values):
+            takes = (REPO,) * len(values)
+        if len(values) != len(takes):
+            said = " ".join(takes) or "nothing more"
+            raise UsageError(f"`{command.words}` takes {said}", hint=f"type: {command.usage}")
+        named = [value for value, take in zip(values, takes, strict=True) if take in (REPO, MAYBE)]
         for name in [*named, *([options["repo"]] if "repo" in options else [])]:
             self._check(name)
         return values, options

@@ -27,14 +27,45 @@ def activity_columns(*, with_repo: bool = True) -> list[Column[ActivityEntry]]:
     """Makes the columns of a list of activity."""
     kinds = {HYDRATION: "hydrate", PUSH: "push", REFRESH: "refresh"}
     return [
-        Column("TIME UTC", lambda entry: cell(time.strftime("%H:%M:%S", time.gmtime(entry.at)), "dim"), 8, 1),
-        Column("KIND", lambda entry: cell(kinds[entry.kind], "dim"), 7, 3),
-        Column("RESULT", lambda entry: entry.said, 10, 0),
-        *([Column("REPOSITORY", lambda entry: cell(entry.repo), 16, 1, 24)] if with_repo else []),
-        Column("WHAT", lambda entry: cell(entry.what), 16, 0, 40, grows=True),
-        Column("SIZE", lambda entry: cell("" if entry.bytes is None else size(entry.bytes)), 8, 4, right=True),
-        Column("TOOK", lambda entry: cell("" if entry.seconds is None else took(entry.seconds)), 6, 2, right=True),
-        Column("CLIENT", lambda entry: client_cell(entry.client, entry.guest), 9, 5, 15),
+        Column(
+            "TIME UTC",
+            lambda entry: cell(time.strftime("%H:%M:%S", time.gmtime(entry.at)), "dim"),
+            8,
+            1,
+            order=lambda entry: -entry.at,
+        ),
+        Column("KIND", lambda entry: cell(kinds[entry.kind], "dim"), 7, 3, order=lambda entry: entry.kind),
+        Column("RESULT", lambda entry: entry.said, 10, 0, order=lambda entry: entry.said[0][0]),
+        *(
+            [Column("REPOSITORY", lambda entry: cell(entry.repo), 16, 1, 24, order=lambda entry: entry.repo)]
+            if with_repo
+            else []
+        ),
+        Column("WHAT", lambda entry: cell(entry.what), 16, 0, 40, grows=True, order=lambda entry: entry.what),
+        Column(
+            "SIZE",
+            lambda entry: cell("" if entry.bytes is None else size(entry.bytes)),
+            8,
+            4,
+            right=True,
+            order=lambda entry: entry.bytes or 0,
+        ),
+        Column(
+            "TOOK",
+            lambda entry: cell("" if entry.seconds is None else took(entry.seconds)),
+            6,
+            2,
+            right=True,
+            order=lambda entry: entry.seconds or 0.0,
+        ),
+        Column(
+            "CLIENT",
+            lambda entry: client_cell(entry.client, entry.guest),
+            9,
+            5,
+            15,
+            order=lambda entry: entry.guest or entry.client,
+        ),
     ]
 
 

@@ -83,9 +83,9 @@ class DiffScreen(SessionActions, Searching):
         with Container(id="halves"):
             files: Listing[FileChange] = Listing(
                 [
-                    Column("FILE", self._path, 12, 0, grows=True, tail=True),
-                    Column("ADDED", lambda file: cell(_number("+", file.insertions, file), "good"), 6, 0, right=True),
-                    Column("REMOVED", lambda file: cell(_number("-", file.deletions, file), "minus"), 7, 0, right=True),
+                    Column("FILE", self._path, 12, 0, grows=True, tail=True, order=lambda file: file.path),
+                    Column("ADDED", self._added, 6, 0, right=True, order=lambda file: file.insertions),
+                    Column("REMOVED", self._removed, 7, 0, right=True, order=lambda file: file.deletions),
                 ],
                 lambda file: file.path,
                 empty="reading…",
@@ -308,6 +308,14 @@ class DiffScreen(SessionActions, Searching):
         return "  ".join(
             [*words, *(f"{file['name']} ({format_size(file['size'])})" for file in details["attachments"])]
         )
+
+    @staticmethod
+    def _added(file: FileChange) -> Cell:
+        return cell(_number("+", file.insertions, file), "good")
+
+    @staticmethod
+    def _removed(file: FileChange) -> Cell:
+        return cell(_number("-", file.deletions, file), "minus")
 
     @staticmethod
     def _path(file: FileChange) -> Cell:

@@ -98,8 +98,13 @@ class RepositoriesScreen(RepoActions):
         """Opens the view of the chosen repository."""
         self.post_message(OpenRepository(event.row.repo.name))
 
+    def on_listing_sorted(self) -> None:
+        """Says by which column the list is sorted now."""
+        self._summarise()
+
     def action_sort(self) -> None:
         """Sorts by the next order."""
+        self.listing.unsort()
         self._sorting = (self._sorting + 1) % len(self._orders())
         self._arrange()
         self._summarise()
@@ -167,7 +172,7 @@ class RepositoriesScreen(RepoActions):
                 left.append((f"{shape} {number:,} {state}  ", tone))
         warm, all_counted = model.rates.hits(EVERY)
         rate = f"{hydration_words(model.rates.per_minute(EVERY, model.clock()), warm, all_counted)}  "
-        order = f"sorted by {self._orders()[self._sorting][0]} "
+        order = f"sorted by {self.listing.sorted_by or self._orders()[self._sorting][0]} "
         summary = self.query_one("#summary", Lines)
         room = summary.size.width - sum(len(text) for text, _ in left)
         summary.show((tuple(left), cell(rate + order if len(rate + order) < room else order, "dim")))

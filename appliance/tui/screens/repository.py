@@ -89,10 +89,12 @@ class RepositoryScreen(RepoActions, Marking, Opening):
 
     def _ref_columns(self) -> list[Column[RefText]]:
         return [
-            Column("REF", self._ref_name, 20, 0, 40),
-            Column("COMMIT", lambda row: cell(row.oid[:10], "accent"), 10, 1),
-            Column("AGE", lambda row: cell(span(self.model.clock() - row.at)), 6, 0, right=True),
-            Column("SUBJECT", lambda row: cell(row.subject), 16, 2, grows=True),
+            Column("REF", self._ref_name, 20, 0, 40, order=lambda row: row.ref),
+            Column("COMMIT", lambda row: cell(row.oid[:10], "accent"), 10, 1, order=lambda row: row.oid),
+            Column(
+                "AGE", lambda row: cell(span(self.model.clock() - row.at)), 6, 0, right=True, order=lambda row: -row.at
+            ),
+            Column("SUBJECT", lambda row: cell(row.subject), 16, 2, grows=True, order=lambda row: row.subject.lower()),
         ]
 
     @staticmethod

@@ -33,23 +33,48 @@ class SessionColumns:
     def all(self, *, with_repo: bool = True, with_node: bool = False) -> list[Column[SessionRow]]:
         """Returns the columns, from left to right; those of a fleet's sessions `with_node`."""
         return [
-            Column("SESSION", self._name, 18 if with_node else 20, 0, 34, grows=True),
-            *([Column("REPOSITORY", lambda session: cell(session.repo, "dim"), 14, 2, 28)] if with_repo else []),
-            Column("TURNS", lambda session: cell(f"{session.turns:,}"), 5, 1, right=True),
-            Column("FILES", lambda session: cell(f"{session.files:,}"), 5, 3, right=True),
-            Column("ADDED", lambda session: cell(signed("+", session.insertions), "good"), 7, 1, right=True),
-            Column("REMOVED", lambda session: cell(signed("-", session.deletions), "minus"), 7, 1, right=True),
-            Column("LAST TURN", self._age, 6, 0, right=True, short="AGE"),
-            Column("SUBJECT", lambda session: cell(session.subject), 16, 4, 60, grows=True),
-            Column("SIZE", lambda session: cell(size(session.bytes), "dim"), 8, 6, right=True),
-            Column("CLIENT", lambda session: client_cell(session.client, session.guest), 9, 5, 21),
+            Column("SESSION", self._name, 18 if with_node else 20, 0, 34, grows=True, order=_name_of),
+            *(
+                [Column("REPOSITORY", lambda session: cell(session.repo, "dim"), 14, 2, 28, order=lambda row: row.repo)]
+                if with_repo
+                else []
+            ),
+            Column("TURNS", lambda session: cell(f"{session.turns:,}"), 5, 1, right=True, order=lambda row: row.turns),
+            Column("FILES", lambda session: cell(f"{session.files:,}"), 5, 3, right=True, order=lambda row: row.files),
+            Column(
+                "ADDED", lambda session: cell(signed("+", session.insertions), "good"), 7, 1, right=True, order=_added
+            ),
+            Column(
+                "REMOVED",
+                lambda session: cell(signed("-", session.deletions), "minus"),
+                7,
+                1,
+                right=True,
+                order=_removed,
+            ),
+            Column("LAST TURN", self._age, 6, 0, right=True, short="AGE", order=lambda row: -row.last_at),
+            Column("SUBJECT", lambda session: cell(session.subject), 16, 4, 60, grows=True, order=_subject_of),
+            Column(
+                "SIZE", lambda session: cell(size(session.bytes), "dim"), 8, 6, right=True, order=lambda row: row.bytes
+            ),
+            Column("CLIENT", lambda session: client_cell(session.client, session.guest), 9, 5, 21, order=_who),
             # Names of nodes often differ only at their end.
             *(
-                [Column("NODE", lambda session: cell(short_node(session.node), "dim"), 8, 2, 20, tail=True)]
+                [
+                    Column(
+                        "NODE",
+                        lambda session: cell(short_node(session.node), "dim"),
+                        8,
+                        2,
+                        20,
+                        tail=True,
+                        order=lambda row: row.node or "",
+                    )
+                ]
                 if with_node
                 else []
             ),
-            Column("STATE", lambda session: cell(fate(session), "accent"), 10, 7),
+            Column("STATE", lambda session: cell(fate(session), "accent"), 10, 7, order=fate),
         ]
 
     def _age(self, session: SessionRow) -> Cell:
@@ -58,6 +83,26 @@ class SessionColumns:
     def _name(self, session: SessionRow) -> Cell:
         mark = MARK if self._session_list.is_marked(session) else ""
         return (mark + ("◆ " if session.kept else ""), "accent"), (session.name, "strong")
+
+
+def _name_of(session: SessionRow) -> str:
+    return session.name
+
+
+def _subject_of(session: SessionRow) -> str:
+    return session.subject.lower()
+
+
+def _added(session: SessionRow) -> int:
+    return session.insertions
+
+
+def _removed(session: SessionRow) -> int:
+    return session.deletions
+
+
+def _who(session: SessionRow) -> str:
+    return session.guest or session.client
 
 
 def fate(session: SessionRow) -> str:
@@ -200,6 +245,10 @@ class SessionsScreen(SessionActions, Marking):
         if session := self.session:
             self.post_message(OpenDiff(session, None if event.listing is self.listing else event.row[0]))
 
+    def on_listing_sorted(self) -> None:
+        """Says by which column the list is sorted now."""
+        self._summarise()
+
     def _read_turns(self) -> None:
         session, queries = self.session, self.context.queries
         if session is None:
@@ -226,7 +275,11 @@ class SessionsScreen(SessionActions, Marking):
         rows, listing, total = self.listing.rows, self.listing, self.session_list.total
         said = count(total, "session") if len(rows) == total else f"{len(rows):,} of {count(total, 'session')}"
         right = (
-            "newest first " if len(self.session_list.rows) >= total else f"{len(self.session_list.rows):,} read so far "
+            f"sorted by {listing.sorted_by} "
+            if listing.sorted_by
+            else "newest first "
+            if len(self.session_list.rows) >= total
+            else f"{len(self.session_list.rows):,} read so far "
         )
         row = listing.row
         chosen = "".join(f"{word}  " for word in (origin(row.client, row.guest), fate(row)) if word) if row else ""

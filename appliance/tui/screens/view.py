@@ -128,7 +128,8 @@ class View(Screen[None]):
             if isinstance(self.focused, Input):
                 # The key is meant for the list, and not for the field in which words are typed.
                 self.focus_body()
-            self.app.simulate_key(event.lines.key_at(event.index))
+            # Later, because the focus moves later too.
+            self.app.call_later(self.app.simulate_key, event.lines.key_at(event.index))
 
     # Fields in which words are typed
 
