@@ -118,7 +118,9 @@ class RepositoryScreen(RepoActions, Marking, Opening):
         return self.listing if TABS[self._tab] == "sessions" else None
 
     def offers(self, binding: Binding) -> bool:
-        """Whether the key belongs to what the view shows: marks are for sessions."""
+        """Whether the key belongs to what the view shows: marks are for sessions, and `u` is for refreshes."""
+        if binding.action == "quiet":
+            return self._tab == 0
         return binding not in MARK_KEYS or self.session_listing is not None
 
     def show_marks(self) -> None:
