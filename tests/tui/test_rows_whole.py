@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from appliance.tui.screens.dialogs import Whole
 from appliance.tui.screens.diff import DiffScreen
 from appliance.tui.screens.repository import RepositoryScreen
 from tests.tui.drive import NARROW, Seen, drive
-from tests.tui.scene import NOW, WIDGETS, Scene, build
+from tests.tui.scene import BROKEN, NOW, WIDGETS, Scene, build
 
 ERROR = "git fetch failed: " + "fatal: the remote end hung up unexpectedly, " * 30 + "and that is the end of it"
 FAILED = {
@@ -117,6 +118,19 @@ def test_rows_of_a_repository(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> 
         await seen.until(lambda: isinstance(seen.app.screen, DiffScreen), "the diff opens")
 
     drive(scene.app(monkeypatch), script)
+
+
+def test_a_finding_of_doctor(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found, and what to do."""
+
+    async def script(seen: Seen) -> None:
+        await seen.settled()
+        await seen.press("4")
+        await seen.settled()
+        await seen.press("enter")
+        await seen.shows("312 MiB free", "problem", "make room, or move the state directory")
+
+    drive(replace(scene, pulse=None, checks=BROKEN).app(monkeypatch), script)
 
 
 def test_what_a_refused_guest_may_do() -> None:

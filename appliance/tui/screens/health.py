@@ -38,6 +38,7 @@ class HealthScreen(View):
     heading = "Health"
     here = "health"
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "open", tooltip="the check whole: what was found, and what to do"),
         Binding("r", "check", "check again", tooltip="run every check of doctor again"),
     ]
 
@@ -107,6 +108,12 @@ class HealthScreen(View):
     def on_listing_moved(self, event: Listing.Moved) -> None:
         """Says what to do about the check under the cursor."""
         self._advise()
+
+    def on_listing_chosen(self, event: Listing.Chosen) -> None:
+        """Shows the check whole."""
+        check = event.row
+        result = "ok" if check.ok else "problem"
+        self.show_whole(check.name, [("result", result), ("found", check.found), ("what to do", check.mend)])
 
     def action_check(self) -> None:
         """Runs every check again."""

@@ -64,9 +64,11 @@ class Keys(Lines):
         self._clickable = []
         for binding, usable in bindings:
             name, word = f" {key_name(binding.key)}", f" {binding.description} "
-            room -= cell_len(name) + cell_len(word)
-            if room < 0:
-                break
+            wide = cell_len(name) + cell_len(word)
+            if wide > room:
+                # A shorter one may fit.
+                continue
+            room -= wide
             pieces += [(name, "key" if usable else "dim"), (word, "" if usable else "dim")]
             self._clickable.append(binding.key.split(",")[0])
         self._clickable.append("question_mark")
