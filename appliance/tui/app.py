@@ -24,6 +24,7 @@ from appliance.tui.data.messages import ActionDone, ActionFailed, FollowerMessag
 from appliance.tui.data.model import Model
 from appliance.tui.palette import PaletteCommands
 from appliance.tui.screens.activity import ActivityScreen
+from appliance.tui.screens.dialogs import Whole
 from appliance.tui.screens.diff import DiffScreen
 from appliance.tui.screens.guests import GuestsScreen
 from appliance.tui.screens.health import HealthScreen
@@ -225,4 +226,5 @@ def help_sections(here: View | None) -> list[tuple[str, list[BindingType]]]:
         ("In every list", list(Listing.BINDINGS)),
         *((f"In {view.heading}", list(view.BINDINGS)) for view in views[1:]),
         ("In a diff's text", list(DiffView.BINDINGS)),
+        ("In a row shown whole", list(Whole.BINDINGS)),
     ]

@@ -33,11 +33,20 @@ async def burst(seen: Seen, text: str) -> None:
     await seen.settled()
 
 
-@pytest.mark.parametrize(
-    "way",
-    [(), ("2",), ("3",), ("5",), ("end", "enter"), ("end", "enter", "tab"), ("2", "enter"), ("2", "enter", "tab")],
-    ids=["repositories", "sessions", "activity", "guests", "repository", "refs", "diff", "files"],
-)
+WAYS = {
+    "repositories": (),
+    "sessions": ("2",),
+    "activity": ("3",),
+    "health": ("4",),
+    "guests": ("5",),
+    "repository": ("end", "enter"),
+    "refs": ("end", "enter", "tab"),
+    "diff": ("2", "enter"),
+    "files": ("2", "enter", "tab"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_letters_are_not_commands(scene: Scene, monkeypatch: pytest.MonkeyPatch, way: tuple[str, ...]) -> None:
     """Whichever list it is; what was typed is all in the field, no dialog opens, and no other view."""
 
@@ -80,6 +89,24 @@ def test_one_of_a_thousand_refs(scene: Scene, monkeypatch: pytest.MonkeyPatch) -
         await seen.shows("No row matches")
         await seen.press("escape")
         await seen.shows("topic-0001")
+
+    drive(scene.app(monkeypatch), script)
+
+
+def test_keys_in_the_help(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that have all the words; escape shows all again, and then closes."""
+
+    async def script(seen: Seen) -> None:
+        await seen.settled()
+        await seen.press("question_mark")
+        await seen.settled()
+        await burst(seen, "/qui")
+        await seen.shows("quit")
+        await seen.hides("In Repositories")
+        await seen.press("escape")
+        await seen.shows("In Repositories")
+        await seen.press("escape")
+        assert isinstance(seen.app.screen, View)
 
     drive(scene.app(monkeypatch), script)
 

@@ -64,7 +64,7 @@ def test_nothing_private_is_imported_or_reached_for(path: Path) -> None:
             assert isinstance(owner, ast.Name) and owner.id in ("self", "cls"), ast.unparse(node)
 
 
-@pytest.mark.parametrize("found", classes(), ids=lambda found: found.__name__)
+@pytest.mark.parametrize("found", list(classes()), ids=lambda found: found.__name__)
 def test_names_are_our_own(found: type) -> None:
     """What is read from `self` is defined by us, and no name of Textual's is taken by chance."""
     base = next(each for each in found.__mro__ if each.__module__.startswith("textual."))

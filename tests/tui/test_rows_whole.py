@@ -120,6 +120,21 @@ def test_rows_of_a_repository(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> 
     drive(scene.app(monkeypatch), script)
 
 
+def test_a_wide_terminal_shows_the_chosen_row_beside_the_list(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a narrow one does not."""
+
+    async def script(seen: Seen) -> None:
+        await seen.settled()
+        await seen.press("3")
+        await seen.shows("Hydration from", "first byte", "asked for")
+        await seen.press("down")
+        await seen.shows("Refresh of acme/infra")
+        await seen.pilot.resize_terminal(149, 40)
+        await seen.hides("Refresh of acme/infra")
+
+    drive(scene.app(monkeypatch), script, (150, 40))
+
+
 def test_a_finding_of_doctor(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was found, and what to do."""
 

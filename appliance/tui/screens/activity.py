@@ -7,18 +7,24 @@ from typing import Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import Container
 
 from appliance.core.node.queries import NodeQueries
 from appliance.tui.context import Context, OpenRepository
 from appliance.tui.data.activity import HYDRATION, PUSH, REFRESH, ActivityEntry
+from appliance.tui.data.facts import facts_of, title_of
 from appliance.tui.data.follower import RATES, TIME
 from appliance.tui.data.messages import ActivityRead
 from appliance.tui.data.model import EVERY
 from appliance.tui.screens.opening import Opening
-from appliance.tui.text import Piece, cell, client_cell, hydration_words, origin, size, took
-from appliance.tui.widgets.lines import Lines
+from appliance.tui.text import Piece, cell, client_cell, hydration_words, origin, size, took, wrapped
+from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing
 
+VAST = 150
+"""Terminals of at least as many columns show the chosen row whole beside the list."""
+NAME = 13
+"""The columns of the names of facts."""
 READ = 500
 """Rows of each kind that are read from the database at first."""
 
@@ -98,7 +104,9 @@ class ActivityScreen(Opening):
         listing: Listing[ActivityEntry] = Listing(
             activity_columns(), lambda entry: entry.key, empty="reading…", id="list"
         )
-        yield listing
+        with Container(id="halves"):
+            yield listing
+            yield Lines(id="aside")
 
     @property
     def listing(self) -> Listing[ActivityEntry]:
@@ -127,6 +135,7 @@ class ActivityScreen(Opening):
             self._arrange()
         if {TIME, RATES} & news:
             self._summarise()
+            self._tell_aside()
 
     def filtered(self) -> None:
         """Lists the rows that match now."""
@@ -152,8 +161,25 @@ class ActivityScreen(Opening):
         self._arrange()
 
     def on_listing_moved(self, event: Listing.Moved) -> None:
-        """Says where the guest of the row under the cursor came from."""
+        """Says where the guest of the row under the cursor came from, and on a wide terminal all that is known."""
         self._summarise()
+        self._tell_aside()
+
+    def on_resize(self) -> None:
+        """Shows the chosen row beside the list, or not."""
+        self.set_class(self.size.width >= VAST, "-vast")
+        super().on_resize()
+
+    def _tell_aside(self) -> None:
+        row, aside = self.listing.row, self.query_one("#aside", Lines)
+        if row is None or not aside.size.width:
+            aside.show()
+            return
+        lines: list[Line] = [(cell(f" {title_of(row)}", "strong"), ()), ((), ())]
+        for name, text in facts_of(row, self.model.clock()):
+            for number, line in enumerate(wrapped(text, aside.size.width - NAME - 2, 12) if text else ()):
+                lines.append((((f" {'' if number else name:<{NAME}}", "dim"), (line, "")), ()))
+        aside.show(*lines)
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
         """Opens the row."""

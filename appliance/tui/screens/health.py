@@ -39,7 +39,9 @@ class HealthScreen(View):
     here = "health"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "open", tooltip="the check whole: what was found, and what to do"),
+        Binding("slash", "filter", "filter", tooltip="filter the checks by any words of a row"),
         Binding("r", "check", "check again", tooltip="run every check of doctor again"),
+        Binding("escape", "back", "clear the filter", show=False),
     ]
 
     def __init__(self, context: Context) -> None:
@@ -126,6 +128,10 @@ class HealthScreen(View):
 
         self.context.loader.read("health", self, work)
 
+    def filtered(self) -> None:
+        """Lists the checks that match now."""
+        self._arrange()
+
     def focus_body(self) -> None:
         """Moves the focus back to the checks."""
         self.listing.focus()
@@ -146,7 +152,10 @@ class HealthScreen(View):
         repeated = "serve", "; ".join(row.found for row in warnings)
         bad = [check for check in self._checks if not check.ok and (check.name, check.found) != repeated]
         rows = [*warnings, *bad, *(check for check in self._checks if check.ok)]
-        if rows != list(self.listing.rows):
+        words = self.filter_words.lower().split()
+        rows = [row for row in rows if all(word in f"{row.name} {row.found} {row.mend}".lower() for word in words)]
+        self.listing.empty = "No check matches. Escape clears the filter." if words else "looking…"
+        if rows != list(self.listing.rows) or not rows:
             self.listing.show(rows)
         self._advise()
 

@@ -45,7 +45,7 @@ class RepositoryScreen(RepoActions, Marking, Opening):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "back"),
         Binding("enter", "open", "open", tooltip="the row whole; for a session, what it changed"),
-        Binding("slash", "filter", "filter", tooltip="filter the list that is shown by any words of a row"),
+        Binding("slash", "filter", "filter", tooltip="filter this list by any words of a row"),
         Binding("tab,right", "tab(1)", "next list", tooltip="refreshes, refs, hydrations, sessions"),
         Binding("shift+tab,left", "tab(-1)", "list before", show=False),
         Binding("u", "quiet", "unchanged too", tooltip="show or hide refreshes that moved nothing"),

@@ -10,7 +10,7 @@ from appliance.tui.text import Piece, count
 from appliance.tui.widgets.diffview import DiffView
 
 SEARCH_KEYS: list[BindingType] = [
-    Binding("slash", "filter", "search", tooltip="search in the text; in the list of files, filter it"),
+    Binding("slash", "filter", "search", tooltip="search the text; in the list of files, filter it"),
     Binding("m", "match(1)", "next match", tooltip="go to the next match of the search"),
     Binding("M", "match(-1)", "match before", show=False, tooltip="go to the match before"),
 ]
