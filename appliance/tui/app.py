@@ -17,7 +17,7 @@ from textual.screen import ModalScreen
 from appliance.core.node.queries import NodeQueries
 from appliance.core.node.sessions import Sessions
 from appliance.tui.commands import Commands
-from appliance.tui.context import Answer, Context, GoTo, OpenDiff, OpenGuestSessions, OpenRepository, RunCommand
+from appliance.tui.context import Answer, CommandTyped, Context, GoTo, OpenDiff, OpenGuestSessions, OpenRepository
 from appliance.tui.data.follower import Follower
 from appliance.tui.data.loader import Loader
 from appliance.tui.data.messages import ActionDone, ActionFailed, FollowerMessage, SessionRead
@@ -173,7 +173,7 @@ class Tui(App[None]):
         if message.words is not None and (view := self._view()):
             view.filter_by(message.words)
 
-    def on_run_command(self, message: RunCommand) -> None:
+    def on_command_typed(self, message: CommandTyped) -> None:
         """Carries out a command that was typed, or says what is wrong with it."""
         self._commands.run(message.text)
 

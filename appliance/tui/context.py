@@ -81,7 +81,7 @@ class GoTo(Message):
 
 
 @dataclass
-class RunCommand(Message):
+class CommandTyped(Message):
     """Carry out a command that was typed, such as `refresh acme/widgets`."""
 
     text: str

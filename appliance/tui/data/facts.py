@@ -6,10 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from appliance.core.git.failures import hint_of
 from appliance.core.models import RefText, Repo
-from appliance.core.recording.advice import ONLY_KNOWN, advice
-from appliance.core.recording.policy import EVERY_SESSION
+from appliance.core.node.explanations import hint_of_refresh, hint_of_refusal
 from appliance.tui.data.activity import HYDRATION, PUSH, ActivityEntry
 from appliance.tui.text import count, origin, size, span, took
 
@@ -76,7 +74,7 @@ def _push(entry: ActivityEntry) -> Facts:
 def _refresh(entry: ActivityEntry) -> Facts:
     row = entry.row
     facts: Facts = [("took", took(entry.seconds or 0.0)), ("error", str(row.get("error") or ""))]
-    facts.append(("what to do", hint_of(row.get("kind")) or ""))
+    facts.append(("what to do", hint_of_refresh(row.get("kind"))))
     moved = [
         f"{change['ref']}  {(change['old'] or 'new')[:12]} → {(change['new'] or 'deleted')[:12]}"
         for change in row.get("moved") or ()
@@ -91,10 +89,7 @@ def what_to_do(entry: ActivityEntry, repo: Repo, guests: Sequence[Mapping[str, A
     """
     row = entry.row
     refused = dict.fromkeys(row.get("refs") or [row.get("ref") or ""], row.get("reason") or "")
-    known = next((guest for guest in guests if guest["name"] == entry.guest), None)
-    sessions = tuple(known["sessions"]) if known else () if entry.guest or only_known else EVERY_SESSION
-    lines = advice(repo, refused, sessions, entry.guest)[len(refused) :]
-    return "\n".join([*lines, *([ONLY_KNOWN] if only_known and not known else [])])
+    return hint_of_refusal(repo, refused, entry.guest, guests, only_known=only_known)
 
 
 def ref_facts(ref: RefText, now: float) -> Facts:

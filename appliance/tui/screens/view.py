@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import Input
 
-from appliance.tui.context import Context, GoTo, RunCommand
+from appliance.tui.context import CommandTyped, Context, GoTo
 from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
 from appliance.tui.data.model import Model
 from appliance.tui.screens.dialogs import Fact, Whole
@@ -185,7 +185,7 @@ class View(Screen[None]):
         """Closes the line, and has the command carried out."""
         self.focus_body()
         if event.text:
-            self.post_message(RunCommand(event.text))
+            self.post_message(CommandTyped(event.text))
 
     def show_filter(self, words: str) -> None:
         """Puts these words into the filter line, for a list that is filtered by them already."""
