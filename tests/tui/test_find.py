@@ -46,7 +46,13 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, id=name, marks=() if name in ("repositories", "refs", "diff") else pytest.mark.slow)
+        for name, way in WAYS.items()
+    ],
+)
 def test_letters_are_not_commands(scene: Scene, monkeypatch: pytest.MonkeyPatch, way: tuple[str, ...]) -> None:
     """Whichever list it is; what was typed is all in the field, no dialog opens, and no other view."""
 
@@ -141,6 +147,7 @@ def test_matches_in_a_diff(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Non
     drive(scene.app(monkeypatch), script)
 
 
+@pytest.mark.slow
 def test_files_of_a_diff_are_filtered(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """While their list has the focus."""
 

@@ -30,7 +30,7 @@ async def click(seen: Seen, words: str, line: int | None = None) -> None:
     await seen.settled()
 
 
-@pytest.mark.parametrize("size", [(80, 24), (140, 40)])
+@pytest.mark.parametrize("size", [(80, 24), pytest.param((140, 40), marks=pytest.mark.slow)])
 def test_tabs_and_keys(scene: Scene, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
     """A tab by its number or its name; a key does what it does, even while a filter is typed."""
 
@@ -101,6 +101,7 @@ def test_headings(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     drive(scene.app(monkeypatch), script)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tab", ["1", "2", "3", "5"])
 def test_every_heading_sorts(scene: Scene, monkeypatch: pytest.MonkeyPatch, tab: str) -> None:
     """Whatever is missing in a row: each column of each list has an order."""

@@ -101,6 +101,7 @@ def test_a_recorded_push_opens_the_diff_of_its_turn(scene: Scene, monkeypatch: p
     drive(scene.app(monkeypatch), script)
 
 
+@pytest.mark.slow
 def test_rows_of_a_repository(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refresh with what it moved, a ref with how to fetch it, a hydration with every figure, a session's diff."""
 
@@ -135,6 +136,7 @@ def test_a_wide_terminal_shows_the_chosen_row_beside_the_list(scene: Scene, monk
     drive(scene.app(monkeypatch), script, (150, 40))
 
 
+@pytest.mark.slow
 def test_a_finding_of_doctor(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was found, and what to do."""
 

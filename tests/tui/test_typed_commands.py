@@ -52,6 +52,7 @@ def test_every_command_is_documented() -> None:
         assert all(f"[{option} " in page for option in each.options), each.words
 
 
+@pytest.mark.slow
 def test_going_somewhere(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """From anywhere, filtered; a name alone opens the repository; a session's diff at a turn."""
 
@@ -116,6 +117,7 @@ def test_completion(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     drive(scene.app(monkeypatch), script)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_undone_asks(node: Node) -> None:
     """As its key does; and what needs no question is done at once, by the running serve."""
     guest = node.guest("commander")
@@ -144,6 +146,7 @@ def test_what_cannot_be_undone_asks(node: Node) -> None:
     drive(make_app(node.serve), script)
 
 
+@pytest.mark.slow
 def test_without_a_serve(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is changed, and it says so."""
 
