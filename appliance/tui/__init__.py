@@ -4,7 +4,8 @@
 - `context`: what a screen may ask of the app, and the messages by which it asks to go somewhere else.
 - `data`: what is known, and how it is read and kept current.
 - `screens`: the views and dialogs. `widgets`: what they are made of.
-- `palette`: commands found by name. `themes`: the colours. `text`: the wording of states, times and numbers.
+- `commands`: commands that are typed. `palette`: what is found by some letters.
+- `themes`: the colours. `text`: the wording of states, times and numbers.
 
 The life of a key press: Textual calls the action of the visible screen. The screen passes an order to `Context.act`,
 which runs it in a thread against `core/node`. The outcome comes back as a message, which the app shows, and everything

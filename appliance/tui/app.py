@@ -16,9 +16,12 @@ from textual.screen import ModalScreen
 
 from appliance.core.node.queries import NodeQueries
 from appliance.core.node.sessions import Sessions
+from appliance.tui.commands import Commands
 from appliance.tui.context import (
     Answer,
+    CommandTyped,
     Context,
+    GoTo,
     OpenComparison,
     OpenDiff,
     OpenGuestSessions,
@@ -27,11 +30,12 @@ from appliance.tui.context import (
 )
 from appliance.tui.data.follower import Follower
 from appliance.tui.data.loader import Loader
-from appliance.tui.data.messages import ActionDone, ActionFailed, BatchDone, FollowerMessage
+from appliance.tui.data.messages import ActionDone, ActionFailed, BatchDone, FollowerMessage, SessionRead
 from appliance.tui.data.model import Model
 from appliance.tui.palette import PaletteCommands
 from appliance.tui.screens.activity import ActivityScreen
 from appliance.tui.screens.compare import CompareScreen
+from appliance.tui.screens.dialogs import Whole
 from appliance.tui.screens.diff import DiffScreen
 from appliance.tui.screens.guests import GuestsScreen
 from appliance.tui.screens.health import HealthScreen
@@ -70,7 +74,8 @@ class Tui(App[None]):
         Binding("3", "go('activity')", "activity", show=False),
         Binding("4", "go('health')", "health", show=False),
         Binding("5", "go('guests')", "guests", show=False),
-        Binding("colon,ctrl+p", "command_palette", "commands", tooltip="every command and repository, by name"),
+        Binding("colon", "command_line", "command", tooltip="type a command, as on the command line"),
+        Binding("ctrl+p", "command_palette", "find", show=False, tooltip="find any command and repository by letters"),
         Binding("q", "quit", "quit"),
         Binding("question_mark", "help", "help", show=False),
         Binding("T", "theme", "light, dark, the terminal's own", show=False),
@@ -102,9 +107,11 @@ class Tui(App[None]):
             say=self.say,
             ask=self.ask,
             copy=self.copy,
+            complete=self._complete,
             keys=self.BINDINGS,
             command=command,
         )
+        self._commands = Commands(self.context, self)
         for mode, screen in STARTS.items():
             self.add_mode(mode, partial(screen, self.context))
 
@@ -127,6 +134,9 @@ class Tui(App[None]):
         views = (s for s in reversed(self.screen_stack) if isinstance(s, View) and s.is_mounted)
         view = next(views, None)
         return view if view is not None and view.has_widgets else None
+
+    def _complete(self, text: str) -> str | None:
+        return self._commands.complete(text)
 
     # What screens ask for
 
@@ -182,11 +192,23 @@ class Tui(App[None]):
 
     async def on_open_guest_sessions(self, message: OpenGuestSessions) -> None:
         """Goes to the sessions, and shows those of one known guest."""
-        await self.switch_mode("sessions")
+        await self.on_go_to(GoTo("sessions", f"{OF_GUEST}{message.name}"))
+
+    async def on_go_to(self, message: GoTo) -> None:
+        """Goes to one of the five views, and filters it."""
+        await self.switch_mode(message.mode)
         while len(self.screen_stack) > 1:
             await self.pop_screen()
-        if view := self._view():
-            view.filter_by(f"{OF_GUEST}{message.name}")
+        if message.words is not None and (view := self._view()):
+            view.filter_by(message.words)
+
+    def on_command_typed(self, message: CommandTyped) -> None:
+        """Carries out a command that was typed, or says what is wrong with it."""
+        self._commands.run(message.text)
+
+    def on_session_read(self, message: SessionRead) -> None:
+        """Goes on with the session that a command names."""
+        message.then(message.session, message.turns)
 
     def on_open_diff(self, message: OpenDiff) -> None:
         """Opens the diff of a session."""
@@ -207,6 +229,11 @@ class Tui(App[None]):
                 self.pop_screen()
         else:
             self.switch_mode(mode)
+
+    def action_command_line(self) -> None:
+        """Opens the line on which commands are typed."""
+        if isinstance(self.screen, View):
+            self.screen.action_command()
 
     def action_help(self) -> None:
         """Shows every key."""
@@ -242,4 +269,5 @@ def help_sections(here: View | None) -> list[tuple[str, list[BindingType]]]:
         ("In every list", list(Listing.BINDINGS)),
         *((f"In {view.heading}", list(view.BINDINGS)) for view in views[1:]),
         ("In a diff's text", list(DiffView.BINDINGS)),
+        ("In a row shown whole", list(Whole.BINDINGS)),
     ]

@@ -61,12 +61,30 @@ class Context:
     """Puts a line on the terminal's clipboard, and shows it."""
     keys: Sequence[BindingType]
     """The keys that work in every view."""
+    complete: Callable[[str], str | None]
+    """Completes a command that is being typed; None if nothing fits."""
     command: str
     """The command that starts this program, for command lines that the user copies."""
 
     def act(self, what: str, work: Callable[[], str]) -> None:
         """Runs an order off the UI thread and shows what it returns; `what` names it if it fails."""
         self.loader.act(what, work)
+
+
+@dataclass
+class GoTo(Message):
+    """Go to one of the views that are always there, by its mode."""
+
+    mode: str
+    words: str | None = None
+    """What is filtered there, as if it had been typed; None leaves the filter as it is."""
+
+
+@dataclass
+class CommandTyped(Message):
+    """Carry out a command that was typed, such as `refresh acme/widgets`."""
+
+    text: str
 
 
 @dataclass

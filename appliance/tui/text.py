@@ -127,6 +127,11 @@ def percent(part: int, whole: int) -> str:
     return "-" if whole == 0 else f"{min(99, round(100 * part / whole)) if part < whole else 100}%"
 
 
+def hydration_words(per_minute: int, warm: int, counted: int) -> str:
+    """Writes the hydrations of the last minute, and which share of those counted came from the cache."""
+    return f"{count(per_minute, 'hydration')} a minute, {percent(warm, counted)} from cache"
+
+
 def signed(sign: str, number: int) -> str:
     """Writes a number with its sign: `+1,024`, `-3`; empty for 0."""
     return f"{sign}{number:,}" if number else ""

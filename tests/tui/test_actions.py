@@ -238,12 +238,12 @@ def test_a_question_of_one_key(node: Node) -> None:
 
 
 def test_help_palette_and_themes(node: Node) -> None:
-    """`?` has every key, `:` finds a repository, `T` changes the colours."""
+    """`?` has every key, `^p` finds a repository, `T` changes the colours."""
 
     async def script(seen: Seen) -> None:
         await seen.press("question_mark")
         await seen.shows("In Repositories", "worst first, and see why")
-        await seen.press("escape", "colon")
+        await seen.press("escape", "ctrl+p")
         await seen.press(*"widgets")
         await seen.shows(f"fresh, {node.upstream.url(WIDGETS)}")
         await seen.press("enter")

@@ -1,4 +1,4 @@
-"""What Health lists to mend."""
+"""What Health lists as problems."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_what_serve_warns_of_is_listed_once(make_once: Make, monkeypatch: pytest
 
     async def script(seen: Seen) -> None:
         await seen.press("4")
-        await seen.shows("3 things to mend")
+        await seen.shows("3 problems to fix")
         rows = seen.app.screen.query_one("#list", Listing).rows
         assert [(row.name, row.found) for row in rows] == [("warning 1", "a"), ("warning 2", "b"), ("storage", "full")]
 
@@ -26,6 +26,6 @@ def test_what_serve_warns_of_is_listed_once(make_once: Make, monkeypatch: pytest
 
     async def with_other_words(seen: Seen) -> None:
         await seen.press("4")
-        await seen.shows("3 things to mend", "a; b")
+        await seen.shows("3 problems to fix", "a; b")
 
     drive(Scene(make_once("scene", build), {**PULSE, "warnings": ["a"]}, checks).app(monkeypatch), with_other_words)

@@ -27,7 +27,7 @@ from appliance.tui.text import (
     took,
     wrapped,
 )
-from appliance.tui.widgets.listing import GAP, Column, lay_out
+from appliance.tui.widgets.columns import GAP, Column, lay_out
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@
 - `examining`: inspects and heals mirrors without `serve`. `searching`: reads turns for a search without `serve`.
 - `sessions`: what agents did: turns, diffs, a checkout. `queries`: what the live view reads, piece by piece.
 - `state_dir`: opens what is in a state directory: stores, git, keyring, privacy.
+- `explanations`: what to do about a refresh that failed or a push that was refused.
 - `storage`: how much disk space the state directory takes, by purpose.
 - `salvage`: the repositories to serve while the database cannot be read.
 

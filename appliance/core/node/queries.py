@@ -174,6 +174,15 @@ class NodeQueries:
         """How many turns no search knows yet; a running `serve` reads them in the background."""
         return self._open().turn_index.pending()
 
+    def session(self, name: str, session: str) -> dict[str, Any] | None:
+        """The session of exactly that name, as `sessions` returns it; None if there is none."""
+        stores = self._open().sessions
+        found = stores.get(name, session)
+        if found is None:
+            return None
+        turns = stores.turns(name, session)
+        return found | {"subject": turns[-1].subject if turns else None}
+
     def guests(self) -> list[dict[str, Any]]:
         """Known guests, by name, as `guests --json` shows them, but for `problem`, which only the pulse knows."""
         stores = self._open()

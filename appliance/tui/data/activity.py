@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import count as counting
 from typing import Any
@@ -41,6 +41,13 @@ class ActivityEntry:
     match: tuple[Any, ...] = ()
     guest: str | None = None
     """The name of a known guest."""
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The event, or the row of the database, that it was made from."""
+
+    @property
+    def refused(self) -> bool:
+        """Whether it is a push that was refused, or that failed."""
+        return self.row.get("verdict") == "rejected" or self.row.get("outcome") == "failed"
 
     def is_same(self, other: ActivityEntry) -> bool:
         """Whether both are about the same thing; the database and an event may give slightly different times for it."""
@@ -131,7 +138,17 @@ class ActivityFeed:
         said: Cell = (("◌ sending", "accent"),)
         key, repo, shape, client = self._key(HYDRATION, event), event["repo"], event["shape"], event["client"]
         return ActivityEntry(
-            key, HYDRATION, at, repo, said, shape, client, open=True, match=_fetch(event), guest=_guest(event)
+            key,
+            HYDRATION,
+            at,
+            repo,
+            said,
+            shape,
+            client,
+            open=True,
+            match=_fetch(event),
+            guest=_guest(event),
+            row=event,
         )
 
     def _hydrated(self, event: dict[str, Any], at: float) -> ActivityEntry:
@@ -140,7 +157,17 @@ class ActivityFeed:
         key, repo, client = self._key(HYDRATION, event), event["repo"], event["client"]
         figures = (event["bytes"], event["seconds"])
         return ActivityEntry(
-            key, HYDRATION, at, repo, said, event["shape"], client, *figures, match=_fetch(event), guest=_guest(event)
+            key,
+            HYDRATION,
+            at,
+            repo,
+            said,
+            event["shape"],
+            client,
+            *figures,
+            match=_fetch(event),
+            guest=_guest(event),
+            row=event,
         )
 
     def _pushed(self, event: dict[str, Any], at: float) -> ActivityEntry:
@@ -161,16 +188,17 @@ class ActivityFeed:
                 open=True,
                 match=match,
                 guest=_guest(event),
+                row=event,
             )
         what = f"{what}: {event['reason']}" if event["reason"] else what
-        return ActivityEntry(key, PUSH, at, repo, (("✗ refused", "bad"),), what, client, guest=_guest(event))
+        return ActivityEntry(key, PUSH, at, repo, (("✗ refused", "bad"),), what, client, guest=_guest(event), row=event)
 
     def _recorded(self, event: dict[str, Any], at: float) -> ActivityEntry:
         what = f"{event['session'] or event['ref']}  {(event['new'] or '')[:10]}"
         key, repo, client = self._key(PUSH, event), event["repo"], event["client"]
         match = (repo, event["ref"], client)
         return ActivityEntry(
-            key, PUSH, at, repo, (("▲ recorded", "good"),), what, client, match=match, guest=_guest(event)
+            key, PUSH, at, repo, (("▲ recorded", "good"),), what, client, match=match, guest=_guest(event), row=event
         )
 
     def _attempted(self, row: dict[str, Any]) -> ActivityEntry:
@@ -182,7 +210,7 @@ class ActivityFeed:
         elif row["outcome"] == "pending":
             said = (("◌ pushing", "accent"),)
         at, repo, client = seconds_of(row["at"]), row["repo"], row["client"]
-        return ActivityEntry(self._key(PUSH, row), PUSH, at, repo, said, what, client, guest=_guest(row))
+        return ActivityEntry(self._key(PUSH, row), PUSH, at, repo, said, what, client, guest=_guest(row), row=row)
 
     def _refreshed(self, event: dict[str, Any], at: float) -> ActivityEntry:
         seconds = event.get("duration", event.get("seconds"))
@@ -197,7 +225,7 @@ class ActivityFeed:
         else:
             said, what, quiet = (("· same", "dim"),), "nothing moved", True
         return ActivityEntry(
-            self._key(REFRESH, event), REFRESH, at, event["repo"], said, what, seconds=seconds, quiet=quiet
+            self._key(REFRESH, event), REFRESH, at, event["repo"], said, what, seconds=seconds, quiet=quiet, row=event
         )
 
 

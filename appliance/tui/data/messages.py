@@ -136,6 +136,23 @@ class SessionsFound(Message):
 
 
 @dataclass
+class SessionRead(Message):
+    """One session, None if there is none, and its turns, oldest first; `then` takes them on the UI thread."""
+
+    session: SessionRow | None
+    turns: list[Turn]
+    then: Callable[[SessionRow | None, list[Turn]], None]
+
+
+@dataclass
+class WholeRead(Message):
+    """What is known of one row, read because it was opened: a heading, and pairs of a name and a text."""
+
+    title: str
+    facts: list[tuple[str, str]]
+
+
+@dataclass
 class GuestsRead(Message):
     """All known guests, by name."""
 

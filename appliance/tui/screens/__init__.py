@@ -4,7 +4,8 @@
   `health` and `guests` are always there; `repository` and `diff` open over them.
 - `repo_actions`, `session_actions`: the orders that several views share, with their keys.
 - `repo_columns`: columns and explanations of repositories. `session_list`: sessions, read piece by piece.
-- `dialogs`: questions and forms. `help`: every key.
+- `opening`: one row of activity whole. `searching`: the search in a diff.
+- `dialogs`: one row whole, questions, and forms. `help`: every key.
 
 A view: the app makes it with a `Context`. When it appears, `reread` asks the loader for what only this view shows, and
 `take` draws what the model knows. From then on `take` is called with the topics that have news, and `happened` with

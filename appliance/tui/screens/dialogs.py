@@ -1,20 +1,92 @@
-"""The dialogs that ask before something is done. In a question, the safe answer has the focus."""
+"""The dialogs: one row whole, questions, and forms. In a question, the safe answer has the focus."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Button, Input, Label
+from textual.widgets import Button, Input, Label, Static
 
 from appliance.core.units import parse_duration
 from appliance.tui.text import plain
 
 CANCEL = ""
+
+
+Fact = tuple[str, str]
+"""The name of something known of a row, and its text, which may have many lines."""
+
+
+class Whole(ModalScreen[None]):
+    """Shows one row whole; `copy` puts a text on the terminal's clipboard."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,enter", "close", "close"),
+        Binding("y", "copy", "copy", tooltip="copy all of it"),
+        Binding("up,k", "scroll(-1)", "up", show=False),
+        Binding("down,j", "scroll(1)", "down", show=False),
+        Binding("pageup,ctrl+b", "page(-1)", "a page up", show=False),
+        Binding("pagedown,ctrl+f,space", "page(1)", "a page down", show=False),
+        Binding("home,g", "edge(0)", "first line", show=False),
+        Binding("end,G", "edge(1)", "last line", show=False),
+    ]
+
+    def __init__(self, title: str, facts: Sequence[Fact], copy: Callable[[str], None]) -> None:
+        super().__init__()
+        self._heading = plain(title)
+        self._facts = [(plain(name), "\n".join(map(plain, text.split("\n")))) for name, text in facts if text]
+        self._copy = copy
+
+    @property
+    def text(self) -> str:
+        """All of it, as it is copied."""
+        return "\n".join([self._heading, *(f"{name}: {text}" for name, text in self._facts)])
+
+    def compose(self) -> ComposeResult:
+        """Yields the title, the facts, which scroll, and the keys."""
+        with Vertical(classes="dialog whole"):
+            yield Label(self._heading, classes="question", markup=False)
+            with VerticalScroll(id="facts-of-row"):
+                for name, text in self._facts:
+                    with Horizontal(classes="fact"):
+                        yield Label(name, classes="label", markup=False)
+                        yield Static(text, markup=False, classes="told")
+            yield Label("y copies all of it · escape closes", classes="hint")
+
+    @property
+    def _body(self) -> VerticalScroll:
+        return self.query_one(VerticalScroll)
+
+    def on_mount(self) -> None:
+        """Focuses what scrolls."""
+        self._body.focus()
+
+    def action_close(self) -> None:
+        """Goes back."""
+        self.dismiss()
+
+    def action_copy(self) -> None:
+        """Copies all of it."""
+        self._copy(self.text)
+
+    def action_scroll(self, by: int) -> None:
+        """Scrolls by lines."""
+        self._body.scroll_relative(y=by, animate=False)
+
+    def action_page(self, by: int) -> None:
+        """Scrolls by pages."""
+        self._body.scroll_relative(y=by * max(1, self._body.size.height - 1), animate=False)
+
+    def action_edge(self, last: int) -> None:
+        """Scrolls to the first or the last line."""
+        if last:
+            self._body.scroll_end(animate=False)
+        else:
+            self._body.scroll_home(animate=False)
 
 
 class Ask(ModalScreen[str]):

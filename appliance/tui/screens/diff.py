@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
+from textual.widgets import Input
 
 from appliance.core.models import FileChange, Turn
 from appliance.core.units import format_size
@@ -16,6 +17,7 @@ from appliance.tui.data.diffs import diff_lines
 from appliance.tui.data.follower import SERVE
 from appliance.tui.data.messages import DiffRead, FilesRead, ReadFailed, TurnsRead
 from appliance.tui.data.rows import DiffLine, SessionRow
+from appliance.tui.screens.searching import SEARCH_KEYS, Searching
 from appliance.tui.screens.session_actions import SESSION_KEYS, SessionActions
 from appliance.tui.screens.view import WIDE
 from appliance.tui.text import Cell, Piece, cell, count, origin, signed, wrapped
@@ -27,7 +29,7 @@ LIMIT = 512 * 2**10
 """The most bytes of one file's diff that are shown."""
 
 
-class DiffScreen(SessionActions):
+class DiffScreen(SessionActions, Searching):
     """Shows the diff of `session`; `turn` is None for the whole session.
 
     With `against`, shows how the session, or that turn of it, differs from the last turn of another one.
@@ -38,11 +40,12 @@ class DiffScreen(SessionActions):
     opened = True
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "back", "back"),
+        *SEARCH_KEYS,
         Binding("n", "file(1)", "next file"),
         Binding("N,p", "file(-1)", "previous file", show=False),
         Binding("right_square_bracket", "turn(1)", "next turn", tooltip="what the next turn changed"),
         Binding("left_square_bracket", "turn(-1)", "previous turn", show=False, tooltip="what the turn before changed"),
-        Binding("w", "whole", "whole", tooltip="what the whole session changed"),
+        Binding("w", "whole", "whole session", tooltip="what the whole session changed"),
         Binding("tab", "app.focus_next", "files", show=False, tooltip="to the list of files, and back"),
         *SESSION_KEYS,
     ]
@@ -80,9 +83,9 @@ class DiffScreen(SessionActions):
         with Container(id="halves"):
             files: Listing[FileChange] = Listing(
                 [
-                    Column("FILE", self._path, 12, 0, grows=True, tail=True),
-                    Column("ADDED", lambda file: cell(_number("+", file.insertions, file), "good"), 6, 0, right=True),
-                    Column("GONE", lambda file: cell(_number("-", file.deletions, file), "minus"), 6, 0, right=True),
+                    Column("FILE", self._path, 12, 0, grows=True, tail=True, order=lambda file: file.path),
+                    Column("ADDED", self._added, 6, 0, right=True, order=lambda file: file.insertions),
+                    Column("REMOVED", self._removed, 7, 0, right=True, order=lambda file: file.deletions),
                 ],
                 lambda file: file.path,
                 empty="reading…",
@@ -90,6 +93,7 @@ class DiffScreen(SessionActions):
             )
             yield files
             yield DiffView(id="diff")
+        yield Input(id="search", placeholder="search; enter keeps it, escape clears it", compact=True)
 
     @property
     def files(self) -> Listing[FileChange]:
@@ -98,7 +102,7 @@ class DiffScreen(SessionActions):
 
     def on_mount(self) -> None:
         """Focuses the diff."""
-        self.query_one(DiffView).focus()
+        self.diff.focus()
 
     def reread(self) -> None:
         """Reads the turns, and the files unless they are known."""
@@ -133,12 +137,11 @@ class DiffScreen(SessionActions):
         if message.turn != self._turn:
             return
         self._files, self._note = message.files, message.note
-        self.files.empty = "no file differs"
-        self.files.show(message.files)
+        self.filtered()
         self._fit_files()
         if not message.files:
             said = "both have the same files." if self._against else "the turn changed no file."
-            self.query_one(DiffView).show([], f"Nothing differs: {said}")
+            self.diff.show([], f"Nothing differs: {said}")
         self._say()
         self._read_file()
 
@@ -156,14 +159,15 @@ class DiffScreen(SessionActions):
         row = self.files.row
         if row is not None and (message.turn, message.path) == (self._turn, row.path):
             said = "binary: nothing to show" if row.binary else "no line differs: its mode changed, or it was renamed"
-            self.query_one(DiffView).show(message.lines, said)
+            self.diff.show(message.lines, said)
+            self._say()
 
     def cannot_read(self, message: ReadFailed) -> None:
         """Shows the error; the commit may be gone with its session."""
         if not self.has_widgets:
             # The view was left while the diff was read.
             return
-        self.query_one(DiffView).show([], f"{message.error.message} {message.error.hint}".strip())
+        self.diff.show([], f"{message.error.message} {message.error.hint}".strip())
         self.files.empty = ""
         self.files.show([])
 
@@ -173,11 +177,27 @@ class DiffScreen(SessionActions):
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
         """Focuses the diff of the chosen file."""
-        self.query_one(DiffView).focus()
+        self.diff.focus()
 
     def action_file(self, by: int) -> None:
         """Goes to the next file, or to the one before."""
         self.files.action_move(by)
+
+    def action_filter(self) -> None:
+        """Opens the field for a search in the text, or for a filter of the list of files while that has the focus."""
+        self.open_field("filter" if self.files.has_focus else "search")
+
+    def filtered(self) -> None:
+        """Lists the files whose path has all the words of the filter."""
+        words, files = self.filter_words.lower().split(), self._files or []
+        self.files.empty = "No path matches. Escape clears the filter." if files else "no file differs"
+        self.files.show(
+            [file for file in files if all(word in file.path.lower() for word in words)] if words else files
+        )
+
+    def tell_search(self) -> None:
+        """Shows at which match the text is."""
+        self._say()
 
     def action_turn(self, by: int) -> None:
         """Goes to the next or previous turn; from the whole session to its first or last turn.
@@ -196,7 +216,7 @@ class DiffScreen(SessionActions):
 
     def focus_body(self) -> None:
         """Moves the focus back to the diff."""
-        self.query_one(DiffView).focus()
+        self.diff.focus()
 
     def _choose(self, turn: int | None) -> None:
         if turn != self._turn:
@@ -260,7 +280,7 @@ class DiffScreen(SessionActions):
         shown = turns[(self._turn or total) - 1] if (self._turn or total) <= len(turns) else session
         if who := origin(shown.client, shown.guest):
             left.append((f"{'  ' if self._turn else ''}by {who}", "dim"))
-        right: Cell = ((which, "accent"),)
+        right: Cell = (*self.found, (which, "accent"))
         if self._files is not None:
             added, gone = sum(file.insertions for file in self._files), sum(file.deletions for file in self._files)
             said = count(len(self._files), "file")
@@ -288,6 +308,14 @@ class DiffScreen(SessionActions):
         return "  ".join(
             [*words, *(f"{file['name']} ({format_size(file['size'])})" for file in details["attachments"])]
         )
+
+    @staticmethod
+    def _added(file: FileChange) -> Cell:
+        return cell(_number("+", file.insertions, file), "good")
+
+    @staticmethod
+    def _removed(file: FileChange) -> Cell:
+        return cell(_number("-", file.deletions, file), "minus")
 
     @staticmethod
     def _path(file: FileChange) -> Cell:

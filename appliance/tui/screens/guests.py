@@ -34,13 +34,23 @@ class GuestColumns:
     def all(self) -> list[Column[GuestRow]]:
         """Returns the columns, from left to right."""
         return [
-            Column("NAME", self._name, 12, 0, 24),
-            Column("WAY", self._way, 14, 1, 26, tail=True),
-            Column("SESSIONS", lambda guest: _patterns(guest.sessions), 12, 2, 24, grows=True),
-            Column("REPOSITORIES", readable, 12, 4, 24, grows=True),
-            Column("LAST", self._last, 6, 0, right=True),
-            Column("DID", lambda guest: cell(guest.last_what), 14, 3, 30),
-            Column("EXPIRES", self._expires, 7, 2, right=True),
+            Column("NAME", self._name, 12, 0, 24, order=lambda guest: guest.name),
+            Column("COMES BY", self._way, 14, 1, 26, tail=True, order=lambda guest: guest.ways),
+            Column(
+                "SESSIONS",
+                lambda guest: _patterns(guest.sessions),
+                12,
+                2,
+                24,
+                grows=True,
+                order=lambda guest: guest.sessions,
+            ),
+            Column("REPOSITORIES", readable, 12, 4, 24, grows=True, order=lambda guest: (guest.only, guest.repos)),
+            Column(
+                "LAST SEEN", self._last, 6, 0, right=True, short="SEEN", order=lambda guest: -(guest.last_at or 0.0)
+            ),
+            Column("LAST DID", lambda guest: cell(guest.last_what), 14, 3, 30, order=lambda guest: guest.last_what),
+            Column("EXPIRES", self._expires, 7, 2, right=True, order=lambda guest: guest.expires_at or NEVER),
         ]
 
     def _name(self, guest: GuestRow) -> Cell:
@@ -165,8 +175,13 @@ class GuestsScreen(View):
         """Goes to the sessions of the chosen guest."""
         self.post_message(OpenGuestSessions(event.row.name))
 
+    def on_listing_sorted(self) -> None:
+        """Says by which column the list is sorted now."""
+        self._summarise()
+
     def action_sort(self) -> None:
         """Sorts by the next order."""
+        self.listing.unsort()
         self._sorting = (self._sorting + 1) % len(self._orders())
         self._arrange()
         self._summarise()
@@ -236,7 +251,7 @@ class GuestsScreen(View):
         said = count(total, "guest") if len(rows) == total else f"{len(rows):,} of {count(total, 'guest')}"
         held = len(self._problems)
         warning = f"  ▲ {held:,} cannot come" if held else ""
-        order = cell(f"by {self._orders()[self._sorting][0]} ", "dim")
+        order = cell(f"sorted by {self.listing.sorted_by or self._orders()[self._sorting][0]} ", "dim")
         self.query_one("#summary", Lines).show((((f" {said}", ""), (warning, "warn")), order))
 
     def _explain(self) -> None:

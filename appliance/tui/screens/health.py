@@ -38,7 +38,10 @@ class HealthScreen(View):
     heading = "Health"
     here = "health"
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "open", tooltip="the check whole: what was found, and what to do"),
+        Binding("slash", "filter", "filter", tooltip="filter the checks by any words of a row"),
         Binding("r", "check", "check again", tooltip="run every check of doctor again"),
+        Binding("escape", "back", "clear the filter", show=False),
     ]
 
     def __init__(self, context: Context) -> None:
@@ -54,7 +57,7 @@ class HealthScreen(View):
         yield Lines(id="figures")
         columns = [
             Column("CHECK", lambda check: cell(check.name, "strong"), 16, 0, 18),
-            Column("", self._verdict, 6, 0),
+            Column("RESULT", self._verdict, 9, 0),
             Column("FOUND", lambda check: cell(check.found), 20, 0, grows=True),
         ]
         listing: Listing[CheckRow] = Listing(columns, lambda check: check.name, empty="looking…", id="list")
@@ -63,7 +66,7 @@ class HealthScreen(View):
 
     @staticmethod
     def _verdict(check: CheckRow) -> Cell:
-        return cell("● ok", "good") if check.ok else cell("✗ mend", "bad")
+        return cell("● ok", "good") if check.ok else cell("✗ problem", "bad")
 
     @property
     def listing(self) -> Listing[CheckRow]:
@@ -108,6 +111,12 @@ class HealthScreen(View):
         """Says what to do about the check under the cursor."""
         self._advise()
 
+    def on_listing_chosen(self, event: Listing.Chosen) -> None:
+        """Shows the check whole."""
+        check = event.row
+        result = "ok" if check.ok else "problem"
+        self.show_whole(check.name, [("result", result), ("found", check.found), ("what to do", check.mend)])
+
     def action_check(self) -> None:
         """Runs every check again."""
         node = self.context.node
@@ -118,6 +127,10 @@ class HealthScreen(View):
             return HealthRead([CheckRow(each.name, each.ok, each.found, each.mend) for each in examine(node)])
 
         self.context.loader.read("health", self, work)
+
+    def filtered(self) -> None:
+        """Lists the checks that match now."""
+        self._arrange()
 
     def focus_body(self) -> None:
         """Moves the focus back to the checks."""
@@ -132,16 +145,17 @@ class HealthScreen(View):
     def _arrange(self) -> None:
         pulse = self.model.pulse or {}
         warnings = [
-            CheckRow(
-                f"warning {number}", False, text, "mend what it names; a changed setting needs a reload or restart"
-            )
+            CheckRow(f"warning {number}", False, text, "fix what it names; a changed setting needs a reload or restart")
             for number, text in enumerate(pulse.get("warnings", ()), 1)
         ]
         # The check of `serve` says once more what the warnings say.
         repeated = "serve", "; ".join(row.found for row in warnings)
         bad = [check for check in self._checks if not check.ok and (check.name, check.found) != repeated]
         rows = [*warnings, *bad, *(check for check in self._checks if check.ok)]
-        if rows != list(self.listing.rows):
+        words = self.filter_words.lower().split()
+        rows = [row for row in rows if all(word in f"{row.name} {row.found} {row.mend}".lower() for word in words)]
+        self.listing.empty = "No check matches. Escape clears the filter." if words else "looking…"
+        if rows != list(self.listing.rows) or not rows:
             self.listing.show(rows)
         self._advise()
 
@@ -151,8 +165,8 @@ class HealthScreen(View):
         if check is None:
             self.query_one("#mend", Lines).show()
             return
-        said = (f" {check.name}: {check.found}", "") if check.ok else (f" to mend it: {check.mend}", "warn")
-        word = f"{count(bad, 'thing')} to mend " if bad else "nothing to mend "
+        said = (f" {check.name}: {check.found}", "") if check.ok else (f" to fix it: {check.mend}", "warn")
+        word = f"{count(bad, 'problem')} to fix " if bad else "nothing to fix "
         second = cell("" if check.ok else f" {check.found}", "dim")
         self.query_one("#mend", Lines).show(((said,), ()), (second, cell(word, "bad" if bad else "good")))
 
@@ -220,7 +234,7 @@ class HealthScreen(View):
             ("   cache  ", ""), (bar(cache["bytes"], cache["budget"], BAR), "accent"),
             (f" {size(cache['bytes'])} of {size(cache['budget'])}", ""),
         )  # fmt: skip
-        ratio = f"{percent(warm, warm + cache['misses'])} hits of {count(warm + cache['misses'], 'fetch', 'fetches')} "
+        ratio = f"{percent(warm, warm + cache['misses'])} from cache "
         return [(left, cell(ratio))]
 
     def _space(self) -> list[Line]:

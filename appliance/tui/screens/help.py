@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Label
+from textual.widgets import Input, Label
 
 from appliance.tui.text import cell
 from appliance.tui.widgets.keys import key_names
@@ -41,7 +42,10 @@ def help_lines(sections: list[tuple[str, list[BindingType]]]) -> Iterator[HelpLi
 class HelpScreen(ModalScreen[None]):
     """Shows the lines as a list, which the keys of every list scroll."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,q", "dismiss", "close")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,question_mark,q", "close", "close"),
+        Binding("slash", "find", "find"),
+    ]
 
     def __init__(self, sections: list[tuple[str, list[BindingType]]]) -> None:
         super().__init__()
@@ -58,10 +62,53 @@ class HelpScreen(ModalScreen[None]):
                 lambda line: line.number,
             )
             yield listing
-            yield Label("escape closes", classes="hint")
+            yield Input(id="find", placeholder="a key, or words of what it does", compact=True)
+            yield Label("/ finds · escape closes", classes="hint")
 
     def on_mount(self) -> None:
         """Fills the list."""
-        listing = self.query_one(Listing)
-        listing.focus()
-        listing.show(list(help_lines(self._sections)))
+        self.query_one(Listing).focus()
+        self._show("")
+
+    def on_key(self, event: events.Key) -> None:
+        """Opens the field at once, and gives it the letters that were on the way to the list when it opened."""
+        field = self.query_one(Input)
+        if self.focused is field and event.is_printable and event.character:
+            field.insert_text_at_cursor(event.character)
+            event.stop()
+        elif event.key == "slash":
+            event.stop()
+            self.action_find()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Lists the keys that match."""
+        self._show(event.value)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Goes back to the list."""
+        self.query_one(Listing).focus()
+
+    def action_find(self) -> None:
+        """Opens the field for words."""
+        field = self.query_one(Input)
+        field.add_class("-shown")
+        self.set_focus(field)
+
+    def action_close(self) -> None:
+        """Clears the words; without any, closes the help."""
+        field = self.query_one(Input)
+        if field.has_class("-shown"):
+            field.value = ""
+            field.remove_class("-shown")
+            self.query_one(Listing).focus()
+        else:
+            self.dismiss()
+
+    def _show(self, words: str) -> None:
+        wanted = words.lower().split()
+        lines = [
+            line
+            for line in help_lines(self._sections)
+            if all(word in f"{line.key} {line.text}".lower() for word in wanted) and (line.key or not wanted)
+        ]
+        self.query_one(Listing).show(lines)

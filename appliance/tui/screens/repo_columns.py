@@ -11,7 +11,8 @@ from appliance.tui.widgets.lines import Line
 from appliance.tui.widgets.listing import Column
 
 BEHIND = (State.FAILING, State.STALE)
-SPARK = 8
+ORDER = list(STATES)
+SPARK = 9
 
 
 class RepoColumns:
@@ -25,19 +26,46 @@ class RepoColumns:
     def all(self) -> list[Column[RepoView]]:
         """Returns the columns, from left to right."""
         return [
-            Column("REPOSITORY", self._title, 20, 0, 34, grows=True, tail=True),
-            Column("STATE", lambda view: state_cell(view.state), 10, 0),
-            Column("LAG", self._lag, 6, 1, right=True),
-            Column("TREND", self._trend, SPARK, 4),
-            Column("BRANCH", lambda view: cell(view.branch or "", "dim"), 6, 7, 14),
-            Column("TIP", self._subject, 16, 5, 40, grows=True),
-            Column("AGE", self._age, 6, 6, right=True),
-            Column("CHECKED", self._checked, 7, 8, right=True),
-            Column("SIZE", lambda view: cell(size(view.health.size) if view.health.cloned else ""), 8, 3, right=True),
-            Column("SESS", self._sessions, 5, 2, right=True),
-            Column("HYD/MIN", self._rate, 7, 3, right=True),
-            Column("HITS", self._hits, 4, 4, right=True),
+            Column("REPOSITORY", self._title, 20, 0, 34, grows=True, tail=True, order=self._name_of),
+            Column("STATE", lambda view: state_cell(view.state), 10, 0, order=lambda view: ORDER.index(view.state)),
+            Column("LAG", self._lag, 6, 1, right=True, order=lambda view: self.model.lag(view) or 0.0),
+            Column("LAG TREND", self._trend, SPARK, 4, order=lambda view: self.model.lag(view) or 0.0),
+            Column("BRANCH", lambda view: cell(view.branch or "", "dim"), 6, 7, 14, order=lambda row: row.branch or ""),
+            Column("LAST COMMIT", self._subject, 16, 5, 40, grows=True, order=self._subject_of),
+            Column("AGE", self._age, 6, 6, right=True, order=self._tip_age),
+            Column("CHECKED", self._checked, 7, 8, right=True, order=self._checked_age),
+            Column("SIZE", self._size, 8, 3, right=True, order=lambda view: view.health.size),
+            Column("SESSIONS", self._sessions, 8, 2, right=True, order=lambda view: view.health.sessions),
+            Column("HYDRATIONS", self._rate, 10, 3, right=True, order=self._per_minute),
+            Column("FROM CACHE", self._hits, 6, 4, right=True, short="CACHED", order=self._share),
         ]  # fmt: skip
+
+    @staticmethod
+    def _name_of(view: RepoView) -> str:
+        return view.repo.name
+
+    def _subject_of(self, view: RepoView) -> str:
+        tip = self.model.tip(view)
+        return tip.subject.lower() if tip else ""
+
+    def _tip_age(self, view: RepoView) -> float:
+        tip = self.model.tip(view)
+        return -tip.at if tip else 0.0
+
+    @staticmethod
+    def _checked_age(view: RepoView) -> float:
+        return -(view.health.checked_at or 0.0)
+
+    @staticmethod
+    def _size(view: RepoView) -> Cell:
+        return cell(size(view.health.size) if view.health.cloned else "")
+
+    def _per_minute(self, view: RepoView) -> int:
+        return self.model.rates.per_minute(view.repo.name, self.model.clock())
+
+    def _share(self, view: RepoView) -> float:
+        warm, counted = self.model.rates.hits(view.repo.name)
+        return warm / counted if counted else -1.0
 
     def _title(self, view: RepoView) -> Cell:
         owner, slash, name = view.repo.name.rpartition("/")
@@ -70,8 +98,8 @@ class RepoColumns:
         return cell(f"{view.health.sessions:,}" if view.health.sessions else "")
 
     def _rate(self, view: RepoView) -> Cell:
-        rate = self.model.rates.per_minute(view.repo.name, self.model.clock())
-        return cell(f"{rate:,}" if rate else "", "accent")
+        rate = self._per_minute(view)
+        return cell(f"{rate:,}/min" if rate else "", "accent")
 
     def _hits(self, view: RepoView) -> Cell:
         warm, counted = self.model.rates.hits(view.repo.name)

@@ -17,7 +17,7 @@ from appliance.tui.screens.marking import MARK_KEYS
 from appliance.tui.screens.repo_actions import REPO_KEYS
 from appliance.tui.screens.repo_batches import RepoBatches
 from appliance.tui.screens.repo_columns import RepoColumns, explain
-from appliance.tui.text import STATES, Piece, cell, percent
+from appliance.tui.text import STATES, Piece, cell, hydration_words
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Listing
 
@@ -31,7 +31,7 @@ class RepositoriesScreen(RepoBatches):
     here = "repositories"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "open", tooltip="open the view of one repository"),
-        Binding("b", "behind", "behind", tooltip="go to what is behind, worst first, and see why"),
+        Binding("b", "behind", "what is behind", tooltip="go to what is behind, worst first, and see why"),
         Binding("slash", "filter", "filter", tooltip="filter by name, state, branch"),
         *REPO_KEYS,
         *MARK_KEYS,
@@ -95,6 +95,7 @@ class RepositoriesScreen(RepoBatches):
     def on_listing_moved(self, event: Listing.Moved) -> None:
         """Explains the state of the row under the cursor."""
         self._explain()
+        self.offer_keys()
         self.context.follower.look_at(self.listing.visible_rows())
 
     @property
@@ -106,8 +107,13 @@ class RepositoriesScreen(RepoBatches):
         """Opens the view of the chosen repository."""
         self.post_message(OpenRepository(event.row.repo.name))
 
+    def on_listing_sorted(self) -> None:
+        """Says by which column the list is sorted now."""
+        self._summarise()
+
     def action_sort(self) -> None:
         """Sorts by the next order."""
+        self.listing.unsort()
         self._sorting = (self._sorting + 1) % len(self._orders())
         self._arrange()
         self._summarise()
@@ -175,8 +181,8 @@ class RepositoriesScreen(RepoBatches):
             if number := counts.get(state):
                 left.append((f"{shape} {number:,} {state}  ", tone))
         warm, all_counted = model.rates.hits(EVERY)
-        rate = f"{model.rates.per_minute(EVERY, model.clock()):,} hyd/min, {percent(warm, all_counted)} hits  "
-        order = f"by {self._orders()[self._sorting][0]} "
+        rate = f"{hydration_words(model.rates.per_minute(EVERY, model.clock()), warm, all_counted)}  "
+        order = f"sorted by {self.listing.sorted_by or self._orders()[self._sorting][0]} "
         summary = self.query_one("#summary", Lines)
         room = summary.size.width - sum(len(text) for text, _ in left)
         summary.show((tuple(left), cell(rate + order if len(rate + order) < room else order, "dim")))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -11,19 +12,24 @@ from appliance.core.models import ALLOWED, RefText
 from appliance.core.node.queries import RepoView
 from appliance.tui.context import Context, OpenDiff
 from appliance.tui.data.activity import ActivityEntry, ActivityFeed
+from appliance.tui.data.facts import ref_facts
 from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
 from appliance.tui.data.messages import HydrationsRead, ReadFailed, RefreshesRead, RefsRead, SessionsRead
 from appliance.tui.data.rows import SessionRow
-from appliance.tui.screens.activity import activity_columns
+from appliance.tui.data.session_query import Found, parse_query
+from appliance.tui.screens.activity import activity_columns, text_of
+from appliance.tui.screens.opening import Opening
 from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
 from appliance.tui.screens.repo_columns import explain
 from appliance.tui.screens.session_columns import SessionColumns
 from appliance.tui.screens.session_list import SessionList
 from appliance.tui.screens.session_marking import SESSION_MARK_KEYS, SessionMarking
-from appliance.tui.text import Cell, Piece, cell, count, origin, percent, size, span
+from appliance.tui.text import Cell, Piece, cell, count, hydration_words, origin, size, span
 from appliance.tui.widgets.lines import Line, Lines
 from appliance.tui.widgets.listing import Column, Listing
 from appliance.tui.widgets.plot import Plot
+
+Shown = TypeVar("Shown")
 
 TABS = ("refreshes", "refs", "hydrations", "sessions")
 READ = 500
@@ -31,7 +37,7 @@ _SOURCES = {"config": "from the config", ALLOWED: "brought by a guest"}
 """Where a repository comes from, if not from the command line."""
 
 
-class RepositoryScreen(RepoActions, SessionMarking):
+class RepositoryScreen(RepoActions, SessionMarking, Opening):
     """Shows the repository `name`."""
 
     heading = "Repository"
@@ -39,6 +45,8 @@ class RepositoryScreen(RepoActions, SessionMarking):
     opened = True
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "back"),
+        Binding("enter", "open", "open", tooltip="the row whole; for a session, what it changed"),
+        Binding("slash", "filter", "filter", tooltip="filter this list by any words of a row"),
         Binding("tab,right", "tab(1)", "next list", tooltip="refreshes, refs, hydrations, sessions"),
         Binding("shift+tab,left", "tab(-1)", "list before", show=False),
         Binding("u", "quiet", "unchanged too", tooltip="show or hide refreshes that moved nothing"),
@@ -55,6 +63,9 @@ class RepositoryScreen(RepoActions, SessionMarking):
         self._refreshes: list[dict[str, Any]] = []
         self._recent: list[tuple[float, float, str]] = []
         self._hydrations = ActivityFeed()
+        self._refs: list[RefText] = []
+        self._no_refs = "It has no branch and no tag yet."
+        self._filters = [""] * len(TABS)
 
     def body(self) -> ComposeResult:
         """Yields the explanation, the plot, and four lists, one of which is shown."""
@@ -79,10 +90,12 @@ class RepositoryScreen(RepoActions, SessionMarking):
 
     def _ref_columns(self) -> list[Column[RefText]]:
         return [
-            Column("REF", self._ref_name, 20, 0, 40),
-            Column("COMMIT", lambda row: cell(row.oid[:10], "accent"), 10, 1),
-            Column("AGE", lambda row: cell(span(self.model.clock() - row.at)), 6, 0, right=True),
-            Column("SUBJECT", lambda row: cell(row.subject), 16, 2, grows=True),
+            Column("REF", self._ref_name, 20, 0, 40, order=lambda row: row.ref),
+            Column("COMMIT", lambda row: cell(row.oid[:10], "accent"), 10, 1, order=lambda row: row.oid),
+            Column(
+                "AGE", lambda row: cell(span(self.model.clock() - row.at)), 6, 0, right=True, order=lambda row: -row.at
+            ),
+            Column("SUBJECT", lambda row: cell(row.subject), 16, 2, grows=True, order=lambda row: row.subject.lower()),
         ]
 
     @staticmethod
@@ -106,7 +119,9 @@ class RepositoryScreen(RepoActions, SessionMarking):
         return self.listing if TABS[self._tab] == "sessions" else None
 
     def offers(self, binding: Binding) -> bool:
-        """Whether the key belongs to what the view shows: marks are for sessions."""
+        """Whether the key belongs to what the view shows: marks are for sessions, and `u` is for refreshes."""
+        if binding.action == "quiet":
+            return self._tab == 0
         return binding not in SESSION_MARK_KEYS or self.session_listing is not None
 
     def show_marks(self) -> None:
@@ -160,17 +175,16 @@ class RepositoryScreen(RepoActions, SessionMarking):
 
     def on_refs_read(self, message: RefsRead) -> None:
         """Shows its refs."""
-        listing = self.query_one("#refs", Listing)
-        listing.empty = "It has no branch and no tag yet."
-        listing.show(message.refs)
+        self._refs, self._no_refs = message.refs, "It has no branch and no tag yet."
+        self._show_refs()
 
     def cannot_read_refs(self, message: ReadFailed) -> None:
         """Shows that there is no mirror to read refs from, the usual reason for the error."""
         if not self.has_widgets:
             # The view was left while the refs were read.
             return
-        self.query_one("#refs", Listing).empty = "There is no mirror to read yet."
-        self.query_one("#refs", Listing).show([])
+        self._refs, self._no_refs = [], "There is no mirror to read yet."
+        self._show_refs()
 
     def on_hydrations_read(self, message: HydrationsRead) -> None:
         """Shows earlier hydrations below those that events reported."""
@@ -181,9 +195,7 @@ class RepositoryScreen(RepoActions, SessionMarking):
     def on_sessions_read(self, message: SessionsRead) -> None:
         """Shows its sessions."""
         self.session_list.take(message, self.context, self)
-        listing = self.query_one("#sessions", Listing)
-        listing.empty = "No agent has recorded anything in it yet."
-        listing.show(self.session_list.rows)
+        self._show_sessions()
         self._tell()
         self.offer_keys()
 
@@ -192,9 +204,36 @@ class RepositoryScreen(RepoActions, SessionMarking):
         self._tell()
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
-        """Opens what the chosen session changed."""
-        if isinstance(event.row, SessionRow):
-            self.post_message(OpenDiff(event.row, None))
+        """Opens what the chosen session changed, or another row whole."""
+        row = event.row
+        if isinstance(row, SessionRow):
+            self.post_message(OpenDiff(row, None))
+        elif isinstance(row, RefText):
+            facts = [
+                *ref_facts(row, self.model.clock()),
+                ("fetch it", f"{self.clone_line(self.repo)} --branch {_short(row)}"),
+            ]
+            self.show_whole(f"Ref of {self.repo}", facts)
+        else:
+            self.open_entry(row)
+
+    def on_lines_clicked(self, event: Lines.Clicked) -> None:
+        """Shows the list whose name was clicked."""
+        if event.lines.id == "tabs" and event.text.strip() in TABS:
+            self.action_tab(TABS.index(event.text.strip()) - self._tab)
+
+    def filtered(self) -> None:
+        """Lists the rows that match now, in the list that is shown."""
+        self._filters[self._tab] = self.filter_words
+        self._show_list()
+        self._tell()
+
+    def focus_body(self) -> None:
+        """Moves the focus back to the list."""
+        self.listing.focus()
+
+    def _show_list(self) -> None:
+        (self._show_refreshes, self._show_refs, self._show_hydrations, self._show_sessions)[self._tab]()
 
     def action_tab(self, by: int) -> None:
         """Shows the next list, or the one before."""
@@ -202,6 +241,7 @@ class RepositoryScreen(RepoActions, SessionMarking):
         self._tab = (self._tab + by) % len(TABS)
         self.listing.display = True
         self.listing.focus()
+        self.show_filter(self._filters[self._tab])
         self._tell()
         self.offer_keys()
 
@@ -223,14 +263,32 @@ class RepositoryScreen(RepoActions, SessionMarking):
         activity = ActivityFeed()
         activity.fill((), (), self._refreshes)
         rows = activity.rows
-        listing: Listing[ActivityEntry] = self.query_one("#refreshes", Listing)
-        listing.empty = "No refresh that moved anything; u shows all." if rows else "No refresh has ended yet."
-        listing.show([row for row in rows if self._quiet or not row.quiet])
+        nothing = "No refresh that moved anything; u shows all." if rows else "No refresh has ended yet."
+        self._fill(0, [row for row in rows if self._quiet or not row.quiet], text_of, nothing)
+
+    def _show_refs(self) -> None:
+        self._fill(1, self._refs, lambda row: f"{row.ref} {row.oid} {row.subject}".lower(), self._no_refs)
 
     def _show_hydrations(self) -> None:
-        listing: Listing[ActivityEntry] = self.query_one("#hydrations", Listing)
-        listing.empty = "No guest has fetched from it yet."
-        listing.show(self._hydrations.rows)
+        self._fill(2, self._hydrations.rows, text_of, "No guest has fetched from it yet.")
+
+    def _show_sessions(self) -> None:
+        listing: Listing[SessionRow] = self.query_one("#sessions", Listing)
+        words = self._filters[3]
+        query = parse_query(words, self.model.clock())
+        listing.empty = (
+            "2 goes to all sessions, which are searched by path: too."
+            if query.sought.path is not None
+            else query.wrong or (_no_match(words) if words else "No agent has recorded anything in it yet.")
+        )
+        listing.show(self.session_list.matching(query, Found()))
+
+    def _fill(self, tab: int, rows: Sequence[Shown], text: Callable[[Shown], str], nothing: str) -> None:
+        """Shows those of the rows in a list that have all the words of its filter."""
+        listing: Listing[Shown] = self.query_one(f"#{TABS[tab]}", Listing)
+        words = self._filters[tab].lower().split()
+        listing.empty = _no_match(self._filters[tab]) if words and rows else nothing
+        listing.show([row for row in rows if all(word in text(row) for word in words)] if words else rows)
 
     def _tell(self) -> None:
         view, model = self.chosen, self.model
@@ -248,6 +306,8 @@ class RepositoryScreen(RepoActions, SessionMarking):
         hint = "u: unchanged too " if self._tab == 0 and not self._quiet else ""
         if self.session_listing and (marked := len(self.session_list.marked)):
             hint = f"{marked:,} marked "
+        if self._filters[self._tab]:
+            hint = f"{count(len(self.listing.rows), 'row')} of the filter  {hint}"
         if isinstance(row := self.listing.row, (ActivityEntry, SessionRow)) and (who := origin(row.client, row.guest)):
             hint = f"{who}  {hint}"
         self.query_one("#tabs", Lines).show((tuple(tabs), cell(hint, "dim")))
@@ -262,8 +322,16 @@ class RepositoryScreen(RepoActions, SessionMarking):
         age: Cell = cell(f"{span(model.clock() - tip.at)} ago by {tip.author} ", "dim") if tip else ()
         numbers = (
             f" {count(health.refs, 'ref')}, {size(health.size)}, {count(health.sessions, 'session')}, "
-            f"{model.rates.per_minute(self.repo, model.clock()):,} hyd/min, {percent(warm, counted)} hits"
+            f"{hydration_words(model.rates.per_minute(self.repo, model.clock()), warm, counted)}"
         )
         private = "private, " if view.private else ""
         source = f"{private}{_SOURCES.get(view.repo.source, 'from the command line')} "
         return [(commit, age), (cell(numbers), cell(source, "dim"))]
+
+
+def _no_match(words: str) -> str:
+    return f"No row matches {words}. Escape clears the filter."
+
+
+def _short(ref: RefText) -> str:
+    return ref.ref.removeprefix("refs/").partition("/")[2]

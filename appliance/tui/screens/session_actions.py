@@ -18,9 +18,9 @@ SESSION_KEYS: list[BindingType] = [
     Binding("c", "checkout", "checkout", tooltip="check its files out into a directory"),
     Binding("e", "export", "export", tooltip="write its diff to a file, as a patch"),
     Binding("v", "notes", "notes", tooltip="its notes and attachments"),
-    Binding("y", "copy_checkout", "copy", tooltip="copy the command that checks it out"),
+    Binding("y", "copy_checkout", "copy command", tooltip="copy the command that checks it out"),
     Binding("K", "keep", "keep", tooltip="exempt it from retention, or stop exempting it"),
-    Binding("X", "drop", "drop", tooltip="end it, after asking"),
+    Binding("X", "drop", "end", tooltip="end it, after asking"),
 ]
 
 

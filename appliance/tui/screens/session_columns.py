@@ -23,27 +23,52 @@ class SessionColumns:
     def all(self, *, with_repo: bool = True, with_node: bool = False) -> list[Column[SessionRow]]:
         """Returns the columns, from left to right; those of a fleet's sessions `with_node`."""
         return [
-            Column("SESSION", self._name, 18 if with_node else 20, 0, 34, grows=True),
-            *([Column("REPOSITORY", lambda session: cell(session.repo, "dim"), 14, 2, 28)] if with_repo else []),
-            Column("TURNS", lambda session: cell(f"{session.turns:,}"), 5, 1, right=True),
-            Column("FILES", lambda session: cell(f"{session.files:,}"), 5, 3, right=True),
-            Column("ADDED", lambda session: cell(signed("+", session.insertions), "good"), 7, 1, right=True),
-            Column("REMOVED", lambda session: cell(signed("-", session.deletions), "minus"), 7, 1, right=True),
-            Column("LAST", lambda session: cell(span(self._clock() - session.last_at)), 6, 0, right=True),
-            Column("SUBJECT", lambda session: cell(session.subject), 16, 4, 60, grows=True),
-            Column("BYTES", lambda session: cell(size(session.bytes), "dim"), 8, 6, right=True),
-            Column("CLIENT", lambda session: client_cell(session.client, session.guest), 9, 5, 21),
-            # Names of nodes often differ only at their end.
+            Column("SESSION", self._name, 18 if with_node else 20, 0, 34, grows=True, order=lambda row: row.name),
             *(
-                [Column("NODE", lambda session: cell(short_node(session.node), "dim"), 8, 2, 20, tail=True)]
-                if with_node
+                [Column("REPOSITORY", lambda session: cell(session.repo, "dim"), 14, 2, 28, order=lambda row: row.repo)]
+                if with_repo
                 else []
             ),
-            Column("STATE", lambda session: cell(fate(session), "accent"), 10, 7),
+            Column("TURNS", lambda session: cell(f"{session.turns:,}"), 5, 1, right=True, order=lambda row: row.turns),
+            Column("FILES", lambda session: cell(f"{session.files:,}"), 5, 3, right=True, order=lambda row: row.files),
+            Column("ADDED", _insertions, 7, 1, right=True, order=lambda row: row.insertions),
+            Column("REMOVED", _deletions, 7, 1, right=True, order=lambda row: row.deletions),
+            Column("LAST TURN", self._age, 6, 0, right=True, short="AGE", order=lambda row: -row.last_at),
+            Column("SUBJECT", lambda session: cell(session.subject), 16, 4, 60, grows=True, order=_subject),
+            Column(
+                "SIZE", lambda session: cell(size(session.bytes), "dim"), 8, 6, right=True, order=lambda row: row.bytes
+            ),
+            Column("CLIENT", lambda session: client_cell(session.client, session.guest), 9, 5, 21, order=_who),
+            # Names of nodes often differ only at their end.
+            *([Column("NODE", _node, 8, 2, 20, tail=True, order=lambda row: row.node or "")] if with_node else []),
+            Column("STATE", lambda session: cell(fate(session), "accent"), 10, 7, order=fate),
         ]
+
+    def _age(self, session: SessionRow) -> Cell:
+        return cell(span(self._clock() - session.last_at))
 
     def _name(self, session: SessionRow) -> Cell:
         return self._marks.piece(session), ("◆ " if session.kept else "", "accent"), (session.name, "strong")
+
+
+def _insertions(session: SessionRow) -> Cell:
+    return cell(signed("+", session.insertions), "good")
+
+
+def _deletions(session: SessionRow) -> Cell:
+    return cell(signed("-", session.deletions), "minus")
+
+
+def _subject(session: SessionRow) -> str:
+    return session.subject.lower()
+
+
+def _who(session: SessionRow) -> str:
+    return session.guest or session.client
+
+
+def _node(session: SessionRow) -> Cell:
+    return cell(short_node(session.node), "dim")
 
 
 def fate(session: SessionRow) -> str:

@@ -211,6 +211,10 @@ class SessionsScreen(SessionBatches):
         session = self.session
         return session is not None and (session.repo, session.name) == (repo, name)
 
+    def on_listing_sorted(self) -> None:
+        """Says by which column the list is sorted now."""
+        self._summarise()
+
     def _read_turns(self) -> None:
         session, queries = self.session, self.context.queries
         if session is None:
@@ -306,8 +310,13 @@ class SessionsScreen(SessionBatches):
     def _summarise(self) -> None:
         rows, listing, total = self.listing.rows, self.listing, self.session_list.total
         said = count(total, "session") if len(rows) == total else f"{len(rows):,} of {count(total, 'session')}"
-        read = len(self.session_list.rows)
-        right = "newest first " if read >= total else f"{read:,} read so far "
+        right = (
+            f"sorted by {listing.sorted_by} "
+            if listing.sorted_by
+            else "newest first "
+            if len(self.session_list.rows) >= total
+            else f"{len(self.session_list.rows):,} read so far "
+        )
         row = listing.row
         chosen = "".join(f"{word}  " for word in (origin(row.client, row.guest), fate(row)) if word) if row else ""
         marked = len(self.marked)

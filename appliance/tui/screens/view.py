@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import Input
 
-from appliance.tui.context import Context
+from appliance.tui.context import CommandTyped, Context, GoTo
 from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
 from appliance.tui.data.model import Model
+from appliance.tui.screens.dialogs import Fact, Whole
 from appliance.tui.text import plain, wrapped
+from appliance.tui.widgets.command_line import CommandLine
 from appliance.tui.widgets.keys import Keys
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.top import Top
@@ -57,6 +61,7 @@ class View(Screen[None]):
         yield from self.body()
         yield Lines(id="trouble")
         yield Input(id="filter", placeholder="filter; enter keeps it, escape clears it", compact=True)
+        yield CommandLine(self.context.complete, id="command")
         yield Keys(id="keys")
 
     def body(self) -> ComposeResult:
@@ -86,11 +91,15 @@ class View(Screen[None]):
     def _offered(self) -> Iterator[tuple[Binding, bool]]:
         for binding in [*self.BINDINGS, *self.context.keys]:
             if isinstance(binding, Binding) and binding.show and self.offers(binding):
-                yield binding, self.usable(binding)
+                yield replace(binding, description=self.named(binding)), self.usable(binding)
 
     def offers(self, binding: Binding) -> bool:
         """Whether the key belongs to what the view shows at the moment."""
         return True
+
+    def named(self, binding: Binding) -> str:
+        """The word for what the key would do now."""
+        return binding.description
 
     def usable(self, binding: Binding) -> bool:
         """Whether the key does something now."""
@@ -108,15 +117,53 @@ class View(Screen[None]):
         """Draws everything again, because more or fewer keys may fit."""
         self.call_after_refresh(self.take, ALL)
 
-    # The filter
+    # What is clicked
+
+    @on(Lines.Clicked)
+    def _clicked(self, event: Lines.Clicked) -> None:
+        """Goes to the view whose tab was clicked, or does what the clicked key does."""
+        if isinstance(event.lines, Top) and (mode := event.lines.mode_at(event.index)):
+            self.post_message(GoTo(mode))
+        elif isinstance(event.lines, Keys):
+            if isinstance(self.focused, Input):
+                # The key is meant for the list, and not for the field in which words are typed.
+                self.focus_body()
+            # Later, because the focus moves later too.
+            self.app.call_later(self.app.simulate_key, event.lines.key_at(event.index))
+
+    # Fields in which words are typed
 
     filter_words = ""
 
+    def open_field(self, name: str) -> None:
+        """Shows the field and moves the focus there, at once: the next key may have been pressed already."""
+        field = self.query_one(f"#{name}", Input)
+        field.add_class("-shown")
+        self.set_focus(field)
+
+    def on_key(self, event: events.Key) -> None:
+        """Opens the fields, and gives them the letters that were on the way to a list when they opened.
+
+        The app would do it too late: letters that arrive with the key, as they do over a slow line, would be commands.
+        """
+        if isinstance(self.focused, Input):
+            if event.is_printable and event.character:
+                self.focused.insert_text_at_cursor(event.character)
+                event.stop()
+        elif event.key in ("slash", "colon"):
+            event.stop()
+            if event.key == "colon":
+                self.action_command()
+            elif any(isinstance(each, Binding) and each.key == "slash" for each in self.BINDINGS):
+                self.action_filter()
+
+    def action_command(self) -> None:
+        """Opens the line for commands."""
+        self.open_field("command")
+
     def action_filter(self) -> None:
         """Opens the filter line."""
-        field = self.query_one("#filter", Input)
-        field.add_class("-shown")
-        field.focus()
+        self.open_field("filter")
 
     def filter_by(self, words: str) -> None:
         """Filters by these words, as if they had been typed; an input draws what it is given, so they are made safe."""
@@ -133,6 +180,19 @@ class View(Screen[None]):
         """Keeps the filter."""
         if event.input.id == "filter":
             self._close_filter()
+
+    def on_command_line_entered(self, event: CommandLine.Entered) -> None:
+        """Closes the line, and has the command carried out."""
+        self.focus_body()
+        if event.text:
+            self.post_message(CommandTyped(event.text))
+
+    def show_filter(self, words: str) -> None:
+        """Puts these words into the filter line, for a list that is filtered by them already."""
+        self.filter_words = words
+        field = self.query_one("#filter", Input)
+        field.value = words
+        field.set_class(bool(words), "-shown")
 
     def _close_filter(self) -> None:
         field = self.query_one("#filter", Input)
@@ -153,6 +213,10 @@ class View(Screen[None]):
 
     def focus_body(self) -> None:
         """Moves the focus back to what is filtered."""
+
+    def show_whole(self, title: str, facts: Sequence[Fact]) -> None:
+        """Shows one row whole: pairs of a name and a text, which may have many lines."""
+        self.context.ask(Whole(title, facts, self.context.copy), lambda _: None)
 
     # Without a serve
 

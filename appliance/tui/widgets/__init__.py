@@ -1,6 +1,7 @@
 """What screens are made of, drawn line by line.
 
-- `listing`: a list of rows with a cursor and columns. `diffview`: the diff of one file.
+- `listing`: a list of rows with a cursor, and `columns`: what it shows of a row, and by what it is sorted.
+- `diffview`: the diff of one file. `command_line`: the line on which commands are typed.
 - `lines`: some lines of text, each with a left and a right part. Built on it: `top` (tabs, and the state of serve),
   `keys` (the available keys) and `plot` (refreshes as bars).
 

@@ -23,8 +23,9 @@ class DiffView(ScrollView, can_focus=True):
     """Shows the lines it was given last."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "diff--added", "diff--removed", "diff--number", "tone--accent", "tone--dim", "tone--good", "tone--bad",
-        "tone--code-comment", "tone--code-keyword", "tone--code-string", "tone--code-number", "tone--code-name",
+        "diff--added", "diff--removed", "diff--number", "diff--found", "diff--found-here",
+        "tone--accent", "tone--dim", "tone--good", "tone--bad", "tone--code-comment", "tone--code-keyword",
+        "tone--code-string", "tone--code-number", "tone--code-name",
     }  # fmt: skip
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "step(-1)", "up", show=False),
@@ -43,6 +44,9 @@ class DiffView(ScrollView, can_focus=True):
         self._says = ""
         self._aside = 0
         self._digits = 4
+        self._words = ""
+        self._matches: list[int] = []
+        self._match = 0
 
     @property
     def text(self) -> str:
@@ -56,7 +60,43 @@ class DiffView(ScrollView, can_focus=True):
         self._digits = max(3, len(str(highest)))
         self.virtual_size = Size(0, len(lines))
         self.scroll_to(y=0, animate=False)
+        self.search(self._words)
+
+    def search(self, words: str) -> None:
+        """Finds the lines that contain the words, in upper or lower case, and goes to the first on screen or below."""
+        self._words = words
+        wanted = words.lower()
+        self._matches = [n for n, line in enumerate(self._lines) if wanted in _text(line).lower()] if wanted else []
+        top = self.scroll_offset.y
+        self._match = next((n for n, place in enumerate(self._matches) if place >= top), 0)
+        self._go_to_match()
+
+    def next_match(self, by: int) -> None:
+        """Goes to the next line that contains the words, or to the one before; after the last comes the first."""
+        if self._matches:
+            self._match = (self._match + by) % len(self._matches)
+            self._go_to_match()
+
+    @property
+    def match(self) -> tuple[int, int]:
+        """The number of the match that it is at, counted from 1, and how many there are; zeros if there are none."""
+        return (self._match + 1, len(self._matches)) if self._matches else (0, 0)
+
+    def _go_to_match(self) -> None:
+        if self._matches:
+            place, top, height = self._matches[self._match], self.scroll_offset.y, self.size.height
+            if not top <= place < top + height:
+                self.scroll_to(y=max(0, place - height // 3), animate=False)
+            self._show_aside(self._lines[place])
         self.refresh()
+
+    def _show_aside(self, line: DiffLine) -> None:
+        """Moves the text sideways as far as it takes to see the words in that line."""
+        text = _text(line)
+        at = cell_len(text[: text.lower().find(self._words.lower())])
+        room = max(1, self.scrollable_content_region.width - 2 * self._digits - 5)
+        if not self._aside <= at <= self._aside + room - cell_len(self._words):
+            self._aside = max(0, at - room // 2) if at + cell_len(self._words) > room else 0
 
     def action_step(self, by: int) -> None:
         """Scrolls by lines."""
@@ -100,10 +140,28 @@ class DiffView(ScrollView, can_focus=True):
             for text, name in line.pieces
         ]
         room = width - 2 * digits - 4
-        text = Strip(pieces)
+        text = self._highlight(Strip(pieces), line, place)
         if text.cell_length - self._aside > room:
             pieces_strip = text.crop(self._aside, self._aside + room - 1)
             segments += [*pieces_strip, Segment("…", number)]
         else:
             segments += list(text.crop(self._aside))
         return Strip(segments).adjust_cell_length(width, base)
+
+    def _highlight(self, text: Strip, line: DiffLine, place: int) -> Strip:
+        """Marks the words that are searched for."""
+        wanted, plain_text = self._words.lower(), _text(line).lower()
+        if not wanted or wanted not in plain_text:
+            return text
+        is_here = self._matches[self._match] == place if self._matches else False
+        style = self.get_component_rich_style("diff--found-here" if is_here else "diff--found", partial=True)
+        cuts, start = list[int](), 0
+        while (at := plain_text.find(wanted, start)) >= 0:
+            start = at + len(wanted)
+            cuts += [cell_len(plain_text[:at]), cell_len(plain_text[:start])]
+        parts = text.divide([*cuts, text.cell_length])
+        return Strip.join(part.apply_style(style) if n % 2 else part for n, part in enumerate(parts))
+
+
+def _text(line: DiffLine) -> str:
+    return "".join(text for text, _ in line.pieces)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
+from textual import events
 from textual.geometry import Region
+from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -21,7 +24,15 @@ Line = tuple[Cell, Cell]
 
 
 class Lines(Widget):
-    """Shows the lines it was given last, as many as the style sheet gives room for."""
+    """Shows the lines it was given last, as many as the style sheet gives room for. A click posts `Clicked`."""
+
+    @dataclass
+    class Clicked(Message):
+        """A piece of a line was clicked: its index in the line, left ones first, and its text."""
+
+        lines: Lines
+        index: int
+        text: str
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"tone--{tone}" for tone in TONES}
 
@@ -40,6 +51,25 @@ class Lines(Widget):
         for y in range(max(len(before), len(lines))):
             if y >= len(before) or y >= len(lines) or before[y] != lines[y]:
                 self.refresh(Region(0, y, self.size.width, 1))
+
+    def on_click(self, event: events.Click) -> None:
+        """Tells which piece was clicked."""
+        if found := self._piece_at(event.x, event.y):
+            self.post_message(self.Clicked(self, *found))
+
+    def _piece_at(self, x: int, y: int) -> tuple[int, str] | None:
+        if y >= len(self._lines):
+            return None
+        left, right = self._lines[y]
+        start = self.size.width - sum(cell_len(text) for text, _ in right)
+        at = 0
+        for index, (text, _) in enumerate((*left, *right)):
+            if index == len(left):
+                at = start
+            if at <= x < at + cell_len(text) and (index >= len(left) or x < start):
+                return index, text
+            at += cell_len(text)
+        return None
 
     def render_line(self, y: int) -> Strip:
         """Renders one line of the screen."""

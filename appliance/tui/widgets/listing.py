@@ -21,58 +21,14 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from appliance.tui.text import Cell, cell, cut_pieces, fit, plain
+from appliance.tui.widgets.columns import GAP, Column, Order, lay_out
+
+__all__ = ["Column", "Listing"]
 
 Row = TypeVar("Row")
 
-GAP = 2
 MARK = "▌"
 TONES = ("good", "warn", "bad", "dim", "strong", "accent", "minus")
-
-
-@dataclass(frozen=True)
-class Column(Generic[Row]):
-    """A column of at least `least` characters, up to `most` if there is room, and beyond if it `grows`.
-
-    Where not all columns fit, those with the highest `rank` are left out first. A text that is too long loses its end,
-    or its beginning if the `tail` is more informative, as in a path.
-    """
-
-    title: str
-    render: Callable[[Row], Cell]
-    least: int
-    rank: int
-    most: int = 0
-    grows: bool = False
-    right: bool = False
-    tail: bool = False
-
-
-def lay_out(columns: Sequence[Column[Any]], width: int) -> list[tuple[int, int, int]]:
-    """Returns index, x and width of each column that is shown. Columns of rank 0 always are."""
-    chosen = list(range(len(columns)))
-    while sum(columns[n].least + GAP for n in chosen) - GAP > width:
-        rank = max(columns[n].rank for n in chosen)
-        if rank == 0:
-            break
-        chosen.remove(max(n for n in chosen if columns[n].rank == rank))
-    widths = {n: columns[n].least for n in chosen}
-    room = width - sum(widths.values()) - GAP * (len(chosen) - 1)
-    for n in sorted(chosen, key=lambda n: columns[n].rank):
-        more = max(0, min(room, columns[n].most - widths[n]))
-        widths[n] += more
-        room -= more
-    growing = [n for n in chosen if columns[n].grows]
-    for place, n in enumerate(growing):
-        share = max(0, room) // (len(growing) - place)
-        widths[n] += share
-        room -= share
-    if room < 0 and chosen:
-        widths[chosen[0]] = max(1, widths[chosen[0]] + room)
-    laid, x = [], 0
-    for n in chosen:
-        laid.append((n, x, widths[n]))
-        x += widths[n] + GAP
-    return laid
 
 
 class Listing(ScrollView, Generic[Row], can_focus=True):
@@ -113,6 +69,12 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
         listing: Listing[Any]
         row: Any
 
+    @dataclass
+    class Sorted(Message):
+        """The heading of a column was clicked, so that the rows have another order; see `sorted_by`."""
+
+        listing: Listing[Any]
+
     def __init__(
         self,
         columns: Sequence[Column[Row]],
@@ -127,10 +89,12 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
         self.columns = columns
         self.key = key
         self.empty = empty
+        self._given: Sequence[Row] = ()
         self._rows: Sequence[Row] = ()
         self._cursor = 0
         self._chose = False
         self._laid: list[tuple[int, int, int]] = []
+        self._order = Order[Row]()
         self._shown: dict[int, tuple[Hashable, tuple[Cell, ...], bool]] = {}
 
     # What it holds
@@ -150,8 +114,22 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
         """The cursor's position among the rows."""
         return self._cursor
 
+    @property
+    def sorted_by(self) -> str:
+        """The title of the column whose heading was clicked, in small letters; empty for the order of `show`."""
+        return self._order.title
+
+    def unsort(self) -> None:
+        """Forgets that a heading was clicked; the next `show` decides the order again."""
+        self._order.clear()
+        self.refresh(Region(0, 0, self.size.width, 1))
+
     def show(self, rows: Sequence[Row]) -> None:
         """Shows other rows. The cursor stays on its row, or on the first one until somebody moves it."""
+        self._given = rows
+        self._place(self._order.apply(rows))
+
+    def _place(self, rows: Sequence[Row]) -> None:
         before = self.row
         place = self._cursor
         if before is not None and self._chose:
@@ -166,7 +144,7 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
         if size != self.virtual_size:
             # Set without its watcher, which would lay out the whole screen again: 40 ms for each new row.
             self.set_reactive(Widget.virtual_size, size)
-            self._scroll_update(size)
+            self._scrollbar()
         if self._cursor != place and self._chose:
             # Scrolled along, so that the row stays where the reader's eye is.
             self.scroll_to(y=max(0, self.scroll_offset.y + self._cursor - place), animate=False)
@@ -175,6 +153,15 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
         after = self.row
         if after is not before and after != before:
             self.post_message(self.Moved(self, after))
+
+    def _scrollbar(self) -> None:
+        """Fits the scroll bar, and the place to which the list is scrolled, to the number of rows."""
+        rows, room = self.virtual_size.height, self.container_size.height
+        self.show_vertical_scrollbar = rows > room
+        if self.show_vertical_scrollbar:
+            self.vertical_scrollbar.window_virtual_size = rows
+            self.vertical_scrollbar.window_size = room
+        self.scroll_y = min(self.scroll_y, max(0, rows - room))
 
     def touch(self) -> None:
         """Redraws the cells whose text changed, because time went by or the model changed."""
@@ -233,14 +220,25 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
             self.post_message(self.Chosen(self, self.row))
 
     def on_click(self, event: events.Click) -> None:
-        """Moves the cursor to the row, or opens it when the cursor is there."""
+        """Moves the cursor to the row, or opens it when the cursor is there; a click on a heading sorts by it."""
+        if event.y == 0:
+            self._sort_at(event.x - 1)
+            return
         place = self.scroll_offset.y + event.y - 1
-        if event.y < 1 or place >= len(self._rows):
+        if place >= len(self._rows):
             return
         if place == self._cursor and self._chose:
             self.action_choose()
         else:
             self._go(place)
+
+    def _sort_at(self, x: int) -> None:
+        """Sorts by the column at `x`, the other way round at a second click, and as before at a third."""
+        column = next((self.columns[n] for n, left, width in self._laid if left <= x < left + width + GAP), None)
+        if column is not None and self._order.click(column):
+            self.refresh()
+            self._place(self._order.apply(self._given))
+            self.post_message(self.Sorted(self))
 
     def on_resize(self) -> None:
         """Lays the columns out again and keeps the cursor in sight."""
@@ -325,9 +323,9 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
     def _header(self, width: int, style: Style) -> Strip:
         words = [" "]
         for n, _, column_width in self._laid:
-            title = fit(self.columns[n].title, column_width)
+            title = fit(self.columns[n].heading(column_width), column_width)
             words.append(title.strip().rjust(column_width) if self.columns[n].right else title)
-            words.append(" " * GAP)
+            words.append(self._order.arrow(self.columns[n]) + " " * (GAP - 1))
         return Strip([Segment("".join(words), style)]).adjust_cell_length(width, style)
 
     def _cell(self, pieces: Cell, width: int, column: Column[Row], base: Style) -> list[Segment]:

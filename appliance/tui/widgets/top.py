@@ -17,13 +17,18 @@ TABS = (
     ("5", "Guests", "guests"),
 )
 SHORT = {"Repositories": "Repos"}
-"""What fits 80 columns, beside serve."""
+"""A shorter word, for narrow terminals."""
 ROOM = 25
 """The columns that the state of serve takes, so that the tabs are named alike whatever that is."""
 
 
 class Top(Lines):
     """Shows tabs on the left and serve on the right."""
+
+    @staticmethod
+    def mode_at(index: int) -> str | None:
+        """Returns the mode of the tab that the piece with this index belongs to; each is two, after the blank."""
+        return TABS[(index - 1) // 2][2] if 0 < index <= 2 * len(TABS) else None
 
     def tell(self, model: Model, here: str) -> None:
         """Shows the current state of the model; `here` is the mode whose tab is marked."""
@@ -36,15 +41,20 @@ class Top(Lines):
 
 
 def _tabs(here: str) -> list[Cell]:
-    """The tabs with their whole names, with shorter ones, and with the beginnings of all but the one that is marked."""
-    forms: list[Callable[[str], str]] = [str, lambda title: SHORT.get(title, title), lambda title: title[:4]]
+    """The tabs from the widest form to the narrowest: apart, close together, with a shorter word, only the marked."""
+    forms: list[tuple[str, Callable[[str, bool], str]]] = [
+        (" ", lambda title, _: title),
+        ("", lambda title, _: title),
+        ("", lambda title, _: SHORT.get(title, title)),
+        ("", lambda title, is_here: title if is_here else ""),
+    ]
     found: list[Cell] = []
-    for number, form in enumerate(forms):
+    for gap, form in forms:
         left: list[Piece] = [(" ", "")]
         for key, title, mode in TABS:
             is_here = mode == here
-            word = title if is_here and number == 2 else form(title)
-            left += [(f" {key}", "here" if is_here else "key"), (f" {word} ", "here" if is_here else "")]
+            word = f" {form(title, is_here)} ".replace("  ", " ")
+            left += [(f"{gap}{key}", "here" if is_here else "key"), (word, "here" if is_here else "")]
         found.append(tuple(left))
     return found
 
