@@ -2,7 +2,8 @@
 
 - `doctor`: checks git, disk, permissions, ports, config, hooks and database, and says how to fix each. `storage_line`:
   what fills the disk.
-- `install`: installs the file, the systemd units, the service's user and a first config.
+- `install`: installs the file, the systemd units, the service's user and a first config, which `default_config` makes.
+  `listening`: the addresses for guests under systemd.
 - `egress`: lists the `host:port` entries that a guest's egress allowlist needs.
 - `licenses`: lists the licences of the packages in gitmirror.pyz.
 
