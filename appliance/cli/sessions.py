@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 turn_option = click.option("--turn", type=click.IntRange(1), metavar="N", help="Use this turn; turns count from 1.")
 
 
-def _sessions(options: Options) -> Sessions:
+def _sessions(options: Options, *, writes: bool = False) -> Sessions:
     from appliance.core.node.sessions import Sessions
 
-    return Sessions(options.node())
+    return Sessions(options.node(writes=writes))
 
 
 @click.command()
@@ -161,7 +161,11 @@ def attachment(options: Options, repo: str, name: str, attachment: str, turn: in
 
     if output is None and sys.stdout.isatty():
         raise UsageError("an attachment is not for a terminal", hint="write it to a file with -o FILE, or into a pipe")
-    with _sessions(options).attachment(repo, name, attachment, turn) as file, binary_output(output) as stream:
+    sessions = _sessions(options, writes=output is not None)
+    with (
+        sessions.attachment(repo, name, attachment, turn) as file,
+        binary_output(output, sessions.node.files) as stream,
+    ):
         shutil.copyfileobj(file, stream)
 
 
@@ -259,7 +263,7 @@ def checkout(options: Options, repo: str, name: str, directory: Path, turn: int 
     Example:
       gitmirror.pyz session checkout jomcgi/homelab my-session ./replay --turn 2
     """
-    chosen = _sessions(options).checkout(repo, name, Path(os.path.abspath(directory)), turn)
+    chosen = _sessions(options, writes=True).checkout(repo, name, Path(os.path.abspath(directory)), turn)
     say(f"{directory} is at {chosen.commit}: {chosen.subject}")
 
 
@@ -288,9 +292,9 @@ def bundle(options: Options, repo: str, name: str, turn: int | None, output: Pat
 
     if output is None and sys.stdout.isatty():
         raise UsageError("a bundle is not for a terminal", hint="write it to a file with -o FILE, or into a pipe")
-    sessions = _sessions(options)
+    sessions = _sessions(options, writes=output is not None)
     chosen = sessions.turn(repo, name, turn)
-    with binary_output(output) as stream:
+    with binary_output(output, sessions.node.files) as stream:
         size = sessions.bundle(chosen, stream)
     file = shlex.quote(str(output)) if output else "FILE"
     url = sessions.upstream(repo)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-from dataclasses import replace
 
 import click
 
@@ -38,4 +37,4 @@ def tui(options: Options) -> None:
     sys.setswitchinterval(0.001)
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
-    Tui(NodeQueries(replace(options.node(), create=False)), command=options.command).run()
+    Tui(NodeQueries(options.node(writes=True)), command=options.command).run()
