@@ -4,7 +4,7 @@
 #     scripts/run.sh [URL...]
 #
 # Registers and mirrors each URL (or path). Without arguments it mirrors this checkout, which needs no network.
-# Prints `git clone` lines to try. Ctrl-C stops it; the next run continues with the same state.
+# Prints lines to try: `git clone`, `status` and `tui`. Ctrl-C stops it; the next run continues with the same state.
 #
 # Listens on 127.0.0.1, on ports 9418 (git://), 9419 (HTTP) and 9420 (admin), or on free ports where these are taken.
 # GITMIRROR_RUN_GIT, GITMIRROR_RUN_HTTP and GITMIRROR_RUN_ADMIN set other addresses, such as 127.0.0.1:7000; "" turns a
@@ -109,10 +109,13 @@ register() {
 
 # Reads what serve prints. Once it is ready, waits for the first clones and prints the lines to try.
 announce() {
-    local ready i
+    local ready i program
+    program=$(printf '%q --state %q --config %q' "$root/dist/gitmirror.pyz" "$state" "$config")
     if read -r ready; then
         # "ready git://HOST:PORT ...", without git:// if that is off.
         ready=${ready#ready }
+        printf '\nIn another terminal, its health and the live view:\n\n'
+        printf '    %s %s\n' "$program" status "$program" tui
         for i in "${!names[@]}"; do
             # Adding again changes nothing, and waits for the first clone.
             if gitmirror add-repo "${urls[i]}" --name "${names[i]}" --allow-local; then

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from appliance.core.errors import GitmirrorError, NotServing, UsageError
 from appliance.core.layout import Layout
 from appliance.core.models import PushDecision, RefChange, RefreshOutcome, Repo
-from appliance.core.names import is_repo_name
+from appliance.core.names import is_repo_name, nearest_repos
 from appliance.core.text import storable
 
 ALLOWED = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
@@ -105,3 +105,20 @@ def test_everything_is_below_the_state_directory_where_the_contract_says() -> No
     assert layout.control_socket == Path("/s/control.sock")
     properties = [name for name, value in vars(Layout).items() if isinstance(value, property)]
     assert all(getattr(layout, name).is_relative_to("/s") for name in properties)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("homelab", ["acme/homelab", "other/homelab"]),
+        ("Acme/Homelab", ["acme/homelab"]),
+        ("https://github.com/acme/homelab.git", ["acme/homelab"]),
+        ("acme/homelba", ["acme/homelab"]),
+        ("wigets", ["acme/widgets"]),
+        ("zzz", []),
+        ("", []),
+    ],
+)
+def test_which_repository_is_meant(given: str, meant: list[str]) -> None:
+    """By its last part, in either case, as a URL, or spelt almost alike."""
+    assert nearest_repos(given, ["acme/homelab", "acme/widgets", "other/homelab"]) == meant

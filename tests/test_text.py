@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import io
 import logging
+import os
 import re
 import socket
+import subprocess
 import sys
 from http import HTTPStatus
 from pathlib import Path
@@ -233,3 +235,31 @@ def test_progress_draws_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert drawn.getvalue() == ""
     progress.take("remote: Counting objects: 999% (1/1)" + EVIL)
     assert drawn.getvalue() == f"\r\x1b[KCounting objects     [{'#' * 30}] 999%"
+
+
+def test_lines_for_the_journal_have_the_priority_of_their_level(tmp_path: Path) -> None:
+    """Each line has it, because the journal stores each as an entry. stderr that was redirected since has none."""
+    output = tmp_path / "stderr"
+    program = (
+        "import logging, os, sys\n"
+        "from appliance.cli.log_format import LogFormatter\n"
+        "handler = logging.StreamHandler(sys.stderr)\n"
+        "handler.setFormatter(LogFormatter.for_environment(os.environ))\n"
+        "logging.basicConfig(level=logging.DEBUG, handlers=[handler])\n"
+        "for level in ('debug', 'info', 'warning', 'error', 'critical'):\n"
+        "    getattr(logging.getLogger('x'), level)(level)\n"
+        "try:\n    1 / 0\nexcept ZeroDivisionError:\n    logging.getLogger('x').exception('it failed')\n"
+    )
+    for is_journal in (True, False):
+        with output.open("w") as file:
+            status = os.fstat(file.fileno())
+            stream = f"{status.st_dev}:{status.st_ino + (0 if is_journal else 1)}"
+            env = {**os.environ, "JOURNAL_STREAM": stream, "PYTHONPATH": str(ROOT)}
+            subprocess.run([sys.executable, "-c", program], stderr=file, env=env, check=True)
+        lines = output.read_text().splitlines()
+        if is_journal:
+            words = ("<7>DEBUG", "<6>INFO", "<4>WARNING", "<3>ERROR", "<2>CRITICAL")
+            assert [line.split()[0] for line in lines[:5]] == list(words)
+            assert len(lines) > 7 and all(line.startswith("<3>") for line in lines[5:])
+        else:
+            assert lines[0].startswith("DEBUG") and not any(line.startswith("<") for line in lines)

@@ -37,8 +37,10 @@ def activity(options: Options, repo: str | None, guest: str | None, limit: int, 
       gitmirror.pyz activity --repo jomcgi/homelab --limit 10
       gitmirror.pyz activity --follow
     """
-    store = options.node().stores().activity
+    node = options.node()
+    store = node.stores().activity
     found = store.newest(limit, repo=repo, guest=guest)
+    node.expect(repo, found)
     if not follow:
         if as_json:
             print_json(found)

@@ -42,7 +42,7 @@ def issue(options: Options, scope: str, ttl: float | None, name: str, as_json: b
     Example:
       gitmirror.pyz api-token issue --scope operate --ttl 30d --name platform
     """
-    issued = options.node().issue_api_token(scope, ttl, name)
+    issued = options.node(create=True).current().issue_api_token(scope, ttl, name)
     if as_json:
         print_json(issued)
     else:

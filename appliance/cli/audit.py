@@ -62,9 +62,11 @@ def audit(
     """
     if ctx.invoked_subcommand is not None:
         return
-    log = options.node().stores().audit
+    node = options.node()
+    log = node.stores().audit
     wanted: dict[str, Any] = {"repo": repo, "session": session, "verdict": verdict, "since": since, "guest": guest}
     found = log.entries(**wanted, limit=limit)
+    node.expect(repo, found)
     if follow:
         _follow(log, wanted, found, as_json)
     elif as_json:

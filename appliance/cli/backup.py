@@ -28,7 +28,8 @@ def backup(ctx: click.Context, options: Options, directory: str | None, as_json:
     """Back up recordings, the audit log and the registry.
 
     Writes to DIR, or to the directory of [backup] in the configuration. Adds only what earlier backups there do not
-    hold. Works with and without a running serve. Exits with code 3 when a repository could not be backed up.
+    hold. Works with and without a running serve, and always writes as serve's user, because serve adds to the same
+    files. Exits with code 3 when a repository could not be backed up.
 
     \b
     Examples:

@@ -6,6 +6,7 @@ import os
 import shlex
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,10 @@ from appliance.core.errors import GitmirrorError, UsageError
 if TYPE_CHECKING:
     from appliance.core.config.settings import Config
     from appliance.core.node.node import Node
+
+
+NOTHING_THERE = "gitmirror.nothing_there"
+"""The key of `Context.meta` for what is said once a command has read a node that is not there."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +43,27 @@ class Options:
 
         return load_config(find_config(self.config, os.environ))
 
-    def node(self) -> Node:
-        """Opens the state directory with its configuration; a process run as root first becomes the owner of it."""
+    def node(self, *, create: bool = False, anyone: bool = False, writes: bool = False) -> Node:
+        """Opens the state directory with its configuration; a process run as root first becomes the owner of it.
+
+        With `create`, a command that changes the node may make its state directory; reading makes nothing. Raises
+        Forbidden for a user who may not read the state directory, unless `anyone`. A command that `writes` outside the
+        state directory does so as whoever called.
+        """
         from appliance.core.config.settings import find_state
         from appliance.core.layout import Layout
+        from appliance.core.node.callers_files import CallersFiles
         from appliance.core.node.node import Node
-        from appliance.core.process.owner import become_owner_of
+        from appliance.core.process.owner import become_owner_of, becomes_another, refuse_strangers
 
-        state = find_state(self.state, os.environ)
-        become_owner_of(state)
-        return Node(Layout(state), self.load_config())
+        layout = Layout(find_state(self.state, os.environ))
+        files = CallersFiles.left_behind() if writes and becomes_another(layout.state) else CallersFiles()
+        become_owner_of(layout.state)
+        if not anyone:
+            refuse_strangers(layout)
+            if not create and not layout.database.exists():
+                click.get_current_context().meta[NOTHING_THERE] = _nothing_there(layout.state)
+        return Node(layout, self.load_config(), create, files)
 
     def mend(self, error: GitmirrorError) -> str:
         """Returns what an operator can do about an error of a command."""
@@ -58,6 +74,12 @@ class Options:
             return remedy(error, find_state(self.state, os.environ), self.load_config().backup.to)
         except UsageError:
             return error.hint
+
+
+def _nothing_there(state: Path) -> str:
+    """Says that there was nothing to read: it is rather the wrong directory than a new node."""
+    what = f"no serve ever ran on {state}" if state.exists() else f"there is no state directory {state}"
+    return f"{what}: serve makes it at its first start; if the state is elsewhere, name its directory with --state DIR"
 
 
 pass_options = click.make_pass_decorator(Options)

@@ -75,7 +75,7 @@ def add(
     request |= {"only": True} if only else {}
     request |= {"token": True} if token else {}
     request |= {"ttl": ttl} if ttl is not None else {}
-    added = options.node().current().add_guest(request)
+    added = options.node(create=True).current().add_guest(request)
     if as_json:
         print_json(added)
     elif added["token"] is not None:

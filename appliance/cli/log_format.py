@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from appliance.core.text import escape
+
+STDERR = 2
+_DEBUG = 7
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+"""Levels, and the priorities of syslog by which `journalctl --priority` selects."""
+
+
+def is_journal(environ: Mapping[str, str], descriptor: int) -> bool:
+    """Whether a descriptor is the one that systemd connected with the journal, and was not redirected since."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 class LogFormatter(logging.Formatter):
@@ -16,11 +31,26 @@ class LogFormatter(logging.Formatter):
     begin a line that looks like another record.
     """
 
+    def __init__(self, line: str, *, has_priorities: bool = False) -> None:
+        super().__init__(line)
+        self._has_priorities = has_priorities
+
     @classmethod
     def for_environment(cls, environ: Mapping[str, str]) -> LogFormatter:
-        """Leaves out the time under systemd, because the journal stores its own."""
+        """For the journal, leaves out the time, which it stores itself, and puts the priority before each line."""
         line = "%(levelname)s %(name)s: %(message)s"
-        return cls(line if environ.get("JOURNAL_STREAM") else f"%(asctime)s {line}")
+        if not environ.get("JOURNAL_STREAM"):
+            return cls(f"%(asctime)s {line}")
+        return cls(line, has_priorities=is_journal(environ, STDERR))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Formats the record with all its lines."""
+        text = super().format(record)
+        if not self._has_priorities:
+            return text
+        # To the journal, every line is an entry of its own, with its own priority (sd-daemon(3)).
+        priority = next((number for level, number in _PRIORITIES if record.levelno >= level), _DEBUG)
+        return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Formats the line of the record itself."""

@@ -11,13 +11,16 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from appliance.cli.context import Options
+from appliance.cli.context import NOTHING_THERE, Options
 from appliance.core.errors import GitmirrorError
 from appliance.core.text import escape
+
+if TYPE_CHECKING:
+    from appliance.core.node.callers_files import CallersFiles
 
 
 def print_json(document: Any) -> None:
@@ -137,22 +140,28 @@ class ReportingGroup(click.Group):
                 error.hint = ctx.obj.mend(error)
             say_error(error)
             ctx.exit(error.exit_code)
+        finally:
+            if NOTHING_THERE in ctx.meta:
+                say(ctx.meta[NOTHING_THERE])
 
 
 @contextmanager
-def binary_output(path: Path | None) -> Iterator[BinaryIO]:
-    """Opens a new file, which is gone again if the block fails, or stdout. Raises UsageError and GitmirrorError."""
+def binary_output(path: Path | None, files: CallersFiles) -> Iterator[BinaryIO]:
+    """Opens a new file, which is gone again if the block fails, or stdout. Raises UsageError and GitmirrorError.
+
+    `files` creates it, as whoever called.
+    """
     from appliance.core.errors import GitmirrorError, UsageError
 
     try:
         # Of stdout a writer of its own, because what Python's cannot write is reported once more at exit.
-        with path.open("xb") if path else open(sys.stdout.fileno(), "wb", closefd=False) as file:
+        with files.create(path) if path else open(sys.stdout.fileno(), "wb", closefd=False) as file:
             try:
                 yield file
                 file.flush()
             except BaseException:
                 if path:
-                    path.unlink(missing_ok=True)
+                    files.remove(path)
                 raise
     except FileExistsError:
         raise UsageError(f"{path} already exists", hint="name a file that does not exist yet") from None

@@ -61,7 +61,7 @@ def add_repo(
         "wait": not no_wait,
     }
     with CloneProgress() as progress:
-        added = options.node().current().add(arguments, progress.take)
+        added = options.node(create=True).current().add(arguments, progress.take)
     if as_json:
         print_json(added)
     if added["error"]:
@@ -90,7 +90,7 @@ def remove_repo(options: Options, name: str, purge: bool, yes: bool) -> None:
     Example:
       gitmirror.pyz remove-repo jomcgi/homelab --purge --yes
     """
-    node = options.node()
+    node = options.node(create=True)
     if purge and not yes and not _confirm_purge(name, node.recorded_in(name), node.leases_of(name)):
         say("Nothing was changed.")
         sys.exit(1)
@@ -131,7 +131,7 @@ def enable(options: Options, name: str) -> None:
     Example:
       gitmirror.pyz enable jomcgi/homelab
     """
-    options.node().current().change(name, {"enabled": True})
+    options.node(create=True).current().change(name, {"enabled": True})
     say(f"{name} is enabled")
 
 
@@ -147,7 +147,7 @@ def disable(options: Options, name: str) -> None:
     Example:
       gitmirror.pyz disable jomcgi/homelab
     """
-    options.node().current().change(name, {"enabled": False})
+    options.node(create=True).current().change(name, {"enabled": False})
     say(f"{name} is disabled; nothing was deleted")
 
 

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.context import Options, pass_options
-from appliance.cli.log_format import LogFormatter
+from appliance.cli.log_format import STDERR, LogFormatter, is_journal
 from appliance.cli.output import print_line
+from appliance.core.errors import GitmirrorError
 
 if TYPE_CHECKING:
     from appliance.core.config.settings import Config
+
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -87,7 +91,13 @@ def serve(
         DescriptorStore.from_environment(environment),
         announce=print_line,
     )
-    asyncio.run(Service(start).run())
+    try:
+        asyncio.run(Service(start).run())
+    except GitmirrorError as error:
+        if is_journal(os.environ, STDERR):
+            # The error that follows on stderr has no priority, and `journalctl --priority err` must show why.
+            log.critical("serve cannot go on: %s (%s)", error.message, error.hint)
+        raise
 
 
 def _overridden(config: Config, given: dict[str, tuple[str, ...]]) -> Config:

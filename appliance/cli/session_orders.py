@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from appliance.core.node.sessions import Sessions
 
 
-def open_sessions(options: Options) -> Sessions:
-    """The sessions of the node that the options name."""
+def open_sessions(options: Options, *, writes: bool = False) -> Sessions:
+    """The sessions of the node that the options name; `writes` is whether files are written outside of it."""
     from appliance.core.node.sessions import Sessions
 
-    return Sessions(options.node())
+    return Sessions(options.node(writes=writes))
 
 
 @click.command()

@@ -37,7 +37,7 @@ def issue(options: Options, repo: str, ttl: float, note: str, as_json: bool) -> 
     Example:
       gitmirror.pyz token issue --repo acme/secret --ttl 2h --note "session fix-dns"
     """
-    issued = options.node().current().issue_token(repo, ttl, note)
+    issued = options.node(create=True).current().issue_token(repo, ttl, note)
     if as_json:
         print_json(issued)
     else:

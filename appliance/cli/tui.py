@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import signal
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -34,7 +33,7 @@ def tui(options: Options) -> None:
         raise GitmirrorError(
             "the live view needs a terminal", hint="without one, use `status`, `sessions` and `activity`"
         )
-    show(replace(options.node(), create=False), options.command)
+    show(options.node(writes=True), options.command)
 
 
 def show(node: Node, command: str, *, greeting: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from appliance.core.errors import UsageError
 
@@ -21,6 +22,23 @@ def is_repo_name(name: str) -> bool:
         and all(_NAME_PART.fullmatch(part) and part not in (".", "..") and len(part) <= 128 for part in parts)
         and not parts[1].endswith(".git")
     )
+
+
+def nearest_repos(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Which of the `known` repositories `name` may mean: those of its last part, else those spelt almost alike."""
+    import difflib
+
+    wanted = "/".join(name.casefold().rstrip("/").removesuffix(".git").split("/")[-2:])
+    names = {each.casefold(): each for each in known}
+    # `homelab`, `ACME/Homelab`, or a URL.
+    same = [each for folded, each in names.items() if folded == wanted or folded.endswith(f"/{wanted}")]
+    if same:
+        return same[:most]
+    if "/" not in wanted:
+        # Only the last parts are compared, because the owner would count as a difference.
+        last = {folded.rpartition("/")[2]: each for folded, each in names.items()}
+        return [last[near] for near in difflib.get_close_matches(wanted, last, most, cutoff=0.7)]
+    return [names[near] for near in difflib.get_close_matches(wanted, names, most, cutoff=0.7)]
 
 
 def is_guest_name(name: str) -> bool:

@@ -13,6 +13,7 @@ from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 from starlette.routing import Route
 
 from appliance.core.api import problem
+from appliance.core.api.api_token_routes import ApiTokenRoutes
 from appliance.core.api.attachment_routes import AttachmentRoutes
 from appliance.core.api.compose import compose_api
 from appliance.core.api.disk_routes import DiskRoutes
@@ -105,6 +106,7 @@ def test_everything_that_is_declared_is_there(document: dict[str, Any]) -> None:
         KnownGuestRoutes(nothing),
         AttachmentRoutes(nothing, nothing),
         RecordRoutes(nothing, nothing),
+        ApiTokenRoutes(nothing),
         FleetRoutes(nothing),
         EventRoutes(EventStream()),
     ]

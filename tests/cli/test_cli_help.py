@@ -239,9 +239,9 @@ def test_a_wrong_config_exits_2_and_names_the_file(tmp_path: Path, text: str | N
 
 
 def test_an_error_is_what_happened_and_what_to_do(tmp_path: Path) -> None:
-    """Two lines, the second a hint; exit 1 for what failed, 4 for what needs serve."""
+    """Two lines, the second a hint; exit 2 for what was asked for wrongly, 4 for what needs serve."""
     done = run("enable", "no/such", state=tmp_path / "state")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     hint = "`repos` lists all of them, `add-repo URL` adds one"
     assert done.stderr == f"error: no/such is not registered\nhint: {hint}\n"
     done = run("refresh", state=tmp_path / "state")
@@ -360,3 +360,35 @@ def test_colour_is_for_a_terminal_that_wants_it(state: Path) -> None:
     assert "\x1b[31merror:" in on_a_terminal(argv)
     assert "\x1b" not in on_a_terminal(argv, NO_COLOR="1")
     assert "\x1b" not in subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, check=False).stderr
+
+
+READING = (
+    "status", "repos", "sessions", "sessions --grep x", "activity", "audit", "audit verify", "audit export",
+    "refreshes", "storage", "guests", "token list", "api-token list", "fleet status", "egress", "guest-kit",
+    "doctor", "verify", "config show", "disks", "refresh", "session show o/r s", "session diff o/r s",
+    "session keep o/r s", "heal o/r", "session checkout o/r s DIR", "token revoke 1", "guest remove vm-7",
+    "audit accept-loss", "backup DIR",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", READING)
+def test_reading_makes_nothing(tmp_path: Path, line: str) -> None:
+    """With a wrong --state it is said that there is nothing, and what to do. So it is with an empty directory."""
+    words = [str(tmp_path / "made") if word == "DIR" else word for word in line.split()]
+    (tmp_path / "empty").mkdir()
+    for state in (tmp_path / "no" / "state", tmp_path / "empty"):
+        done = run(*words, state=state)
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        assert words[0] == "config" or str(state) in done.output
+        assert {path.name for path in tmp_path.rglob("*")} == {"empty"}
+    if line == "status":
+        assert done.exit_code == 4 and "name its directory with --state" in done.stderr
+
+
+@pytest.mark.parametrize("line", ["sessions", "activity", "audit", "token list"])
+def test_a_misspelt_repository_is_no_empty_list(state: Path, line: str) -> None:
+    """Exit code 2, and which one is meant; of one that is registered, nothing to list is an empty list."""
+    done = run(*line.split(), "--repo", "R", state=state)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "R is not registered" in done.stderr and "did you mean o/r?" in done.stderr
+    assert run(*line.split(), "--repo", "o/r", state=state).exit_code == 0

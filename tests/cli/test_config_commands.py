@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from appliance.cli.main import cli
 from appliance.core.config.settings import SECTIONS, load_config, parse_config
 from appliance.core.config.shown import to_toml
-from appliance.core.ops.install import default_config
+from appliance.core.ops.default_config import default_config
 
 FULL = """
 [serve]

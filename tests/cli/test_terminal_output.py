@@ -68,7 +68,7 @@ def test_no_pager_where_none_is_wanted(state: Path, words: list[str], pager: str
 def test_an_error_needs_no_pager(state: Path, tmp_path: Path) -> None:
     """It is on the terminal, and its code is that of the command."""
     with on_terminal(state, "session", "show", "o/r", "no", GITMIRROR_PAGER=f"cat > {tmp_path}/kept") as shown:
-        assert shown.end() == 1
+        assert shown.end() == 2
     assert "\x1b[31merror:\x1b[0m" in shown.shown
     assert not (tmp_path / "kept").exists()
 

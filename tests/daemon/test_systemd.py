@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.config.addresses import parse_listeners
+from appliance.core.config.settings import Config, ServeConfig
+from appliance.core.daemon.state import ServeState
 from appliance.core.daemon.systemd import (
     VARIABLES,
     InheritedSocketError,
@@ -23,6 +26,8 @@ from appliance.core.daemon.systemd import (
     inherited_sockets,
     take_environment,
 )
+from appliance.core.layout import Layout
+from appliance.core.ops.listening import listen_drop_ins
 from tests.support.serve import ROOT
 
 UNITS = sorted((ROOT / "systemd").glob("gitmirror*.s[eo][rc]*[et]"))
@@ -296,6 +301,43 @@ def loadable_units(tmp_path: Path) -> Path:
 
 
 analysis = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+
+
+@analysis
+def test_units_with_other_addresses_load_too(loadable_units: Path) -> None:
+    """Those of `install --listen`."""
+    for unit, content in listen_drop_ins(["10.0.0.1", "::1", "unix:/run/mirror", "vsock"]).items():
+        with (loadable_units / unit).open("ab") as file:
+            file.write(b"\n" + content)
+    units = sorted(str(path) for path in loadable_units.iterdir())
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "bound", "said"),
+    [
+        ("127.0.0.1:9418", ["git://10.0.0.1:9418"], None),
+        ("10.0.0.1:9418", ["git://10.0.0.1:9418", "git://127.0.0.1:9418"], None),
+        (["10.0.0.1:9418", "unix:/run/x.sock"], ["git://10.0.0.1:9418"], "10.0.0.1:9418, unix:/run/x.sock"),
+        ("", ["git://127.0.0.1:9418"], "(off)"),
+    ],
+)
+def test_addresses_of_the_config_that_systemd_overrules_are_named(
+    tmp_path: Path, wanted: str | list[str], bound: list[str], said: str | None
+) -> None:
+    """Where a setting differs from its default and from the sockets. Without systemd, it is what is in force."""
+    config = Config(serve=ServeConfig(git=parse_listeners(wanted)))
+    state = ServeState(Layout(tmp_path), config)
+    state.listen("git", bound, is_inherited=False)
+    assert state.overruled == []
+    state.listen("git", bound, is_inherited=True)
+    assert state.listening["git"] == bound
+    if said is None:
+        assert state.overruled == []
+    else:
+        [warning] = state.overruled
+        assert said in warning and bound[0] in warning and "install --listen" in warning
 
 
 @analysis

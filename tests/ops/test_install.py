@@ -21,7 +21,8 @@ from appliance.core.config.repositories import AllowConfig
 from appliance.core.config.settings import SECTIONS, Config, parse_config
 from appliance.core.errors import GitmirrorError, UsageError
 from appliance.core.ops import install as core
-from appliance.core.ops.install import Installation, InstallError, WriteFile, default_config, plan_install
+from appliance.core.ops.default_config import default_config
+from appliance.core.ops.install import Installation, InstallError, WriteFile, plan_install
 from appliance.core.ops.shell_files import SHELL_FILES
 from tests.support.serve import ROOT
 
@@ -255,3 +256,43 @@ def test_a_command_that_fails_says_why() -> None:
         core.RunCommand("", argv=("sh", "-c", "echo no good >&2; exit 3")).apply()
     with pytest.raises(InstallError, match="cannot run"):
         core.RunCommand("", argv=("/nonexistent/command",)).apply()
+
+
+def streams(root: Path, listener: str) -> list[str]:
+    """What the drop-in makes a socket listen on; none without one."""
+    path = root / f"etc/systemd/system/gitmirror-{listener}.socket.d/listen.conf"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line.removeprefix("ListenStream=") for line in lines if line.startswith("ListenStream=")]
+
+
+def test_addresses_for_guests_go_to_both_sockets_and_stay(program: Path, tmp_path: Path) -> None:
+    """The default goes first, loopback stays, an upgrade keeps them, another choice replaces them; admin is alone."""
+    root = tmp_path / "node"
+    plan = plan_install(root, program, listen=["10.0.0.1", "fd00::1", "unix:/run/100%/"])
+    carry_out(plan)
+    assert streams(root, "git") == [
+        "", "10.0.0.1:9418", "[fd00::1]:9418", "/run/100%%/git.sock", "127.0.0.1:9418",
+    ]  # fmt: skip
+    assert streams(root, "http")[-2:] == ["/run/100%%/http.sock", "127.0.0.1:9419"]
+    assert streams(root, "admin") == []
+    assert "systemctl stop" in plan.next_commands[0], "systemd opens no socket anew while its service runs"
+    before = snapshot(root)
+    for listen in ([], ["10.0.0.1", "fd00::1", "unix:/run/100%/"]):
+        plan = plan_install(root, program, listen=listen)
+        carry_out(plan)
+        assert snapshot(root) == before and not any("stop" in command for command in plan.next_commands)
+    carry_out(plan_install(root, program, listen=["0.0.0.0", "vsock"]))
+    assert streams(root, "git") == ["", "0.0.0.0:9418", "vsock::9418"]
+    carry_out(plan_install(root, program, listen=["127.0.0.1"]))
+    assert streams(root, "git") == streams(root, "http") == []
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:7000", "mirror", "unix:run", "", "10.0.0"])
+def test_what_is_no_address_is_refused_before_anything_is_written(
+    program: Path, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With code 2, and what is allowed."""
+    monkeypatch.setattr(sys, "argv", [str(program), "install"])
+    result = CliRunner().invoke(cli, ["install", "--root", str(tmp_path / "node"), "--listen", address])
+    assert result.exit_code == 2 and "give an IP address" in result.output
+    assert not (tmp_path / "node").exists()

@@ -27,13 +27,17 @@ class Running:
 
     def clone_line(self) -> list[str]:
         """The command that it prints when the first clone is there."""
+        return self.line(r"git clone \S+").split()
 
-        def printed() -> list[str] | None:
-            found = re.search(r"^ +(git clone \S+)\n", self.output.read_text(), re.MULTILINE)
+    def line(self, pattern: str) -> str:
+        """An indented line that it prints when the first clone is there."""
+
+        def printed() -> str | None:
+            found = re.search(rf"^ +({pattern})\n", self.output.read_text(), re.MULTILINE)
             assert found or self.process.poll() is None, self.output.read_text()
-            return found[1].split() if found else None
+            return found[1] if found else None
 
-        return wait_until(printed, timeout=60, message="a clone line")
+        return wait_until(printed, timeout=60, message=f"a line as {pattern}")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Sends a signal to it alone and returns its exit code."""
@@ -102,6 +106,10 @@ def test_the_printed_line_gives_a_working_clone(
         git("-C", str(here), "branch", "--delete", "--force", "main")
     running = run(here)
     git(*running.clone_line()[1:], str(tmp_path / "guest"))
+    line = running.line(r"\S.* status")
+    assert running.line(r"\S.* tui") == line.removesuffix("status") + "tui"
+    shown = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd="/", check=False)
+    assert shown.returncode == 0 and "local/gitmirror" in shown.stdout, shown.stderr
     assert tree(tmp_path / "guest") == tree(here)
     assert git("-C", str(tmp_path / "guest"), "status", "--porcelain") == ""
     assert git("-C", str(here), "status", "--porcelain") == ""

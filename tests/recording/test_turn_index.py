@@ -73,7 +73,7 @@ def test_a_session_is_found_by_what_it_touched_and_said(node: Node, tmp_path: Pa
         assert found(node, *options) == {name}, options
     for options in (
         ("--path", "lib/deep/cafe.py"), ("--path", "deep"), ("--grep", "rfc 9458"), ("--grep", name, "--path", "other"),
-        ("--grep", name, "--repo", "acme/none"), ("--grep", name, "--since", "2100-01-01"),
+        ("--grep", name, "--since", "2100-01-01"),
     ):  # fmt: skip
         assert found(node, *options) == set(), options
     [listed] = [row for row in node.serve.cli_json("sessions") if row["session"] == name]

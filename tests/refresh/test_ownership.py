@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import shutil
-import site
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +14,8 @@ import pytest
 
 from tests.conftest import WIDGETS
 from tests.support.gitutil import commit_files, git, remote_refs, wait_until
-from tests.support.serve import ROOT, Serve
+from tests.support.privileges import other_users_python
+from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
@@ -52,35 +50,18 @@ def owner() -> pwd.struct_passwd:
         pytest.skip("this machine has no user nobody")
 
 
-@pytest.fixture(scope="module")
-def path_for_all() -> str:
-    """A PYTHONPATH of this checkout and its dependencies."""
-    return os.pathsep.join([str(ROOT), *site.getsitepackages()])
-
-
-@pytest.fixture(scope="module")
-def python_for_all(owner: pwd.struct_passwd, path_for_all: str) -> str:
-    """An interpreter that the owner may run too: the tests' own may be below root's home."""
-    code = "import sys; assert sys.version_info >= (3, 11); import appliance.cli.main, appliance.core.daemon.service"
-    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
-        env = {"PYTHONPATH": path_for_all, "PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}
-        with contextlib.suppress(OSError):
-            if run_as(owner, [python, "-c", code], env).returncode == 0:
-                return python
-    pytest.skip("no Python of 3.11 or newer that another user may run")
-
-
 @pytest.fixture
-def serve(owner: pwd.struct_passwd, path_for_all: str, python_for_all: str) -> Iterator[Serve]:
+def serve(owner: pwd.struct_passwd) -> Iterator[Serve]:
     """A state directory of `owner`, in a place that all may enter, for commands that root runs."""
+    python, path = other_users_python(owner.pw_uid)
     place = Path(tempfile.mkdtemp(prefix="gitmirror-test-"))
     try:
         place.chmod(0o755)
         state = place / "state"
         state.mkdir()
         os.chown(state, owner.pw_uid, owner.pw_gid)
-        env = {"PYTHONPATH": path_for_all, "PYTHONDONTWRITEBYTECODE": "1"}
-        with Serve(state, python=python_for_all, env=env, refresh={"interval": "1s"}) as serve:
+        env = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+        with Serve(state, python=python, env=env, refresh={"interval": "1s"}) as serve:
             yield serve
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -153,12 +134,13 @@ def test_after_root_the_owner_can_go_on(serve: Serve, upstream: HttpUpstream, ow
 
 @pytest.mark.slow
 def test_somebody_else_is_told_whose_it_is(serve: Serve, owner: pwd.struct_passwd) -> None:
-    """A third user gets an error in words, and no traceback."""
-    serve.cli("repos")
+    """A third user whom the modes let read changes nothing. He gets an error in words, and no traceback."""
+    serve.cli("add-repo", "https://127.0.0.1:1/a/b", "--no-wait")
     stranger = next(user for user in pwd.getpwall() if user.pw_uid not in (0, owner.pw_uid))
-    for command in (["repos"], ["serve", *serve.options]):
+    assert run_as(stranger, command_of(serve, "repos"), serve.env).returncode == 0
+    for command, code in ((["disable", "a/b"], 4), (["serve", *serve.options], 1)):
         done = run_as(stranger, command_of(serve, *command), serve.env)
-        assert done.returncode == 1, done
+        assert done.returncode == code, done
         assert "Traceback" not in done.stderr and str(serve.state) in done.stderr and "user" in done.stderr
 
 
@@ -176,13 +158,13 @@ def test_a_user_who_may_not_enter_learns_what_to_do(serve: Serve, owner: pwd.str
 
 
 def test_doctor_tells_a_user_who_may_not_enter(serve: Serve, owner: pwd.struct_passwd) -> None:
-    """The other checks are made all the same."""
-    serve.cli("repos")
+    """The checks that need nothing of it are made all the same, and the others say nothing that is not so."""
     os.chown(serve.state, 0, 0)
     serve.state.chmod(0o750)
     done = run_as(owner, command_of(serve, "doctor"), {**serve.env, "PATH": os.defpath, "HOME": "/nonexistent"})
     assert done.returncode == 3
     assert f"{serve.state} cannot be used by this user" in done.stdout
-    assert "run doctor with sudo" in done.stdout
-    assert "serve: not running" in done.stdout
+    assert "run the command with sudo" in done.stdout
+    assert "ok    git:" in done.stdout and "serve" not in done.stdout.partition("state directory")[0]
+    assert "not running" not in done.stdout
     assert "Traceback" not in done.stderr

@@ -227,7 +227,7 @@ def test_a_mirror_left_on_disk_can_be_purged_later(either: Serve, upstream: Http
     assert not either.mirror(WIDGETS).exists()
     for options in ([], ["--purge", "--yes"]):
         done = either.cli("remove-repo", WIDGETS, *options, check=False)
-        assert done.returncode == 1 and "not registered" in done.stderr
+        assert done.returncode == 2 and "not registered" in done.stderr
 
 
 def test_a_name_that_leads_out_of_the_mirrors_purges_nothing(either: Serve) -> None:
@@ -235,7 +235,7 @@ def test_a_name_that_leads_out_of_the_mirrors_purges_nothing(either: Serve) -> N
     beside = either.state.parent / "beside.git"
     beside.mkdir()
     done = either.cli("remove-repo", "../../beside", "--purge", "--yes", check=False)
-    assert done.returncode == 1 and "not registered" in done.stderr
+    assert done.returncode == 2 and "not registered" in done.stderr
     assert beside.exists()
 
 
@@ -298,7 +298,7 @@ def test_enable_and_disable_without_serve(alone: Serve, upstream: HttpUpstream) 
     alone.start()
     assert "HEAD" in remote_refs(f"{alone.git_url}/{WIDGETS}")
     for command in ("enable", "disable"):
-        assert alone.cli(command, "no/such", check=False).returncode == 1
+        assert alone.cli(command, "no/such", check=False).returncode == 2
 
 
 @pytest.mark.slow
@@ -382,9 +382,9 @@ def test_commands_that_need_serve_exit_4_without_it(alone: Serve) -> None:
 
 
 def test_refreshing_what_is_not_registered(node_like: Serve) -> None:
-    """Exit code 1, by name."""
+    """Exit code 2, by name."""
     done = node_like.cli("refresh", "no/such", check=False)
-    assert done.returncode == 1 and "no/such is not registered" in done.stderr
+    assert done.returncode == 2 and "no/such is not registered" in done.stderr
     done = node_like.cli("refreshes", "no/such", check=False)
-    assert done.returncode == 1 and "no/such is not registered" in done.stderr
+    assert done.returncode == 2 and "no/such is not registered" in done.stderr
     assert node_like.cli_json("refresh") == []

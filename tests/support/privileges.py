@@ -1,11 +1,17 @@
-"""Takes root's privilege to ignore file modes away from a child, so that it acts like a service's user."""
+"""Runs children without root's privileges: as a service's user, bound by file modes, or as another user."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import site
+import subprocess
+import sys
 
 import pytest
+
+from tests.support.serve import ROOT
 
 
 def bound_by_modes() -> list[str]:
@@ -18,3 +24,22 @@ def bound_by_modes() -> list[str]:
     if shutil.which("setpriv") is None:
         pytest.skip("root reads everything, and setpriv is missing to change that")
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+
+
+def other_users_python(user: int) -> tuple[str, str]:
+    """Return an interpreter that the user `user` may run, and the PYTHONPATH of this checkout; skip without one.
+
+    The tests' own may be below root's home.
+    """
+    path = os.pathsep.join([str(ROOT), *site.getsitepackages()])
+    code = "import sys; assert sys.version_info >= (3, 11); import appliance.cli.main, appliance.core.daemon.service"
+    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+        env = {"PYTHONPATH": path, "PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}
+        with contextlib.suppress(OSError):
+            argv = [python, "-c", code]
+            done = subprocess.run(
+                argv, user=user, group=user, extra_groups=[], env=env, cwd="/", timeout=60, check=False
+            )
+            if done.returncode == 0:
+                return python, path
+    pytest.skip("no Python of 3.11 or newer that another user may run")

@@ -155,14 +155,14 @@ def test_it_opens_before_serve_and_before_there_is_anything(
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED)
 
     async def script(seen: Seen) -> None:
-        await seen.shows("○ no serve: read-only", "gitmirror.db is missing")
+        await seen.shows("○ no serve: read-only", "there is no state directory")
         for key in ("2", "3", "4", "1"):
             await seen.press(key)
             await seen.settled()
         assert not serve.state.exists()
         await asyncio.to_thread(serve.start)
         await seen.shows("● serving", "● fresh")
-        await seen.hides("is missing")
+        await seen.hides("no state directory")
 
     drive(make_app(serve), script)
 

@@ -12,7 +12,7 @@ from appliance.tui.app import Tui
 from appliance.tui.screens.dialogs import Whole
 from appliance.tui.screens.help import HelpScreen
 from appliance.tui.screens.repository import RepositoryScreen
-from appliance.tui.widgets.columns import Column, Order
+from appliance.tui.widgets.columns import Column, Sorting
 from tests.tui.drive import Seen, drive
 from tests.tui.scene import WIDGETS, Scene, build
 
@@ -112,7 +112,7 @@ def test_every_heading_sorts(scene: Scene, monkeypatch: pytest.MonkeyPatch, tab:
         listing: Any = seen.app.screen.query_one("#list")
         assert listing.rows
         for column in listing.columns:
-            order: Order[Any] = Order()
+            order: Sorting[Any] = Sorting()
             assert order.click(column), column.title
             assert sorted(map(id, order.apply(listing.rows))) == sorted(map(id, listing.rows))
 
@@ -121,6 +121,6 @@ def test_every_heading_sorts(scene: Scene, monkeypatch: pytest.MonkeyPatch, tab:
 
 def test_a_column_without_an_order_is_not_sorted_by() -> None:
     """And a click on its heading changes nothing."""
-    order: Order[int] = Order()
+    order: Sorting[int] = Sorting()
     assert not order.click(Column("X", lambda _: (), 1, 0)) and order.title == ""
     assert order.apply([2, 1]) == [2, 1]

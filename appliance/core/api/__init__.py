@@ -1,7 +1,8 @@
 """The HTTP API of a running `serve`: for platforms on the admin port, for our own commands on the control socket.
 
 - `declaration`: what a route is. `node_routes`, `session_routes`, `mirror_routes`, `record_routes`, `disk_routes`,
-  `event_routes` declare all of them; `schemas` has their JSON Schemas, `paging` what lists have in common.
+  `event_routes`, `api_token_routes` declare all of them; `schemas` has their JSON Schemas, `paging` what lists have in
+  common.
 - `parsing` reads a request as its operation declares it.
 - `application`: the ASGI application made from the declarations. `access` admits callers, `problem` words errors.
   `slots` bounds the requests that read mirrors, `streams` sends bodies that are made as they are sent.

@@ -6,6 +6,7 @@ from starlette.applications import Starlette
 
 from appliance.core.access.api_tokens import ApiTokens
 from appliance.core.api.access import Access
+from appliance.core.api.api_token_routes import ApiTokenRoutes
 from appliance.core.api.application import make_application
 from appliance.core.api.attachment_routes import AttachmentRoutes
 from appliance.core.api.declaration import Operation
@@ -33,6 +34,7 @@ def declare(node: NodeOperations, stores: Stores, stream: EventStream) -> list[O
         SessionRoutes(node, stores),
         AttachmentRoutes(node, stores),
         RecordRoutes(node, stores),
+        ApiTokenRoutes(stores),
         FleetRoutes(node),
         EventRoutes(stream),
     )

@@ -26,7 +26,7 @@ _TAGS = {
 _TAG_OF = {
     **dict.fromkeys(("repos", "refresh", "verify", "heal"), "repos"),
     **dict.fromkeys(("refs", "commits", "files"), "mirror"),
-    **dict.fromkeys(("refreshes", "activity", "audit", "tokens"), "records"),
+    **dict.fromkeys(("refreshes", "activity", "audit", "tokens", "api-tokens"), "records"),
     "disks": "disks",
     "guests": "guests",
     "sessions": "sessions",
@@ -39,6 +39,7 @@ PATH_PARAMETERS = {
     "session": ("The whole name of the session.", "fix-dns"),
     "path": ("The path of a file or directory; slashes need no escape.", "README.md"),
     "id": ("The number of the token.", "1"),
+    "api_token": ("The number of the API token.", "2"),
     "disk": ("The id of the lease.", "1f0c2a9b"),
     "guest": ("The name of the guest.", "vm-7"),
     "node": ("The name of the node.", "node-3"),

@@ -89,15 +89,19 @@ def headers_of(error: GitmirrorError) -> dict[str, str]:
 
 
 def problem_document(error: GitmirrorError) -> dict[str, Any]:
-    """The document of an error: `{type, title, status, detail, hint}`."""
+    """The document of an error: `{type, title, status, detail, hint}`.
+
+    It also has the `exit_code` of a command that meets the error, if that is another than the kind's.
+    """
     kind = kind_of(error)
-    return {
+    document = {
         "type": kind.type,
         "title": kind.title,
         "status": int(kind.status),
         "detail": error.message,
         "hint": error.hint,
     }
+    return document | ({} if error.exit_code == kind.exit_code else {"exit_code": error.exit_code})
 
 
 def http_problem(status: int, text: str) -> tuple[str, str]:
@@ -111,4 +115,6 @@ def http_problem(status: int, text: str) -> tuple[str, str]:
 def error_of(document: dict[str, Any]) -> GitmirrorError:
     """The error that a problem's document describes. One of an unknown type becomes a failed operation."""
     kind = next((kind for kind in KINDS if kind.type == document.get("type")), FAILED)
-    return Problem(kind, str(document.get("detail") or document.get("title")), hint=str(document.get("hint") or ""))
+    error = Problem(kind, str(document.get("detail") or document.get("title")), hint=str(document.get("hint") or ""))
+    error.exit_code = int(document.get("exit_code", kind.exit_code))
+    return error

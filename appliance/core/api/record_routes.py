@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from appliance.core.api import problem, schemas
+from appliance.core.api.api_token_routes import number_of_token
 from appliance.core.api.declaration import Answer, Call, Header, Operation, Parameter, Reply, Scope
 from appliance.core.api.operations import NodeOperations
 from appliance.core.api.paging import AFTER, BY_GUEST, LIMIT, limit_of, paged, since
@@ -124,8 +125,5 @@ class RecordRoutes:
         return Reply(issued, 201, headers={"Location": f"/v1/tokens/{issued['id']}"})
 
     async def _revoke(self, call: Call) -> Any:
-        number = call.path["id"]
-        if not (number.isascii() and number.isdigit() and len(number) < 18):
-            words = f"{ascii(number)[:100]} is no number of a token"
-            raise problem.Problem(problem.INVALID, words, hint="GET /v1/tokens lists them")
-        return await asyncio.to_thread(self._stores.tokens.revoke, int(number))
+        number = number_of_token(call.path["id"], "/v1/tokens")
+        return await asyncio.to_thread(self._stores.tokens.revoke, number)

@@ -102,7 +102,7 @@ def compose_fleet(
     heads = HeadPublisher(parts.link, LogHeads(stores.database, stores.audit, time.time))
     if not parts.link.is_on:
         return Fleet(parts, {}, heads)
-    desk = parts.news.desk(scheduler, state.find, begin)
+    desk = parts.news.desk(scheduler, state.lookup, begin)
 
     def forget(event: RegistryChanged) -> None:
         desk.forget(event.gone)

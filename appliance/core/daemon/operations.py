@@ -214,7 +214,7 @@ class Operations:
     def mirror(self, name: str) -> Mirror:
         """The mirror of a repository, registered or not, to be read. Raises NotFound if there is none on disk."""
         if not is_repo_name(name):
-            raise UnknownRepo(name)
+            raise UnknownRepo(name, [repo.name for repo in self.state.repos])
         mirror = self.mirrors(name)
         if not mirror.exists():
             known = self.state.find(name)

@@ -170,7 +170,7 @@ class Service:
                 sockets, socket_files = listen_on(addresses, name, scheme)
                 self._socket_files += socket_files
             self._rooms.acceptors[name].start(list(sockets))
-            self._state.listening[name] = sorted(sockets.values(), key=lambda shown: "://" not in shown)
+            self._state.listen(name, sockets.values(), is_inherited=bool(inherited))
 
     async def _open_guests(self) -> None:
         """Opens the sockets of known guests. Without a database, nobody is known until it can be read."""

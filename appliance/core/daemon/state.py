@@ -7,15 +7,18 @@ a copy: they receive the methods below and call them whenever they need the valu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from appliance.core.access.privacy import Privacy
+from appliance.core.config.addresses import ListenAddress
 from appliance.core.config.settings import (
     AlertsConfig,
     BackupConfig,
     Config,
     GuestsConfig,
     RecordingConfig,
+    ServeConfig,
     WorkspaceConfig,
 )
 from appliance.core.errors import GitmirrorError
@@ -25,6 +28,7 @@ from appliance.core.node.state_dir import make_privacy
 from appliance.core.store.database import StoreError
 from appliance.core.store.registry import UnknownRepo
 from appliance.core.store.remedies import remedy
+from appliance.core.units import Address
 
 GIT, HTTP, ADMIN = "git", "http", "admin"
 LISTENERS = (GIT, HTTP, ADMIN)
@@ -35,8 +39,9 @@ class ServeState:
     """The config in use, the known repositories, the listeners' addresses, and what is wrong with the config.
 
     `listening` has every address of a listener, URLs of TCP before `unix:/path` and `vsock:PORT`; none if it is off.
-    `problems` are messages for `status`. `registry_lost` is why the database could not be read; until it can be read,
-    `repos` is made from the config and the mirrors on disk.
+    `problems` are messages for `status`, and so is `overruled`: which addresses of the config are not in use.
+    `registry_lost` is why the database could not be read; until it can be read, `repos` is made from the config and the
+    mirrors on disk.
     """
 
     layout: Layout
@@ -44,6 +49,7 @@ class ServeState:
     repos: list[Repo] = field(default_factory=list)
     listening: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in LISTENERS})
     problems: list[str] = field(default_factory=list)
+    overruled: list[str] = field(default_factory=list)
     registry_lost: StoreError | None = None
 
     def known_repos(self) -> list[Repo]:
@@ -52,10 +58,14 @@ class ServeState:
 
     def find(self, name: str) -> Repo:
         """Returns the repository of that name. Raises UnknownRepo."""
-        for repo in self.repos:
-            if repo.name == name:
-                return repo
-        raise UnknownRepo(name)
+        repo = self.lookup(name)
+        if repo is None:
+            raise UnknownRepo(name, [repo.name for repo in self.repos])
+        return repo
+
+    def lookup(self, name: str) -> Repo | None:
+        """Returns the repository of that name, or None."""
+        return next((repo for repo in self.repos if repo.name == name), None)
 
     def stale_after(self) -> float:
         """Seconds of lag above which a repository is stale."""
@@ -107,7 +117,7 @@ class ServeState:
 
     def may_replicate(self, name: str) -> bool:
         """Whether what is recorded in a repository may go to the fleet; not while it is not registered."""
-        repo = next((repo for repo in self.repos if repo.name == name), None)
+        repo = self.lookup(name)
         return repo is not None and (self.config.fleet.replicate_private or not self.is_private(repo))
 
     def alerts(self) -> AlertsConfig:
@@ -138,6 +148,23 @@ class ServeState:
     def privacy(self) -> Privacy:
         """Who may read which mirror, according to the config in use."""
         return make_privacy(self.layout, self.config)
+
+    def listen(self, listener: str, shown: Iterable[str], *, is_inherited: bool) -> None:
+        """Notes where a listener is bound. Sockets from systemd go before the addresses in the config."""
+        bound = self.listening[listener] = sorted(shown, key=lambda each: "://" not in each)
+        wanted: tuple[ListenAddress, ...] = getattr(self.config.serve, listener)
+        if not is_inherited or wanted == getattr(ServeConfig(), listener):
+            return
+        scheme = "git" if listener == GIT else "http"
+        urls = [f"{scheme}://{each}" if isinstance(each, Address) else str(each) for each in wanted]
+        # Port 0 asks for no address in particular.
+        if urls and all(url in bound or url.endswith(":0") for url in urls):
+            return
+        change = "" if listener == ADMIN else "`gitmirror.pyz install --listen ADDRESS` or "
+        self.overruled.append(
+            f"[serve] {listener} ({', '.join(map(str, wanted)) or 'off'}) is not in use, because systemd's sockets set "
+            f"the addresses ({', '.join(bound)}): change them with {change}`systemctl edit gitmirror-{listener}.socket`"
+        )
 
     def public_url(self, listener: str) -> str | None:
         """The address of a listener for guests: the configured public one, else the first that it is bound to.

@@ -90,7 +90,7 @@ class Status:
             "clients": len(self.ports.guests),
             "audit_head": push_watch.audit_head,
             "pushes": push_watch.document(),
-            "warnings": [*state.problems, *([off.warning] if off else []), *self._complaints()],
+            "warnings": [*state.problems, *state.overruled, *([off.warning] if off else []), *self._complaints()],
             "cache": {
                 "hits": cache.counts[CacheResult.HIT],
                 "misses": cache.counts[CacheResult.MISS],

@@ -47,6 +47,6 @@ class FleetNews:
             self._timeout,
         )  # fmt: skip
 
-    def desk(self, scheduler: Scheduler, find: Callable[[str], Repo], begin: Begin) -> NewsDesk:
+    def desk(self, scheduler: Scheduler, find: Callable[[str], Repo | None], begin: Begin) -> NewsDesk:
         """What hears news and answers questions."""
         return NewsDesk(self._link, self._board, self._sharing, scheduler, find, begin)

@@ -18,7 +18,6 @@ from appliance.core.fleet.wire import read, write
 from appliance.core.git.failures import Kind
 from appliance.core.models import Repo
 from appliance.core.refresh.scheduler import LeftAlone, Scheduler
-from appliance.core.store.registry import UnknownRepo
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -34,7 +33,7 @@ Begin = Callable[[Coroutine[Any, Any, None], str], object]
 
 
 class NewsDesk:
-    """Listens while the fleet is up. `find` gives the repository of a name, and `begin` runs what takes a while."""
+    """Listens while the fleet is up. `find` gives the repository of a name, `begin` runs what takes a while."""
 
     def __init__(
         self,
@@ -42,7 +41,7 @@ class NewsDesk:
         board: NewsBoard,
         sharing: Sharing,
         scheduler: Scheduler,
-        find: Callable[[str], Repo],
+        find: Callable[[str], Repo | None],
         begin: Begin,
     ) -> None:
         self._link = link
@@ -144,11 +143,8 @@ class NewsDesk:
 
     def _repo(self, name: str, url: str) -> Repo | None:
         """The repository that is meant, or None if this node does not have it, or does not share it."""
-        try:
-            repo = self._find(name)
-        except UnknownRepo:
-            return None
-        return repo if self._sharing.fits(repo, url) else None
+        repo = self._find(name)
+        return repo if repo is not None and self._sharing.fits(repo, url) else None
 
     async def _say(self, message: Msg, data: bytes) -> None:
         try:

@@ -7,8 +7,8 @@
 - `ref_sets`: parses and compares sets of refs. `stored_refs`: reads refs from a mirror's files. `reflog`: who moved a
   ref from where to where. `ref_traces`, `ref_memory`: detect that no ref has changed. None of these runs git.
 - `history`: what a recorded commit changed. `turn_contents`: its paths and messages, within bounds. `browse`: reads
-  commits for people with GitPython, and checks one out as a worktree. `diff_output`: prints a diff with control
-  characters escaped, coloured as git does it.
+  commits for people with GitPython, and packs one; `unpacking` checks it out elsewhere. `diff_output`: prints a diff
+  with control characters escaped, coloured as git does it.
 - `keyring`: lends git a credential for one refresh. `tls_trust`: which certificate authorities git trusts for https.
 - `reading`: refs, commits and files for the API, paged or streamed; `revisions` finds the commit that a name means, and
   `objects` parses commits and tags. `diff_document`: a diff as text or as data. `session_bundle`: work as a git bundle.

@@ -1,16 +1,20 @@
-"""Reads recorded commits with GitPython, and checks one out as a workspace, for commands and the TUI."""
+"""Reads recorded commits with GitPython, and packs one for a checkout, for commands and the TUI."""
 
 from __future__ import annotations
 
 import os
-import shutil
+import signal
+import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import git as gitpython
 
-from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.errors import GitmirrorError
 from appliance.core.git.diff_output import print_diff
+from appliance.core.git.error_lines import last_errors
 from appliance.core.git.history import Changed, parse_shortstat
 from appliance.core.models import CommitText, FileChange, RefText
 
@@ -111,27 +115,34 @@ class Browser:
         """git knows the empty tree without storing it; its id depends on the repository's hash algorithm."""
         return str(self._repo.git.hash_object("-t", "tree", os.devnull))
 
-    def checkout(self, commit: str, directory: Path, *, branch: str, origin: str) -> None:
-        """Makes an independent repository with `commit` checked out on a new branch; its `origin` is the upstream.
+    @contextmanager
+    def packed(self, commit: str) -> Iterator[int]:
+        """A descriptor from which a pack of everything that `commit` reaches can be read. Raises GitmirrorError."""
+        argv = ["git", "--git-dir", str(self._path), "pack-objects", "--stdout", "--revs", "--delta-base-offset", "-q"]
+        with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as said:
+            asked.write(f"{commit}\n".encode())
+            asked.seek(0)
+            with subprocess.Popen(
+                argv, env=self._environment, stdin=asked, stdout=subprocess.PIPE, stderr=said
+            ) as packing:
+                assert packing.stdout is not None
+                try:
+                    yield packing.stdout.fileno()
+                except OSError:
+                    packing.kill()
+                    raise
+                except GitmirrorError:
+                    # If git could not pack it, that is why it could not be unpacked. A reader that left early is none.
+                    packing.stdout.close()
+                    if packing.wait() <= 0 or packing.returncode == _BROKEN_PIPE:
+                        raise
+                if packing.wait() > 0:
+                    said.seek(0)
+                    words = last_errors(said.read().decode(errors="replace"))
+                    raise GitmirrorError(f"git failed: {words or f'exit code {packing.returncode}'}")
 
-        Raises UsageError when `directory` exists and is not empty, and GitmirrorError. Either leaves `directory` as it
-        was.
-        """
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise UsageError(f"{directory} is not empty", hint="name a directory that does not exist yet")
-        existed = directory.exists()
-        try:
-            with _translated_errors():
-                directory.mkdir(parents=True, exist_ok=True)
-                repo = gitpython.Repo.init(directory)
-                repo.git.update_environment(**self._environment)
-                repo.git.fetch(f"file://{self._path}", f"{commit}:refs/heads/{branch}", quiet=True, no_tags=True)
-                repo.create_remote("origin", origin)
-                repo.git.checkout(branch, quiet=True)
-                repo.close()
-        except BaseException:
-            _remove(directory, keep_top=existed)
-            raise
+
+_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 class _translated_errors:
@@ -144,21 +155,5 @@ class _translated_errors:
         if isinstance(error, gitpython.GitCommandError):
             stderr = (error.stderr or "").strip().removeprefix("stderr:").strip(" '")
             raise GitmirrorError(f"git failed: {stderr or f'exit code {error.status}'}") from error
-        if isinstance(error, PermissionError):
-            raise GitmirrorError(
-                f"{error.filename} cannot be written: {error.strerror}",
-                hint="choose a directory that the owner of the state directory can write to: when run as root, this "
-                "command acts as that user",
-            ) from error
         if isinstance(error, (gitpython.BadName, ValueError, OSError)):
             raise GitmirrorError(f"the repository cannot be read: {error}") from error
-
-
-def _remove(directory: Path, *, keep_top: bool) -> None:
-    for entry in list(directory.iterdir()) if directory.is_dir() else []:
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
-    if not keep_top and directory.is_dir():
-        directory.rmdir()

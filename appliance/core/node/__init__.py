@@ -6,6 +6,7 @@
 - `registration`: the steps of adding and removing a repository, the same for `serve` and for `offline`.
 - `examining`: inspects and heals mirrors without `serve`. `searching`: reads turns for a search without `serve`.
 - `sessions`: what agents did: turns, diffs, a checkout. `queries`: what the live view reads, piece by piece.
+- `callers_files`: writes outside the state directory, as whoever called.
 - `state_dir`: opens what is in a state directory: stores, git, keyring, privacy.
 - `explanations`: what to do about a refresh that failed or a push that was refused.
 - `storage`: how much disk space the state directory takes, by purpose.

@@ -22,7 +22,7 @@ from appliance.core.integrity.examination import (
 from appliance.core.layout import Layout
 from appliance.core.models import Repo, Tell
 from appliance.core.node.registration import WAIT_FOR_OWNER
-from appliance.core.node.state_dir import clean_up, make_git, make_keyring
+from appliance.core.node.state_dir import NoState, clean_up, make_git, make_keyring
 from appliance.core.process.owner import claim
 from appliance.core.refresh.refresher import Refresher
 from appliance.core.store.stores import Stores
@@ -33,6 +33,8 @@ def verify_alone(
 ) -> list[dict[str, Any]]:
     """Inspects the named mirrors, or all, and records what it finds. Raises GitmirrorError."""
     chosen = chosen_repos(stores.registry.all(), stores, names)
+    if not chosen:
+        return []
     with _examiner(stores, layout, config, chosen, "verify") as examiner:
 
         async def inspect_all() -> list[dict[str, Any]]:
@@ -81,6 +83,8 @@ def chosen_repos(known: list[Repo], stores: Stores, names: list[str]) -> list[Re
 
 @contextmanager
 def _examiner(stores: Stores, layout: Layout, config: Config, repos: list[Repo], role: str) -> Iterator[Examiner]:
+    if not layout.state.exists():
+        raise NoState(layout)
     owned = claim(layout, role, wait=WAIT_FOR_OWNER)
     try:
         mirrors = Mirrors(layout, make_git(layout, config, owned.children))

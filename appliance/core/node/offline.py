@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import sys
 import time
@@ -30,6 +31,7 @@ from appliance.core.observability.report import repo_documents, status_document
 from appliance.core.process.control_socket import not_serving
 from appliance.core.process.owner import claim
 from appliance.core.store.audit import LogBehind
+from appliance.core.store.database import MayNotWrite
 from appliance.core.store.remedies import remedy
 from appliance.core.store.stores import Stores
 from appliance.core.workspace.disk.collection import discard_disks
@@ -51,15 +53,16 @@ class OfflineNode:
     create: bool
 
     def stores(self) -> Stores:
-        """The database, reconciled with the config's list."""
-        stores = open_stores(self.layout, create=self.create)
-        stores.registry.reconcile(wanted_of_config(self.config))
+        """The database, reconciled with the config's list, unless this user may only read it."""
+        stores, listed = open_stores(self.layout, create=self.create, virtual=True), wanted_of_config(self.config)
+        with contextlib.suppress(MayNotWrite):
+            stores.registry.reconcile(listed)
         return stores
 
     def status(self) -> dict[str, Any]:
         """The document of `status --json` as far as the database knows it, with `serving` false."""
         # The registry is not reconciled here, because reading a node's status must not change it.
-        stores = open_stores(self.layout, create=self.create)
+        stores = open_stores(self.layout, create=False, virtual=True)
         document = status_document(
             stores.registry.all(),
             stores.health.all(),
@@ -80,12 +83,13 @@ class OfflineNode:
     def fleet(self) -> dict[str, Any]:
         """The fleet as far as the database knows it: what waits to go out."""
         config = self.config.fleet
-        waiting, trouble = self._waiting(open_stores(self.layout, create=self.create)), _AWAY if config.is_on else None
-        return fleet_document(config, waiting, trouble=trouble)
+        if not config.is_on:
+            return fleet_document(config, {}, trouble=None)
+        return fleet_document(
+            config, self._waiting(open_stores(self.layout, create=self.create, virtual=True)), trouble=_AWAY
+        )
 
     def _waiting(self, stores: Stores) -> dict[str, int]:
-        if not self.config.fleet.is_on:
-            return {}
 
         def that_may_leave(names: Iterable[str]) -> set[str]:
             registered = {repo.name: repo for repo in stores.registry.all()}
@@ -159,9 +163,23 @@ class OfflineNode:
         stores = self.stores()
         return issue_token(stores.tokens, self._privacy, stores.registry.get(name), ttl, note)
 
+    def revoke_token(self, token_id: int) -> dict[str, Any]:
+        """Revokes a read token. Raises UnknownToken."""
+        return open_stores(self.layout, create=self.create, virtual=True).tokens.revoke(token_id)
+
+    def issue_api_token(self, scope: str, ttl: float | None, name: str) -> dict[str, Any]:
+        """Issues an API token, valid for `ttl` seconds or until it is revoked."""
+        from appliance.core.store.api_tokens import TokenScope
+
+        return open_stores(self.layout, create=self.create, virtual=True).api_tokens.issue(TokenScope(scope), ttl, name)
+
+    def revoke_api_token(self, token_id: int) -> dict[str, Any]:
+        """Revokes an API token. Raises UnknownApiToken."""
+        return open_stores(self.layout, create=self.create, virtual=True).api_tokens.revoke(token_id)
+
     def accept_loss(self) -> dict[str, Any]:
         """Accepts an audit log that lacks events. The next start of `serve` looks for the lost turns in mirrors."""
-        return {"accepted": open_stores(self.layout, create=self.create).audit.accept_loss(), "found": 0}
+        return {"accepted": open_stores(self.layout, create=self.create, virtual=True).audit.accept_loss(), "found": 0}
 
     def backup(self, to: str | None) -> dict[str, Any]:
         """Makes a backup in this process, to the directory `to` or the configured one."""
@@ -221,11 +239,11 @@ class OfflineNode:
         """Reads the turns that no search knows yet, for a bounded time; returns how many are left."""
         from appliance.core.node.searching import index_alone
 
-        return index_alone(open_stores(self.layout, create=self.create), self.layout, self.config, tell)
+        return index_alone(open_stores(self.layout, create=self.create, virtual=True), self.layout, self.config, tell)
 
     def keep_session(self, repo: str, session: str, kept: bool) -> None:
         """Exempts a session from retention, or ends the exemption."""
-        open_stores(self.layout, create=self.create).sessions.keep(repo, session, kept)
+        open_stores(self.layout, create=False, virtual=True).sessions.keep(repo, session, kept)
 
     def bring_turns(self, repo: str, session: str, turns: Sequence[int], attachment: str | None = None) -> None:
         """Raises NotServing, because only a running `serve` is connected to the fleet."""

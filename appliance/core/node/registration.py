@@ -51,10 +51,8 @@ def check_wanted(stores: Stores, layout: Layout, config: Config, arguments: Mapp
         allow_local=bool(arguments.get("allow_local")) or config.refresh.allow_local,
         has_key=make_keyring(config).has_key,
     )
-    try:
-        # Of one that is registered, the registry knows the upstream.
-        stores.registry.get(wanted.name)
-    except UnknownRepo:
+    # Of one that is registered, the registry knows the upstream.
+    if stores.registry.find(wanted.name) is None:
         refuse_foreign_leftover(layout, wanted)
     return wanted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,11 @@ from urllib.parse import quote
 
 from appliance.core.api.client import QUICK, call, pages, repo_path
 from appliance.core.config.settings import Config
-from appliance.core.errors import NotFound
+from appliance.core.errors import GitmirrorError, NotFound
 from appliance.core.layout import Layout
 from appliance.core.models import Tell
-from appliance.core.names import is_guest_name
+from appliance.core.names import is_guest_name, is_repo_name
+from appliance.core.store.registry import UnknownRepo
 
 if TYPE_CHECKING:
     from appliance.core.store.stores import Stores
@@ -31,7 +33,7 @@ class RunningNode:
         # Imported here, because most commands only ask `serve`, and this is more than half of their time.
         from appliance.core.node.state_dir import open_stores
 
-        return open_stores(self.layout, create=self.create)
+        return open_stores(self.layout, create=self.create, virtual=True)
 
     def status(self) -> dict[str, Any]:
         """The document of `status --json`."""
@@ -63,11 +65,20 @@ class RunningNode:
 
     def remove(self, name: str, *, purge: bool) -> dict[str, Any]:
         """Unregisters a repository; with `purge`, also deletes its mirror and its snapshots."""
-        return dict(call(self.layout, "DELETE", repo_path(name), query={"purge": purge}))
+        return dict(call(self.layout, "DELETE", self._path(name), query={"purge": purge}))
 
     def change(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Changes `enabled`, `branch` or `interval` of a repository; returns it as in `repos`."""
-        return dict(call(self.layout, "PATCH", repo_path(name), changes))
+        return dict(call(self.layout, "PATCH", self._path(name), changes))
+
+    def _path(self, name: str, *below: str) -> str:
+        """As `repo_path`; for what no repository can be called, the error says which may be meant."""
+        if is_repo_name(name):
+            return repo_path(name, *below)
+        known: list[str] = []
+        with contextlib.suppress(GitmirrorError):
+            known = [repo["name"] for repo in self.repos()]
+        raise UnknownRepo(name, known)
 
     def refresh(self, names: list[str]) -> list[dict[str, Any]]:
         """Refreshes now and waits for the outcomes. No names mean all enabled repositories."""
@@ -79,11 +90,19 @@ class RunningNode:
 
     def issue_token(self, name: str, ttl: float, note: str) -> dict[str, Any]:
         """Issues a read token of a repository, valid for `ttl` seconds. `private` says whether guests need one."""
-        from appliance.core.access.read_tokens import issue_token
-        from appliance.core.node.state_dir import make_privacy
+        return dict(call(self.layout, "POST", "/v1/tokens", {"repo": name, "ttl": ttl, "note": note}))
 
-        stores = self.stores()
-        return issue_token(stores.tokens, make_privacy(self.layout, self.config), stores.registry.get(name), ttl, note)
+    def revoke_token(self, token_id: int) -> dict[str, Any]:
+        """Revokes a read token. Raises NotFound."""
+        return dict(call(self.layout, "DELETE", f"/v1/tokens/{token_id}", timeout=QUICK))
+
+    def issue_api_token(self, scope: str, ttl: float | None, name: str) -> dict[str, Any]:
+        """Issues an API token, valid for `ttl` seconds or until it is revoked."""
+        return dict(call(self.layout, "POST", "/v1/api-tokens", {"scope": scope, "ttl": ttl, "name": name}))
+
+    def revoke_api_token(self, token_id: int) -> dict[str, Any]:
+        """Revokes an API token. Raises NotFound."""
+        return dict(call(self.layout, "DELETE", f"/v1/api-tokens/{token_id}", timeout=QUICK))
 
     def accept_loss(self) -> dict[str, Any]:
         """Accepts an audit log that lacks events: `accepted` is whether it did, `found` the turns found in mirrors."""
@@ -99,11 +118,11 @@ class RunningNode:
 
     def heal(self, name: str) -> dict[str, Any]:
         """Inspects one mirror now and heals it."""
-        return dict(call(self.layout, "POST", repo_path(name, "heal")))
+        return dict(call(self.layout, "POST", self._path(name, "heal")))
 
     def lease_disk(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """Leases the drives of a branch or a commit, and waits until they are built."""
-        return dict(call(self.layout, "POST", repo_path(name, "disks"), request))
+        return dict(call(self.layout, "POST", self._path(name, "disks"), request))
 
     def disks(self) -> list[dict[str, Any]]:
         """The leases that have not ended, newest first."""
@@ -137,18 +156,18 @@ class RunningNode:
 
     def keep_session(self, repo: str, session: str, kept: bool) -> None:
         """Exempts a session from retention, or ends the exemption. Raises NotFound."""
-        call(self.layout, "PATCH", repo_path(repo, "sessions", session), {"keep": kept})
+        call(self.layout, "PATCH", self._path(repo, "sessions", session), {"keep": kept})
 
     def drop_session(self, repo: str, session: str, tip: str | None = None) -> None:
         """Ends a session at once; with `tip`, only while that is its last commit. Raises NotFound, Conflict."""
         query = {"tip": tip} if tip else None
-        call(self.layout, "DELETE", repo_path(repo, "sessions", session), query=query)
+        call(self.layout, "DELETE", self._path(repo, "sessions", session), query=query)
 
     def bring_turns(self, repo: str, session: str, turns: Sequence[int], attachment: str | None = None) -> None:
         """Has turns here, by their numbers, that other nodes took; with `attachment`, that file of theirs instead."""
         call(
             self.layout,
             "POST",
-            repo_path(repo, "sessions", session, "bring"),
+            self._path(repo, "sessions", session, "bring"),
             {"turns": list(turns), "attachment": attachment},
         )

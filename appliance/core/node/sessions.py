@@ -56,7 +56,9 @@ class Sessions:
                 path_bytes(path)
             if left := self.node.current().index_turns(tell):
                 tell(f"{left} turns are not searched, because they could not be read yet")
-        return self.node.stores().sessions.find(repo, path, text, since, guest=guest, before=before)[0]
+        found = self.node.stores().sessions.find(repo, path, text, since, guest=guest, before=before)[0]
+        self.node.expect(repo, found)
+        return found
 
     def find(self, repo: str, name: str) -> dict[str, Any]:
         """The session of that name, or the only one whose name starts with it."""
@@ -133,7 +135,7 @@ class Sessions:
         with open_browser(self.node, comparison.repo) as browser:
             patch = browser.patch(*comparison.commits)
         try:
-            with path.open("xb") as file:
+            with self.node.files.create(path) as file:
                 file.write(patch)
         except FileExistsError:
             raise UsageError(f"{path} already exists", hint="name a file that does not exist yet") from None
@@ -152,8 +154,15 @@ class Sessions:
         chosen = self.turn(repo, name, turn)
         self._bring([chosen])
         url = self.upstream(repo)
-        with open_browser(self.node, repo) as browser:
-            browser.checkout(chosen.commit, directory, branch=f"session/{chosen.session}", origin=url)
+        branch = f"session/{chosen.session}"
+        try:
+            with open_browser(self.node, repo) as browser, browser.packed(chosen.commit) as pack:
+                self.node.files.check_out(pack, directory, chosen.commit, branch=branch, origin=url)
+        except OSError as error:
+            raise GitmirrorError(
+                f"{error.filename or directory} cannot be written: {error.strerror}",
+                hint="choose a directory that you may write to",
+            ) from error
         return chosen
 
     def turn(self, repo: str, name: str, number: int | None) -> Turn:
@@ -187,11 +196,11 @@ class Sessions:
     def save_attachment(self, repo: str, session: str, attachment: str, number: int, path: Path) -> int:
         """Writes an attachment of turn `number` to a new file. Returns its size in bytes."""
         try:
-            with self.attachment(repo, session, attachment, number) as source, path.open("xb") as file:
+            with self.attachment(repo, session, attachment, number) as source, self.node.files.create(path) as file:
                 try:
                     shutil.copyfileobj(source, file)
                 except BaseException:
-                    path.unlink(missing_ok=True)
+                    self.node.files.remove(path)
                     raise
                 return file.tell()
         except FileExistsError:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from appliance.core.config.credentials import Credentials
 from appliance.core.config.repositories import RepoConfig
 from appliance.core.config.settings import Config
-from appliance.core.errors import Conflict, GitmirrorError, UsageError
+from appliance.core.errors import Conflict, GitmirrorError, NotServing, UsageError
 from appliance.core.layout import Layout
 from appliance.core.names import check_branch_name
 from appliance.core.process.endurance import Endurance
+from appliance.core.process.groups import how_to_get_in
 from appliance.core.store.database import Database, DatabaseLost, StoreError
 from appliance.core.store.registry import Wanted
 from appliance.core.store.stores import Stores
@@ -36,8 +37,24 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, patient: bool = False) -> Stores:
-    """Opens the database. Raises GitmirrorError, for example if it is missing and `create` is false.
+class NoState(NotServing):
+    """There is nothing to read, because no `serve` ever ran here; it is rather the wrong directory."""
+
+    def __init__(self, layout: Layout) -> None:
+        what = f"there is no gitmirror in {layout.state}" if layout.state.exists() else None
+        super().__init__(
+            what or f"there is no state directory {layout.state}",
+            hint="`serve` makes it at its first start; if the state is elsewhere, name its directory with --state DIR "
+            "or GITMIRROR_STATE",
+        )
+
+
+def open_stores(
+    layout: Layout, *, create: bool = True, anew: bool = False, patient: bool = False, virtual: bool = False
+) -> Stores:
+    """Opens the database. Raises NoState if there is none yet and `create` is false, and GitmirrorError.
+
+    With `virtual`, what is not there yet reads as an empty node.
 
     A database that was lost is an error too, unless `anew`: then a new one is created, and its audit log is marked as
     lacking events. `patient` is for a caller that can continue without it: each use tries again to open the database
@@ -66,9 +83,11 @@ def open_stores(layout: Layout, *, create: bool = True, anew: bool = False, pati
             make_state(layout)
         else:
             log.error("the database %s was lost: a new one replaces it, pushes are off", layout.database)
+    elif not create and not virtual and not layout.database.exists():
+        raise NoState(layout)
     if create:
         make_state(layout)
-    return Stores.over(Database(layout.database, create=create, patient=patient))
+    return Stores.over(Database(layout.database, create=create, patient=patient, virtual=virtual and not create))
 
 
 def is_lost(layout: Layout) -> bool:
@@ -79,8 +98,7 @@ def is_lost(layout: Layout) -> bool:
     except PermissionError as error:
         raise GitmirrorError(
             f"this user may not enter the state directory {layout.state}",
-            hint="run the command with sudo or as a member of the directory's group, or name another one with "
-            "--state DIR",
+            hint=f"{how_to_get_in(layout.state)}, or name another one with --state DIR",
         ) from error
     except OSError:
         if layout.database.exists():

@@ -2,8 +2,8 @@
 
 - `doctor`: checks git, disk, permissions, ports, config, hooks and database, and says how to fix each. `storage_line`:
   what fills the disk.
-- `install`: installs the file, the systemd units, the service's user and a first config. `uninstall`: takes it
-  off again.
+- `install`: installs the file, the systemd units, the service's user and a first config, which `default_config` makes.
+  `listening`: the addresses for guests under systemd. `uninstall`: takes it off again.
 - `shell_completion`: the scripts by which shells complete. `shell_files`: those and the man page, where they are put.
 - `journal`: where the log of `serve` is.
 - `egress`: lists the `host:port` entries that a guest's egress allowlist needs.

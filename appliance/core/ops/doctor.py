@@ -15,7 +15,7 @@ from appliance.core.backup.schedule import is_late, newest_backup
 from appliance.core.config.credentials import OPEN
 from appliance.core.config.secret_files import SecretFile
 from appliance.core.config.settings import Config
-from appliance.core.errors import GitmirrorError
+from appliance.core.errors import Forbidden, GitmirrorError
 from appliance.core.git.command import NEWEST_TRIED, OLDEST_GIT
 from appliance.core.git.keyring import check_files
 from appliance.core.models import UNHEALTHY
@@ -27,6 +27,7 @@ from appliance.core.ops.guest_checks import problems_of_sockets
 from appliance.core.ops.storage_line import STORAGE_MEND, storage_line
 from appliance.core.process.control_socket import is_serving
 from appliance.core.process.disk import room_of
+from appliance.core.process.owner import refuse_strangers
 from appliance.core.serving.net.sockets import try_to_listen
 from appliance.core.store.database import DatabaseLost
 from appliance.core.store.remedies import remedy
@@ -39,13 +40,23 @@ NO_E2FSPROGS = "mke2fs or debugfs is not installed (package e2fsprogs); only dis
 
 
 def examine(node: Node) -> list[Check]:
-    """Runs all checks and returns them in the order in which to fix them. Never raises GitmirrorError."""
-    serving = is_serving(node.layout)
+    """Runs all checks and returns them in the order in which to fix them. Never raises GitmirrorError.
+
+    A user who may not read the state directory gets only the checks that do not need it.
+    """
     checks = [
         _python(),
         _git(),
         _git_daemon(),
         _guarded("config", lambda: _config(node), "correct the file as the message says"),
+    ]
+    try:
+        refuse_strangers(node.layout)
+    except Forbidden as stranger:
+        found = f"{node.layout.state} cannot be used by this user, so nothing in it was checked"
+        return [*checks, Check("state directory", False, found, stranger.hint)]
+    serving = is_serving(node.layout)
+    checks += [
         *_credentials(node),
         *_outlets(node.config),
         _state(node),
@@ -147,12 +158,14 @@ def _outlets(config: Config) -> list[Check]:
 
 def _state(node: Node) -> Check:
     state = node.layout.state
-    mend = "it must belong to the user that runs gitmirror: chown -R it, or choose another with --state"
     if not state.exists():
         return Check("state directory", True, f"{state} does not exist yet; serve creates it")
-    if not os.access(state, os.R_OK | os.W_OK | os.X_OK):
-        return Check("state directory", False, f"{state} cannot be used by this user", f"run doctor with sudo; {mend}")
     owner = state.stat().st_uid
+    if owner != os.geteuid():
+        return Check("state directory", True, f"{state} (user {owner}); this user reads it, and changes it by serve")
+    mend = f"everything in it must belong to the user that runs gitmirror: `chown -R {owner}: {state}`"
+    if not os.access(state, os.R_OK | os.W_OK | os.X_OK):
+        return Check("state directory", False, f"{state} cannot be written by its own user", "see its mode and mount")
     foreign = [path for path in (state, *state.iterdir()) if path.lstat().st_uid != owner]
     if foreign:
         return Check("state directory", False, f"{foreign[0]} belongs to another user than {state}", mend)

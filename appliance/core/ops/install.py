@@ -13,17 +13,16 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from appliance.core.config.credentials import CredentialConfig
-from appliance.core.config.repositories import AllowConfig, RepoConfig
-from appliance.core.config.settings import SECTIONS, SYSTEM_CONFIG, SYSTEM_STATE, load_config
+from appliance.core.config.settings import SYSTEM_CONFIG, SYSTEM_STATE, load_config
 from appliance.core.errors import GitmirrorError, UsageError
+from appliance.core.ops.default_config import default_config
 from appliance.core.ops.guest_checks import guests_drop_in
+from appliance.core.ops.listening import LISTEN_CONF, listen_drop_ins
 from appliance.core.ops.shell_files import shell_files
 
 USER = "gitmirror"
@@ -35,14 +34,6 @@ DROP_IN = UNIT_DIRECTORY / f"{SERVICE}.d" / "guests.conf"
 SOCKETS = ("gitmirror-git.socket", "gitmirror-http.socket", "gitmirror-admin.socket")
 UNITS = (SERVICE, *SOCKETS)
 REAL_ROOT = Path("/")
-EXAMPLE_REPO = {
-    "url": "https://github.com/jomcgi/homelab",
-    "name": "jomcgi/homelab",
-    "branch": "main",
-    "interval": "30s",
-}
-EXAMPLE_ALLOW = {"url": "https://github.com/acme/*", "interval": "5m"}
-EXAMPLE_CREDENTIAL = {"url": "https://github.com/acme", "token_file": "/etc/gitmirror/acme.token"}
 
 
 class InstallError(GitmirrorError):
@@ -121,12 +112,13 @@ class Installation:
     next_commands: Sequence[str]
 
 
-def plan_install(root: Path, program: Path, *, start: bool = False) -> Installation:
+def plan_install(root: Path, program: Path, *, start: bool = False, listen: Sequence[str] = ()) -> Installation:
     """Plans the installation of the file `program` on the system at `root`.
 
     With a `root` other than `/` (an image, a dry run), files are written below it, and users and systemd are left
-    alone. `start` also enables and (re)starts the units, and is allowed for `/` only (UsageError). Raises InstallError
-    for `/` when this process is not root or the system has no systemd.
+    alone. `start` also enables and (re)starts the units, and is allowed for `/` only (UsageError). `listen` are
+    addresses for guests, as in `listening.listen_drop_ins`; without any, those in use stay. Raises UsageError, and
+    InstallError for `/` when this process is not root or the system has no systemd.
     """
     root = root.resolve()
     live = root == REAL_ROOT
@@ -145,9 +137,14 @@ def plan_install(root: Path, program: Path, *, start: bool = False) -> Installat
             "this machine has no systemctl",
             hint="install needs systemd; under another supervisor, run `gitmirror.pyz serve`",
         )
+    addressed = [
+        _addresses_step(_below(root, UNIT_DIRECTORY / f"{unit}.d" / LISTEN_CONF), content)
+        for unit, content in listen_drop_ins(listen).items()
+    ]
     steps = [
         _program_step(root, program),
         *(_file_step(_below(root, UNIT_DIRECTORY / unit), _unit(unit)) for unit in UNITS),
+        *addressed,
         _file_step(_below(root, SYSUSERS), _unit("gitmirror.sysusers")),
         *(_file_step(_below(root, path), content) for path, content in shell_files(PROGRAM).items()),
         _guests_step(_below(root, DROP_IN), _below(root, SYSTEM_CONFIG)),
@@ -167,12 +164,17 @@ def plan_install(root: Path, program: Path, *, start: bool = False) -> Installat
     begin = ("systemctl", "start", *SOCKETS)
     # Only the service is restarted; its sockets stay open, so guests wait for the new version and none is refused.
     restart = ("systemctl", "restart", SERVICE)
-    after = [" ".join(command) for command in (enable, begin, restart)]
+    # Other addresses need sockets that are opened anew, and systemd opens none while their service runs.
+    moves = any(isinstance(step, WriteFile) for step in addressed)
+    stop = ("systemctl", "stop", *SOCKETS, SERVICE)
+    after = [" ".join(command) for command in (*([stop] if moves else []), enable, begin, restart)]
     if not live:
         return Installation([*steps, Step(f"left to the node: {' '.join(reload.argv)}")], after)
     steps.append(reload)
     if not start:
         return Installation(steps, after)
+    if moves:
+        steps.append(RunCommand("stop the sockets and the service, because their addresses change", argv=stop))
     steps += [
         RunCommand("enable the sockets and the service", argv=enable),
         RunCommand("start the sockets", argv=begin),
@@ -190,52 +192,6 @@ def running_program(argv0: str) -> Path:
             hint="build it with scripts/build_pyz.sh and run `dist/gitmirror.pyz install`",
         )
     return path
-
-
-def default_config() -> bytes:
-    """Returns the config that `install` writes: every setting with its help and its default, all commented out."""
-    lines = [
-        "# gitmirror: every setting with its default. To change one, remove the # and run",
-        "# `systemctl reload gitmirror`. Under systemd, the sockets' addresses override git, http and admin of",
-        "# [serve]; change them with `systemctl edit gitmirror-git.socket`.",
-    ]
-    for name, section in SECTIONS.items():
-        # Section headers are not commented out, so that a key never ends up in the section above its own.
-        lines += ["", f"[{name}]"]
-        for item in fields(section):
-            lines += [f"# {item.metadata['help']}", f"# {item.name} = {_toml(item.metadata['default'])}"]
-    lines += [
-        "",
-        "# The static list of repositories: one [[repos]] for each. It is read at start and on reload.",
-        "# [[repos]]",
-        *_entry(RepoConfig, EXAMPLE_REPO),
-        "",
-        "# Repositories that are mirrored when a guest asks for one: one [[allow]] for each.",
-        "# [[allow]]",
-        *_entry(AllowConfig, EXAMPLE_ALLOW),
-        "",
-        "# Credentials for private upstreams: one [[credentials]] for each. Guests need a read token",
-        "# (`token issue`) for their mirrors, unless readers says otherwise.",
-        "# [[credentials]]",
-        *_entry(CredentialConfig, EXAMPLE_CREDENTIAL),
-    ]
-    return ("\n".join(lines) + "\n").encode()
-
-
-def _entry(kind: type[Any], example: Mapping[str, str]) -> Iterator[str]:
-    """The keys of a commented-out table: with the values of the example, or else their defaults."""
-    for item in fields(kind):
-        value = example.get(item.name, item.metadata.get("default", ""))
-        yield from (f"## {item.metadata['help']}", f"# {item.name} = {_toml(value)}")
-
-
-def _toml(value: Any) -> str:
-    """Formats a default as TOML. Defaults are strings without quotes, whole numbers, booleans and lists of them."""
-    if isinstance(value, list):
-        return f"[{', '.join(_toml(each) for each in value)}]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value) if isinstance(value, int) else f'"{value}"'
 
 
 def _below(root: Path, path: Path) -> Path:
@@ -275,6 +231,12 @@ def _guests_step(path: Path, config: Path) -> Step:
     if not content and not path.exists():
         return Step(f"leave out {path} (the configuration names no directory for guests' sockets)")
     return _file_step(path, content or b"# [guests] of the configuration needs nothing.\n")
+
+
+def _addresses_step(path: Path, content: bytes) -> Step:
+    if not content and not path.exists():
+        return Step(f"leave out {path} (guests on this machine alone)")
+    return _file_step(path, content or b"# Guests on this machine alone.\n")
 
 
 def _program_step(root: Path, program: Path) -> Step:

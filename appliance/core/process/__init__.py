@@ -5,6 +5,7 @@
   stderr of a child whose output goes elsewhere.
 - `owner`: the lock that one `serve` (or one command without it) holds on a state directory, and taking it over from
   an owner that was killed.
+- `left_behind`: a process that stays whoever called, once the command has become the owner of the state directory.
 - `control_socket`: how other processes connect to the owner. What they say there is `core/api`.
 - `disk`: how many bytes and inodes are free, and the warning when that is too little.
 - `cold`: what may be removed when the disk is short, and which files are being sent just now.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from appliance.core.errors import NotServing
 from appliance.core.layout import Layout
+from appliance.core.process.groups import how_to_get_in
 from appliance.core.process.owner import SERVE, OwnerInfo, find_owner
 
 
@@ -56,7 +57,9 @@ def connect(layout: Layout, timeout: float | None) -> tuple[socket.socket, Owner
 def unanswered(owner: OwnerInfo, error: Exception) -> NotServing:
     """Returns the error for a `serve` that cannot be reached or does not answer."""
     why = getattr(error, "strerror", None) or error
-    return NotServing(
-        f"serve (process {owner.pid}) does not answer on {owner.control}: {why}",
-        hint="it may be starting or stopping; its control socket is for its user and group only",
-    )
+    if isinstance(error, PermissionError):
+        control = Path(owner.control)
+        hint = f"{how_to_get_in(control if control.exists() else control.parent)}: its control socket is for operators"
+    else:
+        hint = "it may be starting or stopping; its log says more"
+    return NotServing(f"serve (process {owner.pid}) does not answer on {owner.control}: {why}", hint=hint)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.core.errors import GitmirrorError
+from appliance.core.errors import Forbidden, GitmirrorError
 from appliance.core.layout import Layout
+from appliance.core.process.groups import how_to_get_in
 
 if TYPE_CHECKING:
     from appliance.core.process.children import Children
@@ -134,18 +135,53 @@ def find_owner(layout: Layout) -> OwnerInfo | None:
         os.close(descriptor)
 
 
+def refuse_strangers(layout: Layout) -> None:
+    """Raises Forbidden for a user who may not read the state directory, and is told how to become one who may.
+
+    To such a user, a `serve` that runs looks as if it did not.
+    """
+    state, database = layout.state, layout.database
+    closed = None
+    try:
+        if state.exists():
+            closed = None if os.access(state, os.X_OK) else state
+            # With `disk_group`, everybody may pass.
+            if closed is None and database.exists() and not os.access(database, os.R_OK):
+                closed = database
+    except PermissionError:
+        # So is a directory above it.
+        closed = state
+    if closed is None:
+        return
+    words = f"enter the state directory {state}" if closed == state else f"read {database}"
+    raise Forbidden(
+        f"this user may not {words}",
+        hint=f"{how_to_get_in(closed)}, or name another state directory with --state DIR",
+    )
+
+
+def becomes_another(state: Path) -> bool:
+    """Whether `become_owner_of` makes this process another user."""
+    return _other_owner(state) is not None
+
+
+def _other_owner(state: Path) -> os.stat_result | None:
+    if os.geteuid() != 0:
+        return None
+    try:
+        status = state.stat()
+    except OSError:
+        return None
+    return status if status.st_uid != 0 else None
+
+
 def become_owner_of(state: Path) -> None:
     """Run as root on another user's state directory, switches to that user for good. Otherwise does nothing.
 
     `serve` could not read or change files that root had written there.
     """
-    if os.geteuid() != 0:
-        return
-    try:
-        status = state.stat()
-    except OSError:
-        return
-    if status.st_uid == 0:
+    status = _other_owner(state)
+    if status is None:
         return
     import pwd
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from appliance.core.errors import GitmirrorError
+from appliance.core.errors import GitmirrorError, NotServing
 
 if TYPE_CHECKING:
     import sqlite_utils
@@ -37,20 +37,30 @@ class NewerDatabase(StoreError):
     """The database is intact, but a later version wrote it: the operator started the wrong file and must be told."""
 
 
+class MayNotWrite(StoreError):
+    """This user is not the service's: it reads the database, and changes it only through `serve`."""
+
+    default_exit_code = NotServing.default_exit_code
+
+
 class Database:
     """The open database at `path`, migrated to this version.
 
     `create` creates a missing file; without it a missing file is a StoreError, because an empty registry in place of a
-    lost one would silently stop serving everything. With `patient`, a database that cannot be opened now is opened at
-    its first successful use; a NewerDatabase is refused all the same.
+    lost one would silently stop serving everything. With `virtual`, an empty database in memory stands for a missing
+    file, until there is one: a command then reads a node that was never used. With `patient`, a database that cannot be
+    opened now is opened at its first successful use; a NewerDatabase is refused all the same.
     """
 
-    def __init__(self, path: Path, *, create: bool = True, patient: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = True, patient: bool = False, virtual: bool = False) -> None:
         self.path = path
         self._lock = threading.RLock()
         self._identity: tuple[int, int] | None = None
         self._connection: sqlite_utils.Database | None = None
         self._create = create
+        self._virtual = virtual
+        self._is_still = False
+        self._is_in_memory = False
         self.damage: DatabaseLost | None = None
         """Why the file counts as damaged, since an error or `examine` showed it; cleared when the file is replaced."""
         try:
@@ -84,6 +94,11 @@ class Database:
         with self._readable_errors():
             with self._lock:
                 self._checked()
+            if self._is_in_memory:
+                # Its connection is the database.
+                with self._lock:
+                    yield self._checked()
+                return
             # Opened anew each time, which takes less than a millisecond, so that it is always the file at `path`.
             with contextlib.closing(self._connect("ro")) as conn:
                 yield sqlite_utils.Database(conn, execute_plugins=False)
@@ -119,7 +134,9 @@ class Database:
 
         SQLite keeps writing to a file that was moved away or replaced, and those writes are lost.
         """
-        if self._connection is None or self._identity != _identity(self.path):
+        # What was opened as a file that nobody writes is read anew once somebody does.
+        is_stale = (self._is_still and self._has_wal()) or (self._is_in_memory and self.path.exists())
+        if self._connection is None or is_stale or self._identity != _identity(self.path):
             if self._connection is not None:
                 self._connection.conn.close()
                 self._connection = None
@@ -129,7 +146,8 @@ class Database:
 
     def _open(self) -> None:
         create = self._create
-        if not create and not self.path.is_file():
+        self._is_in_memory = self._virtual and not self.path.exists()
+        if not self._is_in_memory and not create and not self.path.is_file():
             what = "is not a file" if self.path.exists() else "is missing"
             raise DatabaseLost(
                 f"the database {self.path} {what}",
@@ -143,9 +161,10 @@ class Database:
         # Read before opening, so that a file swapped in meanwhile does not count as the one that was opened.
         identity = _identity(self.path)
         # `rw` creates no file, in case it was removed since the check above.
+        self._is_still = self._is_closed_to_us()
         connection = self._open_for_writing("rwc" if create else "rw")
         try:
-            if self._migrate(connection):
+            if self._migrate(connection) and not self._is_in_memory:
                 # Anew, because SQLite 3.34 goes on with the schema that it read before a step edited it.
                 connection.conn.close()
                 connection = self._open_for_writing("rw")
@@ -174,8 +193,18 @@ class Database:
             raise
         return connection
 
+    def _is_closed_to_us(self) -> bool:
+        """Whether nobody has the file open, and this user may not create the files that reading it then takes."""
+        return not self._has_wal() and self.path.exists() and not os.access(self.path.parent, os.W_OK)
+
+    def _has_wal(self) -> bool:
+        """Whether somebody has the file open, or did not close it: SQLite then keeps a log beside it."""
+        return os.path.exists(f"{self.path}-wal")
+
     def _connect(self, mode: str) -> sqlite3.Connection:
-        uri = f"file:{quote(str(self.path))}?mode={mode}"
+        uri = f"file:{quote(str(self.path))}?mode={'ro&immutable=1' if self._is_still else mode}"
+        if self._is_in_memory:
+            uri = "file::memory:"
         return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
     def _migrate(self, connection: sqlite_utils.Database) -> bool:
@@ -186,7 +215,7 @@ class Database:
             return False
         # sqlite-utils applies migrations without a lock, and switching to WAL ignores the busy timeout: of three
         # processes on a fresh file, two failed. A lock on the directory lets in one at a time.
-        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        directory = os.open("/" if self._is_in_memory else self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
             if self._from_the_future(connection):
@@ -221,6 +250,12 @@ class Database:
             if _is_damage(error):
                 self.damage = _damaged(self.path, str(error))
                 raise self.damage from error
+            if _is_refused(error) and not _is_ours(self.path.parent):
+                raise MayNotWrite(
+                    f"this user may not write the database {self.path}",
+                    hint="members of its group change the node through a running serve: start it, or run the command "
+                    "with sudo",
+                ) from error
             hint = (
                 "check that the disk is not full, and that the file and its directory belong to the service's user: "
                 f"`chown gitmirror: {self.path}*; chmod u+rw {self.path}*`"
@@ -246,6 +281,19 @@ def fault_of_file(path: Path, check: str = "quick_check") -> str | None:
 
 def _is_damage(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether the user may not write, as SQLite says it."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
+
+
+def _is_ours(directory: Path) -> bool:
+    """Whether this process runs as the owner of a state directory, who is to write everything in it."""
+    try:
+        return directory.stat().st_uid == os.geteuid()
+    except OSError:
+        return True
 
 
 def _damaged(path: Path, fault: str) -> DatabaseLost:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from appliance.core.errors import Conflict, NotFound
+from appliance.core.errors import Conflict, NotFound, UsageError
 from appliance.core.models import ALLOWED, Repo
-from appliance.core.names import check_branch_name
+from appliance.core.names import check_branch_name, nearest_repos
 from appliance.core.store.database import Database, rows
 from appliance.core.store.fleet_repos import Change, Settled, queue_change
 
@@ -27,10 +27,17 @@ class Wanted:
 
 
 class UnknownRepo(NotFound):
-    """No repository of that name is registered."""
+    """No repository of that name is registered: a command was used wrongly. `known` are the names that are.
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{name} is not registered", hint="`repos` lists all of them, `add-repo URL` adds one")
+    One that is meant is only suggested and never taken, because it may be another one tomorrow.
+    """
+
+    default_exit_code = UsageError.default_exit_code
+
+    def __init__(self, name: str, known: Iterable[str] = ()) -> None:
+        near = nearest_repos(name, known)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        super().__init__(f"{name} is not registered", hint=f"{meant}`repos` lists all of them, `add-repo URL` adds one")
 
 
 class Registry:
@@ -54,6 +61,12 @@ class Registry:
         """The repository with that name. Raises UnknownRepo."""
         with self._database.reading() as connection:
             return _repo(_row(connection, name))
+
+    def find(self, name: str) -> Repo | None:
+        """The repository with that name, or None."""
+        with self._database.reading() as connection:
+            found = rows(connection, f"{_SELECT} WHERE name = ?", name)
+        return _repo(found[0]) if found else None
 
     def add(self, wanted: Wanted) -> Repo:
         """Registers a repository, or updates the one with the same URL; given options replace the stored ones.
@@ -241,7 +254,7 @@ _SELECT = """SELECT repos.*, allowed_repos.repo_id IS NOT NULL AS allowed
 def _row(connection: sqlite_utils.Database, name: str) -> dict[str, Any]:
     found = rows(connection, f"{_SELECT} WHERE name = ?", name)
     if not found:
-        raise UnknownRepo(name)
+        raise UnknownRepo(name, [row["name"] for row in rows(connection, "SELECT name FROM repos ORDER BY name")])
     return found[0]
 
 

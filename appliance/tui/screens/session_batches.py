@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
+from appliance.core.node.callers_files import CallersFiles
 from appliance.tui.data.batch import Order
 from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.dialogs import CANCEL, Ask, Form
@@ -110,7 +111,7 @@ class SessionBatches(SessionActions, SessionMarking):
             directory = Path(os.path.abspath(os.path.expanduser(answer["place"])))
 
             def work(row: SessionRow) -> None:
-                _make(directory)
+                _make(self.context.node.files, directory)
                 order(row, directory / f"{_file_name(row, mixed)}{ending}")
 
             self.act_on_all(_orders(rows, lambda row: partial(work, row)), word, _said)
@@ -139,8 +140,8 @@ def _file_name(row: SessionRow, mixed: bool) -> str:
     return f"{row.repo}/{row.name}".replace("/", "-") if mixed else row.name.replace("/", "-")
 
 
-def _make(directory: Path) -> None:
+def _make(files: CallersFiles, directory: Path) -> None:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        files.make_directory(directory)
     except OSError as error:
         raise GitmirrorError(f"{directory} cannot be made: {error.strerror}", hint="choose another place") from error

@@ -44,7 +44,7 @@ class Column(Generic[Row]):
         return self.short if self.short and len(self.title) > width else self.title
 
 
-class Order(Generic[Row]):
+class Sorting(Generic[Row]):
     """The order that clicks on headings ask for: by a column, the other way round, and again as the rows were given."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from appliance.tui.text import Cell, cell, cut_pieces, fit, plain
-from appliance.tui.widgets.columns import GAP, Column, Order, lay_out
+from appliance.tui.widgets.columns import GAP, Column, Sorting, lay_out
 
 __all__ = ["Column", "Listing"]
 
@@ -94,7 +94,7 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
         self._cursor = 0
         self._chose = False
         self._laid: list[tuple[int, int, int]] = []
-        self._order = Order[Row]()
+        self._order = Sorting[Row]()
         self._shown: dict[int, tuple[Hashable, tuple[Cell, ...], bool]] = {}
 
     # What it holds

@@ -1,0 +1,80 @@
+"""What commands and the live view write outside the state directory: it is whoever called that writes it.
+
+A command that root runs becomes the owner of the state directory, because it reads what that user's guests wrote. It
+would then write a checkout or a bundle where only that user may. So a process stays behind that is still root.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from appliance.core.process.left_behind import LeftBehind, Operation
+
+Run = Callable[[str, Mapping[str, Any], int | None], int | None]
+
+
+class CallersFiles:
+    """Writes files of the caller. Methods raise OSError and GitmirrorError."""
+
+    def __init__(self, run: Run | None = None) -> None:
+        self._run = run or _run_here
+
+    @classmethod
+    def left_behind(cls) -> CallersFiles:
+        """Those of the user that this process is now, also once it has become another one."""
+        return cls(LeftBehind(OPERATIONS).run)
+
+    def create(self, path: Path) -> BinaryIO:
+        """Opens a new file. Raises FileExistsError."""
+        descriptor = self._run("create", {"path": os.path.abspath(path)}, None)
+        assert descriptor is not None
+        return os.fdopen(descriptor, "wb")
+
+    def make_directory(self, path: Path) -> None:
+        """Makes a directory, and those above it, unless it is there."""
+        self._run("make_directory", {"path": os.path.abspath(path)}, None)
+
+    def remove(self, path: Path) -> None:
+        """Removes a file that `create` made and that is not to stay."""
+        self._run("remove", {"path": os.path.abspath(path)}, None)
+
+    def check_out(self, pack: int, directory: Path, commit: str, *, branch: str, origin: str) -> None:
+        """Makes a repository from a pack that is read from the descriptor `pack`; see `git.unpacking.check_out`."""
+        where = {"directory": os.path.abspath(directory), "commit": commit, "branch": branch, "origin": origin}
+        self._run("check_out", where, pack)
+
+
+def _create(arguments: Mapping[str, Any], _: int | None) -> int:
+    return os.open(arguments["path"], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def _make_directory(arguments: Mapping[str, Any], _: int | None) -> None:
+    Path(arguments["path"]).mkdir(parents=True, exist_ok=True)
+
+
+def _remove(arguments: Mapping[str, Any], _: int | None) -> None:
+    Path(arguments["path"]).unlink(missing_ok=True)
+
+
+def _check_out(arguments: Mapping[str, Any], pack: int | None) -> None:
+    # Imported here, because only this command needs it.
+    from appliance.core.git.unpacking import check_out
+
+    assert pack is not None
+    directory = Path(arguments["directory"])
+    check_out(pack, directory, arguments["commit"], branch=arguments["branch"], origin=arguments["origin"])
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    "create": _create,
+    "make_directory": _make_directory,
+    "remove": _remove,
+    "check_out": _check_out,
+}
+
+
+def _run_here(name: str, arguments: Mapping[str, Any], descriptor: int | None) -> int | None:
+    return OPERATIONS[name](arguments, descriptor)
